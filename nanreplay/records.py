@@ -1,0 +1,233 @@
+"""Frozen dataclasses that cross rooms. Pure data: imports nothing but the standard library and numpy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeAlias
+
+ArrayLike: TypeAlias = Any
+"""Anything `numpy.asarray` takes without copying where it can: an array, an EagerTensor, an HDF5 dataset."""
+
+Compilation: TypeAlias = Literal["graph", "xla", "eager"]
+Phase: TypeAlias = Literal["input", "forward", "loss", "backward", "update"]
+Where: TypeAlias = Literal["layer", "loss", "optimizer", "input", "metric"]
+Role: TypeAlias = Literal["trainable", "state", "optimizer", "seed", "metric", "other"]
+TriggerWhat: TypeAlias = Literal["loss", "gradient", "variable", "exception", "manual"]
+
+PHASES: tuple[Phase, ...] = ("input", "forward", "loss", "backward", "update")
+"""Phases of a training step in the order in which they run."""
+
+
+@dataclass(frozen=True, slots=True)
+class VariableInfo:
+    """One variable that the recorded program reads or writes. Its index in the table is its key in the file."""
+
+    path: str
+    """Keras path such as `encoder/dense/kernel`, else the TensorFlow name."""
+    shape: tuple[int, ...]
+    """Shape; () for a scalar."""
+    dtype: str
+    """TensorFlow dtype name, e.g. `float32`, `bfloat16`."""
+    role: Role
+    """What the variable is for."""
+
+
+@dataclass(frozen=True, slots=True)
+class InputSpec:
+    """One placeholder of the program that is fed from the batch."""
+
+    tensor: str
+    """Name of the placeholder's tensor, e.g. `data:0`."""
+    leaf: int
+    """Index of the array in the flattened batch."""
+    path: str
+    """Where the array sits in the batch as the user wrote it, e.g. `0/ids`."""
+    dtype: str
+    """TensorFlow dtype name."""
+    shape: tuple[int | None, ...] | None
+    """Static shape, None where unknown."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureSpec:
+    """One placeholder of the program that is fed from outside the batch: a variable's handle or a constant."""
+
+    tensor: str
+    """Name of the placeholder's tensor."""
+    variable: int | None = None
+    """Index of the variable whose handle is fed, or None."""
+    constant: int | None = None
+    """Index of the constant that is fed, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class GradientSpec:
+    """Where the program holds the gradient of one variable."""
+
+    variable: int
+    """Index of the variable."""
+    tensor: str
+    """Tensor name of the gradient (of its values, when sparse)."""
+    indices: str | None = None
+    """Tensor name of the row indices of an IndexedSlices gradient, or None when dense."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """How a program is called and what its tensors mean."""
+
+    compilation: Compilation
+    """`graph` (tf.function), `xla` (jit_compile) or `eager` (a flat program of executed ops)."""
+    inputs: tuple[InputSpec, ...]
+    """Placeholders fed from the batch."""
+    captures: tuple[CaptureSpec, ...]
+    """Placeholders fed from variables and constants."""
+    outputs: tuple[str, ...] = ()
+    """Tensor names of everything that the step returned, in order; replays fetch them all."""
+    output_names: tuple[str, ...] = ()
+    """A readable name for each output, e.g. `loss`."""
+    control_outputs: tuple[str, ...] = ()
+    """Names of ops that must run for their effect (variable assignments)."""
+    losses: tuple[str, ...] = ()
+    """Tensor names of what was differentiated, before loss scaling."""
+    gradients: tuple[GradientSpec, ...] = ()
+    """Gradients as they reached the optimizer."""
+    watch: str | None = None
+    """Tensor name of the fingerprint vector (float32) that was computed inside the recorded step."""
+    watch_layout: tuple[str, ...] = ()
+    """What each element of the fingerprint is: `loss:0`, `gradient:12`, `variable:3`, `learning_rate`, ..."""
+    learning_rate: int | None = None
+    """Index of the learning-rate variable, or None when there is none (a schedule, a plain float)."""
+    loss_scaled: bool = False
+    """Whether a LossScaleOptimizer may skip the update."""
+    policy: str = "float32"
+    """Name of the Keras dtype policy of the model."""
+    root_layer: str | None = None
+    """Name of the outermost Keras model."""
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One Python stack frame."""
+
+    file: str
+    line: int
+    function: str
+    code: str | None
+    """The source line, None when sources were left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpInfo:
+    """What is known of one op of a program, whichever function of its library it is in."""
+
+    function: str
+    """Name of the library function that holds the op; "" for the program's main graph."""
+    name: str
+    """Name of the op, unique in its function."""
+    type: str
+    """Op type, e.g. `MatMul`."""
+    layer_path: str
+    """Chain of Keras layers that were being called in this function, "" outside; a caller's chain comes before it."""
+    phase: str
+    """One of PHASES; "watch" for ops that the recorder added; "" when the caller's phase holds."""
+    where: str
+    """One of Where; "" when the caller's holds."""
+    stack: int
+    """Index of the op's stack in the table of stacks, -1 when unknown."""
+    forward: str
+    """For a backward op: name of the forward op whose gradient it computes, else ""."""
+    forward_function: str
+    """Function that holds the forward op; "" for the main graph."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramRecord:
+    """A traced training step, with everything needed to run and explain it without its Python code."""
+
+    id: str
+    """Name in the file, e.g. `p0`."""
+    graph: bytes
+    """Serialized GraphDef with its function library."""
+    signature: Signature
+    ops: Sequence[OpInfo] = ()
+    constants: Sequence[ArrayLike] = ()
+    """Captured tensors that are not variables."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """The input of one step."""
+
+    program: str
+    """Id of the program that the step ran; "" when no program exists for it."""
+    leaves: Sequence[ArrayLike]
+    """Flattened arrays of the batch."""
+    paths: Sequence[str]
+    """A readable path for each leaf, e.g. `0/ids`."""
+    fingerprint: ArrayLike | None = None
+    """Float32 vector laid out as the signature's `watch_layout`, or None."""
+    overrides: Mapping[int, ArrayLike] = field(default_factory=dict)
+    """Variables that something outside the step had changed just before it, by variable index."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trigger:
+    """What made the recorder write the file."""
+
+    what: TriggerWhat
+    name: str
+    """Name of the loss, the variable's path, or the exception's type."""
+    value: str
+    """`nan`, `inf`, `-inf`, or a message."""
+
+
+@dataclass(frozen=True, slots=True)
+class Incident:
+    """Why and when the capture was written."""
+
+    step: int
+    trigger: Trigger
+    notes: Sequence[str] = ()
+    """Readable lines that later reports repeat: what was left out, what cannot be replayed."""
+    reproduced: bool | None = None
+    """Whether re-executing the step at the dump gave a non-finite value again; None when it was not tried."""
+    bit_exact: bool | None = None
+    """Whether every re-executed fingerprint equalled the recorded one bit for bit."""
+    max_ulp: int | None = None
+    """Largest difference of a re-executed fingerprint from the recorded one, in units in the last place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The last steps in numbers; row i of every column belongs to `step[i]`."""
+
+    columns: Mapping[str, ArrayLike]
+    """1-D columns: step, loss, learning_rate, loss_scale, step_time_s, skipped."""
+    matrices: Mapping[str, ArrayLike]
+    """[step, variable] matrices: gradient_norm, gradient_absmax, weight_norm, update_ratio."""
+    variables: Sequence[int]
+    """Indices of the variables that are the columns of the matrices."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureContents:
+    """Everything that goes into one capture file."""
+
+    metadata: Mapping[str, str]
+    """Versions, platform, devices, creation time (ISO 8601, UTC), run facts; JSON-able strings."""
+    variables: Sequence[VariableInfo]
+    programs: Sequence[ProgramRecord]
+    keyframes: Mapping[int, Mapping[int, ArrayLike]]
+    """State just before the step, by step, then by variable index."""
+    batches: Mapping[int, BatchRecord]
+    timeline: Timeline
+    incident: Incident
+    weights: Mapping[int, Mapping[int, ArrayLike]] = field(default_factory=dict)
+    """Trainable variables just after the step, reconstructed at the dump."""
+    gradients: Mapping[int, Mapping[int, ArrayLike]] = field(default_factory=dict)
+    """Dense gradients of the step, reconstructed at the dump."""
+    frames: Sequence[Frame] = ()
+    stacks: Sequence[Sequence[int]] = ()
+    """Each stack is a sequence of indices into `frames`, outermost first."""
