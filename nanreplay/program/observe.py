@@ -1,0 +1,280 @@
+"""Watching a training step being traced or executed: which Keras layer was called, what was differentiated.
+
+The observer patches five public Keras/TensorFlow methods (and two private gradient hooks, see `private_tf`) on entry
+and puts them back on exit. It notes facts and never changes an argument or a result, so the step traces as it would
+without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import Any, Literal, NamedTuple
+
+import tensorflow as tf
+
+from nanreplay.program import private_tf
+
+_TOKEN = "\x1f"
+"""Parts a name scope from the number of the op; no scope can hold it."""
+
+RegionKind = Literal["layer", "optimizer", "backward", "watch"]
+
+
+class Region(NamedTuple):
+    """What was running, entered while ops went into `graph` (0 in eager mode)."""
+
+    kind: RegionKind
+    name: str
+    graph: int
+
+
+class Mark(NamedTuple):
+    """From the `start`-th op of its graph on, `stack` was running."""
+
+    start: int
+    stack: tuple[Region, ...]
+
+
+class BackwardSpan(NamedTuple):
+    """Ops `start` to `end` of `graph` compute the gradient of one forward op."""
+
+    graph: int
+    start: int
+    end: int
+    op_type: str
+    scope: str
+    forward: Any
+    """The forward op's first output tensor, or None when the tape dropped it."""
+
+
+class TapeGradient(NamedTuple):
+    """One call of `GradientTape.gradient`."""
+
+    targets: list[Any]
+    sources: list[Any]
+    gradients: list[Any]
+
+
+@dataclass
+class Observation:
+    """What one trace (or one eager execution) of a step showed."""
+
+    marks: dict[int, list[Mark]] = field(default_factory=dict)
+    """Marks by graph, in order of `start`."""
+    spans: list[BackwardSpan] = field(default_factory=list)
+    tape_gradients: list[TapeGradient] = field(default_factory=list)
+    applied: list[tuple[list[Any], list[Any]]] = field(default_factory=list)
+    """(gradients, variables) of each outermost `optimizer.apply`."""
+    unscaled: dict[int, Any] = field(default_factory=dict)
+    """The loss before loss scaling, by id of the scaled loss."""
+    scaled: list[Any] = field(default_factory=list)
+    """Scaled losses, kept so that their ids stay theirs."""
+    graphs: dict[int, Any] = field(default_factory=dict)
+    """Graphs by id, kept so that their ids stay theirs."""
+    optimizers: list[Any] = field(default_factory=list)
+    layers: list[Any] = field(default_factory=list)
+    """Outermost Keras layers that were called; their variables have paths."""
+    learning_rate: Any = None
+    """Learning rate of the first optimizer, read just before its first update."""
+    loss_scale: Any = None
+    """Loss scale of the first LossScaleOptimizer, read just before its first update."""
+    root_layer: str | None = None
+    """The first layer that was called: the model."""
+
+    def losses(self) -> list[Any]:
+        """What was differentiated, before loss scaling, without repeats and without non-float tensors."""
+        found: dict[int, Any] = {}
+        for call in self.tape_gradients:
+            for target in call.targets:
+                tensor = self.unscaled.get(id(target), target)
+                if tf.is_tensor(tensor) and (tensor.dtype.is_floating or tensor.dtype.is_complex):
+                    found[id(tensor)] = tensor
+        return list(found.values())
+
+    def gradients(self) -> list[tuple[Any, Any]]:
+        """(gradient, variable) pairs as they reached the optimizer, else as the tape gave them."""
+        pairs = self.applied or [(call.gradients, call.sources) for call in self.tape_gradients]
+        found: dict[int, tuple[Any, Any]] = {}
+        for gradients, variables in pairs:
+            for gradient, variable in zip(gradients, variables, strict=False):
+                handle = getattr(getattr(variable, "value", variable), "handle", getattr(variable, "handle", None))
+                if gradient is not None and handle is not None:
+                    found[id(handle)] = (gradient, variable)
+        return list(found.values())
+
+
+class Observer:
+    """Context manager that fills an `Observation` while a step is traced or run in the current thread.
+
+    Args:
+        clock: How many ops the current graph holds, or have run so far in eager mode.
+    """
+
+    def __init__(self, clock: Callable[[], tuple[int, int]] | None = None) -> None:
+        self.observation = Observation()
+        self._clock = clock or self._graph_clock
+        self._thread = threading.get_ident()
+        self._stack: list[Region] = []
+        self._undo: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Observation:
+        try:
+            self._patch_all()
+        except BaseException:
+            self._restore()
+            raise
+        return self.observation
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._restore()
+
+    @contextlib.contextmanager
+    def region(self, kind: RegionKind, name: str = "") -> Iterator[None]:
+        """Attribute the ops made inside to `kind`."""
+        graph, _ = self._clock()
+        self._stack.append(Region(kind, name, graph))
+        self._mark()
+        try:
+            yield
+        finally:
+            self._stack.pop()
+            self._mark()
+
+    def _graph_clock(self) -> tuple[int, int]:
+        graph = tf.compat.v1.get_default_graph()
+        self.observation.graphs[id(graph)] = graph
+        return id(graph), private_tf.op_count(graph)
+
+    def _mark(self) -> None:
+        graph, start = self._clock()
+        self.observation.marks.setdefault(graph, []).append(Mark(start, tuple(self._stack)))
+
+    def _is_mine(self) -> bool:
+        return threading.get_ident() == self._thread
+
+    def _restore(self) -> None:
+        while self._undo:
+            self._undo.pop()()
+
+    def _patch(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+        original = getattr(owner, name)
+        inherited = name not in vars(owner)
+        setattr(owner, name, make(original))
+        self._undo.append(functools.partial(delattr, owner, name) if inherited else functools.partial(setattr, owner, name, original))
+
+    def _patch_all(self) -> None:
+        import keras
+
+        self._patch(keras.layers.Layer, "__call__", self._observed_layer_call)
+        for optimizer in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer):
+            self._patch(optimizer, "apply", self._observed_apply)
+            self._patch(optimizer, "scale_loss", self._observed_scale_loss)
+        self._patch(tf.GradientTape, "gradient", self._observed_gradient)
+        self._undo.append(private_tf.hook_gradient_functions(self._forward_token, self._observed_gradient_function))
+        self._tokens: dict[str, Any] = {}
+
+    def _observed_layer_call(self, original: Any) -> Any:
+        observer = self
+
+        @functools.wraps(original)
+        def __call__(layer: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 - stands in for Layer.__call__
+            if not observer._is_mine():
+                return original(layer, *args, **kwargs)
+            if observer.observation.root_layer is None:
+                observer.observation.root_layer = layer.name
+            if not any(region.kind == "layer" for region in observer._stack):
+                observer.observation.layers.append(layer)
+            with observer.region("layer", layer.name):
+                return original(layer, *args, **kwargs)
+
+        return __call__
+
+    def _observed_apply(self, original: Any) -> Any:
+        observer = self
+
+        @functools.wraps(original)
+        def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> Any:
+            if not observer._is_mine():
+                return original(optimizer, grads, trainable_variables)
+            grads = list(grads)
+            if not any(region.kind == "optimizer" for region in observer._stack):
+                observer.observation.optimizers.append(optimizer)
+                variables = trainable_variables
+                if variables is None:
+                    variables = getattr(optimizer, "_trainable_variables", [])
+                variables = list(variables)
+                trainable_variables = variables if trainable_variables is not None else None
+                observer.observation.applied.append((grads, variables))
+                observer._note_rates(optimizer)
+            with observer.region("optimizer", optimizer.name):
+                return original(optimizer, grads, trainable_variables)
+
+        return apply
+
+    def _note_rates(self, optimizer: Any) -> None:
+        """Read learning rate and loss scale before the update moves the schedule on."""
+        seen = self.observation
+        if seen.learning_rate is not None:
+            return
+        with self.region("watch"):
+            if getattr(optimizer, "built", False) and hasattr(optimizer, "dynamic_scale"):
+                seen.loss_scale = tf.convert_to_tensor(optimizer.dynamic_scale)
+            rate = getattr(optimizer, "learning_rate", None)
+            if rate is not None:
+                seen.learning_rate = tf.convert_to_tensor(rate)
+
+    def _observed_scale_loss(self, original: Any) -> Any:
+        observer = self
+
+        @functools.wraps(original)
+        def scale_loss(optimizer: Any, loss: Any) -> Any:
+            scaled = original(optimizer, loss)
+            if observer._is_mine() and scaled is not loss:
+                observer.observation.unscaled[id(scaled)] = loss
+                observer.observation.scaled.append(scaled)
+            return scaled
+
+        return scale_loss
+
+    def _observed_gradient(self, original: Any) -> Any:
+        observer = self
+
+        @functools.wraps(original)
+        def gradient(tape: Any, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
+            if not observer._is_mine():
+                return original(tape, target, sources, *args, **kwargs)
+            with observer.region("backward"):
+                gradients = original(tape, target, sources, *args, **kwargs)
+            observer.observation.tape_gradients.append(
+                TapeGradient(tf.nest.flatten(target), tf.nest.flatten(sources), tf.nest.flatten(gradients))
+            )
+            return gradients
+
+        return gradient
+
+    def _forward_token(self, scope: str, outputs: Any) -> str:
+        """A name scope for the tape that remembers the very op; `_observed_gradient_function` reads it back."""
+        if not self._is_mine() or not len(outputs) or not tf.is_tensor(outputs[0]):
+            return scope
+        token = f"{scope}{_TOKEN}{len(self._tokens)}"
+        self._tokens[token] = outputs[0]
+        return token
+
+    def _observed_gradient_function(self, call: Callable[[str], Any], op_type: str, scope: str, inputs: Any, outputs: Any) -> Any:
+        forward = self._tokens.get(scope)
+        scope = scope.split(_TOKEN)[0]
+        if not self._is_mine():
+            return call(scope)
+        if forward is None:
+            forward = next((tensor for tensor in outputs or () if tensor is not None), None)
+        graph, start = self._clock()
+        result = call(scope)
+        _, end = self._clock()
+        if end > start:
+            self.observation.spans.append(BackwardSpan(graph, start, end, op_type, scope, forward))
+        return result

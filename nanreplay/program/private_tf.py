@@ -1,0 +1,107 @@
+"""The one module that may import private TensorFlow and Keras modules. A test names what an upgrade moved.
+
+Everything else of the package goes through the small functions below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+# --- running single ops (replay/interpreter) -------------------------------------------------------------------------
+from tensorflow.python.eager import context as _context
+from tensorflow.python.eager import execute as _execute
+from tensorflow.python.framework import op_def_registry as _op_def_registry
+
+# --- tracing (program/observe, program/describe) ---------------------------------------------------------------------
+from tensorflow.python import pywrap_tfe as _pywrap_tfe
+from tensorflow.python.eager import backprop as _backprop
+from tensorflow.python.eager.polymorphic_function import autograph_util as _autograph_util
+from tensorflow.python.framework import ops as _ops
+
+
+def run_op(op_type: str, n_outputs: int, inputs: Sequence[Any], attrs: tuple[Any, ...]) -> list[Any]:
+    """Run one eager kernel. `attrs` alternates names and values; op callbacks are not called."""
+    outputs: list[Any] = _execute.quick_execute(op_type, n_outputs, inputs, attrs, _context.context())
+    return outputs
+
+
+def op_definition(op_type: str) -> Any:
+    """Return the OpDef that this TensorFlow registers under `op_type`, or None."""
+    return _op_def_registry.get(op_type)
+
+
+def register_function(function: Any) -> None:
+    """Make a FunctionDef known to eager kernels under its own name."""
+    context = _context.context()
+    context.ensure_initialized()
+    context.add_function_def(function)
+
+
+def unregister_function(name: str) -> None:
+    """Forget a function that `register_function` made known."""
+    context = _context.context()
+    if context.has_function(name):
+        context.remove_function(name)
+
+
+# Tracing: which op a gradient belongs to, and how many ops a graph holds.
+
+
+def op_count(graph: Any) -> int:
+    """How many ops `graph` holds: the index of the next one in `graph.get_operations()`."""
+    return int(graph.num_operations())
+
+
+def hook_gradient_functions(
+    token: Callable[[str, Any], str],
+    observed: Callable[[Callable[[str], Any], str, str, Any, Any], Any],
+) -> Callable[[], None]:
+    """Put `observed` around the gradient function of every op; returns what undoes it.
+
+    Args:
+        token: (name scope, outputs of the forward op) -> the scope that the tape remembers for it.
+        observed: (call with a scope, op type, remembered scope, inputs, outputs) -> what the call returned.
+    """
+    original_record = _execute.record_gradient
+
+    def record_gradient(op_name: str, inputs: Any, attrs: Any, outputs: Any) -> None:
+        _pywrap_tfe.TFE_Py_RecordGradient(op_name, inputs, attrs, outputs, token(_ops.get_name_scope(), outputs))
+
+    def gradient_function(
+        op_name: str, attr_tuple: Any, num_inputs: int, inputs: Any, outputs: Any, out_grads: Any, skip: Any, scope: str
+    ) -> Any:
+        def call(real_scope: str) -> Any:
+            return _backprop._gradient_function(op_name, attr_tuple, num_inputs, inputs, outputs, out_grads, skip, real_scope)
+
+        return observed(call, op_name, scope or "", inputs, outputs)
+
+    def undo() -> None:
+        _execute.record_gradient = original_record
+        _pywrap_tfe.TFE_Py_RegisterGradientFunction(_backprop._gradient_function)
+
+    _execute.record_gradient = record_gradient
+    _pywrap_tfe.TFE_Py_RegisterGradientFunction(gradient_function)
+    return undo
+
+
+def autograph_converted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as `tf.function(function)` would run it: converted by AutoGraph, callees included."""
+    return cast("Callable[..., Any]", _autograph_util.py_func_from_autograph(function))
+
+
+def forward_graph(graph: Any) -> Any:
+    """The FuncGraph of which `graph` computes the gradient (bodies of While and If), or None."""
+    return getattr(graph, "_forward_graph", None)
+
+
+def library_graphs(graph: Any) -> dict[str, Any]:
+    """The FuncGraphs of all functions that `graph` calls, directly or not, by function name."""
+    found: dict[str, Any] = {}
+    pending = [graph]
+    while pending:
+        for name, function in getattr(pending.pop(), "_functions", {}).items():
+            if name not in found:
+                found[name] = function.graph
+                pending.append(function.graph)
+    return found

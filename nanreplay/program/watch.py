@@ -1,0 +1,93 @@
+"""The watch: a vector of sums and maxima, computed inside the recorded step, that tells a non-finite value from a finite one.
+
+For each gradient and variable x the step computes `tf.nn.l2_loss(x)` = sum(x^2)/2 in one pass. It is NaN only when an
+element is non-finite; it is infinite when an element is, or when finite elements overflow the sum. The absolute maximum
+of a gradient decides which; a variable is read and counted. The same vector is the fingerprint that replays are held to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import tensorflow as tf
+
+from nanreplay.program.observe import Observation
+
+WatchKind = Literal["loss", "gradient_sum", "gradient_max", "variable_sum", "learning_rate", "loss_scale"]
+
+
+@dataclass(frozen=True, slots=True)
+class WatchEntry:
+    """What one element of the watch vector is."""
+
+    kind: WatchKind
+    subject: Any
+    """The index of the loss (int), or the handle of the variable (a resource tensor), or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Watch:
+    """The watch of one traced step."""
+
+    vector: Any
+    """1-D tensor, float32 (float64 when the step holds float64 values), or None when there is nothing to watch."""
+    entries: tuple[WatchEntry, ...]
+
+
+def handle_of(variable: Any) -> Any:
+    """The resource handle of a `tf.Variable` or a Keras variable, None for anything else."""
+    value = getattr(variable, "value", None)
+    if value is not None and not callable(value):
+        variable = value
+    return getattr(variable, "handle", None)
+
+
+def build_watch(seen: Observation, variables: list[Any]) -> Watch:
+    """Build the watch in the current graph (or eagerly).
+
+    Args:
+        seen: What the trace showed so far.
+        variables: Float variables to check after the update (`tf.Variable`s, no metrics, no seeds).
+    """
+    scalars: list[tuple[WatchEntry, Any]] = []
+    for index, loss in enumerate(seen.losses()):
+        scalars.append((WatchEntry("loss", index), _real(loss) if loss.shape.rank == 0 else tf.reduce_sum(_real(loss))))
+    for gradient, variable in seen.gradients():
+        values = _real(gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient)
+        handle = handle_of(variable)
+        scalars.append((WatchEntry("gradient_sum", handle), tf.nn.l2_loss(values)))
+        scalars.append((WatchEntry("gradient_max", handle), _largest(values)))
+    for variable in variables:
+        scalars.append((WatchEntry("variable_sum", variable.handle), tf.nn.l2_loss(_real(variable.read_value()))))
+    if seen.learning_rate is not None:
+        scalars.append((WatchEntry("learning_rate", None), seen.learning_rate))
+    if seen.loss_scale is not None:
+        scalars.append((WatchEntry("loss_scale", None), seen.loss_scale))
+    if not scalars:
+        return Watch(None, ())
+    wide = tf.float64 if any(value.dtype == tf.float64 for _, value in scalars) else tf.float32
+    return Watch(tf.stack([tf.cast(value, wide) for _, value in scalars]), tuple(entry for entry, _ in scalars))
+
+
+def _real(tensor: Any) -> Any:
+    """`tensor` as float32 or float64, so that a half-precision sum does not overflow by itself."""
+    if tensor.dtype.is_complex:
+        tensor = tf.abs(tensor)
+    return tensor if tensor.dtype in (tf.float32, tf.float64) else tf.cast(tensor, tf.float32)
+
+
+def _largest(values: Any) -> Any:
+    """The largest absolute value; no temporary as large as `values` is made. 0 or below for an empty tensor."""
+    return tf.maximum(tf.reduce_max(values), -tf.reduce_min(values))
+
+
+def has_nonfinite(values: Any) -> bool:
+    """Whether an array holds NaN or an infinity; False for types that cannot."""
+    array = np.asarray(values)
+    if array.dtype.kind in "fc":
+        return not bool(np.isfinite(array).all())
+    if array.dtype.kind == "V" or "float" in str(array.dtype):
+        return not bool(np.isfinite(array.astype(np.float32)).all())
+    return False
