@@ -105,3 +105,13 @@ def library_graphs(graph: Any) -> dict[str, Any]:
                 found[name] = function.graph
                 pending.append(function.graph)
     return found
+
+
+def variable_type(handle: Any) -> tuple[Any, tuple[int, ...]] | None:
+    """(dtype, shape) of the variable behind a resource handle; None when it is no variable or its shape is not known."""
+    data = getattr(handle, "_handle_data", None)
+    if data is None or not data.is_set or len(data.shape_and_type) != 1:
+        return None
+    entry = data.shape_and_type[0]
+    shape = tuple(int(axis.size) for axis in entry.shape.dim)
+    return (entry.dtype, shape) if not entry.shape.unknown_rank and min(shape, default=0) >= 0 else None

@@ -34,9 +34,9 @@ class TracedProgram:
     """`graph` or `xla`."""
 
     @property
-    def variables(self) -> tuple[Any, ...]:
-        """The `tf.Variable`s that the program captures."""
-        return tuple(self.trace.graph.variables)
+    def handles(self) -> list[Any]:
+        """Handles of the variables that the program captures."""
+        return variable_handles(self.trace.graph)
 
 
 class TracedStep:
@@ -48,7 +48,7 @@ class TracedStep:
         reduce_retracing: As for `tf.function`.
         autograph: Convert `step` as `tf.function` would.
         input_signature: As for `tf.function`.
-        unwatched: Variables that are never checked (metrics, seeds), asked for after the step was traced.
+        unwatched: Handles of variables that are never checked (metrics, seeds), asked for after the step was traced.
     """
 
     def __init__(
@@ -80,12 +80,27 @@ class TracedStep:
         with observer as seen:
             result = self._step(*args, **kwargs)
             with observer.region("watch"):
-                watch = build_watch(seen, watched_variables(graph.variables, self._unwatched()))
+                watch = build_watch(seen, watched_handles(graph, self._unwatched()))
         self._traces[id(graph)] = Trace(graph, seen, watch)
         return result, watch.vector if watch.vector is not None else tf.zeros([0])
 
 
-def watched_variables(variables: Sequence[Any], unwatched: Sequence[Any]) -> list[Any]:
-    """The float variables among `variables` that are not in `unwatched`."""
-    ignored = {id(variable.handle) for variable in unwatched}
-    return [variable for variable in variables if variable.dtype.is_floating and id(variable.handle) not in ignored]
+def variable_handles(graph: Any) -> list[Any]:
+    """Handles of the variables that `graph` captures, in the order of its placeholders."""
+    return [outside for outside, _ in graph.captures if is_variable(outside)]
+
+
+def is_variable(tensor: Any) -> bool:
+    """Whether an eager tensor is the handle of a variable (not of a table, an iterator, ...)."""
+    return tensor.dtype == tf.resource and private_tf.variable_type(tensor) is not None
+
+
+def watched_handles(graph: Any, unwatched: Sequence[Any]) -> list[Any]:
+    """Handles of the float variables that `graph` captures and that are not in `unwatched`."""
+    ignored = {id(handle) for handle in unwatched}
+    return [handle for handle in variable_handles(graph) if id(handle) not in ignored and _is_float(handle)]
+
+
+def _is_float(handle: Any) -> bool:
+    kind = private_tf.variable_type(handle)
+    return kind is not None and bool(tf.dtypes.as_dtype(kind[0]).is_floating)

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.program import private_tf
 from nanreplay.program.observe import Observation
 
 WatchKind = Literal["loss", "gradient_sum", "gradient_max", "variable_sum", "learning_rate", "loss_scale"]
@@ -44,12 +45,20 @@ def handle_of(variable: Any) -> Any:
     return getattr(variable, "handle", None)
 
 
-def build_watch(seen: Observation, variables: list[Any]) -> Watch:
+def read_variable(handle: Any) -> Any:
+    """The value behind a variable's handle; shares the variable's buffer, so it costs no copy."""
+    kind = private_tf.variable_type(handle)
+    if kind is None:
+        raise ValueError(f"Expected the handle of a variable. Received: {handle!r}")
+    return tf.raw_ops.ReadVariableOp(resource=handle, dtype=kind[0])
+
+
+def build_watch(seen: Observation, handles: list[Any]) -> Watch:
     """Build the watch in the current graph (or eagerly).
 
     Args:
         seen: What the trace showed so far.
-        variables: Float variables to check after the update (`tf.Variable`s, no metrics, no seeds).
+        handles: Handles of the float variables to check after the update (no metrics, no seeds).
     """
     scalars: list[tuple[WatchEntry, Any]] = []
     for index, loss in enumerate(seen.losses()):
@@ -59,8 +68,8 @@ def build_watch(seen: Observation, variables: list[Any]) -> Watch:
         handle = handle_of(variable)
         scalars.append((WatchEntry("gradient_sum", handle), tf.nn.l2_loss(values)))
         scalars.append((WatchEntry("gradient_max", handle), _largest(values)))
-    for variable in variables:
-        scalars.append((WatchEntry("variable_sum", variable.handle), tf.nn.l2_loss(_real(variable.read_value()))))
+    for handle in handles:
+        scalars.append((WatchEntry("variable_sum", handle), tf.nn.l2_loss(_real(read_variable(handle)))))
     if seen.learning_rate is not None:
         scalars.append((WatchEntry("learning_rate", None), seen.learning_rate))
     if seen.loss_scale is not None:
