@@ -1,0 +1,199 @@
+"""Running a recorded program op by op with eager kernels, every value observable. The engine of bisect and what-if.
+
+`Interpreter` prunes and sorts the graph (see `plan`), recurses into loops, branches and calls, keeps only values that
+are still needed, and tells an observer of each op: what went in, where it came from, what came out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import tensorflow as tf
+
+from nanreplay.errors import ReplayError
+from nanreplay.replay.events import Call, OpEvent, ValueId
+from nanreplay.replay.leaves import LeafRunner
+from nanreplay.replay.plan import LOOPS, Library, Plan, Step
+from nanreplay.replay.provenance import Access, Ids, Key, follow
+
+Observer: TypeAlias = Callable[[OpEvent], Sequence[Any] | None]
+ErrorHandler: TypeAlias = Callable[[OpEvent], Sequence[Any]]
+Values: TypeAlias = tuple[list[Any], list[ValueId], list[Any]]
+"""Tensors, their identities, and their shadows (see `provenance`), side by side."""
+
+
+class InterpreterCancelled(ReplayError):
+    """A run was stopped by its `cancelled` callback."""
+
+
+class Interpreter:
+    """Runs a GraphDef op by op.
+
+    One interpreter may be used for many runs: what it learns of the graph is kept. It is not for use by several
+    threads at once.
+
+    Args:
+        graph: A GraphDef, or its serialized bytes, with its function library.
+        compile_random: Run random ops through XLA, one by one. XLA draws other numbers from the same seed than graph or
+            eager execution do, so a program recorded with `jit_compile=True` needs it.
+    """
+
+    def __init__(self, graph: Any, *, compile_random: bool = False) -> None:
+        """Parse `graph`; plans are made at the first run."""
+        if isinstance(graph, bytes):
+            graph = tf.compat.v1.GraphDef.FromString(graph)
+        self.library = Library(graph)
+        self._compile_random = compile_random
+        self._leaves = LeafRunner(self.library)
+
+    def run(
+        self,
+        feeds: Mapping[str, Any],
+        fetches: Sequence[str],
+        *,
+        targets: Sequence[str] = (),
+        observer: Observer | None = None,
+        on_error: ErrorHandler | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> list[Any]:
+        """Run what `fetches` and `targets` need and return the fetched tensors.
+
+        Args:
+            feeds: Tensor name of the main graph (`x:0`) to a tensor, an array, or a variable (its handle is fed). The
+                i-th feed has the identity `ValueId(-1 - i, 0)`.
+            fetches: Tensor names.
+            targets: Names of ops to run for their effect, such as variable assignments.
+            observer: Called after each leaf op; a sequence that it returns replaces the op's outputs.
+            on_error: Called with the event when a kernel raises; what it returns are the op's outputs.
+            cancelled: Asked before each op; the run stops with `InterpreterCancelled` once it is true.
+
+        Raises:
+            ReplayError: A kernel raised and there is no `on_error`; the kernel's error is the cause.
+            UnsupportedOpError: The graph holds an op that cannot be interpreted.
+        """
+        plan = self.library.main_plan(tuple(feeds), tuple(fetches), tuple(targets))
+        tensors = [_as_tensor(value) for value in feeds.values()]
+        ids = [ValueId(-1 - i, 0) for i in range(len(tensors))]
+        shadows = [Key("fed", id(tensor)) if tensor.dtype == tf.resource else None for tensor in tensors]
+        run = _Run(self.library, self._leaves, observer, on_error, cancelled)
+        return run.execute(plan, (tensors, ids, shadows), (), self._compile_random)[0]
+
+
+def _as_tensor(value: Any) -> Any:
+    if isinstance(value, tf.Variable):
+        return value.handle
+    return value if isinstance(value, tf.Tensor) else tf.convert_to_tensor(value)
+
+
+@dataclass(slots=True)
+class _Run:
+    """The state of one run."""
+
+    library: Library
+    leaves: LeafRunner
+    observer: Observer | None
+    on_error: ErrorHandler | None
+    cancelled: Callable[[], bool] | None
+    serial: int = 0
+    storage: dict[Key, Ids] = field(default_factory=dict)
+
+    def execute(self, plan: Plan, values: Values, calls: tuple[Call, ...], compiled: bool) -> Values:
+        """Run a plan on its arguments."""
+        missing = [None] * (plan.n_slots - plan.arguments)
+        tensors, ids, shadows = values[0] + missing, values[1] + missing, values[2] + missing
+        for step in plan.steps:
+            if self.cancelled is not None and self.cancelled():
+                raise InterpreterCancelled("The replay was cancelled.")
+            inputs = [tensors[i] for i in step.inputs]
+            if step.kind == "leaf":
+                made = self._leaf(plan, step, inputs, ids, shadows, calls, compiled)
+            else:
+                given = (inputs, [ids[i] for i in step.inputs], [shadows[i] for i in step.inputs])
+                made = self._call(plan, step, given, calls, compiled)
+            end = step.first + step.n_outputs
+            tensors[step.first : end], ids[step.first : end], shadows[step.first : end] = made
+            for slot in step.free:
+                tensors[slot] = shadows[slot] = None
+        results = plan.results
+        return [tensors[i] for i in results], [ids[i] for i in results], [shadows[i] for i in results]
+
+    def _leaf(
+        self,
+        plan: Plan,
+        step: Step,
+        inputs: list[Any],
+        ids: list[ValueId],
+        shadows: list[Any],
+        calls: tuple[Call, ...],
+        compiled: bool,
+    ) -> Values:
+        serial = self.serial
+        self.serial += 1
+        error: Exception | None = None
+        outputs: Sequence[Any] = ()
+        try:
+            outputs = self.leaves.run(step, inputs, compiled)
+        except (tf.errors.OpError, ValueError, TypeError) as raised:
+            error = raised
+        via: Ids = ()
+        made: dict[int, Any] = {}
+        if step.stores:
+            sources = [ids[i] for i in step.inputs]
+            held = [shadows[i] for i in step.inputs]
+            via, made = follow(Access(step.type, serial, inputs, sources, held, step.node, self.storage))
+        if error is not None or self.observer is not None:
+            sources = [ids[i] for i in step.inputs]
+            event = OpEvent(
+                serial, plan.function, step.name, step.type, calls, tuple(inputs), tuple(sources),
+                tuple(outputs), step.node.attr, via, error,
+            )  # fmt: skip
+            outputs = self._tell(event, outputs)
+        numbers = range(step.n_outputs)
+        return list(outputs), [ValueId(serial, k) for k in numbers], [made.get(k) for k in numbers]
+
+    def _tell(self, event: OpEvent, outputs: Sequence[Any]) -> Sequence[Any]:
+        if event.error is not None:
+            if self.on_error is None:
+                where = f" in function {event.function!r}" if event.function else ""
+                raise ReplayError(f"{event.type} {event.name!r}{where} raised: {event.error}") from event.error
+            return self.on_error(event)
+        replacement = self.observer(event) if self.observer is not None else None
+        return outputs if replacement is None else replacement
+
+    def _call(self, plan: Plan, step: Step, given: Values, calls: tuple[Call, ...], compiled: bool) -> Values:
+        if step.type in LOOPS:
+            return self._loop(plan, step, given, calls, compiled)
+        callee = step.callees[0]
+        if step.kind == "branch":
+            callee = _branch(step, given[0][0])
+            given = (given[0][1:], given[1][1:], given[2][1:])
+        inside = (*calls, Call(plan.function, step.name, step.type, callee, None))
+        return self.execute(self.library.function_plan(callee), given, inside, compiled or step.leads_to_xla)
+
+    def _loop(self, plan: Plan, step: Step, given: Values, calls: tuple[Call, ...], compiled: bool) -> Values:
+        condition, body = step.callees
+        test, work = self.library.function_plan(condition), self.library.function_plan(body)
+        iteration = 0
+        while True:
+            inside = (*calls, Call(plan.function, step.name, step.type, condition, iteration))
+            if not _is_true(self.execute(test, given, inside, compiled)[0][0]):
+                return given
+            inside = (*calls, Call(plan.function, step.name, step.type, body, iteration))
+            given = self.execute(work, given, inside, compiled)
+            iteration += 1
+
+
+def _is_true(tensor: Any) -> bool:
+    """What If and While take for true: a nonempty string, a number other than 0, a nonempty tensor of higher rank."""
+    if tensor.shape.rank:
+        return bool(tensor.shape.num_elements())
+    return bool(tensor.numpy())
+
+
+def _branch(step: Step, selector: Any) -> str:
+    if step.type in ("If", "StatelessIf"):
+        return step.callees[1] if _is_true(selector) else step.callees[0]
+    chosen = int(selector)
+    return step.callees[chosen] if 0 <= chosen < len(step.callees) else step.callees[-1]

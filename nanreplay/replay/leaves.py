@@ -1,0 +1,133 @@
+"""Running one leaf op of a plan with an eager kernel, and the few ops that need something else."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from nanreplay.errors import UnsupportedOpError
+from nanreplay.program import private_tf
+from nanreplay.replay.attributes import decode_attributes, decode_constant
+from nanreplay.replay.plan import Library, Step
+
+SILENT = frozenset(
+    "NoOp ControlTrigger PrintV2 WriteSummary WriteScalarSummary WriteHistogramSummary WriteImageSummary "
+    "WriteAudioSummary WriteRawProtoSummary WriteGraphSummary FlushSummaryWriter CloseSummaryWriter ImportEvent".split()
+)
+"""Ops that have no output and only talk to the outside: a replay leaves them out."""
+RANDOM = frozenset(
+    "StatelessRandomUniform StatelessRandomUniformV2 StatelessRandomUniformInt StatelessRandomUniformIntV2 "
+    "StatelessRandomUniformFullInt StatelessRandomUniformFullIntV2 StatelessRandomNormal StatelessRandomNormalV2 "
+    "StatelessTruncatedNormal StatelessTruncatedNormalV2 StatelessMultinomial StatelessRandomGetKeyCounter "
+    "StatelessRandomGetAlg StatelessRandomGetKeyCounterAlg StatelessParameterizedTruncatedNormal StatelessShuffle "
+    "RandomUniform RandomStandardNormal RandomUniformInt TruncatedNormal RandomShuffle Multinomial "
+    "StatefulUniform StatefulUniformInt StatefulUniformFullInt StatefulStandardNormalV2 StatefulTruncatedNormal "
+    "RngReadAndSkip RngSkip XlaRngBitGenerator".split()
+)
+"""Ops that draw other numbers under XLA."""
+_serials = itertools.count()
+
+
+class LeafRunner:
+    """Runs leaf ops; knows the graph's library for kernels that call functions themselves."""
+
+    def __init__(self, library: Library) -> None:
+        """Functions of `library` are registered when the first kernel needs one."""
+        self._library = library
+        self._compiled: dict[tuple[Any, ...], Any] = {}
+
+    def run(self, step: Step, inputs: list[Any], compiled: bool) -> Sequence[Any]:
+        """Return the outputs of one leaf op; `compiled` where the recorded program ran it under XLA."""
+        if compiled and step.type in RANDOM:
+            return self._run_compiled(step, inputs)
+        special = _SPECIAL.get(step.type)
+        if special is not None:
+            return special(step, inputs)
+        if step.needs_library:
+            self._prepare(step)
+        return private_tf.run_op(step.type, step.n_outputs, inputs, step.attrs)
+
+    def _run_compiled(self, step: Step, inputs: list[Any]) -> Sequence[Any]:
+        key = (step.type, step.node.SerializeToString())
+        if key not in self._compiled:
+            self._compiled[key] = _compile(step)
+        outputs: Sequence[Any] = self._compiled[key](*inputs)
+        return outputs
+
+    def _prepare(self, step: Step) -> None:
+        if not self._library.registered:
+            self._register()
+        step.attrs = decode_attributes(step.node, self._library.definition(step.node), self._library.registered)
+        step.needs_library = False
+
+    def _register(self) -> None:
+        """Register the library under names of its own: a live training run may have other functions of these names."""
+        prefix = f"__nanreplay_{next(_serials)}_"
+        renamed = {name: prefix + name for name in self._library.functions}
+        for function in self._library.functions.values():
+            private_tf.register_function(_renamed(function, renamed))
+        self._library.registered.update(renamed)
+        weakref.finalize(self, _unregister, list(renamed.values()))
+
+
+def _unregister(names: list[str]) -> None:
+    for name in names:
+        private_tf.unregister_function(name)
+
+
+def _renamed(function: Any, names: dict[str, str]) -> Any:
+    copy = type(function)()
+    copy.CopyFrom(function)
+    copy.signature.name = names[function.signature.name]
+    for node in copy.node_def:
+        node.op = names.get(node.op, node.op)
+        node.device = ""
+        for value in node.attr.values():
+            mentioned = [value.func] if value.HasField("func") else list(value.list.func)
+            for func in mentioned:
+                func.name = names.get(func.name, func.name)
+    return copy
+
+
+def _compile(step: Step) -> Any:
+    def call(*inputs: Any) -> list[Any]:
+        graph = tf.compat.v1.get_default_graph()
+        node = step.node
+        kinds = {name: value for name, value in node.attr.items() if not name.startswith("_")}
+        types = [tf.dtypes.as_dtype(kind) for kind in step.output_kinds]
+        made = graph.create_op(step.type, list(inputs), types, attrs=kinds)
+        return list(made.outputs)
+
+    return tf.function(call, jit_compile=True, autograph=False)
+
+
+def _unfed(step: Step, inputs: list[Any]) -> Sequence[Any]:
+    raise UnsupportedOpError(step.type, step.name, "a placeholder must be fed")
+
+
+def _constant(step: Step, inputs: list[Any]) -> Sequence[Any]:
+    if step.constant is None:
+        step.constant = decode_constant(step.node)
+    return (step.constant,)
+
+
+def _nothing(step: Step, inputs: list[Any]) -> Sequence[Any]:
+    return ()
+
+
+def _first(step: Step, inputs: list[Any]) -> Sequence[Any]:
+    return inputs[:1]
+
+
+_SPECIAL: dict[str, Callable[[Step, list[Any]], Sequence[Any]]] = {
+    "Const": _constant,
+    "HostConst": _constant,
+    "Placeholder": _unfed,
+    "PlaceholderV2": _unfed,
+    "Print": _first,
+    **dict.fromkeys(SILENT, _nothing),
+}
