@@ -1,0 +1,94 @@
+"""Which phase of the step an op of the main graph belongs to, by what was running and by where its value goes."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from nanreplay.program.observe import Observation
+from nanreplay.records import Signature
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Phases of the ops of one main graph."""
+
+    region: Mapping[str, str]
+    """`backward`, `optimizer` or `watch` for ops made in such a region, by name."""
+    after_gradient: frozenset[str]
+    """Ops that use a gradient."""
+    matters: frozenset[str]
+    """Ops that a loss, a gradient or a variable other than a metric depends on."""
+    feeds_layer: frozenset[str]
+    """Ops that a layer's op depends on."""
+    after_layer: frozenset[str]
+    """Ops that depend on a layer's op."""
+
+    def of(self, name: str, in_layer: bool) -> tuple[str, str]:
+        """(phase, where) of the op `name`."""
+        region = self.region.get(name, "")
+        if region == "watch":
+            return "watch", ""
+        if region == "optimizer":
+            return "update", "optimizer"
+        if region == "backward":
+            return "backward", "loss"
+        if in_layer:
+            return "forward", "layer"
+        if name in self.after_gradient:
+            return "update", "optimizer"
+        if name not in self.matters:
+            return "forward", "metric"
+        if name in self.feeds_layer:
+            return "forward", "loss" if name in self.after_layer else "input"
+        return "loss", "loss"
+
+
+def classify(graph: Any, seen: Observation, signature: Signature, metrics: frozenset[int]) -> Flow:
+    """Sort the ops of `graph` by region and by dataflow."""
+    ops = graph.get_operations()
+    region, layers = _regions(graph, ops, seen)
+    backward = {name for name, kind in region.items() if kind == "backward"}
+    wanted = {name.rpartition(":")[0] for name in signature.losses} | {spec.tensor.rpartition(":")[0] for spec in signature.gradients}
+    metric_inputs = {spec.tensor.rpartition(":")[0] for spec in signature.captures if spec.variable in metrics}
+    wanted |= {op.name for op in ops if op.type.startswith("Assign") and op.inputs and op.inputs[0].op.name not in metric_inputs}
+    return Flow(
+        region=region,
+        after_gradient=frozenset(_reach(ops, backward, forward=True) - backward),
+        matters=frozenset(_reach(ops, wanted, forward=False)),
+        feeds_layer=frozenset(_reach(ops, layers, forward=False)),
+        after_layer=frozenset(_reach(ops, layers, forward=True)),
+    )
+
+
+def _regions(graph: Any, ops: list[Any], seen: Observation) -> tuple[dict[str, str], set[str]]:
+    marks = seen.marks.get(id(graph), [])
+    region: dict[str, str] = {}
+    layers: set[str] = set()
+    for index, op in enumerate(ops):
+        at = bisect.bisect_right(marks, index, key=lambda mark: mark.start) - 1
+        kinds = [entry.kind for entry in marks[at].stack] if at >= 0 else []
+        kind = next((each for each in ("watch", "optimizer", "backward") if each in kinds), "")
+        if kind:
+            region[op.name] = kind
+        elif "layer" in kinds:
+            layers.add(op.name)
+    return region, layers
+
+
+def _reach(ops: Iterable[Any], start: set[str], *, forward: bool) -> set[str]:
+    """Names of `start` and of every op that uses them (forward) or that they use, through data edges."""
+    edges: dict[str, list[str]] = {}
+    for op in ops:
+        for tensor in op.inputs:
+            source, target = (tensor.op.name, op.name) if forward else (op.name, tensor.op.name)
+            edges.setdefault(source, []).append(target)
+    found, pending = set(start), list(start)
+    while pending:
+        for name in edges.get(pending.pop(), ()):
+            if name not in found:
+                found.add(name)
+                pending.append(name)
+    return found

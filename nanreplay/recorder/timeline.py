@@ -1,0 +1,75 @@
+"""The last steps in numbers, kept as the raw watch vectors and spread into columns when the file is written."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanreplay.records import Timeline
+
+MATRICES = {"gradient_sum": "gradient_norm", "gradient_max": "gradient_absmax", "variable_sum": "weight_norm"}
+
+
+@dataclass(slots=True)
+class TimelineRow:
+    """One step."""
+
+    step: int
+    layout: Sequence[str]
+    values: NDArray[Any]
+    elapsed_s: float
+    skipped: bool
+
+
+class TimelineRing:
+    """The last `history` steps."""
+
+    def __init__(self, history: int) -> None:
+        self.rows: deque[TimelineRow] = deque(maxlen=history)
+
+    def add(self, row: TimelineRow) -> None:
+        """Append a step."""
+        self.rows.append(row)
+
+    def table(self, trainable: Sequence[int], update_ratios: Mapping[int, Mapping[int, float]]) -> Timeline:
+        """Columns and matrices of all rows.
+
+        Args:
+            trainable: Indices of the variables that become the columns of the matrices.
+            update_ratios: |change| / |weight| by step and variable, where they are known.
+        """
+        count = len(self.rows)
+        columns = {
+            "step": np.array([row.step for row in self.rows], np.int64),
+            "loss": np.full(count, np.nan, np.float64),
+            "learning_rate": np.full(count, np.nan, np.float64),
+            "loss_scale": np.full(count, np.nan, np.float64),
+            "step_time_s": np.array([row.elapsed_s for row in self.rows], np.float64),
+            "skipped": np.array([row.skipped for row in self.rows], bool),
+        }
+        position = {variable: column for column, variable in enumerate(trainable)}
+        matrices = {name: np.full((count, len(trainable)), np.nan, np.float32) for name in (*MATRICES.values(), "update_ratio")}
+        for index, row in enumerate(self.rows):
+            for name, value in zip(row.layout, row.values, strict=True):
+                _place(name, float(value), index, columns, matrices, position)
+            for variable, ratio in update_ratios.get(row.step, {}).items():
+                if variable in position:
+                    matrices["update_ratio"][index, position[variable]] = ratio
+        return Timeline(columns, matrices, tuple(trainable))
+
+
+def _place(
+    name: str, value: float, row: int, columns: dict[str, NDArray[Any]], matrices: dict[str, NDArray[Any]], position: Mapping[int, int]
+) -> None:
+    kind, _, subject = name.partition(":")
+    if name == "loss:0" or kind in ("learning_rate", "loss_scale"):
+        columns[kind][row] = value
+    elif kind in MATRICES and int(subject) in position:
+        norm = value if kind == "gradient_max" else np.sqrt(np.float64(2.0) * value)  # tf.nn.l2_loss is sum(x^2) / 2
+        with np.errstate(over="ignore"):
+            matrices[MATRICES[kind]][row, position[int(subject)]] = norm

@@ -1,0 +1,76 @@
+"""The table of variables: an index, a path and a role for each handle that a recorded program captures."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import tensorflow as tf
+
+from nanreplay.program import private_tf
+from nanreplay.program.watch import handle_of
+from nanreplay.records import Role, VariableInfo
+
+
+class VariableTable:
+    """Indexes variables by their handles; holds the handles, so that their ids stay theirs."""
+
+    def __init__(self) -> None:
+        self.infos: list[VariableInfo] = []
+        self.handles: list[Any] = []
+        self.index: dict[int, int] = {}
+        self._known: dict[int, tuple[str, Role]] = {}
+
+    def name(self, variables: Iterable[Any], role: Role | None = None) -> None:
+        """Remember paths and roles of Keras variables or `tf.Variable`s; the first name given stays."""
+        for variable in variables:
+            handle = handle_of(variable)
+            if handle is not None:
+                path = getattr(variable, "path", None) or variable.name.partition(":")[0]
+                self._known.setdefault(id(handle), (path, role or _role(variable)))
+
+    def name_model(self, model: Any) -> None:
+        """Name the variables of a Keras model or layer."""
+        self.name(getattr(model, "metrics_variables", ()), "metric")
+        self.name(getattr(model, "trainable_variables", ()), "trainable")
+        self.name(getattr(model, "variables", ()))
+
+    def name_optimizer(self, optimizer: Any) -> None:
+        """Name the slots and settings of an optimizer."""
+        variables = getattr(optimizer, "variables", ())
+        self.name(variables() if callable(variables) else variables, "optimizer")
+
+    def add(self, handles: Iterable[Any], named: Iterable[Any] = ()) -> bool:
+        """Add handles to the table; returns whether any was new. `named` are `tf.Variable`s that may belong to them."""
+        self.name(named)
+        grown = False
+        for handle in handles:
+            kind = private_tf.variable_type(handle)
+            if id(handle) in self.index or kind is None:
+                continue
+            path, role = self._known.get(id(handle), (f"variable_{len(self.infos)}", "other"))
+            self.index[id(handle)] = len(self.infos)
+            self.handles.append(handle)
+            self.infos.append(VariableInfo(path, kind[1], tf.dtypes.as_dtype(kind[0]).name, role))
+            grown = True
+        return grown
+
+    def unwatched(self) -> list[Any]:
+        """Handles whose values say nothing of the training's health: metrics and seeds."""
+        return [handle for handle, info in zip(self.handles, self.infos, strict=True) if info.role in ("metric", "seed")]
+
+    def of_role(self, role: Role) -> frozenset[int]:
+        """Indices of the variables with `role`."""
+        return frozenset(index for index, info in enumerate(self.infos) if info.role == role)
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of all values together."""
+        return sum(int(tf.TensorShape(info.shape).num_elements() or 0) * tf.dtypes.as_dtype(info.dtype).size for info in self.infos)
+
+
+def _role(variable: Any) -> Role:
+    path = getattr(variable, "path", None) or variable.name
+    if "seed_generator_state" in path:
+        return "seed"
+    return "trainable" if getattr(variable, "trainable", False) else "state"
