@@ -19,6 +19,8 @@ class VariableTable:
         self.infos: list[VariableInfo] = []
         self.handles: list[Any] = []
         self.index: dict[int, int] = {}
+        self.born_nonfinite: set[int] = set()
+        """Indices of state variables that were non-finite before the first recorded step."""
         self._known: dict[int, tuple[str, Role]] = {}
 
     def name(self, variables: Iterable[Any], role: Role | None = None) -> None:

@@ -1,0 +1,113 @@
+"""Writing the capture: the window, the programs, the state, the timeline, and proof that they replay."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nanreplay.capture.writer import write_capture
+from nanreplay.program.describe import describe_program
+from nanreplay.program.safety import python_ops
+from nanreplay.program.sources import SourceTable
+from nanreplay.recorder.environment import describe_environment
+from nanreplay.recorder.reexecute import Reexecution, Reexecutor
+from nanreplay.recorder.settings import expand_path
+from nanreplay.records import BatchRecord, CaptureContents, Incident, ProgramRecord, Trigger
+
+if TYPE_CHECKING:
+    from nanreplay.recorder.ring import StepEntry
+    from nanreplay.recorder.session import Session
+
+
+def write_dump(session: Session, trigger: Trigger, step: int) -> Path:
+    """Write everything that `session` holds; returns the file."""
+    path = Path(expand_path(session.settings.path, step=step))
+    write_capture(path, gather(session, trigger, step))
+    return path
+
+
+def gather(session: Session, trigger: Trigger, step: int) -> CaptureContents:
+    """What goes into the file."""
+    sources = SourceTable(session.settings.sources)
+    programs = {
+        slot.id: describe_program(
+            slot.traced, slot.id, variable_index=session.variables.index, metrics=session.variables.of_role("metric"),
+            leaf_paths=slot.paths, sources=sources,
+        )
+        for slot in session.programs
+    }  # fmt: skip
+    entries = session.ring.replayable() if session.ring else []
+    batches = {entry.step: _batch(entry, programs, previous) for entry, previous in zip(entries, [None, *entries[:-1]], strict=False)}
+    notes = [*session.notes, *_program_notes(programs.values())]
+    incident = Incident(step, trigger, tuple(notes))
+    keyframes = session.ring.keyframes if session.ring else {}
+    found = _reexecute(session, programs, keyframes, batches, incident)
+    if isinstance(found, str):
+        incident, found = replace(incident, notes=(*notes, found)), Reexecution()
+    elif found is not None:
+        incident = replace(incident, reproduced=found.reproduced, bit_exact=found.max_ulp == 0, max_ulp=found.max_ulp)
+    found = found or Reexecution()
+    trainable = sorted(session.variables.of_role("trainable"))
+    return CaptureContents(
+        metadata=describe_environment(),
+        variables=tuple(session.variables.infos),
+        programs=tuple(programs.values()),
+        keyframes=keyframes,
+        batches=batches,
+        timeline=session.timeline.table(trainable, found.update_ratios),
+        incident=incident,
+        weights=found.weights,
+        gradients=found.gradients,
+        frames=tuple(sources.frames),
+        stacks=tuple(sources.stacks),
+    )
+
+
+def _batch(entry: StepEntry, programs: dict[str, ProgramRecord], previous: StepEntry | None) -> BatchRecord:
+    overrides = {}
+    if entry.program in programs:
+        signature = programs[entry.program].signature
+        rate = _watched(signature.watch_layout, entry.fingerprint, "learning_rate")
+        before = None if previous is None else _watched(signature.watch_layout, previous.fingerprint, "learning_rate")
+        if signature.learning_rate is not None and rate is not None and (before is None or rate.tobytes() != before.tobytes()):
+            overrides[signature.learning_rate] = rate
+    return BatchRecord(entry.program, entry.leaves, entry.paths, entry.fingerprint, overrides)
+
+
+def _watched(layout: Sequence[str], values: Any, name: str) -> Any:
+    if values is None or name not in layout or len(values) != len(layout):
+        return None
+    return np.asarray(values[layout.index(name)], np.float32)
+
+
+def _program_notes(programs: Any) -> list[str]:
+    notes = []
+    for program in programs:
+        names = python_ops(program.graph)
+        if names:
+            notes.append(f"Program {program.id} calls Python code ({', '.join(names)}), which is not in the capture and cannot be replayed.")
+        unknown = [spec.tensor for spec in program.signature.captures if spec.variable is None and spec.constant is None]
+        if unknown:
+            notes.append(f"Program {program.id} uses resources that are no variables ({', '.join(unknown)}); they cannot be replayed.")
+    return notes
+
+
+def _reexecute(
+    session: Session, programs: dict[str, ProgramRecord], keyframes: dict[int, Any], batches: dict[int, BatchRecord], incident: Incident
+) -> Reexecution | str | None:
+    """Re-execute from the last keyframe that reaches the steps written in full; a sentence when that failed."""
+    steps = [step for step in sorted(batches) if step <= incident.step]
+    if not steps or incident.trigger.what == "exception" or any(not batches[step].program for step in steps):
+        return None
+    full = steps[-session.settings.full_steps :]
+    base = max((step for step in keyframes if step <= full[0]), default=min(keyframes))
+    window = {step: batches[step] for step in steps if step >= base}
+    state = dict(keyframes[base])
+    try:
+        return Reexecutor(programs, session.variables.infos).run(state, window, full)
+    except Exception as error:  # the file is worth more than the proof, whatever TensorFlow raises here
+        return f"The window could not be re-executed at the dump: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -1,0 +1,37 @@
+"""Facts about the machine, the libraries and the run that go into every capture."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import sys
+
+import h5py
+import keras
+import numpy as np
+import tensorflow as tf
+
+import nanreplay
+
+
+def describe_environment() -> dict[str, str]:
+    """Versions, platform, devices and the flags that change numbers."""
+    devices = [tf.config.experimental.get_device_details(device).get("device_name", device.device_type) for device in tf.config.list_physical_devices()]
+    return {
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "nanreplay": nanreplay.__version__,
+        "tensorflow": tf.__version__,
+        "keras": keras.__version__,
+        "numpy": np.__version__,
+        "h5py": h5py.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "machine": platform.machine(),
+        "devices": ", ".join(devices),
+        "cpu_count": str(os.cpu_count()),
+        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
+        "deterministic_ops": str(tf.config.experimental.is_op_determinism_enabled()) if hasattr(tf.config.experimental, "is_op_determinism_enabled") else "",
+        "script": os.path.basename(sys.argv[0]) if sys.argv else "",
+    }

@@ -1,0 +1,155 @@
+"""One recording: what is kept of each step, when it is an incident, and the file that is then written."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nanreplay.program.describe import watch_layout
+from nanreplay.program.trace import TracedProgram
+from nanreplay.program.watch import WatchEntry, has_nonfinite, read_variable
+from nanreplay.records import Trigger
+from nanreplay.recorder.ring import Ring, StepEntry, plan_ring, size_of
+from nanreplay.recorder.settings import Settings
+from nanreplay.recorder.timeline import TimelineRing, TimelineRow
+from nanreplay.recorder.trigger import Layout, find_trigger
+from nanreplay.recorder.variables import VariableTable
+
+
+@dataclass(slots=True)
+class ProgramSlot:
+    """A program of the recording."""
+
+    id: str
+    traced: TracedProgram
+    paths: Sequence[str]
+    layout: Layout
+    entries: tuple[WatchEntry, ...]
+
+
+@dataclass
+class Session:
+    """What a recorder holds while a training runs."""
+
+    settings: Settings
+    variables: VariableTable = field(default_factory=VariableTable)
+    programs: list[ProgramSlot] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    step: int = 0
+    """Index of the step that runs next."""
+    ring: Ring | None = None
+    detached: bool = False
+    skipped_in_row: int = 0
+
+    def __post_init__(self) -> None:
+        self.timeline = TimelineRing(self.settings.history)
+        self._keyframe_due = True
+        self._began_s = 0.0
+        self._looked_at: set[int] = set()
+
+    def add_program(self, traced: TracedProgram, paths: Sequence[str]) -> ProgramSlot:
+        """Register a trace and the variables it captures."""
+        for slot in self.programs:
+            if slot.traced.function is traced.function:
+                return slot
+        seen = traced.trace.seen
+        for layer in seen.layers:
+            self.variables.name_model(layer)
+        for optimizer in seen.optimizers:
+            self.variables.name_optimizer(optimizer)
+        named = [variable for call in seen.tape_gradients for variable in call.sources if hasattr(variable, "handle")]
+        if self.variables.add(traced.handles, [*named, *traced.trace.graph.variables]):
+            self._keyframe_due = True
+            self._note_born_nonfinite()
+        names = watch_layout(traced.trace.watch.entries, self.variables.index)
+        slot = ProgramSlot(f"p{len(self.programs)}", traced, paths, Layout.parse(names), traced.trace.watch.entries)
+        self.programs.append(slot)
+        return slot
+
+    def _note_born_nonfinite(self) -> None:
+        """A state variable that starts as an infinity (a running minimum, say) is meant so, and is no incident."""
+        for index, info in enumerate(self.variables.infos):
+            if index not in self._looked_at and info.role in ("state", "optimizer", "other"):
+                self._looked_at.add(index)
+                if has_nonfinite(read_variable(self.variables.handles[index])):
+                    self.variables.born_nonfinite.add(index)
+                    self.notes.append(f"{info.path} was non-finite before the first recorded step; it is not watched.")
+
+    def request_keyframe(self) -> None:
+        """Something outside the step may have changed the state: copy it before the next step."""
+        self._keyframe_due = True
+
+    def before(self, program: str, leaves: Sequence[Any], paths: Sequence[str]) -> None:
+        """Keep the batch, and the state when a keyframe is due."""
+        if self.ring is None:
+            self.ring = Ring(self._plan(leaves))
+        if self._keyframe_due or self.step % self.ring.plan.keyframe_every == 0:
+            self.ring.add_keyframe(self.step, self.read_state())
+            self._keyframe_due = False
+        self.ring.add(StepEntry(self.step, program, leaves, paths))
+        self._began_s = time.perf_counter()
+
+    def _plan(self, leaves: Sequence[Any]) -> Any:
+        plan, shrunk = plan_ring(
+            state_bytes=self.variables.size_bytes,
+            batch_bytes=size_of(leaves),
+            window=self.settings.window,
+            keyframe_every=self.settings.keyframe_every,
+            memory_limit=self.settings.memory_limit,
+        )
+        if shrunk:
+            self.notes.append(shrunk)
+            warnings.warn(f"nanreplay: {shrunk}", stacklevel=2)
+        return plan
+
+    def read_state(self) -> dict[int, Any]:
+        """All variables by index; the tensors share the variables' buffers, and TensorFlow copies on the next write."""
+        return {index: read_variable(handle) for index, handle in enumerate(self.variables.handles)}
+
+    def after(self, layout: Layout, values: Any) -> Trigger | None:
+        """Note the step's watch values and say whether the step is an incident."""
+        elapsed_s = time.perf_counter() - self._began_s
+        if self.ring is not None and self.ring.entries:
+            self.ring.entries[-1].fingerprint = values
+        trigger: Trigger | None = None
+        skipped = False
+        if not np.isfinite(values).all():
+            trigger, skipped = find_trigger(layout, values, self.variables)
+        self.skipped_in_row = self.skipped_in_row + 1 if skipped else 0
+        self.timeline.add(TimelineRow(self.step, layout.names, values, elapsed_s, skipped))
+        if trigger is None and self.skipped_in_row >= self.settings.max_skipped:
+            trigger = Trigger("gradient", "loss scale", f"{self.skipped_in_row} updates in a row were skipped")
+        self.step += 1
+        return trigger
+
+    def guard(self, work: Callable[[], Any]) -> Any:
+        """Run the recorder's own work; an error in it detaches the recorder and never reaches the training."""
+        try:
+            return work()
+        except Exception as error:
+            self.detach(error)
+            return None
+
+    def detach(self, error: BaseException) -> None:
+        """Stop recording after an error of the recorder's own, with one warning."""
+        if not self.detached:
+            self.detached = True
+            self.ring = None
+            warnings.warn(
+                f"nanreplay: the recorder failed and detached itself; training goes on without it. "
+                f"Please report this: {type(error).__name__}: {error}",
+                stacklevel=2,
+            )
+
+    def write(self, trigger: Trigger, step: int) -> Path | None:
+        """Write the capture; None when that failed."""
+        from nanreplay.recorder.dump import write_dump
+
+        path: Path | None = self.guard(lambda: write_dump(self, trigger, step))
+        return path

@@ -1,0 +1,101 @@
+"""The recorder's arguments, checked once."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from nanreplay.errors import AttachError
+
+OnNan = Literal["raise", "stop"]
+_SIZE = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*([KMGT]?)(i?)B\s*$", re.IGNORECASE)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a `Recorder` was asked to do."""
+
+    path: str
+    on_nan: OnNan = "raise"
+    window: int = 32
+    """Steps whose batches are kept."""
+    keyframe_every: int | None = None
+    """Steps between copies of the state; None chooses."""
+    memory_limit: int = 2**30
+    """Bytes that batches and keyframes may hold."""
+    history: int = 10_000
+    """Steps of the timeline."""
+    sources: Literal["lines", "none"] = "lines"
+    max_skipped: int = 20
+    """Updates that loss scaling may skip in a row before that is an incident."""
+    full_steps: int = 3
+    """Steps, the failing one included, whose weights and gradients are written."""
+
+
+def check_settings(path: str | os.PathLike[str], **given: Any) -> Settings:
+    """Build `Settings`.
+
+    Raises:
+        AttachError: An argument is not valid, or the file cannot be written.
+    """
+    settings = Settings(
+        path=os.fspath(path),
+        on_nan=_one_of("on_nan", given["on_nan"], get_args(OnNan)),
+        window=_at_least(1, "window", given["window"]),
+        keyframe_every=None if given["keyframe_every"] == "auto" else _at_least(1, "keyframe_every", given["keyframe_every"]),
+        memory_limit=parse_size("memory_limit", given["memory_limit"]),
+        history=_at_least(1, "history", given["history"]),
+        sources=_one_of("sources", given["sources"], ("lines", "none")),
+        max_skipped=_at_least(1, "max_skipped", given["max_skipped"]),
+    )
+    check_writable(settings.path)
+    return settings
+
+
+def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
+    if value not in allowed:
+        raise AttachError(f"Invalid value for argument `{name}`. Expected one of {', '.join(map(repr, allowed))}. Received: {name}={value!r}")
+    return value
+
+
+def _at_least(least: int, name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise AttachError(f"Invalid value for argument `{name}`. Expected an integer of at least {least}. Received: {name}={value!r}")
+    return value
+
+
+def parse_size(name: str, value: Any) -> int:
+    """Bytes of an integer or of a text such as `512MiB` or `2 GB`."""
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
+        return value
+    match = _SIZE.match(value) if isinstance(value, str) else None
+    if match is None or float(match[1]) <= 0:
+        raise AttachError(f"Invalid value for argument `{name}`. Expected bytes or a text such as '1GiB'. Received: {name}={value!r}")
+    base = 1024 if match[3] else 1000
+    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+
+
+def check_writable(path: str) -> None:
+    """Fail now, not at the incident, when the capture could not be written."""
+    folder = Path(expand_path(path, step=0)).absolute().parent
+    if Path(path).is_dir():
+        raise AttachError(f"Cannot write the capture to {path}: it is a folder. Give a file name such as {Path(path) / 'run.h5'}.")
+    if not folder.is_dir():
+        raise AttachError(f"Cannot write the capture to {path}: the folder {folder} does not exist. Create it first.")
+    if not os.access(folder, os.W_OK):
+        raise AttachError(f"Cannot write the capture to {path}: no permission to write in {folder}.")
+
+
+def expand_path(path: str, *, step: int) -> str:
+    """`path` with {step}, {time}, {pid} and {worker} filled in."""
+    import json
+    import time
+
+    worker = 0
+    if "{worker}" in path:
+        worker = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index", 0)
+    values = {"step": step, "time": time.strftime("%Y%m%dT%H%M%S"), "pid": os.getpid(), "worker": worker}
+    return re.sub(r"\{(step|time|pid|worker)\}", lambda match: str(values[match[1]]), path)
