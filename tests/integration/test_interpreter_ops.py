@@ -1,0 +1,69 @@
+"""Every op that TensorFlow may put into a training step gives the same bits op by op as in one graph."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from interpreter_cases import CASES
+
+from nanreplay.replay.interpreter import Interpreter
+
+
+@pytest.fixture(autouse=True)
+def graphs_as_written() -> Iterator[None]:
+    """Turn the graph optimizer off: it rewrites arithmetic and may change the last bit."""
+    before = tf.config.optimizer.get_experimental_options()
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+    yield
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False, **before})
+
+
+FUSED_ANYWAY = ("layers-conv2d", "layers-conv_variants")
+"""oneDNN fuses Conv2DBackpropFilter with BiasAddGrad in any graph, which rounds otherwise; `graphs_as_written` cannot stop it."""
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ops_one_by_one_give_the_same_bits_as_the_graph(name: str) -> None:
+    step, arguments = CASES[name]()
+    function = tf.function(step).get_concrete_function(*arguments)
+    variables = function.graph.variables
+    before = [variable.numpy() for variable in variables]
+    expected = tf.nest.flatten(function(*arguments), expand_composites=True)
+    state = [variable.numpy() for variable in variables]
+    for variable, value in zip(variables, before, strict=True):
+        variable.assign(value)
+
+    found = interpret(function, arguments)
+
+    found += [variable.numpy() for variable in variables]
+    expected = [tensor for tensor in expected if tensor is not None] + state
+    if name in FUSED_ANYWAY:
+        np.testing.assert_array_max_ulp(flat(found), flat(expected), 4)
+    else:
+        assert_same_bits(found, expected)
+
+
+def interpret(function: Any, arguments: tuple[Any, ...]) -> list[Any]:
+    values = [*arguments, *function.captured_inputs]
+    feeds = {tensor.name: value for tensor, value in zip(function.inputs, values, strict=True)}
+    interpreter = Interpreter(function.graph.as_graph_def().SerializeToString())
+    targets = [op.name for op in function.graph.control_outputs]
+    return interpreter.run(feeds, [tensor.name for tensor in function.outputs], targets=targets)
+
+
+def flat(tensors: list[Any]) -> Any:
+    return np.concatenate([np.ravel(tensor).astype(np.float32) for tensor in tensors])
+
+
+def assert_same_bits(found: list[Any], expected: list[Any]) -> None:
+    assert len(found) == len(expected)
+    for one, other in zip(found, expected, strict=True):
+        one, other = np.asarray(one), np.asarray(other)
+        assert one.dtype == other.dtype
+        assert one.shape == other.shape
+        same = one.tobytes() == other.tobytes() if one.dtype != object else (one == other).all()
+        assert same, f"{one} is not {other}"
