@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from nanreplay.errors import ReplayError
+from nanreplay.errors import ReplayError, UnsupportedOpError
 from nanreplay.replay.events import Call, OpEvent, ValueId
 from nanreplay.replay.leaves import LeafRunner
 from nanreplay.replay.plan import LOOPS, Library, Plan, Step
@@ -135,7 +135,7 @@ class _Run:
         outputs: Sequence[Any] = ()
         try:
             outputs = self.leaves.run(step, inputs, compiled)
-        except (tf.errors.OpError, ValueError, TypeError) as raised:
+        except (tf.errors.OpError, UnsupportedOpError, ValueError, TypeError) as raised:
             error = raised
         via: Ids = ()
         made: dict[int, Any] = {}
@@ -155,6 +155,8 @@ class _Run:
 
     def _tell(self, event: OpEvent, outputs: Sequence[Any]) -> Sequence[Any]:
         if event.error is not None:
+            if self.on_error is None and isinstance(event.error, UnsupportedOpError):
+                raise event.error
             if self.on_error is None:
                 where = f" in function {event.function!r}" if event.function else ""
                 raise ReplayError(f"{event.type} {event.name!r}{where} raised: {event.error}") from event.error

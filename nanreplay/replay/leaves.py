@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from nanreplay.errors import UnsupportedOpError
 from nanreplay.program import private_tf
+from nanreplay.program.safety import PYTHON_OPS
 from nanreplay.replay.attributes import decode_attributes, decode_constant
 from nanreplay.replay.plan import Library, Step
 
@@ -109,6 +110,10 @@ def _unfed(step: Step, inputs: list[Any]) -> Sequence[Any]:
     raise UnsupportedOpError(step.type, step.name, "a placeholder must be fed")
 
 
+def _python(step: Step, inputs: list[Any]) -> Sequence[Any]:
+    raise UnsupportedOpError(step.type, step.name, "its Python function is not in the capture")
+
+
 def _constant(step: Step, inputs: list[Any]) -> Sequence[Any]:
     if step.constant is None:
         step.constant = decode_constant(step.node)
@@ -129,5 +134,6 @@ _SPECIAL: dict[str, Callable[[Step, list[Any]], Sequence[Any]]] = {
     "Placeholder": _unfed,
     "PlaceholderV2": _unfed,
     "Print": _first,
+    **dict.fromkeys(PYTHON_OPS, _python),
     **dict.fromkeys(SILENT, _nothing),
 }

@@ -1,0 +1,51 @@
+"""An upgrade of TensorFlow that moves a private name fails here, with the name."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+import tensorflow as tf
+
+NEEDED = [
+    ("tensorflow.python.eager.context", "context"),
+    ("tensorflow.python.eager.execute", "quick_execute"),
+    ("tensorflow.python.framework.op_def_registry", "get"),
+]
+
+
+@pytest.mark.parametrize(("module", "name"), NEEDED)
+def test_tensorflow_still_has_the_private_name(module: str, name: str) -> None:
+    try:
+        found = importlib.import_module(module)
+    except ImportError as error:
+        pytest.fail(f"TensorFlow {tf.__version__} has no module {module} any more; adapt private_tf.py ({error}).")
+    assert hasattr(found, name), f"TensorFlow {tf.__version__} has no {module}.{name} any more; adapt private_tf.py."
+
+
+def test_run_op_runs_one_kernel() -> None:
+    from nanreplay.program import private_tf
+
+    (total,) = private_tf.run_op("AddV2", 1, [tf.constant(1.0), tf.constant(2.0)], ("T", tf.float32.as_datatype_enum))
+    assert total == 3.0
+
+
+def test_op_definition_knows_ops_and_only_ops() -> None:
+    from nanreplay.program import private_tf
+
+    assert [argument.name for argument in private_tf.op_definition("MatMul").input_arg] == ["a", "b"]
+    assert private_tf.op_definition("NoSuchOp") is None
+
+
+def test_a_function_is_known_until_it_is_unregistered() -> None:
+    from nanreplay.program import private_tf
+
+    function = tf.function(lambda x: x + 1.0).get_concrete_function(tf.TensorSpec([])).function_def
+    function.signature.name = "nanreplay_test_function"
+    private_tf.register_function(function)
+    kind = tf.float32.as_datatype_enum
+    attrs = ("Tin", [kind], "Tout", [kind], "f", "nanreplay_test_function")
+    (found,) = private_tf.run_op("PartitionedCall", 1, [tf.constant(1.0)], attrs)
+    assert found == 2.0
+    private_tf.unregister_function("nanreplay_test_function")
+    private_tf.unregister_function("nanreplay_test_function")
