@@ -14,7 +14,7 @@ from nanreplay.program.observe import Mark, Observation
 from nanreplay.program.phases import Flow, classify
 from nanreplay.program.sources import SourceTable
 from nanreplay.program.trace import TracedProgram, is_variable
-from nanreplay.program.watch import WatchEntry, handle_of
+from nanreplay.program.watch import WatchEntry
 from nanreplay.records import CaptureSpec, GradientSpec, InputSpec, OpInfo, ProgramRecord, Signature
 
 _SYMBOLIC_GRADIENT = re.compile(r"(?:^|/)gradients(?:_\d+)?/(.+)_grad/")
@@ -90,7 +90,7 @@ def _captures(graph: Any, variable_index: Mapping[int, int]) -> tuple[tuple[Capt
 def _gradients(seen: Observation, variable_index: Mapping[int, int]) -> tuple[GradientSpec, ...]:
     specs: list[GradientSpec] = []
     for gradient, variable in seen.gradients():
-        index = variable_index.get(id(handle_of(variable)))
+        index = variable_index.get(id(private_tf.handle_of(variable)))
         if index is None:
             continue
         if isinstance(gradient, tf.IndexedSlices):
@@ -112,7 +112,7 @@ def watch_layout(entries: Sequence[WatchEntry], variable_index: Mapping[int, int
 def _learning_rate(seen: Observation, variable_index: Mapping[int, int]) -> int | None:
     for optimizer in seen.optimizers:
         inner = getattr(optimizer, "inner_optimizer", optimizer)
-        index = variable_index.get(id(handle_of(getattr(inner, "_learning_rate", None))))
+        index = variable_index.get(id(private_tf.handle_of(getattr(inner, "_learning_rate", None))))
         if index is not None:
             return index
     return None
@@ -135,7 +135,7 @@ def describe_ops(graph: Any, seen: Observation, signature: Signature, metrics: f
         for index, op in enumerate(each.get_operations()):
             key = (function, op.name)
             found.append(_describe_op(op, key, _stack_at(marks, index, id(each)), forward, flow, sources, seen.root_layer))
-    return _with_forward_layers(found)
+    return with_forward_layers(found)
 
 
 def _describe_op(op: Any, key: tuple[str, str], layers: str, forward: Mapping[tuple[str, str], tuple[str, str]], flow: Flow, sources: SourceTable, root: str | None) -> OpInfo:
@@ -207,7 +207,7 @@ def _add_symbolic(
                 found[function, op.name] = target
 
 
-def _with_forward_layers(ops: Sequence[OpInfo]) -> list[OpInfo]:
+def with_forward_layers(ops: Sequence[OpInfo]) -> list[OpInfo]:
     """Give backward ops the layer, the place and the stack of the forward op that they differentiate."""
     by_key = {(op.function, op.name): op for op in ops}
     return [_with_forward_layer(op, by_key) for op in ops]

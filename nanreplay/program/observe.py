@@ -50,6 +50,8 @@ class BackwardSpan(NamedTuple):
     scope: str
     forward: Any
     """The forward op's first output tensor, or None when the tape dropped it."""
+    inputs: tuple[Any, ...] = ()
+    """The forward op's inputs; None where the tape dropped one."""
 
 
 class TapeGradient(NamedTuple):
@@ -83,6 +85,8 @@ class Observation:
     """Learning rate of the first optimizer, read just before its first update."""
     loss_scale: Any = None
     """Loss scale of the first LossScaleOptimizer, read just before its first update."""
+    returned_losses: list[Any] = field(default_factory=list)
+    """Scalar floats that the step returned; they stand for the loss when nothing was differentiated by a tape."""
     root_layer: str | None = None
     """The first layer that was called: the model."""
 
@@ -94,7 +98,12 @@ class Observation:
                 tensor = self.unscaled.get(id(target), target)
                 if tf.is_tensor(tensor) and (tensor.dtype.is_floating or tensor.dtype.is_complex):
                     found[id(tensor)] = tensor
-        return list(found.values())
+        return list(found.values()) or self.returned_losses[:1]
+
+    def note_result(self, result: Any) -> None:
+        """Remember what may be the loss among the step's results."""
+        flat = tf.nest.flatten(result, expand_composites=True)
+        self.returned_losses = [leaf for leaf in flat if tf.is_tensor(leaf) and leaf.dtype.is_floating and leaf.shape.rank == 0]
 
     def gradients(self) -> list[tuple[Any, Any]]:
         """(gradient, variable) pairs as they reached the optimizer, else as the tape gave them."""
@@ -102,7 +111,7 @@ class Observation:
         found: dict[int, tuple[Any, Any]] = {}
         for gradients, variables in pairs:
             for gradient, variable in zip(gradients, variables, strict=False):
-                handle = getattr(getattr(variable, "value", variable), "handle", getattr(variable, "handle", None))
+                handle = private_tf.handle_of(variable)
                 if gradient is not None and handle is not None:
                     found[id(handle)] = (gradient, variable)
         return list(found.values())
@@ -132,6 +141,11 @@ class Observer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._restore()
+
+    @property
+    def stack(self) -> tuple[Region, ...]:
+        """What is running now, outermost first."""
+        return tuple(self._stack)
 
     @contextlib.contextmanager
     def region(self, kind: RegionKind, name: str = "") -> Iterator[None]:
@@ -276,5 +290,5 @@ class Observer:
         result = call(scope)
         _, end = self._clock()
         if end > start:
-            self.observation.spans.append(BackwardSpan(graph, start, end, op_type, scope, forward))
+            self.observation.spans.append(BackwardSpan(graph, start, end, op_type, scope, forward, tuple(inputs or ())))
         return result

@@ -6,7 +6,7 @@ Everything else of the package goes through the small functions below.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 # --- running single ops (replay/interpreter) -------------------------------------------------------------------------
 from tensorflow.python.eager import context as _context
@@ -17,6 +17,8 @@ from tensorflow.python.framework import op_def_registry as _op_def_registry
 from tensorflow.python import pywrap_tfe as _pywrap_tfe
 from tensorflow.python.eager import backprop as _backprop
 from tensorflow.python.eager.polymorphic_function import autograph_util as _autograph_util
+from tensorflow.python.framework import op_callbacks as _op_callbacks
+from tensorflow.python.framework import op_def_library as _op_def_library
 from tensorflow.python.framework import ops as _ops
 
 
@@ -115,3 +117,54 @@ def variable_type(handle: Any) -> tuple[Any, tuple[int, ...]] | None:
     entry = data.shape_and_type[0]
     shape = tuple(int(axis.size) for axis in entry.shape.dim)
     return (entry.dtype, shape) if not entry.shape.unknown_rank and min(shape, default=0) >= 0 else None
+
+
+class FunctionOptions(NamedTuple):
+    """How a `tf.function` was made."""
+
+    jit_compile: bool | None
+    reduce_retracing: bool
+    autograph: bool
+
+
+def function_options(function: Any) -> FunctionOptions:
+    """How `function`, a `tf.function`, was made."""
+    return FunctionOptions(function._jit_compile, bool(function._reduce_retracing), bool(function._autograph))
+
+
+def handle_of(variable: Any) -> Any:
+    """The resource handle of a `tf.Variable` or a Keras variable, None for anything else."""
+    value = getattr(variable, "value", None)
+    if value is not None and not callable(value):
+        variable = value
+    return getattr(variable, "handle", None)
+
+
+def add_op_callback(callback: Callable[..., Any]) -> Callable[[], None]:
+    """Call `callback(op_type, inputs, attrs, outputs, op_name, graph)` after each op of this thread; returns what undoes it."""
+    _op_callbacks.add_op_callback(callback)
+
+    def undo() -> None:
+        _op_callbacks.remove_op_callback(callback)
+
+    return undo
+
+
+def function_library(name: str) -> list[Any]:
+    """FunctionDefs of the eager function `name` and of all functions that it calls; empty when there is none."""
+    context = _context.context()
+    found: dict[str, Any] = {}
+    pending = [name]
+    while pending:
+        each = pending.pop()
+        if each not in found and context.has_function(each):
+            found[each] = context.get_function_def(each)
+            pending += [attr.func.name for node in found[each].node_def for attr in node.attr.values() if attr.HasField("func")]
+            pending += [func.name for node in found[each].node_def for attr in node.attr.values() for func in attr.list.func]
+            pending += [node.op for node in found[each].node_def if context.has_function(node.op)]
+    return list(found.values())
+
+
+def attr_value(value: Any, kind: str, name: str) -> Any:
+    """An AttrValue proto from what an eager op was called with."""
+    return _op_def_library.value_to_attr_value(value, kind, name)

@@ -30,7 +30,7 @@ _UNSAFE = re.compile(
   | CreateSummary(File|Db)Writer | SummaryWriter                                                            # event files
   | Debug(Identity|NanCount|NumericSummary)(V\d)? | Copy | CopyHost                                          # debug URLs
   | Rpc.* | _?(Host)?Send | _?(Host)?Recv | Xla(Send|Recv|SendToHost|RecvFromHost).* | RemoteCall           # network
-  | Nccl.* | _Nccl.* | RegisterDatasetV2 | DataServiceDatasetV\d | DeserializeIterator
+  | Nccl.* | _Nccl.* | DeserializeIterator | DatasetFromGraph
   | Abort | XlaCallModule | XlaCustomCall(V2)? | XlaHostCompute | _Xla.* | TPU.*                            # processes, code
     """,
     re.VERBOSE,

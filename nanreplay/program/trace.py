@@ -79,6 +79,7 @@ class TracedStep:
         observer = Observer()
         with observer as seen:
             result = self._step(*args, **kwargs)
+            seen.note_result(result)
             with observer.region("watch"):
                 watch = build_watch(seen, watched_handles(graph, self._unwatched()))
         self._traces[id(graph)] = Trace(graph, seen, watch)

@@ -37,14 +37,6 @@ class Watch:
     entries: tuple[WatchEntry, ...]
 
 
-def handle_of(variable: Any) -> Any:
-    """The resource handle of a `tf.Variable` or a Keras variable, None for anything else."""
-    value = getattr(variable, "value", None)
-    if value is not None and not callable(value):
-        variable = value
-    return getattr(variable, "handle", None)
-
-
 def read_variable(handle: Any) -> Any:
     """The value behind a variable's handle; shares the variable's buffer, so it costs no copy."""
     kind = private_tf.variable_type(handle)
@@ -65,7 +57,7 @@ def build_watch(seen: Observation, handles: list[Any]) -> Watch:
         scalars.append((WatchEntry("loss", index), _real(loss) if loss.shape.rank == 0 else tf.reduce_sum(_real(loss))))
     for gradient, variable in seen.gradients():
         values = _real(gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient)
-        handle = handle_of(variable)
+        handle = private_tf.handle_of(variable)
         scalars.append((WatchEntry("gradient_sum", handle), tf.nn.l2_loss(values)))
         scalars.append((WatchEntry("gradient_max", handle), _largest(values)))
     for handle in handles:

@@ -1,0 +1,5 @@
+"""Recording a training into a capture file."""
+
+from nanreplay.recorder.callback import Recorder
+
+__all__ = ["Recorder"]

@@ -8,7 +8,6 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.program import private_tf
-from nanreplay.program.watch import handle_of
 from nanreplay.records import Role, VariableInfo
 
 
@@ -22,14 +21,16 @@ class VariableTable:
         self.born_nonfinite: set[int] = set()
         """Indices of state variables that were non-finite before the first recorded step."""
         self._known: dict[int, tuple[str, Role]] = {}
+        self._known_handles: list[Any] = []
 
     def name(self, variables: Iterable[Any], role: Role | None = None) -> None:
         """Remember paths and roles of Keras variables or `tf.Variable`s; the first name given stays."""
         for variable in variables:
-            handle = handle_of(variable)
-            if handle is not None:
+            handle = private_tf.handle_of(variable)
+            if handle is not None and id(handle) not in self._known:
                 path = getattr(variable, "path", None) or variable.name.partition(":")[0]
-                self._known.setdefault(id(handle), (path, role or _role(variable)))
+                self._known[id(handle)] = (path, role or _role(variable))
+                self._known_handles.append(handle)
 
     def name_model(self, model: Any) -> None:
         """Name the variables of a Keras model or layer."""
@@ -58,8 +59,8 @@ class VariableTable:
         return grown
 
     def unwatched(self) -> list[Any]:
-        """Handles whose values say nothing of the training's health: metrics and seeds."""
-        return [handle for handle, info in zip(self.handles, self.infos, strict=True) if info.role in ("metric", "seed")]
+        """Named handles whose values say nothing of the training's health: metrics and seeds."""
+        return [handle for handle in self._known_handles if self._known[id(handle)][1] in ("metric", "seed")]
 
     def of_role(self, role: Role) -> frozenset[int]:
         """Indices of the variables with `role`."""

@@ -1,0 +1,49 @@
+"""Record a TensorFlow or Keras training, replay the step that turned NaN, and name the op that did it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "AttachError": "nanreplay.errors",
+    "Capture": "nanreplay.capture",
+    "CaptureNotFoundError": "nanreplay.errors",
+    "FormatError": "nanreplay.errors",
+    "NanreplayError": "nanreplay.errors",
+    "NonFiniteError": "nanreplay.errors",
+    "Recorder": "nanreplay.recorder",
+    "Replay": "nanreplay.replay",
+    "ReplayError": "nanreplay.errors",
+    "UnsafeProgramError": "nanreplay.errors",
+    "UnsupportedOpError": "nanreplay.errors",
+    "VersionError": "nanreplay.errors",
+}
+
+__all__ = [*sorted(_PUBLIC), "__version__"]
+
+if TYPE_CHECKING:
+    from nanreplay.capture import Capture as Capture
+    from nanreplay.errors import AttachError as AttachError
+    from nanreplay.errors import CaptureNotFoundError as CaptureNotFoundError
+    from nanreplay.errors import FormatError as FormatError
+    from nanreplay.errors import NanreplayError as NanreplayError
+    from nanreplay.errors import NonFiniteError as NonFiniteError
+    from nanreplay.errors import ReplayError as ReplayError
+    from nanreplay.errors import UnsafeProgramError as UnsafeProgramError
+    from nanreplay.errors import UnsupportedOpError as UnsupportedOpError
+    from nanreplay.errors import VersionError as VersionError
+    from nanreplay.recorder import Recorder as Recorder
+    from nanreplay.replay import Replay as Replay
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,113 @@
+"""Everything that nanreplay raises on purpose.
+
+```
+Exception
+└── NanreplayError
+    ├── CaptureError                              a capture file
+    │   ├── CaptureNotFoundError                  (FileNotFoundError)    no such file
+    │   ├── MissingPartError                      (LookupError)          a step, program or table that the capture does not hold
+    │   └── FormatError                           (ValueError)           not a capture, truncated, damaged
+    │       └── VersionError                                             written by a newer nanreplay
+    ├── AttachError                               (ValueError)           a recorder attached wrongly
+    ├── UnsafeProgramError                                               a program that reaches beyond tensors
+    ├── UnsupportedOpError                        (NotImplementedError)  an op that cannot be replayed
+    ├── ReplayError                               (RuntimeError)         a replay that failed
+    └── NonFiniteError                            (ArithmeticError)      training met a non-finite value
+```
+
+A message says what, where and what to do; `hint` carries the last where it deserves a line of its own.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class NanreplayError(Exception):
+    """Base of every error of nanreplay."""
+
+    hint: str | None = None
+    """What to do about it, when the message alone does not say it."""
+
+    def __init__(self, message: str = "", *, hint: str | None = None) -> None:
+        """Remember the message and, optionally, the hint."""
+        super().__init__(message)
+        self.hint = hint
+
+
+class CaptureError(NanreplayError):
+    """Something about a capture file."""
+
+
+class CaptureNotFoundError(CaptureError, FileNotFoundError):
+    """The capture file does not exist."""
+
+
+class MissingPartError(CaptureError, LookupError):
+    """The capture is in order, but holds no such step, program or table."""
+
+
+class FormatError(CaptureError, ValueError):
+    """The file is not a capture, or is truncated or damaged."""
+
+
+class VersionError(FormatError):
+    """The capture was written in a newer version of the format."""
+
+
+class AttachError(NanreplayError, ValueError):
+    """A recorder was attached wrongly."""
+
+
+class UnsafeProgramError(NanreplayError):
+    """The program holds ops that reach files, the network, processes or Python."""
+
+
+class UnsupportedOpError(NanreplayError, NotImplementedError):
+    """An op cannot be replayed."""
+
+    def __init__(self, op_type: str, op_name: str, reason: str) -> None:
+        """Say which op, and why.
+
+        Args:
+            op_type: Type of the op, e.g. `PyFunc`.
+            op_name: Name of the op in its function.
+            reason: Why it cannot be replayed; completes "cannot be replayed: ...".
+        """
+        super().__init__(f"{op_type} {op_name!r} cannot be replayed: {reason}.")
+        self.op_type = op_type
+        self.op_name = op_name
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[type[UnsupportedOpError], tuple[str, str, str]]:
+        """Survive pickling, so that the error crosses processes."""
+        return type(self), (self.op_type, self.op_name, self.reason)
+
+
+class ReplayError(NanreplayError, RuntimeError):
+    """A replay could not be done."""
+
+
+class NonFiniteError(NanreplayError, ArithmeticError):
+    """Training met a non-finite value; the recorder has written a capture if it could."""
+
+    def __init__(self, sentence: str, *, step: int, path: str | os.PathLike[str] | None = None) -> None:
+        """Say what happened.
+
+        Args:
+            sentence: What was non-finite, and where.
+            step: Step of the recording, from 0.
+            path: The capture file, or None when none was written.
+        """
+        self.sentence = sentence
+        self.step = step
+        self.path = None if path is None else os.fspath(path)
+        super().__init__(sentence if path is None else f"{sentence} Capture: {self.path} (nanreplay open {self.path})")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Survive pickling, so that the error crosses processes."""
+        return _non_finite_error, (self.sentence, self.step, self.path)
+
+
+def _non_finite_error(sentence: str, step: int, path: str | None) -> NonFiniteError:
+    return NonFiniteError(sentence, step=step, path=path)

@@ -1,0 +1,348 @@
+"""From one eager execution of a step to a flat program: every op that ran, in order, as a GraphDef.
+
+An eager step has no graph. Running it once under an op callback shows each op with its inputs and outputs; a tensor that
+no op of the step made is a variable's handle, an array of the batch, or a constant.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from nanreplay.program import private_tf
+from nanreplay.program.describe import watch_layout, with_forward_layers, without_root
+from nanreplay.program.observe import BackwardSpan, Observation, Observer, Region
+from nanreplay.program.sources import SourceTable, is_user_file
+from nanreplay.program.watch import Watch
+from nanreplay.records import CaptureSpec, GradientSpec, InputSpec, OpInfo, ProgramRecord, Signature
+
+_SMALL = 4096
+"""Constants of at most this many bytes are written into the graph."""
+
+
+@dataclass(slots=True)
+class EagerOp:
+    """One op that ran."""
+
+    type: str
+    inputs: tuple[Any, ...]
+    attrs: Mapping[str, Any]
+    outputs: tuple[Any, ...]
+    stack: tuple[Region, ...]
+    frames: tuple[Any, ...]
+
+
+@dataclass(slots=True)
+class UserFrame:
+    """A Python frame as `traceback.FrameSummary` names it."""
+
+    filename: str
+    lineno: int
+    name: str
+
+
+@dataclass
+class EagerRun:
+    """One observed eager execution of a step."""
+
+    ops: list[EagerOp] = field(default_factory=list)
+    seen: Observation = field(default_factory=Observation)
+    result: Any = None
+    error: Exception | None = None
+    """What the step raised, or None."""
+
+
+def observe_eager(step: Callable[[], Any]) -> EagerRun:
+    """Run `step` eagerly once and note every op."""
+    run = EagerRun()
+    observer = Observer(clock=lambda: (0, len(run.ops)))
+
+    def callback(op_type: Any, inputs: Any, attrs: Any, outputs: Any, op_name: Any = None, graph: Any = None) -> None:
+        if graph is None:
+            kind = op_type.decode() if isinstance(op_type, bytes) else op_type
+            named = {_text(attrs[i]): attrs[i + 1] for i in range(0, len(attrs or ()), 2)}
+            run.ops.append(EagerOp(kind, tuple(inputs), named, tuple(outputs), observer.stack, _user_frames()))
+
+    with observer as run.seen:
+        undo = private_tf.add_op_callback(callback)
+        try:
+            run.result = step()
+        except Exception as error:
+            run.error = error
+        finally:
+            undo()
+    run.seen.note_result(run.result)
+    return run
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)
+
+
+def _user_frames() -> tuple[UserFrame, ...]:
+    frames = []
+    frame: Any = sys._getframe(2)
+    while frame is not None:
+        if is_user_file(frame.f_code.co_filename):
+            frames.append(UserFrame(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+        frame = frame.f_back
+    return tuple(reversed(frames))
+
+
+def describe_eager(
+    run: EagerRun, program_id: str, watch: Watch, *, variable_index: Mapping[int, int], leaves: Sequence[Any], paths: Sequence[str], sources: SourceTable, learning_rate: int | None
+) -> ProgramRecord:
+    """Build the flat program of one eager execution.
+
+    Args:
+        run: The execution.
+        program_id: Its name in the file.
+        watch: What was watched; its entries name the fingerprint.
+        variable_index: Index in the table of variables, by id of the handle.
+        leaves: Arrays of the flattened batch.
+        paths: A readable path for each.
+        sources: Collects stacks.
+        learning_rate: Index of the learning-rate variable.
+    """
+    builder = _Builder(variable_index, leaves, paths)
+    for op in run.ops:
+        builder.add(op)
+    seen = run.seen
+    gradients = []
+    for gradient, variable in seen.gradients():
+        index = variable_index.get(id(private_tf.handle_of(variable)))
+        dense = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+        if index is not None:
+            indices = builder.tensor(gradient.indices) if isinstance(gradient, tf.IndexedSlices) else None
+            gradients.append(GradientSpec(index, builder.tensor(dense), indices))
+    losses = tuple(builder.tensor(loss) for loss in seen.losses())
+    returned = [leaf for leaf in tf.nest.flatten(run.result, expand_composites=True) if tf.is_tensor(leaf)]
+    outputs = tuple(dict.fromkeys(builder.tensor(leaf) for leaf in returned))
+    signature = Signature(
+        compilation="eager",
+        inputs=tuple(builder.inputs),
+        captures=tuple(builder.captures),
+        outputs=outputs,
+        output_names=outputs,
+        control_outputs=tuple(builder.effects),
+        losses=losses,
+        gradients=tuple(gradients),
+        watch=None,
+        watch_layout=watch_layout(watch.entries, variable_index),
+        learning_rate=learning_rate,
+        loss_scaled=seen.loss_scale is not None or bool(seen.unscaled),
+        root_layer=seen.root_layer,
+    )
+    return ProgramRecord(program_id, builder.graph.SerializeToString(), signature, _ops(run, builder, sources, losses), builder.constants)
+
+
+class _Builder:
+    """Adds nodes for ops and for the tensors that come from outside."""
+
+    def __init__(self, variable_index: Mapping[int, int], leaves: Sequence[Any], paths: Sequence[str]) -> None:
+        self.graph = tf.compat.v1.GraphDef()
+        self.graph.versions.producer = tf.compat.v1.get_default_graph().graph_def_versions.producer or 2000
+        self.inputs: list[InputSpec] = []
+        self.captures: list[CaptureSpec] = []
+        self.constants: list[Any] = []
+        self.effects: list[str] = []
+        self.names: list[str] = []
+        """Node name of each op that was added."""
+        self.made: dict[int, str] = {}
+        """Tensor name by id of the EagerTensor."""
+        self._kept: list[Any] = []
+        self._variable_index = variable_index
+        self._leaves = [np.asarray(leaf) for leaf in leaves]
+        self._ids = {id(leaf): index for index, leaf in enumerate(leaves)}
+        self._paths = paths
+        self._fed: dict[tuple[str, int], str] = {}
+        self._last_use: dict[int, list[str]] = {}
+        self._used: dict[str, int] = {}
+        self._functions: set[str] = set()
+
+    def add(self, op: EagerOp) -> None:
+        """Add one executed op."""
+        names = [self.tensor(tensor) for tensor in op.inputs]
+        scope = "/".join(region.name for region in op.stack if region.kind == "layer")
+        if any(region.kind == "backward" for region in op.stack):
+            scope = "gradient_tape" + (f"/{scope}" if scope else "")
+        node = self.graph.node.add(name=self._unique(f"{scope}/{op.type}" if scope else op.type), op=op.type)
+        node.input.extend(names)
+        self._set_attrs(node, op)
+        self._order(node, op)
+        for index, output in enumerate(op.outputs):
+            self.made[id(output)] = f"{node.name}:{index}"
+        self._kept.append(op.outputs)
+        self.names.append(node.name)
+
+    def tensor(self, tensor: Any) -> str:
+        """Name of a tensor; one that no op made becomes a placeholder or a constant."""
+        if id(tensor) not in self.made:
+            self._kept.append(tensor)
+            self.made[id(tensor)] = self._outside(tensor)
+        return self.made[id(tensor)]
+
+    def _outside(self, tensor: Any) -> str:
+        if tensor.dtype in (tf.resource, tf.variant):
+            name = self._placeholder("resource", tensor)
+            self.captures.append(CaptureSpec(name, variable=self._variable_index.get(id(tensor))))
+            return name
+        leaf = self._leaf_of(tensor)
+        if leaf is not None:
+            key = (tensor.dtype.name, leaf)
+            if key not in self._fed:
+                self._fed[key] = self._placeholder("batch", tensor)
+                self.inputs.append(InputSpec(self._fed[key], leaf, self._paths[leaf], tensor.dtype.name, tuple(tensor.shape)))
+            return self._fed[key]
+        if tensor.dtype == tf.string or tensor.numpy().nbytes <= _SMALL:
+            node = self.graph.node.add(name=self._unique("Const"), op="Const")
+            node.attr["dtype"].type = tensor.dtype.as_datatype_enum
+            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(tensor))
+            return f"{node.name}:0"
+        name = self._placeholder("constant", tensor)
+        self.captures.append(CaptureSpec(name, constant=len(self.constants)))
+        self.constants.append(tensor)
+        return name
+
+    def _leaf_of(self, tensor: Any) -> int | None:
+        """Index of the batch's array that `tensor` is, or that it was converted from."""
+        if id(tensor) in self._ids:
+            return self._ids[id(tensor)]
+        if tensor.dtype == tf.string:
+            return None
+        value = tensor.numpy()
+        for index, leaf in enumerate(self._leaves):
+            if leaf.shape == value.shape and value.size > 1 and leaf.dtype.kind != "O":
+                with np.errstate(all="ignore"):
+                    converted = leaf.astype(value.dtype)
+                if converted.tobytes() == value.tobytes():
+                    return index
+        return None
+
+    def _placeholder(self, kind: str, tensor: Any) -> str:
+        node = self.graph.node.add(name=self._unique(kind), op="Placeholder")
+        node.attr["dtype"].type = tensor.dtype.as_datatype_enum
+        node.attr["shape"].shape.CopyFrom(tensor.shape.as_proto())
+        return f"{node.name}:0"
+
+    def _unique(self, name: str) -> str:
+        count = self._used.get(name, 0)
+        self._used[name] = count + 1
+        return f"{name}_{count}" if count else name
+
+    def _set_attrs(self, node: Any, op: EagerOp) -> None:
+        definition = private_tf.op_definition(op.type)
+        if definition is None:
+            self._add_function(op.type)
+            return
+        kinds = {attr.name: attr.type for attr in definition.attr}
+        for name, value in op.attrs.items():
+            if name in kinds and value is not None:
+                node.attr[name].CopyFrom(private_tf.attr_value(value, kinds[name], name))
+        for attr in definition.attr:
+            if attr.name not in node.attr and attr.HasField("default_value"):
+                node.attr[attr.name].CopyFrom(attr.default_value)
+        for value in node.attr.values():
+            for function in (value.func.name, *(each.name for each in value.list.func)):
+                if function:
+                    self._add_function(function)
+
+    def _add_function(self, name: str) -> None:
+        if name not in self._functions:
+            for function in private_tf.function_library(name):
+                if function.signature.name not in self._functions:
+                    self._functions.add(function.signature.name)
+                    self.graph.library.function.add().CopyFrom(function)
+
+    def _order(self, node: Any, op: EagerOp) -> None:
+        """Ops on one resource keep the order in which they ran."""
+        handles = [tensor for tensor in op.inputs if tensor.dtype == tf.resource]
+        reads = op.type in ("ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape")
+        for handle in handles:
+            earlier = self._last_use.setdefault(id(handle), [])
+            node.input.extend(f"^{name}" for name in dict.fromkeys(earlier) if f"^{name}" not in node.input)
+            if reads:
+                earlier[1:] = [*earlier[1:], node.name]
+            else:
+                earlier[:] = [node.name]
+            if reads and len(earlier) == 1 and earlier[0] == node.name:
+                continue
+        if handles and not reads:
+            self.effects.append(node.name)
+
+
+def _ops(run: EagerRun, builder: _Builder, sources: SourceTable, losses: tuple[str, ...]) -> list[OpInfo]:
+    root = run.seen.root_layer
+    forward = _forward_by_op(run)
+    matters = _ancestors(builder, {name.rpartition(":")[0] for name in losses})
+    layers = [index for index, op in enumerate(run.ops) if any(region.kind == "layer" for region in op.stack)]
+    last_layer = max((index for index in layers if not _kind(run.ops[index])), default=-1)
+    first_layer = min(layers, default=-1)
+    found = []
+    for index, (op, name) in enumerate(zip(run.ops, builder.names, strict=True)):
+        path = without_root("/".join(region.name for region in op.stack if region.kind == "layer"), root)
+        phase, where = _phase(op, path, index, name in matters, (first_layer, last_layer), run)
+        target = forward.get(index)
+        found.append(
+            OpInfo("", name, op.type, path, phase, where, sources.add(op.frames), builder.names[target] if target is not None else "", "")
+        )
+    return with_forward_layers(found)
+
+
+def _kind(op: EagerOp) -> str:
+    kinds = [region.kind for region in op.stack]
+    return next((kind for kind in ("watch", "optimizer", "backward") if kind in kinds), "")
+
+
+def _phase(op: EagerOp, path: str, index: int, matters: bool, layers: tuple[int, int], run: EagerRun) -> tuple[str, str]:
+    kind = _kind(op)
+    if kind:
+        return {"watch": ("watch", ""), "optimizer": ("update", "optimizer"), "backward": ("backward", "loss")}[kind]
+    if path:
+        return "forward", "layer"
+    if matters:
+        if index < layers[0]:
+            return "forward", "input"
+        return ("loss", "loss") if index > layers[1] or layers[1] < 0 else ("forward", "loss")
+    after_backward = any(_kind(other) == "backward" for other in run.ops[:index])
+    return ("update", "optimizer") if after_backward else ("forward", "metric")
+
+
+def _ancestors(builder: _Builder, wanted: set[str]) -> set[str]:
+    inputs = {node.name: [name.lstrip("^").rpartition(":")[0] for name in node.input if not name.startswith("^")] for node in builder.graph.node}
+    found, pending = set(wanted), list(wanted)
+    while pending:
+        for name in inputs.get(pending.pop(), ()):
+            if name not in found:
+                found.add(name)
+                pending.append(name)
+    return found
+
+
+def _forward_by_op(run: EagerRun) -> dict[int, int]:
+    """Index of the forward op by index of the backward op."""
+    made = {id(tensor): index for index, op in enumerate(run.ops) for tensor in op.outputs}
+    used: set[int] = set()
+    found: dict[int, int] = {}
+    for span in run.seen.spans:
+        forward = _forward_op(run, span, made, used)
+        if forward is not None:
+            used.add(forward)
+            for index in range(span.start, span.end):
+                found.setdefault(index, forward)
+    return found
+
+
+def _forward_op(run: EagerRun, span: BackwardSpan, made: Mapping[int, int], used: set[int]) -> int | None:
+    """By the output that the tape kept, else by the inputs, else the last op of that type not yet differentiated."""
+    if span.forward is not None and id(span.forward) in made and run.ops[made[id(span.forward)]].type == span.op_type:
+        return made[id(span.forward)]
+    kept = {id(tensor) for tensor in span.inputs if tensor is not None}
+    candidates = [index for index in range(span.start - 1, -1, -1) if run.ops[index].type == span.op_type and index not in used]
+    matching = [index for index in candidates if kept and kept <= {id(tensor) for tensor in run.ops[index].inputs}]
+    return next(iter(matching or candidates), None)

@@ -1,0 +1,196 @@
+"""`Recorder`: the Keras callback, and the wrapper of custom training loops."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import keras
+import tensorflow as tf
+
+from nanreplay.errors import AttachError, NonFiniteError
+from nanreplay.recorder.eager_step import EagerStep
+from nanreplay.recorder.fit import FitFunction, check_model, traced_train_step
+from nanreplay.recorder.graph_step import GraphStep
+from nanreplay.recorder.loop import traced_function
+from nanreplay.recorder.session import Session
+from nanreplay.recorder.settings import check_settings
+from nanreplay.records import Trigger
+
+
+class Recorder(keras.callbacks.Callback):
+    """Records a training and writes one HDF5 file when a loss, a gradient or a variable becomes NaN or infinite.
+
+    ```python
+    model.fit(data, callbacks=[Recorder("run.h5")])                     # Keras
+
+    recorder = Recorder("run.h5")                                       # custom loop
+    step = recorder.wrap(train_step, model=model, optimizer=optimizer)
+    for batch in data:
+        loss = step(batch)
+    ```
+
+    Args:
+        path: The capture file; may hold `{step}`, `{time}`, `{pid}`, `{worker}`. An older file is replaced.
+        on_nan: "raise" raises `NonFiniteError`; "stop" stops `fit` (in a loop, look at `recorder.stopped`).
+        window: Steps whose batches are kept.
+        keyframe_every: Steps between copies of all variables, or "auto".
+        memory_limit: What batches and copies may hold, bytes or a text such as "1GiB".
+        history: Steps of the timeline (loss, learning rate, norms).
+        sources: "lines" writes the source lines of the training step into the file, "none" leaves them out.
+        max_skipped: Updates that loss scaling may skip in a row before that counts as an incident.
+
+    Raises:
+        AttachError: An argument is not valid or the file could not be written.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        on_nan: Literal["raise", "stop"] = "raise",
+        window: int = 32,
+        keyframe_every: int | Literal["auto"] = "auto",
+        memory_limit: int | str = "1GiB",
+        history: int = 10_000,
+        sources: Literal["lines", "none"] = "lines",
+        max_skipped: int = 20,
+    ) -> None:
+        super().__init__()
+        given = {
+            "on_nan": on_nan, "window": window, "keyframe_every": keyframe_every, "memory_limit": memory_limit,
+            "history": history, "sources": sources, "max_skipped": max_skipped,
+        }  # fmt: skip
+        self._settings = check_settings(path, **given)
+        self._session = Session(self._settings)
+        self._fit: FitFunction | None = None
+        self._expected = False
+        self.path: Path | None = None
+        """The capture, once it has been written."""
+        self.stopped = False
+        """Whether an incident asks the loop to stop."""
+
+    def __enter__(self) -> Recorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # Keras
+
+    def set_model(self, model: Any) -> None:
+        """Check the model that `fit` hands over.
+
+        Raises:
+            AttachError: `fit` of this model cannot be recorded.
+        """
+        check_model(model)
+        super().set_model(model)
+
+    def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Put the recording train function in place."""
+        self.stopped = False
+        self._session.request_keyframe()
+        self._install()
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Metrics were reset, and other callbacks may have changed the state."""
+        self._session.request_keyframe()
+
+    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Announce the step; put the train function back when another callback replaced it."""
+        self._expected = True
+        if self.model.train_function is not self._fit:
+            self._session.request_keyframe()
+            self._install()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        """Leave the model as it was."""
+        self._uninstall()
+
+    def _install(self) -> None:
+        model, original = self.model, self.model.train_function
+        if self._session.detached:
+            return
+        if isinstance(original, FitFunction):
+            original = original.original
+        if self._fit is None or self._fit.model is not model or self._fit.original is not original:
+            self._fit = FitFunction(model, original, self._fit_step(model), self._take_expected)
+        model.train_function = self._fit
+
+    def _fit_step(self, model: Any) -> Callable[[Any], Any]:
+        session = self._session
+        session.variables.name_model(model)
+        if model.run_eagerly:
+            return EagerStep(session, model.train_step, self._incident)
+        traced, bare = traced_train_step(model, session)
+        return GraphStep(session, traced, bare, self._incident)
+
+    def _take_expected(self) -> bool:
+        expected, self._expected = self._expected, False
+        return expected
+
+    def _uninstall(self) -> None:
+        model = getattr(self, "_model", None)
+        if self._fit is not None and model is not None and model.train_function is self._fit:
+            model.train_function = self._fit.original
+
+    # Loops
+
+    def wrap(self, step: Callable[..., Any], *, model: Any = None, optimizer: Any = None) -> Callable[..., Any]:
+        """Record a custom training step.
+
+        A `tf.function` is traced again with the watch inside; a plain Python function runs eagerly as it is.
+
+        Args:
+            step: Runs one training step on the batch that it is given, and returns the loss (or any outputs).
+            model: The Keras model (or layers) that the step trains; names variables. Optional.
+            optimizer: Its optimizer; names the slots. Optional.
+
+        Returns:
+            A function to call in place of `step`.
+
+        Raises:
+            AttachError: `step` is not callable.
+        """
+        if not callable(step):
+            raise AttachError(f"Expected a function or a tf.function. Received: {type(step).__name__}")
+        session = self._session
+        for each in tf.nest.flatten(model):
+            session.variables.name_model(each)
+        for each in tf.nest.flatten(optimizer):
+            session.variables.name_optimizer(each)
+        if hasattr(step, "get_concrete_function") and hasattr(step, "python_function"):
+            return traced_function(session, step, self._incident)
+        return EagerStep(session, step, self._incident)
+
+    def dump(self, reason: str = "on demand") -> Path | None:
+        """Write what is held now, without an incident; returns the file."""
+        self.path = self._session.write(Trigger("manual", "dump", reason), max(0, self._session.step - 1))
+        return self.path
+
+    def close(self) -> None:
+        """Let go of batches, keyframes and the model."""
+        self._uninstall()
+        self._session.ring = None
+        self._session.detached = True
+
+    def _incident(self, trigger: Trigger, step: int) -> None:
+        self.path = self._session.write(trigger, step)
+        self.stopped = True
+        model = getattr(self, "_model", None)
+        where = f"Wrote {self.path}; explain it with: nanreplay bisect {self.path}" if self.path else "The capture could not be written."
+        value = {"nan": "NaN", "inf": "infinite", "-inf": "infinite"}.get(trigger.value, trigger.value)
+        name = trigger.name if trigger.what == "loss" else f"{trigger.what} {trigger.name}"
+        sentence = f"step {step}: {name} is {value}. {where}"
+        self._session.detached = True
+        if self._settings.on_nan == "raise":
+            self._uninstall()
+            raise NonFiniteError(sentence, path=self.path, step=step)
+        warnings.warn(f"nanreplay: {sentence}", stacklevel=2)
+        if model is not None:
+            model.stop_training = True

@@ -1,0 +1,89 @@
+"""Recording `model.fit`: a train function of ours takes the place of Keras's own for the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from nanreplay.errors import AttachError
+from nanreplay.program.trace import TracedStep
+from nanreplay.recorder.session import Session
+
+
+def check_model(model: Any) -> None:
+    """Fail at attach when `model.fit` cannot be recorded.
+
+    Raises:
+        AttachError: Another backend, a Keras 2 model, a model that is not compiled, a distribution strategy.
+    """
+    import keras
+
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise AttachError(f"nanreplay records Keras on TensorFlow, but the Keras backend is {backend}. Set KERAS_BACKEND=tensorflow before importing keras.")
+    if not isinstance(model, keras.Model):
+        kind = f"{type(model).__module__}.{type(model).__qualname__}"
+        hint = " It comes from Keras 2 (tf_keras); nanreplay needs Keras 3." if "tf_keras" in kind or "keras.src.engine" in kind else ""
+        raise AttachError(f"Expected a keras.Model of Keras 3. Received: {kind}.{hint}")
+    if not getattr(model, "compiled", False):
+        raise AttachError(f"The model {model.name!r} is not compiled. Call model.compile(...) before recording model.fit.")
+    replicas = model.distribute_strategy.num_replicas_in_sync
+    if replicas > 1:
+        raise AttachError(f"The model trains on {replicas} replicas; this version of nanreplay records one replica only.")
+
+
+class FitFunction:
+    """Stands in for `model.train_function`: takes the batches from the iterator itself, and so keeps them.
+
+    Args:
+        model: The Keras model.
+        original: Keras's own train function.
+        run: Runs and records one step on one batch.
+        is_expected: Whether the recorder's callback announced this step; a fit without the callback gets `original`.
+    """
+
+    def __init__(self, model: Any, original: Any, run: Callable[[Any], Any], is_expected: Callable[[], bool]) -> None:
+        self.model = model
+        self.original = original
+        self._run = run
+        self._is_expected = is_expected
+
+    def __call__(self, iterator: Any) -> Any:
+        """Run `steps_per_execution` steps; returns the logs of the last one."""
+        if not self._is_expected():
+            self.model.train_function = self.original
+            return self.original(iterator)
+        logs = None
+        for _ in range(self.model.steps_per_execution):
+            try:
+                data = next(iterator)
+            except StopIteration:
+                if logs is None:
+                    raise
+                break
+            logs = self._run(tf.nest.map_structure(_without_optional, data))
+            if self.model.stop_training:
+                break
+        return logs
+
+
+def _without_optional(leaf: Any) -> Any:
+    """Keras's data adapters hand None through `tf.data` as an Optional."""
+    return None if isinstance(leaf, tf.experimental.Optional) else leaf
+
+
+def traced_train_step(model: Any, session: Session) -> tuple[TracedStep, Callable[..., Any]]:
+    """The model's train step with the watch inside, and bare."""
+
+    @tf.autograph.experimental.do_not_convert
+    def one_step_on_data(data: Any) -> Any:
+        return model.distribute_strategy.run(model.train_step, args=(data,))
+
+    def unwatched() -> list[Any]:
+        session.variables.name_model(model)
+        return session.variables.unwatched()
+
+    traced = TracedStep(one_step_on_data, jit_compile=model.jit_compile, unwatched=unwatched)
+    return traced, tf.function(one_step_on_data, reduce_retracing=True, jit_compile=model.jit_compile)

@@ -1,0 +1,72 @@
+"""A step that trains as one compiled program: each call is recorded around the program that trains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from nanreplay.program.trace import TracedStep
+from nanreplay.recorder.session import ProgramSlot, Session
+from nanreplay.records import Trigger
+
+
+class GraphStep:
+    """Runs a traced step and records it.
+
+    Args:
+        session: The recording.
+        traced: The step with the watch inside.
+        bare: The same step without the recorder, for when the recorder detaches itself.
+        on_incident: Called with the trigger and the step after an incident's step has run.
+    """
+
+    def __init__(self, session: Session, traced: TracedStep, bare: Callable[..., Any], on_incident: Callable[[Trigger, int], None]) -> None:
+        self._session = session
+        self._traced = traced
+        self._bare = bare
+        self._on_incident = on_incident
+        self._slots: dict[Any, ProgramSlot] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        """Run one step; returns what the step returns."""
+        session = self._session
+        slot = None if session.detached else session.guard(lambda: self._begin(args))
+        if slot is None:
+            return self._bare(*args)
+        try:
+            result, watch = self._traced.function(*args)
+        except Exception as error:
+            self._failed(error)
+            raise
+        if not session.detached:
+            step = session.step
+            trigger = session.guard(lambda: session.after(slot.layout, watch.numpy()))
+            if trigger is not None:
+                self._on_incident(trigger, step)
+        return result
+
+    def _begin(self, args: tuple[Any, ...]) -> ProgramSlot:
+        leaves = [leaf for leaf in tf.nest.flatten(args, expand_composites=True) if tf.is_tensor(leaf)]
+        key = tuple((leaf.dtype, tuple(leaf.shape)) for leaf in leaves)
+        slot = self._slots.get(key)
+        if slot is None:
+            slot = self._slots[key] = self._session.add_program(self._traced.program(*args), leaf_paths(args))
+        self._session.before(slot.id, leaves, slot.paths)
+        return slot
+
+    def _failed(self, error: Exception) -> None:
+        """The step itself raised: write what led to it; the error goes on to the caller."""
+        trigger = Trigger("exception", type(error).__name__, (str(error).splitlines() or [""])[0][:500])
+        self._session.write(trigger, self._session.step)
+
+
+def leaf_paths(args: Any) -> list[str]:
+    """A readable path for each tensor of the flattened arguments; the only argument's own index is left out."""
+    only = args[0] if isinstance(args, tuple) and len(args) == 1 else args
+    found = []
+    for path, leaf in tf.nest.flatten_with_joined_string_paths(only, expand_composites=True):
+        if tf.is_tensor(leaf):
+            found.append(str(path))
+    return found
