@@ -194,7 +194,9 @@ class Library:
         else:
             step.attrs = decode_attributes(node, definition, self.registered)
             types = {a.type or node.attr[a.type_attr].type for a in definition.input_arg if not a.type_list_attr}
-            types |= {t for a in definition.input_arg if a.type_list_attr for t in node.attr[a.type_list_attr].list.type}
+            types |= {
+                t for a in definition.input_arg if a.type_list_attr for t in node.attr[a.type_list_attr].list.type
+            }
             step.needs_library = bool(called_functions(node))
             step.output_kinds = tuple(output_types(definition, node))
             step.stores = bool(types.union(step.output_kinds) & {VARIANT, RESOURCE})

@@ -139,7 +139,9 @@ def optionals() -> Built:
 @case
 def dataset_reduce_in_the_step() -> Built:
     def f(x: Any) -> Any:
-        return tf.data.Dataset.from_tensor_slices(x).map(lambda r: r * 2.0).reduce(tf.zeros([4]), lambda a, r: a + r * r)
+        return (
+            tf.data.Dataset.from_tensor_slices(x).map(lambda r: r * 2.0).reduce(tf.zeros([4]), lambda a, r: a + r * r)
+        )
 
     return f, (normal(5, 4),)
 

@@ -28,7 +28,10 @@ MODELS: dict[str, tuple[tuple[int, ...], Callable[[], list[Any]]]] = {
         lambda: [keras.layers.Dense(9, name) for name in ("gelu", "selu", "elu", "softplus", "swish", "tanh", "mish")],
     ),
     "prelu_leaky_softmax": ((8,), lambda: [keras.layers.PReLU(), keras.layers.LeakyReLU(), keras.layers.Softmax()]),
-    "lstm": ((6, 5), lambda: [keras.layers.LSTM(7, return_sequences=True), keras.layers.LSTM(4, recurrent_dropout=0.2)]),
+    "lstm": (
+        (6, 5),
+        lambda: [keras.layers.LSTM(7, return_sequences=True), keras.layers.LSTM(4, recurrent_dropout=0.2)],
+    ),
     "gru": ((6, 5), lambda: [keras.layers.GRU(7, return_sequences=True), keras.layers.GRU(4, reset_after=False)]),
     "simple_rnn": ((6, 5), lambda: [keras.layers.SimpleRNN(7, unroll=True)]),
     "bidirectional": ((6, 5), lambda: [keras.layers.Bidirectional(keras.layers.LSTM(4))]),
@@ -53,7 +56,10 @@ MODELS: dict[str, tuple[tuple[int, ...], Callable[[], list[Any]]]] = {
     "conv1d_causal": ((9, 3), lambda: [keras.layers.Conv1D(4, 3, padding="causal", dilation_rate=2)]),
     "conv3d": ((5, 5, 5, 2), lambda: [keras.layers.Conv3D(2, 3), keras.layers.MaxPooling3D(2), keras.layers.Flatten()]),
     "conv_lstm": ((3, 6, 6, 2), lambda: [keras.layers.ConvLSTM2D(2, 3), keras.layers.Flatten()]),
-    "noise": ((8,), lambda: [keras.layers.GaussianNoise(0.1), keras.layers.GaussianDropout(0.1), keras.layers.Dense(3)]),
+    "noise": (
+        (8,),
+        lambda: [keras.layers.GaussianNoise(0.1), keras.layers.GaussianDropout(0.1), keras.layers.Dense(3)],
+    ),
     "augmentation": (
         (8, 8, 3),
         lambda: [keras.layers.RandomFlip(), keras.layers.RandomRotation(0.1), keras.layers.Conv2D(2, 3)],
@@ -98,7 +104,9 @@ def _register() -> None:
 
 def _clipping() -> tuple[Any, tuple[Any, ...]]:
     shape, dense = MODELS["dense_dropout"]
-    optimizer = keras.optimizers.Adam(global_clipnorm=0.1, use_ema=True, gradient_accumulation_steps=2, weight_decay=0.1)
+    optimizer = keras.optimizers.Adam(
+        global_clipnorm=0.1, use_ema=True, gradient_accumulation_steps=2, weight_decay=0.1
+    )
     return _train_step(_model(shape, dense, optimizer, "float32"), *_arrays(shape))
 
 

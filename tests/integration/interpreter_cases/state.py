@@ -71,9 +71,7 @@ def old_optimizer_kernels() -> Built:
             epsilon=1e-7, grad=g,
         )  # fmt: skip
         raw.ResourceApplyMomentum(var=v.handle, accum=m.handle, lr=0.1, grad=g, momentum=0.9)
-        raw.ResourceSparseApplyAdagradV2(
-            var=v.handle, accum=s.handle, lr=0.1, epsilon=1e-7, grad=g[:2], indices=[0, 3]
-        )
+        raw.ResourceSparseApplyAdagradV2(var=v.handle, accum=s.handle, lr=0.1, epsilon=1e-7, grad=g[:2], indices=[0, 3])
         return v.read_value(), m.read_value(), n.read_value(), s.read_value()
 
     return step, (normal(4, seed=2),)
