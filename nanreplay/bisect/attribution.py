@@ -8,7 +8,8 @@ from typing import cast
 
 from nanreplay.bisect.run import OpKey
 from nanreplay.bisect.trace import Fact, StepTrace
-from nanreplay.records import PHASES, LoopStep, OpInfo, Phase, Where
+from nanreplay.findings import LoopStep
+from nanreplay.records import PHASES, OpInfo, Phase, Where
 
 _PLACES: Mapping[str, Where] = {"input": "input", "loss": "loss", "update": "optimizer"}
 

@@ -1,0 +1,170 @@
+"""Frozen dataclasses of what bisecting finds and a report tells. Pure data: imports nothing but records.
+
+A report's JSON is these classes, field by field; see `docs/report-format.md`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
+
+from nanreplay.records import Frame, Phase, Trigger, Where
+
+VerdictKind: TypeAlias = Literal["reproduced", "xla_only", "precision_only", "transient", "healthy", "inconclusive"]
+Number: TypeAlias = float | int | bool | str
+"""A Python number; a complex one as text. Writers of JSON turn NaN and infinities into text."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoopStep:
+    """One enclosing loop of an op."""
+
+    op: str
+    """Name of the loop op, e.g. `functional/rnn/while`."""
+    iteration: int
+    """Iteration of the (forward) loop, from 0; the time step of an RNN."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputFacts:
+    """One output of an op, in facts."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    nonfinite: int
+    """How many elements are NaN or infinite."""
+    size: int
+    """Number of elements."""
+    indices: tuple[tuple[int, ...], ...]
+    """Indices of the first (at most ten) elements that the op made bad."""
+    value: Number | None
+    """The element at the first of `indices`."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperandFacts:
+    """One input of an op, at the element that made the first bad output element."""
+
+    name: str
+    """Tensor name, variable path or batch path."""
+    dtype: str
+    shape: tuple[int, ...]
+    value: Number | None
+    """The element that the first bad output element was computed from; None when it was computed from many."""
+    min: float | None
+    """Smallest finite element (of those that were used, when the output element was computed from many)."""
+    max: float | None
+    """Largest finite element."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a non-finite value was born."""
+
+    step: int
+    phase: Phase
+    where: Where
+    layer: str | None
+    """Innermost Keras layer, None outside of layers."""
+    layer_path: str | None
+    """Chain of layer calls, e.g. `encoder/block_2/norm`."""
+    op_type: str | None
+    """None when the batch itself is non-finite."""
+    op_name: str | None
+    loop: tuple[LoopStep, ...] = ()
+    """Enclosing loops, outermost first."""
+    source: Frame | None = None
+    """Innermost line of the user's code."""
+    outputs: tuple[OutputFacts, ...] = ()
+    operands: tuple[OperandFacts, ...] = ()
+    rows: tuple[int, ...] | None = None
+    """Rows of the batch that produce it, proved by replay; None when no rows alone do."""
+    rows_reason: str | None = None
+    """How the rows were proved, or why there are none."""
+    kind: str | None = None
+    """`raised` when the kernel raises on these operands op by op, else None."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChainLink:
+    """One op on the way from the origin to the trigger, or upstream of the origin."""
+
+    op_type: str
+    op_name: str
+    phase: Phase
+    layer_path: str | None
+    shape: tuple[int, ...]
+    nonfinite: int
+    """How many elements of its output are NaN or infinite."""
+    value: str
+    """The worst of its output: `nan`, `inf`, `-inf` or `finite`."""
+    absmax: float | None
+    """Largest finite absolute value of its output."""
+
+
+@dataclass(frozen=True, slots=True)
+class Root:
+    """Where the trouble began when it grew over many steps."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """What one replay of the failing step gave."""
+
+    mode: str
+    """`recorded` (as trained), `graph`, `ops` or `float64`."""
+    finite: bool
+    bit_exact: bool | None
+    """Whether all recorded fingerprints came out bit for bit; None when there was nothing to compare."""
+    max_ulp: int | None = None
+    """Largest difference from a recorded fingerprint in units in the last place."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What replaying says of the incident."""
+
+    kind: VerdictKind
+    bit_exact: bool | None
+    evidence: tuple[Evidence, ...] = ()
+    reason: str | None = None
+    """Why, when it is inconclusive."""
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What bisecting found."""
+
+    origin: Origin | None = None
+    other_origins: tuple[Origin, ...] = ()
+    chain: tuple[ChainLink, ...] = ()
+    """From just after the origin to what triggered, shortened in the middle."""
+    upstream: tuple[ChainLink, ...] = ()
+    """Where the fatal operand came from, nearest first; copies, reshapes and casts left out."""
+    root: Root | None = None
+    notes: tuple[str, ...] = ()
+    """Readable lines: a swallowed NaN, what could not be decided."""
+    reason: str | None = None
+    """Why there is no origin."""
+    consequence: str | None = None
+    """How it reached the trigger, for the sentence: `became NaN in Mul and reached the loss`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Everything that is said of one capture."""
+
+    path: str
+    steps: tuple[int, int]
+    """First and last step of the recorded window."""
+    incident_step: int
+    trigger: Trigger
+    verdict: Verdict
+    findings: Findings
+    sentence: str
+    cause: Mapping[str, Any] | None = None
+    fixes: Sequence[Mapping[str, Any]] = ()
