@@ -52,7 +52,7 @@ def _signature(program: TracedProgram, variable_index: Mapping[int, int], leaf_p
         InputSpec(tensor.name, leaf, leaf_paths[leaf], tensor.dtype.name, None if tensor.shape.rank is None else tuple(tensor.shape.as_list()))
         for leaf, tensor in enumerate(data)
     )
-    names = [str(path) for path, _ in tf.nest.flatten_with_joined_string_paths(program.function.structured_outputs)]
+    names = [path for path, leaf in private_tf.flatten_with_paths(program.function.structured_outputs) if leaf is not None]
     outputs = tuple(tensor.name for tensor in graph.outputs)
     watch = graph.outputs[-1].name if trace.watch.vector is not None else None
     seen = trace.seen

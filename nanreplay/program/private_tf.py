@@ -20,6 +20,7 @@ from tensorflow.python.eager.polymorphic_function import autograph_util as _auto
 from tensorflow.python.framework import op_callbacks as _op_callbacks
 from tensorflow.python.framework import op_def_library as _op_def_library
 from tensorflow.python.framework import ops as _ops
+from tensorflow.python.util import nest as _nest
 
 
 def run_op(op_type: str, n_outputs: int, inputs: Sequence[Any], attrs: tuple[Any, ...]) -> list[Any]:
@@ -148,6 +149,11 @@ def add_op_callback(callback: Callable[..., Any]) -> Callable[[], None]:
         _op_callbacks.remove_op_callback(callback)
 
     return undo
+
+
+def flatten_with_paths(structure: Any) -> list[tuple[str, Any]]:
+    """(path, leaf) pairs in the order of `tf.nest.flatten(structure, expand_composites=True)`; a path is e.g. `0/ids`."""
+    return [(str(path), leaf) for path, leaf in _nest.flatten_with_joined_string_paths(structure, expand_composites=True)]
 
 
 def function_library(name: str) -> list[Any]:

@@ -13,7 +13,7 @@ from nanreplay.program.flat import EagerRun, describe_eager, observe_eager
 from nanreplay.program.observe import Observation, Observer
 from nanreplay.program.sources import SourceTable
 from nanreplay.program.trace import is_variable
-from nanreplay.program.watch import Watch, build_watch, read_variable
+from nanreplay.program.watch import Watch, build_watch
 from nanreplay.recorder.session import Session
 from nanreplay.recorder.trigger import Layout
 from nanreplay.records import ProgramRecord, Trigger
@@ -157,14 +157,11 @@ def batch_leaves(args: Any) -> tuple[list[Any], list[str]]:
     """Arrays and tensors of the step's arguments, numpy arrays copied, with a readable path each."""
     only = args[0] if isinstance(args, tuple) and len(args) == 1 else args
     leaves, paths = [], []
-    for path, leaf in tf.nest.flatten_with_joined_string_paths(only, expand_composites=True):
+    for path, leaf in private_tf.flatten_with_paths(only):
         if isinstance(leaf, np.ndarray):
             leaves.append(leaf.copy())
-            paths.append(str(path))
+            paths.append(path)
         elif tf.is_tensor(leaf) and not isinstance(leaf, tf.Variable):
             leaves.append(leaf)
-            paths.append(str(path))
+            paths.append(path)
     return leaves, paths
-
-
-__all__ = ["EagerStep", "batch_leaves", "read_variable"]

@@ -7,6 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from nanreplay.program import private_tf
 from nanreplay.program.trace import TracedStep
 from nanreplay.recorder.session import ProgramSlot, Session
 from nanreplay.records import Trigger
@@ -65,8 +66,4 @@ class GraphStep:
 def leaf_paths(args: Any) -> list[str]:
     """A readable path for each tensor of the flattened arguments; the only argument's own index is left out."""
     only = args[0] if isinstance(args, tuple) and len(args) == 1 else args
-    found = []
-    for path, leaf in tf.nest.flatten_with_joined_string_paths(only, expand_composites=True):
-        if tf.is_tensor(leaf):
-            found.append(str(path))
-    return found
+    return [path for path, leaf in private_tf.flatten_with_paths(only) if tf.is_tensor(leaf)]
