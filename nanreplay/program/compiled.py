@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from nanreplay.errors import ReplayError, UnsupportedOpError
 from nanreplay.program.safety import parse_graph, python_ops
-from nanreplay.records import Signature
+from nanreplay.records import CaptureSpec, Signature
 
 
 class CompiledProgram:
@@ -19,7 +19,7 @@ class CompiledProgram:
     graph as in training and fuses the same ops. More fetches may change the fusion and with it the last bit.
 
     Args:
-        graph: Serialized GraphDef.
+        graph: A GraphDef, or its serialized bytes.
         signature: How it is called.
         jit: Compile with XLA, as a step recorded with `jit_compile=True` was.
         extra_fetches: More tensor names to return. `signature.watch` is fetched anyway, so asking for it changes nothing.
@@ -32,7 +32,7 @@ class CompiledProgram:
 
     def __init__(
         self,
-        graph: bytes,
+        graph: Any,
         signature: Signature,
         *,
         jit: bool,
@@ -66,22 +66,22 @@ class CompiledProgram:
             Tensors of `signature.outputs`, and tensors of `extra_fetches`.
         """
         fed = [_typed(batch[spec.leaf], spec.dtype) for spec in self._signature.inputs]
-        fed += capture_feeds(self._signature, self._pruned.graph, variables, constants)
+        fed += [capture_feed(spec, variables, constants) for spec in self._signature.captures]
         found = dict(zip(self._fetched, self._call(*fed, *map(tf.convert_to_tensor, extra)), strict=True))
         return [found[name] for name in self._signature.outputs], [found[name] for name in self._extra_fetches]
 
 
-def capture_feeds(signature: Signature, graph: Any, variables: Sequence[Any], constants: Sequence[Any]) -> list[Any]:
-    """Return what is fed to each capture of a signature: handles of variables, and constants."""
-    fed = []
-    for spec in signature.captures:
-        if spec.variable is not None:
-            fed.append(variable_handle(variables[spec.variable]))
-        elif spec.constant is not None:
-            fed.append(_typed(constants[spec.constant], graph.get_tensor_by_name(spec.tensor).dtype))
-        else:
-            raise ReplayError(f"The program uses {spec.tensor!r}, which the capture does not hold.")
-    return fed
+def capture_feed(spec: CaptureSpec, variables: Sequence[Any], constants: Sequence[Any]) -> Any:
+    """Return what is fed to one capture: the handle of a variable, or a constant.
+
+    Raises:
+        ReplayError: The capture file holds neither.
+    """
+    if spec.variable is not None:
+        return variable_handle(variables[spec.variable])
+    if spec.constant is not None:
+        return tf.convert_to_tensor(constants[spec.constant])
+    raise ReplayError(f"The program uses the resource {spec.tensor!r} (a lookup table, an iterator), which the capture does not hold.")
 
 
 def variable_handle(variable: Any) -> Any:
@@ -93,7 +93,7 @@ def _typed(value: Any, dtype: Any) -> Any:
     return value if isinstance(value, tf.Tensor) else tf.convert_to_tensor(value, dtype)
 
 
-def _imported(graph: bytes, feeds: Sequence[str], fetches: Sequence[str], signature: Signature) -> Any:
+def _imported(graph: Any, feeds: Sequence[str], fetches: Sequence[str], signature: Signature) -> Any:
     """Import a graph and prune it to a ConcreteFunction."""
     parsed = tf.compat.v1.GraphDef()
     parsed.CopyFrom(parse_graph(graph))

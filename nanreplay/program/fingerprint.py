@@ -1,14 +1,87 @@
-"""Comparing fingerprints: equal bit for bit, or how many units in the last place apart."""
+"""Reading fingerprints: what in them is not finite, and whether two are equal bit for bit or how many ulp apart."""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nanreplay.records import TriggerWhat
+
 MAX_ULP = 2**62
 """Distance between a number and a NaN, or between NaNs and infinities of other kinds."""
+
+
+class NonFinite(NamedTuple):
+    """The first non-finite value that a fingerprint shows."""
+
+    what: TriggerWhat
+    """`loss`, `gradient` or `variable`."""
+    subject: int
+    """Index of the loss or of the variable."""
+    kind: str
+    """`nan`, `inf` or `-inf`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The names of a fingerprint's elements, taken apart once."""
+
+    names: tuple[str, ...]
+    losses: tuple[tuple[int, int], ...]
+    """(element, loss) pairs."""
+    gradients: tuple[tuple[int, int, int], ...]
+    """(element of the sum, element of the maximum, variable) triples."""
+    variables: tuple[tuple[int, int], ...]
+    """(element, variable) pairs."""
+
+    @staticmethod
+    def parse(names: Sequence[str]) -> Layout:
+        """Take the names apart."""
+        split = [(index, *name.partition(":")[::2]) for index, name in enumerate(names)]
+        maxima = {subject: index for index, kind, subject in split if kind == "gradient_max"}
+        return Layout(
+            tuple(names),
+            tuple((index, int(subject)) for index, kind, subject in split if kind == "loss"),
+            tuple((index, maxima[subject], int(subject)) for index, kind, subject in split if kind == "gradient_sum"),
+            tuple((index, int(subject)) for index, kind, subject in split if kind == "variable_sum"),
+        )
+
+    def find_nonfinite(
+        self, values: Any, *, loss_scaled: bool, is_bad_variable: Callable[[int], bool]
+    ) -> tuple[NonFinite | None, bool]:
+        """Return the first thing that is not finite, and whether loss scaling skipped this update.
+
+        A sum of squares that is NaN holds a non-finite element. One that is infinite may have overflowed by itself: the
+        largest absolute gradient decides, a variable is looked at.
+
+        Args:
+            values: The fingerprint.
+            loss_scaled: Whether a LossScaleOptimizer skips updates with a non-finite gradient.
+            is_bad_variable: Says of a variable by index whether it counts and holds a non-finite element.
+        """
+        for element, loss in self.losses:
+            if not math.isfinite(values[element]):
+                return NonFinite("loss", loss, _kind(values[element])), False
+        bad = [(total, variable) for total, largest, variable in self.gradients if _is_nonfinite(values[total], values[largest])]
+        if bad and not loss_scaled:
+            return NonFinite("gradient", bad[0][1], _kind(values[bad[0][0]])), False
+        for element, variable in self.variables:
+            if not math.isfinite(values[element]) and is_bad_variable(variable):
+                return NonFinite("variable", variable, _kind(values[element])), False
+        return None, bool(bad)
+
+
+def _is_nonfinite(total: float, largest: float) -> bool:
+    return math.isnan(total) or (math.isinf(total) and not math.isfinite(largest))
+
+
+def _kind(value: float) -> str:
+    return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
 
 
 def ulp_distance(left: NDArray[Any], right: NDArray[Any]) -> int:

@@ -20,7 +20,7 @@ from tensorflow.python.eager.polymorphic_function import autograph_util as _auto
 from tensorflow.python.framework import op_callbacks as _op_callbacks
 from tensorflow.python.framework import op_def_library as _op_def_library
 from tensorflow.python.framework import ops as _ops
-from tensorflow.python.util import nest as _nest
+from tensorflow.python.util import _pywrap_determinism, nest as _nest
 
 
 def run_op(op_type: str, n_outputs: int, inputs: Sequence[Any], attrs: tuple[Any, ...]) -> list[Any]:
@@ -174,3 +174,10 @@ def function_library(name: str) -> list[Any]:
 def attr_value(value: Any, kind: str, name: str) -> Any:
     """An AttrValue proto from what an eager op was called with."""
     return _op_def_library.value_to_attr_value(value, kind, name)
+
+
+def set_deterministic(wanted: bool) -> bool:
+    """Turn op determinism on or off for this process; returns whether it was on. TensorFlow can only turn it on in public."""
+    before = bool(_pywrap_determinism.is_enabled())
+    _pywrap_determinism.enable(wanted)
+    return before

@@ -7,11 +7,13 @@ of a gradient decides which; a variable is read and counted. The same vector is 
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
+from numpy.typing import NDArray
 
 from nanreplay.program import private_tf
 from nanreplay.program.observe import Observation
@@ -82,6 +84,35 @@ def _real(tensor: Any) -> Any:
 def _largest(values: Any) -> Any:
     """The largest absolute value; no temporary as large as `values` is made. 0 or below for an empty tensor."""
     return tf.maximum(tf.reduce_max(values), -tf.reduce_min(values))
+
+
+def fingerprint_of(
+    layout: Sequence[str], *, losses: Sequence[Any], gradients: Mapping[int, Any], variables: Sequence[Any], recorded: Any
+) -> NDArray[Any] | None:
+    """The watch of a step whose program does not compute it (an eager one), from its parts.
+
+    Args:
+        layout: Names of the elements.
+        losses: The step's losses.
+        gradients: Gradients by variable (the values of sparse ones).
+        variables: `tf.Variable`s by index, after the update.
+        recorded: The recorded watch; what the parts do not tell (learning rate, loss scale) is taken from it.
+    """
+    if recorded is None:
+        return None
+    values = np.array(recorded)
+    for element, name in enumerate(layout):
+        kind, _, subject = name.partition(":")
+        if kind == "loss":
+            found = tf.reduce_sum(_real(losses[int(subject)]))
+        elif kind in ("gradient_sum", "gradient_max") and int(subject) in gradients:
+            found = (tf.nn.l2_loss if kind == "gradient_sum" else _largest)(_real(gradients[int(subject)]))
+        elif kind == "variable_sum" and int(subject) >= 0:
+            found = tf.nn.l2_loss(_real(tf.convert_to_tensor(variables[int(subject)])))
+        else:
+            continue
+        values[element] = found.numpy()
+    return values
 
 
 def has_nonfinite(values: Any) -> bool:

@@ -106,8 +106,7 @@ def _reexecute(
     full = steps[-session.settings.full_steps :]
     base = max((step for step in keyframes if step <= full[0]), default=min(keyframes))
     window = {step: batches[step] for step in steps if step >= base}
-    state = dict(keyframes[base])
     try:
-        return Reexecutor(programs, session.variables.infos).run(state, window, full)
+        return Reexecutor(programs, session.variables.infos).run(keyframes, window, full)
     except Exception as error:  # the file is worth more than the proof, whatever TensorFlow raises here
         return f"The window could not be re-executed at the dump: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

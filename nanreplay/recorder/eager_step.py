@@ -9,13 +9,13 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay.program import private_tf
+from nanreplay.program.fingerprint import Layout
 from nanreplay.program.flat import EagerRun, describe_eager, observe_eager
 from nanreplay.program.observe import Observation, Observer
 from nanreplay.program.sources import SourceTable
 from nanreplay.program.trace import is_variable
 from nanreplay.program.watch import Watch, build_watch
 from nanreplay.recorder.session import Session
-from nanreplay.recorder.trigger import Layout
 from nanreplay.records import ProgramRecord, Trigger
 
 

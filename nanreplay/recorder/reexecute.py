@@ -42,21 +42,21 @@ class Reexecutor:
         self._infos = variables
         self._compiled: dict[tuple[str, bool], CompiledProgram] = {}
 
-    def run(self, keyframe: Mapping[int, Any], batches: Mapping[int, BatchRecord], full: Sequence[int]) -> Reexecution:
-        """Re-execute `batches` in order of their steps from `keyframe`.
+    def run(self, keyframes: Mapping[int, Mapping[int, Any]], batches: Mapping[int, BatchRecord], full: Sequence[int]) -> Reexecution:
+        """Re-execute `batches` in order of their steps.
 
         Args:
-            keyframe: State just before the first step.
+            keyframes: State just before steps, of the first one at least.
             batches: Batches by step, without gaps.
             full: Steps whose weights and gradients are wanted.
         """
-        variables = [self._variable(index, keyframe) for index in range(len(self._infos))]
+        variables = [self._variable(index, keyframes[min(batches)]) for index in range(len(self._infos))]
         found = Reexecution()
         trainable = [index for index, info in enumerate(self._infos) if info.role == "trainable"]
         before = {index: variables[index].numpy() for index in trainable}
         for step in sorted(batches):
             batch = batches[step]
-            for index, value in batch.overrides.items():
+            for index, value in {**keyframes.get(step, {}), **batch.overrides}.items():
                 variables[index].assign(value)
             if step in full:
                 found.gradients[step] = self._gradients(batch, variables)

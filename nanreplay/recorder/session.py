@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 
 from nanreplay.program.describe import watch_layout
+from nanreplay.program.fingerprint import Layout
 from nanreplay.program.trace import TracedProgram
 from nanreplay.program.watch import WatchEntry, has_nonfinite, read_variable
 from nanreplay.records import Trigger
 from nanreplay.recorder.ring import Ring, StepEntry, plan_ring, size_of
 from nanreplay.recorder.settings import Settings
 from nanreplay.recorder.timeline import TimelineRing, TimelineRow
-from nanreplay.recorder.trigger import Layout, find_trigger
+from nanreplay.recorder.trigger import find_trigger
 from nanreplay.recorder.variables import VariableTable
 
 

@@ -58,6 +58,10 @@ class VariableTable:
             grown = True
         return grown
 
+    def path(self, index: int) -> str:
+        """Path of a variable; that of an unknown one (-1) says so."""
+        return self.infos[index].path if 0 <= index < len(self.infos) else "unknown variable"
+
     def unwatched(self) -> list[Any]:
         """Named handles whose values say nothing of the training's health: metrics and seeds."""
         return [handle for handle in self._known_handles if self._known[id(handle)][1] in ("metric", "seed")]

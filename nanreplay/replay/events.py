@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+FeedKind: TypeAlias = Literal["batch", "variable", "constant"]
+"""What a placeholder of a program is fed with."""
 
 
 class ValueId(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -12,7 +12,7 @@ import tensorflow as tf
 from nanreplay.errors import UnsupportedOpError
 from nanreplay.program import private_tf
 from nanreplay.program.safety import PYTHON_OPS
-from nanreplay.replay.attributes import decode_attributes, decode_constant
+from nanreplay.replay.attributes import count_outputs, decode_attributes, decode_constant
 from nanreplay.replay.plan import Library, Step
 
 SILENT = frozenset(
@@ -31,6 +31,28 @@ RANDOM = frozenset(
 )
 """Ops that draw other numbers under XLA."""
 _serials = itertools.count()
+
+
+def run_kernel(op_type: str, attrs: Mapping[str, Any], inputs: Sequence[Any]) -> list[Any]:
+    """Run an eager kernel on tensors or arrays.
+
+    Args:
+        op_type: Type of the op.
+        attrs: Its attributes by name (AttrValue protos).
+        inputs: Tensors, or arrays that become tensors of their own dtype.
+
+    Raises:
+        UnsupportedOpError: This TensorFlow has no such op.
+    """
+    definition = private_tf.op_definition(op_type)
+    if definition is None:
+        raise UnsupportedOpError(op_type, op_type, "this TensorFlow has no such op")
+    node = tf.compat.v1.NodeDef(op=op_type)
+    for name, value in attrs.items():
+        node.attr[name].CopyFrom(value)
+    n_outputs = sum(count_outputs(argument, node) for argument in definition.output_arg)
+    tensors = [value if isinstance(value, tf.Tensor) else tf.convert_to_tensor(value) for value in inputs]
+    return private_tf.run_op(op_type, n_outputs, tensors, decode_attributes(node, definition, {}))
 
 
 class LeafRunner:

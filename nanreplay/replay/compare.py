@@ -1,0 +1,107 @@
+"""Holding a replayed step against what was recorded of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from nanreplay.program.fingerprint import Layout, ulp_distance
+from nanreplay.records import Signature, Trigger
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One element of a fingerprint that came out otherwise."""
+
+    name: str
+    """`loss`, `gradient of dense/kernel`, `dense/kernel`, ..."""
+    recorded: float
+    replayed: float
+    ulp: int
+    """Units in the last place between the two."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """What replaying one step gave."""
+
+    step: int
+    finite: bool
+    """Whether loss, gradients and variables are finite, by the recorder's own rule."""
+    nonfinite: Trigger | None
+    """The first thing that is not, or None."""
+    bit_exact: bool | None
+    """Whether the fingerprint (losses, gradients, variables) equals the recorded one bit for bit; None when none was recorded."""
+    max_ulp: int | None
+    """Largest difference in units in the last place; None when there was nothing to compare."""
+    loss: float | None
+    recorded_loss: float | None
+    differences: tuple[Difference, ...] = ()
+
+
+def compare_step(
+    step: int,
+    signature: Signature,
+    found: Any,
+    recorded: Any,
+    *,
+    paths: Sequence[str],
+    count_skips: bool,
+    is_bad_variable: Callable[[int], bool],
+) -> StepResult:
+    """Judge a replayed step and compare it with its recording.
+
+    Args:
+        step: The step.
+        signature: Of its program.
+        found: The fingerprint that the replay gave, or None.
+        recorded: The recorded fingerprint, or None.
+        paths: Paths of the variables by index.
+        count_skips: Whether an update that loss scaling skips counts as non-finite.
+        is_bad_variable: Says whether a variable turned non-finite in this step.
+    """
+    layout = Layout.parse(signature.watch_layout)
+    if found is None:
+        return StepResult(step, True, None, None, None, None, None)
+    scaled = signature.loss_scaled and not count_skips
+    bad, _ = layout.find_nonfinite(found, loss_scaled=scaled, is_bad_variable=is_bad_variable)
+    trigger = None if bad is None else Trigger(bad.what, _subject(bad.what, bad.subject, paths), bad.kind)
+    differences: list[Difference] = []
+    if recorded is not None and np.shape(recorded) == found.shape:
+        held = np.asarray(recorded, found.dtype)
+        for element in np.flatnonzero(~(np.isnan(found) & np.isnan(held)) & (found != held)):
+            ulp = ulp_distance(found[element : element + 1], held[element : element + 1])
+            name = _readable(signature.watch_layout[element], paths)
+            differences.append(Difference(name, float(held[element]), float(found[element]), ulp))
+    else:
+        recorded = None
+    loss = layout.losses[0][0] if layout.losses else None
+    return StepResult(
+        step,
+        finite=trigger is None,
+        nonfinite=trigger,
+        bit_exact=None if recorded is None else not differences,
+        max_ulp=None if recorded is None else max((each.ulp for each in differences), default=0),
+        loss=None if loss is None else float(found[loss]),
+        recorded_loss=None if loss is None or recorded is None else float(recorded[loss]),
+        differences=tuple(differences),
+    )
+
+
+def _subject(what: str, subject: int, paths: Sequence[str]) -> str:
+    if what == "loss":
+        return "loss" if subject == 0 else f"loss {subject}"
+    return paths[subject] if 0 <= subject < len(paths) else "unknown variable"
+
+
+def _readable(name: str, paths: Sequence[str]) -> str:
+    kind, _, subject = name.partition(":")
+    if not subject:
+        return kind.replace("_", " ")
+    if kind == "loss":
+        return _subject("loss", int(subject), paths)
+    path = _subject("variable", int(subject), paths)
+    return path if kind == "variable_sum" else f"gradient of {path}"

@@ -1,0 +1,119 @@
+"""One recorded program, ready to run: compiled as in training, or op by op."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import tensorflow as tf
+
+from nanreplay.errors import UnsupportedOpError
+from nanreplay.program.compiled import CompiledProgram, capture_feed
+from nanreplay.program.safety import check_graph, parse_graph, python_ops
+from nanreplay.program.watch import fingerprint_of
+from nanreplay.records import ArrayLike, OpInfo, ProgramRecord
+from nanreplay.replay.events import FeedKind
+from nanreplay.replay.interpreter import ErrorHandler, Interpreter, Observer
+
+Mode: TypeAlias = Literal["recorded", "ops"]
+
+
+class Program:
+    """A recorded program that runs on variables given to it.
+
+    Args:
+        record: The program.
+        trust: Let ops that touch files, the network or processes run.
+
+    Raises:
+        UnsafeProgramError: The program holds such ops, and is not trusted.
+        UnsupportedOpError: The program holds ops that this TensorFlow does not know, or that call Python.
+    """
+
+    def __init__(self, record: ProgramRecord, *, trust: bool = False) -> None:
+        """Check the program; nothing runs yet."""
+        self.record = record
+        self.signature = record.signature
+        self.graph = parse_graph(record.graph)
+        check_graph(self.graph, trust=trust)
+        calls = python_ops(self.graph)
+        if calls:
+            raise UnsupportedOpError("PyFunc", calls[0], "it calls a Python function, which is not in the capture")
+        self.infos: dict[tuple[str, str], OpInfo] = {(op.function, op.name): op for op in record.ops}
+        self._compiled: CompiledProgram | None = None
+        self._interpreter: Interpreter | None = None
+
+    @property
+    def feed_names(self) -> list[tuple[FeedKind, int]]:
+        """What each placeholder is fed with, in the order of `feeds`."""
+        names: list[tuple[FeedKind, int]] = [("batch", spec.leaf) for spec in self.signature.inputs]
+        for spec in self.signature.captures:
+            names.append(("constant", spec.constant or 0) if spec.variable is None else ("variable", spec.variable))
+        return names
+
+    def step(self, mode: Mode, batch: Sequence[ArrayLike], variables: Sequence[Any], recorded: Any) -> Any:
+        """Run one step, update the variables and return its fingerprint (a numpy vector), None without one.
+
+        Args:
+            mode: "recorded" compiles as the training did; "ops" runs op by op.
+            batch: Leaves of the batch.
+            variables: `tf.Variable`s by index.
+            recorded: The recorded fingerprint; stands in for what only the training's optimizer knew.
+        """
+        signature = self.signature
+        if mode == "recorded" and signature.compilation != "eager":
+            outputs, _ = self.compiled()(batch, variables, self.record.constants)
+            return None if signature.watch is None else outputs[signature.outputs.index(signature.watch)].numpy()
+        if signature.watch is not None:
+            return self.run_ops(batch, variables, fetches=[signature.watch])[signature.watch].numpy()
+        gradients = {f"{spec.variable}": spec.tensor for spec in signature.gradients}
+        names = list(dict.fromkeys([*signature.losses, *gradients.values()]))
+        found = self.run_ops(batch, variables, fetches=names)
+        return fingerprint_of(
+            signature.watch_layout,
+            losses=[found[name] for name in signature.losses],
+            gradients={int(index): found[name] for index, name in gradients.items()},
+            variables=variables,
+            recorded=recorded,
+        )
+
+    def compiled(self, extra_fetches: Sequence[str] = ()) -> CompiledProgram:
+        """Return the program compiled as in training; that without extra fetches is kept."""
+        jit = self.signature.compilation == "xla"
+        if extra_fetches:
+            return CompiledProgram(self.graph, self.signature, jit=jit, extra_fetches=extra_fetches)
+        if self._compiled is None:
+            self._compiled = CompiledProgram(self.graph, self.signature, jit=jit)
+        return self._compiled
+
+    def run_ops(
+        self,
+        batch: Sequence[ArrayLike],
+        variables: Sequence[Any],
+        *,
+        fetches: Sequence[str],
+        update: bool = True,
+        observer: Observer | None = None,
+        on_error: ErrorHandler | None = None,
+        cancelled: Callable[[], bool] | None = None,
+    ) -> dict[str, Any]:
+        """Run op by op and return the fetched tensors by name; `update` runs all that the step does."""
+        if self._interpreter is None:
+            self._interpreter = Interpreter(self.graph, compile_random=self.signature.compilation == "xla")
+        targets = self.signature.control_outputs if update else ()
+        wanted = list(dict.fromkeys([*fetches, *(self.signature.outputs if update else ())]))
+        tensors = self._interpreter.run(
+            self.feeds(batch, variables), wanted, targets=targets, observer=observer, on_error=on_error, cancelled=cancelled
+        )
+        return dict(zip(wanted, tensors, strict=True))
+
+    def feeds(self, batch: Sequence[ArrayLike], variables: Sequence[Any]) -> Mapping[str, Any]:
+        """Return tensor name -> value for every placeholder."""
+        feeds: dict[str, Any] = {}
+        for spec in self.signature.inputs:
+            value = batch[spec.leaf]
+            feeds[spec.tensor] = value if isinstance(value, tf.Tensor) else tf.convert_to_tensor(np.asarray(value), spec.dtype)
+        for capture in self.signature.captures:
+            feeds[capture.tensor] = capture_feed(capture, variables, self.record.constants)
+        return feeds

@@ -1,0 +1,284 @@
+"""`Replay`: seeking to a step of a capture and running it again, compiled as in training or op by op."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+
+import tensorflow as tf
+
+from nanreplay.capture.reader import Capture
+from nanreplay.errors import MissingPartError, ReplayError
+from nanreplay.program import private_tf
+from nanreplay.program.compiled import variable_handle
+from nanreplay.program.watch import has_nonfinite, read_variable
+from nanreplay.records import ArrayLike, BatchRecord, Frame, Incident, OpInfo, Signature, VariableInfo
+from nanreplay.replay.compare import StepResult, compare_step
+from nanreplay.replay.events import FeedKind, OpEvent
+from nanreplay.replay.interpreter import ErrorHandler, Observer
+from nanreplay.replay.leaves import run_kernel
+from nanreplay.replay.programs import Mode, Program
+
+__all__ = ["Replay", "StepResult"]
+
+T = TypeVar("T")
+_STATES_KEPT = 4
+
+
+class Replay:
+    """Runs the steps of a capture again, with the state and the batches that were recorded.
+
+    ```python
+    with Capture("run.h5") as capture, Replay(capture) as replay:
+        for result in replay.run_window("recorded"):
+            print(result.step, result.finite, result.bit_exact)
+    ```
+
+    Op determinism is on while a `Replay` is open.
+
+    Args:
+        capture: An open capture.
+        trust: Let ops that touch files, the network or processes run; only for captures of your own.
+    """
+
+    def __init__(self, capture: Capture, *, trust: bool = False) -> None:
+        """Find the steps that can be replayed; nothing runs yet."""
+        self.capture = capture
+        self.notes: list[str] = []
+        """Readable lines about the replay itself."""
+        self._trust = trust
+        self._programs: dict[str, Program] = {}
+        self._batches: dict[int, BatchRecord] = {}
+        self._states: OrderedDict[int, Mapping[int, Any]] = OrderedDict()
+        self._variables: list[Any] = []
+        self._steps: tuple[int, ...] | None = None
+        self._sources: tuple[Sequence[Sequence[int]], Sequence[Frame]] | None = None
+        self._deterministic_before = private_tf.set_deterministic(True)
+
+    def __enter__(self) -> Replay:
+        """Return itself."""
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        """Let go of the state."""
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the state and put op determinism back."""
+        private_tf.set_deterministic(self._deterministic_before)
+        self._programs.clear()
+        self._states.clear()
+        self._variables = []
+
+    # What is recorded
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps that can be replayed, ascending: reached from a keyframe through steps that have a program."""
+        if self._steps is None:
+            keyframes, reached = set(self.capture.keyframe_steps), []
+            previous: int | None = None
+            for step in self.capture.steps:
+                follows = previous is not None and step == previous + 1
+                previous = step if self.batch(step).program and (step in keyframes or follows) else None
+                reached += [] if previous is None else [step]
+            self._steps = tuple(reached)
+        return self._steps
+
+    @property
+    def incident(self) -> Incident:
+        """Why and when the capture was written."""
+        return self.capture.incident
+
+    @property
+    def variables(self) -> Sequence[VariableInfo]:
+        """The capture's table of variables."""
+        return self.capture.variables_info
+
+    def program(self, step: int) -> Program:
+        """Return the program of a step.
+
+        Raises:
+            UnsafeProgramError: It holds ops that reach beyond tensors.
+            UnsupportedOpError: It holds ops that cannot be replayed.
+        """
+        name = self.batch(step).program
+        if name not in self._programs:
+            self._programs[name] = Program(self.capture.program(name), trust=self._trust)
+        return self._programs[name]
+
+    def batch(self, step: int) -> BatchRecord:
+        """Return the input of a step."""
+        if step not in self._batches:
+            self._batches[step] = self.capture.batch(step)
+        return self._batches[step]
+
+    def signature(self, step: int) -> Signature:
+        """Return how the step's program is called and what its tensors mean."""
+        return self.program(step).signature
+
+    def ops(self, step: int) -> Mapping[tuple[str, str], OpInfo]:
+        """Return what is known of each op of the step's program, by function and name."""
+        return self.program(step).infos
+
+    def feed_names(self, step: int) -> Sequence[tuple[FeedKind, int]]:
+        """Return what `ValueId(-1 - i, 0)` stands for: a batch leaf, a variable or a constant, and its index."""
+        return self.program(step).feed_names
+
+    def source(self, stack: int) -> Frame | None:
+        """Return the innermost frame of user code of a stack."""
+        if self._sources is None:
+            self._sources = self.capture.stacks, self.capture.frames
+        stacks, frames = self._sources
+        return frames[stacks[stack][-1]] if 0 <= stack < len(stacks) and stacks[stack] else None
+
+    # Running
+
+    def run_window(
+        self,
+        mode: Mode = "recorded",
+        *,
+        first: int | None = None,
+        last: int | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> list[StepResult]:
+        """Run the steps from `first` to `last` one after another and compare each with the recording.
+
+        Args:
+            mode: "recorded" compiles as the training did (graph or XLA; an eager step runs op by op); "ops" runs op by op.
+            first: First step; the first that can be replayed unless given.
+            last: Last step; the last that can be replayed unless given.
+            progress: Called with (steps done, steps in all).
+
+        Raises:
+            ReplayError: A step could not be run.
+            MissingPartError: No step between `first` and `last` can be replayed.
+        """
+        wanted = [step for step in self.steps if (first is None or step >= first) and (last is None or step <= last)]
+        if not wanted:
+            raise MissingPartError(f"{self.capture.path}: holds no step that can be replayed" + ("." if first is None else f" from {first} on."))
+        results: list[StepResult] = []
+        for done, step in enumerate(wanted):
+            if step in self.capture.keyframe_steps:  # it holds what changed between steps: metrics reset, a callback's new weights
+                self._assign(self.capture.keyframe(step))
+            elif not results or wanted[done - 1] != step - 1:
+                self._assign(self.state(step))
+            results.append(self._run_step(step, mode))
+            if progress is not None:
+                progress(done + 1, len(wanted))
+        return results
+
+    def _run_step(self, step: int, mode: Mode) -> StepResult:
+        batch, program = self.batch(step), self.program(step)
+        self._apply(batch)
+        bad = self._bad_variables(program.signature.watch_layout)
+        found = self._tried(step, lambda: program.step(mode, batch.leaves, self._live, batch.fingerprint))
+        return compare_step(
+            step,
+            program.signature,
+            found,
+            batch.fingerprint,
+            paths=[info.path for info in self.variables],
+            count_skips=self.incident.trigger.what == "gradient",
+            is_bad_variable=lambda index: index not in bad and has_nonfinite(self._live[index]),
+        )
+
+    def _bad_variables(self, layout: Iterable[str]) -> set[int]:
+        """Watched variables that are non-finite before the step: what they are after it is not the step's doing."""
+        watched = [int(name.partition(":")[2]) for name in layout if name.startswith("variable_sum:")]
+        return {index for index in watched if index >= 0 and has_nonfinite(self._live[index])}
+
+    def _tried(self, step: int, work: Callable[[], T]) -> T:
+        try:
+            return work()
+        except (tf.errors.OpError, ReplayError) as error:
+            if "determinis" in str(error).lower() and private_tf.set_deterministic(False):
+                self.notes.append(f"Step {step} holds an op that has no deterministic kernel; op determinism was turned off.")
+                return work()
+            if isinstance(error, ReplayError):
+                raise
+            lines = str(error).splitlines() or [""]
+            raise ReplayError(f"Step {step} raised when it was replayed: {type(error).__name__}: {lines[0]}") from error
+
+    def run(
+        self,
+        step: int,
+        observer: Observer | None = None,
+        *,
+        batch: Sequence[ArrayLike] | None = None,
+        on_error: ErrorHandler | None = None,
+        fetches: Sequence[str] | None = None,
+        update: bool = True,
+    ) -> Mapping[str, Any]:
+        """Run a step op by op from the state just before it and return the fetched tensors by name.
+
+        Args:
+            step: One of `steps`.
+            observer: Called after each op; what it raises passes through.
+            batch: Leaves to feed in place of the recorded ones.
+            on_error: Called when a kernel raises; returns the op's outputs.
+            fetches: Tensor names of the main graph; None for the program's outputs, losses and gradients.
+            update: Whether everything runs for its effect; False runs only what `fetches` need.
+        """
+        program = self.program(step)
+        self._assign(self.state(step))
+        leaves = self.batch(step).leaves if batch is None else batch
+        if fetches is None:
+            signature = program.signature
+            fetches = [*signature.outputs, *signature.losses, *(spec.tensor for spec in signature.gradients)]
+        return self._tried(
+            step,
+            lambda: program.run_ops(leaves, self._live, fetches=fetches, update=update, observer=observer, on_error=on_error),
+        )
+
+    def execute(self, event: OpEvent, inputs: Sequence[Any]) -> Sequence[Any]:
+        """Run the kernel of an event again (its type and attributes) on other inputs; arrays are taken as tensors."""
+        return run_kernel(event.type, event.attrs, inputs)
+
+    # State
+
+    def state(self, step: int) -> Mapping[int, Any]:
+        """Return the variables just before a step, by index.
+
+        Raises:
+            MissingPartError: The step cannot be replayed.
+        """
+        if step not in self.steps:
+            raise MissingPartError(f"{self.capture.path}: step {step} cannot be replayed; there are {_ranges(self.steps)}.")
+        if step not in self._states:
+            self._seek(step)
+        self._states.move_to_end(step)
+        return self._states[step]
+
+    def _seek(self, step: int) -> None:
+        keyframes = self.capture.keyframe_steps
+        base = max(known for known in (*keyframes, *self._states) if known <= step)
+        self._assign(self._states[base] if base in self._states else self.capture.keyframe(base))
+        for between in range(base, step):
+            self._run_step(between, "recorded")
+        self._apply(self.batch(step))
+        self._states[step] = {index: read_variable(variable_handle(each)) for index, each in enumerate(self._live)}
+        while len(self._states) > _STATES_KEPT:
+            self._states.popitem(last=False)
+
+    @property
+    def _live(self) -> list[Any]:
+        """The variables that programs run on; those that no keyframe holds start as zeros."""
+        if not self._variables:
+            self._variables = [
+                tf.Variable(tf.zeros(info.shape, info.dtype), dtype=info.dtype, shape=info.shape, trainable=False) for info in self.variables
+            ]
+        return self._variables
+
+    def _assign(self, state: Mapping[int, ArrayLike]) -> None:
+        for index, value in state.items():
+            self._live[index].assign(value)
+
+    def _apply(self, batch: BatchRecord) -> None:
+        self._assign(batch.overrides)
+
+
+def _ranges(steps: Sequence[int]) -> str:
+    return f"steps {steps[0]} to {steps[-1]}" if steps else "none"
