@@ -102,7 +102,7 @@ class NonFiniteError(NanreplayError, ArithmeticError):
         self.sentence = sentence
         self.step = step
         self.path = None if path is None else os.fspath(path)
-        super().__init__(sentence if path is None else f"{sentence} Capture: {self.path} (nanreplay open {self.path})")
+        super().__init__(sentence if path is None else f"{sentence} Capture: {self.path} (explain it with: nanreplay bisect {self.path})")
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive pickling, so that the error crosses processes."""

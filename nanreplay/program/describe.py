@@ -67,7 +67,7 @@ def _signature(program: TracedProgram, variable_index: Mapping[int, int], leaf_p
         gradients=_gradients(seen, variable_index),
         watch=watch,
         watch_layout=watch_layout(trace.watch.entries, variable_index),
-        learning_rate=_learning_rate(seen, variable_index),
+        learning_rate=learning_rate_of(seen, variable_index),
         loss_scaled=seen.loss_scale is not None or bool(seen.unscaled),
         policy=_policy(seen),
         root_layer=seen.root_layer,
@@ -109,7 +109,8 @@ def watch_layout(entries: Sequence[WatchEntry], variable_index: Mapping[int, int
     return tuple(layout)
 
 
-def _learning_rate(seen: Observation, variable_index: Mapping[int, int]) -> int | None:
+def learning_rate_of(seen: Observation, variable_index: Mapping[int, int]) -> int | None:
+    """Index of the variable that holds the learning rate, None when there is none (a schedule)."""
     for optimizer in seen.optimizers:
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         index = variable_index.get(id(private_tf.handle_of(getattr(inner, "_learning_rate", None))))

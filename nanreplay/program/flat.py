@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay.program import private_tf
-from nanreplay.program.describe import watch_layout, with_forward_layers, without_root
+from nanreplay.program.describe import learning_rate_of, watch_layout, with_forward_layers, without_root
 from nanreplay.program.observe import BackwardSpan, Observation, Observer, Region
 from nanreplay.program.sources import SourceTable, is_user_file
 from nanreplay.program.watch import Watch
@@ -23,6 +23,7 @@ from nanreplay.records import CaptureSpec, GradientSpec, InputSpec, OpInfo, Prog
 
 _SMALL = 4096
 """Constants of at most this many bytes are written into the graph."""
+_READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape"})
 
 
 @dataclass(slots=True)
@@ -95,7 +96,7 @@ def _user_frames() -> tuple[UserFrame, ...]:
 
 
 def describe_eager(
-    run: EagerRun, program_id: str, watch: Watch, *, variable_index: Mapping[int, int], leaves: Sequence[Any], paths: Sequence[str], sources: SourceTable, learning_rate: int | None
+    run: EagerRun, program_id: str, watch: Watch, *, variable_index: Mapping[int, int], leaves: Sequence[Any], paths: Sequence[str], sources: SourceTable
 ) -> ProgramRecord:
     """Build the flat program of one eager execution.
 
@@ -107,7 +108,6 @@ def describe_eager(
         leaves: Arrays of the flattened batch.
         paths: A readable path for each.
         sources: Collects stacks.
-        learning_rate: Index of the learning-rate variable.
     """
     builder = _Builder(variable_index, leaves, paths)
     for op in run.ops:
@@ -134,7 +134,7 @@ def describe_eager(
         gradients=tuple(gradients),
         watch=None,
         watch_layout=watch_layout(watch.entries, variable_index),
-        learning_rate=learning_rate,
+        learning_rate=learning_rate_of(seen, variable_index),
         loss_scaled=seen.loss_scale is not None or bool(seen.unscaled),
         root_layer=seen.root_layer,
     )
@@ -161,7 +161,8 @@ class _Builder:
         self._ids = {id(leaf): index for index, leaf in enumerate(leaves)}
         self._paths = paths
         self._fed: dict[tuple[str, int], str] = {}
-        self._last_use: dict[int, list[str]] = {}
+        self._uses: dict[int, tuple[list[str], list[str]]] = {}
+        """By id of a resource: the last op that wrote it, and those that have read it since."""
         self._used: dict[str, int] = {}
         self._functions: set[str] = set()
 
@@ -262,16 +263,14 @@ class _Builder:
     def _order(self, node: Any, op: EagerOp) -> None:
         """Ops on one resource keep the order in which they ran."""
         handles = [tensor for tensor in op.inputs if tensor.dtype == tf.resource]
-        reads = op.type in ("ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape")
+        reads = op.type in _READS
         for handle in handles:
-            earlier = self._last_use.setdefault(id(handle), [])
-            node.input.extend(f"^{name}" for name in dict.fromkeys(earlier) if f"^{name}" not in node.input)
+            written, read_since = self._uses.setdefault(id(handle), ([], []))
+            node.input.extend(f"^{name}" for name in (written if reads else [*written, *read_since]) if f"^{name}" not in node.input)
             if reads:
-                earlier[1:] = [*earlier[1:], node.name]
+                read_since.append(node.name)
             else:
-                earlier[:] = [node.name]
-            if reads and len(earlier) == 1 and earlier[0] == node.name:
-                continue
+                self._uses[id(handle)] = ([node.name], [])
         if handles and not reads:
             self.effects.append(node.name)
 

@@ -180,17 +180,24 @@ class Recorder(keras.callbacks.Callback):
         self._session.detached = True
 
     def _incident(self, trigger: Trigger, step: int) -> None:
+        """Write the capture; then raise, stop, or let the step's own exception go on."""
         self.path = self._session.write(trigger, step)
         self.stopped = True
-        model = getattr(self, "_model", None)
-        where = f"Wrote {self.path}; explain it with: nanreplay bisect {self.path}" if self.path else "The capture could not be written."
-        value = {"nan": "NaN", "inf": "infinite", "-inf": "infinite"}.get(trigger.value, trigger.value)
-        name = trigger.name if trigger.what == "loss" else f"{trigger.what} {trigger.name}"
-        sentence = f"step {step}: {name} is {value}. {where}"
         self._session.detached = True
-        if self._settings.on_nan == "raise":
+        sentence = f"step {step}: {_describe(trigger)}." + ("" if self.path else " The capture could not be written.")
+        if trigger.what != "exception" and self._settings.on_nan == "raise":
             self._uninstall()
             raise NonFiniteError(sentence, path=self.path, step=step)
-        warnings.warn(f"nanreplay: {sentence}", stacklevel=2)
+        warnings.warn(f"nanreplay: {sentence} Capture: {self.path} (nanreplay bisect {self.path})" if self.path else f"nanreplay: {sentence}", stacklevel=2)
+        model = getattr(self, "_model", None)
         if model is not None:
             model.stop_training = True
+
+
+def _describe(trigger: Trigger) -> str:
+    if trigger.what == "exception":
+        return f"the step raised {trigger.name}: {trigger.value}".rstrip(".")
+    value = {"nan": "NaN", "inf": "infinite", "-inf": "infinite"}.get(trigger.value)
+    if value is None:  # a sentence of its own, such as updates that loss scaling skipped
+        return f"{trigger.name}: {trigger.value}"
+    return f"{trigger.name} is {value}" if trigger.what == "loss" else f"{trigger.what} {trigger.name} is {value}"

@@ -40,12 +40,17 @@ def gather(session: Session, trigger: Trigger, step: int) -> CaptureContents:
         )
         for slot in session.programs
     }  # fmt: skip
-    entries = session.ring.replayable() if session.ring else []
+    eager = session.eager if session.eager is not None and session.eager.step == step else None
+    entries = session.ring.held() if session.ring else []
+    if eager is not None:
+        program_id = f"p{len(programs)}"
+        programs[program_id] = eager.describe(program_id, sources)
+        entries = [replace(entry, program=program_id) if entry.step == step else entry for entry in entries]
     batches = {entry.step: _batch(entry, programs, previous) for entry, previous in zip(entries, [None, *entries[:-1]], strict=False)}
     notes = [*session.notes, *_program_notes(programs.values())]
     incident = Incident(step, trigger, tuple(notes))
     keyframes = session.ring.keyframes if session.ring else {}
-    found = _reexecute(session, programs, keyframes, batches, incident)
+    found = eager.proof if eager is not None else _reexecute(session, programs, keyframes, batches, incident)
     if isinstance(found, str):
         incident, found = replace(incident, notes=(*notes, found)), Reexecution()
     elif found is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,14 +10,19 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay.program import private_tf
-from nanreplay.program.fingerprint import Layout
+from nanreplay.program.describe import watch_layout
+from nanreplay.program.fingerprint import Layout, ulp_distance
 from nanreplay.program.flat import EagerRun, describe_eager, observe_eager
 from nanreplay.program.observe import Observation, Observer
 from nanreplay.program.sources import SourceTable
 from nanreplay.program.trace import is_variable
-from nanreplay.program.watch import Watch, build_watch
-from nanreplay.recorder.session import Session
+from nanreplay.program.watch import Watch, build_watch, has_nonfinite
+from nanreplay.recorder.reexecute import Reexecution, dense_gradient, update_ratio
+from nanreplay.recorder.session import EagerIncident, Session
+from nanreplay.recorder.trigger import exception_trigger, is_end_of_data
 from nanreplay.records import ProgramRecord, Trigger
+
+State = Mapping[int, Any]
 
 
 class EagerStep:
@@ -31,8 +37,7 @@ class EagerStep:
         self._session = session
         self._step = step
         self._on_incident = on_incident
-        self._state: dict[int, Any] = {}
-        self._layouts: dict[tuple[int, ...], Layout] = {}
+        self._layouts: dict[tuple[str, ...], Layout] = {}
         self._is_first = True
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -44,22 +49,27 @@ class EagerStep:
         session.guard(lambda: self._before(leaves, paths))
         if session.detached:
             return self._step(*args, **kwargs)
+        again = _repeatable(self._step, args, kwargs)
         first_reads: dict[int, tuple[Any, Any]] = {}
         undo = private_tf.add_op_callback(_note_first_reads(first_reads)) if self._is_first else None
         observer = Observer(clock=lambda: (0, 0))
+        step = session.step
         try:
             with observer as seen:
                 result = self._step(*args, **kwargs)
         except Exception as error:
-            session.write(Trigger("exception", type(error).__name__, (str(error).splitlines() or [""])[0][:500]), session.step)
+            if not is_end_of_data(error):
+                session.guard(lambda: self._register(observer.observation, first_reads))
+                session.guard(lambda: self._record_ops(again, leaves, paths, None))
+                self._on_incident(exception_trigger(error), step)
             raise
         finally:
             if undo:
                 undo()
-        step = session.step
         trigger = session.guard(lambda: self._after(seen, result, first_reads))
         if trigger is not None:
-            session.guard(lambda: self._record_ops(lambda: self._step(*args, **kwargs), leaves, paths))
+            values = session.ring.entries[-1].fingerprint if session.ring else None
+            session.guard(lambda: self._record_ops(again, leaves, paths, values))
             self._on_incident(trigger, step)
         return result
 
@@ -67,8 +77,7 @@ class EagerStep:
         session = self._session
         session.request_keyframe()
         session.before("", leaves, paths)
-        if session.ring is not None:
-            self._state = dict(session.ring.keyframes[session.step])
+        if session.ring is not None:  # only the failing step can be replayed: the state before the others is not needed
             for step in [step for step in session.ring.keyframes if step < session.step]:
                 del session.ring.keyframes[step]
 
@@ -76,69 +85,91 @@ class EagerStep:
         session = self._session
         seen.note_result(result)
         self._register(seen, first_reads)
-        unwatched = {id(handle) for handle in session.variables.unwatched()}
-        handles = [
-            handle
-            for handle, info in zip(session.variables.handles, session.variables.infos, strict=True)
-            if id(handle) not in unwatched and tf.dtypes.as_dtype(info.dtype).is_floating
-        ]
-        self._watch = build_watch(seen, handles)
-        names = _layout_names(self._watch, session)
+        watch = build_watch(seen, self._watched_handles())
+        names = watch_layout(watch.entries, session.variables.index)
         layout = self._layouts.setdefault(names, Layout.parse(names))
-        values = np.zeros(0, np.float32) if self._watch.vector is None else self._watch.vector.numpy()
-        return session.after(layout, values)
+        return session.after(layout, _values(watch))
+
+    def _watched_handles(self) -> list[Any]:
+        variables = self._session.variables
+        unwatched = {id(handle) for handle in variables.unwatched()}
+        pairs = zip(variables.handles, variables.infos, strict=True)
+        return [handle for handle, info in pairs if id(handle) not in unwatched and tf.dtypes.as_dtype(info.dtype).is_floating]
 
     def _register(self, seen: Observation, first_reads: Mapping[int, tuple[Any, Any]]) -> None:
         """Name what the step used; after the first step, learn the variables that nobody named."""
-        variables = self._session.variables
-        for layer in {id(layer): layer for layer in seen.layers}.values() if self._is_first else ():
-            variables.name_model(layer)
-        for optimizer in seen.optimizers if self._is_first else ():
-            variables.name_optimizer(optimizer)
+        variables, ring = self._session.variables, self._session.ring
+        if self._is_first:
+            for layer in {id(layer): layer for layer in seen.layers}.values():
+                variables.name_model(layer)
+            for optimizer in seen.optimizers:
+                variables.name_optimizer(optimizer)
         sources = [variable for call in seen.tape_gradients for variable in call.sources if hasattr(variable, "handle")]
         handles = [handle for handle, _ in first_reads.values()] if self._is_first else [source.handle for source in sources]
         variables.add([handle for handle in handles if is_variable(handle)], sources)
-        if self._is_first and self._session.ring is not None:
+        if self._is_first and ring is not None:
             known = {variables.index[key]: value for key, (_, value) in first_reads.items() if key in variables.index}
-            self._state = {**known, **self._state}
-            self._session.ring.keyframes[self._session.step] = self._state
+            ring.keyframes[self._session.step] = {**known, **ring.keyframes[self._session.step]}
         self._is_first = False
 
-    def _record_ops(self, step: Callable[[], Any], leaves: Sequence[Any], paths: Sequence[str]) -> None:
+    def _record_ops(self, step: Callable[[], Any], leaves: Sequence[Any], paths: Sequence[str], values: Any) -> None:
         """Run the failing step once more from the state before it, and keep its ops as a flat program."""
         session = self._session
-        after = session.read_state()
-        self._put_back(self._state)
+        ring = session.ring
+        if ring is None or not ring.entries:
+            return
+        number = ring.entries[-1].step
+        before, after = ring.keyframes[number], session.read_state()
+        self._put_back(before)
         try:
             run = observe_eager(step)
+            handles = self._watched_handles()
+            watch = build_watch(run.seen, handles)
+            proof = self._prove(run, number, before, watch, values)
         finally:
             self._put_back(after)
-        watch = self._watch
-        learning_rate = next((i for i, info in enumerate(session.variables.infos) if info.role == "optimizer" and info.path.endswith("learning_rate")), None)
+        if values is None:
+            ring.entries[-1].fingerprint = _values(watch)
 
         def describe(program_id: str, sources: SourceTable) -> ProgramRecord:
-            return describe_eager(
-                run, program_id, watch, variable_index=session.variables.index, leaves=leaves, paths=paths, sources=sources, learning_rate=learning_rate
-            )
+            return describe_eager(run, program_id, watch, variable_index=session.variables.index, leaves=leaves, paths=paths, sources=sources)
 
-        session.eager_program = describe
-        if session.ring is not None:
-            session.ring.entries[-1].program = "p0"
-        self._note_differences(run)
+        session.eager = EagerIncident(number, describe, proof)
 
-    def _note_differences(self, run: EagerRun) -> None:
-        if run.error is not None:
-            self._session.notes.append(f"The step raised when it was run once more to note its ops: {type(run.error).__name__}: {run.error}")
+    def _prove(self, run: EagerRun, step: int, before: State, watch: Watch, recorded: Any) -> Reexecution:
+        """Compare the second run with the first, and take its weights and gradients."""
+        variables = self._session.variables
+        found = _values(watch)
+        proof = Reexecution(reproduced=has_nonfinite(found))
+        if recorded is not None:
+            if len(found) != len(recorded):
+                raise ValueError("the step took another way when it was run once more")
+            proof.max_ulp = ulp_distance(found, recorded)
+        if proof.max_ulp:
+            self._session.notes.append("The step gave other numbers when it was run once more: it draws from a state that is no variable.")
+        trainable = variables.of_role("trainable")
+        after = {index: value.numpy() for index, value in self._session.read_state().items() if index in trainable}
+        proof.weights[step] = after
+        proof.update_ratios[step] = {index: update_ratio(np.asarray(before[index]), after[index]) for index in after if index in before}
+        for gradient, variable in run.seen.gradients():
+            index = variables.index.get(id(private_tf.handle_of(variable)))
+            if index is not None:
+                proof.gradients.setdefault(step, {})[index] = dense_gradient(gradient)
+        return proof
 
-    def _put_back(self, state: Mapping[int, Any]) -> None:
+    def _put_back(self, state: State) -> None:
         for index, value in state.items():
             tf.raw_ops.AssignVariableOp(resource=self._session.variables.handles[index], value=value)
 
 
-def _layout_names(watch: Watch, session: Session) -> tuple[str, ...]:
-    from nanreplay.program.describe import watch_layout
+def _values(watch: Watch) -> Any:
+    return np.zeros(0, np.float32) if watch.vector is None else watch.vector.numpy()
 
-    return watch_layout(watch.entries, session.variables.index)
+
+def _repeatable(step: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], Any]:
+    """The call with what it was given at first: a loop may reuse the buffers of numpy arrays, which the step may change."""
+    held = tf.nest.map_structure(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, (list(args), dict(kwargs)))
+    return lambda: step(*copy.copy(held[0]), **held[1])
 
 
 def _note_first_reads(found: dict[int, tuple[Any, Any]]) -> Callable[..., None]:

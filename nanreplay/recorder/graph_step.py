@@ -10,6 +10,7 @@ import tensorflow as tf
 from nanreplay.program import private_tf
 from nanreplay.program.trace import TracedStep
 from nanreplay.recorder.session import ProgramSlot, Session
+from nanreplay.recorder.trigger import exception_trigger, is_end_of_data
 from nanreplay.records import Trigger
 
 
@@ -39,7 +40,8 @@ class GraphStep:
         try:
             result, watch = self._traced.function(*args)
         except Exception as error:
-            self._failed(error)
+            if not is_end_of_data(error):
+                self._on_incident(exception_trigger(error), session.step)
             raise
         if not session.detached:
             step = session.step
@@ -56,11 +58,6 @@ class GraphStep:
             slot = self._slots[key] = self._session.add_program(self._traced.program(*args), leaf_paths(args))
         self._session.before(slot.id, leaves, slot.paths)
         return slot
-
-    def _failed(self, error: Exception) -> None:
-        """The step itself raised: write what led to it; the error goes on to the caller."""
-        trigger = Trigger("exception", type(error).__name__, (str(error).splitlines() or [""])[0][:500])
-        self._session.write(trigger, self._session.step)
 
 
 def leaf_paths(args: Any) -> list[str]:

@@ -97,11 +97,11 @@ class Reexecutor:
         found = dict(zip(names, program(batch.leaves, copies, record.constants)[1], strict=True))
         gradients = {}
         for spec in record.signature.gradients:
-            values = found[spec.tensor]
+            gradient = found[spec.tensor]
             if spec.indices:
                 shape = tf.constant(self._infos[spec.variable].shape, tf.int64)
-                values = tf.convert_to_tensor(tf.IndexedSlices(values, tf.cast(found[spec.indices], tf.int64), shape))
-            gradients[spec.variable] = values.numpy()
+                gradient = tf.IndexedSlices(gradient, tf.cast(found[spec.indices], tf.int64), shape)
+            gradients[spec.variable] = dense_gradient(gradient)
         return gradients
 
     def _compare(self, step: int, outputs: Sequence[Any], batch: BatchRecord, found: Reexecution, *, is_last: bool) -> None:
@@ -112,6 +112,11 @@ class Reexecutor:
         found.max_ulp = max(found.max_ulp, ulp_distance(watch, np.asarray(batch.fingerprint)))
         if is_last:
             found.reproduced = has_nonfinite(watch)
+
+
+def dense_gradient(gradient: Any) -> NDArray[Any]:
+    """A gradient as an array; sparse rows are added up in their places."""
+    return np.asarray(tf.convert_to_tensor(gradient).numpy())
 
 
 def update_ratio(before: NDArray[Any], after: NDArray[Any]) -> float:

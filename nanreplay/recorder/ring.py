@@ -70,10 +70,11 @@ class Ring:
         while self.entries and self.entries[0].step < base:
             self.entries.popleft()
 
-    def replayable(self) -> list[StepEntry]:
-        """The steps from the oldest keyframe on."""
+    def held(self) -> list[StepEntry]:
+        """The steps of the window, with those that reach back to its oldest keyframe; all of them in an eager loop."""
         base = min(self.keyframes, default=None)
-        return [entry for entry in self.entries if base is not None and entry.step >= base]
+        eager = any(not entry.program for entry in self.entries)
+        return [entry for entry in self.entries if base is not None and (entry.step >= base or eager)]
 
 
 def plan_ring(*, state_bytes: int, batch_bytes: int, window: int, keyframe_every: int | None, memory_limit: int) -> tuple[Plan, str | None]:

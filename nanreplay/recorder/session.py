@@ -13,14 +13,16 @@ import numpy as np
 
 from nanreplay.program.describe import watch_layout
 from nanreplay.program.fingerprint import Layout
+from nanreplay.program.sources import SourceTable
 from nanreplay.program.trace import TracedProgram
 from nanreplay.program.watch import WatchEntry, has_nonfinite, read_variable
-from nanreplay.records import Trigger
+from nanreplay.recorder.reexecute import Reexecution
 from nanreplay.recorder.ring import Ring, StepEntry, plan_ring, size_of
 from nanreplay.recorder.settings import Settings
 from nanreplay.recorder.timeline import TimelineRing, TimelineRow
 from nanreplay.recorder.trigger import find_trigger
 from nanreplay.recorder.variables import VariableTable
+from nanreplay.records import ProgramRecord, Trigger
 
 
 @dataclass(slots=True)
@@ -32,6 +34,17 @@ class ProgramSlot:
     paths: Sequence[str]
     layout: Layout
     entries: tuple[WatchEntry, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EagerIncident:
+    """The failing step of an eager loop, run once more with every op noted."""
+
+    step: int
+    describe: Callable[[str, SourceTable], ProgramRecord]
+    """Makes the flat program, given its id and the table of sources."""
+    proof: Reexecution
+    """What the second run gave."""
 
 
 @dataclass
@@ -47,6 +60,7 @@ class Session:
     ring: Ring | None = None
     detached: bool = False
     skipped_in_row: int = 0
+    eager: EagerIncident | None = None
 
     def __post_init__(self) -> None:
         self.timeline = TimelineRing(self.settings.history)

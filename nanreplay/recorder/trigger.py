@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import tensorflow as tf
+
 from nanreplay.program.fingerprint import Layout
 from nanreplay.program.watch import has_nonfinite, read_variable
 from nanreplay.recorder.variables import VariableTable
@@ -22,3 +24,13 @@ def find_trigger(layout: Layout, values: Any, variables: VariableTable) -> tuple
     if found.what == "loss":
         return Trigger("loss", "loss" if found.subject == 0 else f"loss {found.subject}", found.kind), False
     return Trigger(found.what, variables.path(found.subject), found.kind), False
+
+
+def exception_trigger(error: Exception) -> Trigger:
+    """The trigger of a step that raised."""
+    return Trigger("exception", type(error).__name__, (str(error).splitlines() or [""])[0][:500])
+
+
+def is_end_of_data(error: Exception) -> bool:
+    """Whether an exception only says that there are no more batches."""
+    return isinstance(error, (StopIteration, tf.errors.OutOfRangeError))
