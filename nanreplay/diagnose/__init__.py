@@ -1,0 +1,5 @@
+"""From replays to a verdict."""
+
+from nanreplay.diagnose.verdict import judge
+
+__all__ = ["judge"]
