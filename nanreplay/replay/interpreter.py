@@ -6,6 +6,7 @@ are still needed, and tells an observer of each op: what went in, where it came 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
@@ -159,7 +160,7 @@ class _Run:
                 raise event.error
             if self.on_error is None:
                 where = f" in function {event.function!r}" if event.function else ""
-                raise ReplayError(f"{event.type} {event.name!r}{where} raised: {event.error}") from event.error
+                raise ReplayError(f"{event.type} {event.name!r}{where} raised: {_plain(event.error)}") from event.error
             return self.on_error(event)
         replacement = self.observer(event) if self.observer is not None else None
         return outputs if replacement is None else replacement
@@ -185,6 +186,12 @@ class _Run:
             inside = (*calls, Call(plan.function, step.name, step.type, body, iteration))
             given = self.execute(work, given, inside, compiled)
             iteration += 1
+
+
+def _plain(error: Exception) -> str:
+    """What a kernel said, without TensorFlow's notes of where it ran."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return re.sub(r"\{\{.*?\}\}|\[Op:\w+\]( name: \S*)?", "", lines[0]).strip()
 
 
 def _is_true(tensor: Any) -> bool:

@@ -252,6 +252,19 @@ class Replay:
         self._states.move_to_end(step)
         return self._states[step]
 
+    def state_after(self, step: int) -> Mapping[int, Any]:
+        """Return the variables just after a step, replayed as it was trained, by index.
+
+        Raises:
+            MissingPartError: The step cannot be replayed.
+        """
+        self._assign(self.state(step))
+        self._run_step(step, "recorded")
+        return self._read()
+
+    def _read(self) -> dict[int, Any]:
+        return {index: read_variable(variable_handle(each)) for index, each in enumerate(self._live)}
+
     def _seek(self, step: int) -> None:
         keyframes = self.capture.keyframe_steps
         base = max(known for known in (*keyframes, *self._states) if known <= step)
@@ -259,7 +272,7 @@ class Replay:
         for between in range(base, step):
             self._run_step(between, "recorded")
         self._apply(self.batch(step))
-        self._states[step] = {index: read_variable(variable_handle(each)) for index, each in enumerate(self._live)}
+        self._states[step] = self._read()
         while len(self._states) > _STATES_KEPT:
             self._states.popitem(last=False)
 
