@@ -67,7 +67,7 @@ class Ring:
         base = max((step for step in self.keyframes if step <= oldest), default=min(self.keyframes))
         for step in [step for step in self.keyframes if step < base]:
             del self.keyframes[step]
-        while self.entries and self.entries[0].step < base:
+        while self.entries and self.entries[0].program and self.entries[0].step < base:  # eager steps are kept for their batches
             self.entries.popleft()
 
     def held(self) -> list[StepEntry]:
