@@ -26,5 +26,7 @@ COMPRESS_FROM_BYTES: Final = 4096
 TIMELINE_COLUMNS: Final = ("step", "loss", "learning_rate", "loss_scale", "step_time_s", "skipped")
 TIMELINE_MATRICES: Final = ("gradient_norm", "gradient_absmax", "weight_norm", "update_ratio")
 
-EXTENSION_DTYPES: Final = ("bfloat16", "float8_e5m2", "float8_e4m3fn", "float8_e4m3b11fnuz", "float8_e4m3fnuz", "float8_e5m2fnuz", "int4", "uint4")
+EXTENSION_DTYPES: Final = (
+    "bfloat16", "float8_e5m2", "float8_e4m3fn", "float8_e4m3b11fnuz", "float8_e4m3fnuz", "float8_e5m2fnuz", "int4", "uint4",
+)  # fmt: skip
 """Types that HDF5 and numpy do not know; stored as unsigned integers of their size with the attribute `dtype`."""

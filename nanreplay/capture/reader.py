@@ -20,7 +20,7 @@ from nanreplay.capture.format import FORMAT, TIMELINE_COLUMNS, VERSION
 from nanreplay.capture.tables import ops_frame, ops_from_table, signature_from_json
 from nanreplay.capture.values import read_array
 from nanreplay.errors import CaptureNotFoundError, FormatError, NanreplayError, VersionError
-from nanreplay.records import BatchRecord, CaptureContents, Frame, Incident, ProgramRecord, Timeline, Trigger, VariableInfo
+from nanreplay.records import BatchRecord, CaptureContents, Frame, Incident, ProgramRecord, Signature, Timeline, Trigger, VariableInfo
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -115,6 +115,11 @@ class Capture:
         with self._reading("the programs"):
             return tuple(self._file["program"]) if "program" in self._file else ()
 
+    def signature(self, program_id: str) -> Signature:
+        """How one program is called, without reading the program."""
+        with self._reading(f"program {program_id}"):
+            return signature_from_json(self._json("signature", self._file["program"][program_id]))
+
     def program(self, program_id: str) -> ProgramRecord:
         """One program, read once."""
         if program_id not in self._programs:
@@ -147,7 +152,7 @@ class Capture:
         with self._reading(f"the batch of step {step}"):
             group = self._file["batches"][str(step)]
             paths = [str(path) for path in json.loads(group.attrs["paths"])]
-            overrides = group["overrides"] if "overrides" in group else {}
+            overrides = group.get("overrides", {})
             return BatchRecord(
                 str(group.attrs["program"]),
                 tuple(read_array(group[str(index)]) for index in range(len(paths))),
@@ -186,7 +191,7 @@ class Capture:
         """The last steps in numbers, one row a step."""
         import pandas as pd
 
-        columns = self.timeline_record().columns
+        columns = self.timeline_columns()
         return pd.DataFrame({name: columns[name] for name in TIMELINE_COLUMNS if name in columns})
 
     def matrix(self, name: str) -> pd.DataFrame:
@@ -198,6 +203,13 @@ class Capture:
             raise FormatError(f"{self.path}: holds no matrix {name!r}; there are {', '.join(timeline.matrices)}.")
         paths = [self.variables_info[index].path for index in timeline.variables]
         return pd.DataFrame(timeline.matrices[name], index=pd.Index(timeline.columns["step"], name="step"), columns=paths)
+
+    def timeline_columns(self, last: int | None = None) -> dict[str, NDArray[Any]]:
+        """Columns of the timeline, without its matrices; of the `last` steps only when that is given."""
+        with self._reading("the timeline"):
+            group = self._file["timeline"]
+            columns = {name: read_array(group[name]) for name in group if name != "matrices"}
+        return {name: column if last is None else column[max(0, len(column) - last) :] for name, column in columns.items()}
 
     def timeline_record(self) -> Timeline:
         """The timeline as arrays."""

@@ -64,7 +64,7 @@ def read_array(dataset: Any) -> NDArray[Any]:
         strings = np.empty(len(texts), dtype=object)
         strings[:] = texts
         return strings.reshape(dataset.shape)
-    array = np.asarray(dataset[()])
+    array: NDArray[Any] = np.asarray(dataset[()])
     if kind is None:
         if array.dtype.kind not in "biufc":
             raise FormatError(f"unexpected type {array.dtype} at {dataset.name}")
@@ -73,7 +73,7 @@ def read_array(dataset: Any) -> NDArray[Any]:
         raise FormatError(f"unexpected type {kind!r} at {dataset.name}")
     import ml_dtypes
 
-    extension = np.dtype(getattr(ml_dtypes, kind))
+    extension: np.dtype[Any] = np.dtype(getattr(ml_dtypes, kind))
     if extension.itemsize != array.dtype.itemsize:
         raise FormatError(f"{kind} of the wrong size at {dataset.name}")
     return np.atleast_1d(array).view(extension).reshape(array.shape)

@@ -1,0 +1,6 @@
+"""`python -m nanreplay`."""
+
+from nanreplay.commands import main
+
+if __name__ == "__main__":
+    main()

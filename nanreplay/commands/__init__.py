@@ -1,0 +1,82 @@
+"""The command line: `nanreplay COMMAND`. One module a command; names, errors and exit codes are here.
+
+Imports click alone, so that `--help` answers at once; a command imports what it needs when it runs.
+
+Exit codes: 0 finite or healthy, 1 non-finite reproduced, 2 usage or unreadable file, 3 could not decide.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+from typing import Any, NoReturn
+
+import click
+
+from nanreplay import __version__
+from nanreplay.commands.exits import FINITE, UNREADABLE, fail
+
+COMMANDS = {
+    "demo": "Train a small model into a NaN, replay it and name the op.",
+    "info": "Say what a capture holds.",
+    "replay": "Replay the recorded steps and compare them bit for bit.",
+    "bisect": "Name the op that made the first non-finite value.",
+}
+
+
+class LazyGroup(click.Group):
+    """A group that imports a command only when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Names in the order of use."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of that name, from its module."""
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f"nanreplay.commands.{cmd_name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(
+    cls=LazyGroup,
+    epilog="Exit codes: 0 finite or healthy, 1 non-finite reproduced, 2 usage or unreadable file, 3 could not decide.",
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+@click.version_option(__version__, prog_name="nanreplay", message="%(prog)s %(version)s")
+def cli() -> None:
+    """Replay a training that turned NaN, and name the op that did it.
+
+    Captures are written by `nanreplay.Recorder`: model.fit(data, callbacks=[Recorder("run.h5")]).
+    """
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line (that of the process unless given); returns the exit code."""
+    try:
+        result: Any = cli.main(args=arguments, prog_name="nanreplay", standalone_mode=False)
+        sys.stdout.flush()
+        return int(result or 0)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return UNREADABLE
+    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        with contextlib.suppress(OSError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FINITE
+    except (Exception, KeyboardInterrupt) as error:
+        return fail(error)
+
+
+def main() -> NoReturn:
+    """The console script."""
+    sys.exit(run())

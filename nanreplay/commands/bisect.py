@@ -1,0 +1,42 @@
+"""`nanreplay bisect`: replay the failing step and name the op that made the first non-finite value."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from nanreplay.commands.console import as_json, capture_file, print_json, progress_bar, quiet_work, trust
+from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED
+
+CODES = {"healthy": FINITE, "reproduced": NONFINITE, "xla_only": NONFINITE, "precision_only": NONFINITE}
+"""Exit code by kind of verdict; `transient` and `inconclusive` could not be decided."""
+
+
+@click.command("bisect")
+@capture_file
+@as_json
+@trust
+def command(file: str, as_json: bool, trust: bool) -> int:
+    """Replay the failing step of FILE and name the op that made the first non-finite value.
+
+    Exit codes: 0 healthy, 1 non-finite reproduced, 2 unreadable file, 3 could not decide.
+    """
+    from nanreplay.capture import Capture
+
+    Capture(file).close()  # a file that cannot be read says so before TensorFlow loads
+    with quiet_work(), progress_bar("Replaying") as progress:
+        from nanreplay.report.explain import explain
+
+        report = explain(file, trust=trust, progress=progress)
+    if as_json:
+        from nanreplay.report.tojson import to_json
+
+        print_json(to_json(report))
+    else:
+        from rich.console import Console
+
+        from nanreplay.report.text import print_report
+
+        print_report(report, Console(file=sys.stdout, highlight=False))
+    return CODES.get(report.verdict.kind, UNDECIDED)

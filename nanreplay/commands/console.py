@@ -1,0 +1,79 @@
+"""What commands share: results go to stdout, all else to stderr; progress only where somebody watches."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from importlib import import_module
+from typing import Any, TypeAlias
+
+import click
+
+Progress: TypeAlias = Callable[[int, int], None]
+"""Called with (done, total) as work goes on."""
+
+as_json = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
+trust = click.option(
+    "--trust", is_flag=True, help="Run programs that reach files, the network or processes. Only for captures of your own."
+)
+capture_file = click.argument("file", metavar="FILE", type=click.Path(path_type=str))
+
+
+def print_json(value: Any) -> None:
+    """Print one JSON document."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+@contextlib.contextmanager
+def quiet_work() -> Iterator[None]:
+    """Load TensorFlow and keep stdout for results while it works: what a recorded program prints goes to stderr."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    with redirected(2, os.devnull):  # the log level holds only once TensorFlow is loaded
+        import_module("tensorflow")
+    with redirected(1, 2):
+        yield
+
+
+@contextlib.contextmanager
+def redirected(descriptor: int, target: int | str) -> Iterator[None]:
+    """Send what native code writes to a file descriptor somewhere else."""
+    stream = sys.stdout if descriptor == 1 else sys.stderr
+    try:
+        stream.flush()
+        kept = os.dup(descriptor)
+    except (OSError, AttributeError):  # closed or missing: nobody reads it
+        yield
+        return
+    opened = os.open(target, os.O_WRONLY) if isinstance(target, str) else os.dup(target)
+    os.dup2(opened, descriptor)
+    os.close(opened)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            stream.flush()
+        os.dup2(kept, descriptor)
+        os.close(kept)
+
+
+@contextlib.contextmanager
+def progress_bar(label: str) -> Iterator[Progress | None]:
+    """A progress bar on stderr; None when stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+
+        def advance(done: int, total: int) -> None:
+            bar.update(task, completed=done, total=total or None)
+
+        yield advance

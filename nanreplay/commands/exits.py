@@ -1,0 +1,43 @@
+"""Exit codes, and how an error becomes one line on stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+import click
+
+from nanreplay.errors import MissingPartError, NanreplayError, ReplayError, UnsafeProgramError, UnsupportedOpError
+
+FINITE, NONFINITE, UNREADABLE, UNDECIDED = 0, 1, 2, 3
+"""What a command returns, and the process exits with."""
+INTERRUPTED = 130
+"""What shells expect of a process that Ctrl-C ended."""
+
+
+def fail(error: BaseException) -> int:
+    """Say in one line on stderr what went wrong; returns the exit code.
+
+    With NANREPLAY_DEBUG set, an error that nobody foresaw is raised on.
+    """
+    if isinstance(error, click.ClickException):
+        context = getattr(error, "ctx", None)
+        return _say(UNREADABLE, error.format_message(), f"see {context.command_path} --help" if context is not None else None)
+    if isinstance(error, (click.Abort, KeyboardInterrupt)):
+        return _say(INTERRUPTED, "interrupted")
+    if isinstance(error, (UnsupportedOpError, ReplayError, MissingPartError)):
+        return _say(UNDECIDED, str(error), error.hint)
+    if isinstance(error, UnsafeProgramError):
+        return _say(UNREADABLE, str(error), error.hint or "--trust runs it all the same")
+    if isinstance(error, NanreplayError):
+        return _say(UNREADABLE, str(error), error.hint)
+    if os.environ.get("NANREPLAY_DEBUG"):
+        raise error
+    return _say(UNDECIDED, f"unexpected {type(error).__name__}: {error}", "NANREPLAY_DEBUG=1 shows the traceback")
+
+
+def _say(code: int, message: str, hint: str | None = None) -> int:
+    text = " ".join(message.split())
+    with contextlib.suppress(OSError):
+        click.echo(f"nanreplay: {text}" + (f" ({hint})" if hint else ""), err=True)
+    return code

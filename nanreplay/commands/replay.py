@@ -1,0 +1,65 @@
+"""`nanreplay replay`: run the recorded steps again and hold each against the recording."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from nanreplay.commands.console import as_json, print_json, progress_bar, quiet_work, trust
+from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED, UNREADABLE, fail
+from nanreplay.errors import NanreplayError
+
+if TYPE_CHECKING:
+    from nanreplay.replay import StepResult
+
+
+@click.command("replay")
+@click.argument("files", metavar="FILE...", nargs=-1, required=True)
+@click.option(
+    "--mode",
+    type=click.Choice(["recorded", "ops"]),
+    default="recorded",
+    show_default=True,
+    help="recorded: compiled as it was trained; ops: op by op.",
+)
+@as_json
+@trust
+def command(files: tuple[str, ...], mode: Literal["recorded", "ops"], as_json: bool, trust: bool) -> int:
+    """Replay the recorded steps of each FILE and compare them with the recording.
+
+    Exit codes: 0 all finite, 1 non-finite reproduced, 2 unreadable file, 3 cannot be replayed.
+    """
+    from nanreplay.report.steps import steps_to_json
+
+    captures, codes = [], []
+    for file in files:
+        try:
+            results, notes = _replay(file, mode, trust)
+        except NanreplayError as error:  # the other files are replayed all the same
+            codes.append(fail(error))
+            continue
+        codes.append(FINITE if all(result.finite for result in results) else NONFINITE)
+        if as_json:
+            captures.append(steps_to_json(file, mode, results, notes))
+        else:
+            _print(file, results, notes)
+    if as_json:
+        print_json({"format": "nanreplay-replay", "version": 1, "captures": captures})
+    return max(codes, key=(FINITE, NONFINITE, UNDECIDED, UNREADABLE).index)
+
+
+def _replay(file: str, mode: Literal["recorded", "ops"], trust: bool) -> tuple[Sequence[StepResult], Sequence[str]]:
+    from nanreplay.capture import Capture
+    from nanreplay.report.steps import replay_steps
+
+    with Capture(file) as capture, quiet_work(), progress_bar("Replaying") as progress:
+        return replay_steps(capture, mode, trust=trust, progress=progress)
+
+
+def _print(file: str, results: Sequence[StepResult], notes: Sequence[str]) -> None:
+    from nanreplay.report.steps import step_lines
+
+    for line in step_lines(file, results, notes):
+        click.echo(line)

@@ -1,0 +1,78 @@
+"""Numbers as people and JSON readers get them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def jsonable(value: Any) -> Any:
+    """`value` as JSON holds it: tuples become lists, NaN and infinities the texts "nan", "inf" and "-inf"."""
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [jsonable(item) for item in value]
+    if hasattr(value, "tolist"):  # a numpy scalar or array
+        return jsonable(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    return str(value)
+
+
+def readable_number(value: Any) -> str:
+    """A number in few digits: `0.0`, `1.5e+20`, `NaN`, `inf`."""
+    if value is None:
+        return "?"
+    if isinstance(value, str):
+        return {"nan": "NaN"}.get(value, value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return str(value)
+    number = float(value)
+    if math.isnan(number):
+        return "NaN"
+    text = f"{number:.6g}"
+    return text if math.isinf(number) or any(sign in text for sign in ".e") else f"{text}.0"
+
+
+def readable_ulp(ulp: int | None) -> str:
+    """How far a number is from its recording: `3 ulp off`; finite and non-finite have no distance."""
+    if ulp is None:
+        return "not bit for bit"
+    return "finite against non-finite" if ulp >= 2**62 else f"{ulp} ulp off"
+
+
+def readable_bytes(size: int) -> str:
+    """A size with a binary unit: `3.4 MiB`."""
+    number = float(size)
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if number < 1024 or unit == "GiB":
+            break
+        number /= 1024
+    return f"{size} bytes" if unit == "bytes" else f"{number:.1f} {unit}"
+
+
+def readable_steps(steps: Sequence[int]) -> str:
+    """Ascending steps in ranges: `steps 3 to 12`, `steps 3 to 5, 9`."""
+    if not steps:
+        return "no steps"
+    ranges: list[list[int]] = []
+    for step in steps:
+        if ranges and step == ranges[-1][1] + 1:
+            ranges[-1][1] = step
+        else:
+            ranges.append([step, step])
+    parts = [str(first) if first == last else f"{first} to {last}" for first, last in ranges]
+    return ("step " if len(steps) == 1 else "steps ") + ", ".join(parts)
+
+
+def readable_list(items: Sequence[Any], limit: int = 5) -> str:
+    """`3`, `3 and 7`, `3, 7 and 9`, `3, 7, 9, 11, 12 and 4 more`."""
+    words = [str(item) for item in items]
+    if len(words) > limit + 1:
+        return ", ".join(words[:limit]) + f" and {len(words) - limit} more"
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

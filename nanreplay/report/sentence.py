@@ -1,0 +1,145 @@
+"""The one sentence that a report says."""
+
+from __future__ import annotations
+
+from pathlib import PurePath
+
+from nanreplay.findings import Findings, OperandFacts, Origin, OutputFacts, Verdict
+from nanreplay.records import Incident, Trigger
+from nanreplay.report.numbers import readable_list, readable_number, readable_steps
+
+_JOINED = {
+    "Sub": "{} minus {}",
+    "Add": "{} plus {}",
+    "AddV2": "{} plus {}",
+    "Mul": "{} times {}",
+    "MulNoNan": "{} times {}",
+    "RealDiv": "{} by {}",
+    "Div": "{} by {}",
+    "DivNoNan": "{} by {}",
+    "FloorDiv": "{} by {}",
+    "Xdivy": "{} by {}",
+    "Pow": "{} to the power {}",
+}
+"""How two operands read, by op type."""
+
+
+def sentence(verdict: Verdict, findings: Findings, incident: Incident, steps: tuple[int, int]) -> str:
+    """Say where the first non-finite value was born, how it reached the trigger, and how sure that is.
+
+    Args:
+        verdict: What replaying said.
+        findings: What bisecting found.
+        incident: Why the capture was written.
+        steps: First and last step of the recorded window.
+    """
+    if verdict.kind in ("healthy", "transient", "inconclusive") or findings.origin is None:
+        return _without_origin(verdict, findings, incident, steps)
+    origin = findings.origin
+    parts = [f"step {origin.step}", *_place(origin)]
+    if origin.loop:
+        parts.append(", ".join(f"iteration {loop.iteration} of `{PurePath(loop.op).name}`" for loop in origin.loop))
+    consequence = f", which {findings.consequence}" if findings.consequence else ""
+    said = [" · ".join([*parts, _event(origin)]) + f"{consequence}."]
+    if origin.source is not None:
+        said.append(source_text(origin.source.file, origin.source.line, origin.source.code) + ".")
+    return " ".join([*said, certainty(verdict)]).rstrip()
+
+
+def source_text(file: str, line: int, code: str | None) -> str:
+    """A line of code: "train.py:88 `x / tf.sqrt(var)`"."""
+    return f"{PurePath(file).name}:{line}" + (f" `{code.strip()}`" if code else "")
+
+
+def certainty(verdict: Verdict) -> str:
+    """How the replay compares with the recording."""
+    if verdict.kind == "xla_only":
+        return "Only the step compiled with XLA is non-finite; op by op it is finite."
+    if verdict.kind == "precision_only":
+        return "In float64 the step is finite."
+    if verdict.bit_exact:
+        return "Replays bit for bit."
+    if verdict.bit_exact is None:
+        return ""
+    worst = max((each.max_ulp for each in verdict.evidence if each.mode == "recorded" and each.max_ulp is not None), default=None)
+    return f"Replays within {worst} ulp of the recording." if worst and worst < 2**62 else "Replays, though not bit for bit."
+
+
+def _place(origin: Origin) -> list[str]:
+    layer = f"layer `{origin.layer_path or origin.layer}`" if origin.layer_path or origin.layer else None
+    if origin.phase == "backward":
+        of = layer or {"loss": "the loss", "input": "the input", "metric": "a metric"}.get(origin.where)
+        return ["backward"] + ([f"gradient of {of}"] if of else [])
+    if origin.phase == "update":
+        return ["update", "optimizer"] if origin.where == "optimizer" else ["update"]
+    inside = layer if origin.where in ("layer", "metric") else None
+    return [origin.phase, *([inside] if inside else [])]
+
+
+def _event(origin: Origin) -> str:
+    bad = bad_output(origin)
+    if origin.op_type is None:
+        name = origin.op_name or (origin.operands[0].name if origin.operands else None)
+        return f"batch{f' `{name}`' if name else ''} holds {_value(bad)}{_at(bad, origin)}"
+    if origin.kind == "raised":
+        return f"`{origin.op_type}`{_of(origin)}{_at(bad, origin)} is refused op by op and gives {_value(bad)} when compiled"
+    return f"`{origin.op_type}`{_of(origin)}{_at(bad, origin)} gave {_value(bad)}"
+
+
+def bad_output(origin: Origin) -> OutputFacts | None:
+    """The output that holds what the op made bad."""
+    return next((each for each in origin.outputs if each.indices), next((each for each in origin.outputs if each.nonfinite), None))
+
+
+def _value(output: OutputFacts | None) -> str:
+    return readable_number(output.value) if output is not None and output.value is not None else "a non-finite value"
+
+
+def _of(origin: Origin) -> str:
+    exact = [each for each in origin.operands if each.value is not None and _is_number(each)]
+    if exact and len(exact) == len([each for each in origin.operands if _is_number(each)]) <= 3:
+        words = [readable_number(each.value) for each in exact]
+        pattern = _JOINED.get(origin.op_type or "") if len(words) == 2 else None
+        return " of " + (pattern.format(*words) if pattern else readable_list(words))
+    ranges = [each for each in origin.operands if _is_number(each) and each.min is not None and each.max is not None]
+    if not ranges:
+        return ""
+    low, high = min(each.min for each in ranges if each.min is not None), max(each.max for each in ranges if each.max is not None)
+    return (
+        f" of values that are all {readable_number(low)}"
+        if low == high
+        else f" of values from {readable_number(low)} to {readable_number(high)}"
+    )
+
+
+def _is_number(operand: OperandFacts) -> bool:
+    return operand.dtype.lstrip("b").startswith(("float", "complex"))
+
+
+def _at(output: OutputFacts | None, origin: Origin) -> str:
+    at = f" at [{', '.join(map(str, output.indices[0]))}]" if output is not None and output.indices and output.indices[0] else ""
+    if not origin.rows:
+        return at
+    return f"{at} ({'sample' if len(origin.rows) == 1 else 'samples'} {readable_list(origin.rows)} of the batch)"
+
+
+def _without_origin(verdict: Verdict, findings: Findings, incident: Incident, steps: tuple[int, int]) -> str:
+    where = f"step {incident.step} · {_recorded(incident.trigger)}"
+    if verdict.kind == "healthy":
+        said = f"{readable_steps(range(steps[0], steps[1] + 1))} · nothing non-finite"
+        return f"{said}. {certainty(verdict)}".rstrip()
+    if verdict.kind == "transient":
+        return f"{where}, but every replay from the same state and batch is finite: a race or a hardware fault."
+    if verdict.kind == "inconclusive":
+        return f"{where}; what made it could not be decided. {verdict.reason or ''}".rstrip()
+    reason = findings.reason or verdict.reason or "No op could be named."
+    return f"{where}, and is so again when replayed. {reason} {certainty(verdict)}".rstrip()
+
+
+def _recorded(trigger: Trigger) -> str:
+    if trigger.what == "exception":
+        return f"training raised {trigger.name}: {trigger.value}"
+    if trigger.what == "manual":
+        return f"written on demand ({trigger.value})"
+    name = trigger.name if trigger.what == "loss" else f"{trigger.what} `{trigger.name}`"
+    return f"{name} was {readable_number(trigger.value)} in training"
