@@ -34,9 +34,14 @@ class GraphStep:
     def __call__(self, *args: Any) -> Any:
         """Run one step; returns what the step returns."""
         session = self._session
-        slot = None if session.detached else session.guard(lambda: self._begin(args))
-        if slot is None:
+        if session.detached:
             return self._bare(*args)
+        try:
+            slot = self._begin(args)
+        except Exception as error:
+            result = self._bare(*args)  # raises again when the step itself cannot be traced; that is no failure of the recorder
+            session.detach(error)
+            return result
         try:
             result, watch = self._traced.function(*args)
         except Exception as error:
