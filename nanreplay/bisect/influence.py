@@ -19,8 +19,15 @@ Shape: TypeAlias = tuple[int, ...]
 class Influence(Protocol):
     """The element-wise dependences of one execution of an op."""
 
-    exact: bool
-    """Whether it is known which elements depend on which; False when everything may depend on everything."""
+    @property
+    def exact(self) -> bool:
+        """Whether it is known which elements depend on which; False when everything may depend on everything."""
+        ...
+
+    @property
+    def in_shapes(self) -> Sequence[Shape]:
+        """Shape of each input."""
+        ...
 
     def forth(self, i: int, k: int, mask: Mask) -> Mask:
         """Return the elements of output k that the marked elements of input i influence."""

@@ -111,8 +111,7 @@ def _with_int64(event: OpEvent) -> dict[str, Any]:
     data = next(value for value in event.outputs if is_float(value))
     kind = int(data.dtype.as_datatype_enum)
     return {
-        name: type(value)(type=_INT64) if value.HasField("type") and value.type == kind else value
-        for name, value in event.attrs.items()
+        name: type(value)(type=_INT64) if value.HasField("type") and value.type == kind else value for name, value in event.attrs.items()
     }
 
 
@@ -121,9 +120,7 @@ def _axes(rank: int, out_rank: int | None = None) -> Labels:
     return tuple(range((out_rank or rank) - rank, out_rank or rank))
 
 
-Rule: TypeAlias = Callable[
-    [OpEvent, list[Shape], list[Shape]], tuple[Sequence[Labels | None], Sequence[Labels | None]]
-]
+Rule: TypeAlias = Callable[[OpEvent, list[Shape], list[Shape]], tuple[Sequence[Labels | None], Sequence[Labels | None]]]
 
 
 def _elementwise(event: OpEvent, ins: list[Shape], outs: list[Shape]) -> Any:

@@ -72,6 +72,8 @@ class StepTrace:
     feeds: Sequence[tuple[FeedKind, int]] = ()
     _state: Mapping[int, ArrayLike] | None = None
     _consumers: dict[int, list[int]] | None = None
+    _main: dict[str, Fact] | None = None
+    _kept: dict[int, ValueId] | None = None
 
     def stat(self, value: ValueId) -> TensorStat | None:
         """Return the facts of a value, None when nothing is known of it."""
@@ -117,28 +119,24 @@ class StepTrace:
     def find(self, tensor: str) -> ValueId | None:
         """Return the identity of a fetched tensor of the main graph, None when it cannot be told (or is finite)."""
         name, _, output = tensor.partition(":")
-        for fact in self._main_ops().get(name, ()):
-            return ValueId(fact.serial, int(output or 0))
+        if self._main is None or self._kept is None:
+            self._main = {fact.name: fact for fact in self.facts.values() if not fact.function and not fact.calls}
+            kept = ((fact, fact.event.outputs) for fact in self.facts.values() if fact.event is not None)
+            self._kept = {id(made): ValueId(fact.serial, k) for fact, outputs in kept for k, made in enumerate(outputs)}
+        if name in self._main:
+            return ValueId(self._main[name].serial, int(output or 0))
         wanted = self.fetched.get(tensor)
-        if wanted is None:
+        if wanted is None or not is_float(wanted) or not nonfinite(wanted).any():
             return None
-        for fact in self.facts.values():
-            for k, made in enumerate(fact.event.outputs if fact.event is not None else ()):
-                if made is wanted:
-                    return ValueId(fact.serial, k)
-        return self._same_values(wanted)
-
-    def _main_ops(self) -> Mapping[str, Sequence[Fact]]:
-        return {fact.name: (fact,) for fact in self.facts.values() if not fact.function and not fact.calls}
+        return self._kept.get(id(wanted)) or self._same_values(np.asarray(wanted))
 
     def _same_values(self, wanted: Any) -> ValueId | None:
         """A runner that copies what it returns: the last kept value with the same bits."""
-        wanted = np.asarray(wanted)
         for fact in reversed(self.facts.values()):
             for k, made in enumerate(fact.event.outputs if fact.event is not None else ()):
-                if is_float(made) and tuple(made.shape) == wanted.shape and dtype_name(made) == wanted.dtype.name:
-                    if np.array_equal(np.asarray(made), wanted, equal_nan=True):
-                        return ValueId(fact.serial, k)
+                alike = is_float(made) and tuple(made.shape) == wanted.shape and dtype_name(made) == wanted.dtype.name
+                if alike and np.array_equal(np.asarray(made), wanted, equal_nan=True):
+                    return ValueId(fact.serial, k)
         return None
 
     def bad_mask(self, value: ValueId) -> Mask | None:
@@ -177,7 +175,7 @@ class _Recorder:
         if (event.function, event.name) in self.ignored:
             return
         if is_update(event.type):
-            event = self._with_updated(event)
+            event = with_updated(self.trace.runner, event)
         stats = tuple(measure(value) for value in event.outputs)
         bad = any(stat.nonfinite for stat in stats)
         self._add(event, stats, keep=bad)
@@ -205,19 +203,19 @@ class _Recorder:
             if call.iteration is not None:
                 self.trace.trips["", call.callee] = self.trace.trips[call.function, call.op] = call.iteration + 1
 
-    def _with_updated(self, event: OpEvent) -> OpEvent:
-        """Read the variables that an op has just updated; they stand for its outputs."""
-        kind = event.attrs["dtype"] if "dtype" in event.attrs else event.attrs["T"]
-        read = dataclasses.replace(event, type="ReadVariableOp", attrs={"dtype": kind}, error=None)
-        made = [self.trace.runner.execute(read, [event.inputs[i]])[0] for i in _handles(event)]
-        return dataclasses.replace(event, outputs=tuple(made))
-
     def _note_writes(self, handles: Iterable[ValueId], values: Iterable[ValueId]) -> None:
         for handle, value in zip(handles, values, strict=True):
             if handle.serial < 0:
                 kind, index = self.trace.feed(handle)
                 if kind == "variable":
                     self.trace.writes[index] = value
+
+
+def with_updated(runner: StepRunner, event: OpEvent) -> OpEvent:
+    """Return an update whose outputs are the variables that it has just changed."""
+    kind = event.attrs["dtype"] if "dtype" in event.attrs else event.attrs["T"]
+    read = dataclasses.replace(event, type="ReadVariableOp", attrs={"dtype": kind}, error=None)
+    return dataclasses.replace(event, outputs=tuple(runner.execute(read, [event.inputs[i]])[0] for i in _handles(event)))
 
 
 def _handles(event: OpEvent) -> list[int]:

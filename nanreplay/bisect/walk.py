@@ -9,8 +9,10 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nanreplay.bisect.arrays import Mask, is_float, is_opaque, nan_mask, nonfinite
 from nanreplay.bisect.blame import Blame, assign_blame
@@ -71,9 +73,7 @@ class Walk:
     """Backward ops that took a bad value of the forward pass: their failing elements by output."""
 
 
-def walk_back(
-    trace: StepTrace, targets: Mapping[ValueId, Mask], is_backward: Callable[[Fact], bool], execute: Execute
-) -> Walk:
+def walk_back(trace: StepTrace, targets: Mapping[ValueId, Mask], is_backward: Callable[[Fact], bool], execute: Execute) -> Walk:
     """Walk back from failing elements.
 
     Args:
@@ -135,8 +135,7 @@ class _Walker:
         """A plain op: pass on, or note what it made."""
         blame = assign_blame(event, failing, self.execute)
         if blame.made:
-            kind = "nan" if any(np.isnan(np.asarray(event.outputs[k])[m]).any() for k, m in blame.made.items()) else "inf"
-            self.walk.makers.append(Maker(fact, blame.made, kind, path.turners, path.crossings))
+            self.walk.makers.append(Maker(fact, blame.made, _kind(event, blame.made), path.turners, path.crossings))
         if blame.turned:
             self.walk.turners[fact.serial] = Maker(fact, blame.turned, "turned", path.turners, path.crossings)
         self.walk.blames[fact.serial] = blame
@@ -150,12 +149,12 @@ class _Walker:
         sources = list(fact.via) or [value for value in event.input_ids if value.serial < 0 and self.trace.bad_mask(value) is not None]
         found = {value: mask for value in sources if (mask := self.stored(value, event, failing)) is not None}
         with_nan = {value: mask & nan_mask(self.trace.value(value)) for value, mask in found.items()}
-        if any(np.isnan(np.asarray(event.outputs[k])[m]).any() for k, m in failing.items()):
+        if _kind(event, failing) == "nan":
             found = {value: mask for value, mask in with_nan.items() if mask.any()} or found
         for value, mask in found.items():
             self.send(fact, value, mask, path)
         if not sources and not fact.via:
-            self.walk.makers.append(Maker(fact, failing, "nan", path.turners, path.crossings))
+            self.walk.makers.append(Maker(fact, failing, _kind(event, failing), path.turners, path.crossings))
 
     def stored(self, value: ValueId, event: OpEvent, failing: Mapping[int, Mask]) -> Mask | None:
         """Return the bad elements of a stored value that a read brought to failing elements."""
@@ -181,8 +180,7 @@ class _Walker:
                 explained[k] |= bad if same else bool(bad.any())
         made = {k: mask & ~explained[k] for k, mask in failing.items() if (mask & ~explained[k]).any()}
         if made:
-            kind = "nan" if any(np.isnan(np.asarray(event.outputs[k])[m]).any() for k, m in made.items()) else "inf"
-            self.walk.makers.append(Maker(fact, made, kind, path.turners, path.crossings))
+            self.walk.makers.append(Maker(fact, made, _kind(event, made), path.turners, path.crossings))
 
     def is_stale(self, value: ValueId, fact: Fact) -> bool:
         """Whether a variable's value from before the step was overwritten before the op ran."""
@@ -208,7 +206,12 @@ class _Walker:
         self.arrive(value, Arrival(mask, fact.serial, turners, crossings))
 
 
-def _merge[K](into: dict[K, Arrival], key: K, new: Arrival) -> None:
+def _kind(event: OpEvent, masks: Mapping[int, Mask]) -> str:
+    """`nan` when a marked element of an output is NaN, else `inf`."""
+    return "nan" if any(np.isnan(np.asarray(event.outputs[k])[mask]).any() for k, mask in masks.items()) else "inf"
+
+
+def _merge(into: dict[Any, Arrival], key: Any, new: Arrival) -> None:
     old = into.get(key)
     into[key] = new if old is None else _joined((old, new), mask=old.mask | new.mask)
 
@@ -227,13 +230,22 @@ def _nearest(arrivals: Iterable[Arrival]) -> int | None:
 
 def _placed(mask: Mask, bad: Mask, event: OpEvent) -> Mask:
     """Carry failing elements of a read back to a stored value: the value itself, one of its rows, or one row of many."""
-    if mask.shape == bad.shape:
-        return (mask & bad) if (mask & bad).any() else np.zeros_like(bad)
+    if mask.shape == bad.shape and event.type != "ResourceGather":
+        return mask & bad
+    if event.type == "ResourceGather":
+        return _gathered(mask, bad, np.asarray(event.inputs[1]))
     if bad.shape[1:] == mask.shape:
         return _rows_like(mask, bad, event)
     if mask.shape[1:] == bad.shape and mask.ndim:
         return np.asarray(mask.any(axis=0)) & bad
     return bad
+
+
+def _gathered(mask: Mask, bad: Mask, indices: NDArray[Any]) -> Mask:
+    """Rows of a table were read: carry the marked elements to the rows they came from."""
+    found = np.zeros(bad.shape, bool)
+    np.logical_or.at(found, indices.reshape(-1), mask.reshape(-1, *bad.shape[1:]))
+    return found & bad
 
 
 def _rows_like(mask: Mask, bad: Mask, event: OpEvent) -> Mask:
@@ -245,5 +257,3 @@ def _rows_like(mask: Mask, bad: Mask, event: OpEvent) -> Mask:
             found[row] = mask & bad[row]
         return found
     return bad & mask[None]
-
-

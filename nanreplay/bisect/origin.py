@@ -1,0 +1,113 @@
+"""`find_origin`: from a failing step to the op, element and rows that made the first non-finite value."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from nanreplay.bisect.arrays import kind_of
+from nanreplay.bisect.facts import describe
+from nanreplay.bisect.growth import find_root
+from nanreplay.bisect.judge import Suspect
+from nanreplay.bisect.path import chain_of, consequence_of, upstream_of
+from nanreplay.bisect.repair import PASSIVE
+from nanreplay.bisect.rows import RowProof, batch_size, prove_rows
+from nanreplay.bisect.run import StepRunner
+from nanreplay.bisect.search import Progress, Scene, Search, search_back
+from nanreplay.findings import Findings, Origin
+from nanreplay.records import Timeline
+
+_OTHERS = 10
+
+
+def find_origin(runner: StepRunner, timeline: Timeline | None = None, *, progress: Callable[[str], None] | None = None) -> Findings:
+    """Find what made the first non-finite value of a recorded window.
+
+    Args:
+        runner: Replays the window's steps op by op.
+        timeline: What was recorded of all steps; tells where values began to grow.
+        progress: Called with a line before each part of the work.
+    """
+    say: Progress = progress or (lambda line: None)
+    before = [step for step in runner.steps if step <= runner.incident.step]
+    if not before:
+        return Findings(reason="No step of the recorded window can be run op by op.")
+    search = search_back(runner, before[-1], say)
+    suspects = search.first.judgement.suspects or _raised(search.first)
+    notes = tuple(_notes(search.scenes[0]))
+    if not suspects or search.reason is not None:
+        return Findings(reason=search.reason or _nothing_found(search), notes=notes)
+    return _findings(runner, search, suspects, timeline, notes, say)
+
+
+def _findings(
+    runner: StepRunner, search: Search, suspects: list[Suspect], timeline: Timeline | None, notes: tuple[str, ...], say: Progress
+) -> Findings:
+    scene, first = search.first, suspects[0]
+    origin = describe(scene, first)
+    say("proving which rows of the batch it needs")
+    proof = rows_of(scene, first)
+    return Findings(
+        origin=dataclasses.replace(origin, rows=proof.rows, rows_reason=proof.reason),
+        other_origins=tuple(_other(scene, suspect) for suspect in suspects[1 : _OTHERS + 1]),
+        chain=chain_of(search.scenes, first),
+        upstream=upstream_of(scene, first, origin),
+        root=find_root(timeline, scene.step),
+        notes=notes,
+        consequence=consequence_of(search.scenes, first, runner.incident.trigger),
+    )
+
+
+def rows_of(scene: Scene, suspect: Suspect) -> RowProof:
+    """Return the rows of the batch that an origin needs."""
+    if suspect.fact is not None:
+        return prove_rows(scene.trace.runner, scene.step, suspect)
+    leaves = [np.asarray(leaf) for leaf in scene.trace.runner.batch(scene.step).leaves]
+    mask, size = suspect.masks[0], batch_size(leaves)
+    if not mask.ndim or mask.shape[0] != size:
+        return RowProof(None, "The array has no batch axis.")
+    rows = np.flatnonzero(mask.reshape(len(mask), -1).any(axis=1))
+    return RowProof(tuple(int(row) for row in rows), "These rows of the batch hold non-finite values.")
+
+
+def _other(scene: Scene, suspect: Suspect) -> Origin:
+    origin = describe(scene, suspect)
+    if suspect.fact is None:
+        return dataclasses.replace(origin, rows=rows_of(scene, suspect).rows)
+    return origin
+
+
+def _raised(scene: Scene) -> list[Suspect]:
+    """Return ops that raise op by op, when nothing that failed leads to one of them."""
+    if scene.trace.runner.incident.trigger.what != "exception" and not scene.trace.stopped:
+        return []
+    facts = [fact for fact in scene.trace.raised if fact.type not in PASSIVE]
+    return [Suspect({k: np.ones(stat.shape, bool) for k, stat in enumerate(fact.outputs)}, "raised", fact) for fact in facts]
+
+
+def _nothing_found(search: Search) -> str:
+    scene = search.first
+    if not scene.targets:
+        return f"Step {scene.step} is finite op by op: no loss, gradient or variable that is watched turns non-finite."
+    return f"Step {scene.step} is non-finite op by op, but no op of it made a value worse than what it got."
+
+
+def _notes(scene: Scene) -> Iterator[str]:
+    """Say where the compiled step and the ops differ."""
+    runner = scene.trace.runner
+    signature, recorded = runner.signature(scene.step), runner.batch(scene.step).fingerprint
+    if recorded is None:
+        return
+    values = dict(zip(signature.watch_layout, np.asarray(recorded).tolist(), strict=False))
+    failed = {target.name: target for target in scene.targets if target.what == "loss"}
+    for i in range(len(signature.losses)):
+        name, value = "loss" if i == 0 else f"loss {i}", values.get(f"loss:{i}")
+        if value is None:
+            continue
+        if name in failed and np.isfinite(value):
+            kind = kind_of(np.asarray(scene.trace.value(failed[name].value))[failed[name].mask][0])
+            yield f"The {name} was recorded as {value:.6g}, but op by op it is {kind}: the compiled step swallowed a non-finite value."
+        elif name not in failed and not np.isfinite(value) and not scene.trace.stopped:
+            yield f"The {name} was recorded as {value}, but op by op it is finite: the compiled step computes it in another way."

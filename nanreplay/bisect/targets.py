@@ -1,0 +1,107 @@
+"""What failed in a step: losses, gradients and variables that are not finite. The walk back starts from these."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from nanreplay.bisect.arrays import Mask, nonfinite
+from nanreplay.bisect.repair import PASSIVE
+from nanreplay.bisect.run import StepRunner
+from nanreplay.bisect.trace import StepTrace, trace_step
+from nanreplay.records import Role, Signature, Trigger, TriggerWhat
+from nanreplay.replay.events import ValueId
+
+UNWATCHED: tuple[Role, ...] = ("metric", "seed")
+"""Roles of variables that are no part of the training."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One value that failed."""
+
+    value: ValueId
+    mask: Mask
+    """Its elements that are not finite."""
+    what: TriggerWhat
+    name: str
+    """Path of the variable, else `loss` or the name of an op."""
+
+    def __str__(self) -> str:
+        """The target as a sentence names it."""
+        if self.what == "loss":
+            return "the loss"
+        return f"the gradient of `{self.name}`" if self.what == "gradient" else f"`{self.name}`"
+
+
+def trace_targets(runner: StepRunner, step: int) -> StepTrace:
+    """Run a step op by op so that `targets_of` can ask for everything that may have failed."""
+    return trace_step(runner, step, list(dict.fromkeys(_watched(runner.signature(step)))))
+
+
+def _watched(signature: Signature) -> Iterator[str]:
+    yield from signature.losses
+    yield from (spec.tensor for spec in signature.gradients)
+
+
+def targets_of(trace: StepTrace, trigger: Trigger) -> list[Target]:
+    """Return what failed in a step, what the recorder triggered on first.
+
+    Gradients of a step with loss scaling count only when the recorder says so or nothing else failed: a skipped update
+    is how loss scaling finds its scale.
+    """
+    losses, gradients, variables = list(_losses(trace)), list(_gradients(trace)), list(_variables(trace, trigger))
+    if trace.runner.signature(trace.step).loss_scaled and trigger.what != "gradient" and (losses or variables):
+        gradients = []
+    found = [*losses, *gradients, *variables] or list(_checked(trace))
+    return sorted(found, key=lambda target: (target.what != trigger.what, target.name != trigger.name))
+
+
+def _target(trace: StepTrace, value: ValueId | None, what: TriggerWhat, name: str) -> Iterator[Target]:
+    mask = None if value is None else trace.bad_mask(value)
+    if value is not None and mask is not None:
+        yield Target(value, mask, what, name)
+
+
+def _losses(trace: StepTrace) -> Iterator[Target]:
+    for i, tensor in enumerate(trace.runner.signature(trace.step).losses):
+        yield from _target(trace, trace.find(tensor), "loss", "loss" if i == 0 else f"loss {i}")
+
+
+def _gradients(trace: StepTrace) -> Iterator[Target]:
+    for spec in trace.runner.signature(trace.step).gradients:
+        yield from _target(trace, trace.find(spec.tensor), "gradient", trace.runner.variables[spec.variable].path)
+
+
+def _variables(trace: StepTrace, trigger: Trigger) -> Iterator[Target]:
+    """Variables that the step made non-finite; one that was so before counts only when the recorder triggered on it."""
+    for index, value in trace.writes.items():
+        info = trace.runner.variables[index]
+        if info.role in UNWATCHED or not _is_float(info.dtype):
+            continue
+        if (trigger.what == "variable" and trigger.name == info.path) or not _was_bad(trace, index):
+            yield from _target(trace, value, "variable", info.path)
+
+
+def _was_bad(trace: StepTrace, index: int) -> bool:
+    before = trace.state.get(index)
+    return before is not None and bool(nonfinite(before).any())
+
+
+def _is_float(dtype: str) -> bool:
+    return dtype.startswith(("float", "bfloat", "half", "complex"))
+
+
+def _checked(trace: StepTrace) -> Iterator[Target]:
+    """What a CheckNumerics of the user's own stumbled over."""
+    for fact in trace.raised:
+        if fact.type in PASSIVE and fact.outputs:
+            yield from _target(trace, ValueId(fact.serial, 0), "exception", fact.name)
+
+
+def masks_of(targets: list[Target]) -> Mapping[ValueId, Mask]:
+    """Return the failing elements of each target's value."""
+    found: dict[ValueId, Mask] = {}
+    for target in targets:
+        found[target.value] = found[target.value] | target.mask if target.value in found else target.mask
+    return found
