@@ -11,6 +11,8 @@ from nanreplay.errors import ReplayError, UnsupportedOpError
 from nanreplay.program.safety import parse_graph, python_ops
 from nanreplay.records import CaptureSpec, Signature
 
+_PROBE = "nanreplay_probe:0"
+
 
 class CompiledProgram:
     """A recorded program, imported once and callable many times.
@@ -24,6 +26,7 @@ class CompiledProgram:
         jit: Compile with XLA, as a step recorded with `jit_compile=True` was.
         extra_fetches: More tensor names to return. `signature.watch` is fetched anyway, so asking for it changes nothing.
         extra_feeds: Tensor names to feed as well, such as recorded outputs of Python ops.
+        probe: Tensor names whose NaN and infinities `probe_result` tells of after a call, measured inside the program.
 
     Raises:
         ReplayError: The graph cannot be imported, or lacks a tensor that the signature names.
@@ -38,14 +41,18 @@ class CompiledProgram:
         jit: bool,
         extra_fetches: Sequence[str] = (),
         extra_feeds: Sequence[str] = (),
+        probe: Sequence[str] = (),
     ) -> None:
         """Import `graph` and prune it to what the step returned and assigned."""
         self._signature = signature
         self._extra_fetches = tuple(extra_fetches)
         watch = (signature.watch,) if signature.watch else ()
-        self._fetched = tuple(dict.fromkeys((*signature.outputs, *watch, *extra_fetches)))
+        self._probe = tuple(probe)
+        self.probe_result: dict[str, tuple[bool, bool]] = {}
+        """(holds a NaN, holds an infinity) of each probed tensor in the last call."""
+        self._fetched = tuple(dict.fromkeys((*signature.outputs, *watch, *extra_fetches, *((_PROBE,) if probe else ()))))
         specs = (*signature.inputs, *signature.captures)
-        self._pruned = _imported(graph, [*(spec.tensor for spec in specs), *extra_feeds], self._fetched, signature)
+        self._pruned = _imported(graph, [*(spec.tensor for spec in specs), *extra_feeds], self._fetched, signature, probe)
         left = python_ops(self._pruned.graph.as_graph_def())
         if left:
             raise UnsupportedOpError("PyFunc", left[0], "its Python function is not in the capture")
@@ -68,6 +75,8 @@ class CompiledProgram:
         fed = [_typed(batch[spec.leaf], spec.dtype) for spec in self._signature.inputs]
         fed += [capture_feed(spec, variables, constants) for spec in self._signature.captures]
         found = dict(zip(self._fetched, self._call(*fed, *map(tf.convert_to_tensor, extra)), strict=True))
+        if self._probe:
+            self.probe_result = {name: (bool(nan), bool(inf)) for name, (nan, inf) in zip(self._probe, found[_PROBE].numpy(), strict=True)}
         return [found[name] for name in self._signature.outputs], [found[name] for name in self._extra_fetches]
 
 
@@ -93,13 +102,21 @@ def _typed(value: Any, dtype: Any) -> Any:
     return value if isinstance(value, tf.Tensor) else tf.convert_to_tensor(value, dtype)
 
 
-def _imported(graph: Any, feeds: Sequence[str], fetches: Sequence[str], signature: Signature) -> Any:
-    """Import a graph and prune it to a ConcreteFunction."""
+def _imported(graph: Any, feeds: Sequence[str], fetches: Sequence[str], signature: Signature, probe: Sequence[str]) -> Any:
+    """Import a graph, add the probe and prune it to a ConcreteFunction."""
     parsed = tf.compat.v1.GraphDef()
     parsed.CopyFrom(parse_graph(graph))
     _clear_devices(parsed)
+
+    def build() -> None:
+        tf.graph_util.import_graph_def(parsed, name="")
+        if probe:
+            tensors = [tf.compat.v1.get_default_graph().get_tensor_by_name(name) for name in probe]
+            flags = [[tf.reduce_any(tf.math.is_nan(each)), tf.reduce_any(tf.math.is_inf(each))] for each in tensors]
+            tf.stack([tf.stack(pair) for pair in flags], name=_PROBE.partition(":")[0])
+
     try:
-        wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(parsed, name=""), [])
+        wrapped = tf.compat.v1.wrap_function(build, [])
         inside = wrapped.graph
         sources = [inside.get_tensor_by_name(name) for name in feeds]
         wanted: list[Any] = [inside.get_tensor_by_name(name) for name in fetches]

@@ -10,9 +10,11 @@ import tensorflow as tf
 
 from nanreplay.errors import UnsupportedOpError
 from nanreplay.program.compiled import CompiledProgram, capture_feed
+from nanreplay.program.private_tf import op_definition
 from nanreplay.program.safety import check_graph, parse_graph, python_ops
 from nanreplay.program.watch import fingerprint_of
 from nanreplay.records import ArrayLike, OpInfo, ProgramRecord
+from nanreplay.replay.attributes import output_types
 from nanreplay.replay.events import FeedKind
 from nanreplay.replay.interpreter import ErrorHandler, Interpreter, Observer
 
@@ -87,6 +89,23 @@ class Program:
             self._compiled = CompiledProgram(self.graph, self.signature, jit=jit)
         return self._compiled
 
+    def probe(self, batch: Sequence[ArrayLike], variables: Sequence[Any]) -> dict[str, tuple[bool, bool]]:
+        """Run the compiled program and say of each float tensor of the main graph whether it holds NaN and infinities.
+
+        Measuring may change how the compiler fuses ops, so compare the outcome with that of the step itself.
+        """
+        functions = {function.signature.name: function.signature for function in self.graph.library.function}
+        ignored = {name for (function, name), info in self.infos.items() if not function and info.phase == "watch"}
+        names = [f"{node.name}:{k}" for node in self.graph.node if node.name not in ignored for k in _float_outputs(node, functions)]
+        program = CompiledProgram(self.graph, self.signature, jit=self.signature.compilation == "xla", probe=names)
+        program(batch, variables, self.record.constants)
+        return program.probe_result
+
+    @property
+    def inputs_of(self) -> dict[str, list[str]]:
+        """Tensor names of the data inputs of each op of the main graph."""
+        return {node.name: [_tensor(name) for name in node.input if not name.startswith("^")] for node in self.graph.node}
+
     def run_ops(
         self,
         batch: Sequence[ArrayLike],
@@ -117,3 +136,13 @@ class Program:
         for capture in self.signature.captures:
             feeds[capture.tensor] = capture_feed(capture, variables, self.record.constants)
         return feeds
+
+
+def _tensor(name: str) -> str:
+    return name if ":" in name else f"{name}:0"
+
+
+def _float_outputs(node: Any, functions: Mapping[str, Any]) -> list[int]:
+    definition = functions.get(node.op) or op_definition(node.op)
+    kinds = output_types(definition, node) if definition is not None else []
+    return [k for k, kind in enumerate(kinds) if tf.dtypes.as_dtype(kind).is_floating]

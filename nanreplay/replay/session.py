@@ -233,6 +233,22 @@ class Replay:
             lambda: program.run_ops(leaves, self._live, fetches=fetches, update=update, observer=observer, on_error=on_error),
         )
 
+    def probe(self, step: int) -> Mapping[str, tuple[bool, bool]]:
+        """Run a step compiled as it was trained; (holds NaN, holds infinity) of each float tensor of the main graph, by name."""
+        self._assign(self.state(step))
+        return self._tried(step, lambda: self.program(step).probe(self.batch(step).leaves, self._live))
+
+    def compiled_values(self, step: int, names: Sequence[str]) -> Mapping[str, Any]:
+        """Run a step compiled as it was trained and return tensors of the main graph by name."""
+        self._assign(self.state(step))
+        program = self.program(step)
+        _, extra = self._tried(step, lambda: program.compiled(names)(self.batch(step).leaves, self._live, program.record.constants))
+        return dict(zip(names, extra, strict=True))
+
+    def inputs_of(self, step: int) -> Mapping[str, Sequence[str]]:
+        """Return the names of the tensors that each op of the step's main graph takes."""
+        return self.program(step).inputs_of
+
     def execute(self, event: OpEvent, inputs: Sequence[Any]) -> Sequence[Any]:
         """Run the kernel of an event again (its type and attributes) on other inputs; arrays are taken as tensors."""
         return run_kernel(event.type, event.attrs, inputs)
