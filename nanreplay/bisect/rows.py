@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -196,15 +197,20 @@ def _prove(bench: Bench, suggested: list[Rows]) -> RowProof:
 
 
 def _harmless_donor(bench: Bench, rows: Rows) -> int | None:
-    """Return a donor with which the op stays good once `rows` are replaced."""
+    """Return a donor with which the op stays good once `rows` are replaced.
+
+    A row of the batch itself comes first where it leaves others to replace; an earlier batch where it would not.
+    """
     others = sorted(bench.all_rows - rows)
-    picked = [others[0], others[-1]] if others else ([0, bench.size - 1] if bench.size > 1 else [])
-    for row in dict.fromkeys(picked):
-        donor = bench.donate_row(row)
-        if not bench.fails(bench.all_rows - rows, donor):
+    donors = [
+        bench.donate_batch,
+        *(partial(bench.donate_row, row) for row in dict.fromkeys((others or [0])[:1] + (others or [bench.size - 1])[-1:])),
+    ]
+    for donate in donors[1:] + donors[:1] if len(others) > 1 else donors:
+        donor = donate()
+        if donor is not None and not bench.fails(bench.all_rows - rows, donor):
             return donor
-    earlier = bench.donate_batch()
-    return earlier if earlier is not None and not bench.fails(bench.all_rows - rows, earlier) else None
+    return None
 
 
 def _needs_all(bench: Bench, donor: int) -> bool:
