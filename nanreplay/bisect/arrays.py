@@ -10,9 +10,15 @@ from numpy.typing import NDArray
 
 Mask: TypeAlias = NDArray[np.bool_]
 
-FLOATS = frozenset(
+
+def words(text: str) -> frozenset[str]:
+    """Return the names in a text."""
+    return frozenset(text.split())
+
+
+FLOATS = words(
     "half float16 bfloat16 float32 float64 complex64 complex128 float8_e5m2 float8_e4m3fn float8_e4m3fnuz "
-    "float8_e4m3b11fnuz float8_e5m2fnuz".split()
+    "float8_e4m3b11fnuz float8_e5m2fnuz"
 )
 OPAQUE = frozenset({"resource", "variant", "string", "object"})
 

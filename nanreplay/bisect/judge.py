@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from nanreplay.bisect.arrays import FLOATS, Mask, is_float
+from nanreplay.bisect.arrays import FLOATS, Mask, is_float, words
 from nanreplay.bisect.attribution import Attribution
 from nanreplay.bisect.repair import PASSIVE
 from nanreplay.bisect.rules import COPIES, MOVEMENTS
@@ -20,11 +20,11 @@ from nanreplay.bisect.trace import Fact, StepTrace
 from nanreplay.bisect.walk import Arrival, Maker, Walk
 from nanreplay.replay.events import ValueId
 
-_SHAPES = frozenset("Shape ShapeN Size Rank ZerosLike OnesLike VariableShape".split())
+_SHAPES = words("Shape ShapeN Size Rank ZerosLike OnesLike VariableShape")
 """Ops whose outputs do not depend on the values of their inputs."""
-_MASKED = frozenset("Softmax LogSoftmax Sub".split())
+_MASKED = words("Softmax LogSoftmax Sub")
 """Ops that take -inf for `leave this out` (Sub: the maximum taken off before Exp)."""
-_MASKS = frozenset("Log Cast Mul".split())
+_MASKS = words("Log Cast Mul")
 """Ops that make a mask of 0 and -inf from one of 0 and 1, or of 0 and a large number."""
 
 

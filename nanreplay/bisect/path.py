@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from nanreplay.bisect.arrays import FLOATS, TensorStat
+from nanreplay.bisect.arrays import FLOATS, TensorStat, words
 from nanreplay.bisect.judge import Suspect
 from nanreplay.bisect.rules import COPIES, MOVEMENTS
 from nanreplay.bisect.search import Scene
@@ -17,9 +17,9 @@ from nanreplay.replay.events import ValueId
 
 _LONGEST_CHAIN = 12
 _LONGEST_UPSTREAM = 8
-_PLUMBING = COPIES | frozenset("ReadVariableOp AssignVariableOp Cast OptionalGetValue StackPopV2".split())
+_PLUMBING = COPIES | words("ReadVariableOp AssignVariableOp Cast OptionalGetValue StackPopV2")
 _STORAGE = ("TensorList", "TensorArray", "Optional", "Stack")
-_DENOMINATOR = frozenset("RealDiv Div FloorDiv TruncateDiv FloorMod Mod".split())
+_DENOMINATOR = words("RealDiv Div FloorDiv TruncateDiv FloorMod Mod")
 
 
 def chain_of(scenes: Sequence[Scene], suspect: Suspect) -> tuple[ChainLink, ...]:

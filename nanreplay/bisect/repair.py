@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from nanreplay.bisect.arrays import dtype_name
+from nanreplay.bisect.arrays import dtype_name, words
 from nanreplay.bisect.rules import Execute
 from nanreplay.replay.events import OpEvent
 
-PASSIVE = frozenset("Assert CheckNumerics CheckNumericsV2".split())
+PASSIVE = words("Assert CheckNumerics CheckNumericsV2")
 """Ops that raise because of what they got: they are never the origin."""
 
 

@@ -6,7 +6,7 @@ replaced by a harmless one, another row of the batch or the row of an earlier ba
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -202,11 +202,9 @@ def _harmless_donor(bench: Bench, rows: Rows) -> int | None:
     A row of the batch itself comes first where it leaves others to replace; an earlier batch where it would not.
     """
     others = sorted(bench.all_rows - rows)
-    donors = [
-        bench.donate_batch,
-        *(partial(bench.donate_row, row) for row in dict.fromkeys((others or [0])[:1] + (others or [bench.size - 1])[-1:])),
-    ]
-    for donate in donors[1:] + donors[:1] if len(others) > 1 else donors:
+    picked = dict.fromkeys([others[0], others[-1]] if others else [0, bench.size - 1])
+    own: list[Callable[[], int | None]] = [partial(bench.donate_row, row) for row in picked]
+    for donate in [*own, bench.donate_batch] if len(others) > 1 else [bench.donate_batch, *own]:
         donor = donate()
         if donor is not None and not bench.fails(bench.all_rows - rows, donor):
             return donor

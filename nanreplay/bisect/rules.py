@@ -12,37 +12,37 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from nanreplay.bisect.arrays import dtype_name, is_float, is_opaque
+from nanreplay.bisect.arrays import dtype_name, is_float, is_opaque, words
 from nanreplay.bisect.influence import ByLabels, BySources, Everything, Influence, Labels, Shape
 from nanreplay.replay.events import OpEvent
 
 Execute: TypeAlias = Callable[[OpEvent, Sequence[Any]], Sequence[Any]]
 
-ELEMENTWISE = frozenset(
+ELEMENTWISE = words(
     "Abs Acos Acosh Add AddN AddV2 AccumulateNV2 Angle Asin Asinh Atan Atan2 Atanh BesselI0e BesselI1e Betainc Cast "
     "Ceil CheckNumerics CheckNumericsV2 ClipByValue ComplexAbs Complex Conj Cos Cosh Digamma Div DivNoNan Elu EluGrad "
     "Erf Erfc Erfinv Exp Expm1 Floor FloorDiv FloorMod Igamma IgammaGradA Igammac Imag Inv InvGrad LeakyRelu "
     "LeakyReluGrad Lgamma Log Log1p Maximum Minimum Mod Mul MulNoNan Ndtri Neg NextAfter Polygamma Pow Real RealDiv "
     "Reciprocal ReciprocalGrad Relu Relu6 Relu6Grad ReluGrad Rint Round Rsqrt RsqrtGrad Selu SeluGrad Sigmoid "
     "SigmoidGrad Sign Sin Sinh Softplus SoftplusGrad Softsign SoftsignGrad Sqrt SqrtGrad Square SquaredDifference Sub "
-    "Tan Tanh TanhGrad TruncateDiv TruncateMod Xdivy Xlog1py Xlogy Zeta _MklSwish".split()
+    "Tan Tanh TanhGrad TruncateDiv TruncateMod Xdivy Xlog1py Xlogy Zeta _MklSwish"
 )
 """Ops whose output element depends on the (broadcast) input elements at its own index."""
-REDUCTIONS = frozenset("Sum Mean Max Min Prod EuclideanNorm".split())
+REDUCTIONS = words("Sum Mean Max Min Prod EuclideanNorm")
 ROWWISE = frozenset({"Softmax", "LogSoftmax"})
 ACCUMULATIONS = frozenset({"Cumsum", "Cumprod", "CumulativeLogsumexp"})
-COPIES = frozenset("Identity IdentityN StopGradient PreventGradient Snapshot EnsureShape Reshape".split())
-MOVEMENTS = COPIES | frozenset(
+COPIES = words("Identity IdentityN StopGradient PreventGradient Snapshot EnsureShape Reshape")
+MOVEMENTS = COPIES | words(
     "BatchToSpace BatchToSpaceND BroadcastTo Concat ConcatV2 DepthToSpace Diag DiagPart DynamicPartition DynamicStitch "
     "ExpandDims Fill Gather GatherNd GatherV2 MatrixBandPart MatrixDiag MatrixDiagPart MatrixDiagPartV2 "
     "MatrixDiagPartV3 MatrixDiagV2 MatrixDiagV3 MatrixSetDiag MatrixSetDiagV2 MatrixSetDiagV3 MirrorPad Pack Pad PadV2 "
     "ParallelDynamicStitch Reverse ReverseSequence ReverseV2 Roll Select SelectV2 Slice SpaceToBatch SpaceToBatchND "
-    "SpaceToDepth Split SplitV Squeeze StridedSlice StridedSliceGrad TensorScatterUpdate Tile Transpose Unpack".split()
+    "SpaceToDepth Split SplitV Squeeze StridedSlice StridedSliceGrad TensorScatterUpdate Tile Transpose Unpack"
 )
 """Ops whose output elements are copies of input elements (or padding)."""
-BATCHED = frozenset(
+BATCHED = words(
     "Conv Conv1D Conv2D Conv3D DepthwiseConv2dNative AvgPool AvgPool3D MaxPool MaxPool3D MaxPoolGrad MaxPool3DGrad "
-    "ResizeBilinear ResizeNearestNeighbor ResizeBicubic LRN".split()
+    "ResizeBilinear ResizeNearestNeighbor ResizeBicubic LRN"
 )
 """Ops that treat each entry of axis 0 of their first input (and of others of its rank) by itself."""
 _INT64 = 9

@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from unit.bisect.graphs import Graph, GraphRunner
 
 from nanreplay.bisect import find_origin
 from nanreplay.bisect.search import search_back
 from nanreplay.replay.events import ValueId
-from unit.bisect.graphs import Graph, GraphRunner
 
 SIZE = 3
 ONE_INPUT, TWO_INPUTS = ("Neg", "Tanh", "Identity"), ("AddV2", "Sub", "Mul", "MatMul")
