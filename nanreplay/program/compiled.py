@@ -51,8 +51,8 @@ class CompiledProgram:
         self.probe_result: dict[str, tuple[bool, bool]] = {}
         """(holds a NaN, holds an infinity) of each probed tensor in the last call."""
         self._fetched = tuple(dict.fromkeys((*signature.outputs, *watch, *extra_fetches, *((_PROBE,) if probe else ()))))
-        specs = (*signature.inputs, *signature.captures)
-        self._pruned = _imported(graph, [*(spec.tensor for spec in specs), *extra_feeds], self._fetched, signature, probe)
+        feeds = [*(spec.tensor for spec in signature.inputs), *(spec.tensor for spec in signature.captures), *extra_feeds]
+        self._pruned = _imported(graph, feeds, self._fetched, signature, probe)
         left = python_ops(self._pruned.graph.as_graph_def())
         if left:
             raise UnsupportedOpError("PyFunc", left[0], "its Python function is not in the capture")

@@ -21,7 +21,13 @@ _SYMBOLIC_GRADIENT = re.compile(r"(?:^|/)gradients(?:_\d+)?/(.+)_grad/")
 
 
 def describe_program(
-    program: TracedProgram, program_id: str, *, variable_index: Mapping[int, int], metrics: frozenset[int], leaf_paths: Sequence[str], sources: SourceTable
+    program: TracedProgram,
+    program_id: str,
+    *,
+    variable_index: Mapping[int, int],
+    metrics: frozenset[int],
+    leaf_paths: Sequence[str],
+    sources: SourceTable,
 ) -> ProgramRecord:
     """Describe a traced step.
 
@@ -49,7 +55,9 @@ def _signature(program: TracedProgram, variable_index: Mapping[int, int], leaf_p
     captures, constants = _captures(graph, variable_index)
     data = graph.inputs[: len(graph.inputs) - len(graph.captures)]
     inputs = tuple(
-        InputSpec(tensor.name, leaf, leaf_paths[leaf], tensor.dtype.name, None if tensor.shape.rank is None else tuple(tensor.shape.as_list()))
+        InputSpec(
+            tensor.name, leaf, leaf_paths[leaf], tensor.dtype.name, None if tensor.shape.rank is None else tuple(tensor.shape.as_list())
+        )
         for leaf, tensor in enumerate(data)
     )
     names = [path for path, leaf in private_tf.flatten_with_paths(program.function.structured_outputs) if leaf is not None]
@@ -139,7 +147,15 @@ def describe_ops(graph: Any, seen: Observation, signature: Signature, metrics: f
     return with_forward_layers(found)
 
 
-def _describe_op(op: Any, key: tuple[str, str], layers: str, forward: Mapping[tuple[str, str], tuple[str, str]], flow: Flow, sources: SourceTable, root: str | None) -> OpInfo:
+def _describe_op(
+    op: Any,
+    key: tuple[str, str],
+    layers: str,
+    forward: Mapping[tuple[str, str], tuple[str, str]],
+    flow: Flow,
+    sources: SourceTable,
+    root: str | None,
+) -> OpInfo:
     function, name = key
     forward_function, forward_name = forward.get(key, ("", ""))
     phase, where = flow.of(name, bool(layers)) if function == "" else ("", "layer" if layers else "")
@@ -194,7 +210,12 @@ def _by_scope(ops: Sequence[Any], scope: str, op_type: str, function: str) -> tu
 
 
 def _add_symbolic(
-    function: str, graph: Any, graphs: Mapping[str, Any], names: Mapping[int, str], operations: Mapping[str, Any], found: dict[tuple[str, str], tuple[str, str]]
+    function: str,
+    graph: Any,
+    graphs: Mapping[str, Any],
+    names: Mapping[int, str],
+    operations: Mapping[str, Any],
+    found: dict[tuple[str, str], tuple[str, str]],
 ) -> None:
     """Ops that TensorFlow made by symbolic differentiation of a function are named after the forward op."""
     owner = names.get(id(private_tf.forward_graph(graph)))

@@ -51,9 +51,7 @@ class Layout:
             tuple((index, int(subject)) for index, kind, subject in split if kind == "variable_sum"),
         )
 
-    def find_nonfinite(
-        self, values: Any, *, loss_scaled: bool, is_bad_variable: Callable[[int], bool]
-    ) -> tuple[NonFinite | None, bool]:
+    def find_nonfinite(self, values: Any, *, loss_scaled: bool, is_bad_variable: Callable[[int], bool]) -> tuple[NonFinite | None, bool]:
         """Return the first thing that is not finite, and whether loss scaling skipped this update.
 
         A sum of squares that is NaN holds a non-finite element. One that is infinite may have overflowed by itself: the

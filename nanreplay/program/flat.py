@@ -9,21 +9,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
 from nanreplay.program import private_tf
 from nanreplay.program.describe import learning_rate_of, watch_layout, with_forward_layers, without_root
+from nanreplay.program.flat_graph import FlatGraph
 from nanreplay.program.observe import BackwardSpan, Observation, Observer, Region
 from nanreplay.program.sources import SourceTable, is_user_file
 from nanreplay.program.watch import Watch
-from nanreplay.records import CaptureSpec, GradientSpec, InputSpec, OpInfo, ProgramRecord, Signature
-
-_SMALL = 4096
-"""Constants of at most this many bytes are written into the graph."""
-_READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape"})
+from nanreplay.records import GradientSpec, OpInfo, ProgramRecord, Signature
 
 
 @dataclass(slots=True)
@@ -56,6 +52,15 @@ class EagerRun:
     result: Any = None
     error: Exception | None = None
     """What the step raised, or None."""
+
+
+class FlatProgram(NamedTuple):
+    """A flat program, and the arrays that it is fed with."""
+
+    record: ProgramRecord
+    leaves: Sequence[Any]
+    """The batch's arrays, and those that came from outside of TensorFlow with NaN in them."""
+    paths: Sequence[str]
 
 
 def observe_eager(step: Callable[[], Any]) -> EagerRun:
@@ -96,8 +101,15 @@ def _user_frames() -> tuple[UserFrame, ...]:
 
 
 def describe_eager(
-    run: EagerRun, program_id: str, watch: Watch, *, variable_index: Mapping[int, int], leaves: Sequence[Any], paths: Sequence[str], sources: SourceTable
-) -> ProgramRecord:
+    run: EagerRun,
+    program_id: str,
+    watch: Watch,
+    *,
+    variable_index: Mapping[int, int],
+    leaves: Sequence[Any],
+    paths: Sequence[str],
+    sources: SourceTable,
+) -> FlatProgram:
     """Build the flat program of one eager execution.
 
     Args:
@@ -109,7 +121,7 @@ def describe_eager(
         paths: A readable path for each.
         sources: Collects stacks.
     """
-    builder = _Builder(variable_index, leaves, paths)
+    builder = FlatGraph(variable_index, leaves, paths)
     for op in run.ops:
         builder.add(op)
     seen = run.seen
@@ -138,144 +150,11 @@ def describe_eager(
         loss_scaled=seen.loss_scale is not None or bool(seen.unscaled),
         root_layer=seen.root_layer,
     )
-    return ProgramRecord(program_id, builder.graph.SerializeToString(), signature, _ops(run, builder, sources, losses), builder.constants)
+    record = ProgramRecord(program_id, builder.graph.SerializeToString(), signature, _ops(run, builder, sources, losses), builder.constants)
+    return FlatProgram(record, builder.leaves, builder.paths)
 
 
-class _Builder:
-    """Adds nodes for ops and for the tensors that come from outside."""
-
-    def __init__(self, variable_index: Mapping[int, int], leaves: Sequence[Any], paths: Sequence[str]) -> None:
-        self.graph = tf.compat.v1.GraphDef()
-        self.graph.versions.producer = tf.compat.v1.get_default_graph().graph_def_versions.producer or 2000
-        self.inputs: list[InputSpec] = []
-        self.captures: list[CaptureSpec] = []
-        self.constants: list[Any] = []
-        self.effects: list[str] = []
-        self.names: list[str] = []
-        """Node name of each op that was added."""
-        self.made: dict[int, str] = {}
-        """Tensor name by id of the EagerTensor."""
-        self._kept: list[Any] = []
-        self._variable_index = variable_index
-        self._leaves = [np.asarray(leaf) for leaf in leaves]
-        self._ids = {id(leaf): index for index, leaf in enumerate(leaves)}
-        self._paths = paths
-        self._fed: dict[tuple[str, int], str] = {}
-        self._uses: dict[int, tuple[list[str], list[str]]] = {}
-        """By id of a resource: the last op that wrote it, and those that have read it since."""
-        self._used: dict[str, int] = {}
-        self._functions: set[str] = set()
-
-    def add(self, op: EagerOp) -> None:
-        """Add one executed op."""
-        names = [self.tensor(tensor) for tensor in op.inputs]
-        scope = "/".join(region.name for region in op.stack if region.kind == "layer")
-        if any(region.kind == "backward" for region in op.stack):
-            scope = "gradient_tape" + (f"/{scope}" if scope else "")
-        node = self.graph.node.add(name=self._unique(f"{scope}/{op.type}" if scope else op.type), op=op.type)
-        node.input.extend(names)
-        self._set_attrs(node, op)
-        self._order(node, op)
-        for index, output in enumerate(op.outputs):
-            self.made[id(output)] = f"{node.name}:{index}"
-        self._kept.append(op.outputs)
-        self.names.append(node.name)
-
-    def tensor(self, tensor: Any) -> str:
-        """Name of a tensor; one that no op made becomes a placeholder or a constant."""
-        if id(tensor) not in self.made:
-            self._kept.append(tensor)
-            self.made[id(tensor)] = self._outside(tensor)
-        return self.made[id(tensor)]
-
-    def _outside(self, tensor: Any) -> str:
-        if tensor.dtype in (tf.resource, tf.variant):
-            name = self._placeholder("resource", tensor)
-            self.captures.append(CaptureSpec(name, variable=self._variable_index.get(id(tensor))))
-            return name
-        leaf = self._leaf_of(tensor)
-        if leaf is not None:
-            key = (tensor.dtype.name, leaf)
-            if key not in self._fed:
-                self._fed[key] = self._placeholder("batch", tensor)
-                self.inputs.append(InputSpec(self._fed[key], leaf, self._paths[leaf], tensor.dtype.name, tuple(tensor.shape)))
-            return self._fed[key]
-        if tensor.dtype == tf.string or tensor.numpy().nbytes <= _SMALL:
-            node = self.graph.node.add(name=self._unique("Const"), op="Const")
-            node.attr["dtype"].type = tensor.dtype.as_datatype_enum
-            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(tensor))
-            return f"{node.name}:0"
-        name = self._placeholder("constant", tensor)
-        self.captures.append(CaptureSpec(name, constant=len(self.constants)))
-        self.constants.append(tensor)
-        return name
-
-    def _leaf_of(self, tensor: Any) -> int | None:
-        """Index of the batch's array that `tensor` is, or that it was converted from."""
-        if id(tensor) in self._ids:
-            return self._ids[id(tensor)]
-        if tensor.dtype == tf.string:
-            return None
-        value = tensor.numpy()
-        for index, leaf in enumerate(self._leaves):
-            if leaf.shape == value.shape and value.size > 1 and leaf.dtype.kind != "O":
-                with np.errstate(all="ignore"):
-                    converted = leaf.astype(value.dtype)
-                if converted.tobytes() == value.tobytes():
-                    return index
-        return None
-
-    def _placeholder(self, kind: str, tensor: Any) -> str:
-        node = self.graph.node.add(name=self._unique(kind), op="Placeholder")
-        node.attr["dtype"].type = tensor.dtype.as_datatype_enum
-        node.attr["shape"].shape.CopyFrom(tensor.shape.as_proto())
-        return f"{node.name}:0"
-
-    def _unique(self, name: str) -> str:
-        count = self._used.get(name, 0)
-        self._used[name] = count + 1
-        return f"{name}_{count}" if count else name
-
-    def _set_attrs(self, node: Any, op: EagerOp) -> None:
-        definition = private_tf.op_definition(op.type)
-        if definition is None:
-            self._add_function(op.type)
-            return
-        kinds = {attr.name: attr.type for attr in definition.attr}
-        for name, value in op.attrs.items():
-            if name in kinds and value is not None:
-                node.attr[name].CopyFrom(private_tf.attr_value(value, kinds[name], name))
-        for attr in definition.attr:
-            if attr.name not in node.attr and attr.HasField("default_value"):
-                node.attr[attr.name].CopyFrom(attr.default_value)
-        for value in node.attr.values():
-            for function in (value.func.name, *(each.name for each in value.list.func)):
-                if function:
-                    self._add_function(function)
-
-    def _add_function(self, name: str) -> None:
-        if name not in self._functions:
-            for function in private_tf.function_library(name):
-                if function.signature.name not in self._functions:
-                    self._functions.add(function.signature.name)
-                    self.graph.library.function.add().CopyFrom(function)
-
-    def _order(self, node: Any, op: EagerOp) -> None:
-        """Ops on one resource keep the order in which they ran."""
-        handles = [tensor for tensor in op.inputs if tensor.dtype == tf.resource]
-        reads = op.type in _READS
-        for handle in handles:
-            written, read_since = self._uses.setdefault(id(handle), ([], []))
-            node.input.extend(f"^{name}" for name in (written if reads else [*written, *read_since]) if f"^{name}" not in node.input)
-            if reads:
-                read_since.append(node.name)
-            else:
-                self._uses[id(handle)] = ([node.name], [])
-        if handles and not reads:
-            self.effects.append(node.name)
-
-
-def _ops(run: EagerRun, builder: _Builder, sources: SourceTable, losses: tuple[str, ...]) -> list[OpInfo]:
+def _ops(run: EagerRun, builder: FlatGraph, sources: SourceTable, losses: tuple[str, ...]) -> list[OpInfo]:
     root = run.seen.root_layer
     forward = _forward_by_op(run)
     matters = _ancestors(builder, {name.rpartition(":")[0] for name in losses})
@@ -312,8 +191,10 @@ def _phase(op: EagerOp, path: str, index: int, matters: bool, layers: tuple[int,
     return ("update", "optimizer") if after_backward else ("forward", "metric")
 
 
-def _ancestors(builder: _Builder, wanted: set[str]) -> set[str]:
-    inputs = {node.name: [name.lstrip("^").rpartition(":")[0] for name in node.input if not name.startswith("^")] for node in builder.graph.node}
+def _ancestors(builder: FlatGraph, wanted: set[str]) -> set[str]:
+    inputs = {
+        node.name: [name.lstrip("^").rpartition(":")[0] for name in node.input if not name.startswith("^")] for node in builder.graph.node
+    }
     found, pending = set(wanted), list(wanted)
     while pending:
         for name in inputs.get(pending.pop(), ()):

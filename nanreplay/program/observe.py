@@ -196,7 +196,7 @@ class Observer:
         observer = self
 
         @functools.wraps(original)
-        def __call__(layer: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807 - stands in for Layer.__call__
+        def __call__(layer: Any, *args: Any, **kwargs: Any) -> Any:
             if not observer._is_mine():
                 return original(layer, *args, **kwargs)
             if observer.observation.root_layer is None:

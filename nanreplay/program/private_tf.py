@@ -8,19 +8,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
-# --- running single ops (replay/interpreter) -------------------------------------------------------------------------
-from tensorflow.python.eager import context as _context
-from tensorflow.python.eager import execute as _execute
-from tensorflow.python.framework import op_def_registry as _op_def_registry
-
 # --- tracing (program/observe, program/describe) ---------------------------------------------------------------------
 from tensorflow.python import pywrap_tfe as _pywrap_tfe
 from tensorflow.python.eager import backprop as _backprop
+
+# --- running single ops (replay/interpreter) -------------------------------------------------------------------------
+from tensorflow.python.eager import context as _context
+from tensorflow.python.eager import execute as _execute
 from tensorflow.python.eager.polymorphic_function import autograph_util as _autograph_util
 from tensorflow.python.framework import op_callbacks as _op_callbacks
 from tensorflow.python.framework import op_def_library as _op_def_library
+from tensorflow.python.framework import op_def_registry as _op_def_registry
 from tensorflow.python.framework import ops as _ops
-from tensorflow.python.util import _pywrap_determinism, nest as _nest
+from tensorflow.python.util import _pywrap_determinism
+from tensorflow.python.util import nest as _nest
 
 
 def run_op(op_type: str, n_outputs: int, inputs: Sequence[Any], attrs: tuple[Any, ...]) -> list[Any]:

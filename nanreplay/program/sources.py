@@ -57,4 +57,9 @@ class SourceTable:
 
 def is_user_file(file: str) -> bool:
     """Whether a file is the user's: not TensorFlow, Keras, this package, the standard library or generated code."""
-    return not file.startswith(_LIBRARIES) and not file.startswith("<") and "/site-packages/" not in file and "__autograph_generated_file" not in file
+    return (
+        not file.startswith(_LIBRARIES)
+        and not file.startswith("<")
+        and "/site-packages/" not in file
+        and "__autograph_generated_file" not in file
+    )

@@ -188,7 +188,10 @@ class Recorder(keras.callbacks.Callback):
         if trigger.what != "exception" and self._settings.on_nan == "raise":
             self._uninstall()
             raise NonFiniteError(sentence, path=self.path, step=step)
-        warnings.warn(f"nanreplay: {sentence} Capture: {self.path} (nanreplay bisect {self.path})" if self.path else f"nanreplay: {sentence}", stacklevel=2)
+        warnings.warn(
+            f"nanreplay: {sentence} Capture: {self.path} (nanreplay bisect {self.path})" if self.path else f"nanreplay: {sentence}",
+            stacklevel=2,
+        )
         model = getattr(self, "_model", None)
         if model is not None:
             model.stop_training = True

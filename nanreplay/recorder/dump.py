@@ -44,8 +44,11 @@ def gather(session: Session, trigger: Trigger, step: int) -> CaptureContents:
     entries = session.ring.held() if session.ring else []
     if eager is not None:
         program_id = f"p{len(programs)}"
-        programs[program_id] = eager.describe(program_id, sources)
-        entries = [replace(entry, program=program_id) if entry.step == step else entry for entry in entries]
+        flat = eager.describe(program_id, sources)
+        programs[program_id] = flat.record
+        entries = [
+            replace(entry, program=program_id, leaves=flat.leaves, paths=flat.paths) if entry.step == step else entry for entry in entries
+        ]
     batches = {entry.step: _batch(entry, programs, previous) for entry, previous in zip(entries, [None, *entries[:-1]], strict=False)}
     notes = [*session.notes, *_program_notes(programs.values())]
     incident = Incident(step, trigger, tuple(notes))
@@ -94,7 +97,9 @@ def _program_notes(programs: Any) -> list[str]:
     for program in programs:
         names = python_ops(program.graph)
         if names:
-            notes.append(f"Program {program.id} calls Python code ({', '.join(names)}), which is not in the capture and cannot be replayed.")
+            notes.append(
+                f"Program {program.id} calls Python code ({', '.join(names)}), which is not in the capture and cannot be replayed."
+            )
         unknown = [spec.tensor for spec in program.signature.captures if spec.variable is None and spec.constant is None]
         if unknown:
             notes.append(f"Program {program.id} uses resources that are no variables ({', '.join(unknown)}); they cannot be replayed.")
@@ -114,4 +119,6 @@ def _reexecute(
     try:
         return Reexecutor(programs, session.variables.infos).run(keyframes, window, full)
     except Exception as error:  # the file is worth more than the proof, whatever TensorFlow raises here
-        return f"The window could not be re-executed at the dump: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        return (
+            f"The window could not be re-executed at the dump: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+        )

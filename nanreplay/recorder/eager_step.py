@@ -12,7 +12,7 @@ import tensorflow as tf
 from nanreplay.program import private_tf
 from nanreplay.program.describe import watch_layout
 from nanreplay.program.fingerprint import Layout, ulp_distance
-from nanreplay.program.flat import EagerRun, describe_eager, observe_eager
+from nanreplay.program.flat import EagerRun, FlatProgram, describe_eager, observe_eager
 from nanreplay.program.observe import Observation, Observer
 from nanreplay.program.sources import SourceTable
 from nanreplay.program.trace import is_variable
@@ -20,7 +20,7 @@ from nanreplay.program.watch import Watch, build_watch, has_nonfinite
 from nanreplay.recorder.reexecute import Reexecution, dense_gradient, update_ratio
 from nanreplay.recorder.session import EagerIncident, Session
 from nanreplay.recorder.trigger import exception_trigger, is_end_of_data
-from nanreplay.records import ProgramRecord, Trigger
+from nanreplay.records import Trigger
 
 State = Mapping[int, Any]
 
@@ -131,8 +131,10 @@ class EagerStep:
         if values is None:
             ring.entries[-1].fingerprint = _values(watch)
 
-        def describe(program_id: str, sources: SourceTable) -> ProgramRecord:
-            return describe_eager(run, program_id, watch, variable_index=session.variables.index, leaves=leaves, paths=paths, sources=sources)
+        def describe(program_id: str, sources: SourceTable) -> FlatProgram:
+            return describe_eager(
+                run, program_id, watch, variable_index=session.variables.index, leaves=leaves, paths=paths, sources=sources
+            )
 
         session.eager = EagerIncident(number, describe, proof)
 

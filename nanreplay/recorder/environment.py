@@ -17,7 +17,10 @@ import nanreplay
 
 def describe_environment() -> dict[str, str]:
     """Versions, platform, devices and the flags that change numbers."""
-    devices = [tf.config.experimental.get_device_details(device).get("device_name", device.device_type) for device in tf.config.list_physical_devices()]
+    devices = [
+        tf.config.experimental.get_device_details(device).get("device_name", device.device_type)
+        for device in tf.config.list_physical_devices()
+    ]
     return {
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "nanreplay": nanreplay.__version__,
@@ -32,6 +35,8 @@ def describe_environment() -> dict[str, str]:
         "cpu_count": str(os.cpu_count()),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "deterministic_ops": str(tf.config.experimental.is_op_determinism_enabled()) if hasattr(tf.config.experimental, "is_op_determinism_enabled") else "",
+        "deterministic_ops": str(tf.config.experimental.is_op_determinism_enabled())
+        if hasattr(tf.config.experimental, "is_op_determinism_enabled")
+        else "",
         "script": os.path.basename(sys.argv[0]) if sys.argv else "",
     }

@@ -22,7 +22,10 @@ def check_model(model: Any) -> None:
 
     backend = keras.backend.backend()
     if backend != "tensorflow":
-        raise AttachError(f"nanreplay records Keras on TensorFlow, but the Keras backend is {backend}. Set KERAS_BACKEND=tensorflow before importing keras.")
+        raise AttachError(
+            f"nanreplay records Keras on TensorFlow, but the Keras backend is {backend}. "
+            "Set KERAS_BACKEND=tensorflow before importing keras."
+        )
     if not isinstance(model, keras.Model):
         kind = f"{type(model).__module__}.{type(model).__qualname__}"
         hint = " It comes from Keras 2 (tf_keras); nanreplay needs Keras 3." if "tf_keras" in kind or "keras.src.engine" in kind else ""
@@ -77,7 +80,7 @@ def _without_optional(leaf: Any) -> Any:
 def traced_train_step(model: Any, session: Session) -> tuple[TracedStep, Callable[..., Any]]:
     """The model's train step with the watch inside, and bare."""
 
-    @tf.autograph.experimental.do_not_convert
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def one_step_on_data(data: Any) -> Any:
         return model.distribute_strategy.run(model.train_step, args=(data,))
 

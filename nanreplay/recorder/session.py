@@ -13,6 +13,7 @@ import numpy as np
 
 from nanreplay.program.describe import watch_layout
 from nanreplay.program.fingerprint import Layout
+from nanreplay.program.flat import FlatProgram
 from nanreplay.program.sources import SourceTable
 from nanreplay.program.trace import TracedProgram
 from nanreplay.program.watch import WatchEntry, has_nonfinite, read_variable
@@ -22,7 +23,7 @@ from nanreplay.recorder.settings import Settings
 from nanreplay.recorder.timeline import TimelineRing, TimelineRow
 from nanreplay.recorder.trigger import find_trigger
 from nanreplay.recorder.variables import VariableTable
-from nanreplay.records import ProgramRecord, Trigger
+from nanreplay.records import Trigger
 
 
 @dataclass(slots=True)
@@ -41,7 +42,7 @@ class EagerIncident:
     """The failing step of an eager loop, run once more with every op noted."""
 
     step: int
-    describe: Callable[[str, SourceTable], ProgramRecord]
+    describe: Callable[[str, SourceTable], FlatProgram]
     """Makes the flat program, given its id and the table of sources."""
     proof: Reexecution
     """What the second run gave."""

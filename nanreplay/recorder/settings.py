@@ -57,7 +57,9 @@ def check_settings(path: str | os.PathLike[str], **given: Any) -> Settings:
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     if value not in allowed:
-        raise AttachError(f"Invalid value for argument `{name}`. Expected one of {', '.join(map(repr, allowed))}. Received: {name}={value!r}")
+        raise AttachError(
+            f"Invalid value for argument `{name}`. Expected one of {', '.join(map(repr, allowed))}. Received: {name}={value!r}"
+        )
     return value
 
 

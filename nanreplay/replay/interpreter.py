@@ -102,7 +102,7 @@ class _Run:
 
     def execute(self, plan: Plan, values: Values, calls: tuple[Call, ...], compiled: bool) -> Values:
         """Run a plan on its arguments."""
-        missing = [None] * (plan.n_slots - plan.arguments)
+        missing: list[Any] = [None] * (plan.n_slots - plan.arguments)
         tensors, ids, shadows = values[0] + missing, values[1] + missing, values[2] + missing
         for step in plan.steps:
             if self.cancelled is not None and self.cancelled():

@@ -14,9 +14,7 @@ from nanreplay.replay.attributes import called_functions, count_outputs, decode_
 LOOPS = frozenset({"While", "StatelessWhile"})
 BRANCHES = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})
 CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
-TF1_CONTROL_FLOW = frozenset(
-    "Switch Merge Enter Exit NextIteration LoopCond RefSwitch RefMerge RefEnter RefExit RefNextIteration".split()
-)
+TF1_CONTROL_FLOW = frozenset("Switch Merge Enter Exit NextIteration LoopCond RefSwitch RefMerge RefEnter RefExit RefNextIteration".split())
 VARIANT, RESOURCE = 21, 20
 
 
@@ -162,9 +160,7 @@ class Library:
             body.counts.append(total)
         return body
 
-    def _plan(
-        self, body: Body, fed: Mapping[tuple[int, int], int], wanted: Sequence[tuple[int, int]], roots: Sequence[int]
-    ) -> Plan:
+    def _plan(self, body: Body, fed: Mapping[tuple[int, int], int], wanted: Sequence[tuple[int, int]], roots: Sequence[int]) -> Plan:
         data, needed, control = _ancestors(body, fed, wanted, roots)
         order = _sorted(needed, {n: {s for s, k in data[n] if (s, k) not in fed} | control[n] for n in needed})
         slots = dict(fed)
@@ -194,9 +190,7 @@ class Library:
         else:
             step.attrs = decode_attributes(node, definition, self.registered)
             types = {a.type or node.attr[a.type_attr].type for a in definition.input_arg if not a.type_list_attr}
-            types |= {
-                t for a in definition.input_arg if a.type_list_attr for t in node.attr[a.type_list_attr].list.type
-            }
+            types |= {t for a in definition.input_arg if a.type_list_attr for t in node.attr[a.type_list_attr].list.type}
             step.needs_library = bool(called_functions(node))
             step.output_kinds = tuple(output_types(definition, node))
             step.stores = bool(types.union(step.output_kinds) & {VARIANT, RESOURCE})

@@ -248,9 +248,7 @@ _HANDLERS: dict[str, Callable[[Access], Followed]] = {
     **dict.fromkeys(("Identity", "IdentityN", "StopGradient", "PreventGradient"), _pass),
     **dict.fromkeys(("TensorListStack", "TensorListConcat", "TensorListConcatV2"), _all),
     **dict.fromkeys(("TensorListScatter", "TensorListScatterV2"), _scatter),
-    **dict.fromkeys(
-        ("StackV2", "MutableHashTableV2", "HashTableV2", "MutableDenseHashTableV2", "TensorArrayV3"), _make
-    ),
+    **dict.fromkeys(("StackV2", "MutableHashTableV2", "HashTableV2", "MutableDenseHashTableV2", "TensorArrayV3"), _make),
     **dict.fromkeys(("LookupTableFindV2", "LookupTableExportV2", "TensorArrayReadV3", "TensorArrayGatherV3"), _read),
     **dict.fromkeys(("TensorArrayConcatV3",), _read),
     **dict.fromkeys(("TensorArrayWriteV3", "LookupTableInsertV2", "LookupTableImportV2"), _put(2)),

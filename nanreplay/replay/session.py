@@ -12,14 +12,13 @@ import tensorflow as tf
 from nanreplay.capture.reader import Capture
 from nanreplay.errors import MissingPartError, ReplayError
 from nanreplay.program import private_tf
-from nanreplay.program.compiled import variable_handle
-from nanreplay.program.watch import has_nonfinite, read_variable
 from nanreplay.records import ArrayLike, BatchRecord, Frame, Incident, OpInfo, Signature, VariableInfo
 from nanreplay.replay.compare import StepResult, compare_step
 from nanreplay.replay.events import FeedKind, OpEvent
 from nanreplay.replay.interpreter import ErrorHandler, Observer
 from nanreplay.replay.leaves import run_kernel
 from nanreplay.replay.programs import Mode, Program
+from nanreplay.replay.state import LiveState
 
 __all__ = ["Replay", "StepResult"]
 
@@ -52,7 +51,7 @@ class Replay:
         self._programs: dict[str, Program] = {}
         self._batches: dict[int, BatchRecord] = {}
         self._states: OrderedDict[int, Mapping[int, Any]] = OrderedDict()
-        self._variables: list[Any] = []
+        self._live = LiveState(capture.variables_info)
         self._steps: tuple[int, ...] | None = None
         self._sources: tuple[Sequence[Sequence[int]], Sequence[Frame]] | None = None
         self._deterministic_before = private_tf.set_deterministic(True)
@@ -70,7 +69,7 @@ class Replay:
         private_tf.set_deterministic(self._deterministic_before)
         self._programs.clear()
         self._states.clear()
-        self._variables = []
+        self._live.clear()
 
     # What is recorded
 
@@ -158,13 +157,14 @@ class Replay:
         """
         wanted = [step for step in self.steps if (first is None or step >= first) and (last is None or step <= last)]
         if not wanted:
-            raise MissingPartError(f"{self.capture.path}: holds no step that can be replayed" + ("." if first is None else f" from {first} on."))
+            which = "" if first is None else f" from {first} on"
+            raise MissingPartError(f"{self.capture.path}: holds no step that can be replayed{which}.")
         results: list[StepResult] = []
         for done, step in enumerate(wanted):
             if step in self.capture.keyframe_steps:  # it holds what changed between steps: metrics reset, a callback's new weights
-                self._assign(self.capture.keyframe(step))
+                self._live.assign(self.capture.keyframe(step))
             elif not results or wanted[done - 1] != step - 1:
-                self._assign(self.state(step))
+                self._live.assign(self.state(step))
             results.append(self._run_step(step, mode))
             if progress is not None:
                 progress(done + 1, len(wanted))
@@ -172,9 +172,9 @@ class Replay:
 
     def _run_step(self, step: int, mode: Mode) -> StepResult:
         batch, program = self.batch(step), self.program(step)
-        self._apply(batch)
+        self._live.assign(batch.overrides)
         bad = self._bad_variables(program.signature.watch_layout)
-        found = self._tried(step, lambda: program.step(mode, batch.leaves, self._live, batch.fingerprint))
+        found = self._tried(step, lambda: program.step(mode, batch.leaves, self._live.variables, batch.fingerprint))
         return compare_step(
             step,
             program.signature,
@@ -182,13 +182,13 @@ class Replay:
             batch.fingerprint,
             paths=[info.path for info in self.variables],
             count_skips=self.incident.trigger.what == "gradient",
-            is_bad_variable=lambda index: index not in bad and has_nonfinite(self._live[index]),
+            is_bad_variable=lambda index: index not in bad and self._live.is_bad(index),
         )
 
     def _bad_variables(self, layout: Iterable[str]) -> set[int]:
         """Watched variables that are non-finite before the step: what they are after it is not the step's doing."""
         watched = [int(name.partition(":")[2]) for name in layout if name.startswith("variable_sum:")]
-        return {index for index in watched if index >= 0 and has_nonfinite(self._live[index])}
+        return {index for index in watched if index >= 0 and self._live.is_bad(index)}
 
     def _tried(self, step: int, work: Callable[[], T]) -> T:
         try:
@@ -223,26 +223,28 @@ class Replay:
             update: Whether everything runs for its effect; False runs only what `fetches` need.
         """
         program = self.program(step)
-        self._assign(self.state(step))
+        self._live.assign(self.state(step))
         leaves = self.batch(step).leaves if batch is None else batch
         if fetches is None:
             signature = program.signature
             fetches = [*signature.outputs, *signature.losses, *(spec.tensor for spec in signature.gradients)]
         return self._tried(
             step,
-            lambda: program.run_ops(leaves, self._live, fetches=fetches, update=update, observer=observer, on_error=on_error),
+            lambda: program.run_ops(leaves, self._live.variables, fetches=fetches, update=update, observer=observer, on_error=on_error),
         )
 
     def probe(self, step: int) -> Mapping[str, tuple[bool, bool]]:
         """Run a step compiled as it was trained; (holds NaN, holds infinity) of each float tensor of the main graph, by name."""
-        self._assign(self.state(step))
-        return self._tried(step, lambda: self.program(step).probe(self.batch(step).leaves, self._live))
+        self._live.assign(self.state(step))
+        return self._tried(step, lambda: self.program(step).probe(self.batch(step).leaves, self._live.variables))
 
     def compiled_values(self, step: int, names: Sequence[str]) -> Mapping[str, Any]:
         """Run a step compiled as it was trained and return tensors of the main graph by name."""
-        self._assign(self.state(step))
+        self._live.assign(self.state(step))
         program = self.program(step)
-        _, extra = self._tried(step, lambda: program.compiled(names)(self.batch(step).leaves, self._live, program.record.constants))
+        _, extra = self._tried(
+            step, lambda: program.compiled(names)(self.batch(step).leaves, self._live.variables, program.record.constants)
+        )
         return dict(zip(names, extra, strict=True))
 
     def inputs_of(self, step: int) -> Mapping[str, Sequence[str]]:
@@ -274,39 +276,20 @@ class Replay:
         Raises:
             MissingPartError: The step cannot be replayed.
         """
-        self._assign(self.state(step))
+        self._live.assign(self.state(step))
         self._run_step(step, "recorded")
-        return self._read()
-
-    def _read(self) -> dict[int, Any]:
-        return {index: read_variable(variable_handle(each)) for index, each in enumerate(self._live)}
+        return self._live.read()
 
     def _seek(self, step: int) -> None:
         keyframes = self.capture.keyframe_steps
         base = max(known for known in (*keyframes, *self._states) if known <= step)
-        self._assign(self._states[base] if base in self._states else self.capture.keyframe(base))
+        self._live.assign(self._states[base] if base in self._states else self.capture.keyframe(base))
         for between in range(base, step):
             self._run_step(between, "recorded")
-        self._apply(self.batch(step))
-        self._states[step] = self._read()
+        self._live.assign(self.batch(step).overrides)
+        self._states[step] = self._live.read()
         while len(self._states) > _STATES_KEPT:
             self._states.popitem(last=False)
-
-    @property
-    def _live(self) -> list[Any]:
-        """The variables that programs run on; those that no keyframe holds start as zeros."""
-        if not self._variables:
-            self._variables = [
-                tf.Variable(tf.zeros(info.shape, info.dtype), dtype=info.dtype, shape=info.shape, trainable=False) for info in self.variables
-            ]
-        return self._variables
-
-    def _assign(self, state: Mapping[int, ArrayLike]) -> None:
-        for index, value in state.items():
-            self._live[index].assign(value)
-
-    def _apply(self, batch: BatchRecord) -> None:
-        self._assign(batch.overrides)
 
 
 def _ranges(steps: Sequence[int]) -> str:

@@ -11,7 +11,10 @@ from .build import normal, positive, with_gradient
 
 Built = tuple[Any, tuple[Any, ...]]
 
-UNARY = "abs acosh asinh atan cos cosh erf erfc exp expm1 log log1p lgamma digamma negative reciprocal rsqrt sigmoid sign sin sinh softplus softsign sqrt square tan tanh floor ceil round bessel_i0 bessel_i1e ndtri"
+UNARY = (
+    "abs acosh asinh atan cos cosh erf erfc exp expm1 log log1p lgamma digamma negative reciprocal rsqrt sigmoid sign sin "
+    "sinh softplus softsign sqrt square tan tanh floor ceil round bessel_i0 bessel_i1e ndtri"
+)
 for _name in UNARY.split():
     _f = getattr(tf.math, _name)
     CASES[f"unary-{_name}"] = lambda f=_f, n=_name: (
@@ -19,7 +22,10 @@ for _name in UNARY.split():
         ((positive(3, 4) / 4 if n == "ndtri" else positive(3, 4) + (1.0 if n == "acosh" else 0.0)),),
     )
 
-BINARY = "add subtract multiply divide divide_no_nan multiply_no_nan pow maximum minimum squared_difference atan2 xlogy xdivy xlog1py floordiv floormod igamma igammac zeta"
+BINARY = (
+    "add subtract multiply divide divide_no_nan multiply_no_nan pow maximum minimum squared_difference atan2 xlogy xdivy "
+    "xlog1py floordiv floormod igamma igammac zeta"
+)
 for _name in BINARY.split():
     CASES[f"binary-{_name}"] = lambda f=getattr(tf.math, _name): (
         with_gradient(lambda x, y: f(x, y)),

@@ -126,9 +126,7 @@ def sparse_tensors() -> Built:
 def ragged_tensors() -> Built:
     def f(x: Any) -> Any:
         ragged = tf.RaggedTensor.from_row_splits(tf.reshape(x, [-1]), [0, 3, 3, 12])
-        mapped = tf.map_fn(
-            lambda row: row * 2.0, ragged, fn_output_signature=tf.RaggedTensorSpec([None], tf.float32, 0)
-        )
+        mapped = tf.map_fn(lambda row: row * 2.0, ragged, fn_output_signature=tf.RaggedTensorSpec([None], tf.float32, 0))
         return ragged.to_tensor(), tf.reduce_mean(mapped + 1.0, axis=1), tf.concat([ragged, mapped], 1).flat_values
 
     return f, (normal(3, 4),)

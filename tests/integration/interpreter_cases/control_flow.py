@@ -128,9 +128,7 @@ def tensor_lists() -> Built:
 def optionals() -> Built:
     def f(x: Any) -> Any:
         optional = tf.raw_ops.OptionalFromValue(components=[x, x * 2.0])
-        found = tf.raw_ops.OptionalGetValue(
-            optional=optional, output_types=[tf.float32, tf.float32], output_shapes=[[3], [3]]
-        )
+        found = tf.raw_ops.OptionalGetValue(optional=optional, output_types=[tf.float32, tf.float32], output_shapes=[[3], [3]])
         return *found, tf.cast(tf.raw_ops.OptionalHasValue(optional=optional), tf.float32)
 
     return f, (normal(3),)
@@ -139,9 +137,7 @@ def optionals() -> Built:
 @case
 def dataset_reduce_in_the_step() -> Built:
     def f(x: Any) -> Any:
-        return (
-            tf.data.Dataset.from_tensor_slices(x).map(lambda r: r * 2.0).reduce(tf.zeros([4]), lambda a, r: a + r * r)
-        )
+        return tf.data.Dataset.from_tensor_slices(x).map(lambda r: r * 2.0).reduce(tf.zeros([4]), lambda a, r: a + r * r)
 
     return f, (normal(5, 4),)
 

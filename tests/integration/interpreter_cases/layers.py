@@ -104,9 +104,7 @@ def _register() -> None:
 
 def _clipping() -> tuple[Any, tuple[Any, ...]]:
     shape, dense = MODELS["dense_dropout"]
-    optimizer = keras.optimizers.Adam(
-        global_clipnorm=0.1, use_ema=True, gradient_accumulation_steps=2, weight_decay=0.1
-    )
+    optimizer = keras.optimizers.Adam(global_clipnorm=0.1, use_ema=True, gradient_accumulation_steps=2, weight_decay=0.1)
     return _train_step(_model(shape, dense, optimizer, "float32"), *_arrays(shape))
 
 

@@ -34,9 +34,7 @@ class Traced:
             self.events.append(event)
             return observer(event) if observer else None
 
-        feeds = dict(
-            zip([t.name for t in self.function.inputs], [*values, *self.function.captured_inputs], strict=True)
-        )
+        feeds = dict(zip([t.name for t in self.function.inputs], [*values, *self.function.captured_inputs], strict=True))
         targets = [op.name for op in self.function.graph.control_outputs]
         fetches = [tensor.name for tensor in self.function.outputs]
         return self.interpreter.run(feeds, fetches, targets=targets, observer=observe, **options)
@@ -249,9 +247,7 @@ def test_values_are_dropped_after_their_last_use() -> None:
 
 def test_two_programs_may_have_functions_of_one_name() -> None:
     def step(factor: float) -> Traced:
-        return Traced(
-            lambda x: tf.data.Dataset.from_tensors(x).map(lambda v: v * factor).reduce(0.0, lambda a, v: a + v[0]), X
-        )
+        return Traced(lambda x: tf.data.Dataset.from_tensors(x).map(lambda v: v * factor).reduce(0.0, lambda a, v: a + v[0]), X)
 
     first, second = step(2.0), step(3.0)
     names = [f.signature.name for f in first.function.graph.as_graph_def().library.function]
