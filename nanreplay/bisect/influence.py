@@ -110,6 +110,23 @@ class BySources:
 
 
 @dataclass(frozen=True, slots=True)
+class Copies:
+    """Ops that hand input k on as output k, in another shape at most."""
+
+    in_shapes: Sequence[Shape]
+    out_shapes: Sequence[Shape]
+    exact: bool = True
+
+    def forth(self, i: int, k: int, mask: Mask) -> Mask:
+        """See `Influence`."""
+        return mask.reshape(self.out_shapes[k]) if i == k else np.zeros(self.out_shapes[k], bool)
+
+    def back(self, i: int, k: int, mask: Mask) -> Mask:
+        """See `Influence`."""
+        return mask.reshape(self.in_shapes[i]) if i == k else np.zeros(self.in_shapes[i], bool)
+
+
+@dataclass(frozen=True, slots=True)
 class Everything:
     """An op without a rule: every element may depend on every other."""
 

@@ -84,11 +84,14 @@ def _raised(scene: Scene) -> list[Suspect]:
     if scene.trace.runner.incident.trigger.what != "exception" and not scene.trace.stopped:
         return []
     facts = [fact for fact in scene.trace.raised if fact.type not in PASSIVE]
-    return [Suspect({k: np.ones(stat.shape, bool) for k, stat in enumerate(fact.outputs)}, "raised", fact) for fact in facts]
+    return [Suspect({}, "raised", fact) for fact in facts]
 
 
 def _nothing_found(search: Search) -> str:
     scene = search.first
+    asserted = next((fact.name for fact in scene.trace.raised if fact.type in PASSIVE), None)
+    if not scene.targets and asserted is not None:
+        return f"Step {scene.step} is finite op by op; a check of the program's own failed: `{asserted}`."
     if not scene.targets:
         return f"Step {scene.step} is finite op by op: no loss, gradient or variable that is watched turns non-finite."
     return f"Step {scene.step} is non-finite op by op, but no op of it made a value worse than what it got."

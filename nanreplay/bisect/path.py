@@ -31,7 +31,8 @@ def chain_of(scenes: Sequence[Scene], suspect: Suspect) -> tuple[ChainLink, ...]
     """
     links: list[ChainLink] = []
     for facts, scene in zip(_ways(scenes, suspect), reversed(scenes), strict=True):
-        links += [_link(scene, fact, _worst(fact.outputs)) for fact in facts if not _is_plumbing(fact)]
+        shown = {fact.key: fact for fact in reversed(facts) if not _is_plumbing(fact)}  # of a loop the first iteration
+        links += [_link(scene, fact, _worst(fact.outputs)) for fact in reversed(shown.values())]
     if len(links) > _LONGEST_CHAIN:
         half = _LONGEST_CHAIN // 2
         links = links[:half] + links[-half:]

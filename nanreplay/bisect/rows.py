@@ -219,18 +219,20 @@ def _needs_all(bench: Bench, donor: int) -> bool:
 
 def _narrowed(bench: Bench, rows: Rows, donor: int) -> RowProof:
     """Prove rows one by one: each alone, or only together."""
-    if len(rows) == 1:
-        return RowProof(tuple(rows), "Proved by replay: this row alone reproduces it, and without it it does not happen.")
-    single = frozenset(row for row in sorted(rows)[:_SINGLES] if bench.fails(frozenset({row}), donor))
-    if not single:
-        if rows == bench.all_rows:
-            return RowProof(None, "Needs the whole batch: no row alone reproduces it.")
-        return RowProof(tuple(sorted(rows)), "Proved by replay: these rows together reproduce it, and without them it does not happen.")
     if len(rows) > _SINGLES:
-        return RowProof(tuple(sorted(rows)), "Proved by replay: these rows reproduce it, and without them it does not happen.")
-    if single < rows and bench.fails(bench.all_rows - single, donor):
-        single = rows
-    return RowProof(tuple(sorted(single)), "Proved by replay: each of these rows reproduces it, and without them it does not happen.")
+        return _proved(rows, "these rows reproduce it, and without them it does not happen.")
+    single = rows if len(rows) == 1 else frozenset(row for row in rows if bench.fails(frozenset({row}), donor))
+    if not single and rows == bench.all_rows:
+        return RowProof(None, "Needs the whole batch: no row alone reproduces it.")
+    if not single or (single < rows and bench.fails(bench.all_rows - single, donor)):
+        return _proved(rows, "these rows together reproduce it, and without them it does not happen.")
+    if len(single) == 1:
+        return _proved(single, "this row alone reproduces it, and without it it does not happen.")
+    return _proved(single, "each of these rows reproduces it, and without them it does not happen.")
+
+
+def _proved(rows: Rows, how: str) -> RowProof:
+    return RowProof(tuple(sorted(rows)), f"Proved by replay: {how}")
 
 
 def _delta_debug(bench: Bench, donor: int) -> Rows:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from nanreplay.bisect.arrays import dtype_name, is_float, is_opaque, words
-from nanreplay.bisect.influence import ByLabels, BySources, Everything, Influence, Labels, Shape
+from nanreplay.bisect.influence import ByLabels, BySources, Copies, Everything, Influence, Labels, Shape
 from nanreplay.replay.events import OpEvent
 
 Execute: TypeAlias = Callable[[OpEvent, Sequence[Any]], Sequence[Any]]
@@ -65,6 +65,8 @@ def influence_of(event: OpEvent, execute: Execute) -> Influence:
 
 
 def _by_rule(event: OpEvent, execute: Execute, in_shapes: list[Shape], out_shapes: list[Shape]) -> Influence | None:
+    if event.type in COPIES:
+        return Copies(in_shapes, out_shapes)
     if event.type in MOVEMENTS:
         return _moved(event, execute, in_shapes)
     rule = _RULES.get(event.type)
@@ -91,19 +93,8 @@ def _moved(event: OpEvent, execute: Execute, in_shapes: list[Shape]) -> BySource
         offsets.append(following)
         numbered.append(np.arange(following, following + size, dtype=np.int64).reshape(shape))
         following += size
-    if event.type in COPIES:
-        floats = [number.reshape(_shape(out)) for number, offset, out in _paired(numbered, offsets, event.outputs)]
-        return BySources(floats, offsets, in_shapes)
     numbered_event = dataclasses.replace(event, attrs=_with_int64(event))
     return BySources([np.asarray(out) for out in execute(numbered_event, numbered)], offsets, in_shapes)
-
-
-def _paired(numbered: list[Any], offsets: list[int | None], outputs: Sequence[Any]) -> list[tuple[Any, Any, Any]]:
-    empty = np.zeros((), np.int64)
-    return [
-        (number if offset is not None else np.broadcast_to(empty, _shape(out)), offset, out)
-        for number, offset, out in zip(numbered, offsets, outputs, strict=False)
-    ]
 
 
 def _with_int64(event: OpEvent) -> dict[str, Any]:
