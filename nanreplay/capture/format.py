@@ -1,16 +1,17 @@
 """The capture file, format version 1: names of its parts. `docs/capture-format.md` is the specification.
 
 ```
-/                 attrs: format, version, complete, metadata (JSON)
-/program/<id>/    graph (uint8), attrs: signature (JSON); ops (uint8, JSON table, deflated); constants/<i>
-/sources/         frames, stacks (uint8, JSON tables, deflated)
-/variables        uint8, JSON table
-/keyframes/<step>/<variable>      state just before the step
-/batches/<step>/<i>               arrays of the batch; attrs: program, paths; fingerprint; overrides/<variable>
+/                 attrs: format, version, complete
+/contents  /metadata  /incident  /variables       JSON; contents names every group and dataset
+/program/<id>/    graph (uint8), signature (JSON), ops (JSON), constants/<i>
+/sources/         frames (JSON), stacks (JSON)
+/keyframes/<step>/<variable>              state just before the step
+/batches/<step>/<i>                       arrays of the batch; about (JSON); fingerprint; overrides/<variable>
 /gradients/<step>/<variable>  /weights/<step>/<variable>
-/timeline/        one dataset a column; matrices/<name>; attrs: variables
-/incident         attrs: incident (JSON)
+/timeline/        columns/<name>, matrices/<name>, variables
 ```
+
+JSON is deflated and stored as uint8: its checksum finds damage, and no HDF5 text of variable length is needed.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ VERSION: Final = 1
 
 COMPRESS_FROM_BYTES: Final = 4096
 """Smaller datasets are stored contiguous: a chunk index would cost more than deflate saves."""
+
+JSON_LIMIT_BYTES: Final = 2**28
+"""A larger table is taken for an attack."""
+
+LARGEST_DEFLATE_RATIO: Final = 1040
+"""No dataset unpacks to more than this many times its bytes."""
 
 TIMELINE_COLUMNS: Final = ("step", "loss", "learning_rate", "loss_scale", "step_time_s", "skipped")
 TIMELINE_MATRICES: Final = ("gradient_norm", "gradient_absmax", "weight_norm", "update_ratio")

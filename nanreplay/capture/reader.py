@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import struct
 import zlib
@@ -17,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanreplay.capture.format import FORMAT, TIMELINE_COLUMNS, VERSION
-from nanreplay.capture.tables import ops_frame, ops_from_table, signature_from_json
-from nanreplay.capture.values import read_array
-from nanreplay.errors import CaptureNotFoundError, FormatError, NanreplayError, VersionError
-from nanreplay.records import BatchRecord, CaptureContents, Frame, Incident, ProgramRecord, Signature, Timeline, Trigger, VariableInfo
+from nanreplay.capture.tables import check_timeline, incident_from_json, ops_frame, ops_from_table, signature_from_json
+from nanreplay.capture.values import read_array, read_json, read_text
+from nanreplay.errors import CaptureNotFoundError, FormatError, MissingPartError, NanreplayError, VersionError
+from nanreplay.records import BatchRecord, CaptureContents, Frame, ProgramRecord, Signature, Timeline, VariableInfo
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -57,15 +56,21 @@ class Capture:
         if not h5py.is_hdf5(self.path):
             raise FormatError(f"{self.path}: not an HDF5 file, so not a capture (or damaged at its start).")
         self._programs: dict[str, ProgramRecord] = {}
+        self._children: dict[str, list[str]] = {}
+        """Names inside each group, by the table of contents: what is named there and missing is damage."""
         with self._reading("the file"):
             self._file = h5py.File(self.path, "r")
         try:
             self._check_head()
+            with self._reading("the table of contents"):
+                for name in read_json(self._file["contents"]):
+                    parent, _, child = str(name).rpartition("/")
+                    self._children.setdefault(parent, []).append(child)
             with self._reading("the incident"):
-                self.incident = _incident(json.loads(self._file["incident"].attrs["incident"]))
+                self.incident = incident_from_json(read_json(self._file["incident"]))
                 self.variables_info = tuple(
                     VariableInfo(str(row["path"]), tuple(int(n) for n in row["shape"]), str(row["dtype"]), row["role"])
-                    for row in self._json("variables")
+                    for row in read_json(self._file["variables"])
                 )
         except BaseException:
             self.close()
@@ -91,8 +96,7 @@ class Capture:
     def metadata(self) -> dict[str, str]:
         """Versions, platform, devices, time of creation."""
         with self._reading("the metadata"):
-            found = json.loads(self._file.attrs["metadata"])
-            return {str(key): str(value) for key, value in found.items()}
+            return {str(key): str(value) for key, value in read_json(self._file["metadata"]).items()}
 
     @property
     def version(self) -> int:
@@ -112,67 +116,69 @@ class Capture:
     @property
     def programs(self) -> tuple[str, ...]:
         """Ids of the programs."""
-        with self._reading("the programs"):
-            return tuple(self._file["program"]) if "program" in self._file else ()
+        return tuple(sorted(self._children.get("program", ()), key=lambda name: (len(name), name)))
 
     def signature(self, program_id: str) -> Signature:
         """How one program is called, without reading the program."""
+        self._check_held("program", program_id)
         with self._reading(f"program {program_id}"):
-            return signature_from_json(self._json("signature", self._file["program"][program_id]))
+            return signature_from_json(read_json(self._file["program"][program_id]["signature"]))
 
     def program(self, program_id: str) -> ProgramRecord:
         """One program, read once."""
+        self._check_held("program", program_id)
         if program_id not in self._programs:
             with self._reading(f"program {program_id}"):
                 group = self._file["program"][program_id]
-                constants = group["constants"]
+                constants = self._children.get(f"program/{program_id}/constants", ())
                 self._programs[program_id] = ProgramRecord(
                     program_id,
                     read_array(group["graph"]).astype(np.uint8).tobytes(),
-                    signature_from_json(self._json("signature", group)),
-                    ops_from_table(self._json("ops", group)),
-                    tuple(read_array(constants[str(index)]) for index in range(len(constants))),
+                    signature_from_json(read_json(group["signature"])),
+                    ops_from_table(read_json(group["ops"])),
+                    tuple(read_array(group["constants"][str(index)]) for index in range(len(constants))),
                 )
         return self._programs[program_id]
 
     def keyframe(self, step: int) -> dict[int, NDArray[Any]]:
         """State just before `step`, by variable index."""
-        return self._arrays("keyframes", step)
+        return self._step_arrays("keyframes", step)
 
     def weights(self, step: int) -> dict[int, NDArray[Any]]:
         """Trainable variables just after `step`, by variable index; empty when they were not written."""
-        return self._arrays("weights", step, missing_is_empty=True)
+        return self._step_arrays("weights", step) if str(step) in self._children.get("weights", ()) else {}
 
     def gradients(self, step: int) -> dict[int, NDArray[Any]]:
         """Dense gradients of `step`, by variable index; empty when they were not written."""
-        return self._arrays("gradients", step, missing_is_empty=True)
+        return self._step_arrays("gradients", step) if str(step) in self._children.get("gradients", ()) else {}
 
     def batch(self, step: int) -> BatchRecord:
         """The input of `step`."""
+        self._check_held("batches", str(step))
         with self._reading(f"the batch of step {step}"):
-            group = self._file["batches"][str(step)]
-            paths = [str(path) for path in json.loads(group.attrs["paths"])]
-            overrides = group.get("overrides", {})
+            group, held = self._file["batches"][str(step)], self._children.get(f"batches/{step}", ())
+            about = read_json(group["about"])
+            paths = [str(path) for path in about["paths"]]
             return BatchRecord(
-                str(group.attrs["program"]),
+                str(about["program"]),
                 tuple(read_array(group[str(index)]) for index in range(len(paths))),
                 tuple(paths),
-                read_array(group["fingerprint"]) if "fingerprint" in group else None,
-                {int(index): read_array(overrides[index]) for index in overrides},
+                read_array(group["fingerprint"]) if "fingerprint" in held else None,
+                self._arrays(f"batches/{step}/overrides"),
             )
 
     @property
     def frames(self) -> tuple[Frame, ...]:
         """Python frames of the program's ops."""
         with self._reading("the sources"):
-            rows = self._json("frames", self._file["sources"])
+            rows = read_json(self._file["sources"]["frames"])
             return tuple(Frame(str(file), int(line), str(function), code) for file, line, function, code in rows)
 
     @property
     def stacks(self) -> tuple[tuple[int, ...], ...]:
         """Stacks as indices into `frames`, outermost first."""
         with self._reading("the sources"):
-            return tuple(tuple(int(index) for index in stack) for stack in self._json("stacks", self._file["sources"]))
+            return tuple(tuple(int(index) for index in stack) for stack in read_json(self._file["sources"]["stacks"]))
 
     def variables(self) -> pd.DataFrame:
         """The variables: path, shape, dtype, role."""
@@ -207,18 +213,16 @@ class Capture:
     def timeline_columns(self, last: int | None = None) -> dict[str, NDArray[Any]]:
         """Columns of the timeline, without its matrices; of the `last` steps only when that is given."""
         with self._reading("the timeline"):
-            group = self._file["timeline"]
-            columns = {name: read_array(group[name]) for name in group if name != "matrices"}
+            columns = self._datasets("timeline/columns")
         return {name: column if last is None else column[max(0, len(column) - last) :] for name, column in columns.items()}
 
     def timeline_record(self) -> Timeline:
         """The timeline as arrays."""
         with self._reading("the timeline"):
             group = self._file["timeline"]
-            columns = {name: read_array(group[name]) for name in group if name != "matrices"}
-            matrices = {name: read_array(group["matrices"][name]) for name in group["matrices"]}
-            timeline = Timeline(columns, matrices, tuple(int(index) for index in group.attrs["variables"]))
-            _check_timeline(timeline, len(self.variables_info))
+            columns, matrices = self._datasets("timeline/columns"), self._datasets("timeline/matrices")
+            timeline = Timeline(columns, matrices, tuple(int(index) for index in read_array(group["variables"])))
+            check_timeline(timeline, len(self.variables_info))
             return timeline
 
     def contents(self) -> CaptureContents:
@@ -240,7 +244,7 @@ class Capture:
     def _check_head(self) -> None:
         with self._reading("the header"):
             attrs = self._file.attrs
-            if attrs.get("format") != FORMAT:
+            if read_text(self._file, "format") != FORMAT:
                 raise FormatError(f"{self.path}: an HDF5 file, but not a nanreplay capture.")
             self._version = int(attrs["version"])
             if self._version > VERSION:
@@ -250,18 +254,23 @@ class Capture:
 
     def _steps(self, name: str) -> tuple[int, ...]:
         with self._reading(f"/{name}"):
-            return tuple(sorted(int(step) for step in self._file[name])) if name in self._file else ()
+            return tuple(sorted(int(step) for step in self._children.get(name, ())))
 
-    def _arrays(self, name: str, step: int, *, missing_is_empty: bool = False) -> dict[int, NDArray[Any]]:
+    def _check_held(self, name: str, key: str) -> None:
+        held = self._children.get(name, ())
+        if key not in held:
+            raise MissingPartError(f"{self.path}: holds no {name}/{key}; there are {', '.join(held) or 'none'}.")
+
+    def _step_arrays(self, name: str, step: int) -> dict[int, NDArray[Any]]:
+        self._check_held(name, str(step))
         with self._reading(f"/{name}/{step}"):
-            if missing_is_empty and (name not in self._file or str(step) not in self._file[name]):
-                return {}
-            group = self._file[name][str(step)]
-            return {int(index): read_array(group[index]) for index in sorted(group, key=int)}
+            return self._arrays(f"{name}/{step}")
 
-    def _json(self, name: str, group: Any = None) -> Any:
-        dataset = (self._file if group is None else group)[name]
-        return json.loads(zlib.decompress(np.asarray(dataset[()], np.uint8).tobytes()))
+    def _arrays(self, group: str) -> dict[int, NDArray[Any]]:
+        return dict(sorted((int(index), array) for index, array in self._datasets(group).items()))
+
+    def _datasets(self, group: str) -> dict[str, NDArray[Any]]:
+        return {name: read_array(self._file[group][name]) for name in self._children.get(group, ())}
 
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[None]:
@@ -275,18 +284,3 @@ class Capture:
         except _DAMAGE as error:
             detail = (str(error).splitlines() or [type(error).__name__])[0]
             raise FormatError(f"{self.path}: {what} cannot be read; the file is damaged or not complete ({detail}).") from error
-
-
-def _incident(value: Any) -> Incident:
-    trigger = Trigger(**value.pop("trigger"))
-    return Incident(trigger=trigger, **{**value, "step": int(value["step"]), "notes": tuple(map(str, value["notes"]))})
-
-
-def _check_timeline(timeline: Timeline, n_variables: int) -> None:
-    rows = {len(column) for column in timeline.columns.values()}
-    shapes = {matrix.shape for matrix in timeline.matrices.values()}
-    wanted = {(next(iter(rows), 0), len(timeline.variables))}
-    if len(rows) > 1 or shapes - wanted or "step" not in timeline.columns:
-        raise FormatError("its columns have different lengths")
-    if any(not 0 <= index < n_variables for index in timeline.variables):
-        raise FormatError("it names a variable that is not there")

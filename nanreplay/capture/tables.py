@@ -7,7 +7,7 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from nanreplay.errors import FormatError
-from nanreplay.records import CaptureSpec, GradientSpec, InputSpec, OpInfo, Signature
+from nanreplay.records import CaptureSpec, GradientSpec, Incident, InputSpec, OpInfo, Signature, Timeline, Trigger
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -68,3 +68,24 @@ def signature_from_json(value: Any) -> Signature:
         return Signature(**plain)
     except (KeyError, TypeError, ValueError) as error:
         raise FormatError(f"a program's signature is damaged ({error})") from error
+
+
+def incident_from_json(value: Any) -> Incident:
+    """The incident from its JSON."""
+    trigger = Trigger(**value.pop("trigger"))
+    return Incident(trigger=trigger, **{**value, "step": int(value["step"]), "notes": tuple(map(str, value["notes"]))})
+
+
+def check_timeline(timeline: Timeline, n_variables: int) -> None:
+    """Check that columns, matrices and variables fit together.
+
+    Raises:
+        FormatError: They do not.
+    """
+    rows = {len(column) for column in timeline.columns.values()}
+    shapes = {matrix.shape for matrix in timeline.matrices.values()}
+    wanted = {(next(iter(rows), 0), len(timeline.variables))}
+    if len(rows) > 1 or shapes - wanted or "step" not in timeline.columns:
+        raise FormatError("its columns have different lengths")
+    if any(not 0 <= index < n_variables for index in timeline.variables):
+        raise FormatError("it names a variable that is not there")

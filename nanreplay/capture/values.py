@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import zlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from nanreplay.capture.format import COMPRESS_FROM_BYTES, EXTENSION_DTYPES
+from nanreplay.capture.format import COMPRESS_FROM_BYTES, EXTENSION_DTYPES, JSON_LIMIT_BYTES, LARGEST_DEFLATE_RATIO
 from nanreplay.errors import FormatError
 
 
@@ -22,13 +25,12 @@ def write_array(group: Any, name: str, value: Any) -> None:
     kind = array.dtype.name
     if kind in EXTENSION_DTYPES:
         dataset = _create(group, name, np.atleast_1d(array).view(f"u{array.dtype.itemsize}").reshape(array.shape))
-        dataset.attrs["dtype"] = kind
+        write_text(dataset, "dtype", kind)
     elif array.dtype.kind in "OSU":
-        texts = np.array([_as_bytes(item) for item in array.reshape(-1)], dtype=object).reshape(array.shape)
-        dataset = group.create_dataset(name, data=_hexed(texts), dtype=h5py.string_dtype("ascii"), track_times=False)
-        dataset.attrs["dtype"] = "string"
+        texts = [_as_bytes(item).hex() for item in array.reshape(-1)]  # tensors of strings may hold any byte
+        write_text(write_json(group, name, {"shape": array.shape, "hex": texts}), "dtype", "string")
     elif array.dtype.kind in "biufc":
-        _create(group, name, array)
+        _create(group, name, array.astype(array.dtype.newbyteorder("<"), copy=False))
     else:
         raise TypeError(f"Expected numbers or strings. Received an array of {array.dtype}")
 
@@ -37,17 +39,46 @@ def _create(group: Any, name: str, array: NDArray[Any]) -> Any:
     options: dict[str, Any] = {}
     if array.ndim and array.nbytes >= COMPRESS_FROM_BYTES:
         options = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
-    return group.create_dataset(name, data=array, track_times=False, **options)
+    dataset = group.create_dataset(name, data=array, track_times=False, **options)
+    dataset.attrs["crc32"] = np.uint32(_checksum(array))
+    return dataset
+
+
+def _checksum(array: NDArray[Any]) -> int:
+    """CRC-32 of type, shape and bytes: `<f4 (3, 2)` and what `array.tobytes()` gives."""
+    return zlib.crc32(array.tobytes(), zlib.crc32(f"{array.dtype.str} {array.shape}".encode()))
 
 
 def _as_bytes(item: Any) -> bytes:
     return item if isinstance(item, bytes) else str(item).encode()
 
 
-def _hexed(texts: NDArray[Any]) -> Any:
-    """HDF5 strings end at a NUL; tensors of strings may hold any byte."""
-    flat = [item.hex() for item in texts.reshape(-1)]
-    return np.array(flat, dtype=object).reshape(texts.shape)
+def write_json(group: Any, name: str, value: Sequence[Any] | Mapping[str, Any]) -> Any:
+    """Write a table as deflated JSON: one small dataset in place of many. Returns the dataset."""
+    packed = zlib.compress(json.dumps(value).encode(), 6)
+    return group.create_dataset(name, data=np.frombuffer(packed, np.uint8), track_times=False)
+
+
+def write_text(item: Any, name: str, text: str) -> None:
+    """Write a short attribute, of fixed length: damaged texts of variable length make the HDF5 library loop for ever."""
+    item.attrs[name] = np.bytes_(text.encode())
+
+
+def read_json(dataset: Any) -> Any:
+    """Read what `write_json` wrote."""
+    unpacker = zlib.decompressobj()
+    text = unpacker.decompress(_plain(dataset).astype(np.uint8).tobytes(), JSON_LIMIT_BYTES)
+    if not unpacker.eof:
+        raise FormatError(f"{dataset.name} is cut off or too large")
+    return json.loads(text)
+
+
+def read_text(item: Any, name: str) -> str | None:
+    """Read what `write_text` wrote; None when it is not there."""
+    text = item.attrs.get(name)
+    if text is not None and not isinstance(text, bytes):
+        raise FormatError(f"attribute {name!r} of {item.name} is no text")
+    return None if text is None else text.decode()
 
 
 def read_array(dataset: Any) -> NDArray[Any]:
@@ -56,19 +87,17 @@ def read_array(dataset: Any) -> NDArray[Any]:
     Raises:
         FormatError: It is no dataset, or of a type that the format does not know.
     """
-    if not isinstance(dataset, h5py.Dataset):
-        raise FormatError(f"expected a dataset at {getattr(dataset, 'name', '?')}")
-    kind = dataset.attrs.get("dtype")
-    if kind == "string":
-        texts = [bytes.fromhex(item.decode() if isinstance(item, bytes) else str(item)) for item in np.asarray(dataset[()]).reshape(-1)]
-        strings = np.empty(len(texts), dtype=object)
-        strings[:] = texts
-        return strings.reshape(dataset.shape)
-    array: NDArray[Any] = np.asarray(dataset[()])
+    array = _plain(dataset)
+    kind = read_text(dataset, "dtype")
+    if kind != "string" and int(dataset.attrs["crc32"]) != _checksum(array):
+        raise FormatError(f"{dataset.name} is not as it was written (checksum)")
     if kind is None:
-        if array.dtype.kind not in "biufc":
-            raise FormatError(f"unexpected type {array.dtype} at {dataset.name}")
         return array
+    if kind == "string":
+        table = read_json(dataset)
+        strings = np.empty(len(table["hex"]), dtype=object)
+        strings[:] = [bytes.fromhex(text) for text in table["hex"]]
+        return strings.reshape(table["shape"])
     if kind not in EXTENSION_DTYPES:
         raise FormatError(f"unexpected type {kind!r} at {dataset.name}")
     import ml_dtypes
@@ -77,3 +106,17 @@ def read_array(dataset: Any) -> NDArray[Any]:
     if extension.itemsize != array.dtype.itemsize:
         raise FormatError(f"{kind} of the wrong size at {dataset.name}")
     return np.atleast_1d(array).view(extension).reshape(array.shape)
+
+
+def _plain(dataset: Any) -> NDArray[Any]:
+    """The numbers of a dataset that holds them itself, and no more of them than its file can."""
+    if not isinstance(dataset, h5py.Dataset):
+        raise FormatError(f"expected a dataset at {getattr(dataset, 'name', '?')}")
+    if dataset.dtype.kind not in "biufc":
+        raise FormatError(f"unexpected type {dataset.dtype} at {dataset.name}")
+    if dataset.is_virtual or dataset.external:
+        raise FormatError(f"{dataset.name} takes its numbers from another file")
+    if dataset.nbytes > LARGEST_DEFLATE_RATIO * max(dataset.id.get_storage_size(), 1):
+        raise FormatError(f"{dataset.name} is larger than what is stored of it")
+    array: NDArray[Any] = np.asarray(dataset[()])
+    return array
