@@ -1,0 +1,79 @@
+"""Element-wise dependences of ops: back and forth agree with what the kernels do."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nanreplay.bisect.rules import influence_of
+from nanreplay.replay.events import OpEvent, ValueId
+from nanreplay.replay.leaves import run_kernel
+
+
+def execute(event: OpEvent, inputs: Any) -> Any:
+    return run_kernel(event.type, event.attrs, inputs)
+
+
+def event_of(function: Any, *arrays: Any) -> OpEvent:
+    """The last op of a function, with its tensors."""
+    traced = tf.function(function).get_concrete_function(*(tf.TensorSpec(a.shape, a.dtype) for a in arrays))
+    source = traced.outputs[0].op.inputs[0].op
+    inputs = [tf.constant(a) for a in arrays]
+    index = {tensor.name: value for tensor, value in zip(traced.inputs, inputs, strict=True)}
+    given = [index[t.name] if t.name in index else tf.constant(tf.get_static_value(t)) for t in source.inputs]
+    attrs = source.node_def.attr
+    ids = tuple(ValueId(-1 - i, 0) for i in range(len(given)))
+    return OpEvent(0, "", source.name, source.type, (), tuple(given), ids, tuple(run_kernel(source.type, attrs, given)), attrs)
+
+
+A, C = np.random.RandomState(0).rand(2, 3, 4).astype("f") + 0.5, np.random.RandomState(1).rand(4, 5).astype("f")
+CASES = {
+    "add": (lambda x, y: x + y, A, A[:, :1]),
+    "matmul": (tf.matmul, A[0], C),
+    "batched matmul": (lambda x, y: tf.matmul(x, y, transpose_b=True), A, A),
+    "einsum": (lambda x, y: tf.einsum("bij,jk->bik", x, y), A, C),
+    "sum": (lambda x: tf.reduce_sum(x, axis=1), A),
+    "mean kept": (lambda x: tf.reduce_mean(x, axis=[0, 2], keepdims=True), A),
+    "softmax": (tf.nn.softmax, A),
+    "cumsum": (lambda x: tf.cumsum(x, axis=1), A),
+    "transpose": (lambda x: tf.transpose(x, [2, 0, 1]), A),
+    "reshape": (lambda x: tf.reshape(x, [6, 4]), A),
+    "gather": (lambda x: tf.gather(x, [2, 0], axis=1), A),
+    "concat": (lambda x, y: tf.concat([x, y], axis=1), A, A),
+    "slice": (lambda x: x[:, 1:, ::2], A),
+    "pad": (lambda x: tf.pad(x, [[0, 0], [1, 0], [0, 2]]), A),
+    "tile": (lambda x: tf.tile(x, [1, 2, 1]), A),
+    "bias": (lambda x: tf.nn.bias_add(x, tf.constant([1.0, 2.0, 3.0, 4.0])), A),
+    "convolution": (lambda x: tf.nn.conv2d(x, np.ones((2, 2, 1, 2), "f"), 1, "SAME"), A[..., None]),
+}
+
+
+@pytest.mark.parametrize("name", list(CASES))
+def test_a_nan_reaches_only_what_the_rule_says(name: str) -> None:
+    function, *arrays = CASES[name]
+    event = event_of(function, *arrays)
+    influence = influence_of(event, execute)
+    assert influence.exact
+    clean = np.asarray(event.outputs[0])
+    for i in range(len(arrays)):
+        for place in list(np.ndindex(*arrays[i].shape))[::5]:
+            inputs = [np.array(value) for value in event.inputs]
+            inputs[i][place] = np.nan
+            changed = np.isnan(np.asarray(execute(event, inputs)[0])) & ~np.isnan(clean)
+            mask = np.zeros(arrays[i].shape, bool)
+            mask[place] = True
+            reached = influence.forth(i, 0, mask)
+            assert not (changed & ~reached).any()
+            if changed.any():
+                assert influence.back(i, 0, changed)[place]
+
+
+def test_a_branch_that_where_drops_influences_nothing() -> None:
+    event = event_of(lambda x: tf.where(tf.constant([True, False, True, False]), x, tf.zeros_like(x)), A)
+    influence = influence_of(event, execute)
+    reached = influence.forth(1, 0, np.ones(A.shape, bool))
+    assert reached[..., [0, 2]].all()
+    assert not reached[..., [1, 3]].any()
