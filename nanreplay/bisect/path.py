@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from nanreplay.bisect.arrays import FLOATS, TensorStat, words
+from nanreplay.bisect.facts import name_of
 from nanreplay.bisect.judge import Suspect
 from nanreplay.bisect.rules import COPIES, MOVEMENTS
 from nanreplay.bisect.search import Scene
@@ -20,6 +21,7 @@ _LONGEST_UPSTREAM = 8
 _PLUMBING = COPIES | words("ReadVariableOp AssignVariableOp Cast OptionalGetValue StackPopV2")
 _STORAGE = ("TensorList", "TensorArray", "Optional", "Stack")
 _DENOMINATOR = words("RealDiv Div FloorDiv TruncateDiv FloorMod Mod")
+_POLE_AT_ZERO = words("Reciprocal Inv Rsqrt RsqrtGrad SqrtGrad Log Pow Xlogy Xdivy ReciprocalGrad")
 
 
 def chain_of(scenes: Sequence[Scene], suspect: Suspect) -> tuple[ChainLink, ...]:
@@ -133,10 +135,15 @@ def upstream_of(scene: Scene, suspect: Suspect, origin: Origin) -> tuple[ChainLi
 
 
 def _fatal_input(trace: StepTrace, fact: Fact, origin: Origin) -> ValueId | None:
-    """Return the operand that made it: a denominator, a zero or an infinity, else the largest."""
+    """Return the operand that made it: a denominator, an infinity, a zero where it is a pole, else the largest."""
     if fact.type in _DENOMINATOR and len(fact.input_ids) > 1:
         return fact.input_ids[1]
-    return _largest_input(trace, fact)
+    values = {operand.name: operand.value for operand in origin.operands}
+    found = [(value, values.get(name_of(trace, value))) for value in fact.input_ids]
+    numbers = [(value, number) for value, number in found if isinstance(number, float)]
+    bad = [value for value, number in numbers if not np.isfinite(number)]
+    zeros = [value for value, number in numbers if number == 0 and fact.type in _POLE_AT_ZERO]
+    return next(iter(bad + zeros), None) or _largest_input(trace, fact)
 
 
 def _largest_input(trace: StepTrace, fact: Fact) -> ValueId | None:

@@ -190,7 +190,7 @@ def _prove(bench: Bench, suggested: list[Rows]) -> RowProof:
             return _narrowed(bench, rows, donor)
     donor = _harmless_donor(bench, bench.all_rows)
     if donor is None:
-        return RowProof(None, "Does not depend on the rows of the batch: it happens with other rows too.")
+        return RowProof(None, "Does not depend on single rows: it happens with every other row that was tried in their place.")
     if _needs_all(bench, donor):
         return RowProof(None, "Needs the whole batch: with any one row replaced it does not happen.")
     return _narrowed(bench, _delta_debug(bench, donor), donor)
