@@ -25,10 +25,10 @@ def command(file: str, as_json: bool, trust: bool) -> int:
     from nanreplay.capture import Capture
 
     Capture(file).close()  # a file that cannot be read says so before TensorFlow loads
-    with quiet_work(), progress_bar("Replaying") as progress:
+    with quiet_work(), progress_bar() as watch:
         from nanreplay.report.explain import explain
 
-        report = explain(file, trust=trust, progress=progress)
+        report = explain(file, trust=trust, progress=watch.progress, say=watch.say)
     if as_json:
         from nanreplay.report.tojson import to_json
 
@@ -38,5 +38,5 @@ def command(file: str, as_json: bool, trust: bool) -> int:
 
         from nanreplay.report.text import print_report
 
-        print_report(report, Console(file=sys.stdout, highlight=False))
+        print_report(report, Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 140))
     return CODES.get(report.verdict.kind, UNDECIDED)

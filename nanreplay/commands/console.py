@@ -7,13 +7,22 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
-from typing import Any, TypeAlias
+from typing import Any
 
 import click
 
-Progress: TypeAlias = Callable[[int, int], None]
-"""Called with (done, total) as work goes on."""
+
+@dataclass(frozen=True)
+class Watch:
+    """Whom long work tells how far it is; nobody, when stderr is no terminal."""
+
+    progress: Callable[[int, int], None] | None = None
+    """Called with (steps done, steps in all)."""
+    say: Callable[[str], None] | None = None
+    """Called with a line before each part of the work."""
+
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 trust = click.option(
@@ -60,20 +69,18 @@ def redirected(descriptor: int, target: int | str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress_bar(label: str) -> Iterator[Progress | None]:
-    """A progress bar on stderr; None when stderr is no terminal."""
+def progress_bar() -> Iterator[Watch]:
+    """A progress bar on stderr while work goes on, when that is a terminal."""
     if not sys.stderr.isatty():
-        yield None
+        yield Watch()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Bar(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=None)
-
-        def advance(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total or None)
-
-        yield advance
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("replaying", total=None)
+        yield Watch(
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            say=lambda line: bar.update(task, description=line, completed=0, total=None),
+        )

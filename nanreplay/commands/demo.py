@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import click
 
+import nanreplay
 from nanreplay.commands.console import as_json
 from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED
 
@@ -30,9 +32,12 @@ def command(output: str | None, as_json: bool) -> int:
 
 def _demo(path: Path, as_json: bool) -> int:
     _say("Training a small Keras model with callbacks=[Recorder(...)] ...", as_json)
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ}
-    training = [sys.executable, "-m", "nanreplay.commands.demo_training", os.fspath(path)]
-    trained = subprocess.run(training, env=environment, capture_output=True, text=True, check=False)
+    packages = [os.fspath(Path(nanreplay.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
+    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, packages))}
+    with tempfile.TemporaryDirectory(prefix="nanreplay-") as folder:
+        script = shutil.copy(Path(__file__).with_name("demo_training.py"), Path(folder) / "train.py")
+        training = [sys.executable, os.fspath(script), os.fspath(path.absolute())]
+        trained = subprocess.run(training, env=environment, capture_output=True, text=True, check=False)
     if trained.returncode or not path.exists():
         lines = trained.stderr.strip().splitlines() or ["no capture was written"]
         raise click.ClickException(f"the demo's training failed: {lines[-1]}")

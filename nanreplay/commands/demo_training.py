@@ -1,6 +1,6 @@
 """The training behind `nanreplay demo`: a small encoder whose own normalisation divides by a variance that can be 0.
 
-Usage: python -m nanreplay.commands.demo_training CAPTURE
+Usage: python train.py CAPTURE. The demo runs a copy of its own, so that it stands outside of the package as a user's script does.
 """
 
 from __future__ import annotations

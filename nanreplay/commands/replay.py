@@ -54,8 +54,8 @@ def _replay(file: str, mode: Literal["recorded", "ops"], trust: bool) -> tuple[S
     from nanreplay.capture import Capture
     from nanreplay.report.steps import replay_steps
 
-    with Capture(file) as capture, quiet_work(), progress_bar("Replaying") as progress:
-        return replay_steps(capture, mode, trust=trust, progress=progress)
+    with Capture(file) as capture, quiet_work(), progress_bar() as watch:
+        return replay_steps(capture, mode, trust=trust, progress=watch.progress)
 
 
 def _print(file: str, results: Sequence[StepResult], notes: Sequence[str]) -> None:

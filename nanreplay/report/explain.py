@@ -11,10 +11,14 @@ from nanreplay.errors import MissingPartError, ReplayError, UnsupportedOpError
 from nanreplay.findings import Findings, Report, Verdict
 from nanreplay.report.sentence import sentence
 
-Progress = Callable[[int, int], None]
 
-
-def explain(path: str | os.PathLike[str], *, trust: bool = False, progress: Progress | None = None) -> Report:
+def explain(
+    path: str | os.PathLike[str],
+    *,
+    trust: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Report:
     """Replay the capture at `path` and explain its first non-finite value.
 
     ```python
@@ -25,6 +29,7 @@ def explain(path: str | os.PathLike[str], *, trust: bool = False, progress: Prog
         path: The capture file.
         trust: Let ops that touch files, the network or processes run; only for captures of your own.
         progress: Called with (steps done, steps in all).
+        say: Called with a line before each part of the work.
 
     Raises:
         CaptureError: The file cannot be read.
@@ -41,7 +46,7 @@ def explain(path: str | os.PathLike[str], *, trust: bool = False, progress: Prog
             findings = Findings(reason=verdict.reason)
         else:
             try:
-                findings = find_origin(replay, capture.timeline_record(), progress=progress)
+                findings = find_origin(replay, capture.timeline_record(), progress=say)
             except (UnsupportedOpError, ReplayError, MissingPartError) as error:
                 findings = Findings(reason=f"The step cannot be run op by op. {error}")
         findings = replace(findings, notes=_notes(capture.incident.notes, replay.notes, findings.notes))

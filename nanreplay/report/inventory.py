@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nanreplay.capture.format import TIMELINE_COLUMNS
-from nanreplay.report.numbers import jsonable, readable_bytes, readable_number, readable_steps
+from nanreplay.records import Trigger
+from nanreplay.report.numbers import jsonable, readable_bytes, readable_number, readable_steps, readable_trigger
 
 if TYPE_CHECKING:
     from nanreplay.capture import Capture
@@ -78,11 +79,10 @@ def _timeline(columns: Mapping[str, Any]) -> dict[str, Any]:
 def inventory_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """The facts of `inventory` for people."""
     incident, metadata, variables = facts["incident"], facts["metadata"], facts["variables"]
-    trigger = incident["trigger"]
+    trigger = readable_trigger(Trigger(**incident["trigger"]))
     yield f"{facts['path']}  ({readable_bytes(facts['size_bytes'])}, capture format {facts['format_version']})"
     yield ""
-    value = "" if trigger["value"] == "" else f" {trigger['value']}"
-    yield f"incident    step {incident['step']}: {trigger['what']} {trigger['name']}{value}"
+    yield f"incident    step {incident['step']}: {trigger}"
     yield f"recorded    {metadata.get('created', '?')} by {metadata.get('script') or 'an interactive session'}"
     yield "versions    " + ", ".join(f"{name} {metadata[name]}" for name in _VERSIONS if name in metadata)
     yield f"machine     {metadata.get('platform', '?')}; {metadata.get('devices') or 'no devices named'}"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from nanreplay.records import Trigger
 
 
 def jsonable(value: Any) -> Any:
@@ -68,6 +71,20 @@ def readable_steps(steps: Sequence[int]) -> str:
             ranges.append([step, step])
     parts = [str(first) if first == last else f"{first} to {last}" for first, last in ranges]
     return ("step " if len(steps) == 1 else "steps ") + ", ".join(parts)
+
+
+_NOISE = re.compile(r"\{\{.*?\}\}\s*|\s*\[Op:\w+\]|\s*name:\s*$")
+"""What TensorFlow wraps around the message of an error."""
+
+
+def readable_trigger(trigger: Trigger) -> str:
+    """What triggered, in words: `loss is NaN`, `gradient dense/kernel is inf`, `InvalidArgumentError: ...`."""
+    if trigger.what == "exception":
+        return f"{trigger.name}: {_NOISE.sub('', trigger.value)}"
+    if trigger.what == "manual":
+        return f"written on demand ({trigger.value})"
+    name = trigger.name if trigger.what == "loss" else f"{trigger.what} {trigger.name}"
+    return f"{name} is {readable_number(trigger.value)}"
 
 
 def readable_list(items: Sequence[Any], limit: int = 5) -> str:

@@ -6,8 +6,10 @@ from pathlib import PurePath
 
 from nanreplay.findings import Findings, OperandFacts, Origin, OutputFacts, Verdict
 from nanreplay.records import Incident, Trigger
-from nanreplay.report.numbers import readable_list, readable_number, readable_steps
+from nanreplay.report.numbers import readable_list, readable_number, readable_steps, readable_trigger
 
+_LONGEST_CODE = 120
+"""Characters of a source line in the sentence."""
 _JOINED = {
     "Sub": "{} minus {}",
     "Add": "{} plus {}",
@@ -48,7 +50,11 @@ def sentence(verdict: Verdict, findings: Findings, incident: Incident, steps: tu
 
 def source_text(file: str, line: int, code: str | None) -> str:
     """A line of code: "train.py:88 `x / tf.sqrt(var)`"."""
-    return f"{PurePath(file).name}:{line}" + (f" `{code.strip()}`" if code else "")
+    return f"{PurePath(file).name}:{line}" + (f" `{_shortened(code.strip())}`" if code else "")
+
+
+def _shortened(code: str) -> str:
+    return code if len(code) <= _LONGEST_CODE else f"{code[: _LONGEST_CODE - 4]} ..."
 
 
 def certainty(verdict: Verdict) -> str:
@@ -137,9 +143,7 @@ def _without_origin(verdict: Verdict, findings: Findings, incident: Incident, st
 
 
 def _recorded(trigger: Trigger) -> str:
-    if trigger.what == "exception":
-        return f"training raised {trigger.name}: {trigger.value}"
-    if trigger.what == "manual":
-        return f"written on demand ({trigger.value})"
+    if trigger.what in ("exception", "manual"):
+        return readable_trigger(trigger).rstrip(".")
     name = trigger.name if trigger.what == "loss" else f"{trigger.what} `{trigger.name}`"
     return f"{name} was {readable_number(trigger.value)} in training"

@@ -10,13 +10,19 @@ from rich.table import Table
 from rich.text import Text
 
 from nanreplay.findings import ChainLink, Evidence, OperandFacts, Origin, OutputFacts, Report
-from nanreplay.report.numbers import readable_list, readable_number, readable_steps, readable_ulp
+from nanreplay.report.numbers import readable_list, readable_number, readable_steps, readable_trigger, readable_ulp
 from nanreplay.report.sentence import source_text
 
 
 def print_report(report: Report, console: Console) -> None:
-    """Write `report` to a terminal or a file; a file gets neither colour nor wrapped lines."""
-    console.print(Group(*_parts(report)), soft_wrap=not console.is_terminal)
+    """Write `report` to a terminal or a file; a file gets neither colour nor padding."""
+    if console.is_terminal:
+        console.print(Group(*_parts(report)))
+        return
+    with console.capture() as captured:
+        console.print(Group(*_parts(report)), soft_wrap=True)
+    for line in captured.get().splitlines():
+        console.file.write(f"{line.rstrip()}\n")
 
 
 def _parts(report: Report) -> Iterator[RenderableType]:
@@ -57,7 +63,7 @@ def _facts(report: Report) -> Table:
 def _capture_facts(report: Report) -> Iterator[tuple[str, str]]:
     trigger = report.trigger
     yield "capture", f"{report.path}, {readable_steps(range(report.steps[0], report.steps[1] + 1))}"
-    yield "trigger", f"step {report.incident_step}: {trigger.what} {trigger.name} {readable_number(trigger.value)}"
+    yield "trigger", f"step {report.incident_step}: {readable_trigger(trigger)}"
     yield "verdict", report.verdict.kind.replace("_", " ") + (f": {report.verdict.reason}" if report.verdict.reason else "")
     for each in report.verdict.evidence:
         yield f"  {each.mode}", ("finite" if each.finite else "non-finite") + _exactness(each)
@@ -104,11 +110,11 @@ def _operands(operands: Sequence[OperandFacts]) -> Table:
 
 
 def _links(links: Sequence[ChainLink]) -> Table:
-    table = _table("op", "layer", "phase", "worst", "non-finite", "largest", "name")
+    table = _table("op", "layer", "phase", "worst", "non-finite", "largest finite")
     for each in links:
         worst = Text(readable_number(each.value), style="" if each.value == "finite" else "red")
         largest = "" if each.absmax is None else readable_number(each.absmax)
-        table.add_row(Text(each.op_type), Text(each.layer_path or ""), each.phase, worst, str(each.nonfinite), largest, Text(each.op_name))
+        table.add_row(Text(each.op_type), Text(each.layer_path or ""), each.phase, worst, str(each.nonfinite), largest)
     return table
 
 

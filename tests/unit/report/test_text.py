@@ -1,0 +1,94 @@
+"""The report as people read it."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from rich.console import Console
+from sample_report import FINDINGS, INF, NAN, ORIGIN, sample_report
+
+from nanreplay.findings import Findings, Verdict
+from nanreplay.report.numbers import jsonable, readable_bytes, readable_list, readable_number, readable_steps, readable_ulp
+from nanreplay.report.text import print_report
+
+
+def printed(*, is_terminal: bool = False, **changes: Any) -> str:
+    file = io.StringIO()
+    print_report(sample_report(**changes), Console(file=file, force_terminal=is_terminal, width=120, highlight=False))
+    return file.getvalue()
+
+
+def test_the_sentence_comes_first_and_whole() -> None:
+    assert printed().splitlines()[0] == sample_report().sentence
+
+
+def test_facts_operands_chain_and_notes_follow() -> None:
+    text = printed(findings=replace(FINDINGS, other_origins=(replace(ORIGIN, op_type="Log"),)))
+    for part in (
+        "run.h5, steps 48100 to 48112",
+        "train.py:88",
+        "17 (Proved by replay.)",
+        "encoder/norm/var:0",
+        "Mul",
+        "Log",
+        "note: A note.",
+    ):
+        assert part in text
+    assert "ops       non-finite, 3 ulp off" in text
+
+
+def test_a_file_gets_no_colours_and_no_trailing_blanks() -> None:
+    text = printed()
+    assert "\x1b" not in text
+    assert all(line == line.rstrip() for line in text.splitlines())
+
+
+def test_a_terminal_gets_colours_unless_told_not_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.setenv("TERM", "xterm")
+    assert "\x1b[36m" in printed(is_terminal=True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert "\x1b[36m" not in printed(is_terminal=True)
+
+
+def test_square_brackets_are_not_markup() -> None:
+    assert "[red]x[/red]" in printed(sentence="at [red]x[/red]")
+
+
+def test_without_an_origin_the_verdict_stands_alone() -> None:
+    text = printed(findings=Findings(), verdict=Verdict("inconclusive", None, reason="No keyframe."))
+    assert "inconclusive: No keyframe." in text
+    assert "Operands" not in text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.0, "0.0"),
+        (-2.5, "-2.5"),
+        (3e38, "3e+38"),
+        (NAN, "NaN"),
+        (-INF, "-inf"),
+        (7, "7"),
+        (True, "yes"),
+        ("nan", "NaN"),
+        (None, "?"),
+        (1e6, "1e+06"),
+    ],
+)
+def test_numbers_are_short(value: Any, text: str) -> None:
+    assert readable_number(value) == text
+
+
+def test_sizes_steps_lists_and_distances_read_well() -> None:
+    assert [readable_bytes(size) for size in (12, 2048, 3 * 2**20, 5 * 2**40)] == ["12 bytes", "2.0 KiB", "3.0 MiB", "5120.0 GiB"]
+    assert [readable_steps(steps) for steps in ((), (3,), (3, 4, 5, 9))] == ["no steps", "step 3", "steps 3 to 5, 9"]
+    assert [readable_list(items) for items in ((1,), (1, 2), (1, 2, 3))] == ["1", "1 and 2", "1, 2 and 3"]
+    assert [readable_ulp(ulp) for ulp in (None, 3, 2**62)] == ["not bit for bit", "3 ulp off", "finite against non-finite"]
+
+
+def test_anything_else_becomes_text_in_json() -> None:
+    assert jsonable({"a": (1 + 2j, b"x")}) == {"a": ["(1+2j)", "b'x'"]}
