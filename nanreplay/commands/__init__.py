@@ -63,9 +63,13 @@ def cli() -> None:
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run a command line (that of the process unless given); returns the exit code."""
     try:
-        result: Any = cli.main(args=arguments, prog_name="nanreplay", standalone_mode=False)
+        given = sys.argv[1:] if arguments is None else arguments
+        with cli.make_context("nanreplay", list(given)) as context:
+            result: Any = cli.invoke(context)
         sys.stdout.flush()
         return int(result or 0)
+    except click.exceptions.Exit as error:  # --help, --version
+        return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return UNREADABLE

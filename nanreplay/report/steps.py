@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from nanreplay.errors import ReplayError
-from nanreplay.report.numbers import jsonable, readable_number, readable_ulp
+from nanreplay.report.numbers import jsonable, readable_number, readable_trigger, readable_ulp
 
 if TYPE_CHECKING:
     from nanreplay.capture import Capture
@@ -84,7 +84,7 @@ def _cells(result: StepResult) -> tuple[str, str, str, str]:
     bad = result.nonfinite
     finite = "finite" if result.finite else "NON-FINITE"
     if bad is not None:
-        finite += f" {bad.what} {bad.name} {readable_number(bad.value)}"
+        finite += f": {readable_trigger(bad)}"
     exact = "not recorded" if result.bit_exact is None else "bit for bit" if result.bit_exact else _worst(result)
     return str(result.step), "" if result.loss is None else readable_number(result.loss), finite, exact
 

@@ -1,0 +1,50 @@
+"""Fixtures that every test may use."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from sample_contents import sample_contents
+
+ROOT = Path(__file__).parents[1]
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def command() -> Command:
+    """Run `python -m nanreplay ...` in a process of its own."""
+
+    def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
+        given = [sys.executable, "-m", "nanreplay", *map(str, arguments)]
+        return subprocess.run(given, capture_output=True, text=True, check=False, timeout=120, env=environment(), **options)  # type: ignore[call-overload]
+
+    return run
+
+
+def environment() -> dict[str, str]:
+    """The environment of a child process that can import nanreplay, with no colours."""
+    path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
+    return {**os.environ, "PYTHONPATH": path, "NO_COLOR": "1"}
+
+
+@pytest.fixture(scope="session")
+def recorded_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with nan.h5, healthy.h5, python.h5 and unsafe.h5, trained in a process of their own."""
+    folder = tmp_path_factory.mktemp("runs")
+    script = ROOT / "tests" / "integration" / "recorded_runs.py"
+    subprocess.run([sys.executable, script, folder], check=True, capture_output=True, timeout=120, env=environment())
+    return folder
+
+
+@pytest.fixture
+def made_up(tmp_path: Path) -> Path:
+    """A capture in good order whose program is no graph, written without TensorFlow."""
+    from nanreplay.capture import write_capture
+
+    write_capture(tmp_path / "made-up.h5", sample_contents())
+    return tmp_path / "made-up.h5"

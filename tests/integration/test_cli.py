@@ -1,0 +1,198 @@
+"""The command line in real processes: exit codes, one line on stderr, results on stdout alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import nanreplay
+from nanreplay.commands import COMMANDS, run
+
+Command = Callable[..., "subprocess.CompletedProcess[str]"]
+ONE_LINE = re.compile(r"nanreplay: [^\n]+\n")
+FILES = ("info", "replay", "bisect")
+
+
+def imported(*arguments: str) -> set[str]:
+    """Top-level packages that a command line imports."""
+    code = (
+        "import sys\nfrom nanreplay.commands import run\n"
+        f"run({list(arguments)!r})\n"
+        "print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
+    )
+    child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    return set(child.stderr.split())
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
+    assert not imported(*arguments) & {"tensorflow", "keras", "pandas", "numpy", "h5py", "textual", "rich"}
+
+
+def test_info_needs_no_tensorflow_and_no_pandas(made_up: Path) -> None:
+    assert not imported("info", str(made_up)) & {"tensorflow", "keras", "pandas", "textual"}
+
+
+def test_help_lists_the_commands_and_the_exit_codes(command: Command) -> None:
+    child = command("--help")
+    assert child.returncode == 0
+    assert all(name in child.stdout for name in COMMANDS)
+    assert "Exit codes: 0 finite or healthy, 1 non-finite reproduced" in child.stdout
+
+
+def test_version(command: Command) -> None:
+    assert command("--version").stdout == f"nanreplay {nanreplay.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["nonsense"], ["info"], ["replay"], ["bisect", "--nonsense", "x"], ["replay", "x", "--mode", "warp"]]
+)
+def test_usage_errors_are_one_line(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(arguments) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert ONE_LINE.fullmatch(err)
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_unreadable_files_are_one_line_and_exit_2(name: str, made_up: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "foreign.h5").write_text("not HDF5")
+    (tmp_path / "cut.h5").write_bytes(made_up.read_bytes()[:5000])
+    for file in ("nope.h5", "foreign.h5", "cut.h5", "."):
+        assert run([name, str(tmp_path / file)]) == 2
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert ONE_LINE.fullmatch(err), err
+
+
+def test_a_program_that_is_no_graph_is_one_line(made_up: Path, command: Command) -> None:
+    for name in ("replay", "bisect"):
+        child = command(name, made_up)
+        assert child.returncode == 2
+        assert child.stdout == ""
+        assert ONE_LINE.fullmatch(child.stderr), child.stderr
+
+
+def test_info_tells_what_is_held(made_up: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["info", str(made_up)]) == 0
+    text = capsys.readouterr().out
+    for part in ("step 4: loss is NaN", "tensorflow 2.21.0", "steps 3 to 4", "p0: graph", "2 (32 bytes): 2 trainable", "note: a note"):
+        assert part in text
+
+
+def test_info_as_json(made_up: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["info", str(made_up), "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["steps"], facts["keyframes"], facts["incident"]["step"]) == ([3, 4], [3], 4)
+    assert facts["timeline"]["tail"]["loss"] == [1.5, "nan"]
+
+
+def test_bisect_names_the_op_and_exits_1(recorded_runs: Path, command: Command) -> None:
+    child = command("bisect", recorded_runs / "nan.h5")
+    assert child.returncode == 1
+    sentence = child.stdout.splitlines()[0]
+    assert sentence.startswith("step 4 · loss · `Log` of 0.0 at [2, 1] (sample 2 of the batch) gave -inf, which")
+    assert "recorded_runs.py:" in sentence
+    assert sentence.endswith("Replays bit for bit.")
+
+
+def test_bisect_prints_json_and_nothing_else_on_stdout(recorded_runs: Path, command: Command) -> None:
+    child = command("bisect", recorded_runs / "nan.h5", "--json")
+    assert child.returncode == 1
+    report = json.loads(child.stdout)
+    assert report["format"] == "nanreplay-report"
+    assert (report["origin"]["step"], report["origin"]["op_type"], report["origin"]["rows"]) == (4, "Log", [2])
+    assert set(child.stderr.splitlines()) == {"a training step may print"}
+
+
+def test_a_healthy_capture_exits_0(recorded_runs: Path, command: Command) -> None:
+    child = command("bisect", recorded_runs / "healthy.h5")
+    assert (child.returncode, child.stderr) == (0, "")
+    assert child.stdout.startswith("steps 0 to 5 · nothing non-finite. Replays bit for bit.\n")
+
+
+def test_replay_shows_every_step(recorded_runs: Path, command: Command) -> None:
+    child = command("replay", recorded_runs / "nan.h5")
+    assert child.returncode == 1
+    assert re.search(r"4 +-inf +NON-FINITE: loss is -inf +bit for bit", child.stdout)
+    assert child.stdout.endswith("5 steps replayed, 5 of 5 bit for bit; step 4 is non-finite.\n")
+
+
+def test_replay_goes_on_after_a_file_that_cannot_be_read(recorded_runs: Path, command: Command) -> None:
+    child = command("replay", "--json", recorded_runs / "nope.h5", recorded_runs / "healthy.h5", "--mode", "ops")
+    assert child.returncode == 2
+    (capture,) = json.loads(child.stdout)["captures"]
+    assert (capture["finite"], capture["mode"], len(capture["steps"])) == (True, "ops", 6)
+    assert ONE_LINE.fullmatch(child.stderr)
+
+
+def test_python_code_cannot_be_replayed_and_exits_3(recorded_runs: Path, command: Command) -> None:
+    for name in ("replay", "bisect"):
+        child = command(name, recorded_runs / "python.h5")
+        assert child.returncode == 3
+        assert ONE_LINE.fullmatch(child.stderr), child.stderr
+        assert "PyFunc" in child.stderr
+
+
+def test_a_program_that_writes_files_runs_only_when_trusted(recorded_runs: Path, command: Command) -> None:
+    written = recorded_runs / "written"
+    written.unlink(missing_ok=True)
+    child = command("replay", recorded_runs / "unsafe.h5")
+    assert child.returncode == 2
+    assert ONE_LINE.fullmatch(child.stderr)
+    assert "WriteFile" in child.stderr
+    assert not written.exists()
+    assert command("replay", recorded_runs / "unsafe.h5", "--trust").returncode == 1
+    assert written.exists()
+
+
+def test_a_reader_that_goes_away_is_no_error(made_up: Path) -> None:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "nanreplay", "info", str(made_up)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    assert child.stderr is not None
+    child.stdout.close()
+    assert child.stderr.read() == ""
+    child.wait()
+    child.stderr.close()
+    assert child.returncode == 0
+
+
+def test_ctrl_c_is_one_line(made_up: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("nanreplay.report.inventory.inventory", interrupted)
+    assert run(["info", str(made_up)]) == 130
+    assert capsys.readouterr().err == "nanreplay: interrupted\n"
+
+
+def test_an_error_that_nobody_foresaw_is_one_line_too(
+    made_up: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("two\nlines")
+
+    monkeypatch.setattr("nanreplay.report.inventory.inventory", broken)
+    monkeypatch.delenv("NANREPLAY_DEBUG", raising=False)
+    assert run(["info", str(made_up)]) == 3
+    assert ONE_LINE.fullmatch(capsys.readouterr().err)
+    monkeypatch.setenv("NANREPLAY_DEBUG", "1")
+    with pytest.raises(ZeroDivisionError):
+        run(["info", str(made_up)])
+
+
+def test_the_demo_records_replays_and_names_the_op(tmp_path: Path, command: Command) -> None:
+    child = command("demo", "--json", "-o", tmp_path / "demo.h5")
+    assert child.returncode == 0, child.stderr
+    report = json.loads(child.stdout)
+    assert (report["origin"]["op_type"], report["origin"]["layer_path"], report["origin"]["rows"]) == ("Rsqrt", "encoder/norm", [17])
+    assert report["verdict"]["bit_exact"] is True
+    assert (tmp_path / "demo.h5").exists()
