@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import numpy as np
 from nanreplay.bisect.arrays import Mask, dtype_name, first_index, is_float, is_opaque, measure, number
 from nanreplay.bisect.influence import Influence
 from nanreplay.bisect.judge import Suspect
-from nanreplay.bisect.rules import COPIES, influence_of
+from nanreplay.bisect.rules import COPIES, Execute, influence_of
 from nanreplay.bisect.search import Scene
 from nanreplay.bisect.trace import StepTrace
 from nanreplay.findings import OperandFacts, Origin, OutputFacts
@@ -27,7 +27,22 @@ def describe(scene: Scene, suspect: Suspect) -> Origin:
 def _of_batch(scene: Scene, suspect: Suspect) -> Origin:
     assert suspect.leaf is not None
     value = scene.trace.value(suspect.leaf)
-    return Origin(scene.step, "input", "input", None, None, None, None, outputs=(_output(value, suspect.masks[0]),), kind=None)
+    return Origin(
+        scene.step,
+        "input",
+        "input",
+        None,
+        None,
+        None,
+        None,
+        outputs=(output_facts(value, suspect.masks[0]),),
+        operands=(_whole(name_of(scene.trace, suspect.leaf), value),),
+    )
+
+
+def _whole(name: str, value: Any) -> OperandFacts:
+    low, high = _extremes(np.asarray(value))
+    return OperandFacts(name, dtype_name(value), tuple(int(size) for size in np.shape(value)), None, low, high)
 
 
 def _of_op(scene: Scene, suspect: Suspect) -> Origin:
@@ -47,13 +62,14 @@ def _of_op(scene: Scene, suspect: Suspect) -> Origin:
         op_name=fact.name,
         loop=scene.attribution.loops(fact, scene.trace),
         source=scene.trace.runner.source(place.stack) if place.stack >= 0 else None,
-        outputs=tuple(_output(outputs[k], mask) for k, mask in sorted(suspect.masks.items()) if k < len(outputs)),
+        outputs=tuple(output_facts(outputs[k], mask) for k, mask in sorted(suspect.masks.items()) if k < len(outputs)),
         operands=() if event is None else tuple(_operands(scene.trace, event, suspect.masks)),
         kind="raised" if suspect.kind == "raised" else None,
     )
 
 
-def _output(value: Any, mask: Mask) -> OutputFacts:
+def output_facts(value: Any, mask: Mask) -> OutputFacts:
+    """Return the facts of an output, given which elements the op made bad."""
     stat = measure(value)
     shown = np.argwhere(mask)[:_SHOWN]
     indices = tuple(tuple(int(i) for i in index) for index in shown)
@@ -61,16 +77,29 @@ def _output(value: Any, mask: Mask) -> OutputFacts:
     return OutputFacts(stat.dtype, stat.shape, stat.nonfinite, stat.size, indices, first)
 
 
-def _operands(trace: StepTrace, event: OpEvent, masks: dict[int, Mask]) -> Iterator[OperandFacts]:
-    """Return the inputs at the element that made the first bad output element."""
+def operands_of(
+    event: OpEvent, masks: Mapping[int, Mask], names: Sequence[str], held: Sequence[Any], execute: Execute
+) -> Iterator[OperandFacts]:
+    """Return the inputs of an execution at the element that made the first bad output element.
+
+    Args:
+        event: The execution.
+        masks: By output: the elements that it made bad.
+        names: A name for each input.
+        held: What each input holds; None for one that is left out.
+        execute: Runs the event's kernel on other inputs.
+    """
     k = min((k for k in masks if k < len(event.outputs)), default=None)
-    influence = influence_of(event, trace.runner.execute)
-    for i, (tensor, value) in enumerate(zip(event.inputs, event.input_ids, strict=True)):
-        held = _held(trace, tensor, value)
-        if held is None:
-            continue
-        used = None if k is None else _used(influence, i, k, masks[k], held)
-        yield _operand(name_of(trace, value), held, used)
+    influence = influence_of(event, execute)
+    for i, (name, value) in enumerate(zip(names, held, strict=True)):
+        if value is not None:
+            yield _operand(name, value, None if k is None else _used(influence, i, k, masks[k], value))
+
+
+def _operands(trace: StepTrace, event: OpEvent, masks: Mapping[int, Mask]) -> Iterator[OperandFacts]:
+    pairs = list(zip(event.inputs, event.input_ids, strict=True))
+    held = [_held(trace, tensor, value) for tensor, value in pairs]
+    return operands_of(event, masks, [name_of(trace, value) for _, value in pairs], held, trace.runner.execute)
 
 
 def _held(trace: StepTrace, tensor: Any, value: ValueId) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from nanreplay.bisect.arrays import kind_of
+from nanreplay.bisect.compiled import find_compiled_origin
 from nanreplay.bisect.facts import describe
 from nanreplay.bisect.growth import find_root
 from nanreplay.bisect.judge import Suspect
@@ -37,9 +38,18 @@ def find_origin(runner: StepRunner, timeline: Timeline | None = None, *, progres
     search = search_back(runner, before[-1], say)
     suspects = search.first.judgement.suspects or _raised(search.first)
     notes = tuple(_notes(search.scenes[0]))
+    if not search.first.targets and _is_compiled_only(runner, search.first.step):
+        say("looking at the compiled step")
+        return find_compiled_origin(runner, search.first.step, notes)
     if not suspects or search.reason is not None:
         return Findings(reason=search.reason or _nothing_found(search), notes=notes)
     return _findings(runner, search, suspects, timeline, notes, say)
+
+
+def _is_compiled_only(runner: StepRunner, step: int) -> bool:
+    """Whether a step that is finite op by op was recorded as non-finite, and ran compiled."""
+    claimed = runner.incident.trigger.what in ("loss", "gradient", "variable") and step == runner.incident.step
+    return claimed and runner.signature(step).compilation != "eager"
 
 
 def _findings(

@@ -82,3 +82,15 @@ class StepRunner(Protocol):
     def source(self, stack: int) -> Frame | None:
         """Return the innermost frame of user code of a stack."""
         ...
+
+    def probe(self, step: int) -> Mapping[str, tuple[bool, bool]]:
+        """Run a step compiled as it was trained; (holds NaN, holds infinity) of each float tensor of the main graph."""
+        ...
+
+    def inputs_of(self, step: int) -> Mapping[str, Sequence[str]]:
+        """Return the names of the tensors that each op of the step's main graph takes."""
+        ...
+
+    def compiled_event(self, step: int, op: str) -> OpEvent | None:
+        """Return one op's execution in the step compiled as it was trained; None for one with handles among its tensors."""
+        ...

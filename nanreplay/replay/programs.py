@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from functools import cached_property
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -19,6 +20,16 @@ from nanreplay.replay.events import FeedKind
 from nanreplay.replay.interpreter import ErrorHandler, Interpreter, Observer
 
 Mode: TypeAlias = Literal["recorded", "ops"]
+
+
+class NodeFacts(NamedTuple):
+    """One op as the graph holds it."""
+
+    type: str
+    attrs: Mapping[str, Any]
+    """AttrValue protos by name."""
+    outputs: list[str]
+    """Names of its output tensors."""
 
 
 class Program:
@@ -94,17 +105,44 @@ class Program:
 
         Measuring may change how the compiler fuses ops, so compare the outcome with that of the step itself.
         """
-        functions = {function.signature.name: function.signature for function in self.graph.library.function}
         ignored = {name for (function, name), info in self.infos.items() if not function and info.phase == "watch"}
-        names = [f"{node.name}:{k}" for node in self.graph.node if node.name not in ignored for k in _float_outputs(node, functions)]
+        names = [f"{node.name}:{k}" for node in self.graph.node if node.name not in ignored for k in self._float_outputs(node)]
         program = CompiledProgram(self.graph, self.signature, jit=self.signature.compilation == "xla", probe=names)
         program(batch, variables, self.record.constants)
         return program.probe_result
 
-    @property
+    @cached_property
     def inputs_of(self) -> dict[str, list[str]]:
         """Tensor names of the data inputs of each op of the main graph."""
         return {node.name: [_tensor(name) for name in node.input if not name.startswith("^")] for node in self.graph.node}
+
+    def node(self, name: str) -> NodeFacts:
+        """Return what the graph says of an op of its main graph."""
+        node = self._nodes[name]
+        return NodeFacts(node.op, node.attr, [f"{name}:{k}" for k in range(len(self._output_types(node)))])
+
+    def kinds(self, tensors: Sequence[str]) -> list[str]:
+        """Return the dtype names of tensors of the main graph."""
+        found = []
+        for tensor in tensors:
+            name, _, output = tensor.partition(":")
+            found.append(tf.dtypes.as_dtype(self._output_types(self._nodes[name])[int(output)]).name)
+        return found
+
+    def _float_outputs(self, node: Any) -> list[int]:
+        return [k for k, kind in enumerate(self._output_types(node)) if tf.dtypes.as_dtype(kind).is_floating]
+
+    @cached_property
+    def _nodes(self) -> dict[str, Any]:
+        return {node.name: node for node in self.graph.node}
+
+    @cached_property
+    def _functions(self) -> dict[str, Any]:
+        return {function.signature.name: function.signature for function in self.graph.library.function}
+
+    def _output_types(self, node: Any) -> list[int]:
+        definition = self._functions.get(node.op) or op_definition(node.op)
+        return output_types(definition, node) if definition is not None else []
 
     def run_ops(
         self,
@@ -140,9 +178,3 @@ class Program:
 
 def _tensor(name: str) -> str:
     return name if ":" in name else f"{name}:0"
-
-
-def _float_outputs(node: Any, functions: Mapping[str, Any]) -> list[int]:
-    definition = functions.get(node.op) or op_definition(node.op)
-    kinds = output_types(definition, node) if definition is not None else []
-    return [k for k, kind in enumerate(kinds) if tf.dtypes.as_dtype(kind).is_floating]

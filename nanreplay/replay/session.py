@@ -14,7 +14,7 @@ from nanreplay.errors import MissingPartError, ReplayError
 from nanreplay.program import private_tf
 from nanreplay.records import ArrayLike, BatchRecord, Frame, Incident, OpInfo, Signature, VariableInfo
 from nanreplay.replay.compare import StepResult, compare_step
-from nanreplay.replay.events import FeedKind, OpEvent
+from nanreplay.replay.events import FeedKind, OpEvent, ValueId
 from nanreplay.replay.interpreter import ErrorHandler, Observer
 from nanreplay.replay.leaves import run_kernel
 from nanreplay.replay.programs import Mode, Program
@@ -250,6 +250,18 @@ class Replay:
     def inputs_of(self, step: int) -> Mapping[str, Sequence[str]]:
         """Return the names of the tensors that each op of the step's main graph takes."""
         return self.program(step).inputs_of
+
+    def compiled_event(self, step: int, op: str) -> OpEvent | None:
+        """Return one op's execution in the step compiled as it was trained; None for one with handles among its tensors."""
+        node = self.program(step).node(op)
+        names = [*self.inputs_of(step)[op], *node.outputs]
+        if any(kind in ("resource", "variant", "string") for kind in self.program(step).kinds(names)):
+            return None
+        found = self.compiled_values(step, names)
+        inputs = names[: len(names) - len(node.outputs)]
+        ids = tuple(ValueId(-1 - len(self.feed_names(step)) - i, 0) for i in range(len(inputs)))
+        values = tuple(found[name] for name in inputs), ids, tuple(found[name] for name in node.outputs)
+        return OpEvent(0, "", op, node.type, (), *values, node.attrs)
 
     def execute(self, event: OpEvent, inputs: Sequence[Any]) -> Sequence[Any]:
         """Run the kernel of an event again (its type and attributes) on other inputs; arrays are taken as tensors."""
