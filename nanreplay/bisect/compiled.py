@@ -33,7 +33,7 @@ def find_compiled_origin(runner: StepRunner, step: int, notes: tuple[str, ...] =
     bad = {name for name, found in flags.items() if any(found)}
     failed = {tensor: what for tensor, what in _watched(runner, step, inputs) if tensor in bad}
     if not failed:
-        reason = f"Step {step} is non-finite only as it was compiled: looked at closer, it is finite, so no op can be named."
+        reason = f"Step {step} is finite op by op, and so is the compiled step when its tensors are looked at; no op can be named."
         return Findings(reason=reason, notes=notes)
     makers = _makers(failed, inputs, bad, runner, step)
     attribution = Attribution(runner.ops(step))

@@ -14,6 +14,7 @@ import tensorflow as tf
 from nanreplay import Recorder
 from nanreplay.bisect import find_origin
 from nanreplay.capture.reader import Capture
+from nanreplay.diagnose import judge
 from nanreplay.findings import Findings, Origin
 from nanreplay.replay.session import Replay
 
@@ -404,3 +405,17 @@ def test_an_eager_loop_is_bisected_too(tmp_path: Path, draws: Any) -> None:
     origin = origin_of(loop(tmp_path, step, batches, model=model, optimizer=optimizer))
     assert (origin.step, origin.phase, origin.layer, origin.op_type) == (3, "forward", "logs", "Log")
     assert origin.rows == (2,)
+
+
+def test_a_nan_that_only_the_compiled_step_makes_is_found_in_it(tmp_path: Path, draws: np.random.RandomState) -> None:
+    """XLA computes 1 - step/20 as -1.5e-8 at step 20; a fractional power of that is NaN."""
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.01, 20, end_learning_rate=0.0, power=0.9)
+    model = keras.Sequential([keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(schedule), "mse", jit_compile=True)
+    x = draws.randn(25 * ROWS, 3).astype("float32")
+    origin = fit(tmp_path, model, x, x[:, :1]).origin
+    assert origin is not None
+    assert (origin.step, origin.phase, origin.where, origin.op_type) == (20, "update", "optimizer", "Pow")
+    assert origin.operands[0].value == pytest.approx(-1.49e-8, rel=0.01)
+    with Capture(tmp_path / "run.h5") as capture, Replay(capture) as replay:
+        assert judge(replay).kind == "xla_only"

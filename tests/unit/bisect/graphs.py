@@ -138,6 +138,13 @@ class GraphRunner:
     def source(self, stack: int) -> Frame | None:
         return None
 
+    def probe(self, step: int) -> dict[str, tuple[bool, bool]]:
+        """The compiled step is as finite as the ops are."""
+        return {}
+
+    def inputs_of(self, step: int) -> dict[str, list[str]]:
+        return {}
+
     def execute(self, event: OpEvent, inputs: Sequence[Any]) -> Sequence[Any]:
         with np.errstate(all="ignore"):
             return [np.asarray(KERNELS[event.type](*(np.asarray(value) for value in inputs)))]
