@@ -6,6 +6,7 @@ import datetime
 import os
 import platform
 import sys
+from pathlib import Path
 
 import h5py
 import keras
@@ -31,6 +32,7 @@ def describe_environment() -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "machine": platform.machine(),
+        "processor": _processor(),
         "devices": ", ".join(devices),
         "cpu_count": str(os.cpu_count()),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
@@ -40,3 +42,12 @@ def describe_environment() -> dict[str, str]:
         else "",
         "script": os.path.basename(sys.argv[0]) if sys.argv else "",
     }
+
+
+def _processor() -> str:
+    """The processor's model: kernels are chosen by it, so another one may give other last bits."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
