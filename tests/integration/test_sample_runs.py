@@ -1,0 +1,138 @@
+"""The committed sample runs: each opens, replays, and is explained as its script's own docstring has it."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nanreplay import Capture, Replay
+from nanreplay.recorder.environment import describe_environment
+from nanreplay.report.explain import explain
+
+FOLDER = Path(__file__).resolve().parents[2] / "sample_runs"
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What bisecting a sample run must name."""
+
+    step: int
+    phase: str
+    where: str
+    op: str | None
+    rows: tuple[int, ...] | None
+    layer: str | None = None
+    verdict: str = "reproduced"
+
+
+EXPECTED = {
+    "custom_eager_loop": Expected(79, "loss", "loss", "Log", (0,)),
+    "empty_mask_zero_over_zero": Expected(13, "loss", "loss", "RealDiv", (421 - 13 * 32,)),
+    "exploding_rnn": Expected(13, "forward", "layer", "MatMul", None, "simple_rnn_cell"),
+    "float16_overflow": Expected(12, "forward", "layer", "Square", (197 - 12 * 16,), "energy"),
+    "learning_rate_too_high": Expected(26, "loss", "loss", "Sum", None),
+    "log_of_zero": Expected(12, "loss", "loss", "Log", (402 - 12 * 32,)),
+    "nan_in_one_sample": Expected(22, "input", "input", None, (717 - 22 * 32,)),
+    "sqrt_gradient_at_zero": Expected(9, "backward", "layer", "SqrtGrad", (301 - 9 * 32,), "distance"),
+    "tutorial_loop": Expected(15, "loss", "loss", "Square", (500 - 15 * 32,)),
+    "xla_label_out_of_range": Expected(10, "loss", "loss", "SparseSoftmaxCrossEntropyWithLogits", (331 - 10 * 32,)),
+}
+each_run = pytest.mark.parametrize("name", sorted(EXPECTED))
+
+
+@pytest.fixture(scope="module")
+def regenerate() -> Any:
+    spec = importlib.util.spec_from_file_location("regenerate", FOLDER / "regenerate.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def capture(name: str) -> Iterator[Capture]:
+    with Capture(FOLDER / f"{name}.h5") as opened:
+        yield opened
+
+
+def is_recording_machine(capture: Capture) -> bool:
+    """Whether the same kernels run here as when the capture was recorded."""
+    here = describe_environment()
+    return all(capture.metadata.get(fact) == here[fact] for fact in ("tensorflow", "machine", "processor", "onednn", "devices"))
+
+
+def test_every_script_has_a_capture_and_an_expectation(regenerate: Any) -> None:
+    assert sorted(regenerate.NAMES) == sorted(EXPECTED) == sorted(path.stem for path in FOLDER.glob("*.h5"))
+
+
+def test_the_readme_shows_every_run() -> None:
+    text = (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert [name for name in EXPECTED if f"[{name}]({name}.py)" not in text] == []
+
+
+@each_run
+def test_a_capture_is_small_and_holds_no_folder_of_the_machine_that_made_it(name: str, capture: Capture) -> None:
+    assert (FOLDER / f"{name}.h5").stat().st_size < 500_000
+    assert {frame.file for frame in capture.frames} == {f"{name}.py"}
+
+
+@each_run
+def test_replaying_turns_non_finite_at_the_incident_and_not_before(name: str, capture: Capture) -> None:
+    with Replay(capture) as replay:
+        results = replay.run_window("recorded")
+
+    incident = EXPECTED[name].step
+    assert capture.incident.step == incident
+    assert [result.step for result in results if not result.finite] == [incident]
+    if is_recording_machine(capture):
+        assert [result.max_ulp for result in results if not result.bit_exact] == []
+
+
+@each_run
+def test_bisecting_names_phase_op_layer_and_rows(name: str) -> None:
+    report, expected = explain(FOLDER / f"{name}.h5"), EXPECTED[name]
+
+    origin = report.findings.origin
+    assert origin is not None, report.sentence
+    assert (origin.step, origin.phase, origin.where, origin.op_type) == (expected.step, expected.phase, expected.where, expected.op)
+    assert origin.layer == expected.layer
+    assert origin.rows == expected.rows
+    assert report.verdict.kind == expected.verdict
+    assert origin.op_type is None or (origin.source is not None and origin.source.file == f"{name}.py")
+
+
+def test_the_time_step_of_an_exploding_recurrent_network_is_named() -> None:
+    origin = explain(FOLDER / "exploding_rnn.h5").findings.origin
+    assert origin is not None
+    assert [0 < loop.iteration < 300 for loop in origin.loop] == [True]
+
+
+def test_a_divergence_is_traced_to_its_beginning() -> None:
+    root = explain(FOLDER / "learning_rate_too_high.h5").findings.root
+    assert root is not None
+    assert root.step < 5
+    assert "grew" in root.reason
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name != "log_of_zero" else []) for name in sorted(EXPECTED)]
+)
+def test_a_script_runs_into_its_incident_again(name: str, regenerate: Any, tmp_path: Path) -> None:
+    path = regenerate.train(name, tmp_path)
+
+    with Capture(path) as again, Capture(FOLDER / f"{name}.h5") as committed:
+        assert again.incident.trigger.what == committed.incident.trigger.what
+        if is_recording_machine(committed):
+            assert again.incident.step == committed.incident.step
+            assert again.incident.trigger == committed.incident.trigger
+
+
+def test_regenerating_an_unknown_run_says_which_there_are(regenerate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    assert regenerate.main(["nope"]) == 2
+    assert "tutorial_loop" in capsys.readouterr().err
