@@ -31,7 +31,7 @@ LOOP = (LoopStep("functional/rnn/while", 4),)
 LINK = ChainLink("Mul", "functional/norm/mul", "forward", "encoder/block_2/norm", (32, 8), 8, "nan", 2.5)
 FINDINGS = Findings(
     origin=ORIGIN, chain=(LINK,), upstream=(replace(LINK, value="finite", nonfinite=0),), root=Root(48112, "It did not grow."),
-    notes=("A note.",), consequence="became NaN in `Mul` and reached the loss",
+    notes=("A note.",), consequence="became NaN in Mul and reached the loss",
 )  # fmt: skip
 VERDICT = Verdict("reproduced", True, (Evidence("recorded", False, True, 0), Evidence("ops", False, False, 3)))
 INCIDENT = Incident(48112, Trigger("loss", "loss", "nan"))

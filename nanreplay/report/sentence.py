@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import PurePath
 
 from nanreplay.findings import Findings, OperandFacts, Origin, OutputFacts, Verdict
@@ -10,6 +11,7 @@ from nanreplay.report.numbers import readable_list, readable_number, readable_st
 
 _LONGEST_CODE = 120
 """Characters of a source line in the sentence."""
+_OP_IN_TEXT = re.compile(r"\bNaN in (\w+)")
 _JOINED = {
     "Sub": "{} minus {}",
     "Add": "{} plus {}",
@@ -41,7 +43,7 @@ def sentence(verdict: Verdict, findings: Findings, incident: Incident, steps: tu
     parts = [f"step {origin.step}", *_place(origin)]
     if origin.loop:
         parts.append(", ".join(f"iteration {loop.iteration} of `{PurePath(loop.op).name}`" for loop in origin.loop))
-    consequence = f", which {findings.consequence}" if findings.consequence else ""
+    consequence = f", which {_OP_IN_TEXT.sub(r'NaN in `\1`', findings.consequence)}" if findings.consequence else ""
     said = [" · ".join([*parts, _event(origin)]) + f"{consequence}."]
     if origin.source is not None:
         said.append(source_text(origin.source.file, origin.source.line, origin.source.code) + ".")
