@@ -43,7 +43,8 @@ def sentence(verdict: Verdict, findings: Findings, incident: Incident, steps: tu
     parts = [f"step {origin.step}", *_place(origin)]
     if origin.loop:
         parts.append(", ".join(f"iteration {loop.iteration} of `{PurePath(loop.op).name}`" for loop in origin.loop))
-    consequence = f", which {_OP_IN_TEXT.sub(r'NaN in `\1`', findings.consequence)}" if findings.consequence else ""
+    reached = _OP_IN_TEXT.sub(r"NaN in `\1`", findings.consequence or "")
+    consequence = f", which {reached}" if reached else ""
     said = [" · ".join([*parts, _event(origin)]) + f"{consequence}."]
     if origin.source is not None:
         said.append(source_text(origin.source.file, origin.source.line, origin.source.code) + ".")
