@@ -1,0 +1,83 @@
+"""The models that benchmarks train: an MLP, a CNN and a small transformer, with data of their shape."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Training:
+    """A model and the size of its epochs."""
+
+    build: Callable[[], Any]
+    shape: tuple[int, ...]
+    """Shape of one sample."""
+    batch: int
+    steps: int
+    """Steps of one epoch."""
+    words: int = 0
+    """Size of the vocabulary; 0 when samples are floats."""
+
+    def data(self) -> tuple[Any, Any]:
+        """Samples and labels of one epoch."""
+        random = np.random.default_rng(1)
+        count = self.batch * self.steps
+        x = (
+            random.integers(0, self.words, (count, *self.shape))
+            if self.words
+            else random.normal(size=(count, *self.shape)).astype("float32")
+        )
+        return x, random.integers(0, CLASSES, count)
+
+    def model(self, *, jit_compile: bool) -> Any:
+        """A compiled model, the same weights in every process."""
+        keras.utils.set_random_seed(1)
+        model = self.build()
+        loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(keras.optimizers.Adam(1e-4), loss, metrics=["accuracy"], jit_compile=jit_compile)
+        return model
+
+
+def mlp() -> Any:
+    """784 inputs, three hidden layers, dropout."""
+    layers = [layer for _ in range(3) for layer in (keras.layers.Dense(512, activation="relu"), keras.layers.Dropout(0.2))]
+    return keras.Sequential([keras.Input((784,)), *layers, keras.layers.Dense(CLASSES)])
+
+
+def cnn() -> Any:
+    """32 x 32 pixels, three convolutions with batch normalisation."""
+    layers: list[Any] = [keras.Input((32, 32, 3))]
+    for filters in (32, 64, 64):
+        layers += [
+            keras.layers.Conv2D(filters, 3, padding="same", use_bias=False),
+            keras.layers.BatchNormalization(),
+            keras.layers.ReLU(),
+            keras.layers.MaxPooling2D(),
+        ]
+    return keras.Sequential([*layers, keras.layers.Flatten(), keras.layers.Dense(CLASSES)])
+
+
+def transformer(blocks: int = 2, width: int = 64, length: int = 64, words: int = 1000) -> Any:
+    """An encoder of pre-norm blocks over `length` tokens."""
+    tokens = keras.Input((length,), dtype="int32")
+    x = keras.layers.Embedding(words, width)(tokens)
+    for _ in range(blocks):
+        normed = keras.layers.LayerNormalization()(x)
+        x = x + keras.layers.MultiHeadAttention(4, width // 4, dropout=0.1)(normed, normed)
+        normed = keras.layers.LayerNormalization()(x)
+        x = x + keras.layers.Dense(width)(keras.layers.Dense(4 * width, activation="gelu")(normed))
+    return keras.Model(tokens, keras.layers.Dense(CLASSES)(keras.layers.GlobalAveragePooling1D()(x)))
+
+
+TRAININGS = {
+    "mlp": Training(mlp, (784,), batch=128, steps=200),
+    "cnn": Training(cnn, (32, 32, 3), batch=64, steps=40),
+    "transformer": Training(transformer, (64,), batch=32, steps=50, words=1000),
+}
