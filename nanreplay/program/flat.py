@@ -158,13 +158,18 @@ def _ops(run: EagerRun, builder: FlatGraph, sources: SourceTable, losses: tuple[
     root = run.seen.root_layer
     forward = _forward_by_op(run)
     matters = _ancestors(builder, {name.rpartition(":")[0] for name in losses})
+    first_backward = next((index for index, op in enumerate(run.ops) if _kind(op) == "backward"), len(run.ops))
+    updates = _ancestors(builder, set(builder.effects))
     layers = [index for index, op in enumerate(run.ops) if any(region.kind == "layer" for region in op.stack)]
     last_layer = max((index for index in layers if not _kind(run.ops[index])), default=-1)
     first_layer = min(layers, default=-1)
     found = []
     for index, (op, name) in enumerate(zip(run.ops, builder.names, strict=True)):
         path = without_root("/".join(region.name for region in op.stack if region.kind == "layer"), root)
-        phase, where = _phase(op, path, index, name in matters, (first_layer, last_layer), run)
+        if name in matters or path or _kind(op):
+            phase, where = _phase(op, path, index, (first_layer, last_layer))
+        else:
+            phase, where = ("update", "optimizer") if index > first_backward or name in updates else ("forward", "metric")
         target = forward.get(index)
         found.append(
             OpInfo("", name, op.type, path, phase, where, sources.add(op.frames), builder.names[target] if target is not None else "", "")
@@ -177,18 +182,16 @@ def _kind(op: EagerOp) -> str:
     return next((kind for kind in ("watch", "optimizer", "backward") if kind in kinds), "")
 
 
-def _phase(op: EagerOp, path: str, index: int, matters: bool, layers: tuple[int, int], run: EagerRun) -> tuple[str, str]:
+def _phase(op: EagerOp, path: str, index: int, layers: tuple[int, int]) -> tuple[str, str]:
+    """Phase and place of an op of a region or a layer, or of one that the loss depends on."""
     kind = _kind(op)
     if kind:
         return {"watch": ("watch", ""), "optimizer": ("update", "optimizer"), "backward": ("backward", "loss")}[kind]
     if path:
         return "forward", "layer"
-    if matters:
-        if index < layers[0]:
-            return "forward", "input"
-        return ("loss", "loss") if index > layers[1] or layers[1] < 0 else ("forward", "loss")
-    after_backward = any(_kind(other) == "backward" for other in run.ops[:index])
-    return ("update", "optimizer") if after_backward else ("forward", "metric")
+    if index < layers[0]:
+        return "forward", "input"
+    return ("loss", "loss") if index > layers[1] or layers[1] < 0 else ("forward", "loss")
 
 
 def _ancestors(builder: FlatGraph, wanted: set[str]) -> set[str]:

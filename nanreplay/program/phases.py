@@ -19,8 +19,10 @@ class Flow:
     """`backward`, `optimizer` or `watch` for ops made in such a region, by name."""
     after_gradient: frozenset[str]
     """Ops that use a gradient."""
-    matters: frozenset[str]
-    """Ops that a loss, a gradient or a variable other than a metric depends on."""
+    leads_to_loss: frozenset[str]
+    """Ops that a loss or a gradient depends on."""
+    leads_to_state: frozenset[str]
+    """Ops that the new value of a variable other than a metric depends on."""
     feeds_layer: frozenset[str]
     """Ops that a layer's op depends on."""
     after_layer: frozenset[str]
@@ -39,8 +41,8 @@ class Flow:
             return "forward", "layer"
         if name in self.after_gradient:
             return "update", "optimizer"
-        if name not in self.matters:
-            return "forward", "metric"
+        if name not in self.leads_to_loss:
+            return ("update", "optimizer") if name in self.leads_to_state else ("forward", "metric")
         if name in self.feeds_layer:
             return "forward", "loss" if name in self.after_layer else "input"
         return "loss", "loss"
@@ -53,11 +55,12 @@ def classify(graph: Any, seen: Observation, signature: Signature, metrics: froze
     backward = {name for name, kind in region.items() if kind == "backward"}
     wanted = {name.rpartition(":")[0] for name in signature.losses} | {spec.tensor.rpartition(":")[0] for spec in signature.gradients}
     metric_inputs = {spec.tensor.rpartition(":")[0] for spec in signature.captures if spec.variable in metrics}
-    wanted |= {op.name for op in ops if op.type.startswith("Assign") and op.inputs and op.inputs[0].op.name not in metric_inputs}
+    updates = {op.name for op in ops if op.type.startswith("Assign") and op.inputs and op.inputs[0].op.name not in metric_inputs}
     return Flow(
         region=region,
         after_gradient=frozenset(_reach(ops, backward, forward=True) - backward),
-        matters=frozenset(_reach(ops, wanted, forward=False)),
+        leads_to_loss=frozenset(_reach(ops, wanted, forward=False)),
+        leads_to_state=frozenset(_reach(ops, updates, forward=False)),
         feeds_layer=frozenset(_reach(ops, layers, forward=False)),
         after_layer=frozenset(_reach(ops, layers, forward=True)),
     )
