@@ -73,6 +73,10 @@ class Layout:
                 return NonFinite("variable", variable, _kind(values[element])), False
         return None, bool(bad)
 
+    def gradients_fit(self, values: Any) -> bool:
+        """Return whether the squares of all gradients are finite."""
+        return all(math.isfinite(values[total]) for total, _, _ in self.gradients)
+
 
 def _is_nonfinite(total: float, largest: float) -> bool:
     return math.isnan(total) or (math.isinf(total) and not math.isfinite(largest))

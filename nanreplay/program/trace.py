@@ -48,7 +48,7 @@ class TracedStep:
         reduce_retracing: As for `tf.function`.
         autograph: Convert `step` as `tf.function` would.
         input_signature: As for `tf.function`.
-        unwatched: Handles of variables that are never checked (metrics, seeds), asked for after the step was traced.
+        unwatched: Given what the trace showed, says which variables (handles) the watch leaves out.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class TracedStep:
         reduce_retracing: bool = True,
         autograph: bool = False,
         input_signature: Any = None,
-        unwatched: Callable[[], Sequence[Any]] = tuple,
+        unwatched: Callable[[Observation], Sequence[Any]] = lambda seen: (),
     ) -> None:
         self._step = private_tf.autograph_converted(step) if autograph else step
         self._unwatched = unwatched
@@ -81,7 +81,7 @@ class TracedStep:
             result = self._step(*args, **kwargs)
             seen.note_result(result)
             with observer.region("watch"):
-                watch = build_watch(seen, watched_handles(graph, self._unwatched()))
+                watch = build_watch(seen, watched_handles(graph, self._unwatched(seen)))
         self._traces[id(graph)] = Trace(graph, seen, watch)
         return result, watch.vector if watch.vector is not None else tf.zeros([0])
 

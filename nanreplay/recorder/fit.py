@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.errors import AttachError
+from nanreplay.program.observe import Observation
 from nanreplay.program.trace import TracedStep
 from nanreplay.recorder.session import Session
 
@@ -84,9 +85,9 @@ def traced_train_step(model: Any, session: Session) -> tuple[TracedStep, Callabl
     def one_step_on_data(data: Any) -> Any:
         return model.distribute_strategy.run(model.train_step, args=(data,))
 
-    def unwatched() -> list[Any]:
+    def unwatched(seen: Observation) -> list[Any]:
         session.variables.name_model(model)
-        return session.variables.unwatched()
+        return session.unwatched(seen)
 
     traced = TracedStep(one_step_on_data, jit_compile=model.jit_compile, unwatched=unwatched)
     return traced, tf.function(one_step_on_data, reduce_retracing=True, jit_compile=model.jit_compile)

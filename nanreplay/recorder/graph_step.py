@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import tensorflow as tf
@@ -43,7 +43,7 @@ class GraphStep:
             session.detach(error)
             return result
         try:
-            result, watch = self._traced.function(*args)
+            result, watch = slot.traced.function(*args)  # the concrete function: `tf.function` would look it up again
         except Exception as error:
             if not is_end_of_data(error):
                 self._on_incident(exception_trigger(error), session.step)
@@ -57,12 +57,25 @@ class GraphStep:
 
     def _begin(self, args: tuple[Any, ...]) -> ProgramSlot:
         leaves = [leaf for leaf in tf.nest.flatten(args, expand_composites=True) if tf.is_tensor(leaf)]
-        key = tuple((leaf.dtype, tuple(leaf.shape)) for leaf in leaves)
+        key = _signature_of(args)
         slot = self._slots.get(key)
         if slot is None:
             slot = self._slots[key] = self._session.add_program(self._traced.program(*args), leaf_paths(args))
         self._session.before(slot.id, leaves, slot.paths)
         return slot
+
+
+def _signature_of(value: Any) -> Hashable:
+    """What decides which trace runs: structure, dtypes, shapes, and the values of what is no tensor."""
+    if isinstance(value, tf.Tensor):
+        return value.dtype, tuple(value.shape)
+    if isinstance(value, Mapping):
+        return type(value), tuple((key, _signature_of(each)) for key, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return type(value), tuple(map(_signature_of, value))
+    if tf.is_tensor(value):  # a ragged or sparse tensor, or a variable
+        return type(value), tuple((part.dtype, tuple(part.shape)) for part in tf.nest.flatten(value, expand_composites=True))
+    return type(value), value if isinstance(value, Hashable) else id(value)
 
 
 def leaf_paths(args: Any) -> list[str]:

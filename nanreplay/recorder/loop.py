@@ -27,7 +27,7 @@ def traced_function(session: Session, step: Any, on_incident: Callable[[Trigger,
         reduce_retracing=options.reduce_retracing,
         autograph=options.autograph,
         input_signature=step.input_signature,
-        unwatched=session.variables.unwatched,
+        unwatched=session.unwatched,
     )
     run = GraphStep(session, traced, step, on_incident)
     signature = inspect.signature(step.python_function)

@@ -66,6 +66,9 @@ class Reexecutor:
             if step in full:
                 found.weights[step] = after
             self._compare(step, outputs, batch, found, is_last=step == max(batches))
+            if step == max(batches) and not found.reproduced:
+                slots = [index for index, info in enumerate(self._infos) if info.role == "optimizer"]
+                found.reproduced = any(has_nonfinite(variables[index]) for index in slots)
             before = after
         return found
 

@@ -80,15 +80,15 @@ class Ring:
 def plan_ring(*, state_bytes: int, batch_bytes: int, window: int, keyframe_every: int | None, memory_limit: int) -> tuple[Plan, str | None]:
     """Choose how often to copy the state so that the ring stays under the limit.
 
-    Keyframes are `window / every + 1` copies of the state, batches at most `window + every`. The interval starts at half
-    the window, at most 16 steps, and doubles up to the window; then the window halves.
+    Keyframes are `window / every + 1` copies of the state, batches at most `window + every`. The interval starts at the
+    window, at most 32 steps, and doubles up to the window; then the window halves.
 
     Returns:
         The plan, and a sentence when less than was asked for fits.
     """
     asked = window
     while True:
-        every = keyframe_every or max(1, min(16, window // 2))
+        every = keyframe_every or max(1, min(32, window))
         while True:
             plan = Plan(window, every)
             if plan.keyframes * state_bytes + (window + every) * batch_bytes <= memory_limit:

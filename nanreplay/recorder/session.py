@@ -14,6 +14,7 @@ import numpy as np
 from nanreplay.program.describe import watch_layout
 from nanreplay.program.fingerprint import Layout
 from nanreplay.program.flat import FlatProgram
+from nanreplay.program.observe import Observation
 from nanreplay.program.sources import SourceTable
 from nanreplay.program.trace import TracedProgram
 from nanreplay.program.watch import WatchEntry, has_nonfinite, read_variable
@@ -21,7 +22,7 @@ from nanreplay.recorder.reexecute import Reexecution
 from nanreplay.recorder.ring import Ring, StepEntry, plan_ring, size_of
 from nanreplay.recorder.settings import Settings
 from nanreplay.recorder.timeline import TimelineRing, TimelineRow
-from nanreplay.recorder.trigger import find_trigger
+from nanreplay.recorder.trigger import find_trigger, kind_of
 from nanreplay.recorder.variables import VariableTable
 from nanreplay.records import Trigger
 
@@ -66,6 +67,7 @@ class Session:
     def __post_init__(self) -> None:
         self.timeline = TimelineRing(self.settings.history)
         self._keyframe_due = True
+        self._is_keyframe = False
         self._began_s = 0.0
         self._looked_at: set[int] = set()
 
@@ -75,10 +77,7 @@ class Session:
             if slot.traced.function is traced.function:
                 return slot
         seen = traced.trace.seen
-        for layer in seen.layers:
-            self.variables.name_model(layer)
-        for optimizer in seen.optimizers:
-            self.variables.name_optimizer(optimizer)
+        self._name(seen)
         named = [variable for call in seen.tape_gradients for variable in call.sources if hasattr(variable, "handle")]
         if self.variables.add(traced.handles, [*named, *traced.trace.graph.variables]):
             self._keyframe_due = True
@@ -87,6 +86,22 @@ class Session:
         slot = ProgramSlot(f"p{len(self.programs)}", traced, paths, Layout.parse(names), traced.trace.watch.entries)
         self.programs.append(slot)
         return slot
+
+    def _name(self, seen: Observation) -> None:
+        for layer in seen.layers:
+            self.variables.name_model(layer)
+        for optimizer in seen.optimizers:
+            self.variables.name_optimizer(optimizer)
+
+    def unwatched(self, seen: Observation) -> list[Any]:
+        """Variables that the watch of a traced step leaves out: metrics, seeds, and the optimizer's slots.
+
+        Reading all slots in every step would cost as much as the rest of the watch. A slot turns non-finite when the
+        square of a gradient overflows, which the gradient's own sum of squares shows: then, and at each keyframe, the
+        slots are read and looked at.
+        """
+        self._name(seen)
+        return self.variables.unwatched(slots=True)
 
     def _note_born_nonfinite(self) -> None:
         """A state variable that starts as an infinity (a running minimum, say) is meant so, and is no incident."""
@@ -107,7 +122,9 @@ class Session:
             self.ring = Ring(self._plan(leaves))
         if self._keyframe_due or self.step % self.ring.plan.keyframe_every == 0:
             self.ring.add_keyframe(self.step, self.read_state())
-            self._keyframe_due = False
+            self._keyframe_due, self._is_keyframe = False, True
+        else:
+            self._is_keyframe = False
         self.ring.add(StepEntry(self.step, program, leaves, paths))
         self._began_s = time.perf_counter()
 
@@ -137,6 +154,9 @@ class Session:
         skipped = False
         if not np.isfinite(values).all():
             trigger, skipped = find_trigger(layout, values, self.variables)
+        if trigger is None and not skipped and (self._is_keyframe or not layout.gradients_fit(values)):
+            slot = self.variables.bad_slot()
+            trigger = None if slot is None else Trigger("variable", self.variables.path(slot), kind_of(self.variables, slot))
         self.skipped_in_row = self.skipped_in_row + 1 if skipped else 0
         self.timeline.add(TimelineRow(self.step, layout.names, values, elapsed_s, skipped))
         if trigger is None and self.skipped_in_row >= self.settings.max_skipped:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from nanreplay.program.fingerprint import Layout
@@ -24,6 +25,12 @@ def find_trigger(layout: Layout, values: Any, variables: VariableTable) -> tuple
     if found.what == "loss":
         return Trigger("loss", "loss" if found.subject == 0 else f"loss {found.subject}", found.kind), False
     return Trigger(found.what, variables.path(found.subject), found.kind), False
+
+
+def kind_of(variables: VariableTable, index: int) -> str:
+    """The worst that a variable holds: `nan`, `inf` or `-inf`."""
+    values = np.asarray(read_variable(variables.handles[index])).astype(np.float64)
+    return "nan" if np.isnan(values).any() else "inf" if (values == np.inf).any() else "-inf"
 
 
 def exception_trigger(error: Exception) -> Trigger:

@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.program import private_tf
+from nanreplay.program.watch import has_nonfinite, read_variable
 from nanreplay.records import Role, VariableInfo
 
 
@@ -62,9 +63,25 @@ class VariableTable:
         """Path of a variable; that of an unknown one (-1) says so."""
         return self.infos[index].path if 0 <= index < len(self.infos) else "unknown variable"
 
-    def unwatched(self) -> list[Any]:
-        """Named handles whose values say nothing of the training's health: metrics and seeds."""
-        return [handle for handle in self._known_handles if self._known[id(handle)][1] in ("metric", "seed")]
+    def unwatched(self, *, slots: bool = False) -> list[Any]:
+        """Named handles whose values say nothing of the training's health (metrics and seeds), and an optimizer's slots."""
+        return [handle for handle in self._known_handles if self._is_unwatched(handle, slots)]
+
+    def _is_unwatched(self, handle: Any, slots: bool) -> bool:
+        role, kind = self._known[id(handle)][1], private_tf.variable_type(handle)
+        return role in ("metric", "seed") or (slots and role == "optimizer" and kind is not None and bool(kind[1]))
+
+    def bad_slot(self) -> int | None:
+        """Index of the first slot of an optimizer that turned non-finite, by reading all of them; None when all are finite."""
+        for index, info in enumerate(self.infos):
+            if (
+                info.role == "optimizer"
+                and info.shape
+                and index not in self.born_nonfinite
+                and has_nonfinite(read_variable(self.handles[index]))
+            ):
+                return index
+        return None
 
     def of_role(self, role: Role) -> frozenset[int]:
         """Indices of the variables with `role`."""

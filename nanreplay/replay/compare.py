@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nanreplay.program.fingerprint import Layout, ulp_distance
+from nanreplay.program.fingerprint import Layout, NonFinite, ulp_distance
 from nanreplay.records import Signature, Trigger
 
 
@@ -51,6 +51,7 @@ def compare_step(
     paths: Sequence[str],
     count_skips: bool,
     is_bad_variable: Callable[[int], bool],
+    slots: Sequence[int] = (),
 ) -> StepResult:
     """Judge a replayed step and compare it with its recording.
 
@@ -62,12 +63,15 @@ def compare_step(
         paths: Paths of the variables by index.
         count_skips: Whether an update that loss scaling skips counts as non-finite.
         is_bad_variable: Says whether a variable turned non-finite in this step.
+        slots: Variables of the optimizer, which no fingerprint holds.
     """
     layout = Layout.parse(signature.watch_layout)
     if found is None:
         return StepResult(step, True, None, None, None, None, None)
     scaled = signature.loss_scaled and not count_skips
     bad, _ = layout.find_nonfinite(found, loss_scaled=scaled, is_bad_variable=is_bad_variable)
+    if bad is None:
+        bad = next((NonFinite("variable", index, "nan") for index in slots if is_bad_variable(index)), None)
     trigger = None if bad is None else Trigger(bad.what, _subject(bad.what, bad.subject, paths), bad.kind)
     differences: list[Difference] = []
     if recorded is not None and np.shape(recorded) == found.shape:

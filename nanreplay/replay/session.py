@@ -174,6 +174,7 @@ class Replay:
         batch, program = self.batch(step), self.program(step)
         self._live.assign(batch.overrides)
         bad = self._bad_variables(program.signature.watch_layout)
+        slots = [index for index, info in enumerate(self.variables) if info.role == "optimizer" and info.shape]
         found = self._tried(step, lambda: program.step(mode, batch.leaves, self._live.variables, batch.fingerprint))
         return compare_step(
             step,
@@ -183,12 +184,16 @@ class Replay:
             paths=[info.path for info in self.variables],
             count_skips=self.incident.trigger.what == "gradient",
             is_bad_variable=lambda index: index not in bad and self._live.is_bad(index),
+            slots=slots,
         )
 
     def _bad_variables(self, layout: Iterable[str]) -> set[int]:
         """Watched variables that are non-finite before the step: what they are after it is not the step's doing."""
         watched = [int(name.partition(":")[2]) for name in layout if name.startswith("variable_sum:")]
-        return {index for index in watched if index >= 0 and self._live.is_bad(index)}
+        slots = [index for index, info in enumerate(self.variables) if info.role == "optimizer"]
+        trigger = self.incident.trigger
+        claimed = trigger.name if trigger.what == "variable" else None
+        return {index for index in (*watched, *slots) if index >= 0 and self.variables[index].path != claimed and self._live.is_bad(index)}
 
     def _tried(self, step: int, work: Callable[[], T]) -> T:
         try:
