@@ -89,7 +89,7 @@ def _event(origin: Origin) -> str:
     bad = bad_output(origin)
     if origin.op_type is None:
         name = origin.op_name or (origin.operands[0].name if origin.operands else None)
-        return f"batch{f' `{name}`' if name else ''} holds {_value(bad)}{_at(bad, origin)}"
+        return f"{f'`{name}`' if name else 'the batch'} holds {_value(bad)}{_at(bad, origin)}"
     if origin.kind == "raised":
         return f"`{origin.op_type}`{_of(origin)}{_at(bad, origin)} is refused op by op and gives {_value(bad)} when compiled"
     return f"`{origin.op_type}`{_of(origin)}{_at(bad, origin)} gave {_value(bad)}"

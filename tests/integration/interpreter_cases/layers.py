@@ -20,7 +20,7 @@ MODELS: dict[str, tuple[tuple[int, ...], Callable[[], list[Any]]]] = {
             keras.layers.LayerNormalization(),
             keras.layers.GroupNormalization(4),
             keras.layers.UnitNormalization(),
-            keras.layers.RMSNormalization(),
+            *([keras.layers.RMSNormalization()] if hasattr(keras.layers, "RMSNormalization") else []),  # since Keras 3.9
         ],
     ),
     "activations": (
@@ -95,6 +95,8 @@ def _register() -> None:
         CASES[f"layers-{name}"] = lambda s=shape, m=layers: _train_step(_model(s, m, "adam", "float32"), *_arrays(s))
     shape, dense = MODELS["dense_dropout"]
     for name in OPTIMIZERS:
+        if name == "muon" and not hasattr(keras.optimizers, "Muon"):  # since Keras 3.10
+            continue
         CASES[f"optimizers-{name}"] = lambda o=name: _train_step(_model(shape, dense, o, "float32"), *_arrays(shape))
     for policy in ("mixed_float16", "mixed_bfloat16", "float64"):
         CASES[f"policies-{policy}"] = lambda p=policy: _train_step(_model(shape, dense, "adam", p), *_arrays(shape))

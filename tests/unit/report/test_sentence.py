@@ -49,7 +49,7 @@ def test_a_bad_batch_is_the_input() -> None:
         operands=(),
         rows=(3,),
     )
-    assert text.startswith("step 48112 · input · batch `x` holds NaN at [3, 5] (sample 3 of the batch), which became NaN")
+    assert text.startswith("step 48112 · input · `x` holds NaN at [3, 5] (sample 3 of the batch), which became NaN")
 
 
 def test_two_operands_read_as_one_would_say_them() -> None:
