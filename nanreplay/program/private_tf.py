@@ -177,8 +177,13 @@ def attr_value(value: Any, kind: str, name: str) -> Any:
     return _op_def_library.value_to_attr_value(value, kind, name)
 
 
+def is_deterministic() -> bool:
+    """Whether op determinism is on in this process."""
+    return bool(_pywrap_determinism.is_enabled())
+
+
 def set_deterministic(wanted: bool) -> bool:
     """Turn op determinism on or off for this process; returns whether it was on. TensorFlow can only turn it on in public."""
-    before = bool(_pywrap_determinism.is_enabled())
+    before = is_deterministic()
     _pywrap_determinism.enable(wanted)
     return before

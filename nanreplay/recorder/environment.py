@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 import nanreplay
+from nanreplay.program import private_tf
 
 
 def describe_environment() -> dict[str, str]:
@@ -30,16 +31,14 @@ def describe_environment() -> dict[str, str]:
         "numpy": np.__version__,
         "h5py": h5py.__version__,
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {' '.join(platform.libc_ver())}".strip(),
         "machine": platform.machine(),
         "processor": _processor(),
         "devices": ", ".join(devices),
         "cpu_count": str(os.cpu_count()),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "deterministic_ops": str(tf.config.experimental.is_op_determinism_enabled())
-        if hasattr(tf.config.experimental, "is_op_determinism_enabled")
-        else "",
+        "deterministic_ops": str(private_tf.is_deterministic()),
         "script": os.path.basename(sys.argv[0]) if sys.argv else "",
     }
 
