@@ -45,7 +45,7 @@ sample-runs: $(VENV)/.installed ## train the sample runs again
 	$(BIN)/python sample_runs/regenerate.py
 
 benchmarks: $(VENV)/.installed ## measure what the documents quote
-	@for script in overhead info bisect_time; do echo "== $$script" && $(BIN)/python benchmarks/$$script.py || exit 1; done
+	@for script in overhead_paired overhead info bisect_time; do echo "== $$script" && $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean: ## remove environments and caches
 	rm -rf $(VENV) $(VENV_OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
