@@ -7,6 +7,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 import time
@@ -52,8 +53,14 @@ def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     if done.returncode == 0 and lines:
         found: dict[str, Any] = json.loads(lines[-1])
         return found
-    errors = [line for line in done.stderr.strip().splitlines() if line.strip() and not line.startswith((" ", "\t"))]
-    return {"error": errors[-1][:300] if errors else f"exit {done.returncode}"}
+    return {"error": error_line(done.stderr) or f"exit {done.returncode}"}
+
+
+def error_line(stderr: str) -> str:
+    """The exception of a traceback in one line; what XLA refuses, when that is why."""
+    raised = re.findall(r"^(?:[\w.]*\.)?(\w*(?:Error|Exception|Interrupt)\b.*)$", stderr, re.MULTILINE)
+    refused = re.search(r"unsupported operations .*? on (\w+): (\w+)", stderr)
+    return " ".join([*raised[-1:], *([f"{refused[2]} has no kernel for {refused[1]}"] if refused else [])])[:200]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
