@@ -5,12 +5,19 @@ A report's JSON is these classes, field by field; see `docs/report-format.md`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from nanreplay.records import Frame, Phase, Trigger, Where
 
+CauseKind: TypeAlias = Literal[
+    "data_nan", "data_inf", "data_outlier", "log_of_zero", "log_of_negative", "division_by_zero", "zero_over_zero", "exp_overflow",
+    "sqrt_of_negative", "sqrt_grad_at_zero", "norm_grad_at_zero", "pow_domain", "acos_domain", "fp16_overflow", "fp16_underflow",
+    "exploding_gradient", "high_learning_rate", "bad_init", "where_gradient", "variance_zero", "empty_reduction", "mask_all",
+    "loss_scale_stuck", "label_out_of_range", "linalg_singular", "hardware_like", "other",
+]  # fmt: skip
+"""Why a value turned non-finite; `docs/causes.md` has an example of each."""
 VerdictKind: TypeAlias = Literal["reproduced", "xla_only", "precision_only", "transient", "healthy", "inconclusive"]
 Number: TypeAlias = float | int | bool | str
 """A Python number; a complex one as text. Writers of JSON turn NaN and infinities into text."""
@@ -155,6 +162,46 @@ class Findings:
 
 
 @dataclass(frozen=True, slots=True)
+class Cause:
+    """Why it happened, with what speaks for it."""
+
+    kind: CauseKind
+    confidence: float
+    """From 0 to 1; how much of the rule's evidence was found."""
+    sentence: str
+    """What happened, in the values of this capture."""
+    evidence: tuple[str, ...] = ()
+    """Readable lines, each a fact of the capture or of a replay."""
+
+
+@dataclass(frozen=True, slots=True)
+class FixResult:
+    """What replaying the window with one fix gave."""
+
+    name: str
+    """`epsilon`, `clipnorm`, `lr`, ...; several names joined by `+` when they were tried together."""
+    params: Mapping[str, Any]
+    prevents: bool | None
+    """Whether every step that was checked stayed finite; None when the fix could not be tried."""
+    steps_checked: tuple[int, int] | None
+    """First and last step that ran with the fix."""
+    nonfinite: Trigger | None = None
+    """What was non-finite all the same, or None."""
+    nonfinite_step: int | None = None
+    """The first step that was."""
+    loss_change: float | None = None
+    """Largest relative change of the loss in the steps before the failing one, as the recording has them."""
+    final_loss: float | None = None
+    """Loss of the last step that was checked."""
+    code: str | None = None
+    """The line of code that applies it."""
+    source: Frame | None = None
+    """The line that it belongs to, None where it belongs to none (an optimizer's argument, the data)."""
+    note: str | None = None
+    """Why it could not be tried, or what to know of the outcome."""
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """Everything that is said of one capture."""
 
@@ -166,5 +213,7 @@ class Report:
     verdict: Verdict
     findings: Findings
     sentence: str
-    cause: Mapping[str, Any] | None = None
-    fixes: Sequence[Mapping[str, Any]] = ()
+    causes: tuple[Cause, ...] = ()
+    """The likeliest first; empty when nothing was non-finite."""
+    fixes: tuple[FixResult, ...] = ()
+    """What was tried, in the order in which it was."""

@@ -1,9 +1,10 @@
-"""`find_origin`: from a failing step to the op, element and rows that made the first non-finite value."""
+"""`bisect`: from a failing step to the op, element and rows that made the first non-finite value."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,8 +24,29 @@ from nanreplay.records import Timeline
 _OTHERS = 10
 
 
+@dataclass(frozen=True, slots=True)
+class Bisection:
+    """What was found, and the run that it was found in."""
+
+    findings: Findings
+    search: Search | None = None
+    """The failing steps as they ran op by op; None when no step could be run."""
+    suspect: Suspect | None = None
+    """The origin as the walk found it; None without an origin, or when only the compiled step makes it."""
+
+    @property
+    def scene(self) -> Scene | None:
+        """The step of the origin, or None."""
+        return self.search.first if self.search is not None and self.suspect is not None else None
+
+
 def find_origin(runner: StepRunner, timeline: Timeline | None = None, *, progress: Callable[[str], None] | None = None) -> Findings:
-    """Find what made the first non-finite value of a recorded window.
+    """Find what made the first non-finite value of a recorded window; see `bisect`."""
+    return bisect(runner, timeline, progress=progress).findings
+
+
+def bisect(runner: StepRunner, timeline: Timeline | None = None, *, progress: Callable[[str], None] | None = None) -> Bisection:
+    """Find what made the first non-finite value of a recorded window, and keep the step as it ran for who asks why.
 
     Args:
         runner: Replays the window's steps op by op.
@@ -34,16 +56,16 @@ def find_origin(runner: StepRunner, timeline: Timeline | None = None, *, progres
     say: Progress = progress or (lambda line: None)
     before = [step for step in runner.steps if step <= runner.incident.step]
     if not before:
-        return Findings(reason="No step of the recorded window can be run op by op.")
+        return Bisection(Findings(reason="No step of the recorded window can be run op by op."))
     search = search_back(runner, before[-1], say)
     suspects = search.first.judgement.suspects or _raised(search.first)
     notes = tuple(_notes(search.scenes[0]))
     if not search.first.targets and _is_compiled_only(runner, search.first.step):
         say("looking at the compiled step")
-        return find_compiled_origin(runner, search.first.step, notes)
+        return Bisection(find_compiled_origin(runner, search.first.step, notes), search)
     if not suspects or search.reason is not None:
-        return Findings(reason=search.reason or _nothing_found(search), notes=notes)
-    return _findings(runner, search, suspects, timeline, notes, say)
+        return Bisection(Findings(reason=search.reason or _nothing_found(search), notes=notes), search)
+    return Bisection(_findings(runner, search, suspects, timeline, notes, say), search, suspects[0])
 
 
 def _is_compiled_only(runner: StepRunner, step: int) -> bool:

@@ -36,7 +36,7 @@ def explain(
         UnsafeProgramError: The program reaches beyond tensors.
         UnsupportedOpError: The program holds an op that cannot be replayed.
     """
-    from nanreplay.bisect import find_origin
+    from nanreplay.bisect import bisect
     from nanreplay.diagnose.verdict import judge
     from nanreplay.replay import Replay
 
@@ -46,7 +46,7 @@ def explain(
             findings = Findings(reason=verdict.reason)
         else:
             try:
-                findings = find_origin(replay, capture.timeline_record(), progress=say)
+                findings = bisect(replay, capture.timeline_record(), progress=say).findings
             except (UnsupportedOpError, ReplayError, MissingPartError) as error:
                 findings = Findings(reason=f"The step cannot be run op by op. {error}")
         findings = replace(findings, notes=_notes(capture.incident.notes, replay.notes, findings.notes))

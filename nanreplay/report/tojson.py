@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from nanreplay.findings import ChainLink, Origin, Report
+from nanreplay.findings import Cause, ChainLink, FixResult, Origin, Report
+from nanreplay.records import Frame
 from nanreplay.report.numbers import jsonable
 
 FORMAT = "nanreplay-report"
@@ -37,8 +38,9 @@ def to_json(report: Report) -> dict[str, Any]:
         "chain": [_link(each) for each in findings.chain],
         "upstream": [_link(each) for each in findings.upstream],
         "root": None if findings.root is None else {"step": findings.root.step, "reason": findings.root.reason},
-        "cause": report.cause,
-        "fixes": list(report.fixes),
+        "cause": _cause(report.causes[0]) if report.causes else None,
+        "other_causes": [_cause(each) for each in report.causes[1:]],
+        "fixes": [fix_to_json(each) for each in report.fixes],
         "notes": findings.notes,
         "reason": findings.reason,
         "sentence": report.sentence,
@@ -48,7 +50,6 @@ def to_json(report: Report) -> dict[str, Any]:
 
 
 def _origin(origin: Origin) -> dict[str, Any]:
-    source = origin.source
     return {
         "step": origin.step,
         "phase": origin.phase,
@@ -58,7 +59,7 @@ def _origin(origin: Origin) -> dict[str, Any]:
         "op_type": origin.op_type,
         "op_name": origin.op_name,
         "loop": [{"op": each.op, "iteration": each.iteration} for each in origin.loop],
-        "source": None if source is None else {"file": source.file, "line": source.line, "function": source.function, "code": source.code},
+        "source": _source(origin.source),
         "outputs": [
             {
                 "dtype": each.dtype, "shape": each.shape, "nonfinite": each.nonfinite, "size": each.size, "indices": each.indices,
@@ -73,6 +74,24 @@ def _origin(origin: Origin) -> dict[str, Any]:
         "rows": origin.rows,
         "rows_reason": origin.rows_reason,
         "kind": origin.kind,
+    }  # fmt: skip
+
+
+def _source(source: Frame | None) -> dict[str, Any] | None:
+    return None if source is None else {"file": source.file, "line": source.line, "function": source.function, "code": source.code}
+
+
+def _cause(cause: Cause) -> dict[str, Any]:
+    return {"kind": cause.kind, "confidence": cause.confidence, "sentence": cause.sentence, "evidence": cause.evidence}
+
+
+def fix_to_json(fix: FixResult) -> dict[str, Any]:
+    """One fix that was tried."""
+    bad = fix.nonfinite
+    return {
+        "name": fix.name, "params": fix.params, "prevents": fix.prevents, "steps_checked": fix.steps_checked,
+        "nonfinite": None if bad is None else {"step": fix.nonfinite_step, "what": bad.what, "name": bad.name, "value": bad.value},
+        "loss_change": fix.loss_change, "final_loss": fix.final_loss, "code": fix.code, "source": _source(fix.source), "note": fix.note,
     }  # fmt: skip
 
 

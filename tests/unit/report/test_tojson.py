@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sample_report import FINDINGS, INF, LOOP, NAN, OPERAND, ORIGIN, OUTPUT, sample_report
 
-from nanreplay.findings import Findings, Origin, Verdict
+from nanreplay.findings import Cause, Findings, FixResult, Origin, Verdict
 from nanreplay.report.tojson import to_json
 
 
@@ -17,8 +17,12 @@ def plain(**changes: Any) -> Any:
     return json.loads(json.dumps(to_json(sample_report(**changes)), allow_nan=False))
 
 
+CAUSE = Cause("variance_zero", 0.9, "The variance is 0.", ("var is 0.0",))
+FIX = FixResult("epsilon", {"value": 1e-5}, True, (48100, 48112), source=ORIGIN.source, code="x / tf.sqrt(var + 1e-5)")
+
+
 def test_a_full_report() -> None:
-    value = plain(findings=replace(FINDINGS, origin=replace(ORIGIN, loop=LOOP), other_origins=(ORIGIN,)), cause={"kind": "variance_zero"})
+    value = plain(findings=replace(FINDINGS, origin=replace(ORIGIN, loop=LOOP), other_origins=(ORIGIN,)), causes=(CAUSE,), fixes=(FIX,))
     assert (value["format"], value["version"]) == ("nanreplay-report", 1)
     assert value["capture"] == {
         "path": "run.h5",
@@ -38,7 +42,10 @@ def test_a_full_report() -> None:
     assert origin["rows"] == [17]
     assert value["other_origins"][0]["op_type"] == "Rsqrt"
     assert value["root"] == {"step": 48112, "reason": "It did not grow."}
-    assert value["cause"] == {"kind": "variance_zero"}
+    assert value["cause"] == {"kind": "variance_zero", "confidence": 0.9, "sentence": "The variance is 0.", "evidence": ["var is 0.0"]}
+    assert value["other_causes"] == []
+    assert value["fixes"][0]["prevents"] is True
+    assert value["fixes"][0]["source"]["line"] == 88
     assert value["notes"] == ["A note."]
 
 
