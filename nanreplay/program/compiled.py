@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.errors import ReplayError, UnsupportedOpError
+from nanreplay.program.functions import avoid_known_functions
 from nanreplay.program.safety import parse_graph, python_ops
 from nanreplay.records import CaptureSpec, Signature
 
@@ -107,6 +108,7 @@ def _imported(graph: Any, feeds: Sequence[str], fetches: Sequence[str], signatur
     parsed = tf.compat.v1.GraphDef()
     parsed.CopyFrom(parse_graph(graph))
     _clear_devices(parsed)
+    avoid_known_functions(parsed)
 
     def build() -> None:
         tf.graph_util.import_graph_def(parsed, name="")

@@ -5,7 +5,8 @@ Everything else of the package goes through the small functions below.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any, NamedTuple, cast
 
 # --- tracing (program/observe, program/describe) ---------------------------------------------------------------------
@@ -16,6 +17,7 @@ from tensorflow.python.eager import backprop as _backprop
 from tensorflow.python.eager import context as _context
 from tensorflow.python.eager import execute as _execute
 from tensorflow.python.eager.polymorphic_function import autograph_util as _autograph_util
+from tensorflow.python.framework import kernels as _kernels
 from tensorflow.python.framework import op_callbacks as _op_callbacks
 from tensorflow.python.framework import op_def_library as _op_def_library
 from tensorflow.python.framework import op_def_registry as _op_def_registry
@@ -35,11 +37,30 @@ def op_definition(op_type: str) -> Any:
     return _op_def_registry.get(op_type)
 
 
+@cache
+def _cpu_kernels(op_type: str) -> list[dict[str, set[int]]]:
+    """The types that each CPU kernel of an op is limited to, by attribute."""
+    found = _kernels.get_registered_kernels_for_op(op_type).kernel
+    here = [kernel for kernel in found if kernel.device_type in ("CPU", "DEFAULT")]  # a DEFAULT one serves every device
+    return [{each.name: set(each.allowed_values.list.type) for each in kernel.constraint} for kernel in here]
+
+
+def has_kernel(op_type: str, types: Mapping[str, Sequence[int]]) -> bool:
+    """Whether the CPU has a kernel of `op_type` for these types (DataType enums, by attribute)."""
+    return any(all(set(types.get(name, ())) <= allowed for name, allowed in limits.items()) for limits in _cpu_kernels(op_type))
+
+
 def register_function(function: Any) -> None:
     """Make a FunctionDef known to eager kernels under its own name."""
     context = _context.context()
     context.ensure_initialized()
     context.add_function_def(function)
+
+
+def known_function(name: str) -> Any:
+    """Return the FunctionDef that this process knows by a name, or None."""
+    context = _context.context()
+    return context.get_function_def(name) if context.has_function(name) else None
 
 
 def unregister_function(name: str) -> None:

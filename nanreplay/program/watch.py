@@ -100,7 +100,7 @@ def fingerprint_of(
     """
     if recorded is None:
         return None
-    values = np.array(recorded)
+    parts: dict[int, Any] = {}
     for element, name in enumerate(layout):
         kind, _, subject = name.partition(":")
         if kind == "loss":
@@ -111,7 +111,11 @@ def fingerprint_of(
             found = tf.nn.l2_loss(_real(tf.convert_to_tensor(variables[int(subject)])))
         else:
             continue
-        values[element] = found.numpy()
+        parts[element] = found.numpy()
+    values = np.array(
+        recorded, np.result_type(np.asarray(recorded).dtype, *(part.dtype for part in parts.values()))
+    )  # wider when the step ran in float64
+    values[list(parts)] = list(parts.values())
     return values
 
 

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from nanreplay.errors import UnsupportedOpError
 from nanreplay.program import private_tf
+from nanreplay.program.functions import rename_mentions
 from nanreplay.program.safety import PYTHON_OPS
 from nanreplay.replay.attributes import count_outputs, decode_attributes, decode_constant
 from nanreplay.replay.plan import Library, Step
@@ -106,13 +107,9 @@ def _renamed(function: Any, names: dict[str, str]) -> Any:
     copy = type(function)()
     copy.CopyFrom(function)
     copy.signature.name = names[function.signature.name]
+    rename_mentions(copy.node_def, names)
     for node in copy.node_def:
-        node.op = names.get(node.op, node.op)
         node.device = ""
-        for value in node.attr.values():
-            mentioned = [value.func] if value.HasField("func") else list(value.list.func)
-            for func in mentioned:
-                func.name = names.get(func.name, func.name)
     return copy
 
 
