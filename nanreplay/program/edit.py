@@ -1,0 +1,186 @@
+"""Editing a recorded program: new ops between existing ones, other inputs, other op types. The graph stays a GraphDef."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import tensorflow as tf
+
+from nanreplay.errors import ReplayError
+from nanreplay.program.private_tf import op_definition
+from nanreplay.program.safety import parse_graph
+from nanreplay.records import OpInfo, ProgramRecord
+
+OpKey = tuple[str, str]
+"""(function, op name); function is "" for the main graph."""
+_SCOPE = "nanreplay_fix"
+
+
+class ProgramEditor:
+    """A copy of a program's graph that is being changed.
+
+    Tensors are named as their function names them: `op:0` in the main graph, `op:output:0` or an argument's name in a
+    function of the library.
+
+    Args:
+        record: The program; it is left as it is.
+    """
+
+    def __init__(self, record: ProgramRecord) -> None:
+        """Copy the graph."""
+        self.record = record
+        self._graph = tf.compat.v1.GraphDef()
+        self._graph.CopyFrom(parse_graph(record.graph))
+        self._functions = {function.signature.name: function for function in self._graph.library.function}
+        self._nodes = {"": {node.name: node for node in self._graph.node}}
+        self._nodes |= {name: {node.name: node for node in function.node_def} for name, function in self._functions.items()}
+        self.infos: Mapping[OpKey, OpInfo] = {(info.function, info.name): info for info in record.ops}
+        self._count = 0
+
+    def edited(self) -> ProgramRecord:
+        """Return the changed program."""
+        return replace(self.record, graph=self._graph.SerializeToString())
+
+    def node(self, key: OpKey) -> Any:
+        """Return an op's NodeDef, which may be changed in place.
+
+        Raises:
+            ReplayError: There is no such op.
+        """
+        function, name = key
+        if name not in self._nodes.get(function, {}):
+            raise ReplayError(f"The program holds no op {name!r}" + (f" in function {function!r}." if function else "."))
+        return self._nodes[function][name]
+
+    def locate(self, key: OpKey) -> OpKey:
+        """Return where the program has an op that was found in another trace of the step, whose functions have other numbers.
+
+        Raises:
+            ReplayError: It has no such op.
+        """
+        function, name = key
+        if name in self._nodes.get(function, {}):
+            return key
+        alike = [other for other, nodes in self._nodes.items() if _stem(other) == _stem(function) and name in nodes]
+        if len(alike) != 1:
+            raise ReplayError(f"The program {self.record.id} holds no op {name!r}.")
+        return alike[0], name
+
+    def ops(self, types: Container[str]) -> Iterator[OpKey]:
+        """Return the ops of some types, in the main graph and in functions."""
+        for function, nodes in self._nodes.items():
+            yield from ((function, name) for name, node in nodes.items() if node.op in types)
+
+    def data_inputs(self, key: OpKey) -> list[str]:
+        """Return the names of an op's input tensors."""
+        return [_normal(name, key[0]) for name in self.node(key).input if not name.startswith("^")]
+
+    def set_input(self, key: OpKey, position: int, tensor: str) -> None:
+        """Let an op take another tensor."""
+        self.node(key).input[position] = tensor
+
+    def outputs(self, key: OpKey) -> list[str]:
+        """Return the names of an op's output tensors."""
+        node = self.node(key)
+        if not key[0]:
+            return [f"{node.name}:{k}" for k in range(len(self._output_types(node)))]
+        definition = self._definition(node)
+        names = []
+        for argument in definition.output_arg:
+            names += [f"{node.name}:{argument.name}:{k}" for k in range(_count(argument, node))]
+        return names
+
+    def consumers(self, function: str, tensor: str) -> list[tuple[OpKey, int]]:
+        """Return the ops that take a tensor, and at which position."""
+        found = []
+        for name, node in self._nodes[function].items():
+            for position, source in enumerate(node.input):
+                if not source.startswith("^") and _normal(source, function) == tensor:
+                    found.append(((function, name), position))
+        return found
+
+    def reroute(self, function: str, old: str, new: str, only: Callable[[OpKey], bool] = lambda key: True) -> int:
+        """Let the ops that take `old` take `new`, but for ops that this editor added; returns how many places changed."""
+        changed = 0
+        for key, position in self.consumers(function, old):
+            if not key[1].startswith(_SCOPE) and only(key):
+                self.set_input(key, position, new)
+                changed += 1
+        return changed
+
+    def dtype(self, function: str, tensor: str) -> Any:
+        """Return the `tf.DType` of a tensor."""
+        name, _, rest = tensor.partition(":")
+        if function and not rest:
+            arguments = {argument.name: argument for argument in self._functions[function].signature.input_arg}
+            return tf.dtypes.as_dtype(arguments[name].type)
+        node = self.node((function, name))
+        return tf.dtypes.as_dtype(self._output_types(node)[self.outputs((function, name)).index(tensor)])
+
+    def add(self, function: str, compute: Callable[..., Any], tensors: Sequence[str]) -> list[str]:
+        """Add the ops of a Python function on existing tensors; returns the names of its results.
+
+        Args:
+            function: The function of the library to add to, "" for the main graph.
+            compute: Takes tensors of unknown shape and returns a tensor or several.
+            tensors: What it is given.
+        """
+        scope = f"{_SCOPE}_{self._count}"
+        self._count += 1
+        fed = {}
+        with tf.Graph().as_default() as graph:
+            places = [tf.compat.v1.placeholder(self.dtype(function, tensor), name=f"{scope}/given_{i}") for i, tensor in enumerate(tensors)]
+            with tf.name_scope(scope):
+                made = tf.nest.flatten(compute(*places))
+        for place, tensor in zip(places, tensors, strict=True):
+            fed[place.op.name] = tensor
+        definition = graph.as_graph_def()
+        if definition.library.function:
+            raise ReplayError("A fix may not call functions.")
+        for node in definition.node:
+            if node.name not in fed:
+                self._append(function, node, fed)
+        return [fed.get(tensor.op.name) or self.outputs((function, tensor.op.name))[tensor.value_index] for tensor in made]
+
+    def _append(self, function: str, node: Any, fed: Mapping[str, str]) -> None:
+        holder = self._functions[function].node_def if function else self._graph.node
+        added = holder.add()
+        added.CopyFrom(node)
+        added.attr.pop("_class", None)  # names the placeholder that stood for a tensor
+        self._nodes[function][node.name] = added
+        for position, source in enumerate(node.input):
+            control = source.startswith("^")
+            name, _, output = source.lstrip("^").partition(":")
+            if name in fed:
+                added.input[position] = fed[name]
+            elif not control and function:
+                added.input[position] = self.outputs((function, name))[int(output or 0)]
+
+    def _definition(self, node: Any) -> Any:
+        return self._functions[node.op].signature if node.op in self._functions else op_definition(node.op)
+
+    def _output_types(self, node: Any) -> list[int]:
+        types: list[int] = []
+        for argument in self._definition(node).output_arg:
+            if argument.type_list_attr:
+                types += node.attr[argument.type_list_attr].list.type
+            else:
+                types += [argument.type or node.attr[argument.type_attr].type] * _count(argument, node)
+        return types
+
+
+def _stem(function: str) -> str:
+    return function.rstrip("0123456789_")
+
+
+def _count(argument: Any, node: Any) -> int:
+    if argument.number_attr:
+        return int(node.attr[argument.number_attr].i)
+    return len(node.attr[argument.type_list_attr].list.type) if argument.type_list_attr else 1
+
+
+def _normal(name: str, function: str) -> str:
+    """A tensor's full name: the main graph leaves `:0` out."""
+    return name if function or ":" in name else f"{name}:0"

@@ -1,0 +1,110 @@
+"""Fixes of the data: NaN and infinities replaced, rows left out, values cut to the range of the other batches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from nanreplay.bisect.rows import batch_size
+from nanreplay.whatif.case import Case
+from nanreplay.whatif.edits import BatchEdit, CannotTryError, Edit, Fix
+from nanreplay.whatif.fixes.optimizer import number
+
+_OTHERS = 64
+"""How many other batches tell what is usual."""
+
+
+def clean_data(case: Case, value: str | None) -> Fix:
+    """Replace what is not finite by 0, or leave the rows out that the origin needs."""
+    how = value or ("nan_to_num" if case.origin is not None and case.origin.op_type is None else "drop_rows")
+    if how == "nan_to_num":
+        return _nan_to_num(case)
+    if how == "drop_rows":
+        return _drop_rows(case)
+    raise ValueError(f"Expected nan_to_num or drop_rows. Received: {how}")
+
+
+def _nan_to_num(case: Case) -> Fix:
+    bad = [path for path, leaf in _leaves(case) if _is_float(leaf) and not np.isfinite(leaf).all()]
+    if not bad:
+        raise CannotTryError(f"The batch of step {case.step} is finite.")
+
+    def change(step: int, leaves: Sequence[Any]) -> Sequence[Any]:
+        return [np.nan_to_num(leaf, posinf=0.0, neginf=0.0) if _is_float(leaf) else leaf for leaf in map(np.asarray, leaves)]
+
+    code = "x = np.nan_to_num(x, posinf=0.0, neginf=0.0)"
+    return Fix("clean_data", {"how": "nan_to_num"}, Edit(batches=(change,)), code)
+
+
+def _drop_rows(case: Case) -> Fix:
+    rows = case.origin.rows if case.origin is not None else None
+    if not rows:
+        raise CannotTryError("No rows of the batch were proved to be the ones that do it.")
+    leaves = [leaf for _, leaf in _leaves(case)]
+    size = batch_size(leaves)
+    if size is None or len(rows) >= size:
+        raise CannotTryError("Every row of the batch would have to be left out.")
+    kept = np.setdiff1d(np.arange(size), rows)
+    signature = case.window.replay.signature(case.step)
+    can_shrink = all(spec.shape is None or not spec.shape or spec.shape[0] is None for spec in signature.inputs)
+    places = kept if can_shrink else np.array([row if row in kept else kept[row % len(kept)] for row in range(size)])
+    change = _only_at(case.step, lambda leaf: leaf[places] if leaf.ndim and leaf.shape[0] == size else leaf)
+    said = ", ".join(map(str, rows))
+    note = None if can_shrink else "The compiled step takes batches of one size: other rows of the batch stand in their places."
+    code = f"batch = [np.delete(part, [{said}], axis=0) for part in batch]  # of step {case.step}"
+    return Fix("clean_data", {"how": "drop_rows", "rows": said}, Edit(batches=(change,)), code, note=note)
+
+
+def _only_at(step: int, change: Callable[[Any], Any]) -> BatchEdit:
+    return lambda at, leaves: [change(np.asarray(leaf)) for leaf in leaves] if at == step else leaves
+
+
+def clip_data(case: Case, value: str | None) -> Fix:
+    """Cut the batch's float arrays to the range of the other batches of the window, or to the range that is given."""
+    limit = None if value is None else number(value, 1.0)
+    bounds = [(-limit, limit) if limit is not None else _usual(case, index) for index in range(len(_leaves(case)))]
+    changed = [
+        (path, low, high)
+        for (path, leaf), (low, high) in zip(_leaves(case), bounds, strict=True)
+        if _is_float(leaf) and bool(((leaf < low) | (leaf > high)).any())
+    ]
+    if not changed:
+        raise CannotTryError(f"The batch of step {case.step} lies within the range of the others.")
+
+    def change(step: int, leaves: Sequence[Any]) -> Sequence[Any]:
+        pairs = zip(map(np.asarray, leaves), bounds, strict=True)
+        return [np.clip(leaf, low, high).astype(leaf.dtype) if _is_float(leaf) else leaf for leaf, (low, high) in pairs]
+
+    lowest = float(min(np.min(low) for _, low, _ in changed))
+    highest = float(max(np.max(high) for *_, high in changed))
+    where = " (column by column)" if limit is None and any(np.ndim(low) for _, low, _ in changed) else ""
+    code = f"x = np.clip(x, {lowest:.4g}, {highest:.4g})  # batch[{changed[0][0]}]{where}"
+    return Fix("clip_data", {"low": lowest, "high": highest}, Edit(batches=(change,)), code)
+
+
+def _usual(case: Case, index: int) -> tuple[Any, Any]:
+    """Lowest and highest value of an array in the other batches, by column when it is a table."""
+    replay = case.window.replay
+    others = [step for step in case.window.replay.capture.steps if step != case.step][-_OTHERS:]
+    arrays = [np.asarray(replay.batch(step).leaves[index]) for step in others if index < len(replay.batch(step).leaves)]
+    own = np.asarray(replay.batch(case.step).leaves[index])
+    arrays = [array for array in arrays if array.shape[1:] == own.shape[1:] and array.ndim and array.size]
+    if not arrays or not _is_float(own):
+        return -np.inf, np.inf
+    stacked = np.concatenate(arrays)
+    stacked = np.where(np.isfinite(stacked), stacked, np.nan)
+    axes = 0 if stacked.ndim == 2 else None
+    with np.errstate(all="ignore"):
+        low, high = np.nanmin(stacked, axis=axes), np.nanmax(stacked, axis=axes)
+    return np.nan_to_num(low, nan=0.0), np.nan_to_num(high, nan=0.0)
+
+
+def _leaves(case: Case) -> list[tuple[str, Any]]:
+    batch = case.window.replay.batch(case.step)
+    return [(path, np.asarray(leaf)) for path, leaf in zip(batch.paths, batch.leaves, strict=True)]
+
+
+def _is_float(leaf: Any) -> bool:
+    return bool(leaf.dtype.kind == "f")

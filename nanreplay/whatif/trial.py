@@ -1,0 +1,155 @@
+"""Trying fixes on a recording: each is replayed from the window's first keyframe, and what came out is told."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+
+from nanreplay.bisect import Bisection
+from nanreplay.errors import NanreplayError
+from nanreplay.findings import Cause, FixResult
+from nanreplay.records import Trigger
+from nanreplay.replay import Replay
+from nanreplay.whatif.candidates import candidates
+from nanreplay.whatif.case import Case
+from nanreplay.whatif.edits import CannotTryError, Edit, Fix
+from nanreplay.whatif.fixes import FIXES
+from nanreplay.whatif.fixes.operand import epsilon
+from nanreplay.whatif.window import Outcome, Window
+
+MOST_PLACES = 3
+"""At how many operands near the origin an epsilon is tried."""
+
+
+class FixError(NanreplayError, ValueError):
+    """A fix was asked for that does not exist, or with a value that it does not take."""
+
+
+def check_fix(text: str) -> tuple[str, str | None]:
+    """Take `clipnorm=1.0` apart into name and value.
+
+    Raises:
+        FixError: There is no such fix.
+    """
+    name, has_value, value = text.partition("=")
+    if name.strip() not in FIXES:
+        raise FixError(f"There is no fix {name.strip()!r}. There are: {', '.join(FIXES)}.")
+    return name.strip(), value.strip() if has_value else None
+
+
+def what_if(
+    replay: Replay,
+    bisection: Bisection,
+    causes: Sequence[Cause],
+    fixes: Sequence[str] | None = None,
+    *,
+    budget_s: float | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Iterator[FixResult]:
+    """Try fixes on a recording, one after another.
+
+    Args:
+        replay: The capture's replay.
+        bisection: Where the first non-finite value was born.
+        causes: Why, the likeliest first.
+        fixes: What to try, such as `clipnorm=1.0`; several are tried together as well. Those that fit the causes unless given.
+        budget_s: Seconds after which no further fix is begun; no limit unless given.
+        progress: Called with (fixes tried, fixes in all).
+
+    Yields:
+        What each gave.
+
+    Raises:
+        FixError: There is no such fix.
+        ReplayError: The incident cannot be replayed.
+    """
+    case = Case(Window(replay), bisection, causes)
+    asked = [check_fix(text) for text in (candidates(causes) if fixes is None else fixes)]
+    began, longest = time.perf_counter(), 0.0
+    made: list[Fix] = []
+    helped: set[str] = set()
+    for done, (name, value) in enumerate(asked):
+        if budget_s is not None and time.perf_counter() - began + longest > budget_s:
+            return
+        if fixes is None and name in helped and name != "clean_data":  # a milder one of the same kind helped
+            continue
+        started = time.perf_counter()
+        result, fix = _try_places(case, name, value)
+        longest = max(longest, time.perf_counter() - started)
+        made += [] if fix is None else [fix]
+        helped |= {name} if result.prevents else set()
+        if fix is not None or fixes is not None:
+            yield result
+        if progress is not None:
+            progress(done + 1, len(asked))
+    if fixes is not None and len(made) > 1:
+        yield _tried(case, _joined(made))
+
+
+def _joined(fixes: Sequence[Fix]) -> Fix:
+    edit = Edit()
+    for fix in fixes:
+        edit |= fix.edit
+    params = {f"{fix.name}.{key}": value for fix in fixes for key, value in fix.params.items()}
+    return Fix("+".join(fix.name for fix in fixes), params, edit, "; ".join(fix.code for fix in fixes if fix.code))
+
+
+def _try_places(case: Case, name: str, value: str | None) -> tuple[FixResult, Fix | None]:
+    """Try a fix; an epsilon at each operand near the origin until one helps."""
+    result, fix = _try_one(case, name, value, lambda: FIXES[name](case, value))
+    if name != "epsilon" or result.prevents is not False:
+        return result, fix
+    for place in list(case.places())[1 : MOST_PLACES + 1]:
+        other, made = _try_one(case, name, value, partial(epsilon, case, value, place))
+        if other.prevents:
+            return other, made
+    return result, fix
+
+
+def _try_one(case: Case, name: str, value: str | None, make: Callable[[], Fix]) -> tuple[FixResult, Fix | None]:
+    params = {} if value is None else {"value": value}
+    try:
+        fix = make()
+    except CannotTryError as error:
+        return FixResult(name, params, None, None, note=str(error)), None
+    except ValueError as error:
+        if isinstance(error, NanreplayError):
+            raise
+        raise FixError(f"{name}: {error}") from error
+    return _tried(case, fix), fix
+
+
+def _tried(case: Case, fix: Fix) -> FixResult:
+    try:
+        outcome = case.window.run(fix.edit)
+    except NanreplayError as error:
+        return FixResult(fix.name, fix.params, None, None, code=fix.code, source=fix.source, note=str(error))
+    return _result(case, fix, outcome)
+
+
+def _result(case: Case, fix: Fix, outcome: Outcome) -> FixResult:
+    results, failed = outcome.results, outcome.failed
+    last = case.window.failing if outcome.raised is not None else results[-1].step
+    bad = Trigger("exception", "", outcome.raised) if outcome.raised is not None else failed.nonfinite if failed is not None else None
+    return FixResult(
+        fix.name,
+        fix.params,
+        prevents=bad is None,
+        steps_checked=(case.window.steps[0], last),
+        nonfinite=bad,
+        nonfinite_step=None if bad is None else last,
+        loss_change=_loss_change(outcome, case.step),
+        final_loss=results[-1].loss if results and outcome.raised is None else None,
+        code=fix.code,
+        source=fix.source,
+        note=fix.note,
+    )
+
+
+def _loss_change(outcome: Outcome, failing: int) -> float | None:
+    """Largest relative change of the loss in the steps before the failing one; None when there are none."""
+    pairs = [(each.loss, each.recorded_loss) for each in outcome.results if each.step < failing]
+    known = [(new, old) for new, old in pairs if new is not None and old is not None and math.isfinite(new) and math.isfinite(old)]
+    return max((abs(new - old) / max(abs(old), 1e-30) if new != old else 0.0 for new, old in known), default=None)

@@ -1,0 +1,199 @@
+"""Replaying the window with changes: from its first keyframe through the failing step to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from nanreplay.errors import ReplayError
+from nanreplay.program.edit import ProgramEditor
+from nanreplay.program.fingerprint import ulp_distance
+from nanreplay.program.widen import TO_FLOAT32, widened, widened_variables
+from nanreplay.records import ProgramRecord, Signature
+from nanreplay.replay import Replay, StepResult
+from nanreplay.replay.compare import compare_step
+from nanreplay.replay.programs import Program
+from nanreplay.replay.state import LiveState
+from nanreplay.whatif.edits import Edit
+
+_SLIGHT_ULP = 64
+"""Differences between a replayed state and a keyframe up to this much are another machine's rounding."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What replaying the window with changes gave."""
+
+    results: tuple[StepResult, ...]
+    skipped: tuple[int, ...] = ()
+    """Steps whose update was undone."""
+    raised: str | None = None
+    """What the failing step raised, as it did in training; None when it ran."""
+
+    @property
+    def failed(self) -> StepResult | None:
+        """The first step that was not finite, or None."""
+        return next((result for result in self.results if not result.finite and result.step not in self.skipped), None)
+
+
+class Window:
+    """The steps of a capture that lead to its incident, to be replayed as often as asked.
+
+    Args:
+        replay: The capture's replay.
+
+    Raises:
+        ReplayError: The incident cannot be replayed.
+    """
+
+    def __init__(self, replay: Replay) -> None:
+        """Find the steps; nothing runs yet."""
+        self.replay = replay
+        self.failing = replay.incident.step
+        held = set(replay.steps)
+        if self.failing not in held:
+            raise ReplayError(f"{replay.capture.path}: step {self.failing} cannot be replayed, so no fix can be tried.")
+        first = last = self.failing
+        while first - 1 in held:
+            first -= 1
+        while last + 1 in held:
+            last += 1
+        self.steps = tuple(range(first, last + 1))
+        self._changes: dict[int, dict[int, Any]] | None = None
+
+    @property
+    def reaches_start(self) -> bool:
+        """Whether the window begins with the first step of the training."""
+        return self.steps[0] == 0
+
+    @property
+    def changes(self) -> Mapping[int, Mapping[int, Any]]:
+        """Variables that something outside of the step changed within the window (metrics reset, a callback), by step."""
+        if self._changes is None:
+            keyframes = [step for step in self.replay.capture.keyframe_steps if self.steps[0] < step <= self.steps[-1]]
+            self._changes = {step: self._changed_at(step) for step in keyframes}
+        return self._changes
+
+    def _changed_at(self, step: int) -> dict[int, Any]:
+        """What a keyframe holds otherwise than the steps before it left it."""
+        left, held = self.replay.state_after(step - 1), self.replay.capture.keyframe(step)
+        return {index: value for index, value in held.items() if not _same(np.asarray(left[index]), value)}
+
+    def run(self, edit: Edit) -> Outcome:
+        """Replay the window with changes, up to the first step that is not finite.
+
+        Raises:
+            ReplayError: A step could not be run.
+        """
+        return _Run(self, edit).outcome()
+
+
+def _same(left: Any, right: Any) -> bool:
+    if left.dtype.kind != "f" or left.dtype != right.dtype:
+        return bool(left.tobytes() == right.tobytes())
+    return ulp_distance(left, right) <= _SLIGHT_ULP
+
+
+class _Run:
+    """One replay of the window."""
+
+    def __init__(self, window: Window, edit: Edit) -> None:
+        self.window = window
+        self.replay = window.replay
+        self.edit = edit
+        variables = self.replay.variables
+        self.live = LiveState(widened_variables(variables, TO_FLOAT32) if edit.widen_half else variables)
+        self.programs: dict[str, Program] = {}
+
+    def outcome(self) -> Outcome:
+        """Run step after step."""
+        steps = self.window.steps
+        results: list[StepResult] = []
+        skipped: list[int] = []
+        state = dict(self.replay.state(steps[0]))
+        for change in self.edit.state:
+            state |= change(state)
+        self.assign(steps[0], state)
+        for step in steps:
+            self.assign(step, {**self.window.changes.get(step, {}), **self.replay.batch(step).overrides} if step > steps[0] else {})
+            before = self.live.read()
+            try:
+                result = self.step(step)
+            except ReplayError as error:
+                if self.replay.incident.trigger.what != "exception" or step != self.window.failing:
+                    raise
+                return Outcome(tuple(results), tuple(skipped), raised=str(error))
+            results.append(result)
+            if not result.finite and not self.edit.skips_nonfinite:
+                break
+            if not result.finite:
+                skipped.append(step)
+                self.live.assign({index: before[index] for index in before if self.replay.variables[index].role not in ("metric", "seed")})
+            elif self.edit.learning_rate != 1.0:
+                self.shrink_update(step, before)
+        return Outcome(tuple(results), tuple(skipped))
+
+    def assign(self, step: int, values: Mapping[int, Any]) -> None:
+        """Set variables; a learning rate that is a variable is set to its part."""
+        rate = self.program(step).signature.learning_rate
+        self.live.assign({i: np.asarray(value) * self.edit.learning_rate if i == rate else value for i, value in values.items()})
+
+    def shrink_update(self, step: int, before: Mapping[int, Any]) -> None:
+        """Where the learning rate is no variable (a schedule, a plain number): take its part of what the step changed."""
+        if self.program(step).signature.learning_rate is not None:
+            return
+        for index, info in enumerate(self.replay.variables):
+            if info.role == "trainable":
+                variable = self.live.variables[index]
+                variable.assign(before[index] + tf.cast(self.edit.learning_rate, variable.dtype) * (variable - before[index]))
+
+    def program(self, step: int) -> Program:
+        """The step's program with the changes made."""
+        name = self.replay.batch(step).program
+        if name not in self.programs:
+            self.programs[name] = self.replay.program(step) if not self.changes_programs else Program(self.changed(step), trust=True)
+        return self.programs[name]
+
+    @property
+    def changes_programs(self) -> bool:
+        """Whether the programs differ from those recorded."""
+        return bool(self.edit.programs) or self.edit.widen_half
+
+    def changed(self, step: int) -> ProgramRecord:
+        """The recorded program with the changes made; it was checked when it was loaded, and fixes add no unsafe op."""
+        editor = ProgramEditor(self.replay.program(step).record)
+        for change in self.edit.programs:
+            change(editor)
+        record = editor.edited()
+        return widened(record, TO_FLOAT32) if self.edit.widen_half else record
+
+    def step(self, step: int) -> StepResult:
+        """Run one step as it was trained, but for the changes."""
+        program, batch = self.program(step), self.replay.batch(step)
+        leaves: Sequence[Any] = batch.leaves
+        for change in self.edit.batches:
+            leaves = change(step, leaves)
+        bad = self.bad_variables(program.signature)
+        slots = [index for index, info in enumerate(self.replay.variables) if info.role == "optimizer" and info.shape]
+        try:
+            found = program.step("recorded", leaves, self.live.variables, batch.fingerprint)
+        except tf.errors.OpError as error:
+            raise ReplayError(f"Step {step} raised with the fix: {(str(error).splitlines() or [''])[0]}") from error
+        return compare_step(
+            step,
+            program.signature,
+            found,
+            batch.fingerprint,
+            paths=[info.path for info in self.replay.variables],
+            count_skips=self.replay.incident.trigger.what == "gradient",
+            is_bad_variable=lambda index: index not in bad and self.live.is_bad(index),
+            slots=slots,
+        )
+
+    def bad_variables(self, signature: Signature) -> set[int]:
+        """Variables that were non-finite before the window began, as a running minimum is."""
+        return {index for index, info in enumerate(self.replay.variables) if info.role in ("state", "other") and self.live.is_bad(index)}
