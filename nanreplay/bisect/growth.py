@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,51 +15,168 @@ from nanreplay.records import Timeline
 _FACTOR = 10.0
 """Growth over the median of the earlier steps that counts."""
 _STEPS = 3
-"""How many steps before the origin it must have lasted."""
+"""How many steps before the origin gradual growth must have lasted."""
+_JUMP = 100.0
+"""Growth over the largest earlier value that counts within fewer steps."""
+_JUMP_FROM_FEW = 1e4
+"""The same when fewer than `_STEPS` earlier values are known."""
+_SHARE = 1e-3
+"""A variable whose series ends below this share of the largest one led nothing."""
+_SERIES = (("gradient_norm", "gradient norm"), ("weight_norm", "norm of the weights"))
 
 
-def find_root(timeline: Timeline | None, step: int) -> Root:
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """How one series of the timeline left its usual range for good."""
+
+    step: int
+    """The first step of the growth: the last one with a usual value, or that of a jump."""
+    what: str
+    """`gradient norm`, `norm of the weights` or `loss`."""
+    variable: str | None
+    """Path of the variable; None for the loss and for the norm over all variables."""
+    low: float
+    """Value before it grew."""
+    high: float
+    """Last finite value."""
+    last_step: int
+    """Step of the last finite value."""
+    is_jump: bool
+    """Whether it came within one or two steps, after steps of usual values."""
+    learning_rate: float | None = None
+    """Learning rate at `step`, None where it is not recorded."""
+
+    @property
+    def factor(self) -> float:
+        """How many times the value grew; infinite from 0."""
+        return self.high / self.low if self.low > 0 else float("inf")
+
+    @property
+    def steps(self) -> int:
+        """In how many steps it grew, at least 1."""
+        return max(self.last_step - self.step, 1)
+
+    @property
+    def subject(self) -> str:
+        """What grew, as a sentence names it: "the gradient norm of `dense/kernel`"."""
+        return f"the {self.what}" + (f" of `{self.variable}`" if self.variable else "")
+
+    @property
+    def numbers(self) -> str:
+        """Growth in numbers: "9e+08 times in 14 steps"."""
+        return f"{self.factor:.2g} times in {self.steps} step{'s' if self.steps > 1 else ''}"
+
+    @property
+    def sentence(self) -> str:
+        """The whole in one sentence."""
+        rate = f", learning rate {self.learning_rate:.6g}" if self.learning_rate is not None else ""
+        values = f"from {self.low:.3g} to {self.high:.3g}"
+        if self.is_jump:
+            return f"At step {self.step} {self.subject} jumped {values} ({self.numbers}){rate}."
+        return f"From step {self.step} on {self.subject} grew without return, {values} at step {self.last_step} ({self.numbers}){rate}."
+
+
+def find_root(timeline: Timeline | None, step: int, paths: Sequence[str] = ()) -> Root:
     """Return the step at which values began to grow, or `step` itself when nothing grew before it.
 
     Args:
         timeline: What was recorded of all steps.
         step: Step of the origin.
+        paths: Path of each variable, by index; tells which one led.
     """
     if timeline is None or not len(np.asarray(timeline.columns.get("step", ()))):
         return Root(step, "Nothing is recorded of earlier steps.")
-    steps = np.asarray(timeline.columns["step"])
-    found = [growth for name, series in _series(timeline) if (growth := _growth(name, steps, series, step)) is not None]
-    if not found:
+    growth = find_growth(timeline, step, paths)
+    if growth is None:
         return Root(step, "Loss, gradients and weights did not grow in the steps before it.")
-    return Root(*min(found, key=lambda pair: pair[0]))
+    return Root(growth.step, growth.sentence)
 
 
-def _series(timeline: Timeline) -> list[tuple[str, NDArray[Any]]]:
-    series = []
-    for name, text in (("gradient_norm", "the gradient norm"), ("weight_norm", "the norm of the weights")):
+def find_growth(timeline: Timeline | None, step: int, paths: Sequence[str] = ()) -> Growth | None:
+    """Return the growth of the series that left its usual range first, None when none did.
+
+    The norm over all variables (or the loss) must have grown; the variable whose own norm left its usual range first led,
+    among equals the one that grew most.
+
+    Args:
+        timeline: What was recorded of all steps.
+        step: Step of the origin.
+        paths: Path of each variable, by index.
+    """
+    if timeline is None or not len(np.asarray(timeline.columns.get("step", ()))):
+        return None
+    found = [growth for series in _series(timeline, paths) if (growth := _leading(timeline, series, step)) is not None]
+    return min(found, key=lambda growth: (growth.is_jump, growth.step), default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Series:
+    what: str
+    total: NDArray[Any]
+    """Over all variables, one value a step."""
+    parts: tuple[tuple[str, NDArray[Any]], ...] = ()
+    """By variable path."""
+
+
+def _series(timeline: Timeline, paths: Sequence[str]) -> Iterator[_Series]:
+    for name, text in _SERIES:
         matrix = np.asarray(timeline.matrices.get(name, np.zeros((0, 0))), np.float64)
         if matrix.size:
             with np.errstate(all="ignore"):
-                series.append((text, np.sqrt(np.sum(np.square(matrix), axis=1))))
+                total = np.sqrt(np.sum(np.square(matrix), axis=1))
+            known = [(column, index) for column, index in enumerate(timeline.variables) if index < len(paths)]
+            yield _Series(text, total, tuple((paths[index], matrix[:, column]) for column, index in known))
     if "loss" in timeline.columns:
-        series.append(("the loss", np.abs(np.asarray(timeline.columns["loss"], np.float64))))
-    return series
+        yield _Series("loss", np.abs(np.asarray(timeline.columns["loss"], np.float64)))
 
 
-def _growth(name: str, steps: NDArray[Any], series: NDArray[Any], step: int) -> tuple[int, str] | None:
-    """Return where a series began to grow for good, and a sentence; None when it did not."""
+def _leading(timeline: Timeline, series: _Series, step: int) -> Growth | None:
+    """Return the growth of the part that led, else that of the total."""
+    whole = _growth(timeline, series.what, None, series.total, step)
+    if whole is None:
+        return None
+    parts = [growth for path, values in series.parts if (growth := _growth(timeline, series.what, path, values, step)) is not None]
+    largest = max((growth.high for growth in parts), default=0.0)
+    leaders = [growth for growth in parts if growth.high >= _SHARE * largest and growth.is_jump == whole.is_jump]
+    return min(leaders, key=lambda growth: (growth.step, -growth.factor), default=whole)
+
+
+def _growth(timeline: Timeline, what: str, variable: str | None, series: NDArray[Any], step: int) -> Growth | None:
+    """Return how a series grew until the origin; None when it did not."""
+    steps = np.asarray(timeline.columns["step"])
     known = (steps <= step) & np.isfinite(series)
     steps, series = steps[known], series[known]
+    start = _gradual_start(series)
+    if start is not None and step - int(steps[start]) >= _STEPS:
+        return _grown(timeline, what, variable, steps[start:], series[start:], float(series[start]), is_jump=False)
+    start = _jump(series[steps < step])
+    if start is None:
+        return None
+    return _grown(timeline, what, variable, steps[start:], series[start:], float(series[start - 1]), is_jump=True)
+
+
+def _grown(
+    timeline: Timeline, what: str, variable: str | None, steps: NDArray[Any], series: NDArray[Any], low: float, *, is_jump: bool
+) -> Growth:
+    began = int(steps[0])
+    return Growth(began, what, variable, low, float(series[-1]), int(steps[-1]), is_jump, learning_rate_at(timeline, began))
+
+
+def learning_rate_at(timeline: Timeline, step: int) -> float | None:
+    """Return the recorded learning rate of a step, None where it is not recorded."""
+    rates = np.asarray(timeline.columns.get("learning_rate", ()), np.float64)
+    found = rates[np.asarray(timeline.columns["step"]) == step] if len(rates) else rates
+    return float(found[0]) if len(found) and np.isfinite(found[0]) else None
+
+
+def _gradual_start(series: NDArray[Any]) -> int | None:
+    """Return the last position of a usual value before a series grew for good; None when it did not."""
     if len(series) <= _STEPS or series[-1] < _FACTOR * float(np.median(series)) or series[-1] <= 0:
         return None
     start = _first_anomaly(series)
-    if start is None or step - int(steps[start]) < _STEPS:
-        return None
-    while start > 0 and series[start - 1] < series[start]:
+    while start is not None and start > 0 and series[start - 1] < series[start]:
         start -= 1
-    low, high, began = float(series[start]), float(series[-1]), int(steps[start])
-    times = f" ({high / low:.2g} times)" if low > 0 else ""
-    return began, f"From step {began} on {name} grew without return, from {low:.3g} to {high:.3g} at step {int(steps[-1])}{times}."
+    return start
 
 
 def _first_anomaly(series: NDArray[Any]) -> int | None:
@@ -66,3 +185,13 @@ def _first_anomaly(series: NDArray[Any]) -> int | None:
     lowest_before = np.minimum.accumulate(series)
     possible = 1 + np.flatnonzero(lowest_after[1:] >= _FACTOR * lowest_before[:-1])
     return next((int(p) for p in possible if lowest_after[p] >= _FACTOR * float(np.median(series[:p])) > 0), None)
+
+
+def _jump(series: NDArray[Any]) -> int | None:
+    """Return the position of a jump that only the last one or two values stand above; None when there is none."""
+    for start in range(max(len(series) - _STEPS + 1, 1), len(series)):
+        usual = float(series[:start].max())
+        wanted = _JUMP if start >= _STEPS else _JUMP_FROM_FEW
+        if usual > 0 and series[start:].min() >= wanted * usual:
+            return start
+    return None

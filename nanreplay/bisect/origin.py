@@ -86,7 +86,7 @@ def _findings(
         other_origins=tuple(_other(scene, suspect) for suspect in suspects[1 : _OTHERS + 1]),
         chain=chain_of(search.scenes, first),
         upstream=upstream_of(scene, first, origin),
-        root=find_root(timeline, scene.step),
+        root=find_root(timeline, scene.step, [info.path for info in runner.variables]),
         notes=notes,
         consequence=consequence_of(search.scenes, first, runner.incident.trigger),
     )

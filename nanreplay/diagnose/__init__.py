@@ -1,5 +1,6 @@
-"""From replays to a verdict."""
+"""From replays to a verdict, and from an origin to its causes."""
 
+from nanreplay.diagnose.causes import causes_of
 from nanreplay.diagnose.verdict import judge
 
-__all__ = ["judge"]
+__all__ = ["causes_of", "judge"]

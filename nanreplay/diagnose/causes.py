@@ -1,0 +1,81 @@
+"""Why it happened: every rule is asked, the causes with evidence are put in order. Imports no TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from nanreplay.bisect import Bisection
+from nanreplay.bisect.run import StepRunner
+from nanreplay.diagnose.case import Case
+from nanreplay.diagnose.rules import data, division, domain, dynamics, matrices, overflow, precision, selection
+from nanreplay.findings import Cause, CauseKind, Verdict
+from nanreplay.records import Timeline
+
+Rule: TypeAlias = Callable[[Case], Cause | None]
+_LEAST = 0.3
+"""Causes with less confidence are not told."""
+_MOST = 4
+"""How many causes are told at most."""
+
+
+def other(case: Case) -> Cause | None:
+    """None of the known causes: what is known all the same."""
+    if case.origin is None:
+        return None
+    made = f"gave {case.value}" if case.origin.outputs else "gave a non-finite value"
+    return Cause("other", 0.1, f"`{case.op or 'the batch'}`{case.where} {made}{case.place}; no known cause fits its operands.")
+
+
+RULES: Mapping[CauseKind, Rule] = {
+    "data_nan": data.data_nan,
+    "data_inf": data.data_inf,
+    "label_out_of_range": data.label_out_of_range,
+    "loss_scale_stuck": precision.loss_scale_stuck,
+    "hardware_like": precision.hardware_like,
+    "where_gradient": selection.where_gradient,
+    "mask_all": selection.mask_all,
+    "fp16_underflow": precision.fp16_underflow,
+    "fp16_overflow": precision.fp16_overflow,
+    "variance_zero": division.variance_zero,
+    "norm_grad_at_zero": domain.norm_grad_at_zero,
+    "sqrt_grad_at_zero": domain.sqrt_grad_at_zero,
+    "empty_reduction": division.empty_reduction,
+    "linalg_singular": matrices.linalg_singular,
+    "log_of_zero": domain.log_of_zero,
+    "log_of_negative": domain.log_of_negative,
+    "sqrt_of_negative": domain.sqrt_of_negative,
+    "pow_domain": domain.pow_domain,
+    "acos_domain": domain.acos_domain,
+    "zero_over_zero": division.zero_over_zero,
+    "division_by_zero": division.division_by_zero,
+    "exp_overflow": overflow.exp_overflow,
+    "bad_init": dynamics.bad_init,
+    "high_learning_rate": dynamics.high_learning_rate,
+    "exploding_gradient": dynamics.exploding_gradient,
+    "data_outlier": data.data_outlier,
+    "other": other,
+}
+"""The rule of each kind; among equals the first is likelier."""
+
+
+def causes_of(replay: StepRunner, bisection: Bisection, verdict: Verdict, timeline: Timeline) -> tuple[Cause, ...]:
+    """Return why a value turned non-finite, the likeliest first; empty when nothing was.
+
+    `other` stands alone: it is an answer only where no rule found its evidence. The failing step runs at most once more.
+
+    Args:
+        replay: Replays the window's steps.
+        bisection: What bisecting found, and the run that it was found in.
+        verdict: What replaying says of the incident.
+        timeline: What was recorded of all steps.
+    """
+    if verdict.kind == "healthy":
+        return ()
+    case = Case(replay, bisection, verdict, timeline)
+    found = [cause for kind, rule in RULES.items() if kind != "other" and (cause := rule(case)) is not None]
+    told = sorted((cause for cause in found if cause.confidence >= _LEAST), key=lambda cause: -cause.confidence)
+    if told:
+        return tuple(told[:_MOST])
+    unknown = other(case)
+    return () if unknown is None else (unknown,)

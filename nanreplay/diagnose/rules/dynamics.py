@@ -1,0 +1,135 @@
+"""Rules about the course of the training: learning rate, exploding gradients, initial weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from nanreplay.diagnose.case import Case, Values
+from nanreplay.diagnose.rules import overflow
+from nanreplay.findings import Cause
+
+_EARLY = 10
+"""Steps within which initial weights can be to blame."""
+_TOO_WIDE = 5.0
+"""How many times wider than He's a layer must be drawn to count."""
+_OVERSHOOT = 0.3
+"""A step that changes weights by more than this share of their norm overshoots."""
+
+
+def high_learning_rate(case: Case) -> Cause | None:
+    """Loss, gradients and weights grow step by step: each update overshoots further than the one before."""
+    growth = case.growth
+    if growth is None or case.origin is None or case.origin.op_type is None or case.kind in ("input", "raised"):
+        return None
+    ratios = _update_ratios(case, growth.step)
+    overshoots = len(ratios) > 0 and float(np.median(ratios)) > _OVERSHOOT
+    evidence = [f"Each update changed the weights by {float(np.median(ratios)):.2g} times their norm (median)."] if len(ratios) else []
+    if growth.is_jump and not _began_with_update(case):
+        return Cause("high_learning_rate", 0.35, growth.sentence, tuple(evidence)) if overshoots else None
+    confidence = 0.55 + 0.15 * (growth.steps >= 4) + 0.12 * overshoots + 0.08 * (growth.factor > 1e4)
+    if not overflow.is_plain(case):
+        confidence = min(0.6, confidence - 0.2)
+    rate = f" at a learning rate of {growth.learning_rate:.6g}" if growth.learning_rate is not None else ""
+    sentence = f"{growth.subject[0].upper()}{growth.subject[1:]} grew {growth.numbers}{rate}."
+    return Cause("high_learning_rate", round(confidence, 2), sentence, (growth.sentence, *evidence))
+
+
+def _update_ratios(case: Case, since: int) -> Values:
+    """Largest update ratio of each step of the growth, as recorded, else as the norms of the weights tell it."""
+    steps = np.asarray(case.timeline.columns["step"])
+    ratios = np.asarray(case.timeline.matrices.get("update_ratio", np.zeros((0, 0))), np.float64)
+    weights = np.asarray(case.timeline.matrices.get("weight_norm", np.zeros((0, 0))), np.float64)
+    chosen = (steps >= since) & (steps <= case.step)
+    with np.errstate(all="ignore"):
+        if weights.size:
+            change = np.abs(np.diff(weights, axis=0)) / np.maximum(weights[:-1], 1e-30)
+            change[~(weights[:-1] > 1e-6)] = 0
+            change = np.vstack([np.zeros((1, weights.shape[1])), change])
+            ratios = np.where(np.isfinite(ratios), ratios, change) if ratios.size else change
+        if not ratios.size:
+            return np.zeros(0)
+        largest = np.where(np.isfinite(ratios[chosen]), ratios[chosen], 0).max(axis=1, initial=0)
+    return np.asarray(largest[largest > 0])
+
+
+def _began_with_update(case: Case) -> bool:
+    """Whether a jump came after an update that threw the weights far off, not before it."""
+    growth = case.growth
+    assert growth is not None
+    if growth.what == "norm of the weights":
+        return False
+    before = _update_ratios(case, growth.step - 1)
+    return growth.step <= 2 and len(before) > 0 and float(before[0]) > 1.0
+
+
+def exploding_gradient(case: Case) -> Cause | None:
+    """Gradients (or the state of a recurrence) grow within a few steps, or within one, until they overflow."""
+    if case.origin is None or not overflow.is_plain(case):
+        return None
+    growth, loops = case.growth, [loop for loop in case.origin.loop if loop.iteration > 0]
+    confidence, evidence = 0.0, []
+    if growth is not None and growth.is_jump and not _began_with_update(case):
+        confidence = 0.8
+        evidence.append(growth.sentence)
+    elif growth is not None:
+        confidence = 0.62
+        evidence.append(growth.sentence)
+    if loops:
+        confidence = max(confidence + 0.08, 0.72)
+        evidence.append(f"It overflows in iteration {loops[0].iteration} of `{loops[0].op}`: values grow from one time step to the next.")
+    if case.origin.phase in ("backward", "update"):
+        confidence = max(confidence + 0.05, 0.7)
+        evidence.append(f"The forward pass is finite; `{case.op}` overflows in the {case.origin.phase} phase.")
+    if not confidence:
+        return None
+    return Cause("exploding_gradient", round(min(confidence, 0.9), 2), _exploded(case), tuple(evidence))
+
+
+def _exploded(case: Case) -> str:
+    growth = case.growth
+    if growth is not None:
+        return f"{growth.subject[0].upper()}{growth.subject[1:]} grew {growth.numbers}, to {growth.high:.3g}."
+    assert case.origin is not None
+    what = "Gradients" if case.origin.phase in ("backward", "update") else "Values"
+    return f"{what} grow until `{case.op}`{case.where} overflows."
+
+
+def bad_init(case: Case) -> Cause | None:
+    """Weights at step 0 are drawn far wider than their shapes allow, and a value overflows within the first steps."""
+    if (
+        case.origin is None
+        or case.origin.op_type is None
+        or case.step > _EARLY
+        or 0 not in case.replay.steps
+        or case.kind in ("input", "raised")
+    ):
+        return None
+    found = sorted(_too_wide(case), reverse=True)
+    if not found:
+        return None
+    ratio, path, spread, usual = found[0]
+    gain = float(np.sum([np.log10(each[0]) for each in found]))
+    confidence = min(0.95, 0.5 + 0.1 * gain + 0.25 * (case.step == 0) + 0.1 * (case.step <= 2))
+    if not overflow.is_plain(case):
+        confidence = min(confidence, 0.62)
+    sentence = (
+        f"`{path}` begins with a standard deviation of {spread:.3g}, {ratio:.3g} times the {usual:.3g} that He's rule gives for its shape."
+    )
+    evidence = [f"Step {case.step} is the first that fails."] + [f"`{each[1]}`: {each[0]:.3g} times." for each in found[1:4]]
+    return Cause("bad_init", round(confidence, 2), sentence, tuple(evidence))
+
+
+def _too_wide(case: Case) -> Iterator[tuple[float, str, float, float]]:
+    """Kernels at step 0 with far too wide values: (ratio, path, standard deviation, that of He et al. 2015, sqrt(2 / fan_in))."""
+    state = case.replay.state(0)
+    for index, info in enumerate(case.replay.variables):
+        if info.role != "trainable" or len(info.shape) < 2 or "embedding" in info.path.lower() or index not in state:
+            continue
+        values = np.asarray(state[index]).astype(np.float64)
+        fan_in = int(np.prod(info.shape[:-1]))
+        usual = float(np.sqrt(2.0 / max(fan_in, 1)))
+        spread = float(np.sqrt(np.mean(np.square(values)))) if np.isfinite(values).all() else 0.0
+        if spread > _TOO_WIDE * usual:
+            yield spread / usual, info.path, spread, usual
