@@ -23,7 +23,8 @@ COMMANDS = {
     "demo": "Train a small model into a NaN, replay it and name the op.",
     "info": "Say what a capture holds.",
     "replay": "Replay the recorded steps and compare them bit for bit.",
-    "bisect": "Name the op that made the first non-finite value.",
+    "bisect": "Name the op that made the first non-finite value, and why.",
+    "whatif": "Try fixes on the recorded failure.",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Literal
 
 import click
 
@@ -12,13 +13,18 @@ from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED
 CODES = {"healthy": FINITE, "reproduced": NONFINITE, "xla_only": NONFINITE, "precision_only": NONFINITE}
 """Exit code by kind of verdict; `transient` and `inconclusive` could not be decided."""
 
+FIXES: dict[bool | None, Literal["fast", "all", "none"]] = {None: "fast", True: "all", False: "none"}
+
 
 @click.command("bisect")
 @capture_file
+@click.option(
+    "--fixes/--no-fixes", "fixes", default=None, help="Try all fixes that fit the cause, or none; those that take under 5 s unless given."
+)
 @as_json
 @trust
-def command(file: str, as_json: bool, trust: bool) -> int:
-    """Replay the failing step of FILE and name the op that made the first non-finite value.
+def command(file: str, fixes: bool | None, as_json: bool, trust: bool) -> int:
+    """Replay the failing step of FILE, name the op that made the first non-finite value, say why, and try fixes.
 
     Exit codes: 0 healthy, 1 non-finite reproduced, 2 unreadable file, 3 could not decide.
     """
@@ -28,7 +34,7 @@ def command(file: str, as_json: bool, trust: bool) -> int:
     with quiet_work(), progress_bar() as watch:
         from nanreplay.report.explain import explain
 
-        report = explain(file, trust=trust, progress=watch.progress, say=watch.say)
+        report = explain(file, trust=trust, fixes=FIXES[fixes], progress=watch.progress, say=watch.say)
     if as_json:
         from nanreplay.report.tojson import to_json
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,20 +13,21 @@ from nanreplay.errors import NanreplayError
 
 if TYPE_CHECKING:
     from nanreplay.replay import StepResult
+    from nanreplay.replay.programs import Mode
 
 
 @click.command("replay")
 @click.argument("files", metavar="FILE...", nargs=-1, required=True)
 @click.option(
     "--mode",
-    type=click.Choice(["recorded", "ops"]),
+    type=click.Choice(["recorded", "graph", "ops", "float64"]),
     default="recorded",
     show_default=True,
-    help="recorded: compiled as it was trained; ops: op by op.",
+    help="recorded: compiled as it was trained; graph: compiled without XLA; ops: op by op; float64: op by op, every float as float64.",
 )
 @as_json
 @trust
-def command(files: tuple[str, ...], mode: Literal["recorded", "ops"], as_json: bool, trust: bool) -> int:
+def command(files: tuple[str, ...], mode: Mode, as_json: bool, trust: bool) -> int:
     """Replay the recorded steps of each FILE and compare them with the recording.
 
     Exit codes: 0 all finite, 1 non-finite reproduced, 2 unreadable file, 3 cannot be replayed.
@@ -50,7 +51,7 @@ def command(files: tuple[str, ...], mode: Literal["recorded", "ops"], as_json: b
     return max(codes, key=(FINITE, NONFINITE, UNDECIDED, UNREADABLE).index)
 
 
-def _replay(file: str, mode: Literal["recorded", "ops"], trust: bool) -> tuple[Sequence[StepResult], Sequence[str]]:
+def _replay(file: str, mode: Mode, trust: bool) -> tuple[Sequence[StepResult], Sequence[str]]:
     from nanreplay.capture import Capture
     from nanreplay.report.steps import replay_steps
 

@@ -1,25 +1,33 @@
-"""From a capture to a report: replay, judge, bisect. What the command line, the terminal interface and pytest call."""
+"""From a capture to a report: replay, judge, bisect, diagnose, try fixes. What the command line, the terminal interface and pytest call."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from nanreplay.capture import Capture
 from nanreplay.errors import MissingPartError, ReplayError, UnsupportedOpError
-from nanreplay.findings import Findings, Report, Verdict
+from nanreplay.findings import Cause, Findings, FixResult, Report, Verdict
 from nanreplay.report.sentence import sentence
+
+if TYPE_CHECKING:
+    from nanreplay.bisect import Bisection
+    from nanreplay.replay import Replay
+
+Fixes: TypeAlias = Literal["fast", "all", "none"] | Sequence[str]
+"""Which fixes are tried: those that fit and take less than FAST_S in all, all that fit, none, or those that are named."""
+FAST_S = 5.0
+"""Seconds that fixes may take when nobody asked for them."""
+Progress: TypeAlias = Callable[[int, int], None]
+Say: TypeAlias = Callable[[str], None]
 
 
 def explain(
-    path: str | os.PathLike[str],
-    *,
-    trust: bool = False,
-    progress: Callable[[int, int], None] | None = None,
-    say: Callable[[str], None] | None = None,
+    path: str | os.PathLike[str], *, trust: bool = False, fixes: Fixes = "fast", progress: Progress | None = None, say: Say | None = None
 ) -> Report:
-    """Replay the capture at `path` and explain its first non-finite value.
+    """Replay the capture at `path`, explain its first non-finite value, and try what prevents it.
 
     ```python
     print(explain("run.h5").sentence)
@@ -28,32 +36,63 @@ def explain(
     Args:
         path: The capture file.
         trust: Let ops that touch files, the network or processes run; only for captures of your own.
+        fixes: Which fixes to try, such as `["clipnorm=1.0", "lr=0.1"]`; see `Fixes`.
         progress: Called with (steps done, steps in all).
         say: Called with a line before each part of the work.
 
     Raises:
         CaptureError: The file cannot be read.
+        FixError: There is no such fix.
         UnsafeProgramError: The program reaches beyond tensors.
         UnsupportedOpError: The program holds an op that cannot be replayed.
     """
-    from nanreplay.bisect import bisect
-    from nanreplay.diagnose.verdict import judge
+    from nanreplay.bisect import Bisection
+    from nanreplay.diagnose import causes_of, judge
     from nanreplay.replay import Replay
 
     with Capture(path) as capture, Replay(capture, trust=trust) as replay:
         verdict = judge(replay, progress=progress)
-        if verdict.kind == "inconclusive":
-            findings = Findings(reason=verdict.reason)
-        else:
-            try:
-                findings = bisect(replay, capture.timeline_record(), progress=say).findings
-            except (UnsupportedOpError, ReplayError, MissingPartError) as error:
-                findings = Findings(reason=f"The step cannot be run op by op. {error}")
-        findings = replace(findings, notes=_notes(capture.incident.notes, replay.notes, findings.notes))
-        return report_of(capture, verdict, findings)
+        undecided = Bisection(Findings(reason=verdict.reason))
+        bisection = undecided if verdict.kind == "inconclusive" else _bisected(replay, say)
+        causes = causes_of(replay, bisection, verdict, capture.timeline_record())
+        tried, said = _tried(replay, bisection, causes, fixes, progress, say)
+        findings = bisection.findings
+        findings = replace(findings, notes=_notes(capture.incident.notes, replay.notes, findings.notes, said))
+        return report_of(capture, verdict, findings, causes, tried)
 
 
-def report_of(capture: Capture, verdict: Verdict, findings: Findings) -> Report:
+def _bisected(replay: Replay, say: Say | None) -> Bisection:
+    from nanreplay.bisect import Bisection, bisect
+
+    try:
+        return bisect(replay, replay.capture.timeline_record(), progress=say)
+    except (UnsupportedOpError, ReplayError, MissingPartError) as error:
+        return Bisection(Findings(reason=f"The step cannot be run op by op. {error}"))
+
+
+def _tried(
+    replay: Replay, bisection: Bisection, causes: Sequence[Cause], fixes: Fixes, progress: Progress | None, say: Say | None
+) -> tuple[tuple[FixResult, ...], list[str]]:
+    """What the fixes gave, and a line when some were left out."""
+    from nanreplay.whatif.trial import what_if
+
+    named = None if isinstance(fixes, str) else list(fixes)
+    if fixes == "none" or not (causes or named):
+        return (), []
+    if say is not None:
+        say("trying fixes")
+    try:
+        found = what_if(replay, bisection, causes, named, budget_s=FAST_S if fixes == "fast" else None, progress=progress)
+    except (ReplayError, UnsupportedOpError, MissingPartError) as error:
+        return (), [f"No fix could be tried. {error}"]
+    if not found.left_out:
+        return found.results, []
+    return found.results, [f"Not tried within {FAST_S:.0f} s: {', '.join(found.left_out)}. `nanreplay whatif` tries them."]
+
+
+def report_of(
+    capture: Capture, verdict: Verdict, findings: Findings, causes: tuple[Cause, ...] = (), fixes: tuple[FixResult, ...] = ()
+) -> Report:
     """Everything that is said of an open capture."""
     incident, held = capture.incident, capture.steps or (capture.incident.step,)
     steps = (held[0], held[-1])
@@ -64,7 +103,9 @@ def report_of(capture: Capture, verdict: Verdict, findings: Findings) -> Report:
         trigger=incident.trigger,
         verdict=verdict,
         findings=findings,
-        sentence=sentence(verdict, findings, incident, steps),
+        sentence=sentence(verdict, findings, incident, steps, causes, fixes),
+        causes=causes,
+        fixes=fixes,
     )
 
 

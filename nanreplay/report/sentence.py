@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import PurePath
 
-from nanreplay.findings import Findings, OperandFacts, Origin, OutputFacts, Verdict
+from nanreplay.findings import Cause, Findings, FixResult, OperandFacts, Origin, OutputFacts, Verdict
 from nanreplay.records import Incident, Trigger
 from nanreplay.report.numbers import readable_list, readable_number, readable_steps, readable_trigger
+from nanreplay.report.words import cause_in_words, fixes_in_words
 
 _LONGEST_CODE = 120
 """Characters of a source line in the sentence."""
@@ -28,7 +30,14 @@ _JOINED = {
 """How two operands read, by op type."""
 
 
-def sentence(verdict: Verdict, findings: Findings, incident: Incident, steps: tuple[int, int]) -> str:
+def sentence(
+    verdict: Verdict,
+    findings: Findings,
+    incident: Incident,
+    steps: tuple[int, int],
+    causes: Sequence[Cause] = (),
+    fixes: Sequence[FixResult] = (),
+) -> str:
     """Say where the first non-finite value was born, how it reached the trigger, and how sure that is.
 
     Args:
@@ -36,7 +45,14 @@ def sentence(verdict: Verdict, findings: Findings, incident: Incident, steps: tu
         findings: What bisecting found.
         incident: Why the capture was written.
         steps: First and last step of the recorded window.
+        causes: Why, the likeliest first.
+        fixes: What was tried.
     """
+    why = " ".join(filter(None, (cause_in_words(causes), fixes_in_words(fixes))))
+    return " ".join(filter(None, (_what(verdict, findings, incident, steps), why)))
+
+
+def _what(verdict: Verdict, findings: Findings, incident: Incident, steps: tuple[int, int]) -> str:
     if verdict.kind in ("healthy", "transient", "inconclusive") or findings.origin is None:
         return _without_origin(verdict, findings, incident, steps)
     origin = findings.origin

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from nanreplay.errors import ReplayError
 from nanreplay.report.numbers import jsonable, readable_number, readable_trigger, readable_ulp
@@ -11,10 +11,11 @@ from nanreplay.report.numbers import jsonable, readable_number, readable_trigger
 if TYPE_CHECKING:
     from nanreplay.capture import Capture
     from nanreplay.replay import StepResult
+    from nanreplay.replay.programs import Mode
 
 
 def replay_steps(
-    capture: Capture, mode: Literal["recorded", "ops"], *, trust: bool = False, progress: Callable[[int, int], None] | None = None
+    capture: Capture, mode: Mode, *, trust: bool = False, progress: Callable[[int, int], None] | None = None
 ) -> tuple[list[StepResult], tuple[str, ...]]:
     """Replay every step of an open capture that can be; returns the results and readable notes.
 

@@ -9,20 +9,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from nanreplay.findings import ChainLink, Evidence, OperandFacts, Origin, OutputFacts, Report
+from nanreplay.findings import Cause, ChainLink, Evidence, OperandFacts, Origin, OutputFacts, Report
+from nanreplay.report.fixes import fix_parts
 from nanreplay.report.numbers import readable_list, readable_number, readable_steps, readable_trigger, readable_ulp
 from nanreplay.report.sentence import source_text
+from nanreplay.report.terminal import print_parts
 
 
 def print_report(report: Report, console: Console) -> None:
     """Write `report` to a terminal or a file; a file gets neither colour nor padding."""
-    if console.is_terminal:
-        console.print(Group(*_parts(report)))
-        return
-    with console.capture() as captured:
-        console.print(Group(*_parts(report)), soft_wrap=True)
-    for line in captured.get().splitlines():
-        console.file.write(f"{line.rstrip()}\n")
+    print_parts(_parts(report), console)
 
 
 def _parts(report: Report) -> Iterator[RenderableType]:
@@ -30,6 +26,10 @@ def _parts(report: Report) -> Iterator[RenderableType]:
     yield Text(report.sentence, style="bold")
     yield Text()
     yield _facts(report)
+    if report.causes:
+        yield from _titled("Why", _causes(report.causes))
+    if report.fixes:
+        yield from _titled("Fixes that were tried on the recording", Group(*fix_parts(report.fixes)))
     if origin is not None and origin.operands:
         yield from _titled("Operands, at the element that failed", _operands(origin.operands))
     if findings.upstream:
@@ -98,6 +98,14 @@ def _output(output: OutputFacts) -> str:
 
 def _index(index: Sequence[int]) -> str:
     return f"[{', '.join(map(str, index))}]"
+
+
+def _causes(causes: Sequence[Cause]) -> RenderableType:
+    lines = []
+    for cause in causes:
+        lines.append(Text.assemble((cause.kind, "cyan"), f" ({cause.confidence:.0%})  {cause.sentence}"))
+        lines += [Text(f"  {line}") for line in cause.evidence]
+    return Group(*lines)
 
 
 def _operands(operands: Sequence[OperandFacts]) -> Table:

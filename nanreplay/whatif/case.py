@@ -11,11 +11,13 @@ import numpy as np
 
 from nanreplay.bisect import Bisection
 from nanreplay.bisect.arrays import words
+from nanreplay.bisect.rules import COPIES
 from nanreplay.bisect.trace import Fact, StepTrace
 from nanreplay.findings import Cause, Origin
 from nanreplay.program.edit import OpKey, ProgramEditor
 from nanreplay.records import Frame, OpInfo
 from nanreplay.replay.events import ValueId
+from nanreplay.whatif.code import operand_text
 from nanreplay.whatif.edits import CannotTryError, ProgramEdit
 from nanreplay.whatif.window import Window
 
@@ -25,9 +27,7 @@ POLES = DIVISIONS | words(
 )
 """Ops with an operand at which they, or their gradients, are not finite."""
 _SECOND = DIVISIONS | words("Xlogy Xlog1py")
-_COPIES = words(
-    "Identity IdentityN StopGradient PreventGradient Snapshot EnsureShape Reshape ExpandDims Squeeze Cast BroadcastTo Transpose"
-)
+_COPIES = COPIES | words("ExpandDims Squeeze Cast BroadcastTo Transpose")
 _LONGEST_SEARCH = 12
 
 
@@ -91,6 +91,21 @@ class Case:
         suspect = self.bisection.suspect
         key = suspect.fact.key if suspect is not None and suspect.fact is not None else ("", origin.op_name)
         return self.forward_of(key)
+
+    @property
+    def is_optimizers_own(self) -> bool:
+        """Whether the origin is an op of the optimizer's that no line of the user's code computes."""
+        origin = self.origin
+        return origin is not None and origin.where == "optimizer" and operand_text(origin.source, origin.op_type or "") is None
+
+    def check_users_own(self) -> None:
+        """Fail when the origin is an op of the optimizer, which a user cannot write in another way.
+
+        Raises:
+            CannotTryError: It is.
+        """
+        if self.is_optimizers_own:
+            raise CannotTryError("The op is the optimizer's own.")
 
     def forward_of(self, key: OpKey) -> OpKey:
         """Return the forward op whose gradient an op computes; the op itself when it is a forward op."""

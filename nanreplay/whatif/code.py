@@ -37,11 +37,11 @@ def rewritten(source: Frame | None, op_type: str, template: str) -> str:
     return shown.replace("{}", f"({operand})" if op_type in _SHOWN and not operand.startswith("tf.") else operand)
 
 
-def operand_text(source: Frame | None, op_type: str) -> str:
-    """Return how the source line writes the op's operand; `x` when that cannot be told."""
+def operand_text(source: Frame | None, op_type: str) -> str | None:
+    """Return how the source line writes the op's operand, None when that cannot be told."""
     code = source.code.strip() if source is not None and source.code else ""
     found = {code.encode()[operand.start : operand.end].decode() for operand in _operands(code, op_type)}
-    return found.pop() if len(found) == 1 else "x"
+    return found.pop() if len(found) == 1 else None
 
 
 def short(number: float) -> str:

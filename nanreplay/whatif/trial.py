@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 
 from nanreplay.bisect import Bisection
@@ -17,26 +18,21 @@ from nanreplay.whatif.case import Case
 from nanreplay.whatif.edits import CannotTryError, Edit, Fix
 from nanreplay.whatif.fixes import FIXES
 from nanreplay.whatif.fixes.operand import epsilon
+from nanreplay.whatif.spec import FixError, check_fix
 from nanreplay.whatif.window import Outcome, Window
 
 MOST_PLACES = 3
 """At how many operands near the origin an epsilon is tried."""
 
 
-class FixError(NanreplayError, ValueError):
-    """A fix was asked for that does not exist, or with a value that it does not take."""
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What trying fixes gave."""
 
-
-def check_fix(text: str) -> tuple[str, str | None]:
-    """Take `clipnorm=1.0` apart into name and value.
-
-    Raises:
-        FixError: There is no such fix.
-    """
-    name, has_value, value = text.partition("=")
-    if name.strip() not in FIXES:
-        raise FixError(f"There is no fix {name.strip()!r}. There are: {', '.join(FIXES)}.")
-    return name.strip(), value.strip() if has_value else None
+    results: tuple[FixResult, ...]
+    """In the order in which they were tried."""
+    left_out: tuple[str, ...] = ()
+    """Fixes for which there was no time."""
 
 
 def what_if(
@@ -47,45 +43,60 @@ def what_if(
     *,
     budget_s: float | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> Iterator[FixResult]:
+) -> Tried:
     """Try fixes on a recording, one after another.
 
     Args:
         replay: The capture's replay.
         bisection: Where the first non-finite value was born.
         causes: Why, the likeliest first.
-        fixes: What to try, such as `clipnorm=1.0`; several are tried together as well. Those that fit the causes unless given.
-        budget_s: Seconds after which no further fix is begun; no limit unless given.
+        fixes: What to try, such as `clipnorm=1.0`; several are tried together as well. Unless given, those that fit the
+            causes: of each kind the mildest that helps, and none that does not apply.
+        budget_s: Seconds in which all should be done; a fix is begun only when it is likely to fit. No limit unless given.
         progress: Called with (fixes tried, fixes in all).
-
-    Yields:
-        What each gave.
 
     Raises:
         FixError: There is no such fix.
         ReplayError: The incident cannot be replayed.
     """
-    case = Case(Window(replay), bisection, causes)
     asked = [check_fix(text) for text in (candidates(causes) if fixes is None else fixes)]
-    began, longest = time.perf_counter(), 0.0
-    made: list[Fix] = []
-    helped: set[str] = set()
+    bench = _Bench(Case(Window(replay), bisection, causes), keeps_all=fixes is not None)
+    ends = math.inf if budget_s is None else time.perf_counter() + budget_s
     for done, (name, value) in enumerate(asked):
-        if budget_s is not None and time.perf_counter() - began + longest > budget_s:
-            return
-        if fixes is None and name in helped and name != "clean_data":  # a milder one of the same kind helped
-            continue
-        started = time.perf_counter()
-        result, fix = _try_places(case, name, value)
-        longest = max(longest, time.perf_counter() - started)
-        made += [] if fix is None else [fix]
-        helped |= {name} if result.prevents else set()
-        if fix is not None or fixes is not None:
-            yield result
+        if time.perf_counter() + bench.longest_s > ends:
+            left = [each if text is None else f"{each}={text}" for each, text in asked[done:]]
+            return Tried(tuple(bench.results), tuple(left))
+        bench.take(name, value)
         if progress is not None:
             progress(done + 1, len(asked))
-    if fixes is not None and len(made) > 1:
-        yield _tried(case, _joined(made))
+    if fixes is not None and len(bench.made) > 1:
+        bench.results.append(_tried(bench.case, _joined(bench.made)))
+    return Tried(tuple(bench.results))
+
+
+@dataclass(slots=True)
+class _Bench:
+    """Fixes that were tried so far."""
+
+    case: Case
+    keeps_all: bool
+    """Whether each fix was asked for: then none is left out, and one that does not apply says so."""
+    results: list[FixResult] = field(default_factory=list)
+    made: list[Fix] = field(default_factory=list)
+    longest_s: float = 0.0
+
+    def take(self, name: str, value: str | None) -> None:
+        """Try one more."""
+        helped = {result.name for result in self.results if result.prevents}
+        if not self.keeps_all and name in helped and name != "clean_data":  # a milder one of its kind helped
+            return
+        began = time.perf_counter()
+        result, fix = _try_places(self.case, name, value)
+        self.longest_s = max(self.longest_s, time.perf_counter() - began)
+        if fix is not None:
+            self.made.append(fix)
+        if fix is not None or self.keeps_all:
+            self.results.append(result)
 
 
 def _joined(fixes: Sequence[Fix]) -> Fix:

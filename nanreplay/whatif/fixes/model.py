@@ -12,6 +12,7 @@ import tensorflow as tf
 from nanreplay.bisect.arrays import words
 from nanreplay.program.edit import ProgramEditor
 from nanreplay.whatif.case import Case
+from nanreplay.whatif.code import short
 from nanreplay.whatif.edits import CannotTryError, Edit, Fix
 from nanreplay.whatif.fixes.optimizer import number
 
@@ -44,15 +45,14 @@ def float32(case: Case, value: str | None) -> Fix:
     if not any(half in kind for kind in (*kinds, *(output.dtype for output in outputs)) for half in _HALF):
         raise CannotTryError("The step computes in float32 already.")
     layer = case.origin.layer if case.origin is not None else None
-    code = (
-        f'dtype="float32"  # of the layer `{layer}` and those it feeds' if layer else 'keras.mixed_precision.set_global_policy("float32")'
-    )
+    everywhere = 'keras.mixed_precision.set_global_policy("float32")'
+    code = f'dtype="float32"  # of the layer `{layer}` and those it feeds' if layer else everywhere
     return Fix("float32", {}, Edit(widen_half=True), code)
 
 
 def finite_mask(case: Case, value: str | None) -> Fix:
     """Put a large negative number in the place of -inf where softmax takes it."""
-    low = -abs(number(value, 1e9)) if value is None else -abs(float(value))
+    low = -number(value and value.lstrip("-"), 1e9)
     softmaxes = {key for key, info in case.infos.items() if info.type in _SOFTMAXES}
     if case.op in softmaxes:
         softmaxes = {case.op}
@@ -64,9 +64,8 @@ def finite_mask(case: Case, value: str | None) -> Fix:
 
     if not softmaxes:
         raise CannotTryError("The step holds no softmax that takes a mask.")
-    return Fix(
-        "finite_mask", {"value": low}, Edit(programs=(edit,)), f"tf.where(mask, scores, {low:g})  # in place of -inf", case.source(case.op)
-    )
+    code = f"tf.where(mask, scores, {short(low)})  # in place of -inf"
+    return Fix("finite_mask", {"value": low}, Edit(programs=(edit,)), code, case.source(case.op))
 
 
 def init(case: Case, value: str | None) -> Fix:
@@ -75,9 +74,8 @@ def init(case: Case, value: str | None) -> Fix:
     if scheme not in ("glorot", "he"):
         raise ValueError(f"Expected glorot or he. Received: {scheme}")
     if not case.window.reaches_start:
-        raise CannotTryError(
-            f"The capture reaches back to step {case.window.steps[0]}, not to the first step, so the initial weights are not in it."
-        )
+        first = case.window.steps[0]
+        raise CannotTryError(f"The capture reaches back to step {first}, not to the first step, so the initial weights are not in it.")
     variables = case.window.replay.variables
     kernels = [index for index, info in enumerate(variables) if info.role == "trainable" and len(info.shape) >= 2]
     if not kernels:
@@ -85,9 +83,8 @@ def init(case: Case, value: str | None) -> Fix:
 
     def change(state: Mapping[int, Any]) -> Mapping[int, Any]:
         random = np.random.default_rng(0)
-        return {
-            index: tf.cast(drawn(random, variables[index].shape, scheme), variables[index].dtype) for index in kernels if index in state
-        }
+        held = [(index, variables[index]) for index in kernels if index in state]
+        return {index: tf.cast(drawn(random, info.shape, scheme), info.dtype) for index, info in held}
 
     name = {"glorot": "glorot_uniform", "he": "he_normal"}[scheme]
     return Fix("init", {"scheme": scheme}, Edit(state=(change,)), f'kernel_initializer="{name}"')

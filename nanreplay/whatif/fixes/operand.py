@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from nanreplay.whatif.case import DIVISIONS, Case, Place
-from nanreplay.whatif.code import rewritten
+from nanreplay.whatif.code import operand_text, rewritten, short
 from nanreplay.whatif.edits import CannotTryError, Edit, Fix
-from nanreplay.whatif.fixes.optimizer import number
+from nanreplay.whatif.fixes.optimizer import number, optimizer_of
 
 EPSILON = 1e-7
 """Keras's `keras.config.epsilon()`."""
@@ -30,55 +31,59 @@ def epsilon(case: Case, value: str | None, place: Place | None = None) -> Fix:
     small = number(value, EPSILON)
     place = place or next(case.places())
     if place.everywhere:
-        code = f"{{}} = {{}} + {small:g}  # x: what `{place.type}` and other ops take".replace("{}", "x")
-        edit = Edit(programs=(case.value_edit(place, lambda x: x + tf.cast(small, x.dtype)),))
-        return Fix("epsilon", {"value": small, "where": "all uses of the operand"}, edit, code, case.source(place.op))
+        return _everywhere(case, place, small)
     operand = case.operand(place)
-    if place.type in _NEGATIVE_TOO and operand is not None and operand.size and (operand < 0).any():
-        return _at(case, place, "epsilon", {"value": small, "how": "maximum"}, lambda x: at_least(x, small), f"tf.maximum({{}}, {small:g})")
     if place.type in ("Acos", "Asin", "Atanh", "Acosh"):
         return clamp(case, value)
-    return _at(case, place, "epsilon", {"value": small}, lambda x: x + tf.cast(small, x.dtype), f"{{}} + {small:g}")
+    if place.type in _NEGATIVE_TOO and operand is not None and (operand < 0).any():
+        return _at_least(case, place, small)
+    fix = _at(case, place, "epsilon", {"value": small}, lambda x: x + tf.cast(small, x.dtype), f"{{}} + {short(small)}")
+    if case.is_optimizers_own:
+        return replace(fix, source=None, code=f"keras.optimizers.{optimizer_of(case)}(..., epsilon={short(small)})")
+    return fix
+
+
+def _everywhere(case: Case, place: Place, small: float) -> Fix:
+    source = case.source(place.op)
+    name = operand_text(source, place.type) or "x"
+    edit = Edit(programs=(case.value_edit(place, lambda x: x + tf.cast(small, x.dtype)),))
+    code = f"{name} = {name} + {short(small)}  # before `{place.type}` and the other ops that take it"
+    return Fix("epsilon", {"value": small, "where": "all uses of the operand"}, edit, code, source)
 
 
 def double_where(case: Case, value: str | None) -> Fix:
     """Put 1 in the place of operands at a pole before the op sees them, so that its gradient does not see them either."""
+    case.check_users_own()
     place = next(case.places())
-    if place.type in DIVISIONS | {"Reciprocal", "Inv"}:
-        return _at(case, place, "double_where", {}, _unless(lambda x: tf.not_equal(x, 0)), "tf.where({0} != 0, {0}, 1.0)")
-    if place.type in ("Acos", "Asin", "Atanh"):
-        return _at(
-            case, place, "double_where", {}, lambda x: tf.where(tf.abs(x) < 1, x, tf.zeros_like(x)), "tf.where(tf.abs({0}) < 1, {0}, 0.0)"
-        )
     if place.type in ("Exp", "Expm1"):
         raise CannotTryError("`Exp` has no pole that a `where` could leave out.")
-    return _at(case, place, "double_where", {}, _unless(lambda x: x > 0), "tf.where({0} > 0, {0}, 1.0)")
+    if place.type in DIVISIONS | {"Reciprocal", "Inv"}:
+        is_safe, template = _is_not_zero, "tf.where({0} != 0, {0}, 1.0)"
+    elif place.type in ("Acos", "Asin", "Atanh"):
+        is_safe, template = _is_inside, "tf.where(tf.abs({0}) < 1, {0}, 0.0)"
+    else:
+        is_safe, template = _is_positive, "tf.where({0} > 0, {0}, 1.0)"
+    other = 0 if is_safe is _is_inside else 1
+    return _at(case, place, "double_where", {}, lambda x: tf.where(is_safe(x), x, tf.cast(other, x.dtype)), template)
 
 
 def clamp(case: Case, value: str | None) -> Fix:
     """Cut the operand to where the op and its gradient are finite."""
     place = next(case.places())
     if place.type in ("Acos", "Asin", "Atanh"):
-        high = 1 - number(value, 1e-6)
-        return _at(
-            case,
-            place,
-            "epsilon",
-            {"value": 1 - high, "how": "clip"},
-            lambda x: between(x, -high, high),
-            f"tf.clip_by_value({{}}, {-high:g}, {high:g})",
-        )
+        margin = number(value, 1e-6)
+        high = 1 - margin
+        template = f"tf.clip_by_value({{}}, {-high:.8g}, {high:.8g})"
+        return _at(case, place, "epsilon", {"value": margin, "how": "clip"}, lambda x: _between(x, -high, high), template)
     if place.type in ("Exp", "Expm1"):
-        return _at(
-            case,
-            place,
-            "stable_op",
-            {"op": "tf.minimum"},
-            lambda x: between(x, -np.inf, _largest_exponent(x.dtype)),
-            "tf.minimum({}, 80.0)",
-        )
-    small = number(value, EPSILON)
-    return _at(case, place, "epsilon", {"value": small, "how": "maximum"}, lambda x: at_least(x, small), f"tf.maximum({{}}, {small:g})")
+        template = "tf.minimum({}, 80.0)"
+        return _at(case, place, "stable_op", {"op": "tf.minimum"}, lambda x: _at_most(x, _largest_exponent(x.dtype)), template)
+    low = 1 + number(value, 1e-6) if place.type == "Acosh" else number(value, EPSILON)
+    return _at_least(case, place, low)
+
+
+def _at_least(case: Case, place: Place, low: float) -> Fix:
+    return _at(case, place, "epsilon", {"value": low, "how": "maximum"}, partial(_raised, low), f"tf.maximum({{}}, {short(low)})")
 
 
 def _largest_exponent(dtype: Any) -> float:
@@ -91,15 +96,25 @@ def _at(case: Case, place: Place, name: str, params: dict[str, Any], change: Cal
     return Fix(name, params, Edit(programs=(case.operand_edit(place, change),)), code, source)
 
 
-def _unless(is_safe: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    return lambda x: tf.where(is_safe(x), x, tf.ones_like(x))
+def _is_not_zero(x: Any) -> Any:
+    return tf.not_equal(x, 0)
 
 
-def at_least(x: Any, low: float) -> Any:
-    """`tf.maximum(x, low)`."""
+def _is_positive(x: Any) -> Any:
+    return x > 0
+
+
+def _is_inside(x: Any) -> Any:
+    return tf.abs(x) < 1
+
+
+def _raised(low: float, x: Any) -> Any:
     return tf.maximum(x, tf.cast(low, x.dtype))
 
 
-def between(x: Any, low: float, high: float) -> Any:
-    """`tf.clip_by_value(x, low, high)`."""
-    return tf.minimum(tf.maximum(x, tf.cast(low, x.dtype)), tf.cast(high, x.dtype))
+def _at_most(x: Any, high: float) -> Any:
+    return tf.minimum(x, tf.cast(high, x.dtype))
+
+
+def _between(x: Any, low: float, high: float) -> Any:
+    return _at_most(_raised(low, x), high)

@@ -49,9 +49,7 @@ def global_clipnorm(case: Case, value: str | None) -> Fix:
 def skip_step(case: Case, value: str | None) -> Fix:
     """Leave out the update of a step that is not finite."""
     code = "if tf.math.is_finite(loss): optimizer.apply_gradients(...)"
-    return Fix(
-        "skip_step", {}, Edit(skips_nonfinite=True), code, note="The loss of the step itself stays as it is; its update is left out."
-    )
+    return Fix("skip_step", {}, Edit(skips_nonfinite=True), code, note="The loss of the step stays as it is; its update is left out.")
 
 
 def _clipped(case: Case, name: str, limit: float, clip: Callable[[Sequence[Any], Any], Sequence[Any]]) -> Fix:

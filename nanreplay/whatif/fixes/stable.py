@@ -37,6 +37,7 @@ class Chain:
 
 def stable_op(case: Case, value: str | None) -> Fix:
     """Exchange the ops around the origin for one that is finite there."""
+    case.check_users_own()
     editor = ProgramEditor(case.window.replay.program(case.step).record)
     kind, source = editor.node(case.op).op, case.source(case.op)
     if kind in ("RealDiv", "Div"):
@@ -89,9 +90,9 @@ def _shifted(case: Case, editor: ProgramEditor, source: Frame | None) -> Fix | N
 
 def _log_softmax(editor: ProgramEditor, log: OpKey) -> Chain | None:
     way = _back(editor, log)
-    return (
-        Chain(way[:-1], editor.data_inputs(way[-2])[0], tf.nn.log_softmax, "tf.nn.log_softmax") if _ends(editor, way, "Softmax") else None
-    )
+    if not _ends(editor, way, "Softmax"):
+        return None
+    return Chain(way[:-1], editor.data_inputs(way[-2])[0], tf.nn.log_softmax, "tf.nn.log_softmax")
 
 
 def _log_sigmoid(editor: ProgramEditor, log: OpKey) -> Chain | None:
