@@ -77,8 +77,9 @@ class EagerStep:
         session = self._session
         session.request_keyframe()
         session.before("", leaves, paths)
-        if session.ring is not None:  # only the failing step can be replayed: the state before the others is not needed
-            for step in [step for step in session.ring.keyframes if step < session.step]:
+        if session.ring is not None:  # the state before the failing step is needed, and what `keyframe_every` keeps of earlier ones
+            every = session.ring.plan.keyframe_every
+            for step in [step for step in session.ring.keyframes if step < session.step and step % every]:
                 del session.ring.keyframes[step]
 
     def _after(self, seen: Observation, result: Any, first_reads: Mapping[int, tuple[Any, Any]]) -> Trigger | None:

@@ -18,6 +18,7 @@ from nanreplay.replay import Replay, StepResult
 from nanreplay.replay.compare import compare_step
 from nanreplay.replay.programs import Program
 from nanreplay.replay.state import LiveState
+from nanreplay.whatif.borrowed import steps_of_program
 from nanreplay.whatif.edits import Edit
 
 _SLIGHT_ULP = 64
@@ -57,6 +58,10 @@ class Window:
         held = set(replay.steps)
         if self.failing not in held:
             raise ReplayError(f"{replay.capture.path}: step {self.failing} cannot be replayed, so no fix can be tried.")
+        self._borrows = replay.signature(self.failing).compilation == "eager"
+        if self._borrows:
+            self.steps = steps_of_program(replay, self.failing)
+            return
         first = last = self.failing
         while first - 1 in held:
             first -= 1
@@ -73,6 +78,8 @@ class Window:
     @property
     def changes(self) -> Mapping[int, Mapping[int, Any]]:
         """Variables that something outside of the step changed within the window (metrics reset, a callback), by step."""
+        if self._borrows:  # that nothing but the steps changed the state is part of their proof
+            return {}
         if self._changes is None:
             keyframes = [step for step in self.replay.capture.keyframe_steps if self.steps[0] < step <= self.steps[-1]]
             self._changes = {step: self._changed_at(step) for step in keyframes}
@@ -82,6 +89,18 @@ class Window:
         """What a keyframe holds otherwise than the steps before it left it."""
         left, held = self.replay.state_after(step - 1), self.replay.capture.keyframe(step)
         return {index: value for index, value in held.items() if not _same(np.asarray(left[index]), value)}
+
+    def program(self, step: int) -> Program:
+        """Return the program that a step ran."""
+        return self.replay.program(self.failing if self._borrows else step)
+
+    def signature(self) -> Signature:
+        """Return how the failing step's program is called."""
+        return self.program(self.failing).signature
+
+    def first_state(self) -> Mapping[int, Any]:
+        """Return the variables just before the window's first step, by index."""
+        return self.replay.capture.keyframe(self.steps[0]) if self._borrows else self.replay.state(self.steps[0])
 
     def run(self, edit: Edit) -> Outcome:
         """Replay the window with changes, up to the first step that is not finite.
@@ -114,7 +133,7 @@ class _Run:
         steps = self.window.steps
         results: list[StepResult] = []
         skipped: list[int] = []
-        state = dict(self.replay.state(steps[0]))
+        state = dict(self.window.first_state())
         for change in self.edit.state:
             state |= change(state)
         self.assign(steps[0], state)
@@ -153,9 +172,10 @@ class _Run:
 
     def program(self, step: int) -> Program:
         """The step's program with the changes made."""
-        name = self.replay.batch(step).program
+        recorded = self.window.program(step)
+        name = recorded.record.id
         if name not in self.programs:
-            self.programs[name] = self.replay.program(step) if not self.changes_programs else Program(self.changed(step), trust=True)
+            self.programs[name] = Program(self.changed(recorded.record), trust=True) if self.changes_programs else recorded
         return self.programs[name]
 
     @property
@@ -163,9 +183,9 @@ class _Run:
         """Whether the programs differ from those recorded."""
         return bool(self.edit.programs) or self.edit.widen_half
 
-    def changed(self, step: int) -> ProgramRecord:
+    def changed(self, record: ProgramRecord) -> ProgramRecord:
         """The recorded program with the changes made; it was checked when it was loaded, and fixes add no unsafe op."""
-        editor = ProgramEditor(self.replay.program(step).record)
+        editor = ProgramEditor(record)
         for change in self.edit.programs:
             change(editor)
         record = editor.edited()

@@ -22,9 +22,8 @@ def lr(case: Case, value: str | None) -> Fix:
     window = case.window
     if len(window.steps) == 1 and case.step == window.failing and (case.origin is None or case.origin.phase != "update"):
         raise CannotTryError("The capture holds no step before the failing one, so a learning rate has nothing to change.")
-    signature = window.replay.signature(window.steps[0])
-    rate = signature.learning_rate
-    recorded = None if rate is None else float(np.asarray(window.replay.state(window.steps[0])[rate]))
+    rate = window.signature().learning_rate
+    recorded = None if rate is None else float(np.asarray(window.first_state()[rate]))
     code = f"learning_rate={factor * recorded:.3g}" if recorded is not None else f"learning_rate={factor:g} * learning_rate"
     was = "" if recorded is None else f"  # was {recorded:.3g}"
     return Fix("lr", {"factor": factor}, Edit(learning_rate=factor), f"keras.optimizers.{optimizer_of(case)}({code}){was}")
