@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -38,6 +38,20 @@ _Types: TypeAlias = dict[int, int]
 """DataType enum of each narrow type to that of its wide one."""
 
 
+class Widened(NamedTuple):
+    """A program in other float types."""
+
+    record: ProgramRecord
+    narrow_ops: tuple[str, ...]
+    """Types of ops that stayed narrow because there is no kernel for the wide type, sorted."""
+
+
+def widen(record: ProgramRecord, types: Mapping[str, str] = TO_FLOAT64) -> Widened:
+    """Do what `widened` does, and say which types of ops could not follow."""
+    work = _Widening.of(record, types)
+    return Widened(work.record(), tuple(sorted(work.without_kernel)))
+
+
 def widened(record: ProgramRecord, types: Mapping[str, str] = TO_FLOAT64) -> ProgramRecord:
     """Return a program that computes in other float types and is called as before.
 
@@ -56,12 +70,7 @@ def widened(record: ProgramRecord, types: Mapping[str, str] = TO_FLOAT64) -> Pro
     Raises:
         ReplayError: The graph is broken.
     """
-    return _Widening.of(record, types).record()
-
-
-def narrow_ops(record: ProgramRecord, types: Mapping[str, str] = TO_FLOAT64) -> tuple[str, ...]:
-    """Return the types of ops that `widened` leaves narrow because there is no kernel for the wide type, sorted."""
-    return tuple(sorted(_Widening.of(record, types).without_kernel))
+    return widen(record, types).record
 
 
 def widened_variables(infos: Iterable[VariableInfo], types: Mapping[str, str] = TO_FLOAT64) -> tuple[VariableInfo, ...]:

@@ -73,23 +73,26 @@ def compare_step(
     if bad is None:
         bad = next((NonFinite("variable", index, "nan") for index in slots if is_bad_variable(index)), None)
     trigger = None if bad is None else Trigger(bad.what, _subject(bad.what, bad.subject, paths), bad.kind)
+    loss = layout.losses[0][0] if layout.losses else None
+    value = None if loss is None else float(found[loss])
     differences: list[Difference] = []
     if recorded is not None and np.shape(recorded) == found.shape:
-        held = np.asarray(recorded, found.dtype)
+        held = np.asarray(recorded)
+        with np.errstate(over="ignore"):
+            found = found.astype(held.dtype)  # a replay in float64 is compared in the recorded type, and judged in its own
         for element in np.flatnonzero(~(np.isnan(found) & np.isnan(held)) & (found != held)):
             ulp = ulp_distance(found[element : element + 1], held[element : element + 1])
             name = _readable(signature.watch_layout[element], paths)
             differences.append(Difference(name, float(held[element]), float(found[element]), ulp))
     else:
         recorded = None
-    loss = layout.losses[0][0] if layout.losses else None
     return StepResult(
         step,
         finite=trigger is None,
         nonfinite=trigger,
         bit_exact=None if recorded is None else not differences,
         max_ulp=None if recorded is None else max((each.ulp for each in differences), default=0),
-        loss=None if loss is None else float(found[loss]),
+        loss=value,
         recorded_loss=None if loss is None or recorded is None else float(recorded[loss]),
         differences=tuple(differences),
     )

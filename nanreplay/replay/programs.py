@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeAlias
 
-import numpy as np
 import tensorflow as tf
 
 from nanreplay.errors import UnsupportedOpError
@@ -14,12 +13,16 @@ from nanreplay.program.compiled import CompiledProgram, capture_feed
 from nanreplay.program.private_tf import op_definition
 from nanreplay.program.safety import check_graph, parse_graph, python_ops
 from nanreplay.program.watch import fingerprint_of
+from nanreplay.program.widen import widen
 from nanreplay.records import ArrayLike, OpInfo, ProgramRecord
 from nanreplay.replay.attributes import output_types
 from nanreplay.replay.events import FeedKind
 from nanreplay.replay.interpreter import ErrorHandler, Interpreter, Observer
+from nanreplay.replay.state import as_type
 
-Mode: TypeAlias = Literal["recorded", "ops"]
+Mode: TypeAlias = Literal["recorded", "graph", "ops", "float64"]
+"""How a step runs: compiled as it was trained (an eager step: op by op), compiled without XLA (an eager step: op by op),
+op by op, or op by op with every float as float64."""
 
 
 class NodeFacts(NamedTuple):
@@ -48,13 +51,16 @@ class Program:
         """Check the program; nothing runs yet."""
         self.record = record
         self.signature = record.signature
+        self._trust = trust
         self.graph = parse_graph(record.graph)
         check_graph(self.graph, trust=trust)
         calls = python_ops(self.graph)
         if calls:
             raise UnsupportedOpError("PyFunc", calls[0], "it calls a Python function, which is not in the capture")
+        self.narrow_ops: tuple[str, ...] = ()
+        """Types of ops that run narrow in `wide`, once it was asked for."""
         self.infos: dict[tuple[str, str], OpInfo] = {(op.function, op.name): op for op in record.ops}
-        self._compiled: CompiledProgram | None = None
+        self._compiled: dict[bool, CompiledProgram] = {}
         self._interpreter: Interpreter | None = None
 
     @property
@@ -65,18 +71,25 @@ class Program:
             names.append(("constant", spec.constant or 0) if spec.variable is None else ("variable", spec.variable))
         return names
 
+    @cached_property
+    def wide(self) -> Program:
+        """The program with every float as float64; it runs on `widened_variables`."""
+        record, self.narrow_ops = widen(self.record)
+        return Program(record, trust=self._trust)
+
     def step(self, mode: Mode, batch: Sequence[ArrayLike], variables: Sequence[Any], recorded: Any) -> Any:
         """Run one step, update the variables and return its fingerprint (a numpy vector), None without one.
 
         Args:
-            mode: "recorded" compiles as the training did; "ops" runs op by op.
+            mode: See `Mode`; "float64" is "ops" of `wide`.
             batch: Leaves of the batch.
             variables: `tf.Variable`s by index.
             recorded: The recorded fingerprint; stands in for what only the training's optimizer knew.
         """
         signature = self.signature
-        if mode == "recorded" and signature.compilation != "eager":
-            outputs, _ = self.compiled()(batch, variables, self.record.constants)
+        if mode in ("recorded", "graph") and signature.compilation != "eager":
+            program = self.compiled(jit=signature.compilation == "xla" and mode == "recorded")
+            outputs, _ = program(batch, variables, self.record.constants)
             return None if signature.watch is None else outputs[signature.outputs.index(signature.watch)].numpy()
         if signature.watch is not None:
             return self.run_ops(batch, variables, fetches=[signature.watch])[signature.watch].numpy()
@@ -91,14 +104,14 @@ class Program:
             recorded=recorded,
         )
 
-    def compiled(self, extra_fetches: Sequence[str] = ()) -> CompiledProgram:
-        """Return the program compiled as in training; that without extra fetches is kept."""
-        jit = self.signature.compilation == "xla"
+    def compiled(self, extra_fetches: Sequence[str] = (), *, jit: bool | None = None) -> CompiledProgram:
+        """Return the program compiled, as in training unless `jit` says otherwise; that without extra fetches is kept."""
+        jit = self.signature.compilation == "xla" if jit is None else jit
         if extra_fetches:
             return CompiledProgram(self.graph, self.signature, jit=jit, extra_fetches=extra_fetches)
-        if self._compiled is None:
-            self._compiled = CompiledProgram(self.graph, self.signature, jit=jit)
-        return self._compiled
+        if jit not in self._compiled:
+            self._compiled[jit] = CompiledProgram(self.graph, self.signature, jit=jit)
+        return self._compiled[jit]
 
     def probe(self, batch: Sequence[ArrayLike], variables: Sequence[Any]) -> dict[str, tuple[bool, bool]]:
         """Run the compiled program and say of each float tensor of the main graph whether it holds NaN and infinities.
@@ -169,8 +182,7 @@ class Program:
         """Return tensor name -> value for every placeholder."""
         feeds: dict[str, Any] = {}
         for spec in self.signature.inputs:
-            value = batch[spec.leaf]
-            feeds[spec.tensor] = value if isinstance(value, tf.Tensor) else tf.convert_to_tensor(np.asarray(value), spec.dtype)
+            feeds[spec.tensor] = as_type(batch[spec.leaf], spec.dtype)
         for capture in self.signature.captures:
             feeds[capture.tensor] = capture_feed(capture, variables, self.record.constants)
         return feeds

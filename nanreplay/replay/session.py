@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import tensorflow as tf
 
 from nanreplay.capture.reader import Capture
 from nanreplay.errors import MissingPartError, ReplayError
 from nanreplay.program import private_tf
+from nanreplay.program.widen import widened_variables
 from nanreplay.records import ArrayLike, BatchRecord, Frame, Incident, OpInfo, Signature, VariableInfo
 from nanreplay.replay.compare import StepResult, compare_step
 from nanreplay.replay.events import FeedKind, OpEvent, ValueId
@@ -52,6 +53,7 @@ class Replay:
         self._batches: dict[int, BatchRecord] = {}
         self._states: OrderedDict[int, Mapping[int, Any]] = OrderedDict()
         self._live = LiveState(capture.variables_info)
+        self._wide = LiveState(widened_variables(capture.variables_info))
         self._steps: tuple[int, ...] | None = None
         self._sources: tuple[Sequence[Sequence[int]], Sequence[Frame]] | None = None
         self._deterministic_before = private_tf.set_deterministic(True)
@@ -70,6 +72,7 @@ class Replay:
         self._programs.clear()
         self._states.clear()
         self._live.clear()
+        self._wide.clear()
 
     # What is recorded
 
@@ -142,14 +145,18 @@ class Replay:
         first: int | None = None,
         last: int | None = None,
         progress: Callable[[int, int], None] | None = None,
+        at_keyframe: Callable[[int, Mapping[int, Any], Mapping[int, Any]], Mapping[int, Any]] | None = None,
     ) -> list[StepResult]:
         """Run the steps from `first` to `last` one after another and compare each with the recording.
 
         Args:
-            mode: "recorded" compiles as the training did (graph or XLA; an eager step runs op by op); "ops" runs op by op.
+            mode: "recorded" compiles as the training did (graph or XLA; an eager step runs op by op); "graph" compiles
+                without XLA; "ops" runs op by op; "float64" op by op with every float as float64.
             first: First step; the first that can be replayed unless given.
             last: Last step; the last that can be replayed unless given.
             progress: Called with (steps done, steps in all).
+            at_keyframe: Called at a keyframe that the replay reaches, with the step, the replayed variables just before it,
+                and those that the keyframe holds; returns the ones to set. All that it holds unless given.
 
         Raises:
             ReplayError: A step could not be run.
@@ -159,41 +166,56 @@ class Replay:
         if not wanted:
             which = "" if first is None else f" from {first} on"
             raise MissingPartError(f"{self.capture.path}: holds no step that can be replayed{which}.")
+        live = self._wide if mode == "float64" else self._live
         results: list[StepResult] = []
         for done, step in enumerate(wanted):
+            follows = bool(results) and wanted[done - 1] == step - 1
             if step in self.capture.keyframe_steps:  # it holds what changed between steps: metrics reset, a callback's new weights
-                self._live.assign(self.capture.keyframe(step))
-            elif not results or wanted[done - 1] != step - 1:
-                self._live.assign(self.state(step))
+                held = self.capture.keyframe(step)
+                live.assign(at_keyframe(step, live.read(), held) if follows and at_keyframe else held)
+            elif not follows:
+                live.assign(self.state(step))
             results.append(self._run_step(step, mode))
             if progress is not None:
                 progress(done + 1, len(wanted))
+        if mode == "recorded" and at_keyframe is None:
+            self._keep_state(wanted[-1] + 1)
         return results
 
+    def _keep_state(self, step: int) -> None:
+        """Remember the state that a window's run ended in, if it is that of the incident's step."""
+        if step == self.incident.step in self.steps and step not in self.capture.keyframe_steps:
+            self._live.assign(self.batch(step).overrides)
+            self._states[step] = self._live.read()
+
     def _run_step(self, step: int, mode: Mode) -> StepResult:
-        batch, program = self.batch(step), self.program(step)
-        self._live.assign(batch.overrides)
-        bad = self._bad_variables(program.signature.watch_layout)
+        batch, (program, live) = self.batch(step), self._program_and_state(step, mode)
+        live.assign(batch.overrides)
+        trigger, layout = self.incident.trigger, program.signature.watch_layout
+        bad = live.already_bad(layout, trigger.name if trigger.what == "variable" else None)
         slots = [index for index, info in enumerate(self.variables) if info.role == "optimizer" and info.shape]
-        found = self._tried(step, lambda: program.step(mode, batch.leaves, self._live.variables, batch.fingerprint))
+        way: Mode = "ops" if mode == "float64" else mode
+        found = self._tried(step, lambda: program.step(way, batch.leaves, live.variables, batch.fingerprint))
         return compare_step(
             step,
             program.signature,
             found,
             batch.fingerprint,
             paths=[info.path for info in self.variables],
-            count_skips=self.incident.trigger.what == "gradient",
-            is_bad_variable=lambda index: index not in bad and self._live.is_bad(index),
+            count_skips=trigger.what == "gradient",
+            is_bad_variable=lambda index: index not in bad and live.is_bad(index),
             slots=slots,
         )
 
-    def _bad_variables(self, layout: Iterable[str]) -> set[int]:
-        """Watched variables that are non-finite before the step: what they are after it is not the step's doing."""
-        watched = [int(name.partition(":")[2]) for name in layout if name.startswith("variable_sum:")]
-        slots = [index for index, info in enumerate(self.variables) if info.role == "optimizer"]
-        trigger = self.incident.trigger
-        claimed = trigger.name if trigger.what == "variable" else None
-        return {index for index in (*watched, *slots) if index >= 0 and self.variables[index].path != claimed and self._live.is_bad(index)}
+    def _program_and_state(self, step: int, mode: Mode) -> tuple[Program, LiveState]:
+        program = self.program(step)
+        if mode != "float64":
+            return program, self._live
+        wide = program.wide
+        note = f"In float64, these ops ran in their own type, since they have no float64 kernel: {', '.join(program.narrow_ops)}."
+        if program.narrow_ops and note not in self.notes:
+            self.notes.append(note)
+        return wide, self._wide
 
     def _tried(self, step: int, work: Callable[[], T]) -> T:
         try:
@@ -216,6 +238,7 @@ class Replay:
         on_error: ErrorHandler | None = None,
         fetches: Sequence[str] | None = None,
         update: bool = True,
+        mode: Literal["ops", "float64"] = "ops",
     ) -> Mapping[str, Any]:
         """Run a step op by op from the state just before it and return the fetched tensors by name.
 
@@ -226,16 +249,18 @@ class Replay:
             on_error: Called when a kernel raises; returns the op's outputs.
             fetches: Tensor names of the main graph; None for the program's outputs, losses and gradients.
             update: Whether everything runs for its effect; False runs only what `fetches` need.
+            mode: "float64" runs with every float as float64: events hold float64 tensors, and ops that have no float64
+                kernel come between ops of type `Cast` (`replay.notes` names them).
         """
-        program = self.program(step)
-        self._live.assign(self.state(step))
+        program, live = self._program_and_state(step, mode)
+        live.assign(self.state(step))
         leaves = self.batch(step).leaves if batch is None else batch
         if fetches is None:
             signature = program.signature
             fetches = [*signature.outputs, *signature.losses, *(spec.tensor for spec in signature.gradients)]
         return self._tried(
             step,
-            lambda: program.run_ops(leaves, self._live.variables, fetches=fetches, update=update, observer=observer, on_error=on_error),
+            lambda: program.run_ops(leaves, live.variables, fetches=fetches, update=update, observer=observer, on_error=on_error),
         )
 
     def probe(self, step: int) -> Mapping[str, tuple[bool, bool]]:

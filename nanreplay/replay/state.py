@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from nanreplay.program.compiled import variable_handle
@@ -32,9 +33,9 @@ class LiveState:
         return self._variables
 
     def assign(self, values: Mapping[int, ArrayLike]) -> None:
-        """Set variables by index."""
+        """Set variables by index; values of another type are cast to the variable's."""
         for index, value in values.items():
-            self.variables[index].assign(value)
+            self.variables[index].assign(as_type(value, self._infos[index].dtype))
 
     def read(self) -> dict[int, Any]:
         """Return all values by index; they share the variables' buffers, which TensorFlow copies on the next write."""
@@ -44,9 +45,28 @@ class LiveState:
         """Whether a variable holds NaN or an infinity."""
         return has_nonfinite(self.variables[index])
 
+    def already_bad(self, layout: Iterable[str], claimed: str | None) -> set[int]:
+        """Return the watched variables and optimizer's slots that are non-finite now, before a step: not the step's doing.
+
+        Args:
+            layout: Names of the fingerprint's elements.
+            claimed: Path of the variable that the incident is about, if it is about one; it is never among them.
+        """
+        watched = [int(name.partition(":")[2]) for name in layout if name.startswith("variable_sum:")]
+        slots = [index for index, info in enumerate(self._infos) if info.role == "optimizer"]
+        return {index for index in (*watched, *slots) if index >= 0 and self._infos[index].path != claimed and self.is_bad(index)}
+
     def clear(self) -> None:
         """Let go of the variables."""
         self._variables = []
+
+
+def as_type(value: ArrayLike, dtype: str) -> Any:
+    """Return a leaf of a batch or a variable's value as a tensor of a TensorFlow type."""
+    if not isinstance(value, tf.Tensor):
+        array = np.asarray(value)
+        value = tf.convert_to_tensor(array, dtype if array.dtype.kind in "OSU" else None)
+    return value if value.dtype.name == dtype else tf.cast(value, dtype)
 
 
 def _variable(info: VariableInfo) -> Any:

@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from nanreplay.program.compiled import CompiledProgram
-from nanreplay.program.widen import TO_FLOAT32, TO_FLOAT64, narrow_ops, widened, widened_variables
+from nanreplay.program.widen import TO_FLOAT32, TO_FLOAT64, widen, widened, widened_variables
 from nanreplay.records import InputSpec, ProgramRecord, Signature, VariableInfo
 from nanreplay.replay.interpreter import Interpreter
 
@@ -91,7 +91,7 @@ def test_loops_lists_branches_and_functions_follow() -> None:
         assert wide.dtype == tf.float64
         np.testing.assert_allclose(narrow.numpy(), wide.numpy(), rtol=1e-6)
         assert not np.array_equal(narrow.numpy().astype(np.float64), wide.numpy())
-    assert narrow_ops(record) == ()
+    assert widen(record).narrow_ops == ()
 
 
 def test_the_gradient_of_a_loop_follows() -> None:
@@ -115,7 +115,7 @@ def test_random_numbers_are_those_that_were_drawn() -> None:
     x = np.zeros((2, 3), np.float32)
     for narrow, wide in zip(run(record, x), run(widened(record), x), strict=True):
         np.testing.assert_array_equal(narrow.numpy().astype(np.float64), wide.numpy().astype(np.float64))
-    assert narrow_ops(record) == ()
+    assert widen(record).narrow_ops == ()
 
 
 @pytest.mark.parametrize("in_function", [False, True])
@@ -126,7 +126,7 @@ def test_an_op_without_a_float64_kernel_stands_between_casts_and_is_named(in_fun
 
     record = recorded(tf.function(normalised) if in_function else normalised, spec(shape=(2, 4, 4, 3)))
     x = np.random.default_rng(0).normal(size=(2, 4, 4, 3)).astype(np.float32)
-    assert narrow_ops(record) == ("FusedBatchNormV3",)
+    assert widen(record).narrow_ops == ("FusedBatchNormV3",)
     for narrow, wide in zip(run(record, x), run(widened(record), x), strict=True):
         np.testing.assert_allclose(narrow.numpy(), wide.numpy(), rtol=1e-5, atol=1e-6)
 

@@ -1,0 +1,98 @@
+"""One step in four modes: as trained, as a graph without XLA, op by op, and in float64."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from trainings import data, mlp, record
+
+from nanreplay import Capture, Recorder, Replay
+from nanreplay.commands import run
+from nanreplay.replay.events import OpEvent
+
+MODES = ("recorded", "graph", "ops", "float64")
+
+
+def overflowing(**compile_arguments: Any) -> tuple[Any, Any, Any]:
+    """A model whose loss squares 1e30 in float32 at step 3."""
+    x, y = data(None)
+    y[3 * 4 + 2] = 1e30
+    return mlp(**compile_arguments), x, y
+
+
+@pytest.mark.parametrize("jit", [False, True])
+def test_a_float32_overflow_is_non_finite_in_every_mode_but_float64(jit: bool, tmp_path: Path) -> None:
+    model, x, y = overflowing(jit_compile=jit)
+    assert record(tmp_path / "run.h5", model, x, y) == 3
+    with Capture(tmp_path / "run.h5") as capture, Replay(capture) as replay:
+        results = {mode: replay.run_window(mode) for mode in MODES}  # type: ignore[arg-type]
+    assert {mode: [each.step for each in results[mode] if not each.finite] for mode in MODES} == {
+        "recorded": [3], "graph": [3], "ops": [3], "float64": [],
+    }  # fmt: skip
+    assert all(each.bit_exact for each in results["recorded"])
+    assert results["float64"][0].bit_exact is False
+    assert (results["float64"][0].max_ulp or 0) < 1000
+    assert results["float64"][3].loss == pytest.approx(1e60 / 4, rel=1e-3)
+
+
+def test_mixed_precision_dropout_and_batch_normalisation_run_in_float64(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential(
+        [
+            keras.layers.Dense(8, dtype="mixed_float16"),
+            keras.layers.BatchNormalization(dtype="mixed_float16"),
+            keras.layers.Dropout(0.5, dtype="mixed_float16"),
+            keras.layers.Dense(1, dtype="float32"),
+        ]
+    )
+    model.compile("adam", "mse", jit_compile=False)
+    recorder = Recorder(tmp_path / "run.h5")
+    x, y = data(None)
+    record(tmp_path / "run.h5", model, x, y, recorder=recorder)
+    recorder.dump()
+    with Capture(tmp_path / "run.h5") as capture, Replay(capture) as replay:
+        as_trained, wide = replay.run_window("recorded"), replay.run_window("float64")
+    assert all(each.bit_exact for each in as_trained)
+    for one, other in zip(as_trained, wide, strict=True):
+        assert other.loss == pytest.approx(one.loss, rel=2e-2)
+
+
+def test_an_op_without_a_float64_kernel_is_told(tmp_path: Path) -> None:
+    class Normalisation(keras.layers.Layer):  # type: ignore[misc]
+        def call(self, x: Any) -> Any:
+            return tf.nn.local_response_normalization(x)
+
+    model = keras.Sequential([keras.layers.Conv2D(2, 3), Normalisation(), keras.layers.Flatten(), keras.layers.Dense(1)])
+    model.compile("sgd", "mse", jit_compile=False)
+    recorder = Recorder(tmp_path / "run.h5")
+    record(tmp_path / "run.h5", model, np.ones((8, 6, 6, 1), "float32"), np.ones((8, 1), "float32"), recorder=recorder)
+    recorder.dump()
+    with Capture(tmp_path / "run.h5") as capture, Replay(capture) as replay:
+        replay.run_window("float64")
+        assert any("LRN, LRNGrad" in note for note in replay.notes)
+
+
+def test_the_values_of_a_float64_run_can_be_seen(tmp_path: Path) -> None:
+    model, x, y = overflowing()
+    record(tmp_path / "run.h5", model, x, y)
+    seen: list[OpEvent] = []
+    with Capture(tmp_path / "run.h5") as capture, Replay(capture) as replay:
+        replay.run(3, seen.append, mode="float64")
+    floats = {value.dtype for event in seen for value in event.outputs if value.dtype.is_floating}
+    assert floats == {tf.float32, tf.float64}  # dropout draws in float32, as recorded
+    square = next(event for event in seen if event.type in ("Square", "SquaredDifference") and event.outputs[0].numpy().max() > 1e50)
+    assert square.inputs[0].dtype == tf.float64
+    assert square.outputs[0].numpy().max() == pytest.approx(1e60, rel=1e-3)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_command_takes_every_mode(mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model, x, y = overflowing()
+    record(tmp_path / "run.h5", model, x, y)
+    assert run(["replay", str(tmp_path / "run.h5"), "--mode", mode]) == (0 if mode == "float64" else 1)
+    assert "4 steps replayed" in capsys.readouterr().out
