@@ -104,6 +104,12 @@ class Bench:
                 return len(self.donors) - 1
         return None
 
+    def donate_rolled(self, donor: int) -> int:
+        """Return the number of the donor that has the rows of another one, each one place further."""
+        leaves = self.donors[donor]
+        self.donors.append([np.roll(leaf, 1, axis=0) if self.has_rows(leaf) else leaf for leaf in leaves])
+        return len(self.donors) - 1
+
     def has_rows(self, leaf: Any) -> bool:
         """Whether an array has the batch axis."""
         return bool(leaf.ndim) and leaf.shape[0] == self.size
@@ -220,15 +226,27 @@ def _needs_all(bench: Bench, donor: int) -> bool:
 def _narrowed(bench: Bench, rows: Rows, donor: int) -> RowProof:
     """Prove rows one by one: each alone, or only together."""
     if len(rows) > _SINGLES:
-        return _proved(rows, "these rows reproduce it, and without them it does not happen.")
+        return _together(bench, rows, donor, "these rows reproduce it, and without them it does not happen.")
     single = rows if len(rows) == 1 else frozenset(row for row in rows if bench.fails(frozenset({row}), donor))
     if not single and rows == bench.all_rows:
         return RowProof(None, "Needs the whole batch: no row alone reproduces it.")
     if not single or (single < rows and bench.fails(bench.all_rows - single, donor)):
-        return _proved(rows, "these rows together reproduce it, and without them it does not happen.")
+        return _together(bench, rows, donor, "these rows together reproduce it, and without them it does not happen.")
     if len(single) == 1:
         return _proved(single, "this row alone reproduces it, and without it it does not happen.")
     return _proved(single, "each of these rows reproduces it, and without them it does not happen.")
+
+
+def _together(bench: Bench, rows: Rows, donor: int, how: str) -> RowProof:
+    """Rows of which none does it alone, unless it only seems so because of the places of the donor's rows.
+
+    Where a batch fails for what it lacks (no sample of a class), the rows in the places where the donor has such samples
+    look guilty. With the donor's rows in other places they no longer do.
+    """
+    rolled = bench.donate_rolled(donor)
+    if not bench.fails(frozenset(), rolled) and not bench.fails(rows, rolled):
+        return RowProof(None, "Needs the whole batch: it happens for what no row of it has.")
+    return _proved(rows, how)
 
 
 def _proved(rows: Rows, how: str) -> RowProof:

@@ -38,7 +38,6 @@ class Bug:
     """Iteration of the innermost loop, None outside of loops."""
     trigger: str | None = None
     """What stopped the training (`loss`, `gradient`, ...), where that is part of the story."""
-    verdict: str = "reproduced"
     prevents: tuple[str, ...] = ()
     """Fixes that must prevent it, in the code and tried on the recording."""
     fails: tuple[str, ...] = ()
@@ -52,6 +51,13 @@ class Bug:
     def name(self) -> str:
         """What happens, in a few words."""
         return str(getattr(self.train, "__name__", self.train))
+
+    def run(self, path: Path, fix: str | None = None) -> bool:
+        """Train, and return whether something was not finite, so that there is a capture at `path`."""
+        keras.backend.clear_session()
+        keras.utils.set_random_seed(0)
+        self.train(path, fix)
+        return path.exists()
 
 
 def bug(**facts: Any) -> Callable[[Train], Train]:

@@ -82,3 +82,13 @@ def test_a_lone_row_is_proved_with_an_earlier_batch() -> None:
     x = graph.batch(np.array([0.0], np.float32))
     origin, _ = origin_of(graph, summed(graph, graph("Log", x)), batches=[[np.array([1.0], np.float32)]])
     assert origin.rows == (0,)
+
+
+def test_a_batch_that_fails_for_what_it_lacks_blames_no_rows() -> None:
+    graph = Graph()
+    lacking, other = np.zeros(ROWS, np.float32), np.zeros(ROWS, np.float32)
+    other[[1, 6]] = 1.0
+    made = graph("RealDiv", graph.const(np.float32(1)), summed(graph, graph.batch(lacking)))
+    origin, _ = origin_of(graph, made, batches=[[other]])
+    assert origin.rows is None
+    assert "whole batch" in str(origin.rows_reason)
