@@ -13,7 +13,9 @@ def fix_label(fix: FixResult) -> str:
     """A fix as `--fix` takes it: `clipnorm=1.0`, `clean_data=drop_rows`, `float32`."""
     if not fix.params or "+" in fix.name:
         return fix.name
-    value = next(iter(fix.params.values()))
+    if fix.name == "clip_data" and fix.params["low"] != -fix.params["high"]:
+        return fix.name
+    value = fix.params.get("high", next(iter(fix.params.values())))
     return f"{fix.name}={short(value) if isinstance(value, float) else value}"
 
 

@@ -10,6 +10,8 @@ _LOWER_RATES = ("lr=0.1", "lr=0.01", "lr=0.001")
 _CLIPS = ("clipnorm=1.0", "clipvalue=1.0", "global_clipnorm=1.0")
 _USUAL_ADVICE = ("clipnorm=1.0", "lr=0.1")
 """What is advised for any NaN: tried last, so that the report says whether it helps."""
+LAST_RESORT = "skip_step"
+"""Tried when nothing else helped: it contains a non-finite value rather than prevent it."""
 _GROWING = (*_LOWER_RATES, *_CLIPS, "clip_data", "init=glorot", "leaky_relu")
 
 FITTING: Mapping[CauseKind, Sequence[str]] = {
@@ -59,3 +61,4 @@ def _candidates(causes: Sequence[Cause]) -> Iterator[str]:
     for cause in causes:
         yield from FITTING[cause.kind]
     yield from _USUAL_ADVICE
+    yield LAST_RESORT

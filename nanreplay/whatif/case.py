@@ -193,7 +193,9 @@ class Case:
                 operands.add(_source(trace, fact.input_ids[place.position]))
                 continue
             info = self.infos.get(fact.key)
-            if info is not None and fact.function != place.op[0] and (info.forward_function, info.forward) == place.op:
+            if fact.function == place.op[0] or fact.type.startswith(("TensorList", "Stack")):  # storage hands the operand on
+                continue
+            if info is not None and (info.forward_function, info.forward) == place.op:
                 gradient.append(fact)
         return {(fact.key, k) for fact in gradient for k, value in enumerate(fact.input_ids) if _source(trace, value) in operands}
 

@@ -13,7 +13,7 @@ from nanreplay.errors import NanreplayError
 from nanreplay.findings import Cause, FixResult
 from nanreplay.records import Trigger
 from nanreplay.replay import Replay
-from nanreplay.whatif.candidates import candidates
+from nanreplay.whatif.candidates import LAST_RESORT, candidates
 from nanreplay.whatif.case import Case
 from nanreplay.whatif.edits import CannotTryError, Edit, Fix
 from nanreplay.whatif.fixes import FIXES
@@ -21,6 +21,8 @@ from nanreplay.whatif.fixes.operand import epsilon
 from nanreplay.whatif.spec import FixError, check_fix
 from nanreplay.whatif.window import Outcome, Window
 
+_GROWN = 1e3
+"""A loss that grew this many times is not healthy."""
 MOST_PLACES = 3
 """At how many operands near the origin an epsilon is tried."""
 
@@ -88,7 +90,8 @@ class _Bench:
     def take(self, name: str, value: str | None) -> None:
         """Try one more."""
         helped = {result.name for result in self.results if result.prevents}
-        if not self.keeps_all and name in helped and name != "clean_data":  # a milder one of its kind helped
+        milder = name in helped and name != "clean_data"
+        if not self.keeps_all and (milder or (name == LAST_RESORT and helped)):
             return
         began = time.perf_counter()
         result, fix = _try_places(self.case, name, value)
@@ -143,6 +146,7 @@ def _tried(case: Case, fix: Fix) -> FixResult:
 def _result(case: Case, fix: Fix, outcome: Outcome) -> FixResult:
     results, failed = outcome.results, outcome.failed
     last = case.window.failing if outcome.raised is not None else results[-1].step
+    final_loss = results[-1].loss if results and outcome.raised is None else None
     bad = Trigger("exception", "", outcome.raised) if outcome.raised is not None else failed.nonfinite if failed is not None else None
     return FixResult(
         fix.name,
@@ -152,11 +156,19 @@ def _result(case: Case, fix: Fix, outcome: Outcome) -> FixResult:
         nonfinite=bad,
         nonfinite_step=None if bad is None else last,
         loss_change=_loss_change(outcome, case.step),
-        final_loss=results[-1].loss if results and outcome.raised is None else None,
+        final_loss=final_loss,
         code=fix.code,
         source=fix.source,
-        note=fix.note,
+        note=fix.note or _still_growing(outcome, bad is None, final_loss),
     )
+
+
+def _still_growing(outcome: Outcome, prevents: bool, final_loss: float | None) -> str | None:
+    """A run that ends finite may be on its way all the same."""
+    first = outcome.results[0].loss if outcome.results else None
+    if not prevents or final_loss is None or first is None or abs(final_loss) <= _GROWN * max(abs(first), 1.0):
+        return None
+    return f"The loss is finite, but grew from {first:.3g} to {final_loss:.3g}."
 
 
 def _loss_change(outcome: Outcome, failing: int) -> float | None:
