@@ -13,7 +13,7 @@ def fix_label(fix: FixResult) -> str:
     """A fix as `--fix` takes it: `clipnorm=1.0`, `clean_data=drop_rows`, `float32`."""
     if not fix.params or "+" in fix.name:
         return fix.name
-    if fix.name == "clip_data" and fix.params["low"] != -fix.params["high"]:
+    if fix.name == "clip_data" and "low" in fix.params and fix.params["low"] != -fix.params["high"]:
         return fix.name
     value = fix.params.get("high", next(iter(fix.params.values())))
     return f"{fix.name}={short(value) if isinstance(value, float) else value}"

@@ -16,7 +16,7 @@ from nanreplay.commands import COMMANDS, run
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 ONE_LINE = re.compile(r"nanreplay: [^\n]+\n")
-FILES = ("info", "replay", "bisect")
+FILES = ("info", "replay", "bisect", "whatif")
 
 
 def imported(*arguments: str) -> set[str]:
@@ -51,7 +51,16 @@ def test_version(command: Command) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nonsense"], ["info"], ["replay"], ["bisect", "--nonsense", "x"], ["replay", "x", "--mode", "warp"]]
+    "arguments",
+    [
+        ["nonsense"],
+        ["info"],
+        ["replay"],
+        ["bisect", "--nonsense", "x"],
+        ["replay", "x", "--mode", "warp"],
+        ["whatif", "x", "--fix", "warp"],
+        ["whatif", "x", "--fix"],
+    ],
 )
 def test_usage_errors_are_one_line(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
     assert run(arguments) == 2
@@ -99,7 +108,43 @@ def test_bisect_names_the_op_and_exits_1(recorded_runs: Path, command: Command) 
     sentence = child.stdout.splitlines()[0]
     assert sentence.startswith("step 4 · loss · `Log` of 0.0 at [2, 1] (sample 2 of the batch) gave -inf, which")
     assert "recorded_runs.py:" in sentence
-    assert sentence.endswith("Replays bit for bit.")
+    assert "Replays bit for bit. Cause: log of zero." in sentence
+    assert sentence.endswith("`clipnorm=1` and `lr=0.1` do not help.")
+
+
+def test_bisect_leaves_fixes_out_when_asked(recorded_runs: Path, command: Command) -> None:
+    child = command("bisect", recorded_runs / "nan.h5", "--no-fixes", "--json")
+    report = json.loads(child.stdout)
+    assert report["fixes"] == []
+    assert report["cause"]["kind"] == "log_of_zero"
+
+
+def test_whatif_exits_0_when_a_fix_prevents_it(recorded_runs: Path, command: Command) -> None:
+    child = command("whatif", recorded_runs / "nan.h5")
+    assert child.returncode == 0
+    assert re.search(r"epsilon=1e-7 +yes +steps 0 to 4", child.stdout)
+    assert "return tf.math.log(x + 1e-7)   # recorded_runs.py:" in child.stdout
+
+
+def test_whatif_exits_1_when_none_does(recorded_runs: Path, command: Command) -> None:
+    child = command("whatif", recorded_runs / "nan.h5", "--fix", "clipnorm=1.0", "--fix", "lr=0.5", "--json")
+    assert child.returncode == 1
+    fixes = {fix["name"]: fix for fix in json.loads(child.stdout)["fixes"]}
+    assert list(fixes) == ["clipnorm", "lr", "clipnorm+lr"]
+    assert [fix["nonfinite"]["step"] for fix in fixes.values()] == [4, 4, 4]
+
+
+def test_whatif_exits_3_when_none_can_be_tried(recorded_runs: Path, command: Command) -> None:
+    child = command("whatif", recorded_runs / "nan.h5", "--fix", "leaky_relu")
+    assert child.returncode == 3
+    assert "The step holds no relu." in child.stdout
+
+
+def test_whatif_of_a_value_that_a_fix_does_not_take_is_one_line(recorded_runs: Path, command: Command) -> None:
+    child = command("whatif", recorded_runs / "nan.h5", "--fix", "clipnorm=much")
+    assert (child.returncode, child.stdout) == (2, "")
+    lines = [line for line in child.stderr.splitlines() if line.startswith("nanreplay:")]
+    assert lines == ["nanreplay: clipnorm: Expected a number above 0. Received: much"]
 
 
 def test_bisect_prints_json_and_nothing_else_on_stdout(recorded_runs: Path, command: Command) -> None:

@@ -118,7 +118,10 @@ def number(value: str | None, default: float) -> float:
     """
     if value is None:
         return default
-    found = float(value)
+    try:
+        found = float(value)
+    except ValueError:
+        raise ValueError(f"Expected a number above 0. Received: {value}") from None
     if not found > 0 or not np.isfinite(found):
         raise ValueError(f"Expected a number above 0. Received: {value}")
     return found
