@@ -146,8 +146,8 @@ def _growth(timeline: Timeline, what: str, variable: str | None, series: NDArray
     steps = np.asarray(timeline.columns["step"])
     known = (steps <= step) & np.isfinite(series)
     steps, series = steps[known], series[known]
-    start = _gradual_start(series)
-    if start is not None and step - int(steps[start]) >= _STEPS:
+    start = _gradual_start(steps, series, step)
+    if start is not None:
         return _grown(timeline, what, variable, steps[start:], series[start:], float(series[start]), is_jump=False)
     start = _jump(series[steps < step])
     if start is None:
@@ -169,12 +169,14 @@ def learning_rate_at(timeline: Timeline, step: int) -> float | None:
     return float(found[0]) if len(found) and np.isfinite(found[0]) else None
 
 
-def _gradual_start(series: NDArray[Any]) -> int | None:
-    """Return the last position of a usual value before a series grew for good; None when it did not."""
+def _gradual_start(steps: NDArray[Any], series: NDArray[Any], step: int) -> int | None:
+    """Return the last position of a usual value before a series grew for good; None when it did not, or not for long."""
     if len(series) <= _STEPS or series[-1] < _FACTOR * float(np.median(series)) or series[-1] <= 0:
         return None
     start = _first_anomaly(series)
-    while start is not None and start > 0 and series[start - 1] < series[start]:
+    if start is None or step - int(steps[start]) < _STEPS:
+        return None
+    while start > 0 and series[start - 1] < series[start]:
         start -= 1
     return start
 

@@ -194,16 +194,6 @@ class Case:
 
     # The second run
 
-    def tensor(self, value: ValueId) -> Values | None:
-        """Return the value of a tensor near the origin; finite ones come from a second run. None when it is not known."""
-        if self.graph is None:
-            return None
-        known = self.graph.trace.value(value)
-        if known is None and value.serial >= 0:
-            made = self.kept.get(value.serial)
-            known = made.outputs[value.output] if made is not None and value.output < len(made.outputs) else None
-        return None if known is None or not is_float(known) else np.asarray(known)
-
     @cached_property
     def kept(self) -> Mapping[int, OpEvent]:
         """Executions upstream of the origin, with their tensors, by serial of the first run."""

@@ -17,7 +17,7 @@ _CARRIERS = COPIES | words(
     "TensorListGetItem TensorListStack Tile Transpose"
 )
 """Ops that hand on (some of) one value."""
-_CHOOSERS = words("Select SelectV2")
+_CHOOSERS = words("Select SelectV2 GatherNd GatherV2")
 _SUMS = words("Sum Mean")
 SEGMENTS = words(
     "SegmentSum SegmentSumV2 UnsortedSegmentSum SegmentMean SparseSegmentSum SparseSegmentMean Bincount DenseBincount "
@@ -67,6 +67,15 @@ class Graph:
             seen |= {fact.serial for fact in facts}
             yield from facts
             level = [each for fact in facts for each in fact.input_ids]
+
+    def infinities(self, value: ValueId, depth: int = 6) -> Iterator[Fact]:
+        """Yield the ops with infinite outputs that a value was made by, casts and constants included, nearest first."""
+        level = [value]
+        for _ in range(depth):
+            facts = [fact for each in level if (fact := self.trace.facts.get(each.serial)) is not None]
+            facts = [fact for fact in facts if any(stat.nonfinite for stat in fact.outputs)]
+            yield from facts
+            level = [each for fact in facts for each in (*fact.input_ids, *fact.via)]
 
     def stat(self, value: ValueId) -> TensorStat | None:
         """Return the facts of a value."""
@@ -154,9 +163,21 @@ class Graph:
         first, second = self.inputs(difference)[:2]
         return self.is_mean_of(second, first) or self.is_mean_of(first, second)
 
+    def is_same(self, one: ValueId, other: ValueId, depth: int = 3) -> bool:
+        """Whether two values are one, or were computed twice from the same values by the same ops."""
+        one, other = self.source(one), self.source(other)
+        if one == other:
+            return True
+        first, second = self.trace.facts.get(one.serial), self.trace.facts.get(other.serial)
+        if not depth or first is None or second is None or first.type != second.type or len(first.input_ids) != len(second.input_ids):
+            return False
+        if not first.input_ids:
+            return first.outputs == second.outputs
+        return all(self.is_same(a, b, depth - 1) for a, b in zip(first.input_ids, second.input_ids, strict=True))
+
     def is_mean_of(self, value: ValueId, whole: ValueId) -> bool:
         """Whether a value is the mean of another."""
-        return any(fact.type in _SUMS and self.source(fact.input_ids[0]) == whole for fact in self.upstream(value, 3))
+        return any(fact.type in _SUMS and self.is_same(fact.input_ids[0], whole) for fact in self.upstream(value, 3))
 
     def is_difference_of_moments(self, difference: Fact) -> bool:
         """Whether a difference is E[x^2] - E[x]^2."""
@@ -182,6 +203,8 @@ class Graph:
         fact = self.maker(value)
         if fact is None:
             return None
+        if fact.type in ("Sub", "AddV2") and any(maker.type in _COUNTS for maker in self.makers(fact)):  # n - 1
+            return fact
         if fact.type in _COUNTS or fact.type in SEGMENTS:
             return fact
         if fact.type not in _SUMS or not fact.input_ids:

@@ -66,6 +66,7 @@ def data_outlier(case: Case) -> Cause | None:
     confidence = 0.65 if is_proven else 0.35
     if overflow.is_plain(case):
         confidence = 0.4 if case.growth is not None else 0.88 if is_proven else 0.75
+        confidence = min(confidence, 0.7) if case.origin.phase in ("backward", "update") else confidence
     if is_proven:
         evidence.append(case.origin.rows_reason or "The row was proved by replay.")
     evidence += [outlier.sentence for outlier in found[1:_SHOWN]]

@@ -24,6 +24,8 @@ _NORMALIZED = re.compile(r"(batch|layer|group|instance)_?norm", re.IGNORECASE)
 
 def division_by_zero(case: Case) -> Cause | None:
     """A number divided by 0."""
+    if case.is_backward and case.forward not in ("", "Atan2", *DIVISIONS, *_POLES, "DivNoNan"):
+        return None  # a division that the gradient of another function makes: that function's rule tells it
     if case.op in DIVISIONS:
         numerator, denominator = case.operand(0), case.operand(1)
         if not denominator.size:

@@ -56,7 +56,7 @@ def _made_by(case: Case, i: int) -> list[str]:
 def sqrt_of_negative(case: Case) -> Cause | None:
     """A root of a number below 0."""
     values = case.operand(0)
-    if case.op not in _ROOTS or not (values < 0).any():
+    if case.op not in _ROOTS or case.forward not in ("", *_ROOTS) or not (values < 0).any():
         return None
     value = float(values[values < 0][0])
     evidence = list(_made_by(case, 0))
@@ -122,7 +122,7 @@ def _is_of_library(case: Case) -> bool:
     for root in case.graph.forward_of(case.fact):
         total = case.graph.maker(root.input_ids[0])
         squares = case.graph.maker(total.input_ids[0]) if total is not None and total.type == "Sum" else None
-        if squares is not None and squares.type == "Square" and "/norm" not in squares.name.rpartition("/")[0][-8:]:
+        if squares is not None and squares.type == "Square":
             return False
     return True
 

@@ -14,6 +14,8 @@ _EARLY = 10
 """Steps within which initial weights can be to blame."""
 _TOO_WIDE = 5.0
 """How many times wider than He's a layer must be drawn to count."""
+_GROWS = 1.3
+"""Spectral radius of a recurrent kernel from which states grow; an orthogonal one has 1."""
 _OVERSHOOT = 0.3
 """A step that changes weights by more than this share of their norm overshoots."""
 
@@ -23,7 +25,7 @@ def high_learning_rate(case: Case) -> Cause | None:
     growth = case.growth
     if growth is None or case.origin is None or case.origin.op_type is None or case.kind in ("input", "raised"):
         return None
-    ratios = _update_ratios(case, growth.step)
+    ratios = _update_ratios(case, growth.step, case.step)
     overshoots = len(ratios) > 0 and float(np.median(ratios)) > _OVERSHOOT
     evidence = [f"Each update changed the weights by {float(np.median(ratios)):.2g} times their norm (median)."] if len(ratios) else []
     if growth.is_jump and not _began_with_update(case):
@@ -36,22 +38,32 @@ def high_learning_rate(case: Case) -> Cause | None:
     return Cause("high_learning_rate", round(confidence, 2), sentence, (growth.sentence, *evidence))
 
 
-def _update_ratios(case: Case, since: int) -> Values:
-    """Largest update ratio of each step of the growth, as recorded, else as the norms of the weights tell it."""
+def _update_ratios(case: Case, since: int, until: int) -> Values:
+    """Largest update ratio of each step, as recorded, else as the norms of the weights tell it."""
     steps = np.asarray(case.timeline.columns["step"])
     ratios = np.asarray(case.timeline.matrices.get("update_ratio", np.zeros((0, 0))), np.float64)
     weights = np.asarray(case.timeline.matrices.get("weight_norm", np.zeros((0, 0))), np.float64)
-    chosen = (steps >= since) & (steps <= case.step)
-    with np.errstate(all="ignore"):
-        if weights.size:
-            change = np.abs(np.diff(weights, axis=0)) / np.maximum(weights[:-1], 1e-30)
-            change[~(weights[:-1] > 1e-6)] = 0
-            change = np.vstack([np.zeros((1, weights.shape[1])), change])
-            ratios = np.where(np.isfinite(ratios), ratios, change) if ratios.size else change
-        if not ratios.size:
-            return np.zeros(0)
-        largest = np.where(np.isfinite(ratios[chosen]), ratios[chosen], 0).max(axis=1, initial=0)
+    if weights.size:
+        change = _relative_changes(weights)
+        ratios = np.where(np.isfinite(ratios), ratios, change) if ratios.size else change
+    if not ratios.size:
+        return np.zeros(0)
+    chosen = ratios[(steps >= since) & (steps <= until)][:, _kernels(case)]
+    largest = np.where(np.isfinite(chosen), chosen, 0).max(axis=1, initial=0)
     return np.asarray(largest[largest > 0])
+
+
+def _relative_changes(norms: Values) -> Values:
+    """How much the norm of each variable changed with each step, relative to what it was; 0 for the first step."""
+    with np.errstate(all="ignore"):
+        change = np.abs(np.diff(norms, axis=0)) / norms[:-1]
+    return np.vstack([np.zeros((1, norms.shape[1])), np.where(norms[:-1] > 0, change, 0)])
+
+
+def _kernels(case: Case) -> list[int]:
+    """Columns of the timeline that are matrices; biases begin at 0 and change by much more than their norm. All, without any."""
+    known = [(column, index) for column, index in enumerate(case.timeline.variables) if index < len(case.replay.variables)]
+    return [column for column, index in known if len(case.replay.variables[index].shape) > 1] or [column for column, _ in known]
 
 
 def _began_with_update(case: Case) -> bool:
@@ -60,8 +72,8 @@ def _began_with_update(case: Case) -> bool:
     assert growth is not None
     if growth.what == "norm of the weights":
         return False
-    before = _update_ratios(case, growth.step - 1)
-    return growth.step <= 2 and len(before) > 0 and float(before[0]) > 1.0
+    ratios = _update_ratios(case, growth.step - 1, growth.step - 1)
+    return len(ratios) > 0 and float(ratios[0]) > 1.0
 
 
 def exploding_gradient(case: Case) -> Cause | None:
@@ -80,7 +92,7 @@ def exploding_gradient(case: Case) -> Cause | None:
         confidence = max(confidence + 0.08, 0.72)
         evidence.append(f"It overflows in iteration {loops[0].iteration} of `{loops[0].op}`: values grow from one time step to the next.")
     if case.origin.phase in ("backward", "update"):
-        confidence = max(confidence + 0.05, 0.7)
+        confidence = max(confidence + 0.05, 0.8)
         evidence.append(f"The forward pass is finite; `{case.op}` overflows in the {case.origin.phase} phase.")
     if not confidence:
         return None
@@ -108,7 +120,7 @@ def bad_init(case: Case) -> Cause | None:
         return None
     found = sorted(_too_wide(case), reverse=True)
     if not found:
-        return None
+        return _recurrence(case)
     ratio, path, spread, usual = found[0]
     gain = float(np.sum([np.log10(each[0]) for each in found]))
     confidence = min(0.95, 0.5 + 0.1 * gain + 0.25 * (case.step == 0) + 0.1 * (case.step <= 2))
@@ -128,8 +140,27 @@ def _too_wide(case: Case) -> Iterator[tuple[float, str, float, float]]:
         if info.role != "trainable" or len(info.shape) < 2 or "embedding" in info.path.lower() or index not in state:
             continue
         values = np.asarray(state[index]).astype(np.float64)
-        fan_in = int(np.prod(info.shape[:-1]))
-        usual = float(np.sqrt(2.0 / max(fan_in, 1)))
-        spread = float(np.sqrt(np.mean(np.square(values)))) if np.isfinite(values).all() else 0.0
+        if not np.isfinite(values).all():
+            continue
+        usual, spread = float(np.sqrt(2.0 / max(int(np.prod(info.shape[:-1])), 1))), float(np.sqrt(np.mean(np.square(values))))
         if spread > _TOO_WIDE * usual:
             yield spread / usual, info.path, spread, usual
+
+
+def _recurrence(case: Case) -> Cause | None:
+    """A recurrent kernel at step 0 that makes the state larger at each time step."""
+    if case.origin is None or not case.origin.loop:
+        return None
+    state = case.replay.state(0)
+    for index, info in enumerate(case.replay.variables):
+        is_recurrent = "recurrent" in info.path and info.role == "trainable" and len(info.shape) == 2 and index in state
+        if not is_recurrent or info.shape[0] != info.shape[1]:
+            continue
+        factor = float(np.abs(np.linalg.eigvals(np.asarray(state[index]).astype(np.float64))).max())
+        if factor > _GROWS:
+            sentence = f"`{info.path}` begins with a spectral radius of {factor:.3g}: it multiplies the state by that at each time step."
+            evidence = (
+                f"Step {case.step} is the first that fails, in iteration {case.origin.loop[-1].iteration} of `{case.origin.loop[-1].op}`.",
+            )
+            return Cause("bad_init", 0.85 if case.step <= 2 else 0.6, sentence, evidence)
+    return None

@@ -76,6 +76,6 @@ def _of_exponential(case: Case) -> Cause | None:
             if fact.type in _EXPONENTIALS and largest is not None and largest > _LARGE:
                 evidence = (f"`{fact.type}` (`{fact.name}`) gives up to {largest:.3g}.",)
                 return Cause(
-                    "exp_overflow", 0.82, f"`{case.op}`{case.where} overflows on what `{fact.type}` made: {largest:.3g}.", evidence
+                    "exp_overflow", 0.89, f"`{case.op}`{case.where} overflows on what `{fact.type}` made: {largest:.3g}.", evidence
                 )
     return None

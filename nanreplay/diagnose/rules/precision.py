@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
-from nanreplay.bisect.arrays import dtype_name, is_float, nonfinite, words
+from nanreplay.bisect.arrays import dtype_name, nonfinite, words
 from nanreplay.bisect.trace import Fact
 from nanreplay.diagnose.case import Case, capital
 from nanreplay.diagnose.rules.division import DIVISIONS
@@ -16,13 +17,16 @@ from nanreplay.replay.events import ValueId
 _HALF = ("float16", "half")
 _MAX_HALF = 65504.0
 _ZERO_IS_FATAL = words("Log Reciprocal Inv Rsqrt SqrtGrad RsqrtGrad Xlogy Pow RealDiv Div Xdivy")
+_LARGE_LITERAL = re.compile(r"\b\d*\.?\d*e\+?\d+\b", re.IGNORECASE)
 _SMALL_LITERAL = re.compile(r"\b\d*\.?\d+e-\d+\b|\bepsilon\b|\beps\b", re.IGNORECASE)
 
 
 def fp16_overflow(case: Case) -> Cause | None:
     """A float16 result beyond 65504 that float32 would hold."""
-    if case.dtype not in _HALF or case.origin is None or case.origin.op_type is None or case.kind in ("turned", "used"):
+    if case.dtype not in _HALF or case.origin is None or case.origin.op_type is None:
         return None
+    if case.kind in ("turned", "used"):
+        return _mask_beyond_range(case)
     if case.event is None:
         return _by_size(case)
     if _is_pole(case):
@@ -39,6 +43,25 @@ def fp16_overflow(case: Case) -> Cause | None:
         return None
     sentence = f"`{case.op}`{case.where} gives {largest:.6g}{case.place}, which float16 (up to 65504) cannot hold; float32 can."
     return Cause("fp16_overflow", 0.95, sentence, ("Run in float32 on the same operands, the op is finite.",))
+
+
+def _mask_beyond_range(case: Case) -> Cause | None:
+    """A large negative number that is to mask something out, and that float16 turns into -inf."""
+    value = case.input_id(0)
+    if case.graph is None or value is None:
+        return None
+    is_written = _LARGE_LITERAL.search(case.code) is not None
+    for fact in case.graph.infinities(value):
+        if (fact.type == "Cast" and not _has_infinite_inputs(case, fact)) or (fact.type in ("Const", "Mul") and is_written):
+            what = f"`{fact.type}` (`{fact.name}`) gives -inf in float16, which ends at -65504"
+            source = (f"Source: `{case.code}`",) if is_written else ()
+            return Cause("fp16_overflow", 0.97, f"{what}: a number that is to mask a little masks whole rows.", source)
+    return None
+
+
+def _has_infinite_inputs(case: Case, fact: Fact) -> bool:
+    assert case.graph is not None
+    return any(stat.nonfinite for each in fact.input_ids if (stat := case.graph.stat(each)) is not None)
 
 
 def _is_pole(case: Case) -> bool:
@@ -61,8 +84,6 @@ def fp16_underflow(case: Case) -> Cause | None:
     value = case.input_id(position)
     if case.graph is None or value is None or not (case.operand(position) == 0).any():
         return None
-    if case.event is not None and dtype_name(case.event.inputs[position]) not in (*_HALF, "bfloat16"):
-        return None
     lost = _lost_constant(case, value)
     if lost is not None:
         evidence = (f"Source: `{case.code}`",) if _SMALL_LITERAL.search(case.code) else ()
@@ -78,9 +99,14 @@ def _lost_constant(case: Case, value: ValueId) -> Fact | None:
     for fact in case.graph.upstream(value, 4):
         if fact.type in ("AddV2", "Add", "Maximum", "ClipByValue"):
             constants = [each for each in fact.input_ids[:2] if _is_constant(case, each)]
-            if any(case.graph.is_zero(each) for each in constants):
+            if _is_half(case, constants) and any(case.graph.is_zero(each) for each in constants):
                 return fact
     return None
+
+
+def _is_half(case: Case, values: Sequence[ValueId]) -> bool:
+    assert case.graph is not None
+    return any((stat := case.graph.stat(value)) is not None and stat.dtype in _HALF for value in values)
 
 
 def _is_constant(case: Case, value: ValueId) -> bool:
@@ -94,7 +120,7 @@ def _rounded(case: Case, value: ValueId, position: int) -> Cause | None:
     assert case.graph is not None
     for fact in case.graph.upstream(value, 2):
         event = case.kept.get(fact.serial)
-        if event is None or not event.inputs or not is_float(event.outputs[0]):
+        if event is None or not event.inputs or dtype_name(event.outputs[0]) not in _HALF:
             continue
         made = case.in_float32(event)
         zeros = np.asarray(event.outputs[0]) == 0

@@ -14,8 +14,9 @@ def where_gradient(case: Case) -> Cause | None:
     """The gradient of a branch that `where` dropped: 0 times an infinity."""
     if not case.is_backward or case.graph is None or case.fact is None:
         return None
-    if case.kind in ("used", "turned"):
-        return _dropped(case, case.forward or case.op, None, 0.95)
+    taken = _taken_forward(case)
+    if taken is not None:
+        return _dropped(case, taken[0].type, taken[1], 0.95)
     for forward in case.graph.forward_of(case.fact):
         chooser = case.graph.dropped_by(forward)
         if chooser is None:
@@ -27,10 +28,22 @@ def where_gradient(case: Case) -> Cause | None:
     return None
 
 
-def _dropped(case: Case, what: str, chooser: Fact | None, confidence: float) -> Cause:
-    name = f"`{chooser.name}`" if chooser is not None else "a `where`"
+def _taken_forward(case: Case) -> tuple[Fact, Fact] | None:
+    """Return the forward op whose non-finite value the origin used, and the `where` that drops that value."""
+    graph, fact = case.graph, case.fact
+    if graph is None or fact is None or case.kind not in ("used", "turned"):
+        return None
+    for maker in graph.makers(fact):
+        if not graph.is_backward(maker) and any(stat.nonfinite for stat in maker.outputs):
+            chooser = graph.dropped_by(maker)
+            if chooser is not None:
+                return maker, chooser
+    return None
+
+
+def _dropped(case: Case, what: str, chooser: Fact, confidence: float) -> Cause:
     product = "its gradient is 0 times an infinity all the same, which is NaN"
-    sentence = f"`{what}`{case.where} is not finite{case.place}, and {name} drops it; {product}."
+    sentence = f"`{what}`{case.where} is not finite{case.place}, and `{chooser.name}` drops it; {product}."
     return Cause(
         "where_gradient",
         confidence,
