@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,8 @@ from nanreplay.errors import NanreplayError
 
 _BATCHES = 16
 """How many other batches are looked at."""
+_ELEMENTS = 5_000_000
+"""How many elements of other batches are looked at for one array."""
 _FEWEST = 8
 """How many other rows tell a usual range at the least."""
 _BEYOND = 3.0
@@ -72,8 +74,9 @@ def find_outliers(replay: StepRunner, step: int, rows: Sequence[int] | None = No
     for i, leaf in enumerate(leaves):
         if leaf.ndim and leaf.shape[0] == size and leaf.size and is_float(leaf) and leaf.dtype.kind != "c":
             looked_at = range(len(leaf)) if rows is None else [row for row in rows if row < len(leaf)]
-            usual = [other[i] for other in others if i < len(other) and other[i].shape[1:] == leaf.shape[1:]]
-            found += _of_array(step, record.paths[i], leaf.astype(np.float64), looked_at, usual)
+            usual = [other[i] for other in others if i < len(other) and other[i].ndim and other[i].shape[1:] == leaf.shape[1:]]
+            few = max(_ELEMENTS // (leaf.size // len(leaf)), _FEWEST)
+            found += _of_array(step, record.paths[i], leaf.astype(np.float64), looked_at, list(_first_rows(usual, few)))
     return tuple(sorted(found, key=lambda outlier: -outlier.deviations))
 
 
@@ -89,6 +92,15 @@ def _others(replay: StepRunner, step: int) -> list[list[NDArray[Any]]]:
     near = [*range(step - 1, max(step - 1 - _BATCHES, -1), -1), *(later for later in replay.steps if later > step)]
     records = [record for other in near[:_BATCHES] if (record := _batch(replay, other)) is not None]
     return [[np.asarray(leaf) for leaf in record.leaves] for record in records]
+
+
+def _first_rows(arrays: Sequence[NDArray[Any]], count: int) -> Iterator[NDArray[Any]]:
+    """Rows of arrays, at most `count` in all."""
+    for array in arrays:
+        if count <= 0:
+            return
+        yield array[:count]
+        count -= len(array)
 
 
 def _of_array(step: int, path: str, leaf: NDArray[Any], rows: Sequence[int], usual: Sequence[NDArray[Any]]) -> list[Outlier]:

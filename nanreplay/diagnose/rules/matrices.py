@@ -27,7 +27,8 @@ def linalg_singular(case: Case) -> Cause | None:
         )
         return Cause("linalg_singular", 0.93, sentence, (f"`{case.op}` in the backward pass: {case.count} are non-finite.",))
     value = case.input_id(0)
-    if case.op in ("Log", "Reciprocal") and case.graph is not None and value is not None:
-        if any(maker.type == "MatrixDeterminant" for maker in case.graph.upstream(value, 2)):
-            return Cause("linalg_singular", 0.94, f"The determinant{case.where} is 0.0{case.place}: the matrix is singular.")
+    if case.op not in ("Log", "Reciprocal") or case.graph is None or value is None:
+        return None
+    if any(maker.type == "MatrixDeterminant" for maker in case.graph.upstream(value, 2)):
+        return Cause("linalg_singular", 0.94, f"The determinant{case.where} is 0.0{case.place}: the matrix is singular.")
     return None

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from nanreplay.bisect.growth import find_root
+from nanreplay.bisect.growth import find_growth, find_root
 from nanreplay.records import Timeline
 
 
@@ -46,3 +46,45 @@ def test_gradients_that_overflow_before_the_loss_are_seen() -> None:
 def test_no_timeline_gives_the_step_itself() -> None:
     assert find_root(None, 7).step == 7
     assert find_root(timeline([]), 7).step == 7
+
+
+PATHS = ("first/kernel", "second/kernel")
+
+
+def norms(*columns: Any, rate: float | None = None) -> Timeline:
+    """Gradient norms, one column a variable."""
+    steps = np.arange(len(columns[0]))
+    rates = {} if rate is None else {"learning_rate": np.full(len(steps), rate)}
+    return Timeline({"step": steps, **rates}, {"gradient_norm": np.stack(columns, axis=1)}, tuple(range(len(columns))))
+
+
+def test_the_variable_that_left_its_usual_range_first_led() -> None:
+    quiet = np.ones(5)
+    first, second = np.concatenate([quiet, quiet, 5.0 ** np.arange(1, 11)]), np.concatenate([quiet, 5.0 ** np.arange(1, 16)])
+    growth = find_growth(norms(first, second, rate=0.5), 20, PATHS)
+    assert growth is not None
+    assert (growth.step, growth.variable, growth.is_jump) == (4, "second/kernel", False)
+    assert growth.sentence == (
+        "From step 4 on the gradient norm of `second/kernel` grew without return, from 1 to 3.05e+10 at step 19 "
+        "(3.1e+10 times in 15 steps), learning rate 0.5."
+    )
+
+
+def test_of_two_that_left_it_together_the_one_that_grew_most_led() -> None:
+    growth = find_growth(norms(3.0 ** np.arange(20), 5.0 ** np.arange(20)), 20, PATHS)
+    assert growth is not None
+    assert growth.variable == "second/kernel"
+
+
+def test_a_jump_just_before_the_origin_is_told_as_one() -> None:
+    growth = find_growth(norms([*np.ones(10), 1e6]), 11, PATHS)
+    assert growth is not None
+    assert (growth.step, growth.is_jump, growth.steps) == (10, True, 1)
+    assert find_root(norms([*np.ones(10), 1e6]), 11, PATHS).reason.startswith("At step 10 the gradient norm of `first/kernel` jumped")
+
+
+def test_noise_of_a_healthy_run_is_no_growth() -> None:
+    for seed in range(50):
+        draws = np.random.RandomState(seed)
+        steps = norms(np.exp(draws.randn(200)), 1e-3 * np.exp(1.5 * draws.randn(200)))
+        assert find_growth(steps, 200, PATHS) is None
