@@ -41,10 +41,12 @@ def fix_parts(fixes: Sequence[FixResult]) -> Iterator[RenderableType]:
     yield table
     helpful = [fix for fix in fixes if fix.prevents and fix.code]
     if helpful:
-        yield Text("\nHow to write it", style="underline")
+        yield Text()
+        yield Text("How to write it", style="underline")
     for fix in helpful:
         where = f"   # {source_text(fix.source.file, fix.source.line, None)}" if fix.source is not None else ""
-        yield Text.assemble("  ", (fix_label(fix), "cyan"), f": {fix.code}{where}")
+        code = str(fix.code).replace("\n", "\n    ")
+        yield Text.assemble("  ", (fix_label(fix), "cyan"), f": {code}{where}")
 
 
 def _cells(fix: FixResult) -> Sequence[Text | str]:

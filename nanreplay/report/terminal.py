@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from rich.console import Console, Group, RenderableType
+from rich.text import Text
 
 
 def print_parts(parts: Iterable[RenderableType], console: Console) -> None:
@@ -13,6 +14,7 @@ def print_parts(parts: Iterable[RenderableType], console: Console) -> None:
         console.print(Group(*parts))
         return
     with console.capture() as captured:
-        console.print(Group(*parts), soft_wrap=True)
+        for part in parts:
+            console.print(part, soft_wrap=isinstance(part, Text))  # a line of text is not broken, a table is
     for line in captured.get().splitlines():
         console.file.write(f"{line.rstrip()}\n")

@@ -107,7 +107,7 @@ def _joined(fixes: Sequence[Fix]) -> Fix:
     for fix in fixes:
         edit |= fix.edit
     params = {f"{fix.name}.{key}": value for fix in fixes for key, value in fix.params.items()}
-    return Fix("+".join(fix.name for fix in fixes), params, edit, "; ".join(fix.code for fix in fixes if fix.code))
+    return Fix("+".join(fix.name for fix in fixes), params, edit, "\n".join(fix.code for fix in fixes if fix.code))
 
 
 def _try_places(case: Case, name: str, value: str | None) -> tuple[FixResult, Fix | None]:

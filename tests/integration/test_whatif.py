@@ -374,6 +374,15 @@ def test_fixes_that_do_not_apply_say_why(log_run: Path) -> None:
     assert found["float32"].note == "The step computes in float32 already."
 
 
+def test_the_readme_shows_what_whatif_prints(command: Callable[..., Any]) -> None:
+    lines = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("$ nanreplay whatif sample_runs"))
+    shown = lines[start + 1 : lines.index("```", start)]
+    sample, *fixes = lines[start].removeprefix("$ nanreplay whatif ").split()
+    printed = command("whatif", Path(__file__).parents[2] / sample, *fixes).stdout.splitlines()
+    assert shown == printed[-len(shown) :]
+
+
 @pytest.mark.parametrize("text", ["warp", "", "=1", "clipnorm1"])
 def test_a_fix_that_does_not_exist_says_which_there_are(text: str) -> None:
     with pytest.raises(FixError, match="There are: lr, clipnorm"):
