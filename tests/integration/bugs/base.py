@@ -39,7 +39,7 @@ class Bug:
     trigger: str | None = None
     """What stopped the training (`loss`, `gradient`, ...), where that is part of the story."""
     prevents: tuple[str, ...] = ()
-    """Fixes that must prevent it, in the code and tried on the recording."""
+    """Fixes that must prevent it, in the code and tried on the recording, where one may need a value: `epsilon=1e-4`."""
     fails: tuple[str, ...] = ()
     """Fixes that look right and must not prevent it, in the code and tried on the recording."""
     prevents_in_code: tuple[str, ...] = ()
@@ -114,8 +114,8 @@ def at(step: int, row: int) -> int:
 def fit(path: Path, model: Any, x: Any, y: Any = None, *, window: int = 32, **options: Any) -> None:
     """Fit until something is not finite."""
     if isinstance(x, (np.ndarray, list, dict)):
-        options = {"batch_size": ROWS, "shuffle": False, **options}
-    model.fit(x, y, verbose=0, callbacks=[Recorder(str(path), on_nan="stop", window=window)], **options)
+        options["batch_size"] = ROWS
+    model.fit(x, y, shuffle=False, verbose=0, callbacks=[Recorder(str(path), on_nan="stop", window=window)], **options)
 
 
 def loop(path: Path, step: Callable[..., Any], arrays: Iterable[Any], **parts: Any) -> None:

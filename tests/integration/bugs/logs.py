@@ -103,7 +103,7 @@ def entropy_of_a_policy_without_doubt(path: Path, fix: str | None) -> None:
 
 @bug(
     step=2, phase="loss", ops=("Log",), rows=(4,), causes=("log_of_negative",),
-    fails=("epsilon", "clipnorm", "lr"), prevents_in_code=("softplus",),
+    prevents=("epsilon",), fails=("clipnorm", "lr"), prevents_in_code=("softplus",), fails_in_code=("added_epsilon",),
 )  # fmt: skip
 def poisson_loss_of_a_linear_output(path: Path, fix: str | None) -> None:
     """Counts predicted by a layer that forgot its activation: a rate below 0, and no epsilon of Keras's makes it positive."""
@@ -117,9 +117,10 @@ def poisson_loss_of_a_linear_output(path: Path, fix: str | None) -> None:
     model = keras.Sequential([rate])  # built by its first batch
 
     def poisson(counts: Any, rates: Any) -> Any:
-        return tf.reduce_mean(rates - counts * tf.math.log(rates + 1e-3 if fix == "epsilon" else rates), axis=-1)
+        positive = tf.maximum(rates, 1e-7) if fix == "epsilon" else rates + 1e-3
+        return tf.reduce_mean(rates - counts * tf.math.log(positive), axis=-1)
 
-    model.compile(sgd(1e-3, fix), poisson if fix == "epsilon" else "poisson")
+    model.compile(sgd(1e-3, fix), poisson if fix in ("epsilon", "added_epsilon") else "poisson")
     degrees = uniform(6, 4 * ROWS, 2, high=3.0)
     degrees[at(2, 4)] = -20.0
     fit(path, model, degrees, np.random.default_rng(7).poisson(2.0, (4 * ROWS, 1)).astype("float32"))

@@ -98,7 +98,7 @@ def gradient_penalty_of_a_critic_that_is_flat(path: Path, fix: str | None) -> No
 
 @bug(
     step=2, phase="forward", ops=("Sqrt",), layer="spread", rows=(1,), causes=("sqrt_of_negative", "variance_zero"),
-    fails=("epsilon", "clipnorm", "lr"), prevents_in_code=("two_passes",),
+    prevents=("epsilon",), fails=("clipnorm", "lr"), prevents_in_code=("two_passes",), fails_in_code=("added_epsilon",),
 )  # fmt: skip
 def variance_as_the_mean_of_squares_less_the_square_of_the_mean(path: Path, fix: str | None) -> None:
     """E[x^2] - E[x]^2 of three equal large numbers: rounding leaves it below 0, by more than any usual epsilon."""
@@ -107,7 +107,9 @@ def variance_as_the_mean_of_squares_less_the_square_of_the_mean(path: Path, fix:
         if fix == "two_passes":
             return tf.sqrt(tf.math.reduce_variance(x, axis=-1, keepdims=True) + 1e-7)
         variance = tf.reduce_mean(tf.square(x), axis=-1, keepdims=True) - tf.square(tf.reduce_mean(x, axis=-1, keepdims=True))
-        return tf.sqrt(variance + 1e-7 if fix == "epsilon" else variance)
+        if fix == "epsilon":
+            variance = tf.maximum(variance, 1e-7)
+        return tf.sqrt(variance + 1e-7 if fix == "added_epsilon" else variance)
 
     pressures = keras.Input((3,))
     model = keras.Model(pressures, keras.layers.Dense(1, name="change")(Compute(spread, name="spread")(pressures)))
@@ -145,15 +147,15 @@ def focal_loss_of_a_sample_that_is_certain(path: Path, fix: str | None) -> None:
 
 @bug(
     step=2, phase="forward", ops=("Pow",), layer="gamma", rows=(6,), causes=("pow_domain",),
-    fails=("epsilon", "clipnorm", "global_clipnorm", "lr"), prevents_in_code=("relu_first",),
+    prevents=("epsilon",), fails=("clipnorm", "global_clipnorm", "lr"), fails_in_code=("added_epsilon",),
 )  # fmt: skip
 def gamma_correction_of_a_negative_pixel(path: Path, fix: str | None) -> None:
     """x ** (1 / 2.2) after noise was added for augmentation: a dark pixel fell below 0, where the power is not real."""
 
     def gamma(images: Any) -> Any:
-        if fix == "relu_first":
-            images = tf.maximum(images, 1e-6)
-        return tf.pow(images + 1e-7 if fix == "epsilon" else images, 1 / 2.2)
+        if fix == "epsilon":
+            images = tf.maximum(images, 1e-7)
+        return tf.pow(images + 1e-7 if fix == "added_epsilon" else images, 1 / 2.2)
 
     images = keras.Input((4, 4, 1))
     convolved = keras.layers.Conv2D(3, 3, activation="relu", name="edges")(Compute(gamma, name="gamma")(images))
@@ -166,7 +168,7 @@ def gamma_correction_of_a_negative_pixel(path: Path, fix: str | None) -> None:
 
 @bug(
     step=2, phase="loss", ops=("Acos",), rows=(3,), causes=("acos_domain",),
-    fails=("epsilon", "clipnorm", "lr"), prevents_in_code=("clip_cosine",),
+    prevents=("epsilon",), fails=("clipnorm", "lr"), fails_in_code=("added_epsilon",),
 )  # fmt: skip
 def angle_between_rotations_that_are_none(path: Path, fix: str | None) -> None:
     """acos((trace - 1) / 2): the network's nine numbers are no rotation, so their trace exceeds 3 and the cosine 1."""
@@ -174,9 +176,9 @@ def angle_between_rotations_that_are_none(path: Path, fix: str | None) -> None:
     def angle(true: Any, predicted: Any) -> Any:
         trace = tf.reduce_sum(true * predicted, axis=-1)
         cosine = (trace - 1.0) / 2.0
-        if fix == "clip_cosine":
+        if fix == "epsilon":
             cosine = tf.clip_by_value(cosine, -1.0 + 1e-6, 1.0 - 1e-6)
-        return tf.acos(cosine + 1e-7 if fix == "epsilon" else cosine)
+        return tf.acos(cosine + 1e-7 if fix == "added_epsilon" else cosine)
 
     inputs = keras.Input((9,))
     near_identity = keras.initializers.Constant(0.9 * np.eye(9, dtype=np.float32))
