@@ -1,0 +1,238 @@
+"""Small real trainings, recorded, bisected and asked why: a few of each family of causes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nanreplay import Capture, Recorder, Replay
+from nanreplay.bisect import bisect
+from nanreplay.diagnose import causes_of, judge
+from nanreplay.findings import Cause
+
+ROWS, BAD = 8, 20
+"""Rows of a batch; row of the data that is unlike the others, row 4 of step 2."""
+pytestmark = pytest.mark.filterwarnings("ignore:nanreplay. step")  # what `on_nan="stop"` says at an incident
+Loss = Callable[[Any, Any], Any]
+mean, total = tf.reduce_mean, tf.reduce_sum
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> Iterator[None]:
+    keras.utils.set_random_seed(0)
+    yield
+    keras.backend.clear_session()
+
+
+def positive(*shape: int) -> Any:
+    return np.random.default_rng(0).uniform(0.5, 1.5, shape).astype("float32")
+
+
+def normal(*shape: int) -> Any:
+    return np.random.default_rng(0).normal(size=shape).astype("float32")
+
+
+def with_row(x: Any, *values: float) -> Any:
+    x[BAD] = values if len(values) > 1 else values[0]
+    return x
+
+
+def in_positive(*values: float) -> Any:
+    return with_row(positive(40, 3), *values)
+
+
+def in_normal(*values: float) -> Any:
+    return with_row(normal(40, 3), *values)
+
+
+def why(path: Path) -> tuple[Cause, ...]:
+    with Capture(path) as capture, Replay(capture) as replay:
+        timeline = capture.timeline_record()
+        return causes_of(replay, bisect(replay, timeline), judge(replay), timeline)
+
+
+def loop(folder: Path, loss_of: Loss, x: Any, rate: float = 0.01, first: tuple[float, ...] = (1.0, 0.5, 0.25)) -> tuple[Cause, ...]:
+    """Train one vector of three weights on `loss_of(batch, weights)`, and ask why it failed."""
+    weights, optimizer = tf.Variable(first, name="weights"), keras.optimizers.SGD(rate)
+
+    @tf.function
+    def step(batch: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = loss_of(batch, weights)
+        optimizer.apply_gradients([(tape.gradient(loss, weights), weights)])
+        return loss
+
+    with Recorder(str(folder / "run.h5"), on_nan="stop") as recorder:
+        recorded = recorder.wrap(step, optimizer=optimizer)
+        for start in range(0, len(x), ROWS):
+            recorded(tf.constant(x[start : start + ROWS]))
+            if recorder.stopped:
+                break
+    return why(folder / "run.h5")
+
+
+def fit(folder: Path, layers: list[Any], x: Any, y: Any, optimizer: Any = "sgd", loss: Any = "mse", **options: Any) -> tuple[Cause, ...]:
+    """Fit a model of these layers, and ask why it failed."""
+    model = keras.Sequential([keras.Input(x.shape[1:]), *layers])
+    model.compile(optimizer, loss, **options)
+    model.fit(x, y, batch_size=ROWS, shuffle=False, verbose=0, callbacks=[Recorder(str(folder / "run.h5"), on_nan="stop")])
+    return why(folder / "run.h5")
+
+
+def kinds(causes: tuple[Cause, ...]) -> list[str]:
+    return [cause.kind for cause in causes]
+
+
+def half(x: Any) -> Any:
+    return tf.cast(x, tf.float16)
+
+
+def single(x: Any) -> Any:
+    return tf.cast(x, tf.float32)
+
+
+def masked_mean(x: Any, w: Any) -> Any:
+    mask = single(x > 0)
+    return total(tf.square(x * w) * mask) / total(mask)
+
+
+def class_means(x: Any, w: Any) -> Any:
+    classes = tf.one_hot(tf.cast(x[:, 2], tf.int32), 2)
+    return mean(tf.matmul(classes, x * w, transpose_a=True) / total(classes, axis=0)[:, None])
+
+
+def variance_of_one(x: Any, w: Any) -> Any:
+    deviations = x * w - mean(x * w, axis=0)
+    return mean(total(deviations * deviations, axis=0) / (single(tf.shape(x)[0]) - 1))
+
+
+def batch_of(x: Any, value: float) -> Any:
+    """Make all of step 3 one value."""
+    x[3 * ROWS : 4 * ROWS] = value
+    return x
+
+
+LOOPS: dict[str, tuple[str, Loss, Any]] = {
+    "log of a product": ("log_of_zero", lambda x, w: mean(tf.math.xlogy(0.5, x * w)), in_positive(0)),
+    "log of 1 - p": ("log_of_zero", lambda x, w: -mean(tf.math.log(1 - tf.sigmoid(x * w))), in_positive(500)),
+    "log clipped afterwards": ("log_of_zero", lambda x, w: mean(tf.maximum(tf.math.log(x * w), -9.0)), in_positive(0, 1, 1)),
+    "log of a loss": ("log_of_negative", lambda x, w: mean(tf.math.log1p(x * w)), in_positive(-3, 1, 1)),
+    "root of a difference": ("sqrt_of_negative", lambda x, w: mean(tf.math.rsqrt(4 - x * x * w)), in_positive(5, 1, 1)),
+    "distance by hand": ("sqrt_grad_at_zero", lambda x, w: mean(tf.sqrt(total(tf.square(x * w - x), axis=1))), in_normal(0)),
+    "perfect RMSE": ("sqrt_grad_at_zero", lambda x, w: tf.sqrt(mean(tf.math.squared_difference(x * w, x))), batch_of(normal(40, 3), 0)),
+    "tf.norm": ("norm_grad_at_zero", lambda x, w: mean(tf.norm(x * w, axis=1)), in_normal(0)),
+    "keras.ops.norm": ("norm_grad_at_zero", lambda x, w: mean(keras.ops.norm(x * w, axis=1)), in_normal(0)),
+    "euclidean norm": ("norm_grad_at_zero", lambda x, w: mean(tf.math.reduce_euclidean_norm(x * w, axis=1)), in_normal(0)),
+    "power of a negative": ("pow_domain", lambda x, w: mean(tf.pow(x * w, 0.3)), in_positive(-1, 1, 1)),
+    "power one half at 0": ("pow_domain", lambda x, w: mean((x * w) ** 0.5), in_positive(0, 1, 1)),
+    "acos beyond 1": ("acos_domain", lambda x, w: mean(tf.acos(x * w)), with_row(normal(40, 3) * 0.1, 1.001, 0, 0)),
+    "gaussian": ("exp_overflow", lambda x, w: mean(tf.exp(-x * w) * x**2 + x * w), in_normal(-400, 0, 0)),
+    "square of exp": ("exp_overflow", lambda x, w: mean(tf.square(tf.exp(x * w))), in_normal(60, 0, 0)),
+    "odds": ("division_by_zero", lambda x, w: mean(tf.reduce_max(x * w) / (1 - x[:, 0])), with_row(positive(40, 3) * 0.5, 1, 0.5, 0.5)),
+    "atan2": ("division_by_zero", lambda x, w: mean(tf.atan2(x[:, 0] * w[0], x[:, 1] * w[1])), in_positive(0, 0, 1)),
+    "shares": ("zero_over_zero", lambda x, w: mean(x / total(x, axis=1, keepdims=True) * w), in_positive(0)),
+    "projection": ("zero_over_zero", lambda x, w: mean(total(x * w, axis=1) / total(x * x, axis=1)), in_normal(0)),
+    "masked mean": ("empty_reduction", masked_mean, batch_of(positive(40, 3), -1)),
+    "boolean mask": ("empty_reduction", lambda x, w: mean(tf.boolean_mask(x * w, x > 0)), batch_of(positive(40, 3), -1)),
+    "class means": ("empty_reduction", class_means, batch_of(np.tile(np.float32([[1, 2, 0], [2, 1, 1]]), (20, 1)), 0)),
+    "standard deviation": ("variance_zero", lambda x, w: mean(tf.math.reduce_std(x * w, axis=1)), in_normal(0)),
+    "batch of one": ("variance_zero", variance_of_one, normal(33, 3)),
+    "where of log": ("where_gradient", lambda x, w: mean(tf.where(x > 0, tf.math.log(x * w), 0.0)), in_positive(0, 1, 1)),
+    "where of exp": ("where_gradient", lambda x, w: mean(tf.where(x < 20, tf.exp(x * w), x * w)), in_positive(200, 1, 1)),
+    "where of acos": ("where_gradient", lambda x, w: mean(tf.where(x < 1, tf.acos(x * w), 0.0)), with_row(normal(40, 3) * 0.1, 2, 0, 0)),
+    "masked softmax": ("mask_all", lambda x, w: mean(tf.nn.log_softmax(tf.where(x > -9, x * w, -np.inf))[:, 0]), in_normal(-10)),
+    "masked log-sum-exp": ("mask_all", lambda x, w: mean(tf.reduce_logsumexp(tf.where(x > -9, x * w, -np.inf), axis=1)), in_normal(-10)),
+    "float16 sum": ("fp16_overflow", lambda x, w: single(mean(total(half(x * w) * 100, axis=1))), in_positive(600, 300, 100)),
+    "float16 mask": ("fp16_overflow", lambda x, w: single(mean(tf.nn.softmax(half(x * w) + half((x - 1) * 1e9)))), with_row(np.ones((40, 3), "float32"), 0)),
+    "float16 epsilon": ("fp16_underflow", lambda x, w: single(-mean(tf.math.log(half(x * w) + 1e-8))), in_positive(0, 1, 1)),
+    "float16 softmax": ("fp16_underflow", lambda x, w: single(-mean(tf.math.log(tf.nn.softmax(half(x * w))))), in_normal(30, 0, 0)),
+    "cholesky": ("linalg_singular", lambda x, w: mean(tf.linalg.cholesky(tf.einsum("bi,bj->bij", x * w, x * w))), in_normal(0)),
+    "infinity in the data": ("data_inf", lambda x, w: mean(x * w), in_positive(np.inf, 1, 1)),
+    "far-out row": ("data_outlier", lambda x, w: mean(tf.square(x * w)), in_positive(1e25, 1, 1)),
+    "0 * -inf": ("other", lambda x, w: mean(tf.nn.softmax(x * w + (1 - single(x > -9)) * -np.inf)), in_normal(-10)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_the_likeliest_cause(tmp_path: Path, name: str) -> None:
+    kind, loss_of, x = LOOPS[name]
+    assert kinds(loop(tmp_path, loss_of, x))[0] == kind
+
+
+def test_the_far_out_row_is_the_second_cause_of_an_overflowing_exponential(tmp_path: Path) -> None:
+    causes = loop(tmp_path, lambda x, w: mean(tf.exp(x * w)), with_row(normal(40, 3), 400, 0, 0))
+    assert kinds(causes) == ["exp_overflow", "data_outlier"]
+    assert causes[0].sentence.startswith("The output of `Mul` is 39")
+    assert "holds 400 in row 4, column 0 of step 2" in causes[1].sentence
+    assert causes[0].confidence > causes[1].confidence
+
+
+def test_a_layer_that_is_called_norm_is_no_norm_of_the_library(tmp_path: Path) -> None:
+    def length(x: Any) -> Any:
+        return tf.sqrt(total(tf.square(x), axis=1, keepdims=True))
+
+    layers = [keras.layers.Dense(3, use_bias=False), keras.layers.Lambda(length, name="norm")]
+    assert kinds(fit(tmp_path, layers, with_row(normal(40, 3), 0), normal(40, 1)))[0] == "sqrt_grad_at_zero"
+
+
+@pytest.mark.parametrize("layer", [keras.layers.LayerNormalization, keras.layers.BatchNormalization])
+def test_normalization_without_an_epsilon(tmp_path: Path, layer: Any) -> None:
+    x = batch_of(with_row(normal(40, 3), 2), 1)
+    assert kinds(fit(tmp_path, [layer(epsilon=0.0), keras.layers.Dense(1)], x, normal(40, 1)))[0] == "variance_zero"
+
+
+def test_a_label_below_zero_under_xla(tmp_path: Path) -> None:
+    labels = np.arange(40) % 4
+    labels[BAD] = -1
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    causes = fit(tmp_path, [keras.layers.Dense(4)], normal(40, 3), labels, loss=loss, jit_compile=True)
+    assert causes[0].kind == "label_out_of_range"
+    assert causes[0].sentence == "The label in row 4 is -1, but there are only 4 classes (0 to 3)."
+
+
+@pytest.mark.parametrize("rate", [0.3, 5.0, 1e3])
+def test_a_learning_rate_that_is_too_high(tmp_path: Path, rate: float) -> None:
+    layers = [keras.layers.Dense(16, activation="relu"), keras.layers.Dense(1)]
+    x = normal(400, 3) * 3
+    causes = fit(tmp_path, layers, x, x.sum(1, keepdims=True), keras.optimizers.SGD(rate))
+    assert causes[0].kind == "high_learning_rate"
+    assert f"at a learning rate of {rate:.6g}" in causes[0].sentence
+
+
+def test_a_relu_recurrence_over_many_time_steps_explodes(tmp_path: Path) -> None:
+    x = normal(160, 100, 1) * 3
+    layers = [keras.layers.SimpleRNN(8, activation="relu"), keras.layers.Dense(1)]
+    assert kinds(fit(tmp_path, layers, x, x.sum(1), keras.optimizers.SGD(0.05), jit_compile=False))[0] == "exploding_gradient"
+
+
+def test_weights_that_are_drawn_too_wide(tmp_path: Path) -> None:
+    wide = keras.initializers.RandomNormal(stddev=1.0)
+    layers = [keras.layers.Dense(256, activation="relu", kernel_initializer=wide) for _ in range(20)]
+    causes = fit(tmp_path, [*layers, keras.layers.Dense(1)], normal(80, 64), normal(80, 1))
+    assert causes[0].kind == "bad_init"
+    assert "times the 0.0884 that He's rule gives" in causes[0].sentence
+
+
+def test_updates_that_loss_scaling_skips_for_good(tmp_path: Path) -> None:
+    layers = [
+        keras.layers.Dense(4, dtype="mixed_float16"),
+        keras.layers.Lambda(lambda x: tf.sqrt(tf.abs(x * 0.0)), dtype="float16"),
+        keras.layers.Dense(1),
+    ]
+    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.01))
+    causes = fit(tmp_path, layers, normal(400, 3), normal(400, 1), optimizer, jit_compile=False)
+    assert kinds(causes)[:2] == ["loss_scale_stuck", "sqrt_grad_at_zero"]
+
+
+def test_a_healthy_noisy_training_has_grown_nothing(tmp_path: Path) -> None:
+    x = normal(800, 3)
+    y = (x.sum(1, keepdims=True) + np.random.default_rng(1).standard_t(2, size=(800, 1))).astype("float32")
+    y[780] = np.nan
+    layers = [keras.layers.Dense(8, activation="relu"), keras.layers.Dense(1)]
+    assert kinds(fit(tmp_path, layers, x, y, "adam")) == ["data_nan"]
