@@ -132,6 +132,31 @@ class Evidence:
 
 
 @dataclass(frozen=True, slots=True)
+class DifferingOp:
+    """An op that two ways of replaying a step compute differently."""
+
+    op_type: str
+    op_name: str
+    phase: Phase
+    layer_path: str | None
+    max_ulp: int | None
+    """Largest difference of its outputs in units in the last place; 2^62 where one is finite and the other is not; None
+    when the two are of different types."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModeDifference:
+    """Where two ways of replaying one step part, in the order in which ops run."""
+
+    modes: tuple[str, str]
+    """Modes of `Evidence`; the second is the finite one."""
+    first: DifferingOp | None
+    """The first op with other bits; None when the two are of different types, and so differ everywhere."""
+    first_nonfinite: DifferingOp | None
+    """The first op that is finite in the second mode only."""
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """What replaying says of the incident."""
 
@@ -139,7 +164,9 @@ class Verdict:
     bit_exact: bool | None
     evidence: tuple[Evidence, ...] = ()
     reason: str | None = None
-    """Why, when it is inconclusive."""
+    """Why, when it is transient or inconclusive."""
+    difference: ModeDifference | None = None
+    """Where two modes part, when one is finite and another is not."""
 
 
 @dataclass(frozen=True, slots=True)

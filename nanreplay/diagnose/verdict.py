@@ -1,20 +1,28 @@
-"""What replaying an incident says of it: reproduced, only under XLA, transient, healthy, or not to be decided."""
+"""What replaying an incident says of it: reproduced, only under XLA, only in its precision, transient, healthy, undecided."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
 
+import numpy as np
+
+from nanreplay.bisect.growth import find_root
+from nanreplay.diagnose.difference import compiled_difference, float64_difference
+from nanreplay.diagnose.faults import KeyframeWatch, find_departure, reason_of, replay_without
 from nanreplay.errors import ReplayError, UnsafeProgramError, UnsupportedOpError
 from nanreplay.findings import Evidence, Verdict
 from nanreplay.records import Trigger
+from nanreplay.replay.programs import Mode
 from nanreplay.replay.session import Replay, StepResult
 
 
 def judge(replay: Replay, *, progress: Callable[[int, int], None] | None = None) -> Verdict:
-    """Replay the failing step as it was trained and op by op, from the last keyframe before it.
+    """Replay the steps up to the failing one as they were trained, and the failing one in every mode.
 
     Args:
-        replay: The capture's replay.
+        replay: The capture's replay. Its notes tell what could not be run, and what came out otherwise when it ran again.
         progress: Called with (steps done, steps in all).
 
     Raises:
@@ -24,48 +32,149 @@ def judge(replay: Replay, *, progress: Callable[[int, int], None] | None = None)
     failing = replay.incident.step
     if failing not in replay.steps:
         return Verdict("inconclusive", None, reason=_why_not(replay))
-    base = max(step for step in replay.capture.keyframe_steps if step <= failing)
+    watch = KeyframeWatch(replay.variables)
+    steps = [step for step in replay.steps if _earliest(replay.steps, failing) <= step <= failing]
+    done: list[int] = []
+
+    def count(number: int, of: int) -> None:
+        done.append(number)
+        if progress is not None:
+            progress(number, of)
+
     try:
-        before = replay.run_window("recorded", first=base, last=failing - 1, progress=progress) if base < failing else []
-    except (UnsafeProgramError, UnsupportedOpError):
+        results = replay.run_window("recorded", first=steps[0], last=failing, progress=count, at_keyframe=watch)
+    except UnsafeProgramError:
         raise
     except ReplayError as error:
-        return Verdict("inconclusive", None, reason=f"A step before the incident could not be replayed. {error}")
-    recorded, raised = _run(replay, "recorded", failing)
-    if recorded is None:
-        if replay.incident.trigger.what == "exception":
-            return Verdict("reproduced", _exact(before), (Evidence("recorded", False, _exact(before)),), reason=raised)
-        return Verdict("inconclusive", None, reason=raised)
-    ops, _ = _run(replay, "ops", failing)
-    evidence = [_evidence("recorded", [*before, recorded]), Evidence("ops", False, None) if ops is None else _evidence("ops", [ops])]
-    return _decide(replay, [*before, recorded], recorded.finite, ops is None or not ops.finite, tuple(evidence))
+        return _raised(replay, str(error), at_incident=len(done) == len(steps) - 1)
+    is_stable = _runs_alike(replay, results[-1], replay.now())
+    if is_stable is None:
+        return Verdict("inconclusive", _exact(results), (_evidence("recorded", results),), reason="Two replays of the step disagree.")
+    return _transient(replay, results, watch) or _by_modes(replay, results)
 
 
-def _run(replay: Replay, mode: str, step: int) -> tuple[StepResult | None, str | None]:
+def _earliest(steps: Sequence[int], failing: int) -> int:
+    """The first step from which all steps up to the failing one can be replayed."""
+    held, first = set(steps), failing
+    while first - 1 in held:
+        first -= 1
+    return first
+
+
+def _raised(replay: Replay, message: str, *, at_incident: bool) -> Verdict:
+    if not at_incident:
+        return Verdict("inconclusive", None, reason=f"A step before the incident could not be replayed. {message}")
+    if replay.incident.trigger.what != "exception":
+        return Verdict("inconclusive", None, reason=message)
+    failing = replay.incident.step
+    first = _earliest(replay.steps, failing)
+    exact = _exact(replay.run_window("recorded", first=first, last=failing - 1)) if first < failing else None
+    return Verdict("reproduced", exact, (Evidence("recorded", False, exact),), reason=message)
+
+
+def _runs_alike(replay: Replay, result: StepResult, after: Mapping[int, Any]) -> bool | None:
+    """Whether the failing step gives the same bits when it runs again; None when it is finite once and non-finite once."""
+    again = replay.run_window("recorded", first=result.step, last=result.step)[0]
+    if again.finite != result.finite:
+        return None
+    if all(_bits(value) == _bits(after[index]) for index, value in replay.now().items()):
+        return True
+    replay.notes.append(f"Two replays of step {result.step} from the same state and batch differ in their last bits.")
+    return False
+
+
+def _bits(value: Any) -> bytes:
+    return np.asarray(value).tobytes()
+
+
+def _transient(replay: Replay, results: Sequence[StepResult], watch: KeyframeWatch) -> Verdict | None:
+    """A fault that went into a keyframe is replayed with it: look at the same steps without it."""
+    failing, departure = results[-1].step, find_departure(replay, results)
+    later = departure is not None and any(departure < step <= failing for step in replay.capture.keyframe_steps)
+    if results[-1].finite or not _claims_nonfinite(replay.incident.trigger) or not (watch.flips or later):
+        return None
+    spared = replay_without(replay, results, departure, watch.flips)
+    if not spared[-1].finite:
+        return None
+    return Verdict("transient", _exact(spared), (_evidence("recorded", spared),), reason=reason_of(departure, watch.flips, failing))
+
+
+def _by_modes(replay: Replay, results: Sequence[StepResult]) -> Verdict:
+    """Run the failing step in the other modes, and decide."""
+    recorded, compilation = results[-1], replay.signature(results[-1].step).compilation
+    evidence = [_evidence("recorded", results)]
+    if compilation == "xla" and (graph := _tried(replay, "graph")) is not None:
+        evidence.append(_evidence("graph", [graph]))
+    ops = recorded if compilation == "eager" else _run_ops(replay)
+    evidence.append(Evidence("ops", False, None) if ops is None else _evidence("ops", [ops]))
+    if not (recorded.finite and evidence[-1].finite) and (wide := _tried(replay, "float64")) is not None:
+        evidence.append(Evidence("float64", wide.finite, None))
+    verdict = _decide(replay, results, evidence)
+    return _with_difference(replay, verdict, raised=ops is None)
+
+
+def _run_ops(replay: Replay) -> StepResult | None:
+    """The failing step op by op, None when a kernel raises."""
+    failing = replay.incident.step
     try:
-        return replay.run_window("ops" if mode == "ops" else "recorded", first=step, last=step)[0], None
+        return replay.run_window("ops", first=failing, last=failing)[0]
     except (UnsafeProgramError, UnsupportedOpError):
         raise
-    except ReplayError as error:
-        return None, str(error)
+    except ReplayError:
+        return None
 
 
-def _decide(replay: Replay, steps: Sequence[StepResult], is_finite: bool, ops_fail: bool, evidence: tuple[Evidence, ...]) -> Verdict:
-    trigger, exact = replay.incident.trigger, _exact(steps)
-    if not is_finite:
-        compiled = replay.signature(replay.incident.step).compilation
-        return Verdict("reproduced" if ops_fail or compiled != "xla" else "xla_only", exact, evidence)
-    if ops_fail and _claims_nonfinite(trigger):
-        return Verdict("reproduced", False, evidence)
+def _tried(replay: Replay, mode: Mode) -> StepResult | None:
+    """The failing step in a mode that a verdict can do without."""
+    failing = replay.incident.step
+    try:
+        return replay.run_window(mode, first=failing, last=failing)[0]
+    except (ReplayError, UnsupportedOpError) as error:
+        how = "in float64" if mode == "float64" else "without XLA"
+        replay.notes.append(f"Step {failing} could not be replayed {how}. {error}")
+        return None
+
+
+def _decide(replay: Replay, results: Sequence[StepResult], evidence: Sequence[Evidence]) -> Verdict:
+    trigger, exact, failing = replay.incident.trigger, _exact(results), results[-1].step
+    finite = {each.mode: each.finite for each in evidence}
+    found = tuple(evidence)
+    if not finite["recorded"]:
+        if finite["ops"] and replay.signature(failing).compilation == "xla":
+            return Verdict("xla_only", exact, found)
+        return Verdict("precision_only" if _is_precision(replay, finite) else "reproduced", exact, found)
+    if not finite["ops"] and _claims_nonfinite(trigger):
+        return Verdict("reproduced", False, found)
+    if trigger.what == "exception":
+        return Verdict("inconclusive", exact, found, reason="The step raised in training and does not raise when it is replayed.")
     if not _claims_nonfinite(trigger):
-        if trigger.what == "exception":
-            return Verdict("inconclusive", exact, evidence, reason="The step raised in training and does not raise when it is replayed.")
-        return Verdict("healthy", exact, evidence)
-    same_until_then = all(step.bit_exact for step in steps[:-1])
-    if same_until_then:
-        return Verdict("transient", exact, evidence, reason="Finite in every replay, from the very state and batch that were recorded.")
-    worst = max(step.max_ulp or 0 for step in steps[:-1])
-    return Verdict("inconclusive", exact, evidence, reason=f"The steps before the incident differ from the recording by up to {worst} ulp.")
+        return Verdict("healthy", exact, found)
+    departure = find_departure(replay, results)
+    if departure is not None or exact or (len(results) == 1 and exact is None):
+        return Verdict("transient", exact, found, reason=reason_of(departure, (), failing))
+    worst = max(step.max_ulp or 0 for step in results[:-1]) if len(results) > 1 else 0
+    elsewhere = f"The steps before the incident differ from the recording by up to {worst} ulp."
+    return Verdict("inconclusive", exact, found, reason=elsewhere if worst else "The step was recorded on another machine.")
+
+
+def _is_precision(replay: Replay, finite: Mapping[str, bool]) -> bool:
+    """Whether more precision alone would have kept the step finite; a divergence outgrows any precision a few steps later."""
+    failing = replay.incident.step
+    if finite["ops"] or not finite.get("float64", False):
+        return False
+    return find_root(replay.capture.timeline_record(), failing).step >= failing
+
+
+def _with_difference(replay: Replay, verdict: Verdict, *, raised: bool) -> Verdict:
+    finite, failing = {each.mode: each.finite for each in verdict.evidence}, replay.incident.step
+    try:
+        if verdict.kind == "precision_only":
+            return replace(verdict, difference=float64_difference(replay, failing))
+        if not raised and finite["recorded"] != finite["ops"]:
+            return replace(verdict, difference=compiled_difference(replay, failing))
+    except (ReplayError, UnsupportedOpError) as error:
+        replay.notes.append(f"Where the modes part could not be found. {error}")
+    return verdict
 
 
 def _claims_nonfinite(trigger: Trigger) -> bool:

@@ -12,6 +12,7 @@ import tensorflow as tf
 from nanreplay.capture.reader import Capture
 from nanreplay.errors import MissingPartError, ReplayError
 from nanreplay.program import private_tf
+from nanreplay.program.hashes import BitHash, compiled_hashes
 from nanreplay.program.widen import widened_variables
 from nanreplay.records import ArrayLike, BatchRecord, Frame, Incident, OpInfo, Signature, VariableInfo
 from nanreplay.replay.compare import StepResult, compare_step
@@ -168,25 +169,29 @@ class Replay:
             raise MissingPartError(f"{self.capture.path}: holds no step that can be replayed{which}.")
         live = self._wide if mode == "float64" else self._live
         results: list[StepResult] = []
+        as_held = mode == "recorded"
         for done, step in enumerate(wanted):
             follows = bool(results) and wanted[done - 1] == step - 1
             if step in self.capture.keyframe_steps:  # it holds what changed between steps: metrics reset, a callback's new weights
                 held = self.capture.keyframe(step)
-                live.assign(at_keyframe(step, live.read(), held) if follows and at_keyframe else held)
+                chosen = at_keyframe(step, live.read(), held) if follows and at_keyframe else held
+                live.assign(chosen)
+                as_held = as_held and chosen is held
             elif not follows:
                 live.assign(self.state(step))
+            if as_held and step == self.incident.step:
+                self._remember(step)
             results.append(self._run_step(step, mode))
             if progress is not None:
                 progress(done + 1, len(wanted))
-        if mode == "recorded" and at_keyframe is None:
-            self._keep_state(wanted[-1] + 1)
         return results
 
-    def _keep_state(self, step: int) -> None:
-        """Remember the state that a window's run ended in, if it is that of the incident's step."""
-        if step == self.incident.step in self.steps and step not in self.capture.keyframe_steps:
-            self._live.assign(self.batch(step).overrides)
-            self._states[step] = self._live.read()
+    def _remember(self, step: int) -> None:
+        """Keep the variables as they are as the state just before a step."""
+        self._live.assign(self.batch(step).overrides)
+        self._states[step] = self._live.read()
+        while len(self._states) > _STATES_KEPT:
+            self._states.popitem(last=False)
 
     def _run_step(self, step: int, mode: Mode) -> StepResult:
         batch, (program, live) = self.batch(step), self._program_and_state(step, mode)
@@ -277,6 +282,12 @@ class Replay:
         )
         return dict(zip(names, extra, strict=True))
 
+    def compiled_hashes(self, step: int, names: Sequence[str]) -> Mapping[str, BitHash]:
+        """Run a step compiled as it was trained and return hashes of float tensors of the main graph by name."""
+        self._live.assign(self.state(step))
+        record, leaves = self.program(step).record, self.batch(step).leaves
+        return self._tried(step, lambda: compiled_hashes(record, names, batch=leaves, variables=self._live.variables))
+
     def inputs_of(self, step: int) -> Mapping[str, Sequence[str]]:
         """Return the names of the tensors that each op of the step's main graph takes."""
         return self.program(step).inputs_of
@@ -328,10 +339,11 @@ class Replay:
         self._live.assign(self._states[base] if base in self._states else self.capture.keyframe(base))
         for between in range(base, step):
             self._run_step(between, "recorded")
-        self._live.assign(self.batch(step).overrides)
-        self._states[step] = self._live.read()
-        while len(self._states) > _STATES_KEPT:
-            self._states.popitem(last=False)
+        self._remember(step)
+
+    def now(self) -> Mapping[int, Any]:
+        """Return the variables as the last run left them (one in float64 aside), by index."""
+        return self._live.read()
 
 
 def _ranges(steps: Sequence[int]) -> str:

@@ -77,11 +77,15 @@ def _shortened(code: str) -> str:
 
 
 def certainty(verdict: Verdict) -> str:
-    """How the replay compares with the recording."""
-    if verdict.kind == "xla_only":
-        return "Only the step compiled with XLA is non-finite; op by op it is finite."
-    if verdict.kind == "precision_only":
-        return "In float64 the step is finite."
+    """How the replay compares with the recording, and in which modes it is finite."""
+    also = {
+        "xla_only": "Only the step compiled with XLA is non-finite; op by op it is finite.",
+        "precision_only": "In float64 it is finite.",
+    }.get(verdict.kind, "")
+    return " ".join(filter(None, (_exactness(verdict), also)))
+
+
+def _exactness(verdict: Verdict) -> str:
     if verdict.bit_exact:
         return "Replays bit for bit."
     if verdict.bit_exact is None:
@@ -154,7 +158,8 @@ def _without_origin(verdict: Verdict, findings: Findings, incident: Incident, st
         said = f"{readable_steps(range(steps[0], steps[1] + 1))} · nothing non-finite"
         return f"{said}. {certainty(verdict)}".rstrip()
     if verdict.kind == "transient":
-        return f"{where}, but every replay from the same state and batch is finite: a race or a hardware fault."
+        said = f"{where}, but every replay from the same state and batch is finite: a race or a hardware fault."
+        return f"{said} {verdict.reason or ''}".rstrip()
     if verdict.kind == "inconclusive":
         return f"{where}; what made it could not be decided. {verdict.reason or ''}".rstrip()
     reason = findings.reason or verdict.reason or "No op could be named."

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from nanreplay.findings import Cause, ChainLink, Evidence, OperandFacts, Origin, OutputFacts, Report
+from nanreplay.findings import Cause, ChainLink, DifferingOp, Evidence, ModeDifference, OperandFacts, Origin, OutputFacts, Report
 from nanreplay.report.fixes import fix_parts
 from nanreplay.report.numbers import readable_list, readable_number, readable_steps, readable_trigger, readable_ulp
 from nanreplay.report.sentence import source_text
@@ -27,9 +27,9 @@ def _parts(report: Report) -> Iterator[RenderableType]:
     yield Text()
     yield _facts(report)
     if report.causes:
-        yield from _titled("Why", _causes(report.causes))
+        yield from _titled("Why", *_causes(report.causes))
     if report.fixes:
-        yield from _titled("Fixes that were tried on the recording", Group(*fix_parts(report.fixes)))
+        yield from _titled("Fixes that were tried on the recording", *fix_parts(report.fixes))
     if origin is not None and origin.operands:
         yield from _titled("Operands, at the element that failed", _operands(origin.operands))
     if findings.upstream:
@@ -43,10 +43,11 @@ def _parts(report: Report) -> Iterator[RenderableType]:
         yield Text.assemble(("note: ", "yellow"), note)
 
 
-def _titled(title: str, body: RenderableType) -> Iterator[RenderableType]:
+def _titled(title: str, *bodies: RenderableType) -> Iterator[RenderableType]:
     yield Text()
     yield Text(title, style="underline")
-    yield Padding(body, (0, 0, 0, 2))
+    for body in bodies:
+        yield Text.assemble("  ", body) if isinstance(body, Text) else Padding(body, (0, 0, 0, 2))
 
 
 def _facts(report: Report) -> Table:
@@ -67,6 +68,25 @@ def _capture_facts(report: Report) -> Iterator[tuple[str, str]]:
     yield "verdict", report.verdict.kind.replace("_", " ") + (f": {report.verdict.reason}" if report.verdict.reason else "")
     for each in report.verdict.evidence:
         yield f"  {each.mode}", ("finite" if each.finite else "non-finite") + _exactness(each)
+    if report.verdict.difference is not None:
+        yield "modes part", _difference(report.verdict.difference)
+
+
+def _difference(difference: ModeDifference) -> str:
+    """Which op is the first that two modes compute differently, and which the first that is finite in one of them only."""
+    one, other = difference.modes
+    said = []
+    if difference.first is not None:
+        size = difference.first.max_ulp
+        by = f", by {size} ulp" if size is not None and size < 2**62 else ""
+        said.append(f"{one} and {other} first differ at {_op(difference.first)}{by}")
+    if difference.first_nonfinite is not None:
+        said.append(f"{_op(difference.first_nonfinite)} is the first op that is finite in {other} only")
+    return "; ".join(said)
+
+
+def _op(op: DifferingOp) -> str:
+    return f"{op.op_type} {op.op_name} ({op.phase}{f' of {op.layer_path}' if op.layer_path else ''})"
 
 
 def _exactness(evidence: Evidence) -> str:
@@ -100,12 +120,10 @@ def _index(index: Sequence[int]) -> str:
     return f"[{', '.join(map(str, index))}]"
 
 
-def _causes(causes: Sequence[Cause]) -> RenderableType:
-    lines = []
+def _causes(causes: Sequence[Cause]) -> Iterator[Text]:
     for cause in causes:
-        lines.append(Text.assemble((cause.kind, "cyan"), f" ({cause.confidence:.0%})  {cause.sentence}"))
-        lines += [Text(f"  {line}") for line in cause.evidence]
-    return Group(*lines)
+        yield Text.assemble((cause.kind, "cyan"), f" ({cause.confidence:.0%})  {cause.sentence}")
+        yield from (Text(f"  {line}") for line in cause.evidence)
 
 
 def _operands(operands: Sequence[OperandFacts]) -> Table:

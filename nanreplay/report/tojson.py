@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from nanreplay.findings import Cause, ChainLink, FixResult, Origin, Report
+from nanreplay.findings import Cause, ChainLink, DifferingOp, FixResult, ModeDifference, Origin, Report
 from nanreplay.records import Frame
 from nanreplay.report.numbers import jsonable
 
@@ -32,6 +32,7 @@ def to_json(report: Report) -> dict[str, Any]:
                 for each in verdict.evidence
             ],
             "reason": verdict.reason,
+            "difference": None if verdict.difference is None else _difference(verdict.difference),
         },
         "origin": None if findings.origin is None else _origin(findings.origin),
         "other_origins": [_origin(each) for each in findings.other_origins],
@@ -47,6 +48,20 @@ def to_json(report: Report) -> dict[str, Any]:
     }
     plain: dict[str, Any] = jsonable(value)
     return plain
+
+
+def _difference(difference: ModeDifference) -> dict[str, Any]:
+    return {
+        "modes": difference.modes,
+        "first": None if difference.first is None else _differing(difference.first),
+        "first_nonfinite": None if difference.first_nonfinite is None else _differing(difference.first_nonfinite),
+    }
+
+
+def _differing(op: DifferingOp) -> dict[str, Any]:
+    return {
+        "op_type": op.op_type, "op_name": op.op_name, "phase": op.phase, "layer_path": op.layer_path, "max_ulp": op.max_ulp,
+    }  # fmt: skip
 
 
 def _origin(origin: Origin) -> dict[str, Any]:

@@ -102,8 +102,9 @@ def test_a_long_line_of_code_is_cut() -> None:
         (Verdict("reproduced", False, (Evidence("recorded", False, False, 3),)), "Replays within 3 ulp of the recording."),
         (Verdict("reproduced", False, (Evidence("recorded", False, False, 2**62),)), "Replays, though not bit for bit."),
         (Verdict("reproduced", None), "`x / tf.sqrt(var)`."),
-        (Verdict("xla_only", True), "Only the step compiled with XLA is non-finite; op by op it is finite."),
-        (Verdict("precision_only", True), "In float64 the step is finite."),
+        (Verdict("xla_only", True), "Replays bit for bit. Only the step compiled with XLA is non-finite; op by op it is finite."),
+        (Verdict("precision_only", True), "Replays bit for bit. In float64 it is finite."),
+        (Verdict("precision_only", None), "`x / tf.sqrt(var)`. In float64 it is finite."),
     ],
 )
 def test_it_ends_with_how_sure_it_is(verdict: Verdict, end: str) -> None:
@@ -122,6 +123,12 @@ def test_it_ends_with_how_sure_it_is(verdict: Verdict, end: str) -> None:
             Verdict("transient", True),
             INCIDENT.trigger,
             "step 48112 · loss was NaN in training, but every replay from the same state and batch is finite: a race or a hardware fault.",
+        ),
+        (
+            Verdict("transient", False, reason="A bit of `dense/kernel` [3, 1] flipped between steps 4 and 5."),
+            INCIDENT.trigger,
+            "step 48112 · loss was NaN in training, but every replay from the same state and batch is finite: a race or a hardware fault. "
+            "A bit of `dense/kernel` [3, 1] flipped between steps 4 and 5.",
         ),
         (
             Verdict("inconclusive", None, reason="No keyframe reaches step 3."),

@@ -1,0 +1,201 @@
+"""The verdict with its evidence: every fault of the machine is called transient, and no bug of the program is."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from fault_injection import Fault, inject
+from trainings import BATCH, data, mlp, record
+
+from nanreplay import Capture, NonFiniteError, Recorder, Replay
+from nanreplay.diagnose import judge
+from nanreplay.findings import Verdict
+from nanreplay.report.explain import explain
+
+STEPS = 12
+
+
+def network(optimizer: Any, *, jit: bool = False) -> Any:
+    """A small network without randomness."""
+    keras.utils.set_random_seed(5)
+    model = keras.Sequential(
+        [
+            keras.layers.Dense(6, name="hidden"),
+            keras.layers.Dense(4, activation="softplus", name="middle"),
+            keras.layers.Dense(1, name="out"),
+        ]
+    )
+    model.compile(optimizer, "mse", jit_compile=jit)
+    return model
+
+
+def judged(path: Path) -> tuple[Verdict, int]:
+    with Capture(path) as capture, Replay(capture) as replay:
+        return judge(replay), capture.incident.step
+
+
+def modes(verdict: Verdict) -> dict[str, bool]:
+    return {each.mode: each.finite for each in verdict.evidence}
+
+
+FAULTS = [
+    Fault("weight", 5, "hidden/kernel", 3, (30,)),
+    Fault("weight", 0, "out/kernel", 1, (30,)),
+    Fault("weight", 7, "out/bias", 0, (30, 29)),
+    Fault("weight", 4, "middle/kernel", 9, (30,)),
+    Fault("weight", 11, "hidden/bias", 2, (30,)),
+    Fault("stored weight", 8, "hidden/kernel", 7, (30,)),
+    Fault("stored weight", 4, "out/bias", 0, (30,)),
+    Fault("stored weight", 8, "out/kernel", 2, (30, 22)),
+    Fault("gradient", 5, "hidden/kernel", 4, (30,)),
+    Fault("gradient", 2, "out/bias", 0, (30,)),
+    Fault("gradient", 6, "middle/kernel", 2, (30,)),
+    Fault("gradient", 9, "hidden/kernel", 2, (30,)),
+    Fault("activation", 5, "Softplus", 3, (30,)),
+    Fault("activation", 0, "MatMul", 5, (30,)),
+    Fault("activation", 6, "BiasAdd", 8, (30,)),
+    Fault("activation", 3, "Mean", 0, (30,)),
+    Fault("batch", 5, "", 4, (30,)),
+    Fault("batch", 1, "", 5, (30,)),
+    Fault("batch", 8, "", 7, (30, 23)),
+]
+
+
+def of_fault(fault: Fault) -> str:
+    return f"{fault.place}-{fault.name.replace('/', '.')}-{fault.step}-{'.'.join(map(str, fault.bits))}"
+
+
+def trained_with_fault(fault: Fault, model: Any, path: Path, monkeypatch: pytest.MonkeyPatch, *, keyframe_every: int) -> int:
+    happened = inject(fault, monkeypatch)
+    x, y = data(None, steps=STEPS)
+    step = record(path, model, x, y, recorder=Recorder(path, keyframe_every=keyframe_every))
+    assert happened
+    if step is None:
+        pytest.skip("the fault did no harm")
+    return step
+
+
+def setting(number: int) -> tuple[str, bool, int]:
+    """(optimizer, XLA, steps between keyframes) of a fault in the fast tests."""
+    return ("sgd", "adam")[number % 2], number % 3 == 2, 4 if FAULTS[number].place == "stored weight" or number % 4 < 2 else 32
+
+
+EVERY = [(fault, (optimizer, jit, every)) for fault in FAULTS for optimizer in ("sgd", "adam") for jit in (0, 1) for every in (4, 32)]
+FEW = [(fault, setting(number)) for number, fault in enumerate(FAULTS)]
+CASES = [
+    *(pytest.param(*case, id=f"{of_fault(case[0])}-{case[1][0]}") for case in FEW),
+    *(pytest.param(*case, id=f"{of_fault(case[0])}-{case[1]}", marks=pytest.mark.slow) for case in EVERY if case not in FEW),
+]
+
+
+def test_the_faults_differ_in_place_step_and_bits() -> None:
+    assert {fault.place for fault in FAULTS} == {"weight", "stored weight", "gradient", "activation", "batch"}
+    assert len({fault.step for fault in FAULTS}) > 8
+    assert len({fault.bits for fault in FAULTS}) > 3
+
+
+@pytest.mark.parametrize(("fault", "setting"), CASES)
+def test_a_fault_of_the_machine_is_transient(
+    fault: Fault, setting: tuple[str, bool, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimizer, jit, keyframe_every = setting
+    if fault.place == "stored weight" and keyframe_every > fault.step:
+        pytest.skip("there is no copy of the state that the fault could get into")
+    model = network(keras.optimizers.SGD(0.05) if optimizer == "sgd" else optimizer, jit=bool(jit))
+    step = trained_with_fault(fault, model, tmp_path / "run.h5", monkeypatch, keyframe_every=keyframe_every)
+
+    verdict, _ = judged(tmp_path / "run.h5")
+    print(step, verdict)
+    assert verdict.kind == "transient"
+    assert all(each.finite for each in verdict.evidence)
+    if fault.place == "stored weight":
+        assert verdict.reason is not None
+        assert fault.name in verdict.reason
+        assert f"flipped between steps {fault.step - 1} and {fault.step}" in verdict.reason
+    else:
+        assert f"departs from every replay at step {fault.step}" in (verdict.reason or "")
+
+
+@dataclass(frozen=True)
+class Bug:
+    """A training that turns NaN by its own doing."""
+
+    loss: Callable[[Any, Any], Any]
+    x: Callable[[Any], Any] = lambda x: x
+    verdict: str = "reproduced"
+    learning_rate: float = 0.01
+    policy: str = "float32"
+    float64: bool | None = False
+    """Whether it is finite in float64; None when it does not run."""
+
+
+def spoilt(value: float, step: int = 5) -> Callable[[Any], Any]:
+    """Put a value into sample 1 of a step."""
+
+    def change(x: Any) -> Any:
+        x = x.copy()
+        x[step * BATCH + 1, 0] = value
+        return x
+
+    return change
+
+
+def mean_square(y: Any, z: Any) -> Any:
+    return tf.reduce_mean(tf.square(y - z))
+
+
+BUGS = {
+    "log of zero": Bug(lambda y, z: mean_square(y, z) + tf.reduce_mean(tf.math.log(tf.nn.relu(y + 100.0))), lambda x: x),
+    "nan in the batch": Bug(mean_square, spoilt(np.nan)),
+    "infinity in the batch": Bug(mean_square, spoilt(np.inf)),
+    "gradient of sqrt at zero": Bug(lambda y, z: mean_square(y, z) + tf.reduce_mean(tf.sqrt(tf.square(z) * 0.0))),
+    "float32 overflow": Bug(mean_square, spoilt(1e30), "precision_only", float64=True),
+    "float64 overflow too": Bug(lambda y, z: tf.reduce_mean(tf.exp(tf.abs(y - z))), spoilt(1e15)),
+    "float16 overflow": Bug(mean_square, spoilt(3e4), "precision_only", policy="mixed_float16", float64=True),
+    "divergence": Bug(mean_square, verdict="reproduced", learning_rate=60.0, float64=None),
+    "zero by zero": Bug(lambda y, z: mean_square(y, z) / tf.math.count_nonzero(y + 50.0, dtype=y.dtype), spoilt(1.0)),
+}
+
+
+ALSO_XLA = ("log of zero", "nan in the batch", "float32 overflow")
+
+
+@pytest.mark.parametrize(
+    ("name", "jit"),
+    [(name, False) for name in BUGS] + [pytest.param(name, True, marks=[] if name in ALSO_XLA else [pytest.mark.slow]) for name in BUGS],
+)
+def test_a_bug_of_the_program_is_never_transient(name: str, jit: bool, tmp_path: Path) -> None:
+    bug = BUGS[name]
+    keras.utils.set_random_seed(2)
+    model = keras.Sequential([keras.layers.Dense(4, dtype=bug.policy), keras.layers.Dense(1, dtype=bug.policy)])
+    model.compile(keras.optimizers.SGD(bug.learning_rate), bug.loss, jit_compile=jit)
+    x, y = data(None, steps=40)
+    if name == "log of zero":
+        y[5 * BATCH + 2] = -100.0
+    if name == "zero by zero":
+        y[5 * BATCH : 6 * BATCH] = -50.0
+    step = record(tmp_path / "run.h5", model, bug.x(x), y, recorder=Recorder(tmp_path / "run.h5", keyframe_every=4))
+    assert step is not None
+
+    verdict, _ = judged(tmp_path / "run.h5")
+    print(verdict)
+    assert verdict.kind == bug.verdict
+    assert verdict.bit_exact
+    order = ["recorded", "graph", "ops", "float64"] if jit else ["recorded", "ops", "float64"]
+    assert [each.mode for each in verdict.evidence] == order
+    assert not any(modes(verdict)[mode] for mode in order[:-1])
+    assert bug.float64 is None or modes(verdict)["float64"] == bug.float64
+    if verdict.kind == "precision_only":
+        assert verdict.difference is not None
+        assert verdict.difference.first_nonfinite is not None
+        assert verdict.difference.first_nonfinite.op_type in ("Square", "MatMul", "Sub")
+    else:
+        assert verdict.difference is None
