@@ -14,7 +14,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 usable = import ensurepip, sys, venv; sys.exit(not (3, $(1)) <= sys.version_info[:2] <= (3, $(2)))
 first_python = $(shell for python in $(3); do "$$python" -c "$(call usable,$(1),$(2))" >/dev/null 2>&1 && { echo "$$python"; break; }; done)
 
-.PHONY: help demo test test-all test-oldest lint format sample-runs benchmarks clean
+.PHONY: help demo test test-all test-oldest lint format sample-runs usual-list benchmarks clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -43,6 +43,9 @@ format: $(VENV)/.installed ## put the code into its format
 
 sample-runs: $(VENV)/.installed ## train the sample runs again
 	$(BIN)/python sample_runs/regenerate.py
+
+usual-list: $(VENV)/.installed ## write docs/usual-list.md from the sample runs
+	$(BIN)/python docs/usual_list.py
 
 benchmarks: $(VENV)/.installed ## measure what the documents quote
 	@for script in overhead_paired overhead info bisect_time; do echo "== $$script" && $(BIN)/python benchmarks/$$script.py || exit 1; done
