@@ -36,12 +36,12 @@ class Target:
 
 def trace_targets(runner: StepRunner, step: int) -> StepTrace:
     """Run a step op by op so that `targets_of` can ask for everything that may have failed."""
-    return trace_step(runner, step, list(dict.fromkeys(_watched(runner.signature(step)))))
+    return trace_step(runner, step, watched(runner.signature(step)))
 
 
-def _watched(signature: Signature) -> Iterator[str]:
-    yield from signature.losses
-    yield from (spec.tensor for spec in signature.gradients)
+def watched(signature: Signature) -> list[str]:
+    """Return the tensors of the main graph that may have failed; what is fetched decides the order in which ops run."""
+    return list(dict.fromkeys([*signature.losses, *(spec.tensor for spec in signature.gradients)]))
 
 
 def targets_of(trace: StepTrace, trigger: Trigger) -> list[Target]:

@@ -1,0 +1,92 @@
+"""Where the values of an op came from and where they went, copies skipped but told. Pure functions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nanreplay.bisect.arrays import words
+from nanreplay.bisect.rules import COPIES
+from nanreplay.explore.health import HEALTHS
+from nanreplay.explore.step import Op, StepView
+from nanreplay.replay.events import ValueId
+
+SKIPPED = COPIES | words("Cast ExpandDims Squeeze ReadVariableOp OptionalGetValue StackPopV2 TensorListGetItem")
+"""Ops that hand on what they got, in another shape, type or place at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """One value between the op that made it and an op that uses it."""
+
+    value: ValueId
+    """The value: what an op computed, or what entered the step."""
+    op: Op | None
+    """The op at the other end; None for a value that entered the step."""
+    slot: int
+    """Which input of the using op it is, from 0; for a value out of storage the number of inputs and more."""
+    skipped: tuple[Op, ...] = ()
+    """Copies, casts and reshapes in between, in the order in which they ran."""
+
+
+def producers(view: StepView, op: Op) -> tuple[Hop, ...]:
+    """Return where each input of an op came from, in the order of its inputs; then what it took out of storage."""
+    return tuple(_back(view, value, slot) for slot, value in enumerate((*op.inputs, *op.stored)))
+
+
+def origin_of(view: StepView, value: ValueId) -> Hop:
+    """Return where a value was computed, with the copies between there and here; the value itself when it is no copy."""
+    return _back(view, value, 0)
+
+
+def consumers(view: StepView, value: ValueId) -> tuple[Hop, ...]:
+    """Return the ops that use a value or a copy of it, in the order in which they ran."""
+    found: dict[int, Hop] = {}
+    for hop in _forth(view, value, ()):
+        if hop.op is not None:
+            found.setdefault(hop.op.serial, hop)
+    return tuple(found[serial] for serial in sorted(found))
+
+
+def worst_producer(view: StepView, op: Op) -> Hop | None:
+    """Return the producer to look at first: the least healthy, then the one with the largest values; None without inputs."""
+
+    def rank(hop: Hop) -> tuple[int, float, int]:
+        stat = view.stat(hop.value)
+        return HEALTHS.index(view.health(hop.value)), (stat.absmax or 0.0) if stat is not None else 0.0, -hop.slot
+
+    computed = [hop for hop in producers(view, op) if hop.op is None or hop.op.type not in ("Const", "HostConst")]
+    return max(computed or producers(view, op), key=rank, default=None)
+
+
+def _back(view: StepView, value: ValueId, slot: int) -> Hop:
+    skipped: list[Op] = []
+    while (op := view.op(value.serial)) is not None:
+        source = _copied(view, op, value.output)
+        if source is None:
+            break
+        skipped.append(op)
+        value = source
+    return Hop(value, op, slot, tuple(reversed(skipped)))
+
+
+def _forth(view: StepView, value: ValueId, skipped: tuple[Op, ...]) -> Iterator[Hop]:
+    for serial in view.uses.get(value, ()):
+        op = view.op(serial)
+        if op is None:
+            continue
+        handed_on = [ValueId(serial, k) for k in range(len(op.outputs)) if _copied(view, op, k) == value]
+        if not handed_on:
+            yield Hop(value, op, (*op.inputs, *op.stored).index(value), skipped)
+        for copy in handed_on:
+            yield from _forth(view, copy, (*skipped, op))
+
+
+def _copied(view: StepView, op: Op, output: int) -> ValueId | None:
+    """What an output is a copy of; None for one that was computed, or that came out worse than it went in."""
+    if op.type not in SKIPPED or op.is_origin or op.error is not None:
+        return None
+    sources = op.stored or op.inputs[output : output + 1]
+    if len(sources) != 1 or HEALTHS.index(view.health(sources[0])) < HEALTHS.index(op.health):
+        return None
+    return sources[0]
