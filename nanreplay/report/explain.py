@@ -25,7 +25,13 @@ Say: TypeAlias = Callable[[str], None]
 
 
 def explain(
-    path: str | os.PathLike[str], *, trust: bool = False, fixes: Fixes = "fast", progress: Progress | None = None, say: Say | None = None
+    path: str | os.PathLike[str],
+    *,
+    trust: bool = False,
+    fixes: Fixes = "fast",
+    progress: Progress | None = None,
+    say: Say | None = None,
+    before_fixes: Callable[[Report], None] | None = None,
 ) -> Report:
     """Replay the capture at `path`, explain its first non-finite value, and try what prevents it.
 
@@ -39,6 +45,7 @@ def explain(
         fixes: Which fixes to try, such as `["clipnorm=1.0", "lr=0.1"]`; see `Fixes`.
         progress: Called with (steps done, steps in all).
         say: Called with a line before each part of the work.
+        before_fixes: Called with the report as it is before fixes are tried, for readers who do not want to wait for them.
 
     Raises:
         CaptureError: The file cannot be read.
@@ -55,6 +62,9 @@ def explain(
         undecided = Bisection(Findings(reason=verdict.reason))
         bisection = undecided if verdict.kind == "inconclusive" else _bisected(replay, say)
         causes = causes_of(replay, bisection, verdict, capture.timeline_record())
+        if before_fixes is not None:
+            notes = _notes(capture.incident.notes, replay.notes, bisection.findings.notes)
+            before_fixes(report_of(capture, verdict, replace(bisection.findings, notes=notes), causes))
         tried, said = _tried(replay, bisection, causes, fixes, progress, say)
         findings = bisection.findings
         findings = replace(findings, notes=_notes(capture.incident.notes, replay.notes, findings.notes, said))

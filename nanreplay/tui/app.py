@@ -1,0 +1,67 @@
+"""The application: themes, the worker process, and which screen comes first. Screens and panes carry the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import App
+from textual.binding import Binding, BindingType
+
+from nanreplay.tui.engine import Engine
+from nanreplay.tui.opened import open_capture
+from nanreplay.tui.state import CaptureState
+from nanreplay.tui.themes import DEFAULT_THEME, THEMES
+
+
+class NanreplayApp(App[None]):
+    """Shows captures in the terminal.
+
+    Args:
+        paths: Capture files, at least one of them readable.
+        trust: Whether programs that reach beyond tensors may run.
+    """
+
+    CSS_PATH = "styles.tcss"
+    TITLE = "nanreplay"
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (36, "-tall")]
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "quit", "Quit", id="app.quit", tooltip="Leave nanreplay"),
+        Binding("ctrl+c", "quit", "Quit", show=False, id="app.interrupt", tooltip="Leave nanreplay"),
+        Binding("f2", "next_theme", "Theme", show=False, id="app.theme", tooltip="Dark, light, colour-blind safe"),
+    ]
+
+    def __init__(self, paths: Sequence[Path], *, trust: bool = False) -> None:
+        super().__init__()
+        self.paths = tuple(paths)
+        self.trust = trust
+        self.engine = Engine(trust=trust, changed=self._engine_changed)
+        for theme in THEMES:
+            self.register_theme(theme)
+        self.theme = DEFAULT_THEME
+        self.set_class(self.no_color, "-no-color")
+
+    def on_mount(self) -> None:
+        """Show the capture, or the list of captures."""
+        if len(self.paths) == 1:
+            from nanreplay.tui.screens.capture import CaptureScreen
+
+            self.push_screen(CaptureScreen(CaptureState(open_capture(self.paths[0]), self.engine)))
+
+    def on_unmount(self) -> None:
+        """End the worker process."""
+        self.engine.close()
+
+    def action_next_theme(self) -> None:
+        """Take the next of nanreplay's own themes."""
+        names = [theme.name for theme in THEMES]
+        self.theme = names[(names.index(self.theme) + 1) % len(names) if self.theme in names else 0]
+        self.notify(f"Theme {self.theme}", timeout=2)
+
+    def _engine_changed(self) -> None:
+        for screen in self.screen_stack:
+            changed = getattr(screen, "show_progress", None)
+            if changed is not None:
+                changed(self.engine.progress)

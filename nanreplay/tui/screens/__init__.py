@@ -1,0 +1,1 @@
+"""Screens: an open capture, the list of captures, and what opens above them."""

@@ -1,0 +1,41 @@
+"""What all panes of one open capture share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from nanreplay.findings import Report
+from nanreplay.tui.engine import Engine
+from nanreplay.tui.opened import OpenedCapture
+
+
+@dataclass(frozen=True)
+class Place:
+    """Something in a capture that a pane can show."""
+
+    step: int
+    """Step of the recording."""
+    serial: int | None = None
+    """Number of the op's execution within the step; None where only its name, or no op, is known."""
+    op_name: str | None = None
+    """Name of the op, when its number is not known."""
+    output: int = 0
+    """Which of the op's outputs."""
+
+
+@dataclass
+class CaptureState:
+    """One open capture as all its panes see it."""
+
+    opened: OpenedCapture
+    engine: Engine
+    report: Report | None = None
+    """None until the replay is done."""
+    place: Place | None = None
+    """Where the user last went; None before that."""
+
+    @property
+    def failing_step(self) -> int:
+        """Step of the origin, that of the incident until it is known."""
+        origin = self.report.findings.origin if self.report is not None else None
+        return self.opened.incident.step if origin is None else origin.step

@@ -1,0 +1,190 @@
+"""What runs in the process beside the interface: TensorFlow, replays, explanations.
+
+Loading TensorFlow holds Python's lock for more than a second at a time, so a thread would freeze the keys; a process does not.
+Tasks and results cross a pipe between the two as pickles of nanreplay's own dataclasses and numpy arrays; nothing that comes
+from a capture is unpickled.
+
+| message to the worker | meaning |
+|---|---|
+| `("run", id, task)` | do this after what was asked before |
+| `("cancel", id)` | do not begin it, or stop at its next sign of progress |
+
+| message from the worker | meaning |
+|---|---|
+| `("started", id)` | begun |
+| `("progress", id, line, done, total)` | how far it is; done and total are None where nothing is counted |
+| `("partial", id, value)` | an early part of the result |
+| `("done", id, value)`, `("failed", id, error)`, `("cancelled", id)` | ended |
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import queue
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from importlib import import_module
+from multiprocessing.connection import Connection
+from typing import Any, ClassVar, Generic, TypeVar
+
+from nanreplay.errors import NanreplayError, ReplayError
+
+T = TypeVar("T")
+_KEPT = 3
+_PROGRESS_EVERY_S = 0.05
+
+
+class CancelledTask(BaseException):
+    """Raised inside a task whose result nobody waits for any more; no `except Exception` of the library stops it."""
+
+
+@dataclass(frozen=True)
+class Task(Generic[T]):
+    """Work for the worker process: its fields are what it needs, `run` does it.
+
+    ```python
+    @dataclass(frozen=True)
+    class Explain(Task[Report]):
+        label: ClassVar[str] = "explaining"
+
+        def run(self, context: WorkerContext) -> Report:
+            from nanreplay.report.explain import explain
+
+            return explain(self.path, trust=context.trust, progress=context.progress, say=context.say)
+    ```
+    """
+
+    path: str
+    """The capture file."""
+
+    label: ClassVar[str] = "working"
+    """What the status line says while it runs."""
+
+    def run(self, context: WorkerContext) -> T:
+        """Do it, in the worker process, where TensorFlow is loaded; the result must be picklable.
+
+        Args:
+            context: Whom to tell about progress, and what earlier tasks left open.
+        """
+        raise NotImplementedError
+
+
+class WorkerContext:
+    """What a task may use while it runs.
+
+    Args:
+        send: Sends a message to the interface.
+        is_cancelled: Whether the task of an id is no longer wanted.
+        trust: Whether programs that reach beyond tensors may run.
+    """
+
+    def __init__(self, send: Callable[[Any], None], is_cancelled: Callable[[int], bool], *, trust: bool) -> None:
+        self.trust = trust
+        self._send = send
+        self._is_cancelled = is_cancelled
+        self._kept: OrderedDict[Hashable, Any] = OrderedDict()
+        self._id = -1
+        self._line = ""
+        self._told = 0.0
+
+    def begin(self, task_id: int, line: str) -> None:
+        """Start on another task."""
+        self._id, self._line, self._told = task_id, line, 0.0
+
+    def say(self, line: str) -> None:
+        """Tell which part of the work begins; the task ends here when it was cancelled."""
+        self._line, self._told = line, 0.0
+        self._tell(None, None)
+
+    def progress(self, done: int, total: int) -> None:
+        """Tell how far the current part is; the task ends here when it was cancelled."""
+        self._tell(done, total)
+
+    def partial(self, value: Any) -> None:
+        """Hand over an early part of the result."""
+        self._send(("partial", self._id, value))
+
+    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
+        """Return what an earlier task made under `key`, or make it; the least recently used are closed.
+
+        Args:
+            key: For instance the task's class and the path of the capture.
+            make: Makes it; what it returns may have a `close` method.
+        """
+        if key not in self._kept:
+            self._kept[key] = make()
+        self._kept.move_to_end(key)
+        while len(self._kept) > _KEPT:
+            _, old = self._kept.popitem(last=False)
+            with contextlib.suppress(Exception):
+                old.close()
+        found: T = self._kept[key]
+        return found
+
+    def _tell(self, done: int | None, total: int | None) -> None:
+        if self._is_cancelled(self._id):
+            raise CancelledTask
+        now = time.monotonic()
+        if now - self._told >= _PROGRESS_EVERY_S:
+            self._told = now
+            self._send(("progress", self._id, self._line, done, total))
+
+
+def work(connection: Connection, trust: bool) -> None:
+    """Serve the interface until it closes the pipe; the main function of the worker process.
+
+    Args:
+        connection: The worker's end of the pipe.
+        trust: Whether programs that reach beyond tensors may run.
+    """
+    _be_silent()
+    inbox: queue.SimpleQueue[tuple[int, Task[Any]]] = queue.SimpleQueue()
+    cancelled: set[int] = set()
+    threading.Thread(target=_listen, args=(connection, inbox, cancelled), daemon=True).start()
+    context = WorkerContext(connection.send, cancelled.__contains__, trust=trust)
+    while True:
+        task_id, task = inbox.get()
+        connection.send(_outcome(task_id, task, context, connection))
+
+
+def _listen(connection: Connection, inbox: queue.SimpleQueue[tuple[int, Task[Any]]], cancelled: set[int]) -> None:
+    while True:
+        try:
+            message = connection.recv()
+        except (EOFError, OSError):  # the interface has gone, maybe killed: whatever runs here is of no use
+            os._exit(0)
+        if message[0] == "cancel":
+            cancelled.add(message[1])
+        else:
+            inbox.put(message[1:])
+
+
+def _outcome(task_id: int, task: Task[Any], context: WorkerContext, connection: Connection) -> tuple[Any, ...]:
+    """Run a task; returns the message that says how it ended."""
+    context.begin(task_id, task.label)
+    connection.send(("started", task_id))
+    try:
+        context.say("loading TensorFlow")
+        import_module("tensorflow")
+        context.say(task.label)
+        return "done", task_id, task.run(context)
+    except CancelledTask:
+        return "cancelled", task_id
+    except NanreplayError as error:
+        return "failed", task_id, error
+    except Exception as error:  # whatever it is, the interface shows it and lives on
+        text = (str(error).splitlines() or [""])[0]
+        return "failed", task_id, ReplayError(f"Unexpected {type(error).__name__}: {text}")
+
+
+def _be_silent() -> None:
+    """Keep what TensorFlow and recorded programs print off the screen."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nowhere, descriptor)
+    os.close(nowhere)
