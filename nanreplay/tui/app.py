@@ -25,8 +25,8 @@ class NanreplayApp(App[None]):
 
     CSS_PATH = "styles.tcss"
     TITLE = "nanreplay"
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]
-    VERTICAL_BREAKPOINTS = [(0, "-short"), (36, "-tall")]
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 - Textual declares it as an instance's
+    VERTICAL_BREAKPOINTS = [(0, "-short"), (36, "-tall")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "Quit", id="app.quit", tooltip="Leave nanreplay"),
         Binding("ctrl+c", "quit", "Quit", show=False, id="app.interrupt", tooltip="Leave nanreplay"),

@@ -141,7 +141,7 @@ def work(connection: Connection, trust: bool) -> None:
         connection: The worker's end of the pipe.
         trust: Whether programs that reach beyond tensors may run.
     """
-    _be_silent()
+    _stay_behind()
     inbox: queue.SimpleQueue[tuple[int, Task[Any]]] = queue.SimpleQueue()
     cancelled: set[int] = set()
     threading.Thread(target=_listen, args=(connection, inbox, cancelled), daemon=True).start()
@@ -181,8 +181,10 @@ def _outcome(task_id: int, task: Task[Any], context: WorkerContext, connection: 
         return "failed", task_id, ReplayError(f"Unexpected {type(error).__name__}: {text}")
 
 
-def _be_silent() -> None:
-    """Keep what TensorFlow and recorded programs print off the screen."""
+def _stay_behind() -> None:
+    """Keep what TensorFlow and recorded programs print off the screen, and leave the processor to the interface first."""
+    with contextlib.suppress(OSError, AttributeError):  # no such thing on Windows
+        os.nice(5)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
