@@ -32,14 +32,17 @@ class Expected:
 
 EXPECTED = {
     "custom_eager_loop": Expected(79, "loss", "loss", "Log", (0,)),
+    "dead_relu": Expected(20, "forward", "layer", "RealDiv", (653 - 20 * 32,), "gate"),
+    "division_by_zero": Expected(17, "loss", "loss", "RealDiv", (570 - 17 * 32,)),
     "empty_mask_zero_over_zero": Expected(13, "loss", "loss", "RealDiv", (421 - 13 * 32,)),
     "exploding_rnn": Expected(13, "forward", "layer", "MatMul", None, "simple_rnn_cell"),
-    "float16_overflow": Expected(12, "forward", "layer", "Square", (197 - 12 * 16,), "energy", "precision_only"),
+    "float16_overflow": Expected(12, "forward", "layer", "Square", (197 - 12 * 16,), "energy"),
     "learning_rate_too_high": Expected(26, "loss", "loss", "Sum", None),
     "log_of_zero": Expected(12, "loss", "loss", "Log", (402 - 12 * 32,)),
     "nan_in_one_sample": Expected(22, "input", "input", None, (717 - 22 * 32,)),
     "sqrt_gradient_at_zero": Expected(9, "backward", "layer", "SqrtGrad", (301 - 9 * 32,), "distance"),
-    "tutorial_loop": Expected(15, "loss", "loss", "Square", (500 - 15 * 32,), verdict="precision_only"),
+    "tutorial_loop": Expected(15, "loss", "loss", "Square", (500 - 15 * 32,)),
+    "weights_drawn_too_large": Expected(0, "forward", "layer", "MatMul", None, "hidden_11", verdict="precision_only"),
     "xla_label_out_of_range": Expected(10, "loss", "loss", "SparseSoftmaxCrossEntropyWithLogits", (331 - 10 * 32,)),
 }
 each_run = pytest.mark.parametrize("name", sorted(EXPECTED))
@@ -118,6 +121,28 @@ def test_a_divergence_is_traced_to_its_beginning() -> None:
     assert root is not None
     assert root.step < 5
     assert "grew" in root.reason
+
+
+@pytest.mark.parametrize(
+    ("name", "helps", "does_not_help"),
+    [
+        ("learning_rate_too_high", "lr=0.1", None),
+        ("weights_drawn_too_large", "init=glorot", "clipnorm=1.0"),
+        ("weights_drawn_too_large", "init=he", None),
+        ("dead_relu", "leaky_relu", "lr=0.1"),
+        ("nan_in_one_sample", "clean_data", "clipvalue=1.0"),
+        ("tutorial_loop", "clip_data", None),
+        pytest.param("exploding_rnn", "clipvalue=1.0", None, marks=pytest.mark.slow),
+        pytest.param("exploding_rnn", "clipnorm=1.0", "lr=0.1", marks=pytest.mark.slow),
+        ("log_of_zero", "epsilon=1e-8", "clipnorm=1.0"),
+        ("division_by_zero", "epsilon=1e-8", "clipnorm=1.0"),
+    ],
+)
+def test_what_people_try_by_hand_is_tried_on_the_recording(name: str, helps: str, does_not_help: str | None) -> None:
+    given = [helps, *([does_not_help] if does_not_help else [])]
+    results = explain(FOLDER / f"{name}.h5", fixes=given).fixes
+
+    assert [result.prevents for result in results[: len(given)]] == [True, False][: len(given)], results
 
 
 @pytest.mark.parametrize(
