@@ -112,6 +112,10 @@ def variance_of_one(x: Any, w: Any) -> Any:
     return mean(total(deviations * deviations, axis=0) / (single(tf.shape(x)[0]) - 1))
 
 
+def float16_mask(x: Any, w: Any) -> Any:
+    return single(mean(tf.nn.softmax(half(x * w) + half((x - 1) * 1e9))))
+
+
 def batch_of(x: Any, value: float) -> Any:
     """Make all of step 3 one value."""
     x[3 * ROWS : 4 * ROWS] = value
@@ -149,7 +153,7 @@ LOOPS: dict[str, tuple[str, Loss, Any]] = {
     "masked softmax": ("mask_all", lambda x, w: mean(tf.nn.log_softmax(tf.where(x > -9, x * w, -np.inf))[:, 0]), in_normal(-10)),
     "masked log-sum-exp": ("mask_all", lambda x, w: mean(tf.reduce_logsumexp(tf.where(x > -9, x * w, -np.inf), axis=1)), in_normal(-10)),
     "float16 sum": ("fp16_overflow", lambda x, w: single(mean(total(half(x * w) * 100, axis=1))), in_positive(600, 300, 100)),
-    "float16 mask": ("fp16_overflow", lambda x, w: single(mean(tf.nn.softmax(half(x * w) + half((x - 1) * 1e9)))), with_row(np.ones((40, 3), "float32"), 0)),
+    "float16 mask": ("fp16_overflow", float16_mask, with_row(normal(40, 3) ** 0, 0)),
     "float16 epsilon": ("fp16_underflow", lambda x, w: single(-mean(tf.math.log(half(x * w) + 1e-8))), in_positive(0, 1, 1)),
     "float16 softmax": ("fp16_underflow", lambda x, w: single(-mean(tf.math.log(tf.nn.softmax(half(x * w))))), in_normal(30, 0, 0)),
     "cholesky": ("linalg_singular", lambda x, w: mean(tf.linalg.cholesky(tf.einsum("bi,bj->bij", x * w, x * w))), in_normal(0)),
