@@ -77,8 +77,13 @@ class Explorer:
             self._views[step] = view_of(self._scene(step), self._origin)
         return self._views[step]
 
-    def tensor(self, step: int, value: ValueId) -> TensorView:
-        """Return a tensor of a step with its values; runs the step again when they were not kept.
+    def tensor(self, step: int, value: ValueId, at: Index | None = None) -> TensorView:
+        """Return a tensor of a step; runs the step again when its values were not kept.
+
+        Args:
+            step: The step.
+            value: The tensor.
+            at: The element that its table is to show; the first failing one unless given.
 
         Raises:
             MissingPartError: There is no such tensor.
@@ -94,7 +99,7 @@ class Explorer:
             failing = self._failing(scene, value.serial).get(value.output)
         if tensor is None:
             raise MissingPartError(f"Nothing is known of the values of `{view.name(value)}` in step {step}.")
-        return view_tensor(value, view.name(value), tensor, failing)
+        return view_tensor(value, view.name(value), tensor, failing=failing, at=at)
 
     def operands(self, step: int, value: ValueId, index: Index) -> tuple[Operand, ...]:
         """Return the inputs of the op that made a tensor, at what one of its elements was computed from."""

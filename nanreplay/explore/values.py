@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ _BINS = 24
 _WIDE = 1e4
 """A ratio of magnitudes above which a histogram counts powers of ten."""
 _LISTED = 1000
+_ROWS, _COLUMNS = 1000, 200
+_MAP = (24, 64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +40,39 @@ class Histogram:
 
 
 @dataclass(frozen=True)
+class Plane:
+    """A table out of a tensor: its last two axes at given indices of the others; of a large one the part around an element."""
+
+    cells: NDArray[Any]
+    """Shape [rows, columns]; a vector is one column, a scalar one cell."""
+    leading: Index
+    """Indices of the other axes."""
+    first: tuple[int, int]
+    """Row and column, in the whole table, of the first cell."""
+    size: tuple[int, int]
+    """Rows and columns of the whole table."""
+    rank: int
+    """Axes of the tensor."""
+
+    def index(self, row: int, column: int) -> Index:
+        """Return the index, in the tensor, of a cell that is counted from the first one."""
+        ends = (row + self.first[0], column + self.first[1])
+        return (*self.leading, *ends[: min(self.rank, 2)])
+
+    def cell(self, index: Index) -> tuple[int, int] | None:
+        """Return row and column, from the first cell, of an element; None when it is elsewhere."""
+        ends = (*index[len(self.leading) :], 0, 0)[:2]
+        row, column = ends[0] - self.first[0], ends[1] - self.first[1]
+        inside = 0 <= row < self.cells.shape[0] and 0 <= column < self.cells.shape[1]
+        return (row, column) if inside and tuple(index[: len(self.leading)]) == self.leading else None
+
+
+@dataclass(frozen=True)
 class TensorView:
-    """One tensor of a step, with its values."""
+    """One tensor of a step, in numbers, and a part of its values."""
 
     value: ValueId
     name: str
-    array: NDArray[Any]
-    """All elements; text of a string tensor, empty for a handle."""
     stat: TensorStat
     mean: float | None
     """Mean of the finite elements."""
@@ -54,6 +82,12 @@ class TensorView:
     """None when nothing is finite, or for what holds no numbers."""
     failing: tuple[Index, ...]
     """Indices of the non-finite elements to look at: those that made the step fail when there are such; at most 1000."""
+    failing_count: int
+    """How many there are in all."""
+    bad_share: NDArray[np.float64]
+    """Map of the whole tensor, last axis across and the others downwards: which share of each patch is not finite; at most
+    24 rows and 64 columns."""
+    plane: Plane
     opaque: str | None = None
     """Why it has no values: it is a handle or a container; else None."""
 
@@ -70,21 +104,7 @@ class Operand:
     """How many elements the output element was computed from; None when that is not known."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plane:
-    """A table out of a tensor: its last two axes at given indices of the others."""
-
-    cells: NDArray[Any]
-    """Shape [rows, columns]; a vector is one column, a scalar one cell."""
-    leading: Index
-    """Indices of the other axes."""
-
-    def index(self, row: int, column: int, rank: int) -> Index:
-        """Return the index, in the whole tensor, of a cell."""
-        return (*self.leading, row, column)[: len(self.leading) + min(rank, 2)] if rank else ()
-
-
-def view_tensor(value: ValueId, name: str, tensor: Any, failing: Mask | None = None) -> TensorView:
+def view_tensor(value: ValueId, name: str, tensor: Any, *, failing: Mask | None = None, at: Index | None = None) -> TensorView:
     """Return a tensor as people look at it.
 
     Args:
@@ -92,34 +112,41 @@ def view_tensor(value: ValueId, name: str, tensor: Any, failing: Mask | None = N
         name: What it is called.
         tensor: A tensor or an array.
         failing: Elements that made the step fail; its non-finite elements unless given.
+        at: The element that the table is to show; the first failing one, else the first, unless given.
     """
     kind = dtype_name(tensor)
     if kind in ("resource", "variant"):
-        stat = TensorStat(kind, (), 0)
-        return TensorView(value, name, np.zeros(0), stat, None, None, None, (), f"A {kind} holds no numbers of its own.")
+        stat, none = TensorStat(kind, (), 0), np.zeros((0, 0))
+        empty = Plane(none, (), (0, 0), (0, 0), 0)
+        return TensorView(value, name, stat, None, None, None, (), 0, none, empty, f"A {kind} holds no numbers of its own.")
     array = np.asarray(tensor)
-    stat = measure(array) if kind not in OPAQUE else TensorStat(kind, array.shape, array.size)
-    bad = () if kind not in FLOATS else _indices(nonfinite(array) if failing is None or not failing.any() else failing)
+    bad = nonfinite(array) if kind in FLOATS else np.zeros(array.shape, bool)
+    shown = bad if failing is None or failing.shape != bad.shape or not failing.any() else failing
+    indices = tuple(tuple(int(axis) for axis in index) for index in np.argwhere(shown)[:_LISTED])
     finite = _finite(array)
     mean, deviation = (float(finite.mean()), float(finite.std())) if finite.size else (None, None)
-    if array.dtype.kind in "biu" and array.size:
-        stat = TensorStat(stat.dtype, stat.shape, stat.size, 0, 0, float(array.min()), float(array.max()))
-    return TensorView(value, name, array, stat, mean, deviation, _histogram(finite), tuple(bad))
+    wanted = at if at is not None else indices[0] if indices else ()
+    return TensorView(
+        value, name, _stat(array, kind), mean, deviation, _histogram(finite), indices, int(shown.sum()), _share(bad), plane(array, wanted)
+    )
 
 
-def plane(array: NDArray[Any], leading: Sequence[int] = ()) -> Plane:
-    """Return the last two axes of an array as a table.
+def plane(array: NDArray[Any], at: Index = ()) -> Plane:
+    """Return the last two axes of an array as a table, at most 1000 rows and 200 columns of it.
 
     Args:
         array: Of any rank.
-        leading: Indices of the axes before the last two; 0 where left out.
+        at: The element to show; the first one where left out.
     """
-    extra = max(array.ndim - 2, 0)
-    chosen = tuple(min(max(int(index), 0), size - 1) for index, size in zip((*leading, *[0] * extra), array.shape[:extra], strict=False))
+    wanted = tuple(min(max(index, 0), max(size - 1, 0)) for index, size in zip((*at, *[0] * array.ndim), array.shape, strict=False))
+    leading, ends = wanted[: max(array.ndim - 2, 0)], wanted[max(array.ndim - 2, 0) :]
     if not array.size:
-        return Plane(np.zeros((0, 0), array.dtype), chosen)
-    part = array[chosen]
-    return Plane(part.reshape(-1, 1) if part.ndim < 2 else part, chosen)
+        return Plane(np.zeros((0, 0), array.dtype), leading, (0, 0), (0, 0), array.ndim)
+    table = array[leading]
+    table = table.reshape(-1, 1) if table.ndim < 2 else table
+    row, column = (_start(*each) for each in zip((*ends, 0, 0), table.shape, (_ROWS, _COLUMNS), strict=False))
+    cells = np.array(table[row : row + _ROWS, column : column + _COLUMNS])
+    return Plane(cells, leading, (row, column), (table.shape[0], table.shape[1]), array.ndim)
 
 
 def operands_at(
@@ -149,15 +176,31 @@ def operands_at(
         yield Operand(event.input_ids[i], facts, single, len(used))
 
 
-def failing_of(masks: Mapping[int, Mask], output: int) -> Mask | None:
-    """Return which elements of an output failed."""
-    mask = masks.get(output)
-    return mask if mask is not None and mask.any() else None
+def _start(wanted: int, size: int, most: int) -> int:
+    """Where a part of an axis begins that has the wanted element in its middle."""
+    return max(0, min(wanted - most // 2, size - most))
 
 
-def _indices(mask: Mask) -> Iterable[Index]:
-    found = np.argwhere(mask)[:_LISTED]
-    return (tuple(int(axis) for axis in index) for index in found)
+def _stat(array: NDArray[Any], kind: str) -> TensorStat:
+    if kind in OPAQUE:
+        return TensorStat(kind, array.shape, array.size)
+    if array.dtype.kind in "biu" and array.size:
+        return TensorStat(kind, array.shape, array.size, 0, 0, float(array.min()), float(array.max()))
+    return measure(array)
+
+
+def _share(bad: Mask) -> NDArray[np.float64]:
+    """How much of each patch is marked."""
+    table = bad.reshape(-1, bad.shape[-1] if bad.ndim > 1 else 1) if bad.size else np.zeros((0, 0), bool)
+    if not table.size:
+        return np.zeros((0, 0))
+    share = table.astype(np.float64)
+    for axis, most in enumerate(_MAP):
+        size = share.shape[axis]
+        starts = np.unique(np.arange(min(size, most)) * size // min(size, most))
+        widths = np.diff(np.append(starts, size))
+        share = np.add.reduceat(share, starts, axis=axis) / (widths[:, None] if axis == 0 else widths)
+    return share
 
 
 def _finite(array: NDArray[Any]) -> NDArray[Any]:
