@@ -19,8 +19,8 @@ from nanreplay.replay.session import Replay, StepResult
 
 _FEW = 4
 """Elements of a variable that bits may have flipped in; a callback changes more."""
-_GROSS = 2.0
-"""Ratio of a recorded to a replayed value that no rounding explains."""
+_GROSS = 100.0
+"""Ratio of a recorded to a replayed loss or sum of squares that neither rounding nor a loop's own changes of weights explain."""
 _SAME_MACHINE = ("tensorflow", "machine", "processor", "onednn", "devices")
 """Facts of the environment that decide which kernels run."""
 

@@ -7,6 +7,7 @@ meaning is their type (a random draw takes other numbers from the same seed in a
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -99,6 +100,8 @@ class _Widening:
     without_kernel: set[str] = field(default_factory=set)
     casts: list[tuple[str, str, str]] = field(default_factory=list)
     """(function, op that kept its type, name of the Cast) of each cast."""
+    known: dict[tuple[Any, ...], tuple[bool, bool]] = field(default_factory=dict)
+    """What was decided, by op type and types."""
 
     @staticmethod
     def of(record: ProgramRecord, types: Mapping[str, str]) -> _Widening:
@@ -156,6 +159,8 @@ class _Widening:
         for node in nodes:
             if node.op not in self.functions:
                 made += self._node(function, node, moved)
+        if not made:
+            return moved
         for node in nodes:  # casts in front of an op are among `made`: an op's input may come from one that was kept narrow
             _rename_inputs(node, moved)
         for node in made:
@@ -169,21 +174,24 @@ class _Widening:
         definition = private_tf.op_definition(node.op)
         if definition is None:
             return []
-        kinds_in, kinds_out = _kinds(definition.input_arg, node, definition), _kinds(definition.output_arg, node, definition)
-        if self._stays(node, definition):
-            narrow_in, narrow_out = kinds_in, kinds_out
-        else:
+        stays, has_casts = self._decided(node, definition)
+        recorded = [_kinds(each, node, definition) if has_casts else [] for each in (definition.input_arg, definition.output_arg)]
+        if not stays:
             self._attributes(node.attr)
-            narrow_in, narrow_out = _kinds(definition.input_arg, node, definition), _kinds(definition.output_arg, node, definition)
             node.ClearField("experimental_type")
+        return self._cast_node(function, node, definition, recorded, moved) if has_casts else []
+
+    def _cast_node(self, function: str, node: Any, definition: Any, kinds: Sequence[list[int]], moved: dict[str, str]) -> list[Any]:
+        """Put casts around a node where it takes or gives other types than those around it; `kinds` are the recorded ones."""
+        narrow_in, narrow_out = _kinds(definition.input_arg, node, definition), _kinds(definition.output_arg, node, definition)
         data = [i for i, name in enumerate(node.input) if not name.startswith("^")]
         casts: list[Any] = []
-        for i, was, now in zip(data, kinds_in, narrow_in, strict=True):
+        for i, was, now in zip(data, kinds[0], narrow_in, strict=True):
             wide = self.types.get(was, was)
             if wide != now:
                 casts.append(self._cast(function, node, f"narrow_{i}", node.input[i], wide, now))
                 node.input[i] = casts[-1].name if not function else f"{casts[-1].name}:y:0"
-        for (names, tensor), was, now in zip(_outputs(definition, node, function), kinds_out, narrow_out, strict=True):
+        for (names, tensor), was, now in zip(_outputs(definition, node, function), kinds[1], narrow_out, strict=True):
             wide = self.types.get(was, was)
             if wide != now:
                 casts.append(self._cast(function, node, f"wide_{len(casts)}", tensor, now, wide))
@@ -192,17 +200,27 @@ class _Widening:
             self.without_kernel.add(node.op)
         return casts
 
-    def _stays(self, node: Any, definition: Any) -> bool:
-        if _BY_TYPE.fullmatch(node.op):
+    def _decided(self, node: Any, definition: Any) -> tuple[bool, bool]:
+        """Whether a node keeps its types, and whether it needs casts for that or for a tensor whose type is fixed."""
+        declared = {each.name: _declared(each, node) for each in definition.attr if _is_type(each)}
+        key = node.op, tuple(declared.values())
+        if key not in self.known:
+            stays = self._stays(node.op, definition, declared)
+            fixed = any(argument.type in self.types for argument in (*definition.input_arg, *definition.output_arg))
+            self.known[key] = stays, fixed or (stays and not self.types.keys().isdisjoint(itertools.chain(*declared.values())))
+        return self.known[key]
+
+    def _stays(self, op: str, definition: Any, declared: Mapping[str, Sequence[int]]) -> bool:
+        if _BY_TYPE.fullmatch(op):
             return True
-        wanted = {each.name: [self.types.get(kind, kind) for kind in _declared(each, node)] for each in definition.attr if _is_type(each)}
-        if all(list(_declared(each, node)) == wanted[each.name] for each in definition.attr if each.name in wanted):
+        wanted = {name: tuple(self.types.get(kind, kind) for kind in kinds) for name, kinds in declared.items()}
+        if wanted == declared:
             return False
         for each in definition.attr:
             allowed = each.allowed_values.list.type
-            if each.name in wanted and allowed and not set(wanted[each.name]) <= set(allowed):
+            if allowed and not set(wanted.get(each.name, ())) <= set(allowed):
                 return True
-        return not private_tf.has_kernel(node.op, wanted)
+        return not private_tf.has_kernel(op, wanted)
 
     def _attributes(self, attributes: Any) -> None:
         for value in attributes.values():

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fault_injection import Fault, inject
-from trainings import BATCH, data, mlp, record
+from trainings import BATCH, data, record
 
 from nanreplay import Capture, NonFiniteError, Recorder, Replay
 from nanreplay.diagnose import judge
 from nanreplay.findings import Verdict
+from nanreplay.records import Incident, Trigger
 from nanreplay.report.explain import explain
 
 STEPS = 12
@@ -199,3 +199,107 @@ def test_a_bug_of_the_program_is_never_transient(name: str, jit: bool, tmp_path:
         assert verdict.difference.first_nonfinite.op_type in ("Square", "MatMul", "Sub")
     else:
         assert verdict.difference is None
+
+
+def test_a_schedule_that_only_xla_rounds_below_zero_is_xla_only(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(2)
+    model = keras.Sequential([keras.layers.Dense(1)])
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.1, 20, 0.0, power=0.9)
+    model.compile(keras.optimizers.SGD(schedule), "mse", jit_compile=True)
+    x, y = data(None, steps=30)
+    assert record(tmp_path / "run.h5", model, x, y) == 20
+
+    report = explain(tmp_path / "run.h5")
+    verdict = report.verdict
+    assert verdict.kind == "xla_only"
+    assert modes(verdict) == {"recorded": False, "graph": True, "ops": True, "float64": True}
+    assert "Replays bit for bit. Only the step compiled with XLA is non-finite; op by op it is finite." in report.sentence
+    assert verdict.difference is not None
+    assert verdict.difference.modes == ("recorded", "ops")
+    assert verdict.difference.first is not None
+    assert verdict.difference.first_nonfinite is not None
+    assert verdict.difference.first_nonfinite.op_type == "Pow"
+
+
+def custom_loop(path: Path, *, after: Callable[[Any, int], None] = lambda weight, step: None, bad: int | None = 9, lr: float = 0.01) -> Any:
+    """Train one weight in a loop of ours; `after` runs between steps, outside of what is recorded."""
+    weight = tf.Variable([[0.5], [0.25]], name="weight")
+    optimizer = keras.optimizers.SGD(lr)
+
+    @tf.function
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(x @ weight - 1.0))
+        optimizer.apply_gradients([(tape.gradient(loss, weight), weight)])
+        return loss
+
+    recorder = Recorder(path, keyframe_every=5)
+    recorded = recorder.wrap(step, optimizer=optimizer)
+    batches = np.random.default_rng(0).uniform(1.0, 2.0, (16, 4, 2)).astype("float32")
+    if bad is not None:
+        batches[bad, 2, 1] = np.inf
+    try:
+        for number, batch in enumerate(batches):
+            recorded(tf.constant(batch))
+            after(weight, number)
+    except NonFiniteError:
+        pass
+    return recorder
+
+
+def test_a_dump_on_demand_is_healthy(tmp_path: Path) -> None:
+    custom_loop(tmp_path / "run.h5", bad=None).dump()
+    verdict, _ = judged(tmp_path / "run.h5")
+    assert (verdict.kind, verdict.bit_exact) == ("healthy", True)
+    assert modes(verdict) == {"recorded": True, "ops": True}
+
+
+@pytest.mark.parametrize(
+    ("change", "kind"),
+    [
+        pytest.param(lambda weight, step: weight.assign(tf.clip_by_value(weight, -0.3, 0.3)), "inconclusive", id="clipped in every step"),
+        pytest.param(lambda weight, step: weight.assign(weight * 1.5) if step in (2, 7) else None, "inconclusive", id="changed twice"),
+        pytest.param(lambda weight, step: weight.assign(weight * 3e38) if step == 9 else None, "precision_only", id="kept by a keyframe"),
+    ],
+)
+def test_a_loop_that_changes_weights_between_steps_is_no_fault(change: Any, kind: str, tmp_path: Path) -> None:
+    """The recording departs from its replay, but again and again, or as a whole and where a keyframe holds it."""
+
+    def after(weight: Any, step: int) -> None:
+        change(weight, step)
+        if step == 12 and kind == "inconclusive":
+            weight.assign(weight * np.nan)
+
+    custom_loop(tmp_path / "run.h5", after=after, bad=None)
+    verdict, _ = judged(tmp_path / "run.h5")
+    assert verdict.kind == kind, verdict
+
+
+def test_a_capture_of_another_machine_that_differs_by_a_few_ulp_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every fingerprint is a few ulp off, and the replay is finite: it cannot be told what made the NaN."""
+    custom_loop(tmp_path / "run.h5", bad=None).dump()
+    read = Capture.batch
+
+    def elsewhere(self: Capture, step: int) -> Any:
+        batch = read(self, step)
+        values = np.nextafter(np.asarray(batch.fingerprint), np.float32(np.inf))
+        if step == self.incident.step:
+            values[:] = np.nan
+        return replace(batch, fingerprint=values)
+
+    monkeypatch.setattr(Capture, "batch", elsewhere)
+    with Capture(tmp_path / "run.h5") as capture:
+        capture.incident = Incident(15, Trigger("loss", "loss", "nan"))
+        with Replay(capture) as replay:
+            verdict = judge(replay)
+    assert verdict.kind == "inconclusive"
+    assert verdict.reason == "The steps before the incident differ from the recording by up to 1 ulp."
+
+
+def test_the_sentence_of_a_transient_fault_names_the_flipped_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fault = Fault("stored weight", 8, "hidden/kernel", 7, (30,))
+    trained_with_fault(fault, network("sgd"), tmp_path / "run.h5", monkeypatch, keyframe_every=4)
+    sentence = explain(tmp_path / "run.h5").sentence
+    assert "every replay from the same state and batch is finite: a race or a hardware fault." in sentence
+    assert "A bit of `" in sentence
+    assert "hidden/kernel` [1, 1] flipped between steps 7 and 8." in sentence
