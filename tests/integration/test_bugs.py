@@ -14,11 +14,25 @@ from nanreplay.findings import CauseKind, Report
 from nanreplay.report.explain import explain
 
 pytestmark = pytest.mark.filterwarnings("ignore:nanreplay. step")  # what `on_nan="stop"` says at an incident
-each_bug = pytest.mark.parametrize("bug", [pytest.param(bug, id=name) for name, bug in sorted(BUGS.items())])
+every_bug = sorted(BUGS.items())
+each_bug = pytest.mark.parametrize(
+    "bug", [pytest.param(bug, id=name, marks=pytest.mark.slow if bug.slow else ()) for name, bug in every_bug]
+)
+QUICK = {
+    "attention_of_a_node_without_neighbours", "click_rate_guarded_by_where", "clipping_by_a_norm_that_overflows",
+    "distance_with_the_epsilon_outside_of_the_root", "epsilon_that_float16_rounds_to_zero", "kl_divergence_of_an_empty_topic",
+    "missing_target_with_a_weight_of_zero", "percentage_error_of_a_day_without_sales", "poisson_loss_of_a_linear_output",
+    "portfolio_that_buys_nothing", "softmax_by_hand", "momentum_on_top_of_a_rate_that_is_too_high",
+}  # fmt: skip
+"""Bugs whose fixes are tried in every run of the tests; those of the others are slow tests."""
+each_bug_some_slow = pytest.mark.parametrize(
+    "bug", [pytest.param(bug, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, bug in every_bug]
+)
 OTHERS = {"hardware_like", "other"}
 """Kinds of cause that no bug in code or data can have."""
 
 Explain = Callable[[Bug], Report]
+Capture = Callable[[Bug], Path]
 
 
 @pytest.fixture(autouse=True)
@@ -28,14 +42,25 @@ def _no_layers_of_other_tests() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def explained(tmp_path_factory: pytest.TempPathFactory) -> Explain:
-    """Trains a bug and explains it with the fixes that are claimed of it, once for all tests."""
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Capture:
+    """Trains a bug, once for all tests."""
+
+    @cache
+    def once(bug: Bug) -> Path:
+        path = tmp_path_factory.mktemp("bugs") / f"{bug.name}.h5"
+        assert bug.run(path), "nothing turned non-finite"
+        return path
+
+    return once
+
+
+@pytest.fixture(scope="module")
+def explained(recorded: Capture) -> Explain:
+    """Explains a bug, once for all tests."""
 
     @cache
     def once(bug: Bug) -> Report:
-        path = tmp_path_factory.mktemp("bugs") / f"{bug.name}.h5"
-        assert bug.run(path), "nothing turned non-finite"
-        return explain(path, fixes=[*bug.prevents, *bug.fails])
+        return explain(recorded(bug), fixes="none")
 
     return once
 
@@ -78,9 +103,9 @@ def test_a_bug_is_said_to_happen_for_what_makes_it_happen(bug: Bug, explained: E
     assert report.causes[0].kind in bug.causes, [(cause.kind, cause.confidence) for cause in report.causes]
 
 
-@each_bug
-def test_fixes_are_said_to_help_exactly_where_they_do(bug: Bug, explained: Explain) -> None:
-    results = explained(bug).fixes
+@each_bug_some_slow
+def test_fixes_are_said_to_help_exactly_where_they_do(bug: Bug, recorded: Capture) -> None:
+    results = explain(recorded(bug), fixes=[*bug.prevents, *bug.fails]).fixes
 
     helped = {result.name for result in results if result.prevents}
     assert set(names(bug, "prevents")) - helped == set(), [(result.name, result.nonfinite, result.note) for result in results]
@@ -102,11 +127,8 @@ def test_a_fix_that_is_claimed_to_fail_fails_in_the_code(bug: Bug, tmp_path: Pat
 
 
 @pytest.mark.slow
-@each_bug
-def test_the_fixes_that_come_to_mind_by_themselves_hold_one_that_helps(bug: Bug, tmp_path: Path) -> None:
-    if not bug.prevents:
-        pytest.skip("only a change of the code helps")
-    assert bug.run(tmp_path / "run.h5")
-    report = explain(tmp_path / "run.h5", fixes="all")
+@pytest.mark.parametrize("bug", [pytest.param(bug, id=name) for name, bug in every_bug if bug.prevents])
+def test_the_fixes_that_come_to_mind_by_themselves_hold_one_that_helps(bug: Bug, recorded: Capture) -> None:
+    report = explain(recorded(bug), fixes="all")
 
     assert {result.name for result in report.fixes if result.prevents} & set(names(bug, "prevents"))

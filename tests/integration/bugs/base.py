@@ -46,6 +46,8 @@ class Bug:
     """Rewritings that help and that only the code can hold."""
     fails_in_code: tuple[str, ...] = ()
     """Rewritings that look right, do not help, and that only the code can hold."""
+    slow: bool = False
+    """Whether it takes more than a few seconds."""
 
     @property
     def name(self) -> str:

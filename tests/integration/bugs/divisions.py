@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+
 from bugs.base import ROWS, Compute, adam, at, bug, fit, loop, normal, sgd, uniform
 
 
@@ -88,7 +89,7 @@ def mean_over_a_batch_in_which_nothing_is_labelled(path: Path, fix: str | None) 
 
 
 @bug(
-    step=2, phase="forward", ops=("RealDiv",), layer="standardise", causes=("variance_zero", "zero_over_zero"),
+    step=2, phase="forward", ops=("RealDiv",), layer="standardise", slow=True, causes=("variance_zero", "zero_over_zero"),
     prevents=("epsilon",), fails=("clipnorm", "lr"), fails_in_code=("epsilon_on_top",),
 )  # fmt: skip
 def batch_normalisation_by_hand_of_a_sensor_that_is_off(path: Path, fix: str | None) -> None:
@@ -238,10 +239,9 @@ def running_mean_before_the_first_measurement(path: Path, fix: str | None) -> No
         def body(time: Any, total: Any, count: Any, means: Any) -> Any:
             total += values[:, time] * is_measured[:, time]
             count += is_measured[:, time]
+            mean = total / (count + 1e-7 if fix == "epsilon" else count)
             if fix == "divide_no_nan":
                 mean = tf.math.divide_no_nan(total, count)
-            else:
-                mean = total / (count + 1e-7 if fix == "epsilon" else count)
             return time + 1, total, count, means.write(time, mean)
 
         zeros = tf.zeros_like(values[:, 0])

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+
 from bugs.base import ROWS, Compute, adam, at, bug, fit, loop, normal, sgd, uniform
 
 
@@ -65,7 +66,7 @@ def precision_of_a_forecast_that_is_sure_of_itself(path: Path, fix: str | None) 
 
 
 @bug(
-    step=2, phase="forward", ops=("Exp",), layer="positive", rows=(6,), causes=("exp_overflow",),
+    step=2, phase="forward", ops=("Exp",), layer="positive", rows=(6,), slow=True, causes=("exp_overflow",),
     prevents=("stable_op",), fails=("epsilon", "clipnorm", "clipvalue", "lr"),
 )  # fmt: skip
 def softplus_by_hand(path: Path, fix: str | None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+
 from bugs.base import ROWS, adam, at, bug, fit, loop, normal, sgd, uniform
 
 
@@ -52,7 +53,7 @@ def weights_drawn_with_a_deviation_of_a_billion(path: Path, fix: str | None) -> 
 
 
 @bug(
-    step=0, phase="forward", ops=("MatMul", "AddV2", "BiasAdd"), layer="simple_rnn_cell", rows=(1, 7), iteration=82,
+    step=0, phase="forward", ops=("MatMul", "AddV2", "BiasAdd"), layer="simple_rnn_cell", rows=(1, 7), slow=True, iteration=82,
     causes=("bad_init", "exploding_gradient"),
     prevents=("init",), fails=("lr", "clipnorm", "clipvalue"),
 )  # fmt: skip
@@ -66,8 +67,8 @@ def recurrent_weights_that_triple_the_state(path: Path, fix: str | None) -> None
 
 
 @bug(
-    step=2, phase="update", ops=("L2Loss", "Square", "Mul", "Sum"), rows=(3,), causes=("exploding_gradient", "data_outlier"), trigger="variable",
-    prevents=("clipvalue",), fails=("global_clipnorm", "lr"),
+    step=2, phase="update", ops=("L2Loss", "Square", "Mul", "Sum"), rows=(3,),
+    causes=("exploding_gradient", "data_outlier"), trigger="variable", prevents=("clipvalue",), fails=("global_clipnorm", "lr"),
 )  # fmt: skip
 def clipping_by_a_norm_that_overflows(path: Path, fix: str | None) -> None:
     """The optimizer already clips by the global norm; a gradient of 1e20 is finite, its square is not, and 1e20 / inf * inf."""

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+
 from bugs.base import ROWS, Compute, adam, at, bug, fit, mixed_float16, normal, sgd, uniform
 
 
@@ -86,8 +87,9 @@ def probability_too_small_for_float16(path: Path, fix: str | None) -> None:
 
 
 @bug(
-    step=19, phase="backward", ops=("SqrtGrad", "Mul"), layer="length", causes=("loss_scale_stuck", "sqrt_grad_at_zero", "norm_grad_at_zero"),
-    trigger="gradient", prevents=("epsilon=1e-3",), fails=("clipnorm", "lr"), fails_in_code=("smaller_loss_scale",),
+    step=19, phase="backward", ops=("SqrtGrad", "Mul"), layer="length", trigger="gradient",
+    causes=("loss_scale_stuck", "sqrt_grad_at_zero", "norm_grad_at_zero"),
+    prevents=("epsilon=1e-3",), fails=("clipnorm", "lr"), fails_in_code=("smaller_loss_scale",),
 )  # fmt: skip
 def loss_scale_that_falls_for_ever(path: Path, fix: str | None) -> None:
     """Loss scaling takes a NaN gradient for an overflow: it skips the update, halves its scale, and does so in every step."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import keras
 import tensorflow as tf
+
 from bugs.base import ROWS, Compute, adam, at, bug, fit, normal, sgd
 
 

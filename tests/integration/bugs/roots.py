@@ -8,6 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
+
 from bugs.base import ROWS, Compute, adam, at, bug, fit, loop, normal, sgd, uniform
 
 
