@@ -54,20 +54,20 @@ def explain(
         UnsupportedOpError: The program holds an op that cannot be replayed.
     """
     from nanreplay.bisect import Bisection
-    from nanreplay.diagnose import causes_of, judge
+    from nanreplay.diagnose import judge
     from nanreplay.replay import Replay
 
     with Capture(path) as capture, Replay(capture, trust=trust) as replay:
         verdict = judge(replay, progress=progress)
         undecided = Bisection(Findings(reason=verdict.reason))
         bisection = undecided if verdict.kind == "inconclusive" else _bisected(replay, say)
-        causes = causes_of(replay, bisection, verdict, capture.timeline_record())
+        causes, unsaid = _causes(replay, bisection, verdict)
         if before_fixes is not None:
-            notes = _notes(capture.incident.notes, replay.notes, bisection.findings.notes)
+            notes = _notes(capture.incident.notes, replay.notes, bisection.findings.notes, unsaid)
             before_fixes(report_of(capture, verdict, replace(bisection.findings, notes=notes), causes))
         tried, said = _tried(replay, bisection, causes, fixes, progress, say)
         findings = bisection.findings
-        findings = replace(findings, notes=_notes(capture.incident.notes, replay.notes, findings.notes, said))
+        findings = replace(findings, notes=_notes(capture.incident.notes, replay.notes, findings.notes, unsaid, said))
         return report_of(capture, verdict, findings, causes, tried)
 
 
@@ -78,6 +78,18 @@ def _bisected(replay: Replay, say: Say | None) -> Bisection:
         return bisect(replay, replay.capture.timeline_record(), progress=say)
     except (UnsupportedOpError, ReplayError, MissingPartError) as error:
         return Bisection(Findings(reason=f"The step cannot be run op by op. {error}"))
+
+
+def _causes(replay: Replay, bisection: Bisection, verdict: Verdict) -> tuple[tuple[Cause, ...], list[str]]:
+    """The causes, and a line when a rule failed: what was found is worth more than why, and is told all the same."""
+    from nanreplay.diagnose import causes_of
+
+    try:
+        return causes_of(replay, bisection, verdict, replay.capture.timeline_record()), []
+    except Exception as error:
+        if os.environ.get("NANREPLAY_DEBUG"):
+            raise
+        return (), [f"The cause could not be told; please report this: {type(error).__name__}: {error}"]
 
 
 def _tried(

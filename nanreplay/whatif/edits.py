@@ -22,6 +22,10 @@ class CannotTryError(ReplayError):
     """A fix does not apply to this capture; the message says why."""
 
 
+class BadValueError(ValueError):
+    """A fix does not take the value that was given."""
+
+
 @dataclass(frozen=True, slots=True)
 class Edit:
     """Changes that are made before, and while, the window is replayed."""

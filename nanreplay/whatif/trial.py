@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+import tensorflow as tf
+
 from nanreplay.bisect import Bisection
 from nanreplay.errors import NanreplayError
 from nanreplay.findings import Cause, FixResult
@@ -15,12 +17,14 @@ from nanreplay.records import Trigger
 from nanreplay.replay import Replay
 from nanreplay.whatif.candidates import LAST_RESORT, candidates
 from nanreplay.whatif.case import Case
-from nanreplay.whatif.edits import CannotTryError, Edit, Fix
+from nanreplay.whatif.edits import BadValueError, Edit, Fix
 from nanreplay.whatif.fixes import FIXES
 from nanreplay.whatif.fixes.operand import epsilon
 from nanreplay.whatif.spec import FixError, check_fix
 from nanreplay.whatif.window import Outcome, Window
 
+_CANNOT = (NanreplayError, tf.errors.OpError, ValueError, TypeError, KeyError, IndexError)
+"""What is raised where a fix does not fit a program: TensorFlow refuses the changed graph in many ways."""
 _GROWN = 1e3
 """A loss that grew this many times is not healthy."""
 MOST_PLACES = 3
@@ -126,21 +130,24 @@ def _try_one(case: Case, name: str, value: str | None, make: Callable[[], Fix]) 
     params = {} if value is None else {"value": value}
     try:
         fix = make()
-    except CannotTryError as error:
-        return FixResult(name, params, None, None, note=str(error)), None
-    except ValueError as error:
-        if isinstance(error, NanreplayError):
-            raise
+    except BadValueError as error:
         raise FixError(f"{name}: {error}") from error
+    except _CANNOT as error:
+        return FixResult(name, params, None, None, note=_said(error)), None
     return _tried(case, fix), fix
 
 
 def _tried(case: Case, fix: Fix) -> FixResult:
     try:
         outcome = case.window.run(fix.edit)
-    except NanreplayError as error:
-        return FixResult(fix.name, fix.params, None, None, code=fix.code, source=fix.source, note=str(error))
+    except _CANNOT as error:
+        return FixResult(fix.name, fix.params, None, None, code=fix.code, source=fix.source, note=_said(error))
     return _result(case, fix, outcome)
+
+
+def _said(error: Exception) -> str:
+    line = (str(error).splitlines() or [""])[0]
+    return line if isinstance(error, NanreplayError) else f"It does not fit this program. {type(error).__name__}: {line}"
 
 
 def _result(case: Case, fix: Fix, outcome: Outcome) -> FixResult:

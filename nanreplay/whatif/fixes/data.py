@@ -9,7 +9,7 @@ import numpy as np
 
 from nanreplay.bisect.rows import batch_size
 from nanreplay.whatif.case import Case
-from nanreplay.whatif.edits import BatchEdit, CannotTryError, Edit, Fix
+from nanreplay.whatif.edits import BadValueError, BatchEdit, CannotTryError, Edit, Fix
 from nanreplay.whatif.fixes.optimizer import number
 
 _OTHERS = 64
@@ -23,7 +23,7 @@ def clean_data(case: Case, value: str | None) -> Fix:
         return _nan_to_num(case)
     if how == "drop_rows":
         return _drop_rows(case)
-    raise ValueError(f"Expected nan_to_num or drop_rows. Received: {how}")
+    raise BadValueError(f"Expected nan_to_num or drop_rows. Received: {how}")
 
 
 def _nan_to_num(case: Case) -> Fix:

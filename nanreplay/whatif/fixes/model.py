@@ -13,7 +13,7 @@ from nanreplay.bisect.arrays import words
 from nanreplay.program.edit import ProgramEditor
 from nanreplay.whatif.case import Case
 from nanreplay.whatif.code import short
-from nanreplay.whatif.edits import CannotTryError, Edit, Fix
+from nanreplay.whatif.edits import BadValueError, CannotTryError, Edit, Fix
 from nanreplay.whatif.fixes.optimizer import number
 
 _HALF = ("float16", "bfloat16", "half")
@@ -72,7 +72,7 @@ def init(case: Case, value: str | None) -> Fix:
     """Draw the kernels anew as Glorot or He do, with the recorded shapes."""
     scheme = value or "glorot"
     if scheme not in ("glorot", "he"):
-        raise ValueError(f"Expected glorot or he. Received: {scheme}")
+        raise BadValueError(f"Expected glorot or he. Received: {scheme}")
     if not case.window.reaches_start:
         first = case.window.steps[0]
         raise CannotTryError(f"The capture reaches back to step {first}, not to the first step, so the initial weights are not in it.")

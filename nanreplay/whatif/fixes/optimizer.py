@@ -11,7 +11,7 @@ import tensorflow as tf
 from nanreplay.program.edit import ProgramEditor
 from nanreplay.records import Signature
 from nanreplay.whatif.case import Case
-from nanreplay.whatif.edits import CannotTryError, Edit, Fix, ProgramEdit
+from nanreplay.whatif.edits import BadValueError, CannotTryError, Edit, Fix, ProgramEdit
 
 _CHECKS = ("CheckNumerics", "CheckNumericsV2")
 
@@ -114,14 +114,14 @@ def number(value: str | None, default: float) -> float:
     """Return a fix's number.
 
     Raises:
-        ValueError: It is none, or not above 0.
+        BadValueError: It is none, or not above 0.
     """
     if value is None:
         return default
     try:
         found = float(value)
     except ValueError:
-        raise ValueError(f"Expected a number above 0. Received: {value}") from None
+        raise BadValueError(f"Expected a number above 0. Received: {value}") from None
     if not found > 0 or not np.isfinite(found):
-        raise ValueError(f"Expected a number above 0. Received: {value}")
+        raise BadValueError(f"Expected a number above 0. Received: {value}")
     return found
