@@ -18,7 +18,7 @@ from nanreplay.bisect.search import Scene
 from nanreplay.bisect.targets import watched
 from nanreplay.bisect.trace import is_update, with_updated
 from nanreplay.errors import MissingPartError
-from nanreplay.explore.batch import BatchView, view_batch
+from nanreplay.explore.batch import BatchView, Spread, spread_of, view_batch
 from nanreplay.explore.observe import scene_at, view_of
 from nanreplay.explore.step import StepView
 from nanreplay.explore.values import Index, Operand, TensorView, operands_at, view_tensor
@@ -60,6 +60,7 @@ class Explorer:
         self._scenes: OrderedDict[int, Scene] = OrderedDict()
         self._views: dict[int, StepView] = {}
         self._events: dict[int, dict[int, OpEvent]] = {}
+        self._spread: tuple[int, Spread] | None = None
 
     @property
     def steps(self) -> Sequence[int]:
@@ -113,14 +114,21 @@ class Explorer:
         names = [view.name(source) for source in event.input_ids]
         return tuple(operands_at(event, value.output, index, names, held, self._runner.execute))
 
-    def batch(self, step: int) -> BatchView:
-        """Return the batch of a step beside the other batches of the window; nothing is run for it."""
-        record = self._runner.batch(step)
-        others = [self._runner.batch(other).leaves for other in self._runner.steps if other != step]
-        origin = self._origin
-        if origin is None or origin.step != step:
-            return view_batch(step, record.leaves, record.paths, others)
-        return view_batch(step, record.leaves, record.paths, others, origin.rows, origin.rows_reason)
+    def batch(self, step: int, row: int | None = None, around: int = 2) -> BatchView:
+        """Return the batch of a step beside the other batches of the window; nothing is run for it.
+
+        Args:
+            step: The step.
+            row: The sample to show; the first of those to blame unless given.
+            around: How many samples before and after it are shown.
+        """
+        record, origin = self._runner.batch(step), self._origin
+        if self._spread is None or self._spread[0] != step:
+            others = [self._runner.batch(other).leaves for other in self._runner.steps if other != step]
+            self._spread = step, spread_of(record.leaves, record.paths, others)
+        known = origin is not None and origin.step == step
+        rows, reason = (origin.rows, origin.rows_reason) if origin is not None and known else (None, None)
+        return view_batch(step, record.leaves, record.paths, self._spread[1], rows=rows, reason=reason, row=row, around=around)
 
     def _scene(self, step: int) -> Scene:
         if step not in self._scenes:
