@@ -63,7 +63,7 @@ def _hashed(tensor: Any) -> Any:
     flat = tf.reshape(tensor, [-1])
     bits = tf.cast(tf.bitcast(flat, _INTEGERS[tensor.dtype.size]), tf.int64)
     nan = tf.math.is_nan(flat)
-    bits = tf.where(nan, tf.ones_like(bits), tf.where(flat == 0, tf.zeros_like(bits), bits))
+    bits = tf.where(nan, tf.ones_like(bits), tf.where(tf.equal(flat, 0), tf.zeros_like(bits), bits))
     places = 2 * tf.range(tf.size(flat, tf.int64), dtype=tf.int64) + 1
     nonfinite = tf.reduce_sum(tf.cast(~tf.math.is_finite(flat), tf.int64))
     return tf.stack([nonfinite, tf.reduce_sum(bits), tf.reduce_sum(bits * places)])

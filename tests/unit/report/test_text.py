@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 from sample_report import FINDINGS, INF, NAN, ORIGIN, sample_report
 
-from nanreplay.findings import Findings, Verdict
+from nanreplay.findings import DifferingOp, Findings, ModeDifference, Verdict
 from nanreplay.report.numbers import jsonable, readable_bytes, readable_list, readable_number, readable_steps, readable_ulp
 from nanreplay.report.text import print_report
 
@@ -62,6 +62,14 @@ def test_without_an_origin_the_verdict_stands_alone() -> None:
     text = printed(findings=Findings(), verdict=Verdict("inconclusive", None, reason="No keyframe."))
     assert "inconclusive: No keyframe." in text
     assert "Operands" not in text
+
+
+def test_where_modes_part_is_told() -> None:
+    ops = DifferingOp("Sub", "sgd/sub", "update", None, 3), DifferingOp("Pow", "sgd/pow", "update", "head", 2**62)
+    text = " ".join(printed(verdict=Verdict("xla_only", True, difference=ModeDifference(("recorded", "ops"), *ops))).split())
+    assert "recorded and ops first differ at Sub sgd/sub (update), by 3 ulp" in text
+    assert "Pow sgd/pow (update of head) is the first op that is finite in ops only" in text
+    assert "modes part" not in printed()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from sample_report import FINDINGS, INF, LOOP, NAN, OPERAND, ORIGIN, OUTPUT, sample_report
 
-from nanreplay.findings import Cause, Findings, FixResult, Origin, Verdict
+from nanreplay.findings import Cause, DifferingOp, Findings, FixResult, ModeDifference, Origin, Verdict
 from nanreplay.report.tojson import to_json
 
 
@@ -63,6 +63,17 @@ def test_absent_facts_are_null_and_never_missing() -> None:
     assert [empty["origin"][key] for key in ("layer", "layer_path", "op_type", "op_name", "source", "rows")] == [None] * 6
     assert plain(findings=Findings())["origin"] is None
     assert plain(findings=Findings())["chain"] == []
+
+
+def test_where_modes_part() -> None:
+    op = DifferingOp("Square", "energy/Square", "forward", "energy", None)
+    value = plain(verdict=Verdict("precision_only", True, difference=ModeDifference(("ops", "float64"), None, op)))["verdict"]
+    assert value["difference"] == {
+        "modes": ["ops", "float64"],
+        "first": None,
+        "first_nonfinite": {"op_type": "Square", "op_name": "energy/Square", "phase": "forward", "layer_path": "energy", "max_ulp": None},
+    }
+    assert plain()["verdict"]["difference"] is None
 
 
 def test_nan_and_infinities_are_texts() -> None:
