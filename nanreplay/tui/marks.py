@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import Final
 
 from rich.text import Text
 
-Health: TypeAlias = Literal["finite", "inf", "nan", "contained"]
+from nanreplay.explore.health import Health
 
 MARKS: Final[dict[Health, tuple[str, str, str]]] = {
-    "finite": ("·", "finite", "success"),
-    "inf": ("∞", "infinite", "warning"),
-    "nan": ("✗", "NaN", "error"),
-    "contained": ("◌", "contained", "secondary"),
+    "finite": ("·", "finite", "$text-success"),
+    "inf": ("∞", "infinite", "$text-warning"),
+    "nan": ("✗", "NaN", "$text-error"),
+    "contained": ("◌", "contained", "$text-secondary"),
 }
 """Mark, word, and the theme's colour, by health. `contained`: non-finite values that reached nothing."""
-YES, NO, UNKNOWN = ("✓", "yes", "success"), ("✗", "no", "error"), ("-", "not tried", "text-muted")
+YES, NO, UNKNOWN = ("✓", "yes", "$text-success"), ("✗", "no", "$text-error"), ("-", "not tried", "$text-muted")
 
 
 def outcome_mark(value: bool | None) -> tuple[str, str, str]:
@@ -23,13 +24,24 @@ def outcome_mark(value: bool | None) -> tuple[str, str, str]:
     return {True: YES, False: NO, None: UNKNOWN}[value]
 
 
-def health_text(health: Health, colours: dict[str, str], *, word: bool = False) -> Text:
+def health_text(health: Health, colours: Mapping[str, str], *, word: bool = False) -> Text:
     """A health mark, with its word when asked.
 
     Args:
         health: The health.
-        colours: The theme's variables, `app.theme_variables`.
+        colours: The theme's variables, `app.theme_variables`; text that is not rich's takes the names in MARKS themselves.
         word: Whether the word follows the mark.
     """
     mark, name, colour = MARKS[health]
-    return Text(f"{mark} {name}" if word else mark, style=colours.get(colour, ""))
+    return Text(f"{mark} {name}" if word else mark, style=cell_style(colour, colours))
+
+
+def cell_style(colour: str, colours: Mapping[str, str]) -> str:
+    """The style of rich for one of the theme's colours; cells of a `DataTable` are rich's.
+
+    Args:
+        colour: Such as `$text-success`.
+        colours: The theme's variables, `app.theme_variables`; none for plain text.
+    """
+    value = colours.get(colour.removeprefix("$"), "")
+    return f"bold {value}" if value.startswith("#") else "bold"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from nanreplay.findings import Report
 from nanreplay.tui.engine import Engine
 from nanreplay.tui.opened import OpenedCapture
+
+if TYPE_CHECKING:
+    from nanreplay.tui.exploring import Seen
 
 
 @dataclass(frozen=True)
@@ -31,8 +35,12 @@ class CaptureState:
     engine: Engine
     report: Report | None = None
     """None until the replay is done."""
+    is_complete: bool = False
+    """Whether the report is final; before that, fixes are still being tried."""
     place: Place | None = None
     """Where the user last went; None before that."""
+    seen: dict[int, Seen] = field(default_factory=dict)
+    """Steps that were run op by op, by step."""
 
     @property
     def failing_step(self) -> int:

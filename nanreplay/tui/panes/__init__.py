@@ -43,6 +43,9 @@ class BisectPane(Pane):
 
 **Copying and exporting**: `copies()` returns what `y` offers besides the sentence and the JSON, `as_text()` what an export as text holds.
 
+**Narrow terminals**: the screen has the class `-narrow` under 110 columns and `-wide` above, `-short` under 36 rows and `-tall` above.
+DEFAULT_CSS is scoped to its widget, so rules such as `.-narrow BisectPane #tree` belong into `styles.tcss`.
+
 **Keys**: bindings have an id, a label, and a tooltip that the help screen shows; `HELP` says in a few sentences what the pane is for.
 Keys taken by the capture screen: digits, `[`, `]`, `y`, `e`, `q`, `?`, escape, ctrl+p, ctrl+o, ctrl+l.
 """
@@ -80,5 +83,13 @@ class PaneEntry:
 
 PANES: tuple[PaneEntry, ...] = (
     PaneEntry("overview", "Overview", "overview", "OverviewPane", "The answer: sentence, verdict, cause, fixes, facts of the run"),
+    PaneEntry("timeline", "Timeline", "timeline", "TimelinePane", "How the run got there: plots of the steps, layers by step"),
+    PaneEntry("bisect", "Bisect", "bisect", "BisectPane", "The failing step op by op: where the NaN was born"),
+    PaneEntry("dataflow", "Dataflow", "dataflow", "DataflowPane", "Where a value came from and where it went"),
+    PaneEntry("tensor", "Tensor", "tensor", "TensorPane", "The values of one tensor, at the elements that failed"),
+    PaneEntry("batch", "Batch", "batch", "BatchPane", "The sample that did it beside its neighbours"),
+    PaneEntry("source", "Source", "source", "SourcePane", "Your lines of code, the failing one marked"),
+    PaneEntry("whatif", "What-if", "whatif", "WhatIfPane", "Fixes, tried on the recording"),
+    PaneEntry("verdict", "Verdict", "verdict", "VerdictPane", "The ways of replaying, side by side"),
 )
 """All tabs, in order; the digits 1 to 9 show them."""

@@ -13,6 +13,7 @@ from textual.message import Message
 from textual.worker import Worker, WorkerState
 
 from nanreplay.findings import Report
+from nanreplay.tui.panes import PANES
 from nanreplay.tui.state import CaptureState, Place
 from nanreplay.tui.worker import Task
 
@@ -74,6 +75,11 @@ class Pane(Vertical):
         """Show what is known already."""
         if self.state.report is not None:
             self.show_report(self.state.report)
+
+    @property
+    def tabs(self) -> Sequence[str]:
+        """Ids of all tabs, as `Go` takes them."""
+        return [entry.id for entry in PANES]
 
     @property
     def path(self) -> str:

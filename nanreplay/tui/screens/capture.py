@@ -77,7 +77,10 @@ class CaptureScreen(Screen[None]):
     @work(exclusive=True, group="explain", exit_on_error=False)
     async def explain(self) -> None:
         """Ask for the report; show it before fixes are tried, and again with them."""
-        self._take_report(await self.state.engine.run(Explain(str(self.state.opened.path)), partial=self._take_report))
+        self.state.is_complete = False
+        found = await self.state.engine.run(Explain(str(self.state.opened.path)), partial=self._take_report)
+        self.state.is_complete = True
+        self._take_report(found)
 
     def _take_report(self, report: Report) -> None:
         self.state.report = report
@@ -95,6 +98,9 @@ class CaptureScreen(Screen[None]):
     def _failed(self, event: Failed) -> None:
         if isinstance(event.error, StoppedError):
             self.notify("Stopped. f5 replays the capture again.")
+            if self.state.report is not None:
+                self.state.is_complete = True
+                self._take_report(self.state.report)
             return
         from nanreplay.tui.screens.error import ErrorScreen
 

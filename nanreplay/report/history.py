@@ -1,0 +1,194 @@
+"""How a run got to its incident: series by step, layers by step, the first step that was out of the ordinary. Needs numpy alone."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanreplay.bisect.growth import find_root
+from nanreplay.findings import Root
+from nanreplay.records import Incident, Timeline, VariableInfo
+
+Values: TypeAlias = NDArray[np.float64]
+Measure: TypeAlias = Literal["gradient_norm", "weight_norm", "update_ratio"]
+
+MEASURES: dict[Measure, str] = {"gradient_norm": "gradient norm", "weight_norm": "weight norm", "update_ratio": "update ratio"}
+"""What is recorded of each variable at each step, and its name for people."""
+BARS = "▁▂▃▄▅▆▇█"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One number a step."""
+
+    name: str
+    """For people: `loss`, `gradient norm`, `learning rate`, `loss scale`."""
+    values: Values
+    """One a step of the history; NaN and infinities as they were recorded."""
+
+    @property
+    def is_steep(self) -> bool:
+        """Whether it spans so many magnitudes, all of them positive, that only a logarithmic scale shows them."""
+        finite = self.values[np.isfinite(self.values)]
+        return bool(finite.size and finite.min() > 0 and finite.max() / finite.min() > 1e3)
+
+
+@dataclass(frozen=True)
+class LayerTable:
+    """One measure of each layer at each step."""
+
+    measure: Measure
+    layers: tuple[str, ...]
+    """Paths of layers that have trainable variables, in the order of the capture's variables."""
+    values: Values
+    """[layer, step]; the norm over the layer's variables, or the largest of their ratios."""
+
+    @cached_property
+    def levels(self) -> Values:
+        """How large each value is within its layer, by magnitude, from 0 to 1; NaN where it is not finite."""
+        with np.errstate(all="ignore"):
+            logs = np.log10(np.where(self.values > 0, self.values, np.nan))
+        logs[~np.isfinite(logs)] = np.nan
+        low, high = _extremes(logs)
+        flat = ~(high > low)
+        levels = np.where(flat, 0.5, (logs - low) / np.where(flat, 1.0, high - low))
+        levels = np.where(self.values == 0, 0.0, levels)
+        return np.where(np.isfinite(self.values), levels, np.nan)
+
+
+@dataclass(frozen=True)
+class History:
+    """The timeline of a capture, made ready to be shown."""
+
+    timeline: Timeline
+    incident: Incident
+    variables: Sequence[VariableInfo]
+    window: tuple[int, ...]
+    """Steps whose batches are held."""
+
+    @cached_property
+    def steps(self) -> NDArray[np.int64]:
+        """The steps, ascending."""
+        return np.asarray(self.timeline.columns.get("step", ()), np.int64)
+
+    @cached_property
+    def loss(self) -> Series:
+        """The loss of each step."""
+        return Series("loss", self._column("loss"))
+
+    @cached_property
+    def series(self) -> tuple[Series, ...]:
+        """Loss, gradient norm over all variables, learning rate, loss scale: those that were recorded."""
+        found = (
+            self.loss,
+            Series("gradient norm", self._gradient_norm),
+            Series("learning rate", self._column("learning_rate")),
+            Series("loss scale", self._column("loss_scale")),
+        )
+        return tuple(each for each in found if np.isfinite(each.values).any())
+
+    @cached_property
+    def root(self) -> Root:
+        """The first step that was out of the ordinary: where values began to grow without return, else the incident."""
+        return find_root(self.timeline, self.incident.step, [info.path for info in self.variables])
+
+    @cached_property
+    def measures(self) -> tuple[Measure, ...]:
+        """Measures that were recorded of the layers."""
+        return tuple(name for name in MEASURES if self._is_recorded(name))
+
+    def position(self, step: int) -> int:
+        """Return where a step is in the columns; the nearest one's place for a step that is not held."""
+        if not len(self.steps):
+            return 0
+        place = int(np.clip(np.searchsorted(self.steps, step), 0, len(self.steps) - 1))
+        return place - 1 if place and abs(int(self.steps[place - 1]) - step) < abs(int(self.steps[place]) - step) else place
+
+    def table(self, measure: Measure) -> LayerTable:
+        """Return one measure by layer and step."""
+        matrix = np.asarray(self.timeline.matrices.get(measure, np.zeros((0, 0))), np.float64)
+        groups: dict[str, list[int]] = {}
+        for column, variable in enumerate(self.timeline.variables if matrix.size else ()):
+            groups.setdefault(layer_of(self.variables[variable].path), []).append(column)
+        combine = _ratio if measure == "update_ratio" else _norm
+        rows = [combine(matrix[:, columns]) for columns in groups.values()]
+        return LayerTable(measure, tuple(groups), np.array(rows) if rows else np.zeros((0, len(self.steps))))
+
+    @cached_property
+    def _gradient_norm(self) -> Values:
+        matrix = np.asarray(self.timeline.matrices.get("gradient_norm", np.zeros((0, 0))), np.float64)
+        return _norm(matrix) if matrix.size else np.zeros(0)
+
+    def _is_recorded(self, name: str) -> bool:
+        """Whether a matrix holds anything: all NaN over several steps stands for what was not watched."""
+        matrix = np.asarray(self.timeline.matrices.get(name, ()), np.float64)
+        return bool(matrix.size and (len(self.steps) == 1 or not np.isnan(matrix).all()))
+
+    def _column(self, name: str) -> Values:
+        return np.asarray(self.timeline.columns.get(name, ()), np.float64)
+
+
+def layer_of(path: str) -> str:
+    """Return the layer of a variable: its path without the last name."""
+    return path.rpartition("/")[0] or path
+
+
+def sparkline(values: Sequence[float] | NDArray[Any], width: int) -> str:
+    """Return values as bars, one a character: the last of each share of the steps; `✗` where one is not finite.
+
+    Args:
+        values: One a step.
+        width: Most characters; no more than there are values.
+    """
+    numbers = np.asarray(values, np.float64)
+    if not len(numbers):
+        return ""
+    shares = np.array_split(numbers, min(width, len(numbers)))
+    seen = [share[-1] if np.isfinite(share).all() else math.nan for share in shares]
+    finite = [value for value in seen if math.isfinite(value)]
+    low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
+    if low > 0 and high / low > 1e3:
+        seen, low, high = [math.log10(value) if math.isfinite(value) else value for value in seen], math.log10(low), math.log10(high)
+    span = (high - low) or 1.0
+    return "".join("✗" if not math.isfinite(value) else BARS[min(int((value - low) / span * len(BARS)), len(BARS) - 1)] for value in seen)
+
+
+def thinned(steps: NDArray[np.int64], values: Values, points: int) -> tuple[list[float], list[float]]:
+    """Return at most about `points` finite points of a series: the least and the greatest of each share, in order."""
+    keep = np.isfinite(values)
+    steps, values = steps[keep], values[keep]
+    if len(values) > points:
+        kept: list[int] = []
+        for share in np.array_split(np.arange(len(values)), max(points // 2, 1)):
+            kept += sorted({int(share[values[share].argmin()]), int(share[values[share].argmax()])})
+        steps, values = steps[kept], values[kept]
+    return steps.astype(np.float64).tolist(), values.tolist()
+
+
+def _norm(matrix: Values) -> Values:
+    """Norm of each row, of norms; scaled, so that only what is infinite becomes infinite."""
+    with np.errstate(all="ignore"):
+        largest = np.abs(matrix).max(axis=1, initial=0.0)
+        scale = np.where(np.isfinite(largest) & (largest > 0), largest, 1.0)
+        norms: Values = np.sqrt(np.square(matrix / scale[:, None]).sum(axis=1)) * scale
+    return norms
+
+
+def _ratio(matrix: Values) -> Values:
+    with np.errstate(all="ignore"):
+        largest: Values = np.where(np.isnan(matrix).all(axis=1), np.nan, np.fmax.reduce(matrix, axis=1))
+    return largest
+
+
+def _extremes(logs: Values) -> tuple[Values, Values]:
+    """Least and greatest of each row, as columns; NaN in a row of NaN alone."""
+    unknown = np.isnan(logs).all(axis=1)
+    low = np.where(unknown, np.nan, np.fmin.reduce(logs, axis=1, initial=np.inf))
+    high = np.where(unknown, np.nan, np.fmax.reduce(logs, axis=1, initial=-np.inf))
+    return low[:, None], high[:, None]

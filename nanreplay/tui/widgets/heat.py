@@ -1,0 +1,162 @@
+"""A table layer x step: one cell a step, its height and colour by magnitude, non-finite cells by a mark."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import numpy as np
+from rich.segment import Segment
+from rich.style import Style
+from textual import events
+from textual.binding import Binding, BindingType
+from textual.color import Color
+from textual.geometry import Size
+from textual.message import Message
+from textual.reactive import reactive
+from textual.scroll_view import ScrollView
+from textual.strip import Strip
+
+from nanreplay.report.history import BARS, LayerTable
+from nanreplay.report.numbers import readable_number
+
+_VALUE = 12
+"""Columns for the value at the cursor, right of the cells."""
+_WIDEST_CELL = 4
+
+
+class HeatTable(ScrollView, can_focus=True):
+    """Layers as rows, steps as columns; the cursor is a step. Draws only the lines that are visible."""
+
+    DEFAULT_CSS = """
+    HeatTable { height: 1fr; background: $background; }
+    HeatTable:focus { background: $surface; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("left,h", "move(-1)", "Step back", show=False, id="heat.left", tooltip="One step back"),
+        Binding("right,l", "move(1)", "Step on", show=False, id="heat.right", tooltip="One step on"),
+        Binding("shift+left,H", "move(-10)", "10 back", show=False, id="heat.left10", tooltip="Ten steps back"),
+        Binding("shift+right,L", "move(10)", "10 on", show=False, id="heat.right10", tooltip="Ten steps on"),
+        Binding("home", "move(-1000000000)", "First step", show=False, id="heat.first", tooltip="The first recorded step"),
+        Binding("end", "move(1000000000)", "Last step", show=False, id="heat.last", tooltip="The last recorded step"),
+        Binding("up,k", "scroll_up", "Up", show=False, id="heat.up", tooltip="Layers further up"),
+        Binding("down,j", "scroll_down", "Down", show=False, id="heat.down", tooltip="Layers further down"),
+    ]
+    cursor: reactive[int] = reactive(0)
+    """Position of a step in the columns of the table."""
+
+    class Moved(Message):
+        """The cursor is at another step."""
+
+        def __init__(self, position: int) -> None:
+            super().__init__()
+            self.position = position
+
+    class Chosen(Message):
+        """The step at the cursor was clicked a second time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table: LayerTable | None = None
+        self.n_steps = 0
+
+    def show(self, table: LayerTable | None, n_steps: int) -> None:
+        """Show a table.
+
+        Args:
+            table: None where nothing was recorded of layers.
+            n_steps: Number of steps; the cursor moves over them with or without a table.
+        """
+        self.table, self.n_steps = table, n_steps
+        self.virtual_size = Size(self.size.width, len(table.layers) if table is not None else 1)
+        self.refresh()
+
+    # Geometry
+
+    @property
+    def label_width(self) -> int:
+        """Columns of the layers' names."""
+        longest = max((len(name) for name in self.table.layers), default=8) if self.table is not None else 8
+        return min(longest, max(self.size.width // 4, 12)) + 1
+
+    @property
+    def cell_width(self) -> int:
+        """Columns of a step."""
+        room = self._room
+        return max(1, min(_WIDEST_CELL, room // max(self.n_steps, 1)))
+
+    @property
+    def _room(self) -> int:
+        return max(self.scrollable_content_region.width - self.label_width - _VALUE, 1)
+
+    @property
+    def in_view(self) -> range:
+        """Positions of the steps that fit, the cursor among them."""
+        fitting = max(self._room // self.cell_width, 1)
+        first = min(max(self.cursor - fitting // 2, 0), max(self.n_steps - fitting, 0))
+        return range(first, min(first + fitting, self.n_steps))
+
+    # Behaviour
+
+    def validate_cursor(self, cursor: int) -> int:
+        """Keep the cursor among the steps."""
+        return min(max(cursor, 0), max(self.n_steps - 1, 0))
+
+    def watch_cursor(self, cursor: int) -> None:
+        """Tell others, and draw anew."""
+        self.refresh()
+        self.post_message(self.Moved(cursor))
+
+    def action_move(self, by: int) -> None:
+        """Move the cursor by some steps."""
+        self.cursor += by
+
+    def on_click(self, event: events.Click) -> None:
+        """Put the cursor at the step under the mouse; a second click chooses it."""
+        place = (event.x - self.label_width) // self.cell_width
+        visible = self.in_view
+        if event.x < self.label_width or place >= len(visible):
+            return
+        if visible[place] == self.cursor and event.chain > 1:
+            self.post_message(self.Chosen())
+        self.cursor = visible[place]
+
+    def on_resize(self) -> None:
+        """Fit anew."""
+        self.virtual_size = Size(self.size.width, self.virtual_size.height)
+
+    # Drawing
+
+    def render_line(self, y: int) -> Strip:
+        """Draw one line."""
+        row = y + self.scroll_offset.y
+        width, base = self.size.width, self.rich_style
+        if self.table is None:
+            text = "no norms of layers were recorded" if y == 0 else ""
+            return Strip([Segment(text.ljust(width)[:width], base)], width)
+        if row >= len(self.table.layers):
+            return Strip.blank(width, base)
+        name = _shortened(self.table.layers[row], self.label_width - 1).ljust(self.label_width)
+        value = float(self.table.values[row, self.cursor]) if self.n_steps else math.nan
+        shown = readable_number(float(f"{value:.4g}")).rjust(_VALUE - 1) + " "
+        cells = [self._cell(row, position, base) for position in self.in_view]
+        filled = len(cells) * self.cell_width
+        parts = [Segment(name, base), *cells, Segment(" " * max(self._room - filled, 0), base), Segment(shown, base)]
+        return Strip(parts).adjust_cell_length(width, base).crop(0, width)
+
+    def _cell(self, row: int, position: int, base: Style) -> Segment:
+        assert self.table is not None
+        value, level = self.table.values[row, position], self.table.levels[row, position]
+        colours, width = self.app.theme_variables, self.cell_width
+        if np.isfinite(value):
+            bar = BARS[min(int(level * len(BARS)), len(BARS) - 1)] if value else "·"
+            blended = Color.parse(colours["primary"]).blend(Color.parse(colours["accent"]), float(level))
+            text, style = bar * width, base + Style(color=blended.rich_color)
+        else:
+            text, health = ("✗" if np.isnan(value) else "∞").center(width), "error" if np.isnan(value) else "warning"
+            style = base + Style(color=Color.parse(colours[health]).rich_color, bold=True)
+        return Segment(text, style + Style(reverse=True) if position == self.cursor else style)
+
+
+def _shortened(name: str, width: int) -> str:
+    return name if len(name) <= width else f"…{name[-(width - 1) :]}"

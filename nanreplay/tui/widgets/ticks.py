@@ -1,0 +1,63 @@
+"""A list of things to tick. A tick is a sign, not a colour, so that it is seen without colours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import ClassVar
+
+from textual import on
+from textual.binding import Binding, BindingType
+from textual.content import Content
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
+
+
+class TickList(OptionList):
+    """Names with ticks; space, enter and the mouse toggle."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("space", "select", "Tick", id="ticks.toggle", tooltip="Tick or untick"),
+        Binding("j", "cursor_down", "Down", show=False, id="ticks.down", tooltip="Down"),
+        Binding("k", "cursor_up", "Up", show=False, id="ticks.up", tooltip="Up"),
+    ]
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id, compact=True)
+        self.names: list[str] = []
+        """What is offered, in order."""
+        self.ticked: set[str] = set()
+
+    def offer(self, names: Iterable[str]) -> None:
+        """Offer other names; ticks and the cursor stay with their names."""
+        wanted = list(dict.fromkeys(names))
+        if wanted == self.names:
+            return
+        at = self.names[self.highlighted] if self.highlighted is not None else None
+        self.names = wanted
+        self.ticked &= set(wanted)
+        self.clear_options()
+        self.add_options([Option(self._prompt(name)) for name in wanted])
+        self.highlighted = wanted.index(at) if at in wanted else 0 if wanted else None
+
+    def tick(self, names: Sequence[str], *, ticked: bool = True) -> None:
+        """Tick or untick some names."""
+        self.ticked = self.ticked | set(names) if ticked else self.ticked - set(names)
+        for place, name in enumerate(self.names):
+            self.replace_option_prompt_at_index(place, self._prompt(name))
+
+    @property
+    def chosen(self) -> list[str]:
+        """What is ticked, in the order of the list."""
+        return [name for name in self.names if name in self.ticked]
+
+    def _prompt(self, name: str) -> Content:
+        is_ticked = name in self.ticked
+        return Content.assemble(
+            ("[✓] " if is_ticked else "[ ] ", "bold $text-success" if is_ticked else ""), (name, "bold" if is_ticked else "")
+        )
+
+    @on(OptionList.OptionSelected)
+    def _toggled(self, event: OptionList.OptionSelected) -> None:
+        event.stop()
+        name = self.names[event.option_index]
+        self.tick([name], ticked=name not in self.ticked)
