@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import ClassVar
 
 from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.command import Provider
 
 from nanreplay.tui.engine import Engine
 from nanreplay.tui.opened import open_capture
 from nanreplay.tui.state import CaptureState
 from nanreplay.tui.themes import DEFAULT_THEME, THEMES
+
+
+def _commands() -> type[Provider]:
+    from nanreplay.tui.palette import CaptureCommands
+
+    return CaptureCommands
+
+
+def _steps() -> type[Provider]:
+    from nanreplay.tui.palette import StepCommands
+
+    return StepCommands
+
+
+def _ops() -> type[Provider]:
+    from nanreplay.tui.palette import OpCommands
+
+    return OpCommands
 
 
 class NanreplayApp(App[None]):
@@ -24,6 +43,7 @@ class NanreplayApp(App[None]):
     """
 
     CSS_PATH = "styles.tcss"
+    COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {_commands, _steps, _ops}
     TITLE = "nanreplay"
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 - Textual declares it as an instance's
     VERTICAL_BREAKPOINTS = [(0, "-short"), (36, "-tall")]  # noqa: RUF012
@@ -49,6 +69,10 @@ class NanreplayApp(App[None]):
             from nanreplay.tui.screens.capture import CaptureScreen
 
             self.push_screen(CaptureScreen(CaptureState(open_capture(self.paths[0]), self.engine)))
+        else:
+            from nanreplay.tui.screens.chooser import ChooserScreen
+
+            self.push_screen(ChooserScreen(self.paths, self.engine))
 
     def on_unmount(self) -> None:
         """End the worker process."""

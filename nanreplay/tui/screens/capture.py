@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import Footer, TabbedContent, TabPane
+from textual.widget import Widget
+from textual.widgets import Footer, Tab, TabbedContent, TabPane, Tabs
+from textual.widgets.tabbed_content import ContentTab
 from textual.worker import Worker, WorkerState
 
 from nanreplay.findings import Report
 from nanreplay.tui.engine import Progress, StoppedError
+from nanreplay.tui.export import ExportError, copyables, export_path, write_text
 from nanreplay.tui.panes import PANES, PaneEntry
-from nanreplay.tui.panes.base import Failed, Go, Pane
+from nanreplay.tui.panes.base import Copyable, Failed, Go, Pane
+from nanreplay.tui.screens.choice import ChoiceScreen
+from nanreplay.tui.screens.error import ErrorScreen
+from nanreplay.tui.screens.help import HelpScreen, keys_of
+from nanreplay.tui.screens.jump import KEYS, JumpScreen
 from nanreplay.tui.state import CaptureState
 from nanreplay.tui.tasks import Explain
 from nanreplay.tui.widgets.status import StatusLine
@@ -60,8 +69,9 @@ class CaptureScreen(Screen[None]):
         yield Footer()
 
     def on_mount(self) -> None:
-        """Begin to replay once the first picture is on the screen."""
-        self.call_after_refresh(self.action_explain)
+        """Begin to replay once the first picture is on the screen, unless that was done before."""
+        if not self.state.is_complete:
+            self.call_after_refresh(self.action_explain)
 
     def show_progress(self, progress: Progress | None) -> None:
         """Show how far the worker process is."""
@@ -102,8 +112,6 @@ class CaptureScreen(Screen[None]):
                 self.state.is_complete = True
                 self._take_report(self.state.report)
             return
-        from nanreplay.tui.screens.error import ErrorScreen
-
         self.app.push_screen(ErrorScreen(event.error))
 
     # Tabs
@@ -156,3 +164,82 @@ class CaptureScreen(Screen[None]):
     def action_stop(self) -> None:
         """Stop what runs in the background."""
         self.state.engine.stop()
+
+    def action_captures(self) -> None:
+        """Go back to the list of captures."""
+        self.dismiss()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer what can be done now."""
+        if action == "captures":
+            return len(self.app.screen_stack) > 2
+        return True
+
+    def action_help(self) -> None:
+        """Say what the tab is for, and which keys work."""
+        entry = next(entry for entry in PANES if entry.id == self.shown)
+        text = self.panes[entry.id].HELP if entry.id in self.panes else entry.about
+        shown = {key: self.app.get_key_display(active.binding) for key, active in self.active_bindings.items()}
+        self.app.push_screen(HelpScreen(entry.title, text, list(keys_of(self.active_bindings, shown))))
+
+    def action_jump(self) -> None:
+        """Show a key on everything that can take the focus, and on every tab."""
+        widgets = [*self.query(Tab), *(each for each in self.focus_chain if not isinstance(each, Tabs))]
+        targets = dict(zip(KEYS, widgets, strict=False))
+        self.app.push_screen(JumpScreen(targets), self._jumped)
+
+    def _jumped(self, target: Widget | None) -> None:
+        if isinstance(target, Tab) and target.id is not None:
+            self.action_show(ContentTab.sans_prefix(target.id))
+        elif target is not None:
+            target.focus()
+
+    # Copying and exporting
+
+    def copyables(self) -> Sequence[Copyable]:
+        """What can be copied: what the tab offers, then what every tab does."""
+        pane = self.panes.get(self.shown)
+        return [*copyables(self.state.report), *(pane.copies() if pane is not None else ())]
+
+    def action_copy(self) -> None:
+        """Ask what to copy."""
+        found = self.copyables()
+        if not found:
+            self.notify("There is nothing to copy yet: the step is being replayed.", severity="warning")
+            return
+        chosen = lambda place: self.copy_text(found[place].label, found[place].text) if place is not None else None  # noqa: E731
+        self.app.push_screen(ChoiceScreen("Copy", [each.label for each in found]), chosen)
+
+    def copy_text(self, label: str, text: str) -> None:
+        """Put a text on the clipboard of the terminal (OSC 52, which works over ssh)."""
+        self.app.copy_to_clipboard(text)
+        self.notify(f"Copied {label}.")
+
+    def action_export(self) -> None:
+        """Ask how to export what is shown."""
+        ways = (self.export_svg, self.export_text)
+        self.app.push_screen(
+            ChoiceScreen("Export", ["the screen as SVG", "this tab as text"]), lambda place: ways[place]() if place is not None else None
+        )
+
+    def export_svg(self) -> None:
+        """Write a picture of the screen to the working directory."""
+        self.call_after_refresh(lambda: self._write(".svg", self.app.export_screenshot(title=self.state.opened.name)))
+
+    def export_text(self) -> None:
+        """Write the whole tab to the working directory."""
+        pane = self.panes.get(self.shown)
+        text = pane.as_text() if pane is not None else ""
+        if not text:
+            self.notify("This tab has no text yet.", severity="warning")
+            return
+        self._write(".txt", text)
+
+    def _write(self, suffix: str, text: str) -> None:
+        path = export_path(Path.cwd(), self.state.opened.name, self.shown, suffix)
+        try:
+            write_text(path, text)
+        except OSError as error:
+            self.post_message(Failed(ExportError(f"{path}: {error.strerror or error}.")))
+            return
+        self.notify(f"Written to {path}.")

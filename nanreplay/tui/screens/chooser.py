@@ -1,0 +1,181 @@
+"""Several captures: a table to choose from, with what each is about; filled in the background, one capture after another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+from rich.text import Text
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+from textual.widgets import DataTable, Footer, Static
+
+from nanreplay.errors import NanreplayError
+from nanreplay.findings import Report
+from nanreplay.report.numbers import readable_trigger
+from nanreplay.tui.engine import Engine, Progress, StoppedError
+from nanreplay.tui.opened import OpenedCapture, open_capture
+from nanreplay.tui.screens.capture import CaptureScreen
+from nanreplay.tui.screens.error import ErrorScreen
+from nanreplay.tui.screens.help import HelpScreen, keys_of
+from nanreplay.tui.state import CaptureState
+from nanreplay.tui.tasks import Explain
+from nanreplay.tui.widgets.status import StatusLine
+
+COLUMNS = ("capture", "step", "trigger", "verdict", "cause", "layer", "op")
+_HELP = (
+    "All captures that were named, with what replaying says of each. The table fills while you look; enter opens the capture at "
+    "the cursor, and ctrl+l comes back here."
+)
+
+
+class ChooserScreen(Screen[None]):
+    """The captures that were named, or those of a folder.
+
+    Args:
+        paths: Capture files; some may be unreadable.
+        engine: The worker process.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "open", "Open", id="chooser.open", tooltip="Open the capture at the cursor"),
+        Binding("j", "move(1)", "Down", show=False, id="chooser.down", tooltip="Down"),
+        Binding("k", "move(-1)", "Up", show=False, id="chooser.up", tooltip="Up"),
+        Binding("f5", "triage", "Replay again", show=False, id="chooser.triage", tooltip="Replay those that have no answer yet"),
+        Binding("escape", "stop", "Stop", show=False, id="chooser.stop", tooltip="Stop the replays in the background"),
+        Binding("question_mark,f1", "help", "Help", key_display="?", id="chooser.help", tooltip="What this is, and its keys"),
+    ]
+
+    def __init__(self, paths: Sequence[Path], engine: Engine) -> None:
+        super().__init__()
+        self.paths, self.engine = tuple(paths), engine
+        self.opened: dict[Path, OpenedCapture | NanreplayError] = {}
+        self.states: dict[Path, CaptureState] = {}
+        """Captures that were opened, with their reports."""
+        self.reports: dict[Path, Report | NanreplayError] = {}
+
+    def compose(self) -> ComposeResult:
+        """Make the widgets."""
+        yield Static(f"nanreplay  {len(self.paths)} captures", id="chooser-title", markup=False)
+        yield DataTable(id="captures", cursor_type="row", zebra_stripes=True)
+        yield StatusLine()
+        yield Footer()
+
+    def on_mount(self) -> None:
+        """List the files, then read and replay one after another."""
+        table = self.query_one(DataTable)
+        for name in COLUMNS:
+            table.add_column(name, key=name)
+        for path in self.paths:
+            table.add_row(Text(path.name, style="bold"), *[Text("…", style="dim")] * (len(COLUMNS) - 1), key=str(path))
+        table.focus()
+        self.read()
+
+    def on_screen_resume(self) -> None:
+        """Go on where the list was left."""
+        if self.opened:
+            self.triage()
+
+    def show_progress(self, progress: Progress | None) -> None:
+        """Show how far the worker process is."""
+        for line in self.query(StatusLine):
+            line.progress = progress
+
+    @work(exclusive=True, group="read", exit_on_error=False)
+    async def read(self) -> None:
+        """Read the tables of each capture."""
+        for path in self.paths:
+            self.opened[path] = await asyncio.to_thread(_opened, path)
+            self._show(path)
+        self.triage()
+
+    @work(exclusive=True, group="triage", exit_on_error=False)
+    async def triage(self) -> None:
+        """Replay captures that have no report yet; nothing is tried on them."""
+        for path in self.paths:
+            state = self.states.get(path)
+            if state is not None and state.report is not None:
+                self.reports[path] = state.report
+            elif path not in self.reports and isinstance(self.opened.get(path), OpenedCapture):
+                try:
+                    found = await self.engine.run(Explain(str(path), "none"))
+                    self.reports[path] = found
+                except StoppedError:
+                    self.notify("Stopped. f5 goes on.")
+                    return
+                except NanreplayError as error:
+                    self.reports[path] = error
+            self._show(path)
+
+    # What is listed
+
+    def _show(self, path: Path) -> None:
+        table = self.query_one(DataTable)
+        for name, value in self._row(path).items():
+            table.update_cell(str(path), name, value, update_width=True)
+
+    def _row(self, path: Path) -> dict[str, Text]:
+        opened, report = self.opened.get(path), self.reports.get(path)
+        if isinstance(opened, NanreplayError):
+            return {"trigger": Text(f"✗ cannot be read: {opened}".replace(f"{path}: ", "")), **dict.fromkeys(COLUMNS[3:], Text(""))}
+        row: dict[str, Text] = {}
+        if opened is not None:
+            row |= {"step": Text(str(opened.incident.step)), "trigger": Text(_short(readable_trigger(opened.incident.trigger), 34))}
+        if isinstance(report, NanreplayError):
+            row |= {"verdict": Text("✗ cannot be replayed"), "cause": Text(_short(str(report), 60)), "layer": Text(""), "op": Text("")}
+        elif report is not None:
+            origin = report.findings.origin
+            row |= {
+                "verdict": Text(report.verdict.kind.replace("_", " ")),
+                "cause": Text(report.causes[0].kind.replace("_", " ") if report.causes else "", style="bold"),
+                "layer": Text((origin.layer_path or origin.where) if origin is not None else ""),
+                "op": Text((origin.op_type or "the batch") if origin is not None else ""),
+            }
+        return row
+
+    # Keys
+
+    @on(DataTable.RowSelected)
+    def action_open(self) -> None:
+        """Open the capture at the cursor."""
+        path = self.paths[self.query_one(DataTable).cursor_row]
+        opened = self.opened.get(path)
+        if isinstance(opened, NanreplayError):
+            self.app.push_screen(ErrorScreen(opened))
+        elif opened is not None:
+            self.workers.cancel_group(self, "triage")
+            state = self.states.setdefault(path, CaptureState(opened, self.engine))
+            self.app.push_screen(CaptureScreen(state))
+
+    def action_move(self, by: int) -> None:
+        """Move the cursor."""
+        table = self.query_one(DataTable)
+        table.move_cursor(row=table.cursor_row + by)
+
+    def action_triage(self) -> None:
+        """Replay those that have no answer yet."""
+        self.triage()
+
+    def action_stop(self) -> None:
+        """Stop the replays in the background."""
+        self.engine.stop()
+
+    def action_help(self) -> None:
+        """Say what this is, and which keys work."""
+        shown = {key: self.app.get_key_display(active.binding) for key, active in self.active_bindings.items()}
+        self.app.push_screen(HelpScreen("Captures", _HELP, list(keys_of(self.active_bindings, shown))))
+
+
+def _opened(path: Path) -> OpenedCapture | NanreplayError:
+    try:
+        return open_capture(path)
+    except NanreplayError as error:
+        return error
+
+
+def _short(text: str, width: int) -> str:
+    return text if len(text) <= width else f"{text[: width - 1]}…"
