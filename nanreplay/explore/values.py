@@ -21,7 +21,7 @@ _WIDE = 1e4
 """A ratio of magnitudes above which a histogram counts powers of ten."""
 _LISTED = 1000
 _ROWS, _COLUMNS = 1000, 200
-_MAP = (24, 64)
+_MAP = (16, 48)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ class TensorView:
     """How many there are in all."""
     bad_share: NDArray[np.float64]
     """Map of the whole tensor, last axis across and the others downwards: which share of each patch is not finite; at most
-    24 rows and 64 columns."""
+    16 rows and 48 columns."""
     plane: Plane
     opaque: str | None = None
     """Why it has no values: it is a handle or a container; else None."""
