@@ -8,6 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.errors import ReplayError, UnsupportedOpError
+from nanreplay.program import private_tf
 from nanreplay.program.functions import avoid_known_functions
 from nanreplay.program.safety import parse_graph, python_ops
 from nanreplay.records import CaptureSpec, Signature
@@ -26,7 +27,6 @@ class CompiledProgram:
         signature: How it is called.
         jit: Compile with XLA, as a step recorded with `jit_compile=True` was.
         extra_fetches: More tensor names to return. `signature.watch` is fetched anyway, so asking for it changes nothing.
-        extra_feeds: Tensor names to feed as well, such as recorded outputs of Python ops.
         probe: Tensor names whose NaN and infinities `probe_result` tells of after a call, measured inside the program.
 
     Raises:
@@ -41,7 +41,6 @@ class CompiledProgram:
         *,
         jit: bool,
         extra_fetches: Sequence[str] = (),
-        extra_feeds: Sequence[str] = (),
         probe: Sequence[str] = (),
     ) -> None:
         """Import `graph` and prune it to what the step returned and assigned."""
@@ -52,30 +51,27 @@ class CompiledProgram:
         self.probe_result: dict[str, tuple[bool, bool]] = {}
         """(holds a NaN, holds an infinity) of each probed tensor in the last call."""
         self._fetched = tuple(dict.fromkeys((*signature.outputs, *watch, *extra_fetches, *((_PROBE,) if probe else ()))))
-        feeds = [*(spec.tensor for spec in signature.inputs), *(spec.tensor for spec in signature.captures), *extra_feeds]
-        self._pruned = _imported(graph, feeds, self._fetched, signature, probe)
-        left = python_ops(self._pruned.graph.as_graph_def())
+        feeds = [*(spec.tensor for spec in signature.inputs), *(spec.tensor for spec in signature.captures)]
+        self._function = _imported(graph, feeds, self._fetched, signature, probe)
+        left = python_ops(self._function.graph.as_graph_def())
         if left:
             raise UnsupportedOpError("PyFunc", left[0], "its Python function is not in the capture")
-        self._call = tf.function(self._pruned, jit_compile=True, autograph=False) if jit else self._pruned
+        self._call = tf.function(self._function, jit_compile=True, autograph=False) if jit else self._function
 
-    def __call__(
-        self, batch: Sequence[Any], variables: Sequence[Any], constants: Sequence[Any] = (), extra: Sequence[Any] = ()
-    ) -> tuple[list[Any], list[Any]]:
+    def __call__(self, batch: Sequence[Any], variables: Sequence[Any], constants: Sequence[Any] = ()) -> tuple[list[Any], list[Any]]:
         """Run one step.
 
         Args:
             batch: Flattened arrays of the batch, by `InputSpec.leaf`.
             variables: `tf.Variable`s by index; the program reads and assigns them.
             constants: Captured tensors, by `CaptureSpec.constant`.
-            extra: Values of `extra_feeds`.
 
         Returns:
             Tensors of `signature.outputs`, and tensors of `extra_fetches`.
         """
         fed = [_typed(batch[spec.leaf], spec.dtype) for spec in self._signature.inputs]
         fed += [capture_feed(spec, variables, constants) for spec in self._signature.captures]
-        found = dict(zip(self._fetched, self._call(*fed, *map(tf.convert_to_tensor, extra)), strict=True))
+        found = dict(zip(self._fetched, self._call(*fed), strict=True))
         if self._probe:
             self.probe_result = {name: (bool(nan), bool(inf)) for name, (nan, inf) in zip(self._probe, found[_PROBE].numpy(), strict=True)}
         return [found[name] for name in self._signature.outputs], [found[name] for name in self._extra_fetches]
@@ -104,41 +100,46 @@ def _typed(value: Any, dtype: Any) -> Any:
 
 
 def _imported(graph: Any, feeds: Sequence[str], fetches: Sequence[str], signature: Signature, probe: Sequence[str]) -> Any:
-    """Import a graph, add the probe and prune it to a ConcreteFunction."""
-    parsed = tf.compat.v1.GraphDef()
-    parsed.CopyFrom(parse_graph(graph))
-    _clear_devices(parsed)
-    avoid_known_functions(parsed)
-
-    def build() -> None:
-        tf.graph_util.import_graph_def(parsed, name="")
-        if probe:
-            tensors = [tf.compat.v1.get_default_graph().get_tensor_by_name(name) for name in probe]
-            flags = [[tf.reduce_any(tf.math.is_nan(each)), tf.reduce_any(tf.math.is_inf(each))] for each in tensors]
-            tf.stack([tf.stack(pair) for pair in flags], name=_PROBE.partition(":")[0])
-
+    """Import what the fetches and the assignments need of a graph, add the probe, and make a ConcreteFunction of it."""
+    wanted = [*feeds, *(name for name in fetches if name != _PROBE), *probe, *signature.control_outputs]
     try:
-        wrapped = tf.compat.v1.wrap_function(build, [])
+        needed = _needed(parse_graph(graph), [name.partition(":")[0] for name in wanted])
+        _clear_devices(needed)
+        avoid_known_functions(needed)
+        wrapped = tf.compat.v1.wrap_function(lambda: _build(needed, probe), [])
         inside = wrapped.graph
         sources = [inside.get_tensor_by_name(name) for name in feeds]
-        wanted: list[Any] = [inside.get_tensor_by_name(name) for name in fetches]
-        wanted += [inside.get_operation_by_name(name) for name in signature.control_outputs]
-        pruned = wrapped.prune(sources, wanted)
+        results = [inside.get_tensor_by_name(name) for name in fetches]
+        effects = [inside.get_operation_by_name(name) for name in signature.control_outputs]
+        return private_tf.function_of_graph(wrapped, sources, results, effects)
     except (KeyError, ValueError, tf.errors.OpError) as error:
         raise ReplayError(f"The recorded program cannot be imported: {error}") from error
-    return _WithoutOps(pruned, len(fetches))
 
 
-class _WithoutOps:
-    """A pruned function that returns its tensors only, not the Nones of the ops among the fetches."""
+def _build(graph: Any, probe: Sequence[str]) -> None:
+    tf.graph_util.import_graph_def(graph, name="")
+    if probe:
+        tensors = [tf.compat.v1.get_default_graph().get_tensor_by_name(name) for name in probe]
+        flags = [[tf.reduce_any(tf.math.is_nan(each)), tf.reduce_any(tf.math.is_inf(each))] for each in tensors]
+        tf.stack([tf.stack(pair) for pair in flags], name=_PROBE.partition(":")[0])
 
-    def __init__(self, pruned: Any, n_tensors: int) -> None:
-        self.graph = pruned.graph
-        self._pruned = pruned
-        self._n_tensors = n_tensors
 
-    def __call__(self, *inputs: Any) -> list[Any]:
-        return list(self._pruned(*inputs)[: self._n_tensors])
+def _needed(graph: Any, names: Sequence[str]) -> Any:
+    """A copy of a graph with these ops and what they depend on.
+
+    `WrappedFunction.prune` gives the same, by making every op anew in Python; that takes several times as long.
+    """
+    nodes, seen, pending = {node.name: node for node in graph.node}, set[str](), list(names)
+    while pending:
+        name = pending.pop()
+        if name not in seen:
+            seen.add(name)
+            pending += [source.lstrip("^").partition(":")[0] for source in nodes[name].input]
+    needed = tf.compat.v1.GraphDef()
+    needed.versions.CopyFrom(graph.versions)
+    needed.library.CopyFrom(graph.library)
+    needed.node.extend(node for node in graph.node if node.name in seen)
+    return needed
 
 
 def _clear_devices(graph: Any) -> None:

@@ -16,12 +16,14 @@ from tensorflow.python.eager import backprop as _backprop
 # --- running single ops (replay/interpreter) -------------------------------------------------------------------------
 from tensorflow.python.eager import context as _context
 from tensorflow.python.eager import execute as _execute
+from tensorflow.python.eager import wrap_function as _wrap_function
 from tensorflow.python.eager.polymorphic_function import autograph_util as _autograph_util
 from tensorflow.python.framework import kernels as _kernels
 from tensorflow.python.framework import op_callbacks as _op_callbacks
 from tensorflow.python.framework import op_def_library as _op_def_library
 from tensorflow.python.framework import op_def_registry as _op_def_registry
 from tensorflow.python.framework import ops as _ops
+from tensorflow.python.framework import tensor as _tensor
 from tensorflow.python.util import _pywrap_determinism
 from tensorflow.python.util import nest as _nest
 
@@ -30,6 +32,28 @@ def run_op(op_type: str, n_outputs: int, inputs: Sequence[Any], attrs: tuple[Any
     """Run one eager kernel. `attrs` alternates names and values; op callbacks are not called."""
     outputs: list[Any] = _execute.quick_execute(op_type, n_outputs, inputs, attrs, _context.context())
     return outputs
+
+
+def function_of_graph(wrapped: Any, inputs: Sequence[Any], outputs: Sequence[Any], effects: Sequence[Any]) -> Any:
+    """Return a ConcreteFunction that runs a wrapped graph as it is.
+
+    Args:
+        wrapped: What `tf.compat.v1.wrap_function` returned; its graph must hold only what is to run.
+        inputs: Placeholders of the graph, in the order in which they are fed.
+        outputs: Tensors of the graph, returned as a list.
+        effects: Ops that run though nothing that is returned needs them.
+    """
+    graph = wrapped.graph
+    graph.inputs, graph.outputs, graph.control_outputs = list(inputs), list(outputs), list(effects)
+    graph.structured_outputs = list(outputs)
+    graph.structured_input_signature = (tuple(_spec(index, tensor) for index, tensor in enumerate(inputs)), {})
+    function = _wrap_function.WrappedFunction(graph, variable_holder=wrapped._variable_holder)
+    function._num_positional_args, function._arg_keywords = len(inputs), []
+    return function
+
+
+def _spec(index: int, tensor: Any) -> Any:
+    return _tensor.TensorSpec(tensor.shape, tensor.dtype, f"input_{index}")
 
 
 def op_definition(op_type: str) -> Any:

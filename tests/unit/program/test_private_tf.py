@@ -11,6 +11,7 @@ NEEDED = [
     ("tensorflow.python.eager.context", "context"),
     ("tensorflow.python.eager.execute", "quick_execute"),
     ("tensorflow.python.framework.op_def_registry", "get"),
+    ("tensorflow.python.eager.wrap_function", "WrappedFunction"),
 ]
 
 
@@ -49,3 +50,20 @@ def test_a_function_is_known_until_it_is_unregistered() -> None:
     assert found == 2.0
     private_tf.unregister_function("nanreplay_test_function")
     private_tf.unregister_function("nanreplay_test_function")
+
+
+def test_a_graph_runs_as_a_function_with_its_effects() -> None:
+    from nanreplay.program import private_tf
+
+    def build() -> None:
+        place = tf.compat.v1.placeholder(tf.float32, [], name="x")
+        handle = tf.compat.v1.placeholder(tf.resource, [], name="handle")
+        tf.raw_ops.AssignVariableOp(resource=handle, value=place * 3.0, name="assign")
+        tf.identity(place + 1.0, name="result")
+
+    wrapped = tf.compat.v1.wrap_function(build, [])
+    inputs = [wrapped.graph.get_tensor_by_name(name) for name in ("x:0", "handle:0")]
+    outputs, effects = [wrapped.graph.get_tensor_by_name("result:0")], [wrapped.graph.get_operation_by_name("assign")]
+    variable = tf.Variable(0.0)
+    (found,) = private_tf.function_of_graph(wrapped, inputs, outputs, effects)(tf.constant(2.0), variable.handle)
+    assert (float(found), float(variable)) == (3.0, 6.0)
