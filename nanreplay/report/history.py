@@ -21,6 +21,8 @@ Measure: TypeAlias = Literal["gradient_norm", "weight_norm", "update_ratio"]
 MEASURES: dict[Measure, str] = {"gradient_norm": "gradient norm", "weight_norm": "weight norm", "update_ratio": "update ratio"}
 """What is recorded of each variable at each step, and its name for people."""
 BARS = "▁▂▃▄▅▆▇█"
+_STEEP = 1e3
+"""Values that span more than this are drawn by magnitude."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class Series:
     def is_steep(self) -> bool:
         """Whether it spans so many magnitudes, all of them positive, that only a logarithmic scale shows them."""
         finite = self.values[np.isfinite(self.values)]
-        return bool(finite.size and finite.min() > 0 and finite.max() / finite.min() > 1e3)
+        return bool(finite.size and finite.min() > 0 and finite.max() / finite.min() > _STEEP)
 
 
 @dataclass(frozen=True)
@@ -139,24 +141,34 @@ def layer_of(path: str) -> str:
     return path.rpartition("/")[0] or path
 
 
-def sparkline(values: Sequence[float] | NDArray[Any], width: int) -> str:
+def bar_lines(values: Sequence[float] | NDArray[Any], width: int, rows: int = 1) -> list[str]:
     """Return values as bars, one a character: the last of each share of the steps; `✗` where one is not finite.
 
     Args:
         values: One a step.
         width: Most characters; no more than there are values.
+        rows: Height of the bars in lines.
     """
     numbers = np.asarray(values, np.float64)
     if not len(numbers):
-        return ""
+        return [""] * rows
     shares = np.array_split(numbers, min(width, len(numbers)))
     seen = [share[-1] if np.isfinite(share).all() else math.nan for share in shares]
     finite = [value for value in seen if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
-    if low > 0 and high / low > 1e3:
+    if low > 0 and high / low > _STEEP:
         seen, low, high = [math.log10(value) if math.isfinite(value) else value for value in seen], math.log10(low), math.log10(high)
-    span = (high - low) or 1.0
-    return "".join("✗" if not math.isfinite(value) else BARS[min(int((value - low) / span * len(BARS)), len(BARS) - 1)] for value in seen)
+    most, span = rows * len(BARS), (high - low) or 1.0
+    heights = [min(1 + int((value - low) / span * most), most) if math.isfinite(value) else 0 for value in seen]
+    return ["".join(_bar(height, row) for height in heights) for row in reversed(range(rows))]
+
+
+def _bar(height: int, row: int) -> str:
+    """One character of a bar `height` eighths high; `✗` at the foot of what has no height."""
+    if not height:
+        return "✗" if row == 0 else " "
+    above = height - row * len(BARS)
+    return " " if above <= 0 else BARS[min(above, len(BARS)) - 1]
 
 
 def thinned(steps: NDArray[np.int64], values: Values, points: int) -> tuple[list[float], list[float]]:

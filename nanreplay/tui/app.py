@@ -49,7 +49,6 @@ class NanreplayApp(App[None]):
     VERTICAL_BREAKPOINTS = [(0, "-short"), (36, "-tall")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "Quit", id="app.quit", tooltip="Leave nanreplay"),
-        Binding("ctrl+c", "quit", "Quit", show=False, id="app.interrupt", tooltip="Leave nanreplay"),
         Binding("f2", "next_theme", "Theme", show=False, id="app.theme", tooltip="Dark, light, colour-blind safe"),
     ]
 

@@ -54,7 +54,7 @@ class OverviewPane(Pane):
                 with Vertical(id="answer", classes="column"):
                     yield Facts(id="facts")
                 with Vertical(id="run", classes="column"):
-                    yield Static("Loss", classes="section")
+                    yield Static("Loss", classes="section -first")
                     yield LossLine(self.history, self.state.failing_step)
                     yield Static("Run", classes="section")
                     yield Facts(self._run_facts())
@@ -97,7 +97,7 @@ class OverviewPane(Pane):
         for number, cause in enumerate(report.causes):
             yield (
                 "also" if number else "cause",
-                Content.assemble((cause.kind.replace("_", " "), "bold"), f" ({cause.confidence:.0%})  {cause.sentence}"),
+                Content.assemble((cause.kind.replace("_", " "), "bold"), f" ({cause.confidence:.0%})  ", with_code(cause.sentence)),
             )
         origin = report.findings.origin
         if origin is not None:

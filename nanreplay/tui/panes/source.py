@@ -99,11 +99,11 @@ def _lines(sources: Sources) -> Iterator[Content]:
         yield Content.styled('Source left out: recorded with sources="none". Files and lines are named all the same.', "$text-warning")
         yield Content("")
     if sources.calls:
-        yield Content.styled("Calls that led to the failing op", "bold $text-muted")
+        yield Content.styled("Calls that led to the failing op", "bold")
         for depth, frame in enumerate(sources.calls):
             last = depth == len(sources.calls) - 1
             place = f"{PurePath(frame.file).name}:{frame.line}"
-            yield Content.assemble(("✗ " if last else "│ ", "bold $text-error"), place, (f"  in {frame.function}", "$text-muted"))
+            yield Content.assemble(("✗ " if last else "│ ", "bold $text-error"), place, (f"  in {frame.function}", "dim"))
         yield Content("")
     for file in sources.files:
         yield from _file_lines(file)
@@ -114,15 +114,15 @@ def _file_lines(file: SourceFile) -> Iterator[Content]:
     width, before = len(str(file.lines[-1].line)), None
     for line in file.lines:
         if before is not None and line.line > before + 1:
-            yield Content.styled(f"  {'⋮'.rjust(width)}", "$text-muted")
+            yield Content.styled(f"  {'⋮'.rjust(width)}", "dim")
         before = line.line
         mark = "✗ " if line.is_failing else "│ " if line.is_on_the_way else "  "
         code = line.code if line.code is not None else f"(left out; in {line.function})"
-        ops = f"   {line.ops} ops" if line.ops else ""
+        ops = f"   {line.ops} op{'s' if line.ops > 1 else ''}" if line.ops else ""
         yield Content.assemble(
             (mark, "bold $text-error"),
-            (f"{line.line:>{width}} ", "$text-muted"),
+            (f"{line.line:>{width}} ", "dim"),
             (code, "bold" if line.is_failing else ""),
-            (ops, "$text-muted"),
+            (ops, "dim"),
         )
     yield Content("")

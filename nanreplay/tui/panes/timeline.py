@@ -37,8 +37,8 @@ class TimelinePane(Pane):
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("a", "anomaly", "Anomaly", id="timeline.anomaly", tooltip="Go to the first step that was out of the ordinary"),
-        Binding("f", "failing", "Failing", id="timeline.failing", tooltip="Go to the failing step"),
-        Binding("enter", "open", "Open step", id="timeline.open", tooltip="Look at the ops of this step"),
+        Binding("f", "failing", "Failing", show=False, id="timeline.failing", tooltip="Go to the failing step"),
+        Binding("enter", "open", "Open", id="timeline.open", tooltip="Look at the ops of this step"),
         Binding("m", "measure", "Measure", id="timeline.measure", tooltip="Gradient norm, weight norm or update ratio in the table"),
         Binding("p", "plot", "Plot", id="timeline.plot", tooltip="Another plot, where only one fits"),
         Binding("z", "zoom", "Zoom", show=False, id="timeline.zoom", tooltip="Plot all steps, or those of the table"),

@@ -40,7 +40,7 @@ class VerdictPane(Pane):
     VerdictPane #steps.-filled { display: block; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("r", "replay", "Replay all steps", id="verdict.replay", tooltip="Replay every step of the window in every mode"),
+        Binding("r", "replay", "Replay all", id="verdict.replay", tooltip="Replay every step of the window in every mode"),
     ]
 
     def __init__(self, state: CaptureState) -> None:
@@ -60,7 +60,7 @@ class VerdictPane(Pane):
     def on_mount(self) -> None:
         """Name the columns."""
         modes = self.query_one("#modes", DataTable)
-        modes.add_columns("mode", "how it runs", "failing step", "against the recording")
+        modes.add_columns("mode", "how it runs", "failing step", "recording")
         super().on_mount()
 
     def show_report(self, report: Report) -> None:

@@ -37,19 +37,19 @@ class WhatIfPane(Pane):
     )
     DEFAULT_CSS = """
     WhatIfPane #sides { height: 1fr; }
-    WhatIfPane #choice { width: 30; height: 1fr; padding: 0 1; }
-    WhatIfPane TickList { height: 1fr; border: none; padding: 0; background: $background; }
+    WhatIfPane #choice { width: 32; height: 1fr; padding: 0 1; }
+    WhatIfPane TickList { height: 1fr; border: none; padding: 0; background: $background; text-wrap: nowrap; text-overflow: ellipsis; }
     WhatIfPane #own { height: 1; border: none; padding: 0; }
     WhatIfPane #buttons { height: 1; }
-    WhatIfPane #buttons Button { margin-right: 1; }
+    WhatIfPane #buttons Button { margin-right: 1; min-width: 12; }
     WhatIfPane #outcome { height: 1fr; padding: 0 1; }
     WhatIfPane DataTable { height: 1fr; background: $background; }
     WhatIfPane #how { height: auto; max-height: 8; min-height: 3; border-top: solid $primary; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("r", "run", "Run ticked", id="whatif.run", tooltip="Try the ticked fixes, one by one and together"),
-        Binding("A", "run_all", "Run all that fit", id="whatif.all", tooltip="Try all fixes that fit the cause"),
-        Binding("n", "own", "Own fix", id="whatif.own", tooltip="Type a fix of your own, such as lr=0.3"),
+        Binding("r", "run", "Run", id="whatif.run", tooltip="Try the ticked fixes, one by one and together"),
+        Binding("A", "run_all", "Run all", id="whatif.all", tooltip="Try all fixes that fit the cause"),
+        Binding("n", "own", "Own", id="whatif.own", tooltip="Type a fix of your own, such as lr=0.3"),
         Binding("x", "untick", "Untick", show=False, id="whatif.untick", tooltip="Untick all"),
     ]
 
@@ -67,7 +67,7 @@ class WhatIfPane(Pane):
                 yield TickList(id="fixes")
                 yield Input(placeholder="own fix: lr=0.3", id="own", compact=True)
                 with Horizontal(id="buttons"):
-                    yield Button("Run ticked", id="run", compact=True)
+                    yield Button("Run", id="run", compact=True)
                     yield Button("Run all", id="run-all", compact=True)
             with Vertical(id="outcome"):
                 yield DataTable(id="table", cursor_type="row", zebra_stripes=True)
@@ -197,5 +197,5 @@ def _how(fix: FixResult) -> Content:
     said = {True: "prevents it", False: "does not help", None: "could not be tried"}[fix.prevents]
     lines = [Content.assemble((fix_label(fix), "bold"), f" {said}. {_remark(fix)}")]
     if fix.code:
-        lines.append(Content.assemble((fix.code, "$text-accent"), (where, "$text-muted")))
+        lines.append(Content.assemble((fix.code, "$text-accent"), (where, "dim")))
     return Content("\n").join(lines)

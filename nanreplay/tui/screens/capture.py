@@ -73,6 +73,10 @@ class CaptureScreen(Screen[None]):
         if not self.state.is_complete:
             self.call_after_refresh(self.action_explain)
 
+    def on_resize(self) -> None:
+        """Keep the keys on one line."""
+        self.query_one(Footer).compact = self.size.width < 110
+
     def show_progress(self, progress: Progress | None) -> None:
         """Show how far the worker process is."""
         for line in self.query(StatusLine):
@@ -121,6 +125,7 @@ class CaptureScreen(Screen[None]):
         entry = next((entry for entry in PANES if entry.id == event.pane.id), None)
         if entry is not None:
             await self._build(entry)
+            self.call_after_refresh(self._focus_pane, entry.id)
             self.refresh_bindings()
 
     async def _build(self, entry: PaneEntry) -> Pane:
@@ -136,12 +141,15 @@ class CaptureScreen(Screen[None]):
 
     def action_show(self, pane: str) -> None:
         """Show a tab and give it the focus."""
+        self.set_focus(None)  # else Textual moves it within the tab that is left, and so back to that tab
         self.query_one(TabbedContent).active = pane
         self.call_after_refresh(self._focus_pane, pane)
 
     def _focus_pane(self, pane: str) -> None:
         found = self.panes.get(pane)
-        target = next((each for each in found.query("*") if each.focusable), None) if found is not None else None
+        if found is None or self.focused is not None or pane != self.shown:
+            return
+        target = next((each for each in found.query("*") if each.focusable and each.display), None)
         if target is not None:
             target.focus()
 

@@ -121,7 +121,8 @@ class ChooserScreen(Screen[None]):
     def _row(self, path: Path) -> dict[str, Text]:
         opened, report = self.opened.get(path), self.reports.get(path)
         if isinstance(opened, NanreplayError):
-            return {"trigger": Text(f"✗ cannot be read: {opened}".replace(f"{path}: ", "")), **dict.fromkeys(COLUMNS[3:], Text(""))}
+            reason = _short(str(opened).replace(f"{path}: ", ""), 40)
+            return {"step": Text(""), "trigger": Text(reason), "verdict": Text("✗ unreadable"), **dict.fromkeys(COLUMNS[4:], Text(""))}
         row: dict[str, Text] = {}
         if opened is not None:
             row |= {"step": Text(str(opened.incident.step)), "trigger": Text(_short(readable_trigger(opened.incident.trigger), 34))}

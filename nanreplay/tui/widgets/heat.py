@@ -22,7 +22,7 @@ from nanreplay.report.numbers import readable_number
 
 _VALUE = 12
 """Columns for the value at the cursor, right of the cells."""
-_WIDEST_CELL = 4
+_WIDEST_CELL = 8
 
 
 class HeatTable(ScrollView, can_focus=True):

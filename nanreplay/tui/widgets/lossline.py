@@ -6,7 +6,7 @@ from textual.content import Content
 from textual.geometry import Size
 from textual.widget import Widget
 
-from nanreplay.report.history import History, sparkline
+from nanreplay.report.history import History, bar_lines
 from nanreplay.report.numbers import readable_number
 
 
@@ -48,14 +48,15 @@ def loss_lines(history: History, failing: int, size: Size) -> list[Content]:
         return [Content("no losses were recorded")]
     each = max(min(size.width // len(values), 4), 1)
     shown = max(min(size.width, len(values)), 1)
-    bars, width = "".join(bar * each for bar in sparkline(values, shown)), shown * each
+    bars = ["".join(bar * each for bar in line) for line in bar_lines(values, shown, max(size.height - 2, 1))]
+    width = shown * each
     place = min(history.position(failing) * shown // len(values) * each + each // 2, width - 1)
     finite = [f"{readable_number(float(f'{value:.4g}'))} at step {step}" for step, value in zip(history.steps, values, strict=True)]
     label = f"▲ step {failing}"
     mark = " " * place + label if place + len(label) <= max(size.width, width) else label[2:].rjust(place - 1) + " ▲"
     ends = f"{finite[0]}, {finite[-1]}" if len(finite) > 1 else finite[0]
     return [
-        Content.assemble(*((bar, "bold $text-error" if bar == "✗" else "$text-primary") for bar in bars)),
+        *(Content.assemble(*((bar, "bold $text-error" if bar == "✗" else "$text-primary") for bar in line)) for line in bars),
         Content.styled(mark, "$text-error"),
         Content.styled(ends, "dim"),
     ]

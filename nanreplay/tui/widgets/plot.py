@@ -40,7 +40,7 @@ class SeriesPlot(PlotextPlot):
         if not x:
             plot.title(f"{name}: no finite value here")
         else:
-            plot.title(f"{name} {_now(series, cursor)}")
+            plot.title(f"{name}: {_now(series, cursor)} at step {int(history.steps[cursor])}")
             plot.plot(x, y, marker="braille" if len(x) > 1 else "dot", color=_rgb(colours["primary"]))
             low, high = min(y), max(y)
             ticks = [low] if low == high else [low + (high - low) * i / 3 for i in range(4)]

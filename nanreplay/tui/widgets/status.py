@@ -18,7 +18,7 @@ class StatusLine(Static):
     """One line above the footer; gone while nothing runs."""
 
     DEFAULT_CSS = """
-    StatusLine { height: 1; dock: bottom; padding: 0 1; background: $panel; color: $foreground; display: none; }
+    StatusLine { height: 1; padding: 0 1; background: $panel; color: $foreground; display: none; }
     StatusLine.-busy { display: block; }
     """
     progress: reactive[Progress | None] = reactive(None)

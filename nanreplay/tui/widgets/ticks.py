@@ -32,7 +32,7 @@ class TickList(OptionList):
         wanted = list(dict.fromkeys(names))
         if wanted == self.names:
             return
-        at = self.names[self.highlighted] if self.highlighted is not None else None
+        at = self.names[self.highlighted] if self.highlighted else None
         self.names = wanted
         self.ticked &= set(wanted)
         self.clear_options()
