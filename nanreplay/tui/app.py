@@ -60,6 +60,7 @@ class NanreplayApp(App[None]):
         for theme in THEMES:
             self.register_theme(theme)
         self.theme = DEFAULT_THEME
+        self.animation_level = "none"  # keys are answered at once, over ssh as well
         self.set_class(self.no_color, "-no-color")
 
     def on_mount(self) -> None:

@@ -19,7 +19,7 @@ from nanreplay.report.numbers import readable_number, readable_steps
 from nanreplay.tui.panes.base import Copyable, Go, Pane
 from nanreplay.tui.state import CaptureState, Place
 from nanreplay.tui.widgets.heat import HeatTable
-from nanreplay.tui.widgets.plot import SeriesPlot
+from nanreplay.tui.widgets.plot import PlotSpec, SeriesPlot
 
 
 class TimelinePane(Pane):
@@ -131,7 +131,7 @@ class TimelinePane(Pane):
             plot.display = not alone or index == self.plot % len(plots)
             if plot.display:
                 log = series.is_steep if self.is_log is None else self.is_log
-                plot.draw(self.history, series, part, cursor=self.heat.cursor, failing=self.state.failing_step, logarithmic=log)
+                plot.draw(PlotSpec(self.history, series, part, self.heat.cursor, self.state.failing_step, log))
 
     def reading(self) -> Text:
         """The numbers at the cursor."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +12,7 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widget import Widget
-from textual.widgets import Footer, Tab, TabbedContent, TabPane, Tabs
+from textual.widgets import Tab, TabbedContent, TabPane, Tabs
 from textual.widgets.tabbed_content import ContentTab
 from textual.worker import Worker, WorkerState
 
@@ -26,6 +27,7 @@ from nanreplay.tui.screens.help import HelpScreen, keys_of
 from nanreplay.tui.screens.jump import KEYS, JumpScreen
 from nanreplay.tui.state import CaptureState
 from nanreplay.tui.tasks import Explain
+from nanreplay.tui.widgets.keyline import KeyLine
 from nanreplay.tui.widgets.status import StatusLine
 from nanreplay.tui.widgets.titlebar import TitleBar
 
@@ -66,16 +68,12 @@ class CaptureScreen(Screen[None]):
             for entry in PANES:
                 yield TabPane(entry.title, id=entry.id)
         yield StatusLine()
-        yield Footer()
+        yield KeyLine()
 
     def on_mount(self) -> None:
         """Begin to replay once the first picture is on the screen, unless that was done before."""
         if not self.state.is_complete:
             self.call_after_refresh(self.action_explain)
-
-    def on_resize(self) -> None:
-        """Keep the keys on one line."""
-        self.query_one(Footer).compact = self.size.width < 110
 
     def show_progress(self, progress: Progress | None) -> None:
         """Show how far the worker process is."""
@@ -130,7 +128,10 @@ class CaptureScreen(Screen[None]):
 
     async def _build(self, entry: PaneEntry) -> Pane:
         if entry.id not in self.panes:
-            self.panes[entry.id] = pane = entry.load()(self.state)
+            made = await asyncio.to_thread(entry.load)  # importing a module can take longer than a key may wait
+            if entry.id in self.panes:  # shown twice meanwhile
+                return self.panes[entry.id]
+            self.panes[entry.id] = pane = made(self.state)
             await self.query_one(f"#{entry.id}", TabPane).mount(pane)
         return self.panes[entry.id]
 

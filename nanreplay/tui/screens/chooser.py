@@ -12,7 +12,7 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import DataTable, Footer, Static
+from textual.widgets import DataTable, Static
 
 from nanreplay.errors import NanreplayError
 from nanreplay.findings import Report
@@ -24,6 +24,7 @@ from nanreplay.tui.screens.error import ErrorScreen
 from nanreplay.tui.screens.help import HelpScreen, keys_of
 from nanreplay.tui.state import CaptureState
 from nanreplay.tui.tasks import Explain
+from nanreplay.tui.widgets.keyline import KeyLine
 from nanreplay.tui.widgets.status import StatusLine
 
 COLUMNS = ("capture", "step", "trigger", "verdict", "cause", "layer", "op")
@@ -63,7 +64,7 @@ class ChooserScreen(Screen[None]):
         yield Static(f"nanreplay  {len(self.paths)} captures", id="chooser-title", markup=False)
         yield DataTable(id="captures", cursor_type="row", zebra_stripes=True)
         yield StatusLine()
-        yield Footer()
+        yield KeyLine()
 
     def on_mount(self) -> None:
         """List the files, then read and replay one after another."""

@@ -4,35 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from textual.app import ComposeResult
-from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.widgets import Static
+from textual.geometry import Size
+from textual.widget import Widget
+
+_NAME = 11
+"""Columns of the names."""
 
 
-class Facts(Vertical):
-    """Names to the left, values to the right; a value may take several lines."""
+class Facts(Widget):
+    """Names to the left, values to the right; a value may take several lines. One widget, however many facts there are."""
 
-    DEFAULT_CSS = """
-    Facts { height: auto; }
-    Facts > Horizontal { height: auto; }
-    Facts .fact-name { width: 11; color: $text-primary; }
-    Facts .fact-value { width: 1fr; height: auto; }
-    """
+    DEFAULT_CSS = "Facts { height: auto; }"
 
     def __init__(self, facts: Iterable[tuple[str, Content | str]] = (), *, id: str | None = None) -> None:
         super().__init__(id=id)
-        self.facts: Sequence[tuple[str, Content | str]] = tuple(facts)
-
-    def compose(self) -> ComposeResult:
-        """Make a row a fact."""
-        for name, value in self.facts:
-            with Horizontal():
-                yield Static(name, classes="fact-name", markup=False)
-                yield Static(value, classes="fact-value", markup=False)
+        self.facts: Sequence[tuple[str, Content]] = _kept(facts)
 
     def show(self, facts: Iterable[tuple[str, Content | str]]) -> None:
         """Show other facts; those without a value are left out."""
-        self.facts = tuple((name, value) for name, value in facts if value)
-        if self.is_attached:
-            self.refresh(recompose=True)
+        self.facts = _kept(facts)
+        self.refresh(layout=True)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """Return how many lines the facts take at a width."""
+        return len(self._lines(width))
+
+    def render(self) -> Content:
+        """Draw the facts."""
+        return Content("\n").join(self._lines(self.size.width))
+
+    def _lines(self, width: int) -> list[Content]:
+        lines = []
+        for name, value in self.facts:
+            parts = value.wrap(max(width - _NAME, 10))
+            lines.append(Content.assemble((name.ljust(_NAME), "$text-primary"), *parts[:1]))
+            lines += [Content.assemble(" " * _NAME, part) for part in parts[1:]]
+        return lines
+
+
+def _kept(facts: Iterable[tuple[str, Content | str]]) -> Sequence[tuple[str, Content]]:
+    return tuple((name, Content(value) if isinstance(value, str) else value) for name, value in facts if value)

@@ -2,62 +2,123 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
+from rich.text import Text
+from textual import work
 from textual.color import Color
-from textual_plotext import PlotextPlot
+from textual.geometry import Size
+from textual.widget import Widget
+from textual_plotext import Plot
 
 from nanreplay.report.history import History, Series, thinned
 
 _TICKS = 4
+_PAUSE_S = 0.08
+"""How long a cursor rests before the plots follow it."""
 
 
-class SeriesPlot(PlotextPlot):
-    """One series. Which part of the history is drawn, and how, is set by `draw`."""
+@dataclass(frozen=True)
+class PlotSpec:
+    """What is drawn, and how."""
 
-    DEFAULT_CSS = "SeriesPlot { height: 1fr; width: 1fr; }"
-
-    def draw(self, history: History, series: Series, part: range, *, cursor: int, failing: int, logarithmic: bool) -> None:
-        """Draw a part of a series.
-
-        Args:
-            history: Where the series comes from.
-            series: What to draw.
-            part: Positions of the steps.
-            cursor: Position of the cursor.
-            failing: The failing step.
-            logarithmic: Whether magnitudes are drawn in place of values.
-        """
-        colours, plot = self.app.theme_variables, self.plt
-        plot.clear_figure()
-        steps, values = history.steps[part.start : part.stop], series.values[part.start : part.stop]
-        if logarithmic:
-            with np.errstate(all="ignore"):
-                values = np.log10(np.where(values > 0, values, np.nan))
-        x, y = thinned(steps, values, 2 * max(self.size.width, 40))
-        name = f"{series.name}, logarithmic" if logarithmic else series.name
-        if not x:
-            plot.title(f"{name}: no finite value here")
-        else:
-            plot.title(f"{name}: {_now(series, cursor)} at step {int(history.steps[cursor])}")
-            plot.plot(x, y, marker="braille" if len(x) > 1 else "dot", color=_rgb(colours["primary"]))
-            low, high = min(y), max(y)
-            ticks = [low] if low == high else [low + (high - low) * i / 3 for i in range(4)]
-            plot.yticks(ticks, [_label(tick, logarithmic) for tick in ticks])
-        first, last = int(steps[0]), int(steps[-1])
-        plot.xlim(first, max(last, first + 1))
-        marks = sorted({first + round((last - first) * i / _TICKS) for i in range(_TICKS + 1)})
-        plot.xticks([float(mark) for mark in marks], [str(mark) for mark in marks])
-        if first <= failing <= last:
-            plot.vline(failing, _rgb(colours["error"]))
-        if history.steps[cursor] != failing and first <= history.steps[cursor] <= last:
-            plot.vline(int(history.steps[cursor]), _rgb(colours["accent"]))
-        self.refresh()
+    history: History
+    series: Series
+    part: range
+    """Positions of the steps."""
+    cursor: int
+    """Position of the cursor."""
+    failing: int
+    """The failing step."""
+    logarithmic: bool
+    """Whether magnitudes are drawn in place of values."""
 
 
-def _now(series: Series, cursor: int) -> str:
-    value = float(series.values[cursor])
+class SeriesPlot(Widget):
+    """One series. It is drawn by a thread, so that keys are answered meanwhile."""
+
+    DEFAULT_CSS = "SeriesPlot { height: 1fr; width: 1fr; background: $background; }"
+
+    def __init__(self, *, id: str | None = None) -> None:
+        super().__init__(id=id)
+        self._spec: PlotSpec | None = None
+        self._drawn = Text("")
+
+    def draw(self, spec: PlotSpec) -> None:
+        """Draw something else, once no newer wish has come for a moment."""
+        if self._spec is None or spec != self._spec:
+            self._spec = spec
+            self._make()
+
+    def on_resize(self) -> None:
+        """Draw for another size."""
+        self._make()
+
+    def notify_style_update(self) -> None:
+        """Draw in other colours."""
+        super().notify_style_update()
+        self._make()
+
+    @work(exclusive=True)
+    async def _make(self) -> None:
+        await asyncio.sleep(_PAUSE_S)
+        if self._spec is not None and self.size.area:
+            self._drawn = await asyncio.to_thread(drawn, self._spec, self.size, self.app.theme_variables)
+            self.refresh()
+
+    def render(self) -> Text:
+        """Return what was drawn last."""
+        return self._drawn
+
+
+def drawn(spec: PlotSpec, size: Size, colours: Mapping[str, str]) -> Text:
+    """The plot as text.
+
+    Args:
+        spec: What to draw.
+        size: The room for it.
+        colours: The theme's variables.
+    """
+    history, series = spec.history, spec.series
+    plot = Plot()
+    plot.plotsize(size.width, size.height)
+    for paint, name in ((plot.canvas_color, "background"), (plot.axes_color, "background"), (plot.ticks_color, "foreground")):
+        paint(_rgb(colours[name]))
+    steps, values = history.steps[spec.part.start : spec.part.stop], series.values[spec.part.start : spec.part.stop]
+    if spec.logarithmic:
+        with np.errstate(all="ignore"):
+            values = np.log10(np.where(values > 0, values, np.nan))
+    x, y = thinned(steps, values, 2 * max(size.width, 40))
+    name = f"{series.name}, logarithmic" if spec.logarithmic else series.name
+    if x:
+        plot.title(f"{name}: {_shown(float(series.values[spec.cursor]))} at step {int(history.steps[spec.cursor])}")
+        plot.plot(x, y, marker="braille" if len(x) > 1 else "dot", color=_rgb(colours["primary"]))
+        low, high = min(y), max(y)
+        ticks = [low] if low == high else [low + (high - low) * part / 3 for part in range(4)]
+        plot.yticks(ticks, [_label(tick, spec.logarithmic) for tick in ticks])
+    else:
+        plot.title(f"{name}: no finite value here")
+    _draw_steps(plot, spec, int(steps[0]), int(steps[-1]), colours)
+    return Text.from_ansi(plot.build())
+
+
+def _draw_steps(plot: Plot, spec: PlotSpec, first: int, last: int, colours: Mapping[str, str]) -> None:
+    """Ticks of the steps, the failing step and the cursor."""
+    plot.xlim(first, max(last, first + 1))
+    marks = sorted({first + round((last - first) * part / _TICKS) for part in range(_TICKS + 1)})
+    plot.xticks([float(mark) for mark in marks], [str(mark) for mark in marks])
+    at = int(spec.history.steps[spec.cursor])
+    if first <= spec.failing <= last:
+        plot.vline(spec.failing, _rgb(colours["error"]))
+    if at != spec.failing and first <= at <= last:
+        plot.vline(at, _rgb(colours["accent"]))
+
+
+def _shown(value: float) -> str:
     return "NaN" if math.isnan(value) else f"{value:.4g}"
 
 
