@@ -59,7 +59,8 @@ class TimelineRing:
                 _place(name, float(value), index, columns, matrices, position)
             for variable, ratio in update_ratios.get(row.step, {}).items():
                 if variable in position:
-                    matrices["update_ratio"][index, position[variable]] = ratio
+                    with np.errstate(over="ignore"):
+                        matrices["update_ratio"][index, position[variable]] = ratio
         return Timeline(columns, matrices, tuple(trainable))
 
 
