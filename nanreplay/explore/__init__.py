@@ -1,7 +1,7 @@
 """Looking at a step: its ops as a tree, where values came from and went, tensors, the batch. For front ends; no TensorFlow of its own."""
 
 from nanreplay.explore.batch import BatchView, Leaf
-from nanreplay.explore.dataflow import Hop, consumers, producers, worst_producer
+from nanreplay.explore.dataflow import Hop, Stop, consumers, downstream, producers, source_of, upstream, worst_producer
 from nanreplay.explore.explorer import Explorer
 from nanreplay.explore.health import Health
 from nanreplay.explore.step import Feed, Op, StepView
@@ -22,12 +22,16 @@ __all__ = [
     "Plane",
     "Row",
     "StepView",
+    "Stop",
     "TensorView",
     "consumers",
+    "downstream",
     "grow",
     "keys_of",
     "plane",
     "producers",
     "rows_of",
+    "source_of",
+    "upstream",
     "worst_producer",
 ]

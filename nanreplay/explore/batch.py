@@ -183,7 +183,8 @@ def _has_rows(array: NDArray[Any], size: int) -> bool:
 
 
 def _leaf_spread(array: NDArray[Any], path: str, others: Sequence[Any], size: int) -> tuple[NDArray[Any] | None, NDArray[Any] | None]:
-    unscaled = kind_of_leaf(path, array) in ("text", "tokens") or array.dtype.kind == "c"
+    kind = kind_of_leaf(path, array)
+    unscaled = kind in ("text", "tokens") or array.dtype.kind == "c" or (kind == "labels" and array.dtype.kind in "biu")
     if unscaled or not _has_rows(array, size) or np.prod(array.shape[1:], dtype=np.int64) > _LARGEST_ROW:
         return None, None
     same = [other for other in map(np.asarray, others) if other.ndim == array.ndim and other.shape[1:] == array.shape[1:]]

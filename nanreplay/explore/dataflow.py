@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from nanreplay.bisect.arrays import words
@@ -29,12 +29,79 @@ class Hop:
     """Copies, casts and reshapes in between, in the order in which they ran."""
 
 
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """One hop of many, on the ways that lead to a value or away from it."""
+
+    hop: Hop
+    level: int
+    """How many hops lie between it and the value."""
+    before: int | None
+    """Position of the stop that it follows on; None for one right beside the value."""
+
+
+def upstream(view: StepView, value: ValueId, most: int = 24) -> tuple[Stop, ...]:
+    """Return where a value came from, and where that came from, as deep as `most` stops allow; constants only at the first level."""
+
+    def beyond(hop: Hop) -> tuple[Hop, ...]:
+        return () if hop.op is None else tuple(each for each in producers(view, hop.op) if each.op is None or not each.op.is_plumbing)
+
+    op = view.op(value.serial)
+    return _reach(producers(view, op) if op is not None else (), beyond, most)
+
+
+def downstream(view: StepView, value: ValueId, most: int = 24) -> tuple[Stop, ...]:
+    """Return where a value went, and where that went, as deep as `most` stops allow; ops that only measure are left out."""
+
+    def beyond(hop: Hop) -> tuple[Hop, ...]:
+        outputs = range(len(hop.op.outputs)) if hop.op is not None else ()
+        found = (each for k in outputs for each in consumers(view, ValueId(hop.op.serial if hop.op is not None else 0, k)))
+        return tuple(each for each in found if each.op is not None and not each.op.is_plumbing)
+
+    return _reach(tuple(hop for hop in consumers(view, value) if hop.op is not None and not hop.op.is_plumbing), beyond, most)
+
+
+def _reach(first: tuple[Hop, ...], beyond: Callable[[Hop], tuple[Hop, ...]], most: int) -> tuple[Stop, ...]:
+    """Walk level by level while there is room, then put what follows on a stop below it; what was met before ends a way."""
+    below: dict[int, list[Hop]] = {}
+    met = {_end(hop) for hop in first}
+    level, room = list(first), most - len(first)
+    while level:
+        following: list[Hop] = []
+        for hop in level:
+            new = [each for each in beyond(hop) if _end(each) not in met]
+            if len(new) > room:
+                return tuple(_in_order(first, below))
+            room -= len(new)
+            met |= {_end(each) for each in new}
+            below[id(hop)] = new
+            following += new
+        level = following
+    return tuple(_in_order(first, below))
+
+
+def _in_order(first: Sequence[Hop], below: Mapping[int, Sequence[Hop]]) -> list[Stop]:
+    stops: list[Stop] = []
+
+    def add(hops: Sequence[Hop], level: int, before: int | None) -> None:
+        for hop in hops:
+            stops.append(Stop(hop, level, before))
+            add(below.get(id(hop), ()), level + 1, len(stops) - 1)
+
+    add(first, 0, None)
+    return stops
+
+
+def _end(hop: Hop) -> tuple[int, ValueId]:
+    return (hop.op.serial if hop.op is not None else -1), hop.value
+
+
 def producers(view: StepView, op: Op) -> tuple[Hop, ...]:
     """Return where each input of an op came from, in the order of its inputs; then what it took out of storage."""
     return tuple(_back(view, value, slot) for slot, value in enumerate((*op.inputs, *op.stored)))
 
 
-def origin_of(view: StepView, value: ValueId) -> Hop:
+def source_of(view: StepView, value: ValueId) -> Hop:
     """Return where a value was computed, with the copies between there and here; the value itself when it is no copy."""
     return _back(view, value, 0)
 

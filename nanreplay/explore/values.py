@@ -99,7 +99,7 @@ class Operand:
     value: ValueId
     facts: OperandFacts
     index: Index | None
-    """Where the element is; None when the output element was computed from many, or when that is not known."""
+    """Where the element is; of many the largest in absolute value, NaN and infinities first; None when that is not known."""
     used: int | None
     """How many elements the output element was computed from; None when that is not known."""
 
@@ -171,9 +171,18 @@ def operands_at(
         if not influence.exact or shape != tuple(influence.in_shapes[i]):
             yield Operand(event.input_ids[i], facts, () if facts.shape == () else None, None)
             continue
-        used = np.argwhere(influence.back(i, output, mask))
-        single = tuple(int(axis) for axis in used[0]) if len(used) == 1 else None
-        yield Operand(event.input_ids[i], facts, single, len(used))
+        used = np.asarray(influence.back(i, output, mask))
+        yield Operand(event.input_ids[i], facts, _largest(np.asarray(held[i]), used), int(used.sum()))
+
+
+def _largest(array: NDArray[Any], used: Mask) -> Index | None:
+    """Where the largest of the marked elements is."""
+    if not used.any() or array.dtype.kind in "OSU":
+        return None
+    with np.errstate(all="ignore"):
+        sizes = np.nan_to_num(np.abs(array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)), nan=np.inf)
+    found = np.unravel_index(int(np.argmax(np.where(used, sizes, -1))), array.shape)
+    return tuple(int(axis) for axis in found)
 
 
 def _start(wanted: int, size: int, most: int) -> int:

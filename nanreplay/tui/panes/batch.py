@@ -65,9 +65,9 @@ class SampleStrip(Widget):
         shown = range(self.first, min(self.first + max(self.content_size.width, 1), self.view.size))
         colours = self.app.theme_variables
         line = Text(sample_bars(np.array([self.view.strangeness[row] for row in shown])), tone(colours, "text-primary"))
-        line.stylize(Style(reverse=True), self.row - shown.start, self.row - shown.start + 1)
-        marks = "".join(ORIGIN if row in self.view.rows else "▲" if row == self.row else " " for row in shown)
-        return Text("\n").join([line, Text(marks, tone(colours, "text-accent"))])
+        marks = Text("".join(ORIGIN if row in self.view.rows else " " for row in shown), tone(colours, "text-accent"))
+        marks.stylize(Style(reverse=True), self.row - shown.start, self.row - shown.start + 1)
+        return Text("\n").join([line, marks])
 
     def on_click(self, event: events.Click) -> None:
         """Choose the sample under the mouse."""

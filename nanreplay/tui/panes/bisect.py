@@ -41,9 +41,6 @@ class BisectPane(StepPane):
     BisectPane OpTree { width: 3fr; }
     BisectPane #detail { width: 2fr; padding: 0 1; border-left: vkey $panel; background: $background; }
     BisectPane #detail Static { height: auto; }
-    .-narrow BisectPane #both { layout: vertical; }
-    .-narrow BisectPane OpTree { width: 100%; height: 2fr; }
-    .-narrow BisectPane #detail { width: 100%; height: 1fr; min-height: 5; border-left: none; border-top: hkey $panel; }
     BisectPane #query { height: 1; border: none; padding: 0 1; display: none; background: $boost; }
     BisectPane #query.-open { display: block; }
     """
@@ -104,7 +101,7 @@ class BisectPane(StepPane):
         if self.view.origins:
             words.append(f"{ORIGIN} {self.view.name(self.view.origins[0])}")
         if hidden:
-            words.append(f"{hidden} hidden{f' by / {self.op_tree.query_text}' if self.op_tree.query_text else ' (p)'}")
+            words.append(f"{hidden} hidden{f' by / {self.op_tree.query_text}' if self.op_tree.query_text else ', p shows them'}")
         if self._trail:
             words.append("came through " + " ← ".join(self._type(serial) for serial in self._trail[-4:]))
         self.query_one("#where", Static).update(Text(" · ".join(words)))

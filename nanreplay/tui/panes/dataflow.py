@@ -12,30 +12,38 @@ from textual.binding import Binding, BindingType
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from nanreplay.explore import Hop, StepView, consumers, producers, worst_producer
+from nanreplay.explore import Hop, StepView, Stop, downstream, upstream, worst_producer
 from nanreplay.explore.search import next_origin
 from nanreplay.replay.events import ValueId
 from nanreplay.tui.panes.base import Copyable, Go
 from nanreplay.tui.panes.steps import StepPane, first_value, worst_output
 from nanreplay.tui.state import CaptureState, Place
 from nanreplay.tui.widgets.op_detail import hop_text, value_text
-from nanreplay.tui.widgets.op_words import value_title
+from nanreplay.tui.widgets.op_words import tone, value_title
 
 _MIDDLE = "middle"
+_LABEL = 56
+"""Columns, at most, before the facts of a line."""
 
 
 class DataflowPane(StepPane):
     """Walks from value to value; the way is a line of names at the top."""
 
     HELP = (
-        "Where a value came from and where it went. enter on a line goes there, backspace returns. Copies, casts and reshapes are "
-        "skipped and told after `via`. The first line shows the way that you came; a value that entered the step (the batch, a "
-        "variable) has no producers."
+        "Where a value came from and where it went, several hops deep; the number before a line is the input of the op that it leads "
+        "to. enter on a line goes there, backspace returns. Copies, casts and reshapes are skipped and told after `via`. The first "
+        "line shows the way that you came; a value that entered the step (the batch, a variable) came from nowhere."
     )
     DEFAULT_CSS = """
     DataflowPane #way { height: auto; max-height: 2; padding: 0 1; background: $panel; }
-    DataflowPane OptionList { height: 1fr; border: none; padding: 0; background: $background; }
-    DataflowPane OptionList:focus { background: $surface; }
+    DataflowPane OptionList {
+        height: 1fr; border: none; padding: 0; background: $background; text-wrap: nowrap; text-overflow: ellipsis;
+        &:focus { background: $surface; }
+        & > .option-list--option-disabled { color: $text-muted; }
+        & > .option-list--option-highlighted, &:focus > .option-list--option-highlighted {
+            background: $primary 30%; color: $foreground; text-style: bold;
+        }
+    }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("backspace", "back", "Back", id="dataflow.back", tooltip="Back along the way"),
@@ -51,7 +59,8 @@ class DataflowPane(StepPane):
         super().__init__(state)
         self.way: list[ValueId] = []
         """Values that the user came through; the last one is shown."""
-        self._hops: dict[str, Hop] = {}
+        self._stops: dict[str, tuple[Sequence[Stop], int]] = {}
+        """By key of a line: the stops that it is one of, and which."""
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""
@@ -74,25 +83,27 @@ class DataflowPane(StepPane):
         if view is None or not self.way:
             return
         value, colours = self.way[-1], self.app.theme_variables
-        op = view.op(value.serial)
-        above = producers(view, op) if op is not None else ()
-        outputs = range(len(op.outputs)) if op is not None else ()
-        below = [hop for k in outputs for hop in consumers(view, ValueId(value.serial, k))] if op is not None else consumers(view, value)
-        self._hops = {**{f"from {i}": hop for i, hop in enumerate(above)}, **{f"to {i}": hop for i, hop in enumerate(below)}}
-        lines = [Option(Text("came from"), disabled=True)] if above else [Option(Text("entered the step"), disabled=True)]
-        lines += [self._option(f"from {i}", hop, str(hop.slot)) for i, hop in enumerate(above)]
+        room = max((self.size.height - 8) // 2, 6)
+        above, below = upstream(view, value, room), downstream(view, value, room)
+        self._stops = {**{f"from {i}": (above, i) for i in range(len(above))}, **{f"to {i}": (below, i) for i in range(len(below))}}
+        muted = tone(colours, "text-muted")
+        lines = [Option(Text("came from" if above else "entered the step, or was made of nothing", muted), disabled=True)]
+        lines += [self._option(f"from {i}", stop, str(stop.hop.slot)) for i, stop in enumerate(above)]
         lines += [Option("", disabled=True), Option(value_text(view, value, colours), _MIDDLE), Option("", disabled=True)]
-        lines += [Option(Text("went to" if below else "went nowhere"), disabled=True)]
-        lines += [self._option(f"to {i}", hop, " ") for i, hop in enumerate(below)]
+        lines += [Option(Text("went to" if below else "went nowhere", muted), disabled=True)]
+        lines += [self._option(f"to {i}", stop, "→") for i, stop in enumerate(below)]
         self.hops.set_options(lines)
+        op = view.op(value.serial)
         worst = worst_producer(view, op) if op is not None else None
-        wanted = f"from {above.index(worst)}" if worst is not None else _MIDDLE
-        self.hops.highlighted = self.hops.get_option_index(wanted)
+        wanted = next((i for i, stop in enumerate(above) if worst is not None and stop.level == 0 and stop.hop.slot == worst.slot), None)
+        self.hops.highlighted = self.hops.get_option_index(_MIDDLE if wanted is None else f"from {wanted}")
         self.query_one("#way", Static).update(self._way_text())
 
-    def _option(self, key: str, hop: Hop, slot: str) -> Option:
+    def _option(self, key: str, stop: Stop, slot: str) -> Option:
         assert self.view is not None
-        return Option(Text.assemble(f"  {slot:>2} ", hop_text(self.view, hop, self.app.theme_variables)), key)
+        lead = "  " * stop.level + f"{slot:>3} "
+        room = min(self.size.width // 2, _LABEL) - len(lead)
+        return Option(Text.assemble(lead, hop_text(self.view, stop.hop, self.app.theme_variables, room)), key)
 
     def _way_text(self) -> Text:
         assert self.view is not None
@@ -102,6 +113,10 @@ class DataflowPane(StepPane):
             shown.append(name, "bold" if i == len(names) - 1 else "dim").append(" → " if i < len(names) - 1 else "")
         return shown
 
+    def on_resize(self) -> None:
+        """Show as many hops as there is room for."""
+        self._draw()
+
     # Going
 
     @on(OptionList.OptionSelected)
@@ -110,13 +125,22 @@ class DataflowPane(StepPane):
         key = event.option.id
         if key == _MIDDLE:
             self.action_elsewhere("tensor")
-        elif key in self._hops:
-            self._follow(self._hops[key], forward=key.startswith("to"))
+        elif key in self._stops:
+            stops, i = self._stops[key]
+            self._follow(stops, i, forward=key.startswith("to"))
 
-    def _follow(self, hop: Hop, *, forward: bool) -> None:
-        op = hop.op
-        self.way.append(ValueId(op.serial, worst_output(op)) if forward and op is not None else hop.value)
+    def _follow(self, stops: Sequence[Stop], position: int, *, forward: bool) -> None:
+        """Go to a stop, by way of those before it."""
+        ways: list[Stop] = []
+        following: int | None = position
+        while following is not None:
+            ways.insert(0, stops[following])
+            following = stops[following].before
+        self.way += [self._target(stop.hop, forward=forward) for stop in ways]
         self._draw()
+
+    def _target(self, hop: Hop, *, forward: bool) -> ValueId:
+        return ValueId(hop.op.serial, worst_output(hop.op)) if forward and hop.op is not None else hop.value
 
     def action_back(self) -> None:
         """Go back along the way."""
@@ -140,7 +164,8 @@ class DataflowPane(StepPane):
         if hop is None:
             self.notify("This value was not computed in the step: it entered it.", timeout=3)
         else:
-            self._follow(hop, forward=False)
+            self.way.append(hop.value)
+            self._draw()
 
     def action_origin(self) -> None:
         """Go to the next origin."""

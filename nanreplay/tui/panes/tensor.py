@@ -21,7 +21,7 @@ from nanreplay.tui.exploring import Element, ViewOperands, ViewTensor
 from nanreplay.tui.panes.base import Copyable, Go
 from nanreplay.tui.panes.steps import StepPane, first_value
 from nanreplay.tui.state import CaptureState, Place
-from nanreplay.tui.widgets.op_words import ORIGIN, bad_words, index_words, shape_words
+from nanreplay.tui.widgets.op_words import ORIGIN, bad_words, index_words, shape_words, value_title
 from nanreplay.tui.widgets.tensor_facts import best_operand, tensor_text
 from nanreplay.tui.widgets.tensor_table import TensorTable, cell_words
 
@@ -49,9 +49,6 @@ class TensorPane(StepPane):
     TensorPane TensorTable { width: 3fr; }
     TensorPane #facts { width: 54; padding: 0 1; background: $background; border-left: vkey $panel; }
     TensorPane #facts Static { height: auto; }
-    .-narrow TensorPane #both { layout: vertical; }
-    .-narrow TensorPane TensorTable { width: 100%; height: 1fr; }
-    .-narrow TensorPane #facts { width: 100%; height: 8; border-left: none; border-top: hkey $panel; }
     TensorPane #index { height: 1; border: none; padding: 0 1; display: none; background: $boost; }
     TensorPane #index.-open { display: block; }
     """
@@ -112,11 +109,13 @@ class TensorPane(StepPane):
         view, tensor, spot = self.view, self.tensor, self.spot
         if view is None or tensor is None or spot is None:
             return
-        words = [shape_words(tensor.stat), f"{bad_words(tensor.stat)} of {tensor.stat.size}" if tensor.stat.nonfinite else ""]
+        element = ""
         if self.table.index is not None:
-            words.append(f"{index_words(self.table.index)} = {cell_words(tensor.plane.cells[self.table.cursor])[0]}".strip(" ="))
+            element = f"{index_words(self.table.index)} = {cell_words(tensor.plane.cells[self.table.cursor])[0]}".strip()
+        count = f"{bad_words(tensor.stat)} of {tensor.stat.size}" if tensor.stat.nonfinite else ""
         mark = f"{ORIGIN} " if spot.value in view.origins else ""
-        line = " · ".join(filter(None, (f"{mark}{tensor.name}", *words, f"step {view.step}")))
+        words = (f"{mark}{value_title(view, spot.value)} {element}", shape_words(tensor.stat), count, f"step {view.step}", tensor.name)
+        line = " · ".join(filter(None, words))
         self.query_one("#name", Static).update(line)
         self.query_one("#words", Static).update(tensor_text(view, tensor, self._made, self.app.theme_variables))
 
@@ -140,14 +139,24 @@ class TensorPane(StepPane):
     def _chosen(self, event: TensorTable.Chosen) -> None:
         """Go to what the element was computed from."""
         event.stop()
-        if self.spot is None:
+        if self.spot is not None and self.spot.value.serial < 0:
+            self.notify("This value entered the step.", timeout=3)
+        elif self.spot is not None:
+            self.go_back_from(Spot(self.spot.value, event.index))
+
+    @work(exclusive=True, group="tensor", exit_on_error=False)
+    async def go_back_from(self, spot: Spot) -> None:
+        """Go to the worst of what an element was computed from."""
+        if self.view is None:
             return
-        operand = best_operand(self._made.operands) if self._made is not None and self._made.at == event.index else None
+        made = self._made
+        if made is None or made.at != spot.at:
+            made = await self.ask(ViewOperands(self.path, self.origin, self.view.step, spot.value, spot.at))
+        operand = best_operand(made.operands)
         if operand is None:
-            entered = self.spot.value.serial < 0
-            self.notify("This value entered the step." if entered else "What it was computed from is not known yet.", timeout=3)
+            self.notify("It was not computed from other values.", timeout=3)
             return
-        self._trail.append(Spot(self.spot.value, event.index))
+        self._trail.append(spot)
         self.fetch(Spot(operand.value, operand.index))
 
     def action_back(self) -> None:

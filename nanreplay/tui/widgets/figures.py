@@ -37,9 +37,9 @@ def histogram_text(histogram: Histogram, colours: Mapping[str, str], width: int,
 
 
 def histogram_words(histogram: Histogram) -> str:
-    """What a histogram is of: `absolute values, log scale, 12 zeros, 40 below 0`."""
+    """What a histogram is of: `absolute values, powers of ten, 12 of them 0, 40 below 0`."""
     kind = "absolute values, powers of ten" if histogram.scale == "log" else "values"
-    signs = [f"{histogram.zeros} zeros" if histogram.zeros else "", f"{histogram.negative} below 0" if histogram.negative else ""]
+    signs = [f"{histogram.zeros} of them 0" if histogram.zeros else "", f"{histogram.negative} below 0" if histogram.negative else ""]
     return ", ".join(filter(None, (kind, *signs)))
 
 

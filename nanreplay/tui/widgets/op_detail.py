@@ -59,21 +59,26 @@ def value_text(view: StepView, value: ValueId, colours: Mapping[str, str]) -> Te
     return Text("\n").join([head, Text.assemble(("holds ", muted), words)])
 
 
-def hop_text(view: StepView, hop: Hop, colours: Mapping[str, str]) -> Text:
-    """The other end of a hop on one line: mark, op, tensor, what is skipped."""
-    muted, stat = tone(colours, "text-muted"), view.stat(hop.value)
-    feed = view.feed(hop.value)
+def hop_text(view: StepView, hop: Hop, colours: Mapping[str, str], room: int = 0) -> Text:
+    """The other end of a hop on one line: mark, op, tensor, what is skipped.
+
+    Args:
+        view: The step.
+        hop: The hop.
+        colours: The theme's variables.
+        room: Columns of mark and name, so that lines align; as many as they take unless given.
+    """
+    muted, feed = tone(colours, "text-muted"), view.feed(hop.value)
     is_origin = hop.op.is_origin if hop.op is not None else feed is not None and feed.is_origin
     health = hop.op.health if hop.op is not None else view.health(hop.value)
     title = hop.op.type if hop.op is not None else view.name(hop.value)
-    line = mark_text(health, colours, is_origin=is_origin).append(f" {title}", "bold")
-    shown = stat if hop.op is None or hop.op.serial == hop.value.serial else hop.op.stat
-    line.append(f"  {shape_words(shown)}", muted)
-    for words in filter(None, (bad_words(shown), range_words(shown))):
-        line.append(f"  {words}")
-    if hop.skipped:
-        line.append(f"  via {' '.join(op.type for op in hop.skipped)}", muted)
-    return line
+    if room and len(title) > room - 4:
+        title = f"…{title[-(room - 5) :]}"
+    line = mark_text(health, colours, is_origin=is_origin).append(f" {title}".ljust(room - 2), "bold")
+    stat = view.stat(hop.value) if hop.op is None or hop.op.serial == hop.value.serial else hop.op.stat
+    line.append(f"  {shape_words(stat)}".ljust(19 if room else 0), muted)
+    line.append("".join(f"  {words}" for words in (bad_words(stat), range_words(stat)) if words))
+    return line.append(f"  via {' '.join(op.type for op in hop.skipped)}", muted) if hop.skipped else line
 
 
 def _head(op: Op, colours: Mapping[str, str]) -> list[Text]:

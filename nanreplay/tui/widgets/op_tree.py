@@ -38,7 +38,7 @@ def _bad(node: Node) -> str:
 
 
 _COLUMNS = (
-    _Column("type and shape", 20, lambda node: shape_words(node.op.stat) if node.op is not None else ""),
+    _Column("type and shape", 24, lambda node: shape_words(node.op.stat) if node.op is not None else ""),
     _Column("non-finite", 15, _bad),
     _Column("min", 11, lambda node: number(node.op.stat.minimum) if node.op is not None and node.op.stat is not None else ""),
     _Column("max", 11, lambda node: number(node.op.stat.maximum) if node.op is not None and node.op.stat is not None else ""),
@@ -118,6 +118,8 @@ class OpTree(ScrollView, can_focus=True):
         if text.strip() and len(self.ops) <= _OPENED_MATCHES:
             self._opened |= {key for op in self.ops for key in keys_of(op)[:-1]}
         self._lay_out(at.key if at is not None else None)
+        if text.strip() and self.ops and (at is None or self.node is None or self.node.key != at.key):
+            self.go_to(self.ops[0])
 
     @property
     def node(self) -> Node | None:

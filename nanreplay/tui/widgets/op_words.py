@@ -51,9 +51,9 @@ def range_words(stat: TensorStat | None) -> str:
 
 
 def name_tail(op: Op) -> str:
-    """The end of an op's name where it says more than its type: `cross_entropy/Log_1`."""
-    parts = op.name.split("/")
-    return "/".join(parts[-2:]) if len(parts) > 1 or parts[0] != op.type else ""
+    """The end of an op's name where it says more than its type: `MatMul_1`."""
+    tail = op.name.rsplit("/", 1)[-1]
+    return "" if tail == op.type else tail
 
 
 def place_words(op: Op) -> str:

@@ -50,7 +50,7 @@ def _leaf_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iter
         yield Text(f"  {cell_words(leaf.samples.reshape(-1)[0])[0]} for all samples" if leaf.samples.size == 1 else "  not of samples")
     elif leaf.kind == "image":
         yield from _images(view, leaf, row, look)
-    elif leaf.kind in ("tokens", "text"):
+    elif leaf.kind in ("tokens", "text") or (leaf.kind == "labels" and leaf.mean is None and len(leaf.shape) > 1):
         yield from _sequences(view, leaf, row, look)
     else:
         yield from _table(view, leaf, row, look)
@@ -82,7 +82,7 @@ def _table(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iterator[
         line = Text.assemble((f"{mark} ", tone(look.colours, colour or "text-warning")), (index_words(index) or "value").ljust(10))
         line.append(text.rjust(_CELL), tone(look.colours, colour or "text-warning") if is_strange else "bold")
         if scores is not None and leaf.mean is not None and leaf.deviation is not None:
-            line.append(("" if np.isnan(score) else f"{score:+.1f}").rjust(_CELL), tone(look.colours, "text-warning") if is_strange else "")
+            line.append(("" if np.isnan(score) else f"{score:+.3g}").rjust(_CELL), tone(look.colours, "text-warning") if is_strange else "")
             usual = (leaf.mean.reshape(-1)[i], leaf.deviation.reshape(-1)[i])
             line.append("".join(cell_words(each)[0].rjust(_CELL) for each in usual), tone(look.colours, "text-muted"))
         yield line.append("".join(cell_words(other[i])[0].rjust(_CELL) for other in beside))
@@ -101,19 +101,20 @@ def _sequences(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Itera
 
 
 def _images(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iterator[Text]:
-    """The sample and as many neighbours as fit, side by side."""
-    width = min(leaf.shape[2], _WIDEST_IMAGE)
-    others = _neighbours(view, row, (look.width - 2) // (width + 2) - 1)
-    shown = [row, *others]
+    """The sample and as many neighbours as fit, side by side; black and white are the values that nearly all of them lie between."""
+    scale = 2 if leaf.shape[2] * 2 <= _WIDEST_IMAGE else 1
+    width = min(leaf.shape[2] * scale, _WIDEST_IMAGE)
+    shown = [row, *_neighbours(view, row, (look.width - 2) // (width + 2) - 1)]
     values = np.stack([leaf.samples[view.shown.index(other)] for other in shown]).astype(np.float64)
     finite = values[np.isfinite(values)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    titles = ["▌ " + f"sample {row}".ljust(width), *(f"{other}".ljust(width + 2) for other in others)]
+    low, high = np.percentile(finite, [1, 99]).tolist() if finite.size else (0.0, 1.0)
+    titles = ["▌ " + f"{row}".ljust(width), *(f"  {other}".ljust(width + 2) for other in shown[1:])]
     yield Text("".join(titles), tone(look.colours, "text-muted"))
-    pictures = [image_text(image, look.colours, width, low=low, high=high, plain=look.plain).split("\n") for image in values]
+    larger = values.repeat(scale, axis=1).repeat(scale, axis=2)
+    pictures = [image_text(image, look.colours, width, low=low, high=high, plain=look.plain).split("\n") for image in larger]
     for lines in zip(*pictures, strict=True):
         yield Text.assemble("  ", *(part for line in lines for part in (line, "  ")))
-    yield from (_range(leaf, view, other, look) for other in shown[:1])
+    yield _range(leaf, view, row, look)
 
 
 def _range(leaf: Leaf, view: BatchView, row: int, look: SampleLook) -> Text:

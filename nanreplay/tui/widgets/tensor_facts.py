@@ -8,7 +8,7 @@ import numpy as np
 from rich.style import Style
 from rich.text import Text
 
-from nanreplay.explore import Operand, StepView, TensorView
+from nanreplay.explore import Operand, StepView, TensorView, source_of
 from nanreplay.report.numbers import readable_number
 from nanreplay.tui.exploring import Element
 from nanreplay.tui.widgets.figures import histogram_text, histogram_words, map_text
@@ -66,7 +66,7 @@ def _computed_from(view: StepView, made: Element | None, muted: Style) -> list[T
 
 
 def operand_text(view: StepView, operand: Operand, muted: Style) -> Text:
-    """One operand at an element: `0.0 at [18, 0]  sequential_1/species_1/Softmax:0`."""
+    """One operand at an element: `0.0 at [18, 0]  of Softmax`."""
     facts = operand.facts
     if facts.value is not None:
         value = f"{readable_number(facts.value)}{f' at {index_words(operand.index)}' if operand.index else ''}"
@@ -75,7 +75,13 @@ def operand_text(view: StepView, operand: Operand, muted: Style) -> Text:
         value = f"{many}from {number(facts.min)} to {number(facts.max)}"
     else:
         value = shape_words(view.stat(operand.value))
-    return Text.assemble(f"     {value}  ", (facts.name, muted))
+    return Text.assemble(f"     {value}", (f"  of {operand_title(view, operand)}", muted))
+
+
+def operand_title(view: StepView, operand: Operand) -> str:
+    """What an operand is called: the name of what entered the step, else the type of the op that computed it."""
+    hop = source_of(view, operand.value)
+    return view.name(hop.value) if hop.op is None else hop.op.type
 
 
 def _statistics(tensor: TensorView, muted: Style) -> list[Text]:

@@ -144,16 +144,16 @@ class TensorTable(ScrollView, can_focus=True):
         if row >= shown.cells.shape[0]:
             return Strip.blank(width, base)
         number = str(shown.first[0] + row) if shown.rank else ""
-        cells = [self._cell(row, column, base) for column in columns]
+        cells = [part for column in columns for part in self._cell(row, column, base)]
         return Strip([Segment(f"{number.rjust(_HEADING - 1)} ", muted), *cells]).adjust_cell_length(width, base)
 
-    def _cell(self, row: int, column: int, base: Style) -> Segment:
+    def _cell(self, row: int, column: int, base: Style) -> list[Segment]:
         assert self.view is not None
         text, colour = cell_words(self.view.plane.cells[row, column])
         style = base if colour is None else base + tone(self.app.theme_variables, colour) + Style(bold=True)
-        at = (row, column) == self.cursor
-        shown = f"▐{text[: _CELL - 1]}" if at else text[:_CELL]
-        return Segment(shown.rjust(_CELL), style + Style(reverse=True) if at else style)
+        shown = f" {text[: _CELL - 2]}" if (row, column) == self.cursor else text[: _CELL - 1]
+        at = style + Style(reverse=True) if (row, column) == self.cursor else style
+        return [Segment(" " * (_CELL - len(shown)), base), Segment(shown, at)]
 
 
 def cell_words(value: object) -> tuple[str, str | None]:

@@ -10,7 +10,18 @@ import numpy as np
 import pytest
 from unit.bisect.graphs import Graph, GraphRunner
 
-from nanreplay.explore import Explorer, StepView, consumers, grow, keys_of, producers, rows_of, worst_producer
+from nanreplay.explore import (
+    Explorer,
+    StepView,
+    consumers,
+    downstream,
+    grow,
+    keys_of,
+    producers,
+    rows_of,
+    upstream,
+    worst_producer,
+)
 from nanreplay.explore.search import is_bad, neighbour, next_origin, search
 from nanreplay.explore.step import Segment
 from nanreplay.explore.tree import Node
@@ -196,3 +207,18 @@ def test_a_copy_that_is_an_origin_is_not_skipped(made: Made) -> None:
     mul = view.op(made.product.serial)
     assert mul is not None
     assert producers(view, mul)[0].value == made.copy
+
+
+def test_upstream_goes_on_to_what_entered_the_step(made: Made) -> None:
+    stops = upstream(made.view, made.loss)
+    shown = [(stop.level, stop.before, made.view.name(stop.hop.value).split("_")[0]) for stop in stops]
+    assert shown == [(0, None, "mul"), (1, 0, "log"), (1, 0, "batch[x0]"), (0, None, "const")]
+
+
+def test_downstream_goes_on_to_what_failed(made: Made) -> None:
+    stops = downstream(made.view, made.log)
+    assert [(stop.level, stop.hop.op.type) for stop in stops if stop.hop.op is not None] == [(0, "Mul"), (1, "Sum")]
+
+
+def test_ways_end_where_there_is_no_more_room(made: Made) -> None:
+    assert len(upstream(made.view, made.loss, most=3)) == 2

@@ -89,6 +89,7 @@ def test_operands_are_those_that_the_element_was_computed_from() -> None:
     assert (operand.facts.value, operand.index, operand.used) == (0.0, (1, 0), 1)
     row, kernel = explorer.operands(0, product, (0, 0))
     assert (row.facts.name, row.facts.value, row.facts.max, row.used) == ("batch[x0]", None, 2.0, 2)
+    assert row.index == (0, 1)  # the largest of the two
     assert kernel.used == 2
 
 
