@@ -11,7 +11,6 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from nanreplay.bisect.growth import find_root
 from nanreplay.findings import Root
 from nanreplay.records import Incident, Timeline, VariableInfo
 
@@ -98,6 +97,8 @@ class History:
     @cached_property
     def root(self) -> Root:
         """The first step that was out of the ordinary: where values began to grow without return, else the incident."""
+        from nanreplay.bisect.growth import find_root  # the package is larger than what a first look at a capture needs
+
         return find_root(self.timeline, self.incident.step, [info.path for info in self.variables])
 
     @cached_property

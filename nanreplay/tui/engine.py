@@ -5,17 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import multiprocessing
 import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
-from multiprocessing.context import SpawnProcess
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from nanreplay.errors import NanreplayError, ReplayError
 from nanreplay.tui.worker import Task, work
+
+if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+    from multiprocessing.context import SpawnProcess
 
 T = TypeVar("T")
 PATIENCE_S = 2.0
@@ -121,6 +122,8 @@ class Engine:
             self._connection.send(message)
 
     def _start(self) -> None:
+        import multiprocessing
+
         spawn = multiprocessing.get_context("spawn")
         self._connection, theirs = spawn.Pipe()
         process = spawn.Process(target=work, args=(theirs, self._trust), name="nanreplay worker", daemon=True)

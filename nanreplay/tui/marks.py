@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from rich.text import Text
 
-from nanreplay.explore.health import Health
+if TYPE_CHECKING:
+    from nanreplay.explore.health import Health
 
 MARKS: Final[dict[Health, tuple[str, str, str]]] = {
     "finite": ("·", "finite", "$text-success"),

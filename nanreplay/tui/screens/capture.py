@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
@@ -18,13 +19,8 @@ from textual.worker import Worker, WorkerState
 
 from nanreplay.findings import Report
 from nanreplay.tui.engine import Progress, StoppedError
-from nanreplay.tui.export import ExportError, copyables, export_path, write_text
 from nanreplay.tui.panes import PANES, PaneEntry
 from nanreplay.tui.panes.base import Copyable, Failed, Go, Pane
-from nanreplay.tui.screens.choice import ChoiceScreen
-from nanreplay.tui.screens.error import ErrorScreen
-from nanreplay.tui.screens.help import HelpScreen, keys_of
-from nanreplay.tui.screens.jump import KEYS, JumpScreen
 from nanreplay.tui.state import CaptureState
 from nanreplay.tui.tasks import Explain
 from nanreplay.tui.widgets.keyline import KeyLine
@@ -74,6 +70,13 @@ class CaptureScreen(Screen[None]):
         """Begin to replay once the first picture is on the screen, unless that was done before."""
         if not self.state.is_complete:
             self.call_after_refresh(self.action_explain)
+        self.set_timer(0.5, self.load_panes)
+
+    @work(exclusive=True, group="load", exit_on_error=False)
+    async def load_panes(self) -> None:
+        """Import the other tabs' modules before they are shown."""
+        for entry in PANES:
+            await asyncio.to_thread(entry.load)
 
     def show_progress(self, progress: Progress | None) -> None:
         """Show how far the worker process is."""
@@ -114,6 +117,8 @@ class CaptureScreen(Screen[None]):
                 self.state.is_complete = True
                 self._take_report(self.state.report)
             return
+        from nanreplay.tui.screens.error import ErrorScreen
+
         self.app.push_screen(ErrorScreen(event.error))
 
     # Tabs
@@ -186,6 +191,8 @@ class CaptureScreen(Screen[None]):
 
     def action_help(self) -> None:
         """Say what the tab is for, and which keys work."""
+        from nanreplay.tui.screens.help import HelpScreen, keys_of
+
         entry = next(entry for entry in PANES if entry.id == self.shown)
         text = self.panes[entry.id].HELP if entry.id in self.panes else entry.about
         shown = {key: self.app.get_key_display(active.binding) for key, active in self.active_bindings.items()}
@@ -193,6 +200,8 @@ class CaptureScreen(Screen[None]):
 
     def action_jump(self) -> None:
         """Show a key on everything that can take the focus, and on every tab."""
+        from nanreplay.tui.screens.jump import KEYS, JumpScreen
+
         widgets = [*self.query(Tab), *(each for each in self.focus_chain if not isinstance(each, Tabs))]
         targets = dict(zip(KEYS, widgets, strict=False))
         self.app.push_screen(JumpScreen(targets), self._jumped)
@@ -206,7 +215,9 @@ class CaptureScreen(Screen[None]):
     # Copying and exporting
 
     def copyables(self) -> Sequence[Copyable]:
-        """What can be copied: what the tab offers, then what every tab does."""
+        """What can be copied: what every tab offers, then what this one does."""
+        from nanreplay.tui.export import copyables
+
         pane = self.panes.get(self.shown)
         return [*copyables(self.state.report), *(pane.copies() if pane is not None else ())]
 
@@ -216,8 +227,7 @@ class CaptureScreen(Screen[None]):
         if not found:
             self.notify("There is nothing to copy yet: the step is being replayed.", severity="warning")
             return
-        chosen = lambda place: self.copy_text(found[place].label, found[place].text) if place is not None else None  # noqa: E731
-        self.app.push_screen(ChoiceScreen("Copy", [each.label for each in found]), chosen)
+        self._choose("Copy", {each.label: partial(self.copy_text, each.label, each.text) for each in found})
 
     def copy_text(self, label: str, text: str) -> None:
         """Put a text on the clipboard of the terminal (OSC 52, which works over ssh)."""
@@ -226,10 +236,17 @@ class CaptureScreen(Screen[None]):
 
     def action_export(self) -> None:
         """Ask how to export what is shown."""
-        ways = (self.export_svg, self.export_text)
-        self.app.push_screen(
-            ChoiceScreen("Export", ["the screen as SVG", "this tab as text"]), lambda place: ways[place]() if place is not None else None
-        )
+        self._choose("Export", {"the screen as SVG": self.export_svg, "this tab as text": self.export_text})
+
+    def _choose(self, title: str, ways: Mapping[str, Callable[[], None]]) -> None:
+        """Let the user choose, and do what was chosen."""
+        from nanreplay.tui.screens.choice import ChoiceScreen
+
+        def chosen(place: int | None) -> None:
+            if place is not None:
+                list(ways.values())[place]()
+
+        self.app.push_screen(ChoiceScreen(title, list(ways)), chosen)
 
     def export_svg(self) -> None:
         """Write a picture of the screen to the working directory."""
@@ -245,6 +262,8 @@ class CaptureScreen(Screen[None]):
         self._write(".txt", text)
 
     def _write(self, suffix: str, text: str) -> None:
+        from nanreplay.tui.export import ExportError, export_path, write_text
+
         path = export_path(Path.cwd(), self.state.opened.name, self.shown, suffix)
         try:
             write_text(path, text)

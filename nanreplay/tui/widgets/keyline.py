@@ -36,16 +36,19 @@ class KeyLine(Widget):
                 yield binding.key, self.app.get_key_display(binding), binding.description
 
     def _placed(self) -> Iterator[tuple[int, str, str, str]]:
-        """The keys that fit, each with its column; the palette's key comes last and always fits."""
-        keys, column = list(self._keys()), 0
-        palette = ("ctrl+p", "^p", "palette")
-        for key, shown, said in [key for key in keys if key[0] != "ctrl+p"]:
-            width = cell_len(f"{shown} {said}  ")
-            if column + width + len("^p palette") > self.size.width:
+        """Column and words of the keys that fit; those of the help and the palette come last and always fit."""
+        keys = {key: (key, shown, said) for key, shown, said in self._keys()}
+        last = [*[keys.pop(key) for key in ("question_mark", "f1") if key in keys][:1], ("ctrl+p", "^p", "Palette")]
+        keys.pop("ctrl+p", None)
+        room, column = self.size.width - sum(_width(*each) for each in last), 0
+        for each in keys.values():
+            if column + _width(*each) > room:
                 break
-            yield column, key, shown, said
-            column += width
-        yield column, *palette
+            yield column, *each
+            column += _width(*each)
+        for each in last:
+            yield column, *each
+            column += _width(*each)
 
     def render(self) -> Content:
         """Draw the keys."""
@@ -58,3 +61,7 @@ class KeyLine(Widget):
             if column <= x < column + cell_len(f"{shown} {said}"):
                 self.app.simulate_key(key)
                 return
+
+
+def _width(_: str, shown: str, said: str) -> int:
+    return cell_len(f"{shown} {said}  ")

@@ -8,6 +8,9 @@ from textual.widgets import Static
 from nanreplay.report.numbers import readable_trigger
 from nanreplay.tui.state import CaptureState
 
+_LONGEST = 36
+"""Columns of what triggered."""
+
 
 class TitleBar(Static):
     """File, step, trigger; the verdict once it is known.
@@ -36,8 +39,12 @@ class TitleBar(Static):
             ("  ", ""),
             opened.name,
             ("  ·  ", "dim"),
-            f"step {opened.incident.step}: {readable_trigger(opened.incident.trigger)}",
+            f"step {opened.incident.step}: {_shortened(readable_trigger(opened.incident.trigger))}",
         )
         if report is not None:
             line.append("  ·  ", "dim").append(report.verdict.kind.replace("_", " "), "bold")
         self.update(line)
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
