@@ -1,0 +1,102 @@
+"""The interface with its tasks run in the test's own process: TensorFlow is loaded once, and results are remembered by file."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any, cast
+
+from textual.pilot import Pilot
+
+from nanreplay.findings import Report
+from nanreplay.tui.app import NanreplayApp
+from nanreplay.tui.engine import Engine, Progress
+from nanreplay.tui.screens.capture import CaptureScreen
+from nanreplay.tui.tasks import Explain
+from nanreplay.tui.worker import Task, WorkerContext
+
+SAMPLES = Path(__file__).parents[2] / "sample_runs"
+_REPORTS: dict[str, Report] = {}
+_CONTEXT = WorkerContext(lambda message: None, lambda task_id: False, trust=False)
+
+
+class InProcessEngine:
+    """Stands for the worker process."""
+
+    def __init__(self, changed: Callable[[], None]) -> None:
+        self.running = 0
+        self._changed = changed
+        self._lock = asyncio.Lock()
+
+    @property
+    def progress(self) -> Progress | None:
+        return Progress("working") if self.running else None
+
+    async def run(self, task: Task[Any], *, partial: Callable[[Any], None] | None = None) -> Any:
+        self.running += 1
+        self._changed()
+        return await asyncio.shield(asyncio.ensure_future(self._locked(task)))
+
+    async def _locked(self, task: Task[Any]) -> Any:
+        try:
+            async with self._lock:
+                return await asyncio.to_thread(_result, task)
+        finally:
+            self.running -= 1
+            self._changed()
+
+    def stop(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        pass
+
+
+def _result(task: Task[Any]) -> Any:
+    if not isinstance(task, Explain):
+        return task.run(_CONTEXT)
+    if task.path not in _REPORTS:
+        _REPORTS[task.path] = Explain(task.path, "none").run(_CONTEXT)
+    return _REPORTS[task.path]
+
+
+class Screen:
+    """One capture on the screen, with the keys of a user."""
+
+    def __init__(self, app: NanreplayApp, pilot: Pilot[None]) -> None:
+        self.app = app
+        self.pilot = pilot
+
+    @property
+    def screen(self) -> CaptureScreen:
+        assert isinstance(self.app.screen, CaptureScreen)
+        return self.app.screen
+
+    async def settle(self) -> None:
+        """Wait until nothing runs, and everything is drawn."""
+        for _ in range(3):
+            await self.app.workers.wait_for_complete([worker for worker in self.app.workers if not worker.is_finished])
+            await self.pilot.pause()
+
+    async def press(self, *keys: str) -> None:
+        for key in keys:
+            await self.pilot.press(key)
+            await self.settle()
+
+    async def type(self, text: str) -> None:
+        named = {":": "colon", " ": "space", ">": "greater_than_sign", ",": "comma"}
+        await self.press(*(named.get(letter, letter) for letter in text))
+
+
+@contextlib.asynccontextmanager
+async def opened(name: str, size: tuple[int, int] = (160, 50)) -> AsyncIterator[Screen]:
+    """Open a sample run, and wait for its report."""
+    app = NanreplayApp([SAMPLES / f"{name}.h5"])
+    app.engine = cast(Engine, InProcessEngine(app._engine_changed))
+    async with app.run_test(size=size) as pilot:
+        screen = Screen(app, pilot)
+        await pilot.pause()
+        await screen.settle()
+        yield screen
