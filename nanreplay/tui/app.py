@@ -40,6 +40,10 @@ class NanreplayApp(App[None]):
     Args:
         paths: Capture files, at least one of them readable.
         trust: Whether programs that reach beyond tensors may run.
+        engine: Runs what takes long; a worker process unless given.
+
+    Raises:
+        CaptureError: The one capture cannot be read.
     """
 
     CSS_PATH = "styles.tcss"
@@ -52,11 +56,12 @@ class NanreplayApp(App[None]):
         Binding("f2", "next_theme", "Theme", show=False, id="app.theme", tooltip="Dark, light, colour-blind safe"),
     ]
 
-    def __init__(self, paths: Sequence[Path], *, trust: bool = False) -> None:
+    def __init__(self, paths: Sequence[Path], *, trust: bool = False, engine: Engine | None = None) -> None:
         super().__init__()
         self.paths = tuple(paths)
-        self.trust = trust
-        self.engine = Engine(trust=trust, changed=self._engine_changed)
+        self._only = open_capture(self.paths[0]) if len(self.paths) == 1 else None
+        self.engine = engine or Engine(trust=trust)
+        self.engine.changed = self._engine_changed
         for theme in THEMES:
             self.register_theme(theme)
         self.theme = DEFAULT_THEME
@@ -65,10 +70,10 @@ class NanreplayApp(App[None]):
 
     def on_mount(self) -> None:
         """Show the capture, or the list of captures."""
-        if len(self.paths) == 1:
+        if self._only is not None:
             from nanreplay.tui.screens.capture import CaptureScreen
 
-            self.push_screen(CaptureScreen(CaptureState(open_capture(self.paths[0]), self.engine)))
+            self.push_screen(CaptureScreen(CaptureState(self._only, self.engine)))
         else:
             from nanreplay.tui.screens.chooser import ChooserScreen
 

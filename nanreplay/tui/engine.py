@@ -60,14 +60,14 @@ class Engine:
 
     Args:
         trust: Whether programs that reach beyond tensors may run.
-        changed: Called in the event loop when `progress` has changed.
     """
 
-    def __init__(self, *, trust: bool = False, changed: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, *, trust: bool = False) -> None:
         self.progress: Progress | None = None
         """How far the running task is; None while nothing runs."""
         self._trust = trust
-        self._changed = changed
+        self.changed: Callable[[], None] = lambda: None
+        """Called in the event loop when `progress` has changed."""
         self._asked: dict[int, _Asked] = {}
         self._ids = itertools.count()
         self._running: int | None = None
@@ -217,4 +217,4 @@ class Engine:
     def _tell(self, progress: Progress | None) -> None:
         waiting = len(self._asked) - (self._running in self._asked)
         self.progress = None if progress is None else replace(progress, waiting=waiting)
-        self._changed()
+        self.changed()

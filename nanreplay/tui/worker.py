@@ -66,6 +66,9 @@ class Task(Generic[T]):
     label: ClassVar[str] = "working"
     """What the status line says while it runs."""
 
+    uses_tensorflow: ClassVar[bool] = True
+    """Whether TensorFlow is loaded first, with a line that says so."""
+
     def run(self, context: WorkerContext) -> T:
         """Do it, in the worker process, where TensorFlow is loaded; the result must be picklable.
 
@@ -170,8 +173,9 @@ def _outcome(task_id: int, task: Task[Any], context: WorkerContext, connection: 
     context.begin(task_id, task.label)
     connection.send(("started", task_id))
     try:
-        context.say("loading TensorFlow")
-        import_module("tensorflow")
+        if task.uses_tensorflow:
+            context.say("loading TensorFlow")
+            import_module("tensorflow")
         context.say(task.label)
         return "done", task_id, task.run(context)
     except CancelledTask:

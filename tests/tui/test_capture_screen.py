@@ -1,0 +1,279 @@
+"""An open capture, driven by keys and mouse; answers are stored ones, captures real ones."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import DataTable, Input, Static
+from tui.stored import ROOT, StoredEngine, stored_report
+
+from nanreplay.errors import UnsafeProgramError, UnsupportedOpError
+from nanreplay.tui.app import NanreplayApp
+from nanreplay.tui.panes import PANES
+from nanreplay.tui.panes.timeline import TimelinePane
+from nanreplay.tui.panes.whatif import WhatIfPane
+from nanreplay.tui.screens.capture import CaptureScreen
+from nanreplay.tui.screens.error import ErrorScreen
+from nanreplay.tui.screens.help import HelpScreen
+from nanreplay.tui.tasks import Explain
+from nanreplay.tui.widgets.heat import HeatTable
+from nanreplay.tui.widgets.status import StatusLine
+from nanreplay.tui.widgets.ticks import TickList
+
+Made = Callable[..., NanreplayApp]
+
+
+@pytest.fixture
+def made() -> Made:
+    def make(name: str = "log_of_zero", engine: StoredEngine | None = None) -> NanreplayApp:
+        return NanreplayApp([ROOT / "sample_runs" / f"{name}.h5"], engine=engine or StoredEngine())
+
+    return make
+
+
+async def settled(pilot: Pilot[None]) -> CaptureScreen:
+    """Wait until everything that runs in the background is done."""
+    await pilot.pause()
+    await pilot.app.workers.wait_for_complete()
+    await pilot.pause()
+    screen = next(screen for screen in pilot.app.screen_stack if isinstance(screen, CaptureScreen))
+    return screen
+
+
+def text_of(screen: CaptureScreen, selector: str) -> str:
+    return str(screen.query_one(selector, Static).content)
+
+
+async def test_tables_are_shown_before_anything_is_replayed(made: Made) -> None:
+    async with made(engine=StoredEngine(waits=True)).run_test() as pilot:
+        await pilot.pause()
+        screen = pilot.app.screen
+        assert isinstance(screen, CaptureScreen)
+        assert "step 12 · loss is NaN" in text_of(screen, "#sentence")
+        assert "replaying" in str(screen.query_one(StatusLine).content)
+        assert "12 of 25" in str(screen.query_one(StatusLine).content)
+
+
+async def test_the_answer_is_the_library_s_sentence(made: Made) -> None:
+    async with made().run_test() as pilot:
+        screen = await settled(pilot)
+        assert text_of(screen, "#sentence") == stored_report("log_of_zero").sentence
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 36), (200, 60)])
+async def test_every_tab_opens_by_digit_at_every_size(made: Made, size: tuple[int, int]) -> None:
+    own = {"overview", "timeline", "source", "whatif", "verdict"}
+    async with made().run_test(size=size) as pilot:
+        await settled(pilot)
+        for number, entry in enumerate(PANES, 1):
+            if entry.id in own:
+                await pilot.press(str(number))
+                screen = await settled(pilot)
+                assert (screen.shown, screen.panes[entry.id].is_attached) == (entry.id, True)
+                assert screen.panes[entry.id].as_text()
+
+
+async def test_a_terminal_can_be_resized_while_it_is_used(made: Made) -> None:
+    async with made().run_test(size=(160, 50)) as pilot:
+        await settled(pilot)
+        await pilot.press("2")
+        for size in ((80, 24), (200, 60), (40, 12)):
+            await pilot.resize_terminal(*size)
+            await settled(pilot)
+        assert isinstance(pilot.app.screen, CaptureScreen)
+
+
+async def test_copy_offers_the_sentence_the_json_and_the_fix(made: Made) -> None:
+    report = stored_report("log_of_zero")
+    async with made().run_test() as pilot:
+        await settled(pilot)
+        await pilot.press("y", "1")
+        assert pilot.app.clipboard == report.sentence
+        await pilot.press("y", "2")
+        assert json.loads(pilot.app.clipboard)["sentence"] == report.sentence
+        await pilot.press("y", "3")
+        assert pilot.app.clipboard == report.fixes[0].code
+
+
+async def test_export_writes_a_picture_and_the_whole_text(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = made()
+    monkeypatch.chdir(tmp_path)
+    async with app.run_test() as pilot:
+        await settled(pilot)
+        await pilot.press("e", "1")
+        await settled(pilot)
+        await pilot.press("e", "2")
+        await pilot.press("e", "2")
+        await settled(pilot)
+    assert (tmp_path / "log_of_zero-overview.svg").read_text().startswith("<svg")
+    assert stored_report("log_of_zero").sentence in (tmp_path / "log_of_zero-overview.txt").read_text()
+    assert (tmp_path / "log_of_zero-overview-2.txt").exists()
+
+
+async def test_a_folder_that_cannot_be_written_to_is_an_error_screen(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    app = made()
+    gone = tmp_path / "gone"
+    monkeypatch.setattr("nanreplay.tui.screens.capture.Path.cwd", lambda: gone)
+    async with app.run_test() as pilot:
+        await settled(pilot)
+        await pilot.press("e", "2")
+        await settled(pilot)
+        assert isinstance(pilot.app.screen, ErrorScreen)
+
+
+async def test_help_lists_the_keys_of_the_tab_and_of_the_screen(made: Made) -> None:
+    async with made().run_test(size=(120, 40)) as pilot:
+        await settled(pilot)
+        await pilot.press("2")
+        await settled(pilot)
+        await pilot.press("question_mark")
+        assert isinstance(pilot.app.screen, HelpScreen)
+        said = dict((what, key) for key, what in pilot.app.screen.keys)
+        assert said["Go to the first step that was out of the ordinary"] == "a"
+        assert said["One step back"] == "← h"
+        assert said["Copy the sentence, the JSON, a fix, or what the tab offers"] == "y"
+        await pilot.press("escape")
+        assert isinstance(pilot.app.screen, CaptureScreen)
+
+
+async def test_the_cursor_of_the_timeline_moves_over_steps_and_jumps_to_the_anomaly(made: Made) -> None:
+    async with made("exploding_rnn").run_test(size=(120, 40)) as pilot:
+        screen = await settled(pilot)
+        await pilot.press("2")
+        await settled(pilot)
+        pane = screen.panes["timeline"]
+        assert isinstance(pane, TimelinePane)
+        assert pane.step == 13
+        await pilot.press("left", "left", "h")
+        assert pane.step == 10
+        await pilot.press("a")
+        assert pane.step == 12
+        await pilot.press("home")
+        assert pane.step == 0
+        await pilot.press("f")
+        assert pane.step == 13
+        assert "the failing step" in pane.reading().plain
+        await pilot.press("m")
+        assert pane.heading().plain.startswith("weight norm")
+
+
+async def test_a_click_puts_the_cursor_of_the_timeline(made: Made) -> None:
+    async with made("exploding_rnn").run_test(size=(120, 40)) as pilot:
+        screen = await settled(pilot)
+        await pilot.press("2")
+        await settled(pilot)
+        heat = screen.query_one(HeatTable)
+        await pilot.click(HeatTable, offset=(heat.label_width + 3 * heat.cell_width, 0))
+        assert heat.cursor == 3
+
+
+async def test_ticked_fixes_are_run_and_their_code_is_copied(made: Made) -> None:
+    engine = StoredEngine()
+    async with made(engine=engine).run_test(size=(120, 40)) as pilot:
+        screen = await settled(pilot)
+        screen.action_show("whatif")
+        await settled(pilot)
+        ticks = screen.query_one(TickList)
+        assert ticks.names[0] == "epsilon"
+        await pilot.press("r")
+        assert not any(isinstance(task, Explain) and task.fixes == ("epsilon",) for task in engine.asked)
+        await pilot.press("space", "down", "space", "r")
+        await settled(pilot)
+        assert engine.asked[-1] == Explain(screen.panes["whatif"].path, ("epsilon", "stable_op"))
+        table = screen.query_one("#table", DataTable)
+        assert table.row_count == len(stored_report("log_of_zero").fixes)
+        await pilot.press("y")
+        await pilot.press("4")
+        assert "+ 1e-7" in pilot.app.clipboard
+
+
+async def test_a_fix_of_one_s_own_is_checked_before_it_runs(made: Made) -> None:
+    async with made().run_test(size=(120, 40)) as pilot:
+        screen = await settled(pilot)
+        screen.action_show("whatif")
+        await settled(pilot)
+        await pilot.press("n", *"warp=9", "enter")
+        pane = screen.panes["whatif"]
+        assert isinstance(pane, WhatIfPane)
+        assert pane.own == []
+        screen.query_one("#own", Input).clear()
+        await pilot.press(*"lr=0.3", "enter")
+        assert pane.own == ["lr=0.3"]
+        assert screen.query_one(TickList).chosen == ["lr=0.3"]
+
+
+async def test_the_modes_are_side_by_side_and_every_step_on_demand(made: Made) -> None:
+    async with made("float16_overflow").run_test(size=(120, 40)) as pilot:
+        screen = await settled(pilot)
+        screen.action_show("verdict")
+        await settled(pilot)
+        modes = screen.query_one("#modes", DataTable)
+        assert [str(modes.get_row_at(row)[0]) for row in range(modes.row_count)] == ["recorded", "ops", "float64"]
+        assert str(modes.get_row_at(2)[2]) == "✓ finite"
+        await pilot.press("r")
+        await settled(pilot)
+        steps = screen.query_one("#steps", DataTable)
+        assert [str(column.label) for column in steps.ordered_columns] == ["step", "recorded", "ops", "float64"]
+        assert str(steps.get_row_at(1)[1]).startswith("✗ NaN")
+
+
+async def test_the_failing_line_is_marked_in_the_source(made: Made) -> None:
+    async with made().run_test(size=(120, 40)) as pilot:
+        screen = await settled(pilot)
+        screen.action_show("source")
+        await settled(pilot)
+        lines = screen.panes["source"].as_text().splitlines()
+        assert "✗ log_of_zero.py:14  in cross_entropy" in lines
+        assert any(line.startswith("✗ 14 return -tf.reduce_sum(labels * tf.math.log(probabilities), axis=-1)") for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("error", "title", "way_out"),
+    [
+        (UnsafeProgramError("The program holds ReadFile."), "This capture's program is refused", "--trust"),
+        (UnsupportedOpError("PyFunc", "step/py_func", "it calls Python"), "This step cannot be run op by op", "timeline"),
+        (RuntimeError("boom"), "Something unexpected happened", "f5"),
+    ],
+)
+async def test_what_fails_in_the_background_is_an_error_screen_and_the_tables_stay(
+    made: Made, error: Exception, title: str, way_out: str
+) -> None:
+    async with made(engine=StoredEngine(error=error)).run_test() as pilot:
+        await settled(pilot)
+        assert isinstance(pilot.app.screen, ErrorScreen)
+        said = "\n".join(str(each.content) for each in pilot.app.screen.query(Static))
+        assert title in said
+        assert way_out in said
+        assert "Traceback" not in said
+        await pilot.press("escape", "2")
+        assert (await settled(pilot)).shown == "timeline"
+
+
+async def test_jump_mode_goes_to_a_tab_by_its_letter(made: Made) -> None:
+    async with made().run_test(size=(120, 40)) as pilot:
+        screen = await settled(pilot)
+        await pilot.press("ctrl+o", "s")
+        await settled(pilot)
+        assert screen.shown == "timeline"
+
+
+async def test_themes_follow_one_another(made: Made) -> None:
+    async with made().run_test() as pilot:
+        await settled(pilot)
+        seen = [pilot.app.theme]
+        for _ in range(3):
+            await pilot.press("f2")
+            seen.append(pilot.app.theme)
+        assert seen == ["nanreplay-dark", "nanreplay-light", "nanreplay-colour-blind", "nanreplay-dark"]
+
+
+async def test_a_key_of_the_last_line_can_be_clicked(made: Made) -> None:
+    async with made().run_test() as pilot:
+        await settled(pilot)
+        await pilot.click("KeyLine", offset=(1, 0))
+        await pilot.pause()
+        assert pilot.app.screen.query_one(".dialog-title", Static).content == "Copy"

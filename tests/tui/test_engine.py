@@ -1,0 +1,100 @@
+"""The worker process: results, errors, progress, cancelling, crashes. Real processes, without TensorFlow."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from tui.small_tasks import Kept, Small
+
+from nanreplay.errors import FormatError, ReplayError
+from nanreplay.tui import engine as engine_module
+from nanreplay.tui.engine import Engine, StoppedError
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    made = Engine()
+    yield made
+    made.close()
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async def wait() -> None:
+        while not condition():
+            await asyncio.sleep(0.01)
+
+    await asyncio.wait_for(wait(), 30)
+
+
+async def test_results_come_from_one_process_that_is_not_this_one(engine: Engine) -> None:
+    first, second = await engine.run(Small("x")), await engine.run(Small("x"))
+    assert first == second != os.getpid()
+
+
+async def test_progress_and_early_parts_are_told(engine: Engine) -> None:
+    lines: list[tuple[str, int | None]] = []
+    parts: list[object] = []
+    engine.changed = lambda: lines.append((engine.progress.line, engine.progress.done)) if engine.progress else None
+    await engine.run(Small("x", steps=4, pause_s=0.06), partial=parts.append)
+    assert ("counting", 2) in lines
+    assert parts == ["begun"]
+    assert engine.progress is None
+
+
+async def test_errors_of_the_library_arrive_as_they_are(engine: Engine) -> None:
+    with pytest.raises(FormatError, match="damaged") as caught:
+        await engine.run(Small("x", end="error"))
+    assert caught.value.hint == "copy it again"
+
+
+async def test_a_bug_becomes_an_error_with_its_name(engine: Engine) -> None:
+    with pytest.raises(ReplayError, match="Unexpected KeyError"):
+        await engine.run(Small("x", end="bug"))
+
+
+async def test_a_crash_is_told_and_the_next_task_runs_in_a_new_process(engine: Engine) -> None:
+    before = await engine.run(Small("x"))
+    crashing = asyncio.ensure_future(engine.run(Small("x", end="crash")))
+    waiting = asyncio.ensure_future(engine.run(Small("x")))
+    with pytest.raises(ReplayError, match="ended unexpectedly"):
+        await crashing
+    assert await waiting != before
+
+
+async def test_stop_ends_a_task_that_tells_progress_and_keeps_the_process(engine: Engine) -> None:
+    before = await engine.run(Small("x"))
+    running = asyncio.ensure_future(engine.run(Small("x", steps=1000, pause_s=0.01)))
+    await until(lambda: engine.progress is not None and engine.progress.done)
+    assert engine.stop()
+    with pytest.raises(StoppedError):
+        await running
+    assert await engine.run(Small("x")) == before
+
+
+async def test_a_task_that_does_not_hear_is_ended_with_its_process(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine_module, "PATIENCE_S", 0.2)
+    before = await engine.run(Small("x"))
+    running = asyncio.ensure_future(engine.run(Small("x", pause_s=60, deaf=True)))
+    await until(lambda: engine.progress is not None and engine.progress.line == "counting")
+    running.cancel()
+    assert await engine.run(Small("x")) != before
+
+
+async def test_a_cancelled_task_that_waits_never_runs(engine: Engine) -> None:
+    running = asyncio.ensure_future(engine.run(Small("x", steps=20, pause_s=0.02)))
+    waiting = asyncio.ensure_future(engine.run(Kept("x")))
+    await until(lambda: engine.progress is not None and engine.progress.done)
+    waiting.cancel()
+    await running
+    assert await engine.run(Kept("x")) == 1
+
+
+async def test_what_is_kept_serves_the_next_task_until_others_push_it_out(engine: Engine) -> None:
+    assert [await engine.run(Kept("x", key)) for key in (0, 0, 1, 2, 3, 0)] == [1, 2, 1, 1, 1, 1]
+
+
+async def test_stop_without_work_says_so(engine: Engine) -> None:
+    assert not engine.stop()
