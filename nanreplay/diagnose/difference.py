@@ -92,7 +92,8 @@ def _nonfinite_ops(replay: Replay, step: int, mode: Any) -> dict[Any, tuple[Fact
             is_bad = any(not np.isfinite(np.asarray(value)).all() for value in _floats(event).values())
             found[event.function, event.name, event.calls] = _fact(event), is_bad
 
-    replay.run(step, see, mode=mode)
+    watch = replay.signature(step).watch
+    replay.run(step, see, fetches=[watch] if watch else None, mode=mode)  # the verdict has run these fetches: their plan is there
     return found
 
 

@@ -134,9 +134,9 @@ def _python(step: Step, inputs: list[Any]) -> Sequence[Any]:
 
 
 def _constant(step: Step, inputs: list[Any]) -> Sequence[Any]:
-    if step.constant is None:
-        step.constant = decode_constant(step.node)
-    return (step.constant,)
+    if not step.constant:
+        step.constant.append(decode_constant(step.node))
+    return step.constant
 
 
 def _nothing(step: Step, inputs: list[Any]) -> Sequence[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,8 +46,8 @@ class Step:
     """DataType enum of each output."""
     stores: bool = False
     """Whether an input or output is a variant or a resource, so that provenance must be followed."""
-    constant: Any = None
-    """The decoded tensor of a Const, once it ran."""
+    constant: list[Any] = field(default_factory=list)
+    """The decoded tensor of a Const, once it ran; the plans of a graph share it."""
     leads_to_xla: bool = False
     """Whether a call was compiled by XLA (`jit_compile=True` inside the step)."""
 
@@ -77,6 +78,8 @@ class Body:
     arg_index: dict[str, int] = field(default_factory=dict)
     offsets: list[dict[str, int]] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
+    steps: dict[int, Step] = field(default_factory=dict)
+    """What plans have in common of a node, by index: all but slots."""
 
     def resolve(self, reference: str) -> tuple[int, int]:
         """Return (node, output) of a data input; node is -1 for a function argument."""
@@ -177,8 +180,15 @@ class Library:
         return Plan(body.function, steps, free_slot, results, len(fed))
 
     def _step(self, body: Body, n: int, inputs: tuple[int, ...], first: int) -> Step:
+        if n not in body.steps:
+            body.steps[n] = self._decoded(body, n)
+        step = copy.copy(body.steps[n])
+        step.inputs, step.first = inputs, first
+        return step
+
+    def _decoded(self, body: Body, n: int) -> Step:
         node, definition = body.nodes[n], body.definitions[n]
-        step = Step(node.name, node.op, node, "leaf", inputs, first, body.counts[n])
+        step = Step(node.name, node.op, node, "leaf", (), 0, body.counts[n])
         if node.op in self.functions:
             step.kind, step.callees = "call", (node.op,)
         elif node.op in CALLS:

@@ -43,7 +43,8 @@ class LiveState:
 
     def is_bad(self, index: int) -> bool:
         """Whether a variable holds NaN or an infinity."""
-        return has_nonfinite(self.variables[index])
+        kind = self._infos[index].dtype
+        return ("float" in kind or "complex" in kind) and has_nonfinite(read_variable(self.variables[index].handle).numpy())
 
     def already_bad(self, layout: Iterable[str], claimed: str | None) -> set[int]:
         """Return the watched variables and optimizer's slots that are non-finite now, before a step: not the step's doing.
