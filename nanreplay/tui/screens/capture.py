@@ -35,6 +35,7 @@ class CaptureScreen(Screen[None]):
         state: The capture, and the worker process.
     """
 
+    AUTO_FOCUS = ""  # the first tab takes it once it is built
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("y", "copy", "Copy", id="capture.copy", tooltip="Copy the sentence, the JSON, a fix, or what the tab offers"),
         Binding("e", "export", "Export", id="capture.export", tooltip="Write what is shown as SVG or as text"),

@@ -27,7 +27,8 @@ from nanreplay.tui.tasks import Explain
 from nanreplay.tui.widgets.keyline import KeyLine
 from nanreplay.tui.widgets.status import StatusLine
 
-COLUMNS = ("capture", "step", "trigger", "verdict", "cause", "layer", "op")
+COLUMNS = {"capture": 26, "cause": 18, "layer": 24, "op": 12, "step": 7, "trigger": 36, "verdict": 15}
+"""Width by column."""
 _HELP = (
     "All captures that were named, with what replaying says of each. The table fills while you look; enter opens the capture at "
     "the cursor, and ctrl+l comes back here."
@@ -69,8 +70,8 @@ class ChooserScreen(Screen[None]):
     def on_mount(self) -> None:
         """List the files, then read and replay one after another."""
         table = self.query_one(DataTable)
-        for name in COLUMNS:
-            table.add_column(name, key=name)
+        for name, width in COLUMNS.items():
+            table.add_column(name, key=name, width=width)
         for path in self.paths:
             table.add_row(Text(path.name, style="bold"), *[Text("…", style="dim")] * (len(COLUMNS) - 1), key=str(path))
         table.focus()
@@ -117,25 +118,25 @@ class ChooserScreen(Screen[None]):
     def _show(self, path: Path) -> None:
         table = self.query_one(DataTable)
         for name, value in self._row(path).items():
-            table.update_cell(str(path), name, value, update_width=True)
+            table.update_cell(str(path), name, value)
 
     def _row(self, path: Path) -> dict[str, Text]:
         opened, report = self.opened.get(path), self.reports.get(path)
         if isinstance(opened, NanreplayError):
-            reason = _short(str(opened).replace(f"{path}: ", ""), 40)
-            return {"step": Text(""), "trigger": Text(reason), "verdict": Text("✗ unreadable"), **dict.fromkeys(COLUMNS[4:], Text(""))}
+            reason = Text(str(opened).replace(f"{path}: ", ""))
+            return {**dict.fromkeys(list(COLUMNS)[1:], Text("")), "cause": Text("✗ unreadable"), "trigger": reason}
         row: dict[str, Text] = {}
         if opened is not None:
-            row |= {"step": Text(str(opened.incident.step)), "trigger": Text(_short(readable_trigger(opened.incident.trigger), 34))}
+            row |= {"step": Text(str(opened.incident.step)), "trigger": Text(readable_trigger(opened.incident.trigger))}
         if isinstance(report, NanreplayError):
-            row |= {"verdict": Text("✗ cannot be replayed"), "cause": Text(_short(str(report), 60)), "layer": Text(""), "op": Text("")}
+            row |= {"cause": Text("✗ not replayable"), "layer": Text(""), "op": Text(""), "verdict": Text(str(report))}
         elif report is not None:
             origin = report.findings.origin
             row |= {
-                "verdict": Text(report.verdict.kind.replace("_", " ")),
                 "cause": Text(report.causes[0].kind.replace("_", " ") if report.causes else "", style="bold"),
                 "layer": Text((origin.layer_path or origin.where) if origin is not None else ""),
                 "op": Text((origin.op_type or "the batch") if origin is not None else ""),
+                "verdict": Text(report.verdict.kind.replace("_", " ")),
             }
         return row
 
@@ -177,7 +178,3 @@ def _opened(path: Path) -> OpenedCapture | NanreplayError:
         return open_capture(path)
     except NanreplayError as error:
         return error
-
-
-def _short(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1]}…"

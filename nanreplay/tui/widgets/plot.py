@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -47,6 +46,8 @@ class SeriesPlot(Widget):
         super().__init__(id=id)
         self._spec: PlotSpec | None = None
         self._drawn = Text("")
+        self.is_drawn = False
+        """Whether the picture is that of the last wish."""
 
     def draw(self, spec: PlotSpec) -> None:
         """Draw something else, once no newer wish has come for a moment."""
@@ -63,11 +64,16 @@ class SeriesPlot(Widget):
         super().notify_style_update()
         self._make()
 
+    def _make(self) -> None:
+        self.is_drawn = False
+        self._draw_soon()
+
     @work(exclusive=True)
-    async def _make(self) -> None:
+    async def _draw_soon(self) -> None:
         await asyncio.sleep(_PAUSE_S)
         if self._spec is not None and self.size.area:
             self._drawn = await asyncio.to_thread(drawn, self._spec, self.size, self.app.theme_variables)
+            self.is_drawn = True
             self.refresh()
 
     def render(self) -> Text:
@@ -93,9 +99,9 @@ def drawn(spec: PlotSpec, size: Size, colours: Mapping[str, str]) -> Text:
         with np.errstate(all="ignore"):
             values = np.log10(np.where(values > 0, values, np.nan))
     x, y = thinned(steps, values, 2 * max(size.width, 40))
-    name = f"{series.name}, logarithmic" if spec.logarithmic else series.name
+    name = f"{series.name} (log)" if spec.logarithmic else series.name
     if x:
-        plot.title(f"{name}: {_shown(float(series.values[spec.cursor]))} at step {int(history.steps[spec.cursor])}")
+        plot.title(name)
         plot.plot(x, y, marker="braille" if len(x) > 1 else "dot", color=_rgb(colours["primary"]))
         low, high = min(y), max(y)
         ticks = [low] if low == high else [low + (high - low) * part / 3 for part in range(4)]
@@ -116,10 +122,6 @@ def _draw_steps(plot: Plot, spec: PlotSpec, first: int, last: int, colours: Mapp
         plot.vline(spec.failing, _rgb(colours["error"]))
     if at != spec.failing and first <= at <= last:
         plot.vline(at, _rgb(colours["accent"]))
-
-
-def _shown(value: float) -> str:
-    return "NaN" if math.isnan(value) else f"{value:.4g}"
 
 
 def _label(value: float, logarithmic: bool) -> str:

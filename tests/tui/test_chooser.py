@@ -1,0 +1,77 @@
+"""Several captures: the table, how it fills, how one is opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from textual.pilot import Pilot
+from textual.widgets import DataTable
+from tui.stored import ROOT, StoredEngine
+
+from nanreplay.tui.app import NanreplayApp
+from nanreplay.tui.screens.capture import CaptureScreen
+from nanreplay.tui.screens.chooser import ChooserScreen
+from nanreplay.tui.screens.error import ErrorScreen
+from nanreplay.tui.tasks import Explain
+
+RUNS = [ROOT / "sample_runs" / f"{name}.h5" for name in ("log_of_zero", "exploding_rnn")]
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    path = tmp_path / "broken.h5"
+    path.write_bytes(RUNS[0].read_bytes()[:4000])
+    return path
+
+
+async def settled(pilot: Pilot[None]) -> None:
+    await pilot.pause()
+    await pilot.app.workers.wait_for_complete()
+    await pilot.pause()
+
+
+def rows(app: NanreplayApp) -> list[list[str]]:
+    table = app.screen.query_one(DataTable)
+    return [[str(cell) for cell in table.get_row_at(row)] for row in range(table.row_count)]
+
+
+async def test_the_table_says_cause_layer_op_and_step_of_each(broken: Path) -> None:
+    app = NanreplayApp([*RUNS, broken], engine=StoredEngine())
+    async with app.run_test(size=(140, 30)) as pilot:
+        await settled(pilot)
+        first, second, third = rows(app)
+        assert first == ["log_of_zero.h5", "log of zero", "loss", "Log", "12", "loss is NaN", "reproduced"]
+        assert second[1:4] == ["exploding gradient", "memory/simple_rnn_cell", "MatMul"]
+        assert third[0] == "broken.h5"
+        assert third[1] == "✗ unreadable"
+
+
+async def test_enter_opens_a_capture_and_ctrl_l_comes_back(broken: Path) -> None:
+    engine = StoredEngine()
+    app = NanreplayApp([*RUNS, broken], engine=engine)
+    async with app.run_test(size=(140, 30)) as pilot:
+        await settled(pilot)
+        await pilot.press("j", "enter")
+        await settled(pilot)
+        assert isinstance(app.screen, CaptureScreen)
+        assert app.screen.state.opened.name == "exploding_rnn.h5"
+        assert engine.asked[-1] == Explain(str(RUNS[1]))
+        await pilot.press("ctrl+l")
+        await settled(pilot)
+        assert isinstance(app.screen, ChooserScreen)
+        asked = len(engine.asked)
+        await pilot.press("enter")
+        await settled(pilot)
+        assert len(engine.asked) == asked  # its report is kept
+
+
+async def test_an_unreadable_capture_says_why(broken: Path) -> None:
+    app = NanreplayApp([RUNS[0], broken], engine=StoredEngine())
+    async with app.run_test(size=(140, 30)) as pilot:
+        await settled(pilot)
+        await pilot.press("down", "enter")
+        await settled(pilot)
+        assert isinstance(app.screen, ErrorScreen)
+        await pilot.press("escape")
+        assert isinstance(app.screen, ChooserScreen)
