@@ -1,0 +1,112 @@
+"""`nanreplay open` in a real terminal (tmux), with its worker process and TensorFlow: from opening to the origin to a copied answer."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+from tui.stored import ROOT, stored_report
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux (apt-get install tmux): a terminal to run in"),
+]
+
+
+class Terminal:
+    """A terminal of its own, on a tmux server of its own."""
+
+    def __init__(self, columns: int, lines: int, *arguments: str, **environment: str) -> None:
+        self.socket = f"nanreplay-test-{os.getpid()}"
+        settings = [f"{name}={value}" for name, value in environment.items()]
+        command = [
+            "env",
+            "-u",
+            "COLUMNS",
+            "-u",
+            "LINES",
+            f"PYTHONPATH={ROOT}",
+            *settings,
+            sys.executable,
+            "-m",
+            "nanreplay",
+            "open",
+            *arguments,
+        ]
+        self.tmux("-f", "/dev/null", "new-session", "-d", "-x", str(columns), "-y", str(lines), "-c", str(ROOT), *command)
+        self.tmux("set-option", "-s", "set-clipboard", "on")  # what OSC 52 copies becomes a buffer
+
+    def tmux(self, *arguments: str) -> str:
+        done = subprocess.run(["tmux", "-L", self.socket, *arguments], capture_output=True, text=True, check=False, timeout=30)
+        return done.stdout
+
+    def press(self, *keys: str) -> None:
+        self.tmux("send-keys", *keys)
+
+    def screen(self) -> str:
+        return self.tmux("capture-pane", "-p")
+
+    def until(self, condition: str | Callable[[str], bool], timeout_s: float = 90) -> str:
+        """Wait until the screen holds a text."""
+        ends = time.monotonic() + timeout_s
+        while time.monotonic() < ends:
+            screen = self.screen()
+            if condition in screen if isinstance(condition, str) else condition(screen):
+                return screen
+            time.sleep(0.1)
+        pytest.fail(f"{condition} did not come:\n{self.screen()}")
+
+    def close(self) -> None:
+        self.tmux("kill-server")  # of the socket above, so nobody else's
+
+
+@pytest.fixture
+def terminal() -> Iterator[Callable[..., Terminal]]:
+    opened: list[Terminal] = []
+
+    def open_(*arguments: str, **environment: str) -> Terminal:
+        opened.append(Terminal(*arguments, **environment))  # type: ignore[arg-type]
+        return opened[-1]
+
+    yield open_
+    for each in opened:
+        each.close()
+
+
+def test_from_opening_to_the_origin_to_a_copied_answer(terminal: Callable[..., Terminal]) -> None:
+    run = terminal(120, 40, "sample_runs/log_of_zero.h5")
+    run.until("step 12 · loss is NaN. The op that made it is named once the step is replayed.", 20)
+    run.press("2")  # keys are answered while TensorFlow loads
+    run.until("gradient norm", 10)
+    run.press("1")
+    run.until("Cause: log of zero.")
+    run.until(lambda screen: "esc stops it" not in screen)
+    run.press("3")
+    run.until(lambda screen: re.search(r"Log\b.*\[18, 0\]|Log\s+compile_loss", screen) is not None)
+    run.until(lambda screen: "esc stops it" not in screen)
+    run.press("y")
+    run.until("the sentence", 10)
+    run.press("1")
+    run.until("Copied the sentence.", 10)
+    sentence = stored_report("log_of_zero").sentence.partition(" Verified")[0]
+    assert run.tmux("show-buffer").startswith(sentence)
+    run.press("q")
+    ends = time.monotonic() + 10
+    while run.tmux("list-sessions") and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert run.tmux("list-sessions") == ""
+
+
+@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "xterm"}], ids=["no colour", "16 colours"])
+def test_plain_terminals_show_all_that_matters(terminal: Callable[..., Terminal], environment: dict[str, str]) -> None:
+    run = terminal(80, 24, "sample_runs/log_of_zero.h5", **environment)
+    screen = run.until("Palette", 20)
+    assert "log_of_zero.h5" in screen
+    assert "▲ step 12" in screen
+    run.press("q")
