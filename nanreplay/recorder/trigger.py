@@ -35,7 +35,16 @@ def kind_of(variables: VariableTable, index: int) -> str:
 
 def exception_trigger(error: Exception) -> Trigger:
     """The trigger of a step that raised."""
-    return Trigger("exception", type(error).__name__, (str(error).splitlines() or [""])[0][:500])
+    return Trigger("exception", type(error).__name__, _what_was_said(str(error))[:500])
+
+
+def _what_was_said(message: str) -> str:
+    """The line that says why: a graph's error begins with where the op was made, and ends with which node it was."""
+    lines = [line for line in message.splitlines() if line.strip()] or [""]
+    if not lines[0].startswith("Graph execution error"):
+        return lines[0]
+    reasons = [line for line in lines[1:] if not line.startswith((" ", "\t", "Detected at", "Stack trace", "Original stack"))]
+    return reasons[0] if reasons else lines[0]
 
 
 def is_end_of_data(error: Exception) -> bool:

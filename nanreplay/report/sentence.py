@@ -60,8 +60,9 @@ def _what(verdict: Verdict, findings: Findings, incident: Incident, steps: tuple
     if origin.loop:
         parts.append(", ".join(f"iteration {loop.iteration} of `{PurePath(loop.op).name}`" for loop in origin.loop))
     reached = _OP_IN_TEXT.sub(r"NaN in `\1`", findings.consequence or "")
-    consequence = f", which {reached}" if reached else ""
-    said = [" · ".join([*parts, _event(origin)]) + f"{consequence}."]
+    stopped = origin.kind == "raised" and incident.trigger.what == "exception"
+    consequence = f", which {reached}" if reached and not stopped else ""
+    said = [" · ".join([*parts, _event(origin, incident.trigger if stopped else None)]) + f"{consequence}."]
     if origin.source is not None:
         said.append(source_text(origin.source.file, origin.source.line, origin.source.code) + ".")
     return " ".join([*said, certainty(verdict)]).rstrip()
@@ -105,11 +106,14 @@ def _place(origin: Origin) -> list[str]:
     return [origin.phase, *([inside] if inside else [])]
 
 
-def _event(origin: Origin) -> str:
+def _event(origin: Origin, stopped: Trigger | None = None) -> str:
+    """What the op did; `stopped` is the exception that it ended the step with."""
     bad = bad_output(origin)
     if origin.op_type is None:
         name = origin.op_name or (origin.operands[0].name if origin.operands else None)
         return f"{f'`{name}`' if name else 'the batch'} holds {_value(bad)}{_at(bad, origin)}"
+    if stopped is not None:
+        return f"`{origin.op_type}`{_of(origin)}{_at(bad, origin)} raised {readable_trigger(stopped).rstrip('.')}"
     if origin.kind == "raised":
         return f"`{origin.op_type}`{_of(origin)}{_at(bad, origin)} is refused op by op and gives {_value(bad)} when compiled"
     return f"`{origin.op_type}`{_of(origin)}{_at(bad, origin)} gave {_value(bad)}"

@@ -39,7 +39,7 @@ FITTING: Mapping[CauseKind, Sequence[str]] = {
     "mask_all": ("finite_mask", "clean_data=drop_rows"),
     "loss_scale_stuck": ("float32", "lr=0.1", "clip_data"),
     "label_out_of_range": ("clean_data=drop_rows",),
-    "linalg_singular": ("clean_data=drop_rows", "epsilon"),
+    "linalg_singular": ("epsilon=1e-6", "epsilon=1e-4", "epsilon=1e-3", "clean_data=drop_rows"),
     "hardware_like": (),
     "other": ("clean_data=drop_rows", "clip_data", *_GROWING),
 }

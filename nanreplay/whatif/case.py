@@ -26,6 +26,8 @@ POLES = DIVISIONS | words(
     "Log Log1p Sqrt Rsqrt Reciprocal Inv Pow Xlogy Xlog1py Acos Asin Acosh Atanh Exp Expm1 Lgamma Digamma Atan2 Erfinv Ndtri"
 )
 """Ops with an operand at which they, or their gradients, are not finite."""
+MATRICES = words("MatrixInverse Cholesky MatrixSolve MatrixTriangularSolve LogMatrixDeterminant MatrixDeterminant")
+"""Ops of a matrix that may be singular; their operand is the first input."""
 _SECOND = DIVISIONS | words("Xlogy Xlog1py")
 _COPIES = COPIES | words("ExpandDims Squeeze Cast BroadcastTo Transpose")
 _LONGEST_SEARCH = 12
@@ -131,10 +133,10 @@ class Case:
         while pending and len(seen) < _LONGEST_SEARCH:
             current = pending.pop(0)
             op_type = editor.node(current).op
-            if op_type in POLES:
+            if op_type in POLES | MATRICES:
                 position = 1 if op_type in _SECOND else 0
                 yield Place(current, op_type, position)
-                sources = [editor.data_inputs(current)[position]]
+                sources = [editor.data_inputs(current)[position]] if op_type in POLES else []
             elif current == key or op_type in _COPIES | words("Mul Add AddV2 Neg Maximum Minimum"):
                 sources = editor.data_inputs(current)
             else:

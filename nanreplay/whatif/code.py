@@ -14,10 +14,19 @@ _CALLS = {
     "Log": ("log",), "Log1p": ("log1p",), "Sqrt": ("sqrt",), "Rsqrt": ("rsqrt",), "Exp": ("exp",), "Expm1": ("expm1",),
     "Reciprocal": ("reciprocal",), "RealDiv": ("divide", "truediv", "div"), "Acos": ("acos", "arccos"), "Asin": ("asin", "arcsin"),
     "Acosh": ("acosh",), "Atanh": ("atanh", "arctanh"), "Pow": ("pow",), "Softmax": ("softmax",), "Xlogy": ("xlogy",),
-    "DivNoNan": ("divide_no_nan",), "Lgamma": ("lgamma",), "Atan2": ("atan2",),
+    "DivNoNan": ("divide_no_nan",), "MatrixInverse": ("inv", "pinv"), "Cholesky": ("cholesky",), "MatrixSolve": ("solve",),
+    "LogMatrixDeterminant": ("slogdet", "logdet"), "MatrixDeterminant": ("det",), "Lgamma": ("lgamma",), "Atan2": ("atan2",),
 }  # fmt: skip
 """Python functions that make an op, by their last name."""
-_SHOWN = {"RealDiv": "x / {}", "Div": "x / {}", "Reciprocal": "1 / {}", "Pow": "{} ** p", "Xlogy": "tf.math.xlogy(x, {})"}
+_SHOWN = {
+    "Cholesky": "tf.linalg.cholesky({})",
+    "MatrixInverse": "tf.linalg.inv({})",
+    "RealDiv": "x / {}",
+    "Div": "x / {}",
+    "Reciprocal": "1 / {}",
+    "Pow": "{} ** p",
+    "Xlogy": "tf.math.xlogy(x, {})",
+}
 
 
 def rewritten(source: Frame | None, op_type: str, template: str) -> str:
@@ -105,6 +114,6 @@ def _replaced(code: str, operand: Operand, template: str) -> str:
     raw = code.encode()  # ast counts bytes
     before, text, after = (part.decode() for part in (raw[: operand.start], raw[operand.start : operand.end], raw[operand.end :]))
     is_sum = template.startswith("{}") and template != "{}"
-    new = template.format(text if operand.binds or not is_sum else f"({text})")
+    new = template.format(text if operand.binds else f"({text})")
     in_brackets = operand.is_argument or (before.endswith("(") and after.startswith(")"))
     return f"{before}{new if in_brackets or not is_sum else f'({new})'}{after}"

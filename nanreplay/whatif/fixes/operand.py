@@ -9,13 +9,15 @@ from typing import Any
 
 import tensorflow as tf
 
-from nanreplay.whatif.case import DIVISIONS, Case, Place
+from nanreplay.whatif.case import DIVISIONS, MATRICES, Case, Place
 from nanreplay.whatif.code import operand_text, rewritten, short
 from nanreplay.whatif.edits import CannotTryError, Edit, Fix
 from nanreplay.whatif.fixes.optimizer import number, optimizer_of
 
 EPSILON = 1e-7
 """Keras's `keras.config.epsilon()`."""
+EPSILON_FLOAT16 = 1e-3
+"""The same where numbers have 11 bits: about the smallest that does not vanish beside 1."""
 _NEGATIVE_TOO = frozenset({"Log", "Sqrt", "Rsqrt", "Pow", "Xlogy", "Lgamma"})
 """Ops that take no operand below 0: an epsilon that is added does not help where the operand is far below."""
 
@@ -28,8 +30,10 @@ def epsilon(case: Case, value: str | None, place: Place | None = None) -> Fix:
         value: The number; `keras.config.epsilon()` unless given.
         place: Which operand; that of the origin unless given.
     """
-    small = number(value, EPSILON)
     place = place or next(case.places())
+    small = number(value, EPSILON if _dtype(case) != "float16" else EPSILON_FLOAT16)
+    if place.type in MATRICES:
+        return _on_diagonal(case, place, small)
     if place.everywhere:
         return _everywhere(case, place, small)
     operand = case.operand(place)
@@ -41,6 +45,21 @@ def epsilon(case: Case, value: str | None, place: Place | None = None) -> Fix:
     if case.is_optimizers_own:
         return replace(fix, source=None, code=f"keras.optimizers.{optimizer_of(case)}(..., epsilon={short(small)})")
     return fix
+
+
+def _dtype(case: Case) -> str | None:
+    outputs = case.origin.outputs if case.origin is not None else ()
+    return outputs[0].dtype if outputs else None
+
+
+def _on_diagonal(case: Case, place: Place, small: float) -> Fix:
+    """Jitter: what makes a singular matrix regular."""
+    template = f"{{}} + {short(small)} * tf.eye(n)"
+
+    def change(x: Any) -> Any:
+        return tf.linalg.set_diag(x, tf.linalg.diag_part(x) + tf.cast(small, x.dtype))
+
+    return _at(case, replace(place, everywhere=False), "epsilon", {"value": small, "where": "the diagonal"}, change, template)
 
 
 def _everywhere(case: Case, place: Place, small: float) -> Fix:

@@ -172,15 +172,12 @@ def _exchanged(chain: Chain, source: Frame | None) -> Fix:
         backward = {key for key, info in editor.infos.items() if (info.forward_function, info.forward) in chain.ops}
         if backward:
             _exchange_gradient(editor, chain, made, backward)
-        new = editor.add("", lambda x: _as_before(chain.compute, x), [chain.given])[0]
+        kind = editor.dtype("", made)
+        new = editor.add("", lambda x: chain.compute(tf.cast(x, kind)), [chain.given])[0]
         editor.reroute("", made, new, only=lambda key: key not in backward)
 
     code = f"{chain.op}(logits)  # in place of log(...)" + (f" in `{source.code.strip()}`" if source is not None and source.code else "")
     return Fix("stable_op", {"op": chain.op}, Edit(programs=(edit,)), code, source)
-
-
-def _as_before(compute: Callable[[Any], Any], x: Any) -> Any:
-    return compute(x)
 
 
 def _exchange_gradient(editor: ProgramEditor, chain: Chain, made: str, backward: set[OpKey]) -> None:
@@ -198,7 +195,7 @@ def _exchange_gradient(editor: ProgramEditor, chain: Chain, made: str, backward:
     def gradient(x: Any, upstream: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(x)
-            y = chain.compute(x)
+            y = chain.compute(tf.cast(x, upstream.dtype))
         return tape.gradient(y, x, output_gradients=upstream)
 
     new = editor.add("", gradient, [chain.given, incoming[0]])[0]

@@ -87,6 +87,8 @@ def test_the_output_that_is_bad_is_the_one_told() -> None:
 
 def test_an_op_that_raises_says_so() -> None:
     assert "is refused op by op and gives inf when compiled" in say(kind="raised")
+    stopped = replace(INCIDENT, trigger=Trigger("exception", "InvalidArgumentError", "Input is not invertible."))
+    assert "raised InvalidArgumentError: Input is not invertible. train.py:88" in say(kind="raised", incident=stopped)
 
 
 def test_a_long_line_of_code_is_cut() -> None:
