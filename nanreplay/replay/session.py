@@ -14,12 +14,13 @@ from nanreplay.errors import MissingPartError, ReplayError
 from nanreplay.program import private_tf
 from nanreplay.program.hashes import BitHash, compiled_hashes
 from nanreplay.program.widen import widened_variables
-from nanreplay.records import ArrayLike, BatchRecord, Frame, Incident, OpInfo, Signature, VariableInfo
+from nanreplay.records import ArrayLike
 from nanreplay.replay.compare import StepResult, compare_step
-from nanreplay.replay.events import FeedKind, OpEvent, ValueId
+from nanreplay.replay.events import OpEvent, ValueId
 from nanreplay.replay.interpreter import ErrorHandler, Observer
 from nanreplay.replay.leaves import run_kernel
 from nanreplay.replay.programs import Mode, Program
+from nanreplay.replay.recorded import RecordedSteps
 from nanreplay.replay.state import LiveState
 
 __all__ = ["Replay", "StepResult"]
@@ -28,7 +29,7 @@ T = TypeVar("T")
 _STATES_KEPT = 4
 
 
-class Replay:
+class Replay(RecordedSteps):
     """Runs the steps of a capture again, with the state and the batches that were recorded.
 
     ```python
@@ -46,17 +47,12 @@ class Replay:
 
     def __init__(self, capture: Capture, *, trust: bool = False) -> None:
         """Find the steps that can be replayed; nothing runs yet."""
-        self.capture = capture
+        super().__init__(capture, trust=trust)
         self.notes: list[str] = []
         """Readable lines about the replay itself."""
-        self._trust = trust
-        self._programs: dict[str, Program] = {}
-        self._batches: dict[int, BatchRecord] = {}
         self._states: OrderedDict[int, Mapping[int, Any]] = OrderedDict()
         self._live = LiveState(capture.variables_info)
         self._wide = LiveState(widened_variables(capture.variables_info))
-        self._steps: tuple[int, ...] | None = None
-        self._sources: tuple[Sequence[Sequence[int]], Sequence[Frame]] | None = None
         self._deterministic_before = private_tf.set_deterministic(True)
 
     def __enter__(self) -> Replay:
@@ -74,70 +70,6 @@ class Replay:
         self._states.clear()
         self._live.clear()
         self._wide.clear()
-
-    # What is recorded
-
-    @property
-    def steps(self) -> tuple[int, ...]:
-        """Steps that can be replayed, ascending: reached from a keyframe through steps that have a program."""
-        if self._steps is None:
-            keyframes, reached = set(self.capture.keyframe_steps), []
-            previous: int | None = None
-            for step in self.capture.steps:
-                follows = previous is not None and step == previous + 1
-                previous = step if self.batch(step).program and (step in keyframes or follows) else None
-                reached += [] if previous is None else [step]
-            self._steps = tuple(reached)
-        return self._steps
-
-    @property
-    def incident(self) -> Incident:
-        """Why and when the capture was written."""
-        return self.capture.incident
-
-    @property
-    def variables(self) -> Sequence[VariableInfo]:
-        """The capture's table of variables."""
-        return self.capture.variables_info
-
-    def program(self, step: int) -> Program:
-        """Return the program of a step.
-
-        Raises:
-            UnsafeProgramError: It holds ops that reach beyond tensors.
-            UnsupportedOpError: It holds ops that cannot be replayed.
-        """
-        name = self.batch(step).program
-        if name not in self._programs:
-            self._programs[name] = Program(self.capture.program(name), trust=self._trust)
-        return self._programs[name]
-
-    def batch(self, step: int) -> BatchRecord:
-        """Return the input of a step."""
-        if step not in self._batches:
-            self._batches[step] = self.capture.batch(step)
-        return self._batches[step]
-
-    def signature(self, step: int) -> Signature:
-        """Return how the step's program is called and what its tensors mean."""
-        return self.program(step).signature
-
-    def ops(self, step: int) -> Mapping[tuple[str, str], OpInfo]:
-        """Return what is known of each op of the step's program, by function and name."""
-        return self.program(step).infos
-
-    def feed_names(self, step: int) -> Sequence[tuple[FeedKind, int]]:
-        """Return what `ValueId(-1 - i, 0)` stands for: a batch leaf, a variable or a constant, and its index."""
-        return self.program(step).feed_names
-
-    def source(self, stack: int) -> Frame | None:
-        """Return the innermost frame of user code of a stack."""
-        if self._sources is None:
-            self._sources = self.capture.stacks, self.capture.frames
-        stacks, frames = self._sources
-        return frames[stacks[stack][-1]] if 0 <= stack < len(stacks) and stacks[stack] else None
-
-    # Running
 
     def run_window(
         self,
@@ -287,10 +219,6 @@ class Replay:
         self._live.assign(self.state(step))
         record, leaves = self.program(step).record, self.batch(step).leaves
         return self._tried(step, lambda: compiled_hashes(record, names, batch=leaves, variables=self._live.variables))
-
-    def inputs_of(self, step: int) -> Mapping[str, Sequence[str]]:
-        """Return the names of the tensors that each op of the step's main graph takes."""
-        return self.program(step).inputs_of
 
     def compiled_event(self, step: int, op: str) -> OpEvent | None:
         """Return one op's execution in the step compiled as it was trained; None for one with handles among its tensors."""

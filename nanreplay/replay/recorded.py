@@ -1,0 +1,92 @@
+"""What a capture holds of each step, read once and kept while it is replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from nanreplay.capture.reader import Capture
+from nanreplay.records import BatchRecord, Frame, Incident, OpInfo, Signature, VariableInfo
+from nanreplay.replay.events import FeedKind
+from nanreplay.replay.programs import Program
+
+
+class RecordedSteps:
+    """The steps of a capture with their programs and batches; runs nothing.
+
+    Args:
+        capture: An open capture.
+        trust: Let programs pass that touch files, the network or processes.
+    """
+
+    def __init__(self, capture: Capture, *, trust: bool = False) -> None:
+        """Read nothing yet."""
+        self.capture = capture
+        self._trust = trust
+        self._programs: dict[str, Program] = {}
+        self._batches: dict[int, BatchRecord] = {}
+        self._steps: tuple[int, ...] | None = None
+        self._sources: tuple[Sequence[Sequence[int]], Sequence[Frame]] | None = None
+
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """Steps that can be replayed, ascending: reached from a keyframe through steps that have a program."""
+        if self._steps is None:
+            keyframes, reached = set(self.capture.keyframe_steps), []
+            previous: int | None = None
+            for step in self.capture.steps:
+                follows = previous is not None and step == previous + 1
+                previous = step if self.batch(step).program and (step in keyframes or follows) else None
+                reached += [] if previous is None else [step]
+            self._steps = tuple(reached)
+        return self._steps
+
+    @property
+    def incident(self) -> Incident:
+        """Why and when the capture was written."""
+        return self.capture.incident
+
+    @property
+    def variables(self) -> Sequence[VariableInfo]:
+        """The capture's table of variables."""
+        return self.capture.variables_info
+
+    def program(self, step: int) -> Program:
+        """Return the program of a step.
+
+        Raises:
+            UnsafeProgramError: It holds ops that reach beyond tensors.
+            UnsupportedOpError: It holds ops that cannot be replayed.
+        """
+        name = self.batch(step).program
+        if name not in self._programs:
+            self._programs[name] = Program(self.capture.program(name), trust=self._trust)
+        return self._programs[name]
+
+    def batch(self, step: int) -> BatchRecord:
+        """Return the input of a step."""
+        if step not in self._batches:
+            self._batches[step] = self.capture.batch(step)
+        return self._batches[step]
+
+    def signature(self, step: int) -> Signature:
+        """Return how the step's program is called and what its tensors mean."""
+        return self.program(step).signature
+
+    def ops(self, step: int) -> Mapping[tuple[str, str], OpInfo]:
+        """Return what is known of each op of the step's program, by function and name."""
+        return self.program(step).infos
+
+    def feed_names(self, step: int) -> Sequence[tuple[FeedKind, int]]:
+        """Return what `ValueId(-1 - i, 0)` stands for: a batch leaf, a variable or a constant, and its index."""
+        return self.program(step).feed_names
+
+    def source(self, stack: int) -> Frame | None:
+        """Return the innermost frame of user code of a stack."""
+        if self._sources is None:
+            self._sources = self.capture.stacks, self.capture.frames
+        stacks, frames = self._sources
+        return frames[stacks[stack][-1]] if 0 <= stack < len(stacks) and stacks[stack] else None
+
+    def inputs_of(self, step: int) -> Mapping[str, Sequence[str]]:
+        """Return the names of the tensors that each op of the step's main graph takes."""
+        return self.program(step).inputs_of
