@@ -41,7 +41,9 @@ class _Held:
 
         self.capture = Capture(path)
         self.replay = Replay(self.capture, trust=context.trust)
-        self.explorer = Explorer(self.replay, origin=origin, tick=lambda done: context.progress(done, 0))
+        self.explorer = Explorer(self.replay, origin=origin, tick=lambda done: context.progress(done, self.ops if done <= self.ops else 0))
+        self.ops = 0
+        """Ops of the step that was last run; other steps have about as many."""
 
     def close(self) -> None:
         """Let go of the replay and the file."""
@@ -58,7 +60,11 @@ class ExploreTask(Task[T]):
 
     def explorer(self, context: WorkerContext) -> Explorer:
         """Return the capture's explorer, with everything that it remembers."""
-        return context.kept(("explorer", self.path, self.origin), lambda: _Held(self.path, context, self.origin)).explorer
+        return self.held(context).explorer
+
+    def held(self, context: WorkerContext) -> _Held:
+        """Return the open capture."""
+        return context.kept(("explorer", self.path, self.origin), lambda: _Held(self.path, context, self.origin))
 
 
 @dataclass(frozen=True)
@@ -70,8 +76,10 @@ class ViewStep(ExploreTask[Seen]):
 
     def run(self, context: WorkerContext) -> Seen:
         """Run it, unless that was done before."""
-        explorer = self.explorer(context)
-        return Seen(explorer.step_view(self.step), tuple(explorer.steps))
+        held = self.held(context)
+        view = held.explorer.step_view(self.step)
+        held.ops = len(view.ops)
+        return Seen(view, tuple(held.explorer.steps))
 
 
 @dataclass(frozen=True)

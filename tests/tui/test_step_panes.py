@@ -233,3 +233,12 @@ async def test_panes_fit_any_terminal(size: tuple[int, int]) -> None:
             assert pane.as_text()
             assert pane.copies()
             assert pane.HELP
+
+
+async def test_another_theme_colours_everything_anew() -> None:
+    async with opened("log_of_zero") as screen:
+        for key, query in (("3", "BisectPane #op"), ("5", "TensorPane #words"), ("6", "BatchPane #arrays")):
+            await screen.press(key)
+            before = screen.screen.query_one(query, Static).content
+            await screen.press("f2")
+            assert screen.screen.query_one(query, Static).content != before

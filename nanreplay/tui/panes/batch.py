@@ -27,7 +27,8 @@ from nanreplay.tui.widgets.figures import sample_bars
 from nanreplay.tui.widgets.op_words import ORIGIN, tone
 from nanreplay.tui.widgets.samples import SampleLook, sample_text
 
-_AROUND = 4
+AROUND = 4
+"""Samples before and after the one that is shown."""
 
 
 class SampleStrip(Widget):
@@ -115,6 +116,11 @@ class BatchPane(Pane):
         with VerticalScroll():
             yield Static(id="arrays", markup=False)
 
+    def on_mount(self) -> None:
+        """Show what is known already."""
+        super().on_mount()
+        self.app.theme_changed_signal.subscribe(self, lambda theme: self._draw())
+
     @property
     def origin(self) -> Origin | None:
         """What the report says of the origin."""
@@ -135,7 +141,7 @@ class BatchPane(Pane):
     @work(exclusive=True, group="batch", exit_on_error=False)
     async def fetch(self, step: int, row: int | None) -> None:
         """Get a sample with its neighbours, and show it."""
-        view = await self.ask(ViewBatch(self.path, self.origin, step, row, _AROUND))
+        view = await self.ask(ViewBatch(self.path, self.origin, step, row, AROUND))
         self.view = view
         self.row = row if row is not None else view.rows[0] if view.rows else 0
         self._draw()
@@ -161,6 +167,8 @@ class BatchPane(Pane):
     def _arrays(self, view: BatchView) -> Text:
         if not view.size:
             return Text("This batch has no array with a row for each sample.")
+        if self.row not in view.shown:
+            return Text(f"reading sample {self.row} …")
         look = SampleLook(max(self.size.width - 4, 40), self.app.theme_variables, self._strangest_first, self.app.no_color)
         return sample_text(view, self.row, look)
 

@@ -22,7 +22,7 @@ from nanreplay.tui.panes.steps import StepPane, worst_output
 from nanreplay.tui.state import CaptureState, Place
 from nanreplay.tui.widgets.op_detail import op_text
 from nanreplay.tui.widgets.op_tree import OpTree
-from nanreplay.tui.widgets.op_words import ORIGIN
+from nanreplay.tui.widgets.op_words import ORIGIN, value_title
 
 _DELAY_S = 0.1
 
@@ -81,6 +81,10 @@ class BisectPane(StepPane):
 
     # The step
 
+    def show_theme(self) -> None:
+        """Draw in other colours."""
+        self._show_op()
+
     def show_view(self, view: StepView, value: ValueId | None) -> None:
         """Show a step at an op; at its origin unless given."""
         tree = self.op_tree
@@ -99,7 +103,7 @@ class BisectPane(StepPane):
         bad, hidden = sum(map(is_bad, self.view.ops)), len(self.view.ops) - len(self.op_tree.ops)
         words = [f"step {self.view.step}", f"{len(self.view.ops)} ops", f"{bad} non-finite" if bad else "all finite"]
         if self.view.origins:
-            words.append(f"{ORIGIN} {self.view.name(self.view.origins[0])}")
+            words.append(f"{ORIGIN} {value_title(self.view, self.view.origins[0])}")
         if hidden:
             words.append(f"{hidden} hidden{f' by / {self.op_tree.query_text}' if self.op_tree.query_text else ', p shows them'}")
         if self._trail:

@@ -72,6 +72,10 @@ class DataflowPane(StepPane):
         """The lines."""
         return self.query_one("#hops", OptionList)
 
+    def show_theme(self) -> None:
+        """Draw in other colours."""
+        self._draw()
+
     def show_view(self, view: StepView, value: ValueId | None) -> None:
         """Begin a way at a value; at the origin unless given."""
         self.way = [value if value is not None else first_value(view)]

@@ -39,6 +39,13 @@ class StepPane(Pane):
         """Steps that can be looked at."""
         self._wanted: Place | None = None
 
+    def on_mount(self) -> None:
+        """Show what is known already; look at the step of the incident when no report is on its way."""
+        super().on_mount()
+        self.app.theme_changed_signal.subscribe(self, lambda theme: self.show_theme())
+        if self.state.report is None and self.state.engine.progress is None:
+            self.show_place(Place(self.state.failing_step))
+
     @property
     def origin(self) -> Origin | None:
         """What the report says of the origin."""
@@ -77,6 +84,9 @@ class StepPane(Pane):
             view: The step.
             value: What to show of it; None for what matters most.
         """
+
+    def show_theme(self) -> None:
+        """Draw in other colours."""
 
     def action_other_step(self, by: int) -> None:
         """Look at the step before, or at the next one."""

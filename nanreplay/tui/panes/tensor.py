@@ -88,6 +88,10 @@ class TensorPane(StepPane):
 
     # What is shown
 
+    def show_theme(self) -> None:
+        """Draw in other colours."""
+        self._show_words()
+
     def show_view(self, view: StepView, value: ValueId | None) -> None:
         """Show a tensor of a step; the origin's unless given."""
         self._trail.clear()

@@ -1,0 +1,56 @@
+"""Pictures of the panes that look into a step, at the smallest and at a large terminal.
+
+`pytest tests/tui --snapshot-update` takes them anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from textual.pilot import Pilot
+from tui.stored import ROOT
+from tui.stored_steps import StoredSteps
+
+from nanreplay.tui.app import NanreplayApp
+
+Compare = Callable[..., bool]
+SIZES = [(80, 24), (160, 50)]
+
+
+def app_of(name: str) -> NanreplayApp:
+    app = NanreplayApp([ROOT / "sample_runs" / f"{name}.h5"])
+    app.engine = StoredSteps()
+    return app
+
+
+def pressing(*keys: str) -> Callable[[Pilot[Any]], Any]:
+    async def press(pilot: Pilot[Any]) -> None:
+        for key in ("", *keys):
+            if key:
+                await pilot.press(key)
+            for _ in range(3):
+                await pilot.app.workers.wait_for_complete()
+                await pilot.pause()
+
+    return press
+
+
+@pytest.mark.parametrize("size", SIZES, ids=["80x24", "160x50"])
+@pytest.mark.parametrize("key", ["3", "4", "5", "6"], ids=["bisect", "dataflow", "tensor", "batch"])
+def test_a_pane(snap_compare: Compare, key: str, size: tuple[int, int]) -> None:
+    assert snap_compare(app_of("log_of_zero"), terminal_size=size, run_before=pressing(key))
+
+
+def test_layers_and_the_precision_of_an_origin(snap_compare: Compare) -> None:
+    assert snap_compare(app_of("float16_overflow"), terminal_size=(110, 30), run_before=pressing("3"))
+
+
+def test_images_of_a_batch(snap_compare: Compare) -> None:
+    assert snap_compare(app_of("float16_overflow"), terminal_size=(110, 30), run_before=pressing("6"))
+
+
+def test_the_filter(snap_compare: Compare) -> None:
+    keys = ("3", "slash", "i", "s", "colon", "n", "a", "n", "enter")
+    assert snap_compare(app_of("log_of_zero"), terminal_size=(80, 24), run_before=pressing(*keys))
