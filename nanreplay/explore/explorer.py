@@ -11,7 +11,6 @@ import numpy as np
 
 from nanreplay.bisect import Bisection
 from nanreplay.bisect.arrays import dtype_name, is_opaque
-from nanreplay.bisect.judge import Suspect
 from nanreplay.bisect.repair import repaired
 from nanreplay.bisect.run import ErrorHandler, Observer, StepRunner
 from nanreplay.bisect.search import Scene
@@ -144,7 +143,7 @@ class Explorer:
         """Failing elements of an op: of an origin those that it made."""
         for suspect in scene.judgement.suspects:
             if suspect.fact is not None and suspect.fact.serial == serial:
-                return _masks(suspect)
+                return suspect.masks
         return scene.walk.failing.get(serial, {})
 
     def _held(self, scene: Scene, tensor: Any, value: ValueId) -> Any:
@@ -227,10 +226,6 @@ class _Ticking:
             return observer(event) if observer is not None else None
 
         return self._inner.run(step, see, batch=batch, on_error=on_error, fetches=fetches, update=update)
-
-
-def _masks(suspect: Suspect) -> Mapping[int, Any]:
-    return suspect.masks
 
 
 def _bytes(tensor: Any) -> int:

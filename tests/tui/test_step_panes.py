@@ -242,3 +242,13 @@ async def test_another_theme_colours_everything_anew() -> None:
             before = screen.screen.query_one(query, Static).content
             await screen.press("f2")
             assert screen.screen.query_one(query, Static).content != before
+
+
+async def test_an_op_that_does_not_fit_the_filter_takes_it_away() -> None:
+    async with opened("log_of_zero") as screen:
+        await screen.press("3", "slash")
+        await screen.type("is:nan")
+        await screen.press("enter", "o")
+        assert type_of(screen) == "Log"
+        assert len(screen.screen.query_one(OpTree).ops) > 100
+        assert not screen.screen.query_one("BisectPane #query").display

@@ -117,8 +117,10 @@ class BatchPane(Pane):
             yield Static(id="arrays", markup=False)
 
     def on_mount(self) -> None:
-        """Show what is known already."""
+        """Show what is known already; the batch of the incident when no report is on its way."""
         super().on_mount()
+        if self.state.report is None and self.state.engine.progress is None:
+            self.show_place(Place(self.state.failing_step))
         self.app.theme_changed_signal.subscribe(self, lambda theme: self._draw())
 
     @property

@@ -158,6 +158,8 @@ class BisectPane(StepPane):
     def _go_to(self, op: Op | None, otherwise: str = "") -> None:
         if op is not None:
             self.op_tree.go_to(op)
+            if not self.op_tree.query_text:  # the op did not fit the filter
+                self._close_filter()
             self._show_where()
         elif otherwise:
             self.notify(otherwise, timeout=3)
@@ -229,10 +231,16 @@ class BisectPane(StepPane):
 
     def action_no_filter(self) -> None:
         """Take the filter away."""
-        query = self.query_one("#query", Input)
-        query.value = ""
-        query.remove_class("-open")
+        self.op_tree.filter("", hides_plumbing=self.op_tree.hides_plumbing)
+        self._close_filter()
         self.op_tree.focus()
+        self._show_where()
+
+    def _close_filter(self) -> None:
+        query = self.query_one("#query", Input)
+        with self.prevent(Input.Changed):
+            query.value = ""
+        query.remove_class("-open")
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Leave the escape key to the screen while there is no filter."""
