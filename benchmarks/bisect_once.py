@@ -55,21 +55,28 @@ def record(layers: int, file: str) -> None:
 
 
 def bisect(file: str) -> None:
-    """Explain a capture; print the time, imports apart."""
+    """Explain a capture, then try fixes too; print the times, imports apart, and what a compiled step of the window takes."""
     began = time.perf_counter()
     import tensorflow  # noqa: F401
 
     from nanreplay.report.explain import explain
 
     imported = time.perf_counter()
-    report = explain(file)
+    report = explain(file, fixes="none")
     done = time.perf_counter()
-    from nanreplay import Capture
+    tried = explain(file, fixes="all").fixes
+    whatif_s = time.perf_counter() - done - (done - imported)
+    from nanreplay import Capture, Replay
 
-    with Capture(file) as capture:
+    with Capture(file) as capture, Replay(capture) as replay:
         ops = sum(len(capture.program(name).ops) for name in capture.programs)
+        replay.run_window("recorded")
+        again = time.perf_counter()
+        steps = len(replay.run_window("recorded"))
+        step_s = (time.perf_counter() - again) / steps
     origin = report.findings.origin
-    print(json.dumps({"import_s": imported - began, "bisect_s": done - imported, "ops": ops, "op": origin and origin.op_type}))
+    facts = {"import_s": imported - began, "bisect_s": done - imported, "ops": ops, "op": origin and origin.op_type}
+    print(json.dumps({**facts, "whatif_s": whatif_s, "fixes": len(tried), "steps": steps, "compiled_step_s": step_s}))
 
 
 if __name__ == "__main__":
