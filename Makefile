@@ -14,7 +14,7 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 usable = import ensurepip, sys, venv; sys.exit(not (3, $(1)) <= sys.version_info[:2] <= (3, $(2)))
 first_python = $(shell for python in $(3); do "$$python" -c "$(call usable,$(1),$(2))" >/dev/null 2>&1 && { echo "$$python"; break; }; done)
 
-.PHONY: help demo test test-all test-oldest lint format sample-runs usual-list benchmarks clean
+.PHONY: help demo test test-all snapshots screenshots test-oldest lint format sample-runs usual-list benchmarks clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -27,6 +27,12 @@ test: $(VENV)/.installed ## run the tests
 
 test-all: $(VENV)/.installed ## run the tests, the slow ones too
 	$(BIN)/python -m pytest -n $(WORKERS) -m "" $(ARGS)
+
+screenshots: $(VENV)/.installed ## draw the pictures of the documents anew, from real replays
+	$(BIN)/python docs/screenshots.py $(ARGS)
+
+snapshots: $(VENV)/.installed ## draw the pictures of the terminal interface for its tests anew
+	$(BIN)/python -m pytest tests/tui --snapshot-update $(ARGS)
 
 test-oldest: $(VENV_OLDEST)/.installed ## run the tests with TensorFlow 2.18 and Keras 3.6
 	$(VENV_OLDEST)/bin/python -m pytest -n $(WORKERS) $(ARGS)
@@ -48,7 +54,7 @@ usual-list: $(VENV)/.installed ## write docs/usual-list.md from the sample runs
 	$(BIN)/python docs/usual_list.py
 
 benchmarks: $(VENV)/.installed ## measure what the documents quote
-	@for script in overhead_paired overhead info bisect_time; do echo "== $$script" && $(BIN)/python benchmarks/$$script.py || exit 1; done
+	@for script in overhead_paired overhead info open bisect_time; do echo "== $$script" && $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean: ## remove environments and caches
 	rm -rf $(VENV) $(VENV_OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

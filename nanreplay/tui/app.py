@@ -13,7 +13,7 @@ from textual.command import Provider
 from nanreplay.tui.engine import Engine
 from nanreplay.tui.opened import open_capture
 from nanreplay.tui.state import CaptureState
-from nanreplay.tui.themes import DEFAULT_THEME, THEMES
+from nanreplay.tui.themes import THEMES, fitting_theme
 
 
 def _commands() -> type[Provider]:
@@ -64,7 +64,7 @@ class NanreplayApp(App[None]):
         self.engine.changed = self._engine_changed
         for theme in THEMES:
             self.register_theme(theme)
-        self.theme = DEFAULT_THEME
+        self.theme = fitting_theme(self.console.color_system)
         self.animation_level = "none"  # keys are answered at once, over ssh as well
         self.set_class(self.no_color, "-no-color")
 

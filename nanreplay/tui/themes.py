@@ -48,4 +48,27 @@ COLOUR_BLIND = Theme(  # the palette of Okabe and Ito, "Color universal design",
     panel="#2a2a2a",
     dark=True,
 )
-THEMES = (DARK, LIGHT, COLOUR_BLIND)
+SIXTEEN = Theme(  # nothing between the colours that such a terminal has
+    name="nanreplay-16-colours",
+    primary="#00ffff",
+    secondary="#ff00ff",
+    accent="#ffff00",
+    warning="#ffff00",
+    error="#ff0000",
+    success="#00ff00",
+    foreground="#ffffff",
+    background="#000000",
+    surface="#000000",
+    panel="#000080",
+    dark=True,
+)
+THEMES = (DARK, LIGHT, COLOUR_BLIND, SIXTEEN)
+
+
+def fitting_theme(color_system: str | None) -> str:
+    """The theme to start with.
+
+    Args:
+        color_system: What rich has found out of the terminal: `standard` for 16 colours.
+    """
+    return SIXTEEN.name if color_system in ("standard", "windows") else DEFAULT_THEME

@@ -265,10 +265,10 @@ async def test_themes_follow_one_another(made: Made) -> None:
     async with made().run_test() as pilot:
         await settled(pilot)
         seen = [pilot.app.theme]
-        for _ in range(3):
+        for _ in range(4):
             await pilot.press("f2")
             seen.append(pilot.app.theme)
-        assert seen == ["nanreplay-dark", "nanreplay-light", "nanreplay-colour-blind", "nanreplay-dark"]
+        assert seen == ["nanreplay-dark", "nanreplay-light", "nanreplay-colour-blind", "nanreplay-16-colours", "nanreplay-dark"]
 
 
 async def test_a_key_of_the_last_line_can_be_clicked(made: Made) -> None:

@@ -23,8 +23,6 @@ Prepare = Callable[[Pilot[None]], Awaitable[None]]
 def at_home(monkeypatch: pytest.MonkeyPatch) -> None:
     """Captures are named relative to the repository, so that pictures are the same everywhere."""
     monkeypatch.chdir(ROOT)
-    for name in ("NO_COLOR", "COLORTERM"):
-        monkeypatch.delenv(name, raising=False)
 
 
 def opened(name: str, engine: StoredEngine | None = None) -> NanreplayApp:

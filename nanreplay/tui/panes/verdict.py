@@ -121,7 +121,7 @@ class VerdictPane(Pane):
         }
         table.add_columns("step", *columns)
         for step in sorted({step for found in columns.values() for step in found}):
-            table.add_row(str(step), *(_cell(found.get(step), self.app.theme_variables) for found in columns.values()))
+            table.add_row(str(step), *(_cell(found.get(step), self.app.theme_variables, mode) for mode, found in columns.items()))
         for mode, found in self.replayed.items():
             notes = found.notes if isinstance(found, ReplayedSteps) else (found,)
             for note in notes:
@@ -139,14 +139,14 @@ class VerdictPane(Pane):
         lines += [f"{name}\t{value}" for name, value in self._facts(report)]
         for mode, found in self.replayed.items():
             if isinstance(found, ReplayedSteps):
-                lines += [f"{mode}\tstep {each.step}\t{_cell(each, {}).plain}" for each in found.steps]
+                lines += [f"{mode}\tstep {each.step}\t{_cell(each, {}, mode).plain}" for each in found.steps]
         return "\n".join(lines)
 
 
-def _cell(step: ReplayedStep | None, colours: Mapping[str, str]) -> Text:
+def _cell(step: ReplayedStep | None, colours: Mapping[str, str], mode: str) -> Text:
     if step is None:
         return Text("")
     mark, _, colour = outcome_mark(step.finite)
     loss = readable_number(step.loss) if step.loss is not None else ""
-    exact = "" if step.bit_exact is None else "  bit for bit" if step.bit_exact else f"  {readable_ulp(step.max_ulp)}"
+    exact = "" if step.bit_exact is None or mode == "float64" else "  bit for bit" if step.bit_exact else f"  {readable_ulp(step.max_ulp)}"
     return Text.assemble((f"{mark} ", cell_style(colour, colours)), loss, (exact, "dim"))

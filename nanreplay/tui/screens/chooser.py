@@ -27,12 +27,22 @@ from nanreplay.tui.tasks import Explain
 from nanreplay.tui.widgets.keyline import KeyLine
 from nanreplay.tui.widgets.status import StatusLine
 
-COLUMNS = {"capture": 26, "cause": 18, "layer": 24, "op": 12, "step": 7, "trigger": 36, "verdict": 15}
+COLUMNS = {"capture": 24, "cause": 18, "layer": 24, "op": 12, "step": 6, "trigger": 26, "verdict": 14}
 """Width by column."""
 _HELP = (
     "All captures that were named, with what replaying says of each. The table fills while you look; enter opens the capture at "
     "the cursor, and ctrl+l comes back here."
 )
+
+
+class CaptureTable(DataTable[Text]):
+    """A row a capture."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("enter", "select_cursor", "Open", id="captures.open", tooltip="Open the capture at the cursor"),
+        Binding("j", "cursor_down", "Down", show=False, id="captures.down", tooltip="Down"),
+        Binding("k", "cursor_up", "Up", show=False, id="captures.up", tooltip="Up"),
+    ]
 
 
 class ChooserScreen(Screen[None]):
@@ -44,9 +54,6 @@ class ChooserScreen(Screen[None]):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "Open", id="chooser.open", tooltip="Open the capture at the cursor"),
-        Binding("j", "move(1)", "Down", show=False, id="chooser.down", tooltip="Down"),
-        Binding("k", "move(-1)", "Up", show=False, id="chooser.up", tooltip="Up"),
         Binding("f5", "triage", "Replay again", show=False, id="chooser.triage", tooltip="Replay those that have no answer yet"),
         Binding("escape", "stop", "Stop", show=False, id="chooser.stop", tooltip="Stop the replays in the background"),
         Binding("question_mark,f1", "help", "Help", key_display="?", id="chooser.help", tooltip="What this is, and its keys"),
@@ -63,13 +70,13 @@ class ChooserScreen(Screen[None]):
     def compose(self) -> ComposeResult:
         """Make the widgets."""
         yield Static(f"nanreplay  {len(self.paths)} captures", id="chooser-title", markup=False)
-        yield DataTable(id="captures", cursor_type="row", zebra_stripes=True)
+        yield CaptureTable(id="captures", cursor_type="row", zebra_stripes=True)
         yield StatusLine()
         yield KeyLine()
 
     def on_mount(self) -> None:
         """List the files, then read and replay one after another."""
-        table = self.query_one(DataTable)
+        table = self.query_one(CaptureTable)
         for name, width in COLUMNS.items():
             table.add_column(name, key=name, width=width)
         for path in self.paths:
@@ -116,7 +123,7 @@ class ChooserScreen(Screen[None]):
     # What is listed
 
     def _show(self, path: Path) -> None:
-        table = self.query_one(DataTable)
+        table = self.query_one(CaptureTable)
         for name, value in self._row(path).items():
             table.update_cell(str(path), name, value)
 
@@ -143,9 +150,9 @@ class ChooserScreen(Screen[None]):
     # Keys
 
     @on(DataTable.RowSelected)
-    def action_open(self) -> None:
+    def open_capture(self) -> None:
         """Open the capture at the cursor."""
-        path = self.paths[self.query_one(DataTable).cursor_row]
+        path = self.paths[self.query_one(CaptureTable).cursor_row]
         opened = self.opened.get(path)
         if isinstance(opened, NanreplayError):
             self.app.push_screen(ErrorScreen(opened))
@@ -153,11 +160,6 @@ class ChooserScreen(Screen[None]):
             self.workers.cancel_group(self, "triage")
             state = self.states.setdefault(path, CaptureState(opened, self.engine))
             self.app.push_screen(CaptureScreen(state))
-
-    def action_move(self, by: int) -> None:
-        """Move the cursor."""
-        table = self.query_one(DataTable)
-        table.move_cursor(row=table.cursor_row + by)
 
     def action_triage(self) -> None:
         """Replay those that have no answer yet."""

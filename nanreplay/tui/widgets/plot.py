@@ -92,6 +92,7 @@ def drawn(spec: PlotSpec, size: Size, colours: Mapping[str, str]) -> Text:
     history, series = spec.history, spec.series
     plot = Plot()
     plot.plotsize(size.width, size.height)
+    plot._set_size(size.width, size.height)  # as textual-plotext does: else no larger than the terminal that plotext believes to be in
     for paint, name in ((plot.canvas_color, "background"), (plot.axes_color, "background"), (plot.ticks_color, "foreground")):
         paint(_rgb(colours[name]))
     steps, values = history.steps[spec.part.start : spec.part.stop], series.values[spec.part.start : spec.part.stop]
