@@ -59,8 +59,8 @@ def explain(
 
     with Capture(path) as capture, Replay(capture, trust=trust) as replay:
         verdict = judge(replay, progress=progress)
-        undecided = Bisection(Findings(reason=verdict.reason))
-        bisection = undecided if verdict.kind == "inconclusive" else _bisected(replay, say)
+        without = verdict.kind in ("inconclusive", "transient")  # a fault has no origin in the program
+        bisection = Bisection(Findings(reason=verdict.reason)) if without else _bisected(replay, say)
         causes, unsaid = _causes(replay, bisection, verdict)
         if before_fixes is not None:
             notes = _notes(capture.incident.notes, replay.notes, bisection.findings.notes, unsaid)
