@@ -59,6 +59,9 @@ def bisect(file: str) -> None:
     began = time.perf_counter()
     import tensorflow  # noqa: F401
 
+    import nanreplay.bisect
+    import nanreplay.diagnose
+    import nanreplay.whatif.trial  # noqa: F401
     from nanreplay.report.explain import explain
 
     imported = time.perf_counter()

@@ -13,6 +13,8 @@ from nanreplay.records import Signature
 from nanreplay.whatif.case import Case
 from nanreplay.whatif.edits import BadValueError, CannotTryError, Edit, Fix, ProgramEdit
 
+_OPTIMIZERS = ("SGD", "RMSprop", "Adam", "AdamW", "Adadelta", "Adagrad", "Adamax", "Adafactor", "Nadam", "Ftrl", "Lion", "Lamb", "Muon")
+"""Optimizers of Keras; named here, because importing Keras takes a second."""
 _CHECKS = ("CheckNumerics", "CheckNumericsV2")
 
 
@@ -101,11 +103,11 @@ def _is_scale(path: str) -> bool:
 
 def optimizer_of(case: Case) -> str:
     """Return the class of the optimizer as its variables name it; `Optimizer` when they do not."""
-    known = {name.lower(): name for name in dir(tf.keras.optimizers) if name[:1].isupper()}
+    known = {name.lower(): name for name in _OPTIMIZERS}
     for info in case.window.replay.variables:
         if info.role == "optimizer":
             name = info.path.partition("/")[0].replace("_", "").rstrip("0123456789").lower()
-            if name in known and name not in ("optimizer", "lossscaleoptimizer"):
+            if name in known:
                 return known[name]
     return "Optimizer"
 
