@@ -83,7 +83,7 @@ def main() -> None:
         rows.append([f"longest stall of the event loop, {name}", bar, f"**{found['stall_s']:.3f} s**", f"{found['over']} above 0.1 s"])
         if where == "process":
             keys = found["keys_s"]
-            rows.append(["a key while it replays, until it is drawn", bar, f"**{statistics.median(keys):.3f} s**", _range(keys, "s")])
+            rows.append(["a key meanwhile, until the cursor has moved", bar, f"**{statistics.median(keys):.3f} s**", _range(keys, "s")])
             rows.append(["start to final report", "", f"{found['total_s']:.1f} s", f"{Path(given.capture).name}"])
     header = ["what", "bar", "measured", "range"]
     text = f"{machine_line(facts)} Median of {given.runs} processes for the first paint.\n\n" + table(header, rows)

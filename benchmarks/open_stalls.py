@@ -15,10 +15,11 @@ from typing import Any
 
 from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.screens.capture import CaptureScreen
+from nanreplay.tui.widgets.heat import HeatTable
 
 EVERY_S = 0.005
-KEYS = ("left", "left", "right", "m")
-"""Keys of the timeline: the cursor, and another measure."""
+KEYS = ("left", "left", "right", "left", "right", "right")
+"""Keys of the timeline that move its cursor."""
 
 
 async def tick(gaps: list[float]) -> None:
@@ -39,10 +40,13 @@ async def in_process(capture: Path) -> dict[str, Any]:
         ticking = asyncio.ensure_future(tick(gaps))
         screen = app.screen
         assert isinstance(screen, CaptureScreen)
+        heat = screen.query_one(HeatTable)
         while not screen.state.is_complete:
             for key in KEYS:
-                pressed = time.perf_counter()
-                await pilot.press(key)
+                at, pressed = heat.cursor, time.perf_counter()
+                app.simulate_key(key)
+                while heat.cursor == at:
+                    await asyncio.sleep(0.001)
                 keys.append(time.perf_counter() - pressed)
                 await asyncio.sleep(0.1)
         total_s = time.perf_counter() - began

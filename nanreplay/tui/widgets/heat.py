@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import ClassVar
 
-import numpy as np
 from rich.segment import Segment
 from rich.style import Style
 from textual import events
@@ -146,16 +146,22 @@ class HeatTable(ScrollView, can_focus=True):
 
     def _cell(self, row: int, position: int, base: Style) -> Segment:
         assert self.table is not None
-        value, level = self.table.values[row, position], self.table.levels[row, position]
+        value, level = float(self.table.values[row, position]), float(self.table.levels[row, position])
         colours, width = self.app.theme_variables, self.cell_width
-        if np.isfinite(value):
-            bar = BARS[min(int(level * len(BARS)), len(BARS) - 1)] if value else "·"
-            blended = Color.parse(colours["primary"]).blend(Color.parse(colours["accent"]), float(level))
-            text, style = bar * width, base + Style(color=blended.rich_color)
+        if math.isfinite(value):
+            place = min(int(level * len(BARS)), len(BARS) - 1)
+            text, style = (BARS[place] if value else "·") * width, base + _bar_style(colours["primary"], colours["accent"], place)
         else:
-            text, health = ("✗" if np.isnan(value) else "∞").center(width), "error" if np.isnan(value) else "warning"
-            style = base + Style(color=Color.parse(colours[health]).rich_color, bold=True)
+            text = ("✗" if math.isnan(value) else "∞").center(width)
+            style = base + _bar_style(colours["error"] if math.isnan(value) else colours["warning"], "", 0) + Style(bold=True)
         return Segment(text, style + Style(reverse=True) if position == self.cursor else style)
+
+
+@lru_cache(maxsize=64)
+def _bar_style(low: str, high: str, place: int) -> Style:
+    """The colour of a bar of one of the heights, between that of the lowest and that of the highest."""
+    colour = Color.parse(low)
+    return Style(color=(colour.blend(Color.parse(high), place / (len(BARS) - 1)) if high else colour).rich_color)
 
 
 def _shortened(name: str, width: int) -> str:

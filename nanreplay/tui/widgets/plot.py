@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from rich.console import Console
+from rich.segment import Segment
 from rich.text import Text
 from textual import work
 from textual.color import Color
 from textual.geometry import Size
+from textual.strip import Strip
 from textual.widget import Widget
 from textual_plotext import Plot
 
@@ -45,7 +48,7 @@ class SeriesPlot(Widget):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._spec: PlotSpec | None = None
-        self._drawn = Text("")
+        self._drawn: list[Strip] = []
         self.is_drawn = False
         """Whether the picture is that of the last wish."""
 
@@ -72,13 +75,20 @@ class SeriesPlot(Widget):
     async def _draw_soon(self) -> None:
         await asyncio.sleep(_PAUSE_S)
         if self._spec is not None and self.size.area:
-            self._drawn = await asyncio.to_thread(drawn, self._spec, self.size, self.app.theme_variables)
+            self._drawn = await asyncio.to_thread(strips_of, self._spec, self.size, self.app.theme_variables)
             self.is_drawn = True
             self.refresh()
 
-    def render(self) -> Text:
-        """Return what was drawn last."""
-        return self._drawn
+    def render_line(self, y: int) -> Strip:
+        """Return a line of what was drawn last."""
+        width = self.size.width
+        return self._drawn[y].adjust_cell_length(width, self.rich_style) if y < len(self._drawn) else Strip.blank(width, self.rich_style)
+
+
+def strips_of(spec: PlotSpec, size: Size, colours: Mapping[str, str]) -> list[Strip]:
+    """The plot, ready to be put on the screen; as `drawn`."""
+    lines = Segment.split_lines(drawn(spec, size, colours).render(Console()))
+    return [Strip(Segment.simplify(line)) for line in lines]
 
 
 def drawn(spec: PlotSpec, size: Size, colours: Mapping[str, str]) -> Text:
