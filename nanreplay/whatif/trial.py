@@ -16,8 +16,8 @@ from nanreplay.findings import Cause, FixResult
 from nanreplay.records import Trigger
 from nanreplay.replay import Replay
 from nanreplay.whatif.candidates import LAST_RESORT, candidates
-from nanreplay.whatif.case import Case
 from nanreplay.whatif.edits import BadValueError, Edit, Fix
+from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fixes import FIXES
 from nanreplay.whatif.fixes.operand import epsilon
 from nanreplay.whatif.spec import FixError, check_fix
@@ -66,7 +66,7 @@ def what_if(
         ReplayError: The incident cannot be replayed.
     """
     asked = [check_fix(text) for text in (candidates(causes) if fixes is None else fixes)]
-    bench = _Bench(Case(Window(replay), bisection, causes), keeps_all=fixes is not None)
+    bench = _Bench(Failure(Window(replay), bisection, causes), keeps_all=fixes is not None)
     ends = math.inf if budget_s is None else time.perf_counter() + budget_s
     for done, (name, value) in enumerate(asked):
         if time.perf_counter() + bench.longest_s > ends:
@@ -76,7 +76,7 @@ def what_if(
         if progress is not None:
             progress(done + 1, len(asked))
     if fixes is not None and len(bench.made) > 1:
-        bench.results.append(_tried(bench.case, _joined(bench.made)))
+        bench.results.append(_tried(bench.failure, _joined(bench.made)))
     return Tried(tuple(bench.results))
 
 
@@ -84,7 +84,7 @@ def what_if(
 class _Bench:
     """Fixes that were tried so far."""
 
-    case: Case
+    failure: Failure
     keeps_all: bool
     """Whether each fix was asked for: then none is left out, and one that does not apply says so."""
     results: list[FixResult] = field(default_factory=list)
@@ -98,7 +98,7 @@ class _Bench:
         if not self.keeps_all and (milder or (name == LAST_RESORT and helped)):
             return
         began = time.perf_counter()
-        result, fix = _try_places(self.case, name, value)
+        result, fix = _try_places(self.failure, name, value)
         self.longest_s = max(self.longest_s, time.perf_counter() - began)
         if fix is not None:
             self.made.append(fix)
@@ -114,19 +114,19 @@ def _joined(fixes: Sequence[Fix]) -> Fix:
     return Fix("+".join(fix.name for fix in fixes), params, edit, "\n".join(fix.code for fix in fixes if fix.code))
 
 
-def _try_places(case: Case, name: str, value: str | None) -> tuple[FixResult, Fix | None]:
+def _try_places(failure: Failure, name: str, value: str | None) -> tuple[FixResult, Fix | None]:
     """Try a fix; an epsilon at each operand near the origin until one helps."""
-    result, fix = _try_one(case, name, value, lambda: FIXES[name](case, value))
+    result, fix = _try_one(failure, name, value, lambda: FIXES[name](failure, value))
     if name != "epsilon" or result.prevents is not False:
         return result, fix
-    for place in list(case.places())[1 : MOST_PLACES + 1]:
-        other, made = _try_one(case, name, value, partial(epsilon, case, value, place))
+    for place in list(failure.places())[1 : MOST_PLACES + 1]:
+        other, made = _try_one(failure, name, value, partial(epsilon, failure, value, place))
         if other.prevents:
             return other, made
     return result, fix
 
 
-def _try_one(case: Case, name: str, value: str | None, make: Callable[[], Fix]) -> tuple[FixResult, Fix | None]:
+def _try_one(failure: Failure, name: str, value: str | None, make: Callable[[], Fix]) -> tuple[FixResult, Fix | None]:
     params = {} if value is None else {"value": value}
     try:
         fix = make()
@@ -134,15 +134,15 @@ def _try_one(case: Case, name: str, value: str | None, make: Callable[[], Fix]) 
         raise FixError(f"{name}: {error}") from error
     except _CANNOT as error:
         return FixResult(name, params, None, None, note=_said(error)), None
-    return _tried(case, fix), fix
+    return _tried(failure, fix), fix
 
 
-def _tried(case: Case, fix: Fix) -> FixResult:
+def _tried(failure: Failure, fix: Fix) -> FixResult:
     try:
-        outcome = case.window.run(fix.edit)
+        outcome = failure.window.run(fix.edit)
     except _CANNOT as error:
         return FixResult(fix.name, fix.params, None, None, code=fix.code, source=fix.source, note=_said(error))
-    return _result(case, fix, outcome)
+    return _result(failure, fix, outcome)
 
 
 def _said(error: Exception) -> str:
@@ -150,19 +150,19 @@ def _said(error: Exception) -> str:
     return line if isinstance(error, NanreplayError) else f"It does not fit this program. {type(error).__name__}: {line}"
 
 
-def _result(case: Case, fix: Fix, outcome: Outcome) -> FixResult:
+def _result(failure: Failure, fix: Fix, outcome: Outcome) -> FixResult:
     results, failed = outcome.results, outcome.failed
-    last = case.window.failing if outcome.raised is not None else results[-1].step
+    last = failure.window.failing if outcome.raised is not None else results[-1].step
     final_loss = results[-1].loss if results and outcome.raised is None else None
     bad = Trigger("exception", "", outcome.raised) if outcome.raised is not None else failed.nonfinite if failed is not None else None
     return FixResult(
         fix.name,
         fix.params,
         prevents=bad is None,
-        steps_checked=(case.window.steps[0], last),
+        steps_checked=(failure.window.steps[0], last),
         nonfinite=bad,
         nonfinite_step=None if bad is None else last,
-        loss_change=_loss_change(outcome, case.step),
+        loss_change=_loss_change(outcome, failure.step),
         final_loss=final_loss,
         code=fix.code,
         source=fix.source,

@@ -17,7 +17,7 @@ from nanreplay.diagnose import causes_of, judge
 from nanreplay.findings import FixResult
 from nanreplay.report.explain import explain
 from nanreplay.whatif import FixError, check_fix
-from nanreplay.whatif.case import Case
+from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fixes import FIXES
 from nanreplay.whatif.spec import NAMES
 from nanreplay.whatif.trial import what_if
@@ -74,8 +74,8 @@ def tried(path: Path, *fixes: str) -> list[FixResult]:
 def losses_with(path: Path, name: str, value: str | None) -> list[float]:
     """Loss of each step of a recording as it is replayed with a fix."""
     with Capture(path) as capture, Replay(capture) as replay:
-        case = Case(Window(replay), bisect(replay, capture.timeline_record()), ())
-        return [float(result.loss or 0.0) for result in case.window.run(FIXES[name](case, value).edit).results]
+        failure = Failure(Window(replay), bisect(replay, capture.timeline_record()), ())
+        return [float(result.loss or 0.0) for result in failure.window.run(FIXES[name](failure, value).edit).results]
 
 
 def losses_of(path: Path) -> list[float]:
@@ -275,8 +275,8 @@ def test_a_fix_says_how_to_write_it_and_where(log_run: Path) -> None:
 def test_prevents_is_what_the_replay_gave_and_turns_false_when_the_edit_is_taken_out(
     log_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Case, "operand_edit", lambda self, place, change: lambda editor: None)
-    monkeypatch.setattr(Case, "value_edit", lambda self, place, change: lambda editor: None)
+    monkeypatch.setattr(Failure, "operand_edit", lambda self, place, change: lambda editor: None)
+    monkeypatch.setattr(Failure, "value_edit", lambda self, place, change: lambda editor: None)
     (broken,) = tried(log_run, "epsilon")
     assert (broken.prevents, broken.nonfinite_step) == (False, 4)
 

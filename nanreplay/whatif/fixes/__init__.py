@@ -1,18 +1,18 @@
-"""Every fix by its name. To add one, write a function of a case and an optional value, and name it here."""
+"""Every fix by its name. To add one, write a function of a failure and an optional value, and name it here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-from nanreplay.whatif.case import Case
 from nanreplay.whatif.edits import Fix
+from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fixes.data import clean_data, clip_data
 from nanreplay.whatif.fixes.model import finite_mask, float32, init, leaky_relu
 from nanreplay.whatif.fixes.operand import double_where, epsilon
 from nanreplay.whatif.fixes.optimizer import clipnorm, clipvalue, global_clipnorm, lr, skip_step
 from nanreplay.whatif.fixes.stable import stable_op
 
-FIXES: Mapping[str, Callable[[Case, str | None], Fix]] = {
+FIXES: Mapping[str, Callable[[Failure, str | None], Fix]] = {
     "lr": lr,
     "clipnorm": clipnorm,
     "clipvalue": clipvalue,

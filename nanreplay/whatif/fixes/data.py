@@ -8,28 +8,28 @@ from typing import Any
 import numpy as np
 
 from nanreplay.bisect.rows import batch_size
-from nanreplay.whatif.case import Case
 from nanreplay.whatif.edits import BadValueError, BatchEdit, CannotTryError, Edit, Fix
+from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fixes.optimizer import number
 
 _OTHERS = 64
 """How many other batches tell what is usual."""
 
 
-def clean_data(case: Case, value: str | None) -> Fix:
+def clean_data(failure: Failure, value: str | None) -> Fix:
     """Replace what is not finite by 0, or leave the rows out that the origin needs."""
-    how = value or ("nan_to_num" if case.origin is not None and case.origin.op_type is None else "drop_rows")
+    how = value or ("nan_to_num" if failure.origin is not None and failure.origin.op_type is None else "drop_rows")
     if how == "nan_to_num":
-        return _nan_to_num(case)
+        return _nan_to_num(failure)
     if how == "drop_rows":
-        return _drop_rows(case)
+        return _drop_rows(failure)
     raise BadValueError(f"Expected nan_to_num or drop_rows. Received: {how}")
 
 
-def _nan_to_num(case: Case) -> Fix:
-    bad = [path for path, leaf in _leaves(case) if _is_float(leaf) and not np.isfinite(leaf).all()]
+def _nan_to_num(failure: Failure) -> Fix:
+    bad = [path for path, leaf in _leaves(failure) if _is_float(leaf) and not np.isfinite(leaf).all()]
     if not bad:
-        raise CannotTryError(f"The batch of step {case.step} is finite.")
+        raise CannotTryError(f"The batch of step {failure.step} is finite.")
 
     def change(step: int, leaves: Sequence[Any]) -> Sequence[Any]:
         return [np.nan_to_num(leaf, posinf=0.0, neginf=0.0) if _is_float(leaf) else leaf for leaf in map(np.asarray, leaves)]
@@ -38,22 +38,22 @@ def _nan_to_num(case: Case) -> Fix:
     return Fix("clean_data", {"how": "nan_to_num"}, Edit(batches=(change,)), code)
 
 
-def _drop_rows(case: Case) -> Fix:
-    rows = case.origin.rows if case.origin is not None else None
+def _drop_rows(failure: Failure) -> Fix:
+    rows = failure.origin.rows if failure.origin is not None else None
     if not rows:
         raise CannotTryError("No rows of the batch were proved to be the ones that do it.")
-    leaves = [leaf for _, leaf in _leaves(case)]
+    leaves = [leaf for _, leaf in _leaves(failure)]
     size = batch_size(leaves)
     if size is None or len(rows) >= size:
         raise CannotTryError("Every row of the batch would have to be left out.")
     kept = np.setdiff1d(np.arange(size), rows)
-    signature = case.window.replay.signature(case.step)
+    signature = failure.window.replay.signature(failure.step)
     can_shrink = all(spec.shape is None or not spec.shape or spec.shape[0] is None for spec in signature.inputs)
     places = kept if can_shrink else np.array([row if row in kept else kept[row % len(kept)] for row in range(size)])
-    change = _only_at(case.step, lambda leaf: leaf[places] if leaf.ndim and leaf.shape[0] == size else leaf)
+    change = _only_at(failure.step, lambda leaf: leaf[places] if leaf.ndim and leaf.shape[0] == size else leaf)
     said = ", ".join(map(str, rows))
     note = None if can_shrink else "The compiled step takes batches of one size: other rows of the batch stand in their places."
-    code = f"batch = [np.delete(part, [{said}], axis=0) for part in batch]  # of step {case.step}"
+    code = f"batch = [np.delete(part, [{said}], axis=0) for part in batch]  # of step {failure.step}"
     return Fix("clean_data", {"how": "drop_rows", "rows": said}, Edit(batches=(change,)), code, note=note)
 
 
@@ -61,17 +61,17 @@ def _only_at(step: int, change: Callable[[Any], Any]) -> BatchEdit:
     return lambda at, leaves: [change(np.asarray(leaf)) for leaf in leaves] if at == step else leaves
 
 
-def clip_data(case: Case, value: str | None) -> Fix:
+def clip_data(failure: Failure, value: str | None) -> Fix:
     """Cut the batch's float arrays to the range of the other batches of the window, or to the range that is given."""
     limit = None if value is None else number(value, 1.0)
-    bounds = [(-limit, limit) if limit is not None else _usual(case, index) for index in range(len(_leaves(case)))]
+    bounds = [(-limit, limit) if limit is not None else _usual(failure, index) for index in range(len(_leaves(failure)))]
     changed = [
         (path, low, high)
-        for (path, leaf), (low, high) in zip(_leaves(case), bounds, strict=True)
+        for (path, leaf), (low, high) in zip(_leaves(failure), bounds, strict=True)
         if _is_float(leaf) and bool(((leaf < low) | (leaf > high)).any())
     ]
     if not changed:
-        raise CannotTryError(f"The batch of step {case.step} lies within the range of the others.")
+        raise CannotTryError(f"The batch of step {failure.step} lies within the range of the others.")
 
     def change(step: int, leaves: Sequence[Any]) -> Sequence[Any]:
         pairs = zip(map(np.asarray, leaves), bounds, strict=True)
@@ -84,12 +84,12 @@ def clip_data(case: Case, value: str | None) -> Fix:
     return Fix("clip_data", {"low": lowest, "high": highest}, Edit(batches=(change,)), code)
 
 
-def _usual(case: Case, index: int) -> tuple[Any, Any]:
+def _usual(failure: Failure, index: int) -> tuple[Any, Any]:
     """Lowest and highest value of an array in the other batches, by column when it is a table."""
-    replay = case.window.replay
-    others = [step for step in case.window.replay.capture.steps if step != case.step][-_OTHERS:]
+    replay = failure.window.replay
+    others = [step for step in failure.window.replay.capture.steps if step != failure.step][-_OTHERS:]
     arrays = [np.asarray(replay.batch(step).leaves[index]) for step in others if index < len(replay.batch(step).leaves)]
-    own = np.asarray(replay.batch(case.step).leaves[index])
+    own = np.asarray(replay.batch(failure.step).leaves[index])
     arrays = [array for array in arrays if array.shape[1:] == own.shape[1:] and array.ndim and array.size]
     if not arrays or not _is_float(own):
         return -np.inf, np.inf
@@ -101,8 +101,8 @@ def _usual(case: Case, index: int) -> tuple[Any, Any]:
     return np.nan_to_num(low, nan=0.0), np.nan_to_num(high, nan=0.0)
 
 
-def _leaves(case: Case) -> list[tuple[str, Any]]:
-    batch = case.window.replay.batch(case.step)
+def _leaves(failure: Failure) -> list[tuple[str, Any]]:
+    batch = failure.window.replay.batch(failure.step)
     return [(path, np.asarray(leaf)) for path, leaf in zip(batch.paths, batch.leaves, strict=True)]
 
 

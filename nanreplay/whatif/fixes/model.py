@@ -11,16 +11,16 @@ import tensorflow as tf
 
 from nanreplay.bisect.arrays import words
 from nanreplay.program.edit import ProgramEditor
-from nanreplay.whatif.case import Case
 from nanreplay.whatif.code import short
 from nanreplay.whatif.edits import BadValueError, CannotTryError, Edit, Fix
+from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fixes.optimizer import number
 
 _HALF = ("float16", "bfloat16", "half")
 _SOFTMAXES = words("Softmax LogSoftmax")
 
 
-def leaky_relu(case: Case, value: str | None) -> Fix:
+def leaky_relu(failure: Failure, value: str | None) -> Fix:
     """Let relu pass a part of what is negative."""
     slope = number(value, 0.2)
 
@@ -31,31 +31,31 @@ def leaky_relu(case: Case, value: str | None) -> Fix:
             node.op = {"Relu": "LeakyRelu", "ReluGrad": "LeakyReluGrad"}[node.op]
             node.attr["alpha"].f = slope
 
-    if not any(info.type == "Relu" for info in case.infos.values()):
+    if not any(info.type == "Relu" for info in failure.infos.values()):
         raise CannotTryError("The step holds no relu.")
     code = f"keras.layers.LeakyReLU(negative_slope={slope:g})"
     return Fix("leaky_relu", {"negative_slope": slope}, Edit(programs=(edit,)), code)
 
 
-def float32(case: Case, value: str | None) -> Fix:
+def float32(failure: Failure, value: str | None) -> Fix:
     """Compute in float32 what was computed in 16 bits."""
-    replay = case.window.replay
-    kinds = {spec.dtype for spec in replay.signature(case.step).inputs} | set(replay.signature(case.step).policy.split(", "))
-    outputs = case.origin.outputs if case.origin is not None else ()
+    replay = failure.window.replay
+    kinds = {spec.dtype for spec in replay.signature(failure.step).inputs} | set(replay.signature(failure.step).policy.split(", "))
+    outputs = failure.origin.outputs if failure.origin is not None else ()
     if not any(half in kind for kind in (*kinds, *(output.dtype for output in outputs)) for half in _HALF):
         raise CannotTryError("The step computes in float32 already.")
-    layer = case.origin.layer if case.origin is not None else None
+    layer = failure.origin.layer if failure.origin is not None else None
     everywhere = 'keras.mixed_precision.set_global_policy("float32")'
     code = f'dtype="float32"  # of the layer `{layer}` and those it feeds' if layer else everywhere
     return Fix("float32", {}, Edit(widen_half=True), code)
 
 
-def finite_mask(case: Case, value: str | None) -> Fix:
+def finite_mask(failure: Failure, value: str | None) -> Fix:
     """Put a large negative number in the place of -inf where softmax takes it."""
     low = -number(value and value.lstrip("-"), 1e9)
-    softmaxes = {key for key, info in case.infos.items() if info.type in _SOFTMAXES}
-    if case.op in softmaxes:
-        softmaxes = {case.op}
+    softmaxes = {key for key, info in failure.infos.items() if info.type in _SOFTMAXES}
+    if failure.op in softmaxes:
+        softmaxes = {failure.op}
 
     def edit(editor: ProgramEditor) -> None:
         for key in (editor.locate(key) for key in softmaxes):
@@ -65,18 +65,18 @@ def finite_mask(case: Case, value: str | None) -> Fix:
     if not softmaxes:
         raise CannotTryError("The step holds no softmax that takes a mask.")
     code = f"tf.where(mask, scores, {short(low)})  # in place of -inf"
-    return Fix("finite_mask", {"value": low}, Edit(programs=(edit,)), code, case.source(case.op))
+    return Fix("finite_mask", {"value": low}, Edit(programs=(edit,)), code, failure.source(failure.op))
 
 
-def init(case: Case, value: str | None) -> Fix:
+def init(failure: Failure, value: str | None) -> Fix:
     """Draw the kernels anew as Glorot or He do, with the recorded shapes."""
     scheme = value or "glorot"
     if scheme not in ("glorot", "he"):
         raise BadValueError(f"Expected glorot or he. Received: {scheme}")
-    if not case.window.reaches_start:
-        first = case.window.steps[0]
+    if not failure.window.reaches_start:
+        first = failure.window.steps[0]
         raise CannotTryError(f"The capture reaches back to step {first}, not to the first step, so the initial weights are not in it.")
-    variables = case.window.replay.variables
+    variables = failure.window.replay.variables
     kernels = [index for index, info in enumerate(variables) if info.role == "trainable" and len(info.shape) >= 2]
     if not kernels:
         raise CannotTryError("The model has no kernel to draw anew.")

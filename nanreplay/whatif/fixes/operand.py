@@ -9,9 +9,9 @@ from typing import Any
 
 import tensorflow as tf
 
-from nanreplay.whatif.case import DIVISIONS, MATRICES, Case, Place
 from nanreplay.whatif.code import operand_text, rewritten, short
 from nanreplay.whatif.edits import CannotTryError, Edit, Fix
+from nanreplay.whatif.failure import DIVISIONS, MATRICES, Failure, Place
 from nanreplay.whatif.fixes.optimizer import number, optimizer_of
 
 EPSILON = 1e-7
@@ -22,58 +22,58 @@ _NEGATIVE_TOO = frozenset({"Log", "Sqrt", "Rsqrt", "Pow", "Xlogy", "Lgamma"})
 """Ops that take no operand below 0: an epsilon that is added does not help where the operand is far below."""
 
 
-def epsilon(case: Case, value: str | None, place: Place | None = None) -> Fix:
+def epsilon(failure: Failure, value: str | None, place: Place | None = None) -> Fix:
     """Add a small number to the operand that is 0, or, where it is negative, put that number in its place.
 
     Args:
-        case: The capture.
+        failure: The capture.
         value: The number; `keras.config.epsilon()` unless given.
         place: Which operand; that of the origin unless given.
     """
-    place = place or next(case.places())
-    small = number(value, EPSILON if _dtype(case) != "float16" else EPSILON_FLOAT16)
+    place = place or next(failure.places())
+    small = number(value, EPSILON if _dtype(failure) != "float16" else EPSILON_FLOAT16)
     if place.type in MATRICES:
-        return _on_diagonal(case, place, small)
+        return _on_diagonal(failure, place, small)
     if place.everywhere:
-        return _everywhere(case, place, small)
-    operand = case.operand(place)
+        return _everywhere(failure, place, small)
+    operand = failure.operand(place)
     if place.type in ("Acos", "Asin", "Atanh", "Acosh"):
-        return clamp(case, value)
+        return clamp(failure, value)
     if place.type in _NEGATIVE_TOO and operand is not None and (operand < 0).any():
-        return _at_least(case, place, small)
-    fix = _at(case, place, "epsilon", {"value": small}, lambda x: x + tf.cast(small, x.dtype), f"{{}} + {short(small)}")
-    if case.is_optimizers_own:
-        return replace(fix, source=None, code=f"keras.optimizers.{optimizer_of(case)}(..., epsilon={short(small)})")
+        return _at_least(failure, place, small)
+    fix = _at(failure, place, "epsilon", {"value": small}, lambda x: x + tf.cast(small, x.dtype), f"{{}} + {short(small)}")
+    if failure.is_optimizers_own:
+        return replace(fix, source=None, code=f"keras.optimizers.{optimizer_of(failure)}(..., epsilon={short(small)})")
     return fix
 
 
-def _dtype(case: Case) -> str | None:
-    outputs = case.origin.outputs if case.origin is not None else ()
+def _dtype(failure: Failure) -> str | None:
+    outputs = failure.origin.outputs if failure.origin is not None else ()
     return outputs[0].dtype if outputs else None
 
 
-def _on_diagonal(case: Case, place: Place, small: float) -> Fix:
+def _on_diagonal(failure: Failure, place: Place, small: float) -> Fix:
     """Jitter: what makes a singular matrix regular."""
     template = f"{{}} + {short(small)} * tf.eye(n)"
 
     def change(x: Any) -> Any:
         return tf.linalg.set_diag(x, tf.linalg.diag_part(x) + tf.cast(small, x.dtype))
 
-    return _at(case, replace(place, everywhere=False), "epsilon", {"value": small, "where": "the diagonal"}, change, template)
+    return _at(failure, replace(place, everywhere=False), "epsilon", {"value": small, "where": "the diagonal"}, change, template)
 
 
-def _everywhere(case: Case, place: Place, small: float) -> Fix:
-    source = case.source(place.op)
+def _everywhere(failure: Failure, place: Place, small: float) -> Fix:
+    source = failure.source(place.op)
     name = operand_text(source, place.type) or "x"
-    edit = Edit(programs=(case.value_edit(place, lambda x: x + tf.cast(small, x.dtype)),))
+    edit = Edit(programs=(failure.value_edit(place, lambda x: x + tf.cast(small, x.dtype)),))
     code = f"{name} = {name} + {short(small)}  # before `{place.type}` and the other ops that take it"
     return Fix("epsilon", {"value": small, "where": "all uses of the operand"}, edit, code, source)
 
 
-def double_where(case: Case, value: str | None) -> Fix:
+def double_where(failure: Failure, value: str | None) -> Fix:
     """Put 1 in the place of operands at a pole before the op sees them, so that its gradient does not see them either."""
-    case.check_users_own()
-    place = next(case.places())
+    failure.check_users_own()
+    place = next(failure.places())
     if place.type in ("Exp", "Expm1"):
         raise CannotTryError("`Exp` has no pole that a `where` could leave out.")
     if place.type in DIVISIONS | {"Reciprocal", "Inv"}:
@@ -83,36 +83,36 @@ def double_where(case: Case, value: str | None) -> Fix:
     else:
         is_safe, template = _is_positive, "tf.where({0} > 0, {0}, 1.0)"
     other = 0 if is_safe is _is_inside else 1
-    return _at(case, place, "double_where", {}, lambda x: tf.where(is_safe(x), x, tf.cast(other, x.dtype)), template)
+    return _at(failure, place, "double_where", {}, lambda x: tf.where(is_safe(x), x, tf.cast(other, x.dtype)), template)
 
 
-def clamp(case: Case, value: str | None) -> Fix:
+def clamp(failure: Failure, value: str | None) -> Fix:
     """Cut the operand to where the op and its gradient are finite."""
-    place = next(case.places())
+    place = next(failure.places())
     if place.type in ("Acos", "Asin", "Atanh"):
         margin = number(value, 1e-6)
         high = 1 - margin
         template = f"tf.clip_by_value({{}}, {-high:.8g}, {high:.8g})"
-        return _at(case, place, "epsilon", {"value": margin, "how": "clip"}, lambda x: _between(x, -high, high), template)
+        return _at(failure, place, "epsilon", {"value": margin, "how": "clip"}, lambda x: _between(x, -high, high), template)
     if place.type in ("Exp", "Expm1"):
         template = "tf.minimum({}, 80.0)"
-        return _at(case, place, "stable_op", {"op": "tf.minimum"}, lambda x: _at_most(x, _largest_exponent(x.dtype)), template)
+        return _at(failure, place, "stable_op", {"op": "tf.minimum"}, lambda x: _at_most(x, _largest_exponent(x.dtype)), template)
     low = 1 + number(value, 1e-6) if place.type == "Acosh" else number(value, EPSILON)
-    return _at_least(case, place, low)
+    return _at_least(failure, place, low)
 
 
-def _at_least(case: Case, place: Place, low: float) -> Fix:
-    return _at(case, place, "epsilon", {"value": low, "how": "maximum"}, partial(_raised, low), f"tf.maximum({{}}, {short(low)})")
+def _at_least(failure: Failure, place: Place, low: float) -> Fix:
+    return _at(failure, place, "epsilon", {"value": low, "how": "maximum"}, partial(_raised, low), f"tf.maximum({{}}, {short(low)})")
 
 
 def _largest_exponent(dtype: Any) -> float:
     return 11.0 if dtype == tf.float16 else 80.0
 
 
-def _at(case: Case, place: Place, name: str, params: dict[str, Any], change: Callable[[Any], Any], template: str) -> Fix:
-    source = case.source(place.op)
+def _at(failure: Failure, place: Place, name: str, params: dict[str, Any], change: Callable[[Any], Any], template: str) -> Fix:
+    source = failure.source(place.op)
     code = rewritten(source, place.type, template)
-    return Fix(name, params, Edit(programs=(case.operand_edit(place, change),)), code, source)
+    return Fix(name, params, Edit(programs=(failure.operand_edit(place, change),)), code, source)
 
 
 def _is_not_zero(x: Any) -> Any:

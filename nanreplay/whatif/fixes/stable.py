@@ -11,9 +11,9 @@ import tensorflow as tf
 
 from nanreplay.program.edit import OpKey, ProgramEditor
 from nanreplay.records import Frame
-from nanreplay.whatif.case import Case
 from nanreplay.whatif.code import rewritten
 from nanreplay.whatif.edits import CannotTryError, Edit, Fix
+from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fixes.operand import clamp
 
 _SMALL = 0.01
@@ -35,19 +35,19 @@ class Chain:
     """Its name in TensorFlow."""
 
 
-def stable_op(case: Case, value: str | None) -> Fix:
+def stable_op(failure: Failure, value: str | None) -> Fix:
     """Exchange the ops around the origin for one that is finite there."""
-    case.check_users_own()
-    editor = ProgramEditor(case.window.replay.program(case.step).record)
-    kind, source = editor.node(case.op).op, case.source(case.op)
+    failure.check_users_own()
+    editor = ProgramEditor(failure.window.replay.program(failure.step).record)
+    kind, source = editor.node(failure.op).op, failure.source(failure.op)
     if kind in ("RealDiv", "Div"):
-        return Fix("stable_op", {"op": "tf.math.divide_no_nan"}, Edit(programs=(_divide_no_nan(case.op),)), _no_nan(source), source)
+        return Fix("stable_op", {"op": "tf.math.divide_no_nan"}, Edit(programs=(_divide_no_nan(failure.op),)), _no_nan(source), source)
     if kind == "Log":
-        chain = next((chain for find in (_log_softmax, _log_sigmoid, _log_one_plus_exp) if (chain := find(editor, case.op))), None)
+        chain = next((chain for find in (_log_softmax, _log_sigmoid, _log_one_plus_exp) if (chain := find(editor, failure.op))), None)
         if chain is not None:
             return _exchanged(chain, source)
     if kind in ("Exp", "Expm1", "Acos", "Asin", "Atanh", "Acosh"):
-        return _shifted(case, editor, source) or clamp(case, None)
+        return _shifted(failure, editor, source) or clamp(failure, None)
     raise CannotTryError(f"No op is known that computes what `{kind}` does here and stays finite.")
 
 
@@ -68,10 +68,10 @@ def _divide_no_nan(op: OpKey) -> Callable[[ProgramEditor], None]:
     return edit
 
 
-def _shifted(case: Case, editor: ProgramEditor, source: Frame | None) -> Fix | None:
+def _shifted(failure: Failure, editor: ProgramEditor, source: Frame | None) -> Fix | None:
     """A softmax by hand, exp(x) / sum(exp(x)): take the largest of the row off first, which changes nothing of the quotient."""
-    function = case.op[0]
-    (made,) = editor.outputs(case.op)
+    function = failure.op[0]
+    (made,) = editor.outputs(failure.op)
     users = [key for key, _ in editor.consumers(function, made)]
     sums = [key for key in users if editor.node(key).op == "Sum"]
     divided = any(editor.node(key).op == "RealDiv" for key in users)
@@ -80,11 +80,11 @@ def _shifted(case: Case, editor: ProgramEditor, source: Frame | None) -> Fix | N
     axis = editor.data_inputs(sums[0])[1]
 
     def edit(editor: ProgramEditor) -> None:
-        (taken,) = editor.data_inputs(case.op)
+        (taken,) = editor.data_inputs(failure.op)
         new = editor.add("", lambda x, a: x - tf.stop_gradient(tf.reduce_max(x, a, keepdims=True)), [taken, axis])[0]
-        editor.set_input(case.op, 0, new)
+        editor.set_input(failure.op, 0, new)
 
-    code = rewritten(source, editor.node(case.op).op, "{0} - tf.reduce_max({0}, axis=-1, keepdims=True)")
+    code = rewritten(source, editor.node(failure.op).op, "{0} - tf.reduce_max({0}, axis=-1, keepdims=True)")
     return Fix("stable_op", {"op": "tf.nn.softmax"}, Edit(programs=(edit,)), code, source)
 
 

@@ -46,7 +46,7 @@ class Place:
 
 
 @dataclass
-class Case:
+class Failure:
     """One capture that is to be fixed.
 
     Args:
