@@ -215,6 +215,6 @@ class Engine:
             self._send(("run", task_id, asked.task))
 
     def _tell(self, progress: Progress | None) -> None:
-        waiting = len(self._asked) - (self._running in self._asked)
+        waiting = max(len(self._asked) - 1, 0)
         self.progress = None if progress is None else replace(progress, waiting=waiting)
         self.changed()

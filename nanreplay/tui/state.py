@@ -37,6 +37,8 @@ class CaptureState:
     """None until the replay is done."""
     is_complete: bool = False
     """Whether the report is final; before that, fixes are still being tried."""
+    failure: str | None = None
+    """Why there is no report and will be none, unless the user asks again."""
     place: Place | None = None
     """Where the user last went; None before that."""
     seen: dict[int, Seen] = field(default_factory=dict)

@@ -11,7 +11,7 @@ from textual.pilot import Pilot
 from textual.widgets import DataTable, Input, Static
 from tui.stored import ROOT, StoredEngine, stored_report
 
-from nanreplay.errors import UnsafeProgramError, UnsupportedOpError
+from nanreplay.errors import NanreplayError, UnsafeProgramError, UnsupportedOpError
 from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.panes import PANES
 from nanreplay.tui.panes.timeline import TimelinePane
@@ -249,8 +249,12 @@ async def test_what_fails_in_the_background_is_an_error_screen_and_the_tables_st
         assert title in said
         assert way_out in said
         assert "Traceback" not in said
-        await pilot.press("escape", "2")
-        assert (await settled(pilot)).shown == "timeline"
+        await pilot.press("escape", "9")
+        screen = await settled(pilot)
+        assert screen.shown == "verdict"
+        if isinstance(error, NanreplayError):
+            assert "It could not be replayed" in text_of(screen, "#sentence")
+            assert "There is no verdict" in text_of(screen, "#kind")
 
 
 async def test_jump_mode_goes_to_a_tab_by_its_letter(made: Made) -> None:

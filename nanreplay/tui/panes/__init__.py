@@ -8,8 +8,8 @@ import TensorFlow or pandas, and an expensive import belongs into the module of 
 is done), `state.place` (the step, op and tensor that the user last went to).
 
 **What it is told**: `show_report(report)` when a report arrives (and on mounting, when it is there already; twice when fixes
-follow later), `show_place(place)` when another pane sends the user here. Both run in the event loop: no work of more than a
-few milliseconds there.
+follow later), `show_failure(reason)` when there will be none, `show_place(place)` when another pane sends the user here. All of them
+run in the event loop: no work of more than a few milliseconds there.
 
 **Work** runs in the worker process (see `worker`), which is asked with a `Task`, a frozen dataclass that says what to run:
 

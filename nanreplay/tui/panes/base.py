@@ -75,6 +75,8 @@ class Pane(Vertical):
         """Show what is known already."""
         if self.state.report is not None:
             self.show_report(self.state.report)
+        elif self.state.failure is not None:
+            self.show_failure(self.state.failure)
 
     @property
     def tabs(self) -> Sequence[str]:
@@ -88,6 +90,9 @@ class Pane(Vertical):
 
     def show_report(self, report: Report) -> None:
         """Show a report that has arrived."""
+
+    def show_failure(self, reason: str) -> None:
+        """Show that there will be no report, and why."""
 
     def show_place(self, place: Place) -> None:
         """Show a place that the user wants to see here."""

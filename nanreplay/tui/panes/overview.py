@@ -92,6 +92,12 @@ class OverviewPane(Pane):
         self.query_one("#facts", Facts).show(self._facts(report))
         self.query_one(LossLine).show(self.state.failing_step)
 
+    def show_failure(self, reason: str) -> None:
+        """Say why the step is not explained."""
+        incident = self.state.opened.incident
+        text = f"step {incident.step} · {readable_trigger(incident.trigger)}. It could not be replayed: {reason}"
+        self.query_one("#sentence", Static).update(with_code(text))
+
     def _facts(self, report: Report) -> Iterator[Fact]:
         yield "verdict", _verdict(report)
         for number, cause in enumerate(report.causes):

@@ -77,6 +77,10 @@ class VerdictPane(Pane):
             table.add_row(*row)
         self.query_one("#parting", Facts).show(self._facts(report))
 
+    def show_failure(self, reason: str) -> None:
+        """Say why there is no verdict."""
+        self.query_one("#kind", Static).update(f"There is no verdict. {reason}")
+
     def _facts(self, report: Report) -> Iterator[tuple[str, str]]:
         if report.verdict.reason:
             yield "why", report.verdict.reason

@@ -17,6 +17,7 @@ from textual.widgets import Tab, TabbedContent, TabPane, Tabs
 from textual.widgets.tabbed_content import ContentTab
 from textual.worker import Worker, WorkerState
 
+from nanreplay.errors import NanreplayError
 from nanreplay.findings import Report
 from nanreplay.tui.engine import Progress, StoppedError
 from nanreplay.tui.panes import PANES, PaneEntry
@@ -93,8 +94,12 @@ class CaptureScreen(Screen[None]):
     @work(exclusive=True, group="explain", exit_on_error=False)
     async def explain(self) -> None:
         """Ask for the report; show it before fixes are tried, and again with them."""
-        self.state.is_complete = False
-        found = await self.state.engine.run(Explain(str(self.state.opened.path)), partial=self._take_report)
+        self.state.is_complete, self.state.failure = False, None
+        try:
+            found = await self.state.engine.run(Explain(str(self.state.opened.path)), partial=self._take_report)
+        except NanreplayError as error:
+            self._take_failure(str(error))
+            raise
         self.state.is_complete = True
         self._take_report(found)
 
@@ -105,6 +110,16 @@ class CaptureScreen(Screen[None]):
         for pane in self.panes.values():
             pane.show_report(report)
 
+    def _take_failure(self, reason: str) -> None:
+        """Keep a report that came before fixes were tried; else say everywhere that there is none."""
+        if self.state.report is not None:
+            self.state.is_complete = True
+            self._take_report(self.state.report)
+            return
+        self.state.failure = reason
+        for pane in self.panes.values():
+            pane.show_failure(reason)
+
     @on(Worker.StateChanged)
     def _worker_changed(self, event: Worker.StateChanged) -> None:
         if event.state == WorkerState.ERROR and event.worker.error is not None:
@@ -113,10 +128,7 @@ class CaptureScreen(Screen[None]):
     @on(Failed)
     def _failed(self, event: Failed) -> None:
         if isinstance(event.error, StoppedError):
-            self.notify("Stopped. f5 replays the capture again.")
-            if self.state.report is not None:
-                self.state.is_complete = True
-                self._take_report(self.state.report)
+            self.notify("Stopped." if self.state.report is not None else "Stopped. f5 replays the capture again.")
             return
         from nanreplay.tui.screens.error import ErrorScreen
 
