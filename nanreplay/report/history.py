@@ -54,7 +54,7 @@ class LayerTable:
     def levels(self) -> Values:
         """How large each value is within its layer, by magnitude, from 0 to 1; NaN where it is not finite."""
         with np.errstate(all="ignore"):
-            logs = np.log10(np.where(self.values > 0, self.values, np.nan))
+            logs = np.log10(np.abs(self.values))
         logs[~np.isfinite(logs)] = np.nan
         low, high = _extremes(logs)
         flat = ~(high > low)

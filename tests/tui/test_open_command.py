@@ -7,10 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
+import numpy as np
 import pytest
 from tui.stored import ROOT
 
 from nanreplay.commands import run
+from nanreplay.errors import FormatError
+from nanreplay.tui.app import NanreplayApp
 
 ONE_LINE = re.compile(r"nanreplay: [^\n]+\n")
 
@@ -61,3 +65,11 @@ def test_the_interface_imports_neither_tensorflow_nor_pandas() -> None:
     paths = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
     child = subprocess.run([sys.executable, "-c", paths + code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert not set(child.stdout.split()) & {"tensorflow", "keras", "pandas"}
+
+
+def test_a_timeline_of_texts_is_damage(made_up: Path) -> None:
+    with h5py.File(made_up, "r+") as file:
+        del file["timeline/columns/loss"]
+        file["timeline/columns/loss"] = np.array([b"x", b"y"])
+    with pytest.raises(FormatError):
+        NanreplayApp([made_up])

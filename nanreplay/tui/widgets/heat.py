@@ -23,13 +23,15 @@ from nanreplay.report.numbers import readable_number
 _VALUE = 12
 """Columns for the value at the cursor, right of the cells."""
 _WIDEST_CELL = 8
+_HEADING = "gradient norm"
+"""The longest name of a measure, which stands above the names of the layers."""
 
 
 class HeatTable(ScrollView, can_focus=True):
     """Layers as rows, steps as columns; the cursor is a step. Draws only the lines that are visible."""
 
     DEFAULT_CSS = """
-    HeatTable { height: 1fr; background: $background; }
+    HeatTable { height: 1fr; background: $background; overflow-x: hidden; }
     HeatTable:focus { background: $surface; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -76,8 +78,8 @@ class HeatTable(ScrollView, can_focus=True):
     @property
     def label_width(self) -> int:
         """Columns of the layers' names."""
-        longest = max((len(name) for name in self.table.layers), default=8) if self.table is not None else 8
-        return min(longest, max(self.size.width // 4, 12)) + 1
+        names = self.table.layers if self.table is not None else ()
+        return min(max(map(len, (*names, _HEADING))), max(self.size.width // 4, len(_HEADING))) + 1
 
     @property
     def cell_width(self) -> int:

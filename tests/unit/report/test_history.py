@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from nanreplay.records import Incident, Timeline, Trigger, VariableInfo
-from nanreplay.report.history import History, Series, bar_lines, layer_of, thinned
+from nanreplay.report.history import History, LayerTable, Series, bar_lines, layer_of, thinned
 
 NAN, INF = float("nan"), float("inf")
 VARIABLES = [VariableInfo(path, (2,), "float32", "trainable") for path in ("net/dense/kernel", "net/dense/bias", "net/out/kernel")]
@@ -54,6 +54,13 @@ def test_levels_are_magnitudes_within_a_layer_and_nan_where_it_is_not_finite() -
     assert levels[0, 2] == 0.0
     assert levels[1, 0] == 0.0
     assert np.isnan(levels[:, 3]).all()
+
+
+def test_every_finite_value_has_a_level_whatever_the_file_holds() -> None:
+    values = np.array([[-1.0, 0.0, 5e-324, 1e308], [0.0, 0.0, 0.0, 0.0]])
+    levels = LayerTable("gradient_norm", ("a", "b"), values).levels
+    assert np.isfinite(levels).all()
+    assert ((levels >= 0) & (levels <= 1)).all()
 
 
 def test_a_measure_that_is_nan_throughout_was_not_recorded() -> None:
