@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from textual.pilot import Pilot
+from tui.waiting import workers_done
 
 from nanreplay.findings import Report
 from nanreplay.tui.app import NanreplayApp
@@ -77,7 +78,7 @@ class Screen:
     async def settle(self) -> None:
         """Wait until nothing runs, and everything is drawn."""
         for _ in range(3):
-            await self.app.workers.wait_for_complete([worker for worker in self.app.workers if not worker.is_finished])
+            await workers_done(self.app)
             await self.pilot.pause()
 
     async def press(self, *keys: str) -> None:

@@ -10,6 +10,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable, Input, Static
 from tui.stored import ROOT, StoredEngine, stored_report
+from tui.waiting import workers_done
 
 from nanreplay.errors import NanreplayError, UnsafeProgramError, UnsupportedOpError
 from nanreplay.tui.app import NanreplayApp
@@ -38,7 +39,7 @@ def made() -> Made:
 async def settled(pilot: Pilot[None]) -> CaptureScreen:
     """Wait until everything that runs in the background is done."""
     await pilot.pause()
-    await pilot.app.workers.wait_for_complete()
+    await workers_done(pilot.app)
     await pilot.pause()
     screen = next(screen for screen in pilot.app.screen_stack if isinstance(screen, CaptureScreen))
     return screen

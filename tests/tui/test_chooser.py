@@ -8,6 +8,7 @@ import pytest
 from textual.pilot import Pilot
 from textual.widgets import DataTable
 from tui.stored import ROOT, StoredEngine
+from tui.waiting import workers_done
 
 from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.screens.capture import CaptureScreen
@@ -27,7 +28,7 @@ def broken(tmp_path: Path) -> Path:
 
 async def settled(pilot: Pilot[None]) -> None:
     await pilot.pause()
-    await pilot.app.workers.wait_for_complete()
+    await workers_done(pilot.app)
     await pilot.pause()
 
 

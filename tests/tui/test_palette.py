@@ -6,6 +6,7 @@ import pytest
 from textual.command import CommandList, CommandPalette, Hit
 from textual.pilot import Pilot
 from tui.stored import ROOT, StoredEngine
+from tui.waiting import workers_done
 
 from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.palette import CaptureCommands, OpCommands, StepCommands
@@ -20,7 +21,7 @@ def app() -> NanreplayApp:
 
 async def settled(pilot: Pilot[None]) -> CaptureScreen:
     await pilot.pause()
-    await pilot.app.workers.wait_for_complete()
+    await workers_done(pilot.app)
     await pilot.pause()
     assert isinstance(pilot.app.screen, CaptureScreen)
     return pilot.app.screen

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from textual.pilot import Pilot
 from tui.stored import ROOT, StoredEngine
+from tui.waiting import workers_done
 
 from nanreplay.errors import UnsafeProgramError
 from nanreplay.tui.app import NanreplayApp
@@ -43,7 +44,7 @@ def keys(*pressed: str) -> Prepare:
 
 async def settled(pilot: Pilot[None]) -> None:
     await pilot.pause()
-    await pilot.app.workers.wait_for_complete()
+    await workers_done(pilot.app)
     await pilot.pause()
     for _ in range(200):  # plots are drawn by a thread
         if all(plot.is_drawn for plot in pilot.app.screen.query(SeriesPlot) if plot.display and plot.size.area):

@@ -12,6 +12,7 @@ import pytest
 from textual.pilot import Pilot
 from tui.stored import ROOT
 from tui.stored_steps import StoredSteps
+from tui.waiting import workers_done
 
 from nanreplay.tui.app import NanreplayApp
 
@@ -31,7 +32,7 @@ def pressing(*keys: str) -> Callable[[Pilot[Any]], Any]:
             if key:
                 await pilot.press(key)
             for _ in range(3):
-                await pilot.app.workers.wait_for_complete()
+                await workers_done(pilot.app)
                 await pilot.pause()
 
     return press
