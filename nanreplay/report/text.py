@@ -9,8 +9,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from nanreplay.findings import Cause, ChainLink, DifferingOp, Evidence, ModeDifference, OperandFacts, Origin, OutputFacts, Report
+from nanreplay.findings import Cause, ChainLink, Evidence, OperandFacts, Origin, OutputFacts, Report
 from nanreplay.report.fixes import fix_parts
+from nanreplay.report.meanings import difference_lines
 from nanreplay.report.numbers import readable_list, readable_number, readable_steps, readable_trigger, readable_ulp
 from nanreplay.report.sentence import source_text
 from nanreplay.report.terminal import print_parts
@@ -69,24 +70,7 @@ def _capture_facts(report: Report) -> Iterator[tuple[str, str]]:
     for each in report.verdict.evidence:
         yield f"  {each.mode}", ("finite" if each.finite else "non-finite") + _exactness(each)
     if report.verdict.difference is not None:
-        yield "modes part", _difference(report.verdict.difference)
-
-
-def _difference(difference: ModeDifference) -> str:
-    """Which op is the first that two modes compute differently, and which the first that is finite in one of them only."""
-    one, other = difference.modes
-    said = []
-    if difference.first is not None:
-        size = difference.first.max_ulp
-        by = f", by {size} ulp" if size is not None and size < 2**62 else ""
-        said.append(f"{one} and {other} first differ at {_op(difference.first)}{by}")
-    if difference.first_nonfinite is not None:
-        said.append(f"{_op(difference.first_nonfinite)} is the first op that is finite in {other} only")
-    return "; ".join(said)
-
-
-def _op(op: DifferingOp) -> str:
-    return f"{op.op_type} {op.op_name} ({op.phase}{f' of {op.layer_path}' if op.layer_path else ''})"
+        yield "modes part", " ".join(difference_lines(report.verdict.difference))
 
 
 def _exactness(evidence: Evidence) -> str:
