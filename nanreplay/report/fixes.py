@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from nanreplay.findings import FixResult, Report
-from nanreplay.report.numbers import readable_number, readable_steps, readable_trigger
-from nanreplay.report.sentence import source_text
+from nanreplay.report.facts import FIX_HEADINGS, advice, fix_row
 from nanreplay.report.terminal import print_parts
-from nanreplay.report.words import fix_label
+
+_OUTCOME_STYLES = {True: "green", False: "red", None: ""}
 
 
 def print_fixes(report: Report, console: Console) -> None:
@@ -34,27 +34,18 @@ def fix_parts(fixes: Sequence[FixResult]) -> Iterator[RenderableType]:
         yield Text("No fix was tried.")
         return
     table = Table(box=None, header_style="dim", pad_edge=False)
-    for heading in ("fix", "prevents it", "replayed", "loss before changes by", "last loss", "remark"):
+    for heading in FIX_HEADINGS:
         table.add_column(heading, overflow="fold")
     for fix in fixes:
-        table.add_row(*_cells(fix))
+        cells = [Text(cell) for cell in fix_row(fix)]
+        cells[FIX_HEADINGS.index("prevents it")].stylize(_OUTCOME_STYLES[fix.prevents])
+        table.add_row(*cells)
     yield table
-    helpful = [fix for fix in fixes if fix.prevents and fix.code]
-    if helpful:
+    written = advice(fixes)
+    if written:
         yield Text()
         yield Text("How to write it", style="underline")
-    for fix in helpful:
-        where = f"   # {source_text(fix.source.file, fix.source.line, None)}" if fix.source is not None else ""
-        code = str(fix.code).replace("\n", "\n    ")
-        yield Text.assemble("  ", (fix_label(fix), "cyan"), f": {code}{where}")
-
-
-def _cells(fix: FixResult) -> Sequence[Text | str]:
-    outcome = {True: Text("yes", style="green"), False: Text("no", style="red"), None: Text("not tried")}[fix.prevents]
-    steps = "" if fix.steps_checked is None else readable_steps(range(fix.steps_checked[0], fix.steps_checked[1] + 1))
-    change = "" if fix.loss_change is None else f"{fix.loss_change:.2g}" if fix.loss_change else "0"
-    last = "" if fix.final_loss is None else readable_number(fix.final_loss)
-    remarks = [fix.note] if fix.note else []
-    if fix.nonfinite is not None:
-        remarks.insert(0, f"step {fix.nonfinite_step}: {readable_trigger(fix.nonfinite)}")
-    return Text(fix_label(fix)), outcome, steps, change, last, Text("; ".join(remarks))
+    for each in written:
+        place = f"   # {each.place}" if each.place else ""
+        code = each.code.replace("\n", "\n    ")
+        yield Text.assemble("  ", (each.label, "cyan"), f": {code}{place}")
