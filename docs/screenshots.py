@@ -1,4 +1,4 @@
-"""The pictures of the terminal interface in the README and in docs/tui.md, drawn by the interface itself from real replays.
+"""The pictures of the README and of docs/tui.md: the terminal interface drawn by itself from real replays, and a plot of a page.
 
 Usage: make screenshots, or python docs/screenshots.py [NAME...]
 """
@@ -14,6 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nanreplay import Capture
+from nanreplay.report.figure import timeline_svg
+from nanreplay.report.page import history_of
 from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.widgets.plot import SeriesPlot
 
@@ -63,6 +66,14 @@ async def draw(picture: Picture) -> None:
     print(f"docs/images/tui-{picture.name}.svg")
 
 
+def draw_plot() -> None:
+    """Draw the plot of `nanreplay report`, in an ink that shows on light and on dark."""
+    with Capture(ROOT / "sample_runs" / "exploding_rnn.h5") as capture:
+        svg = timeline_svg(history_of(capture)).replace("currentColor", "#768390")
+    (IMAGES / "report-plot.svg").write_text(svg, encoding="utf-8")
+    print("docs/images/report-plot.svg")
+
+
 async def settled(pilot: Any) -> None:
     """Wait until nothing runs in the background and everything is drawn."""
     ends = time.monotonic() + LONGEST_S
@@ -85,6 +96,8 @@ def main(names: Sequence[str]) -> None:
     for picture in PICTURES:
         if not names or picture.name in names:
             asyncio.run(draw(picture))
+    if not names or "report-plot" in names:
+        draw_plot()
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ _PUBLIC = {
     "UnsafeProgramError": "nanreplay.errors",
     "UnsupportedOpError": "nanreplay.errors",
     "VersionError": "nanreplay.errors",
+    "explain": "nanreplay.report.explain",
 }
 
 __all__ = [*sorted(_PUBLIC), "__version__"]
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from nanreplay.errors import VersionError as VersionError
     from nanreplay.recorder import Recorder as Recorder
     from nanreplay.replay import Replay as Replay
+    from nanreplay.report.explain import explain as explain
 
 
 def __getattr__(name: str) -> Any:

@@ -244,3 +244,9 @@ class Report:
     """The likeliest first; empty when nothing was non-finite."""
     fixes: tuple[FixResult, ...] = ()
     """What was tried, in the order in which it was."""
+
+    def _repr_html_(self) -> str:
+        """Show the page of the report in a notebook."""
+        from nanreplay.report.html import report_fragment
+
+        return report_fragment(self)

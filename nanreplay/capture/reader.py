@@ -82,6 +82,12 @@ class Capture:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
 
+    def _repr_html_(self) -> str:
+        """Show in a notebook what the file holds, with its timeline."""
+        from nanreplay.report.html import capture_fragment
+
+        return capture_fragment(self)
+
     def close(self) -> None:
         """Close the file."""
         with contextlib.suppress(*_DAMAGE):

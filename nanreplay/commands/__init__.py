@@ -25,6 +25,7 @@ COMMANDS = {
     "replay": "Replay the recorded steps and compare them bit for bit.",
     "bisect": "Name the op that made the first non-finite value, and why.",
     "whatif": "Try fixes on the recorded failure.",
+    "report": "Write a page about a failure: HTML, or Markdown for an issue.",
     "open": "Look at a capture in the terminal: the answer, the way there, the ops, fixes.",
 }
 

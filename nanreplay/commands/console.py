@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
@@ -34,6 +35,40 @@ capture_file = click.argument("file", metavar="FILE", type=click.Path(path_type=
 def print_json(value: Any) -> None:
     """Print one JSON document."""
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def check_output(path: Path, capture: str) -> None:
+    """Say now, not after the work, that a file cannot be written.
+
+    Raises:
+        ClickException: It is a folder, lies in none, or is the capture itself.
+    """
+    if str(path) == "-":
+        return
+    if path.is_dir():
+        raise click.ClickException(f"Cannot write {path}: it is a folder.")
+    if not path.absolute().parent.is_dir():
+        raise click.ClickException(f"Cannot write {path}: the folder {path.absolute().parent} does not exist.")
+    if path.exists() and os.path.exists(capture) and path.samefile(capture):
+        raise click.ClickException(f"Cannot write {path}: it is the capture.")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write all of `text` to `path`, or leave what is there; "-" is stdout.
+
+    Raises:
+        ClickException: It cannot be written.
+    """
+    if str(path) == "-":
+        click.echo(text, nl=False)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise click.ClickException(f"Cannot write {path}: {error.strerror}.") from error
 
 
 @contextlib.contextmanager

@@ -78,25 +78,30 @@ def _timeline(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 def inventory_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """The facts of `inventory` for people."""
-    incident, metadata, variables = facts["incident"], facts["metadata"], facts["variables"]
-    trigger = readable_trigger(Trigger(**incident["trigger"]))
     yield f"{facts['path']}  ({readable_bytes(facts['size_bytes'])}, capture format {facts['format_version']})"
     yield ""
-    yield f"incident    step {incident['step']}: {trigger}"
-    yield f"recorded    {metadata.get('created', '?')} by {metadata.get('script') or 'an interactive session'}"
-    yield "versions    " + ", ".join(f"{name} {metadata[name]}" for name in _VERSIONS if name in metadata)
-    yield f"machine     {metadata.get('platform', '?')}; {metadata.get('devices') or 'no devices named'}"
-    yield f"window      {readable_steps(facts['steps'])}"
-    yield f"keyframes   {', '.join(map(str, facts['keyframes'])) or 'none'}"
+    for name, value in fact_lines(facts):
+        yield f"{name:<12}{value}"
+    yield from _timeline_lines(facts["timeline"])
+    for note in facts["incident"]["notes"]:
+        yield f"note: {note}"
+
+
+def fact_lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Names and values of what `inventory` found, in words."""
+    incident, metadata, variables = facts["incident"], facts["metadata"], facts["variables"]
+    yield "incident", f"step {incident['step']}: {readable_trigger(Trigger(**incident['trigger']))}"
+    yield "recorded", f"{metadata.get('created', '?')} by {metadata.get('script') or 'an interactive session'}"
+    yield "versions", ", ".join(f"{name} {metadata[name]}" for name in _VERSIONS if name in metadata)
+    yield "machine", f"{metadata.get('platform', '?')}; {metadata.get('devices') or 'no devices named'}"
+    yield "window", readable_steps(facts["steps"])
+    yield "keyframes", ", ".join(map(str, facts["keyframes"])) or "none"
     for program in facts["programs"]:
         inputs = ", ".join(f"{spec['path'] or 'batch'} {spec['dtype']}{_shape(spec['shape'])}" for spec in program["inputs"])
-        yield f"program     {program['id']}: {program['compilation']}, {program['policy']}; takes {inputs or 'nothing'}"
+        yield "program", f"{program['id']}: {program['compilation']}, {program['policy']}; takes {inputs or 'nothing'}"
     roles = ", ".join(f"{count} {role}" for role, count in variables["roles"].items())
-    yield f"variables   {variables['count']} ({readable_bytes(variables['size_bytes'])}): {roles or 'none'}"
-    yield f"at the dump {_proof(incident)}"
-    yield from _timeline_lines(facts["timeline"])
-    for note in incident["notes"]:
-        yield f"note: {note}"
+    yield "variables", f"{variables['count']} ({readable_bytes(variables['size_bytes'])}): {roles or 'none'}"
+    yield "at the dump", _proof(incident)
 
 
 def _shape(shape: Sequence[int | None] | None) -> str:
