@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from sample_contents import sample_contents
 
+os.environ.pop("GITHUB_ACTIONS", None)  # commands annotate there, and tests look at what they say
 ROOT = Path(__file__).parents[1]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 

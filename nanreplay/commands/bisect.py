@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
 from nanreplay.commands.console import as_json, capture_file, print_json, progress_bar, quiet_work, trust
 from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED
+from nanreplay.commands.outputs import Outputs, for_machines
+
+if TYPE_CHECKING:
+    from nanreplay.findings import Report
 
 CODES = {"healthy": FINITE, "reproduced": NONFINITE, "xla_only": NONFINITE, "precision_only": NONFINITE}
 """Exit code by kind of verdict; `transient` and `inconclusive` could not be decided."""
@@ -22,27 +26,35 @@ FIXES: dict[bool | None, Literal["fast", "all", "none"]] = {None: "fast", True: 
     "--fixes/--no-fixes", "fixes", default=None, help="Try all fixes that fit the cause, or none; those that take under 5 s unless given."
 )
 @as_json
+@for_machines("bisect")
 @trust
-def command(file: str, fixes: bool | None, as_json: bool, trust: bool) -> int:
+def command(file: str, fixes: bool | None, as_json: bool, trust: bool, outputs: Outputs) -> int:
     """Replay the failing step of FILE, name the op that made the first non-finite value, say why, and try fixes.
 
     Exit codes: 0 healthy, 1 non-finite reproduced, 2 unreadable file, 3 could not decide.
     """
+    with outputs.of(file):
+        report = _explained(file, fixes, trust)
+    code = CODES.get(report.verdict.kind, UNDECIDED)
+    outputs.add(file, code, report.sentence, report, report.findings.notes)
+    if as_json:
+        from nanreplay.report.tojson import to_json
+
+        print_json(to_json(report))
+    elif not outputs.jsonl:
+        from rich.console import Console
+
+        from nanreplay.report.text import print_report
+
+        print_report(report, Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 140))
+    return code
+
+
+def _explained(file: str, fixes: bool | None, trust: bool) -> Report:
     from nanreplay.capture import Capture
 
     Capture(file).close()  # a file that cannot be read says so before TensorFlow loads
     with quiet_work(), progress_bar() as watch:
         from nanreplay.report.explain import explain
 
-        report = explain(file, trust=trust, fixes=FIXES[fixes], progress=watch.progress, say=watch.say)
-    if as_json:
-        from nanreplay.report.tojson import to_json
-
-        print_json(to_json(report))
-    else:
-        from rich.console import Console
-
-        from nanreplay.report.text import print_report
-
-        print_report(report, Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 140))
-    return CODES.get(report.verdict.kind, UNDECIDED)
+        return explain(file, trust=trust, fixes=FIXES[fixes], progress=watch.progress, say=watch.say)

@@ -15,6 +15,11 @@ INTERRUPTED = 130
 """What shells expect of a process that Ctrl-C ended."""
 
 
+def code_of(error: NanreplayError) -> int:
+    """The exit code of an error that nanreplay raised on purpose."""
+    return UNDECIDED if isinstance(error, (UnsupportedOpError, ReplayError, MissingPartError)) else UNREADABLE
+
+
 def fail(error: BaseException) -> int:
     """Say in one line on stderr what went wrong; returns the exit code.
 
@@ -25,12 +30,9 @@ def fail(error: BaseException) -> int:
         return _say(UNREADABLE, error.format_message(), f"see {context.command_path} --help" if context is not None else None)
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return _say(INTERRUPTED, "interrupted")
-    if isinstance(error, (UnsupportedOpError, ReplayError, MissingPartError)):
-        return _say(UNDECIDED, str(error), error.hint)
-    if isinstance(error, UnsafeProgramError):
-        return _say(UNREADABLE, str(error), error.hint or "--trust runs it all the same")
     if isinstance(error, NanreplayError):
-        return _say(UNREADABLE, str(error), error.hint)
+        refused = "--trust runs it all the same" if isinstance(error, UnsafeProgramError) else None
+        return _say(code_of(error), str(error), error.hint or refused)
     if os.environ.get("NANREPLAY_DEBUG"):
         raise error
     return _say(UNDECIDED, f"unexpected {type(error).__name__}: {error}", "NANREPLAY_DEBUG=1 shows the traceback")

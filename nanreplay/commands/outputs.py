@@ -1,0 +1,134 @@
+"""What `replay` and `bisect` write for machines: `--junit`, `--sarif`, `--jsonl`, and annotations where GitHub runs them."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED, UNREADABLE, code_of
+from nanreplay.errors import NanreplayError
+
+if TYPE_CHECKING:
+    from nanreplay.findings import Report
+    from nanreplay.report.outcome import Outcome, Status
+
+STATUS: dict[int, Status] = {FINITE: "finite", NONFINITE: "nonfinite", UNREADABLE: "unreadable", UNDECIDED: "undecided"}
+
+
+class Outputs:
+    """Collects what became of each capture, and writes the files when the command ends.
+
+    Args:
+        command: Name of the command.
+        junit: File for JUnit XML, or None.
+        sarif: File for SARIF, or None.
+        jsonl: Whether a line of JSON a capture goes to stdout.
+    """
+
+    def __init__(self, command: str, junit: str | None, sarif: str | None, jsonl: bool) -> None:
+        self._suite = f"nanreplay.{command}"
+        self._junit, self._sarif, self.jsonl = junit, sarif, jsonl
+        self._annotates = os.environ.get("GITHUB_ACTIONS") == "true"
+        self._outcomes: list[Outcome] = []
+        self._began_s = 0.0
+
+    @property
+    def wants_origin(self) -> bool:
+        """Whether somebody reads where a non-finite value was born."""
+        return bool(self._junit or self._sarif or self.jsonl or self._annotates)
+
+    @contextlib.contextmanager
+    def of(self, file: str) -> Iterator[None]:
+        """Time the work on one capture, and note the error that it ends with."""
+        self._began_s = time.perf_counter()
+        try:
+            yield
+        except NanreplayError as error:
+            self.add(file, code_of(error), " ".join(str(error).split()))
+            raise
+
+    def add(self, file: str, code: int, sentence: str, report: Report | None = None, details: Sequence[str] = ()) -> None:
+        """Note what became of a capture; prints its line of JSON at once.
+
+        Args:
+            file: The capture.
+            code: The exit code that it alone stands for.
+            sentence: What happened, or why it cannot be said.
+            report: Where a non-finite value was born, when it was looked for.
+            details: Further lines to read.
+        """
+        from nanreplay.report.outcome import Outcome, outcome_to_json
+
+        outcome = Outcome(file, STATUS[code], sentence, report, tuple(details), time.perf_counter() - self._began_s)
+        self._outcomes.append(outcome)
+        if self.jsonl:
+            click.echo(json.dumps(outcome_to_json(outcome), ensure_ascii=False, allow_nan=False))
+
+    def write(self) -> None:
+        """Write the files, and the annotations to stderr, where GitHub reads them too."""
+        from nanreplay.report.places import checkout_root
+
+        root = checkout_root()
+        if self._junit:
+            from nanreplay.report.junit import to_junit
+
+            _write(self._junit, to_junit(self._suite, self._outcomes, root))
+        if self._sarif:
+            from nanreplay.report.sarif import to_sarif
+
+            _write(self._sarif, json.dumps(to_sarif(self._outcomes, root), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        if self._annotates:
+            from nanreplay.report.annotations import annotation
+
+            for line in filter(None, (annotation(outcome, root) for outcome in self._outcomes)):
+                click.echo(line, err=True)
+
+
+def _write(file: str, text: str) -> None:
+    try:
+        Path(file).write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise click.FileError(file, error.strerror or str(error)) from error
+
+
+def _can_be_written(context: click.Context, option: click.Parameter, file: str | None) -> str | None:
+    """Refuse a file in a folder that is not there, before any work is done."""
+    if file is not None and not Path(file).absolute().parent.is_dir():
+        raise click.BadParameter(f"the folder of {file} does not exist.", context, option)
+    return file
+
+
+_file = click.Path(dir_okay=False, writable=True, path_type=str)
+_junit = click.option("--junit", metavar="FILE", type=_file, callback=_can_be_written, help="Write JUnit XML: a test case a capture.")
+_sarif = click.option("--sarif", metavar="FILE", type=_file, callback=_can_be_written, help="Write SARIF 2.1.0: a result a line of code.")
+_jsonl = click.option("--jsonl", is_flag=True, help="Print facts as JSON, a line a capture.")
+
+
+def for_machines(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
+    """Give a command `--junit`, `--sarif` and `--jsonl`, and an argument `outputs`, whose files are written when it ends."""
+
+    def decorate(command: Callable[..., int]) -> Callable[..., int]:
+        @functools.wraps(command)
+        def with_outputs(*args: Any, junit: str | None, sarif: str | None, jsonl: bool, **given: Any) -> int:
+            if jsonl and given.get("as_json"):
+                raise click.UsageError("--json and --jsonl exclude each other.")
+            outputs = Outputs(name, junit, sarif, jsonl)
+            try:
+                code = command(*args, outputs=outputs, **given)
+            except NanreplayError:
+                outputs.write()
+                raise
+            outputs.write()
+            return code
+
+        return _junit(_sarif(_jsonl(with_outputs)))
+
+    return decorate
