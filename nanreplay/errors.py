@@ -10,6 +10,7 @@ Exception
     │       └── VersionError                                             written by a newer nanreplay
     ├── AttachError                               (ValueError)           a recorder attached wrongly
     ├── UnsafeProgramError                                               a program that reaches beyond tensors
+    ├── MemoryLimitError                          (MemoryError)          more memory than --max-memory lets it take
     ├── UnsupportedOpError                        (NotImplementedError)  an op that cannot be replayed
     ├── ReplayError                               (RuntimeError)         a replay that failed
     └── NonFiniteError                            (ArithmeticError)      training met a non-finite value
@@ -61,6 +62,10 @@ class AttachError(NanreplayError, ValueError):
 
 class UnsafeProgramError(NanreplayError):
     """The program holds ops that reach files, the network, processes or Python."""
+
+
+class MemoryLimitError(NanreplayError, MemoryError):
+    """A capture or its program would take more memory than it may."""
 
 
 class UnsupportedOpError(NanreplayError, NotImplementedError):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from nanreplay.commands.console import as_json, capture_file, print_json, progress_bar, quiet_work, trust
+from nanreplay.commands.console import as_json, capture_file, max_memory, print_json, progress_bar, quiet_work, trust
 from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED
 from nanreplay.commands.outputs import Outputs, for_machines
 
@@ -28,6 +28,7 @@ FIXES: dict[bool | None, Literal["fast", "all", "none"]] = {None: "fast", True: 
 @as_json
 @for_machines("bisect")
 @trust
+@max_memory
 def command(file: str, fixes: bool | None, as_json: bool, trust: bool, outputs: Outputs) -> int:
     """Replay the failing step of FILE, name the op that made the first non-finite value, say why, and try fixes.
 

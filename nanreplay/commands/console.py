@@ -14,6 +14,8 @@ from typing import Any
 
 import click
 
+from nanreplay import limits
+
 
 @dataclass(frozen=True)
 class Watch:
@@ -28,6 +30,23 @@ class Watch:
 as_json = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 trust = click.option(
     "--trust", is_flag=True, help="Run programs that reach files, the network or processes. Only for captures of your own."
+)
+
+
+def _set_limit(context: click.Context, option: click.Parameter, value: str | None) -> None:
+    if value is None:
+        return
+    if limits.parse_size(value) is None:
+        raise click.BadParameter(f"{value!r} is no size; give one such as 8GiB.")
+    os.environ[limits.VARIABLE] = value  # holds for the worker process of the terminal interface too
+
+
+max_memory = click.option(
+    "--max-memory",
+    metavar="SIZE",
+    expose_value=False,
+    callback=_set_limit,
+    help="Refuse what takes more memory, such as 8GiB. Default: three quarters of the machine's.",
 )
 capture_file = click.argument("file", metavar="FILE", type=click.Path(path_type=str))
 
@@ -77,7 +96,7 @@ def quiet_work() -> Iterator[None]:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with redirected(2, os.devnull):  # the log level holds only once TensorFlow is loaded
         import_module("tensorflow")
-    with redirected(1, 2):
+    with redirected(1, 2), limits.limited_process():
         yield
 
 

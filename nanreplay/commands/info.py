@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import click
 
-from nanreplay.commands.console import as_json, capture_file, print_json
+from nanreplay.commands.console import as_json, capture_file, max_memory, print_json
 from nanreplay.commands.exits import FINITE
 
 
 @click.command("info")
 @capture_file
 @as_json
+@max_memory
 def command(file: str, as_json: bool) -> int:
     """Say what a capture holds: incident, versions, steps, programs, variables, the last losses.
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from nanreplay.commands.console import trust
+from nanreplay.commands.console import max_memory, trust
 from nanreplay.commands.exits import FINITE
 from nanreplay.errors import CaptureError, CaptureNotFoundError
 
@@ -16,6 +16,7 @@ from nanreplay.errors import CaptureError, CaptureNotFoundError
 @click.command("open")
 @click.argument("paths", metavar="FILE... | FOLDER", nargs=-1, required=True, type=click.Path(path_type=Path))
 @trust
+@max_memory
 def command(paths: Sequence[Path], trust: bool) -> int:
     """Read the answer for FILE, see how the run got there, walk back from the NaN, try fixes, copy the result.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nanreplay.commands.console import as_json, print_json, progress_bar, quiet_work, trust
+from nanreplay.commands.console import as_json, max_memory, print_json, progress_bar, quiet_work, trust
 from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED, UNREADABLE, fail
 from nanreplay.commands.outputs import Outputs, for_machines
 from nanreplay.errors import NanreplayError
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 @as_json
 @for_machines("replay")
 @trust
+@max_memory
 def command(files: tuple[str, ...], mode: Mode, as_json: bool, trust: bool, outputs: Outputs) -> int:
     """Replay the recorded steps of each FILE and compare them with the recording.
 

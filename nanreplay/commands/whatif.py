@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from nanreplay.commands.console import as_json, capture_file, print_json, progress_bar, quiet_work, trust
+from nanreplay.commands.console import as_json, capture_file, max_memory, print_json, progress_bar, quiet_work, trust
 from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED
 
 
@@ -15,6 +15,7 @@ from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED
 @click.option("--fix", "fixes", metavar="NAME[=VALUE]", multiple=True, help="Try this fix; several are tried together as well.")
 @as_json
 @trust
+@max_memory
 def command(file: str, fixes: tuple[str, ...], as_json: bool, trust: bool) -> int:
     """Replay the window of FILE with fixes and say which of them prevents the non-finite value.
 

@@ -9,8 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple, cast
 
+# --- the registry of ops --------------------------------------------------------------------------------------------
+from tensorflow.core.framework import op_def_pb2 as _op_def_pb2
+
 # --- tracing (program/observe, program/describe) ---------------------------------------------------------------------
 from tensorflow.python import pywrap_tfe as _pywrap_tfe
+from tensorflow.python.client import pywrap_tf_session as _tf_session
 from tensorflow.python.eager import backprop as _backprop
 
 # --- running single ops (replay/interpreter) -------------------------------------------------------------------------
@@ -232,3 +236,9 @@ def set_deterministic(wanted: bool) -> bool:
     before = is_deterministic()
     _pywrap_determinism.enable(wanted)
     return before
+
+
+def registered_ops() -> list[str]:
+    """Names of all ops that this TensorFlow registers."""
+    every = _op_def_pb2.OpList.FromString(_tf_session.TF_GetBuffer(_tf_session.TF_GetAllOpList()))
+    return [op.name for op in every.op]

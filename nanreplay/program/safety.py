@@ -1,40 +1,23 @@
-"""Which ops of a program must not run unasked: files, network, processes, Python. Checked before anything is replayed.
+"""Whether a program may run unasked: what its ops reach, how its functions call each other, how large its tensors become.
 
-A capture comes from elsewhere. TensorFlow graphs are programs; this module keeps those parts of the op registry out that
-reach beyond tensors.
+Checked before anything is replayed. A capture comes from elsewhere, and TensorFlow graphs are programs. `op_classes` says
+what each op reaches; this module keeps those out that reach beyond tensors.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import tensorflow as tf
 
 from nanreplay.errors import UnsafeProgramError, UnsupportedOpError
+from nanreplay.program.call_graph import check_calls
+from nanreplay.program.op_classes import PYTHON_OPS, reach_of
 from nanreplay.program.private_tf import op_definition
+from nanreplay.program.sizes import check_constant_sizes
 
-PYTHON_OPS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
-"""Ops that call back into the Python process that traced the program."""
-
-_UNSAFE = re.compile(
-    r"""
-    ReadFile | WriteFile | MatchingFiles | .*Reader(V2)? | Reader[A-Z].* | RecordInput | ImmutableConst     # files
-  | Save | SaveV2 | SaveSlices | Restore | RestoreV2 | RestoreSlice | MergeV2Checkpoints | DistributedSave
-  | LoadAndRemapMatrix | GenerateVocabRemapping | InitializeTableFromTextFile(V2)? | FileSystemSetConfiguration
-  | DecodeProtoV2 | EncodeProto | CalibrationStatisticsSaver | DumpTensor
-  | (Experimental)?(TextLine|TFRecord|FixedLengthRecord|CSV|Sql|LMDB|MatchingFiles|Snapshot|SnapshotChunk|Cache
-        |ListSnapshotChunks|Save|Load|DataService|Register)Dataset(V\d)? | SnapshotDatasetReader
-  | (Experimental)?DatasetToTFRecord | SnapshotNestedDatasetReader
-  | CreateSummary(File|Db)Writer | SummaryWriter                                                            # event files
-  | Debug(Identity|NanCount|NumericSummary)(V\d)? | Copy | CopyHost                                          # debug URLs
-  | Rpc.* | _?(Host)?Send | _?(Host)?Recv | Xla(Send|Recv|SendToHost|RecvFromHost).* | RemoteCall           # network
-  | Nccl.* | _Nccl.* | DeserializeIterator | DatasetFromGraph
-  | Abort | XlaCallModule | XlaCustomCall(V2)? | XlaHostCompute | _Xla.* | TPU.*                            # processes, code
-    """,
-    re.VERBOSE,
-)
+__all__ = ["PYTHON_OPS", "all_nodes", "check_graph", "parse_graph", "python_ops"]
 
 
 def check_graph(graph: Any, *, trust: bool = False) -> None:
@@ -42,31 +25,38 @@ def check_graph(graph: Any, *, trust: bool = False) -> None:
 
     Args:
         graph: A GraphDef or its bytes.
-        trust: Let unsafe ops pass; unknown ones never do.
+        trust: Let unsafe ops pass; ops that this TensorFlow lacks never do, nor functions that call themselves.
 
     Raises:
-        UnsafeProgramError: Ops that touch files, the network, processes or foreign code.
+        UnsafeProgramError: Ops that touch files, the network, processes or foreign code; functions that never end.
         UnsupportedOpError: An op that this TensorFlow does not know.
+        MemoryLimitError: It holds a tensor that is larger than the memory it may take.
     """
     parsed = parse_graph(graph)
     library = {function.signature.name for function in parsed.library.function}
+    for name in library:
+        if op_definition(name) is not None:
+            raise UnsafeProgramError(f"The program is broken: its function {name!r} has the name of an op.")
     unsafe: dict[str, None] = {}
     for function, node in all_nodes(parsed):
         if node.op in library:
             continue
         if op_definition(node.op) is None:
             raise UnsupportedOpError(node.op, node.name, "this TensorFlow has no such op")
-        if is_unsafe(node):
-            unsafe[f"{node.op} {node.name!r}" + (f" in function {function!r}" if function else "")] = None
+        reach = _reach(node)
+        if reach is not None:
+            unsafe[f"{node.op} {node.name!r}" + (f" in function {function!r}" if function else "") + f" ({reach})"] = None
     if unsafe and not trust:
         raise UnsafeProgramError(_refusal(list(unsafe)))
+    check_calls(parsed)
+    check_constant_sizes(all_nodes(parsed))
 
 
-def is_unsafe(node: Any) -> bool:
-    """Whether a node reaches beyond tensors. Ops of Python are not meant here; see `python_ops`."""
+def _reach(node: Any) -> str | None:
+    """What a node reaches beyond tensors. Ops of Python are not meant here; see `python_ops`."""
     if node.op == "PrintV2":
-        return bool(node.attr["output_stream"].s.startswith(b"file://"))
-    return _UNSAFE.fullmatch(node.op) is not None
+        return "files" if node.attr["output_stream"].s.startswith(b"file://") else None
+    return reach_of(node.op)
 
 
 def python_ops(graph: Any) -> list[str]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from nanreplay import limits
 from nanreplay.errors import AttachError
 
 OnNan = Literal["raise", "stop"]
-_SIZE = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*([KMGT]?)(i?)B\s*$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +73,10 @@ def parse_size(name: str, value: Any) -> int:
     """Bytes of an integer or of a text such as `512MiB` or `2 GB`."""
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
-    match = _SIZE.match(value) if isinstance(value, str) else None
-    if match is None or float(match[1]) <= 0:
+    size = limits.parse_size(value) if isinstance(value, str) else None
+    if size is None:
         raise AttachError(f"Invalid value for argument `{name}`. Expected bytes or a text such as '1GiB'. Received: {name}={value!r}")
-    base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+    return size
 
 
 def check_writable(path: str) -> None:

@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from nanreplay.errors import ReplayError, UnsupportedOpError
+from nanreplay.errors import MemoryLimitError, ReplayError, UnsupportedOpError
+from nanreplay.program.sizes import check_output, has_rule
 from nanreplay.replay.events import Call, OpEvent, ValueId
 from nanreplay.replay.leaves import LeafRunner
 from nanreplay.replay.plan import LOOPS, Library, Plan, Step
@@ -134,8 +135,13 @@ class _Run:
         self.serial += 1
         error: Exception | None = None
         outputs: Sequence[Any] = ()
+        where = f" in function {plan.function!r}" if plan.function else ""
+        if has_rule(step.type):
+            check_output(f"{step.type} {step.name!r}{where}", step.type, inputs, step.output_kinds[0])
         try:
             outputs = self.leaves.run(step, inputs, compiled)
+        except tf.errors.ResourceExhaustedError as raised:  # no value of the program's: never an origin
+            raise MemoryLimitError(f"{step.type} {step.name!r}{where} ran out of memory: {_plain(raised)}.") from raised
         except (tf.errors.OpError, UnsupportedOpError, ValueError, TypeError) as raised:
             error = raised
         via: Ids = ()

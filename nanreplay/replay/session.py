@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 import tensorflow as tf
 
 from nanreplay.capture.reader import Capture
-from nanreplay.errors import MissingPartError, ReplayError
+from nanreplay.errors import MemoryLimitError, MissingPartError, ReplayError
 from nanreplay.program import private_tf
 from nanreplay.program.hashes import BitHash, compiled_hashes
 from nanreplay.program.widen import widened_variables
@@ -157,6 +157,8 @@ class Replay(RecordedSteps):
     def _tried(self, step: int, work: Callable[[], T]) -> T:
         try:
             return work()
+        except tf.errors.ResourceExhaustedError as error:
+            raise MemoryLimitError(f"Step {step} ran out of memory: {(str(error).splitlines() or [''])[0]}.") from error
         except (tf.errors.OpError, ReplayError) as error:
             if "determinis" in str(error).lower() and private_tf.set_deterministic(False):
                 self.notes.append(f"Step {step} holds an op that has no deterministic kernel; op determinism was turned off.")

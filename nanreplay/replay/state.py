@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.limits import check_size
 from nanreplay.program.compiled import variable_handle
 from nanreplay.program.watch import has_nonfinite, read_variable
 from nanreplay.records import ArrayLike, VariableInfo
@@ -29,6 +31,7 @@ class LiveState:
     def variables(self) -> list[Any]:
         """The variables, by index."""
         if not self._variables:
+            check_size("The program is refused: its variables", sum(_size_of(info) for info in self._infos))
             self._variables = [_variable(info) for info in self._infos]
         return self._variables
 
@@ -68,6 +71,10 @@ def as_type(value: ArrayLike, dtype: str) -> Any:
         array = np.asarray(value)
         value = tf.convert_to_tensor(array, dtype if array.dtype.kind in "OSU" else None)
     return value if value.dtype.name == dtype else tf.cast(value, dtype)
+
+
+def _size_of(info: VariableInfo) -> int:
+    return math.prod(info.shape) * max(int(tf.dtypes.as_dtype(info.dtype).size), 1)
 
 
 def _variable(info: VariableInfo) -> Any:

@@ -31,6 +31,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from nanreplay.errors import NanreplayError, ReplayError
+from nanreplay.limits import limited_process
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -177,7 +178,8 @@ def _outcome(task_id: int, task: Task[Any], context: WorkerContext, connection: 
             context.say("loading TensorFlow")
             import_module("tensorflow")
         context.say(task.label)
-        return "done", task_id, task.run(context)
+        with limited_process():
+            return "done", task_id, task.run(context)
     except CancelledTask:
         return "cancelled", task_id
     except NanreplayError as error:
