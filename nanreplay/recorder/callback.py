@@ -78,7 +78,11 @@ class Recorder(keras.callbacks.Callback):
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+        try:
+            self.close()
+        except NonFiniteError:
+            if error is None:  # an error on its way out goes on; the capture has been written
+                raise
 
     # Keras
 
@@ -108,9 +112,20 @@ class Recorder(keras.callbacks.Callback):
             self._session.request_keyframe()
             self._install()
 
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Look at the steps that were not looked at yet."""
+        self._settle()
+
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave the model as it was."""
+        self._settle()
         self._uninstall()
+
+    def _settle(self) -> bool:
+        found = self._session.guard(self._session.flush)
+        if found is not None:
+            self._incident(*found)
+        return found is not None
 
     def _install(self) -> None:
         model, original = self.model, self.model.train_function
@@ -170,14 +185,23 @@ class Recorder(keras.callbacks.Callback):
 
     def dump(self, reason: str = "on demand") -> Path | None:
         """Write what is held now, without an incident; returns the file."""
+        if self._settle():
+            return self.path
         self.path = self._session.write(Trigger("manual", "dump", reason), max(0, self._session.step - 1))
         return self.path
 
     def close(self) -> None:
-        """Let go of batches, keyframes and the model."""
-        self._uninstall()
-        self._session.ring = None
-        self._session.detached = True
+        """Look at the last steps, then let go of batches, keyframes and the model.
+
+        Raises:
+            NonFiniteError: One of the last steps, which a GPU was still computing, was non-finite, and `on_nan` is "raise".
+        """
+        try:
+            self._settle()
+        finally:
+            self._uninstall()
+            self._session.release()
+            self._session.detached = True
 
     def _incident(self, trigger: Trigger, step: int) -> None:
         """Write the capture; then raise, stop, or let the step's own exception go on."""

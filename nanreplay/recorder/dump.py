@@ -41,7 +41,7 @@ def gather(session: Session, trigger: Trigger, step: int) -> CaptureContents:
         for slot in session.programs
     }  # fmt: skip
     eager = session.eager if session.eager is not None and session.eager.step == step else None
-    entries = session.ring.held() if session.ring else []
+    entries = session.ring.held(step) if session.ring else []
     if eager is not None:
         program_id = f"p{len(programs)}"
         flat = eager.describe(program_id, sources)
@@ -50,9 +50,9 @@ def gather(session: Session, trigger: Trigger, step: int) -> CaptureContents:
             replace(entry, program=program_id, leaves=flat.leaves, paths=flat.paths) if entry.step == step else entry for entry in entries
         ]
     batches = {entry.step: _batch(entry, programs, previous) for entry, previous in zip(entries, [None, *entries[:-1]], strict=False)}
-    notes = [*session.notes, *_program_notes(programs.values())]
+    notes = [*session.notes, *filter(None, [session.keeper.shrunk]), *_program_notes(programs.values())]
     incident = Incident(step, trigger, tuple(notes))
-    keyframes = session.ring.keyframes if session.ring else {}
+    keyframes = {number: values for number, values in session.ring.keyframes.items() if number <= step} if session.ring else {}
     found = eager.proof if eager is not None else _reexecute(session, programs, keyframes, batches, incident)
     if isinstance(found, str):
         incident, found = replace(incident, notes=(*notes, found)), Reexecution()
@@ -111,7 +111,7 @@ def _reexecute(
 ) -> Reexecution | str | None:
     """Re-execute from the last keyframe that reaches the steps written in full; a sentence when that failed."""
     steps = [step for step in sorted(batches) if step <= incident.step]
-    if not steps or incident.trigger.what == "exception" or any(not batches[step].program for step in steps):
+    if not steps or not keyframes or incident.trigger.what == "exception" or any(not batches[step].program for step in steps):
         return None
     full = steps[-session.settings.full_steps :]
     base = max((step for step in keyframes if step <= full[0]), default=min(keyframes))

@@ -74,13 +74,7 @@ class EagerStep:
         return result
 
     def _before(self, leaves: Sequence[Any], paths: Sequence[str]) -> None:
-        session = self._session
-        session.request_keyframe()
-        session.before("", leaves, paths)
-        if session.ring is not None:  # the state before the failing step is needed, and what `keyframe_every` keeps of earlier ones
-            every = session.ring.plan.keyframe_every
-            for step in [step for step in session.ring.keyframes if step < session.step and step % every]:
-                del session.ring.keyframes[step]
+        self._session.before("", leaves, paths, every_step=True)  # the state before the failing step is needed
 
     def _after(self, seen: Observation, result: Any, first_reads: Mapping[int, tuple[Any, Any]]) -> Trigger | None:
         session = self._session
@@ -108,7 +102,7 @@ class EagerStep:
         sources = [variable for call in seen.tape_gradients for variable in call.sources if hasattr(variable, "handle")]
         handles = [handle for handle, _ in first_reads.values()] if self._is_first else [source.handle for source in sources]
         variables.add([handle for handle in handles if is_variable(handle)], sources)
-        if self._is_first and ring is not None:
+        if self._is_first and ring is not None and self._session.step in ring.keyframes:
             known = {variables.index[key]: value for key, (_, value) in first_reads.items() if key in variables.index}
             ring.keyframes[self._session.step] = {**known, **ring.keyframes[self._session.step]}
         self._is_first = False
@@ -120,6 +114,8 @@ class EagerStep:
         if ring is None or not ring.entries:
             return
         number = ring.entries[-1].step
+        if number not in ring.keyframes:  # there was no room for it
+            return
         before, after = ring.keyframes[number], session.read_state()
         self._put_back(before)
         try:

@@ -46,13 +46,13 @@ class GraphStep:
             result, watch = slot.traced.function(*args)  # the concrete function: `tf.function` would look it up again
         except Exception as error:
             if not is_end_of_data(error):
-                self._on_incident(exception_trigger(error), session.step)
+                earlier = session.guard(session.flush)
+                self._on_incident(*(earlier or (exception_trigger(error), session.step)))
             raise
         if not session.detached:
-            step = session.step
-            trigger = session.guard(lambda: session.after(slot.layout, watch.numpy()))
-            if trigger is not None:
-                self._on_incident(trigger, step)
+            found = session.guard(lambda: session.after_late(slot.layout, watch))
+            if found is not None:
+                self._on_incident(*found)
         return result
 
     def _begin(self, args: tuple[Any, ...]) -> ProgramSlot:

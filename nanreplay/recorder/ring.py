@@ -1,13 +1,15 @@
-"""The ring: the batches of the last steps by reference, and keyframes of all state."""
+"""The ring: the batches of the last steps by reference, and keyframes of all state, under a limit in bytes."""
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+from nanreplay.recorder.plan import Plan
 
 
 @dataclass(slots=True)
@@ -24,21 +26,6 @@ class StepEntry:
     """The watch's values, a numpy vector."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """How much is kept."""
-
-    window: int
-    """Steps whose batches are kept."""
-    keyframe_every: int
-    """Steps between keyframes."""
-
-    @property
-    def keyframes(self) -> int:
-        """Keyframes held at once, so that the oldest kept step can be reached."""
-        return -(-self.window // self.keyframe_every) + 1
-
-
 @dataclass(slots=True)
 class Ring:
     """Batches of the last `plan.window` steps and the keyframes that reach them."""
@@ -46,12 +33,19 @@ class Ring:
     plan: Plan
     entries: deque[StepEntry] = field(default_factory=deque)
     keyframes: dict[int, Mapping[int, Any]] = field(default_factory=dict)
+    batch_bytes: int = 0
+    """What the batches hold together; a tensor that several steps were given counts once."""
+    _holders: Counter[int] = field(default_factory=Counter)
+    """How many entries hold the leaf of an id."""
 
     def add(self, entry: StepEntry) -> None:
         """Append a step and forget what no kept step needs."""
         self.entries.append(entry)
-        while len(self.entries) > self.plan.window + self.plan.keyframe_every:
-            self.entries.popleft()
+        for leaf in entry.leaves:
+            self.batch_bytes += 0 if self._holders[id(leaf)] else size_of([leaf])
+            self._holders[id(leaf)] += 1
+        while (not self.keyframes or not entry.program) and len(self.entries) > self.plan.batches:  # no keyframe says what may go
+            self._drop_entry()
         self._forget()
 
     def add_keyframe(self, step: int, values: Mapping[int, Any]) -> None:
@@ -59,54 +53,55 @@ class Ring:
         self.keyframes[step] = values
         self._forget()
 
+    def entry(self, step: int) -> StepEntry | None:
+        """The entry of a step, if it is still held."""
+        index = step - self.entries[0].step if self.entries else -1
+        return self.entries[index] if 0 <= index < len(self.entries) else None
+
+    def make_room(self, state_bytes: int, limit: int, *, keyframe: bool) -> bool:
+        """Forget the oldest keyframes, with the batches that only they reach, until all fits `limit`.
+
+        Args:
+            state_bytes: Size of a keyframe.
+            limit: Bytes that batches and keyframes may hold.
+            keyframe: Whether one more keyframe is about to be added, and the last one that is held may go for it.
+
+        Returns:
+            Whether everything fits now.
+        """
+        least = 0 if keyframe else 1
+        while (len(self.keyframes) + keyframe) * state_bytes + self.batch_bytes > limit and len(self.keyframes) > least:
+            del self.keyframes[min(self.keyframes)]
+            self._drop_unreachable(min(self.keyframes, default=None))
+        return (len(self.keyframes) + keyframe) * state_bytes + self.batch_bytes <= limit
+
     def _forget(self) -> None:
         """Drop keyframes and batches that no step of the window needs; the keyframe just before the window stays."""
         if not self.entries or not self.keyframes:
             return
-        oldest = self.entries[-1].step - self.plan.window + 1
+        oldest = self.entries[-1].step - self.plan.reach + 1
         base = max((step for step in self.keyframes if step <= oldest), default=min(self.keyframes))
         for step in [step for step in self.keyframes if step < base]:
             del self.keyframes[step]
-        while self.entries and self.entries[0].program and self.entries[0].step < base:  # eager steps are kept for their batches
-            self.entries.popleft()
+        self._drop_unreachable(base)
 
-    def held(self) -> list[StepEntry]:
-        """The steps of the window, with those that reach back to its oldest keyframe; all of them in an eager loop."""
-        base = min(self.keyframes, default=None)
+    def _drop_unreachable(self, base: int | None) -> None:
+        """Drop the steps before the keyframe `base`, all when there is none; eager steps are kept for their batches."""
+        while self.entries and self.entries[0].program and (base is None or self.entries[0].step < base):
+            self._drop_entry()
+
+    def _drop_entry(self) -> None:
+        for leaf in self.entries.popleft().leaves:
+            self._holders[id(leaf)] -= 1
+            if not self._holders[id(leaf)]:
+                del self._holders[id(leaf)]
+                self.batch_bytes -= size_of([leaf])
+
+    def held(self, last: int) -> list[StepEntry]:
+        """The steps up to `last` that a keyframe reaches; all of them in an eager loop, or where no keyframe is kept."""
+        base = min(self.keyframes, default=0)
         eager = any(not entry.program for entry in self.entries)
-        return [entry for entry in self.entries if base is not None and (entry.step >= base or eager)]
-
-
-def plan_ring(*, state_bytes: int, batch_bytes: int, window: int, keyframe_every: int | None, memory_limit: int) -> tuple[Plan, str | None]:
-    """Choose how often to copy the state so that the ring stays under the limit.
-
-    Keyframes are `window / every + 1` copies of the state, batches at most `window + every`. The interval starts at the
-    window, at most 32 steps, and doubles up to the window; then the window halves.
-
-    Returns:
-        The plan, and a sentence when less than was asked for fits.
-    """
-    asked = window
-    while True:
-        every = keyframe_every or max(1, min(32, window))
-        while True:
-            plan = Plan(window, every)
-            if plan.keyframes * state_bytes + (window + every) * batch_bytes <= memory_limit:
-                return plan, None if window == asked else _shrunk(asked, window, state_bytes, batch_bytes, memory_limit)
-            if keyframe_every or every >= window:
-                break
-            every = min(window, every * 2)
-        if window == 1:
-            return Plan(1, 1), _shrunk(asked, 1, state_bytes, batch_bytes, memory_limit)
-        window = max(1, window // 2)
-
-
-def _shrunk(asked: int, window: int, state_bytes: int, batch_bytes: int, memory_limit: int) -> str:
-    mib = 2**20
-    return (
-        f"memory_limit of {memory_limit / mib:.0f} MiB holds a window of {window} instead of {asked} steps: "
-        f"the state has {state_bytes / mib:.1f} MiB, a batch {batch_bytes / mib:.1f} MiB."
-    )
+        return [entry for entry in self.entries if entry.step <= last and (entry.step >= base or eager)]
 
 
 def size_of(leaves: Sequence[Any]) -> int:

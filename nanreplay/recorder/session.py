@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,18 @@ from nanreplay.program.observe import Observation
 from nanreplay.program.sources import SourceTable
 from nanreplay.program.trace import TracedProgram
 from nanreplay.program.watch import WatchEntry, has_nonfinite, read_variable
+from nanreplay.recorder.keep import Keeper
+from nanreplay.recorder.late import Checked, LateReader, lag_of
 from nanreplay.recorder.reexecute import Reexecution
-from nanreplay.recorder.ring import Ring, StepEntry, plan_ring, size_of
+from nanreplay.recorder.ring import Ring, StepEntry
 from nanreplay.recorder.settings import Settings
 from nanreplay.recorder.timeline import TimelineRing, TimelineRow
 from nanreplay.recorder.trigger import find_trigger, kind_of
 from nanreplay.recorder.variables import VariableTable
 from nanreplay.records import Trigger
+
+Found = tuple[Trigger, int]
+"""An incident and its step."""
 
 
 @dataclass(slots=True)
@@ -66,7 +71,8 @@ class Session:
 
     def __post_init__(self) -> None:
         self.timeline = TimelineRing(self.settings.history)
-        self._keyframe_due = True
+        self.late = LateReader()
+        self.keeper = Keeper(self.settings, self.variables, self.late.to_host)
         self._is_keyframe = False
         self._began_s = 0.0
         self._looked_at: set[int] = set()
@@ -80,12 +86,21 @@ class Session:
         self._name(seen)
         named = [variable for call in seen.tape_gradients for variable in call.sources if hasattr(variable, "handle")]
         if self.variables.add(traced.handles, [*named, *traced.trace.graph.variables]):
-            self._keyframe_due = True
+            self.request_keyframe()
             self._note_born_nonfinite()
+        self.keeper.lag = lag_of(self.variables.handles)
         names = watch_layout(traced.trace.watch.entries, self.variables.index)
+        self._bound_timeline(len(names))
         slot = ProgramSlot(f"p{len(self.programs)}", traced, paths, Layout.parse(names), traced.trace.watch.entries)
         self.programs.append(slot)
         return slot
+
+    def _bound_timeline(self, width: int) -> None:
+        """Let the timeline take at most a tenth of the memory limit, and the rest to what it leaves."""
+        shortened = self.timeline.bound(width, self.settings.memory_limit // 10)
+        if shortened:
+            self.notes.append(shortened)
+        self.keeper.reserved_bytes = self.timeline.size_bytes
 
     def _name(self, seen: Observation) -> None:
         for layer in seen.layers:
@@ -114,55 +129,75 @@ class Session:
 
     def request_keyframe(self) -> None:
         """Something outside the step may have changed the state: copy it before the next step."""
-        self._keyframe_due = True
+        self.keeper.request_keyframe()
 
-    def before(self, program: str, leaves: Sequence[Any], paths: Sequence[str]) -> None:
-        """Keep the batch, and the state when a keyframe is due."""
-        if self.ring is None:
-            self.ring = Ring(self._plan(leaves))
-        if self._keyframe_due or self.step % self.ring.plan.keyframe_every == 0:
-            self.ring.add_keyframe(self.step, self.read_state())
-            self._keyframe_due, self._is_keyframe = False, True
-        else:
-            self._is_keyframe = False
-        self.ring.add(StepEntry(self.step, program, leaves, paths))
+    def before(self, program: str, leaves: Sequence[Any], paths: Sequence[str], *, every_step: bool = False) -> None:
+        """Keep the batch, and the state when a keyframe is due; with `every_step`, the state before the step in any case."""
+        entry = StepEntry(self.step, program, leaves, paths)
+        self.ring, self._is_keyframe = self.keeper.begin(self.ring, entry, every_step=every_step)
         self._began_s = time.perf_counter()
-
-    def _plan(self, leaves: Sequence[Any]) -> Any:
-        plan, shrunk = plan_ring(
-            state_bytes=self.variables.size_bytes,
-            batch_bytes=size_of(leaves),
-            window=self.settings.window,
-            keyframe_every=self.settings.keyframe_every,
-            memory_limit=self.settings.memory_limit,
-        )
-        if shrunk:
-            self.notes.append(shrunk)
-            warnings.warn(f"nanreplay: {shrunk}", stacklevel=2)
-        return plan
 
     def read_state(self) -> dict[int, Any]:
         """All variables by index; the tensors share the variables' buffers, and TensorFlow copies on the next write."""
-        return {index: read_variable(handle) for index, handle in enumerate(self.variables.handles)}
+        return self.keeper.read_state()
 
     def after(self, layout: Layout, values: Any) -> Trigger | None:
-        """Note the step's watch values and say whether the step is an incident."""
-        elapsed_s = time.perf_counter() - self._began_s
-        if self.ring is not None and self.ring.entries:
-            self.ring.entries[-1].fingerprint = values
+        """Note the watch of the step that has run, a numpy vector, and say whether the step is an incident."""
+        found = self._check(self._ran(layout)(values))
+        return None if found is None else found[0]
+
+    def after_late(self, layout: Layout, watch: Any) -> Found | None:
+        """Note the watch of the step that has run, a tensor that may still be computed; says which step is an incident."""
+        ran = self._ran(layout)
+        if not self.keeper.lag:
+            return self._check(ran(watch.numpy()))
+        self.late.add(watch, ran)
+        return self._check_all(self.keeper.lag)
+
+    def flush(self) -> Found | None:
+        """Check the steps whose watches have not been looked at yet; says which one is an incident."""
+        return self._check_all(0)
+
+    def _ran(self, layout: Layout) -> Callable[[Any], Checked]:
+        """Count the step that has run; returns what makes a result of its watch."""
+        step, elapsed_s, with_keyframe = self.step, time.perf_counter() - self._began_s, self._is_keyframe
+        self.step += 1
+        return lambda values: Checked(step, layout, elapsed_s, with_keyframe, values)
+
+    def _check_all(self, lag: int) -> Found | None:
+        for checked in self.late.take(lag):
+            found = self._check(checked)
+            if found is not None:
+                self.late.forget()
+                return found
+        return None
+
+    def _check(self, checked: Checked) -> Found | None:
+        """Note a step's watch values and say whether the step is an incident.
+
+        Variables are read where the values leave a doubt. With a lag they are those of a later step: what squares that
+        overflow do to a slot or a weight may then be dated as many steps too early.
+        """
+        layout, values = checked.layout, checked.values
+        entry = None if self.ring is None else self.ring.entry(checked.step)
+        if entry is not None:
+            entry.fingerprint = values
         trigger: Trigger | None = None
         skipped = False
         if not np.isfinite(values).all():
             trigger, skipped = find_trigger(layout, values, self.variables)
-        if trigger is None and not skipped and (self._is_keyframe or not layout.gradients_fit(values)):
-            slot = self.variables.bad_slot()
+        if trigger is None and not skipped and (checked.with_keyframe or not layout.gradients_fit(values)):
+            slot = self.variables.bad_slot(self._state_of(checked))
             trigger = None if slot is None else Trigger("variable", self.variables.path(slot), kind_of(self.variables, slot))
         self.skipped_in_row = self.skipped_in_row + 1 if skipped else 0
-        self.timeline.add(TimelineRow(self.step, layout.names, values, elapsed_s, skipped))
+        self.timeline.add(TimelineRow(checked.step, layout.names, values, checked.elapsed_s, skipped))
         if trigger is None and self.skipped_in_row >= self.settings.max_skipped:
             trigger = Trigger("gradient", "loss scale", f"{self.skipped_in_row} updates in a row were skipped")
-        self.step += 1
-        return trigger
+        return None if trigger is None else (trigger, checked.step)
+
+    def _state_of(self, checked: Checked) -> Mapping[int, Any] | None:
+        """The keyframe before a step that is looked at late: the variables have moved on."""
+        return self.ring.keyframes.get(checked.step) if self.keeper.lag and checked.with_keyframe and self.ring is not None else None
 
     def guard(self, work: Callable[[], Any]) -> Any:
         """Run the recorder's own work; an error in it detaches the recorder and never reaches the training."""
@@ -176,12 +211,17 @@ class Session:
         """Stop recording after an error of the recorder's own, with one warning."""
         if not self.detached:
             self.detached = True
-            self.ring = None
+            self.release()
             warnings.warn(
                 f"nanreplay: the recorder failed and detached itself; training goes on without it. "
                 f"Please report this: {type(error).__name__}: {error}",
                 stacklevel=2,
             )
+
+    def release(self) -> None:
+        """Let go of batches, keyframes, and steps that were not looked at."""
+        self.ring = None
+        self.late.close()
 
     def write(self, trigger: Trigger, step: int) -> Path | None:
         """Write the capture; None when that failed."""

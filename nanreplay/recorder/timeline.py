@@ -14,6 +14,9 @@ from nanreplay.records import Timeline
 
 MATRICES = {"gradient_sum": "gradient_norm", "gradient_max": "gradient_absmax", "variable_sum": "weight_norm"}
 
+ROW_BYTES = 320
+"""What a row takes beside its numbers: Python's objects."""
+
 
 @dataclass(slots=True)
 class TimelineRow:
@@ -31,6 +34,22 @@ class TimelineRing:
 
     def __init__(self, history: int) -> None:
         self.rows: deque[TimelineRow] = deque(maxlen=history)
+        self._row_bytes = 0
+
+    def bound(self, width: int, limit_bytes: int) -> str | None:
+        """Keep as many rows of `width` numbers as fit; a sentence when these are fewer than was asked for."""
+        self._row_bytes = max(self._row_bytes, ROW_BYTES + 8 * width)
+        fitting = max(1, limit_bytes // self._row_bytes)
+        asked = self.rows.maxlen or 0
+        if fitting >= asked:
+            return None
+        self.rows = deque(self.rows, fitting)
+        return f"The timeline holds {fitting} instead of {asked} steps, so that it takes no more than a tenth of memory_limit."
+
+    @property
+    def size_bytes(self) -> int:
+        """What the rows take once all are there."""
+        return self._row_bytes * (self.rows.maxlen or 0)
 
     def add(self, row: TimelineRow) -> None:
         """Append a step."""

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import tensorflow as tf
 
 from nanreplay.program import private_tf
-from nanreplay.program.watch import has_nonfinite, read_variable
+from nanreplay.program.watch import has_nonfinite, read_variable, squares_fit
 from nanreplay.records import Role, VariableInfo
 
 
@@ -71,15 +71,17 @@ class VariableTable:
         role, kind = self._known[id(handle)][1], private_tf.variable_type(handle)
         return role in ("metric", "seed") or (slots and role == "optimizer" and kind is not None and bool(kind[1]))
 
-    def bad_slot(self) -> int | None:
-        """Index of the first slot of an optimizer that turned non-finite, by reading all of them; None when all are finite."""
+    def bad_slot(self, state: Mapping[int, Any] | None = None) -> int | None:
+        """Index of the first slot of an optimizer that is not finite; None when all are.
+
+        Args:
+            state: Values by index to look at; those of now when it is left out.
+        """
         for index, info in enumerate(self.infos):
-            if (
-                info.role == "optimizer"
-                and info.shape
-                and index not in self.born_nonfinite
-                and has_nonfinite(read_variable(self.handles[index]))
-            ):
+            if info.role != "optimizer" or not info.shape or index in self.born_nonfinite:
+                continue
+            value = read_variable(self.handles[index]) if state is None else state.get(index)
+            if value is not None and not squares_fit(value) and has_nonfinite(value):
                 return index
         return None
 
@@ -88,9 +90,9 @@ class VariableTable:
         return frozenset(index for index, info in enumerate(self.infos) if info.role == role)
 
     @property
-    def size_bytes(self) -> int:
-        """Size of all values together."""
-        return sum(int(tf.TensorShape(info.shape).num_elements() or 0) * tf.dtypes.as_dtype(info.dtype).size for info in self.infos)
+    def sizes(self) -> list[int]:
+        """Bytes of each value."""
+        return [int(tf.TensorShape(info.shape).num_elements() or 0) * tf.dtypes.as_dtype(info.dtype).size for info in self.infos]
 
 
 def _role(variable: Any) -> Role:

@@ -1,0 +1,83 @@
+"""How long steps take, and what a keyframe costs: medians of the last ones, so that single slow steps say nothing."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from nanreplay.program.watch import read_variable
+
+SAMPLE_BYTES = 2**26
+"""The copy of a larger variable is timed on this much of it."""
+_COPIED = (tf.float32, tf.float64, tf.float16, tf.bfloat16, tf.int32, tf.int64)
+BOUND = 4.0
+"""What a keyframe was seen to cost is trusted within this factor of what a copy of the state takes."""
+
+
+class Pace:
+    """Times from the start of one step to the start of the next, those after a keyframe apart.
+
+    A keyframe costs twice: reading the variables before the step, and the copy that TensorFlow makes of each when the
+    step writes to it while the keyframe holds its buffer. Both show in the time to the next step.
+    """
+
+    def __init__(self) -> None:
+        self._plain: deque[float] = deque(maxlen=32)
+        self._extra: deque[float] = deque(maxlen=8)
+        self._began_s = 0.0
+        self._with_keyframe: bool | None = None
+
+    def begin(self, *, now_s: float, with_keyframe: bool, is_usual: bool) -> None:
+        """Note that a step begins, and with it how long the one before took.
+
+        Args:
+            now_s: The time before anything is done for this step.
+            with_keyframe: Whether this step begins with a keyframe.
+            is_usual: Whether this step may count; one that is traced or compiled may not.
+        """
+        elapsed_s = now_s - self._began_s
+        if self._with_keyframe is False:
+            self._plain.append(elapsed_s)
+        elif self._with_keyframe and len(self._plain) >= 3:
+            self._extra.append(elapsed_s - statistics.median(self._plain))
+        self._began_s, self._with_keyframe = now_s, with_keyframe if is_usual else None
+
+    def pause(self) -> None:
+        """What passes until the next step is no step: validation, the end of an epoch."""
+        self._with_keyframe = None
+
+    @property
+    def step_s(self) -> float | None:
+        """Time of a step; None while it is not known."""
+        return statistics.median(self._plain) if len(self._plain) >= 3 else None
+
+    def keyframe_s(self, copy_s: float) -> float:
+        """What a keyframe adds to the steps, given the time that a copy of the state takes."""
+        if len(self._extra) < 3:
+            return copy_s
+        return min(max(statistics.median(self._extra), copy_s / BOUND), copy_s * BOUND)
+
+
+def time_copy(handles: Sequence[Any], sizes: Sequence[int]) -> float:
+    """Seconds that a copy of all variables takes: the reading timed, the copy told from that of the largest one."""
+    began_s = time.perf_counter()
+    values = [read_variable(handle) for handle in handles]
+    read_s = time.perf_counter() - began_s
+    samples = [(size, value) for size, value in zip(sizes, values, strict=True) if value.dtype in _COPIED]
+    if not samples:
+        return read_s
+    largest = tf.reshape(max(samples, key=lambda sample: sample[0])[1], [-1])
+    sample = largest[: SAMPLE_BYTES // largest.dtype.size]
+    sample_bytes = max(1, int(sample.shape[0]) * int(sample.dtype.size))
+    return read_s + min(_copy_s(sample) for _ in range(2)) * sum(sizes) / sample_bytes
+
+
+def _copy_s(tensor: Any) -> float:
+    began_s = time.perf_counter()
+    tf.raw_ops.DeepCopy(x=tensor)[:1].numpy()  # on a GPU the copy has been made once a number of it is here
+    return time.perf_counter() - began_s

@@ -1,0 +1,90 @@
+"""How much is kept: under the limit always, at a hundredth of the steps' time where that is possible, and said when it is less."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from nanreplay.recorder.pace import Pace
+from nanreplay.recorder.plan import MIB, Needs, Plan, every_for, make_plan, shortfall
+
+
+def needs(**given: int) -> Needs:
+    return Needs(**{"window": 32, "every": 32, "limit": 1024 * MIB, "state_bytes": MIB, "batch_bytes": MIB, **given})
+
+
+def said(given: Needs, share: float | None = None) -> str | None:
+    return shortfall(given, make_plan(given), given.limit, share)
+
+
+def test_a_small_training_is_kept_as_asked() -> None:
+    assert make_plan(needs()) == Plan(32, 32)
+    assert said(needs()) is None
+
+
+def test_no_plan_exceeds_the_limit() -> None:
+    sizes = [0, 1, 1000, MIB, 100 * MIB, 700 * MIB, 3000 * MIB]
+    for state, batch, every, window, lag in itertools.product(sizes, sizes, [1, 32, 5000], [1, 3, 32, 500], [0, 4]):
+        given = needs(state_bytes=state, batch_bytes=batch, every=every, window=window, lag=lag)
+        plan = make_plan(given)
+        assert plan.window >= 1
+        if plan.keyframe_every or batch <= given.limit:
+            assert plan.size_bytes(state, batch) <= given.limit, (given, plan)
+
+
+def test_one_keyframe_and_two_batches_are_enough_to_replay_the_failing_step() -> None:
+    assert make_plan(needs(state_bytes=600 * MIB, batch_bytes=200 * MIB)) == Plan(1, 2)
+
+
+def test_without_room_for_them_batches_are_kept_and_the_message_says_what_it_would_take() -> None:
+    given = needs(state_bytes=600 * MIB, batch_bytes=213 * MIB)
+    assert make_plan(given) == Plan(4, 0)
+    message = said(given)
+    assert message is not None
+    assert "the timeline and the last 4 batches are recorded, and the capture cannot be replayed" in message
+    assert "memory_limit=1026 MiB" in message
+
+
+def test_the_window_shrinks_before_the_training_pays_more() -> None:
+    given = needs(every=400, batch_bytes=2 * MIB)
+    assert make_plan(given).keyframe_every == 400
+    assert make_plan(given).window == 32
+    assert make_plan(needs(every=500, batch_bytes=2 * MIB)) == Plan(8, 500)
+
+
+def test_what_keyframes_cost_beyond_a_hundredth_is_said() -> None:
+    given = needs(every=400, batch_bytes=10 * MIB)
+    assert make_plan(given).keyframe_every == 102
+    assert "every 102 steps, which adds about 4%" in str(said(given, share=0.04))
+
+
+def test_steps_that_run_before_a_check_is_read_are_kept_on_top() -> None:
+    assert make_plan(needs(lag=4)).reach == 36
+
+
+@pytest.mark.parametrize(("keyframe_s", "step_s", "expected"), [(0.01, 0.01, 100), (0.01, 1.0, 32), (0.5, 0.01, 5000)])
+def test_the_interval_keeps_keyframes_at_a_hundredth_of_the_steps(keyframe_s: float, step_s: float, expected: int) -> None:
+    assert every_for(keyframe_s, step_s, 32) == expected
+
+
+def test_a_keyframe_costs_what_its_step_takes_longer_than_the_others() -> None:
+    pace, now_s = Pace(), 0.0
+    for step in range(100):
+        with_keyframe = step % 10 == 0
+        pace.begin(now_s=now_s, with_keyframe=with_keyframe, is_usual=True)
+        now_s += 0.010 + 0.008 * with_keyframe
+    assert pace.step_s == pytest.approx(0.010)
+    assert pace.keyframe_s(copy_s=0.006) == pytest.approx(0.008)
+    assert pace.keyframe_s(copy_s=0.001) == pytest.approx(0.004), "what was seen is held against what a copy takes"
+
+
+def test_the_pace_follows_steps_that_grow_and_leaves_out_pauses() -> None:
+    pace, now_s = Pace(), 0.0
+    for step in range(200):
+        pace.begin(now_s=now_s, with_keyframe=False, is_usual=True)
+        now_s += 0.01 if step < 100 else 0.05
+        if step % 10 == 9:  # an epoch ends
+            pace.pause()
+            now_s += 100.0
+    assert pace.step_s == pytest.approx(0.05)
