@@ -12,15 +12,18 @@ _PUBLIC = {
     "Capture": "nanreplay.capture",
     "CaptureNotFoundError": "nanreplay.errors",
     "FormatError": "nanreplay.errors",
+    "ModelError": "nanreplay.errors",
     "NanreplayError": "nanreplay.errors",
     "NonFiniteError": "nanreplay.errors",
     "Recorder": "nanreplay.recorder",
     "Replay": "nanreplay.replay",
     "ReplayError": "nanreplay.errors",
+    "TodayResult": "nanreplay.today",
     "UnsafeProgramError": "nanreplay.errors",
     "UnsupportedOpError": "nanreplay.errors",
     "VersionError": "nanreplay.errors",
     "explain": "nanreplay.report.explain",
+    "replay_with": "nanreplay.today",
 }
 
 __all__ = [*sorted(_PUBLIC), "__version__"]
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
     from nanreplay.errors import AttachError as AttachError
     from nanreplay.errors import CaptureNotFoundError as CaptureNotFoundError
     from nanreplay.errors import FormatError as FormatError
+    from nanreplay.errors import ModelError as ModelError
     from nanreplay.errors import NanreplayError as NanreplayError
     from nanreplay.errors import NonFiniteError as NonFiniteError
     from nanreplay.errors import ReplayError as ReplayError
@@ -39,6 +43,8 @@ if TYPE_CHECKING:
     from nanreplay.recorder import Recorder as Recorder
     from nanreplay.replay import Replay as Replay
     from nanreplay.report.explain import explain as explain
+    from nanreplay.today import TodayResult as TodayResult
+    from nanreplay.today import replay_with as replay_with
 
 
 def __getattr__(name: str) -> Any:

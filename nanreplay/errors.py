@@ -9,6 +9,7 @@ Exception
     │   └── FormatError                           (ValueError)           not a capture, truncated, damaged
     │       └── VersionError                                             written by a newer nanreplay
     ├── AttachError                               (ValueError)           a recorder attached wrongly
+    ├── ModelError                                (ValueError)           today's model: not to be had, or not what was recorded
     ├── UnsafeProgramError                                               a program that reaches beyond tensors
     ├── MemoryLimitError                          (MemoryError)          more memory than --max-memory lets it take
     ├── UnsupportedOpError                        (NotImplementedError)  an op that cannot be replayed
@@ -58,6 +59,10 @@ class VersionError(FormatError):
 
 class AttachError(NanreplayError, ValueError):
     """A recorder was attached wrongly."""
+
+
+class ModelError(NanreplayError, ValueError):
+    """Today's model cannot be made, or does not fit what was recorded."""
 
 
 class UnsafeProgramError(NanreplayError):

@@ -1,12 +1,13 @@
-"""`nanreplay replay`: run the recorded steps again and hold each against the recording."""
+"""`nanreplay replay`: run the recorded steps again, with the recorded program or with today's code."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+from click.core import ParameterSource
 
 from nanreplay.commands.console import as_json, max_memory, print_json, progress_bar, quiet_work, trust
 from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED, UNREADABLE, fail
@@ -14,8 +15,22 @@ from nanreplay.commands.outputs import Outputs, for_machines
 from nanreplay.errors import NanreplayError
 
 if TYPE_CHECKING:
+    from nanreplay.findings import Report
     from nanreplay.replay import StepResult
     from nanreplay.replay.programs import Mode
+    from nanreplay.today import TodayResult
+
+OF_MODEL = ("allow_missing", "renamed", "learning_rate")
+"""Options that say something of today's model only."""
+
+
+def _renamings(context: click.Context, option: click.Parameter, given: Sequence[str]) -> dict[str, str]:
+    """`old=new` pairs of recorded and today's names."""
+    pairs = [each.partition("=") for each in given]
+    for text, (old, sign, _) in zip(given, pairs, strict=True):
+        if not old or not sign:
+            raise click.BadParameter(f"Expected OLD=NEW. Received: {text}", context, option)
+    return {old: new for old, _, new in pairs}
 
 
 @click.command("replay")
@@ -27,34 +42,94 @@ if TYPE_CHECKING:
     show_default=True,
     help="recorded: compiled as it was trained; graph: compiled without XLA; ops: op by op; float64: op by op, every float as float64.",
 )
+@click.option("--model", metavar="MODULE:FUNCTION", help="Run today's code instead: a function (or FILE.py:FUNCTION) that returns it.")
+@click.option(
+    "--map", "renamed", metavar="OLD=NEW", multiple=True, callback=_renamings, help="What part of a recorded path is called today."
+)
+@click.option("--allow-missing", is_flag=True, help="Keep today's initial values where nothing was recorded.")
+@click.option(
+    "--learning-rate",
+    type=click.Choice(["auto", "today", "recorded"]),
+    default="auto",
+    show_default=True,
+    help="Whose learning rate: auto takes that of today's code, unless it was changed while the recorded training ran.",
+)
 @as_json
 @for_machines("replay")
 @trust
 @max_memory
-def command(files: tuple[str, ...], mode: Mode, as_json: bool, trust: bool, outputs: Outputs) -> int:
+def command(files: tuple[str, ...], mode: Mode, model: str | None, as_json: bool, trust: bool, outputs: Outputs, **of_model: Any) -> int:
     """Replay the recorded steps of each FILE and compare them with the recording.
 
-    Exit codes: 0 all finite, 1 non-finite reproduced, 2 unreadable file, 3 cannot be replayed.
-    """
-    from nanreplay.report.steps import steps_to_json
+    With --model, the recorded weights and batches run through today's code. The function returns a compiled Keras model, or
+    (model, optimizer, step) of a training loop; it is found from the current folder.
 
+    Exit codes: 0 all finite (with --model: fixed), 1 non-finite reproduced (still non-finite), 2 unreadable file (or no such
+    model, or the recorded state does not fit it), 3 cannot be replayed (cannot decide).
+    """
+    _check_usage(click.get_current_context(), model)
     captures, codes = [], []
     for file in files:
         try:
             with outputs.of(file):
-                results, notes = _replay(file, mode, trust)
+                done = _today(file, model, trust, of_model) if model else _recorded(file, mode, trust, outputs.wants_origin)
         except NanreplayError as error:  # the other files are replayed all the same
             codes.append(fail(error))
             continue
-        codes.append(FINITE if all(result.finite for result in results) else NONFINITE)
-        _add(outputs, file, codes[-1], results, notes, trust)
+        codes.append(done.code)
+        outputs.add(file, done.code, done.sentence, done.report, done.lines)
         if as_json:
-            captures.append(steps_to_json(file, mode, results, notes))
+            captures.append(done.as_json())
         elif not outputs.jsonl:
-            _print(file, results, notes)
+            for line in done.lines:
+                click.echo(line)
     if as_json:
         print_json({"format": "nanreplay-replay", "version": 1, "captures": captures})
     return max(codes, key=(FINITE, NONFINITE, UNDECIDED, UNREADABLE).index)
+
+
+def _check_usage(context: click.Context, model: str | None) -> None:
+    given = [name for name in ("mode", *OF_MODEL) if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
+    options = {"allow_missing": "--allow-missing", "renamed": "--map", "learning_rate": "--learning-rate", "mode": "--mode"}
+    wrong = [options[name] for name in given if (name == "mode") == bool(model)]
+    if wrong:
+        raise click.UsageError(f"{wrong[0]} {'cannot be given with' if model else 'needs'} --model", context)
+
+
+class Done(NamedTuple):
+    """What replaying one file gave."""
+
+    code: int
+    sentence: str
+    report: Report | None
+    """Where a non-finite value was born, when that was looked for."""
+    lines: tuple[str, ...]
+    """What people read."""
+    as_json: Callable[[], dict[str, Any]]
+
+
+def _recorded(file: str, mode: Mode, trust: bool, wants_origin: bool) -> Done:
+    from nanreplay.report.explain import explain
+    from nanreplay.report.steps import step_lines, steps_to_json, summary
+
+    results, notes = _replay(file, mode, trust)
+    code = FINITE if all(result.finite for result in results) else NONFINITE
+    report = None
+    if code == NONFINITE and wants_origin:
+        with contextlib.suppress(NanreplayError), quiet_work():
+            report = explain(file, trust=trust, fixes="none")
+    sentence = report.sentence if report else summary(results)
+    return Done(code, sentence, report, tuple(step_lines(file, results, notes)), lambda: steps_to_json(file, mode, results, notes))
+
+
+def _today(file: str, model: str, trust: bool, of_model: dict[str, Any]) -> Done:
+    with quiet_work(), progress_bar() as watch:
+        from nanreplay.today import replay_with
+        from nanreplay.today.tojson import today_to_json
+
+        result: TodayResult = replay_with(file, model, trust=trust, progress=watch.progress, **of_model)
+    lines = (result.line, *(f"note: {note}" for note in result.notes))
+    return Done(result.exit_code, result.sentence, result.report, lines, lambda: today_to_json(result))
 
 
 def _replay(file: str, mode: Mode, trust: bool) -> tuple[Sequence[StepResult], Sequence[str]]:
@@ -63,21 +138,3 @@ def _replay(file: str, mode: Mode, trust: bool) -> tuple[Sequence[StepResult], S
 
     with Capture(file) as capture, quiet_work(), progress_bar() as watch:
         return replay_steps(capture, mode, trust=trust, progress=watch.progress)
-
-
-def _add(outputs: Outputs, file: str, code: int, results: Sequence[StepResult], notes: Sequence[str], trust: bool) -> None:
-    from nanreplay.report.explain import explain
-    from nanreplay.report.steps import step_lines, summary
-
-    report = None
-    if code == NONFINITE and outputs.wants_origin:
-        with contextlib.suppress(NanreplayError), quiet_work():
-            report = explain(file, trust=trust, fixes="none")
-    outputs.add(file, code, report.sentence if report else summary(results), report, tuple(step_lines(file, results, notes)))
-
-
-def _print(file: str, results: Sequence[StepResult], notes: Sequence[str]) -> None:
-    from nanreplay.report.steps import step_lines
-
-    for line in step_lines(file, results, notes):
-        click.echo(line)

@@ -242,3 +242,9 @@ def registered_ops() -> list[str]:
     """Names of all ops that this TensorFlow registers."""
     every = _op_def_pb2.OpList.FromString(_tf_session.TF_GetBuffer(_tf_session.TF_GetAllOpList()))
     return [op.name for op in every.op]
+
+
+def is_jit_chosen_by_keras(model: Any) -> bool:
+    """Whether `compile` of a Keras model was left to decide on XLA (`jit_compile="auto"`), which it does by the devices."""
+    config = getattr(getattr(model, "_compile_config", None), "config", {})
+    return bool(config.get("jit_compile", "auto") == "auto")

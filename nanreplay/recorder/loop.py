@@ -17,11 +17,10 @@ from nanreplay.recorder.session import Session
 from nanreplay.records import Trigger
 
 
-def traced_function(session: Session, step: Any, on_incident: Callable[[Trigger, int], None]) -> Callable[..., Any]:
-    """A recorded stand-in for the `tf.function` `step`."""
+def traced_step(session: Session, step: Any) -> TracedStep:
+    """The `tf.function` `step` with the watch inside, made as it was made."""
     options = private_tf.function_options(step)
-
-    traced = TracedStep(
+    return TracedStep(
         step.python_function,
         jit_compile=options.jit_compile,
         reduce_retracing=options.reduce_retracing,
@@ -29,7 +28,11 @@ def traced_function(session: Session, step: Any, on_incident: Callable[[Trigger,
         input_signature=step.input_signature,
         unwatched=session.unwatched,
     )
-    run = GraphStep(session, traced, step, on_incident)
+
+
+def traced_function(session: Session, step: Any, on_incident: Callable[[Trigger, int], None]) -> Callable[..., Any]:
+    """A recorded stand-in for the `tf.function` `step`."""
+    run = GraphStep(session, traced_step(session, step), step, on_incident)
     signature = inspect.signature(step.python_function)
 
     @functools.wraps(step.python_function)

@@ -1,0 +1,207 @@
+"""Today's training step: made on a recorded batch, set to recorded state, and recorded as it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import tensorflow as tf
+
+from nanreplay.errors import ModelError
+from nanreplay.program import private_tf
+from nanreplay.recorder.eager_step import EagerStep
+from nanreplay.recorder.fit import check_model, traced_train_step
+from nanreplay.recorder.graph_step import GraphStep, leaf_paths
+from nanreplay.recorder.loop import traced_step
+from nanreplay.recorder.session import Session
+from nanreplay.recorder.settings import Settings
+from nanreplay.recorder.variables import VariableTable
+from nanreplay.records import ArrayLike, BatchRecord, Compilation, Trigger
+from nanreplay.replay.state import as_type
+from nanreplay.today.factory import Training, raised
+from nanreplay.today.structure import arguments_for, batch_of
+
+OnIncident = Callable[[Trigger, int], None]
+_LARGE_BYTES = 2**50
+
+
+class TodayStep:
+    """The training step of today's code.
+
+    Args:
+        training: What the factory made.
+        compilation: How the recorded step was compiled; decides where today's code leaves that to Keras.
+
+    Raises:
+        AttachError: The model is not compiled, or no model of Keras 3.
+    """
+
+    def __init__(self, training: Training, compilation: Compilation) -> None:
+        """Make nothing yet."""
+        self.training = training
+        self._step = training.step
+        if training.step is None:
+            check_model(training.model)
+            if compilation != "eager" and private_tf.is_jit_chosen_by_keras(training.model):
+                training.model.jit_compile = compilation == "xla"
+        self._session = self._new_session(Settings(""), 0)
+        self._traced: Any = None
+        self._bare: Any = None
+
+    @property
+    def table(self) -> VariableTable:
+        """Today's variables; empty before `build`."""
+        return self._session.variables
+
+    @property
+    def optimizer(self) -> Any:
+        """The optimizer whose learning rate holds, or None."""
+        found = self.training.model.optimizer if self._step is None else self.training.optimizer
+        flat = tf.nest.flatten(found)
+        return flat[0] if len(flat) == 1 else None
+
+    @property
+    def is_eager(self) -> bool:
+        """Whether the step runs as plain Python."""
+        if self._step is None:
+            return bool(self.training.model.run_eagerly)
+        return not (hasattr(self._step, "get_concrete_function") and hasattr(self._step, "python_function"))
+
+    def arguments(self, batch: BatchRecord) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        """How the step is called with a recorded batch.
+
+        Raises:
+            ReplayError: The batch cannot be rebuilt, or the step takes other arguments.
+        """
+        data = batch_of(batch.paths, batch.leaves)
+        return ((data,), {}) if self._step is None else arguments_for(self._step, data)
+
+    def build(self, batch: BatchRecord) -> None:
+        """Make all variables that the step uses; afterwards they are as today's code makes them.
+
+        A compiled step is traced. A plain Python step has to run once: the variables' first values are put back.
+
+        Raises:
+            ModelError: The step does not take the batch.
+        """
+        args, kwargs = self.arguments(batch)
+        if self.is_eager:
+            self._run_once(args, kwargs)
+            return
+        try:
+            session, model = self._session, self.training.model
+            self._traced, self._bare = (
+                traced_train_step(model, session) if self._step is None else (traced_step(session, self._step), self._step)
+            )
+            session.add_program(self._traced.program(*args, **kwargs), leaf_paths(args))
+        except Exception as error:
+            raise raised(f"{self.training.name}: today's training step does not take the recorded batch", error) from error
+
+    def _run_once(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        session = self._session
+        error: Exception | None = None
+        try:
+            EagerStep(session, self._function, lambda trigger, step: None)(*args, **kwargs)
+        except Exception as raised_by_step:  # a check of the step's own, perhaps: what it made by then may be all there is
+            error = raised_by_step
+        self._build_optimizers()
+        if error is not None and not (session.variables.handles and isinstance(error, tf.errors.OpError)):
+            raise raised(f"{self.training.name}: today's training step does not take the recorded batch", error) from error
+        if session.ring is not None and session.ring.keyframes:
+            self.load(session.ring.keyframes[min(session.ring.keyframes)])
+
+    def _build_optimizers(self) -> None:
+        """Make the slots that a step which was stopped did not come to make."""
+        models = [model for model in tf.nest.flatten(self.training.model) if hasattr(model, "trainable_variables")]
+        for optimizer in tf.nest.flatten(self.training.optimizer):
+            if hasattr(optimizer, "build") and not getattr(optimizer, "built", True) and len(models) == 1:
+                optimizer.build(models[0].trainable_variables)
+                self.table.name_optimizer(optimizer)
+                self.table.add(map(private_tf.handle_of, optimizer.variables))
+
+    @property
+    def _function(self) -> Callable[..., Any]:
+        return self.training.model.train_step if self._step is None else self._step
+
+    def load(self, values: Mapping[int, ArrayLike]) -> None:
+        """Set variables by their index in `table`; values of another type are cast."""
+        for index, value in values.items():
+            typed = as_type(value, self.table.infos[index].dtype)
+            tf.raw_ops.AssignVariableOp(resource=self.table.handles[index], value=typed)
+
+    def state(self) -> dict[int, Any]:
+        """All variables by index."""
+        return self._session.read_state()
+
+    def recording(self, path: str, first: int, *, steps: int, max_skipped: int) -> TodayRun:
+        """A recording of the step that begins with step `first`."""
+        settings = Settings(path, window=steps, memory_limit=_LARGE_BYTES, history=max(steps, 1), max_skipped=max_skipped)
+        return TodayRun(self, self._new_session(settings, first))
+
+    def runner(self, session: Session, on_incident: OnIncident) -> Callable[..., Any]:
+        """Runs the step and records it in a session."""
+        if self.is_eager:
+            return EagerStep(session, self._function, on_incident)
+        return GraphStep(session, self._traced, self._bare, on_incident)
+
+    def _new_session(self, settings: Settings, first: int) -> Session:
+        session = Session(settings, step=first)
+        for each in tf.nest.flatten(self.training.model):
+            session.variables.name_model(each)
+        for each in tf.nest.flatten(self.training.optimizer):
+            session.variables.name_optimizer(each)
+        return session
+
+
+class TodayRun:
+    """Today's step as it runs, recorded by the recorder's own rule of what is an incident.
+
+    Args:
+        step: The step.
+        session: Its recording.
+    """
+
+    def __init__(self, step: TodayStep, session: Session) -> None:
+        self.session = session
+        self.trigger: Trigger | None = None
+        """What was not finite, or the exception that the step raised; None while all is well."""
+        self.failed: int | None = None
+        """The step at which that was."""
+        self.raised: Exception | None = None
+        """What the step raised, or None."""
+        self._step = step
+        self._run = step.runner(session, self._note)
+
+    def _note(self, trigger: Trigger, step: int) -> None:
+        self.trigger, self.failed = trigger, step
+
+    def ignore(self, indices: Iterable[int]) -> None:
+        """Leave variables (of the step's table) out of what counts: they were non-finite before the first step."""
+        handles = [self._step.table.handles[index] for index in indices]
+        self.session.variables.add(handles)
+        self.session.variables.born_nonfinite |= {self.session.variables.index[id(handle)] for handle in handles}
+
+    def run(self, batch: BatchRecord) -> bool:
+        """Run one step; returns whether it was finite.
+
+        Raises:
+            ModelError: The step cannot run on this batch, for a reason that has nothing to do with its numbers.
+        """
+        args, kwargs = self._step.arguments(batch)
+        try:
+            self._run(*args, **kwargs)
+        except Exception as error:
+            if self.trigger is None:
+                raise raised(f"{self._step.training.name}: today's training step does not take the recorded batch", error) from error
+            self.raised = error
+        if self.session.detached:
+            raise ModelError(f"{self._step.training.name}: today's training step could not be recorded.")
+        return self.trigger is None
+
+    def write(self) -> str | None:
+        """Write what was recorded as a capture; returns its path."""
+        trigger, step = self.trigger, self.failed
+        if trigger is None or step is None:
+            trigger, step = Trigger("manual", "dump", "today's code"), max(0, self.session.step - 1)
+        path = self.session.write(trigger, step)
+        return None if path is None else str(path)
