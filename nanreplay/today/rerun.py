@@ -76,6 +76,7 @@ def replay_with(
                 report = _explained(run, str(capture.path))
             except NanreplayError as error:  # that it is non-finite stays true
                 today.notes.append(f"Where it was born could not be told: {error}")
+        run.close()
         return today.result(run, report)
 
 
@@ -147,6 +148,7 @@ class Today:
         failing = self.capture.incident.step
         full = match_variables(self.capture.variables_info, self.step.table.infos, self.renamed or {})
         alone = self._run_steps("", state, [failing], None, full)
+        alone.close()
         if alone.trigger is None:
             return f"Step {failing} alone, from the recorded state just before it, is finite too."
         return (

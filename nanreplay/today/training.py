@@ -194,9 +194,16 @@ class TodayRun:
             if self.trigger is None:
                 raise raised(f"{self._step.training.name}: today's training step does not take the recorded batch", error) from error
             self.raised = error
+        found = self.session.flush()  # on a GPU steps are looked at late, unless one asks
+        if found is not None:
+            self._note(*found)
         if self.session.detached:
             raise ModelError(f"{self._step.training.name}: today's training step could not be recorded.")
         return self.trigger is None
+
+    def close(self) -> None:
+        """Let go of batches and keyframes; the timeline stays."""
+        self.session.release()
 
     def write(self) -> str | None:
         """Write what was recorded as a capture; returns its path."""
