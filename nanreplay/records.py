@@ -105,6 +105,8 @@ class Signature:
     """Name of the Keras dtype policy of the model."""
     root_layer: str | None = None
     """Name of the outermost Keras model."""
+    fed: tuple[InputSpec, ...] = ()
+    """Outputs of ops that another run would not repeat (random draws, Python, tables), recorded after the batch's arrays."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,13 @@ class BatchRecord:
     """Float32 vector laid out as the signature's `watch_layout`, or None."""
     overrides: Mapping[int, ArrayLike] = field(default_factory=dict)
     """Variables that something outside the step had changed just before it, by variable index."""
+    fed: Sequence[ArrayLike] = ()
+    """Recorded outputs of ops, in the order of the signature's `fed`; each op's are all there."""
+
+    @property
+    def arrays(self) -> tuple[ArrayLike, ...]:
+        """All that the program is fed with: the batch's arrays, then the recorded outputs of ops."""
+        return (*self.leaves, *self.fed)
 
 
 @dataclass(frozen=True, slots=True)

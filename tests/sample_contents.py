@@ -37,6 +37,7 @@ SIGNATURE = Signature(
     gradients=(GradientSpec(0, "gradient:0"), GradientSpec(1, "values:0", "indices:0")),
     watch="watch:0",
     watch_layout=("loss:0", "gradient_sum:0"),
+    fed=(InputSpec("noise:0", 1, "noise:0", "float32", (None,)),),
 )
 MATMUL = OpInfo("", "dense/MatMul", "MatMul", "dense", "forward", "layer", 0, "", "")
 PROGRAM = ProgramRecord("p0", b"not a graph", SIGNATURE, (MATMUL,), (np.float32(0.5),))
@@ -45,7 +46,7 @@ PROGRAM = ProgramRecord("p0", b"not a graph", SIGNATURE, (MATMUL,), (np.float32(
 def sample_contents(**changes: Any) -> CaptureContents:
     """The contents of a capture of steps 3 and 4, changed as asked."""
     state = {0: np.arange(6, dtype=np.float32).reshape(3, 2), 1: np.zeros(2, np.float32)}
-    batch = BatchRecord("p0", (np.ones((4, 3), np.float32),), ("x",), np.array([1.5, 2.0], np.float32))
+    batch = BatchRecord("p0", (np.ones((4, 3), np.float32),), ("x",), np.array([1.5, 2.0], np.float32), fed=(np.zeros(4, np.float32),))
     contents = CaptureContents(
         metadata={"nanreplay": "0.1.0", "tensorflow": "2.21.0", "script": "train.py"},
         variables=(KERNEL, BIAS),

@@ -45,11 +45,11 @@ class BudgetSpentError(Exception):
 def prove_rows(runner: StepRunner, step: int, suspect: Suspect) -> RowProof:
     """Return the rows of the batch that make an op go bad."""
     assert suspect.fact is not None
-    leaves = [np.asarray(leaf) for leaf in runner.batch(step).leaves]
-    size = batch_size(leaves)
+    record = runner.batch(step)
+    size = batch_size([np.asarray(leaf) for leaf in record.leaves])
     if size is None:
         return RowProof(None, "The arrays of the batch have no axis in common.")
-    bench = Bench(runner, step, suspect, leaves, size)
+    bench = Bench(runner, step, suspect, [np.asarray(each) for each in record.arrays], size)
     try:
         return _prove(bench, list(candidates(suspect, size)))
     except BudgetSpentError:
@@ -98,7 +98,7 @@ class Bench:
     def donate_batch(self) -> int | None:
         """Return the number of the donor that is an earlier batch of these shapes, None when there is none."""
         for step in [step for step in reversed(self.runner.steps) if step < self.step][:3]:
-            other = [np.asarray(leaf) for leaf in self.runner.batch(step).leaves]
+            other = [np.asarray(leaf) for leaf in self.runner.batch(step).arrays]
             if [(leaf.shape, leaf.dtype) for leaf in other] == [(leaf.shape, leaf.dtype) for leaf in self.leaves]:
                 self.donors.append([new if self.has_rows(leaf) else leaf for leaf, new in zip(self.leaves, other, strict=True)])
                 return len(self.donors) - 1

@@ -6,7 +6,7 @@
 /program/<id>/    graph (uint8), signature (JSON), ops (JSON), constants/<i>
 /sources/         frames (JSON), stacks (JSON)
 /keyframes/<step>/<variable>              state just before the step
-/batches/<step>/<i>                       arrays of the batch; about (JSON); fingerprint; overrides/<variable>
+/batches/<step>/<i>                       arrays of the batch; about (JSON); fingerprint; overrides/<variable>; fed/<i>
 /gradients/<step>/<variable>  /weights/<step>/<variable>
 /timeline/        columns/<name>, matrices/<name>, variables
 ```

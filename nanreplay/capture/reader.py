@@ -171,6 +171,7 @@ class Capture:
                 tuple(paths),
                 read_array(group["fingerprint"]) if "fingerprint" in held else None,
                 self._arrays(f"batches/{step}/overrides"),
+                tuple(read_array(group["fed"][str(index)]) for index in range(len(self._children.get(f"batches/{step}/fed", ())))),
             )
 
     @property

@@ -58,9 +58,10 @@ def signature_from_json(value: Any) -> Signature:
     """
     try:
         plain = dict(value)
-        plain["inputs"] = tuple(
-            InputSpec(**{**spec, "shape": None if spec["shape"] is None else tuple(spec["shape"])}) for spec in plain["inputs"]
-        )
+        for name in ("inputs", "fed"):  # an older file has no `fed`
+            plain[name] = tuple(
+                InputSpec(**{**spec, "shape": None if spec["shape"] is None else tuple(spec["shape"])}) for spec in plain.get(name, ())
+            )
         plain["captures"] = tuple(CaptureSpec(**spec) for spec in plain["captures"])
         plain["gradients"] = tuple(GradientSpec(**spec) for spec in plain["gradients"])
         for name in ("outputs", "output_names", "control_outputs", "losses", "watch_layout"):

@@ -67,6 +67,8 @@ def _fill(file: Any, contents: CaptureContents) -> None:
         _write_arrays(group, dict(enumerate(batch.leaves)))
         if batch.fingerprint is not None:
             write_array(group, "fingerprint", batch.fingerprint)
+        if batch.fed:
+            _write_arrays(group.create_group("fed"), dict(enumerate(batch.fed)))
         if batch.overrides:
             _write_arrays(group.create_group("overrides"), batch.overrides)
     _write_timeline(file.create_group("timeline"), contents)

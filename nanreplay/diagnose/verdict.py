@@ -48,6 +48,9 @@ def judge(replay: Replay, *, progress: Callable[[int, int], None] | None = None)
     except ReplayError as error:
         return _raised(replay, str(error), at_incident=len(done) == len(steps) - 1)
     is_stable = _runs_alike(replay, results[-1], replay.now())
+    anew = sorted({name for step in steps for name in replay.program(step).unrecorded})
+    if anew and not _exact(results):
+        return _drawing_anew(replay, results, anew, is_stable=is_stable is not None)
     if is_stable is None:
         return Verdict("inconclusive", _exact(results), (_evidence("recorded", results),), reason="Two replays of the step disagree.")
     return _transient(replay, results, watch) or _by_modes(replay, results)
@@ -81,6 +84,21 @@ def _runs_alike(replay: Replay, result: StepResult, after: Mapping[int, Any]) ->
         return True
     replay.notes.append(f"Two replays of step {result.step} from the same state and batch differ in their last bits.")
     return False
+
+
+def _drawing_anew(replay: Replay, results: Sequence[StepResult], ops: Sequence[str], *, is_stable: bool) -> Verdict:
+    """Decide where each run of the program is another one: a NaN that comes each time is one, its absence says nothing."""
+    evidence = [_evidence("recorded", results)]
+    if replay.signature(results[-1].step).compilation != "eager" and (ops_result := _run_ops(replay)) is not None:
+        evidence.append(_evidence("ops", [ops_result]))
+    if is_stable and not any(each.finite for each in evidence):
+        return Verdict("reproduced", _exact(results), tuple(evidence))
+    if not _claims_nonfinite(replay.incident.trigger) and all(each.finite for each in evidence):
+        return Verdict("healthy", _exact(results), tuple(evidence))
+    named = ", ".join(ops[:3]) + (f" and {len(ops) - 3} more" if len(ops) > 3 else "")
+    return Verdict(
+        "inconclusive", _exact(results), tuple(evidence), reason=f"Outputs of some ops were not recorded; a replay has others: {named}."
+    )
 
 
 def _bits(value: Any) -> bytes:

@@ -10,6 +10,7 @@ import tensorflow as tf
 from nanreplay.errors import ReplayError, UnsupportedOpError
 from nanreplay.program import private_tf
 from nanreplay.program.functions import avoid_known_functions
+from nanreplay.program.outside import cut, fed_ops
 from nanreplay.program.safety import parse_graph, python_ops
 from nanreplay.records import CaptureSpec, Signature
 
@@ -20,7 +21,8 @@ class CompiledProgram:
     """A recorded program, imported once and callable many times.
 
     The fetches are those of the recorded step, and its assignments run, so that the graph optimizer sees the same
-    graph as in training and fuses the same ops. More fetches may change the fusion and with it the last bit.
+    graph as in training and fuses the same ops. More fetches may change the fusion and with it the last bit. Ops whose
+    outputs were recorded do not run; what they gave is fed.
 
     Args:
         graph: A GraphDef, or its serialized bytes.
@@ -51,8 +53,14 @@ class CompiledProgram:
         self.probe_result: dict[str, tuple[bool, bool]] = {}
         """(holds a NaN, holds an infinity) of each probed tensor in the last call."""
         self._fetched = tuple(dict.fromkeys((*signature.outputs, *watch, *extra_fetches, *((_PROBE,) if probe else ()))))
-        feeds = [*(spec.tensor for spec in signature.inputs), *(spec.tensor for spec in signature.captures)]
-        self._function = _imported(graph, feeds, self._fetched, signature, probe)
+        graph, places, stand_ins, idle = cut(parse_graph(graph), signature)
+        self._inputs = [*signature.inputs, *signature.fed]
+        self._captures = [spec for spec in signature.captures if spec.tensor not in idle]
+        feeds = [*(spec.tensor for spec in self._inputs), *(spec.tensor for spec in self._captures)]
+        effects = [name for name in signature.control_outputs if name not in fed_ops(signature)]
+        feeds = [places.get(name, name) for name in feeds]
+        fetched, probe = ([stand_ins.get(name, name) for name in names] for names in (self._fetched, probe))
+        self._function = _imported(graph, feeds, fetched, probe, effects)
         left = python_ops(self._function.graph.as_graph_def())
         if left:
             raise UnsupportedOpError("PyFunc", left[0], "its Python function is not in the capture")
@@ -62,15 +70,16 @@ class CompiledProgram:
         """Run one step.
 
         Args:
-            batch: Flattened arrays of the batch, by `InputSpec.leaf`.
+            batch: Flattened arrays of the batch and recorded outputs of ops, by `InputSpec.leaf`.
             variables: `tf.Variable`s by index; the program reads and assigns them.
             constants: Captured tensors, by `CaptureSpec.constant`.
 
         Returns:
             Tensors of `signature.outputs`, and tensors of `extra_fetches`.
         """
-        fed = [_typed(batch[spec.leaf], spec.dtype) for spec in self._signature.inputs]
-        fed += [capture_feed(spec, variables, constants) for spec in self._signature.captures]
+        kinds = [tensor.dtype for tensor in self._function.inputs]
+        fed = [_typed(batch[spec.leaf], kind) for spec, kind in zip(self._inputs, kinds, strict=False)]
+        fed += [capture_feed(spec, variables, constants) for spec in self._captures]
         found = dict(zip(self._fetched, self._call(*fed), strict=True))
         if self._probe:
             self.probe_result = {name: (bool(nan), bool(inf)) for name, (nan, inf) in zip(self._probe, found[_PROBE].numpy(), strict=True)}
@@ -96,22 +105,23 @@ def variable_handle(variable: Any) -> Any:
 
 
 def _typed(value: Any, dtype: Any) -> Any:
-    return value if isinstance(value, tf.Tensor) else tf.convert_to_tensor(value, dtype)
+    if not isinstance(value, tf.Tensor):
+        return tf.convert_to_tensor(value, dtype)
+    return value if value.dtype == dtype else tf.cast(value, dtype)
 
 
-def _imported(graph: Any, feeds: Sequence[str], fetches: Sequence[str], signature: Signature, probe: Sequence[str]) -> Any:
+def _imported(graph: Any, feeds: Sequence[str], fetches: Sequence[str], probe: Sequence[str], effects: Sequence[str]) -> Any:
     """Import what the fetches and the assignments need of a graph, add the probe, and make a ConcreteFunction of it."""
-    wanted = [*feeds, *(name for name in fetches if name != _PROBE), *probe, *signature.control_outputs]
+    wanted = [*feeds, *(name for name in fetches if name != _PROBE), *probe, *effects]
     try:
-        needed = _needed(parse_graph(graph), [name.partition(":")[0] for name in wanted])
+        needed = _needed(graph, [name.partition(":")[0] for name in wanted])
         _clear_devices(needed)
         avoid_known_functions(needed)
         wrapped = tf.compat.v1.wrap_function(lambda: _build(needed, probe), [])
         inside = wrapped.graph
         sources = [inside.get_tensor_by_name(name) for name in feeds]
         results = [inside.get_tensor_by_name(name) for name in fetches]
-        effects = [inside.get_operation_by_name(name) for name in signature.control_outputs]
-        return private_tf.function_of_graph(wrapped, sources, results, effects)
+        return private_tf.function_of_graph(wrapped, sources, results, [inside.get_operation_by_name(name) for name in effects])
     except (KeyError, ValueError, tf.errors.OpError) as error:
         raise ReplayError(f"The recorded program cannot be imported: {error}") from error
 

@@ -54,19 +54,15 @@ def _signature(program: TracedProgram, variable_index: Mapping[int, int], leaf_p
     trace, graph = program.trace, program.trace.graph
     captures, constants = _captures(graph, variable_index)
     data = graph.inputs[: len(graph.inputs) - len(graph.captures)]
-    inputs = tuple(
-        InputSpec(
-            tensor.name, leaf, leaf_paths[leaf], tensor.dtype.name, None if tensor.shape.rank is None else tuple(tensor.shape.as_list())
-        )
-        for leaf, tensor in enumerate(data)
-    )
-    names = [path for path, leaf in private_tf.flatten_with_paths(program.function.structured_outputs) if leaf is not None]
-    outputs = tuple(tensor.name for tensor in graph.outputs)
-    watch = graph.outputs[-1].name if trace.watch.vector is not None else None
+    fed = tuple(_input_spec(tensor, len(leaf_paths) + i, tensor.name) for i, tensor in enumerate(trace.outside))
+    result, vector, _ = program.function.structured_outputs
+    names = [path for path, leaf in private_tf.flatten_with_paths((result, vector)) if leaf is not None]
+    outputs = tuple(tensor.name for tensor in graph.outputs[: len(graph.outputs) - len(fed)])
+    watch = outputs[-1] if trace.watch.vector is not None else None
     seen = trace.seen
     return Signature(
         compilation="xla" if program.compilation == "xla" else "graph",
-        inputs=inputs,
+        inputs=tuple(_input_spec(tensor, leaf, leaf_paths[leaf]) for leaf, tensor in enumerate(data)),
         captures=captures,
         outputs=outputs,
         output_names=tuple(names) if len(names) == len(outputs) else tuple(outputs),
@@ -79,7 +75,13 @@ def _signature(program: TracedProgram, variable_index: Mapping[int, int], leaf_p
         loss_scaled=seen.loss_scale is not None or bool(seen.unscaled),
         policy=_policy(seen),
         root_layer=seen.root_layer,
+        fed=fed,
     ), constants
+
+
+def _input_spec(tensor: Any, leaf: int, path: str) -> InputSpec:
+    shape = None if tensor.shape.rank is None else tuple(tensor.shape.as_list())
+    return InputSpec(tensor.name, leaf, path, tensor.dtype.name, shape)
 
 
 def _captures(graph: Any, variable_index: Mapping[int, int]) -> tuple[tuple[CaptureSpec, ...], list[Any]]:

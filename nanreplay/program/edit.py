@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.errors import ReplayError
+from nanreplay.program.nodes import count_outputs, output_types
 from nanreplay.program.private_tf import op_definition
 from nanreplay.program.safety import parse_graph
 from nanreplay.records import OpInfo, ProgramRecord
@@ -85,11 +86,11 @@ class ProgramEditor:
         """Return the names of an op's output tensors."""
         node = self.node(key)
         if not key[0]:
-            return [f"{node.name}:{k}" for k in range(len(self._output_types(node)))]
+            return [f"{node.name}:{k}" for k in range(len(output_types(self._definition(node), node)))]
         definition = self._definition(node)
         names = []
         for argument in definition.output_arg:
-            names += [f"{node.name}:{argument.name}:{k}" for k in range(_count(argument, node))]
+            names += [f"{node.name}:{argument.name}:{k}" for k in range(count_outputs(argument, node))]
         return names
 
     def consumers(self, function: str, tensor: str) -> list[tuple[OpKey, int]]:
@@ -117,7 +118,7 @@ class ProgramEditor:
             arguments = {argument.name: argument for argument in self._functions[function].signature.input_arg}
             return tf.dtypes.as_dtype(arguments[name].type)
         node = self.node((function, name))
-        return tf.dtypes.as_dtype(self._output_types(node)[self.outputs((function, name)).index(tensor)])
+        return tf.dtypes.as_dtype(output_types(self._definition(node), node)[self.outputs((function, name)).index(tensor)])
 
     def add(self, function: str, compute: Callable[..., Any], tensors: Sequence[str]) -> list[str]:
         """Add the ops of a Python function on existing tensors; returns the names of its results.
@@ -161,24 +162,9 @@ class ProgramEditor:
     def _definition(self, node: Any) -> Any:
         return self._functions[node.op].signature if node.op in self._functions else op_definition(node.op)
 
-    def _output_types(self, node: Any) -> list[int]:
-        types: list[int] = []
-        for argument in self._definition(node).output_arg:
-            if argument.type_list_attr:
-                types += node.attr[argument.type_list_attr].list.type
-            else:
-                types += [argument.type or node.attr[argument.type_attr].type] * _count(argument, node)
-        return types
-
 
 def _stem(function: str) -> str:
     return function.rstrip("0123456789_")
-
-
-def _count(argument: Any, node: Any) -> int:
-    if argument.number_attr:
-        return int(node.attr[argument.number_attr].i)
-    return len(node.attr[argument.type_list_attr].list.type) if argument.type_list_attr else 1
 
 
 def _normal(name: str, function: str) -> str:

@@ -143,6 +143,11 @@ def autograph_converted(function: Callable[..., Any]) -> Callable[..., Any]:
     return cast("Callable[..., Any]", _autograph_util.py_func_from_autograph(function))
 
 
+def add_control_input(op: Any, before: Any) -> None:
+    """Let an op of a graph that is being built run after another one."""
+    op._add_control_inputs([before])
+
+
 def forward_graph(graph: Any) -> Any:
     """The FuncGraph of which `graph` computes the gradient (bodies of While and If), or None."""
     return getattr(graph, "_forward_graph", None)

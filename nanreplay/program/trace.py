@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from nanreplay.program import private_tf
 from nanreplay.program.observe import Observation, Observer
+from nanreplay.program.outside import outside_tensors, without_forwarding
 from nanreplay.program.watch import Watch, build_watch
 
 
@@ -21,6 +22,8 @@ class Trace:
     """The FuncGraph."""
     seen: Observation
     watch: Watch
+    outside: Sequence[Any]
+    """Outputs of ops that another run would not repeat, which the program returns."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class TracedProgram:
     """A traced step that can run, with what its trace showed."""
 
     function: Any
-    """The ConcreteFunction; returns (result of the step, watch vector)."""
+    """The ConcreteFunction; returns (result of the step, watch vector, outputs of ops that another run would not repeat)."""
     trace: Trace
     compilation: str
     """`graph` or `xla`."""
@@ -74,7 +77,7 @@ class TracedStep:
         function = self.function.get_concrete_function(*args, **kwargs)
         return TracedProgram(function, self._traces[id(function.graph)], "xla" if self._jit_compile else "graph")
 
-    def _watched(self, *args: Any, **kwargs: Any) -> tuple[Any, Any]:
+    def _watched(self, *args: Any, **kwargs: Any) -> tuple[Any, Any, list[Any]]:
         graph = tf.compat.v1.get_default_graph()
         observer = Observer()
         with observer as seen:
@@ -82,8 +85,10 @@ class TracedStep:
             seen.note_result(result)
             with observer.region("watch"):
                 watch = build_watch(seen, watched_handles(graph, self._unwatched(seen)))
-        self._traces[id(graph)] = Trace(graph, seen, watch)
-        return result, watch.vector if watch.vector is not None else tf.zeros([0])
+                outside = outside_tensors(graph)
+                returned = outside if self._jit_compile else [without_forwarding(tensor) for tensor in outside]
+        self._traces[id(graph)] = Trace(graph, seen, watch, outside)
+        return result, watch.vector if watch.vector is not None else tf.zeros([0]), returned
 
 
 def variable_handles(graph: Any) -> list[Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,8 @@ import numpy as np
 
 from nanreplay.capture.writer import write_capture
 from nanreplay.program.describe import describe_program
-from nanreplay.program.safety import python_ops
+from nanreplay.program.outside import cut, unrecorded_ops
+from nanreplay.program.safety import parse_graph
 from nanreplay.program.sources import SourceTable
 from nanreplay.recorder.environment import describe_environment
 from nanreplay.recorder.reexecute import Reexecution, Reexecutor
@@ -50,7 +51,8 @@ def gather(session: Session, trigger: Trigger, step: int) -> CaptureContents:
             replace(entry, program=program_id, leaves=flat.leaves, paths=flat.paths) if entry.step == step else entry for entry in entries
         ]
     batches = {entry.step: _batch(entry, programs, previous) for entry, previous in zip(entries, [None, *entries[:-1]], strict=False)}
-    notes = [*session.notes, *filter(None, [session.keeper.shrunk]), *_program_notes(programs.values())]
+    given = [*_program_notes(programs.values()), *_undrawn_notes(batches, programs)]
+    notes = [*session.notes, *filter(None, [session.keeper.shrunk]), *given]
     incident = Incident(step, trigger, tuple(notes))
     keyframes = {number: values for number, values in session.ring.keyframes.items() if number <= step} if session.ring else {}
     found = eager.proof if eager is not None else _reexecute(session, programs, keyframes, batches, incident)
@@ -83,7 +85,15 @@ def _batch(entry: StepEntry, programs: dict[str, ProgramRecord], previous: StepE
         before = None if previous is None else _watched(signature.watch_layout, previous.fingerprint, "learning_rate")
         if signature.learning_rate is not None and rate is not None and (before is None or rate.tobytes() != before.tobytes()):
             overrides[signature.learning_rate] = rate
-    return BatchRecord(entry.program, entry.leaves, entry.paths, entry.fingerprint, overrides)
+    return BatchRecord(entry.program, entry.leaves, entry.paths, entry.fingerprint, overrides, entry.fed)
+
+
+def _undrawn_notes(batches: Mapping[int, BatchRecord], programs: Mapping[str, ProgramRecord]) -> list[str]:
+    return [
+        f"Step {step} raised before the outputs of its random and Python ops could be recorded; a replay draws others."
+        for step, batch in batches.items()
+        if not batch.fed and batch.program in programs and programs[batch.program].signature.fed
+    ]
 
 
 def _watched(layout: Sequence[str], values: Any, name: str) -> Any:
@@ -95,12 +105,15 @@ def _watched(layout: Sequence[str], values: Any, name: str) -> Any:
 def _program_notes(programs: Any) -> list[str]:
     notes = []
     for program in programs:
-        names = python_ops(program.graph)
+        names = unrecorded_ops(program.graph, program.signature)
         if names:
             notes.append(
-                f"Program {program.id} calls Python code ({', '.join(names)}), which is not in the capture and cannot be replayed."
+                f"Program {program.id} runs ops inside loops, branches or functions that another run does not repeat "
+                f"({', '.join(names)}); their outputs are not in the capture, and a replay may draw others."
             )
-        unknown = [spec.tensor for spec in program.signature.captures if spec.variable is None and spec.constant is None]
+        idle = cut(parse_graph(program.graph), program.signature).idle
+        unheld = [spec.tensor for spec in program.signature.captures if spec.variable is None and spec.constant is None]
+        unknown = [tensor for tensor in unheld if tensor not in idle]
         if unknown:
             notes.append(f"Program {program.id} uses resources that are no variables ({', '.join(unknown)}); they cannot be replayed.")
     return notes

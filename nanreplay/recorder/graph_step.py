@@ -43,14 +43,14 @@ class GraphStep:
             session.detach(error)
             return result
         try:
-            result, watch = slot.traced.function(*args)  # the concrete function: `tf.function` would look it up again
+            result, watch, fed = slot.traced.function(*args)  # the concrete function: `tf.function` would look it up again
         except Exception as error:
             if not is_end_of_data(error):
                 earlier = session.guard(session.flush)
                 self._on_incident(*(earlier or (exception_trigger(error), session.step)))
             raise
         if not session.detached:
-            found = session.guard(lambda: session.after_late(slot.layout, watch))
+            found = session.guard(lambda: session.after_late(slot.layout, watch, fed))
             if found is not None:
                 self._on_incident(*found)
         return result

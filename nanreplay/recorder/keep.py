@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from nanreplay.program.watch import read_variable
@@ -76,9 +76,19 @@ class Keeper:
         before = ring.batch_bytes
         ring.add(entry)
         self._batch_bytes = max(self._batch_bytes - self._batch_bytes // 64, ring.batch_bytes - before)
+        self._fit(ring)
+        return ring, due
+
+    def hold(self, ring: Ring, fed: Sequence[Any]) -> None:
+        """Keep outputs of the step that has run, with its batch."""
+        before = ring.batch_bytes
+        ring.hold(fed)
+        self._batch_bytes = max(self._batch_bytes, size_of(ring.entries[-1].leaves) + ring.batch_bytes - before)
+        self._fit(ring)
+
+    def _fit(self, ring: Ring) -> None:
         if ring.keyframes and not ring.make_room(self._state_bytes, self._limit, keyframe=False):
             self._due = True
-        return ring, due
 
     def _take(self, ring: Ring, entry: StepEntry, *, passing: bool) -> None:
         if not ring.make_room(self._state_bytes, self._limit - size_of(entry.leaves), keyframe=True):

@@ -60,7 +60,7 @@ class Reexecutor:
                 variables[index].assign(value)
             if step in full:
                 found.gradients[step] = self._gradients(batch, variables)
-            outputs, _ = self._program(batch.program, gradients=False)(batch.leaves, variables, self._programs[batch.program].constants)
+            outputs, _ = self._program(batch.program, gradients=False)(batch.arrays, variables, self._programs[batch.program].constants)
             after = {index: variables[index].numpy() for index in trainable}
             found.update_ratios[step] = {index: update_ratio(before[index], after[index]) for index in trainable}
             if step in full:
@@ -97,7 +97,7 @@ class Reexecutor:
         copies = [tf.Variable(tf.identity(variable), trainable=False) for variable in variables]
         program = self._program(batch.program, gradients=True)
         names = list(dict.fromkeys(name for spec in record.signature.gradients for name in (spec.tensor, spec.indices) if name))
-        found = dict(zip(names, program(batch.leaves, copies, record.constants)[1], strict=True))
+        found = dict(zip(names, program(batch.arrays, copies, record.constants)[1], strict=True))
         gradients = {}
         for spec in record.signature.gradients:
             gradient = found[spec.tensor]

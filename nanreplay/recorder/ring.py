@@ -24,6 +24,8 @@ class StepEntry:
     paths: Sequence[str]
     fingerprint: Any = None
     """The watch's values, a numpy vector."""
+    fed: Sequence[Any] = ()
+    """Outputs of ops that another run would not repeat, by reference."""
 
 
 @dataclass(slots=True)
@@ -34,19 +36,27 @@ class Ring:
     entries: deque[StepEntry] = field(default_factory=deque)
     keyframes: dict[int, Mapping[int, Any]] = field(default_factory=dict)
     batch_bytes: int = 0
-    """What the batches hold together; a tensor that several steps were given counts once."""
+    """What the batches and their `fed` hold together; a tensor that several steps were given counts once."""
     _holders: Counter[int] = field(default_factory=Counter)
     """How many entries hold the leaf of an id."""
 
     def add(self, entry: StepEntry) -> None:
         """Append a step and forget what no kept step needs."""
         self.entries.append(entry)
-        for leaf in entry.leaves:
-            self.batch_bytes += 0 if self._holders[id(leaf)] else size_of([leaf])
-            self._holders[id(leaf)] += 1
+        self._count(entry.leaves)
         while (not self.keyframes or not entry.program) and len(self.entries) > self.plan.batches:  # no keyframe says what may go
             self._drop_entry()
         self._forget()
+
+    def hold(self, fed: Sequence[Any]) -> None:
+        """Keep outputs of the last step's ops with its batch."""
+        self.entries[-1].fed = fed
+        self._count(fed)
+
+    def _count(self, tensors: Sequence[Any]) -> None:
+        for tensor in tensors:
+            self.batch_bytes += 0 if self._holders[id(tensor)] else size_of([tensor])
+            self._holders[id(tensor)] += 1
 
     def add_keyframe(self, step: int, values: Mapping[int, Any]) -> None:
         """Keep the state just before `step`."""
@@ -91,7 +101,8 @@ class Ring:
             self._drop_entry()
 
     def _drop_entry(self) -> None:
-        for leaf in self.entries.popleft().leaves:
+        entry = self.entries.popleft()
+        for leaf in (*entry.leaves, *entry.fed):
             self._holders[id(leaf)] -= 1
             if not self._holders[id(leaf)]:
                 del self._holders[id(leaf)]

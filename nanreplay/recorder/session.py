@@ -146,8 +146,16 @@ class Session:
         found = self._check(self._ran(layout)(values))
         return None if found is None else found[0]
 
-    def after_late(self, layout: Layout, watch: Any) -> Found | None:
-        """Note the watch of the step that has run, a tensor that may still be computed; says which step is an incident."""
+    def after_late(self, layout: Layout, watch: Any, fed: Sequence[Any] = ()) -> Found | None:
+        """Note the watch of the step that has run, a tensor that may still be computed; says which step is an incident.
+
+        Args:
+            layout: What the watch's values are.
+            watch: The watch.
+            fed: Outputs of ops that another run would not repeat.
+        """
+        if fed and self.ring is not None:
+            self.keeper.hold(self.ring, fed)
         ran = self._ran(layout)
         if not self.keeper.lag:
             return self._check(ran(watch.numpy()))

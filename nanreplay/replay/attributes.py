@@ -29,27 +29,6 @@ def decode_constant(node: Any) -> Any:
     return tf.io.parse_tensor(proto.SerializeToString(), tf.dtypes.as_dtype(proto.dtype))
 
 
-def count_outputs(argument: Any, node: Any) -> int:
-    """Return how many tensors one declared output (an ArgDef) of a node stands for."""
-    if argument.number_attr:
-        return int(node.attr[argument.number_attr].i)
-    if argument.type_list_attr:
-        return len(node.attr[argument.type_list_attr].list.type)
-    return 1
-
-
-def output_types(definition: Any, node: Any) -> list[int]:
-    """Return the DataType enum of each output tensor of a node."""
-    types: list[int] = []
-    for argument in definition.output_arg:
-        if argument.type_list_attr:
-            types += node.attr[argument.type_list_attr].list.type
-        else:
-            kind = argument.type or node.attr[argument.type_attr].type
-            types += [kind] * count_outputs(argument, node)
-    return types
-
-
 def called_functions(node: Any) -> list[str]:
     """Return the names of library functions that a node's attributes mention."""
     names: list[str] = []

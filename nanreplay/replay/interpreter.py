@@ -56,6 +56,7 @@ class Interpreter:
         fetches: Sequence[str],
         *,
         targets: Sequence[str] = (),
+        given: Mapping[str, Sequence[Any]] | None = None,
         observer: Observer | None = None,
         on_error: ErrorHandler | None = None,
         cancelled: Callable[[], bool] | None = None,
@@ -67,6 +68,7 @@ class Interpreter:
                 i-th feed has the identity `ValueId(-1 - i, 0)`.
             fetches: Tensor names.
             targets: Names of ops to run for their effect, such as variable assignments.
+            given: Outputs of ops of the main graph that do not run, by name of the op; they are told of like any op.
             observer: Called after each leaf op; a sequence that it returns replaces the op's outputs.
             on_error: Called with the event when a kernel raises; what it returns are the op's outputs.
             cancelled: Asked before each op; the run stops with `InterpreterCancelled` once it is true.
@@ -79,7 +81,7 @@ class Interpreter:
         tensors = [_as_tensor(value) for value in feeds.values()]
         ids = [ValueId(-1 - i, 0) for i in range(len(tensors))]
         shadows = [Key("fed", id(tensor)) if tensor.dtype == tf.resource else None for tensor in tensors]
-        run = _Run(self.library, self._leaves, observer, on_error, cancelled)
+        run = _Run(self.library, self._leaves, given or {}, observer, on_error, cancelled)
         return run.execute(plan, (tensors, ids, shadows), (), self._compile_random)[0]
 
 
@@ -95,6 +97,7 @@ class _Run:
 
     library: Library
     leaves: LeafRunner
+    given: Mapping[str, Sequence[Any]]
     observer: Observer | None
     on_error: ErrorHandler | None
     cancelled: Callable[[], bool] | None
@@ -139,7 +142,8 @@ class _Run:
         if has_rule(step.type):
             check_output(f"{step.type} {step.name!r}{where}", step.type, inputs, step.output_kinds[0])
         try:
-            outputs = self.leaves.run(step, inputs, compiled)
+            given = None if plan.function else self.given.get(step.name)
+            outputs = self.leaves.run(step, inputs, compiled) if given is None else given
         except tf.errors.ResourceExhaustedError as raised:  # no value of the program's: never an origin
             raise MemoryLimitError(f"{step.type} {step.name!r}{where} ran out of memory: {_plain(raised)}.") from raised
         except (tf.errors.OpError, UnsupportedOpError, ValueError, TypeError) as raised:

@@ -12,8 +12,10 @@ import tensorflow as tf
 from nanreplay.errors import UnsupportedOpError
 from nanreplay.program import private_tf
 from nanreplay.program.functions import rename_mentions
+from nanreplay.program.nodes import count_outputs
+from nanreplay.program.outside import WRITES_OUTSIDE
 from nanreplay.program.safety import PYTHON_OPS
-from nanreplay.replay.attributes import count_outputs, decode_attributes, decode_constant
+from nanreplay.replay.attributes import decode_attributes, decode_constant
 from nanreplay.replay.plan import Library, Step
 
 SILENT = frozenset(
@@ -155,4 +157,5 @@ _SPECIAL: dict[str, Callable[[Step, list[Any]], Sequence[Any]]] = {
     "Print": _first,
     **dict.fromkeys(PYTHON_OPS, _python),
     **dict.fromkeys(SILENT, _nothing),
+    **dict.fromkeys(WRITES_OUTSIDE, _nothing),
 }

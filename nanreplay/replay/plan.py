@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nanreplay.errors import ReplayError, UnsupportedOpError
+from nanreplay.program.nodes import count_outputs, output_types
 from nanreplay.program.private_tf import op_definition
-from nanreplay.replay.attributes import called_functions, count_outputs, decode_attributes, output_types
+from nanreplay.replay.attributes import called_functions, decode_attributes
 
 LOOPS = frozenset({"While", "StatelessWhile"})
 BRANCHES = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})

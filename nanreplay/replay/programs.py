@@ -10,12 +10,13 @@ import tensorflow as tf
 
 from nanreplay.errors import UnsupportedOpError
 from nanreplay.program.compiled import CompiledProgram, capture_feed
+from nanreplay.program.nodes import output_types
+from nanreplay.program.outside import cut, fed_ops, unrecorded_ops
 from nanreplay.program.private_tf import op_definition
 from nanreplay.program.safety import check_graph, parse_graph, python_ops
 from nanreplay.program.watch import fingerprint_of
 from nanreplay.program.widen import widen
 from nanreplay.records import ArrayLike, OpInfo, ProgramRecord
-from nanreplay.replay.attributes import output_types
 from nanreplay.replay.events import FeedKind
 from nanreplay.replay.interpreter import ErrorHandler, Interpreter, Observer
 from nanreplay.replay.state import as_type
@@ -54,7 +55,7 @@ class Program:
         self._trust = trust
         self.graph = parse_graph(record.graph)
         check_graph(self.graph, trust=trust)
-        calls = python_ops(self.graph)
+        calls = [name for name in python_ops(self.graph) if name not in fed_ops(self.signature)]
         if calls:
             raise UnsupportedOpError("PyFunc", calls[0], "it calls a Python function, which is not in the capture")
         self.narrow_ops: tuple[str, ...] = ()
@@ -174,8 +175,9 @@ class Program:
         targets = self.signature.control_outputs if update else ()
         wanted = list(dict.fromkeys([*fetches, *(self.signature.outputs if update else ())]))
         tensors = self._interpreter.run(
-            self.feeds(batch, variables), wanted, targets=targets, observer=observer, on_error=on_error, cancelled=cancelled
-        )
+            self.feeds(batch, variables), wanted, targets=targets, given=self.given(batch),
+            observer=observer, on_error=on_error, cancelled=cancelled,
+        )  # fmt: skip
         return dict(zip(wanted, tensors, strict=True))
 
     def feeds(self, batch: Sequence[ArrayLike], variables: Sequence[Any]) -> Mapping[str, Any]:
@@ -184,8 +186,33 @@ class Program:
         for spec in self.signature.inputs:
             feeds[spec.tensor] = as_type(batch[spec.leaf], spec.dtype)
         for capture in self.signature.captures:
-            feeds[capture.tensor] = capture_feed(capture, variables, self.record.constants)
+            is_idle = capture.tensor in self._idle
+            feeds[capture.tensor] = self._stand_in if is_idle else capture_feed(capture, variables, self.record.constants)
         return feeds
+
+    def given(self, batch: Sequence[ArrayLike]) -> Mapping[str, Sequence[Any]]:
+        """Return the recorded outputs of the ops that do not run again, by name of the op."""
+        given: dict[str, list[Any]] = {}
+        for spec in self.signature.fed:
+            op, _, output = spec.tensor.rpartition(":")
+            kind = tf.dtypes.as_dtype(self._output_types(self._nodes[op])[int(output)])
+            given.setdefault(op, []).append(as_type(batch[spec.leaf], kind.name))
+        return given
+
+    @cached_property
+    def _idle(self) -> frozenset[str]:
+        """Captured resources (tables, iterators) that are used only by ops that do not run again."""
+        return cut(self.graph, self.signature).idle
+
+    @cached_property
+    def _stand_in(self) -> Any:
+        """A handle that is fed in place of a resource that no op uses."""
+        return tf.Variable(0.0, trainable=False)
+
+    @cached_property
+    def unrecorded(self) -> Sequence[str]:
+        """Ops that another run does not repeat and whose outputs were not recorded, with their types."""
+        return unrecorded_ops(self.graph, self.signature)
 
 
 def _tensor(name: str) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from nanreplay.capture.reader import Capture
+from nanreplay.errors import FormatError
 from nanreplay.records import BatchRecord, Frame, Incident, OpInfo, Signature, VariableInfo
 from nanreplay.replay.events import FeedKind
 from nanreplay.replay.programs import Program
@@ -56,10 +58,17 @@ class RecordedSteps:
         Raises:
             UnsafeProgramError: It holds ops that reach beyond tensors.
             UnsupportedOpError: It holds ops that cannot be replayed.
+            FormatError: The file does not hold all that the program is fed with.
         """
-        name = self.batch(step).program
+        batch = self.batch(step)
+        record = self.capture.program(batch.program)
+        name = record.id
+        if not batch.fed and record.signature.fed:  # the step raised before it gave them
+            name, record = f"{name}, drawing anew", replace(record, signature=replace(record.signature, fed=()))
         if name not in self._programs:
-            self._programs[name] = Program(self.capture.program(name), trust=self._trust)
+            self._programs[name] = Program(record, trust=self._trust)
+        if len(batch.fed) != len(record.signature.fed):
+            raise FormatError(f"{self.capture.path}: the batch of step {step} lacks outputs of ops that its program is fed with.")
         return self._programs[name]
 
     def batch(self, step: int) -> BatchRecord:

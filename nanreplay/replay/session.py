@@ -132,7 +132,7 @@ class Replay(RecordedSteps):
         bad = live.already_bad(layout, trigger.name if trigger.what == "variable" else None)
         slots = [index for index, info in enumerate(self.variables) if info.role == "optimizer" and info.shape]
         way: Mode = "ops" if mode == "float64" else mode
-        found = self._tried(step, lambda: program.step(way, batch.leaves, live.variables, batch.fingerprint))
+        found = self._tried(step, lambda: program.step(way, batch.arrays, live.variables, batch.fingerprint))
         return compare_step(
             step,
             program.signature,
@@ -184,7 +184,7 @@ class Replay(RecordedSteps):
         Args:
             step: One of `steps`.
             observer: Called after each op; what it raises passes through.
-            batch: Leaves to feed in place of the recorded ones.
+            batch: Arrays to feed in place of the recorded ones (the batch's, then the recorded outputs of ops).
             on_error: Called when a kernel raises; returns the op's outputs.
             fetches: Tensor names of the main graph; None for the program's outputs, losses and gradients.
             update: Whether everything runs for its effect; False runs only what `fetches` need.
@@ -193,7 +193,7 @@ class Replay(RecordedSteps):
         """
         program, live = self._program_and_state(step, mode)
         live.assign(self.state(step))
-        leaves = self.batch(step).leaves if batch is None else batch
+        leaves = self.batch(step).arrays if batch is None else batch
         if fetches is None:
             signature = program.signature
             fetches = [*signature.outputs, *signature.losses, *(spec.tensor for spec in signature.gradients)]
@@ -205,21 +205,21 @@ class Replay(RecordedSteps):
     def probe(self, step: int) -> Mapping[str, tuple[bool, bool]]:
         """Run a step compiled as it was trained; (holds NaN, holds infinity) of each float tensor of the main graph, by name."""
         self._live.assign(self.state(step))
-        return self._tried(step, lambda: self.program(step).probe(self.batch(step).leaves, self._live.variables))
+        return self._tried(step, lambda: self.program(step).probe(self.batch(step).arrays, self._live.variables))
 
     def compiled_values(self, step: int, names: Sequence[str]) -> Mapping[str, Any]:
         """Run a step compiled as it was trained and return tensors of the main graph by name."""
         self._live.assign(self.state(step))
         program = self.program(step)
         _, extra = self._tried(
-            step, lambda: program.compiled(names)(self.batch(step).leaves, self._live.variables, program.record.constants)
+            step, lambda: program.compiled(names)(self.batch(step).arrays, self._live.variables, program.record.constants)
         )
         return dict(zip(names, extra, strict=True))
 
     def compiled_hashes(self, step: int, names: Sequence[str]) -> Mapping[str, BitHash]:
         """Run a step compiled as it was trained and return hashes of float tensors of the main graph by name."""
         self._live.assign(self.state(step))
-        record, leaves = self.program(step).record, self.batch(step).leaves
+        record, leaves = self.program(step).record, self.batch(step).arrays
         return self._tried(step, lambda: compiled_hashes(record, names, batch=leaves, variables=self._live.variables))
 
     def compiled_event(self, step: int, op: str) -> OpEvent | None:

@@ -54,7 +54,7 @@ def _is_proved(replay: Replay, steps: range, failing: int) -> bool:
     for step in steps:
         batch: BatchRecord = replay.batch(step)
         live.assign(batch.overrides)
-        found = program.step("recorded", batch.leaves, live.variables, batch.fingerprint)
+        found = program.step("recorded", batch.arrays, live.variables, batch.fingerprint)
         recorded = np.asarray(batch.fingerprint)
         if found is None or found.shape != recorded.shape or ulp_distance(found, recorded.astype(found.dtype)):
             return False

@@ -200,7 +200,7 @@ class _Run:
         bad = self.bad_variables(program.signature)
         slots = [index for index, info in enumerate(self.replay.variables) if info.role == "optimizer" and info.shape]
         try:
-            found = program.step("recorded", leaves, self.live.variables, batch.fingerprint)
+            found = program.step("recorded", (*leaves, *batch.fed), self.live.variables, batch.fingerprint)
         except tf.errors.OpError as error:
             raise ReplayError(f"Step {step} raised with the fix: {(str(error).splitlines() or [''])[0]}") from error
         return compare_step(

@@ -45,8 +45,8 @@ def chatty_log(x: Any) -> Any:
 
 
 def through_python(x: Any) -> Any:
-    """Logarithm in Python code, which no capture can hold."""
-    return tf.ensure_shape(tf.numpy_function(np.log, [x], tf.float32), x.shape)
+    """Logarithm in Python code within a loop, whose outputs no capture can hold."""
+    return tf.map_fn(lambda row: tf.ensure_shape(tf.numpy_function(np.log, [row], tf.float32), row.shape), x)
 
 
 def reaching_a_file(x: Any) -> Any:

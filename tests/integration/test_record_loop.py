@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from trainings import BATCH, STEPS, assert_same_bits, data, replayed
 
-from nanreplay import AttachError, Capture, NonFiniteError, Recorder, Replay, UnsupportedOpError
+from nanreplay import AttachError, Capture, NonFiniteError, Recorder
 
 
 def batches(bad_step: int | None = 3) -> list[Any]:
@@ -196,22 +196,6 @@ def test_batches_of_several_shapes_are_several_programs(tmp_path: Path) -> None:
     assert all(result.bit_exact for result in replayed(path))
     with Capture(path) as capture:
         assert len({capture.batch(step).program for step in capture.steps}) >= 2
-
-
-def test_a_python_function_in_the_step_is_recorded_and_named_at_replay(tmp_path: Path) -> None:
-    model, optimizer, step = make()
-
-    @tf.function
-    def with_python(x: Any, y: Any) -> Any:
-        x = tf.ensure_shape(tf.py_function(lambda value: value * 2, [x], tf.float32), [None, 3])
-        return step(x, y)
-
-    path = tmp_path / "run.h5"
-    assert run(Recorder(path).wrap(with_python, model=model, optimizer=optimizer), batches()) == 3
-    with Capture(path) as capture, Replay(capture) as replay:
-        assert "Python" in capture.incident.notes[0]
-        with pytest.raises(UnsupportedOpError, match="Python function"):
-            replay.run_window("recorded")
 
 
 def test_dump_writes_a_healthy_window(tmp_path: Path) -> None:

@@ -1,0 +1,156 @@
+"""Ops whose outputs do not follow from the batch and the variables: what the recorder keeps of them, and what replays are fed.
+
+A random op that draws from a state of its kernel's own, a Python function, a lookup table, an iterator, a clock, another
+worker: run again, each may give something else. Their outputs in the main graph are recorded with the batch. Inside a loop,
+a branch or a function they cannot be had from outside, and are named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Mapping
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from nanreplay.program import private_tf
+from nanreplay.program.nodes import output_types
+from nanreplay.program.private_tf import op_definition
+from nanreplay.program.safety import all_nodes, parse_graph
+from nanreplay.records import Signature
+
+_OUTSIDE = re.compile(
+    r"""
+    RandomUniform | RandomUniformInt | RandomStandardNormal | TruncatedNormal | ParameterizedTruncatedNormal    # kernel's own state
+  | RandomGamma | RandomPoisson(V2)? | RandomShuffle | RandomCrop | Multinomial | NonDeterministicInts | Skipgram
+  | (All|Uniform|LogUniform|LearnedUnigram|FixedUnigram|ThreadUnsafeUnigram)CandidateSampler | SampleDistortedBoundingBox(V2)?
+  | PyFunc | PyFuncStateless | EagerPyFunc                                                                      # Python
+  | LookupTable(Find|Size|Export)(V2)?                                                                          # tables
+  | (One|Multi)?Iterator(GetNext|GetNextSync) | MultiDeviceIteratorGetNextFromShard | Queue(Dequeue.*|Size|IsClosed)(V\d)?
+  | Timestamp                                                                                                   # a clock
+  | Collective(Reduce|Gather|BcastRecv|ReduceScatter|AllToAll)(V\d)? | NcclAllReduce                            # other workers
+    """,
+    re.VERBOSE,
+)
+WRITES_OUTSIDE = frozenset(
+    "LookupTableInsert LookupTableInsertV2 LookupTableImport LookupTableImportV2 LookupTableRemoveV2 "
+    "QueueEnqueue QueueEnqueueV2 QueueEnqueueMany QueueEnqueueManyV2 QueueClose QueueCloseV2".split()
+)
+"""Ops that change a table or a queue, of which a replay is given what was read."""
+_NOT_HELD = frozenset({tf.resource.as_datatype_enum, tf.variant.as_datatype_enum})
+
+
+def is_outside(op_type: str) -> bool:
+    """Whether an op of this type may give something else when it is run again on the same batch and variables."""
+    return _OUTSIDE.fullmatch(op_type) is not None
+
+
+def outside_tensors(graph: Any) -> list[Any]:
+    """Return the outputs of such ops in the main graph of a trace, but of those that give handles."""
+    ops = [op for op in graph.get_operations() if is_outside(op.type)]
+    return [tensor for op in ops if all(_can_be_held(each) for each in op.outputs) for tensor in op.outputs]
+
+
+def without_forwarding(tensor: Any) -> Any:
+    """Return what a step returns of an op's output, in the current graph, so that no sum comes out otherwise for it.
+
+    AddN starts with the first input whose buffer nobody else holds, so that a reference changes the order of its sum.
+    """
+    sums = [op for op in tensor.consumers() if _takes_first_free(op.type, len(op.inputs))]
+    if not sums:
+        return tensor
+    copied = tf.raw_ops.DeepCopy(x=tensor)
+    for op in sums:
+        private_tf.add_control_input(op, copied.op)
+    return copied
+
+
+def _takes_first_free(op_type: str, n_inputs: int) -> bool:
+    return op_type == "AddN" and n_inputs > 2
+
+
+def _can_be_held(tensor: Any) -> bool:
+    return tensor.dtype.as_datatype_enum not in _NOT_HELD
+
+
+def unrecorded_ops(graph: Any, signature: Signature) -> list[str]:
+    """Return what a replay would run anew, with an outcome of its own: `op` or `function::op`, with the op's type."""
+    recorded = fed_ops(signature)
+    found = []
+    for function, node in all_nodes(parse_graph(graph)):
+        if is_outside(node.op) and (function or node.name not in recorded):
+            found.append(f"{node.op} {function}::{node.name}" if function else f"{node.op} {node.name}")
+    return found
+
+
+def fed_ops(signature: Signature) -> frozenset[str]:
+    """Return the names of the ops whose outputs were recorded."""
+    return frozenset(spec.tensor.rpartition(":")[0] for spec in signature.fed)
+
+
+class CutGraph(NamedTuple):
+    """A graph that is fed with recorded outputs of ops."""
+
+    graph: Any
+    """A GraphDef; a placeholder stands where such an op was."""
+    feeds: Mapping[str, str]
+    """Name of each recorded tensor to that of its placeholder's tensor."""
+    places: Mapping[str, str]
+    """Name of a recorded tensor to that of the tensor that ops take in its place, where that is another one."""
+    idle: frozenset[str]
+    """Captured resources, by tensor name, that nothing is left to use."""
+
+
+def cut(graph: Any, signature: Signature) -> CutGraph:
+    """Return a graph with placeholders for the recorded outputs of ops, and without what writes into tables and queues.
+
+    Args:
+        graph: A GraphDef; it is left as it is.
+        signature: How the program is called.
+    """
+    recorded = fed_ops(signature)
+    if not recorded and not any(node.op in WRITES_OUTSIDE for node in graph.node):
+        return CutGraph(graph, {}, {}, frozenset())
+    copied = tf.compat.v1.GraphDef()
+    copied.CopyFrom(graph)
+    kinds = {node.name: output_types(op_definition(node.op), node) for node in copied.node if node.name in recorded}
+    feeds, places, added = _placeholders(signature, kinds, _summed(graph) if signature.compilation == "graph" else frozenset())
+    used: set[str] = set()
+    for node in copied.node:
+        if node.op in WRITES_OUTSIDE:
+            node.CopyFrom(tf.compat.v1.NodeDef(name=node.name, op="NoOp", input=[name for name in node.input if name.startswith("^")]))
+        if node.name in recorded:
+            node.CopyFrom(added.pop(node.name))
+        node.input[:] = [places.get(name if ":" in name else f"{name}:0", name) for name in node.input]
+        used.update(name.partition(":")[0] for name in node.input if not name.startswith("^"))
+    copied.node.extend(added.values())
+    unheld = {spec.tensor for spec in signature.captures if spec.variable is None and spec.constant is None}
+    return CutGraph(copied, feeds, places, frozenset(name for name in unheld if name.rpartition(":")[0] not in used))
+
+
+def _placeholders(
+    signature: Signature, kinds: Mapping[str, list[int]], summed: Container[str]
+) -> tuple[dict[str, str], dict[str, str], dict[str, Any]]:
+    """Return `feeds` and `places` of a `CutGraph`, and the nodes to put in, by name."""
+    feeds: dict[str, str] = {}
+    places: dict[str, str] = {}
+    nodes: dict[str, Any] = {}
+    for spec in signature.fed:
+        op, _, output = spec.tensor.rpartition(":")
+        name = f"{op}/output_{output}" if int(output) else op
+        node = nodes[name] = tf.compat.v1.NodeDef(name=name, op="Placeholder")
+        node.attr["dtype"].type = kinds[op][int(output)]
+        node.attr["shape"].shape.CopyFrom(tf.TensorShape(spec.shape).as_proto())
+        feeds[spec.tensor] = places[spec.tensor] = f"{name}:0"
+        if spec.tensor in summed:  # as in training, the buffer is AddN's alone
+            own = nodes[f"{name}/own"] = tf.compat.v1.NodeDef(name=f"{name}/own", op="DeepCopy", input=[f"{name}:0"])
+            own.attr["T"].type = kinds[op][int(output)]
+            places[spec.tensor] = f"{name}/own:0"
+    return feeds, {tensor: place for tensor, place in places.items() if tensor != place}, nodes
+
+
+def _summed(graph: Any) -> frozenset[str]:
+    """Names of the tensors of which AddN may take the buffer."""
+    inputs = [[name for name in node.input if not name.startswith("^")] for node in graph.node if node.op == "AddN"]
+    names = (name for each in inputs if _takes_first_free("AddN", len(each)) for name in each)
+    return frozenset(name if ":" in name else f"{name}:0" for name in names)
