@@ -200,9 +200,8 @@ def test_a_file_that_lacks_recorded_outputs_is_refused(tmp_path: Path) -> None:
 
 
 def test_recorded_outputs_count_toward_the_memory_limit(tmp_path: Path) -> None:
-    recorder = Recorder(tmp_path / "run.h5", memory_limit="256KiB")
-    with pytest.warns(UserWarning, match="holds a window of"):
-        record(tmp_path / "run.h5", with_layer(lambda x: tf.reduce_mean(tf.random.normal([100, 100]))), *data(), recorder=recorder)
+    recorder = Recorder(tmp_path / "run.h5", memory_limit="100KiB")
+    record(tmp_path / "run.h5", with_layer(lambda x: tf.reduce_mean(tf.random.normal([100, 100]))), *data(), recorder=recorder)
     with Capture(tmp_path / "run.h5") as capture:
         assert capture.batch(3).fed[0].nbytes == 40_000
-        assert len(capture.steps) <= 6
+        assert capture.steps in ((3,), (2, 3))
