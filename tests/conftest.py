@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
@@ -31,6 +32,12 @@ def environment() -> dict[str, str]:
     """The environment of a child process that can import nanreplay, with no colours."""
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
     return {**os.environ, "PYTHONPATH": path, "NO_COLOR": "1"}
+
+
+def plugin_arguments() -> list[str]:
+    """What makes a child pytest load the plugin where the installed package does not name it yet."""
+    is_installed = any(entry.name == "nanreplay" for entry in entry_points(group="pytest11"))
+    return [] if is_installed else ["-p", "nanreplay.pytest_plugin"]
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,156 @@
+"""The pytest plugin: captures as tests, a marker for cases, and a fixture that records the trainings of a test.
+
+pytest loads this module in every run, so it imports pytest alone; what asks for more imports more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from nanreplay.pytest_plugin.cases import Case
+    from nanreplay.recorder import Recorder
+
+__all__ = ["nan_recorder"]
+
+MARKER = (
+    "nanreplay(capture, *, model=None, **options): fail while the recorded failure is not fixed; options are those of nanreplay.replay_with"
+)
+NAMED = pytest.StashKey[list[Path]]()
+"""Files and folders that `--nanreplay` names, absolute."""
+CAPTURES = pytest.StashKey[list[Path]]()
+"""Those files, and the HDF5 files in those folders."""
+CASES: pytest.StashKey[list[Case]] = pytest.StashKey()
+"""What the markers of a test ask for."""
+RECORDER: pytest.StashKey[Recorder] = pytest.StashKey()
+"""The recorder of a test that asked for one."""
+SHOWN = pytest.StashKey[dict[str, str]]()
+"""What the end of the run says of a failure: `annotation`, `kept`."""
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Options; nothing happens without them."""
+    group = parser.getgroup("nanreplay", "recorded NaN failures")
+    group.addoption(
+        "--nanreplay", action="append", default=[], metavar="PATH", help="Collect a capture, or those of a folder, as tests. Repeatable."
+    )
+    group.addoption(
+        "--nanreplay-model", metavar="MODULE:FUNCTION", help="Replay captures with today's code: a function that returns the model."
+    )
+    group.addoption("--nanreplay-keep", metavar="FOLDER", help="Where nan_recorder writes captures; in the test's tmp_path unless given.")
+    group.addoption("--nanreplay-trust", action="store_true", help="Run recorded programs that reach files, the network or processes.")
+    parser.addini("nanreplay_model", "Default of --nanreplay-model.")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the marker, and find the captures that are asked for."""
+    config.addinivalue_line("markers", MARKER)
+    named = [Path(os.path.abspath(config.invocation_params.dir / given)) for given in config.getoption("nanreplay")]
+    for path in named:
+        if not path.exists():
+            raise pytest.UsageError(f"--nanreplay {path}: no such file or folder.")
+    found = [sorted(path.rglob("*.h5")) if path.is_dir() else [path] for path in named]
+    config.stash[NAMED] = named
+    config.stash[CAPTURES] = list(dict.fromkeys(path for paths in found for path in paths))
+
+
+def pytest_report_header(config: pytest.Config) -> str | None:
+    """Say what is replayed, and with what."""
+    if not config.stash[NAMED]:
+        return None
+    shown = ", ".join(os.path.relpath(path, config.invocation_params.dir) for path in config.stash[NAMED])
+    count = len(config.stash[CAPTURES])
+    with_what = model_of(config) or "the recorded program"
+    return f"nanreplay: {count} file{'' if count == 1 else 's'} in {shown}, replayed with {with_what}"
+
+
+def model_of(config: pytest.Config) -> str | None:
+    """The function that makes today's model, when one was named."""
+    return config.getoption("nanreplay_model") or config.getini("nanreplay_model") or None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Add the captures to the tests, wherever they lie: also in folders that pytest does not look into."""
+    if config.stash[CAPTURES]:
+        from nanreplay.pytest_plugin.cases import CaptureFile
+
+        for path in config.stash[CAPTURES]:
+            items.extend(session.genitems(CaptureFile.from_parent(session, path=path)))
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Read what the markers ask for; a mistake there is an error of the test, before anything is replayed."""
+    if isinstance(item, pytest.Function) and item.get_closest_marker("nanreplay"):
+        from nanreplay.pytest_plugin.cases import case_of
+
+        item.stash[CASES] = [case_of(marker, item) for marker in item.iter_markers("nanreplay")]
+
+
+@pytest.fixture
+def nan_recorder(request: pytest.FixtureRequest) -> Iterator[Recorder]:
+    """A `nanreplay.Recorder` that fails the test when a training meets a non-finite value, even where the error is caught.
+
+    ```python
+    def test_training_stays_finite(nan_recorder):
+        model.fit(data, callbacks=[nan_recorder])       # Keras
+        step = nan_recorder.wrap(train_step)            # or a loop
+    ```
+    """
+    from nanreplay.pytest_plugin.recording import recorder_of
+
+    with recorder_of(request) as recorder:
+        request.node.stash[RECORDER] = recorder
+        yield recorder
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """Replay the cases of a marked test before its body; look at what was recorded after it, however it ended."""
+    __tracebackhide__ = True
+    for case in pyfuncitem.stash.get(CASES, ()):
+        from nanreplay.pytest_plugin.cases import check
+
+        check(case, pyfuncitem)
+    recorder = pyfuncitem.stash.get(RECORDER, None)
+    if recorder is None:
+        return (yield)
+    from nanreplay.pytest_plugin.recording import check_recorded
+
+    result, error = None, None
+    try:
+        result = yield
+    except (Exception, pytest.fail.Exception, pytest.skip.Exception) as raised:
+        error = raised
+    check_recorded(recorder, pyfuncitem, error)
+    if error is not None:
+        raise error
+    return result
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Carry what the end of the run says to the process that says it."""
+    report = yield
+    if report.when == "call" and SHOWN in item.stash:
+        report.nanreplay = item.stash[SHOWN]  # type: ignore[attr-defined]
+    return report
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """List the captures that were written, and annotate the lines of code on GitHub."""
+    failed = [report for report in terminalreporter.getreports("failed") if hasattr(report, "nanreplay")]
+    kept = [report for report in failed if "kept" in report.nanreplay]
+    if kept:
+        terminalreporter.section("nanreplay captures")
+        for report in kept:
+            terminalreporter.write_line(f"{report.nanreplay['kept']}  {report.nodeid}")
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for report in failed:
+            terminalreporter.write_line(report.nanreplay["annotation"])
