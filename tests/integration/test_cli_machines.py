@@ -1,63 +1,43 @@
-"""What the command line writes for machines, in real processes."""
+"""What the command line writes for machines."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from conftest import environment
 
 from nanreplay.commands import run
 
-Command = Callable[..., "subprocess.CompletedProcess[str]"]
+ROOT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module")
-def replayed(recorded_runs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[subprocess.CompletedProcess[str], Path]:
-    """`nanreplay replay` of a failing, a healthy and a missing capture on GitHub, with everything written into a folder."""
-    folder = tmp_path_factory.mktemp("written")
-    given = ["replay", "nan.h5", "healthy.h5", "nope.h5", "--jsonl", "--junit", folder / "junit.xml", "--sarif", folder / "nan.sarif"]
-    github = {**environment(), "GITHUB_ACTIONS": "true", "GITHUB_WORKSPACE": str(Path(__file__).parents[2])}
-    return run_module(given, recorded_runs, github), folder
+def test_replay_writes_the_line_of_code_into_all_of_them(
+    recorded_runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.setenv("GITHUB_WORKSPACE", str(ROOT))
+    files = [str(recorded_runs / name) for name in ("nan.h5", "healthy.h5", "nope.h5")]
+    junit, sarif = tmp_path / "junit.xml", tmp_path / "nan.sarif"
+    assert run(["replay", *files, "--jsonl", "--junit", str(junit), "--sarif", str(sarif)]) == 2
 
-
-def run_module(given: list[str | Path], folder: Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nanreplay", *map(str, given)]
-    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=120)
-
-
-def test_each_capture_has_a_line_of_json(replayed: tuple[subprocess.CompletedProcess[str], Path]) -> None:
-    child, _ = replayed
-    assert child.returncode == 2
-    lines = [json.loads(line) for line in child.stdout.splitlines()]
-    assert [(line["path"], line["status"]) for line in lines] == [
-        ("nan.h5", "nonfinite"),
-        ("healthy.h5", "finite"),
-        ("nope.h5", "unreadable"),
-    ]
+    out, err = capfd.readouterr()
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [(line["path"], line["status"]) for line in lines] == list(zip(files, ("nonfinite", "finite", "unreadable"), strict=True))
     assert (lines[0]["cause"], lines[0]["op_type"], lines[0]["step"]) == ("log_of_zero", "Log", 4)
     assert lines[1]["sentence"] == "6 steps replayed, 6 of 6 bit for bit; all finite."
 
-
-def test_the_files_name_the_line_of_code_in_the_checkout(replayed: tuple[subprocess.CompletedProcess[str], Path]) -> None:
-    child, folder = replayed
-    cases = ElementTree.parse(folder / "junit.xml").findall(".//testcase")
+    cases = ElementTree.parse(junit).findall(".//testcase")
     assert [[element.tag for element in case] for case in cases] == [["failure"], ["system-out"], ["error"]]
-    (result,) = json.loads((folder / "nan.sarif").read_text(encoding="utf-8"))["runs"][0]["results"]
+    (result,) = json.loads(sarif.read_text(encoding="utf-8"))["runs"][0]["results"]
     place = result["locations"][0]["physicalLocation"]
     file, line = place["artifactLocation"]["uri"], place["region"]["startLine"]
+    assert (ROOT / file).read_text(encoding="utf-8").splitlines()[line - 1].strip() == "return tf.math.log(x)"
     assert (cases[0].get("file"), cases[0].get("line")) == (file, str(line))
-    source = (Path(__file__).parents[2] / file).read_text(encoding="utf-8").splitlines()
-    assert source[line - 1].strip() == "return tf.math.log(x)"
-    annotations = [line for line in child.stderr.splitlines() if line.startswith("::error ")]
-    assert len(annotations) == 2
-    assert annotations[0].startswith(f"::error file={file},line={line},title=log of zero (")
-    assert result["message"]["text"] in annotations[0]
+    annotations = [each for each in err.splitlines() if each.startswith("::error ")]
+    assert [f"file={file},line={line},title=log of zero (" in each for each in annotations] == [True, False]
+    assert annotations[0].endswith(f"::{result['message']['text']}")
 
 
 def test_bisect_writes_the_same_and_keeps_its_exit_code(
