@@ -13,6 +13,7 @@ import numpy as np
 
 from nanreplay.capture.format import FORMAT, VERSION
 from nanreplay.capture.tables import ops_table
+from nanreplay.capture.temporary import replacing
 from nanreplay.capture.values import write_array, write_json, write_text
 from nanreplay.records import CaptureContents, ProgramRecord
 
@@ -20,31 +21,13 @@ from nanreplay.records import CaptureContents, ProgramRecord
 def write_capture(path: str | os.PathLike[str], contents: CaptureContents) -> None:
     """Write `contents` to `path`, replacing an older file.
 
-    The bytes go to a temporary file beside the target, which is flushed, synced and renamed.
+    The bytes go to a temporary file beside the target, which is closed, synced and renamed.
 
     Raises:
         OSError: The file could not be written; nothing is left behind.
     """
-    target = Path(path)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        with h5py.File(temporary, "w") as file:
-            _fill(file, contents)
-            file.flush()
-        _sync(temporary)
-        os.replace(temporary, target)
-        _sync(target.absolute().parent)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    with replacing(Path(path)) as temporary, h5py.File(temporary, "w") as file:
+        _fill(file, contents)
 
 
 def _fill(file: Any, contents: CaptureContents) -> None:

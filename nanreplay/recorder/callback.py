@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import warnings
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
@@ -14,12 +14,15 @@ import tensorflow as tf
 
 from nanreplay.errors import AttachError, NonFiniteError
 from nanreplay.recorder.eager_step import EagerStep
+from nanreplay.recorder.ending import Ending
 from nanreplay.recorder.fit import FitFunction, check_model, traced_train_step
+from nanreplay.recorder.fit_callbacks import callbacks_of_fit, watch_callbacks
 from nanreplay.recorder.graph_step import GraphStep
+from nanreplay.recorder.incidents import Incidents
 from nanreplay.recorder.loop import traced_function
+from nanreplay.recorder.names import remove_leftovers
 from nanreplay.recorder.session import Session
 from nanreplay.recorder.settings import check_settings
-from nanreplay.records import Trigger
 
 
 class Recorder(keras.callbacks.Callback):
@@ -36,13 +39,16 @@ class Recorder(keras.callbacks.Callback):
 
     Args:
         path: The capture file; may hold `{step}`, `{time}`, `{pid}`, `{worker}`. An older file is replaced.
-        on_nan: "raise" raises `NonFiniteError`; "stop" stops `fit` (in a loop, look at `recorder.stopped`).
+        on_nan: "raise" raises `NonFiniteError`; "stop" stops `fit` (in a loop, look at `recorder.stopped`); "continue" goes on,
+            and writes a next incident, after a healthy step, to `run.1.h5`, `run.2.h5`, ...
+        max_incidents: Incidents that are recorded with "continue".
         window: Steps whose batches are kept.
         keyframe_every: Steps between copies of all variables, or "auto".
         memory_limit: What batches and copies may hold, bytes or a text such as "1GiB".
         history: Steps of the timeline (loss, learning rate, norms).
         sources: "lines" writes the source lines of the training step into the file, "none" leaves them out.
         max_skipped: Updates that loss scaling may skip in a row before that counts as an incident.
+        dump_signal: A signal that asks for a file while training goes on, such as "SIGUSR1".
 
     Raises:
         AttachError: An argument is not valid or the file could not be written.
@@ -52,32 +58,44 @@ class Recorder(keras.callbacks.Callback):
         self,
         path: str | os.PathLike[str],
         *,
-        on_nan: Literal["raise", "stop"] = "raise",
+        on_nan: Literal["raise", "stop", "continue"] = "raise",
+        max_incidents: int = 3,
         window: int = 32,
         keyframe_every: int | Literal["auto"] = "auto",
         memory_limit: int | str = "1GiB",
         history: int = 10_000,
         sources: Literal["lines", "none"] = "lines",
         max_skipped: int = 20,
+        dump_signal: signal.Signals | int | str | None = None,
     ) -> None:
         super().__init__()
         given = {
-            "on_nan": on_nan, "window": window, "keyframe_every": keyframe_every, "memory_limit": memory_limit,
-            "history": history, "sources": sources, "max_skipped": max_skipped,
+            "on_nan": on_nan, "max_incidents": max_incidents, "window": window, "keyframe_every": keyframe_every,
+            "memory_limit": memory_limit, "history": history, "sources": sources, "max_skipped": max_skipped, "dump_signal": dump_signal,
         }  # fmt: skip
-        self._settings = check_settings(path, **given)
-        self._session = Session(self._settings)
+        self._session = Session(check_settings(path, **given))
+        self._incidents = Incidents(self._session, self._stop_training)
+        self._ending = Ending(self._session, self._uninstall)
         self._fit: FitFunction | None = None
         self._expected = False
-        self.path: Path | None = None
-        """The capture, once it has been written."""
-        self.stopped = False
+        self._session.guard(lambda: remove_leftovers(self._session.settings.path))
+
+    @property
+    def path(self) -> Path | None:
+        """The capture, once one has been written: the last one."""
+        return self._incidents.path
+
+    @property
+    def stopped(self) -> bool:
         """Whether an incident asks the loop to stop."""
+        return self._incidents.stopped
 
     def __enter__(self) -> Recorder:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if error is not None:
+            self._ending.ended_by(error)
         try:
             self.close()
         except NonFiniteError:
@@ -97,9 +115,7 @@ class Recorder(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Put the recording train function in place."""
-        self.stopped = False
-        self._session.request_keyframe()
-        self._install()
+        self._session.guard(self._begin)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Metrics were reset, and other callbacks may have changed the state."""
@@ -110,22 +126,28 @@ class Recorder(keras.callbacks.Callback):
         self._expected = True
         if self.model.train_function is not self._fit:
             self._session.request_keyframe()
-            self._install()
+            self._session.guard(self._install)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the steps that were not looked at yet."""
-        self._settle()
+        self._incidents.settle()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave the model as it was."""
-        self._settle()
-        self._uninstall()
+        try:
+            self._incidents.settle()
+        finally:
+            self._session.guard(self._ending.leave)
 
-    def _settle(self) -> bool:
-        found = self._session.guard(self._session.flush)
-        if found is not None:
-            self._incident(*found)
-        return found is not None
+    def _begin(self) -> None:
+        callbacks = callbacks_of_fit()
+        if callbacks is not None:
+            watch_callbacks(callbacks, self._ending)
+        self._incidents.begin()
+        self._session.request_keyframe()
+        if not self._session.detached:
+            self._ending.begin(callbacks)
+        self._install()
 
     def _install(self) -> None:
         model, original = self.model, self.model.train_function
@@ -134,20 +156,26 @@ class Recorder(keras.callbacks.Callback):
         if isinstance(original, FitFunction):
             original = original.original
         if self._fit is None or self._fit.model is not model or self._fit.original is not original:
-            self._fit = FitFunction(model, original, self._fit_step(model), self._take_expected)
+            step = self._ending.around(self._fit_step(model))
+            self._fit = FitFunction(model, original, step, self._take_expected, self._ending.ended_by)
         model.train_function = self._fit
 
     def _fit_step(self, model: Any) -> Callable[[Any], Any]:
         session = self._session
         session.variables.name_model(model)
         if model.run_eagerly:
-            return EagerStep(session, model.train_step, self._incident)
+            return EagerStep(session, model.train_step, self._incidents.handle)
         traced, bare = traced_train_step(model, session)
-        return GraphStep(session, traced, bare, self._incident)
+        return GraphStep(session, traced, bare, self._incidents.handle)
 
     def _take_expected(self) -> bool:
         expected, self._expected = self._expected, False
         return expected
+
+    def _stop_training(self) -> None:
+        model = getattr(self, "_model", None)
+        if model is not None:
+            model.stop_training = True
 
     def _uninstall(self) -> None:
         model = getattr(self, "_model", None)
@@ -174,21 +202,23 @@ class Recorder(keras.callbacks.Callback):
         """
         if not callable(step):
             raise AttachError(f"Expected a function or a tf.function. Received: {type(step).__name__}")
+        recorded: Callable[..., Any] | None = self._session.guard(lambda: self._wrap(step, model, optimizer))
+        return step if recorded is None else recorded
+
+    def _wrap(self, step: Any, model: Any, optimizer: Any) -> Callable[..., Any]:
         session = self._session
         for each in tf.nest.flatten(model):
             session.variables.name_model(each)
         for each in tf.nest.flatten(optimizer):
             session.variables.name_optimizer(each)
+        self._ending.begin()
         if hasattr(step, "get_concrete_function") and hasattr(step, "python_function"):
-            return traced_function(session, step, self._incident)
-        return EagerStep(session, step, self._incident)
+            return self._ending.around(traced_function(session, step, self._incidents.handle))
+        return self._ending.around(EagerStep(session, step, self._incidents.handle))
 
     def dump(self, reason: str = "on demand") -> Path | None:
-        """Write what is held now, without an incident; returns the file."""
-        if self._settle():
-            return self.path
-        self.path = self._session.write(Trigger("manual", "dump", reason), max(0, self._session.step - 1))
-        return self.path
+        """Write what is held now, without an incident; returns the file, or None when it could not be written."""
+        return self._incidents.dump(reason)
 
     def close(self) -> None:
         """Look at the last steps, then let go of batches, keyframes and the model.
@@ -197,34 +227,8 @@ class Recorder(keras.callbacks.Callback):
             NonFiniteError: One of the last steps, which a GPU was still computing, was non-finite, and `on_nan` is "raise".
         """
         try:
-            self._settle()
+            self._incidents.settle()
         finally:
-            self._uninstall()
+            self._session.guard(self._ending.leave)
             self._session.release()
             self._session.detached = True
-
-    def _incident(self, trigger: Trigger, step: int) -> None:
-        """Write the capture; then raise, stop, or let the step's own exception go on."""
-        self.path = self._session.write(trigger, step)
-        self.stopped = True
-        self._session.detached = True
-        sentence = f"step {step}: {_describe(trigger)}." + ("" if self.path else " The capture could not be written.")
-        if trigger.what != "exception" and self._settings.on_nan == "raise":
-            self._uninstall()
-            raise NonFiniteError(sentence, path=self.path, step=step)
-        warnings.warn(
-            f"nanreplay: {sentence} Capture: {self.path} (nanreplay bisect {self.path})" if self.path else f"nanreplay: {sentence}",
-            stacklevel=2,
-        )
-        model = getattr(self, "_model", None)
-        if model is not None:
-            model.stop_training = True
-
-
-def _describe(trigger: Trigger) -> str:
-    if trigger.what == "exception":
-        return f"the step raised {trigger.name}: {trigger.value}".rstrip(".")
-    value = {"nan": "NaN", "inf": "infinite", "-inf": "infinite"}.get(trigger.value)
-    if value is None:  # a sentence of its own, such as updates that loss scaling skipped
-        return f"{trigger.name}: {trigger.value}"
-    return f"{trigger.name} is {value}" if trigger.what == "loss" else f"{trigger.what} {trigger.name} is {value}"

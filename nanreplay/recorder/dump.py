@@ -15,8 +15,8 @@ from nanreplay.program.outside import cut, unrecorded_ops
 from nanreplay.program.safety import parse_graph
 from nanreplay.program.sources import SourceTable
 from nanreplay.recorder.environment import describe_environment
+from nanreplay.recorder.names import free_name
 from nanreplay.recorder.reexecute import Reexecution, Reexecutor
-from nanreplay.recorder.settings import expand_path
 from nanreplay.records import BatchRecord, CaptureContents, Incident, ProgramRecord, Trigger
 
 if TYPE_CHECKING:
@@ -24,14 +24,21 @@ if TYPE_CHECKING:
     from nanreplay.recorder.session import Session
 
 
-def write_dump(session: Session, trigger: Trigger, step: int) -> Path:
-    """Write everything that `session` holds; returns the file."""
-    path = Path(expand_path(session.settings.path, step=step))
-    write_capture(path, gather(session, trigger, step))
+def write_dump(session: Session, trigger: Trigger, step: int, *, prove: bool = True) -> Path:
+    """Write everything that `session` holds up to `step`; returns the file.
+
+    Args:
+        session: The recording.
+        trigger: Why.
+        step: The failing step, else the last whole one.
+        prove: Re-execute the window. That takes a while, which a process that was told to end may not have.
+    """
+    path = free_name(session.settings.path, step=step, written=session.written)
+    write_capture(path, gather(session, trigger, step, prove=prove))
     return path
 
 
-def gather(session: Session, trigger: Trigger, step: int) -> CaptureContents:
+def gather(session: Session, trigger: Trigger, step: int, *, prove: bool = True) -> CaptureContents:
     """What goes into the file."""
     sources = SourceTable(session.settings.sources)
     programs = {
@@ -55,7 +62,9 @@ def gather(session: Session, trigger: Trigger, step: int) -> CaptureContents:
     notes = [*session.notes, *filter(None, [session.keeper.shrunk]), *given]
     incident = Incident(step, trigger, tuple(notes))
     keyframes = {number: values for number, values in session.ring.keyframes.items() if number <= step} if session.ring else {}
-    found = eager.proof if eager is not None else _reexecute(session, programs, keyframes, batches, incident)
+    found: Reexecution | str | None = eager.proof if eager is not None else None
+    if prove and eager is None:
+        found = _reexecute(session, programs, keyframes, batches, incident)
     if isinstance(found, str):
         incident, found = replace(incident, notes=(*notes, found)), Reexecution()
     elif found is not None:

@@ -46,19 +46,35 @@ class FitFunction:
         original: Keras's own train function.
         run: Runs and records one step on one batch.
         is_expected: Whether the recorder's callback announced this step; a fit without the callback gets `original`.
+        ended_by: Told of exceptions, those of the data included.
     """
 
-    def __init__(self, model: Any, original: Any, run: Callable[[Any], Any], is_expected: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        model: Any,
+        original: Any,
+        run: Callable[[Any], Any],
+        is_expected: Callable[[], bool],
+        ended_by: Callable[[BaseException], None],
+    ) -> None:
         self.model = model
         self.original = original
         self._run = run
         self._is_expected = is_expected
+        self._ended_by = ended_by
 
     def __call__(self, iterator: Any) -> Any:
         """Run `steps_per_execution` steps; returns the logs of the last one."""
         if not self._is_expected():
             self.model.train_function = self.original
             return self.original(iterator)
+        try:
+            return self._run_steps(iterator)
+        except BaseException as error:
+            self._ended_by(error)
+            raise
+
+    def _run_steps(self, iterator: Any) -> Any:
         logs = None
         for _ in range(self.model.steps_per_execution):
             try:

@@ -100,8 +100,17 @@ class Ring:
         while self.entries and self.entries[0].program and (base is None or self.entries[0].step < base):
             self._drop_entry()
 
+    def drop_from(self, step: int) -> None:
+        """Forget `step` and all after it."""
+        while self.entries and self.entries[-1].step >= step:
+            self._release(self.entries.pop())
+        for number in [number for number in self.keyframes if number >= step]:
+            del self.keyframes[number]
+
     def _drop_entry(self) -> None:
-        entry = self.entries.popleft()
+        self._release(self.entries.popleft())
+
+    def _release(self, entry: StepEntry) -> None:
         for leaf in (*entry.leaves, *entry.fed):
             self._holders[id(leaf)] -= 1
             if not self._holders[id(leaf)]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 
 from nanreplay.program.describe import watch_layout
 from nanreplay.program.fingerprint import Layout
@@ -66,6 +67,15 @@ class Session:
     """Index of the step that runs next."""
     ring: Ring | None = None
     detached: bool = False
+    """Nothing is recorded (any more)."""
+    unhealthy: bool = False
+    """Since an incident no step has been healthy: nothing is kept, and nothing is a new incident."""
+    written: set[Path] = field(default_factory=set)
+    """The files of this recording."""
+    writing: bool = False
+    """Whether a file is being written."""
+    on_detach: Callable[[], None] = lambda: None
+    """Called when an error of the recorder's own has detached it."""
     skipped_in_row: int = 0
     eager: EagerIncident | None = None
 
@@ -76,6 +86,8 @@ class Session:
         self._is_keyframe = False
         self._began_s = 0.0
         self._looked_at: set[int] = set()
+        self._kept_from = 0
+        self._told_at = 0
 
     def add_program(self, traced: TracedProgram, paths: Sequence[str]) -> ProgramSlot:
         """Register a trace and the variables it captures."""
@@ -133,6 +145,10 @@ class Session:
 
     def before(self, program: str, leaves: Sequence[Any], paths: Sequence[str], *, every_step: bool = False) -> None:
         """Keep the batch, and the state when a keyframe is due; with `every_step`, the state before the step in any case."""
+        if self.unhealthy:
+            self._is_keyframe, self._kept_from = False, self.step + 1
+            self._began_s = time.perf_counter()
+            return
         entry = StepEntry(self.step, program, leaves, paths)
         self.ring, self._is_keyframe = self.keeper.begin(self.ring, entry, every_step=every_step)
         self._began_s = time.perf_counter()
@@ -194,18 +210,38 @@ class Session:
         skipped = False
         if not np.isfinite(values).all():
             trigger, skipped = find_trigger(layout, values, self.variables)
-        if trigger is None and not skipped and (checked.with_keyframe or not layout.gradients_fit(values)):
+        if trigger is None and not skipped and (checked.with_keyframe or self.unhealthy or not layout.gradients_fit(values)):
             slot = self.variables.bad_slot(self._state_of(checked))
             trigger = None if slot is None else Trigger("variable", self.variables.path(slot), kind_of(self.variables, slot))
         self.skipped_in_row = self.skipped_in_row + 1 if skipped else 0
         self.timeline.add(TimelineRow(checked.step, layout.names, values, checked.elapsed_s, skipped))
         if trigger is None and self.skipped_in_row >= self.settings.max_skipped:
             trigger = Trigger("gradient", "loss scale", f"{self.skipped_in_row} updates in a row were skipped")
+        if checked.step < self._kept_from:
+            self.unhealthy = trigger is not None or skipped
+            return None
         return None if trigger is None else (trigger, checked.step)
 
     def _state_of(self, checked: Checked) -> Mapping[int, Any] | None:
         """The keyframe before a step that is looked at late: the variables have moved on."""
         return self.ring.keyframes.get(checked.step) if self.keeper.lag and checked.with_keyframe and self.ring is not None else None
+
+    def rearm(self, *, unhealthy: bool) -> None:
+        """Go on after an incident; when that left things `unhealthy`, a healthy step comes first. Then a new window begins."""
+        self.unhealthy, self.ring, self.eager = unhealthy, None, None
+        self.request_keyframe()
+
+    def forget_unfinished(self) -> None:
+        """Forget a step that was interrupted; what it did to the state is outside of the recording."""
+        self.request_keyframe()
+        if self.ring is not None:
+            self.ring.drop_from(self.step)
+        while self.timeline.rows and self.timeline.rows[-1].step >= self.step:
+            self.timeline.rows.pop()
+
+    def has_news(self) -> bool:
+        """Whether whole steps are held, and any was added since the last file was written, or given up."""
+        return self.ring is not None and self._told_at != self.step and any(entry.step < self.step for entry in self.ring.entries)
 
     def guard(self, work: Callable[[], Any]) -> Any:
         """Run the recorder's own work; an error in it detaches the recorder and never reaches the training."""
@@ -220,6 +256,7 @@ class Session:
         if not self.detached:
             self.detached = True
             self.release()
+            self.on_detach()
             warnings.warn(
                 f"nanreplay: the recorder failed and detached itself; training goes on without it. "
                 f"Please report this: {type(error).__name__}: {error}",
@@ -231,9 +268,27 @@ class Session:
         self.ring = None
         self.late.close()
 
-    def write(self, trigger: Trigger, step: int) -> Path | None:
-        """Write the capture; None when that failed."""
+    def write(self, trigger: Trigger, step: int, *, prove: bool = True) -> tuple[Path | None, str]:
+        """Write the capture; returns the file, else None and a sentence that says so.
+
+        Args:
+            trigger: Why it is written.
+            step: The failing step, else the last whole one.
+            prove: Re-execute the window, which takes a while.
+        """
         from nanreplay.recorder.dump import write_dump
 
-        path: Path | None = self.guard(lambda: write_dump(self, trigger, step))
-        return path
+        self.writing, self._told_at = True, self.step
+        try:
+            with tf.init_scope():  # somebody may be tracing, or taking gradients
+                path = write_dump(self, trigger, step, prove=prove)
+        except (OSError, MemoryError) as error:
+            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+            return None, f"The capture could not be written: {reason}."
+        except Exception as error:
+            self.detach(error)
+            return None, "The capture could not be written."
+        finally:
+            self.writing = False
+        self.written.add(path)
+        return path, ""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from nanreplay import limits
 from nanreplay.errors import AttachError
+from nanreplay.recorder.names import expand_path
 
-OnNan = Literal["raise", "stop"]
+OnNan = Literal["raise", "stop", "continue"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,10 @@ class Settings:
     sources: Literal["lines", "none"] = "lines"
     max_skipped: int = 20
     """Updates that loss scaling may skip in a row before that is an incident."""
+    max_incidents: int = 3
+    """Incidents that are written when training continues after one."""
+    dump_signal: int | None = None
+    """Number of the signal that asks for a file."""
     full_steps: int = 3
     """Steps, the failing one included, whose weights and gradients are written."""
 
@@ -50,6 +55,8 @@ def check_settings(path: str | os.PathLike[str], **given: Any) -> Settings:
         history=_at_least(1, "history", given["history"]),
         sources=_one_of("sources", given["sources"], ("lines", "none")),
         max_skipped=_at_least(1, "max_skipped", given["max_skipped"]),
+        max_incidents=_at_least(1, "max_incidents", given["max_incidents"]),
+        dump_signal=_signal_number(given["dump_signal"]),
     )
     check_writable(settings.path)
     return settings
@@ -67,6 +74,18 @@ def _at_least(least: int, name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise AttachError(f"Invalid value for argument `{name}`. Expected an integer of at least {least}. Received: {name}={value!r}")
     return value
+
+
+def _signal_number(value: Any) -> int | None:
+    """Number of a signal given as `signal.SIGUSR1`, its name or its number."""
+    if value is None:
+        return None
+    known = {name: getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT") if hasattr(signal, name)}
+    number = known.get(value, value) if isinstance(value, str) else value
+    if isinstance(number, bool) or number not in known.values():
+        names = ", ".join(known)
+        raise AttachError(f"Invalid value for argument `dump_signal`. Expected None or one of {names}. Received: dump_signal={value!r}")
+    return int(number)
 
 
 def parse_size(name: str, value: Any) -> int:
@@ -88,15 +107,3 @@ def check_writable(path: str) -> None:
         raise AttachError(f"Cannot write the capture to {path}: the folder {folder} does not exist. Create it first.")
     if not os.access(folder, os.W_OK):
         raise AttachError(f"Cannot write the capture to {path}: no permission to write in {folder}.")
-
-
-def expand_path(path: str, *, step: int) -> str:
-    """`path` with {step}, {time}, {pid} and {worker} filled in."""
-    import json
-    import time
-
-    worker = 0
-    if "{worker}" in path:
-        worker = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index", 0)
-    values = {"step": step, "time": time.strftime("%Y%m%dT%H%M%S"), "pid": os.getpid(), "worker": worker}
-    return re.sub(r"\{(step|time|pid|worker)\}", lambda match: str(values[match[1]]), path)

@@ -47,6 +47,6 @@ def _what_was_said(message: str) -> str:
     return reasons[0] if reasons else lines[0]
 
 
-def is_end_of_data(error: Exception) -> bool:
+def is_end_of_data(error: BaseException) -> bool:
     """Whether an exception only says that there are no more batches."""
     return isinstance(error, (StopIteration, tf.errors.OutOfRangeError))

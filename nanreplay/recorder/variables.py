@@ -20,7 +20,7 @@ class VariableTable:
         self.handles: list[Any] = []
         self.index: dict[int, int] = {}
         self.born_nonfinite: set[int] = set()
-        """Indices of state variables that were non-finite before the first recorded step."""
+        """Indices of variables that were non-finite before the first step of a training; they are not watched."""
         self._known: dict[int, tuple[str, Role]] = {}
         self._known_handles: list[Any] = []
 
@@ -70,6 +70,11 @@ class VariableTable:
     def _is_unwatched(self, handle: Any, slots: bool) -> bool:
         role, kind = self._known[id(handle)][1], private_tf.variable_type(handle)
         return role in ("metric", "seed") or (slots and role == "optimizer" and kind is not None and bool(kind[1]))
+
+    def forgive_slots(self) -> None:
+        """Watch no slot that is non-finite now: an earlier training left it so, maybe that of another model."""
+        while (index := self.bad_slot()) is not None:
+            self.born_nonfinite.add(index)
 
     def bad_slot(self, state: Mapping[int, Any] | None = None) -> int | None:
         """Index of the first slot of an optimizer that is not finite; None when all are.

@@ -1,0 +1,149 @@
+"""A temporary file beside its target, locked while its writer lives: what a killed writer left can be told and removed."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import itertools
+import os
+import re
+import socket
+import time
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+_LONGEST_NAME: Final = 200  # file systems take 255 bytes; the rest is the host, the process and the ending
+_NAME: Final = re.compile(r"\.(?P<target>.+)\.(?P<host>[0-9a-f]{8})\.\d+\.\d+\.tmp", re.DOTALL)
+
+UNTOUCHED_S: Final = 600.0
+"""Seconds without a write after which a file of another host counts as left behind, if it is not locked: on some network file
+systems the locks of other hosts do not show."""
+
+
+class DiskFile:
+    """A file for HDF5 that keeps the first error and takes all that comes after it for written.
+
+    HDF5 writes once more whatever it holds when a file is closed. If that fails too, the file stays open until the process
+    ends, with a complaint for each dataset. The error is raised here, so nobody takes the file for whole.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        self._file = open(descriptor, "r+b", buffering=0, closefd=False)  # noqa: SIM115  # whoever made the descriptor closes it
+        self.error: BaseException | None = None
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """As for any file."""
+        return self._file.seek(offset, whence)
+
+    def tell(self) -> int:
+        """As for any file."""
+        return self._file.tell()
+
+    def read(self, size: int = -1) -> bytes:
+        """As for any file."""
+        return self._file.read(size) or b""
+
+    def readinto(self, buffer: Any) -> int:
+        """As for any file."""
+        return self._file.readinto(buffer)
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`; after an error, nothing."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while len(left) and self.error is None:
+            try:
+                left = left[self._file.write(left) :]
+            except BaseException as error:
+                self.error = error
+                raise
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the size; after an error, nothing."""
+        if self.error is None:
+            try:
+                self._file.truncate(size)
+            except BaseException as error:
+                self.error = error
+                raise
+        return size or 0
+
+    def flush(self) -> None:
+        """Nothing is buffered."""
+
+
+@contextlib.contextmanager
+def replacing(target: Path) -> Iterator[DiskFile]:
+    """Give a new file beside `target`; at the end it is synced and renamed, after an error it is removed.
+
+    Raises:
+        OSError: The file could not be made, written, synced or renamed; nothing is left behind.
+    """
+    temporary, descriptor = _create(target)
+    file = DiskFile(descriptor)
+    try:
+        try:
+            yield file
+        except Exception as error:
+            if file.error is not None:  # HDF5's words for it, or what came of it
+                raise file.error from error
+            raise
+        if file.error is not None:
+            raise file.error
+        os.fsync(descriptor)
+        os.replace(temporary, target)
+        _sync(target.absolute().parent)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    finally:
+        os.close(descriptor)
+
+
+def remove_stale(folder: Path, targets: re.Pattern[str]) -> None:
+    """Remove what writers that are dead left in `folder`, for targets whose names match `targets` in full."""
+    for name in os.listdir(folder):
+        match = _NAME.fullmatch(name)
+        if match and targets.fullmatch(match["target"]):
+            with contextlib.suppress(OSError):
+                _remove_if_left(folder / name, is_own_host=match["host"] == _host())
+
+
+def _create(target: Path) -> tuple[Path, int]:
+    for attempt in itertools.count():
+        path = target.with_name(f".{target.name[:_LONGEST_NAME]}.{_host()}.{os.getpid()}.{attempt}.tmp")
+        try:
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+        except FileExistsError:  # another thread, or a dead process that had the same number
+            continue
+        with contextlib.suppress(OSError):  # no locks on this file system: such a file is never taken for left behind
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(descriptor).st_nlink:
+            return path, descriptor
+        os.close(descriptor)  # `remove_stale` of another process was faster than the lock
+    raise AssertionError  # the loop has no end
+
+
+def _remove_if_left(path: Path, *, is_own_host: bool) -> None:
+    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while the writer lives, whatever its process number
+        if is_own_host or time.time() - os.fstat(descriptor).st_mtime > UNTOUCHED_S:
+            path.unlink()
+    finally:
+        os.close(descriptor)
+
+
+def _host() -> str:
+    return f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,104 @@
+"""What becomes of an incident: a file; then an exception, a stop, or nothing."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+from nanreplay.errors import NonFiniteError
+from nanreplay.recorder import signals
+from nanreplay.recorder.session import Session
+from nanreplay.records import Trigger
+
+
+class Incidents:
+    """Writes the incidents of one recorder.
+
+    Args:
+        session: The recording.
+        stop: Asks the training to stop.
+    """
+
+    def __init__(self, session: Session, stop: Callable[[], None]) -> None:
+        self._session = session
+        self._stop = stop
+        self._count = 0
+        self.path: Path | None = None
+        """The last file."""
+        self.stopped = False
+        """Whether an incident asks the training to stop."""
+
+    def handle(self, trigger: Trigger, step: int) -> None:
+        """Write the capture; then raise, stop, or go on.
+
+        Raises:
+            NonFiniteError: As asked for by `on_nan="raise"`.
+        """
+        session, on_nan = self._session, self._session.settings.on_nan
+        if session.unhealthy:  # an exception before any step was healthy again
+            return
+        path, problem = session.write(trigger, step)
+        self.path = path or self.path
+        self._count += 1
+        sentence = " ".join(filter(None, [f"step {step}: {describe(trigger)}.", problem]))
+        if on_nan == "continue":
+            sentence += self._go_on(trigger)
+        else:
+            self.stopped = session.detached = True
+            if trigger.what != "exception" and on_nan == "raise":
+                raise NonFiniteError(sentence, path=path, step=step)
+            self._stop()
+        warnings.warn(f"nanreplay: {sentence}" + (f" Capture: {path} (nanreplay bisect {path})" if path else ""), stacklevel=2)
+
+    def _go_on(self, trigger: Trigger) -> str:
+        session = self._session
+        if self._count >= session.settings.max_incidents:
+            session.detached = True
+            session.release()
+            session.on_detach()
+            return f" No further incident is recorded (max_incidents={self._count})."
+        session.step += trigger.what == "exception"  # the step was called, and is over
+        session.rearm(unhealthy=True)
+        return ""
+
+    def settle(self) -> bool:
+        """Look at the steps that were not looked at yet; returns whether one of them is an incident, which is handled.
+
+        Raises:
+            NonFiniteError: As asked for by `on_nan="raise"`.
+        """
+        found = self._session.guard(self._session.flush)
+        if found is not None:
+            self.handle(*found)
+        return found is not None
+
+    def dump(self, reason: str) -> Path | None:
+        """Write what is held, because somebody asks; returns the file."""
+        if self.settle():
+            return self.path
+        path, problem = self._session.write(Trigger("manual", "dump", reason), max(0, self._session.step - 1))
+        if path is None:
+            if not self._session.detached:  # else it has been said
+                warnings.warn(f"nanreplay: {problem}", stacklevel=3)
+            return None
+        self.path = path
+        signals.answer_pending()
+        return path
+
+    def begin(self) -> None:
+        """A new training: an incident of the last one is over."""
+        if self.stopped:
+            self.stopped = self._session.detached = False
+            self._session.variables.forgive_slots()
+            self._session.rearm(unhealthy=False)
+
+
+def describe(trigger: Trigger) -> str:
+    """What happened, for a sentence."""
+    if trigger.what == "exception":
+        return f"the step raised {trigger.name}: {trigger.value}".rstrip(".")
+    value = {"nan": "NaN", "inf": "infinite", "-inf": "infinite"}.get(trigger.value)
+    if value is None:  # a sentence of its own, such as updates that loss scaling skipped
+        return f"{trigger.name}: {trigger.value}"
+    return f"{trigger.name} is {value}" if trigger.what == "loss" else f"{trigger.what} {trigger.name} is {value}"

@@ -1,0 +1,43 @@
+"""Names of capture files: placeholders, numbers for the second file and those after it, and what dead processes left."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Collection
+from pathlib import Path
+
+from nanreplay.capture.temporary import remove_stale
+
+_PLACEHOLDER = re.compile(r"\{(step|time|pid|worker)\}")
+_FILLED = {"step": r"\d+", "time": r"\d{8}T\d{6}", "pid": r"\d+", "worker": r"\d+"}
+
+
+def expand_path(path: str, *, step: int) -> str:
+    """`path` with {step}, {time}, {pid} and {worker} filled in."""
+    worker = 0
+    if "{worker}" in path:
+        worker = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index", 0)
+    values = {"step": step, "time": time.strftime("%Y%m%dT%H%M%S"), "pid": os.getpid(), "worker": worker}
+    return _PLACEHOLDER.sub(lambda match: str(values[match[1]]), path)
+
+
+def free_name(path: str, *, step: int, written: Collection[Path]) -> Path:
+    """Where the next file goes: `run.h5`, then `run.1.h5`, `run.2.h5`; a file that this recorder wrote is never replaced."""
+    first = Path(expand_path(path, step=step))
+    name, number = first, 0
+    while name in written:
+        number += 1
+        name = first.with_name(f"{first.stem}.{number}{first.suffix}")
+    return name
+
+
+def remove_leftovers(path: str) -> None:
+    """Remove temporary files that dead processes left while they wrote captures to `path`."""
+    folder = Path(expand_path(path, step=0)).absolute().parent
+    name = os.path.basename(path)
+    *before, last = re.split(r"(\{\w+\})", Path(name).stem)
+    parts = [_FILLED[part[1:-1]] if _PLACEHOLDER.fullmatch(part) else re.escape(part) for part in (*before, last)]
+    remove_stale(folder, re.compile("".join(parts) + r"(\.\d+)?" + re.escape(Path(name).suffix)))

@@ -1,0 +1,182 @@
+"""Signals while a training is recorded: SIGTERM, Ctrl-C, and one that asks for a file.
+
+Python runs a signal's handler in the main thread, between two instructions, so also in the middle of a step. There the handler
+only notes the signal, and the end of the step answers it. Between steps everything is whole, and the handler answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import weakref
+from types import FrameType
+from typing import Any, Protocol
+
+from nanreplay.recorder.watchdog import Watchdog
+
+_ENDS = (signal.SIGTERM, signal.SIGINT)
+
+
+class Listener(Protocol):
+    """A recording that wants to know of signals."""
+
+    @property
+    def is_in_step(self) -> bool:
+        """Whether a step is under way."""
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether a file is being written."""
+
+    def write(self, name: str, *, prove: bool) -> None:
+        """Write the window because of the signal `name`."""
+
+    def ended_by(self, error: BaseException) -> None:
+        """Note that `error` passes through the training between two steps."""
+
+
+class Handler:
+    """Stands before the handler of one signal while any recording listens.
+
+    A handler that others have put theirs before cannot be taken out; it then only calls the one before it.
+    """
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.is_pending = False
+        """The signal came in the middle of a step."""
+        self._is_passed_on = False
+        self._previous: Any = None
+        self._listeners: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._pid = os.getpid()
+        self._watchdog: Watchdog | None = None
+
+    @property
+    def listeners(self) -> list[Listener]:
+        """The recordings that listen; none in a process that was forked."""
+        return list(self._listeners) if os.getpid() == self._pid else []
+
+    @property
+    def is_writing(self) -> bool:
+        """Whether any of them writes a file."""
+        return any(listener.is_writing for listener in self.listeners)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any of them cannot answer now."""
+        return self.is_writing or any(listener.is_in_step for listener in self.listeners)
+
+    def add(self, listener: Listener) -> None:
+        """Tell `listener` from now on."""
+        self._listeners.add(listener)
+
+    def discard(self, listener: Listener) -> bool:
+        """Do not tell `listener` any more; returns whether nobody is left."""
+        self._listeners.discard(listener)
+        return not self._listeners
+
+    def install(self) -> bool:
+        """Put the handler in place, unless the signal is ignored or belongs to code that is not Python's."""
+        self._previous = signal.getsignal(self.number)
+        if self._previous is None or (self._previous == signal.SIG_IGN and self.number in _ENDS):
+            return False
+        signal.signal(self.number, self)
+        if self._kills():
+            self._watchdog = Watchdog(self)
+        return True
+
+    def remove(self) -> None:
+        """Put the previous handler back."""
+        if self._watchdog is not None:
+            self._watchdog.stop()
+        if self.is_in_place():
+            signal.signal(self.number, self._previous)
+
+    def is_in_place(self) -> bool:
+        """Whether the signal comes here first."""
+        return signal.getsignal(self.number) is self
+
+    def __call__(self, number: int, frame: FrameType | None) -> None:
+        """Python calls this in the main thread."""
+        if not self.listeners or self._is_passed_on:
+            self._call_previous(frame)
+        elif number == signal.SIGINT:
+            self._interrupt(frame)
+        elif self.is_writing or (self.is_busy and not (self.is_pending and self._kills())):
+            self.is_pending = True
+        else:  # between steps; or SIGTERM came twice in a step that takes long, and nobody will need what it does
+            self.answer(frame)
+
+    def answer(self, frame: FrameType | None = None) -> None:
+        """Write, then do what would have been done without a recorder."""
+        self.is_pending = False
+        if self._watchdog is not None:
+            self._watchdog.is_answered.set()
+        self.write()
+        if threading.current_thread() is threading.main_thread():
+            self._call_previous(frame)
+        elif self.number in _ENDS:  # handlers run in the main thread only
+            self._is_passed_on = True
+            os.kill(os.getpid(), self.number)
+
+    def write(self) -> None:
+        """Have all recordings written."""
+        name = signal.Signals(self.number).name
+        for listener in self.listeners:
+            listener.write(name, prove=self.number not in _ENDS)
+
+    def _kills(self) -> bool:
+        return self.number == signal.SIGTERM and self._previous == signal.SIG_DFL
+
+    def _interrupt(self, frame: FrameType | None) -> None:
+        try:
+            self._call_previous(frame)
+        except KeyboardInterrupt as error:
+            if not self.is_busy:  # else it passes through the step
+                for listener in self.listeners:
+                    listener.ended_by(error)
+            raise
+
+    def _call_previous(self, frame: FrameType | None) -> None:
+        self._is_passed_on = False
+        if callable(self._previous):
+            self._previous(self.number, frame)
+        elif self._previous == signal.SIG_DFL and (self.number in _ENDS or not self.listeners):
+            signal.signal(self.number, signal.SIG_DFL)
+            os.kill(os.getpid(), self.number)
+
+
+_handlers: dict[int, Handler] = {}
+
+
+def listen(listener: Listener, number: int) -> bool:
+    """Tell `listener` of a signal; False where that is not possible (outside of the main thread, or the signal is not ours to take)."""
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    handler = _handlers.get(number)
+    if handler is not None and not handler.listeners:  # their recordings were forgotten without an end
+        _handlers.pop(number).remove()
+        handler = None
+    if handler is None:
+        handler = Handler(number)
+        if not handler.install():
+            return False
+        _handlers[number] = handler
+    handler.add(listener)
+    return True
+
+
+def leave(listener: Listener) -> None:
+    """Tell `listener` no more; the last one to leave puts the previous handlers back."""
+    for number, handler in list(_handlers.items()):
+        if handler.discard(listener) and threading.current_thread() is threading.main_thread():
+            handler.remove()
+            del _handlers[number]
+
+
+def answer_pending() -> None:
+    """Answer signals that came in the middle of a step, as soon as no recording is busy."""
+    for handler in list(_handlers.values()):
+        if handler.is_pending and not handler.is_busy:
+            handler.answer()
