@@ -6,8 +6,9 @@ Exception
     ├── CaptureError                              a capture file
     │   ├── CaptureNotFoundError                  (FileNotFoundError)    no such file
     │   ├── MissingPartError                      (LookupError)          a step, program or table that the capture does not hold
-    │   └── FormatError                           (ValueError)           not a capture, truncated, damaged
-    │       └── VersionError                                             written by a newer nanreplay
+    │   ├── FormatError                           (ValueError)           not a capture, truncated, damaged
+    │   │   └── VersionError                                             written by a newer nanreplay
+    │   └── StorageError                          (OSError)              a place that cannot be reached, read or written
     ├── AttachError                               (ValueError)           a recorder attached wrongly
     ├── ModelError                                (ValueError)           today's model: not to be had, or not what was recorded
     ├── UnsafeProgramError                                               a program that reaches beyond tensors
@@ -55,6 +56,10 @@ class FormatError(CaptureError, ValueError):
 
 class VersionError(FormatError):
     """The capture was written in a newer version of the format."""
+
+
+class StorageError(CaptureError, OSError):
+    """The place of a capture cannot be reached, read or written."""
 
 
 class AttachError(NanreplayError, ValueError):

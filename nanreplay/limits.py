@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 from nanreplay.errors import MemoryLimitError
@@ -108,6 +109,7 @@ def _taken_bytes() -> int:
     return 0
 
 
+@cache
 def _machine_bytes() -> int:
     """Memory of the machine, or of the container that it is."""
     sizes = []

@@ -30,6 +30,9 @@ JSON_LIMIT_BYTES: Final = 2**28
 LARGEST_DEFLATE_RATIO: Final = 1040
 """No dataset unpacks to more than this many times its bytes."""
 
+FILTERS: Final = frozenset({1, 2})
+"""HDF5's numbers of deflate and shuffle. A reader unpacks nothing else: a filter may be a plugin, which is code."""
+
 TIMELINE_COLUMNS: Final = ("step", "loss", "learning_rate", "loss_scale", "step_time_s", "skipped")
 TIMELINE_MATRICES: Final = ("gradient_norm", "gradient_absmax", "weight_norm", "update_ratio")
 
@@ -37,3 +40,9 @@ EXTENSION_DTYPES: Final = (
     "bfloat16", "float8_e5m2", "float8_e4m3fn", "float8_e4m3b11fnuz", "float8_e4m3fnuz", "float8_e5m2fnuz", "int4", "uint4",
 )  # fmt: skip
 """Types that HDF5 and numpy do not know; stored as unsigned integers of their size with the attribute `dtype`."""
+
+DTYPES: Final = frozenset(
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128 string resource variant "
+    "qint8 qint16 qint32 quint8 quint16 int2 uint2 float4_e2m1fn".split()
+) | frozenset(EXTENSION_DTYPES)
+"""TensorFlow's names of types of variables and inputs."""

@@ -7,19 +7,29 @@ import os
 import struct
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from nanreplay.capture.format import FORMAT, TIMELINE_COLUMNS, VERSION
-from nanreplay.capture.tables import check_timeline, incident_from_json, ops_frame, ops_from_table, signature_from_json
-from nanreplay.capture.values import read_array, read_json, read_text
-from nanreplay.errors import CaptureNotFoundError, FormatError, MissingPartError, NanreplayError, VersionError
-from nanreplay.records import BatchRecord, CaptureContents, Frame, ProgramRecord, Signature, Timeline, VariableInfo
+from nanreplay.capture.format import TIMELINE_COLUMNS
+from nanreplay.capture.guard import check_head, item
+from nanreplay.capture.storage import location, open_hdf5, size_bytes
+from nanreplay.capture.tables import (
+    check_columns,
+    check_references,
+    check_timeline,
+    incident_from_json,
+    ops_frame,
+    ops_from_table,
+    signature_from_json,
+    variables_from_json,
+)
+from nanreplay.capture.typed import build, typed
+from nanreplay.capture.values import read_array, read_json
+from nanreplay.errors import FormatError, MemoryLimitError, MissingPartError, NanreplayError
+from nanreplay.records import BatchRecord, CaptureContents, Frame, ProgramRecord, Signature, Timeline
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,39 +49,33 @@ class Capture:
         print(capture.incident.trigger, capture.timeline())
     ```
 
+    Args:
+        path: A file, or a URL that fsspec opens (`s3://...`), of which only the ranges that are asked for are read.
+
     Raises:
         CaptureNotFoundError: There is no such file.
+        StorageError: Its place cannot be reached.
         FormatError: It is no capture, or damaged.
         VersionError: A newer nanreplay wrote it.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path)
-        if not self.path.exists():
-            raise CaptureNotFoundError(f"{self.path}: no such file.")
-        if self.path.is_dir():
-            raise FormatError(f"{self.path}: is a folder, not a capture.")
-        if not os.access(self.path, os.R_OK):
-            raise FormatError(f"{self.path}: no permission to read it.")
-        if not h5py.is_hdf5(self.path):
-            raise FormatError(f"{self.path}: not an HDF5 file, so not a capture (or damaged at its start).")
+        self.path = location(path)
         self._programs: dict[str, ProgramRecord] = {}
         self._children: dict[str, list[str]] = {}
         """Names inside each group, by the table of contents: what is named there and missing is damage."""
         with self._reading("the file"):
-            self._file = h5py.File(self.path, "r")
+            self._file, self._stream = open_hdf5(self.path)
         try:
-            self._check_head()
+            with self._reading("the header"):
+                self._version = check_head(self._file, str(self.path))
             with self._reading("the table of contents"):
-                for name in read_json(self._file["contents"]):
-                    parent, _, child = str(name).rpartition("/")
+                for name in typed(tuple[str, ...], read_json(self._item("contents")), "the table of contents"):
+                    parent, _, child = name.rpartition("/")
                     self._children.setdefault(parent, []).append(child)
             with self._reading("the incident"):
-                self.incident = incident_from_json(read_json(self._file["incident"]))
-                self.variables_info = tuple(
-                    VariableInfo(str(row["path"]), tuple(int(n) for n in row["shape"]), str(row["dtype"]), row["role"])
-                    for row in read_json(self._file["variables"])
-                )
+                self.incident = incident_from_json(read_json(self._item("incident")))
+                self.variables_info = variables_from_json(read_json(self._item("variables")))
         except BaseException:
             self.close()
             raise
@@ -92,17 +96,19 @@ class Capture:
         """Close the file."""
         with contextlib.suppress(*_DAMAGE):
             self._file.close()
+            if self._stream is not None:
+                self._stream.close()
 
     @property
     def size_bytes(self) -> int:
         """Size of the file."""
-        return self.path.stat().st_size
+        return size_bytes(self.path)
 
     @property
     def metadata(self) -> dict[str, str]:
         """Versions, platform, devices, time of creation."""
         with self._reading("the metadata"):
-            return {str(key): str(value) for key, value in read_json(self._file["metadata"]).items()}
+            return {str(key): str(value) for key, value in read_json(self._item("metadata")).items()}
 
     @property
     def version(self) -> int:
@@ -128,22 +134,24 @@ class Capture:
         """How one program is called, without reading the program."""
         self._check_held("program", program_id)
         with self._reading(f"program {program_id}"):
-            return signature_from_json(read_json(self._file["program"][program_id]["signature"]))
+            return signature_from_json(read_json(self._item(f"program/{program_id}/signature")))
 
     def program(self, program_id: str) -> ProgramRecord:
         """One program, read once."""
         self._check_held("program", program_id)
         if program_id not in self._programs:
             with self._reading(f"program {program_id}"):
-                group = self._file["program"][program_id]
+                group = self._item(f"program/{program_id}")
                 constants = self._children.get(f"program/{program_id}/constants", ())
-                self._programs[program_id] = ProgramRecord(
+                record = ProgramRecord(
                     program_id,
-                    read_array(group["graph"]).astype(np.uint8).tobytes(),
-                    signature_from_json(read_json(group["signature"])),
-                    ops_from_table(read_json(group["ops"])),
-                    tuple(read_array(group["constants"][str(index)]) for index in range(len(constants))),
+                    read_array(item(group, "graph")).astype(np.uint8).tobytes(),
+                    signature_from_json(read_json(item(group, "signature"))),
+                    ops_from_table(read_json(item(group, "ops"))),
+                    tuple(read_array(item(group, f"constants/{index}")) for index in range(len(constants))),
                 )
+                check_references(record, len(self.variables_info))
+                self._programs[program_id] = record
         return self._programs[program_id]
 
     def keyframe(self, step: int) -> dict[int, NDArray[Any]]:
@@ -162,30 +170,31 @@ class Capture:
         """The input of `step`."""
         self._check_held("batches", str(step))
         with self._reading(f"the batch of step {step}"):
-            group, held = self._file["batches"][str(step)], self._children.get(f"batches/{step}", ())
-            about = read_json(group["about"])
-            paths = [str(path) for path in about["paths"]]
+            group, held = self._item(f"batches/{step}"), self._children.get(f"batches/{step}", ())
+            about = read_json(item(group, "about"))
+            paths = typed(tuple[str, ...], about["paths"], "the paths of the batch")
             return BatchRecord(
-                str(about["program"]),
-                tuple(read_array(group[str(index)]) for index in range(len(paths))),
-                tuple(paths),
-                read_array(group["fingerprint"]) if "fingerprint" in held else None,
+                typed(str, about["program"], "the program of the batch"),
+                tuple(read_array(item(group, str(index))) for index in range(len(paths))),
+                paths,
+                read_array(item(group, "fingerprint")) if "fingerprint" in held else None,
                 self._arrays(f"batches/{step}/overrides"),
-                tuple(read_array(group["fed"][str(index)]) for index in range(len(self._children.get(f"batches/{step}/fed", ())))),
+                tuple(read_array(item(group, f"fed/{index}")) for index in range(len(self._children.get(f"batches/{step}/fed", ())))),
             )
 
     @property
     def frames(self) -> tuple[Frame, ...]:
         """Python frames of the program's ops."""
         with self._reading("the sources"):
-            rows = read_json(self._file["sources"]["frames"])
-            return tuple(Frame(str(file), int(line), str(function), code) for file, line, function, code in rows)
+            rows = read_json(self._item("sources/frames"))
+            return tuple(build(Frame, dict(zip(("file", "line", "function", "code"), row, strict=True))) for row in rows)
 
     @property
     def stacks(self) -> tuple[tuple[int, ...], ...]:
         """Stacks as indices into `frames`, outermost first."""
         with self._reading("the sources"):
-            return tuple(tuple(int(index) for index in stack) for stack in read_json(self._file["sources"]["stacks"]))
+            stacks: tuple[tuple[int, ...], ...] = typed(tuple[tuple[int, ...], ...], read_json(self._item("sources/stacks")), "the stacks")
+            return stacks
 
     def variables(self) -> pd.DataFrame:
         """The variables: path, shape, dtype, role."""
@@ -221,14 +230,14 @@ class Capture:
         """Columns of the timeline, without its matrices; of the `last` steps only when that is given."""
         with self._reading("the timeline"):
             columns = self._datasets("timeline/columns")
+            check_columns(columns)
         return {name: column if last is None else column[max(0, len(column) - last) :] for name, column in columns.items()}
 
     def timeline_record(self) -> Timeline:
         """The timeline as arrays."""
         with self._reading("the timeline"):
-            group = self._file["timeline"]
             columns, matrices = self._datasets("timeline/columns"), self._datasets("timeline/matrices")
-            timeline = Timeline(columns, matrices, tuple(int(index) for index in read_array(group["variables"])))
+            timeline = Timeline(columns, matrices, tuple(int(index) for index in read_array(self._item("timeline/variables"))))
             check_timeline(timeline, len(self.variables_info))
             return timeline
 
@@ -248,17 +257,6 @@ class Capture:
             self.stacks,
         )
 
-    def _check_head(self) -> None:
-        with self._reading("the header"):
-            attrs = self._file.attrs
-            if read_text(self._file, "format") != FORMAT:
-                raise FormatError(f"{self.path}: an HDF5 file, but not a nanreplay capture.")
-            self._version = int(attrs["version"])
-            if self._version > VERSION:
-                raise VersionError(f"{self.path}: format version {self._version}; this nanreplay reads up to {VERSION}. Upgrade nanreplay.")
-            if not bool(attrs.get("complete", False)):
-                raise FormatError(f"{self.path}: was not written to its end.")
-
     def _steps(self, name: str) -> tuple[int, ...]:
         with self._reading(f"/{name}"):
             return tuple(sorted(int(step) for step in self._children.get(name, ())))
@@ -276,16 +274,21 @@ class Capture:
     def _arrays(self, group: str) -> dict[int, NDArray[Any]]:
         return dict(sorted((int(index), array) for index, array in self._datasets(group).items()))
 
+    def _item(self, path: str) -> Any:
+        return item(self._file, path)
+
     def _datasets(self, group: str) -> dict[str, NDArray[Any]]:
-        return {name: read_array(self._file[group][name]) for name in self._children.get(group, ())}
+        return {name: read_array(self._item(f"{group}/{name}")) for name in self._children.get(group, ())}
 
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[None]:
         try:
             yield
         except FormatError as error:
-            text = str(error)
-            raise type(error)(text if text.startswith(str(self.path)) else f"{self.path}: {what} cannot be read: {text}") from error
+            said = str(error)
+            raise type(error)(said if said.startswith(str(self.path)) else f"{self.path}: {what} cannot be read: {said}") from error
+        except MemoryLimitError as error:
+            raise MemoryLimitError(f"{self.path}: {error}", hint=error.hint) from error
         except NanreplayError:
             raise
         except _DAMAGE as error:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
+from nanreplay.capture.format import DTYPES
+from nanreplay.capture.typed import build, typed
 from nanreplay.errors import FormatError
-from nanreplay.records import CaptureSpec, GradientSpec, Incident, InputSpec, OpInfo, Signature, Timeline, Trigger
+from nanreplay.records import Incident, InputSpec, OpInfo, ProgramRecord, Signature, Timeline, VariableInfo
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,14 +35,19 @@ def ops_from_table(table: Any) -> tuple[OpInfo, ...]:
         FormatError: The table is damaged.
     """
     try:
-        columns = {name: [table[name]["words"][index] for index in table[name]["index"]] for name in _TEXTS}
-        rows = zip(*(columns[name] for name in _TEXTS), (int(stack) for stack in table["stack"]), strict=True)
+        columns = {name: _column(table[name], name) for name in _TEXTS}
+        rows = zip(*(columns[name] for name in _TEXTS), typed(tuple[int, ...], table["stack"], "stack"), strict=True)
         return tuple(
             OpInfo(function, name, kind, layer, phase, where, stack, forward, forward_function)
             for function, name, kind, layer, phase, where, forward, forward_function, stack in rows
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise FormatError(f"the table of ops is damaged ({error})") from error
+
+
+def _column(column: Any, name: str) -> list[str]:
+    words = typed(tuple[str, ...], column["words"], name)
+    return [words[index] for index in typed(tuple[int, ...], column["index"], name)]
 
 
 def ops_frame(ops: Sequence[OpInfo]) -> pd.DataFrame:
@@ -56,25 +63,68 @@ def signature_from_json(value: Any) -> Signature:
     Raises:
         FormatError: It is damaged.
     """
-    try:
-        plain = dict(value)
-        for name in ("inputs", "fed"):  # an older file has no `fed`
-            plain[name] = tuple(
-                InputSpec(**{**spec, "shape": None if spec["shape"] is None else tuple(spec["shape"])}) for spec in plain.get(name, ())
-            )
-        plain["captures"] = tuple(CaptureSpec(**spec) for spec in plain["captures"])
-        plain["gradients"] = tuple(GradientSpec(**spec) for spec in plain["gradients"])
-        for name in ("outputs", "output_names", "control_outputs", "losses", "watch_layout"):
-            plain[name] = tuple(plain[name])
-        return Signature(**plain)
-    except (KeyError, TypeError, ValueError) as error:
-        raise FormatError(f"a program's signature is damaged ({error})") from error
+    signature = build(Signature, value)
+    _check_types((*signature.inputs, *signature.fed))
+    return signature
+
+
+def variables_from_json(value: Any) -> tuple[VariableInfo, ...]:
+    """The table of variables from its JSON.
+
+    Raises:
+        FormatError: It is damaged.
+    """
+    infos: tuple[VariableInfo, ...] = typed(tuple[VariableInfo, ...], value, "the table of variables")
+    _check_types(infos)
+    return infos
+
+
+def _check_types(specs: Sequence[VariableInfo] | Sequence[InputSpec]) -> None:
+    for spec in specs:
+        if spec.dtype not in DTYPES:
+            raise FormatError(f"unexpected type {spec.dtype[:40]!r} of {spec.path[:100]!r}")
+        if any(size is not None and size < 0 for size in spec.shape or ()):
+            raise FormatError(f"unexpected shape {spec.shape} of {spec.path[:100]!r}")
 
 
 def incident_from_json(value: Any) -> Incident:
     """The incident from its JSON."""
-    trigger = Trigger(**value.pop("trigger"))
-    return Incident(trigger=trigger, **{**value, "step": int(value["step"]), "notes": tuple(map(str, value["notes"]))})
+    incident = build(Incident, value)
+    if incident.step < 0:
+        raise FormatError(f"unexpected step {incident.step}")
+    return incident
+
+
+def check_references(program: ProgramRecord, n_variables: int) -> None:
+    """Check that the signature of a program names variables and constants that are there.
+
+    Raises:
+        FormatError: It does not.
+    """
+    signature = program.signature
+    named = [*(spec.variable for spec in signature.captures), *(spec.variable for spec in signature.gradients), signature.learning_rate]
+    if any(index is not None and not 0 <= index < n_variables for index in named):
+        raise FormatError("its signature names a variable that is not there")
+    held = len(program.constants)
+    if any(spec.constant is not None and not 0 <= spec.constant < held for spec in signature.captures):
+        raise FormatError("its signature names a constant that is not there")
+    if any(spec.leaf < 0 for spec in (*signature.inputs, *signature.fed)):
+        raise FormatError("its signature names an array of the batch that is not there")
+
+
+def check_columns(columns: Mapping[str, Any]) -> None:
+    """Check that columns of a timeline are columns of numbers, of one length, with the steps among them.
+
+    Raises:
+        FormatError: They are not.
+    """
+    if "step" not in columns or columns["step"].dtype.kind not in "iu":
+        raise FormatError("it has no column of steps")
+    for name, column in columns.items():
+        if column.ndim != 1 or column.dtype.kind not in "biuf":
+            raise FormatError(f"its {name} is no column of numbers")
+    if len({len(column) for column in columns.values()}) > 1:
+        raise FormatError("its columns have different lengths")
 
 
 def check_timeline(timeline: Timeline, n_variables: int) -> None:
@@ -83,10 +133,9 @@ def check_timeline(timeline: Timeline, n_variables: int) -> None:
     Raises:
         FormatError: They do not.
     """
-    rows = {len(column) for column in timeline.columns.values()}
-    shapes = {matrix.shape for matrix in timeline.matrices.values()}
-    wanted = {(next(iter(rows), 0), len(timeline.variables))}
-    if len(rows) > 1 or shapes - wanted or "step" not in timeline.columns:
-        raise FormatError("its columns have different lengths")
+    check_columns(timeline.columns)
+    wanted = (len(timeline.columns["step"]), len(timeline.variables))
+    if any(matrix.shape != wanted or matrix.dtype.kind not in "biuf" for matrix in timeline.matrices.values()):
+        raise FormatError("its matrices do not fit its steps and variables")
     if any(not 0 <= index < n_variables for index in timeline.variables):
         raise FormatError("it names a variable that is not there")

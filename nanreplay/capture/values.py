@@ -7,12 +7,14 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from nanreplay.capture.format import COMPRESS_FROM_BYTES, EXTENSION_DTYPES, JSON_LIMIT_BYTES, LARGEST_DEFLATE_RATIO
-from nanreplay.errors import FormatError
+from nanreplay.capture import guard
+from nanreplay.capture.format import COMPRESS_FROM_BYTES, EXTENSION_DTYPES, JSON_LIMIT_BYTES
+from nanreplay.capture.typed import typed
+from nanreplay.errors import FormatError, MemoryLimitError
+from nanreplay.limits import readable_size
 
 
 def write_array(group: Any, name: str, value: Any) -> None:
@@ -73,14 +75,6 @@ def read_json(dataset: Any) -> Any:
     return json.loads(text)
 
 
-def read_text(item: Any, name: str) -> str | None:
-    """Read what `write_text` wrote; None when it is not there."""
-    text = item.attrs.get(name)
-    if text is not None and not isinstance(text, bytes):
-        raise FormatError(f"attribute {name!r} of {item.name} is no text")
-    return None if text is None else text.decode()
-
-
 def read_array(dataset: Any) -> NDArray[Any]:
     """Read one array that `write_array` wrote.
 
@@ -88,8 +82,8 @@ def read_array(dataset: Any) -> NDArray[Any]:
         FormatError: It is no dataset, or of a type that the format does not know.
     """
     array = _plain(dataset)
-    kind = read_text(dataset, "dtype")
-    if kind != "string" and int(dataset.attrs["crc32"]) != _checksum(array):
+    kind = guard.text(dataset, "dtype")
+    if kind != "string" and guard.number(dataset, "crc32") != _checksum(array):
         raise FormatError(f"{dataset.name} is not as it was written (checksum)")
     if kind is None:
         return array
@@ -97,7 +91,7 @@ def read_array(dataset: Any) -> NDArray[Any]:
         table = read_json(dataset)
         strings = np.empty(len(table["hex"]), dtype=object)
         strings[:] = [bytes.fromhex(text) for text in table["hex"]]
-        return strings.reshape(table["shape"])
+        return strings.reshape(typed(tuple[int, ...], table["shape"], "the shape of texts"))
     if kind not in EXTENSION_DTYPES:
         raise FormatError(f"unexpected type {kind!r} at {dataset.name}")
     import ml_dtypes
@@ -109,14 +103,9 @@ def read_array(dataset: Any) -> NDArray[Any]:
 
 
 def _plain(dataset: Any) -> NDArray[Any]:
-    """The numbers of a dataset that holds them itself, and no more of them than its file can."""
-    if not isinstance(dataset, h5py.Dataset):
-        raise FormatError(f"expected a dataset at {getattr(dataset, 'name', '?')}")
-    if dataset.dtype.kind not in "biufc":
-        raise FormatError(f"unexpected type {dataset.dtype} at {dataset.name}")
-    if dataset.is_virtual or dataset.external:
-        raise FormatError(f"{dataset.name} takes its numbers from another file")
-    if dataset.nbytes > LARGEST_DEFLATE_RATIO * max(dataset.id.get_storage_size(), 1):
-        raise FormatError(f"{dataset.name} is larger than what is stored of it")
-    array: NDArray[Any] = np.asarray(dataset[()])
+    guard.check_dataset(dataset)
+    try:
+        array: NDArray[Any] = np.asarray(dataset[()])
+    except MemoryError as error:
+        raise MemoryLimitError(f"no memory for {dataset.name}, {readable_size(dataset.nbytes)}.") from error
     return array

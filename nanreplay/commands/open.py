@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,12 +13,15 @@ from nanreplay.commands.console import max_memory, trust
 from nanreplay.commands.exits import FINITE
 from nanreplay.errors import CaptureError, CaptureNotFoundError
 
+if TYPE_CHECKING:
+    from nanreplay.capture.storage import Location
+
 
 @click.command("open")
-@click.argument("paths", metavar="FILE... | FOLDER", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("paths", metavar="FILE... | FOLDER", nargs=-1, required=True, type=str)
 @trust
 @max_memory
-def command(paths: Sequence[Path], trust: bool) -> int:
+def command(paths: Sequence[str], trust: bool) -> int:
     """Read the answer for FILE, see how the run got there, walk back from the NaN, try fixes, copy the result.
 
     Several files, or a folder, open a list of captures to choose from. Needs a terminal; `nanreplay bisect` prints the same answer.
@@ -31,15 +35,17 @@ def command(paths: Sequence[Path], trust: bool) -> int:
     return FINITE
 
 
-def _readable(paths: Sequence[Path]) -> list[Path]:
+def _readable(paths: Sequence[str]) -> list[Location]:
     """The capture files that are named, and those of the folders.
 
     Raises:
         CaptureError: A named file cannot be read, or a folder holds no capture.
     """
-    found: dict[Path, None] = {}
-    for path in paths:
-        if path.is_dir():
+    from nanreplay.capture.storage import location
+
+    found: dict[Location, None] = {}
+    for path in map(location, paths):
+        if isinstance(path, Path) and path.is_dir():
             found.update(dict.fromkeys(_in_folder(path)))
         else:
             _check(path)
@@ -62,7 +68,7 @@ def _in_folder(folder: Path) -> list[Path]:
     return files
 
 
-def _check(path: Path) -> None:
+def _check(path: Location) -> None:
     from nanreplay.capture import Capture
 
     Capture(path).close()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
 import keras
 import tensorflow as tf
 
+from nanreplay.capture.storage import Location
 from nanreplay.errors import AttachError, NonFiniteError
 from nanreplay.recorder.eager_step import EagerStep
 from nanreplay.recorder.ending import Ending
@@ -81,7 +81,7 @@ class Recorder(keras.callbacks.Callback):
         self._session.guard(lambda: remove_leftovers(self._session.settings.path))
 
     @property
-    def path(self) -> Path | None:
+    def path(self) -> Location | None:
         """The capture, once one has been written: the last one."""
         return self._incidents.path
 
@@ -216,7 +216,7 @@ class Recorder(keras.callbacks.Callback):
             return self._ending.around(traced_function(session, step, self._incidents.handle))
         return self._ending.around(EagerStep(session, step, self._incidents.handle))
 
-    def dump(self, reason: str = "on demand") -> Path | None:
+    def dump(self, reason: str = "on demand") -> Location | None:
         """Write what is held now, without an incident; returns the file, or None when it could not be written."""
         return self._incidents.dump(reason)
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from nanreplay.capture.storage import Location, RemotePath, local_copy, publish
 from nanreplay.capture.writer import write_capture
+from nanreplay.errors import StorageError
 from nanreplay.program.describe import describe_program
 from nanreplay.program.outside import cut, unrecorded_ops
 from nanreplay.program.safety import parse_graph
@@ -24,8 +26,8 @@ if TYPE_CHECKING:
     from nanreplay.recorder.session import Session
 
 
-def write_dump(session: Session, trigger: Trigger, step: int, *, prove: bool = True) -> Path:
-    """Write everything that `session` holds up to `step`; returns the file.
+def write_dump(session: Session, trigger: Trigger, step: int, *, prove: bool = True) -> Location:
+    """Write everything that `session` holds up to `step`; returns where it is: a local file when the place that was asked for fails.
 
     Args:
         session: The recording.
@@ -33,9 +35,24 @@ def write_dump(session: Session, trigger: Trigger, step: int, *, prove: bool = T
         step: The failing step, else the last whole one.
         prove: Re-execute the window. That takes a while, which a process that was told to end may not have.
     """
-    path = free_name(session.settings.path, step=step, written=session.written)
-    write_capture(path, gather(session, trigger, step, prove=prove))
-    return path
+    where = free_name(session.settings.path, step=step, written=session.written)
+    contents = gather(session, trigger, step, prove=prove)
+    if not isinstance(where, RemotePath):
+        write_capture(where, contents)
+        return where
+    local = local_copy(where)
+    try:
+        write_capture(local, contents)
+    except BaseException:
+        local.unlink(missing_ok=True)
+        raise
+    try:
+        publish(local, where)
+    except StorageError as error:
+        warnings.warn(f"nanreplay: {error}. The capture is kept in {local}", stacklevel=2)
+        return local
+    local.unlink()
+    return where
 
 
 def gather(session: Session, trigger: Trigger, step: int, *, prove: bool = True) -> CaptureContents:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 
+from nanreplay.capture.storage import Location
 from nanreplay.errors import NonFiniteError
 from nanreplay.recorder import signals
 from nanreplay.recorder.session import Session
@@ -24,7 +24,7 @@ class Incidents:
         self._session = session
         self._stop = stop
         self._count = 0
-        self.path: Path | None = None
+        self.path: Location | None = None
         """The last file."""
         self.stopped = False
         """Whether an incident asks the training to stop."""
@@ -73,7 +73,7 @@ class Incidents:
             self.handle(*found)
         return found is not None
 
-    def dump(self, reason: str) -> Path | None:
+    def dump(self, reason: str) -> Location | None:
         """Write what is held, because somebody asks; returns the file."""
         if self.settle():
             return self.path

@@ -9,6 +9,7 @@ import time
 from collections.abc import Collection
 from pathlib import Path
 
+from nanreplay.capture.storage import Location, RemotePath, location
 from nanreplay.capture.temporary import remove_stale
 
 _PLACEHOLDER = re.compile(r"\{(step|time|pid|worker)\}")
@@ -24,9 +25,9 @@ def expand_path(path: str, *, step: int) -> str:
     return _PLACEHOLDER.sub(lambda match: str(values[match[1]]), path)
 
 
-def free_name(path: str, *, step: int, written: Collection[Path]) -> Path:
+def free_name(path: str, *, step: int, written: Collection[Location]) -> Location:
     """Where the next file goes: `run.h5`, then `run.1.h5`, `run.2.h5`; a file that this recorder wrote is never replaced."""
-    first = Path(expand_path(path, step=step))
+    first = location(expand_path(path, step=step))
     name, number = first, 0
     while name in written:
         number += 1
@@ -36,6 +37,8 @@ def free_name(path: str, *, step: int, written: Collection[Path]) -> Path:
 
 def remove_leftovers(path: str) -> None:
     """Remove temporary files that dead processes left while they wrote captures to `path`."""
+    if isinstance(location(path), RemotePath):
+        return
     folder = Path(expand_path(path, step=0)).absolute().parent
     name = os.path.basename(path)
     *before, last = re.split(r"(\{\w+\})", Path(name).stem)

@@ -6,12 +6,12 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.capture.storage import Location
 from nanreplay.program.describe import watch_layout
 from nanreplay.program.fingerprint import Layout
 from nanreplay.program.flat import FlatProgram
@@ -70,7 +70,7 @@ class Session:
     """Nothing is recorded (any more)."""
     unhealthy: bool = False
     """Since an incident no step has been healthy: nothing is kept, and nothing is a new incident."""
-    written: set[Path] = field(default_factory=set)
+    written: set[Location] = field(default_factory=set)
     """The files of this recording."""
     writing: bool = False
     """Whether a file is being written."""
@@ -268,7 +268,7 @@ class Session:
         self.ring = None
         self.late.close()
 
-    def write(self, trigger: Trigger, step: int, *, prove: bool = True) -> tuple[Path | None, str]:
+    def write(self, trigger: Trigger, step: int, *, prove: bool = True) -> tuple[Location | None, str]:
         """Write the capture; returns the file, else None and a sentence that says so.
 
         Args:

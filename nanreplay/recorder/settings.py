@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from nanreplay import limits
-from nanreplay.errors import AttachError
+from nanreplay.capture.storage import RemotePath, check_uploads, location
+from nanreplay.errors import AttachError, StorageError
 from nanreplay.recorder.names import expand_path
 
 OnNan = Literal["raise", "stop", "continue"]
@@ -47,7 +48,7 @@ def check_settings(path: str | os.PathLike[str], **given: Any) -> Settings:
         AttachError: An argument is not valid, or the file cannot be written.
     """
     settings = Settings(
-        path=os.fspath(path),
+        path=str(location(path)),
         on_nan=_one_of("on_nan", given["on_nan"], get_args(OnNan)),
         window=_at_least(1, "window", given["window"]),
         keyframe_every=None if given["keyframe_every"] == "auto" else _at_least(1, "keyframe_every", given["keyframe_every"]),
@@ -100,6 +101,13 @@ def parse_size(name: str, value: Any) -> int:
 
 def check_writable(path: str) -> None:
     """Fail now, not at the incident, when the capture could not be written."""
+    where = location(path)
+    if isinstance(where, RemotePath):
+        try:
+            check_uploads(where)
+        except StorageError as error:
+            raise AttachError(f"Cannot write the capture to {error}") from error
+        return
     folder = Path(expand_path(path, step=0)).absolute().parent
     if Path(path).is_dir():
         raise AttachError(f"Cannot write the capture to {path}: it is a folder. Give a file name such as {Path(path) / 'run.h5'}.")

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.errors import FormatError
 from nanreplay.limits import check_size
 from nanreplay.program.compiled import variable_handle
 from nanreplay.program.watch import has_nonfinite, read_variable
@@ -38,6 +39,8 @@ class LiveState:
     def assign(self, values: Mapping[int, ArrayLike]) -> None:
         """Set variables by index; values of another type are cast to the variable's."""
         for index, value in values.items():
+            if not 0 <= index < len(self._infos):
+                raise FormatError(f"The capture is damaged: it holds a value of variable {index}, which is not in its table.")
             self.variables[index].assign(as_type(value, self._infos[index].dtype))
 
     def read(self) -> dict[int, Any]:

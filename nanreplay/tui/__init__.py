@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+
+from nanreplay.capture.storage import Location
 
 
-def show(paths: Sequence[Path], *, trust: bool = False) -> None:
+def show(paths: Sequence[Location], *, trust: bool = False) -> None:
     """Show captures until the user quits: one at once, several as a list to choose from.
 
     Args:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import ClassVar
 
 from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.command import Provider
 
+from nanreplay.capture.storage import Location
 from nanreplay.tui.engine import Engine
 from nanreplay.tui.opened import open_capture
 from nanreplay.tui.state import CaptureState
@@ -56,7 +56,7 @@ class NanreplayApp(App[None]):
         Binding("f2", "next_theme", "Theme", show=False, id="app.theme", tooltip="Dark, light, colour-blind safe"),
     ]
 
-    def __init__(self, paths: Sequence[Path], *, trust: bool = False, engine: Engine | None = None) -> None:
+    def __init__(self, paths: Sequence[Location], *, trust: bool = False, engine: Engine | None = None) -> None:
         super().__init__()
         self.paths = tuple(paths)
         self._only = open_capture(self.paths[0]) if len(self.paths) == 1 else None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from nanreplay.capture import Capture
+from nanreplay.capture.storage import Location
 from nanreplay.records import Incident, Timeline, VariableInfo
 from nanreplay.report.inventory import inventory
 
@@ -16,7 +16,7 @@ from nanreplay.report.inventory import inventory
 class OpenedCapture:
     """Tables of one capture; no tensors."""
 
-    path: Path
+    path: Location
     facts: Mapping[str, Any]
     """What `nanreplay info --json` prints."""
     incident: Incident
@@ -31,7 +31,7 @@ class OpenedCapture:
         return self.path.name
 
 
-def open_capture(path: Path) -> OpenedCapture:
+def open_capture(path: Location) -> OpenedCapture:
     """Read the tables of a capture.
 
     Raises:

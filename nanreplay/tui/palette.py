@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import cast
 
 from textual.command import DiscoveryHit, Hit, Hits, Provider
 
 from nanreplay.capture import Capture
+from nanreplay.capture.storage import Location
 from nanreplay.report.numbers import readable_number
 from nanreplay.tui.panes import PANES
 from nanreplay.tui.panes.base import Go
@@ -130,7 +130,7 @@ class OpCommands(Provider):
             self.screen.post_message(Go("bisect", Place(self.screen.state.failing_step, op_name=name)))
 
 
-def _ops_of(path: Path) -> Sequence[tuple[str, str]]:
+def _ops_of(path: Location) -> Sequence[tuple[str, str]]:
     """Name of each op of the recorded programs, and how it is listed; without what the recorder added."""
     with Capture(path) as capture:
         ops = [op for program in capture.programs for op in capture.program(program).ops if op.phase != "watch"]

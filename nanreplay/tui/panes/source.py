@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from pathlib import Path, PurePath
+from pathlib import PurePath
 from typing import ClassVar
 
 from textual import work
@@ -15,6 +15,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from nanreplay.capture import Capture
+from nanreplay.capture.storage import Location
 from nanreplay.findings import Origin, Report
 from nanreplay.report.sources import SourceFile, Sources, sources_of
 from nanreplay.tui.panes.base import Copyable, Pane
@@ -86,7 +87,7 @@ class SourcePane(Pane):
         return "" if self.sources is None else "\n".join(line.plain for line in _lines(self.sources))
 
 
-def _read(path: Path, origin: Origin | None) -> Sources:
+def _read(path: Location, origin: Origin | None) -> Sources:
     with Capture(path) as capture:
         return sources_of(capture, origin)
 

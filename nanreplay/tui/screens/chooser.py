@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 from rich.text import Text
@@ -14,6 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widgets import DataTable, Static
 
+from nanreplay.capture.storage import Location
 from nanreplay.errors import NanreplayError
 from nanreplay.findings import Report
 from nanreplay.report.numbers import readable_trigger
@@ -59,13 +59,13 @@ class ChooserScreen(Screen[None]):
         Binding("question_mark,f1", "help", "Help", key_display="?", id="chooser.help", tooltip="What this is, and its keys"),
     ]
 
-    def __init__(self, paths: Sequence[Path], engine: Engine) -> None:
+    def __init__(self, paths: Sequence[Location], engine: Engine) -> None:
         super().__init__()
         self.paths, self.engine = tuple(paths), engine
-        self.opened: dict[Path, OpenedCapture | NanreplayError] = {}
-        self.states: dict[Path, CaptureState] = {}
+        self.opened: dict[Location, OpenedCapture | NanreplayError] = {}
+        self.states: dict[Location, CaptureState] = {}
         """Captures that were opened, with their reports."""
-        self.reports: dict[Path, Report | NanreplayError] = {}
+        self.reports: dict[Location, Report | NanreplayError] = {}
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""
@@ -122,12 +122,12 @@ class ChooserScreen(Screen[None]):
 
     # What is listed
 
-    def _show(self, path: Path) -> None:
+    def _show(self, path: Location) -> None:
         table = self.query_one(CaptureTable)
         for name, value in self._row(path).items():
             table.update_cell(str(path), name, value)
 
-    def _row(self, path: Path) -> dict[str, Text]:
+    def _row(self, path: Location) -> dict[str, Text]:
         opened, report = self.opened.get(path), self.reports.get(path)
         if isinstance(opened, NanreplayError):
             reason = Text(str(opened).replace(f"{path}: ", ""))
@@ -175,7 +175,7 @@ class ChooserScreen(Screen[None]):
         self.app.push_screen(HelpScreen("Captures", _HELP, list(keys_of(self.active_bindings, shown))))
 
 
-def _opened(path: Path) -> OpenedCapture | NanreplayError:
+def _opened(path: Location) -> OpenedCapture | NanreplayError:
     try:
         return open_capture(path)
     except NanreplayError as error:
