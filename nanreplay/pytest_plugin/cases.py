@@ -13,7 +13,7 @@ import pytest
 
 from nanreplay.capture import Capture
 from nanreplay.capture.format import FORMAT
-from nanreplay.capture.values import read_text
+from nanreplay.capture.guard import text
 from nanreplay.commands.bisect import CODES
 from nanreplay.commands.console import quiet_work
 from nanreplay.commands.exits import UNDECIDED, code_of
@@ -69,7 +69,7 @@ def _is_foreign(path: Path) -> bool:
     """Whether a file is in good order and no capture; a damaged one may be anything, and is looked at."""
     try:
         with h5py.File(path) as file:
-            return read_text(file, "format") != FORMAT
+            return text(file, "format") != FORMAT
     except FormatError:
         return True
     except OSError:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from nanreplay.capture import Capture
+from nanreplay.capture.storage import Location
 from nanreplay.errors import NanreplayError, NonFiniteError
 from nanreplay.pytest_plugin.failures import fail_with, one_line
 from nanreplay.recorder import Recorder
@@ -65,7 +66,7 @@ def check_recorded(recorder: Recorder, item: pytest.Item, error: BaseException |
     fail_with(_explained(recorder.path, further), item, kept=True)
 
 
-def _explained(path: Path, further: tuple[str, ...]) -> Outcome:
+def _explained(path: Location, further: tuple[str, ...]) -> Outcome:
     """The report's sentence, or what the capture alone says where it cannot be explained."""
     try:
         report = explain(path, fixes="none")
