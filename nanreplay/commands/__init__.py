@@ -22,9 +22,10 @@ from nanreplay.commands.exits import FINITE, UNREADABLE, fail
 COMMANDS = {
     "demo": "Train a small model into a NaN, replay it and name the op.",
     "info": "Say what a capture holds.",
-    "replay": "Replay the recorded steps and compare them bit for bit.",
+    "replay": "Replay the recorded steps and compare them bit for bit, or run them through today's code.",
     "bisect": "Name the op that made the first non-finite value, and why.",
     "whatif": "Try fixes on the recorded failure.",
+    "diff": "Say where two captures, two modes, or a capture and today's code part.",
     "report": "Write a page about a failure: HTML, or Markdown for an issue.",
     "open": "Look at a capture in the terminal: the answer, the way there, the ops, fixes.",
 }

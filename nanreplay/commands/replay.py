@@ -7,11 +7,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
-from click.core import ParameterSource
 
 from nanreplay.commands.console import as_json, max_memory, print_json, progress_bar, quiet_work, trust
 from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED, UNREADABLE, fail
 from nanreplay.commands.outputs import Outputs, for_machines
+from nanreplay.commands.today_options import check_needs_model, given, of_model
 from nanreplay.errors import NanreplayError
 
 if TYPE_CHECKING:
@@ -19,18 +19,6 @@ if TYPE_CHECKING:
     from nanreplay.replay import StepResult
     from nanreplay.replay.programs import Mode
     from nanreplay.today import TodayResult
-
-OF_MODEL = ("allow_missing", "renamed", "learning_rate")
-"""Options that say something of today's model only."""
-
-
-def _renamings(context: click.Context, option: click.Parameter, given: Sequence[str]) -> dict[str, str]:
-    """`old=new` pairs of recorded and today's names."""
-    pairs = [each.partition("=") for each in given]
-    for text, (old, sign, _) in zip(given, pairs, strict=True):
-        if not old or not sign:
-            raise click.BadParameter(f"Expected OLD=NEW. Received: {text}", context, option)
-    return {old: new for old, _, new in pairs}
 
 
 @click.command("replay")
@@ -42,23 +30,12 @@ def _renamings(context: click.Context, option: click.Parameter, given: Sequence[
     show_default=True,
     help="recorded: compiled as it was trained; graph: compiled without XLA; ops: op by op; float64: op by op, every float as float64.",
 )
-@click.option("--model", metavar="MODULE:FUNCTION", help="Run today's code instead: a function (or FILE.py:FUNCTION) that returns it.")
-@click.option(
-    "--map", "renamed", metavar="OLD=NEW", multiple=True, callback=_renamings, help="What part of a recorded path is called today."
-)
-@click.option("--allow-missing", is_flag=True, help="Keep today's initial values where nothing was recorded.")
-@click.option(
-    "--learning-rate",
-    type=click.Choice(["auto", "today", "recorded"]),
-    default="auto",
-    show_default=True,
-    help="Whose learning rate: auto takes that of today's code, unless it was changed while the recorded training ran.",
-)
+@of_model
 @as_json
 @for_machines("replay")
 @trust
 @max_memory
-def command(files: tuple[str, ...], mode: Mode, model: str | None, as_json: bool, trust: bool, outputs: Outputs, **of_model: Any) -> int:
+def command(files: tuple[str, ...], mode: Mode, model: str | None, as_json: bool, trust: bool, outputs: Outputs, **today: Any) -> int:
     """Replay the recorded steps of each FILE and compare them with the recording.
 
     With --model, the recorded weights and batches run through today's code. The function returns a compiled Keras model, or
@@ -67,12 +44,14 @@ def command(files: tuple[str, ...], mode: Mode, model: str | None, as_json: bool
     Exit codes: 0 all finite (with --model: fixed), 1 non-finite reproduced (still non-finite), 2 unreadable file (or no such
     model, or the recorded state does not fit it), 3 cannot be replayed (cannot decide).
     """
-    _check_usage(click.get_current_context(), model)
+    check_needs_model(model)
+    if model and given("mode"):
+        raise click.UsageError("--mode cannot be given with --model", click.get_current_context())
     captures, codes = [], []
     for file in files:
         try:
             with outputs.of(file):
-                done = _today(file, model, trust, of_model) if model else _recorded(file, mode, trust, outputs.wants_origin)
+                done = _today(file, model, trust, today) if model else _recorded(file, mode, trust, outputs.wants_origin)
         except NanreplayError as error:  # the other files are replayed all the same
             codes.append(fail(error))
             continue
@@ -86,14 +65,6 @@ def command(files: tuple[str, ...], mode: Mode, model: str | None, as_json: bool
     if as_json:
         print_json({"format": "nanreplay-replay", "version": 1, "captures": captures})
     return max(codes, key=(FINITE, NONFINITE, UNDECIDED, UNREADABLE).index)
-
-
-def _check_usage(context: click.Context, model: str | None) -> None:
-    given = [name for name in ("mode", *OF_MODEL) if context.get_parameter_source(name) is not ParameterSource.DEFAULT]
-    options = {"allow_missing": "--allow-missing", "renamed": "--map", "learning_rate": "--learning-rate", "mode": "--mode"}
-    wrong = [options[name] for name in given if (name == "mode") == bool(model)]
-    if wrong:
-        raise click.UsageError(f"{wrong[0]} {'cannot be given with' if model else 'needs'} --model", context)
 
 
 class Done(NamedTuple):
@@ -122,12 +93,12 @@ def _recorded(file: str, mode: Mode, trust: bool, wants_origin: bool) -> Done:
     return Done(code, sentence, report, tuple(step_lines(file, results, notes)), lambda: steps_to_json(file, mode, results, notes))
 
 
-def _today(file: str, model: str, trust: bool, of_model: dict[str, Any]) -> Done:
+def _today(file: str, model: str, trust: bool, options: dict[str, Any]) -> Done:
     with quiet_work(), progress_bar() as watch:
         from nanreplay.today import replay_with
         from nanreplay.today.tojson import today_to_json
 
-        result: TodayResult = replay_with(file, model, trust=trust, progress=watch.progress, **of_model)
+        result: TodayResult = replay_with(file, model, trust=trust, progress=watch.progress, **options)
     lines = (result.line, *(f"note: {note}" for note in result.notes))
     return Done(result.exit_code, result.sentence, result.report, lines, lambda: today_to_json(result))
 

@@ -140,7 +140,7 @@ def _by_path(one: Iterable[int], other: Iterable[int], goals: Mapping[int, str],
 def _grouped(indices: Iterable[int], paths: Mapping[int, str]) -> dict[str, list[int]]:
     groups: dict[str, list[int]] = defaultdict(list)
     for index in indices:
-        groups[_uncounted(paths[index])].append(index)
+        groups[uncounted(paths[index])].append(index)
     return groups
 
 
@@ -190,7 +190,7 @@ def _renaming(old: str, new: str) -> str:
     left, right = old.split("/"), new.split("/")
     while len(left) > 1 and len(right) > 1 and left[-1] == right[-1]:
         left, right = left[:-1], right[:-1]
-    while len(left) > 1 and len(right) > 1 and _uncounted(left[0]) == _uncounted(right[0]):
+    while len(left) > 1 and len(right) > 1 and uncounted(left[0]) == uncounted(right[0]):
         left, right = left[1:], right[1:]
     return f"{'/'.join(left)}={'/'.join(right)}"
 
@@ -198,10 +198,11 @@ def _renaming(old: str, new: str) -> str:
 def _renumbered(old: str, new: str) -> list[str]:
     """What of two paths differs only in a number: `sequential is sequential_1`."""
     pairs = zip(reversed(old.split("/")), reversed(new.split("/")), strict=False)
-    return [f"{one} is {other}" for one, other in pairs if one != other and _uncounted(one) == _uncounted(other)]
+    return [f"{one} is {other}" for one, other in pairs if one != other and uncounted(one) == uncounted(other)]
 
 
-def _uncounted(path: str) -> str:
+def uncounted(path: str) -> str:
+    """A path without the numbers that Keras counts automatic names with."""
     return _COUNTER.sub("", path)
 
 

@@ -76,6 +76,8 @@ def replay_with(
                 report = _explained(run, str(capture.path))
             except NanreplayError as error:  # that it is non-finite stays true
                 today.notes.append(f"Where it was born could not be told: {error}")
+        else:
+            today.try_failing_state()
         run.close()
         return today.result(run, report)
 
@@ -105,6 +107,7 @@ class Today:
         self.step = TodayStep(make_training(self.name, self.make), compilation)
         self.window: RecordedWindow = recorded_window(self.capture, trust=self.trust)
         self.step.build(self.capture.batch(self.window.steps[0]))
+        self._fresh = self.step.state()
         self.begins_fresh = iterations_of(self.capture, self.window.state) == 0
         self.match = self._matched()
         self.rates = self._rates()
@@ -131,17 +134,18 @@ class Today:
         return rates
 
     def run(self, path: str, progress: Progress | None = None) -> TodayRun:
-        """Run the window, up to the first step that is not finite; then the failing step alone from its recorded state.
+        """Run the window, up to the first step that is not finite.
 
         Raises:
             ModelError: Today's step does not take a recorded batch.
         """
-        fresh = self.step.state()
-        run = self._run_steps(path, self.window.state, self.window.steps, progress, self.match)
-        if run.trigger is None and self.window.failing_state is not None:
-            self.step.load(fresh)
+        return self._run_steps(path, self.window.state, self.window.steps, progress, self.match)
+
+    def try_failing_state(self) -> None:
+        """Note whether the failing step alone, from the state in which it failed, is finite too; for when the window is."""
+        if self.window.failing_state is not None:
+            self.step.load(self._fresh)
             self.notes.append(self._on_failing_state(self.window.failing_state))
-        return run
 
     def _on_failing_state(self, state: Mapping[int, ArrayLike]) -> str:
         """Run the failing step alone, from the state in which it failed."""

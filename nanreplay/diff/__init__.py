@@ -1,0 +1,26 @@
+"""Where two recordings part: two captures, two ways of replaying one, or a capture and today's code."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_PUBLIC = {
+    "diff_captures": "nanreplay.diff.captures",
+    "diff_modes": "nanreplay.diff.modes",
+    "diff_today": "nanreplay.diff.captures",
+    "Diff": "nanreplay.diff.findings",
+}
+__all__ = ["Diff", "diff_captures", "diff_modes", "diff_today"]
+
+if TYPE_CHECKING:
+    from nanreplay.diff.captures import diff_captures as diff_captures
+    from nanreplay.diff.captures import diff_today as diff_today
+    from nanreplay.diff.findings import Diff as Diff
+    from nanreplay.diff.modes import diff_modes as diff_modes
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
