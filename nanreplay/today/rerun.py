@@ -200,13 +200,15 @@ class Today:
         notes = [*incident.notes, *self.notes, *self._limits(is_finite=run.trigger is None), *(report.findings.notes if report else ())]
         is_healthy = incident.trigger.what == "manual" and not window.reproduces
         known = window.reproduces if window.reproduces is not None else incident.reproduced
-        fixed = False if run.trigger is not None else True if known and not is_healthy else None
+        fixed = False if run.trigger is not None else True if known and not is_healthy and not self.step.draws else None
         return TodayResult(
             path=str(self.capture.path),
             model=self.name,
             finite=run.trigger is None,
             fixed=None if is_healthy and fixed is not False else fixed,
-            sentence=sentence_of(self.name, incident, window, run.trigger, run.failed, report, fixed=fixed, is_healthy=is_healthy),
+            sentence=sentence_of(
+                self.name, incident, window, run.trigger, run.failed, report, fixed=fixed, is_healthy=is_healthy, draws=self.step.draws
+            ),
             steps=step_results(self.capture, self.renamed or {}, run),
             report=report,
             notes=tuple(dict.fromkeys(notes)),

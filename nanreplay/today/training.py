@@ -9,6 +9,8 @@ import tensorflow as tf
 
 from nanreplay.errors import ModelError
 from nanreplay.program import private_tf
+from nanreplay.program.outside import is_outside
+from nanreplay.program.safety import all_nodes
 from nanreplay.recorder.eager_step import EagerStep
 from nanreplay.recorder.fit import check_model, traced_train_step
 from nanreplay.recorder.graph_step import GraphStep, leaf_paths
@@ -47,6 +49,8 @@ class TodayStep:
         self._session = self._new_session(Settings(""), 0)
         self._traced: Any = None
         self._bare: Any = None
+        self.draws: tuple[str, ...] = ()
+        """Types of ops in the step that give something else in every run (random draws whose state is no variable)."""
 
     @property
     def table(self) -> VariableTable:
@@ -93,22 +97,34 @@ class TodayStep:
             self._traced, self._bare = (
                 traced_train_step(model, session) if self._step is None else (traced_step(session, self._step), self._step)
             )
-            session.add_program(self._traced.program(*args, **kwargs), leaf_paths(args))
+            program = self._traced.program(*args, **kwargs)
+            session.add_program(program, leaf_paths(args))
+            self._note_draws(node.op for _, node in all_nodes(program.trace.graph.as_graph_def()))
         except Exception as error:
             raise raised(f"{self.training.name}: today's training step does not take the recorded batch", error) from error
 
     def _run_once(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         session = self._session
         error: Exception | None = None
+        types: set[str] = set()
+        undo = private_tf.add_op_callback(_note_types(types))
         try:
             EagerStep(session, self._function, lambda trigger, step: None)(*args, **kwargs)
         except Exception as raised_by_step:  # a check of the step's own, perhaps: what it made by then may be all there is
             error = raised_by_step
+        finally:
+            undo()
+        self._note_draws(types)
         self._build_optimizers()
         if error is not None and not (session.variables.handles and isinstance(error, tf.errors.OpError)):
             raise raised(f"{self.training.name}: today's training step does not take the recorded batch", error) from error
         if session.ring is not None and session.ring.keyframes:
             self.load(session.ring.keyframes[min(session.ring.keyframes)])
+
+    def _note_draws(self, op_types: Iterable[str]) -> None:
+        """Python functions and tables are today's code, and run; random draws are others than the recorded ones."""
+        found = sorted({each for each in op_types if is_outside(each)})
+        self.draws = tuple(each for each in found if not each.startswith(("PyFunc", "EagerPyFunc", "LookupTable")))
 
     def _build_optimizers(self) -> None:
         """Make the slots that a step which was stopped did not come to make."""
@@ -151,6 +167,15 @@ class TodayStep:
         for each in tf.nest.flatten(self.training.optimizer):
             session.variables.name_optimizer(each)
         return session
+
+
+def _note_types(found: set[str]) -> Callable[..., None]:
+    """An op callback that collects the types of ops."""
+
+    def callback(op_type: Any, inputs: Any, attrs: Any, outputs: Any, op_name: Any = None, graph: Any = None) -> None:
+        found.add(op_type.decode() if isinstance(op_type, bytes) else op_type)
+
+    return callback
 
 
 class TodayRun:
@@ -210,5 +235,5 @@ class TodayRun:
         trigger, step = self.trigger, self.failed
         if trigger is None or step is None:
             trigger, step = Trigger("manual", "dump", "today's code"), max(0, self.session.step - 1)
-        path = self.session.write(trigger, step)
+        path, _ = self.session.write(trigger, step)
         return None if path is None else str(path)

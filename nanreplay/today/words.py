@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from nanreplay.findings import Report
 from nanreplay.records import Incident, Trigger
-from nanreplay.report.numbers import readable_trigger
+from nanreplay.report.numbers import readable_list, readable_trigger
 from nanreplay.today.recording import RecordedWindow
 
 
@@ -18,6 +20,7 @@ def sentence_of(
     *,
     fixed: bool | None,
     is_healthy: bool,
+    draws: Sequence[str] = (),
 ) -> str:
     """Say whether today's code is finite on the recording, and where it is not.
 
@@ -30,6 +33,7 @@ def sentence_of(
         report: Where it was born, when that is known.
         fixed: Whether the failure is gone; None when that is not known.
         is_healthy: Whether nothing non-finite was recorded.
+        draws: Types of ops in today's step that give something else in every run.
     """
     with_today = f"with today's {model}"
     if trigger is not None:
@@ -42,7 +46,9 @@ def sentence_of(
     was = f"step {incident.step} of the recording: {readable_trigger(incident.trigger)}"
     if fixed:
         return f"fixed: {finite} ({was})"
-    if window.reproduces is None:
+    if draws:
+        why = f"today's step draws other numbers in every run ({readable_list(draws)}), and so may miss the failure ({was})"
+    elif window.reproduces is None:
         why = f"the recorded program cannot be run here to show that it still fails ({was})"
     else:
         why = f"the recorded program is finite on this window as well ({was}): that says nothing of today's code"
