@@ -11,14 +11,13 @@ from typing import Any
 import h5py
 import pytest
 
-from nanreplay.capture import Capture
+from nanreplay.capture import Capture, guard
 from nanreplay.capture.format import FORMAT
-from nanreplay.capture.guard import text
 from nanreplay.commands.bisect import CODES
 from nanreplay.commands.console import quiet_work
 from nanreplay.commands.exits import UNDECIDED, code_of
 from nanreplay.commands.outputs import STATUS
-from nanreplay.errors import FormatError, NanreplayError
+from nanreplay.errors import NanreplayError
 from nanreplay.pytest_plugin import NAMED, model_of
 from nanreplay.pytest_plugin.failures import fail_with, one_line
 from nanreplay.report.outcome import Outcome
@@ -69,8 +68,8 @@ def _is_foreign(path: Path) -> bool:
     """Whether a file is in good order and no capture; a damaged one may be anything, and is looked at."""
     try:
         with h5py.File(path) as file:
-            return text(file, "format") != FORMAT
-    except FormatError:
+            return guard.text(file, "format") != FORMAT
+    except ValueError:  # an attribute of that name, but none of ours
         return True
     except OSError:
         return False

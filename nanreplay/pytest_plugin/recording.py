@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from nanreplay.capture import Capture
-from nanreplay.capture.storage import Location
 from nanreplay.errors import NanreplayError, NonFiniteError
 from nanreplay.pytest_plugin.failures import fail_with, one_line
 from nanreplay.recorder import Recorder
@@ -61,17 +60,18 @@ def check_recorded(recorder: Recorder, item: pytest.Item, error: BaseException |
     with Capture(recorder.path) as capture:
         if capture.incident.trigger.what in ("exception", "manual"):
             return
+    path = str(recorder.path)
     recorder.close()
     further = () if error is None or met is not None else (f"Then the test raised {type(error).__name__}: {error}",)
-    fail_with(_explained(recorder.path, further), item, kept=True)
+    fail_with(_explained(path, further), item, kept=True)
 
 
-def _explained(path: Location, further: tuple[str, ...]) -> Outcome:
+def _explained(path: str, further: tuple[str, ...]) -> Outcome:
     """The report's sentence, or what the capture alone says where it cannot be explained."""
     try:
         report = explain(path, fixes="none")
     except NanreplayError as error:
         with Capture(path) as capture:
             said = f"step {capture.incident.step}: {readable_trigger(capture.incident.trigger)}."
-        return Outcome(str(path), "nonfinite", said, None, (one_line(error), *further))
-    return Outcome(str(path), "nonfinite", report.sentence, report, (*report.findings.notes, *further))
+        return Outcome(path, "nonfinite", said, None, (one_line(error), *further))
+    return Outcome(path, "nonfinite", report.sentence, report, (*report.findings.notes, *further))

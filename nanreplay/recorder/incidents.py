@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable
 
@@ -49,7 +50,9 @@ class Incidents:
             if trigger.what != "exception" and on_nan == "raise":
                 raise NonFiniteError(sentence, path=path, step=step)
             self._stop()
-        warnings.warn(f"nanreplay: {sentence}" + (f" Capture: {path} (nanreplay bisect {path})" if path else ""), stacklevel=2)
+        # Where warnings are errors, this one must not take the place of the step's own exception.
+        with contextlib.suppress(UserWarning) if trigger.what == "exception" else contextlib.nullcontext():
+            warnings.warn(f"nanreplay: {sentence}" + (f" Capture: {path} (nanreplay bisect {path})" if path else ""), stacklevel=2)
 
     def _go_on(self, trigger: Trigger) -> str:
         session = self._session

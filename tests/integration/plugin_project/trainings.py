@@ -44,7 +44,6 @@ def test_a_loop(nan_recorder, start):
     nan_recorder.wrap(step)(tf.constant([1.0, 2.0]))
 
 
-@pytest.mark.filterwarnings("default")
 def test_an_exception_of_the_step_is_its_own(nan_recorder):
     def step(x):
         raise ValueError("not a number, but no NaN")
