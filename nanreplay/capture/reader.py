@@ -26,7 +26,7 @@ from nanreplay.capture.tables import (
     signature_from_json,
     variables_from_json,
 )
-from nanreplay.capture.typed import build, typed
+from nanreplay.capture.typed import build, readable, typed
 from nanreplay.capture.values import read_array, read_json
 from nanreplay.errors import FormatError, MemoryLimitError, MissingPartError, NanreplayError
 from nanreplay.records import BatchRecord, CaptureContents, Frame, ProgramRecord, Signature, Timeline
@@ -108,7 +108,7 @@ class Capture:
     def metadata(self) -> dict[str, str]:
         """Versions, platform, devices, time of creation."""
         with self._reading("the metadata"):
-            return {str(key): str(value) for key, value in read_json(self._item("metadata")).items()}
+            return {readable(str(key)): readable(str(value)) for key, value in read_json(self._item("metadata")).items()}
 
     @property
     def version(self) -> int:

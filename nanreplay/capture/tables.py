@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from nanreplay.capture.format import DTYPES
 from nanreplay.capture.typed import build, typed
 from nanreplay.errors import FormatError
-from nanreplay.records import Incident, InputSpec, OpInfo, ProgramRecord, Signature, Timeline, VariableInfo
+from nanreplay.records import BatchRecord, Incident, InputSpec, OpInfo, ProgramRecord, Signature, Timeline, VariableInfo
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,6 +110,17 @@ def check_references(program: ProgramRecord, n_variables: int) -> None:
         raise FormatError("its signature names a constant that is not there")
     if any(spec.leaf < 0 for spec in (*signature.inputs, *signature.fed)):
         raise FormatError("its signature names an array of the batch that is not there")
+
+
+def check_batch(batch: BatchRecord, signature: Signature) -> None:
+    """Check that a batch holds the arrays that its program is fed with.
+
+    Raises:
+        FormatError: It does not.
+    """
+    wanted = max((spec.leaf + 1 for spec in signature.inputs), default=0)
+    if wanted > len(batch.leaves):
+        raise FormatError(f"The capture is damaged: its program takes {wanted} arrays of a batch that holds {len(batch.leaves)}.")
 
 
 def check_columns(columns: Mapping[str, Any]) -> None:

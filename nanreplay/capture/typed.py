@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -12,6 +13,7 @@ from nanreplay.errors import FormatError
 
 T = TypeVar("T")
 _LARGEST_INTEGER = 2**64
+_UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 
 
 def build(kind: type[T], value: Any) -> T:
@@ -45,16 +47,23 @@ def typed(hint: Any, value: Any, what: str) -> Any:
     if origin is tuple or (isinstance(origin, type) and issubclass(origin, Sequence)):
         if isinstance(value, list):
             if arguments[0] is str and all(type(each) is str for each in value):  # long tables are made of these
-                return tuple(value)
+                return tuple(map(readable, value))
             return tuple(typed(arguments[0], each, what) for each in value)
     elif is_dataclass(hint) and isinstance(hint, type):
         return build(hint, value)
     elif hint is int:
         if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST_INTEGER:
             return value
-    elif hint in (str, bool) and isinstance(value, hint):
+    elif hint is str and isinstance(value, str):
+        return readable(value)
+    elif hint is bool and isinstance(value, bool):
         return value
     raise FormatError(f"unexpected {_shown(value)} at {what}")
+
+
+def readable(text: str) -> str:
+    """A text that can be printed: no control characters, which a terminal obeys, and no halves of characters, which no file takes."""
+    return text if text.isprintable() else _UNPRINTABLE.sub("?", text)
 
 
 @cache

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from nanreplay.capture.reader import Capture
+from nanreplay.capture.tables import check_batch
 from nanreplay.errors import FormatError
 from nanreplay.records import BatchRecord, Frame, Incident, OpInfo, Signature, VariableInfo
 from nanreplay.replay.events import FeedKind
@@ -69,6 +70,7 @@ class RecordedSteps:
             self._programs[name] = Program(record, trust=self._trust)
         if len(batch.fed) != len(record.signature.fed):
             raise FormatError(f"{self.capture.path}: the batch of step {step} lacks outputs of ops that its program is fed with.")
+        check_batch(self.batch(step), self._programs[name].signature)
         return self._programs[name]
 
     def batch(self, step: int) -> BatchRecord:

@@ -41,7 +41,10 @@ class LiveState:
         for index, value in values.items():
             if not 0 <= index < len(self._infos):
                 raise FormatError(f"The capture is damaged: it holds a value of variable {index}, which is not in its table.")
-            self.variables[index].assign(as_type(value, self._infos[index].dtype))
+            info = self._infos[index]
+            if np.shape(value) != tuple(info.shape):
+                raise FormatError(f"The capture is damaged: a value of {info.path} has the shape {np.shape(value)}, not {info.shape}.")
+            self.variables[index].assign(as_type(value, info.dtype))
 
     def read(self) -> dict[int, Any]:
         """Return all values by index; they share the variables' buffers, which TensorFlow copies on the next write."""
