@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from nanreplay.commands.bisect import CODES, FIXES
-from nanreplay.commands.console import capture_file, check_output, progress_bar, quiet_work, trust, write_text
+from nanreplay.commands.console import capture_file, check_output, max_memory, progress_bar, quiet_work, trust, write_text
 from nanreplay.commands.exits import UNDECIDED
 
 
@@ -21,6 +21,7 @@ from nanreplay.commands.exits import UNDECIDED
     "--fixes/--no-fixes", "fixes", default=None, help="Try all fixes that fit the cause, or none; those that take under 5 s unless given."
 )
 @trust
+@max_memory
 def command(file: str, html: Path | None, md: Path | None, fixes: bool | None, trust: bool) -> int:
     """Replay the failing step of FILE and write what was found as a page: sentence, plots, cause, fixes, op chain, tables.
 
