@@ -53,17 +53,18 @@ def check_recorded(recorder: Recorder, item: pytest.Item, error: BaseException |
         error: What the test raised, if it did.
     """
     met = error if isinstance(error, NonFiniteError) else None
-    if recorder.path is None:
-        if met is not None or recorder.stopped:
-            pytest.fail(met.sentence if met else "The training met a non-finite value; no capture could be written.", pytrace=False)
-        return
-    with Capture(recorder.path) as capture:
-        if capture.incident.trigger.what in ("exception", "manual"):
-            return
-    path = str(recorder.path)
-    recorder.close()
-    further = () if error is None or met is not None else (f"Then the test raised {type(error).__name__}: {error}",)
-    fail_with(_explained(path, further), item, kept=True)
+    found = next((path for path in map(str, recorder.paths) if _is_of_nonfinite(path)), None)
+    if found is not None:
+        recorder.close()
+        further = () if error is None or met is not None else (f"Then the test raised {type(error).__name__}: {error}",)
+        fail_with(_explained(found, further), item, kept=True)
+    if met is not None or (recorder.stopped and not recorder.paths):
+        pytest.fail(met.sentence if met else "The training met an incident, and no capture of it could be written.", pytrace=False)
+
+
+def _is_of_nonfinite(path: str) -> bool:
+    with Capture(path) as capture:
+        return capture.incident.trigger.what not in ("exception", "manual")
 
 
 def _explained(path: str, further: tuple[str, ...]) -> Outcome:

@@ -86,6 +86,11 @@ class Recorder(keras.callbacks.Callback):
         return self._incidents.path
 
     @property
+    def paths(self) -> tuple[Location, ...]:
+        """All captures that were written, in that order."""
+        return tuple(self._session.written)
+
+    @property
     def stopped(self) -> bool:
         """Whether an incident asks the loop to stop."""
         return self._incidents.stopped

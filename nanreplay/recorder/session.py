@@ -70,7 +70,7 @@ class Session:
     """Nothing is recorded (any more)."""
     unhealthy: bool = False
     """Since an incident no step has been healthy: nothing is kept, and nothing is a new incident."""
-    written: set[Location] = field(default_factory=set)
+    written: list[Location] = field(default_factory=list)
     """The files of this recording."""
     writing: bool = False
     """Whether a file is being written."""
@@ -290,5 +290,5 @@ class Session:
             return None, "The capture could not be written."
         finally:
             self.writing = False
-        self.written.add(path)
+        self.written.append(path)
         return path, ""
