@@ -24,6 +24,13 @@ VERSION: Final = 1
 COMPRESS_FROM_BYTES: Final = 4096
 """Smaller datasets are stored contiguous: a chunk index would cost more than deflate saves."""
 
+DEFLATE_TO: Final = 0.25
+"""Larger ones are deflated when a sample shrinks to this share of its size; `benchmarks/dump.py` shows what it costs else."""
+
+SAMPLES: Final = 4
+SAMPLE_BYTES: Final = 4096
+"""The sample: as many pieces, and their bytes together."""
+
 JSON_LIMIT_BYTES: Final = 2**28
 """A larger table is taken for an attack."""
 

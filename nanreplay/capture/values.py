@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanreplay.capture import guard
-from nanreplay.capture.format import COMPRESS_FROM_BYTES, EXTENSION_DTYPES, JSON_LIMIT_BYTES
+from nanreplay.capture.format import COMPRESS_FROM_BYTES, DEFLATE_TO, EXTENSION_DTYPES, JSON_LIMIT_BYTES, SAMPLE_BYTES, SAMPLES
 from nanreplay.capture.typed import typed
 from nanreplay.errors import FormatError, MemoryLimitError
 from nanreplay.limits import readable_size
 
 
-def write_array(group: Any, name: str, value: Any) -> None:
-    """Write one array as the dataset `name` of `group`.
+def write_array(group: Any, name: str, value: Any) -> int:
+    """Write one array as the dataset `name` of `group`; returns its size in bytes.
 
     Raises:
         TypeError: Its type has no place in the format.
@@ -35,20 +35,31 @@ def write_array(group: Any, name: str, value: Any) -> None:
         _create(group, name, array.astype(array.dtype.newbyteorder("<"), copy=False))
     else:
         raise TypeError(f"Expected numbers or strings. Received an array of {array.dtype}")
+    return array.nbytes
 
 
 def _create(group: Any, name: str, array: NDArray[Any]) -> Any:
     options: dict[str, Any] = {}
-    if array.ndim and array.nbytes >= COMPRESS_FROM_BYTES:
+    if array.ndim and array.nbytes >= COMPRESS_FROM_BYTES and _shrinks(array):
         options = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
     dataset = group.create_dataset(name, data=array, track_times=False, **options)
     dataset.attrs["crc32"] = np.uint32(_checksum(array))
     return dataset
 
 
+def _shrinks(array: NDArray[Any]) -> bool:
+    """Whether deflate is worth its time, told from a sample: it makes weights hardly smaller, and writing ten times as slow."""
+    flat = array.reshape(-1)
+    length = min(len(flat), SAMPLE_BYTES // SAMPLES // array.itemsize)
+    starts = np.linspace(0, len(flat) - length, SAMPLES).astype(np.int64)
+    sample = np.concatenate([flat[start : start + length] for start in starts])
+    shuffled = sample.view(np.uint8).reshape(-1, array.itemsize).T.tobytes()
+    return len(zlib.compress(shuffled, 1)) <= DEFLATE_TO * len(shuffled)
+
+
 def _checksum(array: NDArray[Any]) -> int:
     """CRC-32 of type, shape and bytes: `<f4 (3, 2)` and what `array.tobytes()` gives."""
-    return zlib.crc32(array.tobytes(), zlib.crc32(f"{array.dtype.str} {array.shape}".encode()))
+    return zlib.crc32(np.ascontiguousarray(array).data, zlib.crc32(f"{array.dtype.str} {array.shape}".encode()))
 
 
 def _as_bytes(item: Any) -> bytes:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -15,50 +16,106 @@ from nanreplay.capture.format import FORMAT, VERSION
 from nanreplay.capture.tables import ops_table
 from nanreplay.capture.temporary import replacing
 from nanreplay.capture.values import write_array, write_json, write_text
-from nanreplay.records import CaptureContents, ProgramRecord
+from nanreplay.records import BatchRecord, CaptureContents, Frame, Incident, ProgramRecord, Timeline, VariableInfo
 
 
 def write_capture(path: str | os.PathLike[str], contents: CaptureContents) -> None:
     """Write `contents` to `path`, replacing an older file.
 
+    Raises:
+        OSError: The file could not be written; nothing is left behind.
+    """
+    with writing(path) as out:
+        out.head(contents.metadata, contents.variables, contents.programs, contents.frames, contents.stacks)
+        for step, values in contents.keyframes.items():
+            out.values("keyframes", step, values)
+        for step, batch in contents.batches.items():
+            out.batch(step, batch)
+        for step, values in contents.weights.items():
+            out.values("weights", step, values)
+        for step, values in contents.gradients.items():
+            out.values("gradients", step, values)
+        out.finish(contents.incident, contents.timeline)
+
+
+@contextmanager
+def writing(path: str | os.PathLike[str], on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[CaptureWriter]:
+    """Give a writer whose file has its name once all of it is there.
+
     The bytes go to a temporary file beside the target, which is closed, synced and renamed.
+
+    Args:
+        path: The file, which is replaced.
+        on_bytes: Called after each array with its size.
 
     Raises:
         OSError: The file could not be written; nothing is left behind.
     """
     with replacing(Path(path)) as temporary, h5py.File(temporary, "w") as file:
-        _fill(file, contents)
+        yield CaptureWriter(file, on_bytes)
 
 
-def _fill(file: Any, contents: CaptureContents) -> None:
-    write_text(file, "format", FORMAT)
-    file.attrs["version"] = VERSION
-    write_json(file, "metadata", dict(contents.metadata))
-    write_json(file, "incident", asdict(contents.incident))
-    write_json(file, "variables", [asdict(info) for info in contents.variables])
-    for program in contents.programs:
-        _write_program(file.create_group(f"program/{program.id}"), program)
-    sources = file.create_group("sources")
-    write_json(sources, "frames", [[frame.file, frame.line, frame.function, frame.code] for frame in contents.frames])
-    write_json(sources, "stacks", [list(stack) for stack in contents.stacks])
-    for name in ("keyframes", "weights", "gradients"):
-        _write_steps(file.create_group(name), getattr(contents, name))
-    batches = file.create_group("batches")
-    for step, batch in contents.batches.items():
-        group = batches.create_group(str(step))
+class CaptureWriter:
+    """Writes the parts of one capture as they come: `head` first, `finish` last.
+
+    Args:
+        file: An empty HDF5 file.
+        on_bytes: Called after each array with its size.
+    """
+
+    def __init__(self, file: Any, on_bytes: Callable[[int], None]) -> None:
+        self._file = file
+        self._on_bytes = on_bytes
+        for name in ("keyframes", "weights", "gradients", "batches"):
+            file.create_group(name)
+
+    def head(
+        self,
+        metadata: Mapping[str, str],
+        variables: Sequence[VariableInfo],
+        programs: Sequence[ProgramRecord],
+        frames: Sequence[Frame],
+        stacks: Sequence[Sequence[int]],
+    ) -> None:
+        """Write what is known before any step is."""
+        write_text(self._file, "format", FORMAT)
+        self._file.attrs["version"] = VERSION
+        write_json(self._file, "metadata", dict(metadata))
+        write_json(self._file, "variables", [asdict(info) for info in variables])
+        for program in programs:
+            _write_program(self._file.create_group(f"program/{program.id}"), program)
+        sources = self._file.create_group("sources")
+        write_json(sources, "frames", [[frame.file, frame.line, frame.function, frame.code] for frame in frames])
+        write_json(sources, "stacks", [list(stack) for stack in stacks])
+
+    def values(self, kind: Literal["keyframes", "weights", "gradients"], step: int, values: Mapping[int, Any]) -> None:
+        """Write values of variables at one step."""
+        self._arrays(self._file[kind].create_group(str(step)), values)
+
+    def batch(self, step: int, batch: BatchRecord) -> None:
+        """Write the input of one step."""
+        group = self._file["batches"].create_group(str(step))
         write_json(group, "about", {"program": batch.program, "paths": list(batch.paths)})
-        _write_arrays(group, dict(enumerate(batch.leaves)))
+        self._arrays(group, dict(enumerate(batch.leaves)))
         if batch.fingerprint is not None:
             write_array(group, "fingerprint", batch.fingerprint)
         if batch.fed:
             _write_arrays(group.create_group("fed"), dict(enumerate(batch.fed)))
         if batch.overrides:
             _write_arrays(group.create_group("overrides"), batch.overrides)
-    _write_timeline(file.create_group("timeline"), contents)
-    names: list[str] = []
-    file.visit(names.append)
-    write_json(file, "contents", sorted(names))
-    file.attrs["complete"] = True
+
+    def finish(self, incident: Incident, timeline: Timeline) -> None:
+        """Write what is known once all steps are, and the mark of a whole file."""
+        write_json(self._file, "incident", asdict(incident))
+        _write_timeline(self._file.create_group("timeline"), timeline)
+        names: list[str] = []
+        self._file.visit(names.append)
+        write_json(self._file, "contents", sorted(names))
+        self._file.attrs["complete"] = True
+
+    def _arrays(self, group: Any, values: Mapping[int, Any]) -> None:
+        for index, value in values.items():
+            self._on_bytes(write_array(group, str(index), value))
 
 
 def _write_program(group: Any, program: ProgramRecord) -> None:
@@ -68,18 +125,12 @@ def _write_program(group: Any, program: ProgramRecord) -> None:
     _write_arrays(group.create_group("constants"), dict(enumerate(program.constants)))
 
 
-def _write_steps(group: Any, steps: Mapping[int, Mapping[int, Any]]) -> None:
-    for step, values in steps.items():
-        _write_arrays(group.create_group(str(step)), values)
-
-
 def _write_arrays(group: Any, values: Mapping[int, Any]) -> None:
     for index, value in values.items():
         write_array(group, str(index), value)
 
 
-def _write_timeline(group: Any, contents: CaptureContents) -> None:
-    timeline = contents.timeline
+def _write_timeline(group: Any, timeline: Timeline) -> None:
     write_array(group, "variables", np.asarray(timeline.variables, np.int64))
     columns = group.create_group("columns")
     for name, column in timeline.columns.items():

@@ -43,8 +43,9 @@ class Recorder(keras.callbacks.Callback):
             and writes a next incident, after a healthy step, to `run.1.h5`, `run.2.h5`, ...
         max_incidents: Incidents that are recorded with "continue".
         window: Steps whose batches are kept.
-        keyframe_every: Steps between copies of all variables, or "auto".
-        memory_limit: What batches and copies may hold, bytes or a text such as "1GiB".
+        keyframe_every: Steps between copies of all variables; "auto" lets them add a hundredth to the time of the steps.
+        memory_limit: What batches, copies and the timeline may hold, bytes or a text such as "1GiB".
+        disk_limit: What the file may take; what would be too much is left out, and named in the file.
         history: Steps of the timeline (loss, learning rate, norms).
         sources: "lines" writes the source lines of the training step into the file, "none" leaves them out.
         max_skipped: Updates that loss scaling may skip in a row before that counts as an incident.
@@ -63,6 +64,7 @@ class Recorder(keras.callbacks.Callback):
         window: int = 32,
         keyframe_every: int | Literal["auto"] = "auto",
         memory_limit: int | str = "1GiB",
+        disk_limit: int | str = "1GiB",
         history: int = 10_000,
         sources: Literal["lines", "none"] = "lines",
         max_skipped: int = 20,
@@ -71,7 +73,8 @@ class Recorder(keras.callbacks.Callback):
         super().__init__()
         given = {
             "on_nan": on_nan, "max_incidents": max_incidents, "window": window, "keyframe_every": keyframe_every,
-            "memory_limit": memory_limit, "history": history, "sources": sources, "max_skipped": max_skipped, "dump_signal": dump_signal,
+            "memory_limit": memory_limit, "disk_limit": disk_limit, "history": history, "sources": sources,
+            "max_skipped": max_skipped, "dump_signal": dump_signal,
         }  # fmt: skip
         self._session = Session(check_settings(path, **given))
         self._incidents = Incidents(self._session, self._stop_training)

@@ -4,30 +4,65 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from nanreplay.capture.storage import Location, RemotePath, local_copy, publish
-from nanreplay.capture.writer import write_capture
+from nanreplay.capture.writer import CaptureWriter, writing
 from nanreplay.errors import StorageError
 from nanreplay.program.describe import describe_program
 from nanreplay.program.outside import cut, unrecorded_ops
 from nanreplay.program.safety import parse_graph
 from nanreplay.program.sources import SourceTable
+from nanreplay.recorder.disk import Share, Sizes, fit_disk
 from nanreplay.recorder.environment import describe_environment
 from nanreplay.recorder.names import free_name
-from nanreplay.recorder.reexecute import Reexecution, Reexecutor
-from nanreplay.records import BatchRecord, CaptureContents, Incident, ProgramRecord, Trigger
+from nanreplay.recorder.progress import DumpProgress
+from nanreplay.recorder.reexecute import Kind, Reexecution, Reexecutor
+from nanreplay.recorder.ring import size_of
+from nanreplay.records import BatchRecord, Incident, ProgramRecord, Trigger
 
 if TYPE_CHECKING:
     from nanreplay.recorder.ring import StepEntry
     from nanreplay.recorder.session import Session
 
+FULL_STEPS = 3
+"""Steps, the failing one included, whose weights and gradients are written."""
+
+
+@dataclass(slots=True)
+class Window:
+    """What a recording holds of a step and those before it."""
+
+    step: int
+    trigger: Trigger
+    programs: dict[str, ProgramRecord]
+    keyframes: dict[int, dict[int, Any]]
+    batches: dict[int, BatchRecord]
+    notes: list[str]
+    sources: SourceTable
+    proof: Reexecution | None
+    """What a failing eager step gave when it was run once more."""
+    prove: bool
+    """Whether there is time to re-execute."""
+
+    @property
+    def full(self) -> list[int]:
+        """Steps whose weights and gradients re-execution can give."""
+        steps = sorted(self.batches)
+        if not self.prove or not steps or not self.keyframes or self.trigger.what == "exception" or any(not self.batches[step].program for step in steps):
+            return []
+        return [step for step in steps[-FULL_STEPS:] if step >= min(self.keyframes)]
+
 
 def write_dump(session: Session, trigger: Trigger, step: int, *, prove: bool = True) -> Location:
     """Write everything that `session` holds up to `step`; returns where it is: a local file when the place that was asked for fails.
+
+    The window is written first. An incident ends it, so its keyframes are then let go of, one by one, to the variables of
+    the re-execution, whose results are written as they come: a dump takes no more memory than the recording did.
 
     Args:
         session: The recording.
@@ -36,13 +71,12 @@ def write_dump(session: Session, trigger: Trigger, step: int, *, prove: bool = T
         prove: Re-execute the window. That takes a while, which a process that was told to end may not have.
     """
     where = free_name(session.settings.path, step=step, written=session.written)
-    contents = gather(session, trigger, step, prove=prove)
     if not isinstance(where, RemotePath):
-        write_capture(where, contents)
+        _write(where, session, trigger, step, prove=prove)
         return where
     local = local_copy(where)
     try:
-        write_capture(local, contents)
+        _write(local, session, trigger, step, prove=prove)
     except BaseException:
         local.unlink(missing_ok=True)
         raise
@@ -55,7 +89,21 @@ def write_dump(session: Session, trigger: Trigger, step: int, *, prove: bool = T
     return where
 
 
-def gather(session: Session, trigger: Trigger, step: int, *, prove: bool = True) -> CaptureContents:
+def _write(path: Path, session: Session, trigger: Trigger, step: int, *, prove: bool) -> None:
+    with DumpProgress(path.name) as progress:
+        window = gather(session, trigger, step, prove=prove)
+        share = fit_disk(_sizes(session, window), session.settings.disk_limit)
+        window.notes += share.left_out
+        with writing(path, progress.advance) as out:
+            _write_window(out, session, window, share, progress)
+            if trigger.what in ("loss", "gradient", "variable") and session.ring is not None:
+                session.ring.keyframes.clear()
+            found = window.proof or _reexecute(session, window, share, out, progress)
+            _finish(out, session, window, found)
+            progress.stage("syncing", 1)
+
+
+def gather(session: Session, trigger: Trigger, step: int, *, prove: bool = True) -> Window:
     """What goes into the file."""
     sources = SourceTable(session.settings.sources)
     programs = {
@@ -75,32 +123,49 @@ def gather(session: Session, trigger: Trigger, step: int, *, prove: bool = True)
             replace(entry, program=program_id, leaves=flat.leaves, paths=flat.paths) if entry.step == step else entry for entry in entries
         ]
     batches = {entry.step: _batch(entry, programs, previous) for entry, previous in zip(entries, [None, *entries[:-1]], strict=False)}
+    keyframes = {number: dict(values) for number, values in session.ring.keyframes.items() if number <= step} if session.ring else {}
     given = [*_program_notes(programs.values()), *_undrawn_notes(batches, programs)]
     notes = [*session.notes, *filter(None, [session.keeper.shrunk]), *given]
-    incident = Incident(step, trigger, tuple(notes))
-    keyframes = {number: values for number, values in session.ring.keyframes.items() if number <= step} if session.ring else {}
-    found: Reexecution | str | None = eager.proof if eager is not None else None
-    if prove and eager is None:
-        found = _reexecute(session, programs, keyframes, batches, incident)
+    return Window(step, trigger, programs, keyframes, batches, notes, sources, None if eager is None else eager.proof, prove)
+
+
+def _sizes(session: Session, window: Window) -> Sizes:
+    sizes = session.variables.sizes
+    indices = session.variables.of_role("trainable")
+    trainable = sum(sizes[index] for index in indices)
+    full = window.full if window.proof is None else [*window.proof.weights]
+    return Sizes(
+        other=sum(len(program.graph) for program in window.programs.values()) + len(session.timeline.rows) * 16 * (3 + len(indices)),
+        keyframes={step: sum(sizes[index] for index in values) for step, values in window.keyframes.items()},
+        batches={step: size_of(batch.arrays) for step, batch in window.batches.items()},
+        full=dict.fromkeys(full, 2 * trainable),
+    )
+
+
+def _write_window(out: CaptureWriter, session: Session, window: Window, share: Share, progress: DumpProgress) -> None:
+    out.head(describe_environment(), session.variables.infos, [*window.programs.values()], window.sources.frames, window.sources.stacks)
+    sizes = _sizes(session, window)
+    total = sum(sizes.keyframes[step] for step in share.keyframes) + sum(sizes.batches[step] for step in share.batches)
+    progress.stage("writing", total)
+    for step in sorted(share.keyframes):
+        out.values("keyframes", step, window.keyframes[step])
+    for step in sorted(share.batches):
+        out.batch(step, window.batches[step])
+    if window.proof is not None:
+        for step in sorted(share.full):
+            out.values("weights", step, window.proof.weights[step])
+            out.values("gradients", step, window.proof.gradients.get(step, {}))
+
+
+def _finish(out: CaptureWriter, session: Session, window: Window, found: Reexecution | str | None) -> None:
+    incident = Incident(window.step, window.trigger, tuple(window.notes))
+    ratios: dict[int, dict[int, float]] = {}
     if isinstance(found, str):
-        incident, found = replace(incident, notes=(*notes, found)), Reexecution()
+        incident = replace(incident, notes=(*window.notes, found))
     elif found is not None:
         incident = replace(incident, reproduced=found.reproduced, bit_exact=found.max_ulp == 0, max_ulp=found.max_ulp)
-    found = found or Reexecution()
-    trainable = sorted(session.variables.of_role("trainable"))
-    return CaptureContents(
-        metadata=describe_environment(),
-        variables=tuple(session.variables.infos),
-        programs=tuple(programs.values()),
-        keyframes=keyframes,
-        batches=batches,
-        timeline=session.timeline.table(trainable, found.update_ratios),
-        incident=incident,
-        weights=found.weights,
-        gradients=found.gradients,
-        frames=tuple(sources.frames),
-        stacks=tuple(sources.stacks),
-    )
+        ratios = found.update_ratios
+    out.finish(incident, session.timeline.table(sorted(session.variables.of_role("trainable")), ratios))
 
 
 def _batch(entry: StepEntry, programs: dict[str, ProgramRecord], previous: StepEntry | None) -> BatchRecord:
@@ -145,18 +210,25 @@ def _program_notes(programs: Any) -> list[str]:
     return notes
 
 
-def _reexecute(
-    session: Session, programs: dict[str, ProgramRecord], keyframes: dict[int, Any], batches: dict[int, BatchRecord], incident: Incident
-) -> Reexecution | str | None:
+def _reexecute(session: Session, window: Window, share: Share, out: CaptureWriter, progress: DumpProgress) -> Reexecution | str | None:
     """Re-execute from the last keyframe that reaches the steps written in full; a sentence when that failed."""
-    steps = [step for step in sorted(batches) if step <= incident.step]
-    if not steps or not keyframes or incident.trigger.what == "exception" or any(not batches[step].program for step in steps):
+    full = window.full
+    if not full:
         return None
-    full = steps[-session.settings.full_steps :]
-    base = max((step for step in keyframes if step <= full[0]), default=min(keyframes))
-    window = {step: batches[step] for step in steps if step >= base}
+    base = max((step for step in window.keyframes if step <= full[0]), default=min(window.keyframes))
+    keyframes = {step: window.keyframes.pop(step) for step in sorted(window.keyframes) if step >= base}
+    window.keyframes.clear()
+    batches = {step: batch for step, batch in window.batches.items() if step >= base}
+    full = [step for step in full if step in share.full]
+    progress.stage("replaying the steps for", len(batches))
+
+    def on_full(kind: Kind, step: int, values: Mapping[int, Any]) -> None:
+        out.values(kind, step, values)
+
     try:
-        return Reexecutor(programs, session.variables.infos).run(keyframes, window, full)
+        return Reexecutor(window.programs, session.variables.infos).run(keyframes, batches, full, on_full, lambda: progress.advance(1))
+    except OSError:  # the disk, not the proof
+        raise
     except Exception as error:  # the file is worth more than the proof, whatever TensorFlow raises here
         return (
             f"The window could not be re-executed at the dump: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

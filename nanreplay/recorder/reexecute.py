@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import tensorflow as tf
@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 
 from nanreplay.program.compiled import CompiledProgram
 from nanreplay.program.fingerprint import ulp_distance
-from nanreplay.program.watch import has_nonfinite
+from nanreplay.program.watch import has_nonfinite, read_variable
 from nanreplay.records import BatchRecord, ProgramRecord, VariableInfo
+
+Kind = Literal["gradients", "weights"]
+PIECE = 2**20
+"""Elements that are compared at once."""
 
 
 @dataclass(slots=True)
@@ -42,39 +46,55 @@ class Reexecutor:
         self._infos = variables
         self._compiled: dict[tuple[str, bool], CompiledProgram] = {}
 
-    def run(self, keyframes: Mapping[int, Mapping[int, Any]], batches: Mapping[int, BatchRecord], full: Sequence[int]) -> Reexecution:
+    def run(
+        self,
+        keyframes: dict[int, dict[int, Any]],
+        batches: Mapping[int, BatchRecord],
+        full: Collection[int],
+        on_full: Callable[[Kind, int, Mapping[int, Any]], None],
+        on_step: Callable[[], None] = lambda: None,
+    ) -> Reexecution:
         """Re-execute `batches` in order of their steps.
+
+        What is handed over is not kept, and `keyframes` is emptied on the way: variables take over the buffers of a
+        keyframe that nobody else holds, so that no second state is allocated for them.
 
         Args:
             keyframes: State just before steps, of the first one at least.
             batches: Batches by step, without gaps.
             full: Steps whose weights and gradients are wanted.
+            on_full: Given `gradients` or `weights`, the step, and the values by variable.
+            on_step: Called after each step.
         """
-        variables = [self._variable(index, keyframes[min(batches)]) for index in range(len(self._infos))]
+        base = keyframes.pop(min(batches))
+        variables = [self._variable(index, base) for index in range(len(self._infos))]
         found = Reexecution()
         trainable = [index for index, info in enumerate(self._infos) if info.role == "trainable"]
-        before = {index: variables[index].numpy() for index in trainable}
         for step in sorted(batches):
             batch = batches[step]
-            for index, value in {**keyframes.get(step, {}), **batch.overrides}.items():
+            for index, value in {**keyframes.pop(step, {}), **batch.overrides}.items():
                 variables[index].assign(value)
             if step in full:
-                found.gradients[step] = self._gradients(batch, variables)
+                on_full("gradients", step, self._gradients(batch, variables))
+            before = {index: read_variable(variables[index].handle) for index in trainable}
             outputs, _ = self._program(batch.program, gradients=False)(batch.arrays, variables, self._programs[batch.program].constants)
-            after = {index: variables[index].numpy() for index in trainable}
-            found.update_ratios[step] = {index: update_ratio(before[index], after[index]) for index in trainable}
+            after = {index: read_variable(variables[index].handle) for index in trainable}
+            found.update_ratios[step] = {
+                index: update_ratio(np.asarray(before.pop(index)), np.asarray(after[index])) for index in trainable
+            }
             if step in full:
-                found.weights[step] = after
+                on_full("weights", step, after)
+            del after
             self._compare(step, outputs, batch, found, is_last=step == max(batches))
-            if step == max(batches) and not found.reproduced:
-                slots = [index for index, info in enumerate(self._infos) if info.role == "optimizer"]
-                found.reproduced = any(has_nonfinite(variables[index]) for index in slots)
-            before = after
+            on_step()
+        if not found.reproduced:
+            slots = [index for index, info in enumerate(self._infos) if info.role == "optimizer"]
+            found.reproduced = any(has_nonfinite(variables[index]) for index in slots)
         return found
 
-    def _variable(self, index: int, keyframe: Mapping[int, Any]) -> Any:
+    def _variable(self, index: int, keyframe: dict[int, Any]) -> Any:
         info = self._infos[index]
-        value = keyframe.get(index)
+        value = keyframe.pop(index, None)
         if value is None:
             value = tf.zeros(info.shape, info.dtype)
         return tf.Variable(tf.identity(value), dtype=info.dtype, shape=info.shape, trainable=False)
@@ -83,14 +103,15 @@ class Reexecutor:
         key = (program, gradients)
         if key not in self._compiled:
             record = self._programs[program]
-            extra = [name for spec in record.signature.gradients for name in (spec.tensor, spec.indices) if name] if gradients else []
-            self._compiled[key] = CompiledProgram(
-                record.graph, record.signature, jit=record.signature.compilation == "xla", extra_fetches=list(dict.fromkeys(extra))
-            )
+            signature, extra = record.signature, []
+            if gradients:  # what they do not need is left out, the update above all
+                extra = list(dict.fromkeys(name for spec in signature.gradients for name in (spec.tensor, spec.indices) if name))
+                signature = replace(signature, outputs=(), watch=None, control_outputs=())
+            self._compiled[key] = CompiledProgram(record.graph, signature, jit=signature.compilation == "xla", extra_fetches=extra)
         return self._compiled[key]
 
     def _gradients(self, batch: BatchRecord, variables: Sequence[Any]) -> dict[int, NDArray[Any]]:
-        """Dense gradients of one step, run on copies so that its update does not count."""
+        """Dense gradients of one step. What it writes goes to stand-ins, which share the buffers of what it only reads."""
         record = self._programs[batch.program]
         if not record.signature.gradients:
             return {}
@@ -123,8 +144,13 @@ def dense_gradient(gradient: Any) -> NDArray[Any]:
 
 
 def update_ratio(before: NDArray[Any], after: NDArray[Any]) -> float:
-    """|after - before| / |before|, 0 where nothing changed."""
+    """|after - before| / |before|, 0 where nothing changed; in pieces, since both are taken to float64."""
+    changed, size, old, new = 0.0, 0.0, before.reshape(-1), after.reshape(-1)
     with np.errstate(all="ignore"):
-        change = float(np.linalg.norm(np.asarray(after, np.float64) - np.asarray(before, np.float64)))
-        size = float(np.linalg.norm(np.asarray(before, np.float64)))
+        for start in range(0, len(old), PIECE):
+            piece = old[start : start + PIECE].astype(np.float64)
+            difference = new[start : start + PIECE].astype(np.float64) - piece
+            changed += float(np.dot(difference, difference))
+            size += float(np.dot(piece, piece))
+        change, size = float(np.sqrt(changed)), float(np.sqrt(size))
     return 0.0 if change == 0 else change / size if size else float("inf")

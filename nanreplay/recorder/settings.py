@@ -28,6 +28,8 @@ class Settings:
     """Steps between copies of the state; None chooses."""
     memory_limit: int = 2**30
     """Bytes that batches and keyframes may hold."""
+    disk_limit: int = 2**30
+    """Bytes that a capture may take."""
     history: int = 10_000
     """Steps of the timeline."""
     sources: Literal["lines", "none"] = "lines"
@@ -37,8 +39,6 @@ class Settings:
     """Incidents that are written when training continues after one."""
     dump_signal: int | None = None
     """Number of the signal that asks for a file."""
-    full_steps: int = 3
-    """Steps, the failing one included, whose weights and gradients are written."""
 
 
 def check_settings(path: str | os.PathLike[str], **given: Any) -> Settings:
@@ -53,6 +53,7 @@ def check_settings(path: str | os.PathLike[str], **given: Any) -> Settings:
         window=_at_least(1, "window", given["window"]),
         keyframe_every=None if given["keyframe_every"] == "auto" else _at_least(1, "keyframe_every", given["keyframe_every"]),
         memory_limit=parse_size("memory_limit", given["memory_limit"]),
+        disk_limit=parse_size("disk_limit", given["disk_limit"]),
         history=_at_least(1, "history", given["history"]),
         sources=_one_of("sources", given["sources"], ("lines", "none")),
         max_skipped=_at_least(1, "max_skipped", given["max_skipped"]),
