@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 import tensorflow as tf
-from trainings import TRAININGS
+from trainings import TRAININGS, run_loop, train_step
 
 
 class EpochTimes(keras.callbacks.Callback):
@@ -57,7 +57,15 @@ def main(name: str, mode: str, xla: str, epochs: str, folder: str) -> None:
     callbacks = callbacks_of(mode, Path(folder))
     model = training.model(jit_compile=xla == "on")
     times = EpochTimes()
-    model.fit(x, y, batch_size=training.batch, epochs=1 + int(epochs), shuffle=False, verbose=0, callbacks=[*callbacks, times])
+    if name == "loop":
+        step = train_step(model, jit_compile=xla == "on")
+        for callback in callbacks:
+            step = callback.wrap(step, model=model, optimizer=model.optimizer)
+        for epoch in range(1 + int(epochs)):
+            times.on_epoch_begin(epoch)
+            times.on_epoch_end(epoch, {"loss": run_loop(step, x, y, training.batch)})
+    else:
+        model.fit(x, y, batch_size=training.batch, epochs=1 + int(epochs), shuffle=False, verbose=0, callbacks=[*callbacks, times])
     digest = hashlib.sha256()
     for variable in [*model.variables, *model.optimizer.variables]:
         digest.update(np.asarray(variable).tobytes())
