@@ -1,7 +1,8 @@
 """What recording costs, for a noisy machine: a bare and a recorded model train in turns in one process.
 
-Both train a short epoch, over and over (`fit`, or a loop over a `tf.function`), the order changing from round to round. The ratio is taken within a round; the
-median of the rounds is the figure. `overhead.py` measures whole processes, and TensorFlow's own tools as well.
+Both train a short epoch, over and over (`fit`, or a loop over a `tf.function`), the order changing from round to round. The
+ratio is taken within a round; the median of the rounds is the figure. `overhead.py` measures whole processes, and TensorFlow's own
+tools as well.
 
 Usage: python benchmarks/overhead_paired.py [--rounds 15] [--models mlp,cnn] [--xla off|on|both]
 """

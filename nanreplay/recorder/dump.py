@@ -53,13 +53,9 @@ class Window:
     def full(self) -> list[int]:
         """Steps whose weights and gradients re-execution can give."""
         steps = sorted(self.batches)
-        if (
-            not self.prove
-            or not steps
-            or not self.keyframes
-            or self.trigger.what == "exception"
-            or any(not self.batches[step].program for step in steps)
-        ):
+        if not self.prove or not steps or not self.keyframes or self.trigger.what == "exception":
+            return []
+        if any(not batch.program for batch in self.batches.values()):
             return []
         return [step for step in steps[-FULL_STEPS:] if step >= min(self.keyframes)]
 
