@@ -130,7 +130,10 @@ def _open_remote(where: RemotePath) -> tuple[h5py.File, Any]:
     try:
         stream = system.open(inner, "rb", block_size=_BLOCK_BYTES, cache_type="blockcache", cache_options={"maxblocks": _BLOCKS_KEPT})
         is_hdf5 = stream.read(len(_SIGNATURE)) == _SIGNATURE
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):  # how fsspec says that a host does not answer
+            raise StorageError(f"{where}: cannot be read: {_line(cause)}") from error
         raise CaptureNotFoundError(f"{where}: no such file.") from None
     except IsADirectoryError:
         raise FormatError(f"{where}: is a folder, not a capture.") from None

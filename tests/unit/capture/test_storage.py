@@ -124,6 +124,15 @@ def test_no_such_remote_file() -> None:
             Capture(url)
 
 
+def test_a_host_that_does_not_answer_is_not_taken_for_a_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Any, path: str, mode: str = "rb", **options: Any) -> Any:
+        raise FileNotFoundError(path) from ConnectionRefusedError("connection refused")
+
+    monkeypatch.setattr(CountingFileSystem, "_open", refuse)
+    with pytest.raises(StorageError, match=r"counted://bucket/run\.h5: cannot be read: ConnectionRefusedError: connection refused"):
+        Capture("counted://bucket/run.h5")
+
+
 def test_something_else_behind_a_url_is_no_capture() -> None:
     fsspec.filesystem("memory").pipe_file("/page.html", b"<html>")
     with pytest.raises(FormatError, match=r"memory://page\.html: not an HDF5 file"):
