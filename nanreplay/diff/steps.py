@@ -16,7 +16,11 @@ from nanreplay.replay import Replay
 from nanreplay.today.match import is_setting
 
 _UNNAMED = "-"
-_WATCHED = {"gradient_sum": "squares of the gradient of", "gradient_max": "largest gradient of", "variable_sum": "squares of"}
+_WATCHED = {
+    "gradient_sum": "half the sum of squares of the gradient of",
+    "gradient_max": "largest gradient of",
+    "variable_sum": "half the sum of squares of",
+}
 """What an element of a fingerprint says of a variable."""
 
 
@@ -71,12 +75,7 @@ def _readable(name: str, paths: list[str]) -> str:
         return "loss" if subject == "0" else f"loss {subject}"
     if not subject:
         return kind.replace("_", " ")
-    what = {
-        "gradient_sum": "sum of squares of the gradient of ",
-        "gradient_max": "largest gradient of ",
-        "variable_sum": "sum of squares of ",
-    }
-    return f"{what.get(kind, '')}{paths[int(subject)]}"
+    return f"{_WATCHED[kind]} {paths[int(subject)]}"
 
 
 def batches_that_differ(left: BatchRecord, right: BatchRecord) -> tuple[list[ArrayDifference], list[Changed]]:
