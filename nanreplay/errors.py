@@ -11,6 +11,7 @@ Exception
     │   └── StorageError                          (OSError)              a place that cannot be reached, read or written
     ├── AttachError                               (ValueError)           a recorder attached wrongly
     ├── ModelError                                (ValueError)           today's model: not to be had, or not what was recorded
+    ├── OutputExistsError                         (FileExistsError)      a file that would be written over
     ├── UnsafeProgramError                                               a program that reaches beyond tensors
     ├── MemoryLimitError                          (MemoryError)          more memory than --max-memory lets it take
     ├── UnsupportedOpError                        (NotImplementedError)  an op that cannot be replayed
@@ -68,6 +69,10 @@ class AttachError(NanreplayError, ValueError):
 
 class ModelError(NanreplayError, ValueError):
     """Today's model cannot be made, or does not fit what was recorded."""
+
+
+class OutputExistsError(NanreplayError, FileExistsError):
+    """A file would be written over, or cannot be written where it should go."""
 
 
 class UnsafeProgramError(NanreplayError):

@@ -1,5 +1,5 @@
 """Finding the op that made the first non-finite value, by walking back from what failed. Imports no TensorFlow."""
 
-from nanreplay.bisect.origin import Bisection, bisect, find_origin
+from nanreplay.bisect.origin import Bisection, bisect, find_origin, locate
 
-__all__ = ["Bisection", "bisect", "find_origin"]
+__all__ = ["Bisection", "bisect", "find_origin", "locate"]

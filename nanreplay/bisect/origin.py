@@ -68,6 +68,22 @@ def bisect(runner: StepRunner, timeline: Timeline | None = None, *, progress: Ca
     return Bisection(_findings(runner, search, suspects, timeline, notes, say), search, suspects[0])
 
 
+def locate(runner: StepRunner) -> tuple[Origin, ...]:
+    """Return the origins of a recorded window, the first one first, without rows, chain and root: for who asks again and again.
+
+    They are those of `bisect`; none when it would find none.
+    """
+    before = [step for step in runner.steps if step <= runner.incident.step]
+    if not before:
+        return ()
+    search = search_back(runner, before[-1], lambda line: None)
+    if not search.first.targets and _is_compiled_only(runner, search.first.step):
+        found = find_compiled_origin(runner, search.first.step)
+        return () if found.origin is None else (found.origin, *found.other_origins)
+    suspects = [] if search.reason is not None else search.first.judgement.suspects or _raised(search.first)
+    return tuple(describe(search.first, suspect) for suspect in suspects)
+
+
 def _is_compiled_only(runner: StepRunner, step: int) -> bool:
     """Whether a step that is finite op by op was recorded as non-finite, and ran compiled."""
     claimed = runner.incident.trigger.what in ("loss", "gradient", "variable") and step == runner.incident.step

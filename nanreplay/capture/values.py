@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,35 @@ from nanreplay.capture.format import COMPRESS_FROM_BYTES, DEFLATE_TO, EXTENSION_
 from nanreplay.capture.typed import typed
 from nanreplay.errors import FormatError, MemoryLimitError
 from nanreplay.limits import readable_size
+
+
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How hard the bytes of a file are pressed."""
+
+    from_bytes: int
+    """Arrays of at least this size are deflated."""
+    level: int
+    """Level of zlib."""
+    samples: bool
+    """Whether arrays that hardly get smaller are left as they are."""
+
+
+FAST = Packing(COMPRESS_FROM_BYTES, 1, samples=True)
+"""While a training waits for its file."""
+SMALL = Packing(512, 9, samples=False)
+"""For a file that is sent around."""
+_packing: ContextVar[Packing] = ContextVar("packing", default=FAST)
+
+
+@contextlib.contextmanager
+def packing(how: Packing) -> Iterator[None]:
+    """Write arrays this way for a while."""
+    token = _packing.set(how)
+    try:
+        yield
+    finally:
+        _packing.reset(token)
 
 
 def write_array(group: Any, name: str, value: Any) -> int:
@@ -40,8 +72,9 @@ def write_array(group: Any, name: str, value: Any) -> int:
 
 def _create(group: Any, name: str, array: NDArray[Any]) -> Any:
     options: dict[str, Any] = {}
-    if array.ndim and array.nbytes >= COMPRESS_FROM_BYTES and _shrinks(array):
-        options = {"compression": "gzip", "compression_opts": 1, "shuffle": True}
+    how = _packing.get()
+    if array.ndim and array.nbytes >= how.from_bytes and (not how.samples or _shrinks(array)):
+        options = {"compression": "gzip", "compression_opts": how.level, "shuffle": True}
     dataset = group.create_dataset(name, data=array, track_times=False, **options)
     dataset.attrs["crc32"] = np.uint32(_checksum(array))
     return dataset
@@ -68,7 +101,7 @@ def _as_bytes(item: Any) -> bytes:
 
 def write_json(group: Any, name: str, value: Sequence[Any] | Mapping[str, Any]) -> Any:
     """Write a table as deflated JSON: one small dataset in place of many. Returns the dataset."""
-    packed = zlib.compress(json.dumps(value).encode(), 6)
+    packed = zlib.compress(json.dumps(value).encode(), max(6, _packing.get().level))
     return group.create_dataset(name, data=np.frombuffer(packed, np.uint8), track_times=False)
 
 

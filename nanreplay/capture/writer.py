@@ -15,17 +15,22 @@ import numpy as np
 from nanreplay.capture.format import FORMAT, VERSION
 from nanreplay.capture.tables import ops_table
 from nanreplay.capture.temporary import replacing
-from nanreplay.capture.values import write_array, write_json, write_text
+from nanreplay.capture.values import FAST, SMALL, packing, write_array, write_json, write_text
 from nanreplay.records import BatchRecord, CaptureContents, Frame, Incident, ProgramRecord, Timeline, VariableInfo
 
 
-def write_capture(path: str | os.PathLike[str], contents: CaptureContents) -> None:
+def write_capture(path: str | os.PathLike[str], contents: CaptureContents, *, small: bool = False) -> None:
     """Write `contents` to `path`, replacing an older file.
+
+    Args:
+        path: The file.
+        contents: What goes into it; a step of a mapping is asked for when it is written.
+        small: Spend time to save bytes, for a file that is sent around.
 
     Raises:
         OSError: The file could not be written; nothing is left behind.
     """
-    with writing(path) as out:
+    with packing(SMALL if small else FAST), writing(path, small=small) as out:
         out.head(contents.metadata, contents.variables, contents.programs, contents.frames, contents.stacks)
         for step, values in contents.keyframes.items():
             out.values("keyframes", step, values)
@@ -39,7 +44,9 @@ def write_capture(path: str | os.PathLike[str], contents: CaptureContents) -> No
 
 
 @contextmanager
-def writing(path: str | os.PathLike[str], on_bytes: Callable[[int], None] = lambda count: None) -> Iterator[CaptureWriter]:
+def writing(
+    path: str | os.PathLike[str], on_bytes: Callable[[int], None] = lambda count: None, *, small: bool = False
+) -> Iterator[CaptureWriter]:
     """Give a writer whose file has its name once all of it is there.
 
     The bytes go to a temporary file beside the target, which is closed, synced and renamed.
@@ -47,11 +54,12 @@ def writing(path: str | os.PathLike[str], on_bytes: Callable[[int], None] = lamb
     Args:
         path: The file, which is replaced.
         on_bytes: Called after each array with its size.
+        small: Lay it out as HDF5 1.10 does, whose groups and headers take half the bytes.
 
     Raises:
         OSError: The file could not be written; nothing is left behind.
     """
-    with replacing(Path(path)) as temporary, h5py.File(temporary, "w") as file:
+    with replacing(Path(path)) as temporary, h5py.File(temporary, "w", libver="v110" if small else None) as file:
         yield CaptureWriter(file, on_bytes)
 
 

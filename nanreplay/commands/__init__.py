@@ -27,6 +27,9 @@ COMMANDS = {
     "whatif": "Try fixes on the recorded failure.",
     "diff": "Say where two captures, two modes, or a capture and today's code part.",
     "report": "Write a page about a failure: HTML, or Markdown for an issue.",
+    "minimize": "Write the smallest capture that still has the same origin.",
+    "redact": "Write a capture without its data, source lines and paths.",
+    "export": "Write a test that fails today and passes once it is fixed.",
     "open": "Look at a capture in the terminal: the answer, the way there, the ops, fixes.",
 }
 

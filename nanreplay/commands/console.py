@@ -48,6 +48,8 @@ max_memory = click.option(
     callback=_set_limit,
     help="Refuse what takes more memory, such as 8GiB. Default: three quarters of the machine's.",
 )
+output_file = click.option("-o", "--output", metavar="OUT", required=True, type=click.Path(path_type=str), help="The file to write.")
+force = click.option("--force", is_flag=True, help="Replace files that exist.")
 capture_file = click.argument("file", metavar="FILE", type=click.Path(path_type=str))
 
 

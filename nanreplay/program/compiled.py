@@ -11,6 +11,7 @@ from nanreplay.errors import ReplayError, UnsupportedOpError
 from nanreplay.program import private_tf
 from nanreplay.program.functions import avoid_known_functions
 from nanreplay.program.outside import cut, fed_ops
+from nanreplay.program.prune import needed_part
 from nanreplay.program.safety import parse_graph, python_ops
 from nanreplay.records import CaptureSpec, Signature
 
@@ -114,7 +115,7 @@ def _imported(graph: Any, feeds: Sequence[str], fetches: Sequence[str], probe: S
     """Import what the fetches and the assignments need of a graph, add the probe, and make a ConcreteFunction of it."""
     wanted = [*feeds, *(name for name in fetches if name != _PROBE), *probe, *effects]
     try:
-        needed = _needed(graph, [name.partition(":")[0] for name in wanted])
+        needed = needed_part(graph, [name.partition(":")[0] for name in wanted])
         _clear_devices(needed)
         avoid_known_functions(needed)
         wrapped = tf.compat.v1.wrap_function(lambda: _build(needed, probe), [])
@@ -132,24 +133,6 @@ def _build(graph: Any, probe: Sequence[str]) -> None:
         tensors = [tf.compat.v1.get_default_graph().get_tensor_by_name(name) for name in probe]
         flags = [[tf.reduce_any(tf.math.is_nan(each)), tf.reduce_any(tf.math.is_inf(each))] for each in tensors]
         tf.stack([tf.stack(pair) for pair in flags], name=_PROBE.partition(":")[0])
-
-
-def _needed(graph: Any, names: Sequence[str]) -> Any:
-    """A copy of a graph with these ops and what they depend on.
-
-    `WrappedFunction.prune` gives the same, by making every op anew in Python; that takes several times as long.
-    """
-    nodes, seen, pending = {node.name: node for node in graph.node}, set[str](), list(names)
-    while pending:
-        name = pending.pop()
-        if name not in seen:
-            seen.add(name)
-            pending += [source.lstrip("^").partition(":")[0] for source in nodes[name].input]
-    needed = tf.compat.v1.GraphDef()
-    needed.versions.CopyFrom(graph.versions)
-    needed.library.CopyFrom(graph.library)
-    needed.node.extend(node for node in graph.node if node.name in seen)
-    return needed
 
 
 def _clear_devices(graph: Any) -> None:

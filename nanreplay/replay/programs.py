@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -24,6 +25,9 @@ from nanreplay.replay.state import as_type
 Mode: TypeAlias = Literal["recorded", "graph", "ops", "float64"]
 """How a step runs: compiled as it was trained (an eager step: op by op), compiled without XLA (an eager step: op by op),
 op by op, or op by op with every float as float64."""
+
+
+_COMPILED_KEPT = 6
 
 
 class NodeFacts(NamedTuple):
@@ -61,7 +65,7 @@ class Program:
         self.narrow_ops: tuple[str, ...] = ()
         """Types of ops that run narrow in `wide`, once it was asked for."""
         self.infos: dict[tuple[str, str], OpInfo] = {(op.function, op.name): op for op in record.ops}
-        self._compiled: dict[bool, CompiledProgram] = {}
+        self._compiled: OrderedDict[tuple[bool, tuple[str, ...], bool], CompiledProgram] = OrderedDict()
         self._interpreter: Interpreter | None = None
 
     @property
@@ -106,13 +110,18 @@ class Program:
         )
 
     def compiled(self, extra_fetches: Sequence[str] = (), *, jit: bool | None = None) -> CompiledProgram:
-        """Return the program compiled, as in training unless `jit` says otherwise; that without extra fetches is kept."""
-        jit = self.signature.compilation == "xla" if jit is None else jit
-        if extra_fetches:
-            return CompiledProgram(self.graph, self.signature, jit=jit, extra_fetches=extra_fetches)
-        if jit not in self._compiled:
-            self._compiled[jit] = CompiledProgram(self.graph, self.signature, jit=jit)
-        return self._compiled[jit]
+        """Return the program compiled, as in training unless `jit` says otherwise; the last few are kept."""
+        return self._kept(self.signature.compilation == "xla" if jit is None else jit, extra_fetches, probed=False)
+
+    def _kept(self, jit: bool, names: Sequence[str], *, probed: bool) -> CompiledProgram:
+        key = (jit, tuple(names), probed)
+        if key not in self._compiled:
+            more: dict[str, Any] = {"probe" if probed else "extra_fetches": names}
+            self._compiled[key] = CompiledProgram(self.graph, self.signature, jit=jit, **more)
+        self._compiled.move_to_end(key)
+        while len(self._compiled) > _COMPILED_KEPT:
+            self._compiled.popitem(last=False)
+        return self._compiled[key]
 
     def probe(self, batch: Sequence[ArrayLike], variables: Sequence[Any]) -> dict[str, tuple[bool, bool]]:
         """Run the compiled program and say of each float tensor of the main graph whether it holds NaN and infinities.
@@ -121,7 +130,7 @@ class Program:
         """
         ignored = {name for (function, name), info in self.infos.items() if not function and info.phase == "watch"}
         names = [f"{node.name}:{k}" for node in self.graph.node if node.name not in ignored for k in self._float_outputs(node)]
-        program = CompiledProgram(self.graph, self.signature, jit=self.signature.compilation == "xla", probe=names)
+        program = self._kept(self.signature.compilation == "xla", names, probed=True)
         program(batch, variables, self.record.constants)
         return program.probe_result
 

@@ -14,7 +14,7 @@ from nanreplay.errors import MemoryLimitError, MissingPartError, ReplayError
 from nanreplay.program import private_tf
 from nanreplay.program.hashes import BitHash, compiled_hashes
 from nanreplay.program.widen import widened_variables
-from nanreplay.records import ArrayLike
+from nanreplay.records import ArrayLike, BatchRecord
 from nanreplay.replay.compare import StepResult, compare_step
 from nanreplay.replay.events import OpEvent, ValueId
 from nanreplay.replay.interpreter import ErrorHandler, Observer
@@ -262,6 +262,24 @@ class Replay(RecordedSteps):
         self._live.assign(self.state(step))
         self._run_step(step, "recorded")
         return self._live.read()
+
+    def replace_batch(self, step: int, batch: BatchRecord) -> None:
+        """From now on, run a step with another input than was recorded of it."""
+        self._batches[step] = batch
+        for later in [known for known in self._states if known > step]:
+            del self._states[later]
+
+    def replace_state(self, step: int, values: Mapping[int, Any]) -> None:
+        """From now on, start a step with these values of some variables; the others as they are just before it."""
+        self._live.assign(self.state(step))
+        self._live.assign(values)
+        self._states = OrderedDict({step: self._live.read()})
+
+    def fingerprint(self, step: int) -> Any:
+        """Return the fingerprint that a step gives when it runs as it was trained, None when its program has none."""
+        self._live.assign(self.state(step))
+        batch, program = self.batch(step), self.program(step)
+        return self._tried(step, lambda: program.step("recorded", batch.arrays, self._live.variables, batch.fingerprint))
 
     def _seek(self, step: int) -> None:
         keyframes = self.capture.keyframe_steps

@@ -1,0 +1,46 @@
+"""`nanreplay export`: a test that fails as long as today's code turns non-finite."""
+
+from __future__ import annotations
+
+import click
+
+from nanreplay.commands.console import as_json, capture_file, force, max_memory, print_json, progress_bar, quiet_work, trust
+from nanreplay.commands.exits import FINITE
+
+
+@click.command("export")
+@capture_file
+@click.option("--pytest", "folder", metavar="DIR", required=True, type=click.Path(path_type=str), help="Where the test and its capture go.")
+@click.option(
+    "--model",
+    metavar="MODULE:FUNCTION",
+    required=True,
+    help="What makes today's model, or FILE.py:FUNCTION: a compiled Keras model, or (model, optimizer, step) of a loop.",
+)
+@force
+@as_json
+@max_memory
+@trust
+def command(file: str, folder: str, model: str, force: bool, as_json: bool, trust: bool) -> int:
+    """Write a pytest module for the failure of FILE, beside the smallest capture of it.
+
+    The test runs the recorded state and batch through the model that --model makes, and asserts that the result is finite: it fails
+    today and passes once the code is fixed. It is run once, and said is what came of it.
+
+    Exit codes: 0 written, 2 unreadable file, no such model or files exist, 3 FILE has no origin that a replay gives.
+    """
+    from nanreplay.capture import Capture
+
+    Capture(file).close()  # a file that cannot be read says so before TensorFlow loads
+    with quiet_work(), progress_bar() as watch:
+        from nanreplay.share.pytest_module import export_test
+
+        found = export_test(file, folder, model, trust=trust, force=force, progress=watch.progress, say=watch.say)
+    from nanreplay.share.words import exported_lines, exported_to_json
+
+    if as_json:
+        print_json(exported_to_json(found))
+    else:
+        for line in exported_lines(found):
+            click.echo(line)
+    return FINITE

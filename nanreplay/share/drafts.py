@@ -1,0 +1,137 @@
+"""Drafts of a smaller capture: the step alone, then fewer rows, fewer features, fewer variables, and a short timeline."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from nanreplay.bisect import locate
+from nanreplay.capture import Capture
+from nanreplay.errors import ReplayError
+from nanreplay.findings import Origin, Report
+from nanreplay.records import CaptureContents, Timeline
+from nanreplay.replay import Replay
+from nanreplay.report.numbers import readable_list, readable_steps
+from nanreplay.share.bench import Bench, Budget
+from nanreplay.share.cut import cut_to_steps, with_notes
+from nanreplay.share.place import place_of
+from nanreplay.share.rows import Rows, keep_rows
+from nanreplay.share.values import zero_features, zero_variables
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Draft:
+    """A candidate, and what is to be said of it."""
+
+    contents: CaptureContents
+    rows: Rows = dataclasses.field(default_factory=lambda: Rows(None, ()))
+    features: tuple[int, int] | None = None
+    """How many numbers of a row are not zero, and how many were not; None when that was not tried."""
+    zeroed: tuple[str, ...] = ()
+    """Paths of variables that are zero."""
+    short: bool = False
+    """Whether the timeline is cut to the steps that are left."""
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the step computes other numbers than the recorded one."""
+        left_out = self.rows.recorded is not None and len(self.rows.kept) < self.rows.recorded
+        return left_out or bool(self.zeroed) or (self.features is not None and self.features[0] < self.features[1])
+
+
+def drafts_of(
+    path: str | os.PathLike[str], origin: Origin, folder: Path, budget: Budget, say: Callable[[str], None], *, trust: bool
+) -> Iterator[Draft]:
+    """Yield smaller and smaller drafts, each with the origin of the one before by `bench.holds`.
+
+    Args:
+        path: The capture.
+        origin: Its origin.
+        folder: Where drafts are written.
+        budget: How many replays the search may take.
+        say: Called with a line before each part of the work.
+        trust: Let ops that touch files, the network or processes run.
+
+    Raises:
+        ReplayError: Another replay gives another origin.
+    """
+    say("making a keyframe just before the step")
+    with Capture(path) as capture, Replay(capture, trust=trust) as replay:
+        wanted = locate(replay)
+        if not wanted or place_of(wanted[0]) != place_of(origin):
+            raise ReplayError(f"{path}: the origin is not the same in every replay.")
+        draft = Draft(cut_to_steps(replay, origin.step))
+    yield draft
+
+    def bench() -> Bench:
+        return Bench(draft.contents, folder, wanted, budget, trust=trust)
+
+    say("leaving out rows of the batch")
+    with bench() as trials:
+        contents, rows = keep_rows(trials, origin.rows, folder, trust=trust)
+    draft = dataclasses.replace(draft, contents=contents, rows=rows)
+    yield draft
+    say("leaving out features")
+    with bench() as trials:
+        contents, *features = zero_features(trials)
+    draft = dataclasses.replace(draft, contents=contents, features=(features[0], features[1]))
+    yield draft
+    say("leaving out variables")
+    with bench() as trials:
+        contents, gone = zero_variables(trials)
+    draft = dataclasses.replace(draft, contents=contents, zeroed=tuple(contents.variables[index].path for index in gone))
+    yield draft
+    yield dataclasses.replace(draft, short=True)
+
+
+def finished(draft: Draft, before: Report, folder: Path, *, trust: bool) -> tuple[CaptureContents, tuple[str, ...]]:
+    """Return the contents that are written, and what they say of themselves."""
+    contents, notes = draft.contents, tuple(_notes(draft, before))
+    if draft.is_changed:
+        with Bench(contents, folder, (), Budget(0, 0.0), trust=trust) as bench:
+            contents = bench.with_fingerprints()
+    if draft.short:
+        contents = dataclasses.replace(contents, timeline=_short(contents.timeline, tuple(contents.batches)))
+    return with_notes(contents, notes), notes
+
+
+def _short(timeline: Timeline, steps: Sequence[int]) -> Timeline:
+    """The rows of a timeline that belong to these steps."""
+    rows = np.flatnonzero(np.isin(np.asarray(timeline.columns["step"]), steps))
+    columns = {name: np.asarray(column)[rows] for name, column in timeline.columns.items()}
+    return Timeline(columns, {name: np.asarray(matrix)[rows] for name, matrix in timeline.matrices.items()}, timeline.variables)
+
+
+def _notes(draft: Draft, before: Report) -> Iterator[str]:
+    steps, (first, last) = tuple(draft.contents.batches), before.steps
+    yield f"Cut to {readable_steps(steps)} from a capture of {readable_steps(range(first, last + 1))}; the keyframe was made by replay."
+    rows = draft.rows
+    if rows.recorded is not None and len(rows.kept) < rows.recorded:
+        how = "The batch holds" if rows.is_shrunk else "The batch repeats" if rows.is_repeated else "The batch repeats one row but for"
+        which = "row" if len(rows.kept) == 1 else "rows"
+        yield f"{how} {which} {readable_list(rows.kept, limit=20)} of the {rows.recorded} that were recorded."
+    elif rows.recorded is not None and rows.recorded > 1:
+        reason = before.findings.origin.rows_reason if before.findings.origin is not None else None
+        yield f"All {rows.recorded} rows of the batch are left. {reason or ''}".rstrip()
+    if rows.is_resized:
+        yield "The program was traced for more rows: its shapes were changed; numbers that were worked out from them were not."
+    if draft.features is not None and draft.features[0] < draft.features[1]:
+        yield f"{draft.features[0]} of {draft.features[1]} features are left; the others are 0."
+    if draft.zeroed:
+        yield f"Set to 0, since the origin does not need their values: {_variables(draft)}."
+    if draft.is_changed:
+        yield "Fingerprints are those of a replay, since the step is no longer the recorded one."
+    if draft.short:
+        yield "The timeline holds only the steps that are left."
+
+
+def _variables(draft: Draft) -> str:
+    """Names of the variables that are zero, the optimizer's as a number."""
+    roles = {info.path: info.role for info in draft.contents.variables}
+    named = [f"`{path}`" for path in draft.zeroed if roles[path] != "optimizer"]
+    slots = len(draft.zeroed) - len(named)
+    return readable_list([*named, *([f"{slots} of the optimizer"] if slots else [])], limit=20)
