@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from nanreplay.capture import write_capture
+from nanreplay.capture import Capture, write_capture
 from nanreplay.errors import ReplayError
 from nanreplay.findings import Report
 from nanreplay.report.explain import explain
@@ -152,10 +152,12 @@ def _comparable(report: Report) -> list[str]:
 
 
 def _told(draft: Draft, before: Report, after: Report, notes: tuple[str, ...], budget: Budget) -> Minimized:
+    with Capture(before.path) as capture:
+        size = capture.size_bytes
     return Minimized(
         before.path,
         after.path,
-        Path(before.path).stat().st_size,
+        size,
         Path(after.path).stat().st_size,
         tuple(draft.contents.batches),
         draft.rows,
