@@ -121,6 +121,11 @@ class Today:
             raise ModelError(
                 f"{self.capture.path}: the recorded state does not fit {self.name}: {said}.", hint=suggestion(match, recorded, today)
             )
+        weights = [index for index, info in enumerate(recorded) if info.role == "trainable"]
+        if weights and not any(index in match.pairs for index in weights):  # nothing would be left of the recording but its batches
+            raise ModelError(
+                f"{self.capture.path}: none of the recorded weights has a place in {self.name}.", hint=suggestion(match, recorded, today)
+            )
         self.notes += notes_of(match, recorded, today)
         return match
 

@@ -99,6 +99,16 @@ def test_a_new_layer_keeps_its_initial_values_when_allowed() -> None:
     assert any("extra/kernel" in note for note in result.notes)
 
 
+def test_a_model_without_any_recorded_weight_is_refused_though_missing_ones_are_allowed() -> None:
+    def other() -> Any:
+        model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, activation="softmax", name="all_new")])
+        model.compile("adam", mended_cross_entropy)
+        return model
+
+    with pytest.raises(ModelError, match="none of the recorded weights has a place in "):
+        replay_with(FLOWERS, other, allow_missing=True)
+
+
 def test_another_optimizer_is_no_hindrance_at_the_first_update() -> None:
     result = replay_with(FLOWERS, lambda: flowers(mended_cross_entropy, optimizer=keras.optimizers.SGD(0.01, momentum=0.9)))
     assert result.fixed, result.sentence
