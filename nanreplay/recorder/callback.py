@@ -38,7 +38,8 @@ class Recorder(keras.callbacks.Callback):
     ```
 
     Args:
-        path: The capture file, or a URL such as `s3://bucket/run.h5`; may hold `{step}`, `{time}`, `{pid}`, `{worker}`. An older file is replaced.
+        path: The capture file, or a URL such as `s3://bucket/run.h5`; may hold `{step}`, `{time}`, `{pid}`, `{worker}`. An older
+            file is replaced.
         on_nan: "raise" raises `NonFiniteError`; "stop" stops `fit` (in a loop, look at `recorder.stopped`); "continue" goes on,
             and writes a next incident, after a healthy step, to `run.1.h5`, `run.2.h5`, ...
         max_incidents: Incidents that are recorded with "continue".

@@ -191,7 +191,7 @@ def test_a_program_that_writes_files_runs_only_when_trusted(recorded_runs: Path,
     child = command("replay", recorded_runs / "unsafe.h5")
     assert child.returncode == 2
     assert ONE_LINE.fullmatch(child.stderr)
-    assert "WriteFile" in child.stderr
+    assert "WriteFile 'WriteFile' (files)" in child.stderr
     assert not written.exists()
     assert command("replay", recorded_runs / "unsafe.h5", "--trust").returncode == 1
     assert written.exists()

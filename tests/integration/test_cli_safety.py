@@ -37,15 +37,6 @@ def bomb(tmp_path: Path) -> Path:
     return tmp_path / "bomb.h5"
 
 
-def test_a_program_that_reaches_files_is_refused_by_name(command: Command, recorded_runs: Path) -> None:
-    child = command("bisect", recorded_runs / "unsafe.h5")
-    assert child.returncode == 2
-    assert child.stdout == ""
-    assert child.stderr.count("\n") == 1
-    assert "WriteFile 'WriteFile' (files)" in child.stderr
-    assert "--trust" in child.stderr
-
-
 def test_a_program_that_takes_all_memory_is_refused_before_it_runs(command: Command, bomb: Path) -> None:
     child = command("bisect", bomb, "--max-memory", "8GB")
     assert child.returncode == 2
