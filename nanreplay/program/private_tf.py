@@ -5,6 +5,7 @@ Everything else of the package goes through the small functions below.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple, cast
@@ -28,6 +29,9 @@ from tensorflow.python.framework import op_def_library as _op_def_library
 from tensorflow.python.framework import op_def_registry as _op_def_registry
 from tensorflow.python.framework import ops as _ops
 from tensorflow.python.framework import tensor as _tensor
+from tensorflow.python.ops import gen_random_ops as _gen_random_ops
+from tensorflow.python.ops import gen_resource_variable_ops as _gen_resource_variable_ops
+from tensorflow.python.ops import gen_state_ops as _gen_state_ops
 from tensorflow.python.util import _pywrap_determinism
 from tensorflow.python.util import nest as _nest
 
@@ -194,6 +198,21 @@ def handle_of(variable: Any) -> Any:
     if value is not None and not callable(value):
         variable = value
     return getattr(variable, "handle", None)
+
+
+def assignment_functions() -> list[tuple[Any, str]]:
+    """Module and name of the functions that assign variables eagerly; the handle is their first argument."""
+    modules = (_gen_resource_variable_ops, _gen_state_ops)
+    names = re.compile(r"assign_((add|sub)_)?variable_op|resource_scatter_(nd_)?(add|sub|mul|div|min|max|update)")
+    return [(module, name) for module in modules for name in vars(module) if names.fullmatch(name)]
+
+
+def random_functions() -> list[tuple[Any, str]]:
+    """Module and name of the functions that draw eagerly from a kernel's own state, but of those that have a gradient."""
+    names = re.compile(
+        r"random_(uniform|uniform_int|standard_normal|shuffle|poisson|poisson_v2)|(parameterized_)?truncated_normal|multinomial"
+    )
+    return [(_gen_random_ops, name) for name in vars(_gen_random_ops) if names.fullmatch(name)]
 
 
 def add_op_callback(callback: Callable[..., Any]) -> Callable[[], None]:

@@ -187,6 +187,7 @@ class Recorder(keras.callbacks.Callback):
             model.stop_training = True
 
     def _uninstall(self) -> None:
+        self._session.keeper.assignments.stop()
         model = getattr(self, "_model", None)
         if self._fit is not None and model is not None and model.train_function is self._fit:
             model.train_function = self._fit.original

@@ -166,12 +166,14 @@ def _finish(out: CaptureWriter, session: Session, window: Window, found: Reexecu
         incident = replace(incident, notes=(*window.notes, found))
     elif found is not None:
         incident = replace(incident, reproduced=found.reproduced, bit_exact=found.max_ulp == 0, max_ulp=found.max_ulp)
+        if found.departs is not None and not any(unrecorded_ops(each.graph, each.signature) for each in window.programs.values()):
+            incident = replace(incident, notes=(*window.notes, _departure(found)))
         ratios = found.update_ratios
     out.finish(incident, session.timeline.table(sorted(session.variables.of_role("trainable")), ratios))
 
 
 def _batch(entry: StepEntry, programs: dict[str, ProgramRecord], previous: StepEntry | None) -> BatchRecord:
-    overrides = {}
+    overrides = dict(entry.overrides)
     if entry.program in programs:
         signature = programs[entry.program].signature
         rate = _watched(signature.watch_layout, entry.fingerprint, "learning_rate")
@@ -179,6 +181,13 @@ def _batch(entry: StepEntry, programs: dict[str, ProgramRecord], previous: StepE
         if signature.learning_rate is not None and rate is not None and (before is None or rate.tobytes() != before.tobytes()):
             overrides[signature.learning_rate] = rate
     return BatchRecord(entry.program, entry.leaves, entry.paths, entry.fingerprint, overrides, entry.fed)
+
+
+def _departure(found: Reexecution) -> str:
+    return (
+        f"Run once more when the file was written, step {found.departs} differs from what was recorded of it: something changed the "
+        "state outside of the recorded steps, or the machine computed otherwise."
+    )
 
 
 def _undrawn_notes(batches: Mapping[int, BatchRecord], programs: Mapping[str, ProgramRecord]) -> list[str]:

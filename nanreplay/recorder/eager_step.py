@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from nanreplay.program import private_tf
 from nanreplay.program.describe import watch_layout
+from nanreplay.program.draws import Draws
 from nanreplay.program.fingerprint import Layout, ulp_distance
 from nanreplay.program.flat import EagerRun, FlatProgram, describe_eager, observe_eager
 from nanreplay.program.observe import Observation, Observer
@@ -52,15 +53,15 @@ class EagerStep:
         again = _repeatable(self._step, args, kwargs)
         first_reads: dict[int, tuple[Any, Any]] = {}
         undo = private_tf.add_op_callback(_note_first_reads(first_reads)) if self._is_first else None
-        observer = Observer(clock=lambda: (0, 0))
+        observer, draws = Observer(clock=lambda: (0, 0)), Draws()
         step = session.step
         try:
-            with observer as seen:
+            with observer as seen, draws.recorded():
                 result = self._step(*args, **kwargs)
         except Exception as error:
             if not is_end_of_data(error):
                 session.guard(lambda: self._register(observer.observation, first_reads))
-                session.guard(lambda: self._record_ops(again, leaves, paths, None))
+                session.guard(lambda: self._record_ops(again, draws, leaves, paths, None))
                 self._on_incident(exception_trigger(error), step)
             raise
         finally:
@@ -69,7 +70,7 @@ class EagerStep:
         trigger = session.guard(lambda: self._after(seen, result, first_reads))
         if trigger is not None:
             values = session.ring.entries[-1].fingerprint if session.ring else None
-            session.guard(lambda: self._record_ops(again, leaves, paths, values))
+            session.guard(lambda: self._record_ops(again, draws, leaves, paths, values))
             self._on_incident(trigger, step)
         return result
 
@@ -107,8 +108,8 @@ class EagerStep:
             ring.keyframes[self._session.step] = {**known, **ring.keyframes[self._session.step]}
         self._is_first = False
 
-    def _record_ops(self, step: Callable[[], Any], leaves: Sequence[Any], paths: Sequence[str], values: Any) -> None:
-        """Run the failing step once more from the state before it, and keep its ops as a flat program."""
+    def _record_ops(self, step: Callable[[], Any], draws: Draws, leaves: Sequence[Any], paths: Sequence[str], values: Any) -> None:
+        """Run the failing step once more from the state before it, with the numbers it drew, and keep its ops as a flat program."""
         session = self._session
         ring = session.ring
         if ring is None or not ring.entries:
@@ -119,7 +120,8 @@ class EagerStep:
         before, after = ring.keyframes[number], session.read_state()
         self._put_back(before)
         try:
-            run = observe_eager(step)
+            with draws.repeated():
+                run = observe_eager(step)
             handles = self._watched_handles()
             watch = build_watch(run.seen, handles)
             proof = self._prove(run, number, before, watch, values)

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from nanreplay.program.assignments import AssignmentWatch
 from nanreplay.program.watch import read_variable
 from nanreplay.recorder.pace import Pace, time_copy
 from nanreplay.recorder.plan import USUAL_EVERY, Needs, every_for, make_plan, shortfall
@@ -40,6 +41,8 @@ class Keeper:
         self._batch_bytes = 0
         self._state_bytes = 0
         self._known = -1
+        self.assignments = AssignmentWatch(variables.index)
+        """What is set between the steps."""
         self.shrunk: str | None = None
         """A sentence when less than was asked for is kept; it goes into the capture."""
         self.reserved_bytes = 0
@@ -64,6 +67,8 @@ class Keeper:
             The ring, and whether the plan's keyframe was taken.
         """
         now_s = time.perf_counter()
+        if not every_step and not self.assignments.is_on:
+            self.assignments.start()
         ring = self._planned(ring, entry, every_step)
         due = self._due or entry.step - self._last >= ring.plan.keyframe_every
         if self._passing is not None:
@@ -76,6 +81,8 @@ class Keeper:
         before = ring.batch_bytes
         ring.add(entry)
         self._batch_bytes = max(self._batch_bytes - self._batch_bytes // 64, ring.batch_bytes - before)
+        if (changed := self.assignments.take()) and not due:
+            ring.override({index: read_variable(self._variables.handles[index]) for index in changed})
         self._fit(ring)
         return ring, due
 

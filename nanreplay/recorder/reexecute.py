@@ -28,6 +28,8 @@ class Reexecution:
     """Whether the failing step gave a non-finite value again."""
     max_ulp: int = 0
     """Largest difference of a fingerprint from the recorded one."""
+    departs: int | None = None
+    """The first step whose fingerprint came out otherwise."""
     weights: dict[int, dict[int, NDArray[Any]]] = field(default_factory=dict)
     gradients: dict[int, dict[int, NDArray[Any]]] = field(default_factory=dict)
     update_ratios: dict[int, dict[int, float]] = field(default_factory=dict)
@@ -133,7 +135,10 @@ class Reexecutor:
         if signature.watch is None or batch.fingerprint is None:
             return
         watch = outputs[signature.outputs.index(signature.watch)].numpy()
-        found.max_ulp = max(found.max_ulp, ulp_distance(watch, np.asarray(batch.fingerprint)))
+        distance = ulp_distance(watch, np.asarray(batch.fingerprint))
+        if distance and found.departs is None:
+            found.departs = step
+        found.max_ulp = max(found.max_ulp, distance)
         if is_last:
             found.reproduced = has_nonfinite(watch)
 

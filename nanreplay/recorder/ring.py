@@ -26,6 +26,8 @@ class StepEntry:
     """The watch's values, a numpy vector."""
     fed: Sequence[Any] = ()
     """Outputs of ops that another run would not repeat, by reference."""
+    overrides: Mapping[int, Any] = field(default_factory=dict)
+    """Variables that something outside the step had set just before it, by reference."""
 
 
 @dataclass(slots=True)
@@ -36,7 +38,7 @@ class Ring:
     entries: deque[StepEntry] = field(default_factory=deque)
     keyframes: dict[int, Mapping[int, Any]] = field(default_factory=dict)
     batch_bytes: int = 0
-    """What the batches and their `fed` hold together; a tensor that several steps were given counts once."""
+    """What the entries hold together; a tensor that several steps were given counts once."""
     _holders: Counter[int] = field(default_factory=Counter)
     """How many entries hold the leaf of an id."""
 
@@ -52,6 +54,11 @@ class Ring:
         """Keep outputs of the last step's ops with its batch."""
         self.entries[-1].fed = fed
         self._count(fed)
+
+    def override(self, values: Mapping[int, Any]) -> None:
+        """Keep what something outside had set before the last step."""
+        self.entries[-1].overrides = values
+        self._count(list(values.values()))
 
     def _count(self, tensors: Sequence[Any]) -> None:
         for tensor in tensors:
@@ -111,7 +118,7 @@ class Ring:
         self._release(self.entries.popleft())
 
     def _release(self, entry: StepEntry) -> None:
-        for leaf in (*entry.leaves, *entry.fed):
+        for leaf in (*entry.leaves, *entry.fed, *entry.overrides.values()):
             self._holders[id(leaf)] -= 1
             if not self._holders[id(leaf)]:
                 del self._holders[id(leaf)]

@@ -266,6 +266,7 @@ class Session:
     def release(self) -> None:
         """Let go of batches, keyframes, and steps that were not looked at."""
         self.ring = None
+        self.keeper.assignments.stop()
         self.late.close()
 
     def write(self, trigger: Trigger, step: int, *, prove: bool = True) -> tuple[Location | None, str]:

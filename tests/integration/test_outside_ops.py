@@ -205,3 +205,25 @@ def test_recorded_outputs_count_toward_the_memory_limit(tmp_path: Path) -> None:
     with Capture(tmp_path / "run.h5") as capture:
         assert capture.batch(3).fed[0].nbytes == 40_000
         assert capture.steps in ((3,), (2, 3))
+
+
+def test_an_eager_step_is_run_once_more_with_the_numbers_that_it_drew(tmp_path: Path) -> None:
+    weight = tf.Variable([1.0, 2.0])
+
+    def step(x: Any) -> Any:
+        noise = tf.random.normal([2]) + tf.random.uniform([2], seed=7) * tf.random.shuffle([1.0, 2.0])
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(weight * x + noise))
+        weight.assign_sub(0.1 * tape.gradient(loss, weight))
+        return loss.numpy()  # no graph could
+
+    path = tmp_path / "run.h5"
+    recorded = Recorder(path).wrap(step)
+    recorded(tf.ones([2]))
+    recorded(tf.ones([2]))
+    with pytest.raises(NonFiniteError):
+        recorded(tf.constant([1.0, np.inf]))
+    with Capture(path) as capture, Replay(capture) as replay:
+        assert capture.incident.notes == ()
+        assert capture.incident.bit_exact
+        assert [result.bit_exact for result in replay.run_window("recorded")] == [True]

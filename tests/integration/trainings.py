@@ -35,9 +35,11 @@ def mlp(**compile_arguments: Any) -> Any:
     return model
 
 
-def record(path: Path, model: Any, x: Any, y: Any = None, *, recorder: Recorder | None = None, **fit: Any) -> int | None:
-    """Fit with a recorder; returns the step of the incident, None when there was none."""
-    callbacks = [recorder or Recorder(path)]
+def record(
+    path: Path, model: Any, x: Any, y: Any = None, *, recorder: Recorder | None = None, callbacks_before: Any = (), **fit: Any
+) -> int | None:
+    """Fit with a recorder after other callbacks; returns the step of the incident, None when there was none."""
+    callbacks = [*callbacks_before, recorder or Recorder(path)]
     options = {"batch_size": BATCH, "epochs": 1, "shuffle": False, "verbose": 0, **fit}
     if not isinstance(x, (np.ndarray, list, dict)):
         options.pop("batch_size")
