@@ -108,17 +108,19 @@ def _write(path: Path, session: Session, trigger: Trigger, step: int, *, prove: 
 def gather(session: Session, trigger: Trigger, step: int, *, prove: bool = True) -> Window:
     """What goes into the file."""
     sources = SourceTable(session.settings.sources)
+    entries = session.ring.held(step) if session.ring else []
+    used = {entry.program for entry in entries}
     programs = {
         slot.id: describe_program(
             slot.traced, slot.id, variable_index=session.variables.index, metrics=session.variables.of_role("metric"),
             leaf_paths=slot.paths, sources=sources,
         )
         for slot in session.programs
+        if slot.id in used or not used
     }  # fmt: skip
     eager = session.eager if session.eager is not None and session.eager.step == step else None
-    entries = session.ring.held(step) if session.ring else []
     if eager is not None:
-        program_id = f"p{len(programs)}"
+        program_id = f"p{len(session.programs)}"
         flat = eager.describe(program_id, sources)
         programs[program_id] = flat.record
         entries = [
