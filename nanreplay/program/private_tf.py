@@ -207,6 +207,7 @@ def assignment_functions() -> list[tuple[Any, str]]:
     return [(module, name) for module in modules for name in vars(module) if names.fullmatch(name)]
 
 
+@cache
 def random_functions() -> list[tuple[Any, str]]:
     """Module and name of the functions that draw eagerly from a kernel's own state, but of those that have a gradient."""
     names = re.compile(

@@ -147,6 +147,32 @@ def test_a_variable_made_during_training_is_recorded_from_then_on(tmp_path: Path
     assert [result.bit_exact for result in replayed(tmp_path / "run.h5")] == [True] * 4
 
 
+def test_what_no_one_noticed_is_told_of_when_the_file_is_written(tmp_path: Path) -> None:
+    weight = tf.Variable(1.0)
+
+    @tf.function
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.square(weight * x))
+        weight.assign_sub(0.1 * tape.gradient(loss, weight))
+        return loss
+
+    @tf.function
+    def halve() -> None:
+        weight.assign(0.5 * weight)
+
+    recorded = Recorder(tmp_path / "run.h5").wrap(step)
+    recorded(tf.ones([2]))
+    recorded(tf.ones([2]))
+    halve()
+    recorded(tf.ones([2]))
+    with pytest.raises(NonFiniteError):
+        recorded(tf.constant([1.0, np.nan]))
+    with Capture(tmp_path / "run.h5") as capture:
+        assert "step 2 differs" in capture.incident.notes[-1]
+        assert capture.incident.bit_exact is False
+
+
 def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
 
