@@ -141,7 +141,7 @@ def _sizes(session: Session, window: Window) -> Sizes:
     return Sizes(
         other=sum(len(program.graph) for program in window.programs.values()) + len(session.timeline.rows) * 16 * (3 + len(indices)),
         keyframes={step: sum(sizes[index] for index in values) for step, values in window.keyframes.items()},
-        batches={step: size_of(batch.arrays) for step, batch in window.batches.items()},
+        batches={step: size_of([*batch.arrays, *batch.overrides.values()]) for step, batch in window.batches.items()},
         full=dict.fromkeys(full, 2 * trainable),
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import os
 import weakref
 from pathlib import Path
 from typing import Any
@@ -173,15 +172,6 @@ def test_what_no_one_noticed_is_told_of_when_the_file_is_written(tmp_path: Path)
         assert capture.incident.bit_exact is False
 
 
-def resident_bytes() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGESIZE")
-
-
-def record_nothing() -> None:
-    x, y = data(None)
-    mlp().fit(x, y, batch_size=4, verbose=0)
-
-
 def fit_once(path: Path) -> tuple[weakref.ref[Any], weakref.ref[Any]]:
     model, recorder = mlp(), Recorder(path)
     record(path, model, *data(), recorder=recorder)
@@ -193,20 +183,3 @@ def test_nothing_of_a_fit_is_held_after_it(tmp_path: Path) -> None:
     keras.backend.clear_session()
     gc.collect()
     assert [(model(), session()) for model, session in left] == [(None, None)] * 2
-
-
-@pytest.mark.slow
-def test_memory_stays_flat_over_fifty_fits(tmp_path: Path) -> None:
-    """As in a search over many models: TensorFlow itself keeps a little of each trace, the recorder nothing."""
-
-    def grown(recorded: bool) -> int:
-        for number in range(55):
-            if number == 5:
-                before = resident_bytes()
-            fit_once(tmp_path / "run.h5") if recorded else record_nothing()
-            keras.backend.clear_session()
-            gc.collect()
-        return resident_bytes() - before
-
-    bare, recorded = grown(False), grown(True)
-    assert recorded < bare + 50 * 2**20, (bare, recorded)
