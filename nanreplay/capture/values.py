@@ -84,7 +84,7 @@ def _shrinks(array: NDArray[Any]) -> bool:
     """Whether deflate is worth its time, told from a sample: it makes weights hardly smaller, and writing ten times as slow."""
     flat = array.reshape(-1)
     length = min(len(flat), SAMPLE_BYTES // SAMPLES // array.itemsize)
-    starts = np.linspace(0, len(flat) - length, SAMPLES).astype(np.int64)
+    starts = [(len(flat) - length) * piece // (SAMPLES - 1) for piece in range(SAMPLES)]
     sample = np.concatenate([flat[start : start + length] for start in starts])
     shuffled = sample.view(np.uint8).reshape(-1, array.itemsize).T.tobytes()
     return len(zlib.compress(shuffled, 1)) <= DEFLATE_TO * len(shuffled)
