@@ -25,8 +25,8 @@ systems the locks of other hosts do not show."""
 class DiskFile:
     """A file for HDF5 that keeps the first error and takes all that comes after it for written.
 
-    HDF5 writes once more whatever it holds when a file is closed. If that fails too, the file stays open until the process
-    ends, with a complaint for each dataset. The error is raised here, so nobody takes the file for whole.
+    HDF5 does not survive a failing write everywhere: as a file is closed it leaves it open, or crashes. So it is told of none,
+    and `replacing` raises the error afterwards.
     """
 
     def __init__(self, descriptor: int) -> None:
@@ -58,7 +58,6 @@ class DiskFile:
                 left = left[self._file.write(left) :]
             except BaseException as error:
                 self.error = error
-                raise
         return size
 
     def truncate(self, size: int | None = None) -> int:
@@ -68,7 +67,6 @@ class DiskFile:
                 self._file.truncate(size)
             except BaseException as error:
                 self.error = error
-                raise
         return size or 0
 
     def flush(self) -> None:
@@ -85,12 +83,7 @@ def replacing(target: Path) -> Iterator[DiskFile]:
     temporary, descriptor = _create(target)
     file = DiskFile(descriptor)
     try:
-        try:
-            yield file
-        except Exception as error:
-            if file.error is not None:  # HDF5's words for it, or what came of it
-                raise file.error from error
-            raise
+        yield file
         if file.error is not None:
             raise file.error
         os.fsync(descriptor)

@@ -130,6 +130,8 @@ class Observer:
         self._thread = threading.get_ident()
         self._stack: list[Region] = []
         self._undo: list[Callable[[], None]] = []
+        self.failed: Exception | None = None
+        """An error of the observer's own; from then on the step runs unobserved."""
 
     def __enter__(self) -> Observation:
         try:
@@ -178,8 +180,26 @@ class Observer:
     def _patch(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         original = getattr(owner, name)
         inherited = name not in vars(owner)
-        setattr(owner, name, make(original))
+
+        @functools.wraps(original)
+        def observed(*args: Any, **kwargs: Any) -> Any:
+            return self._run(make, original, args, kwargs)
+
+        setattr(owner, name, observed)
         self._undo.append(functools.partial(delattr, owner, name) if inherited else functools.partial(setattr, owner, name, original))
+
+    def _run(self, make: Callable[[Any], Any], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Call `make(original)`; an error of ours never reaches the step, and never makes `original` run twice."""
+        if self.failed is not None:
+            return original(*args, **kwargs)
+        once = _Once(original)
+        try:
+            return make(once)(*args, **kwargs)
+        except Exception as error:
+            if error is once.raised:
+                raise
+            self.failed = error
+            return once.result if once.was_called else original(*args, **kwargs)
 
     def _patch_all(self) -> None:
         import keras
@@ -195,7 +215,6 @@ class Observer:
     def _observed_layer_call(self, original: Any) -> Any:
         observer = self
 
-        @functools.wraps(original)
         def __call__(layer: Any, *args: Any, **kwargs: Any) -> Any:
             if not observer._is_mine():
                 return original(layer, *args, **kwargs)
@@ -211,7 +230,6 @@ class Observer:
     def _observed_apply(self, original: Any) -> Any:
         observer = self
 
-        @functools.wraps(original)
         def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> Any:
             if not observer._is_mine():
                 return original(optimizer, grads, trainable_variables)
@@ -245,7 +263,6 @@ class Observer:
     def _observed_scale_loss(self, original: Any) -> Any:
         observer = self
 
-        @functools.wraps(original)
         def scale_loss(optimizer: Any, loss: Any) -> Any:
             scaled = original(optimizer, loss)
             if observer._is_mine() and scaled is not loss:
@@ -258,7 +275,6 @@ class Observer:
     def _observed_gradient(self, original: Any) -> Any:
         observer = self
 
-        @functools.wraps(original)
         def gradient(tape: Any, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
             if not observer._is_mine():
                 return original(tape, target, sources, *args, **kwargs)
@@ -273,6 +289,9 @@ class Observer:
 
     def _forward_token(self, scope: str, outputs: Any) -> str:
         """A name scope for the tape that remembers the very op; `_observed_gradient_function` reads it back."""
+        return str(self._run(lambda original: self._token_of, lambda scope, outputs: scope, (scope, outputs), {}))
+
+    def _token_of(self, scope: str, outputs: Any) -> str:
         if not self._is_mine() or not len(outputs) or not tf.is_tensor(outputs[0]):
             return scope
         token = f"{scope}{_TOKEN}{len(self._tokens)}"
@@ -280,6 +299,13 @@ class Observer:
         return token
 
     def _observed_gradient_function(self, call: Callable[[str], Any], op_type: str, scope: str, inputs: Any, outputs: Any) -> Any:
+        """Call the gradient function of an op, and note which ops it made."""
+        plain = scope.split(_TOKEN)[0]
+        return self._run(
+            lambda once: lambda scope: self._noted_gradient(once, op_type, scope, inputs, outputs), lambda scope: call(plain), (scope,), {}
+        )
+
+    def _noted_gradient(self, call: Callable[[str], Any], op_type: str, scope: str, inputs: Any, outputs: Any) -> Any:
         forward = self._tokens.get(scope)
         scope = scope.split(_TOKEN)[0]
         if not self._is_mine():
@@ -292,3 +318,22 @@ class Observer:
         if end > start:
             self.observation.spans.append(BackwardSpan(graph, start, end, op_type, scope, forward, tuple(inputs or ())))
         return result
+
+
+class _Once:
+    """A function that is called at most once, and what came of it."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self.was_called = False
+        self.result: Any = None
+        self.raised: BaseException | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.was_called = True
+        try:
+            self.result = self._function(*args, **kwargs)
+        except BaseException as error:
+            self.raised = error
+            raise
+        return self.result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,7 @@ class TracedStep:
         self._step = private_tf.autograph_converted(step) if autograph else step
         self._unwatched = unwatched
         self._traces: dict[int, Trace] = {}
+        self._failed: Exception | None = None
         self._jit_compile = bool(jit_compile)
         self.function = tf.function(
             self._watched, jit_compile=jit_compile, reduce_retracing=reduce_retracing, autograph=False, input_signature=input_signature
@@ -75,20 +77,37 @@ class TracedStep:
     def program(self, *args: Any, **kwargs: Any) -> TracedProgram:
         """Trace (or find the trace) for these arguments."""
         function = self.function.get_concrete_function(*args, **kwargs)
+        if self._failed is not None:
+            raise self._failed
         return TracedProgram(function, self._traces[id(function.graph)], "xla" if self._jit_compile else "graph")
 
     def _watched(self, *args: Any, **kwargs: Any) -> tuple[Any, Any, list[Any]]:
         graph = tf.compat.v1.get_default_graph()
         observer = Observer()
-        with observer as seen:
+        with contextlib.ExitStack() as stack:
+            self._try(lambda: stack.enter_context(observer))
             result = self._step(*args, **kwargs)
-            seen.note_result(result)
-            with observer.region("watch"):
-                watch = build_watch(seen, watched_handles(graph, self._unwatched(seen)))
-                outside = outside_tensors(graph)
-                returned = outside if self._jit_compile else [without_forwarding(tensor) for tensor in outside]
+            return result, *(self._try(lambda: self._watch(graph, observer, result)) or (tf.zeros([0]), []))
+
+    def _try(self, work: Callable[[], Any]) -> Any:
+        """Keep an error of ours until the trace has ended: only then TensorFlow initialises the variables that the step made."""
+        try:
+            return work()
+        except Exception as error:
+            self._failed = error
+            return None
+
+    def _watch(self, graph: Any, observer: Observer, result: Any) -> tuple[Any, list[Any]]:
+        if observer.failed is not None:
+            raise observer.failed
+        seen = observer.observation
+        seen.note_result(result)
+        with observer.region("watch"):
+            watch = build_watch(seen, watched_handles(graph, self._unwatched(seen)))
+            outside = outside_tensors(graph)
+            returned = outside if self._jit_compile else [without_forwarding(tensor) for tensor in outside]
         self._traces[id(graph)] = Trace(graph, seen, watch, outside)
-        return result, watch.vector if watch.vector is not None else tf.zeros([0]), returned
+        return watch.vector if watch.vector is not None else tf.zeros([0]), returned
 
 
 def variable_handles(graph: Any) -> list[Any]:

@@ -240,5 +240,5 @@ class Recorder(keras.callbacks.Callback):
             self._incidents.settle()
         finally:
             self._session.guard(self._ending.leave)
-            self._session.release()
+            self._session.guard(self._session.release)
             self._session.detached = True

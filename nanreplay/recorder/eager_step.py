@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,7 @@ from nanreplay.program.describe import watch_layout
 from nanreplay.program.draws import Draws
 from nanreplay.program.fingerprint import Layout, ulp_distance
 from nanreplay.program.flat import EagerRun, FlatProgram, describe_eager, observe_eager
-from nanreplay.program.observe import Observation, Observer
+from nanreplay.program.observe import Observer
 from nanreplay.program.sources import SourceTable
 from nanreplay.program.trace import is_variable
 from nanreplay.program.watch import Watch, build_watch, has_nonfinite
@@ -24,6 +26,24 @@ from nanreplay.recorder.trigger import exception_trigger, is_end_of_data
 from nanreplay.records import Trigger
 
 State = Mapping[int, Any]
+
+
+@dataclass
+class Run:
+    """One call of the step."""
+
+    leaves: Sequence[Any]
+    """What the step was given: its arrays."""
+    paths: Sequence[str]
+    again: Callable[[], Any]
+    """Makes the same call once more."""
+    observer: Observer
+    first_reads: dict[int, tuple[Any, Any]] = field(default_factory=dict)
+    """In the first call: the first value read of each variable, by the id of its handle."""
+    draws: Draws = field(default_factory=Draws)
+    """The random numbers of the call."""
+    stop: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    """Ends the observation."""
 
 
 class EagerStep:
@@ -46,41 +66,46 @@ class EagerStep:
         session = self._session
         if session.detached or tf.inside_function():
             return self._step(*args, **kwargs)
-        leaves, paths = batch_leaves((args, kwargs) if kwargs else args)
-        session.guard(lambda: self._before(leaves, paths))
-        if session.detached:
+        run: Run | None = session.guard(lambda: self._prepare(args, kwargs))
+        if run is None:
             return self._step(*args, **kwargs)
-        again = _repeatable(self._step, args, kwargs)
-        first_reads: dict[int, tuple[Any, Any]] = {}
-        undo = private_tf.add_op_callback(_note_first_reads(first_reads)) if self._is_first else None
-        observer, draws = Observer(clock=lambda: (0, 0)), Draws()
         step = session.step
         try:
-            with observer as seen, draws.recorded():
-                result = self._step(*args, **kwargs)
-        except Exception as error:
-            if not is_end_of_data(error):
-                session.guard(lambda: self._register(observer.observation, first_reads))
-                session.guard(lambda: self._record_ops(again, draws, leaves, paths, None))
+            result = self._step(*args, **kwargs)
+        except BaseException as error:
+            run.stop.close()
+            if isinstance(error, Exception) and not is_end_of_data(error):
+                session.guard(lambda: self._register(run))
+                session.guard(lambda: self._record_ops(run, None))
                 self._on_incident(exception_trigger(error), step)
             raise
-        finally:
-            if undo:
-                undo()
-        trigger = session.guard(lambda: self._after(seen, result, first_reads))
+        run.stop.close()
+        trigger = session.guard(lambda: self._after(run, result))
         if trigger is not None:
             values = session.ring.entries[-1].fingerprint if session.ring else None
-            session.guard(lambda: self._record_ops(again, draws, leaves, paths, values))
+            session.guard(lambda: self._record_ops(run, values))
             self._on_incident(trigger, step)
         return result
 
-    def _before(self, leaves: Sequence[Any], paths: Sequence[str]) -> None:
+    def _prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
+        """Keep what the step is given, and begin to observe it."""
+        leaves, paths = batch_leaves((args, kwargs) if kwargs else args)
         self._session.before("", leaves, paths, every_step=True)  # the state before the failing step is needed
+        run = Run(leaves, paths, _repeatable(self._step, args, kwargs), Observer(clock=lambda: (0, 0)))
+        with run.stop:
+            run.stop.enter_context(run.observer)
+            run.stop.enter_context(run.draws.recorded())
+            if self._is_first:
+                run.stop.callback(private_tf.add_op_callback(_note_first_reads(run.first_reads)))
+            run.stop = run.stop.pop_all()
+        return run
 
-    def _after(self, seen: Observation, result: Any, first_reads: Mapping[int, tuple[Any, Any]]) -> Trigger | None:
-        session = self._session
+    def _after(self, run: Run, result: Any) -> Trigger | None:
+        session, seen = self._session, run.observer.observation
+        if run.observer.failed is not None:
+            raise run.observer.failed
         seen.note_result(result)
-        self._register(seen, first_reads)
+        self._register(run)
         watch = build_watch(seen, self._watched_handles())
         names = watch_layout(watch.entries, session.variables.index)
         layout = self._layouts.setdefault(names, Layout.parse(names))
@@ -92,8 +117,9 @@ class EagerStep:
         pairs = zip(variables.handles, variables.infos, strict=True)
         return [handle for handle, info in pairs if id(handle) not in unwatched and tf.dtypes.as_dtype(info.dtype).is_floating]
 
-    def _register(self, seen: Observation, first_reads: Mapping[int, tuple[Any, Any]]) -> None:
+    def _register(self, run: Run) -> None:
         """Name what the step used; after the first step, learn the variables that nobody named."""
+        seen, first_reads = run.observer.observation, run.first_reads
         variables, ring = self._session.variables, self._session.ring
         if self._is_first:
             for layer in {id(layer): layer for layer in seen.layers}.values():
@@ -108,7 +134,7 @@ class EagerStep:
             ring.keyframes[self._session.step] = {**known, **ring.keyframes[self._session.step]}
         self._is_first = False
 
-    def _record_ops(self, step: Callable[[], Any], draws: Draws, leaves: Sequence[Any], paths: Sequence[str], values: Any) -> None:
+    def _record_ops(self, run: Run, values: Any) -> None:
         """Run the failing step once more from the state before it, with the numbers it drew, and keep its ops as a flat program."""
         session = self._session
         ring = session.ring
@@ -120,11 +146,11 @@ class EagerStep:
         before, after = ring.keyframes[number], session.read_state()
         self._put_back(before)
         try:
-            with draws.repeated():
-                run = observe_eager(step)
+            with run.draws.repeated():
+                again = observe_eager(run.again)
             handles = self._watched_handles()
-            watch = build_watch(run.seen, handles)
-            proof = self._prove(run, number, before, watch, values)
+            watch = build_watch(again.seen, handles)
+            proof = self._prove(again, number, before, watch, values)
         finally:
             self._put_back(after)
         if values is None:
@@ -132,7 +158,7 @@ class EagerStep:
 
         def describe(program_id: str, sources: SourceTable) -> FlatProgram:
             return describe_eager(
-                run, program_id, watch, variable_index=session.variables.index, leaves=leaves, paths=paths, sources=sources
+                again, program_id, watch, variable_index=session.variables.index, leaves=run.leaves, paths=run.paths, sources=sources
             )
 
         session.eager = EagerIncident(number, describe, proof)

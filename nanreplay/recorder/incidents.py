@@ -39,13 +39,9 @@ class Incidents:
         session, on_nan = self._session, self._session.settings.on_nan
         if session.unhealthy:  # an exception before any step was healthy again
             return
-        path, problem = session.write(trigger, step)
-        self.path = path or self.path
-        self._count += 1
-        sentence = " ".join(filter(None, [f"step {step}: {describe(trigger)}.", problem]))
-        if on_nan == "continue":
-            sentence += self._go_on(trigger)
-        else:
+        unwritten = f"step {step}: {trigger.name} is not healthy. The capture could not be written.", None
+        sentence, path = session.guard(lambda: self._write(trigger, step)) or unwritten
+        if on_nan != "continue":
             self.stopped = session.detached = True
             if trigger.what != "exception" and on_nan == "raise":
                 raise NonFiniteError(sentence, path=path, step=step)
@@ -53,6 +49,16 @@ class Incidents:
         # Where warnings are errors, this one must not take the place of the step's own exception.
         with contextlib.suppress(UserWarning) if trigger.what == "exception" else contextlib.nullcontext():
             warnings.warn(f"nanreplay: {sentence}" + (f" Capture: {path} (nanreplay bisect {path})" if path else ""), stacklevel=2)
+
+    def _write(self, trigger: Trigger, step: int) -> tuple[str, Location | None]:
+        """Write the capture, and prepare for what comes; returns what to say, and the file."""
+        path, problem = self._session.write(trigger, step)
+        self.path = path or self.path
+        self._count += 1
+        sentence = " ".join(filter(None, [f"step {step}: {describe(trigger)}.", problem]))
+        if self._session.settings.on_nan == "continue" and not self._session.detached:
+            sentence += self._go_on(trigger)
+        return sentence, path
 
     def _go_on(self, trigger: Trigger) -> str:
         session = self._session

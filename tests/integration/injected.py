@@ -1,0 +1,150 @@
+"""Errors raised inside the recorder, at the first call of any of its functions, while it records a real training."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import CodeType, FrameType
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+import nanreplay
+from nanreplay import Recorder
+
+PACKAGE = Path(nanreplay.__file__).parent
+ROOMS = ("recorder", "program", "capture")
+"""Packages that run while a training is recorded."""
+
+FRAMES = (
+    # around the training's own step: an error as they begin would be Python's
+    "recorder/callback.py:on_", "recorder/callback.py:wrap",
+    "recorder/callback.py:close", "recorder/callback.py:set_model", "recorder/fit.py:check_model", "recorder/callback.py:_take_expected",
+    "recorder/fit.py:__call__", "recorder/fit.py:_run_steps",
+    "recorder/fit.py:_without_optional", "recorder/fit.py:one_step_on_data", "recorder/fit_callbacks.py:hook", "recorder/ending.py:run",
+    "recorder/loop.py:recorded", "recorder/loop.py:_as_tensor", "recorder/graph_step.py:__call__", "recorder/eager_step.py:__call__",
+    "recorder/incidents.py:handle", "recorder/incidents.py:settle", "recorder/signals.py:answer_pending", "recorder/session.py:guard",
+    "recorder/session.py:detach", "program/observe.py:observed", "program/observe.py:_run",
+    "program/observe.py:__exit__", "program/observe.py:__init__",
+    "program/observe.py:_forward_token", "program/observe.py:_observed_gradient_function", "program/private_tf.py:record_gradient",
+    "program/private_tf.py:gradient_function", "program/private_tf.py:call", "recorder/eager_step.py:callback",
+    # which undo, and are called again by nobody
+    "program/observe.py:_restore", "program/private_tf.py:undo",
+)  # fmt: skip
+"""Functions that catch the errors of the others, with what they do themselves before they can."""
+
+
+@dataclass
+class Injector:
+    """Raises `error` when `target` is called; without a target, lists all functions of the recorder that are called."""
+
+    target: CodeType | None = None
+    error: BaseException = field(default_factory=lambda: RuntimeError("injected"))
+    called: dict[str, CodeType] = field(default_factory=dict)
+    happened: bool = False
+
+    def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
+        code = frame.f_code
+        if event != "call" or not code.co_filename.startswith(str(PACKAGE)):
+            return
+        room = Path(code.co_filename).relative_to(PACKAGE)
+        if room.parts[0] not in ROOMS or code.co_name.startswith("<"):
+            return
+        if self.target is None:
+            self.called.setdefault(f"{room}:{code.co_qualname}", code)
+        elif code is self.target and not self.happened:
+            self.happened = True
+            raise self.error
+
+
+def compiled_loop(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
+    return _loop(path, begin, tf.function)
+
+
+def xla_loop(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
+    return _loop(path, begin, lambda step: tf.function(step, jit_compile=True))
+
+
+def eager_loop(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
+    return _loop(path, begin, lambda step: step)
+
+
+def _loop(path: Path | None, begin: Callable[[], None], kind: Callable[[Any], Any]) -> list[bytes]:
+    keras.utils.set_random_seed(1)
+    dense, optimizer = keras.layers.Dense(2), keras.optimizers.SGD(0.1, momentum=0.9)
+    dense.build((None, 3))
+    optimizer.build(dense.trainable_variables)
+
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(dense(x) - 1.0))
+        optimizer.apply(tape.gradient(loss, dense.trainable_variables), dense.trainable_variables)
+        return loss
+
+    recorded = kind(step)
+    recorder = None if path is None else _recorder(path)
+    begin()
+    if recorder is not None:
+        recorded = recorder.wrap(recorded, optimizer=optimizer)
+    losses = [np.asarray(recorded(tf.constant(batch))).tobytes() for batch in _batches()]
+    if recorder is not None:
+        recorder.close()
+    return [*losses, *(np.asarray(variable).tobytes() for variable in [*dense.variables, *optimizer.variables])]
+
+
+def fit(path: Path | None, begin: Callable[[], None], **options: Any) -> list[bytes]:
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.layers.Dense(2)])
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "mse", jit_compile=False, **options)
+    x = np.concatenate(_batches())
+    callbacks = [] if path is None else [_recorder(path)]
+    begin()
+    history = model.fit(x, np.ones((len(x), 2), "float32"), batch_size=2, epochs=2, shuffle=False, verbose=0, callbacks=callbacks)
+    losses = [np.float64(loss).tobytes() for loss in history.history["loss"]]
+    return [*losses, *(np.asarray(variable).tobytes() for variable in [*model.variables, *model.optimizer.variables])]
+
+
+def eager_fit(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
+    return fit(path, begin, run_eagerly=True)
+
+
+SCENARIOS = {each.__name__: each for each in (compiled_loop, xla_loop, eager_loop, fit, eager_fit)}
+
+
+def _batches() -> Any:
+    batches = np.random.default_rng(0).normal(size=(6, 2, 3)).astype("float32")
+    batches[4, 1, 1] = np.nan
+    return batches
+
+
+def _recorder(path: Path) -> Recorder:
+    return Recorder(path, on_nan="continue")
+
+
+def run(scenario: str, path: Path | None, injector: Injector | None = None) -> tuple[list[bytes], list[str]]:
+    """Train; returns the bits of losses and variables, and the warnings."""
+    tf.keras.backend.clear_session()
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        try:
+            found = SCENARIOS[scenario](path, lambda: sys.setprofile(injector))
+        finally:
+            sys.setprofile(None)
+    return found, [str(each.message) for each in warned if "nanreplay" in str(each.message)]
+
+
+def functions_of(scenario: str, path: Path) -> dict[str, CodeType]:
+    """Every function of the recorder that runs in a scenario, the writing of a capture included."""
+    injector = Injector()
+    run(scenario, path, injector)
+    return {name: code for name, code in injector.called.items() if not _is_frame(name)}
+
+
+def _is_frame(name: str) -> bool:
+    file, _, qualified = name.partition(":")
+    return f"{file}:{qualified.rpartition('.')[2]}".startswith(FRAMES)
