@@ -21,6 +21,7 @@ from nanreplay.program.trace import TracedProgram
 from nanreplay.program.watch import WatchEntry, has_nonfinite, read_variable
 from nanreplay.recorder.keep import Keeper
 from nanreplay.recorder.late import Checked, LateReader, lag_of
+from nanreplay.recorder.loss_scale import Skips
 from nanreplay.recorder.reexecute import Reexecution
 from nanreplay.recorder.ring import Ring, StepEntry
 from nanreplay.recorder.settings import Settings
@@ -76,10 +77,10 @@ class Session:
     """Whether a file is being written."""
     on_detach: Callable[[], None] = lambda: None
     """Called when an error of the recorder's own has detached it."""
-    skipped_in_row: int = 0
     eager: EagerIncident | None = None
 
     def __post_init__(self) -> None:
+        self.skips = Skips(self.settings.max_skipped)
         self.timeline = TimelineRing(self.settings.history)
         self.late = LateReader()
         self.keeper = Keeper(self.settings, self.variables, self.late.to_host)
@@ -213,10 +214,9 @@ class Session:
         if trigger is None and not skipped and (checked.with_keyframe or self.unhealthy or not layout.gradients_fit(values)):
             slot = self.variables.bad_slot(self._state_of(checked))
             trigger = None if slot is None else Trigger("variable", self.variables.path(slot), kind_of(self.variables, slot))
-        self.skipped_in_row = self.skipped_in_row + 1 if skipped else 0
+        stuck = self.skips.note(layout, values, skipped=skipped)
         self.timeline.add(TimelineRow(checked.step, layout.names, values, checked.elapsed_s, skipped))
-        if trigger is None and self.skipped_in_row >= self.settings.max_skipped:
-            trigger = Trigger("gradient", "loss scale", f"{self.skipped_in_row} updates in a row were skipped")
+        trigger = trigger or stuck
         if checked.step < self._kept_from:
             self.unhealthy = trigger is not None or skipped
             return None
