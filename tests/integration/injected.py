@@ -33,6 +33,8 @@ FRAMES = (
     "program/observe.py:__exit__", "program/observe.py:__init__",
     "program/observe.py:_forward_token", "program/observe.py:_observed_gradient_function", "program/private_tf.py:record_gradient",
     "program/private_tf.py:gradient_function", "program/private_tf.py:call", "recorder/eager_step.py:callback",
+    "capture/temporary.py:seek", "capture/temporary.py:tell", "capture/temporary.py:read", "capture/temporary.py:write",
+    "capture/temporary.py:truncate", "capture/temporary.py:flush",
     # which undo, and are called again by nobody
     "program/observe.py:_restore", "program/private_tf.py:undo",
 )  # fmt: skip

@@ -15,7 +15,7 @@ from nanreplay import Capture, Recorder
 
 SOME = [
     "program/watch.py:build_watch", "program/observe.py:Observer._mark", "recorder/session.py:Session.add_program",
-    "recorder/session.py:Session._check", "recorder/dump.py:gather", "capture/writer.py:write_capture",
+    "recorder/session.py:Session._check", "recorder/dump.py:gather", "capture/writer.py:CaptureWriter.batch",
 ]  # fmt: skip
 
 
@@ -50,7 +50,7 @@ def test_an_error_in_any_function_of_the_recorder(tmp_path: Path, scenario: str,
 
 def test_ctrl_c_inside_the_recorder_passes_through(tmp_path: Path) -> None:
     functions = injected.functions_of("eager_loop", tmp_path / "all.h5")
-    for name in ("recorder/session.py:Session._check", "capture/writer.py:write_capture"):
+    for name in ("recorder/session.py:Session._check", "capture/writer.py:CaptureWriter.batch"):
         with pytest.raises(KeyboardInterrupt):
             run("eager_loop", tmp_path / "run.h5", Injector(functions[name], KeyboardInterrupt()))
 
