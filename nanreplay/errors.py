@@ -16,6 +16,7 @@ Exception
     ├── MemoryLimitError                          (MemoryError)          more memory than --max-memory lets it take
     ├── UnsupportedOpError                        (NotImplementedError)  an op that cannot be replayed
     ├── ReplayError                               (RuntimeError)         a replay that failed
+    │   └── MissingWorkersError                                          it needs the captures of other workers
     └── NonFiniteError                            (ArithmeticError)      training met a non-finite value
 ```
 
@@ -106,6 +107,10 @@ class UnsupportedOpError(NanreplayError, NotImplementedError):
 
 class ReplayError(NanreplayError, RuntimeError):
     """A replay could not be done."""
+
+
+class MissingWorkersError(ReplayError):
+    """A step of one worker needs what the others computed."""
 
 
 class NonFiniteError(NanreplayError, ArithmeticError):

@@ -91,6 +91,15 @@ class Origin:
     """How the rows were proved, or why there are none."""
     kind: str | None = None
     """`raised` when the kernel raises on these operands op by op, else None."""
+    replica: int | None = None
+    """Which of several replicas (of its worker) it was born in; None for one replica, and for what all do alike (the update)."""
+    worker: int | None = None
+    """Which of several workers recorded it; None for one worker, and for what all do alike."""
+
+    @property
+    def batch_prefix(self) -> str:
+        """How the paths of that part of the batch begin that its replica got; `rows` are rows of it."""
+        return "" if self.replica is None else f"replica_{self.replica}/"
 
 
 @dataclass(frozen=True, slots=True)

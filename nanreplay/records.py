@@ -73,6 +73,12 @@ class GradientSpec:
     """Tensor name of the row indices of an IndexedSlices gradient, or None when dense."""
 
 
+def loss_name(index: int, loss_of: Sequence[str] = ()) -> str:
+    """What a loss is called; `loss_of` is as in `Signature`."""
+    number = loss_of[:index].count(loss_of[index]) if loss_of else index
+    return (f"loss {number}" if number else "loss") + (f" of {loss_of[index]}" if loss_of else "")
+
+
 @dataclass(frozen=True, slots=True)
 class Signature:
     """How a program is called and what its tensors mean."""
@@ -107,6 +113,12 @@ class Signature:
     """Name of the outermost Keras model."""
     fed: tuple[InputSpec, ...] = ()
     """Outputs of ops that another run would not repeat (random draws, Python, tables), recorded after the batch's arrays."""
+    loss_of: tuple[str, ...] = ()
+    """Whose each loss is, such as `replica 1`; empty where there is one replica."""
+
+    def loss_name(self, index: int) -> str:
+        """What a loss is called: `loss`, `loss 1`, `loss of replica 1`."""
+        return loss_name(index, self.loss_of)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +154,8 @@ class OpInfo:
     """For a backward op: name of the forward op whose gradient it computes, else ""."""
     forward_function: str
     """Function that holds the forward op; "" for the main graph."""
+    replica: int = -1
+    """Which of several replicas ran it; -1 for one replica, and for what serves all."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import cast
 
 from nanreplay.bisect.run import OpKey
@@ -24,6 +24,8 @@ class Place:
     """Chain of Keras layers, "" outside."""
     stack: int
     """Index of a Python stack, -1 when unknown."""
+    replica: int | None = None
+    """Which of several replicas ran it; None where it serves all."""
 
     @property
     def layer(self) -> str | None:
@@ -34,6 +36,10 @@ class Place:
     def rank(self) -> int:
         """Phases in the order in which they run."""
         return PHASES.index(self.phase)
+
+
+def _first(numbers: Iterable[int]) -> int | None:
+    return next((number for number in numbers if number >= 0), None)
 
 
 class Attribution:
@@ -64,7 +70,8 @@ class Attribution:
         stack = next((stack for info in inward if (stack := self._stack(info)) >= 0), -1)
         if not where:
             where = _PLACES.get(phase) or ("layer" if path else "loss")
-        return Place(cast("Phase", phase), cast("Where", where), path, stack)
+        place = Place(cast("Phase", phase), cast("Where", where), path, stack)
+        return place if phase == "update" else replace(place, replica=_first(op.replica for op in infos))
 
     def _stack(self, info: OpInfo) -> int:
         """The line that the user wrote: for a backward op that of its forward op."""

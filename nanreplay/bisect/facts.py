@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,13 @@ from nanreplay.findings import OperandFacts, Origin, OutputFacts
 from nanreplay.replay.events import OpEvent, ValueId
 
 _SHOWN = 10
+_REPLICA = re.compile(r"replica_(\d+)(?:/|$)")
+
+
+def replica_of_path(path: str) -> int | None:
+    """Return the replica whose part of the batch a path names; None where there is one."""
+    found = _REPLICA.match(path)
+    return None if found is None else int(found[1])
 
 
 def describe(scene: Scene, suspect: Suspect) -> Origin:
@@ -27,6 +35,7 @@ def describe(scene: Scene, suspect: Suspect) -> Origin:
 def _of_batch(scene: Scene, suspect: Suspect) -> Origin:
     assert suspect.leaf is not None
     value = scene.trace.value(suspect.leaf)
+    replica = replica_of_path(scene.trace.runner.batch(scene.step).paths[scene.trace.feed(suspect.leaf)[1]])
     return Origin(
         scene.step,
         "input",
@@ -37,6 +46,7 @@ def _of_batch(scene: Scene, suspect: Suspect) -> Origin:
         None,
         outputs=(output_facts(value, suspect.masks[0]),),
         operands=(_whole(name_of(scene.trace, suspect.leaf), value),),
+        replica=replica,
     )
 
 
@@ -65,6 +75,7 @@ def _of_op(scene: Scene, suspect: Suspect) -> Origin:
         outputs=tuple(output_facts(outputs[k], mask) for k, mask in sorted(suspect.masks.items()) if k < len(outputs)),
         operands=() if event is None else tuple(_operands(scene.trace, event, suspect.masks)),
         kind="raised" if suspect.kind == "raised" else None,
+        replica=place.replica,
     )
 
 

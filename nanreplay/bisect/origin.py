@@ -15,7 +15,7 @@ from nanreplay.bisect.growth import find_root
 from nanreplay.bisect.judge import Suspect
 from nanreplay.bisect.path import chain_of, consequence_of, upstream_of
 from nanreplay.bisect.repair import PASSIVE
-from nanreplay.bisect.rows import RowProof, batch_size, prove_rows
+from nanreplay.bisect.rows import RowProof, batch_size, own_leaves, prove_rows
 from nanreplay.bisect.run import StepRunner
 from nanreplay.bisect.search import Progress, Scene, Search, search_back
 from nanreplay.findings import Findings, Origin
@@ -96,7 +96,7 @@ def _findings(
     scene, first = search.first, suspects[0]
     origin = describe(scene, first)
     say("proving which rows of the batch it needs")
-    proof = rows_of(scene, first)
+    proof = rows_of(scene, first, origin.batch_prefix)
     return Findings(
         origin=dataclasses.replace(origin, rows=proof.rows, rows_reason=proof.reason),
         other_origins=tuple(_other(scene, suspect) for suspect in suspects[1 : _OTHERS + 1]),
@@ -108,11 +108,12 @@ def _findings(
     )
 
 
-def rows_of(scene: Scene, suspect: Suspect) -> RowProof:
-    """Return the rows of the batch that an origin needs."""
+def rows_of(scene: Scene, suspect: Suspect, prefix: str) -> RowProof:
+    """Return the rows of the batch that an origin needs; of the part whose paths begin with `prefix`."""
     if suspect.fact is not None:
-        return prove_rows(scene.trace.runner, scene.step, suspect)
-    leaves = [np.asarray(leaf) for leaf in scene.trace.runner.batch(scene.step).leaves]
+        return prove_rows(scene.trace.runner, scene.step, suspect, prefix)
+    batch = scene.trace.runner.batch(scene.step)
+    leaves = [np.asarray(batch.leaves[place]) for place in own_leaves(batch.paths, prefix)]
     mask, size = suspect.masks[0], batch_size(leaves)
     if not mask.ndim or mask.shape[0] != size:
         return RowProof(None, "The array has no batch axis.")
@@ -123,7 +124,7 @@ def rows_of(scene: Scene, suspect: Suspect) -> RowProof:
 def _other(scene: Scene, suspect: Suspect) -> Origin:
     origin = describe(scene, suspect)
     if suspect.fact is None:
-        return dataclasses.replace(origin, rows=rows_of(scene, suspect).rows)
+        return dataclasses.replace(origin, rows=rows_of(scene, suspect, origin.batch_prefix).rows)
     return origin
 
 
@@ -154,7 +155,7 @@ def _notes(scene: Scene) -> Iterator[str]:
     values = dict(zip(signature.watch_layout, np.asarray(recorded).tolist(), strict=False))
     failed = {target.name: target for target in scene.targets if target.what == "loss"}
     for i in range(len(signature.losses)):
-        name, value = "loss" if i == 0 else f"loss {i}", values.get(f"loss:{i}")
+        name, value = signature.loss_name(i), values.get(f"loss:{i}")
         if value is None:
             continue
         if name in failed and np.isfinite(value):

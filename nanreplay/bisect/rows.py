@@ -42,18 +42,27 @@ class BudgetSpentError(Exception):
     """Too many replays."""
 
 
-def prove_rows(runner: StepRunner, step: int, suspect: Suspect) -> RowProof:
-    """Return the rows of the batch that make an op go bad."""
+def prove_rows(runner: StepRunner, step: int, suspect: Suspect, prefix: str = "") -> RowProof:
+    """Return the rows of the batch that make an op go bad; of the part whose paths begin with `prefix`."""
     assert suspect.fact is not None
     record = runner.batch(step)
-    size = batch_size([np.asarray(leaf) for leaf in record.leaves])
+    if not prefix and any(each.replica >= 0 for each in runner.ops(step).values()):
+        return RowProof(None, "It serves all replicas; rows of single ones were not tried.")
+    places = own_leaves(record.paths, prefix)
+    size = batch_size([np.asarray(record.leaves[place]) for place in places])
     if size is None:
         return RowProof(None, "The arrays of the batch have no axis in common.")
-    bench = Bench(runner, step, suspect, [np.asarray(each) for each in record.arrays], size)
+    places = places if prefix else list(range(len(record.arrays)))  # with the recorded outputs of ops
+    bench = Bench(runner, step, suspect, [np.asarray(record.arrays[place]) for place in places], size, places)
     try:
         return _prove(bench, list(candidates(suspect, size)))
     except BudgetSpentError:
         return RowProof(None, f"Not decided within {_BUDGET} replays.")
+
+
+def own_leaves(paths: Sequence[str], prefix: str) -> list[int]:
+    """Return which arrays of a batch belong to the replica of a prefix (see `findings.batch_prefix`); all when it is empty."""
+    return [place for place, path in enumerate(paths) if f"{path}/".startswith(prefix)]
 
 
 def batch_size(leaves: Leaves) -> int | None:
@@ -80,6 +89,8 @@ class Bench:
     suspect: Suspect
     leaves: Leaves
     size: int
+    places: Sequence[int]
+    """Where `leaves` are in the batch; the others belong to other replicas."""
     left: int = _BUDGET
     known: dict[tuple[Rows, int], bool] = field(default_factory=dict)
     donors: list[Leaves] = field(default_factory=list)
@@ -98,7 +109,8 @@ class Bench:
     def donate_batch(self) -> int | None:
         """Return the number of the donor that is an earlier batch of these shapes, None when there is none."""
         for step in [step for step in reversed(self.runner.steps) if step < self.step][:3]:
-            other = [np.asarray(leaf) for leaf in self.runner.batch(step).arrays]
+            whole = self.runner.batch(step).arrays
+            other = [np.asarray(whole[place]) for place in self.places if place < len(whole)]
             if [(leaf.shape, leaf.dtype) for leaf in other] == [(leaf.shape, leaf.dtype) for leaf in self.leaves]:
                 self.donors.append([new if self.has_rows(leaf) else leaf for leaf, new in zip(self.leaves, other, strict=True)])
                 return len(self.donors) - 1
@@ -140,11 +152,16 @@ class Bench:
         """Run the step as far as the op."""
         assert self.suspect.fact is not None
         fact = self.suspect.fact
+        whole_batch = list(self.runner.batch(self.step).arrays)
+        for place, leaf in zip(self.places, batch, strict=True):
+            whole_batch[place] = leaf
         watch = _Watch(self.runner, fact, self.suspect.kind)
         fetch = f"{fact.calls[0].op if fact.calls else fact.name}:0"
         whole = is_update(fact.type) or not fact.outputs
         try:
-            self.runner.run(self.step, watch.see, batch=batch, on_error=watch.repair, fetches=None if whole else [fetch], update=whole)
+            self.runner.run(
+                self.step, watch.see, batch=whole_batch, on_error=watch.repair, fetches=None if whole else [fetch], update=whole
+            )
         except _Reached:
             return watch.is_bad
         return False

@@ -64,8 +64,9 @@ def _target(trace: StepTrace, value: ValueId | None, what: TriggerWhat, name: st
 
 
 def _losses(trace: StepTrace) -> Iterator[Target]:
-    for i, tensor in enumerate(trace.runner.signature(trace.step).losses):
-        yield from _target(trace, trace.find(tensor), "loss", "loss" if i == 0 else f"loss {i}")
+    signature = trace.runner.signature(trace.step)
+    for i, tensor in enumerate(signature.losses):
+        yield from _target(trace, trace.find(tensor), "loss", signature.loss_name(i))
 
 
 def _gradients(trace: StepTrace) -> Iterator[Target]:

@@ -20,6 +20,8 @@ _TEXTS = ("function", "name", "type", "layer_path", "phase", "where", "forward",
 def ops_table(ops: Sequence[OpInfo]) -> dict[str, Any]:
     """Columns of the ops, each text once in a dictionary of its column."""
     table: dict[str, Any] = {"stack": [op.stack for op in ops]}
+    if any(op.replica >= 0 for op in ops):
+        table["replica"] = [op.replica for op in ops]
     for name in _TEXTS:
         values = [getattr(op, name) for op in ops]
         words = list(dict.fromkeys(values))
@@ -36,10 +38,12 @@ def ops_from_table(table: Any) -> tuple[OpInfo, ...]:
     """
     try:
         columns = {name: _column(table[name], name) for name in _TEXTS}
-        rows = zip(*(columns[name] for name in _TEXTS), typed(tuple[int, ...], table["stack"], "stack"), strict=True)
+        stacks = typed(tuple[int, ...], table["stack"], "stack")
+        replicas = typed(tuple[int, ...], table["replica"], "replica") if "replica" in table else (-1,) * len(stacks)
+        rows = zip(*(columns[name] for name in _TEXTS), stacks, replicas, strict=True)
         return tuple(
-            OpInfo(function, name, kind, layer, phase, where, stack, forward, forward_function)
-            for function, name, kind, layer, phase, where, forward, forward_function, stack in rows
+            OpInfo(function, name, kind, layer, phase, where, stack, forward, forward_function, replica)
+            for function, name, kind, layer, phase, where, forward, forward_function, stack, replica in rows
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise FormatError(f"the table of ops is damaged ({error})") from error

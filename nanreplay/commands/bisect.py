@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from nanreplay.commands.console import as_json, capture_file, max_memory, print_json, progress_bar, quiet_work, trust
+from nanreplay.commands.console import as_json, capture_files, max_memory, print_json, progress_bar, quiet_work, trust
 from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED
 from nanreplay.commands.outputs import Outputs, for_machines
 
@@ -21,7 +21,7 @@ FIXES: dict[bool | None, Literal["fast", "all", "none"]] = {None: "fast", True: 
 
 
 @click.command("bisect")
-@capture_file
+@capture_files
 @click.option(
     "--fixes/--no-fixes", "fixes", default=None, help="Try all fixes that fit the cause, or none; those that take under 5 s unless given."
 )
@@ -29,15 +29,17 @@ FIXES: dict[bool | None, Literal["fast", "all", "none"]] = {None: "fast", True: 
 @for_machines("bisect")
 @trust
 @max_memory
-def command(file: str, fixes: bool | None, as_json: bool, trust: bool, outputs: Outputs) -> int:
+def command(files: tuple[str, ...], fixes: bool | None, as_json: bool, trust: bool, outputs: Outputs) -> int:
     """Replay the failing step of FILE, name the op that made the first non-finite value, say why, and try fixes.
+
+    The files of several workers of one training are one run: the report is that of the worker whose own step failed first.
 
     Exit codes: 0 healthy, 1 non-finite reproduced, 2 unreadable file, 3 could not decide.
     """
-    with outputs.of(file):
-        report = _explained(file, fixes, trust)
+    with outputs.of(files[0]):
+        report = _explained(files, fixes, trust)
     code = CODES.get(report.verdict.kind, UNDECIDED)
-    outputs.add(file, code, report.sentence, report, report.findings.notes)
+    outputs.add(report.path, code, report.sentence, report, report.findings.notes)
     if as_json:
         from nanreplay.report.tojson import to_json
 
@@ -51,11 +53,18 @@ def command(file: str, fixes: bool | None, as_json: bool, trust: bool, outputs: 
     return code
 
 
-def _explained(file: str, fixes: bool | None, trust: bool) -> Report:
+def _explained(files: tuple[str, ...], fixes: bool | None, trust: bool) -> Report:
     from nanreplay.capture import Capture
+    from nanreplay.report.workers import check_one_run, explain_run
 
-    Capture(file).close()  # a file that cannot be read says so before TensorFlow loads
+    for file in files:
+        Capture(file).close()  # a file that cannot be read says so before TensorFlow loads
+    if len(files) > 1:
+        check_one_run(files)
     with quiet_work(), progress_bar() as watch:
         from nanreplay.report.explain import explain
 
-        return explain(file, trust=trust, fixes=FIXES[fixes], progress=watch.progress, say=watch.say)
+        def explained(file: str) -> Report:
+            return explain(file, trust=trust, fixes=FIXES[fixes], progress=watch.progress, say=watch.say)
+
+        return explained(files[0]) if len(files) == 1 else explain_run(files, explained)

@@ -50,6 +50,7 @@ max_memory = click.option(
 )
 output_file = click.option("-o", "--output", metavar="OUT", required=True, type=click.Path(path_type=str), help="The file to write.")
 force = click.option("--force", is_flag=True, help="Replace files that exist.")
+capture_files = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=str))
 capture_file = click.argument("file", metavar="FILE", type=click.Path(path_type=str))
 
 

@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import click
 
-from nanreplay.commands.console import as_json, capture_file, max_memory, print_json
+from nanreplay.commands.console import as_json, capture_files, max_memory, print_json
 from nanreplay.commands.exits import FINITE
 
 
 @click.command("info")
-@capture_file
+@capture_files
 @as_json
 @max_memory
-def command(file: str, as_json: bool) -> int:
+def command(files: tuple[str, ...], as_json: bool) -> int:
     """Say what a capture holds: incident, versions, steps, programs, variables, the last losses.
 
-    Nothing is replayed and TensorFlow is not needed.
+    Several files, such as those of the workers of one training, follow each other. Nothing is replayed and TensorFlow is not needed.
     """
     from nanreplay.capture import Capture
     from nanreplay.report.inventory import inventory, inventory_lines
 
-    with Capture(file) as capture:
-        facts = inventory(capture)
+    found = []
+    for file in files:
+        with Capture(file) as capture:
+            found.append(inventory(capture))
     if as_json:
-        print_json(facts)
-    else:
+        print_json(found[0] if len(found) == 1 else {"format": "nanreplay-info", "version": 1, "captures": found})
+        return FINITE
+    for facts in found:
         for line in inventory_lines(facts):
             click.echo(line)
+        if facts is not found[-1]:
+            click.echo()
     return FINITE

@@ -238,7 +238,7 @@ class Case:
     def outliers(self) -> tuple[Outlier, ...]:
         """Values of the failing batch far out of the range of other rows, the farthest first; proven rows only, where known."""
         rows = self.origin.rows if self.origin is not None else None
-        return find_outliers(self.replay, self.step, rows)
+        return find_outliers(self.replay, self.step, rows, self.origin.batch_prefix if self.origin is not None else "")
 
 
 def _float64(value: Any) -> Values:

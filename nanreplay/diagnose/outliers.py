@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanreplay.bisect.arrays import is_float
-from nanreplay.bisect.rows import batch_size
+from nanreplay.bisect.rows import batch_size, own_leaves
 from nanreplay.bisect.run import StepRunner
 from nanreplay.errors import NanreplayError
 
@@ -53,7 +53,7 @@ class Outlier:
         return f"`batch[{self.path}]` holds {self.value:.6g} in {where} of step {self.step} ({usual})."
 
 
-def find_outliers(replay: StepRunner, step: int, rows: Sequence[int] | None = None) -> tuple[Outlier, ...]:
+def find_outliers(replay: StepRunner, step: int, rows: Sequence[int] | None = None, prefix: str = "") -> tuple[Outlier, ...]:
     """Return the values of a batch that are far out of the range of other rows, the farthest of each array, farthest first.
 
     The usual range of a column is that of the same column in the other batches of the window and in the other rows of
@@ -63,16 +63,18 @@ def find_outliers(replay: StepRunner, step: int, rows: Sequence[int] | None = No
         replay: Holds the batches.
         step: Step of the batch.
         rows: Rows to look at; every row unless given.
+        prefix: How the paths of the arrays begin that are looked at.
     """
     record = _batch(replay, step)
     if record is None:
         return ()
     leaves = [np.asarray(leaf) for leaf in record.leaves]
-    size = batch_size(leaves)
+    own = own_leaves(record.paths, prefix)
+    size = batch_size([leaves[place] for place in own])
     others = _others(replay, step)
     found = []
     for i, leaf in enumerate(leaves):
-        if leaf.ndim and leaf.shape[0] == size and leaf.size and is_float(leaf) and leaf.dtype.kind != "c":
+        if i in own and leaf.ndim and leaf.shape[0] == size and leaf.size and is_float(leaf) and leaf.dtype.kind != "c":
             looked_at = range(len(leaf)) if rows is None else [row for row in rows if row < len(leaf)]
             usual = [other[i] for other in others if i < len(other) and other[i].ndim and other[i].shape[1:] == leaf.shape[1:]]
             few = max(_ELEMENTS // (leaf.size // len(leaf)), _FEWEST)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import bisect
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
 
 from nanreplay.program import private_tf
-from nanreplay.program.observe import Mark, Observation
+from nanreplay.program.observation import Mark, Observation
 from nanreplay.program.phases import Flow, classify
+from nanreplay.program.replicas import replica_of
 from nanreplay.program.sources import SourceTable
 from nanreplay.program.trace import TracedProgram, is_variable
 from nanreplay.program.watch import WatchEntry
@@ -53,7 +55,7 @@ def describe_program(
 def _signature(program: TracedProgram, variable_index: Mapping[int, int], leaf_paths: Sequence[str]) -> tuple[Signature, list[Any]]:
     trace, graph = program.trace, program.trace.graph
     captures, constants = _captures(graph, variable_index)
-    data = graph.inputs[: len(graph.inputs) - len(graph.captures)]
+    data = graph.inputs[: len(graph.inputs) - len(captures)]
     fed = tuple(_input_spec(tensor, len(leaf_paths) + i, tensor.name) for i, tensor in enumerate(trace.outside))
     result, vector, _ = program.function.structured_outputs
     names = [path for path, leaf in private_tf.flatten_with_paths((result, vector)) if leaf is not None]
@@ -76,6 +78,7 @@ def _signature(program: TracedProgram, variable_index: Mapping[int, int], leaf_p
         policy=_policy(seen),
         root_layer=seen.root_layer,
         fed=fed,
+        loss_of=tuple(f"replica {replica}" for replica in seen.loss_replicas()),
     ), constants
 
 
@@ -94,6 +97,7 @@ def _captures(graph: Any, variable_index: Mapping[int, int]) -> tuple[tuple[Capt
         else:
             captures.append(CaptureSpec(inside.name, constant=len(constants)))
             constants.append(outside)
+    captures += [CaptureSpec(inside.name) for inside in private_tf.deferred_captures(graph)]  # keys of collective ops
     return tuple(captures), constants
 
 
@@ -140,12 +144,13 @@ def describe_ops(graph: Any, seen: Observation, signature: Signature, metrics: f
     names = {id(each): name for name, each in graphs.items()}
     forward = _forward_ops(graphs, seen, names)
     flow = classify(graph, seen, signature, metrics)
+    devices = seen.replica_devices if len(seen.replica_devices) > 1 else ()
     found: list[OpInfo] = []
     for function, each in graphs.items():
         marks = _marks_of(each, seen)
         for index, op in enumerate(each.get_operations()):
             key = (function, op.name)
-            found.append(_describe_op(op, key, _stack_at(marks, index, id(each)), forward, flow, sources, seen.root_layer))
+            found.append(_describe_op(op, key, _stack_at(marks, index, id(each)), forward, flow, sources, seen.root_layer, devices))
     return with_forward_layers(found)
 
 
@@ -157,6 +162,7 @@ def _describe_op(
     flow: Flow,
     sources: SourceTable,
     root: str | None,
+    devices: Sequence[str],
 ) -> OpInfo:
     function, name = key
     forward_function, forward_name = forward.get(key, ("", ""))
@@ -164,6 +170,7 @@ def _describe_op(
     return OpInfo(
         function=function, name=name, type=op.type, layer_path=without_root(layers, root), phase=phase, where=where,
         stack=sources.add(op.traceback), forward=forward_name, forward_function=forward_function,
+        replica=-1 if function else replica_of(name, op.device, devices),
     )  # fmt: skip
 
 
@@ -248,4 +255,4 @@ def _with_forward_layer(op: OpInfo, by_key: Mapping[tuple[str, str], OpInfo]) ->
     if forward is op or op.phase == "update":
         return op
     where = forward.where if forward.where in ("layer", "loss", "input") else op.where
-    return OpInfo(op.function, op.name, op.type, forward.layer_path, op.phase, where, forward.stack, op.forward, op.forward_function)
+    return replace(op, layer_path=forward.layer_path, where=where, stack=forward.stack)

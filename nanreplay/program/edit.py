@@ -74,6 +74,23 @@ class ProgramEditor:
         for function, nodes in self._nodes.items():
             yield from ((function, name) for name, node in nodes.items() if node.op in types)
 
+    def ops_of(self, function: str) -> list[str]:
+        """Return the names of all ops of a function."""
+        return list(self._nodes[function])
+
+    def rename_output(self, key: OpKey, old: str, new: str) -> None:
+        """Follow the name of an op's output after its type was changed; only functions of the library name outputs."""
+        function, name = key
+        if not function:
+            return
+        names = {f"{name}:{old}:0": f"{name}:{new}:0"}
+        for node in self._nodes[function].values():
+            for position, source in enumerate(node.input):
+                node.input[position] = names.get(source, source)
+        returned = self._functions[function].ret
+        for argument, source in list(returned.items()):
+            returned[argument] = names.get(source, source)
+
     def data_inputs(self, key: OpKey) -> list[str]:
         """Return the names of an op's input tensors."""
         return [_normal(name, key[0]) for name in self.node(key).input if not name.startswith("^")]
@@ -120,15 +137,16 @@ class ProgramEditor:
         node = self.node((function, name))
         return tf.dtypes.as_dtype(output_types(self._definition(node), node)[self.outputs((function, name)).index(tensor)])
 
-    def add(self, function: str, compute: Callable[..., Any], tensors: Sequence[str]) -> list[str]:
+    def add(self, function: str, compute: Callable[..., Any], tensors: Sequence[str], scope: str | None = None) -> list[str]:
         """Add the ops of a Python function on existing tensors; returns the names of its results.
 
         Args:
             function: The function of the library to add to, "" for the main graph.
             compute: Takes tensors of unknown shape and returns a tensor or several.
             tensors: What it is given.
+            scope: Name scope of the new ops; one of this editor's own unless given.
         """
-        scope = f"{_SCOPE}_{self._count}"
+        scope = scope or f"{_SCOPE}_{self._count}"
         self._count += 1
         fed = {}
         with tf.Graph().as_default() as graph:
@@ -144,6 +162,39 @@ class ProgramEditor:
             if node.name not in fed:
                 self._append(function, node, fed)
         return [fed.get(tensor.op.name) or self.outputs((function, tensor.op.name))[tensor.value_index] for tensor in made]
+
+    def inline(self, name: str, function: str) -> list[str]:
+        """Put the body of a branch in the place of an If of the main graph; returns the names of the new ops.
+
+        Args:
+            name: The If. It becomes an IdentityN of what the branch returns.
+            function: The branch to take, whatever the condition.
+        """
+        node, body = self._nodes[""][name], self._functions[function]
+        given = [source for source in node.input if not source.startswith("^")][1:]
+        places = {argument.name: source for argument, source in zip(body.signature.input_arg, given, strict=True)}
+        for inner in body.node_def:
+            made = self.outputs((function, inner.name))
+            places |= {output: f"{name}/{inner.name}:{k}" for k, output in enumerate(made)}
+        for inner in body.node_def:
+            added = self._graph.node.add()
+            added.CopyFrom(inner)
+            added.name = f"{name}/{inner.name}"
+            self._nodes[""][added.name] = added
+            for position, source in enumerate(inner.input):
+                added.input[position] = f"^{name}/{source[1:]}" if source.startswith("^") else places[source]
+        types = [argument.type for argument in body.signature.output_arg]
+        node.op = "IdentityN"
+        del node.input[:]
+        node.input.extend(places[body.ret[argument.name]] for argument in body.signature.output_arg)
+        node.attr.clear()
+        node.attr["T"].list.type.extend(types)
+        return [f"{name}/{inner.name}" for inner in body.node_def]
+
+    def remove_function(self, name: str) -> None:
+        """Leave out a function of the library that nothing calls any more."""
+        self._graph.library.function.remove(self._functions.pop(name))
+        del self._nodes[name]
 
     def _append(self, function: str, node: Any, fed: Mapping[str, str]) -> None:
         holder = self._functions[function].node_def if function else self._graph.node

@@ -16,7 +16,8 @@ import tensorflow as tf
 from nanreplay.program import private_tf
 from nanreplay.program.describe import learning_rate_of, watch_layout, with_forward_layers, without_root
 from nanreplay.program.flat_graph import FlatGraph
-from nanreplay.program.observe import BackwardSpan, Observation, Observer, Region
+from nanreplay.program.observation import BackwardSpan, Observation, Region
+from nanreplay.program.observe import Observer
 from nanreplay.program.sources import SourceTable, is_user_file
 from nanreplay.program.watch import Watch
 from nanreplay.records import GradientSpec, OpInfo, ProgramRecord, Signature

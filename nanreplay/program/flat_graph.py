@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay.program import private_tf
-from nanreplay.program.observe import Region
+from nanreplay.program.observation import Region
 from nanreplay.records import CaptureSpec, InputSpec
 
 _SMALL = 4096

@@ -9,112 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import tensorflow as tf
 
-from nanreplay.program import private_tf
+from nanreplay.program import private_distribution, private_tf
+from nanreplay.program.observation import BackwardSpan, Mark, Observation, Region, RegionKind, TapeGradient
+from nanreplay.program.replicas import ReplicaThreads
 
 _TOKEN = "\x1f"
 """Parts a name scope from the number of the op; no scope can hold it."""
-
-RegionKind = Literal["layer", "optimizer", "backward", "watch"]
-
-
-class Region(NamedTuple):
-    """What was running, entered while ops went into `graph` (0 in eager mode)."""
-
-    kind: RegionKind
-    name: str
-    graph: int
-
-
-class Mark(NamedTuple):
-    """From the `start`-th op of its graph on, `stack` was running."""
-
-    start: int
-    stack: tuple[Region, ...]
-
-
-class BackwardSpan(NamedTuple):
-    """Ops `start` to `end` of `graph` compute the gradient of one forward op."""
-
-    graph: int
-    start: int
-    end: int
-    op_type: str
-    scope: str
-    forward: Any
-    """The forward op's first output tensor, or None when the tape dropped it."""
-    inputs: tuple[Any, ...] = ()
-    """The forward op's inputs; None where the tape dropped one."""
-
-
-class TapeGradient(NamedTuple):
-    """One call of `GradientTape.gradient`."""
-
-    targets: list[Any]
-    sources: list[Any]
-    gradients: list[Any]
-
-
-@dataclass
-class Observation:
-    """What one trace (or one eager execution) of a step showed."""
-
-    marks: dict[int, list[Mark]] = field(default_factory=dict)
-    """Marks by graph, in order of `start`."""
-    spans: list[BackwardSpan] = field(default_factory=list)
-    tape_gradients: list[TapeGradient] = field(default_factory=list)
-    applied: list[tuple[list[Any], list[Any]]] = field(default_factory=list)
-    """(gradients, variables) of each outermost `optimizer.apply`."""
-    unscaled: dict[int, Any] = field(default_factory=dict)
-    """The loss before loss scaling, by id of the scaled loss."""
-    scaled: list[Any] = field(default_factory=list)
-    """Scaled losses, kept so that their ids stay theirs."""
-    graphs: dict[int, Any] = field(default_factory=dict)
-    """Graphs by id, kept so that their ids stay theirs."""
-    optimizers: list[Any] = field(default_factory=list)
-    layers: list[Any] = field(default_factory=list)
-    """Outermost Keras layers that were called; their variables have paths."""
-    learning_rate: Any = None
-    """Learning rate of the first optimizer, read just before its first update."""
-    loss_scale: Any = None
-    """Loss scale of the first LossScaleOptimizer, read just before its first update."""
-    returned_losses: list[Any] = field(default_factory=list)
-    """Scalar floats that the step returned; they stand for the loss when nothing was differentiated by a tape."""
-    root_layer: str | None = None
-    """The first layer that was called: the model."""
-
-    def losses(self) -> list[Any]:
-        """What was differentiated, before loss scaling, without repeats and without non-float tensors."""
-        found: dict[int, Any] = {}
-        for call in self.tape_gradients:
-            for target in call.targets:
-                tensor = self.unscaled.get(id(target), target)
-                if tf.is_tensor(tensor) and (tensor.dtype.is_floating or tensor.dtype.is_complex):
-                    found[id(tensor)] = tensor
-        return list(found.values()) or self.returned_losses[:1]
-
-    def note_result(self, result: Any) -> None:
-        """Remember what may be the loss among the step's results."""
-        flat = tf.nest.flatten(result, expand_composites=True)
-        self.returned_losses = [leaf for leaf in flat if tf.is_tensor(leaf) and leaf.dtype.is_floating and leaf.shape.rank == 0]
-
-    def gradients(self) -> list[tuple[Any, Any]]:
-        """(gradient, variable) pairs as they reached the optimizer, else as the tape gave them."""
-        pairs = self.applied or [(call.gradients, call.sources) for call in self.tape_gradients]
-        found: dict[int, tuple[Any, Any]] = {}
-        for gradients, variables in pairs:
-            for gradient, variable in zip(gradients, variables, strict=False):
-                handle = private_tf.handle_of(variable)
-                if gradient is not None and handle is not None:
-                    found[id(handle)] = (gradient, variable)
-        return list(found.values())
 
 
 class Observer:
@@ -127,8 +33,7 @@ class Observer:
     def __init__(self, clock: Callable[[], tuple[int, int]] | None = None) -> None:
         self.observation = Observation()
         self._clock = clock or self._graph_clock
-        self._thread = threading.get_ident()
-        self._stack: list[Region] = []
+        self._threads: ReplicaThreads[Region] = ReplicaThreads(self._switched)
         self._undo: list[Callable[[], None]] = []
         self.failed: Exception | None = None
         """An error of the observer's own; from then on the step runs unobserved."""
@@ -143,6 +48,10 @@ class Observer:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._restore()
+
+    @property
+    def _stack(self) -> list[Region]:
+        return self._threads.stack
 
     @property
     def stack(self) -> tuple[Region, ...]:
@@ -170,8 +79,13 @@ class Observer:
         graph, start = self._clock()
         self.observation.marks.setdefault(graph, []).append(Mark(start, tuple(self._stack)))
 
+    def _switched(self) -> None:
+        """Another thread goes on: that of a replica, or the one that started them."""
+        self.observation.replica_devices = self._threads.devices
+        self._mark()
+
     def _is_mine(self) -> bool:
-        return threading.get_ident() == self._thread
+        return self._threads.is_mine()
 
     def _restore(self) -> None:
         while self._undo:
@@ -209,6 +123,7 @@ class Observer:
             self._patch(optimizer, "apply", self._observed_apply)
             self._patch(optimizer, "scale_loss", self._observed_scale_loss)
         self._patch(tf.GradientTape, "gradient", self._observed_gradient)
+        self._undo.append(self._threads.follow())
         self._undo.append(private_tf.hook_gradient_functions(self._forward_token, self._observed_gradient_function))
         self._tokens: dict[str, Any] = {}
 
@@ -241,7 +156,7 @@ class Observer:
                     variables = getattr(optimizer, "_trainable_variables", [])
                 variables = list(variables)
                 trainable_variables = variables if trainable_variables is not None else None
-                observer.observation.applied.append((grads, variables))
+                observer.observation.applied.append((grads, [private_distribution.component(variable) for variable in variables]))
                 observer._note_rates(optimizer)
             with observer.region("optimizer", optimizer.name):
                 return original(optimizer, grads, trainable_variables)
@@ -280,9 +195,9 @@ class Observer:
                 return original(tape, target, sources, *args, **kwargs)
             with observer.region("backward"):
                 gradients = original(tape, target, sources, *args, **kwargs)
-            observer.observation.tape_gradients.append(
-                TapeGradient(tf.nest.flatten(target), tf.nest.flatten(sources), tf.nest.flatten(gradients))
-            )
+            flat = [private_distribution.component(source) for source in tf.nest.flatten(sources)]
+            call = TapeGradient(tf.nest.flatten(target), flat, tf.nest.flatten(gradients), private_distribution.current_replica())
+            observer.observation.tape_gradients.append(call)
             return gradients
 
         return gradient

@@ -46,8 +46,12 @@ def is_outside(op_type: str) -> bool:
 
 
 def outside_tensors(graph: Any) -> list[Any]:
-    """Return the outputs of such ops in the main graph of a trace, but of those that give handles."""
-    ops = [op for op in graph.get_operations() if is_outside(op.type)]
+    """Return the outputs of such ops in the main graph of a trace, but of those that give handles.
+
+    Replicas that exchange tensors within the graph need nobody else.
+    """
+    among = exchanged_inside(graph.as_graph_def()) if any(op.type.startswith("Collective") for op in graph.get_operations()) else set()
+    ops = [op for op in graph.get_operations() if is_outside(op.type) and op.name not in among]
     return [tensor for op in ops if all(_can_be_held(each) for each in op.outputs) for tensor in op.outputs]
 
 
@@ -73,12 +77,22 @@ def _can_be_held(tensor: Any) -> bool:
     return tensor.dtype.as_datatype_enum not in _NOT_HELD
 
 
+def exchanged_inside(graph: Any) -> set[str]:
+    """Return the names of collective ops of a GraphDef, in functions too, all of whose replicas the graph holds."""
+    nodes = [node for _, node in all_nodes(graph) if node.op.startswith("Collective") and is_outside(node.op)]
+    devices = {node.device for node in nodes}
+    sizes = {node.name: node for node in graph.node}
+    groups = [sizes.get(node.input[1].partition(":")[0]) for node in nodes]
+    known = [int(tf.make_ndarray(each.attr["value"].tensor)) for each in groups if each is not None and each.op == "Const"]
+    return {node.name for node in nodes} if known and max(known) <= len(devices) else set()
+
+
 def unrecorded_ops(graph: Any, signature: Signature) -> list[str]:
     """Return what a replay would run anew, with an outcome of its own: `op` or `function::op`, with the op's type."""
-    recorded = fed_ops(signature)
+    recorded, inside = fed_ops(signature), exchanged_inside(parse_graph(graph))
     found = []
     for function, node in all_nodes(parse_graph(graph)):
-        if is_outside(node.op) and (function or node.name not in recorded):
+        if is_outside(node.op) and (function or node.name not in recorded) and node.name not in inside:
             found.append(f"{node.op} {function}::{node.name}" if function else f"{node.op} {node.name}")
     return found
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from nanreplay.program.observe import Observation
+from nanreplay.program.observation import Observation
 from nanreplay.records import Signature
 
 

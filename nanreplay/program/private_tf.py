@@ -1,6 +1,6 @@
-"""The one module that may import private TensorFlow and Keras modules. A test names what an upgrade moved.
+"""The one module that may import private TensorFlow and Keras modules, but for those of distribution strategies.
 
-Everything else of the package goes through the small functions below.
+A test names what an upgrade moved. Everything else of the package goes through the small functions below.
 """
 
 from __future__ import annotations
@@ -34,6 +34,8 @@ from tensorflow.python.ops import gen_resource_variable_ops as _gen_resource_var
 from tensorflow.python.ops import gen_state_ops as _gen_state_ops
 from tensorflow.python.util import _pywrap_determinism
 from tensorflow.python.util import nest as _nest
+
+from nanreplay.program.private_distribution import components
 
 
 def run_op(op_type: str, n_outputs: int, inputs: Sequence[Any], attrs: tuple[Any, ...]) -> list[Any]:
@@ -152,6 +154,11 @@ def add_control_input(op: Any, before: Any) -> None:
     op._add_control_inputs([before])
 
 
+def deferred_captures(graph: Any) -> list[Any]:
+    """Placeholders that are fed with what a function returns at each call; they are the last ones of `graph.inputs`."""
+    return list(_nest.flatten(graph.deferred_internal_captures, expand_composites=True))
+
+
 def forward_graph(graph: Any) -> Any:
     """The FuncGraph of which `graph` computes the gradient (bodies of While and If), or None."""
     return getattr(graph, "_forward_graph", None)
@@ -193,11 +200,8 @@ def function_options(function: Any) -> FunctionOptions:
 
 
 def handle_of(variable: Any) -> Any:
-    """The resource handle of a `tf.Variable` or a Keras variable, None for anything else."""
-    value = getattr(variable, "value", None)
-    if value is not None and not callable(value):
-        variable = value
-    return getattr(variable, "handle", None)
+    """The resource handle of a `tf.Variable` or a Keras variable (of the first replica's, if mirrored), None for anything else."""
+    return getattr(components(variable)[0], "handle", None)
 
 
 def assignment_functions() -> list[tuple[Any, str]]:
@@ -227,8 +231,19 @@ def add_op_callback(callback: Callable[..., Any]) -> Callable[[], None]:
 
 
 def flatten_with_paths(structure: Any) -> list[tuple[str, Any]]:
-    """(path, leaf) pairs in the order of `tf.nest.flatten(structure, expand_composites=True)`; a path is e.g. `0/ids`."""
-    return [(str(path), leaf) for path, leaf in _nest.flatten_with_joined_string_paths(structure, expand_composites=True)]
+    """(path, leaf) pairs in the order of `tf.nest.flatten(structure, expand_composites=True)`.
+
+    A path is e.g. `0/ids`, and `replica_1/0/ids` for the part of a distributed batch that the second replica gets.
+    """
+    return [(_replica_first(str(path)), leaf) for path, leaf in _nest.flatten_with_joined_string_paths(structure, expand_composites=True)]
+
+
+def _replica_first(path: str) -> str:
+    before, found, after = path.partition("PerReplica/")
+    if not found:
+        return path
+    replica, _, rest = after.partition("/")
+    return "/".join(part for part in (f"replica_{replica}", before.rstrip("/"), rest) if part)
 
 
 def function_library(name: str) -> list[Any]:

@@ -10,7 +10,8 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.program import private_tf
-from nanreplay.program.observe import Observation, Observer
+from nanreplay.program.observation import Observation
+from nanreplay.program.observe import Observer
 from nanreplay.program.outside import outside_tensors, without_forwarding
 from nanreplay.program.watch import Watch, build_watch
 

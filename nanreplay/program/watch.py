@@ -7,6 +7,7 @@ of a gradient decides which; a variable is read and counted. The same vector is 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -16,7 +17,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from nanreplay.program import private_tf
-from nanreplay.program.observe import Observation
+from nanreplay.program.observation import Observation
 
 WatchKind = Literal["loss", "gradient_sum", "gradient_max", "variable_sum", "learning_rate", "loss_scale"]
 
@@ -57,13 +58,17 @@ def build_watch(seen: Observation, handles: list[Any]) -> Watch:
     scalars: list[tuple[WatchEntry, Any]] = []
     for index, loss in enumerate(seen.losses()):
         scalars.append((WatchEntry("loss", index), _real(loss) if loss.shape.rank == 0 else tf.reduce_sum(_real(loss))))
+    several = len(seen.replica_devices) > 1
     for gradient, variable in seen.gradients():
-        values = _real(gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient)
+        values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
         handle = private_tf.handle_of(variable)
-        scalars.append((WatchEntry("gradient_sum", handle), tf.nn.l2_loss(values)))
-        scalars.append((WatchEntry("gradient_max", handle), _largest(values)))
+        with _beside(values, several):
+            values = _real(values)
+            scalars.append((WatchEntry("gradient_sum", handle), tf.nn.l2_loss(values)))
+            scalars.append((WatchEntry("gradient_max", handle), _largest(values)))
     for handle in handles:
-        scalars.append((WatchEntry("variable_sum", handle), tf.nn.l2_loss(_real(read_variable(handle)))))
+        with _beside(handle, several):
+            scalars.append((WatchEntry("variable_sum", handle), tf.nn.l2_loss(_real(read_variable(handle)))))
     if seen.learning_rate is not None:
         scalars.append((WatchEntry("learning_rate", None), seen.learning_rate))
     if seen.loss_scale is not None:
@@ -72,6 +77,11 @@ def build_watch(seen: Observation, handles: list[Any]) -> Watch:
         return Watch(None, ())
     wide = tf.float64 if any(value.dtype == tf.float64 for _, value in scalars) else tf.float32
     return Watch(tf.stack([tf.cast(value, wide) for _, value in scalars]), tuple(entry for entry, _ in scalars))
+
+
+def _beside(tensor: Any, several: bool) -> contextlib.AbstractContextManager[Any]:
+    """Where what is measured of a tensor is computed: on its own device where there are several, so that only a number moves."""
+    return tf.device(tensor.device) if several and tensor.device else contextlib.nullcontext()
 
 
 def _real(tensor: Any) -> Any:

@@ -165,11 +165,12 @@ class Recorder(keras.callbacks.Callback):
         if isinstance(original, FitFunction):
             original = original.original
         if self._fit is None or self._fit.model is not model or self._fit.original is not original:
-            step = self._ending.around(self._fit_step(model))
-            self._fit = FitFunction(model, original, step, self._take_expected, self._ending.ended_by)
+            step = self._fit_step(model)
+            run = self._ending.around(step)
+            self._fit = FitFunction(model, original, run, self._take_expected, self._ending.ended_by, step.expect)
         model.train_function = self._fit
 
-    def _fit_step(self, model: Any) -> Callable[[Any], Any]:
+    def _fit_step(self, model: Any) -> EagerStep | GraphStep:
         session = self._session
         session.variables.name_model(model)
         if model.run_eagerly:

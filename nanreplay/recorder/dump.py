@@ -12,7 +12,8 @@ import numpy as np
 
 from nanreplay.capture.storage import Location, RemotePath, local_copy, publish
 from nanreplay.capture.writer import CaptureWriter, writing
-from nanreplay.errors import StorageError
+from nanreplay.errors import MissingWorkersError, StorageError
+from nanreplay.program.collectives import collective_keys, local_program
 from nanreplay.program.describe import describe_program
 from nanreplay.program.outside import cut, unrecorded_ops
 from nanreplay.program.safety import parse_graph
@@ -28,6 +29,7 @@ from nanreplay.records import BatchRecord, Incident, ProgramRecord, Trigger
 if TYPE_CHECKING:
     from nanreplay.recorder.ring import StepEntry
     from nanreplay.recorder.session import Session
+    from nanreplay.recorder.variables import VariableTable
 
 FULL_STEPS = 3
 """Steps, the failing one included, whose weights and gradients are written."""
@@ -126,7 +128,8 @@ def gather(session: Session, trigger: Trigger, step: int, *, prove: bool = True)
         entries = [
             replace(entry, program=program_id, leaves=flat.leaves, paths=flat.paths) if entry.step == step else entry for entry in entries
         ]
-    batches = {entry.step: _batch(entry, programs, previous) for entry, previous in zip(entries, [None, *entries[:-1]], strict=False)}
+    pairs = zip(entries, [None, *entries[:-1]], strict=False)
+    batches = {entry.step: _batch(entry, programs, previous, session.variables) for entry, previous in pairs}
     keyframes = {number: dict(values) for number, values in session.ring.keyframes.items() if number <= step} if session.ring else {}
     given = [*_program_notes(programs.values()), *_undrawn_notes(batches, programs)]
     notes = [*session.notes, *filter(None, [session.keeper.shrunk]), *given]
@@ -174,14 +177,14 @@ def _finish(out: CaptureWriter, session: Session, window: Window, found: Reexecu
     out.finish(incident, session.timeline.table(sorted(session.variables.of_role("trainable")), ratios))
 
 
-def _batch(entry: StepEntry, programs: dict[str, ProgramRecord], previous: StepEntry | None) -> BatchRecord:
+def _batch(entry: StepEntry, programs: dict[str, ProgramRecord], previous: StepEntry | None, variables: VariableTable) -> BatchRecord:
     overrides = dict(entry.overrides)
     if entry.program in programs:
         signature = programs[entry.program].signature
         rate = _watched(signature.watch_layout, entry.fingerprint, "learning_rate")
         before = None if previous is None else _watched(signature.watch_layout, previous.fingerprint, "learning_rate")
         if signature.learning_rate is not None and rate is not None and (before is None or rate.tobytes() != before.tobytes()):
-            overrides[signature.learning_rate] = rate
+            overrides |= dict.fromkeys(variables.replicas_of(signature.learning_rate), rate)
     return BatchRecord(entry.program, entry.leaves, entry.paths, entry.fingerprint, overrides, entry.fed)
 
 
@@ -215,7 +218,7 @@ def _program_notes(programs: Any) -> list[str]:
                 f"Program {program.id} runs ops inside loops, branches or functions that another run does not repeat "
                 f"({', '.join(names)}); their outputs are not in the capture, and a replay may draw others."
             )
-        idle = cut(parse_graph(program.graph), program.signature).idle
+        idle = cut(parse_graph(program.graph), program.signature).idle | collective_keys(program)
         unheld = [spec.tensor for spec in program.signature.captures if spec.variable is None and spec.constant is None]
         unknown = [tensor for tensor in unheld if tensor not in idle]
         if unknown:
@@ -239,9 +242,12 @@ def _reexecute(session: Session, window: Window, share: Share, out: CaptureWrite
         out.values(kind, step, values)
 
     try:
-        return Reexecutor(window.programs, session.variables.infos).run(keyframes, batches, full, on_full, lambda: progress.advance(1))
+        local = {name: local_program(program) for name, program in window.programs.items()}
+        return Reexecutor(local, session.variables.infos).run(keyframes, batches, full, on_full, lambda: progress.advance(1))
     except OSError:  # the disk, not the proof
         raise
+    except MissingWorkersError as error:
+        return f"The window cannot be replayed. {error}"
     except Exception as error:  # the file is worth more than the proof, whatever TensorFlow raises here
         return (
             f"The window could not be re-executed at the dump: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

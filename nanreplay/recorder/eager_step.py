@@ -87,6 +87,9 @@ class EagerStep:
             self._on_incident(trigger, step)
         return result
 
+    def expect(self, *specs: Any) -> None:
+        """What the arguments may look like is of no matter to a step that is not traced."""
+
     def _prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
         """Keep what the step is given, and begin to observe it."""
         leaves, paths = batch_leaves((args, kwargs) if kwargs else args)

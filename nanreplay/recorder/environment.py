@@ -15,6 +15,7 @@ import tensorflow as tf
 
 import nanreplay
 from nanreplay.program import private_tf
+from nanreplay.recorder.cluster import this_worker
 
 
 def describe_environment() -> dict[str, str]:
@@ -23,7 +24,9 @@ def describe_environment() -> dict[str, str]:
         tf.config.experimental.get_device_details(device).get("device_name", device.device_type)
         for device in tf.config.list_physical_devices()
     ]
+    worker = this_worker()
     return {
+        **({"worker": str(worker.index), "workers": str(worker.count)} if worker.count > 1 else {}),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "nanreplay": nanreplay.__version__,
         "tensorflow": tf.__version__,

@@ -8,9 +8,16 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.errors import AttachError
-from nanreplay.program.observe import Observation
+from nanreplay.program import private_distribution
+from nanreplay.program.observation import Observation
 from nanreplay.program.trace import TracedStep
 from nanreplay.recorder.session import Session
+
+_RECORDED = (
+    tf.distribute.MirroredStrategy,
+    tf.distribute.MultiWorkerMirroredStrategy,
+    tf.distribute.OneDeviceStrategy,
+)
 
 
 def check_model(model: Any) -> None:
@@ -33,9 +40,22 @@ def check_model(model: Any) -> None:
         raise AttachError(f"Expected a keras.Model of Keras 3. Received: {kind}.{hint}")
     if not getattr(model, "compiled", False):
         raise AttachError(f"The model {model.name!r} is not compiled. Call model.compile(...) before recording model.fit.")
-    replicas = model.distribute_strategy.num_replicas_in_sync
-    if replicas > 1:
-        raise AttachError(f"The model trains on {replicas} replicas; this version of nanreplay records one replica only.")
+    check_strategy(model.distribute_strategy)
+    if model.distribute_strategy.num_replicas_in_sync > 1 and (model.run_eagerly or model.jit_compile):
+        how = "run_eagerly=True" if model.run_eagerly else "jit_compile=True"
+        raise AttachError(f"A model on several replicas cannot be recorded with {how}. Compile it without, or train on one device.")
+
+
+def check_strategy(strategy: Any) -> None:
+    """Fail when what a distribution strategy runs cannot be recorded.
+
+    Raises:
+        AttachError: It is not one of those whose replicas run the same step in lock-step, each with all variables.
+    """
+    if not isinstance(strategy, _RECORDED) and type(strategy).__name__ != "_DefaultDistributionStrategy":
+        raise AttachError(
+            f"nanreplay records MirroredStrategy and MultiWorkerMirroredStrategy; {type(strategy).__name__} is not supported."
+        )
 
 
 class FitFunction:
@@ -47,6 +67,7 @@ class FitFunction:
         run: Runs and records one step on one batch.
         is_expected: Whether the recorder's callback announced this step; a fit without the callback gets `original`.
         ended_by: Told of exceptions, those of the data included.
+        expect: Told what batches may look like; a size that Keras's trace leaves open may decide the last bit.
     """
 
     def __init__(
@@ -56,12 +77,14 @@ class FitFunction:
         run: Callable[[Any], Any],
         is_expected: Callable[[], bool],
         ended_by: Callable[[BaseException], None],
+        expect: Callable[[Any], None],
     ) -> None:
         self.model = model
         self.original = original
         self._run = run
         self._is_expected = is_expected
         self._ended_by = ended_by
+        self._expect = expect
 
     def __call__(self, iterator: Any) -> Any:
         """Run `steps_per_execution` steps; returns the logs of the last one."""
@@ -75,7 +98,9 @@ class FitFunction:
             raise
 
     def _run_steps(self, iterator: Any) -> Any:
-        logs = None
+        logs, spec = None, getattr(iterator, "element_spec", None)
+        if spec is not None:
+            self._expect(tf.nest.map_structure(_without_optional, spec))
         for _ in range(self.model.steps_per_execution):
             try:
                 data = next(iterator)
@@ -91,7 +116,7 @@ class FitFunction:
 
 def _without_optional(leaf: Any) -> Any:
     """Keras's data adapters hand None through `tf.data` as an Optional."""
-    return None if isinstance(leaf, tf.experimental.Optional) else leaf
+    return None if isinstance(leaf, (tf.experimental.Optional, tf.OptionalSpec)) else leaf
 
 
 def traced_train_step(model: Any, session: Session) -> tuple[TracedStep, Callable[..., Any]]:
@@ -99,7 +124,8 @@ def traced_train_step(model: Any, session: Session) -> tuple[TracedStep, Callabl
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def one_step_on_data(data: Any) -> Any:
-        return model.distribute_strategy.run(model.train_step, args=(data,))
+        logs = model.distribute_strategy.run(model.train_step, args=(data,))
+        return private_distribution.reduced_per_replica(logs, model.distribute_strategy)
 
     def unwatched(seen: Observation) -> list[Any]:
         session.variables.name_model(model)

@@ -30,6 +30,11 @@ class GraphStep:
         self._bare = bare
         self._on_incident = on_incident
         self._slots: dict[Any, ProgramSlot] = {}
+        self._specs: tuple[Any, ...] | None = None
+
+    def expect(self, *specs: Any) -> None:
+        """Trace the step for arguments of these specs, whatever the shapes of those that it gets; they must fit."""
+        self._specs = specs
 
     def __call__(self, *args: Any) -> Any:
         """Run one step; returns what the step returns."""
@@ -57,10 +62,11 @@ class GraphStep:
 
     def _begin(self, args: tuple[Any, ...]) -> ProgramSlot:
         leaves = [leaf for leaf in tf.nest.flatten(args, expand_composites=True) if tf.is_tensor(leaf)]
-        key = _signature_of(args)
+        traced_for = self._specs or args
+        key = _signature_of(traced_for)
         slot = self._slots.get(key)
         if slot is None:
-            slot = self._slots[key] = self._session.add_program(self._traced.program(*args), leaf_paths(args))
+            slot = self._slots[key] = self._session.add_program(self._traced.program(*traced_for), leaf_paths(args))
         self._session.before(slot.id, leaves, slot.paths)
         return slot
 
@@ -73,7 +79,7 @@ def _signature_of(value: Any) -> Hashable:
         return type(value), tuple((key, _signature_of(each)) for key, each in value.items())
     if isinstance(value, (list, tuple)):
         return type(value), tuple(map(_signature_of, value))
-    if tf.is_tensor(value):  # a ragged or sparse tensor, or a variable
+    if tf.is_tensor(value) or isinstance(value, tf.distribute.DistributedValues):  # a ragged or sparse tensor, a variable, a batch
         return type(value), tuple((part.dtype, tuple(part.shape)) for part in tf.nest.flatten(value, expand_composites=True))
     return type(value), value if isinstance(value, Hashable) else id(value)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from nanreplay.capture.storage import Location, RemotePath, location
 from nanreplay.capture.temporary import remove_stale
+from nanreplay.recorder.cluster import this_worker
 
 _PLACEHOLDER = re.compile(r"\{(step|time|pid|worker)\}")
 _FILLED = {"step": r"\d+", "time": r"\d{8}T\d{6}", "pid": r"\d+", "worker": r"\d+"}
@@ -18,9 +18,7 @@ _FILLED = {"step": r"\d+", "time": r"\d{8}T\d{6}", "pid": r"\d+", "worker": r"\d
 
 def expand_path(path: str, *, step: int) -> str:
     """`path` with {step}, {time}, {pid} and {worker} filled in."""
-    worker = 0
-    if "{worker}" in path:
-        worker = json.loads(os.environ.get("TF_CONFIG", "{}")).get("task", {}).get("index", 0)
+    worker = this_worker().index
     values = {"step": step, "time": time.strftime("%Y%m%dT%H%M%S"), "pid": os.getpid(), "worker": worker}
     return _PLACEHOLDER.sub(lambda match: str(values[match[1]]), path)
 

@@ -15,7 +15,7 @@ from nanreplay.capture.storage import Location
 from nanreplay.program.describe import watch_layout
 from nanreplay.program.fingerprint import Layout
 from nanreplay.program.flat import FlatProgram
-from nanreplay.program.observe import Observation
+from nanreplay.program.observation import Observation
 from nanreplay.program.sources import SourceTable
 from nanreplay.program.trace import TracedProgram
 from nanreplay.program.watch import WatchEntry, has_nonfinite, read_variable
@@ -79,6 +79,9 @@ class Session:
     """Called when an error of the recorder's own has detached it."""
     eager: EagerIncident | None = None
 
+    loss_of: tuple[str, ...] = ()
+    """Whose each loss of the step is, where a strategy runs several replicas."""
+
     def __post_init__(self) -> None:
         self.skips = Skips(self.settings.max_skipped)
         self.timeline = TimelineRing(self.settings.history)
@@ -96,6 +99,7 @@ class Session:
             if slot.traced.function is traced.function:
                 return slot
         seen = traced.trace.seen
+        self.loss_of = tuple(f"replica {replica}" for replica in seen.loss_replicas())
         self._name(seen)
         named = [variable for call in seen.tape_gradients for variable in call.sources if hasattr(variable, "handle")]
         if self.variables.add(traced.handles, [*named, *traced.trace.graph.variables]):
@@ -210,7 +214,7 @@ class Session:
         trigger: Trigger | None = None
         skipped = False
         if not np.isfinite(values).all():
-            trigger, skipped = find_trigger(layout, values, self.variables)
+            trigger, skipped = find_trigger(layout, values, self.variables, self.loss_of)
         if trigger is None and not skipped and (checked.with_keyframe or self.unhealthy or not layout.gradients_fit(values)):
             slot = self.variables.bad_slot(self._state_of(checked))
             trigger = None if slot is None else Trigger("variable", self.variables.path(slot), kind_of(self.variables, slot))

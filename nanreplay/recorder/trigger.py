@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,10 @@ import tensorflow as tf
 from nanreplay.program.fingerprint import Layout
 from nanreplay.program.watch import has_nonfinite, read_variable
 from nanreplay.recorder.variables import VariableTable
-from nanreplay.records import Trigger
+from nanreplay.records import Trigger, loss_name
 
 
-def find_trigger(layout: Layout, values: Any, variables: VariableTable) -> tuple[Trigger | None, bool]:
+def find_trigger(layout: Layout, values: Any, variables: VariableTable, loss_of: Sequence[str] = ()) -> tuple[Trigger | None, bool]:
     """What is non-finite, and whether loss scaling skipped this update."""
 
     def is_bad_variable(index: int) -> bool:
@@ -23,7 +24,7 @@ def find_trigger(layout: Layout, values: Any, variables: VariableTable) -> tuple
     if found is None:
         return None, skipped
     if found.what == "loss":
-        return Trigger("loss", "loss" if found.subject == 0 else f"loss {found.subject}", found.kind), False
+        return Trigger("loss", loss_name(found.subject, loss_of), found.kind), False
     return Trigger(found.what, variables.path(found.subject), found.kind), False
 
 

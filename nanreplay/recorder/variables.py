@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from nanreplay.program import private_tf
+from nanreplay.program import private_distribution, private_tf
 from nanreplay.program.watch import has_nonfinite, read_variable, squares_fit
 from nanreplay.records import Role, VariableInfo
 
@@ -27,11 +27,12 @@ class VariableTable:
     def name(self, variables: Iterable[Any], role: Role | None = None) -> None:
         """Remember paths and roles of Keras variables or `tf.Variable`s; the first name given stays."""
         for variable in variables:
-            handle = private_tf.handle_of(variable)
-            if handle is not None and id(handle) not in self._known:
-                path = getattr(variable, "path", None) or variable.name.partition(":")[0]
-                self._known[id(handle)] = (path, role or _role(variable))
-                self._known_handles.append(handle)
+            for replica, component in enumerate(private_distribution.components(variable)):
+                handle = getattr(component, "handle", None)
+                if handle is not None and id(handle) not in self._known:
+                    path = getattr(variable, "path", None) or variable.name.partition(":")[0]
+                    self._known[id(handle)] = (path if replica == 0 else f"{path}/replica_{replica}", role or _role(variable))
+                    self._known_handles.append(handle)
 
     def name_model(self, model: Any) -> None:
         """Name the variables of a Keras model or layer."""
@@ -89,6 +90,11 @@ class VariableTable:
             if value is not None and not squares_fit(value) and has_nonfinite(value):
                 return index
         return None
+
+    def replicas_of(self, index: int) -> list[int]:
+        """Indices of a variable and of what mirrors it on other replicas."""
+        path = self.infos[index].path
+        return [other for other, info in enumerate(self.infos) if other == index or info.path.startswith(f"{path}/replica_")]
 
     def of_role(self, role: Role) -> frozenset[int]:
         """Indices of the variables with `role`."""

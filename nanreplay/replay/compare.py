@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from nanreplay.program.fingerprint import Layout, NonFinite, ulp_distance
-from nanreplay.records import Signature, Trigger
+from nanreplay.records import Signature, Trigger, loss_name
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +72,7 @@ def compare_step(
     bad, _ = layout.find_nonfinite(found, loss_scaled=scaled, is_bad_variable=is_bad_variable)
     if bad is None:
         bad = next((NonFinite("variable", index, "nan") for index in slots if is_bad_variable(index)), None)
-    trigger = None if bad is None else Trigger(bad.what, _subject(bad.what, bad.subject, paths), bad.kind)
+    trigger = None if bad is None else Trigger(bad.what, _subject(bad.what, bad.subject, paths, signature.loss_of), bad.kind)
     loss = layout.losses[0][0] if layout.losses else None
     value = None if loss is None else float(found[loss])
     differences: list[Difference] = []
@@ -82,7 +82,7 @@ def compare_step(
             found = found.astype(held.dtype)  # a replay in float64 is compared in the recorded type, and judged in its own
         for element in np.flatnonzero(~(np.isnan(found) & np.isnan(held)) & (found != held)):
             ulp = ulp_distance(found[element : element + 1], held[element : element + 1])
-            name = _readable(signature.watch_layout[element], paths)
+            name = _readable(signature.watch_layout[element], paths, signature.loss_of)
             differences.append(Difference(name, float(held[element]), float(found[element]), ulp))
     else:
         recorded = None
@@ -98,17 +98,17 @@ def compare_step(
     )
 
 
-def _subject(what: str, subject: int, paths: Sequence[str]) -> str:
+def _subject(what: str, subject: int, paths: Sequence[str], loss_of: Sequence[str] = ()) -> str:
     if what == "loss":
-        return "loss" if subject == 0 else f"loss {subject}"
+        return loss_name(subject, loss_of)
     return paths[subject] if 0 <= subject < len(paths) else "unknown variable"
 
 
-def _readable(name: str, paths: Sequence[str]) -> str:
+def _readable(name: str, paths: Sequence[str], loss_of: Sequence[str] = ()) -> str:
     kind, _, subject = name.partition(":")
     if not subject:
         return kind.replace("_", " ")
     if kind == "loss":
-        return _subject("loss", int(subject), paths)
+        return loss_name(int(subject), loss_of)
     path = _subject("variable", int(subject), paths)
     return path if kind == "variable_sum" else f"gradient of {path}"

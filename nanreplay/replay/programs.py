@@ -10,6 +10,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import tensorflow as tf
 
 from nanreplay.errors import UnsupportedOpError
+from nanreplay.program.collectives import local_program
 from nanreplay.program.compiled import CompiledProgram, capture_feed
 from nanreplay.program.nodes import output_types
 from nanreplay.program.outside import cut, fed_ops, unrecorded_ops
@@ -54,11 +55,12 @@ class Program:
 
     def __init__(self, record: ProgramRecord, *, trust: bool = False) -> None:
         """Check the program; nothing runs yet."""
+        check_graph(record.graph, trust=trust)
+        record = local_program(record)
         self.record = record
         self.signature = record.signature
         self._trust = trust
         self.graph = parse_graph(record.graph)
-        check_graph(self.graph, trust=trust)
         calls = [name for name in python_ops(self.graph) if name not in fed_ops(self.signature)]
         if calls:
             raise UnsupportedOpError("PyFunc", calls[0], "it calls a Python function, which is not in the capture")

@@ -11,6 +11,7 @@ from nanreplay.capture import Capture
 from nanreplay.errors import MissingPartError, ReplayError, UnsupportedOpError
 from nanreplay.findings import Cause, Findings, FixResult, Report, Verdict
 from nanreplay.report.sentence import sentence
+from nanreplay.report.workers import as_worker
 
 if TYPE_CHECKING:
     from nanreplay.bisect import Bisection
@@ -60,7 +61,7 @@ def explain(
     with Capture(path) as capture, Replay(capture, trust=trust) as replay:
         verdict = judge(replay, progress=progress)
         without = verdict.kind in ("inconclusive", "transient")  # a fault has no origin in the program
-        bisection = Bisection(Findings(reason=verdict.reason)) if without else _bisected(replay, say)
+        bisection = Bisection(Findings(reason=verdict.reason)) if without else as_worker(capture, _bisected(replay, say))
         causes, unsaid = _causes(replay, bisection, verdict)
         if before_fixes is not None:
             notes = _notes(capture.incident.notes, replay.notes, bisection.findings.notes, unsaid)

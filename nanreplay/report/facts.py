@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from nanreplay.findings import ChainLink, Evidence, FixResult, OperandFacts, Origin, OutputFacts, Report
 from nanreplay.report.meanings import difference_lines
 from nanreplay.report.numbers import readable_list, readable_number, readable_steps, readable_trigger, readable_ulp
-from nanreplay.report.sentence import source_text
+from nanreplay.report.sentence import owner, source_text
 from nanreplay.report.words import fix_label
 
 FIX_HEADINGS = ("fix", "prevents it", "replayed", "loss before changes by", "last loss", "remark")
@@ -58,6 +58,7 @@ def _exactness(evidence: Evidence) -> str:
 def _origin_facts(origin: Origin) -> Iterator[tuple[str, str]]:
     yield "op", f"{origin.op_type} {origin.op_name}" if origin.op_type else ""
     yield "phase", origin.phase
+    yield "ran in", ", ".join(owner(origin))
     yield "layer", origin.layer_path or ""
     yield "loop", ", ".join(f"{loop.op} iteration {loop.iteration}" for loop in origin.loop)
     if origin.source is not None:

@@ -92,6 +92,8 @@ def fact_lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     incident, metadata, variables = facts["incident"], facts["metadata"], facts["variables"]
     yield "incident", f"step {incident['step']}: {readable_trigger(Trigger(**incident['trigger']))}"
     yield "recorded", f"{metadata.get('created', '?')} by {metadata.get('script') or 'an interactive session'}"
+    if "worker" in metadata:
+        yield "worker", f"{metadata['worker']} of {metadata.get('workers', '?')}, counted from 0"
     yield "versions", ", ".join(f"{name} {metadata[name]}" for name in _VERSIONS if name in metadata)
     yield "machine", f"{metadata.get('platform', '?')}; {metadata.get('devices') or 'no devices named'}"
     yield "window", readable_steps(facts["steps"])

@@ -56,7 +56,7 @@ def _what(verdict: Verdict, findings: Findings, incident: Incident, steps: tuple
     if verdict.kind in ("healthy", "transient", "inconclusive") or findings.origin is None:
         return _without_origin(verdict, findings, incident, steps)
     origin = findings.origin
-    parts = [f"step {origin.step}", *_place(origin)]
+    parts = [f"step {origin.step}", *owner(origin), *_place(origin)]
     if origin.loop:
         parts.append(", ".join(f"iteration {loop.iteration} of `{PurePath(loop.op).name}`" for loop in origin.loop))
     reached = _OP_IN_TEXT.sub(r"NaN in `\1`", findings.consequence or "")
@@ -66,6 +66,11 @@ def _what(verdict: Verdict, findings: Findings, incident: Incident, steps: tuple
     if origin.source is not None:
         said.append(source_text(origin.source.file, origin.source.line, origin.source.code) + ".")
     return " ".join([*said, certainty(verdict)]).rstrip()
+
+
+def owner(origin: Origin) -> list[str]:
+    """Whose it is where there are several: "worker 1", "replica 0"."""
+    return [f"{kind} {number}" for kind, number in (("worker", origin.worker), ("replica", origin.replica)) if number is not None]
 
 
 def source_text(file: str, line: int, code: str | None) -> str:
@@ -153,7 +158,8 @@ def _at(output: OutputFacts | None, origin: Origin) -> str:
     at = f" at [{', '.join(map(str, output.indices[0]))}]" if output is not None and output.indices and output.indices[0] else ""
     if not origin.rows:
         return at
-    return f"{at} ({'sample' if len(origin.rows) == 1 else 'samples'} {readable_list(origin.rows)} of the batch)"
+    whose = "the" if not owner(origin) else "its"
+    return f"{at} ({'sample' if len(origin.rows) == 1 else 'samples'} {readable_list(origin.rows)} of {whose} batch)"
 
 
 def _without_origin(verdict: Verdict, findings: Findings, incident: Incident, steps: tuple[int, int]) -> str:

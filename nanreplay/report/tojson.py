@@ -89,6 +89,8 @@ def _origin(origin: Origin) -> dict[str, Any]:
         "rows": origin.rows,
         "rows_reason": origin.rows_reason,
         "kind": origin.kind,
+        "replica": origin.replica,
+        "worker": origin.worker,
     }  # fmt: skip
 
 

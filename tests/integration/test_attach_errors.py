@@ -30,14 +30,6 @@ def test_another_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         mlp().fit(*data(None), callbacks=[Recorder(tmp_path / "run.h5")], verbose=0)
 
 
-def test_several_replicas_are_refused_for_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    model = mlp()
-    strategy = type("Strategy", (), {"num_replicas_in_sync": 2})()
-    monkeypatch.setattr(type(model), "distribute_strategy", property(lambda model: strategy))
-    with pytest.raises(AttachError, match="2 replicas"):
-        Recorder(tmp_path / "run.h5").set_model(model)
-
-
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from nanreplay.bisect.rows import batch_size
+from nanreplay.bisect.rows import batch_size, own_leaves
 from nanreplay.whatif.edits import BadValueError, BatchEdit, CannotTryError, Edit, Fix
 from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fixes.optimizer import number
@@ -42,23 +42,30 @@ def _drop_rows(failure: Failure) -> Fix:
     rows = failure.origin.rows if failure.origin is not None else None
     if not rows:
         raise CannotTryError("No rows of the batch were proved to be the ones that do it.")
-    leaves = [leaf for _, leaf in _leaves(failure)]
-    size = batch_size(leaves)
+    assert failure.origin is not None
+    batch = failure.window.replay.batch(failure.step)
+    own = own_leaves(batch.paths, failure.origin.batch_prefix)
+    size = batch_size([np.asarray(batch.leaves[place]) for place in own])
     if size is None or len(rows) >= size:
         raise CannotTryError("Every row of the batch would have to be left out.")
     kept = np.setdiff1d(np.arange(size), rows)
     signature = failure.window.replay.signature(failure.step)
     can_shrink = all(spec.shape is None or not spec.shape or spec.shape[0] is None for spec in signature.inputs)
     places = kept if can_shrink else np.array([row if row in kept else kept[row % len(kept)] for row in range(size)])
-    change = _only_at(failure.step, lambda leaf: leaf[places] if leaf.ndim and leaf.shape[0] == size else leaf)
+    change = _only_at(failure.step, lambda leaf: leaf[places] if leaf.ndim and leaf.shape[0] == size else leaf, own)
     said = ", ".join(map(str, rows))
     note = None if can_shrink else "The compiled step takes batches of one size: other rows of the batch stand in their places."
     code = f"batch = [np.delete(part, [{said}], axis=0) for part in batch]  # of step {failure.step}"
     return Fix("clean_data", {"how": "drop_rows", "rows": said}, Edit(batches=(change,)), code, note=note)
 
 
-def _only_at(step: int, change: Callable[[Any], Any]) -> BatchEdit:
-    return lambda at, leaves: [change(np.asarray(leaf)) for leaf in leaves] if at == step else leaves
+def _only_at(step: int, change: Callable[[Any], Any], places: Sequence[int]) -> BatchEdit:
+    """Change the arrays at some places of one step's batch."""
+
+    def edit(at: int, leaves: Sequence[Any]) -> Sequence[Any]:
+        return [change(np.asarray(leaf)) if place in places else leaf for place, leaf in enumerate(leaves)] if at == step else leaves
+
+    return edit
 
 
 def clip_data(failure: Failure, value: str | None) -> Fix:

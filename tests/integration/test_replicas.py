@@ -1,0 +1,199 @@
+"""Several replicas: recorded on several devices, replayed on one, bit for bit, and the report names the replica."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from conftest import ROOT, environment
+from replica_trainings import BAD_STEP
+from trainings import data, mlp, replayed
+
+from nanreplay import AttachError, Capture, Recorder
+from nanreplay.commands import run
+from nanreplay.findings import Report
+from nanreplay.report.explain import explain
+from nanreplay.report.tojson import to_json
+from nanreplay.report.workers import explain_run
+
+pytestmark = pytest.mark.timeout(600)
+
+
+def trained(folder: Path, replicas: int, *more: str) -> Path:
+    script = ROOT / "tests" / "integration" / "replica_trainings.py"
+    subprocess.run([sys.executable, script, folder, str(replicas), *more], check=True, capture_output=True, timeout=560, env=environment())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return trained(tmp_path_factory.mktemp("four"), 4)
+
+
+def told(path: Path) -> Report:
+    return explain(path, fixes="none")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("replicas", [2, 4])
+def test_the_recorder_does_not_change_the_training_of_replicas(tmp_path: Path, replicas: int) -> None:
+    with_recorder, without = json.loads((trained(tmp_path, replicas, "healthy") / "digests.json").read_text())
+    assert with_recorder == without
+
+
+@pytest.mark.parametrize("name", ["fit", "sparse", "loop"])
+def test_replicas_replay_on_one_device_bit_for_bit(four: Path, name: str) -> None:
+    results = replayed(four / f"{name}.h5")
+    assert [result.step for result in results] == list(range(BAD_STEP + 1))
+    assert all(result.bit_exact for result in results)
+    assert results[-1].nonfinite is not None
+    assert results[-1].nonfinite.name == "loss of replica 3"
+
+
+@pytest.mark.parametrize("name", ["fit", "loop"])
+def test_the_report_names_the_replica_and_the_row_of_its_batch(four: Path, name: str) -> None:
+    report = told(four / f"{name}.h5")
+    origin = report.findings.origin
+    assert origin is not None
+    assert (origin.op_type, origin.layer, origin.replica, origin.worker, origin.rows) == ("Log", "logarithm", 3, None, (1,))
+    assert report.sentence.startswith(f"step {BAD_STEP} · replica 3 · forward · layer `logarithm`")
+    assert report.verdict.bit_exact
+
+
+def test_a_batch_that_is_bad_itself_is_named_by_replica(four: Path) -> None:
+    origin = told(four / "sparse.h5").findings.origin
+    assert origin is not None
+    assert (origin.where, origin.replica, origin.rows, origin.operands[0].name) == ("input", 3, (1,), "batch[replica_3/1]")
+
+
+def test_variables_batches_and_the_dump_name_replicas(four: Path) -> None:
+    with Capture(four / "fit.h5") as capture:
+        paths = {info.path for info in capture.variables_info}
+        assert {"sequential/hidden/kernel", "sequential/hidden/kernel/replica_3"} <= paths
+        assert capture.batch(0).paths == tuple(f"replica_{replica}/{part}" for part in (0, 1) for replica in range(4))
+        assert (capture.incident.reproduced, capture.incident.bit_exact) == (True, True)
+        assert not capture.incident.notes
+
+
+@pytest.mark.slow
+def test_two_replicas(tmp_path: Path) -> None:
+    folder = trained(tmp_path, 2)
+    for name in ("fit", "sparse", "loop"):
+        assert all(result.bit_exact for result in replayed(folder / f"{name}.h5"))
+        origin = told(folder / f"{name}.h5").findings.origin
+        assert origin is not None
+        assert origin.replica == 1
+
+
+@pytest.mark.slow
+def test_fixes_are_tried_on_the_replica_that_needs_them(four: Path) -> None:
+    report = explain(four / "fit.h5", fixes=["clean_data=drop_rows", "epsilon", "clipnorm=1.0"])
+    assert {fix.name: fix.prevents for fix in report.fixes} == {"clean_data": True, "epsilon": True, "clipnorm": False}
+
+
+def test_the_size_of_a_batch_stays_open_where_keras_leaves_it_open(tmp_path: Path) -> None:
+    def weights(*callbacks: Any) -> list[bytes]:
+        keras.utils.set_random_seed(1)
+        model = keras.Sequential([keras.layers.Dense(8, "tanh"), keras.layers.BatchNormalization(), keras.layers.Dense(1)])
+        model.compile(optimizer="adam", loss="mse")
+        x, y = data(None, features=2)
+        model.fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(6), callbacks=list(callbacks), verbose=0, shuffle=False)
+        return [np.asarray(variable).tobytes() for variable in model.variables]
+
+    assert weights(Recorder(tmp_path / "run.h5")) == weights()
+
+
+@pytest.mark.parametrize("name", ["ParameterServerStrategy", "TPUStrategy"])
+def test_other_strategies_are_refused_at_attach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    model = mlp()
+    monkeypatch.setattr(type(model), "distribute_strategy", property(lambda model: type(name, (), {"num_replicas_in_sync": 2})()))
+    with pytest.raises(AttachError, match=name):
+        Recorder(tmp_path / "run.h5").set_model(model)
+
+
+@pytest.mark.parametrize("how", [{"run_eagerly": True}, {"jit_compile": True}])
+def test_replicas_run_eagerly_or_by_xla_are_refused_at_attach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: dict[str, bool]
+) -> None:
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+    monkeypatch.setattr(type(strategy), "num_replicas_in_sync", 2)
+    model = mlp(**how)
+    monkeypatch.setattr(type(model), "distribute_strategy", property(lambda model: strategy))
+    with pytest.raises(AttachError, match=next(iter(how))):
+        Recorder(tmp_path / "run.h5").set_model(model)
+
+
+# Workers
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two workers; the second one's batch is bad, and each leaves at its incident without waiting for the other."""
+    folder, ports = tmp_path_factory.mktemp("workers"), ",".join(str(free_port()) for _ in range(2))
+    script = ROOT / "tests" / "integration" / "worker_training.py"
+    commands = [[sys.executable, script, folder, str(index), ports, "1"] for index in range(2)]
+    running = [subprocess.Popen(each, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for each in commands]
+    try:
+        assert [each.wait(timeout=560) for each in running] == [0, 0]
+    finally:
+        for each in running:
+            each.kill()
+            each.wait()
+    return folder
+
+
+def test_each_worker_writes_its_file_whatever_becomes_of_the_others(workers: Path) -> None:
+    names = []
+    for index in range(2):
+        with Capture(workers / f"run.{index}.h5") as capture:
+            assert (capture.metadata["worker"], capture.metadata["workers"]) == (str(index), "2")
+            assert (capture.incident.step, capture.incident.reproduced, capture.incident.bit_exact) == (BAD_STEP, True, True)
+            names.append(capture.incident.trigger.what)
+    assert names == ["variable", "loss"]
+
+
+def test_each_worker_replays_alone_bit_for_bit(workers: Path) -> None:
+    for index in range(2):
+        results = replayed(workers / f"run.{index}.h5")
+        assert len(results) == BAD_STEP + 1
+        assert all(result.bit_exact for result in results)
+
+
+def test_a_worker_that_got_it_from_another_says_so(workers: Path) -> None:
+    report = told(workers / "run.0.h5")
+    assert report.findings.origin is None
+    assert "It came from another worker" in report.sentence
+
+
+def test_the_files_of_all_workers_are_one_run(workers: Path) -> None:
+    report = explain_run([workers / "run.0.h5", workers / "run.1.h5"], lambda path: told(Path(path)))
+    origin = report.findings.origin
+    assert origin is not None
+    assert (origin.worker, origin.op_type, origin.layer, origin.rows) == (1, "Log", "logarithm", (1,))
+    assert report.sentence.startswith(f"step {BAD_STEP} · worker 1 · forward")
+    assert to_json(report)["origin"]["worker"] == 1
+
+
+def test_info_and_bisect_take_the_files_of_all_workers(workers: Path, four: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    files = [str(workers / f"run.{index}.h5") for index in range(2)]
+    assert run(["info", *files]) == 0
+    said = capfd.readouterr().out
+    assert all(f"{index} of 2, counted from 0" in said for index in range(2))
+    assert run(["bisect", files[0], files[0]]) == 2
+    assert "is of worker 0" in capfd.readouterr().err
+    assert run(["bisect", files[0], str(four / "fit.h5")]) == 2
+    assert "not the capture of one of several workers" in capfd.readouterr().err
