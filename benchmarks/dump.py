@@ -3,7 +3,7 @@
 First the capture of a training (weights after some steps, Adam's slots, batches) is written, in turns with plain h5py: one
 contiguous dataset an array, closed and synced. Then its keyframe and its batches are written with each of HDF5's own filters.
 
-Usage: python benchmarks/dump.py [--mib 512] [--rounds 5] [--folder DIR]
+Usage: python benchmarks/dump.py [--mib 512] [--rounds 5] [--folder DIR] [--no-filters]
 """
 
 from __future__ import annotations
@@ -111,6 +111,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mib", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--no-filters", action="store_true", help="leave the table of filters out")
     parser.add_argument("--folder", help="a folder on the disk to measure")
     given = parser.parse_args()
     facts = machine()
@@ -126,7 +127,7 @@ def main() -> None:
             "pixels as floats": [np.asarray(batch.leaves[0]) for batch in contents.batches.values()],
             "token ids": [np.random.default_rng(step).integers(0, 30_000, (512, 512)) for step in range(8)],
         }
-        filters = filter_rows(groups, folder)
+        filters = [] if given.no_filters else filter_rows(groups, folder)
     speeds = [[f"{size / taken / 1e6:.0f}" for taken in pair] for pair in pairs]
     ratio = statistics.median(bare / capture for capture, bare in pairs)
     capture_s, plain_s = (statistics.median(side) for side in zip(*pairs, strict=True))
