@@ -25,7 +25,7 @@ COMPRESS_FROM_BYTES: Final = 4096
 """Smaller datasets are stored contiguous: a chunk index would cost more than deflate saves."""
 
 DEFLATE_TO: Final = 0.125
-"""Larger ones, of whole numbers, are deflated when a sample shrinks to this share of its size; `benchmarks/dump.py` shows what it costs else."""
+"""Larger ones, of whole numbers, are deflated when a sample shrinks to this share; `benchmarks/dump.py` shows what it costs else."""
 
 SAMPLES: Final = 4
 SAMPLE_BYTES: Final = 4096
