@@ -169,8 +169,9 @@ class Observer:
         if seen.learning_rate is not None:
             return
         with self.region("watch"):
-            if getattr(optimizer, "built", False) and hasattr(optimizer, "dynamic_scale"):
-                seen.loss_scale = tf.convert_to_tensor(optimizer.dynamic_scale)
+            initial_scale = getattr(optimizer, "initial_scale", None)
+            if initial_scale is not None:  # a LossScaleOptimizer; it makes its variables in its first update
+                seen.loss_scale = tf.convert_to_tensor(optimizer.dynamic_scale if optimizer.built else float(initial_scale))
             rate = getattr(optimizer, "learning_rate", None)
             if rate is not None:
                 seen.learning_rate = tf.convert_to_tensor(rate)
