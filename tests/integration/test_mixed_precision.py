@@ -77,9 +77,13 @@ def test_a_loop_whose_loss_scale_is_made_by_its_first_step(tmp_path: Path, is_co
         return loss
 
     step = Recorder(path).wrap(tf.function(train_step) if is_compiled else train_step, model=model, optimizer=optimizer)
-    with pytest.raises(NonFiniteError) as caught:
+
+    def train() -> None:
         for first in range(0, len(x), BATCH):
             step(x[first : first + BATCH], y[first : first + BATCH])
+
+    with pytest.raises(NonFiniteError) as caught:
+        train()
     assert caught.value.step == 9
     assert skipped_steps(path)
     assert max(skipped_steps(path)) < 9
