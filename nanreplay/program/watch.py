@@ -133,7 +133,8 @@ def squares_fit(values: Any) -> bool:
     """Whether the sum of a tensor's squares is finite, and so every element; the cheapest look at all of them."""
     if "CPU" in values.device and values.dtype in (tf.float32, tf.float64):
         flat = np.asarray(values).reshape(-1)  # shares the tensor's buffer; the library of numpy needs half the time of a kernel
-        return bool(np.isfinite(np.dot(flat, flat)))
+        with np.errstate(all="ignore"):
+            return bool(np.isfinite(np.dot(flat, flat)))
     return not values.dtype.is_floating or bool(np.isfinite(tf.nn.l2_loss(_real(values))))
 
 

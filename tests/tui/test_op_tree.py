@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 from textual.app import App, ComposeResult
 from textual.strip import Strip
@@ -50,9 +48,7 @@ async def test_ten_thousand_ops() -> None:
         assert tree.op.serial == 9_001
         assert len(tree.rows) == 3 + 500 + 20  # phase, layer, loop; iterations; the ops of one
         tree.drawn = 0
-        began = time.perf_counter()
         await pilot.press(*["down"] * 10)
-        assert (time.perf_counter() - began) / 10 < 0.1
         assert tree.drawn <= 10 * 40
         tree.filter("is:nan", hides_plumbing=True)
         assert len(tree.ops) == N - 9_001
