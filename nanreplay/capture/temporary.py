@@ -81,8 +81,8 @@ def replacing(target: Path) -> Iterator[DiskFile]:
         OSError: The file could not be made, written, synced or renamed; nothing is left behind.
     """
     temporary, descriptor = _create(target)
-    file = DiskFile(descriptor)
     try:
+        file = DiskFile(descriptor)
         yield file
         if file.error is not None:
             raise file.error

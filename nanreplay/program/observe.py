@@ -34,7 +34,7 @@ class Observer:
         self.observation = Observation()
         self._clock = clock or self._graph_clock
         self._threads: ReplicaThreads[Region] = ReplicaThreads(self._switched)
-        self._undo: list[Callable[[], None]] = []
+        self._undo = contextlib.ExitStack()
         self.failed: Exception | None = None
         """An error of the observer's own; from then on the step runs unobserved."""
 
@@ -42,12 +42,15 @@ class Observer:
         try:
             self._patch_all()
         except BaseException:
-            self._restore()
+            self._undo.close()
             raise
         return self.observation
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._restore()
+        try:
+            self._undo.close()
+        except Exception as failure:  # the rest has been put back all the same
+            self.failed = failure
 
     @property
     def _stack(self) -> list[Region]:
@@ -87,10 +90,6 @@ class Observer:
     def _is_mine(self) -> bool:
         return self._threads.is_mine()
 
-    def _restore(self) -> None:
-        while self._undo:
-            self._undo.pop()()
-
     def _patch(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
         original = getattr(owner, name)
         inherited = name not in vars(owner)
@@ -100,20 +99,21 @@ class Observer:
             return self._run(make, original, args, kwargs)
 
         setattr(owner, name, observed)
-        self._undo.append(functools.partial(delattr, owner, name) if inherited else functools.partial(setattr, owner, name, original))
+        self._undo.callback(functools.partial(delattr, owner, name) if inherited else functools.partial(setattr, owner, name, original))
 
     def _run(self, make: Callable[[Any], Any], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         """Call `make(original)`; an error of ours never reaches the step, and never makes `original` run twice."""
         if self.failed is not None:
             return original(*args, **kwargs)
-        once = _Once(original)
+        once: _Once | None = None
         try:
+            once = _Once(original)
             return make(once)(*args, **kwargs)
         except Exception as error:
-            if error is once.raised:
+            if once is not None and error is once.raised:
                 raise
             self.failed = error
-            return once.result if once.was_called else original(*args, **kwargs)
+            return once.result if once is not None and once.was_called else original(*args, **kwargs)
 
     def _patch_all(self) -> None:
         import keras
@@ -123,8 +123,8 @@ class Observer:
             self._patch(optimizer, "apply", self._observed_apply)
             self._patch(optimizer, "scale_loss", self._observed_scale_loss)
         self._patch(tf.GradientTape, "gradient", self._observed_gradient)
-        self._undo.append(self._threads.follow())
-        self._undo.append(private_tf.hook_gradient_functions(self._forward_token, self._observed_gradient_function))
+        self._undo.callback(self._threads.follow())
+        self._undo.callback(private_tf.hook_gradient_functions(self._forward_token, self._observed_gradient_function))
         self._tokens: dict[str, Any] = {}
 
     def _observed_layer_call(self, original: Any) -> Any:

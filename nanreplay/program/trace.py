@@ -88,7 +88,9 @@ class TracedStep:
         with contextlib.ExitStack() as stack:
             self._try(lambda: stack.enter_context(observer))
             result = self._step(*args, **kwargs)
-            return result, *(self._try(lambda: self._watch(graph, observer, result)) or (tf.zeros([0]), []))
+            watched: tuple[Any, list[Any]] = self._try(lambda: self._watch(graph, observer, result)) or (tf.zeros([0]), [])
+        self._failed = self._failed or observer.failed
+        return result, *watched
 
     def _try(self, work: Callable[[], Any]) -> Any:
         """Keep an error of ours until the trace has ended: only then TensorFlow initialises the variables that the step made."""

@@ -119,7 +119,12 @@ class Recorder(keras.callbacks.Callback):
         Raises:
             AttachError: `fit` of this model cannot be recorded.
         """
-        check_model(model)
+        try:
+            check_model(model)
+        except AttachError:
+            raise
+        except Exception as error:
+            self._session.detach(error)
         super().set_model(model)
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -128,13 +133,13 @@ class Recorder(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Metrics were reset, and other callbacks may have changed the state."""
-        self._session.request_keyframe()
+        self._session.guard(self._session.request_keyframe)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Announce the step; put the train function back when another callback replaced it."""
         self._expected = True
         if self.model.train_function is not self._fit:
-            self._session.request_keyframe()
+            self._session.guard(self._session.request_keyframe)
             self._session.guard(self._install)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -167,7 +172,7 @@ class Recorder(keras.callbacks.Callback):
         if self._fit is None or self._fit.model is not model or self._fit.original is not original:
             step = self._fit_step(model)
             run = self._ending.around(step)
-            self._fit = FitFunction(model, original, run, self._take_expected, self._ending.ended_by, step.expect)
+            self._fit = FitFunction(model, original, run, self._take_expected, self._ending.ended_by, self._guarded(step.expect))
         model.train_function = self._fit
 
     def _fit_step(self, model: Any) -> EagerStep | GraphStep:
@@ -177,6 +182,9 @@ class Recorder(keras.callbacks.Callback):
             return EagerStep(session, model.train_step, self._incidents.handle)
         traced, bare = traced_train_step(model, session)
         return GraphStep(session, traced, bare, self._incidents.handle)
+
+    def _guarded(self, expect: Callable[[Any], None]) -> Callable[[Any], None]:
+        return lambda spec: self._session.guard(lambda: expect(spec))
 
     def _take_expected(self) -> bool:
         expected, self._expected = self._expected, False

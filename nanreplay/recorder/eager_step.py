@@ -73,13 +73,13 @@ class EagerStep:
         try:
             result = self._step(*args, **kwargs)
         except BaseException as error:
-            run.stop.close()
+            session.guard(run.stop.close)
             if isinstance(error, Exception) and not is_end_of_data(error):
                 session.guard(lambda: self._register(run))
                 session.guard(lambda: self._record_ops(run, None))
                 self._on_incident(exception_trigger(error), step)
             raise
-        run.stop.close()
+        session.guard(run.stop.close)
         trigger = session.guard(lambda: self._after(run, result))
         if trigger is not None:
             values = session.ring.entries[-1].fingerprint if session.ring else None

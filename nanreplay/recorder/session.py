@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -78,7 +79,6 @@ class Session:
     on_detach: Callable[[], None] = lambda: None
     """Called when an error of the recorder's own has detached it."""
     eager: EagerIncident | None = None
-
     loss_of: tuple[str, ...] = ()
     """Whose each loss of the step is, where a strategy runs several replicas."""
 
@@ -259,13 +259,11 @@ class Session:
         """Stop recording after an error of the recorder's own, with one warning."""
         if not self.detached:
             self.detached = True
-            self.release()
-            self.on_detach()
-            warnings.warn(
-                f"nanreplay: the recorder failed and detached itself; training goes on without it. "
-                f"Please report this: {type(error).__name__}: {error}",
-                stacklevel=2,
-            )
+            for let_go in (self.release, self.on_detach):
+                with contextlib.suppress(Exception):  # may fail for the same reason
+                    let_go()
+            report = f"Please report this: {type(error).__name__}: {error}"
+            warnings.warn(f"nanreplay: the recorder failed and detached itself; training goes on without it. {report}", stacklevel=2)
 
     def release(self) -> None:
         """Let go of batches, keyframes, and steps that were not looked at."""

@@ -81,9 +81,9 @@ class Handler:
         self._previous = signal.getsignal(self.number)
         if self._previous is None or (self._previous == signal.SIG_IGN and self.number in _ENDS):
             return False
-        signal.signal(self.number, self)
         if self._kills():
             self._watchdog = Watchdog(self)
+        signal.signal(self.number, self)
         return True
 
     def remove(self) -> None:

@@ -24,19 +24,19 @@ ROOMS = ("recorder", "program", "capture")
 FRAMES = (
     # around the training's own step: an error as they begin would be Python's
     "recorder/callback.py:on_", "recorder/callback.py:wrap",
-    "recorder/callback.py:close", "recorder/callback.py:set_model", "recorder/fit.py:check_model", "recorder/callback.py:_take_expected",
+    "recorder/callback.py:close", "recorder/callback.py:set_model", "recorder/callback.py:_take_expected",
     "recorder/fit.py:__call__", "recorder/fit.py:_run_steps",
     "recorder/fit.py:_without_optional", "recorder/fit.py:one_step_on_data", "recorder/fit_callbacks.py:hook", "recorder/ending.py:run",
     "recorder/loop.py:recorded", "recorder/loop.py:_as_tensor", "recorder/graph_step.py:__call__", "recorder/eager_step.py:__call__",
     "recorder/incidents.py:handle", "recorder/incidents.py:settle", "recorder/signals.py:answer_pending", "recorder/session.py:guard",
     "recorder/session.py:detach", "program/observe.py:observed", "program/observe.py:_run",
-    "program/observe.py:__exit__", "program/observe.py:__init__",
+    "program/observe.py:__exit__", "program/observe.py:Observer.__init__",
     "program/observe.py:_forward_token", "program/observe.py:_observed_gradient_function", "program/private_tf.py:record_gradient",
     "program/private_tf.py:gradient_function", "program/private_tf.py:call", "recorder/eager_step.py:callback",
     "capture/temporary.py:seek", "capture/temporary.py:tell", "capture/temporary.py:read", "capture/temporary.py:write",
     "capture/temporary.py:truncate", "capture/temporary.py:flush",
     # which undo, and are called again by nobody
-    "program/observe.py:_restore", "program/private_tf.py:undo",
+    "program/private_tf.py:undo",
 )  # fmt: skip
 """Functions that catch the errors of the others, with what they do themselves before they can."""
 
@@ -52,16 +52,17 @@ class Injector:
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
+        if self.target is not None:
+            if code is self.target and event == "call" and not self.happened:
+                self.happened = True
+                raise self.error  # Python then takes this profiler out
+            return
         if event != "call" or not code.co_filename.startswith(str(PACKAGE)):
             return
         room = Path(code.co_filename).relative_to(PACKAGE)
         if room.parts[0] not in ROOMS or code.co_name.startswith("<"):
             return
-        if self.target is None:
-            self.called.setdefault(f"{room}:{code.co_qualname}", code)
-        elif code is self.target and not self.happened:
-            self.happened = True
-            raise self.error
+        self.called.setdefault(f"{room}:{code.co_qualname}", code)
 
 
 def compiled_loop(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
@@ -141,7 +142,8 @@ def run(scenario: str, path: Path | None, injector: Injector | None = None) -> t
 
 
 def functions_of(scenario: str, path: Path) -> dict[str, CodeType]:
-    """Every function of the recorder that runs in a scenario, the writing of a capture included."""
+    """Every function of the recorder that runs in a scenario, the writing of a capture included, but for those that run once a process."""
+    run(scenario, path)
     injector = Injector()
     run(scenario, path, injector)
     return {name: code for name, code in injector.called.items() if not _is_frame(name)}
@@ -149,4 +151,4 @@ def functions_of(scenario: str, path: Path) -> dict[str, CodeType]:
 
 def _is_frame(name: str) -> bool:
     file, _, qualified = name.partition(":")
-    return f"{file}:{qualified.rpartition('.')[2]}".startswith(FRAMES)
+    return name in FRAMES or f"{file}:{qualified.rpartition('.')[2]}".startswith(FRAMES)
