@@ -5,6 +5,7 @@ Each replica of a process is traced in a thread of its own, and they take turns.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -72,8 +73,8 @@ def hook_replica_threads(
     return undo
 
 
-def reduced_per_replica(logs: Any, strategy: Any) -> Any:
-    """The logs of all replicas as one, as `model.fit` reduces them."""
+def replica_reducer(strategy: Any) -> Callable[[Any], Any]:
+    """What makes one of the logs of all replicas, as `model.fit` does; Keras's own, since it runs inside the training's step."""
     from keras.src.backend.tensorflow.trainer import reduce_per_replica  # replays need no Keras
 
-    return reduce_per_replica(logs, strategy, reduction="auto")
+    return functools.partial(reduce_per_replica, strategy=strategy, reduction="auto")

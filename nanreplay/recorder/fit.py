@@ -121,11 +121,11 @@ def _without_optional(leaf: Any) -> Any:
 
 def traced_train_step(model: Any, session: Session) -> tuple[TracedStep, Callable[..., Any]]:
     """The model's train step with the watch inside, and bare."""
+    reduced = private_distribution.replica_reducer(model.distribute_strategy)
 
     @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
     def one_step_on_data(data: Any) -> Any:
-        logs = model.distribute_strategy.run(model.train_step, args=(data,))
-        return private_distribution.reduced_per_replica(logs, model.distribute_strategy)
+        return reduced(model.distribute_strategy.run(model.train_step, args=(data,)))
 
     def unwatched(seen: Observation) -> list[Any]:
         session.variables.name_model(model)

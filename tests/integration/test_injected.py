@@ -21,6 +21,7 @@ SOME = [
     "program/watch.py:build_watch", "program/observe.py:Observer._mark", "recorder/session.py:Session.add_program",
     "recorder/session.py:Session._check", "recorder/dump.py:gather", "capture/writer.py:CaptureWriter.batch",
 ]  # fmt: skip
+FIT = ["program/watch.py:build_watch", "recorder/fit.py:check_strategy", "recorder/graph_step.py:GraphStep.expect"]
 ENDS = [
     "program/observe.py:_Once.__init__", "program/patches.py:replace_functions.<locals>.undo",
     "program/private_distribution.py:hook_replica_threads.<locals>.undo", "capture/temporary.py:DiskFile.__init__",
@@ -63,7 +64,7 @@ def harm(scenario: str, folder: Path, function: CodeType, error: Exception, bare
 
 @pytest.mark.parametrize("scenario", ["compiled_loop", "fit"])
 def test_an_error_inside_the_recorder_never_reaches_the_training(tmp_path: Path, scenario: str) -> None:
-    assert_harmless(scenario, tmp_path, SOME[:2] if scenario == "fit" else SOME, RuntimeError("a bug"))
+    assert_harmless(scenario, tmp_path, FIT if scenario == "fit" else SOME, RuntimeError("a bug"))
 
 
 def test_an_error_at_either_end_of_an_eager_step_never_reaches_the_training(tmp_path: Path) -> None:
@@ -119,18 +120,21 @@ def train(x):
 recorder = Recorder(sys.argv[1], keyframe_every=1, window=3)
 step = recorder.wrap(train)
 step(tf.ones([8, 1000]))
+recorder.dump()
 print("ready", flush=True)
 while True:
-    recorder.dump()
     step(tf.ones([8, 1000]))
+    recorder.dump()
 """
 
 
 def kill_while_writing(script: str, path: Path, delay_s: float) -> int:
-    """Start `script`, kill it after `delay_s`; returns how many temporary files it left."""
+    """Start `script`, kill it `delay_s` after it began to write; returns how many temporary files it left."""
     with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         process.stdout.readline()
+        while process.poll() is None and not any(path.parent.glob(".*.tmp")):
+            pass
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(delay_s)
         process.kill()
@@ -159,14 +163,14 @@ def assert_whole_or_absent(folder: Path, kills: int) -> None:
 def test_kill_9_of_a_training_that_dumps_leaves_whole_captures_only(tmp_path: Path) -> None:
     random = np.random.default_rng()
     left, whole = 0, 0
-    for _ in range(8):
-        left += kill_while_writing(TRAINING, tmp_path / "run.h5", random.uniform(0.0, 0.7))
+    for _ in range(5):
+        left += kill_while_writing(TRAINING, tmp_path / "run.h5", random.uniform(0.0, 0.1))
         for path in tmp_path.iterdir():
             with Capture(path) as capture, Replay(capture) as replay:
                 assert all(result.bit_exact for result in replay.run_window("recorded"))
             path.unlink()
             whole += 1
-    print(f"{left} kills of 8 met a file that was being written; {whole} whole files")
+    print(f"{left} kills of 5 met a file that was being written; {whole} whole files")
     assert left, "no kill met a file that was being written"
 
 
