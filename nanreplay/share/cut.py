@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from nanreplay.capture.rewrite import lazy_contents
+from nanreplay.program.collectives import local_program
 from nanreplay.program.prune import pruned
 from nanreplay.records import BatchRecord, CaptureContents, Frame, OpInfo, ProgramRecord, Signature
 from nanreplay.replay import Replay
@@ -29,7 +30,8 @@ def cut_to_steps(replay: Replay, first: int) -> CaptureContents:
     capture = replay.capture
     steps = [step for step in replay.steps if first <= step <= replay.incident.step]
     batches = {step: replay.batch(step) for step in steps}
-    programs = [pruned(capture.program(name)) for name in dict.fromkeys(batch.program for batch in batches.values())]
+    recorded = [capture.program(name) for name in dict.fromkeys(batch.program for batch in batches.values())]
+    programs = [pruned(local_program(program)) for program in recorded]  # replicas are told apart by devices, which do not stay
     used = {index for program in programs for index in _variables(program.signature)}
     state = {index: np.asarray(value) for index, value in replay.state(first).items() if index in used}
     programs, frames, stacks = _with_used_stacks(programs, capture.frames, capture.stacks)

@@ -64,6 +64,7 @@ def drafts_of(
         wanted = locate(replay)
         if not wanted or place_of(wanted[0]) != place_of(origin):
             raise ReplayError(f"{path}: the origin is not the same in every replay.")
+        wanted = (dataclasses.replace(wanted[0], rows=origin.rows), *wanted[1:])
         draft = Draft(cut_to_steps(replay, origin.step))
     yield draft
 
@@ -109,24 +110,33 @@ def _short(timeline: Timeline, steps: Sequence[int]) -> Timeline:
 def _notes(draft: Draft, before: Report) -> Iterator[str]:
     steps, (first, last) = tuple(draft.contents.batches), before.steps
     yield f"Cut to {readable_steps(steps)} from a capture of {readable_steps(range(first, last + 1))}; the keyframe was made by replay."
-    rows = draft.rows
-    if rows.recorded is not None and len(rows.kept) < rows.recorded:
-        how = "The batch holds" if rows.is_shrunk else "The batch repeats" if rows.is_repeated else "The batch repeats one row but for"
-        which = "row" if len(rows.kept) == 1 else "rows"
-        yield f"{how} {which} {readable_list(rows.kept, limit=20)} of the {rows.recorded} that were recorded."
-    elif rows.recorded is not None and rows.recorded > 1:
-        reason = before.findings.origin.rows_reason if before.findings.origin is not None else None
-        yield f"All {rows.recorded} rows of the batch are left. {reason or ''}".rstrip()
-    if rows.is_resized:
-        yield "The program was traced for more rows: its shapes were changed; numbers that were worked out from them were not."
+    yield from _row_notes(draft.rows, before.findings.origin)
     if draft.features is not None and draft.features[0] < draft.features[1]:
         yield f"{draft.features[0]} of {draft.features[1]} features are left; the others are 0."
+    given = sum(len(batch.fed) for batch in draft.contents.batches.values())
+    if given and draft.is_changed:
+        yield f"Recorded outputs of ops ({given} arrays) are fed as they were; they do not follow from what is left of the batch."
     if draft.zeroed:
         yield f"Set to 0, since the origin does not need their values: {_variables(draft)}."
     if draft.is_changed:
         yield "Fingerprints are those of a replay, since the step is no longer the recorded one."
     if draft.short:
         yield "The timeline holds only the steps that are left."
+
+
+def _row_notes(rows: Rows, origin: Origin | None) -> Iterator[str]:
+    reason = origin.rows_reason if origin is not None else None
+    batch = "batch of each replica" if origin is not None and origin.replica is not None else "batch"
+    if rows.recorded is not None and len(rows.kept) < rows.recorded:
+        how = "holds" if rows.is_shrunk else "repeats" if rows.is_repeated else "repeats one row but for"
+        which = "row" if len(rows.kept) == 1 else "rows"
+        yield f"The {batch} {how} {which} {readable_list(rows.kept, limit=20)} of the {rows.recorded} that were recorded."
+        if reason and (origin is None or origin.rows is None or len(origin.rows) > 1):
+            yield f"Of the batch as it was recorded: {reason}"
+    elif rows.recorded is not None and rows.recorded > 1:
+        yield f"All {rows.recorded} rows of the {batch} are left. {reason or ''}".rstrip()
+    if rows.is_resized:
+        yield "The program was traced for more rows: its shapes were changed; numbers that were worked out from them were not."
 
 
 def _variables(draft: Draft) -> str:

@@ -34,10 +34,27 @@ def place_of(origin: Origin) -> Place:
 def is_same(found: Sequence[Origin], wanted: Sequence[Origin]) -> bool:
     """Whether the first origin is the same, and no other has come in that was not there before.
 
+    Where no rows of the batch do it alone, it must not have spread either: with one row in all places of a batch every feature
+    is constant, and divides by a variance of zero.
+
     Args:
         found: The origins of a candidate, the first one first.
-        wanted: Those of the recording.
+        wanted: Those of the recording; the first one with its rows.
     """
     if not found or place_of(found[0]) != place_of(wanted[0]):
         return False
+    if wanted[0].rows is None and has_spread(found[0], wanted[0]):
+        return False
     return {place_of(origin)[:6] for origin in found} <= {place_of(origin)[:6] for origin in wanted}
+
+
+def has_spread(found: Origin, wanted: Origin) -> bool:
+    """Whether an op makes elements bad that are good in the recording; axes whose length has changed do not count."""
+    own, other = bad_output(wanted), bad_output(found)
+    if own is None or other is None or len(own.shape) != len(other.shape):
+        return False
+    if own.shape == other.shape and other.nonfinite > own.nonfinite:
+        return True
+    axes = [axis for axis, (one, two) in enumerate(zip(own.shape, other.shape, strict=True)) if one == two]
+    before, after = ({tuple(index[axis] for axis in axes) for index in each.indices} for each in (own, other))
+    return len(own.indices) == own.nonfinite and not after <= before  # else the list of the recording's elements has an end

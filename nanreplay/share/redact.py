@@ -6,14 +6,14 @@ import dataclasses
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from nanreplay.bisect.rows import batch_size
+from nanreplay.bisect.rows import batch_size, own_leaves
 from nanreplay.capture import Capture, write_capture
 from nanreplay.capture.rewrite import lazy_contents
 from nanreplay.errors import NanreplayError, ReplayError
@@ -33,6 +33,7 @@ Batches: TypeAlias = Literal["statistics", "failing-rows", "none"]
 Weights: TypeAlias = Literal["keep", "none"]
 _DRAWS = 8
 """How many times stand-ins are drawn until the origin is the same."""
+_GIVEN = "What ops gave and was recorded, such as random numbers and results of Python functions, is random too."
 _LONG = 16
 """Arrays of a program with more elements may be data."""
 
@@ -108,7 +109,8 @@ def redact(
             contents = dataclasses.replace(contents, batches={})
         if weights == "none":
             contents = dataclasses.replace(contents, keyframes={})
-        notes = (*notes, *_notes(held, batches, weights))
+        given = held != "none" and any(batch.fed for batch in contents.batches.values())
+        notes = (*notes, *_notes(held, batches, weights), *([_GIVEN] if given else []))
         file = folder / "out.h5"
         write_capture(file, with_notes(contents, notes), small=True)
         after = None if held == "none" else _explained(file, trust, None, say)
@@ -176,29 +178,27 @@ def _anonymous(contents: CaptureContents) -> tuple[CaptureContents, tuple[str, .
 
 def _drawn(contents: CaptureContents, origin: Origin, batches: Batches, folder: Path, *, trust: bool) -> CaptureContents | None:
     """The contents with random numbers in the place of data, None when the origin was another each time."""
-    rows = origin.rows if batches == "failing-rows" else None
-    recorded = dict(contents.batches)
+    recorded, kept = dict(contents.batches), origin if batches == "failing-rows" else None
     for draw in range(_DRAWS):
         random = np.random.default_rng(draw)
-        drawn = dataclasses.replace(contents, batches={step: _other(batch, rows, random) for step, batch in recorded.items()})
+        drawn = dataclasses.replace(contents, batches={step: _other(batch, kept, random) for step, batch in recorded.items()})
         with Bench(drawn, folder / f"{draw}", (origin,), Budget(1, time.monotonic() + 60.0), trust=trust) as bench:
             if bench.has_origin():
                 return bench.with_fingerprints()
     return None
 
 
-def _other(batch: BatchRecord, rows: Sequence[int] | None, random: Any) -> BatchRecord:
-    """A batch of random numbers but for the rows that are kept; what ops gave for it is random too."""
-    size = batch_size([np.asarray(leaf) for leaf in batch.leaves])
-
-    def other(leaf: Any) -> Any:
-        array = np.asarray(leaf)
-        made = stand_in(array, random)
-        if rows and array.ndim and array.shape[0] == size:
-            made[list(rows)] = array[list(rows)]
-        return made
-
-    return dataclasses.replace(batch, leaves=tuple(map(other, batch.leaves)), fed=tuple(map(other, batch.fed)))
+def _other(batch: BatchRecord, kept: Origin | None, random: Any) -> BatchRecord:
+    """A batch of random numbers but for the rows of an origin. What ops gave is random: a row of it may hold another one's data."""
+    leaves = [stand_in(np.asarray(leaf), random) for leaf in batch.leaves]
+    if kept is not None and kept.rows:
+        places = own_leaves(batch.paths, kept.batch_prefix)
+        recorded = {place: np.asarray(batch.leaves[place]) for place in places}
+        size = batch_size(list(recorded.values()))
+        for place, array in recorded.items():
+            if array.ndim and array.shape[0] == size:
+                leaves[place][list(kept.rows)] = array[list(kept.rows)]
+    return dataclasses.replace(batch, leaves=tuple(leaves), fed=tuple(stand_in(np.asarray(each), random) for each in batch.fed))
 
 
 def _notes(held: Batches, asked: Batches, weights: Weights) -> Iterator[str]:

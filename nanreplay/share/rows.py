@@ -52,7 +52,8 @@ def keep_rows(bench: Bench, proved: Sequence[int] | None, folder: Path, *, trust
         if shrunk is not None:
             return shrunk
     donor, kept = _needed_rows(bench, table, proved or ())
-    for fewer in _sizes(kept or (donor,)) if kept != tuple(proved or ()) else ():
+    found = () if kept == tuple(proved or ()) else _sizes(kept or (donor,))
+    for fewer in (*found, *_with_donor(kept, donor, size)):
         shrunk = _shrunk(bench, table, fewer, folder, trust=trust)
         if shrunk is not None:
             return shrunk
@@ -108,6 +109,12 @@ def _sizes(kept: Sequence[int]) -> Iterator[Sequence[int]]:
         yield kept[:size]
         size *= 2
     yield kept
+
+
+def _with_donor(kept: Sequence[int], donor: int, size: int) -> Iterator[Sequence[int]]:
+    """Yield the rows that are needed and one of the others: a batch of equal rows has no variance."""
+    if 0 < len(kept) < size - 1:
+        yield sorted({donor, *kept})
 
 
 def _shrunk(bench: Bench, table: _Table, rows: Sequence[int], folder: Path, *, trust: bool) -> tuple[CaptureContents, Rows] | None:
