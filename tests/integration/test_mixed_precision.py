@@ -22,6 +22,12 @@ def model_of(policy: str, optimizer: Any, **compile_arguments: Any) -> Any:
     return model
 
 
+def assert_only_this_step_fails(path: Path, step: int) -> None:
+    results = replayed(path)
+    assert [result.step for result in results if not result.finite] == [step]
+    assert all(result.bit_exact for result in results)
+
+
 def skipped_steps(path: Path) -> list[int]:
     with Capture(path) as capture:
         timeline = capture.timeline()
@@ -42,9 +48,7 @@ def test_a_scale_that_is_found_by_skipping_is_a_healthy_training_until_its_nan(t
         scales = capture.timeline()["loss_scale"].tolist()
     assert scales[0] == 2.0**20
     assert min(scales) == 2.0 ** (20 - len(skipped))
-    results = replayed(path)
-    assert [result.step for result in results if not result.finite] == [9]
-    assert all(result.bit_exact for result in results)
+    assert_only_this_step_fails(path, 9)
 
 
 def test_a_fixed_scale_skips_nothing_so_an_overflowing_gradient_is_an_incident(tmp_path: Path) -> None:
@@ -56,9 +60,7 @@ def test_a_fixed_scale_skips_nothing_so_an_overflowing_gradient_is_an_incident(t
     with Capture(path) as capture:
         assert capture.incident.trigger.what == "gradient"
         assert not capture.timeline()["skipped"].any()
-    results = replayed(path)
-    assert [result.step for result in results if not result.finite] == [5]
-    assert all(result.bit_exact for result in results)
+    assert_only_this_step_fails(path, 5)
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
@@ -92,9 +94,7 @@ def test_a_loop_whose_loss_scale_is_made_by_its_first_step(tmp_path: Path, is_co
 def test_bfloat16_under_xla(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
     assert record(path, model_of("mixed_bfloat16", "adam", jit_compile=True), *data(3)) == 3
-    results = replayed(path)
-    assert [result.step for result in results if not result.finite] == [3]
-    assert all(result.bit_exact for result in results)
+    assert_only_this_step_fails(path, 3)
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
