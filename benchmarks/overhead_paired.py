@@ -1,108 +1,181 @@
-"""What recording costs, for a noisy machine: a bare and a recorded model train in turns in one process.
+"""What recording costs, for a noisy machine: bare and recorded trainings take turns of a few steps within one process.
 
-Both train a short epoch, over and over (`fit`, or a loop over a `tf.function`), the order changing from round to round. The
-ratio is taken within a round; the median of the rounds is the figure. `overhead.py` measures whole processes, and TensorFlow's own
-tools as well. The time of the processor, on all cores, is told too: other work on the machine disturbs it less.
+Three trainings run, each in a thread of its own: a bare one, a recorded one, and a bare one again. One thread at a time
+holds the turn, runs four steps, and hands it on, in an order that changes from round to round. The figure is the median over
+the rounds of the recorded turn to the mean of the two bare ones; the ratio of the bare ones shows what the machine's noise
+makes of no difference at all. `overhead.py` measures whole processes, the first epoch, and TensorFlow's own tools as well.
 
-Usage: python benchmarks/overhead_paired.py [--rounds 15] [--models mlp,cnn] [--xla off|on|both]
+Usage: python benchmarks/overhead_paired.py [--rounds 100] [--models mlp,cnn] [--xla off|on|both]
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import os
+import json
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from measuring import machine, machine_line, table, write_results
+from measuring import ENVIRONMENT, machine, machine_line, table, write_results
 
 MODELS = ("mlp", "cnn", "transformer", "loop")
-SHARE = 4
-"""An epoch is a quarter of that of `overhead.py`."""
+MODES = ("bare", "recorder", "bare again")
+STEPS = 4
+"""Steps of a turn."""
+WARM_UP = 5
+"""Rounds before the measured ones: tracing, compiling, the first keyframes."""
 
 
-def measure_here(model: str, xla: str, rounds: int) -> None:
-    """Print the ratio of each round; runs in a process of its own."""
-    from trainings import TRAININGS, run_loop, train_step
+class Turns:
+    """Lets trainings run in turns, and times each turn.
+
+    Args:
+        rounds: How often each training gets its turn.
+    """
+
+    def __init__(self, rounds: int) -> None:
+        self.seconds: dict[str, list[float]] = {mode: [] for mode in MODES}
+        self.processor_s: dict[str, list[float]] = {mode: [] for mode in MODES}
+        self._go = {mode: threading.Semaphore(0) for mode in MODES}
+        self._done = threading.Semaphore(0)
+        self._left = {mode: 0 for mode in MODES}
+        self._rounds = rounds
+
+    def step_ends(self, mode: str) -> None:
+        """Called by a training after each step; returns when it may run the next one."""
+        self._left[mode] -= 1
+        if self._left[mode] == 0:
+            self._done.release()
+            self._wait(mode)
+
+    def _wait(self, mode: str) -> None:
+        self._go[mode].acquire()
+        self._left[mode] = STEPS
+
+    def run(self, train: Callable[[str], None]) -> None:
+        """Run `train(mode)` in a thread for each mode, until all of them have run all steps."""
+
+        def body(mode: str) -> None:
+            self._wait(mode)
+            try:
+                train(mode)
+            except BaseException:
+                self._left[mode] = -1
+                self._done.release()
+                raise
+
+        threads = [threading.Thread(target=body, args=(mode,), daemon=True) for mode in MODES]
+        for thread in threads:
+            thread.start()
+        order = random.Random(1)
+        for _ in range(self._rounds):
+            for mode in order.sample(MODES, len(MODES)):
+                began_s = time.perf_counter(), time.process_time()
+                self._go[mode].release()
+                self._done.acquire()
+                if self._left[mode] < 0:
+                    raise SystemExit(f"The {mode} training failed.")
+                self.seconds[mode].append(time.perf_counter() - began_s[0])
+                self.processor_s[mode].append(time.process_time() - began_s[1])
+        for mode in MODES:  # the last turn ended within a step's callback: let the threads leave it
+            self._go[mode].release()
+        for thread in threads:
+            thread.join()
+
+
+def measure_here(name: str, xla: str, rounds: int) -> dict[str, Any]:
+    """Seconds of each turn; runs in a process of its own."""
+    import keras
+    import numpy as np
+    import tensorflow as tf
+    from trainings import TRAININGS, train_step
 
     from nanreplay import Recorder
 
-    training = TRAININGS[model]
+    training, turns = TRAININGS[name], Turns(WARM_UP + rounds)
     x, y = training.data()
-    count = len(x) // SHARE // training.batch * training.batch
-    x, y = x[:count], y[:count]
-    models = {mode: training.model(jit_compile=xla == "on") for mode in ("bare", "recorder")}
-    with tempfile.TemporaryDirectory() as folder:
-        recorder = Recorder(Path(folder) / "run.h5")
-        callbacks = {"bare": [], "recorder": [recorder]}
-        steps = {mode: train_step(each, jit_compile=xla == "on") for mode, each in models.items()} if model == "loop" else {}
-        if steps:
-            steps["recorder"] = recorder.wrap(steps["recorder"], model=models["recorder"], optimizer=models["recorder"].optimizer)
+    models = {mode: training.model(jit_compile=xla == "on") for mode in MODES}
+    steps_in_all = STEPS * (WARM_UP + rounds)
+    folder = tempfile.TemporaryDirectory()
+    recorder = Recorder(Path(folder.name) / "run.h5")
 
-        def epoch(mode: str) -> tuple[float, float]:
-            started = time.perf_counter(), time.process_time()
-            if steps:
-                run_loop(steps[mode], x, y, training.batch)
-            else:
-                models[mode].fit(x, y, batch_size=training.batch, shuffle=False, verbose=0, callbacks=callbacks[mode])
-            return time.perf_counter() - started[0], time.process_time() - started[1]
+    def fit(mode: str) -> None:
+        told = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: turns.step_ends(mode))
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(training.batch).repeat().prefetch(tf.data.AUTOTUNE)
+        callbacks = [recorder, told] if mode == "recorder" else [told]
+        models[mode].fit(data, steps_per_epoch=steps_in_all, verbose=0, callbacks=callbacks)
 
-        for mode in ("bare", "recorder", "bare", "recorder"):
-            epoch(mode)
-        same = all(np.array_equal(one, other) for one, other in zip(*(each.get_weights() for each in models.values()), strict=True))
-        print("same" if same else "differ")
-        for turn in range(rounds):
-            order = ("bare", "recorder") if turn % 2 else ("recorder", "bare")
-            seconds = {mode: epoch(mode) for mode in order}
-            (wall, processor), (bare_wall, bare_processor) = seconds["recorder"], seconds["bare"]
-            print(wall / bare_wall, bare_wall, processor / bare_processor, flush=True)
+    def loop(mode: str) -> None:
+        model = models[mode]
+        step = train_step(model, jit_compile=xla == "on")
+        if mode == "recorder":
+            step = recorder.wrap(step, model=model, optimizer=model.optimizer)
+        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(training.batch).repeat().prefetch(tf.data.AUTOTUNE)
+        for batch in data.take(steps_in_all):
+            float(step(*batch))
+            turns.step_ends(mode)
+
+    turns.run(loop if name == "loop" else fit)
+    recorder.close()
+    folder.cleanup()
+    bare, recorded = (models[mode].get_weights() for mode in MODES[:2])
+    return {
+        "seconds": {mode: each[WARM_UP:] for mode, each in turns.seconds.items()},
+        "processor_s": {mode: each[WARM_UP:] for mode, each in turns.processor_s.items()},
+        "same_weights": all(np.array_equal(one, other) for one, other in zip(bare, recorded, strict=True)),
+    }
+
+
+def ratios(seconds: dict[str, list[float]]) -> list[float]:
+    """Recorded turn to the mean of the bare ones, round by round."""
+    return [recorded / (one + other) * 2 for one, recorded, other in zip(*(seconds[mode] for mode in MODES), strict=True)]
+
+
+def noise(seconds: dict[str, list[float]]) -> float:
+    """Median ratio of the two bare trainings."""
+    return statistics.median(other / one for one, other in zip(seconds["bare"], seconds["bare again"], strict=True))
+
+
+def row(name: str, xla: str, found: dict[str, Any]) -> list[str]:
+    """One line of the table."""
+    from_bare = ratios(found["seconds"])
+    low, middle, high = statistics.quantiles(from_bare, n=4)
+    processor = statistics.median(ratios(found["processor_s"]))
+    step_ms = 1000 * statistics.median(found["seconds"]["bare"]) / STEPS
+    control = f"{noise(found['seconds']):.3f} ({noise(found['processor_s']):.3f})"
+    same = "yes" if found["same_weights"] else "**no**"
+    return [name, xla, f"**{middle:.3f}**", f"{low:.3f} to {high:.3f}", f"{processor:.3f}", control, f"{step_ms:.1f}", same]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--xla", choices=("off", "on", "both"), default="both")
     parser.add_argument("--here", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.here:
-        measure_here(given.here, given.xla, given.rounds)
+        print(json.dumps(measure_here(given.here, given.xla, given.rounds)))
         return
-    rows, facts = [], []
-    for model, xla in itertools.product(given.models.split(","), ["off", "on"] if given.xla == "both" else [given.xla]):
-        command = [sys.executable, __file__, "--here", model, "--xla", xla, "--rounds", str(given.rounds)]
-        environment = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1", **os.environ}
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment, check=True)
-        same, *lines = done.stdout.splitlines()
-        pairs = [tuple(map(float, line.split())) for line in lines]
-        ratios = sorted(pair[0] for pair in pairs)
-        processor = statistics.median(pair[2] for pair in pairs)
-        quarter = len(ratios) // 4
-        bare_s = statistics.median(pair[1] for pair in pairs)
-        spread = f"{ratios[quarter]:.3f} to {ratios[-1 - quarter]:.3f}"
-        rows.append(
-            [
-                model,
-                xla,
-                f"**{statistics.median(ratios):.3f}**",
-                spread,
-                f"{processor:.3f}",
-                f"{bare_s:.2f}",
-                "yes" if same == "same" else "**no**",
-            ]
-        )
-        facts.append({"model": model, "xla": xla, "ratios": ratios, "processor": processor, "same_weights": same == "same"})
+    facts, rows, raw = machine(), [], []
+    for name, xla in itertools.product(given.models.split(","), ["off", "on"] if given.xla == "both" else [given.xla]):
+        command = [sys.executable, __file__, "--here", name, "--xla", xla, "--rounds", str(given.rounds)]
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT, check=True)
+        found = json.loads(done.stdout.splitlines()[-1])
+        rows.append(row(name, xla, found))
+        raw.append({"model": name, "xla": xla, **found})
         print(rows[-1], file=sys.stderr, flush=True)
-    text = table(
-        ["model", "XLA", "time / bare", "middle half of the rounds", "processor time / bare", "s / bare epoch", "weights as bare"], rows
-    )
-    write_results("overhead_paired", f"{machine_line(machine())} {given.rounds} rounds.\n\n{text}", {"rows": facts})
+    header = ["model", "XLA", "time / bare", "middle half", "processor time / bare", "bare again / bare (processor)", "ms / bare step", "weights as bare"]
+    text = f"{machine_line(facts)} Median of {given.rounds} rounds of {STEPS} steps each.\n\n{table(header, rows)}"
+    write_results("overhead_paired", text, {"machine": facts, "rows": raw})
 
 
 if __name__ == "__main__":

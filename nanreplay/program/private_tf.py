@@ -44,6 +44,18 @@ def run_op(op_type: str, n_outputs: int, inputs: Sequence[Any], attrs: tuple[Any
     return outputs
 
 
+def flat_call(function: Any) -> Callable[[Sequence[Any]], Any]:
+    """Return what calls a ConcreteFunction with the flattened tensors of its arguments, without looking at the arguments again.
+
+    The tensors must fit the function; matching them costs as much as a small step.
+    """
+    held = function._captured_inputs
+    if any(callable(each) for each in held):  # known only when the function is called
+        return lambda tensors: function._call_flat(list(tensors), function.captured_inputs)
+    captured = list(held)
+    return lambda tensors: function._call_flat(list(tensors), captured)
+
+
 def function_of_graph(wrapped: Any, inputs: Sequence[Any], outputs: Sequence[Any], effects: Sequence[Any]) -> Any:
     """Return a ConcreteFunction that runs a wrapped graph as it is.
 

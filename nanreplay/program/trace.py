@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import tensorflow as tf
@@ -28,7 +29,7 @@ class Trace:
     """Outputs of ops that another run would not repeat, which the program returns."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class TracedProgram:
     """A traced step that can run, with what its trace showed."""
 
@@ -37,6 +38,11 @@ class TracedProgram:
     trace: Trace
     compilation: str
     """`graph` or `xla`."""
+
+    @cached_property
+    def flat_call(self) -> Callable[[Sequence[Any]], Any]:
+        """Calls `function` with the flattened tensors of its arguments."""
+        return private_tf.flat_call(self.function)
 
     @property
     def handles(self) -> list[Any]:

@@ -85,6 +85,8 @@ class FitFunction:
         self._is_expected = is_expected
         self._ended_by = ended_by
         self._expect = expect
+        self._spec: Any = None
+        self._has_optional = True
 
     def __call__(self, iterator: Any) -> Any:
         """Run `steps_per_execution` steps; returns the logs of the last one."""
@@ -99,7 +101,8 @@ class FitFunction:
 
     def _run_steps(self, iterator: Any) -> Any:
         logs, spec = None, getattr(iterator, "element_spec", None)
-        if spec is not None:
+        if spec is not None and spec is not self._spec:
+            self._spec, self._has_optional = spec, any(isinstance(leaf, tf.OptionalSpec) for leaf in tf.nest.flatten(spec))
             self._expect(tf.nest.map_structure(_without_optional, spec))
         for _ in range(self.model.steps_per_execution):
             try:
@@ -108,7 +111,7 @@ class FitFunction:
                 if logs is None:
                     raise
                 break
-            logs = self._run(tf.nest.map_structure(_without_optional, data))
+            logs = self._run(tf.nest.map_structure(_without_optional, data) if self._has_optional else data)
             if self.model.stop_training:
                 break
         return logs

@@ -31,24 +31,28 @@ class GraphStep:
         self._on_incident = on_incident
         self._slots: dict[Any, ProgramSlot] = {}
         self._specs: tuple[Any, ...] | None = None
+        self._expected: Hashable = None
 
     def expect(self, *specs: Any) -> None:
         """Trace the step for arguments of these specs, whatever the shapes of those that it gets; they must fit."""
-        self._specs = specs
+        self._specs, self._expected = specs, _signature_of(specs)
 
     def __call__(self, *args: Any) -> Any:
         """Run one step; returns what the step returns."""
         session = self._session
         if session.detached:
             return self._bare(*args)
+        flat = tf.nest.flatten(args)
+        is_plain = all(isinstance(leaf, tf.Tensor) for leaf in flat)
         try:
-            slot = self._begin(args)
+            slot = self._begin(args, flat if is_plain else _tensors_of(args))
         except Exception as error:
             result = self._bare(*args)  # raises again when the step itself cannot be traced; that is no failure of the recorder
             session.detach(error)
             return result
         try:
-            result, watch, fed = slot.traced.function(*args)  # the concrete function: `tf.function` would look it up again
+            # Not the `tf.function`, nor the whole arguments where tensors are all there is: looking either up again takes time.
+            result, watch, fed = slot.traced.flat_call(flat) if is_plain else slot.traced.function(*args)
         except Exception as error:
             if not is_end_of_data(error):
                 earlier = session.guard(session.flush)
@@ -60,15 +64,17 @@ class GraphStep:
                 self._on_incident(*found)
         return result
 
-    def _begin(self, args: tuple[Any, ...]) -> ProgramSlot:
-        leaves = [leaf for leaf in tf.nest.flatten(args, expand_composites=True) if tf.is_tensor(leaf)]
-        traced_for = self._specs or args
-        key = _signature_of(traced_for)
+    def _begin(self, args: tuple[Any, ...], leaves: list[Any]) -> ProgramSlot:
+        key = self._expected if self._specs else _signature_of(args)
         slot = self._slots.get(key)
         if slot is None:
-            slot = self._slots[key] = self._session.add_program(self._traced.program(*traced_for), leaf_paths(args))
+            slot = self._slots[key] = self._session.add_program(self._traced.program(*(self._specs or args)), leaf_paths(args))
         self._session.before(slot.id, leaves, slot.paths)
         return slot
+
+
+def _tensors_of(args: Any) -> list[Any]:
+    return [leaf for leaf in tf.nest.flatten(args, expand_composites=True) if tf.is_tensor(leaf)]
 
 
 def _signature_of(value: Any) -> Hashable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -39,7 +39,7 @@ class Ring:
     keyframes: dict[int, Mapping[int, Any]] = field(default_factory=dict)
     batch_bytes: int = 0
     """What the entries hold together; a tensor that several steps were given counts once."""
-    _holders: Counter[int] = field(default_factory=Counter)
+    _holders: dict[int, int] = field(default_factory=dict)
     """How many entries hold the leaf of an id."""
 
     def add(self, entry: StepEntry) -> None:
@@ -62,8 +62,10 @@ class Ring:
 
     def _count(self, tensors: Sequence[Any]) -> None:
         for tensor in tensors:
-            self.batch_bytes += 0 if self._holders[id(tensor)] else size_of([tensor])
-            self._holders[id(tensor)] += 1
+            held = self._holders.get(id(tensor), 0)
+            self._holders[id(tensor)] = held + 1
+            if not held:
+                self.batch_bytes += _size_of(tensor)
 
     def add_keyframe(self, step: int, values: Mapping[int, Any]) -> None:
         """Keep the state just before `step`."""
@@ -119,10 +121,12 @@ class Ring:
 
     def _release(self, entry: StepEntry) -> None:
         for leaf in (*entry.leaves, *entry.fed, *entry.overrides.values()):
-            self._holders[id(leaf)] -= 1
-            if not self._holders[id(leaf)]:
+            held = self._holders[id(leaf)] - 1
+            if held:
+                self._holders[id(leaf)] = held
+            else:
                 del self._holders[id(leaf)]
-                self.batch_bytes -= size_of([leaf])
+                self.batch_bytes -= _size_of(leaf)
 
     def held(self, last: int) -> list[StepEntry]:
         """The steps up to `last` that a keyframe reaches; all of them in an eager loop, or where no keyframe is kept."""
@@ -133,4 +137,10 @@ class Ring:
 
 def size_of(leaves: Sequence[Any]) -> int:
     """Size in bytes of a flattened batch."""
-    return sum(int(np.prod(leaf.shape)) * getattr(leaf.dtype, "size", getattr(leaf.dtype, "itemsize", 8)) for leaf in leaves)
+    return sum(map(_size_of, leaves))
+
+
+def _size_of(leaf: Any) -> int:
+    if isinstance(leaf, np.ndarray):
+        return leaf.nbytes
+    return int(leaf.shape.num_elements()) * int(leaf.dtype.size)
