@@ -112,7 +112,7 @@ class TracedStep:
         seen = observer.observation
         seen.note_result(result)
         with observer.region("watch"):
-            watch = build_watch(seen, watched_handles(graph, self._unwatched(seen)))
+            watch = build_watch(seen, watched_handles(graph, self._unwatched(seen)), xla=self._jit_compile)
             outside = outside_tensors(graph)
             returned = outside if self._jit_compile else [without_forwarding(tensor) for tensor in outside]
         self._traces[id(graph)] = Trace(graph, seen, watch, outside)

@@ -48,13 +48,15 @@ def read_variable(handle: Any) -> Any:
     return tf.raw_ops.ReadVariableOp(resource=handle, dtype=kind[0])
 
 
-def build_watch(seen: Observation, handles: list[Any]) -> Watch:
+def build_watch(seen: Observation, handles: list[Any], *, xla: bool = False) -> Watch:
     """Build the watch in the current graph (or eagerly).
 
     Args:
         seen: What the trace showed so far.
         handles: Handles of the float variables to check after the update (no metrics, no seeds).
+        xla: Whether XLA compiles the step.
     """
+    squares, largest = (_squares_xla, _largest_xla) if xla else (tf.nn.l2_loss, _largest)
     scalars: list[tuple[WatchEntry, Any]] = []
     for index, loss in enumerate(seen.losses()):
         scalars.append((WatchEntry("loss", index), _real(loss) if loss.shape.rank == 0 else tf.reduce_sum(_real(loss))))
@@ -64,11 +66,11 @@ def build_watch(seen: Observation, handles: list[Any]) -> Watch:
         handle = private_tf.handle_of(variable)
         with _beside(values, several):
             values = _real(values)
-            scalars.append((WatchEntry("gradient_sum", handle), tf.nn.l2_loss(values)))
-            scalars.append((WatchEntry("gradient_max", handle), _largest(values)))
+            scalars.append((WatchEntry("gradient_sum", handle), squares(values)))
+            scalars.append((WatchEntry("gradient_max", handle), largest(values)))
     for handle in handles:
         with _beside(handle, several):
-            scalars.append((WatchEntry("variable_sum", handle), tf.nn.l2_loss(_real(read_variable(handle)))))
+            scalars.append((WatchEntry("variable_sum", handle), squares(_real(read_variable(handle)))))
     if seen.learning_rate is not None:
         scalars.append((WatchEntry("learning_rate", None), seen.learning_rate))
     if seen.loss_scale is not None:
@@ -89,6 +91,29 @@ def _real(tensor: Any) -> Any:
     if tensor.dtype.is_complex:
         tensor = tf.abs(tensor)
     return tensor if tensor.dtype in (tf.float32, tf.float64) else tf.cast(tensor, tf.float32)
+
+
+LANES = 16
+"""Partial sums that XLA computes side by side on a CPU, whose loops it does not vectorise when they add up a single number."""
+
+
+def _squares_xla(values: Any) -> Any:
+    """What `tf.nn.l2_loss` gives but for the order of the sum, for XLA.
+
+    The values are flattened first. Else XLA on a CPU may choose the layout of a gradient to suit the sum, compute the gradient
+    in another order, and so train to other bits than without the watch.
+    """
+    flat = tf.reshape(values, [-1])
+    squares, count = tf.square(flat), flat.shape.num_elements() or 0
+    if count < 2**10:
+        return tf.reduce_sum(squares) / 2
+    whole = count - count % LANES
+    total = tf.reduce_sum(tf.add_n(tf.unstack(tf.reshape(squares[:whole], [LANES, -1]))))
+    return (total + tf.reduce_sum(squares[whole:])) / 2
+
+
+def _largest_xla(values: Any) -> Any:
+    return tf.reduce_max(tf.abs(tf.reshape(values, [-1])))
 
 
 def _largest(values: Any) -> Any:
