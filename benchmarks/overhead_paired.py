@@ -173,7 +173,16 @@ def main() -> None:
         rows.append(row(name, xla, found))
         raw.append({"model": name, "xla": xla, **found})
         print(rows[-1], file=sys.stderr, flush=True)
-    header = ["model", "XLA", "time / bare", "middle half", "processor time / bare", "bare again / bare (processor)", "ms / bare step", "weights as bare"]
+    header = [
+        "model",
+        "XLA",
+        "time / bare",
+        "middle half",
+        "processor time / bare",
+        "bare again / bare (processor)",
+        "ms / bare step",
+        "weights as bare",
+    ]
     text = f"{machine_line(facts)} Median of {given.rounds} rounds of {STEPS} steps each.\n\n{table(header, rows)}"
     write_results("overhead_paired", text, {"machine": facts, "rows": raw})
 

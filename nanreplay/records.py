@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
+import numpy as np
+from numpy.typing import NDArray
+
 ArrayLike: TypeAlias = Any
 """Anything `numpy.asarray` takes without copying where it can: an array, an EagerTensor, an HDF5 dataset."""
 
@@ -227,11 +230,27 @@ class Timeline:
     """The last steps in numbers; row i of every column belongs to `step[i]`."""
 
     columns: Mapping[str, ArrayLike]
-    """1-D columns: step, loss, learning_rate, loss_scale, step_time_s, skipped."""
+    """1-D columns: step, loss, learning_rate, loss_scale, step_time_s, skipped, measured."""
     matrices: Mapping[str, ArrayLike]
-    """[step, variable] matrices: gradient_norm, gradient_absmax, weight_norm, update_ratio."""
+    """[step, variable] matrices: gradient_norm, gradient_absmax, weight_norm, update_ratio. Where `measured` is False, steps left
+    out the absmax and the norm of large variables, which are NaN then, but for norms that the dump computed."""
     variables: Sequence[int]
     """Indices of the variables that are the columns of the matrices."""
+
+    def matrix(self, name: str) -> NDArray[np.float64]:
+        """One matrix in float64; where a step did not measure a variable, what was measured last before it (else first after it).
+
+        0 x 0 when the matrix is not there.
+        """
+        matrix = np.array(self.matrices.get(name, np.zeros((0, 0))), np.float64)
+        if name not in ("weight_norm", "gradient_absmax") or not matrix.size:
+            return matrix
+        known = ~np.isnan(matrix) | np.asarray(self.columns.get("measured", np.ones(len(matrix))), bool)[:, None]
+        rows = np.arange(len(matrix))[:, None]
+        before = np.maximum.accumulate(np.where(known, rows, -1), axis=0)
+        after = np.minimum.accumulate(np.where(known, rows, len(matrix) - 1)[::-1], axis=0)[::-1]
+        filled: NDArray[np.float64] = np.take_along_axis(matrix, np.where(before >= 0, before, after), axis=0)
+        return filled
 
 
 @dataclass(frozen=True, slots=True)

@@ -120,7 +120,7 @@ class _Series:
 
 def _series(timeline: Timeline, paths: Sequence[str]) -> Iterator[_Series]:
     for name, text in _SERIES:
-        matrix = np.asarray(timeline.matrices.get(name, np.zeros((0, 0))), np.float64)
+        matrix = timeline.matrix(name)
         if matrix.size:
             with np.errstate(all="ignore"):
                 total = np.sqrt(np.sum(np.square(matrix), axis=1))

@@ -40,7 +40,7 @@ LARGEST_DEFLATE_RATIO: Final = 1040
 FILTERS: Final = frozenset({1, 2})
 """HDF5's numbers of deflate and shuffle. A reader unpacks nothing else: a filter may be a plugin, which is code."""
 
-TIMELINE_COLUMNS: Final = ("step", "loss", "learning_rate", "loss_scale", "step_time_s", "skipped")
+TIMELINE_COLUMNS: Final = ("step", "loss", "learning_rate", "loss_scale", "step_time_s", "skipped", "measured")
 TIMELINE_MATRICES: Final = ("gradient_norm", "gradient_absmax", "weight_norm", "update_ratio")
 
 EXTENSION_DTYPES: Final = (

@@ -112,6 +112,12 @@ class CaptureWriter:
         if batch.overrides:
             _write_arrays(group.create_group("overrides"), batch.overrides)
 
+    def forget_after(self, step: int) -> None:
+        """Take out what was written of the steps after `step`."""
+        for kind in ("keyframes", "weights", "gradients", "batches"):
+            for name in [name for name in self._file[kind] if int(name) > step]:
+                del self._file[kind][name]
+
     def finish(self, incident: Incident, timeline: Timeline) -> None:
         """Write what is known once all steps are, and the mark of a whole file."""
         write_json(self._file, "incident", asdict(incident))

@@ -16,6 +16,10 @@ MAX_ULP = 2**62
 """Distance between a number and a NaN, or between NaNs and infinities of other kinds."""
 
 
+NOT_MEASURED = -1.0
+"""Stands for what a step did not measure (see `watch`); what is measured is never negative."""
+
+
 class NonFinite(NamedTuple):
     """The first non-finite value that a fingerprint shows."""
 
@@ -51,16 +55,17 @@ class Layout:
             tuple((index, int(subject)) for index, kind, subject in split if kind == "variable_sum"),
         )
 
-    def find_nonfinite(self, values: Any, *, loss_scaled: bool, is_bad_variable: Callable[[int], bool]) -> tuple[NonFinite | None, bool]:
+    def find_nonfinite(self, values: Any, *, loss_scaled: bool, bad_variable: Callable[[int], str]) -> tuple[NonFinite | None, bool]:
         """Return the first thing that is not finite, and whether loss scaling skipped this update.
 
         A sum of squares that is NaN holds a non-finite element. One that is infinite may have overflowed by itself: the
-        largest absolute gradient decides, a variable is looked at.
+        largest absolute gradient decides, a variable is looked at, as is one that the step did not measure.
 
         Args:
             values: The fingerprint.
             loss_scaled: Whether a LossScaleOptimizer skips updates with a non-finite gradient.
-            is_bad_variable: Says of a variable by index whether it counts and holds a non-finite element.
+            bad_variable: Says of a variable by index the worst that it holds, `nan`, `inf` or `-inf`; "" when it is finite or does
+                not count.
         """
         for element, loss in self.losses:
             if not math.isfinite(values[element]):
@@ -69,9 +74,14 @@ class Layout:
         if bad and not loss_scaled:
             return NonFinite("gradient", bad[0][1], _kind(values[bad[0][0]])), False
         for element, variable in self.variables:
-            if not math.isfinite(values[element]) and is_bad_variable(variable):
-                return NonFinite("variable", variable, _kind(values[element])), False
+            is_unclear = values[element] == NOT_MEASURED or not math.isfinite(values[element])
+            if is_unclear and (kind := bad_variable(variable)):
+                return NonFinite("variable", variable, kind), False
         return None, bool(bad)
+
+    def unmeasured(self, values: Any) -> list[int]:
+        """Return the variables that the step did not measure."""
+        return [variable for element, variable in self.variables if values[element] == NOT_MEASURED]
 
     def gradients_fit(self, values: Any) -> bool:
         """Return whether the squares of all gradients are finite."""
@@ -84,6 +94,12 @@ def _is_nonfinite(total: float, largest: float) -> bool:
 
 def _kind(value: float) -> str:
     return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+
+
+def fingerprint_distance(left: NDArray[Any], right: NDArray[Any]) -> int:
+    """`ulp_distance` of two fingerprints in what both measured; what is not finite is measured on both sides."""
+    both = (left != NOT_MEASURED) & (right != NOT_MEASURED) if left.shape == right.shape else slice(None)
+    return ulp_distance(left[both], right[both])
 
 
 def ulp_distance(left: NDArray[Any], right: NDArray[Any]) -> int:

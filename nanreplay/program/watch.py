@@ -3,12 +3,17 @@
 For each gradient and variable x the step computes `tf.nn.l2_loss(x)` = sum(x^2)/2 in one pass. It is NaN only when an
 element is non-finite; it is infinite when an element is, or when finite elements overflow the sum. The absolute maximum
 of a gradient decides which; a variable is read and counted. The same vector is the fingerprint that replays are held to.
+
+A pass over a large tensor costs about a hundredth of a step of small batches. Every step has one, over the gradients; the
+maxima of large gradients and the sums of large variables are measured every few updates, and whenever a loss, a gradient's
+sum or the learning rate is not finite. When that is so follows from the state of the optimizer, so a replay measures in
+the same steps.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,9 +22,16 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from nanreplay.program import private_tf
+from nanreplay.program.fingerprint import NOT_MEASURED
 from nanreplay.program.observation import Observation
 
 WatchKind = Literal["loss", "gradient_sum", "gradient_max", "variable_sum", "learning_rate", "loss_scale"]
+
+
+EVERY = 8
+"""Updates after which the maxima of large gradients and the sums of large variables are measured again; the first ones are all."""
+LARGE = 2**14
+"""Elements of a tensor that counts as large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,28 +69,78 @@ def build_watch(seen: Observation, handles: list[Any], *, xla: bool = False) -> 
         xla: Whether XLA compiles the step.
     """
     squares, largest = (_squares_xla, _largest_xla) if xla else (tf.nn.l2_loss, _largest)
-    scalars: list[tuple[WatchEntry, Any]] = []
-    for index, loss in enumerate(seen.losses()):
-        scalars.append((WatchEntry("loss", index), _real(loss) if loss.shape.rank == 0 else tf.reduce_sum(_real(loss))))
     several = len(seen.replica_devices) > 1
+    elements = _Elements(None if several else _updates(seen))
+    for index, loss in enumerate(seen.losses()):
+        elements.add(WatchEntry("loss", index), _real(loss) if loss.shape.rank == 0 else tf.reduce_sum(_real(loss)))
     for gradient, variable in seen.gradients():
         values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
         handle = private_tf.handle_of(variable)
         with _beside(values, several):
             values = _real(values)
-            scalars.append((WatchEntry("gradient_sum", handle), squares(values)))
-            scalars.append((WatchEntry("gradient_max", handle), largest(values)))
+            elements.add(WatchEntry("gradient_sum", handle), squares(values))
+            elements.measure(WatchEntry("gradient_max", handle), largest, values)
     for handle in handles:
         with _beside(handle, several):
-            scalars.append((WatchEntry("variable_sum", handle), squares(_real(read_variable(handle)))))
+            elements.measure(WatchEntry("variable_sum", handle), squares, _real(read_variable(handle)))
     if seen.learning_rate is not None:
-        scalars.append((WatchEntry("learning_rate", None), seen.learning_rate))
+        elements.add(WatchEntry("learning_rate", None), seen.learning_rate)
     if seen.loss_scale is not None:
-        scalars.append((WatchEntry("loss_scale", None), seen.loss_scale))
-    if not scalars:
-        return Watch(None, ())
-    wide = tf.float64 if any(value.dtype == tf.float64 for _, value in scalars) else tf.float32
-    return Watch(tf.stack([tf.cast(value, wide) for _, value in scalars]), tuple(entry for entry, _ in scalars))
+        elements.add(WatchEntry("loss_scale", None), seen.loss_scale)
+    return elements.watch()
+
+
+class _Elements:
+    """Collects what goes into a watch.
+
+    Args:
+        updates: Number of the updates so far, a tensor; None to measure all in every step.
+    """
+
+    def __init__(self, updates: Any) -> None:
+        self._updates = updates
+        self._always: list[tuple[WatchEntry, Any]] = []
+        self._at_times: list[tuple[WatchEntry, Callable[[], Any]]] = []
+
+    def add(self, entry: WatchEntry, value: Any) -> None:
+        """Add a scalar."""
+        self._always.append((entry, value))
+
+    def measure(self, entry: WatchEntry, measure: Callable[[Any], Any], values: Any) -> None:
+        """Add the scalar `measure(values)`; that of a large tensor only now and then."""
+        if self._updates is not None and (values.shape.num_elements() or 0) >= LARGE:
+            self._at_times.append((entry, lambda: measure(values)))
+        else:
+            self._always.append((entry, measure(values)))
+
+    def watch(self) -> Watch:
+        """The vector of all of them."""
+        if not self._always:
+            return Watch(None, ())
+        wide = tf.float64 if any(value.dtype == tf.float64 for _, value in self._always) else tf.float32
+        vector = tf.stack([tf.cast(value, wide) for _, value in self._always])
+        if self._at_times:
+            rest = tf.cond(
+                self._is_time(wide),
+                lambda: tf.stack([tf.cast(measure(), wide) for _, measure in self._at_times]),
+                lambda: tf.fill([len(self._at_times)], tf.constant(NOT_MEASURED, wide)),
+            )
+            vector = tf.concat([vector, rest], 0)
+        return Watch(vector, tuple(entry for entry, _ in [*self._always, *self._at_times]))
+
+    def _is_time(self, wide: Any) -> Any:
+        decisive = [tf.cast(value, wide) for entry, value in self._always if entry.kind in ("loss", "gradient_sum", "learning_rate")]
+        is_finite = tf.math.is_finite(tf.add_n(decisive))
+        return ~is_finite | (self._updates <= EVERY) | (self._updates % EVERY == 0)
+
+
+def _updates(seen: Observation) -> Any:
+    """The number of updates that the first optimizer has made, a tensor of the current graph; None where it is not known."""
+    for optimizer in seen.optimizers:
+        handle = private_tf.handle_of(getattr(getattr(optimizer, "inner_optimizer", optimizer), "iterations", None))
+        if handle is not None and not tf.executing_eagerly():
+            return read_variable(handle)
+    return None
 
 
 def _beside(tensor: Any, several: bool) -> contextlib.AbstractContextManager[Any]:
@@ -171,3 +233,12 @@ def has_nonfinite(values: Any) -> bool:
     if array.dtype.kind == "V" or "float" in str(array.dtype):
         return not bool(np.isfinite(array.astype(np.float32)).all())
     return False
+
+
+def nonfinite_kind(values: Any) -> str:
+    """The worst that an array holds: `nan`, `inf` or `-inf`; "" when all of it is finite."""
+    if not has_nonfinite(values):
+        return ""
+    array = np.asarray(values)
+    array = np.abs(array) if array.dtype.kind == "c" else array.astype(np.float64)
+    return "nan" if np.isnan(array).any() else "inf" if (array == np.inf).any() else "-inf"

@@ -24,11 +24,12 @@ from nanreplay.recorder.names import free_name
 from nanreplay.recorder.progress import DumpProgress
 from nanreplay.recorder.reexecute import Kind, Reexecution, Reexecutor
 from nanreplay.recorder.ring import size_of
+from nanreplay.recorder.unmeasured import unmeasured_before
 from nanreplay.records import BatchRecord, Incident, ProgramRecord, Trigger
 
 if TYPE_CHECKING:
     from nanreplay.recorder.ring import StepEntry
-    from nanreplay.recorder.session import Session
+    from nanreplay.recorder.session import Found, Session
     from nanreplay.recorder.variables import VariableTable
 
 FULL_STEPS = 3
@@ -62,8 +63,11 @@ class Window:
         return [step for step in steps[-FULL_STEPS:] if step >= min(self.keyframes)]
 
 
-def write_dump(session: Session, trigger: Trigger, step: int, *, prove: bool = True) -> Location:
-    """Write everything that `session` holds up to `step`; returns where it is: a local file when the place that was asked for fails.
+def write_dump(session: Session, trigger: Trigger, step: int, *, prove: bool = True) -> tuple[Location, Found]:
+    """Write everything that `session` holds up to `step`; returns where it is, and the incident as the file has it.
+
+    It is in a local file when the place that was asked for fails. The incident has an earlier step when a variable that was
+    not measured in each step turns out to have been non-finite before.
 
     The window is written first. An incident ends it, so its keyframes are then let go of, one by one, to the variables of
     the re-execution, whose results are written as they come: a dump takes no more memory than the recording did.
@@ -76,11 +80,10 @@ def write_dump(session: Session, trigger: Trigger, step: int, *, prove: bool = T
     """
     where = free_name(session.settings.path, step=step, written=session.written)
     if not isinstance(where, RemotePath):
-        _write(where, session, trigger, step, prove=prove)
-        return where
+        return where, _write(where, session, trigger, step, prove=prove)
     local = local_copy(where)
     try:
-        _write(local, session, trigger, step, prove=prove)
+        found = _write(local, session, trigger, step, prove=prove)
     except BaseException:
         local.unlink(missing_ok=True)
         raise
@@ -88,12 +91,12 @@ def write_dump(session: Session, trigger: Trigger, step: int, *, prove: bool = T
         publish(local, where)
     except StorageError as error:
         warnings.warn(f"nanreplay: {error}. The capture is kept in {local}", stacklevel=2)
-        return local
+        return local, found
     local.unlink()
-    return where
+    return where, found
 
 
-def _write(path: Path, session: Session, trigger: Trigger, step: int, *, prove: bool) -> None:
+def _write(path: Path, session: Session, trigger: Trigger, step: int, *, prove: bool) -> Found:
     with DumpProgress(path.name) as progress:
         window = gather(session, trigger, step, prove=prove)
         share = fit_disk(_sizes(session, window), session.settings.disk_limit)
@@ -103,8 +106,13 @@ def _write(path: Path, session: Session, trigger: Trigger, step: int, *, prove: 
             if trigger.what in ("loss", "gradient", "variable") and session.ring is not None:
                 session.ring.keyframes.clear()
             found = window.proof or _reexecute(session, window, share, out, progress)
+            if isinstance(found, Reexecution) and found.earlier is not None:
+                window.step, variable, kind = found.earlier
+                window.trigger = Trigger("variable", session.variables.path(variable), kind)
+                out.forget_after(window.step)
             _finish(out, session, window, found)
             progress.stage("syncing", 1)
+    return window.trigger, window.step
 
 
 def gather(session: Session, trigger: Trigger, step: int, *, prove: bool = True) -> Window:
@@ -167,14 +175,15 @@ def _write_window(out: CaptureWriter, session: Session, window: Window, share: S
 def _finish(out: CaptureWriter, session: Session, window: Window, found: Reexecution | str | None) -> None:
     incident = Incident(window.step, window.trigger, tuple(window.notes))
     ratios: dict[int, dict[int, float]] = {}
+    norms: dict[int, dict[int, float]] = {}
     if isinstance(found, str):
         incident = replace(incident, notes=(*window.notes, found))
     elif found is not None:
         incident = replace(incident, reproduced=found.reproduced, bit_exact=found.max_ulp == 0, max_ulp=found.max_ulp)
         if found.departs is not None and not any(unrecorded_ops(each.graph, each.signature) for each in window.programs.values()):
             incident = replace(incident, notes=(*window.notes, _departure(found)))
-        ratios = found.update_ratios
-    out.finish(incident, session.timeline.table(sorted(session.variables.of_role("trainable")), ratios))
+        ratios, norms = found.update_ratios, found.weight_norms
+    out.finish(incident, session.timeline.table(sorted(session.variables.of_role("trainable")), ratios, norms, window.step))
 
 
 def _batch(entry: StepEntry, programs: dict[str, ProgramRecord], previous: StepEntry | None, variables: VariableTable) -> BatchRecord:
@@ -231,7 +240,11 @@ def _reexecute(session: Session, window: Window, share: Share, out: CaptureWrite
     full = window.full
     if not full:
         return None
-    base = max((step for step in window.keyframes if step <= full[0]), default=min(window.keyframes))
+    unmeasured: dict[int, list[int]] = {}
+    if window.trigger.what in ("loss", "gradient", "variable"):
+        unmeasured = unmeasured_before(window.step, window.batches, window.programs, session.variables.born_nonfinite)
+    first = min(full[0], *unmeasured) if unmeasured else full[0]
+    base = max((step for step in window.keyframes if step <= first), default=min(window.keyframes))
     keyframes = {step: window.keyframes.pop(step) for step in sorted(window.keyframes) if step >= base}
     window.keyframes.clear()
     batches = {step: batch for step, batch in window.batches.items() if step >= base}
@@ -243,7 +256,7 @@ def _reexecute(session: Session, window: Window, share: Share, out: CaptureWrite
 
     try:
         local = {name: local_program(program) for name, program in window.programs.items()}
-        return Reexecutor(local, session.variables.infos).run(keyframes, batches, full, on_full, lambda: progress.advance(1))
+        return Reexecutor(local, session.variables.infos).run(keyframes, batches, full, on_full, lambda: progress.advance(1), unmeasured)
     except OSError:  # the disk, not the proof
         raise
     except MissingWorkersError as error:

@@ -20,7 +20,7 @@ from nanreplay.program.observe import Observer
 from nanreplay.program.sources import SourceTable
 from nanreplay.program.trace import is_variable
 from nanreplay.program.watch import Watch, build_watch, has_nonfinite
-from nanreplay.recorder.reexecute import Reexecution, dense_gradient, update_ratio
+from nanreplay.recorder.reexecute import Reexecution, change, dense_gradient
 from nanreplay.recorder.session import EagerIncident, Session
 from nanreplay.recorder.trigger import exception_trigger, is_end_of_data
 from nanreplay.records import Trigger
@@ -180,7 +180,7 @@ class EagerStep:
         trainable = variables.of_role("trainable")
         after = {index: value.numpy() for index, value in self._session.read_state().items() if index in trainable}
         proof.weights[step] = after
-        proof.update_ratios[step] = {index: update_ratio(np.asarray(before[index]), after[index]) for index in after if index in before}
+        proof.update_ratios[step] = {index: change(np.asarray(before[index]), after[index])[0] for index in after if index in before}
         for gradient, variable in run.seen.gradients():
             index = variables.index.get(id(private_tf.handle_of(variable)))
             if index is not None:

@@ -39,8 +39,8 @@ class Incidents:
         session, on_nan = self._session, self._session.settings.on_nan
         if session.unhealthy:  # an exception before any step was healthy again
             return
-        unwritten = f"step {step}: {trigger.name} is not healthy. The capture could not be written.", None
-        sentence, path = session.guard(lambda: self._write(trigger, step)) or unwritten
+        unwritten = f"step {step}: {trigger.name} is not healthy. The capture could not be written.", None, step
+        sentence, path, step = session.guard(lambda: self._write(trigger, step)) or unwritten
         if on_nan != "continue":
             self.stopped = session.detached = True
             if trigger.what != "exception" and on_nan == "raise":
@@ -50,15 +50,17 @@ class Incidents:
         with contextlib.suppress(UserWarning) if trigger.what == "exception" else contextlib.nullcontext():
             warnings.warn(f"nanreplay: {sentence}" + (f" Capture: {path} (nanreplay bisect {path})" if path else ""), stacklevel=2)
 
-    def _write(self, trigger: Trigger, step: int) -> tuple[str, Location | None]:
-        """Write the capture, and prepare for what comes; returns what to say, and the file."""
+    def _write(self, trigger: Trigger, step: int) -> tuple[str, Location | None, int]:
+        """Write the capture, and prepare for what comes; returns what to say, the file, and the incident's step."""
         path, problem = self._session.write(trigger, step)
+        if path is not None and self._session.dated is not None:
+            trigger, step = self._session.dated
         self.path = path or self.path
         self._count += 1
         sentence = " ".join(filter(None, [f"step {step}: {describe(trigger)}.", problem]))
         if self._session.settings.on_nan == "continue" and not self._session.detached:
             sentence += self._go_on(trigger)
-        return sentence, path
+        return sentence, path, step
 
     def _go_on(self, trigger: Trigger) -> str:
         session = self._session

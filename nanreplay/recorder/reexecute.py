@@ -11,8 +11,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from nanreplay.program.compiled import CompiledProgram
-from nanreplay.program.fingerprint import ulp_distance
-from nanreplay.program.watch import has_nonfinite, read_variable
+from nanreplay.program.fingerprint import fingerprint_distance
+from nanreplay.program.watch import has_nonfinite, nonfinite_kind, read_variable
 from nanreplay.records import BatchRecord, ProgramRecord, VariableInfo
 
 Kind = Literal["gradients", "weights"]
@@ -33,6 +33,9 @@ class Reexecution:
     weights: dict[int, dict[int, NDArray[Any]]] = field(default_factory=dict)
     gradients: dict[int, dict[int, NDArray[Any]]] = field(default_factory=dict)
     update_ratios: dict[int, dict[int, float]] = field(default_factory=dict)
+    weight_norms: dict[int, dict[int, float]] = field(default_factory=dict)
+    earlier: tuple[int, int, str] | None = None
+    """The step that was seen to fail was not the first: step, variable, and the worst that it holds."""
 
 
 class Reexecutor:
@@ -55,6 +58,7 @@ class Reexecutor:
         full: Collection[int],
         on_full: Callable[[Kind, int, Mapping[int, Any]], None],
         on_step: Callable[[], None] = lambda: None,
+        unmeasured: Mapping[int, Sequence[int]] | None = None,
     ) -> Reexecution:
         """Re-execute `batches` in order of their steps.
 
@@ -67,6 +71,8 @@ class Reexecutor:
             full: Steps whose weights and gradients are wanted.
             on_full: Given `gradients` or `weights`, the step, and the values by variable.
             on_step: Called after each step.
+            unmeasured: Variables by step that were not looked at when the step ran. The first of them that turns out non-finite
+                ends the re-execution.
         """
         base = keyframes.pop(min(batches))
         variables = [self._variable(index, base) for index in range(len(self._infos))]
@@ -81,14 +87,18 @@ class Reexecutor:
             before = {index: read_variable(variables[index].handle) for index in trainable}
             outputs, _ = self._program(batch.program, gradients=False)(batch.arrays, variables, self._programs[batch.program].constants)
             after = {index: read_variable(variables[index].handle) for index in trainable}
-            found.update_ratios[step] = {
-                index: update_ratio(np.asarray(before.pop(index)), np.asarray(after[index])) for index in trainable
-            }
+            changes = {index: change(np.asarray(before.pop(index)), np.asarray(after[index])) for index in trainable}
+            found.update_ratios[step] = {index: ratio for index, (ratio, _) in changes.items()}
+            found.weight_norms[step] = {index: norm for index, (_, norm) in changes.items()}
             if step in full:
                 on_full("weights", step, after)
             del after
             self._compare(step, outputs, batch, found, is_last=step == max(batches))
             on_step()
+            for index in (unmeasured or {}).get(step, ()):
+                if kind := nonfinite_kind(read_variable(variables[index].handle)):
+                    found.earlier, found.reproduced = (step, index, kind), True
+                    return found
         if not found.reproduced:
             slots = [index for index, info in enumerate(self._infos) if info.role == "optimizer"]
             found.reproduced = any(has_nonfinite(variables[index]) for index in slots)
@@ -135,7 +145,7 @@ class Reexecutor:
         if signature.watch is None or batch.fingerprint is None:
             return
         watch = outputs[signature.outputs.index(signature.watch)].numpy()
-        distance = ulp_distance(watch, np.asarray(batch.fingerprint))
+        distance = fingerprint_distance(watch, np.asarray(batch.fingerprint))
         if distance and found.departs is None:
             found.departs = step
         found.max_ulp = max(found.max_ulp, distance)
@@ -148,14 +158,15 @@ def dense_gradient(gradient: Any) -> NDArray[Any]:
     return np.asarray(tf.convert_to_tensor(gradient).numpy())
 
 
-def update_ratio(before: NDArray[Any], after: NDArray[Any]) -> float:
-    """|after - before| / |before|, 0 where nothing changed; in pieces, since both are taken to float64."""
-    changed, size, old, new = 0.0, 0.0, before.reshape(-1), after.reshape(-1)
+def change(before: NDArray[Any], after: NDArray[Any]) -> tuple[float, float]:
+    """|after - before| / |before|, 0 where nothing changed, and |after|; in pieces, since all are taken to float64."""
+    changed, size, reached, old, new = 0.0, 0.0, 0.0, before.reshape(-1), after.reshape(-1)
     with np.errstate(all="ignore"):
         for start in range(0, len(old), PIECE):
-            piece = old[start : start + PIECE].astype(np.float64)
-            difference = new[start : start + PIECE].astype(np.float64) - piece
+            piece, after_it = old[start : start + PIECE].astype(np.float64), new[start : start + PIECE].astype(np.float64)
+            difference = after_it - piece
             changed += float(np.dot(difference, difference))
             size += float(np.dot(piece, piece))
-        change, size = float(np.sqrt(changed)), float(np.sqrt(size))
-    return 0.0 if change == 0 else change / size if size else float("inf")
+            reached += float(np.dot(after_it, after_it))
+        distance, size, norm = float(np.sqrt(changed)), float(np.sqrt(size)), float(np.sqrt(reached))
+    return 0.0 if distance == 0 else distance / size if size else float("inf"), norm

@@ -27,7 +27,7 @@ from nanreplay.recorder.reexecute import Reexecution
 from nanreplay.recorder.ring import Ring, StepEntry
 from nanreplay.recorder.settings import Settings
 from nanreplay.recorder.timeline import TimelineRing, TimelineRow
-from nanreplay.recorder.trigger import find_trigger, kind_of
+from nanreplay.recorder.trigger import find_trigger, variable_trigger
 from nanreplay.recorder.variables import VariableTable
 from nanreplay.records import Trigger
 
@@ -74,6 +74,8 @@ class Session:
     """Since an incident no step has been healthy: nothing is kept, and nothing is a new incident."""
     written: list[Location] = field(default_factory=list)
     """The files of this recording."""
+    dated: Found | None = None
+    """The incident as the last file has it; it may have begun in an earlier step than the one that was seen to fail."""
     writing: bool = False
     """Whether a file is being written."""
     on_detach: Callable[[], None] = lambda: None
@@ -212,12 +214,12 @@ class Session:
         if entry is not None:
             entry.fingerprint = values
         trigger: Trigger | None = None
-        skipped = False
-        if not np.isfinite(values).all():
+        skipped, is_finite = False, bool(np.isfinite(values).all())
+        if not is_finite or (self.unhealthy and layout.unmeasured(values)):
             trigger, skipped = find_trigger(layout, values, self.variables, self.loss_of)
-        if trigger is None and not skipped and (checked.with_keyframe or self.unhealthy or not layout.gradients_fit(values)):
+        if trigger is None and not skipped and (checked.with_keyframe or self.unhealthy or not (is_finite or layout.gradients_fit(values))):
             slot = self.variables.bad_slot(self._state_of(checked))
-            trigger = None if slot is None else Trigger("variable", self.variables.path(slot), kind_of(self.variables, slot))
+            trigger = None if slot is None else variable_trigger(self.variables, slot)
         stuck = self.skips.note(layout, values, skipped=skipped)
         self.timeline.add(TimelineRow(checked.step, layout.names, values, checked.elapsed_s, skipped))
         trigger = trigger or stuck
@@ -284,7 +286,7 @@ class Session:
         self.writing, self._told_at = True, self.step
         try:
             with tf.init_scope():  # somebody may be tracing, or taking gradients
-                path = write_dump(self, trigger, step, prove=prove)
+                path, self.dated = write_dump(self, trigger, step, prove=prove)
         except (OSError, MemoryError) as error:
             reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
             return None, f"The capture could not be written: {reason}."

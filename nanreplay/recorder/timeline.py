@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nanreplay.program.fingerprint import NOT_MEASURED
 from nanreplay.records import Timeline
 
 MATRICES = {"gradient_sum": "gradient_norm", "gradient_max": "gradient_absmax", "variable_sum": "weight_norm"}
@@ -55,27 +56,40 @@ class TimelineRing:
         """Append a step."""
         self.rows.append(row)
 
-    def table(self, trainable: Sequence[int], update_ratios: Mapping[int, Mapping[int, float]]) -> Timeline:
-        """Columns and matrices of all rows.
+    def table(
+        self,
+        trainable: Sequence[int],
+        update_ratios: Mapping[int, Mapping[int, float]],
+        weight_norms: Mapping[int, Mapping[int, float]] | None = None,
+        last: int | None = None,
+    ) -> Timeline:
+        """Columns and matrices of all rows. What a step did not measure is NaN, and its `measured` False.
 
         Args:
             trainable: Indices of the variables that become the columns of the matrices.
             update_ratios: |change| / |weight| by step and variable, where they are known.
+            weight_norms: Norms by step and variable that are known from elsewhere; for those that a step did not measure.
+            last: The last step that is wanted; all when it is left out.
         """
-        count = len(self.rows)
+        rows = [row for row in self.rows if last is None or row.step <= last]
+        count = len(rows)
         columns = {
-            "step": np.array([row.step for row in self.rows], np.int64),
+            "step": np.array([row.step for row in rows], np.int64),
             "loss": np.full(count, np.nan, np.float64),
             "learning_rate": np.full(count, np.nan, np.float64),
             "loss_scale": np.full(count, np.nan, np.float64),
-            "step_time_s": np.array([row.elapsed_s for row in self.rows], np.float64),
-            "skipped": np.array([row.skipped for row in self.rows], bool),
+            "step_time_s": np.array([row.elapsed_s for row in rows], np.float64),
+            "skipped": np.array([row.skipped for row in rows], bool),
+            "measured": np.array([NOT_MEASURED not in row.values for row in rows], bool),
         }
         position = {variable: column for column, variable in enumerate(trainable)}
         matrices = {name: np.full((count, len(trainable)), np.nan, np.float32) for name in (*MATRICES.values(), "update_ratio")}
-        for index, row in enumerate(self.rows):
+        for index, row in enumerate(rows):
             for name, value in zip(row.layout, row.values, strict=True):
                 _place(name, float(value), index, columns, matrices, position)
+            for variable, norm in (weight_norms or {}).get(row.step, {}).items():
+                if variable in position and not columns["measured"][index] and np.isnan(matrices["weight_norm"][index, position[variable]]):
+                    matrices["weight_norm"][index, position[variable]] = norm
             for variable, ratio in update_ratios.get(row.step, {}).items():
                 if variable in position:
                     with np.errstate(over="ignore"):
@@ -87,6 +101,8 @@ def _place(
     name: str, value: float, row: int, columns: dict[str, NDArray[Any]], matrices: dict[str, NDArray[Any]], position: Mapping[int, int]
 ) -> None:
     kind, _, subject = name.partition(":")
+    if value == NOT_MEASURED and kind in ("gradient_max", "variable_sum"):
+        return
     if name == "loss:0" or kind in ("learning_rate", "loss_scale"):
         columns[kind][row] = value
     elif kind in MATRICES and int(subject) in position:

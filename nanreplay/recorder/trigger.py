@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
 from nanreplay.program.fingerprint import Layout
-from nanreplay.program.watch import has_nonfinite, read_variable
+from nanreplay.program.watch import nonfinite_kind, read_variable
 from nanreplay.recorder.variables import VariableTable
 from nanreplay.records import Trigger, loss_name
 
@@ -17,10 +16,10 @@ from nanreplay.records import Trigger, loss_name
 def find_trigger(layout: Layout, values: Any, variables: VariableTable, loss_of: Sequence[str] = ()) -> tuple[Trigger | None, bool]:
     """What is non-finite, and whether loss scaling skipped this update."""
 
-    def is_bad_variable(index: int) -> bool:
-        return index not in variables.born_nonfinite and has_nonfinite(read_variable(variables.handles[index]))
+    def bad_variable(index: int) -> str:
+        return "" if index in variables.born_nonfinite else nonfinite_kind(read_variable(variables.handles[index]))
 
-    found, skipped = layout.find_nonfinite(values, loss_scaled="loss_scale" in layout.names, is_bad_variable=is_bad_variable)
+    found, skipped = layout.find_nonfinite(values, loss_scaled="loss_scale" in layout.names, bad_variable=bad_variable)
     if found is None:
         return None, skipped
     if found.what == "loss":
@@ -28,10 +27,9 @@ def find_trigger(layout: Layout, values: Any, variables: VariableTable, loss_of:
     return Trigger(found.what, variables.path(found.subject), found.kind), False
 
 
-def kind_of(variables: VariableTable, index: int) -> str:
-    """The worst that a variable holds: `nan`, `inf` or `-inf`."""
-    values = np.asarray(read_variable(variables.handles[index])).astype(np.float64)
-    return "nan" if np.isnan(values).any() else "inf" if (values == np.inf).any() else "-inf"
+def variable_trigger(variables: VariableTable, index: int) -> Trigger:
+    """The trigger of a variable that is not finite."""
+    return Trigger("variable", variables.path(index), nonfinite_kind(read_variable(variables.handles[index])))
 
 
 def exception_trigger(error: Exception) -> Trigger:

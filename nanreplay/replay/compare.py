@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nanreplay.program.fingerprint import Layout, NonFinite, ulp_distance
+from nanreplay.program.fingerprint import NOT_MEASURED, Layout, NonFinite, ulp_distance
 from nanreplay.records import Signature, Trigger, loss_name
 
 
@@ -50,7 +50,7 @@ def compare_step(
     *,
     paths: Sequence[str],
     count_skips: bool,
-    is_bad_variable: Callable[[int], bool],
+    bad_variable: Callable[[int], str],
     slots: Sequence[int] = (),
 ) -> StepResult:
     """Judge a replayed step and compare it with its recording.
@@ -62,16 +62,16 @@ def compare_step(
         recorded: The recorded fingerprint, or None.
         paths: Paths of the variables by index.
         count_skips: Whether an update that loss scaling skips counts as non-finite.
-        is_bad_variable: Says whether a variable turned non-finite in this step.
+        bad_variable: Says how a variable turned non-finite in this step, `nan`, `inf` or `-inf`; "" when it did not.
         slots: Variables of the optimizer, which no fingerprint holds.
     """
     layout = Layout.parse(signature.watch_layout)
     if found is None:
         return StepResult(step, True, None, None, None, None, None)
     scaled = signature.loss_scaled and not count_skips
-    bad, _ = layout.find_nonfinite(found, loss_scaled=scaled, is_bad_variable=is_bad_variable)
+    bad, _ = layout.find_nonfinite(found, loss_scaled=scaled, bad_variable=bad_variable)
     if bad is None:
-        bad = next((NonFinite("variable", index, "nan") for index in slots if is_bad_variable(index)), None)
+        bad = next((NonFinite("variable", index, kind) for index in slots if (kind := bad_variable(index))), None)
     trigger = None if bad is None else Trigger(bad.what, _subject(bad.what, bad.subject, paths, signature.loss_of), bad.kind)
     loss = layout.losses[0][0] if layout.losses else None
     value = None if loss is None else float(found[loss])
@@ -80,7 +80,8 @@ def compare_step(
         held = np.asarray(recorded)
         with np.errstate(over="ignore"):
             found = found.astype(held.dtype)  # a replay in float64 is compared in the recorded type, and judged in its own
-        for element in np.flatnonzero(~(np.isnan(found) & np.isnan(held)) & (found != held)):
+        measured = (found != NOT_MEASURED) & (held != NOT_MEASURED)
+        for element in np.flatnonzero(measured & ~(np.isnan(found) & np.isnan(held)) & (found != held)):
             ulp = ulp_distance(found[element : element + 1], held[element : element + 1])
             name = _readable(signature.watch_layout[element], paths, signature.loss_of)
             differences.append(Difference(name, float(held[element]), float(found[element]), ulp))

@@ -140,7 +140,7 @@ class Replay(RecordedSteps):
             batch.fingerprint,
             paths=[info.path for info in self.variables],
             count_skips=trigger.what == "gradient",
-            is_bad_variable=lambda index: index not in bad and live.is_bad(index),
+            bad_variable=lambda index: "" if index in bad else live.bad_kind(index),
             slots=slots,
         )
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from nanreplay.errors import FormatError
 from nanreplay.limits import check_size
 from nanreplay.program.compiled import variable_handle
-from nanreplay.program.watch import has_nonfinite, read_variable
+from nanreplay.program.watch import has_nonfinite, nonfinite_kind, read_variable
 from nanreplay.records import ArrayLike, VariableInfo
 
 
@@ -54,6 +54,10 @@ class LiveState:
         """Whether a variable holds NaN or an infinity."""
         kind = self._infos[index].dtype
         return ("float" in kind or "complex" in kind) and has_nonfinite(read_variable(self.variables[index].handle).numpy())
+
+    def bad_kind(self, index: int) -> str:
+        """The worst that a variable holds: `nan`, `inf` or `-inf`; "" when it is finite."""
+        return nonfinite_kind(read_variable(self.variables[index].handle).numpy()) if self.is_bad(index) else ""
 
     def already_bad(self, layout: Iterable[str], claimed: str | None) -> set[int]:
         """Return the watched variables and optimizer's slots that are non-finite now, before a step: not the step's doing.

@@ -115,7 +115,7 @@ class History:
 
     def table(self, measure: Measure) -> LayerTable:
         """Return one measure by layer and step."""
-        matrix = np.asarray(self.timeline.matrices.get(measure, np.zeros((0, 0))), np.float64)
+        matrix = self.timeline.matrix(measure)
         groups: dict[str, list[int]] = {}
         for column, variable in enumerate(self.timeline.variables if matrix.size else ()):
             groups.setdefault(layer_of(self.variables[variable].path), []).append(column)
@@ -125,7 +125,7 @@ class History:
 
     @cached_property
     def _gradient_norm(self) -> Values:
-        matrix = np.asarray(self.timeline.matrices.get("gradient_norm", np.zeros((0, 0))), np.float64)
+        matrix = self.timeline.matrix("gradient_norm")
         return _norm(matrix) if matrix.size else np.zeros(0)
 
     def _is_recorded(self, name: str) -> bool:

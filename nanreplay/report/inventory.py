@@ -124,7 +124,7 @@ def _timeline_lines(timeline: Mapping[str, Any]) -> Iterator[str]:
     if timeline["last"] is None:
         return
     yield f"timeline    steps {timeline['first']} to {timeline['last']}; the last:"
-    names = [name for name in TIMELINE_COLUMNS if name in tail and _says(tail[name])]
+    names = [name for name in TIMELINE_COLUMNS if name in tail and name != "measured" and _says(tail[name])]
     rows = [names, *([readable_number(tail[name][row]) for name in names] for row in range(len(tail["step"])))]
     widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
     for row in rows:

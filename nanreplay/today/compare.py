@@ -36,7 +36,7 @@ def step_results(capture: Capture, renamed: Mapping[str, str], run: TodayRun) ->
             _in_order(capture, batch, names),
             paths=paths,
             count_skips=False,
-            is_bad_variable=lambda i: False,
+            bad_variable=lambda i: "",
         )
         is_bad = row.step == run.failed
         results.append(replace(found, finite=not is_bad, nonfinite=run.trigger if is_bad else None))

@@ -210,7 +210,7 @@ class _Run:
             batch.fingerprint,
             paths=[info.path for info in self.replay.variables],
             count_skips=self.replay.incident.trigger.what == "gradient",
-            is_bad_variable=lambda index: index not in bad and self.live.is_bad(index),
+            bad_variable=lambda index: "" if index in bad else self.live.bad_kind(index),
             slots=slots,
         )
 

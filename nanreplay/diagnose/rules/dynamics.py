@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nanreplay.diagnose.case import Case, Values
 from nanreplay.diagnose.rules import overflow
@@ -42,9 +43,9 @@ def _update_ratios(case: Case, since: int, until: int) -> Values:
     """Largest update ratio of each step, as recorded, else as the norms of the weights tell it."""
     steps = np.asarray(case.timeline.columns["step"])
     ratios = np.asarray(case.timeline.matrices.get("update_ratio", np.zeros((0, 0))), np.float64)
-    weights = np.asarray(case.timeline.matrices.get("weight_norm", np.zeros((0, 0))), np.float64)
+    weights = case.timeline.matrix("weight_norm")
     if weights.size:
-        change = _relative_changes(weights)
+        change = _relative_changes(weights, np.asarray(case.timeline.columns.get("measured", np.ones(len(weights))), bool))
         ratios = np.where(np.isfinite(ratios), ratios, change) if ratios.size else change
     if not ratios.size:
         return np.zeros(0)
@@ -53,11 +54,15 @@ def _update_ratios(case: Case, since: int, until: int) -> Values:
     return np.asarray(largest[largest > 0])
 
 
-def _relative_changes(norms: Values) -> Values:
-    """How much the norm of each variable changed with each step, relative to what it was; 0 for the first step."""
+def _relative_changes(norms: Values, measured: NDArray[np.bool_]) -> Values:
+    """How much the norm of each variable changed with each step, relative to what it was; 0 where it was not measured."""
+    rows = np.flatnonzero(measured)
+    found = np.zeros_like(norms)
+    before = norms[rows[:-1]]
     with np.errstate(all="ignore"):
-        change = np.abs(np.diff(norms, axis=0)) / norms[:-1]
-    return np.vstack([np.zeros((1, norms.shape[1])), np.where(norms[:-1] > 0, change, 0)])
+        change = np.abs(np.diff(norms[rows], axis=0)) / before / np.diff(rows)[:, None]
+    found[rows[1:]] = np.where(before > 0, change, 0)
+    return found
 
 
 def _kernels(case: Case) -> list[int]:
