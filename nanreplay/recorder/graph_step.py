@@ -46,13 +46,14 @@ class GraphStep:
         is_plain = all(isinstance(leaf, tf.Tensor) for leaf in flat)
         try:
             slot = self._begin(args, flat if is_plain else _tensors_of(args))
+            run = slot.traced.flat_call if is_plain else slot.traced.function  # made here: an error of ours ends in the `except` below
         except Exception as error:
             result = self._bare(*args)  # raises again when the step itself cannot be traced; that is no failure of the recorder
             session.detach(error)
             return result
         try:
             # Not the `tf.function`, nor the whole arguments where tensors are all there is: looking either up again takes time.
-            result, watch, fed = slot.traced.flat_call(flat) if is_plain else slot.traced.function(*args)
+            result, watch, fed = run(flat) if is_plain else run(*args)
         except Exception as error:
             if not is_end_of_data(error):
                 earlier = session.guard(session.flush)

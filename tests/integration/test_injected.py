@@ -19,7 +19,8 @@ from nanreplay import Capture, Recorder, Replay
 
 SOME = [
     "program/watch.py:build_watch", "program/observe.py:Observer._mark", "recorder/session.py:Session.add_program",
-    "recorder/session.py:Session._check", "recorder/dump.py:gather", "capture/writer.py:CaptureWriter.batch",
+    "program/private_tf.py:flat_call", "recorder/session.py:Session._check", "recorder/dump.py:gather",
+    "capture/writer.py:CaptureWriter.batch",
 ]  # fmt: skip
 FIT = ["program/watch.py:build_watch", "recorder/fit.py:check_strategy", "recorder/graph_step.py:GraphStep.expect"]
 ENDS = [
