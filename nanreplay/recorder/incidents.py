@@ -8,8 +8,10 @@ from collections.abc import Callable
 
 from nanreplay.capture.storage import Location
 from nanreplay.errors import NonFiniteError
+from nanreplay.program.fingerprint import NOT_MEASURED, Layout
 from nanreplay.recorder import signals
-from nanreplay.recorder.session import Session
+from nanreplay.recorder.session import Found, Session
+from nanreplay.recorder.trigger import find_trigger
 from nanreplay.records import Trigger
 
 
@@ -74,15 +76,24 @@ class Incidents:
         return ""
 
     def settle(self) -> bool:
-        """Look at the steps that were not looked at yet; returns whether one of them is an incident, which is handled.
+        """Look at what was not looked at yet; returns whether a step is an incident, which is handled.
 
         Raises:
             NonFiniteError: As asked for by `on_nan="raise"`.
         """
-        found = self._session.guard(self._session.flush)
+        found = self._session.guard(self._session.flush) or self._session.guard(self._unmeasured)
         if found is not None:
             self.handle(*found)
         return found is not None
+
+    def _unmeasured(self) -> Found | None:
+        """Look at what the last step did not measure: there may be no later one that shows it."""
+        session = self._session
+        last = session.timeline.rows[-1] if session.timeline.rows else None
+        if last is None or session.unhealthy or session.detached or NOT_MEASURED not in last.values:
+            return None
+        trigger, _ = find_trigger(Layout.parse(last.layout), last.values, session.variables, session.loss_of)
+        return None if trigger is None else (trigger, last.step)
 
     def dump(self, reason: str) -> Location | None:
         """Write what is held, because somebody asks; returns the file."""

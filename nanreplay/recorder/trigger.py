@@ -8,7 +8,7 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.program.fingerprint import Layout
-from nanreplay.program.watch import nonfinite_kind, read_variable
+from nanreplay.program.watch import nonfinite_kind, read_variable, squares_fit
 from nanreplay.recorder.variables import VariableTable
 from nanreplay.records import Trigger, loss_name
 
@@ -17,7 +17,8 @@ def find_trigger(layout: Layout, values: Any, variables: VariableTable, loss_of:
     """What is non-finite, and whether loss scaling skipped this update."""
 
     def bad_variable(index: int) -> str:
-        return "" if index in variables.born_nonfinite else nonfinite_kind(read_variable(variables.handles[index]))
+        value = read_variable(variables.handles[index])
+        return "" if index in variables.born_nonfinite or squares_fit(value) else nonfinite_kind(value)
 
     found, skipped = layout.find_nonfinite(values, loss_scaled="loss_scale" in layout.names, bad_variable=bad_variable)
     if found is None:

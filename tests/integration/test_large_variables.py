@@ -78,6 +78,13 @@ def test_a_variable_that_turns_nan_between_two_measurements_is_dated_to_its_step
     assert all(result.bit_exact for result in results)
 
 
+def test_a_variable_that_turns_nan_in_the_last_step_is_seen_as_training_ends(tmp_path: Path) -> None:
+    model = Broken(STEPS - 1)
+    model.compile("adam")
+    assert fit(model, Recorder(tmp_path / "run.h5")) == STEPS - 1
+    assert [result.finite for result in replayed(tmp_path / "run.h5")][-2:] == [True, False]
+
+
 def test_without_its_keyframe_the_step_that_was_seen_to_fail_is_the_incident(tmp_path: Path) -> None:
     path, model = tmp_path / "run.h5", Broken(BAD_STEP)
     model.compile("adam")
