@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
+from unittest import mock
 
 import keras
 import numpy as np
@@ -16,6 +17,8 @@ import tensorflow as tf
 
 import nanreplay
 from nanreplay import Recorder
+from nanreplay.program import watch
+from nanreplay.program.watch import EVERY
 
 PACKAGE = Path(nanreplay.__file__).parent
 ROOMS = ("recorder", "program", "capture")
@@ -77,7 +80,15 @@ def eager_loop(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
     return _loop(path, begin, lambda step: step)
 
 
-def _loop(path: Path | None, begin: Callable[[], None], kind: Callable[[Any], Any]) -> list[bytes]:
+def large_loop(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
+    """Every variable counts as large, and one turns NaN in a step that measures none, which later steps show."""
+    with mock.patch.object(watch, "LARGE", 1):
+        return _loop(path, begin, tf.function, bad_update=EVERY + 2, batches=[_batches()[0]] * (EVERY + 4))
+
+
+def _loop(
+    path: Path | None, begin: Callable[[], None], kind: Callable[[Any], Any], bad_update: int | None = None, batches: Any = None
+) -> list[bytes]:
     keras.utils.set_random_seed(1)
     dense, optimizer = keras.layers.Dense(2), keras.optimizers.SGD(0.1, momentum=0.9)
     dense.build((None, 3))
@@ -87,6 +98,9 @@ def _loop(path: Path | None, begin: Callable[[], None], kind: Callable[[Any], An
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(dense(x) - 1.0))
         optimizer.apply(tape.gradient(loss, dense.trainable_variables), dense.trainable_variables)
+        if bad_update is not None:
+            left = tf.cast(bad_update - optimizer.iterations, tf.float32)
+            dense.bias.assign(dense.bias * (left / left))
         return loss
 
     recorded = kind(step)
@@ -94,7 +108,7 @@ def _loop(path: Path | None, begin: Callable[[], None], kind: Callable[[Any], An
     begin()
     if recorder is not None:
         recorded = recorder.wrap(recorded, optimizer=optimizer)
-    losses = [np.asarray(recorded(tf.constant(batch))).tobytes() for batch in _batches()]
+    losses = [np.asarray(recorded(tf.constant(batch))).tobytes() for batch in (_batches() if batches is None else batches)]
     if recorder is not None:
         recorder.close()
     return [*losses, *(np.asarray(variable).tobytes() for variable in [*dense.variables, *optimizer.variables])]
@@ -135,7 +149,7 @@ def run(scenario: str, path: Path | None, injector: Injector | None = None) -> t
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         try:
-            found = SCENARIOS[scenario](path, lambda: sys.setprofile(injector))
+            found = {**SCENARIOS, "large_loop": large_loop}[scenario](path, lambda: sys.setprofile(injector))
         finally:
             sys.setprofile(None)
     return found, [str(each.message) for each in warned if "nanreplay" in str(each.message)]

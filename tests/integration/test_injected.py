@@ -80,6 +80,14 @@ def test_an_error_in_any_function_of_the_recorder(tmp_path: Path, scenario: str)
 
 
 @pytest.mark.slow
+def test_an_error_in_what_large_variables_need(tmp_path: Path) -> None:
+    usual = injected.functions_of("compiled_loop", tmp_path / "all.h5")
+    names = [name for name in injected.functions_of("large_loop", tmp_path / "large.h5") if name not in usual]
+    assert "capture/writer.py:CaptureWriter.forget_after" in names
+    assert_harmless("large_loop", tmp_path, names, RuntimeError("a bug"))
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_no_memory_in_any_function_of_the_recorder(tmp_path: Path) -> None:
     assert_harmless("compiled_loop", tmp_path, None, MemoryError())
