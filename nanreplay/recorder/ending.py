@@ -92,6 +92,8 @@ class Ending:
     def leave(self) -> None:
         """Leave nothing installed."""
         self._is_listening = False
+        if self._callbacks_gone is not None:  # it would keep the recording alive, and what an error of ours had on its stack
+            self._callbacks_gone.detach()
         signals.leave(self)
         self._restore()
 

@@ -6,16 +6,19 @@ import gc
 import os
 import subprocess
 import sys
+import weakref
 from pathlib import Path
 from types import CodeType
 
 import h5py
 import injected
+import keras
 import numpy as np
 import pytest
 from injected import Injector, run
 
 from nanreplay import Capture, Recorder, Replay
+from nanreplay.program import trace
 
 SOME = [
     "program/watch.py:build_watch", "program/observe.py:Observer._mark", "recorder/session.py:Session.add_program",
@@ -43,7 +46,8 @@ def assert_harmless(scenario: str, folder: Path, names: list[str] | None, error:
 
 def harm(scenario: str, folder: Path, function: CodeType, error: Exception, bare: list[bytes]) -> list[str]:
     """What an error at the first call of `function` did that it must not do."""
-    path, injector = folder / "run.h5", Injector(function, error)
+    # an error of its own each time: one that is raised again keeps the frames of all trainings before, and so their models
+    path, injector = folder / "run.h5", Injector(function, type(error)(*error.args))
     try:
         found, said = run(scenario, path, injector)
     except Exception as raised:
@@ -70,6 +74,18 @@ def test_an_error_inside_the_recorder_never_reaches_the_training(tmp_path: Path,
 
 def test_an_error_at_either_end_of_an_eager_step_never_reaches_the_training(tmp_path: Path) -> None:
     assert_harmless("eager_loop", tmp_path, ENDS, RuntimeError("a bug"))
+
+
+def test_after_an_error_inside_the_recorder_nothing_keeps_the_training_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trace, "build_watch", None)
+    model = keras.Sequential([keras.layers.Dense(2)])
+    model.compile("sgd", "mse")
+    with pytest.warns(UserWarning, match="detached itself"):
+        model.fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0, callbacks=[Recorder(tmp_path / "run.h5")])
+    gone = weakref.ref(model)
+    del model
+    gc.collect()
+    assert gone() is None
 
 
 @pytest.mark.slow
