@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanreplay.capture import guard
+from nanreplay.capture.checksums import checksum, create_checked
 from nanreplay.capture.format import COMPRESS_FROM_BYTES, DEFLATE_TO, EXTENSION_DTYPES, JSON_LIMIT_BYTES, SAMPLE_BYTES, SAMPLES
 from nanreplay.capture.typed import typed
 from nanreplay.errors import FormatError, MemoryLimitError
@@ -50,10 +50,6 @@ def packing(how: Packing) -> Iterator[None]:
         _packing.reset(token)
 
 
-CHECKED_BESIDE_BYTES = 2**20
-"""The checksum of a larger array is computed by a thread while the array is written."""
-
-
 def write_array(group: Any, name: str, value: Any) -> int:
     """Write one array as the dataset `name` of `group`; returns its size in bytes.
 
@@ -80,19 +76,7 @@ def _create(group: Any, name: str, array: NDArray[Any]) -> Any:
     how = _packing.get()
     if array.ndim and array.nbytes >= how.from_bytes and (not how.samples or _shrinks(array)):
         options = {"compression": "gzip", "compression_opts": how.level, "shuffle": True}
-    if array.nbytes < CHECKED_BESIDE_BYTES:
-        dataset = group.create_dataset(name, data=array, track_times=False, **options)
-        dataset.attrs["crc32"] = np.uint32(_checksum(array))
-        return dataset
-    sums: list[int] = []
-    beside = threading.Thread(target=lambda: sums.append(_checksum(array)), name="nanreplay-checksum")
-    beside.start()  # the checksum takes as long as writing into the system's cache, and neither holds Python's lock
-    try:
-        dataset = group.create_dataset(name, data=array, track_times=False, **options)
-    finally:
-        beside.join()
-    dataset.attrs["crc32"] = np.uint32(sums[0])
-    return dataset
+    return create_checked(group, name, array, **options)
 
 
 def _shrinks(array: NDArray[Any]) -> bool:
@@ -105,11 +89,6 @@ def _shrinks(array: NDArray[Any]) -> bool:
     sample = np.concatenate([flat[start : start + length] for start in starts])
     shuffled = sample.view(np.uint8).reshape(-1, array.itemsize).T.tobytes()
     return len(zlib.compress(shuffled, 1)) <= DEFLATE_TO * len(shuffled)
-
-
-def _checksum(array: NDArray[Any]) -> int:
-    """CRC-32 of type, shape and bytes: `<f4 (3, 2)` and what `array.tobytes()` gives."""
-    return zlib.crc32(np.ascontiguousarray(array).data, zlib.crc32(f"{array.dtype.str} {array.shape}".encode()))
 
 
 def _as_bytes(item: Any) -> bytes:
@@ -144,7 +123,7 @@ def read_array(dataset: Any) -> NDArray[Any]:
     """
     array = _plain(dataset)
     kind = guard.text(dataset, "dtype")
-    if kind != "string" and guard.number(dataset, "crc32") != _checksum(array):
+    if kind != "string" and guard.number(dataset, "crc32") != checksum(array):
         raise FormatError(f"{dataset.name} is not as it was written (checksum)")
     if kind is None:
         return array

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import h5py
 import numpy as np
 
+from nanreplay.capture.checksums import Checksums, computed_beside
 from nanreplay.capture.format import FORMAT, VERSION
 from nanreplay.capture.tables import ops_table
 from nanreplay.capture.temporary import replacing
@@ -59,8 +60,12 @@ def writing(
     Raises:
         OSError: The file could not be written; nothing is left behind.
     """
-    with replacing(Path(path)) as temporary, h5py.File(temporary, "w", libver="v110" if small else None) as file:
-        yield CaptureWriter(file, on_bytes)
+    with (
+        replacing(Path(path)) as temporary,
+        h5py.File(temporary, "w", libver="v110" if small else None) as file,
+        computed_beside() as checksums,
+    ):
+        yield CaptureWriter(file, on_bytes, checksums)
 
 
 class CaptureWriter:
@@ -69,10 +74,12 @@ class CaptureWriter:
     Args:
         file: An empty HDF5 file.
         on_bytes: Called after each array with its size.
+        checksums: Those that are on their way.
     """
 
-    def __init__(self, file: Any, on_bytes: Callable[[int], None]) -> None:
+    def __init__(self, file: Any, on_bytes: Callable[[int], None], checksums: Checksums) -> None:
         self._file = file
+        self._checksums = checksums
         self._on_bytes = on_bytes
         for name in ("keyframes", "weights", "gradients", "batches"):
             file.create_group(name)
@@ -114,6 +121,7 @@ class CaptureWriter:
 
     def forget_after(self, step: int) -> None:
         """Take out what was written of the steps after `step`."""
+        self._checksums.settle()
         for kind in ("keyframes", "weights", "gradients", "batches"):
             for name in [name for name in self._file[kind] if int(name) > step]:
                 del self._file[kind][name]
