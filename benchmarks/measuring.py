@@ -74,7 +74,7 @@ def write_results(name: str, text: str, facts: Any) -> None:
     print(text)
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-    (RESULTS / f"{name}.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+    (RESULTS / f"{name}.json").write_text(json.dumps(facts) + "\n", encoding="utf-8")
 
 
 def machine_line(facts: dict[str, str]) -> str:
