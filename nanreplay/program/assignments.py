@@ -30,6 +30,7 @@ class AssignmentWatch:
     def __init__(self, known: Mapping[int, int]) -> None:
         self._known = known
         self._changed: set[int] = set()
+        self._failed: Exception | None = None
 
     @property
     def is_on(self) -> bool:
@@ -49,7 +50,13 @@ class AssignmentWatch:
             _undo.pop()()
 
     def take(self) -> list[int]:
-        """Return the indices of the variables that were assigned since the last call."""
+        """Return the indices of the variables that were assigned since the last call.
+
+        Raises:
+            Exception: One that occurred while an assignment was noted; it did not reach the code that assigns.
+        """
+        if self._failed is not None:
+            raise self._failed
         if not self._changed:
             return []
         changed, self._changed = self._changed, set()
@@ -57,6 +64,12 @@ class AssignmentWatch:
 
     def note(self, handle: Any) -> None:
         """A variable is being assigned."""
+        try:
+            self._note(handle)
+        except Exception as error:
+            self._failed = error
+
+    def _note(self, handle: Any) -> None:
         index = self._known.get(id(handle))
         if index is not None:
             self._changed.add(index)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,7 +23,7 @@ from nanreplay.program.trace import is_variable
 from nanreplay.program.watch import Watch, build_watch, has_nonfinite
 from nanreplay.recorder.reexecute import Reexecution, change, dense_gradient
 from nanreplay.recorder.session import EagerIncident, Session
-from nanreplay.recorder.trigger import exception_trigger, is_end_of_data
+from nanreplay.recorder.trigger import exception_trigger
 from nanreplay.records import Trigger
 
 State = Mapping[int, Any]
@@ -74,10 +75,11 @@ class EagerStep:
             result = self._step(*args, **kwargs)
         except BaseException as error:
             session.guard(run.stop.close)
-            if isinstance(error, Exception) and not is_end_of_data(error):
+            trigger = session.guard(functools.partial(exception_trigger, error))
+            if trigger is not None:
                 session.guard(lambda: self._register(run))
                 session.guard(lambda: self._record_ops(run, None))
-                self._on_incident(exception_trigger(error), step)
+                self._on_incident(trigger, step)
             raise
         session.guard(run.stop.close)
         trigger = session.guard(lambda: self._after(run, result))

@@ -113,7 +113,7 @@ class Ending:
 
     def ended_by(self, error: BaseException) -> None:
         """An exception passes through the training: write when it ends the program, and put everything back."""
-        if is_end_of_data(error):
+        if self._session.guard(lambda: is_end_of_data(error)):
             return
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self.write(type(error).__name__, prove=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ import tensorflow as tf
 from nanreplay.program import private_tf
 from nanreplay.program.trace import TracedStep
 from nanreplay.recorder.session import ProgramSlot, Session
-from nanreplay.recorder.trigger import exception_trigger, is_end_of_data
+from nanreplay.recorder.trigger import exception_trigger
 from nanreplay.records import Trigger
 
 
@@ -55,9 +56,10 @@ class GraphStep:
             # Not the `tf.function`, nor the whole arguments where tensors are all there is: looking either up again takes time.
             result, watch, fed = run(flat) if is_plain else run(*args)
         except Exception as error:
-            if not is_end_of_data(error):
+            trigger = session.guard(functools.partial(exception_trigger, error))
+            if trigger is not None:
                 earlier = session.guard(session.flush)
-                self._on_incident(*(earlier or (exception_trigger(error), session.step)))
+                self._on_incident(*(earlier or (trigger, session.step)))
             raise
         if not session.detached:
             found = session.guard(lambda: session.after_late(slot.layout, watch, fed))

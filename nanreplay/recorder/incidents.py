@@ -99,9 +99,12 @@ class Incidents:
         """Write what is held, because somebody asks; returns the file."""
         if self.settle():
             return self.path
-        path, problem = self._session.write(Trigger("manual", "dump", reason), max(0, self._session.step - 1))
+        session = self._session
+        trigger, step = Trigger("manual", "dump", reason), max(0, session.step - 1)
+        found: tuple[Location | None, str] = session.guard(lambda: session.write(trigger, step)) or (None, "")
+        path, problem = found
         if path is None:
-            if not self._session.detached:  # else it has been said
+            if not session.detached:  # else it has been said
                 warnings.warn(f"nanreplay: {problem}", stacklevel=3)
             return None
         self.path = path

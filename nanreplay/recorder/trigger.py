@@ -33,8 +33,10 @@ def variable_trigger(variables: VariableTable, index: int) -> Trigger:
     return Trigger("variable", variables.path(index), nonfinite_kind(read_variable(variables.handles[index])))
 
 
-def exception_trigger(error: Exception) -> Trigger:
-    """The trigger of a step that raised."""
+def exception_trigger(error: BaseException) -> Trigger | None:
+    """The trigger of a step that raised; None when there are no more batches, or the program is to end."""
+    if is_end_of_data(error) or not isinstance(error, Exception):
+        return None
     return Trigger("exception", type(error).__name__, _what_was_said(str(error))[:500])
 
 

@@ -14,11 +14,13 @@ from unittest import mock
 import keras
 import numpy as np
 import tensorflow as tf
+from injected_corners import busy_loop, drawing_loop
 
 import nanreplay
 from nanreplay import Recorder
 from nanreplay.program import watch
 from nanreplay.program.watch import EVERY
+from nanreplay.recorder import progress
 
 PACKAGE = Path(nanreplay.__file__).parent
 ROOMS = ("recorder", "program", "capture")
@@ -27,14 +29,16 @@ ROOMS = ("recorder", "program", "capture")
 FRAMES = (
     # around the training's own step: an error as they begin would be Python's
     "recorder/callback.py:on_", "recorder/callback.py:wrap",
-    "recorder/callback.py:close", "recorder/callback.py:set_model", "recorder/callback.py:_take_expected",
+    "recorder/callback.py:close", "recorder/callback.py:dump", "recorder/callback.py:set_model", "recorder/callback.py:_take_expected",
     "recorder/fit.py:__call__", "recorder/fit.py:_run_steps",
     "recorder/fit.py:_without_optional", "recorder/fit.py:one_step_on_data", "recorder/fit_callbacks.py:hook", "recorder/ending.py:run",
     "recorder/loop.py:recorded", "recorder/loop.py:_as_tensor", "recorder/graph_step.py:__call__", "recorder/eager_step.py:__call__",
-    "recorder/incidents.py:handle", "recorder/incidents.py:settle", "recorder/signals.py:answer_pending", "recorder/session.py:guard",
+    "recorder/incidents.py:handle", "recorder/incidents.py:settle", "recorder/incidents.py:dump",
+    "recorder/ending.py:ended_by", "recorder/signals.py:answer_pending", "recorder/session.py:guard",
     "recorder/session.py:detach", "program/observe.py:observed", "program/observe.py:_run",
     "program/observe.py:__exit__", "program/observe.py:Observer.__init__",
     "program/observe.py:_forward_token", "program/observe.py:_observed_gradient_function", "program/private_tf.py:record_gradient",
+    "program/assignments.py:assign", "program/assignments.py:note", "program/draws.py:draw", "program/draws.py:note",
     "program/private_tf.py:gradient_function", "program/private_tf.py:call", "recorder/eager_step.py:callback",
     "capture/temporary.py:seek", "capture/temporary.py:tell", "capture/temporary.py:read", "capture/temporary.py:write",
     "capture/temporary.py:truncate", "capture/temporary.py:flush",
@@ -131,6 +135,8 @@ def eager_fit(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
 
 
 SCENARIOS = {each.__name__: each for each in (compiled_loop, xla_loop, eager_loop, fit, eager_fit)}
+SPECIAL = {each.__name__: each for each in (large_loop, busy_loop, drawing_loop)}
+"""Trainings that reach what the usual ones do not."""
 
 
 def _batches() -> Any:
@@ -146,10 +152,10 @@ def _recorder(path: Path) -> Recorder:
 def run(scenario: str, path: Path | None, injector: Injector | None = None) -> tuple[list[bytes], list[str]]:
     """Train; returns the bits of losses and variables, and the warnings."""
     tf.keras.backend.clear_session()
-    with warnings.catch_warnings(record=True) as warned:
+    with warnings.catch_warnings(record=True) as warned, mock.patch.object(progress, "SHOWN_AFTER_S", 0.0):
         warnings.simplefilter("always")
         try:
-            found = {**SCENARIOS, "large_loop": large_loop}[scenario](path, lambda: sys.setprofile(injector))
+            found = {**SCENARIOS, **SPECIAL}[scenario](path, lambda: sys.setprofile(injector))
         finally:
             sys.setprofile(None)
     return found, [str(each.message) for each in warned if "nanreplay" in str(each.message)]
