@@ -1,7 +1,8 @@
 """How fast a dump is written: against plain h5py with the same arrays on the same disk, and what compression would cost.
 
 First the capture of a training (weights after some steps, Adam's slots, batches) is written, in turns with plain h5py: one
-contiguous dataset an array, closed and synced. Then its keyframe and its batches are written with each of HDF5's own filters.
+contiguous dataset an array, closed and synced. Then its keyframe and its batches are written with each of HDF5's own filters, and
+with those of hdf5plugin where that is installed.
 
 Usage: python benchmarks/dump.py [--mib 512] [--rounds 5] [--folder DIR] [--no-filters]
 """
@@ -36,6 +37,21 @@ FILTERS: dict[str, dict[str, Any]] = {
     "gzip 4, shuffle": {"compression": "gzip", "compression_opts": 4, "shuffle": True},
     "gzip 9, shuffle": {"compression": "gzip", "compression_opts": 9, "shuffle": True},
 }
+
+
+def plugin_filters() -> dict[str, Any]:
+    """Filters that h5py alone can neither write nor read."""
+    try:
+        import hdf5plugin
+    except ImportError:
+        return {}
+    return {
+        "plugin: lz4": hdf5plugin.LZ4(),
+        "plugin: bitshuffle, lz4": hdf5plugin.Bitshuffle(cname="lz4"),
+        "plugin: bitshuffle, zstd 3": hdf5plugin.Bitshuffle(cname="zstd", clevel=3),
+        "plugin: blosc2, zstd 1": hdf5plugin.Blosc2(cname="zstd", clevel=1),
+        "plugin: zstd 1": hdf5plugin.Zstd(clevel=1),
+    }
 
 
 def recorded(folder: Path, mib: int) -> tuple[CaptureContents, float]:
@@ -96,7 +112,7 @@ def compare(contents: CaptureContents, arrays: Sequence[Any], folder: Path, roun
 def filter_rows(groups: dict[str, list[Any]], folder: Path) -> list[list[str]]:
     """Speed and size of each filter, for each group of arrays."""
     rows = []
-    for name, options in FILTERS.items():
+    for name, options in {**FILTERS, **plugin_filters()}.items():
         row = [name]
         for arrays in groups.values():
             size = sum(array.nbytes for array in arrays)
