@@ -27,7 +27,7 @@ from typing import Any
 
 from measuring import ENVIRONMENT, machine, machine_line, table, write_results
 
-MODELS = ("mlp", "cnn", "transformer", "loop", "small_mlp")
+MODELS = ("mlp", "cnn", "transformer", "loop", "small_mlp", "small_mlp_by_8")
 MODES = ("bare", "recorder", "bare again")
 STEPS = 4
 """Steps of a turn."""
@@ -106,7 +106,7 @@ def measure_here(name: str, xla: str, rounds: int) -> dict[str, Any]:
     first = training.model(jit_compile=xla == "on")  # so that none of the three is the first that TensorFlow compiles
     first.fit(x[: training.batch], y[: training.batch], batch_size=training.batch, verbose=0)
     models = {mode: training.model(jit_compile=xla == "on") for mode in MODES}
-    steps_in_all = STEPS * (WARM_UP + rounds)
+    steps_in_all = STEPS * (WARM_UP + rounds) * training.steps_per_execution
     folder = tempfile.TemporaryDirectory()
     recorder = Recorder(Path(folder.name) / "run.h5")
 
@@ -131,6 +131,7 @@ def measure_here(name: str, xla: str, rounds: int) -> dict[str, Any]:
     folder.cleanup()
     bare, recorded = (models[mode].get_weights() for mode in MODES[:2])
     return {
+        "steps_per_execution": training.steps_per_execution,
         "first_s": {mode: round(each[0], 3) for mode, each in turns.seconds.items()},
         "seconds": {mode: [round(one, 5) for one in each[WARM_UP:]] for mode, each in turns.seconds.items()},
         "processor_s": {mode: [round(one, 5) for one in each[WARM_UP:]] for mode, each in turns.processor_s.items()},
@@ -153,7 +154,7 @@ def row(name: str, xla: str, found: dict[str, Any]) -> list[str]:
     from_bare = ratios(found["seconds"])
     low, middle, high = statistics.quantiles(from_bare, n=4)
     processor = statistics.median(ratios(found["processor_s"]))
-    step_ms = 1000 * statistics.median(found["seconds"]["bare"]) / STEPS
+    step_ms = 1000 * statistics.median(found["seconds"]["bare"]) / STEPS / found["steps_per_execution"]
     control = f"{noise(found['seconds']):.3f} ({noise(found['processor_s']):.3f})"
     same = "yes" if found["same_weights"] else "**no**"
     bare_first_s, recorded_first_s, again_s = (found["first_s"][mode] for mode in MODES)

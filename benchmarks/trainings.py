@@ -25,6 +25,7 @@ class Training:
     """Steps of one epoch."""
     words: int = 0
     """Size of the vocabulary; 0 when samples are floats."""
+    steps_per_execution: int = 1
 
     def data(self) -> tuple[Any, Any]:
         """Samples and labels of one epoch."""
@@ -42,7 +43,13 @@ class Training:
         keras.utils.set_random_seed(1)
         model = self.build()
         loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-        model.compile(keras.optimizers.Adam(1e-4), loss, metrics=["accuracy"], jit_compile=jit_compile)
+        model.compile(
+            keras.optimizers.Adam(1e-4),
+            loss,
+            metrics=["accuracy"],
+            jit_compile=jit_compile,
+            steps_per_execution=self.steps_per_execution,
+        )
         return model
 
 
@@ -87,6 +94,7 @@ TRAININGS = {
     "loop": Training(mlp, (784,), batch=128, steps=200),
     "mlp": Training(mlp, (784,), batch=128, steps=200),
     "small_mlp": Training(small_mlp, (28, 28), batch=32, steps=400),
+    "small_mlp_by_8": Training(small_mlp, (28, 28), batch=32, steps=400, steps_per_execution=8),
     "cnn": Training(cnn, (32, 32, 3), batch=64, steps=40),
     "transformer": Training(transformer, (64,), batch=32, steps=50, words=1000),
 }
