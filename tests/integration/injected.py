@@ -41,6 +41,7 @@ FRAMES = (
     "program/observe.py:_forward_token", "program/observe.py:_observed_gradient_function", "program/private_tf.py:record_gradient",
     "program/assignments.py:assign", "program/assignments.py:note", "program/draws.py:draw", "program/draws.py:note",
     "program/private_tf.py:gradient_function", "program/private_tf.py:call", "recorder/eager_step.py:callback",
+    "recorder/watchdog.py:_watch",
     "capture/temporary.py:seek", "capture/temporary.py:tell", "capture/temporary.py:read", "capture/temporary.py:write",
     "capture/temporary.py:truncate", "capture/temporary.py:flush",
     # which undo, and are called again by nobody
