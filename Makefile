@@ -54,7 +54,7 @@ usual-list: $(VENV)/.installed ## write docs/usual-list.md from the sample runs
 	$(BIN)/python docs/usual_list.py
 
 benchmarks: $(VENV)/.installed ## measure what the documents quote
-	@for script in overhead_paired overhead memory dump info open bisect_time; do echo "== $$script" && $(BIN)/python benchmarks/$$script.py || exit 1; done
+	@for script in overhead_paired overhead memory many_fits dump info open bisect_time; do echo "== $$script" && $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 clean: ## remove environments and caches
 	rm -rf $(VENV) $(VENV_OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,16 +11,16 @@ from typing import Any
 
 import tensorflow as tf
 
-from nanreplay.program import private_tf
+from nanreplay.program import private_gradients, private_tf
 from nanreplay.program.observation import Observation
 from nanreplay.program.observe import Observer
 from nanreplay.program.outside import outside_tensors, without_forwarding
 from nanreplay.program.watch import Watch, build_watch
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Trace:
-    """One trace of a step."""
+    """One trace of a step; its graph goes with it."""
 
     graph: Any
     """The FuncGraph."""
@@ -27,6 +28,9 @@ class Trace:
     watch: Watch
     outside: Sequence[Any]
     """Outputs of ops that another run would not repeat, which the program returns."""
+
+    def __post_init__(self) -> None:
+        weakref.finalize(self, private_gradients.forget_gradients, self.graph).atexit = False
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ NEEDED = [
     ("tensorflow.python.eager.execute", "quick_execute"),
     ("tensorflow.python.framework.op_def_registry", "get"),
     ("tensorflow.python.eager.wrap_function", "WrappedFunction"),
+    ("tensorflow.python.framework.ops", "gradient_registry"),
 ]
 
 

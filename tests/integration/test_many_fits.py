@@ -1,0 +1,79 @@
+"""A search trains many models in one process: what a recorder takes of memory goes with its training."""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nanreplay import NonFiniteError, Recorder
+
+ONCE = Path(__file__).resolve().parents[2] / "benchmarks" / "many_fits_once.py"
+
+
+def _graphs() -> dict[int, Any]:
+    gc.collect()
+    return {id(each): each for each in gc.get_objects() if isinstance(each, tf.__internal__.FuncGraph)}
+
+
+def _fit_to_nan(path: Path) -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    try:
+        model.fit(np.full((4, 2), np.nan, np.float32), np.zeros((4, 1)), batch_size=2, verbose=0, callbacks=[Recorder(path)])
+    except NonFiniteError:
+        return
+    pytest.fail("the NaN was not noticed")
+
+
+def test_no_graph_is_left_of_a_recorded_fit_and_its_dump(tmp_path: Path) -> None:
+    _fit_to_nan(tmp_path / "first.h5")
+    before = _graphs()  # TensorFlow and Keras keep some of their own
+    _fit_to_nan(tmp_path / "run.h5")
+    assert (tmp_path / "run.h5").exists()
+    assert not _graphs().keys() - before.keys()
+
+
+def test_a_function_of_the_user_keeps_its_custom_gradient_when_the_recorder_is_gone(tmp_path: Path) -> None:
+    @tf.custom_gradient
+    def tripled(x: Any) -> Any:
+        return x, lambda upstream: 3 * upstream
+
+    inner = tf.function(tripled)
+    weight = tf.Variable(1.0)
+
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = inner(weight) * x
+        weight.assign_sub(0.1 * tape.gradient(loss, weight))
+        return loss
+
+    with Recorder(tmp_path / "run.h5") as recorder:
+        recorder.wrap(tf.function(step))(tf.constant(1.0))
+    del recorder
+    gc.collect()
+    np.testing.assert_allclose(weight, 0.7)
+    with tf.GradientTape() as tape:
+        value = inner(weight)
+    assert tape.gradient(value, weight) == 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["recorder", "incident", "dump"])
+def test_a_recorded_fit_leaves_no_more_memory_than_a_bare_one(mode: str, tmp_path: Path) -> None:
+    bare, recorded = (_mib_per_fit(each, tmp_path) for each in ("bare", mode))
+    assert recorded <= bare + 0.5
+
+
+def _mib_per_fit(mode: str, folder: Path) -> float:
+    done = subprocess.run([sys.executable, ONCE, mode, "16", folder], capture_output=True, text=True, check=True)
+    resident: list[float] = json.loads(done.stdout.splitlines()[-1])["resident_mib"]
+    return (resident[-1] - resident[5]) / (len(resident) - 6)
