@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ import tensorflow as tf
 from injected_corners import busy_loop, drawing_loop
 
 import nanreplay
-from nanreplay import Recorder
+from nanreplay import Capture, Recorder
 from nanreplay.program import watch
 from nanreplay.program.watch import EVERY
 from nanreplay.recorder import progress
@@ -40,6 +41,7 @@ FRAMES = (
     "program/observe.py:_forward_token", "program/observe.py:_observed_gradient_function", "program/private_tf.py:record_gradient",
     "program/assignments.py:assign", "program/assignments.py:note", "program/draws.py:draw", "program/draws.py:note",
     "program/private_tf.py:gradient_function", "program/private_tf.py:call", "recorder/eager_step.py:callback",
+    "recorder/watchdog.py:_watch",
     "capture/temporary.py:seek", "capture/temporary.py:tell", "capture/temporary.py:read", "capture/temporary.py:write",
     "capture/temporary.py:truncate", "capture/temporary.py:flush",
     # which undo, and are called again by nobody
@@ -149,15 +151,21 @@ def _recorder(path: Path) -> Recorder:
     return Recorder(path, on_nan="continue")
 
 
+def _profile(injector: Injector | None) -> None:
+    """Call `injector` from this thread, and from those that are started from now on."""
+    sys.setprofile(injector)
+    threading.setprofile(injector)
+
+
 def run(scenario: str, path: Path | None, injector: Injector | None = None) -> tuple[list[bytes], list[str]]:
     """Train; returns the bits of losses and variables, and the warnings."""
     tf.keras.backend.clear_session()
     with warnings.catch_warnings(record=True) as warned, mock.patch.object(progress, "SHOWN_AFTER_S", 0.0):
         warnings.simplefilter("always")
         try:
-            found = {**SCENARIOS, **SPECIAL}[scenario](path, lambda: sys.setprofile(injector))
+            found = {**SCENARIOS, **SPECIAL}[scenario](path, lambda: _profile(injector))
         finally:
-            sys.setprofile(None)
+            _profile(None)
     return found, [str(each.message) for each in warned if "nanreplay" in str(each.message)]
 
 
@@ -172,3 +180,26 @@ def functions_of(scenario: str, path: Path) -> dict[str, CodeType]:
 def _is_frame(name: str) -> bool:
     file, _, qualified = name.partition(":")
     return name in FRAMES or f"{file}:{qualified.rpartition('.')[2]}".startswith(FRAMES)
+
+
+def harm(scenario: str, folder: Path, function: CodeType, error: Exception, bare: list[bytes], warned: int) -> list[str]:
+    """What an error at the first call of `function` did that it must not do, where `warned` warnings are usual."""
+    # an error of its own each time: one that is raised again keeps the frames of all trainings before, and so their models
+    path, injector = folder / "run.h5", Injector(function, type(error)(*error.args))
+    try:
+        found, said = run(scenario, path, injector)
+    except Exception as raised:
+        found, said = bare, [f"the training raised {raised!r}"]
+    reports = [each for each in said if f"Please report this: {type(error).__name__}" in each]
+    harms = {
+        "was never raised": not injector.happened,
+        "changed the training": found != bare,
+        "said nothing": not (reports or path.exists() or isinstance(error, MemoryError)),
+        f"said {said}": len(said) > 1 + warned or len(reports) > 1 or any("the training raised" in each for each in said),
+        "left a temporary file": any(folder.glob("*.tmp")),
+    }
+    if path.exists():
+        Capture(path).close()
+    for each in folder.iterdir():
+        each.unlink()
+    return [what for what, is_so in harms.items() if is_so]

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import subprocess
 import sys
 import weakref
 from pathlib import Path
-from types import CodeType
 
 import h5py
 import injected
 import keras
 import numpy as np
 import pytest
-from injected import Injector, run
+from conftest import ROOT, environment
+from injected import Injector, harm, run
 
 from nanreplay import Capture, Recorder, Replay
 from nanreplay.program import trace
@@ -36,36 +37,15 @@ def assert_harmless(scenario: str, folder: Path, names: list[str] | None, error:
     bare, _ = run(scenario, None)
     _, usual = run(scenario, folder / "usual.h5")
     functions = injected.functions_of(scenario, folder / "all.h5")
-    gc.collect()
-    gc.freeze()  # the collection at each start of a training then looks at little
+    found = {}
     try:
-        found = {name: harm(scenario, folder, functions[name], error, bare, len(usual)) for name in names or functions}
+        for name in names or functions:
+            gc.collect()
+            gc.freeze()  # the collection at the start of each training then looks at little
+            found[name] = harm(scenario, folder, functions[name], error, bare, len(usual))
     finally:
         gc.unfreeze()
     assert {name: harms for name, harms in found.items() if harms} == {}
-
-
-def harm(scenario: str, folder: Path, function: CodeType, error: Exception, bare: list[bytes], warned: int) -> list[str]:
-    """What an error at the first call of `function` did that it must not do, where `warned` warnings are usual."""
-    # an error of its own each time: one that is raised again keeps the frames of all trainings before, and so their models
-    path, injector = folder / "run.h5", Injector(function, type(error)(*error.args))
-    try:
-        found, said = run(scenario, path, injector)
-    except Exception as raised:
-        found, said = bare, [f"the training raised {raised!r}"]
-    reports = [each for each in said if f"Please report this: {type(error).__name__}" in each]
-    harms = {
-        "was never raised": not injector.happened,
-        "changed the training": found != bare,
-        "said nothing": not (reports or path.exists() or isinstance(error, MemoryError)),
-        f"said {said}": len(said) > 1 + warned or len(reports) > 1 or any("the training raised" in each for each in said),
-        "left a temporary file": any(folder.glob("*.tmp")),
-    }
-    if path.exists():
-        Capture(path).close()
-    for each in folder.iterdir():
-        each.unlink()
-    return [what for what, is_so in harms.items() if is_so]
 
 
 @pytest.mark.parametrize("scenario", ["compiled_loop", "fit"])
@@ -112,6 +92,16 @@ def test_an_error_in_what_is_not_usual(tmp_path: Path, scenario: str, usual: str
     if scenario == "busy_loop":
         names += ["program/assignments.py:AssignmentWatch._note", "recorder/session.py:Session.write"]  # first called somewhere else
     assert_harmless(scenario, tmp_path, names, RuntimeError("a bug"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_an_error_in_what_replicas_need(tmp_path: Path) -> None:
+    script = ROOT / "tests" / "integration" / "injected_replicas.py"
+    done = subprocess.run([sys.executable, script, tmp_path], check=True, capture_output=True, text=True, env=environment())
+    found = json.loads(done.stdout)
+    assert "program/replicas.py:ReplicaThreads._merging" in found
+    assert {name: harms for name, harms in found.items() if harms} == {}
 
 
 @pytest.mark.slow
