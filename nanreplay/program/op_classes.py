@@ -31,7 +31,7 @@ _REACHES = {
     """,
     "code that the check cannot see": r"""
         DeserializeIterator | DatasetFromGraph | XlaCallModule | XlaCustomCall(V2)? | MlirPassthroughOp
-      | XlaHostCompute | _Xla.*
+      | XlaHostCompute | _Xla.* | TfLiteSubgraphExecute
     """,
     "the process": r"Abort",
     "devices": r"""
