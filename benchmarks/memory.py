@@ -15,7 +15,7 @@ from pathlib import Path
 from measuring import last_json, machine, machine_line, run, table, write_results
 
 WORKER = Path(__file__).with_name("memory_once.py")
-CASES = [(10, 1, 1024), (100, 1, 1024), (300, 1, 1024), (10, 100, 1024), (300, 100, 1024), (100, 20, 512), (2048, 1, 1024)]
+CASES = [(10, 1, 1024), (100, 1, 1024), (300, 1, 1024), (10, 100, 1024), (300, 100, 1024), (10, 300, 1024), (100, 20, 512), (2048, 1, 1024)]
 """State, batch and limit in MiB."""
 LARGE = [(2048, 1, 6144)]
 TOLERANCE = 1.1

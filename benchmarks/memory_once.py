@@ -15,33 +15,41 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-WIDTH = 1024
+WIDTH, ROWS = 1024, 64
 MIB = 2**20
 
 
 def build(state_mib: int) -> Any:
-    """A model whose weights and Adam's slots have that size together."""
+    """A model whose weights and Adam's slots have that size together; what it computes does not grow with the batch."""
     units = max(1, state_mib * MIB // 3 // 4 // WIDTH)
     keras.utils.set_random_seed(1)
-    model = keras.Sequential([keras.Input((WIDTH,)), keras.layers.Dense(units, use_bias=False), keras.layers.Dense(1)])
+    layers = [keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(units, use_bias=False), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((None, WIDTH)), *layers])
     model.compile("adam", "mse", jit_compile=False)
     return model
 
 
 def data(batch_mib: int, steps: int) -> Any:
     """Batches of that size, made as they are needed; the last one holds a NaN."""
-    rows = max(1, batch_mib * MIB // 4 // WIDTH)
+    length = max(1, batch_mib * MIB // 4 // WIDTH // ROWS)
 
     def batch(step: Any) -> tuple[Any, Any]:
-        x = tf.random.stateless_uniform([rows, WIDTH], [step, 1])
-        return tf.where(step == steps - 1, x * float("nan"), x), tf.zeros([rows, 1])
+        x = tf.fill([ROWS, length, WIDTH], tf.where(step == steps - 1, float("nan"), tf.cast(step, tf.float32) / 100))
+        return x, tf.zeros([ROWS, 1])
 
-    return tf.data.Dataset.range(steps).map(batch)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # else as many batches are made ahead as there is room for, now more and now fewer
+    return tf.data.Dataset.range(steps).map(batch).with_options(options)
+
+
+def steps_for(state_mib: int, batch_mib: int, limit_mib: int) -> int:
+    """Steps of an epoch: two epochs fill the limit with batches twice, or the window and, since an epoch begins with one, two keyframes."""
+    return 8 if state_mib > 1000 else min(40, max(6, limit_mib // batch_mib))
 
 
 def main(mode: str, state: str, batch: str, limit: str, folder: str) -> None:
     """Train two epochs, enough for the batches to fill the limit."""
-    steps = 8 if int(state) > 1000 else 40
+    steps = steps_for(int(state), int(batch), int(limit))
     model, batches = build(int(state)), data(int(batch), 2 * steps)
     path = Path(folder) / "run.h5"
     facts: dict[str, Any] = {}

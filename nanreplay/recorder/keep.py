@@ -40,6 +40,7 @@ class Keeper:
         self._copy_s = 0.0
         self._batch_bytes = 0
         self._state_bytes = 0
+        self._largest = 0
         self._known = -1
         self.assignments = AssignmentWatch(variables.index)
         """What is set between the steps."""
@@ -128,7 +129,7 @@ class Keeper:
         needs = Needs(
             window=self._settings.window,
             every=self._wanted_every(),
-            limit=self._limit - every_step * self._state_bytes,
+            limit=self._spared(self._limit - every_step * self._state_bytes),
             state_bytes=self._state_bytes,
             batch_bytes=self._batch_bytes,
             lag=self.lag,
@@ -142,10 +143,19 @@ class Keeper:
         ring.plan = plan
         return ring
 
+    def _spared(self, limit: int) -> int:
+        """What is left of `limit` beside the next batch, which is there before the oldest one goes, and a gap as large as a variable.
+
+        TensorFlow's allocator returns no memory to the system, and what others need between large pieces leaves such gaps.
+        """
+        spare = self._batch_bytes + self._largest
+        return limit - spare if limit - spare >= self._state_bytes + 2 * self._batch_bytes else limit
+
     def _learn_variables(self) -> None:
         """Variables were added: the state is larger, and the step that follows was traced just now."""
         sizes = self._variables.sizes
         self._known, self._state_bytes, self._unusual = len(sizes), sum(sizes), True
+        self._largest = max(sizes, default=0)
         self._copy_s = time_copy(self._variables.handles, sizes) if self._settings.keyframe_every is None else 0.0
 
     def _wanted_every(self) -> int:

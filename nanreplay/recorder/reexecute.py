@@ -154,8 +154,8 @@ class Reexecutor:
 
 
 def dense_gradient(gradient: Any) -> NDArray[Any]:
-    """A gradient as an array; sparse rows are added up in their places."""
-    return np.asarray(tf.convert_to_tensor(gradient).numpy())
+    """A gradient as an array, which shares the tensor's buffer; sparse rows are added up in their places."""
+    return np.asarray(tf.convert_to_tensor(gradient))
 
 
 def change(before: NDArray[Any], after: NDArray[Any]) -> tuple[float, float]:
