@@ -261,7 +261,7 @@ class Session:
         """Stop recording after an error of the recorder's own, with one warning."""
         if not self.detached:
             self.detached = True
-            for let_go in (self.release, self.on_detach):
+            for let_go in (self.release, self.on_detach, lambda: error.with_traceback(None)):  # its frames hold the model and data
                 with contextlib.suppress(Exception):  # may fail for the same reason
                     let_go()
             report = f"Please report this: {type(error).__name__}: {error}"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import weakref
 from pathlib import Path
+from typing import Any
 
 import h5py
 import injected
@@ -58,7 +59,12 @@ def test_an_error_at_either_end_of_an_eager_step_never_reaches_the_training(tmp_
 
 
 def test_after_an_error_inside_the_recorder_nothing_keeps_the_training_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trace, "build_watch", None)
+    held = RuntimeError("a bug")
+
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise held
+
+    monkeypatch.setattr(trace, "build_watch", fail)
     model = keras.Sequential([keras.layers.Dense(2)])
     model.compile("sgd", "mse")
     with pytest.warns(UserWarning, match="detached itself"):
