@@ -23,10 +23,10 @@ demo: $(VENV)/.installed ## train a small model into a NaN, replay it and name t
 	@$(BIN)/nanreplay demo
 
 test: $(VENV)/.installed ## run the tests
-	$(BIN)/python -m pytest -n $(WORKERS) $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 test-all: $(VENV)/.installed ## run the tests, the slow ones too
-	$(BIN)/python -m pytest -n $(WORKERS) -m "" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "" $(ARGS)
 
 screenshots: $(VENV)/.installed ## draw the pictures of the documents anew, from real replays
 	$(BIN)/python docs/screenshots.py $(ARGS)
@@ -35,7 +35,7 @@ snapshots: $(VENV)/.installed ## draw the pictures of the terminal interface for
 	$(BIN)/python -m pytest tests/tui --snapshot-update $(ARGS)
 
 test-oldest: $(VENV_OLDEST)/.installed ## run the tests with TensorFlow 2.18 and Keras 3.6
-	$(VENV_OLDEST)/bin/python -m pytest -n $(WORKERS) $(ARGS)
+	$(VENV_OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 
 lint: $(VENV)/.installed ## check style, types and the order of the packages
 	$(BIN)/ruff check .

@@ -15,6 +15,7 @@ import pytest
 from conftest import ROOT, environment, plugin_arguments
 
 pytest_plugins = ["pytester"]
+pytestmark = pytest.mark.xdist_group("plugin")  # one worker runs the project
 PROJECT = ROOT / "tests" / "integration" / "plugin_project"
 LOG_OF_ZERO = ROOT / "sample_runs" / "log_of_zero.h5"
 

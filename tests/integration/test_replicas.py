@@ -24,7 +24,7 @@ from nanreplay.report.explain import explain
 from nanreplay.report.tojson import to_json
 from nanreplay.report.workers import explain_run
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("replicas")]  # one worker makes the captures
 
 
 def trained(folder: Path, replicas: int, *more: str) -> Path:
