@@ -10,7 +10,7 @@ from typing import Any
 from nanreplay.program.assignments import AssignmentWatch
 from nanreplay.program.watch import read_variable
 from nanreplay.recorder.pace import Pace, time_copy
-from nanreplay.recorder.plan import USUAL_EVERY, Needs, every_for, make_plan, shortfall
+from nanreplay.recorder.plan import USUAL_EVERY, Needs, every_for, least_every_for, make_plan, shortfall
 from nanreplay.recorder.ring import Ring, StepEntry, size_of
 from nanreplay.recorder.settings import Settings
 from nanreplay.recorder.variables import VariableTable
@@ -133,6 +133,7 @@ class Keeper:
             state_bytes=self._state_bytes,
             batch_bytes=self._batch_bytes,
             lag=self.lag,
+            least_every=self._least_every(),
         )
         plan = make_plan(needs)
         self._say(shortfall(needs, plan, self._settings.memory_limit, self._share(plan.keyframe_every)))
@@ -166,6 +167,13 @@ class Keeper:
         if step_s is None:
             return min(USUAL_EVERY, self._settings.window)
         return every_for(self._pace.keyframe_s(self._copy_s), step_s, self._settings.window)
+
+    def _least_every(self) -> int:
+        """The interval that costs a hundredth of the steps; 0 where it was given, or is not known yet."""
+        step_s = self._pace.step_s
+        if self._settings.keyframe_every is not None or step_s is None:
+            return 0
+        return least_every_for(self._pace.keyframe_s(self._copy_s), step_s)
 
     def _share(self, every: int) -> float | None:
         """What keyframes add to the time of the steps, where that was left to the recorder and is known."""

@@ -59,18 +59,32 @@ class Needs:
     """Size of one batch."""
     lag: int = 0
     """Steps that may run before a check is read."""
+    least_every: int = 0
+    """Steps between keyframes that cost no more than `SHARE`, where memory is short; 0 where `every` is all that is known."""
+
+    def intervals(self, window: int) -> list[int]:
+        """Steps between keyframes to try for a window, none of which costs more than it may."""
+        least = min(self.least_every or self.every, self.every)
+        halves = [half for shift in range(1, self.every.bit_length()) if (half := self.every >> shift) > least]
+        longer = max(self.every, window + self.lag)  # needs fewer keyframes; a shorter one, fewer batches
+        return [self.every, longer, *halves, least]
+
+
+def least_every_for(keyframe_s: float, step_s: float) -> int:
+    """Steps between keyframes so that they add `SHARE` to the steps."""
+    return max(1, math.ceil(keyframe_s / (SHARE * step_s)))
 
 
 def every_for(keyframe_s: float, step_s: float, window: int) -> int:
     """Steps between keyframes so that they add at most `SHARE` to the steps; not below what costs nothing anyway."""
-    return max(min(USUAL_EVERY, window), math.ceil(keyframe_s / (SHARE * step_s)))
+    return max(min(USUAL_EVERY, window), least_every_for(keyframe_s, step_s))
 
 
 def make_plan(needs: Needs) -> Plan:
     """Choose window and interval under the limit.
 
-    The interval is kept, since it bounds what the training pays, and the window halves until all fits. When not even one
-    step does, the interval shrinks to what fits. Without room for a keyframe and two batches, only batches are kept.
+    The interval shrinks as far as what the training pays allows, then the window halves, until all fits. When not even one
+    step does, the interval shrinks further. Without room for a keyframe and two batches, only batches are kept.
     """
     fitting = (needs.limit - needs.state_bytes) // max(1, needs.batch_bytes)
     if fitting < 2:
@@ -78,7 +92,7 @@ def make_plan(needs: Needs) -> Plan:
     lag = min(needs.lag, fitting - 2)
     window = needs.window
     while True:
-        for every in (needs.every, max(needs.every, window + lag)):  # the second needs fewer keyframes
+        for every in needs.intervals(window):
             plan = Plan(window, every, lag)
             if plan.size_bytes(needs.state_bytes, needs.batch_bytes) <= needs.limit:
                 return plan

@@ -25,8 +25,8 @@ def test_a_small_training_is_kept_as_asked() -> None:
 
 def test_no_plan_exceeds_the_limit() -> None:
     sizes = [0, 1, 1000, MIB, 100 * MIB, 700 * MIB, 3000 * MIB]
-    for state, batch, every, window, lag in itertools.product(sizes, sizes, [1, 32, 5000], [1, 3, 32, 500], [0, 4]):
-        given = needs(state_bytes=state, batch_bytes=batch, every=every, window=window, lag=lag)
+    for state, batch, every, least, window, lag in itertools.product(sizes, sizes, [1, 32, 5000], [0, 7], [1, 3, 32, 500], [0, 4]):
+        given = needs(state_bytes=state, batch_bytes=batch, every=every, least_every=least, window=window, lag=lag)
         plan = make_plan(given)
         assert plan.window >= 1
         if plan.keyframe_every or batch <= given.limit:
@@ -51,6 +51,14 @@ def test_the_window_shrinks_before_the_training_pays_more() -> None:
     assert make_plan(given).keyframe_every == 400
     assert make_plan(given).window == 32
     assert make_plan(needs(every=500, batch_bytes=2 * MIB)) == Plan(8, 500)
+
+
+def test_cheap_keyframes_come_more_often_before_the_window_shrinks() -> None:
+    large = needs(batch_bytes=100 * MIB, limit=900 * MIB)
+    assert make_plan(large) == Plan(1, 8)
+    assert make_plan(needs(batch_bytes=100 * MIB, limit=900 * MIB, least_every=1)) == Plan(8, 1)
+    assert make_plan(needs(batch_bytes=100 * MIB, limit=900 * MIB, least_every=3)) == Plan(4, 4)
+    assert make_plan(needs(least_every=1)) == Plan(32, 32)
 
 
 def test_what_keyframes_cost_beyond_a_hundredth_is_said() -> None:
