@@ -41,16 +41,18 @@ def inject(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> list[Fault]:
     happened: list[Fault] = []
     begin = GraphStep._begin
 
-    def faulty_begin(self: GraphStep, args: tuple[Any, ...]) -> Any:
+    def faulty_begin(self: GraphStep, args: tuple[Any, ...], leaves: list[Any]) -> Any:
         due = self._session.step == fault.step and not happened
         if due and fault.place == "stored weight":
             _flip_variable(self, fault)
             happened.append(fault)
-        slot = begin(self, args)
+        slot = begin(self, args, leaves)
         if not due or happened:
             return slot
         happened.append(fault)
-        return SimpleNamespace(layout=slot.layout, traced=SimpleNamespace(function=_faulty(self, slot, fault)))
+        run = _faulty(self, slot, fault)
+        flat_call = lambda tensors: run(*tf.nest.pack_sequence_as(args, tensors))  # noqa: E731
+        return SimpleNamespace(layout=slot.layout, traced=SimpleNamespace(function=run, flat_call=flat_call))
 
     monkeypatch.setattr(GraphStep, "_begin", faulty_begin)
     return happened

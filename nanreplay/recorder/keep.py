@@ -145,11 +145,11 @@ class Keeper:
         return ring
 
     def _spared(self, limit: int) -> int:
-        """What is left of `limit` beside the next batch, which is there before the oldest one goes, and a gap as large as a variable.
+        """What is left of `limit` beside the next batch, which is there before the oldest one goes, and two gaps as large as a variable.
 
         TensorFlow's allocator returns no memory to the system, and what others need between large pieces leaves such gaps.
         """
-        spare = self._batch_bytes + self._largest
+        spare = self._batch_bytes + 2 * self._largest
         return limit - spare if limit - spare >= self._state_bytes + 2 * self._batch_bytes else limit
 
     def _learn_variables(self) -> None:

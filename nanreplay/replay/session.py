@@ -162,7 +162,7 @@ class Replay(RecordedSteps):
         except (tf.errors.OpError, ReplayError) as error:
             if "determinis" in str(error).lower() and private_tf.set_deterministic(False):
                 self.notes.append(f"Step {step} holds an op that has no deterministic kernel; op determinism was turned off.")
-                return work()
+                return self._tried(step, work)
             if isinstance(error, ReplayError):
                 raise
             lines = str(error).splitlines() or [""]
