@@ -33,10 +33,12 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int
 @pytest.fixture(autouse=True)
 def nothing_stays_installed() -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    given = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored
     before = [signal.getsignal(number) for number in numbers]
     yield
     assert [signal.getsignal(number) for number in numbers] == before
     assert signal.set_wakeup_fd(-1) == -1
+    signal.signal(signal.SIGINT, given)
 
 
 @pytest.mark.parametrize(
