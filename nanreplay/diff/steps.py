@@ -10,7 +10,7 @@ import numpy as np
 from nanreplay.capture import Capture
 from nanreplay.diff.arrays import compare
 from nanreplay.diff.findings import ArrayDifference, Changed, Value
-from nanreplay.program.fingerprint import fingerprint_distance
+from nanreplay.program.fingerprint import ulp_distance, was_measured
 from nanreplay.records import BatchRecord, VariableInfo
 from nanreplay.replay import Replay
 from nanreplay.today.match import is_setting
@@ -45,7 +45,9 @@ def values_that_differ(left: Capture, right: Capture, step: int, pairs: Mapping[
         a, b = one[name], other[name]
         if a.dtype != b.dtype:
             a, b = a.astype(np.float64), b.astype(np.float64)
-        ulp = fingerprint_distance(a, b)
+        if not (was_measured(name, a[0]) and was_measured(name, b[0])):
+            continue
+        ulp = ulp_distance(a, b)
         if ulp:
             found.append(Value(_readable(name, paths), float(a[0]), float(b[0]), ulp))
     return found

@@ -17,7 +17,13 @@ MAX_ULP = 2**62
 
 
 NOT_MEASURED = -1.0
-"""Stands for what a step did not measure (see `watch`); what is measured is never negative."""
+"""Stands for what a step did not measure (see `watch`), in elements of the kinds below alone: these are never negative, a loss may be."""
+_AT_TIMES = ("gradient_max", "variable_sum")
+
+
+def was_measured(name: str, value: float) -> bool:
+    """Return whether a step measured the element `name`, given its value."""
+    return value != NOT_MEASURED or name.partition(":")[0] not in _AT_TIMES
 
 
 class NonFinite(NamedTuple):
@@ -79,6 +85,17 @@ class Layout:
                 return NonFinite("variable", variable, kind), False
         return None, bool(bad)
 
+    def distance(self, left: NDArray[Any], right: NDArray[Any]) -> int:
+        """`ulp_distance` of two fingerprints in what both measured; what is not finite is measured on both sides."""
+        if left.shape != right.shape:
+            return ulp_distance(left, right)
+        both = self.measured(left) & self.measured(right)
+        return ulp_distance(left[both], right[both])
+
+    def measured(self, values: Any) -> NDArray[np.bool_]:
+        """Return which elements the step measured."""
+        return np.array([was_measured(name, value) for name, value in zip(self.names, values, strict=True)], bool)
+
     def unmeasured(self, values: Any) -> list[int]:
         """Return the variables that the step did not measure."""
         return [variable for element, variable in self.variables if values[element] == NOT_MEASURED]
@@ -94,12 +111,6 @@ def _is_nonfinite(total: float, largest: float) -> bool:
 
 def _kind(value: float) -> str:
     return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
-
-
-def fingerprint_distance(left: NDArray[Any], right: NDArray[Any]) -> int:
-    """`ulp_distance` of two fingerprints in what both measured; what is not finite is measured on both sides."""
-    both = (left != NOT_MEASURED) & (right != NOT_MEASURED) if left.shape == right.shape else slice(None)
-    return ulp_distance(left[both], right[both])
 
 
 def ulp_distance(left: NDArray[Any], right: NDArray[Any]) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from nanreplay.capture.storage import Location
 from nanreplay.errors import NonFiniteError
-from nanreplay.program.fingerprint import NOT_MEASURED, Layout
+from nanreplay.program.fingerprint import Layout
 from nanreplay.recorder import signals
 from nanreplay.recorder.session import Found, Session
 from nanreplay.recorder.trigger import find_trigger
@@ -90,9 +90,12 @@ class Incidents:
         """Look at what the last step did not measure: there may be no later one that shows it."""
         session = self._session
         last = session.timeline.rows[-1] if session.timeline.rows else None
-        if last is None or session.unhealthy or session.detached or NOT_MEASURED not in last.values:
+        if last is None or session.unhealthy or session.detached:
             return None
-        trigger, _ = find_trigger(Layout.parse(last.layout), last.values, session.variables, session.loss_of)
+        layout = Layout.parse(last.layout)
+        if not layout.unmeasured(last.values):
+            return None
+        trigger, _ = find_trigger(layout, last.values, session.variables, session.loss_of)
         return None if trigger is None else (trigger, last.step)
 
     def dump(self, reason: str) -> Location | None:

@@ -11,7 +11,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from nanreplay.program.compiled import CompiledProgram
-from nanreplay.program.fingerprint import fingerprint_distance
+from nanreplay.program.fingerprint import Layout
 from nanreplay.program.watch import has_nonfinite, nonfinite_kind, read_variable
 from nanreplay.records import BatchRecord, ProgramRecord, VariableInfo
 
@@ -145,7 +145,7 @@ class Reexecutor:
         if signature.watch is None or batch.fingerprint is None:
             return
         watch = outputs[signature.outputs.index(signature.watch)].numpy()
-        distance = fingerprint_distance(watch, np.asarray(batch.fingerprint))
+        distance = Layout.parse(signature.watch_layout).distance(watch, np.asarray(batch.fingerprint))
         if distance and found.departs is None:
             found.departs = step
         found.max_ulp = max(found.max_ulp, distance)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanreplay.program.fingerprint import NOT_MEASURED
+from nanreplay.program.fingerprint import was_measured
 from nanreplay.records import Timeline
 
 MATRICES = {"gradient_sum": "gradient_norm", "gradient_max": "gradient_absmax", "variable_sum": "weight_norm"}
@@ -80,7 +80,7 @@ class TimelineRing:
             "loss_scale": np.full(count, np.nan, np.float64),
             "step_time_s": np.array([row.elapsed_s for row in rows], np.float64),
             "skipped": np.array([row.skipped for row in rows], bool),
-            "measured": np.array([NOT_MEASURED not in row.values for row in rows], bool),
+            "measured": np.array([all(map(was_measured, row.layout, row.values)) for row in rows], bool),
         }
         position = {variable: column for column, variable in enumerate(trainable)}
         matrices = {name: np.full((count, len(trainable)), np.nan, np.float32) for name in (*MATRICES.values(), "update_ratio")}
@@ -101,7 +101,7 @@ def _place(
     name: str, value: float, row: int, columns: dict[str, NDArray[Any]], matrices: dict[str, NDArray[Any]], position: Mapping[int, int]
 ) -> None:
     kind, _, subject = name.partition(":")
-    if value == NOT_MEASURED and kind in ("gradient_max", "variable_sum"):
+    if not was_measured(name, value):
         return
     if name == "loss:0" or kind in ("learning_rate", "loss_scale"):
         columns[kind][row] = value

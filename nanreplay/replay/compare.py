@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from nanreplay.program.fingerprint import NOT_MEASURED, Layout, NonFinite, ulp_distance
+from nanreplay.program.fingerprint import Layout, NonFinite, ulp_distance
 from nanreplay.records import Signature, Trigger, loss_name
 
 
@@ -80,7 +80,7 @@ def compare_step(
         held = np.asarray(recorded)
         with np.errstate(over="ignore"):
             found = found.astype(held.dtype)  # a replay in float64 is compared in the recorded type, and judged in its own
-        measured = (found != NOT_MEASURED) & (held != NOT_MEASURED)
+        measured = layout.measured(found) & layout.measured(held)
         for element in np.flatnonzero(measured & ~(np.isnan(found) & np.isnan(held)) & (found != held)):
             ulp = ulp_distance(found[element : element + 1], held[element : element + 1])
             name = _readable(signature.watch_layout[element], paths, signature.loss_of)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from nanreplay.errors import NanreplayError
-from nanreplay.program.fingerprint import fingerprint_distance
+from nanreplay.program.fingerprint import ulp_distance
 from nanreplay.records import BatchRecord
 from nanreplay.replay import Replay
 from nanreplay.replay.state import LiveState
@@ -56,7 +56,7 @@ def _is_proved(replay: Replay, steps: range, failing: int) -> bool:
         live.assign(batch.overrides)
         found = program.step("recorded", batch.arrays, live.variables, batch.fingerprint)
         recorded = np.asarray(batch.fingerprint)
-        if found is None or found.shape != recorded.shape or fingerprint_distance(found, recorded.astype(found.dtype)):
+        if found is None or found.shape != recorded.shape or ulp_distance(found, recorded.astype(found.dtype)):
             return False
     held, reached = replay.capture.keyframe(failing), live.read()
     return all(np.asarray(reached[index]).tobytes() == np.asarray(value).tobytes() for index, value in held.items())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nanreplay.program.fingerprint import MAX_ULP, NOT_MEASURED, Layout, NonFinite, fingerprint_distance
+from nanreplay.program.fingerprint import MAX_ULP, NOT_MEASURED, Layout, NonFinite
 
 LAYOUT = Layout.parse(["loss:0", "gradient_sum:4", "variable_sum:2", "gradient_max:4", "variable_sum:4"])
 WHOLE = np.array([1.0, 2.0, 3.0, 1.5, 5.0], np.float32)
@@ -17,14 +17,21 @@ def find(values: list[float], bad: dict[int, str] | None = None, *, loss_scaled:
 
 
 def test_only_what_both_measured_is_compared() -> None:
-    assert fingerprint_distance(WHOLE, PART) == fingerprint_distance(PART, WHOLE) == 0
+    assert LAYOUT.distance(WHOLE, PART) == LAYOUT.distance(PART, WHOLE) == 0
     other = PART.copy()
     other[0] = np.nextafter(other[0], np.float32(2))
-    assert fingerprint_distance(WHOLE, other) == 1
+    assert LAYOUT.distance(WHOLE, other) == 1
     other[0] = np.nan
-    assert fingerprint_distance(WHOLE, other) == MAX_ULP
+    assert LAYOUT.distance(WHOLE, other) == MAX_ULP
     with pytest.raises(ValueError, match="one shape"):
-        fingerprint_distance(WHOLE, PART[:3])
+        LAYOUT.distance(WHOLE, PART[:3])
+
+
+def test_a_loss_of_minus_one_is_a_loss() -> None:
+    loss = WHOLE.copy()
+    loss[0] = NOT_MEASURED
+    assert LAYOUT.measured(loss).all()
+    assert LAYOUT.distance(loss, WHOLE) > 0
 
 
 def test_a_variable_that_was_not_measured_is_looked_at() -> None:

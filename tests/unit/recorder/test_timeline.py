@@ -20,8 +20,9 @@ def test_a_ratio_beyond_float32_is_infinite_and_no_warning() -> None:
 def test_what_a_step_did_not_measure_is_nan_in_the_file_and_the_last_known_value_for_who_asks() -> None:
     ring, layout = TimelineRing(10), ("loss:0", "gradient_sum:0", "gradient_max:0", "variable_sum:0")
     for step, (largest, half_square) in enumerate([(NOT_MEASURED,) * 2, (7.0, 2.0), (NOT_MEASURED,) * 2, (NOT_MEASURED,) * 2, (9.0, 8.0)]):
-        ring.add(TimelineRow(step, layout, np.array([1.0, 0.5, largest, half_square], np.float32), 0.1, False))
+        ring.add(TimelineRow(step, layout, np.array([-1.0, 0.5, largest, half_square], np.float32), 0.1, False))
     table = ring.table([0], {}, {3: {0: 3.0}})
+    assert table.columns["loss"].tolist() == [-1.0] * 5
     assert table.columns["measured"].tolist() == [False, True, False, False, True]
     np.testing.assert_array_equal(table.matrices["gradient_absmax"][:, 0], [np.nan, 7, np.nan, np.nan, 9])
     np.testing.assert_array_equal(table.matrices["weight_norm"][:, 0], [np.nan, 2, np.nan, 3, 4])
