@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sample_contents import sample_contents
@@ -15,6 +18,7 @@ from sample_contents import sample_contents
 os.environ.pop("GITHUB_ACTIONS", None)  # commands annotate there, and tests look at what they say
 ROOT = Path(__file__).parents[1]
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
+TrainedHere = Callable[[str], Path]
 
 
 @pytest.fixture(scope="session")
@@ -47,6 +51,34 @@ def recorded_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = ROOT / "tests" / "integration" / "recorded_runs.py"
     subprocess.run([sys.executable, script, folder], check=True, capture_output=True, timeout=120, env=environment())
     return folder
+
+
+@pytest.fixture(scope="session")
+def regenerate() -> Any:
+    """The module that trains the sample runs."""
+    path = ROOT / "sample_runs" / "regenerate.py"
+    spec = importlib.util.spec_from_file_location("regenerate", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def trained_here(regenerate: Any, tmp_path_factory: pytest.TempPathFactory) -> TrainedHere:
+    """Trains a sample run anew, once, and returns its capture.
+
+    Tests that ask for equal bits use this one: the committed capture has those of the processor
+    that made it, and another processor adds in another order.
+    """
+
+    @cache
+    def train(name: str) -> Path:
+        path: Path = regenerate.train(name, tmp_path_factory.mktemp(name))
+        return path
+
+    return train
 
 
 @pytest.fixture

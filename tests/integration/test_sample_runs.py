@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from nanreplay import Capture, Replay
-from nanreplay.recorder.environment import describe_environment
+from nanreplay.replay.compare import Difference
 from nanreplay.report.explain import explain
 
 FOLDER = Path(__file__).resolve().parents[2] / "sample_runs"
+TrainedHere = Callable[[str], Path]
 
 
 @dataclass(frozen=True)
@@ -45,17 +46,11 @@ EXPECTED = {
     "weights_drawn_too_large": Expected(0, "forward", "layer", "MatMul", None, "hidden_11", verdict="precision_only"),
     "xla_label_out_of_range": Expected(10, "loss", "loss", "SparseSoftmaxCrossEntropyWithLogits", (331 - 10 * 32,)),
 }
+BY_TRAINING = {"custom_eager_loop", "exploding_rnn", "learning_rate_too_high"}
+"""Runs in which no single sample does it: another processor may train them into it some steps earlier or later."""
+LARGEST_ULP = 256
+"""How far a replay on another processor may be off; 50 were seen."""
 each_run = pytest.mark.parametrize("name", sorted(EXPECTED))
-
-
-@pytest.fixture(scope="module")
-def regenerate() -> Any:
-    spec = importlib.util.spec_from_file_location("regenerate", FOLDER / "regenerate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture
@@ -64,10 +59,15 @@ def capture(name: str) -> Iterator[Capture]:
         yield opened
 
 
-def is_recording_machine(capture: Capture) -> bool:
-    """Whether the same kernels run here as when the capture was recorded."""
-    here = describe_environment()
-    return all(capture.metadata.get(fact) == here[fact] for fact in ("tensorflow", "machine", "processor", "onednn", "devices"))
+def far_off(found: Difference) -> bool:
+    """Whether a value of a step is further from the recorded one than another processor's is.
+
+    It adds in another order and multiplies and adds in one rounding or in two. Where terms cancel,
+    as in the gradient of a last bias, what is left has fewer digits than they had: a value below
+    0.01 is held against the ulp of 0.01.
+    """
+    allowed = LARGEST_ULP * float(np.spacing(np.float32(0.01)))
+    return found.ulp > LARGEST_ULP and abs(found.recorded - found.replayed) > allowed
 
 
 def test_every_script_has_a_capture_and_an_expectation(regenerate: Any) -> None:
@@ -93,8 +93,8 @@ def test_replaying_turns_non_finite_at_the_incident_and_not_before(name: str, ca
     incident = EXPECTED[name].step
     assert capture.incident.step == incident
     assert [result.step for result in results if not result.finite] == [incident]
-    if is_recording_machine(capture):
-        assert [result.max_ulp for result in results if not result.bit_exact] == []
+    before = [each for result in results if result.finite for each in result.differences]
+    assert [each for each in before if far_off(each)] == []
 
 
 @each_run
@@ -148,14 +148,16 @@ def test_what_people_try_by_hand_is_tried_on_the_recording(name: str, helps: str
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name != "log_of_zero" else []) for name in sorted(EXPECTED)]
 )
-def test_a_script_runs_into_its_incident_again(name: str, regenerate: Any, tmp_path: Path) -> None:
-    path = regenerate.train(name, tmp_path)
+def test_a_script_runs_into_its_incident_again_and_replays_bit_for_bit(name: str, trained_here: TrainedHere) -> None:
+    path, expected = trained_here(name), EXPECTED[name]
 
-    with Capture(path) as again, Capture(FOLDER / f"{name}.h5") as committed:
+    with Capture(path) as again, Capture(FOLDER / f"{name}.h5") as committed, Replay(again) as replay:
         assert again.incident.trigger.what == committed.incident.trigger.what
-        if is_recording_machine(committed):
-            assert again.incident.step == committed.incident.step
-            assert again.incident.trigger == committed.incident.trigger
+        if name not in BY_TRAINING:
+            assert again.incident.step == expected.step
+        results = replay.run_window("recorded")
+    assert [result.step for result in results if not result.finite] == [again.incident.step]
+    assert [result.differences for result in results if not result.bit_exact] == []
 
 
 def test_regenerating_an_unknown_run_says_which_there_are(regenerate: Any, capsys: pytest.CaptureFixture[str]) -> None:

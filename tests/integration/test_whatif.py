@@ -374,13 +374,27 @@ def test_fixes_that_do_not_apply_say_why(log_run: Path) -> None:
     assert found["float32"].note == "The step computes in float32 already."
 
 
+class Word(str):
+    """A word that equals another one; a number equals what it may be on another processor, too."""
+
+    __hash__ = str.__hash__
+
+    def __eq__(self, other: object) -> bool:
+        if super().__eq__(other):
+            return True
+        try:
+            return float(self) == pytest.approx(float(str(other)), rel=1e-3, abs=1e-5)
+        except ValueError:
+            return False
+
+
 def test_the_readme_shows_what_whatif_prints(command: Callable[..., Any]) -> None:
     lines = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").splitlines()
     start = next(i for i, line in enumerate(lines) if line.startswith("$ nanreplay whatif sample_runs"))
     shown = lines[start + 1 : lines.index("```", start)]
     sample, *fixes = lines[start].removeprefix("$ nanreplay whatif ").split()
     printed = command("whatif", Path(__file__).parents[2] / sample, *fixes).stdout.splitlines()
-    assert shown == printed[-len(shown) :]
+    assert [line.split() for line in shown] == [list(map(Word, line.split())) for line in printed[-len(shown) :]]
 
 
 @pytest.mark.parametrize("text", ["warp", "", "=1", "clipnorm1"])
