@@ -14,7 +14,11 @@ export TF_CPP_MIN_LOG_LEVEL ?= 3
 usable = import ensurepip, sys, venv; sys.exit(not (3, $(1)) <= sys.version_info[:2] <= (3, $(2)))
 first_python = $(shell for python in $(3); do "$$python" -c "$(call usable,$(1),$(2))" >/dev/null 2>&1 && { echo "$$python"; break; }; done)
 
-.PHONY: help demo test test-all snapshots screenshots test-oldest lint format sample-runs usual-list benchmarks clean
+# Tests of captures that another machine made, and of bugs that must come on every processor.
+ELSEWHERE = $(shell grep -rlE "sample_runs|trained_here|from bugs|in_process" tests --include="test_*.py")
+KERNELS := ONEDNN_MAX_CPU_ISA=SSE41 TF_ENABLE_ONEDNN_OPTS=0
+
+.PHONY: help demo test test-all test-kernels snapshots screenshots test-oldest lint format sample-runs usual-list benchmarks clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -27,6 +31,10 @@ test: $(VENV)/.installed ## run the tests
 
 test-all: $(VENV)/.installed ## run the tests, the slow ones too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "" $(ARGS)
+
+test-kernels: $(VENV)/.installed ## run the tests of captures with kernels that other processors use: other last bits
+	@for kernels in $(KERNELS); do echo "== $$kernels" && \
+	  env $$kernels $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS) $(ELSEWHERE) || exit 1; done
 
 screenshots: $(VENV)/.installed ## draw the pictures of the documents anew, from real replays
 	$(BIN)/python docs/screenshots.py $(ARGS)
