@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
 
 from nanreplay.program import private_tf
-from nanreplay.program.observation import Mark, Observation
+from nanreplay.program.observation import Mark, Observation, notes_of
 from nanreplay.program.phases import Flow, classify
 from nanreplay.program.replicas import replica_of
 from nanreplay.program.sources import SourceTable
@@ -28,8 +28,8 @@ def describe_program(
     *,
     variable_index: Mapping[int, int],
     metrics: frozenset[int],
-    leaf_paths: Sequence[str],
     sources: SourceTable,
+    layout: Sequence[str],
 ) -> ProgramRecord:
     """Describe a traced step.
 
@@ -38,48 +38,83 @@ def describe_program(
         program_id: Its name in the file.
         variable_index: Index in the table of variables, by id of the handle.
         metrics: Indices of metric variables; what only they read is no part of the training.
-        leaf_paths: A readable path for each array of the flattened batch.
         sources: Collects stacks and their frames.
+        layout: Names of the elements of its fingerprint.
     """
-    graph = program.trace.graph
-    signature, constants = _signature(program, variable_index, leaf_paths)
+    signature, constants = _signature(program, variable_index, layout)
+    graph = program.graph.as_graph_def(add_shapes=False)
+    feed_sources(graph, program)
     return ProgramRecord(
         id=program_id,
-        graph=graph.as_graph_def(add_shapes=False).SerializeToString(),
+        graph=graph.SerializeToString(),
         signature=signature,
-        ops=describe_ops(graph, program.trace.seen, signature, metrics, sources),
+        ops=describe_ops(program, signature, metrics, sources),
         constants=constants,
     )
 
 
-def _signature(program: TracedProgram, variable_index: Mapping[int, int], leaf_paths: Sequence[str]) -> tuple[Signature, list[Any]]:
-    trace, graph = program.trace, program.trace.graph
-    captures, constants = _captures(graph, variable_index)
-    data = graph.inputs[: len(graph.inputs) - len(captures)]
-    fed = tuple(_input_spec(tensor, len(leaf_paths) + i, tensor.name) for i, tensor in enumerate(trace.outside))
-    result, vector, _ = program.function.structured_outputs
-    names = [path for path, leaf in private_tf.flatten_with_paths((result, vector)) if leaf is not None]
-    outputs = tuple(tensor.name for tensor in graph.outputs[: len(graph.outputs) - len(fed)])
-    watch = outputs[-1] if trace.watch.vector is not None else None
-    seen = trace.seen
+def feed_sources(graph: Any, program: TracedProgram) -> None:
+    """Put placeholders in the places of ops that fetch the batch, in a GraphDef."""
+    fetched = {tensor.name: f"{_fed_name(tensor)}:0" for op in program.sources for tensor in op.outputs}
+    if not fetched:
+        return
+    removed = {op.name for op in program.sources}
+    kept = [node for node in graph.node if node.name not in removed]
+    for node in kept:
+        node.input[:] = [_fed_input(name, fetched, removed) for name in node.input]
+    made = [tensor for op in program.sources for tensor in op.outputs]
+    del graph.node[:]
+    graph.node.extend(kept)
+    for tensor in made:
+        node = graph.node.add(name=_fed_name(tensor), op="Placeholder")
+        node.attr["dtype"].type = tensor.dtype.as_datatype_enum
+        node.attr["shape"].shape.CopyFrom(tensor.shape.as_proto())
+
+
+def _fed_name(tensor: Any) -> str:
+    return f"{tensor.op.name}/output_{tensor.value_index}"
+
+
+def _fed_input(name: str, fetched: Mapping[str, str], removed: Collection[str]) -> str:
+    if name.startswith("^"):
+        return f"^{name[1:]}/output_0" if name[1:] in removed else name
+    full = name if ":" in name else f"{name}:0"
+    return fetched.get(full, name)
+
+
+def _signature(program: TracedProgram, variable_index: Mapping[int, int], layout: Sequence[str]) -> tuple[Signature, list[Any]]:
+    graph, seen = program.graph, program.seen
+    captures, constants = _captures(program, variable_index)
+    n_leaves = len(program.leaf_paths)
+    fetched = {id(tensor) for op in program.sources for tensor in op.outputs}
+    fed = tuple(_input_spec(tensor, n_leaves + number, tensor.name) for number, tensor in enumerate(program.outside))
+    inputs = []
+    for tensor, leaf in program.inputs:
+        name = f"{_fed_name(tensor)}:0" if id(tensor) in fetched else tensor.name
+        inputs.append(replace(_input_spec(tensor, leaf, program.leaf_paths[leaf]), tensor=name))
+    removed = {op.name for op in program.sources}
     return Signature(
         compilation="xla" if program.compilation == "xla" else "graph",
-        inputs=tuple(_input_spec(tensor, leaf, leaf_paths[leaf]) for leaf, tensor in enumerate(data)),
+        inputs=tuple(inputs),
         captures=captures,
-        outputs=outputs,
-        output_names=tuple(names) if len(names) == len(outputs) else tuple(outputs),
-        control_outputs=tuple(op.name for op in graph.control_outputs),
-        losses=tuple(tensor.name for tensor in seen.losses() if tensor.graph is graph),
-        gradients=_gradients(seen, variable_index),
-        watch=watch,
-        watch_layout=watch_layout(trace.watch.entries, variable_index),
+        outputs=tuple(tensor.name for tensor in program.outputs),
+        output_names=tuple(program.output_names),
+        control_outputs=tuple(op.name for op in graph.control_outputs if op.name not in removed),
+        losses=tuple(tensor.name for tensor in program.losses),
+        gradients=_gradients(program, variable_index),
+        watch=None,
+        watch_layout=tuple(layout),
         learning_rate=learning_rate_of(seen, variable_index),
-        loss_scaled=seen.loss_scale is not None or bool(seen.unscaled),
+        loss_scaled=bool(seen.unscaled),
         policy=_policy(seen),
         root_layer=seen.root_layer,
         fed=fed,
-        loss_of=tuple(f"replica {replica}" for replica in seen.loss_replicas()),
+        loss_of=tuple(f"replica {replica}" for replica in seen.loss_replicas()) if _are_differentiated(program) else (),
     ), constants
+
+
+def _are_differentiated(program: TracedProgram) -> bool:
+    return len(program.losses) == len(program.seen.losses())
 
 
 def _input_spec(tensor: Any, leaf: int, path: str) -> InputSpec:
@@ -87,25 +122,28 @@ def _input_spec(tensor: Any, leaf: int, path: str) -> InputSpec:
     return InputSpec(tensor.name, leaf, path, tensor.dtype.name, shape)
 
 
-def _captures(graph: Any, variable_index: Mapping[int, int]) -> tuple[tuple[CaptureSpec, ...], list[Any]]:
+def _captures(program: TracedProgram, variable_index: Mapping[int, int]) -> tuple[tuple[CaptureSpec, ...], list[Any]]:
     captures: list[CaptureSpec] = []
     constants: list[Any] = []
-    for outside, inside in graph.captures:
-        if outside.dtype == tf.resource or outside.dtype == tf.variant:
-            index = variable_index.get(id(outside)) if outside.dtype == tf.resource and is_variable(outside) else None
+    for inside, held in program.captures:
+        if held is None:  # the key of a collective op
+            captures.append(CaptureSpec(inside.name))
+        elif held.dtype == tf.resource or held.dtype == tf.variant:
+            index = variable_index.get(id(held)) if held.dtype == tf.resource and is_variable(held) else None
             captures.append(CaptureSpec(inside.name, variable=index))
         else:
             captures.append(CaptureSpec(inside.name, constant=len(constants)))
-            constants.append(outside)
-    captures += [CaptureSpec(inside.name) for inside in private_tf.deferred_captures(graph)]  # keys of collective ops
+            constants.append(held)
     return tuple(captures), constants
 
 
-def _gradients(seen: Observation, variable_index: Mapping[int, int]) -> tuple[GradientSpec, ...]:
+def _gradients(program: TracedProgram, variable_index: Mapping[int, int]) -> tuple[GradientSpec, ...]:
+    """Gradients that the main graph holds; those of functions, loops and branches that it calls cannot be asked for."""
     specs: list[GradientSpec] = []
-    for gradient, variable in seen.gradients():
+    for gradient, variable in program.seen.gradients():
         index = variable_index.get(id(private_tf.handle_of(variable)))
-        if index is None:
+        values = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+        if index is None or getattr(values, "graph", None) is not program.graph:
             continue
         if isinstance(gradient, tf.IndexedSlices):
             specs.append(GradientSpec(index, gradient.values.name, gradient.indices.name))
@@ -115,7 +153,7 @@ def _gradients(seen: Observation, variable_index: Mapping[int, int]) -> tuple[Gr
 
 
 def watch_layout(entries: Sequence[WatchEntry], variable_index: Mapping[int, int]) -> tuple[str, ...]:
-    """Names of the watch's elements, e.g. `loss:0`, `gradient_sum:12`, `learning_rate`."""
+    """Names of the elements of an eager step's fingerprint, e.g. `loss:0`, `gradient_sum:12`."""
     layout = []
     for entry in entries:
         subject = entry.subject if isinstance(entry.subject, int) else variable_index.get(id(entry.subject), -1)
@@ -138,20 +176,55 @@ def _policy(seen: Observation) -> str:
     return ", ".join(sorted(names - {"float32"}) or ["float32"])
 
 
-def describe_ops(graph: Any, seen: Observation, signature: Signature, metrics: frozenset[int], sources: SourceTable) -> list[OpInfo]:
-    """Describe every op of `graph` and of the functions it calls."""
+def describe_ops(program: TracedProgram, signature: Signature, metrics: frozenset[int], sources: SourceTable) -> list[OpInfo]:
+    """Describe every op of a program's graph and of the functions it calls."""
+    graph, seen = program.graph, program.seen
+    metric_inputs = {spec.tensor.rpartition(":")[0] for spec in signature.captures if spec.variable in metrics}
     graphs = {"": graph, **private_tf.library_graphs(graph)}
+    flow = classify(graph, seen, ends_of(signature), metric_inputs)
+    return describe_functions(graphs, seen, sources, seen.root_layer, flow)
+
+
+def describe_functions(
+    graphs: Mapping[str, Any], seen: Observation, sources: SourceTable, root: str | None, main: Flow | None = None
+) -> list[OpInfo]:
+    """Describe every op of several graphs.
+
+    Args:
+        graphs: FuncGraphs by the name of the function, "" for the main graph.
+        seen: What was noted while they were traced.
+        sources: Collects stacks.
+        root: Name of the outermost model.
+        main: Phases of the main graph.
+    """
     names = {id(each): name for name, each in graphs.items()}
     forward = _forward_ops(graphs, seen, names)
-    flow = classify(graph, seen, signature, metrics)
+    flows = {"": main} if main is not None else {}
+    flows |= {name: classify(each, seen, ends, ()) for name, each in graphs.items() if name and (ends := own_ends(each))}
     devices = seen.replica_devices if len(seen.replica_devices) > 1 else ()
     found: list[OpInfo] = []
     for function, each in graphs.items():
         marks = _marks_of(each, seen)
         for index, op in enumerate(each.get_operations()):
-            key = (function, op.name)
-            found.append(_describe_op(op, key, _stack_at(marks, index, id(each)), forward, flow, sources, seen.root_layer, devices))
+            key, layers = (function, op.name), _stack_at(marks, index, id(each))
+            found.append(_describe_op(op, key, layers, forward, flows.get(function), sources, root, devices))
     return with_forward_layers(found)
+
+
+def ends_of(signature: Signature) -> set[str]:
+    """Names of the ops that make the losses and gradients of a program."""
+    named = [*signature.losses, *(spec.tensor for spec in signature.gradients)]
+    return {name.rpartition(":")[0] for name in named}
+
+
+def own_ends(graph: Any) -> set[str]:
+    """Names of the ops that make losses and gradients that are asked for in this very graph: it trains by itself."""
+    seen = notes_of(graph, make=False)
+    if seen is None or not seen.tape_gradients:
+        return set()
+    made = [*seen.losses(), *(gradient for gradient, _ in seen.gradients())]
+    tensors = [each.values if isinstance(each, tf.IndexedSlices) else each for each in made]
+    return {tensor.op.name for tensor in tensors if getattr(tensor, "graph", None) is graph}
 
 
 def _describe_op(
@@ -159,14 +232,14 @@ def _describe_op(
     key: tuple[str, str],
     layers: str,
     forward: Mapping[tuple[str, str], tuple[str, str]],
-    flow: Flow,
+    flow: Flow | None,
     sources: SourceTable,
     root: str | None,
     devices: Sequence[str],
 ) -> OpInfo:
     function, name = key
     forward_function, forward_name = forward.get(key, ("", ""))
-    phase, where = flow.of(name, bool(layers)) if function == "" else ("", "layer" if layers else "")
+    phase, where = ("", "layer" if layers else "") if flow is None else flow.of(name, bool(layers))
     return OpInfo(
         function=function, name=name, type=op.type, layer_path=without_root(layers, root), phase=phase, where=where,
         stack=sources.add(op.traceback), forward=forward_name, forward_function=forward_function,

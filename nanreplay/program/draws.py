@@ -46,20 +46,44 @@ class Draws:
             yield
 
 
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.draws: Callable[[str, Callable[[], Any]], Any] | None = None
+
+
+_thread = _Thread()
+_lock = threading.Lock()
+_users = 0
+_undo: list[Callable[[], None]] = []
+
+
 @contextlib.contextmanager
 def _drawing(draws: Callable[[str, Callable[[], Any]], Any]) -> Iterator[None]:
-    thread = threading.get_ident()
-
-    def stand_in(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
-        def draw(*args: Any, **kwargs: Any) -> Any:
-            if threading.get_ident() != thread or not tf.executing_eagerly():
-                return original(*args, **kwargs)
-            return draws(name, lambda: original(*args, **kwargs))
-
-        return draw
-
-    undo = replace_functions(private_tf.random_functions(), stand_in)
+    """Ask `draws` for what this thread draws; TensorFlow's functions are replaced while any thread does so."""
+    _count(1)
+    before, _thread.draws = _thread.draws, draws
     try:
         yield
     finally:
-        undo()
+        _thread.draws = before
+        _count(-1)
+
+
+def _count(change: int) -> None:
+    global _users
+    with _lock:
+        _users += change
+        if _users and not _undo:
+            _undo.append(replace_functions(private_tf.random_functions(), _stand_in))
+        elif not _users and _undo:
+            _undo.pop()()
+
+
+def _stand_in(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    def draw(*args: Any, **kwargs: Any) -> Any:
+        draws = _thread.draws
+        if draws is None or not tf.executing_eagerly():
+            return original(*args, **kwargs)
+        return draws(name, lambda: original(*args, **kwargs))
+
+    return draw

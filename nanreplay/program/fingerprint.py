@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,6 +44,8 @@ class Layout:
     names: tuple[str, ...]
     losses: tuple[tuple[int, int], ...]
     """(element, loss) pairs."""
+    logged: tuple[tuple[int, int], ...]
+    """(element, output) pairs of the numbers that the step returned and that are no losses of its own: metrics, running means."""
     gradients: tuple[tuple[int, int, int], ...]
     """(element of the sum, element of the maximum, variable) triples."""
     variables: tuple[tuple[int, int], ...]
@@ -57,11 +59,14 @@ class Layout:
         return Layout(
             tuple(names),
             tuple((index, int(subject)) for index, kind, subject in split if kind == "loss"),
+            tuple((index, int(subject)) for index, kind, subject in split if kind == "logged"),
             tuple((index, maxima[subject], int(subject)) for index, kind, subject in split if kind == "gradient_sum"),
             tuple((index, int(subject)) for index, kind, subject in split if kind == "variable_sum"),
         )
 
-    def find_nonfinite(self, values: Any, *, loss_scaled: bool, bad_variable: Callable[[int], str]) -> tuple[NonFinite | None, bool]:
+    def find_nonfinite(
+        self, values: Any, *, loss_scaled: bool, bad_variable: Callable[[int], str], logged_losses: Collection[int] = ()
+    ) -> tuple[NonFinite | None, bool]:
         """Return the first thing that is not finite, and whether loss scaling skipped this update.
 
         A sum of squares that is NaN holds a non-finite element. One that is infinite may have overflowed by itself: the
@@ -72,8 +77,10 @@ class Layout:
             loss_scaled: Whether a LossScaleOptimizer skips updates with a non-finite gradient.
             bad_variable: Says of a variable by index the worst that it holds, `nan`, `inf` or `-inf`; "" when it is finite or does
                 not count.
+            logged_losses: Outputs that stand for the loss where the step does not return its own.
         """
-        for element, loss in self.losses:
+        stand_ins = [] if self.losses else [(element, 0) for element, output in self.logged if output in logged_losses]
+        for element, loss in (*self.losses, *stand_ins):
             if not math.isfinite(values[element]):
                 return NonFinite("loss", loss, _kind(values[element])), False
         bad = [(total, variable) for total, largest, variable in self.gradients if _is_nonfinite(values[total], values[largest])]

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from nanreplay.program import private_tf
-from nanreplay.program.describe import learning_rate_of, watch_layout, with_forward_layers, without_root
+from nanreplay.program import private_calls, private_tf
+from nanreplay.program.describe import describe_functions, learning_rate_of, watch_layout, with_forward_layers, without_root
 from nanreplay.program.flat_graph import FlatGraph
-from nanreplay.program.observation import BackwardSpan, Observation, Region
-from nanreplay.program.observe import Observer
+from nanreplay.program.observation import BackwardSpan, Observation, Region, merged
+from nanreplay.program.observe import EagerObserver, listening
 from nanreplay.program.sources import SourceTable, is_user_file
 from nanreplay.program.watch import Watch
 from nanreplay.records import GradientSpec, OpInfo, ProgramRecord, Signature
@@ -53,6 +53,16 @@ class EagerRun:
     result: Any = None
     error: Exception | None = None
     """What the step raised, or None."""
+    graphs: dict[str, Any] = field(default_factory=dict)
+    """FuncGraphs of the compiled functions that it called, by name."""
+
+    def call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
+        """Note a compiled function that is called; it runs as ever."""
+        self.graphs[private_calls.name_of(function)] = private_calls.func_graph(function)
+        return run()
+
+    def trained_eagerly(self) -> None:
+        """That is what an eager step does."""
 
 
 class FlatProgram(NamedTuple):
@@ -67,7 +77,7 @@ class FlatProgram(NamedTuple):
 def observe_eager(step: Callable[[], Any]) -> EagerRun:
     """Run `step` eagerly once and note every op."""
     run = EagerRun()
-    observer = Observer(clock=lambda: (0, len(run.ops)))
+    observer = EagerObserver(clock=lambda: len(run.ops))
 
     def callback(op_type: Any, inputs: Any, attrs: Any, outputs: Any, op_name: Any = None, graph: Any = None) -> None:
         if graph is None:
@@ -75,7 +85,7 @@ def observe_eager(step: Callable[[], Any]) -> EagerRun:
             named = {_text(attrs[i]): attrs[i + 1] for i in range(0, len(attrs or ()), 2)}
             run.ops.append(EagerOp(kind, tuple(inputs), named, tuple(outputs), observer.stack, _user_frames()))
 
-    with observer as run.seen:
+    with observer as run.seen, listening(run):
         undo = private_tf.add_op_callback(callback)
         try:
             run.result = step()
@@ -151,7 +161,8 @@ def describe_eager(
         loss_scaled=seen.loss_scale is not None or bool(seen.unscaled),
         root_layer=seen.root_layer,
     )
-    record = ProgramRecord(program_id, builder.graph.SerializeToString(), signature, _ops(run, builder, sources, losses), builder.constants)
+    ops = [*_ops(run, builder, sources, losses), *_ops_of_functions(run, sources)]
+    record = ProgramRecord(program_id, builder.graph.SerializeToString(), signature, ops, builder.constants)
     return FlatProgram(record, builder.leaves, builder.paths)
 
 
@@ -176,6 +187,14 @@ def _ops(run: EagerRun, builder: FlatGraph, sources: SourceTable, losses: tuple[
             OpInfo("", name, op.type, path, phase, where, sources.add(op.frames), builder.names[target] if target is not None else "", "")
         )
     return with_forward_layers(found)
+
+
+def _ops_of_functions(run: EagerRun, sources: SourceTable) -> list[OpInfo]:
+    graphs: dict[str, Any] = {}
+    for name, graph in run.graphs.items():
+        graphs |= {name: graph, **private_tf.library_graphs(graph)}
+    seen = merged(graphs.values())
+    return describe_functions(graphs, seen, sources, seen.root_layer or run.seen.root_layer)
 
 
 def _kind(op: EagerOp) -> str:

@@ -1,7 +1,8 @@
-"""What watching a training step showed: plain data, filled by `observe.Observer` and by `flat.observe_eager`."""
+"""What a trace of a training step, or an eager run of it, showed: plain data, filled by `observe`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -49,6 +50,8 @@ class TapeGradient(NamedTuple):
     gradients: list[Any]
     replica: int | None = None
     """The replica, within its process, in which it was called."""
+    is_inner: bool = False
+    """Whether another tape was recording, which may differentiate what this one gave: no loss of the step, then."""
 
 
 @dataclass
@@ -65,26 +68,36 @@ class Observation:
     """The loss before loss scaling, by id of the scaled loss."""
     scaled: list[Any] = field(default_factory=list)
     """Scaled losses, kept so that their ids stay theirs."""
-    graphs: dict[int, Any] = field(default_factory=dict)
-    """Graphs by id, kept so that their ids stay theirs."""
+    scaling: list[Any] = field(default_factory=list)
+    """Optimizers that scaled a loss."""
     optimizers: list[Any] = field(default_factory=list)
     layers: list[Any] = field(default_factory=list)
     """Outermost Keras layers that were called; their variables have paths."""
     learning_rate: Any = None
-    """Learning rate of the first optimizer, read just before its first update."""
+    """In an eager step: the learning rate of the first optimizer, read just before its first update."""
     loss_scale: Any = None
-    """Loss scale of the first LossScaleOptimizer, read just before its first update."""
+    """In an eager step: the loss scale of the first optimizer that scales the loss, read just before its first update."""
     returned_losses: list[Any] = field(default_factory=list)
     """Scalar floats that the step returned; they stand for the loss when nothing was differentiated by a tape."""
     root_layer: str | None = None
     """The first layer that was called: the model."""
     replica_devices: tuple[str, ...] = ()
     """The device of each replica of this process, where a strategy traces its replicas by themselves."""
+    tokens: dict[str, Any] = field(default_factory=dict)
+    """First output of each op that a tape recorded, by the name scope that the tape remembers for it."""
+    failed: Exception | None = None
+    """An error of ours while this was filled; what came after it is missing."""
+    listener: Callable[[], Any] | None = None
+    """Gives whom to tell of calls of the function of this trace."""
 
     def losses(self) -> list[Any]:
-        """What was differentiated, before loss scaling, without repeats and without non-float tensors."""
+        """What was differentiated, before loss scaling, without repeats and without non-float tensors.
+
+        The target of a tape within another one (a gradient penalty) is no loss, unless there is no other.
+        """
+        outer = [call for call in self.tape_gradients if not call.is_inner] or self.tape_gradients
         found: dict[int, Any] = {}
-        for call in self.tape_gradients:
+        for call in outer:
             for target in call.targets:
                 tensor = self.unscaled.get(id(target), target)
                 if tf.is_tensor(tensor) and (tensor.dtype.is_floating or tensor.dtype.is_complex):
@@ -112,3 +125,33 @@ class Observation:
                 if gradient is not None and handle is not None:
                     found[id(handle)] = (gradient, variable)
         return list(found.values())
+
+
+_NOTES = "_nanreplay_notes"
+
+
+def notes_of(graph: Any, *, make: bool = True) -> Any:
+    """What was noted while `graph` was traced; it goes with the graph. None where nothing was, and `make` is False."""
+    found = getattr(graph, _NOTES, None)
+    if found is None and make:
+        found = Observation()
+        setattr(graph, _NOTES, found)
+    return found
+
+
+def merged(graphs: Iterable[Any]) -> Observation:
+    """What was noted in several graphs, a program's main graph first."""
+    whole = Observation()
+    for graph in graphs:
+        seen = notes_of(graph, make=False)
+        if seen is None:
+            continue
+        for number, marks in seen.marks.items():
+            whole.marks.setdefault(number, []).extend(marks)
+        for name in ("spans", "tape_gradients", "applied", "scaled", "scaling", "optimizers", "layers"):
+            getattr(whole, name).extend(getattr(seen, name))
+        whole.unscaled |= seen.unscaled
+        whole.root_layer = whole.root_layer or seen.root_layer
+        whole.replica_devices = whole.replica_devices or seen.replica_devices
+        whole.failed = whole.failed or seen.failed
+    return whole

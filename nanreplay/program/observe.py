@@ -1,239 +1,224 @@
-"""Watching a training step being traced or executed: which Keras layer was called, what was differentiated.
+"""Noting what Keras layers, tapes and optimizers do while a step is traced, or runs eagerly.
 
-The observer patches five public Keras/TensorFlow methods (and two private gradient hooks, see `private_tf`) on entry
-and puts them back on exit. It notes facts and never changes an argument or a result, so the step traces as it would
-without it.
+The functions of Keras and TensorFlow that tell of it are replaced once per process, for as long as anybody records. What they
+tell goes to the graph that is being traced, whoever traces it, or to the eager step that the thread is running. Nothing is
+added to a graph, no argument and no result is changed: a step traces as it would without. `PATCHED` says what is replaced.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import sys
+import threading
+import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
 import tensorflow as tf
 
-from nanreplay.program import private_distribution, private_tf
-from nanreplay.program.observation import BackwardSpan, Mark, Observation, Region, RegionKind, TapeGradient
+from nanreplay.program import private_calls, private_distribution, private_tf
+from nanreplay.program.observation import BackwardSpan, Mark, Observation, Region, RegionKind, TapeGradient, notes_of
 from nanreplay.program.replicas import ReplicaThreads
 
 _TOKEN = "\x1f"
 """Parts a name scope from the number of the op; no scope can hold it."""
 
 
-class Observer:
-    """Context manager that fills an `Observation` while a step is traced or run in the current thread.
+class CallListener(Protocol):
+    """Is told of calls of compiled functions."""
+
+    def call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
+        """Run a ConcreteFunction in the place of its caller; `run` does so as TensorFlow would."""
+
+    def trained_eagerly(self) -> None:
+        """Note that a gradient was computed, or applied, outside of compiled functions."""
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.eager: EagerObserver | None = None
+        self.listener: CallListener | None = None
+        self.is_muted = False
+        self.stack: list[Region] = []
+
+
+_thread = _Thread()
+_lock = threading.RLock()
+_users = 0
+_undo = contextlib.ExitStack()
+_keras_done: set[str] = set()
+ambient: list[CallListener] = []
+"""Listeners of all threads; the last one is told."""
+PATCHED: list[tuple[Any, str]] = []
+"""Owner and name of all that is replaced now."""
+
+
+def install() -> Callable[[], None]:
+    """Replace the functions, unless they are; returns what ends this use of them, and puts them back after the last one."""
+    global _users
+    with _lock:
+        if not _users:
+            try:
+                _patch_tensorflow()
+                _patch_keras()
+            except BaseException:
+                _uninstall()
+                raise
+        _users += 1
+    is_released = threading.Event()
+
+    def release() -> None:
+        global _users
+        with _lock:
+            if not is_released.is_set():
+                is_released.set()
+                _users -= 1
+                if not _users:
+                    _uninstall()
+
+    return release
+
+
+def _uninstall() -> None:
+    _undo.close()
+    _keras_done.clear()
+    PATCHED.clear()
+
+
+@contextlib.contextmanager
+def listening(listener: CallListener | None) -> Iterator[None]:
+    """Tell `listener` of the compiled functions that this thread calls, and nobody else."""
+    before, _thread.listener = _thread.listener, listener
+    try:
+        yield
+    finally:
+        _thread.listener = before
+
+
+def start_listening(listener: CallListener) -> None:
+    """Tell `listener` of the compiled functions that this thread calls, until `stop_listening`."""
+    _thread.listener = listener
+
+
+def stop_listening(listener: CallListener) -> None:
+    """Do not tell `listener` any more of what this thread calls."""
+    if _thread.listener is listener:
+        _thread.listener = None
+
+
+@contextlib.contextmanager
+def muted() -> Iterator[None]:
+    """Tell nobody of what this thread does: it is the recorder's own work."""
+    before, _thread.is_muted = _thread.is_muted, True
+    try:
+        yield
+    finally:
+        _thread.is_muted = before
+
+
+class EagerObserver:
+    """Context manager that fills an `Observation` with what this thread does eagerly.
 
     Args:
-        clock: How many ops the current graph holds, or have run so far in eager mode.
+        clock: How many ops have run so far.
     """
 
-    def __init__(self, clock: Callable[[], tuple[int, int]] | None = None) -> None:
+    def __init__(self, clock: Callable[[], int] = lambda: 0) -> None:
         self.observation = Observation()
-        self._clock = clock or self._graph_clock
-        self._threads: ReplicaThreads[Region] = ReplicaThreads(self._switched)
-        self._undo = contextlib.ExitStack()
-        self.failed: Exception | None = None
-        """An error of the observer's own; from then on the step runs unobserved."""
+        self.clock = clock
+        self.tokens: dict[str, Any] = {}
+        self._before: tuple[EagerObserver | None, bool] = (None, False)
+        self._release: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Observation:
-        try:
-            self._patch_all()
-        except BaseException:
-            self._undo.close()
-            raise
+        self._release = install()
+        self._before = _thread.eager, _thread.is_muted
+        _thread.eager, _thread.is_muted = self, False
         return self.observation
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            self._undo.close()
-        except Exception as failure:  # the rest has been put back all the same
-            self.failed = failure
-
-    @property
-    def _stack(self) -> list[Region]:
-        return self._threads.stack
+        _thread.eager, _thread.is_muted = self._before
+        self._release()
 
     @property
     def stack(self) -> tuple[Region, ...]:
         """What is running now, outermost first."""
-        return tuple(self._stack)
+        return tuple(_thread.stack)
 
-    @contextlib.contextmanager
-    def region(self, kind: RegionKind, name: str = "") -> Iterator[None]:
-        """Attribute the ops made inside to `kind`."""
-        graph, _ = self._clock()
-        self._stack.append(Region(kind, name, graph))
-        self._mark()
-        try:
-            yield
-        finally:
-            self._stack.pop()
-            self._mark()
 
-    def _graph_clock(self) -> tuple[int, int]:
+def _notes() -> Observation | None:
+    """Where what happens now is noted; None for what nobody wants to know."""
+    if _thread.is_muted:
+        return None
+    try:
+        if tf.executing_eagerly():
+            return None if _thread.eager is None else _thread.eager.observation
         graph = tf.compat.v1.get_default_graph()
-        self.observation.graphs[id(graph)] = graph
-        return id(graph), private_tf.op_count(graph)
+        return notes_of(graph) if isinstance(graph, private_calls.FuncGraph) else None
+    except Exception:  # an error of ours must not reach the step, which runs unobserved then
+        return None
 
-    def _mark(self) -> None:
-        graph, start = self._clock()
-        self.observation.marks.setdefault(graph, []).append(Mark(start, tuple(self._stack)))
 
-    def _switched(self) -> None:
-        """Another thread goes on: that of a replica, or the one that started them."""
-        self.observation.replica_devices = self._threads.devices
-        self._mark()
+def _clock() -> tuple[int, int]:
+    """The graph that ops go into (0 for none), and how many it holds, or have run."""
+    if tf.executing_eagerly():
+        return 0, 0 if _thread.eager is None else _thread.eager.clock()
+    graph = tf.compat.v1.get_default_graph()
+    return id(graph), private_tf.op_count(graph)
 
-    def _is_mine(self) -> bool:
-        return self._threads.is_mine()
 
-    def _patch(self, owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-        original = getattr(owner, name)
-        inherited = name not in vars(owner)
+def _mark() -> None:
+    seen = _notes()
+    if seen is not None:
+        graph, start = _clock()
+        seen.marks.setdefault(graph, []).append(Mark(start, tuple(_thread.stack)))
 
-        @functools.wraps(original)
-        def observed(*args: Any, **kwargs: Any) -> Any:
-            return self._run(make, original, args, kwargs)
 
-        setattr(owner, name, observed)
-        self._undo.callback(functools.partial(delattr, owner, name) if inherited else functools.partial(setattr, owner, name, original))
+@contextlib.contextmanager
+def region(kind: RegionKind, name: str = "") -> Iterator[None]:
+    """Attribute the ops made inside to `kind`."""
+    _thread.stack.append(Region(kind, name, _clock()[0]))
+    _mark()
+    try:
+        yield
+    finally:
+        _thread.stack.pop()
+        _mark()
 
-    def _run(self, make: Callable[[Any], Any], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
-        """Call `make(original)`; an error of ours never reaches the step, and never makes `original` run twice."""
-        if self.failed is not None:
+
+# Replacing functions
+
+
+def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
+    """Replace a method by one that notes; `make(original)` is called where there is something to note it in."""
+    original = getattr(owner, name)
+    inherited = name not in vars(owner)
+
+    @functools.wraps(original)
+    def observed(*args: Any, **kwargs: Any) -> Any:
+        seen = _notes()
+        if seen is None or seen.failed is not None:
             return original(*args, **kwargs)
-        once: _Once | None = None
-        try:
-            once = _Once(original)
-            return make(once)(*args, **kwargs)
-        except Exception as error:
-            if once is not None and error is once.raised:
-                raise
-            self.failed = error
-            return once.result if once is not None and once.was_called else original(*args, **kwargs)
+        return _run(seen, make, original, args, kwargs)
 
-    def _patch_all(self) -> None:
-        import keras
+    setattr(owner, name, observed)
+    PATCHED.append((owner, name))
+    _undo.callback(functools.partial(delattr, owner, name) if inherited else functools.partial(setattr, owner, name, original))
 
-        self._patch(keras.layers.Layer, "__call__", self._observed_layer_call)
-        for optimizer in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer):
-            self._patch(optimizer, "apply", self._observed_apply)
-            self._patch(optimizer, "scale_loss", self._observed_scale_loss)
-        self._patch(tf.GradientTape, "gradient", self._observed_gradient)
-        self._undo.callback(self._threads.follow())
-        self._undo.callback(private_tf.hook_gradient_functions(self._forward_token, self._observed_gradient_function))
-        self._tokens: dict[str, Any] = {}
 
-    def _observed_layer_call(self, original: Any) -> Any:
-        observer = self
-
-        def __call__(layer: Any, *args: Any, **kwargs: Any) -> Any:
-            if not observer._is_mine():
-                return original(layer, *args, **kwargs)
-            if observer.observation.root_layer is None:
-                observer.observation.root_layer = layer.name
-            if not any(region.kind == "layer" for region in observer._stack):
-                observer.observation.layers.append(layer)
-            with observer.region("layer", layer.name):
-                return original(layer, *args, **kwargs)
-
-        return __call__
-
-    def _observed_apply(self, original: Any) -> Any:
-        observer = self
-
-        def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> Any:
-            if not observer._is_mine():
-                return original(optimizer, grads, trainable_variables)
-            grads = list(grads)
-            if not any(region.kind == "optimizer" for region in observer._stack):
-                observer.observation.optimizers.append(optimizer)
-                variables = trainable_variables
-                if variables is None:
-                    variables = getattr(optimizer, "_trainable_variables", [])
-                variables = list(variables)
-                trainable_variables = variables if trainable_variables is not None else None
-                observer.observation.applied.append((grads, [private_distribution.component(variable) for variable in variables]))
-                observer._note_rates(optimizer)
-            with observer.region("optimizer", optimizer.name):
-                return original(optimizer, grads, trainable_variables)
-
-        return apply
-
-    def _note_rates(self, optimizer: Any) -> None:
-        """Read learning rate and loss scale before the update moves the schedule on."""
-        seen = self.observation
-        if seen.learning_rate is not None:
-            return
-        with self.region("watch"):
-            initial_scale = getattr(optimizer, "initial_scale", None)
-            if initial_scale is not None:  # a LossScaleOptimizer; it makes its variables in its first update
-                seen.loss_scale = tf.convert_to_tensor(optimizer.dynamic_scale if optimizer.built else float(initial_scale))
-            rate = getattr(optimizer, "learning_rate", None)
-            if rate is not None:
-                seen.learning_rate = tf.convert_to_tensor(rate)
-
-    def _observed_scale_loss(self, original: Any) -> Any:
-        observer = self
-
-        def scale_loss(optimizer: Any, loss: Any) -> Any:
-            scaled = original(optimizer, loss)
-            if observer._is_mine() and scaled is not loss:
-                observer.observation.unscaled[id(scaled)] = loss
-                observer.observation.scaled.append(scaled)
-            return scaled
-
-        return scale_loss
-
-    def _observed_gradient(self, original: Any) -> Any:
-        observer = self
-
-        def gradient(tape: Any, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
-            if not observer._is_mine():
-                return original(tape, target, sources, *args, **kwargs)
-            with observer.region("backward"):
-                gradients = original(tape, target, sources, *args, **kwargs)
-            flat = [private_distribution.component(source) for source in tf.nest.flatten(sources)]
-            call = TapeGradient(tf.nest.flatten(target), flat, tf.nest.flatten(gradients), private_distribution.current_replica())
-            observer.observation.tape_gradients.append(call)
-            return gradients
-
-        return gradient
-
-    def _forward_token(self, scope: str, outputs: Any) -> str:
-        """A name scope for the tape that remembers the very op; `_observed_gradient_function` reads it back."""
-        return str(self._run(lambda original: self._token_of, lambda scope, outputs: scope, (scope, outputs), {}))
-
-    def _token_of(self, scope: str, outputs: Any) -> str:
-        if not self._is_mine() or not len(outputs) or not tf.is_tensor(outputs[0]):
-            return scope
-        token = f"{scope}{_TOKEN}{len(self._tokens)}"
-        self._tokens[token] = outputs[0]
-        return token
-
-    def _observed_gradient_function(self, call: Callable[[str], Any], op_type: str, scope: str, inputs: Any, outputs: Any) -> Any:
-        """Call the gradient function of an op, and note which ops it made."""
-        plain = scope.split(_TOKEN)[0]
-        return self._run(
-            lambda once: lambda scope: self._noted_gradient(once, op_type, scope, inputs, outputs), lambda scope: call(plain), (scope,), {}
-        )
-
-    def _noted_gradient(self, call: Callable[[str], Any], op_type: str, scope: str, inputs: Any, outputs: Any) -> Any:
-        forward = self._tokens.get(scope)
-        scope = scope.split(_TOKEN)[0]
-        if not self._is_mine():
-            return call(scope)
-        if forward is None:
-            forward = next((tensor for tensor in outputs or () if tensor is not None), None)
-        graph, start = self._clock()
-        result = call(scope)
-        _, end = self._clock()
-        if end > start:
-            self.observation.spans.append(BackwardSpan(graph, start, end, op_type, scope, forward, tuple(inputs or ())))
-        return result
+def _run(seen: Observation, make: Callable[[Any], Any], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """Call `make(original)`; an error of ours never reaches the step, and never makes `original` run twice."""
+    once: _Once | None = None
+    try:
+        once = _Once(original)
+        return make(once)(*args, **kwargs)
+    except Exception as error:
+        if once is not None and error is once.raised:
+            raise
+        seen.failed = error
+        return once.result if once is not None and once.was_called else original(*args, **kwargs)
 
 
 class _Once:
@@ -253,3 +238,260 @@ class _Once:
             self.raised = error
             raise
         return self.result
+
+
+def _patch_tensorflow() -> None:
+    for name in ("gradient", "jacobian", "batch_jacobian"):
+        _patch(tf.GradientTape, name, _observed_gradient)
+    _patch_calls()
+    _undo.callback(_threads.follow())
+    _undo.callback(private_tf.hook_gradient_functions(_forward_token, _observed_gradient_function))
+
+
+def _patch_calls() -> None:
+    owner, name = private_calls.FUNCTION_CALL
+    original = getattr(owner, name)
+
+    @functools.wraps(original)
+    def call_flat(self: Any, tensor_inputs: Any, captured_inputs: Any) -> Any:
+        listener = _listener_for(self)
+        if listener is None:
+            return original(self, tensor_inputs, captured_inputs)
+        return listener.call(self, tensor_inputs, captured_inputs, lambda: original(self, tensor_inputs, captured_inputs))
+
+    setattr(owner, name, call_flat)
+    PATCHED.append((owner, name))
+    _undo.callback(functools.partial(setattr, owner, name, original))
+
+    owner, name = private_calls.GRAPH_MADE
+    make_graph = getattr(owner, name)
+
+    @functools.wraps(make_graph)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        with contextlib.suppress(Exception):  # Keras may have been imported since; a training goes on without its layers' names
+            _patch_keras()
+        make_graph(self, *args, **kwargs)
+
+    setattr(owner, name, init)
+    PATCHED.append((owner, name))
+    _undo.callback(functools.partial(setattr, owner, name, make_graph))
+
+
+def _listener_for(function: Any) -> CallListener | None:
+    """Who is told of a call: nobody within a trace, or of the recorder's own work."""
+    if _thread.is_muted or not private_calls.is_top_level():
+        return None
+    if _thread.listener is not None:
+        return _thread.listener
+    owner = notes_of(private_calls.func_graph(function), make=False)
+    if owner is not None and owner.listener is not None and (listener := owner.listener()) is not None:
+        return listener
+    return ambient[-1] if ambient else None
+
+
+def claim_trace(listener: CallListener) -> None:
+    """Let `listener` be told of calls of the function that is being traced now: a step of its own is part of it."""
+    graph = tf.compat.v1.get_default_graph()
+    if isinstance(graph, private_calls.FuncGraph):
+        notes_of(private_calls.outermost(graph)).listener = weakref.ref(listener)
+
+
+def _patch_keras() -> None:
+    """Replace the methods of Keras 3, and of Keras 2 (`tf_keras`), once they are imported."""
+    with _lock:
+        if "keras" in sys.modules and "keras" not in _keras_done and hasattr(sys.modules["keras"], "layers"):
+            _keras_done.add("keras")
+            _patch_keras_3(sys.modules["keras"])
+        if "tf_keras" in sys.modules and "tf_keras" not in _keras_done and hasattr(sys.modules["tf_keras"], "layers"):
+            _keras_done.add("tf_keras")
+            _patch_keras_2(sys.modules["tf_keras"])
+
+
+def _patch_keras_3(keras: Any) -> None:
+    _patch(keras.layers.Layer, "__call__", _observed_layer_call)
+    for optimizer in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer):
+        _patch(optimizer, "apply", _observed_apply)
+        _patch(optimizer, "scale_loss", _observed_scale_loss)
+
+
+def _patch_keras_2(keras: Any) -> None:
+    _patch(keras.layers.Layer, "__call__", _observed_layer_call)
+    for name in ("Optimizer", "legacy.Optimizer", "experimental.Optimizer"):
+        optimizer = functools.reduce(lambda found, part: getattr(found, part, None), name.split("."), keras.optimizers)
+        if optimizer is not None and "apply_gradients" in vars(optimizer):
+            _patch(optimizer, "apply_gradients", _observed_apply_gradients)
+    for scaling in private_tf.keras_2_loss_scaling(keras):
+        _patch(scaling, "apply_gradients", _observed_apply_gradients)
+        _patch(scaling, "get_scaled_loss", _observed_scale_loss)
+
+
+# What is noted
+
+
+def _observed_layer_call(original: Any) -> Any:
+    def __call__(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        seen = _notes()
+        if seen is not None:
+            if seen.root_layer is None:
+                seen.root_layer = layer.name
+            if not any(entry.kind == "layer" for entry in _thread.stack):
+                seen.layers.append(layer)
+        with region("layer", layer.name):
+            return original(layer, *args, **kwargs)
+
+    return __call__
+
+
+def _observed_apply(original: Any) -> Any:
+    def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> Any:
+        grads = list(grads)
+        variables = getattr(optimizer, "_trainable_variables", []) if trainable_variables is None else list(trainable_variables)
+        _note_update(optimizer, grads, variables)
+        with region("optimizer", optimizer.name):
+            return original(optimizer, grads, None if trainable_variables is None else variables)
+
+    return apply
+
+
+def _observed_apply_gradients(original: Any) -> Any:
+    """Keras 2 hands over pairs, which may come from a generator."""
+
+    def apply_gradients(optimizer: Any, grads_and_vars: Any, *args: Any, **kwargs: Any) -> Any:
+        pairs = list(grads_and_vars)
+        _note_update(optimizer, [gradient for gradient, _ in pairs], [variable for _, variable in pairs])
+        with region("optimizer", getattr(optimizer, "name", None) or getattr(optimizer, "_name", "optimizer")):
+            return original(optimizer, pairs, *args, **kwargs)
+
+    return apply_gradients
+
+
+def _note_update(optimizer: Any, gradients: list[Any], variables: Any) -> None:
+    seen = _notes()
+    if seen is None or any(entry.kind == "optimizer" for entry in _thread.stack):
+        return
+    _tell_eager()
+    if tf.executing_eagerly() and not seen.optimizers:
+        with muted():
+            seen.learning_rate, seen.loss_scale = learning_rate_now(optimizer), loss_scale_now(optimizer)
+    seen.optimizers.append(optimizer)
+    seen.applied.append((gradients, [private_distribution.component(variable) for variable in variables]))
+
+
+def learning_rate_now(optimizer: Any) -> Any:
+    """The learning rate of the next update, a tensor; None where it cannot be told."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    rate = getattr(inner, "learning_rate", None)
+    if callable(rate) and not hasattr(rate, "dtype"):  # Keras 2 hands its schedules out
+        rate = rate(inner.iterations)
+    return None if rate is None else tf.convert_to_tensor(rate)
+
+
+def loss_scale_now(optimizer: Any) -> Any:
+    """The loss scale of the next update, a tensor; None for an optimizer that scales no loss."""
+    initial = getattr(optimizer, "initial_scale", None)
+    if initial is None:
+        return None
+    built = getattr(optimizer, "dynamic_scale", None) if getattr(optimizer, "built", True) else None
+    scale = built if built is not None else getattr(optimizer, "loss_scale", initial)
+    return tf.convert_to_tensor(scale, tf.float32)
+
+
+def _tell_eager() -> None:
+    if tf.executing_eagerly() and _thread.listener is not None:
+        _thread.listener.trained_eagerly()
+
+
+def _observed_scale_loss(original: Any) -> Any:
+    def scale_loss(optimizer: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
+        scaled = original(optimizer, loss, *args, **kwargs)
+        seen = _notes()
+        if seen is not None and scaled is not loss and tf.is_tensor(scaled):
+            seen.unscaled[id(scaled)] = loss
+            seen.scaled.append(scaled)
+            seen.scaling.append(optimizer)
+        return scaled
+
+    return scale_loss
+
+
+def _observed_gradient(original: Any) -> Any:
+    def gradient(tape: Any, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
+        with region("backward"):
+            gradients = original(tape, target, sources, *args, **kwargs)
+        seen = _notes()
+        if seen is not None:
+            _tell_eager()
+            flat = [private_distribution.component(source) for source in tf.nest.flatten(sources)]
+            seen.tape_gradients.append(
+                TapeGradient(
+                    tf.nest.flatten(target),
+                    flat,
+                    tf.nest.flatten(gradients),
+                    private_distribution.current_replica(),
+                    private_calls.is_tape_recording(),
+                )  # fmt: skip
+            )
+        return gradients
+
+    return gradient
+
+
+def _tokens() -> dict[str, Any] | None:
+    """The ops that the tape may ask for, of the trace (the functions within it too), or of the eager step."""
+    if tf.executing_eagerly():
+        return None if _thread.eager is None else _thread.eager.tokens
+    graph = tf.compat.v1.get_default_graph()
+    return notes_of(private_calls.outermost(graph)).tokens if isinstance(graph, private_calls.FuncGraph) else None
+
+
+def _forward_token(scope: str, outputs: Any) -> str:
+    """A name scope for the tape that remembers the very op; `_observed_gradient_function` reads it back."""
+    seen = _notes()
+    if seen is None or seen.failed is not None:
+        return scope
+    return str(_run(seen, lambda original: _token_of, lambda scope, outputs: scope, (scope, outputs), {}))
+
+
+def _token_of(scope: str, outputs: Any) -> str:
+    tokens = _tokens()
+    if tokens is None or not len(outputs) or not tf.is_tensor(outputs[0]):
+        return scope
+    token = f"{scope}{_TOKEN}{len(tokens)}"
+    tokens[token] = outputs[0]
+    return token
+
+
+def _observed_gradient_function(call: Callable[[str], Any], op_type: str, scope: str, inputs: Any, outputs: Any) -> Any:
+    """Call the gradient function of an op, and note which ops it made."""
+    plain, seen = scope.split(_TOKEN)[0], _notes()
+    if seen is None or seen.failed is not None:
+        return call(plain)
+    noted = functools.partial(_noted_gradient, seen, op_type=op_type, inputs=inputs, outputs=outputs)
+    return _run(seen, lambda once: functools.partial(noted, once), lambda scope: call(plain), (scope,), {})
+
+
+def _noted_gradient(seen: Observation, call: Callable[[str], Any], scope: str, *, op_type: str, inputs: Any, outputs: Any) -> Any:
+    forward = (_tokens() or {}).get(scope)
+    scope = scope.split(_TOKEN)[0]
+    if forward is None:
+        forward = next((tensor for tensor in outputs or () if tensor is not None), None)
+    graph, start = _clock()
+    result = call(scope)
+    _, end = _clock()
+    if end > start:
+        seen.spans.append(BackwardSpan(graph, start, end, op_type, scope, forward, tuple(inputs or ())))
+    return result
+
+
+# Replicas
+
+
+def _switched(devices: tuple[str, ...]) -> None:
+    """Another thread goes on: that of a replica, or the one that started them."""
+    seen = _notes()
+    if seen is not None and devices:
+        seen.replica_devices = devices
+    _mark()
+
+
+_threads = ReplicaThreads(lambda: _thread, _switched)

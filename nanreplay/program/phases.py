@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from nanreplay.program.observation import Observation
-from nanreplay.records import Signature
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,18 +47,23 @@ class Flow:
         return "loss", "loss"
 
 
-def classify(graph: Any, seen: Observation, signature: Signature, metrics: frozenset[int]) -> Flow:
-    """Sort the ops of `graph` by region and by dataflow."""
+def classify(graph: Any, seen: Observation, wanted: Collection[str], metric_inputs: Collection[str]) -> Flow:
+    """Sort the ops of `graph` by region and by dataflow.
+
+    Args:
+        graph: A FuncGraph.
+        seen: What was noted while it was traced.
+        wanted: Names of the ops that make its losses and gradients.
+        metric_inputs: Names of the placeholders of metric variables.
+    """
     ops = graph.get_operations()
     region, layers = _regions(graph, ops, seen)
     backward = {name for name, kind in region.items() if kind == "backward"}
-    wanted = {name.rpartition(":")[0] for name in signature.losses} | {spec.tensor.rpartition(":")[0] for spec in signature.gradients}
-    metric_inputs = {spec.tensor.rpartition(":")[0] for spec in signature.captures if spec.variable in metrics}
     updates = {op.name for op in ops if op.type.startswith("Assign") and op.inputs and op.inputs[0].op.name not in metric_inputs}
     return Flow(
         region=region,
         after_gradient=frozenset(_reach(ops, backward, forward=True) - backward),
-        leads_to_loss=frozenset(_reach(ops, wanted, forward=False)),
+        leads_to_loss=frozenset(_reach(ops, set(wanted), forward=False)),
         leads_to_state=frozenset(_reach(ops, updates, forward=False)),
         feeds_layer=frozenset(_reach(ops, layers, forward=False)),
         after_layer=frozenset(_reach(ops, layers, forward=True)),

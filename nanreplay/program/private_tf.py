@@ -16,6 +16,9 @@ from tensorflow.core.framework import op_def_pb2 as _op_def_pb2
 # --- tracing (program/observe, program/describe) ---------------------------------------------------------------------
 from tensorflow.python import pywrap_tfe as _pywrap_tfe
 from tensorflow.python.client import pywrap_tf_session as _tf_session
+
+# --- elements of datasets (program/batches) --------------------------------------------------------------------------
+from tensorflow.python.data.util import structure as _structure
 from tensorflow.python.eager import backprop as _backprop
 
 # --- running single ops (replay/interpreter) -------------------------------------------------------------------------
@@ -300,3 +303,16 @@ def is_jit_chosen_by_keras(model: Any) -> bool:
     """Whether `compile` of a Keras model was left to decide on XLA (`jit_compile="auto"`), which it does by the devices."""
     config = getattr(getattr(model, "_compile_config", None), "config", {})
     return bool(config.get("jit_compile", "auto") == "auto")
+
+
+def keras_2_loss_scaling(keras: Any) -> list[Any]:
+    """The classes of Keras 2 that scale a loss; the public one is made by a metaclass."""
+    module = __import__(f"{keras.__name__}.src.mixed_precision.loss_scale_optimizer", fromlist=["LossScaleOptimizer"])
+    return [module.LossScaleOptimizer, module.LossScaleOptimizerV3]
+
+
+def decoded_element(spec: Any, components: Sequence[Any]) -> list[Any]:
+    """The tensors, ragged and sparse ones taken apart, of an element that a dataset handed over as flat components."""
+    element = _structure.from_compatible_tensor_list(spec, list(components))
+    flat = _nest.flatten(element, expand_composites=True)
+    return [leaf for leaf in flat if isinstance(leaf, _tensor.Tensor) and leaf.dtype.name not in ("variant", "resource")]

@@ -7,75 +7,59 @@ gradients, the update) runs in the thread that started them.
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 from nanreplay.program import private_distribution
 
-T = TypeVar("T")
 _SCOPE = re.compile(r"(?:^|/)replica_(\d+)/")
 
 
-class ReplicaThreads(Generic[T]):
-    """A stack for the thread that made this object, and one for each replica that it traces.
+class ReplicaThreads:
+    """Hands the stack of the thread that traces a step on to the threads of its replicas, and to what merges them.
 
     Args:
-        switched: Called in the thread that goes on, whenever another one does.
+        local: Gives what the current thread holds; its `stack` is handed on.
+        switched: Called in the thread that goes on, whenever another one does, with the devices of the replicas.
     """
 
-    def __init__(self, switched: Callable[[], None]) -> None:
-        self.devices: tuple[str, ...] = ()
-        """The device of each replica, once they were started."""
+    def __init__(self, local: Callable[[], Any], switched: Callable[[tuple[str, ...]], None]) -> None:
+        self._local = local
         self._switched = switched
-        self._stacks: dict[threading.Thread, list[T]] = {threading.current_thread(): []}
-
-    def is_mine(self) -> bool:
-        """Whether the current thread is one of them."""
-        return threading.current_thread() in self._stacks
-
-    @property
-    def stack(self) -> list[T]:
-        """The stack of the current thread; an empty one in any other."""
-        return self._stacks.get(threading.current_thread(), [])
 
     def follow(self) -> Callable[[], None]:
-        """Follow the threads of replicas that a thread of ours starts; returns what undoes it."""
+        """Follow the threads of replicas; returns what undoes it."""
         return private_distribution.hook_replica_threads(self._started, self._merging, self._resumed)
 
     def _started(self, thread: Any, function: Callable[..., Any]) -> Callable[..., Any]:
-        if not self.is_mine():
-            return function
-        self._stacks[thread] = list(self.stack)
-        self.devices = tuple(thread.devices)
+        stack, devices, is_muted = list(self._local().stack), tuple(thread.devices), self._local().is_muted
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            self._switched()
+            own = self._local()
+            own.stack, own.is_muted = list(stack), is_muted
+            self._switched(devices)
             return function(*args, **kwargs)
 
         return run
 
     def _merging(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function that merges, under the stack of the replica that asked for it."""
-        if not self.is_mine():
-            return function
-        asked = list(self.stack)
+        asked = list(self._local().stack)
 
         def merge(*args: Any, **kwargs: Any) -> Any:
-            thread = threading.current_thread()
-            own, self._stacks[thread] = self._stacks[thread], asked
-            self._switched()
+            local = self._local()
+            own, local.stack = local.stack, asked
+            self._switched(())
             try:
                 return function(*args, **kwargs)
             finally:
-                self._stacks[thread] = own
-                self._switched()
+                local.stack = own
+                self._switched(())
 
         return merge
 
     def _resumed(self) -> None:
-        if self.is_mine():
-            self._switched()
+        self._switched(())
 
 
 def replica_of(name: str, device: str, devices: Sequence[str]) -> int:

@@ -1,131 +1,99 @@
-"""Tracing a training step with the watch inside it: the recorded program is the program that trains."""
+"""The program of a training step: a graph that the training itself traced, with what it takes and what it gives."""
 
 from __future__ import annotations
 
-import contextlib
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import tensorflow as tf
 
-from nanreplay.program import private_gradients, private_tf
-from nanreplay.program.observation import Observation
-from nanreplay.program.observe import Observer
-from nanreplay.program.outside import outside_tensors, without_forwarding
-from nanreplay.program.watch import Watch, build_watch
-
-
-@dataclass(frozen=True)
-class Trace:
-    """One trace of a step; its graph goes with it."""
-
-    graph: Any
-    """The FuncGraph."""
-    seen: Observation
-    watch: Watch
-    outside: Sequence[Any]
-    """Outputs of ops that another run would not repeat, which the program returns."""
-
-    def __post_init__(self) -> None:
-        weakref.finalize(self, private_gradients.forget_gradients, self.graph).atexit = False
+from nanreplay.program import private_tf
+from nanreplay.program.observation import Observation, merged
 
 
 @dataclass(frozen=True)
 class TracedProgram:
-    """A traced step that can run, with what its trace showed."""
+    """A traced step, as it is described in a capture."""
 
-    function: Any
-    """The ConcreteFunction; returns (result of the step, watch vector, outputs of ops that another run would not repeat)."""
-    trace: Trace
+    graph: Any
+    """The FuncGraph."""
+    inputs: Sequence[tuple[Any, int]]
+    """(tensor of the graph, leaf of the batch) pairs."""
+    captures: Sequence[tuple[Any, Any]]
+    """(placeholder, what it holds) pairs: an eager tensor (a variable's handle, a constant), or None where only a call knows."""
+    outputs: Sequence[Any]
+    """Tensors of the graph that a step returns."""
+    output_names: Sequence[str]
     compilation: str
     """`graph` or `xla`."""
+    leaf_paths: Sequence[str]
+    """A readable path for each leaf of the batch."""
+    outside: Sequence[Any] = ()
+    """Outputs of ops that another run would not repeat, which are recorded with the batch."""
+    sources: Sequence[Any] = ()
+    """Ops that fetch the batch; their outputs are the inputs."""
 
     @cached_property
-    def flat_call(self) -> Callable[[Sequence[Any]], Any]:
-        """Calls `function` with the flattened tensors of its arguments."""
-        return private_tf.flat_call(self.function)
+    def seen(self) -> Observation:
+        """What was noted while the graph, and the functions that it calls, were traced."""
+        found = merged([self.graph, *private_tf.library_graphs(self.graph).values()])
+        found.note_result(list(self.outputs))
+        return found
 
     @property
     def handles(self) -> list[Any]:
         """Handles of the variables that the program captures."""
-        return variable_handles(self.trace.graph)
+        return [held for _, held in self.captures if held is not None and is_variable(held)]
+
+    @cached_property
+    def losses(self) -> list[Any]:
+        """What was differentiated in the main graph; the returned tensor where it is that value. Else a returned scalar."""
+        returned = {id(source_of(tensor)): tensor for tensor in reversed(self.outputs)}
+        found = [returned.get(id(source_of(loss)), loss) for loss in self.seen.losses() if loss.graph is self.graph]
+        return found or self.returned_losses[:1]
+
+    @cached_property
+    def returned_losses(self) -> list[Any]:
+        """Scalar floats that the step returns; one whose name says loss first."""
+        scalars = [(name, tensor) for name, tensor in zip(self.output_names, self.outputs, strict=True) if is_scalar_float(tensor)]
+        return [tensor for _, tensor in sorted(scalars, key=lambda pair: "loss" not in pair[0])]
+
+    def layout_of_outputs(self) -> list[tuple[str, int]]:
+        """(name in the fingerprint, index of the output) of each scalar float that is returned."""
+        index = {id(tensor): number for number, tensor in reversed(list(enumerate(self.losses)))}
+        found = []
+        for position, tensor in enumerate(self.outputs):
+            if is_scalar_float(tensor):
+                number = index.get(id(tensor))
+                found.append((f"logged:{position}" if number is None else f"loss:{number}", position))
+        return found
+
+    def mean_of_losses(self) -> tuple[Any, Any] | None:
+        """Handles of (total, count) where the step returns total / count of a metric as its loss, as Keras does."""
+        held = {id(placeholder): value for placeholder, value in self.captures}
+        for name, tensor in zip(self.output_names, self.outputs, strict=True):
+            op = source_of(tensor).op
+            if name.rpartition("/")[2] != "loss" or op.type not in ("DivNoNan", "RealDiv"):
+                continue
+            reads = [source_of(each).op for each in op.inputs]
+            if all(read.type == "ReadVariableOp" and id(read.inputs[0]) in held for read in reads):
+                total, count = (held[id(read.inputs[0])] for read in reads)
+                return total, count
+        return None
 
 
-class TracedStep:
-    """A training step as one `tf.function` whose every trace is observed.
-
-    Args:
-        step: Python function of the step; called only while tracing.
-        jit_compile: As for `tf.function`.
-        reduce_retracing: As for `tf.function`.
-        autograph: Convert `step` as `tf.function` would.
-        input_signature: As for `tf.function`.
-        unwatched: Given what the trace showed, says which variables (handles) the watch leaves out.
-    """
-
-    def __init__(
-        self,
-        step: Callable[..., Any],
-        *,
-        jit_compile: bool | None,
-        reduce_retracing: bool = True,
-        autograph: bool = False,
-        input_signature: Any = None,
-        unwatched: Callable[[Observation], Sequence[Any]] = lambda seen: (),
-    ) -> None:
-        self._step = private_tf.autograph_converted(step) if autograph else step
-        self._unwatched = unwatched
-        self._traces: dict[int, Trace] = {}
-        self._failed: Exception | None = None
-        self._jit_compile = bool(jit_compile)
-        self.function = tf.function(
-            self._watched, jit_compile=jit_compile, reduce_retracing=reduce_retracing, autograph=False, input_signature=input_signature
-        )
-
-    def program(self, *args: Any, **kwargs: Any) -> TracedProgram:
-        """Trace (or find the trace) for these arguments."""
-        function = self.function.get_concrete_function(*args, **kwargs)
-        if self._failed is not None:
-            raise self._failed
-        return TracedProgram(function, self._traces[id(function.graph)], "xla" if self._jit_compile else "graph")
-
-    def _watched(self, *args: Any, **kwargs: Any) -> tuple[Any, Any, list[Any]]:
-        graph = tf.compat.v1.get_default_graph()
-        observer = Observer()
-        with contextlib.ExitStack() as stack:
-            self._try(lambda: stack.enter_context(observer))
-            result = self._step(*args, **kwargs)
-            watched: tuple[Any, list[Any]] = self._try(lambda: self._watch(graph, observer, result)) or (tf.zeros([0]), [])
-        self._failed = self._failed or observer.failed
-        return result, *watched
-
-    def _try(self, work: Callable[[], Any]) -> Any:
-        """Keep an error of ours until the trace has ended: only then TensorFlow initialises the variables that the step made."""
-        try:
-            return work()
-        except Exception as error:
-            self._failed = error
-            return None
-
-    def _watch(self, graph: Any, observer: Observer, result: Any) -> tuple[Any, list[Any]]:
-        if observer.failed is not None:
-            raise observer.failed
-        seen = observer.observation
-        seen.note_result(result)
-        with observer.region("watch"):
-            watch = build_watch(seen, watched_handles(graph, self._unwatched(seen)), xla=self._jit_compile)
-            outside = outside_tensors(graph)
-            returned = outside if self._jit_compile else [without_forwarding(tensor) for tensor in outside]
-        self._traces[id(graph)] = Trace(graph, seen, watch, outside)
-        return watch.vector if watch.vector is not None else tf.zeros([0]), returned
+def source_of(tensor: Any) -> Any:
+    """The tensor that `tensor` is a copy of, by Identity ops."""
+    while tensor.op.type == "Identity" and len(tensor.op.inputs):
+        tensor = tensor.op.inputs[0]
+    return tensor
 
 
-def variable_handles(graph: Any) -> list[Any]:
-    """Handles of the variables that `graph` captures, in the order of its placeholders."""
-    return [outside for outside, _ in graph.captures if is_variable(outside)]
+def is_scalar_float(tensor: Any) -> bool:
+    """Whether a tensor is one number of a float type."""
+    return bool(tensor.dtype.is_floating) and tensor.shape.rank == 0
 
 
 def is_variable(tensor: Any) -> bool:
@@ -133,12 +101,12 @@ def is_variable(tensor: Any) -> bool:
     return tensor.dtype == tf.resource and private_tf.variable_type(tensor) is not None
 
 
-def watched_handles(graph: Any, unwatched: Sequence[Any]) -> list[Any]:
-    """Handles of the float variables that `graph` captures and that are not in `unwatched`."""
-    ignored = {id(handle) for handle in unwatched}
-    return [handle for handle in variable_handles(graph) if id(handle) not in ignored and _is_float(handle)]
-
-
-def _is_float(handle: Any) -> bool:
+def is_float_variable(handle: Any) -> bool:
+    """Whether a handle is that of a variable that can hold NaN."""
     kind = private_tf.variable_type(handle)
     return kind is not None and bool(tf.dtypes.as_dtype(kind[0]).is_floating)
+
+
+def indices_by_handle(handles: Sequence[Any]) -> Mapping[int, int]:
+    """Position of each handle by its id."""
+    return {id(handle): index for index, handle in enumerate(handles)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Literal
@@ -13,16 +14,19 @@ import tensorflow as tf
 
 from nanreplay.capture.storage import Location
 from nanreplay.errors import AttachError, NonFiniteError
+from nanreplay.program import observe
+from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerStep
 from nanreplay.recorder.ending import Ending
-from nanreplay.recorder.fit import FitFunction, check_model, traced_train_step
+from nanreplay.recorder.fit import DistributedBatches, EagerTrainStep, check_model, is_default_strategy
 from nanreplay.recorder.fit_callbacks import callbacks_of_fit, watch_callbacks
-from nanreplay.recorder.graph_step import GraphStep
 from nanreplay.recorder.incidents import Incidents
-from nanreplay.recorder.loop import traced_function
+from nanreplay.recorder.lifecycle import Event
 from nanreplay.recorder.names import remove_leftovers
 from nanreplay.recorder.session import Session
 from nanreplay.recorder.settings import check_settings
+from nanreplay.recorder.trigger import Suspicion
+from nanreplay.recorder.wrapped_step import WrappedStep, as_function
 
 
 class Recorder(keras.callbacks.Callback):
@@ -72,16 +76,18 @@ class Recorder(keras.callbacks.Callback):
         dump_signal: signal.Signals | int | str | None = None,
     ) -> None:
         super().__init__()
-        given = {
-            "on_nan": on_nan, "max_incidents": max_incidents, "window": window, "keyframe_every": keyframe_every,
+        self._arguments: dict[str, Any] = {
+            "path": path, "on_nan": on_nan, "max_incidents": max_incidents, "window": window, "keyframe_every": keyframe_every,
             "memory_limit": memory_limit, "disk_limit": disk_limit, "history": history, "sources": sources,
             "max_skipped": max_skipped, "dump_signal": dump_signal,
         }  # fmt: skip
-        self._session = Session(check_settings(path, **given))
-        self._incidents = Incidents(self._session, self._stop_training)
+        self._session = Session(check_settings(**self._arguments))
+        self._calls = CompiledCalls(self._session, self._suspected)
+        self._incidents = Incidents(self._session, self._stop_training, self._calls.take_all)
         self._ending = Ending(self._session, self._uninstall)
-        self._fit: FitFunction | None = None
-        self._expected = False
+        self._ending.before_writing = self._calls.take_all
+        self._replaced: EagerTrainStep | DistributedBatches | None = None
+        self._release_hooks: Callable[[], None] | None = None
         self._session.guard(lambda: remove_leftovers(self._session.settings.path))
 
     @property
@@ -91,13 +97,13 @@ class Recorder(keras.callbacks.Callback):
 
     @property
     def paths(self) -> tuple[Location, ...]:
-        """All captures that were written, in that order."""
+        """All captures that were written, in that order; those of copies of this recorder too."""
         return tuple(self._session.written)
 
     @property
     def stopped(self) -> bool:
         """Whether an incident asks the loop to stop."""
-        return self._incidents.stopped
+        return self._session.lifecycle.is_stopped
 
     def __enter__(self) -> Recorder:
         return self
@@ -110,6 +116,19 @@ class Recorder(keras.callbacks.Callback):
         except NonFiniteError:
             if error is None:  # an error on its way out goes on; the capture has been written
                 raise
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
+        """A recorder of its own with the same arguments: searches copy their callbacks for each trial."""
+        copied = type(self)(**self._arguments)
+        copied._session.written = self._session.written
+        memo[id(self)] = copied
+        return copied
+
+    def __copy__(self) -> Recorder:
+        return self.__deepcopy__({})
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _recorder_of, (type(self), self._arguments)
 
     # Keras
 
@@ -124,11 +143,21 @@ class Recorder(keras.callbacks.Callback):
         except AttachError:
             raise
         except Exception as error:
-            self._session.detach(error)
-        super().set_model(model)
+            self._session.fail(error)
+        self._model = model  # not by Keras 3's own method: it knows no models of Keras 2
+
+    def _implements_train_batch_hooks(self) -> bool:
+        """Keras 2 asks whether it may leave out the calls for each batch."""
+        return True
+
+    def _implements_test_batch_hooks(self) -> bool:
+        return False
+
+    def _implements_predict_batch_hooks(self) -> bool:
+        return False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Put the recording train function in place."""
+        """Begin to record."""
         self._session.guard(self._begin)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
@@ -136,14 +165,21 @@ class Recorder(keras.callbacks.Callback):
         self._session.guard(self._session.request_keyframe)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Announce the step; put the train function back when another callback replaced it."""
-        self._expected = True
-        if self.model.train_function is not self._fit:
-            self._session.guard(self._session.request_keyframe)
-            self._session.guard(self._install)
+        """Record what is called from now on."""
+        if self._session.lifecycle.is_active or self._session.lifecycle.has_failed:
+            self._ending.begin_step()
+            if self._replaced is None or isinstance(self._replaced, DistributedBatches):
+                observe.start_listening(self._calls)
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        """Record no more until the next batch."""
+        observe.stop_listening(self._calls)
+        self._ending.end_step()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the steps that were not looked at yet."""
+        observe.stop_listening(self._calls)  # data of unknown length ends within a batch
+        self._ending.is_in_step = False
         self._incidents.settle()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
@@ -159,57 +195,63 @@ class Recorder(keras.callbacks.Callback):
             watch_callbacks(callbacks, self._ending)
         self._incidents.begin()
         self._session.request_keyframe()
-        if not self._session.detached:
-            self._ending.begin(callbacks)
-        self._install()
-
-    def _install(self) -> None:
-        model, original = self.model, self.model.train_function
-        if self._session.detached:
+        if not self._session.lifecycle.is_active:
             return
-        if isinstance(original, FitFunction):
-            original = original.original
-        if self._fit is None or self._fit.model is not model or self._fit.original is not original:
-            step = self._fit_step(model)
-            run = self._ending.around(step)
-            self._fit = FitFunction(model, original, run, self._take_expected, self._ending.ended_by, self._guarded(step.expect))
-        model.train_function = self._fit
+        self._ending.begin(callbacks)
+        self._hook()
+        self._calls.on_error = self._ending.ended_by
+        model = self.model
+        self._session.variables.name_model(model)
+        if model.run_eagerly or tf.config.functions_run_eagerly():
+            self._replaced = EagerTrainStep(model, lambda step: self._eager(step))
+        elif not is_default_strategy(model):
+            self._replaced = DistributedBatches(model)
 
-    def _fit_step(self, model: Any) -> EagerStep | GraphStep:
-        session = self._session
-        session.variables.name_model(model)
-        if model.run_eagerly:
-            return EagerStep(session, model.train_step, self._incidents.handle)
-        traced, bare = traced_train_step(model, session)
-        return GraphStep(session, traced, bare, self._incidents.handle)
+    def _eager(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        eager = EagerStep(self._session, step, self._suspected)
 
-    def _guarded(self, expect: Callable[[Any], None]) -> Callable[[Any], None]:
-        return lambda spec: self._session.guard(lambda: expect(spec))
+        def recorded(*args: Any, **kwargs: Any) -> Any:
+            with observe.listening(eager):
+                return eager(*args, **kwargs)
 
-    def _take_expected(self) -> bool:
-        expected, self._expected = self._expected, False
-        return expected
+        return recorded
+
+    def _suspected(self, suspicion: Suspicion) -> None:
+        self._incidents.handle(suspicion)
 
     def _stop_training(self) -> None:
         model = getattr(self, "_model", None)
         if model is not None:
             model.stop_training = True
 
+    def _hook(self) -> None:
+        """Replace the functions that tell of a training, until this recorder is done with."""
+        if self._release_hooks is None:
+            self._release_hooks = observe.install()
+            weakref.finalize(self, self._release_hooks).atexit = False
+
     def _uninstall(self) -> None:
+        """Nothing stays behind of this recorder: not in the thread, not in the model, not in TensorFlow."""
         self._session.keeper.assignments.stop()
-        model = getattr(self, "_model", None)
-        if self._fit is not None and model is not None and model.train_function is self._fit:
-            model.train_function = self._fit.original
+        observe.stop_listening(self._calls)
+        self._ending.is_in_step = False
+        if self._replaced is not None:
+            self._replaced.undo()
+            self._replaced = None
+        if self._release_hooks is not None:
+            release, self._release_hooks = self._release_hooks, None
+            release()
 
     # Loops
 
     def wrap(self, step: Callable[..., Any], *, model: Any = None, optimizer: Any = None) -> Callable[..., Any]:
-        """Record a custom training step.
+        """Record a custom training step: a `tf.function`, or anything that calls some, or a plain eager function.
 
-        A `tf.function` is traced again with the watch inside; a plain Python function runs eagerly as it is.
+        The step runs as it is. Each compiled function that trains within it is recorded as a step; a gradient that is computed or
+        applied in Python makes the whole call one step.
 
         Args:
-            step: Runs one training step on the batch that it is given, and returns the loss (or any outputs).
+            step: Runs one training step on what it is given.
             model: The Keras model (or layers) that the step trains; names variables. Optional.
             optimizer: Its optimizer; names the slots. Optional.
 
@@ -231,9 +273,9 @@ class Recorder(keras.callbacks.Callback):
         for each in tf.nest.flatten(optimizer):
             session.variables.name_optimizer(each)
         self._ending.begin()
-        if hasattr(step, "get_concrete_function") and hasattr(step, "python_function"):
-            return self._ending.around(traced_function(session, step, self._incidents.handle))
-        return self._ending.around(EagerStep(session, step, self._incidents.handle))
+        self._hook()
+        wrapped = WrappedStep(session, step, self._calls, EagerStep(session, step, self._suspected))
+        return as_function(self._ending.around(as_function(wrapped, step)), step)
 
     def dump(self, reason: str = "on demand") -> Location | None:
         """Write what is held now, without an incident; returns the file, or None when it could not be written."""
@@ -243,11 +285,17 @@ class Recorder(keras.callbacks.Callback):
         """Look at the last steps, then let go of batches, keyframes and the model.
 
         Raises:
-            NonFiniteError: One of the last steps, which a GPU was still computing, was non-finite, and `on_nan` is "raise".
+            NonFiniteError: One of the last steps was non-finite, and `on_nan` is "raise".
         """
         try:
             self._incidents.settle()
         finally:
             self._session.guard(self._ending.leave)
             self._session.guard(self._session.release)
-            self._session.detached = True
+            self._calls.release()
+            self._session.lifecycle.note(Event.CLOSE)
+
+
+def _recorder_of(kind: type[Recorder], arguments: dict[str, Any]) -> Recorder:
+    """Make a recorder again in another process."""
+    return kind(**arguments)

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nanreplay.capture.storage import Location, RemotePath, local_copy, publish
 from nanreplay.capture.writer import CaptureWriter, writing
 from nanreplay.errors import MissingWorkersError, StorageError
 from nanreplay.program.collectives import collective_keys, local_program
 from nanreplay.program.describe import describe_program
+from nanreplay.program.fingerprint import NOT_MEASURED
 from nanreplay.program.outside import cut, unrecorded_ops
 from nanreplay.program.safety import parse_graph
 from nanreplay.program.sources import SourceTable
@@ -22,23 +24,24 @@ from nanreplay.recorder.disk import Share, Sizes, fit_disk
 from nanreplay.recorder.environment import describe_environment
 from nanreplay.recorder.names import free_name
 from nanreplay.recorder.progress import DumpProgress
-from nanreplay.recorder.reexecute import Kind, Reexecution, Reexecutor
-from nanreplay.recorder.ring import size_of
-from nanreplay.recorder.unmeasured import unmeasured_before
+from nanreplay.recorder.reexecute import Kind, Reexecution, Reexecutor, Wanted
+from nanreplay.recorder.ring import StepEntry, size_of
+from nanreplay.recorder.snapshot import Snapshot, leaves_of
+from nanreplay.recorder.timeline import StepNumbers
 from nanreplay.records import BatchRecord, Incident, ProgramRecord, Trigger
 
 if TYPE_CHECKING:
-    from nanreplay.recorder.ring import StepEntry
-    from nanreplay.recorder.session import Found, Session
-    from nanreplay.recorder.variables import VariableTable
+    from nanreplay.recorder.session import Found, ProgramSlot
 
 FULL_STEPS = 3
 """Steps, the failing one included, whose weights and gradients are written."""
+QUICK_S = 10.0
+"""A window whose steps took no longer is re-executed as a whole, for the losses and norms of all its steps."""
 
 
 @dataclass(slots=True)
 class Window:
-    """What a recording holds of a step and those before it."""
+    """What goes into a file."""
 
     step: int
     trigger: Trigger
@@ -53,37 +56,37 @@ class Window:
     """Whether there is time to re-execute."""
 
     @property
+    def is_replayable(self) -> bool:
+        """Whether all its steps can be re-executed."""
+        return bool(self.batches) and bool(self.keyframes) and all(batch.program for batch in self.batches.values())
+
+    @property
     def full(self) -> list[int]:
         """Steps whose weights and gradients re-execution can give."""
-        steps = sorted(self.batches)
-        if not self.prove or not steps or not self.keyframes or self.trigger.what == "exception":
+        if not self.prove or not self.is_replayable or self.trigger.what == "exception":
             return []
-        if any(not batch.program for batch in self.batches.values()):
-            return []
-        return [step for step in steps[-FULL_STEPS:] if step >= min(self.keyframes)]
+        return [step for step in sorted(self.batches)[-FULL_STEPS:] if step >= min(self.keyframes)]
 
 
-def write_dump(session: Session, trigger: Trigger, step: int, *, prove: bool = True) -> tuple[Location, Found]:
-    """Write everything that `session` holds up to `step`; returns where it is, and the incident as the file has it.
+def write_dump(snapshot: Snapshot, *, prove: bool = True) -> tuple[Location, Found]:
+    """Write everything that a snapshot holds; returns where it is, and the incident as the file has it.
 
-    It is in a local file when the place that was asked for fails. The incident has an earlier step when a variable that was
-    not measured in each step turns out to have been non-finite before.
+    It is in a local file when the place that was asked for fails. The incident has an earlier step when re-execution shows that an
+    earlier one failed first.
 
     The window is written first. An incident ends it, so its keyframes are then let go of, one by one, to the variables of
     the re-execution, whose results are written as they come: a dump takes no more memory than the recording did.
 
     Args:
-        session: The recording.
-        trigger: Why.
-        step: The failing step, else the last whole one.
+        snapshot: The recording.
         prove: Re-execute the window. That takes a while, which a process that was told to end may not have.
     """
-    where = free_name(session.settings.path, step=step, written=session.written)
+    where = free_name(snapshot.settings.path, step=snapshot.step, written=snapshot.written)
     if not isinstance(where, RemotePath):
-        return where, _write(where, session, trigger, step, prove=prove)
+        return where, _write(where, snapshot, prove=prove)
     local = local_copy(where)
     try:
-        found = _write(local, session, trigger, step, prove=prove)
+        found = _write(local, snapshot, prove=prove)
     except BaseException:
         local.unlink(missing_ok=True)
         raise
@@ -96,70 +99,125 @@ def write_dump(session: Session, trigger: Trigger, step: int, *, prove: bool = T
     return where, found
 
 
-def _write(path: Path, session: Session, trigger: Trigger, step: int, *, prove: bool) -> Found:
+def _write(path: Path, snapshot: Snapshot, *, prove: bool) -> Found:
     with DumpProgress(path.name) as progress:
-        window = gather(session, trigger, step, prove=prove)
-        share = fit_disk(_sizes(session, window), session.settings.disk_limit)
+        window = gather(snapshot, prove=prove)
+        share = fit_disk(_sizes(snapshot, window), snapshot.settings.disk_limit)
         window.notes += share.left_out
         with writing(path, progress.advance) as out:
-            _write_window(out, session, window, share, progress)
-            if trigger.what in ("loss", "gradient", "variable") and session.ring is not None:
-                session.ring.keyframes.clear()
-            found = window.proof or _reexecute(session, window, share, out, progress)
-            if isinstance(found, Reexecution) and found.earlier is not None:
-                window.step, variable, kind = found.earlier
-                window.trigger = Trigger("variable", session.variables.path(variable), kind)
+            _write_window(out, snapshot, window, share, progress)
+            if snapshot.trigger.what in ("loss", "gradient", "variable"):
+                snapshot.keyframes.clear()
+            found = window.proof or _reexecute(snapshot, window, share, out, progress)
+            if isinstance(found, Reexecution) and found.incident is not None:
+                window.step, window.trigger = found.incident
                 out.forget_after(window.step)
-            _finish(out, session, window, found)
+            _finish(out, snapshot, window, found)
             progress.stage("syncing", 1)
     return window.trigger, window.step
 
 
-def gather(session: Session, trigger: Trigger, step: int, *, prove: bool = True) -> Window:
-    """What goes into the file."""
-    sources = SourceTable(session.settings.sources)
-    entries = session.ring.held(step) if session.ring else []
-    used = {entry.program for entry in entries}
-    programs = {
-        slot.id: describe_program(
-            slot.traced, slot.id, variable_index=session.variables.index, metrics=session.variables.of_role("metric"),
-            leaf_paths=slot.paths, sources=sources,
-        )
-        for slot in session.programs
-        if slot.id in used or not used
-    }  # fmt: skip
-    eager = session.eager if session.eager is not None and session.eager.step == step else None
-    if eager is not None:
-        program_id = f"p{len(session.programs)}"
-        flat = eager.describe(program_id, sources)
+def confirm(snapshot: Snapshot) -> bool | None:
+    """Whether re-executing the window shows a non-finite loss, gradient or variable; None where it cannot be re-executed."""
+    window = gather(snapshot)
+    if not window.is_replayable:
+        return None
+    clean = last_clean(snapshot)
+    base = max((step for step in window.keyframes if step <= clean + 1), default=min(window.keyframes))
+    batches = {step: batch for step, batch in window.batches.items() if step >= base}
+    wanted = Wanted((), clean + 1, clean + 1, snapshot.variables.born_nonfinite, is_scaled=snapshot.is_scaled)
+    try:
+        local = {name: local_program(program) for name, program in window.programs.items()}
+        keyframes = {step: dict(values) for step, values in window.keyframes.items()}
+        found = Reexecutor(local, snapshot.variables.infos).run(keyframes, batches, wanted)
+    except Exception:  # then it is better to have a file than none
+        return None
+    return found.incident is not None
+
+
+def gather(snapshot: Snapshot, *, prove: bool = True) -> Window:
+    """What goes into the file; what cannot be described is left out, and named."""
+    sources = SourceTable(snapshot.settings.sources)
+    entries = list(snapshot.entries)
+    notes: list[str] = []
+    programs = _describe_programs(snapshot, entries, sources, notes)
+    if snapshot.eager is not None:
+        program_id = f"p{len(snapshot.programs)}"
+        flat = snapshot.eager.describe(program_id, sources)
         programs[program_id] = flat.record
         entries = [
-            replace(entry, program=program_id, leaves=flat.leaves, paths=flat.paths) if entry.step == step else entry for entry in entries
+            replace(entry, program=program_id, leaves=flat.leaves, paths=flat.paths) if entry.step == snapshot.step else entry
+            for entry in entries
         ]
-    pairs = zip(entries, [None, *entries[:-1]], strict=False)
-    batches = {entry.step: _batch(entry, programs, previous, session.variables) for entry, previous in pairs}
-    keyframes = {number: dict(values) for number, values in session.ring.keyframes.items() if number <= step} if session.ring else {}
-    given = [*_program_notes(programs.values()), *_undrawn_notes(batches, programs)]
-    notes = [*session.notes, *filter(None, [session.keeper.shrunk]), *given]
-    return Window(step, trigger, programs, keyframes, batches, notes, sources, None if eager is None else eager.proof, prove)
+    slots = {slot.id: slot for slot in snapshot.programs if slot.id in programs}
+    batches = {}
+    for entry in entries:
+        program = entry.program if entry.program in programs else ""
+        leaves = leaves_of(entry, slots)
+        paths = slots[program].traced.leaf_paths if program in slots else entry.paths
+        if program in slots and len(leaves) != len(paths):
+            program, paths = "", [str(number) for number in range(len(leaves))]
+            notes.append(f"The batch of step {entry.step} could not be kept; the step cannot be replayed.")
+        values = fingerprint_values(entry.fingerprint, programs[program].signature.watch_layout) if program in programs else None
+        batches[entry.step] = BatchRecord(program, leaves, paths, values, dict(entry.overrides), entry.fed)
+    notes = [*snapshot.notes, *notes, *_program_notes(programs.values()), *_undrawn_notes(batches, programs)]
+    return Window(snapshot.step, snapshot.trigger, programs, dict(snapshot.keyframes), batches, notes, sources, snapshot.proof, prove)
 
 
-def _sizes(session: Session, window: Window) -> Sizes:
-    sizes = session.variables.sizes
-    indices = session.variables.of_role("trainable")
+def _describe_programs(
+    snapshot: Snapshot, entries: Sequence[StepEntry], sources: SourceTable, notes: list[str]
+) -> dict[str, ProgramRecord]:
+    used = {entry.program for entry in entries}
+    programs = {}
+    for slot in snapshot.programs:
+        if slot.id in used or not used:
+            try:
+                programs[slot.id] = describe_program(
+                    slot.traced, slot.id, variable_index=snapshot.variables.index, metrics=snapshot.variables.of_role("metric"),
+                    sources=sources, layout=layout_of(slot, snapshot),
+                )  # fmt: skip
+            except Exception as error:  # the rest of the file is worth having
+                notes.append(f"The program {slot.id} could not be written ({type(error).__name__}: {error}); its steps cannot be replayed.")
+    return programs
+
+
+def layout_of(slot: ProgramSlot, snapshot: Snapshot) -> list[str]:
+    """Names of the elements of the fingerprints of a program's steps."""
+    return [*(name for name, _ in slot.outputs), *(f"variable_sum:{index}" for index in snapshot.watched)]
+
+
+def fingerprint_values(numbers: Mapping[str, Any] | None, layout: Sequence[str]) -> NDArray[Any] | None:
+    """What was read of a step, laid out; None where nothing was, or not all that the step returned."""
+    if numbers is None:
+        return None
+    values = []
+    for name in layout:
+        value = numbers.get(name, NOT_MEASURED if name.startswith("variable_sum:") else None)
+        if value is None:
+            return None
+        values.append(value)
+    is_wide = any(np.asarray(value).dtype == np.float64 for name, value in numbers.items() if not name.startswith("variable_sum:"))
+    with np.errstate(over="ignore"):
+        return np.array(values, np.float64 if is_wide else np.float32)
+
+
+def _sizes(snapshot: Snapshot, window: Window) -> Sizes:
+    sizes = snapshot.variables.sizes
+    indices = snapshot.variables.of_role("trainable")
     trainable = sum(sizes[index] for index in indices)
     full = window.full if window.proof is None else [*window.proof.weights]
     return Sizes(
-        other=sum(len(program.graph) for program in window.programs.values()) + len(session.timeline.rows) * 16 * (3 + len(indices)),
+        other=sum(len(program.graph) for program in window.programs.values()) + len(snapshot.timeline.rows) * 16 * (3 + len(indices)),
         keyframes={step: sum(sizes[index] for index in values) for step, values in window.keyframes.items()},
         batches={step: size_of([*batch.arrays, *batch.overrides.values()]) for step, batch in window.batches.items()},
         full=dict.fromkeys(full, 2 * trainable),
     )
 
 
-def _write_window(out: CaptureWriter, session: Session, window: Window, share: Share, progress: DumpProgress) -> None:
-    out.head(describe_environment(), session.variables.infos, [*window.programs.values()], window.sources.frames, window.sources.stacks)
-    sizes = _sizes(session, window)
+def _write_window(out: CaptureWriter, snapshot: Snapshot, window: Window, share: Share, progress: DumpProgress) -> None:
+    infos = snapshot.variables.infos
+    out.head(describe_environment(), infos, [*window.programs.values()], window.sources.frames, window.sources.stacks)
+    sizes = _sizes(snapshot, window)
     total = sum(sizes.keyframes[step] for step in share.keyframes) + sum(sizes.batches[step] for step in share.batches)
     progress.stage("writing", total)
     for step in sorted(share.keyframes):
@@ -172,29 +230,17 @@ def _write_window(out: CaptureWriter, session: Session, window: Window, share: S
             out.values("gradients", step, window.proof.gradients.get(step, {}))
 
 
-def _finish(out: CaptureWriter, session: Session, window: Window, found: Reexecution | str | None) -> None:
+def _finish(out: CaptureWriter, snapshot: Snapshot, window: Window, found: Reexecution | str | None) -> None:
     incident = Incident(window.step, window.trigger, tuple(window.notes))
-    ratios: dict[int, dict[int, float]] = {}
-    norms: dict[int, dict[int, float]] = {}
+    numbers: Mapping[int, StepNumbers] = {}
     if isinstance(found, str):
         incident = replace(incident, notes=(*window.notes, found))
     elif found is not None:
         incident = replace(incident, reproduced=found.reproduced, bit_exact=found.max_ulp == 0, max_ulp=found.max_ulp)
         if found.departs is not None and not any(unrecorded_ops(each.graph, each.signature) for each in window.programs.values()):
             incident = replace(incident, notes=(*window.notes, _departure(found)))
-        ratios, norms = found.update_ratios, found.weight_norms
-    out.finish(incident, session.timeline.table(sorted(session.variables.of_role("trainable")), ratios, norms, window.step))
-
-
-def _batch(entry: StepEntry, programs: dict[str, ProgramRecord], previous: StepEntry | None, variables: VariableTable) -> BatchRecord:
-    overrides = dict(entry.overrides)
-    if entry.program in programs:
-        signature = programs[entry.program].signature
-        rate = _watched(signature.watch_layout, entry.fingerprint, "learning_rate")
-        before = None if previous is None else _watched(signature.watch_layout, previous.fingerprint, "learning_rate")
-        if signature.learning_rate is not None and rate is not None and (before is None or rate.tobytes() != before.tobytes()):
-            overrides |= dict.fromkeys(variables.replicas_of(signature.learning_rate), rate)
-    return BatchRecord(entry.program, entry.leaves, entry.paths, entry.fingerprint, overrides, entry.fed)
+        numbers = found.numbers
+    out.finish(incident, snapshot.timeline.table(sorted(snapshot.variables.of_role("trainable")), numbers, window.step))
 
 
 def _departure(found: Reexecution) -> str:
@@ -210,12 +256,6 @@ def _undrawn_notes(batches: Mapping[int, BatchRecord], programs: Mapping[str, Pr
         for step, batch in batches.items()
         if not batch.fed and batch.program in programs and programs[batch.program].signature.fed
     ]
-
-
-def _watched(layout: Sequence[str], values: Any, name: str) -> Any:
-    if values is None or name not in layout or len(values) != len(layout):
-        return None
-    return np.asarray(values[layout.index(name)], np.float32)
 
 
 def _program_notes(programs: Any) -> list[str]:
@@ -235,28 +275,30 @@ def _program_notes(programs: Any) -> list[str]:
     return notes
 
 
-def _reexecute(session: Session, window: Window, share: Share, out: CaptureWriter, progress: DumpProgress) -> Reexecution | str | None:
-    """Re-execute from the last keyframe that reaches the steps written in full; a sentence when that failed."""
+def _reexecute(snapshot: Snapshot, window: Window, share: Share, out: CaptureWriter, progress: DumpProgress) -> Reexecution | str | None:
+    """Re-execute the window: all of it where that is quick, else what dates the incident; a sentence when that failed."""
     full = window.full
     if not full:
         return None
-    unmeasured: dict[int, list[int]] = {}
-    if window.trigger.what in ("loss", "gradient", "variable"):
-        unmeasured = unmeasured_before(window.step, window.batches, window.programs, session.variables.born_nonfinite)
-    first = min(full[0], *unmeasured) if unmeasured else full[0]
+    dates = window.trigger.what in ("loss", "gradient", "variable") and window.trigger.name != "loss scale"
+    clean = last_clean(snapshot)
+    first = min(full[0], clean + 1) if dates else full[0]
+    if (snapshot.step_s or 0.0) * len(window.batches) <= QUICK_S:
+        first = min(window.keyframes)
     base = max((step for step in window.keyframes if step <= first), default=min(window.keyframes))
     keyframes = {step: window.keyframes.pop(step) for step in sorted(window.keyframes) if step >= base}
     window.keyframes.clear()
     batches = {step: batch for step, batch in window.batches.items() if step >= base}
     full = [step for step in full if step in share.full]
     progress.stage("replaying the steps for", len(batches))
+    wanted = Wanted(full, first, clean + 1 if dates else window.step + 1, snapshot.variables.born_nonfinite, is_scaled=snapshot.is_scaled)
 
     def on_full(kind: Kind, step: int, values: Mapping[int, Any]) -> None:
         out.values(kind, step, values)
 
     try:
         local = {name: local_program(program) for name, program in window.programs.items()}
-        return Reexecutor(local, session.variables.infos).run(keyframes, batches, full, on_full, lambda: progress.advance(1), unmeasured)
+        return Reexecutor(local, snapshot.variables.infos).run(keyframes, batches, wanted, on_full, lambda: progress.advance(1))
     except OSError:  # the disk, not the proof
         raise
     except MissingWorkersError as error:
@@ -265,3 +307,14 @@ def _reexecute(session: Session, window: Window, share: Share, out: CaptureWrite
         return (
             f"The window could not be re-executed at the dump: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
         )
+
+
+def last_clean(snapshot: Snapshot) -> int:
+    """The last step, before the one that was seen to fail, after which all watched variables were looked at; -1 for none.
+
+    Slots of the optimizer are looked at less often, and one may have turned infinite before. So the keyframe before that step is what
+    a re-execution should begin at: keyframes are taken of slots that were looked at.
+    """
+    measured = [row.step for row in snapshot.timeline.rows if row.sums is not None and row.step < snapshot.step]
+    before = max(measured, default=-1)
+    return max((step for step in snapshot.keyframes if step <= before + 1), default=0) - 1

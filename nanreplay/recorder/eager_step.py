@@ -15,16 +15,18 @@ import tensorflow as tf
 from nanreplay.program import private_tf
 from nanreplay.program.describe import watch_layout
 from nanreplay.program.draws import Draws
-from nanreplay.program.fingerprint import Layout, ulp_distance
+from nanreplay.program.fingerprint import ulp_distance
 from nanreplay.program.flat import EagerRun, FlatProgram, describe_eager, observe_eager
-from nanreplay.program.observe import Observer
+from nanreplay.program.observe import EagerObserver
 from nanreplay.program.sources import SourceTable
-from nanreplay.program.trace import is_variable
-from nanreplay.program.watch import Watch, build_watch, has_nonfinite
+from nanreplay.program.trace import is_float_variable, is_variable
+from nanreplay.program.watch import Watch, build_watch, has_nonfinite, read_variable
+from nanreplay.recorder.compiled_calls import look_after_failure
 from nanreplay.recorder.reexecute import Reexecution, change, dense_gradient
+from nanreplay.recorder.ring import StepEntry
 from nanreplay.recorder.session import EagerIncident, Session
-from nanreplay.recorder.trigger import exception_trigger
-from nanreplay.records import Trigger
+from nanreplay.recorder.timeline import StepNumbers
+from nanreplay.recorder.trigger import Suspicion, exception_trigger
 
 State = Mapping[int, Any]
 
@@ -33,12 +35,13 @@ State = Mapping[int, Any]
 class Run:
     """One call of the step."""
 
+    entry: StepEntry
     leaves: Sequence[Any]
     """What the step was given: its arrays."""
     paths: Sequence[str]
     again: Callable[[], Any]
     """Makes the same call once more."""
-    observer: Observer
+    observer: EagerObserver
     first_reads: dict[int, tuple[Any, Any]] = field(default_factory=dict)
     """In the first call: the first value read of each variable, by the id of its handle."""
     draws: Draws = field(default_factory=Draws)
@@ -55,48 +58,80 @@ class EagerStep:
     put back, the step runs once more with every op noted, and the state after it is put back.
     """
 
-    def __init__(self, session: Session, step: Callable[..., Any], on_incident: Callable[[Trigger, int], None]) -> None:
+    def __init__(self, session: Session, step: Callable[..., Any], on_suspicion: Callable[[Suspicion], None]) -> None:
         self._session = session
         self._step = step
-        self._on_incident = on_incident
-        self._layouts: dict[tuple[str, ...], Layout] = {}
+        self._on_suspicion = on_suspicion
+        self._names: tuple[str, ...] = ()
         self._is_first = True
+        self._run: Run | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step; returns what the step returns."""
         session = self._session
-        if session.detached or tf.inside_function():
-            return self._step(*args, **kwargs)
+        if not session.lifecycle.is_active:
+            return self._after_failure(args, kwargs)
         run: Run | None = session.guard(lambda: self._prepare(args, kwargs))
         if run is None:
             return self._step(*args, **kwargs)
+        self._run = run
         step = session.step
         try:
             result = self._step(*args, **kwargs)
         except BaseException as error:
             session.guard(run.stop.close)
+            if self._run is not run:  # compiled functions were steps of their own
+                raise
             trigger = session.guard(functools.partial(exception_trigger, error))
             if trigger is not None:
                 session.guard(lambda: self._register(run))
                 session.guard(lambda: self._record_ops(run, None))
-                self._on_incident(trigger, step)
+                self._on_suspicion(Suspicion(trigger, step, is_certain=True))
             raise
         session.guard(run.stop.close)
-        trigger = session.guard(lambda: self._after(run, result))
-        if trigger is not None:
-            values = session.ring.entries[-1].fingerprint if session.ring else None
-            session.guard(lambda: self._record_ops(run, values))
-            self._on_incident(trigger, step)
+        if self._run is not run:
+            return result
+        found = session.guard(lambda: self._after(run, result))
+        if found is not None:
+            values = None if found.step != step else run.entry.fingerprint
+            session.guard(lambda: self._record_ops(run, None if values is None else np.array([*values.values()])))
+            self._on_suspicion(found)
         return result
 
-    def expect(self, *specs: Any) -> None:
-        """What the arguments may look like is of no matter to a step that is not traced."""
+    def forget_call(self) -> None:
+        """The call that is under way is no eager step: what trains in it is compiled."""
+        if self._run is not None:
+            self._run.stop.close()
+            self._run = None
+            self._session.forget_unfinished()
+
+    def call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
+        """Compiled functions that an eager step calls are ops of it."""
+        self.note_variables([*inputs, *captured])
+        return run()
+
+    def note_variables(self, tensors: Sequence[Any]) -> None:
+        """In the first step: read the variables that a compiled function is about to use, for it may write them."""
+        if self._is_first and self._run is not None:
+            reads = self._run.first_reads
+            self._session.guard(lambda: reads.update({id(each): (each, read_variable(each)) for each in tensors if _is_new(each, reads)}))
+
+    def trained_eagerly(self) -> None:
+        """That is what an eager step does."""
+
+    def _after_failure(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        result = self._step(*args, **kwargs)
+        if self._session.lifecycle.has_failed:
+            found = look_after_failure(self._session, result)
+            if found is not None:
+                self._on_suspicion(found)
+        return result
 
     def _prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
         """Keep what the step is given, and begin to observe it."""
         leaves, paths = batch_leaves((args, kwargs) if kwargs else args)
-        self._session.before("", leaves, paths, every_step=True)  # the state before the failing step is needed
-        run = Run(leaves, paths, _repeatable(self._step, args, kwargs), Observer(clock=lambda: (0, 0)))
+        entry = self._session.before("", leaves, paths, every_step=True)  # the state before the failing step is needed
+        run = Run(entry, leaves, paths, _repeatable(self._step, args, kwargs), EagerObserver())
         with run.stop:
             run.stop.enter_context(run.observer)
             run.stop.enter_context(run.draws.recorded())
@@ -105,38 +140,36 @@ class EagerStep:
             run.stop = run.stop.pop_all()
         return run
 
-    def _after(self, run: Run, result: Any) -> Trigger | None:
+    def _after(self, run: Run, result: Any) -> Suspicion | None:
         session, seen = self._session, run.observer.observation
-        if run.observer.failed is not None:
-            raise run.observer.failed
+        if seen.failed is not None:
+            raise seen.failed
         seen.note_result(result)
         self._register(run)
-        watch = build_watch(seen, self._watched_handles())
+        watch = build_watch(seen, self._watched_handles(), seen.learning_rate, seen.loss_scale)
         names = watch_layout(watch.entries, session.variables.index)
-        layout = self._layouts.setdefault(names, Layout.parse(names))
-        return session.after(layout, _values(watch))
+        self._names = names if names != self._names else self._names
+        return session.after_eager(run.entry, self._names, _values(watch))
 
     def _watched_handles(self) -> list[Any]:
         variables = self._session.variables
         unwatched = {id(handle) for handle in variables.unwatched()}
-        pairs = zip(variables.handles, variables.infos, strict=True)
-        return [handle for handle, info in pairs if id(handle) not in unwatched and tf.dtypes.as_dtype(info.dtype).is_floating]
+        return [handle for handle in variables.handles if id(handle) not in unwatched and is_float_variable(handle)]
 
     def _register(self, run: Run) -> None:
         """Name what the step used; after the first step, learn the variables that nobody named."""
         seen, first_reads = run.observer.observation, run.first_reads
-        variables, ring = self._session.variables, self._session.ring
+        session = self._session
+        variables, ring = session.variables, session.ring
         if self._is_first:
-            for layer in {id(layer): layer for layer in seen.layers}.values():
-                variables.name_model(layer)
-            for optimizer in seen.optimizers:
-                variables.name_optimizer(optimizer)
+            session.name(seen)
+        session.learn_optimizers(seen.optimizers)
         sources = [variable for call in seen.tape_gradients for variable in call.sources if hasattr(variable, "handle")]
         handles = [handle for handle, _ in first_reads.values()] if self._is_first else [source.handle for source in sources]
         variables.add([handle for handle in handles if is_variable(handle)], sources)
-        if self._is_first and ring is not None and self._session.step in ring.keyframes:
+        if self._is_first and ring is not None and session.step in ring.keyframes:
             known = {variables.index[key]: value for key, (_, value) in first_reads.items() if key in variables.index}
-            ring.keyframes[self._session.step] = {**known, **ring.keyframes[self._session.step]}
+            ring.keyframes[session.step] = {**known, **ring.keyframes[session.step]}
         self._is_first = False
 
     def _record_ops(self, run: Run, values: Any) -> None:
@@ -145,7 +178,7 @@ class EagerStep:
         ring = session.ring
         if ring is None or not ring.entries:
             return
-        number = ring.entries[-1].step
+        number = run.entry.step
         if number not in ring.keyframes:  # there was no room for it
             return
         before, after = ring.keyframes[number], session.read_state()
@@ -154,12 +187,13 @@ class EagerStep:
             with run.draws.repeated():
                 again = observe_eager(run.again)
             handles = self._watched_handles()
-            watch = build_watch(again.seen, handles)
+            watch = build_watch(again.seen, handles, again.seen.learning_rate, again.seen.loss_scale)
             proof = self._prove(again, number, before, watch, values)
         finally:
             self._put_back(after)
         if values is None:
-            ring.entries[-1].fingerprint = _values(watch)
+            names = watch_layout(watch.entries, session.variables.index)
+            run.entry.fingerprint = dict(zip(names, _values(watch), strict=True))
 
         def describe(program_id: str, sources: SourceTable) -> FlatProgram:
             return describe_eager(
@@ -182,7 +216,8 @@ class EagerStep:
         trainable = variables.of_role("trainable")
         after = {index: value.numpy() for index, value in self._session.read_state().items() if index in trainable}
         proof.weights[step] = after
-        proof.update_ratios[step] = {index: change(np.asarray(before[index]), after[index])[0] for index in after if index in before}
+        ratios = {index: change(np.asarray(before[index]), after[index])[0] for index in after if index in before}
+        proof.numbers[step] = StepNumbers(update_ratios=ratios)
         for gradient, variable in run.seen.gradients():
             index = variables.index.get(id(private_tf.handle_of(variable)))
             if index is not None:
@@ -192,6 +227,10 @@ class EagerStep:
     def _put_back(self, state: State) -> None:
         for index, value in state.items():
             tf.raw_ops.AssignVariableOp(resource=self._session.variables.handles[index], value=value)
+
+
+def _is_new(tensor: Any, reads: Mapping[int, Any]) -> bool:
+    return id(tensor) not in reads and is_variable(tensor)
 
 
 def _values(watch: Watch) -> Any:

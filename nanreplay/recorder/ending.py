@@ -11,6 +11,8 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import tensorflow as tf
+
 from nanreplay.recorder import signals
 from nanreplay.recorder.session import Session
 from nanreplay.recorder.trigger import is_end_of_data
@@ -37,34 +39,43 @@ class Ending:
         self._is_listening = False
         self._callbacks_gone: weakref.finalize[Any, Any] | None = None
         self.is_in_step = False
+        self.before_writing: Callable[[], None] = lambda: None
+        """Brings in what steps have fetched and nobody took yet."""
         session.on_detach = self.leave
 
     @property
     def is_writing(self) -> bool:
         """Whether a file is being written."""
-        return self._session.writing
+        return self._session.lifecycle.is_writing
 
     def around(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """A step that tells when it begins and ends."""
 
         @functools.wraps(step, updated=())
         def run(*args: Any, **kwargs: Any) -> Any:
-            if self.is_in_step or self._session.detached:
+            if self.is_in_step or not self._session.lifecycle.is_active or tf.inside_function():
                 return step(*args, **kwargs)
-            self.is_in_step = True
+            self.begin_step()
             try:
                 result = step(*args, **kwargs)
             except BaseException as error:
-                self.is_in_step = False
                 self.ended_by(error)
                 raise
-            self.is_in_step = False
-            if not self._is_listening:
-                self._session.guard(self._listen)
-            signals.answer_pending()
+            self.end_step()
             return result
 
         return run
+
+    def begin_step(self) -> None:
+        """A step begins: what comes now is answered at its end."""
+        self.is_in_step = True
+
+    def end_step(self) -> None:
+        """A step has ended."""
+        self.is_in_step = False
+        if not self._is_listening:
+            self._session.guard(self._listen)
+        signals.answer_pending()
 
     def begin(self, callbacks: Any = None) -> None:
         """Before training: listen to the signal that asks for a file; note when `fit` has gone without an end.
@@ -99,11 +110,12 @@ class Ending:
 
     def write(self, name: str, *, prove: bool) -> None:
         """Write the window because of what `name` is, when it holds anything new."""
-        if not self._session.detached:
+        if self._session.lifecycle.is_active or self._session.lifecycle.has_failed:
             self._session.guard(lambda: self._write(name, prove))
 
     def _write(self, name: str, prove: bool) -> None:
         session = self._session
+        self.before_writing()
         if session.has_news():
             path, problem = session.write(
                 Trigger("manual", name, _MEANINGS.get(name, "a file was asked for")), session.step - 1, prove=prove
@@ -113,6 +125,7 @@ class Ending:
 
     def ended_by(self, error: BaseException) -> None:
         """An exception passes through the training: write when it ends the program, and put everything back."""
+        self.is_in_step = False
         if self._session.guard(lambda: is_end_of_data(error)):
             return
         if isinstance(error, (KeyboardInterrupt, SystemExit)):

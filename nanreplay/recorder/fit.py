@@ -1,17 +1,13 @@
-"""Recording `model.fit`: a train function of ours takes the place of Keras's own for the run."""
+"""Recording `model.fit` of Keras 3 and of Keras 2: what is fitted, and what has to be known of its way through a batch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
 
 from nanreplay.errors import AttachError
-from nanreplay.program import private_distribution
-from nanreplay.program.observation import Observation
-from nanreplay.program.trace import TracedStep
-from nanreplay.recorder.session import Session
 
 _RECORDED = (
     tf.distribute.MirroredStrategy,
@@ -24,8 +20,22 @@ def check_model(model: Any) -> None:
     """Fail at attach when `model.fit` cannot be recorded.
 
     Raises:
-        AttachError: Another backend, a Keras 2 model, a model that is not compiled, a distribution strategy.
+        AttachError: Another backend, no model of Keras, a model that is not compiled, a distribution strategy.
     """
+    if not is_keras_2(model):
+        _check_backend()
+    if not hasattr(model, "train_function") or not hasattr(model, "train_step"):
+        kind = f"{type(model).__module__}.{type(model).__qualname__}"
+        raise AttachError(f"Expected a keras.Model of Keras 3, or one of Keras 2 (tf_keras). Received: {kind}.")
+    if not getattr(model, "compiled", getattr(model, "_is_compiled", False)):
+        raise AttachError(f"The model {model.name!r} is not compiled. Call model.compile(...) before recording model.fit.")
+    check_strategy(model.distribute_strategy)
+    if model.distribute_strategy.num_replicas_in_sync > 1 and (model.run_eagerly or model.jit_compile):
+        how = "run_eagerly=True" if model.run_eagerly else "jit_compile=True"
+        raise AttachError(f"A model on several replicas cannot be recorded with {how}. Compile it without, or train on one device.")
+
+
+def _check_backend() -> None:
     import keras
 
     backend = keras.backend.backend()
@@ -34,16 +44,11 @@ def check_model(model: Any) -> None:
             f"nanreplay records Keras on TensorFlow, but the Keras backend is {backend}. "
             "Set KERAS_BACKEND=tensorflow before importing keras."
         )
-    if not isinstance(model, keras.Model):
-        kind = f"{type(model).__module__}.{type(model).__qualname__}"
-        hint = " It comes from Keras 2 (tf_keras); nanreplay needs Keras 3." if "tf_keras" in kind or "keras.src.engine" in kind else ""
-        raise AttachError(f"Expected a keras.Model of Keras 3. Received: {kind}.{hint}")
-    if not getattr(model, "compiled", False):
-        raise AttachError(f"The model {model.name!r} is not compiled. Call model.compile(...) before recording model.fit.")
-    check_strategy(model.distribute_strategy)
-    if model.distribute_strategy.num_replicas_in_sync > 1 and (model.run_eagerly or model.jit_compile):
-        how = "run_eagerly=True" if model.run_eagerly else "jit_compile=True"
-        raise AttachError(f"A model on several replicas cannot be recorded with {how}. Compile it without, or train on one device.")
+
+
+def is_keras_2(model: Any) -> bool:
+    """Whether a model is one of Keras 2."""
+    return any(kind.__module__.startswith(("tf_keras", "keras.src.engine")) for kind in type(model).__mro__)
 
 
 def check_strategy(strategy: Any) -> None:
@@ -58,81 +63,68 @@ def check_strategy(strategy: Any) -> None:
         )
 
 
-class FitFunction:
-    """Stands in for `model.train_function`: takes the batches from the iterator itself, and so keeps them.
+class EagerTrainStep:
+    """Puts a recorded step in the place of `model.train_step` for a training that runs eagerly.
+
+    Args:
+        model: The model.
+        step: Makes the recorded step of the model's own.
+    """
+
+    def __init__(self, model: Any, step: Callable[[Callable[..., Any]], Callable[..., Any]]) -> None:
+        self._model = model
+        self._function = model.train_function
+        recorded = step(model.train_step)
+
+        def train_step(*args: Any, **kwargs: Any) -> Any:
+            return recorded(*args, **kwargs)
+
+        model.__dict__["train_step"] = train_step
+        if not is_keras_2(model):  # whose train function asks for the step in each call; that of Keras 3 holds it
+            model.make_train_function(force=True)
+        self._made = model.train_function
+
+    def undo(self) -> None:
+        """Leave the model as it was."""
+        self._model.__dict__.pop("train_step", None)
+        if self._model.train_function is self._made:
+            self._model.train_function = self._function
+
+
+class DistributedBatches:
+    """Stands in for `model.train_function` under a strategy: takes batches from the distributed iterator, one after the other.
+
+    Keras's own function, given any other iterator than one of TensorFlow's, runs its compiled step on each batch. At the end of the data
+    it is given the iterator itself: it then does what it does for an empty one.
 
     Args:
         model: The Keras model.
-        original: Keras's own train function.
-        run: Runs and records one step on one batch.
-        is_expected: Whether the recorder's callback announced this step; a fit without the callback gets `original`.
-        ended_by: Told of exceptions, those of the data included.
-        expect: Told what batches may look like; a size that Keras's trace leaves open may decide the last bit.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        original: Any,
-        run: Callable[[Any], Any],
-        is_expected: Callable[[], bool],
-        ended_by: Callable[[BaseException], None],
-        expect: Callable[[Any], None],
-    ) -> None:
-        self.model = model
-        self.original = original
-        self._run = run
-        self._is_expected = is_expected
-        self._ended_by = ended_by
-        self._expect = expect
-        self._spec: Any = None
-        self._has_optional = True
+    def __init__(self, model: Any) -> None:
+        self._model = model
+        self.original = model.train_function
+        model.train_function = self
 
     def __call__(self, iterator: Any) -> Any:
-        """Run `steps_per_execution` steps; returns the logs of the last one."""
-        if not self._is_expected():
-            self.model.train_function = self.original
-            return self.original(iterator)
+        """Run the steps of one call."""
         try:
-            return self._run_steps(iterator)
-        except BaseException as error:
-            self._ended_by(error)
-            raise
+            first = next(iterator)
+        except (StopIteration, tf.errors.OutOfRangeError):
+            return self.original(iterator)
+        return self.original(_following(first, iterator))
 
-    def _run_steps(self, iterator: Any) -> Any:
-        logs, spec = None, getattr(iterator, "element_spec", None)
-        if spec is not None and spec is not self._spec:
-            self._spec, self._has_optional = spec, any(isinstance(leaf, tf.OptionalSpec) for leaf in tf.nest.flatten(spec))
-            self._expect(tf.nest.map_structure(_without_optional, spec))
-        for _ in range(self.model.steps_per_execution):
-            try:
-                data = next(iterator)
-            except StopIteration:
-                if logs is None:
-                    raise
-                break
-            logs = self._run(tf.nest.map_structure(_without_optional, data) if self._has_optional else data)
-            if self.model.stop_training:
-                break
-        return logs
+    def undo(self) -> None:
+        """Leave the model as it was."""
+        if self._model.train_function is self:
+            self._model.train_function = self.original
 
 
-def _without_optional(leaf: Any) -> Any:
-    """Keras's data adapters hand None through `tf.data` as an Optional."""
-    return None if isinstance(leaf, (tf.experimental.Optional, tf.OptionalSpec)) else leaf
+def _following(first: Any, iterator: Any) -> Iterator[Any]:
+    yield first
+    yield from iterator
 
 
-def traced_train_step(model: Any, session: Session) -> tuple[TracedStep, Callable[..., Any]]:
-    """The model's train step with the watch inside, and bare."""
-    reduced = private_distribution.replica_reducer(model.distribute_strategy)
-
-    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
-    def one_step_on_data(data: Any) -> Any:
-        return reduced(model.distribute_strategy.run(model.train_step, args=(data,)))
-
-    def unwatched(seen: Observation) -> list[Any]:
-        session.variables.name_model(model)
-        return session.unwatched(seen)
-
-    traced = TracedStep(one_step_on_data, jit_compile=model.jit_compile, unwatched=unwatched)
-    return traced, tf.function(one_step_on_data, reduce_retracing=True, jit_compile=model.jit_compile)
+def is_default_strategy(model: Any) -> bool:
+    """Whether a model trains without a distribution strategy."""
+    return type(model.distribute_strategy).__name__ == "_DefaultDistributionStrategy"

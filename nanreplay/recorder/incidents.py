@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 from nanreplay.capture.storage import Location
 from nanreplay.errors import NonFiniteError
-from nanreplay.program.fingerprint import Layout
+from nanreplay.program import observe
 from nanreplay.recorder import signals
-from nanreplay.recorder.session import Found, Session
-from nanreplay.recorder.trigger import find_trigger
+from nanreplay.recorder.lifecycle import Event
+from nanreplay.recorder.session import Session
+from nanreplay.recorder.trigger import Suspicion
 from nanreplay.records import Trigger
 
 
@@ -21,30 +22,37 @@ class Incidents:
     Args:
         session: The recording.
         stop: Asks the training to stop.
+        before_writing: Brings in what steps have fetched and nobody took yet.
     """
 
-    def __init__(self, session: Session, stop: Callable[[], None]) -> None:
+    def __init__(self, session: Session, stop: Callable[[], None], before_writing: Callable[[], None]) -> None:
         self._session = session
         self._stop = stop
+        self._before_writing = before_writing
         self._count = 0
         self.path: Location | None = None
         """The last file."""
-        self.stopped = False
-        """Whether an incident asks the training to stop."""
 
-    def handle(self, trigger: Trigger, step: int) -> None:
-        """Write the capture; then raise, stop, or go on.
+    def handle(self, suspicion: Suspicion) -> None:
+        """Write the capture, if this is an incident; then raise, stop, or go on.
 
         Raises:
             NonFiniteError: As asked for by `on_nan="raise"`.
         """
         session, on_nan = self._session, self._session.settings.on_nan
-        if session.unhealthy:  # an exception before any step was healthy again
+        if session.lifecycle.is_unhealthy or session.lifecycle.is_stopped:  # an exception before any step was healthy again
             return
+        session.guard(self._before_writing)
+        if not suspicion.is_certain and session.guard(lambda: session.confirm(suspicion)) is False:
+            name, step = suspicion.trigger.name, suspicion.step
+            session.notes.append(f"{name}, as step {step} returned it, is {suspicion.trigger.value}; all that trains is finite.")
+            return
+        trigger, step = suspicion.trigger, suspicion.step
         unwritten = f"step {step}: {trigger.name} is not healthy. The capture could not be written.", None, step
-        sentence, path, step = session.guard(lambda: self._write(trigger, step)) or unwritten
+        with observe.muted():
+            sentence, path, step = self._write(trigger, step) or unwritten
         if on_nan != "continue":
-            self.stopped = session.detached = True
+            session.lifecycle.note(Event.INCIDENT_ENDS)
             if trigger.what != "exception" and on_nan == "raise":
                 raise NonFiniteError(sentence, path=path, step=step)
             self._stop()
@@ -54,25 +62,27 @@ class Incidents:
 
     def _write(self, trigger: Trigger, step: int) -> tuple[str, Location | None, int]:
         """Write the capture, and prepare for what comes; returns what to say, the file, and the incident's step."""
-        path, problem = self._session.write(trigger, step)
-        if path is not None and self._session.dated is not None:
-            trigger, step = self._session.dated
+        session = self._session
+        path, problem = session.write(trigger, step)
+        if path is not None and session.dated is not None:
+            trigger, step = session.dated
         self.path = path or self.path
         self._count += 1
         sentence = " ".join(filter(None, [f"step {step}: {describe(trigger)}.", problem]))
-        if self._session.settings.on_nan == "continue" and not self._session.detached:
+        if session.settings.on_nan == "continue":
             sentence += self._go_on(trigger)
         return sentence, path, step
 
     def _go_on(self, trigger: Trigger) -> str:
         session = self._session
-        if self._count >= session.settings.max_incidents:
-            session.detached = True
+        if self._count >= session.settings.max_incidents or session.lifecycle.has_failed:
+            session.lifecycle.note(Event.LAST_INCIDENT)
             session.release()
             session.on_detach()
             return f" No further incident is recorded (max_incidents={self._count})."
         session.step += trigger.what == "exception"  # the step was called, and is over
-        session.rearm(unhealthy=True)
+        session.lifecycle.note(Event.INCIDENT_PASSES)
+        session.rearm()
         return ""
 
     def settle(self) -> bool:
@@ -81,33 +91,28 @@ class Incidents:
         Raises:
             NonFiniteError: As asked for by `on_nan="raise"`.
         """
-        found = self._session.guard(self._session.flush) or self._session.guard(self._unmeasured)
-        if found is not None:
-            self.handle(*found)
-        return found is not None
-
-    def _unmeasured(self) -> Found | None:
-        """Look at what the last step did not measure: there may be no later one that shows it."""
         session = self._session
-        last = session.timeline.rows[-1] if session.timeline.rows else None
-        if last is None or session.unhealthy or session.detached:
-            return None
-        layout = Layout.parse(last.layout)
-        if not layout.unmeasured(last.values):
-            return None
-        trigger, _ = find_trigger(layout, last.values, session.variables, session.loss_of)
-        return None if trigger is None else (trigger, last.step)
+        if not session.lifecycle.is_active:
+            return False
+        found = session.guard(session.flush) or session.guard(session.look_now)
+        if found is not None:
+            before = self._count
+            self.handle(found)
+            return self._count > before
+        return False
 
     def dump(self, reason: str) -> Location | None:
         """Write what is held, because somebody asks; returns the file."""
         if self.settle():
             return self.path
         session = self._session
+        session.guard(self._before_writing)
         trigger, step = Trigger("manual", "dump", reason), max(0, session.step - 1)
+        failed_before = session.lifecycle.has_failed
         found: tuple[Location | None, str] = session.guard(lambda: session.write(trigger, step)) or (None, "")
         path, problem = found
         if path is None:
-            if not session.detached:  # else it has been said
+            if problem and session.lifecycle.has_failed == failed_before:  # else it has been said
                 warnings.warn(f"nanreplay: {problem}", stacklevel=3)
             return None
         self.path = path
@@ -116,10 +121,11 @@ class Incidents:
 
     def begin(self) -> None:
         """A new training: an incident of the last one is over."""
-        if self.stopped:
-            self.stopped = self._session.detached = False
-            self._session.variables.forgive_slots()
-            self._session.rearm(unhealthy=False)
+        session = self._session
+        if session.lifecycle.is_stopped:
+            session.lifecycle.note(Event.NEW_TRAINING)
+            session.variables.forgive_slots()
+            session.rearm()
 
 
 def describe(trigger: Trigger) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from nanreplay.program.assignments import AssignmentWatch
 from nanreplay.program.watch import read_variable
-from nanreplay.recorder.pace import Pace, time_copy
+from nanreplay.recorder.pace import LONGEST, Pace, time_copy
 from nanreplay.recorder.plan import USUAL_EVERY, Needs, every_for, least_every_for, make_plan, shortfall
 from nanreplay.recorder.ring import Ring, StepEntry, size_of
 from nanreplay.recorder.settings import Settings
@@ -48,8 +48,10 @@ class Keeper:
         """A sentence when less than was asked for is kept; it goes into the capture."""
         self.reserved_bytes = 0
         """What the timeline takes of the memory limit."""
-        self.lag = 0
-        """Steps that may run before a step's check has been read."""
+        self.device_lag = 0
+        """Steps that may run before a step's numbers have been read."""
+        self.lag = LONGEST
+        """Steps that may run before a step's variables have been looked at."""
 
     def request_keyframe(self) -> None:
         """Something outside the step may have changed the state: copy it before the next step."""
@@ -82,17 +84,27 @@ class Keeper:
         before = ring.batch_bytes
         ring.add(entry)
         self._batch_bytes = max(self._batch_bytes - self._batch_bytes // 64, ring.batch_bytes - before)
-        if (changed := self.assignments.take()) and not due:
+        if (changed := self.assignments.take()) and not (due and entry.step in ring.keyframes):
             ring.override({index: read_variable(self._variables.handles[index]) for index in changed})
         self._fit(ring)
         return ring, due
 
-    def hold(self, ring: Ring, fed: Sequence[Any]) -> None:
+    def hold(self, ring: Ring, entry: StepEntry, fed: Sequence[Any]) -> None:
         """Keep outputs of the step that has run, with its batch."""
         before = ring.batch_bytes
-        ring.hold(fed)
-        self._batch_bytes = max(self._batch_bytes, size_of(ring.entries[-1].leaves) + ring.batch_bytes - before)
+        ring.hold(entry, fed)
+        self._batch_bytes = max(self._batch_bytes, size_of(entry.leaves) + ring.batch_bytes - before)
         self._fit(ring)
+
+    def learn_batch(self, ring: Ring, size_bytes: int) -> None:
+        """A step has fetched a batch of this size by itself."""
+        self._batch_bytes = max(self._batch_bytes - self._batch_bytes // 64, size_bytes)
+        self._fit(ring)
+
+    @property
+    def step_s(self) -> float | None:
+        """Time of a step; None while it is not known."""
+        return self._pace.step_s
 
     def _fit(self, ring: Ring) -> None:
         if ring.keyframes and not ring.make_room(self._state_bytes, self._limit, keyframe=False):
@@ -103,7 +115,7 @@ class Keeper:
             return
         values = self.read_state()
         ring.add_keyframe(entry.step, values)
-        if self.lag:
+        if self.device_lag:
             self._to_host(values)
         if passing:
             self._passing = entry.step

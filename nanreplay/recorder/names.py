@@ -24,13 +24,32 @@ def expand_path(path: str, *, step: int) -> str:
 
 
 def free_name(path: str, *, step: int, written: Collection[Location]) -> Location:
-    """Where the next file goes: `run.h5`, then `run.1.h5`, `run.2.h5`; a file that this recorder wrote is never replaced."""
+    """Where the next file goes: `run.h5`, then `run.1.h5`, `run.2.h5`.
+
+    A file that was written while this process has run is never replaced: it is one of this recorder's, of another one under the same
+    path, or of another process that searches beside this one. An older one is replaced.
+    """
     first = location(expand_path(path, step=step))
     name, number = first, 0
-    while name in written:
+    while name in written or name in _written_here or _is_new(name):
         number += 1
         name = first.with_name(f"{first.stem}.{number}{first.suffix}")
+    _written_here.add(name)
     return name
+
+
+_written_here: set[Location] = set()
+_BEGAN_S = time.time()
+
+
+def _is_new(name: Location) -> bool:
+    """Whether a local file was written since this process began to record."""
+    if isinstance(name, RemotePath):
+        return False
+    try:
+        return name.stat().st_mtime > _BEGAN_S
+    except OSError:
+        return False
 
 
 def remove_leftovers(path: str) -> None:

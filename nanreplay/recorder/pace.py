@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections import deque
@@ -61,6 +62,45 @@ class Pace:
         if len(self._extra) < 3:
             return copy_s
         return min(max(statistics.median(self._extra), copy_s / BOUND), copy_s * BOUND)
+
+
+FIRST_LOOKS = 8
+"""Steps at the beginning of a training that are all looked at."""
+LOOK_SHARE = 0.005
+"""What looking at variables may add to the time of the steps."""
+LONGEST = 64
+"""Steps after which variables are looked at again at the latest."""
+
+
+class LookPace:
+    """How often variables are looked at: in the first steps always, then as often as costs next to nothing."""
+
+    def __init__(self) -> None:
+        self.every = 1
+        self._last = -1
+        self._seen = 0
+        self._look_s: deque[float] = deque(maxlen=8)
+
+    def is_due(self, step: int, steps: int, wanted: bool) -> bool:
+        """Whether to look after `step`, the last of `steps` that ran in one call."""
+        due = wanted or self._seen < FIRST_LOOKS or step - self._last + steps - 1 >= self.every
+        self._seen += 1
+        if due:
+            self._last = step
+        return due
+
+    def note(self, look_s: float, step_s: float | None, most: int) -> None:
+        """Learn what a look took, and plan for the next.
+
+        Args:
+            look_s: What the last look took.
+            step_s: What a step takes; None while it is not known.
+            most: Steps that may run between looks, so that each can be replayed.
+        """
+        self._look_s.append(look_s)
+        if step_s:
+            wanted = math.ceil(statistics.median(self._look_s) / (LOOK_SHARE * step_s))
+            self.every = max(1, min(wanted, LONGEST, most if self._seen > FIRST_LOOKS else 1))
 
 
 def time_copy(handles: Sequence[Any], sizes: Sequence[int]) -> float:

@@ -13,6 +13,16 @@ from nanreplay.recorder.plan import Plan
 
 
 @dataclass(slots=True)
+class Element:
+    """What a step fetched from an iterator by itself, not taken apart yet."""
+
+    optionals: Any
+    """A vector of Optionals, a variant tensor."""
+    index: int
+    size_bytes: int
+
+
+@dataclass(slots=True)
 class StepEntry:
     """One step of the window."""
 
@@ -22,12 +32,14 @@ class StepEntry:
     leaves: Sequence[Any]
     """Arrays of the flattened batch, by reference."""
     paths: Sequence[str]
-    fingerprint: Any = None
-    """The watch's values, a numpy vector."""
+    fingerprint: Mapping[str, Any] | None = None
+    """What was read of the step, by name of the element: `loss:0`, `variable_sum:3`."""
     fed: Sequence[Any] = ()
     """Outputs of ops that another run would not repeat, by reference."""
     overrides: Mapping[int, Any] = field(default_factory=dict)
     """Variables that something outside the step had set just before it, by reference."""
+    element: Element | None = None
+    """Stands for `leaves` where the step fetched its batch."""
 
 
 @dataclass(slots=True)
@@ -50,10 +62,16 @@ class Ring:
             self._drop_entry()
         self._forget()
 
-    def hold(self, fed: Sequence[Any]) -> None:
-        """Keep outputs of the last step's ops with its batch."""
-        self.entries[-1].fed = fed
+    def hold(self, entry: StepEntry, fed: Sequence[Any]) -> None:
+        """Keep outputs of a step's ops with its batch."""
+        entry.fed = fed
         self._count(fed)
+
+    def fetched(self, entry: StepEntry, element: Element) -> None:
+        """Keep what a step fetched by itself."""
+        entry.element = element
+        if self.entry(entry.step) is entry:
+            self.batch_bytes += element.size_bytes
 
     def override(self, values: Mapping[int, Any]) -> None:
         """Keep what something outside had set before the last step."""
@@ -120,6 +138,8 @@ class Ring:
         self._release(self.entries.popleft())
 
     def _release(self, entry: StepEntry) -> None:
+        if entry.element is not None:
+            self.batch_bytes -= entry.element.size_bytes
         for leaf in (*entry.leaves, *entry.fed, *entry.overrides.values()):
             held = self._holders[id(leaf)] - 1
             if held:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,26 +14,39 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay.capture.storage import Location
-from nanreplay.program.describe import watch_layout
-from nanreplay.program.fingerprint import Layout
+from nanreplay.program import observe
+from nanreplay.program.fingerprint import Layout, NonFinite
 from nanreplay.program.flat import FlatProgram
+from nanreplay.program.look import Look
 from nanreplay.program.observation import Observation
 from nanreplay.program.sources import SourceTable
-from nanreplay.program.trace import TracedProgram
-from nanreplay.program.watch import WatchEntry, has_nonfinite, read_variable
+from nanreplay.program.trace import TracedProgram, is_float_variable
+from nanreplay.program.watch import has_nonfinite, nonfinite_kind, read_variable, squares_fit
 from nanreplay.recorder.keep import Keeper
-from nanreplay.recorder.late import Checked, LateReader, lag_of
-from nanreplay.recorder.loss_scale import Skips
+from nanreplay.recorder.late import LateReader, lag_of
+from nanreplay.recorder.lifecycle import Event, Lifecycle
+from nanreplay.recorder.loss_scale import LossScales, Skips
+from nanreplay.recorder.pace import LookPace
 from nanreplay.recorder.reexecute import Reexecution
-from nanreplay.recorder.ring import Ring, StepEntry
+from nanreplay.recorder.ring import Element, Ring, StepEntry
 from nanreplay.recorder.settings import Settings
-from nanreplay.recorder.timeline import TimelineRing, TimelineRow
-from nanreplay.recorder.trigger import find_trigger, variable_trigger
+from nanreplay.recorder.timeline import RunningMean, TimelineRing, TimelineRow
+from nanreplay.recorder.trigger import Suspicion, variable_trigger
 from nanreplay.recorder.variables import VariableTable
-from nanreplay.records import Trigger
+from nanreplay.records import Trigger, loss_name
 
 Found = tuple[Trigger, int]
 """An incident and its step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """What a step fetches from an iterator by itself."""
+
+    kinds: Sequence[Any]
+    """DTypes of the flat components of an element."""
+    spec: Any
+    """Spec of an element; None where it is not known, or where the step takes several."""
 
 
 @dataclass(slots=True)
@@ -41,9 +55,23 @@ class ProgramSlot:
 
     id: str
     traced: TracedProgram
-    paths: Sequence[str]
-    layout: Layout
-    entries: tuple[WatchEntry, ...]
+    outputs: Sequence[tuple[str, int]]
+    """(name in the fingerprint, index of the output) of each number that a step returns."""
+    loss_of: Sequence[str]
+    """Whose each loss is, where a strategy runs several replicas."""
+    mean: tuple[Any, Any] | None
+    """Handles of what the mean of the losses that the step returns has added up, and of how much; None where there is none."""
+    fetch: Fetch | None = None
+    """What the step fetches by itself; None where it is given its batch."""
+
+    def name_of(self, element: str) -> str:
+        """What a number of the fingerprint is called."""
+        kind, _, index = element.partition(":")
+        return loss_name(int(index), self.loss_of) if kind == "loss" else self.traced.output_names[int(index)]
+
+    def is_loss(self, element: str) -> bool:
+        """Whether a number of the fingerprint stands for a loss: its own, or one of that name."""
+        return element.startswith("loss:") or "loss" in self.name_of(element)
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +85,27 @@ class EagerIncident:
     """What the second run gave."""
 
 
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What is known of a step that has run."""
+
+    step: int
+    slot: ProgramSlot | None
+    elapsed_s: float
+    with_keyframe: bool
+    outputs: Mapping[str, Any]
+    """Numbers that it returned, by name in the fingerprint."""
+    sums: Any
+    """Half the sums of squares of the watched variables, a float64 vector, where they were measured; else None."""
+    watched: Sequence[int]
+    """Which variables these are."""
+    scale: tuple[float, bool] | None
+    """(loss scale, whether the update was skipped), where the loss is scaled."""
+    learning_rate: float
+    mean: RunningMean | None = None
+    """What the running mean of the losses has added up, where that is all that is known of the loss."""
+
+
 @dataclass
 class Session:
     """What a recorder holds while a training runs."""
@@ -68,51 +117,66 @@ class Session:
     step: int = 0
     """Index of the step that runs next."""
     ring: Ring | None = None
-    detached: bool = False
-    """Nothing is recorded (any more)."""
-    unhealthy: bool = False
-    """Since an incident no step has been healthy: nothing is kept, and nothing is a new incident."""
+    lifecycle: Lifecycle = field(default_factory=Lifecycle)
     written: list[Location] = field(default_factory=list)
     """The files of this recording."""
     dated: Found | None = None
     """The incident as the last file has it; it may have begun in an earlier step than the one that was seen to fail."""
-    writing: bool = False
-    """Whether a file is being written."""
     on_detach: Callable[[], None] = lambda: None
-    """Called when an error of the recorder's own has detached it."""
+    """Called when an error of the recorder's own has ended the recording."""
     eager: EagerIncident | None = None
-    loss_of: tuple[str, ...] = ()
-    """Whose each loss of the step is, where a strategy runs several replicas."""
 
     def __post_init__(self) -> None:
         self.skips = Skips(self.settings.max_skipped)
+        self.scales = LossScales()
         self.timeline = TimelineRing(self.settings.history)
         self.late = LateReader()
         self.keeper = Keeper(self.settings, self.variables, self.late.to_host)
+        self.looks = LookPace()
+        self.pending: deque[StepEntry] = deque()
+        """Steps whose batch has been fetched, and is to be taken from the queue."""
+        self._look: Look | None = None
+        self._watched: list[int] = []
         self._is_keyframe = False
         self._began_s = 0.0
         self._looked_at: set[int] = set()
-        self._kept_from = 0
         self._told_at = 0
+        self._muted: set[str] = set()
+        self._optimizers: list[Any] = []
+        self._measured_at = -1
 
-    def add_program(self, traced: TracedProgram, paths: Sequence[str]) -> ProgramSlot:
+    # Programs and variables
+
+    def add_program(self, traced: TracedProgram, fetch: Fetch | None = None) -> ProgramSlot:
         """Register a trace and the variables it captures."""
-        for slot in self.programs:
-            if slot.traced.function is traced.function:
-                return slot
-        seen = traced.trace.seen
-        self.loss_of = tuple(f"replica {replica}" for replica in seen.loss_replicas())
-        self._name(seen)
-        named = [variable for call in seen.tape_gradients for variable in call.sources if hasattr(variable, "handle")]
-        if self.variables.add(traced.handles, [*named, *traced.trace.graph.variables]):
+        seen = traced.seen
+        if seen.failed is not None:
+            self.notes.append(f"What the layers did was noted in part only: {type(seen.failed).__name__}: {seen.failed}.")
+        self.name(seen)
+        sources = [variable for call in seen.tape_gradients for variable in call.sources if hasattr(variable, "handle")]
+        self.add_variables(traced.handles, [*sources, *traced.graph.variables])
+        replicas = seen.loss_replicas() if len(traced.losses) == len(seen.losses()) else ()
+        loss_of = tuple(f"replica {replica}" for replica in replicas)
+        slot = ProgramSlot(f"p{len(self.programs)}", traced, traced.layout_of_outputs(), loss_of, traced.mean_of_losses(), fetch)
+        self.programs.append(slot)
+        self.learn_optimizers(seen.optimizers)
+        return slot
+
+    def add_variables(self, handles: Sequence[Any], named: Sequence[Any] = ()) -> None:
+        """Register the handles of variables that steps use."""
+        if self.variables.add(handles, named):
             self.request_keyframe()
             self._note_born_nonfinite()
-        self.keeper.lag = lag_of(self.variables.handles)
-        names = watch_layout(traced.trace.watch.entries, self.variables.index)
-        self._bound_timeline(len(names))
-        slot = ProgramSlot(f"p{len(self.programs)}", traced, paths, Layout.parse(names), traced.trace.watch.entries)
-        self.programs.append(slot)
-        return slot
+            self._look = None
+            self._bound_timeline(len(self.variables.infos))
+        self.keeper.device_lag = lag_of(self.variables.handles)
+
+    def learn_optimizers(self, optimizers: Sequence[Any]) -> None:
+        """Read learning rates and loss scales of these from now on."""
+        for optimizer in optimizers:
+            if not any(optimizer is each for each in self._optimizers):
+                self._optimizers.append(optimizer)
+                self.scales.learn(optimizer)
 
     def _bound_timeline(self, width: int) -> None:
         """Let the timeline take at most a tenth of the memory limit, and the rest to what it leaves."""
@@ -121,21 +185,12 @@ class Session:
             self.notes.append(shortened)
         self.keeper.reserved_bytes = self.timeline.size_bytes
 
-    def _name(self, seen: Observation) -> None:
-        for layer in seen.layers:
+    def name(self, seen: Observation) -> None:
+        """Take paths and roles of variables from the layers and optimizers that a step used."""
+        for layer in {id(layer): layer for layer in seen.layers}.values():
             self.variables.name_model(layer)
         for optimizer in seen.optimizers:
             self.variables.name_optimizer(optimizer)
-
-    def unwatched(self, seen: Observation) -> list[Any]:
-        """Variables that the watch of a traced step leaves out: metrics, seeds, and the optimizer's slots.
-
-        Reading all slots in every step would cost as much as the rest of the watch. A slot turns non-finite when the
-        square of a gradient overflows, which the gradient's own sum of squares shows: then, and at each keyframe, the
-        slots are read and looked at.
-        """
-        self._name(seen)
-        return self.variables.unwatched(slots=True)
 
     def _note_born_nonfinite(self) -> None:
         """A state variable that starts as an infinity (a running minimum, say) is meant so, and is no incident."""
@@ -146,95 +201,250 @@ class Session:
                     self.variables.born_nonfinite.add(index)
                     self.notes.append(f"{info.path} was non-finite before the first recorded step; it is not watched.")
 
+    @property
+    def watched(self) -> list[int]:
+        """Indices of the variables that are looked at after steps: all float ones but metrics, seeds and slots."""
+        unwatched = {id(handle) for handle in self.variables.unwatched(slots=True)}
+        pairs = enumerate(self.variables.handles)
+        return [index for index, handle in pairs if id(handle) not in unwatched and is_float_variable(handle)]
+
+    # Steps
+
     def request_keyframe(self) -> None:
         """Something outside the step may have changed the state: copy it before the next step."""
         self.keeper.request_keyframe()
 
-    def before(self, program: str, leaves: Sequence[Any], paths: Sequence[str], *, every_step: bool = False) -> None:
+    def before(self, program: str, leaves: Sequence[Any], paths: Sequence[str], *, every_step: bool = False) -> StepEntry:
         """Keep the batch, and the state when a keyframe is due; with `every_step`, the state before the step in any case."""
-        if self.unhealthy:
-            self._is_keyframe, self._kept_from = False, self.step + 1
-            self._began_s = time.perf_counter()
-            return
         entry = StepEntry(self.step, program, leaves, paths)
-        self.ring, self._is_keyframe = self.keeper.begin(self.ring, entry, every_step=every_step)
+        if self.lifecycle.is_recording:
+            self.ring, self._is_keyframe = self.keeper.begin(self.ring, entry, every_step=every_step)
+        else:
+            self._is_keyframe = False
         self._began_s = time.perf_counter()
+        self.scales.before()
+        return entry
 
     def read_state(self) -> dict[int, Any]:
         """All variables by index; the tensors share the variables' buffers, and TensorFlow copies on the next write."""
         return self.keeper.read_state()
 
-    def after(self, layout: Layout, values: Any) -> Trigger | None:
-        """Note the watch of the step that has run, a numpy vector, and say whether the step is an incident."""
-        found = self._check(self._ran(layout)(values))
-        return None if found is None else found[0]
-
-    def after_late(self, layout: Layout, watch: Any, fed: Sequence[Any] = ()) -> Found | None:
-        """Note the watch of the step that has run, a tensor that may still be computed; says which step is an incident.
+    def after(self, slot: ProgramSlot | None, outputs: Mapping[str, Any], *, steps: int = 1) -> Suspicion | None:
+        """Note what a compiled step that has run returned, and look at the variables when that is due.
 
         Args:
-            layout: What the watch's values are.
-            watch: The watch.
-            fed: Outputs of ops that another run would not repeat.
-        """
-        if fed and self.ring is not None:
-            self.keeper.hold(self.ring, fed)
-        ran = self._ran(layout)
-        if not self.keeper.lag:
-            return self._check(ran(watch.numpy()))
-        self.late.add(watch, ran)
-        return self._check_all(self.keeper.lag)
+            slot: Its program.
+            outputs: Numbers that it returned, by name in the fingerprint; tensors that may still be computed.
+            steps: How many steps the call ran; `outputs` are those of the last one.
 
-    def flush(self) -> Found | None:
-        """Check the steps whose watches have not been looked at yet; says which one is an incident."""
+        Returns:
+            What is not as it should be, or None.
+        """
+        elapsed_s = (time.perf_counter() - self._began_s) / steps
+        for _ in range(steps - 1):
+            self.timeline.add(TimelineRow(self.step, elapsed_s))
+            self.step += 1
+        ran_at = self.step
+        self.step += 1
+        look_s = time.perf_counter()
+        is_due = self.looks.is_due(ran_at, steps, self.lifecycle.is_unhealthy or self._is_keyframe)
+        sums = self._measure() if is_due else None
+        rate = self._learning_rate() if is_due else np.nan
+        scale = self.scales.after()
+        mean = None if slot is None or slot.mean is None else RunningMean(*(float(read_variable(each).numpy()) for each in slot.mean))
+        ran = Ran(ran_at, slot, elapsed_s, self._is_keyframe, outputs, sums, self._watched, scale, rate, mean)
+        if not self.keeper.device_lag:
+            found = self._check(ran)
+            if is_due:
+                self._pace_looks(time.perf_counter() - look_s)
+            return found
+        self.late.add(ran)
+        return self._check_all(self.keeper.device_lag)
+
+    def _measure(self) -> Any:
+        if self._look is None:
+            self._watched = self.watched
+            self._look = Look([self.variables.handles[index] for index in self._watched])
+        return self._look()
+
+    def _pace_looks(self, look_s: float) -> None:
+        most = self.ring.plan.lag - self.keeper.device_lag + 1 if self.ring is not None else 1
+        self.looks.note(look_s, self.keeper.step_s, most)
+        self.keeper.lag = self.keeper.device_lag + self.looks.every - 1
+
+    def _learning_rate(self) -> float:
+        for optimizer in self._optimizers:
+            with observe.muted(), contextlib.suppress(AttributeError, TypeError, ValueError):  # a wrapper of the user's own
+                rate = observe.learning_rate_now(optimizer)
+                if rate is not None:
+                    return float(rate)
+        return float("nan")
+
+    def after_eager(self, entry: StepEntry, names: Sequence[str], values: Any, loss_of: Sequence[str] = ()) -> Suspicion | None:
+        """Note the fingerprint of an eager step that has run; says what in it is not as it should be.
+
+        Args:
+            entry: The step.
+            names: Names of the elements.
+            values: A numpy vector.
+            loss_of: Whose each loss is, where a strategy runs several replicas.
+        """
+        elapsed_s, step = time.perf_counter() - self._began_s, self.step
+        self.step += 1
+        scale = self.scales.after()
+        layout = Layout.parse(names)
+        entry.fingerprint = dict(zip(names, values, strict=True))
+        found, skipped = layout.find_nonfinite(
+            values, loss_scaled="loss_scale" in names, bad_variable=self._kind_of_variable
+        )  # fmt: skip
+        self.timeline.add(_eager_row(step, elapsed_s, layout, values, skipped))
+        trigger = None if found is None else self._trigger_of(found, loss_of)
+        if trigger is None and not skipped and (self._is_keyframe or self.lifecycle.is_unhealthy or not layout.gradients_fit(values)):
+            slot = self.variables.bad_slot()
+            trigger = None if slot is None else variable_trigger(self.variables, slot)
+        stuck = self.skips.note(None if scale is None else scale[0], skipped=skipped)
+        trigger = trigger or stuck
+        if self.lifecycle.is_unhealthy:
+            if trigger is None and not skipped:
+                self.lifecycle.note(Event.HEALTHY_STEP)
+                self.request_keyframe()
+            return None
+        return None if trigger is None else Suspicion(trigger, step, is_certain=True)
+
+    def _kind_of_variable(self, index: int) -> str:
+        value = read_variable(self.variables.handles[index])
+        return "" if index in self.variables.born_nonfinite or squares_fit(value) else nonfinite_kind(value)
+
+    def _trigger_of(self, found: NonFinite, loss_of: Sequence[str]) -> Trigger:
+        name = loss_name(found.subject, loss_of) if found.what == "loss" else self.variables.path(found.subject)
+        return Trigger(found.what, name, found.kind)
+
+    def flush(self) -> Suspicion | None:
+        """Check the steps that have not been looked at yet."""
         return self._check_all(0)
 
-    def _ran(self, layout: Layout) -> Callable[[Any], Checked]:
-        """Count the step that has run; returns what makes a result of its watch."""
-        step, elapsed_s, with_keyframe = self.step, time.perf_counter() - self._began_s, self._is_keyframe
-        self.step += 1
-        return lambda values: Checked(step, layout, elapsed_s, with_keyframe, values)
-
-    def _check_all(self, lag: int) -> Found | None:
-        for checked in self.late.take(lag):
-            found = self._check(checked)
+    def _check_all(self, lag: int) -> Suspicion | None:
+        for ran in self.late.take(lag):
+            found = self._check(ran)
             if found is not None:
                 self.late.forget()
                 return found
         return None
 
-    def _check(self, checked: Checked) -> Found | None:
-        """Note a step's watch values and say whether the step is an incident.
+    def _check(self, ran: Ran) -> Suspicion | None:
+        """Note the numbers of a step and say what in them is not as it should be."""
+        numbers = {name: _number(value) for name, value in ran.outputs.items()}
+        sums = None if ran.sums is None else np.asarray(ran.sums)
+        self._note(ran, numbers, sums)
+        scale, skipped = ran.scale or (None, False)
+        stuck = self.skips.note(scale, skipped=skipped)
+        found = self._suspicion(ran, numbers, sums)
+        if found is None and stuck is not None:
+            found = Suspicion(stuck, ran.step, is_certain=True)
+        if not self.lifecycle.is_unhealthy:
+            return found
+        if found is None and not skipped and sums is not None:
+            self.lifecycle.note(Event.HEALTHY_STEP)
+            self.request_keyframe()
+        return None
 
-        Variables are read where the values leave a doubt. With a lag they are those of a later step: what squares that
-        overflow do to a slot or a weight may then be dated as many steps too early.
-        """
-        layout, values = checked.layout, checked.values
-        entry = None if self.ring is None else self.ring.entry(checked.step)
+    def _note(self, ran: Ran, numbers: Mapping[str, Any], sums: Any) -> None:
+        entry = None if self.ring is None else self.ring.entry(ran.step)
+        held = {} if sums is None else dict(zip(ran.watched, sums, strict=True))
         if entry is not None:
-            entry.fingerprint = values
-        trigger: Trigger | None = None
-        skipped, is_finite = False, bool(np.isfinite(values).all())
-        if not is_finite or (self.unhealthy and layout.unmeasured(values)):
-            trigger, skipped = find_trigger(layout, values, self.variables, self.loss_of)
-        if trigger is None and not skipped and (checked.with_keyframe or self.unhealthy or not (is_finite or layout.gradients_fit(values))):
-            slot = self.variables.bad_slot(self._state_of(checked))
-            trigger = None if slot is None else variable_trigger(self.variables, slot)
-        stuck = self.skips.note(layout, values, skipped=skipped)
-        self.timeline.add(TimelineRow(checked.step, layout.names, values, checked.elapsed_s, skipped))
-        trigger = trigger or stuck
-        if checked.step < self._kept_from:
-            self.unhealthy = trigger is not None or skipped
+            entry.fingerprint = {**numbers, **{f"variable_sum:{index}": value for index, value in held.items()}}
+        scale, skipped = ran.scale or (np.nan, False)
+        row = TimelineRow(ran.step, ran.elapsed_s, skipped=skipped, loss_scale=scale, learning_rate=ran.learning_rate)
+        row.sums = None if sums is None else {index: float(value) for index, value in held.items()}
+        own = next((float(value) for name, value in numbers.items() if name.startswith("loss:")), None)
+        if own is not None:
+            row.loss = own
+        else:
+            row.mean = ran.mean
+        self.timeline.add(row)
+
+    def _suspicion(self, ran: Ran, numbers: Mapping[str, Any], sums: Any) -> Suspicion | None:
+        bad = [name for name, value in numbers.items() if not np.isfinite(value)]
+        self._muted.intersection_update(bad)
+        own = next((name for name in bad if name.startswith("loss:")), None)
+        if ran.slot is not None and own is not None:
+            return Suspicion(Trigger("loss", ran.slot.name_of(own), _kind(numbers[own])), ran.step, is_certain=True)
+        variable = self.bad_variable(sums, ran.watched)
+        if variable is None and (ran.with_keyframe or self.lifecycle.is_unhealthy or self._may_overflow(sums)):
+            variable = self.variables.bad_slot()
+        if variable is not None:
+            return Suspicion(variable_trigger(self.variables, variable), ran.step, is_certain=True)
+        for name in bad:
+            if ran.slot is not None and name not in self._muted:
+                self._muted.add(name)
+                kind, is_loss = _kind(numbers[name]), ran.slot.is_loss(name)
+                if is_loss:
+                    return Suspicion(Trigger("loss", ran.slot.name_of(name), kind), ran.step, is_certain=False)
+                self.notes.append(f"The metric {ran.slot.name_of(name)} is {kind} from step {ran.step} on.")
+        return None
+
+    def _may_overflow(self, sums: Any) -> bool:
+        return sums is not None and not bool(np.isfinite(sums).all())
+
+    def bad_variable(self, sums: Any, watched: Sequence[int]) -> int | None:
+        """Index of the first watched variable that holds NaN or an infinity, given sums of squares; None when all are finite.
+
+        The square of a finite number may overflow the sum: such a variable is read.
+        """
+        if sums is None or bool(np.isfinite(sums).all()):
             return None
-        return None if trigger is None else (trigger, checked.step)
+        for index, total in zip(watched, sums, strict=True):
+            if not np.isfinite(total) and index not in self.variables.born_nonfinite:
+                if nonfinite_kind(read_variable(self.variables.handles[index])):
+                    return index
+        return None
 
-    def _state_of(self, checked: Checked) -> Mapping[int, Any] | None:
-        """The keyframe before a step that is looked at late: the variables have moved on."""
-        return self.ring.keyframes.get(checked.step) if self.keeper.lag and checked.with_keyframe and self.ring is not None else None
+    def bad_now(self) -> Suspicion | None:
+        """A variable that is not finite now, whatever the state of the recording."""
+        for index, (handle, info) in enumerate(zip(self.variables.handles, self.variables.infos, strict=True)):
+            if info.role not in ("metric", "seed") and index not in self.variables.born_nonfinite:
+                if nonfinite_kind(read_variable(handle)):
+                    return Suspicion(variable_trigger(self.variables, index), self.step, is_certain=True)
+        return None
 
-    def rearm(self, *, unhealthy: bool) -> None:
-        """Go on after an incident; when that left things `unhealthy`, a healthy step comes first. Then a new window begins."""
-        self.unhealthy, self.ring, self.eager = unhealthy, None, None
+    def look_now(self) -> Suspicion | None:
+        """Look at all variables and slots, because no later step may do so."""
+        if not self.lifecycle.is_recording or self.step == 0 or self._measured_at == self.step:
+            return None
+        self._measured_at = self.step
+        sums = np.asarray(self._measure())
+        index = self.bad_variable(sums, self._watched)
+        if index is None:
+            index = self.variables.bad_slot()
+        return None if index is None else Suspicion(variable_trigger(self.variables, index), self.step - 1, is_certain=True)
+
+    # Batches that steps fetch by themselves
+
+    def expect_fetched(self, entry: StepEntry) -> None:
+        """A step has fetched its batch, which is to be taken from the queue."""
+        self.pending.append(entry)
+
+    def follow(self, entry: StepEntry, number: int) -> StepEntry:
+        """One more step of the call that began with `entry`."""
+        more = StepEntry(entry.step + number, entry.program, entry.leaves, entry.paths)
+        if self.ring is not None and self.lifecycle.is_recording:
+            self.ring.add(more)
+        return more
+
+    def fetched(self, optionals: Any, indices: Sequence[int], size_bytes: int) -> None:
+        """Give the steps that wait the elements that were taken from the queue, in order."""
+        for index in indices:
+            if self.pending:
+                entry = self.pending.popleft()
+                if self.ring is not None:
+                    self.ring.fetched(entry, Element(optionals, index, size_bytes))
+
+    # Going on, and ending
+
+    def rearm(self) -> None:
+        """Go on after an incident: a new window begins, once a step was healthy."""
+        self.ring, self.eager = None, None
+        self.pending.clear()
         self.request_keyframe()
 
     def forget_unfinished(self) -> None:
@@ -250,28 +460,38 @@ class Session:
         return self.ring is not None and self._told_at != self.step and any(entry.step < self.step for entry in self.ring.entries)
 
     def guard(self, work: Callable[[], Any]) -> Any:
-        """Run the recorder's own work; an error in it detaches the recorder and never reaches the training."""
+        """Run the recorder's own work; an error in it ends the recording and never reaches the training."""
         try:
-            return work()
+            with observe.muted():
+                return work()
         except Exception as error:
-            self.detach(error)
+            self.fail(error)
             return None
 
-    def detach(self, error: BaseException) -> None:
-        """Stop recording after an error of the recorder's own, with one warning."""
-        if not self.detached:
-            self.detached = True
-            for let_go in (self.release, self.on_detach, lambda: error.with_traceback(None)):  # its frames hold the model and data
-                with contextlib.suppress(Exception):  # may fail for the same reason
+    def fail(self, error: BaseException) -> None:
+        """Keep nothing more after an error of the recorder's own, with one warning; what is held goes into a file at the NaN."""
+        if self.lifecycle.note(Event.ERROR):
+            for let_go in (self.keeper.assignments.stop, self.late.close, self.on_detach, lambda: error.with_traceback(None)):
+                with contextlib.suppress(Exception):  # may fail for the same reason; its frames hold the model and data
                     let_go()
+            said = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            self.notes.append(f"The recorder failed at step {self.step} ({said}): later steps are not in this file.")
             report = f"Please report this: {type(error).__name__}: {error}"
             warnings.warn(f"nanreplay: the recorder failed and detached itself; training goes on without it. {report}", stacklevel=2)
 
     def release(self) -> None:
         """Let go of batches, keyframes, and steps that were not looked at."""
         self.ring = None
+        self.pending.clear()
         self.keeper.assignments.stop()
         self.late.close()
+
+    def confirm(self, suspicion: Suspicion) -> bool | None:
+        """Whether re-executing the window shows that something is not finite; None where that cannot be told."""
+        from nanreplay.recorder.dump import confirm
+        from nanreplay.recorder.snapshot import take_snapshot
+
+        return confirm(take_snapshot(self, suspicion.trigger, suspicion.step, keep=True))
 
     def write(self, trigger: Trigger, step: int, *, prove: bool = True) -> tuple[Location | None, str]:
         """Write the capture; returns the file, else None and a sentence that says so.
@@ -282,18 +502,37 @@ class Session:
             prove: Re-execute the window, which takes a while.
         """
         from nanreplay.recorder.dump import write_dump
+        from nanreplay.recorder.snapshot import take_snapshot
 
-        self.writing, self._told_at = True, self.step
-        try:
-            with tf.init_scope():  # somebody may be tracing, or taking gradients
-                path, self.dated = write_dump(self, trigger, step, prove=prove)
-        except (OSError, MemoryError) as error:
-            reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-            return None, f"The capture could not be written: {reason}."
-        except Exception as error:
-            self.detach(error)
-            return None, "The capture could not be written."
-        finally:
-            self.writing = False
+        self._told_at = self.step
+        with self.lifecycle.writing():
+            try:
+                with tf.init_scope(), observe.muted():  # somebody may be tracing, or taking gradients
+                    path, self.dated = write_dump(take_snapshot(self, trigger, step), prove=prove)
+            except (OSError, MemoryError) as error:
+                reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+                return None, f"The capture could not be written: {reason}."
+            except Exception as error:
+                self.fail(error)
+                return None, "The capture could not be written."
         self.written.append(path)
         return path, ""
+
+
+def _number(value: Any) -> Any:
+    array = np.asarray(value)
+    return array[()] if array.dtype in (np.float32, np.float64) else array.astype(np.float32)[()]
+
+
+def _kind(value: Any) -> str:
+    return "nan" if np.isnan(value) else "inf" if value > 0 else "-inf"
+
+
+def _eager_row(step: int, elapsed_s: float, layout: Layout, values: Any, skipped: bool) -> TimelineRow:
+    named = dict(zip(layout.names, (float(value) for value in values), strict=True))
+    row = TimelineRow(step, elapsed_s, skipped=skipped, loss=named.get("loss:0", float("nan")))
+    row.learning_rate = named.get("learning_rate", float("nan"))
+    row.loss_scale = named.get("loss_scale", float("nan"))
+    row.sums = {variable: float(values[element]) for element, variable in layout.variables}
+    row.gradient_sums = {variable: (float(values[total]), float(values[largest])) for total, largest, variable in layout.gradients}
+    return row

@@ -1,22 +1,29 @@
-"""The last steps in numbers, kept as the raw watch vectors and spread into columns when the file is written."""
+"""The last steps in numbers, kept as they were read and spread into columns when the file is written."""
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanreplay.program.fingerprint import was_measured
 from nanreplay.records import Timeline
 
-MATRICES = {"gradient_sum": "gradient_norm", "gradient_max": "gradient_absmax", "variable_sum": "weight_norm"}
+MATRICES = ("gradient_norm", "gradient_absmax", "weight_norm", "update_ratio")
+ROW_BYTES = 480
+"""What a row takes beside its sums: Python's objects."""
 
-ROW_BYTES = 320
-"""What a row takes beside its numbers: Python's objects."""
+
+@dataclass(slots=True)
+class RunningMean:
+    """What a mean of losses has added up since it was last reset; the loss of a step is told of two in a row."""
+
+    total: float
+    count: float
 
 
 @dataclass(slots=True)
@@ -24,10 +31,29 @@ class TimelineRow:
     """One step."""
 
     step: int
-    layout: Sequence[str]
-    values: NDArray[Any]
     elapsed_s: float
-    skipped: bool
+    loss: float = math.nan
+    """NaN where it is not known."""
+    mean: RunningMean | None = None
+    """Stands for the loss where the step told only this."""
+    skipped: bool = False
+    learning_rate: float = math.nan
+    loss_scale: float = math.nan
+    sums: Mapping[int, float] | None = None
+    """Half the sum of squares by variable, where the step was measured."""
+    gradient_sums: Mapping[int, tuple[float, float]] | None = None
+    """(half the sum of squares, largest absolute value) of the gradient by variable, where they are known."""
+
+
+@dataclass(slots=True)
+class StepNumbers:
+    """What re-executing a step told of it."""
+
+    losses: Sequence[float] = ()
+    gradient_norms: Mapping[int, float] = field(default_factory=dict)
+    gradient_maxima: Mapping[int, float] = field(default_factory=dict)
+    weight_norms: Mapping[int, float] = field(default_factory=dict)
+    update_ratios: Mapping[int, float] = field(default_factory=dict)
 
 
 class TimelineRing:
@@ -56,56 +82,85 @@ class TimelineRing:
         """Append a step."""
         self.rows.append(row)
 
-    def table(
-        self,
-        trainable: Sequence[int],
-        update_ratios: Mapping[int, Mapping[int, float]],
-        weight_norms: Mapping[int, Mapping[int, float]] | None = None,
-        last: int | None = None,
-    ) -> Timeline:
+    def table(self, trainable: Sequence[int], numbers: Mapping[int, StepNumbers] | None = None, last: int | None = None) -> Timeline:
         """Columns and matrices of all rows. What a step did not measure is NaN, and its `measured` False.
 
         Args:
             trainable: Indices of the variables that become the columns of the matrices.
-            update_ratios: |change| / |weight| by step and variable, where they are known.
-            weight_norms: Norms by step and variable that are known from elsewhere; for those that a step did not measure.
+            numbers: What re-executing told, by step; it stands before what was read while the training ran.
             last: The last step that is wanted; all when it is left out.
         """
         rows = [row for row in self.rows if last is None or row.step <= last]
-        count = len(rows)
+        numbers = numbers or {}
         columns = {
             "step": np.array([row.step for row in rows], np.int64),
-            "loss": np.full(count, np.nan, np.float64),
-            "learning_rate": np.full(count, np.nan, np.float64),
-            "loss_scale": np.full(count, np.nan, np.float64),
+            "loss": _losses(rows),
+            "learning_rate": _filled(np.array([row.learning_rate for row in rows], np.float64)),
+            "loss_scale": np.array([row.loss_scale for row in rows], np.float64),
             "step_time_s": np.array([row.elapsed_s for row in rows], np.float64),
             "skipped": np.array([row.skipped for row in rows], bool),
-            "measured": np.array([all(map(was_measured, row.layout, row.values)) for row in rows], bool),
+            "measured": np.array([row.sums is not None for row in rows], bool),
         }
+        matrices = {name: np.full((len(rows), len(trainable)), np.nan, np.float32) for name in MATRICES}
         position = {variable: column for column, variable in enumerate(trainable)}
-        matrices = {name: np.full((count, len(trainable)), np.nan, np.float32) for name in (*MATRICES.values(), "update_ratio")}
-        for index, row in enumerate(rows):
-            for name, value in zip(row.layout, row.values, strict=True):
-                _place(name, float(value), index, columns, matrices, position)
-            for variable, norm in (weight_norms or {}).get(row.step, {}).items():
-                if variable in position and not columns["measured"][index] and np.isnan(matrices["weight_norm"][index, position[variable]]):
-                    matrices["weight_norm"][index, position[variable]] = norm
-            for variable, ratio in update_ratios.get(row.step, {}).items():
-                if variable in position:
-                    with np.errstate(over="ignore"):
-                        matrices["update_ratio"][index, position[variable]] = ratio
+        with np.errstate(over="ignore", invalid="ignore"):
+            for index, row in enumerate(rows):
+                if row.sums is not None:
+                    _put(matrices["weight_norm"], index, position, {key: _norm(value) for key, value in row.sums.items()})
+                if row.gradient_sums is not None:
+                    sums = {key: _norm(total) for key, (total, _) in row.gradient_sums.items()}
+                    _put(matrices["gradient_norm"], index, position, sums)
+                    maxima = {key: largest for key, (_, largest) in row.gradient_sums.items()}
+                    _put(matrices["gradient_absmax"], index, position, maxima)
+                found = numbers.get(row.step)
+                if found is not None:
+                    _put(matrices["gradient_norm"], index, position, found.gradient_norms)
+                    _put(matrices["gradient_absmax"], index, position, found.gradient_maxima)
+                    _put(matrices["weight_norm"], index, position, found.weight_norms)
+                    _put(matrices["update_ratio"], index, position, found.update_ratios)
+                    if found.losses:
+                        columns["loss"][index] = found.losses[0]
         return Timeline(columns, matrices, tuple(trainable))
 
 
-def _place(
-    name: str, value: float, row: int, columns: dict[str, NDArray[Any]], matrices: dict[str, NDArray[Any]], position: Mapping[int, int]
-) -> None:
-    kind, _, subject = name.partition(":")
-    if not was_measured(name, value):
-        return
-    if name == "loss:0" or kind in ("learning_rate", "loss_scale"):
-        columns[kind][row] = value
-    elif kind in MATRICES and int(subject) in position:
-        norm = value if kind == "gradient_max" else np.sqrt(np.float64(2.0) * value)  # tf.nn.l2_loss is sum(x^2) / 2
-        with np.errstate(over="ignore"):
-            matrices[MATRICES[kind]][row, position[int(subject)]] = norm
+def _norm(half_of_squares: float) -> float:
+    return float(np.sqrt(2.0 * half_of_squares))  # tf.nn.l2_loss is sum(x^2) / 2
+
+
+def _put(matrix: NDArray[Any], row: int, position: Mapping[int, int], values: Mapping[int, float]) -> None:
+    for variable, value in values.items():
+        column = position.get(variable)
+        if column is not None:
+            matrix[row, column] = value
+
+
+def _losses(rows: Sequence[TimelineRow]) -> NDArray[np.float64]:
+    """The loss of each step; told of a running mean of the losses where that is all that is known.
+
+    What one step added to the total, by what it added to the count, is its loss. The rounding of a float32 total grows with the
+    number of steps since the last reset; the steps of the window are told exactly, by re-execution.
+    """
+    losses = np.full(len(rows), np.nan, np.float64)
+    previous: TimelineRow | None = None
+    for index, row in enumerate(rows):
+        losses[index] = row.loss if row.mean is None else _told_of(row, previous)
+        previous = row
+    return losses
+
+
+def _told_of(row: TimelineRow, previous: TimelineRow | None) -> float:
+    assert row.mean is not None
+    total, count = row.mean.total, row.mean.count
+    before = previous.mean if previous is not None and previous.step == row.step - 1 else None
+    if before is not None and before.count < count and math.isfinite(before.total):
+        total, count = total - before.total, count - before.count
+    return total / count if count else math.nan
+
+
+def _filled(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What was not read is as it was read last (first, before that)."""
+    known = np.flatnonzero(~np.isnan(values))
+    if not len(known):
+        return values
+    before = np.searchsorted(known, np.arange(len(values)), side="right") - 1
+    return values[known[np.maximum(before, 0)]]

@@ -1,31 +1,25 @@
-"""From a fingerprint to a verdict: is this step an incident? Called only when an element is not finite."""
+"""From what was read of a step to a verdict: is it an incident?"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import tensorflow as tf
 
-from nanreplay.program.fingerprint import Layout
-from nanreplay.program.watch import nonfinite_kind, read_variable, squares_fit
+from nanreplay.program.watch import nonfinite_kind, read_variable
 from nanreplay.recorder.variables import VariableTable
-from nanreplay.records import Trigger, loss_name
+from nanreplay.records import Trigger
 
 
-def find_trigger(layout: Layout, values: Any, variables: VariableTable, loss_of: Sequence[str] = ()) -> tuple[Trigger | None, bool]:
-    """What is non-finite, and whether loss scaling skipped this update."""
+@dataclass(frozen=True, slots=True)
+class Suspicion:
+    """Something is not as it should be."""
 
-    def bad_variable(index: int) -> str:
-        value = read_variable(variables.handles[index])
-        return "" if index in variables.born_nonfinite or squares_fit(value) else nonfinite_kind(value)
-
-    found, skipped = layout.find_nonfinite(values, loss_scaled="loss_scale" in layout.names, bad_variable=bad_variable)
-    if found is None:
-        return None, skipped
-    if found.what == "loss":
-        return Trigger("loss", loss_name(found.subject, loss_of), found.kind), False
-    return Trigger(found.what, variables.path(found.subject), found.kind), False
+    trigger: Trigger
+    step: int
+    """The step after which it was seen; it may have begun before."""
+    is_certain: bool
+    """False for a number that may have turned non-finite by itself, such as a running mean of losses."""
 
 
 def variable_trigger(variables: VariableTable, index: int) -> Trigger:

@@ -69,11 +69,13 @@ def compare_step(
     if found is None:
         return StepResult(step, True, None, None, None, None, None)
     scaled = signature.loss_scaled and not count_skips
-    bad, _ = layout.find_nonfinite(found, loss_scaled=scaled, bad_variable=bad_variable)
+    logged = [index for index, name in enumerate(signature.output_names) if "loss" in name.rpartition("/")[2]]
+    bad, _ = layout.find_nonfinite(found, loss_scaled=scaled, bad_variable=bad_variable, logged_losses=logged)
     if bad is None:
         bad = next((NonFinite("variable", index, kind) for index in slots if (kind := bad_variable(index))), None)
     trigger = None if bad is None else Trigger(bad.what, _subject(bad.what, bad.subject, paths, signature.loss_of), bad.kind)
-    loss = layout.losses[0][0] if layout.losses else None
+    stand_ins = [element for element, output in layout.logged if output in logged]
+    loss = next(iter([element for element, _ in layout.losses] or stand_ins), None)
     value = None if loss is None else float(found[loss])
     differences: list[Difference] = []
     if recorded is not None and np.shape(recorded) == found.shape:
@@ -83,7 +85,7 @@ def compare_step(
         measured = layout.measured(found) & layout.measured(held)
         for element in np.flatnonzero(measured & ~(np.isnan(found) & np.isnan(held)) & (found != held)):
             ulp = ulp_distance(found[element : element + 1], held[element : element + 1])
-            name = _readable(signature.watch_layout[element], paths, signature.loss_of)
+            name = _readable(signature, element, paths)
             differences.append(Difference(name, float(held[element]), float(found[element]), ulp))
     else:
         recorded = None
@@ -105,11 +107,13 @@ def _subject(what: str, subject: int, paths: Sequence[str], loss_of: Sequence[st
     return paths[subject] if 0 <= subject < len(paths) else "unknown variable"
 
 
-def _readable(name: str, paths: Sequence[str], loss_of: Sequence[str] = ()) -> str:
-    kind, _, subject = name.partition(":")
+def _readable(signature: Signature, element: int, paths: Sequence[str]) -> str:
+    kind, _, subject = signature.watch_layout[element].partition(":")
     if not subject:
         return kind.replace("_", " ")
     if kind == "loss":
-        return loss_name(int(subject), loss_of)
+        return loss_name(int(subject), signature.loss_of)
+    if kind == "logged":
+        return f"returned {signature.output_names[int(subject)]}"
     path = _subject("variable", int(subject), paths)
     return path if kind == "variable_sum" else f"gradient of {path}"

@@ -16,7 +16,7 @@ from nanreplay.program.nodes import output_types
 from nanreplay.program.outside import cut, fed_ops, unrecorded_ops
 from nanreplay.program.private_tf import op_definition
 from nanreplay.program.safety import check_graph, parse_graph, python_ops
-from nanreplay.program.watch import fingerprint_of
+from nanreplay.program.watch import fingerprint_after, fingerprint_of
 from nanreplay.program.widen import widen
 from nanreplay.records import ArrayLike, OpInfo, ProgramRecord
 from nanreplay.replay.events import FeedKind
@@ -97,15 +97,16 @@ class Program:
         if mode in ("recorded", "graph") and signature.compilation != "eager":
             program = self.compiled(jit=signature.compilation == "xla" and mode == "recorded")
             outputs, _ = program(batch, variables, self.record.constants)
-            return None if signature.watch is None else outputs[signature.outputs.index(signature.watch)].numpy()
+            return fingerprint_after(signature, outputs, variables, recorded)
         if signature.watch is not None:
             return self.run_ops(batch, variables, fetches=[signature.watch])[signature.watch].numpy()
         gradients = {f"{spec.variable}": spec.tensor for spec in signature.gradients}
-        names = list(dict.fromkeys([*signature.losses, *gradients.values()]))
+        names = list(dict.fromkeys([*signature.losses, *signature.outputs, *gradients.values()]))
         found = self.run_ops(batch, variables, fetches=names)
         return fingerprint_of(
             signature.watch_layout,
             losses=[found[name] for name in signature.losses],
+            outputs=[found[name] for name in signature.outputs],
             gradients={int(index): found[name] for index, name in gradients.items()},
             variables=variables,
             recorded=recorded,

@@ -1,0 +1,193 @@
+"""Learning of the batch that a compiled function fetches from an iterator by itself, and of what another run would not repeat.
+
+The function that trains is run as a variant of it: the same nodes, in the same order, and beside them one that puts what was
+fetched into a queue. What is read once more comes right out of the iterator (of a random op, a table), which no optimizer of
+graphs rewrites or merges with others, so that all that is computed stays as it was. The element goes into the queue before it is
+used, and can be taken from there when the step raises.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from nanreplay.program import private_calls, private_tf
+from nanreplay.program.functions import rename_mentions
+from nanreplay.program.steps import FETCHES, FETCHES_OPTIONAL, TrainingFunction
+from nanreplay.program.trace import TracedProgram
+
+_serials = itertools.count()
+_MOVED = "nanreplay"
+
+
+class FetchedBatches:
+    """The queue of what a function fetched, in order; each an Optional of flat components.
+
+    Args:
+        name: Name of the queue, which functions share.
+    """
+
+    def __init__(self, name: str) -> None:
+        with tf.init_scope(), tf.device("CPU:0"):
+            self._handle = tf.raw_ops.FIFOQueueV2(component_types=[tf.variant], shapes=[[]], capacity=-1, shared_name=name)
+
+    def take(self) -> Any:
+        """All that was fetched since the last call: a vector of Optionals, as one variant tensor; None for nothing."""
+        count = tf.raw_ops.QueueSizeV2(handle=self._handle)
+        if not int(count):
+            return None
+        return tf.raw_ops.QueueDequeueManyV2(handle=self._handle, n=count, component_types=[tf.variant])[0]
+
+
+def components_of(optional: Any, kinds: Sequence[Any]) -> list[Any] | None:
+    """The flat components of an Optional (a scalar variant); None of an empty one.
+
+    Args:
+        optional: What a queue gave.
+        kinds: DTypes of the components.
+    """
+    if not bool(tf.raw_ops.OptionalHasValue(optional=optional)):
+        return None
+    shapes = [tf.TensorShape(None)] * len(kinds)
+    return list(tf.raw_ops.OptionalGetValue(optional=optional, output_types=list(kinds), output_shapes=shapes))
+
+
+class Variant:
+    """A variant of a ConcreteFunction that tells what it fetches and draws.
+
+    Args:
+        training: The function.
+        program: Its program. What the program returns is returned too, where it is a function that `training` calls, and then
+            what another run would not repeat.
+    """
+
+    def __init__(self, training: TrainingFunction, program: TracedProgram) -> None:
+        self.kinds: list[Any] = []
+        """DTypes of the components of what is fetched."""
+        self.batches: FetchedBatches | None = None
+        definition = private_calls.function_definition(training.function)
+        self.n_original = len(definition.signature.output_arg)
+        name = f"{definition.signature.name}_{_MOVED}_{next(_serials)}"
+        self._registered = [name]
+        if training.fetching:
+            self.batches = FetchedBatches(f"{name}_batches")
+            self._tell_fetched(definition, training, f"{name}_batches")
+        self.n_returned = 0
+        """How many outputs of the program come after those of the function."""
+        if program.graph is training.graph:
+            for tensor in program.outside:
+                _return(definition, _output(tensor), tensor.dtype)
+        elif training.innermost[1] is not None and training.innermost[1].graph is training.graph:
+            self._return_inner(definition, training, program)
+        definition.signature.name = name
+        private_tf.register_function(definition)
+        n_outputs = len(definition.signature.output_arg)
+        self.run = private_calls.RegisteredFunction(training.function, name, n_outputs)
+        """Runs it on flat inputs; gives what the function returns, outputs of the program, and what another run would not repeat."""
+        weakref.finalize(self, _forget, tuple(self._registered)).atexit = False
+
+    def _return_inner(self, definition: Any, training: TrainingFunction, program: TracedProgram) -> None:
+        """Return what the program returns, and what another run would not repeat, from the function that is the program."""
+        _, caller = training.innermost
+        assert caller is not None
+        node = next(node for node in definition.node_def if node.name == caller.op.name)
+        self.n_returned = len(program.outputs)
+        for number, tensor in enumerate(program.outputs):
+            _return(definition, f"{node.name}:output:{number}", tensor.dtype)
+        if not program.outside:
+            return
+        old = node.attr["f"].func.name
+        inner = next(each for each in private_tf.function_library(old) if each.signature.name == old)
+        for number, tensor in enumerate(program.outside, len(program.outputs)):
+            _return(inner, _output(tensor), tensor.dtype)
+            node.attr["Tout"].list.type.append(tensor.dtype.as_datatype_enum)
+            _return(definition, f"{node.name}:output:{number}", tensor.dtype)
+        inner.signature.name = node.attr["f"].func.name = f"{old}_{_MOVED}_{next(_serials)}"
+        private_tf.register_function(inner)
+        self._registered.append(inner.signature.name)
+
+    def _tell_fetched(self, definition: Any, training: TrainingFunction, queue: str) -> None:
+        plain = [op for _, op in training.fetching if op.type in FETCHES]
+        if plain:
+            tensors = [tensor for op in plain for tensor in op.outputs]
+            self.kinds = [tensor.dtype for tensor in tensors]
+            names = [_output(tensor) for tensor in tensors]
+            optional = definition.node_def.add(name=f"{_MOVED}_optional", op="OptionalFromValue", input=names)
+            optional.attr["Toutput_types"].list.type.extend(kind.as_datatype_enum for kind in self.kinds)
+            _enqueue(definition, f"{_MOVED}_optional:optional:0", queue)
+            return
+        op = training.fetching[0][1]
+        self.kinds = [tf.dtypes.as_dtype(kind) for kind in op.get_attr("output_types")]
+        functions = {graph_name: None for graph_name in training.graphs}
+        library = {each.signature.name: each for name in functions for each in private_tf.function_library(name)}
+        touched = {name for name, each in library.items() if any(node.op in FETCHES_OPTIONAL for node in each.node_def)}
+        for each in (definition, *(library[name] for name in touched)):
+            for node in [node for node in each.node_def if node.op in FETCHES_OPTIONAL]:
+                _enqueue(each, f"{node.name}:optional:0", queue)
+        self._rename(definition, library, touched)
+
+    def _rename(self, definition: Any, library: dict[str, Any], touched: set[str]) -> None:
+        """Give new names to the functions that were changed, and to those that call them."""
+        mentions = {name: _mentioned(each) for name, each in library.items()}
+        changed = set(touched)
+        while more := {name for name, called in mentions.items() if name not in changed and called & changed}:
+            changed |= more
+        names = {name: f"{name}_{_MOVED}_{next(_serials)}" for name in changed}
+        for old, new in names.items():
+            function = library[old]
+            rename_mentions(function.node_def, names)
+            function.signature.name = new
+            private_tf.register_function(function)
+            self._registered.append(new)
+        rename_mentions(definition.node_def, names)
+
+
+def _enqueue(function: Any, tensor: str, queue: str) -> None:
+    """Add nodes that put a scalar variant into a queue, whether or not anything needs them."""
+    name = f"{_MOVED}_queue_{next(_serials)}"
+    made = function.node_def.add(name=name, op="FIFOQueueV2", device="/device:CPU:0")
+    made.attr["component_types"].list.type.append(tf.variant.as_datatype_enum)
+    made.attr["shapes"].list.shape.add()
+    made.attr["capacity"].i = -1
+    made.attr["container"].s = b""
+    made.attr["shared_name"].s = queue.encode()
+    added = function.node_def.add(name=f"{name}_enqueue", op="QueueEnqueueV2", input=[f"{name}:handle:0", tensor])
+    added.attr["Tcomponents"].list.type.append(tf.variant.as_datatype_enum)
+    added.attr["timeout_ms"].i = -1
+    function.signature.control_output.append(added.name)
+    function.control_ret[added.name] = added.name
+
+
+def _return(function: Any, tensor: str, kind: Any) -> None:
+    name = f"{_MOVED}_returned_{len(function.signature.output_arg)}"
+    function.signature.output_arg.add(name=name, type=kind.as_datatype_enum)
+    function.ret[name] = tensor
+
+
+def _output(tensor: Any) -> str:
+    """The name of a tensor within a FunctionDef: `op:output:number`."""
+    op, index = tensor.op, tensor.value_index
+    for argument in private_tf.op_definition(op.type).output_arg:
+        count = len(op.get_attr(argument.type_list_attr)) if argument.type_list_attr else 1
+        count = op.get_attr(argument.number_attr) if argument.number_attr else count
+        if index < count:
+            return f"{op.name}:{argument.name}:{index}"
+        index -= count
+    raise ValueError(f"{op.name} has no output {tensor.value_index}")
+
+
+def _mentioned(function: Any) -> set[str]:
+    found = {node.op for node in function.node_def}
+    for node in function.node_def:
+        for value in node.attr.values():
+            found.update(each.name for each in ([value.func] if value.HasField("func") else value.list.func))
+    return found
+
+
+def _forget(names: Sequence[str]) -> None:
+    for name in names:
+        private_tf.unregister_function(name)

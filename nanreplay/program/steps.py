@@ -1,0 +1,343 @@
+"""Which compiled functions train, and what a call of one tells of a step: its program, its batch, its outputs.
+
+A compiled function trains when its trace holds a gradient and writes variables. Often it only hands its arguments on: a function
+around the step, Keras's function around `one_step_on_data`. The program is then the innermost function that holds all that
+trains, so that a step is a step, whatever is built around it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, NamedTuple
+
+import tensorflow as tf
+
+from nanreplay.program import private_calls, private_tf
+from nanreplay.program.observation import notes_of
+from nanreplay.program.outside import outside_tensors
+from nanreplay.program.trace import TracedProgram, is_variable, source_of
+
+FETCHES = frozenset({"IteratorGetNext", "IteratorGetNextSync", "MultiDeviceIteratorGetNextFromShard"})
+"""Ops that take the next element of an iterator."""
+FETCHES_OPTIONAL = frozenset({"IteratorGetNextAsOptional"})
+LOOPS_OVER_DATA = frozenset({"ReduceDataset", "ScanDataset", "MakeIterator"})
+"""Ops of a loop over a dataset inside of a graph."""
+_WRITES = re.compile(r"Assign\w*VariableOp|Resource(Sparse)?Apply\w+|ResourceScatter\w+|ResourceStridedSliceAssign")
+_GRADIENT = re.compile(r"(^|/)(gradient_tape|gradients(_\d+)?)/")
+_CALLS = ("PartitionedCall", "StatefulPartitionedCall")
+_BRANCHES = ("If", "StatelessIf", "Case", "StatelessCase")
+_FUNCTIONS_OF: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(_CALLS, ("f",)),
+    **dict.fromkeys(("While", "StatelessWhile"), ("cond", "body")),
+    **dict.fromkeys(("If", "StatelessIf"), ("then_branch", "else_branch")),
+    **dict.fromkeys(("Case", "StatelessCase"), ("branches",)),
+}
+"""The attributes that name the functions that an op runs."""
+
+
+class Caller(NamedTuple):
+    """An op that runs a function of the library."""
+
+    graph: Any
+    """The graph that holds the op."""
+    op: Any
+    first: int
+    """Input of the op that is the function's first argument."""
+
+
+class Origin(NamedTuple):
+    """Where an input of the program comes from."""
+
+    kind: str
+    """`argument` (of the call), `fetched` (from an iterator), `held` (captured by the function)."""
+    number: int
+    """Number of the argument, of the fetched component, of the function's input."""
+
+
+@dataclass
+class TrainingFunction:
+    """What is known of a ConcreteFunction that may train.
+
+    Args:
+        function: The ConcreteFunction.
+    """
+
+    function: Any
+    graphs: Mapping[str, Any] = field(init=False)
+    """FuncGraphs of the functions that it calls, by name."""
+
+    def __post_init__(self) -> None:
+        self.graph = private_calls.func_graph(self.function)
+        self.graphs = private_tf.library_graphs(self.graph)
+
+    @cached_property
+    def has_gradient(self) -> bool:
+        """Whether a gradient is computed in it."""
+        return any(map(has_own_gradient, (self.graph, *self.graphs.values())))
+
+    @cached_property
+    def writes(self) -> bool:
+        """Whether it writes a float variable that it was given, other than by counting."""
+        return any(True for graph in (self.graph, *self.graphs.values()) for _ in written(graph))
+
+    @property
+    def trains(self) -> bool:
+        """Whether it computes a gradient and writes variables."""
+        return self.has_gradient and self.writes
+
+    @cached_property
+    def fetching(self) -> list[tuple[Any, Any]]:
+        """(graph, op) of all that takes elements of iterators and datasets."""
+        kinds = FETCHES | FETCHES_OPTIONAL | LOOPS_OVER_DATA
+        return [(graph, op) for graph in (self.graph, *self.graphs.values()) for op in graph.get_operations() if op.type in kinds]
+
+    @cached_property
+    def is_xla(self) -> bool:
+        """Whether XLA compiles the function as a whole."""
+        return bool(self.function.function_def.attr["_XlaMustCompile"].b)
+
+    @cached_property
+    def callers(self) -> Mapping[str, Sequence[Caller]]:
+        """What runs each function of the library, by its name."""
+        found: dict[str, list[Caller]] = {}
+        for graph in (self.graph, *self.graphs.values()):
+            for op in graph.get_operations():
+                for name, first in _called(op):
+                    found.setdefault(name, []).append(Caller(graph, op, first))
+        return found
+
+    @cached_property
+    def innermost(self) -> tuple[Any, Caller | None]:
+        """The innermost graph that holds all that trains, and what calls it (None for the function's own graph)."""
+        graph, caller = self.graph, None
+        names = {id(each): name for name, each in self.graphs.items()}
+        while True:
+            inside = [each for each in self._calls_of(graph) if self._holds_training(self.graphs[each[0]])]
+            own = has_own_gradient(graph) or any(True for _ in written(graph))
+            if own or len(inside) != 1:
+                return graph, caller
+            name, found = inside[0]
+            if len(self.callers.get(name, ())) != 1 or id(self.graphs[name]) not in names:
+                return graph, caller
+            graph, caller = self.graphs[name], found
+
+    def _calls_of(self, graph: Any) -> list[tuple[str, Caller]]:
+        """Plain calls of functions in `graph`, and in its loops and branches."""
+        found, pending, seen = [], [graph], {id(graph)}
+        while pending:
+            each = pending.pop()
+            for op in each.get_operations():
+                for name, first in _called(op):
+                    if name not in self.graphs or id(self.graphs[name]) in seen:
+                        continue
+                    if op.type in _CALLS:
+                        found.append((name, Caller(each, op, first)))
+                    elif not has_own_gradient(self.graphs[name]) and not any(True for _ in written(self.graphs[name])):
+                        seen.add(id(self.graphs[name]))
+                        pending.append(self.graphs[name])
+        return found
+
+    def _holds_training(self, graph: Any) -> bool:
+        return any(has_own_gradient(each) for each in (graph, *private_tf.library_graphs(graph).values()))
+
+    def origin(self, graph: Any, tensor: Any) -> Origin | None:
+        """Where a tensor of a graph comes from, through copies, loops and calls that only hand it on; None for anything else."""
+        names = {id(each): name for name, each in self.graphs.items()}
+        for _ in range(1000):
+            tensor = source_of(tensor)
+            op = tensor.op
+            if op.type in FETCHES or op.type == "OptionalGetValue":
+                return Origin("fetched", tensor.value_index)
+            position = next((index for index, each in enumerate(graph.inputs) if each is tensor), None)
+            if position is None:
+                if op.type in ("RaggedTensorFromVariant", "DeserializeSparse"):
+                    tensor = op.inputs[0]
+                    continue
+                return None
+            if graph is self.graph:
+                n_arguments = len(graph.inputs) - self.n_captures
+                return Origin("argument", position) if position < n_arguments else Origin("held", position)
+            callers = self.callers.get(names.get(id(graph), ""), ())
+            if len(callers) != 1:
+                return None
+            graph, op, first = callers[0]
+            tensor = op.inputs[first + position]
+        return None
+
+    @cached_property
+    def n_captures(self) -> int:
+        """How many inputs of the function hold what it captured."""
+        return len(self.graph.captures) + len(private_tf.deferred_captures(self.graph))
+
+
+def has_own_gradient(graph: Any) -> bool:
+    """Whether a gradient is asked for in this very graph (not only computed for one that is asked for elsewhere)."""
+    seen = notes_of(graph, make=False)
+    if seen is not None and seen.tape_gradients:
+        return True
+    return seen is None and any(_GRADIENT.search(op.name) for op in graph.get_operations())
+
+
+def written(graph: Any) -> Iterator[Any]:
+    """Ops of this very graph that write variables, but for counters."""
+    for op in graph.get_operations():
+        if _WRITES.fullmatch(op.type):
+            kind = op.inputs[1].dtype if len(op.inputs) > 1 else tf.float32
+            if kind.is_floating or kind.is_complex or op.type.startswith("Resource"):
+                yield op
+
+
+def _called(op: Any) -> Iterator[tuple[str, int]]:
+    """Functions of the library that an op runs, and which of its inputs is their first argument."""
+    keys = _FUNCTIONS_OF.get(op.type)
+    if keys is None:
+        return
+    attributes = op.node_def.attr
+    for key in keys:
+        first = int(op.type in _BRANCHES)
+        if key == "branches":
+            yield from ((function.name, first) for function in attributes[key].list.func)
+        else:
+            yield attributes[key].func.name, first
+
+
+def is_compiled_call(op: Any, graph: Any) -> bool:
+    """Whether XLA compiles what a call runs."""
+    if op.node_def.attr["_XlaMustCompile"].b:
+        return True
+    function = graph._functions.get(op.node_def.attr["f"].func.name) if op.type in _CALLS else None
+    return function is not None and bool(function.cached_definition.attr["_XlaMustCompile"].b)
+
+
+def program_of(training: TrainingFunction, held: Sequence[Any], arguments: Sequence[Any]) -> TracedProgram | None:
+    """The program of a function that trains; None where its batch cannot be had.
+
+    Args:
+        training: The function.
+        held: What the function captured, as its call is given it.
+        arguments: Flat arguments of a call; handles of variables among them count as captured.
+    """
+    graph, caller = training.innermost
+    if caller is not None:
+        found = _inner_program(training, graph, caller, held, arguments)
+        if found is not None:
+            return found
+    return _whole_program(training, held, arguments)
+
+
+def _inner_program(
+    training: TrainingFunction, graph: Any, caller: Caller, held: Sequence[Any], arguments: Sequence[Any]
+) -> TracedProgram | None:
+    """The program of the function that the others only hand their arguments to."""
+    inputs: list[tuple[Any, int]] = []
+    captures: list[tuple[Any, Any]] = []
+    kinds = set()
+    n_arguments = len(training.graph.inputs) - training.n_captures
+    for position, placeholder in enumerate(graph.inputs):
+        origin = training.origin(caller.graph, caller.op.inputs[caller.first + position])
+        if origin is None:
+            return None
+        value = (
+            held[origin.number - n_arguments] if origin.kind == "held" else arguments[origin.number] if origin.kind == "argument" else None
+        )
+        if origin.kind == "held" or (value is not None and value.dtype in (tf.resource, tf.variant)):
+            captures.append((placeholder, value))
+        else:
+            kinds.add(origin.kind)
+            inputs.append((placeholder, origin.number if origin.kind == "argument" else len(inputs)))
+    if len(kinds) > 1:
+        return None
+    if kinds == {"argument"}:
+        leaves = _leaf_numbers(arguments)
+        inputs = [(placeholder, leaves[index]) for placeholder, index in inputs]
+        paths = argument_paths(training.function, arguments)
+    else:
+        paths = _paths_of_specs(graph, len(inputs))
+    xla = training.is_xla or is_compiled_call(caller.op, caller.graph)
+    outside = outside_tensors(graph) if caller.graph is training.graph else []
+    compilation = "xla" if xla else "graph"
+    return TracedProgram(graph, inputs, captures, graph.outputs, output_names(graph), compilation, paths, outside)
+
+
+def _whole_program(training: TrainingFunction, held: Sequence[Any], arguments: Sequence[Any]) -> TracedProgram | None:
+    graph = training.graph
+    if any(each is not graph or op.type not in FETCHES for each, op in training.fetching):
+        return None
+    n_arguments = len(graph.inputs) - training.n_captures
+    sources = [op for _, op in training.fetching]
+    fetched = [tensor for op in sources for tensor in op.outputs]
+    if any(tensor.dtype in (tf.variant, tf.resource) for tensor in fetched):
+        return None
+    leaves, iterators = _leaf_numbers(arguments), {id(op.inputs[0]) for op in sources}
+    inputs, captures = [], []
+    for index, placeholder in enumerate(graph.inputs[:n_arguments]):
+        if index in leaves:
+            inputs.append((placeholder, leaves[index]))
+        elif is_variable(arguments[index]) or id(placeholder) not in iterators:
+            captures.append((placeholder, arguments[index]))
+    captures += list(zip(graph.inputs[n_arguments:], held, strict=True))
+    captures = [(placeholder, value) for placeholder, value in captures if id(placeholder) not in iterators]
+    paths = argument_paths(training.function, arguments)
+    paths += _fetched_paths(training.function, len(fetched))
+    inputs += [(tensor, len(leaves) + number) for number, tensor in enumerate(fetched)]
+    outside = [tensor for tensor in outside_tensors(graph) if tensor.op not in sources]
+    compilation = "xla" if training.is_xla else "graph"
+    return TracedProgram(graph, inputs, captures, graph.outputs, output_names(graph), compilation, paths, outside, sources)
+
+
+def _leaf_numbers(arguments: Sequence[Any]) -> dict[int, int]:
+    """Number of the leaf of the batch, by number of the flat argument: all but handles."""
+    data = [index for index, value in enumerate(arguments) if value.dtype not in (tf.resource, tf.variant)]
+    return {index: number for number, index in enumerate(data)}
+
+
+def argument_leaves(arguments: Sequence[Any]) -> list[Any]:
+    """The arrays among the flat arguments of a call."""
+    return [value for value in arguments if value.dtype not in (tf.resource, tf.variant)]
+
+
+def argument_paths(function: Any, arguments: Sequence[Any]) -> list[str]:
+    """A readable path for each array among the arguments: `0/ids`, `targets`; the only argument's own index is left out."""
+    n_leaves = len(argument_leaves(arguments))
+    args, kwargs = function.structured_input_signature
+    only = args[0] if len(args) == 1 and not kwargs else (*args,) if not kwargs else (*args, kwargs)
+    found = [path for path, leaf in private_tf.flatten_with_paths(only) if _is_data_spec(leaf)]
+    return found if len(found) == n_leaves else [str(number) for number in range(n_leaves)]
+
+
+def _is_data_spec(leaf: Any) -> bool:
+    return isinstance(leaf, tf.TensorSpec) and leaf.dtype not in (tf.resource, tf.variant)
+
+
+def _paths_of_specs(graph: Any, count: int) -> list[str]:
+    args, kwargs = graph.structured_input_signature or ((), {})
+    only = args[0] if len(args) == 1 and not kwargs else (*args,) if not kwargs else (*args, kwargs)
+    found = [path for path, leaf in private_tf.flatten_with_paths(only) if _is_data_spec(leaf)]
+    return found if len(found) == count else [str(number) for number in range(count)]
+
+
+def element_specs(function: Any) -> list[Any]:
+    """Specs of the elements of the iterators and datasets among a function's arguments."""
+    args, kwargs = function.structured_input_signature
+    return [leaf.element_spec for leaf in tf.nest.flatten((args, kwargs)) if hasattr(leaf, "element_spec")]
+
+
+def _fetched_paths(function: Any, count: int) -> list[str]:
+    specs = element_specs(function)
+    if not count:
+        return []
+    found = [path for path, leaf in private_tf.flatten_with_paths(specs[0]) if leaf is not None] if len(specs) == 1 else []
+    if found and count % len(found) == 0:
+        several = count // len(found)
+        return found if several == 1 else [f"{k}/{path}" for k in range(several) for path in found]
+    return [str(number) for number in range(count)]
+
+
+def output_names(graph: Any) -> list[str]:
+    """A readable name for each output, such as `loss`."""
+    named = private_tf.flatten_with_paths(graph.structured_outputs)
+    names = [path for path, leaf in named if leaf is not None and tf.is_tensor(leaf)]
+    return names if len(names) == len(graph.outputs) else [tensor.name for tensor in graph.outputs]

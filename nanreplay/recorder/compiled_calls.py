@@ -1,0 +1,309 @@
+"""Calls of compiled functions, seen from outside: each one that trains is a step, whoever makes it.
+
+What trains is the very function that would train without a recorder; where it fetches its batch by itself, a variant of it that
+tells what it fetched (see `program/fetching`).
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import tensorflow as tf
+
+from nanreplay.program import observe, private_calls
+from nanreplay.program.fetching import Variant, components_of
+from nanreplay.program.steps import FETCHES, TrainingFunction, argument_leaves, element_specs, program_of
+from nanreplay.program.trace import TracedProgram, is_variable, source_of
+from nanreplay.program.watch import nonfinite_kind
+from nanreplay.recorder.ring import StepEntry, size_of
+from nanreplay.recorder.session import Fetch, ProgramSlot, Session
+from nanreplay.recorder.trigger import Suspicion, exception_trigger
+from nanreplay.records import Trigger
+
+TAKEN_TOGETHER = 8
+"""Small batches that are taken from the queue at once."""
+SMALL_BYTES = 2**20
+"""Larger batches are taken one by one, so that no more of them are held than the plan says."""
+
+
+@dataclass(slots=True)
+class RecordedFunction:
+    """A compiled function that trains, ready to be recorded."""
+
+    function: Any
+    """A weak reference to the ConcreteFunction."""
+    slot: ProgramSlot
+    variant: Variant | None
+    """What is run in its place, where it fetches its batch or draws what another run would not."""
+    outputs: Sequence[tuple[str, int]]
+    """(name in the fingerprint, position among the flat outputs of the call) of the numbers that it returns."""
+    optional_kinds: Sequence[Any] = ()
+    """DTypes of the program's outputs, where the function returns them in an Optional."""
+    steps_in_call: bool = False
+    """Whether one call runs as many steps as it fetches elements."""
+    batch_bytes: int = 0
+    """Size of a batch that it fetched."""
+    untaken: int = 0
+    """Batches that are in the queue."""
+
+
+@dataclass
+class CompiledCalls:
+    """Records the compiled functions that are called while it is told of them.
+
+    Args:
+        session: The recording.
+        on_suspicion: Called after a step in which something is not as it should be, and with a step that raised.
+    """
+
+    session: Session
+    on_suspicion: Callable[[Suspicion], None]
+    trained: int = 0
+    """How many steps were recorded."""
+    is_eager: bool = False
+    """Whether a gradient was computed or applied outside of compiled functions, since this was last set to False."""
+    on_error: Callable[[BaseException], None] = lambda error: None
+    """Told of what a recorded step raised, after all else."""
+    before_step: Callable[[], None] = lambda: None
+    """Called before each step is recorded."""
+    _known: dict[int, tuple[Any, TrainingFunction]] = field(default_factory=dict)
+    _recorded: dict[tuple[Any, ...], RecordedFunction] = field(default_factory=dict)
+    _refused: set[int] = field(default_factory=set)
+
+    def trained_eagerly(self) -> None:
+        """Note that Python code trains by itself."""
+        self.is_eager = True
+
+    def call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
+        """Run a compiled function, and record it if it trains."""
+        session = self.session
+        if not session.lifecycle.is_active or private_calls.is_tape_recording():
+            return self._watched(function, inputs, captured, run)
+        begun = session.guard(lambda: self._begin(function, inputs, captured))
+        if begun is None:
+            return run()
+        recorded, entry = begun
+        try:
+            result, flat = self._run(recorded, function, inputs, captured, run)
+        except BaseException as error:
+            try:
+                self._raised(recorded, entry, error)
+            finally:
+                self.on_error(error)
+            raise
+        found = session.guard(lambda: self._after(recorded, entry, flat))
+        if found is not None:
+            self.on_suspicion(found)
+        return result
+
+    def _watched(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
+        """After a failure of the recorder's own: look at the numbers that training functions return, nothing else."""
+        result = run()
+        if self.session.lifecycle.has_failed:
+            with observe.muted():
+                found = look_after_failure(self.session, result)
+            if found is not None:
+                self.on_suspicion(found)
+        return result
+
+    def _run(
+        self, recorded: RecordedFunction, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
+    ) -> tuple[Any, list[Any]]:
+        """(what the caller gets, flat outputs: those of the function, then those of the variant)."""
+        variant = recorded.variant
+        if variant is None:
+            result = run()
+            if not recorded.outputs:
+                return result, []
+            return result, [leaf for leaf in tf.nest.flatten(result, expand_composites=True) if tf.is_tensor(leaf)]
+        flat = variant.run([*inputs, *captured])
+        return private_calls.packed(function, flat[: variant.n_original]), flat
+
+    # Before
+
+    def _begin(self, function: Any, inputs: list[Any], captured: list[Any]) -> tuple[RecordedFunction, StepEntry] | None:
+        recorded = self._function(function, inputs, captured)
+        if recorded is None:
+            return None
+        self.before_step()
+        leaves = argument_leaves(inputs)
+        entry = self.session.before(recorded.slot.id, leaves, recorded.slot.traced.leaf_paths)
+        return recorded, entry
+
+    def _function(self, function: Any, inputs: list[Any], captured: list[Any]) -> RecordedFunction | None:
+        handles = tuple(id(value) for value in inputs if value.dtype == tf.resource and is_variable(value))
+        key = (id(function), handles)
+        recorded = self._recorded.get(key)
+        if recorded is not None and recorded.function() is function:
+            return recorded
+        known = self._known.get(id(function))
+        if known is None or known[0]() is not function:
+            known = self._known[id(function)] = weakref.ref(function), TrainingFunction(function)
+        training = known[1]
+        if not training.trains:
+            return None
+        program = program_of(training, captured, inputs)
+        if program is None:
+            self._refuse(training)
+            return None
+        made = self._make(training, program)
+        self._recorded[key] = made
+        return made
+
+    def _make(self, training: TrainingFunction, program: TracedProgram) -> RecordedFunction:
+        fetches = bool(training.fetching)
+        variant = Variant(training, program) if fetches or program.outside else None
+        fetch = None
+        if variant is not None and fetches:
+            specs = element_specs(training.function)
+            several = sum(op.type in FETCHES for _, op in training.fetching) > 1
+            fetch = Fetch(variant.kinds, specs[0] if len(specs) == 1 and not several else None)
+        slot = self.session.add_program(program, fetch)
+        in_loop = fetches and training.fetching[0][1].type not in FETCHES
+        optional_kinds = [tensor.dtype for tensor in program.outputs] if in_loop else ()
+        outputs = [] if in_loop else _positions(training, program, variant)
+        return RecordedFunction(weakref.ref(training.function), slot, variant, outputs, optional_kinds, steps_in_call=in_loop)
+
+    def _refuse(self, training: TrainingFunction) -> None:
+        """Say once what cannot be recorded, and which line would record it."""
+        if id(training) in self._refused:
+            return
+        self._refused.add(id(training))
+        name = getattr(training.function, "name", "a tf.function")
+        name = name.decode() if isinstance(name, bytes) else str(name)
+        shown = name.removeprefix("__inference_").rstrip("0123456789").rstrip("_")
+        warnings.warn(
+            f"nanreplay: `{shown}` is not recorded: it trains in a loop over its data inside of one tf.function, where the batches "
+            "cannot be had. To record it, loop in Python: `for batch in data: step(batch)`, with `step` compiled.",
+            stacklevel=2,
+        )
+
+    # After
+
+    def _after(self, recorded: RecordedFunction, entry: StepEntry, flat: list[Any]) -> Suspicion | None:
+        session, variant = self.session, recorded.variant
+        self.trained += 1
+        steps = 1
+        numbers = {name: flat[position] for name, position in recorded.outputs if position < len(flat)}
+        if variant is not None:
+            n_outside = len(recorded.slot.traced.outside)
+            if n_outside and session.ring is not None:
+                session.keeper.hold(session.ring, entry, flat[len(flat) - n_outside :])
+            if variant.batches is not None:
+                steps, numbers = self._fetched(recorded, entry, flat, numbers)
+                if not steps:
+                    session.forget_unfinished()
+                    return None
+        return session.after(recorded.slot, numbers, steps=steps)
+
+    def _fetched(
+        self, recorded: RecordedFunction, entry: StepEntry, flat: list[Any], numbers: Mapping[str, Any]
+    ) -> tuple[int, Mapping[str, Any]]:
+        """How many steps the call ran, and the numbers of the last one."""
+        session = self.session
+        if not recorded.steps_in_call:
+            session.expect_fetched(entry)
+            recorded.untaken += 1
+            if recorded.untaken >= (TAKEN_TOGETHER if 0 < recorded.batch_bytes < SMALL_BYTES else 1):
+                self._take(recorded)
+            return 1, numbers
+        assert recorded.variant is not None and recorded.variant.batches is not None
+        optionals = recorded.variant.batches.take()
+        count = 0 if optionals is None else int(optionals.shape[0])
+        present = [index for index in range(count) if bool(tf.raw_ops.OptionalHasValue(optional=optionals[index]))] if count else []
+        for number in range(len(present)):
+            each = entry if number == 0 else session.follow(entry, number)
+            session.expect_fetched(each)
+        self._give(recorded, optionals, present)
+        if not present or len(flat) != 1:
+            return len(present), {}
+        outputs = components_of(flat[0], recorded.optional_kinds)
+        return len(present), {} if outputs is None else {name: outputs[index] for name, index in recorded.slot.outputs}
+
+    def _take(self, recorded: RecordedFunction) -> None:
+        assert recorded.variant is not None and recorded.variant.batches is not None
+        optionals = recorded.variant.batches.take()
+        recorded.untaken = 0
+        if optionals is not None:
+            self._give(recorded, optionals, range(int(optionals.shape[0])))
+
+    def _give(self, recorded: RecordedFunction, optionals: Any, indices: Sequence[int]) -> None:
+        session = self.session
+        if indices and (not recorded.batch_bytes or recorded.batch_bytes >= SMALL_BYTES):
+            assert recorded.slot.fetch is not None
+            components = components_of(optionals[indices[0]], recorded.slot.fetch.kinds) or []
+            recorded.batch_bytes = size_of([each for each in components if each.dtype not in (tf.variant, tf.resource, tf.string)]) or 1
+        session.fetched(optionals, indices, recorded.batch_bytes)
+        if session.ring is not None:
+            session.keeper.learn_batch(session.ring, recorded.batch_bytes)
+
+    def take_all(self) -> None:
+        """Take what steps have fetched from the queues: a file is about to be written."""
+        for recorded in self._recorded.values():
+            if recorded.untaken:
+                self._take(recorded)
+
+    def _raised(self, recorded: RecordedFunction, entry: StepEntry, error: BaseException) -> None:
+        session = self.session
+        trigger = session.guard(functools.partial(exception_trigger, error))
+        if trigger is None:
+            session.guard(session.forget_unfinished)
+            return
+        session.guard(lambda: self._keep_fetched(recorded, entry))
+        earlier = session.guard(session.flush)
+        self.on_suspicion(earlier or Suspicion(trigger, session.step, is_certain=True))
+
+    def _keep_fetched(self, recorded: RecordedFunction, entry: StepEntry) -> None:
+        """The batch of a step that raised was put into the queue before."""
+        if recorded.variant is None or recorded.variant.batches is None:
+            return
+        if not recorded.steps_in_call:
+            self.session.expect_fetched(entry)
+            self._take(recorded)
+            return
+        optionals = recorded.variant.batches.take()
+        count = 0 if optionals is None else int(optionals.shape[0])
+        for number in range(count):
+            self.session.expect_fetched(entry if number == 0 else self.session.follow(entry, number))
+        self._give(recorded, optionals, range(count))
+        self.session.step += max(0, count - 1)  # the last one that was fetched raised
+
+    def release(self) -> None:
+        """Let go of the functions."""
+        self._known.clear()
+        self._recorded.clear()
+
+
+def _positions(training: TrainingFunction, program: TracedProgram, variant: Variant | None) -> list[tuple[str, int]]:
+    """Where the numbers that the program returns are among the flat outputs of a call."""
+    named = program.layout_of_outputs()
+    if program.graph is training.graph:
+        return named
+    if variant is not None and variant.n_returned:
+        return [(name, variant.n_original + index) for name, index in named]
+    caller = training.innermost[1]
+    if caller is None or caller.graph is not training.graph:
+        return []
+    outputs = [source_of(tensor) for tensor in training.graph.outputs]
+    wanted = {index: name for name, index in named}
+    found = {}
+    for position, tensor in enumerate(outputs):
+        if tensor.op is caller.op and tensor.value_index in wanted:
+            found.setdefault(wanted[tensor.value_index], position)
+    return list(found.items())
+
+
+def look_after_failure(session: Session, result: Any) -> Suspicion | None:
+    """What is not finite after a step that is not recorded any more: a number that it returned, or a variable."""
+    try:
+        for leaf in tf.nest.flatten(result, expand_composites=True):
+            if tf.is_tensor(leaf) and leaf.dtype.is_floating and leaf.shape.rank == 0 and (kind := nonfinite_kind(leaf)):
+                return Suspicion(Trigger("loss", "loss", kind), session.step, is_certain=True)
+        return session.bad_now()
+    except Exception:  # the recorder has failed already; the training goes on
+        return None

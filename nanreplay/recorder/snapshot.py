@@ -1,0 +1,96 @@
+"""What a file is written from: all that a recording holds at one moment, taken out of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from nanreplay.capture.storage import Location
+from nanreplay.program import private_tf
+from nanreplay.program.fetching import components_of
+from nanreplay.recorder.reexecute import Reexecution
+from nanreplay.recorder.ring import Element, StepEntry
+from nanreplay.recorder.settings import Settings
+from nanreplay.recorder.timeline import TimelineRing
+from nanreplay.recorder.variables import VariableTable
+from nanreplay.records import Trigger
+
+if TYPE_CHECKING:
+    from nanreplay.recorder.session import EagerIncident, ProgramSlot, Session
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """The parts of a recording up to one step."""
+
+    settings: Settings
+    trigger: Trigger
+    step: int
+    """The step that was seen to fail, else the last whole one."""
+    entries: Sequence[StepEntry]
+    keyframes: dict[int, dict[int, Any]]
+    programs: Sequence[ProgramSlot]
+    variables: VariableTable
+    watched: Sequence[int]
+    timeline: TimelineRing
+    notes: list[str]
+    written: Sequence[Location]
+    eager: EagerIncident | None
+    proof: Reexecution | None
+    """What a failing eager step gave when it was run once more."""
+    is_scaled: bool
+    step_s: float | None
+    """What a step takes, where that is known."""
+
+
+def take_snapshot(session: Session, trigger: Trigger, step: int, *, keep: bool = False) -> Snapshot:
+    """Take what `session` holds up to `step`; an incident ends its window, so the keyframes go with the snapshot, unless `keep`."""
+    ring = session.ring
+    entries = [] if ring is None else ring.held(step)
+    keyframes = {} if ring is None else {number: dict(values) for number, values in ring.keyframes.items() if number <= step}
+    if ring is not None and not keep and trigger.what in ("loss", "gradient", "variable"):
+        ring.keyframes.clear()
+    eager = session.eager if session.eager is not None and session.eager.step == step else None
+    return Snapshot(
+        settings=session.settings,
+        trigger=trigger,
+        step=step,
+        entries=entries,
+        keyframes=keyframes,
+        programs=tuple(session.programs),
+        variables=session.variables,
+        watched=session.watched,
+        timeline=session.timeline,
+        notes=[*session.notes, *filter(None, [session.keeper.shrunk])],
+        written=tuple(session.written),
+        eager=eager,
+        proof=None if eager is None else eager.proof,
+        is_scaled=session.scales.is_used,
+        step_s=session.keeper.step_s,
+    )
+
+
+def leaves_of(entry: StepEntry, slots: Mapping[str, ProgramSlot]) -> Sequence[Any]:
+    """The arrays of a step's batch, taken out of what it fetched by itself where it did."""
+    if entry.element is None:
+        return entry.leaves
+    slot = slots.get(entry.program)
+    fetch = None if slot is None else slot.fetch
+    return entry.leaves if fetch is None else [*entry.leaves, *decoded(entry.element, fetch.kinds, fetch.spec)]
+
+
+def decoded(element: Element, kinds: Sequence[Any], spec: Any) -> list[Any]:
+    """The arrays of one fetched element.
+
+    Args:
+        element: The element.
+        kinds: DTypes of its flat components.
+        spec: Its spec, where it is known; ragged and sparse tensors, and nothing where None was, need one.
+    """
+    components = components_of(element.optionals[element.index], kinds)
+    if components is None:
+        return []
+    if spec is None:
+        return components
+    return private_tf.decoded_element(spec, components)

@@ -1,0 +1,100 @@
+"""What `Recorder.wrap` returns: a step that is called in place of the user's own, whatever that is."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from nanreplay.program import observe, private_calls
+from nanreplay.recorder.compiled_calls import CompiledCalls
+from nanreplay.recorder.eager_step import EagerStep
+from nanreplay.recorder.session import Session
+
+
+class WrappedStep:
+    """Calls the user's step and records what trains in it.
+
+    A step that only calls compiled functions is recorded as these: each that trains is a step of its own. A step that computes
+    a gradient, or applies one, in Python is one eager step, whatever compiled functions it calls. Which of the two it is shows in
+    the calls themselves. Within a `tf.function` of the user's own the step is part of that function, which is recorded then.
+
+    Args:
+        session: The recording.
+        step: The user's step.
+        calls: Records compiled functions.
+        eager: Records the step as an eager one.
+    """
+
+    def __init__(self, session: Session, step: Callable[..., Any], calls: CompiledCalls, eager: EagerStep) -> None:
+        self._session = session
+        self._step = step
+        self._calls = calls
+        self._eager = eager
+        self._is_compiled: bool | None = True if is_compiled_function(step) else None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the step once; returns what it returns."""
+        if not private_calls.is_top_level():
+            observe.claim_trace(self._calls)
+            return private_calls.converted_now(self._step)(*args, **kwargs)
+        if self._is_compiled and not tf.config.functions_run_eagerly():
+            return self._run_compiled(args, kwargs)
+        if self._is_compiled is False or tf.config.functions_run_eagerly():
+            with observe.listening(self._eager):
+                return self._eager(*args, **kwargs)
+        return self._run_undecided(args, kwargs)
+
+    def _run_compiled(self, args: Any, kwargs: Any) -> Any:
+        before, self._calls.is_eager = self._calls.trained, False
+        with observe.listening(self._calls):
+            result = self._step(*args, **kwargs)
+        if self._calls.is_eager and self._calls.trained == before:
+            self._is_compiled = False
+        return result
+
+    def _run_undecided(self, args: Any, kwargs: Any) -> Any:
+        """Record the call in both ways, until it shows which it is."""
+        calls, before = self._calls, self._calls.trained
+        calls.is_eager, calls.before_step = False, self._eager.forget_call
+        try:
+            with observe.listening(self):
+                result = self._eager(*args, **kwargs)
+        finally:
+            calls.before_step = _nothing
+        if calls.is_eager:
+            self._is_compiled = False
+        elif calls.trained > before:
+            self._is_compiled = True
+        return result
+
+    def call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
+        """Note the variables of a compiled function, then record it if it trains."""
+        self._eager.note_variables([*inputs, *captured])
+        return self._calls.call(function, inputs, captured, run)
+
+    def trained_eagerly(self) -> None:
+        """Note that Python code trains by itself."""
+        self._calls.trained_eagerly()
+
+
+def _nothing() -> None:
+    """Nothing is to be done before a compiled step."""
+
+
+def is_compiled_function(step: Any) -> bool:
+    """Whether a step is a `tf.function` or a ConcreteFunction."""
+    return hasattr(step, "get_concrete_function") or hasattr(step, "structured_input_signature")
+
+
+def as_function(wrapped: Callable[..., Any], step: Any) -> Callable[..., Any]:
+    """A plain function that runs `wrapped`, named and documented as `step`, that AutoGraph leaves to convert what it calls."""
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        return wrapped(*args, **kwargs)
+
+    named = getattr(step, "python_function", step)
+    functools.update_wrapper(recorded, named, updated=())
+    return private_calls.leave_to_caller(recorded)
