@@ -48,13 +48,15 @@ class CompiledProgram:
     ) -> None:
         """Import `graph` and prune it to what the step returned and assigned."""
         self._signature = signature
+        self._stand_in: Any = None
+        """What is fed for a resource that is handed on and that nothing uses."""
         self._extra_fetches = tuple(extra_fetches)
         watch = (signature.watch,) if signature.watch else ()
         self._probe = tuple(probe)
         self.probe_result: dict[str, tuple[bool, bool]] = {}
         """(holds a NaN, holds an infinity) of each probed tensor in the last call."""
         self._fetched = tuple(dict.fromkeys((*signature.outputs, *watch, *extra_fetches, *((_PROBE,) if probe else ()))))
-        graph, places, stand_ins, idle = cut(parse_graph(graph), signature)
+        graph, places, stand_ins, idle, self._unused = cut(parse_graph(graph), signature)
         self._inputs = [*signature.inputs, *signature.fed]
         self._captures = [spec for spec in signature.captures if spec.tensor not in idle]
         feeds = [*(spec.tensor for spec in self._inputs), *(spec.tensor for spec in self._captures)]
@@ -80,11 +82,18 @@ class CompiledProgram:
         """
         kinds = [tensor.dtype for tensor in self._function.inputs]
         fed = [_typed(batch[spec.leaf], kind) for spec, kind in zip(self._inputs, kinds, strict=False)]
-        fed += [capture_feed(spec, variables, constants) for spec in self._captures]
+        fed += [self._capture(spec, variables, constants) for spec in self._captures]
         found = dict(zip(self._fetched, self._call(*fed), strict=True))
         if self._probe:
             self.probe_result = {name: (bool(nan), bool(inf)) for name, (nan, inf) in zip(self._probe, found[_PROBE].numpy(), strict=True)}
         return [found[name] for name in self._signature.outputs], [found[name] for name in self._extra_fetches]
+
+    def _capture(self, spec: CaptureSpec, variables: Sequence[Any], constants: Sequence[Any]) -> Any:
+        if spec.tensor not in self._unused:
+            return capture_feed(spec, variables, constants)
+        if self._stand_in is None:
+            self._stand_in = tf.Variable(0.0, trainable=False)
+        return self._stand_in.handle
 
 
 def capture_feed(spec: CaptureSpec, variables: Sequence[Any], constants: Sequence[Any]) -> Any:

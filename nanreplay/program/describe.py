@@ -19,6 +19,7 @@ from nanreplay.program.trace import TracedProgram, is_variable
 from nanreplay.program.watch import WatchEntry
 from nanreplay.records import CaptureSpec, GradientSpec, InputSpec, OpInfo, ProgramRecord, Signature
 
+_TAPE_GRADIENT = re.compile(r"gradient_tape/(.+)/[^/]+$")
 _SYMBOLIC_GRADIENT = re.compile(r"(?:^|/)gradients(?:_\d+)?/(.+)_grad/")
 
 
@@ -304,7 +305,7 @@ def _add_symbolic(
     order = [owner] if owner is not None else [name for name in graphs if name != function]
     known = {name: {op.name for op in operations[name]} for name in order}
     for op in operations[function]:
-        match = _SYMBOLIC_GRADIENT.search(op.name)
+        match = _SYMBOLIC_GRADIENT.search(op.name) or _TAPE_GRADIENT.match(op.name)
         if match and (function, op.name) not in found:
             target = next(((name, match[1]) for name in order if match[1] in known[name]), None)
             if target is not None:

@@ -74,8 +74,8 @@ class Variant:
         name = f"{definition.signature.name}_{_MOVED}_{next(_serials)}"
         self._registered = [name]
         if training.fetching:
-            self.batches = FetchedBatches(f"{name}_batches")
-            self._tell_fetched(definition, training, f"{name}_batches")
+            self.batches = FetchedBatches(f"nanreplay{name}_batches")
+            self._tell_fetched(definition, training, f"nanreplay{name}_batches")
         self.n_returned = 0
         """How many outputs of the program come after those of the function."""
         if program.graph is training.graph:

@@ -8,7 +8,7 @@ a branch or a function they cannot be had from outside, and are named.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -37,6 +37,12 @@ WRITES_OUTSIDE = frozenset(
     "QueueEnqueue QueueEnqueueV2 QueueEnqueueMany QueueEnqueueManyV2 QueueClose QueueCloseV2".split()
 )
 """Ops that change a table or a queue, of which a replay is given what was read."""
+SUMMARIES = frozenset(
+    "WriteSummary WriteScalarSummary WriteHistogramSummary WriteImageSummary WriteAudioSummary WriteRawProtoSummary "
+    "WriteGraphSummary FlushSummaryWriter CloseSummaryWriter ImportEvent".split()
+)
+"""Ops that write what a training logs, and give nothing back: a replay leaves them out."""
+_LEFT_OUT = WRITES_OUTSIDE | SUMMARIES
 _NOT_HELD = frozenset({tf.resource.as_datatype_enum, tf.variant.as_datatype_enum})
 
 
@@ -112,7 +118,9 @@ class CutGraph(NamedTuple):
     places: Mapping[str, str]
     """Name of a recorded tensor to that of the tensor that ops take in its place, where that is another one."""
     idle: frozenset[str]
-    """Captured resources, by tensor name, that nothing is left to use."""
+    """Captured resources, by tensor name, that no op is left to take."""
+    unused: frozenset[str]
+    """Captured resources that are handed on, to branches and functions, but that nothing uses there."""
 
 
 def cut(graph: Any, signature: Signature) -> CutGraph:
@@ -123,23 +131,64 @@ def cut(graph: Any, signature: Signature) -> CutGraph:
         signature: How the program is called.
     """
     recorded = fed_ops(signature)
-    if not recorded and not any(node.op in WRITES_OUTSIDE for node in graph.node):
-        return CutGraph(graph, {}, {}, frozenset())
+    if not recorded and not any(node.op in _LEFT_OUT for _, node in all_nodes(graph)):
+        return CutGraph(graph, {}, {}, frozenset(), frozenset())
     copied = tf.compat.v1.GraphDef()
     copied.CopyFrom(graph)
     kinds = {node.name: output_types(op_definition(node.op), node) for node in copied.node if node.name in recorded}
     feeds, places, added = _placeholders(signature, kinds, _summed(graph) if signature.compilation == "graph" else frozenset())
     used: set[str] = set()
+    for function in copied.library.function:
+        for node in function.node_def:
+            if node.op in _LEFT_OUT:
+                _leave_out(node)
     for node in copied.node:
-        if node.op in WRITES_OUTSIDE:
-            node.CopyFrom(tf.compat.v1.NodeDef(name=node.name, op="NoOp", input=[name for name in node.input if name.startswith("^")]))
+        if node.op in _LEFT_OUT:
+            _leave_out(node)
         if node.name in recorded:
             node.CopyFrom(added.pop(node.name))
         node.input[:] = [places.get(name if ":" in name else f"{name}:0", name) for name in node.input]
         used.update(name.partition(":")[0] for name in node.input if not name.startswith("^"))
     copied.node.extend(added.values())
     unheld = {spec.tensor for spec in signature.captures if spec.variable is None and spec.constant is None}
-    return CutGraph(copied, feeds, places, frozenset(name for name in unheld if name.rpartition(":")[0] not in used))
+    idle = frozenset(name for name in unheld if name.rpartition(":")[0] not in used)
+    return CutGraph(copied, feeds, places, idle, frozenset(name for name in unheld - idle if not _is_used(copied, name)))
+
+
+def _leave_out(node: Any) -> None:
+    node.CopyFrom(tf.compat.v1.NodeDef(name=node.name, op="NoOp", input=[name for name in node.input if name.startswith("^")]))
+
+
+def _is_used(graph: Any, tensor: str) -> bool:
+    """Whether an op takes a tensor of the main graph, other than to hand it on to a function, a branch or a loop."""
+    functions = {function.signature.name: function for function in graph.library.function}
+    pending: list[tuple[str, Any, str]] = [("", graph.node, tensor.removesuffix(":0"))]
+    seen: set[tuple[str, str]] = set()
+    while pending:
+        where, nodes, name = pending.pop()
+        if (where, name) in seen:
+            continue
+        seen.add((where, name))
+        for node in nodes:
+            for position, source in enumerate(each for each in node.input if not each.startswith("^")):
+                if source.removesuffix(":0") != name:
+                    continue
+                inner = list(_inner_arguments(node, position, functions))
+                if not inner:
+                    return True
+                pending += [(each, functions[each].node_def, argument) for each, argument in inner]
+    return False
+
+
+def _inner_arguments(node: Any, position: int, functions: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(function, argument) pairs that an input of a node is handed on to."""
+    first = 1 if node.op in ("If", "StatelessIf", "Case", "StatelessCase") else 0
+    for value in node.attr.values():
+        for function in [value.func] if value.HasField("func") else value.list.func:
+            if function.name in functions and position >= first:
+                yield function.name, functions[function.name].signature.input_arg[position - first].name
+    if node.op in functions:
+        yield node.op, functions[node.op].signature.input_arg[position].name
 
 
 def _placeholders(

@@ -305,6 +305,12 @@ def is_jit_chosen_by_keras(model: Any) -> bool:
     return bool(config.get("jit_compile", "auto") == "auto")
 
 
+def layers_of(model: Any) -> list[Any]:
+    """A Keras model or layer and all layers within it."""
+    flatten = getattr(model, "_flatten_layers", None)
+    return list(flatten()) if callable(flatten) else []
+
+
 def keras_2_loss_scaling(keras: Any) -> list[Any]:
     """The classes of Keras 2 that scale a loss; the public one is made by a metaclass."""
     module = __import__(f"{keras.__name__}.src.mixed_precision.loss_scale_optimizer", fromlist=["LossScaleOptimizer"])

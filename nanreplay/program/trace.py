@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.program import private_tf
-from nanreplay.program.observation import Observation, merged
+from nanreplay.program.named import told_by_names
+from nanreplay.program.observation import Observation, merged, notes_of
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,16 @@ class TracedProgram:
     """Outputs of ops that another run would not repeat, which are recorded with the batch."""
     sources: Sequence[Any] = ()
     """Ops that fetch the batch; their outputs are the inputs."""
+    layer_names: Collection[str] = ()
+    """Names of the layers that are known, for a function that was traced before anybody looked."""
+    optimizer_names: Collection[str] = ()
 
     @cached_property
     def seen(self) -> Observation:
         """What was noted while the graph, and the functions that it calls, were traced."""
-        found = merged([self.graph, *private_tf.library_graphs(self.graph).values()])
+        graphs = [self.graph, *private_tf.library_graphs(self.graph).values()]
+        noted = any(notes_of(graph, make=False) is not None for graph in graphs)
+        found = merged(graphs) if noted else told_by_names(graphs, self.layer_names, self.optimizer_names)
         found.note_result(list(self.outputs))
         return found
 

@@ -10,7 +10,7 @@ import functools
 import warnings
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import tensorflow as tf
@@ -151,6 +151,8 @@ class CompiledCalls:
         if program is None:
             self._refuse(training)
             return None
+        variables = self.session.variables
+        program = replace(program, layer_names=variables.layer_names, optimizer_names=variables.optimizer_names)
         made = self._make(training, program)
         self._recorded[key] = made
         return made

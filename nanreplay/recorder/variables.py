@@ -21,6 +21,9 @@ class VariableTable:
         self.index: dict[int, int] = {}
         self.born_nonfinite: set[int] = set()
         """Indices of variables that were non-finite before the first step of a training; they are not watched."""
+        self.layer_names: set[str] = set()
+        """Names of the layers of models that were named."""
+        self.optimizer_names: set[str] = set()
         self._known: dict[int, tuple[str, Role]] = {}
         self._known_handles: list[Any] = []
 
@@ -36,12 +39,17 @@ class VariableTable:
 
     def name_model(self, model: Any) -> None:
         """Name the variables of a Keras model or layer."""
+        self.layer_names.update(layer.name for layer in private_tf.layers_of(model))
+        if callable(getattr(model, "get_metrics_result", None)) or hasattr(model, "metrics"):
+            self.name(_metric_variables(model), "metric")
         self.name(getattr(model, "metrics_variables", ()), "metric")
         self.name(getattr(model, "trainable_variables", ()), "trainable")
         self.name(getattr(model, "variables", ()))
 
     def name_optimizer(self, optimizer: Any) -> None:
         """Name the slots and settings of an optimizer."""
+        if isinstance(name := getattr(optimizer, "name", None), str):
+            self.optimizer_names.add(name)
         variables = getattr(optimizer, "variables", ())
         self.name(variables() if callable(variables) else variables, "optimizer")
 
@@ -104,6 +112,11 @@ class VariableTable:
     def sizes(self) -> list[int]:
         """Bytes of each value."""
         return [int(tf.TensorShape(info.shape).num_elements() or 0) * tf.dtypes.as_dtype(info.dtype).size for info in self.infos]
+
+
+def _metric_variables(model: Any) -> list[Any]:
+    """Variables of a model's metrics; Keras 2 knows them by the metrics alone."""
+    return [variable for metric in getattr(model, "metrics", None) or () for variable in getattr(metric, "variables", ())]
 
 
 def _role(variable: Any) -> Role:

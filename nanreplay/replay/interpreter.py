@@ -60,6 +60,7 @@ class Interpreter:
         observer: Observer | None = None,
         on_error: ErrorHandler | None = None,
         cancelled: Callable[[], bool] | None = None,
+        whole_functions: bool = False,
     ) -> list[Any]:
         """Run what `fetches` and `targets` need and return the fetched tensors.
 
@@ -72,6 +73,7 @@ class Interpreter:
             observer: Called after each leaf op; a sequence that it returns replaces the op's outputs.
             on_error: Called with the event when a kernel raises; what it returns are the op's outputs.
             cancelled: Asked before each op; the run stops with `InterpreterCancelled` once it is true.
+            whole_functions: Run functions that the main graph calls by their names as they are, not op by op.
 
         Raises:
             ReplayError: A kernel raised and there is no `on_error`; the kernel's error is the cause.
@@ -81,7 +83,7 @@ class Interpreter:
         tensors = [_as_tensor(value) for value in feeds.values()]
         ids = [ValueId(-1 - i, 0) for i in range(len(tensors))]
         shadows = [Key("fed", id(tensor)) if tensor.dtype == tf.resource else None for tensor in tensors]
-        run = _Run(self.library, self._leaves, given or {}, observer, on_error, cancelled)
+        run = _Run(self.library, self._leaves, given or {}, observer, on_error, cancelled, whole_functions)
         return run.execute(plan, (tensors, ids, shadows), (), self._compile_random)[0]
 
 
@@ -101,6 +103,7 @@ class _Run:
     observer: Observer | None
     on_error: ErrorHandler | None
     cancelled: Callable[[], bool] | None
+    whole_functions: bool = False
     serial: int = 0
     storage: dict[Key, Ids] = field(default_factory=dict)
 
@@ -178,12 +181,21 @@ class _Run:
     def _call(self, plan: Plan, step: Step, given: Values, calls: tuple[Call, ...], compiled: bool) -> Values:
         if step.type in LOOPS:
             return self._loop(plan, step, given, calls, compiled)
+        if self.whole_functions and not plan.function and step.type in self.library.functions:
+            return self._whole(step, given[0])
         callee = step.callees[0]
         if step.kind == "branch":
             callee = _branch(step, given[0][0])
             given = (given[0][1:], given[1][1:], given[2][1:])
         inside = (*calls, Call(plan.function, step.name, step.type, callee, None))
         return self.execute(self.library.function_plan(callee), given, inside, compiled or step.leads_to_xla)
+
+    def _whole(self, step: Step, inputs: list[Any]) -> Values:
+        serial = self.serial
+        self.serial += 1
+        numbers = range(step.n_outputs)
+        outputs = list(self.leaves.run_function(step, inputs))
+        return outputs, [ValueId(serial, k) for k in numbers], [None for _ in numbers]
 
     def _loop(self, plan: Plan, step: Step, given: Values, calls: tuple[Call, ...], compiled: bool) -> Values:
         condition, body = step.callees

@@ -10,18 +10,15 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.errors import UnsupportedOpError
-from nanreplay.program import private_tf
+from nanreplay.program import private_calls, private_tf
 from nanreplay.program.functions import rename_mentions
 from nanreplay.program.nodes import count_outputs
-from nanreplay.program.outside import WRITES_OUTSIDE
+from nanreplay.program.outside import SUMMARIES, WRITES_OUTSIDE
 from nanreplay.program.safety import PYTHON_OPS
 from nanreplay.replay.attributes import decode_attributes, decode_constant
 from nanreplay.replay.plan import Library, Step
 
-SILENT = frozenset(
-    "NoOp ControlTrigger PrintV2 WriteSummary WriteScalarSummary WriteHistogramSummary WriteImageSummary "
-    "WriteAudioSummary WriteRawProtoSummary WriteGraphSummary FlushSummaryWriter CloseSummaryWriter ImportEvent".split()
-)
+SILENT = frozenset("NoOp ControlTrigger PrintV2".split()) | SUMMARIES
 """Ops that have no output and only talk to the outside: a replay leaves them out."""
 RANDOM = frozenset(
     "StatelessRandomUniform StatelessRandomUniformV2 StatelessRandomUniformInt StatelessRandomUniformIntV2 "
@@ -83,6 +80,12 @@ class LeafRunner:
             self._compiled[key] = _compile(step)
         outputs: Sequence[Any] = self._compiled[key](*inputs)
         return outputs
+
+    def run_function(self, step: Step, inputs: list[Any]) -> Sequence[Any]:
+        """Run a whole function of the library, compiled, as an eager step ran it."""
+        if not self._library.registered:
+            self._register()
+        return private_calls.run_function(self._library.registered[step.callees[0]], step.n_outputs, inputs)
 
     def _prepare(self, step: Step) -> None:
         if not self._library.registered:

@@ -102,7 +102,7 @@ class Program:
             return self.run_ops(batch, variables, fetches=[signature.watch])[signature.watch].numpy()
         gradients = {f"{spec.variable}": spec.tensor for spec in signature.gradients}
         names = list(dict.fromkeys([*signature.losses, *signature.outputs, *gradients.values()]))
-        found = self.run_ops(batch, variables, fetches=names)
+        found = self.run_ops(batch, variables, fetches=names, whole_functions=mode == "recorded")
         return fingerprint_of(
             signature.watch_layout,
             losses=[found[name] for name in signature.losses],
@@ -180,15 +180,19 @@ class Program:
         observer: Observer | None = None,
         on_error: ErrorHandler | None = None,
         cancelled: Callable[[], bool] | None = None,
+        whole_functions: bool = False,
     ) -> dict[str, Any]:
-        """Run op by op and return the fetched tensors by name; `update` runs all that the step does."""
+        """Run op by op and return the fetched tensors by name; `update` runs all that the step does.
+
+        With `whole_functions`, compiled functions that an eager step called run compiled.
+        """
         if self._interpreter is None:
             self._interpreter = Interpreter(self.graph, compile_random=self.signature.compilation == "xla")
         targets = self.signature.control_outputs if update else ()
         wanted = list(dict.fromkeys([*fetches, *(self.signature.outputs if update else ())]))
         tensors = self._interpreter.run(
             self.feeds(batch, variables), wanted, targets=targets, given=self.given(batch),
-            observer=observer, on_error=on_error, cancelled=cancelled,
+            observer=observer, on_error=on_error, cancelled=cancelled, whole_functions=whole_functions,
         )  # fmt: skip
         return dict(zip(wanted, tensors, strict=True))
 
@@ -213,8 +217,9 @@ class Program:
 
     @cached_property
     def _idle(self) -> frozenset[str]:
-        """Captured resources (tables, iterators) that are used only by ops that do not run again."""
-        return cut(self.graph, self.signature).idle
+        """Captured resources (tables, iterators, writers of logs) that are used only by ops that do not run again."""
+        found = cut(self.graph, self.signature)
+        return found.idle | found.unused
 
     @cached_property
     def _stand_in(self) -> Any:
