@@ -39,12 +39,16 @@ def attention_scores_that_were_scaled_too_late(path: Path, fix: str | None) -> N
 
 @bug(
     step=1, phase="forward", ops=("RealDiv",), layer="share", rows=(4,), causes=("fp16_underflow", "zero_over_zero"),
-    prevents=("float32",), fails=("clipnorm", "lr"), prevents_in_code=("larger_epsilon",),
+    prevents=("epsilon=1e-3",), fails=("clipnorm", "lr"), prevents_in_code=("float32",),
     fails_in_code=("smaller_epsilon",),
 )  # fmt: skip
 def epsilon_that_float16_rounds_to_zero(path: Path, fix: str | None) -> None:
-    """x / (sum(x) + 1e-8) under mixed precision: the epsilon is there, and it is 0 in float16."""
-    epsilon = {"larger_epsilon": 1e-4, "smaller_epsilon": 1e-10}.get(fix or "", 1e-8)
+    """x / (sum(x) + 1e-8) under mixed precision: the epsilon is there, and it is 0 in float16.
+
+    The recorded program holds that 0, in float32 too. Whether its NaN reaches the loss there is up to the processor: relu as
+    oneDNN computes it makes 0 of NaN.
+    """
+    epsilon = {"epsilon": 1e-3, "smaller_epsilon": 1e-10}.get(fix or "", 1e-8)
     with mixed_float16(fix):
 
         def share(x: Any) -> Any:
