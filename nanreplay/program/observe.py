@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import tensorflow as tf
 
@@ -285,7 +285,7 @@ def _listener_for(function: Any) -> CallListener | None:
         return _thread.listener
     owner = notes_of(private_calls.func_graph(function), make=False)
     if owner is not None and owner.listener is not None and (listener := owner.listener()) is not None:
-        return listener
+        return cast("CallListener", listener)
     return ambient[-1] if ambient else None
 
 
@@ -359,7 +359,7 @@ def _observed_apply_gradients(original: Any) -> Any:
     def apply_gradients(optimizer: Any, grads_and_vars: Any, *args: Any, **kwargs: Any) -> Any:
         pairs = list(grads_and_vars)
         _note_update(optimizer, [gradient for gradient, _ in pairs], [variable for _, variable in pairs])
-        with region("optimizer", getattr(optimizer, "name", None) or getattr(optimizer, "_name", "optimizer")):
+        with region("optimizer", str(getattr(optimizer, "name", None) or getattr(optimizer, "_name", "optimizer"))):
             return original(optimizer, pairs, *args, **kwargs)
 
     return apply_gradients

@@ -191,7 +191,7 @@ class CompiledCalls:
         session, variant = self.session, recorded.variant
         self.trained += 1
         steps = 1
-        numbers = {name: flat[position] for name, position in recorded.outputs if position < len(flat)}
+        numbers: Mapping[str, Any] = {name: flat[position] for name, position in recorded.outputs if position < len(flat)}
         if variant is not None:
             n_outside = len(recorded.slot.traced.outside)
             if n_outside and session.ring is not None:
@@ -293,7 +293,7 @@ def _positions(training: TrainingFunction, program: TracedProgram, variant: Vari
         return []
     outputs = [source_of(tensor) for tensor in training.graph.outputs]
     wanted = {index: name for name, index in named}
-    found = {}
+    found: dict[str, int] = {}
     for position, tensor in enumerate(outputs):
         if tensor.op is caller.op and tensor.value_index in wanted:
             found.setdefault(wanted[tensor.value_index], position)

@@ -125,7 +125,7 @@ def confirm(snapshot: Snapshot) -> bool | None:
     clean = last_clean(snapshot)
     base = max((step for step in window.keyframes if step <= clean + 1), default=min(window.keyframes))
     batches = {step: batch for step, batch in window.batches.items() if step >= base}
-    wanted = Wanted((), clean + 1, clean + 1, snapshot.variables.born_nonfinite, is_scaled=snapshot.is_scaled)
+    wanted = Wanted((), clean + 1, clean + 1, snapshot.variables.born_nonfinite)
     try:
         local = {name: local_program(program) for name, program in window.programs.items()}
         keyframes = {step: dict(values) for step, values in window.keyframes.items()}
@@ -291,7 +291,7 @@ def _reexecute(snapshot: Snapshot, window: Window, share: Share, out: CaptureWri
     batches = {step: batch for step, batch in window.batches.items() if step >= base}
     full = [step for step in full if step in share.full]
     progress.stage("replaying the steps for", len(batches))
-    wanted = Wanted(full, first, clean + 1 if dates else window.step + 1, snapshot.variables.born_nonfinite, is_scaled=snapshot.is_scaled)
+    wanted = Wanted(full, first, clean + 1 if dates else window.step + 1, snapshot.variables.born_nonfinite)
 
     def on_full(kind: Kind, step: int, values: Mapping[int, Any]) -> None:
         out.values(kind, step, values)

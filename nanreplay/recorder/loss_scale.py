@@ -27,11 +27,6 @@ class LossScales:
         if hasattr(optimizer, "initial_scale") and hasattr(optimizer, "inner_optimizer"):
             self._optimizers.append(optimizer)
 
-    @property
-    def is_used(self) -> bool:
-        """Whether any loss is scaled."""
-        return bool(self._optimizers)
-
     def before(self) -> None:
         """A step begins."""
         if self._optimizers:

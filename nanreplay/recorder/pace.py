@@ -77,13 +77,15 @@ class LookPace:
 
     def __init__(self) -> None:
         self.every = 1
+        self.is_always = False
+        """Whether every step is looked at, whatever it costs."""
         self._last = -1
         self._seen = 0
         self._look_s: deque[float] = deque(maxlen=8)
 
     def is_due(self, step: int, steps: int, wanted: bool) -> bool:
         """Whether to look after `step`, the last of `steps` that ran in one call."""
-        due = wanted or self._seen < FIRST_LOOKS or step - self._last + steps - 1 >= self.every
+        due = wanted or self.is_always or self._seen < FIRST_LOOKS or step - self._last + steps - 1 >= self.every
         self._seen += 1
         if due:
             self._last = step

@@ -50,8 +50,6 @@ class Wanted:
     """First step that may have been the first to fail."""
     ignored: Collection[int]
     """Variables that were non-finite before training began."""
-    is_scaled: bool = False
-    """Whether updates with a non-finite gradient are skipped, which is no incident."""
 
 
 class Reexecutor:
@@ -189,7 +187,7 @@ class Reexecutor:
         variables: Sequence[Any],
         wanted: Wanted,
     ) -> Trigger | None:
-        """What the step made non-finite: its loss, else a gradient that was not skipped, else a variable."""
+        """What the step made non-finite: its loss, else a gradient that reached a variable, else a variable."""
         signature = self._programs[batch.program].signature
         returned = dict(zip(signature.outputs, outputs, strict=True))
         losses = asked[0] or [returned.get(name) for name in signature.losses]
@@ -197,13 +195,11 @@ class Reexecutor:
             if loss is not None and (kind := nonfinite_kind(real(loss))):
                 return Trigger("loss", signature.loss_name(number), kind)
         bad = next((index for index, info in enumerate(self._infos) if self._is_bad(index, info, variables, wanted.ignored)), None)
-        if bad is None and not asked[1]:
-            return None
-        if bad is not None or not wanted.is_scaled:
+        if bad is not None:
             for index, gradient in asked[1].items():
-                if kind := nonfinite_kind(gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient):
-                    if bad is not None:
-                        return Trigger("gradient", self._infos[index].path, kind)
+                kind = nonfinite_kind(gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient)
+                if kind:
+                    return Trigger("gradient", self._infos[index].path, kind)
         return None if bad is None else Trigger("variable", self._infos[bad].path, nonfinite_kind(read_variable(variables[bad].handle)))
 
     def _is_bad(self, index: int, info: VariableInfo, variables: Sequence[Any], ignored: Collection[int]) -> bool:

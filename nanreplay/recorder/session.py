@@ -394,17 +394,19 @@ class Session:
         if sums is None or bool(np.isfinite(sums).all()):
             return None
         for index, total in zip(watched, sums, strict=True):
-            if not np.isfinite(total) and index not in self.variables.born_nonfinite:
-                if nonfinite_kind(read_variable(self.variables.handles[index])):
-                    return index
+            if np.isfinite(total) or index in self.variables.born_nonfinite:
+                continue
+            if nonfinite_kind(read_variable(self.variables.handles[index])):
+                return index
         return None
 
     def bad_now(self) -> Suspicion | None:
         """A variable that is not finite now, whatever the state of the recording."""
         for index, (handle, info) in enumerate(zip(self.variables.handles, self.variables.infos, strict=True)):
-            if info.role not in ("metric", "seed") and index not in self.variables.born_nonfinite:
-                if nonfinite_kind(read_variable(handle)):
-                    return Suspicion(variable_trigger(self.variables, index), self.step, is_certain=True)
+            if info.role in ("metric", "seed") or index in self.variables.born_nonfinite:
+                continue
+            if nonfinite_kind(read_variable(handle)):
+                return Suspicion(variable_trigger(self.variables, index), self.step, is_certain=True)
         return None
 
     def look_now(self) -> Suspicion | None:

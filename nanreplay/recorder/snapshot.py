@@ -39,7 +39,6 @@ class Snapshot:
     eager: EagerIncident | None
     proof: Reexecution | None
     """What a failing eager step gave when it was run once more."""
-    is_scaled: bool
     step_s: float | None
     """What a step takes, where that is known."""
 
@@ -66,7 +65,6 @@ def take_snapshot(session: Session, trigger: Trigger, step: int, *, keep: bool =
         written=tuple(session.written),
         eager=eager,
         proof=None if eager is None else eager.proof,
-        is_scaled=session.scales.is_used,
         step_s=session.keeper.step_s,
     )
 

@@ -85,7 +85,7 @@ def compare_step(
         measured = layout.measured(found) & layout.measured(held)
         for element in np.flatnonzero(measured & ~(np.isnan(found) & np.isnan(held)) & (found != held)):
             ulp = ulp_distance(found[element : element + 1], held[element : element + 1])
-            name = _readable(signature, element, paths)
+            name = _readable(signature, int(element), paths)
             differences.append(Difference(name, float(held[element]), float(found[element]), ulp))
     else:
         recorded = None

@@ -6,8 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from nanreplay.capture import Capture
-from nanreplay.records import ArrayLike, BatchRecord, Signature, VariableInfo
+from nanreplay.program.fingerprint import was_measured
+from nanreplay.records import BatchRecord, Signature, VariableInfo
 from nanreplay.replay import StepResult
 from nanreplay.replay.compare import compare_step
 from nanreplay.today.match import is_setting, match_variables
@@ -25,21 +28,23 @@ def step_results(capture: Capture, renamed: Mapping[str, str], run: TodayRun) ->
     named = _recorded_indices(capture.variables_info, run.session.variables.infos, renamed)
     paths = [info.path for info in capture.variables_info]
     results = []
-    for row in run.session.timeline.rows:
-        names = tuple(_renumbered(name, named) for name in row.layout)
-        batch = capture.batch(row.step)
+    ring = run.session.ring
+    for entry in [] if ring is None else ring.entries:
+        if entry.fingerprint is None:
+            continue
+        own = {_renumbered(name, named): value for name, value in entry.fingerprint.items()}
+        recorded = _recorded_numbers(capture, capture.batch(entry.step))
+        names = tuple(name for name in own if name in recorded) or tuple(own)
         signature = Signature("graph", (), (), watch_layout=names, loss_scaled="loss_scale" in names)
+        held = np.array([recorded[name] for name in names]) if names and all(name in recorded for name in names) else None
+        with np.errstate(over="ignore"):
+            values = np.array([own[name] for name in names]).astype(np.float32 if held is None else held.dtype)
         found = compare_step(
-            row.step,
-            signature,
-            row.values,
-            _in_order(capture, batch, names),
-            paths=paths,
-            count_skips=False,
-            bad_variable=lambda i: "",
-        )
-        is_bad = row.step == run.failed
-        results.append(replace(found, finite=not is_bad, nonfinite=run.trigger if is_bad else None))
+            entry.step, signature, values, held, paths=paths, count_skips=False, bad_variable=lambda i: "",
+        )  # fmt: skip
+        is_bad = entry.step == run.failed
+        loss = next((float(value) for name, value in own.items() if name.startswith("loss:")), found.loss)
+        results.append(replace(found, finite=not is_bad, nonfinite=run.trigger if is_bad else None, loss=loss))
     if run.failed is not None and all(result.step != run.failed for result in results):  # it raised before it was watched
         results.append(StepResult(run.failed, False, run.trigger, None, None, None, None))
     return tuple(results)
@@ -58,23 +63,18 @@ def _recorded_indices(recorded: Sequence[VariableInfo], today: Sequence[Variable
 def _renumbered(name: str, named: Sequence[int]) -> str:
     """An element's name with the recorded variable's index; -1 is one that the recording does not have."""
     kind, _, subject = name.partition(":")
-    if not subject or kind == "loss":
+    if not subject or kind in ("loss", "logged"):
         return name
     index = int(subject)
     return f"{kind}:{named[index] if 0 <= index < len(named) else -1}"
 
 
-def _in_order(capture: Capture, batch: BatchRecord, names: Sequence[str]) -> ArrayLike | None:
-    """The recorded fingerprint in the order of today's; None when today's step does not watch all that the recorded one did.
-
-    An optimizer's slots need not be watched: they follow from the gradients and the weights.
-    """
+def _recorded_numbers(capture: Capture, batch: BatchRecord) -> dict[str, Any]:
+    """What was recorded of a step, by name of the element; what was not measured is left out."""
     program = batch.program or capture.batch(capture.incident.step).program
     held = list(capture.signature(program).watch_layout) if program else []
     values: Any = batch.fingerprint
-    if values is None or len(held) != len(values) or len(set(names)) != len(names) or not set(names) <= set(held):
-        return None
-    unseen = [int(name.partition(":")[2] or -1) for name in set(held) - set(names)]
-    if any(index < 0 or capture.variables_info[index].role != "optimizer" for index in unseen):
-        return None
-    return values[[held.index(name) for name in names]]
+    if values is None or len(held) != len(values):
+        return {}
+    pairs = zip(held, np.asarray(values), strict=True)
+    return {name: value for name, value in pairs if was_measured(name, float(value)) and not name.startswith("logged:")}

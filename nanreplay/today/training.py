@@ -8,22 +8,24 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.errors import ModelError
-from nanreplay.program import private_tf
+from nanreplay.program import observe, private_distribution, private_tf
 from nanreplay.program.outside import is_outside
 from nanreplay.program.safety import all_nodes
+from nanreplay.program.steps import TrainingFunction, program_of
+from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerStep
-from nanreplay.recorder.fit import check_model, traced_train_step
-from nanreplay.recorder.graph_step import GraphStep, leaf_paths
-from nanreplay.recorder.loop import traced_step
+from nanreplay.recorder.fit import check_model
 from nanreplay.recorder.session import Session
 from nanreplay.recorder.settings import Settings
+from nanreplay.recorder.trigger import Suspicion
 from nanreplay.recorder.variables import VariableTable
+from nanreplay.recorder.wrapped_step import WrappedStep, is_compiled_function
 from nanreplay.records import ArrayLike, BatchRecord, Compilation, Trigger
 from nanreplay.replay.state import as_type
 from nanreplay.today.factory import Training, raised
 from nanreplay.today.structure import arguments_for, batch_of
 
-OnIncident = Callable[[Trigger, int], None]
+OnSuspicion = Callable[[Suspicion], None]
 _LARGE_BYTES = 2**50
 
 
@@ -47,8 +49,7 @@ class TodayStep:
             if compilation != "eager" and private_tf.is_jit_chosen_by_keras(training.model):
                 training.model.jit_compile = compilation == "xla"
         self._session = self._new_session(Settings(""), 0)
-        self._traced: Any = None
-        self._bare: Any = None
+        self._compiled: Any = None
         self.draws: tuple[str, ...] = ()
         """Types of ops in the step that give something else in every run (random draws whose state is no variable)."""
 
@@ -69,7 +70,7 @@ class TodayStep:
         """Whether the step runs as plain Python."""
         if self._step is None:
             return bool(self.training.model.run_eagerly)
-        return not (hasattr(self._step, "get_concrete_function") and hasattr(self._step, "python_function"))
+        return not is_compiled_function(self._step)
 
     def arguments(self, batch: BatchRecord) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
         """How the step is called with a recorded batch.
@@ -92,16 +93,21 @@ class TodayStep:
         if self.is_eager:
             self._run_once(args, kwargs)
             return
+        release = observe.install()
         try:
-            session, model = self._session, self.training.model
-            self._traced, self._bare = (
-                traced_train_step(model, session) if self._step is None else (traced_step(session, self._step), self._step)
-            )
-            program = self._traced.program(*args, **kwargs)
-            session.add_program(program, leaf_paths(args))
-            self._note_draws(node.op for _, node in all_nodes(program.trace.graph.as_graph_def()))
+            self._compiled = _train_step_function(self.training.model) if self._step is None else self._step
+            function = self._compiled.get_concrete_function(*args, **kwargs)
+            training = TrainingFunction(function)
+            flat = [leaf for leaf in tf.nest.flatten((args, kwargs), expand_composites=True) if tf.is_tensor(leaf)]
+            program = program_of(training, function.captured_inputs, flat)
+            if program is None:
+                raise ModelError(f"{self.training.name}: the step fetches its data by itself; give one that takes a batch.")
+            self._session.add_program(program)
+            self._note_draws(node.op for _, node in all_nodes(program.graph.as_graph_def()))
         except Exception as error:
             raise raised(f"{self.training.name}: today's training step does not take the recorded batch", error) from error
+        finally:
+            release()
 
     def _run_once(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         session = self._session
@@ -109,7 +115,7 @@ class TodayStep:
         types: set[str] = set()
         undo = private_tf.add_op_callback(_note_types(types))
         try:
-            EagerStep(session, self._function, lambda trigger, step: None)(*args, **kwargs)
+            self.runner(session, lambda suspicion: None)(*args, **kwargs)
         except Exception as raised_by_step:  # a check of the step's own, perhaps: what it made by then may be all there is
             error = raised_by_step
         finally:
@@ -154,19 +160,40 @@ class TodayStep:
         settings = Settings(path, window=steps, memory_limit=_LARGE_BYTES, history=max(steps, 1), max_skipped=max_skipped)
         return TodayRun(self, self._new_session(settings, first))
 
-    def runner(self, session: Session, on_incident: OnIncident) -> Callable[..., Any]:
+    def runner(self, session: Session, on_suspicion: OnSuspicion) -> Callable[..., Any]:
         """Runs the step and records it in a session."""
-        if self.is_eager:
-            return EagerStep(session, self._function, on_incident)
-        return GraphStep(session, self._traced, self._bare, on_incident)
+        calls = CompiledCalls(session, on_suspicion)
+        step = self._function if self.is_eager else self._compiled
+        wrapped = WrappedStep(session, step, calls, EagerStep(session, step, on_suspicion))
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            release = observe.install()
+            try:
+                return wrapped(*args, **kwargs)
+            finally:
+                release()
+
+        return run
 
     def _new_session(self, settings: Settings, first: int) -> Session:
         session = Session(settings, step=first)
+        session.looks.is_always = True
         for each in tf.nest.flatten(self.training.model):
             session.variables.name_model(each)
         for each in tf.nest.flatten(self.training.optimizer):
             session.variables.name_optimizer(each)
         return session
+
+
+def _train_step_function(model: Any) -> Any:
+    """The compiled train step of a Keras model, as Keras makes it, that takes a batch."""
+    reduced = private_distribution.replica_reducer(model.distribute_strategy)
+
+    @tf.autograph.experimental.do_not_convert  # type: ignore[untyped-decorator]
+    def one_step_on_data(data: Any) -> Any:
+        return reduced(model.distribute_strategy.run(model.train_step, args=(data,)))
+
+    return tf.function(one_step_on_data, reduce_retracing=True, jit_compile=model.jit_compile)
 
 
 def _note_types(found: set[str]) -> Callable[..., None]:
@@ -197,8 +224,8 @@ class TodayRun:
         self._step = step
         self._run = step.runner(session, self._note)
 
-    def _note(self, trigger: Trigger, step: int) -> None:
-        self.trigger, self.failed = trigger, step
+    def _note(self, suspicion: Suspicion) -> None:
+        self.trigger, self.failed = suspicion.trigger, suspicion.step
 
     def ignore(self, indices: Iterable[int]) -> None:
         """Leave variables (of the step's table) out of what counts: they were non-finite before the first step."""
@@ -221,8 +248,8 @@ class TodayRun:
             self.raised = error
         found = self.session.flush()  # on a GPU steps are looked at late, unless one asks
         if found is not None:
-            self._note(*found)
-        if self.session.detached:
+            self._note(found)
+        if not self.session.lifecycle.is_active:
             raise ModelError(f"{self._step.training.name}: today's training step could not be recorded.")
         return self.trigger is None
 
