@@ -20,6 +20,7 @@ from nanreplay import __version__
 from nanreplay.commands.exits import FINITE, UNREADABLE, fail
 
 COMMANDS = {
+    "run": "Run a program as it is, and record whatever trains in it.",
     "demo": "Train a small model into a NaN, replay it and name the op.",
     "info": "Say what a capture holds.",
     "replay": "Replay the recorded steps and compare them bit for bit, or run them through today's code.",

@@ -191,8 +191,15 @@ def region(kind: RegionKind, name: str = "") -> Iterator[None]:
 # Replacing functions
 
 
-def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
-    """Replace a method by one that notes; `make(original)` is called where there is something to note it in."""
+def _patch(owner: Any, name: str, make: Callable[[Any], Any], *, tells_eager: bool = False) -> None:
+    """Replace a method by one that notes; `make(original)` is called where there is something to note it in.
+
+    Args:
+        owner: Class of the method.
+        name: Its name.
+        make: Given the original, makes the one that notes.
+        tells_eager: Whether a call in Python, in no recorded step, is told to those that record whatever trains.
+    """
     original = getattr(owner, name)
     inherited = name not in vars(owner)
 
@@ -200,12 +207,19 @@ def _patch(owner: Any, name: str, make: Callable[[Any], Any]) -> None:
     def observed(*args: Any, **kwargs: Any) -> Any:
         seen = _notes()
         if seen is None or seen.failed is not None:
+            if tells_eager and ambient and _is_unseen_eager():
+                ambient[-1].trained_eagerly()
             return original(*args, **kwargs)
         return _run(seen, make, original, args, kwargs)
 
     setattr(owner, name, observed)
     PATCHED.append((owner, name))
     _undo.callback(functools.partial(delattr, owner, name) if inherited else functools.partial(setattr, owner, name, original))
+
+
+def _is_unseen_eager() -> bool:
+    """Whether Python code trains in this thread that no recorder has been told of."""
+    return not _thread.is_muted and _thread.listener is None and tf.executing_eagerly()
 
 
 def _run(seen: Observation, make: Callable[[Any], Any], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
@@ -310,7 +324,7 @@ def _patch_keras() -> None:
 def _patch_keras_3(keras: Any) -> None:
     _patch(keras.layers.Layer, "__call__", _observed_layer_call)
     for optimizer in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer):
-        _patch(optimizer, "apply", _observed_apply)
+        _patch(optimizer, "apply", _observed_apply, tells_eager=True)
         _patch(optimizer, "scale_loss", _observed_scale_loss)
 
 
@@ -319,7 +333,7 @@ def _patch_keras_2(keras: Any) -> None:
     for name in ("Optimizer", "legacy.Optimizer", "experimental.Optimizer"):
         optimizer = functools.reduce(lambda found, part: getattr(found, part, None), name.split("."), keras.optimizers)
         if optimizer is not None and "apply_gradients" in vars(optimizer):
-            _patch(optimizer, "apply_gradients", _observed_apply_gradients)
+            _patch(optimizer, "apply_gradients", _observed_apply_gradients, tells_eager=True)
     for scaling in private_tf.keras_2_loss_scaling(keras):
         _patch(scaling, "apply_gradients", _observed_apply_gradients)
         _patch(scaling, "get_scaled_loss", _observed_scale_loss)
@@ -422,15 +436,9 @@ def _observed_gradient(original: Any) -> Any:
         if seen is not None:
             _tell_eager()
             flat = [private_distribution.component(source) for source in tf.nest.flatten(sources)]
-            seen.tape_gradients.append(
-                TapeGradient(
-                    tf.nest.flatten(target),
-                    flat,
-                    tf.nest.flatten(gradients),
-                    private_distribution.current_replica(),
-                    private_calls.is_tape_recording(),
-                )  # fmt: skip
-            )
+            replica, is_inner = private_distribution.current_replica(), private_calls.is_tape_recording()
+            targets, found = tf.nest.flatten(target), tf.nest.flatten(gradients)
+            seen.tape_gradients.append(TapeGradient(targets, flat, found, replica, is_inner))
         return gradients
 
     return gradient

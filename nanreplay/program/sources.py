@@ -5,21 +5,26 @@ from __future__ import annotations
 import linecache
 import sysconfig
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
-import keras
 import tensorflow as tf
 
 from nanreplay.records import Frame
 
 Sources = Literal["lines", "none"]
 
+
+def _folders(*names: str) -> list[Path]:
+    """Where packages are, imported or not."""
+    found = [find_spec(name) for name in names]
+    return [Path(spec.origin).resolve().parent for spec in found if spec is not None and spec.origin]
+
+
+_STDLIB = sysconfig.get_paths()["stdlib"]
 _PACKAGE = str(Path(__file__).resolve().parents[1])
-_LIBRARIES = tuple(
-    str(path) + "/"
-    for path in (Path(tf.__file__).resolve().parent, Path(keras.__file__).resolve().parent, _PACKAGE, sysconfig.get_paths()["stdlib"])
-)
+_LIBRARIES = tuple(str(path) + "/" for path in (Path(tf.__file__).resolve().parent, *_folders("keras", "tf_keras"), _PACKAGE, _STDLIB))
 
 
 class SourceTable:

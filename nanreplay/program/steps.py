@@ -313,7 +313,7 @@ def _is_data_spec(leaf: Any) -> bool:
 
 
 def _paths_of_specs(graph: Any, count: int) -> list[str]:
-    args, kwargs = graph.structured_input_signature or ((), {})
+    args, kwargs = graph.structured_input_signature or (tuple[Any, ...](), {})
     only = args[0] if len(args) == 1 and not kwargs else (*args,) if not kwargs else (*args, kwargs)
     found = [path for path, leaf in private_tf.flatten_with_paths(only) if _is_data_spec(leaf)]
     return found if len(found) == count else [str(number) for number in range(count)]

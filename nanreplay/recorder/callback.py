@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any, Literal
 
@@ -15,6 +15,8 @@ import tensorflow as tf
 from nanreplay.capture.storage import Location
 from nanreplay.errors import AttachError, NonFiniteError
 from nanreplay.program import observe
+from nanreplay.program.trace import is_float_variable
+from nanreplay.recorder.ambient import Ambient
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerStep
 from nanreplay.recorder.ending import Ending
@@ -86,6 +88,9 @@ class Recorder(keras.callbacks.Callback):
         self._incidents = Incidents(self._session, self._stop_training, self._calls.take_all)
         self._ending = Ending(self._session, self._uninstall)
         self._ending.before_writing = self._calls.take_all
+        self._ambient: Ambient | None = None
+        self._handles: dict[int, Any] = {}
+        """Handles by id, for telling one training from another."""
         self._replaced: EagerTrainStep | DistributedBatches | None = None
         self._release_hooks: Callable[[], None] | None = None
         self._session.guard(lambda: remove_leftovers(self._session.settings.path))
@@ -106,16 +111,45 @@ class Recorder(keras.callbacks.Callback):
         return self._session.lifecycle.is_stopped
 
     def __enter__(self) -> Recorder:
+        """Record whatever trains within the block, each training in a file of its own."""
+        self._session.guard(self._record_block)
         return self
+
+    def _record_block(self) -> None:
+        first = [self]
+        self._ambient = Ambient(lambda: first.pop() if first else self.__deepcopy__({}))
+        self._ambient.start()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         if error is not None:
             self._ending.ended_by(error)
         try:
+            if self._ambient is not None:
+                self._ambient.stop()
             self.close()
         except NonFiniteError:
             if error is None:  # an error on its way out goes on; the capture has been written
                 raise
+
+    def record_call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
+        """Run a compiled function that trains, and record it."""
+        self._hook()
+        self._ending.begin_step()
+        try:
+            result = self._calls.call(function, inputs, captured, run)
+        except BaseException as error:
+            self._ending.ended_by(error)
+            raise
+        self._ending.end_step()
+        return result
+
+    def knows(self, handles: Sequence[Any]) -> bool:
+        """Whether one of these handles is that of a variable of this training."""
+        return any(id(handle) in self._handles for handle in handles)
+
+    def remember(self, handles: Sequence[Any]) -> None:
+        """These handles are part of this training."""
+        self._handles.update({id(handle): handle for handle in handles if is_float_variable(handle)})
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
         """A recorder of its own with the same arguments: searches copy their callbacks for each trial."""
@@ -293,6 +327,7 @@ class Recorder(keras.callbacks.Callback):
             self._session.guard(self._ending.leave)
             self._session.guard(self._session.release)
             self._calls.release()
+            self._handles.clear()
             self._session.lifecycle.note(Event.CLOSE)
 
 

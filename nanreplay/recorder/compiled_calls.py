@@ -51,6 +51,10 @@ class RecordedFunction:
     untaken: int = 0
     """Batches that are in the queue."""
 
+    def take(self) -> Any:
+        """All that is in the queue: a vector of Optionals; None for nothing."""
+        return None if self.variant is None or self.variant.batches is None else self.variant.batches.take()
+
 
 @dataclass
 class CompiledCalls:
@@ -214,8 +218,7 @@ class CompiledCalls:
             if recorded.untaken >= (TAKEN_TOGETHER if 0 < recorded.batch_bytes < SMALL_BYTES else 1):
                 self._take(recorded)
             return 1, numbers
-        assert recorded.variant is not None and recorded.variant.batches is not None
-        optionals = recorded.variant.batches.take()
+        optionals = recorded.take()
         count = 0 if optionals is None else int(optionals.shape[0])
         present = [index for index in range(count) if bool(tf.raw_ops.OptionalHasValue(optional=optionals[index]))] if count else []
         for number in range(len(present)):
@@ -228,8 +231,7 @@ class CompiledCalls:
         return len(present), {} if outputs is None else {name: outputs[index] for name, index in recorded.slot.outputs}
 
     def _take(self, recorded: RecordedFunction) -> None:
-        assert recorded.variant is not None and recorded.variant.batches is not None
-        optionals = recorded.variant.batches.take()
+        optionals = recorded.take()
         recorded.untaken = 0
         if optionals is not None:
             self._give(recorded, optionals, range(int(optionals.shape[0])))
@@ -268,7 +270,7 @@ class CompiledCalls:
             self.session.expect_fetched(entry)
             self._take(recorded)
             return
-        optionals = recorded.variant.batches.take()
+        optionals = recorded.take()
         count = 0 if optionals is None else int(optionals.shape[0])
         for number in range(count):
             self.session.expect_fetched(entry if number == 0 else self.session.follow(entry, number))

@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import h5py
-import keras
 import numpy as np
 import tensorflow as tf
 
@@ -30,7 +29,7 @@ def describe_environment() -> dict[str, str]:
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "nanreplay": nanreplay.__version__,
         "tensorflow": tf.__version__,
-        "keras": keras.__version__,
+        "keras": _keras_version(),
         "numpy": np.__version__,
         "h5py": h5py.__version__,
         "python": platform.python_version(),
@@ -44,6 +43,11 @@ def describe_environment() -> dict[str, str]:
         "deterministic_ops": str(private_tf.is_deterministic()),
         "script": os.path.basename(sys.argv[0]) if sys.argv else "",
     }
+
+
+def _keras_version() -> str:
+    """The version of the Keras that is imported: of Keras 3, else of Keras 2."""
+    return next((sys.modules[name].__version__ for name in ("keras", "tf_keras") if hasattr(sys.modules.get(name), "__version__")), "")
 
 
 def _processor() -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import tensorflow as tf
 
@@ -97,4 +97,4 @@ def as_function(wrapped: Callable[..., Any], step: Any) -> Callable[..., Any]:
 
     named = getattr(step, "python_function", step)
     functools.update_wrapper(recorded, named, updated=())
-    return private_calls.leave_to_caller(recorded)
+    return cast("Callable[..., Any]", private_calls.leave_to_caller(recorded))

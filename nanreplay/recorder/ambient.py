@@ -1,0 +1,181 @@
+"""Recording whatever trains in a process, or in a block of code, without a line of the training changed.
+
+Each training has a recorder of its own: what shares a variable with one is part of it, anything else is another training. `fit` is
+given its recorder as a callback; compiled functions that train are seen as they are called.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import threading
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nanreplay.errors import AttachError, NonFiniteError
+from nanreplay.program import observe
+from nanreplay.program.steps import TrainingFunction
+
+if TYPE_CHECKING:
+    from nanreplay.recorder.callback import Recorder
+
+KEPT = 4
+"""Trainings that are recorded at once; the one that has not trained for longest is let go of."""
+
+
+class Ambient:
+    """Is told of the compiled functions that any thread calls, and of each `fit`.
+
+    Args:
+        make: Makes a recorder for one more training.
+    """
+
+    def __init__(self, make: Callable[[], Recorder]) -> None:
+        self._make = make
+        self._recorders: list[Recorder] = []
+        self._trains: dict[int, tuple[Any, bool]] = {}
+        self._lock = threading.RLock()
+        self._release: Callable[[], None] = lambda: None
+        self._fitted: list[tuple[Any, Any]] = []
+        self._has_said = False
+
+    def start(self) -> None:
+        """Record from now on."""
+        self._release = observe.install()
+        observe.ambient.append(self)
+        for name in ("keras", "tf_keras"):
+            self.keras_imported(name)
+
+    def stop(self) -> None:
+        """Look at the last steps of all trainings, and record no more.
+
+        Raises:
+            NonFiniteError: One of the last steps was non-finite, and `on_nan` is "raise".
+        """
+        if self in observe.ambient:
+            observe.ambient.remove(self)
+        for owner, original in self._fitted:
+            owner.fit = original
+        self._fitted.clear()
+        self._release()
+        raised: NonFiniteError | None = None
+        for recorder in list(self._recorders):
+            try:
+                recorder.close()
+            except NonFiniteError as error:
+                raised = raised or error
+        self._recorders.clear()
+        if raised is not None:
+            raise raised
+
+    def keras_imported(self, name: str) -> None:
+        """Have `fit` of Keras 3 (`keras`) or 2 (`tf_keras`) recorded, once it is imported."""
+        model = getattr(sys.modules.get(name), "Model", None)
+        owner = next((kind for kind in getattr(model, "__mro__", ()) if "fit" in vars(kind)), None)
+        if owner is None or any(owner is each for each, _ in self._fitted):
+            return
+        original = owner.fit
+        signature = inspect.signature(original)
+
+        @functools.wraps(original)
+        def fit(*args: Any, **kwargs: Any) -> Any:
+            try:
+                call = self._with_recorder(signature.bind(*args, **kwargs))
+            except TypeError:  # wrong arguments: fit says so
+                call = None
+            return original(*args, **kwargs) if call is None else original(*call.args, **call.kwargs)
+
+        owner.fit = fit
+        self._fitted.append((owner, original))
+
+    def _with_recorder(self, call: inspect.BoundArguments) -> inspect.BoundArguments | None:
+        """The call of `fit` with one callback more; None where it has a recorder, or cannot have one."""
+        from nanreplay.recorder.callback import Recorder
+        from nanreplay.recorder.fit import check_model
+
+        model = next(iter(call.arguments.values()))
+        callbacks = call.arguments.get("callbacks")
+        held = getattr(callbacks, "callbacks", callbacks)
+        held = list(held) if isinstance(held, (list, tuple)) else [] if held is None else [held]
+        if any(isinstance(each, Recorder) for each in held):
+            return None
+        try:
+            check_model(model)
+        except AttachError as error:
+            warnings.warn(f"nanreplay: fit is not recorded: {error}", stacklevel=4)
+            return None
+        recorder = self._recorder_of([variable for variable in model.variables])
+        if callbacks is not None and hasattr(callbacks, "append") and not isinstance(callbacks, (list, tuple)):
+            callbacks.append(recorder)
+            recorder.set_model(model)
+            return call
+        call.arguments["callbacks"] = [*held, recorder]
+        return call
+
+    # Compiled functions
+
+    def call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
+        """Run a compiled function, in the recording of its training if it trains."""
+        if not self._does_train(function):
+            return run()
+        recorder = self._recorder_of_handles([*captured, *inputs])
+        if recorder is None:
+            return run()
+        return recorder.record_call(function, inputs, captured, run)
+
+    def trained_eagerly(self) -> None:
+        """Say once that a step in Python is not recorded: where it begins is not known from outside."""
+        if self._has_said:
+            return
+        self._has_said = True
+        where = _caller()
+        line = "`step = recorder.wrap(step)` with nanreplay.Recorder, called for each batch, or `@tf.function` above the step"
+        warnings.warn(f"nanreplay: {where} trains step by step in Python, which is not recorded. To record it: {line}.", stacklevel=3)
+
+    def _does_train(self, function: Any) -> bool:
+        known = self._trains.get(id(function))
+        if known is None or known[0]() is not function:
+            with observe.muted():
+                try:
+                    trains = TrainingFunction(function).trains
+                except Exception as error:
+                    warnings.warn(f"nanreplay: a compiled function is not recorded: {type(error).__name__}: {error}", stacklevel=2)
+                    trains = False
+            known = self._trains[id(function)] = weakref.ref(function), trains
+        return known[1]
+
+    def _recorder_of(self, variables: Sequence[Any]) -> Recorder:
+        from nanreplay.program import private_tf
+
+        handles = [handle for variable in variables if (handle := private_tf.handle_of(variable)) is not None]
+        found = self._recorder_of_handles(handles)
+        assert found is not None
+        return found
+
+    def _recorder_of_handles(self, handles: Sequence[Any]) -> Recorder | None:
+        """The recorder of the training that one of these variables is part of, else one of a new training."""
+        with self._lock:
+            found = next((each for each in self._recorders if each.knows(handles)), None)
+            if found is None:
+                found = self._make()
+                self._recorders.append(found)
+                while len(self._recorders) > KEPT:
+                    self._recorders.pop(0).close()
+            elif found is not self._recorders[-1]:
+                self._recorders.remove(found)
+                self._recorders.append(found)
+            found.remember(handles)
+            return found
+
+
+def _caller() -> str:
+    """File and line of the user's code that is running."""
+    from nanreplay.program.sources import is_user_file
+
+    frame: Any = sys._getframe(2)
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        frame = frame.f_back
+    return "the program" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"

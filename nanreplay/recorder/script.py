@@ -1,0 +1,175 @@
+"""Running a program as `python` does, with whatever trains in it recorded."""
+
+from __future__ import annotations
+
+import atexit
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import os
+import runpy
+import signal
+import sys
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from nanreplay.errors import AttachError, NonFiniteError
+
+_RECORDED = ("tensorflow", "keras", "tf_keras")
+
+
+def run_script(path: str, arguments: Sequence[str], settings: Mapping[str, Any]) -> int:
+    """Run a script as `python path arguments...`; returns its exit code.
+
+    Raises:
+        AttachError: It cannot be read.
+    """
+    file = Path(path)
+    if file.is_dir():
+        raise AttachError(f"Cannot run {path}: it is a folder. Give a script such as {file / 'train.py'}.")
+    try:
+        source = file.read_bytes()
+    except OSError as error:
+        raise AttachError(f"Cannot run {path}: {error.strerror or error}.") from error
+    sys.argv = [path, *arguments]
+    sys.path[0] = str(file.resolve().parent)
+    main = types.ModuleType("__main__")
+    main.__dict__.update(__file__=path, __builtins__=__builtins__, __cached__=None)
+    sys.modules["__main__"] = main
+
+    def execute() -> None:
+        exec(compile(source, path, "exec"), main.__dict__)
+
+    return _run(execute, settings)
+
+
+def run_module(name: str, arguments: Sequence[str], settings: Mapping[str, Any]) -> int:
+    """Run a module as `python -m name arguments...`; returns its exit code.
+
+    Raises:
+        AttachError: There is no such module.
+    """
+    sys.path[0] = os.getcwd()
+    try:
+        spec = importlib.util.find_spec(name)
+    except (ImportError, ValueError):
+        spec = None
+    if spec is None:
+        raise AttachError(f"Cannot run -m {name}: there is no module of that name.")
+    sys.argv = [name, *arguments]
+    return _run(lambda: runpy.run_module(name, run_name="__main__", alter_sys=True), settings)
+
+
+def _run(execute: Callable[[], Any], settings: Mapping[str, Any]) -> int:
+    ambient = _AmbientOfProcess(settings)
+    sys.meta_path.insert(0, _AfterImport(ambient.imported))
+    for name in _RECORDED:
+        if name in sys.modules:
+            ambient.imported(name)
+    atexit.register(ambient.stop)
+    try:
+        execute()
+        ambient.stop()
+    except SystemExit as error:
+        return _exit_code(error)
+    except BaseException as error:
+        return _uncaught(error)
+    return 0
+
+
+def _exit_code(error: SystemExit) -> int:
+    if error.code is None or isinstance(error.code, int):
+        return error.code or 0
+    print(error.code, file=sys.stderr)
+    return 1
+
+
+def _uncaught(error: BaseException) -> int:
+    """Do what Python does with an exception that nobody caught; frames of ours are left out."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, runpy.__file__, "<frozen runpy>"):
+        trace = trace.tb_next
+    sys.excepthook(type(error), error, trace)
+    if isinstance(error, KeyboardInterrupt):
+        sys.stdout.flush()
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+    return 1
+
+
+class _AmbientOfProcess:
+    """Records whatever trains, from the moment at which the program has imported TensorFlow itself."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        self._settings = dict(settings)
+        self._ambient: Any = None
+
+    def imported(self, name: str) -> None:
+        """The program has imported a package."""
+        if self._ambient is None and "tensorflow" in sys.modules and name != "keras":
+            from nanreplay.recorder.ambient import Ambient
+
+            self._ambient = Ambient(self._recorder)
+            self._ambient.start()
+        if self._ambient is not None and name in ("keras", "tf_keras"):
+            self._ambient.keras_imported(name)
+
+    def _recorder(self) -> Any:
+        from nanreplay.recorder.callback import Recorder
+
+        return Recorder(**self._settings)
+
+    def stop(self) -> None:
+        """The program has ended."""
+        ambient, self._ambient = self._ambient, None
+        if ambient is not None:
+            try:
+                ambient.stop()
+            except NonFiniteError as error:
+                print(f"nanreplay: {error}", file=sys.stderr)
+
+
+class _AfterImport(importlib.abc.MetaPathFinder):
+    """Tells when one of a few packages has been imported, however the program does that.
+
+    Nothing is imported for it: what the program sets before, such as environment variables, holds.
+    """
+
+    def __init__(self, imported: Callable[[str], None]) -> None:
+        self._imported = imported
+        self._is_looking = False
+
+    def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
+        """Find the package as ever, with a loader that tells."""
+        if fullname not in _RECORDED or self._is_looking:
+            return None
+        self._is_looking = True
+        try:
+            spec = importlib.util.find_spec(fullname)
+        finally:
+            self._is_looking = False
+        if spec is not None and spec.loader is not None:
+            spec.loader = _TellingLoader(spec.loader, lambda: self._imported(fullname))
+        return spec
+
+
+class _TellingLoader(importlib.abc.Loader):
+    """A loader that tells when the module has been executed."""
+
+    def __init__(self, loader: Any, executed: Callable[[], None]) -> None:
+        self._loader = loader
+        self._executed = executed
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> Any:
+        """Make the module as the loader does."""
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Execute the module, and give it its own loader back."""
+        if module.__spec__ is not None:
+            module.__spec__.loader = self._loader
+        module.__loader__ = self._loader
+        self._loader.exec_module(module)
+        self._executed()
