@@ -45,7 +45,9 @@ class Incidents:
         session.guard(self._before_writing)
         if not suspicion.is_certain and session.guard(lambda: session.confirm(suspicion)) is False:
             name, step = suspicion.trigger.name, suspicion.step
-            session.notes.append(f"{name}, as step {step} returned it, is {suspicion.trigger.value}; all that trains is finite.")
+            session.note_once(
+                f"The {name} that steps return is {suspicion.trigger.value}", f" from step {step} on; all that trains is finite."
+            )
             return
         trigger, step = suspicion.trigger, suspicion.step
         unwritten = f"step {step}: {trigger.name} is not healthy. The capture could not be written.", None, step

@@ -85,6 +85,28 @@ class EagerIncident:
     """What the second run gave."""
 
 
+@dataclass(slots=True)
+class Doubt:
+    """A returned number that is not finite, though all that trains is: a mean that overflowed, and stays so until it is reset.
+
+    Whether the loss itself is finite is then asked of a re-execution, after 1, 2, 4, ... more steps, and not for ever.
+    """
+
+    next_step: int
+    gap: int = 1
+
+    def is_due(self, step: int) -> bool:
+        """Whether to ask now."""
+        if step < self.next_step or self.gap > MOST_DOUBTED:
+            return False
+        self.next_step, self.gap = step + self.gap, 2 * self.gap
+        return True
+
+
+MOST_DOUBTED = 32
+"""Steps between the last two questions."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ran:
     """What is known of a step that has run."""
@@ -141,7 +163,7 @@ class Session:
         self._began_s = 0.0
         self._looked_at: set[int] = set()
         self._told_at = 0
-        self._muted: set[str] = set()
+        self._doubts: dict[str, Doubt] = {}
         self._optimizers: list[Any] = []
         self._measured_at = -1
 
@@ -365,7 +387,7 @@ class Session:
 
     def _suspicion(self, ran: Ran, numbers: Mapping[str, Any], sums: Any) -> Suspicion | None:
         bad = [name for name, value in numbers.items() if not np.isfinite(value)]
-        self._muted.intersection_update(bad)
+        self._doubts = {name: doubt for name, doubt in self._doubts.items() if name in bad}
         own = next((name for name in bad if name.startswith("loss:")), None)
         if ran.slot is not None and own is not None:
             return Suspicion(Trigger("loss", ran.slot.name_of(own), _kind(numbers[own])), ran.step, is_certain=True)
@@ -375,12 +397,15 @@ class Session:
         if variable is not None:
             return Suspicion(variable_trigger(self.variables, variable), ran.step, is_certain=True)
         for name in bad:
-            if ran.slot is not None and name not in self._muted:
-                self._muted.add(name)
-                kind, is_loss = _kind(numbers[name]), ran.slot.is_loss(name)
-                if is_loss:
-                    return Suspicion(Trigger("loss", ran.slot.name_of(name), kind), ran.step, is_certain=False)
-                self.notes.append(f"The metric {ran.slot.name_of(name)} is {kind} from step {ran.step} on.")
+            if ran.slot is None:
+                continue
+            kind = _kind(numbers[name])
+            if not ran.slot.is_loss(name):
+                if name not in self._doubts:
+                    self._doubts[name] = Doubt(ran.step)
+                    self.notes.append(f"The metric {ran.slot.name_of(name)} is {kind} from step {ran.step} on.")
+            elif self._doubts.setdefault(name, Doubt(ran.step)).is_due(ran.step):
+                return Suspicion(Trigger("loss", ran.slot.name_of(name), kind), ran.step, is_certain=False)
         return None
 
     def _may_overflow(self, sums: Any) -> bool:
@@ -487,6 +512,11 @@ class Session:
         self.pending.clear()
         self.keeper.assignments.stop()
         self.late.close()
+
+    def note_once(self, what: str, more: str) -> None:
+        """Note something for the file, unless it was noted before."""
+        if not any(note.startswith(what) for note in self.notes):
+            self.notes.append(what + more)
 
     def confirm(self, suspicion: Suspicion) -> bool | None:
         """Whether re-executing the window shows that something is not finite; None where that cannot be told."""
