@@ -69,6 +69,8 @@ class Variant:
         self.kinds: list[Any] = []
         """DTypes of the components of what is fetched."""
         self.batches: FetchedBatches | None = None
+        self.returned: FetchedBatches | None = None
+        """What the steps of one call returned, each an Optional, where the function hands these on in a loop."""
         definition = private_calls.function_definition(training.function)
         self.n_original = len(definition.signature.output_arg)
         name = f"{definition.signature.name}_{_MOVED}_{next(_serials)}"
@@ -124,14 +126,20 @@ class Variant:
         self.kinds = [tf.dtypes.as_dtype(kind) for kind in op.get_attr("output_types")]
         functions = {graph_name: None for graph_name in training.graphs}
         library = {each.signature.name: each for name in functions for each in private_tf.function_library(name)}
-        touched = {name for name, each in library.items() if any(node.op in FETCHES_OPTIONAL for node in each.node_def)}
-        for each in (definition, *(library[name] for name in touched)):
+        touched = set()
+        for name, each in {"": definition, **library}.items():
             for node in [node for node in each.node_def if node.op in FETCHES_OPTIONAL]:
                 _enqueue(each, f"{node.name}:optional:0", queue)
+                touched.add(name)
+            for node in [node for node in each.node_def if _holds_outputs(node, training)]:
+                self.returned = self.returned or FetchedBatches(f"{queue}_returned")
+                _enqueue(each, f"{node.name}:optional:0", f"{queue}_returned")
+                touched.add(name)
         self._rename(definition, library, touched)
 
     def _rename(self, definition: Any, library: dict[str, Any], touched: set[str]) -> None:
         """Give new names to the functions that were changed, and to those that call them."""
+        touched = touched - {""}
         mentions = {name: _mentioned(each) for name, each in library.items()}
         changed = set(touched)
         while more := {name for name, called in mentions.items() if name not in changed and called & changed}:
@@ -144,6 +152,12 @@ class Variant:
             private_tf.register_function(function)
             self._registered.append(new)
         rename_mentions(definition.node_def, names)
+
+
+def _holds_outputs(node: Any, training: TrainingFunction) -> bool:
+    """Whether a node makes an Optional of what the function returned that is the program."""
+    caller = training.innermost[1]
+    return node.op == "OptionalFromValue" and caller is not None and any(name.startswith(f"{caller.op.name}:") for name in node.input)
 
 
 def _enqueue(function: Any, tensor: str, queue: str) -> None:

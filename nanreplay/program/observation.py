@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -54,6 +55,28 @@ class TapeGradient(NamedTuple):
     """Whether another tape was recording, which may differentiate what this one gave: no loss of the step, then."""
 
 
+class LivingList:
+    """Objects that are not kept alive: TensorFlow keeps the graphs of some steps for ever, and notes go with their graph."""
+
+    def __init__(self) -> None:
+        self._references: list[Any] = []
+
+    def append(self, each: Any) -> None:
+        """Add one."""
+        self._references.append(weakref.ref(each))
+
+    def extend(self, others: Iterable[Any]) -> None:
+        """Add several."""
+        for each in others:
+            self.append(each)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([each for reference in self._references if (each := reference()) is not None])
+
+    def __bool__(self) -> bool:
+        return any(True for _ in self)
+
+
 @dataclass
 class Observation:
     """What one trace (or one eager execution) of a step showed."""
@@ -68,10 +91,8 @@ class Observation:
     """The loss before loss scaling, by id of the scaled loss."""
     scaled: list[Any] = field(default_factory=list)
     """Scaled losses, kept so that their ids stay theirs."""
-    scaling: list[Any] = field(default_factory=list)
-    """Optimizers that scaled a loss."""
-    optimizers: list[Any] = field(default_factory=list)
-    layers: list[Any] = field(default_factory=list)
+    optimizers: LivingList = field(default_factory=lambda: LivingList())
+    layers: LivingList = field(default_factory=lambda: LivingList())
     """Outermost Keras layers that were called; their variables have paths."""
     learning_rate: Any = None
     """In an eager step: the learning rate of the first optimizer, read just before its first update."""
@@ -148,7 +169,7 @@ def merged(graphs: Iterable[Any]) -> Observation:
             continue
         for number, marks in seen.marks.items():
             whole.marks.setdefault(number, []).extend(marks)
-        for name in ("spans", "tape_gradients", "applied", "scaled", "scaling", "optimizers", "layers"):
+        for name in ("spans", "tape_gradients", "applied", "scaled", "optimizers", "layers"):
             getattr(whole, name).extend(getattr(seen, name))
         whole.unscaled |= seen.unscaled
         whole.root_layer = whole.root_layer or seen.root_layer

@@ -422,7 +422,6 @@ def _observed_scale_loss(original: Any) -> Any:
         if seen is not None and scaled is not loss and tf.is_tensor(scaled):
             seen.unscaled[id(scaled)] = loss
             seen.scaled.append(scaled)
-            seen.scaling.append(optimizer)
         return scaled
 
     return scale_loss

@@ -86,10 +86,18 @@ def _regions(graph: Any, ops: list[Any], seen: Observation) -> tuple[dict[str, s
 
 
 def _reach(ops: Iterable[Any], start: set[str], *, forward: bool) -> set[str]:
-    """Names of `start` and of every op that uses them (forward) or that they use, through data edges."""
+    """Names of `start` and of every op that uses them (forward) or that they use, through data edges.
+
+    Differentiating a While adds accumulators to it, made in the backward pass, that become inputs of the forward While. Such an
+    edge, from an op to one that was made before it, tells nothing of what the program did.
+    """
     edges: dict[str, list[str]] = {}
+    made: set[str] = set()
     for op in ops:
+        made.add(op.name)
         for tensor in op.inputs:
+            if tensor.op.name not in made:
+                continue
             source, target = (tensor.op.name, op.name) if forward else (op.name, tensor.op.name)
             edges.setdefault(source, []).append(target)
     found, pending = set(start), list(start)

@@ -317,6 +317,11 @@ def keras_2_loss_scaling(keras: Any) -> list[Any]:
     return [module.LossScaleOptimizer, module.LossScaleOptimizerV3]
 
 
+def element_spec(spec: Any) -> Any:
+    """Spec of the elements of an iterator or a dataset, given the spec of that; None for any other spec."""
+    return getattr(spec, "_element_spec", None)
+
+
 def decoded_element(spec: Any, components: Sequence[Any]) -> list[Any]:
     """The tensors, ragged and sparse ones taken apart, of an element that a dataset handed over as flat components."""
     element = _structure.from_compatible_tensor_list(spec, list(components))

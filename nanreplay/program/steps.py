@@ -322,7 +322,7 @@ def _paths_of_specs(graph: Any, count: int) -> list[str]:
 def element_specs(function: Any) -> list[Any]:
     """Specs of the elements of the iterators and datasets among a function's arguments."""
     args, kwargs = function.structured_input_signature
-    return [leaf.element_spec for leaf in tf.nest.flatten((args, kwargs)) if hasattr(leaf, "element_spec")]
+    return [spec for leaf in tf.nest.flatten((args, kwargs)) if (spec := private_tf.element_spec(leaf)) is not None]
 
 
 def _fetched_paths(function: Any, count: int) -> list[str]:

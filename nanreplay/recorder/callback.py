@@ -309,7 +309,7 @@ class Recorder(keras.callbacks.Callback):
         self._ending.begin()
         self._hook()
         wrapped = WrappedStep(session, step, self._calls, EagerStep(session, step, self._suspected))
-        return as_function(self._ending.around(as_function(wrapped, step)), step)
+        return as_function(self._ending.around(as_function(wrapped, step), self._hook), step)
 
     def dump(self, reason: str = "on demand") -> Location | None:
         """Write what is held now, without an incident; returns the file, or None when it could not be written."""

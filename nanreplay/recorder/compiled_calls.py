@@ -20,7 +20,7 @@ from nanreplay.program.fetching import Variant, components_of
 from nanreplay.program.steps import FETCHES, TrainingFunction, argument_leaves, element_specs, program_of
 from nanreplay.program.trace import TracedProgram, is_variable, source_of
 from nanreplay.program.watch import nonfinite_kind
-from nanreplay.recorder.ring import StepEntry, size_of
+from nanreplay.recorder.ring import Element, StepEntry, size_of
 from nanreplay.recorder.session import Fetch, ProgramSlot, Session
 from nanreplay.recorder.trigger import Suspicion, exception_trigger
 from nanreplay.records import Trigger
@@ -221,9 +221,11 @@ class CompiledCalls:
         optionals = recorded.take()
         count = 0 if optionals is None else int(optionals.shape[0])
         present = [index for index in range(count) if bool(tf.raw_ops.OptionalHasValue(optional=optionals[index]))] if count else []
+        returned = None if recorded.variant is None or recorded.variant.returned is None else recorded.variant.returned.take()
         for number in range(len(present)):
             each = entry if number == 0 else session.follow(entry, number)
             session.expect_fetched(each)
+            each.returned = None if returned is None else Element(returned, number, 0)
         self._give(recorded, optionals, present)
         if not present or len(flat) != 1:
             return len(present), {}

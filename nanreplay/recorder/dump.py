@@ -26,7 +26,7 @@ from nanreplay.recorder.names import free_name
 from nanreplay.recorder.progress import DumpProgress
 from nanreplay.recorder.reexecute import Kind, Reexecution, Reexecutor, Wanted
 from nanreplay.recorder.ring import StepEntry, size_of
-from nanreplay.recorder.snapshot import Snapshot, leaves_of
+from nanreplay.recorder.snapshot import Snapshot, leaves_of, numbers_of
 from nanreplay.recorder.timeline import StepNumbers
 from nanreplay.records import BatchRecord, Incident, ProgramRecord, Trigger
 
@@ -158,7 +158,8 @@ def gather(snapshot: Snapshot, *, prove: bool = True) -> Window:
         if program in slots and len(leaves) != len(paths):
             program, paths = "", [str(number) for number in range(len(leaves))]
             notes.append(f"The batch of step {entry.step} could not be kept; the step cannot be replayed.")
-        values = fingerprint_values(entry.fingerprint, programs[program].signature.watch_layout) if program in programs else None
+        layout = programs[program].signature.watch_layout if program in programs else ()
+        values = fingerprint_values(numbers_of(entry, slots), layout) if program in programs else None
         batches[entry.step] = BatchRecord(program, leaves, paths, values, dict(entry.overrides), entry.fed)
     notes = [*snapshot.notes, *notes, *_program_notes(programs.values()), *_undrawn_notes(batches, programs)]
     return Window(snapshot.step, snapshot.trigger, programs, dict(snapshot.keyframes), batches, notes, sources, snapshot.proof, prove)

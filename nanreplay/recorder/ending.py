@@ -48,13 +48,14 @@ class Ending:
         """Whether a file is being written."""
         return self._session.lifecycle.is_writing
 
-    def around(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """A step that tells when it begins and ends."""
+    def around(self, step: Callable[..., Any], before: Callable[[], None]) -> Callable[..., Any]:
+        """A step that tells when it begins and ends; `before` is called first, for an exception may have put everything back."""
 
         @functools.wraps(step, updated=())
         def run(*args: Any, **kwargs: Any) -> Any:
             if self.is_in_step or not self._session.lifecycle.is_active or tf.inside_function():
                 return step(*args, **kwargs)
+            self._session.guard(before)
             self.begin_step()
             try:
                 result = step(*args, **kwargs)

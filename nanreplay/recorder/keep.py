@@ -50,8 +50,8 @@ class Keeper:
         """What the timeline takes of the memory limit."""
         self.device_lag = 0
         """Steps that may run before a step's numbers have been read."""
-        self.lag = LONGEST
-        """Steps that may run before a step's variables have been looked at."""
+        self.soft_lag = LONGEST - 1
+        """Steps that may run, beside these, before a step's variables have been looked at."""
 
     def request_keyframe(self) -> None:
         """Something outside the step may have changed the state: copy it before the next step."""
@@ -144,7 +144,8 @@ class Keeper:
             limit=self._spared(self._limit - every_step * self._state_bytes),
             state_bytes=self._state_bytes,
             batch_bytes=self._batch_bytes,
-            lag=self.lag,
+            lag=self.device_lag,
+            soft_lag=self.soft_lag,
             least_every=self._least_every(),
         )
         plan = make_plan(needs)

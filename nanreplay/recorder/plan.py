@@ -59,6 +59,8 @@ class Needs:
     """Size of one batch."""
     lag: int = 0
     """Steps that may run before a check is read."""
+    soft_lag: int = 0
+    """More steps that may run before variables are looked at, where memory does not ask for looking more often."""
     least_every: int = 0
     """Steps between keyframes that cost no more than `SHARE`, where memory is short; 0 where `every` is all that is known."""
 
@@ -66,7 +68,7 @@ class Needs:
         """Steps between keyframes to try for a window, none of which costs more than it may."""
         least = min(self.least_every or self.every, self.every)
         halves = [half for shift in range(1, self.every.bit_length()) if (half := self.every >> shift) > least]
-        longer = max(self.every, window + self.lag)  # needs fewer keyframes; a shorter one, fewer batches
+        longer = max(self.every, window + self.lag + self.soft_lag)  # needs fewer keyframes; a shorter one, fewer batches
         return [self.every, longer, *halves, least]
 
 
@@ -78,6 +80,11 @@ def least_every_for(keyframe_s: float, step_s: float) -> int:
 def every_for(keyframe_s: float, step_s: float, window: int) -> int:
     """Steps between keyframes so that they add at most `SHARE` to the steps; not below what costs nothing anyway."""
     return max(min(USUAL_EVERY, window), least_every_for(keyframe_s, step_s))
+
+
+def _halves(number: int) -> list[int]:
+    """A number, its half, a quarter, ..., 0."""
+    return [number >> shift for shift in range(number.bit_length() + 1)]
 
 
 def make_plan(needs: Needs) -> Plan:
@@ -92,10 +99,11 @@ def make_plan(needs: Needs) -> Plan:
     lag = min(needs.lag, fitting - 2)
     window = needs.window
     while True:
-        for every in needs.intervals(window):
-            plan = Plan(window, every, lag)
-            if plan.size_bytes(needs.state_bytes, needs.batch_bytes) <= needs.limit:
-                return plan
+        for soft in _halves(needs.soft_lag):
+            for every in needs.intervals(window):
+                plan = Plan(window, every, lag + soft)
+                if plan.size_bytes(needs.state_bytes, needs.batch_bytes) <= needs.limit:
+                    return plan
         if window == 1:
             break
         window //= 2

@@ -40,6 +40,8 @@ class StepEntry:
     """Variables that something outside the step had set just before it, by reference."""
     element: Element | None = None
     """Stands for `leaves` where the step fetched its batch."""
+    returned: Element | None = None
+    """What the step returned, where it was one of several in a call; stands for its numbers in `fingerprint`."""
 
 
 @dataclass(slots=True)

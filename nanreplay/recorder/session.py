@@ -6,7 +6,7 @@ import contextlib
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,10 +26,11 @@ from nanreplay.recorder.keep import Keeper
 from nanreplay.recorder.late import LateReader, lag_of
 from nanreplay.recorder.lifecycle import Event, Lifecycle
 from nanreplay.recorder.loss_scale import LossScales, Skips
-from nanreplay.recorder.pace import LookPace
+from nanreplay.recorder.pace import FIRST_LOOKS, LookPace
 from nanreplay.recorder.reexecute import Reexecution
 from nanreplay.recorder.ring import Element, Ring, StepEntry
 from nanreplay.recorder.settings import Settings
+from nanreplay.recorder.snapshot import as_number, take_snapshot
 from nanreplay.recorder.timeline import RunningMean, TimelineRing, TimelineRow
 from nanreplay.recorder.trigger import Suspicion, variable_trigger
 from nanreplay.recorder.variables import VariableTable
@@ -193,7 +194,7 @@ class Session:
             self._bound_timeline(len(self.variables.infos))
         self.keeper.device_lag = lag_of(self.variables.handles)
 
-    def learn_optimizers(self, optimizers: Sequence[Any]) -> None:
+    def learn_optimizers(self, optimizers: Iterable[Any]) -> None:
         """Read learning rates and loss scales of these from now on."""
         for optimizer in optimizers:
             if not any(optimizer is each for each in self._optimizers):
@@ -292,7 +293,7 @@ class Session:
     def _pace_looks(self, look_s: float) -> None:
         most = self.ring.plan.lag - self.keeper.device_lag + 1 if self.ring is not None else 1
         self.looks.note(look_s, self.keeper.step_s, most)
-        self.keeper.lag = self.keeper.device_lag + self.looks.every - 1
+        self.keeper.soft_lag = max(self.looks.every - 1, FIRST_LOOKS)
 
     def _learning_rate(self) -> float:
         for optimizer in self._optimizers:
@@ -355,7 +356,7 @@ class Session:
 
     def _check(self, ran: Ran) -> Suspicion | None:
         """Note the numbers of a step and say what in them is not as it should be."""
-        numbers = {name: _number(value) for name, value in ran.outputs.items()}
+        numbers = {name: as_number(value) for name, value in ran.outputs.items()}
         sums = None if ran.sums is None else np.asarray(ran.sums)
         self._note(ran, numbers, sums)
         scale, skipped = ran.scale or (None, False)
@@ -376,6 +377,7 @@ class Session:
         if entry is not None:
             entry.fingerprint = {**numbers, **{f"variable_sum:{index}": value for index, value in held.items()}}
         scale, skipped = ran.scale or (np.nan, False)
+        skipped = skipped and all(np.isfinite(value) for name, value in numbers.items() if name.startswith("loss:"))
         row = TimelineRow(ran.step, ran.elapsed_s, skipped=skipped, loss_scale=scale, learning_rate=ran.learning_rate)
         row.sums = None if sums is None else {index: float(value) for index, value in held.items()}
         own = next((float(value) for name, value in numbers.items() if name.startswith("loss:")), None)
@@ -393,7 +395,7 @@ class Session:
             return Suspicion(Trigger("loss", ran.slot.name_of(own), _kind(numbers[own])), ran.step, is_certain=True)
         variable = self.bad_variable(sums, ran.watched)
         if variable is None and (ran.with_keyframe or self.lifecycle.is_unhealthy or self._may_overflow(sums)):
-            variable = self.variables.bad_slot()
+            variable = self.variables.bad_slot(self._state_of(ran))
         if variable is not None:
             return Suspicion(variable_trigger(self.variables, variable), ran.step, is_certain=True)
         for name in bad:
@@ -407,6 +409,11 @@ class Session:
             elif self._doubts.setdefault(name, Doubt(ran.step)).is_due(ran.step):
                 return Suspicion(Trigger("loss", ran.slot.name_of(name), kind), ran.step, is_certain=False)
         return None
+
+    def _state_of(self, ran: Ran) -> Mapping[int, Any] | None:
+        """The keyframe before a step that is looked at late: the variables have moved on."""
+        held = self.ring.keyframes.get(ran.step) if self.ring is not None and ran.with_keyframe else None
+        return held if self.keeper.device_lag else None
 
     def _may_overflow(self, sums: Any) -> bool:
         return sums is not None and not bool(np.isfinite(sums).all())
@@ -521,7 +528,6 @@ class Session:
     def confirm(self, suspicion: Suspicion) -> bool | None:
         """Whether re-executing the window shows that something is not finite; None where that cannot be told."""
         from nanreplay.recorder.dump import confirm
-        from nanreplay.recorder.snapshot import take_snapshot
 
         return confirm(take_snapshot(self, suspicion.trigger, suspicion.step, keep=True))
 
@@ -534,7 +540,6 @@ class Session:
             prove: Re-execute the window, which takes a while.
         """
         from nanreplay.recorder.dump import write_dump
-        from nanreplay.recorder.snapshot import take_snapshot
 
         self._told_at = self.step
         with self.lifecycle.writing():
@@ -549,11 +554,6 @@ class Session:
                 return None, "The capture could not be written."
         self.written.append(path)
         return path, ""
-
-
-def _number(value: Any) -> Any:
-    array = np.asarray(value)
-    return array[()] if array.dtype in (np.float32, np.float64) else array.astype(np.float32)[()]
 
 
 def _kind(value: Any) -> str:

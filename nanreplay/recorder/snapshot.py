@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from nanreplay.capture.storage import Location
 from nanreplay.program import private_tf
 from nanreplay.program.fetching import components_of
@@ -76,6 +78,22 @@ def leaves_of(entry: StepEntry, slots: Mapping[str, ProgramSlot]) -> Sequence[An
     slot = slots.get(entry.program)
     fetch = None if slot is None else slot.fetch
     return entry.leaves if fetch is None else [*entry.leaves, *decoded(entry.element, fetch.kinds, fetch.spec)]
+
+
+def numbers_of(entry: StepEntry, slots: Mapping[str, ProgramSlot]) -> Mapping[str, Any] | None:
+    """What was read of a step, or can be read now."""
+    slot = slots.get(entry.program)
+    if entry.fingerprint is not None or entry.returned is None or slot is None:
+        return entry.fingerprint
+    kinds = [tensor.dtype for tensor in slot.traced.outputs]
+    outputs = components_of(entry.returned.optionals[entry.returned.index], kinds)
+    return None if outputs is None else {name: as_number(outputs[index]) for name, index in slot.outputs}
+
+
+def as_number(value: Any) -> Any:
+    """A scalar as a numpy number, float32 at least."""
+    array = np.asarray(value)
+    return array[()] if array.dtype in (np.float32, np.float64) else array.astype(np.float32)[()]
 
 
 def decoded(element: Element, kinds: Sequence[Any], spec: Any) -> list[Any]:

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from nanreplay.program.fingerprint import Layout
 from nanreplay.recorder.loss_scale import Skips
-
-LAYOUT = Layout.parse(["loss:0", "loss_scale"])
 
 
 def steps_until_stuck(scales: list[float], limit: int = 20) -> tuple[int, str] | None:
     skips = Skips(limit)
     for step, scale in enumerate(scales):
-        found = skips.note(LAYOUT, [0.0, abs(scale)], skipped=scale > 0)
+        found = skips.note(abs(scale), skipped=scale > 0)
         if found is not None:
             assert (found.what, found.name) == ("gradient", "loss scale")
             return step, found.value
