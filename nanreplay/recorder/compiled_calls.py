@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import warnings
 import weakref
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -48,8 +49,8 @@ class RecordedFunction:
     """Whether one call runs as many steps as it fetches elements."""
     batch_bytes: int = 0
     """Size of a batch that it fetched."""
-    untaken: int = 0
-    """Batches that are in the queue."""
+    waiting: deque[StepEntry] = field(default_factory=deque)
+    """Steps whose batch has been fetched, and is to be taken from the queue."""
 
     def take(self) -> Any:
         """All that is in the queue: a vector of Optionals; None for nothing."""
@@ -75,6 +76,8 @@ class CompiledCalls:
     """Told of what a recorded step raised, after all else."""
     before_step: Callable[[], None] = lambda: None
     """Called before each step is recorded."""
+    takes_all: bool = False
+    """Whether every function that writes a variable is a step: it was named as one. Else only those that compute a gradient."""
     _known: dict[int, tuple[Any, TrainingFunction]] = field(default_factory=dict)
     _recorded: dict[tuple[Any, ...], RecordedFunction] = field(default_factory=dict)
     _refused: set[int] = field(default_factory=set)
@@ -149,7 +152,7 @@ class CompiledCalls:
         if known is None or known[0]() is not function:
             known = self._known[id(function)] = weakref.ref(function), TrainingFunction(function)
         training = known[1]
-        if not training.trains:
+        if not (training.trains or (self.takes_all and training.writes)):
             return None
         program = program_of(training, captured, inputs)
         if program is None:
@@ -213,9 +216,8 @@ class CompiledCalls:
         """How many steps the call ran, and the numbers of the last one."""
         session = self.session
         if not recorded.steps_in_call:
-            session.expect_fetched(entry)
-            recorded.untaken += 1
-            if recorded.untaken >= (TAKEN_TOGETHER if 0 < recorded.batch_bytes < SMALL_BYTES else 1):
+            recorded.waiting.append(entry)
+            if len(recorded.waiting) >= (TAKEN_TOGETHER if 0 < recorded.batch_bytes < SMALL_BYTES else 1):
                 self._take(recorded)
             return 1, numbers
         optionals = recorded.take()
@@ -224,7 +226,7 @@ class CompiledCalls:
         returned = None if recorded.variant is None or recorded.variant.returned is None else recorded.variant.returned.take()
         for number in range(len(present)):
             each = entry if number == 0 else session.follow(entry, number)
-            session.expect_fetched(each)
+            recorded.waiting.append(each)
             each.returned = None if returned is None else Element(returned, number, 0)
         self._give(recorded, optionals, present)
         if not present or len(flat) != 1:
@@ -234,7 +236,6 @@ class CompiledCalls:
 
     def _take(self, recorded: RecordedFunction) -> None:
         optionals = recorded.take()
-        recorded.untaken = 0
         if optionals is not None:
             self._give(recorded, optionals, range(int(optionals.shape[0])))
 
@@ -244,14 +245,14 @@ class CompiledCalls:
             assert recorded.slot.fetch is not None
             components = components_of(optionals[indices[0]], recorded.slot.fetch.kinds) or []
             recorded.batch_bytes = size_of([each for each in components if each.dtype not in (tf.variant, tf.resource, tf.string)]) or 1
-        session.fetched(optionals, indices, recorded.batch_bytes)
+        session.fetched(recorded.waiting, optionals, indices, recorded.batch_bytes)
         if session.ring is not None:
             session.keeper.learn_batch(session.ring, recorded.batch_bytes)
 
     def take_all(self) -> None:
         """Take what steps have fetched from the queues: a file is about to be written."""
         for recorded in self._recorded.values():
-            if recorded.untaken:
+            if recorded.waiting:
                 self._take(recorded)
 
     def _raised(self, recorded: RecordedFunction, entry: StepEntry, error: BaseException) -> None:
@@ -269,13 +270,13 @@ class CompiledCalls:
         if recorded.variant is None or recorded.variant.batches is None:
             return
         if not recorded.steps_in_call:
-            self.session.expect_fetched(entry)
+            recorded.waiting.append(entry)
             self._take(recorded)
             return
         optionals = recorded.take()
         count = 0 if optionals is None else int(optionals.shape[0])
         for number in range(count):
-            self.session.expect_fetched(entry if number == 0 else self.session.follow(entry, number))
+            recorded.waiting.append(entry if number == 0 else self.session.follow(entry, number))
         self._give(recorded, optionals, range(count))
         self.session.step += max(0, count - 1)  # the last one that was fetched raised
 

@@ -156,8 +156,6 @@ class Session:
         self.late = LateReader()
         self.keeper = Keeper(self.settings, self.variables, self.late.to_host)
         self.looks = LookPace()
-        self.pending: deque[StepEntry] = deque()
-        """Steps whose batch has been fetched, and is to be taken from the queue."""
         self._look: Look | None = None
         self._watched: list[int] = []
         self._is_keyframe = False
@@ -377,7 +375,7 @@ class Session:
         if entry is not None:
             entry.fingerprint = {**numbers, **{f"variable_sum:{index}": value for index, value in held.items()}}
         scale, skipped = ran.scale or (np.nan, False)
-        skipped = skipped and all(np.isfinite(value) for name, value in numbers.items() if name.startswith("loss:"))
+        skipped = skipped and all(map(np.isfinite, numbers.values()))
         row = TimelineRow(ran.step, ran.elapsed_s, skipped=skipped, loss_scale=scale, learning_rate=ran.learning_rate)
         row.sums = None if sums is None else {index: float(value) for index, value in held.items()}
         own = next((float(value) for name, value in numbers.items() if name.startswith("loss:")), None)
@@ -454,10 +452,6 @@ class Session:
 
     # Batches that steps fetch by themselves
 
-    def expect_fetched(self, entry: StepEntry) -> None:
-        """A step has fetched its batch, which is to be taken from the queue."""
-        self.pending.append(entry)
-
     def follow(self, entry: StepEntry, number: int) -> StepEntry:
         """One more step of the call that began with `entry`."""
         more = StepEntry(entry.step + number, entry.program, entry.leaves, entry.paths)
@@ -465,11 +459,11 @@ class Session:
             self.ring.add(more)
         return more
 
-    def fetched(self, optionals: Any, indices: Sequence[int], size_bytes: int) -> None:
+    def fetched(self, entries: deque[StepEntry], optionals: Any, indices: Iterable[int], size_bytes: int) -> None:
         """Give the steps that wait the elements that were taken from the queue, in order."""
         for index in indices:
-            if self.pending:
-                entry = self.pending.popleft()
+            if entries:
+                entry = entries.popleft()
                 if self.ring is not None:
                     self.ring.fetched(entry, Element(optionals, index, size_bytes))
 
@@ -478,7 +472,6 @@ class Session:
     def rearm(self) -> None:
         """Go on after an incident: a new window begins, once a step was healthy."""
         self.ring, self.eager = None, None
-        self.pending.clear()
         self.request_keyframe()
 
     def forget_unfinished(self) -> None:
@@ -516,7 +509,6 @@ class Session:
     def release(self) -> None:
         """Let go of batches, keyframes, and steps that were not looked at."""
         self.ring = None
-        self.pending.clear()
         self.keeper.assignments.stop()
         self.late.close()
 

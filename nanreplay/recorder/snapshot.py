@@ -52,6 +52,7 @@ def take_snapshot(session: Session, trigger: Trigger, step: int, *, keep: bool =
     keyframes = {} if ring is None else {number: dict(values) for number, values in ring.keyframes.items() if number <= step}
     if ring is not None and not keep and trigger.what in ("loss", "gradient", "variable"):
         ring.keyframes.clear()
+    entries, keyframes = _needed(session, entries, keyframes, step)
     eager = session.eager if session.eager is not None and session.eager.step == step else None
     return Snapshot(
         settings=session.settings,
@@ -69,6 +70,18 @@ def take_snapshot(session: Session, trigger: Trigger, step: int, *, keep: bool =
         proof=None if eager is None else eager.proof,
         step_s=session.keeper.step_s,
     )
+
+
+def _needed(
+    session: Session, entries: list[StepEntry], keyframes: dict[int, dict[int, Any]], step: int
+) -> tuple[list[StepEntry], dict[int, dict[int, Any]]]:
+    """The window that was asked for, before the first step that may have been the first to fail, and the keyframe that reaches it."""
+    measured = [row.step for row in session.timeline.rows if row.sums is not None and row.step < step]
+    oldest = max(measured, default=step - 1) + 1 - session.settings.window + 1
+    base = max((number for number in keyframes if number <= oldest), default=min(keyframes, default=0))
+    if any(not entry.program for entry in entries):
+        return entries, keyframes
+    return [entry for entry in entries if entry.step >= base], {number: each for number, each in keyframes.items() if number >= base}
 
 
 def leaves_of(entry: StepEntry, slots: Mapping[str, ProgramSlot]) -> Sequence[Any]:

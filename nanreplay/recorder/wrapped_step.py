@@ -33,7 +33,8 @@ class WrappedStep:
         self._step = step
         self._calls = calls
         self._eager = eager
-        self._is_compiled: bool | None = True if is_compiled_function(step) else None
+        self._is_function = is_compiled_function(step)
+        self._is_compiled: bool | None = True if self._is_function else None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the step once; returns what it returns."""
@@ -49,8 +50,12 @@ class WrappedStep:
 
     def _run_compiled(self, args: Any, kwargs: Any) -> Any:
         before, self._calls.is_eager = self._calls.trained, False
-        with observe.listening(self._calls):
-            result = self._step(*args, **kwargs)
+        self._calls.takes_all = self._is_function
+        try:
+            with observe.listening(self._calls):
+                result = self._step(*args, **kwargs)
+        finally:
+            self._calls.takes_all = False
         if self._calls.is_eager and self._calls.trained == before:
             self._is_compiled = False
         return result
