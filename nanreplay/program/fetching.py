@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from nanreplay.program import private_calls, private_tf
 from nanreplay.program.functions import rename_mentions
+from nanreplay.program.outside import takes_first_free
 from nanreplay.program.steps import FETCHES, FETCHES_OPTIONAL, TrainingFunction
 from nanreplay.program.trace import TracedProgram
 
@@ -82,7 +83,7 @@ class Variant:
         """How many outputs of the program come after those of the function."""
         if program.graph is training.graph:
             for tensor in program.outside:
-                _return(definition, _output(tensor), tensor.dtype)
+                _return(definition, _without_forwarding(definition, tensor), tensor.dtype)
         elif training.innermost[1] is not None and training.innermost[1].graph is training.graph:
             self._return_inner(definition, training, program)
         definition.signature.name = name
@@ -105,7 +106,7 @@ class Variant:
         old = node.attr["f"].func.name
         inner = next(each for each in private_tf.function_library(old) if each.signature.name == old)
         for number, tensor in enumerate(program.outside, len(program.outputs)):
-            _return(inner, _output(tensor), tensor.dtype)
+            _return(inner, _without_forwarding(inner, tensor), tensor.dtype)
             node.attr["Tout"].list.type.append(tensor.dtype.as_datatype_enum)
             _return(definition, f"{node.name}:output:{number}", tensor.dtype)
         inner.signature.name = node.attr["f"].func.name = f"{old}_{_MOVED}_{next(_serials)}"
@@ -180,6 +181,22 @@ def _return(function: Any, tensor: str, kind: Any) -> None:
     name = f"{_MOVED}_returned_{len(function.signature.output_arg)}"
     function.signature.output_arg.add(name=name, type=kind.as_datatype_enum)
     function.ret[name] = tensor
+
+
+def _without_forwarding(function: Any, tensor: Any) -> str:
+    """What is returned of a tensor, so that no sum comes out otherwise for it.
+
+    AddN starts with the first input whose buffer nobody else holds, so that a reference changes the order of its sum.
+    """
+    sums = {op.name for op in tensor.consumers() if takes_first_free(op.type, len(op.inputs))}
+    if not sums:
+        return _output(tensor)
+    copy = function.node_def.add(name=f"{_MOVED}_copy_{next(_serials)}", op="DeepCopy", input=[_output(tensor)])
+    copy.attr["T"].type = tensor.dtype.as_datatype_enum
+    for node in function.node_def:
+        if node.name in sums:
+            node.input.append(f"^{copy.name}")
+    return f"{copy.name}:y:0"
 
 
 def _output(tensor: Any) -> str:

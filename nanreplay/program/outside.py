@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from nanreplay.program import private_tf
 from nanreplay.program.nodes import output_types
 from nanreplay.program.private_tf import op_definition
 from nanreplay.program.safety import all_nodes, parse_graph
@@ -61,21 +60,8 @@ def outside_tensors(graph: Any) -> list[Any]:
     return [tensor for op in ops if all(_can_be_held(each) for each in op.outputs) for tensor in op.outputs]
 
 
-def without_forwarding(tensor: Any) -> Any:
-    """Return what a step returns of an op's output, in the current graph, so that no sum comes out otherwise for it.
-
-    AddN starts with the first input whose buffer nobody else holds, so that a reference changes the order of its sum.
-    """
-    sums = [op for op in tensor.consumers() if _takes_first_free(op.type, len(op.inputs))]
-    if not sums:
-        return tensor
-    copied = tf.raw_ops.DeepCopy(x=tensor)
-    for op in sums:
-        private_tf.add_control_input(op, copied.op)
-    return copied
-
-
-def _takes_first_free(op_type: str, n_inputs: int) -> bool:
+def takes_first_free(op_type: str, n_inputs: int) -> bool:
+    """Whether an op starts its sum with the first input whose buffer nobody else holds."""
     return op_type == "AddN" and n_inputs > 2
 
 
@@ -215,5 +201,5 @@ def _placeholders(
 def _summed(graph: Any) -> frozenset[str]:
     """Names of the tensors of which AddN may take the buffer."""
     inputs = [[name for name in node.input if not name.startswith("^")] for node in graph.node if node.op == "AddN"]
-    names = (name for each in inputs if _takes_first_free("AddN", len(each)) for name in each)
+    names = (name for each in inputs if takes_first_free("AddN", len(each)) for name in each)
     return frozenset(name if ":" in name else f"{name}:0" for name in names)

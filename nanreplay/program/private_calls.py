@@ -45,6 +45,11 @@ def name_of(function: Any) -> str:
     return str(function._inference_function.name.decode())
 
 
+def is_of(function: Any, named: Any) -> bool:
+    """Whether a ConcreteFunction is `named`, or a trace of that `tf.function`, not one that TensorFlow makes to set variables up."""
+    return function is named or getattr(named, "_name", None) == function._func_graph.name
+
+
 def outermost(graph: Any) -> Any:
     """The FuncGraph, around `graph`, that is not traced within another one."""
     while isinstance(getattr(graph, "outer_graph", None), FuncGraph):

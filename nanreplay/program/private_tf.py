@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
-from typing import Any, NamedTuple, cast
+from typing import Any
 
 # --- the registry of ops --------------------------------------------------------------------------------------------
 from tensorflow.core.framework import op_def_pb2 as _op_def_pb2
@@ -25,7 +25,6 @@ from tensorflow.python.eager import backprop as _backprop
 from tensorflow.python.eager import context as _context
 from tensorflow.python.eager import execute as _execute
 from tensorflow.python.eager import wrap_function as _wrap_function
-from tensorflow.python.eager.polymorphic_function import autograph_util as _autograph_util
 from tensorflow.python.framework import kernels as _kernels
 from tensorflow.python.framework import op_callbacks as _op_callbacks
 from tensorflow.python.framework import op_def_library as _op_def_library
@@ -45,18 +44,6 @@ def run_op(op_type: str, n_outputs: int, inputs: Sequence[Any], attrs: tuple[Any
     """Run one eager kernel. `attrs` alternates names and values; op callbacks are not called."""
     outputs: list[Any] = _execute.quick_execute(op_type, n_outputs, inputs, attrs, _context.context())
     return outputs
-
-
-def flat_call(function: Any) -> Callable[[Sequence[Any]], Any]:
-    """Return what calls a ConcreteFunction with the flattened tensors of its arguments, without looking at the arguments again.
-
-    The tensors must fit the function; matching them costs as much as a small step.
-    """
-    held = function._captured_inputs
-    if any(callable(each) for each in held):  # known only when the function is called
-        return lambda tensors: function._call_flat(list(tensors), function.captured_inputs)
-    captured = list(held)
-    return lambda tensors: function._call_flat(list(tensors), captured)
 
 
 def function_of_graph(wrapped: Any, inputs: Sequence[Any], outputs: Sequence[Any], effects: Sequence[Any]) -> Any:
@@ -159,16 +146,6 @@ def hook_gradient_functions(
     return undo
 
 
-def autograph_converted(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` as `tf.function(function)` would run it: converted by AutoGraph, callees included."""
-    return cast("Callable[..., Any]", _autograph_util.py_func_from_autograph(function))
-
-
-def add_control_input(op: Any, before: Any) -> None:
-    """Let an op of a graph that is being built run after another one."""
-    op._add_control_inputs([before])
-
-
 def deferred_captures(graph: Any) -> list[Any]:
     """Placeholders that are fed with what a function returns at each call; they are the last ones of `graph.inputs`."""
     return list(_nest.flatten(graph.deferred_internal_captures, expand_composites=True))
@@ -199,19 +176,6 @@ def variable_type(handle: Any) -> tuple[Any, tuple[int, ...]] | None:
     entry = data.shape_and_type[0]
     shape = tuple(int(axis.size) for axis in entry.shape.dim)
     return (entry.dtype, shape) if not entry.shape.unknown_rank and min(shape, default=0) >= 0 else None
-
-
-class FunctionOptions(NamedTuple):
-    """How a `tf.function` was made."""
-
-    jit_compile: bool | None
-    reduce_retracing: bool
-    autograph: bool
-
-
-def function_options(function: Any) -> FunctionOptions:
-    """How `function`, a `tf.function`, was made."""
-    return FunctionOptions(function._jit_compile, bool(function._reduce_retracing), bool(function._autograph))
 
 
 def handle_of(variable: Any) -> Any:

@@ -153,10 +153,10 @@ class TrainingFunction:
                 return Origin("fetched", tensor.value_index)
             position = next((index for index, each in enumerate(graph.inputs) if each is tensor), None)
             if position is None:
-                if op.type in ("RaggedTensorFromVariant", "DeserializeSparse"):
-                    tensor = op.inputs[0]
-                    continue
-                return None
+                tensor = _taken_apart(op)
+                if tensor is None:
+                    return None
+                continue
             if graph is self.graph:
                 n_arguments = len(graph.inputs) - self.n_captures
                 return Origin("argument", position) if position < n_arguments else Origin("held", position)
@@ -171,6 +171,17 @@ class TrainingFunction:
     def n_captures(self) -> int:
         """How many inputs of the function hold what it captured."""
         return len(self.graph.captures) + len(private_tf.deferred_captures(self.graph))
+
+
+def _taken_apart(op: Any) -> Any:
+    """The fetched component that an op takes a ragged or sparse tensor out of; None for any other op.
+
+    The dense shape of a sparse tensor is put together again with what is known of it before.
+    """
+    if op.type == "Pack" and op.inputs[0].op.type == "Unpack":
+        op = op.inputs[0].op.inputs[0].op
+        return op.inputs[0] if op.type == "DeserializeSparse" else None
+    return op.inputs[0] if op.type in ("RaggedTensorFromVariant", "DeserializeSparse") else None
 
 
 def has_own_gradient(graph: Any) -> bool:

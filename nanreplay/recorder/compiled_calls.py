@@ -76,8 +76,8 @@ class CompiledCalls:
     """Told of what a recorded step raised, after all else."""
     before_step: Callable[[], None] = lambda: None
     """Called before each step is recorded."""
-    takes_all: bool = False
-    """Whether every function that writes a variable is a step: it was named as one. Else only those that compute a gradient."""
+    named: Any = None
+    """The `tf.function`, or ConcreteFunction, that was named as a step: it is one, whatever it does. Of others, those that train."""
     _known: dict[int, tuple[Any, TrainingFunction]] = field(default_factory=dict)
     _recorded: dict[tuple[Any, ...], RecordedFunction] = field(default_factory=dict)
     _refused: set[int] = field(default_factory=set)
@@ -152,7 +152,7 @@ class CompiledCalls:
         if known is None or known[0]() is not function:
             known = self._known[id(function)] = weakref.ref(function), TrainingFunction(function)
         training = known[1]
-        if not (training.trains or (self.takes_all and training.writes)):
+        if not training.trains and not private_calls.is_of(function, self.named):
             return None
         program = program_of(training, captured, inputs)
         if program is None:

@@ -50,12 +50,12 @@ class WrappedStep:
 
     def _run_compiled(self, args: Any, kwargs: Any) -> Any:
         before, self._calls.is_eager = self._calls.trained, False
-        self._calls.takes_all = self._is_function
+        self._calls.named = self._step if self._is_function else None
         try:
             with observe.listening(self._calls):
                 result = self._step(*args, **kwargs)
         finally:
-            self._calls.takes_all = False
+            self._calls.named = None
         if self._calls.is_eager and self._calls.trained == before:
             self._is_compiled = False
         return result

@@ -33,6 +33,7 @@ def test_a_disk_limit_leaves_out_what_replays_give_again_and_the_capture_names_i
     whole = path.stat().st_size
     with Capture(path) as capture:
         graph_bytes = len(capture.program(capture.programs[0]).graph)
+    path = tmp_path / "smaller.h5"
     recorder = Recorder(path, window=2, keyframe_every=2, disk_limit=graph_bytes + 1100)
     assert record(path, mlp(), *data(), recorder=recorder) == 3
     assert path.stat().st_size < whole
