@@ -1,0 +1,104 @@
+"""Trainings of all kinds end with the bits of bare ones: a sample of the grid of same_bits.py."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import tensorflow as tf
+from conftest import ROOT, environment
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+SCRIPT = ROOT / "benchmarks" / "same_bits.py"
+SAMPLE, SEED = 24, 5
+
+
+@pytest.fixture(autouse=True)
+def benchmarks_on_the_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The scripts import each other by name, as they do when they run."""
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(SCRIPT.parent)
+        yield
+
+
+def test_a_sample_of_all_groups_ends_with_the_bits_of_bare_training() -> None:
+    command = [SCRIPT, "--sample", str(SAMPLE), "--seed", str(SEED), "--no-files"]
+    done = subprocess.run(
+        [sys.executable, *map(str, command)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(),
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-2000:]
+
+
+def test_every_class_of_keras_that_trains_is_in_the_grid() -> None:
+    from same_bits_grid import layer_rows, loss_rows, optimizer_rows
+
+    assert layer_rows.unlisted() == []
+    assert optimizer_rows.unlisted() == []
+    assert loss_rows.unlisted() == []
+
+
+def test_the_sample_holds_every_group() -> None:
+    import same_bits
+
+    rows = list(same_bits.all_rows().values())
+    sample = same_bits.chosen(rows, [], SAMPLE, SEED)
+    assert len(sample) == SAMPLE
+    assert {row.group for row in sample} == {row.group for row in rows}
+
+
+# What the comparison sees
+
+
+def compared(train: Any) -> dict[str, Any]:
+    """What `compare` says of a training that is not as it is when it is recorded."""
+    import same_bits
+    from same_bits_grid.training import Row
+
+    return same_bits.compare(Row("made up", "training", train), with_file=False)
+
+
+def left(value: Any) -> Any:
+    from same_bits_grid.training import Trained
+
+    return Trained(variables=[tf.Variable(value, name="weight")])
+
+
+def test_one_bit_of_one_weight_is_a_difference() -> None:
+    def train(attach: Any) -> Any:
+        return left([1.0, 2.0, 3.0000002 if attach.folder else 3.0])
+
+    assert compared(train)["differs"]["weights"] == {"0 weight:0 0": 1}
+
+
+def test_an_error_that_only_recorded_training_raises_is_a_difference() -> None:
+    def train(attach: Any) -> Any:
+        if attach.folder:
+            raise ValueError("not recorded")
+        return left([1.0])
+
+    assert compared(train)["differs"] == {"the rest": {"raised ValueError: not recorded": 1}}
+
+
+def test_a_training_that_differs_from_itself_does_not_count() -> None:
+    counted = iter(range(9))
+    found = compared(lambda attach: left([float(next(counted))]))
+    assert found["remarks"] == ["not deterministic"]
+    assert not found["differs"]
+
+
+def test_a_draw_of_random_numbers_is_a_difference() -> None:
+    def train(attach: Any) -> Any:
+        if attach.folder:
+            tf.random.uniform(())
+        return left([1.0])
+
+    differs = compared(train)["differs"]
+    assert list(differs["random states"]) == ["next of tf.random"]
