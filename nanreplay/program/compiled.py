@@ -56,11 +56,13 @@ class CompiledProgram:
         self.probe_result: dict[str, tuple[bool, bool]] = {}
         """(holds a NaN, holds an infinity) of each probed tensor in the last call."""
         self._fetched = tuple(dict.fromkeys((*signature.outputs, *watch, *extra_fetches, *((_PROBE,) if probe else ()))))
-        graph, places, stand_ins, idle, self._unused = cut(parse_graph(graph), signature)
+        graph, places, stand_ins, idle, self._unused, taken = cut(parse_graph(graph), signature)
         self._inputs = [*signature.inputs, *signature.fed]
         self._captures = [spec for spec in signature.captures if spec.tensor not in idle]
         feeds = [*(spec.tensor for spec in self._inputs), *(spec.tensor for spec in self._captures)]
         effects = [name for name in signature.control_outputs if name not in fed_ops(signature)]
+        if signature.control_outputs:
+            effects += [name for name in taken if name not in effects]
         feeds = [places.get(name, name) for name in feeds]
         fetched, probe = ([stand_ins.get(name, name) for name in names] for names in (self._fetched, probe))
         self._function = _imported(graph, feeds, fetched, probe, effects)

@@ -8,7 +8,7 @@ a branch or a function they cannot be had from outside, and are named.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import tensorflow as tf
@@ -107,6 +107,9 @@ class CutGraph(NamedTuple):
     """Captured resources, by tensor name, that no op is left to take."""
     unused: frozenset[str]
     """Captured resources that are handed on, to branches and functions, but that nothing uses there."""
+    taken: Sequence[str] = ()
+    """Names of the ops whose outputs the recorded ops took. They run, so that the graph optimizer fuses nothing that it did not fuse
+    in training, where something used them."""
 
 
 def cut(graph: Any, signature: Signature) -> CutGraph:
@@ -124,6 +127,7 @@ def cut(graph: Any, signature: Signature) -> CutGraph:
     kinds = {node.name: output_types(op_definition(node.op), node) for node in copied.node if node.name in recorded}
     feeds, places, added = _placeholders(signature, kinds, _summed(graph) if signature.compilation == "graph" else frozenset())
     used: set[str] = set()
+    taken: list[str] = []
     for function in copied.library.function:
         for node in function.node_def:
             if node.op in _LEFT_OUT:
@@ -132,13 +136,16 @@ def cut(graph: Any, signature: Signature) -> CutGraph:
         if node.op in _LEFT_OUT:
             _leave_out(node)
         if node.name in recorded:
+            taken += [name.partition(":")[0] for name in node.input if not name.startswith("^")]
             node.CopyFrom(added.pop(node.name))
         node.input[:] = [places.get(name if ":" in name else f"{name}:0", name) for name in node.input]
         used.update(name.partition(":")[0] for name in node.input if not name.startswith("^"))
     copied.node.extend(added.values())
     unheld = {spec.tensor for spec in signature.captures if spec.variable is None and spec.constant is None}
     idle = frozenset(name for name in unheld if name.rpartition(":")[0] not in used)
-    return CutGraph(copied, feeds, places, idle, frozenset(name for name in unheld - idle if not _is_used(copied, name)))
+    unused = frozenset(name for name in unheld - idle if not _is_used(copied, name))
+    running = {node.name for node in copied.node if node.op not in ("Placeholder", "NoOp")}
+    return CutGraph(copied, feeds, places, idle, unused, [name for name in dict.fromkeys(taken) if name in running])
 
 
 def _leave_out(node: Any) -> None:

@@ -28,21 +28,18 @@ def step_results(capture: Capture, renamed: Mapping[str, str], run: TodayRun) ->
     named = _recorded_indices(capture.variables_info, run.session.variables.infos, renamed)
     paths = [info.path for info in capture.variables_info]
     results = []
-    ring = run.session.ring
-    for entry in [] if ring is None else ring.entries:
-        if entry.fingerprint is None:
-            continue
-        own = {_renumbered(name, named): value for name, value in entry.fingerprint.items()}
-        recorded = _recorded_numbers(capture, capture.batch(entry.step))
+    for step, numbers in run.numbers.items():
+        own = {_renumbered(name, named): value for name, value in numbers.items()}
+        recorded = _recorded_numbers(capture, capture.batch(step))
         names = tuple(name for name in own if name in recorded) or tuple(own)
         signature = Signature("graph", (), (), watch_layout=names, loss_scaled="loss_scale" in names)
         held = np.array([recorded[name] for name in names]) if names and all(name in recorded for name in names) else None
         with np.errstate(over="ignore"):
             values = np.array([own[name] for name in names]).astype(np.float32 if held is None else held.dtype)
         found = compare_step(
-            entry.step, signature, values, held, paths=paths, count_skips=False, bad_variable=lambda i: "",
+            step, signature, values, held, paths=paths, count_skips=False, bad_variable=lambda i: "",
         )  # fmt: skip
-        is_bad = entry.step == run.failed
+        is_bad = step == run.failed
         loss = next((float(value) for name, value in own.items() if name.startswith("loss:")), found.loss)
         results.append(replace(found, finite=not is_bad, nonfinite=run.trigger if is_bad else None, loss=loss))
     if run.failed is not None and all(result.step != run.failed for result in results):  # it raised before it was watched

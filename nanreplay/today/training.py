@@ -221,6 +221,8 @@ class TodayRun:
         """The step at which that was."""
         self.raised: Exception | None = None
         """What the step raised, or None."""
+        self.numbers: dict[int, Mapping[str, Any]] = {}
+        """The fingerprint of each step that has run, by name of the element."""
         self._step = step
         self._run = step.runner(session, self._note)
 
@@ -249,6 +251,9 @@ class TodayRun:
         found = self.session.flush()  # on a GPU steps are looked at late, unless one asks
         if found is not None:
             self._note(found)
+        entry = None if self.session.ring is None else self.session.ring.entry(self.session.step - 1)
+        if entry is not None and entry.fingerprint is not None:
+            self.numbers[entry.step] = entry.fingerprint
         if not self.session.lifecycle.is_active:
             raise ModelError(f"{self._step.training.name}: today's training step could not be recorded.")
         return self.trigger is None

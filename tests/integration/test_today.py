@@ -127,7 +127,7 @@ def test_another_optimizer_is_no_hindrance_at_the_first_update() -> None:
         ("today_models:broken", "today_models:broken cannot make the model: FileNotFoundError at today_models.py:46: weights.npz"),
         ("today_models:not_compiled", "is not compiled."),
         ("today_models:cross_entropy", "today_models:cross_entropy cannot make the model: TypeError"),
-        ("json:JSONDecoder", "Expected a keras.Model of Keras 3. Received: json.decoder.JSONDecoder"),
+        ("json:JSONDecoder", "Expected a keras.Model of Keras 3, or one of Keras 2 (tf_keras). Received: json.decoder.JSONDecoder"),
     ],
 )
 def test_a_model_that_cannot_be_had_is_one_line(model: str, said: str, capfd: pytest.CaptureFixture[str]) -> None:
