@@ -1,0 +1,159 @@
+"""Steps that fetch their batch themselves."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from loop_shapes.base import ANYTHING, BATCHES, Run, make, shape, update
+
+FETCHES = "XLA cannot compile what fetches from an iterator"
+
+
+@shape(xla=FETCHES)
+def iterator_argument(run: Run) -> Any:
+    model, optimizer = make()
+
+    def step(iterator: Any) -> Any:
+        x, y = next(iterator)
+        return update(model, optimizer, x, y)
+
+    step = run.wrap(run.compiled(step), model=model, optimizer=optimizer)
+    iterator = iter(run.dataset())
+    for _ in range(BATCHES):
+        step(iterator)
+        if run.stopped():
+            break
+    return [model, optimizer]
+
+
+@shape(xla=FETCHES, step=2, unproved=True)
+def several_batches_in_one_step(run: Run) -> Any:
+    """Batches 4 and 5 are those of step 2."""
+    model, optimizer = make()
+
+    def step(iterator: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = 0.0
+            for _ in range(2):
+                x, y = next(iterator)
+                loss += tf.reduce_mean(tf.square(model(x) - y))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss
+
+    step = run.wrap(run.compiled(step), model=model, optimizer=optimizer)
+    iterator = iter(run.dataset())
+    for _ in range(BATCHES // 2):
+        step(iterator)
+        if run.stopped():
+            break
+    return [model, optimizer]
+
+
+@shape(xla=FETCHES)
+def iterator_of_the_closure(run: Run) -> Any:
+    model, optimizer = make()
+    iterator = iter(run.dataset())
+
+    def step() -> Any:
+        x, y = next(iterator)
+        return update(model, optimizer, x, y)
+
+    step = run.wrap(run.compiled(step), model=model, optimizer=optimizer)
+    for _ in range(BATCHES):
+        step()
+        if run.stopped():
+            break
+    return [model, optimizer]
+
+
+@shape(xla=FETCHES)
+def two_iterators(run: Run) -> Any:
+    """Labelled samples and samples without labels, as in semi-supervised training."""
+    model, optimizer = make()
+
+    def step(labelled: Any, others: Any) -> Any:
+        x, y = next(labelled)
+        extra = next(others)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(x) - y))
+            loss += 0.1 * tf.reduce_mean(tf.square(model(extra) - model(-extra)))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss
+
+    step = run.wrap(run.compiled(step), model=model, optimizer=optimizer)
+    labelled = iter(run.dataset())
+    others = iter(tf.data.Dataset.from_tensors(tf.random.stateless_normal([8, 4], [1, 2])).repeat())
+    for _ in range(BATCHES):
+        step(labelled, others)
+        if run.stopped():
+            break
+    return [model, optimizer]
+
+
+@shape(xla=FETCHES, unproved=True, may_refuse=True)
+def batch_that_may_be_missing(run: Run) -> Any:
+    """The batch comes as an optional, so that the step itself sees the end of the data."""
+    model, optimizer = make()
+
+    def step(iterator: Any) -> Any:
+        batch = iterator.get_next_as_optional()
+        loss = tf.constant(0.0)
+        if batch.has_value():
+            x, y = batch.get_value()
+            loss = update(model, optimizer, x, y)
+        return loss
+
+    step = run.wrap(run.compiled(step), model=model, optimizer=optimizer)
+    iterator = iter(run.dataset())
+    for _ in range(BATCHES + 1):
+        step(iterator)
+        if run.stopped():
+            break
+    return [model, optimizer]
+
+
+@shape()
+def plain_function_that_fetches(run: Run) -> Any:
+    model, optimizer = make()
+    inner = run.compiled(lambda x, y: update(model, optimizer, x, y))
+
+    def step(iterator: Any) -> Any:
+        return inner(*next(iterator))
+
+    step = run.wrap(step, model=model, optimizer=optimizer)
+    iterator = iter(run.dataset())
+    for _ in range(BATCHES):
+        step(iterator)
+        if run.stopped():
+            break
+    return [model, optimizer]
+
+
+@shape(
+    eager="the whole epoch would be one eager step",
+    xla="XLA cannot compile a loop over a dataset",
+    may_refuse=True,
+    step=ANYTHING,
+    unproved=True,
+    loop=[5],
+)
+def epoch_in_one_call(run: Run) -> Any:
+    """`for x, y in dataset` in the compiled function, as TensorFlow's guide has it."""
+    model, optimizer = make()
+
+    def epoch(dataset: Any) -> Any:
+        total = 0.0
+        for x, y in dataset:
+            total += update(model, optimizer, x, y)
+        return total
+
+    epoch = run.wrap(run.compiled(epoch), model=model, optimizer=optimizer)
+    for _ in range(2):
+        epoch(run.dataset())
+        if run.stopped():
+            break
+    return [model, optimizer]
