@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from nanreplay.tensors import as_array
+
 Mask: TypeAlias = NDArray[np.bool_]
 
 
@@ -73,17 +75,17 @@ def is_opaque(value: Any) -> bool:
 
 def nonfinite(value: Any) -> Mask:
     """Return where a float tensor is NaN or infinite."""
-    return np.asarray(~np.isfinite(np.asarray(value)))
+    return np.asarray(~np.isfinite(as_array(value)))
 
 
 def nan_mask(value: Any) -> Mask:
     """Return where a float tensor is NaN."""
-    return np.asarray(np.isnan(np.asarray(value)))
+    return np.asarray(np.isnan(as_array(value)))
 
 
 def inf_mask(value: Any) -> Mask:
     """Return where a float tensor is infinite and not NaN."""
-    array = np.asarray(value)
+    array = as_array(value)
     return np.asarray(np.isinf(array) & ~np.isnan(array))
 
 
@@ -92,7 +94,7 @@ def measure(value: Any) -> TensorStat:
     name = dtype_name(value)
     if name in OPAQUE:
         return TensorStat(name, (), 0)
-    array = np.asarray(value)
+    array = as_array(value)
     if name not in FLOATS or not array.size:
         return TensorStat(name, array.shape, array.size)
     if name.startswith("complex"):
@@ -118,7 +120,7 @@ def kind_of(element: Any) -> str:
 
 def kind_within(value: Any, mask: Mask) -> str:
     """Return the worst kind among the marked elements: NaN before inf before -inf."""
-    marked = np.asarray(value)[mask]
+    marked = as_array(value)[mask]
     if np.isnan(marked).any():
         return "nan"
     infinite = marked[np.isinf(marked)]
@@ -132,7 +134,7 @@ def first_index(mask: Mask) -> tuple[int, ...]:
 
 def number(element: Any) -> float | int | bool | str | None:
     """Return one element as a plain Python number; a complex one as text."""
-    scalar = np.asarray(element)
+    scalar = as_array(element)
     if scalar.dtype.kind == "b":
         return bool(scalar)
     if scalar.dtype.kind in "iu":

@@ -12,6 +12,7 @@ from nanreplay.bisect.arrays import Mask, inf_mask, is_float, is_opaque, nan_mas
 from nanreplay.bisect.influence import Everything, Influence
 from nanreplay.bisect.rules import ROWWISE, Execute, influence_of
 from nanreplay.replay.events import OpEvent
+from nanreplay.tensors import as_array
 
 
 @dataclass(slots=True)
@@ -50,7 +51,7 @@ def assign_blame(event: OpEvent, failing: Mapping[int, Mask], execute: Execute) 
     nans = {i: nan_mask(event.inputs[i]) for i in floats}
     infs = {i: inf_mask(event.inputs[i]) for i in floats}
     for k, mask in failing.items():
-        out = np.asarray(event.outputs[k])
+        out = as_array(event.outputs[k])
         is_nan, is_inf = mask & np.isnan(out), mask & ~np.isnan(out) & np.isinf(out)
         rest = _pass_on(blame, k, is_nan, nans, blame.follow)
         if event.type in ROWWISE and rest.any():
@@ -81,7 +82,7 @@ def _pass_on(blame: Blame, k: int, wanted: Mask, bad: Mapping[int, Mask], into: 
 
 def _fatal_of_row(event: OpEvent, infs: Mapping[int, Mask]) -> dict[int, Mask]:
     """+inf spoils a softmax whatever else the row holds; -inf only when it fills the row."""
-    values = np.asarray(event.inputs[0])
+    values = as_array(event.inputs[0])
     high = infs[0] & (values > 0)
     return {**infs, 0: infs[0] & (high | ~high.any(axis=-1, keepdims=True))}
 

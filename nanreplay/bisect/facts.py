@@ -16,6 +16,7 @@ from nanreplay.bisect.search import Scene
 from nanreplay.bisect.trace import StepTrace
 from nanreplay.findings import OperandFacts, Origin, OutputFacts
 from nanreplay.replay.events import OpEvent, ValueId
+from nanreplay.tensors import as_array
 
 _SHOWN = 10
 _REPLICA = re.compile(r"replica_(\d+)(?:/|$)")
@@ -51,7 +52,7 @@ def _of_batch(scene: Scene, suspect: Suspect) -> Origin:
 
 
 def _whole(name: str, value: Any) -> OperandFacts:
-    low, high = _extremes(np.asarray(value))
+    low, high = _extremes(as_array(value))
     return OperandFacts(name, dtype_name(value), tuple(int(size) for size in np.shape(value)), None, low, high)
 
 
@@ -84,7 +85,7 @@ def output_facts(value: Any, mask: Mask) -> OutputFacts:
     stat = measure(value)
     shown = np.argwhere(mask)[:_SHOWN]
     indices = tuple(tuple(int(i) for i in index) for index in shown)
-    first = number(np.asarray(value)[first_index(mask)]) if indices else None
+    first = number(as_array(value)[first_index(mask)]) if indices else None
     return OutputFacts(stat.dtype, stat.shape, stat.nonfinite, stat.size, indices, first)
 
 
@@ -134,7 +135,7 @@ def _used(influence: Influence, i: int, k: int, made: Mask, held: Any) -> Mask |
 
 
 def _operand(name: str, held: Any, used: Mask | None) -> OperandFacts:
-    array = np.asarray(held)
+    array = as_array(held)
     single = array.size == 1 or (used is not None and int(used.sum()) == 1)
     value = number(array.reshape(-1)[0] if array.size == 1 or used is None else array[used][0]) if single else None
     part = array if used is None or single else array[used]

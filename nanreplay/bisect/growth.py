@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from nanreplay.findings import Root
 from nanreplay.records import Timeline
+from nanreplay.tensors import as_array
 
 _FACTOR = 10.0
 """Growth over the median of the earlier steps that counts."""
@@ -143,7 +144,7 @@ def _leading(timeline: Timeline, series: _Series, step: int) -> Growth | None:
 
 def _growth(timeline: Timeline, what: str, variable: str | None, series: NDArray[Any], step: int) -> Growth | None:
     """Return how a series grew until the origin; None when it did not."""
-    steps = np.asarray(timeline.columns["step"])
+    steps = as_array(timeline.columns["step"])
     known = (steps <= step) & np.isfinite(series)
     steps, series = steps[known], series[known]
     start = _gradual_start(steps, series, step)
@@ -165,7 +166,7 @@ def _grown(
 def learning_rate_at(timeline: Timeline, step: int) -> float | None:
     """Return the recorded learning rate of a step, None where it is not recorded."""
     rates = np.asarray(timeline.columns.get("learning_rate", ()), np.float64)
-    found = rates[np.asarray(timeline.columns["step"]) == step] if len(rates) else rates
+    found = rates[as_array(timeline.columns["step"]) == step] if len(rates) else rates
     return float(found[0]) if len(found) and np.isfinite(found[0]) else None
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanreplay.bisect.arrays import Mask
+from nanreplay.tensors import as_array
 
 Labels: TypeAlias = tuple[Hashable, ...]
 """One label an axis, as in an einsum: what is equal in input and output goes together."""
@@ -68,13 +69,13 @@ def project(mask: Mask, source: Labels, target: Labels, shape: Shape) -> Mask:
     """Carry a mask over axes labelled `source` to axes labelled `target` of the given shape."""
     gone = tuple(axis for axis, label in enumerate(source) if label not in target)
     if gone:
-        mask = np.asarray(mask.any(axis=gone))
+        mask = as_array(mask.any(axis=gone))
         source = tuple(label for label in source if label in target)
     mask = mask.transpose([source.index(label) for label in target if label in source])
     mask = mask[tuple(slice(None) if label in source else None for label in target)]
     squashed = tuple(axis for axis, (has, wants) in enumerate(zip(mask.shape, shape, strict=True)) if wants == 1 < has)
     if squashed:
-        mask = np.asarray(mask.any(axis=squashed, keepdims=True))
+        mask = as_array(mask.any(axis=squashed, keepdims=True))
     return np.broadcast_to(mask, shape)
 
 

@@ -19,6 +19,7 @@ from nanreplay.bisect.rules import COPIES, MOVEMENTS
 from nanreplay.bisect.trace import Fact, StepTrace
 from nanreplay.bisect.walk import Arrival, Maker, Walk
 from nanreplay.replay.events import ValueId
+from nanreplay.tensors import as_array
 
 _SHAPES = words("Shape ShapeN Size Rank ZerosLike OnesLike VariableShape")
 """Ops whose outputs do not depend on the values of their inputs."""
@@ -97,7 +98,7 @@ class _Judge:
 
     def is_masking(self, value: ValueId, arrival: Arrival) -> bool:
         """Whether a fed array holds -inf for softmax to leave out, or a variable that no step writes holds infinities."""
-        bad = np.asarray(self.trace.value(value))[arrival.mask]
+        bad = as_array(self.trace.value(value))[arrival.mask]
         if np.isnan(bad).any():
             return False
         kind, index = self.trace.feed(value)
@@ -136,13 +137,13 @@ class _Judge:
             return True
         if maker.fact.type not in _MASKS or not self.is_taken_for_mask(maker.turners):
             return False
-        outputs = np.asarray(maker.fact.event.outputs[0])[maker.masks[0]]
+        outputs = as_array(maker.fact.event.outputs[0])[maker.masks[0]]
         return bool((outputs < 0).all()) and self.is_indicator(maker)
 
     def is_indicator(self, maker: Maker) -> bool:
         """Whether a maker's operand holds but two values, one of them 0 or 1."""
         assert maker.fact.event is not None
-        arrays = [np.asarray(value) for value in maker.fact.event.inputs if is_float(value)]
+        arrays = [as_array(value) for value in maker.fact.event.inputs if is_float(value)]
         values = np.unique(max(arrays, key=lambda array: array.size)) if arrays else np.zeros(0)
         return len(values) <= 2 and bool(np.isin(values, (0, 1)).any())
 

@@ -20,6 +20,7 @@ from nanreplay.bisect.run import StepRunner
 from nanreplay.bisect.search import Progress, Scene, Search, search_back
 from nanreplay.findings import Findings, Origin
 from nanreplay.records import Timeline
+from nanreplay.tensors import as_array
 
 _OTHERS = 10
 
@@ -113,7 +114,7 @@ def rows_of(scene: Scene, suspect: Suspect, prefix: str) -> RowProof:
     if suspect.fact is not None:
         return prove_rows(scene.trace.runner, scene.step, suspect, prefix)
     batch = scene.trace.runner.batch(scene.step)
-    leaves = [np.asarray(batch.leaves[place]) for place in own_leaves(batch.paths, prefix)]
+    leaves = [as_array(batch.leaves[place]) for place in own_leaves(batch.paths, prefix)]
     mask, size = suspect.masks[0], batch_size(leaves)
     if not mask.ndim or mask.shape[0] != size:
         return RowProof(None, "The array has no batch axis.")
@@ -152,14 +153,14 @@ def _notes(scene: Scene) -> Iterator[str]:
     signature, recorded = runner.signature(scene.step), runner.batch(scene.step).fingerprint
     if recorded is None:
         return
-    values = dict(zip(signature.watch_layout, np.asarray(recorded).tolist(), strict=False))
+    values = dict(zip(signature.watch_layout, as_array(recorded).tolist(), strict=False))
     failed = {target.name: target for target in scene.targets if target.what == "loss"}
     for i in range(len(signature.losses)):
         name, value = signature.loss_name(i), values.get(f"loss:{i}")
         if value is None:
             continue
         if name in failed and np.isfinite(value):
-            kind = kind_of(np.asarray(scene.trace.value(failed[name].value))[failed[name].mask][0])
+            kind = kind_of(as_array(scene.trace.value(failed[name].value))[failed[name].mask][0])
             yield f"The {name} was recorded as {value:.6g}, but op by op it is {kind}: the compiled step swallowed a non-finite value."
         elif name not in failed and not np.isfinite(value) and not scene.trace.stopped:
             yield f"The {name} was recorded as {value}, but op by op it is finite: the compiled step computes it in another way."

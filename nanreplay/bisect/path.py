@@ -15,6 +15,7 @@ from nanreplay.bisect.trace import Fact, StepTrace, is_update
 from nanreplay.findings import ChainLink, Origin
 from nanreplay.records import Trigger
 from nanreplay.replay.events import ValueId
+from nanreplay.tensors import as_array
 
 _LONGEST_CHAIN = 12
 _LONGEST_UPSTREAM = 8
@@ -80,7 +81,7 @@ def _value(fact: Fact, stat: TensorStat) -> str:
         return "nan"
     if not stat.inf:
         return "finite"
-    array = np.asarray(fact.event.outputs[fact.outputs.index(stat)]) if fact.event is not None else np.zeros(0)
+    array = as_array(fact.event.outputs[fact.outputs.index(stat)]) if fact.event is not None else np.zeros(0)
     return "-inf" if array.dtype.kind != "c" and array.size and not (array == np.inf).any() else "inf"
 
 
@@ -103,10 +104,10 @@ def consequence_of(scenes: Sequence[Scene], suspect: Suspect, trigger: Trigger) 
 def _makes_nan(scene: Scene, suspect: Suspect) -> bool:
     if suspect.fact is None:
         assert suspect.leaf is not None
-        return bool(np.isnan(np.asarray(scene.trace.value(suspect.leaf))[suspect.masks[0]]).any())
+        return bool(np.isnan(as_array(scene.trace.value(suspect.leaf))[suspect.masks[0]]).any())
     event = suspect.fact.event
     return event is not None and any(
-        bool(np.isnan(np.asarray(event.outputs[k])[mask]).any()) for k, mask in suspect.masks.items() if k < len(event.outputs)
+        bool(np.isnan(as_array(event.outputs[k])[mask]).any()) for k, mask in suspect.masks.items() if k < len(event.outputs)
     )
 
 

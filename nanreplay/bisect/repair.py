@@ -11,6 +11,7 @@ import numpy as np
 from nanreplay.bisect.arrays import dtype_name, words
 from nanreplay.bisect.rules import Execute
 from nanreplay.replay.events import OpEvent
+from nanreplay.tensors import as_array
 
 PASSIVE = words("Assert CheckNumerics CheckNumericsV2")
 """Ops that raise because of what they got: they are never the origin."""
@@ -41,7 +42,7 @@ def _nothing(event: OpEvent, execute: Execute) -> Sequence[Any]:
 
 def _cross_entropy(event: OpEvent, execute: Execute) -> Sequence[Any]:
     """XLA gives NaN for rows whose label is out of range; the others are as they would be."""
-    logits, labels = np.asarray(event.inputs[0]), np.asarray(event.inputs[1])
+    logits, labels = as_array(event.inputs[0]), as_array(event.inputs[1])
     valid = np.clip(labels, 0, logits.shape[-1] - 1)
     wrong = valid != labels
     outputs = [np.array(out) for out in execute(event, [event.inputs[0], valid.astype(labels.dtype)])]
@@ -52,8 +53,8 @@ def _cross_entropy(event: OpEvent, execute: Execute) -> Sequence[Any]:
 
 def _clipped_gather(event: OpEvent, execute: Execute) -> Sequence[Any]:
     """XLA clips indices."""
-    axis = int(np.asarray(event.inputs[2])) if len(event.inputs) > 2 else 0
-    indices = np.asarray(event.inputs[1])
+    axis = int(as_array(event.inputs[2])) if len(event.inputs) > 2 else 0
+    indices = as_array(event.inputs[1])
     valid = np.clip(indices, 0, int(event.inputs[0].shape[axis]) - 1).astype(indices.dtype)
     return execute(event, [event.inputs[0], valid, *event.inputs[2:]])
 
@@ -62,11 +63,11 @@ def _matrices(result: int) -> Callable[[OpEvent, Execute], Sequence[Any]]:
     """Matrices one by one: NaN for those that raise."""
 
     def repair(event: OpEvent, execute: Execute) -> Sequence[Any]:
-        arrays = [np.asarray(value) for value in event.inputs]
+        arrays = [as_array(value) for value in event.inputs]
         out = np.full(arrays[result].shape, np.nan, arrays[result].dtype)
         for place in np.ndindex(*arrays[0].shape[:-2]):
             try:
-                out[place] = np.asarray(execute(event, [array[place] for array in arrays])[0])
+                out[place] = as_array(execute(event, [array[place] for array in arrays])[0])
             except Exception:  # this matrix is one of those that made the kernel raise
                 continue
         return [_as_tensor(event, execute, out)]

@@ -20,6 +20,7 @@ from nanreplay.bisect.repair import repaired
 from nanreplay.bisect.run import StepRunner
 from nanreplay.bisect.trace import Fact, is_update, with_updated
 from nanreplay.replay.events import OpEvent
+from nanreplay.tensors import as_array
 
 Rows = frozenset[int]
 Leaves = Sequence[Any]
@@ -49,11 +50,11 @@ def prove_rows(runner: StepRunner, step: int, suspect: Suspect, prefix: str = ""
     if not prefix and any(each.replica >= 0 for each in runner.ops(step).values()):
         return RowProof(None, "It serves all replicas; rows of single ones were not tried.")
     places = own_leaves(record.paths, prefix)
-    size = batch_size([np.asarray(record.leaves[place]) for place in places])
+    size = batch_size([as_array(record.leaves[place]) for place in places])
     if size is None:
         return RowProof(None, "The arrays of the batch have no axis in common.")
     places = places if prefix else list(range(len(record.arrays)))  # with the recorded outputs of ops
-    bench = Bench(runner, step, suspect, [np.asarray(record.arrays[place]) for place in places], size, places)
+    bench = Bench(runner, step, suspect, [as_array(record.arrays[place]) for place in places], size, places)
     try:
         return _prove(bench, list(candidates(suspect, size)))
     except BudgetSpentError:
@@ -110,7 +111,7 @@ class Bench:
         """Return the number of the donor that is an earlier batch of these shapes, None when there is none."""
         for step in [step for step in reversed(self.runner.steps) if step < self.step][:3]:
             whole = self.runner.batch(step).arrays
-            other = [np.asarray(whole[place]) for place in self.places if place < len(whole)]
+            other = [as_array(whole[place]) for place in self.places if place < len(whole)]
             if [(leaf.shape, leaf.dtype) for leaf in other] == [(leaf.shape, leaf.dtype) for leaf in self.leaves]:
                 self.donors.append([new if self.has_rows(leaf) else leaf for leaf, new in zip(self.leaves, other, strict=True)])
                 return len(self.donors) - 1

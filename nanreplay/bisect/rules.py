@@ -15,6 +15,7 @@ import numpy as np
 from nanreplay.bisect.arrays import dtype_name, is_float, is_opaque, words
 from nanreplay.bisect.influence import ByLabels, BySources, Copies, Everything, Influence, Labels, Shape
 from nanreplay.replay.events import OpEvent
+from nanreplay.tensors import as_array
 
 Execute: TypeAlias = Callable[[OpEvent, Sequence[Any]], Sequence[Any]]
 
@@ -94,7 +95,7 @@ def _moved(event: OpEvent, execute: Execute, in_shapes: list[Shape]) -> BySource
         numbered.append(np.arange(following, following + size, dtype=np.int64).reshape(shape))
         following += size
     numbered_event = dataclasses.replace(event, attrs=_with_int64(event))
-    return BySources([np.asarray(out) for out in execute(numbered_event, numbered)], offsets, in_shapes)
+    return BySources([as_array(out) for out in execute(numbered_event, numbered)], offsets, in_shapes)
 
 
 def _with_int64(event: OpEvent) -> dict[str, Any]:
@@ -121,7 +122,7 @@ def _elementwise(event: OpEvent, ins: list[Shape], outs: list[Shape]) -> Any:
 
 def _reduction(event: OpEvent, ins: list[Shape], outs: list[Shape]) -> Any:
     rank = len(ins[0])
-    reduced = {int(axis) % rank for axis in np.asarray(event.inputs[1]).reshape(-1)} if rank else set()
+    reduced = {int(axis) % rank for axis in as_array(event.inputs[1]).reshape(-1)} if rank else set()
     kept = _flag(event, "keep_dims")
     out = tuple(("reduced", a) if a in reduced else a for a in range(rank) if kept or a not in reduced)
     return [_axes(rank), None], [out]
@@ -138,7 +139,7 @@ def _rowwise(event: OpEvent, ins: list[Shape], outs: list[Shape]) -> Any:
 
 def _accumulation(event: OpEvent, ins: list[Shape], outs: list[Shape]) -> Any:
     rank = len(ins[0])
-    axis = int(np.asarray(event.inputs[1])) % rank
+    axis = int(as_array(event.inputs[1])) % rank
     return [_axes(rank), None], [tuple("along" if a == axis else a for a in range(rank))]
 
 

@@ -15,6 +15,7 @@ from nanreplay.bisect.repair import repaired
 from nanreplay.bisect.run import FeedKind, OpKey, StepRunner
 from nanreplay.records import ArrayLike
 from nanreplay.replay.events import Call, OpEvent, ValueId
+from nanreplay.tensors import as_array
 
 _UPDATES = ("AssignAddVariableOp", "AssignSubVariableOp", "ResourceApply", "ResourceScatter", "ResourceSparseApply",
             "ResourceStridedSliceAssign")  # fmt: skip
@@ -91,7 +92,7 @@ class StepTrace:
             return kept.outputs[value.output] if kept is not None and value.output < len(kept.outputs) else None
         kind, index = self.feed(value)
         if kind == "batch":
-            return np.asarray(self.runner.batch(self.step).leaves[index])
+            return as_array(self.runner.batch(self.step).leaves[index])
         return self.state.get(index) if kind == "variable" else None
 
     def feed(self, value: ValueId) -> tuple[FeedKind, int]:
@@ -128,14 +129,14 @@ class StepTrace:
         wanted = self.fetched.get(tensor)
         if wanted is None or not is_float(wanted) or not nonfinite(wanted).any():
             return None
-        return self._kept.get(id(wanted)) or self._same_values(np.asarray(wanted))
+        return self._kept.get(id(wanted)) or self._same_values(as_array(wanted))
 
     def _same_values(self, wanted: Any) -> ValueId | None:
         """A runner that copies what it returns: the last kept value with the same bits."""
         for fact in reversed(self.facts.values()):
             for k, made in enumerate(fact.event.outputs if fact.event is not None else ()):
                 alike = is_float(made) and tuple(made.shape) == wanted.shape and dtype_name(made) == wanted.dtype.name
-                if alike and np.array_equal(np.asarray(made), wanted, equal_nan=True):
+                if alike and np.array_equal(as_array(made), wanted, equal_nan=True):
                     return ValueId(fact.serial, k)
         return None
 

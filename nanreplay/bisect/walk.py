@@ -20,6 +20,7 @@ from nanreplay.bisect.repair import PASSIVE
 from nanreplay.bisect.rules import Execute
 from nanreplay.bisect.trace import Fact, StepTrace, is_update
 from nanreplay.replay.events import OpEvent, ValueId
+from nanreplay.tensors import as_array
 
 Through = frozenset[int | None]
 """Serials of ops that every path must pass at one of; None stands for a path without any."""
@@ -208,7 +209,7 @@ class _Walker:
 
 def _kind(event: OpEvent, masks: Mapping[int, Mask]) -> str:
     """`nan` when a marked element of an output is NaN, else `inf`."""
-    return "nan" if any(np.isnan(np.asarray(event.outputs[k])[mask]).any() for k, mask in masks.items()) else "inf"
+    return "nan" if any(np.isnan(as_array(event.outputs[k])[mask]).any() for k, mask in masks.items()) else "inf"
 
 
 def _merge(into: dict[Any, Arrival], key: Any, new: Arrival) -> None:
@@ -233,11 +234,11 @@ def _placed(mask: Mask, bad: Mask, event: OpEvent) -> Mask:
     if mask.shape == bad.shape and event.type != "ResourceGather":
         return mask & bad
     if event.type == "ResourceGather":
-        return _gathered(mask, bad, np.asarray(event.inputs[1]))
+        return _gathered(mask, bad, as_array(event.inputs[1]))
     if bad.shape[1:] == mask.shape:
         return _rows_like(mask, bad, event)
     if mask.shape[1:] == bad.shape and mask.ndim:
-        return np.asarray(mask.any(axis=0)) & bad
+        return as_array(mask.any(axis=0)) & bad
     return bad
 
 
@@ -251,7 +252,7 @@ def _gathered(mask: Mask, bad: Mask, indices: NDArray[Any]) -> Mask:
 def _rows_like(mask: Mask, bad: Mask, event: OpEvent) -> Mask:
     """One row of a stored tensor was read: which one is told by the index, else by where it is bad."""
     if event.type == "TensorListGetItem":
-        row = int(np.asarray(event.inputs[1]))
+        row = int(as_array(event.inputs[1]))
         found = np.zeros(bad.shape, bool)
         if 0 <= row < bad.shape[0]:
             found[row] = mask & bad[row]

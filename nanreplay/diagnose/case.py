@@ -21,6 +21,7 @@ from nanreplay.diagnose.outliers import Outlier, find_outliers
 from nanreplay.findings import Origin, Verdict
 from nanreplay.records import OpInfo, Timeline
 from nanreplay.replay.events import OpEvent, ValueId
+from nanreplay.tensors import as_array
 
 Values = NDArray[Any]
 _HALF, _FLOAT32 = 19, 1
@@ -140,7 +141,7 @@ class Case:
             if self.mask is None:
                 return array.reshape(-1)
             try:
-                return np.asarray(np.broadcast_to(array, self.mask.shape)[self.mask])
+                return as_array(np.broadcast_to(array, self.mask.shape)[self.mask])
             except ValueError:
                 return array.reshape(-1)
         operands = self.origin.operands if self.origin is not None else ()
@@ -220,10 +221,10 @@ class Case:
         """Run the kernel of a half-precision op on its operands widened to float32; None when it cannot be run so."""
         attrs = {name: type(value)(type=_FLOAT32) if getattr(value, "type", 0) == _HALF else value for name, value in event.attrs.items()}
         if event.type == "Cast":
-            return [np.asarray(event.inputs[0])]
-        wide = [np.asarray(each).astype(np.float32) if is_float(each) else each for each in event.inputs]
+            return [as_array(event.inputs[0])]
+        wide = [as_array(each).astype(np.float32) if is_float(each) else each for each in event.inputs]
         try:
-            return [np.asarray(made) for made in self.replay.execute(dataclasses.replace(event, attrs=attrs), wide)]
+            return [as_array(made) for made in self.replay.execute(dataclasses.replace(event, attrs=attrs), wide)]
         except Exception:  # the kernel does not take float32 here
             return None
 
@@ -242,7 +243,7 @@ class Case:
 
 
 def _float64(value: Any) -> Values:
-    array = np.asarray(value)
+    array = as_array(value)
     return array if array.dtype.kind == "c" else array.astype(np.float64)
 
 

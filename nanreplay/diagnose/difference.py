@@ -13,6 +13,7 @@ from nanreplay.program.fingerprint import MAX_ULP, ulp_distance
 from nanreplay.program.hashes import hash_array
 from nanreplay.replay.events import OpEvent
 from nanreplay.replay.session import Replay
+from nanreplay.tensors import as_array
 
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 
@@ -63,7 +64,7 @@ def _size(replay: Replay, step: int, tensor: str) -> int:
 
     replay.run(step, see)
     compiled = replay.compiled_values(step, [tensor])[tensor]
-    return ulp_distance(np.asarray(compiled), np.asarray(found[0]))
+    return ulp_distance(as_array(compiled), as_array(found[0]))
 
 
 def float64_difference(replay: Replay, step: int) -> ModeDifference | None:
@@ -89,7 +90,7 @@ def _nonfinite_ops(replay: Replay, step: int, mode: Any) -> dict[Any, tuple[Fact
 
     def see(event: OpEvent) -> None:
         if not _is_watch(replay, step, event):
-            is_bad = any(not np.isfinite(np.asarray(value)).all() for value in _floats(event).values())
+            is_bad = any(not np.isfinite(as_array(value)).all() for value in _floats(event).values())
             found[event.function, event.name, event.calls] = _fact(event), is_bad
 
     watch = replay.signature(step).watch

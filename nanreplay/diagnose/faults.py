@@ -16,6 +16,7 @@ from nanreplay.recorder.environment import describe_environment
 from nanreplay.records import VariableInfo
 from nanreplay.replay.compare import Difference
 from nanreplay.replay.session import Replay, StepResult
+from nanreplay.tensors import as_array
 
 _FEW = 4
 """Elements of a variable that bits may have flipped in; a callback changes more."""
@@ -51,7 +52,7 @@ class KeyframeWatch:
         for index, value in held.items():
             info = self.infos[index]
             if _is_trained(info) and "float" in info.dtype and index in replayed:
-                found = _flip(np.asarray(replayed[index]), np.asarray(value))
+                found = _flip(as_array(replayed[index]), as_array(value))
                 if found is not None:
                     self.flips.append(Flip(step, index, info.path, *found))
         return held

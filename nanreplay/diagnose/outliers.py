@@ -13,6 +13,7 @@ from nanreplay.bisect.arrays import is_float
 from nanreplay.bisect.rows import batch_size, own_leaves
 from nanreplay.bisect.run import StepRunner
 from nanreplay.errors import NanreplayError
+from nanreplay.tensors import as_array
 
 _BATCHES = 16
 """How many other batches are looked at."""
@@ -68,7 +69,7 @@ def find_outliers(replay: StepRunner, step: int, rows: Sequence[int] | None = No
     record = _batch(replay, step)
     if record is None:
         return ()
-    leaves = [np.asarray(leaf) for leaf in record.leaves]
+    leaves = [as_array(leaf) for leaf in record.leaves]
     own = own_leaves(record.paths, prefix)
     size = batch_size([leaves[place] for place in own])
     others = _others(replay, step)
@@ -93,7 +94,7 @@ def _others(replay: StepRunner, step: int) -> list[list[NDArray[Any]]]:
     """Arrays of the batches before a step, and of those after it where there are too few."""
     near = [*range(step - 1, max(step - 1 - _BATCHES, -1), -1), *(later for later in replay.steps if later > step)]
     records = [record for other in near[:_BATCHES] if (record := _batch(replay, other)) is not None]
-    return [[np.asarray(leaf) for leaf in record.leaves] for record in records]
+    return [[as_array(leaf) for leaf in record.leaves] for record in records]
 
 
 def _first_rows(arrays: Sequence[NDArray[Any]], count: int) -> Iterator[NDArray[Any]]:

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from nanreplay.bisect.growth import find_root
 from nanreplay.diagnose.difference import compiled_difference, float64_difference
 from nanreplay.diagnose.faults import KeyframeWatch, find_departure, reason_of, replay_without
@@ -16,6 +14,7 @@ from nanreplay.findings import Evidence, Verdict
 from nanreplay.records import Trigger
 from nanreplay.replay.programs import Mode
 from nanreplay.replay.session import Replay, StepResult
+from nanreplay.tensors import as_array
 
 
 def judge(replay: Replay, *, progress: Callable[[int, int], None] | None = None) -> Verdict:
@@ -102,7 +101,7 @@ def _drawing_anew(replay: Replay, results: Sequence[StepResult], ops: Sequence[s
 
 
 def _bits(value: Any) -> bytes:
-    return np.asarray(value).tobytes()
+    return as_array(value).tobytes()
 
 
 def _transient(replay: Replay, results: Sequence[StepResult], watch: KeyframeWatch) -> Verdict | None:

@@ -9,6 +9,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from nanreplay.tensors import as_array
+
 LeafKind: TypeAlias = Literal["table", "image", "tokens", "labels", "weights", "array", "text"]
 _LARGEST_ROW = 65_536
 """Elements of a sample above which it is compared by its summary only."""
@@ -57,7 +59,7 @@ class BatchView:
 
     def values(self, leaf: Leaf, row: int) -> NDArray[Any]:
         """Return the elements of one array in one of the samples that are shown, flat."""
-        return np.asarray(leaf.samples[self.shown.index(row)]).reshape(-1)
+        return as_array(leaf.samples[self.shown.index(row)]).reshape(-1)
 
     def scores(self, leaf: Leaf, row: int) -> NDArray[np.float64] | None:
         """Return how many standard deviations each element of a sample is from the mean; NaN where that says nothing."""
@@ -84,7 +86,7 @@ def spread_of(leaves: Sequence[Any], paths: Sequence[str], others: Sequence[Sequ
         paths: Where each sits in the batch.
         others: Arrays of the other batches.
     """
-    arrays, size = [np.asarray(leaf) for leaf in leaves], batch_size(leaves)
+    arrays, size = [as_array(leaf) for leaf in leaves], batch_size(leaves)
     same = [[other[i] for other in others if i < len(other)] for i in range(len(arrays))]
     found = [_leaf_spread(array, path, before, size) for array, path, before in zip(arrays, paths, same, strict=True)]
     return Spread(tuple(mean for mean, _ in found), tuple(deviation for _, deviation in found), len(others))
@@ -113,7 +115,7 @@ def view_batch(
         row: The sample to show; the first of those to blame unless given.
         around: How many samples before and after it are shown.
     """
-    arrays, size = [np.asarray(leaf) for leaf in leaves], batch_size(leaves)
+    arrays, size = [as_array(leaf) for leaf in leaves], batch_size(leaves)
     if rows is None:
         rows = tuple(sorted({bad for array in arrays for bad in _bad_rows(array, size)}))
         reason = "These samples hold non-finite values." if rows else reason

@@ -14,6 +14,7 @@ from nanreplay.bisect.facts import operands_of
 from nanreplay.bisect.rules import Execute, influence_of
 from nanreplay.findings import OperandFacts
 from nanreplay.replay.events import OpEvent, ValueId
+from nanreplay.tensors import as_array
 
 Index = tuple[int, ...]
 _BINS = 24
@@ -119,7 +120,7 @@ def view_tensor(value: ValueId, name: str, tensor: Any, *, failing: Mask | None 
         stat, none = TensorStat(kind, (), 0), np.zeros((0, 0))
         empty = Plane(none, (), (0, 0), (0, 0), 0)
         return TensorView(value, name, stat, None, None, None, (), 0, none, empty, f"A {kind} holds no numbers of its own.")
-    array = np.asarray(tensor)
+    array = as_array(tensor)
     bad = nonfinite(array) if kind in FLOATS else np.zeros(array.shape, bool)
     shown = bad if failing is None or failing.shape != bad.shape or not failing.any() else failing
     indices = tuple(tuple(int(axis) for axis in index) for index in np.argwhere(shown)[:_LISTED])
@@ -171,8 +172,8 @@ def operands_at(
         if not influence.exact or shape != tuple(influence.in_shapes[i]):
             yield Operand(event.input_ids[i], facts, () if facts.shape == () else None, None)
             continue
-        used = np.asarray(influence.back(i, output, mask))
-        yield Operand(event.input_ids[i], facts, _largest(np.asarray(held[i]), used), int(used.sum()))
+        used = as_array(influence.back(i, output, mask))
+        yield Operand(event.input_ids[i], facts, _largest(as_array(held[i]), used), int(used.sum()))
 
 
 def _largest(array: NDArray[Any], used: Mask) -> Index | None:

@@ -19,6 +19,7 @@ from nanreplay.program import private_tf
 from nanreplay.program.fingerprint import NOT_MEASURED
 from nanreplay.program.observation import Observation
 from nanreplay.records import Signature
+from nanreplay.tensors import as_array
 
 WatchKind = Literal["loss", "gradient_sum", "gradient_max", "variable_sum", "learning_rate", "loss_scale"]
 
@@ -170,7 +171,7 @@ def squares_fit(values: Any) -> bool:
 
 def has_nonfinite(values: Any) -> bool:
     """Whether an array holds NaN or an infinity; False for types that cannot."""
-    array = np.asarray(values)
+    array = as_array(values)
     if array.dtype.kind in "fc":
         return not bool(np.isfinite(array).all())
     if array.dtype.kind == "V" or "float" in str(array.dtype):
@@ -182,6 +183,6 @@ def nonfinite_kind(values: Any) -> str:
     """The worst that an array holds: `nan`, `inf` or `-inf`; "" when all of it is finite."""
     if not has_nonfinite(values):
         return ""
-    array = np.asarray(values)
+    array = as_array(values)
     array = np.abs(array) if array.dtype.kind == "c" else array.astype(np.float64)
     return "nan" if np.isnan(array).any() else "inf" if (array == np.inf).any() else "-inf"

@@ -17,6 +17,7 @@ from nanreplay.recorder.settings import Settings
 from nanreplay.recorder.timeline import TimelineRing
 from nanreplay.recorder.variables import VariableTable
 from nanreplay.records import Trigger
+from nanreplay.tensors import as_array
 
 if TYPE_CHECKING:
     from nanreplay.recorder.session import EagerIncident, ProgramSlot, Session
@@ -105,7 +106,7 @@ def numbers_of(entry: StepEntry, slots: Mapping[str, ProgramSlot]) -> Mapping[st
 
 def as_number(value: Any) -> Any:
     """A scalar as a numpy number, float32 at least."""
-    array = np.asarray(value)
+    array = as_array(value)
     return array[()] if array.dtype in (np.float32, np.float64) else array.astype(np.float32)[()]
 
 

@@ -11,6 +11,7 @@ from nanreplay.diagnose.case import Case
 from nanreplay.diagnose.outliers import Outlier, find_outliers
 from nanreplay.diagnose.rules import overflow
 from nanreplay.findings import Cause, CauseKind
+from nanreplay.tensors import as_array
 
 _GATHERS = words("Gather GatherV2 GatherNd ResourceGather ResourceGatherNd SparseSegmentSum SparseSegmentMean SparseSegmentSqrtN OneHot")
 _CTC = words("CTCLoss CTCLossV2")
@@ -51,7 +52,7 @@ def _column(index: tuple[int, ...]) -> str:
 def _clean_steps(case: Case) -> int:
     """How many other batches are finite; 0 unless all are."""
     others = [step for step in case.replay.steps if step != case.step]
-    arrays = [np.asarray(leaf) for step in others for leaf in case.replay.batch(step).leaves]
+    arrays = [as_array(leaf) for step in others for leaf in case.replay.batch(step).leaves]
     return len(others) if all(np.isfinite(array).all() for array in arrays if is_float(array)) else 0
 
 
@@ -102,7 +103,7 @@ def label_out_of_range(case: Case) -> Cause | None:
 
 def _label(case: Case) -> Cause | None:
     if case.event is not None and len(case.event.inputs) > 1 and not is_opaque(case.event.inputs[1]):
-        labels, classes = np.asarray(case.event.inputs[1]).reshape(-1), int(case.event.inputs[0].shape[-1])
+        labels, classes = as_array(case.event.inputs[1]).reshape(-1), int(case.event.inputs[0].shape[-1])
         wrong = labels[(labels < 0) | (labels >= classes)]
         index = np.flatnonzero((labels < 0) | (labels >= classes))
         if not len(wrong):

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from nanreplay.diagnose.case import Case, Values
 from nanreplay.diagnose.rules import overflow
 from nanreplay.findings import Cause
+from nanreplay.tensors import as_array
 
 _EARLY = 10
 """Steps within which initial weights can be to blame."""
@@ -41,7 +42,7 @@ def high_learning_rate(case: Case) -> Cause | None:
 
 def _update_ratios(case: Case, since: int, until: int) -> Values:
     """Largest update ratio of each step, as recorded, else as the norms of the weights tell it."""
-    steps = np.asarray(case.timeline.columns["step"])
+    steps = as_array(case.timeline.columns["step"])
     ratios = np.asarray(case.timeline.matrices.get("update_ratio", np.zeros((0, 0))), np.float64)
     weights = case.timeline.matrix("weight_norm")
     if weights.size:
@@ -51,7 +52,7 @@ def _update_ratios(case: Case, since: int, until: int) -> Values:
         return np.zeros(0)
     chosen = ratios[(steps >= since) & (steps <= until)][:, _kernels(case)]
     largest = np.where(np.isfinite(chosen), chosen, 0).max(axis=1, initial=0)
-    return np.asarray(largest[largest > 0])
+    return as_array(largest[largest > 0])
 
 
 def _relative_changes(norms: Values, measured: NDArray[np.bool_]) -> Values:
@@ -144,7 +145,7 @@ def _too_wide(case: Case) -> Iterator[tuple[float, str, float, float]]:
     for index, info in enumerate(case.replay.variables):
         if info.role != "trainable" or len(info.shape) < 2 or "embedding" in info.path.lower() or index not in state:
             continue
-        values = np.asarray(state[index]).astype(np.float64)
+        values = as_array(state[index]).astype(np.float64)
         if not np.isfinite(values).all():
             continue
         usual, spread = float(np.sqrt(2.0 / max(int(np.prod(info.shape[:-1])), 1))), float(np.sqrt(np.mean(np.square(values))))
@@ -161,7 +162,7 @@ def _recurrence(case: Case) -> Cause | None:
         is_recurrent = "recurrent" in info.path and info.role == "trainable" and len(info.shape) == 2 and index in state
         if not is_recurrent or info.shape[0] != info.shape[1]:
             continue
-        factor = float(np.abs(np.linalg.eigvals(np.asarray(state[index]).astype(np.float64))).max())
+        factor = float(np.abs(np.linalg.eigvals(as_array(state[index]).astype(np.float64))).max())
         if factor > _GROWS:
             sentence = f"`{info.path}` begins with a spectral radius of {factor:.3g}: it multiplies the state by that at each time step."
             evidence = (

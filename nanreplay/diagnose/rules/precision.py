@@ -13,6 +13,7 @@ from nanreplay.diagnose.case import Case, capital
 from nanreplay.diagnose.rules.division import DIVISIONS
 from nanreplay.findings import Cause
 from nanreplay.replay.events import ValueId
+from nanreplay.tensors import as_array
 
 _HALF = ("float16", "half")
 _MAX_HALF = 65504.0
@@ -123,7 +124,7 @@ def _rounded(case: Case, value: ValueId, position: int) -> Cause | None:
         if event is None or not event.inputs or dtype_name(event.outputs[0]) not in _HALF:
             continue
         made = case.in_float32(event)
-        zeros = np.asarray(event.outputs[0]) == 0
+        zeros = as_array(event.outputs[0]) == 0
         if made is not None and made[0].shape == zeros.shape and (made[0][zeros] != 0).any():
             small = float(np.abs(made[0][zeros])[made[0][zeros] != 0].max())
             what = f"in float32 `{fact.type}` gives numbers up to {small:.3g} there"

@@ -8,6 +8,7 @@ from nanreplay.bisect.arrays import is_float, nonfinite
 from nanreplay.bisect.trace import Fact
 from nanreplay.diagnose.case import Case
 from nanreplay.findings import Cause
+from nanreplay.tensors import as_array
 
 
 def where_gradient(case: Case) -> Cause | None:
@@ -57,9 +58,9 @@ def _is_multiplied_by_zero(case: Case) -> bool:
     scene, fact = case.bisection.scene, case.fact
     serial = scene.walk.parents.get(fact.serial) if scene is not None and fact is not None else None
     event = scene.trace.facts[serial].event if scene is not None and serial is not None else None
-    if event is None or event.type != "Mul" or not np.isnan(np.asarray(event.outputs[0]).astype(np.float64)).any():
+    if event is None or event.type != "Mul" or not np.isnan(as_array(event.outputs[0]).astype(np.float64)).any():
         return False
-    others = [np.asarray(value) for value in event.inputs if is_float(value) and not nonfinite(value).any()]
+    others = [as_array(value) for value in event.inputs if is_float(value) and not nonfinite(value).any()]
     return any((other == 0).any() for other in others)
 
 
@@ -85,7 +86,7 @@ def _softmax(case: Case) -> Cause | None:
     event = case.event
     if event is None or not np.isnan(case.value):
         return None
-    array, mask = np.asarray(event.inputs[0]).astype(np.float64), case.mask
+    array, mask = as_array(event.inputs[0]).astype(np.float64), case.mask
     if case.op == "Sub":
         first, second = case.operand(0), case.operand(1)
         if first.shape != second.shape or not (np.isneginf(first) & np.isneginf(second)).any():

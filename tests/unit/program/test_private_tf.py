@@ -68,15 +68,3 @@ def test_a_graph_runs_as_a_function_with_its_effects() -> None:
     variable = tf.Variable(0.0)
     (found,) = private_tf.function_of_graph(wrapped, inputs, outputs, effects)(tf.constant(2.0), variable.handle)
     assert (float(found), float(variable)) == (3.0, 6.0)
-
-
-def test_flat_call_runs_a_function_on_the_tensors_of_its_arguments() -> None:
-    from nanreplay.program import private_tf
-
-    variable = tf.Variable(3.0)
-    pair = {"b": tf.constant(1.0), "a": tf.constant(2.0)}
-    function = tf.function(lambda batch: {"difference": (batch["a"] - batch["b"]) * variable}).get_concrete_function(pair)
-    call = private_tf.flat_call(function)
-    assert call(tf.nest.flatten(pair)) == {"difference": 3.0}
-    variable.assign(5.0)
-    assert call([tf.constant(4.0), tf.constant(2.0)]) == {"difference": 10.0}
