@@ -15,7 +15,8 @@ usable = import ensurepip, sys, venv; sys.exit(not (3, $(1)) <= sys.version_info
 first_python = $(shell for python in $(3); do "$$python" -c "$(call usable,$(1),$(2))" >/dev/null 2>&1 && { echo "$$python"; break; }; done)
 
 # Tests of captures that another machine made, and of bugs that must come on every processor.
-ELSEWHERE = $(shell grep -rlE "sample_runs|trained_here|from bugs|in_process" tests --include="test_*.py")
+NAMED := sample_runs|trained_here|from bugs|in_process
+ELSEWHERE = $(shell grep -rlE "$(NAMED)" tests --include="test_*.py")
 KERNELS := ONEDNN_MAX_CPU_ISA=SSE41 TF_ENABLE_ONEDNN_OPTS=0
 
 .PHONY: help demo test test-all test-kernels snapshots screenshots test-oldest lint format sample-runs usual-list benchmarks clean
@@ -32,9 +33,10 @@ test: $(VENV)/.installed ## run the tests
 test-all: $(VENV)/.installed ## run the tests, the slow ones too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "" $(ARGS)
 
-test-kernels: $(VENV)/.installed ## run the tests of captures with kernels that other processors use: other last bits
+test-kernels: $(VENV)/.installed ## run the tests of captures with kernels of other processors
 	@for kernels in $(KERNELS); do echo "== $$kernels" && \
-	  env $$kernels $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS) $(ELSEWHERE) || exit 1; done
+	  env $$kernels $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS) $(ELSEWHERE) \
+	  || exit 1; done
 
 screenshots: $(VENV)/.installed ## draw the pictures of the documents anew, from real replays
 	$(BIN)/python docs/screenshots.py $(ARGS)

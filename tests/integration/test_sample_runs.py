@@ -47,7 +47,7 @@ EXPECTED = {
     "xla_label_out_of_range": Expected(10, "loss", "loss", "SparseSoftmaxCrossEntropyWithLogits", (331 - 10 * 32,)),
 }
 BY_TRAINING = {"custom_eager_loop", "exploding_rnn", "learning_rate_too_high"}
-"""Runs in which no single sample does it: another processor may train them into it some steps earlier or later."""
+"""Runs in which no single sample does it: another processor may get there earlier or later."""
 LARGEST_ULP = 256
 """How far a replay on another processor may be off; 50 were seen."""
 each_run = pytest.mark.parametrize("name", sorted(EXPECTED))
@@ -148,13 +148,15 @@ def test_what_people_try_by_hand_is_tried_on_the_recording(name: str, helps: str
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name != "log_of_zero" else []) for name in sorted(EXPECTED)]
 )
-def test_a_script_runs_into_its_incident_again_and_replays_bit_for_bit(name: str, trained_here: TrainedHere) -> None:
-    path, expected = trained_here(name), EXPECTED[name]
-
-    with Capture(path) as again, Capture(FOLDER / f"{name}.h5") as committed, Replay(again) as replay:
-        assert again.incident.trigger.what == committed.incident.trigger.what
+def test_a_script_runs_into_its_incident_again_bit_for_bit(
+    name: str,
+    trained_here: TrainedHere,
+    capture: Capture,
+) -> None:
+    with Capture(trained_here(name)) as again, Replay(again) as replay:
+        assert again.incident.trigger.what == capture.incident.trigger.what
         if name not in BY_TRAINING:
-            assert again.incident.step == expected.step
+            assert again.incident.step == EXPECTED[name].step
         results = replay.run_window("recorded")
     assert [result.step for result in results if not result.finite] == [again.incident.step]
     assert [result.differences for result in results if not result.bit_exact] == []

@@ -80,12 +80,13 @@ def test_the_learning_rate_is_that_of_todays_code() -> None:
     assert not replay_with(path, lambda: price(1e-4), learning_rate="recorded").finite
 
 
-def test_a_renamed_layer_is_mapped_and_gives_the_recorded_numbers_bit_for_bit(trained_here: TrainedHere) -> None:
+def test_a_renamed_layer_is_mapped_and_gives_the_recorded_bits(trained_here: TrainedHere) -> None:
     path = trained_here("log_of_zero")
     with pytest.raises(ModelError, match=r"today's model has no `sequential/hidden/kernel` \[4, 16\]") as error:
         replay_with(path, lambda: flowers(mended_cross_entropy, hidden="first"))
     assert str(error.value.hint).startswith("renamed? --map hidden=first; --allow-missing keeps")
-    result = replay_with(path, lambda: flowers(cross_entropy, hidden="first"), renamed={"hidden": "first"})
+    renamed = {"hidden": "first"}
+    result = replay_with(path, lambda: flowers(cross_entropy, hidden="first"), renamed=renamed)
     assert len(result.steps) == 13
     measured = [step.bit_exact for step in result.steps if step.bit_exact is not None]  # after the first steps, variables now and then
     assert measured == [True] * len(measured)

@@ -394,7 +394,8 @@ def test_the_readme_shows_what_whatif_prints(command: Callable[..., Any]) -> Non
     shown = lines[start + 1 : lines.index("```", start)]
     sample, *fixes = lines[start].removeprefix("$ nanreplay whatif ").split()
     printed = command("whatif", Path(__file__).parents[2] / sample, *fixes).stdout.splitlines()
-    assert [line.split() for line in shown] == [list(map(Word, line.split())) for line in printed[-len(shown) :]]
+    words = [list(map(Word, line.split())) for line in printed[-len(shown) :]]
+    assert [line.split() for line in shown] == words
 
 
 @pytest.mark.parametrize("text", ["warp", "", "=1", "clipnorm1"])

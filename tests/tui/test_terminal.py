@@ -25,7 +25,8 @@ class Terminal:
     """A terminal of its own, on a tmux server of its own."""
 
     def __init__(self, columns: int, lines: int, *arguments: str, **environment: str) -> None:
-        self.socket = f"nanreplay-test-{os.getpid()}-{next(_NUMBERS)}"  # the last server may still be ending
+        # a new one each time: the last server may still be ending
+        self.socket = f"nanreplay-test-{os.getpid()}-{next(_NUMBERS)}"
         settings = [f"{name}={value}" for name, value in environment.items()]
         command = [
             "env",
@@ -99,7 +100,8 @@ def test_from_opening_to_the_origin_to_a_copied_answer(terminal: Callable[..., T
     origin, _, cause = stored_report("log_of_zero").sentence.partition(" Replays bit for bit.")
     copied = run.tmux("show-buffer")
     assert copied.startswith(origin)
-    assert cause.partition(" Verified")[0] in copied  # between them, how exactly it replays on this processor
+    # between them stands how exactly it replays on this processor
+    assert cause.partition(" Verified")[0] in copied
     run.press("q")
     ends = time.monotonic() + 10
     while run.tmux("list-sessions") and time.monotonic() < ends:

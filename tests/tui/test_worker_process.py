@@ -38,9 +38,10 @@ async def test_the_answer_arrives_and_is_the_one_the_library_gives() -> None:
         screen = await until_complete(pilot)
         report, stored = screen.state.report, stored_report("log_of_zero")
         assert report is not None
-        assert report.findings.origin is not None
-        assert stored.findings.origin is not None
-        assert replace(report.findings.origin, **MEASURED) == replace(stored.findings.origin, **MEASURED)
+        origin, expected = report.findings.origin, stored.findings.origin
+        assert origin is not None
+        assert expected is not None
+        assert replace(origin, **MEASURED) == replace(expected, **MEASURED)
         assert [cause.kind for cause in report.causes] == [cause.kind for cause in stored.causes]
 
 

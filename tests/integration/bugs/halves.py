@@ -45,8 +45,8 @@ def attention_scores_that_were_scaled_too_late(path: Path, fix: str | None) -> N
 def epsilon_that_float16_rounds_to_zero(path: Path, fix: str | None) -> None:
     """x / (sum(x) + 1e-8) under mixed precision: the epsilon is there, and it is 0 in float16.
 
-    The recorded program holds that 0, in float32 too. Whether its NaN reaches the loss there is up to the processor: relu as
-    oneDNN computes it makes 0 of NaN.
+    The recorded program holds that 0, in float32 too. Whether its NaN reaches the loss there is up
+    to the processor: relu as oneDNN computes it makes 0 of NaN.
     """
     epsilon = {"epsilon": 1e-3, "smaller_epsilon": 1e-10}.get(fix or "", 1e-8)
     with mixed_float16(fix):

@@ -116,7 +116,8 @@ def variance_as_the_mean_of_squares_less_the_square_of_the_mean(path: Path, fix:
     model = keras.Model(pressures, keras.layers.Dense(1, name="change")(Compute(spread, name="spread")(pressures)))
     model.compile(adam(1e-3, fix), "mse")
     x = 1013.0 + 30.0 * normal(59, 4 * ROWS, 3)
-    x[at(2, 1)] = 1011.4  # below 0 in whichever order, with a division or a product, rounded once or twice
+    # below 0 in whichever order it is added, divided or multiplied, rounded once or twice
+    x[at(2, 1)] = 1011.4
     fit(path, model, x, normal(60, 4 * ROWS, 1))
 
 
@@ -125,10 +126,10 @@ def variance_as_the_mean_of_squares_less_the_square_of_the_mean(path: Path, fix:
     prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"), fails_in_code=("epsilon_outside",),
 )  # fmt: skip
 def focal_loss_of_a_sample_that_is_certain(path: Path, fix: str | None) -> None:
-    """(1 - p) ** 0.5: where p has reached 1 the power is 0 and its slope infinite, times the 0 of a settled sample.
+    """(1 - p) ** 0.5: where p has reached 1 the power is 0 and its slope infinite.
 
-    p is 1 - exp(-hazard), which is 1 for a large hazard on every processor: of a softmax or a sigmoid, which divide, the
-    last bit is each processor's own.
+    p is 1 - exp(-hazard), which is 1 for a large hazard on every processor. A softmax or a sigmoid
+    divides, and its last bit is each processor's own.
     """
 
     def focal(labels: Any, hazards: Any) -> Any:
