@@ -108,6 +108,12 @@ def stop_listening(listener: CallListener) -> None:
         _thread.listener = None
 
 
+def mute(is_muted: bool = True) -> bool:
+    """Tell nobody of what this thread does from now on, or tell again; returns how it was before."""
+    before, _thread.is_muted = _thread.is_muted, is_muted
+    return before
+
+
 @contextlib.contextmanager
 def muted() -> Iterator[None]:
     """Tell nobody of what this thread does: it is the recorder's own work."""

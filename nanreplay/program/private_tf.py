@@ -281,6 +281,11 @@ def keras_2_loss_scaling(keras: Any) -> list[Any]:
     return [module.LossScaleOptimizer, module.LossScaleOptimizerV3]
 
 
+def iterator_handle(iterator: Any) -> Any:
+    """The resource of an iterator of `tf.data`."""
+    return iterator._iterator_resource
+
+
 def element_spec(spec: Any) -> Any:
     """Spec of the elements of an iterator or a dataset, given the spec of that; None for any other spec."""
     return getattr(spec, "_element_spec", None)

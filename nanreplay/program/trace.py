@@ -79,14 +79,19 @@ class TracedProgram:
     def mean_of_losses(self) -> tuple[Any, Any] | None:
         """Handles of (total, count) where the step returns total / count of a metric as its loss, as Keras does."""
         held = {id(placeholder): value for placeholder, value in self.captures}
+        found = self.mean_placeholders()
+        return None if found is None else (held[id(found[0])], held[id(found[1])])
+
+    def mean_placeholders(self) -> tuple[Any, Any] | None:
+        """The placeholders of these handles."""
+        held = {id(placeholder) for placeholder, _ in self.captures}
         for name, tensor in zip(self.output_names, self.outputs, strict=True):
             op = source_of(tensor).op
             if name.rpartition("/")[2] != "loss" or op.type not in ("DivNoNan", "RealDiv"):
                 continue
             reads = [source_of(each).op for each in op.inputs]
             if all(read.type == "ReadVariableOp" and id(read.inputs[0]) in held for read in reads):
-                total, count = (held[id(read.inputs[0])] for read in reads)
-                return total, count
+                return reads[0].inputs[0], reads[1].inputs[0]
         return None
 
 

@@ -20,7 +20,7 @@ from nanreplay.recorder.ambient import Ambient
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerStep
 from nanreplay.recorder.ending import Ending
-from nanreplay.recorder.fit import DistributedBatches, EagerTrainStep, check_model, is_default_strategy
+from nanreplay.recorder.fit import DirectCalls, DistributedBatches, EagerTrainStep, check_model, is_default_strategy
 from nanreplay.recorder.fit_callbacks import callbacks_of_fit, watch_callbacks
 from nanreplay.recorder.incidents import Incidents
 from nanreplay.recorder.lifecycle import Event
@@ -91,7 +91,7 @@ class Recorder(keras.callbacks.Callback):
         self._ambient: Ambient | None = None
         self._handles: dict[int, Any] = {}
         """Handles by id, for telling one training from another."""
-        self._replaced: EagerTrainStep | DistributedBatches | None = None
+        self._replaced: EagerTrainStep | DistributedBatches | DirectCalls | None = None
         self._release_hooks: Callable[[], None] | None = None
         self._session.guard(lambda: remove_leftovers(self._session.settings.path))
 
@@ -202,7 +202,7 @@ class Recorder(keras.callbacks.Callback):
         """Record what is called from now on."""
         if self._session.lifecycle.is_active or self._session.lifecycle.has_failed:
             self._ending.begin_step()
-            if self._replaced is None or isinstance(self._replaced, DistributedBatches):
+            if not isinstance(self._replaced, EagerTrainStep):
                 observe.start_listening(self._calls)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -240,6 +240,8 @@ class Recorder(keras.callbacks.Callback):
             self._replaced = EagerTrainStep(model, lambda step: self._eager(step))
         elif not is_default_strategy(model):
             self._replaced = DistributedBatches(model)
+        elif DirectCalls.fits(model):
+            self._replaced = DirectCalls(model, self._calls)
 
     def _eager(self, step: Callable[..., Any]) -> Callable[..., Any]:
         eager = EagerStep(self._session, step, self._suspected)

@@ -20,7 +20,7 @@ from nanreplay.program import observe, private_calls
 from nanreplay.program.fetching import Variant, components_of
 from nanreplay.program.steps import FETCHES, TrainingFunction, argument_leaves, element_specs, program_of
 from nanreplay.program.trace import TracedProgram, is_variable, source_of
-from nanreplay.program.watch import nonfinite_kind
+from nanreplay.program.watch import nonfinite_kind, read_variable
 from nanreplay.recorder.ring import Element, StepEntry, size_of
 from nanreplay.recorder.session import Fetch, ProgramSlot, Session
 from nanreplay.recorder.trigger import Suspicion, exception_trigger
@@ -74,6 +74,8 @@ class CompiledCalls:
     """Whether a gradient was computed or applied outside of compiled functions, since this was last set to False."""
     on_error: Callable[[BaseException], None] = lambda error: None
     """Told of what a recorded step raised, after all else."""
+    last: RecordedFunction | None = None
+    """The function that ran last."""
     before_step: Callable[[], None] = lambda: None
     """Called before each step is recorded."""
     named: Any = None
@@ -107,6 +109,33 @@ class CompiledCalls:
         if found is not None:
             self.on_suspicion(found)
         return result
+
+    def call_directly(self, function: Any, recorded: RecordedFunction, inputs: list[Any], captured: list[Any]) -> list[Any] | None:
+        """Run a function that has been recorded before; returns what its program returns, None where nothing ran.
+
+        Args:
+            function: The ConcreteFunction.
+            recorded: What is known of it; has a variant that returns what its program returns.
+            inputs: Its flat arguments.
+            captured: What it captured.
+        """
+        session, variant = self.session, recorded.variant
+        begun = session.guard(lambda: self._begin(function, inputs, captured))
+        if begun is None or variant is None:
+            return None
+        _, entry = begun
+        try:
+            flat = variant.run([*inputs, *captured])
+        except BaseException as error:
+            try:
+                self._raised(recorded, entry, error)
+            finally:
+                self.on_error(error)
+            raise
+        found = session.guard(lambda: self._after(recorded, entry, flat))
+        if found is not None:
+            self.on_suspicion(found)
+        return flat[variant.n_original : variant.n_original + variant.n_returned]
 
     def _watched(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
         """After a failure of the recorder's own: look at the numbers that training functions return, nothing else."""
@@ -197,6 +226,7 @@ class CompiledCalls:
     def _after(self, recorded: RecordedFunction, entry: StepEntry, flat: list[Any]) -> Suspicion | None:
         session, variant = self.session, recorded.variant
         self.trained += 1
+        self.last = recorded
         steps = 1
         numbers: Mapping[str, Any] = {name: flat[position] for name, position in recorded.outputs if position < len(flat)}
         if variant is not None:
@@ -208,7 +238,15 @@ class CompiledCalls:
                 if not steps:
                     session.forget_unfinished()
                     return None
-        return session.after(recorded.slot, numbers, steps=steps)
+        return session.after(recorded.slot, numbers, steps=steps, mean=self._mean(recorded, flat))
+
+    def _mean(self, recorded: RecordedFunction, flat: list[Any]) -> tuple[Any, Any] | None:
+        """What the running mean of the losses has added up, and of how much."""
+        variant, slot = recorded.variant, recorded.slot
+        if variant is not None and variant.has_mean:
+            first = variant.n_original + variant.n_returned
+            return flat[first], flat[first + 1]
+        return None if slot.mean is None else (read_variable(slot.mean[0]), read_variable(slot.mean[1]))
 
     def _fetched(
         self, recorded: RecordedFunction, entry: StepEntry, flat: list[Any], numbers: Mapping[str, Any]

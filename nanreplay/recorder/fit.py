@@ -8,6 +8,8 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.errors import AttachError
+from nanreplay.program import private_tf
+from nanreplay.recorder.compiled_calls import CompiledCalls, RecordedFunction
 
 _RECORDED = (
     tf.distribute.MirroredStrategy,
@@ -89,6 +91,62 @@ class EagerTrainStep:
         self._model.__dict__.pop("train_step", None)
         if self._model.train_function is self._made:
             self._model.train_function = self._function
+
+
+class DirectCalls:
+    """Stands in for the train function that Keras 3 makes, and calls what is compiled in it directly.
+
+    Keras hands the logs of a step over in an Optional, and asks TensorFlow anew for each step which of its traces fits. Here the same
+    trace is called with the same iterator, and the logs are taken where they come from. That saves more than recording costs. The first
+    step, and each of another kind of data, goes Keras's own way.
+
+    Args:
+        model: The Keras model.
+        calls: Records compiled functions.
+    """
+
+    def __init__(self, model: Any, calls: CompiledCalls) -> None:
+        self._model = model
+        self._calls = calls
+        self.original = model.train_function
+        self._spec: Any = None
+        self._known: tuple[Any, RecordedFunction] | None = None
+        model.train_function = self
+
+    @staticmethod
+    def fits(model: Any) -> bool:
+        """Whether this is Keras's own function, of one step a call."""
+        name = getattr(model.train_function, "__qualname__", "")
+        is_own = name == "TensorFlowTrainer._make_function.<locals>.function"
+        return is_own and model.steps_per_execution == 1 and not is_keras_2(model)
+
+    def __call__(self, iterator: Any) -> Any:
+        """Run one step; returns its logs."""
+        spec = getattr(iterator, "element_spec", None)
+        if self._known is None or (spec is not self._spec and spec != self._spec) or not self._calls.session.lifecycle.is_active:
+            return self._keras_way(iterator, spec)
+        self._spec = spec
+        reference, recorded = self._known
+        function = reference()
+        found = None
+        if function is not None:
+            found = self._calls.call_directly(function, recorded, [private_tf.iterator_handle(iterator)], function.captured_inputs)
+        if found is None:
+            return self._keras_way(iterator, spec)
+        return tf.nest.pack_sequence_as(recorded.slot.traced.graph.structured_outputs, found)
+
+    def _keras_way(self, iterator: Any, spec: Any) -> Any:
+        self._calls.last = self._known = None
+        result = self.original(iterator)
+        recorded = self._calls.last
+        if recorded is not None and recorded.variant is not None and recorded.variant.n_returned and spec is not None:
+            self._spec, self._known = spec, (recorded.function, recorded)
+        return result
+
+    def undo(self) -> None:
+        """Leave the model as it was."""
+        if self._model.train_function is self:
+            self._model.train_function = self.original
 
 
 class DistributedBatches:

@@ -77,6 +77,8 @@ class LookPace:
 
     def __init__(self) -> None:
         self.every = 1
+        self.wanted = LONGEST
+        """Steps after which to look again, as far as time goes."""
         self.is_always = False
         """Whether every step is looked at, whatever it costs."""
         self._last = -1
@@ -101,8 +103,8 @@ class LookPace:
         """
         self._look_s.append(look_s)
         if step_s:
-            wanted = math.ceil(statistics.median(self._look_s) / (LOOK_SHARE * step_s))
-            self.every = max(1, min(wanted, LONGEST, most if self._seen > FIRST_LOOKS else 1))
+            self.wanted = max(1, min(math.ceil(statistics.median(self._look_s) / (LOOK_SHARE * step_s)), LONGEST))
+            self.every = max(1, min(self.wanted, most)) if self._seen > FIRST_LOOKS else 1
 
 
 def time_copy(handles: Sequence[Any], sizes: Sequence[int]) -> float:

@@ -125,8 +125,8 @@ class Ran:
     scale: tuple[float, bool] | None
     """(loss scale, whether the update was skipped), where the loss is scaled."""
     learning_rate: float
-    mean: RunningMean | None = None
-    """What the running mean of the losses has added up, where that is all that is known of the loss."""
+    mean: tuple[Any, Any] | None = None
+    """What the running mean of the losses has added up, and of how much, where that is all that is known of the loss."""
 
 
 @dataclass
@@ -250,13 +250,16 @@ class Session:
         """All variables by index; the tensors share the variables' buffers, and TensorFlow copies on the next write."""
         return self.keeper.read_state()
 
-    def after(self, slot: ProgramSlot | None, outputs: Mapping[str, Any], *, steps: int = 1) -> Suspicion | None:
+    def after(
+        self, slot: ProgramSlot | None, outputs: Mapping[str, Any], *, steps: int = 1, mean: tuple[Any, Any] | None = None
+    ) -> Suspicion | None:
         """Note what a compiled step that has run returned, and look at the variables when that is due.
 
         Args:
             slot: Its program.
             outputs: Numbers that it returned, by name in the fingerprint; tensors that may still be computed.
             steps: How many steps the call ran; `outputs` are those of the last one.
+            mean: What the running mean of the losses has added up, and of how much; tensors.
 
         Returns:
             What is not as it should be, or None.
@@ -272,7 +275,6 @@ class Session:
         sums = self._measure() if is_due else None
         rate = self._learning_rate() if is_due else np.nan
         scale = self.scales.after()
-        mean = None if slot is None or slot.mean is None else RunningMean(*(float(read_variable(each).numpy()) for each in slot.mean))
         ran = Ran(ran_at, slot, elapsed_s, self._is_keyframe, outputs, sums, self._watched, scale, rate, mean)
         if not self.keeper.device_lag:
             found = self._check(ran)
@@ -291,7 +293,7 @@ class Session:
     def _pace_looks(self, look_s: float) -> None:
         most = self.ring.plan.lag - self.keeper.device_lag + 1 if self.ring is not None else 1
         self.looks.note(look_s, self.keeper.step_s, most)
-        self.keeper.soft_lag = max(self.looks.every - 1, FIRST_LOOKS)
+        self.keeper.soft_lag = max(self.looks.wanted - 1, FIRST_LOOKS)
 
     def _learning_rate(self) -> float:
         for optimizer in self._optimizers:
@@ -382,7 +384,7 @@ class Session:
         if own is not None:
             row.loss = own
         else:
-            row.mean = ran.mean
+            row.mean = None if ran.mean is None else RunningMean(*(float(as_number(each)) for each in ran.mean))
         self.timeline.add(row)
 
     def _suspicion(self, ran: Ran, numbers: Mapping[str, Any], sums: Any) -> Suspicion | None:
@@ -488,12 +490,14 @@ class Session:
 
     def guard(self, work: Callable[[], Any]) -> Any:
         """Run the recorder's own work; an error in it ends the recording and never reaches the training."""
+        before = observe.mute()
         try:
-            with observe.muted():
-                return work()
+            return work()
         except Exception as error:
             self.fail(error)
             return None
+        finally:
+            observe.mute(before)
 
     def fail(self, error: BaseException) -> None:
         """Keep nothing more after an error of the recorder's own, with one warning; what is held goes into a file at the NaN."""
