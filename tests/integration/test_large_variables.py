@@ -1,4 +1,4 @@
-"""Large variables are not measured in every step; what turns non-finite in between is dated to its step all the same."""
+"""Variables are not looked at after every step; what turns non-finite in between is dated to its step all the same."""
 
 from __future__ import annotations
 
@@ -12,11 +12,17 @@ import tensorflow as tf
 from trainings import replayed
 
 from nanreplay import Capture, NonFiniteError, Recorder
-from nanreplay.program.watch import EVERY, LARGE
+from nanreplay.recorder import pace
 
-STEPS, BATCH, FEATURES = 20, 8, 100
+STEPS, BATCH, FEATURES, UNITS = 20, 8, 100, 164
 BAD_STEP = 10
-"""A step that measures no large variable."""
+"""A step after which variables are not looked at, where a look is said to take long."""
+
+
+@pytest.fixture(autouse=True)
+def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Looks at variables cost next to nothing here: let them be as seldom as they may be."""
+    monkeypatch.setattr(pace, "LOOK_SHARE", 1e-9)
 
 
 class Broken(keras.Model):  # type: ignore[misc]
@@ -24,7 +30,7 @@ class Broken(keras.Model):  # type: ignore[misc]
 
     def __init__(self, bad_step: int) -> None:
         super().__init__()
-        self.wide = keras.layers.Dense(LARGE // FEATURES + 1, activation="tanh", name="wide")
+        self.wide = keras.layers.Dense(UNITS, activation="tanh", name="wide")
         self.out = keras.layers.Dense(1, name="out")
         self.bad_step = bad_step
 
@@ -51,7 +57,7 @@ def samples(nan_at: int | None = None) -> tuple[Any, Any]:
 
 def wide_model() -> Any:
     keras.utils.set_random_seed(0)
-    return keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(LARGE // FEATURES + 1, activation="tanh"), keras.layers.Dense(1)])
+    return keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(UNITS, activation="tanh"), keras.layers.Dense(1)])
 
 
 def fit(model: Any, recorder: Recorder, nan_at: int | None = None) -> int:
@@ -89,15 +95,17 @@ def test_without_its_keyframe_the_step_that_was_seen_to_fail_is_the_incident(tmp
     path, model = tmp_path / "run.h5", Broken(BAD_STEP)
     model.compile("adam")
     with pytest.warns(UserWarning, match="does not hold one copy of the state"):
-        assert fit(model, Recorder(path, memory_limit="64KiB")) > BAD_STEP
+        assert fit(model, Recorder(path, memory_limit="64KiB")) >= BAD_STEP
 
 
-def test_a_gradient_is_seen_in_its_step(tmp_path: Path) -> None:
+def test_a_loss_is_seen_in_its_step(tmp_path: Path) -> None:
     path, model = tmp_path / "run.h5", wide_model()
     model.compile("adam", "mse")
     assert fit(model, Recorder(path), nan_at=BAD_STEP) == BAD_STEP
     with Capture(path) as capture:
-        assert capture.timeline()["measured"].tolist() == [True] * EVERY + [False, False, True]
+        measured = capture.timeline()["measured"].tolist()
+    assert measured[: pace.FIRST_LOOKS] == [True] * pace.FIRST_LOOKS
+    assert not all(measured)
 
 
 def test_a_learning_rate_that_is_nan_is_seen_in_its_step(tmp_path: Path) -> None:
@@ -118,9 +126,7 @@ def test_a_step_that_measures_less_is_as_bit_exact_and_its_norms_are_known(tmp_p
         healthy = slice(STEPS - 1)
         measured = capture.timeline()["measured"][healthy]
         norms, gradients, largest = (capture.matrix(name)[healthy] for name in ("weight_norm", "gradient_norm", "gradient_absmax"))
-    assert np.flatnonzero(measured).tolist() == [*range(EVERY), 2 * EVERY - 1]
-    assert norms.notna().all(axis=None)
-    assert gradients.notna().all(axis=None)
-    assert largest.iloc[:, 0].notna().tolist() == measured.tolist()
-    assert largest.iloc[:, 1].notna().all()  # a small one
+    assert not measured.all()
+    for each in (norms, gradients, largest):  # told by the re-execution of the window
+        assert each.notna().all(axis=None)
     assert all(result.bit_exact for result in replayed(path))
