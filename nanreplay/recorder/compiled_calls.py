@@ -107,7 +107,7 @@ class CompiledCalls:
             raise
         found = session.guard(lambda: self._after(recorded, entry, flat))
         if found is not None:
-            self.on_suspicion(found)
+            self._suspect(found)
         return result
 
     def call_directly(self, function: Any, recorded: RecordedFunction, inputs: list[Any], captured: list[Any]) -> list[Any] | None:
@@ -134,8 +134,15 @@ class CompiledCalls:
             raise
         found = session.guard(lambda: self._after(recorded, entry, flat))
         if found is not None:
-            self.on_suspicion(found)
+            self._suspect(found)
         return flat[variant.n_original : variant.n_original + variant.n_returned]
+
+    def _suspect(self, found: Suspicion) -> None:
+        try:
+            self.on_suspicion(found)
+        except BaseException as error:
+            self.on_error(error)
+            raise
 
     def _watched(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
         """After a failure of the recorder's own: look at the numbers that training functions return, nothing else."""

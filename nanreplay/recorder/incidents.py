@@ -126,7 +126,7 @@ class Incidents:
         session = self._session
         if session.lifecycle.is_stopped:
             session.lifecycle.note(Event.NEW_TRAINING)
-            session.variables.forgive_slots()
+            session.variables.forgive()
             session.rearm()
 
 

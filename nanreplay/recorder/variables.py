@@ -80,10 +80,10 @@ class VariableTable:
         role, kind = self._known[id(handle)][1], private_tf.variable_type(handle)
         return role in ("metric", "seed") or (slots and role == "optimizer" and kind is not None and bool(kind[1]))
 
-    def forgive_slots(self) -> None:
-        """Watch no slot that is non-finite now: an earlier training left it so, maybe that of another model."""
-        while (index := self.bad_slot()) is not None:
-            self.born_nonfinite.add(index)
+    def forgive(self) -> None:
+        """Watch no variable that is non-finite now: an earlier training left it so, maybe that of another model."""
+        values = [read_variable(handle) for handle in self.handles]
+        self.born_nonfinite = {index for index, value in enumerate(values) if has_nonfinite(value)}
 
     def bad_slot(self, state: Mapping[int, Any] | None = None) -> int | None:
         """Index of the first slot of an optimizer that is not finite; None when all are.
