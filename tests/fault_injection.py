@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Literal
 
@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from nanreplay.program import private_tf
 from nanreplay.program.compiled import CompiledProgram
 from nanreplay.program.describe import describe_program
 from nanreplay.program.sources import SourceTable
-from nanreplay.recorder.graph_step import GraphStep
-from nanreplay.recorder.session import ProgramSlot
+from nanreplay.program.watch import read_variable
+from nanreplay.recorder.compiled_calls import CompiledCalls
 
 Place = Literal["weight", "stored weight", "gradient", "activation", "batch"]
 _UNSIGNED = {2: tf.uint16, 4: tf.uint32, 8: tf.uint64}
@@ -39,37 +40,69 @@ class Fault:
 def inject(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> list[Fault]:
     """Arrange for the fault to happen in the next training that is recorded; the list holds it once it did."""
     happened: list[Fault] = []
-    begin = GraphStep._begin
+    begin = CompiledCalls._begin
 
-    def faulty_begin(self: GraphStep, args: tuple[Any, ...], leaves: list[Any]) -> Any:
-        due = self._session.step == fault.step and not happened
+    def faulty_begin(self: CompiledCalls, function: Any, inputs: list[Any], captured: list[Any]) -> Any:
+        due = self.session.step == fault.step and not happened
         if due and fault.place == "stored weight":
             _flip_variable(self, fault)
             happened.append(fault)
-        slot = begin(self, args, leaves)
-        if not due or happened:
-            return slot
+        begun = begin(self, function, inputs, captured)
+        if begun is None or not due or happened:
+            return begun
         happened.append(fault)
-        run = _faulty(self, slot, fault)
-        flat_call = lambda tensors: run(*tf.nest.pack_sequence_as(args, tensors))  # noqa: E731
-        return SimpleNamespace(layout=slot.layout, traced=SimpleNamespace(function=run, flat_call=flat_call))
+        if fault.place == "weight":
+            _flip_variable(self, fault)
+            return begun
+        recorded, entry = begun
+        return replace(recorded, variant=_Faulty(self, recorded, fault, len(inputs))), entry
 
-    monkeypatch.setattr(GraphStep, "_begin", faulty_begin)
+    monkeypatch.setattr(CompiledCalls, "_begin", faulty_begin)
     return happened
 
 
-def _faulty(step: GraphStep, slot: ProgramSlot, fault: Fault) -> Callable[..., Any]:
-    def run(*args: Any) -> Any:
-        if fault.place == "weight":
-            _flip_variable(step, fault)
-            return slot.traced.function(*args)
-        if fault.place == "batch":
-            floats = [leaf for leaf in tf.nest.flatten(args) if leaf.dtype.is_floating]
-            flipped = {id(floats[0]): tf.constant(flip(floats[0].numpy(), fault))}
-            return slot.traced.function(*tf.nest.map_structure(lambda leaf: flipped.get(id(leaf), leaf), args))
-        return _run_edited(step, slot, fault, tf.nest.flatten(args))
+class _Faulty:
+    """Runs one step with a fault in it, in the place of a `Variant`."""
 
-    return run
+    def __init__(self, calls: CompiledCalls, recorded: Any, fault: Fault, n_inputs: int) -> None:
+        variant, traced = recorded.variant, recorded.slot.traced
+        self._calls, self._recorded, self._fault, self._n_inputs = calls, recorded, fault, n_inputs
+        self._variant = variant
+        self.n_original = len(traced.outputs) if variant is None else variant.n_original
+        self.n_returned = 0 if variant is None else variant.n_returned
+        self.has_mean = variant is not None and variant.has_mean
+        self.batches = None if variant is None else variant.batches
+        self.returned = None
+
+    def run(self, tensors: list[Any]) -> list[Any]:
+        slot, variant = self._recorded.slot, self._variant
+        if variant is None:
+            return self._outputs(tensors[: self._n_inputs])
+        shapes = [tf.TensorShape(None)] * len(variant.kinds)
+        components = tf.raw_ops.IteratorGetNext(iterator=tensors[0], output_types=variant.kinds, output_shapes=shapes)
+        optional = tf.raw_ops.OptionalFromValue(components=components)
+        tf.raw_ops.QueueEnqueueV2(handle=variant.batches._handle, components=[optional])
+        spec = slot.fetch.spec
+        outputs = self._outputs(components if spec is None else private_tf.decoded_element(spec, components))
+        mean = [read_variable(handle) for handle in slot.mean] if self.has_mean else []
+        return [tf.raw_ops.OptionalFromValue(components=outputs), *outputs, *mean]
+
+    def _outputs(self, leaves: list[Any]) -> list[Any]:
+        """What the program returns, with the fault in its batch or in one of its tensors."""
+        session, slot, fault = self._calls.session, self._recorded.slot, self._fault
+        described = describe_program(
+            slot.traced, slot.id, variable_index=session.variables.index, metrics=session.variables.of_role("metric"),
+            sources=SourceTable("none"), layout=[],
+        )  # fmt: skip
+        graph = tf.compat.v1.GraphDef.FromString(described.graph)
+        if fault.place == "batch":
+            first = next(index for index, leaf in enumerate(leaves) if leaf.dtype.is_floating)
+            leaves = [tf.constant(flip(leaf.numpy(), fault)) if index == first else leaf for index, leaf in enumerate(leaves)]
+        else:
+            graph = _with_flip(graph, _target(slot.traced.graph, described.signature, session.variables.infos, fault), fault)
+        program = CompiledProgram(graph, described.signature, jit=described.signature.compilation == "xla")
+        variables = [SimpleNamespace(handle=handle) for handle in session.variables.handles]
+        return program(leaves, variables, described.constants)[0]
 
 
 def flip(values: Any, fault: Fault) -> Any:
@@ -81,27 +114,11 @@ def flip(values: Any, fault: Fault) -> Any:
     return copy
 
 
-def _flip_variable(step: GraphStep, fault: Fault) -> None:
-    table = step._session.variables
+def _flip_variable(calls: CompiledCalls, fault: Fault) -> None:
+    table = calls.session.variables
     index = next(i for i, info in enumerate(table.infos) if fault.name in info.path and info.shape)
-    kind = table.infos[index].dtype
-    value = tf.raw_ops.ReadVariableOp(resource=table.handles[index], dtype=kind)
+    value = read_variable(table.handles[index])
     tf.raw_ops.AssignVariableOp(resource=table.handles[index], value=tf.constant(flip(value.numpy(), fault)))
-
-
-def _run_edited(step: GraphStep, slot: ProgramSlot, fault: Fault, leaves: Sequence[Any]) -> Any:
-    """Run the step as it is compiled, with one tensor passing through a flip."""
-    session, function = step._session, slot.traced.function
-    described = describe_program(
-        slot.traced, slot.id, variable_index=session.variables.index, metrics=session.variables.of_role("metric"),
-        leaf_paths=slot.paths, sources=SourceTable("none"),
-    )  # fmt: skip
-    graph = tf.compat.v1.GraphDef.FromString(described.graph)
-    edited = _with_flip(graph, _target(function.graph, described.signature, session.variables.infos, fault), fault)
-    program = CompiledProgram(edited, described.signature, jit=described.signature.compilation == "xla")
-    variables = [SimpleNamespace(handle=handle) for handle in session.variables.handles]
-    outputs, _ = program([leaf for leaf in leaves if tf.is_tensor(leaf)], variables, described.constants)
-    return tf.nest.pack_sequence_as(function.structured_outputs, outputs, expand_composites=True)
 
 
 def _target(graph: Any, signature: Any, infos: Sequence[Any], fault: Fault) -> str:

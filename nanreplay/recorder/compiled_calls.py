@@ -110,20 +110,22 @@ class CompiledCalls:
             self._suspect(found)
         return result
 
-    def call_directly(self, function: Any, recorded: RecordedFunction, inputs: list[Any], captured: list[Any]) -> list[Any] | None:
+    def call_directly(self, function: Any, inputs: list[Any], captured: list[Any]) -> list[Any] | None:
         """Run a function that has been recorded before; returns what its program returns, None where nothing ran.
 
         Args:
-            function: The ConcreteFunction.
-            recorded: What is known of it; has a variant that returns what its program returns.
+            function: The ConcreteFunction; has a variant that returns what its program returns.
             inputs: Its flat arguments.
             captured: What it captured.
         """
-        session, variant = self.session, recorded.variant
+        session = self.session
         begun = session.guard(lambda: self._begin(function, inputs, captured))
-        if begun is None or variant is None:
+        if begun is None:
             return None
-        _, entry = begun
+        recorded, entry = begun
+        variant = recorded.variant
+        if variant is None:
+            return None
         try:
             flat = variant.run([*inputs, *captured])
         except BaseException as error:
@@ -135,7 +137,8 @@ class CompiledCalls:
         found = session.guard(lambda: self._after(recorded, entry, flat))
         if found is not None:
             self._suspect(found)
-        return flat[variant.n_original : variant.n_original + variant.n_returned]
+        returned: list[Any] = flat[variant.n_original : variant.n_original + variant.n_returned]
+        return returned
 
     def _suspect(self, found: Suspicion) -> None:
         try:

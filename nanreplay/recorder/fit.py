@@ -130,7 +130,7 @@ class DirectCalls:
         function = reference()
         found = None
         if function is not None:
-            found = self._calls.call_directly(function, recorded, [private_tf.iterator_handle(iterator)], function.captured_inputs)
+            found = self._calls.call_directly(function, [private_tf.iterator_handle(iterator)], function.captured_inputs)
         if found is None:
             return self._keras_way(iterator, spec)
         return tf.nest.pack_sequence_as(recorded.slot.traced.graph.structured_outputs, found)

@@ -19,9 +19,8 @@ from injected_corners import busy_loop, drawing_loop
 
 import nanreplay
 from nanreplay import Capture, Recorder
-from nanreplay.program import watch
-from nanreplay.program.watch import EVERY
-from nanreplay.recorder import progress
+from nanreplay.recorder import pace, progress
+from nanreplay.recorder.pace import FIRST_LOOKS
 
 PACKAGE = Path(nanreplay.__file__).parent
 ROOMS = ("recorder", "program", "capture")
@@ -30,14 +29,21 @@ ROOMS = ("recorder", "program", "capture")
 FRAMES = (
     # around the training's own step: an error as they begin would be Python's
     "recorder/callback.py:on_", "recorder/callback.py:wrap",
-    "recorder/callback.py:close", "recorder/callback.py:dump", "recorder/callback.py:set_model", "recorder/callback.py:_take_expected",
-    "recorder/fit.py:__call__", "recorder/fit.py:_run_steps",
-    "recorder/fit.py:_without_optional", "recorder/fit.py:one_step_on_data", "recorder/fit_callbacks.py:hook", "recorder/ending.py:run",
-    "recorder/loop.py:recorded", "recorder/loop.py:_as_tensor", "recorder/graph_step.py:__call__", "recorder/eager_step.py:__call__",
+    "recorder/callback.py:close", "recorder/callback.py:dump", "recorder/callback.py:set_model", "recorder/callback.py:_suspected",
+    "recorder/callback.py:recorded", "recorder/fit.py:__call__", "recorder/fit.py:_keras_way", "recorder/fit.py:train_step",
+    "recorder/fit_callbacks.py:hook", "recorder/ending.py:run", "recorder/ending.py:begin_step", "recorder/ending.py:end_step",
+    "recorder/compiled_calls.py:call", "recorder/compiled_calls.py:call_directly", "recorder/compiled_calls.py:_run",
+    "recorder/compiled_calls.py:_watched", "recorder/compiled_calls.py:_suspect", "recorder/compiled_calls.py:_raised",
+    "recorder/compiled_calls.py:trained_eagerly", "recorder/eager_step.py:call", "recorder/eager_step.py:note_variables",
+    "recorder/eager_step.py:trained_eagerly", "recorder/eager_step.py:forget_call", "recorder/wrapped_step.py:", "recorder/lifecycle.py:",
+    "recorder/eager_step.py:__call__", "program/observe.py:call_flat", "program/observe.py:listening", "program/observe.py:muted",
+    "program/observe.py:mute", "program/observe.py:start_listening", "program/observe.py:stop_listening", "program/observe.py:init",
+    "program/observe.py:_notes", "program/observe.py:observed", "program/private_calls.py:is_top_level",
+    "program/private_calls.py:is_tape_recording", "program/private_calls.py:packed", "program/private_calls.py:__call__",
+    "program/fetching.py:run", "program/observation.py:notes_of",
     "recorder/incidents.py:handle", "recorder/incidents.py:settle", "recorder/incidents.py:dump",
     "recorder/ending.py:ended_by", "recorder/signals.py:answer_pending", "recorder/session.py:guard",
-    "recorder/session.py:detach", "program/observe.py:observed", "program/observe.py:_run",
-    "program/observe.py:__exit__", "program/observe.py:Observer.__init__",
+    "recorder/session.py:fail", "program/observe.py:_run", "program/observe.py:__exit__",
     "program/observe.py:_forward_token", "program/observe.py:_observed_gradient_function", "program/private_tf.py:record_gradient",
     "program/assignments.py:assign", "program/assignments.py:note", "program/draws.py:draw", "program/draws.py:note",
     "program/private_tf.py:gradient_function", "program/private_tf.py:call", "recorder/eager_step.py:callback",
@@ -87,9 +93,9 @@ def eager_loop(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
 
 
 def large_loop(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
-    """Every variable counts as large, and one turns NaN in a step that measures none, which later steps show."""
-    with mock.patch.object(watch, "LARGE", 1):
-        return _loop(path, begin, tf.function, bad_update=EVERY + 2, batches=[_batches()[0]] * (EVERY + 4))
+    """Variables are looked at as seldom as may be, and one turns NaN in a step that is not looked at, which later ones show."""
+    with mock.patch.object(pace, "LOOK_SHARE", 1e-9):
+        return _loop(path, begin, tf.function, bad_update=FIRST_LOOKS + 2, batches=[_batches()[0]] * (FIRST_LOOKS + 20))
 
 
 def _loop(

@@ -20,16 +20,16 @@ from conftest import ROOT, environment
 from injected import Injector, harm, run
 
 from nanreplay import Capture, Recorder, Replay
-from nanreplay.program import trace
+from nanreplay.recorder import compiled_calls
 
 SOME = [
-    "program/watch.py:build_watch", "program/observe.py:Observer._mark", "recorder/session.py:Session.add_program",
-    "program/private_tf.py:flat_call", "recorder/session.py:Session._check", "recorder/dump.py:gather",
+    "program/look.py:Look.__call__", "program/observe.py:_mark", "recorder/session.py:Session.add_program",
+    "recorder/compiled_calls.py:CompiledCalls._begin", "recorder/session.py:Session._check", "recorder/dump.py:gather",
     "capture/writer.py:CaptureWriter.batch",
 ]  # fmt: skip
-FIT = ["program/watch.py:build_watch", "recorder/fit.py:check_strategy", "recorder/graph_step.py:GraphStep.expect"]
+FIT = ["program/fetching.py:Variant.__init__", "recorder/fit.py:check_strategy", "recorder/compiled_calls.py:CompiledCalls._take"]
 ENDS = [
-    "program/observe.py:_Once.__init__", "program/patches.py:replace_functions.<locals>.undo",
+    "program/patches.py:replace_functions.<locals>.undo",
     "program/private_distribution.py:hook_replica_threads.<locals>.undo", "capture/temporary.py:DiskFile.__init__",
 ]  # fmt: skip
 
@@ -64,7 +64,7 @@ def test_after_an_error_inside_the_recorder_nothing_keeps_the_training_alive(tmp
     def fail(*args: Any, **kwargs: Any) -> None:
         raise held
 
-    monkeypatch.setattr(trace, "build_watch", fail)
+    monkeypatch.setattr(compiled_calls, "program_of", fail)
     model = keras.Sequential([keras.layers.Dense(2)])
     model.compile("sgd", "mse")
     with pytest.warns(UserWarning, match="detached itself"):
@@ -118,7 +118,7 @@ def test_no_memory_in_any_function_of_the_recorder(tmp_path: Path) -> None:
 
 def test_ctrl_c_inside_the_recorder_passes_through(tmp_path: Path) -> None:
     functions = injected.functions_of("eager_loop", tmp_path / "all.h5")
-    for name in ("recorder/session.py:Session._check", "capture/writer.py:CaptureWriter.batch"):
+    for name in ("recorder/session.py:Session.after_eager", "capture/writer.py:CaptureWriter.batch"):
         with pytest.raises(KeyboardInterrupt):
             run("eager_loop", tmp_path / "run.h5", Injector(functions[name], KeyboardInterrupt()))
 
