@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, TypeVar
 
@@ -13,8 +14,9 @@ from nanreplay.capture.reader import Capture
 from nanreplay.errors import MemoryLimitError, MissingPartError, ReplayError
 from nanreplay.program import private_tf
 from nanreplay.program.hashes import BitHash, compiled_hashes
+from nanreplay.program.watch import nonfinite_kind
 from nanreplay.program.widen import widened_variables
-from nanreplay.records import ArrayLike, BatchRecord
+from nanreplay.records import ArrayLike, BatchRecord, Trigger
 from nanreplay.replay.compare import StepResult, compare_step
 from nanreplay.replay.events import OpEvent, ValueId
 from nanreplay.replay.interpreter import ErrorHandler, Observer
@@ -132,8 +134,10 @@ class Replay(RecordedSteps):
         bad = live.already_bad(layout, trigger.name if trigger.what == "variable" else None)
         slots = [index for index, info in enumerate(self.variables) if info.role == "optimizer" and info.shape]
         way: Mode = "ops" if mode == "float64" else mode
+        asks = trigger.what == "gradient" and step == self.incident.step
+        before = live.read() if asks else {}
         found = self._tried(step, lambda: program.step(way, batch.arrays, live.variables, batch.fingerprint))
-        return compare_step(
+        result = compare_step(
             step,
             program.signature,
             found,
@@ -143,6 +147,25 @@ class Replay(RecordedSteps):
             bad_variable=lambda index: "" if index in bad else live.bad_kind(index),
             slots=slots,
         )
+        if asks and result.finite and result.nonfinite is None:
+            gradient = self._tried(step, lambda: self._bad_gradient(program, way, batch, before, live))
+            return result if gradient is None else replace(result, finite=False, nonfinite=gradient)
+        return result
+
+    def _bad_gradient(self, program: Program, way: Mode, batch: BatchRecord, before: Mapping[int, Any], live: LiveState) -> Trigger | None:
+        """The first gradient of a step that is not finite, where the update was skipped for it; the variables stay as they are."""
+        after, specs = live.read(), program.signature.gradients
+        names = [spec.tensor for spec in specs]
+        live.assign(before)
+        if way in ("recorded", "graph") and program.signature.compilation != "eager":
+            jit = program.signature.compilation == "xla" and way == "recorded"
+            found = program.compiled(names, jit=jit)(batch.arrays, live.variables, program.record.constants)[1]
+        else:
+            fetched = program.run_ops(batch.arrays, live.variables, fetches=names, update=False)
+            found = [fetched[name] for name in names]
+        live.assign(after)
+        pairs = zip(specs, map(nonfinite_kind, found), strict=True)
+        return next((Trigger("gradient", self.variables[spec.variable].path, kind) for spec, kind in pairs if kind), None)
 
     def _program_and_state(self, step: int, mode: Mode) -> tuple[Program, LiveState]:
         program = self.program(step)
