@@ -20,6 +20,8 @@ _GROWS = 1.3
 """Spectral radius of a recurrent kernel from which states grow; an orthogonal one has 1."""
 _OVERSHOOT = 0.3
 """A step that changes weights by more than this share of their norm overshoots."""
+_THROWN_OFF = 1.0
+"""Updates of more than the weights' own norm explain gradients that grow, wherever these overflow in the end."""
 
 
 def high_learning_rate(case: Case) -> Cause | None:
@@ -35,6 +37,8 @@ def high_learning_rate(case: Case) -> Cause | None:
     confidence = 0.55 + 0.15 * (growth.steps >= 4) + 0.12 * overshoots + 0.08 * (growth.factor > 1e4)
     if not overflow.is_plain(case):
         confidence = min(0.6, confidence - 0.2)
+    elif len(ratios) and float(np.median(ratios)) > _THROWN_OFF:
+        confidence = max(confidence, 0.85)
     rate = f" at a learning rate of {growth.learning_rate:.6g}" if growth.learning_rate is not None else ""
     sentence = f"{growth.subject[0].upper()}{growth.subject[1:]} grew {growth.numbers}{rate}."
     return Cause("high_learning_rate", round(confidence, 2), sentence, (growth.sentence, *evidence))
