@@ -80,8 +80,6 @@ def _began_with_update(case: Case) -> bool:
     """Whether a jump came after an update that threw the weights far off, not before it."""
     growth = case.growth
     assert growth is not None
-    if growth.what == "norm of the weights":
-        return False
     ratios = _update_ratios(case, growth.step - 1, growth.step - 1)
     return len(ratios) > 0 and float(ratios[0]) > 1.0
 
