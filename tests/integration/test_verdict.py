@@ -101,8 +101,7 @@ def setting(number: int) -> tuple[str, bool, int]:
     )
 
 
-OPTIMIZERS = {fault: ("sgd",) if fault.place == "gradient" else ("sgd", "adam") for fault in FAULTS}
-EVERY = [(fault, (optimizer, jit, every)) for fault in FAULTS for optimizer in OPTIMIZERS[fault] for jit in (0, 1) for every in (4, 32)]
+EVERY = [(fault, (optimizer, jit, every)) for fault in FAULTS for optimizer in ("sgd", "adam") for jit in (0, 1) for every in (4, 32)]
 FEW = [(fault, setting(number)) for number, fault in enumerate(FAULTS)]
 CASES = [
     *(pytest.param(*case, id=f"{of_fault(case[0])}-{case[1][0]}") for case in FEW),
