@@ -18,17 +18,10 @@ from nanreplay import Capture, NonFiniteError, Recorder, Replay
 from nanreplay.diagnose import judge
 from nanreplay.findings import Verdict
 from nanreplay.program.fingerprint import NOT_MEASURED
-from nanreplay.recorder import pace
 from nanreplay.records import Incident, Trigger
 from nanreplay.report.explain import explain
 
 STEPS = 12
-
-
-@pytest.fixture(autouse=True)
-def looks_at_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fault is told from the first step that came out otherwise, so from steps after which variables were looked at."""
-    monkeypatch.setattr(pace, "LOOK_SHARE", 1e9)
 
 
 def network(optimizer: Any, *, jit: bool = False) -> Any:
