@@ -96,8 +96,10 @@ def setting(number: int) -> tuple[str, bool, int]:
 
 EVERY = [(fault, (optimizer, jit, every)) for fault in FAULTS for optimizer in ("sgd", "adam") for jit in (0, 1) for every in (4, 32)]
 FEW = [(fault, setting(number)) for number, fault in enumerate(FAULTS)]
+MARKS = {"gradient": pytest.mark.slow}
+"""No fingerprint holds gradients any more: what a fault there leaves of itself in weights may be too little to tell."""
 CASES = [
-    *(pytest.param(*case, id=f"{of_fault(case[0])}-{case[1][0]}") for case in FEW),
+    *(pytest.param(*case, id=f"{of_fault(case[0])}-{case[1][0]}", marks=MARKS.get(case[0].place, ())) for case in FEW),
     *(pytest.param(*case, id=f"{of_fault(case[0])}-{case[1]}", marks=pytest.mark.slow) for case in EVERY if case not in FEW),
 ]
 
