@@ -131,11 +131,11 @@ def train(row: Row, folder: Path | None = None, *, with_file: bool = False) -> R
 
 
 def steps_in_files(attach: Attachment) -> int:
-    """How many steps all recorders held."""
+    """How many steps are in the files of all recorders, which are asked for one more each."""
     count = 0
     for recorder in attach.recorders:
-        path = recorder.dump() or recorder.path
-        if path is not None:
+        recorder.dump()
+        for path in recorder.paths:
             with Capture(path) as capture:
                 count += len(capture.steps)
     return count

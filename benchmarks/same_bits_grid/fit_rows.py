@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -118,6 +119,18 @@ def two_models(attach: Attachment, *, jit: bool) -> Trained:
     compiled("sgd", model=second, jit=jit)
     told = [fit(attach, model) for model in (first, second, first)]
     return Trained([first, second], told)
+
+
+@FITS.add
+def copied(attach: Attachment, *, jit: bool) -> Trained:
+    """the callbacks copied for each, as searches for hyperparameters do."""
+    callbacks, models, told = attach.callbacks(), [], []
+    for _ in range(2):
+        own = copy.deepcopy(callbacks)
+        attach.recorders += own
+        models.append(compiled(jit=jit))
+        told.append(plain(models[-1], own))
+    return Trained(models, told)
 
 
 @FITS.add

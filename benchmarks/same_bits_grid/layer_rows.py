@@ -250,7 +250,7 @@ PLAIN = {
     ),
     "Identity": Case(lambda: layers.Identity()),
     "IntegerLookup": Case(
-        lambda: layers.IntegerLookup(vocabulary=range(1, 40), output_mode="multi_hot"),
+        lambda: layers.IntegerLookup(vocabulary=list(range(1, 40)), output_mode="multi_hot"),
         (9,),
         words=WORDS,
         xla=False,

@@ -53,6 +53,8 @@ class Shape:
     """Whether `rows` may be left open, since the step takes its batch in a way that hides them."""
     eager_step: int | None = None
     """The step in the eager column, where it is another one."""
+    xla_differs: str = ""
+    """Why two bare trainings compiled by XLA end with other bits, where they do."""
     may_refuse: bool = False
     """Whether one line that says what is not recorded is as good as a file."""
     slow: bool = False
@@ -61,6 +63,10 @@ class Shape:
     @property
     def name(self) -> str:
         return str(getattr(self.train, "__name__", self.train))
+
+    def repeats(self, column: str) -> bool:
+        """Whether two bare trainings end with the same bits."""
+        return column != XLA or not self.xla_differs
 
     @property
     def columns(self) -> list[str]:
@@ -81,6 +87,7 @@ def shape(
     files: tuple[str, ...] = ("run",),
     unproved: bool = False,
     eager_step: int | None = None,
+    xla_differs: str = "",
     may_refuse: bool = False,
     slow: bool = False,
     **expect: Any,
@@ -91,8 +98,17 @@ def shape(
     def register(train: Train) -> Train:
         found = {**ORIGIN, **expect}
         expected = {key: value for key, value in found.items() if value is not ANYTHING}
-        options = {"unproved": unproved, "eager_step": eager_step, "may_refuse": may_refuse}
-        made = Shape(train, expected, left_out, files, slow=slow, **options)
+        made = Shape(
+            train,
+            expected,
+            left_out,
+            files=files,
+            unproved=unproved,
+            eager_step=eager_step,
+            xla_differs=xla_differs,
+            may_refuse=may_refuse,
+            slow=slow,
+        )
         assert made.name not in SHAPES, f"two shapes are called {made.name}"
         SHAPES[made.name] = made
         return train
@@ -187,7 +203,7 @@ def make(name: str = "net", seed: int = 7) -> tuple[Any, Any]:
         keras.layers.Dense(1, name="out"),
     ]
     model = keras.Sequential(layers, name=name)
-    optimizer = keras.optimizers.Adam(0.01)
+    optimizer = keras.optimizers.SGD(0.05, momentum=0.9)
     optimizer.build(model.trainable_variables)
     return model, optimizer
 

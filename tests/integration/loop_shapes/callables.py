@@ -281,7 +281,7 @@ def three_functions_deep(run: Run) -> Any:
     return run.loop(run.compiled(lambda x, y: middle(x * 2.0, y)["loss"]), model, optimizer)
 
 
-@shape(eager="nothing is compiled", xla="this is the column of the outer function; both are XLA's")
+@shape(eager="nothing is compiled", xla="the outer function is XLA's as well", slow=True)
 def compiled_by_xla_inside(run: Run) -> Any:
     """Only the inner function has `jit_compile=True`."""
     model, optimizer = make()
