@@ -35,12 +35,22 @@ def _fit_to_nan(path: Path) -> None:
     pytest.fail("the NaN was not noticed")
 
 
-def test_no_graph_is_left_of_a_recorded_fit_and_its_dump(tmp_path: Path) -> None:
+def _fit() -> None:
+    model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    model.fit(np.ones((4, 2), np.float32), np.zeros((4, 1)), batch_size=2, verbose=0)
+
+
+def test_a_recorded_fit_and_its_dump_leave_no_more_graphs_than_a_bare_one(tmp_path: Path) -> None:
+    """TensorFlow keeps each step that holds a custom gradient, and that of every Keras optimizer holds one."""
+    _fit()
     _fit_to_nan(tmp_path / "first.h5")
-    before = _graphs()  # TensorFlow and Keras keep some of their own
+    first = _graphs()
+    _fit()
+    bare = _graphs()
     _fit_to_nan(tmp_path / "run.h5")
     assert (tmp_path / "run.h5").exists()
-    assert not _graphs().keys() - before.keys()
+    assert len(_graphs().keys() - bare.keys()) <= len(bare.keys() - first.keys())
 
 
 def test_a_function_of_the_user_keeps_its_custom_gradient_when_the_recorder_is_gone(tmp_path: Path) -> None:
