@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.program.constants import constant_array
 from nanreplay.program.prune import forget_places
 from nanreplay.program.safety import all_nodes, parse_graph
 from nanreplay.records import ProgramRecord
@@ -69,7 +70,7 @@ def with_other_numbers(record: ProgramRecord, change: Callable[[Any], Any], more
     for _, node in all_nodes(graph):
         kind = tf.dtypes.as_dtype(node.attr["dtype"].type) if node.op == "Const" else None
         if kind is not None and (kind.is_floating or kind.is_integer or kind.is_bool):
-            array = tf.make_ndarray(node.attr["value"].tensor)
+            array = constant_array(node.attr["value"].tensor)
             if array.size > more_than and np.any(array != array.reshape(-1)[0]):
                 node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(change(array), dtype=kind, shape=array.shape))
                 changed += 1
@@ -83,7 +84,7 @@ def with_other_numbers(record: ProgramRecord, change: Callable[[Any], Any], more
 
 
 def _rewrite_constant(tensor: Any, scrub: Callable[[str], str]) -> None:
-    texts = tf.make_ndarray(tensor)
+    texts = constant_array(tensor)
     made = np.array([_scrubbed(text, scrub) for text in texts.reshape(-1)], object).reshape(texts.shape)
     tensor.CopyFrom(tf.make_tensor_proto(made, dtype=tf.string, shape=texts.shape))
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from nanreplay.errors import MissingWorkersError
 from nanreplay.program.branches import inline_gathers
+from nanreplay.program.constants import constant_array
 from nanreplay.program.edit import OpKey, ProgramEditor
 from nanreplay.program.outside import fed_ops
 from nanreplay.program.safety import all_nodes, parse_graph
@@ -90,7 +91,7 @@ def _groups(editor: ProgramEditor, recorded: Container[str]) -> Iterable[list[Op
 
 def _group_size(editor: ProgramEditor, key: OpKey) -> int:
     source = editor.data_inputs(key)[1].partition(":")[0]
-    return int(tf.make_ndarray(editor.node((key[0], source)).attr["value"].tensor))
+    return int(constant_array(editor.node((key[0], source)).attr["value"].tensor))
 
 
 def _device_order(node: Any) -> list[Any]:

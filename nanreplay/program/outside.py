@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from nanreplay.program.constants import constant_array
 from nanreplay.program.nodes import output_types
 from nanreplay.program.private_tf import op_definition
 from nanreplay.program.safety import all_nodes, parse_graph
@@ -75,7 +76,7 @@ def exchanged_inside(graph: Any) -> set[str]:
     devices = {node.device for node in nodes}
     sizes = {node.name: node for node in graph.node}
     groups = [sizes.get(node.input[1].partition(":")[0]) for node in nodes]
-    known = [int(tf.make_ndarray(each.attr["value"].tensor)) for each in groups if each is not None and each.op == "Const"]
+    known = [int(constant_array(each.attr["value"].tensor)) for each in groups if each is not None and each.op == "Const"]
     return {node.name for node in nodes} if known and max(known) <= len(devices) else set()
 
 

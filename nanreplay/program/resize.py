@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.program.constants import constant_array
 from nanreplay.program.safety import all_nodes, parse_graph
 from nanreplay.records import InputSpec, ProgramRecord, VariableInfo
 
@@ -78,7 +79,7 @@ def _inputs_of_counts(graph: Any) -> Iterator[tuple[str, str]]:
 def _resize_constant(node: Any, old: int, new: int, *, first_only: bool, is_count: bool) -> None:
     if node.attr["dtype"].type not in (tf.int32.as_datatype_enum, tf.int64.as_datatype_enum):
         return
-    value = tf.make_ndarray(node.attr["value"].tensor)
+    value = constant_array(node.attr["value"].tensor)
     if value.ndim == 1 and 0 < value.size <= 8:
         places = value == old
         if first_only:

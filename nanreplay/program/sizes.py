@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay.limits import check_size
+from nanreplay.program.constants import constant_array
 from nanreplay.program.private_tf import op_definition
 
 Shape: TypeAlias = "tuple[int, ...] | None"
@@ -74,7 +75,7 @@ def _check_node(what: str, node: Any, known: dict[str, Any]) -> None:
         if node is None or math.prod(shapes[index] or ()) > _LARGEST_SHAPE_INPUT:
             return None
         try:
-            return tf.make_ndarray(node.attr["value"].tensor)
+            return constant_array(node.attr["value"].tensor)
         except (TypeError, ValueError):  # importing the graph says what is wrong with it
             return None
 

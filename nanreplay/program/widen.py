@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from nanreplay.errors import ReplayError
 from nanreplay.program import private_tf
+from nanreplay.program.constants import constant_array
 from nanreplay.program.safety import parse_graph
 from nanreplay.records import ArrayLike, OpInfo, ProgramRecord, VariableInfo
 
@@ -281,7 +282,7 @@ def _outputs(definition: Any, node: Any, function: str) -> Iterator[tuple[list[s
 def _converted(tensor: Any, kind: int) -> Any:
     """A TensorProto in another type; one value that stands for all stays one."""
     wide = tf.dtypes.as_dtype(kind)
-    values = tf.make_ndarray(tensor).astype(wide.as_numpy_dtype)
+    values = constant_array(tensor).astype(wide.as_numpy_dtype)
     if values.size > 1 and (values == values.flat[0]).all():
         single = tf.make_tensor_proto(values.flat[0], wide)
         single.tensor_shape.CopyFrom(tensor.tensor_shape)

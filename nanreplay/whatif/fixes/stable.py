@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.program.constants import constant_array
 from nanreplay.program.edit import OpKey, ProgramEditor
 from nanreplay.records import Frame
 from nanreplay.whatif.code import rewritten
@@ -162,7 +163,7 @@ def _is_constant(editor: ProgramEditor, tensor: str, holds: Callable[[Any], Any]
     key = ("", tensor.partition(":")[0])
     if key not in editor.infos or editor.node(key).op != "Const":
         return False
-    value = tf.make_ndarray(editor.node(key).attr["value"].tensor)
+    value = constant_array(editor.node(key).attr["value"].tensor)
     return bool(value.dtype.kind in "fiu" and np.asarray(holds(value)).all())
 
 
