@@ -65,14 +65,13 @@ def adversaries_in_one_compiled_function(run: Run) -> Any:
     def step(x: Any, y: Any) -> Any:
         with tf.GradientTape() as of_critic, tf.GradientTape() as of_maker:
             made = tf.concat([maker(noise), noise[:, 1:]], axis=1)
-            critic_loss = error(critic, x, y) + tf.reduce_mean(critic(made))
-            maker_loss = -tf.reduce_mean(critic(made))
-        for tape, loss, model, optimizer in (
-            (of_critic, critic_loss, critic, critic_optimizer),
-            (of_maker, maker_loss, maker, maker_optimizer),
-        ):
-            weights = model.trainable_variables
-            optimizer.apply(tape.gradient(loss, weights), weights)
+            judged = critic(made)
+            critic_loss = error(critic, x, y) + tf.reduce_mean(judged)
+            maker_loss = -tf.reduce_mean(judged)
+        for_critic = of_critic.gradient(critic_loss, critic.trainable_variables)
+        for_maker = of_maker.gradient(maker_loss, maker.trainable_variables)
+        critic_optimizer.apply(for_critic, critic.trainable_variables)
+        maker_optimizer.apply(for_maker, maker.trainable_variables)
         return critic_loss, maker_loss
 
     step = run.wrap(run.compiled(step), model=critic, optimizer=critic_optimizer)
