@@ -52,6 +52,8 @@ def compare_step(
     count_skips: bool,
     bad_variable: Callable[[int], str],
     slots: Sequence[int] = (),
+    step_loss: float | None = None,
+    recorded_loss: float | None = None,
 ) -> StepResult:
     """Judge a replayed step and compare it with its recording.
 
@@ -64,6 +66,8 @@ def compare_step(
         count_skips: Whether an update that loss scaling skips counts as non-finite.
         bad_variable: Says how a variable turned non-finite in this step, `nan`, `inf` or `-inf`; "" when it did not.
         slots: Variables of the optimizer, which no fingerprint holds.
+        step_loss: The loss of the step where the fingerprint holds a mean of losses only.
+        recorded_loss: That of the recorded step.
     """
     layout = Layout.parse(signature.watch_layout)
     if found is None:
@@ -77,6 +81,9 @@ def compare_step(
     stand_ins = [element for element, output in layout.logged if output in logged]
     loss = next(iter([element for element, _ in layout.losses] or stand_ins), None)
     value = None if loss is None else float(found[loss])
+    held_loss = None if loss is None or recorded is None or np.shape(recorded) != found.shape else float(np.asarray(recorded)[loss])
+    if step_loss is not None and not layout.losses:
+        value, held_loss = step_loss, recorded_loss
     differences: list[Difference] = []
     if recorded is not None and np.shape(recorded) == found.shape:
         held = np.asarray(recorded)
@@ -96,7 +103,7 @@ def compare_step(
         bit_exact=None if recorded is None else not differences,
         max_ulp=None if recorded is None else max((each.ulp for each in differences), default=0),
         loss=value,
-        recorded_loss=None if loss is None or recorded is None else float(recorded[loss]),
+        recorded_loss=held_loss,
         differences=tuple(differences),
     )
 

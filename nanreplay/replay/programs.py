@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -66,6 +67,8 @@ class Program:
             raise UnsupportedOpError("PyFunc", calls[0], "it calls a Python function, which is not in the capture")
         self.narrow_ops: tuple[str, ...] = ()
         """Types of ops that run narrow in `wide`, once it was asked for."""
+        self.step_loss: float | None = None
+        """The loss of the last step that ran, told of what it added to the mean of the losses; None where it returns its own."""
         self.infos: dict[tuple[str, str], OpInfo] = {(op.function, op.name): op for op in record.ops}
         self._compiled: OrderedDict[tuple[bool, tuple[str, ...], bool], CompiledProgram] = OrderedDict()
         self._interpreter: Interpreter | None = None
@@ -93,6 +96,13 @@ class Program:
             variables: `tf.Variable`s by index.
             recorded: The recorded fingerprint; stands in for what only the training's optimizer knew.
         """
+        before = self._mean_of_losses(variables)
+        values = self._step(mode, batch, variables, recorded)
+        after = self._mean_of_losses(variables)
+        self.step_loss = None if before is None or after is None else loss_added(before, after)
+        return values
+
+    def _step(self, mode: Mode, batch: Sequence[ArrayLike], variables: Sequence[Any], recorded: Any) -> Any:
         signature = self.signature
         if mode in ("recorded", "graph") and signature.compilation != "eager":
             program = self.compiled(jit=signature.compilation == "xla" and mode == "recorded")
@@ -111,6 +121,32 @@ class Program:
             variables=variables,
             recorded=recorded,
         )
+
+    def _mean_of_losses(self, variables: Sequence[Any]) -> tuple[float, float] | None:
+        """What the mean of the losses has added up by now, and of how much."""
+        held = self.mean_variables
+        return None if held is None else (float(variables[held[0]]), float(variables[held[1]]))
+
+    @cached_property
+    def mean_variables(self) -> tuple[int, int] | None:
+        """Indices of total and count where the step returns total / count of a metric as its loss, as `fit` of Keras does."""
+        captured = {spec.tensor: spec.variable for spec in self.signature.captures}
+        for name, tensor in zip(self.signature.output_names, self.signature.outputs, strict=False):
+            node = self._source(tensor)
+            if name.rpartition("/")[2] != "loss" or node is None or node.op not in ("DivNoNan", "RealDiv"):
+                continue
+            reads = [self._source(each) for each in self.inputs_of[node.name]]
+            found = [captured.get(_tensor(read.input[0])) for read in reads if read is not None and read.op == "ReadVariableOp"]
+            if len(found) == 2 and found[0] is not None and found[1] is not None:
+                return found[0], found[1]
+        return None
+
+    def _source(self, tensor: str) -> Any:
+        """The node of the main graph that makes a tensor, through copies; None where there is none."""
+        node = self._nodes.get(tensor.partition(":")[0])
+        while node is not None and node.op == "Identity":
+            node = self._nodes.get(node.input[0].partition(":")[0])
+        return node
 
     def compiled(self, extra_fetches: Sequence[str] = (), *, jit: bool | None = None) -> CompiledProgram:
         """Return the program compiled, as in training unless `jit` says otherwise; the last few are kept."""
@@ -230,6 +266,14 @@ class Program:
     def unrecorded(self) -> Sequence[str]:
         """Ops that another run does not repeat and whose outputs were not recorded, with their types."""
         return unrecorded_ops(self.graph, self.signature)
+
+
+def loss_added(before: tuple[float, float], after: tuple[float, float]) -> float:
+    """The loss of a step, given (total, count) of a mean before it and after it; the mean where the total is finite no more."""
+    total, count = after
+    if before[1] < count and math.isfinite(before[0]):
+        total, count = total - before[0], count - before[1]
+    return total / count if count else math.nan
 
 
 def _tensor(name: str) -> str:

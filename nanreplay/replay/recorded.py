@@ -28,6 +28,7 @@ class RecordedSteps:
         self._programs: dict[str, Program] = {}
         self._batches: dict[int, BatchRecord] = {}
         self._steps: tuple[int, ...] | None = None
+        self._losses: dict[int, float] | None = None
         self._sources: tuple[Sequence[Sequence[int]], Sequence[Frame]] | None = None
 
     @property
@@ -78,6 +79,13 @@ class RecordedSteps:
         if step not in self._batches:
             self._batches[step] = self.capture.batch(step)
         return self._batches[step]
+
+    def timeline_loss(self, step: int) -> float | None:
+        """Return the loss of a step as the timeline has it."""
+        if self._losses is None:
+            table = self.capture.timeline()
+            self._losses = dict(zip(table["step"].tolist(), table["loss"].tolist(), strict=True)) if "loss" in table else {}
+        return self._losses.get(step)
 
     def signature(self, step: int) -> Signature:
         """Return how the step's program is called and what its tensors mean."""

@@ -146,6 +146,8 @@ class Replay(RecordedSteps):
             count_skips=trigger.what == "gradient",
             bad_variable=lambda index: "" if index in bad else live.bad_kind(index),
             slots=slots,
+            step_loss=program.step_loss,
+            recorded_loss=self.timeline_loss(step),
         )
         if asks and result.finite and result.nonfinite is None:
             gradient = self._tried(step, lambda: self._bad_gradient(program, way, batch, before, live))

@@ -212,6 +212,8 @@ class _Run:
             count_skips=self.replay.incident.trigger.what == "gradient",
             bad_variable=lambda index: "" if index in bad else self.live.bad_kind(index),
             slots=slots,
+            step_loss=program.step_loss,
+            recorded_loss=self.replay.timeline_loss(step),
         )
 
     def bad_variables(self, signature: Signature) -> set[int]:

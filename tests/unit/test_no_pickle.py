@@ -11,6 +11,9 @@ CODE_FROM_DATA = re.compile(
     r"|allow_pickle\s*=\s*True|\b(np|numpy)\.load\(|yaml\.(unsafe_)?load\(|\b(saved_model\.load|load_model)\("
 )
 
+ASKED_FOR = {("recorder/script.py", 'exec(compile(source, path, "exec"), main.__dict__)')}
+"""`nanreplay run` runs the script that its user names."""
+
 
 def test_no_module_reads_pickles_or_evaluates_text() -> None:
     files = sorted(PACKAGE.rglob("*.py"))
@@ -18,6 +21,6 @@ def test_no_module_reads_pickles_or_evaluates_text() -> None:
     found = {}
     for file in files:
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
-            if CODE_FROM_DATA.search(line):
+            if CODE_FROM_DATA.search(line) and (str(file.relative_to(PACKAGE)), line.strip()) not in ASKED_FOR:
                 found[f"{file.relative_to(PACKAGE)}:{number}"] = line.strip()
     assert not found
