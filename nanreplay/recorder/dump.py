@@ -159,7 +159,10 @@ def gather(snapshot: Snapshot, *, prove: bool = True) -> Window:
             program, paths = "", [str(number) for number in range(len(leaves))]
             notes.append(f"The batch of step {entry.step} could not be kept; the step cannot be replayed.")
         layout = programs[program].signature.watch_layout if program in programs else ()
-        values = fingerprint_values(numbers_of(entry, slots), layout) if program in programs else None
+        numbers = numbers_of(entry, slots)
+        if program not in programs:  # an eager step before the failing one: its program may be that of the failing step
+            layout = tuple(numbers or ())
+        values = fingerprint_values(numbers, layout) if layout else None
         batches[entry.step] = BatchRecord(program, leaves, paths, values, dict(entry.overrides), entry.fed)
     notes = [*snapshot.notes, *notes, *_program_notes(programs.values()), *_undrawn_notes(batches, programs)]
     return Window(snapshot.step, snapshot.trigger, programs, dict(snapshot.keyframes), batches, notes, sources, snapshot.proof, prove)
