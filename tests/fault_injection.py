@@ -81,7 +81,8 @@ class _Faulty:
         shapes = [tf.TensorShape(None)] * len(variant.kinds)
         components = tf.raw_ops.IteratorGetNext(iterator=tensors[0], output_types=variant.kinds, output_shapes=shapes)
         optional = tf.raw_ops.OptionalFromValue(components=components)
-        tf.raw_ops.QueueEnqueueV2(handle=variant.batches._handle, components=[optional])
+        with tf.device("CPU:0"):
+            tf.raw_ops.Stage(values=[optional], shared_name=variant.batches.name)
         spec = slot.fetch.spec
         outputs = self._outputs(components if spec is None else private_tf.decoded_element(spec, components))
         mean = [read_variable(handle) for handle in slot.mean] if self.has_mean else []

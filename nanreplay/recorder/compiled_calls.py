@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.program import observe, private_calls
-from nanreplay.program.fetching import Variant, components_of
+from nanreplay.program.fetching import TAKEN_TOGETHER, Variant, components_of
 from nanreplay.program.steps import FETCHES, TrainingFunction, argument_leaves, element_specs, program_of
 from nanreplay.program.trace import TracedProgram, is_variable, source_of
 from nanreplay.program.watch import nonfinite_kind, read_variable
@@ -26,8 +26,6 @@ from nanreplay.recorder.session import Fetch, ProgramSlot, Session
 from nanreplay.recorder.trigger import Suspicion, exception_trigger
 from nanreplay.records import Trigger
 
-TAKEN_TOGETHER = 8
-"""Small batches that are taken from the queue at once."""
 SMALL_BYTES = 2**20
 """Larger batches are taken one by one, so that no more of them are held than the plan says."""
 
@@ -50,10 +48,10 @@ class RecordedFunction:
     batch_bytes: int = 0
     """Size of a batch that it fetched."""
     waiting: deque[StepEntry] = field(default_factory=deque)
-    """Steps whose batch has been fetched, and is to be taken from the queue."""
+    """Steps whose batch has been fetched, and is to be taken from the staging area."""
 
     def take(self) -> Any:
-        """All that is in the queue: a vector of Optionals; None for nothing."""
+        """All that is in the staging area: a vector of Optionals; None for nothing."""
         return None if self.variant is None or self.variant.batches is None else self.variant.batches.take()
 
 
@@ -298,7 +296,7 @@ class CompiledCalls:
             session.keeper.learn_batch(session.ring, recorded.batch_bytes)
 
     def take_all(self) -> None:
-        """Take what steps have fetched from the queues: a file is about to be written."""
+        """Take what steps have fetched from the staging areas: a file is about to be written."""
         for recorded in self._recorded.values():
             if recorded.waiting:
                 self._take(recorded)
@@ -314,7 +312,7 @@ class CompiledCalls:
         self.on_suspicion(earlier or Suspicion(trigger, session.step, is_certain=True))
 
     def _keep_fetched(self, recorded: RecordedFunction, entry: StepEntry) -> None:
-        """The batch of a step that raised was put into the queue before."""
+        """The batch of a step that raised was staged before."""
         if recorded.variant is None or recorded.variant.batches is None:
             return
         if not recorded.steps_in_call:

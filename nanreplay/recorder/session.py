@@ -462,7 +462,7 @@ class Session:
         return more
 
     def fetched(self, entries: deque[StepEntry], optionals: Any, indices: Iterable[int], size_bytes: int) -> None:
-        """Give the steps that wait the elements that were taken from the queue, in order."""
+        """Give the steps that wait the elements that were taken from the staging area, in order."""
         for index in indices:
             if entries:
                 entry = entries.popleft()
