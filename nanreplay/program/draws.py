@@ -1,13 +1,18 @@
-"""The random numbers that an eager step drew from its kernels' own state, so that it can be run once more with the same ones."""
+"""What an eager step drew from states that are no variables, so that it can be run once more with the same.
+
+These are the random numbers of kernels, elements of iterators, and the generators of Python and NumPy.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import tensorflow as tf
 
 from nanreplay.program import private_tf
@@ -19,15 +24,21 @@ class Draws:
 
     def __init__(self) -> None:
         self._drawn: deque[tuple[str, Any]] = deque()
+        self._host: tuple[Any, Any] | None = None
+        self.elements: list[Any] = []
+        """Tensors that were fetched from iterators of `tf.data`."""
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
         """Note what this thread draws eagerly; numbers are drawn as ever."""
+        self._host = random.getstate(), np.random.get_state()
 
         def note(name: str, draw: Callable[[], Any]) -> Any:
-            found = draw()
-            self._drawn.append((name, found))
-            return found
+            drawn = draw()
+            self._drawn.append((name, drawn))
+            if name in _FETCHES:
+                self.elements += [each for each in tf.nest.flatten(drawn) if each.dtype not in (tf.variant, tf.resource)]
+            return drawn
 
         with _drawing(note):
             yield
@@ -42,8 +53,22 @@ class Draws:
             self._drawn.clear()
             return draw()
 
-        with _drawing(give):
-            yield
+        assert self._host is not None
+        now = random.getstate(), np.random.get_state()
+        _set_host(*self._host)
+        try:
+            with _drawing(give):
+                yield
+        finally:
+            _set_host(*now)
+
+
+def _set_host(python: Any, numpy: Any) -> None:
+    random.setstate(python)
+    np.random.set_state(numpy)
+
+
+_FETCHES = frozenset(name for _, name in private_tf.fetch_functions())
 
 
 class _Thread(threading.local):
@@ -74,7 +99,7 @@ def _count(change: int) -> None:
     with _lock:
         _users += change
         if _users and not _undo:
-            _undo.append(replace_functions(private_tf.random_functions(), _stand_in))
+            _undo.append(replace_functions([*private_tf.random_functions(), *private_tf.fetch_functions()], _stand_in))
         elif not _users and _undo:
             _undo.pop()()
 

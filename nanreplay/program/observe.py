@@ -22,8 +22,8 @@ from nanreplay.program import private_calls, private_distribution, private_tf
 from nanreplay.program.observation import BackwardSpan, Mark, Observation, Region, RegionKind, TapeGradient, notes_of
 from nanreplay.program.replicas import ReplicaThreads
 
-_TOKEN = "\x1f"
-"""Parts a name scope from the number of the op; no scope can hold it."""
+_TOKEN = ".nanreplay-op."
+"""Parts a name scope from the number of the op. A scope may hold it: a tape may outlive the last recording, and uses it as it is then."""
 
 
 class CallListener(Protocol):
@@ -135,6 +135,8 @@ class EagerObserver:
         self.observation = Observation()
         self.clock = clock
         self.tokens: dict[str, Any] = {}
+        self.about_to_use: Callable[[Any], None] = lambda used: None
+        """Called with a layer, or an optimizer, before it runs in Python."""
         self._before: tuple[EagerObserver | None, bool] = (None, False)
         self._release: Callable[[], None] = lambda: None
 
@@ -213,7 +215,7 @@ def _patch(owner: Any, name: str, make: Callable[[Any], Any], *, tells_eager: bo
     def observed(*args: Any, **kwargs: Any) -> Any:
         seen = _notes()
         if seen is None or seen.failed is not None:
-            if tells_eager and ambient and _is_unseen_eager():
+            if tells_eager and ambient and is_unheard():
                 ambient[-1].trained_eagerly()
             return original(*args, **kwargs)
         return _run(seen, make, original, args, kwargs)
@@ -223,8 +225,8 @@ def _patch(owner: Any, name: str, make: Callable[[Any], Any], *, tells_eager: bo
     _undo.callback(functools.partial(delattr, owner, name) if inherited else functools.partial(setattr, owner, name, original))
 
 
-def _is_unseen_eager() -> bool:
-    """Whether Python code trains in this thread that no recorder has been told of."""
+def is_unheard() -> bool:
+    """Whether this thread runs Python code of which no recorder is told."""
     return not _thread.is_muted and _thread.listener is None and tf.executing_eagerly()
 
 
@@ -359,6 +361,7 @@ def _observed_layer_call(original: Any) -> Any:
                 seen.root_layer = layer.name
             if not any(entry.kind == "layer" for entry in _thread.stack):
                 seen.layers.append(layer)
+                _tell_used(layer)
         with region("layer", layer.name):
             return original(layer, *args, **kwargs)
 
@@ -396,8 +399,14 @@ def _note_update(optimizer: Any, gradients: list[Any], variables: Any) -> None:
     if tf.executing_eagerly() and not seen.optimizers:
         with muted():
             seen.learning_rate, seen.loss_scale = learning_rate_now(optimizer), loss_scale_now(optimizer)
+    _tell_used(optimizer)
     seen.optimizers.append(optimizer)
     seen.applied.append((gradients, [private_distribution.component(variable) for variable in variables]))
+
+
+def _tell_used(used: Any) -> None:
+    if tf.executing_eagerly() and _thread.eager is not None:
+        _thread.eager.about_to_use(used)
 
 
 def learning_rate_now(optimizer: Any) -> Any:

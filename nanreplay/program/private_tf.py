@@ -31,6 +31,7 @@ from tensorflow.python.framework import op_def_library as _op_def_library
 from tensorflow.python.framework import op_def_registry as _op_def_registry
 from tensorflow.python.framework import ops as _ops
 from tensorflow.python.framework import tensor as _tensor
+from tensorflow.python.ops import gen_dataset_ops as _gen_dataset_ops
 from tensorflow.python.ops import gen_random_ops as _gen_random_ops
 from tensorflow.python.ops import gen_resource_variable_ops as _gen_resource_variable_ops
 from tensorflow.python.ops import gen_state_ops as _gen_state_ops
@@ -197,6 +198,12 @@ def random_functions() -> list[tuple[Any, str]]:
         r"random_(uniform|uniform_int|standard_normal|shuffle|poisson|poisson_v2)|(parameterized_)?truncated_normal|multinomial"
     )
     return [(_gen_random_ops, name) for name in vars(_gen_random_ops) if names.fullmatch(name)]
+
+
+def fetch_functions() -> list[tuple[Any, str]]:
+    """Module and name of the functions that take the next element of an iterator eagerly."""
+    names = ("iterator_get_next", "iterator_get_next_sync", "multi_device_iterator_get_next_from_shard")
+    return [(_gen_dataset_ops, name) for name in names]
 
 
 def add_op_callback(callback: Callable[..., Any]) -> Callable[[], None]:

@@ -12,15 +12,18 @@ import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import tensorflow as tf
+
 from nanreplay.errors import AttachError, NonFiniteError
-from nanreplay.program import observe
+from nanreplay.program import observe, private_tf
 from nanreplay.program.steps import TrainingFunction
 
 if TYPE_CHECKING:
     from nanreplay.recorder.callback import Recorder
+    from nanreplay.recorder.loop_step import LoopStep
 
 KEPT = 4
 """Trainings that are recorded at once; the one that has not trained for longest is let go of."""
@@ -31,10 +34,12 @@ class Ambient:
 
     Args:
         make: Makes a recorder for one more training.
+        in_loop: Told that Python code trains in no step that is recorded; says whether the next one will be.
     """
 
-    def __init__(self, make: Callable[[], Recorder]) -> None:
+    def __init__(self, make: Callable[[], Recorder], in_loop: Callable[[], bool] = lambda: False) -> None:
         self._make = make
+        self._in_loop = in_loop
         self._recorders: list[Recorder] = []
         self._trains: dict[int, tuple[Any, bool]] = {}
         self._lock = threading.RLock()
@@ -107,7 +112,7 @@ class Ambient:
         except AttachError as error:
             warnings.warn(f"nanreplay: fit is not recorded: {error}", stacklevel=4)
             return None
-        recorder = self._recorder_of([variable for variable in model.variables])
+        recorder = self.recorder_of_handles(handles_in(model.variables))
         if callbacks is not None and hasattr(callbacks, "append") and not isinstance(callbacks, (list, tuple)):
             callbacks.append(recorder)
             recorder.set_model(model)
@@ -115,20 +120,32 @@ class Ambient:
         call.arguments["callbacks"] = [*held, recorder]
         return call
 
+    # Loops that train in Python
+
+    def iterations(self, values: Iterable[Any], last: LoopStep | None) -> LoopStep:
+        """What records the iterations of a loop that is entered.
+
+        Args:
+            values: What the loop works with: models, optimizers, variables, and what holds some.
+            last: What recorded it when it was entered before; goes on where `values` do not tell which training this is.
+        """
+        handles = handles_in(values)
+        if last is not None and last.is_active and (not handles or last.knows(handles)):
+            return last
+        return self.recorder_of_handles(handles).record_iterations()
+
     # Compiled functions
 
     def call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
         """Run a compiled function, in the recording of its training if it trains."""
         if not self._does_train(function):
             return run()
-        recorder = self._recorder_of_handles([*captured, *inputs])
-        if recorder is None:
-            return run()
+        recorder = self.recorder_of_handles([*captured, *inputs])
         return recorder.record_call(function, inputs, captured, run)
 
     def trained_eagerly(self) -> None:
         """Say once that a step in Python is not recorded: where it begins is not known from outside."""
-        if self._has_said:
+        if self._has_said or self._in_loop():
             return
         self._has_said = True
         where = _caller()
@@ -147,15 +164,7 @@ class Ambient:
             known = self._trains[id(function)] = weakref.ref(function), trains
         return known[1]
 
-    def _recorder_of(self, variables: Sequence[Any]) -> Recorder:
-        from nanreplay.program import private_tf
-
-        handles = [handle for variable in variables if (handle := private_tf.handle_of(variable)) is not None]
-        found = self._recorder_of_handles(handles)
-        assert found is not None
-        return found
-
-    def _recorder_of_handles(self, handles: Sequence[Any]) -> Recorder | None:
+    def recorder_of_handles(self, handles: Sequence[Any]) -> Recorder:
         """The recorder of the training that one of these variables is part of, else one of a new training."""
         with self._lock:
             found = next((each for each in self._recorders if each.knows(handles)), None)
@@ -169,6 +178,34 @@ class Ambient:
                 self._recorders.append(found)
             found.remember(handles)
             return found
+
+
+def handles_in(values: Iterable[Any], depth: int = 2) -> list[Any]:
+    """Handles of the variables in what a piece of a program works with.
+
+    Args:
+        values: Variables, models, optimizers; lists of some, and objects with attributes that are some.
+        depth: How many such objects deep to look.
+    """
+    found = []
+    for value in values:
+        handle = private_tf.handle_of(value)
+        if tf.is_tensor(handle) and handle.dtype == tf.resource:
+            found.append(handle)
+        elif isinstance(value, tf.Module) or _is_of_keras(value):
+            variables = getattr(value, "variables", ())
+            found += handles_in(variables, 0) if isinstance(variables, (list, tuple)) else []
+        elif depth and isinstance(value, (list, tuple)):
+            found += handles_in(value[:1000], depth - 1)
+        elif depth and isinstance(value, dict):
+            found += handles_in(list(value.values())[:1000], depth - 1)
+        elif depth and type(value).__module__ != "builtins" and isinstance(getattr(value, "__dict__", None), dict):
+            found += handles_in(list(vars(value).values()), depth - 1)
+    return found
+
+
+def _is_of_keras(value: Any) -> bool:
+    return any(kind.__module__.partition(".")[0] in ("keras", "tf_keras") for kind in type(value).__mro__)
 
 
 def _caller() -> str:

@@ -24,6 +24,7 @@ from nanreplay.recorder.fit import DirectCalls, DistributedBatches, EagerTrainSt
 from nanreplay.recorder.fit_callbacks import callbacks_of_fit, watch_callbacks
 from nanreplay.recorder.incidents import Incidents
 from nanreplay.recorder.lifecycle import Event
+from nanreplay.recorder.loop_step import LoopStep
 from nanreplay.recorder.names import remove_leftovers
 from nanreplay.recorder.session import Session
 from nanreplay.recorder.settings import check_settings
@@ -142,6 +143,13 @@ class Recorder(keras.callbacks.Callback):
             raise
         self._ending.end_step()
         return result
+
+    def record_iterations(self) -> LoopStep:
+        """What records the iterations of a loop that trains in Python."""
+        self._hook()
+        self._ending.begin()
+        eager = EagerStep(self._session, _not_called, self._suspected)
+        return LoopStep(self._session, self._calls, eager, self._ending, self.knows, self.remember)
 
     def knows(self, handles: Sequence[Any]) -> bool:
         """Whether one of these handles is that of a variable of this training."""
@@ -331,6 +339,10 @@ class Recorder(keras.callbacks.Callback):
             self._calls.release()
             self._handles.clear()
             self._session.lifecycle.note(Event.CLOSE)
+
+
+def _not_called() -> None:
+    """An iteration of a loop is run by the program itself."""
 
 
 def _recorder_of(kind: type[Recorder], arguments: dict[str, Any]) -> Recorder:

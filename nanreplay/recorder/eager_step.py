@@ -36,14 +36,13 @@ class Run:
     """One call of the step."""
 
     entry: StepEntry
-    leaves: Sequence[Any]
-    """What the step was given: its arrays."""
-    paths: Sequence[str]
     again: Callable[[], Any]
     """Makes the same call once more."""
     observer: EagerObserver
     first_reads: dict[int, tuple[Any, Any]] = field(default_factory=dict)
-    """In the first call: the first value read of each variable, by the id of its handle."""
+    """Where variables are to be learned: the first value read of each, by the id of its handle."""
+    is_learning: bool = False
+    """Whether the call may use variables that are not known yet."""
     draws: Draws = field(default_factory=Draws)
     """The random numbers of the call."""
     stop: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -64,39 +63,72 @@ class EagerStep:
         self._on_suspicion = on_suspicion
         self._names: tuple[str, ...] = ()
         self._is_first = True
+        self._used: dict[int, Any] = {}
+        """Layers and optimizers that steps have used, by id."""
         self._run: Run | None = None
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step; returns what the step returns."""
-        session = self._session
-        if not session.lifecycle.is_active:
+        if not self._session.lifecycle.is_active:
             return self._after_failure(args, kwargs)
-        run: Run | None = session.guard(lambda: self._prepare(args, kwargs))
+        given = (args, kwargs) if kwargs else args
+        run = self.begin(lambda: (given, _repeatable(self._step, args, kwargs)))
         if run is None:
             return self._step(*args, **kwargs)
-        self._run = run
-        step = session.step
         try:
             result = self._step(*args, **kwargs)
         except BaseException as error:
-            session.guard(run.stop.close)
-            if self._run is not run:  # compiled functions were steps of their own
-                raise
-            trigger = session.guard(functools.partial(exception_trigger, error))
-            if trigger is not None:
-                session.guard(lambda: self._register(run))
-                session.guard(lambda: self._record_ops(run, None))
-                self._on_suspicion(Suspicion(trigger, step, is_certain=True))
+            self.raised(run, error)
             raise
-        session.guard(run.stop.close)
+        self.ended(run, result)
+        return result
+
+    def begin(self, call: Callable[[], tuple[Any, Callable[[], Any]]]) -> Run | None:
+        """A step begins; None where it is not recorded.
+
+        Args:
+            call: Gives what the step is given, and what makes the same call once more.
+        """
+        self._run = self._session.guard(lambda: self._prepare(*call()))
+        return self._run
+
+    def raised(self, run: Run, error: BaseException) -> None:
+        """The step has raised."""
+        session, step = self._session, self._session.step
+        session.guard(lambda: self._stop(run))
+        if self._run is not run:  # compiled functions were steps of their own
+            return
+        trigger = session.guard(functools.partial(exception_trigger, error))
+        if trigger is not None:
+            session.guard(lambda: self._register(run))
+            session.guard(lambda: self._record_ops(run, None))
+            self._on_suspicion(Suspicion(trigger, step, is_certain=True))
+
+    def ended(self, run: Run, result: Any) -> None:
+        """The step has returned `result`."""
+        session, step = self._session, self._session.step
+        session.guard(lambda: self._stop(run))
         if self._run is not run:
-            return result
+            return
         found = session.guard(lambda: self._after(run, result))
         if found is not None:
             values = None if found.step != step else run.entry.fingerprint
             session.guard(lambda: self._record_ops(run, None if values is None else np.array([*values.values()])))
             self._on_suspicion(found)
-        return result
+
+    def _stop(self, run: Run) -> None:
+        """End the observation; what the step fetched by itself is part of its batch."""
+        run.stop.close()
+        self.add_to_batch(run, {"fetched": run.draws.elements})
+
+    def add_to_batch(self, run: Run, arrays: Any) -> None:
+        """What a step took from elsewhere while it ran is part of its batch."""
+        if self._run is not run or self._session.ring is None:
+            return
+        held = {id(leaf) for leaf in run.entry.leaves}
+        more = [(leaf, path) for leaf, path in zip(*batch_leaves(arrays), strict=True) if id(leaf) not in held]
+        if more:
+            self._session.ring.extend(run.entry, *zip(*more, strict=True))
 
     def forget_call(self) -> None:
         """The call that is under way is no eager step: what trains in it is compiled."""
@@ -111,8 +143,8 @@ class EagerStep:
         return run()
 
     def note_variables(self, tensors: Sequence[Any]) -> None:
-        """In the first step: read the variables that a compiled function is about to use, for it may write them."""
-        if self._is_first and self._run is not None:
+        """While variables are learned: read those that a compiled function is about to use, for it may write them."""
+        if self._run is not None and self._run.is_learning:
             reads = self._run.first_reads
             self._session.guard(lambda: reads.update({id(each): (each, read_variable(each)) for each in tensors if _is_new(each, reads)}))
 
@@ -127,18 +159,30 @@ class EagerStep:
                 self._on_suspicion(found)
         return result
 
-    def _prepare(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Run:
+    def _prepare(self, given: Any, again: Callable[[], Any]) -> Run:
         """Keep what the step is given, and begin to observe it."""
-        leaves, paths = batch_leaves((args, kwargs) if kwargs else args)
+        leaves, paths = batch_leaves(given)
         entry = self._session.before("", leaves, paths, every_step=True)  # the state before the failing step is needed
-        run = Run(entry, leaves, paths, _repeatable(self._step, args, kwargs), EagerObserver())
+        run = Run(entry, again, EagerObserver())
         with run.stop:
             run.stop.enter_context(run.observer)
             run.stop.enter_context(run.draws.recorded())
+            run.observer.about_to_use = functools.partial(self._about_to_use, run)
             if self._is_first:
-                run.stop.callback(private_tf.add_op_callback(_note_first_reads(run.first_reads)))
+                self._learn(run)
             run.stop = run.stop.pop_all()
         return run
+
+    def _about_to_use(self, run: Run, used: Any) -> None:
+        """A layer or an optimizer that no step has used yet brings variables of its own."""
+        if id(used) not in self._used:
+            self._used[id(used)] = used
+            self._learn(run)
+
+    def _learn(self, run: Run) -> None:
+        if not run.is_learning:
+            run.is_learning = True
+            run.stop.callback(private_tf.add_op_callback(_note_first_reads(run.first_reads)))
 
     def _after(self, run: Run, result: Any) -> Suspicion | None:
         session, seen = self._session, run.observer.observation
@@ -157,17 +201,17 @@ class EagerStep:
         return [handle for handle in variables.handles if id(handle) not in unwatched and is_float_variable(handle)]
 
     def _register(self, run: Run) -> None:
-        """Name what the step used; after the first step, learn the variables that nobody named."""
+        """Name what the step used, and learn the variables that nobody named."""
         seen, first_reads = run.observer.observation, run.first_reads
         session = self._session
         variables, ring = session.variables, session.ring
-        if self._is_first:
+        if run.is_learning:
             session.name(seen)
         session.learn_optimizers(seen.optimizers)
         sources = [variable for call in seen.tape_gradients for variable in call.sources if hasattr(variable, "handle")]
-        handles = [handle for handle, _ in first_reads.values()] if self._is_first else [source.handle for source in sources]
+        handles = [handle for handle, _ in first_reads.values()] if run.is_learning else [source.handle for source in sources]
         variables.add([handle for handle in handles if is_variable(handle)], sources)
-        if self._is_first and ring is not None and session.step in ring.keyframes:
+        if run.is_learning and ring is not None and session.step in ring.keyframes:
             known = {variables.index[key]: value for key, (_, value) in first_reads.items() if key in variables.index}
             ring.keyframes[session.step] = {**known, **ring.keyframes[session.step]}
         self._is_first = False
@@ -196,9 +240,8 @@ class EagerStep:
             run.entry.fingerprint = dict(zip(names, _values(watch), strict=True))
 
         def describe(program_id: str, sources: SourceTable) -> FlatProgram:
-            return describe_eager(
-                again, program_id, watch, variable_index=session.variables.index, leaves=run.leaves, paths=run.paths, sources=sources
-            )
+            entry, index = run.entry, session.variables.index
+            return describe_eager(again, program_id, watch, variable_index=index, leaves=entry.leaves, paths=entry.paths, sources=sources)
 
         session.eager = EagerIncident(number, describe, proof)
 
@@ -263,7 +306,7 @@ def batch_leaves(args: Any) -> tuple[list[Any], list[str]]:
         if isinstance(leaf, np.ndarray):
             leaves.append(leaf.copy())
             paths.append(path)
-        elif tf.is_tensor(leaf) and not isinstance(leaf, tf.Variable):
+        elif tf.is_tensor(leaf) and not isinstance(leaf, tf.Variable) and leaf.dtype not in (tf.resource, tf.variant):
             leaves.append(leaf)
             paths.append(path)
     return leaves, paths

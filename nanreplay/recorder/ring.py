@@ -69,6 +69,12 @@ class Ring:
         entry.fed = fed
         self._count(fed)
 
+    def extend(self, entry: StepEntry, leaves: Sequence[Any], paths: Sequence[str]) -> None:
+        """Keep more arrays as part of a step's batch: the step took them from elsewhere."""
+        entry.leaves, entry.paths = [*entry.leaves, *leaves], [*entry.paths, *paths]
+        if self.entry(entry.step) is entry:
+            self._count(leaves)
+
     def fetched(self, entry: StepEntry, element: Element) -> None:
         """Keep what a step fetched by itself."""
         entry.element = element

@@ -13,9 +13,13 @@ import sys
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nanreplay.errors import AttachError, NonFiniteError
+from nanreplay.recorder.loops import Loops
+
+if TYPE_CHECKING:
+    from nanreplay.recorder.ambient import Ambient
 
 _RECORDED = ("tensorflow", "keras", "tf_keras")
 
@@ -39,10 +43,10 @@ def run_script(path: str, arguments: Sequence[str], settings: Mapping[str, Any])
     main.__dict__.update(__file__=path, __builtins__=__builtins__, __cached__=None)
     sys.modules["__main__"] = main
 
-    def execute() -> None:
-        exec(compile(source, path, "exec"), main.__dict__)
+    def execute(loops: Loops) -> None:
+        exec(loops.compile(source, path), main.__dict__)
 
-    return _run(execute, settings)
+    return _run(execute, sys.path[0], settings)
 
 
 def run_module(name: str, arguments: Sequence[str], settings: Mapping[str, Any]) -> int:
@@ -59,18 +63,23 @@ def run_module(name: str, arguments: Sequence[str], settings: Mapping[str, Any])
     if spec is None:
         raise AttachError(f"Cannot run -m {name}: there is no module of that name.")
     sys.argv = [name, *arguments]
-    return _run(lambda: runpy.run_module(name, run_name="__main__", alter_sys=True), settings)
+
+    def execute(loops: Loops) -> None:
+        runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+    return _run(execute, sys.path[0], settings)
 
 
-def _run(execute: Callable[[], Any], settings: Mapping[str, Any]) -> int:
+def _run(execute: Callable[[Loops], None], folder: str, settings: Mapping[str, Any]) -> int:
     ambient = _AmbientOfProcess(settings)
-    sys.meta_path.insert(0, _AfterImport(ambient.imported))
+    loops = ambient.loops = Loops(folder, lambda: ambient.ambient)
+    sys.meta_path.insert(0, _Finder(ambient.imported, loops))
     for name in _RECORDED:
         if name in sys.modules:
             ambient.imported(name)
     atexit.register(ambient.stop)
     try:
-        execute()
+        execute(loops)
         ambient.stop()
     except SystemExit as error:
         return _exit_code(error)
@@ -104,17 +113,18 @@ class _AmbientOfProcess:
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._settings = dict(settings)
-        self._ambient: Any = None
+        self.ambient: Ambient | None = None
+        self.loops: Loops | None = None
 
     def imported(self, name: str) -> None:
         """The program has imported a package."""
-        if self._ambient is None and "tensorflow" in sys.modules and name != "keras":
+        if self.ambient is None and "tensorflow" in sys.modules and name != "keras":
             from nanreplay.recorder.ambient import Ambient
 
-            self._ambient = Ambient(self._recorder)
-            self._ambient.start()
-        if self._ambient is not None and name in ("keras", "tf_keras"):
-            self._ambient.keras_imported(name)
+            self.ambient = Ambient(self._recorder, lambda: self.loops is not None and self.loops.trained_eagerly())
+            self.ambient.start()
+        if self.ambient is not None and name in ("keras", "tf_keras"):
+            self.ambient.keras_imported(name)
 
     def _recorder(self) -> Any:
         from nanreplay.recorder.callback import Recorder
@@ -123,7 +133,7 @@ class _AmbientOfProcess:
 
     def stop(self) -> None:
         """The program has ended."""
-        ambient, self._ambient = self._ambient, None
+        ambient, self.ambient = self.ambient, None
         if ambient is not None:
             try:
                 ambient.stop()
@@ -131,19 +141,22 @@ class _AmbientOfProcess:
                 print(f"nanreplay: {error}", file=sys.stderr)
 
 
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Tells when one of a few packages has been imported, however the program does that.
+class _Finder(importlib.abc.MetaPathFinder):
+    """Tells when one of a few packages has been imported, however the program does that, and loads the program's own modules.
 
     Nothing is imported for it: what the program sets before, such as environment variables, holds.
     """
 
-    def __init__(self, imported: Callable[[str], None]) -> None:
+    def __init__(self, imported: Callable[[str], None], loops: Loops) -> None:
         self._imported = imported
+        self._loops = loops
         self._is_looking = False
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        """Find the package as ever, with a loader that tells."""
-        if fullname not in _RECORDED or self._is_looking:
+        """Find a package that is told of as ever, with a loader that tells; a module of the program, with its loops under watch."""
+        if fullname not in _RECORDED:
+            return self._own(fullname, path)
+        if self._is_looking:
             return None
         self._is_looking = True
         try:
@@ -152,6 +165,14 @@ class _AfterImport(importlib.abc.MetaPathFinder):
             self._is_looking = False
         if spec is not None and spec.loader is not None:
             spec.loader = _TellingLoader(spec.loader, lambda: self._imported(fullname))
+        return spec
+
+    def _own(self, fullname: str, path: Any) -> Any:
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
+        loader = None if spec is None else self._loops.loader_of(spec)
+        if spec is None or loader is None:
+            return None
+        spec.loader = loader
         return spec
 
 

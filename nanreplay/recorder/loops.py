@@ -1,0 +1,238 @@
+"""The loops of a program that train in Python, as `nanreplay run` sees them: what runs around each iteration."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib.machinery
+import sys
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import CodeType, FrameType, TracebackType
+from typing import TYPE_CHECKING, Any
+
+from nanreplay.recorder.rewrite import END, NEXT, LoopBody, LoopRewriter, TrainingNames, imported_names
+
+if TYPE_CHECKING:
+    from nanreplay.recorder.ambient import Ambient
+    from nanreplay.recorder.loop_step import LoopStep
+
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.entered: list[WatchedLoop] = []
+        """The loops whose bodies the thread is in, outermost first."""
+        self.active_depth = 0
+        """In which of them, counted from 1, an iteration is recorded; 0 for none."""
+        self.iteration: Iteration | None = None
+        """The iteration that is recorded, or run once more."""
+
+
+class Loops:
+    """Compiles the files of a program, with its loops that train put under watch.
+
+    Args:
+        folder: Where the program's own modules are.
+        ambient: Gives what records; None while nothing is to be recorded.
+    """
+
+    def __init__(self, folder: str, ambient: Callable[[], Ambient | None]) -> None:
+        self._folder = Path(folder).resolve()
+        self._ambient = ambient
+        self._names = TrainingNames()
+        self._n_loops = 0
+        self._learned: set[str] = set()
+        self.thread = _Thread()
+        vars(builtins)[NEXT] = self._next
+        vars(builtins)[END] = _EndOfBody
+
+    def compile(self, source: bytes, file: str) -> CodeType:
+        """The code of a file of the program."""
+        plain: CodeType = compile(source, file, "exec", dont_inherit=True)  # its errors are those of Python
+        try:
+            return self._rewritten(source, file)
+        except Exception:  # what is not understood runs as it is; that it trains unseen is said when it does
+            return plain
+
+    def _rewritten(self, source: bytes, file: str) -> CodeType:
+        tree = ast.parse(source, file)
+        self._learn(tree, file)
+        rewriter = LoopRewriter(file, self._names, self._n_loops)
+        code: CodeType = compile(ast.fix_missing_locations(rewriter.visit(tree)), file, "exec", dont_inherit=True)
+        self._n_loops += len(rewriter.bodies)
+        for body in rewriter.bodies:
+            vars(builtins)[body.name] = WatchedLoop(self, body)
+        return code
+
+    def _learn(self, tree: ast.Module, file: str) -> None:
+        """Learn which functions train, those of the program's modules that are imported first: a loop may call them."""
+        if file in self._learned:
+            return
+        self._learned.add(file)
+        for name in sorted(imported_names(tree)):
+            origin = self._file_of(name)
+            if origin is not None:
+                self._learn(ast.parse(origin.read_bytes(), str(origin)), str(origin))
+        self._names.learn(tree)
+
+    def _file_of(self, module: str) -> Path | None:
+        path = self._folder.joinpath(*module.split("."))
+        return next((each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file()), None)
+
+    def loader_of(self, spec: importlib.machinery.ModuleSpec) -> importlib.machinery.SourceFileLoader | None:
+        """A loader for a module of the program, None for any other."""
+        if type(spec.loader) is not importlib.machinery.SourceFileLoader or not spec.origin:
+            return None
+        path = Path(spec.origin).resolve()
+        is_own = path.is_relative_to(self._folder) and "site-packages" not in path.parts and not path.is_relative_to(_PACKAGE)
+        return _Loader(spec.name, spec.origin, self) if is_own else None
+
+    def iterations(self, body: LoopBody, namespace: Mapping[str, Any], last: LoopStep | None) -> LoopStep | None:
+        """What records a loop that is entered; None for nothing."""
+        ambient = self._ambient()
+        if ambient is None:
+            return None
+        return ambient.iterations([namespace[name] for name in body.names if name in namespace], last)
+
+    def trained_eagerly(self) -> bool:
+        """Python code trains, and no recorder is told: the innermost loop is recorded from its next iteration on."""
+        loop = self.thread.entered[-1] if self.thread.entered else None
+        if loop is None or self.thread.active_depth:
+            return False
+        loop.trains()
+        return True
+
+    def _next(self, *arguments: Any) -> Any:
+        """`next`; an iteration that runs once more is given what it was given at first."""
+        iteration = self.thread.iteration
+        return next(*arguments) if iteration is None else iteration.next(*arguments)
+
+
+class _EndOfBody(BaseException):
+    """A body that runs once more has come to its `return`."""
+
+
+class Iteration:
+    """One run of the body of a loop.
+
+    Args:
+        body: The body.
+        namespace: All names at its beginning.
+        thread: Where to say that it runs once more.
+        step: Records it.
+    """
+
+    def __init__(self, body: LoopBody, namespace: dict[str, Any], thread: _Thread, step: LoopStep) -> None:
+        self._body = body
+        self._step = step
+        self._namespace = namespace
+        self._thread = thread
+        self._taken: deque[Any] = deque()
+        self._again: deque[Any] | None = None
+
+    def given(self) -> dict[str, Any]:
+        """What the loop gives the body, by name."""
+        return {name: self._namespace[name] for name in self._body.targets if name in self._namespace}
+
+    def next(self, *arguments: Any) -> Any:
+        """`next`, noted or repeated."""
+        if self._again:
+            return self._again.popleft()
+        value = next(*arguments)
+        if self._again is None:
+            self._taken.append(value)
+            self._step.taken(value)
+        return value
+
+    def run_again(self) -> None:
+        """Run the body once more, from the names at its beginning."""
+        before, self._thread.iteration = self._thread.iteration, self
+        self._again = self._taken.copy()
+        try:
+            exec(self._body.code, dict(self._namespace))
+        except _EndOfBody:
+            pass
+        finally:
+            self._thread.iteration, self._again = before, None
+
+
+class WatchedLoop:
+    """The context manager around the body of one loop.
+
+    Args:
+        loops: The program's loops.
+        body: The body.
+    """
+
+    def __init__(self, loops: Loops, body: LoopBody) -> None:
+        self._loops = loops
+        self._body = body
+        self._of_thread = _LoopOfThread()
+
+    def entered(self) -> None:
+        """The loop is about to begin: it may be another training than before."""
+        self._of_thread.is_entered = True
+
+    def trains(self) -> None:
+        """Its iterations are to be recorded."""
+        self._of_thread.is_on = True
+
+    def __enter__(self) -> None:
+        thread = self._loops.thread
+        thread.entered.append(self)
+        if not thread.active_depth and (self._of_thread.is_on or self._body.trains) and not self._of_thread.is_off:
+            self._begin(thread, sys._getframe(1))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        thread, own = self._loops.thread, self._of_thread
+        thread.entered.pop()
+        if thread.active_depth != len(thread.entered) + 1 or own.step is None:
+            return
+        thread.active_depth, thread.iteration = 0, None
+        own.step.end(error)
+        own.is_off = own.step.is_compiled
+
+    def _begin(self, thread: _Thread, frame: FrameType) -> None:
+        from nanreplay.program import observe
+
+        if not observe.is_unheard():  # a recorder of the program's own is told, or this is a trace
+            return
+        own, namespace = self._of_thread, {**frame.f_globals, **frame.f_locals}
+        if own.is_entered:
+            own.step = self._loops.iterations(self._body, namespace, own.step)
+            own.is_entered = False
+        if own.step is None or not own.step.is_active:
+            return
+        iteration = Iteration(self._body, namespace, thread, own.step)
+        thread.active_depth, thread.iteration = len(thread.entered), iteration
+        own.step.begin(lambda: (iteration.given(), iteration.run_again))
+
+
+class _LoopOfThread(threading.local):
+    def __init__(self) -> None:
+        self.step: LoopStep | None = None
+        """What records it."""
+        self.is_entered = False
+        """Whether it has been entered anew, and no iteration has begun since."""
+        self.is_on = False
+        """Whether it was seen to train."""
+        self.is_off = False
+        """Whether compiled functions train in it, which are seen by themselves."""
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Loads a module of the program, without the bytecode that Python keeps beside it."""
+
+    def __init__(self, name: str, path: str, loops: Loops) -> None:
+        super().__init__(name, path)
+        self._loops = loops
+
+    def get_code(self, fullname: str) -> CodeType | None:
+        """The code of the module, its loops under watch."""
+        path = self.get_filename(fullname)
+        return self._loops.compile(self.get_data(path), path)

@@ -1,0 +1,241 @@
+"""Loops that train in Python, under `nanreplay run`: each iteration is a step, without a line changed."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nanreplay import NonFiniteError, Recorder, explain
+from nanreplay.program import observe
+from nanreplay.recorder.ambient import Ambient
+from nanreplay.recorder.loops import Loops
+
+MODEL = """
+import keras
+import keras
+import numpy as np
+import tensorflow as tf
+
+class Standardize(keras.layers.Layer):
+    def call(self, x):
+        return (x - tf.reduce_mean(x, -1, keepdims=True)) / tf.math.reduce_std(x, -1, keepdims=True)
+
+keras.utils.set_random_seed(7)
+model = keras.Sequential([
+    keras.layers.Input((4,)), Standardize(name="standardize"), keras.layers.Dense(4, name="hidden"), keras.layers.Dense(1),
+])
+optimizer = keras.optimizers.Adam(1e-2)
+rng = np.random.default_rng(3)
+xs, ys = rng.normal(size=(6, 8, 4)).astype("float32"), rng.normal(size=(6, 8, 1)).astype("float32")
+if FAILS:
+    xs[3, 5] = 2.0
+batches = list(zip(xs, ys))
+dataset = tf.data.Dataset.from_tensor_slices((xs, ys))
+
+def mse(x, y):
+    return tf.reduce_mean(tf.square(model(x) - y))
+"""
+
+LOOPS = {
+    "inline": """
+        for epoch in range(2):
+            for x, y in dataset:
+                with tf.GradientTape() as tape:
+                    loss = mse(x, y)
+                gradients = tape.gradient(loss, model.trainable_variables)
+                optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+    """,
+    "function": """
+        def train_step(batch):
+            x, y = batch
+            with tf.GradientTape() as tape:
+                loss = mse(x, y)
+            optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
+            return loss
+
+        def main():
+            data = iter(batches)
+            for step in range(6):
+                loss = train_step(next(data))
+                if step == 5:
+                    return loss
+
+        main()
+    """,
+    "private_method": """
+        class Trainer:
+            def __init__(self):
+                self.__optimizer = optimizer
+
+            def fit(self):
+                for x, y in batches:
+                    with tf.GradientTape() as tape:
+                        loss = mse(x, y)
+                    gradients = tape.gradient(loss, model.trainable_variables)
+                    self.__optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+
+        Trainer().fit()
+    """,
+    "while_and_hand_written_update": """
+        def gradients_of(x, y):
+            with tf.GradientTape() as tape:
+                loss = mse(x, y)
+            return tape.gradient(loss, model.trainable_variables)
+
+        iterator = iter(dataset)
+        while True:
+            try:
+                x, y = next(iterator)
+            except StopIteration:
+                break
+            for variable, gradient in zip(model.trainable_variables, gradients_of(x, y)):
+                variable.assign_sub(0.01 * gradient)
+    """,
+    "accumulation": """
+        held = None
+        for number, (x, y) in enumerate(batches):
+            with tf.GradientTape() as tape:
+                loss = mse(x, y)
+            gradients = tape.gradient(loss, model.trainable_variables)
+            held = gradients if held is None else [one + other for one, other in zip(held, gradients)]
+            if number % 2:
+                optimizer.apply_gradients(zip(held, model.trainable_variables))
+                held = None
+    """,
+    "numpy_draws": """
+        for x, y in batches:
+            x = x + np.float32(0) * np.random.normal(size=x.shape).astype("float32")
+            keep = (np.random.uniform(size=(8, 1)) < 2.0).astype("float32")
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(model(x) - y) * keep)
+            optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
+    """,
+    "compiled_gradient": """
+        @tf.function
+        def gradients_of(x, y):
+            with tf.GradientTape() as tape:
+                loss = mse(x, y)
+            return loss, tape.gradient(loss, model.trainable_variables)
+
+        for x, y in batches:
+            loss, gradients = gradients_of(x, y)
+            optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+    """,
+    "compiled_step": """
+        @tf.function
+        def step(x, y):
+            with tf.GradientTape() as tape:
+                loss = mse(x, y)
+            optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
+            return loss
+
+        for x, y in batches:
+            step(x, y)
+    """,
+}
+each_loop = pytest.mark.parametrize("loop", LOOPS)
+
+
+def run(loop: str, folder: Path, *, fails: bool, recorded: bool = True) -> dict[str, Any]:
+    """Run a program; returns its names."""
+    file = folder / "train.py"
+    source = f"FAILS = {fails}\n{MODEL}\n{textwrap.dedent(loop)}"
+    file.write_text(source)
+    names: dict[str, Any] = {"__name__": "__main__"}
+    if not recorded:
+        exec(compile(source, str(file), "exec"), names)
+        return names
+    ambient = Ambient(lambda: Recorder(folder / "run.h5"), lambda: loops.trained_eagerly())
+    loops = Loops(str(folder), lambda: ambient)
+    ambient.start()
+    try:
+        exec(loops.compile(source.encode(), str(file)), names)
+    finally:
+        ambient.stop()
+    return names
+
+
+@each_loop
+def test_the_failing_iteration_is_found(loop: str, tmp_path: Path) -> None:
+    with pytest.raises(NonFiniteError) as raised:
+        run(LOOPS[loop], tmp_path, fails=True)
+    report = explain(raised.value.path)
+    assert report.findings.origin is not None, report.sentence
+    assert (report.incident_step, report.findings.origin.op_type) == (3, "RealDiv"), report.sentence
+    assert "layer `standardize`" in report.sentence
+    assert "Replays bit for bit" in report.sentence
+    assert "(sample 5 of the batch)" in report.sentence or loop == "numpy_draws"
+
+
+@each_loop
+def test_a_healthy_loop_trains_the_same_bits_and_leaves_nothing(loop: str, tmp_path: Path) -> None:
+    bare = run(LOOPS[loop], tmp_path, fails=False, recorded=False)
+    watched = run(LOOPS[loop], tmp_path, fails=False)
+    for one, other in zip(bare["model"].weights, watched["model"].weights, strict=True):
+        assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.py"]
+
+
+def test_a_loop_that_does_not_look_like_a_training_is_recorded_from_its_second_iteration_on(tmp_path: Path) -> None:
+    hidden = """
+        def train_step(x, y):
+            with tf.GradientTape() as tape:
+                loss = mse(x, y)
+            getattr(optimizer, "apply_" + "gradients")(
+                zip(getattr(tape, "grad" + "ient")(loss, model.trainable_variables), model.trainable_variables)
+            )
+
+        for x, y in batches:
+            train_step(x, y)
+    """
+    with pytest.raises(NonFiniteError) as raised:
+        run(hidden, tmp_path, fails=True)
+    report = explain(raised.value.path)
+    assert report.incident_step == 2
+    assert "layer `standardize`" in report.sentence
+
+
+def test_loops_of_two_models_are_two_trainings(tmp_path: Path) -> None:
+    twice = """
+        def train(model, optimizer, batches):
+            for x, y in batches:
+                with tf.GradientTape() as tape:
+                    loss = tf.reduce_mean(tf.square(model(x) - y))
+                optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
+
+        other = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1, name="other")])
+        train(other, keras.optimizers.SGD(0.01), batches)
+        train(model, optimizer, batches)
+    """
+    with pytest.raises(NonFiniteError) as raised:
+        run(twice, tmp_path, fails=True)
+    assert explain(raised.value.path).incident_step == 3
+
+
+def test_a_module_of_the_program_is_recorded_by_run(tmp_path: Path, command: Any) -> None:
+    (tmp_path / "work.py").write_text(f"FAILS = True\n{MODEL}\n")
+    step = textwrap.dedent(LOOPS["function"]).rpartition("main()")[0]
+    (tmp_path / "trainer.py").write_text(f"from work import *\n{step}")
+    (tmp_path / "train.py").write_text("import trainer\nprint('begins')\ntrainer.main()\nprint('never')\n")
+    done = command("run", "train.py", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == "begins\n"
+    assert "NonFiniteError: step 3: loss is NaN" in done.stderr
+    assert "layer `standardize`" in explain(tmp_path / "run.h5").sentence
+
+
+@each_loop
+def test_nothing_stays_behind(loop: str, tmp_path: Path) -> None:
+    import builtins
+
+    before = (tf.GradientTape.gradient, keras.layers.Layer.__call__, keras.optimizers.Optimizer.apply, builtins.next)
+    run(LOOPS[loop], tmp_path, fails=False)
+    assert (tf.GradientTape.gradient, keras.layers.Layer.__call__, keras.optimizers.Optimizer.apply, builtins.next) == before
+    assert not observe.PATCHED
+    assert observe.is_unheard()
