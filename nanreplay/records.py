@@ -18,6 +18,8 @@ Where: TypeAlias = Literal["layer", "loss", "optimizer", "input", "metric"]
 Role: TypeAlias = Literal["trainable", "state", "optimizer", "seed", "metric", "other"]
 TriggerWhat: TypeAlias = Literal["loss", "gradient", "variable", "exception", "manual"]
 
+EACH_ITERATION = "each_iteration/"
+"""Begins the path of an array that holds, along its first axis, what each iteration of a loop fetched."""
 PHASES: tuple[Phase, ...] = ("input", "forward", "loss", "backward", "update")
 """Phases of a training step in the order in which they run."""
 

@@ -19,7 +19,7 @@ from nanreplay.bisect.rows import RowProof, batch_size, own_leaves, prove_rows
 from nanreplay.bisect.run import StepRunner
 from nanreplay.bisect.search import Progress, Scene, Search, search_back
 from nanreplay.findings import Findings, Origin
-from nanreplay.records import Timeline
+from nanreplay.records import EACH_ITERATION, Timeline
 from nanreplay.tensors import as_array
 
 _OTHERS = 10
@@ -111,6 +111,8 @@ def _findings(
 
 def rows_of(scene: Scene, suspect: Suspect, prefix: str) -> RowProof:
     """Return the rows of the batch that an origin needs; of the part whose paths begin with `prefix`."""
+    if any(path.startswith(EACH_ITERATION) for path in scene.trace.runner.batch(scene.step).paths):
+        return RowProof(None, "The step fetches in each iteration of a loop; rows of single ones were not tried.")
     if suspect.fact is not None:
         return prove_rows(scene.trace.runner, scene.step, suspect, prefix)
     batch = scene.trace.runner.batch(scene.step)

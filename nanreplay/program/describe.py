@@ -11,11 +11,12 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.program import private_tf
+from nanreplay.program.loop_feed import fed_name, feed_loop
 from nanreplay.program.observation import Mark, Observation, notes_of
 from nanreplay.program.phases import Flow, classify
 from nanreplay.program.replicas import replica_of
 from nanreplay.program.sources import SourceTable
-from nanreplay.program.trace import TracedProgram, is_variable
+from nanreplay.program.trace import LoopFetch, TracedProgram, is_variable
 from nanreplay.program.watch import WatchEntry
 from nanreplay.records import CaptureSpec, GradientSpec, InputSpec, OpInfo, ProgramRecord, Signature
 
@@ -45,6 +46,8 @@ def describe_program(
     signature, constants = _signature(program, variable_index, layout)
     graph = program.graph.as_graph_def(add_shapes=False)
     feed_sources(graph, program)
+    if program.loop is not None:
+        feed_loop(graph, program.loop)
     return ProgramRecord(
         id=program_id,
         graph=graph.SerializeToString(),
@@ -56,14 +59,14 @@ def describe_program(
 
 def feed_sources(graph: Any, program: TracedProgram) -> None:
     """Put placeholders in the places of ops that fetch the batch, in a GraphDef."""
-    fetched = {tensor.name: f"{_fed_name(tensor)}:0" for op in program.sources for tensor in op.outputs}
+    made = program.fetched
+    fetched = {tensor.name: f"{_fed_name(tensor)}:0" for tensor in made}
     if not fetched:
         return
-    removed = {op.name for op in program.sources}
+    removed = {op.name: [_fed_name(tensor) for tensor in op.outputs if tensor.name in fetched] for op in program.sources}
     kept = [node for node in graph.node if node.name not in removed]
     for node in kept:
-        node.input[:] = [_fed_input(name, fetched, removed) for name in node.input]
-    made = [tensor for op in program.sources for tensor in op.outputs]
+        node.input[:] = [name for each in node.input for name in _fed_inputs(each, fetched, removed)]
     del graph.node[:]
     graph.node.extend(kept)
     for tensor in made:
@@ -76,21 +79,25 @@ def _fed_name(tensor: Any) -> str:
     return f"{tensor.op.name}/output_{tensor.value_index}"
 
 
-def _fed_input(name: str, fetched: Mapping[str, str], removed: Collection[str]) -> str:
+def _fed_inputs(name: str, fetched: Mapping[str, str], removed: Mapping[str, Sequence[str]]) -> list[str]:
     if name.startswith("^"):
-        return f"^{name[1:]}/output_0" if name[1:] in removed else name
+        return [f"^{each}" for each in removed[name[1:]][:1]] if name[1:] in removed else [name]
     full = name if ":" in name else f"{name}:0"
-    return fetched.get(full, name)
+    return [fetched.get(full, name)]
 
 
 def _signature(program: TracedProgram, variable_index: Mapping[int, int], layout: Sequence[str]) -> tuple[Signature, list[Any]]:
     graph, seen = program.graph, program.seen
     captures, constants = _captures(program, variable_index)
     n_leaves = len(program.leaf_paths)
-    fetched = {id(tensor) for op in program.sources for tensor in op.outputs}
+    fetched = {id(tensor) for tensor in program.fetched}
     fed = tuple(_input_spec(tensor, n_leaves + number, tensor.name) for number, tensor in enumerate(program.outside))
     inputs = []
+    in_loop = {id(tensor): number for number, tensor in enumerate(program.loop.fetched)} if program.loop is not None else {}
     for tensor, leaf in program.inputs:
+        if program.loop is not None and id(tensor) in in_loop:
+            inputs.append(_loop_input(program.loop, in_loop[id(tensor)], tensor, leaf, program.leaf_paths[leaf]))
+            continue
         name = f"{_fed_name(tensor)}:0" if id(tensor) in fetched else tensor.name
         inputs.append(replace(_input_spec(tensor, leaf, program.leaf_paths[leaf]), tensor=name))
     removed = {op.name for op in program.sources}
@@ -121,6 +128,12 @@ def _are_differentiated(program: TracedProgram) -> bool:
 def _input_spec(tensor: Any, leaf: int, path: str) -> InputSpec:
     shape = None if tensor.shape.rank is None else tuple(tensor.shape.as_list())
     return InputSpec(tensor.name, leaf, path, tensor.dtype.name, shape)
+
+
+def _loop_input(loop: LoopFetch, number: int, tensor: Any, leaf: int, path: str) -> InputSpec:
+    spec = _input_spec(tensor, leaf, path)
+    shape = None if spec.shape is None else (None, *spec.shape)
+    return replace(spec, tensor=f"{fed_name(loop, number)}:0", shape=shape)
 
 
 def _captures(program: TracedProgram, variable_index: Mapping[int, int]) -> tuple[tuple[CaptureSpec, ...], list[Any]]:

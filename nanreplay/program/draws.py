@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nanreplay.program import private_tf
+from nanreplay.program import observe, private_tf
 from nanreplay.program.patches import replace_functions
 
 
@@ -77,6 +77,21 @@ class _Thread(threading.local):
 
 
 _thread = _Thread()
+
+
+def _inherit() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """What the replicas of a step draw in threads of their own is drawn by the step."""
+    draws = _thread.draws
+
+    @contextlib.contextmanager
+    def enter() -> Iterator[None]:
+        _thread.draws = draws
+        yield
+
+    return enter
+
+
+observe.replica_threads.inherited.append(_inherit)
 _lock = threading.Lock()
 _users = 0
 _undo: list[Callable[[], None]] = []

@@ -17,7 +17,7 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.program import private_calls, private_tf
-from nanreplay.program.functions import rename_mentions
+from nanreplay.program.functions import output_name, rename_mentions
 from nanreplay.program.outside import takes_first_free
 from nanreplay.program.steps import FETCHES, FETCHES_OPTIONAL, TrainingFunction
 from nanreplay.program.trace import TracedProgram
@@ -97,7 +97,7 @@ class Variant:
         self._registered = [name]
         if training.fetching:
             self.batches = FetchedBatches(f"nanreplay{name}_batches")
-            self._tell_fetched(definition, training, f"nanreplay{name}_batches")
+            self._tell_fetched(definition, training, program, f"nanreplay{name}_batches")
         self.n_returned = 0
         """How many outputs of the program come after those of the function."""
         self.has_mean = False
@@ -156,24 +156,29 @@ class Variant:
             _return(definition, f"{name}:value:0", dtype)
         self.has_mean = True
 
-    def _tell_fetched(self, definition: Any, training: TrainingFunction, area: str) -> None:
-        plain = [op for _, op in training.fetching if op.type in FETCHES]
-        if plain:
-            tensors = [tensor for op in plain for tensor in op.outputs]
-            self.kinds = [tensor.dtype for tensor in tensors]
-            names = [_output(tensor) for tensor in tensors]
-            optional = definition.node_def.add(name=f"{_MOVED}_optional", op="OptionalFromValue", input=names)
-            optional.attr["Toutput_types"].list.type.extend(kind.as_datatype_enum for kind in self.kinds)
-            _stage(definition, f"{_MOVED}_optional:optional:0", area)
+    def _tell_fetched(self, definition: Any, training: TrainingFunction, program: TracedProgram, area: str) -> None:
+        own = [tensor for graph, op in training.fetching if graph is training.graph and op.type in FETCHES for tensor in op.outputs]
+        if fetched := program.fetched or own:
+            self.kinds = [tensor.dtype for tensor in fetched]
+            _stage_tensors(definition, [output_name(tensor) for tensor in fetched], self.kinds, area)
+            return
+        library = {each.signature.name: each for name in training.graphs for each in private_tf.function_library(name)}
+        if program.loop is not None:
+            self.kinds = [tensor.dtype for tensor in program.loop.fetched]
+            body = program.loop.op.node_def.attr["body"].func.name
+            _stage_tensors(library[body], [output_name(tensor) for tensor in program.loop.fetched], self.kinds, area)
+            self._rename(definition, library, {body})
             return
         op = training.fetching[0][1]
         self.kinds = [tf.dtypes.as_dtype(kind) for kind in op.get_attr("output_types")]
-        functions = {graph_name: None for graph_name in training.graphs}
-        library = {each.signature.name: each for name in functions for each in private_tf.function_library(name)}
         touched = set()
         for name, each in {"": definition, **library}.items():
             for node in [node for node in each.node_def if node.op in FETCHES_OPTIONAL]:
                 _stage(each, f"{node.name}:optional:0", area)
+                touched.add(name)
+            for node in [node for node in each.node_def if node.op in FETCHES]:
+                names = [f"{node.name}:components:{number}" for number in range(len(self.kinds))]
+                _stage_tensors(each, names, self.kinds, area)
                 touched.add(name)
             for node in [node for node in each.node_def if _holds_outputs(node, training)]:
                 self.returned = self.returned or FetchedBatches(f"{area}_returned")
@@ -204,6 +209,14 @@ def _holds_outputs(node: Any, training: TrainingFunction) -> bool:
     return node.op == "OptionalFromValue" and caller is not None and any(name.startswith(f"{caller.op.name}:") for name in node.input)
 
 
+def _stage_tensors(function: Any, names: Sequence[str], kinds: Sequence[Any], area: str) -> None:
+    """Add nodes that put tensors into a staging area, together."""
+    name = f"{_MOVED}_optional_{next(_serials)}"
+    optional = function.node_def.add(name=name, op="OptionalFromValue", input=names)
+    optional.attr["Toutput_types"].list.type.extend(kind.as_datatype_enum for kind in kinds)
+    _stage(function, f"{name}:optional:0", area)
+
+
 def _stage(function: Any, tensor: str, area: str) -> None:
     """Add a node that puts a scalar variant into a staging area, whether or not anything needs it."""
     name = f"{_MOVED}_stage_{next(_serials)}"
@@ -227,25 +240,13 @@ def _without_forwarding(function: Any, tensor: Any) -> str:
     """
     sums = {op.name for op in tensor.consumers() if takes_first_free(op.type, len(op.inputs))}
     if not sums:
-        return _output(tensor)
-    copy = function.node_def.add(name=f"{_MOVED}_copy_{next(_serials)}", op="DeepCopy", input=[_output(tensor)])
+        return output_name(tensor)
+    copy = function.node_def.add(name=f"{_MOVED}_copy_{next(_serials)}", op="DeepCopy", input=[output_name(tensor)])
     copy.attr["T"].type = tensor.dtype.as_datatype_enum
     for node in function.node_def:
         if node.name in sums:
             node.input.append(f"^{copy.name}")
     return f"{copy.name}:y:0"
-
-
-def _output(tensor: Any) -> str:
-    """The name of a tensor within a FunctionDef: `op:output:number`."""
-    op, index = tensor.op, tensor.value_index
-    for argument in private_tf.op_definition(op.type).output_arg:
-        count = len(op.get_attr(argument.type_list_attr)) if argument.type_list_attr else 1
-        count = op.get_attr(argument.number_attr) if argument.number_attr else count
-        if index < count:
-            return f"{op.name}:{argument.name}:{index}"
-        index -= count
-    raise ValueError(f"{op.name} has no output {tensor.value_index}")
 
 
 def _mentioned(function: Any) -> set[str]:

@@ -55,6 +55,8 @@ class EagerRun:
     """What the step raised, or None."""
     graphs: dict[str, Any] = field(default_factory=dict)
     """FuncGraphs of the compiled functions that it called, by name."""
+    n_replicas: int = 0
+    """In how many threads a strategy ran its replicas."""
 
     def call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
         """Note a compiled function that is called; it runs as ever."""
@@ -94,6 +96,7 @@ def observe_eager(step: Callable[[], Any]) -> EagerRun:
         finally:
             undo()
     run.seen.note_result(run.result)
+    run.n_replicas = observer.n_replicas
     return run
 
 

@@ -44,3 +44,15 @@ def avoid_known_functions(graph: Any) -> None:
 def _is_another(function: Any) -> bool:
     known = private_tf.known_function(function.signature.name)
     return known is not None and known != function
+
+
+def output_name(tensor: Any) -> str:
+    """The name of a tensor within a FunctionDef: `op:output:number`."""
+    op, index = tensor.op, tensor.value_index
+    for argument in private_tf.op_definition(op.type).output_arg:
+        count = len(op.get_attr(argument.type_list_attr)) if argument.type_list_attr else 1
+        count = op.get_attr(argument.number_attr) if argument.number_attr else count
+        if index < count:
+            return f"{op.name}:{argument.name}:{index}"
+        index -= count
+    raise ValueError(f"{op.name} has no output {tensor.value_index}")

@@ -135,6 +135,8 @@ class EagerObserver:
         self.observation = Observation()
         self.clock = clock
         self.tokens: dict[str, Any] = {}
+        self.n_replicas = 0
+        """How many threads of replicas it has seen."""
         self.about_to_use: Callable[[Any], None] = lambda used: None
         """Called with a layer, or an optimizer, before it runs in Python."""
         self._before: tuple[EagerObserver | None, bool] = (None, False)
@@ -266,7 +268,7 @@ def _patch_tensorflow() -> None:
     for name in ("gradient", "jacobian", "batch_jacobian"):
         _patch(tf.GradientTape, name, _observed_gradient)
     _patch_calls()
-    _undo.callback(_threads.follow())
+    _undo.callback(replica_threads.follow())
     _undo.callback(private_tf.hook_gradient_functions(_forward_token, _observed_gradient_function))
 
 
@@ -519,4 +521,21 @@ def _switched(devices: tuple[str, ...]) -> None:
     _mark()
 
 
-_threads = ReplicaThreads(lambda: _thread, _switched)
+replica_threads = ReplicaThreads(lambda: _thread, _switched)
+
+
+def _inherit() -> Callable[[], contextlib.AbstractContextManager[None]]:
+    """A thread of a replica of an eager step goes on with its observation."""
+    eager, listener = _thread.eager, _thread.listener
+
+    @contextlib.contextmanager
+    def enter() -> Iterator[None]:
+        if eager is not None:
+            eager.n_replicas += 1
+        _thread.eager, _thread.listener = eager, listener  # TensorFlow hands op callbacks on by itself
+        yield
+
+    return enter
+
+
+replica_threads.inherited.append(_inherit)

@@ -121,7 +121,8 @@ def cut(graph: Any, signature: Signature) -> CutGraph:
         signature: How the program is called.
     """
     recorded = fed_ops(signature)
-    if not recorded and not any(node.op in _LEFT_OUT for _, node in all_nodes(graph)):
+    unheld = {spec.tensor for spec in signature.captures if spec.variable is None and spec.constant is None}
+    if not recorded and not unheld and not any(node.op in _LEFT_OUT for _, node in all_nodes(graph)):
         return CutGraph(graph, {}, {}, frozenset(), frozenset())
     copied = tf.compat.v1.GraphDef()
     copied.CopyFrom(graph)
@@ -142,7 +143,6 @@ def cut(graph: Any, signature: Signature) -> CutGraph:
         node.input[:] = [places.get(name if ":" in name else f"{name}:0", name) for name in node.input]
         used.update(name.partition(":")[0] for name in node.input if not name.startswith("^"))
     copied.node.extend(added.values())
-    unheld = {spec.tensor for spec in signature.captures if spec.variable is None and spec.constant is None}
     idle = frozenset(name for name in unheld if name.rpartition(":")[0] not in used)
     unused = frozenset(name for name in unheld - idle if not _is_used(copied, name))
     running = {node.name for node in copied.node if node.op not in ("Placeholder", "NoOp")}

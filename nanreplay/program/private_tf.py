@@ -32,6 +32,7 @@ from tensorflow.python.framework import op_def_registry as _op_def_registry
 from tensorflow.python.framework import ops as _ops
 from tensorflow.python.framework import tensor as _tensor
 from tensorflow.python.ops import gen_dataset_ops as _gen_dataset_ops
+from tensorflow.python.ops import gen_optional_ops as _gen_optional_ops
 from tensorflow.python.ops import gen_random_ops as _gen_random_ops
 from tensorflow.python.ops import gen_resource_variable_ops as _gen_resource_variable_ops
 from tensorflow.python.ops import gen_state_ops as _gen_state_ops
@@ -202,8 +203,9 @@ def random_functions() -> list[tuple[Any, str]]:
 
 def fetch_functions() -> list[tuple[Any, str]]:
     """Module and name of the functions that take the next element of an iterator eagerly."""
-    names = ("iterator_get_next", "iterator_get_next_sync", "multi_device_iterator_get_next_from_shard")
-    return [(_gen_dataset_ops, name) for name in names]
+    names = ("iterator_get_next", "iterator_get_next_sync", "iterator_get_next_as_optional", "multi_device_iterator_get_next_from_shard")
+    optional = ("optional_has_value", "optional_get_value")
+    return [*((_gen_dataset_ops, name) for name in names), *((_gen_optional_ops, name) for name in optional)]
 
 
 def add_op_callback(callback: Callable[..., Any]) -> Callable[[], None]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 from nanreplay.program import private_distribution
@@ -26,6 +27,8 @@ class ReplicaThreads:
     def __init__(self, local: Callable[[], Any], switched: Callable[[tuple[str, ...]], None]) -> None:
         self._local = local
         self._switched = switched
+        self.inherited: list[Callable[[], Callable[[], AbstractContextManager[None]]]] = []
+        """What else a thread of a replica has from the one that starts it: called there, each gives what to enter here."""
 
     def follow(self) -> Callable[[], None]:
         """Follow the threads of replicas; returns what undoes it."""
@@ -33,12 +36,16 @@ class ReplicaThreads:
 
     def _started(self, thread: Any, function: Callable[..., Any]) -> Callable[..., Any]:
         stack, devices, is_muted = list(self._local().stack), tuple(thread.devices), self._local().is_muted
+        inherited = [inherit() for inherit in self.inherited]
 
         def run(*args: Any, **kwargs: Any) -> Any:
             own = self._local()
             own.stack, own.is_muted = list(stack), is_muted
             self._switched(devices)
-            return function(*args, **kwargs)
+            with ExitStack() as entered:
+                for enter in inherited:
+                    entered.enter_context(enter())
+                return function(*args, **kwargs)
 
         return run
 

@@ -18,11 +18,14 @@ import tensorflow as tf
 from nanreplay.program import private_calls, private_tf
 from nanreplay.program.observation import notes_of
 from nanreplay.program.outside import outside_tensors
-from nanreplay.program.trace import TracedProgram, is_variable, source_of
+from nanreplay.program.trace import LoopFetch, TracedProgram, is_handle, is_variable, source_of
+from nanreplay.records import EACH_ITERATION
 
 FETCHES = frozenset({"IteratorGetNext", "IteratorGetNextSync", "MultiDeviceIteratorGetNextFromShard"})
 """Ops that take the next element of an iterator."""
 FETCHES_OPTIONAL = frozenset({"IteratorGetNextAsOptional"})
+_WHILES = frozenset({"While", "StatelessWhile"})
+_REPLICA = re.compile(r"(?:^|/)replica_(\d+)/")
 LOOPS_OVER_DATA = frozenset({"ReduceDataset", "ScanDataset", "MakeIterator"})
 """Ops of a loop over a dataset inside of a graph."""
 _WRITES = re.compile(r"Assign\w*VariableOp|Resource(Sparse)?Apply\w+|ResourceScatter\w+|ResourceStridedSliceAssign")
@@ -93,6 +96,57 @@ class TrainingFunction:
         """(graph, op) of all that takes elements of iterators and datasets."""
         kinds = FETCHES | FETCHES_OPTIONAL | LOOPS_OVER_DATA
         return [(graph, op) for graph in (self.graph, *self.graphs.values()) for op in graph.get_operations() if op.type in kinds]
+
+    @cached_property
+    def sources(self) -> list[Any] | None:
+        """Ops of its own graph that fetch the batch, and those that take apart what they fetched; None where it trains in one.
+
+        A step that is given the iterator of a strategy takes an Optional for each replica, asks them whether they hold
+        something, and branches to get it: all of this takes handles, and gives the batch.
+        """
+        found, training = self._sources_in(self.graph)
+        return None if training else found
+
+    @cached_property
+    def loop(self) -> LoopFetch | None:
+        """The loop of its own graph that fetches and trains in each iteration; None where there is no such, or more happens."""
+        outside, training = self._sources_in(self.graph)
+        if outside or len(training) != 1 or training[0].type not in _WHILES:
+            return None
+        (op,) = training
+        body = self.graphs[op.node_def.attr["body"].func.name]
+        counter = body.inputs[0]
+        if self._fetches_in(op.node_def.attr["cond"].func.name) or counter.dtype != tf.int32 or "loop_counter" not in counter.name:
+            return None
+        found, training = self._sources_in(body)
+        return None if training or not found else LoopFetch(op, body, found)
+
+    def _sources_in(self, graph: Any) -> tuple[list[Any], list[Any]]:
+        """Ops of a graph that fetch, or take apart what was fetched; and those that fetch and train."""
+        found, training, handles = [], [], set[int]()
+        for op in graph.get_operations():
+            called = {name for name, _ in _called(op)}
+            takes = any(id(tensor) in handles for tensor in op.inputs)
+            if not takes and op.type not in FETCHES | FETCHES_OPTIONAL | LOOPS_OVER_DATA and not any(map(self._fetches_in, called)):
+                continue
+            if op.type in LOOPS_OVER_DATA or any(self._trains_in(name) for name in called):
+                training.append(op)
+            else:
+                found.append(op)
+                handles.update(id(tensor) for tensor in op.outputs if is_handle(tensor))
+        return found, training
+
+    def _fetches_in(self, name: str) -> bool:
+        graph = self.graphs.get(name)
+        inside = set() if graph is None else {id(each) for each in (graph, *private_tf.library_graphs(graph).values())}
+        return any(id(each) in inside for each, _ in self.fetching)
+
+    def _trains_in(self, name: str) -> bool:
+        graph = self.graphs.get(name)
+        if graph is None:
+            return False
+        graphs = (graph, *private_tf.library_graphs(graph).values())
+        return any(has_own_gradient(each) or any(True for _ in written(each)) for each in graphs)
 
     @cached_property
     def is_xla(self) -> bool:
@@ -275,14 +329,14 @@ def _inner_program(
 
 def _whole_program(training: TrainingFunction, held: Sequence[Any], arguments: Sequence[Any]) -> TracedProgram | None:
     graph = training.graph
-    if any(each is not graph or op.type not in FETCHES for each, op in training.fetching):
-        return None
     n_arguments = len(graph.inputs) - training.n_captures
-    sources = [op for _, op in training.fetching]
-    fetched = [tensor for op in sources for tensor in op.outputs]
-    if any(tensor.dtype in (tf.variant, tf.resource) for tensor in fetched):
+    sources, loop = training.sources, training.loop
+    if sources is None and loop is None:
         return None
-    leaves, iterators = _leaf_numbers(arguments), {id(op.inputs[0]) for op in sources}
+    sources = sources or []
+    fetched = loop.fetched if loop is not None else [tensor for op in sources for tensor in op.outputs if not is_handle(tensor)]
+    leaves = _leaf_numbers(arguments)
+    iterators = {id(tensor) for op in sources for tensor in op.inputs if is_handle(tensor)}
     inputs, captures = [], []
     for index, placeholder in enumerate(graph.inputs[:n_arguments]):
         if index in leaves:
@@ -290,13 +344,13 @@ def _whole_program(training: TrainingFunction, held: Sequence[Any], arguments: S
         elif is_variable(arguments[index]) or id(placeholder) not in iterators:
             captures.append((placeholder, arguments[index]))
     captures += list(zip(graph.inputs[n_arguments:], held, strict=True))
-    captures = [(placeholder, value) for placeholder, value in captures if id(placeholder) not in iterators]
+    captures = [(placeholder, value) for placeholder, value in captures if is_variable(value) or id(placeholder) not in iterators]
     paths = argument_paths(training.function, arguments)
-    paths += _fetched_paths(training.function, len(fetched))
+    paths += _fetched_paths(training, fetched)
     inputs += [(tensor, len(leaves) + number) for number, tensor in enumerate(fetched)]
     outside = [tensor for tensor in outside_tensors(graph) if tensor.op not in sources]
     compilation = "xla" if training.is_xla else "graph"
-    return TracedProgram(graph, inputs, captures, graph.outputs, output_names(graph), compilation, paths, outside, sources)
+    return TracedProgram(graph, inputs, captures, graph.outputs, output_names(graph), compilation, paths, outside, sources, loop)
 
 
 def _leaf_numbers(arguments: Sequence[Any]) -> dict[int, int]:
@@ -336,10 +390,33 @@ def element_specs(function: Any) -> list[Any]:
     return [spec for leaf in tf.nest.flatten((args, kwargs)) if (spec := private_tf.element_spec(leaf)) is not None]
 
 
-def _fetched_paths(function: Any, count: int) -> list[str]:
+def _fetched_paths(training: TrainingFunction, fetched: Sequence[Any]) -> list[str]:
+    """A readable path for each tensor that a step fetches; of those of several replicas, the replica first."""
+    replicas = [_replica_of(tensor) for tensor in fetched]
+    if any(replicas):
+        is_asked = [tensor.op.type == "OptionalHasValue" for tensor in fetched]
+        replicas = [-1 if asked else replica for asked, replica in zip(is_asked, replicas, strict=True)]
+        numbers = [replicas[:index].count(replica) for index, replica in enumerate(replicas)]
+        found = [f"replica_{replica}/{number}" if replica >= 0 else f"has_value/{number}" for replica, number in zip(replicas, numbers, strict=True)]
+    else:
+        found = _paths_of_elements(training.function, len(fetched)) if fetched else []
+    return [f"{EACH_ITERATION}{path}" for path in found] if training.loop is not None else found
+
+
+def _replica_of(tensor: Any) -> int:
+    """The replica that takes a tensor: ops of all but the first say so in their names."""
+    users, pending = [], [tensor]
+    while pending:
+        for op in pending.pop().consumers():
+            if op.type == "Identity":
+                pending += op.outputs
+            else:
+                users.append(_REPLICA.search(op.name))
+    return int(users[0][1]) if users and users[0] is not None and all(users) else 0
+
+
+def _paths_of_elements(function: Any, count: int) -> list[str]:
     specs = element_specs(function)
-    if not count:
-        return []
     found = [path for path, leaf in private_tf.flatten_with_paths(specs[0]) if leaf is not None] if len(specs) == 1 else []
     if found and count % len(found) == 0:
         several = count // len(found)

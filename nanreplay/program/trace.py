@@ -15,6 +15,23 @@ from nanreplay.program.observation import Observation, merged, notes_of
 
 
 @dataclass(frozen=True)
+class LoopFetch:
+    """A loop of a step that fetches in each iteration."""
+
+    op: Any
+    """The While op of the main graph."""
+    body: Any
+    """FuncGraph of its body."""
+    sources: Sequence[Any]
+    """Ops of the body that fetch, and those that take apart what they fetched."""
+
+    @property
+    def fetched(self) -> list[Any]:
+        """The tensors of the body that an iteration fetches."""
+        return [tensor for op in self.sources for tensor in op.outputs if not is_handle(tensor)]
+
+
+@dataclass(frozen=True)
 class TracedProgram:
     """A traced step, as it is described in a capture."""
 
@@ -34,7 +51,9 @@ class TracedProgram:
     outside: Sequence[Any] = ()
     """Outputs of ops that another run would not repeat, which are recorded with the batch."""
     sources: Sequence[Any] = ()
-    """Ops that fetch the batch; their outputs are the inputs."""
+    """Ops that fetch the batch, and those that take apart what they fetched. What they give but handles are inputs."""
+    loop: LoopFetch | None = None
+    """What fetches the batch in a loop; a leaf holds what all iterations fetched, along a first axis."""
     layer_names: Collection[str] = ()
     """Names of the layers that are known, for a function that was traced before anybody looked."""
     optimizer_names: Collection[str] = ()
@@ -47,6 +66,11 @@ class TracedProgram:
         found = merged(graphs) if noted else told_by_names(graphs, self.layer_names, self.optimizer_names)
         found.note_result(list(self.outputs))
         return found
+
+    @property
+    def fetched(self) -> list[Any]:
+        """The tensors of the main graph that the step fetches."""
+        return [tensor for op in self.sources for tensor in op.outputs if not is_handle(tensor)]
 
     @property
     def handles(self) -> list[Any]:
@@ -105,6 +129,11 @@ def source_of(tensor: Any) -> Any:
 def is_scalar_float(tensor: Any) -> bool:
     """Whether a tensor is one number of a float type."""
     return bool(tensor.dtype.is_floating) and tensor.shape.rank == 0
+
+
+def is_handle(tensor: Any) -> bool:
+    """Whether a tensor stands for something that no array holds."""
+    return tensor.dtype in (tf.resource, tf.variant)
 
 
 def is_variable(tensor: Any) -> bool:

@@ -45,6 +45,8 @@ class RecordedFunction:
     """DTypes of the program's outputs, where the function returns them in an Optional."""
     steps_in_call: bool = False
     """Whether one call runs as many steps as it fetches elements."""
+    is_stacked: bool = False
+    """Whether one call is one step that fetches several elements, one in each iteration of a loop."""
     batch_bytes: int = 0
     """Size of a batch that it fetched."""
     waiting: deque[StepEntry] = field(default_factory=deque)
@@ -207,13 +209,15 @@ class CompiledCalls:
         fetch = None
         if variant is not None and fetches:
             specs = element_specs(training.function)
-            several = sum(op.type in FETCHES for _, op in training.fetching) > 1
-            fetch = Fetch(variant.kinds, specs[0] if len(specs) == 1 and not several else None)
+            is_whole = len(specs) == 1 and len(training.fetching) == 1  # an element, not several, nor what replicas take of one
+            fetch = Fetch(variant.kinds, specs[0] if is_whole else None)
         slot = self.session.add_program(program, fetch)
-        in_loop = fetches and training.fetching[0][1].type not in FETCHES
+        in_loop = fetches and not program.sources and program.loop is None and any(graph is not training.graph for graph, _ in training.fetching)
         optional_kinds = [tensor.dtype for tensor in program.outputs] if in_loop else ()
         outputs = [] if in_loop else _positions(training, program, variant)
-        return RecordedFunction(weakref.ref(training.function), slot, variant, outputs, optional_kinds, steps_in_call=in_loop)
+        return RecordedFunction(
+            weakref.ref(training.function), slot, variant, outputs, optional_kinds, in_loop, is_stacked=program.loop is not None
+        )
 
     def _refuse(self, training: TrainingFunction) -> None:
         """Say once what cannot be recorded, and which line would record it."""
@@ -261,6 +265,9 @@ class CompiledCalls:
     ) -> tuple[int, Mapping[str, Any]]:
         """How many steps the call ran, and the numbers of the last one."""
         session = self.session
+        if recorded.is_stacked:
+            self._take_stacked(recorded, entry)
+            return 1, numbers
         if not recorded.steps_in_call:
             recorded.waiting.append(entry)
             if len(recorded.waiting) >= (TAKEN_TOGETHER if 0 < recorded.batch_bytes < SMALL_BYTES else 1):
@@ -295,6 +302,16 @@ class CompiledCalls:
         if session.ring is not None:
             session.keeper.learn_batch(session.ring, recorded.batch_bytes)
 
+    def _take_stacked(self, recorded: RecordedFunction, entry: StepEntry) -> None:
+        """Take what the iterations of one call have fetched."""
+        optionals, fetch = recorded.take(), recorded.slot.fetch
+        if optionals is None or fetch is None or self.session.ring is None:
+            return
+        count = int(optionals.shape[0])
+        recorded.batch_bytes = count * size_of(components_of(optionals[0], fetch.kinds) or [])
+        self.session.ring.fetched(entry, Element(optionals, None, recorded.batch_bytes))
+        self.session.keeper.learn_batch(self.session.ring, recorded.batch_bytes)
+
     def take_all(self) -> None:
         """Take what steps have fetched from the staging areas: a file is about to be written."""
         for recorded in self._recorded.values():
@@ -314,6 +331,9 @@ class CompiledCalls:
     def _keep_fetched(self, recorded: RecordedFunction, entry: StepEntry) -> None:
         """The batch of a step that raised was staged before."""
         if recorded.variant is None or recorded.variant.batches is None:
+            return
+        if recorded.is_stacked:
+            self._take_stacked(recorded, entry)
             return
         if not recorded.steps_in_call:
             recorded.waiting.append(entry)

@@ -29,6 +29,10 @@ from nanreplay.recorder.timeline import StepNumbers
 from nanreplay.recorder.trigger import Suspicion, exception_trigger
 
 State = Mapping[int, Any]
+_SEVERAL_REPLICAS = (
+    "The step ran several replicas eagerly: TensorFlow adds up their gradients in threads of its own, where no op can be seen. "
+    "With `strategy.run` in a tf.function the step can be replayed."
+)
 
 
 @dataclass
@@ -230,6 +234,9 @@ class EagerStep:
         try:
             with run.draws.repeated():
                 again = observe_eager(run.again)
+            if again.n_replicas > 1:
+                session.notes.append(_SEVERAL_REPLICAS)
+                return
             handles = self._watched_handles()
             watch = build_watch(again.seen, handles, again.seen.learning_rate, again.seen.loss_scale)
             proof = self._prove(again, number, before, watch, values)

@@ -18,7 +18,8 @@ class Element:
 
     optionals: Any
     """A vector of Optionals, a variant tensor."""
-    index: int
+    index: int | None
+    """Which of them; None for all, one after the other along a first axis."""
     size_bytes: int
 
 

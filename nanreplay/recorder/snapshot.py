@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tensorflow as tf
 
 from nanreplay.capture.storage import Location
 from nanreplay.program import private_tf
@@ -118,9 +119,20 @@ def decoded(element: Element, kinds: Sequence[Any], spec: Any) -> list[Any]:
         kinds: DTypes of its flat components.
         spec: Its spec, where it is known; ragged and sparse tensors, and nothing where None was, need one.
     """
+    if element.index is None:
+        return _stacked(element.optionals, kinds)
     components = components_of(element.optionals[element.index], kinds)
     if components is None:
         return []
     if spec is None:
         return components
     return private_tf.decoded_element(spec, components)
+
+
+def _stacked(optionals: Any, kinds: Sequence[Any]) -> list[Any]:
+    """What several elements hold, each component along a first axis; nothing where their shapes differ."""
+    elements = [components_of(optionals[number], kinds) or [] for number in range(int(optionals.shape[0]))]
+    columns = list(zip(*elements, strict=True))
+    if any(each.shape != column[0].shape for column in columns for each in column):
+        return []
+    return [tf.stack(column) for column in columns]
