@@ -397,7 +397,10 @@ def _fetched_paths(training: TrainingFunction, fetched: Sequence[Any]) -> list[s
         is_asked = [tensor.op.type == "OptionalHasValue" for tensor in fetched]
         replicas = [-1 if asked else replica for asked, replica in zip(is_asked, replicas, strict=True)]
         numbers = [replicas[:index].count(replica) for index, replica in enumerate(replicas)]
-        found = [f"replica_{replica}/{number}" if replica >= 0 else f"has_value/{number}" for replica, number in zip(replicas, numbers, strict=True)]
+        found = [
+            f"replica_{replica}/{number}" if replica >= 0 else f"has_value/{number}"
+            for replica, number in zip(replicas, numbers, strict=True)
+        ]
     else:
         found = _paths_of_elements(training.function, len(fetched)) if fetched else []
     return [f"{EACH_ITERATION}{path}" for path in found] if training.loop is not None else found

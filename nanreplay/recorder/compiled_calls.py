@@ -212,7 +212,9 @@ class CompiledCalls:
             is_whole = len(specs) == 1 and len(training.fetching) == 1  # an element, not several, nor what replicas take of one
             fetch = Fetch(variant.kinds, specs[0] if is_whole else None)
         slot = self.session.add_program(program, fetch)
-        in_loop = fetches and not program.sources and program.loop is None and any(graph is not training.graph for graph, _ in training.fetching)
+        in_loop = (
+            fetches and not program.sources and program.loop is None and any(graph is not training.graph for graph, _ in training.fetching)
+        )
         optional_kinds = [tensor.dtype for tensor in program.outputs] if in_loop else ()
         outputs = [] if in_loop else _positions(training, program, variant)
         return RecordedFunction(

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import tensorflow as tf
 
-from loop_shapes.base import FEATURES, Run, error, make, shape, update
+from loop_shapes.base import ANYTHING, BATCHES, FEATURES, Run, error, make, shape, update
 
 
 def strategy_and_model() -> tuple[Any, Any, Any]:
@@ -39,6 +39,48 @@ def strategy_in_a_compiled_function(run: Run) -> Any:
     step = run.wrap(run.compiled(step), model=model, optimizer=optimizer)
     for batch in strategy.experimental_distribute_dataset(run.dataset()):
         step(batch)
+        if run.stopped():
+            break
+    return [model, optimizer]
+
+
+@shape(xla="XLA cannot compile what fetches from an iterator")
+def distributed_iterator(run: Run) -> Any:
+    """The step is given the iterator of a distributed dataset, as TensorFlow's guide has it."""
+    strategy, model, optimizer = strategy_and_model()
+
+    def step(iterator: Any) -> Any:
+        return strategy.run(lambda x, y: update(model, optimizer, x, y), args=next(iterator))
+
+    step = run.wrap(run.compiled(step), model=model, optimizer=optimizer)
+    iterator = iter(strategy.experimental_distribute_dataset(run.dataset()))
+    for _ in range(BATCHES):
+        step(iterator)
+        if run.stopped():
+            break
+    return [model, optimizer]
+
+
+@shape(
+    eager="a loop of Python's own is one eager step",
+    xla="XLA cannot compile what fetches from an iterator",
+    step=1,
+    rows=ANYTHING,
+    loop=[1],
+)
+def distributed_iterator_in_a_loop_of_the_graph(run: Run) -> Any:
+    """Four updates in one call, each on the next batch of the strategy."""
+    strategy, model, optimizer = strategy_and_model()
+
+    def steps(iterator: Any) -> None:
+        for _ in tf.range(4):
+            batch = next(iterator)
+            strategy.run(lambda pair: update(model, optimizer, *pair), args=(batch,))
+
+    steps = run.wrap(run.compiled(steps), model=model, optimizer=optimizer)
+    iterator = iter(strategy.experimental_distribute_dataset(run.dataset()))
+    for _ in range(BATCHES // 4):
+        steps(iterator)
         if run.stopped():
             break
     return [model, optimizer]

@@ -116,6 +116,33 @@ def batch_that_may_be_missing(run: Run) -> Any:
     return [model, optimizer]
 
 
+@shape(
+    eager="a loop of Python's own is one eager step",
+    xla=FETCHES,
+    step=1,
+    rows=ANYTHING,
+    loop=[1],
+)
+def several_updates_in_a_loop_of_the_graph(run: Run) -> Any:
+    """Four updates in one call; batch 5 is that of step 1, iteration 1."""
+    model, optimizer = make()
+
+    def steps(iterator: Any) -> Any:
+        loss = tf.constant(0.0)
+        for _ in tf.range(4):
+            x, y = next(iterator)
+            loss = update(model, optimizer, x, y)
+        return loss
+
+    steps = run.wrap(run.compiled(steps), model=model, optimizer=optimizer)
+    iterator = iter(run.dataset())
+    for _ in range(BATCHES // 4):
+        steps(iterator)
+        if run.stopped():
+            break
+    return [model, optimizer]
+
+
 @shape()
 def plain_function_that_fetches(run: Run) -> Any:
     model, optimizer = make()
