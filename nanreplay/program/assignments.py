@@ -31,6 +31,7 @@ class AssignmentWatch:
         self._known = known
         self._changed: set[int] = set()
         self._failed: Exception | None = None
+        weakref.finalize(self, _put_back_after_last).atexit = False  # a recorder may be forgotten without an end
 
     @property
     def is_on(self) -> bool:
@@ -46,8 +47,7 @@ class AssignmentWatch:
     def stop(self) -> None:
         """Note no more of them; TensorFlow is as before when no other watch is on."""
         _watches.discard(self)
-        if _undo and not _watches:
-            _undo.pop()()
+        _put_back_after_last()
 
     def take(self) -> list[int]:
         """Return the indices of the variables that were assigned since the last call.
@@ -84,3 +84,8 @@ def _telling(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         return original(*args, **kwargs)
 
     return assign
+
+
+def _put_back_after_last() -> None:
+    if _undo and not any(True for _ in _watches):  # its length may still count one that is gone
+        _undo.pop()()

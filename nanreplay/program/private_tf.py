@@ -148,6 +148,11 @@ def hook_gradient_functions(
     return undo
 
 
+def gradient_places() -> list[tuple[Any, str]]:
+    """Module and name of what `hook_gradient_functions` replaces in Python."""
+    return [(_execute, "record_gradient")]
+
+
 def deferred_captures(graph: Any) -> list[Any]:
     """Placeholders that are fed with what a function returns at each call; they are the last ones of `graph.inputs`."""
     return list(_nest.flatten(graph.deferred_internal_captures, expand_composites=True))

@@ -16,11 +16,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanreplay.errors import AttachError, NonFiniteError
+from nanreplay.recorder import loops
 from nanreplay.recorder.loops import Loops
 
 if TYPE_CHECKING:
     from nanreplay.recorder.ambient import Ambient
 
+_OURS = (__file__, loops.__file__, runpy.__file__, "<frozen runpy>")
 _RECORDED = ("tensorflow", "keras", "tf_keras")
 
 
@@ -40,11 +42,12 @@ def run_script(path: str, arguments: Sequence[str], settings: Mapping[str, Any])
     sys.argv = [path, *arguments]
     sys.path[0] = str(file.resolve().parent)
     main = types.ModuleType("__main__")
-    main.__dict__.update(__file__=path, __builtins__=__builtins__, __cached__=None)
+    script = os.path.abspath(path)
+    main.__dict__.update(__file__=script, __builtins__=__builtins__, __cached__=None)
     sys.modules["__main__"] = main
 
-    def execute(loops: Loops) -> None:
-        exec(loops.compile(source, path), main.__dict__)
+    def execute(program: Loops) -> None:
+        exec(program.compile(source, script), main.__dict__)
 
     return _run(execute, sys.path[0], settings)
 
@@ -64,7 +67,7 @@ def run_module(name: str, arguments: Sequence[str], settings: Mapping[str, Any])
         raise AttachError(f"Cannot run -m {name}: there is no module of that name.")
     sys.argv = [name, *arguments]
 
-    def execute(loops: Loops) -> None:
+    def execute(program: Loops) -> None:
         runpy.run_module(name, run_name="__main__", alter_sys=True)
 
     return _run(execute, sys.path[0], settings)
@@ -72,14 +75,14 @@ def run_module(name: str, arguments: Sequence[str], settings: Mapping[str, Any])
 
 def _run(execute: Callable[[Loops], None], folder: str, settings: Mapping[str, Any]) -> int:
     ambient = _AmbientOfProcess(settings)
-    loops = ambient.loops = Loops(folder, lambda: ambient.ambient)
-    sys.meta_path.insert(0, _Finder(ambient.imported, loops))
+    program = ambient.loops = Loops(folder, lambda: ambient.ambient)
+    sys.meta_path.insert(0, _Finder(ambient.imported, program))
     for name in _RECORDED:
         if name in sys.modules:
             ambient.imported(name)
     atexit.register(ambient.stop)
     try:
-        execute(loops)
+        execute(program)
         ambient.stop()
     except SystemExit as error:
         return _exit_code(error)
@@ -98,9 +101,9 @@ def _exit_code(error: SystemExit) -> int:
 def _uncaught(error: BaseException) -> int:
     """Do what Python does with an exception that nobody caught; frames of ours are left out."""
     trace = error.__traceback__
-    while trace is not None and trace.tb_frame.f_code.co_filename in (__file__, runpy.__file__, "<frozen runpy>"):
+    while trace is not None and trace.tb_frame.f_code.co_filename in _OURS:
         trace = trace.tb_next
-    sys.excepthook(type(error), error, trace)
+    sys.excepthook(type(error), error.with_traceback(trace), trace)
     if isinstance(error, KeyboardInterrupt):
         sys.stdout.flush()
         signal.signal(signal.SIGINT, signal.SIG_DFL)
