@@ -92,6 +92,9 @@ class Bench:
     size: int
     places: Sequence[int]
     """Where `leaves` are in the batch; the others belong to other replicas."""
+    sinks: Sequence[str] = ()
+    """Losses and gradients that were not finite. Where some are named, one of them must fail too: an op may be bad in every batch,
+    at elements that nothing uses."""
     left: int = _BUDGET
     known: dict[tuple[Rows, int], bool] = field(default_factory=dict)
     donors: list[Leaves] = field(default_factory=list)
@@ -138,6 +141,20 @@ class Bench:
             self.known[kept, donor] = self.run(self.mixed(kept, donor))
         return self.known[kept, donor]
 
+    def name_sinks(self) -> bool:
+        """Ask for losses and gradients from now on; returns whether any was not finite."""
+        signature = self.runner.signature(self.step)
+        names = list(dict.fromkeys([*signature.losses, *(spec.tensor for spec in signature.gradients)]))
+        assert self.suspect.fact is not None
+        watch = _Watch(self.runner, self.suspect.fact, self.suspect.kind, stops=False)
+        try:
+            found = self.runner.run(self.step, watch.see, on_error=watch.repair, fetches=names, update=False)
+        except _Reached:
+            return False
+        self.sinks = [name for name in names if _is_bad(found[name])]
+        self.known.clear()
+        return bool(self.sinks)
+
     def mixed(self, kept: Rows, donor: int) -> Leaves:
         """Return the batch with all rows but the kept ones replaced."""
         own = np.zeros(self.size, bool)
@@ -156,7 +173,10 @@ class Bench:
         whole_batch = list(self.runner.batch(self.step).arrays)
         for place, leaf in zip(self.places, batch, strict=True):
             whole_batch[place] = leaf
-        watch = _Watch(self.runner, fact, self.suspect.kind)
+        watch = _Watch(self.runner, fact, self.suspect.kind, stops=not self.sinks)
+        if self.sinks:
+            found = self.runner.run(self.step, watch.see, batch=whole_batch, on_error=watch.repair, fetches=self.sinks, update=False)
+            return watch.is_bad and any(_is_bad(found[name]) for name in self.sinks)
         fetch = f"{fact.calls[0].op if fact.calls else fact.name}:0"
         whole = is_update(fact.type) or not fact.outputs
         try:
@@ -179,6 +199,8 @@ class _Watch:
     runner: StepRunner
     fact: Fact
     kind: str
+    stops: bool = True
+    """Whether the run ends there."""
     is_bad: bool = False
 
     def see(self, event: OpEvent) -> None:
@@ -192,7 +214,8 @@ class _Watch:
         elif failing:
             blame = assign_blame(event, failing, self.runner.execute)
             self.is_bad = bool(blame.turned if self.kind == "turned" else blame.made)
-        raise _Reached
+        if self.stops:
+            raise _Reached
 
     def repair(self, event: OpEvent) -> Sequence[Any]:
         if self.is_it(event):
@@ -207,14 +230,26 @@ class _Watch:
         return event.name == self.fact.name and event.function == self.fact.function and event.calls == self.fact.calls
 
 
+def _is_bad(value: Any) -> bool:
+    return bool(is_float(value) and nonfinite(value).any())
+
+
 def _prove(bench: Bench, suggested: list[Rows]) -> RowProof:
+    proof = _proof(bench, suggested)
+    if proof is None and bench.suspect.kind in ("made", "turned") and bench.name_sinks():
+        proof = _proof(bench, suggested)
+    return proof or RowProof(None, "Does not depend on single rows: it happens with every other row that was tried in their place.")
+
+
+def _proof(bench: Bench, suggested: list[Rows]) -> RowProof | None:
+    """What is proved; None where the op is bad with every donor."""
     for rows in dict.fromkeys(suggested):
         donor = _harmless_donor(bench, rows)
         if donor is not None and bench.fails(rows, donor):
             return _narrowed(bench, rows, donor)
     donor = _harmless_donor(bench, bench.all_rows)
     if donor is None:
-        return RowProof(None, "Does not depend on single rows: it happens with every other row that was tried in their place.")
+        return None
     if _needs_all(bench, donor):
         return RowProof(None, "Needs the whole batch: with any one row replaced it does not happen.")
     return _narrowed(bench, _delta_debug(bench, donor), donor)

@@ -200,3 +200,24 @@ def loss_whose_nan_is_replaced_by_zero(path: Path, fix: str | None) -> None:
     x, labels = normal(11, 4 * ROWS, 3), np.eye(4, dtype="float32")[np.arange(4 * ROWS) % 4]
     x[at(2, 2)] *= 1000.0
     fit(path, model, x, labels)
+
+
+@bug(
+    step=2, phase="loss", ops=("Log",), rows=(6,), causes=("log_of_zero",),
+    prevents=("epsilon",), fails=("clipnorm", "lr"), fails_in_code=("epsilon_after_log",),
+)  # fmt: skip
+def logarithm_of_sizes_where_nothing_is(path: Path, fix: str | None) -> None:
+    """Sizes of objects as logarithms: -inf in every place without one, which is dropped; one object was cut down to size 0."""
+
+    def loss(truth: Any, predicted: Any) -> Any:
+        size, there = truth[..., 0], truth[..., 1] > 0.5
+        logs = tf.math.log(size + 1e-3 if fix == "epsilon" else size)
+        logs = logs + 1e-3 if fix == "epsilon_after_log" else logs
+        return tf.reduce_sum(tf.square(tf.where(there, logs, 0.0) - predicted), -1)
+
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, name="sizes")])
+    model.compile(sgd(1e-3, fix), loss, jit_compile=False)
+    truth = np.zeros((4 * ROWS, 4, 2), "float32")
+    truth[np.arange(4 * ROWS), np.arange(4 * ROWS) % 4] = [0.5, 1.0]
+    truth[at(2, 6), 3] = [0.0, 1.0]
+    fit(path, model, normal(104, 4 * ROWS, 3), truth)
