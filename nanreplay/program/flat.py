@@ -87,7 +87,7 @@ def observe_eager(step: Callable[[], Any]) -> EagerRun:
             named = {_text(attrs[i]): attrs[i + 1] for i in range(0, len(attrs or ()), 2)}
             run.ops.append(EagerOp(kind, tuple(inputs), named, tuple(outputs), observer.stack, _user_frames()))
 
-    with observer as run.seen, listening(run):
+    with observer as run.seen, listening(run), private_tf.explicit_reads():
         undo = private_tf.add_op_callback(callback)
         try:
             run.result = step()

@@ -138,7 +138,7 @@ class EagerObserver:
         self.n_replicas = 0
         """How many threads of replicas it has seen."""
         self.about_to_use: Callable[[Any], None] = lambda used: None
-        """Called with a layer, or an optimizer, before it runs in Python."""
+        """Called with a layer, an optimizer or a variable before it is used in Python."""
         self._before: tuple[EagerObserver | None, bool] = (None, False)
         self._release: Callable[[], None] = lambda: None
 
@@ -449,6 +449,8 @@ def _observed_scale_loss(original: Any) -> Any:
 
 def _observed_gradient(original: Any) -> Any:
     def gradient(tape: Any, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
+        for source in tf.nest.flatten(sources):
+            _tell_used(private_distribution.component(source))
         with region("backward"):
             gradients = original(tape, target, sources, *args, **kwargs)
         seen = _notes()

@@ -5,8 +5,10 @@ A test names what an upgrade moved. Everything else of the package goes through 
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -36,6 +38,7 @@ from tensorflow.python.ops import gen_optional_ops as _gen_optional_ops
 from tensorflow.python.ops import gen_random_ops as _gen_random_ops
 from tensorflow.python.ops import gen_resource_variable_ops as _gen_resource_variable_ops
 from tensorflow.python.ops import gen_state_ops as _gen_state_ops
+from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable as _ResourceVariable
 from tensorflow.python.util import _pywrap_determinism
 from tensorflow.python.util import nest as _nest
 
@@ -146,6 +149,32 @@ def hook_gradient_functions(
     _execute.record_gradient = record_gradient
     _pywrap_tfe.TFE_Py_RegisterGradientFunction(gradient_function)
     return undo
+
+
+@contextlib.contextmanager
+def explicit_reads() -> Iterator[None]:
+    """Read variables that this thread hands to kernels as ops of their own, which op callbacks are told of.
+
+    The generated functions read a `tf.Variable` among their arguments in C++, and call no op callback for it.
+    """
+    original, own = _pywrap_tfe.TFE_Py_FastPathExecute, threading.get_ident()
+
+    def execute(context: Any, op_type: str, name: Any, *args: Any) -> Any:
+        if threading.get_ident() == own and "Variable" not in op_type and not op_type.startswith("Resource"):
+            args = tuple(map(_read, args))
+        return original(context, op_type, name, *args)
+
+    _pywrap_tfe.TFE_Py_FastPathExecute = execute
+    try:
+        yield
+    finally:
+        _pywrap_tfe.TFE_Py_FastPathExecute = original
+
+
+def _read(argument: Any) -> Any:
+    if isinstance(argument, (list, tuple)) and any(isinstance(each, _ResourceVariable) for each in argument):
+        return [_read(each) for each in argument]
+    return argument.value() if isinstance(argument, _ResourceVariable) else argument
 
 
 def gradient_places() -> list[tuple[Any, str]]:

@@ -178,10 +178,16 @@ class EagerStep:
         return run
 
     def _about_to_use(self, run: Run, used: Any) -> None:
-        """A layer or an optimizer that no step has used yet brings variables of its own."""
-        if id(used) not in self._used:
-            self._used[id(used)] = used
+        """What no step has used yet brings variables of its own. Not every read of one shows: kernels may read by themselves."""
+        if id(used) in self._used:
+            return
+        self._used[id(used)] = used
+        variables = getattr(used, "variables", None)
+        variables = variables() if callable(variables) else variables if isinstance(variables, (list, tuple)) else [used]
+        handles = [handle for each in variables if (handle := private_tf.handle_of(each)) is not None and is_variable(handle)]
+        if handles:
             self._learn(run)
+            run.first_reads.update({id(each): (each, read_variable(each)) for each in handles if id(each) not in run.first_reads})
 
     def _learn(self, run: Run) -> None:
         if not run.is_learning:
@@ -294,13 +300,21 @@ def _repeatable(step: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
 
 
 def _note_first_reads(found: dict[int, tuple[Any, Any]]) -> Callable[..., None]:
-    """An op callback that keeps the first value read of each variable: its value before the step."""
+    """An op callback that keeps the value of each variable before the step: the first that is read, or that a new one is given."""
+    made: dict[int, Any] = {}
 
     def callback(op_type: Any, inputs: Any, attrs: Any, outputs: Any, op_name: Any = None, graph: Any = None) -> None:
-        if graph is not None or not inputs or inputs[0].dtype != tf.resource or id(inputs[0]) in found:
+        kind = op_type.decode() if isinstance(op_type, bytes) else op_type
+        if graph is not None:
             return
-        if op_type in ("ReadVariableOp", b"ReadVariableOp"):
+        if kind == "VarHandleOp":
+            made[id(outputs[0])] = outputs[0]
+        if not inputs or inputs[0].dtype != tf.resource or id(inputs[0]) in found:
+            return
+        if kind == "ReadVariableOp":
             found[id(inputs[0])] = (inputs[0], outputs[0])
+        elif kind == "AssignVariableOp" and id(inputs[0]) in made:
+            found[id(inputs[0])] = (inputs[0], inputs[1])
 
     return callback
 

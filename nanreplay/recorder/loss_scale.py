@@ -16,6 +16,7 @@ class LossScales:
     """Reads the loss scale before a step, and after it whether the update was made.
 
     An optimizer that scales the loss leaves everything as it is when a gradient is not finite: the number of its updates too.
+    That of Keras 2 counts the update all the same. Its scale falls, and the steps since it last changed are none.
     """
 
     def __init__(self) -> None:
@@ -30,22 +31,36 @@ class LossScales:
     def before(self) -> None:
         """A step begins."""
         if self._optimizers:
-            self._before = [_scale_and_updates(optimizer) for optimizer in self._optimizers]
+            self._before = [_scale_and_count(optimizer) for optimizer in self._optimizers]
 
     def after(self) -> tuple[float, bool] | None:
         """(loss scale of the step, whether its update was skipped); None where nothing scales the loss."""
         if not self._optimizers or len(self._before) != len(self._optimizers):
             return None
-        after = [_scale_and_updates(optimizer) for optimizer in self._optimizers]
-        skipped = all(now[1] == before[1] for now, before in zip(after, self._before, strict=True))
+        after = [_scale_and_count(optimizer) for optimizer in self._optimizers]
+        skipped = all(map(_is_skipped, self._optimizers, self._before, after))
         return self._before[0][0], skipped
 
 
-def _scale_and_updates(optimizer: Any) -> tuple[float, int]:
+def _is_of_keras_2(optimizer: Any) -> bool:
+    return hasattr(optimizer, "dynamic_counter")
+
+
+def _scale_and_count(optimizer: Any) -> tuple[float, int]:
+    """(loss scale, how many updates were made); with Keras 2 (loss scale, steps since it last changed)."""
+    if _is_of_keras_2(optimizer):
+        counter = optimizer.dynamic_counter
+        return float(optimizer.loss_scale), -1 if counter is None else int(counter)
     scale = private_tf.handle_of(getattr(optimizer, "dynamic_scale", None)) if getattr(optimizer, "built", True) else None
     updates = private_tf.handle_of(optimizer.inner_optimizer.iterations)
     value = float(optimizer.initial_scale) if scale is None else float(read_variable(scale).numpy())
     return value, 0 if updates is None else int(read_variable(updates).numpy())
+
+
+def _is_skipped(optimizer: Any, before: tuple[float, int], after: tuple[float, int]) -> bool:
+    if not _is_of_keras_2(optimizer):
+        return after[1] == before[1]
+    return after[0] < before[0] or (after[0] == before[0] <= WHOLE and after[1] == 0)
 
 
 class Skips:

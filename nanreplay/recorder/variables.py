@@ -52,6 +52,8 @@ class VariableTable:
             self.optimizer_names.add(name)
         variables = getattr(optimizer, "variables", ())
         self.name(variables() if callable(variables) else variables, "optimizer")
+        rate = getattr(optimizer, "_learning_rate", None)  # of Keras 2, which does not list it
+        self.name([rate] if isinstance(rate, tf.Variable) else (), "optimizer")
 
     def add(self, handles: Iterable[Any], named: Iterable[Any] = ()) -> bool:
         """Add handles to the table; returns whether any was new. `named` are `tf.Variable`s that may belong to them."""
@@ -123,4 +125,6 @@ def _role(variable: Any) -> Role:
     path = getattr(variable, "path", None) or variable.name
     if "seed_generator_state" in path:
         return "seed"
-    return "trainable" if getattr(variable, "trainable", False) else "state"
+    dtype = tf.dtypes.as_dtype(variable.dtype)
+    is_trained = getattr(variable, "trainable", False) and (dtype.is_floating or dtype.is_complex)  # else it counts
+    return "trainable" if is_trained else "state"
