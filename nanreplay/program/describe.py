@@ -14,6 +14,7 @@ from nanreplay.program import private_tf
 from nanreplay.program.loop_feed import fed_name, feed_loop
 from nanreplay.program.observation import Mark, Observation, notes_of
 from nanreplay.program.phases import Flow, classify
+from nanreplay.program.prune import forget_colocations
 from nanreplay.program.replicas import replica_of
 from nanreplay.program.sources import SourceTable
 from nanreplay.program.trace import LoopFetch, TracedProgram, is_variable
@@ -48,6 +49,7 @@ def describe_program(
     feed_sources(graph, program)
     if program.loop is not None:
         feed_loop(graph, program.loop)
+    forget_colocations(graph)
     return ProgramRecord(
         id=program_id,
         graph=graph.SerializeToString(),
@@ -285,7 +287,8 @@ def _forward_ops(graphs: Mapping[str, Any], seen: Observation, names: Mapping[in
     operations = {name: graph.get_operations() for name, graph in graphs.items()}
     for span in seen.spans:
         function = names.get(span.graph)
-        target = None if span.forward is None else (names.get(id(span.forward.graph), ""), span.forward.op.name)
+        forward = getattr(span.forward, "graph", None)  # none of a tensor of an eager step that calls the function
+        target = None if forward is None else (names.get(id(forward), ""), span.forward.op.name)
         if function is None:
             continue
         if target is None:

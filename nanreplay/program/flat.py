@@ -55,6 +55,8 @@ class EagerRun:
     """What the step raised, or None."""
     graphs: dict[str, Any] = field(default_factory=dict)
     """FuncGraphs of the compiled functions that it called, by name."""
+    functions: dict[str, Any] = field(default_factory=dict)
+    """FunctionDefs of those that were called by their names, which TensorFlow may forget soon."""
     n_replicas: int = 0
     """In how many threads a strategy ran its replicas."""
 
@@ -84,6 +86,8 @@ def observe_eager(step: Callable[[], Any]) -> EagerRun:
     def callback(op_type: Any, inputs: Any, attrs: Any, outputs: Any, op_name: Any = None, graph: Any = None) -> None:
         if graph is None:
             kind = op_type.decode() if isinstance(op_type, bytes) else op_type
+            if private_tf.op_definition(kind) is None and kind not in run.functions:
+                run.functions.update({function.signature.name: function for function in private_tf.function_library(kind)})
             named = {_text(attrs[i]): attrs[i + 1] for i in range(0, len(attrs or ()), 2)}
             run.ops.append(EagerOp(kind, tuple(inputs), named, tuple(outputs), observer.stack, _user_frames()))
 
@@ -135,7 +139,7 @@ def describe_eager(
         paths: A readable path for each.
         sources: Collects stacks.
     """
-    builder = FlatGraph(variable_index, leaves, paths)
+    builder = FlatGraph(variable_index, leaves, paths, run.functions)
     for op in run.ops:
         builder.add(op)
     seen = run.seen

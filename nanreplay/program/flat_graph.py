@@ -79,7 +79,9 @@ def _find_part(leaf: Any, value: Any, axis: int) -> Any:
 class FlatGraph:
     """A GraphDef in the making: adds nodes for ops, and for the tensors that come from outside."""
 
-    def __init__(self, variable_index: Mapping[int, int], leaves: Sequence[Any], paths: Sequence[str]) -> None:
+    def __init__(
+        self, variable_index: Mapping[int, int], leaves: Sequence[Any], paths: Sequence[str], functions: Mapping[str, Any] | None = None
+    ) -> None:
         self.graph = tf.compat.v1.GraphDef()
         self.graph.versions.producer = tf.compat.v1.get_default_graph().graph_def_versions.producer or 2000
         self.inputs: list[InputSpec] = []
@@ -101,6 +103,8 @@ class FlatGraph:
         """By id of a resource: the last op that wrote it, and those that have read it since."""
         self._used: dict[str, int] = {}
         self._functions: set[str] = set()
+        self._held_functions = functions or {}
+        """FunctionDefs that TensorFlow may have forgotten."""
 
     def add(self, op: ExecutedOp) -> None:
         """Add one executed op."""
@@ -111,6 +115,8 @@ class FlatGraph:
         node = self.graph.node.add(name=self._unique(f"{scope}/{op.type}" if scope else op.type), op=op.type)
         node.input.extend(names)
         self._set_attrs(node, op)
+        if op.type in self._held_functions:  # a function, called by its name
+            self._add_held(op.type)
         self._order(node, op)
         for index, output in enumerate(op.outputs):
             self.made[id(output)] = f"{node.name}:{index}"
@@ -238,6 +244,20 @@ class FlatGraph:
                 if function.signature.name not in self._functions:
                     self._functions.add(function.signature.name)
                     self.graph.library.function.add().CopyFrom(function)
+
+    def _add_held(self, name: str) -> None:
+        if name in self._functions:
+            return
+        function = self._held_functions[name]
+        self._functions.add(name)
+        self.graph.library.function.add().CopyFrom(function)
+        for node in function.node_def:
+            mentioned = [
+                each.name for value in node.attr.values() for each in [*([value.func] if value.HasField("func") else ()), *value.list.func]
+            ]
+            for each in (*mentioned, node.op):
+                if each in self._held_functions:
+                    self._add_held(each)
 
     def _order(self, node: Any, op: ExecutedOp) -> None:
         """Ops on one resource keep the order in which they ran."""

@@ -13,6 +13,9 @@ from importlib.resources import files
 PYTHON_OPS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
 """Ops that call back into the Python process that traced the program. No replay runs them, trusted or not."""
 
+WRITTEN_FILES = frozenset("Save SaveV2 SaveSlices MergeV2Checkpoints WriteFile".split())
+"""Ops that write files and give nothing back: checkpoints of a step. Every replay leaves them out, so they may be there."""
+
 _REACHES = {
     "files": r"""
         ReadFile | WriteFile | MatchingFiles | .*Reader(V2)? | Reader[A-Z].* | RecordInput | ImmutableConst

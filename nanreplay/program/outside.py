@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from nanreplay.program.constants import constant_array
 from nanreplay.program.nodes import output_types
+from nanreplay.program.op_classes import WRITTEN_FILES
 from nanreplay.program.private_tf import op_definition
 from nanreplay.program.safety import all_nodes, parse_graph
 from nanreplay.records import Signature
@@ -42,7 +43,9 @@ SUMMARIES = frozenset(
     "WriteGraphSummary FlushSummaryWriter CloseSummaryWriter ImportEvent".split()
 )
 """Ops that write what a training logs, and give nothing back: a replay leaves them out."""
-_LEFT_OUT = WRITES_OUTSIDE | SUMMARIES
+NEVER_RUN = SUMMARIES | WRITTEN_FILES
+"""Ops that no replay runs, compiled or op by op."""
+_LEFT_OUT = WRITES_OUTSIDE | NEVER_RUN
 _NOT_HELD = frozenset({tf.resource.as_datatype_enum, tf.variant.as_datatype_enum})
 
 

@@ -73,6 +73,12 @@ def _mentioned(nodes: Iterable[Any]) -> Iterator[str]:
             yield from (function.name for function in ([value.func] if value.HasField("func") else value.list.func))
 
 
+def forget_colocations(graph: Any) -> None:
+    """Leave out which op belongs beside which: `pfor` names ops that are elsewhere, and no graph can be imported with such."""
+    for node in [*graph.node, *(node for function in graph.library.function for node in function.node_def)]:
+        node.attr.pop("_class", None)
+
+
 def forget_places(graph: Any) -> None:
     """Leave out what only a debugger or a placer reads; `_class` pins ops to places of others that may be gone."""
     for node in [*graph.node, *(node for function in graph.library.function for node in function.node_def)]:

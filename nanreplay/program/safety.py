@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from nanreplay.errors import UnsafeProgramError, UnsupportedOpError
 from nanreplay.program.call_graph import check_calls
-from nanreplay.program.op_classes import PYTHON_OPS, reach_of
+from nanreplay.program.op_classes import PYTHON_OPS, WRITTEN_FILES, reach_of
 from nanreplay.program.private_tf import op_definition
 from nanreplay.program.sizes import check_constant_sizes
 
@@ -39,7 +39,7 @@ def check_graph(graph: Any, *, trust: bool = False) -> None:
             raise UnsafeProgramError(f"The program is broken: its function {name!r} has the name of an op.")
     unsafe: dict[str, None] = {}
     for function, node in all_nodes(parsed):
-        if node.op in library:
+        if node.op in library or node.op in WRITTEN_FILES:
             continue
         if op_definition(node.op) is None:
             raise UnsupportedOpError(node.op, node.name, "this TensorFlow has no such op")

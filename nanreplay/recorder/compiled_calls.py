@@ -217,6 +217,8 @@ class CompiledCalls:
         )
         optional_kinds = [tensor.dtype for tensor in program.outputs] if in_loop else ()
         outputs = [] if in_loop else _positions(training, program, variant)
+        if not in_loop:  # what the caller makes of a number before it returns it cannot be compared
+            slot.outputs = [each for each in slot.outputs if any(each[0] == name for name, _ in outputs)]
         return RecordedFunction(
             weakref.ref(training.function), slot, variant, outputs, optional_kinds, in_loop, is_stacked=program.loop is not None
         )

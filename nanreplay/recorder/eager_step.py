@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import functools
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from nanreplay.program.draws import Draws
 from nanreplay.program.fingerprint import ulp_distance
 from nanreplay.program.flat import EagerRun, FlatProgram, describe_eager, observe_eager
 from nanreplay.program.observe import EagerObserver
+from nanreplay.program.patches import replace_functions
 from nanreplay.program.sources import SourceTable
 from nanreplay.program.trace import is_float_variable, is_variable
 from nanreplay.program.watch import Watch, build_watch, has_nonfinite, read_variable
@@ -193,6 +195,7 @@ class EagerStep:
         if not run.is_learning:
             run.is_learning = True
             run.stop.callback(private_tf.add_op_callback(_note_first_reads(run.first_reads)))
+            run.stop.callback(replace_functions(private_tf.assignment_functions(), functools.partial(_read_before, run.first_reads)))
 
     def _after(self, run: Run, result: Any) -> Suspicion | None:
         session, seen = self._session, run.observer.observation
@@ -297,6 +300,20 @@ def _repeatable(step: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
     """The call with what it was given at first: a loop may reuse the buffers of numpy arrays, which the step may change."""
     held = tf.nest.map_structure(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, (list(args), dict(kwargs)))
     return lambda: step(*copy.copy(held[0]), **held[1])
+
+
+def _read_before(found: dict[int, tuple[Any, Any]], name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that assigns a variable, and keeps its value before that where it is not known: a sum may be added to unread."""
+    thread = threading.get_ident()
+
+    def assign(*args: Any, **kwargs: Any) -> Any:
+        handle = args[0] if args else next(iter(kwargs.values()), None)
+        if threading.get_ident() == thread and tf.executing_eagerly() and tf.is_tensor(handle) and _is_new(handle, found):
+            with contextlib.suppress(tf.errors.FailedPreconditionError):  # it is made, and given its first value
+                found[id(handle)] = (handle, read_variable(handle))
+        return original(*args, **kwargs)
+
+    return assign
 
 
 def _note_first_reads(found: dict[int, tuple[Any, Any]]) -> Callable[..., None]:

@@ -13,12 +13,12 @@ from nanreplay.errors import UnsupportedOpError
 from nanreplay.program import private_calls, private_tf
 from nanreplay.program.functions import rename_mentions
 from nanreplay.program.nodes import count_outputs
-from nanreplay.program.outside import SUMMARIES, WRITES_OUTSIDE
+from nanreplay.program.outside import NEVER_RUN, WRITES_OUTSIDE
 from nanreplay.program.safety import PYTHON_OPS
 from nanreplay.replay.attributes import decode_attributes, decode_constant
 from nanreplay.replay.plan import Library, Step
 
-SILENT = frozenset("NoOp ControlTrigger PrintV2".split()) | SUMMARIES
+SILENT = frozenset("NoOp ControlTrigger PrintV2".split()) | NEVER_RUN
 """Ops that have no output and only talk to the outside: a replay leaves them out."""
 RANDOM = frozenset(
     "StatelessRandomUniform StatelessRandomUniformV2 StatelessRandomUniformInt StatelessRandomUniformIntV2 "
