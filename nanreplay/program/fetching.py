@@ -158,7 +158,7 @@ class Variant:
 
     def _tell_fetched(self, definition: Any, training: TrainingFunction, program: TracedProgram, area: str) -> None:
         own = [tensor for graph, op in training.fetching if graph is training.graph and op.type in FETCHES for tensor in op.outputs]
-        if fetched := program.fetched or own:
+        if fetched := program.fetched or program.taken or own:
             self.kinds = [tensor.dtype for tensor in fetched]
             _stage_tensors(definition, [output_name(tensor) for tensor in fetched], self.kinds, area)
             return

@@ -219,6 +219,15 @@ def handle_of(variable: Any) -> Any:
     return getattr(components(variable)[0], "handle", None)
 
 
+def variables_in(owner: Any, which: str = "variables") -> list[Any]:
+    """The variables of a layer, a model, an optimizer, a `tf.Module`; none of what has not made them yet."""
+    try:
+        found = getattr(owner, which, ())
+        return list(found() if callable(found) else found)
+    except Exception:  # models of Keras 2 raise a ValueError before they are built; a layer's own property may raise anything
+        return []
+
+
 def assignment_functions() -> list[tuple[Any, str]]:
     """Module and name of the functions that assign variables eagerly; the handle is their first argument."""
     modules = (_gen_resource_variable_ops, _gen_state_ops)

@@ -55,9 +55,12 @@ class Origin(NamedTuple):
     """Where an input of the program comes from."""
 
     kind: str
-    """`argument` (of the call), `fetched` (from an iterator), `held` (captured by the function)."""
+    """`argument` (of the call), `fetched` (from an iterator), `taken` (by ops that took it out of what was fetched), `held` (captured
+    by the function)."""
     number: int
-    """Number of the argument, of the fetched component, of the function's input."""
+    """Number of the argument, of the fetched component, of the output, of the function's input."""
+    tensor: Any = None
+    """What was taken."""
 
 
 @dataclass
@@ -205,6 +208,8 @@ class TrainingFunction:
             op = tensor.op
             if op.type in FETCHES or op.type == "OptionalGetValue":
                 return Origin("fetched", tensor.value_index)
+            if graph is self.graph and any(op is source for source in self.sources or ()):
+                return Origin("taken", tensor.value_index, tensor)
             position = next((index for index, each in enumerate(graph.inputs) if each is tensor), None)
             if position is None:
                 tensor = _taken_apart(op)
@@ -299,6 +304,7 @@ def _inner_program(
     """The program of the function that the others only hand their arguments to."""
     inputs: list[tuple[Any, int]] = []
     captures: list[tuple[Any, Any]] = []
+    taken: list[Any] = []
     kinds = set()
     n_arguments = len(training.graph.inputs) - training.n_captures
     for position, placeholder in enumerate(graph.inputs):
@@ -312,6 +318,7 @@ def _inner_program(
             captures.append((placeholder, value))
         else:
             kinds.add(origin.kind)
+            taken += [origin.tensor] if origin.kind == "taken" else []
             inputs.append((placeholder, origin.number if origin.kind == "argument" else len(inputs)))
     if len(kinds) > 1:
         return None
@@ -324,7 +331,7 @@ def _inner_program(
     xla = training.is_xla or is_compiled_call(caller.op, caller.graph)
     outside = outside_tensors(graph) if caller.graph is training.graph else []
     compilation = "xla" if xla else "graph"
-    return TracedProgram(graph, inputs, captures, graph.outputs, output_names(graph), compilation, paths, outside)
+    return TracedProgram(graph, inputs, captures, graph.outputs, output_names(graph), compilation, paths, outside, taken=taken)
 
 
 def _whole_program(training: TrainingFunction, held: Sequence[Any], arguments: Sequence[Any]) -> TracedProgram | None:
@@ -350,7 +357,7 @@ def _whole_program(training: TrainingFunction, held: Sequence[Any], arguments: S
     inputs += [(tensor, len(leaves) + number) for number, tensor in enumerate(fetched)]
     outside = [tensor for tensor in outside_tensors(graph) if tensor.op not in sources]
     compilation = "xla" if training.is_xla else "graph"
-    return TracedProgram(graph, inputs, captures, graph.outputs, output_names(graph), compilation, paths, outside, sources, loop)
+    return TracedProgram(graph, inputs, captures, graph.outputs, output_names(graph), compilation, paths, outside, sources, loop=loop)
 
 
 def _leaf_numbers(arguments: Sequence[Any]) -> dict[int, int]:

@@ -52,6 +52,8 @@ class TracedProgram:
     """Outputs of ops that another run would not repeat, which are recorded with the batch."""
     sources: Sequence[Any] = ()
     """Ops that fetch the batch, and those that take apart what they fetched. What they give but handles are inputs."""
+    taken: Sequence[Any] = ()
+    """Where this is a function that another one calls with what it has taken apart: tensors of that one, leaf by leaf."""
     loop: LoopFetch | None = None
     """What fetches the batch in a loop; a leaf holds what all iterations fetched, along a first axis."""
     layer_names: Collection[str] = ()

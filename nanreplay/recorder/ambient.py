@@ -91,6 +91,9 @@ class Ambient:
                 call = self._with_recorder(signature.bind(*args, **kwargs))
             except TypeError:  # wrong arguments: fit says so
                 call = None
+            except Exception as error:
+                warnings.warn(f"nanreplay: fit is not recorded: {type(error).__name__}: {error}", stacklevel=2)
+                call = None
             return original(*args, **kwargs) if call is None else original(*call.args, **call.kwargs)
 
         owner.fit = fit
@@ -112,7 +115,7 @@ class Ambient:
         except AttachError as error:
             warnings.warn(f"nanreplay: fit is not recorded: {error}", stacklevel=4)
             return None
-        recorder = self.recorder_of_handles(handles_in(model.variables))
+        recorder = self.recorder_of_handles(handles_in([model]))
         if callbacks is not None and hasattr(callbacks, "append") and not isinstance(callbacks, (list, tuple)):
             callbacks.append(recorder)
             recorder.set_model(model)
@@ -193,8 +196,7 @@ def handles_in(values: Iterable[Any], depth: int = 2) -> list[Any]:
         if tf.is_tensor(handle) and handle.dtype == tf.resource:
             found.append(handle)
         elif isinstance(value, tf.Module) or _is_of_keras(value):
-            variables = getattr(value, "variables", ())
-            found += handles_in(variables, 0) if isinstance(variables, (list, tuple)) else []
+            found += handles_in(private_tf.variables_in(value), 0)
         elif depth and isinstance(value, (list, tuple)):
             found += handles_in(value[:1000], depth - 1)
         elif depth and isinstance(value, dict):

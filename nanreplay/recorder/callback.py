@@ -246,7 +246,7 @@ class Recorder(keras.callbacks.Callback):
         self._session.variables.name_model(model)
         if model.run_eagerly or tf.config.functions_run_eagerly():
             self._replaced = EagerTrainStep(model, lambda step: self._eager(step))
-        elif not is_default_strategy(model):
+        elif not is_default_strategy(model) and model.steps_per_execution != 1:
             self._replaced = DistributedBatches(model)
         elif DirectCalls.fits(model):
             self._replaced = DirectCalls(model, self._calls)

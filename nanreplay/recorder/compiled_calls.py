@@ -212,9 +212,8 @@ class CompiledCalls:
             is_whole = len(specs) == 1 and len(training.fetching) == 1  # an element, not several, nor what replicas take of one
             fetch = Fetch(variant.kinds, specs[0] if is_whole else None)
         slot = self.session.add_program(program, fetch)
-        in_loop = (
-            fetches and not program.sources and program.loop is None and any(graph is not training.graph for graph, _ in training.fetching)
-        )
+        has_batch = bool(program.sources or program.taken or program.loop)  # of the one step that a call is
+        in_loop = fetches and not has_batch and any(graph is not training.graph for graph, _ in training.fetching)
         optional_kinds = [tensor.dtype for tensor in program.outputs] if in_loop else ()
         outputs = [] if in_loop else _positions(training, program, variant)
         if not in_loop:  # what the caller makes of a number before it returns it cannot be compared

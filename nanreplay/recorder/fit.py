@@ -115,10 +115,10 @@ class DirectCalls:
 
     @staticmethod
     def fits(model: Any) -> bool:
-        """Whether this is Keras's own function, of one step a call."""
+        """Whether this is Keras's own function, of one step a call, on one device."""
         name = getattr(model.train_function, "__qualname__", "")
         is_own = name == "TensorFlowTrainer._make_function.<locals>.function"
-        return is_own and model.steps_per_execution == 1 and not is_keras_2(model)
+        return is_own and model.steps_per_execution == 1 and is_default_strategy(model) and not is_keras_2(model)
 
     def __call__(self, iterator: Any) -> Any:
         """Run one step; returns its logs."""
@@ -130,7 +130,8 @@ class DirectCalls:
         function = reference()
         found = None
         if function is not None:
-            found = self._calls.call_directly(function, [private_tf.iterator_handle(iterator)], function.captured_inputs)
+            handle = self._calls.session.guard(lambda: private_tf.iterator_handle(iterator))
+            found = None if handle is None else self._calls.call_directly(function, [handle], function.captured_inputs)
         if found is None:
             return self._keras_way(iterator, spec)
         return tf.nest.pack_sequence_as(recorded.slot.traced.graph.structured_outputs, found)

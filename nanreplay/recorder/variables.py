@@ -42,16 +42,15 @@ class VariableTable:
         self.layer_names.update(layer.name for layer in private_tf.layers_of(model))
         if callable(getattr(model, "get_metrics_result", None)) or hasattr(model, "metrics"):
             self.name(_metric_variables(model), "metric")
-        self.name(getattr(model, "metrics_variables", ()), "metric")
-        self.name(getattr(model, "trainable_variables", ()), "trainable")
-        self.name(getattr(model, "variables", ()))
+        self.name(private_tf.variables_in(model, "metrics_variables"), "metric")
+        self.name(private_tf.variables_in(model, "trainable_variables"), "trainable")
+        self.name(private_tf.variables_in(model))
 
     def name_optimizer(self, optimizer: Any) -> None:
         """Name the slots and settings of an optimizer."""
         if isinstance(name := getattr(optimizer, "name", None), str):
             self.optimizer_names.add(name)
-        variables = getattr(optimizer, "variables", ())
-        self.name(variables() if callable(variables) else variables, "optimizer")
+        self.name(private_tf.variables_in(optimizer), "optimizer")
         rate = getattr(optimizer, "_learning_rate", None)  # of Keras 2, which does not list it
         self.name([rate] if isinstance(rate, tf.Variable) else (), "optimizer")
 
