@@ -7,6 +7,7 @@ trains, so that a step is a step, whatever is built around it.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -60,7 +61,7 @@ class Origin(NamedTuple):
     number: int
     """Number of the argument, of the fetched component, of the output, of the function's input."""
     tensor: Any = None
-    """What was taken."""
+    """What was fetched or taken."""
 
 
 @dataclass
@@ -207,7 +208,7 @@ class TrainingFunction:
             tensor = source_of(tensor)
             op = tensor.op
             if op.type in FETCHES or op.type == "OptionalGetValue":
-                return Origin("fetched", tensor.value_index)
+                return Origin("fetched", tensor.value_index, tensor)
             if graph is self.graph and any(op is source for source in self.sources or ()):
                 return Origin("taken", tensor.value_index, tensor)
             position = next((index for index, each in enumerate(graph.inputs) if each is tensor), None)
@@ -304,7 +305,7 @@ def _inner_program(
     """The program of the function that the others only hand their arguments to."""
     inputs: list[tuple[Any, int]] = []
     captures: list[tuple[Any, Any]] = []
-    taken: list[Any] = []
+    taken: list[Origin] = []
     kinds = set()
     n_arguments = len(training.graph.inputs) - training.n_captures
     for position, placeholder in enumerate(graph.inputs):
@@ -318,9 +319,13 @@ def _inner_program(
             captures.append((placeholder, value))
         else:
             kinds.add(origin.kind)
-            taken += [origin.tensor] if origin.kind == "taken" else []
+            taken += [origin] if origin.kind != "argument" else []
             inputs.append((placeholder, origin.number if origin.kind == "argument" else len(inputs)))
     if len(kinds) > 1:
+        return None
+    is_element = kinds == {"fetched"} and len({id(each.tensor.op) for each in taken}) == 1 and _ascend([each.number for each in taken])
+    tensors = [] if is_element else [each.tensor for each in taken]  # else leaf by leaf, in the order of the function
+    if any(tensor.graph is not training.graph or is_handle(tensor) for tensor in tensors):
         return None
     if kinds == {"argument"}:
         leaves = _leaf_numbers(arguments)
@@ -331,7 +336,11 @@ def _inner_program(
     xla = training.is_xla or is_compiled_call(caller.op, caller.graph)
     outside = outside_tensors(graph) if caller.graph is training.graph else []
     compilation = "xla" if xla else "graph"
-    return TracedProgram(graph, inputs, captures, graph.outputs, output_names(graph), compilation, paths, outside, taken=taken)
+    return TracedProgram(graph, inputs, captures, graph.outputs, output_names(graph), compilation, paths, outside, taken=tensors)
+
+
+def _ascend(numbers: Sequence[int]) -> bool:
+    return all(one <= other for one, other in itertools.pairwise(numbers))
 
 
 def _whole_program(training: TrainingFunction, held: Sequence[Any], arguments: Sequence[Any]) -> TracedProgram | None:

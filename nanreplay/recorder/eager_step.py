@@ -184,7 +184,11 @@ class EagerStep:
         if id(used) in self._used:
             return
         self._used[id(used)] = used
-        handles = [handle for each in (used, *private_tf.variables_in(used)) if (handle := private_tf.handle_of(each)) is not None and is_variable(handle)]
+        handles = [
+            handle
+            for each in (used, *private_tf.variables_in(used))
+            if (handle := private_tf.handle_of(each)) is not None and is_variable(handle)
+        ]
         if handles:
             self._learn(run)
             run.first_reads.update({id(each): (each, read_variable(each)) for each in handles if id(each) not in run.first_reads})

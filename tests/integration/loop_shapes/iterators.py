@@ -143,6 +143,51 @@ def several_updates_in_a_loop_of_the_graph(run: Run) -> Any:
     return [model, optimizer]
 
 
+@shape(xla=FETCHES)
+def inner_function_that_takes_the_batch_the_other_way_round(run: Run) -> Any:
+    model, optimizer = make()
+    inner = run.compiled(lambda y, x: update(model, optimizer, x, y))
+
+    def step(iterator: Any) -> Any:
+        x, y = next(iterator)
+        return inner(y, x)
+
+    step = run.wrap(run.compiled(step), model=model, optimizer=optimizer)
+    iterator = iter(run.dataset())
+    for _ in range(BATCHES):
+        step(iterator)
+        if run.stopped():
+            break
+    return [model, optimizer]
+
+
+@shape(xla=FETCHES)
+def inner_function_that_takes_of_two_iterators(run: Run) -> Any:
+    model, optimizer = make()
+
+    def penalized(extra: Any, x: Any, y: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(x) - y)) + 0.1 * tf.reduce_mean(tf.square(model(extra)))
+        gradients = tape.gradient(loss, model.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
+        return loss
+
+    inner = run.compiled(penalized)
+
+    def step(labelled: Any, others: Any) -> Any:
+        x, y = next(labelled)
+        return inner(next(others), x, y)
+
+    step = run.wrap(run.compiled(step), model=model, optimizer=optimizer)
+    labelled = iter(run.dataset())
+    others = iter(tf.data.Dataset.from_tensors(tf.random.stateless_normal([8, 4], [1, 2])).repeat())
+    for _ in range(BATCHES):
+        step(labelled, others)
+        if run.stopped():
+            break
+    return [model, optimizer]
+
+
 @shape()
 def plain_function_that_fetches(run: Run) -> Any:
     model, optimizer = make()
