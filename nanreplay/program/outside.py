@@ -75,12 +75,16 @@ def _can_be_held(tensor: Any) -> bool:
 
 def exchanged_inside(graph: Any) -> set[str]:
     """Return the names of collective ops of a GraphDef, in functions too, all of whose replicas the graph holds."""
-    nodes = [node for _, node in all_nodes(graph) if node.op.startswith("Collective") and is_outside(node.op)]
-    devices = {node.device for node in nodes}
-    sizes = {node.name: node for node in graph.node}
-    groups = [sizes.get(node.input[1].partition(":")[0]) for node in nodes]
-    known = [int(constant_array(each.attr["value"].tensor)) for each in groups if each is not None and each.op == "Const"]
-    return {node.name for node in nodes} if known and max(known) <= len(devices) else set()
+    found: set[str] = set()
+    bodies = [graph.node, *(function.node_def for function in graph.library.function)]
+    for body in bodies:  # the ops of one number stand together: in the main graph, or in one branch
+        nodes = [node for node in body if node.op.startswith("Collective") and is_outside(node.op)]
+        named = {node.name: node for node in body}
+        groups = [named.get(node.input[1].partition(":")[0]) for node in nodes]
+        known = [int(constant_array(each.attr["value"].tensor)) for each in groups if each is not None and each.op == "Const"]
+        if known and max(known) <= len({node.device for node in nodes}):
+            found |= {node.name for node in nodes}
+    return found
 
 
 def unrecorded_ops(graph: Any, signature: Signature) -> list[str]:

@@ -58,12 +58,13 @@ def tokens(replicas: int, *, bad: int) -> tuple[Any, Any]:
     return x.reshape(-1, 3), y.reshape(-1, 1)
 
 
-def fit(path: Path | None, strategy: Any, build: Any, data: Any) -> str:
+def fit(path: Path | None, strategy: Any, build: Any, data: Any, *, scaled: bool = False) -> str:
     """Train with `model.fit`; returns a digest of all variables of all replicas."""
     keras.utils.set_random_seed(1)
     with strategy.scope():
         model = build()
-        model.compile(optimizer=keras.optimizers.Adam(0.01), loss="mse")
+        optimizer = keras.optimizers.Adam(0.01)
+        model.compile(optimizer=keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer, loss="mse")
     batches = tf.data.Dataset.from_tensor_slices(data).batch(ROWS * strategy.num_replicas_in_sync)
     with contextlib.suppress(NonFiniteError):
         model.fit(batches, callbacks=[] if path is None else [Recorder(path)], verbose=0, shuffle=False)
@@ -100,7 +101,7 @@ def loop(path: Path, strategy: Any, data: Any) -> None:
 
 
 def main(folder: Path, replicas: int, *, healthy: bool) -> None:
-    """Write fit.h5, sparse.h5, loop.h5, or digests.json of a healthy training with and without a recorder.
+    """Write fit.h5, scaled.h5, sparse.h5, loop.h5, or digests.json of a healthy training with and without a recorder.
 
     One strategy a process: TensorFlow mixes up the collective ops of two.
     """
@@ -114,6 +115,7 @@ def main(folder: Path, replicas: int, *, healthy: bool) -> None:
         (folder / "digests.json").write_text(json.dumps(digests))
         return
     fit(folder / "fit.h5", strategy, dense, numbers(replicas, bad=last))
+    fit(folder / "scaled.h5", strategy, dense, numbers(replicas, bad=last), scaled=True)
     fit(folder / "sparse.h5", strategy, sparse, tokens(replicas, bad=last))
     loop(folder / "loop.h5", strategy, numbers(replicas, bad=last))
 

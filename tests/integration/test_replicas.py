@@ -49,7 +49,7 @@ def test_the_recorder_does_not_change_the_training_of_replicas(tmp_path: Path, r
     assert with_recorder == without
 
 
-@pytest.mark.parametrize("name", ["fit", "sparse", "loop"])
+@pytest.mark.parametrize("name", ["fit", "scaled", "sparse", "loop"])
 def test_replicas_replay_on_one_device_bit_for_bit(four: Path, name: str) -> None:
     results = replayed(four / f"{name}.h5")
     assert [result.step for result in results] == list(range(BAD_STEP + 1))
