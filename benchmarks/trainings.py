@@ -92,6 +92,7 @@ def transformer(blocks: int = 2, width: int = 64, length: int = 64, words: int =
 
 TRAININGS = {
     "loop": Training(mlp, (784,), batch=128, steps=200),
+    "trainer": Training(mlp, (784,), batch=128, steps=200),
     "mlp": Training(mlp, (784,), batch=128, steps=200),
     "small_mlp": Training(small_mlp, (28, 28), batch=32, steps=400),
     "small_mlp_by_8": Training(small_mlp, (28, 28), batch=32, steps=400, steps_per_execution=8),

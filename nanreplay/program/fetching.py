@@ -8,7 +8,6 @@ from there when the step raises, too.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import weakref
 from collections.abc import Sequence
@@ -28,7 +27,7 @@ _DEVICE = "/device:CPU:0"
 
 
 TAKEN_TOGETHER = 8
-"""Small batches that are taken from a staging area at once."""
+"""Steps whose small batches are taken from a staging area at once."""
 
 
 class FetchedBatches:
@@ -39,28 +38,48 @@ class FetchedBatches:
 
     Args:
         name: Name of the staging area, which functions share.
+        returned: Name of that of what the steps of a call returned, where there is one.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, returned: str | None = None) -> None:
         self.name = name
-        self._of_variants = {"dtypes": [tf.variant], "shared_name": name}
+        self.returned = returned
+        self.together = TAKEN_TOGETHER
+        """How many are taken at once, as a rule: in one compiled call, which takes a fraction of the time."""
+        self._compiled: dict[int, Any] = {}
 
     def take(self) -> Any:
         """All that was fetched since the last call: a vector of Optionals, as one variant tensor; None for nothing."""
         with tf.device(_DEVICE):
-            count = int(tf.raw_ops.StageSize(**self._of_variants))
-            if count == TAKEN_TOGETHER:
-                return private_calls.run_function(self._take_eight.name.decode(), 1, [])[0]
-            return self._unstaged(count) if count else None
+            count = _count_in(self.name)
+            if count != self.together:
+                return _unstaged(self.name, count)
+        if count not in self._compiled:
+            with tf.init_scope(), tf.device(_DEVICE):
+                self._compiled[count] = tf.function(lambda: _unstaged(self.name, count), autograph=False).get_concrete_function()
+        return private_calls.run_function(private_calls.name_of(self._compiled[count]), 1, [])[0]
 
-    def _unstaged(self, count: int) -> Any:
-        return tf.stack([tf.raw_ops.Unstage(**self._of_variants)[0] for _ in range(count)])
+    def take_returned(self) -> Any:
+        """What steps have returned since it was forgotten, the last ones last; a vector as well."""
+        with tf.device(_DEVICE):
+            return None if self.returned is None else _unstaged(self.returned, _count_in(self.returned))
 
-    @functools.cached_property
-    def _take_eight(self) -> Any:
-        """One call in place of nine, which takes a fifth of the time."""
-        with tf.init_scope():
-            return tf.function(lambda: self._unstaged(TAKEN_TOGETHER), autograph=False).get_concrete_function()
+    def forget_returned(self) -> None:
+        """Forget what steps have returned until now."""
+        if self.returned is not None:
+            with tf.device(_DEVICE):
+                tf.raw_ops.StageClear(dtypes=[tf.variant], shared_name=self.returned)
+
+
+def _count_in(name: str) -> int:
+    return int(tf.raw_ops.StageSize(dtypes=[tf.variant], shared_name=name))
+
+
+def _unstaged(name: str, count: int) -> Any:
+    """The first ones of a staging area; waits for them where there are fewer."""
+    if not count:
+        return None
+    return tf.stack([tf.raw_ops.Unstage(dtypes=[tf.variant], shared_name=name)[0] for _ in range(count)])
 
 
 def components_of(optional: Any, kinds: Sequence[Any]) -> list[Any] | None:
@@ -89,8 +108,6 @@ class Variant:
         self.kinds: list[Any] = []
         """DTypes of the components of what is fetched."""
         self.batches: FetchedBatches | None = None
-        self.returned: FetchedBatches | None = None
-        """What the steps of one call returned, each an Optional, where the function hands these on in a loop."""
         definition = private_calls.function_definition(training.function)
         self.n_original = len(definition.signature.output_arg)
         name = f"{definition.signature.name}_{_MOVED}_{next(_serials)}"
@@ -181,7 +198,8 @@ class Variant:
                 _stage_tensors(each, names, self.kinds, area)
                 touched.add(name)
             for node in [node for node in each.node_def if _holds_outputs(node, training)]:
-                self.returned = self.returned or FetchedBatches(f"{area}_returned")
+                assert self.batches is not None
+                self.batches.returned = f"{area}_returned"
                 _stage(each, f"{node.name}:optional:0", f"{area}_returned")
                 touched.add(name)
         self._rename(definition, library, touched)

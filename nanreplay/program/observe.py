@@ -97,9 +97,10 @@ def listening(listener: CallListener | None) -> Iterator[None]:
         _thread.listener = before
 
 
-def start_listening(listener: CallListener) -> None:
-    """Tell `listener` of the compiled functions that this thread calls, until `stop_listening`."""
-    _thread.listener = listener
+def start_listening(listener: CallListener | None) -> CallListener | None:
+    """Tell `listener` of the compiled functions that this thread calls, until `stop_listening`; returns who was told before."""
+    before, _thread.listener = _thread.listener, listener
+    return before
 
 
 def stop_listening(listener: CallListener) -> None:

@@ -302,11 +302,9 @@ def is_deterministic() -> bool:
     return bool(_pywrap_determinism.is_enabled())
 
 
-def set_deterministic(wanted: bool) -> bool:
-    """Turn op determinism on or off for this process; returns whether it was on. TensorFlow can only turn it on in public."""
-    before = is_deterministic()
+def set_deterministic(wanted: bool) -> None:
+    """Turn op determinism on or off for this process. TensorFlow can only turn it on in public."""
     _pywrap_determinism.enable(wanted)
-    return before
 
 
 def registered_ops() -> list[str]:

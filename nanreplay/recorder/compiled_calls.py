@@ -30,6 +30,10 @@ SMALL_BYTES = 2**20
 """Larger batches are taken one by one, so that no more of them are held than the plan says."""
 
 
+FORGOTTEN_AFTER = 8
+"""Calls of several steps after which what these returned is forgotten, unless a file is written."""
+
+
 @dataclass(slots=True)
 class RecordedFunction:
     """A compiled function that trains, ready to be recorded."""
@@ -45,6 +49,10 @@ class RecordedFunction:
     """DTypes of the program's outputs, where the function returns them in an Optional."""
     steps_in_call: bool = False
     """Whether one call runs as many steps as it fetches elements."""
+    steps_per_call: int = 0
+    """How many steps a call runs, where that is known: all of them, unless the data ends."""
+    calls: int = 0
+    """How many calls ran several steps."""
     is_stacked: bool = False
     """Whether one call is one step that fetches several elements, one in each iteration of a loop."""
     batch_bytes: int = 0
@@ -52,8 +60,30 @@ class RecordedFunction:
     waiting: deque[StepEntry] = field(default_factory=deque)
     """Steps whose batch has been fetched, and is to be taken from the staging area."""
 
+    def runs_steps(self, count: int) -> None:
+        """Each call runs `count` steps, unless the data ends."""
+        self.steps_per_call = count
+        if self.variant is not None and self.variant.batches is not None:
+            self.variant.batches.together = count * TAKEN_TOGETHER
+
+    @property
+    def together(self) -> int:
+        """Steps whose small batches are taken at once."""
+        return TAKEN_TOGETHER if self.variant is None or self.variant.batches is None else self.variant.batches.together
+
+    def outputs_of(self, flat: list[Any]) -> list[Any] | None:
+        """What the program returned, in its last step of a call; None where the data ended before that.
+
+        Args:
+            flat: Flat outputs of the call.
+        """
+        if self.steps_in_call:
+            return components_of(flat[0], self.optional_kinds) if len(flat) == 1 else None
+        assert self.variant is not None
+        return flat[self.variant.n_original : self.variant.n_original + self.variant.n_returned]
+
     def take(self) -> Any:
-        """All that is in the staging area: a vector of Optionals; None for nothing."""
+        """What steps have fetched: a vector of Optionals; None for nothing."""
         return None if self.variant is None or self.variant.batches is None else self.variant.batches.take()
 
 
@@ -82,6 +112,8 @@ class CompiledCalls:
     """The `tf.function`, or ConcreteFunction, that was named as a step: it is one, whatever it does. Of others, those that train."""
     _known: dict[int, tuple[Any, TrainingFunction]] = field(default_factory=dict)
     _recorded: dict[tuple[Any, ...], RecordedFunction] = field(default_factory=dict)
+    _plain: dict[int, RecordedFunction] = field(default_factory=dict)
+    """Those whose arguments are all arrays, by the id of the function."""
     _refused: set[int] = field(default_factory=set)
 
     def trained_eagerly(self) -> None:
@@ -105,27 +137,31 @@ class CompiledCalls:
             finally:
                 self.on_error(error)
             raise
-        found = session.guard(lambda: self._after(recorded, entry, flat))
+        outputs = session.guard(lambda: recorded.outputs_of(flat)) if recorded.steps_in_call else None
+        found = session.guard(lambda: self._after(recorded, entry, flat, outputs))
         if found is not None:
             self._suspect(found)
         return result
 
-    def call_directly(self, function: Any, inputs: list[Any], captured: list[Any]) -> list[Any] | None:
-        """Run a function that has been recorded before; returns what its program returns, None where nothing ran.
+    def call_directly(self, function: Any, inputs: list[Any], captured: list[Any]) -> tuple[bool, list[Any] | None]:
+        """Run a function that has been recorded before.
 
         Args:
             function: The ConcreteFunction; has a variant that returns what its program returns.
             inputs: Its flat arguments.
             captured: What it captured.
+
+        Returns:
+            Whether it ran, and what its program returned in its last step; None where the data ended before that.
         """
         session = self.session
         begun = session.guard(lambda: self._begin(function, inputs, captured))
         if begun is None:
-            return None
+            return False, None
         recorded, entry = begun
         variant = recorded.variant
         if variant is None:
-            return None
+            return False, None
         try:
             flat = variant.run([*inputs, *captured])
         except BaseException as error:
@@ -134,11 +170,11 @@ class CompiledCalls:
             finally:
                 self.on_error(error)
             raise
-        found = session.guard(lambda: self._after(recorded, entry, flat))
+        outputs = recorded.outputs_of(flat)
+        found = session.guard(lambda: self._after(recorded, entry, flat, outputs))
         if found is not None:
             self._suspect(found)
-        returned: list[Any] = flat[variant.n_original : variant.n_original + variant.n_returned]
-        return returned
+        return True, outputs
 
     def _suspect(self, found: Suspicion) -> None:
         try:
@@ -166,6 +202,8 @@ class CompiledCalls:
             result = run()
             if not recorded.outputs:
                 return result, []
+            if isinstance(result, tf.Tensor):
+                return result, [result]
             return result, [leaf for leaf in tf.nest.flatten(result, expand_composites=True) if tf.is_tensor(leaf)]
         flat = variant.run([*inputs, *captured])
         return private_calls.packed(function, flat[: variant.n_original]), flat
@@ -177,11 +215,14 @@ class CompiledCalls:
         if recorded is None:
             return None
         self.before_step()
-        leaves = argument_leaves(inputs)
+        leaves = inputs if id(function) in self._plain else argument_leaves(inputs)
         entry = self.session.before(recorded.slot.id, leaves, recorded.slot.traced.leaf_paths)
         return recorded, entry
 
     def _function(self, function: Any, inputs: list[Any], captured: list[Any]) -> RecordedFunction | None:
+        plain = self._plain.get(id(function))
+        if plain is not None and plain.function() is function:
+            return plain
         handles = tuple(id(value) for value in inputs if value.dtype == tf.resource and is_variable(value))
         key = (id(function), handles)
         recorded = self._recorded.get(key)
@@ -201,6 +242,8 @@ class CompiledCalls:
         program = replace(program, layer_names=variables.layer_names, optimizer_names=variables.optimizer_names)
         made = self._make(training, program)
         self._recorded[key] = made
+        if all(value.dtype not in (tf.resource, tf.variant) for value in inputs):
+            self._plain[id(function)] = made
         return made
 
     def _make(self, training: TrainingFunction, program: TracedProgram) -> RecordedFunction:
@@ -240,7 +283,7 @@ class CompiledCalls:
 
     # After
 
-    def _after(self, recorded: RecordedFunction, entry: StepEntry, flat: list[Any]) -> Suspicion | None:
+    def _after(self, recorded: RecordedFunction, entry: StepEntry, flat: list[Any], outputs: list[Any] | None) -> Suspicion | None:
         session, variant = self.session, recorded.variant
         self.trained += 1
         self.last = recorded
@@ -251,7 +294,7 @@ class CompiledCalls:
             if n_outside and session.ring is not None:
                 session.keeper.hold(session.ring, entry, flat[len(flat) - n_outside :])
             if variant.batches is not None:
-                steps, numbers = self._fetched(recorded, entry, flat, numbers)
+                steps, numbers = self._fetched(recorded, entry, outputs, numbers)
                 if not steps:
                     session.forget_unfinished()
                     return None
@@ -266,7 +309,7 @@ class CompiledCalls:
         return None if slot.mean is None else (read_variable(slot.mean[0]), read_variable(slot.mean[1]))
 
     def _fetched(
-        self, recorded: RecordedFunction, entry: StepEntry, flat: list[Any], numbers: Mapping[str, Any]
+        self, recorded: RecordedFunction, entry: StepEntry, outputs: list[Any] | None, numbers: Mapping[str, Any]
     ) -> tuple[int, Mapping[str, Any]]:
         """How many steps the call ran, and the numbers of the last one."""
         session = self.session
@@ -275,22 +318,28 @@ class CompiledCalls:
             return 1, numbers
         if not recorded.steps_in_call:
             recorded.waiting.append(entry)
-            if len(recorded.waiting) >= (TAKEN_TOGETHER if 0 < recorded.batch_bytes < SMALL_BYTES else 1):
+            if len(recorded.waiting) >= (recorded.together if 0 < recorded.batch_bytes < SMALL_BYTES else 1):
                 self._take(recorded)
             return 1, numbers
-        optionals = recorded.take()
-        count = 0 if optionals is None else int(optionals.shape[0])
-        present = [index for index in range(count) if bool(tf.raw_ops.OptionalHasValue(optional=optionals[index]))] if count else []
-        returned = None if recorded.variant is None or recorded.variant.returned is None else recorded.variant.returned.take()
-        for number in range(len(present)):
-            each = entry if number == 0 else session.follow(entry, number)
-            recorded.waiting.append(each)
-            each.returned = None if returned is None else Element(returned, number, 0)
-        self._give(recorded, optionals, present)
-        if not present or len(flat) != 1:
-            return len(present), {}
-        outputs = components_of(flat[0], recorded.optional_kinds)
-        return len(present), {} if outputs is None else {name: outputs[index] for name, index in recorded.slot.outputs}
+        count = recorded.steps_per_call if outputs is not None else 0
+        is_together = bool(count) and 0 < recorded.batch_bytes < SMALL_BYTES
+        optionals = None
+        if not is_together:
+            optionals = recorded.take()
+            staged = 0 if optionals is None else int(optionals.shape[0])
+            count = staged - len(recorded.waiting)
+            while outputs is None and count and not bool(tf.raw_ops.OptionalHasValue(optional=optionals[staged - 1])):
+                count, staged = count - 1, staged - 1  # the data ended
+        for number in range(count):
+            recorded.waiting.append(entry if number == 0 else session.follow(entry, number))
+        if optionals is not None:
+            self._give(recorded, optionals, range(len(recorded.waiting)))
+        elif len(recorded.waiting) >= recorded.together:
+            self._take(recorded)
+        recorded.calls += 1
+        if recorded.calls % FORGOTTEN_AFTER == 0 and recorded.variant is not None and recorded.variant.batches is not None:
+            recorded.variant.batches.forget_returned()  # taking it would cost more than all else
+        return count, {} if outputs is None else {name: outputs[index] for name, index in recorded.slot.outputs}
 
     def _take(self, recorded: RecordedFunction) -> None:
         optionals = recorded.take()
@@ -322,6 +371,18 @@ class CompiledCalls:
         for recorded in self._recorded.values():
             if recorded.waiting:
                 self._take(recorded)
+            self._take_returned(recorded)
+
+    def _take_returned(self, recorded: RecordedFunction) -> None:
+        """Give the last steps of calls that run several what they returned."""
+        ring, area = self.session.ring, None if recorded.variant is None else recorded.variant.batches
+        if ring is None or area is None or not recorded.steps_in_call:
+            return
+        returned = area.take_returned()
+        count = 0 if returned is None else int(returned.shape[0])
+        entries = [entry for entry in ring.entries if entry.program == recorded.slot.id and entry.step < self.session.step]
+        for number, entry in enumerate(entries[-count:] if count else (), max(0, count - len(entries))):
+            entry.returned = Element(returned, number, 0)
 
     def _raised(self, recorded: RecordedFunction, entry: StepEntry, error: BaseException) -> None:
         session = self.session
@@ -355,6 +416,7 @@ class CompiledCalls:
         """Let go of the functions."""
         self._known.clear()
         self._recorded.clear()
+        self._plain.clear()
 
 
 def _positions(training: TrainingFunction, program: TracedProgram, variant: Variant | None) -> list[tuple[str, int]]:

@@ -11,8 +11,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-import tensorflow as tf
-
+from nanreplay.program import private_calls
 from nanreplay.recorder import signals
 from nanreplay.recorder.session import Session
 from nanreplay.recorder.trigger import is_end_of_data
@@ -53,7 +52,7 @@ class Ending:
 
         @functools.wraps(step, updated=())
         def run(*args: Any, **kwargs: Any) -> Any:
-            if self.is_in_step or not self._session.lifecycle.is_active or tf.inside_function():
+            if self.is_in_step or not self._session.lifecycle.is_active or not private_calls.is_top_level():
                 return step(*args, **kwargs)
             self._session.guard(before)
             self.begin_step()

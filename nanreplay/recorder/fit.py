@@ -115,33 +115,36 @@ class DirectCalls:
 
     @staticmethod
     def fits(model: Any) -> bool:
-        """Whether this is Keras's own function, of one step a call, on one device."""
+        """Whether this is Keras's own function, on one device."""
         name = getattr(model.train_function, "__qualname__", "")
         is_own = name == "TensorFlowTrainer._make_function.<locals>.function"
-        return is_own and model.steps_per_execution == 1 and is_default_strategy(model) and not is_keras_2(model)
+        return is_own and is_default_strategy(model) and not is_keras_2(model)
 
     def __call__(self, iterator: Any) -> Any:
-        """Run one step; returns its logs."""
+        """Run the steps of one call; returns the logs of the last one."""
         spec = getattr(iterator, "element_spec", None)
         if self._known is None or (spec is not self._spec and spec != self._spec) or not self._calls.session.lifecycle.is_active:
             return self._keras_way(iterator, spec)
         self._spec = spec
         reference, recorded = self._known
         function = reference()
-        found = None
-        if function is not None:
-            handle = self._calls.session.guard(lambda: private_tf.iterator_handle(iterator))
-            found = None if handle is None else self._calls.call_directly(function, [handle], function.captured_inputs)
-        if found is None:
+        handle = None if function is None else self._calls.session.guard(lambda: private_tf.iterator_handle(iterator))
+        ran, outputs = (False, None) if handle is None else self._calls.call_directly(function, [handle], function.captured_inputs)
+        if not ran:
             return self._keras_way(iterator, spec)
-        return tf.nest.pack_sequence_as(recorded.slot.traced.graph.structured_outputs, found)
+        if outputs is None:
+            raise StopIteration  # as Keras does once the data has ended
+        return tf.nest.pack_sequence_as(recorded.slot.traced.graph.structured_outputs, outputs)
 
     def _keras_way(self, iterator: Any, spec: Any) -> Any:
         self._calls.last = self._known = None
         result = self.original(iterator)
         recorded = self._calls.last
-        if recorded is not None and recorded.variant is not None and recorded.variant.n_returned and spec is not None:
+        is_whole = recorded is not None and recorded.variant is not None and (recorded.variant.n_returned or recorded.steps_in_call)
+        if recorded is not None and is_whole and spec is not None:
             self._spec, self._known = spec, (recorded.function, recorded)
+            if recorded.steps_in_call:
+                recorded.runs_steps(int(self._model.steps_per_execution))
         return result
 
     def undo(self) -> None:

@@ -38,6 +38,7 @@ class Keeper:
         self._passing: int | None = None
         self._unusual = True
         self._copy_s = 0.0
+        self._planned_at = 0
         self._batch_bytes = 0
         self._state_bytes = 0
         self._largest = 0
@@ -79,7 +80,7 @@ class Keeper:
             self._passing = None
         if ring.plan.keyframe_every and (due or every_step):
             self._take(ring, entry, passing=not due)
-        self._pace.begin(now_s=now_s, with_keyframe=due, is_usual=not self._unusual)
+        self._pace.begin(entry.step, now_s=now_s, with_keyframe=due, is_usual=not self._unusual)
         self._unusual = False
         before = ring.batch_bytes
         ring.add(entry)
@@ -134,8 +135,9 @@ class Keeper:
         """The ring with a plan that fits the present sizes and times."""
         if len(self._variables.infos) != self._known:
             self._learn_variables()
-        elif ring is not None and entry.step % REPLAN_AFTER:
+        elif ring is not None and entry.step - self._planned_at < REPLAN_AFTER:
             return ring
+        self._planned_at = entry.step
         if ring is None:
             self._batch_bytes = size_of(entry.leaves)
         needs = Needs(

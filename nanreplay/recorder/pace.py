@@ -31,22 +31,24 @@ class Pace:
         self._plain: deque[float] = deque(maxlen=32)
         self._extra: deque[float] = deque(maxlen=8)
         self._began_s = 0.0
+        self._began_at = 0
         self._with_keyframe: bool | None = None
 
-    def begin(self, *, now_s: float, with_keyframe: bool, is_usual: bool) -> None:
-        """Note that a step begins, and with it how long the one before took.
+    def begin(self, step: int, *, now_s: float, with_keyframe: bool, is_usual: bool) -> None:
+        """Note that a step begins, and with it how long those before took; a call may run several.
 
         Args:
+            step: Its number.
             now_s: The time before anything is done for this step.
             with_keyframe: Whether this step begins with a keyframe.
             is_usual: Whether this step may count; one that is traced or compiled may not.
         """
-        elapsed_s = now_s - self._began_s
+        elapsed_s, steps = now_s - self._began_s, max(1, step - self._began_at)
         if self._with_keyframe is False:
-            self._plain.append(elapsed_s)
+            self._plain.append(elapsed_s / steps)
         elif self._with_keyframe and len(self._plain) >= 3:
-            self._extra.append(elapsed_s - statistics.median(self._plain))
-        self._began_s, self._with_keyframe = now_s, with_keyframe if is_usual else None
+            self._extra.append(elapsed_s - steps * statistics.median(self._plain))
+        self._began_s, self._began_at, self._with_keyframe = now_s, step, with_keyframe if is_usual else None
 
     def pause(self) -> None:
         """What passes until the next step is no step: validation, the end of an epoch."""
@@ -66,7 +68,7 @@ class Pace:
 
 FIRST_LOOKS = 8
 """Steps at the beginning of a training that are all looked at."""
-LOOK_SHARE = 0.005
+LOOK_SHARE = 0.0025
 """What looking at variables may add to the time of the steps."""
 LONGEST = 64
 """Steps after which variables are looked at again at the latest."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -126,6 +127,9 @@ class Ring:
         if not self.entries or not self.keyframes:
             return
         oldest = self.entries[-1].step - self.plan.reach + 1
+        first, second = next(iter(self.keyframes)), next(itertools.islice(self.keyframes, 1, None), None)
+        if (second is None or second > oldest) and self.entries[0].step >= first:  # as in nearly every step
+            return
         base = max((step for step in self.keyframes if step <= oldest), default=min(self.keyframes))
         for step in [step for step in self.keyframes if step < base]:
             del self.keyframes[step]

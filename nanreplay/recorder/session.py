@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import warnings
 from collections import deque
@@ -375,9 +376,9 @@ class Session:
         entry = None if self.ring is None else self.ring.entry(ran.step)
         held = {} if sums is None else dict(zip(ran.watched, sums, strict=True))
         if entry is not None:
-            entry.fingerprint = {**numbers, **{f"variable_sum:{index}": value for index, value in held.items()}}
+            entry.fingerprint = {**numbers, **{f"variable_sum:{index}": value for index, value in held.items()}} if held else numbers
         scale, skipped = ran.scale or (np.nan, False)
-        skipped = skipped and all(map(np.isfinite, numbers.values()))
+        skipped = skipped and all(map(math.isfinite, numbers.values()))
         row = TimelineRow(ran.step, ran.elapsed_s, skipped=skipped, loss_scale=scale, learning_rate=ran.learning_rate)
         row.sums = None if sums is None else {index: float(value) for index, value in held.items()}
         own = next((float(value) for name, value in numbers.items() if name.startswith("loss:")), None)
@@ -388,7 +389,9 @@ class Session:
         self.timeline.add(row)
 
     def _suspicion(self, ran: Ran, numbers: Mapping[str, Any], sums: Any) -> Suspicion | None:
-        bad = [name for name, value in numbers.items() if not np.isfinite(value)]
+        bad = [name for name, value in numbers.items() if not math.isfinite(value)]
+        if not bad and sums is None and not self._doubts and not ran.with_keyframe and not self.lifecycle.is_unhealthy:
+            return None  # as in nearly every step
         self._doubts = {name: doubt for name, doubt in self._doubts.items() if name in bad}
         own = next((name for name in bad if name.startswith("loss:")), None)
         if ran.slot is not None and own is not None:

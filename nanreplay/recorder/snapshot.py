@@ -107,6 +107,8 @@ def numbers_of(entry: StepEntry, slots: Mapping[str, ProgramSlot]) -> Mapping[st
 
 def as_number(value: Any) -> Any:
     """A scalar as a numpy number, float32 at least."""
+    if isinstance(value, tf.Tensor) and value.dtype in (tf.float32, tf.float64):
+        return value.numpy()
     array = as_array(value)
     return array[()] if array.dtype in (np.float32, np.float64) else array.astype(np.float32)[()]
 

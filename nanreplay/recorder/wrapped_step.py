@@ -51,10 +51,11 @@ class WrappedStep:
     def _run_compiled(self, args: Any, kwargs: Any) -> Any:
         before, self._calls.is_eager = self._calls.trained, False
         self._calls.named = self._step if self._is_function else None
+        listener = observe.start_listening(self._calls)
         try:
-            with observe.listening(self._calls):
-                result = self._step(*args, **kwargs)
+            result = self._step(*args, **kwargs)
         finally:
+            observe.start_listening(listener)
             self._calls.named = None
         if self._calls.is_eager and self._calls.trained == before:
             self._is_compiled = False

@@ -12,12 +12,12 @@ import tensorflow as tf
 
 from nanreplay.capture.reader import Capture
 from nanreplay.errors import MemoryLimitError, MissingPartError, ReplayError
-from nanreplay.program import private_tf
 from nanreplay.program.hashes import BitHash, compiled_hashes
 from nanreplay.program.watch import nonfinite_kind
 from nanreplay.program.widen import widened_variables
 from nanreplay.records import ArrayLike, BatchRecord, Trigger
 from nanreplay.replay.compare import StepResult, compare_step
+from nanreplay.replay.determinism import OpDeterminism
 from nanreplay.replay.events import OpEvent, ValueId
 from nanreplay.replay.interpreter import ErrorHandler, Observer
 from nanreplay.replay.leaves import run_kernel
@@ -55,7 +55,7 @@ class Replay(RecordedSteps):
         self._states: OrderedDict[int, Mapping[int, Any]] = OrderedDict()
         self._live = LiveState(capture.variables_info)
         self._wide = LiveState(widened_variables(capture.variables_info))
-        self._deterministic_before = private_tf.set_deterministic(True)
+        self._determinism = OpDeterminism()
 
     def __enter__(self) -> Replay:
         """Return itself."""
@@ -67,7 +67,7 @@ class Replay(RecordedSteps):
 
     def close(self) -> None:
         """Let go of the state and put op determinism back."""
-        private_tf.set_deterministic(self._deterministic_before)
+        self._determinism.release()
         self._programs.clear()
         self._states.clear()
         self._live.clear()
@@ -180,12 +180,13 @@ class Replay(RecordedSteps):
         return wide, self._wide
 
     def _tried(self, step: int, work: Callable[[], T]) -> T:
+        self._determinism.enter()
         try:
             return work()
         except tf.errors.ResourceExhaustedError as error:
             raise MemoryLimitError(f"Step {step} ran out of memory: {(str(error).splitlines() or [''])[0]}.") from error
         except (tf.errors.OpError, ReplayError) as error:
-            if "determinis" in str(error).lower() and private_tf.set_deterministic(False):
+            if "determinis" in str(error).lower() and self._determinism.give_up():
                 self.notes.append(f"Step {step} holds an op that has no deterministic kernel; op determinism was turned off.")
                 return self._tried(step, work)
             if isinstance(error, ReplayError):

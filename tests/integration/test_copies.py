@@ -51,8 +51,8 @@ def test_a_recorder_that_has_recorded_can_be_copied(tmp_path: Path) -> None:
 
 def test_a_recorder_goes_to_another_process_with_its_arguments(tmp_path: Path) -> None:
     recorder = pickle.loads(pickle.dumps(Recorder(tmp_path / "run.h5", window=3, on_nan="stop")))
+    x, y = data(3)
     with pytest.warns(UserWarning, match="step 3"):
-        x, y = data(3)
         mlp().fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[recorder])
     assert step_of(tmp_path / "run.h5") == 3
 

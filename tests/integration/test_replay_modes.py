@@ -13,6 +13,7 @@ from trainings import data, mlp, record
 
 from nanreplay import Capture, Recorder, Replay
 from nanreplay.commands import run
+from nanreplay.program import private_tf
 from nanreplay.replay.events import OpEvent
 
 MODES = ("recorded", "graph", "ops", "float64")
@@ -96,3 +97,18 @@ def test_the_command_takes_every_mode(mode: str, tmp_path: Path, capsys: pytest.
     record(tmp_path / "run.h5", model, x, y)
     assert run(["replay", str(tmp_path / "run.h5"), "--mode", mode]) == (0 if mode == "float64" else 1)
     assert "4 steps replayed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("first_closes", [True, False])
+def test_two_open_replays_share_op_determinism(first_closes: bool, tmp_path: Path) -> None:
+    record(tmp_path / "run.h5", mlp(), *data())
+    assert not private_tf.is_deterministic()
+    with Capture(tmp_path / "run.h5") as capture:
+        one, other = Replay(capture), Replay(capture)
+        closes, stays = (one, other) if first_closes else (other, one)
+        closes.close()
+        assert all(result.bit_exact for result in stays.run_window("recorded"))
+        assert private_tf.is_deterministic()
+        stays.close()
+        stays.close()
+    assert not private_tf.is_deterministic()

@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from conftest import ROOT, environment
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)
 
 SCRIPT = ROOT / "benchmarks" / "same_bits.py"
 SAMPLE, SEED = 24, 5
@@ -25,8 +25,15 @@ def benchmarks_on_the_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_a_sample_of_all_groups_ends_with_the_bits_of_bare_training() -> None:
-    command = [SCRIPT, "--sample", str(SAMPLE), "--seed", str(SEED), "--no-files"]
+@pytest.mark.parametrize(
+    "which",
+    [
+        pytest.param(("--sample", str(SAMPLE), "--seed", str(SEED)), id="sample"),
+        pytest.param((), id="all", marks=[pytest.mark.slow, pytest.mark.timeout(7200)]),
+    ],
+)
+def test_trainings_of_all_groups_end_with_the_bits_of_bare_training(which: tuple[str, ...]) -> None:
+    command = [SCRIPT, *which, "--no-files"]
     done = subprocess.run(
         [sys.executable, *map(str, command)],
         capture_output=True,

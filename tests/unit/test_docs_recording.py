@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[2]
 SHAPES = "tests/integration/loop_shapes"
 TESTED_BY = {
     "any script, unchanged": "tests/integration/test_run.py::test_each_training_of_a_process_has_a_file",
-    "any block of code": "tests/integration/test_put_back.py::block_that_raises",
+    "any block of code": "tests/integration/test_put_back.py::train_in_a_block",
     "`model.fit` of Keras 3": "tests/integration/test_record_fit.py::test_every_input_of_fit_is_recorded",
     "a `tf.function` called in a loop": f"{SHAPES}/callables.py::input_signature",
     "a plain function, a lambda": f"{SHAPES}/callables.py::partial_of_a_compiled_function",

@@ -71,8 +71,10 @@ def test_steps_that_run_before_a_check_is_read_are_kept_on_top() -> None:
     assert make_plan(needs(lag=4)).reach == 36
 
 
-@pytest.mark.parametrize(("keyframe_s", "step_s", "expected"), [(0.01, 0.01, 100), (0.01, 1.0, 32), (0.5, 0.01, 5000)])
-def test_the_interval_keeps_keyframes_at_a_hundredth_of_the_steps(keyframe_s: float, step_s: float, expected: int) -> None:
+@pytest.mark.parametrize(("keyframe_s", "step_s", "expected"), [(0.0075, 0.01, 100), (0.0075, 1.0, 32), (0.375, 0.01, 5000)])
+def test_the_interval_keeps_keyframes_at_three_quarters_of_a_hundredth_of_the_steps(
+    keyframe_s: float, step_s: float, expected: int
+) -> None:
     assert every_for(keyframe_s, step_s, 32) == expected
 
 
@@ -80,7 +82,7 @@ def test_a_keyframe_costs_what_its_step_takes_longer_than_the_others() -> None:
     pace, now_s = Pace(), 0.0
     for step in range(100):
         with_keyframe = step % 10 == 0
-        pace.begin(now_s=now_s, with_keyframe=with_keyframe, is_usual=True)
+        pace.begin(step, now_s=now_s, with_keyframe=with_keyframe, is_usual=True)
         now_s += 0.010 + 0.008 * with_keyframe
     assert pace.step_s == pytest.approx(0.010)
     assert pace.keyframe_s(copy_s=0.006) == pytest.approx(0.008)
@@ -90,9 +92,19 @@ def test_a_keyframe_costs_what_its_step_takes_longer_than_the_others() -> None:
 def test_the_pace_follows_steps_that_grow_and_leaves_out_pauses() -> None:
     pace, now_s = Pace(), 0.0
     for step in range(200):
-        pace.begin(now_s=now_s, with_keyframe=False, is_usual=True)
+        pace.begin(step, now_s=now_s, with_keyframe=False, is_usual=True)
         now_s += 0.01 if step < 100 else 0.05
         if step % 10 == 9:  # an epoch ends
             pace.pause()
             now_s += 100.0
     assert pace.step_s == pytest.approx(0.05)
+
+
+def test_a_call_of_several_steps_is_timed_step_by_step() -> None:
+    pace, now_s = Pace(), 0.0
+    for call in range(100):
+        with_keyframe = call % 10 == 0
+        pace.begin(8 * call, now_s=now_s, with_keyframe=with_keyframe, is_usual=True)
+        now_s += 8 * 0.010 + 0.008 * with_keyframe
+    assert pace.step_s == pytest.approx(0.010)
+    assert pace.keyframe_s(copy_s=0.008) == pytest.approx(0.008)
