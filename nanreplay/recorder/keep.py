@@ -175,7 +175,7 @@ class Keeper:
         self._copy_s = time_copy(self._variables.handles, sizes) if self._settings.keyframe_every is None else 0.0
 
     def _wanted_every(self) -> int:
-        """Steps between keyframes: as given, or as many as bring their cost to a hundredth of the steps."""
+        """Steps between keyframes: as given, or as many as bring their cost to half a hundredth of the steps."""
         if self._settings.keyframe_every is not None:
             return self._settings.keyframe_every
         step_s = self._pace.step_s
@@ -184,7 +184,7 @@ class Keeper:
         return every_for(self._pace.keyframe_s(self._copy_s), step_s, self._settings.window)
 
     def _least_every(self) -> int:
-        """The interval that costs a hundredth of the steps; 0 where it was given, or is not known yet."""
+        """The interval that costs half a hundredth of the steps; 0 where it was given, or is not known yet."""
         step_s = self._pace.step_s
         if self._settings.keyframe_every is not None or step_s is None:
             return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-SHARE = 0.0075
+SHARE = 0.005
 """What keyframes may add to the time of the steps, on average."""
 USUAL_EVERY = 32
 """Steps between keyframes where copies cost next to nothing: a replay starts at most that far before the window."""
