@@ -140,17 +140,17 @@ class EagerObserver:
         """How many threads of replicas it has seen."""
         self.about_to_use: Callable[[Any], None] = lambda used: None
         """Called with a layer, an optimizer or a variable before it is used in Python."""
-        self._before: tuple[EagerObserver | None, bool] = (None, False)
+        self._before: tuple[EagerObserver | None, bool, list[Region]] = (None, False, [])
         self._release: Callable[[], None] = lambda: None
 
     def __enter__(self) -> Observation:
         self._release = install()
-        self._before = _thread.eager, _thread.is_muted
-        _thread.eager, _thread.is_muted = self, False
+        self._before = _thread.eager, _thread.is_muted, _thread.stack
+        _thread.eager, _thread.is_muted, _thread.stack = self, False, []
         return self.observation
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        _thread.eager, _thread.is_muted = self._before
+        _thread.eager, _thread.is_muted, _thread.stack = self._before
         self._release()
 
     @property
@@ -190,12 +190,13 @@ def _mark() -> None:
 @contextlib.contextmanager
 def region(kind: RegionKind, name: str = "") -> Iterator[None]:
     """Attribute the ops made inside to `kind`."""
-    _thread.stack.append(Region(kind, name, _clock()[0]))
-    _mark()
+    outer = len(_thread.stack)
     try:
+        _thread.stack.append(Region(kind, name, _clock()[0]))
+        _mark()
         yield
     finally:
-        _thread.stack.pop()
+        del _thread.stack[outer:]
         _mark()
 
 

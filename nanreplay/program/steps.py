@@ -209,7 +209,8 @@ class TrainingFunction:
             op = tensor.op
             if op.type in FETCHES or op.type == "OptionalGetValue":
                 return Origin("fetched", tensor.value_index, tensor)
-            if graph is self.graph and any(op is source for source in self.sources or ()):
+            is_source = graph is self.graph and any(op is source for source in self.sources or ())
+            if is_source and _taken_apart(op) is None:
                 return Origin("taken", tensor.value_index, tensor)
             position = next((index for index, each in enumerate(graph.inputs) if each is tensor), None)
             if position is None:

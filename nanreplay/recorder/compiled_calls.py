@@ -252,10 +252,8 @@ class CompiledCalls:
         fetch = None
         if variant is not None and fetches:
             specs = element_specs(training.function)
-            is_whole = (
-                len(specs) == 1 and len(training.fetching) == 1 and not program.taken
-            )  # an element, not several, nor what replicas take of one
-            fetch = Fetch(variant.kinds, specs[0] if is_whole else None)
+            is_element = len(training.fetching) == 1 and not program.taken and len(program.sources) < 2
+            fetch = Fetch(variant.kinds, specs[0] if is_element and len(specs) == 1 else None)
         slot = self.session.add_program(program, fetch)
         has_batch = bool(program.sources or program.taken or program.loop)  # of the one step that a call is
         in_loop = fetches and not has_batch and any(graph is not training.graph for graph, _ in training.fetching)

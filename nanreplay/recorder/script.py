@@ -83,7 +83,7 @@ def _run(execute: Callable[[Loops], None], folder: str, settings: Mapping[str, A
     atexit.register(ambient.stop)
     try:
         execute(program)
-        ambient.stop()
+        ambient.end()
     except SystemExit as error:
         return _exit_code(error)
     except BaseException as error:
@@ -134,14 +134,22 @@ class _AmbientOfProcess:
 
         return Recorder(**self._settings)
 
-    def stop(self) -> None:
-        """The program has ended."""
+    def end(self) -> None:
+        """The program has come to its end.
+
+        Raises:
+            NonFiniteError: One of the last steps was non-finite, and `on_nan` is "raise".
+        """
         ambient, self.ambient = self.ambient, None
         if ambient is not None:
-            try:
-                ambient.stop()
-            except NonFiniteError as error:
-                print(f"nanreplay: {error}", file=sys.stderr)
+            ambient.stop()
+
+    def stop(self) -> None:
+        """The process ends, in whatever way."""
+        try:
+            self.end()
+        except NonFiniteError as error:
+            print(f"nanreplay: {error}", file=sys.stderr)
 
 
 class _Finder(importlib.abc.MetaPathFinder):

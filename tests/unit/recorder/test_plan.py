@@ -72,9 +72,7 @@ def test_steps_that_run_before_a_check_is_read_are_kept_on_top() -> None:
 
 
 @pytest.mark.parametrize(("keyframe_s", "step_s", "expected"), [(0.005, 0.01, 100), (0.005, 1.0, 32), (0.25, 0.01, 5000)])
-def test_the_interval_keeps_keyframes_at_half_a_hundredth_of_the_steps(
-    keyframe_s: float, step_s: float, expected: int
-) -> None:
+def test_the_interval_keeps_keyframes_at_half_a_hundredth_of_the_steps(keyframe_s: float, step_s: float, expected: int) -> None:
     assert every_for(keyframe_s, step_s, 32) == expected
 
 
