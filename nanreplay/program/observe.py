@@ -46,7 +46,8 @@ class _Thread(threading.local):
 
 _thread = _Thread()
 _lock = threading.RLock()
-_users = 0
+_users: list[object] = []
+"""One for each use of the replaced functions."""
 _undo = contextlib.ExitStack()
 _keras_done: set[str] = set()
 ambient: list[CallListener] = []
@@ -57,24 +58,23 @@ PATCHED: list[tuple[Any, str]] = []
 
 def install() -> Callable[[], None]:
     """Replace the functions, unless they are; returns what ends this use of them, and puts them back after the last one."""
-    global _users
+    use = object()
     with _lock:
-        if not _users:
+        # First of all: a recorder may be collected at any moment here, and end its own use in this very thread.
+        _users.append(use)
+        if not PATCHED:
             try:
                 _patch_tensorflow()
                 _patch_keras()
             except BaseException:
+                _users.remove(use)
                 _uninstall()
                 raise
-        _users += 1
-    is_released = threading.Event()
 
     def release() -> None:
-        global _users
         with _lock:
-            if not is_released.is_set():
-                is_released.set()
-                _users -= 1
+            if use in _users:
+                _users.remove(use)
                 if not _users:
                     _uninstall()
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -202,3 +204,26 @@ def test_a_tape_outlives_the_last_recording(tmp_path: Path) -> None:
 
     np.testing.assert_array_equal(tape.gradient(y, x), [2.0, 4.0])
     np.testing.assert_array_equal(gradient(x), [4.0, 32.0])
+
+
+@pytest.mark.parametrize("line", range(1, 6))
+def test_a_recorder_that_is_collected_as_another_begins_takes_nothing_away(line: int) -> None:
+    """Garbage is collected at any moment, in the same thread: also between any two lines of `install`."""
+    collected, lines = observe.install(), itertools.count(1)
+
+    def trace(frame: Any, event: str, argument: Any) -> Any:
+        if frame.f_code is not observe.install.__code__:
+            return None
+        if event == "line" and next(lines) == line:
+            collected()
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        release = observe.install()
+    finally:
+        sys.settrace(before)
+    assert observe.PATCHED
+    release()
+    assert not observe.PATCHED
