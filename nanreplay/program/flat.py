@@ -19,6 +19,7 @@ from nanreplay.program.flat_graph import FlatGraph
 from nanreplay.program.observation import BackwardSpan, Observation, Region, merged
 from nanreplay.program.observe import EagerObserver, listening
 from nanreplay.program.sources import SourceTable, is_user_file
+from nanreplay.program.steps import hands_gradient_out
 from nanreplay.program.watch import Watch
 from nanreplay.records import GradientSpec, OpInfo, ProgramRecord, Signature
 
@@ -55,6 +56,8 @@ class EagerRun:
     """What the step raised, or None."""
     graphs: dict[str, Any] = field(default_factory=dict)
     """FuncGraphs of the compiled functions that it called, by name."""
+    handed_out: list[Any] = field(default_factory=list)
+    """What compiled functions returned that compute a gradient: the loss is among it."""
     functions: dict[str, Any] = field(default_factory=dict)
     """FunctionDefs of those that were called by their names, which TensorFlow may forget soon."""
     n_replicas: int = 0
@@ -63,7 +66,10 @@ class EagerRun:
     def call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
         """Note a compiled function that is called; it runs as ever."""
         self.graphs[private_calls.name_of(function)] = private_calls.func_graph(function)
-        return run()
+        result = run()
+        if hands_gradient_out(function):
+            self.handed_out.append(result)
+        return result
 
     def trained_eagerly(self) -> None:
         """That is what an eager step does."""
@@ -99,6 +105,8 @@ def observe_eager(step: Callable[[], Any]) -> EagerRun:
             run.error = error
         finally:
             undo()
+    if run.result is None and run.handed_out:
+        run.result = run.handed_out
     run.seen.note_result(run.result)
     run.n_replicas = observer.n_replicas
     return run

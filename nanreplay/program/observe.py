@@ -203,14 +203,24 @@ def region(kind: RegionKind, name: str = "") -> Iterator[None]:
 # Replacing functions
 
 
-def _patch(owner: Any, name: str, make: Callable[[Any], Any], *, tells_eager: bool = False) -> None:
+def _is_of_variables(tape: Any, target: Any, sources: Any = None, *args: Any, **kwargs: Any) -> bool:
+    """Whether a gradient is taken with respect to variables, as trainings do."""
+    flat = tf.nest.flatten(sources)
+    return bool(flat) and all(private_tf.handle_of(source) is not None for source in flat)
+
+
+def _always(*args: Any, **kwargs: Any) -> bool:
+    return True
+
+
+def _patch(owner: Any, name: str, make: Callable[[Any], Any], *, tells_eager: Callable[..., bool] | None = None) -> None:
     """Replace a method by one that notes; `make(original)` is called where there is something to note it in.
 
     Args:
         owner: Class of the method.
         name: Its name.
         make: Given the original, makes the one that notes.
-        tells_eager: Whether a call in Python, in no recorded step, is told to those that record whatever trains.
+        tells_eager: Whether a call in Python, in no recorded step, is told to those that record whatever trains, given its arguments.
     """
     original = getattr(owner, name)
     inherited = name not in vars(owner)
@@ -219,7 +229,7 @@ def _patch(owner: Any, name: str, make: Callable[[Any], Any], *, tells_eager: bo
     def observed(*args: Any, **kwargs: Any) -> Any:
         seen = _notes()
         if seen is None or seen.failed is not None:
-            if tells_eager and ambient and is_unheard():
+            if tells_eager is not None and ambient and is_unheard() and tells_eager(*args, **kwargs):
                 ambient[-1].trained_eagerly()
             return original(*args, **kwargs)
         return _run(seen, make, original, args, kwargs)
@@ -268,7 +278,7 @@ class _Once:
 
 def _patch_tensorflow() -> None:
     for name in ("gradient", "jacobian", "batch_jacobian"):
-        _patch(tf.GradientTape, name, _observed_gradient)
+        _patch(tf.GradientTape, name, _observed_gradient, tells_eager=_is_of_variables)
     _patch_calls()
     _undo.callback(replica_threads.follow())
     _undo.callback(private_tf.hook_gradient_functions(_forward_token, _observed_gradient_function))
@@ -339,7 +349,7 @@ def _patch_keras() -> None:
 def _patch_keras_3(keras: Any) -> None:
     _patch(keras.layers.Layer, "__call__", _observed_layer_call)
     for optimizer in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer):
-        _patch(optimizer, "apply", _observed_apply, tells_eager=True)
+        _patch(optimizer, "apply", _observed_apply, tells_eager=_always)
         _patch(optimizer, "scale_loss", _observed_scale_loss)
 
 
@@ -348,7 +358,7 @@ def _patch_keras_2(keras: Any) -> None:
     for name in ("Optimizer", "legacy.Optimizer", "experimental.Optimizer"):
         optimizer = functools.reduce(lambda found, part: getattr(found, part, None), name.split("."), keras.optimizers)
         if optimizer is not None and "apply_gradients" in vars(optimizer):
-            _patch(optimizer, "apply_gradients", _observed_apply_gradients, tells_eager=True)
+            _patch(optimizer, "apply_gradients", _observed_apply_gradients, tells_eager=_always)
     for scaling in private_tf.keras_2_loss_scaling(keras):
         _patch(scaling, "apply_gradients", _observed_apply_gradients)
         _patch(scaling, "get_scaled_loss", _observed_scale_loss)

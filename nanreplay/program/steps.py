@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,6 +32,8 @@ LOOPS_OVER_DATA = frozenset({"ReduceDataset", "ScanDataset", "MakeIterator"})
 """Ops of a loop over a dataset inside of a graph."""
 _WRITES = re.compile(r"Assign\w*VariableOp|Resource(Sparse)?Apply\w+|ResourceScatter\w+|ResourceStridedSliceAssign")
 _GRADIENT = re.compile(r"(^|/)(gradient_tape|gradients(_\d+)?)/")
+_handing_out: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+"""What `hands_gradient_out` found, by FuncGraph."""
 _CALLS = ("PartitionedCall", "StatefulPartitionedCall")
 _BRANCHES = ("If", "StatelessIf", "Case", "StatelessCase")
 _FUNCTIONS_OF: Mapping[str, tuple[str, ...]] = {
@@ -89,6 +92,13 @@ class TrainingFunction:
     def writes(self) -> bool:
         """Whether it writes a float variable that it was given, other than by counting."""
         return any(True for graph in (self.graph, *self.graphs.values()) for _ in written(graph))
+
+    @cached_property
+    def written_captures(self) -> frozenset[int]:
+        """Positions, among what the function captured, of variables that it writes, as far as that can be told."""
+        n_arguments = len(self.graph.inputs) - self.n_captures
+        origins = (self.origin(graph, op.inputs[0]) for graph in (self.graph, *self.graphs.values()) for op in written(graph))
+        return frozenset(origin.number - n_arguments for origin in origins if origin is not None and origin.kind == "held")
 
     @property
     def trains(self) -> bool:
@@ -251,6 +261,17 @@ def has_own_gradient(graph: Any) -> bool:
     if seen is not None and seen.tape_gradients:
         return True
     return seen is None and any(_GRADIENT.search(op.name) for op in graph.get_operations())
+
+
+def hands_gradient_out(function: Any) -> bool:
+    """Whether a ConcreteFunction computes a gradient, and writes no variable that trains: others apply it."""
+    graph = private_calls.func_graph(function)
+    known = _handing_out.get(graph)
+    if known is None:
+        graphs = (graph, *private_tf.library_graphs(graph).values())
+        known = any(map(has_own_gradient, graphs)) and not any(True for each in graphs for _ in written(each))
+        _handing_out[graph] = known
+    return known
 
 
 def written(graph: Any) -> Iterator[Any]:

@@ -142,6 +142,10 @@ class Ambient:
     def call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
         """Run a compiled function, in the recording of its training if it trains."""
         if not self._does_train(function):
+            with self._lock:
+                recorder = next((each for each in self._recorders if each.knows(captured)), None)
+            if recorder is not None:
+                recorder.note_call(function, captured)
             return run()
         recorder = self.recorder_of_handles([*captured, *inputs])
         return recorder.record_call(function, inputs, captured, run)

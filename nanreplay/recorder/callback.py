@@ -144,6 +144,15 @@ class Recorder(keras.callbacks.Callback):
         self._ending.end_step()
         return result
 
+    def note_call(self, function: Any, captured: list[Any]) -> None:
+        """A compiled function that is no step is about to run; it may set variables of this training."""
+        self._session.guard(lambda: self._calls.note_other(function, captured))
+
+    @property
+    def raised(self) -> NonFiniteError | None:
+        """The last error that was raised for an incident."""
+        return self._incidents.raised
+
     def record_iterations(self) -> LoopStep:
         """What records the iterations of a loop that trains in Python."""
         self._hook()

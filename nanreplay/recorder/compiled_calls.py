@@ -228,11 +228,9 @@ class CompiledCalls:
         recorded = self._recorded.get(key)
         if recorded is not None and recorded.function() is function:
             return recorded
-        known = self._known.get(id(function))
-        if known is None or known[0]() is not function:
-            known = self._known[id(function)] = weakref.ref(function), TrainingFunction(function)
-        training = known[1]
+        training = self._training(function)
         if not training.trains and not private_calls.is_of(function, self.named):
+            self._note_writes(training, captured)
             return None
         program = program_of(training, captured, inputs)
         if program is None:
@@ -245,6 +243,25 @@ class CompiledCalls:
         if all(value.dtype not in (tf.resource, tf.variant) for value in inputs):
             self._plain[id(function)] = made
         return made
+
+    def note_other(self, function: Any, captured: list[Any]) -> None:
+        """A function that is no step is about to run."""
+        self._note_writes(self._training(function), captured)
+
+    def _training(self, function: Any) -> TrainingFunction:
+        known = self._known.get(id(function))
+        if known is None or known[0]() is not function:
+            known = self._known[id(function)] = weakref.ref(function), TrainingFunction(function)
+        return known[1]
+
+    def _note_writes(self, training: TrainingFunction, captured: list[Any]) -> None:
+        """A function that is no step may set what steps use: gradients that were added up are applied, an average is taken."""
+        variables = self.session.variables
+        for position in training.written_captures:
+            index = variables.index.get(id(captured[position]))
+            if index is not None and variables.infos[index].role not in ("metric", "seed"):
+                self.session.request_keyframe()
+                return
 
     def _make(self, training: TrainingFunction, program: TracedProgram) -> RecordedFunction:
         fetches = bool(training.fetching)

@@ -271,7 +271,8 @@ def _program_notes(programs: Any) -> list[str]:
                 f"Program {program.id} runs ops inside loops, branches or functions that another run does not repeat "
                 f"({', '.join(names)}); their outputs are not in the capture, and a replay may draw others."
             )
-        idle = cut(parse_graph(program.graph), program.signature).idle | collective_keys(program)
+        found = cut(parse_graph(program.graph), program.signature)
+        idle = found.idle | found.unused | collective_keys(program)
         unheld = [spec.tensor for spec in program.signature.captures if spec.variable is None and spec.constant is None]
         unknown = [tensor for tensor in unheld if tensor not in idle]
         if unknown:

@@ -21,6 +21,7 @@ from nanreplay.program.flat import EagerRun, FlatProgram, describe_eager, observ
 from nanreplay.program.observe import EagerObserver
 from nanreplay.program.patches import replace_functions
 from nanreplay.program.sources import SourceTable
+from nanreplay.program.steps import hands_gradient_out
 from nanreplay.program.trace import is_float_variable, is_variable
 from nanreplay.program.watch import Watch, build_watch, has_nonfinite, read_variable
 from nanreplay.recorder.compiled_calls import look_after_failure
@@ -49,6 +50,8 @@ class Run:
     """Where variables are to be learned: the first value read of each, by the id of its handle."""
     is_learning: bool = False
     """Whether the call may use variables that are not known yet."""
+    handed_out: list[Any] = field(default_factory=list)
+    """What compiled functions returned that compute a gradient: the loss is among it."""
     draws: Draws = field(default_factory=Draws)
     """The random numbers of the call."""
     stop: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
@@ -146,7 +149,10 @@ class EagerStep:
     def call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
         """Compiled functions that an eager step calls are ops of it."""
         self.note_variables([*inputs, *captured])
-        return run()
+        result = run()
+        if self._run is not None and self._session.guard(lambda: hands_gradient_out(function)):
+            self._run.handed_out.append(result)
+        return result
 
     def note_variables(self, tensors: Sequence[Any]) -> None:
         """While variables are learned: read those that a compiled function is about to use, for it may write them."""
@@ -203,7 +209,7 @@ class EagerStep:
         session, seen = self._session, run.observer.observation
         if seen.failed is not None:
             raise seen.failed
-        seen.note_result(result)
+        seen.note_result(run.handed_out if result is None and run.handed_out else result)
         self._register(run)
         watch = build_watch(seen, self._watched_handles(), seen.learning_rate, seen.loss_scale)
         names = watch_layout(watch.entries, session.variables.index)

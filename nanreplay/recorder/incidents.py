@@ -32,6 +32,8 @@ class Incidents:
         self._count = 0
         self.path: Location | None = None
         """The last file."""
+        self.raised: NonFiniteError | None = None
+        """The last error that was raised for an incident."""
 
     def handle(self, suspicion: Suspicion) -> None:
         """Write the capture, if this is an incident; then raise, stop, or go on.
@@ -56,7 +58,8 @@ class Incidents:
         if on_nan != "continue":
             session.lifecycle.note(Event.INCIDENT_ENDS)
             if trigger.what != "exception" and on_nan == "raise":
-                raise NonFiniteError(sentence, path=path, step=step)
+                self.raised = NonFiniteError(sentence, path=path, step=step)
+                raise self.raised
             self._stop()
         # Where warnings are errors, this one must not take the place of the step's own exception.
         with contextlib.suppress(UserWarning) if trigger.what == "exception" else contextlib.nullcontext():

@@ -9,6 +9,7 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.program import observe
+from nanreplay.program.steps import hands_gradient_out
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerStep, Run
 from nanreplay.recorder.ending import Ending
@@ -94,9 +95,9 @@ class LoopStep:
         if not self._calls.is_eager and not isinstance(error, (tf.errors.OpError, ArithmeticError)):
             self._session.guard(self._eager.forget_call)
             self.is_compiled = self._calls.trained > self._trained_before
-        elif error is not None:
+        elif isinstance(error, (tf.errors.OpError, ArithmeticError)):
             self._eager.raised(run, error)
-        else:
+        else:  # an error of another kind is the program's own affair
             self._eager.ended(run, None)
         handles = self._session.variables.handles
         if len(handles) != self._n_known:
@@ -104,10 +105,13 @@ class LoopStep:
             self._remember(handles)
 
     def call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
-        """Note the variables of a compiled function; it is a step if it trains, unless iterations train in Python."""
+        """Note a compiled function; it is a step if it trains, unless iterations train in Python."""
+        if self._session.guard(lambda: hands_gradient_out(function)):  # Python applies it, or adds up until it does
+            self._calls.trained_eagerly()
+        if self._is_eager or self._calls.is_eager:
+            return self._eager.call(function, inputs, captured, run)
         self._eager.note_variables([*inputs, *captured])
-        is_op = self._is_eager or self._calls.is_eager
-        return run() if is_op else self._calls.call(function, inputs, captured, run)
+        return self._calls.call(function, inputs, captured, run)
 
     def trained_eagerly(self) -> None:
         """Note that Python code trains by itself."""

@@ -85,9 +85,12 @@ def _run(execute: Callable[[Loops], None], folder: str, settings: Mapping[str, A
         execute(program)
         ambient.end()
     except SystemExit as error:
+        ambient.tell_of_caught(error)
         return _exit_code(error)
     except BaseException as error:
+        ambient.tell_of_caught(error)
         return _uncaught(error)
+    ambient.tell_of_caught(None)
     return 0
 
 
@@ -118,6 +121,7 @@ class _AmbientOfProcess:
         self._settings = dict(settings)
         self.ambient: Ambient | None = None
         self.loops: Loops | None = None
+        self._made: list[Any] = []
 
     def imported(self, name: str) -> None:
         """The program has imported a package."""
@@ -132,7 +136,18 @@ class _AmbientOfProcess:
     def _recorder(self) -> Any:
         from nanreplay.recorder.callback import Recorder
 
-        return Recorder(**self._settings)
+        self._made.append(Recorder(**self._settings))
+        return self._made[-1]
+
+    def tell_of_caught(self, error: BaseException | None) -> None:
+        """Say where the captures are whose errors the program has caught; `error` ends it, or None."""
+        ends_by = set()
+        while error is not None and id(error) not in ends_by:
+            ends_by.add(id(error))
+            error = error.__cause__ or error.__context__
+        for recorder in self._made:
+            if recorder.raised is not None and id(recorder.raised) not in ends_by:
+                print(f"nanreplay: {recorder.raised}", file=sys.stderr)
 
     def end(self) -> None:
         """The program has come to its end.

@@ -195,3 +195,20 @@ def test_an_interrupted_training_leaves_its_window(tmp_path: Path) -> None:
     assert done.returncode == -signal.SIGTERM
     with Capture(tmp_path / "run.h5") as capture:
         assert capture.incident.trigger.name == "SIGTERM"
+
+
+def test_a_capture_whose_error_the_program_catches_is_named(tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(
+        "import numpy as np, keras\n"
+        "model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])\n"
+        "model.compile('sgd', 'mse')\n"
+        "for start in range(3):\n"
+        "    try:\n"
+        "        model.train_on_batch(np.full((4, 3), np.inf), np.ones((4, 1)))\n"
+        "    except Exception:\n"
+        "        continue\n"
+    )
+    done = run("program.py", folder=tmp_path)
+    assert done.returncode == 0
+    assert "nanreplay: step 0: loss is" in done.stderr
+    assert "Capture: run.h5" in done.stderr

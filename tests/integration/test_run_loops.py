@@ -128,6 +128,42 @@ LOOPS = {
             loss, gradients = gradients_of(x, y)
             optimizer.apply_gradients(zip(gradients, model.trainable_variables))
     """,
+    "compiled_gradient_added_up": """
+        @tf.function
+        def gradients_of(x, y):
+            with tf.GradientTape() as tape:
+                loss = mse(x, y)
+            return loss, tape.gradient(loss, model.trainable_variables)
+
+        for number, (x, y) in enumerate(batches):
+            loss, gradients = gradients_of(x, y)
+            held = gradients if number % 3 == 0 else [one + other for one, other in zip(held, gradients)]
+            if number % 3 == 2:
+                optimizer.apply_gradients(zip(held, model.trainable_variables))
+    """,
+    "compiled_update_of_what_was_added_up": """
+        model(xs[0])
+        held = [tf.Variable(tf.zeros_like(variable), trainable=False) for variable in model.trainable_variables]
+
+        @tf.function
+        def add(x, y):
+            with tf.GradientTape() as tape:
+                loss = mse(x, y)
+            for one, gradient in zip(held, tape.gradient(loss, model.trainable_variables)):
+                one.assign_add(gradient)
+            return loss
+
+        @tf.function
+        def update():
+            optimizer.apply_gradients(zip(held, model.trainable_variables))
+            for one in held:
+                one.assign(tf.zeros_like(one))
+
+        for number, (x, y) in enumerate(batches):
+            add(x, y)
+            if number % 2:
+                update()
+    """,
     "compiled_step": """
         @tf.function
         def step(x, y):
@@ -242,3 +278,26 @@ def test_nothing_stays_behind(loop: str, tmp_path: Path) -> None:
     assert (tf.GradientTape.gradient, keras.layers.Layer.__call__, keras.optimizers.Optimizer.apply, builtins.next) == before
     assert patched == observe.PATCHED
     assert observe.is_unheard()
+
+
+def test_a_training_that_cannot_be_recorded_is_said(tmp_path: Path) -> None:
+    generator = """
+        def steps():
+            for x, y in batches:
+                with tf.GradientTape() as tape:
+                    loss = mse(x, y)
+                for variable, gradient in zip(model.trainable_variables, tape.gradient(loss, model.trainable_variables)):
+                    variable.assign_sub(0.01 * gradient)
+                yield loss
+
+        losses = [float(loss) for loss in steps()]
+    """
+    with pytest.warns(UserWarning, match="trains step by step in Python, which is not recorded"):
+        run(generator, tmp_path, fails=True)
+
+
+def test_an_error_of_the_program_in_a_loop_is_its_own_affair(tmp_path: Path) -> None:
+    raising = LOOPS["inline"].rstrip() + "\n                if float(loss) > -1:\n                    raise KeyError('of the program')\n"
+    with pytest.raises(KeyError):
+        run(raising, tmp_path, fails=False)
+    assert not list(tmp_path.glob("*.h5"))
