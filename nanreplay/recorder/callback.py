@@ -149,8 +149,8 @@ class Recorder(keras.callbacks.Callback):
         self._session.guard(lambda: self._calls.note_other(function, captured))
 
     @property
-    def raised(self) -> NonFiniteError | None:
-        """The last error that was raised for an incident."""
+    def raised(self) -> tuple[weakref.ref[NonFiniteError], str] | None:
+        """The last error that was raised for an incident, and what it says."""
         return self._incidents.raised
 
     def record_iterations(self) -> LoopStep:

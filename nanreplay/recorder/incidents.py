@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
+import weakref
 from collections.abc import Callable
 
 from nanreplay.capture.storage import Location
@@ -32,8 +33,8 @@ class Incidents:
         self._count = 0
         self.path: Location | None = None
         """The last file."""
-        self.raised: NonFiniteError | None = None
-        """The last error that was raised for an incident."""
+        self.raised: tuple[weakref.ref[NonFiniteError], str] | None = None
+        """The last error that was raised for an incident, and what it says: its frames hold the training."""
 
     def handle(self, suspicion: Suspicion) -> None:
         """Write the capture, if this is an incident; then raise, stop, or go on.
@@ -58,8 +59,9 @@ class Incidents:
         if on_nan != "continue":
             session.lifecycle.note(Event.INCIDENT_ENDS)
             if trigger.what != "exception" and on_nan == "raise":
-                self.raised = NonFiniteError(sentence, path=path, step=step)
-                raise self.raised
+                error = NonFiniteError(sentence, path=path, step=step)
+                self.raised = weakref.ref(error), str(error)
+                raise error
             self._stop()
         # Where warnings are errors, this one must not take the place of the step's own exception.
         with contextlib.suppress(UserWarning) if trigger.what == "exception" else contextlib.nullcontext():

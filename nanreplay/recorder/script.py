@@ -141,13 +141,15 @@ class _AmbientOfProcess:
 
     def tell_of_caught(self, error: BaseException | None) -> None:
         """Say where the captures are whose errors the program has caught; `error` ends it, or None."""
-        ends_by = set()
-        while error is not None and id(error) not in ends_by:
-            ends_by.add(id(error))
+        ends_by: list[BaseException] = []
+        while error is not None and not any(error is each for each in ends_by):
+            ends_by.append(error)
             error = error.__cause__ or error.__context__
         for recorder in self._made:
-            if recorder.raised is not None and id(recorder.raised) not in ends_by:
-                print(f"nanreplay: {recorder.raised}", file=sys.stderr)
+            if recorder.raised is not None:
+                raised, sentence = recorder.raised
+                if not any(raised() is each for each in ends_by):
+                    print(f"nanreplay: {sentence}", file=sys.stderr)
 
     def end(self) -> None:
         """The program has come to its end.

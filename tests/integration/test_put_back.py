@@ -16,7 +16,7 @@ import tensorflow as tf
 from trainings import BATCH, data, mlp
 
 from nanreplay import NonFiniteError, Recorder
-from nanreplay.program import observe, private_tf
+from nanreplay.program import assignments, observe, private_tf
 
 Places = dict[tuple[Any, str], Any]
 
@@ -33,6 +33,10 @@ def replaced_places() -> list[tuple[Any, str]]:
 @pytest.fixture(autouse=True)
 def all_is_put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.collect()
+    observe._users.clear()  # recorders that other tests of this process still hold
+    observe._uninstall()
+    assignments._watches.clear()
+    assignments._put_back_after_last()
     places = replaced_places()
     before = [getattr(owner, name) for owner, name in places]
     yield
