@@ -78,6 +78,7 @@ def left(value: Any) -> Any:
     return Trained(variables=[tf.Variable(value, name="weight")])
 
 
+@pytest.mark.slow
 def test_one_bit_of_one_weight_is_a_difference() -> None:
     def train(attach: Any) -> Any:
         return left([1.0, 2.0, 3.0000002 if attach.folder else 3.0])
@@ -85,6 +86,7 @@ def test_one_bit_of_one_weight_is_a_difference() -> None:
     assert compared(train)["differs"]["weights"] == {"0 weight:0 0": 1}
 
 
+@pytest.mark.slow
 def test_an_error_that_only_recorded_training_raises_is_a_difference() -> None:
     def train(attach: Any) -> Any:
         if attach.folder:
@@ -94,6 +96,7 @@ def test_an_error_that_only_recorded_training_raises_is_a_difference() -> None:
     assert compared(train)["differs"] == {"the rest": {"raised ValueError: not recorded": 1}}
 
 
+@pytest.mark.slow
 def test_a_training_that_differs_from_itself_does_not_count() -> None:
     counted = iter(range(9))
     found = compared(lambda attach: left([float(next(counted))]))
