@@ -87,7 +87,10 @@ class EagerStep:
         try:
             result = self._step(*args, **kwargs)
         except BaseException as error:
-            self.raised(run, error)
+            try:
+                self.raised(run, error)
+            except Exception as own:  # the step's own error goes on
+                self._session.fail(own)
             raise
         self.ended(run, result)
         return result
