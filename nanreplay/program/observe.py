@@ -12,7 +12,7 @@ import functools
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Protocol, cast
 
@@ -36,6 +36,13 @@ class CallListener(Protocol):
         """Note that a gradient was computed, or applied, outside of compiled functions."""
 
 
+class AmbientListener(CallListener, Protocol):
+    """Is told of what is in no recorded step, too."""
+
+    def took_gradient(self, sources: Sequence[Any]) -> None:
+        """Note that Python code took a gradient with respect to `sources`, which may train."""
+
+
 class _Thread(threading.local):
     def __init__(self) -> None:
         self.eager: EagerObserver | None = None
@@ -50,7 +57,7 @@ _users: list[object] = []
 """One for each use of the replaced functions."""
 _undo = contextlib.ExitStack()
 _keras_done: set[str] = set()
-ambient: list[CallListener] = []
+ambient: list[AmbientListener] = []
 """Listeners of all threads; the last one is told."""
 PATCHED: list[tuple[Any, str]] = []
 """Owner and name of all that is replaced now."""
@@ -203,24 +210,14 @@ def region(kind: RegionKind, name: str = "") -> Iterator[None]:
 # Replacing functions
 
 
-def _is_of_variables(tape: Any, target: Any, sources: Any = None, *args: Any, **kwargs: Any) -> bool:
-    """Whether a gradient is taken with respect to variables, as trainings do."""
-    flat = tf.nest.flatten(sources)
-    return bool(flat) and all(private_tf.handle_of(source) is not None for source in flat)
-
-
-def _always(*args: Any, **kwargs: Any) -> bool:
-    return True
-
-
-def _patch(owner: Any, name: str, make: Callable[[Any], Any], *, tells_eager: Callable[..., bool] | None = None) -> None:
+def _patch(owner: Any, name: str, make: Callable[[Any], Any], *, tells: Callable[..., None] | None = None) -> None:
     """Replace a method by one that notes; `make(original)` is called where there is something to note it in.
 
     Args:
         owner: Class of the method.
         name: Its name.
         make: Given the original, makes the one that notes.
-        tells_eager: Whether a call in Python, in no recorded step, is told to those that record whatever trains, given its arguments.
+        tells: Tells those that record whatever trains of a call in Python that is in no recorded step, given its arguments.
     """
     original = getattr(owner, name)
     inherited = name not in vars(owner)
@@ -229,14 +226,22 @@ def _patch(owner: Any, name: str, make: Callable[[Any], Any], *, tells_eager: Ca
     def observed(*args: Any, **kwargs: Any) -> Any:
         seen = _notes()
         if seen is None or seen.failed is not None:
-            if tells_eager is not None and ambient and is_unheard() and tells_eager(*args, **kwargs):
-                ambient[-1].trained_eagerly()
+            if tells is not None and ambient and is_unheard():
+                tells(*args, **kwargs)
             return original(*args, **kwargs)
         return _run(seen, make, original, args, kwargs)
 
     setattr(owner, name, observed)
     PATCHED.append((owner, name))
     _undo.callback(functools.partial(delattr, owner, name) if inherited else functools.partial(setattr, owner, name, original))
+
+
+def _tell_update(*args: Any, **kwargs: Any) -> None:
+    ambient[-1].trained_eagerly()
+
+
+def _tell_gradient(tape: Any, target: Any, sources: Any = None, *args: Any, **kwargs: Any) -> None:
+    ambient[-1].took_gradient(tf.nest.flatten(sources))
 
 
 def is_unheard() -> bool:
@@ -278,7 +283,7 @@ class _Once:
 
 def _patch_tensorflow() -> None:
     for name in ("gradient", "jacobian", "batch_jacobian"):
-        _patch(tf.GradientTape, name, _observed_gradient, tells_eager=_is_of_variables)
+        _patch(tf.GradientTape, name, _observed_gradient, tells=_tell_gradient)
     _patch_calls()
     _undo.callback(replica_threads.follow())
     _undo.callback(private_tf.hook_gradient_functions(_forward_token, _observed_gradient_function))
@@ -349,7 +354,7 @@ def _patch_keras() -> None:
 def _patch_keras_3(keras: Any) -> None:
     _patch(keras.layers.Layer, "__call__", _observed_layer_call)
     for optimizer in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer):
-        _patch(optimizer, "apply", _observed_apply, tells_eager=_always)
+        _patch(optimizer, "apply", _observed_apply, tells=_tell_update)
         _patch(optimizer, "scale_loss", _observed_scale_loss)
 
 
@@ -358,7 +363,7 @@ def _patch_keras_2(keras: Any) -> None:
     for name in ("Optimizer", "legacy.Optimizer", "experimental.Optimizer"):
         optimizer = functools.reduce(lambda found, part: getattr(found, part, None), name.split("."), keras.optimizers)
         if optimizer is not None and "apply_gradients" in vars(optimizer):
-            _patch(optimizer, "apply_gradients", _observed_apply_gradients, tells_eager=_always)
+            _patch(optimizer, "apply_gradients", _observed_apply_gradients, tells=_tell_update)
     for scaling in private_tf.keras_2_loss_scaling(keras):
         _patch(scaling, "apply_gradients", _observed_apply_gradients)
         _patch(scaling, "get_scaled_loss", _observed_scale_loss)

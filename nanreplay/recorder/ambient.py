@@ -6,6 +6,7 @@ given its recorder as a callback; compiled functions that train are seen as they
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -19,6 +20,7 @@ import tensorflow as tf
 
 from nanreplay.errors import AttachError, NonFiniteError
 from nanreplay.program import observe, private_tf
+from nanreplay.program.assignments import AssignmentWatch
 from nanreplay.program.steps import TrainingFunction
 
 if TYPE_CHECKING:
@@ -46,6 +48,10 @@ class Ambient:
         self._release: Callable[[], None] = lambda: None
         self._fitted: list[tuple[Any, Any]] = []
         self._has_said = False
+        self._differentiated: dict[int, int] = {}
+        self._held: list[Any] = []
+        self._assigned: AssignmentWatch | None = None
+        """Notes which of the variables that Python code took gradients of are set in Python, until that has been said."""
 
     def start(self) -> None:
         """Record from now on."""
@@ -65,6 +71,7 @@ class Ambient:
         for owner, original in self._fitted:
             owner.fit = original
         self._fitted.clear()
+        self._forget_gradients()
         self._release()
         raised: NonFiniteError | None = None
         for recorder in list(self._recorders):
@@ -155,9 +162,33 @@ class Ambient:
         if self._has_said or self._in_loop():
             return
         self._has_said = True
+        self._forget_gradients()
         where = _caller()
         line = "`step = recorder.wrap(step)` with nanreplay.Recorder, called for each batch, or `@tf.function` above the step"
         warnings.warn(f"nanreplay: {where} trains step by step in Python, which is not recorded. To record it: {line}.", stacklevel=3)
+
+    def _forget_gradients(self) -> None:
+        if self._assigned is not None:
+            self._assigned.stop()
+        self._assigned = None
+        self._held.clear()
+
+    def took_gradient(self, sources: Sequence[Any]) -> None:
+        """Python code that takes a gradient, and had set a variable between two of them, trains step by step.
+
+        A gradient alone is no training: a program may look at it.
+        """
+        handles = handles_in(sources, 0)
+        if self._has_said or not handles or self._in_loop():
+            return
+        with self._lock:
+            if self._assigned is not None and self._assigned.take():
+                self.trained_eagerly()
+            self._differentiated.update({id(handle): 0 for handle in handles})
+            self._held += handles
+            if self._assigned is None:
+                self._assigned = AssignmentWatch(self._differentiated)
+                self._assigned.start()
 
     def _does_train(self, function: Any) -> bool:
         known = self._trains.get(id(function))
@@ -194,20 +225,26 @@ def handles_in(values: Iterable[Any], depth: int = 2) -> list[Any]:
         values: Variables, models, optimizers; lists of some, and objects with attributes that are some.
         depth: How many such objects deep to look.
     """
-    found = []
+    found: list[Any] = []
     for value in values:
-        handle = private_tf.handle_of(value)
-        if tf.is_tensor(handle) and handle.dtype == tf.resource:
-            found.append(handle)
-        elif isinstance(value, tf.Module) or _is_of_keras(value):
-            found += handles_in(private_tf.variables_in(value), 0)
-        elif depth and isinstance(value, (list, tuple)):
-            found += handles_in(value[:1000], depth - 1)
-        elif depth and isinstance(value, dict):
-            found += handles_in(list(value.values())[:1000], depth - 1)
-        elif depth and type(value).__module__ != "builtins" and isinstance(getattr(value, "__dict__", None), dict):
-            found += handles_in(list(vars(value).values()), depth - 1)
+        with contextlib.suppress(Exception):  # a property of the program's own may raise anything; it holds no variables then
+            found += _handles_of(value, depth)
     return found
+
+
+def _handles_of(value: Any, depth: int) -> list[Any]:
+    handle = private_tf.handle_of(value)
+    if tf.is_tensor(handle) and handle.dtype == tf.resource:
+        return [handle]
+    if isinstance(value, tf.Module) or _is_of_keras(value):
+        return handles_in(private_tf.variables_in(value), 0)
+    if depth and isinstance(value, (list, tuple)):
+        return handles_in(value[:1000], depth - 1)
+    if depth and isinstance(value, dict):
+        return handles_in(list(value.values())[:1000], depth - 1)
+    if depth and type(value).__module__ != "builtins" and isinstance(getattr(value, "__dict__", None), dict):
+        return handles_in(list(vars(value).values()), depth - 1)
+    return []
 
 
 def _is_of_keras(value: Any) -> bool:

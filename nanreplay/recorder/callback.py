@@ -20,7 +20,7 @@ from nanreplay.recorder.ambient import Ambient
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerStep
 from nanreplay.recorder.ending import Ending
-from nanreplay.recorder.fit import DirectCalls, DistributedBatches, EagerTrainStep, check_model, is_default_strategy
+from nanreplay.recorder.fit import DirectCalls, EagerTrainStep, check_model
 from nanreplay.recorder.fit_callbacks import callbacks_of_fit, watch_callbacks
 from nanreplay.recorder.incidents import Incidents
 from nanreplay.recorder.lifecycle import Event
@@ -92,7 +92,7 @@ class Recorder(keras.callbacks.Callback):
         self._ambient: Ambient | None = None
         self._handles: dict[int, Any] = {}
         """Handles by id, for telling one training from another."""
-        self._replaced: EagerTrainStep | DistributedBatches | DirectCalls | None = None
+        self._replaced: EagerTrainStep | DirectCalls | None = None
         self._release_hooks: Callable[[], None] | None = None
         self._session.guard(lambda: remove_leftovers(self._session.settings.path))
 
@@ -255,8 +255,6 @@ class Recorder(keras.callbacks.Callback):
         self._session.variables.name_model(model)
         if model.run_eagerly or tf.config.functions_run_eagerly():
             self._replaced = EagerTrainStep(model, lambda step: self._eager(step))
-        elif not is_default_strategy(model) and model.steps_per_execution != 1:
-            self._replaced = DistributedBatches(model)
         elif DirectCalls.fits(model):
             self._replaced = DirectCalls(model, self._calls)
 

@@ -61,10 +61,11 @@ class RecordedFunction:
     """Steps whose batch has been fetched, and is to be taken from the staging area."""
 
     def runs_steps(self, count: int) -> None:
-        """Each call runs `count` steps, unless the data ends."""
+        """Each call runs `count` steps, unless the data ends; as many calls as hold no more than single steps do are taken together."""
         self.steps_per_call = count
         if self.variant is not None and self.variant.batches is not None:
-            self.variant.batches.together = count * TAKEN_TOGETHER
+            calls = TAKEN_TOGETHER * SMALL_BYTES // max(1, count * self.batch_bytes)
+            self.variant.batches.together = count * max(1, min(calls, TAKEN_TOGETHER))
 
     @property
     def together(self) -> int:

@@ -87,10 +87,7 @@ class EagerStep:
         try:
             result = self._step(*args, **kwargs)
         except BaseException as error:
-            try:
-                self.raised(run, error)
-            except Exception as own:  # the step's own error goes on
-                self._session.fail(own)
+            self.raised(run, error)
             raise
         self.ended(run, result)
         return result
@@ -105,7 +102,13 @@ class EagerStep:
         return self._run
 
     def raised(self, run: Run, error: BaseException) -> None:
-        """The step has raised."""
+        """The step has raised; its own error goes on, whatever becomes of the recorder."""
+        try:
+            self._record_raised(run, error)
+        except Exception as own:
+            self._session.fail(own)
+
+    def _record_raised(self, run: Run, error: BaseException) -> None:
         session, step = self._session, self._session.step
         session.guard(lambda: self._stop(run))
         if self._run is not run:  # compiled functions were steps of their own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
@@ -151,40 +151,6 @@ class DirectCalls:
         """Leave the model as it was."""
         if self._model.train_function is self:
             self._model.train_function = self.original
-
-
-class DistributedBatches:
-    """Stands in for `model.train_function` under a strategy: takes batches from the distributed iterator, one after the other.
-
-    Keras's own function, given any other iterator than one of TensorFlow's, runs its compiled step on each batch. At the end of the data
-    it is given the iterator itself: it then does what it does for an empty one.
-
-    Args:
-        model: The Keras model.
-    """
-
-    def __init__(self, model: Any) -> None:
-        self._model = model
-        self.original = model.train_function
-        model.train_function = self
-
-    def __call__(self, iterator: Any) -> Any:
-        """Run the steps of one call."""
-        try:
-            first = next(iterator)
-        except (StopIteration, tf.errors.OutOfRangeError):
-            return self.original(iterator)
-        return self.original(_following(first, iterator))
-
-    def undo(self) -> None:
-        """Leave the model as it was."""
-        if self._model.train_function is self:
-            self._model.train_function = self.original
-
-
-def _following(first: Any, iterator: Any) -> Iterator[Any]:
-    yield first
-    yield from iterator
 
 
 def is_default_strategy(model: Any) -> bool:

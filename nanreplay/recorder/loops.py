@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import importlib.machinery
 import sys
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -77,7 +79,8 @@ class Loops:
         for name in sorted(imported_names(tree)):
             origin = self._file_of(name)
             if origin is not None:
-                self._learn(ast.parse(origin.read_bytes(), str(origin)), str(origin))
+                with contextlib.suppress(SyntaxError, ValueError, OSError):  # maybe it is never imported
+                    self._learn(ast.parse(origin.read_bytes(), str(origin)), str(origin))
         self._names.learn(tree)
 
     def _file_of(self, module: str) -> Path | None:
@@ -102,10 +105,7 @@ class Loops:
     def trained_eagerly(self) -> bool:
         """Python code trains, and no recorder is told: the innermost loop is recorded from its next iteration on."""
         loop = self.thread.entered[-1] if self.thread.entered else None
-        if loop is None or self.thread.active_depth:
-            return False
-        loop.trains()
-        return True
+        return loop is not None and not self.thread.active_depth and loop.trains()
 
     def _next(self, *arguments: Any) -> Any:
         """`next`; an iteration that runs once more is given what it was given at first."""
@@ -178,15 +178,20 @@ class WatchedLoop:
         """The loop is about to begin: it may be another training than before."""
         self._of_thread.is_entered = True
 
-    def trains(self) -> None:
-        """Its iterations are to be recorded."""
+    def trains(self) -> bool:
+        """Its iterations are to be recorded; returns whether they can be."""
         self._of_thread.is_on = True
+        return not self._of_thread.is_off
 
     def __enter__(self) -> None:
         thread = self._loops.thread
         thread.entered.append(self)
         if not thread.active_depth and (self._of_thread.is_on or self._body.trains) and not self._of_thread.is_off:
-            self._begin(thread, sys._getframe(1))
+            try:
+                self._begin(thread, sys._getframe(1))
+            except Exception as error:  # an attribute of the program's own may raise as it is looked at; training goes on
+                self._of_thread.is_off = True
+                warnings.warn(f"nanreplay: a loop is not recorded: {type(error).__name__}: {error}", stacklevel=2)
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         thread, own = self._loops.thread, self._of_thread
@@ -209,8 +214,8 @@ class WatchedLoop:
         if own.step is None or not own.step.is_active:
             return
         iteration = Iteration(self._body, namespace, thread, own.step)
-        thread.active_depth, thread.iteration = len(thread.entered), iteration
         own.step.begin(lambda: (iteration.given(), iteration.run_again))
+        thread.active_depth, thread.iteration = len(thread.entered), iteration
 
 
 class _LoopOfThread(threading.local):

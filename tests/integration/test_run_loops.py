@@ -301,3 +301,35 @@ def test_an_error_of_the_program_in_a_loop_is_its_own_affair(tmp_path: Path) -> 
     with pytest.raises(KeyError):
         run(raising, tmp_path, fails=False)
     assert not list(tmp_path.glob("*.h5"))
+
+
+def test_a_gradient_that_a_program_only_looks_at_is_no_training(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+    looking = """
+        def norms():
+            for x, y in batches:
+                with tf.GradientTape() as tape:
+                    loss = mse(x, y)
+                yield [float(tf.norm(each)) for each in tape.gradient(loss, model.trainable_variables)]
+
+        print(list(norms()))
+    """
+    run(looking, tmp_path, fails=False)
+    assert not [str(each.message) for each in recwarn if "nanreplay" in str(each.message)]
+
+
+def test_an_object_that_cannot_be_looked_at_disturbs_nothing(tmp_path: Path) -> None:
+    shy = """
+        class Shy:
+            @property
+            def value(self):
+                raise RuntimeError("not now")
+
+        shy = Shy()
+        for x, y in batches:
+            with tf.GradientTape() as tape:
+                loss = mse(x, y)
+            repr(shy)
+            optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
+    """
+    with pytest.raises(NonFiniteError, match="step 3"):
+        run(shy, tmp_path, fails=True)
