@@ -18,16 +18,15 @@ from typing import Any, NamedTuple
 import tensorflow as tf
 
 from nanreplay.program import private_calls, private_tf
+from nanreplay.program.leaf_paths import argument_paths, fetched_paths, output_names, signature_paths
 from nanreplay.program.observation import notes_of
 from nanreplay.program.outside import outside_tensors
 from nanreplay.program.trace import LoopFetch, TracedProgram, is_handle, is_variable, source_of
-from nanreplay.records import EACH_ITERATION
 
 FETCHES = frozenset({"IteratorGetNext", "IteratorGetNextSync", "MultiDeviceIteratorGetNextFromShard"})
 """Ops that take the next element of an iterator."""
 FETCHES_OPTIONAL = frozenset({"IteratorGetNextAsOptional"})
 _WHILES = frozenset({"While", "StatelessWhile"})
-_REPLICA = re.compile(r"(?:^|/)replica_(\d+)/")
 LOOPS_OVER_DATA = frozenset({"ReduceDataset", "ScanDataset", "MakeIterator"})
 """Ops of a loop over a dataset inside of a graph."""
 _WRITES = re.compile(r"Assign\w*VariableOp|Resource(Sparse)?Apply\w+|ResourceScatter\w+|ResourceStridedSliceAssign")
@@ -354,7 +353,7 @@ def _inner_program(
         inputs = [(placeholder, leaves[index]) for placeholder, index in inputs]
         paths = argument_paths(training.function, arguments)
     else:
-        paths = _paths_of_specs(graph, len(inputs))
+        paths = signature_paths(graph, len(inputs))
     xla = training.is_xla or is_compiled_call(caller.op, caller.graph)
     outside = outside_tensors(graph) if caller.graph is training.graph else []
     compilation = "xla" if xla else "graph"
@@ -384,7 +383,7 @@ def _whole_program(training: TrainingFunction, held: Sequence[Any], arguments: S
     captures += list(zip(graph.inputs[n_arguments:], held, strict=True))
     captures = [(placeholder, value) for placeholder, value in captures if is_variable(value) or id(placeholder) not in iterators]
     paths = argument_paths(training.function, arguments)
-    paths += _fetched_paths(training, fetched)
+    paths += fetched_paths(training.function, fetched, in_loop=training.loop is not None)
     inputs += [(tensor, len(leaves) + number) for number, tensor in enumerate(fetched)]
     outside = [tensor for tensor in outside_tensors(graph) if tensor.op not in sources]
     compilation = "xla" if training.is_xla else "graph"
@@ -395,78 +394,3 @@ def _leaf_numbers(arguments: Sequence[Any]) -> dict[int, int]:
     """Number of the leaf of the batch, by number of the flat argument: all but handles."""
     data = [index for index, value in enumerate(arguments) if value.dtype not in (tf.resource, tf.variant)]
     return {index: number for number, index in enumerate(data)}
-
-
-def argument_leaves(arguments: Sequence[Any]) -> list[Any]:
-    """The arrays among the flat arguments of a call."""
-    return [value for value in arguments if value.dtype not in (tf.resource, tf.variant)]
-
-
-def argument_paths(function: Any, arguments: Sequence[Any]) -> list[str]:
-    """A readable path for each array among the arguments: `0/ids`, `targets`; the only argument's own index is left out."""
-    n_leaves = len(argument_leaves(arguments))
-    args, kwargs = function.structured_input_signature
-    only = args[0] if len(args) == 1 and not kwargs else (*args,) if not kwargs else (*args, kwargs)
-    found = [path for path, leaf in private_tf.flatten_with_paths(only) if _is_data_spec(leaf)]
-    return found if len(found) == n_leaves else [str(number) for number in range(n_leaves)]
-
-
-def _is_data_spec(leaf: Any) -> bool:
-    return isinstance(leaf, tf.TensorSpec) and leaf.dtype not in (tf.resource, tf.variant)
-
-
-def _paths_of_specs(graph: Any, count: int) -> list[str]:
-    args, kwargs = graph.structured_input_signature or (tuple[Any, ...](), {})
-    only = args[0] if len(args) == 1 and not kwargs else (*args,) if not kwargs else (*args, kwargs)
-    found = [path for path, leaf in private_tf.flatten_with_paths(only) if _is_data_spec(leaf)]
-    return found if len(found) == count else [str(number) for number in range(count)]
-
-
-def element_specs(function: Any) -> list[Any]:
-    """Specs of the elements of the iterators and datasets among a function's arguments."""
-    args, kwargs = function.structured_input_signature
-    return [spec for leaf in tf.nest.flatten((args, kwargs)) if (spec := private_tf.element_spec(leaf)) is not None]
-
-
-def _fetched_paths(training: TrainingFunction, fetched: Sequence[Any]) -> list[str]:
-    """A readable path for each tensor that a step fetches; of those of several replicas, the replica first."""
-    replicas = [_replica_of(tensor) for tensor in fetched]
-    if any(replicas):
-        is_asked = [tensor.op.type == "OptionalHasValue" for tensor in fetched]
-        replicas = [-1 if asked else replica for asked, replica in zip(is_asked, replicas, strict=True)]
-        numbers = [replicas[:index].count(replica) for index, replica in enumerate(replicas)]
-        found = [
-            f"replica_{replica}/{number}" if replica >= 0 else f"has_value/{number}"
-            for replica, number in zip(replicas, numbers, strict=True)
-        ]
-    else:
-        found = _paths_of_elements(training.function, len(fetched)) if fetched else []
-    return [f"{EACH_ITERATION}{path}" for path in found] if training.loop is not None else found
-
-
-def _replica_of(tensor: Any) -> int:
-    """The replica that takes a tensor: ops of all but the first say so in their names."""
-    users, pending = [], [tensor]
-    while pending:
-        for op in pending.pop().consumers():
-            if op.type == "Identity":
-                pending += op.outputs
-            else:
-                users.append(_REPLICA.search(op.name))
-    return int(users[0][1]) if users and users[0] is not None and all(users) else 0
-
-
-def _paths_of_elements(function: Any, count: int) -> list[str]:
-    specs = element_specs(function)
-    found = [path for path, leaf in private_tf.flatten_with_paths(specs[0]) if leaf is not None] if len(specs) == 1 else []
-    if found and count % len(found) == 0:
-        several = count // len(found)
-        return found if several == 1 else [f"{k}/{path}" for k in range(several) for path in found]
-    return [str(number) for number in range(count)]
-
-
-def output_names(graph: Any) -> list[str]:
-    """A readable name for each output, such as `loss`."""
-    named = private_tf.flatten_with_paths(graph.structured_outputs)
-    names = [path for path, leaf in named if leaf is not None and tf.is_tensor(leaf)]
-    return names if len(names) == len(graph.outputs) else [tensor.name for tensor in graph.outputs]

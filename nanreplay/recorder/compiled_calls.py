@@ -18,7 +18,8 @@ import tensorflow as tf
 
 from nanreplay.program import observe, private_calls
 from nanreplay.program.fetching import TAKEN_TOGETHER, Variant, components_of
-from nanreplay.program.steps import TrainingFunction, argument_leaves, element_specs, program_of
+from nanreplay.program.leaf_paths import argument_leaves, element_specs
+from nanreplay.program.steps import TrainingFunction, program_of
 from nanreplay.program.trace import TracedProgram, is_variable, source_of
 from nanreplay.program.watch import nonfinite_kind, read_variable
 from nanreplay.recorder.ring import Element, StepEntry, size_of

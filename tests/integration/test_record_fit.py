@@ -314,3 +314,22 @@ def test_weights_and_gradients_of_the_last_three_steps_are_in_the_file(tmp_path:
         assert np.isnan(capture.gradients(3)[kernel]).any()
         assert capture.weights(0) == {}
         assert capture.matrix("gradient_norm").shape == (4, 4)
+
+
+@pytest.mark.parametrize("steps_per_execution", [1, 2])
+def test_a_strategy_trains_as_keras_does_and_is_recorded(steps_per_execution: int, tmp_path: Path) -> None:
+    strategy = tf.distribute.MirroredStrategy(["CPU:0"])
+
+    def fit(bad_step: int | None, *callbacks: Any) -> Any:
+        with strategy.scope():
+            model = mlp(steps_per_execution=steps_per_execution)
+        batches = tf.data.Dataset.from_tensor_slices(data(bad_step)).batch(BATCH, drop_remainder=True)
+        model.fit(batches, epochs=2, shuffle=False, verbose=0, callbacks=list(callbacks))
+        return model
+
+    path = tmp_path / "run.h5"
+    assert_same_bits(weights_after(lambda: fit(None)), weights_after(lambda: fit(None, Recorder(path))))
+    assert not path.exists()
+    with pytest.raises(NonFiniteError) as raised:
+        fit(3, Recorder(path))
+    assert_recorded(path, raised.value.step)

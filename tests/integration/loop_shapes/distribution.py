@@ -52,13 +52,7 @@ def distributed_iterator(run: Run) -> Any:
     def step(iterator: Any) -> Any:
         return strategy.run(lambda x, y: update(model, optimizer, x, y), args=next(iterator))
 
-    step = run.wrap(run.compiled(step), model=model, optimizer=optimizer)
-    iterator = iter(strategy.experimental_distribute_dataset(run.dataset()))
-    for _ in range(BATCHES):
-        step(iterator)
-        if run.stopped():
-            break
-    return [model, optimizer]
+    return run.fetching_loop(run.compiled(step), model, optimizer, iter(strategy.experimental_distribute_dataset(run.dataset())))
 
 
 @shape(
@@ -77,13 +71,9 @@ def distributed_iterator_in_a_loop_of_the_graph(run: Run) -> Any:
             batch = next(iterator)
             strategy.run(lambda pair: update(model, optimizer, *pair), args=(batch,))
 
-    steps = run.wrap(run.compiled(steps), model=model, optimizer=optimizer)
-    iterator = iter(strategy.experimental_distribute_dataset(run.dataset()))
-    for _ in range(BATCHES // 4):
-        steps(iterator)
-        if run.stopped():
-            break
-    return [model, optimizer]
+    return run.fetching_loop(
+        run.compiled(steps), model, optimizer, iter(strategy.experimental_distribute_dataset(run.dataset())), calls=BATCHES // 4
+    )
 
 
 def keras_2_model() -> tuple[Any, Any]:

@@ -11,6 +11,11 @@ from loop_shapes.base import ANYTHING, BATCHES, Run, make, shape, update
 FETCHES = "XLA cannot compile what fetches from an iterator"
 
 
+def unlabelled() -> Any:
+    """An iterator of samples without labels."""
+    return iter(tf.data.Dataset.from_tensors(tf.random.stateless_normal([8, 4], [1, 2])).repeat())
+
+
 @shape(xla=FETCHES)
 def iterator_argument(run: Run) -> Any:
     model, optimizer = make()
@@ -19,13 +24,7 @@ def iterator_argument(run: Run) -> Any:
         x, y = next(iterator)
         return update(model, optimizer, x, y)
 
-    step = run.wrap(run.compiled(step), model=model, optimizer=optimizer)
-    iterator = iter(run.dataset())
-    for _ in range(BATCHES):
-        step(iterator)
-        if run.stopped():
-            break
-    return [model, optimizer]
+    return run.fetching_loop(run.compiled(step), model, optimizer, iter(run.dataset()))
 
 
 @shape(xla=FETCHES, step=2, unproved=True)
@@ -43,13 +42,7 @@ def several_batches_in_one_step(run: Run) -> Any:
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return loss
 
-    step = run.wrap(run.compiled(step), model=model, optimizer=optimizer)
-    iterator = iter(run.dataset())
-    for _ in range(BATCHES // 2):
-        step(iterator)
-        if run.stopped():
-            break
-    return [model, optimizer]
+    return run.fetching_loop(run.compiled(step), model, optimizer, iter(run.dataset()), calls=BATCHES // 2)
 
 
 @shape(xla=FETCHES)
@@ -61,12 +54,7 @@ def iterator_of_the_closure(run: Run) -> Any:
         x, y = next(iterator)
         return update(model, optimizer, x, y)
 
-    step = run.wrap(run.compiled(step), model=model, optimizer=optimizer)
-    for _ in range(BATCHES):
-        step()
-        if run.stopped():
-            break
-    return [model, optimizer]
+    return run.fetching_loop(run.compiled(step), model, optimizer)
 
 
 @shape(xla=FETCHES)
@@ -84,14 +72,13 @@ def two_iterators(run: Run) -> Any:
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return loss
 
-    step = run.wrap(run.compiled(step), model=model, optimizer=optimizer)
-    labelled = iter(run.dataset())
-    others = iter(tf.data.Dataset.from_tensors(tf.random.stateless_normal([8, 4], [1, 2])).repeat())
-    for _ in range(BATCHES):
-        step(labelled, others)
-        if run.stopped():
-            break
-    return [model, optimizer]
+    return run.fetching_loop(
+        run.compiled(step),
+        model,
+        optimizer,
+        iter(run.dataset()),
+        unlabelled(),
+    )
 
 
 @shape(xla=FETCHES, unproved=True, may_refuse=True)
@@ -107,13 +94,7 @@ def batch_that_may_be_missing(run: Run) -> Any:
             loss = update(model, optimizer, x, y)
         return loss
 
-    step = run.wrap(run.compiled(step), model=model, optimizer=optimizer)
-    iterator = iter(run.dataset())
-    for _ in range(BATCHES + 1):
-        step(iterator)
-        if run.stopped():
-            break
-    return [model, optimizer]
+    return run.fetching_loop(run.compiled(step), model, optimizer, iter(run.dataset()), calls=BATCHES + 1)
 
 
 @shape(
@@ -134,13 +115,7 @@ def several_updates_in_a_loop_of_the_graph(run: Run) -> Any:
             loss = update(model, optimizer, x, y)
         return loss
 
-    steps = run.wrap(run.compiled(steps), model=model, optimizer=optimizer)
-    iterator = iter(run.dataset())
-    for _ in range(BATCHES // 4):
-        steps(iterator)
-        if run.stopped():
-            break
-    return [model, optimizer]
+    return run.fetching_loop(run.compiled(steps), model, optimizer, iter(run.dataset()), calls=BATCHES // 4)
 
 
 @shape(xla=FETCHES)
@@ -152,13 +127,7 @@ def inner_function_that_takes_the_batch_the_other_way_round(run: Run) -> Any:
         x, y = next(iterator)
         return inner(y, x)
 
-    step = run.wrap(run.compiled(step), model=model, optimizer=optimizer)
-    iterator = iter(run.dataset())
-    for _ in range(BATCHES):
-        step(iterator)
-        if run.stopped():
-            break
-    return [model, optimizer]
+    return run.fetching_loop(run.compiled(step), model, optimizer, iter(run.dataset()))
 
 
 @shape(xla=FETCHES)
@@ -178,14 +147,13 @@ def inner_function_that_takes_of_two_iterators(run: Run) -> Any:
         x, y = next(labelled)
         return inner(next(others), x, y)
 
-    step = run.wrap(run.compiled(step), model=model, optimizer=optimizer)
-    labelled = iter(run.dataset())
-    others = iter(tf.data.Dataset.from_tensors(tf.random.stateless_normal([8, 4], [1, 2])).repeat())
-    for _ in range(BATCHES):
-        step(labelled, others)
-        if run.stopped():
-            break
-    return [model, optimizer]
+    return run.fetching_loop(
+        run.compiled(step),
+        model,
+        optimizer,
+        iter(run.dataset()),
+        unlabelled(),
+    )
 
 
 @shape()
@@ -196,13 +164,7 @@ def plain_function_that_fetches(run: Run) -> Any:
     def step(iterator: Any) -> Any:
         return inner(*next(iterator))
 
-    step = run.wrap(step, model=model, optimizer=optimizer)
-    iterator = iter(run.dataset())
-    for _ in range(BATCHES):
-        step(iterator)
-        if run.stopped():
-            break
-    return [model, optimizer]
+    return run.fetching_loop(step, model, optimizer, iter(run.dataset()))
 
 
 @shape(
