@@ -33,6 +33,7 @@ def _is_data_spec(leaf: Any) -> bool:
 
 
 def signature_paths(graph: Any, count: int) -> list[str]:
+    """A readable path for each of `count` arguments of a FuncGraph; their numbers where its signature holds others."""
     args, kwargs = graph.structured_input_signature or (tuple[Any, ...](), {})
     only = args[0] if len(args) == 1 and not kwargs else (*args,) if not kwargs else (*args, kwargs)
     found = [path for path, leaf in private_tf.flatten_with_paths(only) if _is_data_spec(leaf)]
