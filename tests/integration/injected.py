@@ -196,16 +196,17 @@ def harm(scenario: str, folder: Path, function: CodeType, error: Exception, bare
         found, said = run(scenario, path, injector)
     except Exception as raised:
         found, said = bare, [f"the training raised {raised!r}"]
+    files = list(folder.glob("run*.h5"))  # no training of a process replaces the file of another
     reports = [each for each in said if f"Please report this: {type(error).__name__}" in each]
     harms = {
         "was never raised": not injector.happened,
         "changed the training": found != bare,
-        "said nothing": not (reports or path.exists() or isinstance(error, MemoryError)),
+        "said nothing": not (reports or files or isinstance(error, MemoryError)),
         f"said {said}": len(said) > 1 + warned or len(reports) > 1 or any("the training raised" in each for each in said),
         "left a temporary file": any(folder.glob("*.tmp")),
     }
-    if path.exists():
-        Capture(path).close()
+    for file in files:
+        Capture(file).close()
     for each in folder.iterdir():
         each.unlink()
     return [what for what, is_so in harms.items() if is_so]
