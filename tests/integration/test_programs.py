@@ -9,6 +9,8 @@ from __future__ import annotations
 import ast
 import json
 import os
+import random
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -24,7 +26,8 @@ QUICK = {"custom_loop", "ddpg", "vae"}
 LONGEST_S = 180
 ATTEMPTS = 3
 """How often a program may run until it ends with the same bits: TensorFlow adds up three gradients
-from the first whose buffer is free, which threads decide, so one run in twenty differs."""
+from the first whose buffer is free, which threads decide, so that a run on two processors differs
+now and then."""
 
 PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.py"))
 each_program = pytest.mark.parametrize(
@@ -34,9 +37,10 @@ each_program = pytest.mark.parametrize(
 
 
 def run(arguments: Sequence[str | Path], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run Python with these arguments in a process of its own, in `folder`."""
+    """Run Python with these arguments in a process of its own, in `folder`, on one processor."""
+    one_processor = [] if shutil.which("taskset") is None else ["taskset", "--cpu-list", a_cpu()]
     return subprocess.run(
-        [sys.executable, *map(str, arguments)],
+        [*one_processor, sys.executable, *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
@@ -44,6 +48,11 @@ def run(arguments: Sequence[str | Path], folder: Path) -> subprocess.CompletedPr
         cwd=folder,
         env=quiet_environment(),
     )
+
+
+def a_cpu() -> str:
+    """A processor that this process may use: of two threads, TensorFlow's sums depend on who is first."""
+    return str(random.choice(sorted(os.sched_getaffinity(0))))
 
 
 def quiet_environment() -> dict[str, str]:
