@@ -343,7 +343,7 @@ class Recorder(keras.callbacks.Callback):
         finally:
             self._session.guard(self._ending.leave)
             self._session.guard(self._session.release)
-            self._calls.release()
+            self._session.guard(self._calls.release)
             self._handles.clear()
             self._session.lifecycle.note(Event.CLOSE)
 

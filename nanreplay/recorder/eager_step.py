@@ -209,7 +209,7 @@ class EagerStep:
         if not run.is_learning:
             run.is_learning = True
             run.stop.callback(private_tf.add_op_callback(_note_first_reads(run.first_reads)))
-            run.stop.callback(replace_functions(private_tf.assignment_functions(), functools.partial(_read_before, run.first_reads)))
+            run.stop.callback(replace_functions(private_tf.assignment_functions(), functools.partial(_read_before, self._session.guard, run.first_reads)))
 
     def _after(self, run: Run, result: Any) -> Suspicion | None:
         session, seen = self._session, run.observer.observation
@@ -316,15 +316,20 @@ def _repeatable(step: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping
     return lambda: step(*copy.copy(held[0]), **held[1])
 
 
-def _read_before(found: dict[int, tuple[Any, Any]], name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+def _read_before(
+    guard: Callable[[Callable[[], None]], Any], found: dict[int, tuple[Any, Any]], name: str, original: Callable[..., Any]
+) -> Callable[..., Any]:
     """A function that assigns a variable, and keeps its value before that where it is not known: a sum may be added to unread."""
     thread = threading.get_ident()
 
-    def assign(*args: Any, **kwargs: Any) -> Any:
-        handle = args[0] if args else next(iter(kwargs.values()), None)
-        if threading.get_ident() == thread and tf.executing_eagerly() and tf.is_tensor(handle) and _is_new(handle, found):
+    def keep(handle: Any) -> None:
+        if tf.is_tensor(handle) and _is_new(handle, found):
             with contextlib.suppress(tf.errors.FailedPreconditionError):  # it is made, and given its first value
                 found[id(handle)] = (handle, read_variable(handle))
+
+    def assign(*args: Any, **kwargs: Any) -> Any:
+        if threading.get_ident() == thread and tf.executing_eagerly():
+            guard(lambda: keep(args[0] if args else next(iter(kwargs.values()), None)))
         return original(*args, **kwargs)
 
     return assign

@@ -9,12 +9,13 @@ from collections.abc import Callable
 
 from nanreplay.capture.storage import Location
 from nanreplay.errors import NonFiniteError
-from nanreplay.program import observe
 from nanreplay.recorder import signals
 from nanreplay.recorder.lifecycle import Event
 from nanreplay.recorder.session import Session
 from nanreplay.recorder.trigger import Suspicion
 from nanreplay.records import Trigger
+
+UNWRITTEN = "The capture could not be written."
 
 
 class Incidents:
@@ -53,9 +54,14 @@ class Incidents:
             )
             return
         trigger, step = suspicion.trigger, suspicion.step
-        unwritten = f"step {step}: {trigger.name} is not healthy. The capture could not be written.", None, step
-        with observe.muted():
-            sentence, path, step = self._write(trigger, step) or unwritten
+        before = self.path
+        told = session.guard(lambda: self._write(trigger, step))
+        if told is None:
+            path = None if self.path is before else self.path
+            sentence = f"step {step}: {trigger.name} is not healthy."
+            sentence += "" if path else f" {UNWRITTEN}"
+        else:
+            sentence, path, step = told
         if on_nan != "continue":
             session.lifecycle.note(Event.INCIDENT_ENDS)
             if trigger.what != "exception" and on_nan == "raise":
@@ -70,14 +76,15 @@ class Incidents:
     def _write(self, trigger: Trigger, step: int) -> tuple[str, Location | None, int]:
         """Write the capture, and prepare for what comes; returns what to say, the file, and the incident's step."""
         session = self._session
-        path, problem = session.write(trigger, step)
+        failed = None, UNWRITTEN
+        path, problem = session.guard(lambda: session.write(trigger, step)) or failed
         if path is not None and session.dated is not None:
             trigger, step = session.dated
         self.path = path or self.path
         self._count += 1
         sentence = " ".join(filter(None, [f"step {step}: {describe(trigger)}.", problem]))
         if session.settings.on_nan == "continue":
-            sentence += self._go_on(trigger)
+            sentence += session.guard(lambda: self._go_on(trigger)) or ""
         return sentence, path, step
 
     def _go_on(self, trigger: Trigger) -> str:
