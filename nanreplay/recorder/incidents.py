@@ -54,14 +54,7 @@ class Incidents:
             )
             return
         trigger, step = suspicion.trigger, suspicion.step
-        before = self.path
-        told = session.guard(lambda: self._write(trigger, step))
-        if told is None:
-            path = None if self.path is before else self.path
-            sentence = f"step {step}: {trigger.name} is not healthy."
-            sentence += "" if path else f" {UNWRITTEN}"
-        else:
-            sentence, path, step = told
+        sentence, path, step = self._write(trigger, step)
         if on_nan != "continue":
             session.lifecycle.note(Event.INCIDENT_ENDS)
             if trigger.what != "exception" and on_nan == "raise":
@@ -82,9 +75,13 @@ class Incidents:
             trigger, step = session.dated
         self.path = path or self.path
         self._count += 1
-        sentence = " ".join(filter(None, [f"step {step}: {describe(trigger)}.", problem]))
+        happened = session.guard(lambda: describe(trigger)) or f"{trigger.name} is not healthy"
+        sentence = " ".join(filter(None, [f"step {step}: {happened}.", problem]))
         if session.settings.on_nan == "continue":
-            sentence += session.guard(lambda: self._go_on(trigger)) or ""
+            more = session.guard(lambda: self._go_on(trigger))
+            if more is None:  # the recorder has failed and said so
+                session.lifecycle.note(Event.LAST_INCIDENT)
+            sentence += more or ""
         return sentence, path, step
 
     def _go_on(self, trigger: Trigger) -> str:

@@ -51,7 +51,8 @@ def take_snapshot(session: Session, trigger: Trigger, step: int, *, keep: bool =
     """Take what `session` holds up to `step`; an incident ends its window, so the keyframes go with the snapshot, unless `keep`."""
     ring = session.ring
     entries = [] if ring is None else ring.held(step)
-    keyframes = {} if ring is None else {number: dict(values) for number, values in ring.keyframes.items() if number <= step}
+    held = {} if ring is None else ring.keyframes
+    keyframes = {number: _given(values, session.variables) for number, values in held.items() if number <= step}
     if ring is not None and not keep and trigger.what in ("loss", "gradient", "variable"):
         ring.keyframes.clear()
     entries, keyframes = _needed(session, entries, keyframes, step)
@@ -72,6 +73,12 @@ def take_snapshot(session: Session, trigger: Trigger, step: int, *, keep: bool =
         proof=None if eager is None else eager.proof,
         step_s=session.keeper.step_s,
     )
+
+
+def _given(values: Mapping[int, Any], variables: VariableTable) -> dict[int, Any]:
+    """Values of variables that have one: those that a step of replicas makes are empty until its first call has ended."""
+    shapes = [tf.TensorShape(info.shape) for info in variables.infos]
+    return {index: value for index, value in values.items() if shapes[index].is_compatible_with(value.shape)}
 
 
 def _needed(

@@ -42,7 +42,7 @@ FRAMES = (
     "program/observe.py:_notes", "program/observe.py:observed", "program/private_calls.py:is_top_level",
     "program/private_calls.py:is_tape_recording", "program/private_calls.py:packed", "program/private_calls.py:__call__",
     "program/fetching.py:run", "program/observation.py:notes_of",
-    "recorder/incidents.py:handle", "recorder/incidents.py:settle", "recorder/incidents.py:dump",
+    "recorder/incidents.py:handle", "recorder/incidents.py:_write", "recorder/incidents.py:settle", "recorder/incidents.py:dump",
     "recorder/ending.py:ended_by", "recorder/signals.py:answer_pending", "recorder/session.py:guard",
     "recorder/session.py:fail", "program/observe.py:_run", "program/observe.py:__exit__",
     "program/observe.py:_forward_token", "program/observe.py:_observed_gradient_function", "program/private_tf.py:record_gradient",
@@ -51,6 +51,8 @@ FRAMES = (
     "recorder/watchdog.py:_watch",
     "capture/temporary.py:seek", "capture/temporary.py:tell", "capture/temporary.py:read", "capture/temporary.py:write",
     "capture/temporary.py:truncate", "capture/temporary.py:flush",
+    # what `fit` is given: of Keras's own outputs, without which it cannot go on
+    "recorder/compiled_calls.py:outputs_of",
     # which undo, and are called again by nobody
     "program/private_tf.py:undo",
 )  # fmt: skip
