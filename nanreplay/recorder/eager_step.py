@@ -110,7 +110,7 @@ class EagerStep:
 
     def _record_raised(self, run: Run, error: BaseException) -> None:
         session, step = self._session, self._session.step
-        session.guard(lambda: self._stop(run))
+        self._stop(run)
         if self._run is not run:  # compiled functions were steps of their own
             return
         trigger = session.guard(functools.partial(exception_trigger, error))
@@ -122,7 +122,7 @@ class EagerStep:
     def ended(self, run: Run, result: Any) -> None:
         """The step has returned `result`."""
         session, step = self._session, self._session.step
-        session.guard(lambda: self._stop(run))
+        self._stop(run)
         if self._run is not run:
             return
         found = session.guard(lambda: self._after(run, result))
@@ -133,8 +133,9 @@ class EagerStep:
 
     def _stop(self, run: Run) -> None:
         """End the observation; what the step fetched by itself is part of its batch."""
-        run.stop.close()
-        self.add_to_batch(run, {"fetched": run.draws.elements})
+        guard = self._session.guard
+        guard(run.stop.close)
+        guard(lambda: self.add_to_batch(run, {"fetched": run.draws.elements}))
 
     def add_to_batch(self, run: Run, arrays: Any) -> None:
         """What a step took from elsewhere while it ran is part of its batch."""

@@ -131,7 +131,8 @@ def _compile(step: Step) -> Any:
 
 
 def _unfed(step: Step, inputs: list[Any]) -> Sequence[Any]:
-    raise UnsupportedOpError(step.type, step.name, "a placeholder must be fed")
+    # A program may hold one that nobody feeds; TensorFlow raises this when it comes to it.
+    raise tf.errors.InvalidArgumentError(None, None, f"You must feed a value for placeholder tensor '{step.name}'")
 
 
 def _python(step: Step, inputs: list[Any]) -> Sequence[Any]:

@@ -36,7 +36,7 @@ FRAMES = (
     "recorder/compiled_calls.py:_watched", "recorder/compiled_calls.py:_suspect", "recorder/compiled_calls.py:_raised",
     "recorder/compiled_calls.py:trained_eagerly", "recorder/eager_step.py:call", "recorder/eager_step.py:note_variables",
     "recorder/eager_step.py:trained_eagerly", "recorder/eager_step.py:forget_call", "recorder/wrapped_step.py:", "recorder/lifecycle.py:",
-    "recorder/eager_step.py:begin", "recorder/eager_step.py:ended", "recorder/eager_step.py:_read_before.<locals>.assign",
+    "recorder/eager_step.py:begin", "recorder/eager_step.py:_stop", "recorder/eager_step.py:ended", "recorder/eager_step.py:_read_before.<locals>.assign",
     "recorder/eager_step.py:__call__", "program/observe.py:call_flat", "program/observe.py:listening", "program/observe.py:muted",
     "program/observe.py:mute", "program/observe.py:start_listening", "program/observe.py:stop_listening", "program/observe.py:init",
     "program/observe.py:_notes", "program/observe.py:observed", "program/private_calls.py:is_top_level",
@@ -54,7 +54,7 @@ FRAMES = (
     # what `fit` is given: of Keras's own outputs, without which it cannot go on
     "recorder/compiled_calls.py:outputs_of",
     # which undo, and are called again by nobody
-    "program/private_tf.py:undo",
+    "program/private_tf.py:undo", "program/observe.py:release",
 )  # fmt: skip
 """Functions that catch the errors of the others, with what they do themselves before they can."""
 

@@ -199,3 +199,36 @@ def test_info_and_bisect_take_the_files_of_all_workers(workers: Path, four: Path
     assert "is of worker 0" in capfd.readouterr().err
     assert run(["bisect", files[0], str(four / "fit.h5")]) == 2
     assert "not the capture of one of several workers" in capfd.readouterr().err
+
+
+UNBUILT = """
+import sys
+import keras, tensorflow as tf
+from nanreplay import Recorder
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.threading.set_inter_op_parallelism_threads(4)
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
+with strategy.scope():
+    dense, optimizer = keras.layers.Dense(2), keras.optimizers.Adam()
+    dense.build((None, 3))
+
+def replica_step(x):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(tf.square(dense(x)))
+    optimizer.apply(tape.gradient(loss, dense.trainable_variables), dense.trainable_variables)
+
+step = Recorder(sys.argv[1]).wrap(tf.function(lambda x: strategy.run(replica_step, args=(x,))))
+try:
+    step(tf.ones([4, 3]))
+except tf.errors.InvalidArgumentError:  # TensorFlow's own: the optimizer has to be built before
+    print("raised")
+"""
+
+
+@pytest.mark.slow
+def test_a_step_that_raises_before_its_slots_have_values_leaves_a_whole_file(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", UNBUILT, str(tmp_path / "run.h5")]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200, env=environment())
+    assert done.stdout == "raised\n"
+    assert "raised" in told(tmp_path / "run.h5").sentence
