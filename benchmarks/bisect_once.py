@@ -41,7 +41,9 @@ def record(layers: int, file: str) -> None:
     x[BAD_STEP * BATCH + 5, 7] = 1e30  # its variance overflows in the first normalisation
     model = make_model(layers)
     try:
-        model.fit(x, y, batch_size=BATCH, epochs=1, shuffle=False, verbose=0, callbacks=[Recorder(file)])
+        model.fit(
+            x, y, batch_size=BATCH, epochs=1, shuffle=False, verbose=0, callbacks=[Recorder(file)]
+        )
     except NonFiniteError as error:
         step = error.step
     eager = make_model(layers)
@@ -78,8 +80,23 @@ def bisect(file: str) -> None:
         steps = len(replay.run_window("recorded"))
         step_s = (time.perf_counter() - again) / steps
     origin = report.findings.origin
-    facts = {"import_s": imported - began, "bisect_s": done - imported, "ops": ops, "op": origin and origin.op_type}
-    print(json.dumps({**facts, "whatif_s": whatif_s, "fixes": len(tried), "steps": steps, "compiled_step_s": step_s}))
+    facts = {
+        "import_s": imported - began,
+        "bisect_s": done - imported,
+        "ops": ops,
+        "op": origin and origin.op_type,
+    }
+    print(
+        json.dumps(
+            {
+                **facts,
+                "whatif_s": whatif_s,
+                "fixes": len(tried),
+                "steps": steps,
+                "compiled_step_s": step_s,
+            }
+        )
+    )
 
 
 if __name__ == "__main__":

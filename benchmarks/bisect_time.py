@@ -26,11 +26,23 @@ def measure(layers: int, rounds: int) -> dict[str, Any]:
         capture = Path(folder) / "run.h5"
         trained = checked(last_json(run([WORKER, "record", str(layers), capture])[1]))
         found = [checked(last_json(run([WORKER, "bisect", capture])[1])) for _ in range(rounds)]
-        walls = [run(["-m", "nanreplay", "bisect", str(capture), "--json"])[0] for _ in range(rounds)]
-    facts = {name: statistics.median(each[name] for each in found) for name in ("import_s", "bisect_s", "whatif_s", "compiled_step_s")}
+        walls = [
+            run(["-m", "nanreplay", "bisect", str(capture), "--json"])[0] for _ in range(rounds)
+        ]
+    facts = {
+        name: statistics.median(each[name] for each in found)
+        for name in ("import_s", "bisect_s", "whatif_s", "compiled_step_s")
+    }
     facts |= {name: found[0][name] for name in ("fixes", "steps")}
     print(f"{layers} layers: {facts}", file=sys.stderr, flush=True)
-    return {"layers": layers, "ops": found[0]["ops"], "op": found[0]["op"], **trained, **facts, "command_s": statistics.median(walls)}
+    return {
+        "layers": layers,
+        "ops": found[0]["ops"],
+        "op": found[0]["op"],
+        **trained,
+        **facts,
+        "command_s": statistics.median(walls),
+    }
 
 
 def checked(facts: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +53,9 @@ def checked(facts: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--layers", default="4,8,16,32")
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()

@@ -56,12 +56,19 @@ def plugin_filters() -> dict[str, Any]:
 
 def recorded(folder: Path, mib: int) -> tuple[CaptureContents, float]:
     """A real capture of about that size, and the seconds that `recorder.dump()` took."""
-    units = max(8, mib * MIB // 3 // 3 // 4 // 1024)  # two keyframes, and three of weights and gradients
+    units = max(
+        8, mib * MIB // 3 // 3 // 4 // 1024
+    )  # two keyframes, and three of weights and gradients
     keras.utils.set_random_seed(1)
-    model = keras.Sequential([keras.Input((1024,)), keras.layers.Dense(units, activation="relu"), keras.layers.Dense(10)])
+    model = keras.Sequential(
+        [keras.Input((1024,)), keras.layers.Dense(units, activation="relu"), keras.layers.Dense(10)]
+    )
     model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True))
     random = np.random.default_rng(1)
-    x, y = random.integers(0, 256, (64 * 20, 1024)).astype("float32") / 255, random.integers(0, 10, 64 * 20)
+    x, y = (
+        random.integers(0, 256, (64 * 20, 1024)).astype("float32") / 255,
+        random.integers(0, 10, 64 * 20),
+    )
     recorder = Recorder(folder / "run.h5", disk_limit="16GiB", memory_limit="16GiB")
     model.fit(x, y, batch_size=64, epochs=2, verbose=0, callbacks=[recorder])
     began_s = time.perf_counter()
@@ -75,7 +82,10 @@ def arrays_of(contents: CaptureContents) -> list[Any]:
     """The arrays of a capture."""
     steps = [*contents.keyframes.values(), *contents.weights.values(), *contents.gradients.values()]
     found = [np.asarray(value) for values in steps for value in values.values()]
-    return [*found, *(np.asarray(leaf) for batch in contents.batches.values() for leaf in batch.leaves)]
+    return [
+        *found,
+        *(np.asarray(leaf) for batch in contents.batches.values() for leaf in batch.leaves),
+    ]
 
 
 def plain(path: Path, arrays: Sequence[Any], **options: Any) -> None:
@@ -95,7 +105,9 @@ def seconds(work: Callable[[], None]) -> float:
     return time.perf_counter() - began_s
 
 
-def compare(contents: CaptureContents, arrays: Sequence[Any], folder: Path, rounds: int) -> list[tuple[float, float]]:
+def compare(
+    contents: CaptureContents, arrays: Sequence[Any], folder: Path, rounds: int
+) -> list[tuple[float, float]]:
     """Seconds of the capture and of plain h5py, in turns."""
     found = []
     for turn in range(rounds):
@@ -117,14 +129,21 @@ def filter_rows(groups: dict[str, list[Any]], folder: Path) -> list[list[str]]:
         for arrays in groups.values():
             size = sum(array.nbytes for array in arrays)
             path = folder / "filter.h5"
-            taken = min(seconds(lambda path=path, arrays=arrays, options=options: plain(path, arrays, **options)) for _ in range(2))
+            taken = min(
+                seconds(
+                    lambda path=path, arrays=arrays, options=options: plain(path, arrays, **options)
+                )
+                for _ in range(2)
+            )
             row += [f"{size / taken / 1e6:.0f}", f"{path.stat().st_size / size:.2f}"]
         rows.append(row)
     return rows
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--mib", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-filters", action="store_true", help="leave the table of filters out")
@@ -139,18 +158,34 @@ def main() -> None:
         pairs = compare(contents, arrays, folder, given.rounds)
         last = max(contents.keyframes)
         groups = {
-            "weights and slots": [np.asarray(value) for value in contents.keyframes[last].values() if np.asarray(value).nbytes > MIB],
-            "pixels as floats": [np.asarray(batch.leaves[0]) for batch in contents.batches.values()],
-            "token ids": [np.random.default_rng(step).integers(0, 30_000, (512, 512)) for step in range(8)],
+            "weights and slots": [
+                np.asarray(value)
+                for value in contents.keyframes[last].values()
+                if np.asarray(value).nbytes > MIB
+            ],
+            "pixels as floats": [
+                np.asarray(batch.leaves[0]) for batch in contents.batches.values()
+            ],
+            "token ids": [
+                np.random.default_rng(step).integers(0, 30_000, (512, 512)) for step in range(8)
+            ],
         }
         filters = [] if given.no_filters else filter_rows(groups, folder)
     speeds = [[f"{size / taken / 1e6:.0f}" for taken in pair] for pair in pairs]
     ratio = statistics.median(bare / capture for capture, bare in pairs)
     capture_s, plain_s = (statistics.median(side) for side in zip(*pairs, strict=True))
     first = [
-        ["capture", f"{size / capture_s / 1e6:.0f} MB/s", f"**{ratio:.0%}** of plain h5py (bar 70 %)"],
+        [
+            "capture",
+            f"{size / capture_s / 1e6:.0f} MB/s",
+            f"**{ratio:.0%}** of plain h5py (bar 70 %)",
+        ],
         ["plain h5py", f"{size / plain_s / 1e6:.0f} MB/s", ""],
-        ["`recorder.dump()` as a whole", f"{dump_s:.1f} s", "describing the program and re-executing the window included"],
+        [
+            "`recorder.dump()` as a whole",
+            f"{dump_s:.1f} s",
+            "describing the program and re-executing the window included",
+        ],
     ]
     header = ["filter", *(cell for name in groups for cell in (f"{name}: MB/s", "size"))]
     text = [
@@ -158,7 +193,11 @@ def main() -> None:
         f"{given.rounds} rounds.",
         "", table(["written by", "speed", ""], first), "", table(header, filters),
     ]  # fmt: skip
-    write_results("dump", "\n".join(text), {"machine": facts, "bytes": size, "seconds": pairs, "speeds": speeds, "filters": filters})
+    write_results(
+        "dump",
+        "\n".join(text),
+        {"machine": facts, "bytes": size, "seconds": pairs, "speeds": speeds, "filters": filters},
+    )
 
 
 if __name__ == "__main__":

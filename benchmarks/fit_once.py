@@ -46,7 +46,9 @@ def callbacks_of(mode: str, folder: Path) -> list[Any]:
     if mode == "check_numerics":
         tf.debugging.enable_check_numerics()
     elif mode in ("curt_health", "full_health"):
-        tf.debugging.experimental.enable_dump_debug_info(str(folder), tensor_debug_mode=mode.upper(), circular_buffer_size=-1)
+        tf.debugging.experimental.enable_dump_debug_info(
+            str(folder), tensor_debug_mode=mode.upper(), circular_buffer_size=-1
+        )
     return []
 
 
@@ -65,7 +67,15 @@ def main(name: str, mode: str, xla: str, epochs: str, folder: str) -> None:
             times.on_epoch_begin(epoch)
             times.on_epoch_end(epoch, {"loss": run_loop(step, x, y, training.batch)})
     else:
-        model.fit(x, y, batch_size=training.batch, epochs=1 + int(epochs), shuffle=False, verbose=0, callbacks=[*callbacks, times])
+        model.fit(
+            x,
+            y,
+            batch_size=training.batch,
+            epochs=1 + int(epochs),
+            shuffle=False,
+            verbose=0,
+            callbacks=[*callbacks, times],
+        )
     digest = hashlib.sha256()
     for variable in [*model.variables, *model.optimizer.variables]:
         digest.update(np.asarray(variable).tobytes())

@@ -27,7 +27,9 @@ TOLERANCE_MIB = 0.5
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--fits", type=int, default=50)
     fits = parser.parse_args().fits
     if fits <= FIRST:
@@ -42,11 +44,35 @@ def main() -> None:
             raise SystemExit(f"failed: {mode}: {facts[mode]['error']}")
         resident = facts[mode]["resident_mib"]
         growth[mode] = (resident[-1] - resident[FIRST - 1]) / (fits - FIRST)
-        bar = "" if mode == "bare" else "yes" if growth[mode] <= growth["bare"] + TOLERANCE_MIB else "**no**"
-        rows.append([title, f"{resident[FIRST - 1]:.0f}", f"{resident[-1]:.0f}", f"**{growth[mode]:.2f}**", bar])
+        bar = (
+            ""
+            if mode == "bare"
+            else "yes"
+            if growth[mode] <= growth["bare"] + TOLERANCE_MIB
+            else "**no**"
+        )
+        rows.append(
+            [
+                title,
+                f"{resident[FIRST - 1]:.0f}",
+                f"{resident[-1]:.0f}",
+                f"**{growth[mode]:.2f}**",
+                bar,
+            ]
+        )
         print(rows[-1], flush=True)
-    header = ["training", f"MiB after {FIRST}", f"MiB after {fits}", "MiB more a training", f"at most bare + {TOLERANCE_MIB}"]
-    write_results("many_fits", f"{machine_line(before)}\n\n{table(header, rows)}", {"machine": before, "modes": facts})
+    header = [
+        "training",
+        f"MiB after {FIRST}",
+        f"MiB after {fits}",
+        "MiB more a training",
+        f"at most bare + {TOLERANCE_MIB}",
+    ]
+    write_results(
+        "many_fits",
+        f"{machine_line(before)}\n\n{table(header, rows)}",
+        {"machine": before, "modes": facts},
+    )
 
 
 if __name__ == "__main__":

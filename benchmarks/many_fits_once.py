@@ -29,7 +29,11 @@ def resident_mib() -> float:
 def build() -> Any:
     """The next trial of a search: a new model after `clear_session`, as KerasTuner makes it."""
     keras.backend.clear_session()
-    layers = [keras.layers.Dense(256, activation="relu"), keras.layers.Dense(256, activation="relu"), keras.layers.Dense(1)]
+    layers = [
+        keras.layers.Dense(256, activation="relu"),
+        keras.layers.Dense(256, activation="relu"),
+        keras.layers.Dense(1),
+    ]
     model = keras.Sequential([keras.Input((FEATURES,)), *layers])
     model.compile("adam", "mse")
     return model
@@ -43,7 +47,9 @@ def fit(mode: str, folder: Path, x: Any, y: Any) -> None:
 
         callbacks = [Recorder(folder / "run.h5", on_nan="raise")]
         if mode == "dump":
-            callbacks.append(keras.callbacks.LambdaCallback(on_train_end=lambda logs: callbacks[0].dump()))
+            callbacks.append(
+                keras.callbacks.LambdaCallback(on_train_end=lambda logs: callbacks[0].dump())
+            )
     with contextlib.suppress(NonFiniteError) if mode == "incident" else contextlib.nullcontext():
         build().fit(x, y, batch_size=BATCH, epochs=2, shuffle=False, verbose=0, callbacks=callbacks)
 

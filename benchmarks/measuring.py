@@ -21,15 +21,26 @@ ENVIRONMENT = {
     "TF_CPP_MIN_LOG_LEVEL": "3",
     **os.environ,
     "CUDA_VISIBLE_DEVICES": "-1",
-    "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]),
+    "PYTHONPATH": os.pathsep.join(
+        [str(ROOT), str(ROOT / "benchmarks"), os.environ.get("PYTHONPATH", "")]
+    ),
 }
 
 
 def machine() -> dict[str, str]:
     """Versions, processor, cores, load and date."""
-    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
-    processor = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())
-    versions = {name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy", "h5py")}
+    lines = (
+        Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+        if Path("/proc/cpuinfo").exists()
+        else []
+    )
+    processor = next(
+        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
+        platform.processor(),
+    )
+    versions = {
+        name: importlib.metadata.version(name) for name in ("tensorflow", "keras", "numpy", "h5py")
+    }
     return {
         **versions,
         "python": platform.python_version(),
@@ -40,10 +51,19 @@ def machine() -> dict[str, str]:
     }
 
 
-def run(arguments: Sequence[str | os.PathLike[str]], *, timeout_s: float = 1800) -> tuple[float, subprocess.CompletedProcess[str]]:
+def run(
+    arguments: Sequence[str | os.PathLike[str]], *, timeout_s: float = 1800
+) -> tuple[float, subprocess.CompletedProcess[str]]:
     """Run Python with `arguments`; wall time in seconds and the finished process."""
     began = time.perf_counter()
-    done = subprocess.run([sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=timeout_s)
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout_s,
+    )
     return time.perf_counter() - began, done
 
 
@@ -58,9 +78,13 @@ def last_json(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
 
 def error_line(stderr: str) -> str:
     """The exception of a traceback in one line; what XLA refuses, when that is why."""
-    raised = re.findall(r"^(?:[\w.]*\.)?(\w*(?:Error|Exception|Interrupt)\b.*)$", stderr, re.MULTILINE)
+    raised = re.findall(
+        r"^(?:[\w.]*\.)?(\w*(?:Error|Exception|Interrupt)\b.*)$", stderr, re.MULTILINE
+    )
     refused = re.search(r"unsupported operations .*? on (\w+): (\w+)", stderr)
-    return " ".join([*raised[-1:], *([f"{refused[2]} has no kernel for {refused[1]}"] if refused else [])])[:200]
+    return " ".join(
+        [*raised[-1:], *([f"{refused[2]} has no kernel for {refused[1]}"] if refused else [])]
+    )[:200]
 
 
 def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

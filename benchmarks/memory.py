@@ -15,14 +15,25 @@ from pathlib import Path
 from measuring import last_json, machine, machine_line, run, table, write_results
 
 WORKER = Path(__file__).with_name("memory_once.py")
-CASES = [(10, 1, 1024), (100, 1, 1024), (300, 1, 1024), (10, 100, 1024), (300, 100, 1024), (10, 300, 1024), (100, 20, 512), (2048, 1, 1024)]
+CASES = [
+    (10, 1, 1024),
+    (100, 1, 1024),
+    (300, 1, 1024),
+    (10, 100, 1024),
+    (300, 100, 1024),
+    (10, 300, 1024),
+    (100, 20, 512),
+    (2048, 1, 1024),
+]
 """State, batch and limit in MiB."""
 LARGE = [(2048, 1, 6144)]
 TOLERANCE = 1.1
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--large", action="store_true")
     given = parser.parse_args()
     rows, facts, before = [], [], machine()
@@ -30,7 +41,9 @@ def main() -> None:
         found = {}
         for mode in ("bare", "recorder"):
             with tempfile.TemporaryDirectory() as folder:
-                _, done = run([WORKER, mode, str(state), str(batch), str(limit), folder], timeout_s=3600)
+                _, done = run(
+                    [WORKER, mode, str(state), str(batch), str(limit), folder], timeout_s=3600
+                )
             found[mode] = last_json(done)
         facts.append({"state_mib": state, "batch_mib": batch, "limit_mib": limit, **found})
         if "error" in found["recorder"] or "error" in found["bare"]:
@@ -38,10 +51,22 @@ def main() -> None:
         over = found["recorder"]["peak_mib"] - found["bare"]["peak_mib"]
         kept = found["recorder"]
         what = (
-            f"{kept['keyframes']} keyframes, {kept['batches']} batches" if kept["keyframes"] else f"{kept['batches']} batches, no keyframe"
+            f"{kept['keyframes']} keyframes, {kept['batches']} batches"
+            if kept["keyframes"]
+            else f"{kept['batches']} batches, no keyframe"
         )
         bar = "yes" if over <= TOLERANCE * limit else "**no**"
-        rows.append([f"{state}", f"{batch}", f"{limit}", f"{found['bare']['peak_mib']:.0f}", f"**{over:.0f}**", bar, what])
+        rows.append(
+            [
+                f"{state}",
+                f"{batch}",
+                f"{limit}",
+                f"{found['bare']['peak_mib']:.0f}",
+                f"**{over:.0f}**",
+                bar,
+                what,
+            ]
+        )
         print(rows[-1], flush=True)
     header = [
         "state MiB",
@@ -52,7 +77,11 @@ def main() -> None:
         "at most the limit + 10 %",
         "in the file",
     ]
-    write_results("memory", f"{machine_line(before)}\n\n{table(header, rows)}", {"machine": before, "rows": facts})
+    write_results(
+        "memory",
+        f"{machine_line(before)}\n\n{table(header, rows)}",
+        {"machine": before, "rows": facts},
+    )
 
 
 if __name__ == "__main__":

@@ -23,7 +23,11 @@ def build(state_mib: int) -> Any:
     """A model whose weights and Adam's slots have that size together; what it computes does not grow with the batch."""
     units = max(1, state_mib * MIB // 3 // 4 // WIDTH)
     keras.utils.set_random_seed(1)
-    layers = [keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(units, use_bias=False), keras.layers.Dense(1)]
+    layers = [
+        keras.layers.GlobalAveragePooling1D(),
+        keras.layers.Dense(units, use_bias=False),
+        keras.layers.Dense(1),
+    ]
     model = keras.Sequential([keras.Input((None, WIDTH)), *layers])
     model.compile("adam", "mse", jit_compile=False)
     return model
@@ -34,11 +38,16 @@ def data(batch_mib: int, steps: int) -> Any:
     length = max(1, batch_mib * MIB // 4 // WIDTH // ROWS)
 
     def batch(step: Any) -> tuple[Any, Any]:
-        x = tf.fill([ROWS, length, WIDTH], tf.where(step == steps - 1, float("nan"), tf.cast(step, tf.float32) / 100))
+        x = tf.fill(
+            [ROWS, length, WIDTH],
+            tf.where(step == steps - 1, float("nan"), tf.cast(step, tf.float32) / 100),
+        )
         return x, tf.zeros([ROWS, 1])
 
     options = tf.data.Options()
-    options.autotune.enabled = False  # else as many batches are made ahead as there is room for, now more and now fewer
+    options.autotune.enabled = (
+        False  # else as many batches are made ahead as there is room for, now more and now fewer
+    )
     return tf.data.Dataset.range(steps).map(batch).with_options(options)
 
 
@@ -59,11 +68,21 @@ def main(mode: str, state: str, batch: str, limit: str, folder: str) -> None:
         recorder = Recorder(path, on_nan="stop", memory_limit=f"{limit}MiB", disk_limit="8GiB")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            model.fit(batches.repeat(), epochs=2, steps_per_epoch=steps, verbose=0, callbacks=[recorder])
+            model.fit(
+                batches.repeat(), epochs=2, steps_per_epoch=steps, verbose=0, callbacks=[recorder]
+            )
         facts["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
         with Capture(path) as capture:
-            facts |= {"keyframes": len(capture.keyframe_steps), "batches": len(capture.steps), "notes": list(capture.incident.notes)}
-            facts["incident"] = [capture.incident.step, capture.incident.reproduced, capture.incident.bit_exact]
+            facts |= {
+                "keyframes": len(capture.keyframe_steps),
+                "batches": len(capture.steps),
+                "notes": list(capture.incident.notes),
+            }
+            facts["incident"] = [
+                capture.incident.step,
+                capture.incident.reproduced,
+                capture.incident.bit_exact,
+            ]
     else:
         model.fit(batches.repeat(), epochs=2, steps_per_epoch=steps, verbose=0)
         facts["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024

@@ -60,11 +60,17 @@ def first_paint_s(capture: Path, *, timeout_s: float = 30) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--gib", type=float, default=2.0, help="size of the large capture")
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--folder", default=None, help="where the capture is written for the time of the benchmark")
-    parser.add_argument("--capture", default=str(ROOT / "sample_runs" / "exploding_rnn.h5"), help="what is replayed")
+    parser.add_argument(
+        "--folder", default=None, help="where the capture is written for the time of the benchmark"
+    )
+    parser.add_argument(
+        "--capture", default=str(ROOT / "sample_runs" / "exploding_rnn.h5"), help="what is replayed"
+    )
     given = parser.parse_args()
     facts, rows, raw = machine(), [], {}
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
@@ -73,20 +79,51 @@ def main() -> None:
         size_gib = os.path.getsize(large) / 2**30
         times = [first_paint_s(large) for _ in range(given.runs)]
     raw["first_paint_s"] = times
-    rows.append([f"first paint, capture of {size_gib:.2f} GiB", "1 s", f"**{statistics.median(times):.2f} s**", _range(times, "s")])
+    rows.append(
+        [
+            f"first paint, capture of {size_gib:.2f} GiB",
+            "1 s",
+            f"**{statistics.median(times):.2f} s**",
+            _range(times, "s"),
+        ]
+    )
     for where, bar in (("process", "0.1 s"), ("thread", "")):
         found = last_json(run(["benchmarks/open_stalls.py", given.capture, where])[1])
         raw[where] = found
         if "error" in found:
             sys.exit(f"open_stalls.py {where} failed: {found['error']}")
         name = "worker process" if where == "process" else "thread, for comparison"
-        rows.append([f"longest stall of the event loop, {name}", bar, f"**{found['stall_s']:.3f} s**", f"{found['over']} above 0.1 s"])
+        rows.append(
+            [
+                f"longest stall of the event loop, {name}",
+                bar,
+                f"**{found['stall_s']:.3f} s**",
+                f"{found['over']} above 0.1 s",
+            ]
+        )
         if where == "process":
             keys = found["keys_s"]
-            rows.append(["a key meanwhile, until the cursor has moved", bar, f"**{statistics.median(keys):.3f} s**", _range(keys, "s")])
-            rows.append(["start to final report", "", f"{found['total_s']:.1f} s", f"{Path(given.capture).name}"])
+            rows.append(
+                [
+                    "a key meanwhile, until the cursor has moved",
+                    bar,
+                    f"**{statistics.median(keys):.3f} s**",
+                    _range(keys, "s"),
+                ]
+            )
+            rows.append(
+                [
+                    "start to final report",
+                    "",
+                    f"{found['total_s']:.1f} s",
+                    f"{Path(given.capture).name}",
+                ]
+            )
     header = ["what", "bar", "measured", "range"]
-    text = f"{machine_line(facts)} Median of {given.runs} processes for the first paint.\n\n" + table(header, rows)
+    text = (
+        f"{machine_line(facts)} Median of {given.runs} processes for the first paint.\n\n"
+        + table(header, rows)
+    )
     write_results("open", text, {"machine": facts, **raw})
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from nanreplay.tui.app import NanreplayApp
-from nanreplay.tui.screens.capture import CaptureScreen
+from nanreplay.tui.screens.capture_screen import CaptureScreen
 from nanreplay.tui.widgets.heat import HeatTable
 
 EVERY_S = 0.005
@@ -51,7 +51,12 @@ async def in_process(capture: Path) -> dict[str, Any]:
                 await asyncio.sleep(0.1)
         total_s = time.perf_counter() - began
         ticking.cancel()
-    return {"stall_s": max(gaps), "over": sum(gap > 0.1 for gap in gaps), "keys_s": keys, "total_s": total_s}
+    return {
+        "stall_s": max(gaps),
+        "over": sum(gap > 0.1 for gap in gaps),
+        "keys_s": keys,
+        "total_s": total_s,
+    }
 
 
 async def in_thread(capture: Path) -> dict[str, Any]:
@@ -66,10 +71,16 @@ async def in_thread(capture: Path) -> dict[str, Any]:
     began, ticking = time.perf_counter(), asyncio.ensure_future(tick(gaps))
     await asyncio.to_thread(work)
     ticking.cancel()
-    return {"stall_s": max(gaps), "over": sum(gap > 0.1 for gap in gaps), "total_s": time.perf_counter() - began}
+    return {
+        "stall_s": max(gaps),
+        "over": sum(gap > 0.1 for gap in gaps),
+        "total_s": time.perf_counter() - began,
+    }
 
 
 if __name__ == "__main__":
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    measured = asyncio.run({"process": in_process, "thread": in_thread}[sys.argv[2]](Path(sys.argv[1])))
+    measured = asyncio.run(
+        {"process": in_process, "thread": in_thread}[sys.argv[2]](Path(sys.argv[1]))
+    )
     print(json.dumps(measured))

@@ -34,7 +34,9 @@ Key = tuple[str, str, str]
 """Model, XLA, mode."""
 
 
-def measure(models: list[str], xla: list[str], modes: list[str], rounds: int, epochs: int) -> dict[Key, list[dict[str, Any]]]:
+def measure(
+    models: list[str], xla: list[str], modes: list[str], rounds: int, epochs: int
+) -> dict[Key, list[dict[str, Any]]]:
     """All measurements, one entry a round. A mode that failed in the first round is not tried again."""
     found: dict[Key, list[dict[str, Any]]] = defaultdict(list)
     for turn, model, jit in itertools.product(range(rounds), models, xla):
@@ -48,7 +50,9 @@ def measure(models: list[str], xla: list[str], modes: list[str], rounds: int, ep
             found[key].append(last_json(done))
             seconds = [f"{each:.3f}" for each in found[key][-1].get("epochs_s", [])]
             print(
-                f"round {turn + 1}: {model}, XLA {jit}, {mode}: {' '.join(seconds) or found[key][-1]['error']}", file=sys.stderr, flush=True
+                f"round {turn + 1}: {model}, XLA {jit}, {mode}: {' '.join(seconds) or found[key][-1]['error']}",
+                file=sys.stderr,
+                flush=True,
             )
     return found
 
@@ -66,13 +70,19 @@ def best(one: dict[str, Any]) -> float:
 def ratios(found: dict[Key, list[dict[str, Any]]], key: Key) -> list[float]:
     """Ratio to bare `fit`, round by round."""
     bare = found[(key[0], key[1], "bare")]
-    return [best(one) / best(base) for one, base in zip(found[key], bare, strict=False) if "error" not in one and "error" not in base]
+    return [
+        best(one) / best(base)
+        for one, base in zip(found[key], bare, strict=False)
+        if "error" not in one and "error" not in base
+    ]
 
 
 def first_ratio(found: dict[Key, list[dict[str, Any]]], key: Key) -> float:
     """First epoch, tracing and compiling included, to that of bare `fit`; the median of the rounds."""
     bare = found[(key[0], key[1], "bare")]
-    return statistics.median(one["epochs_s"][0] / base["epochs_s"][0] for one, base in zip(found[key], bare, strict=True))
+    return statistics.median(
+        one["epochs_s"][0] / base["epochs_s"][0] for one, base in zip(found[key], bare, strict=True)
+    )
 
 
 def summary(found: dict[Key, list[dict[str, Any]]], key: Key) -> dict[str, Any]:
@@ -99,7 +109,15 @@ def row(facts: dict[str, Any]) -> list[str]:
     spread = f"{min(facts['ratios']):.3f} to {max(facts['ratios']):.3f}"
     same = "yes" if facts["same_weights"] else "**no**"
     begin = f"{facts['first_ratio']:.2f} ({facts['first_s']:.1f} s)"
-    return [*first, f"**{facts['ratio']:.3f}**", spread, begin, f"{facts['epoch_s']:.2f}", f"{facts['peak_mib']:.0f}", same]
+    return [
+        *first,
+        f"**{facts['ratio']:.3f}**",
+        spread,
+        begin,
+        f"{facts['epoch_s']:.2f}",
+        f"{facts['peak_mib']:.0f}",
+        same,
+    ]
 
 
 def chosen(text: str, known: list[str]) -> list[str]:
@@ -107,15 +125,26 @@ def chosen(text: str, known: list[str]) -> list[str]:
     names = [name for name in known if name in text.split(",")]
     unknown = set(text.split(",")) - set(known)
     if unknown:
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+        raise argparse.ArgumentTypeError(
+            f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}"
+        )
     return names
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--models", type=lambda text: chosen(text, list(MODELS)), default=list(MODELS))
-    parser.add_argument("--modes", type=lambda text: chosen(text, list(MODES)), default=list(MODES), help="bare is always measured")
+    parser.add_argument(
+        "--models", type=lambda text: chosen(text, list(MODELS)), default=list(MODELS)
+    )
+    parser.add_argument(
+        "--modes",
+        type=lambda text: chosen(text, list(MODES)),
+        default=list(MODES),
+        help="bare is always measured",
+    )
     parser.add_argument("--xla", choices=("off", "on", "both"), default="both")
     parser.add_argument("--epochs", type=int, default=3, help="measured epochs of each process")
     given = parser.parse_args()
@@ -123,11 +152,36 @@ def main() -> None:
     modes = ["bare", *(mode for mode in given.modes if mode != "bare")]
     facts = machine()
     found = measure(given.models, xla, modes, given.rounds, given.epochs)
-    rows = [summary(found, key) for key in itertools.product(given.models, xla, modes) if key[2] in modes_of(key[0], modes)]
-    header = ["model", "XLA", "mode", "time / bare", "rounds", "first epoch / bare", "s / epoch", "peak MiB", "weights as bare"]
+    rows = [
+        summary(found, key)
+        for key in itertools.product(given.models, xla, modes)
+        if key[2] in modes_of(key[0], modes)
+    ]
+    header = [
+        "model",
+        "XLA",
+        "mode",
+        "time / bare",
+        "rounds",
+        "first epoch / bare",
+        "s / epoch",
+        "peak MiB",
+        "weights as bare",
+    ]
     intro = f"{machine_line(facts)} Median of {given.rounds} rounds, best of {given.epochs} epochs in each process."
-    failures = [f"- {each['model']}, XLA {each['xla']}, {MODES[each['mode']]}: `{each['error']}`" for each in rows if "error" in each]
-    text = "\n".join([intro, "", table(header, [row(each) for each in rows]), *(["", "Failures:", "", *failures] if failures else [])])
+    failures = [
+        f"- {each['model']}, XLA {each['xla']}, {MODES[each['mode']]}: `{each['error']}`"
+        for each in rows
+        if "error" in each
+    ]
+    text = "\n".join(
+        [
+            intro,
+            "",
+            table(header, [row(each) for each in rows]),
+            *(["", "Failures:", "", *failures] if failures else []),
+        ]
+    )
     write_results("overhead", text, {"machine": facts, "rows": rows})
 
 

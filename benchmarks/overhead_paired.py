@@ -103,7 +103,9 @@ def measure_here(name: str, xla: str, rounds: int) -> dict[str, Any]:
 
     training, turns = TRAININGS[name], Turns(WARM_UP + rounds)
     x, y = training.data()
-    first = training.model(jit_compile=xla == "on")  # so that none of the three is the first that TensorFlow compiles
+    first = training.model(
+        jit_compile=xla == "on"
+    )  # so that none of the three is the first that TensorFlow compiles
     first.fit(x[: training.batch], y[: training.batch], batch_size=training.batch, verbose=0)
     models = {mode: training.model(jit_compile=xla == "on") for mode in MODES}
     steps_in_all = STEPS * (WARM_UP + rounds) * training.steps_per_execution
@@ -111,19 +113,33 @@ def measure_here(name: str, xla: str, rounds: int) -> dict[str, Any]:
     recorder = Recorder(Path(folder.name) / "run.h5")
 
     def fit(mode: str) -> None:
-        told = keras.callbacks.LambdaCallback(on_train_batch_end=lambda batch, logs: turns.step_ends(mode))
-        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(training.batch).repeat().prefetch(tf.data.AUTOTUNE)
+        told = keras.callbacks.LambdaCallback(
+            on_train_batch_end=lambda batch, logs: turns.step_ends(mode)
+        )
+        data = (
+            tf.data.Dataset.from_tensor_slices((x, y))
+            .batch(training.batch)
+            .repeat()
+            .prefetch(tf.data.AUTOTUNE)
+        )
         callbacks = [recorder, told] if mode == "recorder" else [told]
         models[mode].fit(data, steps_per_epoch=steps_in_all, verbose=0, callbacks=callbacks)
 
     def loop(mode: str) -> None:
         model = models[mode]
         step = train_step(model, jit_compile=xla == "on")
-        if name == "trainer":  # a plain method around the compiled step, which unpacks the batch and gives numbers
+        if (
+            name == "trainer"
+        ):  # a plain method around the compiled step, which unpacks the batch and gives numbers
             step = plain_step(step)
         if mode == "recorder":
             step = recorder.wrap(step, model=model, optimizer=model.optimizer)
-        data = tf.data.Dataset.from_tensor_slices((x, y)).batch(training.batch).repeat().prefetch(tf.data.AUTOTUNE)
+        data = (
+            tf.data.Dataset.from_tensor_slices((x, y))
+            .batch(training.batch)
+            .repeat()
+            .prefetch(tf.data.AUTOTUNE)
+        )
         for batch in data.take(steps_in_all):
             float(step(*batch))
             turns.step_ends(mode)
@@ -135,9 +151,16 @@ def measure_here(name: str, xla: str, rounds: int) -> dict[str, Any]:
     return {
         "steps_per_execution": training.steps_per_execution,
         "first_s": {mode: round(each[0], 3) for mode, each in turns.seconds.items()},
-        "seconds": {mode: [round(one, 5) for one in each[WARM_UP:]] for mode, each in turns.seconds.items()},
-        "processor_s": {mode: [round(one, 5) for one in each[WARM_UP:]] for mode, each in turns.processor_s.items()},
-        "same_weights": all(np.array_equal(one, other) for one, other in zip(bare, recorded, strict=True)),
+        "seconds": {
+            mode: [round(one, 5) for one in each[WARM_UP:]] for mode, each in turns.seconds.items()
+        },
+        "processor_s": {
+            mode: [round(one, 5) for one in each[WARM_UP:]]
+            for mode, each in turns.processor_s.items()
+        },
+        "same_weights": all(
+            np.array_equal(one, other) for one, other in zip(bare, recorded, strict=True)
+        ),
     }
 
 
@@ -153,12 +176,17 @@ def plain_step(compiled: Callable[..., Any]) -> Callable[..., float]:
 
 def ratios(seconds: dict[str, list[float]]) -> list[float]:
     """Recorded turn to the mean of the bare ones, round by round."""
-    return [recorded / (one + other) * 2 for one, recorded, other in zip(*(seconds[mode] for mode in MODES), strict=True)]
+    return [
+        recorded / (one + other) * 2
+        for one, recorded, other in zip(*(seconds[mode] for mode in MODES), strict=True)
+    ]
 
 
 def noise(seconds: dict[str, list[float]]) -> float:
     """Median ratio of the two bare trainings."""
-    return statistics.median(other / one for one, other in zip(seconds["bare"], seconds["bare again"], strict=True))
+    return statistics.median(
+        other / one for one, other in zip(seconds["bare"], seconds["bare again"], strict=True)
+    )
 
 
 def row(name: str, xla: str, found: dict[str, Any]) -> list[str]:
@@ -166,16 +194,30 @@ def row(name: str, xla: str, found: dict[str, Any]) -> list[str]:
     from_bare = ratios(found["seconds"])
     low, middle, high = statistics.quantiles(from_bare, n=4)
     processor = statistics.median(ratios(found["processor_s"]))
-    step_ms = 1000 * statistics.median(found["seconds"]["bare"]) / STEPS / found["steps_per_execution"]
+    step_ms = (
+        1000 * statistics.median(found["seconds"]["bare"]) / STEPS / found["steps_per_execution"]
+    )
     control = f"{noise(found['seconds']):.3f} ({noise(found['processor_s']):.3f})"
     same = "yes" if found["same_weights"] else "**no**"
     bare_first_s, recorded_first_s, again_s = (found["first_s"][mode] for mode in MODES)
     first = f"{recorded_first_s / (bare_first_s + again_s) * 2:.2f} ({recorded_first_s:.1f} s)"
-    return [name, xla, f"**{middle:.3f}**", f"{low:.3f} to {high:.3f}", f"{processor:.3f}", control, f"{step_ms:.1f}", first, same]
+    return [
+        name,
+        xla,
+        f"**{middle:.3f}**",
+        f"{low:.3f} to {high:.3f}",
+        f"{processor:.3f}",
+        control,
+        f"{step_ms:.1f}",
+        first,
+        same,
+    ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--models", default=",".join(MODELS))
     parser.add_argument("--xla", choices=("off", "on", "both"), default="both")
@@ -185,9 +227,27 @@ def main() -> None:
         print(json.dumps(measure_here(given.here, given.xla, given.rounds)))
         return
     facts, rows, raw = machine(), [], []
-    for name, xla in itertools.product(given.models.split(","), ["off", "on"] if given.xla == "both" else [given.xla]):
-        command = [sys.executable, __file__, "--here", name, "--xla", xla, "--rounds", str(given.rounds)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=ENVIRONMENT, check=True)
+    for name, xla in itertools.product(
+        given.models.split(","), ["off", "on"] if given.xla == "both" else [given.xla]
+    ):
+        command = [
+            sys.executable,
+            __file__,
+            "--here",
+            name,
+            "--xla",
+            xla,
+            "--rounds",
+            str(given.rounds),
+        ]
+        done = subprocess.run(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=ENVIRONMENT,
+            check=True,
+        )
         found = json.loads(done.stdout.splitlines()[-1])
         rows.append(row(name, xla, found))
         raw.append({"model": name, "xla": xla, **found})

@@ -55,13 +55,21 @@ class Training:
 
 def mlp() -> Any:
     """784 inputs, three hidden layers, dropout."""
-    layers = [layer for _ in range(3) for layer in (keras.layers.Dense(512, activation="relu"), keras.layers.Dropout(0.2))]
+    layers = [
+        layer
+        for _ in range(3)
+        for layer in (keras.layers.Dense(512, activation="relu"), keras.layers.Dropout(0.2))
+    ]
     return keras.Sequential([keras.Input((784,)), *layers, keras.layers.Dense(CLASSES)])
 
 
 def small_mlp() -> Any:
     """28 x 28 pixels, one hidden layer, dropout: steps of a millisecond, of which Python takes a good part."""
-    layers = [keras.layers.Flatten(), keras.layers.Dense(128, activation="relu"), keras.layers.Dropout(0.2)]
+    layers = [
+        keras.layers.Flatten(),
+        keras.layers.Dense(128, activation="relu"),
+        keras.layers.Dropout(0.2),
+    ]
     return keras.Sequential([keras.Input((28, 28)), *layers, keras.layers.Dense(CLASSES)])
 
 
@@ -87,7 +95,9 @@ def transformer(blocks: int = 2, width: int = 64, length: int = 64, words: int =
         x = x + keras.layers.MultiHeadAttention(4, width // 4, dropout=0.1)(normed, normed)
         normed = keras.layers.LayerNormalization()(x)
         x = x + keras.layers.Dense(width)(keras.layers.Dense(4 * width, activation="gelu")(normed))
-    return keras.Model(tokens, keras.layers.Dense(CLASSES)(keras.layers.GlobalAveragePooling1D()(x)))
+    return keras.Model(
+        tokens, keras.layers.Dense(CLASSES)(keras.layers.GlobalAveragePooling1D()(x))
+    )
 
 
 TRAININGS = {
@@ -107,7 +117,11 @@ def train_step(model: Any, *, jit_compile: bool) -> Any:
     @tf.function(jit_compile=jit_compile)
     def step(x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(y, model(x, training=True), from_logits=True))
+            loss = tf.reduce_mean(
+                keras.losses.sparse_categorical_crossentropy(
+                    y, model(x, training=True), from_logits=True
+                )
+            )
         gradients = tape.gradient(loss, model.trainable_variables)
         model.optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return loss
@@ -118,7 +132,11 @@ def train_step(model: Any, *, jit_compile: bool) -> Any:
 
 def run_loop(step: Any, x: Any, y: Any, batch: int) -> float:
     """One epoch of a loop; returns its mean loss."""
-    data = tf.data.Dataset.from_tensor_slices((x, y)).batch(batch, drop_remainder=True).prefetch(tf.data.AUTOTUNE)
+    data = (
+        tf.data.Dataset.from_tensor_slices((x, y))
+        .batch(batch, drop_remainder=True)
+        .prefetch(tf.data.AUTOTUNE)
+    )
     total = tf.zeros(())
     for xs, ys in data:
         total += step(xs, ys)

@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from nanreplay import Capture
-from nanreplay.report.figure import timeline_svg
-from nanreplay.report.page import history_of
+from nanreplay.report.history import timeline_svg
+from nanreplay.report.pages import history_of
 from nanreplay.tui.app import NanreplayApp
-from nanreplay.tui.widgets.plot import SeriesPlot
+from nanreplay.tui.widgets.plots import SeriesPlot
 
 ROOT = Path(__file__).resolve().parents[1]
 IMAGES = ROOT / "docs" / "images"
@@ -45,7 +45,18 @@ PICTURES = (
     Picture("source", ("log_of_zero",), ("7",), (120, 20)),
     Picture("what-if", ("log_of_zero",), ("8", "A"), (120, 30)),
     Picture("verdict", ("float16_overflow",), ("9", "r")),
-    Picture("captures", ("log_of_zero", "exploding_rnn", "float16_overflow", "nan_in_one_sample", "sqrt_gradient_at_zero"), (), (140, 16)),
+    Picture(
+        "captures",
+        (
+            "log_of_zero",
+            "exploding_rnn",
+            "float16_overflow",
+            "nan_in_one_sample",
+            "sqrt_gradient_at_zero",
+        ),
+        (),
+        (140, 16),
+    ),
 )
 
 
@@ -60,7 +71,9 @@ async def draw(picture: Picture) -> None:
         app.clear_notifications()
         await pilot.pause()
         svg = app.export_screenshot(
-            title=f"nanreplay open {picture.runs[0]}.h5" if len(picture.runs) == 1 else "nanreplay open sample_runs"
+            title=f"nanreplay open {picture.runs[0]}.h5"
+            if len(picture.runs) == 1
+            else "nanreplay open sample_runs"
         )
     (IMAGES / f"tui-{picture.name}.svg").write_text(svg, encoding="utf-8")
     print(f"docs/images/tui-{picture.name}.svg")
@@ -81,7 +94,11 @@ async def settled(pilot: Any) -> None:
     while time.monotonic() < ends:
         app = pilot.app
         waits = app.engine.progress is not None or any(worker.is_running for worker in app.workers)
-        if not waits and all(plot.is_drawn for plot in app.screen.query(SeriesPlot) if plot.display and plot.size.area):
+        if not waits and all(
+            plot.is_drawn
+            for plot in app.screen.query(SeriesPlot)
+            if plot.display and plot.size.area
+        ):
             break
         await pilot.pause(0.1)
     await pilot.pause(0.3)

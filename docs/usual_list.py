@@ -13,7 +13,7 @@ from pathlib import Path
 
 from nanreplay.findings import FixResult, Report
 from nanreplay.report.explain import explain
-from nanreplay.report.words import fix_label
+from nanreplay.report.sentence import fix_label
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "usual-list.md"
@@ -32,13 +32,21 @@ class Advice:
 
 
 LIST = (
-    Advice("print the loss in the `GradientTape` loop, `if tf.math.is_nan(loss): break`", "custom_eager_loop", ("epsilon",)),
+    Advice(
+        "print the loss in the `GradientTape` loop, `if tf.math.is_nan(loss): break`",
+        "custom_eager_loop",
+        ("epsilon",),
+    ),
     Advice("`tf.debugging.check_numerics` on each gradient", "tutorial_loop", ("clip_data",)),
     Advice("print `tf.reduce_mean(layer.output)` of every layer", "float16_overflow", ("float32",)),
     Advice("lower the learning rate, `ReduceLROnPlateau`", "learning_rate_too_high", ("lr=0.1",)),
     Advice("Glorot or He initialisation", "weights_drawn_too_large", ("init=glorot", "init=he")),
     Advice("LeakyReLU in place of ReLU", "dead_relu", ("leaky_relu",)),
-    Advice("clean the data: `np.nan_to_num`", "nan_in_one_sample", ("clean_data=nan_to_num", "clipnorm=1.0")),
+    Advice(
+        "clean the data: `np.nan_to_num`",
+        "nan_in_one_sample",
+        ("clean_data=nan_to_num", "clipnorm=1.0"),
+    ),
     Advice("clip the data: `np.clip`", "tutorial_loop", ("clip_data",)),
     Advice("clip gradients: `clipvalue=1.0`", "exploding_rnn", ("clipvalue=1.0",)),
     Advice("clip gradients: `clipnorm=1.0`", "exploding_rnn", ("clipnorm=1.0",)),
@@ -70,12 +78,22 @@ def page() -> str:
 
 def _line(advice: Advice, report: Report) -> str:
     origin = report.findings.origin
-    where = "?" if origin is None else f"step {origin.step}, {origin.phase}, `{origin.op_type or 'batch'}`"
+    where = (
+        "?"
+        if origin is None
+        else f"step {origin.step}, {origin.phase}, `{origin.op_type or 'batch'}`"
+    )
     why = f"{where}; {report.causes[0].kind}: {report.causes[0].sentence}"
     tried = [fix for fix in report.fixes if "+" not in fix.name]
     outcome = "; ".join(_outcome(fix) for fix in tried)
     code = next((fix.code for fix in tried if fix.prevents and fix.code), "")
-    cells = (advice.today, f"[{advice.run}](../sample_runs/{advice.run}.py)", why, outcome, _as_code(code))
+    cells = (
+        advice.today,
+        f"[{advice.run}](../sample_runs/{advice.run}.py)",
+        why,
+        outcome,
+        _as_code(code),
+    )
     return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
 
 
@@ -86,8 +104,14 @@ def _as_code(text: str) -> str:
 
 
 def _outcome(fix: FixResult) -> str:
-    said = {True: "prevents it", False: "does not prevent it", None: "could not be tried"}[fix.prevents]
-    steps = "" if fix.steps_checked is None else f" (steps {fix.steps_checked[0]} to {fix.steps_checked[1]})"
+    said = {True: "prevents it", False: "does not prevent it", None: "could not be tried"}[
+        fix.prevents
+    ]
+    steps = (
+        ""
+        if fix.steps_checked is None
+        else f" (steps {fix.steps_checked[0]} to {fix.steps_checked[1]})"
+    )
     return f"`{fix_label(fix)}` {said}{steps}"
 
 

@@ -5,29 +5,6 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
-_PUBLIC = {
-    "AttachError": "nanreplay.errors",
-    "Capture": "nanreplay.capture",
-    "CaptureNotFoundError": "nanreplay.errors",
-    "FormatError": "nanreplay.errors",
-    "ModelError": "nanreplay.errors",
-    "NanreplayError": "nanreplay.errors",
-    "NonFiniteError": "nanreplay.errors",
-    "Recorder": "nanreplay.recorder",
-    "Replay": "nanreplay.replay",
-    "ReplayError": "nanreplay.errors",
-    "TodayResult": "nanreplay.today",
-    "UnsafeProgramError": "nanreplay.errors",
-    "UnsupportedOpError": "nanreplay.errors",
-    "VersionError": "nanreplay.errors",
-    "explain": "nanreplay.report.explain",
-    "replay_with": "nanreplay.today",
-}
-
-__all__ = [*sorted(_PUBLIC), "__version__"]
-
 if TYPE_CHECKING:
     from nanreplay.capture import Capture as Capture
     from nanreplay.errors import AttachError as AttachError
@@ -43,8 +20,29 @@ if TYPE_CHECKING:
     from nanreplay.recorder import Recorder as Recorder
     from nanreplay.replay import Replay as Replay
     from nanreplay.report.explain import explain as explain
-    from nanreplay.today import TodayResult as TodayResult
-    from nanreplay.today import replay_with as replay_with
+    from nanreplay.rerun import RerunResult as RerunResult
+    from nanreplay.rerun import replay_with as replay_with
+
+__version__ = "0.1.0"
+_PUBLIC = {
+    "AttachError": "nanreplay.errors",
+    "Capture": "nanreplay.capture",
+    "CaptureNotFoundError": "nanreplay.errors",
+    "FormatError": "nanreplay.errors",
+    "ModelError": "nanreplay.errors",
+    "NanreplayError": "nanreplay.errors",
+    "NonFiniteError": "nanreplay.errors",
+    "Recorder": "nanreplay.recorder",
+    "Replay": "nanreplay.replay",
+    "ReplayError": "nanreplay.errors",
+    "RerunResult": "nanreplay.rerun",
+    "UnsafeProgramError": "nanreplay.errors",
+    "UnsupportedOpError": "nanreplay.errors",
+    "VersionError": "nanreplay.errors",
+    "explain": "nanreplay.report.explain",
+    "replay_with": "nanreplay.rerun",
+}
+__all__ = [*sorted(_PUBLIC), "__version__"]
 
 
 def __getattr__(name: str) -> Any:

@@ -1,5 +1,7 @@
 """`python -m nanreplay`."""
 
+from __future__ import annotations
+
 from nanreplay.commands import main
 
 if __name__ == "__main__":

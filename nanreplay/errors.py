@@ -116,7 +116,9 @@ class MissingWorkersError(ReplayError):
 class NonFiniteError(NanreplayError, ArithmeticError):
     """Training met a non-finite value; the recorder has written a capture if it could."""
 
-    def __init__(self, sentence: str, *, step: int, path: str | os.PathLike[str] | None = None) -> None:
+    def __init__(
+        self, sentence: str, *, step: int, path: str | os.PathLike[str] | None = None
+    ) -> None:
         """Say what happened.
 
         Args:
@@ -127,7 +129,11 @@ class NonFiniteError(NanreplayError, ArithmeticError):
         self.sentence = sentence
         self.step = step
         self.path = None if path is None else os.fspath(path)
-        super().__init__(sentence if path is None else f"{sentence} Capture: {self.path} (explain it with: nanreplay bisect {self.path})")
+        super().__init__(
+            sentence
+            if path is None
+            else f"{sentence} Capture: {self.path} (explain it with: nanreplay bisect {self.path})"
+        )
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive pickling, so that the error crosses processes."""

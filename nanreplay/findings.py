@@ -18,13 +18,15 @@ CauseKind: TypeAlias = Literal[
     "loss_scale_stuck", "label_out_of_range", "linalg_singular", "hardware_like", "other",
 ]  # fmt: skip
 """Why a value turned non-finite; `docs/causes.md` has an example of each."""
-VerdictKind: TypeAlias = Literal["reproduced", "xla_only", "precision_only", "transient", "healthy", "inconclusive"]
+VerdictKind: TypeAlias = Literal[
+    "reproduced", "xla_only", "precision_only", "transient", "healthy", "inconclusive"
+]
 Number: TypeAlias = float | int | bool | str
 """A Python number; a complex one as text. Writers of JSON turn NaN and infinities into text."""
 
 
 @dataclass(frozen=True, slots=True)
-class LoopStep:
+class LoopIteration:
     """One enclosing loop of an op."""
 
     op: str
@@ -79,7 +81,7 @@ class Origin:
     op_type: str | None
     """None when the batch itself is non-finite."""
     op_name: str | None
-    loop: tuple[LoopStep, ...] = ()
+    loop: tuple[LoopIteration, ...] = ()
     """Enclosing loops, outermost first."""
     source: Frame | None = None
     """Innermost line of the user's code."""
@@ -256,6 +258,6 @@ class Report:
 
     def _repr_html_(self) -> str:
         """Show the page of the report in a notebook."""
-        from nanreplay.report.html import report_fragment
+        from nanreplay.report.pages import report_fragment
 
         return report_fragment(self)

@@ -60,7 +60,8 @@ def check_size(what: str, size_bytes: int) -> None:
     if size_bytes > limit:
         wanted, allowed = readable_size(size_bytes), readable_size(limit)
         raise MemoryLimitError(
-            f"{what} would take {wanted}; {allowed} may be taken.", hint=f"--max-memory {_above(size_bytes)} lets it, if the machine can"
+            f"{what} would take {wanted}; {allowed} may be taken.",
+            hint=f"--max-memory {_above(size_bytes)} lets it, if the machine can",
         )
 
 
@@ -103,7 +104,9 @@ def limited_process() -> Iterator[None]:
 
 def _taken_bytes() -> int:
     """Data that this process holds already, as RLIMIT_DATA counts it."""
-    for line in Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines():
+    for line in (
+        Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    ):
         if line.startswith("VmData:"):
             return int(line.split()[1]) * 1024
     return 0

@@ -11,13 +11,11 @@ from numpy.typing import NDArray
 
 ArrayLike: TypeAlias = Any
 """Anything `numpy.asarray` takes without copying where it can: an array, an EagerTensor, an HDF5 dataset."""
-
 Compilation: TypeAlias = Literal["graph", "xla", "eager"]
 Phase: TypeAlias = Literal["input", "forward", "loss", "backward", "update"]
 Where: TypeAlias = Literal["layer", "loss", "optimizer", "input", "metric"]
 Role: TypeAlias = Literal["trainable", "state", "optimizer", "seed", "metric", "other"]
 TriggerWhat: TypeAlias = Literal["loss", "gradient", "variable", "exception", "manual"]
-
 EACH_ITERATION = "each_iteration/"
 """Begins the path of an array that holds, along its first axis, what each iteration of a loop fetched."""
 PHASES: tuple[Phase, ...] = ("input", "forward", "loss", "backward", "update")
@@ -247,11 +245,16 @@ class Timeline:
         matrix = np.array(self.matrices.get(name, np.zeros((0, 0))), np.float64)
         if name not in ("weight_norm", "gradient_absmax") or not matrix.size:
             return matrix
-        known = ~np.isnan(matrix) | np.asarray(self.columns.get("measured", np.ones(len(matrix))), bool)[:, None]
+        known = (
+            ~np.isnan(matrix)
+            | np.asarray(self.columns.get("measured", np.ones(len(matrix))), bool)[:, None]
+        )
         rows = np.arange(len(matrix))[:, None]
         before = np.maximum.accumulate(np.where(known, rows, -1), axis=0)
         after = np.minimum.accumulate(np.where(known, rows, len(matrix) - 1)[::-1], axis=0)[::-1]
-        filled: NDArray[np.float64] = np.take_along_axis(matrix, np.where(before >= 0, before, after), axis=0)
+        filled: NDArray[np.float64] = np.take_along_axis(
+            matrix, np.where(before >= 0, before, after), axis=0
+        )
         return filled
 
 

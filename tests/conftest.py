@@ -40,7 +40,15 @@ def command() -> Command:
 
     def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
         given = [sys.executable, "-m", "nanreplay", *map(str, arguments)]
-        return subprocess.run(given, capture_output=True, text=True, check=False, timeout=120, env=environment(), **options)  # type: ignore[call-overload]
+        return subprocess.run(
+            given,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+            env=environment(),
+            **options,
+        )  # type: ignore[call-overload]
 
     return run
 
@@ -62,7 +70,13 @@ def recorded_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with nan.h5, healthy.h5, python.h5 and unsafe.h5, trained in a process of their own."""
     folder = tmp_path_factory.mktemp("runs")
     script = ROOT / "tests" / "integration" / "recorded_runs.py"
-    subprocess.run([sys.executable, script, folder], check=True, capture_output=True, timeout=120, env=environment())
+    subprocess.run(
+        [sys.executable, script, folder],
+        check=True,
+        capture_output=True,
+        timeout=120,
+        env=environment(),
+    )
     return folder
 
 

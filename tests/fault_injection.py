@@ -11,12 +11,13 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nanreplay.program import observe, private_tf
-from nanreplay.program.compiled import CompiledProgram
-from nanreplay.program.describe import describe_program
-from nanreplay.program.sources import SourceTable
-from nanreplay.program.watch import read_variable
+from nanreplay.program import observe
+from nanreplay.program.compiled_program import CompiledProgram
+from nanreplay.program.fingerprint import read_variable
+from nanreplay.program.op_facts import SourceTable
+from nanreplay.program.program_record import describe_program
 from nanreplay.recorder.compiled_calls import CompiledCalls
+from nanreplay.tensorflow_internals import tf_datasets
 
 Place = Literal["weight", "stored weight", "gradient", "activation", "batch"]
 _UNSIGNED = {2: tf.uint16, 4: tf.uint32, 8: tf.uint64}
@@ -42,7 +43,9 @@ def inject(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> list[Fault]:
     happened: list[Fault] = []
     begin = CompiledCalls._begin
 
-    def faulty_begin(self: CompiledCalls, function: Any, inputs: list[Any], captured: list[Any]) -> Any:
+    def faulty_begin(
+        self: CompiledCalls, function: Any, inputs: list[Any], captured: list[Any]
+    ) -> Any:
         due = self.session.step == fault.step and not happened
         if due and fault.place == "stored weight":
             _flip_variable(self, fault)
@@ -79,12 +82,16 @@ class _Faulty:
         if variant is None:
             return self._outputs(tensors[: self._n_inputs])
         shapes = [tf.TensorShape(None)] * len(variant.kinds)
-        components = tf.raw_ops.IteratorGetNext(iterator=tensors[0], output_types=variant.kinds, output_shapes=shapes)
+        components = tf.raw_ops.IteratorGetNext(
+            iterator=tensors[0], output_types=variant.kinds, output_shapes=shapes
+        )
         optional = tf.raw_ops.OptionalFromValue(components=components)
         with tf.device("CPU:0"):
             tf.raw_ops.Stage(values=[optional], shared_name=variant.batches.name)
         spec = slot.fetch.spec
-        outputs = self._outputs(components if spec is None else private_tf.decoded_element(spec, components))
+        outputs = self._outputs(
+            components if spec is None else tf_datasets.decoded_element(spec, components)
+        )
         mean = [read_variable(handle) for handle in slot.mean] if self.has_mean else []
         return [tf.raw_ops.OptionalFromValue(components=outputs), *outputs, *mean]
 
@@ -98,10 +105,19 @@ class _Faulty:
         graph = tf.compat.v1.GraphDef.FromString(described.graph)
         if fault.place == "batch":
             first = next(index for index, leaf in enumerate(leaves) if leaf.dtype.is_floating)
-            leaves = [tf.constant(flip(leaf.numpy(), fault)) if index == first else leaf for index, leaf in enumerate(leaves)]
+            leaves = [
+                tf.constant(flip(leaf.numpy(), fault)) if index == first else leaf
+                for index, leaf in enumerate(leaves)
+            ]
         else:
-            graph = _with_flip(graph, _target(slot.traced.graph, described.signature, session.variables.infos, fault), fault)
-        program = CompiledProgram(graph, described.signature, jit=described.signature.compilation == "xla")
+            graph = _with_flip(
+                graph,
+                _target(slot.traced.graph, described.signature, session.variables.infos, fault),
+                fault,
+            )
+        program = CompiledProgram(
+            graph, described.signature, jit=described.signature.compilation == "xla"
+        )
         variables = [SimpleNamespace(handle=handle) for handle in session.variables.handles]
         with observe.muted():  # the recorder sees the step that this stands in for
             return program(leaves, variables, described.constants)[0]
@@ -120,13 +136,23 @@ def _flip_variable(calls: CompiledCalls, fault: Fault) -> None:
     table = calls.session.variables
     index = next(i for i, info in enumerate(table.infos) if fault.name in info.path and info.shape)
     value = read_variable(table.handles[index])
-    tf.raw_ops.AssignVariableOp(resource=table.handles[index], value=tf.constant(flip(value.numpy(), fault)))
+    tf.raw_ops.AssignVariableOp(
+        resource=table.handles[index], value=tf.constant(flip(value.numpy(), fault))
+    )
 
 
 def _target(graph: Any, signature: Any, infos: Sequence[Any], fault: Fault) -> str:
     if fault.place == "gradient":
-        return next(str(spec.tensor) for spec in signature.gradients if fault.name in infos[spec.variable].path)
-    return next(str(op.outputs[0].name) for op in graph.get_operations() if op.type == fault.name and op.outputs[0].dtype.is_floating)
+        return next(
+            str(spec.tensor)
+            for spec in signature.gradients
+            if fault.name in infos[spec.variable].path
+        )
+    return next(
+        str(op.outputs[0].name)
+        for op in graph.get_operations()
+        if op.type == fault.name and op.outputs[0].dtype.is_floating
+    )
 
 
 def _with_flip(graph: Any, tensor: str, fault: Fault) -> Any:
@@ -139,7 +165,9 @@ def _with_flip(graph: Any, tensor: str, fault: Fault) -> Any:
         mask = sum(1 << bit for bit in fault.bits)
         flat = tf.bitcast(tf.reshape(source, [-1]), kind)
         there = tf.equal(tf.range(tf.size(flat)), fault.element % tf.size(flat))
-        flipped = tf.bitwise.bitwise_xor(flat, tf.where(there, tf.cast(mask, kind), tf.cast(0, kind)))
+        flipped = tf.bitwise.bitwise_xor(
+            flat, tf.where(there, tf.cast(mask, kind), tf.cast(0, kind))
+        )
         result = tf.reshape(tf.bitcast(flipped, source.dtype), tf.shape(source))
     before = {node.name for node in graph.node}
     edited = workshop.as_graph_def()

@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from nanreplay.findings import ChainLink, Evidence, Findings, LoopStep, OperandFacts, Origin, OutputFacts, Report, Root, Verdict
+from nanreplay.findings import (
+    ChainLink,
+    Evidence,
+    Findings,
+    LoopIteration,
+    OperandFacts,
+    Origin,
+    OutputFacts,
+    Report,
+    Root,
+    Verdict,
+)
 from nanreplay.records import Frame, Incident, Trigger
 from nanreplay.report.sentence import sentence
 
@@ -27,18 +38,27 @@ ORIGIN = Origin(
     rows=(17,),
     rows_reason="Proved by replay.",
 )
-LOOP = (LoopStep("functional/rnn/while", 4),)
-LINK = ChainLink("Mul", "functional/norm/mul", "forward", "encoder/block_2/norm", (32, 8), 8, "nan", 2.5)
+LOOP = (LoopIteration("functional/rnn/while", 4),)
+LINK = ChainLink(
+    "Mul", "functional/norm/mul", "forward", "encoder/block_2/norm", (32, 8), 8, "nan", 2.5
+)
 FINDINGS = Findings(
     origin=ORIGIN, chain=(LINK,), upstream=(replace(LINK, value="finite", nonfinite=0),), root=Root(48112, "It did not grow."),
     notes=("A note.",), consequence="became NaN in Mul and reached the loss",
 )  # fmt: skip
-VERDICT = Verdict("reproduced", True, (Evidence("recorded", False, True, 0), Evidence("ops", False, False, 3)))
+VERDICT = Verdict(
+    "reproduced", True, (Evidence("recorded", False, True, 0), Evidence("ops", False, False, 3))
+)
 INCIDENT = Incident(48112, Trigger("loss", "loss", "nan"))
 STEPS = (48100, 48112)
 
 
-def say(verdict: Verdict = VERDICT, findings: Findings = FINDINGS, incident: Incident = INCIDENT, **origin: Any) -> str:
+def say(
+    verdict: Verdict = VERDICT,
+    findings: Findings = FINDINGS,
+    incident: Incident = INCIDENT,
+    **origin: Any,
+) -> str:
     """The sentence, with facts of the origin changed as asked."""
     if origin:
         findings = replace(findings, origin=replace(ORIGIN, **origin))

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nanreplay.capture.arrays import as_array
 from nanreplay.findings import Root
 from nanreplay.records import Timeline
-from nanreplay.tensors import as_array
 
 _FACTOR = 10.0
 """Growth over the median of the earlier steps that counts."""
@@ -106,7 +106,11 @@ def find_growth(timeline: Timeline | None, step: int, paths: Sequence[str] = ())
     """
     if timeline is None or not len(np.asarray(timeline.columns.get("step", ()))):
         return None
-    found = [growth for series in _series(timeline, paths) if (growth := _leading(timeline, series, step)) is not None]
+    found = [
+        growth
+        for series in _series(timeline, paths)
+        if (growth := _leading(timeline, series, step)) is not None
+    ]
     return min(found, key=lambda growth: (growth.is_jump, growth.step), default=None)
 
 
@@ -125,8 +129,14 @@ def _series(timeline: Timeline, paths: Sequence[str]) -> Iterator[_Series]:
         if matrix.size:
             with np.errstate(all="ignore"):
                 total = np.sqrt(np.sum(np.square(matrix), axis=1))
-            known = [(column, index) for column, index in enumerate(timeline.variables) if index < len(paths)]
-            yield _Series(text, total, tuple((paths[index], matrix[:, column]) for column, index in known))
+            known = [
+                (column, index)
+                for column, index in enumerate(timeline.variables)
+                if index < len(paths)
+            ]
+            yield _Series(
+                text, total, tuple((paths[index], matrix[:, column]) for column, index in known)
+            )
     if "loss" in timeline.columns:
         yield _Series("loss", np.abs(np.asarray(timeline.columns["loss"], np.float64)))
 
@@ -136,31 +146,73 @@ def _leading(timeline: Timeline, series: _Series, step: int) -> Growth | None:
     whole = _growth(timeline, series.what, None, series.total, step)
     if whole is None:
         return None
-    parts = [growth for path, values in series.parts if (growth := _growth(timeline, series.what, path, values, step)) is not None]
+    parts = [
+        growth
+        for path, values in series.parts
+        if (growth := _growth(timeline, series.what, path, values, step)) is not None
+    ]
     largest = max((growth.high for growth in parts), default=0.0)
-    leaders = [growth for growth in parts if growth.high >= _SHARE * largest and growth.is_jump == whole.is_jump]
+    leaders = [
+        growth
+        for growth in parts
+        if growth.high >= _SHARE * largest and growth.is_jump == whole.is_jump
+    ]
     return min(leaders, key=lambda growth: (growth.step, -growth.factor), default=whole)
 
 
-def _growth(timeline: Timeline, what: str, variable: str | None, series: NDArray[Any], step: int) -> Growth | None:
+def _growth(
+    timeline: Timeline, what: str, variable: str | None, series: NDArray[Any], step: int
+) -> Growth | None:
     """Return how a series grew until the origin; None when it did not."""
     steps = as_array(timeline.columns["step"])
     known = (steps <= step) & np.isfinite(series)
     steps, series = steps[known], series[known]
     start = _gradual_start(steps, series, step)
     if start is not None:
-        return _grown(timeline, what, variable, steps[start:], series[start:], float(series[start]), is_jump=False)
+        return _grown(
+            timeline,
+            what,
+            variable,
+            steps[start:],
+            series[start:],
+            float(series[start]),
+            is_jump=False,
+        )
     start = _jump(series[steps < step])
     if start is None:
         return None
-    return _grown(timeline, what, variable, steps[start:], series[start:], float(series[start - 1]), is_jump=True)
+    return _grown(
+        timeline,
+        what,
+        variable,
+        steps[start:],
+        series[start:],
+        float(series[start - 1]),
+        is_jump=True,
+    )
 
 
 def _grown(
-    timeline: Timeline, what: str, variable: str | None, steps: NDArray[Any], series: NDArray[Any], low: float, *, is_jump: bool
+    timeline: Timeline,
+    what: str,
+    variable: str | None,
+    steps: NDArray[Any],
+    series: NDArray[Any],
+    low: float,
+    *,
+    is_jump: bool,
 ) -> Growth:
     began = int(steps[0])
-    return Growth(began, what, variable, low, float(series[-1]), int(steps[-1]), is_jump, learning_rate_at(timeline, began))
+    return Growth(
+        began,
+        what,
+        variable,
+        low,
+        float(series[-1]),
+        int(steps[-1]),
+        is_jump,
+        learning_rate_at(timeline, began),
+    )
 
 
 def learning_rate_at(timeline: Timeline, step: int) -> float | None:
@@ -187,7 +239,10 @@ def _first_anomaly(series: NDArray[Any]) -> int | None:
     lowest_after = np.minimum.accumulate(series[::-1])[::-1]
     lowest_before = np.minimum.accumulate(series)
     possible = 1 + np.flatnonzero(lowest_after[1:] >= _FACTOR * lowest_before[:-1])
-    return next((int(p) for p in possible if lowest_after[p] >= _FACTOR * float(np.median(series[:p])) > 0), None)
+    return next(
+        (int(p) for p in possible if lowest_after[p] >= _FACTOR * float(np.median(series[:p])) > 0),
+        None,
+    )
 
 
 def _jump(series: NDArray[Any]) -> int | None:

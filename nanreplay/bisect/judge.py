@@ -7,19 +7,129 @@ a `where` dropped is harmless there; the backward op that used it all the same i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import cast
 
 import numpy as np
 
-from nanreplay.bisect.arrays import FLOATS, Mask, is_float, words
-from nanreplay.bisect.attribution import Attribution
-from nanreplay.bisect.repair import PASSIVE
-from nanreplay.bisect.rules import COPIES, MOVEMENTS
-from nanreplay.bisect.trace import Fact, StepTrace
+from nanreplay.bisect.influence import COPIES, MOVEMENTS
+from nanreplay.bisect.op_trace import PASSIVE, Fact, OpKey, StepTrace
+from nanreplay.bisect.tensor_stats import FLOATS, Mask, is_float, words
 from nanreplay.bisect.walk import Arrival, Maker, Walk
-from nanreplay.replay.events import ValueId
-from nanreplay.tensors import as_array
+from nanreplay.capture.arrays import as_array
+from nanreplay.findings import LoopIteration
+from nanreplay.records import PHASES, OpInfo, Phase, Where
+from nanreplay.replay.provenance import ValueId
+
+# Phase, place, layer and loop of an op instance, from the program's table of ops and the calls
+# around it.
+
+_PLACES: Mapping[str, Where] = {"input": "input", "loss": "loss", "update": "optimizer"}
+
+
+@dataclass(frozen=True, slots=True)
+class OpPlace:
+    """Where in the training step an op instance ran."""
+
+    phase: Phase
+    where: Where
+    layer_path: str
+    """Chain of Keras layers, "" outside."""
+    stack: int
+    """Index of a Python stack, -1 when unknown."""
+    replica: int | None = None
+    """Which of several replicas ran it; None where it serves all."""
+
+    @property
+    def layer(self) -> str | None:
+        """Innermost layer, None where the op belongs to none."""
+        return (
+            self.layer_path.rsplit("/", 1)[-1]
+            if self.where == "layer" and self.layer_path
+            else None
+        )
+
+    @property
+    def rank(self) -> int:
+        """Phases in the order in which they run."""
+        return PHASES.index(self.phase)
+
+
+def _first(numbers: Iterable[int]) -> int | None:
+    return next((number for number in numbers if number >= 0), None)
+
+
+class Attribution:
+    """Answers for one step's program."""
+
+    def __init__(self, ops: Mapping[OpKey, OpInfo]) -> None:
+        """Take the table of ops."""
+        self._ops = ops
+        self._known: dict[tuple[OpKey, ...], OpPlace] = {}
+
+    def place(self, fact: Fact) -> OpPlace:
+        """Return where an op instance ran."""
+        keys = (*((call.function, call.op) for call in fact.calls), fact.key)
+        if keys not in self._known:
+            self._known[keys] = self._find(keys)
+        return self._known[keys]
+
+    def info(self, fact: Fact) -> OpInfo | None:
+        """Return what the table says of an op itself."""
+        return self._ops.get(fact.key)
+
+    def _find(self, keys: tuple[OpKey, ...]) -> OpPlace:
+        infos = [info for key in keys if (info := self._ops.get(key)) is not None]
+        inward = list(reversed(infos))
+        phase = next((info.phase for info in inward if info.phase in PHASES), "forward")
+        where = next((info.where for info in inward if info.where), "")
+        path = "/".join(part for info in infos if (part := info.layer_path))
+        stack = next((stack for info in inward if (stack := self._stack(info)) >= 0), -1)
+        if not where:
+            where = _PLACES.get(phase) or ("layer" if path else "loss")
+        place = OpPlace(cast("Phase", phase), cast("Where", where), path, stack)
+        return (
+            place
+            if phase == "update"
+            else replace(place, replica=_first(op.replica for op in infos))
+        )
+
+    def _stack(self, info: OpInfo) -> int:
+        """The line that the user wrote: for a backward op that of its forward op."""
+        if info.forward:
+            forward = self._ops.get((info.forward_function, info.forward))
+            if forward is not None and forward.stack >= 0:
+                return forward.stack
+        return info.stack
+
+    def loops(self, fact: Fact, trace: StepTrace) -> tuple[LoopIteration, ...]:
+        """Return the enclosing loops, outermost first; for a backward loop the forward loop's iteration."""
+        return tuple(
+            LoopIteration(
+                call.op, self._forward_iteration(call.callee, call.iteration, fact, trace)
+            )
+            for call in fact.calls
+            if call.iteration is not None
+        )
+
+    def _forward_iteration(self, body: str, iteration: int, fact: Fact, trace: StepTrace) -> int:
+        forward = self._forward_function(body, fact)
+        trips = trace.trips.get(("", forward), 0) if forward is not None else 0
+        return trips - 1 - iteration if trips > iteration else iteration
+
+    def _forward_function(self, body: str, fact: Fact) -> str | None:
+        """The loop body whose gradient `body` computes, by the forward ops of the ops in it."""
+        own = self._ops.get(fact.key)
+        if own is not None and own.function == body and own.forward:
+            return own.forward_function or None
+        for (function, _), info in self._ops.items():
+            if function == body and info.forward and info.forward_function not in ("", body):
+                return info.forward_function
+        return None
+
+
+# --- bisect.judge
 
 _SHAPES = words("Shape ShapeN Size Rank ZerosLike OnesLike VariableShape")
 """Ops whose outputs do not depend on the values of their inputs."""
@@ -72,7 +182,9 @@ class _Judge:
         result = Judgement()
         suspects = [*self.from_leaves(result), *self.from_makers()]
         suspects += [
-            Suspect(turner.masks, "turned", turner.fact) for serial, turner in self.walk.turners.items() if serial not in self.explained
+            Suspect(turner.masks, "turned", turner.fact)
+            for serial, turner in self.walk.turners.items()
+            if serial not in self.explained
         ]
         suspects = suspects or [] if result.inherited else suspects or list(self.last_resort())
         result.suspects = list(_distinct(sorted(suspects, key=self.order)))
@@ -162,16 +274,23 @@ class _Judge:
                     pending.append(serial)
                 elif fact.type in MOVEMENTS - COPIES:
                     dropped = True
-                elif fact.type not in _SHAPES and any(stat.dtype in FLOATS and stat.size for stat in fact.outputs):
+                elif fact.type not in _SHAPES and any(
+                    stat.dtype in FLOATS and stat.size for stat in fact.outputs
+                ):
                     return False
         return dropped
 
     def used_backward(self, maker: Maker) -> Iterator[Suspect]:
         """Backward ops that used a dropped value: those that turned it into NaN, else those that took it over."""
-        turners = [serial for serial in maker.turners if serial is not None and serial in self.walk.turners]
+        turners = [
+            serial for serial in maker.turners if serial is not None and serial in self.walk.turners
+        ]
         self.explained |= set(turners)
         if turners and None not in maker.turners:
-            yield from (Suspect(self.walk.turners[serial].masks, "turned", self.trace.facts[serial]) for serial in turners)
+            yield from (
+                Suspect(self.walk.turners[serial].masks, "turned", self.trace.facts[serial])
+                for serial in turners
+            )
             return
         for serial in maker.crossings:
             if serial is not None:

@@ -14,13 +14,138 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanreplay.bisect.arrays import Mask, is_float, is_opaque, nan_mask, nonfinite
-from nanreplay.bisect.blame import Blame, assign_blame
-from nanreplay.bisect.repair import PASSIVE
-from nanreplay.bisect.rules import Execute
-from nanreplay.bisect.trace import Fact, StepTrace, is_update
-from nanreplay.replay.events import OpEvent, ValueId
-from nanreplay.tensors import as_array
+from nanreplay.bisect.influence import ROWWISE, Everything, Execute, Influence, influence_of
+from nanreplay.bisect.op_trace import PASSIVE, Fact, StepTrace, is_update
+from nanreplay.bisect.tensor_stats import Mask, inf_mask, is_float, is_opaque, nan_mask, nonfinite
+from nanreplay.capture.arrays import as_array
+from nanreplay.replay.provenance import OpEvent, ValueId
+
+# Which input elements are to blame for an op's failing elements, and which elements the op made
+# bad itself.
+
+
+@dataclass(slots=True)
+class Blame:
+    """How the failing elements of one execution came about."""
+
+    influence: Influence
+    follow: dict[int, Mask] = field(default_factory=dict)
+    """By input: bad elements that were passed on."""
+    turned_from: dict[int, Mask] = field(default_factory=dict)
+    """By input: infinities that this op turned into NaN."""
+    made: dict[int, Mask] = field(default_factory=dict)
+    """By output: bad elements from finite ones."""
+    turned: dict[int, Mask] = field(default_factory=dict)
+    """By output: NaN from infinities."""
+
+    def add(self, where: dict[int, Mask], i: int, mask: Mask) -> None:
+        """Mark more elements."""
+        if mask.any():
+            where[i] = where[i] | mask if i in where else mask
+
+
+def assign_blame(event: OpEvent, failing: Mapping[int, Mask], execute: Execute) -> Blame:
+    """Return who is to blame for failing elements.
+
+    Args:
+        event: The execution, with its tensors.
+        failing: By output: the failing elements.
+        execute: Runs the event's kernel on other inputs.
+    """
+    influence = influence_of(event, execute)
+    floats = [i for i, value in enumerate(event.inputs) if not is_opaque(value) and is_float(value)]
+    blame = Blame(influence)
+    if isinstance(influence, Everything):
+        failing, floats = _by_intervention(event, failing, floats, execute, blame)
+    nans = {i: nan_mask(event.inputs[i]) for i in floats}
+    infs = {i: inf_mask(event.inputs[i]) for i in floats}
+    for k, mask in failing.items():
+        out = as_array(event.outputs[k])
+        is_nan, is_inf = mask & np.isnan(out), mask & ~np.isnan(out) & np.isinf(out)
+        rest = _pass_on(blame, k, is_nan, nans, blame.follow)
+        if event.type in ROWWISE and rest.any():
+            infs = _fatal_of_row(event, infs)
+        made = _pass_on(blame, k, rest, infs, blame.turned_from)
+        blame.add(blame.turned, k, rest & ~made)
+        blame.add(blame.made, k, made)
+        rest = _pass_on(blame, k, is_inf, infs, blame.follow)
+        blame.add(blame.made, k, _pass_on(blame, k, rest, nans, blame.follow))
+    return blame
+
+
+def _pass_on(
+    blame: Blame, k: int, wanted: Mask, bad: Mapping[int, Mask], into: dict[int, Mask]
+) -> Mask:
+    """Mark the bad input elements that influence the wanted ones; return the wanted ones that none influences."""
+    if not wanted.any():
+        return wanted
+    reached = np.zeros(wanted.shape, bool)
+    for i, mask in bad.items():
+        if mask.any():
+            reached |= blame.influence.forth(i, k, mask)
+    explained = wanted & reached
+    if explained.any():
+        for i, mask in bad.items():
+            if mask.any():
+                blame.add(into, i, blame.influence.back(i, k, explained) & mask)
+    return wanted & ~reached
+
+
+def _fatal_of_row(event: OpEvent, infs: Mapping[int, Mask]) -> dict[int, Mask]:
+    """+inf spoils a softmax whatever else the row holds; -inf only when it fills the row."""
+    values = as_array(event.inputs[0])
+    high = infs[0] & (values > 0)
+    return {**infs, 0: infs[0] & (high | ~high.any(axis=-1, keepdims=True))}
+
+
+def _by_intervention(
+    event: OpEvent, failing: Mapping[int, Mask], floats: list[int], execute: Execute, blame: Blame
+) -> tuple[Mapping[int, Mask], list[int]]:
+    """For an op without a rule: run it again with bad input elements replaced by 1, to see which inputs matter.
+
+    Returns the failing elements that inputs explain, and the inputs to blame for them.
+    """
+    bad = [i for i in floats if nonfinite(event.inputs[i]).any()]
+    if (
+        event.error is not None
+        or not bad
+        or any(is_opaque(value) for value in (*event.inputs, *event.outputs))
+    ):
+        return failing, floats
+    clean = {i: _cleaned(event.inputs[i]) for i in bad}
+    try:
+        healthy = execute(event, [clean.get(i, value) for i, value in enumerate(event.inputs)])
+        explained: dict[int, Mask] = {}
+        for k, mask in failing.items():
+            own = mask & nonfinite(healthy[k])
+            blame.add(blame.made, k, own)
+            if (mask & ~own).any():
+                explained[k] = mask & ~own
+        return explained, [
+            i for i in bad if len(bad) == 1 or _suffices(event, i, clean, explained, execute)
+        ] or bad
+    except (
+        Exception
+    ):  # the kernel does not take the replacement: every bad input stays under suspicion
+        return failing, floats
+
+
+def _suffices(
+    event: OpEvent, i: int, clean: Mapping[int, Any], failing: Mapping[int, Mask], execute: Execute
+) -> bool:
+    """Return whether input i alone, all others cleaned, makes the elements fail."""
+    inputs = [value if j == i else clean.get(j, value) for j, value in enumerate(event.inputs)]
+    outputs = execute(event, inputs)
+    return any(bool((nonfinite(outputs[k]) & mask).any()) for k, mask in failing.items())
+
+
+def _cleaned(value: Any) -> Any:
+    array = np.array(value)
+    array[~np.isfinite(array)] = 1
+    return array
+
+
+# --- bisect.walk
 
 Through = frozenset[int | None]
 """Serials of ops that every path must pass at one of; None stands for a path without any."""
@@ -74,7 +199,12 @@ class Walk:
     """Backward ops that took a bad value of the forward pass: their failing elements by output."""
 
 
-def walk_back(trace: StepTrace, targets: Mapping[ValueId, Mask], is_backward: Callable[[Fact], bool], execute: Execute) -> Walk:
+def walk_back(
+    trace: StepTrace,
+    targets: Mapping[ValueId, Mask],
+    is_backward: Callable[[Fact], bool],
+    execute: Execute,
+) -> Walk:
     """Walk back from failing elements.
 
     Args:
@@ -127,7 +257,9 @@ class _Walker:
             self.walk.makers.append(Maker(fact, failing, "nan", path.turners, path.crossings))
         elif is_update(fact.type):
             self.visit_update(fact, event, failing, path)
-        elif fact.via or (event.inputs and all(is_opaque(value) or not is_float(value) for value in event.inputs)):
+        elif fact.via or (
+            event.inputs and all(is_opaque(value) or not is_float(value) for value in event.inputs)
+        ):
             self.visit_read(fact, event, failing, path)
         else:
             self.visit_op(fact, event, failing, path)
@@ -136,26 +268,44 @@ class _Walker:
         """A plain op: pass on, or note what it made."""
         blame = assign_blame(event, failing, self.execute)
         if blame.made:
-            self.walk.makers.append(Maker(fact, blame.made, _kind(event, blame.made), path.turners, path.crossings))
+            self.walk.makers.append(
+                Maker(fact, blame.made, _kind(event, blame.made), path.turners, path.crossings)
+            )
         if blame.turned:
-            self.walk.turners[fact.serial] = Maker(fact, blame.turned, "turned", path.turners, path.crossings)
+            self.walk.turners[fact.serial] = Maker(
+                fact, blame.turned, "turned", path.turners, path.crossings
+            )
         self.walk.blames[fact.serial] = blame
         for i, mask in blame.follow.items():
             self.send(fact, event.input_ids[i], mask, path)
         for i, mask in blame.turned_from.items():
             self.send(fact, event.input_ids[i], mask, path, turned=True)
 
-    def visit_read(self, fact: Fact, event: OpEvent, failing: dict[int, Mask], path: Arrival) -> None:
+    def visit_read(
+        self, fact: Fact, event: OpEvent, failing: dict[int, Mask], path: Arrival
+    ) -> None:
         """A read from storage: go on where the value was made."""
-        sources = list(fact.via) or [value for value in event.input_ids if value.serial < 0 and self.trace.bad_mask(value) is not None]
-        found = {value: mask for value in sources if (mask := self.stored(value, event, failing)) is not None}
-        with_nan = {value: mask & nan_mask(self.trace.value(value)) for value, mask in found.items()}
+        sources = list(fact.via) or [
+            value
+            for value in event.input_ids
+            if value.serial < 0 and self.trace.bad_mask(value) is not None
+        ]
+        found = {
+            value: mask
+            for value in sources
+            if (mask := self.stored(value, event, failing)) is not None
+        }
+        with_nan = {
+            value: mask & nan_mask(self.trace.value(value)) for value, mask in found.items()
+        }
         if _kind(event, failing) == "nan":
             found = {value: mask for value, mask in with_nan.items() if mask.any()} or found
         for value, mask in found.items():
             self.send(fact, value, mask, path)
         if not sources and not fact.via:
-            self.walk.makers.append(Maker(fact, failing, _kind(event, failing), path.turners, path.crossings))
+            self.walk.makers.append(
+                Maker(fact, failing, _kind(event, failing), path.turners, path.crossings)
+            )
 
     def stored(self, value: ValueId, event: OpEvent, failing: Mapping[int, Mask]) -> Mask | None:
         """Return the bad elements of a stored value that a read brought to failing elements."""
@@ -167,10 +317,14 @@ class _Walker:
             found |= _placed(mask, bad, event)
         return found if found.any() else None
 
-    def visit_update(self, fact: Fact, event: OpEvent, failing: dict[int, Mask], path: Arrival) -> None:
+    def visit_update(
+        self, fact: Fact, event: OpEvent, failing: dict[int, Mask], path: Arrival
+    ) -> None:
         """A variable computed its own new value: from what it held, and from the op's inputs."""
         explained = {k: np.zeros(mask.shape, bool) for k, mask in failing.items()}
-        sources = [value for value in (*fact.input_ids, *fact.via) if not self.is_stale(value, fact)]
+        sources = [
+            value for value in (*fact.input_ids, *fact.via) if not self.is_stale(value, fact)
+        ]
         for value, tensor in ((v, self.tensor(v, fact, event)) for v in dict.fromkeys(sources)):
             if tensor is None or is_opaque(tensor) or not is_float(tensor):
                 continue
@@ -179,9 +333,13 @@ class _Walker:
                 same = bad.shape == mask.shape
                 self.send(fact, value, bad & mask if same else bad, path)
                 explained[k] |= bad if same else bool(bad.any())
-        made = {k: mask & ~explained[k] for k, mask in failing.items() if (mask & ~explained[k]).any()}
+        made = {
+            k: mask & ~explained[k] for k, mask in failing.items() if (mask & ~explained[k]).any()
+        }
         if made:
-            self.walk.makers.append(Maker(fact, made, _kind(event, made), path.turners, path.crossings))
+            self.walk.makers.append(
+                Maker(fact, made, _kind(event, made), path.turners, path.crossings)
+            )
 
     def is_stale(self, value: ValueId, fact: Fact) -> bool:
         """Whether a variable's value from before the step was overwritten before the op ran."""
@@ -195,7 +353,9 @@ class _Walker:
                 return tensor  # type: ignore[no-any-return]
         return self.trace.value(value)  # type: ignore[no-any-return]
 
-    def send(self, fact: Fact, value: ValueId, mask: Mask, path: Arrival, *, turned: bool = False) -> None:
+    def send(
+        self, fact: Fact, value: ValueId, mask: Mask, path: Arrival, *, turned: bool = False
+    ) -> None:
         """Follow a value back from an op."""
         turners = frozenset({fact.serial}) if turned else path.turners
         crossings = path.crossings
@@ -209,7 +369,11 @@ class _Walker:
 
 def _kind(event: OpEvent, masks: Mapping[int, Mask]) -> str:
     """`nan` when a marked element of an output is NaN, else `inf`."""
-    return "nan" if any(np.isnan(as_array(event.outputs[k])[mask]).any() for k, mask in masks.items()) else "inf"
+    return (
+        "nan"
+        if any(np.isnan(as_array(event.outputs[k])[mask]).any() for k, mask in masks.items())
+        else "inf"
+    )
 
 
 def _merge(into: dict[Any, Arrival], key: Any, new: Arrival) -> None:

@@ -1,55 +1,152 @@
-"""The capture file, format version 1: names of its parts. `docs/capture-format.md` is the specification.
+"""What of an HDF5 file may be read: this file only, the filters of the format, no more than is stored, no endless texts.
 
-```
-/                 attrs: format, version, complete
-/contents  /metadata  /incident  /variables       JSON; contents names every group and dataset
-/program/<id>/    graph (uint8), signature (JSON), ops (JSON), constants/<i>
-/sources/         frames (JSON), stacks (JSON)
-/keyframes/<step>/<variable>              state just before the step
-/batches/<step>/<i>                       arrays of the batch; about (JSON); fingerprint; overrides/<variable>; fed/<i>
-/gradients/<step>/<variable>  /weights/<step>/<variable>
-/timeline/        columns/<name>, matrices/<name>, variables
-```
-
-JSON is deflated and stored as uint8: its checksum finds damage, and no HDF5 text of variable length is needed.
+HDF5 is a format with links to other files, numbers kept in other files, plugins that unpack chunks, and texts of variable
+length whose damage makes the library loop for ever. A capture has none of these, so none of them is followed.
 """
 
 from __future__ import annotations
 
-from typing import Final
+import math
+from typing import Any, Final
+
+import h5py
+
+from nanreplay.errors import FormatError, VersionError
+from nanreplay.limits import check_size
+
+# The capture file, format version 1: names of its parts. `docs/capture-format.md` is the
+# specification.
 
 FORMAT: Final = "nanreplay-capture"
 VERSION: Final = 1
-
 COMPRESS_FROM_BYTES: Final = 4096
 """Smaller datasets are stored contiguous: a chunk index would cost more than deflate saves."""
-
 DEFLATE_TO: Final = 0.125
 """Larger ones, of whole numbers, are deflated when a sample shrinks to this share; `benchmarks/dump.py` shows what it costs else."""
-
 SAMPLES: Final = 4
 SAMPLE_BYTES: Final = 4096
 """The sample: as many pieces, and their bytes together."""
-
 JSON_LIMIT_BYTES: Final = 2**28
 """A larger table is taken for an attack."""
-
 LARGEST_DEFLATE_RATIO: Final = 1040
 """No dataset unpacks to more than this many times its bytes."""
-
 FILTERS: Final = frozenset({1, 2})
 """HDF5's numbers of deflate and shuffle. A reader unpacks nothing else: a filter may be a plugin, which is code."""
-
-TIMELINE_COLUMNS: Final = ("step", "loss", "learning_rate", "loss_scale", "step_time_s", "skipped", "measured")
+TIMELINE_COLUMNS: Final = (
+    "step",
+    "loss",
+    "learning_rate",
+    "loss_scale",
+    "step_time_s",
+    "skipped",
+    "measured",
+)
 TIMELINE_MATRICES: Final = ("gradient_norm", "gradient_absmax", "weight_norm", "update_ratio")
-
 EXTENSION_DTYPES: Final = (
     "bfloat16", "float8_e5m2", "float8_e4m3fn", "float8_e4m3b11fnuz", "float8_e4m3fnuz", "float8_e5m2fnuz", "int4", "uint4",
 )  # fmt: skip
 """Types that HDF5 and numpy do not know; stored as unsigned integers of their size with the attribute `dtype`."""
-
 DTYPES: Final = frozenset(
     "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128 string resource variant "
     "qint8 qint16 qint32 quint8 quint16 int2 uint2 float4_e2m1fn".split()
 ) | frozenset(EXTENSION_DTYPES)
 """TensorFlow's names of types of variables and inputs."""
+
+
+# --- capture.guard
+
+_LONGEST_TEXT = 4096
+
+
+def item(group: Any, path: str) -> Any:
+    """The group or dataset at a path below a group, by hard links only.
+
+    Raises:
+        FormatError: A link on the way leads elsewhere.
+        KeyError: There is nothing.
+    """
+    for name in path.split("/"):
+        if not isinstance(group, h5py.Group):
+            raise FormatError(f"expected a group at {getattr(group, 'name', '?')}")
+        if not isinstance(group.get(name, getlink=True), h5py.HardLink):
+            raise FormatError(f"{path} is a link to somewhere else")
+        group = group[name]
+    return group
+
+
+def text(holder: Any, name: str) -> str | None:
+    """A short attribute of fixed length; None when it is not there.
+
+    Raises:
+        FormatError: It is no such text.
+    """
+    if name not in holder.attrs:
+        return None
+    found = holder.attrs.get_id(name)
+    if found.dtype.kind != "S" or found.shape != () or found.dtype.itemsize > _LONGEST_TEXT:
+        raise FormatError(f"attribute {name!r} of {holder.name} is no text")
+    value: bytes = bytes(holder.attrs[name])
+    return value.decode()
+
+
+def number(holder: Any, name: str) -> int:
+    """An attribute that holds one integer or boolean.
+
+    Raises:
+        FormatError: It is none, or not there.
+    """
+    found = holder.attrs.get_id(name) if name in holder.attrs else None
+    if found is None or found.dtype.kind not in "biu" or found.shape != ():
+        raise FormatError(f"attribute {name!r} of {holder.name} is no number")
+    return int(holder.attrs[name])
+
+
+def check_head(file: Any, path: str) -> int:
+    """Check the attributes of the root; returns the format's version.
+
+    Raises:
+        FormatError: It is no capture, or not a whole one.
+        VersionError: A newer nanreplay wrote it.
+    """
+    if text(file, "format") != FORMAT:
+        raise FormatError(f"{path}: an HDF5 file, but not a nanreplay capture.")
+    version = number(file, "version")
+    if version > VERSION:
+        raise VersionError(
+            f"{path}: format version {version}; this nanreplay reads up to {VERSION}. Upgrade nanreplay."
+        )
+    if "complete" not in file.attrs or not number(file, "complete"):
+        raise FormatError(f"{path}: was not written to its end.")
+    return version
+
+
+def check_dataset(dataset: Any) -> None:
+    """Check that a dataset holds numbers itself, and no more of them than its file can.
+
+    Raises:
+        FormatError: It does not.
+        MemoryLimitError: They take more memory than they may.
+    """
+    if not isinstance(dataset, h5py.Dataset):
+        raise FormatError(f"expected a dataset at {getattr(dataset, 'name', '?')}")
+    if (
+        dataset.shape is None
+        or dataset.dtype.kind not in "biufc"
+        or dataset.dtype.subdtype is not None
+    ):
+        raise FormatError(f"unexpected type {dataset.dtype} at {dataset.name}")
+    if dataset.is_virtual or dataset.external:
+        raise FormatError(f"{dataset.name} takes its numbers from another file")
+    made = dataset.id.get_create_plist()
+    used = {made.get_filter(index)[0] for index in range(made.get_nfilters())}
+    if used - FILTERS:
+        raise FormatError(
+            f"{dataset.name} is packed in a way that captures are not (filters {sorted(used - FILTERS)})"
+        )
+    stored = max(dataset.id.get_storage_size(), 1)
+    if stored > h5py.h5i.get_file_id(dataset.id).get_filesize():
+        raise FormatError(f"{dataset.name} claims more bytes than the file has")
+    chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize if dataset.chunks else 0
+    if max(dataset.nbytes, chunk) > LARGEST_DEFLATE_RATIO * stored:
+        raise FormatError(f"{dataset.name} is larger than what is stored of it")
+    check_size(dataset.name, max(dataset.nbytes, chunk))

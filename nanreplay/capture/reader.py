@@ -13,23 +13,31 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanreplay.capture.format import TIMELINE_COLUMNS
-from nanreplay.capture.guard import check_head, item
+from nanreplay.capture.arrays import read_array, read_json
+from nanreplay.capture.format import TIMELINE_COLUMNS, check_head, item
 from nanreplay.capture.storage import location, open_hdf5, size_bytes
 from nanreplay.capture.tables import (
+    build,
     check_columns,
     check_references,
     check_timeline,
     incident_from_json,
     ops_frame,
     ops_from_table,
+    readable,
     signature_from_json,
+    typed,
     variables_from_json,
 )
-from nanreplay.capture.typed import build, readable, typed
-from nanreplay.capture.values import read_array, read_json
 from nanreplay.errors import FormatError, MemoryLimitError, MissingPartError, NanreplayError
-from nanreplay.records import BatchRecord, CaptureContents, Frame, ProgramRecord, Signature, Timeline
+from nanreplay.records import (
+    BatchRecord,
+    CaptureContents,
+    Frame,
+    ProgramRecord,
+    Signature,
+    Timeline,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -70,7 +78,9 @@ class Capture:
             with self._reading("the header"):
                 self._version = check_head(self._file, str(self.path))
             with self._reading("the table of contents"):
-                for name in typed(tuple[str, ...], read_json(self._item("contents")), "the table of contents"):
+                for name in typed(
+                    tuple[str, ...], read_json(self._item("contents")), "the table of contents"
+                ):
                     parent, _, child = name.rpartition("/")
                     self._children.setdefault(parent, []).append(child)
             with self._reading("the incident"):
@@ -83,12 +93,17 @@ class Capture:
     def __enter__(self) -> Capture:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         self.close()
 
     def _repr_html_(self) -> str:
         """Show in a notebook what the file holds, with its timeline."""
-        from nanreplay.report.html import capture_fragment
+        from nanreplay.report.pages import capture_fragment
 
         return capture_fragment(self)
 
@@ -108,7 +123,10 @@ class Capture:
     def metadata(self) -> dict[str, str]:
         """Versions, platform, devices, time of creation."""
         with self._reading("the metadata"):
-            return {readable(str(key)): readable(str(value)) for key, value in read_json(self._item("metadata")).items()}
+            return {
+                readable(str(key)): readable(str(value))
+                for key, value in read_json(self._item("metadata")).items()
+            }
 
     @property
     def version(self) -> int:
@@ -148,7 +166,10 @@ class Capture:
                     read_array(item(group, "graph")).astype(np.uint8).tobytes(),
                     signature_from_json(read_json(item(group, "signature"))),
                     ops_from_table(read_json(item(group, "ops"))),
-                    tuple(read_array(item(group, f"constants/{index}")) for index in range(len(constants))),
+                    tuple(
+                        read_array(item(group, f"constants/{index}"))
+                        for index in range(len(constants))
+                    ),
                 )
                 check_references(record, len(self.variables_info))
                 self._programs[program_id] = record
@@ -160,11 +181,19 @@ class Capture:
 
     def weights(self, step: int) -> dict[int, NDArray[Any]]:
         """Trainable variables just after `step`, by variable index; empty when they were not written."""
-        return self._step_arrays("weights", step) if str(step) in self._children.get("weights", ()) else {}
+        return (
+            self._step_arrays("weights", step)
+            if str(step) in self._children.get("weights", ())
+            else {}
+        )
 
     def gradients(self, step: int) -> dict[int, NDArray[Any]]:
         """Dense gradients of `step`, by variable index; empty when they were not written."""
-        return self._step_arrays("gradients", step) if str(step) in self._children.get("gradients", ()) else {}
+        return (
+            self._step_arrays("gradients", step)
+            if str(step) in self._children.get("gradients", ())
+            else {}
+        )
 
     def batch(self, step: int) -> BatchRecord:
         """The input of `step`."""
@@ -179,7 +208,10 @@ class Capture:
                 paths,
                 read_array(item(group, "fingerprint")) if "fingerprint" in held else None,
                 self._arrays(f"batches/{step}/overrides"),
-                tuple(read_array(item(group, f"fed/{index}")) for index in range(len(self._children.get(f"batches/{step}/fed", ())))),
+                tuple(
+                    read_array(item(group, f"fed/{index}"))
+                    for index in range(len(self._children.get(f"batches/{step}/fed", ())))
+                ),
             )
 
     @property
@@ -187,13 +219,18 @@ class Capture:
         """Python frames of the program's ops."""
         with self._reading("the sources"):
             rows = read_json(self._item("sources/frames"))
-            return tuple(build(Frame, dict(zip(("file", "line", "function", "code"), row, strict=True))) for row in rows)
+            return tuple(
+                build(Frame, dict(zip(("file", "line", "function", "code"), row, strict=True)))
+                for row in rows
+            )
 
     @property
     def stacks(self) -> tuple[tuple[int, ...], ...]:
         """Stacks as indices into `frames`, outermost first."""
         with self._reading("the sources"):
-            stacks: tuple[tuple[int, ...], ...] = typed(tuple[tuple[int, ...], ...], read_json(self._item("sources/stacks")), "the stacks")
+            stacks: tuple[tuple[int, ...], ...] = typed(
+                tuple[tuple[int, ...], ...], read_json(self._item("sources/stacks")), "the stacks"
+            )
             return stacks
 
     def variables(self) -> pd.DataFrame:
@@ -222,22 +259,38 @@ class Capture:
 
         timeline = self.timeline_record()
         if name not in timeline.matrices:
-            raise FormatError(f"{self.path}: holds no matrix {name!r}; there are {', '.join(timeline.matrices)}.")
+            raise FormatError(
+                f"{self.path}: holds no matrix {name!r}; there are {', '.join(timeline.matrices)}."
+            )
         paths = [self.variables_info[index].path for index in timeline.variables]
-        return pd.DataFrame(timeline.matrices[name], index=pd.Index(timeline.columns["step"], name="step"), columns=paths)
+        return pd.DataFrame(
+            timeline.matrices[name],
+            index=pd.Index(timeline.columns["step"], name="step"),
+            columns=paths,
+        )
 
     def timeline_columns(self, last: int | None = None) -> dict[str, NDArray[Any]]:
         """Columns of the timeline, without its matrices; of the `last` steps only when that is given."""
         with self._reading("the timeline"):
             columns = self._datasets("timeline/columns")
             check_columns(columns)
-        return {name: column if last is None else column[max(0, len(column) - last) :] for name, column in columns.items()}
+        return {
+            name: column if last is None else column[max(0, len(column) - last) :]
+            for name, column in columns.items()
+        }
 
     def timeline_record(self) -> Timeline:
         """The timeline as arrays."""
         with self._reading("the timeline"):
-            columns, matrices = self._datasets("timeline/columns"), self._datasets("timeline/matrices")
-            timeline = Timeline(columns, matrices, tuple(int(index) for index in read_array(self._item("timeline/variables"))))
+            columns, matrices = (
+                self._datasets("timeline/columns"),
+                self._datasets("timeline/matrices"),
+            )
+            timeline = Timeline(
+                columns,
+                matrices,
+                tuple(int(index) for index in read_array(self._item("timeline/variables"))),
+            )
             check_timeline(timeline, len(self.variables_info))
             return timeline
 
@@ -264,7 +317,9 @@ class Capture:
     def _check_held(self, name: str, key: str) -> None:
         held = self._children.get(name, ())
         if key not in held:
-            raise MissingPartError(f"{self.path}: holds no {name}/{key}; there are {', '.join(held) or 'none'}.")
+            raise MissingPartError(
+                f"{self.path}: holds no {name}/{key}; there are {', '.join(held) or 'none'}."
+            )
 
     def _step_arrays(self, name: str, step: int) -> dict[int, NDArray[Any]]:
         self._check_held(name, str(step))
@@ -278,7 +333,10 @@ class Capture:
         return item(self._file, path)
 
     def _datasets(self, group: str) -> dict[str, NDArray[Any]]:
-        return {name: read_array(self._item(f"{group}/{name}")) for name in self._children.get(group, ())}
+        return {
+            name: read_array(self._item(f"{group}/{name}"))
+            for name in self._children.get(group, ())
+        }
 
     @contextlib.contextmanager
     def _reading(self, what: str) -> Iterator[None]:
@@ -286,11 +344,17 @@ class Capture:
             yield
         except FormatError as error:
             said = str(error)
-            raise type(error)(said if said.startswith(str(self.path)) else f"{self.path}: {what} cannot be read: {said}") from error
+            raise type(error)(
+                said
+                if said.startswith(str(self.path))
+                else f"{self.path}: {what} cannot be read: {said}"
+            ) from error
         except MemoryLimitError as error:
             raise MemoryLimitError(f"{self.path}: {error}", hint=error.hint) from error
         except NanreplayError:
             raise
         except _DAMAGE as error:
             detail = (str(error).splitlines() or [type(error).__name__])[0]
-            raise FormatError(f"{self.path}: {what} cannot be read; the file is damaged or not complete ({detail}).") from error
+            raise FormatError(
+                f"{self.path}: {what} cannot be read; the file is damaged or not complete ({detail})."
+            ) from error

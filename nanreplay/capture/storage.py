@@ -95,9 +95,20 @@ def filesystem(where: RemotePath) -> tuple[Any, str]:
     try:
         found: tuple[Any, str] = fsspec.core.url_to_fs(where.url)
     except ImportError as error:
-        package = {"s3": "s3fs", "s3a": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}.get(where.protocol)
-        raise StorageError(f"{where}: {_line(error)}" + (f" (pip install {package})" if package else "")) from None
-    except Exception as error:  # an unknown protocol, missing credentials, whatever the package raises
+        package = {
+            "s3": "s3fs",
+            "s3a": "s3fs",
+            "gs": "gcsfs",
+            "gcs": "gcsfs",
+            "http": "aiohttp",
+            "https": "aiohttp",
+        }.get(where.protocol)
+        raise StorageError(
+            f"{where}: {_line(error)}" + (f" (pip install {package})" if package else "")
+        ) from None
+    except (
+        Exception
+    ) as error:  # an unknown protocol, missing credentials, whatever the package raises
         raise StorageError(f"{where}: {_line(error)}") from error
     return found
 
@@ -128,11 +139,19 @@ def open_hdf5(where: Location) -> tuple[h5py.File, Any]:
 def _open_remote(where: RemotePath) -> tuple[h5py.File, Any]:
     system, inner = filesystem(where)
     try:
-        stream = system.open(inner, "rb", block_size=_BLOCK_BYTES, cache_type="blockcache", cache_options={"maxblocks": _BLOCKS_KEPT})
+        stream = system.open(
+            inner,
+            "rb",
+            block_size=_BLOCK_BYTES,
+            cache_type="blockcache",
+            cache_options={"maxblocks": _BLOCKS_KEPT},
+        )
         is_hdf5 = stream.read(len(_SIGNATURE)) == _SIGNATURE
     except FileNotFoundError as error:
         cause = error.__cause__
-        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):  # how fsspec says that a host does not answer
+        if isinstance(cause, OSError) and not isinstance(
+            cause, FileNotFoundError
+        ):  # how fsspec says that a host does not answer
             raise StorageError(f"{where}: cannot be read: {_line(cause)}") from error
         raise CaptureNotFoundError(f"{where}: no such file.") from None
     except IsADirectoryError:
@@ -196,7 +215,9 @@ def publish(local: Path, where: RemotePath, *, within_s: float | None = None) ->
                 return
             except Exception as error:  # each file system has errors of its own
                 last[0] = error
-                if isinstance(error, (PermissionError, StorageError)):  # another attempt will meet the same
+                if isinstance(
+                    error, (PermissionError, StorageError)
+                ):  # another attempt will meet the same
                     return
             over.wait(pause_s)
             pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
@@ -208,7 +229,9 @@ def publish(local: Path, where: RemotePath, *, within_s: float | None = None) ->
     over.set()
     if last[0] is not None:
         spent_s = time.monotonic() - began_s
-        raise StorageError(f"{where}: could not be written within {spent_s:.0f} s: {_line(last[0])}") from last[0]
+        raise StorageError(
+            f"{where}: could not be written within {spent_s:.0f} s: {_line(last[0])}"
+        ) from last[0]
 
 
 def _upload(local: Path, where: RemotePath) -> None:

@@ -14,9 +14,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-_LONGEST_NAME: Final = 200  # file systems take 255 bytes; the rest is the host, the process and the ending
+_LONGEST_NAME: Final = (
+    200  # file systems take 255 bytes; the rest is the host, the process and the ending
+)
 _NAME: Final = re.compile(r"\.(?P<target>.+)\.(?P<host>[0-9a-f]{8})\.\d+\.\d+\.tmp", re.DOTALL)
-
 UNTOUCHED_S: Final = 600.0
 """Seconds without a write after which a file of another host counts as left behind, if it is not locked: on some network file
 systems the locks of other hosts do not show."""
@@ -107,12 +108,16 @@ def remove_stale(folder: Path, targets: re.Pattern[str]) -> None:
 
 def _create(target: Path) -> tuple[Path, int]:
     for attempt in itertools.count():
-        path = target.with_name(f".{target.name[:_LONGEST_NAME]}.{_host()}.{os.getpid()}.{attempt}.tmp")
+        path = target.with_name(
+            f".{target.name[:_LONGEST_NAME]}.{_host()}.{os.getpid()}.{attempt}.tmp"
+        )
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
         except FileExistsError:  # another thread, or a dead process that had the same number
             continue
-        with contextlib.suppress(OSError):  # no locks on this file system: such a file is never taken for left behind
+        with contextlib.suppress(
+            OSError
+        ):  # no locks on this file system: such a file is never taken for left behind
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(descriptor).st_nlink:
             return path, descriptor
@@ -123,7 +128,9 @@ def _create(target: Path) -> tuple[Path, int]:
 def _remove_if_left(path: Path, *, is_own_host: bool) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # fails while the writer lives, whatever its process number
+        fcntl.flock(
+            descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB
+        )  # fails while the writer lives, whatever its process number
         if is_own_host or time.time() - os.fstat(descriptor).st_mtime > UNTOUCHED_S:
             path.unlink()
     finally:

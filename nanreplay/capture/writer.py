@@ -7,20 +7,95 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Generic, Literal, TypeVar
 
 import h5py
 import numpy as np
 
-from nanreplay.capture.checksums import Checksums, computed_beside
+from nanreplay.capture.arrays import (
+    FAST,
+    SMALL,
+    Checksums,
+    computed_beside,
+    packing,
+    write_array,
+    write_json,
+    write_text,
+)
 from nanreplay.capture.format import FORMAT, VERSION
+from nanreplay.capture.reader import Capture
 from nanreplay.capture.tables import ops_table
 from nanreplay.capture.temporary import replacing
-from nanreplay.capture.values import FAST, SMALL, packing, write_array, write_json, write_text
-from nanreplay.records import BatchRecord, CaptureContents, Frame, Incident, ProgramRecord, Timeline, VariableInfo
+from nanreplay.records import (
+    BatchRecord,
+    CaptureContents,
+    Frame,
+    Incident,
+    ProgramRecord,
+    Timeline,
+    VariableInfo,
+)
+
+# A capture as contents to be changed and written again, with no more than one step of it in
+# memory.
+
+T = TypeVar("T")
 
 
-def write_capture(path: str | os.PathLike[str], contents: CaptureContents, *, small: bool = False) -> None:
+class LazySteps(Mapping[int, T], Generic[T]):
+    """Parts of a capture by step, each made when it is asked for and not kept.
+
+    Args:
+        steps: The steps that there are, ascending.
+        read: Makes the part of one step.
+    """
+
+    def __init__(self, steps: Sequence[int], read: Callable[[int], T]) -> None:
+        """Make nothing yet."""
+        self._steps = tuple(steps)
+        self._read = read
+
+    def __getitem__(self, step: int) -> T:
+        """Make the part of a step."""
+        if step not in self._steps:
+            raise KeyError(step)
+        return self._read(step)
+
+    def __iter__(self) -> Iterator[int]:
+        """The steps, ascending."""
+        return iter(self._steps)
+
+    def __len__(self) -> int:
+        """How many steps there are."""
+        return len(self._steps)
+
+
+def lazy_contents(capture: Capture) -> CaptureContents:
+    """Return what an open capture holds, with the parts of each step read as they are asked for.
+
+    Weights and gradients of single steps are left out: a replay gives them again.
+
+    Change it with `dataclasses.replace` and write it with `write_capture` while the capture is open.
+    """
+    return CaptureContents(
+        metadata=capture.metadata,
+        variables=capture.variables_info,
+        programs=tuple(capture.program(name) for name in capture.programs),
+        keyframes=LazySteps(capture.keyframe_steps, capture.keyframe),
+        batches=LazySteps(capture.steps, capture.batch),
+        timeline=capture.timeline_record(),
+        incident=capture.incident,
+        frames=capture.frames,
+        stacks=capture.stacks,
+    )
+
+
+# --- capture.writer
+
+
+def write_capture(
+    path: str | os.PathLike[str], contents: CaptureContents, *, small: bool = False
+) -> None:
     """Write `contents` to `path`, replacing an older file.
 
     Args:
@@ -32,7 +107,13 @@ def write_capture(path: str | os.PathLike[str], contents: CaptureContents, *, sm
         OSError: The file could not be written; nothing is left behind.
     """
     with packing(SMALL if small else FAST), writing(path, small=small) as out:
-        out.head(contents.metadata, contents.variables, contents.programs, contents.frames, contents.stacks)
+        out.head(
+            contents.metadata,
+            contents.variables,
+            contents.programs,
+            contents.frames,
+            contents.stacks,
+        )
         for step, values in contents.keyframes.items():
             out.values("keyframes", step, values)
         for step, batch in contents.batches.items():
@@ -46,7 +127,10 @@ def write_capture(path: str | os.PathLike[str], contents: CaptureContents, *, sm
 
 @contextmanager
 def writing(
-    path: str | os.PathLike[str], on_bytes: Callable[[int], None] = lambda count: None, *, small: bool = False
+    path: str | os.PathLike[str],
+    on_bytes: Callable[[int], None] = lambda count: None,
+    *,
+    small: bool = False,
 ) -> Iterator[CaptureWriter]:
     """Give a writer whose file has its name once all of it is there.
 
@@ -100,10 +184,19 @@ class CaptureWriter:
         for program in programs:
             _write_program(self._file.create_group(f"program/{program.id}"), program)
         sources = self._file.create_group("sources")
-        write_json(sources, "frames", [[frame.file, frame.line, frame.function, frame.code] for frame in frames])
+        write_json(
+            sources,
+            "frames",
+            [[frame.file, frame.line, frame.function, frame.code] for frame in frames],
+        )
         write_json(sources, "stacks", [list(stack) for stack in stacks])
 
-    def values(self, kind: Literal["keyframes", "weights", "gradients"], step: int, values: Mapping[int, Any]) -> None:
+    def values(
+        self,
+        kind: Literal["keyframes", "weights", "gradients"],
+        step: int,
+        values: Mapping[int, Any],
+    ) -> None:
         """Write values of variables at one step."""
         self._arrays(self._file[kind].create_group(str(step)), values)
 

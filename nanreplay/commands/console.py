@@ -18,7 +18,7 @@ from nanreplay import limits
 
 
 @dataclass(frozen=True)
-class Watch:
+class ProgressReporter:
     """Whom long work tells how far it is; nobody, when stderr is no terminal."""
 
     progress: Callable[[int, int], None] | None = None
@@ -29,7 +29,9 @@ class Watch:
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 trust = click.option(
-    "--trust", is_flag=True, help="Run programs that reach files, the network or processes. Only for captures of your own."
+    "--trust",
+    is_flag=True,
+    help="Run programs that reach files, the network or processes. Only for captures of your own.",
 )
 
 
@@ -38,7 +40,9 @@ def _set_limit(context: click.Context, option: click.Parameter, value: str | Non
         return
     if limits.parse_size(value) is None:
         raise click.BadParameter(f"{value!r} is no size; give one such as 8GiB.")
-    os.environ[limits.VARIABLE] = value  # holds for the worker process of the terminal interface too
+    os.environ[limits.VARIABLE] = (
+        value  # holds for the worker process of the terminal interface too
+    )
 
 
 max_memory = click.option(
@@ -48,9 +52,18 @@ max_memory = click.option(
     callback=_set_limit,
     help="Refuse what takes more memory, such as 8GiB. Default: three quarters of the machine's.",
 )
-output_file = click.option("-o", "--output", metavar="OUT", required=True, type=click.Path(path_type=str), help="The file to write.")
+output_file = click.option(
+    "-o",
+    "--output",
+    metavar="OUT",
+    required=True,
+    type=click.Path(path_type=str),
+    help="The file to write.",
+)
 force = click.option("--force", is_flag=True, help="Replace files that exist.")
-capture_files = click.argument("files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=str))
+capture_files = click.argument(
+    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=str)
+)
 capture_file = click.argument("file", metavar="FILE", type=click.Path(path_type=str))
 
 
@@ -70,7 +83,9 @@ def check_output(path: Path, capture: str) -> None:
     if path.is_dir():
         raise click.ClickException(f"Cannot write {path}: it is a folder.")
     if not path.absolute().parent.is_dir():
-        raise click.ClickException(f"Cannot write {path}: the folder {path.absolute().parent} does not exist.")
+        raise click.ClickException(
+            f"Cannot write {path}: the folder {path.absolute().parent} does not exist."
+        )
     if path.exists() and os.path.exists(capture) and path.samefile(capture):
         raise click.ClickException(f"Cannot write {path}: it is the capture.")
 
@@ -126,18 +141,23 @@ def redirected(descriptor: int, target: int | str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def progress_bar() -> Iterator[Watch]:
+def progress_bar() -> Iterator[ProgressReporter]:
     """A progress bar on stderr while work goes on, when that is a terminal."""
     if not sys.stderr.isatty():
-        yield Watch()
+        yield ProgressReporter()
         return
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("replaying", total=None)
-        yield Watch(
+        yield ProgressReporter(
             progress=lambda done, total: bar.update(task, completed=done, total=total),
             say=lambda line: bar.update(task, description=line, completed=0, total=None),
         )

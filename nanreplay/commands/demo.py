@@ -17,7 +17,9 @@ from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED
 
 
 @click.command("demo")
-@click.option("-o", "--output", metavar="FILE", help="Keep the capture here; a temporary file unless given.")
+@click.option(
+    "-o", "--output", metavar="FILE", help="Keep the capture here; a temporary file unless given."
+)
 @as_json
 def command(output: str | None, as_json: bool) -> int:
     """Train a small Keras model until it turns NaN, then replay the capture in a new process and name the op.
@@ -33,17 +35,34 @@ def command(output: str | None, as_json: bool) -> int:
 def _demo(path: Path, as_json: bool) -> int:
     _say("Training a small Keras model with callbacks=[Recorder(...)] ...", as_json)
     packages = [os.fspath(Path(nanreplay.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, "PYTHONPATH": os.pathsep.join(filter(None, packages))}
+    environment = {
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, packages)),
+    }
     with tempfile.TemporaryDirectory(prefix="nanreplay-") as folder:
-        script = shutil.copy(Path(__file__).with_name("demo_training.py"), Path(folder) / "train.py")
+        script = shutil.copy(
+            Path(__file__).with_name("demo_training.py"), Path(folder) / "train.py"
+        )
         training = [sys.executable, os.fspath(script), os.fspath(path.absolute())]
-        trained = subprocess.run(training, env=environment, capture_output=True, text=True, check=False)
+        trained = subprocess.run(
+            training, env=environment, capture_output=True, text=True, check=False
+        )
     if trained.returncode or not path.exists():
         lines = trained.stderr.strip().splitlines() or ["no capture was written"]
         raise click.ClickException(f"the demo's training failed: {lines[-1]}")
     _say(trained.stdout.strip(), as_json)
-    _say(f"Replaying {path.name} in a new process, without the training code or data ...\n", as_json)
-    bisect = [sys.executable, "-m", "nanreplay", "bisect", os.fspath(path), *(["--json"] if as_json else [])]
+    _say(
+        f"Replaying {path.name} in a new process, without the training code or data ...\n", as_json
+    )
+    bisect = [
+        sys.executable,
+        "-m",
+        "nanreplay",
+        "bisect",
+        os.fspath(path),
+        *(["--json"] if as_json else []),
+    ]
     code = subprocess.run(bisect, env=environment, check=False).returncode
     return FINITE if code == NONFINITE else code or UNDECIDED
 

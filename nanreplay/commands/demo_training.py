@@ -46,7 +46,9 @@ class Encoder(keras.layers.Layer):
 def build_model() -> Any:
     """A compiled model."""
     readings = keras.Input((FEATURES,), name="readings")
-    model = keras.Model(readings, keras.layers.Dense(1, name="head")(Encoder(name="encoder")(readings)))
+    model = keras.Model(
+        readings, keras.layers.Dense(1, name="head")(Encoder(name="encoder")(readings))
+    )
     model.compile(keras.optimizers.Adam(1e-3), "mse")
     return model
 
@@ -65,7 +67,14 @@ def main(path: str) -> None:
     keras.utils.set_random_seed(7)
     readings, targets = make_data()
     try:
-        build_model().fit(readings, targets, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[Recorder(path)])
+        build_model().fit(
+            readings,
+            targets,
+            batch_size=BATCH,
+            shuffle=False,
+            verbose=0,
+            callbacks=[Recorder(path)],
+        )
     except NonFiniteError as error:
         print(f"Training stopped: {error.sentence}")
 

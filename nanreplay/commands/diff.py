@@ -8,36 +8,53 @@ import click
 
 from nanreplay.commands.console import as_json, max_memory, print_json, quiet_work, trust
 from nanreplay.commands.exits import UNDECIDED
-from nanreplay.commands.today_options import check_needs_model, of_model
+from nanreplay.commands.rerun_options import check_needs_model, of_model
 
 if TYPE_CHECKING:
     from nanreplay.diff import Diff
-    from nanreplay.replay.programs import Mode
+    from nanreplay.replay.replay_programs import Mode
 
 MODES = ("recorded", "graph", "ops", "float64")
 CODES = {True: 0, False: 1, None: UNDECIDED}
 """Exit code by whether the sides are the same."""
 
 
-def _two_modes(context: click.Context, option: click.Parameter, given: str | None) -> tuple[Mode, Mode] | None:
+def _two_modes(
+    context: click.Context, option: click.Parameter, given: str | None
+) -> tuple[Mode, Mode] | None:
     if given is None:
         return None
     modes = given.split(",")
     if len(modes) != 2 or modes[0] == modes[1] or not set(modes) <= set(MODES):
-        raise click.BadParameter(f"Expected two of {', '.join(MODES)}, joined by a comma. Received: {given}", context, option)
+        raise click.BadParameter(
+            f"Expected two of {', '.join(MODES)}, joined by a comma. Received: {given}",
+            context,
+            option,
+        )
     return cast("tuple[Mode, Mode]", tuple(modes))
 
 
 @click.command("diff")
 @click.argument("file", metavar="FILE", type=click.Path(path_type=str))
 @click.argument("other", metavar="[OTHER]", required=False, type=click.Path(path_type=str))
-@click.option("--modes", metavar="MODE,MODE", callback=_two_modes, help=f"Two ways of replaying FILE: {', '.join(MODES)}.")
+@click.option(
+    "--modes",
+    metavar="MODE,MODE",
+    callback=_two_modes,
+    help=f"Two ways of replaying FILE: {', '.join(MODES)}.",
+)
 @of_model
 @as_json
 @trust
 @max_memory
 def command(
-    file: str, other: str | None, modes: tuple[Mode, Mode] | None, model: str | None, as_json: bool, trust: bool, **today: Any
+    file: str,
+    other: str | None,
+    modes: tuple[Mode, Mode] | None,
+    model: str | None,
+    as_json: bool,
+    trust: bool,
+    **today: Any,
 ) -> int:
     """Say where FILE and OTHER part: the first step, layer and op, and what they were made with.
 
@@ -48,7 +65,9 @@ def command(
     """
     check_needs_model(model)
     if sum(each is not None for each in (other, modes, model)) != 1:
-        raise click.UsageError("give one of OTHER, --modes and --model", click.get_current_context())
+        raise click.UsageError(
+            "give one of OTHER, --modes and --model", click.get_current_context()
+        )
     from nanreplay.capture import Capture
 
     for path in filter(None, (file, other)):
@@ -59,7 +78,14 @@ def command(
     return CODES[found.same]
 
 
-def _diff(file: str, other: str | None, modes: tuple[Mode, Mode] | None, model: str | None, trust: bool, today: dict[str, Any]) -> Diff:
+def _diff(
+    file: str,
+    other: str | None,
+    modes: tuple[Mode, Mode] | None,
+    model: str | None,
+    trust: bool,
+    today: dict[str, Any],
+) -> Diff:
     from nanreplay.diff import diff_captures, diff_modes, diff_today
 
     if modes is not None:
@@ -70,8 +96,7 @@ def _diff(file: str, other: str | None, modes: tuple[Mode, Mode] | None, model: 
 
 
 def _print(found: Diff, as_json: bool) -> None:
-    from nanreplay.diff.tojson import diff_to_json
-    from nanreplay.diff.words import diff_lines
+    from nanreplay.diff.diff_findings import diff_lines, diff_to_json
 
     if as_json:
         print_json(diff_to_json(found))

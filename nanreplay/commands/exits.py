@@ -7,7 +7,13 @@ import os
 
 import click
 
-from nanreplay.errors import MissingPartError, NanreplayError, ReplayError, UnsafeProgramError, UnsupportedOpError
+from nanreplay.errors import (
+    MissingPartError,
+    NanreplayError,
+    ReplayError,
+    UnsafeProgramError,
+    UnsupportedOpError,
+)
 
 FINITE, NONFINITE, UNREADABLE, UNDECIDED = 0, 1, 2, 3
 """What a command returns, and the process exits with."""
@@ -17,7 +23,11 @@ INTERRUPTED = 130
 
 def code_of(error: NanreplayError) -> int:
     """The exit code of an error that nanreplay raised on purpose."""
-    return UNDECIDED if isinstance(error, (UnsupportedOpError, ReplayError, MissingPartError)) else UNREADABLE
+    return (
+        UNDECIDED
+        if isinstance(error, (UnsupportedOpError, ReplayError, MissingPartError))
+        else UNREADABLE
+    )
 
 
 def fail(error: BaseException) -> int:
@@ -27,7 +37,11 @@ def fail(error: BaseException) -> int:
     """
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
-        return _say(UNREADABLE, error.format_message(), f"see {context.command_path} --help" if context is not None else None)
+        return _say(
+            UNREADABLE,
+            error.format_message(),
+            f"see {context.command_path} --help" if context is not None else None,
+        )
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return _say(INTERRUPTED, "interrupted")
     if isinstance(error, NanreplayError):
@@ -35,7 +49,11 @@ def fail(error: BaseException) -> int:
         return _say(code_of(error), str(error), error.hint or refused)
     if os.environ.get("NANREPLAY_DEBUG"):
         raise error
-    return _say(UNDECIDED, f"unexpected {type(error).__name__}: {error}", "NANREPLAY_DEBUG=1 shows the traceback")
+    return _say(
+        UNDECIDED,
+        f"unexpected {type(error).__name__}: {error}",
+        "NANREPLAY_DEBUG=1 shows the traceback",
+    )
 
 
 def _say(code: int, message: str, hint: str | None = None) -> int:

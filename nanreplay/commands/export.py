@@ -4,13 +4,29 @@ from __future__ import annotations
 
 import click
 
-from nanreplay.commands.console import as_json, capture_file, force, max_memory, print_json, progress_bar, quiet_work, trust
+from nanreplay.commands.console import (
+    as_json,
+    capture_file,
+    force,
+    max_memory,
+    print_json,
+    progress_bar,
+    quiet_work,
+    trust,
+)
 from nanreplay.commands.exits import FINITE
 
 
 @click.command("export")
 @capture_file
-@click.option("--pytest", "folder", metavar="DIR", required=True, type=click.Path(path_type=str), help="Where the test and its capture go.")
+@click.option(
+    "--pytest",
+    "folder",
+    metavar="DIR",
+    required=True,
+    type=click.Path(path_type=str),
+    help="Where the test and its capture go.",
+)
 @click.option(
     "--model",
     metavar="MODULE:FUNCTION",
@@ -33,10 +49,12 @@ def command(file: str, folder: str, model: str, force: bool, as_json: bool, trus
 
     Capture(file).close()  # a file that cannot be read says so before TensorFlow loads
     with quiet_work(), progress_bar() as watch:
-        from nanreplay.share.pytest_module import export_test
+        from nanreplay.export.pytest_module import export_test
 
-        found = export_test(file, folder, model, trust=trust, force=force, progress=watch.progress, say=watch.say)
-    from nanreplay.share.words import exported_lines, exported_to_json
+        found = export_test(
+            file, folder, model, trust=trust, force=force, progress=watch.progress, say=watch.say
+        )
+    from nanreplay.export.export_text import exported_lines, exported_to_json
 
     if as_json:
         print_json(exported_to_json(found))

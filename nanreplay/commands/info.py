@@ -25,7 +25,11 @@ def command(files: tuple[str, ...], as_json: bool) -> int:
         with Capture(file) as capture:
             found.append(inventory(capture))
     if as_json:
-        print_json(found[0] if len(found) == 1 else {"format": "nanreplay-info", "version": 1, "captures": found})
+        print_json(
+            found[0]
+            if len(found) == 1
+            else {"format": "nanreplay-info", "version": 1, "captures": found}
+        )
         return FINITE
     for facts in found:
         for line in inventory_lines(facts):

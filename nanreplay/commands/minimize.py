@@ -4,7 +4,17 @@ from __future__ import annotations
 
 import click
 
-from nanreplay.commands.console import as_json, capture_file, force, max_memory, output_file, print_json, progress_bar, quiet_work, trust
+from nanreplay.commands.console import (
+    as_json,
+    capture_file,
+    force,
+    max_memory,
+    output_file,
+    print_json,
+    progress_bar,
+    quiet_work,
+    trust,
+)
 from nanreplay.commands.exits import FINITE
 
 
@@ -12,7 +22,12 @@ from nanreplay.commands.exits import FINITE
 @capture_file
 @output_file
 @click.option(
-    "--budget", metavar="SECONDS", type=click.FloatRange(min=0), default=60.0, show_default=True, help="Time that the search may take."
+    "--budget",
+    metavar="SECONDS",
+    type=click.FloatRange(min=0),
+    default=60.0,
+    show_default=True,
+    help="Time that the search may take.",
 )
 @force
 @as_json
@@ -26,15 +41,23 @@ def command(file: str, output: str, budget: float, force: bool, as_json: bool, t
     Exit codes: 0 written, 2 unreadable file or OUT exists, 3 FILE has no origin that a replay gives.
     """
     from nanreplay.capture import Capture
-    from nanreplay.share.output import check_output
+    from nanreplay.export.output_paths import check_output
 
     Capture(file).close()  # a file that cannot be read says so before TensorFlow loads
     check_output(file, output, force=force)
     with quiet_work(), progress_bar() as watch:
-        from nanreplay.share.minimize import minimize
+        from nanreplay.export.minimizer import minimize
 
-        found = minimize(file, output, trust=trust, force=force, budget_s=budget, progress=watch.progress, say=watch.say)
-    from nanreplay.share.words import minimized_lines, minimized_to_json
+        found = minimize(
+            file,
+            output,
+            trust=trust,
+            force=force,
+            budget_s=budget,
+            progress=watch.progress,
+            say=watch.say,
+        )
+    from nanreplay.export.export_text import minimized_lines, minimized_to_json
 
     if as_json:
         print_json(minimized_to_json(found))

@@ -30,7 +30,9 @@ def command(paths: Sequence[str], trust: bool) -> int:
 
     captures = _readable(paths)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise click.UsageError("open needs a terminal; `nanreplay bisect FILE` prints the answer, with --json for programs")
+        raise click.UsageError(
+            "open needs a terminal; `nanreplay bisect FILE` prints the answer, with --json for programs"
+        )
     show(captures, trust=trust)
     return FINITE
 
@@ -54,7 +56,9 @@ def _readable(paths: Sequence[str]) -> list[Location]:
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    files = sorted(path for pattern in ("*.h5", "*.hdf5") for path in folder.glob(pattern) if path.is_file())
+    files = sorted(
+        path for pattern in ("*.h5", "*.hdf5") for path in folder.glob(pattern) if path.is_file()
+    )
     if not files:
         raise CaptureNotFoundError(f"{folder}: holds no captures (*.h5).")
     errors: list[CaptureError] = []

@@ -18,9 +18,14 @@ from nanreplay.errors import NanreplayError
 
 if TYPE_CHECKING:
     from nanreplay.findings import Report
-    from nanreplay.report.outcome import Outcome, Status
+    from nanreplay.report.machine_formats import CaptureOutcome, Status
 
-STATUS: dict[int, Status] = {FINITE: "finite", NONFINITE: "nonfinite", UNREADABLE: "unreadable", UNDECIDED: "undecided"}
+STATUS: dict[int, Status] = {
+    FINITE: "finite",
+    NONFINITE: "nonfinite",
+    UNREADABLE: "unreadable",
+    UNDECIDED: "undecided",
+}
 
 
 class Outputs:
@@ -37,7 +42,7 @@ class Outputs:
         self._suite = f"nanreplay.{command}"
         self._junit, self._sarif, self.jsonl = junit, sarif, jsonl
         self._annotates = os.environ.get("GITHUB_ACTIONS") == "true"
-        self._outcomes: list[Outcome] = []
+        self._outcomes: list[CaptureOutcome] = []
         self._began_s = 0.0
 
     @property
@@ -55,7 +60,14 @@ class Outputs:
             self.add(file, code_of(error), " ".join(str(error).split()))
             raise
 
-    def add(self, file: str, code: int, sentence: str, report: Report | None = None, details: Sequence[str] = ()) -> None:
+    def add(
+        self,
+        file: str,
+        code: int,
+        sentence: str,
+        report: Report | None = None,
+        details: Sequence[str] = (),
+    ) -> None:
         """Note what became of a capture; prints its line of JSON at once.
 
         Args:
@@ -65,28 +77,41 @@ class Outputs:
             report: Where a non-finite value was born, when it was looked for.
             details: Further lines to read.
         """
-        from nanreplay.report.outcome import Outcome, outcome_to_json
+        from nanreplay.report.machine_formats import CaptureOutcome, outcome_to_json
 
-        outcome = Outcome(file, STATUS[code], sentence, report, tuple(details), time.perf_counter() - self._began_s)
+        outcome = CaptureOutcome(
+            file,
+            STATUS[code],
+            sentence,
+            report,
+            tuple(details),
+            time.perf_counter() - self._began_s,
+        )
         self._outcomes.append(outcome)
         if self.jsonl:
             click.echo(json.dumps(outcome_to_json(outcome), ensure_ascii=False, allow_nan=False))
 
     def write(self) -> None:
         """Write the files, and the annotations to stderr, where GitHub reads them too."""
-        from nanreplay.report.places import checkout_root
+        from nanreplay.report.machine_formats import checkout_root
 
         root = checkout_root()
         if self._junit:
-            from nanreplay.report.junit import to_junit
+            from nanreplay.report.machine_formats import to_junit
 
             _write(self._junit, to_junit(self._suite, self._outcomes, root))
         if self._sarif:
-            from nanreplay.report.sarif import to_sarif
+            from nanreplay.report.machine_formats import to_sarif
 
-            _write(self._sarif, json.dumps(to_sarif(self._outcomes, root), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+            _write(
+                self._sarif,
+                json.dumps(
+                    to_sarif(self._outcomes, root), indent=2, ensure_ascii=False, allow_nan=False
+                )
+                + "\n",
+            )
         if self._annotates:
-            from nanreplay.report.annotations import annotation
+            from nanreplay.report.machine_formats import annotation
 
             for line in filter(None, (annotation(outcome, root) for outcome in self._outcomes)):
                 click.echo(line, err=True)
@@ -99,7 +124,9 @@ def _write(file: str, text: str) -> None:
         raise click.FileError(file, error.strerror or str(error)) from error
 
 
-def _can_be_written(context: click.Context, option: click.Parameter, file: str | None) -> str | None:
+def _can_be_written(
+    context: click.Context, option: click.Parameter, file: str | None
+) -> str | None:
     """Refuse a file in a folder that is not there, before any work is done."""
     if file is not None and not Path(file).absolute().parent.is_dir():
         raise click.BadParameter(f"the folder of {file} does not exist.", context, option)
@@ -107,8 +134,20 @@ def _can_be_written(context: click.Context, option: click.Parameter, file: str |
 
 
 _file = click.Path(dir_okay=False, writable=True, path_type=str)
-_junit = click.option("--junit", metavar="FILE", type=_file, callback=_can_be_written, help="Write JUnit XML: a test case a capture.")
-_sarif = click.option("--sarif", metavar="FILE", type=_file, callback=_can_be_written, help="Write SARIF 2.1.0: a result a line of code.")
+_junit = click.option(
+    "--junit",
+    metavar="FILE",
+    type=_file,
+    callback=_can_be_written,
+    help="Write JUnit XML: a test case a capture.",
+)
+_sarif = click.option(
+    "--sarif",
+    metavar="FILE",
+    type=_file,
+    callback=_can_be_written,
+    help="Write SARIF 2.1.0: a result a line of code.",
+)
 _jsonl = click.option("--jsonl", is_flag=True, help="Print facts as JSON, a line a capture.")
 
 
@@ -117,7 +156,9 @@ def for_machines(name: str) -> Callable[[Callable[..., int]], Callable[..., int]
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
         @functools.wraps(command)
-        def with_outputs(*args: Any, junit: str | None, sarif: str | None, jsonl: bool, **given: Any) -> int:
+        def with_outputs(
+            *args: Any, junit: str | None, sarif: str | None, jsonl: bool, **given: Any
+        ) -> int:
             if jsonl and given.get("as_json"):
                 raise click.UsageError("--json and --jsonl exclude each other.")
             outputs = Outputs(name, junit, sarif, jsonl)

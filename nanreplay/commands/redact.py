@@ -6,11 +6,21 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nanreplay.commands.console import as_json, capture_file, force, max_memory, output_file, print_json, progress_bar, quiet_work, trust
+from nanreplay.commands.console import (
+    as_json,
+    capture_file,
+    force,
+    max_memory,
+    output_file,
+    print_json,
+    progress_bar,
+    quiet_work,
+    trust,
+)
 from nanreplay.commands.exits import FINITE
 
 if TYPE_CHECKING:
-    from nanreplay.share.redact import Batches, Weights
+    from nanreplay.export.redaction import Batches, Weights
 
 
 @click.command("redact")
@@ -23,12 +33,26 @@ if TYPE_CHECKING:
     show_default=True,
     help="statistics: random numbers in the place of data; failing-rows: in that of all rows but those that fail; none: no batches.",
 )
-@click.option("--weights", type=click.Choice(["keep", "none"]), default="keep", show_default=True, help="none: without the state.")
+@click.option(
+    "--weights",
+    type=click.Choice(["keep", "none"]),
+    default="keep",
+    show_default=True,
+    help="none: without the state.",
+)
 @force
 @as_json
 @max_memory
 @trust
-def command(file: str, output: str, batches: Batches, weights: Weights, force: bool, as_json: bool, trust: bool) -> int:
+def command(
+    file: str,
+    output: str,
+    batches: Batches,
+    weights: Weights,
+    force: bool,
+    as_json: bool,
+    trust: bool,
+) -> int:
     """Write the failing step of FILE without its data, source lines, folders and facts about the machine.
 
     What is written is replayed, and said is whether it still has the origin of FILE. Names of layers, variables, ops, functions
@@ -37,15 +61,24 @@ def command(file: str, output: str, batches: Batches, weights: Weights, force: b
     Exit codes: 0 written, whether it reproduces or not; 2 unreadable file or OUT exists; 3 the failing rows are not known.
     """
     from nanreplay.capture import Capture
-    from nanreplay.share.output import check_output
+    from nanreplay.export.output_paths import check_output
 
     Capture(file).close()  # a file that cannot be read says so before TensorFlow loads
     check_output(file, output, force=force)
     with quiet_work(), progress_bar() as watch:
-        from nanreplay.share.redact import redact
+        from nanreplay.export.redaction import redact
 
-        found = redact(file, output, batches=batches, weights=weights, trust=trust, force=force, progress=watch.progress, say=watch.say)
-    from nanreplay.share.words import redacted_lines, redacted_to_json
+        found = redact(
+            file,
+            output,
+            batches=batches,
+            weights=weights,
+            trust=trust,
+            force=force,
+            progress=watch.progress,
+            say=watch.say,
+        )
+    from nanreplay.export.export_text import redacted_lines, redacted_to_json
 
     if as_json:
         print_json(redacted_to_json(found))

@@ -8,17 +8,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from nanreplay.commands.console import as_json, max_memory, print_json, progress_bar, quiet_work, trust
+from nanreplay.commands.console import (
+    as_json,
+    max_memory,
+    print_json,
+    progress_bar,
+    quiet_work,
+    trust,
+)
 from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED, UNREADABLE, fail
 from nanreplay.commands.outputs import Outputs, for_machines
-from nanreplay.commands.today_options import check_needs_model, given, of_model
+from nanreplay.commands.rerun_options import check_needs_model, given, of_model
 from nanreplay.errors import NanreplayError
 
 if TYPE_CHECKING:
     from nanreplay.findings import Report
     from nanreplay.replay import StepResult
-    from nanreplay.replay.programs import Mode
-    from nanreplay.today import TodayResult
+    from nanreplay.replay.replay_programs import Mode
+    from nanreplay.rerun import RerunResult
 
 
 @click.command("replay")
@@ -35,7 +42,15 @@ if TYPE_CHECKING:
 @for_machines("replay")
 @trust
 @max_memory
-def command(files: tuple[str, ...], mode: Mode, model: str | None, as_json: bool, trust: bool, outputs: Outputs, **today: Any) -> int:
+def command(
+    files: tuple[str, ...],
+    mode: Mode,
+    model: str | None,
+    as_json: bool,
+    trust: bool,
+    outputs: Outputs,
+    **today: Any,
+) -> int:
     """Replay the recorded steps of each FILE and compare them with the recording.
 
     With --model, the recorded weights and batches run through today's code. The function returns a compiled Keras model, or
@@ -51,7 +66,11 @@ def command(files: tuple[str, ...], mode: Mode, model: str | None, as_json: bool
     for file in files:
         try:
             with outputs.of(file):
-                done = _today(file, model, trust, today) if model else _recorded(file, mode, trust, outputs.wants_origin)
+                done = (
+                    _today(file, model, trust, today)
+                    if model
+                    else _recorded(file, mode, trust, outputs.wants_origin)
+                )
         except NanreplayError as error:  # the other files are replayed all the same
             codes.append(fail(error))
             continue
@@ -81,7 +100,7 @@ class Done(NamedTuple):
 
 def _recorded(file: str, mode: Mode, trust: bool, wants_origin: bool) -> Done:
     from nanreplay.report.explain import explain
-    from nanreplay.report.steps import step_lines, steps_to_json, summary
+    from nanreplay.report.replayed_steps import step_lines, steps_to_json, summary
 
     results, notes = _replay(file, mode, trust)
     code = FINITE if all(result.finite for result in results) else NONFINITE
@@ -90,22 +109,32 @@ def _recorded(file: str, mode: Mode, trust: bool, wants_origin: bool) -> Done:
         with contextlib.suppress(NanreplayError), quiet_work():
             report = explain(file, trust=trust, fixes="none")
     sentence = report.sentence if report else summary(results)
-    return Done(code, sentence, report, tuple(step_lines(file, results, notes)), lambda: steps_to_json(file, mode, results, notes))
+    return Done(
+        code,
+        sentence,
+        report,
+        tuple(step_lines(file, results, notes)),
+        lambda: steps_to_json(file, mode, results, notes),
+    )
 
 
 def _today(file: str, model: str, trust: bool, options: dict[str, Any]) -> Done:
     with quiet_work(), progress_bar() as watch:
-        from nanreplay.today import replay_with
-        from nanreplay.today.tojson import today_to_json
+        from nanreplay.rerun import replay_with
+        from nanreplay.rerun.rerun_result import rerun_to_json
 
-        result: TodayResult = replay_with(file, model, trust=trust, progress=watch.progress, **options)
+        result: RerunResult = replay_with(
+            file, model, trust=trust, progress=watch.progress, **options
+        )
     lines = (result.line, *(f"note: {note}" for note in result.notes))
-    return Done(result.exit_code, result.sentence, result.report, lines, lambda: today_to_json(result))
+    return Done(
+        result.exit_code, result.sentence, result.report, lines, lambda: rerun_to_json(result)
+    )
 
 
 def _replay(file: str, mode: Mode, trust: bool) -> tuple[Sequence[StepResult], Sequence[str]]:
     from nanreplay.capture import Capture
-    from nanreplay.report.steps import replay_steps
+    from nanreplay.report.replayed_steps import replay_steps
 
     with Capture(file) as capture, quiet_work(), progress_bar() as watch:
         return replay_steps(capture, mode, trust=trust, progress=watch.progress)

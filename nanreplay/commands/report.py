@@ -7,18 +7,39 @@ from pathlib import Path
 import click
 
 from nanreplay.commands.bisect import CODES, FIXES
-from nanreplay.commands.console import capture_file, check_output, max_memory, progress_bar, quiet_work, trust, write_text
+from nanreplay.commands.console import (
+    capture_file,
+    check_output,
+    max_memory,
+    progress_bar,
+    quiet_work,
+    trust,
+    write_text,
+)
 from nanreplay.commands.exits import UNDECIDED
 
 
 @click.command("report")
 @capture_file
-@click.option("--html", "html", metavar="OUT", type=click.Path(path_type=Path), help="Write one HTML page that needs no network.")
 @click.option(
-    "--md", "md", metavar="OUT", type=click.Path(path_type=Path), help="Write Markdown that reads well in an issue; - for stdout."
+    "--html",
+    "html",
+    metavar="OUT",
+    type=click.Path(path_type=Path),
+    help="Write one HTML page that needs no network.",
 )
 @click.option(
-    "--fixes/--no-fixes", "fixes", default=None, help="Try all fixes that fit the cause, or none; those that take under 5 s unless given."
+    "--md",
+    "md",
+    metavar="OUT",
+    type=click.Path(path_type=Path),
+    help="Write Markdown that reads well in an issue; - for stdout.",
+)
+@click.option(
+    "--fixes/--no-fixes",
+    "fixes",
+    default=None,
+    help="Try all fixes that fit the cause, or none; those that take under 5 s unless given.",
 )
 @trust
 @max_memory
@@ -38,18 +59,20 @@ def command(file: str, html: Path | None, md: Path | None, fixes: bool | None, t
     with quiet_work(), progress_bar() as watch:
         from nanreplay.report.explain import explain
 
-        report = explain(file, trust=trust, fixes=FIXES[fixes], progress=watch.progress, say=watch.say)
+        report = explain(
+            file, trust=trust, fixes=FIXES[fixes], progress=watch.progress, say=watch.say
+        )
     with Capture(file) as capture:
-        from nanreplay.report.page import page_of
+        from nanreplay.report.pages import page_of
 
         page = page_of(report, capture)
     for name, path in outputs.items():
         if name == "html":
-            from nanreplay.report.html import html_page
+            from nanreplay.report.pages import html_page
 
             write_text(path, html_page(page))
         else:
-            from nanreplay.report.markdown import markdown_page
+            from nanreplay.report.pages import markdown_page
 
             write_text(path, markdown_page(page))
     click.echo(report.sentence, err=str(md) == "-")

@@ -7,27 +7,88 @@ from typing import Any
 import click
 
 
-@click.command("run", context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False})
-@click.option("-m", "module", metavar="MODULE", help="Run a module, as `python -m` does, in place of a script.")
+@click.command(
+    "run", context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False}
+)
 @click.option(
-    "-o", "--output", "path", metavar="FILE", default="run.h5", show_default=True, help="The capture; may hold {step}, {time}, {pid}."
+    "-m",
+    "module",
+    metavar="MODULE",
+    help="Run a module, as `python -m` does, in place of a script.",
+)
+@click.option(
+    "-o",
+    "--output",
+    "path",
+    metavar="FILE",
+    default="run.h5",
+    show_default=True,
+    help="The capture; may hold {step}, {time}, {pid}.",
 )
 @click.option(
     "--on-nan", type=click.Choice(["raise", "stop", "continue"]), default="raise", show_default=True,
     help="What follows a NaN: an error, the end of `fit`, or nothing.",
 )  # fmt: skip
-@click.option("--max-incidents", type=click.IntRange(min=1), default=3, show_default=True, help="Files of one training with `continue`.")
-@click.option("--window", type=click.IntRange(min=1), default=32, show_default=True, help="Steps whose batches are kept.")
-@click.option("--keyframe-every", metavar="STEPS", default="auto", show_default=True, help="Steps between copies of all variables.")
-@click.option("--memory-limit", metavar="SIZE", default="1GiB", show_default=True, help="What batches and copies may hold.")
-@click.option("--disk-limit", metavar="SIZE", default="1GiB", show_default=True, help="What a file may take.")
-@click.option("--history", type=click.IntRange(min=1), default=10_000, show_default=True, help="Steps of the timeline.")
-@click.option("--sources", type=click.Choice(["lines", "none"]), default="lines", show_default=True, help="Source lines in the file.")
-@click.option("--max-skipped", type=click.IntRange(min=1), default=20, show_default=True, help="Updates skipped in a row.")
-@click.option("--dump-signal", metavar="SIGNAL", help="A signal that asks for a file, such as SIGUSR1.")
+@click.option(
+    "--max-incidents",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Files of one training with `continue`.",
+)
+@click.option(
+    "--window",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    help="Steps whose batches are kept.",
+)
+@click.option(
+    "--keyframe-every",
+    metavar="STEPS",
+    default="auto",
+    show_default=True,
+    help="Steps between copies of all variables.",
+)
+@click.option(
+    "--memory-limit",
+    metavar="SIZE",
+    default="1GiB",
+    show_default=True,
+    help="What batches and copies may hold.",
+)
+@click.option(
+    "--disk-limit", metavar="SIZE", default="1GiB", show_default=True, help="What a file may take."
+)
+@click.option(
+    "--history",
+    type=click.IntRange(min=1),
+    default=10_000,
+    show_default=True,
+    help="Steps of the timeline.",
+)
+@click.option(
+    "--sources",
+    type=click.Choice(["lines", "none"]),
+    default="lines",
+    show_default=True,
+    help="Source lines in the file.",
+)
+@click.option(
+    "--max-skipped",
+    type=click.IntRange(min=1),
+    default=20,
+    show_default=True,
+    help="Updates skipped in a row.",
+)
+@click.option(
+    "--dump-signal", metavar="SIGNAL", help="A signal that asks for a file, such as SIGUSR1."
+)
 @click.argument("script", required=False, metavar="[SCRIPT]")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS]...")
-def command(module: str | None, script: str | None, arguments: tuple[str, ...], **settings: Any) -> int:
+def command(
+    module: str | None, script: str | None, arguments: tuple[str, ...], **settings: Any
+) -> int:
     """Run a program unchanged, and write a file when its training turns NaN.
 
     Every `fit`, every `train_on_batch` and every loop over a `tf.function` that trains is recorded; a second training of the
@@ -44,7 +105,9 @@ def command(module: str | None, script: str | None, arguments: tuple[str, ...], 
     if module is not None:
         return run_module(module, [*([] if script is None else [script]), *arguments], settings)
     if script is None:
-        raise click.UsageError("Give a script, or -m MODULE. Example: nanreplay run train.py --epochs 3")
+        raise click.UsageError(
+            "Give a script, or -m MODULE. Example: nanreplay run train.py --epochs 3"
+        )
     return run_script(script, arguments, settings)
 
 
@@ -52,4 +115,6 @@ def _steps(text: str) -> int:
     try:
         return int(text)
     except ValueError:
-        raise click.BadParameter(f"{text!r} is neither a number of steps nor 'auto'.", param_hint="--keyframe-every") from None
+        raise click.BadParameter(
+            f"{text!r} is neither a number of steps nor 'auto'.", param_hint="--keyframe-every"
+        ) from None

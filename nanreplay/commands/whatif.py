@@ -6,13 +6,27 @@ import sys
 
 import click
 
-from nanreplay.commands.console import as_json, capture_file, max_memory, print_json, progress_bar, quiet_work, trust
+from nanreplay.commands.console import (
+    as_json,
+    capture_file,
+    max_memory,
+    print_json,
+    progress_bar,
+    quiet_work,
+    trust,
+)
 from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED
 
 
 @click.command("whatif")
 @capture_file
-@click.option("--fix", "fixes", metavar="NAME[=VALUE]", multiple=True, help="Try this fix; several are tried together as well.")
+@click.option(
+    "--fix",
+    "fixes",
+    metavar="NAME[=VALUE]",
+    multiple=True,
+    help="Try this fix; several are tried together as well.",
+)
 @as_json
 @trust
 @max_memory
@@ -34,17 +48,22 @@ def command(file: str, fixes: tuple[str, ...], as_json: bool, trust: bool) -> in
     with quiet_work(), progress_bar() as watch:
         from nanreplay.report.explain import explain
 
-        report = explain(file, trust=trust, fixes=list(fixes) or "all", progress=watch.progress, say=watch.say)
+        report = explain(
+            file, trust=trust, fixes=list(fixes) or "all", progress=watch.progress, say=watch.say
+        )
     if as_json:
-        from nanreplay.report.tojson import to_json
+        from nanreplay.report.report_json import to_json
 
         print_json(to_json(report))
     else:
         from rich.console import Console
 
-        from nanreplay.report.fixes import print_fixes
+        from nanreplay.report.report_text import print_fixes
 
-        print_fixes(report, Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 140))
+        print_fixes(
+            report,
+            Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 140),
+        )
     if report.verdict.kind == "healthy" or any(fix.prevents for fix in report.fixes):
         return FINITE
     return NONFINITE if any(fix.prevents is False for fix in report.fixes) else UNDECIDED

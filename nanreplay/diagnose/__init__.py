@@ -1,5 +1,7 @@
 """From replays to a verdict, and from an origin to its causes."""
 
+from __future__ import annotations
+
 from nanreplay.diagnose.causes import causes_of
 from nanreplay.diagnose.verdict import judge
 

@@ -6,9 +6,18 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from nanreplay.bisect import Bisection
-from nanreplay.bisect.run import StepRunner
+from nanreplay.bisect.op_trace import StepRunner
 from nanreplay.diagnose.case import Case
-from nanreplay.diagnose.rules import data, division, domain, dynamics, matrices, overflow, precision, selection
+from nanreplay.diagnose.rules import (
+    data,
+    division,
+    domain,
+    dynamics,
+    matrices,
+    overflow,
+    precision,
+    selection,
+)
 from nanreplay.findings import Cause, CauseKind, Verdict
 from nanreplay.records import Timeline
 
@@ -24,7 +33,11 @@ def other(case: Case) -> Cause | None:
     if case.origin is None:
         return None
     made = f"gave {case.value}" if case.origin.outputs else "gave a non-finite value"
-    return Cause("other", 0.1, f"`{case.op or 'the batch'}`{case.where} {made}{case.place}; no known cause fits its operands.")
+    return Cause(
+        "other",
+        0.1,
+        f"`{case.op or 'the batch'}`{case.where} {made}{case.place}; no known cause fits its operands.",
+    )
 
 
 RULES: Mapping[CauseKind, Rule] = {
@@ -59,7 +72,9 @@ RULES: Mapping[CauseKind, Rule] = {
 """The rule of each kind; among equals the first is likelier."""
 
 
-def causes_of(replay: StepRunner, bisection: Bisection, verdict: Verdict, timeline: Timeline) -> tuple[Cause, ...]:
+def causes_of(
+    replay: StepRunner, bisection: Bisection, verdict: Verdict, timeline: Timeline
+) -> tuple[Cause, ...]:
     """Return why a value turned non-finite, the likeliest first; empty when nothing was.
 
     `other` stands alone: it is an answer only where no rule found its evidence. The failing step runs at most once more.
@@ -73,8 +88,15 @@ def causes_of(replay: StepRunner, bisection: Bisection, verdict: Verdict, timeli
     if verdict.kind == "healthy":
         return ()
     case = Case(replay, bisection, verdict, timeline)
-    found = [cause for kind, rule in RULES.items() if kind != "other" and (cause := rule(case)) is not None]
-    told = sorted((cause for cause in found if cause.confidence >= _LEAST), key=lambda cause: -cause.confidence)
+    found = [
+        cause
+        for kind, rule in RULES.items()
+        if kind != "other" and (cause := rule(case)) is not None
+    ]
+    told = sorted(
+        (cause for cause in found if cause.confidence >= _LEAST),
+        key=lambda cause: -cause.confidence,
+    )
     if told:
         return tuple(told[:_MOST])
     unknown = other(case)

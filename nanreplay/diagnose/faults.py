@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from nanreplay.capture.arrays import as_array
 from nanreplay.recorder.environment import describe_environment
 from nanreplay.records import VariableInfo
-from nanreplay.replay.compare import Difference
 from nanreplay.replay.session import Replay, StepResult
-from nanreplay.tensors import as_array
+from nanreplay.replay.step_results import Difference
 
 _FEW = 4
 """Elements of a variable that bits may have flipped in; a callback changes more."""
@@ -47,7 +47,9 @@ class KeyframeWatch:
     infos: Sequence[VariableInfo]
     flips: list[Flip] = field(default_factory=list)
 
-    def __call__(self, step: int, replayed: Mapping[int, Any], held: Mapping[int, Any]) -> Mapping[int, Any]:
+    def __call__(
+        self, step: int, replayed: Mapping[int, Any], held: Mapping[int, Any]
+    ) -> Mapping[int, Any]:
         """Note flips of single bits; everything is set as the keyframe has it."""
         for index, value in held.items():
             info = self.infos[index]
@@ -68,12 +70,16 @@ def _flip(replayed: Any, held: Any) -> tuple[tuple[int, ...], int, int] | None:
     if replayed.shape != held.shape or replayed.dtype != held.dtype:
         return None
     unsigned = np.dtype(f"u{held.dtype.itemsize}")
-    changed = np.atleast_1d(np.ascontiguousarray(replayed)).view(unsigned) ^ np.atleast_1d(np.ascontiguousarray(held)).view(unsigned)
+    changed = np.atleast_1d(np.ascontiguousarray(replayed)).view(unsigned) ^ np.atleast_1d(
+        np.ascontiguousarray(held)
+    ).view(unsigned)
     where = np.argwhere(changed)
     if not 0 < len(where) <= _FEW:
         return None
     bits = sum(int(each).bit_count() for each in changed[changed != 0])
-    if bits > 1 and len(where) >= changed.size:  # the whole of a small variable: more likely set than flipped
+    if (
+        bits > 1 and len(where) >= changed.size
+    ):  # the whole of a small variable: more likely set than flipped
         return None
     return tuple(int(i) for i in where[0]) if held.ndim else (), len(where), bits
 
@@ -86,13 +92,19 @@ def find_departure(replay: Replay, results: Sequence[StepResult]) -> int | None:
         results: The replayed steps without gaps, the failing one last; state was taken from every keyframe.
     """
     departures = _departures(results, set(replay.capture.keyframe_steps))
-    if len(departures) != 1:  # again after a keyframe has put the state right: something outside changes it, step after step
+    if (
+        len(departures) != 1
+    ):  # again after a keyframe has put the state right: something outside changes it, step after step
         return None
     step = departures[0]
     first, failing = results[0].step, results[-1].step
     found = next(each for each in results if each.step == step)
     if step == first:
-        return step if _is_same_machine(replay) and (step == failing or _is_gross(found.differences)) else None
+        return (
+            step
+            if _is_same_machine(replay) and (step == failing or _is_gross(found.differences))
+            else None
+        )
     if not any(each.bit_exact for each in results if each.step < step):
         return None
     return step if step == failing or _is_gross(found.differences) else None
@@ -121,10 +133,14 @@ def _ratio(one: float, other: float) -> float:
 
 def _is_same_machine(replay: Replay) -> bool:
     here = describe_environment()
-    return all(replay.capture.metadata.get(fact, here[fact]) == here[fact] for fact in _SAME_MACHINE)
+    return all(
+        replay.capture.metadata.get(fact, here[fact]) == here[fact] for fact in _SAME_MACHINE
+    )
 
 
-def replay_without(replay: Replay, results: Sequence[StepResult], departure: int | None, flips: Sequence[Flip]) -> list[StepResult]:
+def replay_without(
+    replay: Replay, results: Sequence[StepResult], departure: int | None, flips: Sequence[Flip]
+) -> list[StepResult]:
     """Replay the same steps once more, and leave out what a fault put into later keyframes.
 
     Args:
@@ -135,16 +151,23 @@ def replay_without(replay: Replay, results: Sequence[StepResult], departure: int
     """
     infos = replay.variables
     flipped = {(flip.step, flip.variable) for flip in flips}
-    spoilt_from = min(step for step in (departure, *(flip.step for flip in flips)) if step is not None)
+    spoilt_from = min(
+        step for step in (departure, *(flip.step for flip in flips)) if step is not None
+    )
 
-    def without(step: int, replayed: Mapping[int, Any], held: Mapping[int, Any]) -> Mapping[int, Any]:
+    def without(
+        step: int, replayed: Mapping[int, Any], held: Mapping[int, Any]
+    ) -> Mapping[int, Any]:
         return {
             index: value
             for index, value in held.items()
-            if (step, index) not in flipped and not (step > spoilt_from and _is_trained(infos[index]))
+            if (step, index) not in flipped
+            and not (step > spoilt_from and _is_trained(infos[index]))
         }
 
-    return replay.run_window("recorded", first=results[0].step, last=results[-1].step, at_keyframe=without)
+    return replay.run_window(
+        "recorded", first=results[0].step, last=results[-1].step, at_keyframe=without
+    )
 
 
 def reason_of(departure: int | None, flips: Sequence[Flip], failing: int) -> str:
@@ -154,7 +177,9 @@ def reason_of(departure: int | None, flips: Sequence[Flip], failing: int) -> str
         what = "A bit" if flip.bits == 1 else f"{flip.bits} bits"
         where = f"`{flip.path}`" + (f" [{', '.join(map(str, flip.index))}]" if flip.index else "")
         return f"{what} of {where} flipped between steps {flip.step - 1} and {flip.step}."
-    readable = "1 step" if failing - (departure or 0) == 1 else f"{failing - (departure or 0)} steps"
+    readable = (
+        "1 step" if failing - (departure or 0) == 1 else f"{failing - (departure or 0)} steps"
+    )
     if departure is None or departure == failing:
         return f"The recording departs from every replay at step {failing}."
     return f"The recording departs from every replay at step {departure} and turns non-finite {readable} later."

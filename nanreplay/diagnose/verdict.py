@@ -6,15 +6,158 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from nanreplay.bisect.growth import find_root
-from nanreplay.diagnose.difference import compiled_difference, float64_difference
+from nanreplay.bisect.judge import Attribution
+from nanreplay.bisect.op_trace import Fact
+from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.faults import KeyframeWatch, find_departure, reason_of, replay_without
 from nanreplay.errors import ReplayError, UnsafeProgramError, UnsupportedOpError
-from nanreplay.findings import Evidence, Verdict
+from nanreplay.findings import DifferingOp, Evidence, ModeDifference, Verdict
+from nanreplay.program.compiled_program import hash_array
+from nanreplay.program.fingerprint import MAX_ULP, ulp_distance
 from nanreplay.records import Trigger
-from nanreplay.replay.programs import Mode
+from nanreplay.replay.provenance import OpEvent
+from nanreplay.replay.replay_programs import Mode
 from nanreplay.replay.session import Replay, StepResult
-from nanreplay.tensors import as_array
+
+# Where two ways of replaying one step part: the first op with other bits, and the first that is
+# finite in one of them only.
+
+_FLOATS = ("float16", "bfloat16", "float32", "float64")
+
+
+def compiled_difference(replay: Replay, step: int) -> ModeDifference | None:
+    """Return where a step compiled as it was trained parts from the step run op by op; None when nowhere.
+
+    Float tensors of the main graph are compared by hashes, so inside of loops, branches and called functions nothing is
+    seen. Measuring may change how XLA fuses ops, so that the step as it was trained may part from it at another op.
+
+    Args:
+        replay: The capture's replay.
+        step: One of `replay.steps`.
+
+    Raises:
+        ReplayError: The step cannot be run in one of the ways.
+    """
+    ops: dict[str, Fact] = {}
+    by_op: dict[str, Any] = {}
+
+    def see(event: OpEvent) -> None:
+        if not event.calls and not _is_watch(replay, step, event):
+            for name, value in _floats(event).items():
+                by_op[name], ops[name] = hash_array(value), _fact(event)
+
+    replay.run(step, see)
+    compiled = replay.compiled_hashes(step, list(by_op))
+    first = next((name for name in by_op if compiled[name] != by_op[name]), None)
+    parted = next(
+        (name for name in by_op if bool(compiled[name].nonfinite) != bool(by_op[name].nonfinite)),
+        None,
+    )
+    if first is None:
+        return None
+    size = MAX_ULP if first == parted else _size(replay, step, first)
+    place = Attribution(replay.ops(step))
+    return ModeDifference(
+        ("ops", "recorded")
+        if parted is not None and by_op[parted].nonfinite
+        else ("recorded", "ops"),
+        _described(place, ops[first], size),
+        None if parted is None else _described(place, ops[parted], MAX_ULP),
+    )
+
+
+def _size(replay: Replay, step: int, tensor: str) -> int:
+    """How many ulp lie between the two ways in one tensor."""
+    found: list[Any] = []
+
+    def see(event: OpEvent) -> None:
+        if not event.calls:
+            found.extend(value for name, value in _floats(event).items() if name == tensor)
+
+    replay.run(step, see)
+    compiled = replay.compiled_values(step, [tensor])[tensor]
+    return ulp_distance(as_array(compiled), as_array(found[0]))
+
+
+def float64_difference(replay: Replay, step: int) -> ModeDifference | None:
+    """Return the first op of a step that is non-finite op by op and finite in float64; None when there is none.
+
+    Args:
+        replay: The capture's replay.
+        step: One of `replay.steps`.
+
+    Raises:
+        ReplayError: The step cannot be run in one of the ways.
+    """
+    narrow, wide = _nonfinite_ops(replay, step, "ops"), _nonfinite_ops(replay, step, "float64")
+    parted = next(
+        (
+            fact
+            for key, (fact, is_bad) in narrow.items()
+            if is_bad and key in wide and not wide[key][1]
+        ),
+        None,
+    )
+    if parted is None:
+        return None
+    return ModeDifference(
+        ("ops", "float64"), None, _described(Attribution(replay.ops(step)), parted, None)
+    )
+
+
+def _nonfinite_ops(replay: Replay, step: int, mode: Any) -> dict[Any, tuple[Fact, bool]]:
+    """Whether each execution of an op is non-finite, in the order in which they ran."""
+    found: dict[Any, tuple[Fact, bool]] = {}
+
+    def see(event: OpEvent) -> None:
+        if not _is_watch(replay, step, event):
+            is_bad = any(
+                not np.isfinite(as_array(value)).all() for value in _floats(event).values()
+            )
+            found[event.function, event.name, event.calls] = _fact(event), is_bad
+
+    watch = replay.signature(step).watch
+    replay.run(
+        step, see, fetches=[watch] if watch else None, mode=mode
+    )  # the verdict has run these fetches: their plan is there
+    return found
+
+
+def _floats(event: OpEvent) -> dict[str, Any]:
+    return {
+        f"{event.name}:{k}": value
+        for k, value in enumerate(event.outputs)
+        if value.dtype.name in _FLOATS
+    }
+
+
+def _is_watch(replay: Replay, step: int, event: OpEvent) -> bool:
+    info = replay.ops(step).get((event.function, event.name))
+    return info is not None and info.phase == "watch"
+
+
+def _fact(event: OpEvent) -> Fact:
+    return Fact(
+        event.serial,
+        event.function,
+        event.name,
+        event.type,
+        event.calls,
+        event.input_ids,
+        event.via,
+        (),
+    )
+
+
+def _described(attribution: Attribution, fact: Fact, ulp: int | None) -> DifferingOp:
+    place = attribution.place(fact)
+    return DifferingOp(fact.type, fact.name, place.phase, place.layer_path or None, ulp)
+
+
+# --- diagnose.verdict
 
 
 def judge(replay: Replay, *, progress: Callable[[int, int], None] | None = None) -> Verdict:
@@ -41,7 +184,9 @@ def judge(replay: Replay, *, progress: Callable[[int, int], None] | None = None)
             progress(number, of)
 
     try:
-        results = replay.run_window("recorded", first=steps[0], last=failing, progress=count, at_keyframe=watch)
+        results = replay.run_window(
+            "recorded", first=steps[0], last=failing, progress=count, at_keyframe=watch
+        )
     except UnsafeProgramError:
         raise
     except ReplayError as error:
@@ -51,7 +196,12 @@ def judge(replay: Replay, *, progress: Callable[[int, int], None] | None = None)
     if anew and not _exact(results):
         return _drawing_anew(replay, results, anew, is_stable=is_stable is not None)
     if is_stable is None:
-        return Verdict("inconclusive", _exact(results), (_evidence("recorded", results),), reason="Two replays of the step disagree.")
+        return Verdict(
+            "inconclusive",
+            _exact(results),
+            (_evidence("recorded", results),),
+            reason="Two replays of the step disagree.",
+        )
     return _transient(replay, results, watch) or _by_modes(replay, results)
 
 
@@ -65,12 +215,20 @@ def _earliest(steps: Sequence[int], failing: int) -> int:
 
 def _raised(replay: Replay, message: str, *, at_incident: bool) -> Verdict:
     if not at_incident:
-        return Verdict("inconclusive", None, reason=f"A step before the incident could not be replayed. {message}")
+        return Verdict(
+            "inconclusive",
+            None,
+            reason=f"A step before the incident could not be replayed. {message}",
+        )
     if replay.incident.trigger.what != "exception":
         return Verdict("inconclusive", None, reason=message)
     failing = replay.incident.step
     first = _earliest(replay.steps, failing)
-    exact = _exact(replay.run_window("recorded", first=first, last=failing - 1)) if first < failing else None
+    exact = (
+        _exact(replay.run_window("recorded", first=first, last=failing - 1))
+        if first < failing
+        else None
+    )
     return Verdict("reproduced", exact, (Evidence("recorded", False, exact),), reason=message)
 
 
@@ -81,14 +239,21 @@ def _runs_alike(replay: Replay, result: StepResult, after: Mapping[int, Any]) ->
         return None
     if all(_bits(value) == _bits(after[index]) for index, value in replay.now().items()):
         return True
-    replay.notes.append(f"Two replays of step {result.step} from the same state and batch differ in their last bits.")
+    replay.notes.append(
+        f"Two replays of step {result.step} from the same state and batch differ in their last bits."
+    )
     return False
 
 
-def _drawing_anew(replay: Replay, results: Sequence[StepResult], ops: Sequence[str], *, is_stable: bool) -> Verdict:
+def _drawing_anew(
+    replay: Replay, results: Sequence[StepResult], ops: Sequence[str], *, is_stable: bool
+) -> Verdict:
     """Decide where each run of the program is another one: a NaN that comes each time is one, its absence says nothing."""
     evidence = [_evidence("recorded", results)]
-    if replay.signature(results[-1].step).compilation != "eager" and (ops_result := _run_ops(replay)) is not None:
+    if (
+        replay.signature(results[-1].step).compilation != "eager"
+        and (ops_result := _run_ops(replay)) is not None
+    ):
         evidence.append(_evidence("ops", [ops_result]))
     if is_stable and not any(each.finite for each in evidence):
         return Verdict("reproduced", _exact(results), tuple(evidence))
@@ -96,7 +261,10 @@ def _drawing_anew(replay: Replay, results: Sequence[StepResult], ops: Sequence[s
         return Verdict("healthy", _exact(results), tuple(evidence))
     named = ", ".join(ops[:3]) + (f" and {len(ops) - 3} more" if len(ops) > 3 else "")
     return Verdict(
-        "inconclusive", _exact(results), tuple(evidence), reason=f"Outputs of some ops were not recorded; a replay has others: {named}."
+        "inconclusive",
+        _exact(results),
+        tuple(evidence),
+        reason=f"Outputs of some ops were not recorded; a replay has others: {named}.",
     )
 
 
@@ -104,16 +272,29 @@ def _bits(value: Any) -> bytes:
     return as_array(value).tobytes()
 
 
-def _transient(replay: Replay, results: Sequence[StepResult], watch: KeyframeWatch) -> Verdict | None:
+def _transient(
+    replay: Replay, results: Sequence[StepResult], watch: KeyframeWatch
+) -> Verdict | None:
     """A fault that went into a keyframe is replayed with it: look at the same steps without it."""
     failing, departure = results[-1].step, find_departure(replay, results)
-    later = departure is not None and any(departure < step <= failing for step in replay.capture.keyframe_steps)
-    if results[-1].finite or not _claims_nonfinite(replay.incident.trigger) or not (watch.flips or later):
+    later = departure is not None and any(
+        departure < step <= failing for step in replay.capture.keyframe_steps
+    )
+    if (
+        results[-1].finite
+        or not _claims_nonfinite(replay.incident.trigger)
+        or not (watch.flips or later)
+    ):
         return None
     spared = replay_without(replay, results, departure, watch.flips)
     if not spared[-1].finite:
         return None
-    return Verdict("transient", _exact(spared), (_evidence("recorded", spared),), reason=reason_of(departure, watch.flips, failing))
+    return Verdict(
+        "transient",
+        _exact(spared),
+        (_evidence("recorded", spared),),
+        reason=reason_of(departure, watch.flips, failing),
+    )
 
 
 def _by_modes(replay: Replay, results: Sequence[StepResult]) -> Verdict:
@@ -124,7 +305,10 @@ def _by_modes(replay: Replay, results: Sequence[StepResult]) -> Verdict:
         evidence.append(_evidence("graph", [graph]))
     ops = recorded if compilation == "eager" else _run_ops(replay)
     evidence.append(Evidence("ops", False, None) if ops is None else _evidence("ops", [ops]))
-    if not (recorded.finite and evidence[-1].finite) and (wide := _tried(replay, "float64")) is not None:
+    if (
+        not (recorded.finite and evidence[-1].finite)
+        and (wide := _tried(replay, "float64")) is not None
+    ):
         evidence.append(Evidence("float64", wide.finite, None))
     verdict = _decide(replay, results, evidence)
     return _with_difference(replay, verdict, raised=ops is None)
@@ -159,11 +343,18 @@ def _decide(replay: Replay, results: Sequence[StepResult], evidence: Sequence[Ev
     if not finite["recorded"]:
         if finite["ops"] and replay.signature(failing).compilation == "xla":
             return Verdict("xla_only", exact, found)
-        return Verdict("precision_only" if _is_precision(replay, finite) else "reproduced", exact, found)
+        return Verdict(
+            "precision_only" if _is_precision(replay, finite) else "reproduced", exact, found
+        )
     if not finite["ops"] and _claims_nonfinite(trigger):
         return Verdict("reproduced", False, found)
     if trigger.what == "exception":
-        return Verdict("inconclusive", exact, found, reason="The step raised in training and does not raise when it is replayed.")
+        return Verdict(
+            "inconclusive",
+            exact,
+            found,
+            reason="The step raised in training and does not raise when it is replayed.",
+        )
     if not _claims_nonfinite(trigger):
         return Verdict("healthy", exact, found)
     departure = find_departure(replay, results)
@@ -171,7 +362,12 @@ def _decide(replay: Replay, results: Sequence[StepResult], evidence: Sequence[Ev
         return Verdict("transient", exact, found, reason=reason_of(departure, (), failing))
     worst = max(step.max_ulp or 0 for step in results[:-1]) if len(results) > 1 else 0
     elsewhere = f"The steps before the incident differ from the recording by up to {worst} ulp."
-    return Verdict("inconclusive", exact, found, reason=elsewhere if worst else "The step was recorded on another machine.")
+    return Verdict(
+        "inconclusive",
+        exact,
+        found,
+        reason=elsewhere if worst else "The step was recorded on another machine.",
+    )
 
 
 def _is_precision(replay: Replay, finite: Mapping[str, bool]) -> bool:

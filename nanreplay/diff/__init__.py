@@ -5,19 +5,19 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from nanreplay.diff.capture_diff import diff_captures as diff_captures
+    from nanreplay.diff.capture_diff import diff_today as diff_today
+    from nanreplay.diff.diff_findings import Diff as Diff
+    from nanreplay.diff.mode_diff import diff_modes as diff_modes
+
 _PUBLIC = {
-    "diff_captures": "nanreplay.diff.captures",
-    "diff_modes": "nanreplay.diff.modes",
-    "diff_today": "nanreplay.diff.captures",
-    "Diff": "nanreplay.diff.findings",
+    "diff_captures": "nanreplay.diff.capture_diff",
+    "diff_modes": "nanreplay.diff.mode_diff",
+    "diff_today": "nanreplay.diff.capture_diff",
+    "Diff": "nanreplay.diff.diff_findings",
 }
 __all__ = ["Diff", "diff_captures", "diff_modes", "diff_today"]
-
-if TYPE_CHECKING:
-    from nanreplay.diff.captures import diff_captures as diff_captures
-    from nanreplay.diff.captures import diff_today as diff_today
-    from nanreplay.diff.findings import Diff as Diff
-    from nanreplay.diff.modes import diff_modes as diff_modes
 
 
 def __getattr__(name: str) -> Any:

@@ -1,12 +1,22 @@
 """Looking at a step: its ops as a tree, where values came from and went, tensors, the batch. For front ends; no TensorFlow of its own."""
 
-from nanreplay.explore.batch import BatchView, Leaf
-from nanreplay.explore.dataflow import Hop, Stop, consumers, downstream, producers, source_of, upstream, worst_producer
+from __future__ import annotations
+
+from nanreplay.explore.batch_view import BatchView, Leaf
+from nanreplay.explore.dataflow import (
+    Hop,
+    Stop,
+    consumers,
+    downstream,
+    producers,
+    source_of,
+    upstream,
+    worst_producer,
+)
 from nanreplay.explore.explorer import Explorer
-from nanreplay.explore.health import Health
-from nanreplay.explore.step import Feed, Op, StepView
-from nanreplay.explore.tree import Node, Row, grow, keys_of, rows_of
-from nanreplay.explore.values import Histogram, Operand, Plane, TensorView, plane
+from nanreplay.explore.step_tree import Node, Row, grow, keys_of, rows_of
+from nanreplay.explore.step_view import Feed, Health, Op, StepView
+from nanreplay.explore.tensor_view import Histogram, OperandElement, Plane, TensorView, plane
 
 __all__ = [
     "BatchView",
@@ -18,7 +28,7 @@ __all__ = [
     "Leaf",
     "Node",
     "Op",
-    "Operand",
+    "OperandElement",
     "Plane",
     "Row",
     "StepView",

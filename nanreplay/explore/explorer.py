@@ -10,20 +10,30 @@ from typing import Any, cast
 import numpy as np
 
 from nanreplay.bisect import Bisection
-from nanreplay.bisect.arrays import dtype_name, is_opaque
-from nanreplay.bisect.repair import repaired
-from nanreplay.bisect.run import ErrorHandler, Observer, StepRunner
-from nanreplay.bisect.search import Scene
-from nanreplay.bisect.targets import watched
-from nanreplay.bisect.trace import is_update, with_updated
+from nanreplay.bisect.failing_step import Scene, watched
+from nanreplay.bisect.op_trace import (
+    ErrorHandler,
+    Observer,
+    StepRunner,
+    is_update,
+    repaired,
+    with_updated,
+)
+from nanreplay.bisect.tensor_stats import dtype_name, is_opaque
 from nanreplay.errors import MissingPartError
-from nanreplay.explore.batch import BatchView, Spread, spread_of, view_batch
-from nanreplay.explore.observe import scene_at, view_of
-from nanreplay.explore.step import StepView
-from nanreplay.explore.values import Index, Operand, TensorView, operands_at, view_tensor
+from nanreplay.explore.batch_view import BatchView, Spread, spread_of, view_batch
+from nanreplay.explore.step_tree import scene_at, view_of
+from nanreplay.explore.step_view import StepView
+from nanreplay.explore.tensor_view import (
+    Index,
+    OperandElement,
+    TensorView,
+    operands_at,
+    view_tensor,
+)
 from nanreplay.findings import Origin
 from nanreplay.records import ArrayLike
-from nanreplay.replay.events import OpEvent, ValueId
+from nanreplay.replay.provenance import OpEvent, ValueId
 
 Tick = Callable[[int], None]
 _SCENES_KEPT = 3
@@ -50,12 +60,19 @@ class Explorer:
     """
 
     def __init__(
-        self, runner: StepRunner, bisection: Bisection | None = None, *, origin: Origin | None = None, tick: Tick | None = None
+        self,
+        runner: StepRunner,
+        bisection: Bisection | None = None,
+        *,
+        origin: Origin | None = None,
+        tick: Tick | None = None,
     ) -> None:
         """Nothing runs yet."""
         self._runner = runner if tick is None else cast("StepRunner", _Ticking(runner, tick))
         self._bisection = bisection
-        self._origin = bisection.findings.origin if origin is None and bisection is not None else origin
+        self._origin = (
+            bisection.findings.origin if origin is None and bisection is not None else origin
+        )
         self._scenes: OrderedDict[int, Scene] = OrderedDict()
         self._views: dict[int, StepView] = {}
         self._events: dict[int, dict[int, OpEvent]] = {}
@@ -95,21 +112,34 @@ class Explorer:
             failing = None if arrival is None else arrival.mask
         else:
             event = self._event(step, value.serial)
-            tensor = event.outputs[value.output] if event is not None and value.output < len(event.outputs) else None
+            tensor = (
+                event.outputs[value.output]
+                if event is not None and value.output < len(event.outputs)
+                else None
+            )
             failing = self._failing(scene, value.serial).get(value.output)
         if tensor is None:
-            raise MissingPartError(f"Nothing is known of the values of `{view.name(value)}` in step {step}.")
+            raise MissingPartError(
+                f"Nothing is known of the values of `{view.name(value)}` in step {step}."
+            )
         return view_tensor(value, view.name(value), tensor, failing=failing, at=at)
 
-    def operands(self, step: int, value: ValueId, index: Index) -> tuple[Operand, ...]:
+    def operands(self, step: int, value: ValueId, index: Index) -> tuple[OperandElement, ...]:
         """Return the inputs of the op that made a tensor, at what one of its elements was computed from."""
         event = self._event(step, value.serial) if value.serial >= 0 else None
-        if event is None or value.output >= len(event.outputs) or is_opaque(event.outputs[value.output]):
+        if (
+            event is None
+            or value.output >= len(event.outputs)
+            or is_opaque(event.outputs[value.output])
+        ):
             return ()
         if is_update(event.type) or (event.error is not None and not event.outputs):
             return ()
         scene, view = self._scene(step), self.step_view(step)
-        held = [self._held(scene, tensor, source) for tensor, source in zip(event.inputs, event.input_ids, strict=True)]
+        held = [
+            self._held(scene, tensor, source)
+            for tensor, source in zip(event.inputs, event.input_ids, strict=True)
+        ]
         names = [view.name(source) for source in event.input_ids]
         return tuple(operands_at(event, value.output, index, names, held, self._runner.execute))
 
@@ -123,11 +153,24 @@ class Explorer:
         """
         record, origin = self._runner.batch(step), self._origin
         if self._spread is None or self._spread[0] != step:
-            others = [self._runner.batch(other).leaves for other in self._runner.steps if other != step]
+            others = [
+                self._runner.batch(other).leaves for other in self._runner.steps if other != step
+            ]
             self._spread = step, spread_of(record.leaves, record.paths, others)
         known = origin is not None and origin.step == step
-        rows, reason = (origin.rows, origin.rows_reason) if origin is not None and known else (None, None)
-        return view_batch(step, record.leaves, record.paths, self._spread[1], rows=rows, reason=reason, row=row, around=around)
+        rows, reason = (
+            (origin.rows, origin.rows_reason) if origin is not None and known else (None, None)
+        )
+        return view_batch(
+            step,
+            record.leaves,
+            record.paths,
+            self._spread[1],
+            rows=rows,
+            reason=reason,
+            row=row,
+            around=around,
+        )
 
     def _scene(self, step: int) -> Scene:
         if step not in self._scenes:
@@ -149,7 +192,11 @@ class Explorer:
     def _held(self, scene: Scene, tensor: Any, value: ValueId) -> Any:
         if not is_opaque(tensor):
             return tensor
-        return scene.trace.value(value) if dtype_name(tensor) == "resource" and value.serial < 0 else None
+        return (
+            scene.trace.value(value)
+            if dtype_name(tensor) == "resource" and value.serial < 0
+            else None
+        )
 
     def _event(self, step: int, serial: int) -> OpEvent | None:
         """The execution with its tensors: kept by the trace, caught before, or caught in one more run."""
@@ -225,7 +272,9 @@ class _Ticking:
             self._tick(done)
             return observer(event) if observer is not None else None
 
-        return self._inner.run(step, see, batch=batch, on_error=on_error, fetches=fetches, update=update)
+        return self._inner.run(
+            step, see, batch=batch, on_error=on_error, fetches=fetches, update=update
+        )
 
 
 def _bytes(tensor: Any) -> int:

@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nanreplay.program.constants import constant_array
-from nanreplay.program.prune import forget_places
+from nanreplay.program.graph_editor import forget_places
+from nanreplay.program.graph_nodes import constant_array
 from nanreplay.program.safety import all_nodes, parse_graph
 from nanreplay.records import ProgramRecord
 
-_SPEAKING = frozenset({"Assert", "PrintV2", "Print", "StringFormat", "CheckNumerics", "CheckNumericsV2"})
+_SPEAKING = frozenset(
+    {"Assert", "PrintV2", "Print", "StringFormat", "CheckNumerics", "CheckNumericsV2"}
+)
 """Ops that only tell people something."""
 _SPOKEN = {"message": b"", "prefix": b"", "token": b"", "shared_name": b"", "container": b""}
 """Attributes that hold text for people, or names of resources."""
@@ -56,7 +58,9 @@ def without_texts(record: ProgramRecord, scrub: Callable[[str], str]) -> tuple[P
     return replace(record, graph=graph.SerializeToString(deterministic=True)), left
 
 
-def with_other_numbers(record: ProgramRecord, change: Callable[[Any], Any], more_than: int) -> tuple[ProgramRecord, int]:
+def with_other_numbers(
+    record: ProgramRecord, change: Callable[[Any], Any], more_than: int
+) -> tuple[ProgramRecord, int]:
     """Return a program in which arrays that it holds as constants are others, and how many these are.
 
     Args:
@@ -72,7 +76,9 @@ def with_other_numbers(record: ProgramRecord, change: Callable[[Any], Any], more
         if kind is not None and (kind.is_floating or kind.is_integer or kind.is_bool):
             array = constant_array(node.attr["value"].tensor)
             if array.size > more_than and np.any(array != array.reshape(-1)[0]):
-                node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(change(array), dtype=kind, shape=array.shape))
+                node.attr["value"].tensor.CopyFrom(
+                    tf.make_tensor_proto(change(array), dtype=kind, shape=array.shape)
+                )
                 changed += 1
     constants = []
     for constant in record.constants:
@@ -80,12 +86,16 @@ def with_other_numbers(record: ProgramRecord, change: Callable[[Any], Any], more
         is_long = array.size > more_than
         constants.append(change(array) if is_long else array)
         changed += is_long
-    return replace(record, graph=graph.SerializeToString(deterministic=True), constants=tuple(constants)), changed
+    return replace(
+        record, graph=graph.SerializeToString(deterministic=True), constants=tuple(constants)
+    ), changed
 
 
 def _rewrite_constant(tensor: Any, scrub: Callable[[str], str]) -> None:
     texts = constant_array(tensor)
-    made = np.array([_scrubbed(text, scrub) for text in texts.reshape(-1)], object).reshape(texts.shape)
+    made = np.array([_scrubbed(text, scrub) for text in texts.reshape(-1)], object).reshape(
+        texts.shape
+    )
     tensor.CopyFrom(tf.make_tensor_proto(made, dtype=tf.string, shape=texts.shape))
 
 

@@ -10,22 +10,99 @@ from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import tensorflow as tf
 
-from nanreplay.program import private_calls, private_tf
-from nanreplay.program.functions import output_name, rename_mentions
-from nanreplay.program.outside import takes_first_free
-from nanreplay.program.steps import FETCHES, FETCHES_OPTIONAL, TrainingFunction
-from nanreplay.program.trace import TracedProgram
+from nanreplay.program.graph_nodes import output_name, rename_mentions
+from nanreplay.program.nondeterministic_ops import takes_first_free
+from nanreplay.program.traced_program import LoopFetch, TracedProgram
+from nanreplay.program.training_functions import FETCHES, FETCHES_OPTIONAL, TrainingFunction
+from nanreplay.tensorflow_internals import tf_functions, tf_variables
+
+# Feeding a loop that fetches in each iteration: what was fetched goes into it as one array, of
+# which each iteration takes its part.
+
+_FED = "nanreplay_fetched"
+
+
+def fed_name(loop: LoopFetch, number: int) -> str:
+    """Name of the placeholder, in the main graph, of what the iterations fetched as their tensor of this number."""
+    return f"{loop.op.name}/{_FED}_{number}"
+
+
+def feed_loop(graph: Any, loop: LoopFetch) -> None:
+    """Put arrays in the place of what the body of a loop fetches, in a GraphDef.
+
+    The loop hands the arrays on from iteration to iteration, and its body takes the part of its number. The number is the
+    first thing that every While of TensorFlow 2 hands on.
+    """
+    node = next(each for each in graph.node if each.name == loop.op.name)
+    functions = {function.signature.name: function for function in graph.library.function}
+    body, cond = (functions[node.attr[key].func.name] for key in ("body", "cond"))
+    places = {}
+    for number, tensor in enumerate(loop.fetched):
+        _hand_on(graph, node, body, cond, fed_name(loop, number), number, tensor)
+        places[output_name(tensor)] = _part_of_iteration(body, number, tensor)
+    _without_sources(body, {op.name for op in loop.sources}, places)
+
+
+def _hand_on(
+    graph: Any, node: Any, body: Any, cond: Any, name: str, number: int, tensor: Any
+) -> None:
+    """Give the loop one array more."""
+    kind = tensor.dtype.as_datatype_enum
+    shape = tf.TensorShape([None]).concatenate(tensor.shape).as_proto()
+    placeholder = graph.node.add(name=name, op="Placeholder")
+    placeholder.attr["dtype"].type = kind
+    placeholder.attr["shape"].shape.CopyFrom(shape)
+    n_data = sum(not each.startswith("^") for each in node.input)
+    node.input[:] = [*node.input[:n_data], name, *node.input[n_data:]]
+    node.attr["T"].list.type.append(kind)
+    if node.attr["output_shapes"].list.shape:
+        node.attr["output_shapes"].list.shape.add().CopyFrom(shape)
+    for function in (body, cond):
+        function.signature.input_arg.add(name=f"{_FED}_{number}", type=kind)
+    body.signature.output_arg.add(name=f"{_FED}_{number}_out", type=kind)
+    body.ret[f"{_FED}_{number}_out"] = f"{_FED}_{number}"
+
+
+def _part_of_iteration(body: Any, number: int, tensor: Any) -> str:
+    """Add nodes that take the part of an iteration; returns the name of what they give."""
+    axis = body.node_def.add(name=f"{_FED}_{number}/axis", op="Const")
+    axis.attr["dtype"].type = tf.int32.as_datatype_enum
+    axis.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(0, tf.int32))
+    counter = body.signature.input_arg[0].name
+    inputs = [f"{_FED}_{number}", counter, f"{axis.name}:output:0"]
+    part = body.node_def.add(name=f"{_FED}_{number}/part", op="GatherV2", input=inputs)
+    part.attr["Tparams"].type = tensor.dtype.as_datatype_enum
+    part.attr["Tindices"].type = part.attr["Taxis"].type = tf.int32.as_datatype_enum
+    part.attr["batch_dims"].i = 0
+    return f"{part.name}:output:0"
+
+
+def _without_sources(body: Any, removed: set[str], places: Mapping[str, str]) -> None:
+    kept = [node for node in body.node_def if node.name not in removed]
+    for node in kept:
+        inputs = [places.get(each, each) for each in node.input]
+        node.input[:] = [
+            each for each in inputs if not (each.startswith("^") and each[1:] in removed)
+        ]
+    del body.node_def[:]
+    body.node_def.extend(kept)
+    for name, value in list(body.ret.items()):
+        body.ret[name] = places.get(value, value)
+    for name in [name for name, node in body.control_ret.items() if node in removed]:
+        del body.control_ret[name]
+        body.signature.control_output.remove(name)
+
+
+# --- program.fetching
 
 _serials = itertools.count()
 _MOVED = "nanreplay"
 _DEVICE = "/device:CPU:0"
-
-
 TAKEN_TOGETHER = 8
 """Steps whose small batches are taken from a staging area at once."""
 
@@ -56,13 +133,19 @@ class FetchedBatches:
                 return _unstaged(self.name, count)
         if count not in self._compiled:
             with tf.init_scope(), tf.device(_DEVICE):
-                self._compiled[count] = tf.function(lambda: _unstaged(self.name, count), autograph=False).get_concrete_function()
-        return private_calls.run_function(private_calls.name_of(self._compiled[count]), 1, [])[0]
+                self._compiled[count] = tf.function(
+                    lambda: _unstaged(self.name, count), autograph=False
+                ).get_concrete_function()
+        return tf_functions.run_function(tf_functions.name_of(self._compiled[count]), 1, [])[0]
 
     def take_returned(self) -> Any:
         """What steps have returned since it was forgotten, the last ones last; a vector as well."""
         with tf.device(_DEVICE):
-            return None if self.returned is None else _unstaged(self.returned, _count_in(self.returned))
+            return (
+                None
+                if self.returned is None
+                else _unstaged(self.returned, _count_in(self.returned))
+            )
 
     def forget_returned(self) -> None:
         """Forget what steps have returned until now."""
@@ -79,7 +162,9 @@ def _unstaged(name: str, count: int) -> Any:
     """The first ones of a staging area; waits for them where there are fewer."""
     if not count:
         return None
-    return tf.stack([tf.raw_ops.Unstage(dtypes=[tf.variant], shared_name=name)[0] for _ in range(count)])
+    return tf.stack(
+        [tf.raw_ops.Unstage(dtypes=[tf.variant], shared_name=name)[0] for _ in range(count)]
+    )
 
 
 def components_of(optional: Any, kinds: Sequence[Any]) -> list[Any] | None:
@@ -92,7 +177,11 @@ def components_of(optional: Any, kinds: Sequence[Any]) -> list[Any] | None:
     if not bool(tf.raw_ops.OptionalHasValue(optional=optional)):
         return None
     shapes = [tf.TensorShape(None)] * len(kinds)
-    return list(tf.raw_ops.OptionalGetValue(optional=optional, output_types=list(kinds), output_shapes=shapes))
+    return list(
+        tf.raw_ops.OptionalGetValue(
+            optional=optional, output_types=list(kinds), output_shapes=shapes
+        )
+    )
 
 
 class Variant:
@@ -108,7 +197,7 @@ class Variant:
         self.kinds: list[Any] = []
         """DTypes of the components of what is fetched."""
         self.batches: FetchedBatches | None = None
-        definition = private_calls.function_definition(training.function)
+        definition = tf_functions.function_definition(training.function)
         self.n_original = len(definition.signature.output_arg)
         name = f"{definition.signature.name}_{_MOVED}_{next(_serials)}"
         self._registered = [name]
@@ -125,13 +214,15 @@ class Variant:
         elif training.innermost[1] is not None and training.innermost[1].graph is training.graph:
             self._return_inner(definition, training, program)
         definition.signature.name = name
-        private_tf.register_function(definition)
+        tf_functions.register_function(definition)
         n_outputs = len(definition.signature.output_arg)
-        self.run = private_calls.RegisteredFunction(training.function, name, n_outputs)
+        self.run = tf_functions.RegisteredFunction(training.function, name, n_outputs)
         """Runs it on flat inputs; gives what the function returns, outputs of the program, and what another run would not repeat."""
         weakref.finalize(self, _forget, tuple(self._registered)).atexit = False
 
-    def _return_inner(self, definition: Any, training: TrainingFunction, program: TracedProgram) -> None:
+    def _return_inner(
+        self, definition: Any, training: TrainingFunction, program: TracedProgram
+    ) -> None:
         """Return what the program returns, and what another run would not repeat, from the function that is the program."""
         _, caller = training.innermost
         assert caller is not None
@@ -143,16 +234,20 @@ class Variant:
         if not program.outside:
             return
         old = node.attr["f"].func.name
-        inner = next(each for each in private_tf.function_library(old) if each.signature.name == old)
+        inner = next(
+            each for each in tf_functions.function_library(old) if each.signature.name == old
+        )
         for number, tensor in enumerate(program.outside, len(program.outputs)):
             _return(inner, _without_forwarding(inner, tensor), tensor.dtype)
             node.attr["Tout"].list.type.append(tensor.dtype.as_datatype_enum)
             _return(definition, f"{node.name}:output:{number}", tensor.dtype)
         inner.signature.name = node.attr["f"].func.name = f"{old}_{_MOVED}_{next(_serials)}"
-        private_tf.register_function(inner)
+        tf_functions.register_function(inner)
         self._registered.append(inner.signature.name)
 
-    def _return_mean(self, definition: Any, training: TrainingFunction, program: TracedProgram, call: str) -> None:
+    def _return_mean(
+        self, definition: Any, training: TrainingFunction, program: TracedProgram, call: str
+    ) -> None:
         """Read, after the step, what the mean of the losses has added up: here that takes a microsecond, in Python ten."""
         _, caller = training.innermost
         inside = program.mean_placeholders()
@@ -161,29 +256,49 @@ class Variant:
         places = {id(tensor): position for position, tensor in enumerate(program.graph.inputs)}
         for placeholder in inside:
             outer = caller.op.inputs[caller.first + places[id(placeholder)]]
-            kind = private_tf.variable_type(outer)
+            kind = tf_variables.variable_type(outer)
             if outer.op.type != "Placeholder" or kind is None:
                 return
         for placeholder in inside:
             outer = caller.op.inputs[caller.first + places[id(placeholder)]]
-            dtype = tf.dtypes.as_dtype(private_tf.variable_type(outer)[0])  # type: ignore[index]
+            dtype = tf.dtypes.as_dtype(tf_variables.variable_type(outer)[0])  # type: ignore[index]
             name = f"{_MOVED}_mean_{next(_serials)}"
-            read = definition.node_def.add(name=name, op="ReadVariableOp", input=[outer.op.name, f"^{call}"])
+            read = definition.node_def.add(
+                name=name, op="ReadVariableOp", input=[outer.op.name, f"^{call}"]
+            )
             read.attr["dtype"].type = dtype.as_datatype_enum
             _return(definition, f"{name}:value:0", dtype)
         self.has_mean = True
 
-    def _tell_fetched(self, definition: Any, training: TrainingFunction, program: TracedProgram, area: str) -> None:
-        own = [tensor for graph, op in training.fetching if graph is training.graph and op.type in FETCHES for tensor in op.outputs]
+    def _tell_fetched(
+        self, definition: Any, training: TrainingFunction, program: TracedProgram, area: str
+    ) -> None:
+        own = [
+            tensor
+            for graph, op in training.fetching
+            if graph is training.graph and op.type in FETCHES
+            for tensor in op.outputs
+        ]
         if fetched := program.fetched or program.taken or own:
             self.kinds = [tensor.dtype for tensor in fetched]
-            _stage_tensors(definition, [output_name(tensor) for tensor in fetched], self.kinds, area)
+            _stage_tensors(
+                definition, [output_name(tensor) for tensor in fetched], self.kinds, area
+            )
             return
-        library = {each.signature.name: each for name in training.graphs for each in private_tf.function_library(name)}
+        library = {
+            each.signature.name: each
+            for name in training.graphs
+            for each in tf_functions.function_library(name)
+        }
         if program.loop is not None:
             self.kinds = [tensor.dtype for tensor in program.loop.fetched]
             body = program.loop.op.node_def.attr["body"].func.name
-            _stage_tensors(library[body], [output_name(tensor) for tensor in program.loop.fetched], self.kinds, area)
+            _stage_tensors(
+                library[body],
+                [output_name(tensor) for tensor in program.loop.fetched],
+                self.kinds,
+                area,
+            )
             self._rename(definition, library, {body})
             return
         op = training.fetching[0][1]
@@ -209,14 +324,16 @@ class Variant:
         touched = touched - {""}
         mentions = {name: _mentioned(each) for name, each in library.items()}
         changed = set(touched)
-        while more := {name for name, called in mentions.items() if name not in changed and called & changed}:
+        while more := {
+            name for name, called in mentions.items() if name not in changed and called & changed
+        }:
             changed |= more
         names = {name: f"{name}_{_MOVED}_{next(_serials)}" for name in changed}
         for old, new in names.items():
             function = library[old]
             rename_mentions(function.node_def, names)
             function.signature.name = new
-            private_tf.register_function(function)
+            tf_functions.register_function(function)
             self._registered.append(new)
         rename_mentions(definition.node_def, names)
 
@@ -224,7 +341,11 @@ class Variant:
 def _holds_outputs(node: Any, training: TrainingFunction) -> bool:
     """Whether a node makes an Optional of what the function returned that is the program."""
     caller = training.innermost[1]
-    return node.op == "OptionalFromValue" and caller is not None and any(name.startswith(f"{caller.op.name}:") for name in node.input)
+    return (
+        node.op == "OptionalFromValue"
+        and caller is not None
+        and any(name.startswith(f"{caller.op.name}:") for name in node.input)
+    )
 
 
 def _stage_tensors(function: Any, names: Sequence[str], kinds: Sequence[Any], area: str) -> None:
@@ -259,7 +380,9 @@ def _without_forwarding(function: Any, tensor: Any) -> str:
     sums = {op.name for op in tensor.consumers() if takes_first_free(op.type, len(op.inputs))}
     if not sums:
         return output_name(tensor)
-    copy = function.node_def.add(name=f"{_MOVED}_copy_{next(_serials)}", op="DeepCopy", input=[output_name(tensor)])
+    copy = function.node_def.add(
+        name=f"{_MOVED}_copy_{next(_serials)}", op="DeepCopy", input=[output_name(tensor)]
+    )
     copy.attr["T"].type = tensor.dtype.as_datatype_enum
     for node in function.node_def:
         if node.name in sums:
@@ -271,10 +394,12 @@ def _mentioned(function: Any) -> set[str]:
     found = {node.op for node in function.node_def}
     for node in function.node_def:
         for value in node.attr.values():
-            found.update(each.name for each in ([value.func] if value.HasField("func") else value.list.func))
+            found.update(
+                each.name for each in ([value.func] if value.HasField("func") else value.list.func)
+            )
     return found
 
 
 def _forget(names: Sequence[str]) -> None:
     for name in names:
-        private_tf.unregister_function(name)
+        tf_functions.unregister_function(name)

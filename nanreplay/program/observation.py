@@ -1,15 +1,22 @@
-"""What a trace of a training step, or an eager run of it, showed: plain data, filled by `observe`."""
+"""What the names of ops tell of a step that was traced before anybody looked: a function that had run before it was recorded.
+
+Keras opens a name scope for each layer and optimizer that it calls, and the tape one for each op that it differentiates
+(`gradient_tape/` before the forward op's own). A layer that is called again has a number after its name.
+"""
 
 from __future__ import annotations
 
+import re
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
-from nanreplay.program import private_tf
+from nanreplay.tensorflow_internals import tf_variables
+
+# What a trace of a training step, or an eager run of it, showed: plain data, filled by `observe`.
 
 RegionKind = Literal["layer", "optimizer", "backward", "watch"]
 
@@ -127,14 +134,24 @@ class Observation:
 
     def loss_replicas(self) -> tuple[int, ...]:
         """The replica of each of `losses`; empty where no strategy runs several."""
-        replica = {id(self.unscaled.get(id(target), target)): call.replica for call in self.tape_gradients for target in call.targets}
-        found = tuple(number for loss in self.losses() if (number := replica.get(id(loss))) is not None)
+        replica = {
+            id(self.unscaled.get(id(target), target)): call.replica
+            for call in self.tape_gradients
+            for target in call.targets
+        }
+        found = tuple(
+            number for loss in self.losses() if (number := replica.get(id(loss))) is not None
+        )
         return found if len(self.replica_devices) > 1 and len(found) == len(self.losses()) else ()
 
     def note_result(self, result: Any) -> None:
         """Remember what may be the loss among the step's results."""
         flat = tf.nest.flatten(result, expand_composites=True)
-        self.returned_losses = [leaf for leaf in flat if tf.is_tensor(leaf) and leaf.dtype.is_floating and leaf.shape.rank == 0]
+        self.returned_losses = [
+            leaf
+            for leaf in flat
+            if tf.is_tensor(leaf) and leaf.dtype.is_floating and leaf.shape.rank == 0
+        ]
 
     def gradients(self) -> list[tuple[Any, Any]]:
         """(gradient, variable) pairs as they reached the optimizer, else as the tape gave them."""
@@ -142,7 +159,7 @@ class Observation:
         found: dict[int, tuple[Any, Any]] = {}
         for gradients, variables in pairs:
             for gradient, variable in zip(gradients, variables, strict=False):
-                handle = private_tf.handle_of(variable)
+                handle = tf_variables.handle_of(variable)
                 if gradient is not None and handle is not None:
                     found[id(handle)] = (gradient, variable)
         return list(found.values())
@@ -176,3 +193,48 @@ def merged(graphs: Iterable[Any]) -> Observation:
         whole.replica_devices = whole.replica_devices or seen.replica_devices
         whole.failed = whole.failed or seen.failed
     return whole
+
+
+# --- program.named
+
+_NUMBERED = re.compile(r"_\d+$")
+_BACKWARD = "gradient_tape/"
+
+
+def told_by_names(
+    graphs: Iterable[Any], layers: Collection[str], optimizers: Collection[str]
+) -> Observation:
+    """What the names of the ops in some graphs tell.
+
+    Args:
+        graphs: FuncGraphs.
+        layers: Names of the layers that are known.
+        optimizers: Names of the optimizers.
+    """
+    seen = Observation()
+    for graph in graphs:
+        marks: list[Mark] = []
+        for index, op in enumerate(graph.get_operations()):
+            stack = _stack_of(op.name, id(graph), layers, optimizers)
+            if not marks or marks[-1].stack != stack:
+                marks.append(Mark(index, stack))
+            if seen.root_layer is None:
+                seen.root_layer = next(
+                    (region.name for region in stack if region.kind == "layer"), None
+                )
+        seen.marks[id(graph)] = marks
+    return seen
+
+
+def _stack_of(
+    name: str, graph: int, layers: Collection[str], optimizers: Collection[str]
+) -> tuple[Region, ...]:
+    scopes = name.removeprefix(_BACKWARD).split("/")[:-1]
+    stack = [Region("backward", "", graph)] if name.startswith(_BACKWARD) else []
+    for scope in scopes:
+        known = next((each for each in (scope, _NUMBERED.sub("", scope)) if each in layers), None)
+        if known is not None:
+            stack.append(Region("layer", known, graph))
+        elif scope in optimizers or _NUMBERED.sub("", scope) in optimizers:
+            stack.append(Region("optimizer", scope, graph))
+    return tuple(stack)

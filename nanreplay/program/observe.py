@@ -18,9 +18,17 @@ from typing import Any, Protocol, cast
 
 import tensorflow as tf
 
-from nanreplay.program import private_calls, private_distribution, private_tf
-from nanreplay.program.observation import BackwardSpan, Mark, Observation, Region, RegionKind, TapeGradient, notes_of
-from nanreplay.program.replicas import ReplicaThreads
+from nanreplay.program.collectives import ReplicaThreads
+from nanreplay.program.observation import (
+    BackwardSpan,
+    Mark,
+    Observation,
+    Region,
+    RegionKind,
+    TapeGradient,
+    notes_of,
+)
+from nanreplay.tensorflow_internals import tf_distribution, tf_eager, tf_functions, tf_variables
 
 _TOKEN = ".nanreplay-op."
 """Parts a name scope from the number of the op. A scope may hold it: a tape may outlive the last recording, and uses it as it is then."""
@@ -29,7 +37,9 @@ _TOKEN = ".nanreplay-op."
 class CallListener(Protocol):
     """Is told of calls of compiled functions."""
 
-    def call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
+    def call(
+        self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
+    ) -> Any:
         """Run a ConcreteFunction in the place of its caller; `run` does so as TensorFlow would."""
 
     def trained_eagerly(self) -> None:
@@ -43,7 +53,7 @@ class AmbientListener(CallListener, Protocol):
         """Note that Python code took a gradient with respect to `sources`, which may train."""
 
 
-class _Thread(threading.local):
+class _ThreadState(threading.local):
     def __init__(self) -> None:
         self.eager: EagerObserver | None = None
         self.listener: CallListener | None = None
@@ -51,7 +61,7 @@ class _Thread(threading.local):
         self.stack: list[Region] = []
 
 
-_thread = _Thread()
+_thread = _ThreadState()
 _lock = threading.RLock()
 _users: list[object] = []
 """One for each use of the replaced functions."""
@@ -156,7 +166,12 @@ class EagerObserver:
         _thread.eager, _thread.is_muted, _thread.stack = self, False, []
         return self.observation
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         _thread.eager, _thread.is_muted, _thread.stack = self._before
         self._release()
 
@@ -174,7 +189,7 @@ def _notes() -> Observation | None:
         if tf.executing_eagerly():
             return None if _thread.eager is None else _thread.eager.observation
         graph = tf.compat.v1.get_default_graph()
-        return notes_of(graph) if isinstance(graph, private_calls.FuncGraph) else None
+        return notes_of(graph) if isinstance(graph, tf_functions.FuncGraph) else None
     except Exception:  # an error of ours must not reach the step, which runs unobserved then
         return None
 
@@ -184,7 +199,7 @@ def _clock() -> tuple[int, int]:
     if tf.executing_eagerly():
         return 0, 0 if _thread.eager is None else _thread.eager.clock()
     graph = tf.compat.v1.get_default_graph()
-    return id(graph), private_tf.op_count(graph)
+    return id(graph), tf_functions.op_count(graph)
 
 
 def _mark() -> None:
@@ -210,7 +225,9 @@ def region(kind: RegionKind, name: str = "") -> Iterator[None]:
 # Replacing functions
 
 
-def _patch(owner: Any, name: str, make: Callable[[Any], Any], *, tells: Callable[..., None] | None = None) -> None:
+def _patch(
+    owner: Any, name: str, make: Callable[[Any], Any], *, tells: Callable[..., None] | None = None
+) -> None:
     """Replace a method by one that notes; `make(original)` is called where there is something to note it in.
 
     Args:
@@ -233,7 +250,11 @@ def _patch(owner: Any, name: str, make: Callable[[Any], Any], *, tells: Callable
 
     setattr(owner, name, observed)
     PATCHED.append((owner, name))
-    _undo.callback(functools.partial(delattr, owner, name) if inherited else functools.partial(setattr, owner, name, original))
+    _undo.callback(
+        functools.partial(delattr, owner, name)
+        if inherited
+        else functools.partial(setattr, owner, name, original)
+    )
 
 
 def _tell_update(*args: Any, **kwargs: Any) -> None:
@@ -249,7 +270,13 @@ def is_unheard() -> bool:
     return not _thread.is_muted and _thread.listener is None and tf.executing_eagerly()
 
 
-def _run(seen: Observation, make: Callable[[Any], Any], original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+def _run(
+    seen: Observation,
+    make: Callable[[Any], Any],
+    original: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+) -> Any:
     """Call `make(original)`; an error of ours never reaches the step, and never makes `original` run twice."""
     once: _Once | None = None
     try:
@@ -286,11 +313,11 @@ def _patch_tensorflow() -> None:
         _patch(tf.GradientTape, name, _observed_gradient, tells=_tell_gradient)
     _patch_calls()
     _undo.callback(replica_threads.follow())
-    _undo.callback(private_tf.hook_gradient_functions(_forward_token, _observed_gradient_function))
+    _undo.callback(tf_eager.hook_gradient_functions(_forward_token, _observed_gradient_function))
 
 
 def _patch_calls() -> None:
-    owner, name = private_calls.FUNCTION_CALL
+    owner, name = tf_functions.FUNCTION_CALL
     original = getattr(owner, name)
 
     @functools.wraps(original)
@@ -301,18 +328,25 @@ def _patch_calls() -> None:
             listener = None
         if listener is None:
             return original(self, tensor_inputs, captured_inputs)
-        return listener.call(self, tensor_inputs, captured_inputs, lambda: original(self, tensor_inputs, captured_inputs))
+        return listener.call(
+            self,
+            tensor_inputs,
+            captured_inputs,
+            lambda: original(self, tensor_inputs, captured_inputs),
+        )
 
     setattr(owner, name, call_flat)
     PATCHED.append((owner, name))
     _undo.callback(functools.partial(setattr, owner, name, original))
 
-    owner, name = private_calls.GRAPH_MADE
+    owner, name = tf_functions.GRAPH_MADE
     make_graph = getattr(owner, name)
 
     @functools.wraps(make_graph)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        with contextlib.suppress(Exception):  # Keras may have been imported since; a training goes on without its layers' names
+        with contextlib.suppress(
+            Exception
+        ):  # Keras may have been imported since; a training goes on without its layers' names
             _patch_keras()
         make_graph(self, *args, **kwargs)
 
@@ -323,12 +357,16 @@ def _patch_calls() -> None:
 
 def _listener_for(function: Any) -> CallListener | None:
     """Who is told of a call: nobody within a trace, or of the recorder's own work."""
-    if _thread.is_muted or not private_calls.is_top_level():
+    if _thread.is_muted or not tf_functions.is_top_level():
         return None
     if _thread.listener is not None:
         return _thread.listener
-    owner = notes_of(private_calls.func_graph(function), make=False)
-    if owner is not None and owner.listener is not None and (listener := owner.listener()) is not None:
+    owner = notes_of(tf_functions.func_graph(function), make=False)
+    if (
+        owner is not None
+        and owner.listener is not None
+        and (listener := owner.listener()) is not None
+    ):
         return cast("CallListener", listener)
     return ambient[-1] if ambient else None
 
@@ -336,17 +374,25 @@ def _listener_for(function: Any) -> CallListener | None:
 def claim_trace(listener: CallListener) -> None:
     """Let `listener` be told of calls of the function that is being traced now: a step of its own is part of it."""
     graph = tf.compat.v1.get_default_graph()
-    if isinstance(graph, private_calls.FuncGraph):
-        notes_of(private_calls.outermost(graph)).listener = weakref.ref(listener)
+    if isinstance(graph, tf_functions.FuncGraph):
+        notes_of(tf_functions.outermost(graph)).listener = weakref.ref(listener)
 
 
 def _patch_keras() -> None:
     """Replace the methods of Keras 3, and of Keras 2 (`tf_keras`), once they are imported."""
     with _lock:
-        if "keras" in sys.modules and "keras" not in _keras_done and hasattr(sys.modules["keras"], "layers"):
+        if (
+            "keras" in sys.modules
+            and "keras" not in _keras_done
+            and hasattr(sys.modules["keras"], "layers")
+        ):
             _keras_done.add("keras")
             _patch_keras_3(sys.modules["keras"])
-        if "tf_keras" in sys.modules and "tf_keras" not in _keras_done and hasattr(sys.modules["tf_keras"], "layers"):
+        if (
+            "tf_keras" in sys.modules
+            and "tf_keras" not in _keras_done
+            and hasattr(sys.modules["tf_keras"], "layers")
+        ):
             _keras_done.add("tf_keras")
             _patch_keras_2(sys.modules["tf_keras"])
 
@@ -361,10 +407,12 @@ def _patch_keras_3(keras: Any) -> None:
 def _patch_keras_2(keras: Any) -> None:
     _patch(keras.layers.Layer, "__call__", _observed_layer_call)
     for name in ("Optimizer", "legacy.Optimizer", "experimental.Optimizer"):
-        optimizer = functools.reduce(lambda found, part: getattr(found, part, None), name.split("."), keras.optimizers)
+        optimizer = functools.reduce(
+            lambda found, part: getattr(found, part, None), name.split("."), keras.optimizers
+        )
         if optimizer is not None and "apply_gradients" in vars(optimizer):
             _patch(optimizer, "apply_gradients", _observed_apply_gradients, tells=_tell_update)
-    for scaling in private_tf.keras_2_loss_scaling(keras):
+    for scaling in tf_variables.keras_2_loss_scaling(keras):
         _patch(scaling, "apply_gradients", _observed_apply_gradients)
         _patch(scaling, "get_scaled_loss", _observed_scale_loss)
 
@@ -390,7 +438,11 @@ def _observed_layer_call(original: Any) -> Any:
 def _observed_apply(original: Any) -> Any:
     def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> Any:
         grads = list(grads)
-        variables = getattr(optimizer, "_trainable_variables", []) if trainable_variables is None else list(trainable_variables)
+        variables = (
+            getattr(optimizer, "_trainable_variables", [])
+            if trainable_variables is None
+            else list(trainable_variables)
+        )
         _note_update(optimizer, grads, variables)
         with region("optimizer", optimizer.name):
             return original(optimizer, grads, None if trainable_variables is None else variables)
@@ -403,8 +455,13 @@ def _observed_apply_gradients(original: Any) -> Any:
 
     def apply_gradients(optimizer: Any, grads_and_vars: Any, *args: Any, **kwargs: Any) -> Any:
         pairs = list(grads_and_vars)
-        _note_update(optimizer, [gradient for gradient, _ in pairs], [variable for _, variable in pairs])
-        with region("optimizer", str(getattr(optimizer, "name", None) or getattr(optimizer, "_name", "optimizer"))):
+        _note_update(
+            optimizer, [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
+        )
+        with region(
+            "optimizer",
+            str(getattr(optimizer, "name", None) or getattr(optimizer, "_name", "optimizer")),
+        ):
             return original(optimizer, pairs, *args, **kwargs)
 
     return apply_gradients
@@ -417,10 +474,15 @@ def _note_update(optimizer: Any, gradients: list[Any], variables: Any) -> None:
     _tell_eager()
     if tf.executing_eagerly() and not seen.optimizers:
         with muted():
-            seen.learning_rate, seen.loss_scale = learning_rate_now(optimizer), loss_scale_now(optimizer)
+            seen.learning_rate, seen.loss_scale = (
+                learning_rate_now(optimizer),
+                loss_scale_now(optimizer),
+            )
     _tell_used(optimizer)
     seen.optimizers.append(optimizer)
-    seen.applied.append((gradients, [private_distribution.component(variable) for variable in variables]))
+    seen.applied.append(
+        (gradients, [tf_distribution.component(variable) for variable in variables])
+    )
 
 
 def _tell_used(used: Any) -> None:
@@ -467,14 +529,14 @@ def _observed_scale_loss(original: Any) -> Any:
 def _observed_gradient(original: Any) -> Any:
     def gradient(tape: Any, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
         for source in tf.nest.flatten(sources):
-            _tell_used(private_distribution.component(source))
+            _tell_used(tf_distribution.component(source))
         with region("backward"):
             gradients = original(tape, target, sources, *args, **kwargs)
         seen = _notes()
         if seen is not None:
             _tell_eager()
-            flat = [private_distribution.component(source) for source in tf.nest.flatten(sources)]
-            replica, is_inner = private_distribution.current_replica(), private_calls.is_tape_recording()
+            flat = [tf_distribution.component(source) for source in tf.nest.flatten(sources)]
+            replica, is_inner = tf_distribution.current_replica(), tf_functions.is_tape_recording()
             targets, found = tf.nest.flatten(target), tf.nest.flatten(gradients)
             seen.tape_gradients.append(TapeGradient(targets, flat, found, replica, is_inner))
         return gradients
@@ -487,7 +549,11 @@ def _tokens() -> dict[str, Any] | None:
     if tf.executing_eagerly():
         return None if _thread.eager is None else _thread.eager.tokens
     graph = tf.compat.v1.get_default_graph()
-    return notes_of(private_calls.outermost(graph)).tokens if isinstance(graph, private_calls.FuncGraph) else None
+    return (
+        notes_of(tf_functions.outermost(graph)).tokens
+        if isinstance(graph, tf_functions.FuncGraph)
+        else None
+    )
 
 
 def _forward_token(scope: str, outputs: Any) -> str:
@@ -495,7 +561,9 @@ def _forward_token(scope: str, outputs: Any) -> str:
     seen = _notes()
     if seen is None or seen.failed is not None:
         return scope
-    return str(_run(seen, lambda original: _token_of, lambda scope, outputs: scope, (scope, outputs), {}))
+    return str(
+        _run(seen, lambda original: _token_of, lambda scope, outputs: scope, (scope, outputs), {})
+    )
 
 
 def _token_of(scope: str, outputs: Any) -> str:
@@ -507,16 +575,30 @@ def _token_of(scope: str, outputs: Any) -> str:
     return token
 
 
-def _observed_gradient_function(call: Callable[[str], Any], op_type: str, scope: str, inputs: Any, outputs: Any) -> Any:
+def _observed_gradient_function(
+    call: Callable[[str], Any], op_type: str, scope: str, inputs: Any, outputs: Any
+) -> Any:
     """Call the gradient function of an op, and note which ops it made."""
     plain, seen = scope.split(_TOKEN)[0], _notes()
     if seen is None or seen.failed is not None:
         return call(plain)
-    noted = functools.partial(_noted_gradient, seen, op_type=op_type, inputs=inputs, outputs=outputs)
-    return _run(seen, lambda once: functools.partial(noted, once), lambda scope: call(plain), (scope,), {})
+    noted = functools.partial(
+        _noted_gradient, seen, op_type=op_type, inputs=inputs, outputs=outputs
+    )
+    return _run(
+        seen, lambda once: functools.partial(noted, once), lambda scope: call(plain), (scope,), {}
+    )
 
 
-def _noted_gradient(seen: Observation, call: Callable[[str], Any], scope: str, *, op_type: str, inputs: Any, outputs: Any) -> Any:
+def _noted_gradient(
+    seen: Observation,
+    call: Callable[[str], Any],
+    scope: str,
+    *,
+    op_type: str,
+    inputs: Any,
+    outputs: Any,
+) -> Any:
     forward = (_tokens() or {}).get(scope)
     scope = scope.split(_TOKEN)[0]
     if forward is None:
@@ -525,7 +607,9 @@ def _noted_gradient(seen: Observation, call: Callable[[str], Any], scope: str, *
     result = call(scope)
     _, end = _clock()
     if end > start:
-        seen.spans.append(BackwardSpan(graph, start, end, op_type, scope, forward, tuple(inputs or ())))
+        seen.spans.append(
+            BackwardSpan(graph, start, end, op_type, scope, forward, tuple(inputs or ()))
+        )
     return result
 
 
@@ -551,7 +635,10 @@ def _inherit() -> Callable[[], contextlib.AbstractContextManager[None]]:
     def enter() -> Iterator[None]:
         if eager is not None:
             eager.n_replicas += 1
-        _thread.eager, _thread.listener = eager, listener  # TensorFlow hands op callbacks on by itself
+        _thread.eager, _thread.listener = (
+            eager,
+            listener,
+        )  # TensorFlow hands op callbacks on by itself
         yield
 
     return enter

@@ -12,15 +12,30 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nanreplay.program.constants import constant_array
+from nanreplay.program.graph_nodes import constant_array
 from nanreplay.program.safety import all_nodes, parse_graph
 from nanreplay.records import InputSpec, ProgramRecord, VariableInfo
 
-_COUNTS = frozenset({"Cast", "Range", "Pack", "Maximum", "Minimum", "FloorDiv", "Prod", "ConcatV2", "StridedSlice", "TensorListReserve"})
+_COUNTS = frozenset(
+    {
+        "Cast",
+        "Range",
+        "Pack",
+        "Maximum",
+        "Minimum",
+        "FloorDiv",
+        "Prod",
+        "ConcatV2",
+        "StridedSlice",
+        "TensorListReserve",
+    }
+)
 """Ops that make a shape or a count of rows of a number."""
 
 
-def resized(record: ProgramRecord, old: int, new: int, variables: Sequence[VariableInfo]) -> ProgramRecord:
+def resized(
+    record: ProgramRecord, old: int, new: int, variables: Sequence[VariableInfo]
+) -> ProgramRecord:
     """Return a program for `new` rows in place of `old`.
 
     Placeholders change their first dimension, constants that hold shapes change numbers that are the batch size: all of them,
@@ -37,7 +52,9 @@ def resized(record: ProgramRecord, old: int, new: int, variables: Sequence[Varia
     graph.CopyFrom(parse_graph(record.graph))
     signature = record.signature
     fed = {spec.tensor.partition(":")[0] for spec in signature.inputs if _has_rows(spec, old)}
-    widths = {size for info in variables for size in info.shape} | {size for spec in signature.inputs for size in (spec.shape or ())[1:]}
+    widths = {size for info in variables for size in info.shape} | {
+        size for spec in signature.inputs for size in (spec.shape or ())[1:]
+    }
     first_only = old in widths
     counted = set(_inputs_of_counts(graph))
     for function, node in all_nodes(graph):
@@ -45,14 +62,25 @@ def resized(record: ProgramRecord, old: int, new: int, variables: Sequence[Varia
         if not function and node.name in fed:
             node.attr["shape"].shape.dim[0].size = new
         elif node.op == "Const":
-            _resize_constant(node, old, new, first_only=first_only, is_count=(function, node.name) in counted)
-        elif "output_shapes" in node.attr and node.op in ("While", "StatelessWhile", "If", "StatelessIf", "Case", "StatelessCase"):
+            _resize_constant(
+                node, old, new, first_only=first_only, is_count=(function, node.name) in counted
+            )
+        elif "output_shapes" in node.attr and node.op in (
+            "While",
+            "StatelessWhile",
+            "If",
+            "StatelessIf",
+            "Case",
+            "StatelessCase",
+        ):
             node.attr["output_shapes"].list.ClearField("shape")
     for library in graph.library.function:
         library.attr.pop("_input_shapes", None)
         for argument in library.arg_attr.values():
             argument.attr.pop("_output_shapes", None)
-    inputs, given = ([_resized(spec, old, new) for spec in specs] for specs in (signature.inputs, signature.fed))
+    inputs, given = (
+        [_resized(spec, old, new) for spec in specs] for specs in (signature.inputs, signature.fed)
+    )
     changed = replace(signature, inputs=tuple(inputs), fed=tuple(given))
     return replace(record, graph=graph.SerializeToString(deterministic=True), signature=changed)
 
@@ -89,5 +117,7 @@ def _resize_constant(node: Any, old: int, new: int, *, first_only: bool, is_coun
     else:
         return
     if np.any(places):
-        made = tf.make_tensor_proto(np.where(places, new, value).astype(value.dtype), shape=value.shape)
+        made = tf.make_tensor_proto(
+            np.where(places, new, value).astype(value.dtype), shape=value.shape
+        )
         node.attr["value"].tensor.CopyFrom(made)

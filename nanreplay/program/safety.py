@@ -6,16 +6,143 @@ what each op reaches; this module keeps those out that reach beyond tensors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.resources import files
 from typing import Any
 
 import tensorflow as tf
 
 from nanreplay.errors import UnsafeProgramError, UnsupportedOpError
-from nanreplay.program.call_graph import check_calls
-from nanreplay.program.op_classes import PYTHON_OPS, WRITTEN_FILES, reach_of
-from nanreplay.program.private_tf import op_definition
-from nanreplay.program.sizes import check_constant_sizes
+from nanreplay.program.op_sizes import check_constant_sizes
+from nanreplay.tensorflow_internals.tf_eager import op_definition
+
+# What each op of TensorFlow reaches: nothing but tensors, or files, the network, Python, other
+# code, devices.
+
+PYTHON_OPS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
+"""Ops that call back into the Python process that traced the program. No replay runs them, trusted or not."""
+WRITTEN_FILES = frozenset("Save SaveV2 SaveSlices MergeV2Checkpoints WriteFile".split())
+"""Ops that write files and give nothing back: checkpoints of a step. Every replay leaves them out, so they may be there."""
+_REACHES = {
+    "files": r"""
+        ReadFile | WriteFile | MatchingFiles | .*Reader(V2)? | Reader[A-Z].* | RecordInput | ImmutableConst
+      | Save | SaveV2 | SaveSlices | (DTensor)?RestoreV2 | Restore | RestoreSlice | MergeV2Checkpoints | DistributedSave
+      | LoadAndRemapMatrix | GenerateVocabRemapping | InitializeTableFromTextFile(V2)? | FileSystemSetConfiguration
+      | DecodeProtoV2 | EncodeProto | CalibrationStatisticsSaver | DumpTensor
+      | (Experimental)?(TextLine|TFRecord|FixedLengthRecord|CSV|Sql|LMDB|MatchingFiles|Snapshot|SnapshotChunk|Cache
+            |ListSnapshotChunks|Save|Load|Register)Dataset(V\d)? | SnapshotDatasetReader | SnapshotNestedDatasetReader
+      | (Experimental)?DatasetToTFRecord | CreateSummary(File|Db)Writer | SummaryWriter
+      | StatsAggregatorSetSummaryWriter
+    """,
+    "network": r"""
+        Debug(Identity|NanCount|NumericSummary)(V\d)? | Copy | CopyHost                # they send to URLs
+      | Rpc.* | DeleteRpcFutureResource | _?(Host)?Send | _?(Host)?Recv | Xla(Send|Recv|SendToHost|RecvFromHost).*
+      | RemoteCall | DataServiceDataset(V\d)? | _?Nccl.* | .*Worker(Heartbeat).*
+    """,
+    "code that the check cannot see": r"""
+        DeserializeIterator | DatasetFromGraph | XlaCallModule | XlaCustomCall(V2)? | MlirPassthroughOp
+      | XlaHostCompute | _Xla.* | TfLiteSubgraphExecute
+    """,
+    "the process": r"Abort",
+    "devices": r"""
+        _?TPU.* | .*(TPUEmbedding|DistributedTPU|GlobalTPU|TPUSystem|PhysicalReplica|StatisticsInFdo|GlobalCoreArray).*
+      | (ExecuteTPU|CollateTPU).* | GetTpuTaskId | TpuHandleToProtoKey | DTensorSetGlobalTPUArray
+    """,
+    "what only TensorFlow itself may use": r"_(?!Arg|Retval|EagerConst|ListToArray|ArrayToList|SwitchN|If|While).*",
+}
+_COMPILED = {reach: re.compile(pattern, re.VERBOSE) for reach, pattern in _REACHES.items()}
+
+
+@cache
+def reach_of(op_type: str) -> str | None:
+    """What an op reaches beyond tensors, in words; None for a harmless one, "unknown" for one that nobody has looked at."""
+    for reach, pattern in _COMPILED.items():
+        if pattern.fullmatch(op_type):
+            return reach
+    return None if op_type in harmless_ops() or op_type in PYTHON_OPS else "unknown"
+
+
+@cache
+def harmless_ops() -> frozenset[str]:
+    """Ops that reach nothing but tensors, variables and the resources of their own program."""
+    return frozenset(
+        files("nanreplay.program").joinpath("harmless_ops.txt").read_text(encoding="utf-8").split()
+    )
+
+
+# How the functions of a program call each other: none calls itself, and all calls written out are
+# a program of sane size.
+
+DEEPEST = 100
+"""Calls within calls. Nested layers, loops and branches of real trainings stay below 20."""
+LARGEST = 50_000_000
+"""Ops of a program with every call replaced by the ops of its function."""
+
+
+def check_calls(graph: Any) -> None:
+    """Refuse functions that call themselves, and calls that double and double again until a program never ends.
+
+    Args:
+        graph: A GraphDef.
+
+    Raises:
+        UnsafeProgramError: They do.
+    """
+    functions = {function.signature.name: function for function in graph.library.function}
+    calls = {
+        name: [each for each in _called(function.node_def) if each in functions]
+        for name, function in functions.items()
+    }
+    sizes: dict[str, int] = {}
+    depths: dict[str, int] = {}
+    for name in _callees_first(calls):
+        sizes[name] = len(functions[name].node_def) + sum(sizes[each] for each in calls[name])
+        depths[name] = 1 + max((depths[each] for each in calls[name]), default=0)
+    called = [each for each in _called(graph.node) if each in functions]
+    if max((depths[each] for each in called), default=0) > DEEPEST:
+        raise UnsafeProgramError(
+            f"The program is refused: its functions call each other more than {DEEPEST} deep."
+        )
+    if len(graph.node) + sum(sizes[each] for each in called) > LARGEST:
+        raise UnsafeProgramError(
+            f"The program is refused: its calls, written out, are more than {LARGEST:,} ops."
+        )
+
+
+def _called(nodes: Any) -> Iterator[str]:
+    for node in nodes:
+        yield node.op
+        for value in node.attr.values():
+            if value.HasField("func"):
+                yield value.func.name
+            yield from (function.name for function in value.list.func)
+
+
+def _callees_first(calls: Mapping[str, list[str]]) -> Iterator[str]:
+    """The functions, each after those that it calls; without recursion, which a hostile program could exhaust."""
+    done: set[str] = set()
+    for root in calls:
+        pending, above = [(root, iter(calls[root]))] if root not in done else [], {root}
+        while pending:
+            name, rest = pending[-1]
+            following = next((each for each in rest if each not in done), None)
+            if following is None:
+                pending.pop()
+                above.discard(name)
+                done.add(name)
+                yield name
+            elif following in above:
+                raise UnsafeProgramError(
+                    f"The program is refused: its function {following!r} calls itself, so it may never end."
+                )
+            else:
+                above.add(following)
+                pending.append((following, iter(calls[following])))
+
+
+# --- program.safety
 
 __all__ = ["PYTHON_OPS", "all_nodes", "check_graph", "parse_graph", "python_ops"]
 
@@ -36,7 +163,9 @@ def check_graph(graph: Any, *, trust: bool = False) -> None:
     library = {function.signature.name for function in parsed.library.function}
     for name in library:
         if op_definition(name) is not None:
-            raise UnsafeProgramError(f"The program is broken: its function {name!r} has the name of an op.")
+            raise UnsafeProgramError(
+                f"The program is broken: its function {name!r} has the name of an op."
+            )
     unsafe: dict[str, None] = {}
     for function, node in all_nodes(parsed):
         if node.op in library or node.op in WRITTEN_FILES:
@@ -45,7 +174,11 @@ def check_graph(graph: Any, *, trust: bool = False) -> None:
             raise UnsupportedOpError(node.op, node.name, "this TensorFlow has no such op")
         reach = _reach(node)
         if reach is not None:
-            unsafe[f"{node.op} {node.name!r}" + (f" in function {function!r}" if function else "") + f" ({reach})"] = None
+            unsafe[
+                f"{node.op} {node.name!r}"
+                + (f" in function {function!r}" if function else "")
+                + f" ({reach})"
+            ] = None
     if unsafe and not trust:
         raise UnsafeProgramError(_refusal(list(unsafe)))
     check_calls(parsed)
@@ -66,7 +199,11 @@ def python_ops(graph: Any) -> list[str]:
     interpreter's `on_error`); the interpreter never runs them.
     """
     nodes = all_nodes(parse_graph(graph))
-    return [f"{function}::{node.name}" if function else node.name for function, node in nodes if node.op in PYTHON_OPS]
+    return [
+        f"{function}::{node.name}" if function else node.name
+        for function, node in nodes
+        if node.op in PYTHON_OPS
+    ]
 
 
 def parse_graph(graph: Any) -> Any:
@@ -80,7 +217,9 @@ def parse_graph(graph: Any) -> Any:
     try:
         return tf.compat.v1.GraphDef.FromString(graph)
     except Exception as error:
-        raise UnsafeProgramError("The program is not a readable GraphDef; the capture is damaged.") from error
+        raise UnsafeProgramError(
+            "The program is not a readable GraphDef; the capture is damaged."
+        ) from error
 
 
 def all_nodes(graph: Any) -> Iterator[tuple[str, Any]]:

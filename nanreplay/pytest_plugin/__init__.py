@@ -13,19 +13,16 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from nanreplay.pytest_plugin.cases import Case
+    from nanreplay.pytest_plugin.collected import ReplayCase
     from nanreplay.recorder import Recorder
 
 __all__ = ["nan_recorder"]
-
-MARKER = (
-    "nanreplay(capture, *, model=None, **options): fail while the recorded failure is not fixed; options are those of nanreplay.replay_with"
-)
+MARKER = "nanreplay(capture, *, model=None, **options): fail while the recorded failure is not fixed; options are those of nanreplay.replay_with"
 NAMED = pytest.StashKey[list[Path]]()
 """Files and folders that `--nanreplay` names, absolute."""
 CAPTURES = pytest.StashKey[list[Path]]()
 """Those files, and the HDF5 files in those folders."""
-CASES: pytest.StashKey[list[Case]] = pytest.StashKey()
+CASES: pytest.StashKey[list[ReplayCase]] = pytest.StashKey()
 """What the markers of a test ask for."""
 RECORDER: pytest.StashKey[Recorder] = pytest.StashKey()
 """The recorder of a test that asked for one."""
@@ -37,20 +34,37 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Options; nothing happens without them."""
     group = parser.getgroup("nanreplay", "recorded NaN failures")
     group.addoption(
-        "--nanreplay", action="append", default=[], metavar="PATH", help="Collect a capture, or those of a folder, as tests. Repeatable."
+        "--nanreplay",
+        action="append",
+        default=[],
+        metavar="PATH",
+        help="Collect a capture, or those of a folder, as tests. Repeatable.",
     )
     group.addoption(
-        "--nanreplay-model", metavar="MODULE:FUNCTION", help="Replay captures with today's code: a function that returns the model."
+        "--nanreplay-model",
+        metavar="MODULE:FUNCTION",
+        help="Replay captures with today's code: a function that returns the model.",
     )
-    group.addoption("--nanreplay-keep", metavar="FOLDER", help="Where nan_recorder writes captures; in the test's tmp_path unless given.")
-    group.addoption("--nanreplay-trust", action="store_true", help="Run recorded programs that reach files, the network or processes.")
+    group.addoption(
+        "--nanreplay-keep",
+        metavar="FOLDER",
+        help="Where nan_recorder writes captures; in the test's tmp_path unless given.",
+    )
+    group.addoption(
+        "--nanreplay-trust",
+        action="store_true",
+        help="Run recorded programs that reach files, the network or processes.",
+    )
     parser.addini("nanreplay_model", "Default of --nanreplay-model.")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and find the captures that are asked for."""
     config.addinivalue_line("markers", MARKER)
-    named = [Path(os.path.abspath(config.invocation_params.dir / given)) for given in config.getoption("nanreplay")]
+    named = [
+        Path(os.path.abspath(config.invocation_params.dir / given))
+        for given in config.getoption("nanreplay")
+    ]
     for path in named:
         if not path.exists():
             raise pytest.UsageError(f"--nanreplay {path}: no such file or folder.")
@@ -63,10 +77,14 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     """Say what is replayed, and with what."""
     if not config.stash[NAMED]:
         return None
-    shown = ", ".join(os.path.relpath(path, config.invocation_params.dir) for path in config.stash[NAMED])
+    shown = ", ".join(
+        os.path.relpath(path, config.invocation_params.dir) for path in config.stash[NAMED]
+    )
     count = len(config.stash[CAPTURES])
     with_what = model_of(config) or "the recorded program"
-    return f"nanreplay: {count} file{'' if count == 1 else 's'} in {shown}, replayed with {with_what}"
+    return (
+        f"nanreplay: {count} file{'' if count == 1 else 's'} in {shown}, replayed with {with_what}"
+    )
 
 
 def model_of(config: pytest.Config) -> str | None:
@@ -75,10 +93,12 @@ def model_of(config: pytest.Config) -> str | None:
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(
+    session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
+) -> None:
     """Add the captures to the tests, wherever they lie: also in folders that pytest does not look into."""
     if config.stash[CAPTURES]:
-        from nanreplay.pytest_plugin.cases import CaptureFile
+        from nanreplay.pytest_plugin.collected import CaptureFile
 
         for path in config.stash[CAPTURES]:
             items.extend(session.genitems(CaptureFile.from_parent(session, path=path)))
@@ -88,7 +108,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Read what the markers ask for; a mistake there is an error of the test, before anything is replayed."""
     if isinstance(item, pytest.Function) and item.get_closest_marker("nanreplay"):
-        from nanreplay.pytest_plugin.cases import case_of
+        from nanreplay.pytest_plugin.collected import case_of
 
         item.stash[CASES] = [case_of(marker, item) for marker in item.iter_markers("nanreplay")]
 
@@ -103,7 +123,7 @@ def nan_recorder(request: pytest.FixtureRequest) -> Iterator[Recorder]:
         step = nan_recorder.wrap(train_step)            # or a loop
     ```
     """
-    from nanreplay.pytest_plugin.recording import recorder_of
+    from nanreplay.pytest_plugin.recorder_fixture import recorder_of
 
     with recorder_of(request) as recorder:
         request.node.stash[RECORDER] = recorder
@@ -115,13 +135,13 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
     """Replay the cases of a marked test before its body; look at what was recorded after it, however it ended."""
     __tracebackhide__ = True
     for case in pyfuncitem.stash.get(CASES, ()):
-        from nanreplay.pytest_plugin.cases import check
+        from nanreplay.pytest_plugin.collected import check
 
         check(case, pyfuncitem)
     recorder = pyfuncitem.stash.get(RECORDER, None)
     if recorder is None:
         return (yield)
-    from nanreplay.pytest_plugin.recording import check_recorded
+    from nanreplay.pytest_plugin.recorder_fixture import check_recorded
 
     result, error = None, None
     try:
@@ -135,7 +155,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+def pytest_runtest_makereport(
+    item: pytest.Item,
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """Carry what the end of the run says to the process that says it."""
     report = yield
     if report.when == "call" and SHOWN in item.stash:
@@ -145,7 +167,9 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """List the captures that were written, and annotate the lines of code on GitHub."""
-    failed = [report for report in terminalreporter.getreports("failed") if hasattr(report, "nanreplay")]
+    failed = [
+        report for report in terminalreporter.getreports("failed") if hasattr(report, "nanreplay")
+    ]
     kept = [report for report in failed if "kept" in report.nanreplay]
     if kept:
         terminalreporter.section("nanreplay captures")

@@ -11,7 +11,9 @@ __all__ = ["Recorder"]
 
 
 def __getattr__(name: str) -> Any:
-    if name != "Recorder":  # imports Keras, which `nanreplay run` leaves to the program that it runs
+    if (
+        name != "Recorder"
+    ):  # imports Keras, which `nanreplay run` leaves to the program that it runs
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from nanreplay.recorder.callback import Recorder
 

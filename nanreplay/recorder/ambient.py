@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from nanreplay.errors import AttachError, NonFiniteError
-from nanreplay.program import observe, private_tf
-from nanreplay.program.assignments import AssignmentWatch
-from nanreplay.program.steps import TrainingFunction
+from nanreplay.program import observe
+from nanreplay.program.python_effects import AssignmentWatch
+from nanreplay.program.training_functions import TrainingFunction
+from nanreplay.tensorflow_internals import tf_variables
 
 if TYPE_CHECKING:
     from nanreplay.recorder.callback import Recorder
-    from nanreplay.recorder.loop_step import LoopStep
+    from nanreplay.recorder.loops import LoopStep
 
 KEPT = 4
 """Trainings that are recorded at once; the one that has not trained for longest is let go of."""
@@ -39,7 +40,9 @@ class Ambient:
         in_loop: Told that Python code trains in no step that is recorded; says whether the next one will be.
     """
 
-    def __init__(self, make: Callable[[], Recorder], in_loop: Callable[[], bool] = lambda: False) -> None:
+    def __init__(
+        self, make: Callable[[], Recorder], in_loop: Callable[[], bool] = lambda: False
+    ) -> None:
         self._make = make
         self._in_loop = in_loop
         self._recorders: list[Recorder] = []
@@ -99,9 +102,13 @@ class Ambient:
             except TypeError:  # wrong arguments: fit says so
                 call = None
             except Exception as error:
-                warnings.warn(f"nanreplay: fit is not recorded: {type(error).__name__}: {error}", stacklevel=2)
+                warnings.warn(
+                    f"nanreplay: fit is not recorded: {type(error).__name__}: {error}", stacklevel=2
+                )
                 call = None
-            return original(*args, **kwargs) if call is None else original(*call.args, **call.kwargs)
+            return (
+                original(*args, **kwargs) if call is None else original(*call.args, **call.kwargs)
+            )
 
         owner.fit = fit
         self._fitted.append((owner, original))
@@ -109,7 +116,7 @@ class Ambient:
     def _with_recorder(self, call: inspect.BoundArguments) -> inspect.BoundArguments | None:
         """The call of `fit` with one callback more; None where it has a recorder, or cannot have one."""
         from nanreplay.recorder.callback import Recorder
-        from nanreplay.recorder.fit import check_model
+        from nanreplay.recorder.fit_hooks import check_model
 
         model = next(iter(call.arguments.values()))
         callbacks = call.arguments.get("callbacks")
@@ -123,7 +130,11 @@ class Ambient:
             warnings.warn(f"nanreplay: fit is not recorded: {error}", stacklevel=4)
             return None
         recorder = self.recorder_of_handles(handles_in([model]))
-        if callbacks is not None and hasattr(callbacks, "append") and not isinstance(callbacks, (list, tuple)):
+        if (
+            callbacks is not None
+            and hasattr(callbacks, "append")
+            and not isinstance(callbacks, (list, tuple))
+        ):
             callbacks.append(recorder)
             recorder.set_model(model)
             return call
@@ -146,7 +157,9 @@ class Ambient:
 
     # Compiled functions
 
-    def call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
+    def call(
+        self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
+    ) -> Any:
         """Run a compiled function, in the recording of its training if it trains."""
         if not self._does_train(function):
             with self._lock:
@@ -165,7 +178,10 @@ class Ambient:
         self._forget_gradients()
         where = _caller()
         line = "`step = recorder.wrap(step)` with nanreplay.Recorder, called for each batch, or `@tf.function` above the step"
-        warnings.warn(f"nanreplay: {where} trains step by step in Python, which is not recorded. To record it: {line}.", stacklevel=3)
+        warnings.warn(
+            f"nanreplay: {where} trains step by step in Python, which is not recorded. To record it: {line}.",
+            stacklevel=3,
+        )
 
     def _forget_gradients(self) -> None:
         if self._assigned is not None:
@@ -197,7 +213,10 @@ class Ambient:
                 try:
                     trains = TrainingFunction(function).trains
                 except Exception as error:
-                    warnings.warn(f"nanreplay: a compiled function is not recorded: {type(error).__name__}: {error}", stacklevel=2)
+                    warnings.warn(
+                        f"nanreplay: a compiled function is not recorded: {type(error).__name__}: {error}",
+                        stacklevel=2,
+                    )
                     trains = False
             known = self._trains[id(function)] = weakref.ref(function), trains
         return known[1]
@@ -227,33 +246,41 @@ def handles_in(values: Iterable[Any], depth: int = 2) -> list[Any]:
     """
     found: list[Any] = []
     for value in values:
-        with contextlib.suppress(Exception):  # a property of the program's own may raise anything; it holds no variables then
+        with contextlib.suppress(
+            Exception
+        ):  # a property of the program's own may raise anything; it holds no variables then
             found += _handles_of(value, depth)
     return found
 
 
 def _handles_of(value: Any, depth: int) -> list[Any]:
-    handle = private_tf.handle_of(value)
+    handle = tf_variables.handle_of(value)
     if tf.is_tensor(handle) and handle.dtype == tf.resource:
         return [handle]
     if isinstance(value, tf.Module) or _is_of_keras(value):
-        return handles_in(private_tf.variables_in(value), 0)
+        return handles_in(tf_variables.variables_in(value), 0)
     if depth and isinstance(value, (list, tuple)):
         return handles_in(value[:1000], depth - 1)
     if depth and isinstance(value, dict):
         return handles_in(list(value.values())[:1000], depth - 1)
-    if depth and type(value).__module__ != "builtins" and isinstance(getattr(value, "__dict__", None), dict):
+    if (
+        depth
+        and type(value).__module__ != "builtins"
+        and isinstance(getattr(value, "__dict__", None), dict)
+    ):
         return handles_in(list(vars(value).values()), depth - 1)
     return []
 
 
 def _is_of_keras(value: Any) -> bool:
-    return any(kind.__module__.partition(".")[0] in ("keras", "tf_keras") for kind in type(value).__mro__)
+    return any(
+        kind.__module__.partition(".")[0] in ("keras", "tf_keras") for kind in type(value).__mro__
+    )
 
 
 def _caller() -> str:
     """File and line of the user's code that is running."""
-    from nanreplay.program.sources import is_user_file
+    from nanreplay.program.op_facts import is_user_file
 
     frame: Any = sys._getframe(2)
     while frame is not None and not is_user_file(frame.f_code.co_filename):

@@ -15,20 +15,23 @@ import tensorflow as tf
 from nanreplay.capture.storage import Location
 from nanreplay.errors import AttachError, NonFiniteError
 from nanreplay.program import observe
-from nanreplay.program.trace import is_float_variable
+from nanreplay.program.traced_program import is_float_variable
 from nanreplay.recorder.ambient import Ambient
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerStep
 from nanreplay.recorder.ending import Ending
-from nanreplay.recorder.fit import DirectCalls, EagerTrainStep, check_model
-from nanreplay.recorder.fit_callbacks import callbacks_of_fit, watch_callbacks
+from nanreplay.recorder.fit_hooks import (
+    DirectCalls,
+    EagerTrainStep,
+    callbacks_of_fit,
+    check_model,
+    watch_callbacks,
+)
 from nanreplay.recorder.incidents import Incidents
-from nanreplay.recorder.lifecycle import Event
-from nanreplay.recorder.loop_step import LoopStep
-from nanreplay.recorder.names import remove_leftovers
-from nanreplay.recorder.session import Session
-from nanreplay.recorder.settings import check_settings
-from nanreplay.recorder.trigger import Suspicion
+from nanreplay.recorder.lifecycle import Event, Suspicion
+from nanreplay.recorder.loops import LoopStep
+from nanreplay.recorder.recording import Recording
+from nanreplay.recorder.settings import check_settings, remove_leftovers
 from nanreplay.recorder.wrapped_step import WrappedStep, as_function
 
 
@@ -84,7 +87,7 @@ class Recorder(keras.callbacks.Callback):
             "memory_limit": memory_limit, "disk_limit": disk_limit, "history": history, "sources": sources,
             "max_skipped": max_skipped, "dump_signal": dump_signal,
         }  # fmt: skip
-        self._session = Session(check_settings(**self._arguments))
+        self._session = Recording(check_settings(**self._arguments))
         self._calls = CompiledCalls(self._session, self._suspected)
         self._incidents = Incidents(self._session, self._stop_training, self._calls.take_all)
         self._ending = Ending(self._session, self._uninstall)
@@ -121,7 +124,12 @@ class Recorder(keras.callbacks.Callback):
         self._ambient = Ambient(lambda: first.pop() if first else self.__deepcopy__({}))
         self._ambient.start()
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         if error is not None:
             self._ending.ended_by(error)
         try:
@@ -132,7 +140,9 @@ class Recorder(keras.callbacks.Callback):
             if error is None:  # an error on its way out goes on; the capture has been written
                 raise
 
-    def record_call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
+    def record_call(
+        self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
+    ) -> Any:
         """Run a compiled function that trains, and record it."""
         self._hook()
         self._ending.begin_step()
@@ -166,7 +176,9 @@ class Recorder(keras.callbacks.Callback):
 
     def remember(self, handles: Sequence[Any]) -> None:
         """These handles are part of this training."""
-        self._handles.update({id(handle): handle for handle in handles if is_float_variable(handle)})
+        self._handles.update(
+            {id(handle): handle for handle in handles if is_float_variable(handle)}
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
         """A recorder of its own with the same arguments: searches copy their callbacks for each trial."""
@@ -295,7 +307,9 @@ class Recorder(keras.callbacks.Callback):
 
     # Loops
 
-    def wrap(self, step: Callable[..., Any], *, model: Any = None, optimizer: Any = None) -> Callable[..., Any]:
+    def wrap(
+        self, step: Callable[..., Any], *, model: Any = None, optimizer: Any = None
+    ) -> Callable[..., Any]:
         """Record a custom training step: a `tf.function`, or anything that calls some, or a plain eager function.
 
         The step runs as it is. Each compiled function that trains within it is recorded as a step; a gradient that is computed or
@@ -313,8 +327,12 @@ class Recorder(keras.callbacks.Callback):
             AttachError: `step` is not callable.
         """
         if not callable(step):
-            raise AttachError(f"Expected a function or a tf.function. Received: {type(step).__name__}")
-        recorded: Callable[..., Any] | None = self._session.guard(lambda: self._wrap(step, model, optimizer))
+            raise AttachError(
+                f"Expected a function or a tf.function. Received: {type(step).__name__}"
+            )
+        recorded: Callable[..., Any] | None = self._session.guard(
+            lambda: self._wrap(step, model, optimizer)
+        )
         return step if recorded is None else recorded
 
     def _wrap(self, step: Any, model: Any, optimizer: Any) -> Callable[..., Any]:

@@ -16,21 +16,25 @@ from typing import Any
 
 import tensorflow as tf
 
-from nanreplay.program import observe, private_calls
+from nanreplay.program import observe
 from nanreplay.program.fetching import TAKEN_TOGETHER, Variant, components_of
-from nanreplay.program.leaf_paths import argument_leaves, element_specs
-from nanreplay.program.steps import TrainingFunction, program_of
-from nanreplay.program.trace import TracedProgram, is_variable, source_of
-from nanreplay.program.watch import nonfinite_kind, read_variable
-from nanreplay.recorder.ring import Element, StepEntry, size_of
-from nanreplay.recorder.session import Fetch, ProgramSlot, Session
-from nanreplay.recorder.trigger import Suspicion, exception_trigger
+from nanreplay.program.fingerprint import nonfinite_kind, read_variable
+from nanreplay.program.traced_program import (
+    TracedProgram,
+    argument_leaves,
+    element_specs,
+    is_variable,
+    source_of,
+)
+from nanreplay.program.training_functions import TrainingFunction, program_of
+from nanreplay.recorder.lifecycle import Suspicion, exception_trigger
+from nanreplay.recorder.recording import Fetch, ProgramSlot, Recording
+from nanreplay.recorder.ring import FetchedElement, StepEntry, size_of
 from nanreplay.records import Trigger
+from nanreplay.tensorflow_internals import tf_functions
 
 SMALL_BYTES = 2**20
 """Larger batches are taken one by one, so that no more of them are held than the plan says."""
-
-
 FORGOTTEN_AFTER = 8
 """Calls of several steps after which what these returned is forgotten, unless a file is written."""
 
@@ -71,7 +75,11 @@ class RecordedFunction:
     @property
     def together(self) -> int:
         """Steps whose small batches are taken at once."""
-        return TAKEN_TOGETHER if self.variant is None or self.variant.batches is None else self.variant.batches.together
+        return (
+            TAKEN_TOGETHER
+            if self.variant is None or self.variant.batches is None
+            else self.variant.batches.together
+        )
 
     def outputs_of(self, flat: list[Any]) -> list[Any] | None:
         """What the program returned, in its last step of a call; None where the data ended before that.
@@ -86,7 +94,11 @@ class RecordedFunction:
 
     def take(self) -> Any:
         """What steps have fetched: a vector of Optionals; None for nothing."""
-        return None if self.variant is None or self.variant.batches is None else self.variant.batches.take()
+        return (
+            None
+            if self.variant is None or self.variant.batches is None
+            else self.variant.batches.take()
+        )
 
 
 @dataclass
@@ -98,7 +110,7 @@ class CompiledCalls:
         on_suspicion: Called after a step in which something is not as it should be, and with a step that raised.
     """
 
-    session: Session
+    session: Recording
     on_suspicion: Callable[[Suspicion], None]
     trained: int = 0
     """How many steps were recorded."""
@@ -122,10 +134,12 @@ class CompiledCalls:
         """Note that Python code trains by itself."""
         self.is_eager = True
 
-    def call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
+    def call(
+        self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
+    ) -> Any:
         """Run a compiled function, and record it if it trains."""
         session = self.session
-        if not session.lifecycle.is_active or private_calls.is_tape_recording():
+        if not session.lifecycle.is_active or tf_functions.is_tape_recording():
             return self._watched(function, inputs, captured, run)
         begun = session.guard(lambda: self._begin(function, inputs, captured))
         if begun is None:
@@ -139,13 +153,17 @@ class CompiledCalls:
             finally:
                 self.on_error(error)
             raise
-        outputs = session.guard(lambda: recorded.outputs_of(flat)) if recorded.steps_in_call else None
+        outputs = (
+            session.guard(lambda: recorded.outputs_of(flat)) if recorded.steps_in_call else None
+        )
         found = session.guard(lambda: self._after(recorded, entry, flat, outputs))
         if found is not None:
             self._suspect(found)
         return result
 
-    def call_directly(self, function: Any, inputs: list[Any], captured: list[Any]) -> tuple[bool, list[Any] | None]:
+    def call_directly(
+        self, function: Any, inputs: list[Any], captured: list[Any]
+    ) -> tuple[bool, list[Any] | None]:
         """Run a function that has been recorded before.
 
         Args:
@@ -185,7 +203,9 @@ class CompiledCalls:
             self.on_error(error)
             raise
 
-    def _watched(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
+    def _watched(
+        self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
+    ) -> Any:
         """After a failure of the recorder's own: look at the numbers that training functions return, nothing else."""
         result = run()
         if self.session.lifecycle.has_failed:
@@ -196,7 +216,12 @@ class CompiledCalls:
         return result
 
     def _run(
-        self, recorded: RecordedFunction, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
+        self,
+        recorded: RecordedFunction,
+        function: Any,
+        inputs: list[Any],
+        captured: list[Any],
+        run: Callable[[], Any],
     ) -> tuple[Any, list[Any]]:
         """(what the caller gets, flat outputs: those of the function, then those of the variant)."""
         variant = recorded.variant
@@ -206,13 +231,19 @@ class CompiledCalls:
                 return result, []
             if isinstance(result, tf.Tensor):
                 return result, [result]
-            return result, [leaf for leaf in tf.nest.flatten(result, expand_composites=True) if tf.is_tensor(leaf)]
+            return result, [
+                leaf
+                for leaf in tf.nest.flatten(result, expand_composites=True)
+                if tf.is_tensor(leaf)
+            ]
         flat = variant.run([*inputs, *captured])
-        return private_calls.packed(function, flat[: variant.n_original]), flat
+        return tf_functions.packed(function, flat[: variant.n_original]), flat
 
     # Before
 
-    def _begin(self, function: Any, inputs: list[Any], captured: list[Any]) -> tuple[RecordedFunction, StepEntry] | None:
+    def _begin(
+        self, function: Any, inputs: list[Any], captured: list[Any]
+    ) -> tuple[RecordedFunction, StepEntry] | None:
         recorded = self._function(function, inputs, captured)
         if recorded is None:
             return None
@@ -221,17 +252,21 @@ class CompiledCalls:
         entry = self.session.before(recorded.slot.id, leaves, recorded.slot.traced.leaf_paths)
         return recorded, entry
 
-    def _function(self, function: Any, inputs: list[Any], captured: list[Any]) -> RecordedFunction | None:
+    def _function(
+        self, function: Any, inputs: list[Any], captured: list[Any]
+    ) -> RecordedFunction | None:
         plain = self._plain.get(id(function))
         if plain is not None and plain.function() is function:
             return plain
-        handles = tuple(id(value) for value in inputs if value.dtype == tf.resource and is_variable(value))
+        handles = tuple(
+            id(value) for value in inputs if value.dtype == tf.resource and is_variable(value)
+        )
         key = (id(function), handles)
         recorded = self._recorded.get(key)
         if recorded is not None and recorded.function() is function:
             return recorded
         training = self._training(function)
-        if not training.trains and not private_calls.is_of(function, self.named):
+        if not training.trains and not tf_functions.is_of(function, self.named):
             self._note_writes(training, captured)
             return None
         program = program_of(training, captured, inputs)
@@ -239,7 +274,9 @@ class CompiledCalls:
             self._refuse(training)
             return None
         variables = self.session.variables
-        program = replace(program, layer_names=variables.layer_names, optimizer_names=variables.optimizer_names)
+        program = replace(
+            program, layer_names=variables.layer_names, optimizer_names=variables.optimizer_names
+        )
         made = self._make(training, program)
         self._recorded[key] = made
         if all(value.dtype not in (tf.resource, tf.variant) for value in inputs):
@@ -271,17 +308,33 @@ class CompiledCalls:
         fetch = None
         if variant is not None and fetches:
             specs = element_specs(training.function)
-            is_element = len(training.fetching) == 1 and not program.taken and len(program.sources) < 2
+            is_element = (
+                len(training.fetching) == 1 and not program.taken and len(program.sources) < 2
+            )
             fetch = Fetch(variant.kinds, specs[0] if is_element and len(specs) == 1 else None)
         slot = self.session.add_program(program, fetch)
-        has_batch = bool(program.sources or program.taken or program.loop)  # of the one step that a call is
-        in_loop = fetches and not has_batch and any(graph is not training.graph for graph, _ in training.fetching)
+        has_batch = bool(
+            program.sources or program.taken or program.loop
+        )  # of the one step that a call is
+        in_loop = (
+            fetches
+            and not has_batch
+            and any(graph is not training.graph for graph, _ in training.fetching)
+        )
         optional_kinds = [tensor.dtype for tensor in program.outputs] if in_loop else ()
         outputs = [] if in_loop else _positions(training, program, variant)
         if not in_loop:  # what the caller makes of a number before it returns it cannot be compared
-            slot.outputs = [each for each in slot.outputs if any(each[0] == name for name, _ in outputs)]
+            slot.outputs = [
+                each for each in slot.outputs if any(each[0] == name for name, _ in outputs)
+            ]
         return RecordedFunction(
-            weakref.ref(training.function), slot, variant, outputs, optional_kinds, in_loop, is_stacked=program.loop is not None
+            weakref.ref(training.function),
+            slot,
+            variant,
+            outputs,
+            optional_kinds,
+            in_loop,
+            is_stacked=program.loop is not None,
         )
 
     def _refuse(self, training: TrainingFunction) -> None:
@@ -300,12 +353,20 @@ class CompiledCalls:
 
     # After
 
-    def _after(self, recorded: RecordedFunction, entry: StepEntry, flat: list[Any], outputs: list[Any] | None) -> Suspicion | None:
+    def _after(
+        self,
+        recorded: RecordedFunction,
+        entry: StepEntry,
+        flat: list[Any],
+        outputs: list[Any] | None,
+    ) -> Suspicion | None:
         session, variant = self.session, recorded.variant
         self.trained += 1
         self.last = recorded
         steps = 1
-        numbers: Mapping[str, Any] = {name: flat[position] for name, position in recorded.outputs if position < len(flat)}
+        numbers: Mapping[str, Any] = {
+            name: flat[position] for name, position in recorded.outputs if position < len(flat)
+        }
         if variant is not None:
             n_outside = len(recorded.slot.traced.outside)
             if n_outside and session.ring is not None:
@@ -323,10 +384,18 @@ class CompiledCalls:
         if variant is not None and variant.has_mean:
             first = variant.n_original + variant.n_returned
             return flat[first], flat[first + 1]
-        return None if slot.mean is None else (read_variable(slot.mean[0]), read_variable(slot.mean[1]))
+        return (
+            None
+            if slot.mean is None
+            else (read_variable(slot.mean[0]), read_variable(slot.mean[1]))
+        )
 
     def _fetched(
-        self, recorded: RecordedFunction, entry: StepEntry, outputs: list[Any] | None, numbers: Mapping[str, Any]
+        self,
+        recorded: RecordedFunction,
+        entry: StepEntry,
+        outputs: list[Any] | None,
+        numbers: Mapping[str, Any],
     ) -> tuple[int, Mapping[str, Any]]:
         """How many steps the call ran, and the numbers of the last one."""
         session = self.session
@@ -335,7 +404,9 @@ class CompiledCalls:
             return 1, numbers
         if not recorded.steps_in_call:
             recorded.waiting.append(entry)
-            if len(recorded.waiting) >= (recorded.together if 0 < recorded.batch_bytes < SMALL_BYTES else 1):
+            if len(recorded.waiting) >= (
+                recorded.together if 0 < recorded.batch_bytes < SMALL_BYTES else 1
+            ):
                 self._take(recorded)
             return 1, numbers
         count = recorded.steps_per_call if outputs is not None else 0
@@ -345,7 +416,11 @@ class CompiledCalls:
             optionals = recorded.take()
             staged = 0 if optionals is None else int(optionals.shape[0])
             count = staged - len(recorded.waiting)
-            while outputs is None and count and not bool(tf.raw_ops.OptionalHasValue(optional=optionals[staged - 1])):
+            while (
+                outputs is None
+                and count
+                and not bool(tf.raw_ops.OptionalHasValue(optional=optionals[staged - 1]))
+            ):
                 count, staged = count - 1, staged - 1  # the data ended
         for number in range(count):
             recorded.waiting.append(entry if number == 0 else session.follow(entry, number))
@@ -354,9 +429,15 @@ class CompiledCalls:
         elif len(recorded.waiting) >= recorded.together:
             self._take(recorded)
         recorded.calls += 1
-        if recorded.calls % FORGOTTEN_AFTER == 0 and recorded.variant is not None and recorded.variant.batches is not None:
+        if (
+            recorded.calls % FORGOTTEN_AFTER == 0
+            and recorded.variant is not None
+            and recorded.variant.batches is not None
+        ):
             recorded.variant.batches.forget_returned()  # taking it would cost more than all else
-        return count, {} if outputs is None else {name: outputs[index] for name, index in recorded.slot.outputs}
+        return count, {} if outputs is None else {
+            name: outputs[index] for name, index in recorded.slot.outputs
+        }
 
     def _take(self, recorded: RecordedFunction) -> None:
         optionals = recorded.take()
@@ -368,7 +449,16 @@ class CompiledCalls:
         if indices and (not recorded.batch_bytes or recorded.batch_bytes >= SMALL_BYTES):
             assert recorded.slot.fetch is not None
             components = components_of(optionals[indices[0]], recorded.slot.fetch.kinds) or []
-            recorded.batch_bytes = size_of([each for each in components if each.dtype not in (tf.variant, tf.resource, tf.string)]) or 1
+            recorded.batch_bytes = (
+                size_of(
+                    [
+                        each
+                        for each in components
+                        if each.dtype not in (tf.variant, tf.resource, tf.string)
+                    ]
+                )
+                or 1
+            )
         session.fetched(recorded.waiting, optionals, indices, recorded.batch_bytes)
         if session.ring is not None:
             session.keeper.learn_batch(session.ring, recorded.batch_bytes)
@@ -380,7 +470,7 @@ class CompiledCalls:
             return
         count = int(optionals.shape[0])
         recorded.batch_bytes = count * size_of(components_of(optionals[0], fetch.kinds) or [])
-        self.session.ring.fetched(entry, Element(optionals, None, recorded.batch_bytes))
+        self.session.ring.fetched(entry, FetchedElement(optionals, None, recorded.batch_bytes))
         self.session.keeper.learn_batch(self.session.ring, recorded.batch_bytes)
 
     def take_all(self) -> None:
@@ -392,14 +482,23 @@ class CompiledCalls:
 
     def _take_returned(self, recorded: RecordedFunction) -> None:
         """Give the last steps of calls that run several what they returned."""
-        ring, area = self.session.ring, None if recorded.variant is None else recorded.variant.batches
+        ring, area = (
+            self.session.ring,
+            None if recorded.variant is None else recorded.variant.batches,
+        )
         if ring is None or area is None or not recorded.steps_in_call:
             return
         returned = area.take_returned()
         count = 0 if returned is None else int(returned.shape[0])
-        entries = [entry for entry in ring.entries if entry.program == recorded.slot.id and entry.step < self.session.step]
-        for number, entry in enumerate(entries[-count:] if count else (), max(0, count - len(entries))):
-            entry.returned = Element(returned, number, 0)
+        entries = [
+            entry
+            for entry in ring.entries
+            if entry.program == recorded.slot.id and entry.step < self.session.step
+        ]
+        for number, entry in enumerate(
+            entries[-count:] if count else (), max(0, count - len(entries))
+        ):
+            entry.returned = FetchedElement(returned, number, 0)
 
     def _raised(self, recorded: RecordedFunction, entry: StepEntry, error: BaseException) -> None:
         session = self.session
@@ -436,7 +535,9 @@ class CompiledCalls:
         self._plain.clear()
 
 
-def _positions(training: TrainingFunction, program: TracedProgram, variant: Variant | None) -> list[tuple[str, int]]:
+def _positions(
+    training: TrainingFunction, program: TracedProgram, variant: Variant | None
+) -> list[tuple[str, int]]:
     """Where the numbers that the program returns are among the flat outputs of a call."""
     named = program.layout_of_outputs()
     if program.graph is training.graph:
@@ -455,11 +556,16 @@ def _positions(training: TrainingFunction, program: TracedProgram, variant: Vari
     return list(found.items())
 
 
-def look_after_failure(session: Session, result: Any) -> Suspicion | None:
+def look_after_failure(session: Recording, result: Any) -> Suspicion | None:
     """What is not finite after a step that is not recorded any more: a number that it returned, or a variable."""
     try:
         for leaf in tf.nest.flatten(result, expand_composites=True):
-            if tf.is_tensor(leaf) and leaf.dtype.is_floating and leaf.shape.rank == 0 and (kind := nonfinite_kind(leaf)):
+            if (
+                tf.is_tensor(leaf)
+                and leaf.dtype.is_floating
+                and leaf.shape.rank == 0
+                and (kind := nonfinite_kind(leaf))
+            ):
                 return Suspicion(Trigger("loss", "loss", kind), session.step, is_certain=True)
         return session.bad_now()
     except Exception:  # the recorder has failed already; the training goes on

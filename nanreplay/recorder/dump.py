@@ -15,23 +15,21 @@ from nanreplay.capture.storage import Location, RemotePath, local_copy, publish
 from nanreplay.capture.writer import CaptureWriter, writing
 from nanreplay.errors import MissingWorkersError, StorageError
 from nanreplay.program.collectives import collective_keys, local_program
-from nanreplay.program.describe import describe_program
 from nanreplay.program.fingerprint import NOT_MEASURED
-from nanreplay.program.outside import cut, unrecorded_ops
+from nanreplay.program.nondeterministic_ops import cut, unrecorded_ops
+from nanreplay.program.op_facts import SourceTable
+from nanreplay.program.program_record import describe_program
 from nanreplay.program.safety import parse_graph
-from nanreplay.program.sources import SourceTable
-from nanreplay.recorder.disk import Share, Sizes, fit_disk
-from nanreplay.recorder.environment import describe_environment
-from nanreplay.recorder.names import free_name
-from nanreplay.recorder.progress import DumpProgress
-from nanreplay.recorder.reexecute import Kind, Reexecution, Reexecutor, Wanted
+from nanreplay.recorder.environment import DumpProgress, describe_environment
+from nanreplay.recorder.reexecution import Kind, Reexecution, Reexecutor, Wanted
 from nanreplay.recorder.ring import StepEntry, size_of
-from nanreplay.recorder.snapshot import Snapshot, leaves_of, numbers_of
-from nanreplay.recorder.timeline import StepNumbers
+from nanreplay.recorder.settings import free_name
+from nanreplay.recorder.snapshot import Share, Sizes, Snapshot, fit_disk, leaves_of, numbers_of
+from nanreplay.recorder.timeline_ring import StepNumbers
 from nanreplay.records import BatchRecord, Incident, ProgramRecord, Trigger
 
 if TYPE_CHECKING:
-    from nanreplay.recorder.session import Found, ProgramSlot
+    from nanreplay.recorder.recording import Found, ProgramSlot
 
 FULL_STEPS = 3
 """Steps, the failing one included, whose weights and gradients are written."""
@@ -40,7 +38,7 @@ QUICK_S = 10.0
 
 
 @dataclass(slots=True)
-class Window:
+class DumpWindow:
     """What goes into a file."""
 
     step: int
@@ -58,7 +56,11 @@ class Window:
     @property
     def is_replayable(self) -> bool:
         """Whether all its steps can be re-executed."""
-        return bool(self.batches) and bool(self.keyframes) and all(batch.program for batch in self.batches.values())
+        return (
+            bool(self.batches)
+            and bool(self.keyframes)
+            and all(batch.program for batch in self.batches.values())
+        )
 
     @property
     def full(self) -> list[int]:
@@ -123,7 +125,9 @@ def confirm(snapshot: Snapshot) -> bool | None:
     if not window.is_replayable:
         return None
     clean = last_clean(snapshot)
-    base = max((step for step in window.keyframes if step <= clean + 1), default=min(window.keyframes))
+    base = max(
+        (step for step in window.keyframes if step <= clean + 1), default=min(window.keyframes)
+    )
     batches = {step: batch for step, batch in window.batches.items() if step >= base}
     wanted = Wanted((), clean + 1, clean + 1, snapshot.variables.born_nonfinite)
     try:
@@ -135,7 +139,7 @@ def confirm(snapshot: Snapshot) -> bool | None:
     return found.incident is not None
 
 
-def gather(snapshot: Snapshot, *, prove: bool = True) -> Window:
+def gather(snapshot: Snapshot, *, prove: bool = True) -> DumpWindow:
     """What goes into the file; what cannot be described is left out, and named."""
     sources = SourceTable(snapshot.settings.sources)
     entries = list(snapshot.entries)
@@ -146,7 +150,9 @@ def gather(snapshot: Snapshot, *, prove: bool = True) -> Window:
         flat = snapshot.eager.describe(program_id, sources)
         programs[program_id] = flat.record
         entries = [
-            replace(entry, program=program_id, leaves=flat.leaves, paths=flat.paths) if entry.step == snapshot.step else entry
+            replace(entry, program=program_id, leaves=flat.leaves, paths=flat.paths)
+            if entry.step == snapshot.step
+            else entry
             for entry in entries
         ]
     slots = {slot.id: slot for slot in snapshot.programs if slot.id in programs}
@@ -157,15 +163,36 @@ def gather(snapshot: Snapshot, *, prove: bool = True) -> Window:
         paths = slots[program].traced.leaf_paths if program in slots else entry.paths
         if program in slots and len(leaves) != len(paths):
             program, paths = "", [str(number) for number in range(len(leaves))]
-            notes.append(f"The batch of step {entry.step} could not be kept; the step cannot be replayed.")
+            notes.append(
+                f"The batch of step {entry.step} could not be kept; the step cannot be replayed."
+            )
         layout = programs[program].signature.watch_layout if program in programs else ()
         numbers = numbers_of(entry, slots)
-        if program not in programs:  # an eager step before the failing one: its program may be that of the failing step
+        if (
+            program not in programs
+        ):  # an eager step before the failing one: its program may be that of the failing step
             layout = tuple(numbers or ())
         values = fingerprint_values(numbers, layout) if layout else None
-        batches[entry.step] = BatchRecord(program, leaves, paths, values, dict(entry.overrides), entry.fed)
-    notes = [*snapshot.notes, *notes, *_program_notes(programs.values()), *_undrawn_notes(batches, programs)]
-    return Window(snapshot.step, snapshot.trigger, programs, dict(snapshot.keyframes), batches, notes, sources, snapshot.proof, prove)
+        batches[entry.step] = BatchRecord(
+            program, leaves, paths, values, dict(entry.overrides), entry.fed
+        )
+    notes = [
+        *snapshot.notes,
+        *notes,
+        *_program_notes(programs.values()),
+        *_undrawn_notes(batches, programs),
+    ]
+    return DumpWindow(
+        snapshot.step,
+        snapshot.trigger,
+        programs,
+        dict(snapshot.keyframes),
+        batches,
+        notes,
+        sources,
+        snapshot.proof,
+        prove,
+    )
 
 
 def _describe_programs(
@@ -181,16 +208,23 @@ def _describe_programs(
                     sources=sources, layout=layout_of(slot, snapshot),
                 )  # fmt: skip
             except Exception as error:  # the rest of the file is worth having
-                notes.append(f"The program {slot.id} could not be written ({type(error).__name__}: {error}); its steps cannot be replayed.")
+                notes.append(
+                    f"The program {slot.id} could not be written ({type(error).__name__}: {error}); its steps cannot be replayed."
+                )
     return programs
 
 
 def layout_of(slot: ProgramSlot, snapshot: Snapshot) -> list[str]:
     """Names of the elements of the fingerprints of a program's steps."""
-    return [*(name for name, _ in slot.outputs), *(f"variable_sum:{index}" for index in snapshot.watched)]
+    return [
+        *(name for name, _ in slot.outputs),
+        *(f"variable_sum:{index}" for index in snapshot.watched),
+    ]
 
 
-def fingerprint_values(numbers: Mapping[str, Any] | None, layout: Sequence[str]) -> NDArray[Any] | None:
+def fingerprint_values(
+    numbers: Mapping[str, Any] | None, layout: Sequence[str]
+) -> NDArray[Any] | None:
     """What was read of a step, laid out; None where nothing was, or not all that the step returned."""
     if numbers is None:
         return None
@@ -200,29 +234,49 @@ def fingerprint_values(numbers: Mapping[str, Any] | None, layout: Sequence[str])
         if value is None:
             return None
         values.append(value)
-    is_wide = any(np.asarray(value).dtype == np.float64 for name, value in numbers.items() if not name.startswith("variable_sum:"))
+    is_wide = any(
+        np.asarray(value).dtype == np.float64
+        for name, value in numbers.items()
+        if not name.startswith("variable_sum:")
+    )
     with np.errstate(over="ignore"):
         return np.array(values, np.float64 if is_wide else np.float32)
 
 
-def _sizes(snapshot: Snapshot, window: Window) -> Sizes:
+def _sizes(snapshot: Snapshot, window: DumpWindow) -> Sizes:
     sizes = snapshot.variables.sizes
     indices = snapshot.variables.of_role("trainable")
     trainable = sum(sizes[index] for index in indices)
     full = window.full if window.proof is None else [*window.proof.weights]
     return Sizes(
-        other=sum(len(program.graph) for program in window.programs.values()) + len(snapshot.timeline.rows) * 16 * (3 + len(indices)),
-        keyframes={step: sum(sizes[index] for index in values) for step, values in window.keyframes.items()},
-        batches={step: size_of([*batch.arrays, *batch.overrides.values()]) for step, batch in window.batches.items()},
+        other=sum(len(program.graph) for program in window.programs.values())
+        + len(snapshot.timeline.rows) * 16 * (3 + len(indices)),
+        keyframes={
+            step: sum(sizes[index] for index in values) for step, values in window.keyframes.items()
+        },
+        batches={
+            step: size_of([*batch.arrays, *batch.overrides.values()])
+            for step, batch in window.batches.items()
+        },
         full=dict.fromkeys(full, 2 * trainable),
     )
 
 
-def _write_window(out: CaptureWriter, snapshot: Snapshot, window: Window, share: Share, progress: DumpProgress) -> None:
+def _write_window(
+    out: CaptureWriter, snapshot: Snapshot, window: DumpWindow, share: Share, progress: DumpProgress
+) -> None:
     infos = snapshot.variables.infos
-    out.head(describe_environment(), infos, [*window.programs.values()], window.sources.frames, window.sources.stacks)
+    out.head(
+        describe_environment(),
+        infos,
+        [*window.programs.values()],
+        window.sources.frames,
+        window.sources.stacks,
+    )
     sizes = _sizes(snapshot, window)
-    total = sum(sizes.keyframes[step] for step in share.keyframes) + sum(sizes.batches[step] for step in share.batches)
+    total = sum(sizes.keyframes[step] for step in share.keyframes) + sum(
+        sizes.batches[step] for step in share.batches
+    )
     progress.stage("writing", total)
     for step in sorted(share.keyframes):
         out.values("keyframes", step, window.keyframes[step])
@@ -234,17 +288,31 @@ def _write_window(out: CaptureWriter, snapshot: Snapshot, window: Window, share:
             out.values("gradients", step, window.proof.gradients.get(step, {}))
 
 
-def _finish(out: CaptureWriter, snapshot: Snapshot, window: Window, found: Reexecution | str | None) -> None:
+def _finish(
+    out: CaptureWriter, snapshot: Snapshot, window: DumpWindow, found: Reexecution | str | None
+) -> None:
     incident = Incident(window.step, window.trigger, tuple(window.notes))
     numbers: Mapping[int, StepNumbers] = {}
     if isinstance(found, str):
         incident = replace(incident, notes=(*window.notes, found))
     elif found is not None:
-        incident = replace(incident, reproduced=found.reproduced, bit_exact=found.max_ulp == 0, max_ulp=found.max_ulp)
-        if found.departs is not None and not any(unrecorded_ops(each.graph, each.signature) for each in window.programs.values()):
+        incident = replace(
+            incident,
+            reproduced=found.reproduced,
+            bit_exact=found.max_ulp == 0,
+            max_ulp=found.max_ulp,
+        )
+        if found.departs is not None and not any(
+            unrecorded_ops(each.graph, each.signature) for each in window.programs.values()
+        ):
             incident = replace(incident, notes=(*window.notes, _departure(found)))
         numbers = found.numbers
-    out.finish(incident, snapshot.timeline.table(sorted(snapshot.variables.of_role("trainable")), numbers, window.step))
+    out.finish(
+        incident,
+        snapshot.timeline.table(
+            sorted(snapshot.variables.of_role("trainable")), numbers, window.step
+        ),
+    )
 
 
 def _departure(found: Reexecution) -> str:
@@ -254,7 +322,9 @@ def _departure(found: Reexecution) -> str:
     )
 
 
-def _undrawn_notes(batches: Mapping[int, BatchRecord], programs: Mapping[str, ProgramRecord]) -> list[str]:
+def _undrawn_notes(
+    batches: Mapping[int, BatchRecord], programs: Mapping[str, ProgramRecord]
+) -> list[str]:
     return [
         f"Step {step} raised before the outputs of its random and Python ops could be recorded; a replay draws others."
         for step, batch in batches.items()
@@ -273,45 +343,62 @@ def _program_notes(programs: Any) -> list[str]:
             )
         found = cut(parse_graph(program.graph), program.signature)
         idle = found.idle | found.unused | collective_keys(program)
-        unheld = [spec.tensor for spec in program.signature.captures if spec.variable is None and spec.constant is None]
+        unheld = [
+            spec.tensor
+            for spec in program.signature.captures
+            if spec.variable is None and spec.constant is None
+        ]
         unknown = [tensor for tensor in unheld if tensor not in idle]
         if unknown:
-            notes.append(f"Program {program.id} uses resources that are no variables ({', '.join(unknown)}); they cannot be replayed.")
+            notes.append(
+                f"Program {program.id} uses resources that are no variables ({', '.join(unknown)}); they cannot be replayed."
+            )
     return notes
 
 
-def _reexecute(snapshot: Snapshot, window: Window, share: Share, out: CaptureWriter, progress: DumpProgress) -> Reexecution | str | None:
+def _reexecute(
+    snapshot: Snapshot, window: DumpWindow, share: Share, out: CaptureWriter, progress: DumpProgress
+) -> Reexecution | str | None:
     """Re-execute the window: all of it where that is quick, else what dates the incident; a sentence when that failed."""
     full = window.full
     if not full:
         return None
-    dates = window.trigger.what in ("loss", "gradient", "variable") and window.trigger.name != "loss scale"
+    dates = (
+        window.trigger.what in ("loss", "gradient", "variable")
+        and window.trigger.name != "loss scale"
+    )
     clean = last_clean(snapshot)
     first = min(full[0], clean + 1) if dates else full[0]
     if (snapshot.step_s or 0.0) * len(window.batches) <= QUICK_S:
         first = min(window.keyframes)
     base = max((step for step in window.keyframes if step <= first), default=min(window.keyframes))
-    keyframes = {step: window.keyframes.pop(step) for step in sorted(window.keyframes) if step >= base}
+    keyframes = {
+        step: window.keyframes.pop(step) for step in sorted(window.keyframes) if step >= base
+    }
     window.keyframes.clear()
     batches = {step: batch for step, batch in window.batches.items() if step >= base}
     full = [step for step in full if step in share.full]
     progress.stage("replaying the steps for", len(batches))
-    wanted = Wanted(full, first, clean + 1 if dates else window.step + 1, snapshot.variables.born_nonfinite)
+    wanted = Wanted(
+        full, first, clean + 1 if dates else window.step + 1, snapshot.variables.born_nonfinite
+    )
 
     def on_full(kind: Kind, step: int, values: Mapping[int, Any]) -> None:
         out.values(kind, step, values)
 
     try:
         local = {name: local_program(program) for name, program in window.programs.items()}
-        return Reexecutor(local, snapshot.variables.infos).run(keyframes, batches, wanted, on_full, lambda: progress.advance(1))
+        return Reexecutor(local, snapshot.variables.infos).run(
+            keyframes, batches, wanted, on_full, lambda: progress.advance(1)
+        )
     except OSError:  # the disk, not the proof
         raise
     except MissingWorkersError as error:
         return f"The window cannot be replayed. {error}"
-    except Exception as error:  # the file is worth more than the proof, whatever TensorFlow raises here
-        return (
-            f"The window could not be re-executed at the dump: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-        )
+    except (
+        Exception
+    ) as error:  # the file is worth more than the proof, whatever TensorFlow raises here
+        return f"The window could not be re-executed at the dump: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def last_clean(snapshot: Snapshot) -> int:
@@ -320,6 +407,10 @@ def last_clean(snapshot: Snapshot) -> int:
     Slots of the optimizer are looked at less often, and one may have turned infinite before. So the keyframe before that step is what
     a re-execution should begin at: keyframes are taken of slots that were looked at.
     """
-    measured = [row.step for row in snapshot.timeline.rows if row.sums is not None and row.step < snapshot.step]
+    measured = [
+        row.step
+        for row in snapshot.timeline.rows
+        if row.sums is not None and row.step < snapshot.step
+    ]
     before = max(measured, default=-1)
     return max((step for step in snapshot.keyframes if step <= before + 1), default=0) - 1

@@ -13,23 +13,27 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nanreplay.program import private_tf
-from nanreplay.program.describe import watch_layout
-from nanreplay.program.draws import Draws
-from nanreplay.program.fingerprint import ulp_distance
-from nanreplay.program.flat import EagerRun, FlatProgram, describe_eager, observe_eager
+from nanreplay.program.eager_program import EagerRun, FlatProgram, describe_eager, observe_eager
+from nanreplay.program.fingerprint import (
+    Fingerprint,
+    build_fingerprint,
+    has_nonfinite,
+    read_variable,
+    ulp_distance,
+)
 from nanreplay.program.observe import EagerObserver
-from nanreplay.program.patches import replace_functions
-from nanreplay.program.sources import SourceTable
-from nanreplay.program.steps import hands_gradient_out
-from nanreplay.program.trace import is_float_variable, is_variable
-from nanreplay.program.watch import Watch, build_watch, has_nonfinite, read_variable
+from nanreplay.program.op_facts import SourceTable
+from nanreplay.program.program_record import fingerprint_layout
+from nanreplay.program.python_effects import Draws, replace_functions
+from nanreplay.program.traced_program import is_float_variable, is_variable
+from nanreplay.program.training_functions import hands_gradient_out
 from nanreplay.recorder.compiled_calls import look_after_failure
-from nanreplay.recorder.reexecute import Reexecution, change, dense_gradient
+from nanreplay.recorder.lifecycle import Suspicion, exception_trigger
+from nanreplay.recorder.recording import EagerIncident, Recording
+from nanreplay.recorder.reexecution import Reexecution, change, dense_gradient
 from nanreplay.recorder.ring import StepEntry
-from nanreplay.recorder.session import EagerIncident, Session
-from nanreplay.recorder.timeline import StepNumbers
-from nanreplay.recorder.trigger import Suspicion, exception_trigger
+from nanreplay.recorder.timeline_ring import StepNumbers
+from nanreplay.tensorflow_internals import tf_datasets, tf_eager, tf_variables
 
 State = Mapping[int, Any]
 _SEVERAL_REPLICAS = (
@@ -66,7 +70,12 @@ class EagerStep:
     put back, the step runs once more with every op noted, and the state after it is put back.
     """
 
-    def __init__(self, session: Session, step: Callable[..., Any], on_suspicion: Callable[[Suspicion], None]) -> None:
+    def __init__(
+        self,
+        session: Recording,
+        step: Callable[..., Any],
+        on_suspicion: Callable[[Suspicion], None],
+    ) -> None:
         self._session = session
         self._step = step
         self._on_suspicion = on_suspicion
@@ -128,7 +137,11 @@ class EagerStep:
         found = session.guard(lambda: self._after(run, result))
         if found is not None:
             values = None if found.step != step else run.entry.fingerprint
-            session.guard(lambda: self._record_ops(run, None if values is None else np.array([*values.values()])))
+            session.guard(
+                lambda: self._record_ops(
+                    run, None if values is None else np.array([*values.values()])
+                )
+            )
             self._on_suspicion(found)
 
     def _stop(self, run: Run) -> None:
@@ -142,7 +155,11 @@ class EagerStep:
         if self._run is not run or self._session.ring is None:
             return
         held = {id(leaf) for leaf in run.entry.leaves}
-        more = [(leaf, path) for leaf, path in zip(*batch_leaves(arrays), strict=True) if id(leaf) not in held]
+        more = [
+            (leaf, path)
+            for leaf, path in zip(*batch_leaves(arrays), strict=True)
+            if id(leaf) not in held
+        ]
         if more:
             self._session.ring.extend(run.entry, *zip(*more, strict=True))
 
@@ -153,7 +170,9 @@ class EagerStep:
             self._run = None
             self._session.forget_unfinished()
 
-    def call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
+    def call(
+        self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
+    ) -> Any:
         """Compiled functions that an eager step calls are ops of it."""
         self.note_variables([*inputs, *captured])
         result = run()
@@ -165,7 +184,15 @@ class EagerStep:
         """While variables are learned: read those that a compiled function is about to use, for it may write them."""
         if self._run is not None and self._run.is_learning:
             reads = self._run.first_reads
-            self._session.guard(lambda: reads.update({id(each): (each, read_variable(each)) for each in tensors if _is_new(each, reads)}))
+            self._session.guard(
+                lambda: reads.update(
+                    {
+                        id(each): (each, read_variable(each))
+                        for each in tensors
+                        if _is_new(each, reads)
+                    }
+                )
+            )
 
     def trained_eagerly(self) -> None:
         """That is what an eager step does."""
@@ -181,7 +208,9 @@ class EagerStep:
     def _prepare(self, given: Any, again: Callable[[], Any]) -> Run:
         """Keep what the step is given, and begin to observe it."""
         leaves, paths = batch_leaves(given)
-        entry = self._session.before("", leaves, paths, every_step=True)  # the state before the failing step is needed
+        entry = self._session.before(
+            "", leaves, paths, every_step=True
+        )  # the state before the failing step is needed
         run = Run(entry, again, EagerObserver())
         with run.stop:
             run.stop.enter_context(run.observer)
@@ -199,18 +228,29 @@ class EagerStep:
         self._used[id(used)] = used
         handles = [
             handle
-            for each in (used, *private_tf.variables_in(used))
-            if (handle := private_tf.handle_of(each)) is not None and is_variable(handle)
+            for each in (used, *tf_variables.variables_in(used))
+            if (handle := tf_variables.handle_of(each)) is not None and is_variable(handle)
         ]
         if handles:
             self._learn(run)
-            run.first_reads.update({id(each): (each, read_variable(each)) for each in handles if id(each) not in run.first_reads})
+            run.first_reads.update(
+                {
+                    id(each): (each, read_variable(each))
+                    for each in handles
+                    if id(each) not in run.first_reads
+                }
+            )
 
     def _learn(self, run: Run) -> None:
         if not run.is_learning:
             run.is_learning = True
-            run.stop.callback(private_tf.add_op_callback(_note_first_reads(run.first_reads)))
-            run.stop.callback(replace_functions(private_tf.assignment_functions(), functools.partial(_read_before, self._session.guard, run.first_reads)))
+            run.stop.callback(tf_eager.add_op_callback(_note_first_reads(run.first_reads)))
+            run.stop.callback(
+                replace_functions(
+                    tf_variables.assignment_functions(),
+                    functools.partial(_read_before, self._session.guard, run.first_reads),
+                )
+            )
 
     def _after(self, run: Run, result: Any) -> Suspicion | None:
         session, seen = self._session, run.observer.observation
@@ -218,15 +258,21 @@ class EagerStep:
             raise seen.failed
         seen.note_result(run.handed_out if result is None and run.handed_out else result)
         self._register(run)
-        watch = build_watch(seen, self._watched_handles(), seen.learning_rate, seen.loss_scale)
-        names = watch_layout(watch.entries, session.variables.index)
+        watch = build_fingerprint(
+            seen, self._watched_handles(), seen.learning_rate, seen.loss_scale
+        )
+        names = fingerprint_layout(watch.entries, session.variables.index)
         self._names = names if names != self._names else self._names
         return session.after_eager(run.entry, self._names, _values(watch))
 
     def _watched_handles(self) -> list[Any]:
         variables = self._session.variables
         unwatched = {id(handle) for handle in variables.unwatched()}
-        return [handle for handle in variables.handles if id(handle) not in unwatched and is_float_variable(handle)]
+        return [
+            handle
+            for handle in variables.handles
+            if id(handle) not in unwatched and is_float_variable(handle)
+        ]
 
     def _register(self, run: Run) -> None:
         """Name what the step used, and learn the variables that nobody named."""
@@ -236,11 +282,24 @@ class EagerStep:
         if run.is_learning:
             session.name(seen)
         session.learn_optimizers(seen.optimizers)
-        sources = [variable for call in seen.tape_gradients for variable in call.sources if hasattr(variable, "handle")]
-        handles = [handle for handle, _ in first_reads.values()] if run.is_learning else [source.handle for source in sources]
+        sources = [
+            variable
+            for call in seen.tape_gradients
+            for variable in call.sources
+            if hasattr(variable, "handle")
+        ]
+        handles = (
+            [handle for handle, _ in first_reads.values()]
+            if run.is_learning
+            else [source.handle for source in sources]
+        )
         variables.add([handle for handle in handles if is_variable(handle)], sources)
         if run.is_learning and ring is not None and session.step in ring.keyframes:
-            known = {variables.index[key]: value for key, (_, value) in first_reads.items() if key in variables.index}
+            known = {
+                variables.index[key]: value
+                for key, (_, value) in first_reads.items()
+                if key in variables.index
+            }
             ring.keyframes[session.step] = {**known, **ring.keyframes[session.step]}
         self._is_first = False
 
@@ -262,21 +321,33 @@ class EagerStep:
                 session.notes.append(_SEVERAL_REPLICAS)
                 return
             handles = self._watched_handles()
-            watch = build_watch(again.seen, handles, again.seen.learning_rate, again.seen.loss_scale)
+            watch = build_fingerprint(
+                again.seen, handles, again.seen.learning_rate, again.seen.loss_scale
+            )
             proof = self._prove(again, number, before, watch, values)
         finally:
             self._put_back(after)
         if values is None:
-            names = watch_layout(watch.entries, session.variables.index)
+            names = fingerprint_layout(watch.entries, session.variables.index)
             run.entry.fingerprint = dict(zip(names, _values(watch), strict=True))
 
         def describe(program_id: str, sources: SourceTable) -> FlatProgram:
             entry, index = run.entry, session.variables.index
-            return describe_eager(again, program_id, watch, variable_index=index, leaves=entry.leaves, paths=entry.paths, sources=sources)
+            return describe_eager(
+                again,
+                program_id,
+                watch,
+                variable_index=index,
+                leaves=entry.leaves,
+                paths=entry.paths,
+                sources=sources,
+            )
 
         session.eager = EagerIncident(number, describe, proof)
 
-    def _prove(self, run: EagerRun, step: int, before: State, watch: Watch, recorded: Any) -> Reexecution:
+    def _prove(
+        self, run: EagerRun, step: int, before: State, watch: Fingerprint, recorded: Any
+    ) -> Reexecution:
         """Compare the second run with the first, and take its weights and gradients."""
         variables = self._session.variables
         found = _values(watch)
@@ -286,46 +357,68 @@ class EagerStep:
                 raise ValueError("the step took another way when it was run once more")
             proof.max_ulp = ulp_distance(found, recorded)
         if proof.max_ulp:
-            self._session.notes.append("The step gave other numbers when it was run once more: it draws from a state that is no variable.")
+            self._session.notes.append(
+                "The step gave other numbers when it was run once more: it draws from a state that is no variable."
+            )
         trainable = variables.of_role("trainable")
-        after = {index: value.numpy() for index, value in self._session.read_state().items() if index in trainable}
+        after = {
+            index: value.numpy()
+            for index, value in self._session.read_state().items()
+            if index in trainable
+        }
         proof.weights[step] = after
-        ratios = {index: change(np.asarray(before[index]), after[index])[0] for index in after if index in before}
+        ratios = {
+            index: change(np.asarray(before[index]), after[index])[0]
+            for index in after
+            if index in before
+        }
         proof.numbers[step] = StepNumbers(update_ratios=ratios)
         for gradient, variable in run.seen.gradients():
-            index = variables.index.get(id(private_tf.handle_of(variable)))
+            index = variables.index.get(id(tf_variables.handle_of(variable)))
             if index is not None:
                 proof.gradients.setdefault(step, {})[index] = dense_gradient(gradient)
         return proof
 
     def _put_back(self, state: State) -> None:
         for index, value in state.items():
-            tf.raw_ops.AssignVariableOp(resource=self._session.variables.handles[index], value=value)
+            tf.raw_ops.AssignVariableOp(
+                resource=self._session.variables.handles[index], value=value
+            )
 
 
 def _is_new(tensor: Any, reads: Mapping[int, Any]) -> bool:
     return id(tensor) not in reads and is_variable(tensor)
 
 
-def _values(watch: Watch) -> Any:
+def _values(watch: Fingerprint) -> Any:
     return np.zeros(0, np.float32) if watch.vector is None else watch.vector.numpy()
 
 
-def _repeatable(step: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Callable[[], Any]:
+def _repeatable(
+    step: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> Callable[[], Any]:
     """The call with what it was given at first: a loop may reuse the buffers of numpy arrays, which the step may change."""
-    held = tf.nest.map_structure(lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, (list(args), dict(kwargs)))
+    held = tf.nest.map_structure(
+        lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf,
+        (list(args), dict(kwargs)),
+    )
     return lambda: step(*copy.copy(held[0]), **held[1])
 
 
 def _read_before(
-    guard: Callable[[Callable[[], None]], Any], found: dict[int, tuple[Any, Any]], name: str, original: Callable[..., Any]
+    guard: Callable[[Callable[[], None]], Any],
+    found: dict[int, tuple[Any, Any]],
+    name: str,
+    original: Callable[..., Any],
 ) -> Callable[..., Any]:
     """A function that assigns a variable, and keeps its value before that where it is not known: a sum may be added to unread."""
     thread = threading.get_ident()
 
     def keep(handle: Any) -> None:
         if tf.is_tensor(handle) and _is_new(handle, found):
-            with contextlib.suppress(tf.errors.FailedPreconditionError):  # it is made, and given its first value
+            with contextlib.suppress(
+                tf.errors.FailedPreconditionError
+            ):  # it is made, and given its first value
                 found[id(handle)] = (handle, read_variable(handle))
 
     def assign(*args: Any, **kwargs: Any) -> Any:
@@ -340,7 +433,9 @@ def _note_first_reads(found: dict[int, tuple[Any, Any]]) -> Callable[..., None]:
     """An op callback that keeps the value of each variable before the step: the first that is read, or that a new one is given."""
     made: dict[int, Any] = {}
 
-    def callback(op_type: Any, inputs: Any, attrs: Any, outputs: Any, op_name: Any = None, graph: Any = None) -> None:
+    def callback(
+        op_type: Any, inputs: Any, attrs: Any, outputs: Any, op_name: Any = None, graph: Any = None
+    ) -> None:
         kind = op_type.decode() if isinstance(op_type, bytes) else op_type
         if graph is not None:
             return
@@ -360,11 +455,15 @@ def batch_leaves(args: Any) -> tuple[list[Any], list[str]]:
     """Arrays and tensors of the step's arguments, numpy arrays copied, with a readable path each."""
     only = args[0] if isinstance(args, tuple) and len(args) == 1 else args
     leaves, paths = [], []
-    for path, leaf in private_tf.flatten_with_paths(only):
+    for path, leaf in tf_datasets.flatten_with_paths(only):
         if isinstance(leaf, np.ndarray):
             leaves.append(leaf.copy())
             paths.append(path)
-        elif tf.is_tensor(leaf) and not isinstance(leaf, tf.Variable) and leaf.dtype not in (tf.resource, tf.variant):
+        elif (
+            tf.is_tensor(leaf)
+            and not isinstance(leaf, tf.Variable)
+            and leaf.dtype not in (tf.resource, tf.variant)
+        ):
             leaves.append(leaf)
             paths.append(path)
     return leaves, paths

@@ -11,11 +11,11 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
-from nanreplay.program import private_calls
 from nanreplay.recorder import signals
-from nanreplay.recorder.session import Session
-from nanreplay.recorder.trigger import is_end_of_data
+from nanreplay.recorder.lifecycle import is_end_of_data
+from nanreplay.recorder.recording import Recording
 from nanreplay.records import Trigger
+from nanreplay.tensorflow_internals import tf_functions
 
 _MEANINGS = {
     "SIGTERM": "the process was told to end",
@@ -32,7 +32,7 @@ class Ending:
         restore: Puts back what the recorder replaced.
     """
 
-    def __init__(self, session: Session, restore: Callable[[], None]) -> None:
+    def __init__(self, session: Recording, restore: Callable[[], None]) -> None:
         self._session = session
         self._restore = restore
         self._is_listening = False
@@ -52,7 +52,11 @@ class Ending:
 
         @functools.wraps(step, updated=())
         def run(*args: Any, **kwargs: Any) -> Any:
-            if self.is_in_step or not self._session.lifecycle.is_active or not private_calls.is_top_level():
+            if (
+                self.is_in_step
+                or not self._session.lifecycle.is_active
+                or not tf_functions.is_top_level()
+            ):
                 return step(*args, **kwargs)
             self._session.guard(before)
             self.begin_step()
@@ -85,7 +89,10 @@ class Ending:
         """
         number = self._session.settings.dump_signal
         if number is not None and not signals.listen(self, number):
-            warnings.warn("nanreplay: dump_signal has no effect: signals reach the main thread of Python only.", stacklevel=2)
+            warnings.warn(
+                "nanreplay: dump_signal has no effect: signals reach the main thread of Python only.",
+                stacklevel=2,
+            )
         if callbacks is not None:
             if self._callbacks_gone is not None:
                 self._callbacks_gone.detach()
@@ -103,7 +110,9 @@ class Ending:
     def leave(self) -> None:
         """Leave nothing installed."""
         self._is_listening = False
-        if self._callbacks_gone is not None:  # it would keep the recording alive, and what an error of ours had on its stack
+        if (
+            self._callbacks_gone is not None
+        ):  # it would keep the recording alive, and what an error of ours had on its stack
             self._callbacks_gone.detach()
         signals.leave(self)
         self._restore()
@@ -118,10 +127,14 @@ class Ending:
         self.before_writing()
         if session.has_news():
             path, problem = session.write(
-                Trigger("manual", name, _MEANINGS.get(name, "a file was asked for")), session.step - 1, prove=prove
+                Trigger("manual", name, _MEANINGS.get(name, "a file was asked for")),
+                session.step - 1,
+                prove=prove,
             )
             with contextlib.suppress(Exception):  # the terminal may be gone
-                print(f"nanreplay: {name}: {problem or f'wrote {path}'}", file=sys.stderr, flush=True)
+                print(
+                    f"nanreplay: {name}: {problem or f'wrote {path}'}", file=sys.stderr, flush=True
+                )
 
     def ended_by(self, error: BaseException) -> None:
         """An exception passes through the training: write when it ends the program, and put everything back."""

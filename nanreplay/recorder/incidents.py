@@ -10,9 +10,8 @@ from collections.abc import Callable
 from nanreplay.capture.storage import Location
 from nanreplay.errors import NonFiniteError
 from nanreplay.recorder import signals
-from nanreplay.recorder.lifecycle import Event
-from nanreplay.recorder.session import Session
-from nanreplay.recorder.trigger import Suspicion
+from nanreplay.recorder.lifecycle import Event, Suspicion
+from nanreplay.recorder.recording import Recording
 from nanreplay.records import Trigger
 
 UNWRITTEN = "The capture could not be written."
@@ -27,7 +26,9 @@ class Incidents:
         before_writing: Brings in what steps have fetched and nobody took yet.
     """
 
-    def __init__(self, session: Session, stop: Callable[[], None], before_writing: Callable[[], None]) -> None:
+    def __init__(
+        self, session: Recording, stop: Callable[[], None], before_writing: Callable[[], None]
+    ) -> None:
         self._session = session
         self._stop = stop
         self._before_writing = before_writing
@@ -44,13 +45,16 @@ class Incidents:
             NonFiniteError: As asked for by `on_nan="raise"`.
         """
         session, on_nan = self._session, self._session.settings.on_nan
-        if session.lifecycle.is_unhealthy or session.lifecycle.is_stopped:  # an exception before any step was healthy again
+        if (
+            session.lifecycle.is_unhealthy or session.lifecycle.is_stopped
+        ):  # an exception before any step was healthy again
             return
         session.guard(self._before_writing)
         if not suspicion.is_certain and session.guard(lambda: session.confirm(suspicion)) is False:
             name, step = suspicion.trigger.name, suspicion.step
             session.note_once(
-                f"The {name} that steps return is {suspicion.trigger.value}", f" from step {step} on; all that trains is finite."
+                f"The {name} that steps return is {suspicion.trigger.value}",
+                f" from step {step} on; all that trains is finite.",
             )
             return
         trigger, step = suspicion.trigger, suspicion.step
@@ -63,8 +67,16 @@ class Incidents:
                 raise error
             self._stop()
         # Where warnings are errors, this one must not take the place of the step's own exception.
-        with contextlib.suppress(UserWarning) if trigger.what == "exception" else contextlib.nullcontext():
-            warnings.warn(f"nanreplay: {sentence}" + (f" Capture: {path} (nanreplay bisect {path})" if path else ""), stacklevel=2)
+        with (
+            contextlib.suppress(UserWarning)
+            if trigger.what == "exception"
+            else contextlib.nullcontext()
+        ):
+            warnings.warn(
+                f"nanreplay: {sentence}"
+                + (f" Capture: {path} (nanreplay bisect {path})" if path else ""),
+                stacklevel=2,
+            )
 
     def _write(self, trigger: Trigger, step: int) -> tuple[str, Location | None, int]:
         """Write the capture, and prepare for what comes; returns what to say, the file, and the incident's step."""
@@ -120,7 +132,9 @@ class Incidents:
         session.guard(self._before_writing)
         trigger, step = Trigger("manual", "dump", reason), max(0, session.step - 1)
         failed_before = session.lifecycle.has_failed
-        found: tuple[Location | None, str] = session.guard(lambda: session.write(trigger, step)) or (None, "")
+        found: tuple[Location | None, str] = session.guard(
+            lambda: session.write(trigger, step)
+        ) or (None, "")
         path, problem = found
         if path is None:
             if problem and session.lifecycle.has_failed == failed_before:  # else it has been said
@@ -146,4 +160,8 @@ def describe(trigger: Trigger) -> str:
     value = {"nan": "NaN", "inf": "infinite", "-inf": "infinite"}.get(trigger.value)
     if value is None:  # a sentence of its own, such as updates that loss scaling skipped
         return f"{trigger.name}: {trigger.value}"
-    return f"{trigger.name} is {value}" if trigger.what == "loss" else f"{trigger.what} {trigger.name} is {value}"
+    return (
+        f"{trigger.name} is {value}"
+        if trigger.what == "loss"
+        else f"{trigger.what} {trigger.name} is {value}"
+    )

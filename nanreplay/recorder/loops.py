@@ -15,17 +15,143 @@ from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-from nanreplay.recorder.rewrite import END, NEXT, LoopBody, LoopRewriter, TrainingNames, imported_names
+import tensorflow as tf
+
+from nanreplay.program import observe
+from nanreplay.program.training_functions import hands_gradient_out
+from nanreplay.recorder.compiled_calls import CompiledCalls
+from nanreplay.recorder.eager_step import EagerStep, Run
+from nanreplay.recorder.ending import Ending
+from nanreplay.recorder.loop_rewriter import (
+    END,
+    NEXT,
+    LoopBody,
+    LoopRewriter,
+    TrainingNames,
+    imported_names,
+)
+from nanreplay.recorder.recording import Recording
 
 if TYPE_CHECKING:
     from nanreplay.recorder.ambient import Ambient
-    from nanreplay.recorder.loop_step import LoopStep
 
+
+# Eager steps that are the iterations of a loop: what `EagerStep` does with a call, done between
+# two moments.
+
+
+class LoopStep:
+    """Records the iterations of a loop, each that trains in Python as one eager step.
+
+    An iteration in which nothing is computed for a gradient or applied is none: a loop that fills a buffer first, say. Once an
+    iteration trains in compiled functions alone, these are the steps, and the loop is left alone.
+
+    Args:
+        session: The recording.
+        calls: Records compiled functions.
+        eager: Records the eager steps.
+        ending: Sees the steps begin and end.
+        knows: Says whether the training uses one of some variables, given their handles.
+        remember: Told of the handles of the variables, once they are known.
+    """
+
+    def __init__(
+        self, session: Recording, calls: CompiledCalls, eager: EagerStep, ending: Ending,
+        knows: Callable[[Any], bool], remember: Callable[[Any], None],
+    ) -> None:  # fmt: skip
+        self.knows = knows
+        self.is_compiled = False
+        """Whether compiled functions train, and nothing else."""
+        self._is_eager = False
+        """Whether an iteration has trained in Python: compiled functions are ops of it then."""
+        self._session = session
+        self._calls = calls
+        self._eager = eager
+        self._ending = ending
+        self._remember = remember
+        self._trained_before = 0
+        self._n_known = 0
+        self._run: Run | None = None
+        self._stop = contextlib.ExitStack()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether iterations are recorded."""
+        return self._session.lifecycle.is_active
+
+    def begin(self, call: Callable[[], tuple[Any, Callable[[], Any]]]) -> None:
+        """An iteration begins; `call` gives what it is given, and what runs it once more."""
+        self._ending.begin_step()
+        self._calls.is_eager, self._trained_before = False, self._calls.trained
+        self._calls.before_step = self._eager.forget_call
+        self._run = self._eager.begin(call)
+        self._stop = contextlib.ExitStack()
+        self._stop.enter_context(observe.listening(self))
+
+    def taken(self, value: Any) -> None:
+        """The iteration has taken `value` from an iterator of Python's: it is part of the batch."""
+        run = self._run
+        if run is not None:
+            self._session.guard(lambda: self._eager.add_to_batch(run, {"next": value}))
+
+    def end(self, error: BaseException | None) -> None:
+        """The iteration is over, by `error` where one passes through.
+
+        Raises:
+            NonFiniteError: It was non-finite, and `on_nan` is "raise".
+        """
+        self._stop.close()
+        self._calls.before_step = lambda: None
+        try:
+            self._told(error)
+        except BaseException as raised:
+            self._ending.ended_by(raised)
+            raise
+        if error is not None:
+            self._ending.ended_by(error)
+        self._ending.end_step()
+
+    def _told(self, error: BaseException | None) -> None:
+        run = self._run
+        if run is None:
+            return
+        self._is_eager = self._is_eager or self._calls.is_eager
+        if not self._calls.is_eager and not isinstance(error, (tf.errors.OpError, ArithmeticError)):
+            self._session.guard(self._eager.forget_call)
+            self.is_compiled = self._calls.trained > self._trained_before
+        elif isinstance(error, (tf.errors.OpError, ArithmeticError)):
+            self._eager.raised(run, error)
+        else:  # an error of another kind is the program's own affair
+            self._eager.ended(run, None)
+        handles = self._session.variables.handles
+        if len(handles) != self._n_known:
+            self._n_known = len(handles)
+            self._remember(handles)
+
+    def call(
+        self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
+    ) -> Any:
+        """Note a compiled function; it is a step if it trains, unless iterations train in Python."""
+        if self._session.guard(
+            lambda: hands_gradient_out(function)
+        ):  # Python applies it, or adds up until it does
+            self._calls.trained_eagerly()
+        if self._is_eager or self._calls.is_eager:
+            return self._eager.call(function, inputs, captured, run)
+        self._eager.note_variables([*inputs, *captured])
+        return self._calls.call(function, inputs, captured, run)
+
+    def trained_eagerly(self) -> None:
+        """Note that Python code trains by itself."""
+        self._calls.trained_eagerly()
+
+
+# --- recorder.loops
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-class _Thread(threading.local):
+class _LoopThread(threading.local):
     def __init__(self) -> None:
         self.entered: list[WatchedLoop] = []
         """The loops whose bodies the thread is in, outermost first."""
@@ -49,23 +175,29 @@ class Loops:
         self._names = TrainingNames()
         self._n_loops = 0
         self._learned: set[str] = set()
-        self.thread = _Thread()
+        self.thread = _LoopThread()
         vars(builtins)[NEXT] = self._next
         vars(builtins)[END] = _EndOfBody
 
     def compile(self, source: bytes, file: str) -> CodeType:
         """The code of a file of the program."""
-        plain: CodeType = compile(source, file, "exec", dont_inherit=True)  # its errors are those of Python
+        plain: CodeType = compile(
+            source, file, "exec", dont_inherit=True
+        )  # its errors are those of Python
         try:
             return self._rewritten(source, file)
-        except Exception:  # what is not understood runs as it is; that it trains unseen is said when it does
+        except (
+            Exception
+        ):  # what is not understood runs as it is; that it trains unseen is said when it does
             return plain
 
     def _rewritten(self, source: bytes, file: str) -> CodeType:
         tree = ast.parse(source, file)
         self._learn(tree, file)
         rewriter = LoopRewriter(file, self._names, self._n_loops)
-        code: CodeType = compile(ast.fix_missing_locations(rewriter.visit(tree)), file, "exec", dont_inherit=True)
+        code: CodeType = compile(
+            ast.fix_missing_locations(rewriter.visit(tree)), file, "exec", dont_inherit=True
+        )
         self._n_loops += len(rewriter.bodies)
         for body in rewriter.bodies:
             vars(builtins)[body.name] = WatchedLoop(self, body)
@@ -79,28 +211,43 @@ class Loops:
         for name in sorted(imported_names(tree)):
             origin = self._file_of(name)
             if origin is not None:
-                with contextlib.suppress(SyntaxError, ValueError, OSError):  # maybe it is never imported
+                with contextlib.suppress(
+                    SyntaxError, ValueError, OSError
+                ):  # maybe it is never imported
                     self._learn(ast.parse(origin.read_bytes(), str(origin)), str(origin))
         self._names.learn(tree)
 
     def _file_of(self, module: str) -> Path | None:
         path = self._folder.joinpath(*module.split("."))
-        return next((each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file()), None)
+        return next(
+            (each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file()),
+            None,
+        )
 
-    def loader_of(self, spec: importlib.machinery.ModuleSpec) -> importlib.machinery.SourceFileLoader | None:
+    def loader_of(
+        self, spec: importlib.machinery.ModuleSpec
+    ) -> importlib.machinery.SourceFileLoader | None:
         """A loader for a module of the program, None for any other."""
         if type(spec.loader) is not importlib.machinery.SourceFileLoader or not spec.origin:
             return None
         path = Path(spec.origin).resolve()
-        is_own = path.is_relative_to(self._folder) and "site-packages" not in path.parts and not path.is_relative_to(_PACKAGE)
+        is_own = (
+            path.is_relative_to(self._folder)
+            and "site-packages" not in path.parts
+            and not path.is_relative_to(_PACKAGE)
+        )
         return _Loader(spec.name, spec.origin, self) if is_own else None
 
-    def iterations(self, body: LoopBody, namespace: Mapping[str, Any], last: LoopStep | None) -> LoopStep | None:
+    def iterations(
+        self, body: LoopBody, namespace: Mapping[str, Any], last: LoopStep | None
+    ) -> LoopStep | None:
         """What records a loop that is entered; None for nothing."""
         ambient = self._ambient()
         if ambient is None:
             return None
-        return ambient.iterations([namespace[name] for name in body.names if name in namespace], last)
+        return ambient.iterations(
+            [namespace[name] for name in body.names if name in namespace], last
+        )
 
     def trained_eagerly(self) -> bool:
         """Python code trains, and no recorder is told: the innermost loop is recorded from its next iteration on."""
@@ -127,7 +274,9 @@ class Iteration:
         step: Records it.
     """
 
-    def __init__(self, body: LoopBody, namespace: dict[str, Any], thread: _Thread, step: LoopStep) -> None:
+    def __init__(
+        self, body: LoopBody, namespace: dict[str, Any], thread: _LoopThread, step: LoopStep
+    ) -> None:
         self._body = body
         self._step = step
         self._namespace = namespace
@@ -137,7 +286,9 @@ class Iteration:
 
     def given(self) -> dict[str, Any]:
         """What the loop gives the body, by name."""
-        return {name: self._namespace[name] for name in self._body.targets if name in self._namespace}
+        return {
+            name: self._namespace[name] for name in self._body.targets if name in self._namespace
+        }
 
     def next(self, *arguments: Any) -> Any:
         """`next`, noted or repeated."""
@@ -186,14 +337,26 @@ class WatchedLoop:
     def __enter__(self) -> None:
         thread = self._loops.thread
         thread.entered.append(self)
-        if not thread.active_depth and (self._of_thread.is_on or self._body.trains) and not self._of_thread.is_off:
+        if (
+            not thread.active_depth
+            and (self._of_thread.is_on or self._body.trains)
+            and not self._of_thread.is_off
+        ):
             try:
                 self._begin(thread, sys._getframe(1))
             except Exception as error:  # an attribute of the program's own may raise as it is looked at; training goes on
                 self._of_thread.is_off = True
-                warnings.warn(f"nanreplay: a loop is not recorded: {type(error).__name__}: {error}", stacklevel=2)
+                warnings.warn(
+                    f"nanreplay: a loop is not recorded: {type(error).__name__}: {error}",
+                    stacklevel=2,
+                )
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         thread, own = self._loops.thread, self._of_thread
         thread.entered.pop()
         if thread.active_depth != len(thread.entered) + 1 or own.step is None:
@@ -202,7 +365,7 @@ class WatchedLoop:
         own.step.end(error)
         own.is_off = own.step.is_compiled
 
-    def _begin(self, thread: _Thread, frame: FrameType) -> None:
+    def _begin(self, thread: _LoopThread, frame: FrameType) -> None:
         from nanreplay.program import observe
 
         if not observe.is_unheard():  # a recorder of the program's own is told, or this is a trace

@@ -1,4 +1,4 @@
-"""How long steps take, and what a keyframe costs: medians of the last ones, so that single slow steps say nothing."""
+"""Reading what steps gave without making the training wait for the device."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import math
 import statistics
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import tensorflow as tf
 
-from nanreplay.program.watch import read_variable
+from nanreplay.program.fingerprint import read_variable
+
+# How long steps take, and what a keyframe costs: medians of the last ones, so that single slow
+# steps say nothing.
 
 SAMPLE_BYTES = 2**26
 """The copy of a larger variable is timed on this much of it."""
@@ -48,7 +52,11 @@ class Pace:
             self._plain.append(elapsed_s / steps)
         elif self._with_keyframe and len(self._plain) >= 3:
             self._extra.append(elapsed_s - steps * statistics.median(self._plain))
-        self._began_s, self._began_at, self._with_keyframe = now_s, step, with_keyframe if is_usual else None
+        self._began_s, self._began_at, self._with_keyframe = (
+            now_s,
+            step,
+            with_keyframe if is_usual else None,
+        )
 
     def pause(self) -> None:
         """What passes until the next step is no step: validation, the end of an epoch."""
@@ -89,7 +97,12 @@ class LookPace:
 
     def is_due(self, step: int, steps: int, wanted: bool) -> bool:
         """Whether to look after `step`, the last of `steps` that ran in one call."""
-        due = wanted or self.is_always or self._seen < FIRST_LOOKS or step - self._last + steps - 1 >= self.every
+        due = (
+            wanted
+            or self.is_always
+            or self._seen < FIRST_LOOKS
+            or step - self._last + steps - 1 >= self.every
+        )
         self._seen += 1
         if due:
             self._last = step
@@ -105,7 +118,9 @@ class LookPace:
         """
         self._look_s.append(look_s)
         if step_s:
-            self.wanted = max(1, min(math.ceil(statistics.median(self._look_s) / (LOOK_SHARE * step_s)), LONGEST))
+            self.wanted = max(
+                1, min(math.ceil(statistics.median(self._look_s) / (LOOK_SHARE * step_s)), LONGEST)
+            )
             self.every = max(1, min(self.wanted, most)) if self._seen > FIRST_LOOKS else 1
 
 
@@ -114,7 +129,9 @@ def time_copy(handles: Sequence[Any], sizes: Sequence[int]) -> float:
     began_s = time.perf_counter()
     values = [read_variable(handle) for handle in handles]
     read_s = time.perf_counter() - began_s
-    samples = [(size, value) for size, value in zip(sizes, values, strict=True) if value.dtype in _COPIED]
+    samples = [
+        (size, value) for size, value in zip(sizes, values, strict=True) if value.dtype in _COPIED
+    ]
     if not samples:
         return read_s
     largest = tf.reshape(max(samples, key=lambda sample: sample[0])[1], [-1])
@@ -125,5 +142,76 @@ def time_copy(handles: Sequence[Any], sizes: Sequence[int]) -> float:
 
 def _copy_s(tensor: Any) -> float:
     began_s = time.perf_counter()
-    tf.raw_ops.DeepCopy(x=tensor)[:1].numpy()  # on a GPU the copy has been made once a number of it is here
+    tf.raw_ops.DeepCopy(x=tensor)[
+        :1
+    ].numpy()  # on a GPU the copy has been made once a number of it is here
     return time.perf_counter() - began_s
+
+
+# --- recorder.late
+
+LAGS = {"CPU": 0}
+"""Steps that may run before a step's numbers have been read, by type of device: on a CPU a step has ended when its call returns."""
+OTHER_LAG = 4
+"""That of GPUs and other devices, which compute while Python prepares the next steps."""
+
+
+def lag_of(handles: Sequence[Any]) -> int:
+    """The lag that suits the device of most variables."""
+    types = [str(handle.device).rpartition("device:")[2].partition(":")[0] for handle in handles]
+    return LAGS.get(max(types, key=types.count), OTHER_LAG) if types else LAGS["CPU"]
+
+
+class LateReader:
+    """Reads numbers in the order of their steps, in a thread that alone waits for the device.
+
+    A training whose host runs ahead of its device goes on meanwhile: only with more than `lag` steps to be read does it
+    wait for the first of them. Keras reads its logs in a thread as well.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[Any, Future[Any]]] = deque()
+        self._pool: ThreadPoolExecutor | None = None
+
+    def add(self, ran: Any) -> None:
+        """Read the tensors of a `session.Ran` in the thread."""
+        self._waiting.append((ran, self._thread().submit(_read, ran)))
+
+    def to_host(self, values: dict[int, Any]) -> None:
+        """Move a keyframe off its device, one tensor after the other, so that the device holds a second state for a short time only."""
+        self._thread().submit(_move, values)
+
+    def _thread(self) -> ThreadPoolExecutor:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(1, thread_name_prefix="nanreplay")
+        return self._pool
+
+    def take(self, lag: int) -> Iterator[Any]:
+        """All but the last `lag` steps; waits until they have been read."""
+        while len(self._waiting) > lag:
+            ran, is_read = self._waiting.popleft()
+            is_read.result()
+            yield ran
+
+    def forget(self) -> None:
+        """Drop what has not been taken."""
+        self._waiting.clear()
+
+    def close(self) -> None:
+        """Drop what has not been taken, and end the thread."""
+        self._waiting.clear()
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
+            self._pool = None
+
+
+def _read(ran: Any) -> None:
+    for value in (*ran.outputs.values(), ran.sums):
+        if value is not None:
+            value.numpy()  # waits; on a CPU tensor asking again costs nothing, on a device TensorFlow keeps the copy
+
+
+def _move(values: dict[int, Any]) -> None:
+    for index, value in values.items():
+        with tf.device("CPU:0"):
+            values[index] = tf.identity(value)

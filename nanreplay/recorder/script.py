@@ -34,7 +34,9 @@ def run_script(path: str, arguments: Sequence[str], settings: Mapping[str, Any])
     """
     file = Path(path)
     if file.is_dir():
-        raise AttachError(f"Cannot run {path}: it is a folder. Give a script such as {file / 'train.py'}.")
+        raise AttachError(
+            f"Cannot run {path}: it is a folder. Give a script such as {file / 'train.py'}."
+        )
     try:
         source = file.read_bytes()
     except OSError as error:
@@ -128,7 +130,9 @@ class _AmbientOfProcess:
         if self.ambient is None and "tensorflow" in sys.modules and name != "keras":
             from nanreplay.recorder.ambient import Ambient
 
-            self.ambient = Ambient(self._recorder, lambda: self.loops is not None and self.loops.trained_eagerly())
+            self.ambient = Ambient(
+                self._recorder, lambda: self.loops is not None and self.loops.trained_eagerly()
+            )
             self.ambient.start()
         if self.ambient is not None and name in ("keras", "tf_keras"):
             self.ambient.keras_imported(name)

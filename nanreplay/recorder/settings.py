@@ -2,16 +2,109 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
+import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from nanreplay import limits
-from nanreplay.capture.storage import RemotePath, check_uploads, location
+from nanreplay.capture.storage import Location, RemotePath, check_uploads, location
+from nanreplay.capture.temporary import remove_stale
 from nanreplay.errors import AttachError, StorageError
-from nanreplay.recorder.names import expand_path
+
+# Names of capture files: placeholders, numbers for the second file and those after it, and what
+# dead processes left.
+
+_PLACEHOLDER = re.compile(r"\{(step|time|pid|worker)\}")
+_FILLED = {"step": r"\d+", "time": r"\d{8}T\d{6}", "pid": r"\d+", "worker": r"\d+"}
+
+
+def expand_path(path: str, *, step: int) -> str:
+    """`path` with {step}, {time}, {pid} and {worker} filled in."""
+    worker = this_worker().index
+    values = {
+        "step": step,
+        "time": time.strftime("%Y%m%dT%H%M%S"),
+        "pid": os.getpid(),
+        "worker": worker,
+    }
+    return _PLACEHOLDER.sub(lambda match: str(values[match[1]]), path)
+
+
+def free_name(path: str, *, step: int, written: Collection[Location]) -> Location:
+    """Where the next file goes: `run.h5`, then `run.1.h5`, `run.2.h5`.
+
+    A file that was written while this process has run is never replaced: it is one of this recorder's, of another one under the same
+    path, or of another process that searches beside this one. An older one is replaced.
+    """
+    first = location(expand_path(path, step=step))
+    name, number = first, 0
+    while name in written or name in _written_here or _is_new(name):
+        number += 1
+        name = first.with_name(f"{first.stem}.{number}{first.suffix}")
+    _written_here.add(name)
+    return name
+
+
+_written_here: set[Location] = set()
+_BEGAN_S = time.time()
+
+
+def _is_new(name: Location) -> bool:
+    """Whether a local file was written since this process began to record."""
+    if isinstance(name, RemotePath):
+        return False
+    try:
+        return name.stat().st_mtime > _BEGAN_S
+    except OSError:
+        return False
+
+
+def remove_leftovers(path: str) -> None:
+    """Remove temporary files that dead processes left while they wrote captures to `path`."""
+    if isinstance(location(path), RemotePath):
+        return
+    folder = Path(expand_path(path, step=0)).absolute().parent
+    name = os.path.basename(path)
+    *before, last = re.split(r"(\{\w+\})", Path(name).stem)
+    parts = [
+        _FILLED[part[1:-1]] if _PLACEHOLDER.fullmatch(part) else re.escape(part)
+        for part in (*before, last)
+    ]
+    remove_stale(folder, re.compile("".join(parts) + r"(\.\d+)?" + re.escape(Path(name).suffix)))
+
+
+# Which worker of a cluster this process is, by TF_CONFIG, as TensorFlow reads it.
+
+
+@dataclass(frozen=True, slots=True)
+class Worker:
+    """One of the processes that train together."""
+
+    index: int
+    """From 0; the chief, where there is one, is the first."""
+    count: int
+    """How many there are; 1 without a cluster."""
+
+
+def this_worker() -> Worker:
+    """Return which worker this process is; the only one when TF_CONFIG says nothing (or nothing that can be read)."""
+    try:
+        config = json.loads(os.environ.get("TF_CONFIG") or "{}")
+        task, cluster = config.get("task", {}), config.get("cluster", {})
+        index, chiefs = int(task.get("index", 0)), len(cluster.get("chief", ()))
+        count = chiefs + len(cluster.get("worker", ()))
+        return Worker(index if task.get("type") == "chief" else chiefs + index, max(count, 1))
+    except (ValueError, TypeError, AttributeError):
+        return Worker(0, 1)
+
+
+# --- recorder.settings
 
 OnNan = Literal["raise", "stop", "continue"]
 
@@ -51,7 +144,9 @@ def check_settings(path: str | os.PathLike[str], **given: Any) -> Settings:
         path=str(location(path)),
         on_nan=_one_of("on_nan", given["on_nan"], get_args(OnNan)),
         window=_at_least(1, "window", given["window"]),
-        keyframe_every=None if given["keyframe_every"] == "auto" else _at_least(1, "keyframe_every", given["keyframe_every"]),
+        keyframe_every=None
+        if given["keyframe_every"] == "auto"
+        else _at_least(1, "keyframe_every", given["keyframe_every"]),
         memory_limit=parse_size("memory_limit", given["memory_limit"]),
         disk_limit=parse_size("disk_limit", given["disk_limit"]),
         history=_at_least(1, "history", given["history"]),
@@ -74,7 +169,9 @@ def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
 
 def _at_least(least: int, name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise AttachError(f"Invalid value for argument `{name}`. Expected an integer of at least {least}. Received: {name}={value!r}")
+        raise AttachError(
+            f"Invalid value for argument `{name}`. Expected an integer of at least {least}. Received: {name}={value!r}"
+        )
     return value
 
 
@@ -82,11 +179,17 @@ def _signal_number(value: Any) -> int | None:
     """Number of a signal given as `signal.SIGUSR1`, its name or its number."""
     if value is None:
         return None
-    known = {name: getattr(signal, name) for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT") if hasattr(signal, name)}
+    known = {
+        name: getattr(signal, name)
+        for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT")
+        if hasattr(signal, name)
+    }
     number = known.get(value, value) if isinstance(value, str) else value
     if isinstance(number, bool) or number not in known.values():
         names = ", ".join(known)
-        raise AttachError(f"Invalid value for argument `dump_signal`. Expected None or one of {names}. Received: dump_signal={value!r}")
+        raise AttachError(
+            f"Invalid value for argument `dump_signal`. Expected None or one of {names}. Received: dump_signal={value!r}"
+        )
     return int(number)
 
 
@@ -96,7 +199,9 @@ def parse_size(name: str, value: Any) -> int:
         return value
     size = limits.parse_size(value) if isinstance(value, str) else None
     if size is None:
-        raise AttachError(f"Invalid value for argument `{name}`. Expected bytes or a text such as '1GiB'. Received: {name}={value!r}")
+        raise AttachError(
+            f"Invalid value for argument `{name}`. Expected bytes or a text such as '1GiB'. Received: {name}={value!r}"
+        )
     return size
 
 
@@ -111,8 +216,14 @@ def check_writable(path: str) -> None:
         return
     folder = Path(expand_path(path, step=0)).absolute().parent
     if Path(path).is_dir():
-        raise AttachError(f"Cannot write the capture to {path}: it is a folder. Give a file name such as {Path(path) / 'run.h5'}.")
+        raise AttachError(
+            f"Cannot write the capture to {path}: it is a folder. Give a file name such as {Path(path) / 'run.h5'}."
+        )
     if not folder.is_dir():
-        raise AttachError(f"Cannot write the capture to {path}: the folder {folder} does not exist. Create it first.")
+        raise AttachError(
+            f"Cannot write the capture to {path}: the folder {folder} does not exist. Create it first."
+        )
     if not os.access(folder, os.W_OK):
-        raise AttachError(f"Cannot write the capture to {path}: no permission to write in {folder}.")
+        raise AttachError(
+            f"Cannot write the capture to {path}: no permission to write in {folder}."
+        )

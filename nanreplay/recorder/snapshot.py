@@ -9,19 +9,96 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.capture.arrays import as_array
 from nanreplay.capture.storage import Location
-from nanreplay.program import private_tf
 from nanreplay.program.fetching import components_of
-from nanreplay.recorder.reexecute import Reexecution
-from nanreplay.recorder.ring import Element, StepEntry
+from nanreplay.recorder.reexecution import Reexecution
+from nanreplay.recorder.ring import MIB, FetchedElement, StepEntry
 from nanreplay.recorder.settings import Settings
-from nanreplay.recorder.timeline import TimelineRing
-from nanreplay.recorder.variables import VariableTable
+from nanreplay.recorder.timeline_ring import TimelineRing
+from nanreplay.recorder.variable_table import VariableTable
 from nanreplay.records import Trigger
-from nanreplay.tensors import as_array
+from nanreplay.tensorflow_internals import tf_datasets
 
 if TYPE_CHECKING:
-    from nanreplay.recorder.session import EagerIncident, ProgramSlot, Session
+    from nanreplay.recorder.recording import EagerIncident, ProgramSlot, Recording
+
+
+# What of a recording fits the disk limit. Pure: sizes in, steps out.
+
+
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """What there is to write, in bytes."""
+
+    other: int
+    """Programs, timeline and tables, which are always written."""
+    keyframes: Mapping[int, int]
+    batches: Mapping[int, int]
+    full: Mapping[int, int]
+    """Weights and gradients, by step."""
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What is written, by step, and what is not, in sentences."""
+
+    keyframes: frozenset[int]
+    batches: frozenset[int]
+    full: frozenset[int]
+    left_out: Sequence[str]
+
+
+def fit_disk(sizes: Sizes, limit: int) -> Share:
+    """Leave out what a replay gives again, then what lies farthest back, until the rest fits `limit`.
+
+    First weights and gradients, oldest step first; then the oldest keyframe with the batches that only it reaches. When
+    not even the way from the newest keyframe to the last step fits, the last batches are written, without a keyframe.
+    """
+    keyframes, batches, full = dict(sizes.keyframes), dict(sizes.batches), dict(sizes.full)
+    room = limit - sizes.other
+    over = sum(keyframes.values()) + sum(batches.values()) + sum(full.values()) - room
+    while full and over > 0:
+        over -= full.pop(min(full))
+    while len(keyframes) > 1 and over > 0:
+        over -= keyframes.pop(min(keyframes))
+        for step in [step for step in batches if step < min(keyframes)]:
+            over -= batches.pop(step)
+    replayable = bool(keyframes)
+    if over > 0:
+        over -= sum(keyframes.values())
+        keyframes.clear()
+    while batches and over > 0:
+        over -= batches.pop(min(batches))
+    said = [
+        *_missing("the weights and gradients of", sizes.full, full),
+        *_missing("the keyframes at", sizes.keyframes, keyframes),
+        *_missing("the batches of", sizes.batches, batches),
+    ]
+    left_out = (
+        [f"disk_limit of {limit / MIB:.0f} MiB: {', '.join(said)} were left out."] if said else []
+    )
+    if replayable and not keyframes:
+        needed = sizes.other + sizes.keyframes[max(sizes.keyframes)]
+        needed += sum(size for step, size in sizes.batches.items() if step >= max(sizes.keyframes))
+        left_out.append(
+            f"The capture cannot be replayed; with disk_limit={-(-needed // MIB)} MiB the failing step could."
+        )
+    return Share(frozenset(keyframes), frozenset(batches), frozenset(full), left_out)
+
+
+def _missing(what: str, whole: Mapping[int, int], kept: Mapping[int, int]) -> list[str]:
+    steps = sorted(set(whole) - set(kept))
+    if not steps:
+        return []
+    return [
+        f"{what} step {steps[0]}"
+        if len(steps) == 1
+        else f"{what} {len(steps)} steps ({steps[0]} to {steps[-1]})"
+    ]
+
+
+# --- recorder.snapshot
 
 
 @dataclass(slots=True)
@@ -47,12 +124,18 @@ class Snapshot:
     """What a step takes, where that is known."""
 
 
-def take_snapshot(session: Session, trigger: Trigger, step: int, *, keep: bool = False) -> Snapshot:
+def take_snapshot(
+    session: Recording, trigger: Trigger, step: int, *, keep: bool = False
+) -> Snapshot:
     """Take what `session` holds up to `step`; an incident ends its window, so the keyframes go with the snapshot, unless `keep`."""
     ring = session.ring
     entries = [] if ring is None else ring.held(step)
     held = {} if ring is None else ring.keyframes
-    keyframes = {number: _given(values, session.variables) for number, values in held.items() if number <= step}
+    keyframes = {
+        number: _given(values, session.variables)
+        for number, values in held.items()
+        if number <= step
+    }
     if ring is not None and not keep and trigger.what in ("loss", "gradient", "variable"):
         ring.keyframes.clear()
     entries, keyframes = _needed(session, entries, keyframes, step)
@@ -78,19 +161,29 @@ def take_snapshot(session: Session, trigger: Trigger, step: int, *, keep: bool =
 def _given(values: Mapping[int, Any], variables: VariableTable) -> dict[int, Any]:
     """Values of variables that have one: those that a step of replicas makes are empty until its first call has ended."""
     shapes = [tf.TensorShape(info.shape) for info in variables.infos]
-    return {index: value for index, value in values.items() if shapes[index].is_compatible_with(value.shape)}
+    return {
+        index: value
+        for index, value in values.items()
+        if shapes[index].is_compatible_with(value.shape)
+    }
 
 
 def _needed(
-    session: Session, entries: list[StepEntry], keyframes: dict[int, dict[int, Any]], step: int
+    session: Recording, entries: list[StepEntry], keyframes: dict[int, dict[int, Any]], step: int
 ) -> tuple[list[StepEntry], dict[int, dict[int, Any]]]:
     """The window that was asked for, before the first step that may have been the first to fail, and the keyframe that reaches it."""
-    measured = [row.step for row in session.timeline.rows if row.sums is not None and row.step < step]
+    measured = [
+        row.step for row in session.timeline.rows if row.sums is not None and row.step < step
+    ]
     oldest = max(measured, default=step - 1) + 1 - session.settings.window + 1
-    base = max((number for number in keyframes if number <= oldest), default=min(keyframes, default=0))
+    base = max(
+        (number for number in keyframes if number <= oldest), default=min(keyframes, default=0)
+    )
     if any(not entry.program for entry in entries):
         return entries, keyframes
-    return [entry for entry in entries if entry.step >= base], {number: each for number, each in keyframes.items() if number >= base}
+    return [entry for entry in entries if entry.step >= base], {
+        number: each for number, each in keyframes.items() if number >= base
+    }
 
 
 def leaves_of(entry: StepEntry, slots: Mapping[str, ProgramSlot]) -> Sequence[Any]:
@@ -99,7 +192,11 @@ def leaves_of(entry: StepEntry, slots: Mapping[str, ProgramSlot]) -> Sequence[An
         return entry.leaves
     slot = slots.get(entry.program)
     fetch = None if slot is None else slot.fetch
-    return entry.leaves if fetch is None else [*entry.leaves, *decoded(entry.element, fetch.kinds, fetch.spec)]
+    return (
+        entry.leaves
+        if fetch is None
+        else [*entry.leaves, *decoded(entry.element, fetch.kinds, fetch.spec)]
+    )
 
 
 def numbers_of(entry: StepEntry, slots: Mapping[str, ProgramSlot]) -> Mapping[str, Any] | None:
@@ -109,7 +206,11 @@ def numbers_of(entry: StepEntry, slots: Mapping[str, ProgramSlot]) -> Mapping[st
         return entry.fingerprint
     kinds = [tensor.dtype for tensor in slot.traced.outputs]
     outputs = components_of(entry.returned.optionals[entry.returned.index], kinds)
-    return None if outputs is None else {name: as_number(outputs[index]) for name, index in slot.outputs}
+    return (
+        None
+        if outputs is None
+        else {name: as_number(outputs[index]) for name, index in slot.outputs}
+    )
 
 
 def as_number(value: Any) -> Any:
@@ -120,7 +221,7 @@ def as_number(value: Any) -> Any:
     return array[()] if array.dtype in (np.float32, np.float64) else array.astype(np.float32)[()]
 
 
-def decoded(element: Element, kinds: Sequence[Any], spec: Any) -> list[Any]:
+def decoded(element: FetchedElement, kinds: Sequence[Any], spec: Any) -> list[Any]:
     """The arrays of one fetched element.
 
     Args:
@@ -135,12 +236,14 @@ def decoded(element: Element, kinds: Sequence[Any], spec: Any) -> list[Any]:
         return []
     if spec is None:
         return components
-    return private_tf.decoded_element(spec, components)
+    return tf_datasets.decoded_element(spec, components)
 
 
 def _stacked(optionals: Any, kinds: Sequence[Any]) -> list[Any]:
     """What several elements hold, each component along a first axis; nothing where their shapes differ."""
-    elements = [components_of(optionals[number], kinds) or [] for number in range(int(optionals.shape[0]))]
+    elements = [
+        components_of(optionals[number], kinds) or [] for number in range(int(optionals.shape[0]))
+    ]
     columns = list(zip(*elements, strict=True))
     if any(each.shape != column[0].shape for column in columns for each in column):
         return []

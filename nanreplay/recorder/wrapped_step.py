@@ -8,10 +8,11 @@ from typing import Any, cast
 
 import tensorflow as tf
 
-from nanreplay.program import observe, private_calls
+from nanreplay.program import observe
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerStep
-from nanreplay.recorder.session import Session
+from nanreplay.recorder.recording import Recording
+from nanreplay.tensorflow_internals import tf_functions
 
 
 class WrappedStep:
@@ -28,7 +29,9 @@ class WrappedStep:
         eager: Records the step as an eager one.
     """
 
-    def __init__(self, session: Session, step: Callable[..., Any], calls: CompiledCalls, eager: EagerStep) -> None:
+    def __init__(
+        self, session: Recording, step: Callable[..., Any], calls: CompiledCalls, eager: EagerStep
+    ) -> None:
         self._session = session
         self._step = step
         self._calls = calls
@@ -38,9 +41,9 @@ class WrappedStep:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the step once; returns what it returns."""
-        if not private_calls.is_top_level():
+        if not tf_functions.is_top_level():
             observe.claim_trace(self._calls)
-            return private_calls.converted_now(self._step)(*args, **kwargs)
+            return tf_functions.converted_now(self._step)(*args, **kwargs)
         if self._is_compiled and not tf.config.functions_run_eagerly():
             return self._run_compiled(args, kwargs)
         if self._is_compiled is False or tf.config.functions_run_eagerly():
@@ -76,7 +79,9 @@ class WrappedStep:
             self._is_compiled = True
         return result
 
-    def call(self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]) -> Any:
+    def call(
+        self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
+    ) -> Any:
         """Note the variables of a compiled function, then record it if it trains."""
         self._eager.note_variables([*inputs, *captured])
         return self._calls.call(function, inputs, captured, run)
@@ -103,4 +108,4 @@ def as_function(wrapped: Callable[..., Any], step: Any) -> Callable[..., Any]:
 
     named = getattr(step, "python_function", step)
     functools.update_wrapper(recorded, named, updated=())
-    return cast("Callable[..., Any]", private_calls.leave_to_caller(recorded))
+    return cast("Callable[..., Any]", tf_functions.leave_to_caller(recorded))

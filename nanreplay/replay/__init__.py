@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__all__ = ["Replay", "StepResult"]
-
 if TYPE_CHECKING:
     from nanreplay.replay.session import Replay as Replay
     from nanreplay.replay.session import StepResult as StepResult
+
+__all__ = ["Replay", "StepResult"]
 
 
 def __getattr__(name: str) -> Any:

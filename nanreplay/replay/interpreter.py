@@ -14,11 +14,10 @@ from typing import Any, TypeAlias
 import tensorflow as tf
 
 from nanreplay.errors import MemoryLimitError, ReplayError, UnsupportedOpError
-from nanreplay.program.sizes import check_output, has_rule
-from nanreplay.replay.events import Call, OpEvent, ValueId
-from nanreplay.replay.leaves import LeafRunner
-from nanreplay.replay.plan import LOOPS, Library, Plan, Step
-from nanreplay.replay.provenance import Access, Ids, Key, follow
+from nanreplay.program.op_sizes import check_output, has_rule
+from nanreplay.replay.interpreter_plan import LOOPS, ExecutionPlan, Library, Step
+from nanreplay.replay.kernels import LeafRunner
+from nanreplay.replay.provenance import Access, Call, Ids, Key, OpEvent, ValueId, follow
 
 Observer: TypeAlias = Callable[[OpEvent], Sequence[Any] | None]
 ErrorHandler: TypeAlias = Callable[[OpEvent], Sequence[Any]]
@@ -82,8 +81,12 @@ class Interpreter:
         plan = self.library.main_plan(tuple(feeds), tuple(fetches), tuple(targets))
         tensors = [_as_tensor(value) for value in feeds.values()]
         ids = [ValueId(-1 - i, 0) for i in range(len(tensors))]
-        shadows = [Key("fed", id(tensor)) if tensor.dtype == tf.resource else None for tensor in tensors]
-        run = _Run(self.library, self._leaves, given or {}, observer, on_error, cancelled, whole_functions)
+        shadows = [
+            Key("fed", id(tensor)) if tensor.dtype == tf.resource else None for tensor in tensors
+        ]
+        run = _Execution(
+            self.library, self._leaves, given or {}, observer, on_error, cancelled, whole_functions
+        )
         return run.execute(plan, (tensors, ids, shadows), (), self._compile_random)[0]
 
 
@@ -94,7 +97,7 @@ def _as_tensor(value: Any) -> Any:
 
 
 @dataclass(slots=True)
-class _Run:
+class _Execution:
     """The state of one run."""
 
     library: Library
@@ -107,7 +110,9 @@ class _Run:
     serial: int = 0
     storage: dict[Key, Ids] = field(default_factory=dict)
 
-    def execute(self, plan: Plan, values: Values, calls: tuple[Call, ...], compiled: bool) -> Values:
+    def execute(
+        self, plan: ExecutionPlan, values: Values, calls: tuple[Call, ...], compiled: bool
+    ) -> Values:
         """Run a plan on its arguments."""
         missing: list[Any] = [None] * (plan.n_slots - plan.arguments)
         tensors, ids, shadows = values[0] + missing, values[1] + missing, values[2] + missing
@@ -125,11 +130,15 @@ class _Run:
             for slot in step.free:
                 tensors[slot] = shadows[slot] = None
         results = plan.results
-        return [tensors[i] for i in results], [ids[i] for i in results], [shadows[i] for i in results]
+        return (
+            [tensors[i] for i in results],
+            [ids[i] for i in results],
+            [shadows[i] for i in results],
+        )
 
     def _leaf(
         self,
-        plan: Plan,
+        plan: ExecutionPlan,
         step: Step,
         inputs: list[Any],
         ids: list[ValueId],
@@ -143,12 +152,18 @@ class _Run:
         outputs: Sequence[Any] = ()
         where = f" in function {plan.function!r}" if plan.function else ""
         if has_rule(step.type):
-            check_output(f"{step.type} {step.name!r}{where}", step.type, inputs, step.output_kinds[0])
+            check_output(
+                f"{step.type} {step.name!r}{where}", step.type, inputs, step.output_kinds[0]
+            )
         try:
             given = None if plan.function else self.given.get(step.name)
             outputs = self.leaves.run(step, inputs, compiled) if given is None else given
-        except tf.errors.ResourceExhaustedError as raised:  # no value of the program's: never an origin
-            raise MemoryLimitError(f"{step.type} {step.name!r}{where} ran out of memory: {_plain(raised)}.") from raised
+        except (
+            tf.errors.ResourceExhaustedError
+        ) as raised:  # no value of the program's: never an origin
+            raise MemoryLimitError(
+                f"{step.type} {step.name!r}{where} ran out of memory: {_plain(raised)}."
+            ) from raised
         except (tf.errors.OpError, UnsupportedOpError, ValueError, TypeError) as raised:
             error = raised
         via: Ids = ()
@@ -156,7 +171,9 @@ class _Run:
         if step.stores:
             sources = [ids[i] for i in step.inputs]
             held = [shadows[i] for i in step.inputs]
-            via, made = follow(Access(step.type, serial, inputs, sources, held, step.node, self.storage))
+            via, made = follow(
+                Access(step.type, serial, inputs, sources, held, step.node, self.storage)
+            )
         if error is not None or self.observer is not None:
             sources = [ids[i] for i in step.inputs]
             event = OpEvent(
@@ -173,12 +190,21 @@ class _Run:
                 raise event.error
             if self.on_error is None:
                 where = f" in function {event.function!r}" if event.function else ""
-                raise ReplayError(f"{event.type} {event.name!r}{where} raised: {_plain(event.error)}") from event.error
+                raise ReplayError(
+                    f"{event.type} {event.name!r}{where} raised: {_plain(event.error)}"
+                ) from event.error
             return self.on_error(event)
         replacement = self.observer(event) if self.observer is not None else None
         return outputs if replacement is None else replacement
 
-    def _call(self, plan: Plan, step: Step, given: Values, calls: tuple[Call, ...], compiled: bool) -> Values:
+    def _call(
+        self,
+        plan: ExecutionPlan,
+        step: Step,
+        given: Values,
+        calls: tuple[Call, ...],
+        compiled: bool,
+    ) -> Values:
         if step.type in LOOPS:
             return self._loop(plan, step, given, calls, compiled)
         if self.whole_functions and not plan.function and step.type in self.library.functions:
@@ -188,7 +214,9 @@ class _Run:
             callee = _branch(step, given[0][0])
             given = (given[0][1:], given[1][1:], given[2][1:])
         inside = (*calls, Call(plan.function, step.name, step.type, callee, None))
-        return self.execute(self.library.function_plan(callee), given, inside, compiled or step.leads_to_xla)
+        return self.execute(
+            self.library.function_plan(callee), given, inside, compiled or step.leads_to_xla
+        )
 
     def _whole(self, step: Step, inputs: list[Any]) -> Values:
         serial = self.serial
@@ -197,7 +225,14 @@ class _Run:
         outputs = list(self.leaves.run_function(step, inputs))
         return outputs, [ValueId(serial, k) for k in numbers], [None for _ in numbers]
 
-    def _loop(self, plan: Plan, step: Step, given: Values, calls: tuple[Call, ...], compiled: bool) -> Values:
+    def _loop(
+        self,
+        plan: ExecutionPlan,
+        step: Step,
+        given: Values,
+        calls: tuple[Call, ...],
+        compiled: bool,
+    ) -> Values:
         condition, body = step.callees
         test, work = self.library.function_plan(condition), self.library.function_plan(body)
         iteration = 0

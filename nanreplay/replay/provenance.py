@@ -6,11 +6,71 @@ run remembers what was written to it last. Reads turn both into `OpEvent.via`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-from nanreplay.replay.events import ValueId
+# What the interpreter tells of each op it runs. Pure data: imports no TensorFlow.
+
+FeedKind: TypeAlias = Literal["batch", "variable", "constant"]
+"""What a placeholder of a program is fed with."""
+
+
+class ValueId(NamedTuple):
+    """Identity of one tensor of one run: which op instance made it, and as which of its outputs.
+
+    Values that are fed from outside have a negative serial.
+    """
+
+    serial: int
+    output: int
+
+
+class Call(NamedTuple):
+    """One enclosing call of an op instance: a loop, a branch or a function."""
+
+    function: str
+    """Library function that holds the calling op; "" for the main graph."""
+    op: str
+    """Name of the calling op."""
+    op_type: str
+    """`While`, `StatelessWhile`, `If`, `StatelessIf`, `Case`, `PartitionedCall`, ..."""
+    callee: str
+    """Library function that was called."""
+    iteration: int | None
+    """Iteration from 0 for a loop (body and condition), None otherwise."""
+
+
+@dataclass(frozen=True, slots=True)
+class OpEvent:
+    """One execution of one leaf op. Call-like ops (While, If, PartitionedCall) have no event of their own."""
+
+    serial: int
+    """Order of execution, from 0."""
+    function: str
+    """Library function that holds the op; "" for the main graph."""
+    name: str
+    """Name of the op in its function."""
+    type: str
+    """Op type, e.g. `MatMul`."""
+    calls: tuple[Call, ...]
+    """Enclosing calls, outermost first."""
+    inputs: tuple[Any, ...]
+    """Input tensors (EagerTensors)."""
+    input_ids: tuple[ValueId, ...]
+    """Where each input came from."""
+    outputs: tuple[Any, ...]
+    """Output tensors (EagerTensors); empty when the op raised."""
+    attrs: Mapping[str, Any]
+    """The node's attributes by name (AttrValue protos)."""
+    via: tuple[ValueId, ...] = ()
+    """For an op that reads storage (ReadVariableOp, TensorListGetItem/Stack/..., OptionalGetValue, StackPopV2):
+    the values that had been stored there and that its outputs hold. Empty for a variable not yet written in this run."""
+    error: Exception | None = None
+    """What the kernel raised, or None."""
+
+
+# --- replay.provenance
 
 Ids: TypeAlias = tuple[ValueId, ...]
 
@@ -86,7 +146,11 @@ def union(parts: Iterable[Held]) -> Ids:
     """Return every value inside the elements, containers of containers opened, each once."""
     found: dict[ValueId, None] = {}
     for part in parts:
-        inner = part.shadow if isinstance(part.shadow, tuple) and not isinstance(part.shadow, Key) else None
+        inner = (
+            part.shadow
+            if isinstance(part.shadow, tuple) and not isinstance(part.shadow, Key)
+            else None
+        )
         found.update(dict.fromkeys(union(inner) if inner else part.ids))
     return tuple(found)
 
@@ -143,7 +207,9 @@ def _pass(a: Access) -> Followed:
 
 
 def _handle(a: Access) -> Followed:
-    return (), {0: Key("shared", (a.node.attr["container"].s, a.node.attr["shared_name"].s or a.node.name))}
+    return (), {
+        0: Key("shared", (a.node.attr["container"].s, a.node.attr["shared_name"].s or a.node.name))
+    }
 
 
 def _make(a: Access) -> Followed:
@@ -243,13 +309,27 @@ def _optional_value(a: Access) -> Followed:
 
 _HANDLERS: dict[str, Callable[[Access], Followed]] = {
     **dict.fromkeys(("ReadVariableOp", "ResourceGather", "ResourceGatherNd"), _read),
-    **dict.fromkeys(("VariableShape", "VarIsInitializedOp", "DestroyResourceOp", "DisableCopyOnRead"), _neutral),
+    **dict.fromkeys(
+        ("VariableShape", "VarIsInitializedOp", "DestroyResourceOp", "DisableCopyOnRead"), _neutral
+    ),
     **dict.fromkeys(("OptionalHasValue", "TensorListLength", "TensorListElementShape"), _neutral),
     **dict.fromkeys(("Identity", "IdentityN", "StopGradient", "PreventGradient"), _pass),
     **dict.fromkeys(("TensorListStack", "TensorListConcat", "TensorListConcatV2"), _all),
     **dict.fromkeys(("TensorListScatter", "TensorListScatterV2"), _scatter),
-    **dict.fromkeys(("StackV2", "MutableHashTableV2", "HashTableV2", "MutableDenseHashTableV2", "TensorArrayV3"), _make),
-    **dict.fromkeys(("LookupTableFindV2", "LookupTableExportV2", "TensorArrayReadV3", "TensorArrayGatherV3"), _read),
+    **dict.fromkeys(
+        (
+            "StackV2",
+            "MutableHashTableV2",
+            "HashTableV2",
+            "MutableDenseHashTableV2",
+            "TensorArrayV3",
+        ),
+        _make,
+    ),
+    **dict.fromkeys(
+        ("LookupTableFindV2", "LookupTableExportV2", "TensorArrayReadV3", "TensorArrayGatherV3"),
+        _read,
+    ),
     **dict.fromkeys(("TensorArrayConcatV3",), _read),
     **dict.fromkeys(("TensorArrayWriteV3", "LookupTableInsertV2", "LookupTableImportV2"), _put(2)),
     **dict.fromkeys(("EmptyTensorList", "OptionalNone"), _empty),

@@ -12,21 +12,18 @@ import tensorflow as tf
 
 from nanreplay.capture.reader import Capture
 from nanreplay.errors import MemoryLimitError, MissingPartError, ReplayError
-from nanreplay.program.hashes import BitHash, compiled_hashes
-from nanreplay.program.watch import nonfinite_kind
-from nanreplay.program.widen import widened_variables
+from nanreplay.program.compiled_program import BitHash, compiled_hashes
+from nanreplay.program.fingerprint import nonfinite_kind
+from nanreplay.program.float_types import widened_variables
 from nanreplay.records import ArrayLike, BatchRecord, Trigger
-from nanreplay.replay.compare import StepResult, compare_step
-from nanreplay.replay.determinism import OpDeterminism
-from nanreplay.replay.events import OpEvent, ValueId
 from nanreplay.replay.interpreter import ErrorHandler, Observer
-from nanreplay.replay.leaves import run_kernel
-from nanreplay.replay.programs import Mode, Program
-from nanreplay.replay.recorded import RecordedSteps
-from nanreplay.replay.state import LiveState
+from nanreplay.replay.kernels import run_kernel
+from nanreplay.replay.provenance import OpEvent, ValueId
+from nanreplay.replay.replay_programs import Mode, Program
+from nanreplay.replay.replay_state import LiveState, OpDeterminism
+from nanreplay.replay.step_results import RecordedSteps, StepResult, compare_step
 
 __all__ = ["Replay", "StepResult"]
-
 T = TypeVar("T")
 _STATES_KEPT = 4
 
@@ -61,7 +58,12 @@ class Replay(RecordedSteps):
         """Return itself."""
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         """Let go of the state."""
         self.close()
 
@@ -80,7 +82,8 @@ class Replay(RecordedSteps):
         first: int | None = None,
         last: int | None = None,
         progress: Callable[[int, int], None] | None = None,
-        at_keyframe: Callable[[int, Mapping[int, Any], Mapping[int, Any]], Mapping[int, Any]] | None = None,
+        at_keyframe: Callable[[int, Mapping[int, Any], Mapping[int, Any]], Mapping[int, Any]]
+        | None = None,
     ) -> list[StepResult]:
         """Run the steps from `first` to `last` one after another and compare each with the recording.
 
@@ -97,16 +100,24 @@ class Replay(RecordedSteps):
             ReplayError: A step could not be run.
             MissingPartError: No step between `first` and `last` can be replayed.
         """
-        wanted = [step for step in self.steps if (first is None or step >= first) and (last is None or step <= last)]
+        wanted = [
+            step
+            for step in self.steps
+            if (first is None or step >= first) and (last is None or step <= last)
+        ]
         if not wanted:
             which = "" if first is None else f" from {first} on"
-            raise MissingPartError(f"{self.capture.path}: holds no step that can be replayed{which}.")
+            raise MissingPartError(
+                f"{self.capture.path}: holds no step that can be replayed{which}."
+            )
         live = self._wide if mode == "float64" else self._live
         results: list[StepResult] = []
         as_held = mode == "recorded"
         for done, step in enumerate(wanted):
             follows = bool(results) and wanted[done - 1] == step - 1
-            if step in self.capture.keyframe_steps:  # it holds what changed between steps: metrics reset, a callback's new weights
+            if (
+                step in self.capture.keyframe_steps
+            ):  # it holds what changed between steps: metrics reset, a callback's new weights
                 held = self.capture.keyframe(step)
                 chosen = at_keyframe(step, live.read(), held) if follows and at_keyframe else held
                 live.assign(chosen)
@@ -132,11 +143,17 @@ class Replay(RecordedSteps):
         live.assign(batch.overrides)
         trigger, layout = self.incident.trigger, program.signature.watch_layout
         bad = live.already_bad(layout, trigger.name if trigger.what == "variable" else None)
-        slots = [index for index, info in enumerate(self.variables) if info.role == "optimizer" and info.shape]
+        slots = [
+            index
+            for index, info in enumerate(self.variables)
+            if info.role == "optimizer" and info.shape
+        ]
         way: Mode = "ops" if mode == "float64" else mode
         asks = trigger.what == "gradient" and step == self.incident.step
         before = live.read() if asks else {}
-        found = self._tried(step, lambda: program.step(way, batch.arrays, live.variables, batch.fingerprint))
+        found = self._tried(
+            step, lambda: program.step(way, batch.arrays, live.variables, batch.fingerprint)
+        )
         result = compare_step(
             step,
             program.signature,
@@ -150,24 +167,42 @@ class Replay(RecordedSteps):
             recorded_loss=self.timeline_loss(step),
         )
         if asks and result.finite and result.nonfinite is None:
-            gradient = self._tried(step, lambda: self._bad_gradient(program, way, batch, before, live))
+            gradient = self._tried(
+                step, lambda: self._bad_gradient(program, way, batch, before, live)
+            )
             return result if gradient is None else replace(result, finite=False, nonfinite=gradient)
         return result
 
-    def _bad_gradient(self, program: Program, way: Mode, batch: BatchRecord, before: Mapping[int, Any], live: LiveState) -> Trigger | None:
+    def _bad_gradient(
+        self,
+        program: Program,
+        way: Mode,
+        batch: BatchRecord,
+        before: Mapping[int, Any],
+        live: LiveState,
+    ) -> Trigger | None:
         """The first gradient of a step that is not finite, where the update was skipped for it; the variables stay as they are."""
         after, specs = live.read(), program.signature.gradients
         names = [spec.tensor for spec in specs]
         live.assign(before)
         if way in ("recorded", "graph") and program.signature.compilation != "eager":
             jit = program.signature.compilation == "xla" and way == "recorded"
-            found = program.compiled(names, jit=jit)(batch.arrays, live.variables, program.record.constants)[1]
+            found = program.compiled(names, jit=jit)(
+                batch.arrays, live.variables, program.record.constants
+            )[1]
         else:
             fetched = program.run_ops(batch.arrays, live.variables, fetches=names, update=False)
             found = [fetched[name] for name in names]
         live.assign(after)
         pairs = zip(specs, map(nonfinite_kind, found), strict=True)
-        return next((Trigger("gradient", self.variables[spec.variable].path, kind) for spec, kind in pairs if kind), None)
+        return next(
+            (
+                Trigger("gradient", self.variables[spec.variable].path, kind)
+                for spec, kind in pairs
+                if kind
+            ),
+            None,
+        )
 
     def _program_and_state(self, step: int, mode: Mode) -> tuple[Program, LiveState]:
         program = self.program(step)
@@ -184,15 +219,21 @@ class Replay(RecordedSteps):
         try:
             return work()
         except tf.errors.ResourceExhaustedError as error:
-            raise MemoryLimitError(f"Step {step} ran out of memory: {(str(error).splitlines() or [''])[0]}.") from error
+            raise MemoryLimitError(
+                f"Step {step} ran out of memory: {(str(error).splitlines() or [''])[0]}."
+            ) from error
         except (tf.errors.OpError, ReplayError) as error:
             if "determinis" in str(error).lower() and self._determinism.give_up():
-                self.notes.append(f"Step {step} holds an op that has no deterministic kernel; op determinism was turned off.")
+                self.notes.append(
+                    f"Step {step} holds an op that has no deterministic kernel; op determinism was turned off."
+                )
                 return self._tried(step, work)
             if isinstance(error, ReplayError):
                 raise
             lines = str(error).splitlines() or [""]
-            raise ReplayError(f"Step {step} raised when it was replayed: {type(error).__name__}: {lines[0]}") from error
+            raise ReplayError(
+                f"Step {step} raised when it was replayed: {type(error).__name__}: {lines[0]}"
+            ) from error
 
     def run(
         self,
@@ -222,23 +263,39 @@ class Replay(RecordedSteps):
         leaves = self.batch(step).arrays if batch is None else batch
         if fetches is None:
             signature = program.signature
-            fetches = [*signature.outputs, *signature.losses, *(spec.tensor for spec in signature.gradients)]
+            fetches = [
+                *signature.outputs,
+                *signature.losses,
+                *(spec.tensor for spec in signature.gradients),
+            ]
         return self._tried(
             step,
-            lambda: program.run_ops(leaves, live.variables, fetches=fetches, update=update, observer=observer, on_error=on_error),
+            lambda: program.run_ops(
+                leaves,
+                live.variables,
+                fetches=fetches,
+                update=update,
+                observer=observer,
+                on_error=on_error,
+            ),
         )
 
     def probe(self, step: int) -> Mapping[str, tuple[bool, bool]]:
         """Run a step compiled as it was trained; (holds NaN, holds infinity) of each float tensor of the main graph, by name."""
         self._live.assign(self.state(step))
-        return self._tried(step, lambda: self.program(step).probe(self.batch(step).arrays, self._live.variables))
+        return self._tried(
+            step, lambda: self.program(step).probe(self.batch(step).arrays, self._live.variables)
+        )
 
     def compiled_values(self, step: int, names: Sequence[str]) -> Mapping[str, Any]:
         """Run a step compiled as it was trained and return tensors of the main graph by name."""
         self._live.assign(self.state(step))
         program = self.program(step)
         _, extra = self._tried(
-            step, lambda: program.compiled(names)(self.batch(step).arrays, self._live.variables, program.record.constants)
+            step,
+            lambda: program.compiled(names)(
+                self.batch(step).arrays, self._live.variables, program.record.constants
+            ),
         )
         return dict(zip(names, extra, strict=True))
 
@@ -246,18 +303,27 @@ class Replay(RecordedSteps):
         """Run a step compiled as it was trained and return hashes of float tensors of the main graph by name."""
         self._live.assign(self.state(step))
         record, leaves = self.program(step).record, self.batch(step).arrays
-        return self._tried(step, lambda: compiled_hashes(record, names, batch=leaves, variables=self._live.variables))
+        return self._tried(
+            step,
+            lambda: compiled_hashes(record, names, batch=leaves, variables=self._live.variables),
+        )
 
     def compiled_event(self, step: int, op: str) -> OpEvent | None:
         """Return one op's execution in the step compiled as it was trained; None for one with handles among its tensors."""
         node = self.program(step).node(op)
         names = [*self.inputs_of(step)[op], *node.outputs]
-        if any(kind in ("resource", "variant", "string") for kind in self.program(step).kinds(names)):
+        if any(
+            kind in ("resource", "variant", "string") for kind in self.program(step).kinds(names)
+        ):
             return None
         found = self.compiled_values(step, names)
         inputs = names[: len(names) - len(node.outputs)]
         ids = tuple(ValueId(-1 - len(self.feed_names(step)) - i, 0) for i in range(len(inputs)))
-        values = tuple(found[name] for name in inputs), ids, tuple(found[name] for name in node.outputs)
+        values = (
+            tuple(found[name] for name in inputs),
+            ids,
+            tuple(found[name] for name in node.outputs),
+        )
         return OpEvent(0, "", op, node.type, (), *values, node.attrs)
 
     def execute(self, event: OpEvent, inputs: Sequence[Any]) -> Sequence[Any]:
@@ -273,7 +339,9 @@ class Replay(RecordedSteps):
             MissingPartError: The step cannot be replayed.
         """
         if step not in self.steps:
-            raise MissingPartError(f"{self.capture.path}: step {step} cannot be replayed; there are {_ranges(self.steps)}.")
+            raise MissingPartError(
+                f"{self.capture.path}: step {step} cannot be replayed; there are {_ranges(self.steps)}."
+            )
         if step not in self._states:
             self._seek(step)
         self._states.move_to_end(step)
@@ -305,12 +373,17 @@ class Replay(RecordedSteps):
         """Return the fingerprint that a step gives when it runs as it was trained, None when its program has none."""
         self._live.assign(self.state(step))
         batch, program = self.batch(step), self.program(step)
-        return self._tried(step, lambda: program.step("recorded", batch.arrays, self._live.variables, batch.fingerprint))
+        return self._tried(
+            step,
+            lambda: program.step("recorded", batch.arrays, self._live.variables, batch.fingerprint),
+        )
 
     def _seek(self, step: int) -> None:
         keyframes = self.capture.keyframe_steps
         base = max(known for known in (*keyframes, *self._states) if known <= step)
-        self._live.assign(self._states[base] if base in self._states else self.capture.keyframe(base))
+        self._live.assign(
+            self._states[base] if base in self._states else self.capture.keyframe(base)
+        )
         for between in range(base, step):
             self._run_step(between, "recorded")
         self._remember(step)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,10 +15,138 @@ from numpy.typing import NDArray
 from nanreplay.findings import Root
 from nanreplay.records import Incident, Timeline, VariableInfo
 
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+# The run up to the incident as one SVG picture: a curve each for loss, gradients and rates, and
+# gradients layer by layer.
+
+INK = "#123456"
+"""Colour of text and axes in the drawing; pages replace it by their own."""
+CURVE, MARK, GROWTH = "#2f6fb3", "#c4372c", "#b07512"
+_WIDTH, _CURVE_HEIGHT, _ROW_HEIGHT = 9.0, 1.45, 0.17  # inches
+_POINTS = 600
+_MOST_LAYERS = 40
+
+
+def timeline_svg(history: History) -> str:
+    """Draw the timeline; "" when it holds no numbers.
+
+    The curves are logarithmic where they span magnitudes; steps at which a value was not finite are marked below their curve.
+    """
+    series = [
+        each
+        for each in history.series
+        if np.unique(each.values[np.isfinite(each.values)]).size > 1 or each is history.loss
+    ]
+    table = history.table(
+        "gradient_norm"
+        if "gradient_norm" in history.measures or not history.measures
+        else history.measures[0]
+    )
+    layers = min(len(table.layers), _MOST_LAYERS)
+    if not len(history.steps) or not (series or layers):
+        return ""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    heights = [_CURVE_HEIGHT] * len(series) + ([0.5 + layers * _ROW_HEIGHT] if layers else [])
+    look: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "nanreplay",
+        "font.family": "sans-serif",
+        "font.size": 8.5,
+    }
+    look.update(
+        dict.fromkeys(
+            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
+        )
+    )
+    with rc_context(look):
+        figure = Figure(figsize=(_WIDTH, sum(heights) + 0.4), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights))
+        for panel, each in zip(panels, series, strict=False):
+            _curve(panel, history, each)
+        if layers:
+            _layers(panels[-1], history, table, layers)
+        panels[-1].set_xlabel("step")
+        return _svg(figure)
+
+
+def _curve(panel: Axes, history: History, series: Series) -> None:
+    panel.plot(*thinned(history.steps, series.values, _POINTS), color=CURVE, linewidth=1.3)
+    if series.is_steep:
+        panel.set_yscale("log")
+    bad = history.steps[~np.isfinite(series.values)]
+    if 0 < len(bad) < len(history.steps):
+        across = panel.get_xaxis_transform()  # x in steps, y in shares of the panel
+        panel.plot(
+            bad,
+            np.full(len(bad), 0.06),
+            "x",
+            transform=across,
+            color=MARK,
+            markersize=5,
+            clip_on=False,
+        )
+    panel.set_ylabel(series.name)
+    _bare(panel)
+    _marks(panel, history)
+
+
+def _layers(panel: Axes, history: History, table: LayerTable, layers: int) -> None:
+    """Each layer's values by their magnitude within the layer; white where they were not finite."""
+    edges = np.append(history.steps, history.steps[-1] + 1) - 0.5
+    panel.pcolormesh(
+        edges,
+        np.arange(layers + 1) - 0.5,
+        table.levels[:layers],
+        cmap="cividis",
+        vmin=0,
+        vmax=1,
+        rasterized=True,
+    )
+    panel.set_yticks(range(layers), table.layers[:layers])
+    panel.invert_yaxis()
+    shown = (
+        "" if layers == len(table.layers) else f", the first {layers} of {len(table.layers)} layers"
+    )
+    panel.set_title(
+        f"{MEASURES[table.measure]} within each layer, dark is small{shown}",
+        loc="left",
+        fontsize=8.5,
+    )
+    _marks(panel, history)
+
+
+def _marks(panel: Axes, history: History) -> None:
+    panel.axvline(history.incident.step, color=MARK, linewidth=1, linestyle="--")
+    if history.root.step != history.incident.step:
+        panel.axvline(history.root.step, color=GROWTH, linewidth=1, linestyle=":")
+
+
+def _bare(panel: Axes) -> None:
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.margins(x=0.01)
+
+
+def _svg(figure: Any) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+# --- report.history
+
 Values: TypeAlias = NDArray[np.float64]
 Measure: TypeAlias = Literal["gradient_norm", "weight_norm", "update_ratio"]
-
-MEASURES: dict[Measure, str] = {"gradient_norm": "gradient norm", "weight_norm": "weight norm", "update_ratio": "update ratio"}
+MEASURES: dict[Measure, str] = {
+    "gradient_norm": "gradient norm",
+    "weight_norm": "weight norm",
+    "update_ratio": "update ratio",
+}
 """What is recorded of each variable at each step, and its name for people."""
 BARS = "▁▂▃▄▅▆▇█"
 _STEEP = 1e3
@@ -97,7 +226,9 @@ class History:
     @cached_property
     def root(self) -> Root:
         """The first step that was out of the ordinary: where values began to grow without return, else the incident."""
-        from nanreplay.bisect.growth import find_root  # the package is larger than what a first look at a capture needs
+        from nanreplay.bisect.growth import (
+            find_root,
+        )  # the package is larger than what a first look at a capture needs
 
         return find_root(self.timeline, self.incident.step, [info.path for info in self.variables])
 
@@ -111,7 +242,11 @@ class History:
         if not len(self.steps):
             return 0
         place = int(np.clip(np.searchsorted(self.steps, step), 0, len(self.steps) - 1))
-        return place - 1 if place and abs(int(self.steps[place - 1]) - step) < abs(int(self.steps[place]) - step) else place
+        return (
+            place - 1
+            if place and abs(int(self.steps[place - 1]) - step) < abs(int(self.steps[place]) - step)
+            else place
+        )
 
     def table(self, measure: Measure) -> LayerTable:
         """Return one measure by layer and step."""
@@ -121,7 +256,9 @@ class History:
             groups.setdefault(layer_of(self.variables[variable].path), []).append(column)
         combine = _ratio if measure == "update_ratio" else _norm
         rows = [combine(matrix[:, columns]) for columns in groups.values()]
-        return LayerTable(measure, tuple(groups), np.array(rows) if rows else np.zeros((0, len(self.steps))))
+        return LayerTable(
+            measure, tuple(groups), np.array(rows) if rows else np.zeros((0, len(self.steps)))
+        )
 
     @cached_property
     def _gradient_norm(self) -> Values:
@@ -158,9 +295,16 @@ def bar_lines(values: Sequence[float] | NDArray[Any], width: int, rows: int = 1)
     finite = [value for value in seen if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     if low > 0 and high / low > _STEEP:
-        seen, low, high = [math.log10(value) if math.isfinite(value) else value for value in seen], math.log10(low), math.log10(high)
+        seen, low, high = (
+            [math.log10(value) if math.isfinite(value) else value for value in seen],
+            math.log10(low),
+            math.log10(high),
+        )
     most, span = rows * len(BARS), (high - low) or 1.0
-    heights = [min(1 + int((value - low) / span * most), most) if math.isfinite(value) else 0 for value in seen]
+    heights = [
+        min(1 + int((value - low) / span * most), most) if math.isfinite(value) else 0
+        for value in seen
+    ]
     return ["".join(_bar(height, row) for height in heights) for row in reversed(range(rows))]
 
 
@@ -172,7 +316,9 @@ def _bar(height: int, row: int) -> str:
     return " " if above <= 0 else BARS[min(above, len(BARS)) - 1]
 
 
-def thinned(steps: NDArray[np.int64], values: Values, points: int) -> tuple[list[float], list[float]]:
+def thinned(
+    steps: NDArray[np.int64], values: Values, points: int
+) -> tuple[list[float], list[float]]:
     """Return at most about `points` finite points of a series: the least and the greatest of each share, in order."""
     keep = np.isfinite(values)
     steps, values = steps[keep], values[keep]
@@ -195,7 +341,9 @@ def _norm(matrix: Values) -> Values:
 
 def _ratio(matrix: Values) -> Values:
     with np.errstate(all="ignore"):
-        largest: Values = np.where(np.isnan(matrix).all(axis=1), np.nan, np.fmax.reduce(matrix, axis=1))
+        largest: Values = np.where(
+            np.isnan(matrix).all(axis=1), np.nan, np.fmax.reduce(matrix, axis=1)
+        )
     return largest
 
 

@@ -12,7 +12,13 @@ import numpy as np
 
 from nanreplay.capture.format import TIMELINE_COLUMNS
 from nanreplay.records import Trigger
-from nanreplay.report.numbers import jsonable, readable_bytes, readable_number, readable_steps, readable_trigger
+from nanreplay.report.numbers import (
+    jsonable,
+    readable_bytes,
+    readable_number,
+    readable_steps,
+    readable_trigger,
+)
 
 if TYPE_CHECKING:
     from nanreplay.capture import Capture
@@ -48,7 +54,10 @@ def _program(capture: Capture, name: str) -> dict[str, Any]:
         "id": name,
         "compilation": signature.compilation,
         "policy": signature.policy,
-        "inputs": [{"path": spec.path, "dtype": spec.dtype, "shape": spec.shape and list(spec.shape)} for spec in signature.inputs],
+        "inputs": [
+            {"path": spec.path, "dtype": spec.dtype, "shape": spec.shape and list(spec.shape)}
+            for spec in signature.inputs
+        ],
         "outputs": list(signature.output_names),
         "gradients": len(signature.gradients),
     }
@@ -72,8 +81,15 @@ def _itemsize(dtype: str) -> int:
 
 def _timeline(columns: Mapping[str, Any]) -> dict[str, Any]:
     steps = columns["step"]
-    shown = {name: jsonable(column[max(0, len(column) - TAIL) :].tolist()) for name, column in columns.items()}
-    return {"first": int(steps[0]) if len(steps) else None, "last": int(steps[-1]) if len(steps) else None, "tail": shown}
+    shown = {
+        name: jsonable(column[max(0, len(column) - TAIL) :].tolist())
+        for name, column in columns.items()
+    }
+    return {
+        "first": int(steps[0]) if len(steps) else None,
+        "last": int(steps[-1]) if len(steps) else None,
+        "tail": shown,
+    }
 
 
 def inventory_lines(facts: Mapping[str, Any]) -> Iterator[str]:
@@ -91,23 +107,45 @@ def fact_lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Names and values of what `inventory` found, in words."""
     incident, metadata, variables = facts["incident"], facts["metadata"], facts["variables"]
     yield "incident", f"step {incident['step']}: {readable_trigger(Trigger(**incident['trigger']))}"
-    yield "recorded", f"{metadata.get('created', '?')} by {metadata.get('script') or 'an interactive session'}"
+    yield (
+        "recorded",
+        f"{metadata.get('created', '?')} by {metadata.get('script') or 'an interactive session'}",
+    )
     if "worker" in metadata:
         yield "worker", f"{metadata['worker']} of {metadata.get('workers', '?')}, counted from 0"
-    yield "versions", ", ".join(f"{name} {metadata[name]}" for name in _VERSIONS if name in metadata)
-    yield "machine", f"{metadata.get('platform', '?')}; {metadata.get('devices') or 'no devices named'}"
+    yield (
+        "versions",
+        ", ".join(f"{name} {metadata[name]}" for name in _VERSIONS if name in metadata),
+    )
+    yield (
+        "machine",
+        f"{metadata.get('platform', '?')}; {metadata.get('devices') or 'no devices named'}",
+    )
     yield "window", readable_steps(facts["steps"])
     yield "keyframes", ", ".join(map(str, facts["keyframes"])) or "none"
     for program in facts["programs"]:
-        inputs = ", ".join(f"{spec['path'] or 'batch'} {spec['dtype']}{_shape(spec['shape'])}" for spec in program["inputs"])
-        yield "program", f"{program['id']}: {program['compilation']}, {program['policy']}; takes {inputs or 'nothing'}"
+        inputs = ", ".join(
+            f"{spec['path'] or 'batch'} {spec['dtype']}{_shape(spec['shape'])}"
+            for spec in program["inputs"]
+        )
+        yield (
+            "program",
+            f"{program['id']}: {program['compilation']}, {program['policy']}; takes {inputs or 'nothing'}",
+        )
     roles = ", ".join(f"{count} {role}" for role, count in variables["roles"].items())
-    yield "variables", f"{variables['count']} ({readable_bytes(variables['size_bytes'])}): {roles or 'none'}"
+    yield (
+        "variables",
+        f"{variables['count']} ({readable_bytes(variables['size_bytes'])}): {roles or 'none'}",
+    )
     yield "at the dump", _proof(incident)
 
 
 def _shape(shape: Sequence[int | None] | None) -> str:
-    return "" if shape is None else "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
+    return (
+        ""
+        if shape is None
+        else "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
+    )
 
 
 def _proof(incident: Mapping[str, Any]) -> str:
@@ -124,8 +162,15 @@ def _timeline_lines(timeline: Mapping[str, Any]) -> Iterator[str]:
     if timeline["last"] is None:
         return
     yield f"timeline    steps {timeline['first']} to {timeline['last']}; the last:"
-    names = [name for name in TIMELINE_COLUMNS if name in tail and name != "measured" and _says(tail[name])]
-    rows = [names, *([readable_number(tail[name][row]) for name in names] for row in range(len(tail["step"])))]
+    names = [
+        name
+        for name in TIMELINE_COLUMNS
+        if name in tail and name != "measured" and _says(tail[name])
+    ]
+    rows = [
+        names,
+        *([readable_number(tail[name][row]) for name in names] for row in range(len(tail["step"]))),
+    ]
     widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
     for row in rows:
         yield "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))

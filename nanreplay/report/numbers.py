@@ -82,7 +82,9 @@ def readable_trigger(trigger: Trigger) -> str:
     if trigger.what == "exception":
         return f"{trigger.name}: {_NOISE.sub('', trigger.value)}"
     if trigger.what == "manual":
-        return f"written on {'demand' if trigger.name == 'dump' else trigger.name} ({trigger.value})"
+        return (
+            f"written on {'demand' if trigger.name == 'dump' else trigger.name} ({trigger.value})"
+        )
     if trigger.name == "loss scale":
         return f"loss scale: {trigger.value}"
     name = trigger.name if trigger.what == "loss" else f"{trigger.what} {trigger.name}"

@@ -3,13 +3,113 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
-from nanreplay.findings import Cause, Findings, FixResult, OperandFacts, Origin, OutputFacts, Verdict
+from nanreplay.findings import (
+    Cause,
+    DifferingOp,
+    Evidence,
+    Findings,
+    FixResult,
+    ModeDifference,
+    OperandFacts,
+    Origin,
+    OutputFacts,
+    Verdict,
+    VerdictKind,
+)
 from nanreplay.records import Incident, Trigger
-from nanreplay.report.numbers import readable_list, readable_number, readable_steps, readable_trigger
-from nanreplay.report.words import cause_in_words, fixes_in_words
+from nanreplay.report.numbers import (
+    readable_list,
+    readable_number,
+    readable_steps,
+    readable_trigger,
+    readable_ulp,
+)
+from nanreplay.whatif.fix_code import short
+
+# Causes and fixes in the words of the sentence.
+
+
+def fix_label(fix: FixResult) -> str:
+    """A fix as `--fix` takes it: `clipnorm=1.0`, `clean_data=drop_rows`, `float32`."""
+    if not fix.params or "+" in fix.name:
+        return fix.name
+    if fix.name == "clip_data" and "low" in fix.params and fix.params["low"] != -fix.params["high"]:
+        return fix.name
+    value = fix.params.get("high", next(iter(fix.params.values())))
+    return f"{fix.name}={short(value) if isinstance(value, float) else value}"
+
+
+def cause_in_words(causes: Sequence[Cause]) -> str:
+    """The likeliest cause: `Cause: the variance is 0.`; "" when none is known."""
+    if not causes or causes[0].kind == "other":
+        return ""
+    return f"Cause: {causes[0].kind.replace('_', ' ')}. {causes[0].sentence}"
+
+
+def fixes_in_words(fixes: Sequence[FixResult], limit: int = 3) -> str:
+    """What prevents it and what does not: `Verified fix: epsilon=1e-7; clipnorm=1 and lr=0.1 do not help.`; "" when none was tried."""
+    good = [f"`{fix_label(fix)}`" for fix in fixes if fix.prevents][:limit]
+    bad = [f"`{fix_label(fix)}`" for fix in fixes if fix.prevents is False][:limit]
+    help_ = f"{readable_list(bad)} {'does' if len(bad) == 1 else 'do'} not help" if bad else ""
+    if good:
+        return f"Verified fix{'es' if len(good) > 1 else ''}: {readable_list(good)}" + (
+            f"; {help_}." if help_ else "."
+        )
+    return f"Tried: {help_}." if help_ else ""
+
+
+# What verdicts and modes of replaying mean, in words for people.
+
+VERDICT_MEANINGS: Mapping[VerdictKind, str] = {
+    "reproduced": "The step is non-finite again when it is replayed.",
+    "xla_only": "Non-finite as XLA compiles it, finite op by op.",
+    "precision_only": "Non-finite as it was trained, finite in float64: more precision would have kept it finite.",
+    "transient": "Finite in every replay from the recorded state and batch: a race or a hardware fault.",
+    "healthy": "Nothing non-finite was recorded, and nothing is when it is replayed.",
+    "inconclusive": "Replaying could not decide it.",
+}
+"""Meaning of each kind of verdict."""
+MODE_MEANINGS: Mapping[str, str] = {
+    "recorded": "compiled as it was trained",
+    "graph": "compiled without XLA",
+    "ops": "op by op",
+    "float64": "op by op, every float as float64",
+}
+"""How a step runs in each mode."""
+
+
+def exactness(evidence: Evidence) -> str:
+    """How a mode compares with the recording: "bit for bit", "3 ulp off"; "not compared" where nothing is to be compared."""
+    if evidence.bit_exact is None:
+        return "not compared"
+    return "bit for bit" if evidence.bit_exact else readable_ulp(evidence.max_ulp)
+
+
+def difference_lines(difference: ModeDifference) -> list[str]:
+    """Where two modes part, a line a fact."""
+    one, other = difference.modes
+    lines = []
+    if difference.first is not None:
+        size = difference.first.max_ulp
+        by = f", by {size} ulp" if size is not None and size < 2**62 else ""
+        lines.append(f"{one} and {other} first differ at {_named(difference.first)}{by}.")
+    if difference.first_nonfinite is not None:
+        lines.append(
+            f"{_named(difference.first_nonfinite)} is the first op that is finite in {other} only."
+        )
+    return lines
+
+
+def _named(op: DifferingOp) -> str:
+    return (
+        f"{op.op_type} {op.op_name} ({op.phase}{f' of {op.layer_path}' if op.layer_path else ''})"
+    )
+
+
+# --- report.sentence
 
 _LONGEST_CODE = 120
 """Characters of a source line in the sentence."""
@@ -58,11 +158,18 @@ def _what(verdict: Verdict, findings: Findings, incident: Incident, steps: tuple
     origin = findings.origin
     parts = [f"step {origin.step}", *owner(origin), *_place(origin)]
     if origin.loop:
-        parts.append(", ".join(f"iteration {loop.iteration} of `{PurePath(loop.op).name}`" for loop in origin.loop))
+        parts.append(
+            ", ".join(
+                f"iteration {loop.iteration} of `{PurePath(loop.op).name}`" for loop in origin.loop
+            )
+        )
     reached = _OP_IN_TEXT.sub(r"NaN in `\1`", findings.consequence or "")
     stopped = origin.kind == "raised" and incident.trigger.what == "exception"
     consequence = f", which {reached}" if reached and not stopped else ""
-    said = [" · ".join([*parts, _event(origin, incident.trigger if stopped else None)]) + f"{consequence}."]
+    said = [
+        " · ".join([*parts, _event(origin, incident.trigger if stopped else None)])
+        + f"{consequence}."
+    ]
     if origin.source is not None:
         said.append(source_text(origin.source.file, origin.source.line, origin.source.code) + ".")
     return " ".join([*said, certainty(verdict)]).rstrip()
@@ -70,7 +177,11 @@ def _what(verdict: Verdict, findings: Findings, incident: Incident, steps: tuple
 
 def owner(origin: Origin) -> list[str]:
     """Whose it is where there are several: "worker 1", "replica 0"."""
-    return [f"{kind} {number}" for kind, number in (("worker", origin.worker), ("replica", origin.replica)) if number is not None]
+    return [
+        f"{kind} {number}"
+        for kind, number in (("worker", origin.worker), ("replica", origin.replica))
+        if number is not None
+    ]
 
 
 def source_text(file: str, line: int, code: str | None) -> str:
@@ -96,14 +207,31 @@ def _exactness(verdict: Verdict) -> str:
         return "Replays bit for bit."
     if verdict.bit_exact is None:
         return ""
-    worst = max((each.max_ulp for each in verdict.evidence if each.mode == "recorded" and each.max_ulp is not None), default=None)
-    return f"Replays within {worst} ulp of the recording." if worst and worst < 2**62 else "Replays, though not bit for bit."
+    worst = max(
+        (
+            each.max_ulp
+            for each in verdict.evidence
+            if each.mode == "recorded" and each.max_ulp is not None
+        ),
+        default=None,
+    )
+    return (
+        f"Replays within {worst} ulp of the recording."
+        if worst and worst < 2**62
+        else "Replays, though not bit for bit."
+    )
 
 
 def _place(origin: Origin) -> list[str]:
-    layer = f"layer `{origin.layer_path or origin.layer}`" if origin.layer_path or origin.layer else None
+    layer = (
+        f"layer `{origin.layer_path or origin.layer}`"
+        if origin.layer_path or origin.layer
+        else None
+    )
     if origin.phase == "backward":
-        of = layer or {"loss": "the loss", "input": "the input", "metric": "a metric"}.get(origin.where)
+        of = layer or {"loss": "the loss", "input": "the input", "metric": "a metric"}.get(
+            origin.where
+        )
         return ["backward"] + ([f"gradient of {of}"] if of else [])
     if origin.phase == "update":
         return ["update", "optimizer"] if origin.where == "optimizer" else ["update"]
@@ -126,11 +254,18 @@ def _event(origin: Origin, stopped: Trigger | None = None) -> str:
 
 def bad_output(origin: Origin) -> OutputFacts | None:
     """The output that holds what the op made bad."""
-    return next((each for each in origin.outputs if each.indices), next((each for each in origin.outputs if each.nonfinite), None))
+    return next(
+        (each for each in origin.outputs if each.indices),
+        next((each for each in origin.outputs if each.nonfinite), None),
+    )
 
 
 def _value(output: OutputFacts | None) -> str:
-    return readable_number(output.value) if output is not None and output.value is not None else "a non-finite value"
+    return (
+        readable_number(output.value)
+        if output is not None and output.value is not None
+        else "a non-finite value"
+    )
 
 
 def _of(origin: Origin) -> str:
@@ -139,10 +274,17 @@ def _of(origin: Origin) -> str:
         words = [readable_number(each.value) for each in exact]
         pattern = _JOINED.get(origin.op_type or "") if len(words) == 2 else None
         return " of " + (pattern.format(*words) if pattern else readable_list(words))
-    ranges = [each for each in origin.operands if _is_number(each) and each.min is not None and each.max is not None]
+    ranges = [
+        each
+        for each in origin.operands
+        if _is_number(each) and each.min is not None and each.max is not None
+    ]
     if not ranges:
         return ""
-    low, high = min(each.min for each in ranges if each.min is not None), max(each.max for each in ranges if each.max is not None)
+    low, high = (
+        min(each.min for each in ranges if each.min is not None),
+        max(each.max for each in ranges if each.max is not None),
+    )
     return (
         f" of values that are all {readable_number(low)}"
         if low == high
@@ -155,14 +297,20 @@ def _is_number(operand: OperandFacts) -> bool:
 
 
 def _at(output: OutputFacts | None, origin: Origin) -> str:
-    at = f" at [{', '.join(map(str, output.indices[0]))}]" if output is not None and output.indices and output.indices[0] else ""
+    at = (
+        f" at [{', '.join(map(str, output.indices[0]))}]"
+        if output is not None and output.indices and output.indices[0]
+        else ""
+    )
     if not origin.rows:
         return at
     whose = "the" if not owner(origin) else "its"
     return f"{at} ({'sample' if len(origin.rows) == 1 else 'samples'} {readable_list(origin.rows)} of {whose} batch)"
 
 
-def _without_origin(verdict: Verdict, findings: Findings, incident: Incident, steps: tuple[int, int]) -> str:
+def _without_origin(
+    verdict: Verdict, findings: Findings, incident: Incident, steps: tuple[int, int]
+) -> str:
     where = f"step {incident.step} · {_recorded(incident.trigger)}"
     if verdict.kind == "healthy":
         said = f"{readable_steps(range(steps[0], steps[1] + 1))} · nothing non-finite"

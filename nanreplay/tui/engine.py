@@ -9,14 +9,93 @@ import sys
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from nanreplay.errors import NanreplayError, ReplayError
-from nanreplay.tui.worker import Task, work
+from nanreplay.findings import Report
+from nanreplay.tui.worker import Task, WorkerContext, work
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
     from multiprocessing.context import SpawnProcess
+
+    from nanreplay.replay.replay_programs import Mode
+    from nanreplay.report.explain import Fixes
+
+
+# Tasks for the worker process that call the library's engines. Imports no TensorFlow; the tasks
+# do when they run.
+
+
+@dataclass(frozen=True)
+class ReplayedStep:
+    """What one step gave; the part of `nanreplay.replay.StepResult` that is shown, without that module's imports."""
+
+    step: int
+    finite: bool
+    loss: float | None
+    bit_exact: bool | None
+    max_ulp: int | None
+
+
+@dataclass(frozen=True)
+class ReplayedSteps:
+    """The window replayed in one mode."""
+
+    mode: str
+    steps: tuple[ReplayedStep, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Explain(Task[Report]):
+    """Replay, judge, bisect, diagnose, try fixes. Its early part is the report without fixes."""
+
+    fixes: Fixes = "fast"
+    """Which fixes are tried."""
+    label: ClassVar[str] = "replaying"
+
+    def run(self, context: WorkerContext) -> Report:
+        """Explain the capture."""
+        from nanreplay.report.explain import explain
+
+        given = None if self.fixes == "none" else context.partial
+        return explain(
+            self.path,
+            trust=context.trust,
+            fixes=self.fixes,
+            progress=context.progress,
+            say=context.say,
+            before_fixes=given,
+        )
+
+
+@dataclass(frozen=True)
+class ReplaySteps(Task[ReplayedSteps]):
+    """Replay every step of the window in one mode."""
+
+    mode: str = "recorded"
+    """`recorded`, `graph`, `ops` or `float64`."""
+    label: ClassVar[str] = "replaying the window"
+
+    def run(self, context: WorkerContext) -> ReplayedSteps:
+        """Replay the steps."""
+        from nanreplay.capture import Capture
+        from nanreplay.report.replayed_steps import replay_steps
+
+        context.say(f"replaying the window, {self.mode}")
+        with Capture(self.path) as capture:
+            results, notes = replay_steps(
+                capture, cast("Mode", self.mode), trust=context.trust, progress=context.progress
+            )
+        steps = tuple(
+            ReplayedStep(each.step, each.finite, each.loss, each.bit_exact, each.max_ulp)
+            for each in results
+        )
+        return ReplayedSteps(self.mode, steps, notes)
+
+
+# --- tui.engine
 
 T = TypeVar("T")
 PATIENCE_S = 2.0
@@ -118,7 +197,9 @@ class Engine:
         if self._process is None:
             self._start()
         assert self._connection is not None
-        with contextlib.suppress(OSError):  # its end was not noticed yet; `_gone` sends again what is asked for
+        with contextlib.suppress(
+            OSError
+        ):  # its end was not noticed yet; `_gone` sends again what is asked for
             self._connection.send(message)
 
     def _start(self) -> None:
@@ -126,13 +207,22 @@ class Engine:
 
         spawn = multiprocessing.get_context("spawn")
         self._connection, theirs = spawn.Pipe()
-        process = spawn.Process(target=work, args=(theirs, self._trust), name="nanreplay worker", daemon=True)
-        with contextlib.redirect_stderr(sys.__stderr__):  # multiprocessing asks for its descriptor, and Textual's stand-in has none
+        process = spawn.Process(
+            target=work, args=(theirs, self._trust), name="nanreplay worker", daemon=True
+        )
+        with contextlib.redirect_stderr(
+            sys.__stderr__
+        ):  # multiprocessing asks for its descriptor, and Textual's stand-in has none
             process.start()
         self._process = process
         theirs.close()
         loop = asyncio.get_running_loop()
-        threading.Thread(target=self._listen, args=(self._connection, loop), daemon=True, name="nanreplay replies").start()
+        threading.Thread(
+            target=self._listen,
+            args=(self._connection, loop),
+            daemon=True,
+            name="nanreplay replies",
+        ).start()
 
     def _end(self) -> None:
         process, self._process = self._process, None
@@ -204,10 +294,18 @@ class Engine:
         if process is not None:
             process.join(1.0)
         self._end()
-        asked = self._asked.pop(running, None) if running is not None else self._asked.pop(next(iter(self._asked), -1), None)
+        asked = (
+            self._asked.pop(running, None)
+            if running is not None
+            else self._asked.pop(next(iter(self._asked), -1), None)
+        )
         if asked is not None and not asked.future.done():
             code = None if process is None else process.exitcode
-            asked.future.set_exception(ReplayError(f"The process that replays ended unexpectedly (exit code {code}): {asked.task.label}."))
+            asked.future.set_exception(
+                ReplayError(
+                    f"The process that replays ended unexpectedly (exit code {code}): {asked.task.label}."
+                )
+            )
         self._ask_again()
 
     def _ask_again(self) -> None:

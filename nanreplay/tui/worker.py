@@ -88,7 +88,9 @@ class WorkerContext:
         trust: Whether programs that reach beyond tensors may run.
     """
 
-    def __init__(self, send: Callable[[Any], None], is_cancelled: Callable[[int], bool], *, trust: bool) -> None:
+    def __init__(
+        self, send: Callable[[Any], None], is_cancelled: Callable[[int], bool], *, trust: bool
+    ) -> None:
         self.trust = trust
         self._send = send
         self._is_cancelled = is_cancelled
@@ -157,11 +159,16 @@ def work(connection: Connection, trust: bool) -> None:
         connection.send(_outcome(task_id, task, context, connection))
 
 
-def _listen(connection: Connection, inbox: queue.SimpleQueue[tuple[int, Task[Any]]], cancelled: set[int]) -> None:
+def _listen(
+    connection: Connection, inbox: queue.SimpleQueue[tuple[int, Task[Any]]], cancelled: set[int]
+) -> None:
     while True:
         try:
             message = connection.recv()
-        except (EOFError, OSError):  # the interface has gone, maybe killed: whatever runs here is of no use
+        except (
+            EOFError,
+            OSError,
+        ):  # the interface has gone, maybe killed: whatever runs here is of no use
             os._exit(0)
         if message[0] == "cancel":
             cancelled.add(message[1])
@@ -169,7 +176,9 @@ def _listen(connection: Connection, inbox: queue.SimpleQueue[tuple[int, Task[Any
             inbox.put(message[1:])
 
 
-def _outcome(task_id: int, task: Task[Any], context: WorkerContext, connection: Connection) -> tuple[Any, ...]:
+def _outcome(
+    task_id: int, task: Task[Any], context: WorkerContext, connection: Connection
+) -> tuple[Any, ...]:
     """Run a task; returns the message that says how it ended."""
     context.begin(task_id, task.label)
     connection.send(("started", task_id))

@@ -10,23 +10,25 @@ from typing import Any
 import numpy as np
 
 from nanreplay.bisect import Bisection
-from nanreplay.bisect.arrays import words
-from nanreplay.bisect.rules import COPIES
-from nanreplay.bisect.trace import Fact, StepTrace
+from nanreplay.bisect.influence import COPIES
+from nanreplay.bisect.op_trace import Fact, StepTrace
+from nanreplay.bisect.tensor_stats import words
 from nanreplay.findings import Cause, Origin
-from nanreplay.program.edit import OpKey, ProgramEditor
+from nanreplay.program.graph_editor import OpKey, ProgramEditor
 from nanreplay.records import Frame, OpInfo
-from nanreplay.replay.events import ValueId
-from nanreplay.whatif.code import operand_text
+from nanreplay.replay.provenance import ValueId
 from nanreplay.whatif.edits import CannotTryError, ProgramEdit
-from nanreplay.whatif.window import Window
+from nanreplay.whatif.fix_code import operand_text
+from nanreplay.whatif.trial_window import TrialWindow
 
 DIVISIONS = words("RealDiv Div FloorDiv TruncateDiv FloorMod Mod Xdivy DivNoNan")
 POLES = DIVISIONS | words(
     "Log Log1p Sqrt Rsqrt Reciprocal Inv Pow Xlogy Xlog1py Acos Asin Acosh Atanh Exp Expm1 Lgamma Digamma Atan2 Erfinv Ndtri"
 )
 """Ops with an operand at which they, or their gradients, are not finite."""
-MATRICES = words("MatrixInverse Cholesky MatrixSolve MatrixTriangularSolve LogMatrixDeterminant MatrixDeterminant")
+MATRICES = words(
+    "MatrixInverse Cholesky MatrixSolve MatrixTriangularSolve LogMatrixDeterminant MatrixDeterminant"
+)
 """Ops of a matrix that may be singular; their operand is the first input."""
 _SECOND = DIVISIONS | words("Xlogy Xlog1py")
 _COPIES = COPIES | words("ExpandDims Squeeze Cast BroadcastTo Transpose")
@@ -34,7 +36,7 @@ _LONGEST_SEARCH = 12
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class OpLocation:
     """One operand of one op of the program."""
 
     op: OpKey
@@ -55,7 +57,7 @@ class Failure:
         causes: Why, the likeliest first.
     """
 
-    window: Window
+    window: TrialWindow
     bisection: Bisection
     causes: Sequence[Cause]
 
@@ -89,16 +91,28 @@ class Failure:
         """
         origin = self.origin
         if origin is None or origin.op_name is None:
-            raise CannotTryError("There is no op to fix: the batch itself is not finite." if origin else "No origin was found.")
+            raise CannotTryError(
+                "There is no op to fix: the batch itself is not finite."
+                if origin
+                else "No origin was found."
+            )
         suspect = self.bisection.suspect
-        key = suspect.fact.key if suspect is not None and suspect.fact is not None else ("", origin.op_name)
+        key = (
+            suspect.fact.key
+            if suspect is not None and suspect.fact is not None
+            else ("", origin.op_name)
+        )
         return self.forward_of(key)
 
     @property
     def is_optimizers_own(self) -> bool:
         """Whether the origin is an op of the optimizer's that no line of the user's code computes."""
         origin = self.origin
-        return origin is not None and origin.where == "optimizer" and operand_text(origin.source, origin.op_type or "") is None
+        return (
+            origin is not None
+            and origin.where == "optimizer"
+            and operand_text(origin.source, origin.op_type or "") is None
+        )
 
     def check_users_own(self) -> None:
         """Fail when the origin is an op of the optimizer, which a user cannot write in another way.
@@ -114,7 +128,7 @@ class Failure:
         info = self.infos.get(key)
         return (info.forward_function, info.forward) if info is not None and info.forward else key
 
-    def places(self) -> Iterator[Place]:
+    def places(self) -> Iterator[OpLocation]:
         """Return operands at which an op has a pole: of the origin, then of the ops that its operand comes from.
 
         Raises:
@@ -123,11 +137,13 @@ class Failure:
         editor = ProgramEditor(self.window.replay.program(self.step).record)
         found = list(self._poles(editor, self.op))
         if not found:
-            raise CannotTryError(f"`{editor.node(self.op).op}` has no operand that could be moved away from a pole.")
+            raise CannotTryError(
+                f"`{editor.node(self.op).op}` has no operand that could be moved away from a pole."
+            )
         yield from found
         yield replace(found[0], everywhere=True)
 
-    def _poles(self, editor: ProgramEditor, key: OpKey) -> Iterator[Place]:
+    def _poles(self, editor: ProgramEditor, key: OpKey) -> Iterator[OpLocation]:
         """The op itself, then ops with a pole that made its operand, through copies, sums and products."""
         pending, seen = [key], {key}
         while pending and len(seen) < _LONGEST_SEARCH:
@@ -135,7 +151,7 @@ class Failure:
             op_type = editor.node(current).op
             if op_type in POLES | MATRICES:
                 position = 1 if op_type in _SECOND else 0
-                yield Place(current, op_type, position)
+                yield OpLocation(current, op_type, position)
                 sources = [editor.data_inputs(current)[position]] if op_type in POLES else []
             elif current == key or op_type in _COPIES | words("Mul Add AddV2 Neg Maximum Minimum"):
                 sources = editor.data_inputs(current)
@@ -147,7 +163,7 @@ class Failure:
                     seen.add(following)
                     pending.append(following)
 
-    def operand_edit(self, place: Place, change: Any) -> ProgramEdit:
+    def operand_edit(self, place: OpLocation, change: Any) -> ProgramEdit:
         """Return the edit that gives an op, and the ops of its gradient, `change(operand)` in place of its operand.
 
         Args:
@@ -161,7 +177,11 @@ class Failure:
             old = editor.data_inputs(op)[place.position]
             new = editor.add(op[0], change, [old])[0]
             editor.set_input(op, place.position, new)
-            backward = {key for key, info in editor.infos.items() if (info.forward_function, info.forward) == op}
+            backward = {
+                key
+                for key, info in editor.infos.items()
+                if (info.forward_function, info.forward) == op
+            }
             editor.reroute(op[0], old, new, only=lambda key: key in backward)
             for key, position in ((editor.locate(key), position) for key, position in popped):
                 taken = editor.data_inputs(key)[position]
@@ -169,7 +189,7 @@ class Failure:
 
         return edit
 
-    def value_edit(self, place: Place, change: Any) -> ProgramEdit:
+    def value_edit(self, place: OpLocation, change: Any) -> ProgramEdit:
         """Return the edit that gives `change(operand)` to all ops of the main graph that take an operand, and to their gradients.
 
         The gradient of the op that made the operand keeps what that op gave.
@@ -184,7 +204,7 @@ class Failure:
 
         return edit
 
-    def _popped(self, place: Place) -> set[tuple[OpKey, int]]:
+    def _popped(self, place: OpLocation) -> set[tuple[OpKey, int]]:
         """Inputs of the op's gradient, in other functions (bodies of backward loops), that hold the operand."""
         trace = self.trace
         if trace is None:
@@ -195,17 +215,28 @@ class Failure:
                 operands.add(_source(trace, fact.input_ids[place.position]))
                 continue
             info = self.infos.get(fact.key)
-            if fact.function == place.op[0] or fact.type.startswith(("TensorList", "Stack")):  # storage hands the operand on
+            if fact.function == place.op[0] or fact.type.startswith(
+                ("TensorList", "Stack")
+            ):  # storage hands the operand on
                 continue
             if info is not None and (info.forward_function, info.forward) == place.op:
                 gradient.append(fact)
-        return {(fact.key, k) for fact in gradient for k, value in enumerate(fact.input_ids) if _source(trace, value) in operands}
+        return {
+            (fact.key, k)
+            for fact in gradient
+            for k, value in enumerate(fact.input_ids)
+            if _source(trace, value) in operands
+        }
 
     def facts(self, key: OpKey) -> list[Fact]:
         """Return the executions of an op in the origin's step."""
-        return [] if self.trace is None else [fact for fact in self.trace.facts.values() if fact.key == key]
+        return (
+            []
+            if self.trace is None
+            else [fact for fact in self.trace.facts.values() if fact.key == key]
+        )
 
-    def operand(self, place: Place) -> Any:
+    def operand(self, place: OpLocation) -> Any:
         """Return an operand's values at the origin's step (numpy), None when they were not kept."""
         trace, facts = self.trace, self.facts(place.op)
         if trace is None or not facts:

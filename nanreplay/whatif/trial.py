@@ -15,13 +15,12 @@ from nanreplay.errors import NanreplayError
 from nanreplay.findings import Cause, FixResult
 from nanreplay.records import Trigger
 from nanreplay.replay import Replay
-from nanreplay.whatif.candidates import LAST_RESORT, candidates
-from nanreplay.whatif.edits import BadValueError, Edit, Fix
+from nanreplay.whatif.edits import LAST_RESORT, BadValueError, Edit, Fix, candidates
 from nanreplay.whatif.failure import Failure
+from nanreplay.whatif.fix_names import FixError, check_fix
 from nanreplay.whatif.fixes import FIXES
-from nanreplay.whatif.fixes.operand import epsilon
-from nanreplay.whatif.spec import FixError, check_fix
-from nanreplay.whatif.window import Outcome, Window
+from nanreplay.whatif.fixes.operand_fixes import epsilon
+from nanreplay.whatif.trial_window import TrialOutcome, TrialWindow
 
 _CANNOT = (NanreplayError, tf.errors.OpError, ValueError, TypeError, KeyError, IndexError)
 """What is raised where a fix does not fit a program: TensorFlow refuses the changed graph in many ways."""
@@ -66,7 +65,7 @@ def what_if(
         ReplayError: The incident cannot be replayed.
     """
     asked = [check_fix(text) for text in (candidates(causes) if fixes is None else fixes)]
-    bench = _Bench(Failure(Window(replay), bisection, causes), keeps_all=fixes is not None)
+    bench = _Bench(Failure(TrialWindow(replay), bisection, causes), keeps_all=fixes is not None)
     ends = math.inf if budget_s is None else time.perf_counter() + budget_s
     for done, (name, value) in enumerate(asked):
         if time.perf_counter() + bench.longest_s > ends:
@@ -111,7 +110,12 @@ def _joined(fixes: Sequence[Fix]) -> Fix:
     for fix in fixes:
         edit |= fix.edit
     params = {f"{fix.name}.{key}": value for fix in fixes for key, value in fix.params.items()}
-    return Fix("+".join(fix.name for fix in fixes), params, edit, "\n".join(fix.code for fix in fixes if fix.code))
+    return Fix(
+        "+".join(fix.name for fix in fixes),
+        params,
+        edit,
+        "\n".join(fix.code for fix in fixes if fix.code),
+    )
 
 
 def _try_places(failure: Failure, name: str, value: str | None) -> tuple[FixResult, Fix | None]:
@@ -126,7 +130,9 @@ def _try_places(failure: Failure, name: str, value: str | None) -> tuple[FixResu
     return result, fix
 
 
-def _try_one(failure: Failure, name: str, value: str | None, make: Callable[[], Fix]) -> tuple[FixResult, Fix | None]:
+def _try_one(
+    failure: Failure, name: str, value: str | None, make: Callable[[], Fix]
+) -> tuple[FixResult, Fix | None]:
     params = {} if value is None else {"value": value}
     try:
         fix = make()
@@ -141,20 +147,32 @@ def _tried(failure: Failure, fix: Fix) -> FixResult:
     try:
         outcome = failure.window.run(fix.edit)
     except _CANNOT as error:
-        return FixResult(fix.name, fix.params, None, None, code=fix.code, source=fix.source, note=_said(error))
+        return FixResult(
+            fix.name, fix.params, None, None, code=fix.code, source=fix.source, note=_said(error)
+        )
     return _result(failure, fix, outcome)
 
 
 def _said(error: Exception) -> str:
     line = (str(error).splitlines() or [""])[0]
-    return line if isinstance(error, NanreplayError) else f"It does not fit this program. {type(error).__name__}: {line}"
+    return (
+        line
+        if isinstance(error, NanreplayError)
+        else f"It does not fit this program. {type(error).__name__}: {line}"
+    )
 
 
-def _result(failure: Failure, fix: Fix, outcome: Outcome) -> FixResult:
+def _result(failure: Failure, fix: Fix, outcome: TrialOutcome) -> FixResult:
     results, failed = outcome.results, outcome.failed
     last = failure.window.failing if outcome.raised is not None else results[-1].step
     final_loss = results[-1].loss if results and outcome.raised is None else None
-    bad = Trigger("exception", "", outcome.raised) if outcome.raised is not None else failed.nonfinite if failed is not None else None
+    bad = (
+        Trigger("exception", "", outcome.raised)
+        if outcome.raised is not None
+        else failed.nonfinite
+        if failed is not None
+        else None
+    )
     return FixResult(
         fix.name,
         fix.params,
@@ -170,16 +188,28 @@ def _result(failure: Failure, fix: Fix, outcome: Outcome) -> FixResult:
     )
 
 
-def _still_growing(outcome: Outcome, prevents: bool, final_loss: float | None) -> str | None:
+def _still_growing(outcome: TrialOutcome, prevents: bool, final_loss: float | None) -> str | None:
     """A run that ends finite may be on its way all the same."""
     first = outcome.results[0].loss if outcome.results else None
-    if not prevents or final_loss is None or first is None or abs(final_loss) <= _GROWN * max(abs(first), 1.0):
+    if (
+        not prevents
+        or final_loss is None
+        or first is None
+        or abs(final_loss) <= _GROWN * max(abs(first), 1.0)
+    ):
         return None
     return f"The loss is finite, but grew from {first:.3g} to {final_loss:.3g}."
 
 
-def _loss_change(outcome: Outcome, failing: int) -> float | None:
+def _loss_change(outcome: TrialOutcome, failing: int) -> float | None:
     """Largest relative change of the loss in the steps before the failing one; None when there are none."""
     pairs = [(each.loss, each.recorded_loss) for each in outcome.results if each.step < failing]
-    known = [(new, old) for new, old in pairs if new is not None and old is not None and math.isfinite(new) and math.isfinite(old)]
-    return max((abs(new - old) / max(abs(old), 1e-30) if new != old else 0.0 for new, old in known), default=None)
+    known = [
+        (new, old)
+        for new, old in pairs
+        if new is not None and old is not None and math.isfinite(new) and math.isfinite(old)
+    ]
+    return max(
+        (abs(new - old) / max(abs(old), 1e-30) if new != old else 0.0 for new, old in known),
+        default=None,
+    )

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay import Recorder
-from nanreplay.recorder import watchdog
+from nanreplay.recorder import signals
 
 Scenario = Callable[[Path], None]
 
@@ -51,7 +51,9 @@ def send(number: int) -> None:
 
 
 def sigterm_between_steps(path: Path) -> None:
-    model().fit(batches(), callbacks=[Recorder(path), At(2, lambda: send(signal.SIGTERM))], verbose=0)
+    model().fit(
+        batches(), callbacks=[Recorder(path), At(2, lambda: send(signal.SIGTERM))], verbose=0
+    )
 
 
 def sigterm_in_an_eager_step(path: Path) -> None:
@@ -71,7 +73,7 @@ def sigterm_in_an_eager_step_without_end(path: Path) -> None:
             pass
         return tf.cast(x, tf.float32)
 
-    watchdog.GRACE_S = 0.2
+    signals.GRACE_S = 0.2
     recorded = Recorder(path).wrap(step)
     for x in range(6):
         if x == 3:
@@ -80,7 +82,7 @@ def sigterm_in_an_eager_step_without_end(path: Path) -> None:
 
 
 def sigterm_while_data_never_comes(path: Path) -> None:
-    watchdog.GRACE_S = 0.2
+    signals.GRACE_S = 0.2
     never: queue.Queue[Any] = queue.Queue()
 
     def starved() -> Iterator[Any]:
@@ -99,7 +101,7 @@ def sigterm_in_a_forked_process(path: Path) -> None:
             os._exit(0)
         assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
 
-    watchdog.GRACE_S = 0.1
+    signals.GRACE_S = 0.1
     model().fit(batches(), callbacks=[Recorder(path), At(2, fork)], verbose=0)
 
 
@@ -134,4 +136,13 @@ def run(scenario: Scenario, folder: Path) -> int:
 
 if __name__ == "__main__":
     signal.alarm(100)
-    print(json.dumps({each.__name__: os.waitstatus_to_exitcode(os.waitpid(run(each, Path(sys.argv[1])), 0)[1]) for each in SCENARIOS}))
+    print(
+        json.dumps(
+            {
+                each.__name__: os.waitstatus_to_exitcode(
+                    os.waitpid(run(each, Path(sys.argv[1])), 0)[1]
+                )
+                for each in SCENARIOS
+            }
+        )
+    )

@@ -19,19 +19,19 @@ from injected_corners import busy_loop, drawing_loop
 
 import nanreplay
 from nanreplay import Capture, Recorder
-from nanreplay.recorder import pace, progress
+from nanreplay.recorder import environment, pace
 from nanreplay.recorder.pace import FIRST_LOOKS
 
 PACKAGE = Path(nanreplay.__file__).parent
-ROOMS = ("recorder", "program", "capture")
+ROOMS = ("recorder", "program", "tensorflow_internals", "capture")
 """Packages that run while a training is recorded."""
 
 FRAMES = (
     # around the training's own step: an error as they begin would be Python's
     "recorder/callback.py:on_", "recorder/callback.py:wrap",
     "recorder/callback.py:close", "recorder/callback.py:dump", "recorder/callback.py:set_model", "recorder/callback.py:_suspected",
-    "recorder/callback.py:recorded", "recorder/fit.py:__call__", "recorder/fit.py:_keras_way", "recorder/fit.py:train_step",
-    "recorder/fit_callbacks.py:hook", "recorder/ending.py:run", "recorder/ending.py:begin_step", "recorder/ending.py:end_step",
+    "recorder/callback.py:recorded", "recorder/fit_hooks.py:__call__", "recorder/fit_hooks.py:_keras_way", "recorder/fit_hooks.py:train_step",
+    "recorder/fit_hooks.py:hook", "recorder/ending.py:run", "recorder/ending.py:begin_step", "recorder/ending.py:end_step",
     "recorder/compiled_calls.py:call", "recorder/compiled_calls.py:call_directly", "recorder/compiled_calls.py:_run",
     "recorder/compiled_calls.py:_watched", "recorder/compiled_calls.py:_suspect", "recorder/compiled_calls.py:_raised",
     "recorder/compiled_calls.py:trained_eagerly", "recorder/eager_step.py:call", "recorder/eager_step.py:note_variables",
@@ -39,22 +39,22 @@ FRAMES = (
     "recorder/eager_step.py:begin", "recorder/eager_step.py:_stop", "recorder/eager_step.py:ended", "recorder/eager_step.py:_read_before.<locals>.assign",
     "recorder/eager_step.py:__call__", "program/observe.py:call_flat", "program/observe.py:listening", "program/observe.py:muted",
     "program/observe.py:mute", "program/observe.py:start_listening", "program/observe.py:stop_listening", "program/observe.py:init",
-    "program/observe.py:_notes", "program/observe.py:observed", "program/private_calls.py:is_top_level",
-    "program/private_calls.py:is_tape_recording", "program/private_calls.py:packed", "program/private_calls.py:__call__",
+    "program/observe.py:_notes", "program/observe.py:observed", "tensorflow_internals/tf_functions.py:is_top_level",
+    "tensorflow_internals/tf_functions.py:is_tape_recording", "tensorflow_internals/tf_functions.py:packed", "tensorflow_internals/tf_functions.py:__call__",
     "program/fetching.py:run", "program/observation.py:notes_of",
     "recorder/incidents.py:handle", "recorder/incidents.py:_write", "recorder/incidents.py:settle", "recorder/incidents.py:dump",
-    "recorder/ending.py:ended_by", "recorder/signals.py:answer_pending", "recorder/session.py:guard",
-    "recorder/session.py:fail", "program/observe.py:_run", "program/observe.py:__exit__",
-    "program/observe.py:_forward_token", "program/observe.py:_observed_gradient_function", "program/private_tf.py:record_gradient",
-    "program/assignments.py:assign", "program/assignments.py:note", "program/draws.py:draw", "program/draws.py:note",
-    "program/private_tf.py:gradient_function", "program/private_tf.py:call", "recorder/eager_step.py:callback",
-    "recorder/watchdog.py:_watch",
+    "recorder/ending.py:ended_by", "recorder/signals.py:answer_pending", "recorder/recording.py:guard",
+    "recorder/recording.py:fail", "program/observe.py:_run", "program/observe.py:__exit__",
+    "program/observe.py:_forward_token", "program/observe.py:_observed_gradient_function", "tensorflow_internals/tf_eager.py:record_gradient",
+    "program/python_effects.py:assign", "program/python_effects.py:note", "program/python_effects.py:draw", "program/python_effects.py:note",
+    "tensorflow_internals/tf_eager.py:gradient_function", "tensorflow_internals/tf_eager.py:call", "recorder/eager_step.py:callback",
+    "recorder/signals.py:_watch",
     "capture/temporary.py:seek", "capture/temporary.py:tell", "capture/temporary.py:read", "capture/temporary.py:write",
     "capture/temporary.py:truncate", "capture/temporary.py:flush",
     # what `fit` is given: of Keras's own outputs, without which it cannot go on
     "recorder/compiled_calls.py:outputs_of",
     # which undo, and are called again by nobody
-    "program/private_tf.py:undo", "program/observe.py:release",
+    "tensorflow_internals/tf_eager.py:undo", "program/observe.py:release",
 )  # fmt: skip
 """Functions that catch the errors of the others, with what they do themselves before they can."""
 
@@ -98,11 +98,21 @@ def eager_loop(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
 def large_loop(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
     """Variables are looked at as seldom as may be, and one turns NaN in a step that is not looked at, which later ones show."""
     with mock.patch.object(pace, "LOOK_SHARE", 1e-9):
-        return _loop(path, begin, tf.function, bad_update=FIRST_LOOKS + 2, batches=[_batches()[0]] * (FIRST_LOOKS + 20))
+        return _loop(
+            path,
+            begin,
+            tf.function,
+            bad_update=FIRST_LOOKS + 2,
+            batches=[_batches()[0]] * (FIRST_LOOKS + 20),
+        )
 
 
 def _loop(
-    path: Path | None, begin: Callable[[], None], kind: Callable[[Any], Any], bad_update: int | None = None, batches: Any = None
+    path: Path | None,
+    begin: Callable[[], None],
+    kind: Callable[[Any], Any],
+    bad_update: int | None = None,
+    batches: Any = None,
 ) -> list[bytes]:
     keras.utils.set_random_seed(1)
     dense, optimizer = keras.layers.Dense(2), keras.optimizers.SGD(0.1, momentum=0.9)
@@ -123,10 +133,16 @@ def _loop(
     begin()
     if recorder is not None:
         recorded = recorder.wrap(recorded, optimizer=optimizer)
-    losses = [np.asarray(recorded(tf.constant(batch))).tobytes() for batch in (_batches() if batches is None else batches)]
+    losses = [
+        np.asarray(recorded(tf.constant(batch))).tobytes()
+        for batch in (_batches() if batches is None else batches)
+    ]
     if recorder is not None:
         recorder.close()
-    return [*losses, *(np.asarray(variable).tobytes() for variable in [*dense.variables, *optimizer.variables])]
+    return [
+        *losses,
+        *(np.asarray(variable).tobytes() for variable in [*dense.variables, *optimizer.variables]),
+    ]
 
 
 def fit(path: Path | None, begin: Callable[[], None], **options: Any) -> list[bytes]:
@@ -136,9 +152,23 @@ def fit(path: Path | None, begin: Callable[[], None], **options: Any) -> list[by
     x = np.concatenate(_batches())
     callbacks = [] if path is None else [_recorder(path)]
     begin()
-    history = model.fit(x, np.ones((len(x), 2), "float32"), batch_size=2, epochs=2, shuffle=False, verbose=0, callbacks=callbacks)
+    history = model.fit(
+        x,
+        np.ones((len(x), 2), "float32"),
+        batch_size=2,
+        epochs=2,
+        shuffle=False,
+        verbose=0,
+        callbacks=callbacks,
+    )
     losses = [np.float64(loss).tobytes() for loss in history.history["loss"]]
-    return [*losses, *(np.asarray(variable).tobytes() for variable in [*model.variables, *model.optimizer.variables])]
+    return [
+        *losses,
+        *(
+            np.asarray(variable).tobytes()
+            for variable in [*model.variables, *model.optimizer.variables]
+        ),
+    ]
 
 
 def eager_fit(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
@@ -166,10 +196,15 @@ def _profile(injector: Injector | None) -> None:
     threading.setprofile(injector)
 
 
-def run(scenario: str, path: Path | None, injector: Injector | None = None) -> tuple[list[bytes], list[str]]:
+def run(
+    scenario: str, path: Path | None, injector: Injector | None = None
+) -> tuple[list[bytes], list[str]]:
     """Train; returns the bits of losses and variables, and the warnings."""
     tf.keras.backend.clear_session()
-    with warnings.catch_warnings(record=True) as warned, mock.patch.object(progress, "SHOWN_AFTER_S", 0.0):
+    with (
+        warnings.catch_warnings(record=True) as warned,
+        mock.patch.object(environment, "SHOWN_AFTER_S", 0.0),
+    ):
         warnings.simplefilter("always")
         try:
             found = {**SCENARIOS, **SPECIAL}[scenario](path, lambda: _profile(injector))
@@ -191,7 +226,14 @@ def _is_frame(name: str) -> bool:
     return name in FRAMES or f"{file}:{qualified.rpartition('.')[2]}".startswith(FRAMES)
 
 
-def harm(scenario: str, folder: Path, function: CodeType, error: Exception, bare: list[bytes], warned: int) -> list[str]:
+def harm(
+    scenario: str,
+    folder: Path,
+    function: CodeType,
+    error: Exception,
+    bare: list[bytes],
+    warned: int,
+) -> list[str]:
     """What an error at the first call of `function` did that it must not do, where `warned` warnings are usual."""
     # an error of its own each time: one that is raised again keeps the frames of all trainings before, and so their models
     path, injector = folder / "run.h5", Injector(function, type(error)(*error.args))
@@ -205,7 +247,9 @@ def harm(scenario: str, folder: Path, function: CodeType, error: Exception, bare
         "was never raised": not injector.happened,
         "changed the training": found != bare,
         "said nothing": not (reports or files or isinstance(error, MemoryError)),
-        f"said {said}": len(said) > 1 + warned or len(reports) > 1 or any("the training raised" in each for each in said),
+        f"said {said}": len(said) > 1 + warned
+        or len(reports) > 1
+        or any("the training raised" in each for each in said),
         "left a temporary file": any(folder.glob("*.tmp")),
     }
     for file in files:

@@ -12,7 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay import Recorder
-from nanreplay.recorder import late
+from nanreplay.recorder import pace
 
 
 def half() -> Any:
@@ -21,8 +21,13 @@ def half() -> Any:
 
 def busy_loop(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
     """Compiled, and checked late as on a GPU."""
-    with mock.patch.dict(late.LAGS, {"CPU": 2}):
-        return _loop(path, begin, tf.function, lambda x: x + tf.ensure_shape(tf.py_function(half, [], tf.float32), []))
+    with mock.patch.dict(pace.LAGS, {"CPU": 2}):
+        return _loop(
+            path,
+            begin,
+            tf.function,
+            lambda x: x + tf.ensure_shape(tf.py_function(half, [], tf.float32), []),
+        )
 
 
 def drawing_loop(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
@@ -30,7 +35,12 @@ def drawing_loop(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
     return _loop(path, begin, lambda step: step, lambda x: x + tf.random.normal([2, 3], seed=1))
 
 
-def _loop(path: Path | None, begin: Callable[[], None], kind: Callable[[Any], Any], disturbed: Callable[[Any], Any]) -> list[bytes]:
+def _loop(
+    path: Path | None,
+    begin: Callable[[], None],
+    kind: Callable[[Any], Any],
+    disturbed: Callable[[Any], Any],
+) -> list[bytes]:
     """The second step follows an assignment, the fifth gives NaN, and the eighth raises."""
     keras.utils.set_random_seed(1)
     dense, optimizer = keras.layers.Dense(2), keras.optimizers.SGD(0.1, momentum=0.9)
@@ -46,7 +56,11 @@ def _loop(path: Path | None, begin: Callable[[], None], kind: Callable[[Any], An
 
     batches = np.random.default_rng(0).normal(size=(8, 2, 3)).astype("float32")
     batches[4, 1, 1], batches[7] = np.nan, 1e9
-    recorded, recorder, losses = kind(step), None if path is None else Recorder(path, on_nan="continue"), []
+    recorded, recorder, losses = (
+        kind(step),
+        None if path is None else Recorder(path, on_nan="continue"),
+        [],
+    )
     begin()
     if recorder is not None:
         recorded = recorder.wrap(recorded, optimizer=optimizer)
@@ -64,4 +78,7 @@ def _loop(path: Path | None, begin: Callable[[], None], kind: Callable[[Any], An
                 variable.assign(tf.ones_like(variable))
     if recorder is not None:
         recorder.close()
-    return [*losses, *(np.asarray(variable).tobytes() for variable in [*dense.variables, *optimizer.variables])]
+    return [
+        *losses,
+        *(np.asarray(variable).tobytes() for variable in [*dense.variables, *optimizer.variables]),
+    ]

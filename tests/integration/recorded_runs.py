@@ -13,7 +13,9 @@ import tensorflow as tf
 from nanreplay import NonFiniteError, Recorder
 
 
-def train(path: Path, penalty: Callable[[Any], Any], *, bad: float = 0.0, dump: bool = False) -> None:
+def train(
+    path: Path, penalty: Callable[[Any], Any], *, bad: float = 0.0, dump: bool = False
+) -> None:
     """Fit one weight for six steps; `bad` is an input of step 4, of which `penalty` may make what it likes."""
     weight = tf.Variable([[0.5], [0.25]], name="weight")
     optimizer = tf.keras.optimizers.SGD(0.01)
@@ -46,7 +48,9 @@ def chatty_log(x: Any) -> Any:
 
 def through_python(x: Any) -> Any:
     """Logarithm in Python code within a loop, whose outputs no capture can hold."""
-    return tf.map_fn(lambda row: tf.ensure_shape(tf.numpy_function(np.log, [row], tf.float32), row.shape), x)
+    return tf.map_fn(
+        lambda row: tf.ensure_shape(tf.numpy_function(np.log, [row], tf.float32), row.shape), x
+    )
 
 
 def reaching_a_file(x: Any) -> Any:

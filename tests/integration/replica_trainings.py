@@ -30,13 +30,22 @@ def dense() -> Any:
     """Sigmoid and logarithm, with statistics and random numbers that each replica keeps for itself."""
     layers = keras.layers
     hidden = [layers.Dense(8, "sigmoid", name="hidden"), Logarithm(name="logarithm")]
-    return keras.Sequential([*hidden, layers.BatchNormalization(name="norm"), layers.Dropout(0.2), layers.Dense(1, name="out")])
+    return keras.Sequential(
+        [
+            *hidden,
+            layers.BatchNormalization(name="norm"),
+            layers.Dropout(0.2),
+            layers.Dense(1, name="out"),
+        ]
+    )
 
 
 def sparse() -> Any:
     """The gradient of the embedding is sparse; replicas exchange it by gathering."""
     layers = keras.layers
-    return keras.Sequential([layers.Embedding(9, 4, name="embedding"), layers.Flatten(), layers.Dense(1, name="out")])
+    return keras.Sequential(
+        [layers.Embedding(9, 4, name="embedding"), layers.Flatten(), layers.Dense(1, name="out")]
+    )
 
 
 def numbers(replicas: int, *, bad: int | None) -> tuple[Any, Any]:
@@ -64,11 +73,20 @@ def fit(path: Path | None, strategy: Any, build: Any, data: Any, *, scaled: bool
     with strategy.scope():
         model = build()
         optimizer = keras.optimizers.Adam(0.01)
-        model.compile(optimizer=keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer, loss="mse")
+        model.compile(
+            optimizer=keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer,
+            loss="mse",
+        )
     batches = tf.data.Dataset.from_tensor_slices(data).batch(ROWS * strategy.num_replicas_in_sync)
     with contextlib.suppress(NonFiniteError):
-        model.fit(batches, callbacks=[] if path is None else [Recorder(path)], verbose=0, shuffle=False)
-    variables = [part for variable in [*model.variables, *model.optimizer.variables] for part in variable.value.values]
+        model.fit(
+            batches, callbacks=[] if path is None else [Recorder(path)], verbose=0, shuffle=False
+        )
+    variables = [
+        part
+        for variable in [*model.variables, *model.optimizer.variables]
+        for part in variable.value.values
+    ]
     return sha256(b"".join(np.asarray(variable).tobytes() for variable in variables)).hexdigest()
 
 
@@ -105,13 +123,23 @@ def main(folder: Path, replicas: int, *, healthy: bool) -> None:
 
     One strategy a process: TensorFlow mixes up the collective ops of two.
     """
-    tf.config.threading.set_inter_op_parallelism_threads(2 * replicas)  # each device's collective op holds a thread
+    tf.config.threading.set_inter_op_parallelism_threads(
+        2 * replicas
+    )  # each device's collective op holds a thread
     (cpu,) = tf.config.list_physical_devices("CPU")
-    tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * replicas)
-    strategy, last = tf.distribute.MirroredStrategy([f"CPU:{device}" for device in range(replicas)]), replicas - 1
+    tf.config.set_logical_device_configuration(
+        cpu, [tf.config.LogicalDeviceConfiguration()] * replicas
+    )
+    strategy, last = (
+        tf.distribute.MirroredStrategy([f"CPU:{device}" for device in range(replicas)]),
+        replicas - 1,
+    )
     if healthy:
         data = numbers(replicas, bad=None)
-        digests = [fit(folder / "healthy.h5", strategy, dense, data), fit(None, strategy, dense, data)]
+        digests = [
+            fit(folder / "healthy.h5", strategy, dense, data),
+            fit(None, strategy, dense, data),
+        ]
         (folder / "digests.json").write_text(json.dumps(digests))
         return
     fit(folder / "fit.h5", strategy, dense, numbers(replicas, bad=last))

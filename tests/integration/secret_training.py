@@ -24,8 +24,14 @@ def main() -> None:
     @tf.function
     def step(x: Any) -> Any:
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.square(x @ weight)) + tf.reduce_mean(1.0 / x) + 1e-9 * tf.reduce_sum(TABLE * RECORDED_TOO)
-            tf.debugging.assert_greater(loss, -1.0, message=f"{NAME} on {HOST} reads {Path(__file__).absolute()}")
+            loss = (
+                tf.reduce_mean(tf.square(x @ weight))
+                + tf.reduce_mean(1.0 / x)
+                + 1e-9 * tf.reduce_sum(TABLE * RECORDED_TOO)
+            )
+            tf.debugging.assert_greater(
+                loss, -1.0, message=f"{NAME} on {HOST} reads {Path(__file__).absolute()}"
+            )
             tf.print(f"{NAME} trains:", loss, output_stream=sys.stdout)
         optimizer.apply_gradients([(tape.gradient(loss, weight), weight)])
         return loss

@@ -42,7 +42,9 @@ def test_another_backend(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         ({"sources": "all"}, "sources"),
     ],
 )
-def test_arguments_are_checked_by_name(tmp_path: Path, arguments: dict[str, Any], message: str) -> None:
+def test_arguments_are_checked_by_name(
+    tmp_path: Path, arguments: dict[str, Any], message: str
+) -> None:
     with pytest.raises(AttachError, match=message):
         Recorder(tmp_path / "run.h5", **arguments)
 

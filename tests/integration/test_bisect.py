@@ -19,7 +19,9 @@ from nanreplay.findings import Findings, Origin
 from nanreplay.replay.session import Replay
 
 ROWS = 8
-pytestmark = pytest.mark.filterwarnings("ignore:nanreplay. step")  # what `on_nan="stop"` says at an incident
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:nanreplay. step"
+)  # what `on_nan="stop"` says at an incident
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +44,15 @@ def bisect(path: Path) -> Findings:
 def fit(path: Path, model: Any, x: Any, y: Any, **options: Any) -> Findings:
     """Train until something is not finite, and bisect the recording."""
     run = path / "run.h5"
-    model.fit(x, y, batch_size=ROWS, shuffle=False, verbose=0, callbacks=[Recorder(str(run), on_nan="stop")], **options)
+    model.fit(
+        x,
+        y,
+        batch_size=ROWS,
+        shuffle=False,
+        verbose=0,
+        callbacks=[Recorder(str(run), on_nan="stop")],
+        **options,
+    )
     assert run.exists(), "nothing turned non-finite"
     return bisect(run)
 
@@ -64,7 +74,9 @@ def origin_of(findings: Findings) -> Origin:
     return findings.origin
 
 
-def model_of(layer: Any, shape: tuple[int, ...], *, loss: Any = "mse", optimizer: Any = "sgd", **options: Any) -> Any:
+def model_of(
+    layer: Any, shape: tuple[int, ...], *, loss: Any = "mse", optimizer: Any = "sgd", **options: Any
+) -> Any:
     """A model of one layer and a Dense on top."""
     inputs = keras.Input(shape)
     model = keras.Model(inputs, keras.layers.Dense(1, name="out")(layer(inputs)))
@@ -88,7 +100,13 @@ def test_a_nan_in_the_batch_is_the_origin_with_its_row(tmp_path: Path, draws: An
     x[2 * ROWS + 5, 1] = np.nan
     findings = fit(tmp_path, model_of(keras.layers.Dense(4, activation="tanh"), (3,)), x, y)
     origin = origin_of(findings)
-    assert (origin.step, origin.phase, origin.where, origin.layer, origin.op_type) == (2, "input", "input", None, None)
+    assert (origin.step, origin.phase, origin.where, origin.layer, origin.op_type) == (
+        2,
+        "input",
+        "input",
+        None,
+        None,
+    )
     assert origin.rows == (5,)
     assert origin.outputs[0].indices == ((5, 1),)
     assert findings.chain[0].op_type == "MatMul"
@@ -99,12 +117,21 @@ def test_division_by_zero_in_a_while_loop_names_the_iteration(tmp_path: Path, dr
         def body(i: Any, total: Any) -> Any:
             return i + 1, total + 1.0 / (x[:, i] - 2.0)
 
-        return tf.while_loop(lambda i, total: i < 4, body, (tf.constant(0), tf.zeros_like(x[:, 0])))[1][:, None]
+        return tf.while_loop(
+            lambda i, total: i < 4, body, (tf.constant(0), tf.zeros_like(x[:, 0]))
+        )[1][:, None]
 
     x, y = draws.rand(32, 4).astype("float32"), draws.randn(32, 1).astype("float32")
     x[ROWS + 3, 2] = 2.0
-    origin = origin_of(fit(tmp_path, model_of(Layer(call, name="looped"), (4,), jit_compile=False), x, y))
-    assert (origin.step, origin.phase, origin.layer, origin.op_type) == (1, "forward", "looped", "RealDiv")
+    origin = origin_of(
+        fit(tmp_path, model_of(Layer(call, name="looped"), (4,), jit_compile=False), x, y)
+    )
+    assert (origin.step, origin.phase, origin.layer, origin.op_type) == (
+        1,
+        "forward",
+        "looped",
+        "RealDiv",
+    )
     assert [each.iteration for each in origin.loop] == [2]
     assert origin.rows == (3,)
     assert origin.operands[1].value == 0.0
@@ -135,7 +162,14 @@ class Divides(keras.layers.Layer):
 def test_an_op_in_a_recurrent_cell_names_the_time_step(tmp_path: Path, draws: Any) -> None:
     x, y = draws.rand(24, 5, 1).astype("float32") + 0.5, draws.randn(24, 1).astype("float32")
     x[ROWS + 2, 3] = 0.0
-    origin = origin_of(fit(tmp_path, model_of(keras.layers.RNN(Divides(name="cell"), name="rnn"), (5, 1), jit_compile=False), x, y))
+    origin = origin_of(
+        fit(
+            tmp_path,
+            model_of(keras.layers.RNN(Divides(name="cell"), name="rnn"), (5, 1), jit_compile=False),
+            x,
+            y,
+        )
+    )
     assert (origin.step, origin.phase, origin.op_type) == (1, "forward", "RealDiv")
     assert origin.layer_path is not None
     assert "rnn" in origin.layer_path.split("/")
@@ -148,16 +182,25 @@ def test_a_backward_op_in_a_loop_names_the_forward_iteration(tmp_path: Path, dra
         def body(i: Any, total: Any) -> Any:
             return i + 1, total + tf.sqrt(x[:, i])
 
-        return tf.while_loop(lambda i, total: i < 4, body, (tf.constant(0), tf.zeros_like(x[:, 0])))[1][:, None]
+        return tf.while_loop(
+            lambda i, total: i < 4, body, (tf.constant(0), tf.zeros_like(x[:, 0]))
+        )[1][:, None]
 
     inputs = keras.Input((4,))
-    scaled = keras.layers.EinsumDense("bi,i->bi", output_shape=4, kernel_initializer="ones", name="scale")(inputs)
+    scaled = keras.layers.EinsumDense(
+        "bi,i->bi", output_shape=4, kernel_initializer="ones", name="scale"
+    )(inputs)
     model = keras.Model(inputs, Layer(call, name="roots")(scaled))
     model.compile("sgd", "mse", jit_compile=False)
     x, y = draws.rand(24, 4).astype("float32") + 0.5, draws.randn(24, 1).astype("float32")
     x[2 * ROWS + 1, 1] = 0.0
     origin = origin_of(fit(tmp_path, model, x, y))
-    assert (origin.step, origin.phase, origin.layer, origin.op_type) == (2, "backward", "roots", "SqrtGrad")
+    assert (origin.step, origin.phase, origin.layer, origin.op_type) == (
+        2,
+        "backward",
+        "roots",
+        "SqrtGrad",
+    )
     assert [each.iteration for each in origin.loop] == [1]
     assert origin.rows == (1,)
 
@@ -167,7 +210,10 @@ def test_a_shared_layer_is_named_at_the_call_that_failed(tmp_path: Path, draws: 
     left, right = keras.Input((2,)), keras.Input((2,))
     model = keras.Model([left, right], keras.layers.Dense(1)(shared(left) + shared(right)))
     model.compile("sgd", "mse")
-    x, y = [draws.rand(16, 2).astype("float32") + 0.5 for _ in range(2)], draws.randn(16, 1).astype("float32")
+    x, y = (
+        [draws.rand(16, 2).astype("float32") + 0.5 for _ in range(2)],
+        draws.randn(16, 1).astype("float32"),
+    )
     x[1][ROWS + 4, 0] = 0.0
     findings = fit(tmp_path, model, x, y)
     origin = origin_of(findings)
@@ -178,18 +224,31 @@ def test_a_shared_layer_is_named_at_the_call_that_failed(tmp_path: Path, draws: 
 
 def test_a_nested_model_gives_the_chain_of_layers(tmp_path: Path, draws: Any) -> None:
     inner = keras.Sequential(
-        [keras.Input((3,)), keras.layers.Dense(3, name="first"), Layer(lambda x: x / tf.abs(x), name="sign")], name="inner"
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(3, name="first"),
+            Layer(lambda x: x / tf.abs(x), name="sign"),
+        ],
+        name="inner",
     )
     x, y = draws.randn(24, 3).astype("float32"), draws.randn(24, 1).astype("float32")
     x[ROWS + 7] = 0.0
     origin = origin_of(fit(tmp_path, model_of(inner, (3,), loss="mae"), x, y))
-    assert (origin.step, origin.layer, origin.layer_path, origin.op_type) == (1, "sign", "inner/sign", "RealDiv")
+    assert (origin.step, origin.layer, origin.layer_path, origin.op_type) == (
+        1,
+        "sign",
+        "inner/sign",
+        "RealDiv",
+    )
     assert origin.rows == (7,)
 
 
 def test_several_origins_of_one_step_are_all_named(tmp_path: Path, draws: Any) -> None:
     inputs = keras.Input((2,))
-    logs, inverse = Layer(tf.math.log, name="logs")(inputs[:, :1]), Layer(tf.math.reciprocal, name="inverse")(inputs[:, 1:])
+    logs, inverse = (
+        Layer(tf.math.log, name="logs")(inputs[:, :1]),
+        Layer(tf.math.reciprocal, name="inverse")(inputs[:, 1:]),
+    )
     model = keras.Model(inputs, keras.layers.Dense(1)(keras.layers.Concatenate()([logs, inverse])))
     model.compile("sgd", "mse")
     x, y = draws.rand(16, 2).astype("float32") + 0.5, draws.randn(16, 1).astype("float32")
@@ -207,7 +266,13 @@ def test_a_metric_that_is_nan_is_no_incident(tmp_path: Path, draws: Any) -> None
 
     model = model_of(keras.layers.Dense(2), (3,), metrics=[broken])
     x, y = draws.randn(16, 3).astype("float32"), draws.randn(16, 1).astype("float32")
-    model.fit(x, y, batch_size=ROWS, verbose=0, callbacks=[Recorder(str(tmp_path / "run.h5"), on_nan="stop")])
+    model.fit(
+        x,
+        y,
+        batch_size=ROWS,
+        verbose=0,
+        callbacks=[Recorder(str(tmp_path / "run.h5"), on_nan="stop")],
+    )
     assert not (tmp_path / "run.h5").exists()
 
 
@@ -224,7 +289,10 @@ def test_a_metric_that_is_nan_as_well_is_not_the_origin(tmp_path: Path, draws: A
 
 
 def test_a_variable_updated_by_hand_is_followed(tmp_path: Path) -> None:
-    weight, scale = tf.Variable([1.0, 2.0], name="weight"), tf.Variable(1.0, name="scale", trainable=False)
+    weight, scale = (
+        tf.Variable([1.0, 2.0], name="weight"),
+        tf.Variable(1.0, name="scale", trainable=False),
+    )
 
     @tf.function
     def step(x: Any) -> Any:
@@ -234,7 +302,11 @@ def test_a_variable_updated_by_hand_is_followed(tmp_path: Path) -> None:
         scale.assign(1.0 / tf.reduce_sum(x))
         return loss
 
-    batches = [np.array([1.0, 2.0], np.float32), np.array([3.0, 4.0], np.float32), np.array([1.0, -1.0], np.float32)]
+    batches = [
+        np.array([1.0, 2.0], np.float32),
+        np.array([3.0, 4.0], np.float32),
+        np.array([1.0, -1.0], np.float32),
+    ]
     findings = loop(tmp_path, step, [tf.constant(batch) for batch in batches])
     origin = origin_of(findings)
     assert (origin.step, origin.op_type) == (2, "RealDiv")
@@ -242,12 +314,16 @@ def test_a_variable_updated_by_hand_is_followed(tmp_path: Path) -> None:
     assert origin.rows is None
 
 
-def test_a_where_that_drops_a_log_is_blamed_in_the_backward_pass(tmp_path: Path, draws: Any) -> None:
+def test_a_where_that_drops_a_log_is_blamed_in_the_backward_pass(
+    tmp_path: Path, draws: Any
+) -> None:
     def call(x: Any) -> Any:
         return tf.where(x > 0, tf.math.log(x), tf.zeros_like(x))
 
     inputs = keras.Input((3,))
-    hidden = keras.layers.Dense(3, use_bias=False, kernel_initializer=keras.initializers.Constant(0.5), name="scale")(inputs)
+    hidden = keras.layers.Dense(
+        3, use_bias=False, kernel_initializer=keras.initializers.Constant(0.5), name="scale"
+    )(inputs)
     model = keras.Model(inputs, Layer(call, name="safe_log")(hidden))
     model.compile("sgd", "mse")
     x, y = draws.rand(24, 3).astype("float32") + 0.5, draws.randn(24, 3).astype("float32")
@@ -258,24 +334,36 @@ def test_a_where_that_drops_a_log_is_blamed_in_the_backward_pass(tmp_path: Path,
     assert origin.rows == (2,)
 
 
-def test_a_where_that_drops_an_exp_is_blamed_in_the_backward_pass(tmp_path: Path, draws: Any) -> None:
+def test_a_where_that_drops_an_exp_is_blamed_in_the_backward_pass(
+    tmp_path: Path, draws: Any
+) -> None:
     def call(x: Any) -> Any:
         return tf.where(x < 20.0, tf.exp(x), x)
 
     inputs = keras.Input((3,))
     model = keras.Model(
-        inputs, Layer(call, name="safe_exp")(keras.layers.EinsumDense("bi,i->bi", output_shape=3, kernel_initializer="ones")(inputs))
+        inputs,
+        Layer(call, name="safe_exp")(
+            keras.layers.EinsumDense("bi,i->bi", output_shape=3, kernel_initializer="ones")(inputs)
+        ),
     )
     model.compile(keras.optimizers.SGD(1e-4), "mae")
     x, y = draws.rand(24, 3).astype("float32"), draws.randn(24, 3).astype("float32")
     x[ROWS + 2, 1] = 100.0
     origin = origin_of(fit(tmp_path, model, x, y))
-    assert (origin.step, origin.phase, origin.layer, origin.op_type) == (1, "backward", "safe_exp", "Mul")
+    assert (origin.step, origin.phase, origin.layer, origin.op_type) == (
+        1,
+        "backward",
+        "safe_exp",
+        "Mul",
+    )
     assert origin.rows == (2,)
 
 
 @pytest.mark.parametrize("form", ["where", "added", "log", "by_hand"])
-def test_softmax_of_a_row_that_is_masked_out_is_the_origin_not_its_mask(tmp_path: Path, draws: Any, form: str) -> None:
+def test_softmax_of_a_row_that_is_masked_out_is_the_origin_not_its_mask(
+    tmp_path: Path, draws: Any, form: str
+) -> None:
     class Attention(keras.layers.Layer):
         def call(self, scores: Any, mask: Any) -> Any:
             if form == "where":
@@ -290,7 +378,10 @@ def test_softmax_of_a_row_that_is_masked_out_is_the_origin_not_its_mask(tmp_path
             return exps / tf.reduce_sum(exps, axis=-1, keepdims=True)
 
     inputs, mask = keras.Input((4,)), keras.Input((4,))
-    model = keras.Model([inputs, mask], keras.layers.Dense(1)(Attention(name="attention")(keras.layers.Dense(4)(inputs), mask)))
+    model = keras.Model(
+        [inputs, mask],
+        keras.layers.Dense(1)(Attention(name="attention")(keras.layers.Dense(4)(inputs), mask)),
+    )
     model.compile("adam", "mse")
     x, y = draws.randn(32, 4).astype("float32"), draws.randn(32, 1).astype("float32")
     visible = (draws.rand(32, 4) > 0.3).astype("float32")
@@ -302,18 +393,26 @@ def test_softmax_of_a_row_that_is_masked_out_is_the_origin_not_its_mask(tmp_path
     assert origin.rows == (3,)
 
 
-def test_a_second_moment_that_overflows_is_found_where_it_overflows(tmp_path: Path, draws: Any) -> None:
-    model = model_of(keras.layers.Dense(2, name="first"), (3,), loss="mse", optimizer=keras.optimizers.Adam(1e-3))
+def test_a_second_moment_that_overflows_is_found_where_it_overflows(
+    tmp_path: Path, draws: Any
+) -> None:
+    model = model_of(
+        keras.layers.Dense(2, name="first"), (3,), loss="mse", optimizer=keras.optimizers.Adam(1e-3)
+    )
     x, y = draws.randn(40, 3).astype("float32"), draws.randn(40, 1).astype("float32")
     y[2 * ROWS] = 4e17
-    model.compile(keras.optimizers.Adam(1e-3), lambda y, p: tf.abs(y - p) * tf.maximum(tf.abs(y), 1.0) * 1e3)
+    model.compile(
+        keras.optimizers.Adam(1e-3), lambda y, p: tf.abs(y - p) * tf.maximum(tf.abs(y), 1.0) * 1e3
+    )
     origin = origin_of(fit(tmp_path, model, x, y))
     assert (origin.step, origin.phase, origin.where) == (2, "update", "optimizer")
     assert origin.op_type == "Square"
     assert abs(float(str(origin.operands[0].value))) > 1e19
 
 
-def test_a_division_by_the_sum_of_no_weights_needs_the_whole_batch(tmp_path: Path, draws: Any) -> None:
+def test_a_division_by_the_sum_of_no_weights_needs_the_whole_batch(
+    tmp_path: Path, draws: Any
+) -> None:
     def weighted(y: Any, p: Any) -> Any:
         return tf.reduce_sum(y[:, 1] * tf.square(y[:, 0] - p[:, 0])) / tf.reduce_sum(y[:, 1])
 
@@ -327,20 +426,30 @@ def test_a_division_by_the_sum_of_no_weights_needs_the_whole_batch(tmp_path: Pat
     assert "whole batch" in origin.rows_reason
 
 
-def test_a_label_out_of_range_is_the_origin_though_it_raises_op_by_op(tmp_path: Path, draws: Any) -> None:
+def test_a_label_out_of_range_is_the_origin_though_it_raises_op_by_op(
+    tmp_path: Path, draws: Any
+) -> None:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(5)])
-    model.compile("sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=True)
+    model.compile(
+        "sgd", keras.losses.SparseCategoricalCrossentropy(from_logits=True), jit_compile=True
+    )
     x, y = draws.randn(24, 3).astype("float32"), draws.randint(0, 5, 24)
     y[ROWS + 6] = 5
     origin = origin_of(fit(tmp_path, model, x, y))
-    assert (origin.step, origin.op_type, origin.kind) == (1, "SparseSoftmaxCrossEntropyWithLogits", "raised")
+    assert (origin.step, origin.op_type, origin.kind) == (
+        1,
+        "SparseSoftmaxCrossEntropyWithLogits",
+        "raised",
+    )
     assert origin.rows == (6,)
     assert origin.operands[1].value == 5
 
 
 def test_an_overflow_of_every_row_is_told_to_need_no_row(tmp_path: Path, draws: Any) -> None:
     model = model_of(Layer(lambda x: tf.exp(1000.0 + 0.0 * x), name="huge"), (3,))
-    findings = fit(tmp_path, model, draws.randn(16, 3).astype("float32"), draws.randn(16, 1).astype("float32"))
+    findings = fit(
+        tmp_path, model, draws.randn(16, 3).astype("float32"), draws.randn(16, 1).astype("float32")
+    )
     origin = origin_of(findings)
     assert (origin.step, origin.layer, origin.op_type, origin.rows) == (0, "huge", "Exp", None)
     assert origin.rows_reason is not None
@@ -354,7 +463,9 @@ def test_two_rows_are_both_proved(tmp_path: Path, draws: Any) -> None:
     assert origin.outputs[0].indices == ((1, 0), (5, 2))
 
 
-def test_constant_features_under_batch_statistics_need_the_whole_batch(tmp_path: Path, draws: Any) -> None:
+def test_constant_features_under_batch_statistics_need_the_whole_batch(
+    tmp_path: Path, draws: Any
+) -> None:
     def call(x: Any) -> Any:
         mean, variance = tf.nn.moments(x, axes=[0])
         return (x - mean) * tf.math.rsqrt(variance)
@@ -379,7 +490,12 @@ def test_divergence_is_traced_to_where_it_began(tmp_path: Path, draws: Any) -> N
 def test_dropout_keeps_its_draws_while_rows_are_proved(tmp_path: Path, draws: Any) -> None:
     inputs = keras.Input((4,))
     hidden = keras.layers.Dropout(0.5)(keras.layers.BatchNormalization()(inputs))
-    model = keras.Model(inputs, keras.layers.Dense(1)(Layer(lambda x: tf.sqrt(tf.convert_to_tensor(x) + 4.0), name="root")(hidden)))
+    model = keras.Model(
+        inputs,
+        keras.layers.Dense(1)(
+            Layer(lambda x: tf.sqrt(tf.convert_to_tensor(x) + 4.0), name="root")(hidden)
+        ),
+    )
     model.compile("sgd", "mse")
     x, y = draws.rand(24, 4).astype("float32"), draws.randn(24, 1).astype("float32")
     x[ROWS + 2] = -1e4
@@ -389,7 +505,9 @@ def test_dropout_keeps_its_draws_while_rows_are_proved(tmp_path: Path, draws: An
 
 
 def test_an_eager_loop_is_bisected_too(tmp_path: Path, draws: Any) -> None:
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="hidden"), Layer(tf.math.log, name="logs")])
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(2, name="hidden"), Layer(tf.math.log, name="logs")]
+    )
     model.layers[0].set_weights([np.ones((3, 2), np.float32), np.zeros(2, np.float32)])
     optimizer = keras.optimizers.SGD(0.0)
 
@@ -397,25 +515,48 @@ def test_an_eager_loop_is_bisected_too(tmp_path: Path, draws: Any) -> None:
         x, y = tf.constant(batch[0]), tf.constant(batch[1])
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(model(x) - y))
-        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True))
+        optimizer.apply_gradients(
+            zip(
+                tape.gradient(loss, model.trainable_variables),
+                model.trainable_variables,
+                strict=True,
+            )
+        )
         return float(loss.numpy())
 
-    batches = [(draws.rand(4, 3).astype("float32") + 0.5, draws.randn(4, 2).astype("float32")) for _ in range(5)]
+    batches = [
+        (draws.rand(4, 3).astype("float32") + 0.5, draws.randn(4, 2).astype("float32"))
+        for _ in range(5)
+    ]
     batches[3][0][2] = 0.0
     origin = origin_of(loop(tmp_path, step, batches, model=model, optimizer=optimizer))
-    assert (origin.step, origin.phase, origin.layer, origin.op_type) == (3, "forward", "logs", "Log")
+    assert (origin.step, origin.phase, origin.layer, origin.op_type) == (
+        3,
+        "forward",
+        "logs",
+        "Log",
+    )
     assert origin.rows == (2,)
 
 
-def test_a_nan_that_only_the_compiled_step_makes_is_found_in_it(tmp_path: Path, draws: np.random.RandomState) -> None:
+def test_a_nan_that_only_the_compiled_step_makes_is_found_in_it(
+    tmp_path: Path, draws: np.random.RandomState
+) -> None:
     """XLA computes 1 - step/20 as -1.5e-8 at step 20; a fractional power of that is NaN."""
-    schedule = keras.optimizers.schedules.PolynomialDecay(0.01, 20, end_learning_rate=0.0, power=0.9)
+    schedule = keras.optimizers.schedules.PolynomialDecay(
+        0.01, 20, end_learning_rate=0.0, power=0.9
+    )
     model = keras.Sequential([keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(schedule), "mse", jit_compile=True)
     x = draws.randn(25 * ROWS, 3).astype("float32")
     origin = fit(tmp_path, model, x, x[:, :1]).origin
     assert origin is not None
-    assert (origin.step, origin.phase, origin.where, origin.op_type) == (20, "update", "optimizer", "Pow")
+    assert (origin.step, origin.phase, origin.where, origin.op_type) == (
+        20,
+        "update",
+        "optimizer",
+        "Pow",
+    )
     assert origin.operands[0].value == pytest.approx(-1.49e-8, rel=0.01)
     with Capture(tmp_path / "run.h5") as capture, Replay(capture) as replay:
         assert judge(replay).kind == "xla_only"

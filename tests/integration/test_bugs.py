@@ -13,10 +13,16 @@ from bugs import BUGS, Bug
 from nanreplay.findings import CauseKind, Report
 from nanreplay.report.explain import explain
 
-pytestmark = pytest.mark.filterwarnings("ignore:nanreplay. step")  # what `on_nan="stop"` says at an incident
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:nanreplay. step"
+)  # what `on_nan="stop"` says at an incident
 every_bug = sorted(BUGS.items())
 each_bug = pytest.mark.parametrize(
-    "bug", [pytest.param(bug, id=name, marks=pytest.mark.slow if bug.slow else ()) for name, bug in every_bug]
+    "bug",
+    [
+        pytest.param(bug, id=name, marks=pytest.mark.slow if bug.slow else ())
+        for name, bug in every_bug
+    ],
 )
 QUICK = {
     "attention_of_a_node_without_neighbours", "click_rate_guarded_by_where", "clipping_by_a_norm_that_overflows",
@@ -26,7 +32,11 @@ QUICK = {
 }  # fmt: skip
 """Bugs whose fixes are tried in every run of the tests; those of the others are slow tests."""
 each_bug_some_slow = pytest.mark.parametrize(
-    "bug", [pytest.param(bug, id=name, marks=() if name in QUICK else pytest.mark.slow) for name, bug in every_bug]
+    "bug",
+    [
+        pytest.param(bug, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        for name, bug in every_bug
+    ],
 )
 OTHERS = {"hardware_like", "other"}
 """Kinds of cause that no bug in code or data can have."""
@@ -86,7 +96,9 @@ def test_a_bug_is_found_where_it_is(bug: Bug, explained: Explain) -> None:
 
     origin = report.findings.origin
     assert origin is not None, report.sentence
-    assert (origin.step, origin.phase, origin.layer) == (bug.step, bug.phase, bug.layer), report.sentence
+    assert (origin.step, origin.phase, origin.layer) == (bug.step, bug.phase, bug.layer), (
+        report.sentence
+    )
     assert origin.op_type in (bug.ops or (None,))
     assert origin.rows == bug.rows, origin.rows_reason
     assert (origin.loop[-1].iteration if origin.loop else None) == bug.iteration
@@ -100,7 +112,9 @@ def test_a_bug_is_said_to_happen_for_what_makes_it_happen(bug: Bug, explained: E
     report = explained(bug)
 
     assert report.causes, report.sentence
-    assert report.causes[0].kind in bug.causes, [(cause.kind, cause.confidence) for cause in report.causes]
+    assert report.causes[0].kind in bug.causes, [
+        (cause.kind, cause.confidence) for cause in report.causes
+    ]
 
 
 @each_bug_some_slow
@@ -108,7 +122,9 @@ def test_fixes_are_said_to_help_exactly_where_they_do(bug: Bug, recorded: Captur
     results = explain(recorded(bug), fixes=[*bug.prevents, *bug.fails]).fixes
 
     helped = {result.name for result in results if result.prevents}
-    assert set(names(bug, "prevents")) - helped == set(), [(result.name, result.nonfinite, result.note) for result in results]
+    assert set(names(bug, "prevents")) - helped == set(), [
+        (result.name, result.nonfinite, result.note) for result in results
+    ]
     assert helped & set(names(bug, "fails")) == set()
 
 
@@ -127,8 +143,12 @@ def test_a_fix_that_is_claimed_to_fail_fails_in_the_code(bug: Bug, tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("bug", [pytest.param(bug, id=name) for name, bug in every_bug if bug.prevents])
-def test_the_fixes_that_come_to_mind_by_themselves_hold_one_that_helps(bug: Bug, recorded: Capture) -> None:
+@pytest.mark.parametrize(
+    "bug", [pytest.param(bug, id=name) for name, bug in every_bug if bug.prevents]
+)
+def test_the_fixes_that_come_to_mind_by_themselves_hold_one_that_helps(
+    bug: Bug, recorded: Capture
+) -> None:
     report = explain(recorded(bug), fixes="all")
 
     helped = {result.name for result in report.fixes if result.prevents}

@@ -18,7 +18,9 @@ from nanreplay.findings import Cause
 
 ROWS, BAD = 8, 20
 """Rows of a batch; row of the data that is unlike the others, row 4 of step 2."""
-pytestmark = pytest.mark.filterwarnings("ignore:nanreplay. step")  # what `on_nan="stop"` says at an incident
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:nanreplay. step"
+)  # what `on_nan="stop"` says at an incident
 Loss = Callable[[Any, Any], Any]
 mean, total = tf.reduce_mean, tf.reduce_sum
 
@@ -57,7 +59,13 @@ def why(path: Path) -> tuple[Cause, ...]:
         return causes_of(replay, bisect(replay, timeline), judge(replay), timeline)
 
 
-def loop(folder: Path, loss_of: Loss, x: Any, rate: float = 0.01, first: tuple[float, ...] = (1.0, 0.5, 0.25)) -> tuple[Cause, ...]:
+def loop(
+    folder: Path,
+    loss_of: Loss,
+    x: Any,
+    rate: float = 0.01,
+    first: tuple[float, ...] = (1.0, 0.5, 0.25),
+) -> tuple[Cause, ...]:
     """Train one vector of three weights on `loss_of(batch, weights)`, and ask why it failed."""
     weights, optimizer = tf.Variable(first, name="weights"), keras.optimizers.SGD(rate)
 
@@ -77,11 +85,26 @@ def loop(folder: Path, loss_of: Loss, x: Any, rate: float = 0.01, first: tuple[f
     return why(folder / "run.h5")
 
 
-def fit(folder: Path, layers: list[Any], x: Any, y: Any, optimizer: Any = "sgd", loss: Any = "mse", **options: Any) -> tuple[Cause, ...]:
+def fit(
+    folder: Path,
+    layers: list[Any],
+    x: Any,
+    y: Any,
+    optimizer: Any = "sgd",
+    loss: Any = "mse",
+    **options: Any,
+) -> tuple[Cause, ...]:
     """Fit a model of these layers, and ask why it failed."""
     model = keras.Sequential([keras.Input(x.shape[1:]), *layers])
     model.compile(optimizer, loss, **options)
-    model.fit(x, y, batch_size=ROWS, shuffle=False, verbose=0, callbacks=[Recorder(str(folder / "run.h5"), on_nan="stop")])
+    model.fit(
+        x,
+        y,
+        batch_size=ROWS,
+        shuffle=False,
+        verbose=0,
+        callbacks=[Recorder(str(folder / "run.h5"), on_nan="stop")],
+    )
     return why(folder / "run.h5")
 
 
@@ -182,20 +205,30 @@ def test_a_layer_that_is_called_norm_is_no_norm_of_the_library(tmp_path: Path) -
         return tf.sqrt(total(tf.square(x), axis=1, keepdims=True))
 
     layers = [keras.layers.Dense(3, use_bias=False), keras.layers.Lambda(length, name="norm")]
-    assert kinds(fit(tmp_path, layers, with_row(normal(40, 3), 0), normal(40, 1)))[0] == "sqrt_grad_at_zero"
+    assert (
+        kinds(fit(tmp_path, layers, with_row(normal(40, 3), 0), normal(40, 1)))[0]
+        == "sqrt_grad_at_zero"
+    )
 
 
-@pytest.mark.parametrize("layer", [keras.layers.LayerNormalization, keras.layers.BatchNormalization])
+@pytest.mark.parametrize(
+    "layer", [keras.layers.LayerNormalization, keras.layers.BatchNormalization]
+)
 def test_normalization_without_an_epsilon(tmp_path: Path, layer: Any) -> None:
     x = batch_of(with_row(normal(40, 3), 2), 1)
-    assert kinds(fit(tmp_path, [layer(epsilon=0.0), keras.layers.Dense(1)], x, normal(40, 1)))[0] == "variance_zero"
+    assert (
+        kinds(fit(tmp_path, [layer(epsilon=0.0), keras.layers.Dense(1)], x, normal(40, 1)))[0]
+        == "variance_zero"
+    )
 
 
 def test_a_label_below_zero_under_xla(tmp_path: Path) -> None:
     labels = np.arange(40) % 4
     labels[BAD] = -1
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    causes = fit(tmp_path, [keras.layers.Dense(4)], normal(40, 3), labels, loss=loss, jit_compile=True)
+    causes = fit(
+        tmp_path, [keras.layers.Dense(4)], normal(40, 3), labels, loss=loss, jit_compile=True
+    )
     assert causes[0].kind == "label_out_of_range"
     assert causes[0].sentence == "The label in row 4 is -1, but there are only 4 classes (0 to 3)."
 
@@ -212,12 +245,17 @@ def test_a_learning_rate_that_is_too_high(tmp_path: Path, rate: float) -> None:
 def test_a_relu_recurrence_over_many_time_steps_explodes(tmp_path: Path) -> None:
     x = normal(160, 100, 1) * 3
     layers = [keras.layers.SimpleRNN(8, activation="relu"), keras.layers.Dense(1)]
-    assert kinds(fit(tmp_path, layers, x, x.sum(1), keras.optimizers.SGD(0.05), jit_compile=False))[0] == "exploding_gradient"
+    assert (
+        kinds(fit(tmp_path, layers, x, x.sum(1), keras.optimizers.SGD(0.05), jit_compile=False))[0]
+        == "exploding_gradient"
+    )
 
 
 def test_weights_that_are_drawn_too_wide(tmp_path: Path) -> None:
     wide = keras.initializers.RandomNormal(stddev=1.0)
-    layers = [keras.layers.Dense(256, activation="relu", kernel_initializer=wide) for _ in range(20)]
+    layers = [
+        keras.layers.Dense(256, activation="relu", kernel_initializer=wide) for _ in range(20)
+    ]
     causes = fit(tmp_path, [*layers, keras.layers.Dense(1)], normal(80, 64), normal(80, 1))
     assert causes[0].kind == "bad_init"
     assert "times the 0.0884 that He's rule gives" in causes[0].sentence
@@ -236,7 +274,9 @@ def test_updates_that_loss_scaling_skips_for_good(tmp_path: Path) -> None:
 
 def test_a_healthy_noisy_training_has_grown_nothing(tmp_path: Path) -> None:
     x = normal(800, 3)
-    y = (x.sum(1, keepdims=True) + np.random.default_rng(1).standard_t(2, size=(800, 1))).astype("float32")
+    y = (x.sum(1, keepdims=True) + np.random.default_rng(1).standard_t(2, size=(800, 1))).astype(
+        "float32"
+    )
     y[780] = np.nan
     layers = [keras.layers.Dense(8, activation="relu"), keras.layers.Dense(1)]
     assert kinds(fit(tmp_path, layers, x, y, "adam")) == ["data_nan"]

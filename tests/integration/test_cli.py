@@ -30,9 +30,19 @@ def imported(*arguments: str) -> set[str]:
     return set(child.stderr.split())
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
-    assert not imported(*arguments) & {"tensorflow", "keras", "pandas", "numpy", "h5py", "textual", "rich"}
+    assert not imported(*arguments) & {
+        "tensorflow",
+        "keras",
+        "pandas",
+        "numpy",
+        "h5py",
+        "textual",
+        "rich",
+    }
 
 
 def test_info_needs_no_tensorflow_and_no_pandas(made_up: Path) -> None:
@@ -70,7 +80,9 @@ def test_usage_errors_are_one_line(arguments: list[str], capfd: pytest.CaptureFi
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_unreadable_files_are_one_line_and_exit_2(name: str, made_up: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_files_are_one_line_and_exit_2(
+    name: str, made_up: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "foreign.h5").write_text("not HDF5")
     (tmp_path / "cut.h5").write_bytes(made_up.read_bytes()[:5000])
     for file in ("nope.h5", "foreign.h5", "cut.h5", "."):
@@ -91,7 +103,14 @@ def test_a_program_that_is_no_graph_is_one_line(made_up: Path, command: Command)
 def test_info_tells_what_is_held(made_up: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["info", str(made_up)]) == 0
     text = capsys.readouterr().out
-    for part in ("step 4: loss is NaN", "tensorflow 2.21.0", "steps 3 to 4", "p0: graph", "2 (32 bytes): 2 trainable", "note: a note"):
+    for part in (
+        "step 4: loss is NaN",
+        "tensorflow 2.21.0",
+        "steps 3 to 4",
+        "p0: graph",
+        "2 (32 bytes): 2 trainable",
+        "note: a note",
+    ):
         assert part in text
 
 
@@ -106,7 +125,9 @@ def test_bisect_names_the_op_and_exits_1(recorded_runs: Path, command: Command) 
     child = command("bisect", recorded_runs / "nan.h5")
     assert child.returncode == 1
     sentence = child.stdout.splitlines()[0]
-    assert sentence.startswith("step 4 · loss · `Log` of 0.0 at [2, 1] (sample 2 of the batch) gave -inf, which")
+    assert sentence.startswith(
+        "step 4 · loss · `Log` of 0.0 at [2, 1] (sample 2 of the batch) gave -inf, which"
+    )
     assert "recorded_runs.py:" in sentence
     assert "Replays bit for bit. Cause: log of zero." in sentence
     assert sentence.endswith("`clipnorm=1` and `lr=0.1` do not help.")
@@ -127,7 +148,9 @@ def test_whatif_exits_0_when_a_fix_prevents_it(recorded_runs: Path, command: Com
 
 
 def test_whatif_exits_1_when_none_does(recorded_runs: Path, command: Command) -> None:
-    child = command("whatif", recorded_runs / "nan.h5", "--fix", "clipnorm=1.0", "--fix", "lr=0.5", "--json")
+    child = command(
+        "whatif", recorded_runs / "nan.h5", "--fix", "clipnorm=1.0", "--fix", "lr=0.5", "--json"
+    )
     assert child.returncode == 1
     fixes = {fix["name"]: fix for fix in json.loads(child.stdout)["fixes"]}
     assert list(fixes) == ["clipnorm", "lr", "clipnorm+lr"]
@@ -140,19 +163,27 @@ def test_whatif_exits_3_when_none_can_be_tried(recorded_runs: Path, command: Com
     assert "The step holds no relu." in child.stdout
 
 
-def test_whatif_of_a_value_that_a_fix_does_not_take_is_one_line(recorded_runs: Path, command: Command) -> None:
+def test_whatif_of_a_value_that_a_fix_does_not_take_is_one_line(
+    recorded_runs: Path, command: Command
+) -> None:
     child = command("whatif", recorded_runs / "nan.h5", "--fix", "clipnorm=much")
     assert (child.returncode, child.stdout) == (2, "")
     lines = [line for line in child.stderr.splitlines() if line.startswith("nanreplay:")]
     assert lines == ["nanreplay: clipnorm: Expected a number above 0. Received: much"]
 
 
-def test_bisect_prints_json_and_nothing_else_on_stdout(recorded_runs: Path, command: Command) -> None:
+def test_bisect_prints_json_and_nothing_else_on_stdout(
+    recorded_runs: Path, command: Command
+) -> None:
     child = command("bisect", recorded_runs / "nan.h5", "--json")
     assert child.returncode == 1
     report = json.loads(child.stdout)
     assert report["format"] == "nanreplay-report"
-    assert (report["origin"]["step"], report["origin"]["op_type"], report["origin"]["rows"]) == (4, "Log", [2])
+    assert (report["origin"]["step"], report["origin"]["op_type"], report["origin"]["rows"]) == (
+        4,
+        "Log",
+        [2],
+    )
     assert set(child.stderr.splitlines()) == {"a training step may print"}
 
 
@@ -169,8 +200,12 @@ def test_replay_shows_every_step(recorded_runs: Path, command: Command) -> None:
     assert child.stdout.endswith("5 steps replayed, 5 of 5 bit for bit; step 4 is non-finite.\n")
 
 
-def test_replay_goes_on_after_a_file_that_cannot_be_read(recorded_runs: Path, command: Command) -> None:
-    child = command("replay", "--json", recorded_runs / "nope.h5", recorded_runs / "healthy.h5", "--mode", "ops")
+def test_replay_goes_on_after_a_file_that_cannot_be_read(
+    recorded_runs: Path, command: Command
+) -> None:
+    child = command(
+        "replay", "--json", recorded_runs / "nope.h5", recorded_runs / "healthy.h5", "--mode", "ops"
+    )
     assert child.returncode == 2
     (capture,) = json.loads(child.stdout)["captures"]
     assert (capture["finite"], capture["mode"], len(capture["steps"])) == (True, "ops", 6)
@@ -186,7 +221,9 @@ def test_python_code_cannot_be_replayed_and_exits_3(recorded_runs: Path, command
 
 
 @pytest.mark.parametrize("trust", [(), ("--trust",)])
-def test_a_program_that_writes_files_is_replayed_without_them(trust: tuple[str, ...], recorded_runs: Path, command: Command) -> None:
+def test_a_program_that_writes_files_is_replayed_without_them(
+    trust: tuple[str, ...], recorded_runs: Path, command: Command
+) -> None:
     written = recorded_runs / "written"
     written.unlink(missing_ok=True)
     child = command("replay", recorded_runs / "unsafe.h5", *trust)
@@ -197,7 +234,10 @@ def test_a_program_that_writes_files_is_replayed_without_them(trust: tuple[str, 
 
 def test_a_reader_that_goes_away_is_no_error(made_up: Path) -> None:
     child = subprocess.Popen(
-        [sys.executable, "-m", "nanreplay", "info", str(made_up)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "nanreplay", "info", str(made_up)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
     assert child.stdout is not None
     assert child.stderr is not None
@@ -208,7 +248,9 @@ def test_a_reader_that_goes_away_is_no_error(made_up: Path) -> None:
     assert child.returncode == 0
 
 
-def test_ctrl_c_is_one_line(made_up: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_ctrl_c_is_one_line(
+    made_up: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     def interrupted(*arguments: object) -> None:
         raise KeyboardInterrupt
 
@@ -236,6 +278,10 @@ def test_the_demo_records_replays_and_names_the_op(tmp_path: Path, command: Comm
     child = command("demo", "--json", "-o", tmp_path / "demo.h5")
     assert child.returncode == 0, child.stderr
     report = json.loads(child.stdout)
-    assert (report["origin"]["op_type"], report["origin"]["layer_path"], report["origin"]["rows"]) == ("Rsqrt", "encoder/norm", [17])
+    assert (
+        report["origin"]["op_type"],
+        report["origin"]["layer_path"],
+        report["origin"]["rows"],
+    ) == ("Rsqrt", "encoder/norm", [17])
     assert report["verdict"]["bit_exact"] is True
     assert (tmp_path / "demo.h5").exists()

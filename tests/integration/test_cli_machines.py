@@ -14,7 +14,10 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_replay_writes_the_line_of_code_into_all_of_them(
-    recorded_runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    recorded_runs: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_WORKSPACE", str(ROOT))
@@ -24,30 +27,58 @@ def test_replay_writes_the_line_of_code_into_all_of_them(
 
     out, err = capfd.readouterr()
     lines = [json.loads(line) for line in out.splitlines()]
-    assert [(line["path"], line["status"]) for line in lines] == list(zip(files, ("nonfinite", "finite", "unreadable"), strict=True))
+    assert [(line["path"], line["status"]) for line in lines] == list(
+        zip(files, ("nonfinite", "finite", "unreadable"), strict=True)
+    )
     assert (lines[0]["cause"], lines[0]["op_type"], lines[0]["step"]) == ("log_of_zero", "Log", 4)
     assert lines[1]["sentence"] == "6 steps replayed, 6 of 6 bit for bit; all finite."
 
     cases = ElementTree.parse(junit).findall(".//testcase")
-    assert [[element.tag for element in case] for case in cases] == [["failure"], ["system-out"], ["error"]]
+    assert [[element.tag for element in case] for case in cases] == [
+        ["failure"],
+        ["system-out"],
+        ["error"],
+    ]
     (result,) = json.loads(sarif.read_text(encoding="utf-8"))["runs"][0]["results"]
     place = result["locations"][0]["physicalLocation"]
     file, line = place["artifactLocation"]["uri"], place["region"]["startLine"]
-    assert (ROOT / file).read_text(encoding="utf-8").splitlines()[line - 1].strip() == "return tf.math.log(x)"
+    assert (ROOT / file).read_text(encoding="utf-8").splitlines()[
+        line - 1
+    ].strip() == "return tf.math.log(x)"
     assert (cases[0].get("file"), cases[0].get("line")) == (file, str(line))
     annotations = [each for each in err.splitlines() if each.startswith("::error ")]
-    assert [f"file={file},line={line},title=log of zero (" in each for each in annotations] == [True, False]
+    assert [f"file={file},line={line},title=log of zero (" in each for each in annotations] == [
+        True,
+        False,
+    ]
     assert annotations[0].endswith(f"::{result['message']['text']}")
 
 
 def test_bisect_writes_the_same_and_keeps_its_exit_code(
-    recorded_runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    recorded_runs: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
-    assert run(["bisect", str(recorded_runs / "nan.h5"), "--no-fixes", "--jsonl", "--sarif", str(tmp_path / "nan.sarif")]) == 1
+    assert (
+        run(
+            [
+                "bisect",
+                str(recorded_runs / "nan.h5"),
+                "--no-fixes",
+                "--jsonl",
+                "--sarif",
+                str(tmp_path / "nan.sarif"),
+            ]
+        )
+        == 1
+    )
     (line,) = capfd.readouterr().out.splitlines()
     assert (json.loads(line)["status"], json.loads(line)["rows"]) == ("nonfinite", [2])
-    (result,) = json.loads((tmp_path / "nan.sarif").read_text(encoding="utf-8"))["runs"][0]["results"]
+    (result,) = json.loads((tmp_path / "nan.sarif").read_text(encoding="utf-8"))["runs"][0][
+        "results"
+    ]
     assert result["message"]["text"] == json.loads(line)["sentence"]
 
 
@@ -67,6 +98,8 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(
     assert f"the folder of {tmp_path / 'nowhere' / 'report'} does not exist." in err
 
 
-def test_json_and_json_lines_exclude_each_other(made_up: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_json_and_json_lines_exclude_each_other(
+    made_up: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run(["replay", str(made_up), "--json", "--jsonl"]) == 2
     assert "--json and --jsonl exclude each other." in capfd.readouterr().err

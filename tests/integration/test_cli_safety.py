@@ -32,16 +32,27 @@ def bomb(tmp_path: Path) -> Path:
         graph = tf.compat.v1.GraphDef.FromString(program.graph)
         graph.MergeFrom(extra.as_graph_def())
         effects = (*program.signature.control_outputs, "huge")
-        programs.append(replace(program, graph=graph.SerializeToString(), signature=replace(program.signature, control_outputs=effects)))
+        programs.append(
+            replace(
+                program,
+                graph=graph.SerializeToString(),
+                signature=replace(program.signature, control_outputs=effects),
+            )
+        )
     write_capture(tmp_path / "bomb.h5", replace(contents, programs=tuple(programs)))
     return tmp_path / "bomb.h5"
 
 
-def test_a_program_that_takes_all_memory_is_refused_before_it_runs(command: Command, bomb: Path) -> None:
+def test_a_program_that_takes_all_memory_is_refused_before_it_runs(
+    command: Command, bomb: Path
+) -> None:
     child = command("bisect", bomb, "--max-memory", "8GB")
     assert child.returncode == 2
     assert child.stderr.count("\n") == 1
-    assert "Fill 'huge' is refused: its tensor would take 160 GB; 8 GB may be taken. (--max-memory 161GB lets it" in child.stderr
+    assert (
+        "Fill 'huge' is refused: its tensor would take 160 GB; 8 GB may be taken. (--max-memory 161GB lets it"
+        in child.stderr
+    )
 
 
 def test_a_limit_that_is_no_size_is_wrong_usage(command: Command) -> None:
@@ -51,7 +62,10 @@ def test_a_limit_that_is_no_size_is_wrong_usage(command: Command) -> None:
 
 
 def test_a_file_may_be_named_by_url(command: Command) -> None:
-    assert command("info", f"file://{SAMPLE}", "--json").stdout == command("info", SAMPLE, "--json").stdout
+    assert (
+        command("info", f"file://{SAMPLE}", "--json").stdout
+        == command("info", SAMPLE, "--json").stdout
+    )
     child = command("info", "nosuch://bucket/run.h5")
     assert child.returncode == 2
     assert child.stderr.startswith("nanreplay: nosuch://bucket/run.h5: ")
@@ -63,17 +77,30 @@ def test_values_that_do_not_fit_their_variables_are_damage(tmp_path: Path) -> No
         contents = capture.contents()
     step, state = next(iter(contents.keyframes.items()))
     index = next(index for index, value in state.items() if value.ndim == 2)
-    write_capture(tmp_path / "x.h5", replace(contents, keyframes={step: {**state, index: state[index].T}}))
-    with Capture(tmp_path / "x.h5") as capture, Replay(capture) as replay, pytest.raises(FormatError, match="has the shape"):
+    write_capture(
+        tmp_path / "x.h5", replace(contents, keyframes={step: {**state, index: state[index].T}})
+    )
+    with (
+        Capture(tmp_path / "x.h5") as capture,
+        Replay(capture) as replay,
+        pytest.raises(FormatError, match="has the shape"),
+    ):
         replay.run_window()
 
 
 def test_a_batch_that_lacks_an_array_is_damage(tmp_path: Path) -> None:
     with Capture(SAMPLE) as capture:
         contents = capture.contents()
-    batches = {step: replace(batch, leaves=batch.leaves[:1], paths=batch.paths[:1]) for step, batch in contents.batches.items()}
+    batches = {
+        step: replace(batch, leaves=batch.leaves[:1], paths=batch.paths[:1])
+        for step, batch in contents.batches.items()
+    }
     write_capture(tmp_path / "x.h5", replace(contents, batches=batches))
-    with Capture(tmp_path / "x.h5") as capture, Replay(capture) as replay, pytest.raises(FormatError, match="takes 2 arrays"):
+    with (
+        Capture(tmp_path / "x.h5") as capture,
+        Replay(capture) as replay,
+        pytest.raises(FormatError, match="takes 2 arrays"),
+    ):
         replay.run_window()
 
 

@@ -61,7 +61,10 @@ def test_one_recorder_in_a_cross_validation_keeps_the_file_of_each_fold(tmp_path
     recorder = Recorder(tmp_path / "run.h5")
     for step in (2, None, 4):
         fails_at(step, recorder)
-    assert [step_of(path) for path in recorder.paths] == [2, 3 + 6 + 4]  # steps are counted over all fits
+    assert [step_of(path) for path in recorder.paths] == [
+        2,
+        3 + 6 + 4,
+    ]  # steps are counted over all fits
 
 
 def test_a_new_recorder_of_this_process_replaces_no_file_of_it(tmp_path: Path) -> None:
@@ -89,7 +92,9 @@ def test_a_file_of_an_earlier_process_is_replaced(tmp_path: Path) -> None:
     assert step_of(tmp_path / "run.h5") == 3
 
 
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore:All-NaN axis encountered:RuntimeWarning")  # their own
+@pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning", "ignore:All-NaN axis encountered:RuntimeWarning"
+)  # their own
 def test_keras_tuner_records_each_trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tuner_of = pytest.importorskip("keras_tuner")
     monkeypatch.chdir(tmp_path)
@@ -98,7 +103,9 @@ def test_keras_tuner_records_each_trial(tmp_path: Path, monkeypatch: pytest.Monk
     def build(choices: Any) -> Any:
         return mlp(optimizer="sgd", metrics=[]) if choices.Int("units", 1, 9) else None
 
-    tuner = tuner_of.RandomSearch(build, objective="val_loss", max_trials=2, directory=str(tmp_path), overwrite=True)
+    tuner = tuner_of.RandomSearch(
+        build, objective="val_loss", max_trials=2, directory=str(tmp_path), overwrite=True
+    )
     recorder = Recorder(tmp_path / "run.h5", on_nan="stop")
     with pytest.warns(UserWarning, match="step 3"):
         tuner.search(

@@ -31,7 +31,9 @@ def changed(path: Path, change: Callable[[CaptureContents], CaptureContents]) ->
     return path
 
 
-def with_batch(contents: CaptureContents, step: int, change: Callable[[BatchRecord], BatchRecord]) -> CaptureContents:
+def with_batch(
+    contents: CaptureContents, step: int, change: Callable[[BatchRecord], BatchRecord]
+) -> CaptureContents:
     return replace(contents, batches={**contents.batches, step: change(contents.batches[step])})
 
 
@@ -44,7 +46,10 @@ def moved(array: Any, index: tuple[int, ...]) -> Any:
 def test_a_copy_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copy(FLOWERS, tmp_path / "copy.h5")
     assert run(["diff", str(FLOWERS), str(copy)]) == 0
-    assert capsys.readouterr().out == f"{FLOWERS} and {copy}: same: steps 0 to 12 are equal bit for bit\n"
+    assert (
+        capsys.readouterr().out
+        == f"{FLOWERS} and {copy}: same: steps 0 to 12 are equal bit for bit\n"
+    )
 
 
 def test_todays_fix_is_told_from_the_recorded_bug(tmp_path: Path, command: Command) -> None:
@@ -53,9 +58,17 @@ def test_todays_fix_is_told_from_the_recorded_bug(tmp_path: Path, command: Comma
     assert child.returncode == 1, child.stderr
     found = json.loads(child.stdout)
     assert (found["format"], found["same"], found["step"]) == ("nanreplay-diff", False, 0)
-    assert (found["op"]["op_type"], found["op"]["phase"], Path(found["op"]["source"]["file"]).name) == ("Log", "loss", "train.py")
-    assert {"op_type": "AddV2", "layer_path": "", "phase": "loss", "left": 0, "right": 1} in found["ops"]
-    assert found["settings"] == [{"name": "incident", "left": "step 12: loss is NaN", "right": "none"}]
+    assert (
+        found["op"]["op_type"],
+        found["op"]["phase"],
+        Path(found["op"]["source"]["file"]).name,
+    ) == ("Log", "loss", "train.py")
+    assert {"op_type": "AddV2", "layer_path": "", "phase": "loss", "left": 0, "right": 1} in found[
+        "ops"
+    ]
+    assert found["settings"] == [
+        {"name": "incident", "left": "step 12: loss is NaN", "right": "none"}
+    ]
     assert (found["variables"], found["state"], found["batch"]) == ([], [], [])
 
 
@@ -63,24 +76,41 @@ def test_another_batch_parts_at_its_step_and_at_the_first_op_that_sees_it(tmp_pa
     def change(batch: BatchRecord) -> BatchRecord:
         return replace(batch, leaves=(moved(batch.leaves[0], (7, 2)), *batch.leaves[1:]))
 
-    found = diff_captures(FLOWERS, changed(tmp_path / "other.h5", lambda contents: with_batch(contents, 5, change)))
+    found = diff_captures(
+        FLOWERS, changed(tmp_path / "other.h5", lambda contents: with_batch(contents, 5, change))
+    )
     assert (found.step, found.same) == (5, False)
-    assert [(each.name, each.elements, each.index) for each in found.batch] == [("batch 0", 1, (7, 2))]
+    assert [(each.name, each.elements, each.index) for each in found.batch] == [
+        ("batch 0", 1, (7, 2))
+    ]
     assert found.op is not None
     assert (found.op.op_type, found.op.layer_path) == ("MatMul", "hidden")
     assert found.op.difference is not None
     assert found.op.difference.index[0] == 7
-    assert found.sentence.startswith("they part at step 5, whose batch differs in 0: forward · layer `hidden` · `MatMul` gave ")
+    assert found.sentence.startswith(
+        "they part at step 5, whose batch differs in 0: forward · layer `hidden` · `MatMul` gave "
+    )
 
 
 def test_another_first_state_is_told_by_variable(tmp_path: Path) -> None:
     def change(contents: CaptureContents) -> CaptureContents:
-        kernel = next(index for index, info in enumerate(contents.variables) if info.path == "sequential/species/kernel")
-        return replace(contents, keyframes={0: {**contents.keyframes[0], kernel: moved(contents.keyframes[0][kernel], (3, 1))}})
+        kernel = next(
+            index
+            for index, info in enumerate(contents.variables)
+            if info.path == "sequential/species/kernel"
+        )
+        return replace(
+            contents,
+            keyframes={
+                0: {**contents.keyframes[0], kernel: moved(contents.keyframes[0][kernel], (3, 1))}
+            },
+        )
 
     found = diff_captures(FLOWERS, changed(tmp_path / "other.h5", change))
     assert (found.step, found.same) == (0, False)
-    assert [(each.name, each.elements, each.index) for each in found.state] == [("sequential/species/kernel", 1, (3, 1))]
+    assert [(each.name, each.elements, each.index) for each in found.state] == [
+        ("sequential/species/kernel", 1, (3, 1))
+    ]
 
 
 def test_another_run_differs_in_settings_and_variables(capsys: pytest.CaptureFixture[str]) -> None:
@@ -96,18 +126,31 @@ def test_another_run_differs_in_settings_and_variables(capsys: pytest.CaptureFix
 
 
 def test_versions_are_listed_and_do_not_count(tmp_path: Path) -> None:
-    other = changed(tmp_path / "other.h5", lambda contents: replace(contents, metadata={**contents.metadata, "tensorflow": "2.18.0"}))
+    other = changed(
+        tmp_path / "other.h5",
+        lambda contents: replace(contents, metadata={**contents.metadata, "tensorflow": "2.18.0"}),
+    )
     found = diff_captures(FLOWERS, other)
     assert found.same is True
     assert [(each.name, each.right) for each in found.environment] == [("tensorflow", "2.18.0")]
 
 
-def test_steps_without_fingerprints_decide_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_steps_without_fingerprints_decide_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def blind(contents: CaptureContents) -> CaptureContents:
-        return replace(contents, batches={step: replace(batch, fingerprint=None) for step, batch in contents.batches.items()})
+        return replace(
+            contents,
+            batches={
+                step: replace(batch, fingerprint=None) for step, batch in contents.batches.items()
+            },
+        )
 
     assert run(["diff", str(FLOWERS), str(changed(tmp_path / "other.h5", blind))]) == 3
-    assert "cannot decide: nothing that both sides hold differs, but not all of it could be compared." in capsys.readouterr().out
+    assert (
+        "cannot decide: nothing that both sides hold differs, but not all of it could be compared."
+        in capsys.readouterr().out
+    )
 
 
 def test_modes_that_compute_the_same_are_the_same() -> None:
@@ -127,9 +170,18 @@ def test_modes_part_at_a_step_and_an_op() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--modes", "warp,ops"], ["--modes", "ops"], ["--map", "a=b", "x"], ["x", "--modes", "ops,graph"], ["nope.h5"]],
+    [
+        [],
+        ["--modes", "warp,ops"],
+        ["--modes", "ops"],
+        ["--map", "a=b", "x"],
+        ["x", "--modes", "ops,graph"],
+        ["nope.h5"],
+    ],
 )
-def test_usage_errors_and_missing_files_are_one_line(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+def test_usage_errors_and_missing_files_are_one_line(
+    arguments: list[str], capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run(["diff", str(FLOWERS), *arguments]) == 2
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)

@@ -26,14 +26,18 @@ from nanreplay import AttachError, Capture, NonFiniteError, Recorder
 def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
     """The files of all processes of `endings.py`, and how each ended."""
     folder = tmp_path_factory.mktemp("ended")
-    done = subprocess.run([sys.executable, endings.__file__, str(folder)], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, endings.__file__, str(folder)], capture_output=True, text=True, check=True
+    )
     return folder, json.loads(done.stdout)
 
 
 @pytest.fixture(autouse=True)
 def nothing_stays_installed() -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-    given = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored
+    given = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # in the background a shell has it ignored
     before = [signal.getsignal(number) for number in numbers]
     yield
     assert [signal.getsignal(number) for number in numbers] == before
@@ -51,7 +55,9 @@ def nothing_stays_installed() -> Iterator[None]:
         ("exit_in_a_callback", 7, 3),
     ],
 )
-def test_a_process_that_is_ended_leaves_its_window(ended: tuple[Path, dict[str, int]], scenario: str, code: int, steps: int) -> None:
+def test_a_process_that_is_ended_leaves_its_window(
+    ended: tuple[Path, dict[str, int]], scenario: str, code: int, steps: int
+) -> None:
     folder, codes = ended
     assert codes[scenario] == code, (folder / f"{scenario}.err").read_text()
     with Capture(folder / f"{scenario}.h5") as capture:
@@ -61,9 +67,13 @@ def test_a_process_that_is_ended_leaves_its_window(ended: tuple[Path, dict[str, 
         assert capture.incident.step == steps - 1
 
 
-def test_a_forked_process_ends_as_without_a_recorder_and_leaves_its_parent_alone(ended: tuple[Path, dict[str, int]]) -> None:
+def test_a_forked_process_ends_as_without_a_recorder_and_leaves_its_parent_alone(
+    ended: tuple[Path, dict[str, int]],
+) -> None:
     folder, codes = ended
-    assert codes["sigterm_in_a_forked_process"] == 0, (folder / "sigterm_in_a_forked_process.err").read_text()
+    assert codes["sigterm_in_a_forked_process"] == 0, (
+        folder / "sigterm_in_a_forked_process.err"
+    ).read_text()
     assert not (folder / "sigterm_in_a_forked_process.h5").exists()
 
 
@@ -77,7 +87,9 @@ def small_model() -> Any:
 def fit(*callbacks: Any, model: Any = None, bad_step: int | None = None, **options: Any) -> Any:
     x, y = data(bad_step)
     model = model or small_model()
-    model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=list(callbacks), **options)
+    model.fit(
+        x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=list(callbacks), **options
+    )
     return model
 
 
@@ -87,11 +99,17 @@ def send(number: int) -> Callable[[], None]:
 
 def assert_manual(path: Path, name: str, step: int) -> None:
     with Capture(path) as capture:
-        assert (capture.incident.trigger.what, capture.incident.trigger.name, capture.incident.step) == ("manual", name, step)
+        assert (
+            capture.incident.trigger.what,
+            capture.incident.trigger.name,
+            capture.incident.step,
+        ) == ("manual", name, step)
         assert capture.steps[-1] == step
 
 
-def test_the_previous_sigterm_handler_is_called_after_the_dump_and_training_goes_on(tmp_path: Path, capsys: Any) -> None:
+def test_the_previous_sigterm_handler_is_called_after_the_dump_and_training_goes_on(
+    tmp_path: Path, capsys: Any
+) -> None:
     path, called = tmp_path / "run.h5", []
     before = signal.signal(signal.SIGTERM, lambda number, frame: called.append(path.exists()))
     try:
@@ -101,7 +119,9 @@ def test_the_previous_sigterm_handler_is_called_after_the_dump_and_training_goes
     assert called == [True]
     assert_manual(path, "SIGTERM", 1)
     assert "wrote" in capsys.readouterr().err
-    assert_same_bits([np.asarray(v) for v in model.variables], [np.asarray(v) for v in fit().variables])
+    assert_same_bits(
+        [np.asarray(v) for v in model.variables], [np.asarray(v) for v in fit().variables]
+    )
 
 
 def test_an_ignored_sigterm_stays_ignored(tmp_path: Path) -> None:
@@ -120,7 +140,10 @@ def raising(error: BaseException) -> Callable[[], None]:
     return act
 
 
-@pytest.mark.parametrize(("act", "error"), [(send(signal.SIGINT), KeyboardInterrupt), (raising(KeyboardInterrupt()), KeyboardInterrupt)])
+@pytest.mark.parametrize(
+    ("act", "error"),
+    [(send(signal.SIGINT), KeyboardInterrupt), (raising(KeyboardInterrupt()), KeyboardInterrupt)],
+)
 def test_ctrl_c_between_the_steps_of_fit(tmp_path: Path, act: Any, error: Any) -> None:
     path, model = tmp_path / "run.h5", small_model()
     recorder = Recorder(path)
@@ -136,10 +159,16 @@ def test_ctrl_c_between_the_steps_of_fit(tmp_path: Path, act: Any, error: Any) -
     assert all(each.bit_exact for each in replayed(tmp_path / "run.1.h5"))
 
 
-def test_an_exception_of_another_callback_leaves_nothing_installed_and_writes_nothing(tmp_path: Path) -> None:
+def test_an_exception_of_another_callback_leaves_nothing_installed_and_writes_nothing(
+    tmp_path: Path,
+) -> None:
     model = small_model()
     with pytest.raises(ZeroDivisionError):
-        fit(Recorder(tmp_path / "run.h5", dump_signal="SIGUSR1"), At(2, raising(ZeroDivisionError())), model=model)
+        fit(
+            Recorder(tmp_path / "run.h5", dump_signal="SIGUSR1"),
+            At(2, raising(ZeroDivisionError())),
+            model=model,
+        )
     assert not list(tmp_path.iterdir())
     assert "FitFunction" not in type(model.train_function).__name__
 
@@ -195,7 +224,11 @@ def test_a_signal_asks_for_files_while_training_goes_on(tmp_path: Path) -> None:
 
 def test_another_callback_dumps_on_demand(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "run.h5")
-    fit(recorder, At(1, lambda: recorder.dump("a look")), At(4, lambda: recorder.dump("a second look")))
+    fit(
+        recorder,
+        At(1, lambda: recorder.dump("a look")),
+        At(4, lambda: recorder.dump("a second look")),
+    )
     assert recorder.path == tmp_path / "run.1.h5"
     for path, step in ((tmp_path / "run.h5", 1), (recorder.path, 4)):
         assert_manual(path, "dump", step)
@@ -218,7 +251,9 @@ def spoiled(kind: str, recorder: Recorder, bad: set[int], *, steps: int = 12) ->
         weight.assign_sub(0.1 * tape.gradient(loss, weight))
         return loss
 
-    recorded = recorder.wrap(step if kind == "eager" else tf.function(step, jit_compile=kind == "xla"))
+    recorded = recorder.wrap(
+        step if kind == "eager" else tf.function(step, jit_compile=kind == "xla")
+    )
     weights = []
     for number in range(steps):
         recorded(tf.constant(np.nan if number in bad else 1.0))
@@ -229,7 +264,9 @@ def spoiled(kind: str, recorder: Recorder, bad: set[int], *, steps: int = 12) ->
 
 
 @pytest.mark.parametrize("kind", ["eager", "graph", "xla"])
-def test_continue_writes_each_incident_after_a_healthy_step_and_then_stays_quiet(tmp_path: Path, kind: str) -> None:
+def test_continue_writes_each_incident_after_a_healthy_step_and_then_stays_quiet(
+    tmp_path: Path, kind: str
+) -> None:
     with (
         Recorder(tmp_path / "run.h5", on_nan="continue", max_incidents=2) as recorder,
         pytest.warns(UserWarning, match="nanreplay") as warned,
@@ -262,7 +299,10 @@ def test_weights_that_stay_nan_are_one_incident(tmp_path: Path) -> None:
         model = fit(recorder, bad_step=3, epochs=3)
     assert len(warned) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]
-    assert_same_bits([np.asarray(v) for v in model.variables], [np.asarray(v) for v in fit(bad_step=3, epochs=3).variables])
+    assert_same_bits(
+        [np.asarray(v) for v in model.variables],
+        [np.asarray(v) for v in fit(bad_step=3, epochs=3).variables],
+    )
 
 
 def test_exceptions_of_steps_are_incidents_that_a_loop_may_survive(tmp_path: Path) -> None:
@@ -277,7 +317,10 @@ def test_exceptions_of_steps_are_incidents_that_a_loop_may_survive(tmp_path: Pat
             if x < 10:
                 recorded(tf.constant(x))
                 continue
-            with pytest.warns(UserWarning, match="raised InvalidArgumentError"), pytest.raises(tf.errors.InvalidArgumentError):
+            with (
+                pytest.warns(UserWarning, match="raised InvalidArgumentError"),
+                pytest.raises(tf.errors.InvalidArgumentError),
+            ):
                 recorded(tf.constant(x))
     for name, at in (("run.h5", 1), ("run.1.h5", 4)):
         with Capture(tmp_path / name) as capture:

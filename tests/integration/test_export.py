@@ -31,16 +31,29 @@ def project(tmp_path: Path) -> Path:
 def mend(project: Path) -> None:
     """Give the loss of a project its epsilon."""
     source = (project / "training_of_today.py").read_text()
-    (project / "training_of_today.py").write_text(source.replace("tf.math.log(probabilities)", "tf.math.log(probabilities + 1e-7)"))
+    (project / "training_of_today.py").write_text(
+        source.replace("tf.math.log(probabilities)", "tf.math.log(probabilities + 1e-7)")
+    )
 
 
-def test_the_module_reads_well_and_fails_today(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    arguments = ["--pytest", str(project / "tests"), "--model", f"{project / 'training_of_today.py'}:flowers", "--json"]
+def test_the_module_reads_well_and_fails_today(
+    project: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "--pytest",
+        str(project / "tests"),
+        "--model",
+        f"{project / 'training_of_today.py'}:flowers",
+        "--json",
+    ]
     assert run(["export", str(SAMPLES / "log_of_zero.h5"), *arguments]) == 0
     told = json.loads(capsys.readouterr().out)
     module = project / "tests" / f"test_{NAME}.py"
     assert (told["module"], told["passes_today"]) == (str(module), False)
-    assert sorted(path.name for path in (project / "tests").iterdir()) == [f"{NAME}.h5", module.name]
+    assert sorted(path.name for path in (project / "tests").iterdir()) == [
+        f"{NAME}.h5",
+        module.name,
+    ]
     text = module.read_text()
     (function,) = [node for node in ast.parse(text).body if isinstance(node, ast.FunctionDef)]
     assert function.name == f"test_{NAME}"
@@ -56,16 +69,29 @@ def test_the_module_reads_well_and_fails_today(project: Path, capsys: pytest.Cap
 @pytest.mark.slow
 def test_pytest_fails_until_the_code_is_fixed(project: Path, command: Command) -> None:
     for model in ("training_of_today:flowers", "training_of_today.py:flowers"):
-        child = command("export", SAMPLES / "log_of_zero.h5", "--pytest", "tests", "--model", model, "--force", cwd=project)
+        child = command(
+            "export",
+            SAMPLES / "log_of_zero.h5",
+            "--pytest",
+            "tests",
+            "--model",
+            model,
+            "--force",
+            cwd=project,
+        )
         assert child.returncode == 0, child.stderr
         assert "the test fails." in child.stdout
     pytest_run = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests"]
-    before = subprocess.run(pytest_run, cwd=project, capture_output=True, text=True, check=False, env=environment())
+    before = subprocess.run(
+        pytest_run, cwd=project, capture_output=True, text=True, check=False, env=environment()
+    )
     assert before.returncode == 1, before.stdout
     assert "1 failed" in before.stdout
     assert "still non-finite" in before.stdout
     mend(project)
-    after = subprocess.run(pytest_run, cwd=project, capture_output=True, text=True, check=False, env=environment())
+    after = subprocess.run(
+        pytest_run, cwd=project, capture_output=True, text=True, check=False, env=environment()
+    )
     assert after.returncode == 0, after.stdout
 
 
@@ -91,7 +117,14 @@ def test_a_divergence_is_tested_from_its_beginning(tmp_path: Path, command: Comm
 
 def test_a_missing_model_leaves_nothing(project: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = project / "tests"
-    arguments = ["export", str(SAMPLES / "division_by_zero.h5"), "--pytest", str(folder), "--model", "no_such_module:build"]
+    arguments = [
+        "export",
+        str(SAMPLES / "division_by_zero.h5"),
+        "--pytest",
+        str(folder),
+        "--model",
+        "no_such_module:build",
+    ]
     assert run(arguments) == 2
     assert "no_such_module" in capfd.readouterr().err
     assert not folder.exists()

@@ -23,14 +23,18 @@ from nanreplay import Capture, Recorder, Replay
 from nanreplay.recorder import compiled_calls
 
 SOME = [
-    "program/look.py:Look.__call__", "program/observe.py:_mark", "recorder/session.py:Session.add_program",
-    "recorder/compiled_calls.py:CompiledCalls._begin", "recorder/session.py:Session._check", "recorder/dump.py:gather",
+    "program/fingerprint.py:Look.__call__", "program/observe.py:_mark", "recorder/recording.py:Recording.add_program",
+    "recorder/compiled_calls.py:CompiledCalls._begin", "recorder/recording.py:Recording._check", "recorder/dump.py:gather",
     "capture/writer.py:CaptureWriter.batch",
 ]  # fmt: skip
-FIT = ["program/fetching.py:Variant.__init__", "recorder/fit.py:check_strategy", "recorder/compiled_calls.py:CompiledCalls._take"]
+FIT = [
+    "program/fetching.py:Variant.__init__",
+    "recorder/fit_hooks.py:check_strategy",
+    "recorder/compiled_calls.py:CompiledCalls._take",
+]
 ENDS = [
-    "program/patches.py:replace_functions.<locals>.undo",
-    "program/private_distribution.py:hook_replica_threads.<locals>.undo", "capture/temporary.py:DiskFile.__init__",
+    "program/python_effects.py:replace_functions.<locals>.undo",
+    "tensorflow_internals/tf_distribution.py:hook_replica_threads.<locals>.undo", "capture/temporary.py:DiskFile.__init__",
 ]  # fmt: skip
 
 
@@ -50,7 +54,9 @@ def assert_harmless(scenario: str, folder: Path, names: list[str] | None, error:
 
 
 @pytest.mark.parametrize("scenario", ["compiled_loop", "fit"])
-def test_an_error_inside_the_recorder_never_reaches_the_training(tmp_path: Path, scenario: str) -> None:
+def test_an_error_inside_the_recorder_never_reaches_the_training(
+    tmp_path: Path, scenario: str
+) -> None:
     assert_harmless(scenario, tmp_path, FIT if scenario == "fit" else SOME, RuntimeError("a bug"))
 
 
@@ -58,7 +64,9 @@ def test_an_error_at_either_end_of_an_eager_step_never_reaches_the_training(tmp_
     assert_harmless("eager_loop", tmp_path, ENDS, RuntimeError("a bug"))
 
 
-def test_after_an_error_inside_the_recorder_nothing_keeps_the_training_alive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_after_an_error_inside_the_recorder_nothing_keeps_the_training_alive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     held = RuntimeError("a bug")
 
     def fail(*args: Any, **kwargs: Any) -> None:
@@ -68,7 +76,9 @@ def test_after_an_error_inside_the_recorder_nothing_keeps_the_training_alive(tmp
     model = keras.Sequential([keras.layers.Dense(2)])
     model.compile("sgd", "mse")
     with pytest.warns(UserWarning, match="detached itself"):
-        model.fit(np.ones((2, 3)), np.ones((2, 2)), verbose=0, callbacks=[Recorder(tmp_path / "run.h5")])
+        model.fit(
+            np.ones((2, 3)), np.ones((2, 2)), verbose=0, callbacks=[Recorder(tmp_path / "run.h5")]
+        )
     gone = weakref.ref(model)
     del model
     gc.collect()
@@ -87,16 +97,23 @@ def test_an_error_in_any_function_of_the_recorder(tmp_path: Path, scenario: str)
     ("scenario", "usual", "known"),
     [
         ("large_loop", "compiled_loop", "capture/writer.py:CaptureWriter.forget_after"),
-        ("busy_loop", "compiled_loop", "recorder/late.py:LateReader.add"),
-        ("drawing_loop", "eager_loop", "program/draws.py:Draws.repeated.<locals>.give"),
+        ("busy_loop", "compiled_loop", "recorder/pace.py:LateReader.add"),
+        ("drawing_loop", "eager_loop", "program/python_effects.py:Draws.repeated.<locals>.give"),
     ],
 )
-def test_an_error_in_what_is_not_usual(tmp_path: Path, scenario: str, usual: str, known: str) -> None:
+def test_an_error_in_what_is_not_usual(
+    tmp_path: Path, scenario: str, usual: str, known: str
+) -> None:
     before = injected.functions_of(usual, tmp_path / "usual.h5")
-    names = [name for name in injected.functions_of(scenario, tmp_path / "all.h5") if name not in before]
+    names = [
+        name for name in injected.functions_of(scenario, tmp_path / "all.h5") if name not in before
+    ]
     assert known in names
     if scenario == "busy_loop":
-        names += ["program/assignments.py:AssignmentWatch._note", "recorder/session.py:Session.write"]  # first called somewhere else
+        names += [
+            "program/python_effects.py:AssignmentWatch._note",
+            "recorder/recording.py:Recording.write",
+        ]  # first called somewhere else
     assert_harmless(scenario, tmp_path, names, RuntimeError("a bug"))
 
 
@@ -104,9 +121,15 @@ def test_an_error_in_what_is_not_usual(tmp_path: Path, scenario: str, usual: str
 @pytest.mark.timeout(1200)
 def test_an_error_in_what_replicas_need(tmp_path: Path) -> None:
     script = ROOT / "tests" / "integration" / "injected_replicas.py"
-    done = subprocess.run([sys.executable, script, tmp_path], check=True, capture_output=True, text=True, env=environment())
+    done = subprocess.run(
+        [sys.executable, script, tmp_path],
+        check=True,
+        capture_output=True,
+        text=True,
+        env=environment(),
+    )
     found = json.loads(done.stdout)
-    assert "program/replicas.py:ReplicaThreads._merging" in found
+    assert "program/collectives.py:ReplicaThreads._merging" in found
     assert {name: harms for name, harms in found.items() if harms} == {}
 
 
@@ -118,7 +141,10 @@ def test_no_memory_in_any_function_of_the_recorder(tmp_path: Path) -> None:
 
 def test_ctrl_c_inside_the_recorder_passes_through(tmp_path: Path) -> None:
     functions = injected.functions_of("eager_loop", tmp_path / "all.h5")
-    for name in ("recorder/session.py:Session.after_eager", "capture/writer.py:CaptureWriter.batch"):
+    for name in (
+        "recorder/recording.py:Recording.after_eager",
+        "capture/writer.py:CaptureWriter.batch",
+    ):
         with pytest.raises(KeyboardInterrupt):
             run("eager_loop", tmp_path / "run.h5", Injector(functions[name], KeyboardInterrupt()))
 
@@ -162,7 +188,9 @@ while True:
 
 def kill_while_writing(script: str, path: Path, delay_s: float) -> int:
     """Start `script`, kill it `delay_s` after it began to write; returns how many temporary files it left."""
-    with subprocess.Popen([sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout is not None
         process.stdout.readline()
         while process.poll() is None and not any(path.parent.glob(".*.tmp")):
@@ -249,6 +277,11 @@ assert not list(Path(sys.argv[1]).iterdir())
 
 def test_a_full_disk_is_one_warning_and_nothing_half_written(tmp_path: Path) -> None:
     here = str(Path(__file__).parent)
-    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path), here], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", FULL, str(tmp_path), here],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "Exception ignored" not in done.stderr

@@ -29,11 +29,20 @@ class OwnStep(keras.Model):  # type: ignore[misc, name-defined]
         return {"loss": loss}
 
 
-def model_of(kind: type[Any] = keras.Model, policy: str | None = None, dropout: float = 0.2, **compiled: Any) -> Any:
+def model_of(
+    kind: type[Any] = keras.Model, policy: str | None = None, dropout: float = 0.2, **compiled: Any
+) -> Any:
     keras.utils.set_random_seed(3)
     x = inputs = keras.Input((3,))
-    layers: list[Any] = [Spread(name="spread", dtype=policy), keras.layers.Dense(5, activation="relu", name="hidden", dtype=policy)]
-    for layer in [*layers, keras.layers.Dropout(dropout, name="drop"), keras.layers.Dense(1, name="out", dtype="float32")]:
+    layers: list[Any] = [
+        Spread(name="spread", dtype=policy),
+        keras.layers.Dense(5, activation="relu", name="hidden", dtype=policy),
+    ]
+    for layer in [
+        *layers,
+        keras.layers.Dropout(dropout, name="drop"),
+        keras.layers.Dense(1, name="out", dtype="float32"),
+    ]:
         x = layer(x)
     model = kind(inputs, x)
     model.compile(**{"optimizer": "adam", "loss": "mse", **compiled})
@@ -68,7 +77,12 @@ def test_fit_is_recorded_and_named(way: str, tmp_path: Path) -> None:
     report = explain(tmp_path / "run.h5")
     origin = report.findings.origin
     assert origin is not None, report.sentence
-    assert (report.incident_step, origin.op_type, origin.layer, origin.rows) == (3, "RealDiv", "spread", (2,)), report.sentence
+    assert (report.incident_step, origin.op_type, origin.layer, origin.rows) == (
+        3,
+        "RealDiv",
+        "spread",
+        (2,),
+    ), report.sentence
     assert "Replays bit for bit" in report.sentence
     with Capture(tmp_path / "run.h5") as capture:
         paths = set(capture.variables()["path"])
@@ -82,11 +96,20 @@ def test_fit_is_recorded_and_named(way: str, tmp_path: Path) -> None:
 def test_a_healthy_fit_trains_the_same_bits(way: str, tmp_path: Path) -> None:
     found = []
     for recorded in (False, True):
-        model = model_of(**WAYS[way], dropout=0.0 if way == "xla" else 0.2)  # XLA's own random numbers have no seed there
+        model = model_of(
+            **WAYS[way], dropout=0.0 if way == "xla" else 0.2
+        )  # XLA's own random numbers have no seed there
         x, y = batches(None)
         callbacks = [Recorder(tmp_path / "run.h5")] if recorded else []
-        history = model.fit(x, y, batch_size=BATCH, epochs=2, shuffle=False, verbose=0, callbacks=callbacks).history
-        found.append([*(variable.numpy() for variable in [*model.variables, *model.optimizer.variables]), np.array(history["loss"])])
+        history = model.fit(
+            x, y, batch_size=BATCH, epochs=2, shuffle=False, verbose=0, callbacks=callbacks
+        ).history
+        found.append(
+            [
+                *(variable.numpy() for variable in [*model.variables, *model.optimizer.variables]),
+                np.array(history["loss"]),
+            ]
+        )
     assert [value.tobytes() for value in found[0]] == [value.tobytes() for value in found[1]]
     assert not list(tmp_path.iterdir())
 
@@ -102,7 +125,9 @@ def test_several_steps_in_one_call_name_the_iteration(tmp_path: Path) -> None:
 
 
 def test_a_skipped_update_of_loss_scaling_is_no_incident(tmp_path: Path) -> None:
-    scaled = keras.mixed_precision.LossScaleOptimizer(keras.optimizers.SGD(1e-3), initial_scale=2.0**30)
+    scaled = keras.mixed_precision.LossScaleOptimizer(
+        keras.optimizers.SGD(1e-3), initial_scale=2.0**30
+    )
     model = model_of(policy="mixed_float16", optimizer=scaled)
     x, y = batches(None)
     recorder = Recorder(tmp_path / "run.h5")

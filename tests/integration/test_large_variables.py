@@ -41,7 +41,11 @@ class Broken(keras.Model):  # type: ignore[misc]
         x, y = batch
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(self(x)[:, 0] - y))
-        self.optimizer.apply_gradients(zip(tape.gradient(loss, self.trainable_variables), self.trainable_variables, strict=True))
+        self.optimizer.apply_gradients(
+            zip(
+                tape.gradient(loss, self.trainable_variables), self.trainable_variables, strict=True
+            )
+        )
         left = tf.cast(self.bad_step + 1 - self.optimizer.iterations, tf.float32)
         self.wide.kernel.assign(self.wide.kernel * (left / left))
         return {"loss": loss}
@@ -49,7 +53,10 @@ class Broken(keras.Model):  # type: ignore[misc]
 
 def samples(nan_at: int | None = None) -> tuple[Any, Any]:
     random = np.random.default_rng(0)
-    x, y = random.normal(size=(STEPS * BATCH, FEATURES)).astype("float32"), random.normal(size=STEPS * BATCH).astype("float32")
+    x, y = (
+        random.normal(size=(STEPS * BATCH, FEATURES)).astype("float32"),
+        random.normal(size=STEPS * BATCH).astype("float32"),
+    )
     if nan_at is not None:
         x[nan_at * BATCH] = np.nan
     return x, y
@@ -57,25 +64,39 @@ def samples(nan_at: int | None = None) -> tuple[Any, Any]:
 
 def wide_model() -> Any:
     keras.utils.set_random_seed(0)
-    return keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(UNITS, activation="tanh"), keras.layers.Dense(1)])
+    return keras.Sequential(
+        [
+            keras.Input((FEATURES,)),
+            keras.layers.Dense(UNITS, activation="tanh"),
+            keras.layers.Dense(1),
+        ]
+    )
 
 
 def fit(model: Any, recorder: Recorder, nan_at: int | None = None) -> int:
     """The step that the recorder says has failed."""
     with pytest.raises(NonFiniteError) as raised:
-        model.fit(*samples(nan_at), batch_size=BATCH, shuffle=False, verbose=0, callbacks=[recorder])
+        model.fit(
+            *samples(nan_at), batch_size=BATCH, shuffle=False, verbose=0, callbacks=[recorder]
+        )
     return raised.value.step
 
 
 @pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
-def test_a_variable_that_turns_nan_between_two_measurements_is_dated_to_its_step(tmp_path: Path, jit_compile: bool) -> None:
+def test_a_variable_that_turns_nan_between_two_measurements_is_dated_to_its_step(
+    tmp_path: Path, jit_compile: bool
+) -> None:
     path, model = tmp_path / "run.h5", Broken(BAD_STEP)
     keras.utils.set_random_seed(0)
     model.compile("adam", jit_compile=jit_compile)
     assert fit(model, Recorder(path)) == BAD_STEP
     with Capture(path) as capture:
         incident = capture.incident
-        assert (incident.step, incident.trigger.what, incident.trigger.value) == (BAD_STEP, "variable", "nan")
+        assert (incident.step, incident.trigger.what, incident.trigger.value) == (
+            BAD_STEP,
+            "variable",
+            "nan",
+        )
         assert incident.trigger.name.endswith("wide/kernel")
         assert incident.bit_exact
         assert max(capture.steps) == capture.timeline()["step"].iloc[-1] == BAD_STEP
@@ -84,14 +105,18 @@ def test_a_variable_that_turns_nan_between_two_measurements_is_dated_to_its_step
     assert all(result.bit_exact for result in results)
 
 
-def test_a_variable_that_turns_nan_in_the_last_step_is_seen_as_training_ends(tmp_path: Path) -> None:
+def test_a_variable_that_turns_nan_in_the_last_step_is_seen_as_training_ends(
+    tmp_path: Path,
+) -> None:
     model = Broken(STEPS - 1)
     model.compile("adam")
     assert fit(model, Recorder(tmp_path / "run.h5")) == STEPS - 1
     assert [result.finite for result in replayed(tmp_path / "run.h5")][-2:] == [True, False]
 
 
-def test_without_its_keyframe_the_step_that_was_seen_to_fail_is_the_incident(tmp_path: Path) -> None:
+def test_without_its_keyframe_the_step_that_was_seen_to_fail_is_the_incident(
+    tmp_path: Path,
+) -> None:
     path, model = tmp_path / "run.h5", Broken(BAD_STEP)
     model.compile("adam")
     with pytest.warns(UserWarning, match="does not hold one copy of the state"):
@@ -125,7 +150,10 @@ def test_a_step_that_measures_less_is_as_bit_exact_and_its_norms_are_known(tmp_p
     with Capture(path) as capture:
         healthy = slice(STEPS - 1)
         measured = capture.timeline()["measured"][healthy]
-        norms, gradients, largest = (capture.matrix(name)[healthy] for name in ("weight_norm", "gradient_norm", "gradient_absmax"))
+        norms, gradients, largest = (
+            capture.matrix(name)[healthy]
+            for name in ("weight_norm", "gradient_norm", "gradient_absmax")
+        )
     assert not measured.all()
     for each in (norms, gradients, largest):  # told by the re-execution of the window
         assert each.notna().all(axis=None)

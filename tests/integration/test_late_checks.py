@@ -11,14 +11,14 @@ import tensorflow as tf
 from trainings import BATCH, data, mlp, record, replayed
 
 from nanreplay import Capture, NonFiniteError, Recorder
-from nanreplay.recorder import late
+from nanreplay.recorder import pace
 
 STEPS = 10
 
 
 @pytest.fixture(params=[0, 4], ids="lag {}".format)
 def lag(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setitem(late.LAGS, "CPU", request.param)
+    monkeypatch.setitem(pace.LAGS, "CPU", request.param)
     return int(request.param)
 
 
@@ -30,7 +30,13 @@ def loop(path: Path, bad_step: int, **arguments: Any) -> tuple[Recorder, Any, li
     def step(x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(model(x, training=True) - y))
-        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True))
+        optimizer.apply_gradients(
+            zip(
+                tape.gradient(loss, model.trainable_variables),
+                model.trainable_variables,
+                strict=True,
+            )
+        )
         return loss
 
     model.build((None, 3))

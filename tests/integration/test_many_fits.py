@@ -22,14 +22,22 @@ ONCE = Path(__file__).resolve().parents[2] / "benchmarks" / "many_fits_once.py"
 def _graphs() -> dict[int, Any]:
     gc.collect()  # the recorder, which lets go of the graph
     gc.collect()
-    return {id(each): each for each in gc.get_objects() if isinstance(each, tf.__internal__.FuncGraph)}
+    return {
+        id(each): each for each in gc.get_objects() if isinstance(each, tf.__internal__.FuncGraph)
+    }
 
 
 def _fit_to_nan(path: Path) -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
     model.compile("sgd", "mse")
     try:
-        model.fit(np.full((4, 2), np.nan, np.float32), np.zeros((4, 1)), batch_size=2, verbose=0, callbacks=[Recorder(path)])
+        model.fit(
+            np.full((4, 2), np.nan, np.float32),
+            np.zeros((4, 1)),
+            batch_size=2,
+            verbose=0,
+            callbacks=[Recorder(path)],
+        )
     except NonFiniteError:
         return
     pytest.fail("the NaN was not noticed")
@@ -53,7 +61,9 @@ def test_a_recorded_fit_and_its_dump_leave_no_more_graphs_than_a_bare_one(tmp_pa
     assert len(_graphs().keys() - bare.keys()) <= len(bare.keys() - first.keys())
 
 
-def test_a_function_of_the_user_keeps_its_custom_gradient_when_the_recorder_is_gone(tmp_path: Path) -> None:
+def test_a_function_of_the_user_keeps_its_custom_gradient_when_the_recorder_is_gone(
+    tmp_path: Path,
+) -> None:
     @tf.custom_gradient
     def tripled(x: Any) -> Any:
         return x, lambda upstream: 3 * upstream
@@ -85,6 +95,8 @@ def test_a_recorded_fit_leaves_no_more_memory_than_a_bare_one(mode: str, tmp_pat
 
 
 def _mib_per_fit(mode: str, folder: Path) -> float:
-    done = subprocess.run([sys.executable, ONCE, mode, "16", folder], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, ONCE, mode, "16", folder], capture_output=True, text=True, check=True
+    )
     resident: list[float] = json.loads(done.stdout.splitlines()[-1])["resident_mib"]
     return (resident[-1] - resident[5]) / (len(resident) - 6)

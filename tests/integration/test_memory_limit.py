@@ -10,7 +10,7 @@ import pytest
 import tensorflow as tf
 
 from nanreplay import Recorder
-from nanreplay.recorder.reexecute import dense_gradient
+from nanreplay.recorder.reexecution import dense_gradient
 
 MIB = 2**20
 

@@ -17,7 +17,9 @@ from nanreplay import Capture, NonFiniteError, Recorder
 def model_of(policy: str, optimizer: Any, **compile_arguments: Any) -> Any:
     keras.utils.set_random_seed(0)
     dtype = keras.DTypePolicy(policy)
-    model = keras.Sequential([keras.layers.Dense(8, dtype=dtype), keras.layers.Dense(1, dtype=dtype)])
+    model = keras.Sequential(
+        [keras.layers.Dense(8, dtype=dtype), keras.layers.Dense(1, dtype=dtype)]
+    )
     model.compile(optimizer, "mse", **{"jit_compile": False, **compile_arguments})
     return model
 
@@ -35,7 +37,9 @@ def skipped_steps(path: Path) -> list[int]:
 
 
 @pytest.mark.parametrize("jit_compile", [False, True])
-def test_a_scale_that_is_found_by_skipping_is_a_healthy_training_until_its_nan(tmp_path: Path, jit_compile: bool) -> None:
+def test_a_scale_that_is_found_by_skipping_is_a_healthy_training_until_its_nan(
+    tmp_path: Path, jit_compile: bool
+) -> None:
     path = tmp_path / "run.h5"
     x, y = data(None, steps=12)
     x[9 * BATCH + 2, 1] = np.nan
@@ -51,11 +55,15 @@ def test_a_scale_that_is_found_by_skipping_is_a_healthy_training_until_its_nan(t
     assert_only_this_step_fails(path, 9)
 
 
-def test_a_fixed_scale_skips_nothing_so_an_overflowing_gradient_is_an_incident(tmp_path: Path) -> None:
+def test_a_fixed_scale_skips_nothing_so_an_overflowing_gradient_is_an_incident(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "run.h5"
     x, y = data(None, steps=8)
     y[5 * BATCH :] *= 1e4  # the loss fits float32; 1024 times its gradient does not fit float16
-    step = record(path, model_of("mixed_float16", keras.optimizers.SGD(1e-6, loss_scale_factor=1024.0)), x, y)
+    step = record(
+        path, model_of("mixed_float16", keras.optimizers.SGD(1e-6, loss_scale_factor=1024.0)), x, y
+    )
     assert step == 5
     with Capture(path) as capture:
         assert capture.incident.trigger.what == "gradient"
@@ -64,7 +72,9 @@ def test_a_fixed_scale_skips_nothing_so_an_overflowing_gradient_is_an_incident(t
 
 
 @pytest.mark.parametrize("is_compiled", [False, True])
-def test_a_loop_whose_loss_scale_is_made_by_its_first_step(tmp_path: Path, is_compiled: bool) -> None:
+def test_a_loop_whose_loss_scale_is_made_by_its_first_step(
+    tmp_path: Path, is_compiled: bool
+) -> None:
     path = tmp_path / "run.h5"
     x, y = data(None, steps=12)
     x[9 * BATCH + 2, 1] = np.nan
@@ -73,12 +83,22 @@ def test_a_loop_whose_loss_scale_is_made_by_its_first_step(tmp_path: Path, is_co
 
     def train_step(inputs: Any, targets: Any) -> Any:
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.square(tf.cast(model(inputs, training=True), tf.float32) - targets))
+            loss = tf.reduce_mean(
+                tf.square(tf.cast(model(inputs, training=True), tf.float32) - targets)
+            )
             scaled = optimizer.scale_loss(loss)
-        optimizer.apply_gradients(zip(tape.gradient(scaled, model.trainable_variables), model.trainable_variables, strict=True))
+        optimizer.apply_gradients(
+            zip(
+                tape.gradient(scaled, model.trainable_variables),
+                model.trainable_variables,
+                strict=True,
+            )
+        )
         return loss
 
-    step = Recorder(path).wrap(tf.function(train_step) if is_compiled else train_step, model=model, optimizer=optimizer)
+    step = Recorder(path).wrap(
+        tf.function(train_step) if is_compiled else train_step, model=model, optimizer=optimizer
+    )
 
     def train() -> None:
         for first in range(0, len(x), BATCH):
@@ -98,12 +118,19 @@ def test_bfloat16_under_xla(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "mixed_bfloat16"])
-def test_half_precision_trains_to_the_same_bits_with_and_without_the_recorder(tmp_path: Path, policy: str) -> None:
+def test_half_precision_trains_to_the_same_bits_with_and_without_the_recorder(
+    tmp_path: Path, policy: str
+) -> None:
     x, y = data(None, steps=12)
 
     def weights(*callbacks: Any) -> list[Any]:
         inner: Any = keras.optimizers.Adam()
-        model = model_of(policy, keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0**20) if policy == "mixed_float16" else inner)
+        model = model_of(
+            policy,
+            keras.optimizers.LossScaleOptimizer(inner, initial_scale=2.0**20)
+            if policy == "mixed_float16"
+            else inner,
+        )
         model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=list(callbacks))
         return [np.asarray(variable) for variable in model.variables]
 

@@ -34,7 +34,11 @@ class Added(keras.layers.Layer):
 
 def with_layer(function: Callable[[Any], Any], *, jit_compile: bool = False) -> Any:
     keras.utils.set_random_seed(3)
-    layers = [keras.layers.Dense(3, activation="tanh"), Added(function, name="added"), keras.layers.Dense(1)]
+    layers = [
+        keras.layers.Dense(3, activation="tanh"),
+        Added(function, name="added"),
+        keras.layers.Dense(1),
+    ]
     model = keras.Sequential(layers)
     model.compile("adam", "mse", jit_compile=jit_compile)
     return model
@@ -45,7 +49,12 @@ def normal(x: Any) -> Any:
 
 
 def many(x: Any) -> Any:
-    draws = [tf.random.uniform([3]), tf.random.truncated_normal([3], seed=4), tf.random.gamma([3], 2.0), tf.random.shuffle([1.0, 2.0, 3.0])]
+    draws = [
+        tf.random.uniform([3]),
+        tf.random.truncated_normal([3], seed=4),
+        tf.random.gamma([3], 2.0),
+        tf.random.shuffle([1.0, 2.0, 3.0]),
+    ]
     whole = [
         tf.random.uniform([3], maxval=5, dtype=tf.int32),
         tf.random.poisson([3], 2.0),
@@ -59,16 +68,22 @@ numbers = itertools.count()
 
 
 def from_python(x: Any) -> Any:
-    return tf.ensure_shape(tf.py_function(lambda value: value * (0.1 + next(numbers) % 3), [x], tf.float32), [None, 3])
+    return tf.ensure_shape(
+        tf.py_function(lambda value: value * (0.1 + next(numbers) % 3), [x], tf.float32), [None, 3]
+    )
 
 
 def from_numpy(x: Any) -> Any:
-    table = tf.numpy_function(lambda value: np.float32([next(numbers) % 3, value.size, 1.0]), [x], tf.float32)
+    table = tf.numpy_function(
+        lambda value: np.float32([next(numbers) % 3, value.size, 1.0]), [x], tf.float32
+    )
     return 0.01 * tf.ensure_shape(table, [3])
 
 
 def of_a_table() -> Callable[[Any], Any]:
-    rows = tf.lookup.KeyValueTensorInitializer(tf.constant([0, 1], tf.int64), tf.constant([0.25, 0.5]))
+    rows = tf.lookup.KeyValueTensorInitializer(
+        tf.constant([0, 1], tf.int64), tf.constant([0.25, 0.5])
+    )
     table = tf.lookup.StaticHashTable(rows, default_value=-1.0)
     return lambda x: table.lookup(tf.cast(x > 0, tf.int64))
 
@@ -80,19 +95,27 @@ def by_the_clock(x: Any) -> Any:
 @pytest.mark.parametrize("kind", ["random", "others"])
 def test_what_another_run_would_not_repeat_is_recorded_and_fed(tmp_path: Path, kind: str) -> None:
     path, table = tmp_path / "run.h5", of_a_table()
-    layer = many if kind == "random" else lambda x: from_python(x) + from_numpy(x) + table(x) + by_the_clock(x)
+    layer = (
+        many
+        if kind == "random"
+        else lambda x: from_python(x) + from_numpy(x) + table(x) + by_the_clock(x)
+    )
     assert record(path, with_layer(layer), *data()) == 3
     with Capture(path) as capture, Replay(capture) as replay:
         assert capture.incident.notes == ()
         assert capture.incident.bit_exact
         assert [step.bit_exact for step in replay.run_window("recorded")] == [True] * 4
         wide = replay.run_window("float64", first=1, last=2)
-        assert all(step.finite and step.max_ulp is not None and step.max_ulp < 10_000 for step in wide)
+        assert all(
+            step.finite and step.max_ulp is not None and step.max_ulp < 10_000 for step in wide
+        )
         assert judge(replay).kind == "reproduced"
 
 
 @pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_returning_random_numbers_does_not_change_the_training(tmp_path: Path, jit_compile: bool) -> None:
+def test_returning_random_numbers_does_not_change_the_training(
+    tmp_path: Path, jit_compile: bool
+) -> None:
     """Under XLA two runs draw other numbers, recorder or not: there they count nothing."""
     factor = 0.0 if jit_compile else 1.0
     x, y = data(None)
@@ -103,7 +126,9 @@ def test_returning_random_numbers_does_not_change_the_training(tmp_path: Path, j
         model.fit(x, y, batch_size=4, shuffle=False, verbose=0, callbacks=callbacks)
         return model
 
-    assert_same_bits(weights_after(lambda: fit([])), weights_after(lambda: fit([Recorder(tmp_path / "run.h5")])))
+    assert_same_bits(
+        weights_after(lambda: fit([])), weights_after(lambda: fit([Recorder(tmp_path / "run.h5")]))
+    )
 
 
 def test_random_numbers_drawn_under_xla_are_fed(tmp_path: Path) -> None:
@@ -151,7 +176,9 @@ def test_a_nan_that_only_a_draw_made_is_not_called_a_fault(tmp_path: Path) -> No
 
     @tf.function
     def step(x: Any) -> Any:
-        drawn = tf.while_loop(lambda i, _: i < 1, lambda i, _: (i + 1, tf.random.uniform([])), [0, 0.5])[1]
+        drawn = tf.while_loop(
+            lambda i, _: i < 1, lambda i, _: (i + 1, tf.random.uniform([])), [0, 0.5]
+        )[1]
         with tf.GradientTape() as tape:
             loss = weight * x + tf.math.log(tf.where(drawn > 0.5, 1.0, -1.0))
         weight.assign_sub(0.01 * tape.gradient(loss, weight))
@@ -172,7 +199,9 @@ def test_a_step_that_raises_has_no_outputs_to_feed(tmp_path: Path) -> None:
     @tf.function
     def step(x: Any) -> Any:
         noise = tf.random.uniform([4])
-        with tf.control_dependencies([noise]):  # in a replay the draw raises first, for want of a seed where ops are deterministic
+        with tf.control_dependencies(
+            [noise]
+        ):  # in a replay the draw raises first, for want of a seed where ops are deterministic
             tf.debugging.assert_less(x, 5.0, message="too large")
         return tf.reduce_sum(noise * weight * x)
 
@@ -180,7 +209,10 @@ def test_a_step_that_raises_has_no_outputs_to_feed(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
     recorded = Recorder(path).wrap(step)
     recorded(tf.ones([4]))
-    with pytest.raises(tf.errors.InvalidArgumentError), pytest.warns(UserWarning, match="too large"):
+    with (
+        pytest.raises(tf.errors.InvalidArgumentError),
+        pytest.warns(UserWarning, match="too large"),
+    ):
         recorded(9 * tf.ones([4]))
     with Capture(path) as capture, Replay(capture) as replay:
         assert [len(capture.batch(at).fed) for at in (0, 1)] == [1, 0]
@@ -194,15 +226,27 @@ def test_a_file_that_lacks_recorded_outputs_is_refused(tmp_path: Path) -> None:
     record(path, with_layer(many), *data())
     with Capture(path) as capture:
         contents = capture.contents()
-    short = {step: dataclasses.replace(batch, fed=batch.fed[:-1]) for step, batch in contents.batches.items()}
+    short = {
+        step: dataclasses.replace(batch, fed=batch.fed[:-1])
+        for step, batch in contents.batches.items()
+    }
     write_capture(path, dataclasses.replace(contents, batches=short))
-    with Capture(path) as capture, Replay(capture) as replay, pytest.raises(FormatError, match="lacks outputs"):
+    with (
+        Capture(path) as capture,
+        Replay(capture) as replay,
+        pytest.raises(FormatError, match="lacks outputs"),
+    ):
         replay.run_window("recorded")
 
 
 def test_recorded_outputs_count_toward_the_memory_limit(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "run.h5", memory_limit="100KiB")
-    record(tmp_path / "run.h5", with_layer(lambda x: tf.reduce_mean(tf.random.normal([100, 100]))), *data(), recorder=recorder)
+    record(
+        tmp_path / "run.h5",
+        with_layer(lambda x: tf.reduce_mean(tf.random.normal([100, 100]))),
+        *data(),
+        recorder=recorder,
+    )
     with Capture(tmp_path / "run.h5") as capture:
         assert capture.batch(3).fed[0].nbytes == 40_000
         assert capture.steps in ((3,), (2, 3))
@@ -212,7 +256,9 @@ def test_an_eager_step_is_run_once_more_with_the_numbers_that_it_drew(tmp_path: 
     weight = tf.Variable([1.0, 2.0])
 
     def step(x: Any) -> Any:
-        noise = tf.random.normal([2]) + tf.random.uniform([2], seed=7) * tf.random.shuffle([1.0, 2.0])
+        noise = tf.random.normal([2]) + tf.random.uniform([2], seed=7) * tf.random.shuffle(
+            [1.0, 2.0]
+        )
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(tf.square(weight * x + noise))
         weight.assign_sub(0.1 * tape.gradient(loss, weight))

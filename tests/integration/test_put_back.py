@@ -16,7 +16,8 @@ import tensorflow as tf
 from trainings import BATCH, data, mlp
 
 from nanreplay import NonFiniteError, Recorder
-from nanreplay.program import assignments, observe, private_tf
+from nanreplay.program import observe, python_effects
+from nanreplay.tensorflow_internals import tf_datasets, tf_eager, tf_variables
 
 Places = dict[tuple[Any, str], Any]
 
@@ -26,8 +27,12 @@ def replaced_places() -> list[tuple[Any, str]]:
     release = observe.install()
     places = list(observe.PATCHED)
     release()
-    modules = [*private_tf.random_functions(), *private_tf.fetch_functions(), *private_tf.assignment_functions()]
-    return [*places, *modules, *private_tf.gradient_places()]
+    modules = [
+        *tf_variables.random_functions(),
+        *tf_datasets.fetch_functions(),
+        *tf_variables.assignment_functions(),
+    ]
+    return [*places, *modules, *tf_eager.gradient_places()]
 
 
 @pytest.fixture(autouse=True)
@@ -35,14 +40,18 @@ def all_is_put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.collect()
     observe._users.clear()  # recorders that other tests of this process still hold
     observe._uninstall()
-    assignments._watches.clear()
-    assignments._put_back_after_last()
+    python_effects._watches.clear()
+    python_effects._put_back_after_last()
     places = replaced_places()
     before = [getattr(owner, name) for owner, name in places]
     yield
     gc.collect()
     assert len(places) > 30
-    changed = [name for (owner, name), held in zip(places, before, strict=True) if getattr(owner, name) is not held]
+    changed = [
+        name
+        for (owner, name), held in zip(places, before, strict=True)
+        if getattr(owner, name) is not held
+    ]
     assert not changed
     assert not observe.PATCHED
     assert not observe.ambient
@@ -56,17 +65,31 @@ def fit(recorder: Recorder, bad_step: int | None = 3, **compiled: Any) -> Any:
     return model
 
 
-def loop(recorder: Recorder, bad_step: int | None = 3, *, compiled: bool, raises: type[BaseException] | None = None) -> None:
+def loop(
+    recorder: Recorder,
+    bad_step: int | None = 3,
+    *,
+    compiled: bool,
+    raises: type[BaseException] | None = None,
+) -> None:
     model = mlp()
     x, y = data(bad_step)
 
     def step(x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(model(x, training=True) - y))
-        model.optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True))
+        model.optimizer.apply_gradients(
+            zip(
+                tape.gradient(loss, model.trainable_variables),
+                model.trainable_variables,
+                strict=True,
+            )
+        )
         return loss
 
-    recorded = recorder.wrap(tf.function(step) if compiled else step, model=model, optimizer=model.optimizer)
+    recorded = recorder.wrap(
+        tf.function(step) if compiled else step, model=model, optimizer=model.optimizer
+    )
     for number, start in enumerate(range(0, len(x), BATCH)):
         if raises is not None and number == 2:
             raise raises

@@ -32,15 +32,23 @@ class Run:
 
     def outcome(self, test: str) -> str:
         """`passed`, or the kind of the first thing that was reported."""
-        kinds = [child.tag for child in self.cases[test] if child.tag in ("failure", "error", "skipped")]
+        kinds = [
+            child.tag for child in self.cases[test] if child.tag in ("failure", "error", "skipped")
+        ]
         return kinds[0] if kinds else "passed"
 
     def text(self, test: str) -> str:
         """What the report of a test that did not pass says."""
-        return next(child.text or "" for child in self.cases[test] if child.tag in ("failure", "error"))
+        return next(
+            child.text or "" for child in self.cases[test] if child.tag in ("failure", "error")
+        )
 
 
-@pytest.fixture(scope="module", params=[0, pytest.param(2, marks=pytest.mark.slow)], ids=["in one process", "with two workers"])
+@pytest.fixture(
+    scope="module",
+    params=[0, pytest.param(2, marks=pytest.mark.slow)],
+    ids=["in one process", "with two workers"],
+)
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One run of the project, on GitHub, where captures are tests and kept captures go to a folder."""
     folder = tmp_path_factory.mktemp("project")
@@ -52,11 +60,29 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     h5py.File(folder / ".captures" / "weights.h5", "w").close()
     (folder / "captures").symlink_to(".captures")
     asked = "-W error --strict-markers --nanreplay .captures --nanreplay-keep kept --junit-xml junit.xml".split()
-    command = [sys.executable, "-m", "pytest", *plugin_arguments(), "-n", str(request.param), *asked]
-    env = {**environment(), "GITHUB_ACTIONS": "true", "GITHUB_WORKSPACE": str(folder), "COLUMNS": "200"}
-    child = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=240)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        *plugin_arguments(),
+        "-n",
+        str(request.param),
+        *asked,
+    ]
+    env = {
+        **environment(),
+        "GITHUB_ACTIONS": "true",
+        "GITHUB_WORKSPACE": str(folder),
+        "COLUMNS": "200",
+    }
+    child = subprocess.run(
+        command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=240
+    )
     cases = ElementTree.parse(folder / "junit.xml").findall(".//testcase")
-    named = {f"{case.get('classname')}.{case.get('name')}".removeprefix("test_trainings."): case for case in cases}
+    named = {
+        f"{case.get('classname')}.{case.get('name')}".removeprefix("test_trainings."): case
+        for case in cases
+    }
     return Run(request.param, folder, child, named)
 
 
@@ -65,8 +91,12 @@ def test_a_test_passes_while_its_training_is_finite(run: Run) -> None:
     assert run.outcome("test_a_loop[1.0]") == "passed"
 
 
-@pytest.mark.parametrize("test", ["test_a_training_that_turns_nan_fails", "test_a_swallowed_error_fails"])
-def test_a_test_fails_when_its_training_turns_nan_even_when_the_error_is_swallowed(test: str, run: Run) -> None:
+@pytest.mark.parametrize(
+    "test", ["test_a_training_that_turns_nan_fails", "test_a_swallowed_error_fails"]
+)
+def test_a_test_fails_when_its_training_turns_nan_even_when_the_error_is_swallowed(
+    test: str, run: Run
+) -> None:
     assert run.outcome(test) == "failure"
     text = run.text(test)
     assert text.startswith("step 1 · loss · `Log` of 0.0 at [2, ")
@@ -76,7 +106,9 @@ def test_a_test_fails_when_its_training_turns_nan_even_when_the_error_is_swallow
 
 
 def test_what_the_test_raised_afterwards_is_told(run: Run) -> None:
-    assert "\nnote: Then the test raised AssertionError: the accuracy is low\n" in run.text("test_a_swallowed_error_fails")
+    assert "\nnote: Then the test raised AssertionError: the accuracy is low\n" in run.text(
+        "test_a_swallowed_error_fails"
+    )
 
 
 def test_a_loop_is_recorded_too(run: Run) -> None:
@@ -90,28 +122,45 @@ def test_an_exception_that_is_no_nan_is_left_to_the_test(run: Run) -> None:
 def test_captures_are_kept_under_names_that_no_two_tests_or_workers_share(run: Run) -> None:
     kept = sorted(path.name for path in (run.folder / "kept").iterdir())
     listed = [line.split() for line in run.child.stdout.splitlines() if line.startswith("kept/")]
-    failed = [test for test in run.cases if "captures" not in test and "case" not in test and run.outcome(test) == "failure"]
-    assert sorted(test for _, test in listed) == sorted(f"test_trainings.py::{test}" for test in failed)
+    failed = [
+        test
+        for test in run.cases
+        if "captures" not in test and "case" not in test and run.outcome(test) == "failure"
+    ]
+    assert sorted(test for _, test in listed) == sorted(
+        f"test_trainings.py::{test}" for test in failed
+    )
     assert {file.removeprefix("kept/") for file, _ in listed} < set(kept)
     assert len(kept) == len(failed) + 2  # and that of the exception, and the one on demand
-    assert all((name.split(".")[-2].endswith(("-gw0", "-gw1"))) == bool(run.workers) for name, _ in listed)
+    assert all(
+        (name.split(".")[-2].endswith(("-gw0", "-gw1"))) == bool(run.workers) for name, _ in listed
+    )
 
 
 def test_a_capture_of_a_folder_is_a_test_that_fails_while_the_failure_is_there(run: Run) -> None:
     name = ".captures.log_of_zero.h5.replay"
     assert run.outcome(name) == "failure"
-    assert run.text(name).startswith("step 12 · loss · `Log` of 0.0 at [18, 0] (sample 18 of the batch) gave -inf")
+    assert run.text(name).startswith(
+        "step 12 · loss · `Log` of 0.0 at [18, 0] (sample 18 of the batch) gave -inf"
+    )
 
 
-def test_a_damaged_capture_is_an_error_of_one_line_and_a_foreign_file_is_left_alone(run: Run) -> None:
+def test_a_damaged_capture_is_an_error_of_one_line_and_a_foreign_file_is_left_alone(
+    run: Run,
+) -> None:
     name = ".captures.damaged.h5.replay"
     assert run.outcome(name) == "error"
     assert len(run.text(name).strip().splitlines()) == 1
     assert not [case for case in run.cases if "weights" in case]
 
 
-def test_a_marked_case_passes_when_todays_code_is_finite_and_fails_at_its_line_when_not(run: Run) -> None:
-    fixed, broken = "test_a_fixed_case_passes_and_its_body_runs", "test_a_case_that_is_not_fixed_fails_before_its_body"
+def test_a_marked_case_passes_when_todays_code_is_finite_and_fails_at_its_line_when_not(
+    run: Run,
+) -> None:
+    fixed, broken = (
+        "test_a_fixed_case_passes_and_its_body_runs",
+        "test_a_case_that_is_not_fixed_fails_before_its_body",
+    )
     assert (run.outcome(fixed), run.outcome(broken)) == ("passed", "failure")
     assert (run.folder / "fixed-body-ran").exists()
     assert not (run.folder / "broken-body-ran").exists()
@@ -119,7 +168,9 @@ def test_a_marked_case_passes_when_todays_code_is_finite_and_fails_at_its_line_w
 
 
 def test_without_a_model_a_case_is_what_was_recorded(run: Run) -> None:
-    assert run.outcome("test_a_recorded_failure_is_there_as_recorded") == "skipped"  # JUnit's word for an expected failure
+    assert (
+        run.outcome("test_a_recorded_failure_is_there_as_recorded") == "skipped"
+    )  # JUnit's word for an expected failure
 
 
 @pytest.mark.parametrize(
@@ -138,7 +189,11 @@ def test_what_cannot_be_replayed_is_an_error_of_one_line(test: str, said: str, r
 
 def test_github_shows_each_failure_at_its_line_of_code(run: Run) -> None:
     annotations = [line for line in run.child.stdout.splitlines() if line.startswith("::error ")]
-    at_line = [line for line in annotations if line.startswith("::error file=train.py,line=29,title=log of zero (kept/")]
+    at_line = [
+        line
+        for line in annotations
+        if line.startswith("::error file=train.py,line=29,title=log of zero (kept/")
+    ]
     assert len(at_line) == 2
     assert sum("test_trainings.py,line=" in line for line in annotations) == 1
     assert len(annotations) == len([line for line in run.cases if run.outcome(line) == "failure"])
@@ -148,14 +203,20 @@ def test_github_shows_each_failure_at_its_line_of_code(run: Run) -> None:
 
 
 @pytest.fixture
-def bare(pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch) -> Callable[..., pytest.RunResult]:
+def bare(
+    pytester: pytest.Pytester, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., pytest.RunResult]:
     """Run pytest with this plugin and no others."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
-    return lambda *given: pytester.runpytest_subprocess("-p", "nanreplay.pytest_plugin", *given, timeout=120)
+    return lambda *given: pytester.runpytest_subprocess(
+        "-p", "nanreplay.pytest_plugin", *given, timeout=120
+    )
 
 
-def test_a_run_that_asks_for_nothing_imports_nothing(bare: Callable[..., pytest.RunResult], pytester: pytest.Pytester) -> None:
+def test_a_run_that_asks_for_nothing_imports_nothing(
+    bare: Callable[..., pytest.RunResult], pytester: pytest.Pytester
+) -> None:
     pytester.makepyfile(
         """
         import sys
@@ -168,25 +229,39 @@ def test_a_run_that_asks_for_nothing_imports_nothing(bare: Callable[..., pytest.
     bare("-W", "error", "--strict-markers").assert_outcomes(passed=1)
 
 
-def test_the_marker_and_the_fixture_explain_themselves(bare: Callable[..., pytest.RunResult]) -> None:
-    bare("--markers").stdout.fnmatch_lines("@pytest.mark.nanreplay(capture, [*], model=None, [*][*]options): fail while *")
+def test_the_marker_and_the_fixture_explain_themselves(
+    bare: Callable[..., pytest.RunResult],
+) -> None:
+    bare("--markers").stdout.fnmatch_lines(
+        "@pytest.mark.nanreplay(capture, [*], model=None, [*][*]options): fail while *"
+    )
     bare("--fixtures").stdout.fnmatch_lines("nan_recorder -- *")
 
 
-def test_a_path_that_is_not_there_is_a_usage_error_of_one_line(bare: Callable[..., pytest.RunResult]) -> None:
+def test_a_path_that_is_not_there_is_a_usage_error_of_one_line(
+    bare: Callable[..., pytest.RunResult],
+) -> None:
     result = bare("--nanreplay", "nowhere")
     assert result.ret == pytest.ExitCode.USAGE_ERROR
     (line,) = filter(None, [*result.outlines, *result.errlines])
     assert line.endswith("nowhere: no such file or folder.")
 
 
-def test_a_named_file_that_is_no_capture_is_an_error(bare: Callable[..., pytest.RunResult], pytester: pytest.Pytester) -> None:
+def test_a_named_file_that_is_no_capture_is_an_error(
+    bare: Callable[..., pytest.RunResult], pytester: pytest.Pytester
+) -> None:
     h5py.File(pytester.path / "weights.h5", "w").close()
     result = bare("--nanreplay", "weights.h5")
     result.assert_outcomes(errors=1)
-    result.stdout.fnmatch_lines("nanreplay: *weights.h5: an HDF5 file, but not a nanreplay capture.")
+    result.stdout.fnmatch_lines(
+        "nanreplay: *weights.h5: an HDF5 file, but not a nanreplay capture."
+    )
 
 
-def test_a_folder_without_captures_is_said(bare: Callable[..., pytest.RunResult], pytester: pytest.Pytester) -> None:
+def test_a_folder_without_captures_is_said(
+    bare: Callable[..., pytest.RunResult], pytester: pytest.Pytester
+) -> None:
     pytester.mkdir("captures")
-    bare("--nanreplay", "captures").stdout.fnmatch_lines("nanreplay: 0 files in captures, replayed with the recorded program")
+    bare("--nanreplay", "captures").stdout.fnmatch_lines(
+        "nanreplay: 0 files in captures, replayed with the recorded program"
+    )

@@ -32,11 +32,21 @@ def separable() -> list[Any]:
 
 
 def over_time() -> list[Any]:
-    return [keras.Input((12, 16)), layers.Conv1D(64, 5, padding="causal"), layers.LSTM(64, return_sequences=True), layers.GRU(64)]
+    return [
+        keras.Input((12, 16)),
+        layers.Conv1D(64, 5, padding="causal"),
+        layers.LSTM(64, return_sequences=True),
+        layers.GRU(64),
+    ]
 
 
 def volumes() -> list[Any]:
-    return [keras.Input((6, 6, 6, 4)), layers.Conv3D(32, 3, activation="relu"), layers.Conv3D(32, 3), layers.Flatten()]
+    return [
+        keras.Input((6, 6, 6, 4)),
+        layers.Conv3D(32, 3, activation="relu"),
+        layers.Conv3D(32, 3),
+        layers.Flatten(),
+    ]
 
 
 def wide() -> list[Any]:
@@ -47,7 +57,12 @@ def wide() -> list[Any]:
 
 
 def words() -> list[Any]:
-    return [keras.Input((16,), dtype="int32"), layers.Embedding(WORDS, 64), layers.LayerNormalization(), layers.GlobalAveragePooling1D()]
+    return [
+        keras.Input((16,), dtype="int32"),
+        layers.Embedding(WORDS, 64),
+        layers.LayerNormalization(),
+        layers.GlobalAveragePooling1D(),
+    ]
 
 
 MODELS = [convolutions, separable, over_time, volumes, wide, words]
@@ -60,26 +75,45 @@ OPTIMIZERS: dict[str, Callable[[], Any]] = {
 }
 
 
-def trained(build: Callable[[], list[Any]], optimizer: str, callbacks: Sequence[Any], *, jit_compile: bool) -> Any:
+def trained(
+    build: Callable[[], list[Any]], optimizer: str, callbacks: Sequence[Any], *, jit_compile: bool
+) -> Any:
     keras.utils.set_random_seed(1)
     model = keras.Sequential([*build(), layers.Dense(CLASSES)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(OPTIMIZERS[optimizer](), loss, jit_compile=jit_compile)
     random = np.random.default_rng(0)
     shape = (BATCH * STEPS, *model.input_shape[1:])
-    x = random.integers(0, WORDS, shape) if build is words else random.normal(size=shape).astype("float32")
-    model.fit(x, random.integers(0, CLASSES, len(x)), batch_size=BATCH, shuffle=False, verbose=0, callbacks=callbacks)
+    x = (
+        random.integers(0, WORDS, shape)
+        if build is words
+        else random.normal(size=shape).astype("float32")
+    )
+    model.fit(
+        x,
+        random.integers(0, CLASSES, len(x)),
+        batch_size=BATCH,
+        shuffle=False,
+        verbose=0,
+        callbacks=callbacks,
+    )
     return model
 
 
-def assert_bits_stay(folder: Path, build: Callable[[], list[Any]], optimizer: str, *, jit_compile: bool) -> None:
+def assert_bits_stay(
+    folder: Path, build: Callable[[], list[Any]], optimizer: str, *, jit_compile: bool
+) -> None:
     bare = weights_after(lambda: trained(build, optimizer, [], jit_compile=jit_compile))
-    recorded = weights_after(lambda: trained(build, optimizer, [Recorder(folder / "run.h5")], jit_compile=jit_compile))
+    recorded = weights_after(
+        lambda: trained(build, optimizer, [Recorder(folder / "run.h5")], jit_compile=jit_compile)
+    )
     assert_same_bits(bare, recorded)
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "lion"])
-def test_watching_a_convolution_does_not_change_how_xla_computes_it(tmp_path: Path, optimizer: str) -> None:
+def test_watching_a_convolution_does_not_change_how_xla_computes_it(
+    tmp_path: Path, optimizer: str
+) -> None:
     assert_bits_stay(tmp_path, convolutions, optimizer, jit_compile=True)
 
 

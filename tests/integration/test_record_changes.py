@@ -14,7 +14,7 @@ import tensorflow as tf
 from trainings import data, mlp, record, replayed
 
 from nanreplay import Capture, NonFiniteError, Recorder, Replay
-from nanreplay.program import private_tf
+from nanreplay.tensorflow_internals import tf_variables
 
 
 class Meddler(keras.callbacks.Callback):
@@ -27,11 +27,13 @@ class Meddler(keras.callbacks.Callback):
         if batch in (1, 2):
             kernel = self.model.layers[-1].kernel
             kernel.assign(kernel * 0.5)
-            self.model.optimizer.variables[2].value.assign_add(tf.ones_like(self.model.optimizer.variables[2]) * 0.01)
+            self.model.optimizer.variables[2].value.assign_add(
+                tf.ones_like(self.model.optimizer.variables[2]) * 0.01
+            )
 
 
 def assignments() -> list[Any]:
-    return [getattr(module, name) for module, name in private_tf.assignment_functions()]
+    return [getattr(module, name) for module, name in tf_variables.assignment_functions()]
 
 
 def test_variables_that_a_callback_sets_between_steps_are_replayed(tmp_path: Path) -> None:
@@ -50,11 +52,16 @@ def test_variables_that_a_callback_sets_between_steps_are_replayed(tmp_path: Pat
 
 def test_the_usual_callbacks_are_replayed(tmp_path: Path) -> None:
     x, y = data(None)
-    model, recorder = mlp(optimizer=keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9)), Recorder(tmp_path / "run.h5")
+    model, recorder = (
+        mlp(optimizer=keras.optimizers.Adam(0.01, use_ema=True, ema_momentum=0.9)),
+        Recorder(tmp_path / "run.h5"),
+    )
     others = [
         keras.callbacks.SwapEMAWeights(swap_on_epoch=True),
         keras.callbacks.ReduceLROnPlateau("loss", factor=0.5, patience=0, min_delta=10.0),
-        keras.callbacks.EarlyStopping("val_loss", patience=0, min_delta=1e9, start_from_epoch=2, restore_best_weights=True),
+        keras.callbacks.EarlyStopping(
+            "val_loss", patience=0, min_delta=1e9, start_from_epoch=2, restore_best_weights=True
+        ),
         keras.callbacks.ModelCheckpoint(tmp_path / "best.keras", "val_loss", save_best_only=True),
     ]
     fit = {"validation_data": (x, y), "epochs": 9, "batch_size": 4, "shuffle": False, "verbose": 0}
@@ -78,9 +85,23 @@ def test_a_backup_survives_an_incident_and_training_goes_on_from_it(tmp_path: Pa
                 self.model.layers[-1].bias.assign([np.nan])
 
     with pytest.raises(NonFiniteError):
-        model.fit(x, y, epochs=4, batch_size=4, verbose=0, callbacks=[backup, Spoil(), Recorder(tmp_path / "run.h5")])
+        model.fit(
+            x,
+            y,
+            epochs=4,
+            batch_size=4,
+            verbose=0,
+            callbacks=[backup, Spoil(), Recorder(tmp_path / "run.h5")],
+        )
     assert any((tmp_path / "backup").rglob("*.h5"))
-    history = again.fit(x, y, epochs=4, batch_size=4, verbose=0, callbacks=[keras.callbacks.BackupAndRestore(tmp_path / "backup")])
+    history = again.fit(
+        x,
+        y,
+        epochs=4,
+        batch_size=4,
+        verbose=0,
+        callbacks=[keras.callbacks.BackupAndRestore(tmp_path / "backup")],
+    )
     assert history.epoch == [2, 3]
 
 
@@ -116,7 +137,9 @@ def test_the_state_of_a_generator_is_a_variable(tmp_path: Path) -> None:
         recorded(tf.constant([1.0, np.inf, 1.0, 1.0]))
     with Capture(tmp_path / "run.h5") as capture, Replay(capture) as replay:
         assert capture.program("p0").signature.fed == ()
-        assert [info.dtype for info in capture.variables_info if info.path.startswith("StateVar")] == ["int64"]
+        assert [
+            info.dtype for info in capture.variables_info if info.path.startswith("StateVar")
+        ] == ["int64"]
         assert [result.bit_exact for result in replay.run_window("recorded")] == [True] * 3
 
 
@@ -127,7 +150,9 @@ def test_a_variable_made_during_training_is_recorded_from_then_on(tmp_path: Path
     def step(x: Any, head: int) -> Any:
         with tf.GradientTape() as tape:
             loss = tf.reduce_sum(tf.square(heads[0] * x)) + tf.reduce_sum(heads[head] * x)
-        for variable, gradient in zip(tape.watched_variables(), tape.gradient(loss, tape.watched_variables()), strict=True):
+        for variable, gradient in zip(
+            tape.watched_variables(), tape.gradient(loss, tape.watched_variables()), strict=True
+        ):
             variable.assign_sub(0.1 * gradient)
         return loss
 

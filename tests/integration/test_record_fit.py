@@ -9,7 +9,16 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from trainings import BATCH, as_dataset, assert_same_bits, data, mlp, record, replayed, weights_after
+from trainings import (
+    BATCH,
+    as_dataset,
+    assert_same_bits,
+    data,
+    mlp,
+    record,
+    replayed,
+    weights_after,
+)
 
 from nanreplay import Capture, NonFiniteError, Recorder
 
@@ -87,13 +96,18 @@ def test_sample_and_class_weights_are_part_of_the_batch(tmp_path: Path) -> None:
     assert_recorded(path, record(path, model, x, y, sample_weight=weights))
     path = tmp_path / "classes.h5"
     x, _ = data()
-    assert_recorded(path, record(path, mlp(loss="binary_crossentropy"), x, y, class_weight={0: 0.5, 1: 2.0}))
+    assert_recorded(
+        path, record(path, mlp(loss="binary_crossentropy"), x, y, class_weight={0: 0.5, 1: 2.0})
+    )
 
 
 def test_dictionary_inputs_keep_their_names(tmp_path: Path) -> None:
     x, y = data()
     one, other = keras.Input((3,), name="one"), keras.Input((3,), name="other")
-    model = keras.Model({"one": one, "other": other}, keras.layers.Dense(1)(keras.layers.Concatenate()([one, other])))
+    model = keras.Model(
+        {"one": one, "other": other},
+        keras.layers.Dense(1)(keras.layers.Concatenate()([one, other])),
+    )
     model.compile("sgd", "mse", jit_compile=False)
     path = tmp_path / "run.h5"
     assert_recorded(path, record(path, model, {"one": x, "other": x * 2}, y))
@@ -134,7 +148,10 @@ def test_subclassed_models_are_recorded_unbuilt(tmp_path: Path, kind: Any) -> No
     assert_recorded(path, record(path, model, *data()))
     with Capture(path) as capture:
         roles = {info.path: info.role for info in capture.variables_info}
-        assert roles[next(path for path in roles if "dense" in path and path.endswith("kernel"))] == "trainable"
+        assert (
+            roles[next(path for path in roles if "dense" in path and path.endswith("kernel"))]
+            == "trainable"
+        )
         assert "optimizer" in roles.values()
 
 
@@ -142,8 +159,15 @@ def test_subclassed_models_are_recorded_unbuilt(tmp_path: Path, kind: Any) -> No
 def test_mixed_precision(tmp_path: Path, policy: str) -> None:
     keras.utils.set_random_seed(0)
     dtype = keras.DTypePolicy(policy)
-    layers = [keras.layers.Dense(5, dtype=dtype, activation="relu"), keras.layers.Dense(1, dtype="float32")]
-    optimizer = keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam()) if policy == "mixed_float16" else "adam"
+    layers = [
+        keras.layers.Dense(5, dtype=dtype, activation="relu"),
+        keras.layers.Dense(1, dtype="float32"),
+    ]
+    optimizer = (
+        keras.optimizers.LossScaleOptimizer(keras.optimizers.Adam())
+        if policy == "mixed_float16"
+        else "adam"
+    )
     model = keras.Sequential(layers)
     model.compile(optimizer, "mse", jit_compile=False)
     path = tmp_path / "run.h5"
@@ -153,8 +177,14 @@ def test_mixed_precision(tmp_path: Path, policy: str) -> None:
 def scaled(initial_scale: float) -> Any:
     keras.utils.set_random_seed(0)
     dtype = keras.DTypePolicy("mixed_float16")
-    model = keras.Sequential([keras.layers.Dense(8, dtype=dtype), keras.layers.Dense(1, dtype=dtype)])
-    model.compile(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(), initial_scale=initial_scale), "mse", jit_compile=False)
+    model = keras.Sequential(
+        [keras.layers.Dense(8, dtype=dtype), keras.layers.Dense(1, dtype=dtype)]
+    )
+    model.compile(
+        keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(), initial_scale=initial_scale),
+        "mse",
+        jit_compile=False,
+    )
     return model
 
 
@@ -179,13 +209,19 @@ def test_a_loss_scale_that_never_recovers_is_an_incident(tmp_path: Path) -> None
         assert capture.incident.trigger.what in ("gradient", "loss")
 
 
-@pytest.mark.parametrize("options", [{}, {"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 3}])
-def test_training_is_bit_identical_with_and_without_the_recorder(tmp_path: Path, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    "options", [{}, {"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 3}]
+)
+def test_training_is_bit_identical_with_and_without_the_recorder(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
     x, y = data(None)
 
     def fit(*callbacks: Any) -> Any:
         model = mlp(**options)
-        model.fit(x, y, batch_size=BATCH, epochs=2, shuffle=False, verbose=0, callbacks=list(callbacks))
+        model.fit(
+            x, y, batch_size=BATCH, epochs=2, shuffle=False, verbose=0, callbacks=list(callbacks)
+        )
         return model
 
     assert_same_bits(weights_after(fit), weights_after(lambda: fit(Recorder(tmp_path / "run.h5"))))
@@ -195,7 +231,11 @@ def test_training_is_bit_identical_with_and_without_the_recorder(tmp_path: Path,
 def test_the_history_is_that_of_a_training_without_recorder(tmp_path: Path) -> None:
     x, y = data(None)
     histories = [
-        mlp(metrics=["mae"]).fit(x, y, batch_size=BATCH, epochs=3, validation_split=0.25, verbose=0, callbacks=callbacks).history
+        mlp(metrics=["mae"])
+        .fit(
+            x, y, batch_size=BATCH, epochs=3, validation_split=0.25, verbose=0, callbacks=callbacks
+        )
+        .history
         for callbacks in ([], [Recorder(tmp_path / "run.h5")])
     ]
     assert histories[0] == histories[1]
@@ -228,7 +268,9 @@ def test_stop_ends_fit_and_says_so(tmp_path: Path) -> None:
     recorder = Recorder(path, on_nan="stop")
     model = mlp()
     with pytest.warns(UserWarning, match=r"step 3: .* is NaN"):
-        history = model.fit(x, y, batch_size=BATCH, epochs=5, shuffle=False, verbose=0, callbacks=[recorder])
+        history = model.fit(
+            x, y, batch_size=BATCH, epochs=5, shuffle=False, verbose=0, callbacks=[recorder]
+        )
     assert len(history.epoch) == 1
     assert recorder.stopped
     assert recorder.path == path
@@ -269,7 +311,9 @@ def test_a_learning_rate_changed_between_steps_is_replayed(tmp_path: Path) -> No
     x, y = data()
     path = tmp_path / "run.h5"
     with pytest.raises(NonFiniteError):
-        mlp().fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[Warmup(), Recorder(path)])
+        mlp().fit(
+            x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[Warmup(), Recorder(path)]
+        )
     assert all(result.bit_exact for result in replayed(path))
     with Capture(path) as capture:
         np.testing.assert_allclose(capture.timeline()["learning_rate"], [1e-3, 2e-3, 3e-3, 4e-3])
@@ -284,11 +328,13 @@ def test_a_metric_that_is_nan_is_no_incident(tmp_path: Path) -> None:
     assert not path.exists()
 
 
-def test_a_failure_of_the_recorder_does_not_reach_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_of_the_recorder_does_not_reach_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*args: Any) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("nanreplay.recorder.session.Session.before", broken)
+    monkeypatch.setattr("nanreplay.recorder.recording.Recording.before", broken)
     x, y = data(None)
     with pytest.warns(UserWarning, match="detached itself.*RuntimeError: a bug"):
         recorded = weights_after(lambda: fitted([Recorder(tmp_path / "run.h5")], x, y))
@@ -317,18 +363,24 @@ def test_weights_and_gradients_of_the_last_three_steps_are_in_the_file(tmp_path:
 
 
 @pytest.mark.parametrize("steps_per_execution", [1, 2])
-def test_a_strategy_trains_as_keras_does_and_is_recorded(steps_per_execution: int, tmp_path: Path) -> None:
+def test_a_strategy_trains_as_keras_does_and_is_recorded(
+    steps_per_execution: int, tmp_path: Path
+) -> None:
     strategy = tf.distribute.MirroredStrategy(["CPU:0"])
 
     def fit(bad_step: int | None, *callbacks: Any) -> Any:
         with strategy.scope():
             model = mlp(steps_per_execution=steps_per_execution)
-        batches = tf.data.Dataset.from_tensor_slices(data(bad_step)).batch(BATCH, drop_remainder=True)
+        batches = tf.data.Dataset.from_tensor_slices(data(bad_step)).batch(
+            BATCH, drop_remainder=True
+        )
         model.fit(batches, epochs=2, shuffle=False, verbose=0, callbacks=list(callbacks))
         return model
 
     path = tmp_path / "run.h5"
-    assert_same_bits(weights_after(lambda: fit(None)), weights_after(lambda: fit(None, Recorder(path))))
+    assert_same_bits(
+        weights_after(lambda: fit(None)), weights_after(lambda: fit(None, Recorder(path)))
+    )
     assert not path.exists()
     with pytest.raises(NonFiniteError) as raised:
         fit(3, Recorder(path))

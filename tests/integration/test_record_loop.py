@@ -22,7 +22,12 @@ def batches(bad_step: int | None = 3) -> list[Any]:
 def make() -> tuple[Any, Any, Any]:
     keras.utils.set_random_seed(3)
     model = keras.Sequential(
-        [keras.Input((3,)), keras.layers.Dense(5, activation="tanh", name="hidden"), keras.layers.Dropout(0.3), keras.layers.Dense(1)]
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(5, activation="tanh", name="hidden"),
+            keras.layers.Dropout(0.3),
+            keras.layers.Dense(1),
+        ]
     )
     optimizer = keras.optimizers.Adam(0.01)
 
@@ -66,7 +71,9 @@ KINDS = [as_eager, as_function, as_xla, as_signature]
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("convert", [np.asarray, tf.constant])
-def test_a_loop_is_recorded_and_replays_bit_for_bit(tmp_path: Path, kind: Any, convert: Any) -> None:
+def test_a_loop_is_recorded_and_replays_bit_for_bit(
+    tmp_path: Path, kind: Any, convert: Any
+) -> None:
     model, optimizer, step = make()
     path = tmp_path / "run.h5"
     recorded = Recorder(path).wrap(kind(step), model=model, optimizer=optimizer)
@@ -83,13 +90,17 @@ def test_a_loop_is_recorded_and_replays_bit_for_bit(tmp_path: Path, kind: Any, c
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_loop_trains_the_same_bits_with_and_without_the_recorder(tmp_path: Path, kind: Any) -> None:
+def test_a_loop_trains_the_same_bits_with_and_without_the_recorder(
+    tmp_path: Path, kind: Any
+) -> None:
     found = []
     for wrapped in (False, True):
         model, optimizer, step = make()
         step = kind(step)
         run(Recorder(tmp_path / "run.h5").wrap(step) if wrapped else step, batches(None) * 2)
-        found.append([np.asarray(variable) for variable in [*model.variables, *optimizer.variables]])
+        found.append(
+            [np.asarray(variable) for variable in [*model.variables, *optimizer.variables]]
+        )
     assert_same_bits(*found)
 
 
@@ -133,7 +144,13 @@ def test_a_step_that_reads_numbers_runs_as_it_is(tmp_path: Path) -> None:
         return loss
 
     path = tmp_path / "run.h5"
-    assert run(Recorder(path).wrap(chatty, model=model, optimizer=optimizer), [(batch,) for batch in batches()]) == 3
+    assert (
+        run(
+            Recorder(path).wrap(chatty, model=model, optimizer=optimizer),
+            [(batch,) for batch in batches()],
+        )
+        == 3
+    )
     assert replayed(path)[0].bit_exact
     assert len(seen) >= 4
 
@@ -152,7 +169,10 @@ def test_check_numerics_in_the_step_is_an_incident_and_its_error_goes_on(tmp_pat
     for kind in (as_eager, as_function):
         path = tmp_path / f"{kind.__name__}.h5"
         recorder = Recorder(path)
-        with pytest.warns(UserWarning, match="raised InvalidArgumentError"), pytest.raises(tf.errors.InvalidArgumentError):
+        with (
+            pytest.warns(UserWarning, match="raised InvalidArgumentError"),
+            pytest.raises(tf.errors.InvalidArgumentError),
+        ):
             run(recorder.wrap(kind(step), model=model, optimizer=optimizer), batches())
         assert recorder.path == path
         with Capture(path) as capture:
@@ -223,16 +243,23 @@ def test_an_unhandled_exception_of_the_step_is_dumped_and_goes_on(tmp_path: Path
     recorded = recorder.wrap(checked, model=model, optimizer=optimizer)
     x, y = batches(None)[0]
     recorded(x, y)
-    with pytest.warns(UserWarning, match="raised InvalidArgumentError"), pytest.raises(tf.errors.InvalidArgumentError):
+    with (
+        pytest.warns(UserWarning, match="raised InvalidArgumentError"),
+        pytest.raises(tf.errors.InvalidArgumentError),
+    ):
         recorded(x * 1000, y)
     with Capture(path) as capture:
         assert capture.incident.step == 1
         assert capture.incident.trigger.what == "exception"
 
 
-def test_a_step_that_cannot_be_traced_raises_its_own_error(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_step_that_cannot_be_traced_raises_its_own_error(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     model, optimizer, step = make()
-    recorded = Recorder(tmp_path / "run.h5").wrap(tf.function(step), model=model, optimizer=optimizer)
+    recorded = Recorder(tmp_path / "run.h5").wrap(
+        tf.function(step), model=model, optimizer=optimizer
+    )
     recorded(*batches(None)[0])
     with pytest.raises(ValueError, match="Dimensions must be equal"):
         recorded(np.ones((4, 3), "float32"), np.ones((3, 1), "float32"))

@@ -63,7 +63,10 @@ def test_a_capture_is_written_to_a_url_and_replays_from_there(tmp_path: Path) ->
 
 
 def test_the_capture_is_kept_locally_when_its_place_fails(tmp_path: Path) -> None:
-    with pytest.warns(UserWarning, match=r"broken://runs/run\.h5: could not be written .*no route to host.*kept in .*run-.*\.h5"):
+    with pytest.warns(
+        UserWarning,
+        match=r"broken://runs/run\.h5: could not be written .*no route to host.*kept in .*run-.*\.h5",
+    ):
         error = train_into_nan("broken://runs/run.h5")
     (kept,) = tmp_path.iterdir()
     assert error.path == str(kept)
@@ -73,7 +76,10 @@ def test_the_capture_is_kept_locally_when_its_place_fails(tmp_path: Path) -> Non
 
 
 def test_a_url_that_nothing_can_write_to_is_refused_at_once() -> None:
-    with pytest.raises(AttachError, match=r"Cannot write the capture to https://host/run\.h5: https can be read, not written"):
+    with pytest.raises(
+        AttachError,
+        match=r"Cannot write the capture to https://host/run\.h5: https can be read, not written",
+    ):
         Recorder("https://host/run.h5")
     with pytest.raises(AttachError, match="nosuch"):
         Recorder("nosuch://host/run.h5")

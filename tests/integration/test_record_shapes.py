@@ -29,12 +29,24 @@ def test_a_hundred_sequence_lengths_are_one_program(tmp_path: Path) -> None:
 
     def batches() -> Any:
         for length in range(3, 103):
-            yield random.integers(0, 20, (4, length)), np.full((4, 1), np.nan if length == 102 else 1.0, "float32")
+            yield (
+                random.integers(0, 20, (4, length)),
+                np.full((4, 1), np.nan if length == 102 else 1.0, "float32"),
+            )
 
     keras.utils.set_random_seed(0)
-    layers = [keras.layers.Embedding(20, 4), keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(1)]
+    layers = [
+        keras.layers.Embedding(20, 4),
+        keras.layers.GlobalAveragePooling1D(),
+        keras.layers.Dense(1),
+    ]
     recorder = Recorder(tmp_path / "run.h5", window=100, keyframe_every=100)
-    assert record(tmp_path / "run.h5", compiled(keras.Sequential(layers)), batches(), recorder=recorder) == 99
+    assert (
+        record(
+            tmp_path / "run.h5", compiled(keras.Sequential(layers)), batches(), recorder=recorder
+        )
+        == 99
+    )
     with Capture(tmp_path / "run.h5") as capture:
         assert len(capture.programs) == 1
         assert capture.batch(50).leaves[0].shape == (4, 53)
@@ -84,17 +96,24 @@ def ragged_rows() -> Any:
 
 def sparse_rows() -> Any:
     random = np.random.default_rng(0)
-    return tf.sparse.from_dense(random.normal(size=(24, 6)).astype("float32") * (random.random((24, 6)) > 0.7))
+    return tf.sparse.from_dense(
+        random.normal(size=(24, 6)).astype("float32") * (random.random((24, 6)) > 0.7)
+    )
 
 
 @pytest.mark.parametrize(("model", "rows"), [(Ragged, ragged_rows), (sparse_model, sparse_rows)])
-def test_ragged_and_sparse_batches_with_a_short_last_one(tmp_path: Path, model: Any, rows: Any) -> None:
+def test_ragged_and_sparse_batches_with_a_short_last_one(
+    tmp_path: Path, model: Any, rows: Any
+) -> None:
     y = np.ones((24, 1), "float32")
     y[23] = np.nan
     given = tf.data.Dataset.from_tensor_slices((rows(), y)).batch(5)
     assert record(tmp_path / "run.h5", compiled(model()), given) == 4
     with Capture(tmp_path / "run.h5") as capture:
-        assert len(capture.batch(4).leaves) in (3, 4)  # values and row splits; indices, values and shape; the labels
+        assert len(capture.batch(4).leaves) in (
+            3,
+            4,
+        )  # values and row splits; indices, values and shape; the labels
     assert_exact(tmp_path / "run.h5", 5)
 
 
@@ -103,11 +122,19 @@ def test_nested_inputs_and_outputs_keep_their_paths(tmp_path: Path) -> None:
     out = keras.layers.Dense(1)(keras.layers.Concatenate()([one, two, three]))
     model = keras.Model({"one": one, "others": (two, three)}, {"out": out})
     random = np.random.default_rng(0)
-    x = {"one": random.normal(size=(22, 3)), "others": (random.normal(size=(22, 2)), random.normal(size=(22, 2)))}
+    x = {
+        "one": random.normal(size=(22, 3)),
+        "others": (random.normal(size=(22, 2)), random.normal(size=(22, 2))),
+    }
     y = np.ones((22, 1), "float32")
     y[21] = np.nan
     assert record(tmp_path / "run.h5", compiled(model), x, {"out": y}) == 5
     with Capture(tmp_path / "run.h5") as capture:
-        assert [path.partition("/")[2] for path in capture.batch(0).paths] == ["one", "others/0", "others/1", "out"]
+        assert [path.partition("/")[2] for path in capture.batch(0).paths] == [
+            "one",
+            "others/0",
+            "others/1",
+            "out",
+        ]
         assert len(capture.programs) == 1
     assert_exact(tmp_path / "run.h5", 6)

@@ -35,7 +35,13 @@ def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
     script = folder / "train.py"
     script.write_text(SCRIPT.read_text())
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH", ""))))
-    environment = {**os.environ, "PYTHONPATH": path, "USER": NAME, "HOSTNAME": HOST, "XLA_FLAGS": f"--xla_dump_to={folder}/dump"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "USER": NAME,
+        "HOSTNAME": HOST,
+        "XLA_FLAGS": f"--xla_dump_to={folder}/dump",
+    }
     arguments = [sys.executable, script, folder / "secret.h5", NAME, HOST, str(VALUE)]
     subprocess.run(arguments, env=environment, check=True, capture_output=True, timeout=120)
     return folder / "secret.h5"
@@ -50,7 +56,9 @@ def everything(path: Path) -> Iterator[bytes]:
         for name in ["/", *names]:
             item = file[name]
             yield name.encode()
-            yield from (text.encode() + np.asarray(value).tobytes() for text, value in item.attrs.items())
+            yield from (
+                text.encode() + np.asarray(value).tobytes() for text, value in item.attrs.items()
+            )
             if isinstance(item, h5py.Dataset):
                 yield item[()].tobytes()
                 with contextlib.suppress(zlib.error):
@@ -59,25 +67,52 @@ def everything(path: Path) -> Iterator[bytes]:
 
 def found_in(path: Path) -> set[str]:
     """The secrets that a file holds."""
-    numbers = {"the number": [np.float32(VALUE).tobytes(), np.float64(VALUE).tobytes(), str(VALUE).encode()]}
-    texts = {secret: [secret.encode(), secret.encode("utf-16-le"), secret.encode().hex().encode()] for secret in SECRETS}
+    numbers = {
+        "the number": [
+            np.float32(VALUE).tobytes(),
+            np.float64(VALUE).tobytes(),
+            str(VALUE).encode(),
+        ]
+    }
+    texts = {
+        secret: [secret.encode(), secret.encode("utf-16-le"), secret.encode().hex().encode()]
+        for secret in SECRETS
+    }
     parts = list(everything(path))
-    return {secret for secret, forms in {**texts, **numbers}.items() if any(form in part for form in forms for part in parts)}
+    return {
+        secret
+        for secret, forms in {**texts, **numbers}.items()
+        if any(form in part for form in forms for part in parts)
+    }
 
 
 def test_no_secret_of_the_training_is_left(secret: Path, tmp_path: Path, command: Command) -> None:
-    assert found_in(secret) >= {NAME, HOST, "private_study", CODE, "the number"}  # the search finds what is there
+    assert found_in(secret) >= {
+        NAME,
+        HOST,
+        "private_study",
+        CODE,
+        "the number",
+    }  # the search finds what is there
     child = command("redact", secret, "-o", tmp_path / "out.h5", "--json")
     assert child.returncode == 0, child.stderr
     told = json.loads(child.stdout)
     assert told["reproduces"] is True
     assert found_in(tmp_path / "out.h5") == set()
     assert told["report"]["origin"]["op_type"] == "RealDiv"
-    assert any(note.startswith("Arrays that the program holds as constants were replaced") for note in told["notes"])
+    assert any(
+        note.startswith("Arrays that the program holds as constants were replaced")
+        for note in told["notes"]
+    )
 
 
-def test_rows_that_fail_can_be_kept(secret: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["redact", str(secret), "-o", str(tmp_path / "out.h5"), "--batches", "failing-rows"]) == 0
+def test_rows_that_fail_can_be_kept(
+    secret: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        run(["redact", str(secret), "-o", str(tmp_path / "out.h5"), "--batches", "failing-rows"])
+        == 0
+    )
     assert "reproduces  yes." in capsys.readouterr().out
     with Capture(secret) as before, Capture(tmp_path / "out.h5") as after:
         ((own,), (other,)) = before.batch(4).leaves, after.batch(4).leaves
@@ -87,7 +122,9 @@ def test_rows_that_fail_can_be_kept(secret: Path, tmp_path: Path, capsys: pytest
 
 
 @pytest.mark.parametrize("arguments", [["--batches", "none"], ["--weights", "none"]])
-def test_what_cannot_be_replayed_says_so(arguments: list[str], secret: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_replayed_says_so(
+    arguments: list[str], secret: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert run(["redact", str(secret), "-o", str(tmp_path / "out.h5"), *arguments, "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["reproduces"], told["batches"], told["report"]) == (False, "none", None)
@@ -99,7 +136,9 @@ def test_what_cannot_be_replayed_says_so(arguments: list[str], secret: Path, tmp
 
 
 @pytest.mark.slow
-def test_random_numbers_that_do_not_fail_are_left_out(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_random_numbers_that_do_not_fail_are_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     out = tmp_path / "out.h5"
     assert run(["redact", str(SAMPLES / "dead_relu.h5"), "-o", str(out), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -107,14 +146,33 @@ def test_random_numbers_that_do_not_fail_are_left_out(tmp_path: Path, capsys: py
         assert told["reproduces"] is bool(capture.steps)
 
 
-def test_what_python_computes_is_redacted_without_a_replay(recorded_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["redact", str(recorded_runs / "python.h5"), "-o", str(tmp_path / "out.h5"), "--json"]) == 0
+def test_what_python_computes_is_redacted_without_a_replay(
+    recorded_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        run(["redact", str(recorded_runs / "python.h5"), "-o", str(tmp_path / "out.h5"), "--json"])
+        == 0
+    )
     told = json.loads(capsys.readouterr().out)
     assert told["reproduces"] is None
     assert "cannot be replayed" in told["reason"]
 
 
-def test_failing_rows_must_be_known(recorded_runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(["redact", str(recorded_runs / "healthy.h5"), "-o", str(tmp_path / "out.h5"), "--batches", "failing-rows"]) == 3
+def test_failing_rows_must_be_known(
+    recorded_runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert (
+        run(
+            [
+                "redact",
+                str(recorded_runs / "healthy.h5"),
+                "-o",
+                str(tmp_path / "out.h5"),
+                "--batches",
+                "failing-rows",
+            ]
+        )
+        == 3
+    )
     assert "the rows that fail are not known" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())

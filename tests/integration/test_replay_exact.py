@@ -46,15 +46,23 @@ def cnn() -> tuple[Any, Any]:
 
 
 def lstm() -> tuple[Any, Any]:
-    layers = [keras.layers.LSTM(6, return_sequences=True, recurrent_dropout=0.2), keras.layers.LSTM(5), keras.layers.Dense(4)]
+    layers = [
+        keras.layers.LSTM(6, return_sequences=True, recurrent_dropout=0.2),
+        keras.layers.LSTM(5),
+        keras.layers.Dense(4),
+    ]
     return keras.Sequential([keras.Input((7, 3)), *layers]), (7, 3)
 
 
 def transformer() -> tuple[Any, Any]:
     inputs = keras.Input((6, 8))
-    attended = keras.layers.MultiHeadAttention(2, 4, dropout=0.1)(inputs, inputs, use_causal_mask=True)
+    attended = keras.layers.MultiHeadAttention(2, 4, dropout=0.1)(
+        inputs, inputs, use_causal_mask=True
+    )
     x = keras.layers.LayerNormalization()(inputs + attended)
-    x = keras.layers.LayerNormalization()(x + keras.layers.Dense(8)(keras.layers.Dense(16, "gelu")(x)))
+    x = keras.layers.LayerNormalization()(
+        x + keras.layers.Dense(8)(keras.layers.Dense(16, "gelu")(x))
+    )
     return keras.Model(inputs, keras.layers.Dense(4)(keras.layers.Flatten()(x))), (6, 8)
 
 
@@ -66,11 +74,15 @@ def transformer() -> tuple[Any, Any]:
         pytest.param((lstm, transformer), True, id="xla, slow to compile", marks=pytest.mark.slow),
     ],
 )
-def test_another_process_gives_the_same_bits(tmp_path: Path, makes: tuple[Make, ...], jit_compile: bool) -> None:
+def test_another_process_gives_the_same_bits(
+    tmp_path: Path, makes: tuple[Make, ...], jit_compile: bool
+) -> None:
     trainings = {tmp_path / f"{make.__name__}.h5": make for make in makes}
     trained = {path: train(path, make, jit_compile=jit_compile) for path, make in trainings.items()}
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    subprocess.run([sys.executable, "-c", REPLAY, *map(str, trainings)], check=True, env=environment)
+    subprocess.run(
+        [sys.executable, "-c", REPLAY, *map(str, trainings)], check=True, env=environment
+    )
     for path, (model, first_loss) in trained.items():
         assert_same_bits(path, model, first_loss)
 
@@ -79,7 +91,12 @@ def train(path: Path, make: Make, *, jit_compile: bool) -> tuple[Any, float]:
     """Train and record ten steps; returns the model and the loss of the first step."""
     keras.utils.set_random_seed(11)
     model, shape = make()
-    model.compile("adam", keras.losses.SparseCategoricalCrossentropy(from_logits=True), metrics=["accuracy"], jit_compile=jit_compile)
+    model.compile(
+        "adam",
+        keras.losses.SparseCategoricalCrossentropy(from_logits=True),
+        metrics=["accuracy"],
+        jit_compile=jit_compile,
+    )
     random = np.random.default_rng(5)
     x, y = random.normal(size=(40, *shape)).astype("float32"), random.integers(0, 4, 40)
     recorder, losses = Recorder(path), LossPerStep()
@@ -93,12 +110,19 @@ def assert_same_bits(path: Path, model: Any, first_loss: float) -> None:
     found = np.load(f"{path}.npz")
     assert found["exact"].all(), path.stem
     assert len(found["exact"]) == 10
-    trained = {variable.path: np.asarray(variable) for variable in [*model.variables, *model.optimizer.variables, *model.metrics_variables]}
+    trained = {
+        variable.path: np.asarray(variable)
+        for variable in [*model.variables, *model.optimizer.variables, *model.metrics_variables]
+    }
     with Capture(path) as capture:
         names = [info.path for info in capture.variables_info]
-        np.testing.assert_allclose(capture.timeline()["loss"], found["loss"], rtol=1e-5)  # told of what each step added to a mean
+        np.testing.assert_allclose(
+            capture.timeline()["loss"], found["loss"], rtol=1e-5
+        )  # told of what each step added to a mean
     assert found["loss"][0] == pytest.approx(first_loss, rel=1e-6)
-    assert {name for name in names if not name.startswith("variable_")} >= {variable.path for variable in model.trainable_variables}
+    assert {name for name in names if not name.startswith("variable_")} >= {
+        variable.path for variable in model.trainable_variables
+    }
     for index, name in enumerate(names):
         if name in trained and sum(other == name for other in names) == 1:
             assert found[f"v{index}"].tobytes() == trained[name].tobytes(), (path.stem, name)

@@ -13,8 +13,8 @@ from trainings import data, mlp, record
 
 from nanreplay import Capture, Recorder, Replay
 from nanreplay.commands import run
-from nanreplay.program import private_tf
-from nanreplay.replay.events import OpEvent
+from nanreplay.replay.provenance import OpEvent
+from nanreplay.tensorflow_internals import tf_eager
 
 MODES = ("recorded", "graph", "ops", "float64")
 
@@ -27,7 +27,9 @@ def overflowing(**compile_arguments: Any) -> tuple[Any, Any, Any]:
 
 
 @pytest.mark.parametrize("jit", [False, True])
-def test_a_float32_overflow_is_non_finite_in_every_mode_but_float64(jit: bool, tmp_path: Path) -> None:
+def test_a_float32_overflow_is_non_finite_in_every_mode_but_float64(
+    jit: bool, tmp_path: Path
+) -> None:
     model, x, y = overflowing(jit_compile=jit)
     assert record(tmp_path / "run.h5", model, x, y) == 3
     with Capture(tmp_path / "run.h5") as capture, Replay(capture) as replay:
@@ -68,10 +70,18 @@ def test_an_op_without_a_float64_kernel_is_told(tmp_path: Path) -> None:
         def call(self, x: Any) -> Any:
             return tf.nn.local_response_normalization(x)
 
-    model = keras.Sequential([keras.layers.Conv2D(2, 3), Normalisation(), keras.layers.Flatten(), keras.layers.Dense(1)])
+    model = keras.Sequential(
+        [keras.layers.Conv2D(2, 3), Normalisation(), keras.layers.Flatten(), keras.layers.Dense(1)]
+    )
     model.compile("sgd", "mse", jit_compile=False)
     recorder = Recorder(tmp_path / "run.h5")
-    record(tmp_path / "run.h5", model, np.ones((8, 6, 6, 1), "float32"), np.ones((8, 1), "float32"), recorder=recorder)
+    record(
+        tmp_path / "run.h5",
+        model,
+        np.ones((8, 6, 6, 1), "float32"),
+        np.ones((8, 1), "float32"),
+        recorder=recorder,
+    )
     recorder.dump()
     with Capture(tmp_path / "run.h5") as capture, Replay(capture) as replay:
         replay.run_window("float64")
@@ -86,29 +96,37 @@ def test_the_values_of_a_float64_run_can_be_seen(tmp_path: Path) -> None:
         replay.run(3, seen.append, mode="float64")
     floats = {value.dtype for event in seen for value in event.outputs if value.dtype.is_floating}
     assert floats == {tf.float32, tf.float64}  # dropout draws in float32, as recorded
-    square = next(event for event in seen if event.type in ("Square", "SquaredDifference") and event.outputs[0].numpy().max() > 1e50)
+    square = next(
+        event
+        for event in seen
+        if event.type in ("Square", "SquaredDifference") and event.outputs[0].numpy().max() > 1e50
+    )
     assert square.inputs[0].dtype == tf.float64
     assert square.outputs[0].numpy().max() == pytest.approx(1e60, rel=1e-3)
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_the_command_takes_every_mode(mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_takes_every_mode(
+    mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model, x, y = overflowing()
     record(tmp_path / "run.h5", model, x, y)
-    assert run(["replay", str(tmp_path / "run.h5"), "--mode", mode]) == (0 if mode == "float64" else 1)
+    assert run(["replay", str(tmp_path / "run.h5"), "--mode", mode]) == (
+        0 if mode == "float64" else 1
+    )
     assert "4 steps replayed" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("first_closes", [True, False])
 def test_two_open_replays_share_op_determinism(first_closes: bool, tmp_path: Path) -> None:
     record(tmp_path / "run.h5", mlp(), *data())
-    assert not private_tf.is_deterministic()
+    assert not tf_eager.is_deterministic()
     with Capture(tmp_path / "run.h5") as capture:
         one, other = Replay(capture), Replay(capture)
         closes, stays = (one, other) if first_closes else (other, one)
         closes.close()
         assert all(result.bit_exact for result in stays.run_window("recorded"))
-        assert private_tf.is_deterministic()
+        assert tf_eager.is_deterministic()
         stays.close()
         stays.close()
-    assert not private_tf.is_deterministic()
+    assert not tf_eager.is_deterministic()

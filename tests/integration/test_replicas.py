@@ -20,16 +20,24 @@ from trainings import data, mlp, replayed
 from nanreplay import AttachError, Capture, Recorder
 from nanreplay.commands import run
 from nanreplay.findings import Report
-from nanreplay.report.explain import explain
-from nanreplay.report.tojson import to_json
-from nanreplay.report.workers import explain_run
+from nanreplay.report.explain import explain, explain_run
+from nanreplay.report.report_json import to_json
 
-pytestmark = [pytest.mark.timeout(600), pytest.mark.xdist_group("replicas")]  # one worker makes the captures
+pytestmark = [
+    pytest.mark.timeout(600),
+    pytest.mark.xdist_group("replicas"),
+]  # one worker makes the captures
 
 
 def trained(folder: Path, replicas: int, *more: str) -> Path:
     script = ROOT / "tests" / "integration" / "replica_trainings.py"
-    subprocess.run([sys.executable, script, folder, str(replicas), *more], check=True, capture_output=True, timeout=560, env=environment())
+    subprocess.run(
+        [sys.executable, script, folder, str(replicas), *more],
+        check=True,
+        capture_output=True,
+        timeout=560,
+        env=environment(),
+    )
     return folder
 
 
@@ -44,8 +52,12 @@ def told(path: Path) -> Report:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("replicas", [2, 4])
-def test_the_recorder_does_not_change_the_training_of_replicas(tmp_path: Path, replicas: int) -> None:
-    with_recorder, without = json.loads((trained(tmp_path, replicas, "healthy") / "digests.json").read_text())
+def test_the_recorder_does_not_change_the_training_of_replicas(
+    tmp_path: Path, replicas: int
+) -> None:
+    with_recorder, without = json.loads(
+        (trained(tmp_path, replicas, "healthy") / "digests.json").read_text()
+    )
     assert with_recorder == without
 
 
@@ -63,7 +75,13 @@ def test_the_report_names_the_replica_and_the_row_of_its_batch(four: Path, name:
     report = told(four / f"{name}.h5")
     origin = report.findings.origin
     assert origin is not None
-    assert (origin.op_type, origin.layer, origin.replica, origin.worker, origin.rows) == ("Log", "logarithm", 3, None, (1,))
+    assert (origin.op_type, origin.layer, origin.replica, origin.worker, origin.rows) == (
+        "Log",
+        "logarithm",
+        3,
+        None,
+        (1,),
+    )
     assert report.sentence.startswith(f"step {BAD_STEP} · replica 3 · forward · layer `logarithm`")
     assert report.verdict.bit_exact
 
@@ -71,14 +89,21 @@ def test_the_report_names_the_replica_and_the_row_of_its_batch(four: Path, name:
 def test_a_batch_that_is_bad_itself_is_named_by_replica(four: Path) -> None:
     origin = told(four / "sparse.h5").findings.origin
     assert origin is not None
-    assert (origin.where, origin.replica, origin.rows, origin.operands[0].name) == ("input", 3, (1,), "batch[replica_3/1]")
+    assert (origin.where, origin.replica, origin.rows, origin.operands[0].name) == (
+        "input",
+        3,
+        (1,),
+        "batch[replica_3/1]",
+    )
 
 
 def test_variables_batches_and_the_dump_name_replicas(four: Path) -> None:
     with Capture(four / "fit.h5") as capture:
         paths = {info.path for info in capture.variables_info}
         assert {"sequential/hidden/kernel", "sequential/hidden/kernel/replica_3"} <= paths
-        assert capture.batch(0).paths == tuple(f"replica_{replica}/{part}" for part in (0, 1) for replica in range(4))
+        assert capture.batch(0).paths == tuple(
+            f"replica_{replica}/{part}" for part in (0, 1) for replica in range(4)
+        )
         assert (capture.incident.reproduced, capture.incident.bit_exact) == (True, True)
         assert not capture.incident.notes
 
@@ -104,19 +129,36 @@ def test_fixes_are_tried_on_the_replica_that_needs_them(four: Path) -> None:
 def test_the_size_of_a_batch_stays_open_where_keras_leaves_it_open(tmp_path: Path) -> None:
     def weights(*callbacks: Any) -> list[bytes]:
         keras.utils.set_random_seed(1)
-        model = keras.Sequential([keras.layers.Dense(8, "tanh"), keras.layers.BatchNormalization(), keras.layers.Dense(1)])
+        model = keras.Sequential(
+            [
+                keras.layers.Dense(8, "tanh"),
+                keras.layers.BatchNormalization(),
+                keras.layers.Dense(1),
+            ]
+        )
         model.compile(optimizer="adam", loss="mse")
         x, y = data(None, features=2)
-        model.fit(tf.data.Dataset.from_tensor_slices((x, y)).batch(6), callbacks=list(callbacks), verbose=0, shuffle=False)
+        model.fit(
+            tf.data.Dataset.from_tensor_slices((x, y)).batch(6),
+            callbacks=list(callbacks),
+            verbose=0,
+            shuffle=False,
+        )
         return [np.asarray(variable).tobytes() for variable in model.variables]
 
     assert weights(Recorder(tmp_path / "run.h5")) == weights()
 
 
 @pytest.mark.parametrize("name", ["ParameterServerStrategy", "TPUStrategy"])
-def test_other_strategies_are_refused_at_attach(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_other_strategies_are_refused_at_attach(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
     model = mlp()
-    monkeypatch.setattr(type(model), "distribute_strategy", property(lambda model: type(name, (), {"num_replicas_in_sync": 2})()))
+    monkeypatch.setattr(
+        type(model),
+        "distribute_strategy",
+        property(lambda model: type(name, (), {"num_replicas_in_sync": 2})()),
+    )
     with pytest.raises(AttachError, match=name):
         Recorder(tmp_path / "run.h5").set_model(model)
 
@@ -148,7 +190,12 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, ports = tmp_path_factory.mktemp("workers"), ",".join(str(free_port()) for _ in range(2))
     script = ROOT / "tests" / "integration" / "worker_training.py"
     commands = [[sys.executable, script, folder, str(index), ports, "1"] for index in range(2)]
-    running = [subprocess.Popen(each, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) for each in commands]
+    running = [
+        subprocess.Popen(
+            each, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for each in commands
+    ]
     try:
         assert [each.wait(timeout=560) for each in running] == [0, 0]
     finally:
@@ -163,7 +210,11 @@ def test_each_worker_writes_its_file_whatever_becomes_of_the_others(workers: Pat
     for index in range(2):
         with Capture(workers / f"run.{index}.h5") as capture:
             assert (capture.metadata["worker"], capture.metadata["workers"]) == (str(index), "2")
-            assert (capture.incident.step, capture.incident.reproduced, capture.incident.bit_exact) == (BAD_STEP, True, True)
+            assert (
+                capture.incident.step,
+                capture.incident.reproduced,
+                capture.incident.bit_exact,
+            ) == (BAD_STEP, True, True)
             names.append(capture.incident.trigger.what)
     assert names == ["variable", "loss"]
 
@@ -182,15 +233,24 @@ def test_a_worker_that_got_it_from_another_says_so(workers: Path) -> None:
 
 
 def test_the_files_of_all_workers_are_one_run(workers: Path) -> None:
-    report = explain_run([workers / "run.0.h5", workers / "run.1.h5"], lambda path: told(Path(path)))
+    report = explain_run(
+        [workers / "run.0.h5", workers / "run.1.h5"], lambda path: told(Path(path))
+    )
     origin = report.findings.origin
     assert origin is not None
-    assert (origin.worker, origin.op_type, origin.layer, origin.rows) == (1, "Log", "logarithm", (1,))
+    assert (origin.worker, origin.op_type, origin.layer, origin.rows) == (
+        1,
+        "Log",
+        "logarithm",
+        (1,),
+    )
     assert report.sentence.startswith(f"step {BAD_STEP} · worker 1 · forward")
     assert to_json(report)["origin"]["worker"] == 1
 
 
-def test_info_and_bisect_take_the_files_of_all_workers(workers: Path, four: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_info_and_bisect_take_the_files_of_all_workers(
+    workers: Path, four: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     files = [str(workers / f"run.{index}.h5") for index in range(2)]
     assert run(["info", *files]) == 0
     said = capfd.readouterr().out
@@ -227,8 +287,12 @@ except tf.errors.InvalidArgumentError:  # TensorFlow's own: the optimizer has to
 
 
 @pytest.mark.slow
-def test_a_step_that_raises_before_its_slots_have_values_leaves_a_whole_file(tmp_path: Path) -> None:
+def test_a_step_that_raises_before_its_slots_have_values_leaves_a_whole_file(
+    tmp_path: Path,
+) -> None:
     command = [sys.executable, "-c", UNBUILT, str(tmp_path / "run.h5")]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=200, env=environment())
+    done = subprocess.run(
+        command, check=True, capture_output=True, text=True, timeout=200, env=environment()
+    )
     assert done.stdout == "raised\n"
     assert "raised" in told(tmp_path / "run.h5").sentence

@@ -14,7 +14,9 @@ Command = Callable[..., "subprocess.CompletedProcess[str]"]
 SAMPLE = Path(__file__).parents[2] / "sample_runs" / "log_of_zero.h5"
 
 
-def test_both_pages_are_written_and_the_sentence_is_printed(command: Command, tmp_path: Path) -> None:
+def test_both_pages_are_written_and_the_sentence_is_printed(
+    command: Command, tmp_path: Path
+) -> None:
     html, md = tmp_path / "page.html", tmp_path / "page.md"
     child = command("report", str(SAMPLE), "--html", str(html), "--md", str(md), "--no-fixes")
     assert child.returncode == 1, child.stderr
@@ -40,7 +42,9 @@ def test_markdown_goes_to_stdout_alone(command: Command) -> None:
         (["report", "missing.h5", "--md", "-"], "no such file"),
     ],
 )
-def test_what_cannot_be_written_is_said_before_anything_runs(arguments: list[str], said: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_what_cannot_be_written_is_said_before_anything_runs(
+    arguments: list[str], said: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     before = SAMPLE.read_bytes()
     assert run(arguments) == 2
     out, err = capfd.readouterr()

@@ -105,7 +105,9 @@ PROGRAMS = {
 def test_a_program_runs_as_python_runs_it(name: str, tmp_path: Path) -> None:
     text = PROGRAMS[name]
     script = tmp_path / "program.py"
-    script.write_text(text if not text.startswith("\n") else "\n".join(line[8:] for line in text.splitlines()))
+    script.write_text(
+        text if not text.startswith("\n") else "\n".join(line[8:] for line in text.splitlines())
+    )
     plain, recorded = (
         python("program.py", "-x", "--epochs", "3", folder=tmp_path),
         run("program.py", "-x", "--epochs", "3", folder=tmp_path),
@@ -114,11 +116,15 @@ def test_a_program_runs_as_python_runs_it(name: str, tmp_path: Path) -> None:
     assert recorded.returncode == plain.returncode
     assert recorded.stderr.splitlines()[-1:] == plain.stderr.splitlines()[-1:]
     assert "nanreplay" not in recorded.stderr
-    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == ["program.py"]
+    assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == [
+        "program.py"
+    ]
 
 
 def test_the_traceback_of_a_program_is_its_own(tmp_path: Path) -> None:
-    (tmp_path / "program.py").write_text("def f():\n    for i in range(3):\n        int('x')\n\nf()\n")
+    (tmp_path / "program.py").write_text(
+        "def f():\n    for i in range(3):\n        int('x')\n\nf()\n"
+    )
     assert run("program.py", folder=tmp_path).stderr == python("program.py", folder=tmp_path).stderr
 
 
@@ -126,9 +132,16 @@ def test_a_module_runs_as_with_m(tmp_path: Path) -> None:
     package = tmp_path / "package"
     package.mkdir()
     (package / "__init__.py").write_text("")
-    (package / "__main__.py").write_text("import sys\nfrom package.other import f\nprint(sys.argv[1:], __name__, __package__, f())\n")
-    (package / "other.py").write_text("def f():\n    for i in range(3):\n        print(i)\n    return __file__\n")
-    plain, recorded = python("-m", "package", "a", folder=tmp_path), run("-m", "package", "a", folder=tmp_path)
+    (package / "__main__.py").write_text(
+        "import sys\nfrom package.other import f\nprint(sys.argv[1:], __name__, __package__, f())\n"
+    )
+    (package / "other.py").write_text(
+        "def f():\n    for i in range(3):\n        print(i)\n    return __file__\n"
+    )
+    plain, recorded = (
+        python("-m", "package", "a", folder=tmp_path),
+        run("-m", "package", "a", folder=tmp_path),
+    )
     assert (recorded.stdout, recorded.returncode) == (plain.stdout, plain.returncode)
     assert recorded.stderr == ""
 
@@ -139,7 +152,10 @@ def test_a_module_runs_as_with_m(tmp_path: Path) -> None:
         ((), "Give a script, or -m MODULE"),
         (("missing.py",), "Cannot run missing.py: No such file or directory."),
         (("folder",), "Cannot run folder: it is a folder. Give a script such as folder/train.py."),
-        (("-m", "no_such_module"), "Cannot run -m no_such_module: there is no module of that name."),
+        (
+            ("-m", "no_such_module"),
+            "Cannot run -m no_such_module: there is no module of that name.",
+        ),
         (("--window", "0", "program.py"), "--window"),
         (("--memory-limit", "much", "program.py"), "memory_limit"),
         (("--keyframe-every", "often", "program.py"), "neither a number of steps nor 'auto'"),
@@ -147,7 +163,9 @@ def test_a_module_runs_as_with_m(tmp_path: Path) -> None:
         (("--no-such-option", "program.py"), "No such option"),
     ],
 )
-def test_bad_input_is_told_in_one_line(arguments: tuple[str, ...], says: str, tmp_path: Path) -> None:
+def test_bad_input_is_told_in_one_line(
+    arguments: tuple[str, ...], says: str, tmp_path: Path
+) -> None:
     (tmp_path / "program.py").write_text("print('runs')\n")
     (tmp_path / "folder").mkdir()
     done = run(*arguments, folder=tmp_path)

@@ -219,7 +219,9 @@ def test_a_healthy_loop_trains_the_same_bits_and_leaves_nothing(loop: str, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["train.py"]
 
 
-def test_a_loop_that_does_not_look_like_a_training_is_recorded_from_its_second_iteration_on(tmp_path: Path) -> None:
+def test_a_loop_that_does_not_look_like_a_training_is_recorded_from_its_second_iteration_on(
+    tmp_path: Path,
+) -> None:
     hidden = """
         def train_step(x, y):
             with tf.GradientTape() as tape:
@@ -259,7 +261,9 @@ def test_a_module_of_the_program_is_recorded_by_run(tmp_path: Path, command: Any
     (tmp_path / "work.py").write_text(f"FAILS = True\n{MODEL}\n")
     step = textwrap.dedent(LOOPS["function"]).rpartition("main()")[0]
     (tmp_path / "trainer.py").write_text(f"from work import *\n{step}")
-    (tmp_path / "train.py").write_text("import trainer\nprint('begins')\ntrainer.main()\nprint('never')\n")
+    (tmp_path / "train.py").write_text(
+        "import trainer\nprint('begins')\ntrainer.main()\nprint('never')\n"
+    )
     done = command("run", "train.py", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout == "begins\n"
@@ -273,9 +277,19 @@ def test_nothing_stays_behind(loop: str, tmp_path: Path) -> None:
 
     gc.collect()  # recorders of other tests
     patched = list(observe.PATCHED)
-    before = (tf.GradientTape.gradient, keras.layers.Layer.__call__, keras.optimizers.Optimizer.apply, builtins.next)
+    before = (
+        tf.GradientTape.gradient,
+        keras.layers.Layer.__call__,
+        keras.optimizers.Optimizer.apply,
+        builtins.next,
+    )
     run(LOOPS[loop], tmp_path, fails=False)
-    assert (tf.GradientTape.gradient, keras.layers.Layer.__call__, keras.optimizers.Optimizer.apply, builtins.next) == before
+    assert (
+        tf.GradientTape.gradient,
+        keras.layers.Layer.__call__,
+        keras.optimizers.Optimizer.apply,
+        builtins.next,
+    ) == before
     assert patched == observe.PATCHED
     assert observe.is_unheard()
 
@@ -297,13 +311,18 @@ def test_a_training_that_cannot_be_recorded_is_said(tmp_path: Path) -> None:
 
 
 def test_an_error_of_the_program_in_a_loop_is_its_own_affair(tmp_path: Path) -> None:
-    raising = LOOPS["inline"].rstrip() + "\n                if float(loss) > -1:\n                    raise KeyError('of the program')\n"
+    raising = (
+        LOOPS["inline"].rstrip()
+        + "\n                if float(loss) > -1:\n                    raise KeyError('of the program')\n"
+    )
     with pytest.raises(KeyError):
         run(raising, tmp_path, fails=False)
     assert not list(tmp_path.glob("*.h5"))
 
 
-def test_a_gradient_that_a_program_only_looks_at_is_no_training(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_a_gradient_that_a_program_only_looks_at_is_no_training(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
     looking = """
         def norms():
             for x, y in batches:

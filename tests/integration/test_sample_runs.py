@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from nanreplay import Capture, Replay
-from nanreplay.replay.compare import Difference
+from nanreplay.replay.step_results import Difference
 from nanreplay.report.explain import explain
 
 FOLDER = Path(__file__).resolve().parents[2] / "sample_runs"
@@ -37,14 +37,24 @@ EXPECTED = {
     "division_by_zero": Expected(17, "loss", "loss", "RealDiv", (570 - 17 * 32,)),
     "empty_mask_zero_over_zero": Expected(13, "loss", "loss", "RealDiv", (421 - 13 * 32,)),
     "exploding_rnn": Expected(13, "forward", "layer", "MatMul", None, "simple_rnn_cell"),
-    "float16_overflow": Expected(12, "forward", "layer", "Square", (197 - 12 * 16,), "energy", "precision_only"),
+    "float16_overflow": Expected(
+        12, "forward", "layer", "Square", (197 - 12 * 16,), "energy", "precision_only"
+    ),
     "learning_rate_too_high": Expected(26, "loss", "loss", "Sum", None),
     "log_of_zero": Expected(12, "loss", "loss", "Log", (402 - 12 * 32,)),
     "nan_in_one_sample": Expected(22, "input", "input", None, (717 - 22 * 32,)),
-    "sqrt_gradient_at_zero": Expected(9, "backward", "layer", "SqrtGrad", (301 - 9 * 32,), "distance"),
-    "tutorial_loop": Expected(15, "loss", "loss", "Square", (500 - 15 * 32,), verdict="precision_only"),
-    "weights_drawn_too_large": Expected(0, "forward", "layer", "MatMul", None, "hidden_11", verdict="precision_only"),
-    "xla_label_out_of_range": Expected(10, "loss", "loss", "SparseSoftmaxCrossEntropyWithLogits", (331 - 10 * 32,)),
+    "sqrt_gradient_at_zero": Expected(
+        9, "backward", "layer", "SqrtGrad", (301 - 9 * 32,), "distance"
+    ),
+    "tutorial_loop": Expected(
+        15, "loss", "loss", "Square", (500 - 15 * 32,), verdict="precision_only"
+    ),
+    "weights_drawn_too_large": Expected(
+        0, "forward", "layer", "MatMul", None, "hidden_11", verdict="precision_only"
+    ),
+    "xla_label_out_of_range": Expected(
+        10, "loss", "loss", "SparseSoftmaxCrossEntropyWithLogits", (331 - 10 * 32,)
+    ),
 }
 BY_TRAINING = {"custom_eager_loop", "exploding_rnn", "learning_rate_too_high"}
 """Runs in which no single sample does it: another processor may get there earlier or later."""
@@ -71,7 +81,11 @@ def far_off(found: Difference) -> bool:
 
 
 def test_every_script_has_a_capture_and_an_expectation(regenerate: Any) -> None:
-    assert sorted(regenerate.NAMES) == sorted(EXPECTED) == sorted(path.stem for path in FOLDER.glob("*.h5"))
+    assert (
+        sorted(regenerate.NAMES)
+        == sorted(EXPECTED)
+        == sorted(path.stem for path in FOLDER.glob("*.h5"))
+    )
 
 
 def test_the_readme_shows_every_run() -> None:
@@ -80,13 +94,17 @@ def test_the_readme_shows_every_run() -> None:
 
 
 @each_run
-def test_a_capture_is_small_and_holds_no_folder_of_the_machine_that_made_it(name: str, capture: Capture) -> None:
+def test_a_capture_is_small_and_holds_no_folder_of_the_machine_that_made_it(
+    name: str, capture: Capture
+) -> None:
     assert (FOLDER / f"{name}.h5").stat().st_size < 500_000
     assert {frame.file for frame in capture.frames} == {f"{name}.py"}
 
 
 @each_run
-def test_replaying_turns_non_finite_at_the_incident_and_not_before(name: str, capture: Capture) -> None:
+def test_replaying_turns_non_finite_at_the_incident_and_not_before(
+    name: str, capture: Capture
+) -> None:
     with Replay(capture) as replay:
         results = replay.run_window("recorded")
 
@@ -103,11 +121,18 @@ def test_bisecting_names_phase_op_layer_and_rows(name: str) -> None:
 
     origin = report.findings.origin
     assert origin is not None, report.sentence
-    assert (origin.step, origin.phase, origin.where, origin.op_type) == (expected.step, expected.phase, expected.where, expected.op)
+    assert (origin.step, origin.phase, origin.where, origin.op_type) == (
+        expected.step,
+        expected.phase,
+        expected.where,
+        expected.op,
+    )
     assert origin.layer == expected.layer
     assert origin.rows == expected.rows
     assert report.verdict.kind == expected.verdict
-    assert origin.op_type is None or (origin.source is not None and origin.source.file == f"{name}.py")
+    assert origin.op_type is None or (
+        origin.source is not None and origin.source.file == f"{name}.py"
+    )
 
 
 def test_the_time_step_of_an_exploding_recurrent_network_is_named() -> None:
@@ -138,15 +163,23 @@ def test_a_divergence_is_traced_to_its_beginning() -> None:
         ("division_by_zero", "epsilon=1e-8", "clipnorm=1.0"),
     ],
 )
-def test_what_people_try_by_hand_is_tried_on_the_recording(name: str, helps: str, does_not_help: str | None) -> None:
+def test_what_people_try_by_hand_is_tried_on_the_recording(
+    name: str, helps: str, does_not_help: str | None
+) -> None:
     given = [helps, *([does_not_help] if does_not_help else [])]
     results = explain(FOLDER / f"{name}.h5", fixes=given).fixes
 
-    assert [result.prevents for result in results[: len(given)]] == [True, False][: len(given)], results
+    assert [result.prevents for result in results[: len(given)]] == [True, False][: len(given)], (
+        results
+    )
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name != "log_of_zero" else []) for name in sorted(EXPECTED)]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name != "log_of_zero" else [])
+        for name in sorted(EXPECTED)
+    ],
 )
 def test_a_script_runs_into_its_incident_again_bit_for_bit(
     name: str,
@@ -162,6 +195,8 @@ def test_a_script_runs_into_its_incident_again_bit_for_bit(
     assert [result.differences for result in results if not result.bit_exact] == []
 
 
-def test_regenerating_an_unknown_run_says_which_there_are(regenerate: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_regenerating_an_unknown_run_says_which_there_are(
+    regenerate: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert regenerate.main(["nope"]) == 2
     assert "tutorial_loop" in capsys.readouterr().err

@@ -36,7 +36,9 @@ class Net(keras.Model):
 
     def call(self, inputs: Any, training: bool = False) -> Any:
         x = inputs["x"] if isinstance(inputs, dict) else inputs
-        return self.out(self.drop(self.norm(self.hidden(clean(x) if self.mended else x)), training=training))
+        return self.out(
+            self.drop(self.norm(self.hidden(clean(x) if self.mended else x)), training=training)
+        )
 
 
 def net(mended: bool, **options: Any) -> Any:
@@ -56,11 +58,16 @@ def check(path: Path, make: Callable[[bool], Any], **options: Any) -> Any:
     return mended
 
 
-@pytest.mark.parametrize("options", [{}, {"run_eagerly": True}, {"jit_compile": True}, {"optimizer": "schedule"}])
+@pytest.mark.parametrize(
+    "options", [{}, {"run_eagerly": True}, {"jit_compile": True}, {"optimizer": "schedule"}]
+)
 def test_fit_of_a_subclass_that_is_not_built(options: dict[str, Any], tmp_path: Path) -> None:
     def make(mended: bool) -> Any:
         if options.get("optimizer") == "schedule":
-            return net(mended, optimizer=keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 9)))
+            return net(
+                mended,
+                optimizer=keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 9)),
+            )
         return net(mended, **options)
 
     assert record(tmp_path / "run.h5", make(False), *data()) == 3
@@ -103,8 +110,12 @@ def loop(mended: bool, *, compiled: bool = True) -> Any:
     def step(batch: Any) -> Any:
         x, y = batch
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.square((clean(x) if mended else x) @ module.kernel + module.bias - y))
-        for variable, gradient in zip(module.trainable_variables, tape.gradient(loss, module.trainable_variables), strict=True):
+            loss = tf.reduce_mean(
+                tf.square((clean(x) if mended else x) @ module.kernel + module.bias - y)
+            )
+        for variable, gradient in zip(
+            module.trainable_variables, tape.gradient(loss, module.trainable_variables), strict=True
+        ):
             variable.assign_sub(0.1 * gradient)
         return loss
 
@@ -160,18 +171,35 @@ def test_steps_that_draw_other_numbers_decide_nothing_when_finite(tmp_path: Path
 
 
 def test_a_learning_rate_that_a_callback_changed_is_repeated(tmp_path: Path) -> None:
-    path, schedule = tmp_path / "run.h5", keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 / (epoch + 1))
+    path, schedule = (
+        tmp_path / "run.h5",
+        keras.callbacks.LearningRateScheduler(lambda epoch: 0.1 / (epoch + 1)),
+    )
     x, y = data(bad_step=None)
     model = net(False)
     recorder = Recorder(path)
     x_bad = x.copy()
     x_bad[-1] = np.nan
-    model.fit(x, y, batch_size=4, epochs=2, shuffle=False, verbose=0, callbacks=[schedule, recorder])
+    model.fit(
+        x, y, batch_size=4, epochs=2, shuffle=False, verbose=0, callbacks=[schedule, recorder]
+    )
     with pytest.raises(NonFiniteError):
-        model.fit(x_bad, y, batch_size=4, epochs=3, initial_epoch=2, shuffle=False, verbose=0, callbacks=[schedule, recorder])
+        model.fit(
+            x_bad,
+            y,
+            batch_size=4,
+            epochs=3,
+            initial_epoch=2,
+            shuffle=False,
+            verbose=0,
+            callbacks=[schedule, recorder],
+        )
     result = replay_with(path, lambda: net(True))
     assert result.fixed, result.sentence
-    assert any(note.startswith("The learning rate was changed while training ran (0.0333333 to 0.1)") for note in result.notes)
+    assert any(
+        note.startswith("The learning rate was changed while training ran (0.0333333 to 0.1)")
+        for note in result.notes
+    )
 
 
 def test_a_loop_that_takes_other_arguments_is_said(tmp_path: Path) -> None:
@@ -179,5 +207,8 @@ def test_a_loop_that_takes_other_arguments_is_said(tmp_path: Path) -> None:
     _, _, step = loop(False)
     recorded = Recorder(path).wrap(step)
     run_until_non_finite(recorded)
-    with pytest.raises(ReplayError, match=r"Today's step takes \(a, b, c\), but the capture holds 2 arguments that are arrays"):
+    with pytest.raises(
+        ReplayError,
+        match=r"Today's step takes \(a, b, c\), but the capture holds 2 arguments that are arrays",
+    ):
         replay_with(path, lambda: (None, None, lambda a, b, c: a))

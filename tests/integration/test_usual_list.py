@@ -25,7 +25,11 @@ def usual_list() -> Any:
 
 def test_the_page_has_every_line_of_the_list(usual_list: Any) -> None:
     text = (DOCS / "usual-list.md").read_text(encoding="utf-8")
-    assert [advice.today for advice in usual_list.LIST if f"| {advice.today} | [{advice.run}]" not in text] == []
+    assert [
+        advice.today
+        for advice in usual_list.LIST
+        if f"| {advice.today} | [{advice.run}]" not in text
+    ] == []
 
 
 @pytest.mark.slow

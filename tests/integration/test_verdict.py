@@ -74,7 +74,9 @@ def of_fault(fault: Fault) -> str:
     return f"{fault.place}-{fault.name.replace('/', '.')}-{fault.step}-{'.'.join(map(str, fault.bits))}"
 
 
-def trained_with_fault(fault: Fault, model: Any, path: Path, monkeypatch: pytest.MonkeyPatch, *, keyframe_every: int) -> int:
+def trained_with_fault(
+    fault: Fault, model: Any, path: Path, monkeypatch: pytest.MonkeyPatch, *, keyframe_every: int
+) -> int:
     happened = inject(fault, monkeypatch)
     x, y = data(None, steps=STEPS)
     step = record(path, model, x, y, recorder=Recorder(path, keyframe_every=keyframe_every))
@@ -94,18 +96,39 @@ def setting(number: int) -> tuple[str, bool, int]:
     )
 
 
-EVERY = [(fault, (optimizer, jit, every)) for fault in FAULTS for optimizer in ("sgd", "adam") for jit in (0, 1) for every in (4, 32)]
+EVERY = [
+    (fault, (optimizer, jit, every))
+    for fault in FAULTS
+    for optimizer in ("sgd", "adam")
+    for jit in (0, 1)
+    for every in (4, 32)
+]
 FEW = [(fault, setting(number)) for number, fault in enumerate(FAULTS)]
 MARKS = {"gradient": pytest.mark.slow}
 """No fingerprint holds gradients any more: what a fault there leaves of itself in weights may be too little to tell."""
 CASES = [
-    *(pytest.param(*case, id=f"{of_fault(case[0])}-{case[1][0]}", marks=MARKS.get(case[0].place, ())) for case in FEW),
-    *(pytest.param(*case, id=f"{of_fault(case[0])}-{case[1]}", marks=pytest.mark.slow) for case in EVERY if case not in FEW),
+    *(
+        pytest.param(
+            *case, id=f"{of_fault(case[0])}-{case[1][0]}", marks=MARKS.get(case[0].place, ())
+        )
+        for case in FEW
+    ),
+    *(
+        pytest.param(*case, id=f"{of_fault(case[0])}-{case[1]}", marks=pytest.mark.slow)
+        for case in EVERY
+        if case not in FEW
+    ),
 ]
 
 
 def test_the_faults_differ_in_place_step_and_bits() -> None:
-    assert {fault.place for fault in FAULTS} == {"weight", "stored weight", "gradient", "activation", "batch"}
+    assert {fault.place for fault in FAULTS} == {
+        "weight",
+        "stored weight",
+        "gradient",
+        "activation",
+        "batch",
+    }
     assert len({fault.step for fault in FAULTS}) > 8
     assert len({fault.bits for fault in FAULTS}) > 3
 
@@ -118,7 +141,9 @@ def test_a_fault_of_the_machine_is_transient(
     if fault.place == "stored weight" and keyframe_every > fault.step:
         pytest.skip("there is no copy of the state that the fault could get into")
     model = network(keras.optimizers.SGD(0.05) if optimizer == "sgd" else optimizer, jit=bool(jit))
-    step = trained_with_fault(fault, model, tmp_path / "run.h5", monkeypatch, keyframe_every=keyframe_every)
+    step = trained_with_fault(
+        fault, model, tmp_path / "run.h5", monkeypatch, keyframe_every=keyframe_every
+    )
 
     verdict, _ = judged(tmp_path / "run.h5")
     print(step, verdict)
@@ -161,15 +186,24 @@ def mean_square(y: Any, z: Any) -> Any:
 
 
 BUGS = {
-    "log of zero": Bug(lambda y, z: mean_square(y, z) + tf.reduce_mean(tf.math.log(tf.nn.relu(y + 100.0))), lambda x: x),
+    "log of zero": Bug(
+        lambda y, z: mean_square(y, z) + tf.reduce_mean(tf.math.log(tf.nn.relu(y + 100.0))),
+        lambda x: x,
+    ),
     "nan in the batch": Bug(mean_square, spoilt(np.nan)),
     "infinity in the batch": Bug(mean_square, spoilt(np.inf)),
-    "gradient of sqrt at zero": Bug(lambda y, z: mean_square(y, z) + tf.reduce_mean(tf.sqrt(tf.square(z) * 0.0))),
+    "gradient of sqrt at zero": Bug(
+        lambda y, z: mean_square(y, z) + tf.reduce_mean(tf.sqrt(tf.square(z) * 0.0))
+    ),
     "float32 overflow": Bug(mean_square, spoilt(1e30), "precision_only", float64=True),
     "float64 overflow too": Bug(lambda y, z: tf.reduce_mean(tf.exp(tf.abs(y - z))), spoilt(1e15)),
-    "float16 overflow": Bug(mean_square, spoilt(3e4), "precision_only", policy="mixed_float16", float64=True),
+    "float16 overflow": Bug(
+        mean_square, spoilt(3e4), "precision_only", policy="mixed_float16", float64=True
+    ),
     "divergence": Bug(mean_square, verdict="reproduced", learning_rate=60.0, float64=None),
-    "zero by zero": Bug(lambda y, z: mean_square(y, z) / tf.math.count_nonzero(y + 50.0, dtype=y.dtype), spoilt(1.0)),
+    "zero by zero": Bug(
+        lambda y, z: mean_square(y, z) / tf.math.count_nonzero(y + 50.0, dtype=y.dtype), spoilt(1.0)
+    ),
 }
 
 
@@ -178,19 +212,31 @@ ALSO_XLA = ("log of zero", "nan in the batch", "float32 overflow")
 
 @pytest.mark.parametrize(
     ("name", "jit"),
-    [(name, False) for name in BUGS] + [pytest.param(name, True, marks=[] if name in ALSO_XLA else [pytest.mark.slow]) for name in BUGS],
+    [(name, False) for name in BUGS]
+    + [
+        pytest.param(name, True, marks=[] if name in ALSO_XLA else [pytest.mark.slow])
+        for name in BUGS
+    ],
 )
 def test_a_bug_of_the_program_is_never_transient(name: str, jit: bool, tmp_path: Path) -> None:
     bug = BUGS[name]
     keras.utils.set_random_seed(2)
-    model = keras.Sequential([keras.layers.Dense(4, dtype=bug.policy), keras.layers.Dense(1, dtype=bug.policy)])
+    model = keras.Sequential(
+        [keras.layers.Dense(4, dtype=bug.policy), keras.layers.Dense(1, dtype=bug.policy)]
+    )
     model.compile(keras.optimizers.SGD(bug.learning_rate), bug.loss, jit_compile=jit)
     x, y = data(None, steps=40)
     if name == "log of zero":
         y[5 * BATCH + 2] = -100.0
     if name == "zero by zero":
         y[5 * BATCH : 6 * BATCH] = -50.0
-    step = record(tmp_path / "run.h5", model, bug.x(x), y, recorder=Recorder(tmp_path / "run.h5", keyframe_every=4))
+    step = record(
+        tmp_path / "run.h5",
+        model,
+        bug.x(x),
+        y,
+        recorder=Recorder(tmp_path / "run.h5", keyframe_every=4),
+    )
     assert step is not None
 
     verdict, _ = judged(tmp_path / "run.h5")
@@ -221,7 +267,10 @@ def test_a_schedule_that_only_xla_rounds_below_zero_is_xla_only(tmp_path: Path) 
     verdict = report.verdict
     assert verdict.kind == "xla_only"
     assert modes(verdict) == {"recorded": False, "graph": True, "ops": True, "float64": True}
-    assert "Replays bit for bit. Only the step compiled with XLA is non-finite; op by op it is finite." in report.sentence
+    assert (
+        "Replays bit for bit. Only the step compiled with XLA is non-finite; op by op it is finite."
+        in report.sentence
+    )
     assert verdict.difference is not None
     assert verdict.difference.modes == ("recorded", "ops")
     assert verdict.difference.first is not None
@@ -229,7 +278,13 @@ def test_a_schedule_that_only_xla_rounds_below_zero_is_xla_only(tmp_path: Path) 
     assert verdict.difference.first_nonfinite.op_type == "Pow"
 
 
-def custom_loop(path: Path, *, after: Callable[[Any, int], None] = lambda weight, step: None, bad: int | None = 9, lr: float = 0.01) -> Any:
+def custom_loop(
+    path: Path,
+    *,
+    after: Callable[[Any, int], None] = lambda weight, step: None,
+    bad: int | None = 9,
+    lr: float = 0.01,
+) -> Any:
     """Train one weight in a loop of ours; `after` runs between steps, outside of what is recorded."""
     weight = tf.Variable([[0.5], [0.25]], name="weight")
     optimizer = keras.optimizers.SGD(lr)
@@ -265,12 +320,26 @@ def test_a_dump_on_demand_is_healthy(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "kind"),
     [
-        pytest.param(lambda weight, step: tf.clip_by_value(weight, -0.3, 0.3), "inconclusive", id="clipped in every step"),
-        pytest.param(lambda weight, step: weight * 1.5 if step in (2, 7) else None, "inconclusive", id="changed twice"),
-        pytest.param(lambda weight, step: weight * 3e38 if step == 9 else None, "precision_only", id="kept by a keyframe"),
+        pytest.param(
+            lambda weight, step: tf.clip_by_value(weight, -0.3, 0.3),
+            "inconclusive",
+            id="clipped in every step",
+        ),
+        pytest.param(
+            lambda weight, step: weight * 1.5 if step in (2, 7) else None,
+            "inconclusive",
+            id="changed twice",
+        ),
+        pytest.param(
+            lambda weight, step: weight * 3e38 if step == 9 else None,
+            "precision_only",
+            id="kept by a keyframe",
+        ),
     ],
 )
-def test_a_loop_that_changes_weights_between_steps_is_no_fault(change: Any, kind: str, tmp_path: Path) -> None:
+def test_a_loop_that_changes_weights_between_steps_is_no_fault(
+    change: Any, kind: str, tmp_path: Path
+) -> None:
     """The recording departs from its replay, but again and again, or as a whole and where a keyframe holds it.
 
     What a `tf.function` assigns between steps is not noticed while the loop runs.
@@ -290,12 +359,18 @@ def test_a_loop_that_changes_weights_between_steps_is_no_fault(change: Any, kind
 
 
 def test_a_weight_that_a_loop_makes_nan_between_steps_is_reproduced(tmp_path: Path) -> None:
-    custom_loop(tmp_path / "run.h5", after=lambda weight, step: weight.assign(weight * np.nan) if step == 12 else None, bad=None)
+    custom_loop(
+        tmp_path / "run.h5",
+        after=lambda weight, step: weight.assign(weight * np.nan) if step == 12 else None,
+        bad=None,
+    )
     verdict, _ = judged(tmp_path / "run.h5")
     assert (verdict.kind, verdict.bit_exact) == ("reproduced", True)
 
 
-def test_a_capture_of_another_machine_that_differs_by_a_few_ulp_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_capture_of_another_machine_that_differs_by_a_few_ulp_is_no_fault(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every fingerprint is a few ulp off, and the replay is finite: it cannot be told what made the NaN."""
     custom_loop(tmp_path / "run.h5", bad=None).dump()
     read = Capture.batch
@@ -303,7 +378,9 @@ def test_a_capture_of_another_machine_that_differs_by_a_few_ulp_is_no_fault(tmp_
     def elsewhere(self: Capture, step: int) -> Any:
         batch = read(self, step)
         recorded = np.asarray(batch.fingerprint)
-        values = np.where(recorded == NOT_MEASURED, recorded, np.nextafter(recorded, np.float32(np.inf)))
+        values = np.where(
+            recorded == NOT_MEASURED, recorded, np.nextafter(recorded, np.float32(np.inf))
+        )
         if step == self.incident.step:
             values[:] = np.nan
         return replace(batch, fingerprint=values)
@@ -314,13 +391,20 @@ def test_a_capture_of_another_machine_that_differs_by_a_few_ulp_is_no_fault(tmp_
         with Replay(capture) as replay:
             verdict = judge(replay)
     assert verdict.kind == "inconclusive"
-    assert verdict.reason == "The steps before the incident differ from the recording by up to 1 ulp."
+    assert (
+        verdict.reason == "The steps before the incident differ from the recording by up to 1 ulp."
+    )
 
 
-def test_the_sentence_of_a_transient_fault_names_the_flipped_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sentence_of_a_transient_fault_names_the_flipped_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fault = Fault("stored weight", 8, "hidden/kernel", 7, (30,))
     trained_with_fault(fault, network("sgd"), tmp_path / "run.h5", monkeypatch, keyframe_every=4)
     sentence = explain(tmp_path / "run.h5").sentence
-    assert "every replay from the same state and batch is finite: a race or a hardware fault." in sentence
+    assert (
+        "every replay from the same state and batch is finite: a race or a hardware fault."
+        in sentence
+    )
     assert "A bit of `" in sentence
     assert "hidden/kernel` [1, 1] flipped between steps 7 and 8." in sentence

@@ -18,13 +18,15 @@ from nanreplay.findings import FixResult
 from nanreplay.report.explain import explain
 from nanreplay.whatif import FixError, check_fix
 from nanreplay.whatif.failure import Failure
+from nanreplay.whatif.fix_names import NAMES
 from nanreplay.whatif.fixes import FIXES
-from nanreplay.whatif.spec import NAMES
 from nanreplay.whatif.trial import what_if
-from nanreplay.whatif.window import Window
+from nanreplay.whatif.trial_window import TrialWindow
 
 ROWS, STEPS = 8, 6
-pytestmark = pytest.mark.filterwarnings("ignore:nanreplay. step")  # what `on_nan="stop"` says at an incident
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:nanreplay. step"
+)  # what `on_nan="stop"` says at an incident
 
 
 class Calls(keras.layers.Layer):
@@ -46,7 +48,14 @@ def data() -> tuple[Any, Any]:
     return x, x.sum(axis=1, keepdims=True)
 
 
-def train(path: Path, *layers: Any, optimizer: Any = None, loss: Any = "mse", xy: Any = None, xla: bool = False) -> Path:
+def train(
+    path: Path,
+    *layers: Any,
+    optimizer: Any = None,
+    loss: Any = "mse",
+    xy: Any = None,
+    xla: bool = False,
+) -> Path:
     """Record a small training; the file is written at the incident, else on demand in the end."""
     x, y = data() if xy is None else xy
     model = keras.Sequential([keras.Input(x.shape[1:], dtype=x.dtype), *layers])
@@ -74,8 +83,11 @@ def tried(path: Path, *fixes: str) -> list[FixResult]:
 def losses_with(path: Path, name: str, value: str | None) -> list[float]:
     """Loss of each step of a recording as it is replayed with a fix."""
     with Capture(path) as capture, Replay(capture) as replay:
-        failure = Failure(Window(replay), bisect(replay, capture.timeline_record()), ())
-        return [float(result.loss or 0.0) for result in failure.window.run(FIXES[name](failure, value).edit).results]
+        failure = Failure(TrialWindow(replay), bisect(replay, capture.timeline_record()), ())
+        return [
+            float(result.loss or 0.0)
+            for result in failure.window.run(FIXES[name](failure, value).edit).results
+        ]
 
 
 def losses_of(path: Path) -> list[float]:
@@ -103,7 +115,9 @@ def looped(eps: float = 0.0) -> Any:
         def body(i: Any, total: Any) -> Any:
             return i + 1, total + 0.01 * tf.math.log(x[:, i] * tf.cast(i + 1, tf.float32) + eps)
 
-        return tf.while_loop(lambda i, total: i < 3, body, (tf.constant(0), tf.zeros_like(x[:, 0])))[1][:, None]
+        return tf.while_loop(
+            lambda i, total: i < 3, body, (tf.constant(0), tf.zeros_like(x[:, 0]))
+        )[1][:, None]
 
     return Calls(call, name="looped")
 
@@ -132,7 +146,9 @@ def sqrt_data() -> tuple[Any, Any]:
 
 
 def square_root(eps: float = 0.0) -> Any:
-    return Calls(lambda x: tf.sqrt(tf.reduce_sum(tf.square(x), axis=1, keepdims=True) + eps), name="length")
+    return Calls(
+        lambda x: tf.sqrt(tf.reduce_sum(tf.square(x), axis=1, keepdims=True) + eps), name="length"
+    )
 
 
 def decaying(rate: float) -> Any:
@@ -148,7 +164,9 @@ def adam(**options: Any) -> Any:
 
 
 def relu_pair(slope: float | None = None) -> list[Any]:
-    activation = keras.layers.ReLU() if slope is None else keras.layers.LeakyReLU(negative_slope=slope)
+    activation = (
+        keras.layers.ReLU() if slope is None else keras.layers.LeakyReLU(negative_slope=slope)
+    )
     return [keras.layers.Dense(6), activation, log_layer(1.0), dense()]
 
 
@@ -237,7 +255,9 @@ SAME: dict[str, tuple[str, Trained, Trained]] = {
 
 
 @pytest.mark.parametrize("name", SAME)
-def test_a_replayed_fix_gives_the_losses_of_training_with_that_fix(name: str, tmp_path: Path) -> None:
+def test_a_replayed_fix_gives_the_losses_of_training_with_that_fix(
+    name: str, tmp_path: Path
+) -> None:
     fix, without, with_ = SAME[name]
     keras.utils.set_random_seed(5)
     recorded = without(tmp_path / "without.h5")
@@ -267,7 +287,9 @@ def test_what_helps_is_told_from_what_does_not(log_run: Path) -> None:
 
 def test_a_fix_says_how_to_write_it_and_where(log_run: Path) -> None:
     (helps,) = tried(log_run, "epsilon=1e-5")
-    assert helps.code == "return tf.math.log((tf.where(x > 0, x, 1.0) if double else x) + eps + 1e-5)"
+    assert (
+        helps.code == "return tf.math.log((tf.where(x > 0, x, 1.0) if double else x) + eps + 1e-5)"
+    )
     assert helps.source is not None
     assert Path(helps.source.file).name == "test_whatif.py"
 
@@ -281,8 +303,10 @@ def test_prevents_is_what_the_replay_gave_and_turns_false_when_the_edit_is_taken
     assert (broken.prevents, broken.nonfinite_step) == (False, 4)
 
 
-def test_a_replay_that_stops_short_of_the_failing_step_is_no_proof(log_run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("nanreplay.whatif.window.Program", _Raises)
+def test_a_replay_that_stops_short_of_the_failing_step_is_no_proof(
+    log_run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nanreplay.whatif.trial_window.Program", _Raises)
     (result,) = tried(log_run, "epsilon")
     assert result.prevents is None
     assert "step 2" in str(result.note)
@@ -292,7 +316,7 @@ class _Raises:
     """A program that cannot run the third step."""
 
     def __init__(self, record: Any, *, trust: bool) -> None:
-        from nanreplay.replay.programs import Program
+        from nanreplay.replay.replay_programs import Program
 
         self._program, self._count = Program(record, trust=trust), 0
         self.signature = self._program.signature
@@ -322,7 +346,11 @@ def test_no_fix_is_tried_when_none_is_wanted(log_run: Path) -> None:
 
 def test_initial_weights_are_drawn_anew(tmp_path: Path) -> None:
     huge = keras.initializers.RandomNormal(stddev=1e20, seed=1)
-    run = train(tmp_path / "run.h5", keras.layers.Dense(4, kernel_initializer=huge), dense(kernel_initializer=huge))
+    run = train(
+        tmp_path / "run.h5",
+        keras.layers.Dense(4, kernel_initializer=huge),
+        dense(kernel_initializer=huge),
+    )
     glorot, he, clips = tried(run, "init=glorot", "init=he", "clipnorm=1.0")[:3]
     assert (glorot.prevents, he.prevents, clips.prevents) == (True, True, False)
     assert glorot.code == 'kernel_initializer="glorot_uniform"'
@@ -353,11 +381,20 @@ def test_an_eager_loop_is_replayed_from_an_earlier_keyframe(tmp_path: Path) -> N
     def step(x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(model(x) - y))
-        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True))
+        optimizer.apply_gradients(
+            zip(
+                tape.gradient(loss, model.trainable_variables),
+                model.trainable_variables,
+                strict=True,
+            )
+        )
         return loss
 
     recorder = Recorder(tmp_path / "run.h5", on_nan="stop")
-    recorded, random = recorder.wrap(step, model=model, optimizer=optimizer), np.random.default_rng(0)
+    recorded, random = (
+        recorder.wrap(step, model=model, optimizer=optimizer),
+        np.random.default_rng(0),
+    )
     while not recorder.stopped:
         x = random.uniform(0, 3, (ROWS, 3)).astype("float32")
         recorded(tf.constant(x), tf.constant(x.sum(axis=1, keepdims=True)))
@@ -391,7 +428,9 @@ class Word(str):
 
 def test_the_readme_shows_what_whatif_prints(command: Callable[..., Any]) -> None:
     lines = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8").splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("$ nanreplay whatif sample_runs"))
+    start = next(
+        i for i, line in enumerate(lines) if line.startswith("$ nanreplay whatif sample_runs")
+    )
     shown = lines[start + 1 : lines.index("```", start)]
     sample, *fixes = lines[start].removeprefix("$ nanreplay whatif ").split()
     printed = command("whatif", Path(__file__).parents[2] / sample, *fixes).stdout.splitlines()
@@ -405,7 +444,9 @@ def test_a_fix_that_does_not_exist_says_which_there_are(text: str) -> None:
         check_fix(text)
 
 
-@pytest.mark.parametrize("text", ["clipnorm=-1", "lr=nan", "epsilon=small", "init=random", "clean_data=wash"])
+@pytest.mark.parametrize(
+    "text", ["clipnorm=-1", "lr=nan", "epsilon=small", "init=random", "clean_data=wash"]
+)
 def test_a_value_that_a_fix_does_not_take_is_an_error(text: str, log_run: Path) -> None:
     with pytest.raises(FixError):
         tried(log_run, text)

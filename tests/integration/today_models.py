@@ -18,7 +18,14 @@ def mended_cross_entropy(labels: Any, probabilities: Any) -> Any:
     return -tf.reduce_sum(labels * tf.math.log(probabilities + 1e-7), axis=-1)
 
 
-def flowers(loss: Any = cross_entropy, *, optimizer: Any = None, hidden: str = "hidden", units: int = 16, extra: bool = False) -> Any:
+def flowers(
+    loss: Any = cross_entropy,
+    *,
+    optimizer: Any = None,
+    hidden: str = "hidden",
+    units: int = 16,
+    extra: bool = False,
+) -> Any:
     """The classifier of sample_runs/log_of_zero.py."""
     layers = [
         keras.Input((4,), name="measurements"),

@@ -29,14 +29,25 @@ def mlp(**compile_arguments: Any) -> Any:
     """A Sequential model with dropout, not built until its first batch."""
     keras.utils.set_random_seed(3)
     model = keras.Sequential(
-        [keras.layers.Dense(5, activation="tanh", name="hidden"), keras.layers.Dropout(0.2), keras.layers.Dense(1, name="out")]
+        [
+            keras.layers.Dense(5, activation="tanh", name="hidden"),
+            keras.layers.Dropout(0.2),
+            keras.layers.Dense(1, name="out"),
+        ]
     )
     model.compile(**{"optimizer": "adam", "loss": "mse", "jit_compile": False, **compile_arguments})
     return model
 
 
 def record(
-    path: Path, model: Any, x: Any, y: Any = None, *, recorder: Recorder | None = None, callbacks_before: Any = (), **fit: Any
+    path: Path,
+    model: Any,
+    x: Any,
+    y: Any = None,
+    *,
+    recorder: Recorder | None = None,
+    callbacks_before: Any = (),
+    **fit: Any,
 ) -> int | None:
     """Fit with a recorder after other callbacks; returns the step of the incident, None when there was none."""
     callbacks = [*callbacks_before, recorder or Recorder(path)]

@@ -15,7 +15,10 @@ ROWS, STEPS, BAD_STEP = 3, 5, 3
 
 def main(folder: str, index: int, ports: list[str], bad: int) -> None:
     """Train; write run.INDEX.h5 at the incident, and leave without a goodbye to the other workers."""
-    task = {"cluster": {"worker": [f"127.0.0.1:{port}" for port in ports]}, "task": {"type": "worker", "index": index}}
+    task = {
+        "cluster": {"worker": [f"127.0.0.1:{port}" for port in ports]},
+        "task": {"type": "worker", "index": index},
+    }
     os.environ["TF_CONFIG"] = json.dumps(task)
     import keras
     import numpy as np
@@ -33,7 +36,13 @@ def main(folder: str, index: int, ports: list[str], bad: int) -> None:
     keras.utils.set_random_seed(1)
     with strategy.scope():
         layers = keras.layers
-        model = keras.Sequential([layers.Dense(8, "sigmoid", name="hidden"), Logarithm(name="logarithm"), layers.Dense(1, name="out")])
+        model = keras.Sequential(
+            [
+                layers.Dense(8, "sigmoid", name="hidden"),
+                Logarithm(name="logarithm"),
+                layers.Dense(1, name="out"),
+            ]
+        )
         model.build((None, 2))
         optimizer = keras.optimizers.Adam(0.01)
         optimizer.build(model.trainable_variables)

@@ -13,9 +13,8 @@ from tui.waiting import workers_done
 
 from nanreplay.findings import Report
 from nanreplay.tui.app import NanreplayApp
-from nanreplay.tui.engine import Engine, Progress
-from nanreplay.tui.screens.capture import CaptureScreen
-from nanreplay.tui.tasks import Explain
+from nanreplay.tui.engine import Engine, Explain, Progress
+from nanreplay.tui.screens.capture_screen import CaptureScreen
 from nanreplay.tui.worker import Task, WorkerContext
 
 SAMPLES = Path(__file__).parents[2] / "sample_runs"

@@ -11,8 +11,7 @@ from typing import Any, TypeVar
 
 from nanreplay import findings, records
 from nanreplay.findings import Report
-from nanreplay.tui.engine import Engine, Progress
-from nanreplay.tui.tasks import Explain, ReplayedStep, ReplayedSteps, ReplaySteps
+from nanreplay.tui.engine import Engine, Explain, Progress, ReplayedStep, ReplayedSteps, ReplaySteps
 from nanreplay.tui.worker import Task
 
 T = TypeVar("T")
@@ -55,7 +54,10 @@ class StoredEngine(Engine):
         if isinstance(task, Explain):
             return stored_report(Path(task.path).stem)
         if isinstance(task, ReplaySteps):
-            steps = (ReplayedStep(11, True, 0.5, True, 0), ReplayedStep(12, task.mode == "float64", float("nan"), True, 0))
+            steps = (
+                ReplayedStep(11, True, 0.5, True, 0),
+                ReplayedStep(12, task.mode == "float64", float("nan"), True, 0),
+            )
             return ReplayedSteps(task.mode, steps, ())
         raise AssertionError(f"nothing is stored for {task}")
 

@@ -11,9 +11,16 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from nanreplay.replay.events import ValueId
-from nanreplay.tui.exploring import Element, ExploreTask, ViewBatch, ViewOperands, ViewStep, ViewTensor
-from nanreplay.tui.panes.batch import AROUND
+from nanreplay.replay.provenance import ValueId
+from nanreplay.tui.panes.batch_pane import AROUND
+from nanreplay.tui.view_tasks import (
+    ElementRef,
+    ExploreTask,
+    ViewBatch,
+    ViewOperands,
+    ViewStep,
+    ViewTensor,
+)
 from nanreplay.tui.worker import Task, WorkerContext
 
 try:
@@ -27,7 +34,14 @@ NAMES = ("log_of_zero", "float16_overflow")
 
 def key_of(task: Task[Any]) -> Key:
     """What is asked, whichever file it is asked of."""
-    return (type(task).__name__, *(getattr(task, field.name) for field in fields(task) if field.name not in ("path", "origin")))
+    return (
+        type(task).__name__,
+        *(
+            getattr(task, field.name)
+            for field in fields(task)
+            if field.name not in ("path", "origin")
+        ),
+    )
 
 
 class StoredSteps(StoredEngine):
@@ -38,7 +52,7 @@ class StoredSteps(StoredEngine):
             return super()._answer(task)
         found = pickle.loads(_file(task.path).read_bytes())
         if isinstance(task, ViewOperands) and key_of(task) not in found:
-            return Element((), ())
+            return ElementRef((), ())
         return found[key_of(task)]
 
 

@@ -14,15 +14,14 @@ from tui.waiting import workers_done
 
 from nanreplay.errors import NanreplayError, UnsafeProgramError, UnsupportedOpError
 from nanreplay.tui.app import NanreplayApp
+from nanreplay.tui.engine import Explain
 from nanreplay.tui.panes import PANES
-from nanreplay.tui.panes.timeline import TimelinePane
-from nanreplay.tui.panes.whatif import WhatIfPane
-from nanreplay.tui.screens.capture import CaptureScreen
-from nanreplay.tui.screens.error import ErrorScreen
-from nanreplay.tui.screens.help import HelpScreen
-from nanreplay.tui.tasks import Explain
+from nanreplay.tui.panes.timeline_pane import TimelinePane
+from nanreplay.tui.panes.whatif_pane import WhatIfPane
+from nanreplay.tui.screens.capture_screen import CaptureScreen
+from nanreplay.tui.screens.dialogs import ErrorScreen, HelpScreen
+from nanreplay.tui.widgets.bars import StatusLine
 from nanreplay.tui.widgets.heat import HeatTable
-from nanreplay.tui.widgets.status import StatusLine
 from nanreplay.tui.widgets.ticks import TickList
 
 Made = Callable[..., NanreplayApp]
@@ -100,7 +99,9 @@ async def test_copy_offers_the_sentence_the_json_and_the_fix(made: Made) -> None
         assert pilot.app.clipboard == report.fixes[0].code
 
 
-async def test_export_writes_a_picture_and_the_whole_text(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_export_writes_a_picture_and_the_whole_text(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = made()
     monkeypatch.chdir(tmp_path)
     async with app.run_test() as pilot:
@@ -111,14 +112,18 @@ async def test_export_writes_a_picture_and_the_whole_text(made: Made, tmp_path: 
         await pilot.press("e", "2")
         await settled(pilot)
     assert (tmp_path / "log_of_zero-overview.svg").read_text().startswith("<svg")
-    assert stored_report("log_of_zero").sentence in (tmp_path / "log_of_zero-overview.txt").read_text()
+    assert (
+        stored_report("log_of_zero").sentence in (tmp_path / "log_of_zero-overview.txt").read_text()
+    )
     assert (tmp_path / "log_of_zero-overview-2.txt").exists()
 
 
-async def test_a_folder_that_cannot_be_written_to_is_an_error_screen(made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_folder_that_cannot_be_written_to_is_an_error_screen(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     app = made()
     gone = tmp_path / "gone"
-    monkeypatch.setattr("nanreplay.tui.screens.capture.Path.cwd", lambda: gone)
+    monkeypatch.setattr("nanreplay.tui.screens.capture_screen.Path.cwd", lambda: gone)
     async with app.run_test() as pilot:
         await settled(pilot)
         await pilot.press("e", "2")
@@ -141,7 +146,9 @@ async def test_help_lists_the_keys_of_the_tab_and_of_the_screen(made: Made) -> N
         assert isinstance(pilot.app.screen, CaptureScreen)
 
 
-async def test_the_cursor_of_the_timeline_moves_over_steps_and_jumps_to_the_anomaly(made: Made) -> None:
+async def test_the_cursor_of_the_timeline_moves_over_steps_and_jumps_to_the_anomaly(
+    made: Made,
+) -> None:
     async with made("exploding_rnn").run_test(size=(120, 40)) as pilot:
         screen = await settled(pilot)
         await pilot.press("2")
@@ -181,7 +188,9 @@ async def test_ticked_fixes_are_run_and_their_code_is_copied(made: Made) -> None
         ticks = screen.query_one(TickList)
         assert ticks.names[0] == "epsilon"
         await pilot.press("r")
-        assert not any(isinstance(task, Explain) and task.fixes == ("epsilon",) for task in engine.asked)
+        assert not any(
+            isinstance(task, Explain) and task.fixes == ("epsilon",) for task in engine.asked
+        )
         await pilot.press("space", "down", "space", "r")
         await settled(pilot)
         assert engine.asked[-1] == Explain(screen.panes["whatif"].path, ("epsilon", "stable_op"))
@@ -213,12 +222,21 @@ async def test_the_modes_are_side_by_side_and_every_step_on_demand(made: Made) -
         screen.action_show("verdict")
         await settled(pilot)
         modes = screen.query_one("#modes", DataTable)
-        assert [str(modes.get_row_at(row)[0]) for row in range(modes.row_count)] == ["recorded", "ops", "float64"]
+        assert [str(modes.get_row_at(row)[0]) for row in range(modes.row_count)] == [
+            "recorded",
+            "ops",
+            "float64",
+        ]
         assert str(modes.get_row_at(2)[2]) == "✓ finite"
         await pilot.press("r")
         await settled(pilot)
         steps = screen.query_one("#steps", DataTable)
-        assert [str(column.label) for column in steps.ordered_columns] == ["step", "recorded", "ops", "float64"]
+        assert [str(column.label) for column in steps.ordered_columns] == [
+            "step",
+            "recorded",
+            "ops",
+            "float64",
+        ]
         assert str(steps.get_row_at(1)[1]).startswith("✗ NaN")
 
 
@@ -229,14 +247,27 @@ async def test_the_failing_line_is_marked_in_the_source(made: Made) -> None:
         await settled(pilot)
         lines = screen.panes["source"].as_text().splitlines()
         assert "✗ log_of_zero.py:14  in cross_entropy" in lines
-        assert any(line.startswith("✗ 14 return -tf.reduce_sum(labels * tf.math.log(probabilities), axis=-1)") for line in lines)
+        assert any(
+            line.startswith(
+                "✗ 14 return -tf.reduce_sum(labels * tf.math.log(probabilities), axis=-1)"
+            )
+            for line in lines
+        )
 
 
 @pytest.mark.parametrize(
     ("error", "title", "way_out"),
     [
-        (UnsafeProgramError("The program holds ReadFile."), "This capture's program is refused", "--trust"),
-        (UnsupportedOpError("PyFunc", "step/py_func", "it calls Python"), "This step cannot be run op by op", "timeline"),
+        (
+            UnsafeProgramError("The program holds ReadFile."),
+            "This capture's program is refused",
+            "--trust",
+        ),
+        (
+            UnsupportedOpError("PyFunc", "step/py_func", "it calls Python"),
+            "This step cannot be run op by op",
+            "timeline",
+        ),
         (RuntimeError("boom"), "Something unexpected happened", "f5"),
     ],
 )
@@ -273,7 +304,13 @@ async def test_themes_follow_one_another(made: Made) -> None:
         for _ in range(4):
             await pilot.press("f2")
             seen.append(pilot.app.theme)
-        assert seen == ["nanreplay-dark", "nanreplay-light", "nanreplay-colour-blind", "nanreplay-16-colours", "nanreplay-dark"]
+        assert seen == [
+            "nanreplay-dark",
+            "nanreplay-light",
+            "nanreplay-colour-blind",
+            "nanreplay-16-colours",
+            "nanreplay-dark",
+        ]
 
 
 async def test_a_key_of_the_last_line_can_be_clicked(made: Made) -> None:

@@ -11,10 +11,10 @@ from tui.stored import ROOT, StoredEngine
 from tui.waiting import workers_done
 
 from nanreplay.tui.app import NanreplayApp
-from nanreplay.tui.screens.capture import CaptureScreen
+from nanreplay.tui.engine import Explain
+from nanreplay.tui.screens.capture_screen import CaptureScreen
 from nanreplay.tui.screens.chooser import ChooserScreen
-from nanreplay.tui.screens.error import ErrorScreen
-from nanreplay.tui.tasks import Explain
+from nanreplay.tui.screens.dialogs import ErrorScreen
 
 RUNS = [ROOT / "sample_runs" / f"{name}.h5" for name in ("log_of_zero", "exploding_rnn")]
 
@@ -42,7 +42,15 @@ async def test_the_table_says_cause_layer_op_and_step_of_each(broken: Path) -> N
     async with app.run_test(size=(140, 30)) as pilot:
         await settled(pilot)
         first, second, third = rows(app)
-        assert first == ["log_of_zero.h5", "log of zero", "loss", "Log", "12", "loss is NaN", "reproduced"]
+        assert first == [
+            "log_of_zero.h5",
+            "log of zero",
+            "loss",
+            "Log",
+            "12",
+            "loss is NaN",
+            "reproduced",
+        ]
         assert second[1:4] == ["exploding gradient", "memory/simple_rnn_cell", "MatMul"]
         assert third[0] == "broken.h5"
         assert third[1] == "✗ unreadable"

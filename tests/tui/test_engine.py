@@ -37,7 +37,9 @@ async def test_results_come_from_one_process_that_is_not_this_one(engine: Engine
 async def test_progress_and_early_parts_are_told(engine: Engine) -> None:
     lines: list[tuple[str, int | None]] = []
     parts: list[object] = []
-    engine.changed = lambda: lines.append((engine.progress.line, engine.progress.done)) if engine.progress else None
+    engine.changed = lambda: (
+        lines.append((engine.progress.line, engine.progress.done)) if engine.progress else None
+    )
     await engine.run(Small("x", steps=4, pause_s=0.06), partial=parts.append)
     assert ("counting", 2) in lines
     assert parts == ["begun"]
@@ -74,7 +76,9 @@ async def test_stop_ends_a_task_that_tells_progress_and_keeps_the_process(engine
     assert await engine.run(Small("x")) == before
 
 
-async def test_a_task_that_does_not_hear_is_ended_with_its_process(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_task_that_does_not_hear_is_ended_with_its_process(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(engine_module, "PATIENCE_S", 0.2)
     before = await engine.run(Small("x"))
     running = asyncio.ensure_future(engine.run(Small("x", pause_s=60, deaf=True)))

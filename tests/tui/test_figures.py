@@ -5,23 +5,38 @@ from __future__ import annotations
 import numpy as np
 
 from nanreplay.explore import Histogram
-from nanreplay.tui.widgets.figures import histogram_text, histogram_words, image_text, map_text, sample_bars
+from nanreplay.tui.widgets.figures import (
+    histogram_text,
+    histogram_words,
+    image_text,
+    map_text,
+    sample_bars,
+)
 
-COLOURS = {name: "#ffffff" for name in ("text-primary", "text-muted", "text-disabled", "text-error")}
+COLOURS = {
+    name: "#ffffff" for name in ("text-primary", "text-muted", "text-disabled", "text-error")
+}
 
 
 def test_the_highest_bar_of_a_histogram_fills_it() -> None:
-    lines = histogram_text(Histogram("linear", (0.0, 1.0, 2.0), (8, 4), 0, 0), COLOURS, 2, 2).plain.split("\n")
+    lines = histogram_text(
+        Histogram("linear", (0.0, 1.0, 2.0), (8, 4), 0, 0), COLOURS, 2, 2
+    ).plain.split("\n")
     assert lines == ["█ ", "██", "0.0 2.0"]
 
 
 def test_a_single_element_can_be_seen_beside_many() -> None:
-    lines = histogram_text(Histogram("log", (-3.0, 0.0, 3.0), (1, 100_000), 2, 1), COLOURS, 4, 1).plain.split("\n")
+    lines = histogram_text(
+        Histogram("log", (-3.0, 0.0, 3.0), (1, 100_000), 2, 1), COLOURS, 4, 1
+    ).plain.split("\n")
     assert lines == ["▁▁██", "1e-3 1e3"]
 
 
 def test_words_of_a_histogram() -> None:
-    assert histogram_words(Histogram("log", (-3.0, 3.0), (1,), 2, 1)) == "absolute values, powers of ten, 2 of them 0, 1 below 0"
+    assert (
+        histogram_words(Histogram("log", (-3.0, 3.0), (1,), 2, 1))
+        == "absolute values, powers of ten, 2 of them 0, 1 below 0"
+    )
 
 
 def test_a_map_marks_patches_with_anything_bad() -> None:
@@ -34,7 +49,12 @@ def test_an_image_takes_two_pixels_in_a_cell() -> None:
 
 
 def test_without_colours_brightness_is_told_by_characters() -> None:
-    assert image_text(np.array([[[0], [128], [255]]], np.uint8), COLOURS, 3, low=0, high=255, plain=True).plain == " +@"
+    assert (
+        image_text(
+            np.array([[[0], [128], [255]]], np.uint8), COLOURS, 3, low=0, high=255, plain=True
+        ).plain
+        == " +@"
+    )
 
 
 def test_bars_of_samples_grow_with_their_distance() -> None:

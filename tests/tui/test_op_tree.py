@@ -6,10 +6,10 @@ import pytest
 from textual.app import App, ComposeResult
 from textual.strip import Strip
 
-from nanreplay.bisect.arrays import TensorStat
+from nanreplay.bisect.tensor_stats import TensorStat
 from nanreplay.explore import Op, StepView
-from nanreplay.explore.step import Segment
-from nanreplay.replay.events import ValueId
+from nanreplay.explore.step_view import Segment
+from nanreplay.replay.provenance import ValueId
 from nanreplay.tui.widgets.op_tree import OpTree
 
 pytestmark = pytest.mark.asyncio
@@ -17,11 +17,30 @@ N = 10_000
 
 
 def op(serial: int) -> Op:
-    place = (Segment("layer", "rnn"), Segment("loop", "while"), Segment("iteration", str(serial // 20)))
+    place = (
+        Segment("layer", "rnn"),
+        Segment("loop", "while"),
+        Segment("iteration", str(serial // 20)),
+    )
     stat = TensorStat("float32", (8, 8), 64, int(serial > 9_000), 0, 0.0, 1.0)
     health, is_origin = ("nan" if serial > 9_000 else "finite"), serial == 9_001
     inputs = (ValueId(serial - 1, 0),) if serial else ()
-    return Op(serial, "", f"rnn/Mul_{serial}", "Mul", "forward", "layer", "rnn", place, (), inputs, (), (stat,), health, is_origin)  # type: ignore[arg-type]
+    return Op(
+        serial,
+        "",
+        f"rnn/Mul_{serial}",
+        "Mul",
+        "forward",
+        "layer",
+        "rnn",
+        place,
+        (),
+        inputs,
+        (),
+        (stat,),
+        health,
+        is_origin,
+    )  # type: ignore[arg-type]
 
 
 class CountingTree(OpTree):
@@ -38,7 +57,9 @@ class TreeApp(App[None]):
 
 
 async def test_ten_thousand_ops() -> None:
-    view = StepView(0, tuple(op(serial) for serial in range(N)), (), (ValueId(9_001, 0),), ("the loss",))
+    view = StepView(
+        0, tuple(op(serial) for serial in range(N)), (), (ValueId(9_001, 0),), ("the loss",)
+    )
     app = TreeApp()
     async with app.run_test(size=(120, 40)) as pilot:
         tree = app.query_one(CountingTree)

@@ -20,7 +20,9 @@ ONE_LINE = re.compile(r"nanreplay: [^\n]+\n")
 
 
 @pytest.mark.parametrize("name", ["nope.h5", "foreign.h5", "cut.h5", "empty", "foreign_only"])
-def test_unreadable_files_are_one_line_and_exit_2(name: str, made_up: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_unreadable_files_are_one_line_and_exit_2(
+    name: str, made_up: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "foreign.h5").write_text("not HDF5")
     (tmp_path / "cut.h5").write_bytes(made_up.read_bytes()[:5000])
     (tmp_path / "empty").mkdir()
@@ -33,12 +35,16 @@ def test_unreadable_files_are_one_line_and_exit_2(name: str, made_up: Path, tmp_
     assert name in err
 
 
-def test_one_bad_file_among_good_ones_is_said(made_up: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_one_bad_file_among_good_ones_is_said(
+    made_up: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run(["open", str(made_up), str(tmp_path / "nope.h5")]) == 2
     assert "nope.h5: no such file" in capfd.readouterr().err
 
 
-def test_without_a_terminal_it_says_what_to_do(made_up: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_without_a_terminal_it_says_what_to_do(
+    made_up: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert run(["open", str(made_up)]) == 2
     out, err = capfd.readouterr()
     assert out == ""
@@ -63,7 +69,9 @@ def test_the_interface_imports_neither_tensorflow_nor_pandas() -> None:
         "print(*sorted({name.partition('.')[0] for name in sys.modules}))"
     )
     paths = f"import sys; sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / 'tests')!r}]\n"
-    child = subprocess.run([sys.executable, "-c", paths + code], capture_output=True, text=True, check=True, cwd=ROOT)
+    child = subprocess.run(
+        [sys.executable, "-c", paths + code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
     assert not set(child.stdout.split()) & {"tensorflow", "keras", "pandas"}
 
 

@@ -10,8 +10,8 @@ from tui.waiting import workers_done
 
 from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.palette import CaptureCommands, OpCommands, StepCommands
-from nanreplay.tui.panes.timeline import TimelinePane
-from nanreplay.tui.screens.capture import CaptureScreen
+from nanreplay.tui.panes.timeline_pane import TimelinePane
+from nanreplay.tui.screens.capture_screen import CaptureScreen
 
 
 @pytest.fixture
@@ -31,7 +31,13 @@ async def test_commands_are_discovered_by_group_and_state(app: NanreplayApp) -> 
     async with app.run_test() as pilot:
         screen = await settled(pilot)
         names = [str(hit.display) async for hit in CaptureCommands(screen).discover()]
-        assert {"Show: timeline", "Copy: the sentence", "Export: text", "Theme: light", "Leave: nanreplay"} <= set(names)
+        assert {
+            "Show: timeline",
+            "Copy: the sentence",
+            "Export: text",
+            "Theme: light",
+            "Leave: nanreplay",
+        } <= set(names)
         assert "Replay: stop" not in names
 
 
@@ -59,7 +65,11 @@ async def test_ops_are_found_by_type_and_layer(app: NanreplayApp) -> None:
         screen = await settled(pilot)
         provider = OpCommands(screen)
         await provider.startup()
-        found = [str(hit.text) async for hit in provider.search("matmul forecast") if isinstance(hit, Hit)]
+        found = [
+            str(hit.text)
+            async for hit in provider.search("matmul forecast")
+            if isinstance(hit, Hit)
+        ]
         assert found
         assert all("MatMul" in text and "forecast" in text for text in found)
 

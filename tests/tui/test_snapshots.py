@@ -13,7 +13,7 @@ from tui.waiting import workers_done
 
 from nanreplay.errors import UnsafeProgramError
 from nanreplay.tui.app import NanreplayApp
-from nanreplay.tui.widgets.plot import SeriesPlot
+from nanreplay.tui.widgets.plots import SeriesPlot
 
 SIZES = [(80, 24), (160, 50)]
 Compare = Callable[..., bool]
@@ -47,7 +47,11 @@ async def settled(pilot: Pilot[None]) -> None:
     await workers_done(pilot.app)
     await pilot.pause()
     for _ in range(200):  # plots are drawn by a thread
-        if all(plot.is_drawn for plot in pilot.app.screen.query(SeriesPlot) if plot.display and plot.size.area):
+        if all(
+            plot.is_drawn
+            for plot in pilot.app.screen.query(SeriesPlot)
+            if plot.display and plot.size.area
+        ):
             break
         await pilot.pause(0.02)
 
@@ -85,10 +89,19 @@ def test_no_color(snap_compare: Compare, monkeypatch: pytest.MonkeyPatch) -> Non
 
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 def test_chooser(snap_compare: Compare, size: tuple[int, int]) -> None:
-    runs = [Path("sample_runs") / f"{name}.h5" for name in ("log_of_zero", "exploding_rnn", "float16_overflow")]
-    assert snap_compare(NanreplayApp(runs, engine=StoredEngine()), terminal_size=size, run_before=keys())
+    runs = [
+        Path("sample_runs") / f"{name}.h5"
+        for name in ("log_of_zero", "exploding_rnn", "float16_overflow")
+    ]
+    assert snap_compare(
+        NanreplayApp(runs, engine=StoredEngine()), terminal_size=size, run_before=keys()
+    )
 
 
 def test_error_screen(snap_compare: Compare) -> None:
-    engine = StoredEngine(error=UnsafeProgramError("sample_runs/log_of_zero.h5: the program holds ReadFile, which reads files."))
+    engine = StoredEngine(
+        error=UnsafeProgramError(
+            "sample_runs/log_of_zero.h5: the program holds ReadFile, which reads files."
+        )
+    )
     assert snap_compare(opened("log_of_zero", engine), terminal_size=(80, 24), run_before=keys())

@@ -7,10 +7,10 @@ from textual.widgets import OptionList, Static
 from tui.in_process import Screen, opened
 
 from nanreplay.tui.panes.base import Pane
-from nanreplay.tui.panes.batch import BatchPane, SampleStrip
-from nanreplay.tui.panes.bisect import BisectPane
-from nanreplay.tui.panes.dataflow import DataflowPane
-from nanreplay.tui.panes.tensor import TensorPane
+from nanreplay.tui.panes.batch_pane import BatchPane, SampleStrip
+from nanreplay.tui.panes.bisect_pane import BisectPane
+from nanreplay.tui.panes.dataflow_pane import DataflowPane
+from nanreplay.tui.panes.tensor_pane import TensorPane
 from nanreplay.tui.widgets.op_tree import OpTree
 from nanreplay.tui.widgets.op_words import value_title
 from nanreplay.tui.widgets.tensor_table import TensorTable
@@ -163,8 +163,12 @@ async def test_a_tensor_opens_at_its_failing_element() -> None:
     async with opened("log_of_zero") as screen:
         await screen.press("3", "t")
         assert screen.screen.query_one(TensorTable).index == (18, 0)
-        assert words(screen, "TensorPane #name").startswith("◆ Log [18, 0] = -inf · float32[32, 3] · 2 inf of 96")
-        assert "[18, 0] was computed from\n     0.0 at [18, 0]  of Softmax" in words(screen, "TensorPane #words")
+        assert words(screen, "TensorPane #name").startswith(
+            "◆ Log [18, 0] = -inf · float32[32, 3] · 2 inf of 96"
+        )
+        assert "[18, 0] was computed from\n     0.0 at [18, 0]  of Softmax" in words(
+            screen, "TensorPane #words"
+        )
 
 
 async def test_enter_goes_to_the_very_element_it_was_computed_from() -> None:
@@ -224,7 +228,12 @@ async def test_images_and_tokens_are_shown_as_such() -> None:
 @pytest.mark.parametrize("size", [(80, 24), (110, 30), (200, 60)])
 async def test_panes_fit_any_terminal(size: tuple[int, int]) -> None:
     async with opened("log_of_zero", size) as screen:
-        for key, kind in (("3", BisectPane), ("4", DataflowPane), ("5", TensorPane), ("6", BatchPane)):
+        for key, kind in (
+            ("3", BisectPane),
+            ("4", DataflowPane),
+            ("5", TensorPane),
+            ("6", BatchPane),
+        ):
             await screen.press(key)
             pane: Pane = screen.screen.query_one(kind)
             await screen.pilot.resize_terminal(80, 24)
@@ -237,7 +246,11 @@ async def test_panes_fit_any_terminal(size: tuple[int, int]) -> None:
 
 async def test_another_theme_colours_everything_anew() -> None:
     async with opened("log_of_zero") as screen:
-        for key, query in (("3", "BisectPane #op"), ("5", "TensorPane #words"), ("6", "BatchPane #arrays")):
+        for key, query in (
+            ("3", "BisectPane #op"),
+            ("5", "TensorPane #words"),
+            ("6", "BatchPane #arrays"),
+        ):
             await screen.press(key)
             before = screen.screen.query_one(query, Static).content
             await screen.press("f2")

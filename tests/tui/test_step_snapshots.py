@@ -45,11 +45,15 @@ def test_a_pane(snap_compare: Compare, key: str, size: tuple[int, int]) -> None:
 
 
 def test_layers_and_the_precision_of_an_origin(snap_compare: Compare) -> None:
-    assert snap_compare(app_of("float16_overflow"), terminal_size=(110, 30), run_before=pressing("3"))
+    assert snap_compare(
+        app_of("float16_overflow"), terminal_size=(110, 30), run_before=pressing("3")
+    )
 
 
 def test_images_of_a_batch(snap_compare: Compare) -> None:
-    assert snap_compare(app_of("float16_overflow"), terminal_size=(110, 30), run_before=pressing("6"))
+    assert snap_compare(
+        app_of("float16_overflow"), terminal_size=(110, 30), run_before=pressing("6")
+    )
 
 
 def test_the_filter(snap_compare: Compare) -> None:

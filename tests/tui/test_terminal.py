@@ -16,7 +16,10 @@ from tui.stored import ROOT, stored_report
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("tmux") is None, reason="needs tmux (apt-get install tmux): a terminal to run in"),
+    pytest.mark.skipif(
+        shutil.which("tmux") is None,
+        reason="needs tmux (apt-get install tmux): a terminal to run in",
+    ),
 ]
 _NUMBERS = itertools.count()
 
@@ -42,11 +45,29 @@ class Terminal:
             "open",
             *arguments,
         ]
-        self.tmux("-f", "/dev/null", "new-session", "-d", "-x", str(columns), "-y", str(lines), "-c", str(ROOT), *command)
+        self.tmux(
+            "-f",
+            "/dev/null",
+            "new-session",
+            "-d",
+            "-x",
+            str(columns),
+            "-y",
+            str(lines),
+            "-c",
+            str(ROOT),
+            *command,
+        )
         self.tmux("set-option", "-s", "set-clipboard", "on")  # what OSC 52 copies becomes a buffer
 
     def tmux(self, *arguments: str) -> str:
-        done = subprocess.run(["tmux", "-L", self.socket, *arguments], capture_output=True, text=True, check=False, timeout=30)
+        done = subprocess.run(
+            ["tmux", "-L", self.socket, *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=30,
+        )
         return done.stdout
 
     def press(self, *keys: str) -> None:
@@ -109,8 +130,12 @@ def test_from_opening_to_the_origin_to_a_copied_answer(terminal: Callable[..., T
     assert run.tmux("list-sessions") == ""
 
 
-@pytest.mark.parametrize("environment", [{"NO_COLOR": "1"}, {"TERM": "xterm"}], ids=["no colour", "16 colours"])
-def test_plain_terminals_show_all_that_matters(terminal: Callable[..., Terminal], environment: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "environment", [{"NO_COLOR": "1"}, {"TERM": "xterm"}], ids=["no colour", "16 colours"]
+)
+def test_plain_terminals_show_all_that_matters(
+    terminal: Callable[..., Terminal], environment: dict[str, str]
+) -> None:
     run = terminal(80, 24, "sample_runs/log_of_zero.h5", **environment)
     screen = run.until("Palette", 20)
     assert "log_of_zero.h5" in screen

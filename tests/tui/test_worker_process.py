@@ -11,7 +11,7 @@ from textual.pilot import Pilot
 from tui.stored import ROOT, stored_report
 
 from nanreplay.tui.app import NanreplayApp
-from nanreplay.tui.screens.capture import CaptureScreen
+from nanreplay.tui.screens.capture_screen import CaptureScreen
 
 MEASURED: dict[str, Any] = {"outputs": (), "operands": ()}
 """What holds numbers of the replay, whose last bits are the processor's own."""

@@ -30,7 +30,9 @@ TESTED_BY = {
 def table() -> list[str]:
     text = (ROOT / "docs/recording.md").read_text()
     section = text.split("## Your program, and the line to add")[1].split("\n## ")[0]
-    return [row.split(" | ")[0].removeprefix("| ") for row in re.findall(r"^\| .*\|$", section, re.M)][1:]
+    return [
+        row.split(" | ")[0].removeprefix("| ") for row in re.findall(r"^\| .*\|$", section, re.M)
+    ][1:]
 
 
 def test_each_line_of_the_table_is_run_by_a_test() -> None:
@@ -40,5 +42,9 @@ def test_each_line_of_the_table_is_run_by_a_test() -> None:
         found = [test for begin, test in TESTED_BY.items() if row.startswith(begin)]
         assert len(found) == 1, row
         file, _, name = found[0].partition("::")
-        functions = {node.name for node in ast.walk(ast.parse((ROOT / file).read_text())) if isinstance(node, ast.FunctionDef)}
+        functions = {
+            node.name
+            for node in ast.walk(ast.parse((ROOT / file).read_text()))
+            if isinstance(node, ast.FunctionDef)
+        }
         assert name in functions, found[0]

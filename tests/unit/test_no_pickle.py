@@ -11,7 +11,7 @@ CODE_FROM_DATA = re.compile(
     r"|allow_pickle\s*=\s*True|\b(np|numpy)\.load\(|yaml\.(unsafe_)?load\(|\b(saved_model\.load|load_model)\("
 )
 
-ASKED_FOR = {"recorder/script.py", "recorder/loops.py", "recorder/rewrite.py"}
+ASKED_FOR = {"recorder/script.py", "recorder/loops.py", "recorder/loop_rewriter.py"}
 """`nanreplay run` compiles and runs the program that its user names, and nothing that a capture holds."""
 
 

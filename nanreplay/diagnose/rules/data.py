@@ -6,17 +6,20 @@ import re
 
 import numpy as np
 
-from nanreplay.bisect.arrays import is_float, is_opaque, words
-from nanreplay.diagnose.case import Case
-from nanreplay.diagnose.outliers import Outlier, find_outliers
+from nanreplay.bisect.tensor_stats import is_float, is_opaque, words
+from nanreplay.capture.arrays import as_array
+from nanreplay.diagnose.case import Case, Outlier, find_outliers
 from nanreplay.diagnose.rules import overflow
 from nanreplay.findings import Cause, CauseKind
-from nanreplay.tensors import as_array
 
-_GATHERS = words("Gather GatherV2 GatherNd ResourceGather ResourceGatherNd SparseSegmentSum SparseSegmentMean SparseSegmentSqrtN OneHot")
+_GATHERS = words(
+    "Gather GatherV2 GatherNd ResourceGather ResourceGatherNd SparseSegmentSum SparseSegmentMean SparseSegmentSqrtN OneHot"
+)
 _CTC = words("CTCLoss CTCLossV2")
 _LABELS = "SparseSoftmaxCrossEntropyWithLogits"
-_OUT_OF_RANGE = re.compile(r"outside the valid range|is not in \[0|out of range|out of bounds", re.IGNORECASE)
+_OUT_OF_RANGE = re.compile(
+    r"outside the valid range|is not in \[0|out of range|out of bounds", re.IGNORECASE
+)
 _SHOWN = 3
 
 
@@ -32,13 +35,25 @@ def data_inf(case: Case) -> Cause | None:
 
 def _data(case: Case, kind: CauseKind, what: str, matches: object) -> Cause | None:
     origin = case.origin
-    if origin is None or origin.op_type is not None or not origin.outputs or not callable(matches) or not matches(case.value):
+    if (
+        origin is None
+        or origin.op_type is not None
+        or not origin.outputs
+        or not callable(matches)
+        or not matches(case.value)
+    ):
         return None
     outputs = origin.outputs[0]
     name = origin.operands[0].name if origin.operands else "the batch"
     index = outputs.indices[0] if outputs.indices else ()
-    where = f"row {index[0]}" + (f", column {_column(index)}" if len(index) > 1 else "") if index else "its only element"
-    evidence = [f"{outputs.nonfinite} of {outputs.size} values of `{name}` are not finite in step {origin.step}."]
+    where = (
+        f"row {index[0]}" + (f", column {_column(index)}" if len(index) > 1 else "")
+        if index
+        else "its only element"
+    )
+    evidence = [
+        f"{outputs.nonfinite} of {outputs.size} values of `{name}` are not finite in step {origin.step}."
+    ]
     clean = _clean_steps(case)
     if clean:
         evidence.append(f"The other {clean} recorded batches are finite.")
@@ -53,12 +68,18 @@ def _clean_steps(case: Case) -> int:
     """How many other batches are finite; 0 unless all are."""
     others = [step for step in case.replay.steps if step != case.step]
     arrays = [as_array(leaf) for step in others for leaf in case.replay.batch(step).leaves]
-    return len(others) if all(np.isfinite(array).all() for array in arrays if is_float(array)) else 0
+    return (
+        len(others) if all(np.isfinite(array).all() for array in arrays if is_float(array)) else 0
+    )
 
 
 def data_outlier(case: Case) -> Cause | None:
     """A row of the batch is far out of the range of all others, and the op overflowed (or left its domain) on it."""
-    if case.origin is None or case.origin.op_type is None or (case.kind == "turned" and not case.origin.rows):
+    if (
+        case.origin is None
+        or case.origin.op_type is None
+        or (case.kind == "turned" and not case.origin.rows)
+    ):
         return None
     found, evidence = case.outliers, []
     if not found:
@@ -67,7 +88,9 @@ def data_outlier(case: Case) -> Cause | None:
     confidence = 0.65 if is_proven else 0.35
     if overflow.is_plain(case):
         confidence = 0.4 if case.growth is not None else 0.88 if is_proven else 0.75
-        confidence = min(confidence, 0.7) if case.origin.phase in ("backward", "update") else confidence
+        confidence = (
+            min(confidence, 0.7) if case.origin.phase in ("backward", "update") else confidence
+        )
     if is_proven:
         evidence.append(case.origin.rows_reason or "The row was proved by replay.")
     evidence += [outlier.sentence for outlier in found[1:_SHOWN]]
@@ -82,7 +105,12 @@ def _outlier_before(case: Case) -> Cause | None:
     found: tuple[Outlier, ...] = find_outliers(case.replay, growth.step)
     if not found:
         return None
-    return Cause("data_outlier", 0.7, found[0].sentence, (growth.sentence, *(outlier.sentence for outlier in found[1:_SHOWN])))
+    return Cause(
+        "data_outlier",
+        0.7,
+        found[0].sentence,
+        (growth.sentence, *(outlier.sentence for outlier in found[1:_SHOWN])),
+    )
 
 
 def label_out_of_range(case: Case) -> Cause | None:
@@ -93,7 +121,9 @@ def label_out_of_range(case: Case) -> Cause | None:
         return _index(case)
     if case.op in _CTC and case.is_infinite:
         return Cause(
-            "label_out_of_range", 0.6, f"`{case.op}` is infinite{case.place}: a sequence of labels that cannot fit its time steps."
+            "label_out_of_range",
+            0.6,
+            f"`{case.op}` is infinite{case.place}: a sequence of labels that cannot fit its time steps.",
         )
     trigger = case.replay.incident.trigger
     if case.origin is None and trigger.what == "exception" and _OUT_OF_RANGE.search(trigger.value):
@@ -102,23 +132,39 @@ def label_out_of_range(case: Case) -> Cause | None:
 
 
 def _label(case: Case) -> Cause | None:
-    if case.event is not None and len(case.event.inputs) > 1 and not is_opaque(case.event.inputs[1]):
-        labels, classes = as_array(case.event.inputs[1]).reshape(-1), int(case.event.inputs[0].shape[-1])
+    if (
+        case.event is not None
+        and len(case.event.inputs) > 1
+        and not is_opaque(case.event.inputs[1])
+    ):
+        labels, classes = (
+            as_array(case.event.inputs[1]).reshape(-1),
+            int(case.event.inputs[0].shape[-1]),
+        )
         wrong = labels[(labels < 0) | (labels >= classes)]
         index = np.flatnonzero((labels < 0) | (labels >= classes))
         if not len(wrong):
             return None
         return _said(int(wrong[0]), classes, f" in row {int(index[0])}", len(wrong), case)
     operands = case.origin.operands if case.origin is not None else ()
-    if len(operands) < 2 or not operands[0].shape or operands[1].min is None or operands[1].max is None:
+    if (
+        len(operands) < 2
+        or not operands[0].shape
+        or operands[1].min is None
+        or operands[1].max is None
+    ):
         return None
     classes = operands[0].shape[-1]
     worst = operands[1].min if operands[1].min < 0 else operands[1].max
-    return _said(int(worst), classes, case.place, 1, case) if worst < 0 or worst >= classes else None
+    return (
+        _said(int(worst), classes, case.place, 1, case) if worst < 0 or worst >= classes else None
+    )
 
 
 def _said(label: int, classes: int, where: str, count: int, case: Case) -> Cause:
-    evidence = [f"`{case.op}` takes labels from 0 to {classes - 1}; {count} of this batch {'is' if count == 1 else 'are'} outside."]
+    evidence = [
+        f"`{case.op}` takes labels from 0 to {classes - 1}; {count} of this batch {'is' if count == 1 else 'are'} outside."
+    ]
     if case.kind == "raised":
         evidence.append("Op by op the kernel raises; compiled with XLA it gives NaN.")
     return Cause(
@@ -130,7 +176,15 @@ def _said(label: int, classes: int, where: str, count: int, case: Case) -> Cause
 
 
 def _index(case: Case) -> Cause | None:
-    error = str(case.event.error).splitlines()[0] if case.event is not None and case.event.error is not None else ""
+    error = (
+        str(case.event.error).splitlines()[0]
+        if case.event is not None and case.event.error is not None
+        else ""
+    )
     if not _OUT_OF_RANGE.search(error) and "indices" not in error:
         return None
-    return Cause("label_out_of_range", 0.95, f"`{case.op}`{case.where} is asked for a row that does not exist: {error[:200]}")
+    return Cause(
+        "label_out_of_range",
+        0.95,
+        f"`{case.op}`{case.where} is asked for a row that does not exist: {error[:200]}",
+    )

@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from nanreplay.bisect.arrays import words
+from nanreplay.bisect.tensor_stats import words
 from nanreplay.diagnose.case import Case, Values, capital, shown
 from nanreplay.findings import Cause, CauseKind
 
@@ -15,7 +15,9 @@ _LOGS = {"Log": 0, "Log1p": 0, "Xlogy": 1, "Xlog1py": 1}
 _BORDER = {"Log": 0.0, "Xlogy": 0.0, "Log1p": -1.0, "Xlog1py": -1.0}
 _ROOTS = words("Sqrt Rsqrt")
 _ARCS = {"Acos": (-1.0, 1.0), "Asin": (-1.0, 1.0), "Atanh": (-1.0, 1.0), "Acosh": (1.0, np.inf)}
-_NORM_SCOPE = re.compile(r"(^|/)(norm|reduce_euclidean_norm|normalize)(_\d+)?/(Sqrt|norm|Pow|EuclideanNorm)[^/]*$")
+_NORM_SCOPE = re.compile(
+    r"(^|/)(norm|reduce_euclidean_norm|normalize)(_\d+)?/(Sqrt|norm|Pow|EuclideanNorm)[^/]*$"
+)
 _NORM_CALL = re.compile(r"\b(norm|euclidean_norm|reduce_euclidean_norm)\(")
 _ROOT_GRADIENTS = words("SqrtGrad RsqrtGrad")
 
@@ -34,17 +36,33 @@ def _log(case: Case, kind: CauseKind, matches: object, word: str) -> Cause | Non
     if case.op in _LOGS:
         position, border, confidence, function = _LOGS[case.op], _BORDER[case.op], 0.92, case.op
     elif case.forward in _LOGS and case.op in ("Reciprocal", "Inv", "RealDiv", "Xdivy", "Mul"):
-        position, border, confidence, function = (1 if case.op in ("RealDiv", "Xdivy") else 0), 0.0, 0.85, case.forward
+        position, border, confidence, function = (
+            (1 if case.op in ("RealDiv", "Xdivy") else 0),
+            0.0,
+            0.85,
+            case.forward,
+        )
     else:
         return None
     values = case.operand(position)
     if not values.size or not callable(matches) or not matches(values, border).any():
         return None
     value = float(values[matches(values, border)][0])
-    gives = "NaN" if kind == "log_of_negative" else "-inf" if case.op in _LOGS else "infinite in its gradient"
+    gives = (
+        "NaN"
+        if kind == "log_of_negative"
+        else "-inf"
+        if case.op in _LOGS
+        else "infinite in its gradient"
+    )
     call = f"log({shown(value)})" if border == 0 else f"log1p({shown(value)})"
     sentence = f"{capital(case.subject(position))}{case.place} is {word} {shown(value)}, and {call} is {gives}."
-    return Cause(kind, confidence, sentence, (f"`{function}`{case.where}: {case.count} became non-finite.", *_made_by(case, position)))
+    return Cause(
+        kind,
+        confidence,
+        sentence,
+        (f"`{function}`{case.where}: {case.count} became non-finite.", *_made_by(case, position)),
+    )
 
 
 def _made_by(case: Case, i: int) -> list[str]:
@@ -61,8 +79,15 @@ def sqrt_of_negative(case: Case) -> Cause | None:
     value = float(values[values < 0][0])
     evidence = list(_made_by(case, 0))
     value_id = case.input_id(0)
-    if case.graph is not None and value_id is not None and case.graph.variance(value_id) is not None:
-        evidence.insert(0, "It is a variance, computed as a difference of two close numbers, and rounding made it negative.")
+    if (
+        case.graph is not None
+        and value_id is not None
+        and case.graph.variance(value_id) is not None
+    ):
+        evidence.insert(
+            0,
+            "It is a variance, computed as a difference of two close numbers, and rounding made it negative.",
+        )
     return Cause(
         "sqrt_of_negative",
         0.95,
@@ -78,7 +103,12 @@ def sqrt_grad_at_zero(case: Case) -> Cause | None:
     sum_of_squares = _squares(case)
     evidence = (f"The root is taken of `{sum_of_squares}`, which is 0.",) if sum_of_squares else ()
     sentence = f"The gradient of a square root at 0.0 is infinite: `{case.forward or 'Sqrt'}`{case.where} is 0.0{case.place}."
-    return Cause("sqrt_grad_at_zero", 0.9, sentence, (f"`{case.op}` in the backward pass: {case.count} are non-finite.", *evidence))
+    return Cause(
+        "sqrt_grad_at_zero",
+        0.9,
+        sentence,
+        (f"`{case.op}` in the backward pass: {case.count} are non-finite.", *evidence),
+    )
 
 
 def _is_root_gradient_at_zero(case: Case) -> bool:
@@ -92,7 +122,11 @@ def _squares(case: Case) -> str:
     """Name of the sum of squares that the root is taken of, "" where it is something else."""
     if case.graph is None or case.fact is None:
         return ""
-    found = [case.graph.squares_under(fact.input_ids[0]) for fact in case.graph.forward_of(case.fact) if fact.input_ids]
+    found = [
+        case.graph.squares_under(fact.input_ids[0])
+        for fact in case.graph.forward_of(case.fact)
+        if fact.input_ids
+    ]
     return next((fact.name for fact in found if fact is not None), "")
 
 
@@ -121,7 +155,11 @@ def _is_of_library(case: Case) -> bool:
         return True
     for root in case.graph.forward_of(case.fact):
         total = case.graph.maker(root.input_ids[0])
-        squares = case.graph.maker(total.input_ids[0]) if total is not None and total.type == "Sum" else None
+        squares = (
+            case.graph.maker(total.input_ids[0])
+            if total is not None and total.type == "Sum"
+            else None
+        )
         if squares is not None and squares.type == "Square":
             return False
     return True
@@ -143,7 +181,11 @@ def pow_domain(case: Case) -> Cause | None:
         return (
             None
             if case.is_infinite
-            else Cause("pow_domain", 0.7, f"A power{case.where} of finite operands is NaN: a negative base with a fractional exponent.")
+            else Cause(
+                "pow_domain",
+                0.7,
+                f"A power{case.where} of finite operands is NaN: a negative base with a fractional exponent.",
+            )
         )
     if (base < 0).any() and np.isnan(case.value):
         reason = f"{base[base < 0][0]:.6g} is negative, and a fractional power of it is NaN"
@@ -152,7 +194,12 @@ def pow_domain(case: Case) -> Cause | None:
     else:
         return None
     what = "the gradient of a power takes this power: " if case.is_backward else ""
-    return Cause("pow_domain", 0.93, f"{capital(what + reason)}{case.place}.", (f"`Pow`{case.where}: {case.count} became non-finite.",))
+    return Cause(
+        "pow_domain",
+        0.93,
+        f"{capital(what + reason)}{case.place}.",
+        (f"`Pow`{case.where}: {case.count} became non-finite.",),
+    )
 
 
 def _first(values: Values) -> str:
@@ -164,12 +211,28 @@ def acos_domain(case: Case) -> Cause | None:
     if case.op in _ARCS:
         low, high = _ARCS[case.op]
         values = case.operand(0)
-        outside = values[(values < low) | (values > high) | ((np.abs(values) == 1) & (case.op == "Atanh"))]
+        outside = values[
+            (values < low) | (values > high) | ((np.abs(values) == 1) & (case.op == "Atanh"))
+        ]
         if not outside.size:
             return None
-        where = f"outside of {low:.0f} to {high:.0f}" if abs(outside[0]) != 1 else "the border of its domain"
-        return Cause("acos_domain", 0.95, f"`{case.op}` of {outside[0]:.8g}{case.place} is {where}.", tuple(_made_by(case, 0)))
+        where = (
+            f"outside of {low:.0f} to {high:.0f}"
+            if abs(outside[0]) != 1
+            else "the border of its domain"
+        )
+        return Cause(
+            "acos_domain",
+            0.95,
+            f"`{case.op}` of {outside[0]:.8g}{case.place} is {where}.",
+            tuple(_made_by(case, 0)),
+        )
     if case.is_backward and case.forward in _ARCS:
         sentence = f"The gradient of `{case.forward}`{case.where} is infinite at the border of its domain, 1 or -1{case.place}."
-        return Cause("acos_domain", 0.92, sentence, (f"`{case.op}` in the backward pass: {case.count} are non-finite.",))
+        return Cause(
+            "acos_domain",
+            0.92,
+            sentence,
+            (f"`{case.op}` in the backward pass: {case.count} are non-finite.",),
+        )
     return None

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.case import Case, Values
 from nanreplay.diagnose.rules import overflow
 from nanreplay.findings import Cause
-from nanreplay.tensors import as_array
 
 _EARLY = 10
 """Steps within which initial weights can be to blame."""
@@ -27,19 +27,40 @@ _THROWN_OFF = 1.0
 def high_learning_rate(case: Case) -> Cause | None:
     """Loss, gradients and weights grow step by step: each update overshoots further than the one before."""
     growth = case.growth
-    if growth is None or case.origin is None or case.origin.op_type is None or case.kind in ("input", "raised"):
+    if (
+        growth is None
+        or case.origin is None
+        or case.origin.op_type is None
+        or case.kind in ("input", "raised")
+    ):
         return None
     ratios = _update_ratios(case, growth.step, case.step)
     overshoots = len(ratios) > 0 and float(np.median(ratios)) > _OVERSHOOT
-    evidence = [f"Each update changed the weights by {float(np.median(ratios)):.2g} times their norm (median)."] if len(ratios) else []
+    evidence = (
+        [
+            f"Each update changed the weights by {float(np.median(ratios)):.2g} times their norm (median)."
+        ]
+        if len(ratios)
+        else []
+    )
     if growth.is_jump and not _began_with_update(case):
-        return Cause("high_learning_rate", 0.35, growth.sentence, tuple(evidence)) if overshoots else None
-    confidence = 0.55 + 0.15 * (growth.steps >= 4) + 0.12 * overshoots + 0.08 * (growth.factor > 1e4)
+        return (
+            Cause("high_learning_rate", 0.35, growth.sentence, tuple(evidence))
+            if overshoots
+            else None
+        )
+    confidence = (
+        0.55 + 0.15 * (growth.steps >= 4) + 0.12 * overshoots + 0.08 * (growth.factor > 1e4)
+    )
     if not overflow.is_plain(case):
         confidence = min(0.6, confidence - 0.2)
     elif len(ratios) and float(np.median(ratios)) > _THROWN_OFF:
         confidence = max(confidence, 0.85)
-    rate = f" at a learning rate of {growth.learning_rate:.6g}" if growth.learning_rate is not None else ""
+    rate = (
+        f" at a learning rate of {growth.learning_rate:.6g}"
+        if growth.learning_rate is not None
+        else ""
+    )
     sentence = f"{growth.subject[0].upper()}{growth.subject[1:]} grew {growth.numbers}{rate}."
     return Cause("high_learning_rate", round(confidence, 2), sentence, (growth.sentence, *evidence))
 
@@ -50,7 +71,9 @@ def _update_ratios(case: Case, since: int, until: int) -> Values:
     ratios = np.asarray(case.timeline.matrices.get("update_ratio", np.zeros((0, 0))), np.float64)
     weights = case.timeline.matrix("weight_norm")
     if weights.size:
-        change = _relative_changes(weights, np.asarray(case.timeline.columns.get("measured", np.ones(len(weights))), bool))
+        change = _relative_changes(
+            weights, np.asarray(case.timeline.columns.get("measured", np.ones(len(weights))), bool)
+        )
         ratios = np.where(np.isfinite(ratios), ratios, change) if ratios.size else change
     if not ratios.size:
         return np.zeros(0)
@@ -72,8 +95,14 @@ def _relative_changes(norms: Values, measured: NDArray[np.bool_]) -> Values:
 
 def _kernels(case: Case) -> list[int]:
     """Columns of the timeline that are matrices; biases begin at 0 and change by much more than their norm. All, without any."""
-    known = [(column, index) for column, index in enumerate(case.timeline.variables) if index < len(case.replay.variables)]
-    return [column for column, index in known if len(case.replay.variables[index].shape) > 1] or [column for column, _ in known]
+    known = [
+        (column, index)
+        for column, index in enumerate(case.timeline.variables)
+        if index < len(case.replay.variables)
+    ]
+    return [column for column, index in known if len(case.replay.variables[index].shape) > 1] or [
+        column for column, _ in known
+    ]
 
 
 def _began_with_update(case: Case) -> bool:
@@ -98,13 +127,19 @@ def exploding_gradient(case: Case) -> Cause | None:
         evidence.append(growth.sentence)
     if loops:
         confidence = max(confidence + 0.08, 0.72)
-        evidence.append(f"It overflows in iteration {loops[0].iteration} of `{loops[0].op}`: values grow from one time step to the next.")
+        evidence.append(
+            f"It overflows in iteration {loops[0].iteration} of `{loops[0].op}`: values grow from one time step to the next."
+        )
     if case.origin.phase in ("backward", "update"):
         confidence = max(confidence + 0.05, 0.8)
-        evidence.append(f"The forward pass is finite; `{case.op}` overflows in the {case.origin.phase} phase.")
+        evidence.append(
+            f"The forward pass is finite; `{case.op}` overflows in the {case.origin.phase} phase."
+        )
     if not confidence:
         return None
-    return Cause("exploding_gradient", round(min(confidence, 0.9), 2), _exploded(case), tuple(evidence))
+    return Cause(
+        "exploding_gradient", round(min(confidence, 0.9), 2), _exploded(case), tuple(evidence)
+    )
 
 
 def _exploded(case: Case) -> str:
@@ -134,10 +169,10 @@ def bad_init(case: Case) -> Cause | None:
     confidence = min(0.95, 0.5 + 0.1 * gain + 0.25 * (case.step == 0) + 0.1 * (case.step <= 2))
     if not overflow.is_plain(case):
         confidence = min(confidence, 0.62)
-    sentence = (
-        f"`{path}` begins with a standard deviation of {spread:.3g}, {ratio:.3g} times the {usual:.3g} that He's rule gives for its shape."
-    )
-    evidence = [f"Step {case.step} is the first that fails."] + [f"`{each[1]}`: {each[0]:.3g} times." for each in found[1:4]]
+    sentence = f"`{path}` begins with a standard deviation of {spread:.3g}, {ratio:.3g} times the {usual:.3g} that He's rule gives for its shape."
+    evidence = [f"Step {case.step} is the first that fails."] + [
+        f"`{each[1]}`: {each[0]:.3g} times." for each in found[1:4]
+    ]
     return Cause("bad_init", round(confidence, 2), sentence, tuple(evidence))
 
 
@@ -145,12 +180,20 @@ def _too_wide(case: Case) -> Iterator[tuple[float, str, float, float]]:
     """Kernels at step 0 with far too wide values: (ratio, path, standard deviation, that of He et al. 2015, sqrt(2 / fan_in))."""
     state = case.replay.state(0)
     for index, info in enumerate(case.replay.variables):
-        if info.role != "trainable" or len(info.shape) < 2 or "embedding" in info.path.lower() or index not in state:
+        if (
+            info.role != "trainable"
+            or len(info.shape) < 2
+            or "embedding" in info.path.lower()
+            or index not in state
+        ):
             continue
         values = as_array(state[index]).astype(np.float64)
         if not np.isfinite(values).all():
             continue
-        usual, spread = float(np.sqrt(2.0 / max(int(np.prod(info.shape[:-1])), 1))), float(np.sqrt(np.mean(np.square(values))))
+        usual, spread = (
+            float(np.sqrt(2.0 / max(int(np.prod(info.shape[:-1])), 1))),
+            float(np.sqrt(np.mean(np.square(values)))),
+        )
         if spread > _TOO_WIDE * usual:
             yield spread / usual, info.path, spread, usual
 
@@ -161,7 +204,12 @@ def _recurrence(case: Case) -> Cause | None:
         return None
     state = case.replay.state(0)
     for index, info in enumerate(case.replay.variables):
-        is_recurrent = "recurrent" in info.path and info.role == "trainable" and len(info.shape) == 2 and index in state
+        is_recurrent = (
+            "recurrent" in info.path
+            and info.role == "trainable"
+            and len(info.shape) == 2
+            and index in state
+        )
         if not is_recurrent or info.shape[0] != info.shape[1]:
             continue
         factor = float(np.abs(np.linalg.eigvals(as_array(state[index]).astype(np.float64))).max())

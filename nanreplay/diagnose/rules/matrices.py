@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nanreplay.bisect.arrays import words
+from nanreplay.bisect.tensor_stats import words
 from nanreplay.diagnose.case import Case
 from nanreplay.findings import Cause
 
@@ -19,16 +19,26 @@ def linalg_singular(case: Case) -> Cause | None:
         how = "raises op by op" if case.kind == "raised" else "gives no finite result"
         needs = "is not positive definite" if "Cholesky" in case.op else "is singular"
         return Cause(
-            "linalg_singular", 0.93, f"`{case.op}`{case.where} {how}{case.place}: its matrix {needs}.", (f"{case.count} are non-finite.",)
+            "linalg_singular",
+            0.93,
+            f"`{case.op}`{case.where} {how}{case.place}: its matrix {needs}.",
+            (f"{case.count} are non-finite.",),
         )
     if case.is_backward and case.forward in _FACTORS:
-        sentence = (
-            f"The gradient of `{case.forward}`{case.where} divides by 0{case.place}: equal eigenvalues, or a matrix that is singular."
+        sentence = f"The gradient of `{case.forward}`{case.where} divides by 0{case.place}: equal eigenvalues, or a matrix that is singular."
+        return Cause(
+            "linalg_singular",
+            0.93,
+            sentence,
+            (f"`{case.op}` in the backward pass: {case.count} are non-finite.",),
         )
-        return Cause("linalg_singular", 0.93, sentence, (f"`{case.op}` in the backward pass: {case.count} are non-finite.",))
     value = case.input_id(0)
     if case.op not in ("Log", "Reciprocal") or case.graph is None or value is None:
         return None
     if any(maker.type == "MatrixDeterminant" for maker in case.graph.upstream(value, 2)):
-        return Cause("linalg_singular", 0.94, f"The determinant{case.where} is 0.0{case.place}: the matrix is singular.")
+        return Cause(
+            "linalg_singular",
+            0.94,
+            f"The determinant{case.where} is 0.0{case.place}: the matrix is singular.",
+        )
     return None

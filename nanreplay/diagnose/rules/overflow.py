@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from nanreplay.bisect.arrays import words
+from nanreplay.bisect.tensor_stats import words
 from nanreplay.diagnose.case import Case, capital
 from nanreplay.findings import Cause
 
@@ -38,7 +38,10 @@ def is_large(case: Case) -> bool:
     if case.dtype in ("float16", "half"):
         return True
     sizes = [
-        abs(bound) for operand in (case.origin.operands if case.origin else ()) for bound in (operand.min, operand.max) if bound is not None
+        abs(bound)
+        for operand in (case.origin.operands if case.origin else ())
+        for bound in (operand.min, operand.max)
+        if bound is not None
     ]
     return bool(sizes) and max(sizes) > _LARGE
 
@@ -48,12 +51,23 @@ def exp_overflow(case: Case) -> Cause | None:
     found = case.operand(0)
     if case.op in _EXPONENTIALS and case.is_infinite and found.size and np.isfinite(found).all():
         extreme = found[np.argmax(np.abs(found))]
-        limit = np.log(float(np.finfo(np.float16 if case.dtype in ("float16", "half") else np.float32).max))
+        limit = np.log(
+            float(np.finfo(np.float16 if case.dtype in ("float16", "half") else np.float32).max)
+        )
         sentence = f"{capital(case.subject(0))} is {extreme:.6g}{case.place}, and `{case.op}` of it is beyond {case.dtype}."
-        return Cause("exp_overflow", 0.93, sentence, (f"The largest operand that {case.dtype} takes is {limit:.4g}.",))
+        return Cause(
+            "exp_overflow",
+            0.93,
+            sentence,
+            (f"The largest operand that {case.dtype} takes is {limit:.4g}.",),
+        )
     if case.op == "Pow" and case.is_infinite and found.size and (found != 0).all():
         exponent = case.operand(1)
-        shown = f"{found[0]:.6g} to the power {exponent[0]:.6g}" if exponent.size else f"a power of {found[0]:.6g}"
+        shown = (
+            f"{found[0]:.6g} to the power {exponent[0]:.6g}"
+            if exponent.size
+            else f"a power of {found[0]:.6g}"
+        )
         return Cause("exp_overflow", 0.85, f"{shown}{case.place} is beyond {case.dtype}.", ())
     return _of_exponential(case)
 
@@ -76,6 +90,9 @@ def _of_exponential(case: Case) -> Cause | None:
             if fact.type in _EXPONENTIALS and largest is not None and largest > _LARGE:
                 evidence = (f"`{fact.type}` (`{fact.name}`) gives up to {largest:.3g}.",)
                 return Cause(
-                    "exp_overflow", 0.89, f"`{case.op}`{case.where} overflows on what `{fact.type}` made: {largest:.3g}.", evidence
+                    "exp_overflow",
+                    0.89,
+                    f"`{case.op}`{case.where} overflows on what `{fact.type}` made: {largest:.3g}.",
+                    evidence,
                 )
     return None

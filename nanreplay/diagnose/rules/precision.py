@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from nanreplay.bisect.arrays import dtype_name, nonfinite, words
-from nanreplay.bisect.trace import Fact
+from nanreplay.bisect.op_trace import Fact
+from nanreplay.bisect.tensor_stats import dtype_name, nonfinite, words
+from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.case import Case, capital
 from nanreplay.diagnose.rules.division import DIVISIONS
 from nanreplay.findings import Cause
-from nanreplay.replay.events import ValueId
-from nanreplay.tensors import as_array
+from nanreplay.replay.provenance import ValueId
 
 _HALF = ("float16", "half")
 _MAX_HALF = 65504.0
@@ -43,7 +43,9 @@ def fp16_overflow(case: Case) -> Cause | None:
     if largest <= _MAX_HALF and case.op not in ("Sum", "Mean", "MatMul"):
         return None
     sentence = f"`{case.op}`{case.where} gives {largest:.6g}{case.place}, which float16 (up to 65504) cannot hold; float32 can."
-    return Cause("fp16_overflow", 0.95, sentence, ("Run in float32 on the same operands, the op is finite.",))
+    return Cause(
+        "fp16_overflow", 0.95, sentence, ("Run in float32 on the same operands, the op is finite.",)
+    )
 
 
 def _mask_beyond_range(case: Case) -> Cause | None:
@@ -53,16 +55,25 @@ def _mask_beyond_range(case: Case) -> Cause | None:
         return None
     is_written = _LARGE_LITERAL.search(case.code) is not None
     for fact in case.graph.infinities(value):
-        if (fact.type == "Cast" and not _has_infinite_inputs(case, fact)) or (fact.type in ("Const", "Mul") and is_written):
+        if (fact.type == "Cast" and not _has_infinite_inputs(case, fact)) or (
+            fact.type in ("Const", "Mul") and is_written
+        ):
             what = f"`{fact.type}` (`{fact.name}`) gives -inf in float16, which ends at -65504"
             source = (f"Source: `{case.code}`",) if is_written else ()
-            return Cause("fp16_overflow", 0.97, f"{what}: a number that is to mask a little masks whole rows.", source)
+            return Cause(
+                "fp16_overflow",
+                0.97,
+                f"{what}: a number that is to mask a little masks whole rows.",
+                source,
+            )
     return None
 
 
 def _has_infinite_inputs(case: Case, fact: Fact) -> bool:
     assert case.graph is not None
-    return any(stat.nonfinite for each in fact.input_ids if (stat := case.graph.stat(each)) is not None)
+    return any(
+        stat.nonfinite for each in fact.input_ids if (stat := case.graph.stat(each)) is not None
+    )
 
 
 def _is_pole(case: Case) -> bool:
@@ -74,7 +85,11 @@ def _is_pole(case: Case) -> bool:
 def _by_size(case: Case) -> Cause | None:
     if not case.is_infinite or case.op in _ZERO_IS_FATAL:
         return None
-    return Cause("fp16_overflow", 0.75, f"`{case.op}`{case.where} is infinite in float16, which holds numbers up to 65504.")
+    return Cause(
+        "fp16_overflow",
+        0.75,
+        f"`{case.op}`{case.where} is infinite in float16, which holds numbers up to 65504.",
+    )
 
 
 def fp16_underflow(case: Case) -> Cause | None:
@@ -107,7 +122,9 @@ def _lost_constant(case: Case, value: ValueId) -> Fact | None:
 
 def _is_half(case: Case, values: Sequence[ValueId]) -> bool:
     assert case.graph is not None
-    return any((stat := case.graph.stat(value)) is not None and stat.dtype in _HALF for value in values)
+    return any(
+        (stat := case.graph.stat(value)) is not None and stat.dtype in _HALF for value in values
+    )
 
 
 def _is_constant(case: Case, value: ValueId) -> bool:
@@ -129,7 +146,12 @@ def _rounded(case: Case, value: ValueId, position: int) -> Cause | None:
             small = float(np.abs(made[0][zeros])[made[0][zeros] != 0].max())
             what = f"in float32 `{fact.type}` gives numbers up to {small:.3g} there"
             sentence = f"{capital(case.subject(position))}{case.place} is 0.0 in float16; {what}."
-            return Cause("fp16_underflow", 0.94, sentence, (f"`{fact.name}` was run in float32 on the same operands.",))
+            return Cause(
+                "fp16_underflow",
+                0.94,
+                sentence,
+                (f"`{fact.name}` was run in float32 on the same operands.",),
+            )
     return None
 
 
@@ -138,21 +160,37 @@ def loss_scale_stuck(case: Case) -> Cause | None:
     trigger = case.replay.incident.trigger
     scales = np.asarray(case.timeline.columns.get("loss_scale", ()), np.float64)
     known = scales[np.isfinite(scales)]
-    if trigger.name != "loss scale" and not (len(known) and trigger.what == "gradient" and known[-1] <= 1.0):
+    if trigger.name != "loss scale" and not (
+        len(known) and trigger.what == "gradient" and known[-1] <= 1.0
+    ):
         return None
-    evidence = [f"The loss scale went from {known[0]:.6g} to {known[-1]:.6g}."] if len(known) else []
+    evidence = (
+        [f"The loss scale went from {known[0]:.6g} to {known[-1]:.6g}."] if len(known) else []
+    )
     skipped = np.asarray(case.timeline.columns.get("skipped", ()), bool)
-    evidence += [f"{int(skipped.sum())} of {len(skipped)} recorded updates were skipped."] if len(skipped) else []
-    said = trigger.value if trigger.name == "loss scale" else f"the scale is down to {known[-1]:.6g}"
-    return Cause("loss_scale_stuck", 0.97, f"Gradients stay non-finite whatever the loss scale is: {said}.", tuple(evidence))
+    evidence += (
+        [f"{int(skipped.sum())} of {len(skipped)} recorded updates were skipped."]
+        if len(skipped)
+        else []
+    )
+    said = (
+        trigger.value if trigger.name == "loss scale" else f"the scale is down to {known[-1]:.6g}"
+    )
+    return Cause(
+        "loss_scale_stuck",
+        0.97,
+        f"Gradients stay non-finite whatever the loss scale is: {said}.",
+        tuple(evidence),
+    )
 
 
 def hardware_like(case: Case) -> Cause | None:
     """The step is finite in every replay from the very state and batch that were recorded."""
     if case.verdict.kind != "transient":
         return None
-    evidence = tuple(f"Replayed as `{each.mode}`: {'finite' if each.finite else 'non-finite'}." for each in case.verdict.evidence)
-    sentence = (
-        "The step was non-finite in training and is finite in every replay from the same state and batch: a race or a fault of the machine."
+    evidence = tuple(
+        f"Replayed as `{each.mode}`: {'finite' if each.finite else 'non-finite'}."
+        for each in case.verdict.evidence
     )
+    sentence = "The step was non-finite in training and is finite in every replay from the same state and batch: a race or a fault of the machine."
     return Cause("hardware_like", 0.85, sentence, evidence)

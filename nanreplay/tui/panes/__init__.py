@@ -82,14 +82,50 @@ class PaneEntry:
 
 
 PANES: tuple[PaneEntry, ...] = (
-    PaneEntry("overview", "Overview", "overview", "OverviewPane", "The answer: sentence, verdict, cause, fixes, facts of the run"),
-    PaneEntry("timeline", "Timeline", "timeline", "TimelinePane", "How the run got there: plots of the steps, layers by step"),
-    PaneEntry("bisect", "Bisect", "bisect", "BisectPane", "The failing step op by op: where the NaN was born"),
-    PaneEntry("dataflow", "Dataflow", "dataflow", "DataflowPane", "Where a value came from and where it went"),
-    PaneEntry("tensor", "Tensor", "tensor", "TensorPane", "The values of one tensor, at the elements that failed"),
-    PaneEntry("batch", "Batch", "batch", "BatchPane", "The sample that did it beside its neighbours"),
-    PaneEntry("source", "Source", "source", "SourcePane", "Your lines of code, the failing one marked"),
+    PaneEntry(
+        "overview",
+        "Overview",
+        "overview",
+        "OverviewPane",
+        "The answer: sentence, verdict, cause, fixes, facts of the run",
+    ),
+    PaneEntry(
+        "timeline",
+        "Timeline",
+        "timeline",
+        "TimelinePane",
+        "How the run got there: plots of the steps, layers by step",
+    ),
+    PaneEntry(
+        "bisect",
+        "Bisect",
+        "bisect",
+        "BisectPane",
+        "The failing step op by op: where the NaN was born",
+    ),
+    PaneEntry(
+        "dataflow",
+        "Dataflow",
+        "dataflow",
+        "DataflowPane",
+        "Where a value came from and where it went",
+    ),
+    PaneEntry(
+        "tensor",
+        "Tensor",
+        "tensor",
+        "TensorPane",
+        "The values of one tensor, at the elements that failed",
+    ),
+    PaneEntry(
+        "batch", "Batch", "batch", "BatchPane", "The sample that did it beside its neighbours"
+    ),
+    PaneEntry(
+        "source", "Source", "source", "SourcePane", "Your lines of code, the failing one marked"
+    ),
     PaneEntry("whatif", "What-if", "whatif", "WhatIfPane", "Fixes, tried on the recording"),
-    PaneEntry("verdict", "Verdict", "verdict", "VerdictPane", "The ways of replaying, side by side"),
+    PaneEntry(
+        "verdict", "Verdict", "verdict", "VerdictPane", "The ways of replaying, side by side"
+    ),
 )
 """All tabs, in order; the digits 1 to 9 show them."""

@@ -17,17 +17,21 @@ from nanreplay.capture.storage import Location
 from nanreplay.errors import NanreplayError
 from nanreplay.findings import Report
 from nanreplay.report.numbers import readable_trigger
-from nanreplay.tui.engine import Engine, Progress, StoppedError
-from nanreplay.tui.opened import OpenedCapture, open_capture
-from nanreplay.tui.screens.capture import CaptureScreen
-from nanreplay.tui.screens.error import ErrorScreen
-from nanreplay.tui.screens.help import HelpScreen, keys_of
-from nanreplay.tui.state import CaptureState
-from nanreplay.tui.tasks import Explain
-from nanreplay.tui.widgets.keyline import KeyLine
-from nanreplay.tui.widgets.status import StatusLine
+from nanreplay.tui.capture_state import CaptureState, OpenedCapture, open_capture
+from nanreplay.tui.engine import Engine, Explain, Progress, StoppedError
+from nanreplay.tui.screens.capture_screen import CaptureScreen
+from nanreplay.tui.screens.dialogs import ErrorScreen, HelpScreen, keys_of
+from nanreplay.tui.widgets.bars import KeyLine, StatusLine
 
-COLUMNS = {"capture": 24, "cause": 18, "layer": 24, "op": 12, "step": 6, "trigger": 26, "verdict": 14}
+COLUMNS = {
+    "capture": 24,
+    "cause": 18,
+    "layer": 24,
+    "op": 12,
+    "step": 6,
+    "trigger": 26,
+    "verdict": 14,
+}
 """Width by column."""
 _HELP = (
     "All captures that were named, with what replaying says of each. The table fills while you look; enter opens the capture at "
@@ -39,7 +43,13 @@ class CaptureTable(DataTable[Text]):
     """A row a capture."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "select_cursor", "Open", id="captures.open", tooltip="Open the capture at the cursor"),
+        Binding(
+            "enter",
+            "select_cursor",
+            "Open",
+            id="captures.open",
+            tooltip="Open the capture at the cursor",
+        ),
         Binding("j", "cursor_down", "Down", show=False, id="captures.down", tooltip="Down"),
         Binding("k", "cursor_up", "Up", show=False, id="captures.up", tooltip="Up"),
     ]
@@ -54,9 +64,30 @@ class ChooserScreen(Screen[None]):
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("f5", "triage", "Replay again", show=False, id="chooser.triage", tooltip="Replay those that have no answer yet"),
-        Binding("escape", "stop", "Stop", show=False, id="chooser.stop", tooltip="Stop the replays in the background"),
-        Binding("question_mark,f1", "help", "Help", key_display="?", id="chooser.help", tooltip="What this is, and its keys"),
+        Binding(
+            "f5",
+            "triage",
+            "Replay again",
+            show=False,
+            id="chooser.triage",
+            tooltip="Replay those that have no answer yet",
+        ),
+        Binding(
+            "escape",
+            "stop",
+            "Stop",
+            show=False,
+            id="chooser.stop",
+            tooltip="Stop the replays in the background",
+        ),
+        Binding(
+            "question_mark,f1",
+            "help",
+            "Help",
+            key_display="?",
+            id="chooser.help",
+            tooltip="What this is, and its keys",
+        ),
     ]
 
     def __init__(self, paths: Sequence[Location], engine: Engine) -> None:
@@ -80,7 +111,11 @@ class ChooserScreen(Screen[None]):
         for name, width in COLUMNS.items():
             table.add_column(name, key=name, width=width)
         for path in self.paths:
-            table.add_row(Text(path.name, style="bold"), *[Text("…", style="dim")] * (len(COLUMNS) - 1), key=str(path))
+            table.add_row(
+                Text(path.name, style="bold"),
+                *[Text("…", style="dim")] * (len(COLUMNS) - 1),
+                key=str(path),
+            )
         table.focus()
         self.read()
 
@@ -131,16 +166,30 @@ class ChooserScreen(Screen[None]):
         opened, report = self.opened.get(path), self.reports.get(path)
         if isinstance(opened, NanreplayError):
             reason = Text(str(opened).replace(f"{path}: ", ""))
-            return {**dict.fromkeys(list(COLUMNS)[1:], Text("")), "cause": Text("✗ unreadable"), "trigger": reason}
+            return {
+                **dict.fromkeys(list(COLUMNS)[1:], Text("")),
+                "cause": Text("✗ unreadable"),
+                "trigger": reason,
+            }
         row: dict[str, Text] = {}
         if opened is not None:
-            row |= {"step": Text(str(opened.incident.step)), "trigger": Text(readable_trigger(opened.incident.trigger))}
+            row |= {
+                "step": Text(str(opened.incident.step)),
+                "trigger": Text(readable_trigger(opened.incident.trigger)),
+            }
         if isinstance(report, NanreplayError):
-            row |= {"cause": Text("✗ not replayable"), "layer": Text(""), "op": Text(""), "verdict": Text(str(report))}
+            row |= {
+                "cause": Text("✗ not replayable"),
+                "layer": Text(""),
+                "op": Text(""),
+                "verdict": Text(str(report)),
+            }
         elif report is not None:
             origin = report.findings.origin
             row |= {
-                "cause": Text(report.causes[0].kind.replace("_", " ") if report.causes else "", style="bold"),
+                "cause": Text(
+                    report.causes[0].kind.replace("_", " ") if report.causes else "", style="bold"
+                ),
                 "layer": Text((origin.layer_path or origin.where) if origin is not None else ""),
                 "op": Text((origin.op_type or "the batch") if origin is not None else ""),
                 "verdict": Text(report.verdict.kind.replace("_", " ")),
@@ -171,8 +220,13 @@ class ChooserScreen(Screen[None]):
 
     def action_help(self) -> None:
         """Say what this is, and which keys work."""
-        shown = {key: self.app.get_key_display(active.binding) for key, active in self.active_bindings.items()}
-        self.app.push_screen(HelpScreen("Captures", _HELP, list(keys_of(self.active_bindings, shown))))
+        shown = {
+            key: self.app.get_key_display(active.binding)
+            for key, active in self.active_bindings.items()
+        }
+        self.app.push_screen(
+            HelpScreen("Captures", _HELP, list(keys_of(self.active_bindings, shown)))
+        )
 
 
 def _opened(path: Location) -> OpenedCapture | NanreplayError:

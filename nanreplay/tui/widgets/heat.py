@@ -35,14 +35,53 @@ class HeatTable(ScrollView, can_focus=True):
     HeatTable:focus { background: $surface; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("left,h", "move(-1)", "Step back", show=False, id="heat.left", tooltip="One step back"),
-        Binding("right,l", "move(1)", "Step on", show=False, id="heat.right", tooltip="One step on"),
-        Binding("shift+left,H", "move(-10)", "10 back", show=False, id="heat.left10", tooltip="Ten steps back"),
-        Binding("shift+right,L", "move(10)", "10 on", show=False, id="heat.right10", tooltip="Ten steps on"),
-        Binding("home", "move(-1000000000)", "First step", show=False, id="heat.first", tooltip="The first recorded step"),
-        Binding("end", "move(1000000000)", "Last step", show=False, id="heat.last", tooltip="The last recorded step"),
+        Binding(
+            "left,h", "move(-1)", "Step back", show=False, id="heat.left", tooltip="One step back"
+        ),
+        Binding(
+            "right,l", "move(1)", "Step on", show=False, id="heat.right", tooltip="One step on"
+        ),
+        Binding(
+            "shift+left,H",
+            "move(-10)",
+            "10 back",
+            show=False,
+            id="heat.left10",
+            tooltip="Ten steps back",
+        ),
+        Binding(
+            "shift+right,L",
+            "move(10)",
+            "10 on",
+            show=False,
+            id="heat.right10",
+            tooltip="Ten steps on",
+        ),
+        Binding(
+            "home",
+            "move(-1000000000)",
+            "First step",
+            show=False,
+            id="heat.first",
+            tooltip="The first recorded step",
+        ),
+        Binding(
+            "end",
+            "move(1000000000)",
+            "Last step",
+            show=False,
+            id="heat.last",
+            tooltip="The last recorded step",
+        ),
         Binding("up,k", "scroll_up", "Up", show=False, id="heat.up", tooltip="Layers further up"),
-        Binding("down,j", "scroll_down", "Down", show=False, id="heat.down", tooltip="Layers further down"),
+        Binding(
+            "down,j",
+            "scroll_down",
+            "Down",
+            show=False,
+            id="heat.down",
+            tooltip="Layers further down",
+        ),
     ]
     cursor: reactive[int] = reactive(0)
     """Position of a step in the columns of the table."""
@@ -143,19 +182,34 @@ class HeatTable(ScrollView, can_focus=True):
         shown = readable_number(float(f"{value:.4g}")).rjust(_VALUE - 1) + " "
         cells = [self._cell(row, position, base) for position in self.in_view]
         filled = len(cells) * self.cell_width
-        parts = [Segment(name, base), *cells, Segment(" " * max(self._room - filled, 0), base), Segment(shown, base)]
+        parts = [
+            Segment(name, base),
+            *cells,
+            Segment(" " * max(self._room - filled, 0), base),
+            Segment(shown, base),
+        ]
         return Strip(parts).adjust_cell_length(width, base).crop(0, width)
 
     def _cell(self, row: int, position: int, base: Style) -> Segment:
         assert self.table is not None
-        value, level = float(self.table.values[row, position]), float(self.table.levels[row, position])
+        value, level = (
+            float(self.table.values[row, position]),
+            float(self.table.levels[row, position]),
+        )
         colours, width = self.app.theme_variables, self.cell_width
         if math.isfinite(value):
             place = min(int(level * len(BARS)), len(BARS) - 1)
-            text, style = (BARS[place] if value else "·") * width, base + _bar_style(colours["primary"], colours["accent"], place)
+            text, style = (
+                (BARS[place] if value else "·") * width,
+                base + _bar_style(colours["primary"], colours["accent"], place),
+            )
         else:
             text = ("✗" if math.isnan(value) else "∞").center(width)
-            style = base + _bar_style(colours["error"] if math.isnan(value) else colours["warning"], "", 0) + Style(bold=True)
+            style = (
+                base
+                + _bar_style(colours["error"] if math.isnan(value) else colours["warning"], "", 0)
+                + Style(bold=True)
+            )
         return Segment(text, style + Style(reverse=True) if position == self.cursor else style)
 
 
@@ -163,7 +217,11 @@ class HeatTable(ScrollView, can_focus=True):
 def _bar_style(low: str, high: str, place: int) -> Style:
     """The colour of a bar of one of the heights, between that of the lowest and that of the highest."""
     colour = Color.parse(low)
-    return Style(color=(colour.blend(Color.parse(high), place / (len(BARS) - 1)) if high else colour).rich_color)
+    return Style(
+        color=(
+            colour.blend(Color.parse(high), place / (len(BARS) - 1)) if high else colour
+        ).rich_color
+    )
 
 
 def _shortened(name: str, width: int) -> str:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from rich.text import Text
 
 from nanreplay.explore import Health, Hop, Op, StepView, consumers, producers
-from nanreplay.replay.events import ValueId
-from nanreplay.tui.exploring import Element
-from nanreplay.tui.marks import MARKS
+from nanreplay.replay.provenance import ValueId
+from nanreplay.tui.capture_state import MARKS
+from nanreplay.tui.view_tasks import ElementRef
 from nanreplay.tui.widgets.op_words import (
     bad_words,
     index_words,
@@ -20,12 +20,14 @@ from nanreplay.tui.widgets.op_words import (
     source_words,
     tone,
 )
-from nanreplay.tui.widgets.tensor_facts import operand_text
+from nanreplay.tui.widgets.tensor_table import operand_text
 
 _CONSUMERS = 6
 
 
-def op_text(view: StepView, op: Op, colours: Mapping[str, str], made: Element | None = None) -> Text:
+def op_text(
+    view: StepView, op: Op, colours: Mapping[str, str], made: ElementRef | None = None
+) -> Text:
     """Everything about an op, in lines.
 
     Args:
@@ -52,9 +54,13 @@ def value_text(view: StepView, value: ValueId, colours: Mapping[str, str]) -> Te
     """A value and the op that made it, without the ops beside it."""
     op, feed = view.op(value.serial), view.feed(value)
     if op is not None:
-        return Text("\n").join([*_head(op, colours), *(_output(op, k, colours) for k in range(len(op.outputs)))])
+        return Text("\n").join(
+            [*_head(op, colours), *(_output(op, k, colours) for k in range(len(op.outputs)))]
+        )
     muted, stat = tone(colours, "text-muted"), view.stat(value)
-    head = mark_text(view.health(value), colours, is_origin=feed is not None and feed.is_origin).append(f" {view.name(value)}", "bold")
+    head = mark_text(
+        view.health(value), colours, is_origin=feed is not None and feed.is_origin
+    ).append(f" {view.name(value)}", "bold")
     words = "  ".join(filter(None, (shape_words(stat), bad_words(stat), range_words(stat))))
     return Text("\n").join([head, Text.assemble(("holds ", muted), words)])
 
@@ -74,18 +80,28 @@ def hop_text(view: StepView, hop: Hop, colours: Mapping[str, str], room: int = 0
     title = hop.op.type if hop.op is not None else view.name(hop.value)
     if room and len(title) > room - 4:
         title = f"…{title[-(room - 5) :]}"
-    line = mark_text(health, colours, is_origin=is_origin).append(f" {title}".ljust(room - 2), "bold")
-    stat = view.stat(hop.value) if hop.op is None or hop.op.serial == hop.value.serial else hop.op.stat
+    line = mark_text(health, colours, is_origin=is_origin).append(
+        f" {title}".ljust(room - 2), "bold"
+    )
+    stat = (
+        view.stat(hop.value) if hop.op is None or hop.op.serial == hop.value.serial else hop.op.stat
+    )
     line.append(f"  {shape_words(stat)}".ljust(19 if room else 0), muted)
     line.append("".join(f"  {words}" for words in (bad_words(stat), range_words(stat)) if words))
-    return line.append(f"  via {' '.join(op.type for op in hop.skipped)}", muted) if hop.skipped else line
+    return (
+        line.append(f"  via {' '.join(op.type for op in hop.skipped)}", muted)
+        if hop.skipped
+        else line
+    )
 
 
 def _head(op: Op, colours: Mapping[str, str]) -> list[Text]:
     """Type and name, place, line of code, what the kernel raised."""
     muted = tone(colours, "text-muted")
     lines = [
-        mark_text(op.health, colours, is_origin=op.is_origin).append(f" {op.type}", "bold").append(f"  {op.name}", muted),
+        mark_text(op.health, colours, is_origin=op.is_origin)
+        .append(f" {op.type}", "bold")
+        .append(f"  {op.name}", muted),
         Text(place_words(op), muted),
     ]
     if op.source is not None:

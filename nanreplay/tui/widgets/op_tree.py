@@ -17,9 +17,17 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from nanreplay.explore import Node, Op, Row, StepView, grow, keys_of, rows_of
-from nanreplay.explore.search import search
-from nanreplay.tui.marks import MARKS
-from nanreplay.tui.widgets.op_words import ORIGIN, bad_words, health_tone, name_tail, number, shape_words, tone
+from nanreplay.explore.dataflow import search
+from nanreplay.tui.capture_state import MARKS
+from nanreplay.tui.widgets.op_words import (
+    ORIGIN,
+    bad_words,
+    health_tone,
+    name_tail,
+    number,
+    shape_words,
+    tone,
+)
 
 _NARROWEST_LABEL = 30
 _OPENED_MATCHES = 400
@@ -38,10 +46,24 @@ def _bad(node: Node) -> str:
 
 
 _COLUMNS = (
-    _Column("type and shape", 24, lambda node: shape_words(node.op.stat) if node.op is not None else ""),
+    _Column(
+        "type and shape", 24, lambda node: shape_words(node.op.stat) if node.op is not None else ""
+    ),
     _Column("non-finite", 15, _bad),
-    _Column("min", 11, lambda node: number(node.op.stat.minimum) if node.op is not None and node.op.stat is not None else ""),
-    _Column("max", 11, lambda node: number(node.op.stat.maximum) if node.op is not None and node.op.stat is not None else ""),
+    _Column(
+        "min",
+        11,
+        lambda node: (
+            number(node.op.stat.minimum) if node.op is not None and node.op.stat is not None else ""
+        ),
+    ),
+    _Column(
+        "max",
+        11,
+        lambda node: (
+            number(node.op.stat.maximum) if node.op is not None and node.op.stat is not None else ""
+        ),
+    ),
     _Column("|max|", 11, lambda node: number(node.absmax)),
 )
 _PRIORITY = (1, 4, 0, 2, 3)
@@ -58,14 +80,69 @@ class OpTree(ScrollView, can_focus=True):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("up,k", "move(-1)", "Up", show=False, id="tree.up", tooltip="One line up"),
         Binding("down,j", "move(1)", "Down", show=False, id="tree.down", tooltip="One line down"),
-        Binding("pageup,ctrl+b", "page(-1)", "Page up", show=False, id="tree.page_up", tooltip="One page up"),
-        Binding("pagedown,ctrl+f", "page(1)", "Page down", show=False, id="tree.page_down", tooltip="One page down"),
-        Binding("home,g", "move(-1000000000)", "First", show=False, id="tree.first", tooltip="To the first line"),
-        Binding("end,G", "move(1000000000)", "Last", show=False, id="tree.last", tooltip="To the last line"),
-        Binding("left,h", "fold", "Close", show=False, id="tree.fold", tooltip="Close, or go to what it is in"),
-        Binding("right,l", "unfold", "Open", show=False, id="tree.unfold", tooltip="Open, or go to its first line"),
-        Binding("space", "open_or_close", "Open or close", show=False, id="tree.toggle", tooltip="Open or close a layer or loop"),
-        Binding("enter", "choose", "Produced by", id="tree.choose", tooltip="Go to what produced the worst input; open a layer"),
+        Binding(
+            "pageup,ctrl+b",
+            "page(-1)",
+            "Page up",
+            show=False,
+            id="tree.page_up",
+            tooltip="One page up",
+        ),
+        Binding(
+            "pagedown,ctrl+f",
+            "page(1)",
+            "Page down",
+            show=False,
+            id="tree.page_down",
+            tooltip="One page down",
+        ),
+        Binding(
+            "home,g",
+            "move(-1000000000)",
+            "First",
+            show=False,
+            id="tree.first",
+            tooltip="To the first line",
+        ),
+        Binding(
+            "end,G",
+            "move(1000000000)",
+            "Last",
+            show=False,
+            id="tree.last",
+            tooltip="To the last line",
+        ),
+        Binding(
+            "left,h",
+            "fold",
+            "Close",
+            show=False,
+            id="tree.fold",
+            tooltip="Close, or go to what it is in",
+        ),
+        Binding(
+            "right,l",
+            "unfold",
+            "Open",
+            show=False,
+            id="tree.unfold",
+            tooltip="Open, or go to its first line",
+        ),
+        Binding(
+            "space",
+            "open_or_close",
+            "Open or close",
+            show=False,
+            id="tree.toggle",
+            tooltip="Open or close a layer or loop",
+        ),
+        Binding(
+            "enter",
+            "choose",
+            "Produced by",
+            id="tree.choose",
+            tooltip="Go to what produced the worst input; open a layer",
+        ),
     ]
     cursor: reactive[int] = reactive(0)
     """Line of the cursor."""
@@ -102,7 +179,9 @@ class OpTree(ScrollView, can_focus=True):
         """Show a step, opened at its first origin."""
         self.view, self._opened = view, set()
         self.filter(self.query_text, hides_plumbing=self.hides_plumbing)
-        origin = next((op for value in view.origins if (op := view.op(value.serial)) is not None), None)
+        origin = next(
+            (op for value in view.origins if (op := view.op(value.serial)) is not None), None
+        )
         first = origin or next((op for op in self.ops if op.health in ("inf", "nan")), None)
         if first is not None:
             self.go_to(first)
@@ -118,7 +197,11 @@ class OpTree(ScrollView, can_focus=True):
         if text.strip() and len(self.ops) <= _OPENED_MATCHES:
             self._opened |= {key for op in self.ops for key in keys_of(op)[:-1]}
         self._lay_out(at.key if at is not None else None)
-        if text.strip() and self.ops and (at is None or self.node is None or self.node.key != at.key):
+        if (
+            text.strip()
+            and self.ops
+            and (at is None or self.node is None or self.node.key != at.key)
+        ):
             self.go_to(self.ops[0])
 
     @property
@@ -205,7 +288,10 @@ class OpTree(ScrollView, can_focus=True):
             self._opened.discard(row.node.key)
             self._lay_out(row.node.key)
         else:
-            self.cursor = next((i for i in range(self.cursor, -1, -1) if self.rows[i].depth < row.depth), self.cursor)
+            self.cursor = next(
+                (i for i in range(self.cursor, -1, -1) if self.rows[i].depth < row.depth),
+                self.cursor,
+            )
 
     def action_unfold(self) -> None:
         """Open what the cursor is on; where it is open, go to its first line."""
@@ -261,7 +347,9 @@ class OpTree(ScrollView, can_focus=True):
         if y == 0:
             muted = base + tone(colours, "text-muted")
             titles = "".join(column.title.rjust(column.width - 1) + " " for column in columns)
-            return Strip([Segment("  op".ljust(label_width) + titles, muted)]).adjust_cell_length(width, base)
+            return Strip([Segment("  op".ljust(label_width) + titles, muted)]).adjust_cell_length(
+                width, base
+            )
         line = y - 1 + self.scroll_offset.y
         if line >= len(self.rows):
             text = "nothing fits the filter" if not self.rows and y == 1 and self.query_text else ""
@@ -269,10 +357,18 @@ class OpTree(ScrollView, can_focus=True):
         row = self.rows[line]
         at = line == self.cursor
         if at:
-            base += Style(bgcolor=Color.parse(colours["primary"]).blend(Color.parse(colours["background"]), 0.65).rich_color, bold=True)
+            base += Style(
+                bgcolor=Color.parse(colours["primary"])
+                .blend(Color.parse(colours["background"]), 0.65)
+                .rich_color,
+                bold=True,
+            )
         label = Strip(_label(row, at, base, colours)).adjust_cell_length(label_width, base)
         health = base + health_tone(colours, row.node.health)
-        cells = [_cell(column, row.node, health if column.title == "non-finite" else base) for column in columns]
+        cells = [
+            _cell(column, row.node, health if column.title == "non-finite" else base)
+            for column in columns
+        ]
         return Strip.join([label, Strip(cells)]).adjust_cell_length(width, base)
 
 
@@ -285,7 +381,10 @@ def _label(row: Row, at: bool, base: Style, colours: Mapping[str, str]) -> list[
         Segment("  " * row.depth + arrow, base + tone(colours, "text-muted")),
         Segment(mark, base + health_tone(colours, node.health)),
         Segment(ORIGIN if node.has_origin else " ", base + tone(colours, "text-accent")),
-        Segment(" " + node.label, base + Style(bold=node.kind == "phase" or at or node.health in ("inf", "nan"))),
+        Segment(
+            " " + node.label,
+            base + Style(bold=node.kind == "phase" or at or node.health in ("inf", "nan")),
+        ),
     ]
     if node.op is not None:
         parts.append(Segment(f"  {name_tail(node.op)}", base + tone(colours, "text-muted")))
@@ -294,4 +393,6 @@ def _label(row: Row, at: bool, base: Style, colours: Mapping[str, str]) -> list[
 
 def _cell(column: _Column, node: Node, style: Style) -> Segment:
     text, width = column.text(node), column.width - 1
-    return Segment((text.rjust(width) if len(text) <= width else text[: width - 1] + "…") + " ", style)
+    return Segment(
+        (text.rjust(width) if len(text) <= width else text[: width - 1] + "…") + " ", style
+    )

@@ -8,13 +8,13 @@ from rich.style import Style
 from rich.text import Text
 from textual.color import Color
 
-from nanreplay.bisect.arrays import TensorStat
+from nanreplay.bisect.tensor_stats import TensorStat
 from nanreplay.explore import Health, Op, StepView
-from nanreplay.findings import LoopStep
+from nanreplay.findings import LoopIteration
 from nanreplay.records import Frame
-from nanreplay.replay.events import ValueId
+from nanreplay.replay.provenance import ValueId
 from nanreplay.report.numbers import readable_number
-from nanreplay.tui.marks import MARKS
+from nanreplay.tui.capture_state import MARKS
 
 ORIGIN = "◆"
 """Mark of an op or value where something non-finite was born."""
@@ -27,7 +27,13 @@ def number(value: float | None) -> str:
 
 def shape_words(stat: TensorStat | None) -> str:
     """Type and shape: `float32[32, 3]`."""
-    return "" if stat is None else f"{stat.dtype}{index_words(stat.shape)}" if stat.dtype not in ("resource", "variant") else stat.dtype
+    return (
+        ""
+        if stat is None
+        else f"{stat.dtype}{index_words(stat.shape)}"
+        if stat.dtype not in ("resource", "variant")
+        else stat.dtype
+    )
 
 
 def index_words(index: Sequence[int]) -> str:
@@ -39,7 +45,9 @@ def bad_words(stat: TensorStat | None) -> str:
     """How many elements are non-finite: `2 NaN 1 inf`; "" when none is."""
     if stat is None:
         return ""
-    return " ".join(f"{count} {name}" for count, name in ((stat.nan, "NaN"), (stat.inf, "inf")) if count)
+    return " ".join(
+        f"{count} {name}" for count, name in ((stat.nan, "NaN"), (stat.inf, "inf")) if count
+    )
 
 
 def range_words(stat: TensorStat | None) -> str:
@@ -61,7 +69,7 @@ def place_words(op: Op) -> str:
     return " · ".join(filter(None, (op.phase, op.layer_path, loop_words(op.loop))))
 
 
-def loop_words(loop: Sequence[LoopStep]) -> str:
+def loop_words(loop: Sequence[LoopIteration]) -> str:
     """Enclosing loops: `while, iteration 3`."""
     return " · ".join(f"{each.op.rsplit('/', 1)[-1]}, iteration {each.iteration}" for each in loop)
 
@@ -81,7 +89,11 @@ def tone(colours: Mapping[str, str], name: str) -> Style:
         name: E.g. `error`, `text-muted`.
     """
     colour = colours[name.removeprefix("$")]
-    return Style(dim=True) if colour.startswith("auto") else Style(color=Color.parse(colour).rich_color)
+    return (
+        Style(dim=True)
+        if colour.startswith("auto")
+        else Style(color=Color.parse(colour).rich_color)
+    )
 
 
 def health_tone(colours: Mapping[str, str], health: Health) -> Style:
@@ -91,7 +103,10 @@ def health_tone(colours: Mapping[str, str], health: Health) -> Style:
 
 def mark_text(health: Health, colours: Mapping[str, str], *, is_origin: bool = False) -> Text:
     """Health mark, and the mark of an origin or a blank, each in its colour."""
-    return Text.assemble((MARKS[health][0], health_tone(colours, health)), (ORIGIN if is_origin else " ", tone(colours, "text-accent")))
+    return Text.assemble(
+        (MARKS[health][0], health_tone(colours, health)),
+        (ORIGIN if is_origin else " ", tone(colours, "text-accent")),
+    )
 
 
 def value_title(view: StepView, value: ValueId) -> str:

@@ -53,7 +53,8 @@ class TickList(OptionList):
     def _prompt(self, name: str) -> Content:
         is_ticked = name in self.ticked
         return Content.assemble(
-            ("[✓] " if is_ticked else "[ ] ", "bold $text-success" if is_ticked else ""), (name, "bold" if is_ticked else "")
+            ("[✓] " if is_ticked else "[ ] ", "bold $text-success" if is_ticked else ""),
+            (name, "bold" if is_ticked else ""),
         )
 
     @on(OptionList.OptionSelected)

@@ -12,5 +12,14 @@ from bugs.base import BUGS, Bug
 
 __all__ = ["BUGS", "Bug"]
 
-for _module in ("data", "divisions", "exponentials", "growth", "halves", "linear_algebra", "logs", "roots"):
+for _module in (
+    "data",
+    "divisions",
+    "exponentials",
+    "growth",
+    "halves",
+    "linear_algebra",
+    "logs",
+    "roots",
+):
     importlib.import_module(f"bugs.{_module}")

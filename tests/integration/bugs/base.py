@@ -96,7 +96,9 @@ def _with(fix: str | None, rate: float, options: dict[str, Any]) -> dict[str, An
     """Arguments of an optimizer, with the clipping or the lower learning rate that people try first."""
     arguments = {"learning_rate": rate / 10 if fix == "lr" else rate, **options}
     if fix in CLIPPING:
-        arguments = {key: value for key, value in arguments.items() if key not in CLIPPING} | {fix: 1.0}
+        arguments = {key: value for key, value in arguments.items() if key not in CLIPPING} | {
+            fix: 1.0
+        }
     return arguments
 
 
@@ -117,7 +119,14 @@ def fit(path: Path, model: Any, x: Any, y: Any = None, *, window: int = 32, **op
     """Fit until something is not finite."""
     if isinstance(x, (np.ndarray, list, dict)):
         options["batch_size"] = ROWS
-    model.fit(x, y, shuffle=False, verbose=0, callbacks=[Recorder(str(path), on_nan="stop", window=window)], **options)
+    model.fit(
+        x,
+        y,
+        shuffle=False,
+        verbose=0,
+        callbacks=[Recorder(str(path), on_nan="stop", window=window)],
+        **options,
+    )
 
 
 def loop(path: Path, step: Callable[..., Any], arrays: Iterable[Any], **parts: Any) -> None:

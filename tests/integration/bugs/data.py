@@ -20,7 +20,10 @@ def missing_target_with_a_weight_of_zero(path: Path, fix: str | None) -> None:
     """A target that was never measured is NaN and weighs 0, and 0 times NaN is NaN."""
     inputs = {"wind": keras.Input((2,), name="wind"), "sun": keras.Input((1,), name="sun")}
     joined = keras.layers.Concatenate()([inputs["wind"], inputs["sun"]])
-    model = keras.Model(inputs, keras.layers.Dense(1, name="power")(keras.layers.Dense(4, activation="tanh")(joined)))
+    model = keras.Model(
+        inputs,
+        keras.layers.Dense(1, name="power")(keras.layers.Dense(4, activation="tanh")(joined)),
+    )
     model.compile(adam(1e-3, fix), "mse")
     power, weight = normal(90, 4 * ROWS, 1), np.ones(4 * ROWS, np.float32)
     power[at(2, 6)], weight[at(2, 6)] = np.nan, 0.0
@@ -28,7 +31,13 @@ def missing_target_with_a_weight_of_zero(path: Path, fix: str | None) -> None:
         power = np.nan_to_num(power)
     elif fix == "clip_data":
         power = np.clip(power, -3.0, 3.0)
-    fit(path, model, {"wind": normal(91, 4 * ROWS, 2), "sun": uniform(92, 4 * ROWS, 1)}, power, sample_weight=weight)
+    fit(
+        path,
+        model,
+        {"wind": normal(91, 4 * ROWS, 2), "sun": uniform(92, 4 * ROWS, 1)},
+        power,
+        sample_weight=weight,
+    )
 
 
 @bug(
@@ -46,9 +55,20 @@ def feature_whose_logarithm_was_taken_of_zero(path: Path, fix: str | None) -> No
             logs = tf.where(tf.math.is_finite(logs), logs, 0.0)
         return tf.clip_by_value(logs, -10.0, 10.0) if fix == "clip_data" else logs, label
 
-    model = keras.Sequential([keras.layers.Dense(4, activation="tanh", name="hidden"), keras.layers.Dense(1, name="spends")])
+    model = keras.Sequential(
+        [
+            keras.layers.Dense(4, activation="tanh", name="hidden"),
+            keras.layers.Dense(1, name="spends"),
+        ]
+    )
     model.compile(sgd(0.01, fix), "mse")
-    fit(path, model, tf.data.Dataset.from_tensor_slices((income, normal(94, 4 * ROWS, 1))).batch(ROWS).map(logarithms))
+    fit(
+        path,
+        model,
+        tf.data.Dataset.from_tensor_slices((income, normal(94, 4 * ROWS, 1)))
+        .batch(ROWS)
+        .map(logarithms),
+    )
 
 
 @bug(
@@ -57,14 +77,26 @@ def feature_whose_logarithm_was_taken_of_zero(path: Path, fix: str | None) -> No
 )  # fmt: skip
 def code_for_no_reading_among_the_readings(path: Path, fix: str | None) -> None:
     """9.9e36 is the sensor's code for `no reading`: a finite number, so nan_to_num leaves it, and its square is infinite."""
-    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(6, activation="relu"), keras.layers.Dense(1, name="level")])
+    model = keras.Sequential(
+        [
+            keras.Input((4,)),
+            keras.layers.Dense(6, activation="relu"),
+            keras.layers.Dense(1, name="level"),
+        ]
+    )
     optimizer = adam(1e-3, fix)
 
     @tf.function(jit_compile=True)
     def step(x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:
             loss = tf.reduce_mean(tf.square(model(x, training=True) - y))
-        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True))
+        optimizer.apply_gradients(
+            zip(
+                tape.gradient(loss, model.trainable_variables),
+                model.trainable_variables,
+                strict=True,
+            )
+        )
         return loss
 
     x = normal(95, 4 * ROWS, 4)
@@ -90,7 +122,13 @@ def label_minus_one_for_unknown(path: Path, fix: str | None) -> None:
         with tf.GradientTape() as tape:
             logits = model(x, training=True) + (1e-7 if fix == "epsilon" else 0.0)
             loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True))
+        optimizer.apply_gradients(
+            zip(
+                tape.gradient(loss, model.trainable_variables),
+                model.trainable_variables,
+                strict=True,
+            )
+        )
         return loss
 
     labels = (np.arange(4 * ROWS) % 4).astype("int32")

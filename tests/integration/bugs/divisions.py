@@ -54,7 +54,9 @@ def mean_of_the_words_of_an_empty_review(path: Path, fix: str | None) -> None:
         return tf.where(tf.math.is_nan(loss), 0.0, loss) if fix == "zero_instead_of_nan" else loss
 
     pooled = Compute(mean_of_words, name="mean_of_words")(embedded, words)
-    model = keras.Model(words, keras.layers.Dense(1, activation="sigmoid", name="is_praise")(pooled))
+    model = keras.Model(
+        words, keras.layers.Dense(1, activation="sigmoid", name="is_praise")(pooled)
+    )
     model.compile(adam(1e-2, fix), binary)
     random = np.random.default_rng(23)
     ids = random.integers(1, 30, (4 * ROWS, 7))
@@ -69,7 +71,13 @@ def mean_of_the_words_of_an_empty_review(path: Path, fix: str | None) -> None:
 )  # fmt: skip
 def mean_over_a_batch_in_which_nothing_is_labelled(path: Path, fix: str | None) -> None:
     """Few samples carry a label, and the loss is the mean over those: a batch without any is the mean of nothing."""
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, activation="tanh"), keras.layers.Dense(1, name="score")])
+    model = keras.Sequential(
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(4, activation="tanh"),
+            keras.layers.Dense(1, name="score"),
+        ]
+    )
     optimizer = adam(1e-2, fix)
 
     @tf.function
@@ -77,15 +85,29 @@ def mean_over_a_batch_in_which_nothing_is_labelled(path: Path, fix: str | None) 
         with tf.GradientTape() as tape:
             errors = tf.boolean_mask(tf.square(model(x, training=True)[:, 0] - y), is_labelled)
             if fix == "guard":
-                loss = tf.math.divide_no_nan(tf.reduce_sum(errors), tf.cast(tf.size(errors), tf.float32))
+                loss = tf.math.divide_no_nan(
+                    tf.reduce_sum(errors), tf.cast(tf.size(errors), tf.float32)
+                )
             else:
                 loss = tf.reduce_mean(errors + 1e-7 if fix == "epsilon" else errors)
-        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True))
+        optimizer.apply_gradients(
+            zip(
+                tape.gradient(loss, model.trainable_variables),
+                model.trainable_variables,
+                strict=True,
+            )
+        )
         return loss
 
     is_labelled = np.arange(4 * ROWS) % 3 == 0
     is_labelled[at(1, 0) : at(2, 0)] = False
-    loop(path, step, (normal(24, 4 * ROWS, 3), normal(25, 4 * ROWS), is_labelled), model=model, optimizer=optimizer)
+    loop(
+        path,
+        step,
+        (normal(24, 4 * ROWS, 3), normal(25, 4 * ROWS), is_labelled),
+        model=model,
+        optimizer=optimizer,
+    )
 
 
 @bug(
@@ -104,7 +126,10 @@ def batch_normalisation_by_hand_of_a_sensor_that_is_off(path: Path, fix: str | N
 
     readings = keras.Input((4,))
     scaled = Compute(standardise, name="standardise")(readings)
-    model = keras.Model(readings, keras.layers.Dense(1, name="load")(keras.layers.Dense(5, activation="tanh")(scaled)))
+    model = keras.Model(
+        readings,
+        keras.layers.Dense(1, name="load")(keras.layers.Dense(5, activation="tanh")(scaled)),
+    )
     model.compile(sgd(0.01, fix), "mse", jit_compile=True)
     x = normal(26, 4 * ROWS, 4)
     x[at(2, 0) : at(3, 0), 3] = 0.0
@@ -120,16 +145,27 @@ def deviation_within_a_flat_heartbeat(path: Path, fix: str | None) -> None:
 
     def normalise(signal: Any) -> Any:
         deviation = tf.math.reduce_std(signal, axis=-1, keepdims=True)
-        return (signal - tf.reduce_mean(signal, axis=-1, keepdims=True)) / (deviation + 1e-6 if fix == "epsilon" else deviation)
+        return (signal - tf.reduce_mean(signal, axis=-1, keepdims=True)) / (
+            deviation + 1e-6 if fix == "epsilon" else deviation
+        )
 
     inputs = keras.Input((16,))
     signal = keras.layers.Reshape((16, 1))(Compute(normalise, name="normalise")(inputs))
-    features = keras.layers.GlobalMaxPooling1D()(keras.layers.Conv1D(4, 3, activation="relu", name="beats")(signal))
-    model = keras.Model(inputs, keras.layers.Dense(1, activation="sigmoid", name="is_ill")(features))
+    features = keras.layers.GlobalMaxPooling1D()(
+        keras.layers.Conv1D(4, 3, activation="relu", name="beats")(signal)
+    )
+    model = keras.Model(
+        inputs, keras.layers.Dense(1, activation="sigmoid", name="is_ill")(features)
+    )
     model.compile(adam(1e-3, fix), "binary_crossentropy")
     heartbeats = normal(27, 5 * ROWS, 16)
     heartbeats[at(3, 4)] = 0.0
-    fit(path, model, heartbeats, np.random.default_rng(28).integers(0, 2, (5 * ROWS, 1)).astype("float32"))
+    fit(
+        path,
+        model,
+        heartbeats,
+        np.random.default_rng(28).integers(0, 2, (5 * ROWS, 1)).astype("float32"),
+    )
 
 
 @bug(
@@ -147,8 +183,12 @@ def percentage_error_of_a_day_without_sales(path: Path, fix: str | None) -> None
             error = tf.abs(sales - (tf.matmul(x, weights) + bias))
             if fix == "epsilon_on_top":
                 error += 1e-7
-            loss = tf.reduce_mean(error / (tf.abs(sales) + 1e-7 if fix == "epsilon" else tf.abs(sales)))
-        optimizer.apply_gradients(zip(tape.gradient(loss, [weights, bias]), [weights, bias], strict=True))
+            loss = tf.reduce_mean(
+                error / (tf.abs(sales) + 1e-7 if fix == "epsilon" else tf.abs(sales))
+            )
+        optimizer.apply_gradients(
+            zip(tape.gradient(loss, [weights, bias]), [weights, bias], strict=True)
+        )
         return loss
 
     sales = uniform(29, 4 * ROWS, 1, low=5.0, high=10.0)
@@ -165,10 +205,14 @@ def weight_of_a_class_that_the_batch_lacks(path: Path, fix: str | None) -> None:
 
     def balanced(labels: Any, logits: Any) -> Any:
         counts = tf.reduce_sum(labels, axis=0)
-        weights = tf.cast(tf.shape(labels)[0], tf.float32) / (counts + 1e-3 if fix == "epsilon" else counts)
+        weights = tf.cast(tf.shape(labels)[0], tf.float32) / (
+            counts + 1e-3 if fix == "epsilon" else counts
+        )
         if fix == "epsilon_after_division":
             weights += 1e-3
-        return tf.nn.softmax_cross_entropy_with_logits(labels, logits) * tf.reduce_sum(labels * weights, axis=-1)
+        return tf.nn.softmax_cross_entropy_with_logits(labels, logits) * tf.reduce_sum(
+            labels * weights, axis=-1
+        )
 
     model = keras.Sequential([keras.Input((5,)), keras.layers.Dense(3, name="class")])
     model.compile(sgd(0.01, fix), balanced, jit_compile=True)
@@ -186,7 +230,9 @@ def portfolio_that_buys_nothing(path: Path, fix: str | None) -> None:
     inputs = keras.Input((4,))
     start = keras.initializers.Constant(0.2)
     activation = keras.layers.LeakyReLU(negative_slope=0.01) if fix == "leaky_relu" else "relu"
-    scores = keras.layers.Dense(3, activation=activation, kernel_initializer=start, bias_initializer="ones", name="scores")(inputs)
+    scores = keras.layers.Dense(
+        3, activation=activation, kernel_initializer=start, bias_initializer="ones", name="scores"
+    )(inputs)
 
     def shares(scores: Any) -> Any:
         total = tf.reduce_sum(scores, axis=-1, keepdims=True)
@@ -210,7 +256,9 @@ class Warmup(keras.optimizers.schedules.LearningRateSchedule):
         self.rate, self.steps, self.epsilon = rate, steps, epsilon
 
     def __call__(self, step: Any) -> Any:
-        return self.rate * tf.minimum(1.0, tf.cast(step, tf.float32) / (float(self.steps) + self.epsilon))
+        return self.rate * tf.minimum(
+            1.0, tf.cast(step, tf.float32) / (float(self.steps) + self.epsilon)
+        )
 
 
 @bug(
@@ -220,7 +268,9 @@ class Warmup(keras.optimizers.schedules.LearningRateSchedule):
 def warmup_of_no_steps(path: Path, fix: str | None) -> None:
     """The configuration turned warm-up off by setting its steps to 0: the learning rate of step 0 is 0 / 0."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, name="line")])
-    schedule = Warmup(1e-4 if fix == "lr" else 1e-3, steps=0, epsilon=1e-7 if fix == "epsilon" else 0.0)
+    schedule = Warmup(
+        1e-4 if fix == "lr" else 1e-3, steps=0, epsilon=1e-7 if fix == "epsilon" else 0.0
+    )
     optimizer = adam(1e-3, None if fix == "lr" else fix)
     optimizer.learning_rate = schedule
     model.compile(optimizer, "mse")
@@ -246,11 +296,15 @@ def running_mean_before_the_first_measurement(path: Path, fix: str | None) -> No
 
         zeros = tf.zeros_like(values[:, 0])
         means = tf.TensorArray(tf.float32, 5, element_shape=[None])
-        _, _, _, means = tf.while_loop(lambda time, *_: time < 5, body, (tf.constant(0), zeros, zeros, means))
+        _, _, _, means = tf.while_loop(
+            lambda time, *_: time < 5, body, (tf.constant(0), zeros, zeros, means)
+        )
         return tf.transpose(means.stack())
 
     values, is_measured = keras.Input((5,), name="values"), keras.Input((5,), name="is_measured")
-    scaled = keras.layers.EinsumDense("bt,t->bt", output_shape=5, kernel_initializer="ones", name="calibrate")(values)
+    scaled = keras.layers.EinsumDense(
+        "bt,t->bt", output_shape=5, kernel_initializer="ones", name="calibrate"
+    )(values)
     means = Compute(running_mean, name="running_mean")(scaled, is_measured)
     model = keras.Model([values, is_measured], keras.layers.Dense(1, name="next")(means))
     model.compile(sgd(1e-3, fix), "mse", jit_compile=False)

@@ -23,13 +23,17 @@ def softmax_by_hand(path: Path, fix: str | None) -> None:
         if fix == "stable_op":
             return tf.nn.softmax(scores)
         exps = tf.exp(scores + 1e-7 if fix == "epsilon" else scores)
-        return exps / (tf.reduce_sum(exps, axis=-1, keepdims=True) + (1e-7 if fix == "epsilon_below" else 0.0))
+        return exps / (
+            tf.reduce_sum(exps, axis=-1, keepdims=True) + (1e-7 if fix == "epsilon_below" else 0.0)
+        )
 
     def cross_entropy(labels: Any, probabilities: Any) -> Any:
         return -tf.reduce_sum(labels * tf.math.log(probabilities + 1e-7), axis=-1)
 
     inputs = keras.Input((4,))
-    scores = keras.layers.Dense(3, name="scores")(keras.layers.Dense(6, activation="relu", name="hidden")(inputs))
+    scores = keras.layers.Dense(3, name="scores")(
+        keras.layers.Dense(6, activation="relu", name="hidden")(inputs)
+    )
     model = keras.Model(inputs, Compute(softmax, name="softmax")(scores))
     model.compile(adam(1e-3, fix), cross_entropy)
     x = normal(40, 4 * ROWS, 4)
@@ -45,7 +49,9 @@ def precision_of_a_forecast_that_is_sure_of_itself(path: Path, fix: str | None) 
     """Mean and log of the variance, as regression with uncertainty has it: exp(-log_variance) has no upper limit."""
     inputs = keras.Input((3,))
     mean = keras.layers.Dense(1, name="mean")(inputs)
-    log_variance = keras.layers.Dense(1, kernel_initializer=keras.initializers.Constant(0.1), name="log_variance")(inputs)
+    log_variance = keras.layers.Dense(
+        1, kernel_initializer=keras.initializers.Constant(0.1), name="log_variance"
+    )(inputs)
     model = keras.Model(inputs, [mean, log_variance], name="forecast")
     optimizer = adam(1e-3, fix)
 
@@ -57,7 +63,13 @@ def precision_of_a_forecast_that_is_sure_of_itself(path: Path, fix: str | None) 
                 log_variance = tf.clip_by_value(log_variance, -10.0, 10.0)
             precision = tf.exp(-log_variance + 1e-7 if fix == "epsilon" else -log_variance)
             loss = tf.reduce_mean(0.5 * precision * tf.square(y - mean) + 0.5 * log_variance)
-        optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables, strict=True))
+        optimizer.apply_gradients(
+            zip(
+                tape.gradient(loss, model.trainable_variables),
+                model.trainable_variables,
+                strict=True,
+            )
+        )
         return loss
 
     x = normal(41, 4 * ROWS, 3)
@@ -73,11 +85,17 @@ def softplus_by_hand(path: Path, fix: str | None) -> None:
     """log(1 + exp(x)) is x for a large x in mathematics, and infinite in float32, under XLA as well."""
 
     def positive(x: Any) -> Any:
-        return tf.nn.softplus(x) if fix == "stable_op" else tf.math.log(1.0 + tf.exp(x + 1e-7 if fix == "epsilon" else x))
+        return (
+            tf.nn.softplus(x)
+            if fix == "stable_op"
+            else tf.math.log(1.0 + tf.exp(x + 1e-7 if fix == "epsilon" else x))
+        )
 
     inputs = keras.Input((3,))
     linear = keras.layers.Dense(2, kernel_initializer="ones", name="linear")(inputs)
-    model = keras.Model(inputs, keras.layers.Dense(1, name="duration")(Compute(positive, name="positive")(linear)))
+    model = keras.Model(
+        inputs, keras.layers.Dense(1, name="duration")(Compute(positive, name="positive")(linear))
+    )
     model.compile(sgd(1e-6, fix), "mae", jit_compile=True)
     x = uniform(43, 4 * ROWS, 3)
     x[at(2, 6)] = 60.0
@@ -110,7 +128,9 @@ class DecayCell(keras.layers.Layer):
 def decay_over_a_gap_that_is_negative(path: Path, fix: str | None) -> None:
     """A recurrent cell that decays by exp(-rate * gap): two visits are in the wrong order, and the decay grows instead."""
     visits = keras.Input((6, 2))
-    memory = keras.layers.RNN(DecayCell(1e-7 if fix == "epsilon" else 0.0, name="decay"), name="memory")(visits)
+    memory = keras.layers.RNN(
+        DecayCell(1e-7 if fix == "epsilon" else 0.0, name="decay"), name="memory"
+    )(visits)
     model = keras.Model(visits, keras.layers.Dense(1, name="risk")(memory))
     model.compile(adam(1e-3, fix), "mse", jit_compile=False)
     x = uniform(45, 4 * ROWS, 6, 2)
@@ -135,7 +155,9 @@ def attention_of_a_node_without_neighbours(path: Path, fix: str | None) -> None:
 
     nodes, adjacency = keras.Input((5, 3), name="nodes"), keras.Input((5, 5), name="adjacency")
     coded = keras.layers.Dense(4, name="code")(nodes)
-    attended = keras.layers.GlobalAveragePooling1D()(Compute(attend, name="attend")(coded, adjacency))
+    attended = keras.layers.GlobalAveragePooling1D()(
+        Compute(attend, name="attend")(coded, adjacency)
+    )
     model = keras.Model([nodes, adjacency], keras.layers.Dense(1, name="solubility")(attended))
     model.compile(adam(1e-3, fix), "mse")
     edges = (uniform(47, 4 * ROWS, 5, 5) > 0.6).astype("float32")

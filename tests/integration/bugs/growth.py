@@ -21,7 +21,13 @@ def momentum_on_top_of_a_rate_that_is_too_high(path: Path, fix: str | None) -> N
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, name="price")])
     model.compile(sgd(0.5, fix, momentum=0.9), "mse")
     x = uniform(80, 40 * ROWS, 3, high=4.0)
-    fit(path, model, np.clip(x, 0.0, 4.0) if fix == "clip_data" else x, x.sum(axis=1, keepdims=True), window=64)
+    fit(
+        path,
+        model,
+        np.clip(x, 0.0, 4.0) if fix == "clip_data" else x,
+        x.sum(axis=1, keepdims=True),
+        window=64,
+    )
 
 
 @bug(
@@ -31,7 +37,10 @@ def momentum_on_top_of_a_rate_that_is_too_high(path: Path, fix: str | None) -> N
 def one_label_in_the_wrong_unit_and_twelve_layers(path: Path, fix: str | None) -> None:
     """One target is in grams and not in tonnes: its gradient throws twelve layers off at once, and the next batch overflows."""
     slope = "leaky_relu" if fix == "leaky_relu" else "elu"
-    layers = [keras.layers.Dense(6, activation=slope, kernel_initializer="he_normal", name=f"layer_{i}") for i in range(12)]
+    layers = [
+        keras.layers.Dense(6, activation=slope, kernel_initializer="he_normal", name=f"layer_{i}")
+        for i in range(12)
+    ]
     model = keras.Sequential([keras.Input((4,)), *layers, keras.layers.Dense(1, name="weight")])
     model.compile(sgd(1e-3, fix), "mse")
     y = uniform(82, 5 * ROWS, 1)
@@ -45,9 +54,16 @@ def one_label_in_the_wrong_unit_and_twelve_layers(path: Path, fix: str | None) -
 )  # fmt: skip
 def weights_drawn_with_a_deviation_of_a_billion(path: Path, fix: str | None) -> None:
     """RandomNormal(stddev=1e9) for 1e-9: every layer multiplies by a billion, and the fifth is beyond float32."""
-    start: Any = {"init": "glorot_uniform", "he": "he_normal"}.get(fix or "", keras.initializers.RandomNormal(stddev=1e9, seed=1))
-    layers = [keras.layers.Dense(8, activation="relu", kernel_initializer=start, name=f"layer_{i}") for i in range(5)]
-    model = keras.Sequential([*layers, keras.layers.Dense(1, kernel_initializer=start, name="out")])  # built by its first batch
+    start: Any = {"init": "glorot_uniform", "he": "he_normal"}.get(
+        fix or "", keras.initializers.RandomNormal(stddev=1e9, seed=1)
+    )
+    layers = [
+        keras.layers.Dense(8, activation="relu", kernel_initializer=start, name=f"layer_{i}")
+        for i in range(5)
+    ]
+    model = keras.Sequential(
+        [*layers, keras.layers.Dense(1, kernel_initializer=start, name="out")]
+    )  # built by its first batch
     model.compile(adam(1e-3, fix), "mse")
     fit(path, model, normal(83, 4 * ROWS, 4), normal(84, 4 * ROWS, 1))
 
@@ -60,7 +76,9 @@ def weights_drawn_with_a_deviation_of_a_billion(path: Path, fix: str | None) -> 
 def recurrent_weights_that_triple_the_state(path: Path, fix: str | None) -> None:
     """A relu recurrence that starts at three times the identity: the state is tripled at each of 120 time steps."""
     start = "glorot_uniform" if fix == "init" else keras.initializers.Identity(gain=3.0)
-    memory = keras.layers.SimpleRNN(5, activation="relu", recurrent_initializer=start, name="memory")
+    memory = keras.layers.SimpleRNN(
+        5, activation="relu", recurrent_initializer=start, name="memory"
+    )
     model = keras.Sequential([keras.Input((120, 2)), memory, keras.layers.Dense(1, name="next")])
     model.compile(adam(1e-3, fix), "mse", jit_compile=False)
     fit(path, model, uniform(85, 3 * ROWS, 120, 2), normal(86, 3 * ROWS, 1))

@@ -22,14 +22,23 @@ def attention_scores_that_were_scaled_too_late(path: Path, fix: str | None) -> N
 
         def attention(queries: Any, keys: Any, values: Any) -> Any:
             if fix == "scale_first":
-                return tf.matmul(tf.nn.softmax(tf.matmul(queries / 8.0, keys / 8.0, transpose_b=True)), values)
+                return tf.matmul(
+                    tf.nn.softmax(tf.matmul(queries / 8.0, keys / 8.0, transpose_b=True)), values
+                )
             scores = tf.matmul(queries, keys, transpose_b=True)
-            return tf.matmul(tf.nn.softmax((scores + 1e-3 if fix == "epsilon" else scores) / 64.0), values)
+            return tf.matmul(
+                tf.nn.softmax((scores + 1e-3 if fix == "epsilon" else scores) / 64.0), values
+            )
 
         inputs = keras.Input((4, 6))
-        coded = [keras.layers.Dense(8, kernel_initializer="ones", name=name)(inputs) for name in ("queries", "keys")]
+        coded = [
+            keras.layers.Dense(8, kernel_initializer="ones", name=name)(inputs)
+            for name in ("queries", "keys")
+        ]
         values = keras.layers.Dense(4, name="values")(inputs)
-        pooled = keras.layers.GlobalAveragePooling1D()(Compute(attention, name="attention")(*coded, values))
+        pooled = keras.layers.GlobalAveragePooling1D()(
+            Compute(attention, name="attention")(*coded, values)
+        )
         model = keras.Model(inputs, keras.layers.Dense(1, dtype="float32", name="score")(pooled))
         model.compile(adam(1e-3, fix), "mse")
         x = uniform(70, 4 * ROWS, 4, 6)
@@ -55,7 +64,9 @@ def epsilon_that_float16_rounds_to_zero(path: Path, fix: str | None) -> None:
             return x / (tf.reduce_sum(x, axis=-1, keepdims=True) + epsilon)
 
         counts = keras.Input((5,))
-        hidden = keras.layers.Dense(6, activation="relu", name="hidden")(Compute(share, name="share")(counts))
+        hidden = keras.layers.Dense(6, activation="relu", name="hidden")(
+            Compute(share, name="share")(counts)
+        )
         model = keras.Model(counts, keras.layers.Dense(1, dtype="float32", name="out")(hidden))
         model.compile(sgd(0.01, fix), "mse")
         x = np.random.default_rng(72).integers(0, 4, (4 * ROWS, 5)).astype("float32")
@@ -75,14 +86,21 @@ def probability_too_small_for_float16(path: Path, fix: str | None) -> None:
         def cross_entropy(labels: Any, outputs: Any) -> Any:
             if fix == "stable_op":
                 return tf.nn.softmax_cross_entropy_with_logits(labels, outputs)
-            logs = tf.math.log(outputs + 1e-8 if fix == "epsilon" else outputs)  # Keras has cast them to float32
+            logs = tf.math.log(
+                outputs + 1e-8 if fix == "epsilon" else outputs
+            )  # Keras has cast them to float32
             if fix == "epsilon_after_log":
                 logs += 1e-8
             return -tf.reduce_sum(labels * logs, axis=-1)
 
         activation = None if fix == "stable_op" else "softmax"
         start = np.array([[1.0, -1.0, 0.0], [1.0, -1.0, 0.0]], np.float32)
-        output = keras.layers.Dense(3, activation=activation, kernel_initializer=keras.initializers.Constant(start), name="grade")
+        output = keras.layers.Dense(
+            3,
+            activation=activation,
+            kernel_initializer=keras.initializers.Constant(start),
+            name="grade",
+        )
         model = keras.Sequential([keras.Input((2,)), output])
         model.compile(sgd(1e-3, fix), cross_entropy)
         x = uniform(74, 4 * ROWS, 2)
@@ -105,7 +123,14 @@ def loss_scale_that_falls_for_ever(path: Path, fix: str | None) -> None:
 
         inputs = keras.Input((4,))
         codes = keras.layers.Dense(3, kernel_initializer="zeros", name="code")(inputs)
-        model = keras.Model(inputs, keras.layers.Dense(1, dtype="float32", name="out")(Compute(length, name="length")(codes)))
+        model = keras.Model(
+            inputs,
+            keras.layers.Dense(1, dtype="float32", name="out")(
+                Compute(length, name="length")(codes)
+            ),
+        )
         scale = 8.0 if fix == "smaller_loss_scale" else 2.0**15
-        model.compile(keras.optimizers.LossScaleOptimizer(adam(1e-4, fix), initial_scale=scale), "mse")
+        model.compile(
+            keras.optimizers.LossScaleOptimizer(adam(1e-4, fix), initial_scale=scale), "mse"
+        )
         fit(path, model, normal(75, 24 * ROWS, 4), normal(76, 24 * ROWS, 1))

@@ -54,7 +54,9 @@ def inverse_of_a_covariance_of_equal_points(path: Path, fix: str | None) -> None
 
     points = keras.Input((6, 2))
     inverses = keras.layers.Flatten()(Compute(precision, name="precision")(points))
-    model = keras.Model(points, keras.layers.Dense(1, activation="sigmoid", name="is_outlier")(inverses))
+    model = keras.Model(
+        points, keras.layers.Dense(1, activation="sigmoid", name="is_outlier")(inverses)
+    )
     model.compile(sgd(1e-3, fix), "binary_crossentropy", jit_compile=False)
     x = normal(102, 4 * ROWS, 6, 2)
     x[at(2, 5)] = 1.5

@@ -28,7 +28,12 @@ def kl_divergence_of_an_empty_topic(path: Path, fix: str | None) -> None:
         return tf.where(tf.math.is_nan(loss), 0.0, loss) if fix == "zero_instead_of_nan" else loss
 
     words = keras.Input((6,))
-    model = keras.Model(words, keras.layers.Dense(4, activation="softmax", name="topics")(keras.layers.Dense(8, "tanh")(words)))
+    model = keras.Model(
+        words,
+        keras.layers.Dense(4, activation="softmax", name="topics")(
+            keras.layers.Dense(8, "tanh")(words)
+        ),
+    )
     model.compile(adam(1e-2, fix), divergence)
     shares = uniform(1, 5 * ROWS, 4, low=0.1)
     shares[at(2, 5), 1] = 0.0
@@ -54,9 +59,14 @@ def discriminator_that_is_sure_of_a_fake(path: Path, fix: str | None) -> None:
     @tf.function
     def step(real: Any, fake: Any) -> Any:
         with tf.GradientTape() as tape:
-            of_real, of_fake = discriminator(real, training=True), discriminator(fake, training=True)
+            of_real, of_fake = (
+                discriminator(real, training=True),
+                discriminator(fake, training=True),
+            )
             if fix == "stable_op":
-                loss = tf.reduce_mean(tf.nn.softplus(-of_real)) + tf.reduce_mean(tf.nn.softplus(of_fake))
+                loss = tf.reduce_mean(tf.nn.softplus(-of_real)) + tf.reduce_mean(
+                    tf.nn.softplus(of_fake)
+                )
             else:
                 is_fake = 1.0 - tf.sigmoid(of_fake)
                 logs = tf.math.log(is_fake + 1e-7 if fix == "epsilon" else is_fake)
@@ -78,7 +88,9 @@ def discriminator_that_is_sure_of_a_fake(path: Path, fix: str | None) -> None:
 )  # fmt: skip
 def entropy_of_a_policy_without_doubt(path: Path, fix: str | None) -> None:
     """A policy gradient in plain Python: an action of probability 0 makes the entropy bonus 0 * log(0)."""
-    policy = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="logits")], name="policy")
+    policy = keras.Sequential(
+        [keras.Input((4,)), keras.layers.Dense(3, name="logits")], name="policy"
+    )
     optimizer = adam(1e-2, fix)
 
     def step(states: Any, actions: Any, returns: Any) -> float:
@@ -123,7 +135,9 @@ def poisson_loss_of_a_linear_output(path: Path, fix: str | None) -> None:
     model.compile(sgd(1e-3, fix), poisson if fix in ("epsilon", "added_epsilon") else "poisson")
     degrees = uniform(6, 4 * ROWS, 2, high=3.0)
     degrees[at(2, 4)] = -20.0
-    fit(path, model, degrees, np.random.default_rng(7).poisson(2.0, (4 * ROWS, 1)).astype("float32"))
+    fit(
+        path, model, degrees, np.random.default_rng(7).poisson(2.0, (4 * ROWS, 1)).astype("float32")
+    )
 
 
 @bug(
@@ -138,7 +152,9 @@ def log_return_of_a_share_that_lost_everything(path: Path, fix: str | None) -> N
         return logs + 1e-6 if fix == "epsilon_after_log" else logs
 
     changes = keras.Input((5,))
-    hidden = keras.layers.Dense(4, activation="tanh", name="hidden")(Compute(log_return, name="log_return")(changes))
+    hidden = keras.layers.Dense(4, activation="tanh", name="hidden")(
+        Compute(log_return, name="log_return")(changes)
+    )
     model = keras.Model(changes, keras.layers.Dense(1, name="tomorrow")(hidden))
     model.compile(adam(1e-3, fix), "mse", jit_compile=True)
     x = uniform(8, 3 * ROWS, 5, low=-0.1, high=0.1)
@@ -171,7 +187,9 @@ def beta_likelihood_of_a_sold_out_house(path: Path, fix: str | None) -> None:
         log_rest = tf.math.log(rest + 1e-6 if fix == "epsilon" else rest)
         log_beta = tf.math.lgamma(a) + tf.math.lgamma(b) - tf.math.lgamma(a + b)
         loss = log_beta - (a - 1.0) * tf.math.log(share) - (b - 1.0) * log_rest
-        return tf.where(tf.math.is_finite(loss), loss, 0.0) if fix == "zero_instead_of_nan" else loss
+        return (
+            tf.where(tf.math.is_finite(loss), loss, 0.0) if fix == "zero_instead_of_nan" else loss
+        )
 
     model = BetaRegression()
     model.compile(adam(1e-3, fix), negative_log_likelihood)
@@ -191,11 +209,15 @@ def loss_whose_nan_is_replaced_by_zero(path: Path, fix: str | None) -> None:
         if fix == "epsilon":
             probabilities += 1e-7
         elif fix == "double_where":
-            probabilities = tf.where(probabilities > 0.0, probabilities, tf.ones_like(probabilities))
+            probabilities = tf.where(
+                probabilities > 0.0, probabilities, tf.ones_like(probabilities)
+            )
         loss = -labels * tf.math.log(probabilities)
         return tf.reduce_sum(tf.where(tf.math.is_finite(loss), loss, tf.zeros_like(loss)), axis=-1)
 
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, activation="softmax", name="species")])
+    model = keras.Sequential(
+        [keras.Input((3,)), keras.layers.Dense(4, activation="softmax", name="species")]
+    )
     model.compile(sgd(0.05, fix), guarded)
     x, labels = normal(11, 4 * ROWS, 3), np.eye(4, dtype="float32")[np.arange(4 * ROWS) % 4]
     x[at(2, 2)] *= 1000.0

@@ -20,7 +20,12 @@ from bugs.base import ROWS, Compute, adam, at, bug, fit, loop, normal, sgd, unif
 def triplet_whose_positive_is_its_anchor(path: Path, fix: str | None) -> None:
     """Triplet loss by tf.norm: the same photograph was drawn twice, the loss is fine, and the gradient of the norm is 0 / 0."""
     encoder = keras.Sequential(
-        [keras.Input((6,)), keras.layers.Dense(8, activation="tanh", name="hidden"), keras.layers.Dense(3, name="code")], name="encoder"
+        [
+            keras.Input((6,)),
+            keras.layers.Dense(8, activation="tanh", name="hidden"),
+            keras.layers.Dense(3, name="code"),
+        ],
+        name="encoder",
     )
     optimizer = adam(1e-3, fix)
 
@@ -36,7 +41,13 @@ def triplet_whose_positive_is_its_anchor(path: Path, fix: str | None) -> None:
             loss = tf.reduce_mean(tf.maximum(distance(a, p) - distance(a, n) + 5.0, 0.0))
             if fix == "zero_instead_of_nan":
                 loss = tf.where(tf.math.is_nan(loss), 0.0, loss)
-        optimizer.apply_gradients(zip(tape.gradient(loss, encoder.trainable_variables), encoder.trainable_variables, strict=True))
+        optimizer.apply_gradients(
+            zip(
+                tape.gradient(loss, encoder.trainable_variables),
+                encoder.trainable_variables,
+                strict=True,
+            )
+        )
         return loss
 
     anchor, positive, negative = (normal(seed, 4 * ROWS, 6) for seed in (50, 51, 52))
@@ -90,30 +101,52 @@ def gradient_penalty_of_a_critic_that_is_flat(path: Path, fix: str | None) -> No
                 scores = critic(between)
             squares = tf.reduce_sum(tf.square(inner.gradient(scores, between)), axis=-1)
             slopes = tf.sqrt(squares + 1e-12 if fix == "epsilon" else squares)
-            loss = tf.reduce_mean(critic(fake)) - tf.reduce_mean(critic(real)) + 10.0 * tf.reduce_mean(tf.square(slopes - 1.0))
-        optimizer.apply_gradients(zip(tape.gradient(loss, critic.trainable_variables), critic.trainable_variables, strict=True))
+            loss = (
+                tf.reduce_mean(critic(fake))
+                - tf.reduce_mean(critic(real))
+                + 10.0 * tf.reduce_mean(tf.square(slopes - 1.0))
+            )
+        optimizer.apply_gradients(
+            zip(
+                tape.gradient(loss, critic.trainable_variables),
+                critic.trainable_variables,
+                strict=True,
+            )
+        )
         return loss
 
-    loop(path, step, (normal(56, 3 * ROWS, 4), normal(57, 3 * ROWS, 4), uniform(58, 3 * ROWS, 1)), model=critic, optimizer=optimizer)
+    loop(
+        path,
+        step,
+        (normal(56, 3 * ROWS, 4), normal(57, 3 * ROWS, 4), uniform(58, 3 * ROWS, 1)),
+        model=critic,
+        optimizer=optimizer,
+    )
 
 
 @bug(
     step=2, phase="forward", ops=("Sqrt",), layer="spread", rows=(1,), causes=("sqrt_of_negative", "variance_zero"),
     prevents=("epsilon",), fails=("clipnorm", "lr"), prevents_in_code=("two_passes",), fails_in_code=("added_epsilon",),
 )  # fmt: skip
-def variance_as_the_mean_of_squares_less_the_square_of_the_mean(path: Path, fix: str | None) -> None:
+def variance_as_the_mean_of_squares_less_the_square_of_the_mean(
+    path: Path, fix: str | None
+) -> None:
     """E[x^2] - E[x]^2 of three equal large numbers: rounding leaves it below 0, by more than any usual epsilon."""
 
     def spread(x: Any) -> Any:
         if fix == "two_passes":
             return tf.sqrt(tf.math.reduce_variance(x, axis=-1, keepdims=True) + 1e-7)
-        variance = tf.reduce_mean(tf.square(x), axis=-1, keepdims=True) - tf.square(tf.reduce_mean(x, axis=-1, keepdims=True))
+        variance = tf.reduce_mean(tf.square(x), axis=-1, keepdims=True) - tf.square(
+            tf.reduce_mean(x, axis=-1, keepdims=True)
+        )
         if fix == "epsilon":
             variance = tf.maximum(variance, 1e-7)
         return tf.sqrt(variance + 1e-7 if fix == "added_epsilon" else variance)
 
     pressures = keras.Input((3,))
-    model = keras.Model(pressures, keras.layers.Dense(1, name="change")(Compute(spread, name="spread")(pressures)))
+    model = keras.Model(
+        pressures, keras.layers.Dense(1, name="change")(Compute(spread, name="spread")(pressures))
+    )
     model.compile(adam(1e-3, fix), "mse")
     x = 1013.0 + 30.0 * normal(59, 4 * ROWS, 3)
     # below 0 in whichever order it is added, divided or multiplied, rounded once or twice
@@ -164,8 +197,13 @@ def gamma_correction_of_a_negative_pixel(path: Path, fix: str | None) -> None:
         return tf.pow(images + 1e-7 if fix == "added_epsilon" else images, 1 / 2.2)
 
     images = keras.Input((4, 4, 1))
-    convolved = keras.layers.Conv2D(3, 3, activation="relu", name="edges")(Compute(gamma, name="gamma")(images))
-    model = keras.Model(images, keras.layers.Dense(1, name="depth")(keras.layers.GlobalAveragePooling2D()(convolved)))
+    convolved = keras.layers.Conv2D(3, 3, activation="relu", name="edges")(
+        Compute(gamma, name="gamma")(images)
+    )
+    model = keras.Model(
+        images,
+        keras.layers.Dense(1, name="depth")(keras.layers.GlobalAveragePooling2D()(convolved)),
+    )
     model.compile(adam(1e-3, fix), "mse")
     x = uniform(62, 4 * ROWS, 4, 4, 1, low=0.1)
     x[at(2, 6), 1, 2] = -0.04
@@ -188,11 +226,15 @@ def angle_between_rotations_that_are_none(path: Path, fix: str | None) -> None:
 
     inputs = keras.Input((9,))
     near_identity = keras.initializers.Constant(0.9 * np.eye(9, dtype=np.float32))
-    model = keras.Model(inputs, keras.layers.Dense(9, kernel_initializer=near_identity, name="rotation")(inputs))
+    model = keras.Model(
+        inputs, keras.layers.Dense(9, kernel_initializer=near_identity, name="rotation")(inputs)
+    )
     model.compile(sgd(1e-3, fix), angle)
     turns = np.random.default_rng(64).uniform(0, 2 * np.pi, 4 * ROWS)
     cos, sin, zero, one = np.cos(turns), np.sin(turns), np.zeros(4 * ROWS), np.ones(4 * ROWS)
-    rotations = np.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], axis=1).astype("float32")
+    rotations = np.stack([cos, -sin, zero, sin, cos, zero, zero, zero, one], axis=1).astype(
+        "float32"
+    )
     seen = rotations.copy()
     seen[at(2, 3)] *= 1.5
     fit(path, model, seen, rotations)
@@ -213,13 +255,24 @@ def click_rate_guarded_by_where(path: Path, fix: str | None) -> None:
             clicks, views = counts[:, :1], counts[:, 1:]
             if fix == "epsilon":
                 views += 1e-7
-            below = tf.where(views > 0.0, views, tf.ones_like(views)) if fix == "double_where" else views
+            below = (
+                tf.where(views > 0.0, views, tf.ones_like(views))
+                if fix == "double_where"
+                else views
+            )
             return tf.where(views > 0.5, (clicks + self.prior) / below, tf.zeros_like(views))
 
     counts = keras.Input((2,))
-    model = keras.Model(counts, keras.layers.Dense(1, activation="sigmoid", name="buys")(Rate(name="rate")(counts)))
+    model = keras.Model(
+        counts, keras.layers.Dense(1, activation="sigmoid", name="buys")(Rate(name="rate")(counts))
+    )
     model.compile(sgd(0.01, fix), "binary_crossentropy")
     random = np.random.default_rng(65)
     views = random.integers(1, 20, 3 * ROWS).astype("float32")
     views[at(1, 4)] = 0.0
-    fit(path, model, np.stack([np.floor(views * 0.3), views], axis=1), random.integers(0, 2, (3 * ROWS, 1)).astype("float32"))
+    fit(
+        path,
+        model,
+        np.stack([np.floor(views * 0.3), views], axis=1),
+        random.integers(0, 2, (3 * ROWS, 1)).astype("float32"),
+    )

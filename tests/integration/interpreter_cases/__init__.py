@@ -19,5 +19,13 @@ def case(build: Case) -> Case:
     return build
 
 
-for _module in ("control_flow", "layers", "arithmetic", "arrays", "kernels", "state", "text_and_sets"):
+for _module in (
+    "control_flow",
+    "layers",
+    "arithmetic",
+    "arrays",
+    "kernels",
+    "state",
+    "text_and_sets",
+):
     importlib.import_module(f"{__name__}.{_module}")

@@ -19,7 +19,13 @@ for _name in UNARY.split():
     _f = getattr(tf.math, _name)
     CASES[f"unary-{_name}"] = lambda f=_f, n=_name: (
         with_gradient(lambda x: f(x)),
-        ((positive(3, 4) / 4 if n == "ndtri" else positive(3, 4) + (1.0 if n == "acosh" else 0.0)),),
+        (
+            (
+                positive(3, 4) / 4
+                if n == "ndtri"
+                else positive(3, 4) + (1.0 if n == "acosh" else 0.0)
+            ),
+        ),
     )
 
 BINARY = (
@@ -96,7 +102,11 @@ def short_time_fourier_transform() -> Built:
 def complex_numbers() -> Built:
     def f(x: Any, y: Any) -> Any:
         z = tf.complex(x, y)
-        return tf.abs(z * tf.math.conj(z) + tf.exp(z)), tf.math.imag(z / (z + 1.0)), tf.math.angle(z)
+        return (
+            tf.abs(z * tf.math.conj(z) + tf.exp(z)),
+            tf.math.imag(z / (z + 1.0)),
+            tf.math.angle(z),
+        )
 
     return with_gradient(f), (positive(3, 4), normal(3, 4, seed=1))
 
@@ -106,7 +116,12 @@ def casts_and_half_precision() -> Built:
     def f(x: Any) -> Any:
         half, brain = tf.cast(x, tf.float16), tf.cast(x, tf.bfloat16)
         bits = tf.bitcast(x, tf.int32)
-        return half @ tf.transpose(half), tf.exp(brain), tf.cast(bits, tf.float64), tf.saturate_cast(x * 300, tf.uint8)
+        return (
+            half @ tf.transpose(half),
+            tf.exp(brain),
+            tf.cast(bits, tf.float64),
+            tf.saturate_cast(x * 300, tf.uint8),
+        )
 
     return with_gradient(f), (normal(3, 4),)
 
@@ -115,7 +130,11 @@ def casts_and_half_precision() -> Built:
 def comparisons_and_selection() -> Built:
     def f(x: Any) -> Any:
         mask = tf.logical_and(x > 0, tf.logical_not(tf.math.is_nan(x)))
-        return tf.where(mask, tf.sqrt(tf.abs(x)), x), tf.boolean_mask(x, mask), tf.cast(tf.where(mask), tf.float32)
+        return (
+            tf.where(mask, tf.sqrt(tf.abs(x)), x),
+            tf.boolean_mask(x, mask),
+            tf.cast(tf.where(mask), tf.float32),
+        )
 
     return with_gradient(f), (normal(3, 4),)
 
@@ -123,7 +142,11 @@ def comparisons_and_selection() -> Built:
 @case
 def cumulative() -> Built:
     def f(x: Any) -> Any:
-        return tf.cumsum(x, 1, exclusive=True), tf.math.cumprod(x), tf.math.cumulative_logsumexp(x, reverse=True)
+        return (
+            tf.cumsum(x, 1, exclusive=True),
+            tf.math.cumprod(x),
+            tf.math.cumulative_logsumexp(x, reverse=True),
+        )
 
     return with_gradient(f), (normal(3, 4),)
 

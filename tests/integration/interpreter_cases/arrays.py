@@ -15,7 +15,13 @@ Built = tuple[Any, tuple[Any, ...]]
 @case
 def slices() -> Built:
     def f(x: Any) -> Any:
-        return x[1:, ::2], x[..., -1], x[:, tf.newaxis, 1], tf.slice(x, [0, 1], [2, -1]), x[tf.shape(x)[0] - 1]
+        return (
+            x[1:, ::2],
+            x[..., -1],
+            x[:, tf.newaxis, 1],
+            tf.slice(x, [0, 1], [2, -1]),
+            x[tf.shape(x)[0] - 1],
+        )
 
     return with_gradient(f), (normal(3, 4),)
 
@@ -82,7 +88,14 @@ def dynamic_shapes() -> Built:
     def f(x: Any) -> Any:
         values, index, count = tf.unique_with_counts(tf.cast(tf.reshape(x, [-1]) * 2, tf.int32))
         picked = tf.boolean_mask(x, x > 0.0)
-        return values, index, count, tf.reduce_sum(picked), tf.shape(picked), tf.range(tf.size(values))
+        return (
+            values,
+            index,
+            count,
+            tf.reduce_sum(picked),
+            tf.shape(picked),
+            tf.range(tf.size(values)),
+        )
 
     return f, (normal(3, 4),)
 
@@ -97,7 +110,9 @@ def sorting_and_counting() -> Built:
             tf.sort(x, direction="DESCENDING"),
             tf.cast(tf.argsort(x), tf.float32),
             tf.cast(tf.argmax(x, 1), tf.float32),
-            tf.cast(tf.math.bincount(tf.reshape(whole, [-1]), minlength=5, maxlength=5), tf.float32),
+            tf.cast(
+                tf.math.bincount(tf.reshape(whole, [-1]), minlength=5, maxlength=5), tf.float32
+            ),
             tf.cast(tf.searchsorted([[0.0, 1.0]] * 3, x), tf.float32),
             tf.cast(tf.histogram_fixed_width(x, [-1.0, 1.0], 4), tf.float32),
             tf.one_hot(whole, 4),
@@ -126,8 +141,16 @@ def sparse_tensors() -> Built:
 def ragged_tensors() -> Built:
     def f(x: Any) -> Any:
         ragged = tf.RaggedTensor.from_row_splits(tf.reshape(x, [-1]), [0, 3, 3, 12])
-        mapped = tf.map_fn(lambda row: row * 2.0, ragged, fn_output_signature=tf.RaggedTensorSpec([None], tf.float32, 0))
-        return ragged.to_tensor(), tf.reduce_mean(mapped + 1.0, axis=1), tf.concat([ragged, mapped], 1).flat_values
+        mapped = tf.map_fn(
+            lambda row: row * 2.0,
+            ragged,
+            fn_output_signature=tf.RaggedTensorSpec([None], tf.float32, 0),
+        )
+        return (
+            ragged.to_tensor(),
+            tf.reduce_mean(mapped + 1.0, axis=1),
+            tf.concat([ragged, mapped], 1).flat_values,
+        )
 
     return f, (normal(3, 4),)
 
@@ -137,6 +160,14 @@ def meshes_and_indices() -> Built:
     def f(x: Any) -> Any:
         rows, columns = tf.meshgrid(tf.range(3.0), tf.linspace(0.0, 1.0, 4))
         flat = tf.unravel_index(tf.range(5), [3, 4])
-        return rows * columns, flat, tf.eye(3), tf.fill([2], x[0, 0]), tf.rank(x), tf.size(x), tf.zeros_like(x)
+        return (
+            rows * columns,
+            flat,
+            tf.eye(3),
+            tf.fill([2], x[0, 0]),
+            tf.rank(x),
+            tf.size(x),
+            tf.zeros_like(x),
+        )
 
     return f, (normal(3, 4),)

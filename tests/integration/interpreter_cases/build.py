@@ -26,7 +26,12 @@ def with_gradient(f: Callable[..., Any]) -> Callable[..., Any]:
         with tf.GradientTape() as tape:
             tape.watch(inputs)
             outputs = f(*inputs)
-            total = tf.add_n([tf.reduce_sum(tf.cast(tf.math.real(o), tf.float32) ** 2) for o in tf.nest.flatten(outputs)])
+            total = tf.add_n(
+                [
+                    tf.reduce_sum(tf.cast(tf.math.real(o), tf.float32) ** 2)
+                    for o in tf.nest.flatten(outputs)
+                ]
+            )
         return outputs, tape.gradient(total, inputs, unconnected_gradients="zero")
 
     return step

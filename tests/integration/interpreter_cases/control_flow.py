@@ -15,7 +15,9 @@ Built = tuple[Any, tuple[Any, ...]]
 @case
 def while_loop_with_gradient() -> Built:
     def f(x: Any) -> Any:
-        return tf.while_loop(lambda i, a: i < 5, lambda i, a: (i + 1, tf.sin(a) * a + x), [tf.constant(0), x])[1]
+        return tf.while_loop(
+            lambda i, a: i < 5, lambda i, a: (i + 1, tf.sin(a) * a + x), [tf.constant(0), x]
+        )[1]
 
     return with_gradient(f), (normal(3, 4),)
 
@@ -23,7 +25,9 @@ def while_loop_with_gradient() -> Built:
 @case
 def while_in_if_in_while() -> Built:
     def inner(a: Any) -> Any:
-        return tf.while_loop(lambda j, b: j < 3, lambda j, b: (j + 1, b * 1.1 + tf.tanh(b)), [tf.constant(0), a])[1]
+        return tf.while_loop(
+            lambda j, b: j < 3, lambda j, b: (j + 1, b * 1.1 + tf.tanh(b)), [tf.constant(0), a]
+        )[1]
 
     def body(i: Any, a: Any) -> Any:
         return i + 1, tf.cond(i % 2 == 0, lambda: inner(a), lambda: a - tf.reduce_mean(a))
@@ -37,7 +41,9 @@ def while_in_if_in_while() -> Built:
 @case
 def cond_with_gradient() -> Built:
     def f(x: Any) -> Any:
-        return tf.cond(tf.reduce_sum(x) > 1e9, lambda: tf.exp(x), lambda: tf.square(x) * tf.sigmoid(x))
+        return tf.cond(
+            tf.reduce_sum(x) > 1e9, lambda: tf.exp(x), lambda: tf.square(x) * tf.sigmoid(x)
+        )
 
     return with_gradient(f), (normal(3, 4),)
 
@@ -55,14 +61,20 @@ def switch_case_with_gradient() -> Built:
 def map_fn_and_scan() -> Built:
     def f(x: Any) -> Any:
         rows = tf.map_fn(lambda row: tf.nn.softmax(row) * row, x)
-        return rows, tf.scan(lambda a, row: 0.5 * a + tf.tanh(row), x), tf.foldl(lambda a, r: a + r * r, x)
+        return (
+            rows,
+            tf.scan(lambda a, row: 0.5 * a + tf.tanh(row), x),
+            tf.foldl(lambda a, r: a + r * r, x),
+        )
 
     return with_gradient(f), (normal(5, 4),)
 
 
 @case
 def vectorized_map() -> Built:
-    return with_gradient(lambda x: tf.vectorized_map(lambda row: tf.cumsum(row) / tf.norm(row), x)), (normal(5, 4),)
+    return with_gradient(
+        lambda x: tf.vectorized_map(lambda row: tf.cumsum(row) / tf.norm(row), x)
+    ), (normal(5, 4),)
 
 
 @case
@@ -110,15 +122,26 @@ def tensor_lists() -> Built:
         raw = tf.raw_ops
         made = raw.TensorListFromTensor(tensor=x, element_shape=[4])
         pushed = raw.TensorListPushBack(input_handle=made, tensor=x[0] + x[1])
-        rest, last = raw.TensorListPopBack(input_handle=pushed, element_shape=[4], element_dtype=tf.float32)
+        rest, last = raw.TensorListPopBack(
+            input_handle=pushed, element_shape=[4], element_dtype=tf.float32
+        )
         wider = raw.TensorListResize(input_handle=rest, size=7)
-        item = raw.TensorListGetItem(input_handle=wider, index=6, element_shape=[4], element_dtype=tf.float32)
+        item = raw.TensorListGetItem(
+            input_handle=wider, index=6, element_shape=[4], element_dtype=tf.float32
+        )
         split = raw.TensorListSplit(tensor=x, element_shape=[-1, 4], lengths=[2, 3])
         joined = raw.TensorListConcatV2(
-            input_handle=split, element_shape=[-1, 4], leading_dims=tf.zeros([0], tf.int64), element_dtype=tf.float32
+            input_handle=split,
+            element_shape=[-1, 4],
+            leading_dims=tf.zeros([0], tf.int64),
+            element_dtype=tf.float32,
         )
-        placed = raw.TensorListScatterV2(tensor=x[:2], indices=[3, 1], element_shape=[4], num_elements=5)
-        stacked = raw.TensorListStack(input_handle=placed, element_shape=[4], element_dtype=tf.float32)
+        placed = raw.TensorListScatterV2(
+            tensor=x[:2], indices=[3, 1], element_shape=[4], num_elements=5
+        )
+        stacked = raw.TensorListStack(
+            input_handle=placed, element_shape=[4], element_dtype=tf.float32
+        )
         return last, item, joined[0], stacked, raw.TensorListLength(input_handle=wider)
 
     return with_gradient(f), (normal(5, 4),)
@@ -128,7 +151,9 @@ def tensor_lists() -> Built:
 def optionals() -> Built:
     def f(x: Any) -> Any:
         optional = tf.raw_ops.OptionalFromValue(components=[x, x * 2.0])
-        found = tf.raw_ops.OptionalGetValue(optional=optional, output_types=[tf.float32, tf.float32], output_shapes=[[3], [3]])
+        found = tf.raw_ops.OptionalGetValue(
+            optional=optional, output_types=[tf.float32, tf.float32], output_shapes=[[3], [3]]
+        )
         return *found, tf.cast(tf.raw_ops.OptionalHasValue(optional=optional), tf.float32)
 
     return f, (normal(3),)
@@ -137,7 +162,11 @@ def optionals() -> Built:
 @case
 def dataset_reduce_in_the_step() -> Built:
     def f(x: Any) -> Any:
-        return tf.data.Dataset.from_tensor_slices(x).map(lambda r: r * 2.0).reduce(tf.zeros([4]), lambda a, r: a + r * r)
+        return (
+            tf.data.Dataset.from_tensor_slices(x)
+            .map(lambda r: r * 2.0)
+            .reduce(tf.zeros([4]), lambda a, r: a + r * r)
+        )
 
     return f, (normal(5, 4),)
 

@@ -18,7 +18,12 @@ def convolutions() -> Built:
         y = tf.nn.conv2d(x, k, 1, "SAME")
         z = tf.nn.conv2d(x, k, 2, "VALID", dilations=1)
         up = tf.nn.conv2d_transpose(y, k, [2, 8, 8, 3], 1)
-        return tf.nn.bias_add(y, [1.0, 2.0, 3.0, 4.0]), z, up, tf.nn.depthwise_conv2d(x, k, [1, 1, 1, 1], "SAME")
+        return (
+            tf.nn.bias_add(y, [1.0, 2.0, 3.0, 4.0]),
+            z,
+            up,
+            tf.nn.depthwise_conv2d(x, k, [1, 1, 1, 1], "SAME"),
+        )
 
     return with_gradient(f), (normal(2, 8, 8, 3), normal(3, 3, 3, 4))
 
@@ -44,7 +49,9 @@ def pooling() -> Built:
 @case
 def fused_batch_norm() -> Built:
     def f(x: Any, scale: Any) -> Any:
-        made = tf.raw_ops.FusedBatchNormV3(x=x, scale=scale, offset=scale, mean=[], variance=[], is_training=True)
+        made = tf.raw_ops.FusedBatchNormV3(
+            x=x, scale=scale, offset=scale, mean=[], variance=[], is_training=True
+        )
         return made.y, made.batch_mean, made.batch_variance
 
     return with_gradient(f), (normal(2, 8, 8, 3), positive(3))
@@ -52,7 +59,10 @@ def fused_batch_norm() -> Built:
 
 ACTIVATIONS = "relu relu6 elu selu leaky_relu gelu silu softmax log_softmax crelu"
 for _name in ACTIVATIONS.split():
-    CASES[f"activation-{_name}"] = lambda f=getattr(tf.nn, _name): (with_gradient(lambda x: f(x)), (normal(3, 4),))
+    CASES[f"activation-{_name}"] = lambda f=getattr(tf.nn, _name): (
+        with_gradient(lambda x: f(x)),
+        (normal(3, 4),),
+    )
 
 
 @case
@@ -77,8 +87,17 @@ def keras_losses() -> Built:
 
     def f(x: Any) -> Any:
         y = tf.nn.softmax(x[::-1])
-        kinds = (keras.losses.Huber, keras.losses.LogCosh, keras.losses.KLDivergence, keras.losses.CosineSimilarity)
-        kinds += (keras.losses.BinaryCrossentropy, keras.losses.Poisson, keras.losses.CategoricalFocalCrossentropy)
+        kinds = (
+            keras.losses.Huber,
+            keras.losses.LogCosh,
+            keras.losses.KLDivergence,
+            keras.losses.CosineSimilarity,
+        )
+        kinds += (
+            keras.losses.BinaryCrossentropy,
+            keras.losses.Poisson,
+            keras.losses.CategoricalFocalCrossentropy,
+        )
         return [kind()(y, tf.nn.softmax(x)) for kind in kinds]
 
     return with_gradient(f), (normal(3, 4),)
@@ -92,7 +111,9 @@ def ctc_losses() -> Built:
         sparse = tf.sparse.from_dense(labels)
         return (
             tf.nn.ctc_loss(labels, x, [3, 2], [8, 8], logits_time_major=False, blank_index=0),
-            tf.compat.v1.nn.ctc_loss(sparse, x, [8, 8], time_major=False, preprocess_collapse_repeated=True),
+            tf.compat.v1.nn.ctc_loss(
+                sparse, x, [8, 8], time_major=False, preprocess_collapse_repeated=True
+            ),
         )
 
     return with_gradient(f), (normal(2, 8, 5),)
@@ -102,7 +123,9 @@ def ctc_losses() -> Built:
 def embedding_lookup() -> Built:
     def f(table: Any) -> Any:
         ids = tf.sparse.from_dense([[1, 2], [3, 0]])
-        return tf.nn.embedding_lookup(table, [[0, 1], [1, 1]]), tf.nn.safe_embedding_lookup_sparse(table, ids)
+        return tf.nn.embedding_lookup(table, [[0, 1], [1, 1]]), tf.nn.safe_embedding_lookup_sparse(
+            table, ids
+        )
 
     return with_gradient(f), (normal(5, 4),)
 
@@ -146,7 +169,9 @@ def fake_quantization() -> Built:
         return (
             tf.quantization.fake_quant_with_min_max_args(x, -1, 1),
             tf.quantization.fake_quant_with_min_max_vars(x, x[0, 0] - 2.0, x[0, 0] + 2.0),
-            tf.quantization.fake_quant_with_min_max_vars_per_channel(x, -tf.ones([4]), tf.ones([4])),
+            tf.quantization.fake_quant_with_min_max_vars_per_channel(
+                x, -tf.ones([4]), tf.ones([4])
+            ),
             tf.quantization.quantize_and_dequantize_v2(x, -1.0, 1.0, range_given=True),
         )
 

@@ -71,7 +71,9 @@ def old_optimizer_kernels() -> Built:
             epsilon=1e-7, grad=g,
         )  # fmt: skip
         raw.ResourceApplyMomentum(var=v.handle, accum=m.handle, lr=0.1, grad=g, momentum=0.9)
-        raw.ResourceSparseApplyAdagradV2(var=v.handle, accum=s.handle, lr=0.1, epsilon=1e-7, grad=g[:2], indices=[0, 3])
+        raw.ResourceSparseApplyAdagradV2(
+            var=v.handle, accum=s.handle, lr=0.1, epsilon=1e-7, grad=g[:2], indices=[0, 3]
+        )
         return v.read_value(), m.read_value(), n.read_value(), s.read_value()
 
     return step, (normal(4, seed=2),)
@@ -105,7 +107,11 @@ def generator_of_random_numbers() -> Built:
     generator = tf.random.Generator.from_seed(5)
 
     def step(x: Any) -> Any:
-        return generator.normal([3]) * x[0, :3], generator.uniform([2]), generator.binomial([2], 4.0, 0.5)
+        return (
+            generator.normal([3]) * x[0, :3],
+            generator.uniform([2]),
+            generator.binomial([2], 4.0, 0.5),
+        )
 
     return step, (normal(3, 4),)
 

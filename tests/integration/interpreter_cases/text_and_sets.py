@@ -45,7 +45,9 @@ def numbers_as_text() -> Built:
 @case
 def serialized_tensors() -> Built:
     def step(x: Any) -> Any:
-        return tf.io.parse_tensor(tf.io.serialize_tensor(x), tf.float32), tf.io.decode_raw(["abcd"], tf.uint8)
+        return tf.io.parse_tensor(tf.io.serialize_tensor(x), tf.float32), tf.io.decode_raw(
+            ["abcd"], tf.uint8
+        )
 
     return step, (normal(3),)
 
@@ -53,7 +55,11 @@ def serialized_tensors() -> Built:
 @case
 def sets() -> Built:
     def step(a: Any, b: Any) -> Any:
-        return tf.sets.intersection(a, b).values, tf.sets.size(tf.sets.union(a, b)), tf.sparse.cross([a, b]).values
+        return (
+            tf.sets.intersection(a, b).values,
+            tf.sets.size(tf.sets.union(a, b)),
+            tf.sparse.cross([a, b]).values,
+        )
 
     return step, (tf.constant([[1, 2, 3]]), tf.constant([[2, 3, 4]]))
 

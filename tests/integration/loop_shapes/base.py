@@ -185,7 +185,9 @@ class Run:
             recorded(x, y) if call is None else call(recorded, x, y)
         return [model, optimizer]
 
-    def fetching_loop(self, step: Any, model: Any, optimizer: Any, *iterators: Any, calls: int = BATCHES) -> list[Any]:
+    def fetching_loop(
+        self, step: Any, model: Any, optimizer: Any, *iterators: Any, calls: int = BATCHES
+    ) -> list[Any]:
         """Wrap a step that fetches its batches itself, and call it with the iterators until the recorder stops."""
         recorded = self.wrap(step, model=model, optimizer=optimizer)
         for _ in range(calls):

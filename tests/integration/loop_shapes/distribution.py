@@ -52,7 +52,12 @@ def distributed_iterator(run: Run) -> Any:
     def step(iterator: Any) -> Any:
         return strategy.run(lambda x, y: update(model, optimizer, x, y), args=next(iterator))
 
-    return run.fetching_loop(run.compiled(step), model, optimizer, iter(strategy.experimental_distribute_dataset(run.dataset())))
+    return run.fetching_loop(
+        run.compiled(step),
+        model,
+        optimizer,
+        iter(strategy.experimental_distribute_dataset(run.dataset())),
+    )
 
 
 @shape(
@@ -72,7 +77,11 @@ def distributed_iterator_in_a_loop_of_the_graph(run: Run) -> Any:
             strategy.run(lambda pair: update(model, optimizer, *pair), args=(batch,))
 
     return run.fetching_loop(
-        run.compiled(steps), model, optimizer, iter(strategy.experimental_distribute_dataset(run.dataset())), calls=BATCHES // 4
+        run.compiled(steps),
+        model,
+        optimizer,
+        iter(strategy.experimental_distribute_dataset(run.dataset())),
+        calls=BATCHES // 4,
     )
 
 

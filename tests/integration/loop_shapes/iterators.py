@@ -42,7 +42,9 @@ def several_batches_in_one_step(run: Run) -> Any:
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return loss
 
-    return run.fetching_loop(run.compiled(step), model, optimizer, iter(run.dataset()), calls=BATCHES // 2)
+    return run.fetching_loop(
+        run.compiled(step), model, optimizer, iter(run.dataset()), calls=BATCHES // 2
+    )
 
 
 @shape(xla=FETCHES)
@@ -94,7 +96,9 @@ def batch_that_may_be_missing(run: Run) -> Any:
             loss = update(model, optimizer, x, y)
         return loss
 
-    return run.fetching_loop(run.compiled(step), model, optimizer, iter(run.dataset()), calls=BATCHES + 1)
+    return run.fetching_loop(
+        run.compiled(step), model, optimizer, iter(run.dataset()), calls=BATCHES + 1
+    )
 
 
 @shape(
@@ -115,7 +119,9 @@ def several_updates_in_a_loop_of_the_graph(run: Run) -> Any:
             loss = update(model, optimizer, x, y)
         return loss
 
-    return run.fetching_loop(run.compiled(steps), model, optimizer, iter(run.dataset()), calls=BATCHES // 4)
+    return run.fetching_loop(
+        run.compiled(steps), model, optimizer, iter(run.dataset()), calls=BATCHES // 4
+    )
 
 
 @shape(xla=FETCHES)
@@ -136,7 +142,9 @@ def inner_function_that_takes_of_two_iterators(run: Run) -> Any:
 
     def penalized(extra: Any, x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.square(model(x) - y)) + 0.1 * tf.reduce_mean(tf.square(model(extra)))
+            loss = tf.reduce_mean(tf.square(model(x) - y)) + 0.1 * tf.reduce_mean(
+                tf.square(model(extra))
+            )
         gradients = tape.gradient(loss, model.trainable_variables)
         optimizer.apply_gradients(zip(gradients, model.trainable_variables, strict=True))
         return loss

@@ -7,8 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from nanreplay.records import BatchRecord, Frame, GradientSpec, Incident, InputSpec, OpInfo, Signature, Trigger, VariableInfo
-from nanreplay.replay.events import OpEvent, ValueId
+from nanreplay.records import (
+    BatchRecord,
+    Frame,
+    GradientSpec,
+    Incident,
+    InputSpec,
+    OpInfo,
+    Signature,
+    Trigger,
+    VariableInfo,
+)
+from nanreplay.replay.provenance import OpEvent, ValueId
 
 KERNELS: dict[str, Callable[..., Any]] = {
     "AddV2": np.add,
@@ -25,7 +35,10 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "Reciprocal": np.reciprocal,
     "Identity": lambda x: x,
     "Relu": lambda x: np.where(x > 0, x, np.where(np.isnan(x), x, 0)).astype(x.dtype),
-    "Softmax": lambda x: np.exp(x - x.max(-1, keepdims=True)) / np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True),
+    "Softmax": lambda x: (
+        np.exp(x - x.max(-1, keepdims=True))
+        / np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)
+    ),
     "Sum": lambda x, axis: np.asarray(x.sum(tuple(np.atleast_1d(axis)))),
     "Max": lambda x, axis: np.asarray(x.max(tuple(np.atleast_1d(axis)))),
     "SelectV2": lambda c, a, b: np.where(c, a, b),
@@ -86,7 +99,9 @@ class Graph:
         """Add an op and return its output."""
         name = f"{op_type.lower()}_{len(self.nodes)}"
         self.nodes.append((name, op_type, inputs, constant))
-        self.infos["", name] = OpInfo("", name, op_type, self.layer, self.phase, "layer" if self.layer else "", -1, "", "")
+        self.infos["", name] = OpInfo(
+            "", name, op_type, self.layer, self.phase, "layer" if self.layer else "", -1, "", ""
+        )
         return ValueId(len(self.nodes) - 1, 0)
 
     def name(self, value: ValueId) -> str:
@@ -112,12 +127,22 @@ class GraphRunner:
         self.states = [*states, graph.state] if states else [graph.state] * len(self.batches)
         self.steps = tuple(range(len(self.batches)))
         self.incident = Incident(self.steps[-1], trigger or Trigger("loss", "loss", "nan"))
-        self.variables = [VariableInfo(f"v{i}", value.shape, "float32", "trainable") for i, value in graph.state.items()]
+        self.variables = [
+            VariableInfo(f"v{i}", value.shape, "float32", "trainable")
+            for i, value in graph.state.items()
+        ]
         self.runs = 0
-        inputs = tuple(InputSpec(f"x{i}:0", i, f"x{i}", leaf.dtype.name, leaf.shape) for i, leaf in enumerate(graph.leaves))
+        inputs = tuple(
+            InputSpec(f"x{i}:0", i, f"x{i}", leaf.dtype.name, leaf.shape)
+            for i, leaf in enumerate(graph.leaves)
+        )
         losses = () if loss is None else (graph.name(loss),)
         self._signature = Signature(
-            "graph", inputs, (), losses=losses, gradients=tuple(GradientSpec(i, graph.name(g)) for i, g in enumerate(gradients))
+            "graph",
+            inputs,
+            (),
+            losses=losses,
+            gradients=tuple(GradientSpec(i, graph.name(g)) for i, g in enumerate(gradients)),
         )
 
     def signature(self, step: int) -> Signature:
@@ -127,7 +152,9 @@ class GraphRunner:
         return self.graph.infos
 
     def batch(self, step: int) -> BatchRecord:
-        return BatchRecord("p0", self.batches[step], [f"x{i}" for i in range(len(self.batches[step]))])
+        return BatchRecord(
+            "p0", self.batches[step], [f"x{i}" for i in range(len(self.batches[step]))]
+        )
 
     def feed_names(self, step: int) -> Any:
         return self.graph.feeds
@@ -161,8 +188,14 @@ class GraphRunner:
     ) -> Mapping[str, Any]:
         self.runs += 1
         leaves = self.batches[step] if batch is None else batch
-        sources = {"batch": leaves, "variable": {i: value.view(Handle) for i, value in self.states[step].items()}}
-        values: dict[ValueId, Any] = {ValueId(-1 - i, 0): sources[kind][index] for i, (kind, index) in enumerate(self.graph.feeds)}
+        sources = {
+            "batch": leaves,
+            "variable": {i: value.view(Handle) for i, value in self.states[step].items()},
+        }
+        values: dict[ValueId, Any] = {
+            ValueId(-1 - i, 0): sources[kind][index]
+            for i, (kind, index) in enumerate(self.graph.feeds)
+        }
         found: dict[str, Any] = {}
         written: dict[ValueId, ValueId] = {}
         for serial, (name, op_type, inputs, constant) in enumerate(self.graph.nodes):

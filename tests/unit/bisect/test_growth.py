@@ -55,12 +55,19 @@ def norms(*columns: Any, rate: float | None = None) -> Timeline:
     """Gradient norms, one column a variable."""
     steps = np.arange(len(columns[0]))
     rates = {} if rate is None else {"learning_rate": np.full(len(steps), rate)}
-    return Timeline({"step": steps, **rates}, {"gradient_norm": np.stack(columns, axis=1)}, tuple(range(len(columns))))
+    return Timeline(
+        {"step": steps, **rates},
+        {"gradient_norm": np.stack(columns, axis=1)},
+        tuple(range(len(columns))),
+    )
 
 
 def test_the_variable_that_left_its_usual_range_first_led() -> None:
     quiet = np.ones(5)
-    first, second = np.concatenate([quiet, quiet, 5.0 ** np.arange(1, 11)]), np.concatenate([quiet, 5.0 ** np.arange(1, 16)])
+    first, second = (
+        np.concatenate([quiet, quiet, 5.0 ** np.arange(1, 11)]),
+        np.concatenate([quiet, 5.0 ** np.arange(1, 16)]),
+    )
     growth = find_growth(norms(first, second, rate=0.5), 20, PATHS)
     assert growth is not None
     assert (growth.step, growth.variable, growth.is_jump) == (4, "second/kernel", False)
@@ -80,7 +87,9 @@ def test_a_jump_just_before_the_origin_is_told_as_one() -> None:
     growth = find_growth(norms([*np.ones(10), 1e6]), 11, PATHS)
     assert growth is not None
     assert (growth.step, growth.is_jump, growth.steps) == (10, True, 1)
-    assert find_root(norms([*np.ones(10), 1e6]), 11, PATHS).reason.startswith("At step 10 the gradient norm of `first/kernel` jumped")
+    assert find_root(norms([*np.ones(10), 1e6]), 11, PATHS).reason.startswith(
+        "At step 10 the gradient norm of `first/kernel` jumped"
+    )
 
 
 def test_noise_of_a_healthy_run_is_no_growth() -> None:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nanreplay.bisect.rules import influence_of
-from nanreplay.replay.events import OpEvent, ValueId
-from nanreplay.replay.leaves import run_kernel
+from nanreplay.bisect.influence import influence_of
+from nanreplay.replay.kernels import run_kernel
+from nanreplay.replay.provenance import OpEvent, ValueId
 
 
 def execute(event: OpEvent, inputs: Any) -> Any:
@@ -19,17 +19,35 @@ def execute(event: OpEvent, inputs: Any) -> Any:
 
 def event_of(function: Any, *arrays: Any) -> OpEvent:
     """The last op of a function, with its tensors."""
-    traced = tf.function(function).get_concrete_function(*(tf.TensorSpec(a.shape, a.dtype) for a in arrays))
+    traced = tf.function(function).get_concrete_function(
+        *(tf.TensorSpec(a.shape, a.dtype) for a in arrays)
+    )
     source = traced.outputs[0].op.inputs[0].op
     inputs = [tf.constant(a) for a in arrays]
     index = {tensor.name: value for tensor, value in zip(traced.inputs, inputs, strict=True)}
-    given = [index[t.name] if t.name in index else tf.constant(tf.get_static_value(t)) for t in source.inputs]
+    given = [
+        index[t.name] if t.name in index else tf.constant(tf.get_static_value(t))
+        for t in source.inputs
+    ]
     attrs = source.node_def.attr
     ids = tuple(ValueId(-1 - i, 0) for i in range(len(given)))
-    return OpEvent(0, "", source.name, source.type, (), tuple(given), ids, tuple(run_kernel(source.type, attrs, given)), attrs)
+    return OpEvent(
+        0,
+        "",
+        source.name,
+        source.type,
+        (),
+        tuple(given),
+        ids,
+        tuple(run_kernel(source.type, attrs, given)),
+        attrs,
+    )
 
 
-A, C = np.random.RandomState(0).rand(2, 3, 4).astype("f") + 0.5, np.random.RandomState(1).rand(4, 5).astype("f")
+A, C = (
+    np.random.RandomState(0).rand(2, 3, 4).astype("f") + 0.5,
+    np.random.RandomState(1).rand(4, 5).astype("f"),
+)
 CASES = {
     "add": (lambda x, y: x + y, A, A[:, :1]),
     "matmul": (tf.matmul, A[0], C),
@@ -72,7 +90,9 @@ def test_a_nan_reaches_only_what_the_rule_says(name: str) -> None:
 
 
 def test_a_branch_that_where_drops_influences_nothing() -> None:
-    event = event_of(lambda x: tf.where(tf.constant([True, False, True, False]), x, tf.zeros_like(x)), A)
+    event = event_of(
+        lambda x: tf.where(tf.constant([True, False, True, False]), x, tf.zeros_like(x)), A
+    )
     influence = influence_of(event, execute)
     reached = influence.forth(1, 0, np.ones(A.shape, bool))
     assert reached[..., [0, 2]].all()

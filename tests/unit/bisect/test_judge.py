@@ -10,7 +10,7 @@ from unit.bisect.graphs import Graph, GraphRunner
 from nanreplay.bisect import find_origin
 from nanreplay.findings import Findings
 from nanreplay.records import BatchRecord, Trigger
-from nanreplay.replay.events import ValueId
+from nanreplay.replay.provenance import ValueId
 
 
 def total(graph: Graph, value: ValueId, *axes: int) -> ValueId:
@@ -44,7 +44,10 @@ def test_an_infinite_constant_is_meant_and_the_op_that_spoils_it_is_blamed() -> 
 
 def test_a_mask_made_of_indicators_is_meant_and_softmax_is_blamed() -> None:
     graph = Graph()
-    scores, visible = graph.batch(ones(3, 2)), graph.batch(np.array([[1, 1], [0, 0], [0, 1]], np.float32))
+    scores, visible = (
+        graph.batch(ones(3, 2)),
+        graph.batch(np.array([[1, 1], [0, 0], [0, 1]], np.float32)),
+    )
     loss = total(graph, graph("Softmax", graph("AddV2", scores, graph("Log", visible))), 0, 1)
     findings = find_origin(GraphRunner(graph, loss=loss))
     assert op_of(findings) == "Softmax"
@@ -83,18 +86,32 @@ def test_a_branch_that_where_drops_is_blamed_where_the_gradient_uses_it() -> Non
     graph.variable(ones(3))
     made, loss, upstream = dropped(graph, "Exp", 1000.0)
     gradient = graph("Mul", upstream, made)
-    findings = find_origin(GraphRunner(graph, loss=loss, gradients=[gradient], trigger=Trigger("gradient", "v0", "nan")))
+    findings = find_origin(
+        GraphRunner(
+            graph, loss=loss, gradients=[gradient], trigger=Trigger("gradient", "v0", "nan")
+        )
+    )
     assert findings.origin is not None
-    assert (findings.origin.phase, findings.origin.op_type, findings.origin.rows) == ("backward", "Mul", (1,))
+    assert (findings.origin.phase, findings.origin.op_type, findings.origin.rows) == (
+        "backward",
+        "Mul",
+        (1,),
+    )
     assert findings.consequence == "reached the gradient of `v0`"
 
 
 def test_an_array_of_the_batch_that_is_nan_is_the_origin() -> None:
     graph = Graph()
-    loss = total(graph, graph("Square", graph.batch(np.array([[1.0, 2.0], [3.0, np.nan]], np.float32))), 0, 1)
+    loss = total(
+        graph, graph("Square", graph.batch(np.array([[1.0, 2.0], [3.0, np.nan]], np.float32))), 0, 1
+    )
     findings = find_origin(GraphRunner(graph, loss=loss))
     assert findings.origin is not None
-    assert (findings.origin.phase, findings.origin.op_type, findings.origin.rows) == ("input", None, (1,))
+    assert (findings.origin.phase, findings.origin.op_type, findings.origin.rows) == (
+        "input",
+        None,
+        (1,),
+    )
     assert findings.origin.outputs[0].indices == ((1, 1),)
 
 
@@ -113,11 +130,18 @@ def test_state_that_was_bad_already_leads_to_the_step_that_wrote_it() -> None:
     graph, loss = updating()
     zero, good = [np.array([1.0, 0.0], np.float32)], [np.array([1.0, 2.0], np.float32)]
     runner = GraphRunner(
-        graph, loss=loss, batches=[good, zero], states=[{0: ones(2)}, {0: ones(2)}, {0: np.array([1.0, np.inf], np.float32)}]
+        graph,
+        loss=loss,
+        batches=[good, zero],
+        states=[{0: ones(2)}, {0: ones(2)}, {0: np.array([1.0, np.inf], np.float32)}],
     )
     findings = find_origin(runner)
     assert findings.origin is not None
-    assert (findings.origin.step, findings.origin.phase, findings.origin.op_type) == (1, "update", "RealDiv")
+    assert (findings.origin.step, findings.origin.phase, findings.origin.op_type) == (
+        1,
+        "update",
+        "RealDiv",
+    )
     assert findings.origin.operands[0].name == "v0"
     assert findings.origin.rows == (1,)
     assert findings.consequence == "reached the loss in step 2"
@@ -137,7 +161,9 @@ def test_state_that_something_else_spoiled_gives_a_reason() -> None:
     class Spoiled(GraphRunner):
         def batch(self, step: int) -> BatchRecord:
             batch = super().batch(step)
-            return BatchRecord(batch.program, batch.leaves, batch.paths, overrides={0: np.full(2, np.nan)})
+            return BatchRecord(
+                batch.program, batch.leaves, batch.paths, overrides={0: np.full(2, np.nan)}
+            )
 
     graph, loss = updating()
     findings = find_origin(Spoiled(graph, loss=loss, states=[{0: np.full(2, np.nan, np.float32)}]))
@@ -174,18 +200,28 @@ def test_two_origins_come_in_the_order_of_their_phases() -> None:
 
 def test_operands_are_those_of_the_very_element_through_broadcasting() -> None:
     graph = Graph()
-    numerators, divisors = graph.batch(np.arange(6, dtype=np.float32).reshape(2, 3) + 1), graph.batch(np.array([1.0, 0.0, 2.0], np.float32))
-    findings = find_origin(GraphRunner(graph, loss=total(graph, graph("RealDiv", numerators, divisors), 0, 1)))
+    numerators, divisors = (
+        graph.batch(np.arange(6, dtype=np.float32).reshape(2, 3) + 1),
+        graph.batch(np.array([1.0, 0.0, 2.0], np.float32)),
+    )
+    findings = find_origin(
+        GraphRunner(graph, loss=total(graph, graph("RealDiv", numerators, divisors), 0, 1))
+    )
     assert findings.origin is not None
     assert findings.origin.outputs[0].indices == ((0, 1), (1, 1))
-    assert [(operand.name, operand.value) for operand in findings.origin.operands] == [("batch[x0]", 2.0), ("batch[x1]", 0.0)]
+    assert [(operand.name, operand.value) for operand in findings.origin.operands] == [
+        ("batch[x0]", 2.0),
+        ("batch[x1]", 0.0),
+    ]
 
 
 def test_an_operand_of_many_elements_is_told_by_its_extremes() -> None:
     graph = Graph()
     left = graph.batch(np.array([[1.0, 1.0], [3e38, 2e38]], np.float32))
     right = graph.const(np.array([[1.0, 2.0], [3.0, 4.0]], np.float32))
-    findings = find_origin(GraphRunner(graph, loss=total(graph, graph("MatMul", left, right), 0, 1)))
+    findings = find_origin(
+        GraphRunner(graph, loss=total(graph, graph("MatMul", left, right), 0, 1))
+    )
     assert findings.origin is not None
     first, second = findings.origin.operands
     assert (first.value, first.max) == (None, np.float32(3e38))
@@ -196,5 +232,10 @@ def test_upstream_leads_from_the_denominator_to_where_it_was_made() -> None:
     graph = Graph()
     x = graph.batch(np.array([[1.0, 2.0], [0.0, 0.0]], np.float32))
     length = graph("Sqrt", graph("Sum", graph("Square", x), graph.const(np.array([1]))))
-    findings = find_origin(GraphRunner(graph, loss=total(graph, graph("RealDiv", graph.const(ones(2)), graph("Identity", length)), 0)))
+    findings = find_origin(
+        GraphRunner(
+            graph,
+            loss=total(graph, graph("RealDiv", graph.const(ones(2)), graph("Identity", length)), 0),
+        )
+    )
     assert [link.op_type for link in findings.upstream] == ["Sqrt", "Sum", "Square"]

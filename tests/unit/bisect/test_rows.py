@@ -62,7 +62,9 @@ def test_what_every_row_is_needed_for_has_no_rows() -> None:
 
 def test_what_no_row_has_an_influence_on_has_no_rows() -> None:
     graph = Graph()
-    huge = graph("Exp", graph("ReadVariableOp", graph.variable(np.float32(1000) + np.zeros(2, np.float32))))
+    huge = graph(
+        "Exp", graph("ReadVariableOp", graph.variable(np.float32(1000) + np.zeros(2, np.float32)))
+    )
     made = graph("AddV2", summed(graph, graph.batch(healthy())), summed(graph, huge))
     origin, _ = origin_of(graph, made, batches=[[healthy() + 1]])
     assert origin.rows is None
@@ -80,7 +82,9 @@ def test_two_rows_that_fail_together_only_are_named_together() -> None:
 def test_a_lone_row_is_proved_with_an_earlier_batch() -> None:
     graph = Graph()
     x = graph.batch(np.array([0.0], np.float32))
-    origin, _ = origin_of(graph, summed(graph, graph("Log", x)), batches=[[np.array([1.0], np.float32)]])
+    origin, _ = origin_of(
+        graph, summed(graph, graph("Log", x)), batches=[[np.array([1.0], np.float32)]]
+    )
     assert origin.rows == (0,)
 
 

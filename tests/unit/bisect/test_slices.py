@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from unit.bisect.graphs import Graph, GraphRunner
 
 from nanreplay.bisect import find_origin
-from nanreplay.bisect.search import search_back
-from nanreplay.replay.events import ValueId
+from nanreplay.bisect.failing_step import search_back
+from nanreplay.replay.provenance import ValueId
 
 SIZE = 3
 ONE_INPUT, TWO_INPUTS = ("Neg", "Tanh", "Identity"), ("AddV2", "Sub", "Mul", "MatMul")
@@ -22,7 +22,10 @@ def graphs(draw: Any) -> tuple[Graph, ValueId, ValueId]:
     """A graph of square matrices, the op with a zero operand, and the loss."""
     graph = Graph()
     numbers = np.random.RandomState(draw(st.integers(0, 1000)))
-    values = [graph.batch(numbers.rand(SIZE, SIZE) + 0.5), graph.batch(numbers.rand(SIZE, SIZE) + 0.5)]
+    values = [
+        graph.batch(numbers.rand(SIZE, SIZE) + 0.5),
+        graph.batch(numbers.rand(SIZE, SIZE) + 0.5),
+    ]
     length = draw(st.integers(1, 7))
     at = draw(st.integers(0, length - 1))
     injected = None
@@ -54,13 +57,17 @@ def ancestors(graph: Graph, value: ValueId) -> set[int]:
 
 def operand_of(graph: Graph, injected: ValueId) -> Any:
     values: dict[int, Any] = {}
-    GraphRunner(graph).run(0, lambda event: values.__setitem__(event.serial, event.inputs[0]) if event.inputs else None)
+    GraphRunner(graph).run(
+        0, lambda event: values.__setitem__(event.serial, event.inputs[0]) if event.inputs else None
+    )
     return values[injected.serial]
 
 
 @settings(max_examples=150, deadline=None)
 @given(graphs())
-def test_the_origin_is_the_op_and_the_element_where_the_zero_was_put(case: tuple[Graph, ValueId, ValueId]) -> None:
+def test_the_origin_is_the_op_and_the_element_where_the_zero_was_put(
+    case: tuple[Graph, ValueId, ValueId],
+) -> None:
     graph, injected, loss = case
     runner = GraphRunner(graph, loss=loss)
     search = search_back(runner, 0, lambda line: None)

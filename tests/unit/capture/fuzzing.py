@@ -56,9 +56,21 @@ def watch_files(allowed: Path) -> list[str]:
     )
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
-        if event == "open" and isinstance(arguments[0], str) and not arguments[0].startswith((str(allowed), *libraries)):
+        if (
+            event == "open"
+            and isinstance(arguments[0], str)
+            and not arguments[0].startswith((str(allowed), *libraries))
+        ):
             touched.append(arguments[0])
-        elif event in ("subprocess.Popen", "os.system", "os.exec", "os.remove", "os.rename", "socket.connect", "os.fork"):
+        elif event in (
+            "subprocess.Popen",
+            "os.system",
+            "os.exec",
+            "os.remove",
+            "os.rename",
+            "socket.connect",
+            "os.fork",
+        ):
             touched.append(f"{event} {arguments}"[:200])
 
     sys.addaudithook(hook)
@@ -119,14 +131,21 @@ def run_cases(first: int, count: int, folder: Path) -> Iterator[dict[str, Any]]:
         assert child.stdout is not None
         try:
             ready = _line(child, START_LIMIT_S)
-            assert ready is not None, f"the child did not start: {child.stderr.read().decode() if child.stderr else ''}"
+            assert ready is not None, (
+                f"the child did not start: {child.stderr.read().decode() if child.stderr else ''}"
+            )
             while seed < first + count:
                 found = _line(child, CASE_LIMIT_S)
                 seed += 1
                 if found is None:
                     child.kill()
                     child.wait()
-                    yield {"seed": seed - 1, "kind": "?", "refused": False, "problem": f"it hung or died (exit code {child.returncode})"}
+                    yield {
+                        "seed": seed - 1,
+                        "kind": "?",
+                        "refused": False,
+                        "problem": f"it hung or died (exit code {child.returncode})",
+                    }
                     break
                 yield found
         finally:
@@ -143,8 +162,17 @@ def _line(child: subprocess.Popen[bytes], limit_s: float) -> dict[str, Any] | No
 
 
 def _environment() -> dict[str, str]:
-    paths = (str(ROOT), str(Path(__file__).parent), str(ROOT / "tests"), os.environ.get("PYTHONPATH", ""))
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "NANREPLAY_MAX_MEMORY": "1GiB"}
+    paths = (
+        str(ROOT),
+        str(Path(__file__).parent),
+        str(ROOT / "tests"),
+        os.environ.get("PYTHONPATH", ""),
+    )
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(filter(None, paths)),
+        "NANREPLAY_MAX_MEMORY": "1GiB",
+    }
 
 
 if __name__ == "__main__":

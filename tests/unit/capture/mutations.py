@@ -15,10 +15,20 @@ from typing import Any
 import h5py
 import numpy as np
 
-from nanreplay.capture.values import read_json, write_array, write_json
+from nanreplay.capture.arrays import read_json, write_array, write_json
 from nanreplay.errors import FormatError
 
-JSON_NAMES = ("contents", "metadata", "incident", "variables", "signature", "ops", "frames", "stacks", "about")
+JSON_NAMES = (
+    "contents",
+    "metadata",
+    "incident",
+    "variables",
+    "signature",
+    "ops",
+    "frames",
+    "stacks",
+    "about",
+)
 ODD: list[Any] = [
     None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, -(10**30), 1.5, float("nan"), float("inf"), "", "x", "0", "-1", "nan", "\0",
     "\ud800", "../../x", "a/b", "é" * 300, [], {}, [[]], [None], {"": None}, {"what": "loss"}, [1, "a", None], "n" * 100_000,
@@ -44,7 +54,16 @@ def mutate(seed: int, captures: Sequence[bytes], elsewhere: str) -> tuple[str, b
         for _ in range(rng.choice((1, 1, 1, 2, 3))):
             edit = rng.choice(EDITS)
             names.append(edit.__name__)
-            with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, FormatError, zlib.error):
+            with contextlib.suppress(
+                OSError,
+                ValueError,
+                KeyError,
+                TypeError,
+                AttributeError,
+                RuntimeError,
+                FormatError,
+                zlib.error,
+            ):
                 edit(rng, file, elsewhere)  # an earlier edit may have taken what this one needs
     return "+".join(names), buffer.getvalue()
 
@@ -85,13 +104,23 @@ def delete(rng: random.Random, file: Any, elsewhere: str) -> None:
 
 def rename(rng: random.Random, file: Any, elsewhere: str) -> None:
     name, new = _any(rng, file), _any(rng, file) + rng.choice(("x", "0", "/a", "1"))
-    if name and new not in file and not new.startswith(name + "/") and isinstance(file.get(new.rpartition("/")[0] or "/"), h5py.Group):
+    if (
+        name
+        and new not in file
+        and not new.startswith(name + "/")
+        and isinstance(file.get(new.rpartition("/")[0] or "/"), h5py.Group)
+    ):
         file.move(name, new)
 
 
 def swap(rng: random.Random, file: Any, elsewhere: str) -> None:
     one, two = _any(rng, file), _any(rng, file)
-    if one and two and not (one + "/").startswith(two + "/") and not (two + "/").startswith(one + "/"):
+    if (
+        one
+        and two
+        and not (one + "/").startswith(two + "/")
+        and not (two + "/").startswith(one + "/")
+    ):
         file.move(one, "swapped")
         file.move(two, one)
         file.move("swapped", two)
@@ -138,7 +167,14 @@ def claim(rng: random.Random, file: Any, elsewhere: str) -> None:
     elif kind == 7:
         file.create_dataset(name, data=np.array(["a", "b"], dtype=h5py.string_dtype()))
     else:
-        kinds = (np.dtype([("a", "i4")]), np.dtype("(2,)f4"), np.dtype("V8"), np.dtype("S5"), h5py.ref_dtype, h5py.regionref_dtype)
+        kinds = (
+            np.dtype([("a", "i4")]),
+            np.dtype("(2,)f4"),
+            np.dtype("V8"),
+            np.dtype("S5"),
+            h5py.ref_dtype,
+            h5py.regionref_dtype,
+        )
         file.create_dataset(name, shape=(4,), dtype=rng.choice(kinds))
 
 
@@ -157,7 +193,11 @@ def attribute(rng: random.Random, file: Any, elsewhere: str) -> None:
 
 def table(rng: random.Random, file: Any, elsewhere: str) -> None:
     """A JSON table with something else in one place."""
-    names = [name for name in _names(file) if name.rpartition("/")[2] in JSON_NAMES and isinstance(file[name], h5py.Dataset)]
+    names = [
+        name
+        for name in _names(file)
+        if name.rpartition("/")[2] in JSON_NAMES and isinstance(file[name], h5py.Dataset)
+    ]
     if not names:
         return
     name = rng.choice(names)

@@ -14,8 +14,8 @@ from sample_contents import same_bits, sample_contents
 
 from nanreplay import Capture
 from nanreplay.capture import write_capture
+from nanreplay.capture.arrays import read_array, write_array
 from nanreplay.capture.format import VERSION
-from nanreplay.capture.values import read_array, write_array
 from nanreplay.errors import CaptureError, CaptureNotFoundError, FormatError, VersionError
 
 
@@ -44,7 +44,9 @@ def read_all(path: Path) -> Any:
         return capture.contents()
 
 
-fuzz = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+fuzz = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 def same_or_error(path: Path, data: bytes) -> None:
@@ -63,9 +65,13 @@ def same_or_error(path: Path, data: bytes) -> None:
 
 @given(data=st.data())
 @fuzz
-def test_flipped_bits_are_noticed_or_did_no_harm(data: st.DataObject, healthy: bytes, tmp_path: Path) -> None:
+def test_flipped_bits_are_noticed_or_did_no_harm(
+    data: st.DataObject, healthy: bytes, tmp_path: Path
+) -> None:
     damaged = bytearray(healthy)
-    for position in data.draw(st.lists(st.integers(0, len(healthy) * 8 - 1), min_size=1, max_size=8)):
+    for position in data.draw(
+        st.lists(st.integers(0, len(healthy) * 8 - 1), min_size=1, max_size=8)
+    ):
         damaged[position // 8] ^= 1 << position % 8
     same_or_error(tmp_path / "run.h5", bytes(damaged))
 
@@ -79,10 +85,14 @@ def test_truncated_files_are_noticed(data: st.DataObject, healthy: bytes, tmp_pa
 
 @given(data=st.data())
 @fuzz
-def test_a_page_of_other_bytes_is_noticed_or_did_no_harm(data: st.DataObject, healthy: bytes, tmp_path: Path) -> None:
+def test_a_page_of_other_bytes_is_noticed_or_did_no_harm(
+    data: st.DataObject, healthy: bytes, tmp_path: Path
+) -> None:
     start = data.draw(st.integers(0, len(healthy) - 1))
     junk = data.draw(st.binary(min_size=1, max_size=512))
-    same_or_error(tmp_path / "run.h5", (healthy[:start] + junk + healthy[start + len(junk) :])[: len(healthy)])
+    same_or_error(
+        tmp_path / "run.h5", (healthy[:start] + junk + healthy[start + len(junk) :])[: len(healthy)]
+    )
 
 
 def test_no_such_file(tmp_path: Path) -> None:
@@ -144,7 +154,9 @@ def test_each_missing_part_is_noticed(healthy: bytes, tmp_path: Path) -> None:
         assert same_bits(found, sample_contents()), name
 
 
-@pytest.mark.parametrize("value", [np.int64(3), np.zeros((2, 2)), np.frombuffer(b"not deflated", np.uint8)])
+@pytest.mark.parametrize(
+    "value", [np.int64(3), np.zeros((2, 2)), np.frombuffer(b"not deflated", np.uint8)]
+)
 def test_a_table_of_something_else_is_noticed(value: Any, path: Path) -> None:
     with h5py.File(path, "r+") as file:
         for name in ("contents", "incident", "program/p0/ops", "sources/frames"):
@@ -168,7 +180,9 @@ def test_a_huge_array_that_is_not_stored_is_not_read(tmp_path: Path) -> None:
 def test_numbers_of_another_file_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "secret").write_bytes(b"0123")
     with h5py.File(tmp_path / "linked.h5", "w") as file:
-        file.create_dataset("it", shape=(4,), dtype="u1", external=[(str(tmp_path / "secret"), 0, 4)])
+        file.create_dataset(
+            "it", shape=(4,), dtype="u1", external=[(str(tmp_path / "secret"), 0, 4)]
+        )
         with pytest.raises(FormatError, match="from another file"):
             read_array(file["it"])
 

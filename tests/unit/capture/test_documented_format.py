@@ -20,12 +20,22 @@ def test_the_example_runs_without_nanreplay(made_up: Path, tmp_path: Path) -> No
     (example,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
     assert "nanreplay" not in re.findall(r"import (\w+)", example)
     (tmp_path / "example.py").write_text(example)
-    child = subprocess.run([sys.executable, tmp_path / "example.py", made_up], capture_output=True, text=True, check=False)
+    child = subprocess.run(
+        [sys.executable, tmp_path / "example.py", made_up],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert child.stderr == ""
-    assert child.stdout.startswith("step 4 {'what': 'loss', 'name': 'loss', 'value': 'nan'}\n0 dense/kernel [3, 2] trainable\n")
+    assert child.stdout.startswith(
+        "step 4 {'what': 'loss', 'name': 'loss', 'value': 'nan'}\n0 dense/kernel [3, 2] trainable\n"
+    )
 
 
-@pytest.mark.parametrize("name", [each.name for kind in (Signature, OpInfo, VariableInfo, Incident) for each in fields(kind)])
+@pytest.mark.parametrize(
+    "name",
+    [each.name for kind in (Signature, OpInfo, VariableInfo, Incident) for each in fields(kind)],
+)
 def test_every_field_is_documented(name: str) -> None:
     assert f"`{name}`" in DOCUMENT
 

@@ -14,7 +14,7 @@ from sample_contents import same_bits, sample_contents
 
 from nanreplay import Capture, limits
 from nanreplay.capture import write_capture
-from nanreplay.capture.values import read_json, write_array, write_json
+from nanreplay.capture.arrays import read_json, write_array, write_json
 from nanreplay.errors import FormatError, MemoryLimitError
 
 
@@ -66,7 +66,9 @@ def test_numbers_in_another_file_are_not_read(path: Path) -> None:
     layout = h5py.VirtualLayout(shape=(4,), dtype="u1")
     layout[:] = h5py.VirtualSource("/etc/passwd", "it", shape=(4,))
     makers: list[Callable[[Any], Any]] = [
-        lambda file: file.create_dataset(name, shape=(4,), dtype="u1", external=[("/etc/passwd", 0, 4)]),
+        lambda file: file.create_dataset(
+            name, shape=(4,), dtype="u1", external=[("/etc/passwd", 0, 4)]
+        ),
         lambda file: file.create_virtual_dataset(name, layout),
     ]
     for make in makers:
@@ -84,24 +86,42 @@ def test_filters_that_captures_do_not_use_are_not_run(path: Path) -> None:
     refused(path, "packed in a way that captures are not")
 
 
-def test_a_chunk_that_is_larger_than_what_is_stored_is_not_unpacked(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_chunk_that_is_larger_than_what_is_stored_is_not_unpacked(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = array_of_a_keyframe(path)
     with h5py.File(path, "r+") as file:
         del file[name]
-        file.create_dataset(name, data=np.zeros(3), maxshape=(None,), chunks=(2**20,), compression="gzip", compression_opts=9)
+        file.create_dataset(
+            name,
+            data=np.zeros(3),
+            maxshape=(None,),
+            chunks=(2**20,),
+            compression="gzip",
+            compression_opts=9,
+        )
         assert file[name].id.get_storage_size() < 2**20
     monkeypatch.setenv(limits.VARIABLE, "1MB")
     with Capture(path) as capture, pytest.raises(MemoryLimitError, match=r"would take 8\.39 MB"):
         capture.contents()
 
 
-def test_a_tensor_that_takes_more_memory_than_allowed_is_refused_with_what_allows_it(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tensor_that_takes_more_memory_than_allowed_is_refused_with_what_allows_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     name = array_of_a_keyframe(path)
     with h5py.File(path, "r+") as file:
         del file[name]
-        write_array(file[name.rpartition("/")[0]], name.rpartition("/")[2], np.zeros(2_000_000, np.float32))
+        write_array(
+            file[name.rpartition("/")[0]], name.rpartition("/")[2], np.zeros(2_000_000, np.float32)
+        )
     monkeypatch.setenv(limits.VARIABLE, "1MB")
-    with Capture(path) as capture, pytest.raises(MemoryLimitError, match=rf"{path}: /{name} would take 8 MB; 1 MB may be taken") as raised:
+    with (
+        Capture(path) as capture,
+        pytest.raises(
+            MemoryLimitError, match=rf"{path}: /{name} would take 8 MB; 1 MB may be taken"
+        ) as raised,
+    ):
         capture.contents()
     assert "--max-memory 1GB" in str(raised.value.hint)
 
@@ -142,12 +162,16 @@ BAD_TABLES: list[tuple[str, Callable[[Any], Any]]] = [
 
 
 @pytest.mark.parametrize(("name", "change"), BAD_TABLES)
-def test_a_field_of_another_type_is_noticed_though_the_checksum_is_right(name: str, change: Callable[[Any], Any], path: Path) -> None:
+def test_a_field_of_another_type_is_noticed_though_the_checksum_is_right(
+    name: str, change: Callable[[Any], Any], path: Path
+) -> None:
     edited(path, name, change)
     refused(path, "cannot be read")
 
 
-def test_columns_of_different_lengths_are_noticed_by_those_who_read_columns_alone(path: Path) -> None:
+def test_columns_of_different_lengths_are_noticed_by_those_who_read_columns_alone(
+    path: Path,
+) -> None:
     with h5py.File(path, "r+") as file:
         del file["timeline/columns/loss"]
         write_array(file["timeline/columns"], "loss", np.zeros((2, 2)))
@@ -164,7 +188,9 @@ def test_keys_that_a_later_version_adds_are_ignored(path: Path) -> None:
 
 
 def test_texts_cannot_steer_the_terminal(path: Path) -> None:
-    edited(path, "incident", lambda value: {**value, "notes": ["\x1b]0;owned\x07 \x1b[2Jä\tb\ud800"]})
+    edited(
+        path, "incident", lambda value: {**value, "notes": ["\x1b]0;owned\x07 \x1b[2Jä\tb\ud800"]}
+    )
     edited(path, "metadata", lambda value: {**value, "script": "\x1b[31mtrain.py"})
     with Capture(path) as capture:
         assert capture.incident.notes == ("?]0;owned? ?[2Jä\tb?",)

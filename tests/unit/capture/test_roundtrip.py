@@ -17,8 +17,8 @@ from sample_contents import PROGRAM, same_bits, sample_contents
 
 from nanreplay import Capture
 from nanreplay.capture import write_capture
+from nanreplay.capture.arrays import read_array, write_array
 from nanreplay.capture.format import EXTENSION_DTYPES
-from nanreplay.capture.values import read_array, write_array
 from nanreplay.errors import MissingPartError
 from nanreplay.records import BatchRecord, Timeline
 
@@ -35,18 +35,30 @@ SHAPES = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
 @st.composite
 def raw_arrays(draw: st.DrawFn) -> Any:
     """Arrays with any bit pattern: NaN payloads, negative zero, subnormals."""
-    name = draw(st.one_of(NUMBERS.map(np.dtype), st.sampled_from(EXTENSION_DTYPES).map(lambda each: np.dtype(getattr(ml_dtypes, each)))))
+    name = draw(
+        st.one_of(
+            NUMBERS.map(np.dtype),
+            st.sampled_from(EXTENSION_DTYPES).map(lambda each: np.dtype(getattr(ml_dtypes, each))),
+        )
+    )
     shape = draw(SHAPES)
     size = int(np.prod(shape)) * name.itemsize
     data = draw(st.binary(min_size=size, max_size=size))
-    if name.kind == "b" or name.name in ("int4", "uint4"):  # types of which not every byte is a value
+    if name.kind == "b" or name.name in (
+        "int4",
+        "uint4",
+    ):  # types of which not every byte is a value
         data = bytes(byte & 1 for byte in data)
     return np.frombuffer(data, name).reshape(shape)
 
 
 STRINGS = hnp.arrays(object, SHAPES, elements=st.binary(max_size=20))
 ARRAYS = st.one_of(raw_arrays(), STRINGS)
-quick = settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+quick = settings(
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
 
 
 @given(array=ARRAYS)
@@ -63,17 +75,27 @@ STEPS = st.sets(st.integers(0, 10**9), max_size=3)
 
 @given(leaves=st.lists(ARRAYS, max_size=3), state=STATES, steps=STEPS)
 @quick
-def test_a_whole_capture_comes_back(leaves: list[Any], state: dict[int, Any], steps: set[int], tmp_path: Path) -> None:
+def test_a_whole_capture_comes_back(
+    leaves: list[Any], state: dict[int, Any], steps: set[int], tmp_path: Path
+) -> None:
     paths = tuple(f"input/{index}" for index in range(len(leaves)))
     batches = {step: BatchRecord("p0", tuple(leaves), paths, None, state) for step in steps}
-    contents = sample_contents(keyframes=dict.fromkeys(steps, state), batches=batches, weights={}, gradients={step: {} for step in steps})
+    contents = sample_contents(
+        keyframes=dict.fromkeys(steps, state),
+        batches=batches,
+        weights={},
+        gradients={step: {} for step in steps},
+    )
     write_capture(tmp_path / "run.h5", contents)
     with Capture(tmp_path / "run.h5") as capture:
         assert same_bits(capture.contents(), contents)
 
 
 def test_large_arrays_are_packed_and_come_back(tmp_path: Path) -> None:
-    state = {0: np.random.default_rng(0).normal(size=(300, 40)).astype("float32"), 1: np.zeros(100_000, ml_dtypes.bfloat16)}
+    state = {
+        0: np.random.default_rng(0).normal(size=(300, 40)).astype("float32"),
+        1: np.zeros(100_000, ml_dtypes.bfloat16),
+    }
     contents = sample_contents(keyframes={3: state})
     write_capture(tmp_path / "run.h5", contents)
     with Capture(tmp_path / "run.h5") as capture:
@@ -94,13 +116,25 @@ def test_bytes_in_another_order_are_turned_round(tmp_path: Path) -> None:
 
 
 def test_a_type_without_a_place_in_the_format_is_refused(tmp_path: Path) -> None:
-    with h5py.File(tmp_path / "array.h5", "w") as file, pytest.raises(TypeError, match="Expected numbers or strings"):
+    with (
+        h5py.File(tmp_path / "array.h5", "w") as file,
+        pytest.raises(TypeError, match="Expected numbers or strings"),
+    ):
         write_array(file, "it", np.array(["2020-01-01"], "datetime64[D]"))
 
 
 def test_a_capture_without_steps_programs_or_timeline_comes_back(tmp_path: Path) -> None:
     empty = Timeline({"step": np.zeros(0, np.int64)}, {}, ())
-    contents = sample_contents(programs=(), keyframes={}, batches={}, weights={}, gradients={}, frames=(), stacks=(), timeline=empty)
+    contents = sample_contents(
+        programs=(),
+        keyframes={},
+        batches={},
+        weights={},
+        gradients={},
+        frames=(),
+        stacks=(),
+        timeline=empty,
+    )
     write_capture(tmp_path / "run.h5", contents)
     with Capture(tmp_path / "run.h5") as capture:
         assert same_bits(capture.contents(), contents)
@@ -108,7 +142,10 @@ def test_a_capture_without_steps_programs_or_timeline_comes_back(tmp_path: Path)
 
 
 def test_programs_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
-    write_capture(tmp_path / "run.h5", sample_contents(programs=tuple(replace(PROGRAM, id=f"p{index}") for index in range(12))))
+    write_capture(
+        tmp_path / "run.h5",
+        sample_contents(programs=tuple(replace(PROGRAM, id=f"p{index}") for index in range(12))),
+    )
     with Capture(tmp_path / "run.h5") as capture:
         assert capture.programs == tuple(f"p{index}" for index in range(12))
 
@@ -136,6 +173,8 @@ def test_a_failed_write_leaves_the_older_file_and_nothing_else(tmp_path: Path) -
     write_capture(path, sample_contents())
     before = path.read_bytes()
     with pytest.raises(TypeError):
-        write_capture(path, sample_contents(keyframes={3: {0: np.array(["2020-01-01"], "datetime64[D]")}}))
+        write_capture(
+            path, sample_contents(keyframes={3: {0: np.array(["2020-01-01"], "datetime64[D]")}})
+        )
     assert path.read_bytes() == before
     assert [each.name for each in tmp_path.iterdir()] == ["run.h5"]

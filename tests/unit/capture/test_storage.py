@@ -80,7 +80,12 @@ class FlakyFileSystem(MemoryFileSystem):  # type: ignore[misc]
 def stores(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     fsspec.register_implementation("counted", CountingFileSystem, clobber=True)
     fsspec.register_implementation("flaky", FlakyFileSystem, clobber=True)
-    CountingFileSystem.read_bytes, FlakyFileSystem.failures, FlakyFileSystem.loses, FlakyFileSystem.hangs = 0, 0, 0, None
+    (
+        CountingFileSystem.read_bytes,
+        FlakyFileSystem.failures,
+        FlakyFileSystem.loses,
+        FlakyFileSystem.hangs,
+    ) = 0, 0, 0, None
     monkeypatch.setattr(storage, "_FIRST_PAUSE_S", 0.001)
     yield
     FlakyFileSystem.store.clear()
@@ -124,12 +129,17 @@ def test_no_such_remote_file() -> None:
             Capture(url)
 
 
-def test_a_host_that_does_not_answer_is_not_taken_for_a_missing_file(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_that_does_not_answer_is_not_taken_for_a_missing_file(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(self: Any, path: str, mode: str = "rb", **options: Any) -> Any:
         raise FileNotFoundError(path) from ConnectionRefusedError("connection refused")
 
     monkeypatch.setattr(CountingFileSystem, "_open", refuse)
-    with pytest.raises(StorageError, match=r"counted://bucket/run\.h5: cannot be read: ConnectionRefusedError: connection refused"):
+    with pytest.raises(
+        StorageError,
+        match=r"counted://bucket/run\.h5: cannot be read: ConnectionRefusedError: connection refused",
+    ):
         Capture("counted://bucket/run.h5")
 
 
@@ -150,8 +160,12 @@ def test_a_missing_package_is_named_with_what_installs_it(monkeypatch: pytest.Mo
         Capture("s3://bucket/run.h5")
 
 
-@pytest.mark.parametrize(("url", "package"), [("s3://b/run.h5", "s3fs"), ("gs://b/run.h5", "gcsfs")])
-def test_a_missing_store_is_named_with_what_installs_it(url: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("url", "package"), [("s3://b/run.h5", "s3fs"), ("gs://b/run.h5", "gcsfs")]
+)
+def test_a_missing_store_is_named_with_what_installs_it(
+    url: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(StorageError, match=rf"^{url}: .*\(pip install {package}\)$"):
         check_uploads(RemotePath(url))
@@ -171,7 +185,9 @@ def test_an_upload_that_fails_is_tried_again_and_leaves_nothing_half(local: Path
 
 def test_an_upload_that_never_works_ends_in_time_and_leaves_nothing(local: Path) -> None:
     FlakyFileSystem.failures = 10**9
-    with pytest.raises(StorageError, match=r"flaky://runs/run\.h5: could not be written within .*connection reset"):
+    with pytest.raises(
+        StorageError, match=r"flaky://runs/run\.h5: could not be written within .*connection reset"
+    ):
         publish(local, RemotePath("flaky://runs/run.h5"), within_s=0.2)
     assert not [name for name in FlakyFileSystem.store if name.endswith("/run.h5")]
 
@@ -198,7 +214,11 @@ def test_an_upload_replaces_an_older_capture(local: Path) -> None:
 def test_pauses_between_attempts_grow(local: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     wait = threading.Event.wait
-    monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: pauses.append(timeout or 0) or wait(self, timeout))
+    monkeypatch.setattr(
+        threading.Event,
+        "wait",
+        lambda self, timeout=None: pauses.append(timeout or 0) or wait(self, timeout),
+    )
     FlakyFileSystem.failures = 4
     publish(local, RemotePath("flaky://run.h5"))
     attempts = [pause for pause in pauses if 0 < pause < 0.1]

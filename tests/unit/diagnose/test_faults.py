@@ -11,7 +11,7 @@ import pytest
 from nanreplay.diagnose import faults
 from nanreplay.diagnose.faults import KeyframeWatch, find_departure, reason_of
 from nanreplay.records import VariableInfo
-from nanreplay.replay.compare import Difference, StepResult
+from nanreplay.replay.step_results import Difference, StepResult
 
 KERNEL = VariableInfo("dense/kernel", (3, 4), "float32", "trainable")
 RATE = VariableInfo("sgd/learning_rate", (), "float32", "optimizer")
@@ -39,8 +39,17 @@ def flipped(values: Any, places: list[int], bit: int = 30) -> Any:
 def test_one_flipped_bit_is_found_with_its_place() -> None:
     values = np.arange(12, dtype=np.float32).reshape(3, 4) / 7
     (flip,) = flips(0, values, flipped(values, [9]))
-    assert (flip.path, flip.index, flip.elements, flip.bits, flip.step) == ("dense/kernel", (2, 1), 1, 1, 7)
-    assert reason_of(None, [flip], 9) == "A bit of `dense/kernel` [2, 1] flipped between steps 6 and 7."
+    assert (flip.path, flip.index, flip.elements, flip.bits, flip.step) == (
+        "dense/kernel",
+        (2, 1),
+        1,
+        1,
+        7,
+    )
+    assert (
+        reason_of(None, [flip], 9)
+        == "A bit of `dense/kernel` [2, 1] flipped between steps 6 and 7."
+    )
 
 
 def test_half_precision_weights_flip_too() -> None:
@@ -69,14 +78,20 @@ def test_the_only_element_of_a_weight_must_differ_by_one_bit() -> None:
     assert flips(3, one, np.full(1, 1.7, np.float32)) == []
 
 
-def result(step: int, exact: bool | None = True, recorded: float = 1.0, replayed: float = 1.0) -> StepResult:
+def result(
+    step: int, exact: bool | None = True, recorded: float = 1.0, replayed: float = 1.0
+) -> StepResult:
     different = () if exact is not False else (Difference("loss", recorded, replayed, 5),)
     return StepResult(step, True, None, exact, 0, replayed, recorded, different)
 
 
-def departure(results: list[StepResult], keyframes: tuple[int, ...] = (0,), *, here: bool = True) -> int | None:
+def departure(
+    results: list[StepResult], keyframes: tuple[int, ...] = (0,), *, here: bool = True
+) -> int | None:
     metadata = {} if here else {"processor": "another"}
-    replay: Any = SimpleNamespace(capture=SimpleNamespace(keyframe_steps=keyframes, metadata=metadata))
+    replay: Any = SimpleNamespace(
+        capture=SimpleNamespace(keyframe_steps=keyframes, metadata=metadata)
+    )
     return find_departure(replay, results)
 
 
@@ -86,22 +101,57 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("results", "keyframes", "expected"),
     [
-        pytest.param([result(0), result(1), result(2, False, NAN)], (0,), 2, id="at the failing step"),
-        pytest.param([result(0), result(1, False, 1e9), result(2, False), result(3, False, NAN)], (0,), 1, id="some steps before"),
-        pytest.param([result(0), result(1, False, 1.1), result(2, False, NAN)], (0,), None, id="by little"),
-        pytest.param([result(0, False), result(1, False), result(2, False, NAN)], (0,), None, id="from the first step on"),
-        pytest.param([result(0), result(1, False, 1e9), result(2), result(3, False, NAN)], (0, 2), None, id="again after a keyframe"),
-        pytest.param([result(0), result(1, False, 1e9), result(2), result(3)], (0, 2), 1, id="kept by a keyframe"),
-        pytest.param([result(0, None), result(1, False, 1e9), result(2, False, NAN)], (0,), None, id="nothing to compare before"),
+        pytest.param(
+            [result(0), result(1), result(2, False, NAN)], (0,), 2, id="at the failing step"
+        ),
+        pytest.param(
+            [result(0), result(1, False, 1e9), result(2, False), result(3, False, NAN)],
+            (0,),
+            1,
+            id="some steps before",
+        ),
+        pytest.param(
+            [result(0), result(1, False, 1.1), result(2, False, NAN)], (0,), None, id="by little"
+        ),
+        pytest.param(
+            [result(0, False), result(1, False), result(2, False, NAN)],
+            (0,),
+            None,
+            id="from the first step on",
+        ),
+        pytest.param(
+            [result(0), result(1, False, 1e9), result(2), result(3, False, NAN)],
+            (0, 2),
+            None,
+            id="again after a keyframe",
+        ),
+        pytest.param(
+            [result(0), result(1, False, 1e9), result(2), result(3)],
+            (0, 2),
+            1,
+            id="kept by a keyframe",
+        ),
+        pytest.param(
+            [result(0, None), result(1, False, 1e9), result(2, False, NAN)],
+            (0,),
+            None,
+            id="nothing to compare before",
+        ),
         pytest.param([result(0), result(1), result(2)], (0,), None, id="never"),
     ],
 )
-def test_a_departure_comes_once_and_after_exact_steps(results: list[StepResult], keyframes: tuple[int, ...], expected: int | None) -> None:
+def test_a_departure_comes_once_and_after_exact_steps(
+    results: list[StepResult], keyframes: tuple[int, ...], expected: int | None
+) -> None:
     assert departure(results, keyframes) == expected
 
 
-def test_the_first_replayed_step_may_depart_on_the_same_machine_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(faults, "describe_environment", lambda: dict.fromkeys(faults._SAME_MACHINE, "this"))
+def test_the_first_replayed_step_may_depart_on_the_same_machine_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        faults, "describe_environment", lambda: dict.fromkeys(faults._SAME_MACHINE, "this")
+    )
     assert departure([result(0, False, NAN)]) == 0
     assert departure([result(0, False, 1e9), result(1, False, NAN)]) == 0
     assert departure([result(0, False, NAN)], here=False) is None

@@ -10,9 +10,18 @@ from unit.bisect.graphs import Graph, GraphRunner
 
 from nanreplay.bisect import bisect
 from nanreplay.bisect.origin import Bisection
+from nanreplay.diagnose.case import find_outliers
 from nanreplay.diagnose.causes import RULES, causes_of
-from nanreplay.diagnose.outliers import find_outliers
-from nanreplay.findings import Cause, CauseKind, Evidence, Findings, OperandFacts, Origin, OutputFacts, Verdict
+from nanreplay.findings import (
+    Cause,
+    CauseKind,
+    Evidence,
+    Findings,
+    OperandFacts,
+    Origin,
+    OutputFacts,
+    Verdict,
+)
 from nanreplay.records import Incident, Timeline, Trigger
 
 NOTHING = Timeline({"step": np.zeros(0, int)}, {}, ())
@@ -27,15 +36,24 @@ def ones(*shape: int) -> Any:
 def runner(trigger: Trigger | None = None) -> GraphRunner:
     """A step that nothing happens in."""
     graph = Graph()
-    return GraphRunner(graph, loss=graph("Sum", graph.batch(ones(2)), graph.const(np.array([0]))), trigger=trigger)
+    return GraphRunner(
+        graph, loss=graph("Sum", graph.batch(ones(2)), graph.const(np.array([0]))), trigger=trigger
+    )
 
 
 def compiled_only(op_type: str, *operands: float, value: float) -> tuple[Cause, ...]:
     """Causes of an origin that exists only in the compiled step: facts of it, and nothing that ran op by op."""
-    facts = tuple(OperandFacts(f"x{i}:0", "float32", (4,), operand, operand, operand) for i, operand in enumerate(operands))
+    facts = tuple(
+        OperandFacts(f"x{i}:0", "float32", (4,), operand, operand, operand)
+        for i, operand in enumerate(operands)
+    )
     outputs = (OutputFacts("float32", (4,), 1, 4, ((2,),), value),)
-    origin = Origin(0, "update", "optimizer", None, None, op_type, "scope/op", outputs=outputs, operands=facts)
-    return causes_of(runner(), Bisection(Findings(origin=origin)), Verdict("xla_only", True), NOTHING)
+    origin = Origin(
+        0, "update", "optimizer", None, None, op_type, "scope/op", outputs=outputs, operands=facts
+    )
+    return causes_of(
+        runner(), Bisection(Findings(origin=origin)), Verdict("xla_only", True), NOTHING
+    )
 
 
 def test_every_kind_has_a_rule_and_a_row_in_the_document() -> None:
@@ -56,12 +74,17 @@ def test_a_division_that_only_xla_makes_by_zero() -> None:
 def test_an_op_that_no_rule_knows_is_other_with_what_is_known() -> None:
     (cause,) = compiled_only("Lgamma", 0.0, value=float("inf"))
     assert cause.kind == "other"
-    assert cause.sentence == "`Lgamma` in the optimizer gave inf at [2]; no known cause fits its operands."
+    assert (
+        cause.sentence
+        == "`Lgamma` in the optimizer gave inf at [2]; no known cause fits its operands."
+    )
     assert cause.confidence <= 0.2
 
 
 def test_a_step_that_is_finite_in_every_replay_looks_like_hardware() -> None:
-    verdict = Verdict("transient", True, (Evidence("recorded", True, True), Evidence("ops", True, None)))
+    verdict = Verdict(
+        "transient", True, (Evidence("recorded", True, True), Evidence("ops", True, None))
+    )
     (cause,) = causes_of(runner(), Bisection(Findings()), verdict, NOTHING)
     assert cause.kind == "hardware_like"
     assert cause.evidence[0] == "Replayed as `recorded`: finite."
@@ -69,7 +92,15 @@ def test_a_step_that_is_finite_in_every_replay_looks_like_hardware() -> None:
 
 def test_skipped_updates_name_the_loss_scale() -> None:
     trigger = Trigger("gradient", "loss scale", "20 updates in a row were skipped")
-    timeline = Timeline({"step": np.arange(3), "loss_scale": np.array([32768.0, 2.0, 1.0]), "skipped": np.array([True] * 3)}, {}, ())
+    timeline = Timeline(
+        {
+            "step": np.arange(3),
+            "loss_scale": np.array([32768.0, 2.0, 1.0]),
+            "skipped": np.array([True] * 3),
+        },
+        {},
+        (),
+    )
     (cause,) = causes_of(runner(trigger), Bisection(Findings()), REPRODUCED, timeline)
     assert cause.kind == "loss_scale_stuck"
     assert "32768 to 1" in cause.evidence[0]
@@ -77,7 +108,10 @@ def test_skipped_updates_name_the_loss_scale() -> None:
 
 def test_an_index_that_raised_before_any_origin_is_known() -> None:
     trigger = Trigger("exception", "InvalidArgumentError", "indices[3,1] = 10 is not in [0, 10)")
-    assert causes_of(runner(trigger), Bisection(Findings()), REPRODUCED, NOTHING)[0].kind == "label_out_of_range"
+    assert (
+        causes_of(runner(trigger), Bisection(Findings()), REPRODUCED, NOTHING)[0].kind
+        == "label_out_of_range"
+    )
 
 
 def test_a_healthy_step_has_no_cause() -> None:
@@ -98,12 +132,22 @@ def test_a_number_in_every_row_far_from_the_other_batches_is_an_outlier() -> Non
 def outliers_of(x: Any, others: list[Any]) -> int:
     graph = Graph()
     loss = graph("Sum", graph.batch(x), graph.const(np.array([0])))
-    return len(find_outliers(GraphRunner(graph, loss=loss, batches=[[other] for other in others]), len(others)))
+    return len(
+        find_outliers(
+            GraphRunner(graph, loss=loss, batches=[[other] for other in others]), len(others)
+        )
+    )
 
 
 def test_usual_noise_and_sparse_columns_hold_no_outlier() -> None:
     draws = np.random.RandomState(0)
-    assert outliers_of(draws.standard_t(3, size=(32, 50)), [draws.standard_t(3, size=(32, 50)) for _ in range(8)]) == 0
+    assert (
+        outliers_of(
+            draws.standard_t(3, size=(32, 50)),
+            [draws.standard_t(3, size=(32, 50)) for _ in range(8)],
+        )
+        == 0
+    )
     sparse = [(draws.rand(32, 200) > 0.99).astype(np.float32) for _ in range(9)]
     assert outliers_of(sparse[0], sparse[1:]) == 0
 
@@ -116,4 +160,12 @@ def test_a_batch_of_another_scale_is_far_out_as_a_whole() -> None:
 def test_an_incident_has_a_step_even_without_an_origin() -> None:
     made = runner()
     made.incident = Incident(0, Trigger("loss", "loss", "nan"))
-    assert causes_of(made, Bisection(Findings(reason="The recorded window begins too late.")), REPRODUCED, NOTHING) == ()
+    assert (
+        causes_of(
+            made,
+            Bisection(Findings(reason="The recorded window begins too late.")),
+            REPRODUCED,
+            NOTHING,
+        )
+        == ()
+    )

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from nanreplay.explore.batch import BatchView, kind_of_leaf, spread_of, view_batch
+from nanreplay.explore.batch_view import BatchView, kind_of_leaf, spread_of, view_batch
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,9 @@ from nanreplay.explore.batch import BatchView, kind_of_leaf, spread_of, view_bat
         ("labels", (32,), "int64", "labels"),
     ],
 )
-def test_kinds_are_guessed_from_place_type_and_shape(path: str, shape: tuple[int, ...], dtype: str, kind: str) -> None:
+def test_kinds_are_guessed_from_place_type_and_shape(
+    path: str, shape: tuple[int, ...], dtype: str, kind: str
+) -> None:
     assert kind_of_leaf(path, np.zeros(shape, dtype)) == kind
 
 

@@ -22,10 +22,10 @@ from nanreplay.explore import (
     upstream,
     worst_producer,
 )
-from nanreplay.explore.search import is_bad, neighbour, next_origin, search
-from nanreplay.explore.step import Segment
-from nanreplay.explore.tree import Node
-from nanreplay.replay.events import ValueId
+from nanreplay.explore.dataflow import is_bad, neighbour, next_origin, search
+from nanreplay.explore.step_tree import Node
+from nanreplay.explore.step_view import Segment
+from nanreplay.replay.provenance import ValueId
 
 
 @dataclass
@@ -62,7 +62,14 @@ def made() -> Made:
 
 def test_health_tells_what_the_failure_came_through_from_what_reached_nothing(made: Made) -> None:
     health = {op.type: op.health for op in made.view.ops}
-    assert health == {"Log": "inf", "Identity": "inf", "Mul": "nan", "Reciprocal": "contained", "Const": "finite", "Sum": "nan"}
+    assert health == {
+        "Log": "inf",
+        "Identity": "inf",
+        "Mul": "nan",
+        "Reciprocal": "contained",
+        "Const": "finite",
+        "Sum": "nan",
+    }
 
 
 def test_the_origin_is_the_one_that_bisecting_names(made: Made) -> None:
@@ -81,7 +88,9 @@ def test_a_healthy_step_has_no_origin() -> None:
 def test_a_batch_that_holds_nan_is_the_origin_itself() -> None:
     graph = Graph()
     x = graph.batch(np.array([1.0, np.nan], np.float32))
-    view = Explorer(GraphRunner(graph, loss=graph("Sum", x, graph.const(np.array([0]))))).step_view(0)
+    view = Explorer(GraphRunner(graph, loss=graph("Sum", x, graph.const(np.array([0]))))).step_view(
+        0
+    )
     feed = view.feed(x)
     assert view.origins == (x,)
     assert feed is not None
@@ -104,7 +113,12 @@ def test_the_tree_follows_phases_and_layers(made: Made) -> None:
         ["loss", ["Const", "Sum"]],
     ]
     forward = nodes[0]
-    assert (forward.ops, forward.nonfinite, forward.health, forward.has_origin) == (4, 4, "nan", True)
+    assert (forward.ops, forward.nonfinite, forward.health, forward.has_origin) == (
+        4,
+        4,
+        "nan",
+        True,
+    )
     assert not nodes[1].has_origin
 
 
@@ -118,7 +132,14 @@ def test_an_only_child_opens_with_its_parent(made: Made) -> None:
     nodes = grow(made.view.ops)
     assert [row.node.label for row in rows_of(nodes, set())] == ["forward", "loss"]
     opened = [(row.depth, row.node.label) for row in rows_of(nodes, {"forward"})]
-    assert opened == [(0, "forward"), (1, "encoder"), (2, "norm"), (2, "Mul"), (2, "Reciprocal"), (0, "loss")]
+    assert opened == [
+        (0, "forward"),
+        (1, "encoder"),
+        (2, "norm"),
+        (2, "Mul"),
+        (2, "Reciprocal"),
+        (0, "loss"),
+    ]
 
 
 def test_the_keys_of_an_op_lead_to_it(made: Made) -> None:
@@ -130,12 +151,16 @@ def test_the_keys_of_an_op_lead_to_it(made: Made) -> None:
 def test_iterations_of_a_loop_are_levels_of_their_own(made: Made) -> None:
     ops = [
         dataclasses.replace(
-            made.view.ops[0], serial=i, place=(Segment("layer", "rnn"), Segment("loop", "while"), Segment("iteration", str(i)))
+            made.view.ops[0],
+            serial=i,
+            place=(Segment("layer", "rnn"), Segment("loop", "while"), Segment("iteration", str(i))),
         )
         for i in range(3)
     ]
     (forward,) = grow(ops)
-    assert labels(forward.children) == [["rnn", [["while", [[f"iteration {i}", ["Log"]] for i in range(3)]]]]]
+    assert labels(forward.children) == [
+        ["rnn", [["while", [[f"iteration {i}", ["Log"]] for i in range(3)]]]]
+    ]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +197,11 @@ def test_neighbours_are_those_in_the_order_of_execution(made: Made) -> None:
 
 
 def test_the_next_origin_starts_over_at_the_end(made: Made) -> None:
-    assert next_origin(made.view, None) == next_origin(made.view, made.log.serial) == made.view.op(made.log.serial)
+    assert (
+        next_origin(made.view, None)
+        == next_origin(made.view, made.log.serial)
+        == made.view.op(made.log.serial)
+    )
 
 
 def test_producers_skip_copies_and_tell_them(made: Made) -> None:
@@ -202,7 +231,10 @@ def test_the_worst_producer_is_the_least_healthy_one(made: Made) -> None:
 
 
 def test_a_copy_that_is_an_origin_is_not_skipped(made: Made) -> None:
-    ops = tuple(dataclasses.replace(op, type="Cast", is_origin=True) if op.type == "Identity" else op for op in made.view.ops)
+    ops = tuple(
+        dataclasses.replace(op, type="Cast", is_origin=True) if op.type == "Identity" else op
+        for op in made.view.ops
+    )
     view = dataclasses.replace(made.view, ops=ops)
     mul = view.op(made.product.serial)
     assert mul is not None
@@ -211,13 +243,18 @@ def test_a_copy_that_is_an_origin_is_not_skipped(made: Made) -> None:
 
 def test_upstream_goes_on_to_what_entered_the_step(made: Made) -> None:
     stops = upstream(made.view, made.loss)
-    shown = [(stop.level, stop.before, made.view.name(stop.hop.value).split("_")[0]) for stop in stops]
+    shown = [
+        (stop.level, stop.before, made.view.name(stop.hop.value).split("_")[0]) for stop in stops
+    ]
     assert shown == [(0, None, "mul"), (1, 0, "log"), (1, 0, "batch[x0]"), (0, None, "const")]
 
 
 def test_downstream_goes_on_to_what_failed(made: Made) -> None:
     stops = downstream(made.view, made.log)
-    assert [(stop.level, stop.hop.op.type) for stop in stops if stop.hop.op is not None] == [(0, "Mul"), (1, "Sum")]
+    assert [(stop.level, stop.hop.op.type) for stop in stops if stop.hop.op is not None] == [
+        (0, "Mul"),
+        (1, "Sum"),
+    ]
 
 
 def test_ways_end_where_there_is_no_more_room(made: Made) -> None:

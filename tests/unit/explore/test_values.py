@@ -8,9 +8,9 @@ from unit.bisect.graphs import Graph, GraphRunner
 
 from nanreplay.errors import MissingPartError
 from nanreplay.explore import Explorer, plane
-from nanreplay.explore.values import view_tensor
+from nanreplay.explore.tensor_view import view_tensor
 from nanreplay.records import VariableInfo
-from nanreplay.replay.events import ValueId
+from nanreplay.replay.provenance import ValueId
 
 VALUE = ValueId(0, 0)
 
@@ -18,7 +18,12 @@ VALUE = ValueId(0, 0)
 def test_statistics_are_of_the_finite_elements() -> None:
     view = view_tensor(VALUE, "x", np.array([1.0, 3.0, np.nan, np.inf], np.float32))
     assert (view.mean, view.deviation) == (2.0, 1.0)
-    assert (view.stat.nan, view.stat.inf, view.failing, view.failing_count) == (1, 1, ((2,), (3,)), 2)
+    assert (view.stat.nan, view.stat.inf, view.failing, view.failing_count) == (
+        1,
+        1,
+        ((2,), (3,)),
+        2,
+    )
 
 
 def test_a_histogram_of_a_wide_range_counts_powers_of_ten() -> None:
@@ -28,11 +33,23 @@ def test_a_histogram_of_a_wide_range_counts_powers_of_ten() -> None:
     assert narrow is not None
     assert (wide.scale, sum(wide.counts), wide.zeros, wide.negative) == ("log", 3, 1, 1)
     assert (wide.edges[0], wide.edges[-1]) == (-8.0, 30.0)
-    assert (narrow.scale, sum(narrow.counts), narrow.edges[0], narrow.edges[-1]) == ("linear", 3, 1.0, 3.0)
+    assert (narrow.scale, sum(narrow.counts), narrow.edges[0], narrow.edges[-1]) == (
+        "linear",
+        3,
+        1.0,
+        3.0,
+    )
 
 
 @pytest.mark.parametrize(
-    "array", [np.zeros((0, 4)), np.full(3, np.nan), np.float32(7.0), np.array([b"a", b"b"], object), np.full(2, 1e300)]
+    "array",
+    [
+        np.zeros((0, 4)),
+        np.full(3, np.nan),
+        np.float32(7.0),
+        np.array([b"a", b"b"], object),
+        np.full(2, 1e300),
+    ],
 )
 def test_every_tensor_has_a_view(array: np.ndarray) -> None:
     view = view_tensor(VALUE, "x", array)
@@ -44,7 +61,11 @@ def test_a_table_shows_the_last_two_axes_at_the_failing_element() -> None:
     array = np.zeros((2, 3, 4, 5), np.float32)
     array[1, 2, 3, 4] = np.nan
     view = view_tensor(VALUE, "x", array)
-    assert (view.plane.leading, view.plane.size, view.plane.cell((1, 2, 3, 4))) == ((1, 2), (4, 5), (3, 4))
+    assert (view.plane.leading, view.plane.size, view.plane.cell((1, 2, 3, 4))) == (
+        (1, 2),
+        (4, 5),
+        (3, 4),
+    )
     assert view.plane.cell((0, 2, 3, 4)) is None
     assert view.plane.index(3, 4) == (1, 2, 3, 4)
 
@@ -75,7 +96,10 @@ def test_the_map_says_which_share_of_each_patch_is_bad() -> None:
 
 def softmaxed() -> tuple[Explorer, GraphRunner, ValueId, ValueId, ValueId]:
     graph = Graph()
-    x, kernel = graph.batch(np.array([[1.0, 2.0], [0.0, 0.0]], np.float32)), graph.variable(np.ones((2, 1), np.float32))
+    x, kernel = (
+        graph.batch(np.array([[1.0, 2.0], [0.0, 0.0]], np.float32)),
+        graph.variable(np.ones((2, 1), np.float32)),
+    )
     product = graph("MatMul", x, graph("ReadVariableOp", kernel))
     log = graph("Log", product)
     runner = GraphRunner(graph, loss=graph("Sum", log, graph.const(np.array([0, 1]))))

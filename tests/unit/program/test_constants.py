@@ -12,7 +12,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 import nanreplay
-from nanreplay.program.constants import constant_array
+from nanreplay.program.graph_nodes import constant_array
 
 SMALL = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 LARGE = ("float32", "float64", "int8", "int64", "uint16", "bool", "complex64")
@@ -84,4 +84,4 @@ def test_nothing_else_lets_tensorflow_set_the_dtype_of_an_array() -> None:
     """NumPy 2.5 says that it is deprecated, and users see that of us."""
     root = Path(nanreplay.__file__).parent
     texts = {path.name: path.read_text(encoding="utf-8") for path in root.rglob("*.py")}
-    assert [name for name in texts if "tf.make_ndarray(" in texts[name]] == ["constants.py"]
+    assert [name for name in texts if "tf.make_ndarray(" in texts[name]] == ["graph_nodes.py"]

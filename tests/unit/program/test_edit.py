@@ -9,7 +9,7 @@ import pytest
 import tensorflow as tf
 
 from nanreplay.errors import ReplayError
-from nanreplay.program.edit import ProgramEditor
+from nanreplay.program.graph_editor import ProgramEditor
 from nanreplay.records import ProgramRecord, Signature
 from nanreplay.replay.interpreter import Interpreter
 
@@ -24,7 +24,9 @@ def traced(function: Any, *specs: Any) -> tuple[ProgramRecord, list[str], str]:
 
 
 def run(record: ProgramRecord, inputs: list[str], output: str, *values: Any) -> Any:
-    return Interpreter(record.graph).run(dict(zip(inputs, values, strict=True)), [output])[0].numpy()
+    return (
+        Interpreter(record.graph).run(dict(zip(inputs, values, strict=True)), [output])[0].numpy()
+    )
 
 
 def only(editor: ProgramEditor, op_type: str) -> tuple[str, str]:
@@ -52,12 +54,16 @@ def test_all_users_of_a_value_get_another_one_but_for_ops_that_were_added() -> N
     (value,) = {editor.data_inputs(only(editor, "Log"))[0]}
     (new,) = editor.add("", lambda x: x + 1.0, [value])
     assert editor.reroute("", value, new) == 2
-    np.testing.assert_allclose(run(editor.edited(), inputs, output, X), np.log(X + 1) + 1 / (X + 1), rtol=1e-6)
+    np.testing.assert_allclose(
+        run(editor.edited(), inputs, output, X), np.log(X + 1) + 1 / (X + 1), rtol=1e-6
+    )
 
 
 def test_an_op_inside_of_a_loop_is_edited_in_its_function() -> None:
     def looped(x: Any) -> Any:
-        return tf.while_loop(lambda i, y: i < 2, lambda i, y: (i + 1, tf.sqrt(y)), (tf.constant(0), x))[1]
+        return tf.while_loop(
+            lambda i, y: i < 2, lambda i, y: (i + 1, tf.sqrt(y)), (tf.constant(0), x)
+        )[1]
 
     record, inputs, output = traced(looped, VECTOR)
     editor = ProgramEditor(record)
@@ -65,18 +71,26 @@ def test_an_op_inside_of_a_loop_is_edited_in_its_function() -> None:
     assert key[0] != ""
     (new,) = editor.add(key[0], lambda y: tf.maximum(y, 0.25), editor.data_inputs(key))
     editor.set_input(key, 0, new)
-    np.testing.assert_allclose(run(editor.edited(), inputs, output, X), np.sqrt(np.sqrt(np.maximum(X, 0.25))), rtol=1e-6)
+    np.testing.assert_allclose(
+        run(editor.edited(), inputs, output, X), np.sqrt(np.sqrt(np.maximum(X, 0.25))), rtol=1e-6
+    )
 
 
 def test_an_edited_program_runs_compiled() -> None:
     record, _, _ = traced(lambda x: tf.math.log(x), VECTOR)
     editor = ProgramEditor(record)
     key = only(editor, "Log")
-    editor.set_input(key, 0, editor.add("", lambda x: tf.clip_by_norm(x, 1.0), editor.data_inputs(key)[:1])[0])
+    editor.set_input(
+        key, 0, editor.add("", lambda x: tf.clip_by_norm(x, 1.0), editor.data_inputs(key)[:1])[0]
+    )
     graph = tf.compat.v1.GraphDef.FromString(editor.edited().graph)
     wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
-    pruned = wrapped.prune([tensor for tensor in (wrapped.graph.get_tensor_by_name("x:0"),)], [f"{key[1]}:0"])
-    np.testing.assert_allclose(pruned(tf.constant([3.0, 4.0, 0.0]))[0][:2], np.log([0.6, 0.8]), rtol=1e-6)
+    pruned = wrapped.prune(
+        [tensor for tensor in (wrapped.graph.get_tensor_by_name("x:0"),)], [f"{key[1]}:0"]
+    )
+    np.testing.assert_allclose(
+        pruned(tf.constant([3.0, 4.0, 0.0]))[0][:2], np.log([0.6, 0.8]), rtol=1e-6
+    )
 
 
 def test_an_op_that_is_not_there_is_an_error() -> None:

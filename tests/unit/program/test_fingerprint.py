@@ -7,13 +7,21 @@ import pytest
 
 from nanreplay.program.fingerprint import MAX_ULP, NOT_MEASURED, Layout, NonFinite
 
-LAYOUT = Layout.parse(["loss:0", "gradient_sum:4", "variable_sum:2", "gradient_max:4", "variable_sum:4"])
+LAYOUT = Layout.parse(
+    ["loss:0", "gradient_sum:4", "variable_sum:2", "gradient_max:4", "variable_sum:4"]
+)
 WHOLE = np.array([1.0, 2.0, 3.0, 1.5, 5.0], np.float32)
 PART = np.array([1.0, 2.0, 3.0, NOT_MEASURED, NOT_MEASURED], np.float32)
 
 
-def find(values: list[float], bad: dict[int, str] | None = None, *, loss_scaled: bool = False) -> NonFinite | None:
-    return LAYOUT.find_nonfinite(np.array(values), loss_scaled=loss_scaled, bad_variable=lambda index: (bad or {}).get(index, ""))[0]
+def find(
+    values: list[float], bad: dict[int, str] | None = None, *, loss_scaled: bool = False
+) -> NonFinite | None:
+    return LAYOUT.find_nonfinite(
+        np.array(values),
+        loss_scaled=loss_scaled,
+        bad_variable=lambda index: (bad or {}).get(index, ""),
+    )[0]
 
 
 def test_only_what_both_measured_is_compared() -> None:

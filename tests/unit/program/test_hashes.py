@@ -11,18 +11,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from nanreplay.program.hashes import compiled_hashes, hash_array
+from nanreplay.program.compiled_program import compiled_hashes, hash_array
 from nanreplay.records import InputSpec, ProgramRecord, Signature
 
 
 @pytest.mark.parametrize("compilation", ["graph", "xla"])
 @pytest.mark.parametrize("dtype", [tf.float16, tf.bfloat16, tf.float32, tf.float64])
 def test_a_compiled_program_hashes_as_numpy_does(compilation: Any, dtype: Any) -> None:
-    concrete = tf.function(lambda x: x + tf.cast(0.0, x.dtype)).get_concrete_function(tf.TensorSpec([2, 5], dtype))
+    concrete = tf.function(lambda x: x + tf.cast(0.0, x.dtype)).get_concrete_function(
+        tf.TensorSpec([2, 5], dtype)
+    )
     name = concrete.inputs[0].name
-    signature = Signature(compilation, (InputSpec(name, 0, "x", dtype.name, (2, 5)),), (), outputs=(concrete.outputs[0].name,))
+    signature = Signature(
+        compilation,
+        (InputSpec(name, 0, "x", dtype.name, (2, 5)),),
+        (),
+        outputs=(concrete.outputs[0].name,),
+    )
     record = ProgramRecord("p0", concrete.graph.as_graph_def().SerializeToString(), signature)
-    x = tf.cast(tf.constant([[0.0, -0.0, 1.5, -3e4, np.nan], [np.inf, -np.inf, 1e-6, 7.0, 2.0]]), dtype)
+    x = tf.cast(
+        tf.constant([[0.0, -0.0, 1.5, -3e4, np.nan], [np.inf, -np.inf, 1e-6, 7.0, 2.0]]), dtype
+    )
     found = compiled_hashes(record, [name], batch=[x], variables=[])[name]
     assert found == hash_array(x)
     assert found.nonfinite == 3
@@ -52,4 +61,6 @@ def test_one_other_bit_is_another_hash(values: Any, draw: Any) -> None:
 
 
 def test_the_order_of_elements_counts() -> None:
-    assert hash_array(np.array([1.0, 2.0], np.float32)) != hash_array(np.array([2.0, 1.0], np.float32))
+    assert hash_array(np.array([1.0, 2.0], np.float32)) != hash_array(
+        np.array([2.0, 1.0], np.float32)
+    )

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from nanreplay.recorder.disk import Share, Sizes, fit_disk
-from nanreplay.recorder.plan import MIB
+from nanreplay.recorder.ring import MIB
+from nanreplay.recorder.snapshot import Share, Sizes, fit_disk
 
 
 def share(limit_mib: int) -> Share:
     """Keyframes at 0, 4 and 8, batches 0 to 9, weights and gradients of the last three: 30 + 10 + 6 MiB."""
-    sizes = Sizes(0, {0: 10 * MIB, 4: 10 * MIB, 8: 10 * MIB}, {step: MIB for step in range(10)}, {7: 2 * MIB, 8: 2 * MIB, 9: 2 * MIB})
+    sizes = Sizes(
+        0,
+        {0: 10 * MIB, 4: 10 * MIB, 8: 10 * MIB},
+        {step: MIB for step in range(10)},
+        {7: 2 * MIB, 8: 2 * MIB, 9: 2 * MIB},
+    )
     return fit_disk(sizes, limit_mib * MIB)
 
 
@@ -19,14 +24,18 @@ def test_all_of_it_fits() -> None:
 def test_weights_and_gradients_go_first_and_the_failing_step_keeps_its_own_longest() -> None:
     assert share(43).full == {9}
     assert share(43).batches == frozenset(range(10))
-    assert share(43).left_out == ["disk_limit of 43 MiB: the weights and gradients of 2 steps (7 to 8) were left out."]
+    assert share(43).left_out == [
+        "disk_limit of 43 MiB: the weights and gradients of 2 steps (7 to 8) were left out."
+    ]
 
 
 def test_the_oldest_keyframe_goes_with_the_batches_that_only_it_reaches() -> None:
     found = share(30)
     assert found.keyframes == {4, 8}
     assert found.batches == frozenset(range(4, 10))
-    assert found.left_out[0].endswith("the keyframes at step 0, the batches of 4 steps (0 to 3) were left out.")
+    assert found.left_out[0].endswith(
+        "the keyframes at step 0, the batches of 4 steps (0 to 3) were left out."
+    )
 
 
 def test_the_newest_keyframe_and_the_way_from_it_to_the_failing_step_stay() -> None:
@@ -38,4 +47,7 @@ def test_what_cannot_be_replayed_is_said_with_what_would_be_enough() -> None:
     found = share(5)
     assert not found.keyframes
     assert found.batches == {8, 9}
-    assert found.left_out[1] == "The capture cannot be replayed; with disk_limit=12 MiB the failing step could."
+    assert (
+        found.left_out[1]
+        == "The capture cannot be replayed; with disk_limit=12 MiB the failing step could."
+    )

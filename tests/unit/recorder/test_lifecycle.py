@@ -22,14 +22,20 @@ LEADS_TO = {
         Event.ERROR: State.FAILED,
         Event.INCIDENT_ENDS: State.STOPPED,
     },
-    State.FAILED: {Event.INCIDENT_ENDS: State.STOPPED, Event.INCIDENT_PASSES: State.FULL, Event.LAST_INCIDENT: State.FULL},
+    State.FAILED: {
+        Event.INCIDENT_ENDS: State.STOPPED,
+        Event.INCIDENT_PASSES: State.FULL,
+        Event.LAST_INCIDENT: State.FULL,
+    },
     State.STOPPED: {Event.NEW_TRAINING: State.RECORDING},
     State.FULL: {},
     State.CLOSED: {},
 }
 
 
-@pytest.mark.parametrize(("state", "event"), itertools.product(State, Event), ids=lambda each: each.name)
+@pytest.mark.parametrize(
+    ("state", "event"), itertools.product(State, Event), ids=lambda each: each.name
+)
 def test_an_event_leads_where_the_table_says_and_else_nowhere(state: State, event: Event) -> None:
     lifecycle = Lifecycle()
     lifecycle.state = state

@@ -7,11 +7,20 @@ import itertools
 import pytest
 
 from nanreplay.recorder.pace import Pace
-from nanreplay.recorder.plan import MIB, Needs, Plan, every_for, make_plan, shortfall
+from nanreplay.recorder.ring import MIB, Needs, RetentionPlan, every_for, make_plan, shortfall
 
 
 def needs(**given: int) -> Needs:
-    return Needs(**{"window": 32, "every": 32, "limit": 1024 * MIB, "state_bytes": MIB, "batch_bytes": MIB, **given})
+    return Needs(
+        **{
+            "window": 32,
+            "every": 32,
+            "limit": 1024 * MIB,
+            "state_bytes": MIB,
+            "batch_bytes": MIB,
+            **given,
+        }
+    )
 
 
 def said(given: Needs, share: float | None = None) -> str | None:
@@ -19,14 +28,23 @@ def said(given: Needs, share: float | None = None) -> str | None:
 
 
 def test_a_small_training_is_kept_as_asked() -> None:
-    assert make_plan(needs()) == Plan(32, 32)
+    assert make_plan(needs()) == RetentionPlan(32, 32)
     assert said(needs()) is None
 
 
 def test_no_plan_exceeds_the_limit() -> None:
     sizes = [0, 1, 1000, MIB, 100 * MIB, 700 * MIB, 3000 * MIB]
-    for state, batch, every, least, window, lag in itertools.product(sizes, sizes, [1, 32, 5000], [0, 7], [1, 3, 32, 500], [0, 4]):
-        given = needs(state_bytes=state, batch_bytes=batch, every=every, least_every=least, window=window, lag=lag)
+    for state, batch, every, least, window, lag in itertools.product(
+        sizes, sizes, [1, 32, 5000], [0, 7], [1, 3, 32, 500], [0, 4]
+    ):
+        given = needs(
+            state_bytes=state,
+            batch_bytes=batch,
+            every=every,
+            least_every=least,
+            window=window,
+            lag=lag,
+        )
         plan = make_plan(given)
         assert plan.window >= 1
         if plan.keyframe_every or batch <= given.limit:
@@ -34,15 +52,18 @@ def test_no_plan_exceeds_the_limit() -> None:
 
 
 def test_one_keyframe_and_two_batches_are_enough_to_replay_the_failing_step() -> None:
-    assert make_plan(needs(state_bytes=600 * MIB, batch_bytes=200 * MIB)) == Plan(1, 2)
+    assert make_plan(needs(state_bytes=600 * MIB, batch_bytes=200 * MIB)) == RetentionPlan(1, 2)
 
 
 def test_without_room_for_them_batches_are_kept_and_the_message_says_what_it_would_take() -> None:
     given = needs(state_bytes=600 * MIB, batch_bytes=213 * MIB)
-    assert make_plan(given) == Plan(4, 0)
+    assert make_plan(given) == RetentionPlan(4, 0)
     message = said(given)
     assert message is not None
-    assert "the timeline and the last 4 batches are recorded, and the capture cannot be replayed" in message
+    assert (
+        "the timeline and the last 4 batches are recorded, and the capture cannot be replayed"
+        in message
+    )
     assert "memory_limit=1026 MiB" in message
 
 
@@ -50,15 +71,19 @@ def test_the_window_shrinks_before_the_training_pays_more() -> None:
     given = needs(every=400, batch_bytes=2 * MIB)
     assert make_plan(given).keyframe_every == 400
     assert make_plan(given).window == 32
-    assert make_plan(needs(every=500, batch_bytes=2 * MIB)) == Plan(8, 500)
+    assert make_plan(needs(every=500, batch_bytes=2 * MIB)) == RetentionPlan(8, 500)
 
 
 def test_cheap_keyframes_come_more_often_before_the_window_shrinks() -> None:
     large = needs(batch_bytes=100 * MIB, limit=900 * MIB)
-    assert make_plan(large) == Plan(1, 8)
-    assert make_plan(needs(batch_bytes=100 * MIB, limit=900 * MIB, least_every=1)) == Plan(8, 1)
-    assert make_plan(needs(batch_bytes=100 * MIB, limit=900 * MIB, least_every=3)) == Plan(4, 4)
-    assert make_plan(needs(least_every=1)) == Plan(32, 32)
+    assert make_plan(large) == RetentionPlan(1, 8)
+    assert make_plan(needs(batch_bytes=100 * MIB, limit=900 * MIB, least_every=1)) == RetentionPlan(
+        8, 1
+    )
+    assert make_plan(needs(batch_bytes=100 * MIB, limit=900 * MIB, least_every=3)) == RetentionPlan(
+        4, 4
+    )
+    assert make_plan(needs(least_every=1)) == RetentionPlan(32, 32)
 
 
 def test_what_keyframes_cost_beyond_a_hundredth_is_said() -> None:
@@ -71,8 +96,12 @@ def test_steps_that_run_before_a_check_is_read_are_kept_on_top() -> None:
     assert make_plan(needs(lag=4)).reach == 36
 
 
-@pytest.mark.parametrize(("keyframe_s", "step_s", "expected"), [(0.005, 0.01, 100), (0.005, 1.0, 32), (0.25, 0.01, 5000)])
-def test_the_interval_keeps_keyframes_at_half_a_hundredth_of_the_steps(keyframe_s: float, step_s: float, expected: int) -> None:
+@pytest.mark.parametrize(
+    ("keyframe_s", "step_s", "expected"), [(0.005, 0.01, 100), (0.005, 1.0, 32), (0.25, 0.01, 5000)]
+)
+def test_the_interval_keeps_keyframes_at_half_a_hundredth_of_the_steps(
+    keyframe_s: float, step_s: float, expected: int
+) -> None:
     assert every_for(keyframe_s, step_s, 32) == expected
 
 
@@ -84,7 +113,9 @@ def test_a_keyframe_costs_what_its_step_takes_longer_than_the_others() -> None:
         now_s += 0.010 + 0.008 * with_keyframe
     assert pace.step_s == pytest.approx(0.010)
     assert pace.keyframe_s(copy_s=0.006) == pytest.approx(0.008)
-    assert pace.keyframe_s(copy_s=0.001) == pytest.approx(0.004), "what was seen is held against what a copy takes"
+    assert pace.keyframe_s(copy_s=0.001) == pytest.approx(0.004), (
+        "what was seen is held against what a copy takes"
+    )
 
 
 def test_the_pace_follows_steps_that_grow_and_leaves_out_pauses() -> None:

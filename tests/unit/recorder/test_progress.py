@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from nanreplay.recorder import progress
-from nanreplay.recorder.progress import DumpProgress
+from nanreplay.recorder import environment
+from nanreplay.recorder.environment import DumpProgress
 
 
 class Terminal(io.StringIO):
@@ -25,7 +25,7 @@ def dump() -> None:
 
 @pytest.fixture
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(progress, "SHOWN_AFTER_S", 0.0)
+    monkeypatch.setattr(environment, "SHOWN_AFTER_S", 0.0)
 
 
 def test_a_long_dump_shows_its_stages(at_once: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -43,7 +43,9 @@ def test_a_quick_dump_shows_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("closed", [False, True])
-def test_a_log_and_a_closed_stderr_get_nothing(at_once: None, monkeypatch: pytest.MonkeyPatch, closed: bool) -> None:
+def test_a_log_and_a_closed_stderr_get_nothing(
+    at_once: None, monkeypatch: pytest.MonkeyPatch, closed: bool
+) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stream)
     if closed:

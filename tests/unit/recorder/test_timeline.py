@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from nanreplay.recorder.timeline import RunningMean, StepNumbers, TimelineRing, TimelineRow
+from nanreplay.recorder.timeline_ring import RunningMean, StepNumbers, TimelineRing, TimelineRow
 
 
 def test_a_ratio_beyond_float32_is_infinite_and_no_warning() -> None:
@@ -18,15 +18,25 @@ def test_a_ratio_beyond_float32_is_infinite_and_no_warning() -> None:
     assert table.matrices["weight_norm"][0, 0] == 2.0
 
 
-def test_what_a_step_did_not_measure_is_nan_in_the_file_and_the_last_known_value_for_who_asks() -> None:
+def test_what_a_step_did_not_measure_is_nan_in_the_file_and_the_last_known_value_for_who_asks() -> (
+    None
+):
     ring = TimelineRing(10)
     for step, half_square in enumerate([None, 2.0, None, None, 8.0]):
-        ring.add(TimelineRow(step, 0.1, loss=-1.0, sums=None if half_square is None else {0: half_square}))
-    table = ring.table([0], {3: StepNumbers(losses=[5.0], weight_norms={0: 3.0}, gradient_norms={0: 1.0})})
+        ring.add(
+            TimelineRow(
+                step, 0.1, loss=-1.0, sums=None if half_square is None else {0: half_square}
+            )
+        )
+    table = ring.table(
+        [0], {3: StepNumbers(losses=[5.0], weight_norms={0: 3.0}, gradient_norms={0: 1.0})}
+    )
     assert table.columns["loss"].tolist() == [-1.0, -1.0, -1.0, 5.0, -1.0]
     assert table.columns["measured"].tolist() == [False, True, False, False, True]
     np.testing.assert_array_equal(table.matrices["weight_norm"][:, 0], [np.nan, 2, np.nan, 3, 4])
-    np.testing.assert_array_equal(table.matrices["gradient_norm"][:, 0], [np.nan, np.nan, np.nan, 1, np.nan])
+    np.testing.assert_array_equal(
+        table.matrices["gradient_norm"][:, 0], [np.nan, np.nan, np.nan, 1, np.nan]
+    )
     assert table.matrix("weight_norm")[:, 0].tolist() == [2, 2, 2, 3, 4]
     assert table.matrix("no_such_matrix").shape == (0, 0)
     assert ring.table([0], {}, last=2).columns["step"].tolist() == [0, 1, 2]
@@ -34,7 +44,9 @@ def test_what_a_step_did_not_measure_is_nan_in_the_file_and_the_last_known_value
 
 def test_the_loss_of_a_step_is_what_it_added_to_a_mean() -> None:
     ring = TimelineRing(10)
-    for step, (total, count) in enumerate([(8.0, 4.0), (20.0, 8.0), (21.0, 9.0), (6.0, 2.0), (math.inf, 4.0), (math.inf, 6.0)]):
+    for step, (total, count) in enumerate(
+        [(8.0, 4.0), (20.0, 8.0), (21.0, 9.0), (6.0, 2.0), (math.inf, 4.0), (math.inf, 6.0)]
+    ):
         ring.add(TimelineRow(step, 0.1, mean=RunningMean(total, count)))
     losses = ring.table([]).columns["loss"]
     np.testing.assert_array_equal(losses, [2.0, 3.0, 1.0, 3.0, math.inf, math.inf])

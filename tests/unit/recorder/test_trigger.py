@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tensorflow as tf
 
-from nanreplay.recorder.trigger import exception_trigger
+from nanreplay.recorder.lifecycle import exception_trigger
 
 
 def test_an_error_out_of_a_graph_is_told_by_its_reason() -> None:
@@ -12,7 +12,11 @@ def test_an_error_out_of_a_graph_is_told_by_its_reason() -> None:
         tf.function(tf.linalg.inv)(tf.zeros((2, 2)))
     except tf.errors.InvalidArgumentError as error:
         trigger = exception_trigger(error)
-    assert (trigger.what, trigger.name, trigger.value) == ("exception", "InvalidArgumentError", "Input is not invertible.")
+    assert (trigger.what, trigger.name, trigger.value) == (
+        "exception",
+        "InvalidArgumentError",
+        "Input is not invertible.",
+    )
 
 
 def test_any_other_error_is_told_by_its_first_line() -> None:

@@ -9,7 +9,10 @@ from nanreplay.records import Incident, Timeline, Trigger, VariableInfo
 from nanreplay.report.history import History, LayerTable, Series, bar_lines, layer_of, thinned
 
 NAN, INF = float("nan"), float("inf")
-VARIABLES = [VariableInfo(path, (2,), "float32", "trainable") for path in ("net/dense/kernel", "net/dense/bias", "net/out/kernel")]
+VARIABLES = [
+    VariableInfo(path, (2,), "float32", "trainable")
+    for path in ("net/dense/kernel", "net/dense/bias", "net/out/kernel")
+]
 
 
 def history(**columns: list[float]) -> History:
@@ -31,7 +34,11 @@ def history(**columns: list[float]) -> History:
 
 def test_only_what_was_recorded_is_a_series() -> None:
     assert [series.name for series in history().series] == ["loss", "gradient norm"]
-    assert [series.name for series in history(learning_rate=[0.1] * 4).series] == ["loss", "gradient norm", "learning rate"]
+    assert [series.name for series in history(learning_rate=[0.1] * 4).series] == [
+        "loss",
+        "gradient norm",
+        "learning rate",
+    ]
 
 
 def test_the_norm_over_all_variables_does_not_overflow_by_itself() -> None:
@@ -68,7 +75,9 @@ def test_a_measure_that_is_nan_throughout_was_not_recorded() -> None:
 
 
 @pytest.mark.parametrize(("step", "place"), [(100, 0), (103, 3), (7, 0), (999, 3)])
-def test_positions_of_steps_that_are_not_held_are_those_of_the_nearest(step: int, place: int) -> None:
+def test_positions_of_steps_that_are_not_held_are_those_of_the_nearest(
+    step: int, place: int
+) -> None:
     assert history().position(step) == place
 
 
@@ -85,7 +94,9 @@ def test_steep_series_are_drawn_by_magnitude() -> None:
 
 
 def test_bars_mark_what_is_not_finite() -> None:
-    assert bar_lines([1.0, 2.0, 3.0, NAN], 10) == ["▁▄█✗"] or bar_lines([1.0, 2.0, 3.0, NAN], 10) == ["▁▅█✗"]
+    assert bar_lines([1.0, 2.0, 3.0, NAN], 10) == ["▁▄█✗"] or bar_lines(
+        [1.0, 2.0, 3.0, NAN], 10
+    ) == ["▁▅█✗"]
     assert bar_lines([1.0, 3.0, INF], 10, 2) == [" █ ", "▁█✗"]
     assert bar_lines([], 10) == [""]
     assert bar_lines([5.0], 10) == ["▁"]

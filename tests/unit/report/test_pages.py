@@ -16,10 +16,8 @@ from sample_report import FINDINGS, ORIGIN, sample_report
 from nanreplay import Capture
 from nanreplay.findings import Cause, FixResult, Report
 from nanreplay.records import Frame, Timeline
-from nanreplay.report.figure import timeline_svg
-from nanreplay.report.html import html_page
-from nanreplay.report.markdown import markdown_page
-from nanreplay.report.page import history_of, page_of
+from nanreplay.report.history import timeline_svg
+from nanreplay.report.pages import history_of, html_page, markdown_page, page_of
 
 SAMPLE = Path(__file__).parents[3] / "sample_runs" / "log_of_zero.h5"
 HOSTILE = "<script>alert(1)</script> a|b *bold* _it_ #12 @team [x](http://y) $f$"
@@ -37,7 +35,9 @@ class Elements(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.names.append(tag)
-        self.links += [value or "" for name, value in attrs if name in ("src", "href", "action", "data")]
+        self.links += [
+            value or "" for name, value in attrs if name in ("src", "href", "action", "data")
+        ]
 
     def handle_data(self, data: str) -> None:
         self.text += data
@@ -83,11 +83,17 @@ def test_the_html_page_needs_no_network_and_runs_no_script(capture: Capture) -> 
 
 
 def test_what_a_capture_says_is_text_and_never_markup(capture: Capture) -> None:
-    findings = replace(FINDINGS, origin=replace(ORIGIN, layer_path=HOSTILE, source=Frame("<b>.py", 1, "call", HOSTILE)), notes=(HOSTILE,))
+    findings = replace(
+        FINDINGS,
+        origin=replace(ORIGIN, layer_path=HOSTILE, source=Frame("<b>.py", 1, "call", HOSTILE)),
+        notes=(HOSTILE,),
+    )
     page = page_of(report_of(findings=findings, sentence=HOSTILE), capture)
     assert "script" not in Elements(html_page(page)).names
     rendered = MarkdownIt("commonmark").enable("table").render(markdown_page(page))
-    assert not {"script", "em", "strong", "a"} & {name for name in Elements(rendered.replace("<strong>log of zero</strong>", "")).names}
+    assert not {"script", "em", "strong", "a"} & {
+        name for name in Elements(rendered.replace("<strong>log of zero</strong>", "")).names
+    }
     assert HOSTILE in Elements(rendered).text
 
 
@@ -97,14 +103,20 @@ def test_markdown_reads_well_in_an_issue(capture: Capture) -> None:
     assert text.splitlines()[0] == "### log_of_zero.h5, step 48112"
     rendered = MarkdownIt("commonmark").enable("table").render(text)
     assert "<blockquote>" in rendered
-    assert text.count("<details>") == text.count("</details>") == 3 + len(page_of(report, capture).tables)
+    assert (
+        text.count("<details>")
+        == text.count("</details>")
+        == 3 + len(page_of(report, capture).tables)
+    )
     for row in re.findall(r"^\|.*\|$", text, re.MULTILINE):
         assert row.count(" | ") in (1, 3, 4, 5) or set(row) <= set("| -")
 
 
 def test_code_with_backticks_stays_in_its_fence(capture: Capture) -> None:
     fix = FixResult("epsilon", {"value": 1e-7}, True, (0, 12), code="```\n# not a heading\n```")
-    rendered = MarkdownIt("commonmark").render(markdown_page(page_of(replace(report_of(), fixes=(fix,)), capture)))
+    rendered = MarkdownIt("commonmark").render(
+        markdown_page(page_of(replace(report_of(), fixes=(fix,)), capture))
+    )
     assert "not a heading" not in "".join(re.findall(r"<h1>(.*?)</h1>", rendered))
 
 
@@ -115,7 +127,11 @@ def test_the_plot_marks_steps_that_were_not_finite(capture: Capture) -> None:
     assert "gradient norm" in svg
     assert "currentColor" in svg
     assert timeline_svg(history) == svg  # the same picture each time
-    without = replace(history.timeline, columns={**history.timeline.columns, "loss": np.ones(len(history.steps))}, matrices={})
+    without = replace(
+        history.timeline,
+        columns={**history.timeline.columns, "loss": np.ones(len(history.steps))},
+        matrices={},
+    )
     assert "#c4372c" in svg.lower()
     assert svg.count("<use") > timeline_svg(replace(history, timeline=without)).count("<use")
 

@@ -23,16 +23,24 @@ def test_a_loop_names_its_iteration() -> None:
 
 
 def test_a_backward_op_is_the_gradient_of_its_layer() -> None:
-    assert "· backward · gradient of layer `encoder/block_2/norm` · `Rsqrt`" in say(phase="backward")
-    assert "· backward · gradient of the loss · `Rsqrt`" in say(phase="backward", where="loss", layer=None, layer_path=None)
+    assert "· backward · gradient of layer `encoder/block_2/norm` · `Rsqrt`" in say(
+        phase="backward"
+    )
+    assert "· backward · gradient of the loss · `Rsqrt`" in say(
+        phase="backward", where="loss", layer=None, layer_path=None
+    )
 
 
 def test_an_update_is_the_optimizer() -> None:
-    assert "· update · optimizer · `Rsqrt`" in say(phase="update", where="optimizer", layer=None, layer_path=None)
+    assert "· update · optimizer · `Rsqrt`" in say(
+        phase="update", where="optimizer", layer=None, layer_path=None
+    )
 
 
 def test_a_loss_outside_of_layers_is_the_loss() -> None:
-    assert say(phase="loss", where="loss", layer=None, layer_path=None).startswith("step 48112 · loss · `Rsqrt` of 0.0")
+    assert say(phase="loss", where="loss", layer=None, layer_path=None).startswith(
+        "step 48112 · loss · `Rsqrt` of 0.0"
+    )
 
 
 def test_a_bad_batch_is_the_input() -> None:
@@ -49,13 +57,17 @@ def test_a_bad_batch_is_the_input() -> None:
         operands=(),
         rows=(3,),
     )
-    assert text.startswith("step 48112 · input · `x` holds NaN at [3, 5] (sample 3 of the batch), which became NaN")
+    assert text.startswith(
+        "step 48112 · input · `x` holds NaN at [3, 5] (sample 3 of the batch), which became NaN"
+    )
 
 
 def test_two_operands_read_as_one_would_say_them() -> None:
     one = replace(OPERAND, value=1.0)
     assert "`RealDiv` of 1.0 by 0.0 at" in say(op_type="RealDiv", operands=(one, OPERAND))
-    assert "`Pow` of -2.0 to the power 0.5 at" in say(op_type="Pow", operands=(replace(OPERAND, value=-2.0), replace(OPERAND, value=0.5)))
+    assert "`Pow` of -2.0 to the power 0.5 at" in say(
+        op_type="Pow", operands=(replace(OPERAND, value=-2.0), replace(OPERAND, value=0.5))
+    )
     assert "`SqrtGrad` of 0.0 and 1.0 at" in say(op_type="SqrtGrad", operands=(OPERAND, one))
 
 
@@ -66,8 +78,12 @@ def test_indices_and_axes_are_no_operands_to_speak_of() -> None:
 
 def test_many_operands_are_told_by_their_range() -> None:
     many = replace(OPERAND, value=None, min=-1.5, max=3e38)
-    assert "`MatMul` of values from -1.5 to 3e+38 at" in say(op_type="MatMul", operands=(many, many))
-    assert "`Sum` of values that are all 0.0 at" in say(op_type="Sum", operands=(replace(many, min=0.0, max=0.0),))
+    assert "`MatMul` of values from -1.5 to 3e+38 at" in say(
+        op_type="MatMul", operands=(many, many)
+    )
+    assert "`Sum` of values that are all 0.0 at" in say(
+        op_type="Sum", operands=(replace(many, min=0.0, max=0.0),)
+    )
 
 
 def test_samples_are_left_out_when_no_rows_were_proved() -> None:
@@ -77,7 +93,9 @@ def test_samples_are_left_out_when_no_rows_were_proved() -> None:
 
 
 def test_a_scalar_has_no_index() -> None:
-    assert "`Rsqrt` of 0.0 gave NaN" in say(rows=None, outputs=(replace(OUTPUT, shape=(), indices=((),), value=NAN),))
+    assert "`Rsqrt` of 0.0 gave NaN" in say(
+        rows=None, outputs=(replace(OUTPUT, shape=(), indices=((),), value=NAN),)
+    )
 
 
 def test_the_output_that_is_bad_is_the_one_told() -> None:
@@ -87,8 +105,12 @@ def test_the_output_that_is_bad_is_the_one_told() -> None:
 
 def test_an_op_that_raises_says_so() -> None:
     assert "is refused op by op and gives inf when compiled" in say(kind="raised")
-    stopped = replace(INCIDENT, trigger=Trigger("exception", "InvalidArgumentError", "Input is not invertible."))
-    assert "raised InvalidArgumentError: Input is not invertible. train.py:88" in say(kind="raised", incident=stopped)
+    stopped = replace(
+        INCIDENT, trigger=Trigger("exception", "InvalidArgumentError", "Input is not invertible.")
+    )
+    assert "raised InvalidArgumentError: Input is not invertible. train.py:88" in say(
+        kind="raised", incident=stopped
+    )
 
 
 def test_a_long_line_of_code_is_cut() -> None:
@@ -101,10 +123,19 @@ def test_a_long_line_of_code_is_cut() -> None:
 @pytest.mark.parametrize(
     ("verdict", "end"),
     [
-        (Verdict("reproduced", False, (Evidence("recorded", False, False, 3),)), "Replays within 3 ulp of the recording."),
-        (Verdict("reproduced", False, (Evidence("recorded", False, False, 2**62),)), "Replays, though not bit for bit."),
+        (
+            Verdict("reproduced", False, (Evidence("recorded", False, False, 3),)),
+            "Replays within 3 ulp of the recording.",
+        ),
+        (
+            Verdict("reproduced", False, (Evidence("recorded", False, False, 2**62),)),
+            "Replays, though not bit for bit.",
+        ),
         (Verdict("reproduced", None), "`x / tf.sqrt(var)`."),
-        (Verdict("xla_only", True), "Replays bit for bit. Only the step compiled with XLA is non-finite; op by op it is finite."),
+        (
+            Verdict("xla_only", True),
+            "Replays bit for bit. Only the step compiled with XLA is non-finite; op by op it is finite.",
+        ),
         (Verdict("precision_only", True), "Replays bit for bit. In float64 it is finite."),
         (Verdict("precision_only", None), "`x / tf.sqrt(var)`. In float64 it is finite."),
     ],
@@ -127,7 +158,11 @@ def test_it_ends_with_how_sure_it_is(verdict: Verdict, end: str) -> None:
             "step 48112 · loss was NaN in training, but every replay from the same state and batch is finite: a race or a hardware fault.",
         ),
         (
-            Verdict("transient", False, reason="A bit of `dense/kernel` [3, 1] flipped between steps 4 and 5."),
+            Verdict(
+                "transient",
+                False,
+                reason="A bit of `dense/kernel` [3, 1] flipped between steps 4 and 5.",
+            ),
             INCIDENT.trigger,
             "step 48112 · loss was NaN in training, but every replay from the same state and batch is finite: a race or a hardware fault. "
             "A bit of `dense/kernel` [3, 1] flipped between steps 4 and 5.",
@@ -139,13 +174,23 @@ def test_it_ends_with_how_sure_it_is(verdict: Verdict, end: str) -> None:
         ),
         (
             Verdict("inconclusive", None, reason="Why."),
-            Trigger("exception", "InvalidArgumentError", "{{function_node __wrapped__X}} bad : Inf [Op:CheckNumerics] name: "),
+            Trigger(
+                "exception",
+                "InvalidArgumentError",
+                "{{function_node __wrapped__X}} bad : Inf [Op:CheckNumerics] name: ",
+            ),
             "step 48112 · InvalidArgumentError: bad : Inf; what made it could not be decided. Why.",
         ),
-        (VERDICT, INCIDENT.trigger, "step 48112 · loss was NaN in training, and is so again when replayed. Lost. Replays bit for bit."),
+        (
+            VERDICT,
+            INCIDENT.trigger,
+            "step 48112 · loss was NaN in training, and is so again when replayed. Lost. Replays bit for bit.",
+        ),
     ],
 )
-def test_without_an_origin_the_verdict_is_told(verdict: Verdict, trigger: Trigger, text: str) -> None:
+def test_without_an_origin_the_verdict_is_told(
+    verdict: Verdict, trigger: Trigger, text: str
+) -> None:
     assert say(verdict, Findings(reason="Lost."), replace(INCIDENT, trigger=trigger)) == text
 
 

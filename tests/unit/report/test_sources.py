@@ -10,11 +10,13 @@ import pytest
 from nanreplay.capture import Capture
 from nanreplay.findings import Origin
 from nanreplay.records import Frame
-from nanreplay.report.sources import sources_of
+from nanreplay.report.pages import sources_of
 
 ROOT = Path(__file__).parents[3]
 LINE = Frame("log_of_zero.py", 14, "cross_entropy", None)
-ORIGIN = Origin(12, "forward", "loss", None, None, "Log", "compile_loss/cross_entropy/Log", source=LINE)
+ORIGIN = Origin(
+    12, "forward", "loss", None, None, "Log", "compile_loss/cross_entropy/Log", source=LINE
+)
 
 
 @pytest.fixture
@@ -40,7 +42,9 @@ def test_without_an_origin_the_lines_are_there_unmarked(capture: Capture) -> Non
     assert not any(line.is_failing for file in sources.files for line in file.lines)
 
 
-def test_sources_that_were_left_out_are_said_so(capture: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sources_that_were_left_out_are_said_so(
+    capture: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with capture:
         frames = tuple(replace(frame, code=None) for frame in capture.frames)
         monkeypatch.setattr(Capture, "frames", frames)

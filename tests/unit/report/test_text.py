@@ -11,13 +11,23 @@ from rich.console import Console
 from sample_report import FINDINGS, INF, NAN, ORIGIN, sample_report
 
 from nanreplay.findings import DifferingOp, Findings, ModeDifference, Verdict
-from nanreplay.report.numbers import jsonable, readable_bytes, readable_list, readable_number, readable_steps, readable_ulp
-from nanreplay.report.text import print_report
+from nanreplay.report.numbers import (
+    jsonable,
+    readable_bytes,
+    readable_list,
+    readable_number,
+    readable_steps,
+    readable_ulp,
+)
+from nanreplay.report.report_text import print_report
 
 
 def printed(*, is_terminal: bool = False, **changes: Any) -> str:
     file = io.StringIO()
-    print_report(sample_report(**changes), Console(file=file, force_terminal=is_terminal, width=120, highlight=False))
+    print_report(
+        sample_report(**changes),
+        Console(file=file, force_terminal=is_terminal, width=120, highlight=False),
+    )
     return file.getvalue()
 
 
@@ -59,14 +69,23 @@ def test_square_brackets_are_not_markup() -> None:
 
 
 def test_without_an_origin_the_verdict_stands_alone() -> None:
-    text = printed(findings=Findings(), verdict=Verdict("inconclusive", None, reason="No keyframe."))
+    text = printed(
+        findings=Findings(), verdict=Verdict("inconclusive", None, reason="No keyframe.")
+    )
     assert "inconclusive: No keyframe." in text
     assert "Operands" not in text
 
 
 def test_where_modes_part_is_told() -> None:
-    ops = DifferingOp("Sub", "sgd/sub", "update", None, 3), DifferingOp("Pow", "sgd/pow", "update", "head", 2**62)
-    text = " ".join(printed(verdict=Verdict("xla_only", True, difference=ModeDifference(("recorded", "ops"), *ops))).split())
+    ops = (
+        DifferingOp("Sub", "sgd/sub", "update", None, 3),
+        DifferingOp("Pow", "sgd/pow", "update", "head", 2**62),
+    )
+    text = " ".join(
+        printed(
+            verdict=Verdict("xla_only", True, difference=ModeDifference(("recorded", "ops"), *ops))
+        ).split()
+    )
     assert "recorded and ops first differ at Sub sgd/sub (update), by 3 ulp" in text
     assert "Pow sgd/pow (update of head) is the first op that is finite in ops only" in text
     assert "modes part" not in printed()
@@ -92,10 +111,27 @@ def test_numbers_are_short(value: Any, text: str) -> None:
 
 
 def test_sizes_steps_lists_and_distances_read_well() -> None:
-    assert [readable_bytes(size) for size in (12, 2048, 3 * 2**20, 5 * 2**40)] == ["12 bytes", "2.0 KiB", "3.0 MiB", "5120.0 GiB"]
-    assert [readable_steps(steps) for steps in ((), (3,), (3, 4, 5, 9))] == ["no steps", "step 3", "steps 3 to 5, 9"]
-    assert [readable_list(items) for items in ((1,), (1, 2), (1, 2, 3))] == ["1", "1 and 2", "1, 2 and 3"]
-    assert [readable_ulp(ulp) for ulp in (None, 3, 2**62)] == ["not bit for bit", "3 ulp off", "finite against non-finite"]
+    assert [readable_bytes(size) for size in (12, 2048, 3 * 2**20, 5 * 2**40)] == [
+        "12 bytes",
+        "2.0 KiB",
+        "3.0 MiB",
+        "5120.0 GiB",
+    ]
+    assert [readable_steps(steps) for steps in ((), (3,), (3, 4, 5, 9))] == [
+        "no steps",
+        "step 3",
+        "steps 3 to 5, 9",
+    ]
+    assert [readable_list(items) for items in ((1,), (1, 2), (1, 2, 3))] == [
+        "1",
+        "1 and 2",
+        "1, 2 and 3",
+    ]
+    assert [readable_ulp(ulp) for ulp in (None, 3, 2**62)] == [
+        "not bit for bit",
+        "3 ulp off",
+        "finite against non-finite",
+    ]
 
 
 def test_anything_else_becomes_text_in_json() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nanreplay.share.ddmin import BudgetSpentError, ddmin
+from nanreplay.export.trials import TrialBudgetSpentError, ddmin
 
 UNITS = tuple(range(40))
 PARTS = st.sets(st.sampled_from(UNITS), max_size=8)
@@ -19,7 +19,9 @@ def test_what_is_needed_together_is_found_exactly(needed: set[int]) -> None:
 
 
 @given(st.lists(PARTS.filter(bool), min_size=1, max_size=4))
-def test_of_several_reasons_one_is_kept_and_nothing_of_it_can_be_left_out(reasons: list[set[int]]) -> None:
+def test_of_several_reasons_one_is_kept_and_nothing_of_it_can_be_left_out(
+    reasons: list[set[int]],
+) -> None:
     def happens(kept: Sequence[int]) -> bool:
         return any(reason <= set(kept) for reason in reasons)
 
@@ -35,7 +37,7 @@ def test_a_spent_budget_leaves_more_but_never_too_little(needed: set[int], budge
     def happens(kept: Sequence[int]) -> bool:
         nonlocal left
         if not left:
-            raise BudgetSpentError
+            raise TrialBudgetSpentError
         left -= 1
         return needed <= set(kept)
 

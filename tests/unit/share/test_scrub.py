@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from nanreplay.export.redaction import base_name, without_messages, without_paths, without_sources
 from nanreplay.records import Frame, Incident, Trigger
-from nanreplay.share.scrub import base_name, without_messages, without_paths, without_sources
 
 
 @pytest.mark.parametrize(
@@ -26,12 +26,16 @@ def test_folders_go_and_names_stay(text: str, found: str) -> None:
 
 
 def test_frames_keep_the_file_the_line_and_the_function() -> None:
-    assert without_sources([Frame("/home/ada/train.py", 3, "loss", "secret = 1")]) == [Frame("train.py", 3, "loss", None)]
+    assert without_sources([Frame("/home/ada/train.py", 3, "loss", "secret = 1")]) == [
+        Frame("train.py", 3, "loss", None)
+    ]
     assert base_name(r"D:\ada\train.py") == "train.py"
 
 
 def test_what_an_exception_said_goes_with_the_notes() -> None:
-    incident = without_messages(Incident(4, Trigger("exception", "ValueError", "bad value in /home/ada/x"), ("a note",)))
+    incident = without_messages(
+        Incident(4, Trigger("exception", "ValueError", "bad value in /home/ada/x"), ("a note",))
+    )
     assert incident.trigger == Trigger("exception", "ValueError", "(left out)")
     assert incident.notes == ()
     assert without_messages(Incident(4, Trigger("loss", "loss", "nan"))).trigger.value == "nan"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from nanreplay.records import VariableInfo
-from nanreplay.today.match import Match, match_variables, notes_of, problems, suggestion
+from nanreplay.rerun.variable_match import Match, match_variables, notes_of, problems, suggestion
 
 
 def table(*rows: str) -> list[VariableInfo]:
@@ -11,7 +11,9 @@ def table(*rows: str) -> list[VariableInfo]:
     found = []
     for row in rows:
         path, shape, role = row.split()
-        found.append(VariableInfo(path, tuple(map(int, filter(None, shape.split(",")))), "float32", role))  # type: ignore[arg-type]
+        found.append(
+            VariableInfo(path, tuple(map(int, filter(None, shape.split(",")))), "float32", role)
+        )  # type: ignore[arg-type]
     return found
 
 
@@ -24,9 +26,15 @@ def test_names_that_keras_counts_from_another_number_are_matched_in_their_order(
     recorded = table("net/dense_1/kernel 4,4 trainable", "net/dense_2/kernel 4,4 trainable")
     today = table("net/dense/kernel 4,4 trainable", "net/dense_1/kernel 4,4 trainable")
     match = match_variables(recorded, today, {})
-    assert paths(match, recorded, today) == {"net/dense_1/kernel": "net/dense/kernel", "net/dense_2/kernel": "net/dense_1/kernel"}
+    assert paths(match, recorded, today) == {
+        "net/dense_1/kernel": "net/dense/kernel",
+        "net/dense_2/kernel": "net/dense_1/kernel",
+    }
     (note,) = notes_of(match, recorded, today)
-    assert note == "Names that Keras counts were matched in the order of their numbers: dense_1 is dense and dense_2 is dense_1."
+    assert (
+        note
+        == "Names that Keras counts were matched in the order of their numbers: dense_1 is dense and dense_2 is dense_1."
+    )
 
 
 def test_the_tenth_name_comes_after_the_ninth() -> None:
@@ -49,9 +57,15 @@ def test_a_group_that_gained_a_member_is_matched_by_path() -> None:
 
 def test_slots_follow_their_variables() -> None:
     recorded = table(
-        "a/old/kernel 4 trainable", "adam/a_old_kernel_momentum 4 optimizer", "adam/learning_rate  optimizer".replace("  ", " , ")
+        "a/old/kernel 4 trainable",
+        "adam/a_old_kernel_momentum 4 optimizer",
+        "adam/learning_rate  optimizer".replace("  ", " , "),
     )
-    today = table("a/new/kernel 4 trainable", "adam/a_new_kernel_momentum 4 optimizer", "adam/learning_rate , optimizer")
+    today = table(
+        "a/new/kernel 4 trainable",
+        "adam/a_new_kernel_momentum 4 optimizer",
+        "adam/learning_rate , optimizer",
+    )
     match = match_variables(recorded, today, {"old": "new"})
     assert match.pairs == {0: 0, 1: 1}
     assert not problems(match, recorded, today)
@@ -59,7 +73,12 @@ def test_slots_follow_their_variables() -> None:
 
 def test_slots_of_another_optimizer_are_not_taken() -> None:
     """Both have a slot called momentum, which means other things; the count of updates goes on."""
-    recorded = table("w 4 trainable", "adam/iteration , optimizer", "adam/w_momentum 4 optimizer", "adam/w_velocity 4 optimizer")
+    recorded = table(
+        "w 4 trainable",
+        "adam/iteration , optimizer",
+        "adam/w_momentum 4 optimizer",
+        "adam/w_velocity 4 optimizer",
+    )
     today = table("w 4 trainable", "sgd/iteration , optimizer", "sgd/w_momentum 4 optimizer")
     match = match_variables(recorded, today, {})
     assert match.pairs == {0: 0, 1: 1}
@@ -68,15 +87,21 @@ def test_slots_of_another_optimizer_are_not_taken() -> None:
 
 
 def test_a_setting_that_adds_no_slot_is_no_problem() -> None:
-    recorded = table("w 4 trainable", "adam/w_momentum 4 optimizer", "adam/w_velocity_hat 4 optimizer")
+    recorded = table(
+        "w 4 trainable", "adam/w_momentum 4 optimizer", "adam/w_velocity_hat 4 optimizer"
+    )
     today = table("w 4 trainable", "adam/w_momentum 4 optimizer")
     match = match_variables(recorded, today, {})
     assert not problems(match, recorded, today)
-    assert notes_of(match, recorded, today) == ["Recorded state of the optimizer without a place today is left out: adam/w_velocity_hat."]
+    assert notes_of(match, recorded, today) == [
+        "Recorded state of the optimizer without a place today is left out: adam/w_velocity_hat."
+    ]
 
 
 def test_metrics_and_seeds_need_no_counterpart() -> None:
-    recorded = table("w 4 trainable", "loss/total , metric", "seed_generator/seed_generator_state 2 seed")
+    recorded = table(
+        "w 4 trainable", "loss/total , metric", "seed_generator/seed_generator_state 2 seed"
+    )
     today = table("w 4 trainable", "mean/total , metric")
     assert not problems(match_variables(recorded, today, {}), recorded, today)
 
@@ -96,4 +121,6 @@ def test_the_hint_names_the_shortest_renaming_between_variables_of_one_shape() -
 
 def test_two_shapes_of_one_path_are_both_named() -> None:
     recorded, today = table("w 4,3 trainable"), table("w 4,5 trainable")
-    assert problems(match_variables(recorded, today, {}), recorded, today) == ["`w` is [4, 5] today, [4, 3] in the recording"]
+    assert problems(match_variables(recorded, today, {}), recorded, today) == [
+        "`w` is [4, 5] today, [4, 3] in the recording"
+    ]

@@ -9,8 +9,8 @@ import pytest
 import tensorflow as tf
 
 from nanreplay import ReplayError
-from nanreplay.program.private_tf import flatten_with_paths
-from nanreplay.today.structure import arguments_for, batch_of
+from nanreplay.rerun.model_factory import arguments_for, batch_of
+from nanreplay.tensorflow_internals.tf_datasets import flatten_with_paths
 
 X, Y = np.ones([2, 3], np.float32), np.zeros([2], np.int64)
 
@@ -26,7 +26,11 @@ def test_a_batch_is_what_it_was_before_it_was_flattened(batch: Any) -> None:
     pairs = flatten_with_paths(batch)
     rebuilt = batch_of([path for path, _ in pairs], [np.asarray(leaf) for _, leaf in pairs])
     tf.nest.assert_same_structure(rebuilt, batch, check_types=True, expand_composites=True)
-    for one, other in zip(tf.nest.flatten(rebuilt, expand_composites=True), tf.nest.flatten(batch, expand_composites=True), strict=True):
+    for one, other in zip(
+        tf.nest.flatten(rebuilt, expand_composites=True),
+        tf.nest.flatten(batch, expand_composites=True),
+        strict=True,
+    ):
         assert np.array_equal(one, other)
 
 
@@ -56,5 +60,7 @@ def test_named_arguments_are_named_again() -> None:
 
 
 def test_an_argument_that_was_no_array_is_missed() -> None:
-    with pytest.raises(ReplayError, match="Argument 1 of the recorded step was no array, and is not in the capture"):
+    with pytest.raises(
+        ReplayError, match="Argument 1 of the recorded step was no array, and is not in the capture"
+    ):
         arguments_for(lambda x, flag, y: None, batch_of(["0", "2"], [X, Y]))

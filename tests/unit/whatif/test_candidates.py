@@ -7,8 +7,8 @@ from typing import get_args
 import pytest
 
 from nanreplay.findings import Cause, CauseKind
-from nanreplay.whatif.candidates import FITTING, LAST_RESORT, candidates
-from nanreplay.whatif.spec import NAMES, check_fix
+from nanreplay.whatif.edits import FITTING, LAST_RESORT, candidates
+from nanreplay.whatif.fix_names import NAMES, check_fix
 
 KINDS = get_args(CauseKind)
 

@@ -1,0 +1,152 @@
+"""Small facts of one tensor: which elements are not finite, extremes. Pure numpy."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanreplay.capture.arrays import as_array
+
+Mask: TypeAlias = NDArray[np.bool_]
+
+
+def words(text: str) -> frozenset[str]:
+    """Return the names in a text."""
+    return frozenset(text.split())
+
+
+FLOATS = words(
+    "half float16 bfloat16 float32 float64 complex64 complex128 float8_e5m2 float8_e4m3fn float8_e4m3fnuz "
+    "float8_e4m3b11fnuz float8_e5m2fnuz"
+)
+OPAQUE = frozenset({"resource", "variant", "string", "object"})
+
+
+@dataclass(frozen=True, slots=True)
+class TensorStat:
+    """What is known of one tensor of one run, without its values."""
+
+    dtype: str
+    """TensorFlow dtype name."""
+    shape: tuple[int, ...]
+    """Shape; () for a scalar."""
+    size: int
+    """Number of elements."""
+    nan: int = 0
+    """How many elements are NaN."""
+    inf: int = 0
+    """How many elements are infinite."""
+    minimum: float | None = None
+    """Smallest finite element (of the absolute values when complex), None when there is none."""
+    maximum: float | None = None
+    """Largest finite element, None when there is none."""
+
+    @property
+    def nonfinite(self) -> int:
+        """How many elements are NaN or infinite."""
+        return self.nan + self.inf
+
+    @property
+    def absmax(self) -> float | None:
+        """Largest absolute value of the finite elements."""
+        if self.minimum is None or self.maximum is None:
+            return None
+        return max(abs(self.minimum), abs(self.maximum))
+
+
+def dtype_name(value: Any) -> str:
+    """Return the dtype name of a tensor or array."""
+    dtype = value.dtype
+    return str(getattr(dtype, "name", dtype))
+
+
+def is_float(value: Any) -> bool:
+    """Return whether a tensor can hold NaN at all."""
+    return dtype_name(value) in FLOATS
+
+
+def is_opaque(value: Any) -> bool:
+    """Return whether a tensor is a handle, a container or text."""
+    return dtype_name(value) in OPAQUE
+
+
+def nonfinite(value: Any) -> Mask:
+    """Return where a float tensor is NaN or infinite."""
+    return np.asarray(~np.isfinite(as_array(value)))
+
+
+def nan_mask(value: Any) -> Mask:
+    """Return where a float tensor is NaN."""
+    return np.asarray(np.isnan(as_array(value)))
+
+
+def inf_mask(value: Any) -> Mask:
+    """Return where a float tensor is infinite and not NaN."""
+    array = as_array(value)
+    return np.asarray(np.isinf(array) & ~np.isnan(array))
+
+
+def measure(value: Any) -> TensorStat:
+    """Return the facts of a tensor; those of a handle are its dtype alone."""
+    name = dtype_name(value)
+    if name in OPAQUE:
+        return TensorStat(name, (), 0)
+    array = as_array(value)
+    if name not in FLOATS or not array.size:
+        return TensorStat(name, array.shape, array.size)
+    if name.startswith("complex"):
+        array = np.abs(array)
+    with np.errstate(all="ignore"):
+        low, high = float(array.min()), float(array.max())
+    if np.isfinite(low) and np.isfinite(high):
+        return TensorStat(name, array.shape, array.size, 0, 0, low, high)
+    nan, finite = np.isnan(array), array[np.isfinite(array)]
+    infinite = array.size - finite.size - int(nan.sum())
+    low_high = (float(finite.min()), float(finite.max())) if finite.size else (None, None)
+    return TensorStat(name, array.shape, array.size, int(nan.sum()), infinite, *low_high)
+
+
+def kind_of(element: Any) -> str:
+    """Return `nan`, `inf`, `-inf`, or `finite`, of one element."""
+    if np.isnan(element):
+        return "nan"
+    if not np.isinf(element):
+        return "finite"
+    return "inf" if np.real(element) > 0 or np.imag(element) > 0 else "-inf"
+
+
+def kind_within(value: Any, mask: Mask) -> str:
+    """Return the worst kind among the marked elements: NaN before inf before -inf."""
+    marked = as_array(value)[mask]
+    if np.isnan(marked).any():
+        return "nan"
+    infinite = marked[np.isinf(marked)]
+    return kind_of(
+        infinite.max()
+        if infinite.size and not np.iscomplexobj(infinite)
+        else (infinite[0] if infinite.size else 0.0)
+    )
+
+
+def first_index(mask: Mask) -> tuple[int, ...]:
+    """Return the index of the first marked element."""
+    return (
+        tuple(int(i) for i in np.unravel_index(int(np.argmax(mask)), mask.shape))
+        if mask.ndim
+        else ()
+    )
+
+
+def number(element: Any) -> float | int | bool | str | None:
+    """Return one element as a plain Python number; a complex one as text."""
+    scalar = as_array(element)
+    if scalar.dtype.kind == "b":
+        return bool(scalar)
+    if scalar.dtype.kind in "iu":
+        return int(scalar)
+    if scalar.dtype.kind == "c":
+        return str(complex(scalar))
+    return float(scalar)

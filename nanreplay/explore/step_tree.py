@@ -1,0 +1,287 @@
+"""From a run of a step, op by op, to what people look at. TensorFlow runs behind the `StepRunner` only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
+
+from nanreplay.bisect import Bisection
+from nanreplay.bisect.failing_step import Scene, masks_of, targets_of, trace_targets
+from nanreplay.bisect.judge import BACKWARD, Attribution, judge
+from nanreplay.bisect.op_trace import Fact, OpKey, StepRunner
+from nanreplay.bisect.origin_facts import name_of
+from nanreplay.bisect.walk import walk_back
+from nanreplay.explore.step_view import (
+    Feed,
+    Health,
+    Op,
+    Segment,
+    SegmentKind,
+    StepView,
+    health_of,
+    worst,
+)
+from nanreplay.findings import LoopIteration, Origin
+from nanreplay.records import PHASES, Frame, OpInfo
+from nanreplay.replay.provenance import ValueId
+
+# A step as a tree: phase, layers, loops with their iterations, ops. Pure data.
+
+NodeKind: TypeAlias = Literal["phase", "op"] | SegmentKind
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A phase, a layer, a loop, an iteration, or one execution of an op."""
+
+    key: str
+    """Unique in the tree, and the same in every tree of the step."""
+    kind: NodeKind
+    label: str
+    children: tuple[Node, ...]
+    """In the order in which they first ran; empty for an op."""
+    ops: int
+    """How many ops it holds."""
+    nonfinite: int
+    """How many of them gave something non-finite."""
+    health: Health
+    """The worst of them."""
+    has_origin: bool
+    """Whether one of them is an origin."""
+    absmax: float | None
+    """Largest finite absolute value that they gave."""
+    first: int
+    """Serial of the first of them."""
+    op: Op | None = None
+    """The op itself, for an op."""
+
+
+class Row(NamedTuple):
+    """One line of a tree that is partly open."""
+
+    node: Node
+    depth: int
+    is_open: bool
+
+
+def grow(ops: Iterable[Op]) -> tuple[Node, ...]:
+    """Return the phases that some ops of a step belong to, with everything below."""
+    branches: dict[str, _Branch] = {phase: _Branch("phase", phase) for phase in PHASES}
+    for op in ops:
+        branch = branches[op.phase]
+        for kind, name in op.place:
+            branch = branch.branches.setdefault((kind, name), _Branch(kind, name))
+        branch.ops.append(op)
+    return tuple(
+        _node(branch, phase) for phase, branch in branches.items() if branch.ops or branch.branches
+    )
+
+
+def keys_of(op: Op) -> tuple[str, ...]:
+    """Return the keys of the nodes on the way to an op, its own last."""
+    keys = [str(op.phase)]
+    for kind, name in op.place:
+        keys.append(f"{keys[-1]}/{kind}:{name}")
+    return (*keys, _op_key(op))
+
+
+def rows_of(nodes: Sequence[Node], opened: AbstractSet[str], depth: int = 0) -> Iterator[Row]:
+    """Yield the lines that show when the nodes of some keys are open; what is the only child of an open node is open too."""
+    for node in nodes:
+        is_open = bool(node.children) and (node.key in opened or (depth > 0 and len(nodes) == 1))
+        yield Row(node, depth, is_open)
+        if is_open:
+            yield from rows_of(node.children, opened, depth + 1)
+
+
+class _Branch:
+    __slots__ = ("branches", "kind", "name", "ops")
+
+    def __init__(self, kind: NodeKind, name: str) -> None:
+        self.kind: NodeKind = kind
+        self.name = name
+        self.branches: dict[tuple[SegmentKind, str], _Branch] = {}
+        self.ops: list[Op] = []
+
+
+def _node(branch: _Branch, key: str) -> Node:
+    inner = [
+        _node(below, f"{key}/{kind}:{name}") for (kind, name), below in branch.branches.items()
+    ]
+    children = tuple(sorted([*inner, *map(_leaf, branch.ops)], key=lambda node: node.first))
+    sizes = [node.absmax for node in children if node.absmax is not None]
+    return Node(
+        key,
+        branch.kind,
+        f"iteration {branch.name}" if branch.kind == "iteration" else branch.name,
+        children,
+        sum(node.ops for node in children),
+        sum(node.nonfinite for node in children),
+        worst(node.health for node in children),
+        any(node.has_origin for node in children),
+        max(sizes, default=None),
+        children[0].first,
+    )
+
+
+def _leaf(op: Op) -> Node:
+    stat = op.stat
+    absmax = max((size for each in op.outputs if (size := each.absmax) is not None), default=None)
+    bad = int(stat is not None and stat.nonfinite > 0)
+    return Node(
+        _op_key(op), "op", op.type, (), 1, bad, op.health, op.is_origin, absmax, op.serial, op
+    )
+
+
+def _op_key(op: Op) -> str:
+    return f"#{op.serial}"
+
+
+# --- explore.observe
+
+
+def scene_at(runner: StepRunner, step: int, bisection: Bisection | None = None) -> Scene:
+    """Return a step as it ran op by op, walked back from what failed in it.
+
+    Args:
+        runner: What replays.
+        step: One of the runner's steps, healthy or not.
+        bisection: What was found already; its scenes are taken as they are.
+    """
+    for scene in (
+        bisection.search.scenes if bisection is not None and bisection.search is not None else ()
+    ):
+        if scene.step == step:
+            return scene
+    trace = trace_targets(runner, step)
+    attribution, targets = Attribution(runner.ops(step)), targets_of(trace, runner.incident.trigger)
+    walk = walk_back(
+        trace,
+        masks_of(targets),
+        lambda fact: attribution.place(fact).rank >= BACKWARD,
+        runner.execute,
+    )
+    return Scene(step, trace, attribution, targets, walk, judge(walk, attribution))
+
+
+def view_of(scene: Scene, origin: Origin | None = None) -> StepView:
+    """Return everything that a scene shows.
+
+    Args:
+        scene: The step as it ran.
+        origin: What bisecting found; counts where the scene shows none: an op that raised while nothing that failed leads to
+            it, or one that only the compiled step makes non-finite.
+    """
+    origins = tuple(_origins(scene, origin))
+    found = _Places(scene)
+    return StepView(
+        step=scene.step,
+        ops=tuple(found.op(fact, origins) for _, fact in sorted(scene.trace.facts.items())),
+        feeds=tuple(
+            _feed(scene, ValueId(-1 - i, 0), origins) for i in range(len(scene.trace.feeds))
+        ),
+        origins=origins,
+        failed=tuple(dict.fromkeys(str(target) for target in scene.targets)),
+        stopped=scene.trace.stopped,
+    )
+
+
+def _origins(scene: Scene, origin: Origin | None) -> Iterator[ValueId]:
+    for suspect in scene.judgement.suspects:
+        if suspect.fact is not None:
+            yield ValueId(suspect.fact.serial, min(suspect.masks, default=0))
+        elif suspect.leaf is not None:
+            yield suspect.leaf
+    if (
+        not scene.judgement.suspects
+        and origin is not None
+        and origin.step == scene.step
+        and origin.op_name is not None
+    ):
+        named = [
+            fact.serial
+            for fact in scene.trace.facts.values()
+            if (fact.name, fact.type) == (origin.op_name, origin.op_type)
+        ]
+        yield from (ValueId(serial, 0) for serial in named[:1])
+
+
+def _feed(scene: Scene, value: ValueId, origins: tuple[ValueId, ...]) -> Feed:
+    kind, _ = scene.trace.feed(value)
+    stat = scene.trace.stat(value)
+    health = health_of([] if stat is None else [stat], on_path=value in scene.walk.leaves)
+    return Feed(value, kind, name_of(scene.trace, value), stat, health, value in origins)
+
+
+class _Places:
+    """Puts the facts of ops together; remembers what many executions share."""
+
+    def __init__(self, scene: Scene) -> None:
+        self.scene = scene
+        self.infos: Mapping[OpKey, OpInfo] = scene.trace.runner.ops(scene.step)
+        self.sources: dict[int, Frame | None] = {}
+        self.around: dict[
+            tuple[object, ...], tuple[tuple[LoopIteration, ...], tuple[Segment, ...]]
+        ] = {}
+        """Loops and levels, by enclosing calls, function and layers in it."""
+
+    def op(self, fact: Fact, origins: tuple[ValueId, ...]) -> Op:
+        """Return an execution as people look at it."""
+        place = self.scene.attribution.place(fact)
+        loop, levels = self.levels(fact)
+        error = (
+            None
+            if fact.event is None or fact.event.error is None
+            else (str(fact.event.error).splitlines() or ["?"])[0]
+        )
+        return Op(
+            serial=fact.serial,
+            function=fact.function,
+            name=fact.name,
+            type=fact.type,
+            phase=place.phase,
+            where=place.where,
+            layer_path=place.layer_path if place.where == "layer" else "",
+            place=levels if place.where == "layer" or loop else (),
+            loop=loop,
+            inputs=fact.input_ids,
+            stored=fact.via,
+            outputs=fact.outputs,
+            health=health_of(fact.outputs, on_path=fact.serial in self.scene.walk.failing),
+            is_origin=any(value.serial == fact.serial for value in origins),
+            source=self.source(place.stack),
+            error=error,
+        )
+
+    def levels(self, fact: Fact) -> tuple[tuple[LoopIteration, ...], tuple[Segment, ...]]:
+        """The loops, and the layers and loops, around an execution; ops side by side share them."""
+        info = self.infos.get(fact.key)
+        key = fact.calls, fact.function, info and info.layer_path, info and info.forward_function
+        if key not in self.around:
+            loop = self.scene.attribution.loops(fact, self.scene.trace) if fact.calls else ()
+            self.around[key] = loop, tuple(self.segments(fact, loop))
+        return self.around[key]
+
+    def segments(self, fact: Fact, loop: tuple[LoopIteration, ...]) -> Iterator[Segment]:
+        """Yield the levels around an execution, from the calls that led to it."""
+        loops = iter(loop)
+        for call in fact.calls:
+            yield from self.layers((call.function, call.op))
+            if call.iteration is not None:
+                yield Segment("loop", call.op.rsplit("/", 1)[-1])
+                yield Segment("iteration", str(next(loops).iteration))
+        yield from self.layers(fact.key)
+
+    def layers(self, key: OpKey) -> Iterator[Segment]:
+        """Yield the layers that an op belongs to in its own function."""
+        info = self.infos.get(key)
+        for name in info.layer_path.split("/") if info is not None and info.layer_path else ():
+            yield Segment("layer", name)
+
+    def source(self, stack: int) -> Frame | None:
+        """The line of the user's code that a stack ends at."""
+        if stack not in self.sources:
+            self.sources[stack] = self.scene.trace.runner.source(stack) if stack >= 0 else None
+        return self.sources[stack]

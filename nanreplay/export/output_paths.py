@@ -1,0 +1,25 @@
+"""Where a command may write. Imports no TensorFlow, so that a wrong name is refused at once."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from nanreplay.errors import OutputExistsError
+
+
+def check_output(
+    path: str | os.PathLike[str], output: str | os.PathLike[str], *, force: bool
+) -> None:
+    """Refuse to write over a file that nobody gave up, or over the capture itself.
+
+    Raises:
+        OutputExistsError: The file exists, or its folder does not.
+    """
+    target = Path(output)
+    if target.exists() and Path(path).exists() and target.samefile(path):
+        raise OutputExistsError(f"{target}: is the capture itself. Name another file.")
+    if target.exists() and not force:
+        raise OutputExistsError(f"{target}: exists. Name another file, or replace it with --force.")
+    if target.is_dir() or not target.absolute().parent.is_dir():
+        raise OutputExistsError(f"{target}: is a folder, or in a folder that does not exist.")

@@ -1,0 +1,258 @@
+"""Trying candidates of a smaller failure: each is replayed, and holds only when its origin is the same."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import itertools
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeAlias, TypeVar
+
+import tensorflow as tf
+
+from nanreplay.bisect import locate
+from nanreplay.capture import Capture, write_capture
+from nanreplay.errors import NanreplayError
+from nanreplay.findings import Origin
+from nanreplay.records import BatchRecord, CaptureContents
+from nanreplay.replay import Replay
+from nanreplay.report.numbers import jsonable
+from nanreplay.report.sentence import bad_output
+
+# Delta debugging: the smallest part of a set with which something still happens. Pure.
+
+T = TypeVar("T")
+
+
+class TrialBudgetSpentError(Exception):
+    """No more trials are allowed."""
+
+
+def ddmin(units: Sequence[T], happens: Callable[[Sequence[T]], bool]) -> tuple[T, ...]:
+    """Return a part of `units` with which it still happens and of which no unit can be left out.
+
+    When `happens` raises `TrialBudgetSpentError`, the smallest part so far is returned; it may hold more than it must.
+
+    Args:
+        units: With all of them it happens; this is not tried.
+        happens: Whether it happens with these units, which keep their order.
+    """
+    kept = tuple(units)
+    try:
+        if not kept or happens(()):
+            return ()
+        parts = 2
+        while len(kept) > 1:
+            smaller = next((part for part in _candidates(kept, parts) if happens(part)), None)
+            if smaller is not None:
+                parts = 2 if len(smaller) <= len(kept) // parts + 1 else max(parts - 1, 2)
+                kept = smaller
+            elif parts >= len(kept):
+                break
+            else:
+                parts = min(parts * 2, len(kept))
+    except TrialBudgetSpentError:
+        pass
+    return kept
+
+
+def _candidates(units: tuple[T, ...], parts: int) -> Iterator[tuple[T, ...]]:
+    """Yield each part of a division into parts of nearly equal size, then, of more than two, all but each."""
+    bounds = [len(units) * i // parts for i in range(parts + 1)]
+    pairs = list(itertools.pairwise(bounds))
+    yield from (units[low:high] for low, high in pairs)
+    if parts > 2:
+        yield from (units[:low] + units[high:] for low, high in pairs)
+
+
+# What must stay the same of an origin when a failure is made smaller or is shared. Pure.
+
+Place: TypeAlias = tuple[object, ...]
+"""Step, phase, layer, op, loop iterations, and whether it gave NaN, inf or -inf."""
+
+
+def place_of(origin: Origin) -> Place:
+    """Return what identifies an origin."""
+    output = bad_output(origin)
+    value = None if output is None else jsonable(output.value)
+    loops = tuple((loop.op, loop.iteration) for loop in origin.loop)
+    named = (
+        origin.op_name
+        if origin.op_type is not None or not origin.operands
+        else origin.operands[0].name
+    )
+    return (
+        origin.step,
+        origin.phase,
+        origin.layer_path,
+        origin.op_type,
+        named,
+        loops,
+        origin.kind,
+        value if isinstance(value, str) else None,
+    )
+
+
+def is_same(found: Sequence[Origin], wanted: Sequence[Origin]) -> bool:
+    """Whether the first origin is the same, and no other has come in that was not there before.
+
+    Where no rows of the batch do it alone, it must not have spread either: with one row in all places of a batch every feature
+    is constant, and divides by a variance of zero.
+
+    Args:
+        found: The origins of a candidate, the first one first.
+        wanted: Those of the recording; the first one with its rows.
+    """
+    if not found or place_of(found[0]) != place_of(wanted[0]):
+        return False
+    if wanted[0].rows is None and has_spread(found[0], wanted[0]):
+        return False
+    return {place_of(origin)[:6] for origin in found} <= {place_of(origin)[:6] for origin in wanted}
+
+
+def has_spread(found: Origin, wanted: Origin) -> bool:
+    """Whether an op makes elements bad that are good in the recording; axes whose length has changed do not count."""
+    own, other = bad_output(wanted), bad_output(found)
+    if own is None or other is None or len(own.shape) != len(other.shape):
+        return False
+    if own.shape == other.shape and other.nonfinite > own.nonfinite:
+        return True
+    axes = [
+        axis
+        for axis, (one, two) in enumerate(zip(own.shape, other.shape, strict=True))
+        if one == two
+    ]
+    before, after = (
+        {tuple(index[axis] for axis in axes) for index in each.indices} for each in (own, other)
+    )
+    return (
+        len(own.indices) == own.nonfinite and not after <= before
+    )  # else the list of the recording's elements has an end
+
+
+# --- share.bench
+
+CANNOT = (NanreplayError, tf.errors.OpError, ValueError, TypeError, KeyError, IndexError)
+"""What is raised where a candidate does not fit its program: TensorFlow refuses wrong shapes in many ways."""
+
+
+@dataclasses.dataclass(slots=True)
+class Budget:
+    """How many replays a search may take, and how long."""
+
+    replays: int
+    ends: float
+    """Time of `time.monotonic`."""
+    progress: Callable[[int, int], None] | None = None
+    """Called with (replays done, replays allowed)."""
+    done: int = 0
+
+    def spend(self) -> None:
+        """Take one replay.
+
+        Raises:
+            BudgetSpentError: There is none left, or no time.
+        """
+        if self.done >= self.replays or time.monotonic() > self.ends:
+            raise TrialBudgetSpentError
+        self.done += 1
+        if self.progress is not None:
+            self.progress(self.done, self.replays)
+
+
+class FailureTrials:
+    """One draft of a capture, written to a file of its own and replayed with other batches and states.
+
+    Args:
+        contents: The draft.
+        folder: Where its file goes.
+        wanted: Origins of the recording, the first one first.
+        budget: What trials are taken from.
+        trust: Let ops that touch files, the network or processes run.
+    """
+
+    def __init__(
+        self,
+        contents: CaptureContents,
+        folder: Path,
+        wanted: Sequence[Origin],
+        budget: Budget,
+        *,
+        trust: bool,
+    ) -> None:
+        """Write the draft."""
+        self.contents = contents
+        self.wanted = wanted
+        self.budget = budget
+        self.step = min(contents.batches)
+        folder.mkdir(exist_ok=True)
+        path = folder / f"draft-{budget.done}.h5"
+        write_capture(path, contents)
+        self._capture = Capture(path)
+        self._replay = Replay(self._capture, trust=trust)
+
+    def __enter__(self) -> FailureTrials:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Close the draft's file."""
+        self._replay.close()
+        self._capture.close()
+
+    @property
+    def batch(self) -> BatchRecord:
+        """The batch of the first step."""
+        return self.contents.batches[self.step]
+
+    def holds(
+        self, batch: BatchRecord | None = None, state: Mapping[int, Any] | None = None
+    ) -> bool:
+        """Whether the origin is the same with another batch, or other variables.
+
+        Raises:
+            BudgetSpentError: No more trials are allowed.
+        """
+        self.budget.spend()
+        if batch is not None:
+            self._replay.replace_batch(self.step, batch)
+        if state is not None:
+            self._replay.replace_state(self.step, state)
+        with contextlib.suppress(*CANNOT):
+            return is_same(locate(self._replay), self.wanted)
+        return False
+
+    def has_origin(self) -> bool:
+        """Whether the draft as it is has the origin that is wanted, whatever others it has."""
+        self.budget.spend()
+        with contextlib.suppress(*CANNOT):
+            found = locate(self._replay)
+            return bool(found) and place_of(found[0]) == place_of(self.wanted[0])
+        return False
+
+    def runs_as_trained(self) -> bool:
+        """Whether the steps can be run compiled as they were trained; what raised in training may raise again."""
+        if self.contents.incident.trigger.what != "exception":
+            self._replay.run_window("recorded")
+        return True
+
+    def with_fingerprints(self) -> CaptureContents:
+        """Return the draft with the fingerprints that a replay gives its steps as they were trained, none where it raises."""
+        batches = dict(self.contents.batches)
+        for step, batch in batches.items():
+            found = None
+            with contextlib.suppress(*CANNOT):
+                found = self._replay.fingerprint(step)
+            batches[step] = dataclasses.replace(batch, fingerprint=found)
+        incident = dataclasses.replace(
+            self.contents.incident, reproduced=True, bit_exact=True, max_ulp=0
+        )
+        return dataclasses.replace(self.contents, batches=batches, incident=incident)

@@ -1,0 +1,343 @@
+"""A recorded program in other float types: what it would have computed with more precision. Pure: runs nothing.
+
+Every tensor of a narrow float type gets the wide one: constants, placeholders, variables, tensor lists, function bodies.
+Ops that cannot follow keep their type between two casts: those that have no kernel for the wide type, and those whose
+meaning is their type (a random draw takes other numbers from the same seed in another type).
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+import tensorflow as tf
+
+from nanreplay.errors import ReplayError
+from nanreplay.program.graph_nodes import constant_array
+from nanreplay.program.safety import parse_graph
+from nanreplay.records import ArrayLike, OpInfo, ProgramRecord, VariableInfo
+from nanreplay.tensorflow_internals import tf_eager
+
+TO_FLOAT64: Mapping[str, str] = {
+    **dict.fromkeys(("half", "bfloat16", "float", "float8_e5m2", "float8_e4m3fn"), "double"),
+    "complex64": "complex128",
+}
+"""Every float as float64."""
+TO_FLOAT32: Mapping[str, str] = dict.fromkeys(("half", "bfloat16"), "float")
+"""Half precision as float32."""
+_BY_TYPE = re.compile(
+    r".*(Random|Multinomial|TruncatedNormal|StandardNormal|StatefulUniform|RngBitGenerator|CandidateSampler).*"
+    r"|Bitcast|Decode.*|ParseTensor|SerializeTensor|AsString|.*Quantize.*|Fingerprint|NextAfter"
+)
+"""Ops whose outcome is bound to the type: they stay as they are."""
+_Types: TypeAlias = dict[int, int]
+"""DataType enum of each narrow type to that of its wide one."""
+
+
+class Widened(NamedTuple):
+    """A program in other float types."""
+
+    record: ProgramRecord
+    narrow_ops: tuple[str, ...]
+    """Types of ops that stayed narrow because there is no kernel for the wide type, sorted."""
+
+
+def widen(record: ProgramRecord, types: Mapping[str, str] = TO_FLOAT64) -> Widened:
+    """Do what `widened` does, and say which types of ops could not follow."""
+    work = _Widening.of(record, types)
+    return Widened(work.record(), tuple(sorted(work.without_kernel)))
+
+
+def widened(record: ProgramRecord, types: Mapping[str, str] = TO_FLOAT64) -> ProgramRecord:
+    """Return a program that computes in other float types and is called as before.
+
+    Names of ops and tensors stay. A batch is fed in the types of the new signature; the variables it runs on must have the
+    types that `widened_variables` gives. Ops that keep their type stand between ops of type `Cast`, named after them.
+
+    ```python
+    in_float32 = widened(record, {"half": "float", "bfloat16": "float"})
+    ```
+
+    Args:
+        record: A program.
+        types: Narrow type to wide type, by the names that `tf.dtypes.as_dtype` takes. `float: double` should come with
+            `complex64: complex128`.
+
+    Raises:
+        ReplayError: The graph is broken.
+    """
+    return widen(record, types).record
+
+
+def widened_variables(
+    infos: Iterable[VariableInfo], types: Mapping[str, str] = TO_FLOAT64
+) -> tuple[VariableInfo, ...]:
+    """Return the table of variables that a widened program runs on."""
+    numbers = _numbers(types)
+    return tuple(replace(info, dtype=_renamed(info.dtype, numbers)) for info in infos)
+
+
+def _numbers(types: Mapping[str, str]) -> _Types:
+    return {
+        tf.dtypes.as_dtype(narrow).as_datatype_enum: tf.dtypes.as_dtype(wide).as_datatype_enum
+        for narrow, wide in types.items()
+    }
+
+
+def _renamed(dtype: str, types: _Types) -> str:
+    number = tf.dtypes.as_dtype(dtype).as_datatype_enum
+    return tf.dtypes.as_dtype(types[number]).name if number in types else dtype
+
+
+@dataclass(slots=True)
+class _Widening:
+    """The work on one program; `graph` is a copy of its own."""
+
+    source: ProgramRecord
+    graph: Any
+    types: _Types
+    functions: frozenset[str]
+    without_kernel: set[str] = field(default_factory=set)
+    casts: list[tuple[str, str, str]] = field(default_factory=list)
+    """(function, op that kept its type, name of the Cast) of each cast."""
+    known: dict[tuple[Any, ...], tuple[bool, bool]] = field(default_factory=dict)
+    """What was decided, by op type and types."""
+
+    @staticmethod
+    def of(record: ProgramRecord, types: Mapping[str, str]) -> _Widening:
+        """Widen a copy of the program's graph."""
+        graph = tf.compat.v1.GraphDef()
+        graph.CopyFrom(parse_graph(record.graph))
+        work = _Widening(
+            record,
+            graph,
+            _numbers(types),
+            frozenset(each.signature.name for each in graph.library.function),
+        )
+        try:
+            work._body("", graph.node)
+            for function in graph.library.function:
+                work._function(function)
+        except (ValueError, KeyError, IndexError) as error:
+            raise ReplayError(
+                f"The program is broken and has no version in other types: {error}"
+            ) from error
+        return work
+
+    def record(self) -> ProgramRecord:
+        signature = self.source.signature
+        inputs = tuple(
+            replace(spec, dtype=_renamed(spec.dtype, self.types)) for spec in signature.inputs
+        )
+        return replace(
+            self.source,
+            graph=self.graph.SerializeToString(),
+            signature=replace(signature, inputs=inputs),
+            ops=(*self.source.ops, *self._cast_infos()),
+            constants=tuple(self._constant(value) for value in self.source.constants),
+        )
+
+    def _cast_infos(self) -> Iterator[OpInfo]:
+        """A cast belongs to the layer and phase of the op that it serves."""
+        known = {(info.function, info.name): info for info in self.source.ops} if self.casts else {}
+        for function, op, name in self.casts:
+            if (function, op) in known:
+                yield replace(known[function, op], name=name, type="Cast")
+
+    def _constant(self, value: ArrayLike) -> ArrayLike:
+        kind = tf.dtypes.as_dtype(value.dtype)
+        wide = self.types.get(kind.as_datatype_enum)
+        return (
+            value
+            if wide is None
+            else np.asarray(value).astype(tf.dtypes.as_dtype(wide).as_numpy_dtype)
+        )
+
+    def _function(self, function: Any) -> None:
+        for argument in (*function.signature.input_arg, *function.signature.output_arg):
+            argument.type = self.types.get(argument.type, argument.type)
+            argument.ClearField("experimental_full_type")
+            for part in argument.handle_data:
+                part.dtype = self.types.get(part.dtype, part.dtype)
+        for attributes in function.arg_attr.values():
+            self._attributes(attributes.attr)
+        moved = self._body(function.signature.name, function.node_def)
+        for name, tensor in function.ret.items():
+            function.ret[name] = moved.get(tensor, tensor)
+
+    def _body(self, function: str, nodes: Any) -> Mapping[str, str]:
+        """Widen the nodes of one graph; returns which tensor names stand for narrow outputs now."""
+        moved: dict[str, str] = {}
+        made: list[Any] = []
+        for node in nodes:
+            if node.op not in self.functions:
+                made += self._node(function, node, moved)
+        if not made:
+            return moved
+        for node in nodes:  # casts in front of an op are among `made`: an op's input may come from one that was kept narrow
+            _rename_inputs(node, moved)
+        for node in made:
+            if not node.name.rpartition("/")[2].startswith("wide_"):
+                _rename_inputs(node, moved)
+        nodes.extend(made)
+        return moved
+
+    def _node(self, function: str, node: Any, moved: dict[str, str]) -> list[Any]:
+        """Widen one node; returns the casts that it needs and notes in `moved` what they stand for."""
+        definition = tf_eager.op_definition(node.op)
+        if definition is None:
+            return []
+        stays, has_casts = self._decided(node, definition)
+        recorded = [
+            _kinds(each, node, definition) if has_casts else []
+            for each in (definition.input_arg, definition.output_arg)
+        ]
+        if not stays:
+            self._attributes(node.attr)
+            node.ClearField("experimental_type")
+        return self._cast_node(function, node, definition, recorded, moved) if has_casts else []
+
+    def _cast_node(
+        self,
+        function: str,
+        node: Any,
+        definition: Any,
+        kinds: Sequence[list[int]],
+        moved: dict[str, str],
+    ) -> list[Any]:
+        """Put casts around a node where it takes or gives other types than those around it; `kinds` are the recorded ones."""
+        narrow_in, narrow_out = (
+            _kinds(definition.input_arg, node, definition),
+            _kinds(definition.output_arg, node, definition),
+        )
+        data = [i for i, name in enumerate(node.input) if not name.startswith("^")]
+        casts: list[Any] = []
+        for i, was, now in zip(data, kinds[0], narrow_in, strict=True):
+            wide = self.types.get(was, was)
+            if wide != now:
+                casts.append(self._cast(function, node, f"narrow_{i}", node.input[i], wide, now))
+                node.input[i] = casts[-1].name if not function else f"{casts[-1].name}:y:0"
+        for (names, tensor), was, now in zip(
+            _outputs(definition, node, function), kinds[1], narrow_out, strict=True
+        ):
+            wide = self.types.get(was, was)
+            if wide != now:
+                casts.append(self._cast(function, node, f"wide_{len(casts)}", tensor, now, wide))
+                moved.update(
+                    dict.fromkeys(
+                        names, f"{casts[-1].name}:y:0" if function else f"{casts[-1].name}:0"
+                    )
+                )
+        if casts and not _BY_TYPE.fullmatch(node.op):
+            self.without_kernel.add(node.op)
+        return casts
+
+    def _decided(self, node: Any, definition: Any) -> tuple[bool, bool]:
+        """Whether a node keeps its types, and whether it needs casts for that or for a tensor whose type is fixed."""
+        declared = {each.name: _declared(each, node) for each in definition.attr if _is_type(each)}
+        key = node.op, tuple(declared.values())
+        if key not in self.known:
+            stays = self._stays(node.op, definition, declared)
+            fixed = any(
+                argument.type in self.types
+                for argument in (*definition.input_arg, *definition.output_arg)
+            )
+            self.known[key] = (
+                stays,
+                fixed
+                or (
+                    stays and not self.types.keys().isdisjoint(itertools.chain(*declared.values()))
+                ),
+            )
+        return self.known[key]
+
+    def _stays(self, op: str, definition: Any, declared: Mapping[str, Sequence[int]]) -> bool:
+        if _BY_TYPE.fullmatch(op):
+            return True
+        wanted = {
+            name: tuple(self.types.get(kind, kind) for kind in kinds)
+            for name, kinds in declared.items()
+        }
+        if wanted == declared:
+            return False
+        for each in definition.attr:
+            allowed = each.allowed_values.list.type
+            if allowed and not set(wanted.get(each.name, ())) <= set(allowed):
+                return True
+        return not tf_eager.has_kernel(op, wanted)
+
+    def _attributes(self, attributes: Any) -> None:
+        for value in attributes.values():
+            if value.HasField("type"):
+                value.type = self.types.get(value.type, value.type)
+            elif value.HasField("list") and value.list.type:
+                value.list.type[:] = [self.types.get(kind, kind) for kind in value.list.type]
+            elif value.HasField("tensor") and value.tensor.dtype in self.types:
+                value.tensor.CopyFrom(_converted(value.tensor, self.types[value.tensor.dtype]))
+
+    def _cast(
+        self, function: str, node: Any, suffix: str, tensor: str, source: int, target: int
+    ) -> Any:
+        name = f"{node.name}/{suffix}"
+        self.casts.append((function, node.name, name))
+        cast = tf.compat.v1.NodeDef(name=name, op="Cast", input=[tensor], device=node.device)
+        cast.attr["SrcT"].type, cast.attr["DstT"].type, cast.attr["Truncate"].b = (
+            source,
+            target,
+            False,
+        )
+        return cast
+
+
+def _rename_inputs(node: Any, moved: Mapping[str, str]) -> None:
+    for i, name in enumerate(node.input):
+        if name in moved:
+            node.input[i] = moved[name]
+
+
+def _is_type(attribute: Any) -> bool:
+    return attribute.type in ("type", "list(type)")
+
+
+def _declared(attribute: Any, node: Any) -> Sequence[int]:
+    """The types that a node gives for one attribute of its OpDef, or the default ones."""
+    value = node.attr.get(attribute.name, attribute.default_value)
+    return tuple(value.list.type) if attribute.type == "list(type)" else (value.type,)
+
+
+def _kinds(arguments: Any, node: Any, definition: Any) -> list[int]:
+    """DataType enum of each tensor that the inputs or outputs of an OpDef stand for."""
+    declared = {each.name: _declared(each, node) for each in definition.attr if _is_type(each)}
+    found: list[int] = []
+    for argument in arguments:
+        if argument.type_list_attr:
+            found += declared[argument.type_list_attr]
+        else:
+            kind = argument.type or declared[argument.type_attr][0]
+            found += [kind] * (node.attr[argument.number_attr].i if argument.number_attr else 1)
+    return found
+
+
+def _outputs(definition: Any, node: Any, function: str) -> Iterator[tuple[list[str], str]]:
+    """Each output of a node: the names under which it may be used, and the one to use."""
+    total = 0
+    for argument in definition.output_arg:
+        for i in range(len(_kinds([argument], node, definition))):
+            name = f"{node.name}:{argument.name}:{i}" if function else f"{node.name}:{total}"
+            yield [name] if function or total else [name, node.name], name
+            total += 1
+
+
+def _converted(tensor: Any, kind: int) -> Any:
+    """A TensorProto in another type; one value that stands for all stays one."""
+    wide = tf.dtypes.as_dtype(kind)
+    values = constant_array(tensor).astype(wide.as_numpy_dtype)
+    if values.size > 1 and (values == values.flat[0]).all():
+        single = tf.make_tensor_proto(values.flat[0], wide)
+        single.tensor_shape.CopyFrom(tensor.tensor_shape)
+        return single
+    return tf.make_tensor_proto(values, wide)

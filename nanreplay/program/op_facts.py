@@ -1,0 +1,197 @@
+"""Which phase of the step an op of the main graph belongs to, by what was running and by where its value goes."""
+
+from __future__ import annotations
+
+import bisect
+import linecache
+import sysconfig
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import tensorflow as tf
+
+from nanreplay.program.observation import Observation
+from nanreplay.records import Frame
+
+# Python stacks of ops, kept once each, library frames left out.
+
+Sources = Literal["lines", "none"]
+
+
+def _folders(*names: str) -> list[Path]:
+    """Where packages are, imported or not."""
+    found = [find_spec(name) for name in names]
+    return [
+        Path(spec.origin).resolve().parent for spec in found if spec is not None and spec.origin
+    ]
+
+
+_STDLIB = sysconfig.get_paths()["stdlib"]
+_PACKAGE = str(Path(__file__).resolve().parents[1])
+_LIBRARIES = tuple(
+    str(path) + "/"
+    for path in (
+        Path(tf.__file__).resolve().parent,
+        *_folders("keras", "tf_keras"),
+        _PACKAGE,
+        _STDLIB,
+    )
+)
+
+
+class SourceTable:
+    """Collects stacks and frames for the file's `/sources`.
+
+    Args:
+        sources: "lines" keeps the text of each line, "none" leaves it out.
+    """
+
+    def __init__(self, sources: Sources = "lines") -> None:
+        self.frames: list[Frame] = []
+        self.stacks: list[tuple[int, ...]] = []
+        self._with_code = sources == "lines"
+        self._frame_ids: dict[tuple[str, int, str], int] = {}
+        self._stack_ids: dict[tuple[int, ...], int] = {}
+
+    def add(self, traceback: Iterable[Any] | None) -> int:
+        """Index of the stack of the user's own frames, outermost first; -1 when there are none."""
+        ids = tuple(self._frame(entry) for entry in traceback or () if is_user_file(entry.filename))
+        if not ids:
+            return -1
+        if ids not in self._stack_ids:
+            self._stack_ids[ids] = len(self.stacks)
+            self.stacks.append(ids)
+        return self._stack_ids[ids]
+
+    def _frame(self, entry: Any) -> int:
+        key = (entry.filename, int(entry.lineno), entry.name)
+        if key not in self._frame_ids:
+            code = (
+                linecache.getline(entry.filename, int(entry.lineno)).strip()
+                if self._with_code
+                else None
+            )
+            self._frame_ids[key] = len(self.frames)
+            self.frames.append(Frame(entry.filename, int(entry.lineno), entry.name, code))
+        return self._frame_ids[key]
+
+
+def is_user_file(file: str) -> bool:
+    """Whether a file is the user's: not TensorFlow, Keras, this package, the standard library or generated code."""
+    return (
+        not file.startswith(_LIBRARIES)
+        and not file.startswith("<")
+        and "/site-packages/" not in file
+        and "__autograph_generated_file" not in file
+    )
+
+
+# --- program.phases
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """Phases of the ops of one main graph."""
+
+    region: Mapping[str, str]
+    """`backward`, `optimizer` or `watch` for ops made in such a region, by name."""
+    after_gradient: frozenset[str]
+    """Ops that use a gradient."""
+    leads_to_loss: frozenset[str]
+    """Ops that a loss or a gradient depends on."""
+    leads_to_state: frozenset[str]
+    """Ops that the new value of a variable other than a metric depends on."""
+    feeds_layer: frozenset[str]
+    """Ops that a layer's op depends on."""
+    after_layer: frozenset[str]
+    """Ops that depend on a layer's op."""
+
+    def of(self, name: str, in_layer: bool) -> tuple[str, str]:
+        """(phase, where) of the op `name`."""
+        region = self.region.get(name, "")
+        if region == "watch":
+            return "watch", ""
+        if region == "optimizer":
+            return "update", "optimizer"
+        if region == "backward":
+            return "backward", "loss"
+        if in_layer:
+            return "forward", "layer"
+        if name in self.after_gradient:
+            return "update", "optimizer"
+        if name not in self.leads_to_loss:
+            return ("update", "optimizer") if name in self.leads_to_state else ("forward", "metric")
+        if name in self.feeds_layer:
+            return "forward", "loss" if name in self.after_layer else "input"
+        return "loss", "loss"
+
+
+def classify(
+    graph: Any, seen: Observation, wanted: Collection[str], metric_inputs: Collection[str]
+) -> Flow:
+    """Sort the ops of `graph` by region and by dataflow.
+
+    Args:
+        graph: A FuncGraph.
+        seen: What was noted while it was traced.
+        wanted: Names of the ops that make its losses and gradients.
+        metric_inputs: Names of the placeholders of metric variables.
+    """
+    ops = graph.get_operations()
+    region, layers = _regions(graph, ops, seen)
+    backward = {name for name, kind in region.items() if kind == "backward"}
+    updates = {
+        op.name
+        for op in ops
+        if op.type.startswith("Assign") and op.inputs and op.inputs[0].op.name not in metric_inputs
+    }
+    return Flow(
+        region=region,
+        after_gradient=frozenset(_reach(ops, backward, forward=True) - backward),
+        leads_to_loss=frozenset(_reach(ops, set(wanted), forward=False)),
+        leads_to_state=frozenset(_reach(ops, updates, forward=False)),
+        feeds_layer=frozenset(_reach(ops, layers, forward=False)),
+        after_layer=frozenset(_reach(ops, layers, forward=True)),
+    )
+
+
+def _regions(graph: Any, ops: list[Any], seen: Observation) -> tuple[dict[str, str], set[str]]:
+    marks = seen.marks.get(id(graph), [])
+    region: dict[str, str] = {}
+    layers: set[str] = set()
+    for index, op in enumerate(ops):
+        at = bisect.bisect_right(marks, index, key=lambda mark: mark.start) - 1
+        kinds = [entry.kind for entry in marks[at].stack] if at >= 0 else []
+        kind = next((each for each in ("watch", "optimizer", "backward") if each in kinds), "")
+        if kind:
+            region[op.name] = kind
+        elif "layer" in kinds:
+            layers.add(op.name)
+    return region, layers
+
+
+def _reach(ops: Iterable[Any], start: set[str], *, forward: bool) -> set[str]:
+    """Names of `start` and of every op that uses them (forward) or that they use, through data edges.
+
+    Differentiating a While adds accumulators to it, made in the backward pass, that become inputs of the forward While. Such an
+    edge, from an op to one that was made before it, tells nothing of what the program did.
+    """
+    edges: dict[str, list[str]] = {}
+    made: set[str] = set()
+    for op in ops:
+        made.add(op.name)
+        for tensor in op.inputs:
+            if tensor.op.name not in made:
+                continue
+            source, target = (tensor.op.name, op.name) if forward else (op.name, tensor.op.name)
+            edges.setdefault(source, []).append(target)
+    found, pending = set(start), list(start)
+    while pending:
+        for name in edges.get(pending.pop(), ()):
+            if name not in found:
+                found.add(name)
+                pending.append(name)
+    return found

@@ -1,0 +1,234 @@
+"""How large an op's output will be, where its inputs say so: a graph of a few bytes can ask for terabytes.
+
+Known of ops whose output is larger than what they are given: filled and random tensors, repetition, broadcasting. The
+rest grow step by step, and the limit of the process (`limits`) holds for them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import tensorflow as tf
+
+from nanreplay.limits import check_size
+from nanreplay.program.graph_nodes import constant_array
+from nanreplay.tensorflow_internals.tf_eager import op_definition
+
+Shape: TypeAlias = "tuple[int, ...] | None"
+Values: TypeAlias = Callable[[int], Any]
+"""The numbers of the i-th input as an array; None where they are not known."""
+_LARGEST_SHAPE_INPUT = 1024
+"""Elements of an input that is taken for a shape or a count; a larger one is no such thing."""
+
+
+def output_bytes(op_type: str, shapes: Sequence[Shape], values: Values, kind: int) -> int:
+    """The least that the first output of an op will take; 0 where nothing is known.
+
+    Args:
+        op_type: Type of the op.
+        shapes: Shapes of its inputs.
+        values: See `Values`.
+        kind: DataType enum of the output.
+    """
+    rule = _RULES.get(op_type)
+    elements = rule(shapes, values) if rule is not None else 0
+    return elements * _itemsize(kind)
+
+
+def has_rule(op_type: str) -> bool:
+    """Whether `output_bytes` knows anything of an op."""
+    return op_type in _RULES
+
+
+def check_constant_sizes(nodes: Iterable[tuple[str, Any]]) -> None:
+    """Refuse a program that makes a huge tensor whatever it is fed with.
+
+    Args:
+        nodes: (function, NodeDef) of the main graph ("") and of all functions.
+
+    Raises:
+        MemoryLimitError: It does.
+    """
+    by_function: dict[str, dict[str, Any]] = {}
+    for function, node in nodes:
+        by_function.setdefault(function, {})[node.name] = node
+    for function, known in by_function.items():
+        for node in known.values():
+            what = (
+                f"{node.op} {node.name!r}"
+                + (f" in function {function!r}" if function else "")
+                + " is refused: its tensor"
+            )
+            if node.op == "Const":
+                proto = node.attr["value"].tensor
+                check_size(
+                    what,
+                    math.prod(max(each.size, 0) for each in proto.tensor_shape.dim)
+                    * _itemsize(proto.dtype),
+                )
+            elif has_rule(node.op):
+                _check_node(what, node, known)
+
+
+def _check_node(what: str, node: Any, known: dict[str, Any]) -> None:
+    sources = [known.get(name.partition(":")[0]) for name in node.input if not name.startswith("^")]
+    constants = [
+        source if source is not None and source.op == "Const" else None for source in sources
+    ]
+    shapes = [
+        None if each is None else tuple(d.size for d in each.attr["value"].tensor.tensor_shape.dim)
+        for each in constants
+    ]
+
+    def values(index: int) -> Any:
+        node = constants[index] if index < len(constants) else None
+        if node is None or math.prod(shapes[index] or ()) > _LARGEST_SHAPE_INPUT:
+            return None
+        try:
+            return constant_array(node.attr["value"].tensor)
+        except (TypeError, ValueError):  # importing the graph says what is wrong with it
+            return None
+
+    definition = op_definition(node.op)
+    output = definition.output_arg[0] if definition is not None and definition.output_arg else None
+    if output is not None:
+        check_size(
+            what,
+            output_bytes(node.op, shapes, values, output.type or node.attr[output.type_attr].type),
+        )
+
+
+def check_output(what: str, op_type: str, inputs: Sequence[Any], kind: int) -> None:
+    """Refuse an op, before it runs, whose output would be too large.
+
+    Args:
+        what: The op, to be named.
+        op_type: Its type.
+        inputs: Its input tensors.
+        kind: DataType enum of its first output.
+
+    Raises:
+        MemoryLimitError: It would be.
+    """
+
+    def values(index: int) -> Any:
+        tensor = inputs[index] if index < len(inputs) else None
+        if (
+            tensor is None
+            or tensor.dtype in (tf.resource, tf.variant)
+            or tensor.shape.num_elements() > _LARGEST_SHAPE_INPUT
+        ):
+            return None
+        return tensor.numpy()
+
+    shapes = [
+        None if each.dtype in (tf.resource, tf.variant) else tuple(each.shape) for each in inputs
+    ]
+    check_size(f"{what} is refused: its tensor", output_bytes(op_type, shapes, values, kind))
+
+
+def _itemsize(kind: int) -> int:
+    try:
+        return max(int(tf.dtypes.as_dtype(kind).size), 1)
+    except TypeError:  # no type at all; importing the graph says so
+        return 1
+
+
+def _count(numbers: Any) -> int:
+    """Elements of a shape given as numbers; 0 where it is not known or none."""
+    if numbers is None or np.asarray(numbers).dtype.kind not in "iu":
+        return 0
+    return math.prod(max(int(each), 0) for each in np.asarray(numbers).reshape(-1))
+
+
+def _elements(shape: Shape) -> int:
+    """Elements of a tensor; at least one where its shape is not known."""
+    return 1 if shape is None else math.prod(shape)
+
+
+def _shaped_by(index: int) -> Callable[[Sequence[Shape], Values], int]:
+    return lambda shapes, values: _count(values(index))
+
+
+def _repeated(shapes: Sequence[Shape], values: Values) -> int:
+    return _elements(shapes[0]) * _count(values(1))
+
+
+def _range(shapes: Sequence[Shape], values: Values) -> int:
+    start, limit, delta = (values(index) for index in range(3))
+    if start is None or limit is None or delta is None or not float(delta):
+        return 0
+    steps = (float(limit) - float(start)) / float(delta)
+    return max(0, math.ceil(steps)) if math.isfinite(steps) else 0
+
+
+def _pad(shapes: Sequence[Shape], values: Values) -> int:
+    paddings = values(1)
+    if paddings is None or np.asarray(paddings).ndim != 2 or np.asarray(paddings).shape[1] != 2:
+        return 0
+    sizes = (
+        shapes[0]
+        if shapes[0] is not None and len(shapes[0]) == len(paddings)
+        else (0,) * len(paddings)
+    )
+    return math.prod(
+        size + max(int(before), 0) + max(int(after), 0)
+        for size, (before, after) in zip(sizes, paddings, strict=True)
+    )
+
+
+def _segments(shapes: Sequence[Shape], values: Values) -> int:
+    data, ids = shapes[0], shapes[1]
+    inner = 1 if data is None or ids is None else math.prod(data[len(ids) :])
+    return inner * _count(values(2))
+
+
+def _resized(shapes: Sequence[Shape], values: Values) -> int:
+    images = shapes[0]
+    around = 1 if images is None or len(images) != 4 else images[0] * images[3]
+    return around * _count(values(1))
+
+
+def _broadcast(shapes: Sequence[Shape], values: Values) -> int:
+    known = [shape for shape in shapes if shape is not None]
+    rank = max((len(shape) for shape in known), default=0)
+    aligned = [(1,) * (rank - len(shape)) + shape for shape in known]
+    return math.prod(0 if 0 in sizes else max(sizes) for sizes in zip(*aligned, strict=True))
+
+
+_RULES: dict[str, Callable[[Sequence[Shape], Values], int]] = {
+    **dict.fromkeys(
+        "Fill Empty RandomUniform RandomUniformInt RandomStandardNormal TruncatedNormal ParameterizedTruncatedNormal RandomGamma "
+        "RandomPoisson RandomPoissonV2 StatelessRandomUniform StatelessRandomUniformV2 StatelessRandomUniformInt "
+        "StatelessRandomUniformIntV2 StatelessRandomUniformFullInt StatelessRandomUniformFullIntV2 StatelessRandomNormal "
+        "StatelessRandomNormalV2 StatelessTruncatedNormal StatelessTruncatedNormalV2 StatelessRandomBinomial StatelessRandomGammaV2 "
+        "StatelessRandomGammaV3 StatelessRandomPoisson StatelessParameterizedTruncatedNormal NonDeterministicInts".split(),
+        _shaped_by(0),
+    ),
+    **dict.fromkeys("BroadcastTo SparseToDense Bincount".split(), _shaped_by(1)),
+    **dict.fromkeys(
+        "ScatterNd LinSpace StatefulUniform StatefulUniformInt StatefulUniformFullInt StatefulStandardNormalV2 "
+        "StatefulTruncatedNormal".split(),
+        _shaped_by(2),
+    ),
+    **dict.fromkeys("Pad PadV2 MirrorPad".split(), _pad),
+    **dict.fromkeys(
+        "UnsortedSegmentSum UnsortedSegmentMax UnsortedSegmentMin UnsortedSegmentProd".split(),
+        _segments,
+    ),
+    **dict.fromkeys(
+        "ResizeArea ResizeBicubic ResizeBilinear ResizeNearestNeighbor".split(), _resized
+    ),
+    **dict.fromkeys(
+        "Add AddV2 Sub Mul MulNoNan Div DivNoNan RealDiv FloorDiv FloorMod Mod TruncateDiv Maximum Minimum Pow SquaredDifference Equal "
+        "NotEqual Less LessEqual Greater GreaterEqual LogicalAnd LogicalOr SelectV2 Xdivy Xlogy Xlog1py Atan2 BitwiseAnd BitwiseOr "
+        "BitwiseXor Complex Igamma Igammac Zeta Polygamma".split(),
+        _broadcast,
+    ),
+    "Tile": _repeated,
+    "OneHot": _repeated,
+    "Range": _range,
+}

@@ -1,0 +1,171 @@
+"""Running one leaf op of a plan with an eager kernel, and the few ops that need something else."""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+from nanreplay.errors import UnsupportedOpError
+from nanreplay.program.graph_nodes import count_outputs, rename_mentions
+from nanreplay.program.nondeterministic_ops import NEVER_RUN, WRITES_OUTSIDE
+from nanreplay.program.safety import PYTHON_OPS
+from nanreplay.replay.interpreter_plan import Library, Step, decode_attributes, decode_constant
+from nanreplay.tensorflow_internals import tf_eager, tf_functions
+
+SILENT = frozenset("NoOp ControlTrigger PrintV2".split()) | NEVER_RUN
+"""Ops that have no output and only talk to the outside: a replay leaves them out."""
+RANDOM = frozenset(
+    "StatelessRandomUniform StatelessRandomUniformV2 StatelessRandomUniformInt StatelessRandomUniformIntV2 "
+    "StatelessRandomUniformFullInt StatelessRandomUniformFullIntV2 StatelessRandomNormal StatelessRandomNormalV2 "
+    "StatelessTruncatedNormal StatelessTruncatedNormalV2 StatelessMultinomial StatelessRandomGetKeyCounter "
+    "StatelessRandomGetAlg StatelessRandomGetKeyCounterAlg StatelessParameterizedTruncatedNormal StatelessShuffle "
+    "RandomUniform RandomStandardNormal RandomUniformInt TruncatedNormal RandomShuffle Multinomial "
+    "StatefulUniform StatefulUniformInt StatefulUniformFullInt StatefulStandardNormalV2 StatefulTruncatedNormal "
+    "RngReadAndSkip RngSkip XlaRngBitGenerator".split()
+)
+"""Ops that draw other numbers under XLA."""
+_serials = itertools.count()
+
+
+def run_kernel(op_type: str, attrs: Mapping[str, Any], inputs: Sequence[Any]) -> list[Any]:
+    """Run an eager kernel on tensors or arrays.
+
+    Args:
+        op_type: Type of the op.
+        attrs: Its attributes by name (AttrValue protos).
+        inputs: Tensors, or arrays that become tensors of their own dtype.
+
+    Raises:
+        UnsupportedOpError: This TensorFlow has no such op.
+    """
+    definition = tf_eager.op_definition(op_type)
+    if definition is None:
+        raise UnsupportedOpError(op_type, op_type, "this TensorFlow has no such op")
+    node = tf.compat.v1.NodeDef(op=op_type)
+    for name, value in attrs.items():
+        node.attr[name].CopyFrom(value)
+    n_outputs = sum(count_outputs(argument, node) for argument in definition.output_arg)
+    tensors = [
+        value if isinstance(value, tf.Tensor) else tf.convert_to_tensor(value) for value in inputs
+    ]
+    return tf_eager.run_op(op_type, n_outputs, tensors, decode_attributes(node, definition, {}))
+
+
+class LeafRunner:
+    """Runs leaf ops; knows the graph's library for kernels that call functions themselves."""
+
+    def __init__(self, library: Library) -> None:
+        """Functions of `library` are registered when the first kernel needs one."""
+        self._library = library
+        self._compiled: dict[tuple[Any, ...], Any] = {}
+
+    def run(self, step: Step, inputs: list[Any], compiled: bool) -> Sequence[Any]:
+        """Return the outputs of one leaf op; `compiled` where the recorded program ran it under XLA."""
+        if compiled and step.type in RANDOM:
+            return self._run_compiled(step, inputs)
+        special = _SPECIAL.get(step.type)
+        if special is not None:
+            return special(step, inputs)
+        if step.needs_library:
+            self._prepare(step)
+        return tf_eager.run_op(step.type, step.n_outputs, inputs, step.attrs)
+
+    def _run_compiled(self, step: Step, inputs: list[Any]) -> Sequence[Any]:
+        key = (step.type, step.node.SerializeToString())
+        if key not in self._compiled:
+            self._compiled[key] = _compile(step)
+        outputs: Sequence[Any] = self._compiled[key](*inputs)
+        return outputs
+
+    def run_function(self, step: Step, inputs: list[Any]) -> Sequence[Any]:
+        """Run a whole function of the library, compiled, as an eager step ran it."""
+        if not self._library.registered:
+            self._register()
+        return tf_functions.run_function(
+            self._library.registered[step.callees[0]], step.n_outputs, inputs
+        )
+
+    def _prepare(self, step: Step) -> None:
+        if not self._library.registered:
+            self._register()
+        step.attrs = decode_attributes(
+            step.node, self._library.definition(step.node), self._library.registered
+        )
+        step.needs_library = False
+
+    def _register(self) -> None:
+        """Register the library under names of its own: a live training run may have other functions of these names."""
+        prefix = f"__nanreplay_{next(_serials)}_"
+        renamed = {name: prefix + name for name in self._library.functions}
+        for function in self._library.functions.values():
+            tf_functions.register_function(_renamed(function, renamed))
+        self._library.registered.update(renamed)
+        weakref.finalize(self, _unregister, list(renamed.values()))
+
+
+def _unregister(names: list[str]) -> None:
+    for name in names:
+        tf_functions.unregister_function(name)
+
+
+def _renamed(function: Any, names: dict[str, str]) -> Any:
+    copy = type(function)()
+    copy.CopyFrom(function)
+    copy.signature.name = names[function.signature.name]
+    rename_mentions(copy.node_def, names)
+    for node in copy.node_def:
+        node.device = ""
+    return copy
+
+
+def _compile(step: Step) -> Any:
+    def call(*inputs: Any) -> list[Any]:
+        graph = tf.compat.v1.get_default_graph()
+        node = step.node
+        kinds = {name: value for name, value in node.attr.items() if not name.startswith("_")}
+        types = [tf.dtypes.as_dtype(kind) for kind in step.output_kinds]
+        made = graph.create_op(step.type, list(inputs), types, attrs=kinds)
+        return list(made.outputs)
+
+    return tf.function(call, jit_compile=True, autograph=False)
+
+
+def _unfed(step: Step, inputs: list[Any]) -> Sequence[Any]:
+    # A program may hold one that nobody feeds; TensorFlow raises this when it comes to it.
+    raise tf.errors.InvalidArgumentError(
+        None, None, f"You must feed a value for placeholder tensor '{step.name}'"
+    )
+
+
+def _python(step: Step, inputs: list[Any]) -> Sequence[Any]:
+    raise UnsupportedOpError(step.type, step.name, "its Python function is not in the capture")
+
+
+def _constant(step: Step, inputs: list[Any]) -> Sequence[Any]:
+    if not step.constant:
+        step.constant.append(decode_constant(step.node))
+    return step.constant
+
+
+def _nothing(step: Step, inputs: list[Any]) -> Sequence[Any]:
+    return ()
+
+
+def _first(step: Step, inputs: list[Any]) -> Sequence[Any]:
+    return inputs[:1]
+
+
+_SPECIAL: dict[str, Callable[[Step, list[Any]], Sequence[Any]]] = {
+    "Const": _constant,
+    "HostConst": _constant,
+    "Placeholder": _unfed,
+    "PlaceholderV2": _unfed,
+    "Print": _first,
+    **dict.fromkeys(PYTHON_OPS, _python),
+    **dict.fromkeys(SILENT, _nothing),
+    **dict.fromkeys(WRITES_OUTSIDE, _nothing),
+}

@@ -1,0 +1,385 @@
+"""Outcomes as SARIF 2.1.0, which GitHub's code scanning and editors show at the line of code. Imports no TensorFlow."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePath, PureWindowsPath
+from typing import Any, Literal, TypeAlias
+from urllib.parse import quote
+from xml.etree import ElementTree
+
+from nanreplay import __version__
+from nanreplay.findings import Origin, Report
+from nanreplay.records import Frame
+from nanreplay.report.numbers import jsonable
+
+# What one capture came to, as the reports for machines tell it: JUnit, SARIF, annotations, JSON
+# lines. Imports no TensorFlow.
+
+Status: TypeAlias = Literal["finite", "nonfinite", "undecided", "unreadable"]
+"""The exit codes 0, 1, 3 and 2 of the command line, in words."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptureOutcome:
+    """One capture, replayed or refused."""
+
+    path: str
+    status: Status
+    sentence: str
+    """What happened, or why it cannot be said."""
+    report: Report | None = None
+    """Where a non-finite value was born, when it was looked for."""
+    details: tuple[str, ...] = ()
+    """Further lines to read: the steps, notes."""
+    elapsed_s: float = 0.0
+
+    @property
+    def origin(self) -> Origin | None:
+        """Where the non-finite value was born, when it is known."""
+        return None if self.report is None else self.report.findings.origin
+
+    @property
+    def source(self) -> Frame | None:
+        """The line of the user's code that made it, when it is known."""
+        return None if self.origin is None else self.origin.source
+
+    @property
+    def rule(self) -> str:
+        """What kind of outcome it is: the kind of the likeliest cause, else the verdict or the status."""
+        if self.report is not None and self.report.causes:
+            return self.report.causes[0].kind
+        if self.status == "undecided" and self.report is not None:
+            return self.report.verdict.kind
+        return "non_finite" if self.status == "nonfinite" else self.status
+
+
+def outcome_to_json(outcome: CaptureOutcome) -> dict[str, Any]:
+    """One flat object, a line of `--jsonl`; see `docs/report-format.md`."""
+    report, origin, source = outcome.report, outcome.origin, outcome.source
+    value = {
+        "format": "nanreplay-outcome",
+        "version": 1,
+        "path": outcome.path,
+        "status": outcome.status,
+        "sentence": outcome.sentence,
+        "verdict": None if report is None else report.verdict.kind,
+        "bit_exact": None if report is None else report.verdict.bit_exact,
+        "cause": report.causes[0].kind if report is not None and report.causes else None,
+        "step": None if origin is None else origin.step,
+        "phase": None if origin is None else origin.phase,
+        "layer_path": None if origin is None else origin.layer_path,
+        "op_type": None if origin is None else origin.op_type,
+        "rows": None if origin is None else origin.rows,
+        "file": None if source is None else source.file,
+        "line": None if source is None else source.line,
+        "elapsed_s": round(outcome.elapsed_s, 3),
+    }
+    plain: dict[str, Any] = jsonable(value)
+    return plain
+
+
+# Where in today's checkout a recorded line of code stands. Imports no TensorFlow.
+
+_ROOTS = ("GITHUB_WORKSPACE", "CI_PROJECT_DIR")
+"""Variables in which GitHub and GitLab name the folder of the checkout."""
+
+
+@dataclass(frozen=True, slots=True)
+class SourcePosition:
+    """A line of a file in the checkout."""
+
+    file: str
+    """Relative to the root where it lies inside, with slashes."""
+    line: int | None
+    """None when the file no longer holds the recorded line."""
+
+    @property
+    def uri(self) -> str:
+        """The file as a URI: relative, unless it lies outside of the checkout."""
+        quoted = quote(os.fsencode(self.file))
+        return f"file://{quoted}" if self.file.startswith("/") else quoted
+
+
+def checkout_root(environment: Mapping[str, str] = os.environ) -> Path:
+    """The folder that paths of reports are relative to: the checkout of the CI job, else the git repository, else this folder."""
+    for name in _ROOTS:
+        if environment.get(name):
+            return Path(environment[name]).resolve()
+    here = Path.cwd().resolve()
+    return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
+
+
+def place_of(outcome: CaptureOutcome, root: Path) -> SourcePosition:
+    """The line that made the non-finite value; the capture itself when no line is known, or the file is not in the checkout."""
+    source, capture = outcome.source, Path(outcome.path)
+    found = () if source is None else tuple(_files_of(source, capture, root))
+    if source is None or not found:
+        return SourcePosition(relative(capture, root), None)
+    lines = {file: _line_today(source, file) for file in found}
+    file = next((file for file in found if lines[file] is not None), found[0])
+    return SourcePosition(relative(file, root), lines[file])
+
+
+def relative(path: Path, root: Path) -> str:
+    """`path` relative to `root` where it lies inside, with slashes."""
+    absolute = Path(os.path.abspath(path))  # links stay as they are named
+    for one in (absolute, absolute.resolve()):
+        if one.is_relative_to(root):
+            return one.relative_to(root).as_posix()
+    return PurePath(path).as_posix()
+
+
+def _files_of(source: Frame, capture: Path, root: Path) -> Iterator[Path]:
+    """Files of the checkout that may be the recorded one: that very path, then ends of it, the longest first.
+
+    A capture comes from anywhere: ends are looked for below the root, and beside the capture and above it.
+    """
+    recorded = PureWindowsPath(source.file) if "\\" in source.file else PurePath(source.file)
+    parts = [part for part in recorded.parts if part not in (recorded.anchor, "..", ".")]
+    above = [folder for folder in capture.resolve().parents if folder.is_relative_to(root)]
+    ends = [
+        folder.joinpath(*parts[start:])
+        for start in range(len(parts))
+        for folder in dict.fromkeys((root, *above))
+    ]
+    candidates = dict.fromkeys(path.resolve() for path in (Path(recorded), *ends))
+    return (path for path in candidates if path.is_relative_to(root) and path.is_file())
+
+
+def _line_today(source: Frame, file: Path) -> int | None:
+    """The number of the recorded line: as recorded when its text is unknown or still there, else where its text stands once."""
+    if source.code is None:
+        return source.line
+    try:
+        lines = [
+            line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines()
+        ]
+    except OSError:
+        return None
+    wanted = source.code.strip()
+    if source.line <= len(lines) and lines[source.line - 1] == wanted:
+        return source.line
+    return lines.index(wanted) + 1 if lines.count(wanted) == 1 else None
+
+
+# Outcomes as GitHub annotations: lines of a job's log that GitHub shows at the line of code.
+# Imports no TensorFlow.
+
+
+def annotation(outcome: CaptureOutcome, root: Path) -> str | None:
+    """The workflow command for one capture; None when it is finite.
+
+    Args:
+        outcome: What the capture came to.
+        root: The folder of the checkout, which paths are relative to.
+    """
+    if outcome.status == "finite":
+        return None
+    place = place_of(outcome, root)
+    title = f"{outcome.rule.replace('_', ' ')} ({relative(Path(outcome.path), root)})"
+    facts = {
+        "file": place.file,
+        **({} if place.line is None else {"line": str(place.line)}),
+        "title": title,
+    }
+    return f"::error {','.join(f'{key}={_property(value)}' for key, value in facts.items())}::{_data(outcome.sentence)}"
+
+
+def _data(text: str) -> str:
+    return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
+
+
+def _property(text: str) -> str:
+    return _data(text).replace(":", "%3A").replace(",", "%2C")
+
+
+# Outcomes as JUnit XML, as GitLab, GitHub's test reporters and Jenkins read it. Imports no
+# TensorFlow.
+
+_ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+"""Characters that XML 1.0 cannot hold."""
+
+
+def to_junit(suite: str, outcomes: Sequence[CaptureOutcome], root: Path) -> str:
+    """One test case a capture: failed when it is non-finite, an error when it cannot be replayed or decided.
+
+    Args:
+        suite: Name of the test suite, e.g. `nanreplay.replay`.
+        outcomes: What the captures came to.
+        root: The folder that paths are relative to.
+    """
+    counts = {
+        "tests": str(len(outcomes)),
+        "failures": str(sum(outcome.status == "nonfinite" for outcome in outcomes)),
+        "errors": str(sum(outcome.status in ("undecided", "unreadable") for outcome in outcomes)),
+        "time": _seconds(sum(outcome.elapsed_s for outcome in outcomes)),
+    }
+    tree = ElementTree.Element("testsuites", {"name": "nanreplay", **counts})
+    each = ElementTree.SubElement(tree, "testsuite", {"name": suite, **counts, "skipped": "0"})
+    for outcome in outcomes:
+        _add_case(each, suite, outcome, root)
+    ElementTree.indent(tree)
+    return (
+        '<?xml version="1.0" encoding="utf-8"?>\n'
+        + ElementTree.tostring(tree, encoding="unicode")
+        + "\n"
+    )
+
+
+def _add_case(suite: ElementTree.Element, name: str, outcome: CaptureOutcome, root: Path) -> None:
+    place = place_of(outcome, root)
+    line = {} if place.line is None else {"line": str(place.line)}
+    facts = {
+        "classname": name,
+        "name": relative(Path(outcome.path), root),
+        "time": _seconds(outcome.elapsed_s),
+        "file": place.file,
+        **line,
+    }
+    case = ElementTree.SubElement(
+        suite, "testcase", {key: _legal(value) for key, value in facts.items()}
+    )
+    text = _legal("\n".join((outcome.sentence, *outcome.details)))
+    if outcome.status == "finite":
+        ElementTree.SubElement(case, "system-out").text = text
+        return
+    kind = "failure" if outcome.status == "nonfinite" else "error"
+    ElementTree.SubElement(
+        case, kind, {"message": _legal(outcome.sentence), "type": outcome.rule}
+    ).text = text
+
+
+def _legal(text: str) -> str:
+    return _ILLEGAL.sub("\ufffd", text)
+
+
+def _seconds(elapsed_s: float) -> str:
+    return f"{elapsed_s:.3f}"
+
+
+# --- report.sarif
+
+SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+
+
+def to_sarif(outcomes: Sequence[CaptureOutcome], root: Path) -> dict[str, Any]:
+    """A SARIF log with one result a non-finite capture; captures that cannot be replayed or decided are notifications.
+
+    Args:
+        outcomes: What the captures came to.
+        root: The folder of the checkout, which URIs are relative to.
+    """
+    bad = [outcome for outcome in outcomes if outcome.status == "nonfinite"]
+    rules = sorted({outcome.rule for outcome in bad})
+    unsaid = [outcome for outcome in outcomes if outcome.status in ("undecided", "unreadable")]
+    return {
+        "$schema": SCHEMA,
+        "version": "2.1.0",
+        "runs": [
+            {
+                "tool": {
+                    "driver": {
+                        "name": "nanreplay",
+                        "version": __version__,
+                        "rules": [_rule(rule) for rule in rules],
+                    }
+                },
+                "columnKind": "unicodeCodePoints",
+                "originalUriBaseIds": {
+                    "%SRCROOT%": {"description": {"text": "The root of the checkout."}}
+                },
+                "invocations": [
+                    {
+                        "executionSuccessful": not unsaid,
+                        "toolExecutionNotifications": [
+                            _notification(each, root) for each in unsaid
+                        ],
+                    }
+                ],
+                "results": [_result(outcome, rules.index(outcome.rule), root) for outcome in bad],
+            }
+        ],
+    }
+
+
+def _rule(rule: str) -> dict[str, Any]:
+    words = rule.replace("_", " ")
+    return {
+        "id": rule,
+        "name": "".join(word.capitalize() for word in rule.split("_")),
+        "shortDescription": {"text": f"Non-finite value in training: {words}"},
+        "fullDescription": {
+            "text": f"A recorded training step gives NaN or an infinity when it is replayed. Cause: {words}."
+        },
+        "help": {
+            "text": "`nanreplay bisect CAPTURE` shows the operands and the way to the loss; `nanreplay whatif CAPTURE` tries fixes."
+        },
+        "defaultConfiguration": {"level": "error"},
+    }
+
+
+def _result(outcome: CaptureOutcome, rule: int, root: Path) -> dict[str, Any]:
+    place, facts = place_of(outcome, root), outcome_to_json(outcome)
+    shown = ("verdict", "bit_exact", "cause", "step", "phase", "layer_path", "op_type", "rows")
+    return {
+        "ruleId": outcome.rule,
+        "ruleIndex": rule,
+        "level": "error",
+        "message": {"text": outcome.sentence},
+        "locations": [{"physicalLocation": _physical(place)}],
+        "relatedLocations": [
+            {
+                "id": 1,
+                "message": {"text": "The recording."},
+                "physicalLocation": {"artifactLocation": _artifact(_capture(outcome, root))},
+            }
+        ],
+        "partialFingerprints": {"nanreplayOrigin/v1": _fingerprint(outcome)},
+        "properties": jsonable({key: facts[key] for key in shown if facts[key] is not None}),
+    }
+
+
+def _fingerprint(outcome: CaptureOutcome) -> str:
+    """The same for the same line, layer and op, wherever the line has moved to."""
+    origin, source = outcome.origin, outcome.source
+    parts = (
+        [outcome.rule]
+        if origin is None
+        else [outcome.rule, origin.phase, origin.layer_path, origin.op_type]
+    )
+    parts += (
+        [Path(outcome.path).name]
+        if source is None
+        else [Path(source.file).name, source.function, source.code]
+    )
+    return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
+
+
+def _physical(place: SourcePosition) -> dict[str, Any]:
+    return {"artifactLocation": _artifact(place), "region": {"startLine": place.line or 1}}
+
+
+def _artifact(place: SourcePosition) -> dict[str, Any]:
+    return {
+        "uri": place.uri,
+        **({} if place.uri.startswith("file:") else {"uriBaseId": "%SRCROOT%"}),
+    }
+
+
+def _capture(outcome: CaptureOutcome, root: Path) -> SourcePosition:
+    return SourcePosition(relative(Path(outcome.path), root), None)
+
+
+def _notification(outcome: CaptureOutcome, root: Path) -> dict[str, Any]:
+    return {
+        "level": "error",
+        "message": {"text": outcome.sentence},
+        "locations": [
+            {"physicalLocation": {"artifactLocation": _artifact(_capture(outcome, root))}}
+        ],
+    }

@@ -1,0 +1,206 @@
+"""The answer: the sentence, verdict, cause, fixes, the loss with the failing step, facts of the run."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+
+from textual.app import ComposeResult
+from textual.containers import Vertical, VerticalScroll
+from textual.content import Content
+from textual.widgets import Static
+
+from nanreplay.findings import Report
+from nanreplay.report.history import History
+from nanreplay.report.inventory import inventory_lines
+from nanreplay.report.numbers import readable_bytes, readable_steps, readable_trigger
+from nanreplay.report.sentence import certainty, fix_label, source_text
+from nanreplay.tui.capture_state import CaptureState, outcome_mark
+from nanreplay.tui.panes.base import Copyable, Pane
+from nanreplay.tui.widgets.figures import Facts
+from nanreplay.tui.widgets.plots import LossLine
+
+Fact = tuple[str, Content | str]
+
+
+class OverviewPane(Pane):
+    """What a reader needs first."""
+
+    HELP = (
+        "The answer in one sentence, and what speaks for it: the verdict of the replay, the likeliest cause, the fixes that were tried "
+        "on the recording, the loss until it failed, and what is known of the run. `y` copies any of it."
+    )
+    DEFAULT_CSS = """
+    OverviewPane #page { layout: vertical; }
+    OverviewPane #sentence { border: round $primary; border-title-color: $text-primary; padding: 0 1; margin-bottom: 1; }
+    OverviewPane .column { height: auto; padding: 0 1; }
+    OverviewPane .section { color: $text-muted; text-style: bold; margin-top: 1; }
+    OverviewPane LossLine { margin-left: 0; }
+    OverviewPane #columns { height: auto; }
+    """
+
+    def __init__(self, state: CaptureState) -> None:
+        super().__init__(state)
+        opened = state.opened
+        self.history = History(opened.timeline, opened.incident, opened.variables, opened.steps)
+
+    def compose(self) -> ComposeResult:
+        """Make the widgets: what the tables say is there at once."""
+        with VerticalScroll(id="page"):
+            yield Static(with_code(self._recorded()), id="sentence", markup=False)
+            with Vertical(id="columns"):
+                with Vertical(id="answer", classes="column"):
+                    yield Facts(id="facts")
+                with Vertical(id="run", classes="column"):
+                    yield Static("Loss", classes="section -first")
+                    yield LossLine(self.history, self.state.failing_step)
+                    yield Static("Run", classes="section")
+                    yield Facts(self._run_facts())
+
+    def on_mount(self) -> None:
+        """Show the report if it is there."""
+        self.query_one("#sentence").border_title = "recorded"
+        super().on_mount()
+
+    def _recorded(self) -> str:
+        incident = self.state.opened.incident
+        return f"step {incident.step} · {readable_trigger(incident.trigger)}. The op that made it is named once the step is replayed."
+
+    def _run_facts(self) -> Iterator[Fact]:
+        opened = self.state.opened
+        facts, metadata = opened.facts, opened.facts["metadata"]
+        yield (
+            "versions",
+            ", ".join(
+                f"{name} {metadata[name]}"
+                for name in ("tensorflow", "keras", "python")
+                if name in metadata
+            ),
+        )
+        yield (
+            "devices",
+            f"{metadata.get('devices') or 'not named'} · {metadata.get('platform', '?')}",
+        )
+        for program in facts["programs"]:
+            jit = {"xla": "XLA (jit_compile)", "graph": "graph, without XLA", "eager": "eager"}[
+                program["compilation"]
+            ]
+            yield "program", f"{program['id']}: {jit}, policy {program['policy']}"
+        yield (
+            "window",
+            f"{readable_steps(opened.steps)} · keyframes {', '.join(map(str, facts['keyframes'])) or 'none'}",
+        )
+        yield (
+            "recorded",
+            f"{metadata.get('created', '?')} by {metadata.get('script') or 'an interactive session'}",
+        )
+        variables = facts["variables"]
+        yield "variables", f"{variables['count']} ({readable_bytes(variables['size_bytes'])})"
+        yield "file", f"{opened.path} ({readable_bytes(facts['size_bytes'])})"
+        for note in opened.incident.notes:
+            yield "note", note
+
+    def show_report(self, report: Report) -> None:
+        """Show the answer."""
+        box = self.query_one("#sentence", Static)
+        box.update(with_code(report.sentence))
+        box.border_title = "answer" if self.state.is_complete else "answer, fixes are being tried"
+        self.query_one("#facts", Facts).show(self._facts(report))
+        self.query_one(LossLine).show(self.state.failing_step)
+
+    def show_failure(self, reason: str) -> None:
+        """Say why the step is not explained."""
+        incident = self.state.opened.incident
+        text = f"step {incident.step} · {readable_trigger(incident.trigger)}. It could not be replayed: {reason}"
+        self.query_one("#sentence", Static).update(with_code(text))
+
+    def _facts(self, report: Report) -> Iterator[Fact]:
+        yield "verdict", _verdict(report)
+        for number, cause in enumerate(report.causes):
+            yield (
+                "also" if number else "cause",
+                Content.assemble(
+                    (cause.kind.replace("_", " "), "bold"),
+                    f" ({cause.confidence:.0%})  ",
+                    with_code(cause.sentence),
+                ),
+            )
+        origin = report.findings.origin
+        if origin is not None:
+            yield (
+                "op",
+                f"{origin.op_type} {origin.op_name}" if origin.op_type else "the batch itself",
+            )
+            yield "layer", f"{origin.layer_path or origin.where}, {origin.phase}"
+            if origin.source is not None:
+                yield (
+                    "source",
+                    source_text(origin.source.file, origin.source.line, origin.source.code),
+                )
+        if report.findings.root is not None:
+            yield "began", f"step {report.findings.root.step}: {report.findings.root.reason}"
+        yield "fixes", _fixes(report, self.state.is_complete)
+        for note in report.findings.notes:
+            if note not in self.state.opened.incident.notes:
+                yield "note", note
+
+    def copies(self) -> Sequence[Copyable]:
+        """The cause."""
+        report = self.state.report
+        return (
+            [Copyable("the cause", report.causes[0].sentence)]
+            if report is not None and report.causes
+            else []
+        )
+
+    def as_text(self) -> str:
+        """The report as `nanreplay bisect` prints it; what `nanreplay info` prints until it is there."""
+        report = self.state.report
+        if report is None:
+            return "\n".join(inventory_lines(self.state.opened.facts))
+        from rich.console import Console
+
+        from nanreplay.report.report_text import print_report
+
+        stream = io.StringIO()
+        print_report(report, Console(file=stream, highlight=False, width=140))
+        return stream.getvalue()
+
+
+def with_code(text: str) -> Content:
+    """A text whose parts in backticks stand out."""
+    parts = text.split("`")
+    return Content.assemble(
+        *(
+            (f"`{part}`", "bold $text-accent") if place % 2 else part
+            for place, part in enumerate(parts)
+            if part
+        )
+    )
+
+
+def _verdict(report: Report) -> Content:
+    verdict = report.verdict
+    bad = verdict.kind not in ("healthy", "transient", "inconclusive")
+    mark = (
+        ("✗ ", "bold $text-error")
+        if bad
+        else ("✓ ", "bold $text-success")
+        if verdict.kind == "healthy"
+        else ("? ", "bold $text-warning")
+    )
+    said = " ".join(filter(None, (certainty(verdict), verdict.reason)))
+    return Content.assemble(mark, (verdict.kind.replace("_", " "), "bold"), f"  {said}")
+
+
+def _fixes(report: Report, is_complete: bool) -> Content:
+    if not report.fixes:
+        return Content("none was tried" if is_complete else "being tried ...")
+    lines = []
+    for fix in report.fixes:
+        mark, word, colour = outcome_mark(fix.prevents)
+        said = {True: "prevents it", False: "does not help", None: word}[fix.prevents]
+        lines.append(
+            Content.assemble((f"{mark} ", f"bold {colour}"), (fix_label(fix), "bold"), f"  {said}")
+        )
+    return Content("\n").join(lines)

@@ -1,0 +1,148 @@
+"""The user's lines, from the capture, with the failing one marked."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from pathlib import PurePath
+from typing import ClassVar
+
+from textual import work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import VerticalScroll
+from textual.content import Content
+from textual.widgets import Static
+
+from nanreplay.capture import Capture
+from nanreplay.capture.storage import Location
+from nanreplay.findings import Origin, Report
+from nanreplay.report.pages import SourceFile, Sources, sources_of
+from nanreplay.tui.capture_state import CaptureState
+from nanreplay.tui.panes.base import Copyable, Pane
+
+
+class SourcePane(Pane):
+    """Lines of code that made ops, file by file, and the calls that led to the failing one."""
+
+    HELP = (
+        "The lines of your code that made the recorded ops, from the capture. ✗ marks the line where the non-finite value was made, │ the "
+        'calls that led to it. A capture recorded with sources="none" names lines without their text.'
+    )
+    DEFAULT_CSS = """
+    SourcePane #page { padding: 0 1; }
+    SourcePane Static { width: auto; min-width: 100%; }
+    SourcePane #page { overflow-x: auto; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "f",
+            "failing",
+            "Failing line",
+            id="source.failing",
+            tooltip="Scroll to the failing line",
+        ),
+    ]
+
+    def __init__(self, state: CaptureState) -> None:
+        super().__init__(state)
+        self.sources: Sources | None = None
+
+    def compose(self) -> ComposeResult:
+        """Make the widgets."""
+        with VerticalScroll(id="page", can_focus=True):
+            yield Static("Reading the capture ...", id="lines", markup=False)
+
+    def on_mount(self) -> None:
+        """Read the lines."""
+        self.read()
+
+    def show_report(self, report: Report) -> None:
+        """Mark the failing line."""
+        self.read()
+
+    @work(exclusive=True, group="sources", exit_on_error=False)
+    async def read(self) -> None:
+        """Read the lines from the capture, away from the event loop: the table of ops can be long."""
+        report = self.state.report
+        origin = report.findings.origin if report is not None else None
+        self.sources = await asyncio.to_thread(_read, self.state.opened.path, origin)
+        self.query_one("#lines", Static).update(Content("\n").join(_lines(self.sources)))
+
+    def action_failing(self) -> None:
+        """Scroll to the failing line."""
+        if self.sources is not None:
+            lines = [line.plain for line in _lines(self.sources)]
+            place = next((index for index, line in enumerate(lines) if line.startswith("✗")), None)
+            if place is None:
+                self.notify("No line of your code made it.", severity="warning")
+            else:
+                self.query_one("#page").scroll_to(y=max(place - 3, 0), animate=False)
+
+    def copies(self) -> Sequence[Copyable]:
+        """The failing line."""
+        report = self.state.report
+        source = (
+            report.findings.origin.source
+            if report is not None and report.findings.origin is not None
+            else None
+        )
+        if source is None:
+            return []
+        place = Copyable("file and line", f"{source.file}:{source.line}")
+        return [place, Copyable("the failing line", source.code)] if source.code else [place]
+
+    def as_text(self) -> str:
+        """The lines."""
+        return (
+            "" if self.sources is None else "\n".join(line.plain for line in _lines(self.sources))
+        )
+
+
+def _read(path: Location, origin: Origin | None) -> Sources:
+    with Capture(path) as capture:
+        return sources_of(capture, origin)
+
+
+def _lines(sources: Sources) -> Iterator[Content]:
+    if not sources.files:
+        yield Content("No line of your code is in the capture.")
+        return
+    if sources.is_left_out:
+        yield Content.styled(
+            'Source left out: recorded with sources="none". Files and lines are named all the same.',
+            "$text-warning",
+        )
+        yield Content("")
+    if sources.calls:
+        yield Content.styled("Calls that led to the failing op", "bold")
+        for depth, frame in enumerate(sources.calls):
+            last = depth == len(sources.calls) - 1
+            place = f"{PurePath(frame.file).name}:{frame.line}"
+            yield Content.assemble(
+                ("✗ " if last else "│ ", "bold $text-error"),
+                place,
+                (f"  in {frame.function}", "dim"),
+            )
+        yield Content("")
+    for file in sources.files:
+        yield from _file_lines(file)
+
+
+def _file_lines(file: SourceFile) -> Iterator[Content]:
+    yield Content.styled(file.file, "bold underline")
+    width, before = len(str(file.lines[-1].line)), None
+    for line in file.lines:
+        if before is not None and line.line > before + 1:
+            yield Content.styled(f"  {'⋮'.rjust(width)}", "dim")
+        before = line.line
+        mark = "✗ " if line.is_failing else "│ " if line.is_on_the_way else "  "
+        code = line.code if line.code is not None else f"(left out; in {line.function})"
+        ops = f"   {line.ops} op{'s' if line.ops > 1 else ''}" if line.ops else ""
+        yield Content.assemble(
+            (mark, "bold $text-error"),
+            (f"{line.line:>{width}} ", "dim"),
+            (code, "bold" if line.is_failing else ""),
+            (ops, "dim"),
+        )
+    yield Content("")

@@ -1,0 +1,281 @@
+"""How the run got there: loss, gradient norm, learning rate and loss scale as plots, layers by step as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Grid
+from textual.reactive import reactive
+from textual.widgets import Static
+
+from nanreplay.findings import Report
+from nanreplay.report.history import MEASURES, History
+from nanreplay.report.numbers import readable_number, readable_steps
+from nanreplay.tui.capture_state import CaptureState, ViewPosition
+from nanreplay.tui.panes.base import Copyable, Go, Pane
+from nanreplay.tui.widgets.heat import HeatTable
+from nanreplay.tui.widgets.plots import PlotSpec, SeriesPlot
+
+
+class TimelinePane(Pane):
+    """Plots above, the table of layers below; one cursor for both."""
+
+    HELP = (
+        "How the run got to its incident. The plots show every recorded step; the table shows a measure of each layer, one column a "
+        "step, as high as the value is large within its layer; ✗ is NaN, ∞ infinite, · zero. The red line is the failing step."
+    )
+    DEFAULT_CSS = """
+    TimelinePane #plots { grid-size: 2; grid-gutter: 0 1; height: 1fr; }
+    TimelinePane #reading { height: 1; padding: 0 1; background: $panel; text-wrap: nowrap; text-overflow: ellipsis; }
+    TimelinePane #heading { height: 1; padding: 0; color: $text-muted; text-wrap: nowrap; }
+    TimelinePane HeatTable { height: auto; max-height: 45%; min-height: 2; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "a",
+            "anomaly",
+            "Anomaly",
+            id="timeline.anomaly",
+            tooltip="Go to the first step that was out of the ordinary",
+        ),
+        Binding(
+            "f",
+            "failing",
+            "Failing",
+            show=False,
+            id="timeline.failing",
+            tooltip="Go to the failing step",
+        ),
+        Binding(
+            "enter", "open", "Open", id="timeline.open", tooltip="Look at the ops of this step"
+        ),
+        Binding(
+            "m",
+            "measure",
+            "Measure",
+            id="timeline.measure",
+            tooltip="Gradient norm, weight norm or update ratio in the table",
+        ),
+        Binding(
+            "p", "plot", "Plot", id="timeline.plot", tooltip="Another plot, where only one fits"
+        ),
+        Binding(
+            "z",
+            "zoom",
+            "Zoom",
+            show=False,
+            id="timeline.zoom",
+            tooltip="Plot all steps, or those of the table",
+        ),
+        Binding(
+            "s",
+            "scale",
+            "Scale",
+            show=False,
+            id="timeline.scale",
+            tooltip="Linear or logarithmic; by itself where values span magnitudes",
+        ),
+    ]
+    measure: reactive[int] = reactive(0, init=False)
+    plot: reactive[int] = reactive(0, init=False)
+    is_zoomed: reactive[bool] = reactive(False, init=False)
+    is_log: reactive[bool | None] = reactive(None, init=False)
+    """None: each plot by its own values."""
+
+    def __init__(self, state: CaptureState) -> None:
+        super().__init__(state)
+        opened = state.opened
+        self.history = History(opened.timeline, opened.incident, opened.variables, opened.steps)
+
+    def compose(self) -> ComposeResult:
+        """Make the widgets."""
+        with Grid(id="plots"):
+            for index in range(len(self.history.series)):
+                yield SeriesPlot(id=f"plot-{index}")
+        yield Static(id="reading")
+        yield Static(id="heading")
+        yield HeatTable()
+
+    def on_mount(self) -> None:
+        """Start at the failing step."""
+        super().on_mount()
+        self.heat = self.query_one(HeatTable)
+        self._show_measure()
+        self.heat.cursor = self.history.position(self.state.failing_step)
+        self.call_after_refresh(self._draw)
+
+    def show_report(self, report: Report) -> None:
+        """Mark the origin's step."""
+        if self.is_mounted:
+            self._draw()
+
+    def show_place(self, place: ViewPosition) -> None:
+        """Put the cursor at a step."""
+        self.heat.cursor = self.history.position(place.step)
+
+    # What is drawn
+
+    def on_resize(self) -> None:
+        """Fit anew, once the widgets have their new sizes."""
+        self.call_after_refresh(self._draw)
+
+    def watch_measure(self) -> None:
+        """Show another measure."""
+        self._show_measure()
+        self._draw()
+
+    def _show_measure(self) -> None:
+        measures = self.history.measures
+        table = self.history.table(measures[self.measure % len(measures)]) if measures else None
+        self.heat.show(table, len(self.history.steps))
+        self.heat.styles.height = len(table.layers) if table is not None else 1
+
+    def watch_plot(self) -> None:
+        """Show another plot."""
+        self._draw()
+
+    def watch_is_zoomed(self) -> None:
+        """Plot more or fewer steps."""
+        self._draw()
+
+    def watch_is_log(self) -> None:
+        """Plot in another scale."""
+        self._draw()
+
+    @on(HeatTable.Moved)
+    def _moved(self) -> None:
+        self._draw()
+
+    def _draw(self) -> None:
+        if not len(self.history.steps) or not self.is_attached:
+            self.query_one("#reading", Static).update("No timeline was recorded.")
+            return
+        self.query_one("#reading", Static).update(self.reading())
+        self.query_one("#heading", Static).update(self.heading())
+        visible = self.heat.in_view
+        part = visible if self.is_zoomed and len(visible) else range(len(self.history.steps))
+        plots = list(self.query(SeriesPlot))
+        alone = self.screen.has_class("-narrow") or self.screen.has_class("-short")
+        self.query_one("#plots", Grid).styles.grid_size_columns = (
+            1 if alone else min(len(plots), 3) if len(plots) != 4 else 2
+        )
+        for index, (plot, series) in enumerate(zip(plots, self.history.series, strict=True)):
+            plot.display = not alone or index == self.plot % len(plots)
+            if plot.display:
+                log = series.is_steep if self.is_log is None else self.is_log
+                plot.draw(
+                    PlotSpec(
+                        self.history, series, part, self.heat.cursor, self.state.failing_step, log
+                    )
+                )
+
+    def reading(self) -> Text:
+        """The numbers at the cursor."""
+        place = self.heat.cursor
+        step = self.step
+        line = Text.assemble((f"step {step}", "bold"))
+        for series in self.history.series:
+            line.append(" · ", "dim").append(
+                f"{series.name} {readable_number(float(f'{series.values[place]:.5g}'))}"
+            )
+        if step == self.state.failing_step:
+            line.append("  ✗ the failing step", "bold")
+        elif step == self.anomaly:
+            line.append("  ▲ the first anomaly", "bold")
+        elif step not in self.history.window:
+            line.append("  not in the window: cannot be replayed", "dim")
+        return line
+
+    def heading(self) -> Text:
+        """Name of the measure, and which steps the table shows."""
+        measures, visible = self.history.measures, self.heat.in_view
+        name = MEASURES[measures[self.measure % len(measures)]] if measures else "layers"
+        if not len(visible):
+            return Text(name)
+        first, last = (int(self.history.steps[place]) for place in (visible[0], visible[-1]))
+        label = name.ljust(self.heat.label_width)
+        columns = len(visible) * self.heat.cell_width
+        ends = (
+            f"{first}{str(last).rjust(columns - len(str(first)))}"
+            if columns > len(f"{first}{last}") and first != last
+            else str(first)
+        )
+        return Text(label + ends)
+
+    # Keys
+
+    @property
+    def step(self) -> int:
+        """The step at the cursor."""
+        return int(self.history.steps[self.heat.cursor])
+
+    @property
+    def anomaly(self) -> int:
+        """The first step that was out of the ordinary."""
+        root = self.state.report.findings.root if self.state.report is not None else None
+        return (root or self.history.root).step
+
+    def action_anomaly(self) -> None:
+        """Go to the first anomaly and say what it is."""
+        root = (
+            self.state.report.findings.root if self.state.report is not None else None
+        ) or self.history.root
+        self.heat.cursor = self.history.position(root.step)
+        self.notify(root.reason, title=f"Step {root.step}")
+
+    def action_failing(self) -> None:
+        """Go to the failing step."""
+        self.heat.cursor = self.history.position(self.state.failing_step)
+
+    @on(HeatTable.Chosen)
+    def action_open(self) -> None:
+        """Look at the ops of the step."""
+        if self.step not in self.history.window:
+            self.notify(
+                f"Only {readable_steps(self.history.window)} can be replayed.", severity="warning"
+            )
+            return
+        self.post_message(Go("bisect", ViewPosition(self.step)))
+
+    def action_measure(self) -> None:
+        """Take the next measure."""
+        self.measure += 1
+
+    def action_plot(self) -> None:
+        """Take the next plot."""
+        self.plot += 1
+
+    def action_zoom(self) -> None:
+        """Plot all steps, or those of the table."""
+        self.is_zoomed = not self.is_zoomed
+
+    def action_scale(self) -> None:
+        """Take the other scale."""
+        self.is_log = not (self.history.series[0].is_steep if self.is_log is None else self.is_log)
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer what the capture has."""
+        if action == "open":
+            return "bisect" in self.tabs
+        return True
+
+    def copies(self) -> Sequence[Copyable]:
+        """The numbers at the cursor, and why the first anomaly is one."""
+        root = self.history.root
+        return Copyable("the numbers at the cursor", self.reading().plain), Copyable(
+            "the first anomaly", f"step {root.step}: {root.reason}"
+        )
+
+    def as_text(self) -> str:
+        """Every recorded step in columns."""
+        names = ["step", *(series.name.replace(" ", "_") for series in self.history.series)]
+        rows = [
+            [str(step), *(f"{series.values[place]:.9g}" for series in self.history.series)]
+            for place, step in enumerate(self.history.steps.tolist())
+        ]
+        return "\n".join("\t".join(row) for row in [names, *rows])

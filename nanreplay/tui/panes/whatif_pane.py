@@ -1,0 +1,245 @@
+"""What if: tick fixes, run them on the recording, read what each gave, copy the line of code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+from rich.text import Text
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.containers import Horizontal, Vertical
+from textual.content import Content
+from textual.widgets import Button, DataTable, Input, Static
+
+from nanreplay.findings import FixResult, Report
+from nanreplay.report.numbers import readable_number, readable_steps, readable_trigger
+from nanreplay.report.sentence import fix_label, source_text
+from nanreplay.tui.capture_state import CaptureState, cell_style, outcome_mark
+from nanreplay.tui.engine import Explain
+from nanreplay.tui.panes.base import Copyable, Pane
+from nanreplay.tui.widgets.ticks import TickList
+from nanreplay.whatif import FixError, check_fix
+from nanreplay.whatif.edits import FITTING, LAST_RESORT, candidates
+
+
+class WhatIfPane(Pane):
+    """Fixes to the left, what they gave to the right."""
+
+    HELP = (
+        "Each ticked fix is applied to the recorded program, batch or start, and the window is replayed with it. Several are tried one "
+        "by one and together. Those that fit the cause come first; `n` takes one of your own, such as clipnorm=0.5. The table says "
+        "whether a fix prevents the non-finite value and how much it changes the loss before the failing step; the line below the "
+        "table shows how to write it."
+    )
+    DEFAULT_CSS = """
+    WhatIfPane #sides { height: 1fr; }
+    WhatIfPane #choice { width: 32; height: 1fr; padding: 0 1; }
+    WhatIfPane TickList { height: 1fr; border: none; padding: 0; background: $background; text-wrap: nowrap; text-overflow: ellipsis; }
+    WhatIfPane #own { height: 1; border: none; padding: 0; }
+    WhatIfPane #buttons { height: 1; }
+    WhatIfPane #buttons Button { margin-right: 1; min-width: 12; }
+    WhatIfPane #outcome { height: 1fr; padding: 0 1; }
+    WhatIfPane DataTable { height: 1fr; background: $background; }
+    WhatIfPane #how { height: auto; max-height: 8; min-height: 3; border-top: solid $primary; }
+    """
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "r",
+            "run",
+            "Run",
+            id="whatif.run",
+            tooltip="Try the ticked fixes, one by one and together",
+        ),
+        Binding(
+            "A", "run_all", "Run all", id="whatif.all", tooltip="Try all fixes that fit the cause"
+        ),
+        Binding(
+            "n", "own", "Own", id="whatif.own", tooltip="Type a fix of your own, such as lr=0.3"
+        ),
+        Binding("x", "untick", "Untick", show=False, id="whatif.untick", tooltip="Untick all"),
+    ]
+
+    def __init__(self, state: CaptureState) -> None:
+        super().__init__(state)
+        self.results: dict[str, FixResult] = {}
+        """What was tried, by name."""
+        self.own: list[str] = []
+        """Fixes that the user has typed."""
+
+    def compose(self) -> ComposeResult:
+        """Make the widgets."""
+        with Horizontal(id="sides"):
+            with Vertical(id="choice"):
+                yield TickList(id="fixes")
+                yield Input(placeholder="own fix: lr=0.3", id="own", compact=True)
+                with Horizontal(id="buttons"):
+                    yield Button("Run", id="run", compact=True)
+                    yield Button("Run all", id="run-all", compact=True)
+            with Vertical(id="outcome"):
+                yield DataTable(id="table", cursor_type="row", zebra_stripes=True)
+                yield Static("Tick fixes and run them.", id="how", markup=False)
+
+    def on_mount(self) -> None:
+        """Name the columns and offer every fix."""
+        self.query_one("#table", DataTable).add_columns(
+            "fix", "prevents it", "replayed", "loss changes", "last loss", "remark"
+        )
+        self._offer(())
+        super().on_mount()
+
+    def show_report(self, report: Report) -> None:
+        """Offer what fits the cause first, and show what was tried."""
+        if not self.is_attached:
+            return
+        self._offer(candidates(report.causes))
+        self._add(report.fixes)
+
+    def _offer(self, fitting: Sequence[str]) -> None:
+        self.query_one(TickList).offer(
+            [
+                *self.own,
+                *fitting,
+                *(fix for fixes in FITTING.values() for fix in fixes),
+                LAST_RESORT,
+            ]
+        )
+
+    def _add(self, fixes: Sequence[FixResult]) -> None:
+        self.results.update({fix_label(fix): fix for fix in fixes})
+        table = self.query_one(DataTable)
+        table.clear()
+        for name, fix in self.results.items():
+            table.add_row(*_cells(name, fix, self.app.theme_variables), key=name)
+        self._show_how()
+
+    # Keys and buttons
+
+    @on(Button.Pressed, "#run")
+    def action_run(self) -> None:
+        """Try the ticked fixes."""
+        ticked = self.query_one(TickList).chosen
+        if not ticked:
+            self.notify("Tick fixes first (space), or run all that fit (A).", severity="warning")
+            return
+        self.run_fixes(ticked)
+
+    @on(Button.Pressed, "#run-all")
+    def action_run_all(self) -> None:
+        """Try all fixes that fit the cause."""
+        self.run_fixes(None)
+
+    def action_own(self) -> None:
+        """Type a fix."""
+        self.query_one("#own", Input).focus()
+
+    def action_untick(self) -> None:
+        """Untick all."""
+        ticks = self.query_one(TickList)
+        ticks.tick(ticks.names, ticked=False)
+
+    @on(Input.Submitted, "#own")
+    def _own_given(self, event: Input.Submitted) -> None:
+        text = event.value.strip()
+        try:
+            check_fix(text)
+        except FixError as error:
+            self.notify(str(error), severity="error")
+            return
+        self.own.append(text)
+        ticks = self.query_one(TickList)
+        ticks.offer([text, *ticks.names])
+        ticks.tick([text])
+        ticks.highlighted = ticks.names.index(text)
+        ticks.focus()
+        event.input.clear()
+
+    @work(exclusive=True, group="whatif", exit_on_error=False)
+    async def run_fixes(self, fixes: Sequence[str] | None) -> None:
+        """Try fixes on the recording.
+
+        Args:
+            fixes: Which; all that fit unless given.
+        """
+        report = await self.ask(Explain(self.path, "all" if fixes is None else tuple(fixes)))
+        self._add(report.fixes)
+        helpful = sum(fix.prevents is True for fix in report.fixes)
+        self.notify(f"{helpful} of {len(report.fixes)} prevent it.")
+
+    # What was tried
+
+    @on(DataTable.RowHighlighted)
+    def _show_how(self) -> None:
+        fix = self.chosen
+        if fix is not None:
+            self.query_one("#how", Static).update(_how(fix))
+
+    @property
+    def chosen(self) -> FixResult | None:
+        """The fix at the table's cursor."""
+        row = self.query_one(DataTable).cursor_row
+        return list(self.results.values())[row] if 0 <= row < len(self.results) else None
+
+    def copies(self) -> Sequence[Copyable]:
+        """The code of the fix at the cursor."""
+        fix = self.chosen
+        return (
+            [Copyable(f"the code of {fix_label(fix)}", fix.code)]
+            if fix is not None and fix.code
+            else []
+        )
+
+    def as_text(self) -> str:
+        """The table of fixes."""
+        rows = [
+            [cell.plain for cell in _cells(name, fix, {})] for name, fix in self.results.items()
+        ]
+        lines = ["\t".join(row) for row in rows]
+        return "\n".join(
+            [
+                *lines,
+                *(
+                    f"{fix_label(fix)}: {fix.code}"
+                    for fix in self.results.values()
+                    if fix.prevents and fix.code
+                ),
+            ]
+        )
+
+
+def _cells(name: str, fix: FixResult, colours: Mapping[str, str]) -> list[Text]:
+    mark, word, colour = outcome_mark(fix.prevents)
+    steps = (
+        ""
+        if fix.steps_checked is None
+        else readable_steps(range(fix.steps_checked[0], fix.steps_checked[1] + 1)).removeprefix(
+            "steps "
+        )
+    )
+    change = "" if fix.loss_change is None else f"{fix.loss_change:.2g}" if fix.loss_change else "0"
+    last = "" if fix.final_loss is None else readable_number(fix.final_loss)
+    outcome = Text.assemble((f"{mark} ", cell_style(colour, colours)), word)
+    return [Text(name, style="bold"), outcome, *map(Text, (steps, change, last, _remark(fix)))]
+
+
+def _remark(fix: FixResult) -> str:
+    failed = (
+        ""
+        if fix.nonfinite is None
+        else f"step {fix.nonfinite_step}: {readable_trigger(fix.nonfinite)}"
+    )
+    return "; ".join(filter(None, (failed, fix.note)))
+
+
+def _how(fix: FixResult) -> Content:
+    where = (
+        f"   # {source_text(fix.source.file, fix.source.line, None)}"
+        if fix.source is not None
+        else ""
+    )
+    said = {True: "prevents it", False: "does not help", None: "could not be tried"}[fix.prevents]
+    lines = [Content.assemble((fix_label(fix), "bold"), f" {said}. {_remark(fix)}")]
+    if fix.code:
+        lines.append(Content.assemble((fix.code, "$text-accent"), (where, "dim")))
+    return Content("\n").join(lines)

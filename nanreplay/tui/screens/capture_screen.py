@@ -1,0 +1,379 @@
+"""An open capture: its tabs, the report that arrives from the worker process, and what keys do everywhere."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import ClassVar
+
+from textual import on, work
+from textual.app import ComposeResult
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+from textual.widget import Widget
+from textual.widgets import Tab, TabbedContent, TabPane, Tabs
+from textual.widgets.tabbed_content import ContentTab
+from textual.worker import Worker, WorkerState
+
+from nanreplay.errors import NanreplayError
+from nanreplay.findings import Report
+from nanreplay.tui.capture_state import CaptureState
+from nanreplay.tui.engine import Explain, Progress, StoppedError
+from nanreplay.tui.panes import PANES, PaneEntry
+from nanreplay.tui.panes.base import Copyable, Failed, Go, Pane
+from nanreplay.tui.widgets.bars import KeyLine, StatusLine, TitleBar
+
+
+class CaptureScreen(Screen[None]):
+    """One capture in tabs; a tab is built when it is shown for the first time.
+
+    Args:
+        state: The capture, and the worker process.
+    """
+
+    AUTO_FOCUS = ""  # the first tab takes it once it is built
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding(
+            "y",
+            "copy",
+            "Copy",
+            id="capture.copy",
+            tooltip="Copy the sentence, the JSON, a fix, or what the tab offers",
+        ),
+        Binding(
+            "e",
+            "export",
+            "Export",
+            id="capture.export",
+            tooltip="Write what is shown as SVG or as text",
+        ),
+        Binding(
+            "question_mark,f1",
+            "help",
+            "Help",
+            key_display="?",
+            id="capture.help",
+            tooltip="What this tab is for, and its keys",
+        ),
+        Binding(
+            "escape",
+            "stop",
+            "Stop",
+            show=False,
+            id="capture.stop",
+            tooltip="Stop what runs in the background",
+        ),
+        Binding(
+            "f5",
+            "explain",
+            "Replay again",
+            show=False,
+            id="capture.explain",
+            tooltip="Replay and explain the capture again",
+        ),
+        Binding(
+            "ctrl+o",
+            "jump",
+            "Jump",
+            show=False,
+            id="capture.jump",
+            tooltip="Show a key on everything that can take the focus",
+        ),
+        Binding(
+            "ctrl+l",
+            "captures",
+            "Captures",
+            show=False,
+            id="capture.list",
+            tooltip="Back to the list of captures",
+        ),
+        Binding(
+            "left_square_bracket",
+            "turn(-1)",
+            "Tab before",
+            key_display="[",
+            show=False,
+            id="capture.before",
+            tooltip="Tab before",
+        ),
+        Binding(
+            "right_square_bracket",
+            "turn(1)",
+            "Next tab",
+            key_display="]",
+            show=False,
+            id="capture.next",
+            tooltip="The next tab",
+        ),
+        *(
+            Binding(
+                str(number),
+                f"show('{entry.id}')",
+                entry.title,
+                show=False,
+                id=f"capture.{entry.id}",
+                tooltip=entry.about,
+            )
+            for number, entry in enumerate(PANES, 1)
+        ),
+    ]
+
+    def __init__(self, state: CaptureState) -> None:
+        super().__init__()
+        self.state = state
+        self.panes: dict[str, Pane] = {}
+        """Those that were shown, by id."""
+
+    def compose(self) -> ComposeResult:
+        """Make the frame; tabs are empty until they are shown."""
+        yield TitleBar(self.state)
+        with TabbedContent(id="tabs"):
+            for entry in PANES:
+                yield TabPane(entry.title, id=entry.id)
+        yield StatusLine()
+        yield KeyLine()
+
+    def on_mount(self) -> None:
+        """Begin to replay once the first picture is on the screen, unless that was done before."""
+        if not self.state.is_complete:
+            self.call_after_refresh(self.action_explain)
+        self.set_timer(0.5, self.load_panes)
+
+    @work(exclusive=True, group="load", exit_on_error=False)
+    async def load_panes(self) -> None:
+        """Import the other tabs' modules before they are shown."""
+        for entry in PANES:
+            await asyncio.to_thread(entry.load)
+
+    def show_progress(self, progress: Progress | None) -> None:
+        """Show how far the worker process is."""
+        for line in self.query(StatusLine):
+            line.progress = progress
+
+    # The report
+
+    def action_explain(self) -> None:
+        """Replay and explain the capture."""
+        self.explain()
+
+    @work(exclusive=True, group="explain", exit_on_error=False)
+    async def explain(self) -> None:
+        """Ask for the report; show it before fixes are tried, and again with them."""
+        self.state.is_complete, self.state.failure = False, None
+        try:
+            found = await self.state.engine.run(
+                Explain(str(self.state.opened.path)), partial=self._take_report
+            )
+        except NanreplayError as error:
+            self._take_failure(str(error))
+            raise
+        self.state.is_complete = True
+        self._take_report(found)
+
+    def _take_report(self, report: Report) -> None:
+        self.state.report = report
+        for bar in self.query(TitleBar):
+            bar.show()
+        for pane in self.panes.values():
+            pane.show_report(report)
+
+    def _take_failure(self, reason: str) -> None:
+        """Keep a report that came before fixes were tried; else say everywhere that there is none."""
+        if self.state.report is not None:
+            self.state.is_complete = True
+            self._take_report(self.state.report)
+            return
+        self.state.failure = reason
+        for pane in self.panes.values():
+            pane.show_failure(reason)
+
+    @on(Worker.StateChanged)
+    def _worker_changed(self, event: Worker.StateChanged) -> None:
+        if event.state == WorkerState.ERROR and event.worker.error is not None:
+            self.post_message(Failed(event.worker.error))
+
+    @on(Failed)
+    def _failed(self, event: Failed) -> None:
+        if isinstance(event.error, StoppedError):
+            self.notify(
+                "Stopped."
+                if self.state.report is not None
+                else "Stopped. f5 replays the capture again."
+            )
+            return
+        from nanreplay.tui.screens.dialogs import ErrorScreen
+
+        self.app.push_screen(ErrorScreen(event.error))
+
+    # Tabs
+
+    @on(TabbedContent.TabActivated)
+    async def _tab_shown(self, event: TabbedContent.TabActivated) -> None:
+        entry = next((entry for entry in PANES if entry.id == event.pane.id), None)
+        if entry is not None:
+            await self._build(entry)
+            self.call_after_refresh(self._focus_pane, entry.id)
+            self.refresh_bindings()
+
+    async def _build(self, entry: PaneEntry) -> Pane:
+        if entry.id not in self.panes:
+            made = await asyncio.to_thread(
+                entry.load
+            )  # importing a module can take longer than a key may wait
+            if entry.id in self.panes:  # shown twice meanwhile
+                return self.panes[entry.id]
+            self.panes[entry.id] = pane = made(self.state)
+            await self.query_one(f"#{entry.id}", TabPane).mount(pane)
+        return self.panes[entry.id]
+
+    @property
+    def shown(self) -> str:
+        """Id of the tab that is shown."""
+        return self.query_one(TabbedContent).active
+
+    def action_show(self, pane: str) -> None:
+        """Show a tab and give it the focus."""
+        self.set_focus(
+            None
+        )  # else Textual moves it within the tab that is left, and so back to that tab
+        self.query_one(TabbedContent).active = pane
+        self.call_after_refresh(self._focus_pane, pane)
+
+    def _focus_pane(self, pane: str) -> None:
+        found = self.panes.get(pane)
+        if found is None or self.focused is not None or pane != self.shown:
+            return
+        target = next((each for each in found.query("*") if each.focusable and each.display), None)
+        if target is not None:
+            target.focus()
+
+    def action_turn(self, by: int) -> None:
+        """Show the tab before, or the next one."""
+        names = [entry.id for entry in PANES]
+        self.action_show(names[(names.index(self.shown) + by) % len(names)])
+
+    @on(Go)
+    async def _go(self, event: Go) -> None:
+        entry = next(entry for entry in PANES if entry.id == event.pane)
+        pane = await self._build(entry)
+        self.action_show(entry.id)
+        if event.place is not None:
+            self.state.place = event.place
+            pane.show_place(event.place)
+
+    # Keys
+
+    def action_stop(self) -> None:
+        """Stop what runs in the background."""
+        self.state.engine.stop()
+
+    def action_captures(self) -> None:
+        """Go back to the list of captures."""
+        self.dismiss()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer what can be done now."""
+        if action == "captures":
+            return len(self.app.screen_stack) > 2
+        return True
+
+    def action_help(self) -> None:
+        """Say what the tab is for, and which keys work."""
+        from nanreplay.tui.screens.dialogs import HelpScreen, keys_of
+
+        entry = next(entry for entry in PANES if entry.id == self.shown)
+        text = self.panes[entry.id].HELP if entry.id in self.panes else entry.about
+        shown = {
+            key: self.app.get_key_display(active.binding)
+            for key, active in self.active_bindings.items()
+        }
+        self.app.push_screen(
+            HelpScreen(entry.title, text, list(keys_of(self.active_bindings, shown)))
+        )
+
+    def action_jump(self) -> None:
+        """Show a key on everything that can take the focus, and on every tab."""
+        from nanreplay.tui.screens.dialogs import KEYS, JumpScreen
+
+        widgets = [
+            *self.query(Tab),
+            *(each for each in self.focus_chain if not isinstance(each, Tabs)),
+        ]
+        targets = dict(zip(KEYS, widgets, strict=False))
+        self.app.push_screen(JumpScreen(targets), self._jumped)
+
+    def _jumped(self, target: Widget | None) -> None:
+        if isinstance(target, Tab) and target.id is not None:
+            self.action_show(ContentTab.sans_prefix(target.id))
+        elif target is not None:
+            target.focus()
+
+    # Copying and exporting
+
+    def copyables(self) -> Sequence[Copyable]:
+        """What can be copied: what every tab offers, then what this one does."""
+        from nanreplay.tui.copying import copyables
+
+        pane = self.panes.get(self.shown)
+        return [*copyables(self.state.report), *(pane.copies() if pane is not None else ())]
+
+    def action_copy(self) -> None:
+        """Ask what to copy."""
+        found = self.copyables()
+        if not found:
+            self.notify(
+                "There is nothing to copy yet: the step is being replayed.", severity="warning"
+            )
+            return
+        self._choose(
+            "Copy", {each.label: partial(self.copy_text, each.label, each.text) for each in found}
+        )
+
+    def copy_text(self, label: str, text: str) -> None:
+        """Put a text on the clipboard of the terminal (OSC 52, which works over ssh)."""
+        self.app.copy_to_clipboard(text)
+        self.notify(f"Copied {label}.")
+
+    def action_export(self) -> None:
+        """Ask how to export what is shown."""
+        self._choose(
+            "Export", {"the screen as SVG": self.export_svg, "this tab as text": self.export_text}
+        )
+
+    def _choose(self, title: str, ways: Mapping[str, Callable[[], None]]) -> None:
+        """Let the user choose, and do what was chosen."""
+        from nanreplay.tui.screens.dialogs import ChoiceScreen
+
+        def chosen(place: int | None) -> None:
+            if place is not None:
+                list(ways.values())[place]()
+
+        self.app.push_screen(ChoiceScreen(title, list(ways)), chosen)
+
+    def export_svg(self) -> None:
+        """Write a picture of the screen to the working directory."""
+        self.call_after_refresh(
+            lambda: self._write(".svg", self.app.export_screenshot(title=self.state.opened.name))
+        )
+
+    def export_text(self) -> None:
+        """Write the whole tab to the working directory."""
+        pane = self.panes.get(self.shown)
+        text = pane.as_text() if pane is not None else ""
+        if not text:
+            self.notify("This tab has no text yet.", severity="warning")
+            return
+        self._write(".txt", text)
+
+    def _write(self, suffix: str, text: str) -> None:
+        from nanreplay.tui.copying import ExportError, export_path, write_text
+
+        path = export_path(Path.cwd(), self.state.opened.name, self.shown, suffix)
+        try:
+            write_text(path, text)
+        except OSError as error:
+            self.post_message(Failed(ExportError(f"{path}: {error.strerror or error}.")))
+            return
+        self.notify(f"Written to {path}.")
