@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nanreplay.program import observe
+from nanreplay.program import listening
 from nanreplay.program.compiled_program import CompiledProgram
 from nanreplay.program.fingerprint import read_variable
 from nanreplay.program.op_facts import SourceTable
@@ -119,7 +119,7 @@ class _Faulty:
             graph, described.signature, jit=described.signature.compilation == "xla"
         )
         variables = [SimpleNamespace(handle=handle) for handle in session.variables.handles]
-        with observe.muted():  # the recorder sees the step that this stands in for
+        with listening.muted():  # the recorder sees the step that this stands in for
             return program(leaves, variables, described.constants)[0]
 
 

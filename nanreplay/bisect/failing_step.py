@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from nanreplay.bisect.judge import BACKWARD, Attribution, Judgement, judge
-from nanreplay.bisect.op_trace import PASSIVE, StepRunner, StepTrace, trace_step
+from nanreplay.bisect.op_trace import StepTrace, trace_step
+from nanreplay.bisect.step_runner import PASSIVE, StepRunner
 from nanreplay.bisect.tensor_stats import Mask, nonfinite
 from nanreplay.bisect.walk import Walk, walk_back
 from nanreplay.records import Role, Signature, Trigger, TriggerWhat

@@ -14,7 +14,8 @@ from typing import cast
 import numpy as np
 
 from nanreplay.bisect.influence import COPIES, MOVEMENTS
-from nanreplay.bisect.op_trace import PASSIVE, Fact, OpKey, StepTrace
+from nanreplay.bisect.op_trace import Fact, StepTrace
+from nanreplay.bisect.step_runner import PASSIVE, OpKey
 from nanreplay.bisect.tensor_stats import FLOATS, Mask, is_float, words
 from nanreplay.bisect.walk import Arrival, Maker, Walk
 from nanreplay.capture.arrays import as_array

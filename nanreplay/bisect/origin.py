@@ -11,7 +11,7 @@ import numpy as np
 from nanreplay.bisect.failing_step import UNWATCHED, Progress, Scene, Search, search_back
 from nanreplay.bisect.growth import find_root
 from nanreplay.bisect.judge import Attribution, Suspect
-from nanreplay.bisect.op_trace import PASSIVE, Fact, StepRunner
+from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.origin_facts import (
     chain_of,
     consequence_of,
@@ -21,6 +21,7 @@ from nanreplay.bisect.origin_facts import (
     upstream_of,
 )
 from nanreplay.bisect.row_proof import RowProof, batch_size, own_leaves, prove_rows
+from nanreplay.bisect.step_runner import PASSIVE, StepRunner
 from nanreplay.bisect.tensor_stats import kind_of, nonfinite
 from nanreplay.capture.arrays import as_array
 from nanreplay.findings import Findings, OperandFacts, Origin, OutputFacts, Root

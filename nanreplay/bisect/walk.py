@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanreplay.bisect.influence import ROWWISE, Everything, Execute, Influence, influence_of
-from nanreplay.bisect.op_trace import PASSIVE, Fact, StepTrace, is_update
+from nanreplay.bisect.op_trace import Fact, StepTrace, is_update
+from nanreplay.bisect.step_runner import PASSIVE
 from nanreplay.bisect.tensor_stats import Mask, inf_mask, is_float, is_opaque, nan_mask, nonfinite
 from nanreplay.capture.arrays import as_array
 from nanreplay.replay.provenance import OpEvent, ValueId

@@ -51,8 +51,6 @@ DTYPES: Final = frozenset(
     "qint8 qint16 qint32 quint8 quint16 int2 uint2 float4_e2m1fn".split()
 ) | frozenset(EXTENSION_DTYPES)
 """TensorFlow's names of types of variables and inputs."""
-
-
 # --- capture.guard
 
 _LONGEST_TEXT = 4096

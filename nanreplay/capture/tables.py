@@ -35,7 +35,6 @@ from nanreplay.records import (
 if TYPE_CHECKING:
     import pandas as pd
 
-
 # Dataclasses from JSON, every field held to its type: what reads a capture later need not doubt
 # what is in it.
 

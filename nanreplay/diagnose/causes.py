@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeAlias
 
 from nanreplay.bisect import Bisection
-from nanreplay.bisect.op_trace import StepRunner
+from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.diagnose.case import Case
 from nanreplay.diagnose.rules import (
     data,

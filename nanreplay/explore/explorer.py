@@ -11,14 +11,8 @@ import numpy as np
 
 from nanreplay.bisect import Bisection
 from nanreplay.bisect.failing_step import Scene, watched
-from nanreplay.bisect.op_trace import (
-    ErrorHandler,
-    Observer,
-    StepRunner,
-    is_update,
-    repaired,
-    with_updated,
-)
+from nanreplay.bisect.op_trace import is_update, with_updated
+from nanreplay.bisect.step_runner import ErrorHandler, Observer, StepRunner, repaired
 from nanreplay.bisect.tensor_stats import dtype_name, is_opaque
 from nanreplay.errors import MissingPartError
 from nanreplay.explore.batch_view import BatchView, Spread, spread_of, view_batch

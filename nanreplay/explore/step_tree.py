@@ -10,8 +10,9 @@ from typing import Literal, NamedTuple, TypeAlias
 from nanreplay.bisect import Bisection
 from nanreplay.bisect.failing_step import Scene, masks_of, targets_of, trace_targets
 from nanreplay.bisect.judge import BACKWARD, Attribution, judge
-from nanreplay.bisect.op_trace import Fact, OpKey, StepRunner
+from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.origin_facts import name_of
+from nanreplay.bisect.step_runner import OpKey, StepRunner
 from nanreplay.bisect.walk import walk_back
 from nanreplay.explore.step_view import (
     Feed,

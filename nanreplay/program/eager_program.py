@@ -15,8 +15,9 @@ import tensorflow as tf
 
 from nanreplay.program.eager_graph import FlatGraph
 from nanreplay.program.fingerprint import Fingerprint
+from nanreplay.program.listening import listening
 from nanreplay.program.observation import BackwardSpan, Observation, Region, merged
-from nanreplay.program.observe import EagerObserver, listening
+from nanreplay.program.observe import EagerObserver
 from nanreplay.program.op_facts import SourceTable, is_user_file
 from nanreplay.program.program_record import (
     describe_functions,

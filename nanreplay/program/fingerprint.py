@@ -12,7 +12,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from nanreplay.capture.arrays import as_array
-from nanreplay.program import observe
+from nanreplay.program import listening
 from nanreplay.program.observation import Observation
 from nanreplay.records import Signature, TriggerWhat
 from nanreplay.tensorflow_internals import tf_variables
@@ -406,7 +406,7 @@ class Look:
         """The vector, a tensor that may still be computed."""
         if not self._handles:
             return tf.zeros([0], tf.float64)
-        with observe.muted():
+        with listening.muted():
             if self._function is None:
                 self._function = tf.function(
                     self._sums, autograph=False, jit_compile=False

@@ -7,7 +7,6 @@ trains, so that a step is a step, whatever is built around it.
 
 from __future__ import annotations
 
-import itertools
 import re
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,17 +16,10 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from nanreplay.program.nondeterministic_ops import outside_tensors
 from nanreplay.program.observation import notes_of
 from nanreplay.program.traced_program import (
     LoopFetch,
-    TracedProgram,
-    argument_paths,
-    fetched_paths,
     is_handle,
-    is_variable,
-    output_names,
-    signature_paths,
     source_of,
 )
 from nanreplay.tensorflow_internals import tf_functions
@@ -168,7 +160,7 @@ class TrainingFunction:
         """Ops of a graph that fetch, or take apart what was fetched; and those that fetch and train."""
         found, training, handles = [], [], set[int]()
         for op in graph.get_operations():
-            called = {name for name, _ in _called(op)}
+            called = {name for name, _ in called_functions(op)}
             takes = any(id(tensor) in handles for tensor in op.inputs)
             if (
                 not takes
@@ -210,7 +202,7 @@ class TrainingFunction:
         found: dict[str, list[Caller]] = {}
         for graph in (self.graph, *self.graphs.values()):
             for op in graph.get_operations():
-                for name, first in _called(op):
+                for name, first in called_functions(op):
                     found.setdefault(name, []).append(Caller(graph, op, first))
         return found
 
@@ -237,7 +229,7 @@ class TrainingFunction:
         while pending:
             each = pending.pop()
             for op in each.get_operations():
-                for name, first in _called(op):
+                for name, first in called_functions(op):
                     if name not in self.graphs or id(self.graphs[name]) in seen:
                         continue
                     if op.type in _CALLS:
@@ -263,13 +255,13 @@ class TrainingFunction:
             if op.type in FETCHES or op.type == "OptionalGetValue":
                 return ValueSource("fetched", tensor.value_index, tensor)
             is_source = graph is self.graph and any(op is source for source in self.sources or ())
-            if is_source and _taken_apart(op) is None:
+            if is_source and taken_apart(op) is None:
                 return ValueSource("taken", tensor.value_index, tensor)
             position = next(
                 (index for index, each in enumerate(graph.inputs) if each is tensor), None
             )
             if position is None:
-                tensor = _taken_apart(op)
+                tensor = taken_apart(op)
                 if tensor is None:
                     return None
                 continue
@@ -293,7 +285,7 @@ class TrainingFunction:
         return len(self.graph.captures) + len(tf_functions.deferred_captures(self.graph))
 
 
-def _taken_apart(op: Any) -> Any:
+def taken_apart(op: Any) -> Any:
     """The fetched component that an op takes a ragged or sparse tensor out of; None for any other op.
 
     The dense shape of a sparse tensor is put together again with what is known of it before.
@@ -334,7 +326,7 @@ def written(graph: Any) -> Iterator[Any]:
                 yield op
 
 
-def _called(op: Any) -> Iterator[tuple[str, int]]:
+def called_functions(op: Any) -> Iterator[tuple[str, int]]:
     """Functions of the library that an op runs, and which of its inputs is their first argument."""
     keys = _FUNCTIONS_OF.get(op.type)
     if keys is None:
@@ -354,150 +346,3 @@ def is_compiled_call(op: Any, graph: Any) -> bool:
         return True
     function = graph._functions.get(op.node_def.attr["f"].func.name) if op.type in _CALLS else None
     return function is not None and bool(function.cached_definition.attr["_XlaMustCompile"].b)
-
-
-def program_of(
-    training: TrainingFunction, held: Sequence[Any], arguments: Sequence[Any]
-) -> TracedProgram | None:
-    """The program of a function that trains; None where its batch cannot be had.
-
-    Args:
-        training: The function.
-        held: What the function captured, as its call is given it.
-        arguments: Flat arguments of a call; handles of variables among them count as captured.
-    """
-    graph, caller = training.innermost
-    if caller is not None:
-        found = _inner_program(training, graph, caller, held, arguments)
-        if found is not None:
-            return found
-    return _whole_program(training, held, arguments)
-
-
-def _inner_program(
-    training: TrainingFunction,
-    graph: Any,
-    caller: Caller,
-    held: Sequence[Any],
-    arguments: Sequence[Any],
-) -> TracedProgram | None:
-    """The program of the function that the others only hand their arguments to."""
-    inputs: list[tuple[Any, int]] = []
-    captures: list[tuple[Any, Any]] = []
-    taken: list[ValueSource] = []
-    kinds = set()
-    n_arguments = len(training.graph.inputs) - training.n_captures
-    for position, placeholder in enumerate(graph.inputs):
-        origin = training.origin(caller.graph, caller.op.inputs[caller.first + position])
-        if origin is None:
-            return None
-        value = (
-            held[origin.number - n_arguments]
-            if origin.kind == "held"
-            else arguments[origin.number]
-            if origin.kind == "argument"
-            else None
-        )
-        if origin.kind == "held" or (
-            value is not None and value.dtype in (tf.resource, tf.variant)
-        ):
-            captures.append((placeholder, value))
-        else:
-            kinds.add(origin.kind)
-            taken += [origin] if origin.kind != "argument" else []
-            inputs.append(
-                (placeholder, origin.number if origin.kind == "argument" else len(inputs))
-            )
-    if len(kinds) > 1:
-        return None
-    is_element = (
-        kinds == {"fetched"}
-        and len({id(each.tensor.op) for each in taken}) == 1
-        and _ascend([each.number for each in taken])
-    )
-    tensors = (
-        [] if is_element else [each.tensor for each in taken]
-    )  # else leaf by leaf, in the order of the function
-    if any(tensor.graph is not training.graph or is_handle(tensor) for tensor in tensors):
-        return None
-    if kinds == {"argument"}:
-        leaves = _leaf_numbers(arguments)
-        inputs = [(placeholder, leaves[index]) for placeholder, index in inputs]
-        paths = argument_paths(training.function, arguments)
-    else:
-        paths = signature_paths(graph, len(inputs))
-    xla = training.is_xla or is_compiled_call(caller.op, caller.graph)
-    outside = outside_tensors(graph) if caller.graph is training.graph else []
-    compilation = "xla" if xla else "graph"
-    return TracedProgram(
-        graph,
-        inputs,
-        captures,
-        graph.outputs,
-        output_names(graph),
-        compilation,
-        paths,
-        outside,
-        taken=tensors,
-    )
-
-
-def _ascend(numbers: Sequence[int]) -> bool:
-    return all(one <= other for one, other in itertools.pairwise(numbers))
-
-
-def _whole_program(
-    training: TrainingFunction, held: Sequence[Any], arguments: Sequence[Any]
-) -> TracedProgram | None:
-    graph = training.graph
-    n_arguments = len(graph.inputs) - training.n_captures
-    sources, loop = training.sources, training.loop
-    if sources is None and loop is None:
-        return None
-    sources = sources or []
-    fetched = (
-        loop.fetched
-        if loop is not None
-        else [tensor for op in sources for tensor in op.outputs if not is_handle(tensor)]
-    )
-    leaves = _leaf_numbers(arguments)
-    iterators = {id(tensor) for op in sources for tensor in op.inputs if is_handle(tensor)}
-    inputs, captures = [], []
-    for index, placeholder in enumerate(graph.inputs[:n_arguments]):
-        if index in leaves:
-            inputs.append((placeholder, leaves[index]))
-        elif is_variable(arguments[index]) or id(placeholder) not in iterators:
-            captures.append((placeholder, arguments[index]))
-    captures += list(zip(graph.inputs[n_arguments:], held, strict=True))
-    captures = [
-        (placeholder, value)
-        for placeholder, value in captures
-        if is_variable(value) or id(placeholder) not in iterators
-    ]
-    paths = argument_paths(training.function, arguments)
-    paths += fetched_paths(training.function, fetched, in_loop=training.loop is not None)
-    inputs += [(tensor, len(leaves) + number) for number, tensor in enumerate(fetched)]
-    outside = [tensor for tensor in outside_tensors(graph) if tensor.op not in sources]
-    compilation = "xla" if training.is_xla else "graph"
-    return TracedProgram(
-        graph,
-        inputs,
-        captures,
-        graph.outputs,
-        output_names(graph),
-        compilation,
-        paths,
-        outside,
-        sources,
-        loop=loop,
-    )
-
-
-def _leaf_numbers(arguments: Sequence[Any]) -> dict[int, int]:
-    """Number of the leaf of the batch, by number of the flat argument: all but handles."""
-    data = [
-        index
-        for index, value in enumerate(arguments)
-        if value.dtype not in (tf.resource, tf.variant)
-    ]
-    return {index: number for number, index in enumerate(data)}

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from nanreplay.errors import AttachError, NonFiniteError
-from nanreplay.program import observe
+from nanreplay.program import listening, observe
 from nanreplay.program.python_effects import AssignmentWatch
 from nanreplay.program.training_functions import TrainingFunction
 from nanreplay.tensorflow_internals import tf_variables
@@ -59,7 +59,7 @@ class Ambient:
     def start(self) -> None:
         """Record from now on."""
         self._release = observe.install()
-        observe.ambient.append(self)
+        listening.ambient.append(self)
         for name in ("keras", "tf_keras"):
             self.keras_imported(name)
 
@@ -69,8 +69,8 @@ class Ambient:
         Raises:
             NonFiniteError: One of the last steps was non-finite, and `on_nan` is "raise".
         """
-        if self in observe.ambient:
-            observe.ambient.remove(self)
+        if self in listening.ambient:
+            listening.ambient.remove(self)
         for owner, original in self._fitted:
             owner.fit = original
         self._fitted.clear()
@@ -209,7 +209,7 @@ class Ambient:
     def _does_train(self, function: Any) -> bool:
         known = self._trains.get(id(function))
         if known is None or known[0]() is not function:
-            with observe.muted():
+            with listening.muted():
                 try:
                     trains = TrainingFunction(function).trains
                 except Exception as error:

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from nanreplay.capture.storage import Location
 from nanreplay.errors import AttachError, NonFiniteError
-from nanreplay.program import observe
+from nanreplay.program import listening, observe
 from nanreplay.program.traced_program import is_float_variable
 from nanreplay.recorder.ambient import Ambient
 from nanreplay.recorder.compiled_calls import CompiledCalls
@@ -232,16 +232,16 @@ class Recorder(keras.callbacks.Callback):
         if self._session.lifecycle.is_active or self._session.lifecycle.has_failed:
             self._ending.begin_step()
             if not isinstance(self._replaced, EagerTrainStep):
-                observe.start_listening(self._calls)
+                listening.start_listening(self._calls)
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Record no more until the next batch."""
-        observe.stop_listening(self._calls)
+        listening.stop_listening(self._calls)
         self._ending.end_step()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the steps that were not looked at yet."""
-        observe.stop_listening(self._calls)  # data of unknown length ends within a batch
+        listening.stop_listening(self._calls)  # data of unknown length ends within a batch
         self._ending.is_in_step = False
         self._incidents.settle()
 
@@ -274,7 +274,7 @@ class Recorder(keras.callbacks.Callback):
         eager = EagerStep(self._session, step, self._suspected)
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
-            with observe.listening(eager):
+            with listening.listening(eager):
                 return eager(*args, **kwargs)
 
         return recorded
@@ -296,7 +296,7 @@ class Recorder(keras.callbacks.Callback):
     def _uninstall(self) -> None:
         """Nothing stays behind of this recorder: not in the thread, not in the model, not in TensorFlow."""
         self._session.keeper.assignments.stop()
-        observe.stop_listening(self._calls)
+        listening.stop_listening(self._calls)
         self._ending.is_in_step = False
         if self._replaced is not None:
             self._replaced.undo()

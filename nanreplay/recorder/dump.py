@@ -29,7 +29,7 @@ from nanreplay.recorder.timeline_ring import StepNumbers
 from nanreplay.records import BatchRecord, Incident, ProgramRecord, Trigger
 
 if TYPE_CHECKING:
-    from nanreplay.recorder.recording import Found, ProgramSlot
+    from nanreplay.recorder.program_slots import Found, ProgramSlot
 
 FULL_STEPS = 3
 """Steps, the failing one included, whose weights and gradients are written."""

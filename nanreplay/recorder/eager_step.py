@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,13 +25,22 @@ from nanreplay.program.program_record import fingerprint_layout
 from nanreplay.program.python_effects import Draws, replace_functions
 from nanreplay.program.traced_program import is_float_variable, is_variable
 from nanreplay.program.training_functions import hands_gradient_out
-from nanreplay.recorder.compiled_calls import look_after_failure
+from nanreplay.recorder.eager_reads import (
+    batch_leaves,
+    fingerprint_values_of,
+    is_new,
+    note_first_reads,
+    read_before,
+    repeatable,
+)
 from nanreplay.recorder.lifecycle import Suspicion, exception_trigger
-from nanreplay.recorder.recording import EagerIncident, Recording
+from nanreplay.recorder.program_slots import EagerIncident
+from nanreplay.recorder.recorded_function import look_after_failure
+from nanreplay.recorder.recording import Recording
 from nanreplay.recorder.reexecution import Reexecution, change, dense_gradient
 from nanreplay.recorder.ring import StepEntry
 from nanreplay.recorder.timeline_ring import StepNumbers
-from nanreplay.tensorflow_internals import tf_datasets, tf_eager, tf_variables
+from nanreplay.tensorflow_internals import tf_eager, tf_variables
 
 State = Mapping[int, Any]
 _SEVERAL_REPLICAS = (
@@ -90,7 +97,7 @@ class EagerStep:
         if not self._session.lifecycle.is_active:
             return self._after_failure(args, kwargs)
         given = (args, kwargs) if kwargs else args
-        run = self.begin(lambda: (given, _repeatable(self._step, args, kwargs)))
+        run = self.begin(lambda: (given, repeatable(self._step, args, kwargs)))
         if run is None:
             return self._step(*args, **kwargs)
         try:
@@ -189,7 +196,7 @@ class EagerStep:
                     {
                         id(each): (each, read_variable(each))
                         for each in tensors
-                        if _is_new(each, reads)
+                        if is_new(each, reads)
                     }
                 )
             )
@@ -244,11 +251,11 @@ class EagerStep:
     def _learn(self, run: Run) -> None:
         if not run.is_learning:
             run.is_learning = True
-            run.stop.callback(tf_eager.add_op_callback(_note_first_reads(run.first_reads)))
+            run.stop.callback(tf_eager.add_op_callback(note_first_reads(run.first_reads)))
             run.stop.callback(
                 replace_functions(
                     tf_variables.assignment_functions(),
-                    functools.partial(_read_before, self._session.guard, run.first_reads),
+                    functools.partial(read_before, self._session.guard, run.first_reads),
                 )
             )
 
@@ -263,7 +270,7 @@ class EagerStep:
         )
         names = fingerprint_layout(watch.entries, session.variables.index)
         self._names = names if names != self._names else self._names
-        return session.after_eager(run.entry, self._names, _values(watch))
+        return session.after_eager(run.entry, self._names, fingerprint_values_of(watch))
 
     def _watched_handles(self) -> list[Any]:
         variables = self._session.variables
@@ -329,7 +336,7 @@ class EagerStep:
             self._put_back(after)
         if values is None:
             names = fingerprint_layout(watch.entries, session.variables.index)
-            run.entry.fingerprint = dict(zip(names, _values(watch), strict=True))
+            run.entry.fingerprint = dict(zip(names, fingerprint_values_of(watch), strict=True))
 
         def describe(program_id: str, sources: SourceTable) -> FlatProgram:
             entry, index = run.entry, session.variables.index
@@ -350,7 +357,7 @@ class EagerStep:
     ) -> Reexecution:
         """Compare the second run with the first, and take its weights and gradients."""
         variables = self._session.variables
-        found = _values(watch)
+        found = fingerprint_values_of(watch)
         proof = Reexecution(reproduced=has_nonfinite(found))
         if recorded is not None:
             if len(found) != len(recorded):
@@ -384,86 +391,3 @@ class EagerStep:
             tf.raw_ops.AssignVariableOp(
                 resource=self._session.variables.handles[index], value=value
             )
-
-
-def _is_new(tensor: Any, reads: Mapping[int, Any]) -> bool:
-    return id(tensor) not in reads and is_variable(tensor)
-
-
-def _values(watch: Fingerprint) -> Any:
-    return np.zeros(0, np.float32) if watch.vector is None else watch.vector.numpy()
-
-
-def _repeatable(
-    step: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
-) -> Callable[[], Any]:
-    """The call with what it was given at first: a loop may reuse the buffers of numpy arrays, which the step may change."""
-    held = tf.nest.map_structure(
-        lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf,
-        (list(args), dict(kwargs)),
-    )
-    return lambda: step(*copy.copy(held[0]), **held[1])
-
-
-def _read_before(
-    guard: Callable[[Callable[[], None]], Any],
-    found: dict[int, tuple[Any, Any]],
-    name: str,
-    original: Callable[..., Any],
-) -> Callable[..., Any]:
-    """A function that assigns a variable, and keeps its value before that where it is not known: a sum may be added to unread."""
-    thread = threading.get_ident()
-
-    def keep(handle: Any) -> None:
-        if tf.is_tensor(handle) and _is_new(handle, found):
-            with contextlib.suppress(
-                tf.errors.FailedPreconditionError
-            ):  # it is made, and given its first value
-                found[id(handle)] = (handle, read_variable(handle))
-
-    def assign(*args: Any, **kwargs: Any) -> Any:
-        if threading.get_ident() == thread and tf.executing_eagerly():
-            guard(lambda: keep(args[0] if args else next(iter(kwargs.values()), None)))
-        return original(*args, **kwargs)
-
-    return assign
-
-
-def _note_first_reads(found: dict[int, tuple[Any, Any]]) -> Callable[..., None]:
-    """An op callback that keeps the value of each variable before the step: the first that is read, or that a new one is given."""
-    made: dict[int, Any] = {}
-
-    def callback(
-        op_type: Any, inputs: Any, attrs: Any, outputs: Any, op_name: Any = None, graph: Any = None
-    ) -> None:
-        kind = op_type.decode() if isinstance(op_type, bytes) else op_type
-        if graph is not None:
-            return
-        if kind == "VarHandleOp":
-            made[id(outputs[0])] = outputs[0]
-        if not inputs or inputs[0].dtype != tf.resource or id(inputs[0]) in found:
-            return
-        if kind == "ReadVariableOp":
-            found[id(inputs[0])] = (inputs[0], outputs[0])
-        elif kind == "AssignVariableOp" and id(inputs[0]) in made:
-            found[id(inputs[0])] = (inputs[0], inputs[1])
-
-    return callback
-
-
-def batch_leaves(args: Any) -> tuple[list[Any], list[str]]:
-    """Arrays and tensors of the step's arguments, numpy arrays copied, with a readable path each."""
-    only = args[0] if isinstance(args, tuple) and len(args) == 1 else args
-    leaves, paths = [], []
-    for path, leaf in tf_datasets.flatten_with_paths(only):
-        if isinstance(leaf, np.ndarray):
-            leaves.append(leaf.copy())
-            paths.append(path)
-        elif (
-            tf.is_tensor(leaf)
-            and not isinstance(leaf, tf.Variable)
-            and leaf.dtype not in (tf.resource, tf.variant)
-        ):
-            leaves.append(leaf)
-            paths.append(path)
-    return leaves, paths

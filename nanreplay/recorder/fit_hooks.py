@@ -10,8 +10,9 @@ import keras
 import tensorflow as tf
 
 from nanreplay.errors import AttachError
-from nanreplay.recorder.compiled_calls import CompiledCalls, RecordedFunction
+from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.ending import Ending
+from nanreplay.recorder.recorded_function import RecordedFunction
 from nanreplay.tensorflow_internals import tf_datasets
 
 # Seeing `fit` end by an exception of another callback: Keras calls `on_train_end` only when all
@@ -61,8 +62,6 @@ def _watched(name: str) -> Any:
 
 for _name in _HOOKS:
     setattr(WatchedCallbackList, _name, _watched(_name))
-
-
 # --- recorder.fit
 
 _RECORDED = (

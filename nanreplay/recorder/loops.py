@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
-from nanreplay.program import observe
+from nanreplay.program import listening
 from nanreplay.program.training_functions import hands_gradient_out
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerStep, Run
@@ -86,7 +86,7 @@ class LoopStep:
         self._calls.before_step = self._eager.forget_call
         self._run = self._eager.begin(call)
         self._stop = contextlib.ExitStack()
-        self._stop.enter_context(observe.listening(self))
+        self._stop.enter_context(listening.listening(self))
 
     def taken(self, value: Any) -> None:
         """The iteration has taken `value` from an iterator of Python's: it is part of the batch."""
@@ -366,9 +366,11 @@ class WatchedLoop:
         own.is_off = own.step.is_compiled
 
     def _begin(self, thread: _LoopThread, frame: FrameType) -> None:
-        from nanreplay.program import observe
+        from nanreplay.program import listening
 
-        if not observe.is_unheard():  # a recorder of the program's own is told, or this is a trace
+        if (
+            not listening.is_unheard()
+        ):  # a recorder of the program's own is told, or this is a trace
             return
         own, namespace = self._of_thread, {**frame.f_globals, **frame.f_locals}
         if own.is_entered:

@@ -15,8 +15,7 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay.capture.storage import Location
-from nanreplay.program import observe
-from nanreplay.program.eager_program import FlatProgram
+from nanreplay.program import listening, observed_calls
 from nanreplay.program.fingerprint import (
     Layout,
     Look,
@@ -27,11 +26,17 @@ from nanreplay.program.fingerprint import (
     squares_fit,
 )
 from nanreplay.program.observation import Observation
-from nanreplay.program.op_facts import SourceTable
 from nanreplay.program.traced_program import TracedProgram, is_float_variable
 from nanreplay.recorder.lifecycle import Event, Lifecycle, Suspicion, variable_trigger
 from nanreplay.recorder.pace import FIRST_LOOKS, LateReader, LookPace, lag_of
-from nanreplay.recorder.reexecution import Reexecution
+from nanreplay.recorder.program_slots import (
+    EagerIncident,
+    Fetch,
+    Found,
+    ProgramSlot,
+    Ran,
+    eager_row,
+)
 from nanreplay.recorder.retention import Keeper
 from nanreplay.recorder.ring import FetchedElement, Ring, StepEntry
 from nanreplay.recorder.settings import Settings
@@ -45,59 +50,6 @@ from nanreplay.recorder.timeline_ring import (
 )
 from nanreplay.recorder.variable_table import VariableTable
 from nanreplay.records import Trigger, loss_name
-
-Found = tuple[Trigger, int]
-"""An incident and its step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Fetch:
-    """What a step fetches from an iterator by itself."""
-
-    kinds: Sequence[Any]
-    """DTypes of the flat components of an element."""
-    spec: Any
-    """Spec of an element; None where it is not known, or where the step takes several."""
-
-
-@dataclass(slots=True)
-class ProgramSlot:
-    """A program of the recording."""
-
-    id: str
-    traced: TracedProgram
-    outputs: Sequence[tuple[str, int]]
-    """(name in the fingerprint, index of the output) of each number that a step returns."""
-    loss_of: Sequence[str]
-    """Whose each loss is, where a strategy runs several replicas."""
-    mean: tuple[Any, Any] | None
-    """Handles of what the mean of the losses that the step returns has added up, and of how much; None where there is none."""
-    fetch: Fetch | None = None
-    """What the step fetches by itself; None where it is given its batch."""
-
-    def name_of(self, element: str) -> str:
-        """What a number of the fingerprint is called."""
-        kind, _, index = element.partition(":")
-        return (
-            loss_name(int(index), self.loss_of)
-            if kind == "loss"
-            else self.traced.output_names[int(index)]
-        )
-
-    def is_loss(self, element: str) -> bool:
-        """Whether a number of the fingerprint stands for a loss: its own, or one of that name."""
-        return element.startswith("loss:") or "loss" in self.name_of(element)
-
-
-@dataclass(frozen=True, slots=True)
-class EagerIncident:
-    """The failing step of an eager loop, run once more with every op noted."""
-
-    step: int
-    describe: Callable[[str, SourceTable], FlatProgram]
-    """Makes the flat program, given its id and the table of sources."""
-    proof: Reexecution
-    """What the second run gave."""
 
 
 @dataclass(slots=True)
@@ -120,27 +72,6 @@ class Doubt:
 
 MOST_DOUBTED = 32
 """Steps between the last two questions."""
-
-
-@dataclass(frozen=True, slots=True)
-class Ran:
-    """What is known of a step that has run."""
-
-    step: int
-    slot: ProgramSlot | None
-    elapsed_s: float
-    with_keyframe: bool
-    outputs: Mapping[str, Any]
-    """Numbers that it returned, by name in the fingerprint."""
-    sums: Any
-    """Half the sums of squares of the watched variables, a float64 vector, where they were measured; else None."""
-    watched: Sequence[int]
-    """Which variables these are."""
-    scale: tuple[float, bool] | None
-    """(loss scale, whether the update was skipped), where the loss is scaled."""
-    learning_rate: float
-    mean: tuple[Any, Any] | None = None
-    """What the running mean of the losses has added up, and of how much, where that is all that is known of the loss."""
 
 
 @dataclass
@@ -352,10 +283,10 @@ class Recording:
     def _learning_rate(self) -> float:
         for optimizer in self._optimizers:
             with (
-                observe.muted(),
+                listening.muted(),
                 contextlib.suppress(AttributeError, TypeError, ValueError),
             ):  # a wrapper of the user's own
-                rate = observe.learning_rate_now(optimizer)
+                rate = observed_calls.learning_rate_now(optimizer)
                 if rate is not None:
                     return float(rate)
         return float("nan")
@@ -379,7 +310,7 @@ class Recording:
         found, skipped = layout.find_nonfinite(
             values, loss_scaled="loss_scale" in names, bad_variable=self._kind_of_variable
         )  # fmt: skip
-        self.timeline.add(_eager_row(step, elapsed_s, layout, values, skipped))
+        self.timeline.add(eager_row(step, elapsed_s, layout, values, skipped))
         trigger = None if found is None else self._trigger_of(found, loss_of)
         if (
             trigger is None
@@ -615,14 +546,14 @@ class Recording:
 
     def guard(self, work: Callable[[], Any]) -> Any:
         """Run the recorder's own work; an error in it ends the recording and never reaches the training."""
-        before = observe.mute()
+        before = listening.mute()
         try:
             return work()
         except Exception as error:
             self.fail(error)
             return None
         finally:
-            observe.mute(before)
+            listening.mute(before)
 
     def fail(self, error: BaseException) -> None:
         """Keep nothing more after an error of the recorder's own, with one warning; what is held goes into a file at the NaN."""
@@ -681,7 +612,7 @@ class Recording:
             try:
                 with (
                     tf.init_scope(),
-                    observe.muted(),
+                    listening.muted(),
                 ):  # somebody may be tracing, or taking gradients
                     path, self.dated = write_dump(take_snapshot(self, trigger, step), prove=prove)
             except (OSError, MemoryError) as error:
@@ -696,18 +627,3 @@ class Recording:
 
 def _kind(value: Any) -> str:
     return "nan" if np.isnan(value) else "inf" if value > 0 else "-inf"
-
-
-def _eager_row(
-    step: int, elapsed_s: float, layout: Layout, values: Any, skipped: bool
-) -> TimelineRow:
-    named = dict(zip(layout.names, (float(value) for value in values), strict=True))
-    row = TimelineRow(step, elapsed_s, skipped=skipped, loss=named.get("loss:0", float("nan")))
-    row.learning_rate = named.get("learning_rate", float("nan"))
-    row.loss_scale = named.get("loss_scale", float("nan"))
-    row.sums = {variable: float(values[element]) for element, variable in layout.variables}
-    row.gradient_sums = {
-        variable: (float(values[total]), float(values[largest]))
-        for total, largest, variable in layout.gradients
-    }
-    return row

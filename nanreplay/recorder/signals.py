@@ -107,8 +107,6 @@ def _forget_in_child() -> None:
 
 
 os.register_at_fork(after_in_child=_forget_in_child)
-
-
 # --- recorder.signals
 
 _ENDS = (signal.SIGTERM, signal.SIGINT)

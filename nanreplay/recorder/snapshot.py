@@ -21,7 +21,8 @@ from nanreplay.records import Trigger
 from nanreplay.tensorflow_internals import tf_datasets
 
 if TYPE_CHECKING:
-    from nanreplay.recorder.recording import EagerIncident, ProgramSlot, Recording
+    from nanreplay.recorder.program_slots import EagerIncident, ProgramSlot
+    from nanreplay.recorder.recording import Recording
 
 
 # What of a recording fits the disk limit. Pure: sizes in, steps out.

@@ -8,7 +8,7 @@ from typing import Any, cast
 
 import tensorflow as tf
 
-from nanreplay.program import observe
+from nanreplay.program import listening
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerStep
 from nanreplay.recorder.recording import Recording
@@ -42,23 +42,23 @@ class WrappedStep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the step once; returns what it returns."""
         if not tf_functions.is_top_level():
-            observe.claim_trace(self._calls)
+            listening.claim_trace(self._calls)
             return tf_functions.converted_now(self._step)(*args, **kwargs)
         if self._is_compiled and not tf.config.functions_run_eagerly():
             return self._run_compiled(args, kwargs)
         if self._is_compiled is False or tf.config.functions_run_eagerly():
-            with observe.listening(self._eager):
+            with listening.listening(self._eager):
                 return self._eager(*args, **kwargs)
         return self._run_undecided(args, kwargs)
 
     def _run_compiled(self, args: Any, kwargs: Any) -> Any:
         before, self._calls.is_eager = self._calls.trained, False
         self._calls.named = self._step if self._is_function else None
-        listener = observe.start_listening(self._calls)
+        listener = listening.start_listening(self._calls)
         try:
             result = self._step(*args, **kwargs)
         finally:
-            observe.start_listening(listener)
+            listening.start_listening(listener)
             self._calls.named = None
         if self._calls.is_eager and self._calls.trained == before:
             self._is_compiled = False
@@ -69,7 +69,7 @@ class WrappedStep:
         calls, before = self._calls, self._calls.trained
         calls.is_eager, calls.before_step = False, self._eager.forget_call
         try:
-            with observe.listening(self):
+            with listening.listening(self):
                 result = self._eager(*args, **kwargs)
         finally:
             calls.before_step = _nothing

@@ -71,8 +71,6 @@ def _shape(proto: Any) -> list[int] | None:
 
 
 _SCALARS: dict[str, Callable[[Any], Any]] = {"shape": _shape, "type": int}
-
-
 # --- replay.plan
 
 LOOPS = frozenset({"While", "StatelessWhile"})

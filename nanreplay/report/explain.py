@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from nanreplay.bisect import Bisection
     from nanreplay.replay import Replay
 
-
 # The captures of several workers of one training: which worker's step made the value that reached
 # all of them.
 

@@ -18,7 +18,6 @@ from nanreplay.records import Incident, Timeline, VariableInfo
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-
 # The run up to the incident as one SVG picture: a curve each for loss, gradients and rates, and
 # gradients layer by layer.
 
@@ -227,8 +226,8 @@ class History:
     def root(self) -> Root:
         """The first step that was out of the ordinary: where values began to grow without return, else the incident."""
         from nanreplay.bisect.growth import (
-            find_root,
-        )  # the package is larger than what a first look at a capture needs
+            find_root,  # the package is larger than what a first look at a capture needs
+        )
 
         return find_root(self.timeline, self.incident.step, [info.path for info in self.variables])
 

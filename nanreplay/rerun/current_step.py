@@ -11,7 +11,8 @@ from nanreplay.errors import ModelError
 from nanreplay.program import observe
 from nanreplay.program.nondeterministic_ops import is_outside
 from nanreplay.program.safety import all_nodes
-from nanreplay.program.training_functions import TrainingFunction, program_of
+from nanreplay.program.step_programs import program_of
+from nanreplay.program.training_functions import TrainingFunction
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerStep
 from nanreplay.recorder.fit_hooks import check_model

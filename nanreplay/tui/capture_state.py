@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from nanreplay.explore.step_view import Health
     from nanreplay.tui.view_tasks import Seen
 
-
 # How health looks: a mark, a word and a colour, so that no meaning hangs on colour alone.
 
 MARKS: Final[dict[Health, tuple[str, str, str]]] = {

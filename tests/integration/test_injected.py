@@ -23,7 +23,7 @@ from nanreplay import Capture, Recorder, Replay
 from nanreplay.recorder import compiled_calls
 
 SOME = [
-    "program/fingerprint.py:Look.__call__", "program/observe.py:_mark", "recorder/recording.py:Recording.add_program",
+    "program/fingerprint.py:Look.__call__", "program/listening.py:mark_regions", "recorder/recording.py:Recording.add_program",
     "recorder/compiled_calls.py:CompiledCalls._begin", "recorder/recording.py:Recording._check", "recorder/dump.py:gather",
     "capture/writer.py:CaptureWriter.batch",
 ]  # fmt: skip

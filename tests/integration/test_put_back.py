@@ -16,7 +16,7 @@ import tensorflow as tf
 from trainings import BATCH, data, mlp
 
 from nanreplay import NonFiniteError, Recorder
-from nanreplay.program import observe, python_effects
+from nanreplay.program import listening, observe, python_effects
 from nanreplay.tensorflow_internals import tf_datasets, tf_eager, tf_variables
 
 Places = dict[tuple[Any, str], Any]
@@ -54,8 +54,8 @@ def all_is_put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     ]
     assert not changed
     assert not observe.PATCHED
-    assert not observe.ambient
-    assert observe.is_unheard()
+    assert not listening.ambient
+    assert listening.is_unheard()
 
 
 def fit(recorder: Recorder, bad_step: int | None = 3, **compiled: Any) -> Any:

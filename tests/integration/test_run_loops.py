@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from nanreplay import NonFiniteError, Recorder, explain
-from nanreplay.program import observe
+from nanreplay.program import listening, observe
 from nanreplay.recorder.ambient import Ambient
 from nanreplay.recorder.loops import Loops
 
@@ -291,7 +291,7 @@ def test_nothing_stays_behind(loop: str, tmp_path: Path) -> None:
         builtins.next,
     ) == before
     assert patched == observe.PATCHED
-    assert observe.is_unheard()
+    assert listening.is_unheard()
 
 
 def test_a_training_that_cannot_be_recorded_is_said(tmp_path: Path) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 
 from nanreplay.bisect.tensor_stats import is_float, is_opaque, words
 from nanreplay.capture.arrays import as_array
-from nanreplay.diagnose.case import Case, Outlier, find_outliers
+from nanreplay.diagnose.case import Case
+from nanreplay.diagnose.outliers import Outlier, find_outliers
 from nanreplay.diagnose.rules import overflow
 from nanreplay.findings import Cause, CauseKind
 

@@ -10,8 +10,8 @@ from unit.bisect.graphs import Graph, GraphRunner
 
 from nanreplay.bisect import bisect
 from nanreplay.bisect.origin import Bisection
-from nanreplay.diagnose.case import find_outliers
 from nanreplay.diagnose.causes import RULES, causes_of
+from nanreplay.diagnose.outliers import find_outliers
 from nanreplay.findings import (
     Cause,
     CauseKind,

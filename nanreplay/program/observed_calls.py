@@ -1,0 +1,262 @@
+"""Noting what Keras layers, tapes and optimizers do while a step is traced, or runs eagerly.
+
+The functions of Keras and TensorFlow that tell of it are replaced once per process, for as long as anybody records. What they
+tell goes to the graph that is being traced, whoever traces it, or to the eager step that the thread is running. Nothing is
+added to a graph, no argument and no result is changed: a step traces as it would without. `PATCHED` says what is replaced.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from nanreplay.program.listening import current_notes, muted, op_clock, region, thread_state
+from nanreplay.program.observation import (
+    BackwardSpan,
+    Observation,
+    TapeGradient,
+    notes_of,
+)
+from nanreplay.tensorflow_internals import tf_distribution, tf_functions
+
+_TOKEN = ".nanreplay-op."
+"""Parts a name scope from the number of the op. A scope may hold it: a tape may outlive the last recording, and uses it as it is then."""
+
+
+def run_observed(
+    seen: Observation,
+    make: Callable[[Any], Any],
+    original: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+) -> Any:
+    """Call `make(original)`; an error of ours never reaches the step, and never makes `original` run twice."""
+    once: _Once | None = None
+    try:
+        once = _Once(original)
+        return make(once)(*args, **kwargs)
+    except Exception as error:
+        if once is not None and error is once.raised:
+            raise
+        seen.failed = error
+        return once.result if once is not None and once.was_called else original(*args, **kwargs)
+
+
+class _Once:
+    """A function that is called at most once, and what came of it."""
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._function = function
+        self.was_called = False
+        self.result: Any = None
+        self.raised: BaseException | None = None
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.was_called = True
+        try:
+            self.result = self._function(*args, **kwargs)
+        except BaseException as error:
+            self.raised = error
+            raise
+        return self.result
+
+
+# What is noted
+
+
+def observed_layer_call(original: Any) -> Any:
+    def __call__(layer: Any, *args: Any, **kwargs: Any) -> Any:
+        seen = current_notes()
+        if seen is not None:
+            if seen.root_layer is None:
+                seen.root_layer = layer.name
+            if not any(entry.kind == "layer" for entry in thread_state.stack):
+                seen.layers.append(layer)
+                _tell_used(layer)
+        with region("layer", layer.name):
+            return original(layer, *args, **kwargs)
+
+    return __call__
+
+
+def observed_apply(original: Any) -> Any:
+    def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> Any:
+        grads = list(grads)
+        variables = (
+            getattr(optimizer, "_trainable_variables", [])
+            if trainable_variables is None
+            else list(trainable_variables)
+        )
+        _note_update(optimizer, grads, variables)
+        with region("optimizer", optimizer.name):
+            return original(optimizer, grads, None if trainable_variables is None else variables)
+
+    return apply
+
+
+def observed_apply_gradients(original: Any) -> Any:
+    """Keras 2 hands over pairs, which may come from a generator."""
+
+    def apply_gradients(optimizer: Any, grads_and_vars: Any, *args: Any, **kwargs: Any) -> Any:
+        pairs = list(grads_and_vars)
+        _note_update(
+            optimizer, [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
+        )
+        with region(
+            "optimizer",
+            str(getattr(optimizer, "name", None) or getattr(optimizer, "_name", "optimizer")),
+        ):
+            return original(optimizer, pairs, *args, **kwargs)
+
+    return apply_gradients
+
+
+def _note_update(optimizer: Any, gradients: list[Any], variables: Any) -> None:
+    seen = current_notes()
+    if seen is None or any(entry.kind == "optimizer" for entry in thread_state.stack):
+        return
+    _tell_eager()
+    if tf.executing_eagerly() and not seen.optimizers:
+        with muted():
+            seen.learning_rate, seen.loss_scale = (
+                learning_rate_now(optimizer),
+                loss_scale_now(optimizer),
+            )
+    _tell_used(optimizer)
+    seen.optimizers.append(optimizer)
+    seen.applied.append(
+        (gradients, [tf_distribution.component(variable) for variable in variables])
+    )
+
+
+def _tell_used(used: Any) -> None:
+    if tf.executing_eagerly() and thread_state.eager is not None:
+        thread_state.eager.about_to_use(used)
+
+
+def learning_rate_now(optimizer: Any) -> Any:
+    """The learning rate of the next update, a tensor; None where it cannot be told."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    rate = getattr(inner, "learning_rate", None)
+    if callable(rate) and not hasattr(rate, "dtype"):  # Keras 2 hands its schedules out
+        rate = rate(inner.iterations)
+    return None if rate is None else tf.convert_to_tensor(rate)
+
+
+def loss_scale_now(optimizer: Any) -> Any:
+    """The loss scale of the next update, a tensor; None for an optimizer that scales no loss."""
+    initial = getattr(optimizer, "initial_scale", None)
+    if initial is None:
+        return None
+    built = getattr(optimizer, "dynamic_scale", None) if getattr(optimizer, "built", True) else None
+    scale = built if built is not None else getattr(optimizer, "loss_scale", initial)
+    return tf.convert_to_tensor(scale, tf.float32)
+
+
+def _tell_eager() -> None:
+    if tf.executing_eagerly() and thread_state.listener is not None:
+        thread_state.listener.trained_eagerly()
+
+
+def observed_scale_loss(original: Any) -> Any:
+    def scale_loss(optimizer: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
+        scaled = original(optimizer, loss, *args, **kwargs)
+        seen = current_notes()
+        if seen is not None and scaled is not loss and tf.is_tensor(scaled):
+            seen.unscaled[id(scaled)] = loss
+            seen.scaled.append(scaled)
+        return scaled
+
+    return scale_loss
+
+
+def observed_gradient(original: Any) -> Any:
+    def gradient(tape: Any, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
+        for source in tf.nest.flatten(sources):
+            _tell_used(tf_distribution.component(source))
+        with region("backward"):
+            gradients = original(tape, target, sources, *args, **kwargs)
+        seen = current_notes()
+        if seen is not None:
+            _tell_eager()
+            flat = [tf_distribution.component(source) for source in tf.nest.flatten(sources)]
+            replica, is_inner = tf_distribution.current_replica(), tf_functions.is_tape_recording()
+            targets, found = tf.nest.flatten(target), tf.nest.flatten(gradients)
+            seen.tape_gradients.append(TapeGradient(targets, flat, found, replica, is_inner))
+        return gradients
+
+    return gradient
+
+
+def _tokens() -> dict[str, Any] | None:
+    """The ops that the tape may ask for, of the trace (the functions within it too), or of the eager step."""
+    if tf.executing_eagerly():
+        return None if thread_state.eager is None else thread_state.eager.tokens
+    graph = tf.compat.v1.get_default_graph()
+    return (
+        notes_of(tf_functions.outermost(graph)).tokens
+        if isinstance(graph, tf_functions.FuncGraph)
+        else None
+    )
+
+
+def forward_token(scope: str, outputs: Any) -> str:
+    """A name scope for the tape that remembers the very op; `observed_gradient_function` reads it back."""
+    seen = current_notes()
+    if seen is None or seen.failed is not None:
+        return scope
+    return str(
+        run_observed(
+            seen, lambda original: _token_of, lambda scope, outputs: scope, (scope, outputs), {}
+        )
+    )
+
+
+def _token_of(scope: str, outputs: Any) -> str:
+    tokens = _tokens()
+    if tokens is None or not len(outputs) or not tf.is_tensor(outputs[0]):
+        return scope
+    token = f"{scope}{_TOKEN}{len(tokens)}"
+    tokens[token] = outputs[0]
+    return token
+
+
+def observed_gradient_function(
+    call: Callable[[str], Any], op_type: str, scope: str, inputs: Any, outputs: Any
+) -> Any:
+    """Call the gradient function of an op, and note which ops it made."""
+    plain, seen = scope.split(_TOKEN)[0], current_notes()
+    if seen is None or seen.failed is not None:
+        return call(plain)
+    noted = functools.partial(
+        _noted_gradient, seen, op_type=op_type, inputs=inputs, outputs=outputs
+    )
+    return run_observed(
+        seen, lambda once: functools.partial(noted, once), lambda scope: call(plain), (scope,), {}
+    )
+
+
+def _noted_gradient(
+    seen: Observation,
+    call: Callable[[str], Any],
+    scope: str,
+    *,
+    op_type: str,
+    inputs: Any,
+    outputs: Any,
+) -> Any:
+    forward = (_tokens() or {}).get(scope)
+    scope = scope.split(_TOKEN)[0]
+    if forward is None:
+        forward = next((tensor for tensor in outputs or () if tensor is not None), None)
+    graph, start = op_clock()
+    result = call(scope)
+    _, end = op_clock()
+    if end > start:
+        seen.spans.append(
+            BackwardSpan(graph, start, end, op_type, scope, forward, tuple(inputs or ()))
+        )
+    return result
