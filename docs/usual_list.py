@@ -11,7 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanreplay.findings import FixResult, Report
+from nanreplay.findings import FixResult
+from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain
 from nanreplay.report.sentence import fix_label
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from nanreplay import notebook
+
 if TYPE_CHECKING:
     from nanreplay.capture import Capture as Capture
     from nanreplay.errors import AttachError as AttachError
@@ -42,6 +44,10 @@ _PUBLIC = {
     "explain": "nanreplay.report.explain",
     "replay_with": "nanreplay.rerun",
 }
+notebook.PAGES.update(
+    Capture="nanreplay.report.pages:capture_fragment",
+    Report="nanreplay.report.pages:report_fragment",
+)
 __all__ = [*sorted(_PUBLIC), "__version__"]
 
 

@@ -237,27 +237,3 @@ class FixResult:
     """The line that it belongs to, None where it belongs to none (an optimizer's argument, the data)."""
     note: str | None = None
     """Why it could not be tried, or what to know of the outcome."""
-
-
-@dataclass(frozen=True, slots=True)
-class Report:
-    """Everything that is said of one capture."""
-
-    path: str
-    steps: tuple[int, int]
-    """First and last step of the recorded window."""
-    incident_step: int
-    trigger: Trigger
-    verdict: Verdict
-    findings: Findings
-    sentence: str
-    causes: tuple[Cause, ...] = ()
-    """The likeliest first; empty when nothing was non-finite."""
-    fixes: tuple[FixResult, ...] = ()
-    """What was tried, in the order in which it was."""
-
-    def _repr_html_(self) -> str:
-        """Show the page of the report in a notebook."""
-        from nanreplay.report.pages import report_fragment
-
-        return report_fragment(self)

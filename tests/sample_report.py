@@ -13,11 +13,11 @@ from nanreplay.findings import (
     OperandFacts,
     Origin,
     OutputFacts,
-    Report,
     Root,
     Verdict,
 )
 from nanreplay.records import Frame, Incident, Trigger
+from nanreplay.report.contents import Report
 from nanreplay.report.sentence import sentence
 
 NAN, INF = float("nan"), float("inf")

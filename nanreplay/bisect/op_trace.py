@@ -11,18 +11,9 @@ from typing import Any
 import numpy as np
 
 from nanreplay.bisect.step_runner import FeedKind, OpKey, StepRunner, repaired
-from nanreplay.bisect.tensor_stats import (
-    Mask,
-    TensorStat,
-    dtype_name,
-    is_float,
-    measure,
-    nonfinite,
-)
+from nanreplay.bisect.tensor_stats import Mask, TensorStat, dtype_name, is_float, measure, nonfinite
 from nanreplay.capture.arrays import as_array
-from nanreplay.records import (
-    ArrayLike,
-)
+from nanreplay.records import ArrayLike
 from nanreplay.replay.provenance import Call, OpEvent, ValueId
 
 # --- bisect.trace

@@ -9,10 +9,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 
 from nanreplay.bisect.influence import Execute
-from nanreplay.bisect.tensor_stats import (
-    dtype_name,
-    words,
-)
+from nanreplay.bisect.tensor_stats import dtype_name, words
 from nanreplay.capture.arrays import as_array
 from nanreplay.records import (
     ArrayLike,

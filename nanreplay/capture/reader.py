@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nanreplay import notebook
 from nanreplay.capture.arrays import read_array, read_json
 from nanreplay.capture.format import TIMELINE_COLUMNS, check_head, item
 from nanreplay.capture.storage import location, open_hdf5, size_bytes
@@ -103,9 +104,7 @@ class Capture:
 
     def _repr_html_(self) -> str:
         """Show in a notebook what the file holds, with its timeline."""
-        from nanreplay.report.pages import capture_fragment
-
-        return capture_fragment(self)
+        return notebook.page_of(self)
 
     def close(self) -> None:
         """Close the file."""

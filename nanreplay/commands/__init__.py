@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 import click
 
 from nanreplay import __version__
-from nanreplay.commands.exits import FINITE, UNREADABLE, fail
+from nanreplay.commands.exits import fail
+from nanreplay.terminal import FINITE, UNREADABLE
 
 COMMANDS = {
     "run": "Run a program as it is, and record whatever trains in it.",

@@ -13,22 +13,14 @@ from nanreplay.commands.console import (
     max_memory,
     print_json,
     progress_bar,
-    quiet_work,
     trust,
 )
-from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED
 from nanreplay.commands.outputs import Outputs, for_machines
+from nanreplay.terminal import CODES, UNDECIDED, quiet_work
 
 if TYPE_CHECKING:
-    from nanreplay.findings import Report
+    from nanreplay.report.contents import Report
 
-CODES = {
-    "healthy": FINITE,
-    "reproduced": NONFINITE,
-    "xla_only": NONFINITE,
-    "precision_only": NONFINITE,
-}
-"""Exit code by kind of verdict; `transient` and `inconclusive` could not be decided."""
 FIXES: dict[bool | None, Literal["fast", "all", "none"]] = {
     None: "fast",
     True: "all",

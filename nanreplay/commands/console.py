@@ -8,7 +8,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -106,38 +105,6 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise click.ClickException(f"Cannot write {path}: {error.strerror}.") from error
-
-
-@contextlib.contextmanager
-def quiet_work() -> Iterator[None]:
-    """Load TensorFlow and keep stdout for results while it works: what a recorded program prints goes to stderr."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    with redirected(2, os.devnull):  # the log level holds only once TensorFlow is loaded
-        import_module("tensorflow")
-    with redirected(1, 2), limits.limited_process():
-        yield
-
-
-@contextlib.contextmanager
-def redirected(descriptor: int, target: int | str) -> Iterator[None]:
-    """Send what native code writes to a file descriptor somewhere else."""
-    stream = sys.stdout if descriptor == 1 else sys.stderr
-    try:
-        stream.flush()
-        kept = os.dup(descriptor)
-    except (OSError, AttributeError):  # closed or missing: nobody reads it
-        yield
-        return
-    opened = os.open(target, os.O_WRONLY) if isinstance(target, str) else os.dup(target)
-    os.dup2(opened, descriptor)
-    os.close(opened)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            stream.flush()
-        os.dup2(kept, descriptor)
-        os.close(kept)
 
 
 @contextlib.contextmanager

@@ -13,7 +13,7 @@ import click
 
 import nanreplay
 from nanreplay.commands.console import as_json
-from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED
+from nanreplay.terminal import FINITE, NONFINITE, UNDECIDED
 
 
 @click.command("demo")

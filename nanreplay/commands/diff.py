@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from nanreplay.commands.console import as_json, max_memory, print_json, quiet_work, trust
-from nanreplay.commands.exits import UNDECIDED
+from nanreplay.commands.console import as_json, max_memory, print_json, trust
 from nanreplay.commands.rerun_options import check_needs_model, of_model
+from nanreplay.terminal import UNDECIDED, quiet_work
 
 if TYPE_CHECKING:
     from nanreplay.diff import Diff

@@ -8,26 +8,10 @@ import os
 import click
 
 from nanreplay.errors import (
-    MissingPartError,
     NanreplayError,
-    ReplayError,
     UnsafeProgramError,
-    UnsupportedOpError,
 )
-
-FINITE, NONFINITE, UNREADABLE, UNDECIDED = 0, 1, 2, 3
-"""What a command returns, and the process exits with."""
-INTERRUPTED = 130
-"""What shells expect of a process that Ctrl-C ended."""
-
-
-def code_of(error: NanreplayError) -> int:
-    """The exit code of an error that nanreplay raised on purpose."""
-    return (
-        UNDECIDED
-        if isinstance(error, (UnsupportedOpError, ReplayError, MissingPartError))
-        else UNREADABLE
-    )
+from nanreplay.terminal import INTERRUPTED, UNDECIDED, UNREADABLE, code_of
 
 
 def fail(error: BaseException) -> int:

@@ -11,10 +11,9 @@ from nanreplay.commands.console import (
     max_memory,
     print_json,
     progress_bar,
-    quiet_work,
     trust,
 )
-from nanreplay.commands.exits import FINITE
+from nanreplay.terminal import FINITE, quiet_work
 
 
 @click.command("export")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from nanreplay.commands.console import as_json, capture_files, max_memory, print_json
-from nanreplay.commands.exits import FINITE
+from nanreplay.terminal import FINITE
 
 
 @click.command("info")

@@ -12,10 +12,9 @@ from nanreplay.commands.console import (
     output_file,
     print_json,
     progress_bar,
-    quiet_work,
     trust,
 )
-from nanreplay.commands.exits import FINITE
+from nanreplay.terminal import FINITE, quiet_work
 
 
 @click.command("minimize")

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from nanreplay.commands.console import max_memory, trust
-from nanreplay.commands.exits import FINITE
 from nanreplay.errors import CaptureError, CaptureNotFoundError
+from nanreplay.terminal import FINITE
 
 if TYPE_CHECKING:
     from nanreplay.capture.storage import Location

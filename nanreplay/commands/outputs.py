@@ -13,19 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED, UNREADABLE, code_of
 from nanreplay.errors import NanreplayError
+from nanreplay.terminal import STATUS, code_of
 
 if TYPE_CHECKING:
-    from nanreplay.findings import Report
-    from nanreplay.report.machine_formats import CaptureOutcome, Status
-
-STATUS: dict[int, Status] = {
-    FINITE: "finite",
-    NONFINITE: "nonfinite",
-    UNREADABLE: "unreadable",
-    UNDECIDED: "undecided",
-}
+    from nanreplay.report.contents import Report
+    from nanreplay.report.machine_formats import CaptureOutcome
 
 
 class Outputs:

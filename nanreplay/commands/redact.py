@@ -14,10 +14,9 @@ from nanreplay.commands.console import (
     output_file,
     print_json,
     progress_bar,
-    quiet_work,
     trust,
 )
-from nanreplay.commands.exits import FINITE
+from nanreplay.terminal import FINITE, quiet_work
 
 if TYPE_CHECKING:
     from nanreplay.export.redaction import Batches, Weights

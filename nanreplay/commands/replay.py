@@ -8,23 +8,17 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
-from nanreplay.commands.console import (
-    as_json,
-    max_memory,
-    print_json,
-    progress_bar,
-    quiet_work,
-    trust,
-)
-from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED, UNREADABLE, fail
+from nanreplay.commands.console import as_json, max_memory, print_json, progress_bar, trust
+from nanreplay.commands.exits import fail
 from nanreplay.commands.outputs import Outputs, for_machines
 from nanreplay.commands.rerun_options import check_needs_model, given, of_model
 from nanreplay.errors import NanreplayError
+from nanreplay.terminal import FINITE, NONFINITE, UNDECIDED, UNREADABLE, quiet_work
 
 if TYPE_CHECKING:
-    from nanreplay.findings import Report
     from nanreplay.replay import StepResult
     from nanreplay.replay.replay_programs import Mode
+    from nanreplay.report.contents import Report
     from nanreplay.rerun import RerunResult
 
 

@@ -6,17 +6,16 @@ from pathlib import Path
 
 import click
 
-from nanreplay.commands.bisect import CODES, FIXES
+from nanreplay.commands.bisect import FIXES
 from nanreplay.commands.console import (
     capture_file,
     check_output,
     max_memory,
     progress_bar,
-    quiet_work,
     trust,
     write_text,
 )
-from nanreplay.commands.exits import UNDECIDED
+from nanreplay.terminal import CODES, UNDECIDED, quiet_work
 
 
 @click.command("report")

@@ -12,10 +12,9 @@ from nanreplay.commands.console import (
     max_memory,
     print_json,
     progress_bar,
-    quiet_work,
     trust,
 )
-from nanreplay.commands.exits import FINITE, NONFINITE, UNDECIDED
+from nanreplay.terminal import FINITE, NONFINITE, UNDECIDED, quiet_work
 
 
 @click.command("whatif")

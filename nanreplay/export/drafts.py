@@ -29,10 +29,11 @@ from nanreplay.export.trials import (
     ddmin,
     place_of,
 )
-from nanreplay.findings import Origin, Report
+from nanreplay.findings import Origin
 from nanreplay.program.resize import resized, takes_any_size
 from nanreplay.records import BatchRecord, CaptureContents, Timeline
 from nanreplay.replay import Replay
+from nanreplay.report.contents import Report
 from nanreplay.report.numbers import readable_list, readable_steps
 
 # The fewest rows of the batch: found with the others made neutral, then taken out where the

@@ -15,7 +15,7 @@ from nanreplay.export.cuts import with_notes
 from nanreplay.export.drafts import Draft, Rows, drafts_of, finished
 from nanreplay.export.output_paths import check_output
 from nanreplay.export.trials import Budget, place_of
-from nanreplay.findings import Report
+from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain
 from nanreplay.report.sentence import cause_in_words, fix_label
 

@@ -15,7 +15,7 @@ from nanreplay.capture.writer import lazy_contents
 from nanreplay.errors import ReplayError
 from nanreplay.export.minimizer import minimize
 from nanreplay.export.output_paths import check_output
-from nanreplay.findings import Report
+from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain
 from nanreplay.rerun import RerunResult, replay_with
 from nanreplay.rerun.model_factory import load_factory

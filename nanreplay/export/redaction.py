@@ -24,10 +24,11 @@ from nanreplay.errors import NanreplayError, ReplayError
 from nanreplay.export.cuts import cut_to_steps, with_notes
 from nanreplay.export.output_paths import check_output
 from nanreplay.export.trials import Budget, FailureTrials, place_of
-from nanreplay.findings import Origin, Report
+from nanreplay.findings import Origin
 from nanreplay.program.anonymous import with_other_numbers, without_texts
 from nanreplay.records import BatchRecord, CaptureContents, Frame, Incident, ProgramRecord, Trigger
 from nanreplay.replay import Replay
+from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain
 
 # Taking what names a person, a machine or a folder out of texts. Pure.

@@ -15,13 +15,7 @@ from typing import Any, Protocol, cast
 
 import tensorflow as tf
 
-from nanreplay.program.observation import (
-    Mark,
-    Observation,
-    Region,
-    RegionKind,
-    notes_of,
-)
+from nanreplay.program.observation import Mark, Observation, Region, RegionKind, notes_of
 from nanreplay.tensorflow_internals import tf_functions
 
 

@@ -27,10 +27,7 @@ from nanreplay.program.listening import (
     mark_regions,
     thread_state,
 )
-from nanreplay.program.observation import (
-    Observation,
-    Region,
-)
+from nanreplay.program.observation import Observation, Region
 from nanreplay.program.observed_calls import (
     forward_token,
     observed_apply,

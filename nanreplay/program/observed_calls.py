@@ -14,12 +14,7 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.program.listening import current_notes, muted, op_clock, region, thread_state
-from nanreplay.program.observation import (
-    BackwardSpan,
-    Observation,
-    TapeGradient,
-    notes_of,
-)
+from nanreplay.program.observation import BackwardSpan, Observation, TapeGradient, notes_of
 from nanreplay.tensorflow_internals import tf_distribution, tf_functions
 
 _TOKEN = ".nanreplay-op."

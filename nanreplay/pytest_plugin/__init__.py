@@ -12,22 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from nanreplay.pytest_plugin.stash_keys import CAPTURES, CASES, NAMED, RECORDER, SHOWN, model_of
+
 if TYPE_CHECKING:
-    from nanreplay.pytest_plugin.collected import ReplayCase
     from nanreplay.recorder import Recorder
 
 __all__ = ["nan_recorder"]
 MARKER = "nanreplay(capture, *, model=None, **options): fail while the recorded failure is not fixed; options are those of nanreplay.replay_with"
-NAMED = pytest.StashKey[list[Path]]()
-"""Files and folders that `--nanreplay` names, absolute."""
-CAPTURES = pytest.StashKey[list[Path]]()
-"""Those files, and the HDF5 files in those folders."""
-CASES: pytest.StashKey[list[ReplayCase]] = pytest.StashKey()
-"""What the markers of a test ask for."""
-RECORDER: pytest.StashKey[Recorder] = pytest.StashKey()
-"""The recorder of a test that asked for one."""
-SHOWN = pytest.StashKey[dict[str, str]]()
-"""What the end of the run says of a failure: `annotation`, `kept`."""
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -85,11 +76,6 @@ def pytest_report_header(config: pytest.Config) -> str | None:
     return (
         f"nanreplay: {count} file{'' if count == 1 else 's'} in {shown}, replayed with {with_what}"
     )
-
-
-def model_of(config: pytest.Config) -> str | None:
-    """The function that makes today's model, when one was named."""
-    return config.getoption("nanreplay_model") or config.getini("nanreplay_model") or None
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -13,13 +13,10 @@ import pytest
 
 from nanreplay.capture import Capture, format
 from nanreplay.capture.format import FORMAT
-from nanreplay.commands.bisect import CODES
-from nanreplay.commands.console import quiet_work
-from nanreplay.commands.exits import UNDECIDED, code_of
-from nanreplay.commands.outputs import STATUS
 from nanreplay.errors import NanreplayError
-from nanreplay.pytest_plugin import NAMED, SHOWN, model_of
+from nanreplay.pytest_plugin.stash_keys import NAMED, SHOWN, model_of
 from nanreplay.report.machine_formats import CaptureOutcome, annotation, checkout_root, place_of
+from nanreplay.terminal import CODES, STATUS, UNDECIDED, code_of, quiet_work
 
 # How a failure reads: the sentence, the place, the capture; no traceback through nanreplay.
 

@@ -11,10 +11,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nanreplay.program.fingerprint import (
-    Fingerprint,
-    read_variable,
-)
+from nanreplay.program.fingerprint import Fingerprint, read_variable
 from nanreplay.program.traced_program import is_variable
 from nanreplay.tensorflow_internals import tf_datasets
 

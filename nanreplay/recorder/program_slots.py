@@ -7,15 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from nanreplay.program.eager_program import FlatProgram
-from nanreplay.program.fingerprint import (
-    Layout,
-)
+from nanreplay.program.fingerprint import Layout
 from nanreplay.program.op_facts import SourceTable
 from nanreplay.program.traced_program import TracedProgram
 from nanreplay.recorder.reexecution import Reexecution
-from nanreplay.recorder.timeline_ring import (
-    TimelineRow,
-)
+from nanreplay.recorder.timeline_ring import TimelineRow
 from nanreplay.records import Trigger, loss_name
 
 Found = tuple[Trigger, int]

@@ -15,10 +15,7 @@ import tensorflow as tf
 
 from nanreplay.program.fetching import TAKEN_TOGETHER, Variant, components_of
 from nanreplay.program.fingerprint import nonfinite_kind
-from nanreplay.program.traced_program import (
-    TracedProgram,
-    source_of,
-)
+from nanreplay.program.traced_program import TracedProgram, source_of
 from nanreplay.program.training_functions import TrainingFunction
 from nanreplay.recorder.lifecycle import Suspicion
 from nanreplay.recorder.program_slots import ProgramSlot

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from nanreplay.capture import Capture
 from nanreplay.errors import FormatError, MissingPartError, ReplayError, UnsupportedOpError
-from nanreplay.findings import Cause, Findings, FixResult, Report, Verdict
+from nanreplay.findings import Cause, Findings, FixResult, Verdict
+from nanreplay.report.contents import Report
 from nanreplay.report.sentence import sentence
 
 if TYPE_CHECKING:

@@ -225,9 +225,7 @@ class History:
     @cached_property
     def root(self) -> Root:
         """The first step that was out of the ordinary: where values began to grow without return, else the incident."""
-        from nanreplay.bisect.growth import (
-            find_root,  # the package is larger than what a first look at a capture needs
-        )
+        from nanreplay.bisect.growth import find_root
 
         return find_root(self.timeline, self.incident.step, [info.path for info in self.variables])
 

@@ -8,20 +8,19 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PureWindowsPath
-from typing import Any, Literal, TypeAlias
+from typing import Any
 from urllib.parse import quote
 from xml.etree import ElementTree
 
 from nanreplay import __version__
-from nanreplay.findings import Origin, Report
+from nanreplay.findings import Origin
 from nanreplay.records import Frame
+from nanreplay.report.contents import Report
 from nanreplay.report.numbers import jsonable
+from nanreplay.terminal import Status
 
 # What one capture came to, as the reports for machines tell it: JUnit, SARIF, annotations, JSON
 # lines. Imports no TensorFlow.
-
-Status: TypeAlias = Literal["finite", "nonfinite", "undecided", "unreadable"]
-"""The exit codes 0, 1, 3 and 2 of the command line, in words."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
 from nanreplay import __version__
-from nanreplay.findings import Cause, Origin, Report
+from nanreplay.findings import Cause, Origin
 from nanreplay.records import Frame
+from nanreplay.report.contents import Report
 from nanreplay.report.history import History, bar_lines, timeline_svg
 from nanreplay.report.inventory import fact_lines, inventory
 from nanreplay.report.numbers import readable_number, readable_trigger
@@ -31,7 +32,7 @@ from nanreplay.report.report_text import (
 
 if TYPE_CHECKING:
     from nanreplay.capture import Capture
-    from nanreplay.findings import Report
+    from nanreplay.report.contents import Report
 
 
 # The user's lines that a capture holds, file by file, and the calls that led to the origin.

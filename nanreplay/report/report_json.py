@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from nanreplay.findings import (
-    Cause,
-    ChainLink,
-    DifferingOp,
-    FixResult,
-    ModeDifference,
-    Origin,
-    Report,
-)
+from nanreplay.findings import Cause, ChainLink, DifferingOp, FixResult, ModeDifference, Origin
 from nanreplay.records import Frame
+from nanreplay.report.contents import Report
 from nanreplay.report.numbers import jsonable
 
 FORMAT = "nanreplay-report"

@@ -18,8 +18,8 @@ from nanreplay.findings import (
     OperandFacts,
     Origin,
     OutputFacts,
-    Report,
 )
+from nanreplay.report.contents import Report
 from nanreplay.report.numbers import (
     readable_list,
     readable_number,

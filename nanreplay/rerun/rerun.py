@@ -13,10 +13,10 @@ import numpy as np
 
 from nanreplay.capture import Capture
 from nanreplay.errors import ModelError, NanreplayError
-from nanreplay.findings import Report
 from nanreplay.program.fingerprint import has_nonfinite
 from nanreplay.recorder.settings import Settings
 from nanreplay.records import ArrayLike
+from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain
 from nanreplay.report.numbers import readable_list, readable_trigger
 from nanreplay.rerun.current_step import CurrentRun, CurrentStep

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nanreplay.capture import Capture
-from nanreplay.findings import Report
 from nanreplay.program.fingerprint import was_measured
 from nanreplay.records import BatchRecord, Incident, Signature, Trigger, VariableInfo
 from nanreplay.replay import StepResult
 from nanreplay.replay.step_results import compare_step
+from nanreplay.report.contents import Report
 from nanreplay.report.numbers import readable_list, readable_trigger
 from nanreplay.report.replayed_steps import steps_to_json
 from nanreplay.report.report_json import to_json

@@ -10,8 +10,8 @@ from rich.text import Text
 
 from nanreplay.capture import Capture
 from nanreplay.capture.storage import Location
-from nanreplay.findings import Report
 from nanreplay.records import Incident, Timeline, VariableInfo
+from nanreplay.report.contents import Report
 from nanreplay.report.inventory import inventory
 from nanreplay.tui.engine import Engine
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nanreplay.errors import NanreplayError
-from nanreplay.findings import Report
+from nanreplay.report.contents import Report
 from nanreplay.report.report_json import to_json
 from nanreplay.report.sentence import fix_label
 from nanreplay.tui.panes.base import Copyable

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from nanreplay.errors import NanreplayError, ReplayError
-from nanreplay.findings import Report
+from nanreplay.report.contents import Report
 from nanreplay.tui.worker import Task, WorkerContext, work
 
 if TYPE_CHECKING:

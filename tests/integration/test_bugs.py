@@ -10,7 +10,8 @@ import keras
 import pytest
 from bugs import BUGS, Bug
 
-from nanreplay.findings import CauseKind, Report
+from nanreplay.findings import CauseKind
+from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain
 
 pytestmark = pytest.mark.filterwarnings(

@@ -19,7 +19,7 @@ from trainings import data, mlp, replayed
 
 from nanreplay import AttachError, Capture, Recorder
 from nanreplay.commands import run
-from nanreplay.findings import Report
+from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain, explain_run
 from nanreplay.report.report_json import to_json
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 from textual.pilot import Pilot
 from tui.waiting import workers_done
 
-from nanreplay.findings import Report
+from nanreplay.report.contents import Report
 from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.engine import Engine, Explain, Progress
 from nanreplay.tui.screens.capture_screen import CaptureScreen

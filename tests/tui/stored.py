@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nanreplay import findings, records
-from nanreplay.findings import Report
+from nanreplay.report import contents
+from nanreplay.report.contents import Report
 from nanreplay.tui.engine import Engine, Explain, Progress, ReplayedStep, ReplayedSteps, ReplaySteps
 from nanreplay.tui.worker import Task
 
@@ -22,7 +23,13 @@ NAMES = ("log_of_zero", "exploding_rnn", "float16_overflow")
 
 def stored_report(name: str) -> Report:
     """The report of a sample run: the text is how Python writes the dataclasses."""
-    names = {**vars(findings), **vars(records), "nan": float("nan"), "inf": float("inf")}
+    names = {
+        **vars(findings),
+        **vars(records),
+        **vars(contents),
+        "nan": float("nan"),
+        "inf": float("inf"),
+    }
     report: Report = eval((REPORTS / f"{name}.txt").read_text(encoding="utf-8"), names)
     return report
 

@@ -14,8 +14,9 @@ from textual.message import Message
 from textual.worker import Worker, WorkerState
 
 from nanreplay.explore import Op, StepView
-from nanreplay.findings import Origin, Report
+from nanreplay.findings import Origin
 from nanreplay.replay.provenance import ValueId
+from nanreplay.report.contents import Report
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
 from nanreplay.tui.panes import PANES
 from nanreplay.tui.view_tasks import Seen, ViewStep

@@ -17,7 +17,8 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from nanreplay.explore import BatchView
-from nanreplay.findings import Origin, Report
+from nanreplay.findings import Origin
+from nanreplay.report.contents import Report
 from nanreplay.report.numbers import readable_list
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
 from nanreplay.tui.panes.base import STEP_BINDINGS, Copyable, Pane

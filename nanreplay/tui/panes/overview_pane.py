@@ -10,7 +10,7 @@ from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from nanreplay.findings import Report
+from nanreplay.report.contents import Report
 from nanreplay.report.history import History
 from nanreplay.report.inventory import inventory_lines
 from nanreplay.report.numbers import readable_bytes, readable_steps, readable_trigger

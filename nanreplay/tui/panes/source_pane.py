@@ -16,7 +16,8 @@ from textual.widgets import Static
 
 from nanreplay.capture import Capture
 from nanreplay.capture.storage import Location
-from nanreplay.findings import Origin, Report
+from nanreplay.findings import Origin
+from nanreplay.report.contents import Report
 from nanreplay.report.pages import SourceFile, Sources, sources_of
 from nanreplay.tui.capture_state import CaptureState
 from nanreplay.tui.panes.base import Copyable, Pane

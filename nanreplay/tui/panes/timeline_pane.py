@@ -13,7 +13,7 @@ from textual.containers import Grid
 from textual.reactive import reactive
 from textual.widgets import Static
 
-from nanreplay.findings import Report
+from nanreplay.report.contents import Report
 from nanreplay.report.history import MEASURES, History
 from nanreplay.report.numbers import readable_number, readable_steps
 from nanreplay.tui.capture_state import CaptureState, ViewPosition

@@ -14,7 +14,7 @@ from textual.content import Content
 from textual.widgets import Button, DataTable, Static
 
 from nanreplay.errors import UnsupportedOpError
-from nanreplay.findings import Report
+from nanreplay.report.contents import Report
 from nanreplay.report.numbers import readable_number, readable_ulp
 from nanreplay.report.sentence import MODE_MEANINGS, VERDICT_MEANINGS, difference_lines, exactness
 from nanreplay.tui.capture_state import CaptureState, cell_style, outcome_mark

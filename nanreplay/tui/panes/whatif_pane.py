@@ -13,7 +13,8 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import Button, DataTable, Input, Static
 
-from nanreplay.findings import FixResult, Report
+from nanreplay.findings import FixResult
+from nanreplay.report.contents import Report
 from nanreplay.report.numbers import readable_number, readable_steps, readable_trigger
 from nanreplay.report.sentence import fix_label, source_text
 from nanreplay.tui.capture_state import CaptureState, cell_style, outcome_mark

@@ -18,7 +18,7 @@ from textual.widgets.tabbed_content import ContentTab
 from textual.worker import Worker, WorkerState
 
 from nanreplay.errors import NanreplayError
-from nanreplay.findings import Report
+from nanreplay.report.contents import Report
 from nanreplay.tui.capture_state import CaptureState
 from nanreplay.tui.engine import Explain, Progress, StoppedError
 from nanreplay.tui.panes import PANES, PaneEntry

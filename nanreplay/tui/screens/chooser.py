@@ -15,7 +15,7 @@ from textual.widgets import DataTable, Static
 
 from nanreplay.capture.storage import Location
 from nanreplay.errors import NanreplayError
-from nanreplay.findings import Report
+from nanreplay.report.contents import Report
 from nanreplay.report.numbers import readable_trigger
 from nanreplay.tui.capture_state import CaptureState, OpenedCapture, open_capture
 from nanreplay.tui.engine import Engine, Explain, Progress, StoppedError

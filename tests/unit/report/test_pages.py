@@ -14,8 +14,9 @@ from markdown_it import MarkdownIt
 from sample_report import FINDINGS, ORIGIN, sample_report
 
 from nanreplay import Capture
-from nanreplay.findings import Cause, FixResult, Report
+from nanreplay.findings import Cause, FixResult
 from nanreplay.records import Frame, Timeline
+from nanreplay.report.contents import Report
 from nanreplay.report.history import timeline_svg
 from nanreplay.report.pages import history_of, html_page, markdown_page, page_of
 
