@@ -85,47 +85,47 @@ PANES: tuple[PaneEntry, ...] = (
     PaneEntry(
         "overview",
         "Overview",
-        "overview",
+        "overview_pane",
         "OverviewPane",
         "The answer: sentence, verdict, cause, fixes, facts of the run",
     ),
     PaneEntry(
         "timeline",
         "Timeline",
-        "timeline",
+        "timeline_pane",
         "TimelinePane",
         "How the run got there: plots of the steps, layers by step",
     ),
     PaneEntry(
         "bisect",
         "Bisect",
-        "bisect",
+        "bisect_pane",
         "BisectPane",
         "The failing step op by op: where the NaN was born",
     ),
     PaneEntry(
         "dataflow",
         "Dataflow",
-        "dataflow",
+        "dataflow_pane",
         "DataflowPane",
         "Where a value came from and where it went",
     ),
     PaneEntry(
         "tensor",
         "Tensor",
-        "tensor",
+        "tensor_pane",
         "TensorPane",
         "The values of one tensor, at the elements that failed",
     ),
     PaneEntry(
-        "batch", "Batch", "batch", "BatchPane", "The sample that did it beside its neighbours"
+        "batch", "Batch", "batch_pane", "BatchPane", "The sample that did it beside its neighbours"
     ),
     PaneEntry(
-        "source", "Source", "source", "SourcePane", "Your lines of code, the failing one marked"
+        "source", "Source", "source_pane", "SourcePane", "Your lines of code, the failing one marked"
     ),
-    PaneEntry("whatif", "What-if", "whatif", "WhatIfPane", "Fixes, tried on the recording"),
+    PaneEntry("whatif", "What-if", "whatif_pane", "WhatIfPane", "Fixes, tried on the recording"),
     PaneEntry(
-        "verdict", "Verdict", "verdict", "VerdictPane", "The ways of replaying, side by side"
+        "verdict", "Verdict", "verdict_pane", "VerdictPane", "The ways of replaying, side by side"
     ),
 )
 """All tabs, in order; the digits 1 to 9 show them."""
