@@ -1,4 +1,8 @@
-"""Finding the op that made the first non-finite value, by walking back from what failed. Imports no TensorFlow."""
+"""Finding the op that made the first non-finite value, by walking back from what failed.
+
+`bisect` is the whole search, `locate` its quick form for who replays the same window many times.
+Imports no TensorFlow: a `StepRunner` runs the ops.
+"""
 
 from __future__ import annotations
 

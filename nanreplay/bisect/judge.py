@@ -1,14 +1,15 @@
-"""Judging what a walk found: which ops (or which array of the batch) are the origin of a non-finite value.
+"""Judging what a walk found: which ops (or which array of the batch) are the origin.
 
-An infinity is blamed before the NaN that it became, unless the program means it: one that comes of constants alone, or
-a mask that softmax consumes. Then the op that turned it into NaN is the origin. A value of the forward pass that
-a `where` dropped is harmless there; the backward op that used it all the same is the origin.
+An infinity is blamed before the NaN that it became, unless the program means it: one that comes
+of constants alone, or a mask that softmax consumes. Then the op that turned it into NaN is the
+origin. A value of the forward pass that a `where` dropped is harmless there; the backward op that
+used it all the same is the origin. `Attribution` tells where in the training step an op ran.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import cast
 
 import numpy as np
@@ -23,115 +24,8 @@ from nanreplay.findings import LoopIteration
 from nanreplay.records import PHASES, OpInfo, Phase, Where
 from nanreplay.replay.provenance import ValueId
 
-# Phase, place, layer and loop of an op instance, from the program's table of ops and the calls
-# around it.
-
-_PLACES: Mapping[str, Where] = {"input": "input", "loss": "loss", "update": "optimizer"}
-
-
-@dataclass(frozen=True, slots=True)
-class OpPlace:
-    """Where in the training step an op instance ran."""
-
-    phase: Phase
-    where: Where
-    layer_path: str
-    """Chain of Keras layers, "" outside."""
-    stack: int
-    """Index of a Python stack, -1 when unknown."""
-    replica: int | None = None
-    """Which of several replicas ran it; None where it serves all."""
-
-    @property
-    def layer(self) -> str | None:
-        """Innermost layer, None where the op belongs to none."""
-        return (
-            self.layer_path.rsplit("/", 1)[-1]
-            if self.where == "layer" and self.layer_path
-            else None
-        )
-
-    @property
-    def rank(self) -> int:
-        """Phases in the order in which they run."""
-        return PHASES.index(self.phase)
-
-
-def _first(numbers: Iterable[int]) -> int | None:
-    return next((number for number in numbers if number >= 0), None)
-
-
-class Attribution:
-    """Answers for one step's program."""
-
-    def __init__(self, ops: Mapping[OpKey, OpInfo]) -> None:
-        """Take the table of ops."""
-        self._ops = ops
-        self._known: dict[tuple[OpKey, ...], OpPlace] = {}
-
-    def place(self, fact: Fact) -> OpPlace:
-        """Return where an op instance ran."""
-        keys = (*((call.function, call.op) for call in fact.calls), fact.key)
-        if keys not in self._known:
-            self._known[keys] = self._find(keys)
-        return self._known[keys]
-
-    def info(self, fact: Fact) -> OpInfo | None:
-        """Return what the table says of an op itself."""
-        return self._ops.get(fact.key)
-
-    def _find(self, keys: tuple[OpKey, ...]) -> OpPlace:
-        infos = [info for key in keys if (info := self._ops.get(key)) is not None]
-        inward = list(reversed(infos))
-        phase = next((info.phase for info in inward if info.phase in PHASES), "forward")
-        where = next((info.where for info in inward if info.where), "")
-        path = "/".join(part for info in infos if (part := info.layer_path))
-        stack = next((stack for info in inward if (stack := self._stack(info)) >= 0), -1)
-        if not where:
-            where = _PLACES.get(phase) or ("layer" if path else "loss")
-        place = OpPlace(cast("Phase", phase), cast("Where", where), path, stack)
-        return (
-            place
-            if phase == "update"
-            else replace(place, replica=_first(op.replica for op in infos))
-        )
-
-    def _stack(self, info: OpInfo) -> int:
-        """The line that the user wrote: for a backward op that of its forward op."""
-        if info.forward:
-            forward = self._ops.get((info.forward_function, info.forward))
-            if forward is not None and forward.stack >= 0:
-                return forward.stack
-        return info.stack
-
-    def loops(self, fact: Fact, trace: StepTrace) -> tuple[LoopIteration, ...]:
-        """Return the enclosing loops, outermost first; for a backward loop the forward loop's iteration."""
-        return tuple(
-            LoopIteration(
-                call.op, self._forward_iteration(call.callee, call.iteration, fact, trace)
-            )
-            for call in fact.calls
-            if call.iteration is not None
-        )
-
-    def _forward_iteration(self, body: str, iteration: int, fact: Fact, trace: StepTrace) -> int:
-        forward = self._forward_function(body, fact)
-        trips = trace.trips.get(("", forward), 0) if forward is not None else 0
-        return trips - 1 - iteration if trips > iteration else iteration
-
-    def _forward_function(self, body: str, fact: Fact) -> str | None:
-        """The loop body whose gradient `body` computes, by the forward ops of the ops in it."""
-        own = self._ops.get(fact.key)
-        if own is not None and own.function == body and own.forward:
-            return own.forward_function or None
-        for (function, _), info in self._ops.items():
-            if function == body and info.forward and info.forward_function not in ("", body):
-                return info.forward_function
-        return None
-
-
-# --- bisect.judge
-
+BACKWARD = PHASES.index("backward")
+"""Rank of the backward phase."""
 _SHAPES = words("Shape ShapeN Size Rank ZerosLike OnesLike VariableShape")
 """Ops whose outputs do not depend on the values of their inputs."""
 _MASKED = words("Softmax LogSoftmax Sub")
@@ -142,12 +36,16 @@ _MASKS = words("Log Cast Mul")
 
 @dataclass(slots=True)
 class Suspect:
-    """One origin: an execution of an op that made elements bad, or an array of the batch that was bad."""
+    """One origin: an execution of an op that made elements bad, or a bad array of the batch."""
 
     masks: dict[int, Mask]
     """By output: the elements that it made bad (of the array itself, under 0)."""
     kind: str
-    """`made`, `turned` (NaN from infinities), `used` (a forward value that was dropped), `raised` or `input`."""
+    """How it made them.
+
+    `made`, `turned` (NaN from infinities), `used` (a forward value that was dropped), `raised` or
+    `input`.
+    """
     fact: Fact | None = None
     leaf: ValueId | None = None
 
@@ -181,13 +79,13 @@ class _Judge:
     def judgement(self) -> Judgement:
         """Put the suspects in order."""
         result = Judgement()
+        # Leaves and makers first: they fill `explained`, `inherited` and `meant`.
         suspects = [*self.from_leaves(result), *self.from_makers()]
-        suspects += [
-            Suspect(turner.masks, "turned", turner.fact)
-            for serial, turner in self.walk.turners.items()
-            if serial not in self.explained
-        ]
-        suspects = suspects or [] if result.inherited else suspects or list(self.last_resort())
+        for serial, turner in self.walk.turners.items():
+            if serial not in self.explained:
+                suspects.append(Suspect(turner.masks, "turned", turner.fact))
+        if not suspects and not result.inherited:
+            suspects = list(self.last_resort())
         result.suspects = list(_distinct(sorted(suspects, key=self.order)))
         return result
 
@@ -198,19 +96,26 @@ class _Judge:
         return self.attribution.place(suspect.fact).rank, suspect.fact.serial
 
     def from_leaves(self, result: Judgement) -> Iterator[Suspect]:
-        """Fed values that were bad already: arrays of the batch are suspects, variables are the doing of an earlier step."""
+        """Fed values that were bad already.
+
+        Arrays of the batch are suspects; variables are the doing of an earlier step.
+        """
         for value, arrival in self.walk.leaves.items():
             kind, index = self.trace.feed(value)
             if kind == "constant" or self.is_masking(value, arrival):
                 continue
-            self.explained |= {serial for serial in arrival.turners if serial is not None}
+            self.explain(arrival.turners)
             if kind == "variable":
                 result.inherited[index] = arrival
             else:
                 yield Suspect({0: arrival.mask}, "input", None, value)
 
     def is_masking(self, value: ValueId, arrival: Arrival) -> bool:
-        """Whether a fed array holds -inf for softmax to leave out, or a variable that no step writes holds infinities."""
+        """Whether a fed value holds infinities that the program means.
+
+        An array may hold -inf for softmax to leave out; a variable that no step writes may hold
+        any.
+        """
         bad = as_array(self.trace.value(value))[arrival.mask]
         if np.isnan(bad).any():
             return False
@@ -228,19 +133,19 @@ class _Judge:
         """Ops that made bad elements from finite ones."""
         for maker in self.walk.makers:
             if maker.fact.event is not None and maker.fact.event.error is not None:
-                self.explain(maker)
+                self.explain(maker.turners)
                 yield Suspect(maker.masks, "raised", maker.fact)
             elif self.is_meant(maker):
                 self.meant.append(maker)
             elif self.is_dropped(maker):
                 yield from self.used_backward(maker)
             else:
-                self.explain(maker)
+                self.explain(maker.turners)
                 yield Suspect(maker.masks, "made", maker.fact)
 
-    def explain(self, maker: Maker) -> None:
-        """The NaN that a maker's infinities became is not to blame."""
-        self.explained |= {serial for serial in maker.turners if serial is not None}
+    def explain(self, turners: Iterable[int | None]) -> None:
+        """Clear turners of blame: the infinities that they turned into NaN are another's."""
+        self.explained |= {serial for serial in turners if serial is not None}
 
     def is_meant(self, maker: Maker) -> bool:
         """Whether the program means these infinities."""
@@ -250,21 +155,28 @@ class _Judge:
             return True
         if maker.fact.type not in _MASKS or not self.is_taken_for_mask(maker.turners):
             return False
-        outputs = as_array(maker.fact.event.outputs[0])[maker.masks[0]]
-        return bool((outputs < 0).all()) and self.is_indicator(maker)
+        infinities = as_array(maker.fact.event.outputs[0])[maker.masks[0]]
+        return bool((infinities < 0).all()) and self.is_indicator(maker)
 
     def is_indicator(self, maker: Maker) -> bool:
         """Whether a maker's operand holds but two values, one of them 0 or 1."""
         assert maker.fact.event is not None
         arrays = [as_array(value) for value in maker.fact.event.inputs if is_float(value)]
-        values = np.unique(max(arrays, key=lambda array: array.size)) if arrays else np.zeros(0)
+        if not arrays:
+            return False
+        values = np.unique(max(arrays, key=lambda array: array.size))
         return len(values) <= 2 and bool(np.isin(values, (0, 1)).any())
 
     def is_dropped(self, maker: Maker) -> bool:
-        """Whether bad values of the forward pass were left out there, by a `where`, and came back in the backward pass."""
+        """Whether the forward pass left a maker's bad values out and the backward pass took them.
+
+        They are followed forward while they are non-finite. Each branch must end at an op that
+        moves data (a `where`, a gather) and no longer has them, or in no float at all. In
+        `where(x > 0, log(x), 0)` the infinities of Log end at SelectV2.
+        """
         if None in maker.crossings or self.attribution.place(maker.fact).rank >= BACKWARD:
             return False
-        pending, seen, dropped = [maker.fact.serial], {maker.fact.serial}, False
+        pending, seen, is_left_out = [maker.fact.serial], {maker.fact.serial}, False
         while pending:
             for serial in self.trace.consumers(pending.pop()):
                 fact = self.trace.facts[serial]
@@ -274,31 +186,31 @@ class _Judge:
                 if any(stat.nonfinite for stat in fact.outputs):
                     pending.append(serial)
                 elif fact.type in MOVEMENTS - COPIES:
-                    dropped = True
-                elif fact.type not in _SHAPES and any(
-                    stat.dtype in FLOATS and stat.size for stat in fact.outputs
-                ):
+                    is_left_out = True
+                elif _computes_floats(fact):
                     return False
-        return dropped
+        return is_left_out
 
     def used_backward(self, maker: Maker) -> Iterator[Suspect]:
-        """Backward ops that used a dropped value: those that turned it into NaN, else those that took it over."""
-        turners = [
-            serial for serial in maker.turners if serial is not None and serial in self.walk.turners
-        ]
-        self.explained |= set(turners)
+        """Backward ops that used a dropped value.
+
+        Those that turned it into NaN, else those that took it over.
+        """
+        turners = [turner for s, turner in self.walk.turners.items() if s in maker.turners]
+        self.explain(turner.fact.serial for turner in turners)
         if turners and None not in maker.turners:
-            yield from (
-                Suspect(self.walk.turners[serial].masks, "turned", self.trace.facts[serial])
-                for serial in turners
-            )
+            for turner in turners:
+                yield Suspect(turner.masks, "turned", turner.fact)
             return
         for serial in maker.crossings:
             if serial is not None:
                 yield Suspect(self.walk.crossed[serial], "used", self.trace.facts[serial])
 
     def last_resort(self) -> Iterator[Suspect]:
-        """Only infinities that the program means, and nobody turned them into NaN: the first op that computed with them."""
+        """The first op that computed with infinities that the program means.
+
+        For a step where there are only such, and nothing turned them into NaN.
+        """
         for maker in self.meant:
             serial = self.walk.parents.get(maker.fact.serial)
             while serial is not None and self.trace.facts[serial].type in MOVEMENTS:
@@ -307,28 +219,161 @@ class _Judge:
             yield Suspect(self.walk.failing[fact.serial], "made", fact)
 
 
-BACKWARD = 3
-"""Rank of the backward phase."""
+def _computes_floats(fact: Fact) -> bool:
+    """Whether an op's outputs are floats computed from the values of its inputs."""
+    has_floats = any(stat.dtype in FLOATS and stat.size for stat in fact.outputs)
+    return fact.type not in _SHAPES and has_floats
 
 
 def _distinct(suspects: Sequence[Suspect]) -> Iterator[Suspect]:
-    """Each op once: its first iteration."""
-    seen = set()
+    """Yield each op once: its first iteration."""
+    seen: set[OpKey | ValueId | None] = set()
     for suspect in suspects:
+        if suspect.fact is not None and suspect.fact.type in PASSIVE:
+            continue
         key = suspect.leaf if suspect.fact is None else suspect.fact.key
-        if key not in seen and not (suspect.fact is not None and suspect.fact.type in PASSIVE):
+        if key not in seen:
             seen.add(key)
             yield suspect
 
 
 def constant_ops(trace: StepTrace) -> set[int]:
-    """Return the serials of the ops that neither the batch nor a variable nor a draw has an influence on."""
-    found: set[int] = set()
+    """Return the serials of the ops that neither the batch nor a variable nor a draw influences."""
+    constant: set[int] = set()
+
+    def is_constant(value: ValueId) -> bool:
+        if value.serial >= 0:
+            return value.serial in constant
+        return trace.feed(value)[0] == "constant"
+
+    # Facts are in the order in which ops ran, so an op's sources are decided before it.
     for fact in trace.facts.values():
-        sources = (*fact.input_ids, *fact.via)
-        computed = bool(sources) and "Random" not in fact.type and all(
-            value.serial in found if value.serial >= 0 else trace.feed(value)[0] == "constant" for value in sources
-        )  # fmt: skip
-        if computed or fact.type in _SHAPES or fact.type in ("Const", "HostConst"):
-            found.add(fact.serial)
-    return found
+        is_computed = (
+            bool(fact.sources)
+            and "Random" not in fact.type
+            and all(is_constant(value) for value in fact.sources)
+        )
+        if is_computed or fact.type in _SHAPES or fact.type in ("Const", "HostConst"):
+            constant.add(fact.serial)
+    return constant
+
+
+# Phase, place, layer and loop of an op instance. The table of ops knows an op of a library
+# function only within that function; the calls around the instance tell the rest.
+
+_PLACES: Mapping[str, Where] = {"input": "input", "loss": "loss", "update": "optimizer"}
+
+
+@dataclass(frozen=True, slots=True)
+class OpPlace:
+    """Where in the training step an op instance ran."""
+
+    phase: Phase
+    where: Where
+    layer_path: str
+    """Chain of Keras layers, "" outside."""
+    stack: int
+    """Index of a Python stack, -1 when unknown."""
+    replica: int | None = None
+    """Which of several replicas ran it; None where it serves all."""
+
+    @property
+    def layer(self) -> str | None:
+        """Innermost layer, None where the op belongs to none."""
+        if self.where != "layer" or not self.layer_path:
+            return None
+        return self.layer_path.rsplit("/", 1)[-1]
+
+    @property
+    def path_in_layer(self) -> str | None:
+        """Chain of Keras layers, None where the op belongs to none."""
+        return self.layer_path if self.where == "layer" and self.layer_path else None
+
+    @property
+    def rank(self) -> int:
+        """Phases in the order in which they run."""
+        return PHASES.index(self.phase)
+
+
+class Attribution:
+    """Answers for one step's program."""
+
+    def __init__(self, ops: Mapping[OpKey, OpInfo]) -> None:
+        """Take the table of ops."""
+        self._ops = ops
+        self._known: dict[tuple[OpKey, ...], OpPlace] = {}
+
+    def place(self, fact: Fact) -> OpPlace:
+        """Return where an op instance ran."""
+        keys = (*((call.function, call.op) for call in fact.calls), fact.key)
+        if keys not in self._known:
+            self._known[keys] = self._place_of(keys)
+        return self._known[keys]
+
+    def info(self, fact: Fact) -> OpInfo | None:
+        """Return what the table says of an op itself."""
+        return self._ops.get(fact.key)
+
+    def loops(self, fact: Fact, trace: StepTrace) -> tuple[LoopIteration, ...]:
+        """Return the enclosing loops, outermost first.
+
+        A backward loop is told by the iteration of the forward loop.
+        """
+        loops: list[LoopIteration] = []
+        for call in fact.calls:
+            if call.iteration is not None:
+                iteration = self._forward_iteration(call.callee, call.iteration, fact, trace)
+                loops.append(LoopIteration(call.op, iteration))
+        return tuple(loops)
+
+    def _place_of(self, keys: tuple[OpKey, ...]) -> OpPlace:
+        """Take each fact from the innermost call that knows it; layers are joined from outside."""
+        infos = [info for key in keys if (info := self._ops.get(key)) is not None]
+        inward = list(reversed(infos))
+        phase = next((info.phase for info in inward if info.phase in PHASES), "forward")
+        where = next((info.where for info in inward if info.where), "")
+        layer_path = "/".join(info.layer_path for info in infos if info.layer_path)
+        stack = _first_known(self._user_stack(info) for info in inward)
+        if not where:
+            where = _PLACES.get(phase) or ("layer" if layer_path else "loss")
+        replica = None if phase == "update" else _first_known(info.replica for info in infos)
+        return OpPlace(
+            cast("Phase", phase),
+            cast("Where", where),
+            layer_path,
+            -1 if stack is None else stack,
+            replica,
+        )
+
+    def _user_stack(self, info: OpInfo) -> int:
+        """The line that the user wrote: for a backward op that of its forward op."""
+        if info.forward:
+            forward = self._ops.get((info.forward_function, info.forward))
+            if forward is not None and forward.stack >= 0:
+                return forward.stack
+        return info.stack
+
+    def _forward_iteration(self, body: str, iteration: int, fact: Fact, trace: StepTrace) -> int:
+        """TensorFlow's gradient of a loop runs backward through the iterations.
+
+        Of a forward loop with 5 trips, the backward loop's iteration 0 is the gradient of the
+        forward loop's iteration 4.
+        """
+        forward = self._forward_function(body, fact)
+        trips = trace.trips.get(("", forward), 0) if forward is not None else 0
+        return trips - 1 - iteration if trips > iteration else iteration
+
+    def _forward_function(self, body: str, fact: Fact) -> str | None:
+        """The loop body whose gradient `body` computes, by the forward ops of the ops in it."""
+        own = self._ops.get(fact.key)
+        if own is not None and own.function == body and own.forward:
+            return own.forward_function or None
+        for (function, _), info in self._ops.items():
+            if function == body and info.forward and info.forward_function not in ("", body):
+                return info.forward_function
+        return None
+
+
+def _first_known(numbers: Iterable[int]) -> int | None:
+    """Return the first number that is not negative."""
+    return next((number for number in numbers if number >= 0), None)

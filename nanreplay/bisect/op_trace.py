@@ -1,4 +1,8 @@
-"""One step, run op by op and remembered: small facts of every op, values only where something is not finite."""
+"""One step, run op by op and remembered: small facts of every op, tensors only where non-finite.
+
+`trace_step` makes the run. The walk back (`walk`), the judgement (`judge`) and the rules of
+`diagnose` ask the `StepTrace` that it returns, and need no run of their own.
+"""
 
 from __future__ import annotations
 
@@ -10,20 +14,27 @@ from typing import Any
 
 import numpy as np
 
-from nanreplay.bisect.step_runner import FeedKind, OpKey, StepRunner, repaired
+from nanreplay.bisect.step_runner import OpKey, StepRunner, repaired
 from nanreplay.bisect.tensor_stats import Mask, TensorStat, dtype_name, is_float, measure, nonfinite
 from nanreplay.capture.arrays import as_array
 from nanreplay.records import ArrayLike
-from nanreplay.replay.provenance import Call, OpEvent, ValueId
+from nanreplay.replay.provenance import Call, FeedKind, OpEvent, ValueId
 
-# --- bisect.trace
-
-_UPDATES = ("AssignAddVariableOp", "AssignSubVariableOp", "ResourceApply", "ResourceScatter", "ResourceSparseApply",
-            "ResourceStridedSliceAssign")  # fmt: skip
+_UPDATES = (
+    "AssignAddVariableOp",
+    "AssignSubVariableOp",
+    "ResourceApply",
+    "ResourceScatter",
+    "ResourceSparseApply",
+    "ResourceStridedSliceAssign",
+)
 
 
 def is_update(op_type: str) -> bool:
-    """Return whether an op computes a variable's new value by itself; its event then counts as that value's maker."""
+    """Return whether an op computes a variable's new value by itself.
+
+    Its event then counts as that value's maker. A plain AssignVariableOp only stores one.
+    """
     return op_type.startswith(_UPDATES)
 
 
@@ -48,6 +59,11 @@ class Fact:
         """Function and name: the op, whichever iteration."""
         return self.function, self.name
 
+    @property
+    def sources(self) -> tuple[ValueId, ...]:
+        """Everything that the op got: its inputs, and what it read from storage."""
+        return (*self.input_ids, *self.via)
+
 
 class StepStoppedError(Exception):
     """A kernel raised and nothing is known that could stand for its outputs."""
@@ -60,11 +76,14 @@ class StepTrace:
     runner: StepRunner
     step: int
     facts: dict[int, Fact] = field(default_factory=dict)
-    """By serial."""
+    """By serial, in the order in which the ops ran."""
     writes: dict[int, ValueId] = field(default_factory=dict)
-    """The value that each variable holds after the step, by variable index, where the step wrote it."""
+    """By variable index: the value that the step left in the variable, where it wrote one."""
     trips: dict[tuple[str, str], int] = field(default_factory=dict)
-    """How often each loop body ran in its (last) loop, by (function, op) of the loop and by ("", body)."""
+    """How often each loop body ran in its (last) loop.
+
+    By (function, op) of the loop and by ("", body).
+    """
     raised: list[Fact] = field(default_factory=list)
     """Ops whose kernel raised, in order."""
     stopped: bool = False
@@ -72,40 +91,36 @@ class StepTrace:
     fetched: Mapping[str, Any] = field(default_factory=dict)
     """Fetched tensors by name."""
     feeds: Sequence[tuple[FeedKind, int]] = ()
+    # Made when they are first asked for; the run must be over by then.
     _state: Mapping[int, ArrayLike] | None = None
     _consumers: dict[int, list[int]] | None = None
-    _main: dict[str, Fact] | None = None
-    _kept: dict[int, ValueId] | None = None
+    _main_graph: dict[str, Fact] | None = None
+    _kept_tensors: dict[int, ValueId] | None = None
 
     def stat(self, value: ValueId) -> TensorStat | None:
         """Return the facts of a value, None when nothing is known of it."""
-        if value.serial >= 0:
-            fact = self.facts.get(value.serial)
-            return (
-                fact.outputs[value.output]
-                if fact is not None and value.output < len(fact.outputs)
-                else None
-            )
-        found = self.value(value)
-        return None if found is None else measure(found)
+        if value.serial < 0:
+            tensor = self.value(value)
+            return None if tensor is None else measure(tensor)
+        fact = self.facts.get(value.serial)
+        if fact is None or value.output >= len(fact.outputs):
+            return None
+        return fact.outputs[value.output]
 
     def value(self, value: ValueId) -> Any:
         """Return a value that is fed, or that was kept because it is not finite; else None."""
         if value.serial >= 0:
             fact = self.facts.get(value.serial)
-            kept = fact.event if fact is not None else None
-            return (
-                kept.outputs[value.output]
-                if kept is not None and value.output < len(kept.outputs)
-                else None
-            )
+            if fact is None or fact.event is None or value.output >= len(fact.event.outputs):
+                return None
+            return fact.event.outputs[value.output]
         kind, index = self.feed(value)
         if kind == "batch":
             return as_array(self.runner.batch(self.step).leaves[index])
         return self.state.get(index) if kind == "variable" else None
 
     def feed(self, value: ValueId) -> tuple[FeedKind, int]:
-        """Return what a value with a negative serial stands for."""
+        """Return what a value with a negative serial stands for: (kind of the feed, its index)."""
         position = -1 - value.serial
         return self.feeds[position] if position < len(self.feeds) else ("constant", position)
 
@@ -119,59 +134,74 @@ class StepTrace:
     def consumers(self, serial: int) -> list[int]:
         """Return the serials of the ops that used an output of an op, ascending."""
         if self._consumers is None:
-            found: dict[int, list[int]] = defaultdict(list)
+            self._consumers = defaultdict(list)
             for fact in self.facts.values():
-                for source in {
-                    value.serial for value in (*fact.input_ids, *fact.via) if value.serial >= 0
-                }:
-                    found[source].append(fact.serial)
-            self._consumers = found
+                for source in {value.serial for value in fact.sources if value.serial >= 0}:
+                    self._consumers[source].append(fact.serial)
         return self._consumers.get(serial, [])
 
     def find(self, tensor: str) -> ValueId | None:
-        """Return the identity of a fetched tensor of the main graph, None when it cannot be told (or is finite)."""
+        """Return the identity of a fetched tensor of the main graph.
+
+        A tensor of a call-like op (a loop, a function) has no event of its own. Its identity is
+        that of the kept tensor that the call returned.
+
+        Args:
+            tensor: Name such as `loss/mul:0`.
+
+        Returns:
+            The identity, None when it cannot be told (or when the tensor is finite).
+        """
         name, _, output = tensor.partition(":")
-        if self._main is None or self._kept is None:
-            self._main = {
-                fact.name: fact
-                for fact in self.facts.values()
-                if not fact.function and not fact.calls
-            }
-            kept = (
-                (fact, fact.event.outputs) for fact in self.facts.values() if fact.event is not None
-            )
-            self._kept = {
-                id(made): ValueId(fact.serial, k)
-                for fact, outputs in kept
-                for k, made in enumerate(outputs)
-            }
-        if name in self._main:
-            return ValueId(self._main[name].serial, int(output or 0))
+        main_graph = self._main_graph_facts()
+        if name in main_graph:
+            return ValueId(main_graph[name].serial, int(output or 0))
         wanted = self.fetched.get(tensor)
         if wanted is None or not is_float(wanted) or not nonfinite(wanted).any():
             return None
-        return self._kept.get(id(wanted)) or self._same_values(as_array(wanted))
+        return self._kept_ids().get(id(wanted)) or self._kept_with_values(as_array(wanted))
 
-    def _same_values(self, wanted: Any) -> ValueId | None:
-        """A runner that copies what it returns: the last kept value with the same bits."""
+    def _main_graph_facts(self) -> dict[str, Fact]:
+        if self._main_graph is None:
+            facts = self.facts.values()
+            own = [fact for fact in facts if not fact.function and not fact.calls]
+            self._main_graph = {fact.name: fact for fact in own}
+        return self._main_graph
+
+    def _kept_ids(self) -> dict[int, ValueId]:
+        """Return kept tensors by Python's `id`: the interpreter hands the very objects on."""
+        if self._kept_tensors is None:
+            self._kept_tensors = {}
+            for fact in self.facts.values():
+                for k, output in enumerate(fact.event.outputs if fact.event is not None else ()):
+                    self._kept_tensors[id(output)] = ValueId(fact.serial, k)
+        return self._kept_tensors
+
+    def _kept_with_values(self, wanted: Any) -> ValueId | None:
+        """Return the last kept tensor with the same bits: for a runner that returns copies."""
         for fact in reversed(self.facts.values()):
-            for k, made in enumerate(fact.event.outputs if fact.event is not None else ()):
-                alike = (
-                    is_float(made)
-                    and tuple(made.shape) == wanted.shape
-                    and dtype_name(made) == wanted.dtype.name
+            for k, output in enumerate(fact.event.outputs if fact.event is not None else ()):
+                is_alike = (
+                    is_float(output)
+                    and tuple(output.shape) == wanted.shape
+                    and dtype_name(output) == wanted.dtype.name
                 )
-                if alike and np.array_equal(as_array(made), wanted, equal_nan=True):
+                if is_alike and np.array_equal(as_array(output), wanted, equal_nan=True):
                     return ValueId(fact.serial, k)
         return None
 
     def bad_mask(self, value: ValueId) -> Mask | None:
         """Return where a kept or fed value is not finite; None when nowhere."""
-        found = self.value(value)
-        if found is None or not is_float(found):
+        tensor = self.value(value)
+        if tensor is None or not is_float(tensor):
             return None
-        mask = nonfinite(found)
+        mask = nonfinite(tensor)
         return mask if mask.any() else None
+
+    def was_nonfinite(self, variable: int) -> bool:
+        """Return whether a variable was non-finite already before the step."""
+        before = self.state.get(variable)
+        return before is not None and bool(nonfinite(before).any())
 
 
 def trace_step(runner: StepRunner, step: int, fetches: Sequence[str]) -> StepTrace:
@@ -183,9 +213,8 @@ def trace_step(runner: StepRunner, step: int, fetches: Sequence[str]) -> StepTra
         fetches: Tensors of the main graph that `StepTrace.find` will be asked for.
     """
     trace = StepTrace(runner, step, feeds=runner.feed_names(step))
-    recorder = _OpRecorder(
-        trace, {key for key, info in runner.ops(step).items() if info.phase == "watch"}
-    )
+    fingerprint_ops = {key for key, info in runner.ops(step).items() if info.phase == "watch"}
+    recorder = _OpRecorder(trace, fingerprint_ops)
     try:
         trace.fetched = runner.run(
             step, recorder.see, on_error=recorder.repair, fetches=fetches, update=True
@@ -199,26 +228,24 @@ def trace_step(runner: StepRunner, step: int, fetches: Sequence[str]) -> StepTra
 class _OpRecorder:
     trace: StepTrace
     ignored: set[OpKey]
-    """Ops of the recorder's own watch."""
+    """Ops that the recorder added to read the step's fingerprint."""
 
     def see(self, event: OpEvent) -> None:
+        """Remember an op that ran."""
         if (event.function, event.name) in self.ignored:
             return
         if is_update(event.type):
             event = with_updated(self.trace.runner, event)
         stats = tuple(measure(value) for value in event.outputs)
-        bad = any(stat.nonfinite for stat in stats)
-        self._add(event, stats, keep=bad)
+        self._add(event, stats, keep=any(stat.nonfinite for stat in stats))
         if event.type == "AssignVariableOp":
             self._note_writes([event.input_ids[0]], [event.input_ids[1]])
         elif is_update(event.type):
-            handles = _handles(event)
-            self._note_writes(
-                [event.input_ids[i] for i in handles],
-                [ValueId(event.serial, k) for k in range(len(handles))],
-            )
+            handles = [event.input_ids[i] for i in _handles(event)]
+            self._note_writes(handles, [ValueId(event.serial, k) for k in range(len(handles))])
 
     def repair(self, event: OpEvent) -> Sequence[Any]:
+        """Remember an op that raised, and return outputs with which the run goes on."""
         outputs = repaired(event, self.trace.runner.execute)
         kept = dataclasses.replace(event, outputs=tuple(outputs or ()))
         self._add(kept, tuple(measure(value) for value in kept.outputs), keep=True)
@@ -228,15 +255,15 @@ class _OpRecorder:
         return outputs
 
     def _add(self, event: OpEvent, stats: tuple[TensorStat, ...], *, keep: bool) -> None:
-        self.trace.facts[event.serial] = Fact(
-            event.serial, event.function, event.name, event.type, event.calls, event.input_ids, event.via, stats,
-            event if keep else None,
-        )  # fmt: skip
+        fact = fact_of(event, stats)
+        if keep:
+            fact.event = event
+        self.trace.facts[event.serial] = fact
         for call in event.calls:
             if call.iteration is not None:
-                self.trace.trips["", call.callee] = self.trace.trips[call.function, call.op] = (
-                    call.iteration + 1
-                )
+                trips = call.iteration + 1
+                self.trace.trips[call.function, call.op] = trips
+                self.trace.trips["", call.callee] = trips
 
     def _note_writes(self, handles: Iterable[ValueId], values: Iterable[ValueId]) -> None:
         for handle, value in zip(handles, values, strict=True):
@@ -246,14 +273,37 @@ class _OpRecorder:
                     self.trace.writes[index] = value
 
 
-def with_updated(runner: StepRunner, event: OpEvent) -> OpEvent:
-    """Return an update whose outputs are the variables that it has just changed."""
-    kind = event.attrs["dtype"] if "dtype" in event.attrs else event.attrs["T"]
-    read = dataclasses.replace(event, type="ReadVariableOp", attrs={"dtype": kind}, error=None)
-    return dataclasses.replace(
-        event, outputs=tuple(runner.execute(read, [event.inputs[i]])[0] for i in _handles(event))
+def fact_of(event: OpEvent, stats: tuple[TensorStat, ...] = ()) -> Fact:
+    """Return an execution without its tensors.
+
+    Args:
+        event: The execution.
+        stats: Facts of its outputs.
+    """
+    return Fact(
+        serial=event.serial,
+        function=event.function,
+        name=event.name,
+        type=event.type,
+        calls=event.calls,
+        input_ids=event.input_ids,
+        via=event.via,
+        outputs=stats,
     )
 
 
+def with_updated(runner: StepRunner, event: OpEvent) -> OpEvent:
+    """Return an update whose outputs are the variables that it has just changed.
+
+    Update ops have no outputs, or only handles. So each variable is read, at once, before a later
+    op changes it again.
+    """
+    dtype = event.attrs["dtype"] if "dtype" in event.attrs else event.attrs["T"]
+    read = dataclasses.replace(event, type="ReadVariableOp", attrs={"dtype": dtype}, error=None)
+    updated = [runner.execute(read, [event.inputs[i]])[0] for i in _handles(event)]
+    return dataclasses.replace(event, outputs=tuple(updated))
+
+
 def _handles(event: OpEvent) -> list[int]:
+    """Return which inputs are variables' handles."""
     return [i for i, value in enumerate(event.inputs) if dtype_name(value) == "resource"]

@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
+from nanreplay.bisect.blame import assign_blame
 from nanreplay.bisect.judge import Suspect
 from nanreplay.bisect.op_trace import Fact, is_update, with_updated
 from nanreplay.bisect.step_runner import StepRunner, repaired
 from nanreplay.bisect.tensor_stats import is_float, nonfinite
-from nanreplay.bisect.walk import assign_blame
 from nanreplay.capture.arrays import as_array
 from nanreplay.replay.provenance import OpEvent
 

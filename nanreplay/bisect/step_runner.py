@@ -1,15 +1,19 @@
-"""One step, run op by op and remembered: small facts of every op, values only where something is not finite."""
+"""What bisecting needs of a replay: one step, run op by op, as often as asked.
+
+`StepRunner` is the interface, which `nanreplay.replay.Replay` and the tests' small graphs fulfil.
+`repaired` lets such a run go on after a kernel raised. Imports no TensorFlow.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
 from nanreplay.bisect.influence import Execute
-from nanreplay.bisect.tensor_stats import dtype_name, words
+from nanreplay.bisect.tensor_stats import words
 from nanreplay.capture.arrays import as_array
 from nanreplay.records import (
     ArrayLike,
@@ -20,20 +24,16 @@ from nanreplay.records import (
     Signature,
     VariableInfo,
 )
-from nanreplay.replay.provenance import OpEvent
-
-# What bisecting needs of a replay: one step, run op by op, as often as asked. Pure: imports no
-# TensorFlow.
+from nanreplay.replay.provenance import FeedKind, OpEvent
 
 Observer: TypeAlias = Callable[[OpEvent], Sequence[Any] | None]
 ErrorHandler: TypeAlias = Callable[[OpEvent], Sequence[Any]]
-FeedKind: TypeAlias = Literal["batch", "variable", "constant"]
 OpKey: TypeAlias = tuple[str, str]
 """(function, op name); function is "" for the main graph."""
 
 
 class StepRunner(Protocol):
-    """Replays steps of a recorded window op by op. State is restored to just before the step at each run."""
+    """Replays steps of a recorded window op by op; each run begins in the state before its step."""
 
     @property
     def steps(self) -> Sequence[int]:
@@ -68,20 +68,23 @@ class StepRunner(Protocol):
         fetches: Sequence[str] | None = None,
         update: bool = True,
     ) -> Mapping[str, Any]:
-        """Run a step and return the fetched tensors by name; what the observer raises passes through.
+        """Run a step and return the fetched tensors by name.
+
+        What the observer raises passes through, and ends the run.
 
         Args:
             step: One of `steps`.
             observer: Called after each op.
             batch: Leaves to feed in place of the recorded ones.
             on_error: Called when a kernel raises; returns the op's outputs.
-            fetches: Tensor names of the main graph; None for the program's outputs, losses and gradients.
+            fetches: Tensor names of the main graph.
+                None stands for the program's outputs, losses and gradients.
             update: Whether everything runs for its effect; False runs only what `fetches` need.
         """
         ...
 
     def execute(self, event: OpEvent, inputs: Sequence[Any]) -> Sequence[Any]:
-        """Run the kernel of an event again (its type and attributes) on other inputs; arrays are taken as tensors."""
+        """Run an event's kernel (its type and attributes) on other inputs, tensors or arrays."""
         ...
 
     def batch(self, step: int) -> BatchRecord:
@@ -89,7 +92,7 @@ class StepRunner(Protocol):
         ...
 
     def feed_names(self, step: int) -> Sequence[tuple[FeedKind, int]]:
-        """Return what `ValueId(-1 - i, 0)` stands for: a batch leaf, a variable or a constant, and its index."""
+        """Return what `ValueId(-1 - i, 0)` stands for, by i: (kind of the feed, its index)."""
         ...
 
     def state(self, step: int) -> Mapping[int, ArrayLike]:
@@ -101,7 +104,10 @@ class StepRunner(Protocol):
         ...
 
     def probe(self, step: int) -> Mapping[str, tuple[bool, bool]]:
-        """Run a step compiled as it was trained; (holds NaN, holds infinity) of each float tensor of the main graph."""
+        """Run a step compiled as it was trained, and look at the float tensors of the main graph.
+
+        Returns (holds NaN, holds infinity) by tensor name.
+        """
         ...
 
     def inputs_of(self, step: int) -> Mapping[str, Sequence[str]]:
@@ -109,95 +115,100 @@ class StepRunner(Protocol):
         ...
 
     def compiled_event(self, step: int, op: str) -> OpEvent | None:
-        """Return one op's execution in the step compiled as it was trained; None for one with handles among its tensors."""
+        """Return one op's execution in the step compiled as it was trained.
+
+        None for an op with handles among its tensors.
+        """
         ...
 
 
-# What stands for the outputs of a kernel that raised: NaN where compiled programs would give it.
-# Pure numpy.
+# Repairs. TensorFlow's kernels raise in some places where a program compiled with XLA goes on.
+# To see what such a program does with the value, an op-by-op run goes on with the outputs that
+# the compiled program would have.
 
 PASSIVE = words("Assert CheckNumerics CheckNumericsV2")
 """Ops that raise because of what they got: they are never the origin."""
 
 
 def repaired(event: OpEvent, execute: Execute) -> Sequence[Any] | None:
-    """Return outputs with which a run can go on after a kernel raised, None when nothing fitting is known."""
+    """Return outputs with which a run can go on after a kernel raised.
+
+    None when nothing fitting is known.
+
+    Args:
+        event: The execution that raised.
+        execute: Runs the event's kernel on other inputs.
+    """
     repair = _REPAIRS.get(event.type)
+    if repair is None:
+        return None
     try:
-        made = repair(event, execute) if repair is not None else None
+        return repair(event, execute)
     except Exception:  # the kernel raised for another reason than the repair expects
         return None
-    return made
-
-
-def _as_tensor(event: OpEvent, execute: Execute, array: Any) -> Any:
-    identity = dataclasses.replace(
-        event, type="Identity", attrs={"T": event.attrs["T"]}, error=None
-    )
-    return execute(identity, [array])[0]
 
 
 def _pass_on(event: OpEvent, execute: Execute) -> Sequence[Any]:
     return event.inputs[:1]
 
 
-def _nothing(event: OpEvent, execute: Execute) -> Sequence[Any]:
+def _no_outputs(event: OpEvent, execute: Execute) -> Sequence[Any]:
     return ()
 
 
 def _cross_entropy(event: OpEvent, execute: Execute) -> Sequence[Any]:
-    """XLA gives NaN for rows whose label is out of range; the others are as they would be."""
+    """Give NaN in rows whose label is out of range, as XLA does, and the usual in the others."""
     logits, labels = as_array(event.inputs[0]), as_array(event.inputs[1])
-    valid = np.clip(labels, 0, logits.shape[-1] - 1)
-    wrong = valid != labels
-    outputs = [
-        np.array(out) for out in execute(event, [event.inputs[0], valid.astype(labels.dtype)])
-    ]
-    for out in outputs:
-        out[wrong] = np.nan
-    return [_as_tensor(event, execute, out) for out in outputs]
+    valid_labels = np.clip(labels, 0, logits.shape[-1] - 1)
+    is_out_of_range = valid_labels != labels
+    kernel_outputs = execute(event, [event.inputs[0], valid_labels.astype(labels.dtype)])
+    outputs = [np.array(output) for output in kernel_outputs]  # copies: tensors are read-only
+    for output in outputs:
+        output[is_out_of_range] = np.nan
+    return [_as_tensor(event, execute, output) for output in outputs]
 
 
 def _clipped_gather(event: OpEvent, execute: Execute) -> Sequence[Any]:
-    """XLA clips indices."""
+    """Clip indices that are out of range, as XLA does."""
     axis = int(as_array(event.inputs[2])) if len(event.inputs) > 2 else 0
     indices = as_array(event.inputs[1])
-    valid = np.clip(indices, 0, int(event.inputs[0].shape[axis]) - 1).astype(indices.dtype)
-    return execute(event, [event.inputs[0], valid, *event.inputs[2:]])
+    last = int(event.inputs[0].shape[axis]) - 1
+    valid_indices = np.clip(indices, 0, last).astype(indices.dtype)
+    return execute(event, [event.inputs[0], valid_indices, *event.inputs[2:]])
 
 
-def _matrices(result: int) -> Callable[[OpEvent, Execute], Sequence[Any]]:
-    """Matrices one by one: NaN for those that raise."""
+def _matrices(like: int) -> Callable[[OpEvent, Execute], Sequence[Any]]:
+    """Return a repair that runs matrices one by one and gives NaN for those that raise.
+
+    Args:
+        like: Which input has the output's shape.
+    """
 
     def repair(event: OpEvent, execute: Execute) -> Sequence[Any]:
         arrays = [as_array(value) for value in event.inputs]
-        out = np.full(arrays[result].shape, np.nan, arrays[result].dtype)
-        for place in np.ndindex(*arrays[0].shape[:-2]):
+        output = np.full(arrays[like].shape, np.nan, arrays[like].dtype)
+        for index in np.ndindex(*arrays[0].shape[:-2]):
             try:
-                out[place] = as_array(execute(event, [array[place] for array in arrays])[0])
+                output[index] = as_array(execute(event, [array[index] for array in arrays])[0])
             except Exception:  # this matrix is one of those that made the kernel raise
                 continue
-        return [_as_tensor(event, execute, out)]
+        return [_as_tensor(event, execute, output)]
 
     return repair
 
 
-def is_singular(event: OpEvent) -> bool:
-    """Return whether an op works on whole matrices."""
-    return event.type in _MATRIX_OPS and dtype_name(event.inputs[0]) != "variant"
+def _as_tensor(event: OpEvent, execute: Execute, array: Any) -> Any:
+    """Turn an array into a tensor, by the one way to TensorFlow that there is here: a kernel."""
+    dtype = {"T": event.attrs["T"]}
+    identity = dataclasses.replace(event, type="Identity", attrs=dtype, error=None)
+    return execute(identity, [array])[0]
 
 
-_MATRIX_OPS = {
-    "MatrixInverse": 0,
-    "Cholesky": 0,
-    "MatrixSquareRoot": 0,
-    "MatrixSolve": 1,
-    "MatrixTriangularSolve": 1,
-}
 _REPAIRS: dict[str, Callable[[OpEvent, Execute], Sequence[Any] | None]] = {
-    **{name: _matrices(result) for name, result in _MATRIX_OPS.items()},
+    **dict.fromkeys(("MatrixInverse", "Cholesky", "MatrixSquareRoot"), _matrices(like=0)),
+    **dict.fromkeys(("MatrixSolve", "MatrixTriangularSolve"), _matrices(like=1)),
     **dict.fromkeys(("CheckNumerics", "CheckNumericsV2"), _pass_on),
     **dict.fromkeys(("Gather", "GatherV2"), _clipped_gather),
-    "Assert": _nothing,
+    "Assert": _no_outputs,
     "SparseSoftmaxCrossEntropyWithLogits": _cross_entropy,
 }

@@ -1,7 +1,12 @@
-"""Small facts of one tensor: which elements are not finite, extremes. Pure numpy."""
+"""Small facts of one tensor: which elements are not finite, the extremes, one element as a number.
+
+Bisecting keeps these of every op of a step, and whole tensors only where something is not finite.
+Pure NumPy; a tensor is whatever `as_array` takes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -14,15 +19,17 @@ Mask: TypeAlias = NDArray[np.bool_]
 
 
 def words(text: str) -> frozenset[str]:
-    """Return the names in a text."""
+    """Return the words of a text: tables of op types read best as one."""
     return frozenset(text.split())
 
 
 FLOATS = words(
-    "half float16 bfloat16 float32 float64 complex64 complex128 float8_e5m2 float8_e4m3fn float8_e4m3fnuz "
-    "float8_e4m3b11fnuz float8_e5m2fnuz"
+    "half float16 bfloat16 float32 float64 complex64 complex128 "
+    "float8_e5m2 float8_e4m3fn float8_e4m3fnuz float8_e4m3b11fnuz float8_e5m2fnuz"
 )
+"""TensorFlow dtype names that have NaN."""
 OPAQUE = frozenset({"resource", "variant", "string", "object"})
+"""Dtype names of handles, containers and text; NumPy calls text `object`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,31 @@ class TensorStat:
         return max(abs(self.minimum), abs(self.maximum))
 
 
+def measure(value: Any) -> TensorStat:
+    """Return the facts of a tensor; those of a handle are its dtype alone."""
+    name = dtype_name(value)
+    if name in OPAQUE:
+        return TensorStat(name, (), 0)
+    array = as_array(value)
+    if name not in FLOATS or not array.size:
+        return TensorStat(name, array.shape, array.size)
+    if name.startswith("complex"):
+        array = np.abs(array)
+    # Nearly all tensors of a step are finite, and finite extremes prove that one is, because
+    # NumPy's min and max hand NaN on: two passes over the data are enough, and no mask is made.
+    with np.errstate(all="ignore"):
+        low, high = float(array.min()), float(array.max())
+    if np.isfinite(low) and np.isfinite(high):
+        return TensorStat(name, array.shape, array.size, 0, 0, low, high)
+    nan_count = int(np.isnan(array).sum())
+    finite = array[np.isfinite(array)]
+    inf_count = array.size - finite.size - nan_count
+    if not finite.size:
+        return TensorStat(name, array.shape, array.size, nan_count, inf_count)
+    low, high = float(finite.min()), float(finite.max())
+    return TensorStat(name, array.shape, array.size, nan_count, inf_count, low, high)
+
+
 def dtype_name(value: Any) -> str:
     """Return the dtype name of a tensor or array."""
     dtype = value.dtype
@@ -84,29 +116,20 @@ def nan_mask(value: Any) -> Mask:
 
 
 def inf_mask(value: Any) -> Mask:
-    """Return where a float tensor is infinite and not NaN."""
+    """Return where a float tensor is infinite and not NaN; a complex number can be both."""
     array = as_array(value)
     return np.asarray(np.isinf(array) & ~np.isnan(array))
 
 
-def measure(value: Any) -> TensorStat:
-    """Return the facts of a tensor; those of a handle are its dtype alone."""
-    name = dtype_name(value)
-    if name in OPAQUE:
-        return TensorStat(name, (), 0)
-    array = as_array(value)
-    if name not in FLOATS or not array.size:
-        return TensorStat(name, array.shape, array.size)
-    if name.startswith("complex"):
-        array = np.abs(array)
-    with np.errstate(all="ignore"):
-        low, high = float(array.min()), float(array.max())
-    if np.isfinite(low) and np.isfinite(high):
-        return TensorStat(name, array.shape, array.size, 0, 0, low, high)
-    nan, finite = np.isnan(array), array[np.isfinite(array)]
-    infinite = array.size - finite.size - int(nan.sum())
-    low_high = (float(finite.min()), float(finite.max())) if finite.size else (None, None)
-    return TensorStat(name, array.shape, array.size, int(nan.sum()), infinite, *low_high)
+def nonfinite_outputs(outputs: Sequence[Any]) -> dict[int, Mask]:
+    """Return the mask of non-finite elements of each output that has any, by output."""
+    masks: dict[int, Mask] = {}
+    for k, output in enumerate(outputs):
+        if is_float(output):
+            mask = nonfinite(output)
+            if mask.any():
+                masks[k] = mask
+    return masks
 
 
 def kind_of(element: Any) -> str:
@@ -118,26 +141,11 @@ def kind_of(element: Any) -> str:
     return "inf" if np.real(element) > 0 or np.imag(element) > 0 else "-inf"
 
 
-def kind_within(value: Any, mask: Mask) -> str:
-    """Return the worst kind among the marked elements: NaN before inf before -inf."""
-    marked = as_array(value)[mask]
-    if np.isnan(marked).any():
-        return "nan"
-    infinite = marked[np.isinf(marked)]
-    return kind_of(
-        infinite.max()
-        if infinite.size and not np.iscomplexobj(infinite)
-        else (infinite[0] if infinite.size else 0.0)
-    )
-
-
 def first_index(mask: Mask) -> tuple[int, ...]:
-    """Return the index of the first marked element."""
-    return (
-        tuple(int(i) for i in np.unravel_index(int(np.argmax(mask)), mask.shape))
-        if mask.ndim
-        else ()
-    )
+    """Return the index of the first marked element; () for a scalar."""
+    if not mask.ndim:
+        return ()
+    return tuple(int(i) for i in np.unravel_index(int(np.argmax(mask)), mask.shape))
 
 
 def number(element: Any) -> float | int | bool | str | None:

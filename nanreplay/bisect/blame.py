@@ -1,0 +1,156 @@
+"""Which input elements are to blame for an op's failing elements, and which the op made bad itself.
+
+A NaN is explained by NaN among the inputs, else by infinities (which the op turned into NaN); an
+infinity by infinities, else by NaN. What is left over, the op made itself. So of a Sum over
+[1, inf, NaN], which is NaN, only the NaN is followed. `walk` asks this of every op on its way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from nanreplay.bisect.influence import ROWWISE, Everything, Execute, Influence, influence_of
+from nanreplay.bisect.tensor_stats import Mask, inf_mask, is_float, is_opaque, nan_mask, nonfinite
+from nanreplay.capture.arrays import as_array
+from nanreplay.replay.provenance import OpEvent
+
+
+@dataclass(slots=True)
+class Blame:
+    """How the failing elements of one execution came about."""
+
+    influence: Influence
+    follow: dict[int, Mask] = field(default_factory=dict)
+    """By input: bad elements that were passed on."""
+    turned_from: dict[int, Mask] = field(default_factory=dict)
+    """By input: infinities that this op turned into NaN."""
+    made: dict[int, Mask] = field(default_factory=dict)
+    """By output: bad elements from finite ones."""
+    turned: dict[int, Mask] = field(default_factory=dict)
+    """By output: NaN from infinities."""
+
+
+def assign_blame(event: OpEvent, failing: Mapping[int, Mask], execute: Execute) -> Blame:
+    """Return who is to blame for failing elements.
+
+    Args:
+        event: The execution, with its tensors.
+        failing: By output: the failing elements.
+        execute: Runs the event's kernel on other inputs.
+    """
+    influence = influence_of(event, execute)
+    floats = [i for i, value in enumerate(event.inputs) if not is_opaque(value) and is_float(value)]
+    blame = Blame(influence)
+    if isinstance(influence, Everything):
+        failing, floats = _by_intervention(event, failing, floats, execute, blame)
+    nans = {i: nan_mask(event.inputs[i]) for i in floats}
+    infs = {i: inf_mask(event.inputs[i]) for i in floats}
+    for k, mask in failing.items():
+        output = as_array(event.outputs[k])
+        is_nan = mask & np.isnan(output)
+        is_inf = mask & ~np.isnan(output) & np.isinf(output)
+        unexplained = _pass_on(blame, k, is_nan, nans, blame.follow)
+        if event.type in ROWWISE and unexplained.any():
+            infs = _fatal_of_row(event, infs)
+        made = _pass_on(blame, k, unexplained, infs, blame.turned_from)
+        _mark(blame.turned, k, unexplained & ~made)
+        _mark(blame.made, k, made)
+        unexplained = _pass_on(blame, k, is_inf, infs, blame.follow)
+        _mark(blame.made, k, _pass_on(blame, k, unexplained, nans, blame.follow))
+    return blame
+
+
+def _mark(masks: dict[int, Mask], i: int, mask: Mask) -> None:
+    """Mark more elements of one input or output."""
+    if mask.any():
+        masks[i] = masks[i] | mask if i in masks else mask
+
+
+def _pass_on(
+    blame: Blame, k: int, wanted: Mask, bad: Mapping[int, Mask], into: dict[int, Mask]
+) -> Mask:
+    """Mark the bad input elements that influence the wanted ones.
+
+    Args:
+        blame: What is known of the execution.
+        k: The output that `wanted` is of.
+        wanted: Output elements to explain.
+        bad: By input: the bad elements.
+        into: By input: where to mark them.
+
+    Returns:
+        The wanted elements that no bad element influences.
+    """
+    if not wanted.any():
+        return wanted
+    inputs = {i: mask for i, mask in bad.items() if mask.any()}
+    reached = np.zeros(wanted.shape, bool)
+    for i, mask in inputs.items():
+        reached |= blame.influence.forth(i, k, mask)
+    explained = wanted & reached
+    if explained.any():
+        for i, mask in inputs.items():
+            _mark(into, i, blame.influence.back(i, k, explained) & mask)
+    return wanted & ~reached
+
+
+def _fatal_of_row(event: OpEvent, infs: Mapping[int, Mask]) -> dict[int, Mask]:
+    """Return the infinities that spoil a softmax.
+
+    +inf does whatever else its row holds; -inf, which masks an element out, only when it fills
+    the row.
+    """
+    values = as_array(event.inputs[0])
+    is_positive = infs[0] & (values > 0)
+    row_has_positive = is_positive.any(axis=-1, keepdims=True)
+    return {**infs, 0: infs[0] & (is_positive | ~row_has_positive)}
+
+
+def _by_intervention(
+    event: OpEvent, failing: Mapping[int, Mask], floats: list[int], execute: Execute, blame: Blame
+) -> tuple[Mapping[int, Mask], list[int]]:
+    """For an op without a rule: run it again with bad input elements replaced by 1.
+
+    What is non-finite all the same, the op made. Of several bad inputs, those are to blame that
+    spoil the output alone.
+
+    Returns:
+        The failing elements that inputs explain, and the inputs to blame for them.
+    """
+    bad = [i for i in floats if nonfinite(event.inputs[i]).any()]
+    has_handles = any(is_opaque(value) for value in (*event.inputs, *event.outputs))
+    if event.error is not None or not bad or has_handles:
+        return failing, floats
+    clean = {i: _cleaned(event.inputs[i]) for i in bad}
+    try:
+        healthy = execute(event, [clean.get(i, value) for i, value in enumerate(event.inputs)])
+        explained: dict[int, Mask] = {}
+        for k, mask in failing.items():
+            is_own = nonfinite(healthy[k])
+            _mark(blame.made, k, mask & is_own)
+            _mark(explained, k, mask & ~is_own)
+        if len(bad) == 1:
+            return explained, bad
+        guilty = [i for i in bad if _suffices(event, i, clean, explained, execute)]
+        return explained, guilty or bad
+    except Exception:  # the kernel does not take the replacement: every bad input stays suspected
+        return failing, floats
+
+
+def _suffices(
+    event: OpEvent, i: int, clean: Mapping[int, Any], failing: Mapping[int, Mask], execute: Execute
+) -> bool:
+    """Return whether input i alone, all others cleaned, makes the elements fail."""
+    inputs = [value if j == i else clean.get(j, value) for j, value in enumerate(event.inputs)]
+    outputs = execute(event, inputs)
+    return any(bool((nonfinite(outputs[k]) & mask).any()) for k, mask in failing.items())
+
+
+def _cleaned(value: Any) -> Any:
+    array = np.array(value)
+    array[~np.isfinite(array)] = 1
+    return array
