@@ -65,7 +65,7 @@ def inject(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> list[Fault]:
 
 
 class _Faulty:
-    """Runs one step with a fault in it, in the place of a `Variant`."""
+    """Runs one step with a fault in it, in the place of an `InstrumentedFunction`."""
 
     def __init__(self, calls: CompiledCalls, recorded: Any, fault: Fault, n_inputs: int) -> None:
         variant, traced = recorded.variant, recorded.slot.traced

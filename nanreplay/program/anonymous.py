@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nanreplay.program.graph_editor import forget_places
+from nanreplay.program.graph_editor import forget_placement
 from nanreplay.program.graph_nodes import constant_array
 from nanreplay.program.safety import all_nodes, parse_graph
 from nanreplay.records import ProgramRecord
@@ -31,7 +31,7 @@ def without_texts(record: ProgramRecord, scrub: Callable[[str], str]) -> tuple[P
     """
     graph = tf.compat.v1.GraphDef()
     graph.CopyFrom(parse_graph(record.graph))
-    forget_places(graph)
+    forget_placement(graph)
     needed = {
         (function, source.lstrip("^").partition(":")[0])
         for function, node in all_nodes(graph)

@@ -11,7 +11,7 @@ import tensorflow as tf
 from nanreplay.errors import ReplayError, UnsupportedOpError
 from nanreplay.program.graph_editor import needed_part
 from nanreplay.program.graph_nodes import avoid_known_functions
-from nanreplay.program.nondeterministic_ops import cut, fed_ops
+from nanreplay.program.nondeterministic_ops import cut_recorded_ops, fed_ops
 from nanreplay.program.safety import parse_graph, python_ops
 from nanreplay.records import CaptureSpec, ProgramRecord, Signature
 from nanreplay.tensorflow_internals import tf_functions
@@ -129,7 +129,7 @@ class CompiledProgram:
                 (*signature.outputs, *watch, *extra_fetches, *((_PROBE,) if probe else ()))
             )
         )
-        graph, places, stand_ins, idle, self._unused, taken = cut(parse_graph(graph), signature)
+        graph, places, stand_ins, idle, self._unused, taken = cut_recorded_ops(parse_graph(graph), signature)
         self._inputs = [*signature.inputs, *signature.fed]
         self._captures = [spec for spec in signature.captures if spec.tensor not in idle]
         feeds = [*(spec.tensor for spec in self._inputs), *(spec.tensor for spec in self._captures)]

@@ -74,7 +74,7 @@ class EagerRun:
         self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
     ) -> Any:
         """Note a compiled function that is called; it runs as ever."""
-        self.graphs[tf_functions.name_of(function)] = tf_functions.func_graph(function)
+        self.graphs[tf_functions.runtime_name(function)] = tf_functions.func_graph(function)
         result = run()
         if hands_gradient_out(function):
             self.handed_out.append(result)

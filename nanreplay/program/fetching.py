@@ -136,7 +136,7 @@ class FetchedBatches:
                 self._compiled[count] = tf.function(
                     lambda: _unstaged(self.name, count), autograph=False
                 ).get_concrete_function()
-        return tf_functions.run_function(tf_functions.name_of(self._compiled[count]), 1, [])[0]
+        return tf_functions.run_function(tf_functions.runtime_name(self._compiled[count]), 1, [])[0]
 
     def take_returned(self) -> Any:
         """What steps have returned since it was forgotten, the last ones last; a vector as well."""
@@ -184,7 +184,7 @@ def components_of(optional: Any, kinds: Sequence[Any]) -> list[Any] | None:
     )
 
 
-class Variant:
+class InstrumentedFunction:
     """A variant of a ConcreteFunction that tells what it fetches and draws.
 
     Args:

@@ -184,7 +184,7 @@ def _ordered(values: NDArray[Any]) -> NDArray[Any]:
 # What an eager step's fingerprint is made of, and what tells a non-finite value from a finite
 # one.
 
-WatchKind = Literal[
+FingerprintKind = Literal[
     "loss", "gradient_sum", "gradient_max", "variable_sum", "learning_rate", "loss_scale"
 ]
 
@@ -193,7 +193,7 @@ WatchKind = Literal[
 class FingerprintEntry:
     """What one element of the watch vector is."""
 
-    kind: WatchKind
+    kind: FingerprintKind
     subject: Any
     """The index of the loss (int), or the handle of the variable (a resource tensor), or None."""
 
@@ -389,7 +389,7 @@ def nonfinite_kind(values: Any) -> str:
 # --- program.look
 
 
-class Look:
+class VariableSums:
     """Computes `tf.nn.l2_loss` = sum(x^2) / 2 of variables, as a float64 vector.
 
     A sum is NaN only when an element is not finite. It is infinite when an element is, or when finite elements overflow it.

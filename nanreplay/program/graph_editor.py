@@ -56,7 +56,7 @@ def pruned(record: ProgramRecord) -> ProgramRecord:
     kept_gradients = [entry for entry in graph.library.gradient if entry.function_name in called]
     library = type(graph.library)(function=kept, gradient=kept_gradients)
     graph.library.CopyFrom(library)
-    forget_places(graph)
+    forget_placement(graph)
     held = {("", node.name) for node in graph.node}
     held |= {
         (function.signature.name, node.name)
@@ -104,7 +104,7 @@ def forget_colocations(graph: Any) -> None:
         node.attr.pop("_class", None)
 
 
-def forget_places(graph: Any) -> None:
+def forget_placement(graph: Any) -> None:
     """Leave out what only a debugger or a placer reads; `_class` pins ops to places of others that may be gone."""
     for node in [
         *graph.node,

@@ -165,4 +165,4 @@ def claim_trace(listener: CallListener) -> None:
     """Let `listener` be told of calls of the function that is being traced now: a step of its own is part of it."""
     graph = tf.compat.v1.get_default_graph()
     if isinstance(graph, tf_functions.FuncGraph):
-        notes_of(tf_functions.outermost(graph)).listener = weakref.ref(listener)
+        notes_of(tf_functions.outermost_graph(graph)).listener = weakref.ref(listener)

@@ -47,12 +47,12 @@ _LEFT_OUT = WRITES_OUTSIDE | NEVER_RUN
 _NOT_HELD = frozenset({tf.resource.as_datatype_enum, tf.variant.as_datatype_enum})
 
 
-def is_outside(op_type: str) -> bool:
+def is_nondeterministic(op_type: str) -> bool:
     """Whether an op of this type may give something else when it is run again on the same batch and variables."""
     return _OUTSIDE.fullmatch(op_type) is not None
 
 
-def outside_tensors(graph: Any) -> list[Any]:
+def nondeterministic_tensors(graph: Any) -> list[Any]:
     """Return the outputs of such ops in the main graph of a trace, but of those that give handles.
 
     Replicas that exchange tensors within the graph need nobody else.
@@ -62,7 +62,7 @@ def outside_tensors(graph: Any) -> list[Any]:
         if any(op.type.startswith("Collective") for op in graph.get_operations())
         else set()
     )
-    ops = [op for op in graph.get_operations() if is_outside(op.type) and op.name not in among]
+    ops = [op for op in graph.get_operations() if is_nondeterministic(op.type) and op.name not in among]
     return [
         tensor
         for op in ops
@@ -85,7 +85,7 @@ def exchanged_inside(graph: Any) -> set[str]:
     found: set[str] = set()
     bodies = [graph.node, *(function.node_def for function in graph.library.function)]
     for body in bodies:  # the ops of one number stand together: in the main graph, or in one branch
-        nodes = [node for node in body if node.op.startswith("Collective") and is_outside(node.op)]
+        nodes = [node for node in body if node.op.startswith("Collective") and is_nondeterministic(node.op)]
         named = {node.name: node for node in body}
         groups = [named.get(node.input[1].partition(":")[0]) for node in nodes]
         known = [
@@ -104,7 +104,7 @@ def unrecorded_ops(graph: Any, signature: Signature) -> list[str]:
     found = []
     for function, node in all_nodes(parse_graph(graph)):
         if (
-            is_outside(node.op)
+            is_nondeterministic(node.op)
             and (function or node.name not in recorded)
             and node.name not in inside
         ):
@@ -137,7 +137,7 @@ class CutGraph(NamedTuple):
     in training, where something used them."""
 
 
-def cut(graph: Any, signature: Signature) -> CutGraph:
+def cut_recorded_ops(graph: Any, signature: Signature) -> CutGraph:
     """Return a graph with placeholders for the recorded outputs of ops, and without what writes into tables and queues.
 
     Args:

@@ -62,7 +62,7 @@ class TapeGradient(NamedTuple):
     """Whether another tape was recording, which may differentiate what this one gave: no loss of the step, then."""
 
 
-class LivingList:
+class WeakList:
     """Objects that are not kept alive: TensorFlow keeps the graphs of some steps for ever, and notes go with their graph."""
 
     def __init__(self) -> None:
@@ -98,8 +98,8 @@ class Observation:
     """The loss before loss scaling, by id of the scaled loss."""
     scaled: list[Any] = field(default_factory=list)
     """Scaled losses, kept so that their ids stay theirs."""
-    optimizers: LivingList = field(default_factory=lambda: LivingList())
-    layers: LivingList = field(default_factory=lambda: LivingList())
+    optimizers: WeakList = field(default_factory=lambda: WeakList())
+    layers: WeakList = field(default_factory=lambda: WeakList())
     """Outermost Keras layers that were called; their variables have paths."""
     learning_rate: Any = None
     """In an eager step: the learning rate of the first optimizer, read just before its first update."""
@@ -201,7 +201,7 @@ _NUMBERED = re.compile(r"_\d+$")
 _BACKWARD = "gradient_tape/"
 
 
-def told_by_names(
+def observation_from_names(
     graphs: Iterable[Any], layers: Collection[str], optimizers: Collection[str]
 ) -> Observation:
     """What the names of the ops in some graphs tell.

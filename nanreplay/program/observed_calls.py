@@ -123,7 +123,7 @@ def _note_update(optimizer: Any, gradients: list[Any], variables: Any) -> None:
     _tell_used(optimizer)
     seen.optimizers.append(optimizer)
     seen.applied.append(
-        (gradients, [tf_distribution.component(variable) for variable in variables])
+        (gradients, [tf_distribution.current_variable(variable) for variable in variables])
     )
 
 
@@ -171,13 +171,13 @@ def observed_scale_loss(original: Any) -> Any:
 def observed_gradient(original: Any) -> Any:
     def gradient(tape: Any, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
         for source in tf.nest.flatten(sources):
-            _tell_used(tf_distribution.component(source))
+            _tell_used(tf_distribution.current_variable(source))
         with region("backward"):
             gradients = original(tape, target, sources, *args, **kwargs)
         seen = current_notes()
         if seen is not None:
             _tell_eager()
-            flat = [tf_distribution.component(source) for source in tf.nest.flatten(sources)]
+            flat = [tf_distribution.current_variable(source) for source in tf.nest.flatten(sources)]
             replica, is_inner = tf_distribution.current_replica(), tf_functions.is_tape_recording()
             targets, found = tf.nest.flatten(target), tf.nest.flatten(gradients)
             seen.tape_gradients.append(TapeGradient(targets, flat, found, replica, is_inner))
@@ -192,7 +192,7 @@ def _tokens() -> dict[str, Any] | None:
         return None if thread_state.eager is None else thread_state.eager.tokens
     graph = tf.compat.v1.get_default_graph()
     return (
-        notes_of(tf_functions.outermost(graph)).tokens
+        notes_of(tf_functions.outermost_graph(graph)).tokens
         if isinstance(graph, tf_functions.FuncGraph)
         else None
     )

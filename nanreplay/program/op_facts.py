@@ -93,7 +93,7 @@ def is_user_file(file: str) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class Flow:
+class PhaseFlow:
     """Phases of the ops of one main graph."""
 
     region: Mapping[str, str]
@@ -129,9 +129,9 @@ class Flow:
         return "loss", "loss"
 
 
-def classify(
+def classify_ops(
     graph: Any, seen: Observation, wanted: Collection[str], metric_inputs: Collection[str]
-) -> Flow:
+) -> PhaseFlow:
     """Sort the ops of `graph` by region and by dataflow.
 
     Args:
@@ -148,7 +148,7 @@ def classify(
         for op in ops
         if op.type.startswith("Assign") and op.inputs and op.inputs[0].op.name not in metric_inputs
     }
-    return Flow(
+    return PhaseFlow(
         region=region,
         after_gradient=frozenset(_reach(ops, backward, forward=True) - backward),
         leads_to_loss=frozenset(_reach(ops, set(wanted), forward=False)),

@@ -15,7 +15,7 @@ from nanreplay.program.fetching import fed_name, feed_loop
 from nanreplay.program.fingerprint import FingerprintEntry
 from nanreplay.program.graph_editor import forget_colocations
 from nanreplay.program.observation import Mark, Observation, notes_of
-from nanreplay.program.op_facts import Flow, SourceTable, classify
+from nanreplay.program.op_facts import PhaseFlow, SourceTable, classify_ops
 from nanreplay.program.traced_program import LoopFetch, TracedProgram, is_variable
 from nanreplay.records import CaptureSpec, GradientSpec, InputSpec, OpInfo, ProgramRecord, Signature
 from nanreplay.tensorflow_internals import tf_functions, tf_variables
@@ -242,7 +242,7 @@ def describe_ops(
         spec.tensor.rpartition(":")[0] for spec in signature.captures if spec.variable in metrics
     }
     graphs = {"": graph, **tf_functions.library_graphs(graph)}
-    flow = classify(graph, seen, ends_of(signature), metric_inputs)
+    flow = classify_ops(graph, seen, loss_and_gradient_ops(signature), metric_inputs)
     return describe_functions(graphs, seen, sources, seen.root_layer, flow)
 
 
@@ -251,7 +251,7 @@ def describe_functions(
     seen: Observation,
     sources: SourceTable,
     root: str | None,
-    main: Flow | None = None,
+    main: PhaseFlow | None = None,
 ) -> list[OpInfo]:
     """Describe every op of several graphs.
 
@@ -266,9 +266,9 @@ def describe_functions(
     forward = _forward_ops(graphs, seen, names)
     flows = {"": main} if main is not None else {}
     flows |= {
-        name: classify(each, seen, ends, ())
+        name: classify_ops(each, seen, ends, ())
         for name, each in graphs.items()
-        if name and (ends := own_ends(each))
+        if name and (ends := own_loss_and_gradient_ops(each))
     }
     devices = seen.replica_devices if len(seen.replica_devices) > 1 else ()
     found: list[OpInfo] = []
@@ -282,13 +282,13 @@ def describe_functions(
     return with_forward_layers(found)
 
 
-def ends_of(signature: Signature) -> set[str]:
+def loss_and_gradient_ops(signature: Signature) -> set[str]:
     """Names of the ops that make the losses and gradients of a program."""
     named = [*signature.losses, *(spec.tensor for spec in signature.gradients)]
     return {name.rpartition(":")[0] for name in named}
 
 
-def own_ends(graph: Any) -> set[str]:
+def own_loss_and_gradient_ops(graph: Any) -> set[str]:
     """Names of the ops that make losses and gradients that are asked for in this very graph: it trains by itself."""
     seen = notes_of(graph, make=False)
     if seen is None or not seen.tape_gradients:
@@ -303,7 +303,7 @@ def _describe_op(
     key: tuple[str, str],
     layers: str,
     forward: Mapping[tuple[str, str], tuple[str, str]],
-    flow: Flow | None,
+    flow: PhaseFlow | None,
     sources: SourceTable,
     root: str | None,
     devices: Sequence[str],

@@ -49,7 +49,7 @@ def replace_functions(
 # the same.
 
 
-class Draws:
+class RandomDraws:
     """What one eager run of a step drew, in order."""
 
     def __init__(self) -> None:
@@ -169,11 +169,11 @@ def _stand_in(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
 
 # --- program.assignments
 
-_watches: weakref.WeakSet[AssignmentWatch] = weakref.WeakSet()
+_watches: weakref.WeakSet[AssignmentTracker] = weakref.WeakSet()
 _undo: list[Callable[[], None]] = []
 
 
-class AssignmentWatch:
+class AssignmentTracker:
     """Notes which variables were assigned outside of a graph.
 
     Args:

@@ -75,9 +75,9 @@ def harmless_ops() -> frozenset[str]:
 # How the functions of a program call each other: none calls itself, and all calls written out are
 # a program of sane size.
 
-DEEPEST = 100
+MAX_CALL_DEPTH = 100
 """Calls within calls. Nested layers, loops and branches of real trainings stay below 20."""
-LARGEST = 50_000_000
+MAX_INLINED_OPS = 50_000_000
 """Ops of a program with every call replaced by the ops of its function."""
 
 
@@ -101,11 +101,11 @@ def check_calls(graph: Any) -> None:
         sizes[name] = len(functions[name].node_def) + sum(sizes[each] for each in calls[name])
         depths[name] = 1 + max((depths[each] for each in calls[name]), default=0)
     called = [each for each in _called(graph.node) if each in functions]
-    if max((depths[each] for each in called), default=0) > DEEPEST:
+    if max((depths[each] for each in called), default=0) > MAX_CALL_DEPTH:
         raise UnsafeProgramError(
             f"The program is refused: its functions call each other more than {DEEPEST} deep."
         )
-    if len(graph.node) + sum(sizes[each] for each in called) > LARGEST:
+    if len(graph.node) + sum(sizes[each] for each in called) > MAX_INLINED_OPS:
         raise UnsafeProgramError(
             f"The program is refused: its calls, written out, are more than {LARGEST:,} ops."
         )

@@ -13,7 +13,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from nanreplay.program.nondeterministic_ops import outside_tensors
+from nanreplay.program.nondeterministic_ops import nondeterministic_tensors
 from nanreplay.program.traced_program import (
     TracedProgram,
     argument_paths,
@@ -102,7 +102,7 @@ def inner_program(
     else:
         paths = signature_paths(graph, len(inputs))
     xla = training.is_xla or is_compiled_call(caller.op, caller.graph)
-    outside = outside_tensors(graph) if caller.graph is training.graph else []
+    outside = nondeterministic_tensors(graph) if caller.graph is training.graph else []
     compilation = "xla" if xla else "graph"
     return TracedProgram(
         graph,
@@ -152,7 +152,7 @@ def _whole_program(
     paths = argument_paths(training.function, arguments)
     paths += fetched_paths(training.function, fetched, in_loop=training.loop is not None)
     inputs += [(tensor, len(leaves) + number) for number, tensor in enumerate(fetched)]
-    outside = [tensor for tensor in outside_tensors(graph) if tensor.op not in sources]
+    outside = [tensor for tensor in nondeterministic_tensors(graph) if tensor.op not in sources]
     compilation = "xla" if training.is_xla else "graph"
     return TracedProgram(
         graph,

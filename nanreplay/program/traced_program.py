@@ -10,7 +10,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from nanreplay.program.observation import Observation, merged, notes_of, told_by_names
+from nanreplay.program.observation import Observation, merged, notes_of, observation_from_names
 from nanreplay.records import EACH_ITERATION
 from nanreplay.tensorflow_internals import tf_datasets, tf_functions, tf_variables
 
@@ -168,7 +168,7 @@ class TracedProgram:
         found = (
             merged(graphs)
             if noted
-            else told_by_names(graphs, self.layer_names, self.optimizer_names)
+            else observation_from_names(graphs, self.layer_names, self.optimizer_names)
         )
         found.note_result(list(self.outputs))
         return found

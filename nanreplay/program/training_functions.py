@@ -91,7 +91,7 @@ class TrainingFunction:
     @cached_property
     def writes(self) -> bool:
         """Whether it writes a float variable that it was given, other than by counting."""
-        return any(True for graph in (self.graph, *self.graphs.values()) for _ in written(graph))
+        return any(True for graph in (self.graph, *self.graphs.values()) for _ in variable_writes(graph))
 
     @cached_property
     def written_captures(self) -> frozenset[int]:
@@ -100,7 +100,7 @@ class TrainingFunction:
         origins = (
             self.origin(graph, op.inputs[0])
             for graph in (self.graph, *self.graphs.values())
-            for op in written(graph)
+            for op in variable_writes(graph)
         )
         return frozenset(
             origin.number - n_arguments
@@ -185,7 +185,7 @@ class TrainingFunction:
         if graph is None:
             return False
         graphs = (graph, *tf_functions.library_graphs(graph).values())
-        return any(has_own_gradient(each) or any(True for _ in written(each)) for each in graphs)
+        return any(has_own_gradient(each) or any(True for _ in variable_writes(each)) for each in graphs)
 
     @cached_property
     def is_xla(self) -> bool:
@@ -211,7 +211,7 @@ class TrainingFunction:
             inside = [
                 each for each in self._calls_of(graph) if self._holds_training(self.graphs[each[0]])
             ]
-            own = has_own_gradient(graph) or any(True for _ in written(graph))
+            own = has_own_gradient(graph) or any(True for _ in variable_writes(graph))
             if own or len(inside) != 1:
                 return graph, caller
             name, found = inside[0]
@@ -231,7 +231,7 @@ class TrainingFunction:
                     if op.type in _CALLS:
                         found.append((name, Caller(each, op, first)))
                     elif not has_own_gradient(self.graphs[name]) and not any(
-                        True for _ in written(self.graphs[name])
+                        True for _ in variable_writes(self.graphs[name])
                     ):
                         seen.add(id(self.graphs[name]))
                         pending.append(self.graphs[name])
@@ -251,13 +251,13 @@ class TrainingFunction:
             if op.type in FETCHES or op.type == "OptionalGetValue":
                 return ValueSource("fetched", tensor.value_index, tensor)
             is_source = graph is self.graph and any(op is source for source in self.sources or ())
-            if is_source and taken_apart(op) is None:
+            if is_source and composite_source(op) is None:
                 return ValueSource("taken", tensor.value_index, tensor)
             position = next(
                 (index for index, each in enumerate(graph.inputs) if each is tensor), None
             )
             if position is None:
-                tensor = taken_apart(op)
+                tensor = composite_source(op)
                 if tensor is None:
                     return None
                 continue
@@ -281,7 +281,7 @@ class TrainingFunction:
         return len(self.graph.captures) + len(tf_functions.deferred_captures(self.graph))
 
 
-def taken_apart(op: Any) -> Any:
+def composite_source(op: Any) -> Any:
     """The fetched component that an op takes a ragged or sparse tensor out of; None for any other op.
 
     The dense shape of a sparse tensor is put together again with what is known of it before.
@@ -307,13 +307,13 @@ def hands_gradient_out(function: Any) -> bool:
     if known is None:
         graphs = (graph, *tf_functions.library_graphs(graph).values())
         known = any(map(has_own_gradient, graphs)) and not any(
-            True for each in graphs for _ in written(each)
+            True for each in graphs for _ in variable_writes(each)
         )
         _handing_out[graph] = known
     return known
 
 
-def written(graph: Any) -> Iterator[Any]:
+def variable_writes(graph: Any) -> Iterator[Any]:
     """Ops of this very graph that write variables, but for counters."""
     for op in graph.get_operations():
         if _WRITES.fullmatch(op.type):

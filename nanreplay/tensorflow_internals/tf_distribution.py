@@ -1,6 +1,7 @@
-"""Private modules of TensorFlow and Keras that belong to `tf.distribute`; see `private_tf`.
+"""Private names of `tf.distribute`: the variables and the threads of a strategy's replicas.
 
-Each replica of a process is traced in a thread of its own, and they take turns.
+A mirrored strategy traces each replica of a process in a thread of its own, and they take turns.
+The recorder follows these threads; `program.collectives` uses what is here.
 """
 
 from __future__ import annotations
@@ -14,33 +15,41 @@ from tensorflow.python.distribute import mirrored_run as _mirrored_run
 from tensorflow.python.distribute import values as _values
 
 
-def components(variable: Any) -> Sequence[Any]:
-    """The variables that a variable of a distribution strategy is made of, one a replica of this process; else the variable."""
-    value = _inner(variable)
-    found: Sequence[Any] = value.values if isinstance(value, _values.DistributedValues) else [value]
-    return found
+def replica_variables(variable: Any) -> Sequence[Any]:
+    """The variables of this process that a distributed variable is made of, one a replica.
+
+    Any other variable is alone in the list. No public class tells a distributed variable from
+    another, and `strategy.experimental_local_results` needs the strategy.
+    """
+    value = _tf_variable(variable)
+    variables: Sequence[Any] = [value]
+    if isinstance(value, _values.DistributedValues):
+        variables = value.values
+    return variables
 
 
-def _inner(variable: Any) -> Any:
-    """The `tf.Variable` of a Keras variable."""
+def _tf_variable(variable: Any) -> Any:
+    """The `tf.Variable` of a Keras variable; a method `value` is that of a `tf.Variable` itself."""
     value = getattr(variable, "value", None)
     return variable if value is None or callable(value) else value
 
 
-def component(variable: Any) -> Any:
-    """What a variable of a distribution strategy is in the replica that is being traced; another variable as it is."""
-    found = components(variable)
-    return (
-        variable
-        if len(found) == 1 and not isinstance(_inner(variable), _values.DistributedValues)
-        else found[current_replica() or 0]
-    )
+def current_variable(variable: Any) -> Any:
+    """A distributed variable's part for the replica that this thread traces; any other as it is."""
+    if not isinstance(_tf_variable(variable), _values.DistributedValues):
+        return variable
+    return replica_variables(variable)[current_replica() or 0]
 
 
 def current_replica() -> int | None:
-    """Number, within this process, of the replica that this thread traces; None outside of `strategy.run`."""
+    """Number, within this process, of the replica that this thread traces; None for no replica.
+
+    `tf.distribute.get_replica_context` counts over all processes and differs between strategies;
+    the thread knows its own number.
+    """
     thread = threading.current_thread()
-    return thread.replica_id if isinstance(thread, _mirrored_run._MirroredReplicaThread) else None
+    is_replica = isinstance(thread, _mirrored_run._MirroredReplicaThread)
+    return thread.replica_id if is_replica else None  # type: ignore[attr-defined]
 
 
 def hook_replica_threads(
@@ -50,13 +59,18 @@ def hook_replica_threads(
 ) -> Callable[[], None]:
     """Follow the threads that trace replicas; returns what undoes it.
 
+    TensorFlow starts and switches these threads by itself and tells nobody.
+
     Args:
-        started: (thread of a replica, which has `devices`; its function) -> the function to run there; called in the thread that starts it.
-        merging: (function that merges all replicas) -> the one to call; called in a replica's thread. The function itself
-            runs in the thread that started the replicas, while they wait.
+        started: Given the thread of a replica (it has `devices`) and its function, returns the
+            function to run there. It is called in the thread that starts the replica.
+        merging: Given the function that merges all replicas, returns the one to call. It is
+            called in a replica's thread; the function itself runs in the thread that started the
+            replicas, while they wait.
         resumed: Called in a replica's thread as it goes on after merging.
     """
-    thread, context = _mirrored_run._MirroredReplicaThread, _mirrored_run._MirroredReplicaContext
+    thread = _mirrored_run._MirroredReplicaThread
+    context = _mirrored_run._MirroredReplicaContext
     original = context._merge_call
 
     def start(self: Any) -> None:
@@ -68,17 +82,23 @@ def hook_replica_threads(
         resumed()
         return result
 
-    thread.start, context._merge_call = start, merge_call
+    thread.start = start
+    context._merge_call = merge_call
 
     def undo() -> None:
-        del thread.start
+        del thread.start  # the class then inherits that of threading.Thread again
         context._merge_call = original
 
     return undo
 
 
 def replica_reducer(strategy: Any) -> Callable[[Any], Any]:
-    """What makes one of the logs of all replicas, as `model.fit` does; Keras's own, since it runs inside the training's step."""
-    from keras.src.backend.tensorflow.trainer import reduce_per_replica  # replays need no Keras
+    """The function that makes one of the logs of all replicas, as `model.fit` does.
+
+    Keras's own is taken, since it runs inside of the training's step and another one would change
+    the graph.
+    """
+    # Imported here, since a replay needs no Keras.
+    from keras.src.backend.tensorflow.trainer import reduce_per_replica
 
     return functools.partial(reduce_per_replica, strategy=strategy, reduction="auto")

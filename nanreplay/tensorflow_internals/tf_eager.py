@@ -1,6 +1,6 @@
-"""The one module that may import private TensorFlow and Keras modules, but for those of distribution strategies.
+"""Private names of TensorFlow for eager ops: running one, watching them run, what is registered.
 
-A test names what an upgrade moved. Everything else of the package goes through the small functions below.
+Replays run single kernels with it. The recorder hooks the gradient tape and the op callbacks.
 """
 
 from __future__ import annotations
@@ -29,37 +29,49 @@ from tensorflow.python.util import _pywrap_determinism
 def run_op(
     op_type: str, n_outputs: int, inputs: Sequence[Any], attrs: tuple[Any, ...]
 ) -> list[Any]:
-    """Run one eager kernel. `attrs` alternates names and values; op callbacks are not called."""
-    outputs: list[Any] = _execute.quick_execute(
-        op_type, n_outputs, inputs, attrs, _context.context()
-    )
+    """Run one eager kernel. `attrs` alternates names and values; op callbacks are not called.
+
+    `tf.raw_ops` has other argument names for each op, and its functions convert and record.
+    """
+    context = _context.context()
+    outputs: list[Any] = _execute.quick_execute(op_type, n_outputs, inputs, attrs, context)
     return outputs
 
 
 def op_definition(op_type: str) -> Any:
-    """Return the OpDef that this TensorFlow registers under `op_type`, or None."""
+    """Return the OpDef that this TensorFlow registers under `op_type`, or None.
+
+    The registry has no public reader. An OpDef tells the names and types of inputs and attributes.
+    """
     return _op_def_registry.get(op_type)
 
 
 @cache
 def _cpu_kernels(op_type: str) -> list[dict[str, set[int]]]:
-    """The types that each CPU kernel of an op is limited to, by attribute."""
-    found = _kernels.get_registered_kernels_for_op(op_type).kernel
-    here = [
-        kernel for kernel in found if kernel.device_type in ("CPU", "DEFAULT")
-    ]  # a DEFAULT one serves every device
-    return [
-        {each.name: set(each.allowed_values.list.type) for each in kernel.constraint}
-        for kernel in here
-    ]
+    """The types that each CPU kernel of an op is limited to, by attribute.
+
+    A kernel registered for the device type DEFAULT serves every device. No public name lists
+    kernels; to run an op and catch the error would cost a call of each.
+    """
+    kernels = _kernels.get_registered_kernels_for_op(op_type).kernel
+    cpu_kernels = [kernel for kernel in kernels if kernel.device_type in ("CPU", "DEFAULT")]
+    return [_allowed_types(kernel) for kernel in cpu_kernels]
+
+
+def _allowed_types(kernel: Any) -> dict[str, set[int]]:
+    return {
+        constraint.name: set(constraint.allowed_values.list.type)
+        for constraint in kernel.constraint
+    }
 
 
 def has_kernel(op_type: str, types: Mapping[str, Sequence[int]]) -> bool:
     """Whether the CPU has a kernel of `op_type` for these types (DataType enums, by attribute)."""
-    return any(
-        all(set(types.get(name, ())) <= allowed for name, allowed in limits.items())
-        for limits in _cpu_kernels(op_type)
-    )
+    return any(_covers(limits, types) for limits in _cpu_kernels(op_type))
+
+
+def _covers(limits: Mapping[str, set[int]], types: Mapping[str, Sequence[int]]) -> bool:
+    return all(set(types.get(name, ())) <= allowed for name, allowed in limits.items())
 
 
 def hook_gradient_functions(
@@ -68,9 +80,15 @@ def hook_gradient_functions(
 ) -> Callable[[], None]:
     """Put `observed` around the gradient function of every op; returns what undoes it.
 
+    The tape lives in C++. It calls back to Python in two places: `record_gradient` as an op runs,
+    with the name scope to differentiate it in, and the registered gradient function, with that
+    scope. The scope is all that goes from the one to the other, so it carries a token.
+
     Args:
-        token: (name scope, outputs of the forward op) -> the scope that the tape remembers for it.
-        observed: (call with a scope, op type, remembered scope, inputs, outputs) -> what the call returned.
+        token: Given the name scope and the outputs of the forward op, returns the scope that the
+            tape remembers for it.
+        observed: Given a function that calls the original with a scope, the op type, the
+            remembered scope, inputs and outputs, returns what the call returned.
     """
     original_record = _execute.record_gradient
 
@@ -107,18 +125,18 @@ def hook_gradient_functions(
 
 @contextlib.contextmanager
 def explicit_reads() -> Iterator[None]:
-    """Read variables that this thread hands to kernels as ops of their own, which op callbacks are told of.
+    """Read variables that this thread hands to kernels as ops of their own.
 
-    The generated functions read a `tf.Variable` among their arguments in C++, and call no op callback for it.
+    The generated functions read a `tf.Variable` among their arguments in C++, where no op callback
+    is called for it. An explicit read is an op, which callbacks are told of.
     """
-    original, own = _pywrap_tfe.TFE_Py_FastPathExecute, threading.get_ident()
+    original = _pywrap_tfe.TFE_Py_FastPathExecute
+    own_thread = threading.get_ident()
 
     def execute(context: Any, op_type: str, name: Any, *args: Any) -> Any:
-        if (
-            threading.get_ident() == own
-            and "Variable" not in op_type
-            and not op_type.startswith("Resource")
-        ):
+        # Ops on variables take the handle itself: they would read without end.
+        takes_handles = "Variable" in op_type or op_type.startswith("Resource")
+        if threading.get_ident() == own_thread and not takes_handles:
             args = tuple(map(_read, args))
         return original(context, op_type, name, *args)
 
@@ -130,20 +148,28 @@ def explicit_reads() -> Iterator[None]:
 
 
 def _read(argument: Any) -> Any:
-    if isinstance(argument, (list, tuple)) and any(
-        isinstance(each, _ResourceVariable) for each in argument
-    ):
-        return [_read(each) for each in argument]
-    return argument.value() if isinstance(argument, _ResourceVariable) else argument
+    """The value of a variable, also within a list; any other argument as it is."""
+    if isinstance(argument, _ResourceVariable):
+        return argument.value()
+    is_list = isinstance(argument, (list, tuple))
+    if is_list and any(isinstance(entry, _ResourceVariable) for entry in argument):
+        return [_read(entry) for entry in argument]
+    return argument
 
 
-def gradient_places() -> list[tuple[Any, str]]:
+def replaced_gradient_functions() -> list[tuple[Any, str]]:
     """Module and name of what `hook_gradient_functions` replaces in Python."""
     return [(_execute, "record_gradient")]
 
 
 def add_op_callback(callback: Callable[..., Any]) -> Callable[[], None]:
-    """Call `callback(op_type, inputs, attrs, outputs, op_name, graph)` after each op of this thread; returns what undoes it."""
+    """Call a function after each op of this thread; returns what undoes it.
+
+    TensorFlow's debugger uses the same hook, which has no public name.
+
+    Args:
+        callback: Called as `callback(op_type, inputs, attrs, outputs, op_name, graph)`.
+    """
     _op_callbacks.add_op_callback(callback)
 
     def undo() -> None:
@@ -153,21 +179,25 @@ def add_op_callback(callback: Callable[..., Any]) -> Callable[[], None]:
 
 
 def attr_value(value: Any, kind: str, name: str) -> Any:
-    """An AttrValue proto from what an eager op was called with."""
+    """An AttrValue proto from what an eager op was called with.
+
+    The conversion of dtypes, shapes and lists is TensorFlow's own, so that a graph made of eager
+    ops holds what a trace would hold.
+    """
     return _op_def_library.value_to_attr_value(value, kind, name)
 
 
 def is_deterministic() -> bool:
-    """Whether op determinism is on in this process."""
+    """Whether op determinism is on in this process; the public switch cannot be read."""
     return bool(_pywrap_determinism.is_enabled())
 
 
 def set_deterministic(wanted: bool) -> None:
-    """Turn op determinism on or off for this process. TensorFlow can only turn it on in public."""
+    """Turn op determinism on or off for this process; the public function can only turn it on."""
     _pywrap_determinism.enable(wanted)
 
 
 def registered_ops() -> list[str]:
-    """Names of all ops that this TensorFlow registers."""
-    every = _op_def_pb2.OpList.FromString(_tf_session.TF_GetBuffer(_tf_session.TF_GetAllOpList()))
-    return [op.name for op in every.op]
+    """Names of all ops that this TensorFlow registers, also those that `tf.raw_ops` lacks."""
+    serialized = _tf_session.TF_GetBuffer(_tf_session.TF_GetAllOpList())
+    return [op.name for op in _op_def_pb2.OpList.FromString(serialized).op]

@@ -1,6 +1,7 @@
-"""The one module that may import private TensorFlow and Keras modules, but for those of distribution strategies.
+"""Private names of TensorFlow for compiled functions, their FuncGraphs and the library.
 
-A test names what an upgrade moved. Everything else of the package goes through the small functions below.
+The recorder finds out with it which function runs and runs variants of it; replays make a
+ConcreteFunction of a recorded graph.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
+import tensorflow as tf
 from tensorflow.python.autograph.core import ag_ctx as _ag_ctx
 from tensorflow.python.autograph.impl import api as _autograph
 from tensorflow.python.eager import context as _context
@@ -20,64 +22,83 @@ from tensorflow.python.framework import tensor as _tensor
 from tensorflow.python.ops import handle_data_util as _handle_data_util
 from tensorflow.python.util import nest as _nest
 
-# The private part of TensorFlow that calls compiled functions; see `private_tf`.
+# Which function runs, where, and what it is.
 
 FuncGraph = _func_graph.FuncGraph
 FUNCTION_CALL = (_concrete_function.ConcreteFunction, "_call_flat")
-"""Class and name of the method that every call of a compiled function goes through."""
+"""Class and name of the method that every call of a compiled function goes through.
+
+`__call__` is no such place: a `tf.function` calls its ConcreteFunctions by `_call_flat`.
+"""
 GRAPH_MADE = (_func_graph.FuncGraph, "__init__")
 """Class and name of the method that runs before anything is traced."""
 
 
 def is_top_level() -> bool:
     """Whether ops run now, outside of every trace."""
-    return bool(_context.executing_eagerly())
+    return bool(tf.executing_eagerly())
 
 
 def is_tape_recording() -> bool:
-    """Whether a tape of this thread may be recording."""
+    """Whether a tape of this thread may be recording; a `GradientTape` tells only of itself."""
     return bool(_record.could_possibly_record())
 
 
 def func_graph(function: Any) -> Any:
     """The FuncGraph of a ConcreteFunction."""
-    return function._func_graph
+    return function.graph
 
 
-def name_of(function: Any) -> str:
-    """The name under which the runtime knows a ConcreteFunction."""
+def runtime_name(function: Any) -> str:
+    """The name under which the runtime knows a ConcreteFunction.
+
+    The public `name` may be that of a rewritten function, which returns more for the gradient.
+    """
     return str(function._inference_function.name.decode())
 
 
-def is_of(function: Any, named: Any) -> bool:
-    """Whether a ConcreteFunction is `named`, or a trace of that `tf.function`, not one that TensorFlow makes to set variables up."""
-    return function is named or getattr(named, "_name", None) == function._func_graph.name
+def is_trace_of(function: Any, named: Any) -> bool:
+    """Whether a ConcreteFunction is `named`, or a trace of that `tf.function`.
+
+    TensorFlow also traces a function to set its variables up; that trace has another name.
+    """
+    return function is named or getattr(named, "_name", None) == function.graph.name
 
 
-def outermost(graph: Any) -> Any:
+def outermost_graph(graph: Any) -> Any:
     """The FuncGraph, around `graph`, that is not traced within another one."""
     while isinstance(getattr(graph, "outer_graph", None), FuncGraph):
         graph = graph.outer_graph
     return graph
 
 
-def packed(function: Any, outputs: Sequence[Any]) -> Any:
+def pack_outputs(function: Any, outputs: Sequence[Any]) -> Any:
     """What a ConcreteFunction returns, of its flat outputs."""
     return function.function_type.pack_output(list(outputs))
 
 
-def converted_now(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`function` as AutoGraph treats it at this point of a trace: converted where the caller is."""
+def autograph_converted(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` as AutoGraph treats it at this point of a trace: converted where the caller is.
+
+    The public `tf.autograph.to_graph` converts always, also where the user turned AutoGraph off.
+    """
     return cast("Callable[..., Any]", _autograph.tf_convert(function, _ag_ctx.control_status_ctx()))
 
 
-def leave_to_caller(function: Any) -> Any:
-    """Mark a function of ours that AutoGraph calls as it is, without turning conversion off for what it calls."""
+def autograph_artifact(function: Any) -> Any:
+    """Mark a function of ours that AutoGraph calls as it is.
+
+    The public `do_not_convert` would turn conversion off for what the function calls, too: for
+    the user's step.
+    """
     return _autograph.autograph_artifact(function)
 
 
 def run_function(name: str, n_outputs: int, inputs: Sequence[Any]) -> list[Any]:
-    """Run a function that the runtime knows, optimised as TensorFlow optimises those that it traced."""
+    """Run a function that the runtime knows, optimized as TensorFlow optimizes its own traces.
+
+    `PartitionedCall` of `tf.raw_ops` would run it without TensorFlow's options for functions.
+    """
     return list(_context.context().call_function(name.encode(), list(inputs), n_outputs) or ())
 
 
@@ -89,7 +110,10 @@ def function_definition(function: Any) -> Any:
 
 
 class RegisteredFunction(NamedTuple):
-    """A variant of a ConcreteFunction, known to the runtime under a name of its own, with more outputs at its end."""
+    """A variant of a ConcreteFunction, which the runtime knows under a name of its own.
+
+    It has the outputs of the original, and more at their end.
+    """
 
     original: Any
     """The ConcreteFunction."""
@@ -98,20 +122,24 @@ class RegisteredFunction(NamedTuple):
     """With the added ones."""
 
     def __call__(self, inputs: Sequence[Any]) -> list[Any]:
-        """Run it on flat inputs, as `AtomicFunction.call_flat` runs the original; returns flat outputs."""
+        """Run it on flat inputs and return flat outputs, as `AtomicFunction.call_flat` does.
+
+        What `call_flat` does around the call is repeated: errors name the user's source lines, no
+        tape records, and handles among the outputs know the type of their variable.
+        """
         function = self.original._inference_function
         with _atomic_function.InterpolateRuntimeError(function), _record.stop_recording():
-            found = _context.context().call_function(
-                self.name.encode(), list(inputs), self.n_outputs
-            )
-        outputs = list(found or ())
+            context = _context.context()
+            returned = context.call_function(self.name.encode(), list(inputs), self.n_outputs)
+        outputs = list(returned or ())
+        # Not strict: the added outputs are no part of the original's type.
         for output, kind in zip(outputs, function.function_type.flat_outputs, strict=False):
             if kind.dtype._handle_data:
                 _handle_data_util.set_handle_data(output, kind.dtype._handle_data.shape_inference)
         return outputs
 
 
-# --- program.private_tf
+# Making functions and the runtime's library of them.
 
 
 def function_of_graph(
@@ -119,8 +147,11 @@ def function_of_graph(
 ) -> Any:
     """Return a ConcreteFunction that runs a wrapped graph as it is.
 
+    The public `WrappedFunction.prune` makes the graph once more, op by op, in Python.
+
     Args:
-        wrapped: What `tf.compat.v1.wrap_function` returned; its graph must hold only what is to run.
+        wrapped: What `tf.compat.v1.wrap_function` returned; its graph must hold only what is to
+            run.
         inputs: Placeholders of the graph, in the order in which they are fed.
         outputs: Tensors of the graph, returned as a list.
         effects: Ops that run though nothing that is returned needs them.
@@ -128,16 +159,14 @@ def function_of_graph(
     graph = wrapped.graph
     graph.inputs, graph.outputs, graph.control_outputs = list(inputs), list(outputs), list(effects)
     graph.structured_outputs = list(outputs)
-    graph.structured_input_signature = (
-        tuple(_spec(index, tensor) for index, tensor in enumerate(inputs)),
-        {},
-    )
+    specs = tuple(_input_spec(index, tensor) for index, tensor in enumerate(inputs))
+    graph.structured_input_signature = (specs, {})
     function = _wrap_function.WrappedFunction(graph, variable_holder=wrapped._variable_holder)
     function._num_positional_args, function._arg_keywords = len(inputs), []
     return function
 
 
-def _spec(index: int, tensor: Any) -> Any:
+def _input_spec(index: int, tensor: Any) -> Any:
     return _tensor.TensorSpec(tensor.shape, tensor.dtype, f"input_{index}")
 
 
@@ -161,7 +190,7 @@ def unregister_function(name: str) -> None:
         context.remove_function(name)
 
 
-# Tracing: which op a gradient belongs to, and how many ops a graph holds.
+# What a FuncGraph and its library hold.
 
 
 def op_count(graph: Any) -> int:
@@ -170,7 +199,10 @@ def op_count(graph: Any) -> int:
 
 
 def deferred_captures(graph: Any) -> list[Any]:
-    """Placeholders that are fed with what a function returns at each call; they are the last ones of `graph.inputs`."""
+    """Placeholders that are fed with what a Python function returns at each call.
+
+    They are the last ones of `graph.inputs`; `graph.captures` leaves them out.
+    """
     return list(_nest.flatten(graph.deferred_internal_captures, expand_composites=True))
 
 
@@ -181,36 +213,29 @@ def forward_graph(graph: Any) -> Any:
 
 def library_graphs(graph: Any) -> dict[str, Any]:
     """The FuncGraphs of all functions that `graph` calls, directly or not, by function name."""
-    found: dict[str, Any] = {}
+    graphs: dict[str, Any] = {}
     pending = [graph]
     while pending:
         for name, function in getattr(pending.pop(), "_functions", {}).items():
-            if name not in found:
-                found[name] = function.graph
+            if name not in graphs:
+                graphs[name] = function.graph
                 pending.append(function.graph)
-    return found
+    return graphs
 
 
 def function_library(name: str) -> list[Any]:
-    """FunctionDefs of the eager function `name` and of all functions that it calls; empty when there is none."""
+    """FunctionDefs of the eager function `name` and of all that it calls; empty for no function."""
     context = _context.context()
-    found: dict[str, Any] = {}
+    definitions: dict[str, Any] = {}
     pending = [name]
     while pending:
-        each = pending.pop()
-        if each not in found and context.has_function(each):
-            found[each] = context.get_function_def(each)
-            pending += [
-                attr.func.name
-                for node in found[each].node_def
-                for attr in node.attr.values()
-                if attr.HasField("func")
-            ]
-            pending += [
-                func.name
-                for node in found[each].node_def
-                for attr in node.attr.values()
-                for func in attr.list.func
-            ]
-            pending += [node.op for node in found[each].node_def if context.has_function(node.op)]
-    return list(found.values())
+        function = pending.pop()
+        if function in definitions or not context.has_function(function):
+            continue
+        definitions[function] = context.get_function_def(function)
+        nodes = definitions[function].node_def
+        values = [value for node in nodes for value in node.attr.values()]
+        pending += [value.func.name for value in values if value.HasField("func")]
+        pending += [called.name for value in values for called in value.list.func]
+        pending += [node.op for node in nodes]  # a function may be called as an op of its name
+    return list(definitions.values())

@@ -40,7 +40,7 @@ FRAMES = (
     "recorder/eager_step.py:__call__", "program/observe.py:call_flat", "program/listening.py:listening", "program/listening.py:muted",
     "program/listening.py:mute", "program/listening.py:start_listening", "program/listening.py:stop_listening", "program/observe.py:init",
     "program/listening.py:current_notes", "program/observe.py:observed", "tensorflow_internals/tf_functions.py:is_top_level",
-    "tensorflow_internals/tf_functions.py:is_tape_recording", "tensorflow_internals/tf_functions.py:packed", "tensorflow_internals/tf_functions.py:__call__",
+    "tensorflow_internals/tf_functions.py:is_tape_recording", "tensorflow_internals/tf_functions.py:pack_outputs", "tensorflow_internals/tf_functions.py:__call__",
     "program/fetching.py:run", "program/observation.py:notes_of",
     "recorder/incidents.py:handle", "recorder/incidents.py:_write", "recorder/incidents.py:settle", "recorder/incidents.py:dump",
     "recorder/ending.py:ended_by", "recorder/signals.py:answer_pending", "recorder/recording.py:guard",

@@ -23,12 +23,12 @@ from nanreplay import Capture, Recorder, Replay
 from nanreplay.recorder import compiled_calls
 
 SOME = [
-    "program/fingerprint.py:Look.__call__", "program/listening.py:mark_regions", "recorder/recording.py:Recording.add_program",
+    "program/fingerprint.py:VariableSums.__call__", "program/listening.py:mark_regions", "recorder/recording.py:Recording.add_program",
     "recorder/compiled_calls.py:CompiledCalls._begin", "recorder/recording.py:Recording._check", "recorder/dump.py:gather",
     "capture/writer.py:CaptureWriter.batch",
 ]  # fmt: skip
 FIT = [
-    "program/fetching.py:Variant.__init__",
+    "program/fetching.py:InstrumentedFunction.__init__",
     "recorder/fit_hooks.py:check_strategy",
     "recorder/compiled_calls.py:CompiledCalls._take",
 ]
@@ -98,7 +98,7 @@ def test_an_error_in_any_function_of_the_recorder(tmp_path: Path, scenario: str)
     [
         ("large_loop", "compiled_loop", "capture/writer.py:CaptureWriter.forget_after"),
         ("busy_loop", "compiled_loop", "recorder/pace.py:LateReader.add"),
-        ("drawing_loop", "eager_loop", "program/python_effects.py:Draws.repeated.<locals>.give"),
+        ("drawing_loop", "eager_loop", "program/python_effects.py:RandomDraws.repeated.<locals>.give"),
     ],
 )
 def test_an_error_in_what_is_not_usual(
@@ -111,7 +111,7 @@ def test_an_error_in_what_is_not_usual(
     assert known in names
     if scenario == "busy_loop":
         names += [
-            "program/python_effects.py:AssignmentWatch._note",
+            "program/python_effects.py:AssignmentTracker._note",
             "recorder/recording.py:Recording.write",
         ]  # first called somewhere else
     assert_harmless(scenario, tmp_path, names, RuntimeError("a bug"))

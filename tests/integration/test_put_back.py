@@ -32,7 +32,7 @@ def replaced_places() -> list[tuple[Any, str]]:
         *tf_datasets.fetch_functions(),
         *tf_variables.assignment_functions(),
     ]
-    return [*places, *modules, *tf_eager.gradient_places()]
+    return [*places, *modules, *tf_eager.replaced_gradient_functions()]
 
 
 @pytest.fixture(autouse=True)

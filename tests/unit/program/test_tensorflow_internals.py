@@ -2,35 +2,85 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import tensorflow as tf
 
-NEEDED = [
-    ("tensorflow.python.eager.context", "context"),
-    ("tensorflow.python.eager.execute", "quick_execute"),
-    ("tensorflow.python.framework.op_def_registry", "get"),
-    ("tensorflow.python.eager.wrap_function", "WrappedFunction"),
-    ("tensorflow.python.framework.ops", "gradient_registry"),
-]
+from nanreplay import tensorflow_internals
+from nanreplay.tensorflow_internals import tf_datasets, tf_eager, tf_functions, tf_variables
+
+PRIVATE_PACKAGES = ("tensorflow.python", "tensorflow.core", "keras.src")
+
+
+def private_names(source: str) -> Iterator[tuple[str, str]]:
+    """(module, name) of what a file imports of private packages and reads of what it imported.
+
+    `from a import b as _b` gives (a, b); where the file reads `_b.c`, also (a.b, c).
+    """
+    tree = ast.parse(source)
+    imported: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PRIVATE_PACKAGES):
+            for alias in node.names:
+                imported[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+                yield str(node.module), alias.name
+    for node in ast.walk(tree):
+        owner = node.value if isinstance(node, ast.Attribute) else None
+        if isinstance(owner, ast.Name) and owner.id in imported:
+            yield imported[owner.id], node.attr
+
+
+FILES = sorted(Path(tensorflow_internals.__file__).parent.glob("*.py"))
+NEEDED = sorted({pair for file in FILES for pair in private_names(file.read_text("utf-8"))})
+
+
+def resolve(path: str) -> object:
+    """A module, or what stands under a name in one."""
+    try:
+        return importlib.import_module(path)
+    except ModuleNotFoundError:
+        module, _, name = path.rpartition(".")
+        return getattr(importlib.import_module(module), name)
+
+
+def test_the_list_is_that_of_the_imports() -> None:
+    assert ("tensorflow.python.eager", "context") in NEEDED
+    assert ("tensorflow.python.eager.execute", "quick_execute") in NEEDED
+    assert ("tensorflow.python.eager.wrap_function", "WrappedFunction") in NEEDED
+    assert ("tensorflow.python.framework.op_def_registry", "get") in NEEDED
+    assert ("keras.src.backend.tensorflow.trainer", "reduce_per_replica") in NEEDED
 
 
 @pytest.mark.parametrize(("module", "name"), NEEDED)
 def test_tensorflow_still_has_the_private_name(module: str, name: str) -> None:
-    try:
-        found = importlib.import_module(module)
-    except ImportError as error:
-        pytest.fail(
-            f"TensorFlow {tf.__version__} has no module {module} any more; adapt nanreplay/tensorflow_internals ({error})."
-        )
-    assert hasattr(found, name), (
-        f"TensorFlow {tf.__version__} has no {module}.{name} any more; adapt nanreplay/tensorflow_internals."
+    moved = (
+        f"TensorFlow {tf.__version__} has no {module}.{name} any more; "
+        "adapt nanreplay/tensorflow_internals"
     )
+    try:
+        owner = resolve(module)
+        if not hasattr(owner, name):
+            importlib.import_module(f"{module}.{name}")  # a submodule that nobody imported yet
+    except (ImportError, AttributeError) as error:
+        pytest.fail(f"{moved} ({error}).")
+
+
+def test_tensorflow_still_has_the_functions_that_are_replaced() -> None:
+    for functions in (
+        tf_datasets.fetch_functions(),
+        tf_variables.assignment_functions(),
+        tf_variables.random_functions(),
+        tf_eager.replaced_gradient_functions(),
+    ):
+        assert functions
+        assert [name for module, name in functions if not hasattr(module, name)] == []
 
 
 def test_run_op_runs_one_kernel() -> None:
-    from nanreplay.tensorflow_internals import tf_eager
 
     (total,) = tf_eager.run_op(
         "AddV2", 1, [tf.constant(1.0), tf.constant(2.0)], ("T", tf.float32.as_datatype_enum)
@@ -39,14 +89,12 @@ def test_run_op_runs_one_kernel() -> None:
 
 
 def test_op_definition_knows_ops_and_only_ops() -> None:
-    from nanreplay.tensorflow_internals import tf_eager
 
     assert [argument.name for argument in tf_eager.op_definition("MatMul").input_arg] == ["a", "b"]
     assert tf_eager.op_definition("NoSuchOp") is None
 
 
 def test_a_function_is_known_until_it_is_unregistered() -> None:
-    from nanreplay.tensorflow_internals import tf_eager, tf_functions
 
     function = tf.function(lambda x: x + 1.0).get_concrete_function(tf.TensorSpec([])).function_def
     function.signature.name = "nanreplay_test_function"
@@ -60,7 +108,6 @@ def test_a_function_is_known_until_it_is_unregistered() -> None:
 
 
 def test_a_graph_runs_as_a_function_with_its_effects() -> None:
-    from nanreplay.tensorflow_internals import tf_functions
 
     def build() -> None:
         place = tf.compat.v1.placeholder(tf.float32, [], name="x")
