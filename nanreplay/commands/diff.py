@@ -86,12 +86,12 @@ def _diff(
     trust: bool,
     today: dict[str, Any],
 ) -> Diff:
-    from nanreplay.diff import diff_captures, diff_modes, diff_today
+    from nanreplay.diff import diff_captures, diff_modes, diff_with_code
 
     if modes is not None:
         return diff_modes(file, *modes, trust=trust)
     if model is not None:
-        return diff_today(file, model, trust=trust, **today)
+        return diff_with_code(file, model, trust=trust, **today)
     return diff_captures(file, cast("str", other), trust=trust)
 
 

@@ -1,8 +1,12 @@
-"""The first step at which two captures part: fingerprints, states and batches as they were recorded."""
+"""Comparing what two captures recorded of one step: fingerprints, states and batches.
+
+`capture_diff` asks these functions for each common step, until one finds a difference. Two NaNs are
+alike, and so are zeros of both signs: a difference is one that a user would call so.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,34 +28,34 @@ def differing(left: Any, right: Any) -> Any:
     Raises:
         ValueError: The shapes differ.
     """
-    one, other = np.asarray(left), np.asarray(right)
-    if one.shape != other.shape:
-        raise ValueError(f"Expected arrays of one shape. Received: {one.shape}, {other.shape}")
-    unequal = one != other
-    if is_float(one) and is_float(other):
-        unequal &= ~(np.isnan(one) & np.isnan(other))
+    left, right = np.asarray(left), np.asarray(right)
+    if left.shape != right.shape:
+        raise ValueError(f"Expected arrays of one shape. Received: {left.shape}, {right.shape}")
+    unequal = left != right
+    if is_float(left) and is_float(right):
+        unequal &= ~(np.isnan(left) & np.isnan(right))
     return np.asarray(unequal)
 
 
 def is_float(array: Any) -> bool:
-    """Whether an array holds real floats, those of TensorFlow included."""
+    """Whether an array holds real floats; bfloat16 and float8 are no floats to numpy's `kind`."""
     return array.dtype.kind == "f" or "float" in array.dtype.name
 
 
 def compare(name: str, left: Any, right: Any) -> ArrayDifference | None:
     """What differs between two arrays of one shape, None when nothing does."""
-    one, other = np.asarray(left), np.asarray(right)
-    unequal = differing(one, other)
+    left, right = np.asarray(left), np.asarray(right)
+    unequal = differing(left, right)
     if not unequal.any():
         return None
-    index = tuple(int(each) for each in np.argwhere(unequal)[0]) if unequal.ndim else ()
+    index = tuple(int(axis) for axis in np.argwhere(unequal)[0]) if unequal.ndim else ()
     return ArrayDifference(
-        name,
-        int(unequal.sum()),
-        int(unequal.size),
-        index,
-        _number(one[index]),
-        _number(other[index]),
+        name=name,
+        elements=int(unequal.sum()),
+        size=int(unequal.size),
+        index=index,
+        left=_number(left[index]),
+        right=_number(right[index]),
     )
 
 
@@ -63,17 +67,22 @@ def _number(element: Any) -> Number:
 
 
 def largest_ulp(left: Any, right: Any) -> int | None:
-    """Largest distance in units in the last place; None for what is not two float arrays of one type."""
-    one, other = np.asarray(left), np.asarray(right)
-    if one.dtype != other.dtype or one.dtype.kind != "f":
+    """Largest distance in units in the last place.
+
+    None for what is not two float arrays of one type.
+    """
+    left, right = np.asarray(left), np.asarray(right)
+    if left.dtype != right.dtype or left.dtype.kind != "f":
         return None
-    return ulp_distance(np.atleast_1d(one), np.atleast_1d(other))
+    return ulp_distance(np.atleast_1d(left), np.atleast_1d(right))
 
 
-# --- diff.steps
+# The fingerprints of one step. An element is named `kind:subject`: `loss:0`, `gradient_sum:7` for
+# the variable with the index 7. The indices of the right side are turned into those of the left, so
+# that elements of one name are of one variable.
 
-_UNNAMED = "-"
-_WATCHED = {
+_UNPAIRED = "-"
+_KINDS = {
     "gradient_sum": "half the sum of squares of the gradient of",
     "gradient_max": "largest gradient of",
     "variable_sum": "half the sum of squares of",
@@ -84,7 +93,7 @@ _WATCHED = {
 def values_that_differ(
     left: Capture, right: Capture, step: int, pairs: Mapping[int, int]
 ) -> list[Value] | None:
-    """What both sides watched in a step and was not the same; None when nothing can be compared.
+    """What both fingerprints of a step hold and is not the same; None without a common element.
 
     Args:
         left: The left capture.
@@ -92,113 +101,127 @@ def values_that_differ(
         step: A step that both hold.
         pairs: Index of the right variable by that of the left one.
     """
-    backward = {theirs: ours for ours, theirs in pairs.items()}
-    one = _named(left, step, {index: index for index in range(len(left.variables_info))})
-    other = _named(right, step, backward)
-    names = [name for name in one if name in other]
-    if not names:
+    left_index = {index: index for index in range(len(left.variables_info))}
+    right_index = {theirs: ours for ours, theirs in pairs.items()}
+    left_elements = _fingerprint_elements(left, step, left_index)
+    right_elements = _fingerprint_elements(right, step, right_index)
+    common_names = [name for name in left_elements if name in right_elements]
+    if not common_names:
         return None
     paths = [info.path for info in left.variables_info]
-    found = []
-    for name in names:
-        a, b = one[name], other[name]
+    values = []
+    for name in common_names:
+        a, b = left_elements[name], right_elements[name]
         if a.dtype != b.dtype:
             a, b = a.astype(np.float64), b.astype(np.float64)
         if not (was_measured(name, a[0]) and was_measured(name, b[0])):
             continue
         ulp = ulp_distance(a, b)
         if ulp:
-            found.append(Value(_readable(name, paths), float(a[0]), float(b[0]), ulp))
-    return found
+            values.append(Value(_readable_name(name, paths), float(a[0]), float(b[0]), ulp))
+    return values
 
 
-def _named(capture: Capture, step: int, as_left: Mapping[int, int]) -> dict[str, Any]:
+def _fingerprint_elements(
+    capture: Capture, step: int, left_index: Mapping[int, int]
+) -> dict[str, Any]:
     """Elements of a step's fingerprint by name, with the left side's indices of variables."""
     batch = capture.batch(step)
+    # A step without a program of its own has the fingerprint of the incident's step.
     program = batch.program or capture.batch(capture.incident.step).program
     layout = capture.signature(program).watch_layout if program else ()
-    values = None if batch.fingerprint is None else np.asarray(batch.fingerprint)
-    if values is None or len(values) != len(layout):
+    fingerprint = None if batch.fingerprint is None else np.asarray(batch.fingerprint)
+    if fingerprint is None or len(fingerprint) != len(layout):
         return {}
-    found = {}
-    for element, name in enumerate(layout):
+    elements = {}
+    for position, name in enumerate(layout):
         kind, _, subject = name.partition(":")
         if subject and kind != "loss":
-            name = f"{kind}:{as_left.get(int(subject), _UNNAMED)}"
-        if not name.endswith(_UNNAMED):
-            found[name] = values[element : element + 1]
-    return found
+            name = f"{kind}:{left_index.get(int(subject), _UNPAIRED)}"
+        if not name.endswith(_UNPAIRED):
+            elements[name] = fingerprint[position : position + 1]
+    return elements
 
 
-def _readable(name: str, paths: list[str]) -> str:
+def _readable_name(name: str, paths: Sequence[str]) -> str:
     kind, _, subject = name.partition(":")
     if kind == "loss":
         return "loss" if subject == "0" else f"loss {subject}"
     if not subject:
         return kind.replace("_", " ")
-    return f"{_WATCHED[kind]} {paths[int(subject)]}"
+    return f"{_KINDS[kind]} {paths[int(subject)]}"
+
+
+# Batches and states.
 
 
 def batches_that_differ(
     left: BatchRecord, right: BatchRecord
 ) -> tuple[list[ArrayDifference], list[Changed]]:
-    """Arrays of a batch with other elements, and those of other shapes or that one side alone has."""
-    one, other = (
-        dict(zip(left.paths, left.leaves, strict=True)),
-        dict(zip(right.paths, right.leaves, strict=True)),
-    )
+    """Arrays of a batch with other elements, and those of another shape or type.
+
+    An array that one side alone has is among the latter.
+    """
+    left_leaves = dict(zip(left.paths, left.leaves, strict=True))
+    right_leaves = dict(zip(right.paths, right.leaves, strict=True))
     arrays: list[ArrayDifference] = []
     forms: list[Changed] = []
-    for path in dict.fromkeys((*one, *other)):
-        a, b = one.get(path), other.get(path)
+    for path in dict.fromkeys((*left_leaves, *right_leaves)):
+        a, b = left_leaves.get(path), right_leaves.get(path)
         name = f"batch {path}".rstrip()
-        if (
-            a is None
-            or b is None
-            or np.shape(a) != np.shape(b)
-            or np.asarray(a).dtype != np.asarray(b).dtype
-        ):
-            forms.append(Changed(name, _form(a), _form(b)))
-        elif (found := compare(name, a, b)) is not None:
-            arrays.append(found)
+        left_form, right_form = _leaf_form(a), _leaf_form(b)
+        if left_form is None or right_form is None or left_form != right_form:
+            forms.append(Changed(name, left_form, right_form))
+            continue
+        difference = compare(name, a, b)
+        if difference is not None:
+            arrays.append(difference)
     return arrays, forms
 
 
-def _form(value: Any) -> str | None:
-    return (
-        None
-        if value is None
-        else f"{np.asarray(value).dtype}[{', '.join(map(str, np.shape(value)))}]"
-    )
+def _leaf_form(leaf: Any) -> str | None:
+    if leaf is None:
+        return None
+    array = np.asarray(leaf)
+    return type_and_shape(array.dtype, array.shape)
+
+
+def type_and_shape(dtype: object, shape: Sequence[int]) -> str:
+    """Return the form of an array or a variable: `float32[32, 4]`."""
+    return f"{dtype}[{', '.join(map(str, shape))}]"
 
 
 def states_that_differ(
     left: Replay, right: Replay, step: int, pairs: Mapping[int, int]
 ) -> list[ArrayDifference] | None:
-    """Variables that differ just before a step; metrics and settings aside. None when one side's state is not known.
+    """Variables that differ just before a step; metrics and settings aside.
 
     Args:
         left: The left capture's replay.
         right: The right capture's replay.
         step: The step.
         pairs: Index of the right variable by that of the left one.
+
+    Returns:
+        The differences; None when one side's state is not known.
     """
-    one, other = _state(left, step), _state(right, step)
-    if one is None or other is None:
+    left_state, right_state = _state(left, step), _state(right, step)
+    if left_state is None or right_state is None:
         return None
-    found = []
+    differences = []
     for ours, theirs in pairs.items():
         info: VariableInfo = left.variables[ours]
-        if (
-            info.role != "metric"
-            and not is_setting(info)
-            and ours in one
-            and theirs in other
-            and np.shape(one[ours]) == np.shape(other[theirs])
-        ):
-            difference = compare(info.path, one[ours], other[theirs])
-            found += [difference] if difference else []
-    return found
+        if info.role == "metric" or is_setting(info):
+            continue
+        if ours not in left_state or theirs not in right_state:
+            continue
+        a, b = left_state[ours], right_state[theirs]
+        if np.shape(a) != np.shape(b):
+            continue  # told as a difference of the variables
+        difference = compare(info.path, a, b)
+        if difference is not None:
+            differences.append(difference)
+    return differences
 
 
 def _state(replay: Replay, step: int) -> Mapping[int, Any] | None:

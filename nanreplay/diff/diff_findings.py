@@ -1,8 +1,12 @@
-"""What tells two sides apart, in lines for people."""
+"""What telling two sides apart found, its one sentence, and the lines that people read.
+
+The dataclasses are pure data: `nanreplay diff --json` is these classes, field by field, as
+`docs/report-format.md` describes them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -16,9 +20,6 @@ from nanreplay.report.numbers import (
     readable_ulp,
 )
 from nanreplay.report.sentence import source_text
-
-# What telling two recordings apart found. Pure data: `nanreplay diff --json` is these classes,
-# field by field.
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +74,15 @@ class PartingOp:
     difference: ArrayDifference | None
     """Of its first output that differs; None when the shapes differ, and between two modes."""
     max_ulp: int | None
-    """Largest difference in units in the last place; 2^62 where one is finite and the other is not; None for other types."""
+    """Largest difference in units in the last place; 2^62 where one alone is finite.
+
+    None for other types.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One number that the sides watched: a loss, a gradient, a variable."""
+    """One element of the fingerprints that is not the same: a loss, a gradient, a variable."""
 
     name: str
     left: float
@@ -117,145 +121,151 @@ class Diff:
     notes: tuple[str, ...] = ()
 
 
-# A comparison as JSON: `nanreplay diff --json` in `docs/report-format.md`.
+# As JSON.
 
 
 def diff_to_json(diff: Diff) -> dict[str, Any]:
-    """All fields of the classes in `findings`."""
+    """Return all fields of a comparison as plain JSON values."""
     plain: dict[str, Any] = jsonable({"format": "nanreplay-diff", "version": 1, **asdict(diff)})
     return plain
 
 
-# --- diff.words
+# For people.
 
 
 def sentence_of(diff: Diff) -> str:
-    """The one sentence."""
+    """Return the one sentence on where two sides part."""
     if diff.same is None:
-        return " ".join(
-            (
-                "cannot decide: nothing that both sides hold differs, but not all of it could be compared.",
-                *diff.notes[:1],
-            )
+        sentence = (
+            "cannot decide: nothing that both sides hold differs, but not all of it could be "
+            "compared."
         )
+        return " ".join((sentence, *diff.notes[:1]))
     if diff.same:
-        shown = readable_steps(range(diff.steps[0], diff.steps[1] + 1)) if diff.steps else "both"
-        return f"same: {shown} {'is' if diff.steps and diff.steps[0] == diff.steps[1] else 'are'} equal bit for bit"
+        return _same_sentence(diff.steps)
     if diff.step is None:
-        kinds = [
-            word
-            for word, there in (
-                ("settings", diff.settings),
-                ("variables", diff.variables),
-                ("ops", diff.ops),
-            )
-            if there
-        ]
-        values = (
-            "the values that both sides watched are the same"
-            if diff.steps
-            else "no step is on both sides"
-        )
-        return f"they differ in {readable_list(kinds)}; {values}"
-    parts = [f"they part at step {diff.step}"]
-    if diff.state:
-        count = len(diff.state)
-        parts[0] += (
-            f", before which {count} variable{' differs' if count == 1 else 's differ'} already"
-        )
-    elif diff.batch:
-        parts[0] += (
-            f", whose batch differs in {readable_list([each.name.removeprefix('batch ') for each in diff.batch])}"
-        )
+        return _static_sentence(diff)
+    parts = [f"they part at step {diff.step}{_before_step(diff)}"]
     if diff.op is not None:
-        parts.append(op_line(diff.op))
+        parts.append(_op_line(diff.op))
     elif diff.values:
         first = diff.values[0]
         parts.append(f"{first.name} is {_against(first.left, first.right)}")
     return ": ".join(parts)
 
 
-def op_line(op: PartingOp) -> str:
-    """The op that parts: `forward · layer hidden · MatMul gave 1.0 against 1.1 at [0, 3]. train.py:8 ...`."""
-    place = [op.phase, *([f"layer `{op.layer_path}`"] if op.layer_path else [])]
-    found, gave = op.difference, f"`{op.op_type}`"
-    if found is not None:
-        at = f" at [{', '.join(map(str, found.index))}]" if found.index else ""
-        gave += f" gave {_against(found.left, found.right)}{at}"
+def _same_sentence(steps: tuple[int, int] | None) -> str:
+    if steps is None:
+        return "same: both are equal bit for bit"
+    first, last = steps
+    verb = "is" if first == last else "are"
+    return f"same: {readable_steps(range(first, last + 1))} {verb} equal bit for bit"
+
+
+def _static_sentence(diff: Diff) -> str:
+    """What differs of two sides that part at no step."""
+    kinds = {"settings": diff.settings, "variables": diff.variables, "ops": diff.ops}
+    differing_kinds = [kind for kind, differences in kinds.items() if differences]
+    values = "no step is on both sides"
+    if diff.steps:
+        values = "the values that both sides watched are the same"
+    return f"they differ in {readable_list(differing_kinds)}; {values}"
+
+
+def _before_step(diff: Diff) -> str:
+    """What differed before the step ran: the state, else its batch."""
+    if diff.state:
+        count = len(diff.state)
+        return f", before which {count} variable{' differs' if count == 1 else 's differ'} already"
+    if diff.batch:
+        arrays = [array.name.removeprefix("batch ") for array in diff.batch]
+        return f", whose batch differs in {readable_list(arrays)}"
+    return ""
+
+
+def _op_line(op: PartingOp) -> str:
+    """The op that parts, where it is, what it gave on both sides, and its source line.
+
+    `forward · layer hidden · MatMul gave 1.0 against 1.1 at [0, 3]. train.py:8 ...`
+    """
+    line = f"{op.phase} · "
+    if op.layer_path:
+        line += f"layer `{op.layer_path}` · "
+    line += f"`{op.op_type}`"
+    difference = op.difference
+    if difference is not None:
+        at = f" at {_index(difference.index)}" if difference.index else ""
+        line += f" gave {_against(difference.left, difference.right)}{at}"
     elif op.shapes is not None:
-        gave += f" gave shape {' against '.join(str(list(shape)) for shape in op.shapes)}"
+        left, right = op.shapes
+        line += f" gave shape {list(left)} against {list(right)}"
     elif op.max_ulp is not None:
-        gave += f" is {readable_ulp(op.max_ulp)}"
-    source = f". {source_text(op.source.file, op.source.line, op.source.code)}" if op.source else ""
-    return " · ".join([*place, gave]) + source
+        line += f" is {readable_ulp(op.max_ulp)}"
+    if op.source:
+        line += f". {source_text(op.source.file, op.source.line, op.source.code)}"
+    return line
 
 
 def diff_lines(diff: Diff) -> Iterator[str]:
-    """The sentence, then what differs, a line each."""
+    """Yield the sentence, then what differs, a line each."""
     yield f"{diff.left} and {diff.right}: {diff.sentence}"
     yield from _titled("Settings", map(_changed_line, diff.settings))
-    yield from _titled("Variables", _limited([_changed_line(each) for each in diff.variables]))
-    yield from _titled(
-        "Number of ops (left, right)", _limited([_count_line(each) for each in diff.ops])
-    )
-    yield from _titled(
-        "State before the first common step", _limited([array_line(each) for each in diff.state])
-    )
-    yield from _titled(
-        f"Batch of step {diff.step}", _limited([array_line(each) for each in diff.batch])
-    )
-    values = [
-        f"{each.name}: {_against(each.left, each.right)} ({readable_ulp(each.ulp)})"
-        for each in diff.values
-    ]
-    yield from _titled(f"After step {diff.step}", _limited(values))
+    yield from _titled("Variables", _limited(map(_changed_line, diff.variables)))
+    yield from _titled("Number of ops (left, right)", _limited(map(_count_line, diff.ops)))
+    yield from _titled("State before the first common step", _limited(map(_array_line, diff.state)))
+    yield from _titled(f"Batch of step {diff.step}", _limited(map(_array_line, diff.batch)))
+    yield from _titled(f"After step {diff.step}", _limited(map(_value_line, diff.values)))
     yield from _titled("Environment", map(_changed_line, diff.environment))
     yield from (f"note: {note}" for note in diff.notes)
 
 
-def _titled(title: str, lines: Iterator[str]) -> Iterator[str]:
+def _titled(title: str, lines: Iterable[str]) -> Iterator[str]:
+    """A title and its lines; nothing without lines."""
     shown = list(lines)
     if shown:
         yield title
         yield from (f"  {line}" for line in shown)
 
 
-def _limited(lines: Sequence[str], limit: int = 8) -> Iterator[str]:
-    yield from lines[:limit]
-    if len(lines) > limit:
-        yield f"and {len(lines) - limit} more (--json has all)"
+def _limited(lines: Iterable[str], limit: int = 8) -> Iterator[str]:
+    all_lines = list(lines)
+    yield from all_lines[:limit]
+    if len(all_lines) > limit:
+        yield f"and {len(all_lines) - limit} more (--json has all)"
 
 
 def _against(left: Number, right: Number) -> str:
     """Two numbers in as few digits as tell them apart."""
-    words = readable_number(left), readable_number(right)
-    if words[0] == words[1] and isinstance(left, float) and isinstance(right, float):
-        words = next(
-            (
-                pair
-                for digits in (9, 12)
-                if (pair := (f"{left:.{digits}g}", f"{right:.{digits}g}")) and pair[0] != pair[1]
-            ),
-            (f"{left:.17g}", f"{right:.17g}"),
-        )
-    return " against ".join(words)
+    left_text, right_text = readable_number(left), readable_number(right)
+    if left_text == right_text and isinstance(left, float) and isinstance(right, float):
+        for digits in (9, 12, 17):  # with 17 every two floats of 64 bits differ
+            left_text, right_text = f"{left:.{digits}g}", f"{right:.{digits}g}"
+            if left_text != right_text:
+                break
+    return f"{left_text} against {right_text}"
 
 
-def _changed_line(each: Changed) -> str:
-    return f"{each.name}: {'none' if each.left is None else each.left} against {'none' if each.right is None else each.right}"
+def _changed_line(change: Changed) -> str:
+    left = "none" if change.left is None else change.left
+    right = "none" if change.right is None else change.right
+    return f"{change.name}: {left} against {right}"
 
 
-def _value_line(each: Value) -> str:
-    return f"{each.name}: {_against(each.left, each.right)} ({readable_ulp(each.ulp)})"
+def _value_line(value: Value) -> str:
+    return f"{value.name}: {_against(value.left, value.right)} ({readable_ulp(value.ulp)})"
 
 
-def _count_line(each: OpCount) -> str:
-    place = each.phase + (f", layer {each.layer_path}" if each.layer_path else "")
-    return f"{each.op_type} ({place}): {each.left}, {each.right}"
+def _count_line(count: OpCount) -> str:
+    layer = f", layer {count.layer_path}" if count.layer_path else ""
+    return f"{count.op_type} ({count.phase}{layer}): {count.left}, {count.right}"
 
 
-def array_line(each: ArrayDifference) -> str:
-    """An array that differs: `batch 0: 3 of 128 elements, the first at [4, 1]: 1.0 against 2.0`."""
-    at = f", the first at [{', '.join(map(str, each.index))}]" if each.index else ""
-    count = f"{each.elements} of {each.size} element{'' if each.size == 1 else 's'}"
-    return f"{each.name}: {count}{at}: {_against(each.left, each.right)}"
+def _array_line(array: ArrayDifference) -> str:
+    """`batch 0: 3 of 128 elements, the first at [4, 1]: 1.0 against 2.0`."""
+    at = f", the first at {_index(array.index)}" if array.index else ""
+    count = f"{array.elements} of {array.size} element{'' if array.size == 1 else 's'}"
+    return f"{array.name}: {count}{at}: {_against(array.left, array.right)}"
+
+
+def _index(index: tuple[int, ...]) -> str:
+    return f"[{', '.join(map(str, index))}]"

@@ -1,4 +1,8 @@
-"""Numbers that do not matter, set to zero: features of the batch, and variables."""
+"""Cuts that make a capture smaller: steps, features and variables that a failure does not need.
+
+`minimize` and `redact` start from `cut_to_steps`. Only `minimize` goes on to set features and
+variables to zero, and each of these is replayed before it counts.
+"""
 
 from __future__ import annotations
 
@@ -24,14 +28,24 @@ from nanreplay.records import (
 )
 from nanreplay.replay import Replay
 
-# Cutting a capture down to the steps of its failure: a keyframe made by replay just before them,
-# and what they run.
+Feature: TypeAlias = tuple[int, int]
+"""(array of the batch, place in a row of it, or in all of it when it has no rows)."""
+_ROLES_BY_RELEVANCE: tuple[Role, ...] = (
+    "trainable",
+    "state",
+    "other",
+    "seed",
+    "optimizer",
+    "metric",
+)
+"""Roles of variables. Those that are likely to matter come first, so that the search ends early."""
 
 
 def cut_to_steps(replay: Replay, first: int) -> CaptureContents:
-    """Return the contents of a capture from step `first` to its incident, with one keyframe, of the state just before `first`.
+    """Return the contents of a capture from step `first` to its incident.
 
-    Programs lose what the steps do not run, sources the stacks that belong to it.
+    They hold one keyframe: the state just before `first`, made by replay. Programs lose the ops
+    that the steps do not run, sources lose the stacks of these ops.
 
     Args:
         replay: The capture's replay, which makes the keyframe.
@@ -43,20 +57,16 @@ def cut_to_steps(replay: Replay, first: int) -> CaptureContents:
     capture = replay.capture
     steps = [step for step in replay.steps if first <= step <= replay.incident.step]
     batches = {step: replay.batch(step) for step in steps}
-    recorded = [
-        capture.program(name) for name in dict.fromkeys(batch.program for batch in batches.values())
-    ]
-    programs = [
-        pruned(local_program(program)) for program in recorded
-    ]  # replicas are told apart by devices, which do not stay
-    used = {index for program in programs for index in _variables(program.signature)}
-    state = {
-        index: np.asarray(value) for index, value in replay.state(first).items() if index in used
-    }
+    program_ids = dict.fromkeys(batch.program for batch in batches.values())
+    # Pruning would take away the devices that tell replicas apart, so a program of several replicas
+    # becomes a local one first.
+    programs = [pruned(local_program(capture.program(name))) for name in program_ids]
+    used = {index for program in programs for index in _used_variables(program.signature)}
+    values = replay.state(first)
+    state = {index: np.asarray(value) for index, value in values.items() if index in used}
     programs, frames, stacks = _with_used_stacks(programs, capture.frames, capture.stacks)
-    whole = lazy_contents(capture)
     return dataclasses.replace(
-        whole,
+        lazy_contents(capture),
         programs=programs,
         keyframes={first: state},
         batches=batches,
@@ -65,57 +75,50 @@ def cut_to_steps(replay: Replay, first: int) -> CaptureContents:
     )
 
 
-def _variables(signature: Signature) -> Iterator[int]:
-    """Variables that a program is given, and those that its fingerprint is of."""
+def _used_variables(signature: Signature) -> Iterator[int]:
+    """Variables that a program captures, and those that its fingerprint sums up."""
     yield from (spec.variable for spec in signature.captures if spec.variable is not None)
-    yield from (
-        int(name.partition(":")[2])
-        for name in signature.watch_layout
-        if name.startswith("variable_sum:")
-    )
+    for element in signature.watch_layout:
+        kind, _, index = element.partition(":")
+        if kind == "variable_sum":
+            yield int(index)
 
 
 def _with_used_stacks(
     programs: Sequence[ProgramRecord], frames: Sequence[Frame], stacks: Sequence[Sequence[int]]
 ) -> tuple[list[ProgramRecord], list[Frame], list[Sequence[int]]]:
     """Leave out stacks that no op has and frames that no stack has."""
-    used_stacks = sorted(
-        {
-            info.stack
-            for program in programs
-            for info in program.ops
-            if 0 <= info.stack < len(stacks)
-        }
-    )
+    all_stacks = {info.stack for program in programs for info in program.ops}
+    used_stacks = sorted(stack for stack in all_stacks if 0 <= stack < len(stacks))
     used_frames = sorted({frame for stack in used_stacks for frame in stacks[stack]})
     new_stack = {old: new for new, old in enumerate(used_stacks)}
     new_frame = {old: new for new, old in enumerate(used_frames)}
 
-    def moved(info: OpInfo) -> OpInfo:
+    def renumbered(info: OpInfo) -> OpInfo:
         return dataclasses.replace(info, stack=new_stack.get(info.stack, -1))
 
-    kept = [
-        dataclasses.replace(program, ops=tuple(moved(info) for info in program.ops))
+    programs_now = [
+        dataclasses.replace(program, ops=tuple(map(renumbered, program.ops)))
         for program in programs
     ]
-    return (
-        kept,
-        [frames[old] for old in used_frames],
-        [[new_frame[frame] for frame in stacks[old]] for old in used_stacks],
-    )
+    frames_now = [frames[old] for old in used_frames]
+    stacks_now: list[Sequence[int]] = []
+    for old in used_stacks:
+        stacks_now.append([new_frame[frame] for frame in stacks[old]])
+    return programs_now, frames_now, stacks_now
 
 
 def with_notes(contents: CaptureContents, notes: Sequence[str]) -> CaptureContents:
-    """Return contents whose incident has more notes."""
+    """Return contents whose incident has more notes; a note that it has already is not repeated."""
     incident = contents.incident
-    kept = dict.fromkeys((*incident.notes, *notes))
-    return dataclasses.replace(contents, incident=dataclasses.replace(incident, notes=tuple(kept)))
+    all_notes = tuple(dict.fromkeys((*incident.notes, *notes)))
+    return dataclasses.replace(contents, incident=dataclasses.replace(incident, notes=all_notes))
 
 
 def with_batch(contents: CaptureContents, step: int, batch: BatchRecord) -> CaptureContents:
     """Return contents in which one step has another batch."""
-    batches = {each: contents.batches[each] for each in contents.batches} | {step: batch}
-    return dataclasses.replace(contents, batches=batches)
+    batches = {number: contents.batches[number] for number in contents.batches}
+    return dataclasses.replace(contents, batches=batches | {step: batch})
 
 
 def with_state(contents: CaptureContents, values: dict[int, Any]) -> CaptureContents:
@@ -124,29 +127,28 @@ def with_state(contents: CaptureContents, values: dict[int, Any]) -> CaptureCont
     return dataclasses.replace(contents, keyframes={step: {**state, **values}})
 
 
-# --- share.values
-
-Feature: TypeAlias = tuple[int, int]
-"""(array of the batch, place in a row of it, or in all of it when it has no rows)."""
-_ORDER: tuple[Role, ...] = ("trainable", "state", "other", "seed", "optimizer", "metric")
-"""Roles of variables, those that are likely to matter first."""
+# Numbers set to zero. `ddmin` finds those that must keep their values.
 
 
-def zero_features(bench: FailureTrials) -> tuple[CaptureContents, int, int]:
-    """Return the draft with all features zero that its origin does not need, how many are left, and how many there were."""
-    leaves = [np.asarray(leaf) for leaf in bench.batch.leaves]
+def zero_features(trials: FailureTrials) -> tuple[CaptureContents, int, int]:
+    """Return the draft with all features zero that its origin does not need.
+
+    Returns:
+        The draft, how many features are left, and how many there were.
+    """
+    leaves = [np.asarray(leaf) for leaf in trials.batch.leaves]
     size = batch_size(leaves)
-    units = [
-        (i, int(place))
-        for i, leaf in enumerate(leaves)
-        for place in np.flatnonzero(_is_set(_columns(leaf, size)))
-    ]
+    features: list[Feature] = []
+    for i, leaf in enumerate(leaves):
+        nonzero_places = np.flatnonzero(_has_nonzero(_columns(leaf, size)))
+        features += [(i, int(place)) for place in nonzero_places]
 
-    def batch_of(kept: Sequence[Feature]) -> BatchRecord:
-        return dataclasses.replace(bench.batch, leaves=tuple(_with_only(leaves, size, kept)))
+    def batch_with(kept: Sequence[Feature]) -> BatchRecord:
+        return dataclasses.replace(trials.batch, leaves=tuple(_with_only(leaves, size, kept)))
 
-    kept = ddmin(units, lambda some: bench.holds(batch_of(some)))
-    return with_batch(bench.contents, bench.step, batch_of(kept)), len(kept), len(units)
+    needed = ddmin(features, lambda kept: trials.holds(batch_with(kept)))
+    draft = with_batch(trials.contents, trials.step, batch_with(needed))
+    return draft, len(needed), len(features)
 
 
 def _columns(leaf: Any, size: int | None) -> Any:
@@ -155,51 +157,55 @@ def _columns(leaf: Any, size: int | None) -> Any:
     return leaf.reshape(rows, -1)
 
 
-def _is_set(columns: Any) -> Any:
+def _has_nonzero(columns: Any) -> Any:
     """Which places hold anything but zero in some row."""
     if columns.dtype.kind in "OSU":
-        return np.array(
-            [any(item not in (b"", "") for item in column) for column in columns.T], bool
-        )
-    return (
-        columns.view(f"u{columns.dtype.itemsize}") != 0
-        if columns.dtype.kind not in "biufc"
-        else columns != 0
-    ).any(axis=0)
+        any_text = [any(item not in (b"", "") for item in column) for column in columns.T]
+        return np.array(any_text, bool)
+    if columns.dtype.kind in "biufc":
+        return (columns != 0).any(axis=0)
+    # bfloat16 and float8 are no types of numpy's own: their bits are looked at, so that -0.0 counts
+    # as a value too.
+    return (columns.view(f"u{columns.dtype.itemsize}") != 0).any(axis=0)
 
 
 def _with_only(leaves: Sequence[Any], size: int | None, kept: Sequence[Feature]) -> list[Any]:
-    """The batch with all but these features zero; texts empty."""
-    made = []
+    """The arrays of a batch with all but these features zero; texts empty."""
+    zeroed = []
     for i, leaf in enumerate(leaves):
         columns = _columns(leaf, size)
-        empty = np.full_like(columns, b"") if leaf.dtype.kind in "OSU" else np.zeros_like(columns)
+        is_text = leaf.dtype.kind in "OSU"
+        result = np.full_like(columns, b"") if is_text else np.zeros_like(columns)
         places = [place for array, place in kept if array == i]
-        empty[:, places] = columns[:, places]
-        made.append(empty.reshape(leaf.shape))
-    return made
+        result[:, places] = columns[:, places]
+        zeroed.append(result.reshape(leaf.shape))
+    return zeroed
 
 
-def zero_variables(bench: FailureTrials) -> tuple[CaptureContents, list[int]]:
-    """Return the draft with all variables zero whose values its origin does not need, and which these are.
+def zero_variables(trials: FailureTrials) -> tuple[CaptureContents, list[int]]:
+    """Return the draft with all variables zero whose values its origin does not need.
 
     Scalars stay: they cost nothing, and a learning rate of zero would be another training.
+
+    Returns:
+        The draft, and the indices of the variables that are zero now.
     """
-    ((_, state),) = bench.contents.keyframes.items()
-    infos = bench.contents.variables
-    units = [
-        index
-        for index, value in state.items()
-        if infos[index].shape and np.any(np.asarray(value) != 0)
-    ]
-    units.sort(key=lambda index: (_ORDER.index(infos[index].role), index))
-    zeros = {index: np.zeros_like(np.asarray(state[index])) for index in units}
+    ((_, state),) = trials.contents.keyframes.items()
+    infos = trials.contents.variables
 
-    def happens(kept: Sequence[int]) -> bool:
-        return bench.holds(
-            state={index: state[index] if index in kept else zeros[index] for index in units}
-        )
+    def is_candidate(index: int) -> bool:
+        return bool(infos[index].shape) and bool(np.any(np.asarray(state[index]) != 0))
 
-    kept = set(ddmin(units, happens))
-    gone = [index for index in units if index not in kept]
-    return with_state(bench.contents, {index: zeros[index] for index in gone}), gone
+    def relevance(index: int) -> tuple[int, int]:
+        return _ROLES_BY_RELEVANCE.index(infos[index].role), index
+
+    nonzero = sorted(filter(is_candidate, state), key=relevance)
+    zeros = {index: np.zeros_like(np.asarray(state[index])) for index in nonzero}
+
+    def fails_with(kept: Sequence[int]) -> bool:
+        values = {index: state[index] if index in kept else zeros[index] for index in nonzero}
+        return trials.holds(state=values)
+
+    needed = set(ddmin(nonzero, fails_with))
+    zeroed = [index for index in nonzero if index not in needed]
+    return with_state(trials.contents, {index: zeros[index] for index in zeroed}), zeroed

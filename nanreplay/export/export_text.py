@@ -1,4 +1,4 @@
-"""What was written, for people and as JSON."""
+"""What `minimize`, `redact` and `export` wrote, as lines for people and as JSON for programs."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ if TYPE_CHECKING:
 _ANSWERS = {True: "yes", False: "no", None: "not known"}
 
 
-def minimized_lines(found: Minimized) -> Iterator[str]:
+def minimized_lines(minimized: Minimized) -> Iterator[str]:
     """What is left of a capture, and what the smaller one says."""
-    yield found.report.sentence
+    yield minimized.report.sentence
     yield ""
-    sizes = f"{readable_bytes(found.output_bytes)}, from {readable_bytes(found.size_bytes)}"
-    yield f"{found.output}  ({sizes}; {readable_steps(found.steps)}; {found.replays} candidates were replayed)"
-    for note in found.notes:
+    before, after = readable_bytes(minimized.size_bytes), readable_bytes(minimized.output_bytes)
+    steps = readable_steps(minimized.steps)
+    yield (
+        f"{minimized.output}  ({after}, from {before}; {steps}; "
+        f"{minimized.replays} candidates were replayed)"
+    )
+    for note in minimized.notes:
         yield f"note: {note}"
 
 
-def minimized_to_json(found: Minimized) -> dict[str, Any]:
+def minimized_to_json(minimized: Minimized) -> dict[str, Any]:
     """The same as plain JSON values."""
-    rows, features = found.rows, found.features
-    value = {
+    rows, features = minimized.rows, minimized.features
+    document: dict[str, Any] = {
         "format": "nanreplay-minimize",
         "version": 1,
-        "path": found.path,
-        "output": found.output,
-        "size_bytes": found.size_bytes,
-        "output_bytes": found.output_bytes,
-        "steps": found.steps,
+        "path": minimized.path,
+        "output": minimized.output,
+        "size_bytes": minimized.size_bytes,
+        "output_bytes": minimized.output_bytes,
+        "steps": minimized.steps,
         "rows": {
             "recorded": rows.recorded,
             "kept": rows.kept,
@@ -44,61 +48,66 @@ def minimized_to_json(found: Minimized) -> dict[str, Any]:
             "program_resized": rows.is_resized,
         },
         "features": None if features is None else {"kept": features[0], "recorded": features[1]},
-        "zeroed_variables": found.zeroed,
-        "replays": found.replays,
-        "notes": found.notes,
-        "report": to_json(found.report),
+        "zeroed_variables": minimized.zeroed,
+        "replays": minimized.replays,
+        "notes": minimized.notes,
+        "report": to_json(minimized.report),
     }
-    plain: dict[str, Any] = jsonable(value)
-    return plain
+    return _plain(document)
 
 
-def redacted_lines(found: Redacted) -> Iterator[str]:
+def redacted_lines(redacted: Redacted) -> Iterator[str]:
     """What a redacted capture says, whether it still reproduces, and what was left out."""
-    if found.report is not None:
-        yield found.report.sentence
+    if redacted.report is not None:
+        yield redacted.report.sentence
         yield ""
-    yield f"{found.output}  ({readable_bytes(found.output_bytes)})"
-    yield f"reproduces  {_ANSWERS[found.reproduces]}. {found.reason}"
-    for note in found.notes:
+    yield f"{redacted.output}  ({readable_bytes(redacted.output_bytes)})"
+    yield f"reproduces  {_ANSWERS[redacted.reproduces]}. {redacted.reason}"
+    for note in redacted.notes:
         yield f"note: {note}"
 
 
-def redacted_to_json(found: Redacted) -> dict[str, Any]:
+def redacted_to_json(redacted: Redacted) -> dict[str, Any]:
     """The same as plain JSON values."""
-    value = {
+    document: dict[str, Any] = {
         "format": "nanreplay-redact",
         "version": 1,
-        "path": found.path,
-        "output": found.output,
-        "output_bytes": found.output_bytes,
-        "reproduces": found.reproduces,
-        "reason": found.reason,
-        "batches": found.batches,
-        "weights": found.weights,
-        "notes": found.notes,
-        "report": None if found.report is None else to_json(found.report),
+        "path": redacted.path,
+        "output": redacted.output,
+        "output_bytes": redacted.output_bytes,
+        "reproduces": redacted.reproduces,
+        "reason": redacted.reason,
+        "batches": redacted.batches,
+        "weights": redacted.weights,
+        "notes": redacted.notes,
+        "report": None if redacted.report is None else to_json(redacted.report),
     }
-    plain: dict[str, Any] = jsonable(value)
-    return plain
+    return _plain(document)
 
 
-def exported_lines(found: Exported) -> Iterator[str]:
-    """What was written, and what the test says of today's code."""
-    yield f"{found.module}::{found.name}"
-    yield f"{found.capture}  ({readable_bytes(found.capture_bytes)})"
-    yield f"today       the test {'passes' if found.today.finite else 'fails'}. {found.today.sentence}"
+def exported_lines(exported: Exported) -> Iterator[str]:
+    """What was written, and what the test says of the user's current code."""
+    yield f"{exported.module}::{exported.name}"
+    yield f"{exported.capture}  ({readable_bytes(exported.capture_bytes)})"
+    outcome = "passes" if exported.rerun.finite else "fails"
+    yield f"today       the test {outcome}. {exported.rerun.sentence}"
 
 
-def exported_to_json(found: Exported) -> dict[str, Any]:
+def exported_to_json(exported: Exported) -> dict[str, Any]:
     """The same as plain JSON values."""
     return {
         "format": "nanreplay-export",
         "version": 1,
-        "module": found.module,
-        "capture": found.capture,
-        "capture_bytes": found.capture_bytes,
-        "test": found.name,
-        "passes_today": found.today.finite,
-        "sentence": found.today.sentence,
+        "module": exported.module,
+        "capture": exported.capture,
+        "capture_bytes": exported.capture_bytes,
+        "test": exported.name,
+        "passes_today": exported.rerun.finite,
+        "sentence": exported.rerun.sentence,
     }
+
+
+def _plain(document: dict[str, Any]) -> dict[str, Any]:
+    """The document with numpy's numbers, tuples and non-finite floats as JSON has them."""
+    plain: dict[str, Any] = jsonable(document)
+    return plain

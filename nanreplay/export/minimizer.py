@@ -1,4 +1,8 @@
-"""`minimize`: the smallest capture that still gives the same origin. Every cut is replayed before it counts."""
+"""`minimize`: the smallest capture that still gives the same origin, for a bug report.
+
+`drafts` makes smaller and smaller candidates. Here they are written and explained as a user would
+see them, and the smallest that still tells the recording's cause replaces the output file.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,10 @@ BUDGET_S = 60.0
 _LOCAL_FIXES = frozenset(
     {"epsilon", "double_where", "stable_op", "clean_data", "clip_data", "float32", "finite_mask"}
 )
-"""Fixes of one op or of the batch: they must help the smaller failure too. Others may need the steps before it."""
+"""Fixes of one op or of the batch, which must help the smaller failure too.
+
+Others may need the steps before it.
+"""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -42,7 +49,10 @@ class Minimized:
     """Steps that are left, as they were numbered."""
     rows: Rows
     features: tuple[int, int] | None
-    """How many numbers of a row are not zero, and how many were not; None when that could not be kept."""
+    """How many numbers of a row are not zero, and how many were not.
+
+    None when that could not be kept.
+    """
     zeroed: tuple[str, ...]
     """Paths of variables that are zero now."""
     notes: tuple[str, ...]
@@ -63,7 +73,10 @@ def minimize(
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Minimized:
-    """Write the smallest capture that still gives the same origin: fewest rows, features and variables of its failing steps.
+    """Write the smallest capture that still gives the same origin.
+
+    It holds the fewest rows, features and variables of the failing steps. Use it before a capture
+    goes into a bug report: a smaller failure is read, sent and replayed faster.
 
     ```python
     minimize("run.h5", "small.h5").report.sentence
@@ -72,7 +85,8 @@ def minimize(
     Args:
         path: The capture.
         output: The file to write, in one move.
-        trust: Let ops that touch files, the network or processes run; only for captures of your own.
+        trust: Let ops that touch files, the network or processes run. Only for captures of your
+            own.
         force: Replace an existing file.
         budget_s: Seconds that the search may take.
         progress: Called with (replays done, replays allowed).
@@ -83,107 +97,112 @@ def minimize(
         ReplayError: The capture has no origin that a replay gives, so nothing can be kept.
     """
     check_output(path, output, force=force)
-    tell = say or (lambda line: None)
+    say = say or (lambda line: None)
     before = explain(path, trust=trust, fixes="fast", progress=progress, say=say)
-    if before.findings.origin is None:
-        raise ReplayError(
-            f"{path}: has no origin to keep. {before.findings.reason or before.verdict.reason or before.sentence}"
-        )
+    origin = before.findings.origin
+    if origin is None:
+        reason = before.findings.reason or before.verdict.reason or before.sentence
+        raise ReplayError(f"{path}: has no origin to keep. {reason}")
     target = Path(output).absolute()
-    with tempfile.TemporaryDirectory(prefix=".nanreplay-", dir=target.parent) as folder:
+    # The search writes beside the output, so that the last move is a rename within one file system.
+    with tempfile.TemporaryDirectory(prefix=".nanreplay-", dir=target.parent) as name:
+        folder = Path(name)
         budget = Budget(MOST_REPLAYS, time.monotonic() + budget_s, progress)
-        drafts = list(
-            drafts_of(path, before.findings.origin, Path(folder), budget, tell, trust=trust)
-        )
-        tell("checking what was found")
-        trials = _Trials(before, Path(folder), trust)
-        draft = trials.smallest(drafts)
+        drafts = list(drafts_of(path, origin, folder, budget, say, trust=trust))
+        say("checking what was found")
+        written = _WrittenDrafts(before, folder, trust)
+        draft = written.smallest(drafts)
         if draft is None:
             raise ReplayError(f"{path}: no smaller capture gives the same origin.")
-        file, after, notes = trials.written[id(draft)]
+        file, after, notes = written.files[id(draft)]
         os.replace(file, target)
-    return _told(draft, before, dataclasses.replace(after, path=os.fspath(output)), notes, budget)
+    after = dataclasses.replace(after, path=os.fspath(output))
+    return _minimized(draft, before, after, notes, budget)
 
 
 @dataclasses.dataclass(slots=True)
-class _Trials:
+class _WrittenDrafts:
     """Drafts as they would be written, each replayed and explained once."""
 
     before: Report
     folder: Path
     trust: bool
-    written: dict[int, tuple[Path, Report, tuple[str, ...]]] = dataclasses.field(
-        default_factory=dict
-    )
-    """File, report and notes by identity of the draft."""
+    files: dict[int, tuple[Path, Report, tuple[str, ...]]] = dataclasses.field(default_factory=dict)
+    """File, report and notes by identity of the draft; drafts hold arrays, so they have no hash."""
 
     def smallest(self, drafts: Sequence[Draft]) -> Draft | None:
-        """Return the last draft that tells the recording's cause; where only the whole step tells it, the last with its origin."""
-        told = next((draft for draft in reversed(drafts[1:]) if self.tells_the_same(draft)), None)
-        return told or next((draft for draft in reversed(drafts) if self.has_origin(draft)), None)
+        """Return the last draft that tells the recording's cause.
+
+        Where only the whole step (the first draft) tells it, return the last with its origin.
+        """
+        for draft in reversed(drafts[1:]):
+            if self.tells_the_same(draft):
+                return draft
+        return next((draft for draft in reversed(drafts) if self.keeps_origin(draft)), None)
 
     def tells_the_same(self, draft: Draft) -> bool:
         """Whether a draft has the cause of the recording as well as its origin."""
-        return self.has_origin(draft) and _cause(self.report(draft)) == _cause(self.before)
+        return self.keeps_origin(draft) and _cause(self.report(draft)) == _cause(self.before)
 
-    def has_origin(self, draft: Draft) -> bool:
-        """Whether a draft has the verdict and the origin of the recording, and what prevents the one is not known to fail for the other."""
+    def keeps_origin(self, draft: Draft) -> bool:
+        """Whether a draft has the verdict and the origin of the recording.
+
+        The fix that prevents the recording's failure must not be known to fail for the draft.
+        """
         after = self.report(draft)
-        one, other = self.before.findings.origin, after.findings.origin
-        is_same = one is not None and other is not None and place_of(one) == place_of(other)
-        return (
-            is_same
-            and self.before.verdict.kind == after.verdict.kind
-            and all(fix.prevents is not False for fix in after.fixes)
-        )
+        recorded, origin = self.before.findings.origin, after.findings.origin
+        if recorded is None or origin is None or place_of(recorded) != place_of(origin):
+            return False
+        if self.before.verdict.kind != after.verdict.kind:
+            return False
+        return all(fix.prevents is not False for fix in after.fixes)
 
     def report(self, draft: Draft) -> Report:
         """Return what a draft says when it is written and explained."""
-        if id(draft) not in self.written:
-            file = self.folder / f"final-{len(self.written)}.h5"
-            contents, notes = finished(draft, self.before, self.folder, trust=self.trust)
-            write_capture(file, contents, small=True)
-            after = explain(file, trust=self.trust, fixes=_comparable(self.before) or "none")
-            if _cause(after) != _cause(self.before):
-                notes = (
-                    *notes,
-                    f"What tells the cause was left out. {cause_in_words(self.before.causes)}".rstrip(),
-                )
-                write_capture(file, with_notes(contents, notes), small=True)
-                after = dataclasses.replace(
-                    after,
-                    findings=dataclasses.replace(
-                        after.findings, notes=(*after.findings.notes, notes[-1])
-                    ),
-                )
-            self.written[id(draft)] = file, after, notes
-        return self.written[id(draft)][1]
+        if id(draft) not in self.files:
+            file = self.folder / f"final-{len(self.files)}.h5"
+            self.files[id(draft)] = self._write(draft, file)
+        return self.files[id(draft)][1]
+
+    def _write(self, draft: Draft, file: Path) -> tuple[Path, Report, tuple[str, ...]]:
+        contents, notes = finished(draft, self.before, self.folder, trust=self.trust)
+        write_capture(file, contents, small=True)
+        after = explain(file, trust=self.trust, fixes=_comparable_fixes(self.before) or "none")
+        if _cause(after) == _cause(self.before):
+            return file, after, notes
+        cause = cause_in_words(self.before.causes)
+        note = f"What tells the cause was left out. {cause}".rstrip()
+        notes = (*notes, note)
+        write_capture(file, with_notes(contents, notes), small=True)
+        findings = dataclasses.replace(after.findings, notes=(*after.findings.notes, note))
+        return file, dataclasses.replace(after, findings=findings), notes
 
 
 def _cause(report: Report) -> str | None:
     return report.causes[0].kind if report.causes else None
 
 
-def _comparable(report: Report) -> list[str]:
-    """The mildest fix of the op or of the batch that prevents the failure."""
-    return [fix_label(fix) for fix in report.fixes if fix.prevents and fix.name in _LOCAL_FIXES][:1]
+def _comparable_fixes(report: Report) -> list[str]:
+    """The mildest fix of the op or of the batch that prevents the failure; empty without one."""
+    local_fixes = [fix for fix in report.fixes if fix.prevents and fix.name in _LOCAL_FIXES]
+    return [fix_label(fix) for fix in local_fixes[:1]]
 
 
-def _told(
+def _minimized(
     draft: Draft, before: Report, after: Report, notes: tuple[str, ...], budget: Budget
 ) -> Minimized:
     with Capture(before.path) as capture:
-        size = capture.size_bytes
+        size_bytes = capture.size_bytes
     return Minimized(
-        before.path,
-        after.path,
-        size,
-        Path(after.path).stat().st_size,
-        tuple(draft.contents.batches),
-        draft.rows,
-        draft.features,
-        draft.zeroed,
-        notes,
-        after,
-        budget.done,
+        path=before.path,
+        output=after.path,
+        size_bytes=size_bytes,
+        output_bytes=Path(after.path).stat().st_size,
+        steps=tuple(draft.contents.batches),
+        rows=draft.rows,
+        features=draft.features,
+        zeroed=draft.zeroed,
+        notes=notes,
+        report=after,
+        replays=budget.done,
     )

@@ -1,4 +1,8 @@
-"""Where a command may write. Imports no TensorFlow, so that a wrong name is refused at once."""
+"""Where a command may write.
+
+`minimize`, `redact` and `export` ask before their long work. Imports no TensorFlow, so that the
+command line refuses a wrong name at once.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""`export`: a test module with its capture, that fails as long as today's code turns non-finite."""
+"""`export`: a pytest module and its capture, that fail as long as the user's current code does.
+
+The test replays the recorded steps with the model that the code makes now (`rerun`), and asserts
+that they are finite.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +24,12 @@ from nanreplay.report.explain import explain
 from nanreplay.rerun import RerunResult, replay_with
 from nanreplay.rerun.model_factory import load_factory
 
-_GROWN = frozenset({"exploding_gradient", "high_learning_rate", "bad_init", "loss_scale_stuck"})
-"""Causes that lie in the steps before the failing one: a fix can only show when these run again."""
-_WIDTH = 100
+_GROWING_CAUSES = frozenset(
+    {"exploding_gradient", "high_learning_rate", "bad_init", "loss_scale_stuck"}
+)
+"""Causes that lie in the steps before the failing one: a fix only shows when these run again."""
+_COLUMNS = 100
+"""Width of the written module."""
 _MODULE = '''"""{title}
 
 Written by `nanreplay export` from {capture}.
@@ -35,7 +42,7 @@ from pathlib import Path
 import nanreplay
 
 CAPTURE = Path(__file__).with_name("{file}")
-"""{held}"""
+"""{contents}"""
 MODEL = {model}
 """Makes today's model."""
 
@@ -58,8 +65,8 @@ class Exported:
     name: str
     """Name of the test."""
     capture_bytes: int
-    today: RerunResult
-    """What the test's replay gave now, with today's code."""
+    rerun: RerunResult
+    """What the test's replay gave now, with the user's current code."""
 
 
 def export_test(
@@ -72,105 +79,133 @@ def export_test(
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Exported:
-    """Write a test that runs the recorded failure through today's code and asserts that it is finite.
+    """Write a test that runs the recorded failure through the current code.
 
-    The capture beside it is the smallest with the same origin. Where the cause lies in the steps before the failing one, it holds
-    them all: today's code can only keep out of the failure when it runs them.
+    The test asserts that the steps are finite, so it keeps a fixed failure fixed. The capture
+    beside it is the smallest with the same origin. Where the cause lies in the steps before the
+    failing one, it holds them all: the code can only keep out of the failure when it runs them.
+
+    ```python
+    export_test("run.h5", "tests", "train.py:make_model").rerun.finite
+    ```
 
     Args:
         path: The capture.
         folder: Where the module and its capture go; made when it does not exist.
-        model: What makes today's model: `module:function` or `file.py:function`.
-        trust: Let ops that touch files, the network or processes run; only for captures of your own.
+        model: What makes the current model: `module:function` or `file.py:function`.
+        trust: Let ops that touch files, the network or processes run. Only for captures of your
+            own.
         force: Replace files that exist.
         progress: Called with (replays done, replays allowed).
         say: Called with a line before each part of the work.
 
     Raises:
-        ModelError: Today's model cannot be made, or does not fit the recorded state.
+        ModelError: The current model cannot be made, or does not fit the recorded state.
         OutputExistsError: A file exists.
         ReplayError: The capture has no origin that a replay gives.
     """
-    tell = say or (lambda line: None)
+    say = say or (lambda line: None)
     load_factory(model)  # a wrong name is said before the long work
     report = explain(path, trust=trust, fixes="none", progress=progress, say=say)
-    if report.findings.origin is None:
-        raise ReplayError(
-            f"{path}: has no origin to test for. {report.findings.reason or report.verdict.reason or report.sentence}"
-        )
+    origin = report.findings.origin
+    if origin is None:
+        reason = report.findings.reason or report.verdict.reason or report.sentence
+        raise ReplayError(f"{path}: has no origin to test for. {reason}")
     Path(folder).mkdir(parents=True, exist_ok=True)
     stem = stem_of(report)
     module, capture = Path(folder) / f"test_{stem}.py", Path(folder) / f"{stem}.h5"
     for target in (module, capture):
         check_output(path, target, force=force)
     with tempfile.TemporaryDirectory(prefix=".nanreplay-", dir=folder) as name:
-        small = Path(name) / "small.h5"
-        if report.causes and report.causes[0].kind in _GROWN:
-            held = _write_whole(path, small)
+        new_capture, new_module = Path(name) / "small.h5", Path(name) / "module.py"
+        if report.causes and report.causes[0].kind in _GROWING_CAUSES:
+            contents = _write_whole(path, new_capture)
         else:
-            minimize(path, small, trust=trust, progress=progress, say=say)
-            held = f"Step {report.findings.origin.step} of the recorded training, as small as it still fails."
-        tell("running it through today's code")
-        today = dataclasses.replace(replay_with(small, model, trust=trust), path=os.fspath(capture))
-        text = module_text(report, stem, held, _model_in_test(model, module))
-        (Path(name) / "module.py").write_text(text, encoding="utf-8")
-        os.replace(small, capture)
-        os.replace(Path(name) / "module.py", module)
+            minimize(path, new_capture, trust=trust, progress=progress, say=say)
+            contents = f"Step {origin.step} of the recorded training, as small as it still fails."
+        say("running it through today's code")
+        rerun = replay_with(new_capture, model, trust=trust)
+        text = module_text(report, stem, contents, _model_expression(model, module))
+        new_module.write_text(text, encoding="utf-8")
+        # The capture first: a test whose capture is missing is worse than a capture without a test.
+        os.replace(new_capture, capture)
+        os.replace(new_module, module)
     return Exported(
-        os.fspath(module), os.fspath(capture), f"test_{stem}", capture.stat().st_size, today
+        module=os.fspath(module),
+        capture=os.fspath(capture),
+        name=f"test_{stem}",
+        capture_bytes=capture.stat().st_size,
+        rerun=dataclasses.replace(rerun, path=os.fspath(capture)),
     )
 
 
 def _write_whole(path: str | os.PathLike[str], output: Path) -> str:
-    """Write all steps of a capture; returns what the file holds."""
+    """Write all steps of a capture; returns a sentence on what the file holds."""
     with Capture(path) as capture:
         write_capture(output, lazy_contents(capture), small=True)
         steps = capture.steps
-    return f"Steps {steps[0]} to {steps[-1]} of the recorded training: what fails in the last began before it."
+    return (
+        f"Steps {steps[0]} to {steps[-1]} of the recorded training: "
+        "what fails in the last began before it."
+    )
 
 
 def stem_of(report: Report) -> str:
-    """Return the name of a test after its step, cause and place: `step_12_log_of_zero_in_price_head`."""
+    """Return the name of a test after its step, cause and place.
+
+    An example is `step_12_log_of_zero_in_price_head`.
+    """
     origin = report.findings.origin
     assert origin is not None
-    cause = (
-        next((each.kind for each in report.causes[:1] if each.kind != "other"), None)
-        or f"{origin.op_type or 'non_finite'}"
-    )
+    kind = report.causes[0].kind if report.causes else "other"
+    cause = kind if kind != "other" else origin.op_type or "non_finite"
     where = origin.layer_path.split("/")[-1] if origin.layer_path else origin.phase
     return re.sub(r"\W+", "_", f"step_{origin.step}_{cause}_in_{where}").strip("_").lower()
 
 
-def module_text(report: Report, stem: str, held: str, model: str) -> str:
-    """Return the source of the test module."""
+def module_text(report: Report, stem: str, contents: str, model: str) -> str:
+    """Return the source of the test module.
+
+    Args:
+        report: The failure.
+        stem: Name of the test and of its capture.
+        contents: A sentence on what the capture holds.
+        model: A Python expression for what makes the current model.
+    """
     sentence = report.sentence.replace("\\", "\\\\").replace('"""', "'''")
-    first = f"Step {report.incident_step} of a recorded training turned non-finite; today's code must not."
-    body = "\n\n".join((first, *(_wrapped(part) for part in _parts(sentence))))
+    title = (
+        f"Step {report.incident_step} of a recorded training turned non-finite; "
+        "today's code must not."
+    )
+    body = "\n\n".join((title, *map(_wrapped, _paragraphs(sentence))))
     return _MODULE.format(
-        title=first,
+        title=title,
         capture=Path(report.path).name.replace("\\", "\\\\").replace('"', "'"),
         file=f"{stem}.h5",
-        held=held,
+        contents=contents,
         model=model,
         name=f"test_{stem}",
         docstring=f"{body}\n    ",
     )
 
 
-def _parts(sentence: str) -> tuple[str, ...]:
+def _paragraphs(sentence: str) -> tuple[str, ...]:
     """What happened, and why."""
-    what, mark, why = sentence.partition(" Cause: ")
-    return (what, f"Cause: {why}") if mark else (what,)
+    failure, mark, cause = sentence.partition(" Cause: ")
+    return (failure, f"Cause: {cause}") if mark else (failure,)
 
 
 def _wrapped(text: str) -> str:
-    return textwrap.indent(
-        textwrap.fill(text, _WIDTH - 4, break_long_words=False, break_on_hyphens=False), "    "
-    )
+    """A paragraph of the test's docstring, which is indented by four."""
+    lines = textwrap.fill(text, _COLUMNS - 4, break_long_words=False, break_on_hyphens=False)
+    return textwrap.indent(lines, "    ")
 
 
-def _model_in_test(model: str, module: Path) -> str:
-    """How the test names the factory: a file by its place beside the test, whatever folder pytest runs in."""
+def _model_expression(model: str, module: Path) -> str:
+    """How the test names the factory.
+
+    A file is found by its place beside the test, whatever folder pytest runs in.
+    """
     name, _, function = model.rpartition(":")
     if not name.endswith(".py"):
         return _quoted(model)

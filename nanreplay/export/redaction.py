@@ -1,9 +1,12 @@
-"""`redact`: a capture without its data, source lines and paths, and whether it still gives the same origin."""
+"""`redact`: a capture without its data, source lines and paths, that can be shown to others.
+
+Texts lose what names a person, a machine or a folder. Random numbers take the place of data. The
+written file is replayed, so that the user knows whether it still gives the same origin.
+"""
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 import re
 import tempfile
@@ -23,6 +26,7 @@ from nanreplay.capture.writer import lazy_contents
 from nanreplay.errors import NanreplayError, ReplayError
 from nanreplay.export.cuts import cut_to_steps, with_notes
 from nanreplay.export.output_paths import check_output
+from nanreplay.export.stand_ins import stand_in
 from nanreplay.export.trials import Budget, FailureTrials, place_of
 from nanreplay.findings import Origin
 from nanreplay.program.anonymous import with_other_numbers, without_texts
@@ -31,7 +35,7 @@ from nanreplay.replay import Replay
 from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain
 
-# Taking what names a person, a machine or a folder out of texts. Pure.
+# Texts without what names a person, a machine or a folder.
 
 KEPT_METADATA = (
     "nanreplay",
@@ -67,94 +71,27 @@ def without_sources(frames: Sequence[Frame]) -> list[Frame]:
 
 
 def without_messages(incident: Incident) -> Incident:
-    """Return an incident without the text of an exception and without notes: both may hold anything."""
+    """Return an incident without the text of an exception and without notes.
+
+    Both may hold anything that the user's code printed.
+    """
     trigger = incident.trigger
     if trigger.what in ("exception", "manual"):
-        trigger = Trigger(
-            trigger.what, trigger.name if trigger.what == "exception" else "", "(left out)"
-        )
+        name = trigger.name if trigger.what == "exception" else ""
+        trigger = Trigger(trigger.what, name, "(left out)")
     return replace(incident, trigger=trigger, notes=())
 
-
-# Random arrays in the place of data: of the same type, shape, mean, deviation and range, and with
-# the same special values. Pure.
-
-DIGITS = 3
-"""Significant digits of the statistics that are kept: no number of the data is among the stand-ins but by chance."""
-
-
-def stand_in(array: Any, random: Generator) -> Any:
-    """Return an array that tells no more of another than its statistics.
-
-    Floats are drawn from a normal distribution with the mean and deviation of the finite elements other than 0, within their
-    range; NaN, infinities and zeros stay in their places. Integers are drawn evenly from the range, zeros stay. Of booleans, and
-    of arrays with one value besides zero (masks, one-hot labels), the rows are shuffled. Texts keep their length.
-
-    Args:
-        array: Any array of a batch.
-        random: Where random numbers come from.
-    """
-    kind = array.dtype.kind
-    if array.size == 0:
-        return array
-    if kind in "OSU":
-        return _texts(array)
-    if kind == "c":
-        return (stand_in(array.real, random) + 1j * stand_in(array.imag, random)).astype(
-            array.dtype
-        )
-    wide = array.astype(np.float64) if kind not in "biu" else array
-    ordinary = np.isfinite(wide) & (wide != 0) if kind not in "biu" else wide != 0
-    made = wide.copy()
-    if kind == "b" or len(np.unique(wide[ordinary])) <= 1:
-        if kind not in "biu":
-            made[ordinary] = [_rounded(value) for value in wide[ordinary]]
-        return (
-            random.permutation(made, axis=0).astype(array.dtype)
-            if array.ndim
-            else made.astype(array.dtype)
-        )
-    if kind in "iu":
-        low, high = int(wide[ordinary].min()), int(wide[ordinary].max())
-        drawn = random.integers(low, high, int(ordinary.sum()), dtype=array.dtype, endpoint=True)
-        made[ordinary] = np.where(drawn == 0, np.asarray(high or low, array.dtype), drawn)
-    else:
-        made[ordinary] = _normal(wide[ordinary], random)
-    return made.astype(array.dtype)
-
-
-def _normal(values: Any, random: Generator) -> Any:
-    scale = float(np.abs(values).max())
-    scaled = values / scale  # squares of large numbers overflow
-    mean, deviation = _rounded(float(scaled.mean())), _rounded(float(scaled.std()))
-    low, high = _rounded(float(values.min())), _rounded(float(values.max()))
-    drawn = np.clip(
-        (mean + deviation * random.standard_normal(values.size)) * _rounded(scale), low, high
-    )
-    if values.size > 1:  # the range itself is what many failures are about
-        first, last = random.choice(values.size, 2, replace=False)
-        drawn[first], drawn[last] = low, high
-    return drawn
-
-
-def _rounded(value: float) -> float:
-    return float(f"{value:.{DIGITS - 1}e}") if math.isfinite(value) else value
-
-
-def _texts(array: Any) -> Any:
-    made = np.empty(array.shape, object)
-    for index, item in np.ndenumerate(array):
-        made[index] = b"x" * len(item if isinstance(item, bytes) else str(item).encode())
-    return made
-
-
-# --- share.redact
 
 Batches: TypeAlias = Literal["statistics", "failing-rows", "none"]
 Weights: TypeAlias = Literal["keep", "none"]
 _DRAWS = 8
 """How many times stand-ins are drawn until the origin is the same."""
-_GIVEN = "What ops gave and was recorded, such as random numbers and results of Python functions, is random too."
+_DRAW_S = 60.0
+"""Seconds that finding the origin of one draw may take."""
+_FED_NOTE = (
+    "What ops gave and was recorded, such as random numbers and results of Python functions, "
+    "is random too."
+)
 _LONG = 16
 """Arrays of a program with more elements may be data."""
 
@@ -167,7 +104,10 @@ class Redacted:
     output: str
     output_bytes: int
     reproduces: bool | None
-    """Whether the written file gives the origin of the capture; None when the capture itself gives none."""
+    """Whether the written file gives the origin of the capture.
+
+    None when the capture itself gives none.
+    """
     reason: str
     """How that is known, or why it does not."""
     batches: Batches
@@ -190,7 +130,9 @@ def redact(
     progress: Callable[[int, int], None] | None = None,
     say: Callable[[str], None] | None = None,
 ) -> Redacted:
-    """Write a capture that tells of a failure without the data, the code and the machine that it comes from.
+    """Write a capture without the data, the code and the machine that a failure comes from.
+
+    Use it where others are to replay a failure whose data are private.
 
     ```python
     redact("run.h5", "shared.h5").reproduces
@@ -199,10 +141,12 @@ def redact(
     Args:
         path: The capture.
         output: The file to write, in one move.
-        batches: "statistics" puts random numbers in the place of data, "failing-rows" in that of all rows but those that fail,
-            "none" leaves batches out. What does not give the same origin is left out too.
+        batches: "statistics" puts random numbers in the place of data, "failing-rows" in that of
+            all rows but those that fail, "none" leaves batches out. What does not give the same
+            origin is left out too.
         weights: "none" leaves out the state of the model; then nothing can be replayed.
-        trust: Let ops that touch files, the network or processes run; only for captures of your own.
+        trust: Let ops that touch files, the network or processes run. Only for captures of your
+            own.
         force: Replace an existing file.
         progress: Called with (steps done, steps in all).
         say: Called with a line before each part of the work.
@@ -215,15 +159,9 @@ def redact(
     before = _explained(path, trust, progress, say)
     origin = None if isinstance(before, str) else before.findings.origin
     if batches == "failing-rows" and (origin is None or not origin.rows):
-        why = (
-            before
-            if isinstance(before, str)
-            else before.findings.reason
-            if origin is None
-            else origin.rows_reason
-        )
+        reason = _no_rows_reason(before) or ""
         raise ReplayError(
-            f"{path}: the rows that fail are not known. {why or ''} Use --batches statistics."
+            f"{path}: the rows that fail are not known. {reason} Use --batches statistics."
         )
     target = Path(output).absolute()
     with (
@@ -232,34 +170,32 @@ def redact(
     ):
         folder = Path(name)
         contents, notes = _anonymous(_cut(capture, origin, trust=trust))
-        held: Batches = "none"
+        drawn = None
         if origin is not None and batches != "none" and weights == "keep":
-            (say or str)("drawing numbers in the place of data")
-            drawn = _drawn(contents, origin, batches, folder, trust=trust)
-            contents, held = (contents, "none") if drawn is None else (drawn, batches)
-        if held == "none":
-            contents = dataclasses.replace(contents, batches={})
+            if say is not None:
+                say("drawing numbers in the place of data")
+            drawn = _with_stand_ins(contents, origin, batches, folder, trust=trust)
+        written_batches = batches if drawn is not None else "none"
+        contents = replace(contents, batches={}) if drawn is None else drawn
         if weights == "none":
-            contents = dataclasses.replace(contents, keyframes={})
-        given = held != "none" and any(batch.fed for batch in contents.batches.values())
-        notes = (*notes, *_notes(held, batches, weights), *([_GIVEN] if given else []))
+            contents = replace(contents, keyframes={})
+        notes = (*notes, *_notes(contents, written_batches, batches, weights))
         file = folder / "out.h5"
         write_capture(file, with_notes(contents, notes), small=True)
-        after = None if held == "none" else _explained(file, trust, None, say)
+        after = None if drawn is None else _explained(file, trust, None, say)
         os.replace(file, target)
-    reproduces, reason = _compared(before, after, held, weights)
-    report = after if isinstance(after, Report) else None
-    size = target.stat().st_size
+    reproduces, reason = _compared(before, after, written_batches, weights)
+    report = replace(after, path=os.fspath(output)) if isinstance(after, Report) else None
     return Redacted(
-        os.fspath(path),
-        os.fspath(output),
-        size,
-        reproduces,
-        reason,
-        held,
-        weights,
-        notes,
-        report and dataclasses.replace(report, path=os.fspath(output)),
+        path=os.fspath(path),
+        output=os.fspath(output),
+        output_bytes=target.stat().st_size,
+        reproduces=reproduces,
+        reason=reason,
+        batches=written_batches,
+        weights=weights,
+        notes=notes,
+        report=report,
     )
 
 
@@ -272,20 +208,28 @@ def _explained(
     """The report of a capture, or why there is none."""
     try:
         return explain(path, trust=trust, fixes="none", progress=progress, say=say)
-    except NanreplayError as error:
+    except NanreplayError as error:  # what cannot be replayed can still be shared
         return str(error)
 
 
+def _no_rows_reason(report: Report | str) -> str | None:
+    """Why the rows that fail are not known."""
+    if isinstance(report, str):
+        return report
+    origin = report.findings.origin
+    return report.findings.reason if origin is None else origin.rows_reason
+
+
 def _cut(capture: Capture, origin: Origin | None, *, trust: bool) -> CaptureContents:
-    """The steps that fail; of a capture without an origin all but its batches and its earlier keyframes."""
+    """The steps that fail.
+
+    Of a capture without an origin: all but its batches and its earlier keyframes.
+    """
     if origin is not None:
         with Replay(capture, trust=trust) as replay:
             return cut_to_steps(replay, origin.step)
-    whole = lazy_contents(capture)
-    last = capture.keyframe_steps[-1:]
-    return dataclasses.replace(
-        whole, batches={}, keyframes={step: capture.keyframe(step) for step in last}
-    )
+    last = {step: capture.keyframe(step) for step in capture.keyframe_steps[-1:]}
+    return replace(lazy_contents(capture), batches={}, keyframes=last)
 
 
 def _anonymous(contents: CaptureContents) -> tuple[CaptureContents, tuple[str, ...]]:
@@ -296,10 +240,12 @@ def _anonymous(contents: CaptureContents) -> tuple[CaptureContents, tuple[str, .
     programs: list[ProgramRecord] = []
     random, texts, arrays = np.random.default_rng(0), 0, 0
     for program in contents.programs:
-        quiet, left = without_texts(program, without_paths)
-        quiet, changed = with_other_numbers(quiet, partial(stand_in, random=random), _LONG)
-        programs.append(quiet)
-        texts, arrays = texts + left, arrays + changed
+        without_data, kept_texts = without_texts(program, without_paths)
+        without_data, replaced = with_other_numbers(
+            without_data, partial(stand_in, random=random), _LONG
+        )
+        programs.append(without_data)
+        texts, arrays = texts + kept_texts, arrays + replaced
     if arrays:
         notes.append(
             f"Arrays that the program holds as constants were replaced by random ones: {arrays}."
@@ -307,7 +253,7 @@ def _anonymous(contents: CaptureContents) -> tuple[CaptureContents, tuple[str, .
     if texts:
         notes.append(f"Texts that ops of the program need were kept, without folders: {texts}.")
     metadata = {name: text for name, text in contents.metadata.items() if name in KEPT_METADATA}
-    cleaned = dataclasses.replace(
+    cleaned = replace(
         contents,
         metadata=metadata,
         programs=programs,
@@ -317,77 +263,86 @@ def _anonymous(contents: CaptureContents) -> tuple[CaptureContents, tuple[str, .
     return cleaned, tuple(notes)
 
 
-def _drawn(
+def _with_stand_ins(
     contents: CaptureContents, origin: Origin, batches: Batches, folder: Path, *, trust: bool
 ) -> CaptureContents | None:
-    """The contents with random numbers in the place of data, None when the origin was another each time."""
-    recorded, kept = dict(contents.batches), origin if batches == "failing-rows" else None
+    """The contents with random numbers in the place of data.
+
+    None when every draw gave another origin.
+    """
+    kept_rows_of = origin if batches == "failing-rows" else None
     for draw in range(_DRAWS):
         random = np.random.default_rng(draw)
-        drawn = dataclasses.replace(
-            contents,
-            batches={step: _other(batch, kept, random) for step, batch in recorded.items()},
-        )
-        with FailureTrials(
-            drawn, folder / f"{draw}", (origin,), Budget(1, time.monotonic() + 60.0), trust=trust
-        ) as bench:
-            if bench.has_origin():
-                return bench.with_fingerprints()
+        redrawn = {}
+        for step, batch in contents.batches.items():
+            redrawn[step] = _stand_in_batch(batch, kept_rows_of, random)
+        draft = replace(contents, batches=redrawn)
+        budget = Budget(1, time.monotonic() + _DRAW_S)
+        with FailureTrials(draft, folder / f"{draw}", (origin,), budget, trust=trust) as trials:
+            if trials.has_origin():
+                return trials.with_fingerprints()
     return None
 
 
-def _other(batch: BatchRecord, kept: Origin | None, random: Any) -> BatchRecord:
-    """A batch of random numbers but for the rows of an origin. What ops gave is random: a row of it may hold another one's data."""
+def _stand_in_batch(batch: BatchRecord, origin: Origin | None, random: Generator) -> BatchRecord:
+    """A batch of random numbers but for the rows of an origin.
+
+    Fed outputs of ops are random throughout: a row of them may hold the data of another.
+    """
     leaves = [stand_in(np.asarray(leaf), random) for leaf in batch.leaves]
-    if kept is not None and kept.rows:
-        places = own_leaves(batch.paths, kept.batch_prefix)
+    if origin is not None and origin.rows:
+        rows = list(origin.rows)
+        places = own_leaves(batch.paths, origin.batch_prefix)
         recorded = {place: np.asarray(batch.leaves[place]) for place in places}
         size = batch_size(list(recorded.values()))
         for place, array in recorded.items():
             if array.ndim and array.shape[0] == size:
-                leaves[place][list(kept.rows)] = array[list(kept.rows)]
-    return dataclasses.replace(
-        batch,
-        leaves=tuple(leaves),
-        fed=tuple(stand_in(np.asarray(each), random) for each in batch.fed),
-    )
+                leaves[place][rows] = array[rows]
+    fed = tuple(stand_in(np.asarray(output), random) for output in batch.fed)
+    return replace(batch, leaves=tuple(leaves), fed=fed)
 
 
-def _notes(held: Batches, asked: Batches, weights: Weights) -> Iterator[str]:
-    if held == "statistics":
-        yield "The batch holds random numbers with the mean, deviation, range, zeros, NaN and infinities of the recorded one."
-    elif held == "failing-rows":
-        yield "The batch holds the rows that fail; the others are random numbers with the statistics of the recorded ones."
-    else:
-        failed = (
-            " With random numbers in their place the origin is another."
-            if asked != "none" and weights == "keep"
-            else ""
+def _notes(
+    contents: CaptureContents, written: Batches, asked: Batches, weights: Weights
+) -> Iterator[str]:
+    """What is to be said of batches and weights: as written, and as they were asked for."""
+    if written == "statistics":
+        yield (
+            "The batch holds random numbers with the mean, deviation, range, zeros, NaN and "
+            "infinities of the recorded one."
         )
+    elif written == "failing-rows":
+        yield (
+            "The batch holds the rows that fail; the others are random numbers with the "
+            "statistics of the recorded ones."
+        )
+    else:
+        failed = ""
+        if asked != "none" and weights == "keep":
+            failed = " With random numbers in their place the origin is another."
         yield f"Batches were left out, so nothing can be replayed.{failed}"
     if weights == "none":
         yield "The state of the model was left out, so nothing can be replayed."
+    if written != "none" and any(batch.fed for batch in contents.batches.values()):
+        yield _FED_NOTE
 
 
 def _compared(
-    before: Report | str, after: Report | str | None, held: Batches, weights: Weights
+    before: Report | str, after: Report | str | None, written: Batches, weights: Weights
 ) -> tuple[bool | None, str]:
     """Whether the written file gives the origin of the capture, and why not."""
     if isinstance(before, str):
         return None, f"The capture itself cannot be replayed. {before}"
-    if before.findings.origin is None:
-        return (
-            None,
-            f"The capture itself gives no origin. {before.findings.reason or before.verdict.reason or ''}".rstrip(),
-        )
+    recorded = before.findings.origin
+    if recorded is None:
+        reason = before.findings.reason or before.verdict.reason or ""
+        return None, f"The capture itself gives no origin. {reason}".rstrip()
     if after is None:
-        return (
-            False,
-            "Nothing is left that can be replayed." if weights == "none" or held == "none" else "",
-        )
+        is_empty = weights == "none" or written == "none"
+        return False, "Nothing is left that can be replayed." if is_empty else ""
     if isinstance(after, str):
         return False, after
-    one, other = before.findings.origin, after.findings.origin
-    if other is None or place_of(one) != place_of(other):
+    origin = after.findings.origin
+    if origin is None or place_of(recorded) != place_of(origin):
         return False, f"The origin is another: {after.sentence}"
     return True, "Replayed: step, phase, layer, op and loop iteration of the origin are the same."

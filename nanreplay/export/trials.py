@@ -1,4 +1,8 @@
-"""Trying candidates of a smaller failure: each is replayed, and holds only when its origin is the same."""
+"""Trying candidates of a smaller failure: each is replayed, and its origin is compared.
+
+`ddmin` searches the smallest part of a set, `place_of` and `is_same` say what must stay the same of
+an origin, `FailureTrials` replays a candidate. `minimize` and `redact` are made of these.
+"""
 
 from __future__ import annotations
 
@@ -22,19 +26,24 @@ from nanreplay.replay import Replay
 from nanreplay.report.numbers import jsonable
 from nanreplay.report.sentence import bad_output
 
-# Delta debugging: the smallest part of a set with which something still happens. Pure.
+# Delta debugging (Zeller and Hildebrandt, 2002): the smallest part of a set with which something
+# still happens. The set is divided into two parts. A part with which it happens replaces the set;
+# else the set without one part may. When neither helps, the parts are made half as large, down to
+# single units. Of [0..7] with 2 and 6 needed: no half does, so quarters [0 1] [2 3] [4 5] [6 7] are
+# left out one at a time; what is left is [2..7], then [2 3 6 7], and in the end [2 6].
 
 T = TypeVar("T")
 
 
 class TrialBudgetSpentError(Exception):
-    """No more trials are allowed."""
+    """No more replays are allowed, or the time is over."""
 
 
 def ddmin(units: Sequence[T], happens: Callable[[Sequence[T]], bool]) -> tuple[T, ...]:
     """Return a part of `units` with which it still happens and of which no unit can be left out.
 
-    When `happens` raises `TrialBudgetSpentError`, the smallest part so far is returned; it may hold more than it must.
+    When `happens` raises `TrialBudgetSpentError`, the smallest part so far is returned; it may hold
+    more than it must.
 
     Args:
         units: With all of them it happens; this is not tried.
@@ -48,7 +57,9 @@ def ddmin(units: Sequence[T], happens: Callable[[Sequence[T]], bool]) -> tuple[T
         while len(kept) > 1:
             smaller = next((part for part in _candidates(kept, parts) if happens(part)), None)
             if smaller is not None:
-                parts = 2 if len(smaller) <= len(kept) // parts + 1 else max(parts - 1, 2)
+                # A part divides further from two; a complement keeps parts of about the same size.
+                is_part = len(smaller) <= len(kept) // parts + 1
+                parts = 2 if is_part else max(parts - 1, 2)
                 kept = smaller
             elif parts >= len(kept):
                 break
@@ -60,7 +71,10 @@ def ddmin(units: Sequence[T], happens: Callable[[Sequence[T]], bool]) -> tuple[T
 
 
 def _candidates(units: tuple[T, ...], parts: int) -> Iterator[tuple[T, ...]]:
-    """Yield each part of a division into parts of nearly equal size, then, of more than two, all but each."""
+    """Yield the parts of a division into parts of nearly equal size, then their complements.
+
+    Of two parts each is the other's complement, so these are not tried twice.
+    """
     bounds = [len(units) * i // parts for i in range(parts + 1)]
     pairs = list(itertools.pairwise(bounds))
     yield from (units[low:high] for low, high in pairs)
@@ -68,7 +82,7 @@ def _candidates(units: tuple[T, ...], parts: int) -> Iterator[tuple[T, ...]]:
         yield from (units[:low] + units[high:] for low, high in pairs)
 
 
-# What must stay the same of an origin when a failure is made smaller or is shared. Pure.
+# What must stay the same of an origin when a failure is made smaller or is shared.
 
 Place: TypeAlias = tuple[object, ...]
 """Step, phase, layer, op, loop iterations, and whether it gave NaN, inf or -inf."""
@@ -79,64 +93,71 @@ def place_of(origin: Origin) -> Place:
     output = bad_output(origin)
     value = None if output is None else jsonable(output.value)
     loops = tuple((loop.op, loop.iteration) for loop in origin.loop)
-    named = (
-        origin.op_name
-        if origin.op_type is not None or not origin.operands
-        else origin.operands[0].name
-    )
+    # An origin in the batch has no op: its name is that of the array.
+    is_of_batch = origin.op_type is None and bool(origin.operands)
+    name = origin.operands[0].name if is_of_batch else origin.op_name
     return (
         origin.step,
         origin.phase,
         origin.layer_path,
         origin.op_type,
-        named,
+        name,
         loops,
         origin.kind,
+        # "nan" or "inf" is text in JSON. A finite value may differ with the batch, and is left out.
         value if isinstance(value, str) else None,
     )
 
 
-def is_same(found: Sequence[Origin], wanted: Sequence[Origin]) -> bool:
+_WITHOUT_KIND = 6
+"""How many elements of a place come before the kind of failure: NaN of one is inf of another."""
+
+
+def is_same(origins: Sequence[Origin], wanted: Sequence[Origin]) -> bool:
     """Whether the first origin is the same, and no other has come in that was not there before.
 
-    Where no rows of the batch do it alone, it must not have spread either: with one row in all places of a batch every feature
-    is constant, and divides by a variance of zero.
+    Where no rows of the batch do it alone, it must not have spread either: with one row in all
+    places of a batch every feature is constant, and divides by a variance of zero.
 
     Args:
-        found: The origins of a candidate, the first one first.
+        origins: The origins of a candidate, the first one first.
         wanted: Those of the recording; the first one with its rows.
     """
-    if not found or place_of(found[0]) != place_of(wanted[0]):
+    if not origins or place_of(origins[0]) != place_of(wanted[0]):
         return False
-    if wanted[0].rows is None and has_spread(found[0], wanted[0]):
+    if wanted[0].rows is None and _has_spread(origins[0], wanted[0]):
         return False
-    return {place_of(origin)[:6] for origin in found} <= {place_of(origin)[:6] for origin in wanted}
+    places = {place_of(origin)[:_WITHOUT_KIND] for origin in origins}
+    return places <= {place_of(origin)[:_WITHOUT_KIND] for origin in wanted}
 
 
-def has_spread(found: Origin, wanted: Origin) -> bool:
-    """Whether an op makes elements bad that are good in the recording; axes whose length has changed do not count."""
-    own, other = bad_output(wanted), bad_output(found)
-    if own is None or other is None or len(own.shape) != len(other.shape):
+def _has_spread(origin: Origin, wanted: Origin) -> bool:
+    """Whether an op makes elements bad that are good in the recording.
+
+    Axes whose length has changed, such as a batch axis with fewer rows, are left out of the indices
+    that are compared.
+    """
+    recorded, output = bad_output(wanted), bad_output(origin)
+    if recorded is None or output is None or len(recorded.shape) != len(output.shape):
         return False
-    if own.shape == other.shape and other.nonfinite > own.nonfinite:
+    if recorded.shape == output.shape and output.nonfinite > recorded.nonfinite:
         return True
-    axes = [
-        axis
-        for axis, (one, two) in enumerate(zip(own.shape, other.shape, strict=True))
-        if one == two
-    ]
-    before, after = (
-        {tuple(index[axis] for axis in axes) for index in each.indices} for each in (own, other)
-    )
-    return (
-        len(own.indices) == own.nonfinite and not after <= before
-    )  # else the list of the recording's elements has an end
+    if len(recorded.indices) != recorded.nonfinite:
+        return False  # the list of the recording's elements has an end, so it proves nothing
+    sizes = zip(recorded.shape, output.shape, strict=True)
+    axes = [axis for axis, (old, new) in enumerate(sizes) if old == new]
+    before = {tuple(index[axis] for axis in axes) for index in recorded.indices}
+    after = {tuple(index[axis] for axis in axes) for index in output.indices}
+    return not after <= before
 
 
-# --- share.bench
+# A draft that is written and replayed.
 
 CANNOT = (NanreplayError, tf.errors.OpError, ValueError, TypeError, KeyError, IndexError)
-"""What is raised where a candidate does not fit its program: TensorFlow refuses wrong shapes in many ways."""
+"""What is raised where a candidate does not fit its program.
+
+TensorFlow refuses wrong shapes with errors of its own or of Python's, depending on the op.
+"""
 
 
 @dataclasses.dataclass(slots=True)
@@ -154,7 +175,7 @@ class Budget:
         """Take one replay.
 
         Raises:
-            BudgetSpentError: There is none left, or no time.
+            TrialBudgetSpentError: There is none left, or no time.
         """
         if self.done >= self.replays or time.monotonic() > self.ends:
             raise TrialBudgetSpentError
@@ -164,7 +185,7 @@ class Budget:
 
 
 class FailureTrials:
-    """One draft of a capture, written to a file of its own and replayed with other batches and states.
+    """One draft of a capture, in a file of its own, replayed with other batches and states.
 
     Args:
         contents: The draft.
@@ -219,7 +240,7 @@ class FailureTrials:
         """Whether the origin is the same with another batch, or other variables.
 
         Raises:
-            BudgetSpentError: No more trials are allowed.
+            TrialBudgetSpentError: No more trials are allowed.
         """
         self.budget.spend()
         if batch is not None:
@@ -231,27 +252,38 @@ class FailureTrials:
         return False
 
     def has_origin(self) -> bool:
-        """Whether the draft as it is has the origin that is wanted, whatever others it has."""
+        """Whether the draft as it is has the origin that is wanted, whatever others it has.
+
+        Raises:
+            TrialBudgetSpentError: No more trials are allowed.
+        """
         self.budget.spend()
         with contextlib.suppress(*CANNOT):
-            found = locate(self._replay)
-            return bool(found) and place_of(found[0]) == place_of(self.wanted[0])
+            origins = locate(self._replay)
+            return bool(origins) and place_of(origins[0]) == place_of(self.wanted[0])
         return False
 
     def runs_as_trained(self) -> bool:
-        """Whether the steps can be run compiled as they were trained; what raised in training may raise again."""
+        """Whether the steps run compiled as they were trained.
+
+        What raised in training may raise again, so that is not tried.
+        """
         if self.contents.incident.trigger.what != "exception":
             self._replay.run_window("recorded")
         return True
 
     def with_fingerprints(self) -> CaptureContents:
-        """Return the draft with the fingerprints that a replay gives its steps as they were trained, none where it raises."""
+        """Return the draft with the fingerprints that a replay gives its steps as trained.
+
+        A step that raises has none.
+        """
         batches = dict(self.contents.batches)
         for step, batch in batches.items():
-            found = None
+            fingerprint = None
             with contextlib.suppress(*CANNOT):
-                found = self._replay.fingerprint(step)
-            batches[step] = dataclasses.replace(batch, fingerprint=found)
+                fingerprint = self._replay.fingerprint(step)
+            batches[step] = dataclasses.replace(batch, fingerprint=fingerprint)
+        # The fingerprints are of this very replay, so it reproduces them by construction.
         incident = dataclasses.replace(
             self.contents.incident, reproduced=True, bit_exact=True, max_ulp=0
         )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from nanreplay.export.redaction import stand_in
+from nanreplay.export.stand_ins import stand_in
 
 FLOATS = arrays(np.float32, array_shapes(max_dims=3), elements=st.floats(width=32))
 INTEGERS = arrays(np.int64, array_shapes(max_dims=2), elements=st.integers(-(2**40), 2**40))
