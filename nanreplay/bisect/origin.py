@@ -1,8 +1,14 @@
-"""`bisect`: from a failing step to the op, element and rows that made the first non-finite value."""
+"""From a failing step to the op, element and rows that made the first non-finite value.
+
+`bisect` is what reports and the terminal interface call; `locate` is for minimizing, which asks
+again and again. The last part of the file is for steps that only XLA makes non-finite: ops run
+one by one give other bits than a compiled step does, so there the compiled step is looked at.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,137 +28,13 @@ from nanreplay.bisect.origin_facts import (
 )
 from nanreplay.bisect.row_proof import RowProof, batch_size, own_leaves, prove_rows
 from nanreplay.bisect.step_runner import PASSIVE, StepRunner
-from nanreplay.bisect.tensor_stats import kind_of, nonfinite
+from nanreplay.bisect.tensor_stats import kind_of, nonfinite_outputs
 from nanreplay.capture.arrays import as_array
 from nanreplay.findings import Findings, OperandFacts, Origin, OutputFacts, Root
-from nanreplay.records import EACH_ITERATION, PHASES, Timeline
-
-# The origin of a non-finite value that only the compiled step makes: ops one by one give other
-# bits than XLA does.
-
-Flags = Mapping[str, tuple[bool, bool]]
-
-
-def find_compiled_origin(runner: StepRunner, step: int, notes: tuple[str, ...] = ()) -> Findings:
-    """Find the op of the compiled step that made the first non-finite value.
-
-    Args:
-        runner: Replays the step; its program was compiled with XLA.
-        step: A step that is non-finite as it was trained, and finite op by op.
-        notes: Notes to pass on.
-    """
-    flags, inputs = runner.probe(step), runner.inputs_of(step)
-    bad = {name for name, found in flags.items() if any(found)}
-    failed = {tensor: what for tensor, what in _watched(runner, step, inputs) if tensor in bad}
-    if not failed:
-        reason = f"Step {step} is finite op by op, and so is the compiled step when its tensors are looked at; no op can be named."
-        return Findings(reason=reason, notes=notes)
-    makers = _makers(failed, inputs, bad, runner, step)
-    attribution = Attribution(runner.ops(step))
-    origins = [_origin(runner, step, name, attribution) for name in makers]
-    origins.sort(key=lambda origin: PHASES.index(origin.phase))
-    if not origins:
-        return Findings(
-            reason=f"No op of the compiled step {step} made a value worse than what it got.",
-            notes=notes,
-        )
-    return Findings(
-        origin=origins[0],
-        other_origins=tuple(origins[1:11]),
-        root=Root(step, "Only the compiled step is non-finite."),
-        notes=notes,
-        consequence=f"reached {next(iter(failed.values()))}",
-    )
-
-
-def _watched(
-    runner: StepRunner, step: int, inputs: Mapping[str, Sequence[str]]
-) -> Iterator[tuple[str, str]]:
-    """Losses, gradients, and what is written to variables: (tensor, how a sentence names it)."""
-    signature = runner.signature(step)
-    yield from ((tensor, "the loss") for tensor in signature.losses)
-    yield from (
-        (spec.tensor, f"the gradient of `{runner.variables[spec.variable].path}`")
-        for spec in signature.gradients
-    )
-    handles = {
-        spec.tensor: spec.variable for spec in signature.captures if spec.variable is not None
-    }
-    for (function, name), info in runner.ops(step).items():
-        taken = inputs.get(name, ())
-        if (
-            function
-            or not info.type.startswith("Assign")
-            or len(taken) < 2
-            or taken[0] not in handles
-        ):
-            continue
-        variable = runner.variables[handles[taken[0]]]
-        if variable.role not in UNWATCHED:
-            yield taken[1], f"`{variable.path}`"
-
-
-def _makers(
-    failed: Mapping[str, str],
-    inputs: Mapping[str, Sequence[str]],
-    bad: set[str],
-    runner: StepRunner,
-    step: int,
-) -> list[str]:
-    """Ops on the way back from what failed that got finite inputs; constants are meant, so who uses them is named instead."""
-    infos = runner.ops(step)
-    pending, seen, makers = list(failed), set(failed), []
-    while pending:
-        name = pending.pop(0).partition(":")[0]
-        blamed = [tensor for tensor in inputs.get(name, ()) if tensor in bad]
-        info = [infos[key] for tensor in blamed if (key := ("", tensor.partition(":")[0])) in infos]
-        if not blamed or all(each.type == "Const" for each in info):
-            makers.append(name)
-            continue
-        for tensor in blamed:
-            if tensor not in seen:
-                seen.add(tensor)
-                pending.append(tensor)
-    return list(dict.fromkeys(makers))
-
-
-def _origin(runner: StepRunner, step: int, name: str, attribution: Attribution) -> Origin:
-    info = runner.ops(step)["", name]
-    place = attribution.place(Fact(0, "", name, info.type, (), (), (), ()))
-    outputs, operands = _facts(runner, step, name)
-    in_layer = place.where == "layer" and bool(place.layer_path)
-    return Origin(
-        step=step,
-        phase=place.phase,
-        where=place.where,
-        layer=place.layer,
-        layer_path=place.layer_path if in_layer else None,
-        op_type=info.type,
-        op_name=name,
-        source=runner.source(place.stack) if place.stack >= 0 else None,
-        outputs=outputs,
-        operands=operands,
-        rows_reason="Rows are proved op by op, and op by op the step is finite.",
-    )
-
-
-def _facts(
-    runner: StepRunner, step: int, name: str
-) -> tuple[tuple[OutputFacts, ...], tuple[OperandFacts, ...]]:
-    event = runner.compiled_event(step, name)
-    if event is None:
-        return (), ()
-    masks = {k: mask for k, value in enumerate(event.outputs) if (mask := nonfinite(value)).any()}
-    names = runner.inputs_of(step)[name]
-    outputs = tuple(output_facts(event.outputs[k], mask) for k, mask in masks.items())
-    return outputs, tuple(
-        operands_of(event, masks, names, event.inputs, runner.execute)
-    ) if masks else ()
-
-
-# --- bisect.origin
+from nanreplay.records import EACH_ITERATION, PHASES, OpInfo, Timeline
 
 _OTHERS = 10
+"""How many origins are told besides the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,7 +45,10 @@ class Bisection:
     search: Search | None = None
     """The failing steps as they ran op by op; None when no step could be run."""
     suspect: Suspect | None = None
-    """The origin as the walk found it; None without an origin, or when only the compiled step makes it."""
+    """The origin as the walk found it.
+
+    None without an origin, and when only the compiled step makes it.
+    """
 
     @property
     def scene(self) -> Scene | None:
@@ -187,57 +72,76 @@ def bisect(
     *,
     progress: Callable[[str], None] | None = None,
 ) -> Bisection:
-    """Find what made the first non-finite value of a recorded window, and keep the step as it ran for who asks why.
+    """Find what made the first non-finite value of a recorded window.
+
+    The run that it was found in is kept, for who asks why (see `nanreplay.diagnose.causes_of`).
 
     Args:
         runner: Replays the window's steps op by op.
         timeline: What was recorded of all steps; tells where values began to grow.
         progress: Called with a line before each part of the work.
+
+    Example:
+        >>> with Replay(capture) as replay:
+        ...     origin = bisect(replay, capture.timeline_record()).findings.origin
     """
     say: Progress = progress or (lambda line: None)
-    before = [step for step in runner.steps if step <= runner.incident.step]
-    if not before:
+    search = _search(runner, say)
+    if search is None:
         return Bisection(Findings(reason="No step of the recorded window can be run op by op."))
-    search = search_back(runner, before[-1], say)
-    suspects = search.first.judgement.suspects or _raised(search.first)
+    suspects = _suspects(search)
     notes = tuple(_notes(search.scenes[0]))
-    if not search.first.targets and _is_compiled_only(runner, search.first.step):
+    if _is_compiled_only(runner, search):
         say("looking at the compiled step")
         return Bisection(find_compiled_origin(runner, search.first.step, notes), search)
-    if not suspects or search.reason is not None:
-        return Bisection(
-            Findings(reason=search.reason or _nothing_found(search), notes=notes), search
-        )
+    if not suspects:
+        reason = search.reason or _nothing_found(search)
+        return Bisection(Findings(reason=reason, notes=notes), search)
     return Bisection(_findings(runner, search, suspects, timeline, notes, say), search, suspects[0])
 
 
 def locate(runner: StepRunner) -> tuple[Origin, ...]:
-    """Return the origins of a recorded window, the first one first, without rows, chain and root: for who asks again and again.
+    """Return the origins of a recorded window, the first one first: for who asks again and again.
 
-    They are those of `bisect`; none when it would find none.
+    They are those of `bisect`, without rows, chain and root; none when it would find none.
     """
-    before = [step for step in runner.steps if step <= runner.incident.step]
-    if not before:
+    search = _search(runner, lambda line: None)
+    if search is None:
         return ()
-    search = search_back(runner, before[-1], lambda line: None)
-    if not search.first.targets and _is_compiled_only(runner, search.first.step):
-        found = find_compiled_origin(runner, search.first.step)
-        return () if found.origin is None else (found.origin, *found.other_origins)
-    suspects = (
-        []
-        if search.reason is not None
-        else search.first.judgement.suspects or _raised(search.first)
-    )
-    return tuple(describe(search.first, suspect) for suspect in suspects)
+    if _is_compiled_only(runner, search):
+        findings = find_compiled_origin(runner, search.first.step)
+        return () if findings.origin is None else (findings.origin, *findings.other_origins)
+    return tuple(describe(search.first, suspect) for suspect in _suspects(search))
 
 
-def _is_compiled_only(runner: StepRunner, step: int) -> bool:
+def _search(runner: StepRunner, say: Progress) -> Search | None:
+    """Search back from the last step up to the incident that can be run; None without one."""
+    until_incident = [step for step in runner.steps if step <= runner.incident.step]
+    return search_back(runner, until_incident[-1], say) if until_incident else None
+
+
+def _suspects(search: Search) -> list[Suspect]:
+    if search.reason is not None:
+        return []
+    return search.first.judgement.suspects or _raised(search.first)
+
+
+def _raised(scene: Scene) -> list[Suspect]:
+    """Return ops that raise op by op, when nothing that failed leads to one of them."""
+    if scene.trace.runner.incident.trigger.what != "exception" and not scene.trace.stopped:
+        return []
+    facts = [fact for fact in scene.trace.raised if fact.type not in PASSIVE]
+    return [Suspect({}, "raised", fact) for fact in facts]
+
+
+def _is_compiled_only(runner: StepRunner, search: Search) -> bool:
     """Whether a step that is finite op by op was recorded as non-finite, and ran compiled."""
-    claimed = (
-        runner.incident.trigger.what in ("loss", "gradient", "variable")
-        and step == runner.incident.step
+    step, trigger = search.first.step, runner.incident.trigger
+    is_recorded_as_nonfinite = (
+        trigger.what in ("loss", "gradient", "variable") and step == runner.incident.step
     )
-    return claimed and runner.signature(step).compilation != "eager"
+    is_compiled = runner.signature(step).compilation != "eager"
+    return not search.first.targets and is_recorded_as_nonfinite and is_compiled
 
 
 def _findings(
@@ -264,64 +168,199 @@ def _findings(
 
 
 def rows_of(scene: Scene, suspect: Suspect, prefix: str) -> RowProof:
-    """Return the rows of the batch that an origin needs; of the part whose paths begin with `prefix`."""
-    if any(path.startswith(EACH_ITERATION) for path in scene.trace.runner.batch(scene.step).paths):
-        return RowProof(
-            None,
-            "The step fetches in each iteration of a loop; rows of single ones were not tried.",
-        )
+    """Return the rows of the batch that an origin needs.
+
+    Args:
+        scene: The origin's step.
+        suspect: The origin.
+        prefix: How the paths of its replica's part of the batch begin.
+    """
+    runner = scene.trace.runner
+    batch = runner.batch(scene.step)
+    if any(path.startswith(EACH_ITERATION) for path in batch.paths):
+        reason = "The step fetches in each iteration of a loop; rows of single ones were not tried."
+        return RowProof(None, reason)
     if suspect.fact is not None:
-        return prove_rows(scene.trace.runner, scene.step, suspect, prefix)
-    batch = scene.trace.runner.batch(scene.step)
-    leaves = [as_array(batch.leaves[place]) for place in own_leaves(batch.paths, prefix)]
+        return prove_rows(runner, scene.step, suspect, prefix)
+    leaves = [as_array(batch.leaves[position]) for position in own_leaves(batch.paths, prefix)]
     mask, size = suspect.masks[0], batch_size(leaves)
     if not mask.ndim or mask.shape[0] != size:
         return RowProof(None, "The array has no batch axis.")
     rows = np.flatnonzero(mask.reshape(len(mask), -1).any(axis=1))
-    return RowProof(
-        tuple(int(row) for row in rows), "These rows of the batch hold non-finite values."
-    )
+    reason = "These rows of the batch hold non-finite values."
+    return RowProof(tuple(int(row) for row in rows), reason)
 
 
 def _other(scene: Scene, suspect: Suspect) -> Origin:
+    """Describe an origin that is not the first; rows that need no replay are told with it."""
     origin = describe(scene, suspect)
     if suspect.fact is None:
         return dataclasses.replace(origin, rows=rows_of(scene, suspect, origin.batch_prefix).rows)
     return origin
 
 
-def _raised(scene: Scene) -> list[Suspect]:
-    """Return ops that raise op by op, when nothing that failed leads to one of them."""
-    if scene.trace.runner.incident.trigger.what != "exception" and not scene.trace.stopped:
-        return []
-    facts = [fact for fact in scene.trace.raised if fact.type not in PASSIVE]
-    return [Suspect({}, "raised", fact) for fact in facts]
-
-
 def _nothing_found(search: Search) -> str:
     scene = search.first
-    asserted = next((fact.name for fact in scene.trace.raised if fact.type in PASSIVE), None)
-    if not scene.targets and asserted is not None:
-        return f"Step {scene.step} is finite op by op; a check of the program's own failed: `{asserted}`."
-    if not scene.targets:
-        return f"Step {scene.step} is finite op by op: no loss, gradient or variable that is watched turns non-finite."
-    return f"Step {scene.step} is non-finite op by op, but no op of it made a value worse than what it got."
+    if scene.targets:
+        return (
+            f"Step {scene.step} is non-finite op by op, "
+            "but no op of it made a value worse than what it got."
+        )
+    assertion = next((fact.name for fact in scene.trace.raised if fact.type in PASSIVE), None)
+    if assertion is not None:
+        return (
+            f"Step {scene.step} is finite op by op; "
+            f"a check of the program's own failed: `{assertion}`."
+        )
+    return (
+        f"Step {scene.step} is finite op by op: "
+        "no loss, gradient or variable that is watched turns non-finite."
+    )
 
 
 def _notes(scene: Scene) -> Iterator[str]:
-    """Say where the compiled step and the ops differ."""
+    """Say where the losses of the compiled step and of the ops differ in being finite."""
     runner = scene.trace.runner
     signature, recorded = runner.signature(scene.step), runner.batch(scene.step).fingerprint
     if recorded is None:
         return
     values = dict(zip(signature.watch_layout, as_array(recorded).tolist(), strict=False))
-    failed = {target.name: target for target in scene.targets if target.what == "loss"}
+    failed_losses = {target.name: target for target in scene.targets if target.what == "loss"}
     for i in range(len(signature.losses)):
         name, value = signature.loss_name(i), values.get(f"loss:{i}")
         if value is None:
             continue
-        if name in failed and np.isfinite(value):
-            kind = kind_of(as_array(scene.trace.value(failed[name].value))[failed[name].mask][0])
-            yield f"The {name} was recorded as {value:.6g}, but op by op it is {kind}: the compiled step swallowed a non-finite value."
-        elif name not in failed and not np.isfinite(value) and not scene.trace.stopped:
-            yield f"The {name} was recorded as {value}, but op by op it is finite: the compiled step computes it in another way."
+        target = failed_losses.get(name)
+        if target is not None and np.isfinite(value):
+            kind = kind_of(as_array(scene.trace.value(target.value))[target.mask][0])
+            yield (
+                f"The {name} was recorded as {value:.6g}, but op by op it is {kind}: "
+                "the compiled step swallowed a non-finite value."
+            )
+        elif target is None and not np.isfinite(value) and not scene.trace.stopped:
+            yield (
+                f"The {name} was recorded as {value}, but op by op it is finite: "
+                "the compiled step computes it in another way."
+            )
+
+
+# The origin of a non-finite value that only the compiled step makes. There are no events to walk,
+# only (holds NaN, holds infinity) of each tensor of the main graph, so the walk back is by whole
+# tensors: an op whose inputs are all finite made what is not finite in its outputs.
+
+
+def find_compiled_origin(runner: StepRunner, step: int, notes: tuple[str, ...] = ()) -> Findings:
+    """Find the op of the compiled step that made the first non-finite value.
+
+    Args:
+        runner: Replays the step; its program was compiled with XLA.
+        step: A step that is non-finite as it was trained, and finite op by op.
+        notes: Notes to pass on.
+    """
+    holds, inputs = runner.probe(step), runner.inputs_of(step)
+    bad_tensors = {name for name, (nan, inf) in holds.items() if nan or inf}
+    failed = {
+        tensor: text for tensor, text in _may_fail(runner, step, inputs) if tensor in bad_tensors
+    }
+    if not failed:
+        reason = (
+            f"Step {step} is finite op by op, and so is the compiled step "
+            "when its tensors are looked at; no op can be named."
+        )
+        return Findings(reason=reason, notes=notes)
+    ops = _compiled_makers(failed, inputs, bad_tensors, runner.ops(step))
+    attribution = Attribution(runner.ops(step))
+    origins = [_compiled_origin(runner, step, op, attribution) for op in ops]
+    origins.sort(key=lambda origin: PHASES.index(origin.phase))
+    if not origins:
+        reason = f"No op of the compiled step {step} made a value worse than what it got."
+        return Findings(reason=reason, notes=notes)
+    return Findings(
+        origin=origins[0],
+        other_origins=tuple(origins[1 : _OTHERS + 1]),
+        root=Root(step, "Only the compiled step is non-finite."),
+        notes=notes,
+        consequence=f"reached {next(iter(failed.values()))}",
+    )
+
+
+def _may_fail(
+    runner: StepRunner, step: int, inputs: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, str]]:
+    """Losses, gradients, what is written to variables: (tensor, how a sentence names it)."""
+    signature = runner.signature(step)
+    for tensor in signature.losses:
+        yield tensor, "the loss"
+    for spec in signature.gradients:
+        yield spec.tensor, f"the gradient of `{runner.variables[spec.variable].path}`"
+    handles = {
+        spec.tensor: spec.variable for spec in signature.captures if spec.variable is not None
+    }
+    for (function, op), info in runner.ops(step).items():
+        operands = inputs.get(op, ())
+        is_assignment = not function and info.type.startswith("Assign") and len(operands) >= 2
+        if is_assignment and operands[0] in handles:
+            variable = runner.variables[handles[operands[0]]]
+            if variable.role not in UNWATCHED:
+                yield operands[1], f"`{variable.path}`"
+
+
+def _compiled_makers(
+    failed: Mapping[str, str],
+    inputs: Mapping[str, Sequence[str]],
+    bad_tensors: set[str],
+    ops: Mapping[tuple[str, str], OpInfo],
+) -> list[str]:
+    """Return the ops on the way back from what failed that got finite inputs.
+
+    A constant that is infinite is meant, so the op that uses it is named instead.
+    """
+    pending, seen, makers = deque(failed), set(failed), []
+    while pending:
+        op = pending.popleft().partition(":")[0]
+        bad_inputs = [tensor for tensor in inputs.get(op, ()) if tensor in bad_tensors]
+        sources = [ops.get(("", tensor.partition(":")[0])) for tensor in bad_inputs]
+        if all(source.type == "Const" for source in sources if source is not None):
+            makers.append(op)
+            continue
+        for tensor in bad_inputs:
+            if tensor not in seen:
+                seen.add(tensor)
+                pending.append(tensor)
+    return list(dict.fromkeys(makers))
+
+
+def _compiled_origin(runner: StepRunner, step: int, op: str, attribution: Attribution) -> Origin:
+    info = runner.ops(step)["", op]
+    fact = Fact(
+        serial=0, function="", name=op, type=info.type, calls=(), input_ids=(), via=(), outputs=()
+    )
+    place = attribution.place(fact)
+    outputs, operands = _compiled_tensors(runner, step, op)
+    return Origin(
+        step=step,
+        phase=place.phase,
+        where=place.where,
+        layer=place.layer,
+        layer_path=place.path_in_layer,
+        op_type=info.type,
+        op_name=op,
+        source=runner.source(place.stack) if place.stack >= 0 else None,
+        outputs=outputs,
+        operands=operands,
+        rows_reason="Rows are proved op by op, and op by op the step is finite.",
+    )
+
+
+def _compiled_tensors(
+    runner: StepRunner, step: int, op: str
+) -> tuple[tuple[OutputFacts, ...], tuple[OperandFacts, ...]]:
+    """Return the facts of an op's outputs and inputs; none where the op has handles among them."""
+    event = runner.compiled_event(step, op)
+    masks = {} if event is None else nonfinite_outputs(event.outputs)
+    if event is None or not masks:
+        return (), ()
+    outputs = tuple(output_facts(event.outputs[k], mask) for k, mask in masks.items())
+    input_names = runner.inputs_of(step)[op]
+    operands = operands_of(event, masks, input_names, event.inputs, runner.execute)
+    return outputs, tuple(operands)
