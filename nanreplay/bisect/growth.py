@@ -1,4 +1,9 @@
-"""The root of a divergence: the first step of the timeline from which values grew without return. Pure numpy."""
+"""The root of a divergence: the first step of the timeline from which values grew without return.
+
+Two shapes of growth count: a gradual one over several steps, and a jump within the last one or two
+steps before the origin. Reports tell the root; the rules of learning rate, initial weights and
+gradients ask for the `Growth` itself. Pure NumPy.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +28,8 @@ _JUMP_FROM_FEW = 1e4
 """The same when fewer than `_STEPS` earlier values are known."""
 _SHARE = 1e-3
 """A variable whose series ends below this share of the largest one led nothing."""
-_SERIES = (("gradient_norm", "gradient norm"), ("weight_norm", "norm of the weights"))
+_MATRICES = (("gradient_norm", "gradient norm"), ("weight_norm", "norm of the weights"))
+"""Matrices of the timeline that are looked at, and what sentences call them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +80,10 @@ class Growth:
         values = f"from {self.low:.3g} to {self.high:.3g}"
         if self.is_jump:
             return f"At step {self.step} {self.subject} jumped {values} ({self.numbers}){rate}."
-        return f"From step {self.step} on {self.subject} grew without return, {values} at step {self.last_step} ({self.numbers}){rate}."
+        return (
+            f"From step {self.step} on {self.subject} grew without return, "
+            f"{values} at step {self.last_step} ({self.numbers}){rate}."
+        )
 
 
 def find_root(timeline: Timeline | None, step: int, paths: Sequence[str] = ()) -> Root:
@@ -85,7 +94,7 @@ def find_root(timeline: Timeline | None, step: int, paths: Sequence[str] = ()) -
         step: Step of the origin.
         paths: Path of each variable, by index; tells which one led.
     """
-    if timeline is None or not len(np.asarray(timeline.columns.get("step", ()))):
+    if not _has_steps(timeline):
         return Root(step, "Nothing is recorded of earlier steps.")
     growth = find_growth(timeline, step, paths)
     if growth is None:
@@ -96,22 +105,26 @@ def find_root(timeline: Timeline | None, step: int, paths: Sequence[str] = ()) -
 def find_growth(timeline: Timeline | None, step: int, paths: Sequence[str] = ()) -> Growth | None:
     """Return the growth of the series that left its usual range first, None when none did.
 
-    The norm over all variables (or the loss) must have grown; the variable whose own norm left its usual range first led,
-    among equals the one that grew most.
+    The norm over all variables (or the loss) must have grown. The variable whose own norm left
+    its usual range first led, among equals the one that grew most.
 
     Args:
         timeline: What was recorded of all steps.
         step: Step of the origin.
         paths: Path of each variable, by index.
     """
-    if timeline is None or not len(np.asarray(timeline.columns.get("step", ()))):
+    if timeline is None or not _has_steps(timeline):
         return None
-    found = [
-        growth
-        for series in _series(timeline, paths)
-        if (growth := _leading(timeline, series, step)) is not None
-    ]
-    return min(found, key=lambda growth: (growth.is_jump, growth.step), default=None)
+    growths: list[Growth] = []
+    for series in _all_series(timeline, paths):
+        growth = _leading(timeline, series, step)
+        if growth is not None:
+            growths.append(growth)
+    return min(growths, key=lambda growth: (growth.is_jump, growth.step), default=None)
+
+
+def _has_steps(timeline: Timeline | None) -> bool:
+    return timeline is not None and len(np.asarray(timeline.columns.get("step", ()))) > 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,20 +136,18 @@ class _Series:
     """By variable path."""
 
 
-def _series(timeline: Timeline, paths: Sequence[str]) -> Iterator[_Series]:
-    for name, text in _SERIES:
+def _all_series(timeline: Timeline, paths: Sequence[str]) -> Iterator[_Series]:
+    for name, what in _MATRICES:
         matrix = timeline.matrix(name)
         if matrix.size:
             with np.errstate(all="ignore"):
                 total = np.sqrt(np.sum(np.square(matrix), axis=1))
-            known = [
-                (column, index)
+            parts = [
+                (paths[index], matrix[:, column])
                 for column, index in enumerate(timeline.variables)
                 if index < len(paths)
             ]
-            yield _Series(
-                text, total, tuple((paths[index], matrix[:, column]) for column, index in known)
-            )
+            yield _Series(what, total, tuple(parts))
     if "loss" in timeline.columns:
         yield _Series("loss", np.abs(np.asarray(timeline.columns["loss"], np.float64)))
 
@@ -146,17 +157,13 @@ def _leading(timeline: Timeline, series: _Series, step: int) -> Growth | None:
     whole = _growth(timeline, series.what, None, series.total, step)
     if whole is None:
         return None
-    parts = [
-        growth
-        for path, values in series.parts
-        if (growth := _growth(timeline, series.what, path, values, step)) is not None
-    ]
-    largest = max((growth.high for growth in parts), default=0.0)
-    leaders = [
-        growth
-        for growth in parts
-        if growth.high >= _SHARE * largest and growth.is_jump == whole.is_jump
-    ]
+    parts: list[Growth] = []
+    for path, values in series.parts:
+        growth = _growth(timeline, series.what, path, values, step)
+        if growth is not None:
+            parts.append(growth)
+    large = _SHARE * max((growth.high for growth in parts), default=0.0)
+    leaders = [part for part in parts if part.high >= large and part.is_jump == whole.is_jump]
     return min(leaders, key=lambda growth: (growth.step, -growth.factor), default=whole)
 
 
@@ -165,88 +172,75 @@ def _growth(
 ) -> Growth | None:
     """Return how a series grew until the origin; None when it did not."""
     steps = as_array(timeline.columns["step"])
-    known = (steps <= step) & np.isfinite(series)
-    steps, series = steps[known], series[known]
+    is_known = (steps <= step) & np.isfinite(series)
+    steps, series = steps[is_known], series[is_known]
     start = _gradual_start(steps, series, step)
-    if start is not None:
-        return _grown(
-            timeline,
-            what,
-            variable,
-            steps[start:],
-            series[start:],
-            float(series[start]),
-            is_jump=False,
-        )
-    start = _jump(series[steps < step])
+    last_usual = start
     if start is None:
-        return None
-    return _grown(
-        timeline,
-        what,
-        variable,
-        steps[start:],
-        series[start:],
-        float(series[start - 1]),
-        is_jump=True,
-    )
-
-
-def _grown(
-    timeline: Timeline,
-    what: str,
-    variable: str | None,
-    steps: NDArray[Any],
-    series: NDArray[Any],
-    low: float,
-    *,
-    is_jump: bool,
-) -> Growth:
-    began = int(steps[0])
+        start = _jump(series[steps < step])
+        if start is None:
+            return None
+        last_usual = start - 1
+    began = int(steps[start])
     return Growth(
-        began,
-        what,
-        variable,
-        low,
-        float(series[-1]),
-        int(steps[-1]),
-        is_jump,
-        learning_rate_at(timeline, began),
+        step=began,
+        what=what,
+        variable=variable,
+        low=float(series[last_usual]),
+        high=float(series[-1]),
+        last_step=int(steps[-1]),
+        is_jump=last_usual != start,
+        learning_rate=learning_rate_at(timeline, began),
     )
 
 
 def learning_rate_at(timeline: Timeline, step: int) -> float | None:
     """Return the recorded learning rate of a step, None where it is not recorded."""
     rates = np.asarray(timeline.columns.get("learning_rate", ()), np.float64)
-    found = rates[as_array(timeline.columns["step"]) == step] if len(rates) else rates
-    return float(found[0]) if len(found) and np.isfinite(found[0]) else None
+    if not len(rates):
+        return None
+    of_step = rates[as_array(timeline.columns["step"]) == step]
+    return float(of_step[0]) if len(of_step) and np.isfinite(of_step[0]) else None
 
 
 def _gradual_start(steps: NDArray[Any], series: NDArray[Any], step: int) -> int | None:
-    """Return the last position of a usual value before a series grew for good; None when it did not, or not for long."""
+    """Return the last position of a usual value before a series grew for good.
+
+    None when it did not grow, or not for long.
+    """
     if len(series) <= _STEPS or series[-1] < _FACTOR * float(np.median(series)) or series[-1] <= 0:
         return None
     start = _first_anomaly(series)
     if start is None or step - int(steps[start]) < _STEPS:
         return None
+    # The growth began before it was ten-fold: back down the slope.
     while start > 0 and series[start - 1] < series[start]:
         start -= 1
     return start
 
 
 def _first_anomaly(series: NDArray[Any]) -> int | None:
-    """Return the first position from which every value is at least `_FACTOR` times the median of those before it."""
+    """Return the first position from which a series stays far above what it was before.
+
+    That is, from which every value is at least `_FACTOR` times the median of those before it: in
+    1, 2, 1, 50, 1, 90, 200 it is 5, because after the 50 a 1 came back. A median of all values
+    before each position would take quadratic time. So positions are first picked by the smallest
+    value before them, which is at most the median and comes with one pass.
+    """
     lowest_after = np.minimum.accumulate(series[::-1])[::-1]
     lowest_before = np.minimum.accumulate(series)
     possible = 1 + np.flatnonzero(lowest_after[1:] >= _FACTOR * lowest_before[:-1])
-    return next(
-        (int(p) for p in possible if lowest_after[p] >= _FACTOR * float(np.median(series[:p])) > 0),
-        None,
-    )
+    for position in possible:
+        if lowest_after[position] >= _FACTOR * float(np.median(series[:position])) > 0:
+            return int(position)
+    return None
 
 
 def _jump(series: NDArray[Any]) -> int | None:
-    """Return the position of a jump that only the last one or two values stand above; None when there is none."""
+    """Return the position of a jump that only the last one or two values stand above.
+
+    None when there is none.
+    """
     for start in range(max(len(series) - _STEPS + 1, 1), len(series)):
         usual = float(series[:start].max())
         wanted = _JUMP if start >= _STEPS else _JUMP_FROM_FEW
