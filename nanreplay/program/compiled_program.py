@@ -1,4 +1,7 @@
-"""Calling a recorded program as it ran in training: compiled, with or without XLA, bit for bit."""
+"""Calling a recorded program as it ran in training: compiled, with or without XLA, bit for bit.
+
+Replays, the bisection's comparison of runs and the what-if trials call `CompiledProgram`.
+"""
 
 from __future__ import annotations
 
@@ -10,14 +13,16 @@ import tensorflow as tf
 
 from nanreplay.errors import ReplayError, UnsupportedOpError
 from nanreplay.program.graph_editor import needed_part
-from nanreplay.program.graph_nodes import avoid_known_functions
+from nanreplay.program.graph_nodes import avoid_known_functions, op_name
 from nanreplay.program.nondeterministic_ops import cut_recorded_ops, fed_ops
-from nanreplay.program.safety import parse_graph, python_ops
+from nanreplay.program.safety import all_nodes, parse_graph, python_ops
 from nanreplay.records import CaptureSpec, ProgramRecord, Signature
 from nanreplay.tensorflow_internals import tf_functions
 
-# Hashes of tensors, the same in a compiled program and in numpy: what two runs of one program
-# computed otherwise.
+# Hashes of tensors, the same in a compiled program and in NumPy: they tell which tensors two runs
+# of one program computed otherwise, without keeping any. A hash is a sum of the elements' bits,
+# which wraps at 2^64 and so is the same in whatever order a device adds. The second sum weighs each
+# element by an odd number of its place, so that two elements that change places are noticed.
 
 _INTEGERS = {2: tf.int16, 4: tf.int32, 8: tf.int64}
 _HASHES = "nanreplay_hashes"
@@ -29,7 +34,11 @@ class BitHash(NamedTuple):
     nonfinite: int
     """How many elements are NaN or infinite."""
     bits: int
-    """Sum of the elements' bits as integers, modulo 2^64; zeros of both signs and all NaNs count alike."""
+    """Sum of the elements' bits as integers, modulo 2^64.
+
+    Zeros of both signs count as 0 and all NaNs as 1: which of them a kernel makes is no property of
+    the program.
+    """
     places: int
     """The same sum with every element's bits multiplied by an odd number of its place."""
 
@@ -38,18 +47,18 @@ def hash_array(value: Any) -> BitHash:
     """Hash a float tensor or array."""
     array = np.asarray(value).reshape(-1)
     bits = array.view(f"i{array.dtype.itemsize}").astype(np.int64)
-    bits = np.where((array == 0) | np.isnan(array), np.where(np.isnan(array), 1, 0), bits)
+    bits = np.where(array == 0, 0, bits)
+    bits = np.where(np.isnan(array), 1, bits)
+    weights = 2 * np.arange(array.size, dtype=np.int64) + 1
+    n_nonfinite = int((~np.isfinite(array)).sum())
     with np.errstate(over="ignore"):
-        places = 2 * np.arange(array.size, dtype=np.int64) + 1
-        return BitHash(
-            int((~np.isfinite(array)).sum()), int(bits.sum()), int((bits * places).sum())
-        )
+        return BitHash(n_nonfinite, int(bits.sum()), int((bits * weights).sum()))
 
 
 def compiled_hashes(
     record: ProgramRecord, names: Sequence[str], *, batch: Sequence[Any], variables: Sequence[Any]
 ) -> dict[str, BitHash]:
-    """Run a program compiled as it was trained, and return the hashes of tensors of its main graph by name.
+    """Run a program compiled as it was trained; returns hashes of main-graph tensors by name.
 
     Hashing is part of the program then, and may change how XLA fuses the ops around it.
 
@@ -64,25 +73,25 @@ def compiled_hashes(
         tf.graph_util.import_graph_def(parse_graph(record.graph), name="")
         hashes = [_hashed(graph.get_tensor_by_name(name)) for name in names]
         fetched = tf.stack(hashes, name=_HASHES).name
-    jit = record.signature.compilation == "xla"
-    program = CompiledProgram(
-        graph.as_graph_def(), record.signature, jit=jit, extra_fetches=[fetched]
-    )
-    _, (found,) = program(batch, variables, record.constants)
-    return {name: BitHash(*map(int, row)) for name, row in zip(names, found.numpy(), strict=True)}
+    signature = record.signature
+    jit = signature.compilation == "xla"
+    program = CompiledProgram(graph.as_graph_def(), signature, jit=jit, extra_fetches=[fetched])
+    _, (rows,) = program(batch, variables, record.constants)
+    return {name: BitHash(*map(int, row)) for name, row in zip(names, rows.numpy(), strict=True)}
 
 
 def _hashed(tensor: Any) -> Any:
+    """`hash_array` as ops: a vector of its three numbers."""
     flat = tf.reshape(tensor, [-1])
     bits = tf.cast(tf.bitcast(flat, _INTEGERS[tensor.dtype.size]), tf.int64)
-    nan = tf.math.is_nan(flat)
-    bits = tf.where(nan, tf.ones_like(bits), tf.where(tf.equal(flat, 0), tf.zeros_like(bits), bits))
-    places = 2 * tf.range(tf.size(flat, tf.int64), dtype=tf.int64) + 1
-    nonfinite = tf.reduce_sum(tf.cast(~tf.math.is_finite(flat), tf.int64))
-    return tf.stack([nonfinite, tf.reduce_sum(bits), tf.reduce_sum(bits * places)])
+    is_zero, is_nan = tf.equal(flat, 0), tf.math.is_nan(flat)
+    bits = tf.where(is_nan, tf.ones_like(bits), tf.where(is_zero, tf.zeros_like(bits), bits))
+    weights = 2 * tf.range(tf.size(flat, tf.int64), dtype=tf.int64) + 1
+    n_nonfinite = tf.reduce_sum(tf.cast(~tf.math.is_finite(flat), tf.int64))
+    return tf.stack([n_nonfinite, tf.reduce_sum(bits), tf.reduce_sum(bits * weights)])
 
 
-# --- program.compiled
+# The program itself.
 
 _PROBE = "nanreplay_probe:0"
 
@@ -90,16 +99,19 @@ _PROBE = "nanreplay_probe:0"
 class CompiledProgram:
     """A recorded program, imported once and callable many times.
 
-    The fetches are those of the recorded step, and its assignments run, so that the graph optimizer sees the same
-    graph as in training and fuses the same ops. More fetches may change the fusion and with it the last bit. Ops whose
-    outputs were recorded do not run; what they gave is fed.
+    The fetches are those of the recorded step, and its assignments run, so that the graph
+    optimizer sees the same graph as in training and fuses the same ops. More fetches may change
+    the fusion and with it the last bit. Ops whose outputs were recorded do not run; what they gave
+    is fed.
 
     Args:
         graph: A GraphDef, or its serialized bytes.
         signature: How it is called.
         jit: Compile with XLA, as a step recorded with `jit_compile=True` was.
-        extra_fetches: More tensor names to return. `signature.watch` is fetched anyway, so asking for it changes nothing.
-        probe: Tensor names whose NaN and infinities `probe_result` tells of after a call, measured inside the program.
+        extra_fetches: More tensor names to return. `signature.watch` is fetched anyway, so asking
+            for it changes nothing.
+        probe: Tensor names whose NaN and infinities `probe_result` tells of after a call. They are
+            measured inside of the program.
 
     Raises:
         ReplayError: The graph cannot be imported, or lacks a tensor that the signature names.
@@ -120,35 +132,41 @@ class CompiledProgram:
         self._stand_in: Any = None
         """What is fed for a resource that is handed on and that nothing uses."""
         self._extra_fetches = tuple(extra_fetches)
-        watch = (signature.watch,) if signature.watch else ()
         self._probe = tuple(probe)
         self.probe_result: dict[str, tuple[bool, bool]] = {}
         """(holds a NaN, holds an infinity) of each probed tensor in the last call."""
-        self._fetched = tuple(
-            dict.fromkeys(
-                (*signature.outputs, *watch, *extra_fetches, *((_PROBE,) if probe else ()))
-            )
-        )
-        graph, places, stand_ins, idle, self._unused, taken = cut_recorded_ops(parse_graph(graph), signature)
+        self._fetched = self._all_fetches()
+        cut = cut_recorded_ops(parse_graph(graph), signature)
+        self._unused = cut.unused
         self._inputs = [*signature.inputs, *signature.fed]
-        self._captures = [spec for spec in signature.captures if spec.tensor not in idle]
-        feeds = [*(spec.tensor for spec in self._inputs), *(spec.tensor for spec in self._captures)]
+        self._captures = [spec for spec in signature.captures if spec.tensor not in cut.idle]
+        feeds = [spec.tensor for spec in self._inputs] + [spec.tensor for spec in self._captures]
         effects = [name for name in signature.control_outputs if name not in fed_ops(signature)]
         if signature.control_outputs:
-            effects += [name for name in taken if name not in effects]
-        feeds = [places.get(name, name) for name in feeds]
-        fetched, probe = (
-            [stand_ins.get(name, name) for name in names] for names in (self._fetched, probe)
+            effects += [name for name in cut.taken if name not in effects]
+        self._function = _imported(
+            cut.graph,
+            feeds=[cut.feeds.get(name, name) for name in feeds],
+            fetches=[cut.places.get(name, name) for name in self._fetched],
+            probe=[cut.places.get(name, name) for name in probe],
+            effects=effects,
         )
-        self._function = _imported(graph, feeds, fetched, probe, effects)
         left = python_ops(self._function.graph.as_graph_def())
         if left:
             raise UnsupportedOpError("PyFunc", left[0], "its Python function is not in the capture")
-        self._call = (
-            tf.function(self._function, jit_compile=True, autograph=False)
-            if jit
-            else self._function
-        )
+        self._call = self._function
+        if jit:
+            self._call = tf.function(self._function, jit_compile=True, autograph=False)
+
+    def _all_fetches(self) -> tuple[str, ...]:
+        """What a call computes, each tensor once: outputs, fingerprint, extra fetches, probe."""
+        names = [*self._signature.outputs]
+        if self._signature.watch:
+            names.append(self._signature.watch)
+        names += self._extra_fetches
+        if self._probe:
+            names.append(_PROBE)
+        return tuple(dict.fromkeys(names))
 
     def __call__(
         self, batch: Sequence[Any], variables: Sequence[Any], constants: Sequence[Any] = ()
@@ -164,23 +182,25 @@ class CompiledProgram:
             Tensors of `signature.outputs`, and tensors of `extra_fetches`.
         """
         kinds = [tensor.dtype for tensor in self._function.inputs]
-        fed = [
-            _typed(batch[spec.leaf], kind) for spec, kind in zip(self._inputs, kinds, strict=False)
-        ]
-        fed += [self._capture(spec, variables, constants) for spec in self._captures]
-        found = dict(zip(self._fetched, self._call(*fed), strict=True))
+        # Not strict: the batch comes first among the inputs, captures follow.
+        inputs = zip(self._inputs, kinds, strict=False)
+        feeds = [_typed(batch[spec.leaf], kind) for spec, kind in inputs]
+        feeds += [self._capture(spec, variables, constants) for spec in self._captures]
+        results = dict(zip(self._fetched, self._call(*feeds), strict=True))
         if self._probe:
-            self.probe_result = {
-                name: (bool(nan), bool(inf))
-                for name, (nan, inf) in zip(self._probe, found[_PROBE].numpy(), strict=True)
-            }
-        return [found[name] for name in self._signature.outputs], [
-            found[name] for name in self._extra_fetches
-        ]
+            flags = zip(self._probe, results[_PROBE].numpy(), strict=True)
+            self.probe_result = {name: (bool(nan), bool(inf)) for name, (nan, inf) in flags}
+        outputs = [results[name] for name in self._signature.outputs]
+        return outputs, [results[name] for name in self._extra_fetches]
 
     def _capture(
         self, spec: CaptureSpec, variables: Sequence[Any], constants: Sequence[Any]
     ) -> Any:
+        """What is fed to one captured input.
+
+        A resource that is handed on and that nothing uses (a lookup table whose outputs were
+        recorded) is not in the file. Any resource may stand for it; a variable does.
+        """
         if spec.tensor not in self._unused:
             return capture_feed(spec, variables, constants)
         if self._stand_in is None:
@@ -199,7 +219,8 @@ def capture_feed(spec: CaptureSpec, variables: Sequence[Any], constants: Sequenc
     if spec.constant is not None:
         return tf.convert_to_tensor(constants[spec.constant])
     raise ReplayError(
-        f"The program uses the resource {spec.tensor!r} (a lookup table, an iterator), which the capture does not hold."
+        f"The program uses the resource {spec.tensor!r} (a lookup table, an iterator), "
+        "which the capture does not hold."
     )
 
 
@@ -216,42 +237,50 @@ def _typed(value: Any, dtype: Any) -> Any:
 
 def _imported(
     graph: Any,
+    *,
     feeds: Sequence[str],
     fetches: Sequence[str],
     probe: Sequence[str],
     effects: Sequence[str],
 ) -> Any:
-    """Import what the fetches and the assignments need of a graph, add the probe, and make a ConcreteFunction of it."""
-    wanted = [*feeds, *(name for name in fetches if name != _PROBE), *probe, *effects]
+    """Import what the fetches and the assignments need of a graph, as a ConcreteFunction.
+
+    Args:
+        graph: A GraphDef.
+        feeds: Names of the tensors that are fed.
+        fetches: Names of the tensors to return, `_PROBE` among them where there is a probe.
+        probe: Names of the tensors that it measures.
+        effects: Names of the ops that run for their effect.
+    """
+    recorded = [name for name in fetches if name != _PROBE]
     try:
-        needed = needed_part(graph, [name.partition(":")[0] for name in wanted])
-        _clear_devices(needed)
+        needed = needed_part(
+            graph, [op_name(name) for name in (*feeds, *recorded, *probe, *effects)]
+        )
+        for _, node in all_nodes(needed):
+            node.device = ""  # that of the training may not be here
         avoid_known_functions(needed)
         wrapped = tf.compat.v1.wrap_function(lambda: _build(needed, probe), [])
-        inside = wrapped.graph
-        sources = [inside.get_tensor_by_name(name) for name in feeds]
-        results = [inside.get_tensor_by_name(name) for name in fetches]
+        get_tensor = wrapped.graph.get_tensor_by_name
         return tf_functions.function_of_graph(
-            wrapped, sources, results, [inside.get_operation_by_name(name) for name in effects]
+            wrapped,
+            inputs=[get_tensor(name) for name in feeds],
+            outputs=[get_tensor(name) for name in fetches],
+            effects=[wrapped.graph.get_operation_by_name(name) for name in effects],
         )
     except (KeyError, ValueError, tf.errors.OpError) as error:
         raise ReplayError(f"The recorded program cannot be imported: {error}") from error
 
 
 def _build(graph: Any, probe: Sequence[str]) -> None:
+    """Import a graph into the one that is being traced, and add the probe."""
     tf.graph_util.import_graph_def(graph, name="")
-    if probe:
-        tensors = [tf.compat.v1.get_default_graph().get_tensor_by_name(name) for name in probe]
-        flags = [
-            [tf.reduce_any(tf.math.is_nan(each)), tf.reduce_any(tf.math.is_inf(each))]
-            for each in tensors
-        ]
-        tf.stack([tf.stack(pair) for pair in flags], name=_PROBE.partition(":")[0])
-
-
-def _clear_devices(graph: Any) -> None:
-    for node in graph.node:
-        node.device = ""
-    for function in graph.library.function:
-        for node in function.node_def:
-            node.device = ""
+    if not probe:
+        return
+    flags = []
+    for name in probe:
+        tensor = tf.compat.v1.get_default_graph().get_tensor_by_name(name)
+        has_nan = tf.reduce_any(tf.math.is_nan(tensor))
+        has_infinity = tf.reduce_any(tf.math.is_inf(tensor))
+        flags.append([has_nan, has_infinity])
+    tf.stack([tf.stack(pair) for pair in flags], name=op_name(_PROBE))

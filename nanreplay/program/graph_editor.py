@@ -1,75 +1,90 @@
-"""Editing a recorded program: new ops between existing ones, other inputs, other op types. The graph stays a GraphDef."""
+"""Editing a recorded program: what its step does not need goes, ops are added, moved, replaced.
+
+The graph stays a GraphDef. Captures are made smaller with `pruned`; fixes and local versions of
+distributed programs are made with `ProgramEditor`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import tensorflow as tf
 
 from nanreplay.errors import ReplayError
-from nanreplay.program.graph_nodes import count_outputs, output_types
-from nanreplay.program.safety import parse_graph
+from nanreplay.program.graph_nodes import (
+    count_outputs,
+    data_inputs,
+    mentioned_functions,
+    op_name,
+    output_types,
+)
+from nanreplay.program.safety import all_nodes, copied_graph, parse_graph
 from nanreplay.records import OpInfo, ProgramRecord, Signature
 from nanreplay.tensorflow_internals.tf_eager import op_definition
 
-# Leaving out of a recorded program what its step does not need: ops that lead nowhere, functions
-# that nobody calls.
+# Leaving out what the step does not need: ops that lead nowhere, functions that nobody calls, names
+# of devices.
 
 
 def needed_part(graph: Any, names: Sequence[str]) -> Any:
-    """Return a copy of a GraphDef with these ops of its main graph and what they depend on; its library stays whole.
+    """Return a copy of a GraphDef with these ops of its main graph and what they depend on.
 
-    `WrappedFunction.prune` gives the same, by making every op anew in Python; that takes several times as long.
+    Its library stays whole. `WrappedFunction.prune` gives the same, by making every op anew in
+    Python; that takes several times as long.
     """
-    nodes, seen, pending = {node.name: node for node in graph.node}, set[str](), list(names)
+    nodes = {node.name: node for node in graph.node}
+    reached: set[str] = set()
+    pending = list(names)
     while pending:
         name = pending.pop()
-        if name not in seen:
-            seen.add(name)
-            pending += [source.lstrip("^").partition(":")[0] for source in nodes[name].input]
+        if name not in reached:
+            reached.add(name)
+            pending += [op_name(source) for source in nodes[name].input]
     needed = tf.compat.v1.GraphDef()
     needed.versions.CopyFrom(graph.versions)
     needed.library.CopyFrom(graph.library)
-    needed.node.extend(node for node in graph.node if node.name in seen)
+    needed.node.extend(node for node in graph.node if node.name in reached)
     return needed
 
 
 def pruned(record: ProgramRecord) -> ProgramRecord:
-    """Return a program without ops that its step does not run, without functions that it does not call, and without devices."""
-    graph = needed_part(
-        parse_graph(record.graph), [name.partition(":")[0] for name in _wanted(record.signature)]
-    )
-    functions = {function.signature.name: function for function in graph.library.function}
-    gradients = {entry.function_name: entry.gradient_func for entry in graph.library.gradient}
-    called, pending = set[str](), [*_mentioned(graph.node)]
-    while pending:
-        name = pending.pop()
-        if name in functions and name not in called:
-            called.add(name)
-            pending += [
-                *_mentioned(functions[name].node_def),
-                *([gradients[name]] if name in gradients else []),
-            ]
-    kept = [function for function in graph.library.function if function.signature.name in called]
-    kept_gradients = [entry for entry in graph.library.gradient if entry.function_name in called]
-    library = type(graph.library)(function=kept, gradient=kept_gradients)
-    graph.library.CopyFrom(library)
+    """Return a program with what its step runs and calls alone, and without devices."""
+    wanted = [op_name(name) for name in _wanted(record.signature)]
+    graph = needed_part(parse_graph(record.graph), wanted)
+    _prune_library(graph)
     forget_placement(graph)
-    held = {("", node.name) for node in graph.node}
-    held |= {
-        (function.signature.name, node.name)
-        for function in graph.library.function
-        for node in function.node_def
-    }
-    held |= {
+    kept = {(function, node.name) for function, node in all_nodes(graph)}
+    # What is known of a forward op is asked for through its backward op, even if it is gone.
+    kept |= {
         (info.forward_function, info.forward)
         for info in record.ops
-        if (info.function, info.name) in held
+        if (info.function, info.name) in kept
     }
-    ops = tuple(info for info in record.ops if (info.function, info.name) in held)
+    ops = tuple(info for info in record.ops if (info.function, info.name) in kept)
     return replace(record, graph=graph.SerializeToString(deterministic=True), ops=ops)
+
+
+def _prune_library(graph: Any) -> None:
+    """Leave out functions that the main graph calls neither directly nor through others."""
+    functions = {function.signature.name: function for function in graph.library.function}
+    gradients = {entry.function_name: entry.gradient_func for entry in graph.library.gradient}
+    called: set[str] = set()
+    pending = list(mentioned_functions(graph.node))
+    while pending:
+        name = pending.pop()
+        if name not in functions or name in called:
+            continue
+        called.add(name)
+        pending += mentioned_functions(functions[name].node_def)
+        if name in gradients:
+            pending.append(gradients[name])
+    library = type(graph.library)(
+        function=[entry for entry in graph.library.function if entry.signature.name in called],
+        gradient=[entry for entry in graph.library.gradient if entry.function_name in called],
+    )
+    graph.library.CopyFrom(library)
 
 
 def _wanted(signature: Signature) -> Iterator[str]:
@@ -84,43 +99,32 @@ def _wanted(signature: Signature) -> Iterator[str]:
         yield signature.watch
 
 
-def _mentioned(nodes: Iterable[Any]) -> Iterator[str]:
-    """Names of functions that nodes call or hold in an attribute."""
-    for node in nodes:
-        yield node.op
-        for value in node.attr.values():
-            yield from (
-                function.name
-                for function in ([value.func] if value.HasField("func") else value.list.func)
-            )
-
-
 def forget_colocations(graph: Any) -> None:
-    """Leave out which op belongs beside which: `pfor` names ops that are elsewhere, and no graph can be imported with such."""
-    for node in [
-        *graph.node,
-        *(node for function in graph.library.function for node in function.node_def),
-    ]:
+    """Leave out which op belongs beside which.
+
+    `pfor` names ops that are elsewhere, and no graph can be imported with such a name.
+    """
+    for _, node in all_nodes(graph):
         node.attr.pop("_class", None)
 
 
 def forget_placement(graph: Any) -> None:
-    """Leave out what only a debugger or a placer reads; `_class` pins ops to places of others that may be gone."""
-    for node in [
-        *graph.node,
-        *(node for function in graph.library.function for node in function.node_def),
-    ]:
+    """Leave out devices, colocations (`_class`) and what only a debugger reads.
+
+    A colocation names another op, which may be gone.
+    """
+    forget_colocations(graph)
+    for _, node in all_nodes(graph):
         node.device = ""
         node.ClearField("experimental_debug_info")
-        for name in ("_user_specified_name", "_class"):
-            node.attr.pop(name, None)
+        node.attr.pop("_user_specified_name", None)
     for function in graph.library.function:
         for argument in function.arg_attr.values():
             argument.attr.pop("_user_specified_name", None)
     graph.ClearField("debug_info")
 
 
-# --- program.edit
+# Editing: new ops between existing ones, other inputs, other op types.
 
 OpKey = tuple[str, str]
 """(function, op name); function is "" for the main graph."""
@@ -130,8 +134,8 @@ _SCOPE = "nanreplay_fix"
 class ProgramEditor:
     """A copy of a program's graph that is being changed.
 
-    Tensors are named as their function names them: `op:0` in the main graph, `op:output:0` or an argument's name in a
-    function of the library.
+    Tensors are named as their function names them: `op:0` in the main graph, `op:output:0` or the
+    name of an argument in a function of the library.
 
     Args:
         record: The program; it is left as it is.
@@ -140,8 +144,7 @@ class ProgramEditor:
     def __init__(self, record: ProgramRecord) -> None:
         """Copy the graph."""
         self.record = record
-        self._graph = tf.compat.v1.GraphDef()
-        self._graph.CopyFrom(parse_graph(record.graph))
+        self._graph = copied_graph(record.graph)
         self._functions = {
             function.signature.name: function for function in self._graph.library.function
         }
@@ -167,14 +170,15 @@ class ProgramEditor:
         """
         function, name = key
         if name not in self._nodes.get(function, {}):
-            raise ReplayError(
-                f"The program holds no op {name!r}"
-                + (f" in function {function!r}." if function else ".")
-            )
+            inside = f" in function {function!r}" if function else ""
+            raise ReplayError(f"The program holds no op {name!r}{inside}.")
         return self._nodes[function][name]
 
     def locate(self, key: OpKey) -> OpKey:
-        """Return where the program has an op that was found in another trace of the step, whose functions have other numbers.
+        """Return where the program has an op that was found in another trace of the step.
+
+        TensorFlow numbers the functions of each trace anew: `__inference_step_12` may be
+        `__inference_step_98` here. Function names are compared without their numbers.
 
         Raises:
             ReplayError: It has no such op.
@@ -201,7 +205,10 @@ class ProgramEditor:
         return list(self._nodes[function])
 
     def rename_output(self, key: OpKey, old: str, new: str) -> None:
-        """Follow the name of an op's output after its type was changed; only functions of the library name outputs."""
+        """Follow the name of an op's output after its type was changed.
+
+        Only functions of the library name outputs; the main graph numbers them.
+        """
         function, name = key
         if not function:
             return
@@ -215,7 +222,7 @@ class ProgramEditor:
 
     def data_inputs(self, key: OpKey) -> list[str]:
         """Return the names of an op's input tensors."""
-        return [_normal(name, key[0]) for name in self.node(key).input if not name.startswith("^")]
+        return [_full_name(name, key[0]) for name in data_inputs(self.node(key))]
 
     def set_input(self, key: OpKey, position: int, tensor: str) -> None:
         """Let an op take another tensor."""
@@ -224,31 +231,31 @@ class ProgramEditor:
     def outputs(self, key: OpKey) -> list[str]:
         """Return the names of an op's output tensors."""
         node = self.node(key)
-        if not key[0]:
-            return [
-                f"{node.name}:{k}" for k in range(len(output_types(self._definition(node), node)))
-            ]
         definition = self._definition(node)
+        if not key[0]:
+            return [f"{node.name}:{k}" for k in range(len(output_types(definition, node)))]
         names = []
         for argument in definition.output_arg:
-            names += [
-                f"{node.name}:{argument.name}:{k}" for k in range(count_outputs(argument, node))
-            ]
+            count = count_outputs(argument, node)
+            names += [f"{node.name}:{argument.name}:{k}" for k in range(count)]
         return names
 
     def consumers(self, function: str, tensor: str) -> list[tuple[OpKey, int]]:
         """Return the ops that take a tensor, and at which position."""
-        found = []
+        consumers = []
         for name, node in self._nodes[function].items():
             for position, source in enumerate(node.input):
-                if not source.startswith("^") and _normal(source, function) == tensor:
-                    found.append(((function, name), position))
-        return found
+                if not source.startswith("^") and _full_name(source, function) == tensor:
+                    consumers.append(((function, name), position))
+        return consumers
 
     def reroute(
         self, function: str, old: str, new: str, only: Callable[[OpKey], bool] = lambda key: True
     ) -> int:
-        """Let the ops that take `old` take `new`, but for ops that this editor added; returns how many places changed."""
+        """Let the ops that take `old` take `new`; returns how many inputs changed.
+
+        Ops that this editor added keep `old`: they compute `new` from it.
+        """
         changed = 0
         for key, position in self.consumers(function, old):
             if not key[1].startswith(_SCOPE) and only(key):
@@ -258,17 +265,14 @@ class ProgramEditor:
 
     def dtype(self, function: str, tensor: str) -> Any:
         """Return the `tf.DType` of a tensor."""
-        name, _, rest = tensor.partition(":")
-        if function and not rest:
-            arguments = {
-                argument.name: argument
-                for argument in self._functions[function].signature.input_arg
-            }
-            return tf.dtypes.as_dtype(arguments[name].type)
+        name, _, output = tensor.partition(":")
+        if function and not output:  # an argument of the function
+            arguments = self._functions[function].signature.input_arg
+            types = {argument.name: argument.type for argument in arguments}
+            return tf.dtypes.as_dtype(types[name])
         node = self.node((function, name))
-        return tf.dtypes.as_dtype(
-            output_types(self._definition(node), node)[self.outputs((function, name)).index(tensor)]
-        )
+        number = self.outputs((function, name)).index(tensor)
+        return tf.dtypes.as_dtype(output_types(self._definition(node), node)[number])
 
     def add(
         self,
@@ -287,91 +291,103 @@ class ProgramEditor:
         """
         scope = scope or f"{_SCOPE}_{self._count}"
         self._count += 1
-        fed = {}
+        # The ops are traced in a graph of their own, in which placeholders stand for the tensors,
+        # and then copied.
         with tf.Graph().as_default() as graph:
-            places = [
+            placeholders = [
                 tf.compat.v1.placeholder(self.dtype(function, tensor), name=f"{scope}/given_{i}")
                 for i, tensor in enumerate(tensors)
             ]
             with tf.name_scope(scope):
-                made = tf.nest.flatten(compute(*places))
-        for place, tensor in zip(places, tensors, strict=True):
-            fed[place.op.name] = tensor
+                results = tf.nest.flatten(compute(*placeholders))
+        stand_for = {
+            placeholder.op.name: tensor
+            for placeholder, tensor in zip(placeholders, tensors, strict=True)
+        }
         definition = graph.as_graph_def()
         if definition.library.function:
             raise ReplayError("A fix may not call functions.")
         for node in definition.node:
-            if node.name not in fed:
-                self._append(function, node, fed)
+            if node.name not in stand_for:
+                self._append(function, node, stand_for)
         return [
-            fed.get(tensor.op.name) or self.outputs((function, tensor.op.name))[tensor.value_index]
-            for tensor in made
+            stand_for.get(tensor.op.name)
+            or self.outputs((function, tensor.op.name))[tensor.value_index]
+            for tensor in results
         ]
 
     def inline(self, name: str, function: str) -> list[str]:
-        """Put the body of a branch in the place of an If of the main graph; returns the names of the new ops.
+        """Put the body of a branch in the place of an If of the main graph.
 
         Args:
             name: The If. It becomes an IdentityN of what the branch returns.
             function: The branch to take, whatever the condition.
+
+        Returns:
+            The names of the new ops.
         """
         node, body = self._nodes[""][name], self._functions[function]
-        given = [source for source in node.input if not source.startswith("^")][1:]
-        places = {
+        # A tensor of the branch to its name in the main graph: `dense/MatMul:product:0` becomes
+        # `cond/dense/MatMul:0`, an argument becomes the input of the If (after the condition).
+        in_main = {
             argument.name: source
-            for argument, source in zip(body.signature.input_arg, given, strict=True)
+            for argument, source in zip(
+                body.signature.input_arg, data_inputs(node)[1:], strict=True
+            )
         }
         for inner in body.node_def:
-            made = self.outputs((function, inner.name))
-            places |= {output: f"{name}/{inner.name}:{k}" for k, output in enumerate(made)}
+            outputs = self.outputs((function, inner.name))
+            in_main |= {output: f"{name}/{inner.name}:{k}" for k, output in enumerate(outputs)}
         for inner in body.node_def:
-            added = self._graph.node.add()
-            added.CopyFrom(inner)
-            added.name = f"{name}/{inner.name}"
-            self._nodes[""][added.name] = added
-            for position, source in enumerate(inner.input):
-                added.input[position] = (
-                    f"^{name}/{source[1:]}" if source.startswith("^") else places[source]
-                )
+            self._add_inlined(name, inner, in_main)
         types = [argument.type for argument in body.signature.output_arg]
         node.op = "IdentityN"
         del node.input[:]
-        node.input.extend(places[body.ret[argument.name]] for argument in body.signature.output_arg)
+        returned = [body.ret[argument.name] for argument in body.signature.output_arg]
+        node.input.extend(in_main[tensor] for tensor in returned)
         node.attr.clear()
         node.attr["T"].list.type.extend(types)
         return [f"{name}/{inner.name}" for inner in body.node_def]
+
+    def _add_inlined(self, outer: str, inner: Any, in_main: Mapping[str, str]) -> None:
+        added = self._graph.node.add()
+        added.CopyFrom(inner)
+        added.name = f"{outer}/{inner.name}"
+        self._nodes[""][added.name] = added
+        for position, source in enumerate(inner.input):
+            is_control = source.startswith("^")
+            added.input[position] = f"^{outer}/{source[1:]}" if is_control else in_main[source]
 
     def remove_function(self, name: str) -> None:
         """Leave out a function of the library that nothing calls any more."""
         self._graph.library.function.remove(self._functions.pop(name))
         del self._nodes[name]
 
-    def _append(self, function: str, node: Any, fed: Mapping[str, str]) -> None:
-        holder = self._functions[function].node_def if function else self._graph.node
-        added = holder.add()
+    def _append(self, function: str, node: Any, stand_for: Mapping[str, str]) -> None:
+        """Copy a node of a traced graph and give its inputs the names that `function` has."""
+        nodes = self._functions[function].node_def if function else self._graph.node
+        added = nodes.add()
         added.CopyFrom(node)
         added.attr.pop("_class", None)  # names the placeholder that stood for a tensor
         self._nodes[function][node.name] = added
         for position, source in enumerate(node.input):
-            control = source.startswith("^")
             name, _, output = source.lstrip("^").partition(":")
-            if name in fed:
-                added.input[position] = fed[name]
-            elif not control and function:
+            if name in stand_for:
+                added.input[position] = stand_for[name]
+            elif function and not source.startswith("^"):
                 added.input[position] = self.outputs((function, name))[int(output or 0)]
 
     def _definition(self, node: Any) -> Any:
-        return (
-            self._functions[node.op].signature
-            if node.op in self._functions
-            else op_definition(node.op)
-        )
+        """The OpDef of a node; the signature of the function that it calls, where it calls one."""
+        function = self._functions.get(node.op)
+        return op_definition(node.op) if function is None else function.signature
 
 
 def _stem(function: str) -> str:
+    """The name of a function without the number of its trace."""
     return function.rstrip("0123456789_")
 
 
-def _normal(name: str, function: str) -> str:
+def _full_name(tensor: str, function: str) -> str:
     """A tensor's full name: the main graph leaves `:0` out."""
-    return name if function or ":" in name else f"{name}:0"
+    return tensor if function or ":" in tensor else f"{tensor}:0"

@@ -1,10 +1,13 @@
-"""Names of library functions. A process knows one function of a name; two versions of a program need names of their own."""
+"""Reading nodes of GraphDefs: their inputs, their outputs, the functions they call, constants.
+
+The lowest module of the package: all that reads or edits a recorded graph uses it.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -13,7 +16,18 @@ from numpy.typing import NDArray
 
 from nanreplay.tensorflow_internals import tf_eager, tf_functions
 
-# What a node of a GraphDef gives: how many tensors, of which types.
+# What a node of a GraphDef takes and gives. An input is `^op` for a control dependency, and `op`,
+# `op:1` or in a function `op:output:1` for a tensor.
+
+
+def data_inputs(node: Any) -> list[str]:
+    """Return the names of the tensors that a node takes, without control dependencies."""
+    return [name for name in node.input if not name.startswith("^")]
+
+
+def op_name(tensor: str) -> str:
+    """Return the name of the op that makes a tensor, or that a control dependency names."""
+    return tensor.removeprefix("^").partition(":")[0]
 
 
 def count_outputs(argument: Any, node: Any) -> int:
@@ -60,13 +74,28 @@ def constant_array(tensor: Any) -> NDArray[Any]:
     shape = tuple(dimension.size for dimension in tensor.tensor_shape.dim)
     if not values.size:
         return np.zeros(shape, values.dtype)
-    # one value, or the last of several, stands for all that follow
+    # One value, or the last of several, stands for all that follow.
     return np.pad(values, (0, math.prod(shape) - values.size), "edge").reshape(shape)
 
 
-# --- program.functions
+# Names of library functions. A process knows one function of a name, so two versions of a program
+# need names of their own.
 
 _serials = itertools.count()
+
+
+def mentioned_functions(nodes: Iterable[Any]) -> Iterator[str]:
+    """Yield what nodes may call: their op types, which may name functions, and their attributes."""
+    for node in nodes:
+        yield node.op
+        for value in node.attr.values():
+            yield from (function.name for function in _functions_in(value))
+
+
+def _functions_in(value: Any) -> Iterable[Any]:
+    """The functions that an attribute names: one, or a list (the branches of a Case)."""
+    functions: Iterable[Any] = [value.func] if value.HasField("func") else value.list.func
+    return functions
 
 
 def rename_mentions(nodes: Iterable[Any], names: Mapping[str, str]) -> None:
@@ -79,12 +108,12 @@ def rename_mentions(nodes: Iterable[Any], names: Mapping[str, str]) -> None:
     for node in nodes:
         node.op = names.get(node.op, node.op)
         for value in node.attr.values():
-            for function in [value.func] if value.HasField("func") else value.list.func:
+            for function in _functions_in(value):
                 function.name = names.get(function.name, function.name)
 
 
 def avoid_known_functions(graph: Any) -> None:
-    """Rename the functions of a GraphDef, in place, when this process knows other ones by the same names."""
+    """Rename the functions of a GraphDef, in place, where this process knows others so named."""
     functions = graph.library.function
     if not any(_is_another(function) for function in functions):
         return
@@ -104,12 +133,23 @@ def _is_another(function: Any) -> bool:
     return known is not None and known != function
 
 
+# Names of tensors within functions.
+
+
 def output_name(tensor: Any) -> str:
-    """The name of a tensor within a FunctionDef: `op:output:number`."""
+    """The name of a tensor within a FunctionDef: `op:output:number`.
+
+    A traced tensor knows its number among all outputs of its op; a FunctionDef counts within each
+    declared output. The third part that a Split gives, declared as the list `output`, is
+    `split:output:2`.
+    """
     op, index = tensor.op, tensor.value_index
     for argument in tf_eager.op_definition(op.type).output_arg:
-        count = len(op.get_attr(argument.type_list_attr)) if argument.type_list_attr else 1
-        count = op.get_attr(argument.number_attr) if argument.number_attr else count
+        count = 1
+        if argument.number_attr:
+            count = op.get_attr(argument.number_attr)
+        elif argument.type_list_attr:
+            count = len(op.get_attr(argument.type_list_attr))
         if index < count:
             return f"{op.name}:{argument.name}:{index}"
         index -= count

@@ -1,4 +1,8 @@
-"""Which phase of the step an op of the main graph belongs to, by what was running and by where its value goes."""
+"""What is told of an op beside its type: the user's source lines, and the phase of the step.
+
+The phase of an op of the main graph follows from what was running as it was made (`Observation`)
+and from where its value goes. `program_record` and `eager_program` use both.
+"""
 
 from __future__ import annotations
 
@@ -16,30 +20,25 @@ import tensorflow as tf
 from nanreplay.program.observation import Observation
 from nanreplay.records import Frame
 
-# Python stacks of ops, kept once each, library frames left out.
+# Python stacks of ops, kept once each, without the frames of libraries.
 
 Sources = Literal["lines", "none"]
 
 
 def _folders(*names: str) -> list[Path]:
     """Where packages are, imported or not."""
-    found = [find_spec(name) for name in names]
-    return [
-        Path(spec.origin).resolve().parent for spec in found if spec is not None and spec.origin
-    ]
+    specs = [find_spec(name) for name in names]
+    origins = [spec.origin for spec in specs if spec is not None]
+    return [Path(origin).resolve().parent for origin in origins if origin]
 
 
-_STDLIB = sysconfig.get_paths()["stdlib"]
-_PACKAGE = str(Path(__file__).resolve().parents[1])
-_LIBRARIES = tuple(
-    str(path) + "/"
-    for path in (
-        Path(tf.__file__).resolve().parent,
-        *_folders("keras", "tf_keras"),
-        _PACKAGE,
-        _STDLIB,
-    )
+_LIBRARY_FOLDERS = (
+    Path(tf.__file__).resolve().parent,
+    *_folders("keras", "tf_keras"),
+    Path(__file__).resolve().parents[1],  # this package
+    sysconfig.get_paths()["stdlib"],
 )
+_LIBRARIES = tuple(f"{folder}/" for folder in _LIBRARY_FOLDERS)
 
 
 class SourceTable:
@@ -69,18 +68,20 @@ class SourceTable:
     def _frame(self, entry: Any) -> int:
         key = (entry.filename, int(entry.lineno), entry.name)
         if key not in self._frame_ids:
-            code = (
-                linecache.getline(entry.filename, int(entry.lineno)).strip()
-                if self._with_code
-                else None
-            )
+            code = None
+            if self._with_code:
+                code = linecache.getline(entry.filename, int(entry.lineno)).strip()
             self._frame_ids[key] = len(self.frames)
             self.frames.append(Frame(entry.filename, int(entry.lineno), entry.name, code))
         return self._frame_ids[key]
 
 
 def is_user_file(file: str) -> bool:
-    """Whether a file is the user's: not TensorFlow, Keras, this package, the standard library or generated code."""
+    """Whether a file is the user's.
+
+    Those of TensorFlow, Keras, this package, the standard library and other installed packages are
+    not, nor is generated code.
+    """
     return (
         not file.startswith(_LIBRARIES)
         and not file.startswith("<")
@@ -89,7 +90,15 @@ def is_user_file(file: str) -> bool:
     )
 
 
-# --- program.phases
+# Phases of ops.
+
+
+PHASE_OF_REGION: Mapping[str, tuple[str, str]] = {
+    "watch": ("watch", ""),
+    "optimizer": ("update", "optimizer"),
+    "backward": ("backward", "loss"),
+}
+"""(phase, where) of an op made in a region. The first of these regions that an op is in decides."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,17 +121,14 @@ class PhaseFlow:
     def of(self, name: str, in_layer: bool) -> tuple[str, str]:
         """(phase, where) of the op `name`."""
         region = self.region.get(name, "")
-        if region == "watch":
-            return "watch", ""
-        if region == "optimizer":
-            return "update", "optimizer"
-        if region == "backward":
-            return "backward", "loss"
+        if region:
+            return PHASE_OF_REGION[region]
         if in_layer:
             return "forward", "layer"
         if name in self.after_gradient:
             return "update", "optimizer"
         if name not in self.leads_to_loss:
+            # What leads to no loss counts a step (an update), or measures it (a metric).
             return ("update", "optimizer") if name in self.leads_to_state else ("forward", "metric")
         if name in self.feeds_layer:
             return "forward", "loss" if name in self.after_layer else "input"
@@ -159,13 +165,15 @@ def classify_ops(
 
 
 def _regions(graph: Any, ops: list[Any], seen: Observation) -> tuple[dict[str, str], set[str]]:
+    """The region of each op that is in one, and the names of the ops that layers made."""
     marks = seen.marks.get(id(graph), [])
     region: dict[str, str] = {}
     layers: set[str] = set()
     for index, op in enumerate(ops):
+        # Marks are sorted by their first op: the last one that begins at or before this op holds.
         at = bisect.bisect_right(marks, index, key=lambda mark: mark.start) - 1
         kinds = [entry.kind for entry in marks[at].stack] if at >= 0 else []
-        kind = next((each for each in ("watch", "optimizer", "backward") if each in kinds), "")
+        kind = next((kind for kind in PHASE_OF_REGION if kind in kinds), "")
         if kind:
             region[op.name] = kind
         elif "layer" in kinds:
@@ -174,10 +182,11 @@ def _regions(graph: Any, ops: list[Any], seen: Observation) -> tuple[dict[str, s
 
 
 def _reach(ops: Iterable[Any], start: set[str], *, forward: bool) -> set[str]:
-    """Names of `start` and of every op that uses them (forward) or that they use, through data edges.
+    """Names of `start` and of every op that uses them (forward) or that they use, by data edges.
 
-    Differentiating a While adds accumulators to it, made in the backward pass, that become inputs of the forward While. Such an
-    edge, from an op to one that was made before it, tells nothing of what the program did.
+    Differentiating a While adds accumulators to it: they are made in the backward pass and become
+    inputs of the forward While. Such an edge, from an op to one that was made before it, tells
+    nothing of what the program did and is left out.
     """
     edges: dict[str, list[str]] = {}
     made: set[str] = set()
@@ -188,10 +197,10 @@ def _reach(ops: Iterable[Any], start: set[str], *, forward: bool) -> set[str]:
                 continue
             source, target = (tensor.op.name, op.name) if forward else (op.name, tensor.op.name)
             edges.setdefault(source, []).append(target)
-    found, pending = set(start), list(start)
+    reached, pending = set(start), list(start)
     while pending:
         for name in edges.get(pending.pop(), ()):
-            if name not in found:
-                found.add(name)
+            if name not in reached:
+                reached.add(name)
                 pending.append(name)
-    return found
+    return reached

@@ -1,7 +1,8 @@
-"""How large an op's output will be, where its inputs say so: a graph of a few bytes can ask for terabytes.
+"""How large an op's output will be, where its inputs say so: a small graph can ask for terabytes.
 
-Known of ops whose output is larger than what they are given: filled and random tensors, repetition, broadcasting. The
-rest grow step by step, and the limit of the process (`limits`) holds for them.
+Known of ops whose output is larger than their inputs: filled and random tensors, repetition,
+broadcasting. The rest grow step by step, and the limit of the process (`limits`) holds for them.
+`safety` asks before a replay, the interpreter before each op.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay.limits import check_size
-from nanreplay.program.graph_nodes import constant_array
+from nanreplay.program.graph_nodes import constant_array, data_inputs, op_name
 from nanreplay.tensorflow_internals.tf_eager import op_definition
 
 Shape: TypeAlias = "tuple[int, ...] | None"
 Values: TypeAlias = Callable[[int], Any]
 """The numbers of the i-th input as an array; None where they are not known."""
-_LARGEST_SHAPE_INPUT = 1024
+_MAX_SHAPE_ELEMENTS = 1024
 """Elements of an input that is taken for a shape or a count; a larger one is no such thing."""
 
 
@@ -55,57 +56,61 @@ def check_constant_sizes(nodes: Iterable[tuple[str, Any]]) -> None:
     by_function: dict[str, dict[str, Any]] = {}
     for function, node in nodes:
         by_function.setdefault(function, {})[node.name] = node
-    for function, known in by_function.items():
-        for node in known.values():
-            what = (
-                f"{node.op} {node.name!r}"
-                + (f" in function {function!r}" if function else "")
-                + " is refused: its tensor"
-            )
+    for function, siblings in by_function.items():
+        inside = f" in function {function!r}" if function else ""
+        for node in siblings.values():
+            subject = f"{node.op} {node.name!r}{inside} is refused: its tensor"
             if node.op == "Const":
                 proto = node.attr["value"].tensor
-                check_size(
-                    what,
-                    math.prod(max(each.size, 0) for each in proto.tensor_shape.dim)
-                    * _itemsize(proto.dtype),
-                )
+                n_elements = math.prod(max(size, 0) for size in _dimensions(proto))
+                check_size(subject, n_elements * _itemsize(proto.dtype))
             elif has_rule(node.op):
-                _check_node(what, node, known)
+                _check_node(subject, node, siblings)
 
 
-def _check_node(what: str, node: Any, known: dict[str, Any]) -> None:
-    sources = [known.get(name.partition(":")[0]) for name in node.input if not name.startswith("^")]
-    constants = [
-        source if source is not None and source.op == "Const" else None for source in sources
-    ]
-    shapes = [
-        None if each is None else tuple(d.size for d in each.attr["value"].tensor.tensor_shape.dim)
-        for each in constants
-    ]
+def _dimensions(proto: Any) -> tuple[int, ...]:
+    return tuple(dimension.size for dimension in proto.tensor_shape.dim)
+
+
+def _check_node(subject: str, node: Any, siblings: dict[str, Any]) -> None:
+    """Refuse a node whose constant inputs say that its output is huge.
+
+    Args:
+        subject: Begins the message.
+        node: The NodeDef.
+        siblings: All nodes of its graph, by name.
+    """
+    protos: list[Any] = []
+    """The TensorProto of each input; None for one that is no constant."""
+    for name in data_inputs(node):
+        source = siblings.get(op_name(name))
+        if source is not None and source.op == "Const":
+            protos.append(source.attr["value"].tensor)
+        else:
+            protos.append(None)
+    shapes = [None if proto is None else _dimensions(proto) for proto in protos]
 
     def values(index: int) -> Any:
-        node = constants[index] if index < len(constants) else None
-        if node is None or math.prod(shapes[index] or ()) > _LARGEST_SHAPE_INPUT:
+        proto = protos[index] if index < len(protos) else None
+        if proto is None or math.prod(shapes[index] or ()) > _MAX_SHAPE_ELEMENTS:
             return None
         try:
-            return constant_array(node.attr["value"].tensor)
+            return constant_array(proto)
         except (TypeError, ValueError):  # importing the graph says what is wrong with it
             return None
 
     definition = op_definition(node.op)
-    output = definition.output_arg[0] if definition is not None and definition.output_arg else None
-    if output is not None:
-        check_size(
-            what,
-            output_bytes(node.op, shapes, values, output.type or node.attr[output.type_attr].type),
-        )
+    if definition is not None and definition.output_arg:
+        output = definition.output_arg[0]
+        kind = output.type or node.attr[output.type_attr].type
+        check_size(subject, output_bytes(node.op, shapes, values, kind))
 
 
-def check_output(what: str, op_type: str, inputs: Sequence[Any], kind: int) -> None:
+def check_output(subject: str, op_type: str, inputs: Sequence[Any], kind: int) -> None:
     """Refuse an op, before it runs, whose output would be too large.
 
     Args:
-        what: The op, to be named.
+        subject: The op, to be named.
         op_type: Its type.
         inputs: Its input tensors.
         kind: DataType enum of its first output.
@@ -116,18 +121,16 @@ def check_output(what: str, op_type: str, inputs: Sequence[Any], kind: int) -> N
 
     def values(index: int) -> Any:
         tensor = inputs[index] if index < len(inputs) else None
-        if (
-            tensor is None
-            or tensor.dtype in (tf.resource, tf.variant)
-            or tensor.shape.num_elements() > _LARGEST_SHAPE_INPUT
-        ):
+        if tensor is None or _is_handle(tensor):
             return None
-        return tensor.numpy()
+        return None if tensor.shape.num_elements() > _MAX_SHAPE_ELEMENTS else tensor.numpy()
 
-    shapes = [
-        None if each.dtype in (tf.resource, tf.variant) else tuple(each.shape) for each in inputs
-    ]
-    check_size(f"{what} is refused: its tensor", output_bytes(op_type, shapes, values, kind))
+    shapes = [None if _is_handle(tensor) else tuple(tensor.shape) for tensor in inputs]
+    check_size(f"{subject} is refused: its tensor", output_bytes(op_type, shapes, values, kind))
+
+
+def _is_handle(tensor: Any) -> bool:
+    return tensor.dtype in (tf.resource, tf.variant)
 
 
 def _itemsize(kind: int) -> int:
@@ -137,11 +140,15 @@ def _itemsize(kind: int) -> int:
         return 1
 
 
+# The rules: (shapes of the inputs, values of the inputs) -> elements of the first output. Each
+# gives the least that is certain, so that no program is refused that would fit.
+
+
 def _count(numbers: Any) -> int:
     """Elements of a shape given as numbers; 0 where it is not known or none."""
     if numbers is None or np.asarray(numbers).dtype.kind not in "iu":
         return 0
-    return math.prod(max(int(each), 0) for each in np.asarray(numbers).reshape(-1))
+    return math.prod(max(int(size), 0) for size in np.asarray(numbers).reshape(-1))
 
 
 def _elements(shape: Shape) -> int:
@@ -169,65 +176,64 @@ def _pad(shapes: Sequence[Shape], values: Values) -> int:
     paddings = values(1)
     if paddings is None or np.asarray(paddings).ndim != 2 or np.asarray(paddings).shape[1] != 2:
         return 0
-    sizes = (
-        shapes[0]
-        if shapes[0] is not None and len(shapes[0]) == len(paddings)
-        else (0,) * len(paddings)
-    )
-    return math.prod(
-        size + max(int(before), 0) + max(int(after), 0)
-        for size, (before, after) in zip(sizes, paddings, strict=True)
-    )
+    sizes = shapes[0]
+    if sizes is None or len(sizes) != len(paddings):
+        sizes = (0,) * len(paddings)
+    total = 1
+    for size, (before, after) in zip(sizes, paddings, strict=True):
+        total *= size + max(int(before), 0) + max(int(after), 0)
+    return total
 
 
 def _segments(shapes: Sequence[Shape], values: Values) -> int:
-    data, ids = shapes[0], shapes[1]
+    data, ids = shapes[0], shapes[1]  # the dimensions of the ids become one: the number of segments
     inner = 1 if data is None or ids is None else math.prod(data[len(ids) :])
     return inner * _count(values(2))
 
 
 def _resized(shapes: Sequence[Shape], values: Values) -> int:
-    images = shapes[0]
-    around = 1 if images is None or len(images) != 4 else images[0] * images[3]
-    return around * _count(values(1))
+    images = shapes[0]  # [batch, height, width, channels]; height and width are the new ones
+    kept = 1 if images is None or len(images) != 4 else images[0] * images[3]
+    return kept * _count(values(1))
 
 
 def _broadcast(shapes: Sequence[Shape], values: Values) -> int:
+    """[8, 1] and [5] give [8, 5]: shapes are aligned at their ends; the larger size counts."""
     known = [shape for shape in shapes if shape is not None]
     rank = max((len(shape) for shape in known), default=0)
     aligned = [(1,) * (rank - len(shape)) + shape for shape in known]
     return math.prod(0 if 0 in sizes else max(sizes) for sizes in zip(*aligned, strict=True))
 
 
+_SHAPED_BY_FIRST = """
+    Fill Empty RandomUniform RandomUniformInt RandomStandardNormal TruncatedNormal
+    ParameterizedTruncatedNormal RandomGamma RandomPoisson RandomPoissonV2 NonDeterministicInts
+    StatelessRandomUniform StatelessRandomUniformV2 StatelessRandomUniformInt
+    StatelessRandomUniformIntV2 StatelessRandomUniformFullInt StatelessRandomUniformFullIntV2
+    StatelessRandomNormal StatelessRandomNormalV2 StatelessTruncatedNormal
+    StatelessTruncatedNormalV2 StatelessRandomBinomial StatelessRandomGammaV2
+    StatelessRandomGammaV3 StatelessRandomPoisson StatelessParameterizedTruncatedNormal
+""".split()
+_SHAPED_BY_THIRD = """
+    ScatterNd LinSpace StatefulUniform StatefulUniformInt StatefulUniformFullInt
+    StatefulStandardNormalV2 StatefulTruncatedNormal
+""".split()
+_SEGMENTS = "UnsortedSegmentSum UnsortedSegmentMax UnsortedSegmentMin UnsortedSegmentProd".split()
+_RESIZES = "ResizeArea ResizeBicubic ResizeBilinear ResizeNearestNeighbor".split()
+_BROADCASTS = """
+    Add AddV2 Sub Mul MulNoNan Div DivNoNan RealDiv FloorDiv FloorMod Mod TruncateDiv Maximum
+    Minimum Pow SquaredDifference Equal NotEqual Less LessEqual Greater GreaterEqual LogicalAnd
+    LogicalOr SelectV2 Xdivy Xlogy Xlog1py Atan2 BitwiseAnd BitwiseOr BitwiseXor Complex Igamma
+    Igammac Zeta Polygamma
+""".split()
 _RULES: dict[str, Callable[[Sequence[Shape], Values], int]] = {
-    **dict.fromkeys(
-        "Fill Empty RandomUniform RandomUniformInt RandomStandardNormal TruncatedNormal ParameterizedTruncatedNormal RandomGamma "
-        "RandomPoisson RandomPoissonV2 StatelessRandomUniform StatelessRandomUniformV2 StatelessRandomUniformInt "
-        "StatelessRandomUniformIntV2 StatelessRandomUniformFullInt StatelessRandomUniformFullIntV2 StatelessRandomNormal "
-        "StatelessRandomNormalV2 StatelessTruncatedNormal StatelessTruncatedNormalV2 StatelessRandomBinomial StatelessRandomGammaV2 "
-        "StatelessRandomGammaV3 StatelessRandomPoisson StatelessParameterizedTruncatedNormal NonDeterministicInts".split(),
-        _shaped_by(0),
-    ),
-    **dict.fromkeys("BroadcastTo SparseToDense Bincount".split(), _shaped_by(1)),
-    **dict.fromkeys(
-        "ScatterNd LinSpace StatefulUniform StatefulUniformInt StatefulUniformFullInt StatefulStandardNormalV2 "
-        "StatefulTruncatedNormal".split(),
-        _shaped_by(2),
-    ),
-    **dict.fromkeys("Pad PadV2 MirrorPad".split(), _pad),
-    **dict.fromkeys(
-        "UnsortedSegmentSum UnsortedSegmentMax UnsortedSegmentMin UnsortedSegmentProd".split(),
-        _segments,
-    ),
-    **dict.fromkeys(
-        "ResizeArea ResizeBicubic ResizeBilinear ResizeNearestNeighbor".split(), _resized
-    ),
-    **dict.fromkeys(
-        "Add AddV2 Sub Mul MulNoNan Div DivNoNan RealDiv FloorDiv FloorMod Mod TruncateDiv Maximum Minimum Pow SquaredDifference Equal "
-        "NotEqual Less LessEqual Greater GreaterEqual LogicalAnd LogicalOr SelectV2 Xdivy Xlogy Xlog1py Atan2 BitwiseAnd BitwiseOr "
-        "BitwiseXor Complex Igamma Igammac Zeta Polygamma".split(),
-        _broadcast,
-    ),
+    **dict.fromkeys(_SHAPED_BY_FIRST, _shaped_by(0)),
+    **dict.fromkeys(["BroadcastTo", "SparseToDense", "Bincount"], _shaped_by(1)),
+    **dict.fromkeys(_SHAPED_BY_THIRD, _shaped_by(2)),
+    **dict.fromkeys(["Pad", "PadV2", "MirrorPad"], _pad),
+    **dict.fromkeys(_SEGMENTS, _segments),
+    **dict.fromkeys(_RESIZES, _resized),
+    **dict.fromkeys(_BROADCASTS, _broadcast),
     "Tile": _repeated,
     "OneHot": _repeated,
     "Range": _range,

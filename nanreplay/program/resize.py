@@ -1,6 +1,7 @@
-"""A recorded program for a batch of another size. It was traced for one size, which many of its constants may hold.
+"""A recorded program for a batch of another size, as a minimized capture needs it.
 
-Nothing here proves that the program still computes the same: whoever changes it replays it and looks.
+It was traced for one size, which many of its constants may hold. Nothing here proves that the
+program still computes the same: whoever changes it replays it and looks.
 """
 
 from __future__ import annotations
@@ -12,25 +13,17 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nanreplay.program.graph_nodes import constant_array
-from nanreplay.program.safety import all_nodes, parse_graph
-from nanreplay.records import InputSpec, ProgramRecord, VariableInfo
+from nanreplay.program.graph_nodes import constant_array, op_name
+from nanreplay.program.safety import all_nodes, copied_graph
+from nanreplay.records import InputSpec, ProgramRecord, Signature, VariableInfo
 
-_COUNTS = frozenset(
-    {
-        "Cast",
-        "Range",
-        "Pack",
-        "Maximum",
-        "Minimum",
-        "FloorDiv",
-        "Prod",
-        "ConcatV2",
-        "StridedSlice",
-        "TensorListReserve",
-    }
+_MAKES_COUNTS = frozenset(
+    "Cast Range Pack Maximum Minimum FloorDiv Prod ConcatV2 StridedSlice TensorListReserve".split()
 )
 """Ops that make a shape or a count of rows of a number."""
+_CONTROL_FLOW = frozenset("While StatelessWhile If StatelessIf Case StatelessCase".split())
+_MAX_RANK = 8
+"""TensorFlow's kernels take tensors of up to 8 dimensions: a longer vector is no shape."""
 
 
 def resized(
@@ -38,9 +31,9 @@ def resized(
 ) -> ProgramRecord:
     """Return a program for `new` rows in place of `old`.
 
-    Placeholders change their first dimension, constants that hold shapes change numbers that are the batch size: all of them,
-    or where a layer is as wide as the batch the first of each shape. A number that was worked out while tracing, such as the
-    divisor of a mean's gradient, stays.
+    Placeholders change their first dimension. Constants that hold shapes change numbers that are
+    the batch size: all of them, or where a layer is as wide as the batch the first of each shape.
+    A number that was worked out while tracing, such as the divisor of a mean's gradient, stays.
 
     Args:
         record: The program.
@@ -48,41 +41,43 @@ def resized(
         new: Rows that it shall take.
         variables: The capture's variables, whose sizes must not be taken for the batch's.
     """
-    graph = tf.compat.v1.GraphDef()
-    graph.CopyFrom(parse_graph(record.graph))
+    graph = copied_graph(record.graph)
     signature = record.signature
-    fed = {spec.tensor.partition(":")[0] for spec in signature.inputs if _has_rows(spec, old)}
-    widths = {size for info in variables for size in info.shape} | {
-        size for spec in signature.inputs for size in (spec.shape or ())[1:]
-    }
-    first_only = old in widths
-    counted = set(_inputs_of_counts(graph))
+    placeholders = {op_name(spec.tensor) for spec in signature.inputs if _has_rows(spec, old)}
+    first_only = old in _layer_widths(signature, variables)
+    count_inputs = set(_inputs_of_counts(graph))
     for function, node in all_nodes(graph):
         node.attr.pop("_output_shapes", None)
-        if not function and node.name in fed:
+        if not function and node.name in placeholders:
             node.attr["shape"].shape.dim[0].size = new
         elif node.op == "Const":
-            _resize_constant(
-                node, old, new, first_only=first_only, is_count=(function, node.name) in counted
-            )
-        elif "output_shapes" in node.attr and node.op in (
-            "While",
-            "StatelessWhile",
-            "If",
-            "StatelessIf",
-            "Case",
-            "StatelessCase",
-        ):
+            is_count = (function, node.name) in count_inputs
+            _resize_constant(node, old, new, first_only=first_only, is_count=is_count)
+        elif node.op in _CONTROL_FLOW and "output_shapes" in node.attr:
             node.attr["output_shapes"].list.ClearField("shape")
-    for library in graph.library.function:
-        library.attr.pop("_input_shapes", None)
-        for argument in library.arg_attr.values():
-            argument.attr.pop("_output_shapes", None)
-    inputs, given = (
-        [_resized(spec, old, new) for spec in specs] for specs in (signature.inputs, signature.fed)
+    _forget_input_shapes(graph)
+    changed = replace(
+        signature,
+        inputs=tuple(_resized(spec, old, new) for spec in signature.inputs),
+        fed=tuple(_resized(spec, old, new) for spec in signature.fed),
     )
-    changed = replace(signature, inputs=tuple(inputs), fed=tuple(given))
     return replace(record, graph=graph.SerializeToString(deterministic=True), signature=changed)
+
+
+def _layer_widths(signature: Signature, variables: Sequence[VariableInfo]) -> set[int | None]:
+    """Sizes that a shape may hold for another reason than the batch."""
+    widths: set[int | None] = {size for info in variables for size in info.shape}
+    for spec in signature.inputs:
+        widths.update((spec.shape or ())[1:])
+    return widths
+
+
+def _forget_input_shapes(graph: Any) -> None:
+    """Leave out the shapes that functions were traced for; TensorFlow infers them anew."""
+    for function in graph.library.function:
+        function.attr.pop("_input_shapes", None)
+        for argument in function.arg_attr.values():
+            argument.attr.pop("_output_shapes", None)
 
 
 def takes_any_size(inputs: Iterable[InputSpec]) -> bool:
@@ -99,25 +94,23 @@ def _has_rows(spec: InputSpec, size: int) -> bool:
 
 
 def _inputs_of_counts(graph: Any) -> Iterator[tuple[str, str]]:
+    """(function, op) of what goes into ops that make shapes or counts."""
     for function, node in all_nodes(graph):
-        if node.op in _COUNTS:
-            yield from ((function, source.lstrip("^").partition(":")[0]) for source in node.input)
+        if node.op in _MAKES_COUNTS:
+            yield from ((function, op_name(source)) for source in node.input)
 
 
 def _resize_constant(node: Any, old: int, new: int, *, first_only: bool, is_count: bool) -> None:
     if node.attr["dtype"].type not in (tf.int32.as_datatype_enum, tf.int64.as_datatype_enum):
         return
     value = constant_array(node.attr["value"].tensor)
-    if value.ndim == 1 and 0 < value.size <= 8:
-        places = value == old
+    is_old = value == old
+    if value.ndim == 1 and 0 < value.size <= _MAX_RANK:
         if first_only:
-            places[1:] = False
-    elif value.ndim == 0 and is_count and not first_only:
-        places = value == old
-    else:
+            is_old[1:] = False
+    elif value.ndim or not is_count or first_only:
         return
-    if np.any(places):
-        made = tf.make_tensor_proto(
-            np.where(places, new, value).astype(value.dtype), shape=value.shape
-        )
-        node.attr["value"].tensor.CopyFrom(made)
+    if np.any(is_old):
+        resized_value = np.where(is_old, new, value).astype(value.dtype)
+        proto = tf.make_tensor_proto(resized_value, shape=value.shape)
+        node.attr["value"].tensor.CopyFrom(proto)

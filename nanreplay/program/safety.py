@@ -1,7 +1,8 @@
-"""Whether a program may run unasked: what its ops reach, how its functions call each other, how large its tensors become.
+"""Whether a program may run unasked: what its ops reach and how large it becomes.
 
-Checked before anything is replayed. A capture comes from elsewhere, and TensorFlow graphs are programs. `op_classes` says
-what each op reaches; this module keeps those out that reach beyond tensors.
+Checked before anything is replayed, because a capture comes from elsewhere and TensorFlow graphs
+are programs. The lists below say what each op reaches beyond tensors; ops that do are refused
+unless the user trusts the capture.
 """
 
 from __future__ import annotations
@@ -15,49 +16,66 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.errors import UnsafeProgramError, UnsupportedOpError
+from nanreplay.program.graph_nodes import mentioned_functions
 from nanreplay.program.op_sizes import check_constant_sizes
 from nanreplay.tensorflow_internals.tf_eager import op_definition
 
 # What each op of TensorFlow reaches: nothing but tensors, or files, the network, Python, other
-# code, devices.
+# code, devices. An op in no list is refused as unknown, so that an op of a later TensorFlow runs
+# only after somebody has looked at it.
 
 PYTHON_OPS = frozenset({"PyFunc", "PyFuncStateless", "EagerPyFunc"})
-"""Ops that call back into the Python process that traced the program. No replay runs them, trusted or not."""
+"""Ops that call back into the Python process that traced the program.
+
+No replay runs them, trusted or not.
+"""
 WRITTEN_FILES = frozenset("Save SaveV2 SaveSlices MergeV2Checkpoints WriteFile".split())
-"""Ops that write files and give nothing back: checkpoints of a step. Every replay leaves them out, so they may be there."""
+"""Ops that write files and give nothing back: checkpoints of a step.
+
+Every replay leaves them out, so they may be there.
+"""
 _REACHES = {
     "files": r"""
-        ReadFile | WriteFile | MatchingFiles | .*Reader(V2)? | Reader[A-Z].* | RecordInput | ImmutableConst
-      | Save | SaveV2 | SaveSlices | (DTensor)?RestoreV2 | Restore | RestoreSlice | MergeV2Checkpoints | DistributedSave
-      | LoadAndRemapMatrix | GenerateVocabRemapping | InitializeTableFromTextFile(V2)? | FileSystemSetConfiguration
+        ReadFile | WriteFile | MatchingFiles | .*Reader(V2)? | Reader[A-Z].* | RecordInput
+      | ImmutableConst | Save | SaveV2 | SaveSlices | (DTensor)?RestoreV2 | Restore | RestoreSlice
+      | MergeV2Checkpoints | DistributedSave | LoadAndRemapMatrix | GenerateVocabRemapping
+      | InitializeTableFromTextFile(V2)? | FileSystemSetConfiguration
       | DecodeProtoV2 | EncodeProto | CalibrationStatisticsSaver | DumpTensor
-      | (Experimental)?(TextLine|TFRecord|FixedLengthRecord|CSV|Sql|LMDB|MatchingFiles|Snapshot|SnapshotChunk|Cache
-            |ListSnapshotChunks|Save|Load|Register)Dataset(V\d)? | SnapshotDatasetReader | SnapshotNestedDatasetReader
-      | (Experimental)?DatasetToTFRecord | CreateSummary(File|Db)Writer | SummaryWriter
-      | StatsAggregatorSetSummaryWriter
+      | (Experimental)?(TextLine|TFRecord|FixedLengthRecord|CSV|Sql|LMDB|MatchingFiles|Snapshot
+            |SnapshotChunk|Cache|ListSnapshotChunks|Save|Load|Register)Dataset(V\d)?
+      | SnapshotDatasetReader | SnapshotNestedDatasetReader | (Experimental)?DatasetToTFRecord
+      | CreateSummary(File|Db)Writer | SummaryWriter | StatsAggregatorSetSummaryWriter
     """,
     "network": r"""
-        Debug(Identity|NanCount|NumericSummary)(V\d)? | Copy | CopyHost                # they send to URLs
-      | Rpc.* | DeleteRpcFutureResource | _?(Host)?Send | _?(Host)?Recv | Xla(Send|Recv|SendToHost|RecvFromHost).*
-      | RemoteCall | DataServiceDataset(V\d)? | _?Nccl.* | .*Worker(Heartbeat).*
+        Debug(Identity|NanCount|NumericSummary)(V\d)? | Copy | CopyHost   # they send to URLs
+      | Rpc.* | DeleteRpcFutureResource | _?(Host)?Send | _?(Host)?Recv
+      | Xla(Send|Recv|SendToHost|RecvFromHost).* | RemoteCall
+      | DataServiceDataset(V\d)? | _?Nccl.* | .*Worker(Heartbeat).*
     """,
     "code that the check cannot see": r"""
-        DeserializeIterator | DatasetFromGraph | XlaCallModule | XlaCustomCall(V2)? | MlirPassthroughOp
-      | XlaHostCompute | _Xla.* | TfLiteSubgraphExecute
+        DeserializeIterator | DatasetFromGraph | XlaCallModule | XlaCustomCall(V2)?
+      | MlirPassthroughOp | XlaHostCompute | _Xla.* | TfLiteSubgraphExecute
     """,
     "the process": r"Abort",
     "devices": r"""
-        _?TPU.* | .*(TPUEmbedding|DistributedTPU|GlobalTPU|TPUSystem|PhysicalReplica|StatisticsInFdo|GlobalCoreArray).*
+        _?TPU.*
+      | .*(TPUEmbedding|DistributedTPU|GlobalTPU|TPUSystem|PhysicalReplica|StatisticsInFdo).*
+      | .*GlobalCoreArray.*
       | (ExecuteTPU|CollateTPU).* | GetTpuTaskId | TpuHandleToProtoKey | DTensorSetGlobalTPUArray
     """,
-    "what only TensorFlow itself may use": r"_(?!Arg|Retval|EagerConst|ListToArray|ArrayToList|SwitchN|If|While).*",
+    "what only TensorFlow itself may use": (
+        r"_(?!Arg|Retval|EagerConst|ListToArray|ArrayToList|SwitchN|If|While).*"
+    ),
 }
 _COMPILED = {reach: re.compile(pattern, re.VERBOSE) for reach, pattern in _REACHES.items()}
 
 
 @cache
 def reach_of(op_type: str) -> str | None:
-    """What an op reaches beyond tensors, in words; None for a harmless one, "unknown" for one that nobody has looked at."""
+    """What an op reaches beyond tensors, in words.
+
+    None for a harmless op, "unknown" for one that nobody has looked at.
+    """
     for reach, pattern in _COMPILED.items():
         if pattern.fullmatch(op_type):
             return reach
@@ -67,13 +85,13 @@ def reach_of(op_type: str) -> str | None:
 @cache
 def harmless_ops() -> frozenset[str]:
     """Ops that reach nothing but tensors, variables and the resources of their own program."""
-    return frozenset(
-        files("nanreplay.program").joinpath("harmless_ops.txt").read_text(encoding="utf-8").split()
-    )
+    path = files("nanreplay.program").joinpath("harmless_ops.txt")
+    return frozenset(path.read_text(encoding="utf-8").split())
 
 
-# How the functions of a program call each other: none calls itself, and all calls written out are
-# a program of sane size.
+# How the functions of a program call each other. A graph of a few kilobytes never ends when a
+# function calls itself, and hardly ever when each of 60 functions calls the next one twice: 2^60
+# calls. So depth and size are counted without running anything.
 
 MAX_CALL_DEPTH = 100
 """Calls within calls. Nested layers, loops and branches of real trainings stay below 20."""
@@ -82,7 +100,7 @@ MAX_INLINED_OPS = 50_000_000
 
 
 def check_calls(graph: Any) -> None:
-    """Refuse functions that call themselves, and calls that double and double again until a program never ends.
+    """Refuse functions that call themselves, and calls that double until a program never ends.
 
     Args:
         graph: A GraphDef.
@@ -92,42 +110,47 @@ def check_calls(graph: Any) -> None:
     """
     functions = {function.signature.name: function for function in graph.library.function}
     calls = {
-        name: [each for each in _called(function.node_def) if each in functions]
+        name: [callee for callee in mentioned_functions(function.node_def) if callee in functions]
         for name, function in functions.items()
     }
+    # Of each function: its ops with every call written out, and its calls within calls. Callees
+    # come first, so that the numbers of what a function calls are known.
     sizes: dict[str, int] = {}
     depths: dict[str, int] = {}
     for name in _callees_first(calls):
-        sizes[name] = len(functions[name].node_def) + sum(sizes[each] for each in calls[name])
-        depths[name] = 1 + max((depths[each] for each in calls[name]), default=0)
-    called = [each for each in _called(graph.node) if each in functions]
-    if max((depths[each] for each in called), default=0) > MAX_CALL_DEPTH:
+        n_own_ops = len(functions[name].node_def)
+        sizes[name] = n_own_ops + sum(sizes[callee] for callee in calls[name])
+        depths[name] = 1 + max((depths[callee] for callee in calls[name]), default=0)
+    called = [callee for callee in mentioned_functions(graph.node) if callee in functions]
+    if max((depths[callee] for callee in called), default=0) > MAX_CALL_DEPTH:
         raise UnsafeProgramError(
-            f"The program is refused: its functions call each other more than {DEEPEST} deep."
+            "The program is refused: its functions call each other more than "
+            f"{MAX_CALL_DEPTH} deep."
         )
-    if len(graph.node) + sum(sizes[each] for each in called) > MAX_INLINED_OPS:
+    if len(graph.node) + sum(sizes[callee] for callee in called) > MAX_INLINED_OPS:
         raise UnsafeProgramError(
-            f"The program is refused: its calls, written out, are more than {LARGEST:,} ops."
+            "The program is refused: its calls, written out, are more than "
+            f"{MAX_INLINED_OPS:,} ops."
         )
-
-
-def _called(nodes: Any) -> Iterator[str]:
-    for node in nodes:
-        yield node.op
-        for value in node.attr.values():
-            if value.HasField("func"):
-                yield value.func.name
-            yield from (function.name for function in value.list.func)
 
 
 def _callees_first(calls: Mapping[str, list[str]]) -> Iterator[str]:
-    """The functions, each after those that it calls; without recursion, which a hostile program could exhaust."""
+    """The functions, each after those that it calls.
+
+    A depth-first search without recursion, which a hostile program could exhaust. `pending` is the
+    chain of calls from the root to the current function, each with the calls that are left of it;
+    `above` holds the same functions, so that a call of one of them is a cycle. With
+    `{"f": ["g", "h"], "g": ["h"], "h": []}` it yields h, g, f.
+    """
     done: set[str] = set()
     for root in calls:
-        pending, above = [(root, iter(calls[root]))] if root not in done else [], {root}
+        if root in done:
+            continue
+        pending = [(root, iter(calls[root]))]
+        above = {root}
         while pending:
             name, rest = pending[-1]
-            following = next((each for each in rest if each not in done), None)
+            following = next((callee for callee in rest if callee not in done), None)
             if following is None:
                 pending.pop()
                 above.discard(name)
@@ -135,16 +158,15 @@ def _callees_first(calls: Mapping[str, list[str]]) -> Iterator[str]:
                 yield name
             elif following in above:
                 raise UnsafeProgramError(
-                    f"The program is refused: its function {following!r} calls itself, so it may never end."
+                    f"The program is refused: its function {following!r} calls itself, "
+                    "so it may never end."
                 )
             else:
                 above.add(following)
                 pending.append((following, iter(calls[following])))
 
 
-# --- program.safety
-
-__all__ = ["PYTHON_OPS", "all_nodes", "check_graph", "parse_graph", "python_ops"]
+# The check of a whole program, and the walk over its nodes.
 
 
 def check_graph(graph: Any, *, trust: bool = False) -> None:
@@ -152,10 +174,12 @@ def check_graph(graph: Any, *, trust: bool = False) -> None:
 
     Args:
         graph: A GraphDef or its bytes.
-        trust: Let unsafe ops pass; ops that this TensorFlow lacks never do, nor functions that call themselves.
+        trust: Let unsafe ops pass. Ops that this TensorFlow lacks never do, nor functions that call
+            themselves.
 
     Raises:
-        UnsafeProgramError: Ops that touch files, the network, processes or foreign code; functions that never end.
+        UnsafeProgramError: Ops that touch files, the network, processes or foreign code; functions
+            that never end.
         UnsupportedOpError: An op that this TensorFlow does not know.
         MemoryLimitError: It holds a tensor that is larger than the memory it may take.
     """
@@ -166,7 +190,7 @@ def check_graph(graph: Any, *, trust: bool = False) -> None:
             raise UnsafeProgramError(
                 f"The program is broken: its function {name!r} has the name of an op."
             )
-    unsafe: dict[str, None] = {}
+    unsafe: dict[str, None] = {}  # a set that keeps its order
     for function, node in all_nodes(parsed):
         if node.op in library or node.op in WRITTEN_FILES:
             continue
@@ -174,15 +198,22 @@ def check_graph(graph: Any, *, trust: bool = False) -> None:
             raise UnsupportedOpError(node.op, node.name, "this TensorFlow has no such op")
         reach = _reach(node)
         if reach is not None:
-            unsafe[
-                f"{node.op} {node.name!r}"
-                + (f" in function {function!r}" if function else "")
-                + f" ({reach})"
-            ] = None
+            inside = f" in function {function!r}" if function else ""
+            unsafe[f"{node.op} {node.name!r}{inside} ({reach})"] = None
     if unsafe and not trust:
         raise UnsafeProgramError(_refusal(list(unsafe)))
     check_calls(parsed)
     check_constant_sizes(all_nodes(parsed))
+
+
+def _refusal(unsafe: list[str]) -> str:
+    shown = ", ".join(unsafe[:5])
+    if len(unsafe) > 5:
+        shown += f" and {len(unsafe) - 5} more"
+    return (
+        f"The program holds ops that reach beyond tensors: {shown}. "
+        "Pass trust only for a capture of your own."
+    )
 
 
 def _reach(node: Any) -> str | None:
@@ -195,15 +226,14 @@ def _reach(node: Any) -> str | None:
 def python_ops(graph: Any) -> list[str]:
     """Return the names of ops that call Python: `op`, or `function::op` in a library function.
 
-    A program that holds some can be replayed only when their recorded outputs are given (as feeds, or by the
-    interpreter's `on_error`); the interpreter never runs them.
+    A program that holds some can be replayed only when their recorded outputs are given (as feeds,
+    or by the interpreter's `on_error`); the interpreter never runs them.
     """
-    nodes = all_nodes(parse_graph(graph))
-    return [
-        f"{function}::{node.name}" if function else node.name
-        for function, node in nodes
-        if node.op in PYTHON_OPS
-    ]
+    names = []
+    for function, node in all_nodes(parse_graph(graph)):
+        if node.op in PYTHON_OPS:
+            names.append(f"{function}::{node.name}" if function else node.name)
+    return names
 
 
 def parse_graph(graph: Any) -> Any:
@@ -222,15 +252,17 @@ def parse_graph(graph: Any) -> Any:
         ) from error
 
 
+def copied_graph(graph: Any) -> Any:
+    """Return a copy of a GraphDef, or of its bytes, that may be changed."""
+    copied = tf.compat.v1.GraphDef()
+    copied.CopyFrom(parse_graph(graph))
+    return copied
+
+
 def all_nodes(graph: Any) -> Iterator[tuple[str, Any]]:
-    """Yield (function, node) over a GraphDef and its library; the function is "" for the main graph."""
+    """Yield (function, node) over a GraphDef and its library; "" stands for the main graph."""
     for node in graph.node:
         yield "", node
     for function in graph.library.function:
         for node in function.node_def:
             yield function.signature.name, node
-
-
-def _refusal(unsafe: list[str]) -> str:
-    shown = ", ".join(unsafe[:5]) + (f" and {len(unsafe) - 5} more" if len(unsafe) > 5 else "")
-    return f"The program holds ops that reach beyond tensors: {shown}. Pass trust only for a capture of your own."
