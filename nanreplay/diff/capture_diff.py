@@ -37,7 +37,7 @@ from nanreplay.report.numbers import readable_number, readable_trigger
 from nanreplay.rerun.model_factory import Factory, load_factory
 from nanreplay.rerun.recorded_window import LearningRate, recorded_rates
 from nanreplay.rerun.rerun import Rerun
-from nanreplay.rerun.variable_match import is_setting, match_variables, uncounted
+from nanreplay.rerun.variable_match import pairs_with_learning_rates, uncounted
 
 _CANNOT_RUN = (ReplayError, UnsafeProgramError, UnsupportedOpError, MissingPartError)
 """What a side raises whose steps cannot be run; the comparison goes on without it."""
@@ -241,13 +241,7 @@ class _Comparison:
         renamed: Mapping[str, str],
     ) -> None:
         self._left, self._right, self._names, self._trust = left, right, names, trust
-        self._pairs = dict(
-            match_variables(left.variables_info, right.variables_info, renamed).pairs
-        )
-        # Learning rates are settings and have no pair, but here their values are compared too.
-        left_rates, right_rates = _rate_indices(left), _rate_indices(right)
-        if len(left_rates) == len(right_rates) == 1:
-            self._pairs[left_rates[0]] = right_rates[0]
+        self._pairs = pairs_with_learning_rates(left.variables_info, right.variables_info, renamed)
         self._notes: list[str] = []
         self._are_values_known = True
 
@@ -347,8 +341,3 @@ class _Comparison:
         except _CANNOT_RUN as error:
             self._notes.append(f"Which op parts is not told. {error}")
             return None
-
-
-def _rate_indices(capture: Capture) -> list[int]:
-    """Indices of the variables that are learning rates."""
-    return [index for index, info in enumerate(capture.variables_info) if is_setting(info)]

@@ -1,4 +1,7 @@
-"""Recorded weights and batches through today's code. Imports TensorFlow only when something is replayed."""
+"""Recorded weights and batches through the user's current code: does it still fail?
+
+Imports TensorFlow only when something is replayed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""From the flat arrays of a recorded batch to what a training step takes."""
+"""What the user's current code trains: finding and calling its factory, and calling its step.
+
+`replay_with`, `diff_with_code` and `export_test` take a factory: a function that returns a compiled
+Keras model or the parts of a training loop. The recorded batch is a flat list of arrays; here it is
+nested again, as the step takes it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +15,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -22,16 +27,16 @@ import tensorflow as tf
 from nanreplay.errors import ModelError, ReplayError
 from nanreplay.records import ArrayLike
 
-# Finding the function that makes today's model, and calling it.
-
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 Factory: TypeAlias = Callable[[], Any]
 """Returns a compiled Keras model, or (model, optimizer, step) of a training loop."""
+Arguments: TypeAlias = tuple[tuple[Any, ...], Mapping[str, Any]]
+"""Positional and named arguments of a call."""
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
 
 @dataclass(frozen=True, slots=True)
 class Training:
-    """What today's code trains."""
+    """What the current code trains."""
 
     name: str
     """What the factory is called, for messages."""
@@ -42,41 +47,38 @@ class Training:
     """The loop's step; None for `model.fit`."""
 
 
-def load_factory(given: str | Factory) -> tuple[str, Factory]:
+def load_factory(factory: str | Factory) -> tuple[str, Factory]:
     """Return the name of a factory, and the factory.
 
     Args:
-        given: `package.module:function` or `path/to/file.py:function`, found from the current folder; or the function.
+        factory: `package.module:function` or `path/to/file.py:function`, found from the current
+            folder; or the function.
 
     Raises:
         ModelError: There is no such module or function.
     """
-    if not isinstance(given, str):
-        if not callable(given):
-            raise ModelError(
-                f"Expected a function that returns a model. Received: {type(given).__name__}"
-            )
-        return getattr(given, "__qualname__", type(given).__name__), given
-    module_name, colon, attribute = given.rpartition(":")
+    if not isinstance(factory, str):
+        kind = type(factory).__name__
+        if not callable(factory):
+            raise ModelError(f"Expected a function that returns a model. Received: {kind}")
+        return getattr(factory, "__qualname__", kind), factory
+    module_name, colon, attribute = factory.rpartition(":")
     if not colon or not module_name or not attribute:
-        raise ModelError(f"Expected MODULE:FUNCTION or FILE.py:FUNCTION. Received: {given}")
-    found: Any = _module(module_name)
+        raise ModelError(f"Expected MODULE:FUNCTION or FILE.py:FUNCTION. Received: {factory}")
+    function: Any = _imported(module_name)
     for name in attribute.split("."):
-        if not hasattr(found, name):
-            close = difflib.get_close_matches(name, dir(found), 1)
-            raise ModelError(
-                f"{module_name} has no {attribute!r}.",
-                hint=f"did you mean {close[0]!r}?" if close else None,
-            )
-        found = getattr(found, name)
-    if not callable(found):
-        raise ModelError(
-            f"{given} is no function that returns a model, but of type {type(found).__name__}."
-        )
-    return given, found
+        if not hasattr(function, name):
+            similar = difflib.get_close_matches(name, dir(function), 1)
+            hint = f"did you mean {similar[0]!r}?" if similar else None
+            raise ModelError(f"{module_name} has no {attribute!r}.", hint=hint)
+        function = getattr(function, name)
+    if not callable(function):
+        kind = type(function).__name__
+        raise ModelError(f"{factory} is no function that returns a model, but of type {kind}.")
+    return factory, function
 
 
-def _module(name: str) -> ModuleType:
+def _imported(name: str) -> ModuleType:
     """A module, found from the current folder as pytest and uvicorn do."""
     is_file = name.endswith(".py")
     if is_file and not Path(name).is_file():
@@ -85,27 +87,28 @@ def _module(name: str) -> ModuleType:
     if folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        return _from_file(Path(name).resolve()) if is_file else importlib.import_module(name)
+        return _imported_file(Path(name).resolve()) if is_file else importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if (
-            error.name is not None
-            and not is_file
-            and (name == error.name or name.startswith(f"{error.name}."))
-        ):
+        missing = error.name
+        is_missing_itself = missing is not None and f"{name}.".startswith(f"{missing}.")
+        if is_missing_itself and not is_file:
             raise ModelError(
-                f"There is no module {error.name!r} in {folder} or among the installed ones."
+                f"There is no module {missing!r} in {folder} or among the installed ones."
             ) from error
         raise raised(f"{name} cannot be imported", error) from error
     except (Exception, SystemExit) as error:
         raise raised(f"{name} cannot be imported", error) from error
 
 
-def _from_file(path: Path) -> ModuleType:
+def _imported_file(path: Path) -> ModuleType:
+    """The module of a file: the one that is imported already, else a new one.
+
+    A second copy would have classes of its own, with which `isinstance` fails. `__main__` does not
+    count: the program that runs may be half way through its file.
+    """
     for module in list(sys.modules.values()):
-        if (
-            getattr(module, "__file__", None) == str(path)
-            and getattr(module, "__name__", "") != "__main__"
-        ):
+        is_from_file = getattr(module, "__file__", None) == str(path)
+        if is_from_file and getattr(module, "__name__", "") != "__main__":
             return module
     name = path.stem if path.stem not in sys.modules else f"{path.stem}_{abs(hash(path))}"
     spec = importlib.util.spec_from_file_location(name, path)
@@ -124,52 +127,56 @@ def make_training(name: str, factory: Factory) -> Training:
     """Call the factory.
 
     Raises:
-        ModelError: It raised, or returned something else than a compiled model or (model, optimizer, step).
+        ModelError: It raised, or returned something else than a compiled model or (model,
+            optimizer, step).
     """
     try:
-        made = factory()
+        parts = factory()
     except (Exception, SystemExit) as error:
         raise raised(f"{name} cannot make the model", error) from error
-    if isinstance(made, (tuple, list)):
-        if len(made) != 3 or not callable(made[2]):
-            kinds = ", ".join(type(each).__name__ for each in made)
-            raise ModelError(
-                f"{name} returned ({kinds}). Expected a compiled Keras model, or (model, optimizer, step) of a loop."
-            )
-        return Training(name, *made)
-    return Training(name, made)
+    if not isinstance(parts, (tuple, list)):
+        return Training(name, parts)
+    if len(parts) != 3 or not callable(parts[2]):
+        kinds = ", ".join(type(part).__name__ for part in parts)
+        raise ModelError(
+            f"{name} returned ({kinds}). "
+            "Expected a compiled Keras model, or (model, optimizer, step) of a loop."
+        )
+    return Training(name, *parts)
 
 
-def raised(what: str, error: BaseException) -> ModelError:
+def raised(problem: str, error: BaseException) -> ModelError:
     """An error of the user's code in one line, with the place where it was raised."""
     from nanreplay.program.op_facts import is_user_file
 
-    own = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if is_user_file(frame.filename)
-    ]
-    place = f" at {Path(own[-1].filename).name}:{own[-1].lineno}" if own else ""
-    return ModelError(f"{what}: {type(error).__name__}{place}: {_said(str(error))}".rstrip(": "))
+    frames = traceback.extract_tb(error.__traceback__)
+    own_frames = [frame for frame in frames if is_user_file(frame.filename)]
+    place = ""
+    if own_frames:
+        place = f" at {Path(own_frames[-1].filename).name}:{own_frames[-1].lineno}"
+    reason = _first_reason(str(error))
+    return ModelError(f"{problem}: {type(error).__name__}{place}: {reason}".rstrip(": "))
 
 
-def _said(message: str) -> str:
+def _first_reason(message: str) -> str:
     """The line that says why; Keras puts the layer's call before it, and colours it."""
     lines = [line for line in _COLOUR.sub("", message).splitlines() if line.strip()] or [""]
-    return (
-        lines[1]
-        if len(lines) > 1 and lines[0].startswith("Exception encountered when calling")
-        else lines[0]
-    )
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling"):
+        return lines[1]
+    return lines[0]
 
 
-# --- today.structure
+# From the flat arrays of a recorded batch to the arguments of a training step.
 
-_Tree = dict[str, Any]
 _MADE_OUTSIDE = "made outside TensorFlow"
-"""Begins the paths of arrays that an eager step made by itself, and that are no part of its batch."""
+"""Begins the paths of arrays that an eager step made by itself: they are no part of its batch."""
 
 
 def batch_of(paths: Sequence[str], leaves: Sequence[ArrayLike]) -> Any:
-    """Nest the arrays as their paths (`0/ids`, `1`) have it: names make dicts, numbers tuples, with None in the gaps.
+    """Nest the arrays as their paths (`0/ids`, `1`) have it.
+
+    Names make dicts, numbers make tuples, with None in the gaps: `0/ids`, `0/mask` and `2` are
+    `({"ids": ..., "mask": ...}, None, ...)`.
 
     Raises:
         ReplayError: The paths contradict each other.
@@ -181,7 +188,7 @@ def batch_of(paths: Sequence[str], leaves: Sequence[ArrayLike]) -> Any:
     }
     if list(tensors) == [""]:
         return tensors[""]
-    tree: _Tree = {}
+    tree: dict[str, Any] = {}
     for path, tensor in tensors.items():
         *inner, last = path.split("/")
         node = tree
@@ -210,55 +217,60 @@ def _unclear(paths: Sequence[str]) -> ReplayError:
 def _nested(tree: Any) -> Any:
     if not isinstance(tree, dict):
         return tree
-    inner = {name: _nested(each) for name, each in tree.items()}
-    if list(inner) == ["RaggedTensor"]:
-        values, splits = inner["RaggedTensor"]
+    children = {name: _nested(child) for name, child in tree.items()}
+    # The recorder puts the class of a composite tensor into the paths of its components.
+    if list(children) == ["RaggedTensor"]:
+        values, splits = children["RaggedTensor"]
         return tf.RaggedTensor.from_row_splits(values, splits, validate=False)
-    if list(inner) == ["SparseTensor"]:
-        return tf.SparseTensor(*inner["SparseTensor"])
-    if all(name.isdigit() for name in inner):
-        return tuple(inner.get(str(index)) for index in range(max(map(int, inner)) + 1))
-    return inner
+    if list(children) == ["SparseTensor"]:
+        return tf.SparseTensor(*children["SparseTensor"])
+    if all(name.isdigit() for name in children):
+        length = max(map(int, children)) + 1
+        return tuple(children.get(str(index)) for index in range(length))
+    return children
 
 
-def arguments_for(
-    step: Callable[..., Any], batch: Any
-) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """How a loop's step is called with a recorded batch: positional and named arguments.
+def arguments_for(step: Callable[..., Any], batch: Any) -> Arguments:
+    """How a loop's step is called with a recorded batch.
 
-    A capture keeps arrays by their place: `0`, `1` are two arguments, or one that is a pair; the signature of today's
-    step tells which. Arguments that were no arrays are not in a capture.
+    A capture keeps arrays by their place: `0`, `1` are two arguments, or one that is a pair; the
+    signature of the current step tells which. Arguments that were no arrays are not in a capture.
 
     Raises:
         ReplayError: The step takes other arguments.
     """
+    # A tf.function has the signature of (*args, **kwargs); the function under it has the user's.
     signature = inspect.signature(getattr(step, "python_function", step))
-    candidates: list[tuple[tuple[Any, ...], Mapping[str, Any]]] = []
-    if isinstance(batch, tuple):
-        if len(batch) == 2 and isinstance(batch[1], dict) and isinstance(batch[0], tuple):
-            candidates.append((batch[0], batch[1]))
-        candidates.append((batch, {}))
-    if (
-        isinstance(batch, tuple)
-        and len(batch) == 2
-        and batch[0] is None
-        and isinstance(batch[1], dict)
-    ):
-        candidates.insert(0, ((), batch[1]))
-    candidates.append(((batch,), {}))
-    for args, kwargs in candidates:
+    for args, kwargs in _possible_arguments(batch):
         try:
             signature.bind(*args, **kwargs)
         except TypeError:
             continue
         if any(arg is None for arg in args):
             raise ReplayError(
-                f"Argument {args.index(None)} of the recorded step was no array, and is not in the capture; "
-                "today's step cannot be called without it."
+                f"Argument {args.index(None)} of the recorded step was no array, and is not in the "
+                "capture; today's step cannot be called without it."
             )
         return args, kwargs
     count = len(batch) if isinstance(batch, tuple) else 1
     raise ReplayError(
-        f"Today's step takes {signature}, but the capture holds {count} argument{'' if count == 1 else 's'} that are arrays; "
-        "others are not recorded."
+        f"Today's step takes {signature}, but the capture holds {count} "
+        f"argument{'' if count == 1 else 's'} that are arrays; others are not recorded."
     )
+
+
+def _possible_arguments(batch: Any) -> Iterator[Arguments]:
+    """Ways of calling a step with a batch, those that say most of the structure first.
+
+    A step that was called with named arguments has a batch of two: positional ones (None when there
+    were none), and a dict. A Keras batch of inputs and a dict of labels looks the same.
+    """
+    if isinstance(batch, tuple):
+        if len(batch) == 2 and isinstance(batch[1], dict):
+            positional, named = batch
+            if positional is None:
+                yield (), named
+            elif isinstance(positional, tuple):
+                yield positional, named
+        yield batch, {}
+    yield (batch,), {}

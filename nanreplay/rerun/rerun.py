@@ -1,4 +1,8 @@
-"""Recorded state and batches through today's code: does it still turn non-finite, and where?"""
+"""Recorded state and batches through the user's current code: is it finite now, and where not?
+
+`replay_with` is what users, `nanreplay replay --model` and exported tests call. `Rerun` is one
+capture with one model; a diff of a capture and current code uses it as well.
+"""
 
 from __future__ import annotations
 
@@ -48,62 +52,74 @@ def replay_with(
     trust: bool = False,
     progress: Progress | None = None,
 ) -> RerunResult:
-    """Run the recorded batches of a capture through today's code, from the recorded state, and say whether it is finite now.
+    """Run the recorded batches of a capture through the current code, from the recorded state.
+
+    The result says whether the code is finite now, and where it is not. Use it after a fix, and in
+    a test that keeps the failure fixed.
 
     ```python
     result = replay_with("nan.h5", "train:make_model")
     assert result.fixed, result.sentence
     ```
 
+    A training loop gives its parts, and a layer that has been renamed is mapped:
+
+    ```python
+    replay_with("nan.h5", lambda: (model, optimizer, step), renamed={"encoder/old": "encoder/new"})
+    ```
+
     Args:
         path: The capture.
-        factory: Makes today's training: `module:function`, `file.py:function` or a function that returns a compiled Keras
-            model, or `(model, optimizer, step)` of a training loop.
-        allow_missing: Let variables without recorded state keep the values that today's code gives them, and leave
-            recorded ones out that have no place today.
-        renamed: What parts of recorded variable paths are called today, such as `{"encoder/old": "encoder/new"}`.
-        learning_rate: "today" as today's code sets it, "recorded" step by step, or "auto": today's, unless it was
-            changed while the recorded training ran.
-        trust: Let the recorded program reach files, the network or processes; only for captures of your own.
+        factory: Makes the current training: `module:function`, `file.py:function` or a function
+            that returns a compiled Keras model, or `(model, optimizer, step)` of a training loop.
+        allow_missing: Let variables without recorded state keep the values that the current code
+            gives them, and leave recorded ones out that have no place in it.
+        renamed: What parts of recorded variable paths are called in the current code, such as
+            `{"encoder/old": "encoder/new"}`.
+        learning_rate: "today" as the current code sets it, "recorded" step by step, or "auto": that
+            of the code, unless it was changed while the recorded training ran.
+        trust: Let the recorded program reach files, the network or processes. Only for captures of
+            your own.
         progress: Called with (steps done, steps in all).
 
     Raises:
         CaptureError: The file cannot be read.
-        ModelError: Today's model cannot be made, or the recorded state does not fit it.
-        AttachError: Today's model is not compiled.
+        ModelError: The current model cannot be made, or the recorded state does not fit it.
+        AttachError: The current model is not compiled.
         ReplayError: The capture holds no batches that can be replayed.
     """
     name, make = load_factory(factory)
     with Capture(path) as capture, tempfile.TemporaryDirectory(prefix="nanreplay-") as folder:
-        today = Rerun(
-            capture,
-            name,
-            make,
-            allow_missing=allow_missing,
-            renamed=renamed or {},
-            learning_rate=learning_rate,
-            trust=trust,
-        )
-        run = today.run(str(Path(folder) / "today.h5"), progress)
+        rerun = Rerun(capture, name, make, allow_missing, renamed or {}, learning_rate, trust)
+        run = rerun.run(str(Path(folder) / "today.h5"), progress)
         report = None
-        if run.trigger is not None:
+        if run.trigger is None:
+            rerun.try_failing_state()
+        else:
             try:
                 report = _explained(run, str(capture.path))
             except NanreplayError as error:  # that it is non-finite stays true
-                today.notes.append(f"Where it was born could not be told: {error}")
-        else:
-            today.try_failing_state()
+                rerun.notes.append(f"Where it was born could not be told: {error}")
         run.close()
-        return today.result(run, report)
+        return rerun.result(run, report)
+
+
+def _explained(run: CurrentRun, path: str) -> Report | None:
+    """Where the failure of a run was born; None when that could not be told."""
+    written = run.write()
+    if written is None:
+        return None
+    # What was written here is the user's own code, so its program may run.
+    return replace(explain(written, trust=True, fixes="none"), path=path)
 
 
 @dataclass
 class Rerun:
-    """A capture and today's code.
+    """A capture and the user's current code.
 
     Raises:
-        ModelError: Today's model cannot be made, or the recorded state does not fit it.
-        AttachError: Today's model is not compiled.
+        ModelError: The current model cannot be made, or the recorded state does not fit it.
+        AttachError: The current model is not compiled.
         ReplayError: The capture holds no batches that can be replayed.
     """
 
@@ -116,47 +132,54 @@ class Rerun:
     trust: bool = False
 
     def __post_init__(self) -> None:
-        """Make today's step and match its variables; nothing has run yet but, where it is plain Python, one step."""
+        """Make the step and match its variables.
+
+        Nothing has run yet but, where the step is plain Python, one step.
+        """
         self.notes: list[str] = []
         compilation = compilation_of(self.capture)
         self.step = CurrentStep(make_training(self.name, self.make), compilation)
         self.window: RecordedWindow = recorded_window(self.capture, trust=self.trust)
         self.step.build(self.capture.batch(self.window.steps[0]))
-        self._fresh = self.step.state()
-        self.begins_fresh = iterations_of(self.capture, self.window.state) == 0
+        self._initial_state = self.step.state()
+        # Before the first update slots hold initial values, which the code makes itself: a capture
+        # that begins there fits another optimizer as well.
+        self._has_updates = iterations_of(self.capture, self.window.state) != 0
         self.match = self._matched()
         self.rates = self._rates()
 
     def _matched(self) -> Match:
-        recorded, today = self.capture.variables_info, self.step.table.infos
+        recorded, current = self.capture.variables_info, self.step.table.infos
         match = match_variables(
-            recorded, today, self.renamed or {}, with_optimizer=not self.begins_fresh
+            recorded, current, self.renamed or {}, with_optimizer=self._has_updates
         )
-        wrong = problems(match, recorded, today)
-        if wrong and not self.allow_missing:
-            said = "; ".join(wrong)
+        path, hint = self.capture.path, suggestion(match, recorded, current)
+        mismatches = problems(match, recorded, current)
+        if mismatches and not self.allow_missing:
+            reasons = "; ".join(mismatches)
             raise ModelError(
-                f"{self.capture.path}: the recorded state does not fit {self.name}: {said}.",
-                hint=suggestion(match, recorded, today),
+                f"{path}: the recorded state does not fit {self.name}: {reasons}.", hint=hint
             )
         weights = [index for index, info in enumerate(recorded) if info.role == "trainable"]
-        if weights and not any(
-            index in match.pairs for index in weights
-        ):  # nothing would be left of the recording but its batches
+        # Without weights nothing would be left of the recording but its batches.
+        if weights and not any(index in match.pairs for index in weights):
             raise ModelError(
-                f"{self.capture.path}: none of the recorded weights has a place in {self.name}.",
-                hint=suggestion(match, recorded, today),
+                f"{path}: none of the recorded weights has a place in {self.name}.", hint=hint
             )
-        self.notes += notes_of(match, recorded, today)
+        self.notes += notes_of(match, recorded, current)
         return match
 
     def _rates(self) -> dict[int, float]:
-        timeline, step = recorded_rates(self.capture.timeline_record()), self.capture.incident.step
-        program = self.capture.batch(step).program
-        held = any(info.path.endswith("learning_rate") for info in self.capture.variables_info)
-        is_variable = self.capture.signature(program).learning_rate is not None if program else held
+        """Learning rates to set before steps."""
+        capture = self.capture
+        program = capture.batch(capture.incident.step).program
+        if program:
+            is_variable = capture.signature(program).learning_rate is not None
+        else:
+            paths = [info.path for info in capture.variables_info]
+            is_variable = any(path.endswith("learning_rate") for path in paths)
         rates, notes = chosen_rates(
-            timeline,
+            recorded_rates(capture.timeline_record()),
             self.window.steps,
             rate_of(self.step.optimizer),
             self.learning_rate,
@@ -168,29 +191,37 @@ class Rerun:
     def run(self, path: str, progress: Progress | None = None) -> CurrentRun:
         """Run the window, up to the first step that is not finite.
 
+        Args:
+            path: The capture that the run can be written to.
+            progress: Called with (steps done, steps in all).
+
         Raises:
-            ModelError: Today's step does not take a recorded batch.
+            ModelError: The step does not take a recorded batch.
         """
         return self._run_steps(path, self.window.state, self.window.steps, progress, self.match)
 
     def try_failing_state(self) -> None:
-        """Note whether the failing step alone, from the state in which it failed, is finite too; for when the window is."""
-        if self.window.failing_state is not None:
-            self.step.load(self._fresh)
-            self.notes.append(self._on_failing_state(self.window.failing_state))
+        """Note whether the failing step alone is finite too, from the state in which it failed.
 
-    def _on_failing_state(self, state: Mapping[int, ArrayLike]) -> str:
-        """Run the failing step alone, from the state in which it failed."""
-        failing = self.capture.incident.step
-        full = match_variables(
+        For when the window is finite: the code may keep out of that state or survive it.
+        """
+        state = self.window.failing_state
+        if state is None:
+            return
+        self.step.load(self._initial_state)
+        failing_step = self.capture.incident.step
+        # In that state the optimizer has made updates, so its slots are matched as well.
+        full_match = match_variables(
             self.capture.variables_info, self.step.table.infos, self.renamed or {}
         )
-        alone = self._run_steps("", state, [failing], None, full)
-        alone.close()
-        if alone.trigger is None:
-            return f"Step {failing} alone, from the recorded state just before it, is finite too."
-        return (
-            f"Step {failing} alone, from the recorded state just before it, still fails ({readable_trigger(alone.trigger)}): "
+        run = self._run_steps("", state, [failing_step], None, full_match)
+        run.close()
+        alone = f"Step {failing_step} alone, from the recorded state just before it,"
+        if run.trigger is None:
+            self.notes.append(f"{alone} is finite too.")
+            return
+        self.notes.append(
+            f"{alone} still fails ({readable_trigger(run.trigger)}): "
             "today's code keeps out of that state, it does not survive it."
         )
 
@@ -202,127 +233,126 @@ class Rerun:
         progress: Progress | None,
         match: Match,
     ) -> CurrentRun:
-        placed = {
-            today: state[recorded] for recorded, today in match.pairs.items() if recorded in state
+        values = {
+            current: state[recorded]
+            for recorded, current in match.pairs.items()
+            if recorded in state
         }
-        self.step.load(placed)
-        run = self.step.recording(path, steps[0], steps=len(steps), max_skipped=self._max_skipped())
-        claimed, infos = self.capture.incident.trigger.name, self.step.table.infos
+        self.step.load(values)
+        run = self.step.start_run(path, steps[0], steps=len(steps), max_skipped=self._max_skipped())
+        # What was not finite before the first step is no failure of a step, unless it is what the
+        # recorded incident names.
+        recorded_failure, infos = self.capture.incident.trigger.name, self.step.table.infos
         run.ignore(
             index
-            for index, value in placed.items()
-            if infos[index].path != claimed and has_nonfinite(np.asarray(value))
+            for index, value in values.items()
+            if infos[index].path != recorded_failure and has_nonfinite(np.asarray(value))
         )
-        for done, step in enumerate(steps):
+        for done, step in enumerate(steps, start=1):
             if step in self.rates:
                 set_rate(self.step.optimizer, self.rates[step])
             is_finite = run.run(self.capture.batch(step))
             if progress is not None:
-                progress(done + 1, len(steps))
+                progress(done, len(steps))
             if not is_finite:
                 break
         return run
 
     def _max_skipped(self) -> int:
-        """Updates that loss scaling may skip in a row: as few as made the recorded incident, within this window."""
-        usual = Settings("").max_skipped
-        incident = self.capture.incident
-        if incident.trigger.name != "loss scale":
-            return usual
+        """Updates that loss scaling may skip in a row before that is an incident.
+
+        As few as made the recorded incident, within this window: the user may have set a lower
+        limit than the default, and the window may begin after the first skip.
+        """
+        default = Settings("").max_skipped
+        if self.capture.incident.trigger.name != "loss scale":
+            return default
         columns = self.capture.timeline_columns()
-        skipped = [
-            bool(flag)
-            for step, flag in zip(columns["step"], columns["skipped"], strict=True)
-            if int(step) in self.window.steps
-        ]
-        return max(1, min(usual, len(list(takewhile(bool, reversed(skipped))))))
+        flags = zip(columns["step"], columns["skipped"], strict=True)
+        skipped = [bool(flag) for step, flag in flags if int(step) in self.window.steps]
+        last_in_a_row = len(list(takewhile(bool, reversed(skipped))))
+        return max(1, min(default, last_in_a_row))
 
     def result(self, run: CurrentRun, report: Report | None) -> RerunResult:
         """What a run says of the recorded failure.
 
         Raises:
-            ModelError: Today's step raised something that has nothing to do with the recorded failure.
+            ModelError: The step raised something that has nothing to do with the recorded failure.
         """
         incident, window = self.capture.incident, self.window
-        if run.raised is not None and not self._is_failure(run, report):
-            raise raised(
-                f"{self.name}: step {run.failed} of the recording raised with today's code",
-                run.raised,
-            ) from run.raised
-        notes = [
-            *incident.notes,
-            *self.notes,
-            *self._limits(is_finite=run.trigger is None),
-            *(report.findings.notes if report else ()),
-        ]
+        if run.error is not None and not self._is_failure(run, report):
+            problem = (
+                f"{self.name}: step {run.failed_step} of the recording raised with today's code"
+            )
+            raise raised(problem, run.error) from run.error
+        is_finite = run.trigger is None
+        notes = [*incident.notes, *self.notes, *self._limits(is_finite=is_finite)]
+        if report is not None:
+            notes += report.findings.notes
         is_healthy = incident.trigger.what == "manual" and not window.reproduces
-        known = window.reproduces if window.reproduces is not None else incident.reproduced
-        fixed = (
-            False
-            if run.trigger is not None
-            else True
-            if known and not is_healthy and not self.step.draws
-            else None
+        fixed = self._is_fixed(is_finite=is_finite, is_healthy=is_healthy)
+        sentence = sentence_of(
+            self.name,
+            incident,
+            window,
+            run,
+            report,
+            fixed=fixed,
+            is_healthy=is_healthy,
+            random_ops=self.step.random_ops,
         )
         return RerunResult(
             path=str(self.capture.path),
             model=self.name,
-            finite=run.trigger is None,
-            fixed=None if is_healthy and fixed is not False else fixed,
-            sentence=sentence_of(
-                self.name,
-                incident,
-                window,
-                run.trigger,
-                run.failed,
-                report,
-                fixed=fixed,
-                is_healthy=is_healthy,
-                draws=self.step.draws,
-            ),
+            finite=is_finite,
+            fixed=fixed,
+            sentence=sentence,
             steps=step_results(self.capture, self.renamed or {}, run),
             report=report,
             notes=tuple(dict.fromkeys(notes)),
             is_healthy=is_healthy,
         )
 
+    def _is_fixed(self, *, is_finite: bool, is_healthy: bool) -> bool | None:
+        """Whether the recorded failure is gone; None when that is not known.
+
+        A finite run shows it only where the recorded program fails on the same window, and where
+        the current step draws no other random numbers than the recorded one.
+        """
+        if not is_finite:
+            return False
+        reproduces = self.window.reproduces
+        if reproduces is None:
+            reproduces = self.capture.incident.reproduced
+        if reproduces and not is_healthy and not self.step.random_ops:
+            return True
+        return None
+
     def _is_failure(self, run: CurrentRun, report: Report | None) -> bool:
-        """Whether an exception is the recorded one again, or stands for a non-finite value that was found."""
-        incident = self.capture.incident
-        again = (
-            incident.trigger.what == "exception"
-            and run.trigger is not None
-            and run.trigger.name == incident.trigger.name
-        )
-        return again or (report is not None and report.findings.origin is not None)
+        """Whether an exception is the recorded one, or stands for a non-finite value."""
+        recorded, trigger = self.capture.incident.trigger, run.trigger
+        if recorded.what == "exception" and trigger is not None and trigger.name == recorded.name:
+            return True
+        return report is not None and report.findings.origin is not None
 
     def _limits(self, *, is_finite: bool) -> list[str]:
-        """What of the recorded training today's run cannot repeat."""
+        """What of the recorded training the run cannot repeat."""
         notes, window = [], self.window
         if window.changed:
-            said = readable_list(list(window.changed), 3)
+            changed = readable_list(list(window.changed), 3)
             notes.append(
-                f"Something outside of the steps changed {said} while training ran; that is not repeated with today's code."
+                f"Something outside of the steps changed {changed} while training ran; "
+                "that is not repeated with today's code."
             )
         if window.reason is not None:
-            how = (
-                "it did when the file was written"
-                if self.capture.incident.reproduced
-                else "so whether it still fails is not known"
-            )
-            notes.append(
-                f"The recorded program was not run beside it ({window.reason.rstrip('.')}); {how}."
-            )
+            outcome = "so whether it still fails is not known"
+            if self.capture.incident.reproduced:
+                outcome = "it did when the file was written"
+            reason = window.reason.rstrip(".")
+            notes.append(f"The recorded program was not run beside it ({reason}); {outcome}.")
         if window.steps[0] == 0 and not is_finite:
             notes.append(
-                "Step 0 began with the recorded initial weights: other initial weights of today's code were not tried."
+                "Step 0 began with the recorded initial weights: "
+                "other initial weights of today's code were not tried."
             )
         return notes
-
-
-def _explained(run: CurrentRun, path: str) -> Report | None:
-    """Where the failure of a run was born; None when that could not be told."""
-    written = run.write()
-    if written is None:
-        return None
-    return replace(explain(written, trust=True, fixes="none"), path=path)

@@ -1,176 +1,199 @@
-"""Which variable of today's model a recorded one is: by path and shape. Pure: imports no TensorFlow."""
+"""Which variable of the current model a recorded one is, by path and shape.
+
+Used by a rerun, which loads recorded state into the current model, and by a diff of two captures.
+Also says what does not match, for the error message, its hint and the notes. Pure: tables of
+variables in, indices and texts out; imports no TensorFlow.
+"""
 
 from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from nanreplay.records import VariableInfo
 from nanreplay.report.numbers import readable_list
 
 _COUNTER = re.compile(r"_\d+(?=/|$)")
+"""The number in a name that Keras counts: `dense_1/kernel`."""
 _NOT_LEARNED = ("metric", "seed", "optimizer")
 """Roles without which recorded weights still are what they were."""
 
 
 @dataclass(slots=True)
 class Match:
-    """Recorded variables and those of today's model."""
+    """Recorded variables and those of the current model, by their indices in the two tables."""
 
     pairs: dict[int, int] = field(default_factory=dict)
-    """Index of today's variable by index of the recorded one."""
+    """Current variable by recorded one."""
     lost: list[int] = field(default_factory=list)
-    """Recorded variables that today's model does not have."""
+    """Recorded variables that the current model does not have."""
     new: list[int] = field(default_factory=list)
-    """Today's variables without recorded state."""
+    """Current variables without recorded state."""
     reshaped: list[tuple[int, int]] = field(default_factory=list)
-    """(recorded, today's) variables of one path and of different shapes."""
+    """(recorded, current) variables of one path and of different shapes."""
     renumbered: list[tuple[int, int]] = field(default_factory=list)
     """Pairs whose paths differ only in the numbers that Keras counts automatic names with."""
 
 
 def match_variables(
     recorded: Sequence[VariableInfo],
-    today: Sequence[VariableInfo],
+    current: Sequence[VariableInfo],
     renamed: Mapping[str, str],
     *,
     with_optimizer: bool = True,
 ) -> Match:
     """Pair the variables.
 
-    A learning rate is a setting of today's code, and is left out on both sides.
+    A learning rate is a setting of the user's code, and is left out on both sides.
 
     Args:
         recorded: The capture's table.
-        today: Today's table.
-        renamed: What parts of recorded paths are called today: `{"encoder/old": "encoder/new"}`.
-        with_optimizer: False leaves out what optimizers keep, as where they have not updated anything yet.
+        current: The current model's table.
+        renamed: What parts of recorded paths are called in the current code:
+            `{"encoder/old": "encoder/new"}`.
+        with_optimizer: False leaves out what optimizers keep, as where they have not updated
+            anything yet.
     """
     match = Match()
-    ours = [
-        index for index, info in enumerate(recorded) if with_optimizer or info.role != "optimizer"
-    ]
-    theirs = [
-        index for index, info in enumerate(today) if with_optimizer or info.role != "optimizer"
-    ]
-    ours = [index for index in ours if not is_setting(recorded[index])]
-    theirs = [index for index in theirs if not is_setting(today[index])]
-    models = [index for index in ours if recorded[index].role != "optimizer"]
-    goals = {index: rename(recorded[index].path, renamed) for index in models}
-    _pair(
-        match,
-        models,
-        [index for index in theirs if today[index].role != "optimizer"],
-        recorded,
-        today,
-        goals,
-    )
-    slots = [index for index in ours if recorded[index].role == "optimizer"]
-    of_slots = _slot_goals(match, slots, recorded, today, renamed)
-    _pair(
-        match,
-        slots,
-        [index for index in theirs if today[index].role == "optimizer"],
-        recorded,
-        today,
-        of_slots,
-    )
+    weights, slots = _weights_and_slots(recorded, with_optimizer)
+    current_weights, current_slots = _weights_and_slots(current, with_optimizer)
+    paths = {index: _renamed(recorded[index].path, renamed) for index in weights}
+    _pair(match, recorded, current, weights, current_weights, paths)
+    # Slots come second: their names are made of the names of the weights.
+    slot_paths = _slot_paths(match, slots, recorded, current, renamed)
+    _pair(match, recorded, current, slots, current_slots, slot_paths)
     if with_optimizer:
-        _pair_iterations(match, slots, recorded, today)
-    paired, reshaped = set(match.pairs), {index for index, _ in match.reshaped}
-    match.lost = [index for index in ours if index not in paired | reshaped]
+        _pair_iterations(match, recorded, current, slots)
+    placed = set(match.pairs) | {index for index, _ in match.reshaped}
     taken = set(match.pairs.values()) | {index for _, index in match.reshaped}
-    match.new = [index for index in theirs if index not in taken]
+    match.lost = [index for index in sorted((*weights, *slots)) if index not in placed]
+    match.new = [
+        index for index in sorted((*current_weights, *current_slots)) if index not in taken
+    ]
     return match
 
 
+def pairs_with_learning_rates(
+    recorded: Sequence[VariableInfo], current: Sequence[VariableInfo], renamed: Mapping[str, str]
+) -> dict[int, int]:
+    """Return the pairs of `match_variables`, and the learning rates where each side has one.
+
+    For comparing values: a setting is compared, though it is not loaded.
+    """
+    pairs = dict(match_variables(recorded, current, renamed).pairs)
+    rates = [index for index, info in enumerate(recorded) if is_setting(info)]
+    current_rates = [index for index, info in enumerate(current) if is_setting(info)]
+    if len(rates) == len(current_rates) == 1:
+        pairs[rates[0]] = current_rates[0]
+    return pairs
+
+
 def is_setting(info: VariableInfo) -> bool:
-    """Whether a variable is a hyperparameter that today's code sets."""
-    return info.role == "optimizer" and info.path.rpartition("/")[2] == "learning_rate"
+    """Whether a variable is a hyperparameter that the user's code sets."""
+    return info.role == "optimizer" and _last_segment(info.path) == "learning_rate"
 
 
-def rename(path: str, renamed: Mapping[str, str]) -> str:
-    """A recorded path in today's names; whole segments only."""
-    parts = path.split("/")
+def uncounted(path: str) -> str:
+    """A path without the numbers that Keras counts automatic names with."""
+    return _COUNTER.sub("", path)
+
+
+def _weights_and_slots(
+    infos: Sequence[VariableInfo], with_optimizer: bool
+) -> tuple[list[int], list[int]]:
+    """Indices of what models hold, and of what optimizers hold but for settings."""
+    weights = [index for index, info in enumerate(infos) if info.role != "optimizer"]
+    if not with_optimizer:
+        return weights, []
+    slots = [
+        index
+        for index, info in enumerate(infos)
+        if info.role == "optimizer" and not is_setting(info)
+    ]
+    return weights, slots
+
+
+def _renamed(path: str, renamed: Mapping[str, str]) -> str:
+    """A recorded path in current names; only whole segments are replaced, each pattern once."""
+    segments = path.split("/")
     for old, new in renamed.items():
-        sought, put = (
-            old.strip("/").split("/"),
-            [part for part in new.strip("/").split("/") if part],
-        )
-        for at in range(len(parts) - len(sought) + 1):
-            if parts[at : at + len(sought)] == sought:
-                parts[at : at + len(sought)] = put
+        old_segments = old.strip("/").split("/")
+        new_segments = [segment for segment in new.strip("/").split("/") if segment]
+        length = len(old_segments)
+        for start in range(len(segments) - length + 1):
+            if segments[start : start + length] == old_segments:
+                segments[start : start + length] = new_segments
                 break
-    return "/".join(parts)
+    return "/".join(segments)
 
 
-def _slot_goals(
+def _slot_paths(
     match: Match,
     slots: Iterable[int],
     recorded: Sequence[VariableInfo],
-    today: Sequence[VariableInfo],
+    current: Sequence[VariableInfo],
     renamed: Mapping[str, str],
 ) -> dict[int, str]:
-    """Paths of an optimizer's variables in today's names: Keras puts the variable's path, flattened, into the slot's name."""
+    """Paths of an optimizer's variables in current names.
+
+    Keras puts the path of the variable, flattened, into the name of its slot: the momentum of
+    `a/kernel` is `adam/a_kernel_momentum`. The longest flattened path that fits is the variable's,
+    since `a` may be the beginning of another path as well.
+    """
     flat = {
-        recorded[ours].path.replace("/", "_"): today[theirs].path.replace("/", "_")
+        recorded[ours].path.replace("/", "_"): current[theirs].path.replace("/", "_")
         for ours, theirs in match.pairs.items()
     }
     longest_first = sorted(flat, key=len, reverse=True)
-    goals = {}
+    paths = {}
     for index in slots:
         optimizer, _, name = recorded[index].path.rpartition("/")
-        owner = next((each for each in longest_first if name.startswith(f"{each}_")), None)
+        owner = next((path for path in longest_first if name.startswith(f"{path}_")), None)
         if owner is not None:
             name = flat[owner] + name[len(owner) :]
-        goals[index] = f"{rename(optimizer, renamed)}/{name}"
-    return goals
+        paths[index] = f"{_renamed(optimizer, renamed)}/{name}"
+    return paths
 
 
 def _pair(
     match: Match,
-    ours: list[int],
-    theirs: list[int],
     recorded: Sequence[VariableInfo],
-    today: Sequence[VariableInfo],
-    goals: Mapping[int, str],
+    current: Sequence[VariableInfo],
+    ours: Sequence[int],
+    theirs: Sequence[int],
+    our_paths: Mapping[int, str],
 ) -> None:
     """Pair variables whose paths are the same but for the numbers of automatic names.
 
-    Keras counts names in the process: `dense_1` is the first layer where another model was made before, and the second
-    where none was. So a group of such names is paired in the order of its numbers when the numbers differ, and by path
-    when it has gained or lost a member.
+    Keras counts names in the process: `dense_1` is the first layer where another model was made
+    before, and the second where none was. So a group of such names is paired in the order of its
+    numbers when the numbers differ, and by path when it has gained or lost a member.
+
+    An example: `dense_1`, `dense_2` go with `dense`, `dense_1`, the first with the first. Of
+    `dense` against `dense`, `dense_1` the two that share a path are paired.
     """
-    paths = {index: today[index].path for index in theirs}
-    mine, yours = _grouped(ours, goals), _grouped(theirs, paths)
-    for name, one in mine.items():
-        other = yours.get(name, [])
-        same_paths = sorted(goals[index] for index in one) == sorted(
-            paths[index] for index in other
+    their_paths = {index: current[index].path for index in theirs}
+    our_groups, their_groups = _grouped(ours, our_paths), _grouped(theirs, their_paths)
+    for name, group in our_groups.items():
+        other = their_groups.get(name, [])
+        has_same_paths = sorted(our_paths[index] for index in group) == sorted(
+            their_paths[index] for index in other
         )
-        by_number = len(one) == len(other) and not same_paths
-        in_order = zip(_counted(one, goals), _counted(other, paths), strict=False)
-        for left, right in in_order if by_number else _by_path(one, other, goals, paths):
-            if recorded[left].shape != today[right].shape:
+        is_by_number = len(group) == len(other) and not has_same_paths
+        if is_by_number:
+            in_order = _by_number(group, our_paths), _by_number(other, their_paths)
+            pairs = list(zip(*in_order, strict=True))
+        else:
+            pairs = list(_by_path(group, other, our_paths, their_paths))
+        for left, right in pairs:
+            if recorded[left].shape != current[right].shape:
                 match.reshaped.append((left, right))
                 continue
             match.pairs[left] = right
-            if by_number:
+            if is_by_number:
                 match.renumbered.append((left, right))
-
-
-def _by_path(
-    one: Iterable[int], other: Iterable[int], goals: Mapping[int, str], paths: Mapping[int, str]
-) -> Iterator[tuple[int, int]]:
-    """Pairs of one path; where several variables share a path, in their order."""
-    waiting: dict[str, list[int]] = defaultdict(list)
-    for index in other:
-        waiting[paths[index]].append(index)
-    for index in one:
-        if waiting[goals[index]]:
-            yield index, waiting[goals[index]].pop(0)
 
 
 def _grouped(indices: Iterable[int], paths: Mapping[int, str]) -> dict[str, list[int]]:
@@ -180,81 +203,112 @@ def _grouped(indices: Iterable[int], paths: Mapping[int, str]) -> dict[str, list
     return groups
 
 
-def _counted(indices: list[int], paths: Mapping[int, str]) -> list[int]:
-    """Indices in the order of the numbers in their paths; those without a number come first, as Keras names them."""
-    return sorted(
-        indices, key=lambda index: [int(number[1:]) for number in _COUNTER.findall(paths[index])]
-    )
+def _by_number(indices: Sequence[int], paths: Mapping[int, str]) -> list[int]:
+    """Indices in the order of the numbers in their paths.
+
+    Those without a number come first, as Keras names them.
+    """
+
+    def numbers(index: int) -> list[int]:
+        return [int(number[1:]) for number in _COUNTER.findall(paths[index])]
+
+    return sorted(indices, key=numbers)
+
+
+def _by_path(
+    ours: Iterable[int],
+    theirs: Iterable[int],
+    our_paths: Mapping[int, str],
+    their_paths: Mapping[int, str],
+) -> Iterator[tuple[int, int]]:
+    """Pairs of one path; where several variables share a path, in their order."""
+    waiting: dict[str, list[int]] = defaultdict(list)
+    for index in theirs:
+        waiting[their_paths[index]].append(index)
+    for index in ours:
+        if waiting[our_paths[index]]:
+            yield index, waiting[our_paths[index]].pop(0)
 
 
 def _pair_iterations(
     match: Match,
-    slots: Iterable[int],
     recorded: Sequence[VariableInfo],
-    today: Sequence[VariableInfo],
+    current: Sequence[VariableInfo],
+    slots: Iterable[int],
 ) -> None:
-    """The count of updates goes on when the optimizer is another one."""
+    """Let the count of updates go on when the optimizer is another one."""
     ours = [index for index in slots if recorded[index].path.endswith("/iteration")]
     theirs = [
         index
-        for index, info in enumerate(today)
+        for index, info in enumerate(current)
         if info.role == "optimizer" and info.path.endswith("/iteration")
     ]
-    if (
-        len(ours) == len(theirs) == 1
-        and ours[0] not in match.pairs
-        and theirs[0] not in match.pairs.values()
-    ):
+    if len(ours) != 1 or len(theirs) != 1:
+        return
+    if ours[0] not in match.pairs and theirs[0] not in match.pairs.values():
         match.pairs[ours[0]] = theirs[0]
 
 
+# What users are told of a match.
+
+
 def problems(
-    match: Match, recorded: Sequence[VariableInfo], today: Sequence[VariableInfo]
+    match: Match, recorded: Sequence[VariableInfo], current: Sequence[VariableInfo]
 ) -> list[str]:
-    """What keeps the recorded state from being today's, a sentence each; empty when nothing does."""
-    said = [
-        f"`{today[other].path}` is {_shape(today[other])} today, {_shape(recorded[one])} in the recording"
-        for one, other in match.reshaped
-    ]
-    lost = [
-        f"`{recorded[index].path}` {_shape(recorded[index])}"
-        for index in match.lost
-        if recorded[index].role not in _NOT_LEARNED
-    ]
-    new = [
-        f"`{today[index].path}` {_shape(today[index])}"
-        for index in match.new
-        if today[index].role not in ("metric", "seed")
-    ]
+    """What keeps the recorded state from being loaded, a sentence each; empty when nothing does."""
+    sentences = []
+    for old, new in match.reshaped:
+        shapes = f"{_shape(current[new])} today, {_shape(recorded[old])} in the recording"
+        sentences.append(f"`{current[new].path}` is {shapes}")
+
+    def named(
+        infos: Sequence[VariableInfo], indices: Iterable[int], besides: Sequence[str]
+    ) -> list[str]:
+        kept = (infos[index] for index in indices if infos[index].role not in besides)
+        return [f"`{info.path}` {_shape(info)}" for info in kept]
+
+    lost = named(recorded, match.lost, _NOT_LEARNED)
     if lost:
-        said.append(f"today's model has no {readable_list(lost, 3)}")
-    if new:
-        said.append(f"the recording has no {readable_list(new, 3)}")
-    return said
+        sentences.append(f"today's model has no {readable_list(lost, 3)}")
+    new_ones = named(current, match.new, ("metric", "seed"))
+    if new_ones:
+        sentences.append(f"the recording has no {readable_list(new_ones, 3)}")
+    return sentences
+
+
+def _shape(info: VariableInfo) -> str:
+    return f"[{', '.join(map(str, info.shape))}]"
 
 
 def suggestion(
-    match: Match, recorded: Sequence[VariableInfo], today: Sequence[VariableInfo]
+    match: Match, recorded: Sequence[VariableInfo], current: Sequence[VariableInfo]
 ) -> str:
-    """What to do about `problems`: a renaming where one variable of the same shape is left on each side."""
-    parts: list[str] = []
+    """What to do about `problems`.
+
+    A renaming is suggested where one variable of the same shape, role and last name is new.
+    """
+    renamings: list[str] = []
     for index in match.lost:
         info = recorded[index]
-        alike = [
-            other
-            for other in match.new
-            if today[other].shape == info.shape and today[other].role == info.role
-        ]
-        same_end = [other for other in alike if _end(today[other].path) == _end(info.path)]
-        if info.role not in _NOT_LEARNED and len(same_end) == 1:
-            parts.append(_renaming(info.path, today[same_end[0]].path))
-    maps = [f"--map {each}" for each in dict.fromkeys(parts)][:3]
+        alike = [current[other].path for other in match.new if _is_alike(current[other], info)]
+        if info.role not in _NOT_LEARNED and len(alike) == 1:
+            renamings.append(_shortest_renaming(info.path, alike[0]))
+    options = [f"--map {renaming}" for renaming in dict.fromkeys(renamings)][:3]
     keep = "--allow-missing keeps today's initial values there"
-    return f"renamed? {' '.join(maps)}; {keep}" if maps else keep
+    return f"renamed? {' '.join(options)}; {keep}" if options else keep
 
 
-def _renaming(old: str, new: str) -> str:
-    """The shortest `old=new` that turns one path into the other."""
+def _is_alike(one: VariableInfo, other: VariableInfo) -> bool:
+    is_same_kind = one.shape == other.shape and one.role == other.role
+    return is_same_kind and _last_segment(one.path) == _last_segment(other.path)
+
+
+def _last_segment(path: str) -> str:
+    return path.rpartition("/")[2]
+
+
+def _shortest_renaming(old: str, new: str) -> str:
+    """The shortest `old=new` that turns one path into the other: segments in common go."""
     left, right = old.split("/"), new.split("/")
     while len(left) > 1 and len(right) > 1 and left[-1] == right[-1]:
         left, right = left[:-1], right[:-1]
@@ -263,63 +317,39 @@ def _renaming(old: str, new: str) -> str:
     return f"{'/'.join(left)}={'/'.join(right)}"
 
 
-def _renumbered(old: str, new: str) -> list[str]:
-    """What of two paths differs only in a number: `sequential is sequential_1`."""
+def notes_of(
+    match: Match, recorded: Sequence[VariableInfo], current: Sequence[VariableInfo]
+) -> list[str]:
+    """Readable lines on what was paired loosely, left out, or keeps its initial value."""
+    counted: dict[str, None] = {}
+    for old, new in match.renumbered:
+        if recorded[old].role not in ("metric", "optimizer"):
+            counted |= dict.fromkeys(_renumbered_names(recorded[old].path, current[new].path))
+
+    def lost_paths(is_told: Callable[[str], bool]) -> list[str]:
+        return [recorded[index].path for index in match.lost if is_told(recorded[index].role)]
+
+    fresh = (*match.new, *(new for _, new in match.reshaped))
+    paths_by_text = {
+        "Names that Keras counts were matched in the order of their numbers": list(counted),
+        "Recorded state of the optimizer without a place today is left out": lost_paths(
+            lambda role: role == "optimizer"
+        ),
+        "Recorded variables without a place today are left out": lost_paths(
+            lambda role: role not in ("optimizer", "metric")
+        ),
+        "Without recorded state, these have the values that today's code gives them": [
+            current[index].path for index in fresh if current[index].role != "metric"
+        ],
+    }
+    return [f"{text}: {readable_list(paths, 3)}." for text, paths in paths_by_text.items() if paths]
+
+
+def _renumbered_names(old: str, new: str) -> list[str]:
+    """Segments of two paths that differ only in a number: `sequential is sequential_1`."""
     pairs = zip(reversed(old.split("/")), reversed(new.split("/")), strict=False)
     return [
         f"{one} is {other}"
         for one, other in pairs
         if one != other and uncounted(one) == uncounted(other)
     ]
-
-
-def uncounted(path: str) -> str:
-    """A path without the numbers that Keras counts automatic names with."""
-    return _COUNTER.sub("", path)
-
-
-def _end(path: str) -> str:
-    return path.rpartition("/")[2]
-
-
-def _shape(info: VariableInfo) -> str:
-    return f"[{', '.join(map(str, info.shape))}]"
-
-
-def notes_of(
-    match: Match, recorded: Sequence[VariableInfo], today: Sequence[VariableInfo]
-) -> list[str]:
-    """Readable lines on what was paired loosely, left out, or keeps today's initial values."""
-    notes = []
-    counted: dict[str, None] = {}
-    for one, other in match.renumbered:
-        if recorded[one].role not in ("metric", "optimizer"):
-            counted |= dict.fromkeys(_renumbered(recorded[one].path, today[other].path))
-    if counted:
-        notes.append(
-            f"Names that Keras counts were matched in the order of their numbers: {readable_list(list(counted), 3)}."
-        )
-    slots = [recorded[index].path for index in match.lost if recorded[index].role == "optimizer"]
-    if slots:
-        notes.append(
-            f"Recorded state of the optimizer without a place today is left out: {readable_list(slots, 3)}."
-        )
-    lost = [
-        recorded[index].path
-        for index in match.lost
-        if recorded[index].role not in ("optimizer", "metric")
-    ]
-    if lost:
-        notes.append(
-            f"Recorded variables without a place today are left out: {readable_list(lost, 3)}."
-        )
-    fresh = [
-        today[index].path
-        for index in (*match.new, *(other for _, other in match.reshaped))
-        if today[index].role != "metric"
-    ]
-    if fresh:
-        notes.append(
-            f"Without recorded state, these have the values that today's code gives them: {readable_list(fresh, 3)}."
-        )
-    return notes
