@@ -76,14 +76,15 @@ def bisect(
 
     The run that it was found in is kept, for who asks why (see `nanreplay.diagnose.causes_of`).
 
+    ```python
+    with Capture("run.h5") as capture, Replay(capture) as replay:
+        print(bisect(replay, capture.timeline_record()).findings.origin)
+    ```
+
     Args:
         runner: Replays the window's steps op by op.
         timeline: What was recorded of all steps; tells where values began to grow.
         progress: Called with a line before each part of the work.
-
-    Example:
-        >>> with Replay(capture) as replay:
-        ...     origin = bisect(replay, capture.timeline_record()).findings.origin
     """
     say: Progress = progress or (lambda line: None)
     search = _search(runner, say)

@@ -1,4 +1,4 @@
-"""From replays to a verdict, and from an origin to its causes."""
+"""From replays to a verdict (`judge`), and from an origin to its causes (`causes_of`)."""
 
 from __future__ import annotations
 

@@ -1,7 +1,9 @@
-"""Telling a fault of the machine, or a race, from a bug: does the recording depart from what its own program computes?
+"""Telling a fault of the machine, or a race, from a bug.
 
-A fault shows as a step, or a stretch between two steps, after which the recording differs from every replay although
-everything before it came out bit for bit. Differences from the first replayed step on are another machine's.
+Does the recording depart from what its own program computes? A fault shows as a step, or a
+stretch between two steps, after which the recording differs from every replay although everything
+before it came out bit for bit. Differences from the first replayed step on are another machine's.
+`verdict` decides by this whether an incident was transient.
 """
 
 from __future__ import annotations
@@ -21,7 +23,10 @@ from nanreplay.replay.step_results import Difference
 _FEW = 4
 """Elements of a variable that bits may have flipped in; a callback changes more."""
 _GROSS = 100.0
-"""Ratio of a recorded to a replayed loss or sum of squares that neither rounding nor a loop's own changes of weights explain."""
+"""Ratio of a recorded to a replayed loss or sum of squares that nothing but a fault explains.
+
+Neither rounding nor a loop's own changes of weights come near it.
+"""
 _SAME_MACHINE = ("tensorflow", "machine", "processor", "onednn", "devices")
 """Facts of the environment that decide which kernels run."""
 
@@ -41,8 +46,11 @@ class Flip:
 
 
 @dataclass(slots=True)
-class KeyframeWatch:
-    """Compares the state that a replay reaches with the next keyframe's; for `Replay.run_window(at_keyframe=...)`."""
+class KeyframeComparison:
+    """Compares the state that a replay reaches with the next keyframe's.
+
+    For `Replay.run_window(at_keyframe=...)`.
+    """
 
     infos: Sequence[VariableInfo]
     flips: list[Flip] = field(default_factory=list)
@@ -54,9 +62,9 @@ class KeyframeWatch:
         for index, value in held.items():
             info = self.infos[index]
             if _is_trained(info) and "float" in info.dtype and index in replayed:
-                found = _flip(as_array(replayed[index]), as_array(value))
-                if found is not None:
-                    self.flips.append(Flip(step, index, info.path, *found))
+                flip = _flip(as_array(replayed[index]), as_array(value))
+                if flip is not None:
+                    self.flips.append(Flip(step, index, info.path, *flip))
         return held
 
 
@@ -66,64 +74,66 @@ def _is_trained(info: VariableInfo) -> bool:
 
 
 def _flip(replayed: Any, held: Any) -> tuple[tuple[int, ...], int, int] | None:
-    """Return (first index, elements, bits) when a few bits differ; None when nothing or too much does."""
+    """Return (first index, elements, bits) when a few bits differ; None for nothing or more."""
     if replayed.shape != held.shape or replayed.dtype != held.dtype:
         return None
-    unsigned = np.dtype(f"u{held.dtype.itemsize}")
-    changed = np.atleast_1d(np.ascontiguousarray(replayed)).view(unsigned) ^ np.atleast_1d(
-        np.ascontiguousarray(held)
-    ).view(unsigned)
-    where = np.argwhere(changed)
-    if not 0 < len(where) <= _FEW:
+    changed = _as_unsigned(replayed) ^ _as_unsigned(held)
+    indices = np.argwhere(changed)
+    if not 0 < len(indices) <= _FEW:
         return None
-    bits = sum(int(each).bit_count() for each in changed[changed != 0])
-    if (
-        bits > 1 and len(where) >= changed.size
-    ):  # the whole of a small variable: more likely set than flipped
+    bits = sum(int(element).bit_count() for element in changed[changed != 0])
+    is_whole = len(indices) >= changed.size
+    if bits > 1 and is_whole:  # a small variable: more likely set than flipped
         return None
-    return tuple(int(i) for i in where[0]) if held.ndim else (), len(where), bits
+    return tuple(int(i) for i in indices[0]) if held.ndim else (), len(indices), bits
+
+
+def _as_unsigned(array: Any) -> Any:
+    """Return the bits of an array's elements as unsigned integers; a scalar has one axis."""
+    unsigned = np.dtype(f"u{array.dtype.itemsize}")
+    return np.atleast_1d(np.ascontiguousarray(array)).view(unsigned)
 
 
 def find_departure(replay: Replay, results: Sequence[StepResult]) -> int | None:
-    """Return the step at which the recording departs from its replay as only a fault explains it; None when there is none.
+    """Return the step at which the recording departs from its replay as only a fault explains it.
 
     Args:
         replay: The capture's replay.
-        results: The replayed steps without gaps, the failing one last; state was taken from every keyframe.
+        results: The replayed steps without gaps, the failing one last; state was taken from every
+            keyframe.
+
+    Returns:
+        The step; None when there is none.
     """
     departures = _departures(results, set(replay.capture.keyframe_steps))
-    if (
-        len(departures) != 1
-    ):  # again after a keyframe has put the state right: something outside changes it, step after step
+    # More than one: it departs again after a keyframe has put the state right. So something
+    # outside of the step changes the state, step after step.
+    if len(departures) != 1:
         return None
     step = departures[0]
     first, failing = results[0].step, results[-1].step
-    found = next(each for each in results if each.step == step)
-    if step == first:
-        return (
-            step
-            if _is_same_machine(replay) and (step == failing or _is_gross(found.differences))
-            else None
-        )
-    if not any(each.bit_exact for each in results if each.step < step):
+    departing = next(result for result in results if result.step == step)
+    if step != failing and not _is_gross(departing.differences):
         return None
-    return step if step == failing or _is_gross(found.differences) else None
+    if step == first:
+        return step if _is_same_machine(replay) else None
+    return step if any(result.bit_exact for result in results if result.step < step) else None
 
 
 def _departures(results: Sequence[StepResult], keyframes: set[int]) -> list[int]:
     """Steps from which the recording is another one, each until the next keyframe."""
-    found: list[int] = []
-    same = True
-    for each in results:
-        same = same or each.step in keyframes
-        if same and each.bit_exact is False:
-            found.append(each.step)
-            same = False
-    return found
+    departures: list[int] = []
+    is_same = True
+    for result in results:
+        is_same = is_same or result.step in keyframes
+        if is_same and result.bit_exact is False:
+            departures.append(result.step)
+            is_same = False
+    return departures
 
 
 def _is_gross(differences: Sequence[Difference]) -> bool:
-    return any(_ratio(abs(each.recorded), abs(each.replayed)) >= _GROSS for each in differences)
+    return any(_ratio(abs(pair.recorded), abs(pair.replayed)) >= _GROSS for pair in differences)
 
 
 def _ratio(one: float, other: float) -> float:
@@ -132,10 +142,10 @@ def _ratio(one: float, other: float) -> float:
 
 
 def _is_same_machine(replay: Replay) -> bool:
+    """Whether this machine runs the same kernels; what the capture does not tell counts as same."""
     here = describe_environment()
-    return all(
-        replay.capture.metadata.get(fact, here[fact]) == here[fact] for fact in _SAME_MACHINE
-    )
+    recorded = replay.capture.metadata
+    return all(recorded.get(fact, here[fact]) == here[fact] for fact in _SAME_MACHINE)
 
 
 def replay_without(
@@ -151,35 +161,44 @@ def replay_without(
     """
     infos = replay.variables
     flipped = {(flip.step, flip.variable) for flip in flips}
-    spoilt_from = min(
-        step for step in (departure, *(flip.step for flip in flips)) if step is not None
-    )
+    fault_steps = [flip.step for flip in flips]
+    if departure is not None:
+        fault_steps.append(departure)
+    spoilt_from = min(fault_steps)
 
-    def without(
+    def without_fault(
         step: int, replayed: Mapping[int, Any], held: Mapping[int, Any]
     ) -> Mapping[int, Any]:
-        return {
-            index: value
-            for index, value in held.items()
-            if (step, index) not in flipped
-            and not (step > spoilt_from and _is_trained(infos[index]))
-        }
+        kept: dict[int, Any] = {}
+        for index, value in held.items():
+            is_spoilt = step > spoilt_from and _is_trained(infos[index])
+            if (step, index) not in flipped and not is_spoilt:
+                kept[index] = value
+        return kept
 
     return replay.run_window(
-        "recorded", first=results[0].step, last=results[-1].step, at_keyframe=without
+        "recorded", first=results[0].step, last=results[-1].step, at_keyframe=without_fault
     )
 
 
 def reason_of(departure: int | None, flips: Sequence[Flip], failing: int) -> str:
-    """Say in a sentence or two what departs and where."""
+    """Say in a sentence or two what departs and where.
+
+    Args:
+        departure: The step at which the recording departs, None where it is not known.
+        flips: Flipped bits; they are told instead where there are some.
+        failing: Step of the incident.
+    """
     if flips:
         flip = flips[0]
-        what = "A bit" if flip.bits == 1 else f"{flip.bits} bits"
+        bits = "A bit" if flip.bits == 1 else f"{flip.bits} bits"
         where = f"`{flip.path}`" + (f" [{', '.join(map(str, flip.index))}]" if flip.index else "")
-        return f"{what} of {where} flipped between steps {flip.step - 1} and {flip.step}."
-    readable = (
-        "1 step" if failing - (departure or 0) == 1 else f"{failing - (departure or 0)} steps"
-    )
+        return f"{bits} of {where} flipped between steps {flip.step - 1} and {flip.step}."
     if departure is None or departure == failing:
         return f"The recording departs from every replay at step {failing}."
-    return f"The recording departs from every replay at step {departure} and turns non-finite {readable} later."
+    later = failing - departure
+    steps = "1 step" if later == 1 else f"{later} steps"
+    return (
+        f"The recording departs from every replay at step {departure} "
+        f"and turns non-finite {steps} later."
+    )

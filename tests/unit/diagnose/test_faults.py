@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nanreplay.diagnose import faults
-from nanreplay.diagnose.faults import KeyframeWatch, find_departure, reason_of
+from nanreplay.diagnose.faults import KeyframeComparison, find_departure, reason_of
 from nanreplay.records import VariableInfo
 from nanreplay.replay.step_results import Difference, StepResult
 
@@ -22,10 +22,10 @@ INFOS = (KERNEL, RATE, MEAN, BIAS, HALF)
 
 
 def flips(variable: int, replayed: Any, held: Any) -> list[Any]:
-    watch = KeyframeWatch(INFOS)
-    kept = watch(7, {variable: replayed}, {variable: held})
+    comparison = KeyframeComparison(INFOS)
+    kept = comparison(7, {variable: replayed}, {variable: held})
     assert kept[variable] is held
-    return watch.flips
+    return comparison.flips
 
 
 def flipped(values: Any, places: list[int], bit: int = 30) -> Any:
