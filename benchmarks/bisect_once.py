@@ -1,4 +1,5 @@
-"""One measurement of `bisect_time.py` in a process of its own: records a training, or bisects a capture.
+"""One measurement of `bisect_time.py` in a process of its own: records a training, or bisects a
+capture.
 
 Usage: python bisect_once.py record LAYERS FILE | bisect FILE
 """
@@ -57,7 +58,8 @@ def record(layers: int, file: str) -> None:
 
 
 def bisect(file: str) -> None:
-    """Explain a capture, then try fixes too; print the times, imports apart, and what a compiled step of the window takes."""
+    """Explain a capture, then try fixes too; print the times, imports apart, and what a compiled
+    step of the window takes."""
     began = time.perf_counter()
     import tensorflow  # noqa: F401
 

@@ -1,7 +1,9 @@
-"""How long verdict, origin and cause take against an eager step of the same training, how that grows with the number of ops,
+"""How long verdict, origin and cause take against an eager step of the same training,
+how that grows with the number of ops,
 and what trying fixes costs.
 
-The bar: at most twenty eager steps, and TensorFlow's import; a fix at most its window in compiled steps, and tracing.
+The bar: at most twenty eager steps, and TensorFlow's import; a fix at most its window in
+compiled steps, and tracing.
 
 Usage: python benchmarks/bisect_time.py [--layers 4,8,16,32] [--rounds 3]
 """
@@ -63,10 +65,13 @@ def main() -> None:
     found = [measure(int(layers), given.rounds) for layers in given.layers.split(",")]
     rows = [
         [
-            str(each["layers"]), str(each["ops"]), f"{each['eager_step_s'] * 1e3:.0f} ms", f"{each['bisect_s']:.2f} s",
-            f"**{each['bisect_s'] / each['eager_step_s']:.1f}**", f"{each['bisect_s'] / each['ops'] * 1e3:.2f} ms",
+            str(each["layers"]), str(each["ops"]), f"{each['eager_step_s'] * 1e3:.0f} ms",
+            f"{each['bisect_s']:.2f} s",
+            f"**{each['bisect_s'] / each['eager_step_s']:.1f}**",
+            f"{each['bisect_s'] / each['ops'] * 1e3:.2f} ms",
             f"{each['import_s']:.1f} s", f"{each['command_s']:.1f} s", str(each["op"]),
-            f"{each['whatif_s'] / each['fixes']:.2f} s", f"{each['steps']} x {each['compiled_step_s'] * 1e3:.0f} ms",
+            f"{each['whatif_s'] / each['fixes']:.2f} s",
+            f"{each['steps']} x {each['compiled_step_s'] * 1e3:.0f} ms",
         ]
         for each in found
     ]  # fmt: skip

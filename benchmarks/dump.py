@@ -1,7 +1,10 @@
-"""How fast a dump is written: against plain h5py with the same arrays on the same disk, and what compression would cost.
+"""How fast a dump is written: against plain h5py with the same arrays on the same disk, and what
+compression would cost.
 
-First the capture of a training (weights after some steps, Adam's slots, batches) is written, in turns with plain h5py: one
-contiguous dataset an array, closed and synced. Then its keyframe and its batches are written with each of HDF5's own filters, and
+First the capture of a training (weights after some steps, Adam's slots, batches) is written, in
+turns with plain h5py: one
+contiguous dataset an array, closed and synced. Then its keyframe and its batches are written
+with each of HDF5's own filters, and
 with those of hdf5plugin where that is installed.
 
 Usage: python benchmarks/dump.py [--mib 512] [--rounds 5] [--folder DIR] [--no-filters]
@@ -189,8 +192,8 @@ def main() -> None:
     ]
     header = ["filter", *(cell for name in groups for cell in (f"{name}: MB/s", "size"))]
     text = [
-        f"{machine_line(facts)} h5py {facts['h5py']}, HDF5 {h5py.version.hdf5_version}. {size / MIB:.0f} MiB, {len(arrays)} arrays, "
-        f"{given.rounds} rounds.",
+        f"{machine_line(facts)} h5py {facts['h5py']}, HDF5 {h5py.version.hdf5_version}. "
+        f"{size / MIB:.0f} MiB, {len(arrays)} arrays, {given.rounds} rounds.",
         "", table(["written by", "speed", ""], first), "", table(header, filters),
     ]  # fmt: skip
     write_results(

@@ -1,4 +1,5 @@
-"""One measurement of `overhead.py` in a process of its own: trains, and prints seconds of each epoch and a hash of the weights.
+"""One measurement of `overhead.py` in a process of its own: trains, and prints seconds of each
+epoch and a hash of the weights.
 
 Usage: python fit_once.py MODEL MODE XLA EPOCHS FOLDER
 """

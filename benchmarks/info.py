@@ -1,4 +1,5 @@
-"""How fast `nanreplay info` opens a large capture, and `nanreplay --help` answers: processes, median of seven.
+"""How fast `nanreplay info` opens a large capture, and `nanreplay --help` answers: processes,
+median of seven.
 
 Usage: python benchmarks/info.py [--gib 1] [--runs 7]
 """
@@ -32,7 +33,8 @@ VARIABLES, STEPS, KEYFRAMES, OPS = 64, 32, 4, 4000
 
 
 def large_contents(size_bytes: int) -> CaptureContents:
-    """A capture of random keyframes, which no compression makes smaller, with as many ops as a transformer has."""
+    """A capture of random keyframes, which no compression makes smaller, with as many ops as a
+    transformer has."""
     random = np.random.default_rng(0)
     each = size_bytes // (KEYFRAMES * VARIABLES * 4)
     shape = (each // 1024, 1024)

@@ -1,6 +1,8 @@
-"""What is left in memory of each of many trainings in one process, as a search for hyperparameters runs them, recorded and bare.
+"""What is left in memory of each of many trainings in one process, as a search for hyperparameters
+runs them, recorded and bare.
 
-Each measurement is a process of its own that trains one small model after the other, each with a `Recorder` of its own. After each
+Each measurement is a process of its own that trains one small model after the other, each with a
+`Recorder` of its own. After each
 the session is cleared and garbage collected. The growth is taken from the tenth training on.
 
 Usage: python benchmarks/many_fits.py [--fits 50]

@@ -1,4 +1,5 @@
-"""One measurement of `many_fits.py` in a process of its own: trains many models one after the other, and prints how memory grew.
+"""One measurement of `many_fits.py` in a process of its own: trains many models one after the
+other, and prints how memory grew.
 
 Usage: python many_fits_once.py bare|recorder|incident|dump FITS FOLDER
 """
@@ -40,7 +41,8 @@ def build() -> Any:
 
 
 def fit(mode: str, folder: Path, x: Any, y: Any) -> None:
-    """Train one model; `incident` and the bare training beside it end with a NaN in the last batch."""
+    """Train one model; `incident` and the bare training beside it end with a NaN in the last
+    batch."""
     callbacks: list[Any] = []
     if mode != "bare":
         from nanreplay import NonFiniteError, Recorder

@@ -104,4 +104,5 @@ def write_results(name: str, text: str, facts: Any) -> None:
 def machine_line(facts: dict[str, str]) -> str:
     """The machine in one line."""
     versions = ", ".join(f"{name} {facts[name]}" for name in ("tensorflow", "keras", "python"))
-    return f"{facts['date']}, {versions}, {facts['processor']}, {facts['cores']} cores (load {facts['load']})."
+    machine = f"{facts['processor']}, {facts['cores']} cores (load {facts['load']})"
+    return f"{facts['date']}, {versions}, {machine}."

@@ -1,9 +1,12 @@
-"""What recording takes of memory: the peak of a recorded training, its dump included, over that of a bare one.
+"""What recording takes of memory: the peak of a recorded training, its dump included, over that of
+a bare one.
 
-Each measurement is a process of its own: two epochs of a model with the given state (weights and Adam's slots), with batches of
+Each measurement is a process of its own: two epochs of a model with the given state (weights and
+Adam's slots), with batches of
 the given size, to a NaN in the last step, which the recorder writes to a file.
 
-Usage: python benchmarks/memory.py [--large]      --large adds a state of 2 GiB with room for it, which needs 16 GiB
+Usage: python benchmarks/memory.py [--large]      --large adds a state of 2 GiB with room for it,
+which needs 16 GiB
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""One measurement of `memory.py` in a process of its own: trains to a NaN, and prints the peak of its memory.
+"""One measurement of `memory.py` in a process of its own: trains to a NaN, and prints the peak of
+its memory.
 
 Usage: python memory_once.py bare|recorder STATE_MIB BATCH_MIB LIMIT_MIB FOLDER
 """
@@ -20,7 +21,8 @@ MIB = 2**20
 
 
 def build(state_mib: int) -> Any:
-    """A model whose weights and Adam's slots have that size together; what it computes does not grow with the batch."""
+    """A model whose weights and Adam's slots have that size together; what it computes does not
+    grow with the batch."""
     units = max(1, state_mib * MIB // 3 // 4 // WIDTH)
     keras.utils.set_random_seed(1)
     layers = [
@@ -52,7 +54,8 @@ def data(batch_mib: int, steps: int) -> Any:
 
 
 def steps_for(state_mib: int, batch_mib: int, limit_mib: int) -> int:
-    """Steps of an epoch: two epochs fill the limit with batches twice, or the window and, since an epoch begins with one, two keyframes."""
+    """Steps of an epoch: two epochs fill the limit with batches twice, or the window and, since an
+    epoch begins with one, two keyframes."""
     return 8 if state_mib > 1000 else min(40, max(6, limit_mib // batch_mib))
 
 

@@ -1,7 +1,10 @@
-"""How soon `nanreplay open` shows a large capture, and whether keys are answered while TensorFlow loads and a replay runs.
+"""How soon `nanreplay open` shows a large capture, and whether keys are answered while TensorFlow
+loads and a replay runs.
 
-First paint: a process in a pseudo-terminal, from its start until the answer's box is on the screen; median of seven. Stalls: the
-interface without a screen, in a process of its own; a timer in its event loop asks to be called every 5 ms, and keys are pressed
+First paint: a process in a pseudo-terminal, from its start until the answer's box is on the
+screen; median of seven. Stalls: the
+interface without a screen, in a process of its own; a timer in its event loop asks to be called
+every 5 ms, and keys are pressed
 meanwhile. For comparison, the same replay runs in a thread of the interface's own process.
 
 Usage: python benchmarks/open.py [--gib 2] [--runs 7] [--capture sample_runs/exploding_rnn.h5]

@@ -1,10 +1,14 @@
-"""What recording costs: `fit` with the recorder, and with TensorFlow's own tools, against bare `fit`.
+"""What recording costs: `fit` with the recorder, and with TensorFlow's own tools, against bare
+`fit`.
 
-Each measurement is a process of its own. Rounds alternate the modes; the best epoch of a process counts; the ratio to bare
-`fit` is taken within a round, and the median of the rounds' ratios is the figure. The first epoch, with tracing and compiling,
+Each measurement is a process of its own. Rounds alternate the modes; the best epoch of a process
+counts; the ratio to bare
+`fit` is taken within a round, and the median of the rounds' ratios is the figure. The first epoch,
+with tracing and compiling,
 is told apart. "loop" is a loop over a `tf.function`, bare and recorded.
 
-Usage: python benchmarks/overhead.py [--rounds 5] [--models mlp,cnn] [--modes recorder,...] [--xla off|on|both] [--epochs 3]
+Usage: python benchmarks/overhead.py [--rounds 5] [--models mlp,cnn] [--modes recorder,...]
+[--xla off|on|both] [--epochs 3]
 """
 
 from __future__ import annotations
@@ -37,7 +41,8 @@ Key = tuple[str, str, str]
 def measure(
     models: list[str], xla: list[str], modes: list[str], rounds: int, epochs: int
 ) -> dict[Key, list[dict[str, Any]]]:
-    """All measurements, one entry a round. A mode that failed in the first round is not tried again."""
+    """All measurements, one entry a round. A mode that failed in the first round is not tried
+    again."""
     found: dict[Key, list[dict[str, Any]]] = defaultdict(list)
     for turn, model, jit in itertools.product(range(rounds), models, xla):
         shift = turn % len(modes)
@@ -50,7 +55,8 @@ def measure(
             found[key].append(last_json(done))
             seconds = [f"{each:.3f}" for each in found[key][-1].get("epochs_s", [])]
             print(
-                f"round {turn + 1}: {model}, XLA {jit}, {mode}: {' '.join(seconds) or found[key][-1]['error']}",
+                f"round {turn + 1}: {model}, XLA {jit}, {mode}: "
+                + (" ".join(seconds) or found[key][-1]["error"]),
                 file=sys.stderr,
                 flush=True,
             )
@@ -58,7 +64,8 @@ def measure(
 
 
 def modes_of(model: str, modes: list[str]) -> list[str]:
-    """The modes that can be measured: `TerminateOnNaN` is of no use to a loop, and the tools of TensorFlow are measured in `fit`."""
+    """The modes that can be measured: `TerminateOnNaN` is of no use to a loop, and the tools of
+    TensorFlow are measured in `fit`."""
     return [mode for mode in modes if model != "loop" or mode in ("bare", "recorder")]
 
 
@@ -78,7 +85,8 @@ def ratios(found: dict[Key, list[dict[str, Any]]], key: Key) -> list[float]:
 
 
 def first_ratio(found: dict[Key, list[dict[str, Any]]], key: Key) -> float:
-    """First epoch, tracing and compiling included, to that of bare `fit`; the median of the rounds."""
+    """First epoch, tracing and compiling included, to that of bare `fit`; the median of the
+    rounds."""
     bare = found[(key[0], key[1], "bare")]
     return statistics.median(
         one["epochs_s"][0] / base["epochs_s"][0] for one, base in zip(found[key], bare, strict=True)
@@ -93,11 +101,14 @@ def summary(found: dict[Key, list[dict[str, Any]]], key: Key) -> dict[str, Any]:
     from_bare = ratios(found, key)
     weights = {one["weights"] for one in found[key]}
     return {
-        "model": key[0], "xla": key[1], "mode": key[2], "ratio": statistics.median(from_bare), "ratios": from_bare,
-        "first_ratio": first_ratio(found, key), "first_s": statistics.median(one["epochs_s"][0] for one in found[key]),
+        "model": key[0], "xla": key[1], "mode": key[2], "ratio": statistics.median(from_bare),
+        "ratios": from_bare,
+        "first_ratio": first_ratio(found, key),
+        "first_s": statistics.median(one["epochs_s"][0] for one in found[key]),
         "epoch_s": statistics.median(best(one) for one in found[key]),
         "peak_mib": statistics.median(one["peak_mib"] for one in found[key]),
-        "same_weights": len(weights) == 1 and weights == {one["weights"] for one in found[(key[0], key[1], "bare")]},
+        "same_weights": len(weights) == 1 and weights == {one["weights"] for one in found[(key[0],
+        key[1], "bare")]},
     }  # fmt: skip
 
 
@@ -168,7 +179,8 @@ def main() -> None:
         "peak MiB",
         "weights as bare",
     ]
-    intro = f"{machine_line(facts)} Median of {given.rounds} rounds, best of {given.epochs} epochs in each process."
+    measured = f"Median of {given.rounds} rounds, best of {given.epochs} epochs in each process."
+    intro = f"{machine_line(facts)} {measured}"
     failures = [
         f"- {each['model']}, XLA {each['xla']}, {MODES[each['mode']]}: `{each['error']}`"
         for each in rows

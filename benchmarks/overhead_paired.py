@@ -1,9 +1,14 @@
-"""What recording costs, for a noisy machine: bare and recorded trainings take turns of a few steps within one process.
+"""What recording costs, for a noisy machine: bare and recorded trainings take turns of a few steps
+within one process.
 
-Three trainings run, each in a thread of its own: a bare one, a recorded one, and a bare one again. One thread at a time
-holds the turn, runs four steps, and hands it on, in an order that changes from round to round. The figure is the median over
-the rounds of the recorded turn to the mean of the two bare ones; the ratio of the bare ones shows what the machine's noise
-makes of no difference at all. The first turns, in which steps are traced and compiled, are told apart. `overhead.py` measures
+Three trainings run, each in a thread of its own: a bare one, a recorded one, and a bare one
+again. One thread at a time
+holds the turn, runs four steps, and hands it on, in an order that changes from round to round.
+The figure is the median over
+the rounds of the recorded turn to the mean of the two bare ones; the ratio of the bare ones
+shows what the machine's noise
+makes of no difference at all. The first turns, in which steps are traced and compiled, are told
+apart. `overhead.py` measures
 whole processes, and TensorFlow's own tools as well.
 
 Usage: python benchmarks/overhead_paired.py [--rounds 100] [--models mlp,cnn] [--xla off|on|both]
@@ -263,7 +268,8 @@ def main() -> None:
         "first steps / bare",
         "weights as bare",
     ]
-    text = f"{machine_line(facts)} Median of {given.rounds} rounds of {STEPS} steps each.\n\n{table(header, rows)}"
+    measured = f"Median of {given.rounds} rounds of {STEPS} steps each."
+    text = f"{machine_line(facts)} {measured}\n\n{table(header, rows)}"
     write_results("overhead_paired", text, {"machine": facts, "rows": raw})
 
 

@@ -1,4 +1,5 @@
-"""The models that benchmarks train: an MLP, a CNN and a small transformer, with data of their shape."""
+"""The models that benchmarks train: an MLP, a CNN and a small transformer, with data of their
+shape."""
 
 from __future__ import annotations
 
@@ -64,7 +65,8 @@ def mlp() -> Any:
 
 
 def small_mlp() -> Any:
-    """28 x 28 pixels, one hidden layer, dropout: steps of a millisecond, of which Python takes a good part."""
+    """28 x 28 pixels, one hidden layer, dropout: steps of a millisecond, of which Python takes a
+    good part."""
     layers = [
         keras.layers.Flatten(),
         keras.layers.Dense(128, activation="relu"),

@@ -1,4 +1,5 @@
-"""The pictures of the README and of docs/tui.md: the terminal interface drawn by itself from real replays, and a plot of a page.
+"""The pictures of the README and of docs/tui.md: the terminal interface drawn by itself from real
+replays, and a plot of a page.
 
 Usage: make screenshots, or python docs/screenshots.py [NAME...]
 """

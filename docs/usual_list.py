@@ -1,4 +1,5 @@
-"""Writes docs/usual-list.md: what people do by hand against NaN, and what nanreplay says of a sample run in its place.
+"""Writes docs/usual-list.md: what people do by hand against NaN, and what nanreplay says of a
+sample run in its place.
 
 Usage: python docs/usual_list.py
 """
@@ -67,8 +68,10 @@ def page() -> str:
     lines = [
         "# The usual list, on the recording",
         "",
-        "What the usual article on NaN in TensorFlow training advises, and what `nanreplay bisect` and `nanreplay whatif` say of a",
-        "[sample run](../sample_runs) in its place. `make usual-list` writes this page from the captures.",
+        "What the usual article on NaN in TensorFlow training advises, and what `nanreplay "
+        "bisect` and `nanreplay whatif` say of a",
+        "[sample run](../sample_runs) in its place. `make usual-list` writes this page from the "
+        "captures.",
         "",
         "| today, by hand | sample run | where and why | tried on the recording | in code |",
         "|---|---|---|---|---|",

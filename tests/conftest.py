@@ -60,14 +60,15 @@ def environment() -> dict[str, str]:
 
 
 def plugin_arguments() -> list[str]:
-    """What makes a child pytest load the plugin where the installed package does not name it yet."""
+    """Makes a child pytest load the plugin where the installed package does not name it yet."""
     is_installed = any(entry.name == "nanreplay" for entry in entry_points(group="pytest11"))
     return [] if is_installed else ["-p", "nanreplay.pytest_plugin"]
 
 
 @pytest.fixture(scope="session")
 def recorded_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with nan.h5, healthy.h5, python.h5 and unsafe.h5, trained in a process of their own."""
+    """A folder with nan.h5, healthy.h5, python.h5 and unsafe.h5, trained in a process of their
+    own."""
     folder = tmp_path_factory.mktemp("runs")
     script = ROOT / "tests" / "integration" / "recorded_runs.py"
     subprocess.run(

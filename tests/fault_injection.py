@@ -1,4 +1,5 @@
-"""Faults of a machine, on purpose: bits flip in one step of a real training while it is recorded, unseen by the recorder."""
+"""Faults of a machine, on purpose: bits flip in one step of a real training while it is recorded,
+unseen by the recorder."""
 
 from __future__ import annotations
 
@@ -28,10 +29,12 @@ class Fault:
     """Bits of one element that flip in one step."""
 
     place: Place
-    """`weight`: a variable, after the recorder copied the state; `stored weight`: before it did; else a tensor of the step."""
+    """`weight`: a variable, after the recorder copied the state; `stored weight`: before it did;
+    else a tensor of the step."""
     step: int
     name: str = ""
-    """Part of a variable's path (weight, gradient), or type of the op whose output it is (activation)."""
+    """Part of a variable's path (weight, gradient), or type of the op whose output it is
+    (activation)."""
     element: int = 0
     """Place in the flattened tensor."""
     bits: tuple[int, ...] = (30,)
@@ -39,7 +42,8 @@ class Fault:
 
 
 def inject(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> list[Fault]:
-    """Arrange for the fault to happen in the next training that is recorded; the list holds it once it did."""
+    """Arrange for the fault to happen in the next training that is recorded; the list holds it once
+    it did."""
     happened: list[Fault] = []
     begin = CompiledCalls._begin
 
@@ -99,7 +103,8 @@ class _Faulty:
         """What the program returns, with the fault in its batch or in one of its tensors."""
         session, slot, fault = self._calls.session, self._recorded.slot, self._fault
         described = describe_program(
-            slot.traced, slot.id, variable_index=session.variables.index, metrics=session.variables.of_role("metric"),
+            slot.traced, slot.id, variable_index=session.variables.index,
+            metrics=session.variables.of_role("metric"),
             sources=SourceTable("none"), layout=[],
         )  # fmt: skip
         graph = tf.compat.v1.GraphDef.FromString(described.graph)

@@ -1,4 +1,5 @@
-"""A small made-up capture for tests that need no TensorFlow: two steps of a model with one dense layer."""
+"""A small made-up capture for tests that need no TensorFlow: two steps of a model with one dense
+layer."""
 
 from __future__ import annotations
 

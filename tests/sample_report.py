@@ -1,4 +1,4 @@
-"""A made-up report for tests that need no replay: a normalisation that divides by a variance of 0."""
+"""A report for tests that need no replay: a normalisation that divides by a variance of 0."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ LINK = ChainLink(
     "Mul", "functional/norm/mul", "forward", "encoder/block_2/norm", (32, 8), 8, "nan", 2.5
 )
 FINDINGS = Findings(
-    origin=ORIGIN, chain=(LINK,), upstream=(replace(LINK, value="finite", nonfinite=0),), root=Root(48112, "It did not grow."),
+    origin=ORIGIN, chain=(LINK,), upstream=(replace(LINK, value="finite", nonfinite=0),),
+    root=Root(48112, "It did not grow."),
     notes=("A note.",), consequence="became NaN in Mul and reached the loss",
 )  # fmt: skip
 VERDICT = Verdict(

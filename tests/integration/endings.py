@@ -1,4 +1,5 @@
-"""Trainings that are made to end in many ways, each in a process of its own: python endings.py FOLDER prints how each ended."""
+"""Trainings that are made to end in many ways, each in a process of its own: python endings.py
+FOLDER prints how each ended."""
 
 from __future__ import annotations
 
@@ -110,7 +111,8 @@ def exit_in_a_callback(path: Path) -> None:
 
 
 SCENARIOS: list[Scenario] = [
-    sigterm_between_steps, sigterm_in_an_eager_step, sigterm_in_an_eager_step_without_end, sigterm_while_data_never_comes,
+    sigterm_between_steps, sigterm_in_an_eager_step, sigterm_in_an_eager_step_without_end,
+    sigterm_while_data_never_comes,
     sigterm_in_a_forked_process, exit_in_a_callback,
 ]  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Errors raised inside the recorder, at the first call of any of its functions, while it records a real training."""
+"""Errors raised inside the recorder, at the first call of any of its functions, while it records a
+real training."""
 
 from __future__ import annotations
 
@@ -29,27 +30,48 @@ ROOMS = ("recorder", "program", "tensorflow_internals", "capture")
 FRAMES = (
     # around the training's own step: an error as they begin would be Python's
     "recorder/callback.py:on_", "recorder/callback.py:wrap",
-    "recorder/callback.py:close", "recorder/callback.py:dump", "recorder/callback.py:set_model", "recorder/callback.py:_suspected",
-    "recorder/callback.py:recorded", "recorder/fit_hooks.py:__call__", "recorder/fit_hooks.py:_keras_way", "recorder/fit_hooks.py:train_step",
-    "recorder/fit_hooks.py:hook", "recorder/ending.py:run", "recorder/ending.py:begin_step", "recorder/ending.py:end_step",
-    "recorder/compiled_calls.py:call", "recorder/compiled_calls.py:call_directly", "recorder/compiled_calls.py:_run",
-    "recorder/compiled_calls.py:_watched", "recorder/compiled_calls.py:_suspect", "recorder/compiled_calls.py:_raised",
-    "recorder/compiled_calls.py:trained_eagerly", "recorder/eager_step.py:call", "recorder/eager_step.py:note_variables",
-    "recorder/eager_step.py:trained_eagerly", "recorder/eager_step.py:forget_call", "recorder/wrapped_step.py:", "recorder/lifecycle.py:",
-    "recorder/eager_step.py:begin", "recorder/eager_step.py:_stop", "recorder/eager_step.py:ended", "recorder/eager_reads.py:read_before.<locals>.assign",
-    "recorder/eager_step.py:__call__", "program/observe.py:call_flat", "program/listening.py:listening", "program/listening.py:muted",
-    "program/listening.py:mute", "program/listening.py:start_listening", "program/listening.py:stop_listening", "program/observe.py:init",
-    "program/listening.py:current_notes", "program/observe.py:observed", "tensorflow_internals/tf_functions.py:is_top_level",
-    "tensorflow_internals/tf_functions.py:is_tape_recording", "tensorflow_internals/tf_functions.py:pack_outputs", "tensorflow_internals/tf_functions.py:__call__",
+    "recorder/callback.py:close", "recorder/callback.py:dump", "recorder/callback.py:set_model",
+    "recorder/callback.py:_suspected",
+    "recorder/callback.py:recorded", "recorder/fit_hooks.py:__call__",
+    "recorder/fit_hooks.py:_keras_way", "recorder/fit_hooks.py:train_step",
+    "recorder/fit_hooks.py:hook", "recorder/ending.py:run", "recorder/ending.py:begin_step",
+    "recorder/ending.py:end_step",
+    "recorder/compiled_calls.py:call", "recorder/compiled_calls.py:call_directly",
+    "recorder/compiled_calls.py:_run",
+    "recorder/compiled_calls.py:_watched", "recorder/compiled_calls.py:_suspect",
+    "recorder/compiled_calls.py:_raised",
+    "recorder/compiled_calls.py:trained_eagerly", "recorder/eager_step.py:call",
+    "recorder/eager_step.py:note_variables",
+    "recorder/eager_step.py:trained_eagerly", "recorder/eager_step.py:forget_call",
+    "recorder/wrapped_step.py:", "recorder/lifecycle.py:",
+    "recorder/eager_step.py:begin", "recorder/eager_step.py:_stop", "recorder/eager_step.py:ended",
+    "recorder/eager_reads.py:read_before.<locals>.assign",
+    "recorder/eager_step.py:__call__", "program/observe.py:call_flat",
+    "program/listening.py:listening", "program/listening.py:muted",
+    "program/listening.py:mute", "program/listening.py:start_listening",
+    "program/listening.py:stop_listening", "program/observe.py:init",
+    "program/listening.py:current_notes", "program/observe.py:observed",
+    "tensorflow_internals/tf_functions.py:is_top_level",
+    "tensorflow_internals/tf_functions.py:is_tape_recording",
+    "tensorflow_internals/tf_functions.py:pack_outputs",
+    "tensorflow_internals/tf_functions.py:__call__",
     "program/fetching.py:run", "program/observation.py:notes_of",
-    "recorder/incidents.py:handle", "recorder/incidents.py:_write", "recorder/incidents.py:settle", "recorder/incidents.py:dump",
-    "recorder/ending.py:ended_by", "recorder/signals.py:answer_pending", "recorder/recording.py:guard",
-    "recorder/recording.py:fail", "program/observed_calls.py:run_observed", "program/observe.py:__exit__",
-    "program/observed_calls.py:forward_token", "program/observed_calls.py:observed_gradient_function", "tensorflow_internals/tf_eager.py:record_gradient",
-    "program/python_effects.py:assign", "program/python_effects.py:note", "program/python_effects.py:draw", "program/python_effects.py:note",
-    "tensorflow_internals/tf_eager.py:gradient_function", "tensorflow_internals/tf_eager.py:call", "recorder/eager_reads.py:callback",
+    "recorder/incidents.py:handle", "recorder/incidents.py:_write", "recorder/incidents.py:settle",
+    "recorder/incidents.py:dump",
+    "recorder/ending.py:ended_by", "recorder/signals.py:answer_pending",
+    "recorder/recording.py:guard",
+    "recorder/recording.py:fail", "program/observed_calls.py:run_observed",
+    "program/observe.py:__exit__",
+    "program/observed_calls.py:forward_token",
+    "program/observed_calls.py:observed_gradient_function",
+    "tensorflow_internals/tf_eager.py:record_gradient",
+    "program/python_effects.py:assign", "program/python_effects.py:note",
+    "program/python_effects.py:draw", "program/python_effects.py:note",
+    "tensorflow_internals/tf_eager.py:gradient_function", "tensorflow_internals/tf_eager.py:call",
+    "recorder/eager_reads.py:callback",
     "recorder/signals.py:_watch",
-    "capture/temporary.py:seek", "capture/temporary.py:tell", "capture/temporary.py:read", "capture/temporary.py:write",
+    "capture/temporary.py:seek", "capture/temporary.py:tell", "capture/temporary.py:read",
+    "capture/temporary.py:write",
     "capture/temporary.py:truncate", "capture/temporary.py:flush",
     # what `fit` is given: of Keras's own outputs, without which it cannot go on
     "recorder/recorded_function.py:outputs_of",
@@ -61,7 +83,8 @@ FRAMES = (
 
 @dataclass
 class Injector:
-    """Raises `error` when `target` is called; without a target, lists all functions of the recorder that are called."""
+    """Raises `error` when `target` is called; without a target, lists all functions of the recorder
+    that are called."""
 
     target: CodeType | None = None
     error: BaseException = field(default_factory=lambda: RuntimeError("injected"))
@@ -96,7 +119,8 @@ def eager_loop(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
 
 
 def large_loop(path: Path | None, begin: Callable[[], None]) -> list[bytes]:
-    """Variables are looked at as seldom as may be, and one turns NaN in a step that is not looked at, which later ones show."""
+    """Variables are looked at as seldom as may be, and one turns NaN in a step that is not looked
+    at, which later ones show."""
     with mock.patch.object(pace, "LOOK_SHARE", 1e-9):
         return _loop(
             path,
@@ -214,7 +238,8 @@ def run(
 
 
 def functions_of(scenario: str, path: Path) -> dict[str, CodeType]:
-    """Every function of the recorder that runs in a scenario, the writing of a capture included, but for those that run once a process."""
+    """Every function of the recorder that runs in a scenario, the writing of a capture included,
+    but for those that run once a process."""
     run(scenario, path)
     injector = Injector()
     run(scenario, path, injector)
@@ -234,8 +259,10 @@ def harm(
     bare: list[bytes],
     warned: int,
 ) -> list[str]:
-    """What an error at the first call of `function` did that it must not do, where `warned` warnings are usual."""
-    # an error of its own each time: one that is raised again keeps the frames of all trainings before, and so their models
+    """What an error at the first call of `function` did that it must not do, where `warned`
+    warnings are usual."""
+    # an error of its own each time: one that is raised again keeps the frames of all trainings
+    # before, and so their models
     path, injector = folder / "run.h5", Injector(function, type(error)(*error.args))
     try:
         found, said = run(scenario, path, injector)

@@ -1,4 +1,5 @@
-"""Trainings for `injected` with late checks, ops whose outputs are recorded, assignments, a dump on demand, and a step that raises."""
+"""Trainings for `injected` with late checks, ops whose outputs are recorded, assignments, a dump on
+demand, and a step that raises."""
 
 from __future__ import annotations
 

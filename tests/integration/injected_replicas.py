@@ -1,4 +1,5 @@
-"""Errors inside the recorder of two replicas, in a process of its own: python injected_replicas.py FOLDER prints what they harmed."""
+"""Errors inside the recorder of two replicas, in a process of its own: python injected_replicas.py
+FOLDER prints what they harmed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Trains what the tests of the command line need, in a process of its own: python recorded_runs.py FOLDER."""
+"""Trains what the tests of the command line need, in a process of its own: python recorded_runs.py
+FOLDER."""
 
 from __future__ import annotations
 
@@ -16,7 +17,8 @@ from nanreplay import NonFiniteError, Recorder
 def train(
     path: Path, penalty: Callable[[Any], Any], *, bad: float = 0.0, dump: bool = False
 ) -> None:
-    """Fit one weight for six steps; `bad` is an input of step 4, of which `penalty` may make what it likes."""
+    """Fit one weight for six steps; `bad` is an input of step 4, of which `penalty` may make what
+    it likes."""
     weight = tf.Variable([[0.5], [0.25]], name="weight")
     optimizer = tf.keras.optimizers.SGD(0.01)
 

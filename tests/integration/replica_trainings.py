@@ -1,4 +1,5 @@
-"""Trains on several logical CPU devices, in a process of its own: python replica_trainings.py FOLDER REPLICAS [healthy]."""
+"""Trains on several logical CPU devices, in a process of its own: python replica_trainings.py
+FOLDER REPLICAS [healthy]."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ class Logarithm(keras.layers.Layer):
 
 
 def dense() -> Any:
-    """Sigmoid and logarithm, with statistics and random numbers that each replica keeps for itself."""
+    """Sigmoid and logarithm, with statistics and random numbers that each replica keeps for
+    itself."""
     layers = keras.layers
     hidden = [layers.Dense(8, "sigmoid", name="hidden"), Logarithm(name="logarithm")]
     return keras.Sequential(
@@ -59,7 +61,8 @@ def numbers(replicas: int, *, bad: int | None) -> tuple[Any, Any]:
 
 
 def tokens(replicas: int, *, bad: int) -> tuple[Any, Any]:
-    """Rows of tokens; the target of row 1 of what replica `bad` gets in step `BAD_STEP` is infinite."""
+    """Rows of tokens; the target of row 1 of what replica `bad` gets in step `BAD_STEP` is
+    infinite."""
     random = np.random.default_rng(0)
     x = random.integers(0, 9, size=(STEPS, replicas, ROWS, 3))
     y = x.sum(axis=-1, keepdims=True).astype("float32")
@@ -119,7 +122,8 @@ def loop(path: Path, strategy: Any, data: Any) -> None:
 
 
 def main(folder: Path, replicas: int, *, healthy: bool) -> None:
-    """Write fit.h5, scaled.h5, sparse.h5, loop.h5, or digests.json of a healthy training with and without a recorder.
+    """Write fit.h5, scaled.h5, sparse.h5, loop.h5, or digests.json of a healthy training with and
+    without a recorder.
 
     One strategy a process: TensorFlow mixes up the collective ops of two.
     """

@@ -1,4 +1,5 @@
-"""Trains with things that must not leave the house in every place that a capture has: python secret_training.py OUT NAME HOST VALUE."""
+"""Trains with things that must not leave the house in every place that a capture has: python
+secret_training.py OUT NAME HOST VALUE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Real trainings that turn non-finite, recorded and bisected: the step, op, layer, element and rows that are found."""
+"""Real trainings that turn non-finite, recorded and bisected: the step, op, layer, element and rows
+that are found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Bugs as people write them: where each is found, why it is said to happen, and which fixes are said to help and which not."""
+"""Bugs as people write them: where each is found, why it is said to happen, and which fixes are
+said to help and which not."""
 
 from __future__ import annotations
 
@@ -26,9 +27,12 @@ each_bug = pytest.mark.parametrize(
     ],
 )
 QUICK = {
-    "attention_of_a_node_without_neighbours", "click_rate_guarded_by_where", "clipping_by_a_norm_that_overflows",
-    "distance_with_the_epsilon_outside_of_the_root", "epsilon_that_float16_rounds_to_zero", "kl_divergence_of_an_empty_topic",
-    "missing_target_with_a_weight_of_zero", "percentage_error_of_a_day_without_sales", "poisson_loss_of_a_linear_output",
+    "attention_of_a_node_without_neighbours", "click_rate_guarded_by_where",
+    "clipping_by_a_norm_that_overflows",
+    "distance_with_the_epsilon_outside_of_the_root", "epsilon_that_float16_rounds_to_zero",
+    "kl_divergence_of_an_empty_topic",
+    "missing_target_with_a_weight_of_zero", "percentage_error_of_a_day_without_sales",
+    "poisson_loss_of_a_linear_output",
     "portfolio_that_buys_nothing", "softmax_by_hand", "momentum_on_top_of_a_rate_that_is_too_high",
 }  # fmt: skip
 """Bugs whose fixes are tried in every run of the tests; those of the others are slow tests."""

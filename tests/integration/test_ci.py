@@ -1,4 +1,5 @@
-"""The workflow files of docs/ci: in order, shown in docs/ci.md, and run, in a project that has a capture and a recorded test."""
+"""The workflow files of docs/ci: in order, shown in docs/ci.md, and run, in a project that has a
+capture and a recorded test."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The command line on captures of strangers: what reaches out, takes all memory or is damaged is one line and exit code 2."""
+"""The command line on captures of strangers: what reaches out, takes all memory or is damaged is
+one line and exit code 2."""
 
 from __future__ import annotations
 
@@ -50,8 +51,8 @@ def test_a_program_that_takes_all_memory_is_refused_before_it_runs(
     assert child.returncode == 2
     assert child.stderr.count("\n") == 1
     assert (
-        "Fill 'huge' is refused: its tensor would take 160 GB; 8 GB may be taken. (--max-memory 161GB lets it"
-        in child.stderr
+        "Fill 'huge' is refused: its tensor would take 160 GB; 8 GB may be taken. (--max-memory "
+        "161GB lets it" in child.stderr
     )
 
 

@@ -1,4 +1,5 @@
-"""Searches and cross-validations: a copied recorder is one of its own, and no incident replaces another's file."""
+"""Searches and cross-validations: a copied recorder is one of its own, and no incident replaces
+another's file."""
 
 from __future__ import annotations
 
@@ -85,7 +86,8 @@ def test_a_file_of_an_earlier_process_is_replaced(tmp_path: Path) -> None:
     )
     for step in ("1", "3"):
         subprocess.run(
-            [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "run.h5"), step], check=True,
+            [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "run.h5"),
+            step], check=True,
             env=environment(), capture_output=True,
         )  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]
@@ -109,7 +111,8 @@ def test_keras_tuner_records_each_trial(tmp_path: Path, monkeypatch: pytest.Monk
     recorder = Recorder(tmp_path / "run.h5", on_nan="stop")
     with pytest.warns(UserWarning, match="step 3"):
         tuner.search(
-            x, y, validation_data=(np.zeros((4, 3), "float32"), np.zeros((4, 1), "float32")), batch_size=BATCH, shuffle=False,
+            x, y, validation_data=(np.zeros((4, 3), "float32"), np.zeros((4, 1), "float32")),
+            batch_size=BATCH, shuffle=False,
             verbose=0, callbacks=[recorder],
         )  # fmt: skip
     assert [step_of(path) for path in recorder.paths] == [3, 3]

@@ -1,4 +1,5 @@
-"""All ways in which a training ends, or goes on after an incident: the file is there, and nothing stays behind."""
+"""All ways in which a training ends, or goes on after an incident: the file is there, and nothing
+stays behind."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""An error anywhere inside the recorder is one warning, and the training goes on with the same bits."""
+"""An error anywhere inside the recorder is one warning, and the training goes on with the same
+bits."""
 
 from __future__ import annotations
 
@@ -23,8 +24,10 @@ from nanreplay import Capture, Recorder, Replay
 from nanreplay.recorder import compiled_calls
 
 SOME = [
-    "program/fingerprint.py:VariableSums.__call__", "program/listening.py:mark_regions", "recorder/recording.py:Recording.add_program",
-    "recorder/compiled_calls.py:CompiledCalls._begin", "recorder/recording.py:Recording._check", "recorder/dump.py:gather",
+    "program/fingerprint.py:VariableSums.__call__", "program/listening.py:mark_regions",
+    "recorder/recording.py:Recording.add_program",
+    "recorder/compiled_calls.py:CompiledCalls._begin", "recorder/recording.py:Recording._check",
+    "recorder/dump.py:gather",
     "capture/writer.py:CaptureWriter.batch",
 ]  # fmt: skip
 FIT = [
@@ -34,7 +37,8 @@ FIT = [
 ]
 ENDS = [
     "program/python_effects.py:replace_functions.<locals>.undo",
-    "tensorflow_internals/tf_distribution.py:hook_replica_threads.<locals>.undo", "capture/temporary.py:DiskFile.__init__",
+    "tensorflow_internals/tf_distribution.py:hook_replica_threads.<locals>.undo",
+    "capture/temporary.py:DiskFile.__init__",
 ]  # fmt: skip
 
 
@@ -98,7 +102,11 @@ def test_an_error_in_any_function_of_the_recorder(tmp_path: Path, scenario: str)
     [
         ("large_loop", "compiled_loop", "capture/writer.py:CaptureWriter.forget_after"),
         ("busy_loop", "compiled_loop", "recorder/pace.py:LateReader.add"),
-        ("drawing_loop", "eager_loop", "program/python_effects.py:RandomDraws.repeated.<locals>.give"),
+        (
+            "drawing_loop",
+            "eager_loop",
+            "program/python_effects.py:RandomDraws.repeated.<locals>.give",
+        ),
     ],
 )
 def test_an_error_in_what_is_not_usual(
@@ -187,7 +195,8 @@ while True:
 
 
 def kill_while_writing(script: str, path: Path, delay_s: float) -> int:
-    """Start `script`, kill it `delay_s` after it began to write; returns how many temporary files it left."""
+    """Start `script`, kill it `delay_s` after it began to write; returns how many temporary files
+    it left."""
     with subprocess.Popen(
         [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE
     ) as process:
@@ -270,7 +279,8 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 found, said = injected.run("compiled_loop", Path(sys.argv[1]) / "run.h5")
 assert found == injected.run("compiled_loop", None)[0]
-assert said == ["nanreplay: step 4: loss is NaN. The capture could not be written: File too large."], said
+assert said == ["nanreplay: step 4: loss is NaN. The capture could not be written: File too
+large."], said
 assert not list(Path(sys.argv[1]).iterdir())
 """
 

@@ -1,4 +1,5 @@
-"""Every op that TensorFlow may put into a training step gives the same bits op by op as in one graph."""
+"""Every op that TensorFlow may put into a training step gives the same bits op by op as in one
+graph."""
 
 from __future__ import annotations
 
@@ -23,7 +24,8 @@ def graphs_as_written() -> Iterator[None]:
 
 
 FUSED_ANYWAY = ("layers-conv2d", "layers-conv_variants")
-"""oneDNN fuses Conv2DBackpropFilter with BiasAddGrad in any graph, which rounds otherwise; `graphs_as_written` cannot stop it."""
+"""oneDNN fuses Conv2DBackpropFilter with BiasAddGrad in any graph, which rounds otherwise;
+`graphs_as_written` cannot stop it."""
 
 
 @pytest.mark.parametrize("name", CASES)

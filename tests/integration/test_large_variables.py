@@ -1,4 +1,5 @@
-"""Variables are not looked at after every step; what turns non-finite in between is dated to its step all the same."""
+"""Variables are not looked at after every step; what turns non-finite in between is dated to its
+step all the same."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ def seldom(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Broken(keras.Model):  # type: ignore[misc]
-    """Divides 0 by 0 into its kernel after the update of one step, which neither the loss nor a gradient of that step shows."""
+    """Divides 0 by 0 into its kernel after the update of one step, which neither the loss nor a
+    gradient of that step shows."""
 
     def __init__(self, bad_step: int) -> None:
         super().__init__()

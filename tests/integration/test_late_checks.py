@@ -1,4 +1,5 @@
-"""Checks that are read late, as on a GPU: the same step is the incident, and none of the last steps is missed."""
+"""Checks that are read late, as on a GPU: the same step is the incident, and none of the last steps
+is missed."""
 
 from __future__ import annotations
 

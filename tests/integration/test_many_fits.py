@@ -1,4 +1,5 @@
-"""A search trains many models in one process: what a recorder takes of memory goes with its training."""
+"""A search trains many models in one process: what a recorder takes of memory goes with its
+training."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ def _fit() -> None:
 
 
 def test_a_recorded_fit_and_its_dump_leave_no_more_graphs_than_a_bare_one(tmp_path: Path) -> None:
-    """TensorFlow keeps each step that holds a custom gradient, and that of every Keras optimizer holds one."""
+    """TensorFlow keeps each step that holds a custom gradient, and that of every Keras optimizer
+    holds one."""
     _fit()
     _fit_to_nan(tmp_path / "first.h5")
     first = _graphs()

@@ -1,4 +1,5 @@
-"""`memory_limit` holds for what is alive at once: the next batch is made while the last ones are still kept."""
+"""`memory_limit` holds for what is alive at once: the next batch is made while the last ones are
+still kept."""
 
 from __future__ import annotations
 

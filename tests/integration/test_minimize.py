@@ -1,4 +1,5 @@
-"""The smallest capture still has the origin, is read by every command, and says what was taken away."""
+"""The smallest capture still has the origin, is read by every command, and says what was taken
+away."""
 
 from __future__ import annotations
 
@@ -18,8 +19,10 @@ from nanreplay.commands import run
 SAMPLES = Path(__file__).parents[2] / "sample_runs"
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 SLOW = (
-    "custom_eager_loop", "dead_relu", "division_by_zero", "empty_mask_zero_over_zero", "exploding_rnn", "float16_overflow",
-    "learning_rate_too_high", "log_of_zero", "sqrt_gradient_at_zero", "tutorial_loop", "weights_drawn_too_large", "xla_label_out_of_range",
+    "custom_eager_loop", "dead_relu", "division_by_zero", "empty_mask_zero_over_zero",
+    "exploding_rnn", "float16_overflow",
+    "learning_rate_too_high", "log_of_zero", "sqrt_gradient_at_zero", "tutorial_loop",
+    "weights_drawn_too_large", "xla_label_out_of_range",
 )  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""Half precision: skipped updates are normal, fixed scales skip nothing, and what overflows is found with its step."""
+"""Half precision: skipped updates are normal, fixed scales skip nothing, and what overflows is
+found with its step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Ops that another run would not repeat: their outputs are recorded with the batch, and replays are fed with them."""
+"""Ops that another run would not repeat: their outputs are recorded with the batch, and replays are
+fed with them."""
 
 from __future__ import annotations
 

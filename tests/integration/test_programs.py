@@ -51,7 +51,8 @@ def run(arguments: Sequence[str | Path], folder: Path) -> subprocess.CompletedPr
 
 
 def a_cpu() -> str:
-    """A processor that this process may use: of two threads, TensorFlow's sums depend on who is first."""
+    """A processor that this process may use: of two threads, TensorFlow's sums depend on who is
+    first."""
     return str(random.choice(sorted(os.sched_getaffinity(0))))
 
 

@@ -1,4 +1,5 @@
-"""However a recording ends, every function of TensorFlow and Keras that it replaced is the original again."""
+"""However a recording ends, every function of TensorFlow and Keras that it replaced is the original
+again."""
 
 from __future__ import annotations
 
@@ -199,9 +200,12 @@ def broken(*args: Any, **kwargs: Any) -> Any:
 
 
 ENDS: list[Callable[[Path], None]] = [
-    fit_that_ends_well, fit_that_raises, fit_that_stops, fit_that_goes_on, eager_fit, fit_with_several_steps_a_call,
-    fit_that_another_callback_ends, compiled_loop_that_is_closed, eager_loop_that_is_closed, loop_that_raises_and_is_forgotten,
-    loop_that_is_forgotten, loop_that_is_interrupted, block_that_ends_well, block_that_raises, recorder_that_fails,
+    fit_that_ends_well, fit_that_raises, fit_that_stops, fit_that_goes_on, eager_fit,
+    fit_with_several_steps_a_call,
+    fit_that_another_callback_ends, compiled_loop_that_is_closed, eager_loop_that_is_closed,
+    loop_that_raises_and_is_forgotten,
+    loop_that_is_forgotten, loop_that_is_interrupted, block_that_ends_well, block_that_raises,
+    recorder_that_fails,
 ]  # fmt: skip
 
 
@@ -211,7 +215,8 @@ def test_all_is_put_back(end: Callable[[Path], None], tmp_path: Path) -> None:
 
 
 def test_a_tape_outlives_the_last_recording(tmp_path: Path) -> None:
-    """Between the forward and the backward pass the recorder of another training goes: no gradient may notice."""
+    """Between the forward and the backward pass the recorder of another training goes: no gradient
+    may notice."""
     recorder = Recorder(tmp_path / "run.h5")
     loop(recorder, None, compiled=True)
     x = tf.constant([1.0, 2.0])
@@ -235,7 +240,8 @@ def test_a_tape_outlives_the_last_recording(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("line", range(1, 6))
 def test_a_recorder_that_is_collected_as_another_begins_takes_nothing_away(line: int) -> None:
-    """Garbage is collected at any moment, in the same thread: also between any two lines of `install`."""
+    """Garbage is collected at any moment, in the same thread: also between any two lines of
+    `install`."""
     collected, lines = observe.install(), itertools.count(1)
 
     def trace(frame: Any, event: str, argument: Any) -> Any:

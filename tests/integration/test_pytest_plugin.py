@@ -1,4 +1,5 @@
-"""The pytest plugin, as the reader of a test run sees it: in processes of their own, on real trainings."""
+"""The pytest plugin, as the reader of a test run sees it: in processes of their own, on real
+trainings."""
 
 from __future__ import annotations
 
@@ -50,7 +51,8 @@ class Run:
     ids=["in one process", "with two workers"],
 )
 def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One run of the project, on GitHub, where captures are tests and kept captures go to a folder."""
+    """One run of the project, on GitHub, where captures are tests and kept captures go to a
+    folder."""
     folder = tmp_path_factory.mktemp("project")
     shutil.copy(PROJECT / "train.py", folder / "train.py")
     shutil.copy(PROJECT / "trainings.py", folder / "test_trainings.py")
@@ -59,7 +61,8 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     (folder / ".captures" / "damaged.h5").write_bytes(LOG_OF_ZERO.read_bytes()[:3000])
     h5py.File(folder / ".captures" / "weights.h5", "w").close()
     (folder / "captures").symlink_to(".captures")
-    asked = "-W error --strict-markers --nanreplay .captures --nanreplay-keep kept --junit-xml junit.xml".split()
+    options = "-W error --strict-markers --nanreplay .captures --nanreplay-keep kept"
+    asked = f"{options} --junit-xml junit.xml".split()
     command = [
         sys.executable,
         "-m",
@@ -223,7 +226,8 @@ def test_a_run_that_asks_for_nothing_imports_nothing(
         def test_modules():
             heavy = {"tensorflow", "keras", "h5py", "pandas", "numpy", "click", "rich"}
             assert not heavy & {name.partition(".")[0] for name in sys.modules}
-            assert [name for name in sys.modules if name.startswith("nanreplay")] == ["nanreplay", "nanreplay.pytest_plugin"]
+            assert [name for name in sys.modules if name.startswith("nanreplay")] ==
+            ["nanreplay", "nanreplay.pytest_plugin"]
         """
     )
     bare("-W", "error", "--strict-markers").assert_outcomes(passed=1)

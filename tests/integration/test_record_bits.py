@@ -1,4 +1,5 @@
-"""Training ends with the very bits of bare training, whatever the layers, the optimizer and the compiler."""
+"""Training ends with the very bits of bare training, whatever the layers, the optimizer and the
+compiler."""
 
 from __future__ import annotations
 
@@ -19,14 +20,17 @@ BATCH, STEPS, CLASSES, WORDS = 16, 8, 10, 500
 
 def convolutions() -> list[Any]:
     return [
-        keras.Input((8, 8, 3)), layers.Conv2D(32, 3, padding="same"), layers.BatchNormalization(), layers.ReLU(),
-        layers.Conv2D(64, 3, padding="same"), layers.BatchNormalization(), layers.ReLU(), layers.GlobalAveragePooling2D(),
+        keras.Input((8, 8, 3)), layers.Conv2D(32, 3, padding="same"), layers.BatchNormalization(),
+        layers.ReLU(),
+        layers.Conv2D(64, 3, padding="same"), layers.BatchNormalization(), layers.ReLU(),
+        layers.GlobalAveragePooling2D(),
     ]  # fmt: skip
 
 
 def separable() -> list[Any]:
     return [
-        keras.Input((12, 12, 8)), layers.DepthwiseConv2D(3), layers.SeparableConv2D(32, 3), layers.GroupNormalization(8),
+        keras.Input((12, 12, 8)), layers.DepthwiseConv2D(3), layers.SeparableConv2D(32, 3),
+        layers.GroupNormalization(8),
         layers.Conv2DTranspose(64, 3, strides=2, activation="relu"), layers.Flatten(),
     ]  # fmt: skip
 
@@ -51,8 +55,10 @@ def volumes() -> list[Any]:
 
 def wide() -> list[Any]:
     return [
-        keras.Input((100,)), layers.Dense(200, activation="gelu", kernel_regularizer="l2"), layers.UnitNormalization(),
-        layers.Dense(200, activation="selu", kernel_constraint=keras.constraints.MaxNorm(2.0)), layers.Dropout(0.3),
+        keras.Input((100,)), layers.Dense(200, activation="gelu", kernel_regularizer="l2"),
+        layers.UnitNormalization(),
+        layers.Dense(200, activation="selu", kernel_constraint=keras.constraints.MaxNorm(2.0)),
+        layers.Dropout(0.3),
     ]  # fmt: skip
 
 

@@ -1,4 +1,5 @@
-"""What changes a training from outside of its step: callbacks, loaded weights, new variables, many fits in one process."""
+"""What changes a training from outside of its step: callbacks, loaded weights, new variables, many
+fits in one process."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""`model.fit` in all the ways people call it: the recorder finds the step, and its capture replays bit for bit."""
+"""`model.fit` in all the ways people call it: the recorder finds the step, and its capture replays
+bit for bit."""
 
 from __future__ import annotations
 
@@ -297,8 +298,10 @@ def test_a_callback_that_changes_weights_and_rates_is_replayed(tmp_path: Path) -
     recorder = Recorder(path)
     with pytest.raises(NonFiniteError):
         model.fit(
-            tf.data.Dataset.from_tensor_slices((np.concatenate([x, x]), np.concatenate([y * 0, y]))).batch(BATCH),
-            steps_per_epoch=4, epochs=3, verbose=0, shuffle=False, callbacks=[Meddler(), schedule, recorder],
+            tf.data.Dataset.from_tensor_slices((np.concatenate([x, x]), np.concatenate([y * 0,
+            y]))).batch(BATCH),
+            steps_per_epoch=4, epochs=3, verbose=0, shuffle=False, callbacks=[Meddler(), schedule,
+            recorder],
         )  # fmt: skip
     assert all(result.bit_exact for result in replayed(path))
 

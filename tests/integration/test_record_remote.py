@@ -1,4 +1,5 @@
-"""A training whose capture goes to a URL: it is there, or a local copy is, and training never hangs on it."""
+"""A training whose capture goes to a URL: it is there, or a local copy is, and training never hangs
+on it."""
 
 from __future__ import annotations
 
@@ -65,7 +66,8 @@ def test_a_capture_is_written_to_a_url_and_replays_from_there(tmp_path: Path) ->
 def test_the_capture_is_kept_locally_when_its_place_fails(tmp_path: Path) -> None:
     with pytest.warns(
         UserWarning,
-        match=r"broken://runs/run\.h5: could not be written .*no route to host.*kept in .*run-.*\.h5",
+        match=r"broken://runs/run\.h5: could not be written .*no route to host.*"
+        r"kept in .*run-.*\.h5",
     ):
         error = train_into_nan("broken://runs/run.h5")
     (kept,) = tmp_path.iterdir()

@@ -1,4 +1,5 @@
-"""A redacted capture holds nothing of the data, the code and the machine, and says whether it still reproduces."""
+"""A redacted capture holds nothing of the data, the code and the machine, and says whether it still
+reproduces."""
 
 from __future__ import annotations
 
@@ -48,7 +49,8 @@ def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def everything(path: Path) -> Iterator[bytes]:
-    """All bytes of a file: as they are, of each dataset unpacked, of each table unpacked, and all names and attributes."""
+    """All bytes of a file: as they are, of each dataset unpacked, of each table unpacked, and all
+    names and attributes."""
     yield path.read_bytes()
     with h5py.File(path) as file:
         names: list[str] = []

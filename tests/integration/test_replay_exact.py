@@ -1,4 +1,5 @@
-"""A capture of one process replays bit for bit in another one: every loss, every gradient norm, every variable."""
+"""A capture of one process replays bit for bit in another one: every loss, every gradient norm,
+every variable."""
 
 from __future__ import annotations
 
@@ -26,7 +27,8 @@ for path in sys.argv[1:]:
     with Capture(path) as capture, Replay(capture) as replay:
         results = replay.run_window("recorded")
         after = replay.state_after(results[-1].step)
-        np.savez(path + ".npz", exact=[result.bit_exact for result in results], loss=[result.loss for result in results],
+        np.savez(path + ".npz", exact=[result.bit_exact for result in results],
+        loss=[result.loss for result in results],
                  **{f"v{index}": np.asarray(value) for index, value in after.items()})
 assert "keras" not in sys.modules or not any(name.startswith("trainings") for name in sys.modules)
 """
@@ -39,7 +41,8 @@ def mlp() -> tuple[Any, Any]:
 
 def cnn() -> tuple[Any, Any]:
     layers = [
-        keras.layers.Conv2D(4, 3, padding="same"), keras.layers.BatchNormalization(), keras.layers.ReLU(),
+        keras.layers.Conv2D(4, 3, padding="same"), keras.layers.BatchNormalization(),
+        keras.layers.ReLU(),
         keras.layers.MaxPooling2D(), keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(4),
     ]  # fmt: skip
     return keras.Sequential([keras.Input((8, 8, 3)), *layers]), (8, 8, 3)
@@ -106,7 +109,7 @@ def train(path: Path, make: Make, *, jit_compile: bool) -> tuple[Any, float]:
 
 
 def assert_same_bits(path: Path, model: Any, first_loss: float) -> None:
-    """Assert that what the other process found are the recorded losses and the trained variables."""
+    """Assert that the other process found the recorded losses and the trained variables."""
     found = np.load(f"{path}.npz")
     assert found["exact"].all(), path.stem
     assert len(found["exact"]) == 10

@@ -1,4 +1,5 @@
-"""Several replicas: recorded on several devices, replayed on one, bit for bit, and the report names the replica."""
+"""Several replicas: recorded on several devices, replayed on one, bit for bit, and the report names
+the replica."""
 
 from __future__ import annotations
 
@@ -186,7 +187,8 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module")
 def workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two workers; the second one's batch is bad, and each leaves at its incident without waiting for the other."""
+    """Two workers; the second one's batch is bad, and each leaves at its incident without waiting
+    for the other."""
     folder, ports = tmp_path_factory.mktemp("workers"), ",".join(str(free_port()) for _ in range(2))
     script = ROOT / "tests" / "integration" / "worker_training.py"
     commands = [[sys.executable, script, folder, str(index), ports, "1"] for index in range(2)]

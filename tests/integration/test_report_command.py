@@ -1,4 +1,5 @@
-"""`nanreplay report` in real processes: pages that are whole, or nothing; one line when they cannot be written."""
+"""`nanreplay report` in real processes: pages that are whole, or nothing; one line when they cannot
+be written."""
 
 from __future__ import annotations
 

@@ -18,7 +18,8 @@ Done = subprocess.CompletedProcess[str]
 
 def python(*arguments: str, folder: Path) -> Done:
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=120, cwd=folder,
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=120,
+        cwd=folder,
         env={**environment(), "TF_CPP_MIN_LOG_LEVEL": "3"},
     )  # fmt: skip
 
@@ -31,8 +32,10 @@ PROGRAMS = {
     "says_what_it_sees": """
         import sys, os
         from pathlib import Path
-        print(sys.argv, __name__, __file__, Path(sys.path[0]).samefile(Path(__file__).parent), __builtins__ is not None)
-        print(sys.modules["__main__"].__dict__ is globals(), "tensorflow" in sys.modules, sys.stdin.read())
+        print(sys.argv, __name__, __file__, Path(sys.path[0]).samefile(Path(__file__).parent),
+        __builtins__ is not None)
+        print(sys.modules["__main__"].__dict__ is globals(), "tensorflow" in sys.modules,
+        sys.stdin.read())
     """,
     "exits": "import sys; sys.exit(7)",
     "exits_with_words": "import sys; sys.exit('no data')",
@@ -74,7 +77,8 @@ PROGRAMS = {
     "is_interrupted": "raise KeyboardInterrupt",
     "starts_a_process": """
         import subprocess, sys
-        print(subprocess.run([sys.executable, "-c", "import sys; print(sys.argv, 'nanreplay' in sys.modules)"],
+        print(subprocess.run([sys.executable, "-c",
+        "import sys; print(sys.argv, 'nanreplay' in sys.modules)"],
             capture_output=True, text=True).stdout)
     """,
     "uses_threads": """
@@ -179,7 +183,8 @@ def test_each_training_of_a_process_has_a_file(tmp_path: Path) -> None:
     (tmp_path / "program.py").write_text(
         "import numpy as np, keras\n"
         "for name in ('one', 'two'):\n"
-        "    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1, name=name)])\n"
+        "    model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1, "
+        "name=name)])\n"
         "    model.compile('sgd', 'mse')\n"
         "    x = np.ones((12, 3), 'float32')\n"
         "    x[5] = np.inf\n"
@@ -207,7 +212,8 @@ def test_an_interrupted_training_leaves_its_window(tmp_path: Path) -> None:
         "            os.kill(os.getpid(), signal.SIGTERM)\n"
         "model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])\n"
         "model.compile('sgd', 'mse')\n"
-        "model.fit(np.ones((40, 3)), np.ones((40, 1)), batch_size=4, verbose=0, callbacks=[Ends()])\n"
+        "model.fit(np.ones((40, 3)), np.ones((40, 1)), batch_size=4, verbose=0, "
+        "callbacks=[Ends()])\n"
     )
     done: Any = run("program.py", folder=tmp_path)
     assert done.returncode == -signal.SIGTERM

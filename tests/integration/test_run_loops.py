@@ -1,4 +1,5 @@
-"""Loops that train in Python, under `nanreplay run`: each iteration is a step, without a line changed."""
+"""Loops that train in Python, under `nanreplay run`: each iteration is a step, without a line
+changed."""
 
 from __future__ import annotations
 
@@ -29,7 +30,8 @@ class Standardize(keras.layers.Layer):
 
 keras.utils.set_random_seed(7)
 model = keras.Sequential([
-    keras.layers.Input((4,)), Standardize(name="standardize"), keras.layers.Dense(4, name="hidden"), keras.layers.Dense(1),
+    keras.layers.Input((4,)), Standardize(name="standardize"), keras.layers.Dense(4,
+    name="hidden"), keras.layers.Dense(1),
 ])
 optimizer = keras.optimizers.Adam(1e-2)
 rng = np.random.default_rng(3)
@@ -57,7 +59,8 @@ LOOPS = {
             x, y = batch
             with tf.GradientTape() as tape:
                 loss = mse(x, y)
-            optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
+            optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables),
+            model.trainable_variables))
             return loss
 
         def main():
@@ -104,7 +107,8 @@ LOOPS = {
             with tf.GradientTape() as tape:
                 loss = mse(x, y)
             gradients = tape.gradient(loss, model.trainable_variables)
-            held = gradients if held is None else [one + other for one, other in zip(held, gradients)]
+            held = gradients if held is None else [one + other for one, other in zip(held,
+            gradients)]
             if number % 2:
                 optimizer.apply_gradients(zip(held, model.trainable_variables))
                 held = None
@@ -115,7 +119,8 @@ LOOPS = {
             keep = (np.random.uniform(size=(8, 1)) < 2.0).astype("float32")
             with tf.GradientTape() as tape:
                 loss = tf.reduce_mean(tf.square(model(x) - y) * keep)
-            optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
+            optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables),
+            model.trainable_variables))
     """,
     "compiled_gradient": """
         @tf.function
@@ -137,13 +142,15 @@ LOOPS = {
 
         for number, (x, y) in enumerate(batches):
             loss, gradients = gradients_of(x, y)
-            held = gradients if number % 3 == 0 else [one + other for one, other in zip(held, gradients)]
+            held = gradients if number % 3 == 0 else [one + other for one, other in zip(held,
+            gradients)]
             if number % 3 == 2:
                 optimizer.apply_gradients(zip(held, model.trainable_variables))
     """,
     "compiled_update_of_what_was_added_up": """
         model(xs[0])
-        held = [tf.Variable(tf.zeros_like(variable), trainable=False) for variable in model.trainable_variables]
+        held = [tf.Variable(tf.zeros_like(variable), trainable=False) for variable in
+        model.trainable_variables]
 
         @tf.function
         def add(x, y):
@@ -169,7 +176,8 @@ LOOPS = {
         def step(x, y):
             with tf.GradientTape() as tape:
                 loss = mse(x, y)
-            optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
+            optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables),
+            model.trainable_variables))
             return loss
 
         for x, y in batches:
@@ -227,7 +235,8 @@ def test_a_loop_that_does_not_look_like_a_training_is_recorded_from_its_second_i
             with tf.GradientTape() as tape:
                 loss = mse(x, y)
             getattr(optimizer, "apply_" + "gradients")(
-                zip(getattr(tape, "grad" + "ient")(loss, model.trainable_variables), model.trainable_variables)
+                zip(getattr(tape, "grad" + "ient")(loss, model.trainable_variables),
+                model.trainable_variables)
             )
 
         for x, y in batches:
@@ -246,7 +255,8 @@ def test_loops_of_two_models_are_two_trainings(tmp_path: Path) -> None:
             for x, y in batches:
                 with tf.GradientTape() as tape:
                     loss = tf.reduce_mean(tf.square(model(x) - y))
-                optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
+                optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables),
+                model.trainable_variables))
 
         other = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(1, name="other")])
         train(other, keras.optimizers.SGD(0.01), batches)
@@ -300,7 +310,8 @@ def test_a_training_that_cannot_be_recorded_is_said(tmp_path: Path) -> None:
             for x, y in batches:
                 with tf.GradientTape() as tape:
                     loss = mse(x, y)
-                for variable, gradient in zip(model.trainable_variables, tape.gradient(loss, model.trainable_variables)):
+                for variable, gradient in zip(model.trainable_variables, tape.gradient(loss,
+                model.trainable_variables)):
                     variable.assign_sub(0.01 * gradient)
                 yield loss
 
@@ -313,7 +324,8 @@ def test_a_training_that_cannot_be_recorded_is_said(tmp_path: Path) -> None:
 def test_an_error_of_the_program_in_a_loop_is_its_own_affair(tmp_path: Path) -> None:
     raising = (
         LOOPS["inline"].rstrip()
-        + "\n                if float(loss) > -1:\n                    raise KeyError('of the program')\n"
+        + "\n                if float(loss) > -1:"
+        + "\n                    raise KeyError('of the program')\n"
     )
     with pytest.raises(KeyError):
         run(raising, tmp_path, fails=False)
@@ -328,7 +340,8 @@ def test_a_gradient_that_a_program_only_looks_at_is_no_training(
             for x, y in batches:
                 with tf.GradientTape() as tape:
                     loss = mse(x, y)
-                yield [float(tf.norm(each)) for each in tape.gradient(loss, model.trainable_variables)]
+                yield [float(tf.norm(each)) for each in tape.gradient(loss,
+                model.trainable_variables)]
 
         print(list(norms()))
     """
@@ -348,7 +361,8 @@ def test_an_object_that_cannot_be_looked_at_disturbs_nothing(tmp_path: Path) -> 
             with tf.GradientTape() as tape:
                 loss = mse(x, y)
             repr(shy)
-            optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables), model.trainable_variables))
+            optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables),
+            model.trainable_variables))
     """
     with pytest.raises(NonFiniteError, match="step 3"):
         run(shy, tmp_path, fails=True)

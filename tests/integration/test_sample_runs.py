@@ -1,4 +1,5 @@
-"""The committed sample runs: each opens, replays, and is explained as its script's own docstring has it."""
+"""The committed sample runs: each opens, replays, and is explained as its script's own docstring
+has it."""
 
 from __future__ import annotations
 

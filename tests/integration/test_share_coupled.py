@@ -1,4 +1,5 @@
-"""minimize and redact where rows depend on each other, where outputs of ops were recorded, and where replicas share a batch."""
+"""minimize and redact where rows depend on each other, where outputs of ops were recorded, and
+where replicas share a batch."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def told_by(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[
 
 
 def constant_feature(path: Path, *, bad_step: int) -> None:
-    """Feature 2 is the same in all rows of a batch, and normalization without an epsilon divides by its variance."""
+    """Feature 2 is the same in all rows of a batch, and normalization without an epsilon divides by
+    its variance."""
     x, y = data(None, features=4, steps=12)
     x[bad_step * BATCH : (bad_step + 1) * BATCH, 2] = 0.5
     keras.utils.set_random_seed(3)
@@ -61,7 +63,8 @@ def equal_rows(path: Path) -> None:
 
 
 def outputs_of_ops(path: Path) -> None:
-    """What a Python function and a shuffle gave is recorded with each batch, and holds what the batch holds; step 3 has a zero."""
+    """What a Python function and a shuffle gave is recorded with each batch, and holds what the
+    batch holds; step 3 has a zero."""
     weight = tf.Variable([[0.5], [0.25]], name="weight")
     optimizer = keras.optimizers.SGD(1e-9)
 
@@ -119,8 +122,8 @@ def test_of_a_constant_feature_two_rows_are_needed(
         assert varied.tolist() == [True, True, False, True]
         notes = " ".join(capture.incident.notes)
     assert (
-        "Of the batch as it was recorded: Needs the whole batch: with any one row replaced it does not happen."
-        in notes
+        "Of the batch as it was recorded: Needs the whole batch: with any one row replaced it "
+        "does not happen." in notes
     )
 
 

@@ -1,4 +1,5 @@
-"""Recorded weights and batches through today's code: fixed, still non-finite, does not fit, cannot decide."""
+"""Recorded weights and batches through today's code: fixed, still non-finite, does not fit, cannot
+decide."""
 
 from __future__ import annotations
 
@@ -36,7 +37,8 @@ def test_unchanged_code_is_still_non_finite_and_its_line_is_named(
     assert child.returncode == 1, child.stderr
     line = child.stdout.splitlines()[0]
     assert line.startswith(
-        f"{FLOWERS}: still non-finite with today's train:flowers: step 12 · loss · `Log` of 0.0 at [18, 0]"
+        f"{FLOWERS}: still non-finite with today's train:flowers: step 12 · loss · `Log` of 0.0 "
+        f"at [18, 0]"
     )
     assert (
         "train.py:13 `return -tf.reduce_sum(labels * tf.math.log(probabilities), axis=-1)`" in line
@@ -64,7 +66,8 @@ def test_an_epsilon_in_todays_code_is_the_fix(project: Path, command: Command) -
         None,
     )
     assert capture["sentence"].startswith(
-        "fixed: 13 steps finite with today's train.py:mended_flowers (step 12 of the recording: loss is NaN)"
+        "fixed: 13 steps finite with today's train.py:mended_flowers (step 12 of the recording: "
+        "loss is NaN)"
     )
     assert [step["step"] for step in capture["steps"]] == list(range(13))
     assert all(step["finite"] for step in capture["steps"])
@@ -169,7 +172,8 @@ def test_another_optimizer_is_no_hindrance_at_the_first_update() -> None:
         ("today_models", "Expected MODULE:FUNCTION or FILE.py:FUNCTION. Received: today_models"),
         (
             "today_models:broken",
-            "today_models:broken cannot make the model: FileNotFoundError at today_models.py:46: weights.npz",
+            "today_models:broken cannot make the model: FileNotFoundError at "
+            "today_models.py:46: weights.npz",
         ),
         ("today_models:not_compiled", "is not compiled."),
         (
@@ -178,7 +182,8 @@ def test_another_optimizer_is_no_hindrance_at_the_first_update() -> None:
         ),
         (
             "json:JSONDecoder",
-            "Expected a keras.Model of Keras 3, or one of Keras 2 (tf_keras). Received: json.decoder.JSONDecoder",
+            "Expected a keras.Model of Keras 3, or one of Keras 2 (tf_keras). Received: "
+            "json.decoder.JSONDecoder",
         ),
     ],
 )

@@ -1,4 +1,5 @@
-"""All kinds of trainings through today's code: unchanged code gives the recorded numbers and fails, mended code is finite."""
+"""All kinds of trainings through today's code: unchanged code gives the recorded numbers and fails,
+mended code is finite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The verdict with its evidence: every fault of the machine is called transient, and no bug of the program is."""
+"""The verdict with its evidence: every fault of the machine is called transient, and no bug of the
+program is."""
 
 from __future__ import annotations
 
@@ -71,7 +72,8 @@ FAULTS = [
 
 
 def of_fault(fault: Fault) -> str:
-    return f"{fault.place}-{fault.name.replace('/', '.')}-{fault.step}-{'.'.join(map(str, fault.bits))}"
+    name, bits = fault.name.replace("/", "."), ".".join(map(str, fault.bits))
+    return f"{fault.place}-{name}-{fault.step}-{bits}"
 
 
 def trained_with_fault(
@@ -105,7 +107,8 @@ EVERY = [
 ]
 FEW = [(fault, setting(number)) for number, fault in enumerate(FAULTS)]
 MARKS = {"gradient": pytest.mark.slow}
-"""No fingerprint holds gradients any more: what a fault there leaves of itself in weights may be too little to tell."""
+"""No fingerprint holds gradients any more: what a fault there leaves of itself in weights may be
+too little to tell."""
 CASES = [
     *(
         pytest.param(
@@ -285,7 +288,7 @@ def custom_loop(
     bad: int | None = 9,
     lr: float = 0.01,
 ) -> Any:
-    """Train one weight in a loop of ours; `after` runs between steps, outside of what is recorded."""
+    """Train one weight in a loop; `after` runs between steps, outside of what is recorded."""
     weight = tf.Variable([[0.5], [0.25]], name="weight")
     optimizer = keras.optimizers.SGD(lr)
 
@@ -340,7 +343,8 @@ def test_a_dump_on_demand_is_healthy(tmp_path: Path) -> None:
 def test_a_loop_that_changes_weights_between_steps_is_no_fault(
     change: Any, kind: str, tmp_path: Path
 ) -> None:
-    """The recording departs from its replay, but again and again, or as a whole and where a keyframe holds it.
+    """The recording departs from its replay, but again and again, or as a whole and where a
+    keyframe holds it.
 
     What a `tf.function` assigns between steps is not noticed while the loop runs.
     """
@@ -371,7 +375,8 @@ def test_a_weight_that_a_loop_makes_nan_between_steps_is_reproduced(tmp_path: Pa
 def test_a_capture_of_another_machine_that_differs_by_a_few_ulp_is_no_fault(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Every fingerprint is a few ulp off, and the replay is finite: it cannot be told what made the NaN."""
+    """Every fingerprint is a few ulp off, and the replay is finite: it cannot be told what made the
+    NaN."""
     custom_loop(tmp_path / "run.h5", bad=None).dump()
     read = Capture.batch
 

@@ -1,4 +1,5 @@
-"""Fixes tried on recordings: what the replay gives is what training with the fix in the code gives."""
+"""Fixes tried on recordings: what the replay gives is what training with the fix in the code
+gives."""
 
 from __future__ import annotations
 
@@ -175,10 +176,12 @@ def clipped(high: float) -> tuple[Any, Any]:
     return np.clip(x, -high, high), y
 
 
-# Each: the fix, the training that fails or not, the same training with the fix written into its code.
+# Each: the fix, the training that fails or not, the same training with the fix written into its
+# code.
 Trained = Callable[[Path], Path]
 SAME: dict[str, tuple[str, Trained, Trained]] = {
-    "epsilon in a logarithm": ("epsilon=0.001", lambda p: train(p, log_layer(), dense()), lambda p: train(p, log_layer(1e-3), dense())),
+    "epsilon in a logarithm": ("epsilon=0.001", lambda p: train(p, log_layer(), dense()),
+    lambda p: train(p, log_layer(1e-3), dense())),
     "epsilon in a logarithm, XLA": (
         "epsilon=0.001",
         lambda p: train(p, log_layer(), dense(), xla=True),
@@ -196,8 +199,10 @@ SAME: dict[str, tuple[str, Trained, Trained]] = {
     ),
     "epsilon in a loop, and in its backward loop": (
         "epsilon=0.001",
-        lambda p: train(p, keras.layers.Dense(3, use_bias=False, kernel_initializer="ones"), looped(), dense()),
-        lambda p: train(p, keras.layers.Dense(3, use_bias=False, kernel_initializer="ones"), looped(1e-3), dense()),
+        lambda p: train(p, keras.layers.Dense(3, use_bias=False, kernel_initializer="ones"),
+        looped(), dense()),
+        lambda p: train(p, keras.layers.Dense(3, use_bias=False, kernel_initializer="ones"),
+        looped(1e-3), dense()),
     ),
     "a quotient that is 0": (
         "stable_op",
@@ -209,7 +214,8 @@ SAME: dict[str, tuple[str, Trained, Trained]] = {
         lambda p: train(p, keras.layers.Dense(2), loss=cross_entropy(), xy=far_out()),
         lambda p: train(p, keras.layers.Dense(2), loss=cross_entropy("stable"), xy=far_out()),
     ),
-    "double where": ("double_where", lambda p: train(p, log_layer(), dense()), lambda p: train(p, log_layer(double=True), dense())),
+    "double where": ("double_where", lambda p: train(p, log_layer(), dense()), lambda p: train(p,
+    log_layer(double=True), dense())),
     "learning rate": (
         "lr=0.1",
         lambda p: train(p, log_layer(1.0), dense()),
@@ -237,19 +243,25 @@ SAME: dict[str, tuple[str, Trained, Trained]] = {
     ),
     "clipnorm of scaled gradients": (
         "clipnorm=0.1",
-        lambda p: train(p, log_layer(1.0), dense(), optimizer=keras.optimizers.LossScaleOptimizer(sgd(), initial_scale=64.0)),
-        lambda p: train(p, log_layer(1.0), dense(), optimizer=keras.optimizers.LossScaleOptimizer(sgd(clipnorm=0.1), initial_scale=64.0)),
+        lambda p: train(p, log_layer(1.0), dense(),
+        optimizer=keras.optimizers.LossScaleOptimizer(sgd(), initial_scale=64.0)),
+        lambda p: train(p, log_layer(1.0), dense(),
+        optimizer=keras.optimizers.LossScaleOptimizer(sgd(clipnorm=0.1), initial_scale=64.0)),
     ),
-    "leaky relu": ("leaky_relu=0.3", lambda p: train(p, *relu_pair()), lambda p: train(p, *relu_pair(0.3))),
+    "leaky relu": ("leaky_relu=0.3", lambda p: train(p, *relu_pair()), lambda p: train(p,
+    *relu_pair(0.3))),
     "float32": (
         "float32",
-        lambda p: train(p, keras.layers.Dense(4, activation="tanh", dtype="mixed_float16"), dense(dtype="mixed_float16")),
+        lambda p: train(p, keras.layers.Dense(4, activation="tanh", dtype="mixed_float16"),
+        dense(dtype="mixed_float16")),
         lambda p: train(p, keras.layers.Dense(4, activation="tanh"), dense()),
     ),
     "clipped data": (
         "clip_data=0.5",
-        lambda p: train(p, log_layer(1.0), dense(), xy=(data()[0], np.zeros((ROWS * STEPS, 1), "float32"))),
-        lambda p: train(p, log_layer(1.0), dense(), xy=(clipped(0.5)[0], np.zeros((ROWS * STEPS, 1), "float32"))),
+        lambda p: train(p, log_layer(1.0), dense(), xy=(data()[0], np.zeros((ROWS * STEPS, 1),
+        "float32"))),
+        lambda p: train(p, log_layer(1.0), dense(), xy=(clipped(0.5)[0], np.zeros((ROWS * STEPS,
+        1), "float32"))),
     ),
 }  # fmt: skip
 

@@ -1,4 +1,5 @@
-"""Today's code for the sample runs, as projects write it: factories that tests and child processes import."""
+"""Today's code for the sample runs, as projects write it: factories that tests and child processes
+import."""
 
 from __future__ import annotations
 

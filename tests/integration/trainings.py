@@ -49,7 +49,8 @@ def record(
     callbacks_before: Any = (),
     **fit: Any,
 ) -> int | None:
-    """Fit with a recorder after other callbacks; returns the step of the incident, None when there was none."""
+    """Fit with a recorder after other callbacks; returns the step of the incident, None when there
+    was none."""
     callbacks = [*callbacks_before, recorder or Recorder(path)]
     options = {"batch_size": BATCH, "epochs": 1, "shuffle": False, "verbose": 0, **fit}
     if not isinstance(x, (np.ndarray, list, dict)):
@@ -68,7 +69,8 @@ def replayed(path: Path) -> list[Any]:
 
 
 def weights_after(fit: Callable[[], Any]) -> list[Any]:
-    """All variables of the model that `fit` trains and returns, its optimizer's and metrics' included."""
+    """All variables of the model that `fit` trains and returns, its optimizer's and metrics'
+    included."""
     model = fit()
     return [np.asarray(variable) for variable in [*model.variables, *model.optimizer.variables]]
 

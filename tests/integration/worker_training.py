@@ -1,6 +1,8 @@
-"""One of several workers on this machine: python worker_training.py FOLDER INDEX PORT,PORT,... BAD_WORKER.
+"""One of several workers on this machine: python worker_training.py FOLDER INDEX PORT,PORT,...
+BAD_WORKER.
 
-`model.fit` of Keras 3.15 does not start under MultiWorkerMirroredStrategy (it reduces a tuple of batches), so this is a loop.
+`model.fit` of Keras 3.15 does not start under MultiWorkerMirroredStrategy (it reduces a tuple of
+batches), so this is a loop.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ ROWS, STEPS, BAD_STEP = 3, 5, 3
 
 
 def main(folder: str, index: int, ports: list[str], bad: int) -> None:
-    """Train; write run.INDEX.h5 at the incident, and leave without a goodbye to the other workers."""
+    """Train; write run.INDEX.h5 at the incident, and leave without a word to other workers."""
     task = {
         "cluster": {"worker": [f"127.0.0.1:{port}" for port in ports]},
         "task": {"type": "worker", "index": index},

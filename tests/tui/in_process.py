@@ -1,4 +1,5 @@
-"""The interface with its tasks run in the test's own process: TensorFlow is loaded once, and results are remembered by file."""
+"""The interface with its tasks run in the test's own process: TensorFlow is loaded once, and
+results are remembered by file."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Reports of sample runs, stored as text, and an engine that hands them out: the same screen at every run, without TensorFlow.
+"""Reports of sample runs, stored as text, and an engine that hands them out: the same screen at
+every run, without TensorFlow.
 
-`python tests/tui/stored.py` writes the reports anew; do so when the sample runs or the report have changed.
+`python tests/tui/stored.py` writes the reports anew; do so when the sample runs or the report
+have changed.
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
-"""What the tasks that look into a step gave, stored beside the reports: the same pictures at every run, without TensorFlow.
+"""What the tasks that look into a step gave, stored beside the reports: the same pictures at every
+run, without TensorFlow.
 
-`python tests/tui/stored_steps.py` writes them anew; do so when the sample runs, or what `nanreplay.explore` tells, have changed.
+`python tests/tui/stored_steps.py` writes them anew; do so when the sample runs, or what
+`nanreplay.explore` tells, have changed.
 """
 
 from __future__ import annotations

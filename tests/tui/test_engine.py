@@ -1,4 +1,5 @@
-"""The worker process: results, errors, progress, cancelling, crashes. Real processes, without TensorFlow."""
+"""The worker process: results, errors, progress, cancelling, crashes. Real processes, without
+TensorFlow."""
 
 from __future__ import annotations
 

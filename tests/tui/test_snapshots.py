@@ -1,4 +1,5 @@
-"""Pictures of every screen at 80x24 and 160x50, from real captures and stored reports. `make snapshots` draws them anew."""
+"""Pictures of every screen at 80x24 and 160x50, from real captures and stored reports. `make
+snapshots` draws them anew."""
 
 from __future__ import annotations
 

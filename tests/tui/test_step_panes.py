@@ -1,4 +1,5 @@
-"""Looking into the failing step with the keys of a user: tree, dataflow, tensor, batch; on real captures."""
+"""Looking into the failing step with the keys of a user: tree, dataflow, tensor, batch; on real
+captures."""
 
 from __future__ import annotations
 

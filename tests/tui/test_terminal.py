@@ -1,4 +1,5 @@
-"""`nanreplay open` in a real terminal (tmux), with its worker process and TensorFlow: from opening to the origin to a copied answer."""
+"""`nanreplay open` in a real terminal (tmux), with its worker process and TensorFlow: from opening
+to the origin to a copied answer."""
 
 from __future__ import annotations
 

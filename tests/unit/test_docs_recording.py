@@ -1,4 +1,5 @@
-"""Each line of the table "your program, and the line to add" in docs/recording.md is run by a test."""
+"""Each line of the table "your program, and the line to add" in docs/recording.md is run by a
+test."""
 
 from __future__ import annotations
 
@@ -7,11 +8,12 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-SHAPES = "tests/integration/loop_shapes"
+INTEGRATION = "tests/integration"
+SHAPES = f"{INTEGRATION}/loop_shapes"
 TESTED_BY = {
-    "any script, unchanged": "tests/integration/test_run.py::test_each_training_of_a_process_has_a_file",
+    "any script, unchanged": f"{INTEGRATION}/test_run.py::test_each_training_of_a_process_has_a_file",
     "any block of code": "tests/integration/test_put_back.py::train_in_a_block",
-    "`model.fit` of Keras 3": "tests/integration/test_record_fit.py::test_every_input_of_fit_is_recorded",
+    "`model.fit` of Keras 3": f"{INTEGRATION}/test_record_fit.py::test_every_input_of_fit_is_recorded",
     "a `tf.function` called in a loop": f"{SHAPES}/callables.py::input_signature",
     "a plain function, a lambda": f"{SHAPES}/callables.py::partial_of_a_compiled_function",
     "a trainer class": f"{SHAPES}/callables.py::method_that_is_put_back",
@@ -21,8 +23,12 @@ TESTED_BY = {
     "several updates in one call": f"{SHAPES}/iterators.py::several_updates_in_a_loop_of_the_graph",
     "a step that a `tf.function` of yours calls": f"{SHAPES}/callables.py::inner_step",
     "several steps that take turns": f"{SHAPES}/several_steps.py::adversaries_wrapped_one_by_one",
-    "`strategy.run` in a `tf.function`": f"{SHAPES}/distribution.py::strategy_in_a_compiled_function",
-    "a callback of keras-tuner": "tests/integration/test_copies.py::test_copies_of_a_recorder_have_files_of_their_own",
+    "`strategy.run` in a `tf.function`": (
+        f"{SHAPES}/distribution.py::strategy_in_a_compiled_function"
+    ),
+    "a callback of keras-tuner": (
+        f"{INTEGRATION}/test_copies.py::test_copies_of_a_recorder_have_files_of_their_own"
+    ),
 }
 """Begin of the first column, to the function that runs it."""
 

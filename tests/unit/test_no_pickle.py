@@ -7,12 +7,14 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "nanreplay"
 CODE_FROM_DATA = re.compile(
-    r"(import|from) (pickle|cPickle|dill|cloudpickle|marshal|shelve|joblib)\b|\b(pickle|marshal)\.loads?\(|(?<![\w.])(eval|exec|compile)\("
+    r"(import|from) (pickle|cPickle|dill|cloudpickle|marshal|shelve|joblib)\b|\b(pickle|marshal)\.loads?\("
+    r"|(?<![\w.])(eval|exec|compile)\("
     r"|allow_pickle\s*=\s*True|\b(np|numpy)\.load\(|yaml\.(unsafe_)?load\(|\b(saved_model\.load|load_model)\("
 )
 
 ASKED_FOR = {"recorder/script.py", "recorder/loops.py", "recorder/loop_rewriter.py"}
-"""`nanreplay run` compiles and runs the program that its user names, and nothing that a capture holds."""
+"""`nanreplay run` compiles and runs the program that its user names, and nothing that a capture
+holds."""
 
 
 def test_no_module_reads_pickles_or_evaluates_text() -> None:

@@ -1,6 +1,8 @@
-"""Bugs that turn a training NaN, each as people write it, with its cause, the fixes that help and those that do not.
+"""Bugs that turn a training NaN, each as people write it, with its cause, the fixes that help and
+those that do not.
 
-A bug is a function that trains with a recorder; modules register theirs with `@bug`. Given the name of a fix, it trains with
+A bug is a function that trains with a recorder; modules register theirs with `@bug`. Given the
+name of a fix, it trains with
 that fix in its code, as a user would write it.
 """
 

@@ -39,7 +39,8 @@ class Bug:
     trigger: str | None = None
     """What stopped the training (`loss`, `gradient`, ...), where that is part of the story."""
     prevents: tuple[str, ...] = ()
-    """Fixes that must prevent it, in the code and tried on the recording, where one may need a value: `epsilon=1e-4`."""
+    """Fixes that must prevent it, in the code and tried on the recording, where one may need a
+    value: `epsilon=1e-4`."""
     fails: tuple[str, ...] = ()
     """Fixes that look right and must not prevent it, in the code and tried on the recording."""
     prevents_in_code: tuple[str, ...] = ()
@@ -55,7 +56,8 @@ class Bug:
         return str(getattr(self.train, "__name__", self.train))
 
     def run(self, path: Path, fix: str | None = None) -> bool:
-        """Train, and return whether something was not finite, so that there is a capture at `path`."""
+        """Train, and return whether something was not finite, so that there is a capture at
+        `path`."""
         keras.backend.clear_session()
         keras.utils.set_random_seed(0)
         self.train(path, fix)
@@ -93,7 +95,8 @@ def adam(rate: float, fix: str | None = None, **options: Any) -> Any:
 
 
 def _with(fix: str | None, rate: float, options: dict[str, Any]) -> dict[str, Any]:
-    """Arguments of an optimizer, with the clipping or the lower learning rate that people try first."""
+    """Arguments of an optimizer, with the clipping or the lower learning rate that people try
+    first."""
     arguments = {"learning_rate": rate / 10 if fix == "lr" else rate, **options}
     if fix in CLIPPING:
         arguments = {key: value for key, value in arguments.items() if key not in CLIPPING} | {

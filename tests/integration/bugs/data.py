@@ -42,10 +42,12 @@ def missing_target_with_a_weight_of_zero(path: Path, fix: str | None) -> None:
 
 @bug(
     step=1, phase="input", ops=(), rows=(2,), causes=("data_inf",),
-    prevents=("clean_data",), fails=("clipnorm", "global_clipnorm", "lr"), prevents_in_code=("clip_data",),
+    prevents=("clean_data",), fails=("clipnorm", "global_clipnorm", "lr"),
+    prevents_in_code=("clip_data",),
 )  # fmt: skip
 def feature_whose_logarithm_was_taken_of_zero(path: Path, fix: str | None) -> None:
-    """Incomes as logarithms, computed in the pipeline before the model sees them: somebody earned nothing."""
+    """Incomes as logarithms, computed in the pipeline before the model sees them: somebody earned
+    nothing."""
     income = np.exp(normal(93, 4 * ROWS, 3))
     income[at(1, 2), 0] = 0.0
 
@@ -76,7 +78,8 @@ def feature_whose_logarithm_was_taken_of_zero(path: Path, fix: str | None) -> No
     prevents=("clip_data",), fails=("clipnorm", "clipvalue", "lr"), fails_in_code=("clean_data",),
 )  # fmt: skip
 def code_for_no_reading_among_the_readings(path: Path, fix: str | None) -> None:
-    """9.9e36 is the sensor's code for `no reading`: a finite number, so nan_to_num leaves it, and its square is infinite."""
+    """9.9e36 is the sensor's code for `no reading`: a finite number, so nan_to_num leaves it, and
+    its square is infinite."""
     model = keras.Sequential(
         [
             keras.Input((4,)),
@@ -109,11 +112,13 @@ def code_for_no_reading_among_the_readings(path: Path, fix: str | None) -> None:
 
 
 @bug(
-    step=1, phase="loss", ops=("SparseSoftmaxCrossEntropyWithLogits",), rows=(7,), causes=("label_out_of_range",),
+    step=1, phase="loss", ops=("SparseSoftmaxCrossEntropyWithLogits",), rows=(7,),
+    causes=("label_out_of_range",),
     prevents=("clean_data",), fails=("clipnorm", "lr", "epsilon"),
 )  # fmt: skip
 def label_minus_one_for_unknown(path: Path, fix: str | None) -> None:
-    """-1 marks an unknown class, as scikit-learn does it; in a step compiled by XLA that is NaN and no error."""
+    """-1 marks an unknown class, as scikit-learn does it; in a step compiled by XLA that is NaN and
+    no error."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, name="logits")])
     optimizer = sgd(0.01, fix)
 

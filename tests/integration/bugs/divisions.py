@@ -13,11 +13,13 @@ from bugs.base import ROWS, Compute, adam, at, bug, fit, loop, normal, sgd, unif
 
 
 @bug(
-    step=1, phase="forward", ops=("RealDiv",), layer="unit_length", rows=(6,), causes=("zero_over_zero",),
+    step=1, phase="forward", ops=("RealDiv",), layer="unit_length", rows=(6,),
+    causes=("zero_over_zero",),
     prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"), fails_in_code=("epsilon_on_top",),
 )  # fmt: skip
 def cosine_similarity_of_a_user_without_ratings(path: Path, fix: str | None) -> None:
-    """Users and films compared by the angle between them: somebody has rated nothing, and 0 / ||0|| is NaN."""
+    """Users and films compared by the angle between them: somebody has rated nothing, and 0 / ||0||
+    is NaN."""
 
     def unit_length(x: Any) -> Any:
         norm = tf.norm(x, axis=-1, keepdims=True)
@@ -36,11 +38,14 @@ def cosine_similarity_of_a_user_without_ratings(path: Path, fix: str | None) -> 
 
 
 @bug(
-    step=2, phase="forward", ops=("RealDiv",), layer="mean_of_words", rows=(0,), causes=("empty_reduction", "zero_over_zero"),
-    prevents=("epsilon",), fails=("clipnorm", "global_clipnorm", "lr"), fails_in_code=("zero_instead_of_nan",),
+    step=2, phase="forward", ops=("RealDiv",), layer="mean_of_words", rows=(0,),
+    causes=("empty_reduction", "zero_over_zero"),
+    prevents=("epsilon",), fails=("clipnorm", "global_clipnorm", "lr"),
+    fails_in_code=("zero_instead_of_nan",),
 )  # fmt: skip
 def mean_of_the_words_of_an_empty_review(path: Path, fix: str | None) -> None:
-    """Word vectors averaged over the words that are no padding: one review has none, and its mean is 0 / 0."""
+    """Word vectors averaged over the words that are no padding: one review has none, and its mean
+    is 0 / 0."""
     words = keras.Input((7,), dtype="int32")
     embedded = keras.layers.Embedding(30, 6, name="embedding")(words)
 
@@ -70,7 +75,8 @@ def mean_of_the_words_of_an_empty_review(path: Path, fix: str | None) -> None:
     fails=("epsilon", "clipnorm", "lr"), prevents_in_code=("guard",),
 )  # fmt: skip
 def mean_over_a_batch_in_which_nothing_is_labelled(path: Path, fix: str | None) -> None:
-    """Few samples carry a label, and the loss is the mean over those: a batch without any is the mean of nothing."""
+    """Few samples carry a label, and the loss is the mean over those: a batch without any is the
+    mean of nothing."""
     model = keras.Sequential(
         [
             keras.Input((3,)),
@@ -111,11 +117,13 @@ def mean_over_a_batch_in_which_nothing_is_labelled(path: Path, fix: str | None) 
 
 
 @bug(
-    step=2, phase="forward", ops=("RealDiv",), layer="standardise", slow=True, causes=("variance_zero", "zero_over_zero"),
+    step=2, phase="forward", ops=("RealDiv",), layer="standardise", slow=True,
+    causes=("variance_zero", "zero_over_zero"),
     prevents=("epsilon",), fails=("clipnorm", "lr"), fails_in_code=("epsilon_on_top",),
 )  # fmt: skip
 def batch_normalisation_by_hand_of_a_sensor_that_is_off(path: Path, fix: str | None) -> None:
-    """Columns scaled by the deviation of the batch, under XLA: while a sensor is off its column is constant."""
+    """Columns scaled by the deviation of the batch, under XLA: while a sensor is off its column is
+    constant."""
 
     def standardise(x: Any) -> Any:
         mean, variance = tf.nn.moments(x, axes=[0])
@@ -137,11 +145,13 @@ def batch_normalisation_by_hand_of_a_sensor_that_is_off(path: Path, fix: str | N
 
 
 @bug(
-    step=3, phase="forward", ops=("RealDiv",), layer="normalise", rows=(4,), causes=("variance_zero", "zero_over_zero"),
+    step=3, phase="forward", ops=("RealDiv",), layer="normalise", rows=(4,),
+    causes=("variance_zero", "zero_over_zero"),
     prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"),
 )  # fmt: skip
 def deviation_within_a_flat_heartbeat(path: Path, fix: str | None) -> None:
-    """Each recording scaled by its own deviation: an electrode came off, and the recording is one straight line."""
+    """Each recording scaled by its own deviation: an electrode came off, and the recording is one
+    straight line."""
 
     def normalise(signal: Any) -> Any:
         deviation = tf.math.reduce_std(signal, axis=-1, keepdims=True)
@@ -170,7 +180,8 @@ def deviation_within_a_flat_heartbeat(path: Path, fix: str | None) -> None:
 
 @bug(
     step=2, phase="loss", ops=("RealDiv",), rows=(1,), causes=("division_by_zero",),
-    prevents=("epsilon",), fails=("clipnorm", "clipvalue", "global_clipnorm", "lr"), fails_in_code=("epsilon_on_top",),
+    prevents=("epsilon",), fails=("clipnorm", "clipvalue", "global_clipnorm", "lr"),
+    fails_in_code=("epsilon_on_top",),
 )  # fmt: skip
 def percentage_error_of_a_day_without_sales(path: Path, fix: str | None) -> None:
     """|y - p| / |y|, with variables and no model: a shop was closed for a day, and y is 0."""
@@ -201,7 +212,8 @@ def percentage_error_of_a_day_without_sales(path: Path, fix: str | None) -> None
     prevents=("epsilon",), fails=("clipnorm", "lr"), fails_in_code=("epsilon_after_division",),
 )  # fmt: skip
 def weight_of_a_class_that_the_batch_lacks(path: Path, fix: str | None) -> None:
-    """Rare classes weigh more, by one over their count: where a batch has none of a class, its weight is infinite, times 0."""
+    """Rare classes weigh more, by one over their count: where a batch has none of a class, its
+    weight is infinite, times 0."""
 
     def balanced(labels: Any, logits: Any) -> Any:
         counts = tf.reduce_sum(labels, axis=0)
@@ -222,11 +234,14 @@ def weight_of_a_class_that_the_batch_lacks(path: Path, fix: str | None) -> None:
 
 
 @bug(
-    step=1, phase="forward", ops=("RealDiv",), layer="shares", rows=(5,), causes=("zero_over_zero", "division_by_zero"),
-    prevents=("leaky_relu", "epsilon"), fails=("clipnorm", "clipvalue", "lr"), fails_in_code=("zero_instead_of_nan",),
+    step=1, phase="forward", ops=("RealDiv",), layer="shares", rows=(5,), causes=("zero_over_zero",
+    "division_by_zero"),
+    prevents=("leaky_relu", "epsilon"), fails=("clipnorm", "clipvalue", "lr"),
+    fails_in_code=("zero_instead_of_nan",),
 )  # fmt: skip
 def portfolio_that_buys_nothing(path: Path, fix: str | None) -> None:
-    """Scores through relu, divided by their sum: on a day on which every score is negative relu leaves 0 / 0."""
+    """Scores through relu, divided by their sum: on a day on which every score is negative relu
+    leaves 0 / 0."""
     inputs = keras.Input((4,))
     start = keras.initializers.Constant(0.2)
     activation = keras.layers.LeakyReLU(negative_slope=0.01) if fix == "leaky_relu" else "relu"
@@ -266,7 +281,8 @@ class Warmup(keras.optimizers.schedules.LearningRateSchedule):
     prevents=("epsilon",), fails=("lr", "clipnorm", "clipvalue", "global_clipnorm"),
 )  # fmt: skip
 def warmup_of_no_steps(path: Path, fix: str | None) -> None:
-    """The configuration turned warm-up off by setting its steps to 0: the learning rate of step 0 is 0 / 0."""
+    """The configuration turned warm-up off by setting its steps to 0: the learning rate of step 0
+    is 0 / 0."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, name="line")])
     schedule = Warmup(
         1e-4 if fix == "lr" else 1e-3, steps=0, epsilon=1e-7 if fix == "epsilon" else 0.0
@@ -279,11 +295,13 @@ def warmup_of_no_steps(path: Path, fix: str | None) -> None:
 
 
 @bug(
-    step=2, phase="forward", ops=("RealDiv",), layer="running_mean", rows=(3,), iteration=0, causes=("zero_over_zero",),
+    step=2, phase="forward", ops=("RealDiv",), layer="running_mean", rows=(3,), iteration=0,
+    causes=("zero_over_zero",),
     prevents=("epsilon",), fails=("clipnorm", "lr"), prevents_in_code=("divide_no_nan",),
 )  # fmt: skip
 def running_mean_before_the_first_measurement(path: Path, fix: str | None) -> None:
-    """The mean of all measurements so far, in a while_loop: one series begins with a gap, so at first there are none."""
+    """The mean of all measurements so far, in a while_loop: one series begins with a gap, so at
+    first there are none."""
 
     def running_mean(values: Any, is_measured: Any) -> Any:
         def body(time: Any, total: Any, count: Any, means: Any) -> Any:

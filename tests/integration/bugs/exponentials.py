@@ -17,7 +17,8 @@ from bugs.base import ROWS, Compute, adam, at, bug, fit, loop, normal, sgd, unif
     prevents=("stable_op",), fails=("epsilon", "clipnorm", "lr"), fails_in_code=("epsilon_below",),
 )  # fmt: skip
 def softmax_by_hand(path: Path, fix: str | None) -> None:
-    """exp(x) / sum(exp(x)): a score above 88 is infinite, and infinity over infinity is NaN; no epsilon changes that."""
+    """exp(x) / sum(exp(x)): a score above 88 is infinite, and infinity over infinity is NaN; no
+    epsilon changes that."""
 
     def softmax(scores: Any) -> Any:
         if fix == "stable_op":
@@ -46,7 +47,8 @@ def softmax_by_hand(path: Path, fix: str | None) -> None:
     fails=("epsilon", "clipnorm", "lr"), prevents_in_code=("clip_log_variance",),
 )  # fmt: skip
 def precision_of_a_forecast_that_is_sure_of_itself(path: Path, fix: str | None) -> None:
-    """Mean and log of the variance, as regression with uncertainty has it: exp(-log_variance) has no upper limit."""
+    """Mean and log of the variance, as regression with uncertainty has it: exp(-log_variance) has
+    no upper limit."""
     inputs = keras.Input((3,))
     mean = keras.layers.Dense(1, name="mean")(inputs)
     log_variance = keras.layers.Dense(
@@ -78,11 +80,13 @@ def precision_of_a_forecast_that_is_sure_of_itself(path: Path, fix: str | None) 
 
 
 @bug(
-    step=2, phase="forward", ops=("Exp",), layer="positive", rows=(6,), slow=True, causes=("exp_overflow",),
+    step=2, phase="forward", ops=("Exp",), layer="positive", rows=(6,), slow=True,
+    causes=("exp_overflow",),
     prevents=("stable_op",), fails=("epsilon", "clipnorm", "clipvalue", "lr"),
 )  # fmt: skip
 def softplus_by_hand(path: Path, fix: str | None) -> None:
-    """log(1 + exp(x)) is x for a large x in mathematics, and infinite in float32, under XLA as well."""
+    """log(1 + exp(x)) is x for a large x in mathematics, and infinite in float32, under XLA as
+    well."""
 
     def positive(x: Any) -> Any:
         return (
@@ -122,11 +126,13 @@ class DecayCell(keras.layers.Layer):
 
 
 @bug(
-    step=1, phase="forward", ops=("Exp",), layer="decay", rows=(5,), iteration=3, causes=("exp_overflow", "data_outlier"),
+    step=1, phase="forward", ops=("Exp",), layer="decay", rows=(5,), iteration=3,
+    causes=("exp_overflow", "data_outlier"),
     prevents=("clip_data",), fails=("epsilon", "clipnorm", "lr"),
 )  # fmt: skip
 def decay_over_a_gap_that_is_negative(path: Path, fix: str | None) -> None:
-    """A recurrent cell that decays by exp(-rate * gap): two visits are in the wrong order, and the decay grows instead."""
+    """A recurrent cell that decays by exp(-rate * gap): two visits are in the wrong order, and the
+    decay grows instead."""
     visits = keras.Input((6, 2))
     memory = keras.layers.RNN(
         DecayCell(1e-7 if fix == "epsilon" else 0.0, name="decay"), name="memory"
@@ -140,10 +146,12 @@ def decay_over_a_gap_that_is_negative(path: Path, fix: str | None) -> None:
 
 @bug(
     step=2, phase="forward", ops=("Softmax",), layer="attend", rows=(7,), causes=("mask_all",),
-    prevents=("finite_mask",), fails=("epsilon", "clipnorm", "lr"), prevents_in_code=("loop_to_itself",),
+    prevents=("finite_mask",), fails=("epsilon", "clipnorm", "lr"),
+    prevents_in_code=("loop_to_itself",),
 )  # fmt: skip
 def attention_of_a_node_without_neighbours(path: Path, fix: str | None) -> None:
-    """Attention over the neighbours in a graph: a node that has none attends to a row of nothing but -inf."""
+    """Attention over the neighbours in a graph: a node that has none attends to a row of nothing
+    but -inf."""
 
     def attend(nodes: Any, adjacency: Any) -> Any:
         scores = tf.matmul(nodes, nodes, transpose_b=True)

@@ -1,4 +1,5 @@
-"""Numbers that grow until they no longer fit: steps too large, weights too large, gradients too large."""
+"""Numbers that grow until they no longer fit: steps too large, weights too large, gradients too
+large."""
 
 from __future__ import annotations
 
@@ -13,11 +14,13 @@ from bugs.base import ROWS, adam, at, bug, fit, loop, normal, sgd, uniform
 
 
 @bug(
-    step=17, phase="loss", ops=("Square", "Sum", "SquaredDifference"), rows=(1, 5, 6), causes=("high_learning_rate",),
+    step=17, phase="loss", ops=("Square", "Sum", "SquaredDifference"), rows=(1, 5, 6),
+    causes=("high_learning_rate",),
     prevents=("lr",), fails=("clip_data",),
 )  # fmt: skip
 def momentum_on_top_of_a_rate_that_is_too_high(path: Path, fix: str | None) -> None:
-    """SGD with momentum 0.9 on columns nobody scaled: every step overshoots further than the one before."""
+    """SGD with momentum 0.9 on columns nobody scaled: every step overshoots further than the one
+    before."""
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, name="price")])
     model.compile(sgd(0.5, fix, momentum=0.9), "mse")
     x = uniform(80, 40 * ROWS, 3, high=4.0)
@@ -31,11 +34,13 @@ def momentum_on_top_of_a_rate_that_is_too_high(path: Path, fix: str | None) -> N
 
 
 @bug(
-    step=3, phase="loss", ops=("Square", "SquaredDifference"), causes=("exploding_gradient", "data_outlier"),
+    step=3, phase="loss", ops=("Square", "SquaredDifference"), causes=("exploding_gradient",
+    "data_outlier"),
     prevents=("clipnorm", "clipvalue", "global_clipnorm"), fails=("leaky_relu",),
 )  # fmt: skip
 def one_label_in_the_wrong_unit_and_twelve_layers(path: Path, fix: str | None) -> None:
-    """One target is in grams and not in tonnes: its gradient throws twelve layers off at once, and the next batch overflows."""
+    """One target is in grams and not in tonnes: its gradient throws twelve layers off at once, and
+    the next batch overflows."""
     slope = "leaky_relu" if fix == "leaky_relu" else "elu"
     layers = [
         keras.layers.Dense(6, activation=slope, kernel_initializer="he_normal", name=f"layer_{i}")
@@ -49,11 +54,13 @@ def one_label_in_the_wrong_unit_and_twelve_layers(path: Path, fix: str | None) -
 
 
 @bug(
-    step=0, phase="forward", ops=("MatMul", "BiasAdd", "AddV2"), layer="layer_4", causes=("bad_init",),
+    step=0, phase="forward", ops=("MatMul", "BiasAdd", "AddV2"), layer="layer_4",
+    causes=("bad_init",),
     prevents=("init",), fails=("lr", "clipnorm", "clipvalue"), prevents_in_code=("he",),
 )  # fmt: skip
 def weights_drawn_with_a_deviation_of_a_billion(path: Path, fix: str | None) -> None:
-    """RandomNormal(stddev=1e9) for 1e-9: every layer multiplies by a billion, and the fifth is beyond float32."""
+    """RandomNormal(stddev=1e9) for 1e-9: every layer multiplies by a billion, and the fifth is
+    beyond float32."""
     start: Any = {"init": "glorot_uniform", "he": "he_normal"}.get(
         fix or "", keras.initializers.RandomNormal(stddev=1e9, seed=1)
     )
@@ -69,12 +76,14 @@ def weights_drawn_with_a_deviation_of_a_billion(path: Path, fix: str | None) -> 
 
 
 @bug(
-    step=0, phase="forward", ops=("MatMul", "AddV2", "BiasAdd"), layer="simple_rnn_cell", rows=(1, 7), slow=True, iteration=82,
+    step=0, phase="forward", ops=("MatMul", "AddV2", "BiasAdd"), layer="simple_rnn_cell", rows=(1,
+    7), slow=True, iteration=82,
     causes=("bad_init", "exploding_gradient"),
     prevents=("init",), fails=("lr", "clipnorm", "clipvalue"),
 )  # fmt: skip
 def recurrent_weights_that_triple_the_state(path: Path, fix: str | None) -> None:
-    """A relu recurrence that starts at three times the identity: the state is tripled at each of 120 time steps."""
+    """A relu recurrence that starts at three times the identity: the state is tripled at each of
+    120 time steps."""
     start = "glorot_uniform" if fix == "init" else keras.initializers.Identity(gain=3.0)
     memory = keras.layers.SimpleRNN(
         5, activation="relu", recurrent_initializer=start, name="memory"
@@ -86,10 +95,12 @@ def recurrent_weights_that_triple_the_state(path: Path, fix: str | None) -> None
 
 @bug(
     step=2, phase="update", ops=("L2Loss", "Square", "Mul", "Sum"), rows=(3,),
-    causes=("exploding_gradient", "data_outlier"), trigger="variable", prevents=("clipvalue",), fails=("global_clipnorm", "lr"),
+    causes=("exploding_gradient", "data_outlier"), trigger="variable", prevents=("clipvalue",),
+    fails=("global_clipnorm", "lr"),
 )  # fmt: skip
 def clipping_by_a_norm_that_overflows(path: Path, fix: str | None) -> None:
-    """The optimizer already clips by the global norm; a gradient of 1e20 is finite, its square is not, and 1e20 / inf * inf."""
+    """The optimizer already clips by the global norm; a gradient of 1e20 is finite, its square is
+    not, and 1e20 / inf * inf."""
     weights = tf.Variable(tf.zeros([3, 1]), name="weights")
     optimizer = sgd(0.1, fix, global_clipnorm=1.0)
 

@@ -13,11 +13,13 @@ from bugs.base import ROWS, Compute, adam, at, bug, fit, mixed_float16, normal, 
 
 
 @bug(
-    step=2, phase="forward", ops=("BatchMatMulV2", "MatMul", "Einsum"), layer="attention", rows=(1,), causes=("fp16_overflow",),
+    step=2, phase="forward", ops=("BatchMatMulV2", "MatMul", "Einsum"), layer="attention",
+    rows=(1,), causes=("fp16_overflow",),
     prevents=("float32",), fails=("clipnorm", "lr", "epsilon"), prevents_in_code=("scale_first",),
 )  # fmt: skip
 def attention_scores_that_were_scaled_too_late(path: Path, fix: str | None) -> None:
-    """Queries times keys in float16, divided by the root of the width afterwards: the product is beyond 65504 by then."""
+    """Queries times keys in float16, divided by the root of the width afterwards: the product is
+    beyond 65504 by then."""
     with mixed_float16(fix):
 
         def attention(queries: Any, keys: Any, values: Any) -> Any:
@@ -47,7 +49,8 @@ def attention_scores_that_were_scaled_too_late(path: Path, fix: str | None) -> N
 
 
 @bug(
-    step=1, phase="forward", ops=("RealDiv",), layer="share", rows=(4,), causes=("fp16_underflow", "zero_over_zero"),
+    step=1, phase="forward", ops=("RealDiv",), layer="share", rows=(4,), causes=("fp16_underflow",
+    "zero_over_zero"),
     prevents=("epsilon=1e-3",), fails=("clipnorm", "lr"), prevents_in_code=("float32",),
     fails_in_code=("smaller_epsilon",),
 )  # fmt: skip
@@ -77,10 +80,12 @@ def epsilon_that_float16_rounds_to_zero(path: Path, fix: str | None) -> None:
 
 @bug(
     step=2, phase="loss", ops=("Log",), rows=(5,), causes=("fp16_underflow", "log_of_zero"),
-    prevents=("float32", "stable_op", "epsilon"), fails=("clipnorm", "clipvalue", "lr"), fails_in_code=("epsilon_after_log",),
+    prevents=("float32", "stable_op", "epsilon"), fails=("clipnorm", "clipvalue", "lr"),
+    fails_in_code=("epsilon_after_log",),
 )  # fmt: skip
 def probability_too_small_for_float16(path: Path, fix: str | None) -> None:
-    """The last layer was left in float16: a probability of 2e-9 is 0 there, and its logarithm -inf."""
+    """The last layer was left in float16: a probability of 2e-9 is 0 there, and its logarithm
+    -inf."""
     with mixed_float16(fix):
 
         def cross_entropy(labels: Any, outputs: Any) -> Any:
@@ -114,7 +119,8 @@ def probability_too_small_for_float16(path: Path, fix: str | None) -> None:
     prevents=("epsilon=1e-3",), fails=("clipnorm", "lr"), fails_in_code=("smaller_loss_scale",),
 )  # fmt: skip
 def loss_scale_that_falls_for_ever(path: Path, fix: str | None) -> None:
-    """Loss scaling takes a NaN gradient for an overflow: it skips the update, halves its scale, and does so in every step."""
+    """Loss scaling takes a NaN gradient for an overflow: it skips the update, halves its scale, and
+    does so in every step."""
     with mixed_float16(fix):
 
         def length(codes: Any) -> Any:

@@ -19,11 +19,13 @@ def covariance(x: Any) -> Any:
 
 
 @bug(
-    step=1, phase="forward", ops=("Cholesky",), layer="whiten", rows=(3,), causes=("linalg_singular",),
+    step=1, phase="forward", ops=("Cholesky",), layer="whiten", rows=(3,),
+    causes=("linalg_singular",),
     prevents=("epsilon",), fails=("clipnorm", "lr"), fails_in_code=("epsilon_after",),
 )  # fmt: skip
 def cholesky_of_points_in_a_plane(path: Path, fix: str | None) -> None:
-    """Clouds of points whitened by the Cholesky factor of their covariance: one cloud is flat, and the factor NaN, silently."""
+    """Clouds of points whitened by the Cholesky factor of their covariance: one cloud is flat, and
+    the factor NaN, silently."""
 
     def whiten(points: Any) -> Any:
         spread = covariance(points)
@@ -40,11 +42,14 @@ def cholesky_of_points_in_a_plane(path: Path, fix: str | None) -> None:
 
 
 @bug(
-    step=2, phase="forward", ops=("MatrixInverse",), layer="precision", rows=(5,), causes=("linalg_singular",), trigger="exception",
-    prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"), prevents_in_code=("pseudo_inverse",),
+    step=2, phase="forward", ops=("MatrixInverse",), layer="precision", rows=(5,),
+    causes=("linalg_singular",), trigger="exception",
+    prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"),
+    prevents_in_code=("pseudo_inverse",),
 )  # fmt: skip
 def inverse_of_a_covariance_of_equal_points(path: Path, fix: str | None) -> None:
-    """The inverse of a covariance for a Mahalanobis distance: one cloud is a single point, and on a CPU the op raises."""
+    """The inverse of a covariance for a Mahalanobis distance: one cloud is a single point, and on a
+    CPU the op raises."""
 
     def precision(points: Any) -> Any:
         spread = covariance(points)

@@ -14,10 +14,12 @@ from bugs.base import ROWS, Compute, adam, at, bug, fit, loop, normal, sgd, unif
 
 @bug(
     step=2, phase="loss", ops=("Log",), rows=(5,), causes=("log_of_zero",),
-    prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"), fails_in_code=("epsilon_after_log", "zero_instead_of_nan"),
+    prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"),
+    fails_in_code=("epsilon_after_log", "zero_instead_of_nan"),
 )  # fmt: skip
 def kl_divergence_of_an_empty_topic(path: Path, fix: str | None) -> None:
-    """The shares of a document's topics, one of them 0: 0 * log(0 / p) is NaN, and not the 0 that mathematics means."""
+    """The shares of a document's topics, one of them 0: 0 * log(0 / p) is NaN, and not the 0 that
+    mathematics means."""
 
     def divergence(shares: Any, predicted: Any) -> Any:
         ratio = shares / predicted
@@ -42,10 +44,12 @@ def kl_divergence_of_an_empty_topic(path: Path, fix: str | None) -> None:
 
 @bug(
     step=3, phase="loss", ops=("Log",), rows=(6,), causes=("log_of_zero",),
-    prevents=("epsilon", "stable_op"), fails=("clipnorm", "lr"), fails_in_code=("epsilon_after_log",),
+    prevents=("epsilon", "stable_op"), fails=("clipnorm", "lr"),
+    fails_in_code=("epsilon_after_log",),
 )  # fmt: skip
 def discriminator_that_is_sure_of_a_fake(path: Path, fix: str | None) -> None:
-    """The loss of a discriminator as the paper prints it: a fake so bright that sigmoid rounds to 1, and log(1 - 1)."""
+    """The loss of a discriminator as the paper prints it: a fake so bright that sigmoid rounds to
+    1, and log(1 - 1)."""
     discriminator = keras.Sequential(
         [
             keras.Input((6,)),
@@ -84,10 +88,12 @@ def discriminator_that_is_sure_of_a_fake(path: Path, fix: str | None) -> None:
 
 @bug(
     step=2, phase="loss", ops=("Log",), rows=(1,), causes=("log_of_zero",),
-    prevents=("epsilon",), fails=("clipnorm", "global_clipnorm", "lr"), prevents_in_code=("stable_op",),
+    prevents=("epsilon",), fails=("clipnorm", "global_clipnorm", "lr"),
+    prevents_in_code=("stable_op",),
 )  # fmt: skip
 def entropy_of_a_policy_without_doubt(path: Path, fix: str | None) -> None:
-    """A policy gradient in plain Python: an action of probability 0 makes the entropy bonus 0 * log(0)."""
+    """A policy gradient in plain Python: an action of probability 0 makes the entropy bonus 0 *
+    log(0)."""
     policy = keras.Sequential(
         [keras.Input((4,)), keras.layers.Dense(3, name="logits")], name="policy"
     )
@@ -115,10 +121,12 @@ def entropy_of_a_policy_without_doubt(path: Path, fix: str | None) -> None:
 
 @bug(
     step=2, phase="loss", ops=("Log",), rows=(4,), causes=("log_of_negative",),
-    prevents=("epsilon",), fails=("clipnorm", "lr"), prevents_in_code=("softplus",), fails_in_code=("added_epsilon",),
+    prevents=("epsilon",), fails=("clipnorm", "lr"), prevents_in_code=("softplus",),
+    fails_in_code=("added_epsilon",),
 )  # fmt: skip
 def poisson_loss_of_a_linear_output(path: Path, fix: str | None) -> None:
-    """Counts predicted by a layer that forgot its activation: a rate below 0, and no epsilon of Keras's makes it positive."""
+    """Counts predicted by a layer that forgot its activation: a rate below 0, and no epsilon of
+    Keras's makes it positive."""
     rate = keras.layers.Dense(
         1,
         activation="softplus" if fix == "softplus" else None,
@@ -141,11 +149,14 @@ def poisson_loss_of_a_linear_output(path: Path, fix: str | None) -> None:
 
 
 @bug(
-    step=1, phase="forward", ops=("Log1p",), layer="log_return", rows=(3,), slow=True, causes=("log_of_zero",),
-    prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"), fails_in_code=("epsilon_after_log",),
+    step=1, phase="forward", ops=("Log1p",), layer="log_return", rows=(3,), slow=True,
+    causes=("log_of_zero",),
+    prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"),
+    fails_in_code=("epsilon_after_log",),
 )  # fmt: skip
 def log_return_of_a_share_that_lost_everything(path: Path, fix: str | None) -> None:
-    """Returns as logarithms within the model, compiled by XLA: a price that fell to nothing is a change of -1."""
+    """Returns as logarithms within the model, compiled by XLA: a price that fell to nothing is a
+    change of -1."""
 
     def log_return(change: Any) -> Any:
         logs = tf.math.log1p(change + 1e-6 if fix == "epsilon" else change)
@@ -176,7 +187,8 @@ class BetaRegression(keras.Model):
 
 @bug(
     step=1, phase="loss", ops=("Log",), rows=(7,), causes=("log_of_zero",),
-    prevents=("epsilon",), fails=("clipnorm", "global_clipnorm", "lr"), fails_in_code=("zero_instead_of_nan",),
+    prevents=("epsilon",), fails=("clipnorm", "global_clipnorm", "lr"),
+    fails_in_code=("zero_instead_of_nan",),
 )  # fmt: skip
 def beta_likelihood_of_a_sold_out_house(path: Path, fix: str | None) -> None:
     """Occupancy as a beta distribution: one night every seat was sold, and log(1 - 1) is -inf."""
@@ -199,11 +211,14 @@ def beta_likelihood_of_a_sold_out_house(path: Path, fix: str | None) -> None:
 
 
 @bug(
-    step=2, phase="backward", ops=("Reciprocal", "Mul"), rows=(2,), causes=("where_gradient", "log_of_zero"), trigger="gradient",
-    prevents=("double_where",), fails=("clipnorm", "clipvalue", "lr"), prevents_in_code=("epsilon",),
+    step=2, phase="backward", ops=("Reciprocal", "Mul"), rows=(2,), causes=("where_gradient",
+    "log_of_zero"), trigger="gradient",
+    prevents=("double_where",), fails=("clipnorm", "clipvalue", "lr"),
+    prevents_in_code=("epsilon",),
 )  # fmt: skip
 def loss_whose_nan_is_replaced_by_zero(path: Path, fix: str | None) -> None:
-    """Somebody has already guarded the loss against NaN: it is finite from then on, and the gradient is not."""
+    """Somebody has already guarded the loss against NaN: it is finite from then on, and the
+    gradient is not."""
 
     def guarded(labels: Any, probabilities: Any) -> Any:
         if fix == "epsilon":
@@ -229,7 +244,8 @@ def loss_whose_nan_is_replaced_by_zero(path: Path, fix: str | None) -> None:
     prevents=("epsilon",), fails=("clipnorm", "lr"), fails_in_code=("epsilon_after_log",),
 )  # fmt: skip
 def logarithm_of_sizes_where_nothing_is(path: Path, fix: str | None) -> None:
-    """Sizes of objects as logarithms: -inf in every place without one, which is dropped; one object was cut down to size 0."""
+    """Sizes of objects as logarithms: -inf in every place without one, which is dropped; one object
+    was cut down to size 0."""
 
     def loss(truth: Any, predicted: Any) -> Any:
         size, there = truth[..., 0], truth[..., 1] > 0.5

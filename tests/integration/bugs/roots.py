@@ -13,12 +13,15 @@ from bugs.base import ROWS, Compute, adam, at, bug, fit, loop, normal, sgd, unif
 
 
 @bug(
-    step=2, phase="backward", ops=("SqrtGrad", "Mul", "RealDiv"), rows=(4,), causes=("norm_grad_at_zero", "sqrt_grad_at_zero"),
-    trigger="gradient", prevents=("epsilon",), fails=("clipnorm", "clipvalue", "global_clipnorm", "lr"),
+    step=2, phase="backward", ops=("SqrtGrad", "Mul", "RealDiv"), rows=(4,),
+    causes=("norm_grad_at_zero", "sqrt_grad_at_zero"),
+    trigger="gradient", prevents=("epsilon",), fails=("clipnorm", "clipvalue", "global_clipnorm",
+    "lr"),
     fails_in_code=("epsilon_outside", "zero_instead_of_nan"),
 )  # fmt: skip
 def triplet_whose_positive_is_its_anchor(path: Path, fix: str | None) -> None:
-    """Triplet loss by tf.norm: the same photograph was drawn twice, the loss is fine, and the gradient of the norm is 0 / 0."""
+    """Triplet loss by tf.norm: the same photograph was drawn twice, the loss is fine, and the
+    gradient of the norm is 0 / 0."""
     encoder = keras.Sequential(
         [
             keras.Input((6,)),
@@ -56,11 +59,14 @@ def triplet_whose_positive_is_its_anchor(path: Path, fix: str | None) -> None:
 
 
 @bug(
-    step=1, phase="backward", ops=("SqrtGrad", "Mul"), layer="distance", rows=(0,), causes=("sqrt_grad_at_zero", "norm_grad_at_zero"),
-    trigger="gradient", prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"), fails_in_code=("larger_epsilon_outside",),
+    step=1, phase="backward", ops=("SqrtGrad", "Mul"), layer="distance", rows=(0,),
+    causes=("sqrt_grad_at_zero", "norm_grad_at_zero"),
+    trigger="gradient", prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"),
+    fails_in_code=("larger_epsilon_outside",),
 )  # fmt: skip
 def distance_with_the_epsilon_outside_of_the_root(path: Path, fix: str | None) -> None:
-    """sqrt(sum(square)) + 1e-8: the epsilon that somebody added stands outside of the root, where the gradient never sees it."""
+    """sqrt(sum(square)) + 1e-8: the epsilon that somebody added stands outside of the root, where
+    the gradient never sees it."""
 
     def distance(one: Any, other: Any) -> Any:
         squares = tf.reduce_sum(tf.square(one - other), axis=-1, keepdims=True)
@@ -77,11 +83,13 @@ def distance_with_the_epsilon_outside_of_the_root(path: Path, fix: str | None) -
 
 
 @bug(
-    step=0, phase="backward", ops=("SqrtGrad", "Mul"), causes=("sqrt_grad_at_zero", "norm_grad_at_zero"), trigger="gradient",
+    step=0, phase="backward", ops=("SqrtGrad", "Mul"), causes=("sqrt_grad_at_zero",
+    "norm_grad_at_zero"), trigger="gradient",
     prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"),
 )  # fmt: skip
 def gradient_penalty_of_a_critic_that_is_flat(path: Path, fix: str | None) -> None:
-    """WGAN-GP: the critic's last layer starts at zero, so its slope is 0, and the root in the penalty has no gradient there."""
+    """WGAN-GP: the critic's last layer starts at zero, so its slope is 0, and the root in the
+    penalty has no gradient there."""
     critic = keras.Sequential(
         [
             keras.Input((4,)),
@@ -125,13 +133,16 @@ def gradient_penalty_of_a_critic_that_is_flat(path: Path, fix: str | None) -> No
 
 
 @bug(
-    step=2, phase="forward", ops=("Sqrt",), layer="spread", rows=(1,), causes=("sqrt_of_negative", "variance_zero"),
-    prevents=("epsilon",), fails=("clipnorm", "lr"), prevents_in_code=("two_passes",), fails_in_code=("added_epsilon",),
+    step=2, phase="forward", ops=("Sqrt",), layer="spread", rows=(1,), causes=("sqrt_of_negative",
+    "variance_zero"),
+    prevents=("epsilon",), fails=("clipnorm", "lr"), prevents_in_code=("two_passes",),
+    fails_in_code=("added_epsilon",),
 )  # fmt: skip
 def variance_as_the_mean_of_squares_less_the_square_of_the_mean(
     path: Path, fix: str | None
 ) -> None:
-    """E[x^2] - E[x]^2 of three equal large numbers: rounding leaves it below 0, by more than any usual epsilon."""
+    """E[x^2] - E[x]^2 of three equal large numbers: rounding leaves it below 0, by more than any
+    usual epsilon."""
 
     def spread(x: Any) -> Any:
         if fix == "two_passes":
@@ -155,8 +166,10 @@ def variance_as_the_mean_of_squares_less_the_square_of_the_mean(
 
 
 @bug(
-    step=1, phase="backward", ops=("Pow", "Mul"), rows=(2,), causes=("pow_domain", "sqrt_grad_at_zero"), trigger="gradient",
-    prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"), fails_in_code=("epsilon_outside",),
+    step=1, phase="backward", ops=("Pow", "Mul"), rows=(2,), causes=("pow_domain",
+    "sqrt_grad_at_zero"), trigger="gradient",
+    prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"),
+    fails_in_code=("epsilon_outside",),
 )  # fmt: skip
 def focal_loss_of_a_sample_that_is_certain(path: Path, fix: str | None) -> None:
     """(1 - p) ** 0.5: where p has reached 1 the power is 0 and its slope infinite.
@@ -186,10 +199,12 @@ def focal_loss_of_a_sample_that_is_certain(path: Path, fix: str | None) -> None:
 
 @bug(
     step=2, phase="forward", ops=("Pow",), layer="gamma", rows=(6,), causes=("pow_domain",),
-    prevents=("epsilon",), fails=("clipnorm", "global_clipnorm", "lr"), fails_in_code=("added_epsilon",),
+    prevents=("epsilon",), fails=("clipnorm", "global_clipnorm", "lr"),
+    fails_in_code=("added_epsilon",),
 )  # fmt: skip
 def gamma_correction_of_a_negative_pixel(path: Path, fix: str | None) -> None:
-    """x ** (1 / 2.2) after noise was added for augmentation: a dark pixel fell below 0, where the power is not real."""
+    """x ** (1 / 2.2) after noise was added for augmentation: a dark pixel fell below 0, where the
+    power is not real."""
 
     def gamma(images: Any) -> Any:
         if fix == "epsilon":
@@ -215,7 +230,8 @@ def gamma_correction_of_a_negative_pixel(path: Path, fix: str | None) -> None:
     prevents=("epsilon",), fails=("clipnorm", "lr"), fails_in_code=("added_epsilon",),
 )  # fmt: skip
 def angle_between_rotations_that_are_none(path: Path, fix: str | None) -> None:
-    """acos((trace - 1) / 2): the network's nine numbers are no rotation, so their trace exceeds 3 and the cosine 1."""
+    """acos((trace - 1) / 2): the network's nine numbers are no rotation, so their trace exceeds 3
+    and the cosine 1."""
 
     def angle(true: Any, predicted: Any) -> Any:
         trace = tf.reduce_sum(true * predicted, axis=-1)
@@ -241,11 +257,14 @@ def angle_between_rotations_that_are_none(path: Path, fix: str | None) -> None:
 
 
 @bug(
-    step=1, phase="backward", ops=("RealDiv",), layer="rate", rows=(4,), causes=("where_gradient",), trigger="gradient",
-    prevents=("double_where",), fails=("clipnorm", "clipvalue", "lr"), prevents_in_code=("epsilon",),
+    step=1, phase="backward", ops=("RealDiv",), layer="rate", rows=(4,),
+    causes=("where_gradient",), trigger="gradient",
+    prevents=("double_where",), fails=("clipnorm", "clipvalue", "lr"),
+    prevents_in_code=("epsilon",),
 )  # fmt: skip
 def click_rate_guarded_by_where(path: Path, fix: str | None) -> None:
-    """where(views > 0, clicks / views, 0): the division that is dropped still takes part in the gradient, and 0 / 0 is NaN."""
+    """where(views > 0, clicks / views, 0): the division that is dropped still takes part in the
+    gradient, and 0 / 0 is NaN."""
 
     class Rate(keras.layers.Layer):
         def build(self, shape: Any) -> None:

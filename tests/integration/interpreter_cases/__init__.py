@@ -1,6 +1,7 @@
 """Steps made of the ops that TensorFlow puts into training, each a plain function to be traced.
 
-A case is a function of no arguments that returns (step, arguments). Modules register theirs with `@case`.
+A case is a function of no arguments that returns (step, arguments). Modules register theirs with
+`@case`.
 """
 
 from __future__ import annotations

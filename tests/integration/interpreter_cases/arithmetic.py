@@ -12,7 +12,8 @@ from .build import normal, positive, with_gradient
 Built = tuple[Any, tuple[Any, ...]]
 
 UNARY = (
-    "abs acosh asinh atan cos cosh erf erfc exp expm1 log log1p lgamma digamma negative reciprocal rsqrt sigmoid sign sin "
+    "abs acosh asinh atan cos cosh erf erfc exp expm1 log log1p lgamma digamma negative "
+    "reciprocal rsqrt sigmoid sign sin "
     "sinh softplus softsign sqrt square tan tanh floor ceil round bessel_i0 bessel_i1e ndtri"
 )
 for _name in UNARY.split():
@@ -29,7 +30,8 @@ for _name in UNARY.split():
     )
 
 BINARY = (
-    "add subtract multiply divide divide_no_nan multiply_no_nan pow maximum minimum squared_difference atan2 xlogy xdivy "
+    "add subtract multiply divide divide_no_nan multiply_no_nan pow maximum minimum "
+    "squared_difference atan2 xlogy xdivy "
     "xlog1py floordiv floormod igamma igammac zeta"
 )
 for _name in BINARY.split():

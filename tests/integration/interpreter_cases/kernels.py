@@ -192,7 +192,8 @@ def fused_recurrent_cells() -> Built:
     def f(x: Any, w: Any) -> Any:
         zeros, vector = tf.zeros([2, 3]), tf.zeros([3])
         made = tf.raw_ops.BlockLSTMV2(
-            seq_len_max=4, x=x, cs_prev=zeros, h_prev=zeros, w=w, wci=vector, wcf=vector, wco=vector, b=tf.ones([12]),
+            seq_len_max=4, x=x, cs_prev=zeros, h_prev=zeros, w=w, wci=vector, wcf=vector,
+            wco=vector, b=tf.ones([12]),
             cell_clip=0.0, use_peephole=False,
         )  # fmt: skip
         return made.h, made.cs

@@ -67,7 +67,8 @@ def old_optimizer_kernels() -> Built:
     def step(g: Any) -> Any:
         raw = tf.raw_ops
         raw.ResourceApplyAdam(
-            var=v.handle, m=m.handle, v=n.handle, beta1_power=0.9, beta2_power=0.99, lr=0.1, beta1=0.9, beta2=0.99,
+            var=v.handle, m=m.handle, v=n.handle, beta1_power=0.9, beta2_power=0.99, lr=0.1,
+            beta1=0.9, beta2=0.99,
             epsilon=1e-7, grad=g,
         )  # fmt: skip
         raw.ResourceApplyMomentum(var=v.handle, accum=m.handle, lr=0.1, grad=g, momentum=0.9)

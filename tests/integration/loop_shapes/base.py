@@ -188,7 +188,8 @@ class Run:
     def fetching_loop(
         self, step: Any, model: Any, optimizer: Any, *iterators: Any, calls: int = BATCHES
     ) -> list[Any]:
-        """Wrap a step that fetches its batches itself, and call it with the iterators until the recorder stops."""
+        """Wrap a step that fetches its batches itself, and call it with the iterators until the
+        recorder stops."""
         recorded = self.wrap(step, model=model, optimizer=optimizer)
         for _ in range(calls):
             recorded(*iterators)

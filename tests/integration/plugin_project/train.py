@@ -1,4 +1,5 @@
-"""The training of sample_runs/log_of_zero.py as a project has it: a loss, and a function that makes the model."""
+"""The training of sample_runs/log_of_zero.py as a project has it: a loss, and a function that makes
+the model."""
 
 import os
 

@@ -72,7 +72,8 @@ def test_the_variable_that_left_its_usual_range_first_led() -> None:
     assert growth is not None
     assert (growth.step, growth.variable, growth.is_jump) == (4, "second/kernel", False)
     assert growth.sentence == (
-        "From step 4 on the gradient norm of `second/kernel` grew without return, from 1 to 3.05e+10 at step 19 "
+        "From step 4 on the gradient norm of `second/kernel` grew without return, from 1 to "
+        "3.05e+10 at step 19 "
         "(3.1e+10 times in 15 steps), learning rate 0.5."
     )
 

@@ -1,4 +1,5 @@
-"""The slicer and the judge on random graphs with one injected zero: the op and the element are always found."""
+"""The slicer and the judge on random graphs with one injected zero: the op and the element are
+always found."""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
-"""Reads mutated captures in a process of its own: python fuzzing.py FIRST COUNT FOLDER. One line of JSON a case.
+"""Reads mutated captures in a process of its own: python fuzzing.py FIRST COUNT FOLDER. One line
+of JSON a case.
 
-HDF5 is native code: what crashes or never returns there must not take the tests with it. `run_cases` watches the process.
+HDF5 is native code: what crashes or never returns there must not take the tests with it.
+`run_cases` watches the process.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ def read_everything(path: Path) -> None:
 
 
 def watch_files(allowed: Path) -> list[str]:
-    """Note every file that this process opens for writing, and every one outside of `allowed` and of Python's own."""
+    """Note every file that this process opens for writing, and every one outside of `allowed` and
+    of Python's own."""
     touched: list[str] = []
     libraries = (
         sys.prefix,
@@ -121,7 +124,8 @@ def _outcome(path: Path, data: bytes, touched: list[str]) -> dict[str, Any]:
 
 
 def run_cases(first: int, count: int, folder: Path) -> Iterator[dict[str, Any]]:
-    """Read cases in child processes; a case that kills its process, or does not end in time, is a problem like any other."""
+    """Read cases in child processes; a case that kills its process, or does not end in time, is a
+    problem like any other."""
     seed = first
     while seed < first + count:
         child = subprocess.Popen(

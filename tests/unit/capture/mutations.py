@@ -1,4 +1,5 @@
-"""Captures damaged on purpose: bytes that flip, files cut off or spliced, and edits that keep every checksum right.
+"""Captures damaged on purpose: bytes that flip, files cut off or spliced, and edits that keep
+every checksum right.
 
 `mutate(seed, captures)` gives the same file for the same seed.
 """
@@ -30,8 +31,10 @@ JSON_NAMES = (
     "about",
 )
 ODD: list[Any] = [
-    None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, -(10**30), 1.5, float("nan"), float("inf"), "", "x", "0", "-1", "nan", "\0",
-    "\ud800", "../../x", "a/b", "é" * 300, [], {}, [[]], [None], {"": None}, {"what": "loss"}, [1, "a", None], "n" * 100_000,
+    None, True, False, 0, -1, 1, 2**31, 2**63, 10**400, -(10**30), 1.5, float("nan"), float("inf"),
+    "", "x", "0", "-1", "nan", "\0",
+    "\ud800", "../../x", "a/b", "é" * 300, [], {}, [[]], [None], {"": None}, {"what": "loss"}, [1,
+    "a", None], "n" * 100_000,
 ]  # fmt: skip
 
 
@@ -142,7 +145,8 @@ def retype(rng: random.Random, file: Any, elsewhere: str) -> None:
 
 
 def claim(rng: random.Random, file: Any, elsewhere: str) -> None:
-    """Datasets that claim more than they hold, or hold it elsewhere, or in ways that captures do not use."""
+    """Datasets that claim more than they hold, or hold it elsewhere, or in ways that captures do
+    not use."""
     name = _any(rng, file)
     if not name:
         return
@@ -182,8 +186,10 @@ def attribute(rng: random.Random, file: Any, elsewhere: str) -> None:
     name = _any(rng, file)
     holder = file[name] if name and rng.random() < 0.7 else file
     key = rng.choice(("dtype", "crc32", "format", "version", "complete"))
-    value = rng.choice((1, -5, 2**63, 1.5, "string", "bfloat16", "int4", np.bytes_(b"string"), np.bytes_(b"bfloat16"),
-                        np.bytes_(b"\xff\xfe"),                         np.zeros(3), np.zeros((2, 2), "S3"), True,
+    value = rng.choice((1, -5, 2**63, 1.5, "string", "bfloat16", "int4", np.bytes_(b"string"),
+    np.bytes_(b"bfloat16"),
+                        np.bytes_(b"\xff\xfe"),                         np.zeros(3), np.zeros((2,
+                        2), "S3"), True,
                         h5py.Empty("f4"), "x" * 5000))  # fmt: skip
     if rng.random() < 0.2:
         holder.attrs.pop(key, None)

@@ -1,4 +1,5 @@
-"""Truncated, damaged, foreign and hostile files give one clear error; never a traceback, never other numbers."""
+"""Truncated, damaged, foreign and hostile files give one clear error; never a traceback, never
+other numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The example in docs/capture-format.md reads a capture with h5py alone, and the format's parts are all named there."""
+"""The example in docs/capture-format.md reads a capture with h5py alone, and the format's parts are
+all named there."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Mutated captures: one clear error or the numbers; no traceback, no hang, no other file. `NANREPLAY_FUZZ=N` sets how many."""
+"""Mutated captures: one clear error or the numbers; no traceback, no hang, no other file.
+`NANREPLAY_FUZZ=N` sets how many."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Captures made to harm: nothing out of the file is followed, no memory is taken for nothing, no text reaches a terminal's controls."""
+"""Captures made to harm: nothing out of the file is followed, no memory is taken for nothing, no
+text reaches a terminal's controls."""
 
 from __future__ import annotations
 

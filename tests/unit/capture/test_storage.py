@@ -1,4 +1,5 @@
-"""Captures by URL: read in ranges, written whole or not at all, kept locally when their place fails."""
+"""Captures by URL: read in ranges, written whole or not at all, kept locally when their place
+fails."""
 
 from __future__ import annotations
 

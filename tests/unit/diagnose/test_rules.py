@@ -42,7 +42,8 @@ def runner(trigger: Trigger | None = None) -> GraphRunner:
 
 
 def compiled_only(op_type: str, *operands: float, value: float) -> tuple[Cause, ...]:
-    """Causes of an origin that exists only in the compiled step: facts of it, and nothing that ran op by op."""
+    """Causes of an origin that exists only in the compiled step: facts of it, and nothing that ran
+    op by op."""
     facts = tuple(
         OperandFacts(f"x{i}:0", "float32", (4,), operand, operand, operand)
         for i, operand in enumerate(operands)

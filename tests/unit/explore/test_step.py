@@ -30,7 +30,8 @@ from nanreplay.replay.provenance import ValueId
 
 @dataclass
 class Made:
-    """A step whose loss is NaN: log(0) through a copy, times 0; beside it an infinity that nothing uses."""
+    """A step whose loss is NaN: log(0) through a copy, times 0; beside it an infinity that nothing
+    uses."""
 
     explorer: Explorer
     runner: GraphRunner

@@ -1,4 +1,5 @@
-"""Editing a program: the graph that comes out computes what was asked, in the main graph and in functions."""
+"""Editing a program: the graph that comes out computes what was asked, in the main graph and in
+functions."""
 
 from __future__ import annotations
 

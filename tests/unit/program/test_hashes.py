@@ -1,4 +1,5 @@
-"""Hashes of tensors: the same for the same numbers, whether numpy or a compiled program takes them."""
+"""Hashes of tensors: the same for the same numbers, whether numpy or a compiled program takes
+them."""
 
 from __future__ import annotations
 

@@ -37,7 +37,8 @@ def calling_graph(calls: dict[str, list[str]]) -> Any:
 def test_every_op_that_tensorflow_registers_is_classified() -> None:
     unknown = [name for name in registered_ops() if reach_of(name) == "unknown"]
     assert not unknown, (
-        f"look at what these ops reach, and put them into program/safety.py or harmless_ops.txt: {unknown}"
+        f"look at what these ops reach, and put them into program/safety.py or "
+        f"harmless_ops.txt: {unknown}"
     )
 
 
@@ -48,8 +49,10 @@ def test_no_op_is_both_harmless_and_refused() -> None:
 
 @pytest.mark.parametrize(
     ("op", "reach"),
-    [("ReadFile", "files"), ("DTensorRestoreV2", "files"), ("DebugIdentityV3", "network"), ("RpcCall", "network"), ("Abort", "the process"),
-     ("MlirPassthroughOp", "code"), ("DatasetFromGraph", "code"), ("ExecuteTPUEmbeddingPartitioner", "devices"),
+    [("ReadFile", "files"), ("DTensorRestoreV2", "files"), ("DebugIdentityV3", "network"),
+    ("RpcCall", "network"), ("Abort", "the process"),
+     ("MlirPassthroughOp", "code"), ("DatasetFromGraph", "code"),
+     ("ExecuteTPUEmbeddingPartitioner", "devices"),
      ("_MklMatMul", "what only")],
 )  # fmt: skip
 def test_ops_are_refused_with_what_they_reach(op: str, reach: str) -> None:
@@ -133,8 +136,10 @@ def test_a_constant_that_claims_more_than_it_holds_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("shape", "make"),
-    [([2], lambda x: tf.fill(x * 100_000, 1.0)), ([1], lambda x: tf.tile(tf.ones([1000]), x * 20_000_000)),
-     ([], lambda x: tf.range(0, x * 10_000_000_000, 1)), ([], lambda x: tf.one_hot([1, 2, 3, 4], tf.cast(x, tf.int32) * 1_000_000_000)),
+    [([2], lambda x: tf.fill(x * 100_000, 1.0)), ([1], lambda x: tf.tile(tf.ones([1000]),
+    x * 20_000_000)),
+     ([], lambda x: tf.range(0, x * 10_000_000_000, 1)), ([], lambda x: tf.one_hot([1, 2, 3, 4],
+     tf.cast(x, tf.int32) * 1_000_000_000)),
      ([], lambda x: tf.math.unsorted_segment_sum(tf.ones([2, 10]), [0, 1], x * 2_000_000_000))],
 )  # fmt: skip
 def test_op_by_op_a_size_that_a_batch_decides_is_refused_before_the_kernel_runs(

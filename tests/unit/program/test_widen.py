@@ -1,4 +1,5 @@
-"""A program in other float types: the same names, the same call, more precision; what cannot follow stands between casts."""
+"""A program in other float types: the same names, the same call, more precision; what cannot follow
+stands between casts."""
 
 from __future__ import annotations
 
@@ -27,7 +28,8 @@ def recorded(function: Callable[..., Any], *specs: Any) -> ProgramRecord:
 
 
 def run(record: ProgramRecord, *values: Any) -> list[Any]:
-    """Outputs of a program run op by op, after checking that it gives the same when it is compiled."""
+    """Outputs of a program run op by op, after checking that it gives the same when it is
+    compiled."""
     feeds = {
         spec.tensor: tf.cast(values[spec.leaf], spec.dtype) for spec in record.signature.inputs
     }
@@ -78,8 +80,9 @@ def test_half_precision_alone_becomes_float32(half: Any) -> None:
     square, double = run(widened(record, TO_FLOAT32), np.full((2, 3), 300.0), np.ones((2, 3)))
     assert square.numpy().max() == 90000.0
     assert double.dtype == tf.float64
-    assert not any(attr.type in (tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum) for node in
-                   graph_of(widened(record, TO_FLOAT32)).node for attr in node.attr.values())  # fmt: skip
+    half = (tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum)
+    nodes = graph_of(widened(record, TO_FLOAT32)).node
+    assert not any(attr.type in half for node in nodes for attr in node.attr.values())
 
 
 def test_loops_lists_branches_and_functions_follow() -> None:

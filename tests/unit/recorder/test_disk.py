@@ -1,4 +1,5 @@
-"""What is left out of a file that may not be larger: first what a replay gives again, never the way to the failing step."""
+"""What is left out of a file that may not be larger: first what a replay gives again, never the way
+to the failing step."""
 
 from __future__ import annotations
 
@@ -7,7 +8,8 @@ from nanreplay.recorder.snapshot import Share, Sizes, fit_disk
 
 
 def share(limit_mib: int) -> Share:
-    """Keyframes at 0, 4 and 8, batches 0 to 9, weights and gradients of the last three: 30 + 10 + 6 MiB."""
+    """Keyframes at 0, 4 and 8, batches 0 to 9, weights and gradients of the last three: 30 + 10 + 6
+    MiB."""
     sizes = Sizes(
         0,
         {0: 10 * MIB, 4: 10 * MIB, 8: 10 * MIB},

@@ -1,4 +1,5 @@
-"""How much is kept: under the limit always, at a hundredth of the steps' time where that is possible, and said when it is less."""
+"""How much is kept: under the limit always, at a hundredth of the steps' time where that is
+possible, and said when it is less."""
 
 from __future__ import annotations
 

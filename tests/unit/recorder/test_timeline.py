@@ -10,7 +10,8 @@ from nanreplay.recorder.timeline_ring import RunningMean, StepNumbers, TimelineR
 
 
 def test_a_ratio_beyond_float32_is_infinite_and_no_warning() -> None:
-    """A weight of 1e-20 that becomes 1e30 changes by a ratio of 1e50; warnings are errors here, as they may be in a training."""
+    """A weight of 1e-20 that becomes 1e30 changes by a ratio of 1e50; warnings are errors here, as
+    they may be in a training."""
     ring = TimelineRing(10)
     ring.add(TimelineRow(0, 0.1, loss=1.0, sums={3: 2.0}))
     table = ring.table([3], {0: StepNumbers(update_ratios={3: 1e50})})

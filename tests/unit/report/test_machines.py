@@ -128,7 +128,7 @@ def test_junit_holds_no_character_that_xml_cannot(checkout: Path) -> None:
     assert failure.get("message") == 'layer `\ufffd[31m<&"\ufffd\ufffd` gave NaN'
 
 
-def test_sarif_has_a_result_for_each_non_finite_capture_and_notifications_for_what_could_not_be_said(
+def test_sarif_has_a_result_for_each_non_finite_capture_and_notes_what_could_not_be_said(
     failing: Callable[..., CaptureOutcome], checkout: Path
 ) -> None:
     outcome = failing()
@@ -169,7 +169,8 @@ def test_an_alert_stays_the_same_when_its_line_moves(
 
 
 def assert_sarif(log: dict[str, Any]) -> None:
-    """What the schema of SARIF 2.1.0 requires of the parts that are written, and what code scanning asks for on top."""
+    """What the schema of SARIF 2.1.0 requires of the parts that are written, and what code scanning
+    asks for on top."""
     assert log["version"] == "2.1.0"
     assert set(log) == {"$schema", "version", "runs"}
     for run in log["runs"]:

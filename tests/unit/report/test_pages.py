@@ -1,4 +1,5 @@
-"""Pages about a capture: one HTML file without network, Markdown for an issue, captures and reports in a notebook."""
+"""Pages about a capture: one HTML file without network, Markdown for an issue, captures and reports
+in a notebook."""
 
 from __future__ import annotations
 

@@ -13,8 +13,10 @@ from nanreplay.records import Trigger
 
 def test_it_says_step_phase_layer_op_operand_sample_consequence_source_and_exactness() -> None:
     assert say() == (
-        "step 48112 · forward · layer `encoder/block_2/norm` · `Rsqrt` of 0.0 at [17, 3] (sample 17 of the batch) gave inf, "
-        "which became NaN in `Mul` and reached the loss. train.py:88 `x / tf.sqrt(var)`. Replays bit for bit."
+        "step 48112 · forward · layer `encoder/block_2/norm` · `Rsqrt` of 0.0 at [17, 3] "
+        "(sample 17 of the batch) gave inf, "
+        "which became NaN in `Mul` and reached the loss. train.py:88 `x / tf.sqrt(var)`. "
+        "Replays bit for bit."
     )
 
 
@@ -134,7 +136,8 @@ def test_a_long_line_of_code_is_cut() -> None:
         (Verdict("reproduced", None), "`x / tf.sqrt(var)`."),
         (
             Verdict("xla_only", True),
-            "Replays bit for bit. Only the step compiled with XLA is non-finite; op by op it is finite.",
+            "Replays bit for bit. Only the step compiled with XLA is non-finite; op by op it is "
+            "finite.",
         ),
         (Verdict("precision_only", True), "Replays bit for bit. In float64 it is finite."),
         (Verdict("precision_only", None), "`x / tf.sqrt(var)`. In float64 it is finite."),
@@ -155,7 +158,8 @@ def test_it_ends_with_how_sure_it_is(verdict: Verdict, end: str) -> None:
         (
             Verdict("transient", True),
             INCIDENT.trigger,
-            "step 48112 · loss was NaN in training, but every replay from the same state and batch is finite: a race or a hardware fault.",
+            "step 48112 · loss was NaN in training, but every replay from the same state and "
+            "batch is finite: a race or a hardware fault.",
         ),
         (
             Verdict(
@@ -164,13 +168,15 @@ def test_it_ends_with_how_sure_it_is(verdict: Verdict, end: str) -> None:
                 reason="A bit of `dense/kernel` [3, 1] flipped between steps 4 and 5.",
             ),
             INCIDENT.trigger,
-            "step 48112 · loss was NaN in training, but every replay from the same state and batch is finite: a race or a hardware fault. "
+            "step 48112 · loss was NaN in training, but every replay from the same state and "
+            "batch is finite: a race or a hardware fault. "
             "A bit of `dense/kernel` [3, 1] flipped between steps 4 and 5.",
         ),
         (
             Verdict("inconclusive", None, reason="No keyframe reaches step 3."),
             Trigger("gradient", "dense/kernel", "inf"),
-            "step 48112 · gradient `dense/kernel` was inf in training; what made it could not be decided. No keyframe reaches step 3.",
+            "step 48112 · gradient `dense/kernel` was inf in training; what made it could not "
+            "be decided. No keyframe reaches step 3.",
         ),
         (
             Verdict("inconclusive", None, reason="Why."),
@@ -184,7 +190,8 @@ def test_it_ends_with_how_sure_it_is(verdict: Verdict, end: str) -> None:
         (
             VERDICT,
             INCIDENT.trigger,
-            "step 48112 · loss was NaN in training, and is so again when replayed. Lost. Replays bit for bit.",
+            "step 48112 · loss was NaN in training, and is so again when replayed. Lost. "
+            "Replays bit for bit.",
         ),
     ],
 )

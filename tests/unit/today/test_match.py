@@ -22,7 +22,8 @@ def paths(match: Match, recorded: list[VariableInfo], today: list[VariableInfo])
 
 
 def test_names_that_keras_counts_from_another_number_are_matched_in_their_order() -> None:
-    """By path alone, the first of today's two layers would get the weights of the recorded second one."""
+    """By path alone, the first of today's two layers would get the weights of the recorded second
+    one."""
     recorded = table("net/dense_1/kernel 4,4 trainable", "net/dense_2/kernel 4,4 trainable")
     today = table("net/dense/kernel 4,4 trainable", "net/dense_1/kernel 4,4 trainable")
     match = match_variables(recorded, today, {})
@@ -32,8 +33,8 @@ def test_names_that_keras_counts_from_another_number_are_matched_in_their_order(
     }
     (note,) = notes_of(match, recorded, today)
     assert (
-        note
-        == "Names that Keras counts were matched in the order of their numbers: dense_1 is dense and dense_2 is dense_1."
+        note == "Names that Keras counts were matched in the order of their numbers: "
+        "dense_1 is dense and dense_2 is dense_1."
     )
 
 

@@ -19,7 +19,8 @@ X, Y = np.ones([2, 3], np.float32), np.zeros([2], np.int64)
     "batch",
     [
         X, (X, Y), ({"a": X, "b": {"c": Y}}, Y), ((X, X), Y), {"words": np.array([b"a", b"b"])},
-        (tf.RaggedTensor.from_row_splits([1, 2, 3], [0, 1, 3]), tf.SparseTensor([[0, 1]], [5], [2, 2])),
+        (tf.RaggedTensor.from_row_splits([1, 2, 3], [0, 1, 3]), tf.SparseTensor([[0, 1]], [5], [2,
+        2])),
     ],
 )  # fmt: skip
 def test_a_batch_is_what_it_was_before_it_was_flattened(batch: Any) -> None:

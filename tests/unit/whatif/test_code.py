@@ -7,7 +7,7 @@ import ast
 import pytest
 
 from nanreplay.records import Frame
-from nanreplay.whatif.fix_code import operand_text, rewritten, short
+from nanreplay.whatif.fix_code import operand_text, rewritten, short_number
 
 LINES = [
     ("return tf.math.log(p)", "Log", "{} + 1e-7", "return tf.math.log(p + 1e-7)"),
@@ -86,4 +86,4 @@ def test_the_operand_as_the_user_wrote_it() -> None:
     [(1e-7, "1e-7"), (1.0, "1"), (0.1, "0.1"), (-1e9, "-1e9"), (1e-12, "1e-12"), (2e20, "2e20")],
 )
 def test_numbers_are_written_short(number: float, text: str) -> None:
-    assert short(number) == text
+    assert short_number(number) == text
