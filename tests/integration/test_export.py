@@ -102,7 +102,8 @@ def test_a_divergence_is_tested_from_its_beginning(tmp_path: Path, command: Comm
         f"sys.path.insert(0, {str(SAMPLES)!r})\n"
         "import keras\n\n\n"
         "def build(rate: float = 0.1) -> keras.Model:\n"
-        '    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, name="price")], name="sequential")\n'
+        '    price = keras.layers.Dense(1, name="price")\n'
+        '    model = keras.Sequential([keras.Input((3,)), price], name="sequential")\n'
         '    model.compile(keras.optimizers.SGD(rate), "mse")\n'
         "    return model\n\n\n"
         "def gentle() -> keras.Model:\n"

@@ -8,12 +8,12 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-INTEGRATION = "tests/integration"
-SHAPES = f"{INTEGRATION}/loop_shapes"
+TESTS = "tests/integration"
+SHAPES = f"{TESTS}/loop_shapes"
 TESTED_BY = {
-    "any script, unchanged": f"{INTEGRATION}/test_run.py::test_each_training_of_a_process_has_a_file",
+    "any script, unchanged": f"{TESTS}/test_run.py::test_each_training_of_a_process_has_a_file",
     "any block of code": "tests/integration/test_put_back.py::train_in_a_block",
-    "`model.fit` of Keras 3": f"{INTEGRATION}/test_record_fit.py::test_every_input_of_fit_is_recorded",
+    "`model.fit` of Keras 3": f"{TESTS}/test_record_fit.py::test_every_input_of_fit_is_recorded",
     "a `tf.function` called in a loop": f"{SHAPES}/callables.py::input_signature",
     "a plain function, a lambda": f"{SHAPES}/callables.py::partial_of_a_compiled_function",
     "a trainer class": f"{SHAPES}/callables.py::method_that_is_put_back",
@@ -27,7 +27,7 @@ TESTED_BY = {
         f"{SHAPES}/distribution.py::strategy_in_a_compiled_function"
     ),
     "a callback of keras-tuner": (
-        f"{INTEGRATION}/test_copies.py::test_copies_of_a_recorder_have_files_of_their_own"
+        f"{TESTS}/test_copies.py::test_copies_of_a_recorder_have_files_of_their_own"
     ),
 }
 """Begin of the first column, to the function that runs it."""

@@ -7,7 +7,8 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "nanreplay"
 CODE_FROM_DATA = re.compile(
-    r"(import|from) (pickle|cPickle|dill|cloudpickle|marshal|shelve|joblib)\b|\b(pickle|marshal)\.loads?\("
+    r"(import|from) (pickle|cPickle|dill|cloudpickle|marshal|shelve|joblib)\b"
+    r"|\b(pickle|marshal)\.loads?\("
     r"|(?<![\w.])(eval|exec|compile)\("
     r"|allow_pickle\s*=\s*True|\b(np|numpy)\.load\(|yaml\.(unsafe_)?load\(|\b(saved_model\.load|load_model)\("
 )

@@ -139,7 +139,8 @@ def test_a_host_that_does_not_answer_is_not_taken_for_a_missing_file(
     monkeypatch.setattr(CountingFileSystem, "_open", refuse)
     with pytest.raises(
         StorageError,
-        match=r"counted://bucket/run\.h5: cannot be read: ConnectionRefusedError: connection refused",
+        match=r"counted://bucket/run\.h5: cannot be read: ConnectionRefusedError: "
+        r"connection refused",
     ):
         Capture("counted://bucket/run.h5")
 
