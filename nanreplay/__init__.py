@@ -1,4 +1,9 @@
-"""Record a TensorFlow or Keras training, replay the step that turned NaN, and name the op that did it."""
+"""Record a TensorFlow or Keras training, replay the step that turned NaN, and name the op.
+
+What users import stands here: `Recorder` writes a capture, `Capture` reads it, `explain` and
+`Replay` say what happened in it, `replay_with` runs the recorded step on the user's current code.
+Each name is imported when it is first asked for, so that `import nanreplay` loads no TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -26,6 +31,7 @@ if TYPE_CHECKING:
     from nanreplay.rerun import replay_with as replay_with
 
 __version__ = "0.1.0"
+# The module that holds each public name. The imports above tell type checkers the same.
 _PUBLIC = {
     "AttachError": "nanreplay.errors",
     "Capture": "nanreplay.capture",
@@ -44,6 +50,7 @@ _PUBLIC = {
     "explain": "nanreplay.report.explain",
     "replay_with": "nanreplay.rerun",
 }
+# By class name, not by import: a capture that is shown in a notebook then imports no reports.
 notebook.PAGES.update(
     Capture="nanreplay.report.pages:capture_fragment",
     Report="nanreplay.report.pages:report_fragment",

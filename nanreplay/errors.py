@@ -1,26 +1,29 @@
-"""Everything that nanreplay raises on purpose.
+"""Everything that nanreplay raises on purpose; catch `NanreplayError` for all of it.
+
+In brackets is the built-in class that an error is also one of.
 
 ```
 Exception
 └── NanreplayError
-    ├── CaptureError                              a capture file
-    │   ├── CaptureNotFoundError                  (FileNotFoundError)    no such file
-    │   ├── MissingPartError                      (LookupError)          a step, program or table that the capture does not hold
-    │   ├── FormatError                           (ValueError)           not a capture, truncated, damaged
-    │   │   └── VersionError                                             written by a newer nanreplay
-    │   └── StorageError                          (OSError)              a place that cannot be reached, read or written
-    ├── AttachError                               (ValueError)           a recorder attached wrongly
-    ├── ModelError                                (ValueError)           today's model: not to be had, or not what was recorded
-    ├── OutputExistsError                         (FileExistsError)      a file that would be written over
-    ├── UnsafeProgramError                                               a program that reaches beyond tensors
-    ├── MemoryLimitError                          (MemoryError)          more memory than --max-memory lets it take
-    ├── UnsupportedOpError                        (NotImplementedError)  an op that cannot be replayed
-    ├── ReplayError                               (RuntimeError)         a replay that failed
-    │   └── MissingWorkersError                                          it needs the captures of other workers
-    └── NonFiniteError                            (ArithmeticError)      training met a non-finite value
+    ├── CaptureError                                  a capture file
+    │   ├── CaptureNotFoundError (FileNotFoundError)  no such file
+    │   ├── MissingPartError (LookupError)            no such step, program or table in it
+    │   ├── FormatError (ValueError)                  not a capture, truncated, damaged
+    │   │   └── VersionError                          written by a newer nanreplay
+    │   └── StorageError (OSError)                    cannot be reached, read or written
+    ├── AttachError (ValueError)                      a recorder attached wrongly
+    ├── ModelError (ValueError)                       the user's current model does not fit
+    ├── OutputExistsError (FileExistsError)           a file that would be written over
+    ├── UnsafeProgramError                            a program that reaches beyond tensors
+    ├── MemoryLimitError (MemoryError)                more memory than --max-memory allows
+    ├── UnsupportedOpError (NotImplementedError)      an op that cannot be replayed
+    ├── ReplayError (RuntimeError)                    a replay that failed
+    │   └── MissingWorkersError                       it needs captures of other workers
+    └── NonFiniteError (ArithmeticError)              training met a non-finite value
 ```
 
-A message says what, where and what to do; `hint` carries the last where it deserves a line of its own.
+A message says what happened, where, and what to do. `hint` holds what to do where that deserves
+a line of its own.
 """
 
 from __future__ import annotations
@@ -69,7 +72,7 @@ class AttachError(NanreplayError, ValueError):
 
 
 class ModelError(NanreplayError, ValueError):
-    """Today's model cannot be made, or does not fit what was recorded."""
+    """The user's current model cannot be made, or does not fit what was recorded."""
 
 
 class OutputExistsError(NanreplayError, FileExistsError):
@@ -114,7 +117,15 @@ class MissingWorkersError(ReplayError):
 
 
 class NonFiniteError(NanreplayError, ArithmeticError):
-    """Training met a non-finite value; the recorder has written a capture if it could."""
+    """Training met a non-finite value; the recorder has written a capture if it could.
+
+    ```python
+    try:
+        model.fit(data, callbacks=[Recorder("run.h5")])
+    except NonFiniteError as error:
+        print(error.step, error.path)
+    ```
+    """
 
     def __init__(
         self, sentence: str, *, step: int, path: str | os.PathLike[str] | None = None
@@ -129,16 +140,16 @@ class NonFiniteError(NanreplayError, ArithmeticError):
         self.sentence = sentence
         self.step = step
         self.path = None if path is None else os.fspath(path)
-        super().__init__(
-            sentence
-            if path is None
-            else f"{sentence} Capture: {self.path} (explain it with: nanreplay bisect {self.path})"
-        )
+        message = sentence
+        if path is not None:
+            message += f" Capture: {self.path} (explain it with: nanreplay bisect {self.path})"
+        super().__init__(message)
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive pickling, so that the error crosses processes."""
         return _non_finite_error, (self.sentence, self.step, self.path)
 
 
+# `__reduce__` can name arguments by position only, and `step` and `path` are keywords.
 def _non_finite_error(sentence: str, step: int, path: str | None) -> NonFiniteError:
     return NonFiniteError(sentence, step=step, path=path)

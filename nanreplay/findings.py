@@ -1,6 +1,8 @@
-"""Frozen dataclasses of what bisecting finds and a report tells. Pure data: imports nothing but records.
+"""Frozen dataclasses of what bisecting finds and a report tells.
 
-A report's JSON is these classes, field by field; see `docs/report-format.md`.
+Bisect, diagnose and what-if make them; the reports and the terminal interface show them. They are
+pure data and import nothing but `records`. A report's JSON is these classes, field by field, so a
+field that is renamed here is renamed there; see `docs/report-format.md`.
 """
 
 from __future__ import annotations
@@ -12,10 +14,13 @@ from typing import Any, Literal, TypeAlias
 from nanreplay.records import Frame, Phase, Trigger, Where
 
 CauseKind: TypeAlias = Literal[
-    "data_nan", "data_inf", "data_outlier", "log_of_zero", "log_of_negative", "division_by_zero", "zero_over_zero", "exp_overflow",
-    "sqrt_of_negative", "sqrt_grad_at_zero", "norm_grad_at_zero", "pow_domain", "acos_domain", "fp16_overflow", "fp16_underflow",
-    "exploding_gradient", "high_learning_rate", "bad_init", "where_gradient", "variance_zero", "empty_reduction", "mask_all",
-    "loss_scale_stuck", "label_out_of_range", "linalg_singular", "hardware_like", "other",
+    "data_nan", "data_inf", "data_outlier", "label_out_of_range",
+    "log_of_zero", "log_of_negative", "division_by_zero", "zero_over_zero", "exp_overflow",
+    "sqrt_of_negative", "sqrt_grad_at_zero", "norm_grad_at_zero", "pow_domain", "acos_domain",
+    "fp16_overflow", "fp16_underflow", "loss_scale_stuck",
+    "exploding_gradient", "high_learning_rate", "bad_init",
+    "where_gradient", "variance_zero", "empty_reduction", "mask_all", "linalg_singular",
+    "hardware_like", "other",
 ]  # fmt: skip
 """Why a value turned non-finite; `docs/causes.md` has an example of each."""
 VerdictKind: TypeAlias = Literal[
@@ -60,9 +65,9 @@ class OperandFacts:
     dtype: str
     shape: tuple[int, ...]
     value: Number | None
-    """The element that the first bad output element was computed from; None when it was computed from many."""
+    """The element that the first bad output element was computed from; None for many."""
     min: float | None
-    """Smallest finite element (of those that were used, when the output element was computed from many)."""
+    """Smallest finite element; only of those used where the output came from many."""
     max: float | None
     """Largest finite element."""
 
@@ -94,13 +99,16 @@ class Origin:
     kind: str | None = None
     """`raised` when the kernel raises on these operands op by op, else None."""
     replica: int | None = None
-    """Which of several replicas (of its worker) it was born in; None for one replica, and for what all do alike (the update)."""
+    """Which of its worker's replicas it was born in.
+
+    None for one replica, and for what all replicas do alike (the update).
+    """
     worker: int | None = None
     """Which of several workers recorded it; None for one worker, and for what all do alike."""
 
     @property
     def batch_prefix(self) -> str:
-        """How the paths of that part of the batch begin that its replica got; `rows` are rows of it."""
+        """How paths begin in the part of the batch that its replica got; `rows` counts in it."""
         return "" if self.replica is None else f"replica_{self.replica}/"
 
 
@@ -137,7 +145,7 @@ class Evidence:
     """`recorded` (as trained), `graph`, `ops` or `float64`."""
     finite: bool
     bit_exact: bool | None
-    """Whether all recorded fingerprints came out bit for bit; None when there was nothing to compare."""
+    """Whether all recorded fingerprints came out bit for bit; None with none to compare."""
     max_ulp: int | None = None
     """Largest difference from a recorded fingerprint in units in the last place."""
 
@@ -151,8 +159,10 @@ class DifferingOp:
     phase: Phase
     layer_path: str | None
     max_ulp: int | None
-    """Largest difference of its outputs in units in the last place; 2^62 where one is finite and the other is not; None
-    when the two are of different types."""
+    """Largest difference of its outputs, in units in the last place.
+
+    2^62 where one is finite and the other is not; None when the two are of different types.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +172,7 @@ class ModeDifference:
     modes: tuple[str, str]
     """Modes of `Evidence`; the second is the finite one."""
     first: DifferingOp | None
-    """The first op with other bits; None when the two are of different types, and so differ everywhere."""
+    """The first op with other bits; None where float types differ, and so all ops do."""
     first_nonfinite: DifferingOp | None
     """The first op that is finite in the second mode only."""
 
@@ -217,7 +227,7 @@ class FixResult:
     """What replaying the window with one fix gave."""
 
     name: str
-    """`epsilon`, `clipnorm`, `lr`, ...; several names joined by `+` when they were tried together."""
+    """`epsilon`, `clipnorm`, `lr`, ...; names joined by `+` where they were tried together."""
     params: Mapping[str, Any]
     prevents: bool | None
     """Whether every step that was checked stayed finite; None when the fix could not be tried."""
@@ -228,12 +238,12 @@ class FixResult:
     nonfinite_step: int | None = None
     """The first step that was."""
     loss_change: float | None = None
-    """Largest relative change of the loss in the steps before the failing one, as the recording has them."""
+    """Largest relative change of the loss, against the recording, before the failing step."""
     final_loss: float | None = None
     """Loss of the last step that was checked."""
     code: str | None = None
     """The line of code that applies it."""
     source: Frame | None = None
-    """The line that it belongs to, None where it belongs to none (an optimizer's argument, the data)."""
+    """The line that it belongs to; None for an optimizer's argument and for the data."""
     note: str | None = None
     """Why it could not be tried, or what to know of the outcome."""

@@ -1,7 +1,9 @@
-"""How much memory reading and replaying a capture may take. A hostile file of a few KB can ask for terabytes.
+"""How much memory reading and replaying a capture may take.
 
-The limit holds for the process, and through the environment for those that it starts: NANREPLAY_MAX_MEMORY, which
-`--max-memory` sets. Unless given it is three quarters of the machine's memory.
+A hostile file of a few KB can ask for terabytes, so the reader, the program checks and the replay
+ask here before they take memory. The limit holds for the process, and through the environment for
+those that it starts: NANREPLAY_MAX_MEMORY, which `--max-memory` sets. The default is three
+quarters of the machine's memory.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ def parse_size(text: str) -> int | None:
     if match is None or float(match[1]) <= 0:
         return None
     base = 1024 if match[3] else 1000
-    return int(float(match[1]) * base ** " KMGT".index(match[2].upper() or " "))
+    exponent = " KMGT".index(match[2].upper() or " ")
+    return int(float(match[1]) * base**exponent)
 
 
 def max_memory() -> int:
@@ -61,7 +64,7 @@ def check_size(what: str, size_bytes: int) -> None:
         wanted, allowed = readable_size(size_bytes), readable_size(limit)
         raise MemoryLimitError(
             f"{what} would take {wanted}; {allowed} may be taken.",
-            hint=f"--max-memory {_above(size_bytes)} lets it, if the machine can",
+            hint=f"--max-memory {_limit_above(size_bytes)} lets it, if the machine can",
         )
 
 
@@ -75,17 +78,18 @@ def readable_size(size_bytes: int) -> str:
     return f"{number:.3g} {unit}" if number < 1e6 else f"{number:.1e} {unit}"
 
 
-def _above(size_bytes: int) -> str:
-    giga = size_bytes // 10**9 + 1
-    return f"{giga}GB" if giga < 10**6 else "more"
+def _limit_above(size_bytes: int) -> str:
+    gigabytes = size_bytes // 10**9 + 1
+    return f"{gigabytes}GB" if gigabytes < 10**6 else "more"
 
 
 @contextlib.contextmanager
 def limited_process() -> Iterator[None]:
-    """Let the operating system refuse this process more memory than the limit and what TensorFlow itself takes.
+    """Let the operating system refuse this process memory beyond the limit.
 
-    Programs that run as a whole allocate where nobody can look first. Only Linux limits the data of a process; elsewhere
-    nothing happens.
+    Programs that run as a whole allocate where nobody can look first. What the process holds
+    already, and what TensorFlow itself takes, comes on top of the limit. Only Linux limits the
+    data of a process; elsewhere nothing happens.
     """
     if not sys.platform.startswith("linux"):
         yield
@@ -104,9 +108,8 @@ def limited_process() -> Iterator[None]:
 
 def _taken_bytes() -> int:
     """Data that this process holds already, as RLIMIT_DATA counts it."""
-    for line in (
-        Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
-    ):
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    for line in status.splitlines():
         if line.startswith("VmData:"):
             return int(line.split()[1]) * 1024
     return 0
@@ -114,7 +117,7 @@ def _taken_bytes() -> int:
 
 @cache
 def _machine_bytes() -> int:
-    """Memory of the machine, or of the container that it is."""
+    """Memory of the machine, or of the container that it runs in (cgroup v2, then v1)."""
     sizes = []
     with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows has no sysconf
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

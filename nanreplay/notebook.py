@@ -1,6 +1,7 @@
-"""Pages in notebooks: an object asks for its own here, and the room of reports knows how it looks.
+"""The HTML that notebooks show for captures and reports.
 
-The package root says who draws what, so that a capture need not import the reports.
+A class asks here for its page by its own name, and the package root says which function draws it.
+So `capture`, which lies below `report`, imports no reports and no matplotlib.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 PAGES: dict[str, str] = {}
-"""By the name of a class, the function that draws its page: `module:function`."""
+"""The function that draws the page of a class, as `module:function`, by the class's name."""
 
 
 def page_of(shown: Any) -> str:

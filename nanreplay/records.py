@@ -1,4 +1,9 @@
-"""Frozen dataclasses that cross rooms. Pure data: imports nothing but the standard library and numpy."""
+"""Frozen dataclasses of what a capture holds.
+
+The recorder makes them, `capture` writes and reads them, everything else works on them. They are
+pure data and import nothing but the standard library and numpy. Tables of a capture are these
+classes as JSON, field by field, so a renamed field changes the file format.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +15,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 ArrayLike: TypeAlias = Any
-"""Anything `numpy.asarray` takes without copying where it can: an array, an EagerTensor, an HDF5 dataset."""
+"""Anything that `numpy.asarray` takes: an array, an EagerTensor, an HDF5 dataset."""
 Compilation: TypeAlias = Literal["graph", "xla", "eager"]
 Phase: TypeAlias = Literal["input", "forward", "loss", "backward", "update"]
 Where: TypeAlias = Literal["layer", "loss", "optimizer", "input", "metric"]
 Role: TypeAlias = Literal["trainable", "state", "optimizer", "seed", "metric", "other"]
 TriggerWhat: TypeAlias = Literal["loss", "gradient", "variable", "exception", "manual"]
 EACH_ITERATION = "each_iteration/"
-"""Begins the path of an array that holds, along its first axis, what each iteration of a loop fetched."""
+"""Begins the path of an array whose first axis is the iterations of the loop that fetched it."""
 PHASES: tuple[Phase, ...] = ("input", "forward", "loss", "backward", "update")
 """Phases of a training step in the order in which they run."""
 
 
 @dataclass(frozen=True, slots=True)
 class VariableInfo:
-    """One variable that the recorded program reads or writes. Its index in the table is its key in the file."""
+    """One variable that the recorded program reads or writes.
+
+    Its index in the table of variables is its key in the file.
+    """
 
     path: str
     """Keras path such as `encoder/dense/kernel`, else the TensorFlow name."""
@@ -54,7 +62,7 @@ class InputSpec:
 
 @dataclass(frozen=True, slots=True)
 class CaptureSpec:
-    """One placeholder of the program that is fed from outside the batch: a variable's handle or a constant."""
+    """One captured input of the program: a placeholder for a variable's handle or a constant."""
 
     tensor: str
     """Name of the placeholder's tensor."""
@@ -77,9 +85,15 @@ class GradientSpec:
 
 
 def loss_name(index: int, loss_of: Sequence[str] = ()) -> str:
-    """What a loss is called; `loss_of` is as in `Signature`."""
+    """What a loss is called: `loss`, `loss 1`, `loss of replica 1`.
+
+    Args:
+        index: Of the loss among all losses of the program.
+        loss_of: As in `Signature`; losses are then counted within each replica.
+    """
     number = loss_of[:index].count(loss_of[index]) if loss_of else index
-    return (f"loss {number}" if number else "loss") + (f" of {loss_of[index]}" if loss_of else "")
+    name = f"loss {number}" if number else "loss"
+    return f"{name} of {loss_of[index]}" if loss_of else name
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,11 +117,11 @@ class Signature:
     gradients: tuple[GradientSpec, ...] = ()
     """Gradients as they reached the optimizer."""
     watch: str | None = None
-    """Tensor name of the fingerprint vector (float32) that was computed inside the recorded step."""
+    """Tensor name of the fingerprint (a float32 vector) that the recorded step computes."""
     watch_layout: tuple[str, ...] = ()
-    """What each element of the fingerprint is: `loss:0`, `gradient:12`, `variable:3`, `learning_rate`, ..."""
+    """What each element of the fingerprint is: `loss:0`, `gradient:12`, `learning_rate`, ..."""
     learning_rate: int | None = None
-    """Index of the learning-rate variable, or None when there is none (a schedule, a plain float)."""
+    """Index of the learning-rate variable; None for a schedule or a plain float."""
     loss_scaled: bool = False
     """Whether a LossScaleOptimizer may skip the update."""
     policy: str = "float32"
@@ -115,7 +129,10 @@ class Signature:
     root_layer: str | None = None
     """Name of the outermost Keras model."""
     fed: tuple[InputSpec, ...] = ()
-    """Outputs of ops that another run would not repeat (random draws, Python, tables), recorded after the batch's arrays."""
+    """Outputs of ops that another run would not repeat (random draws, Python, tables).
+
+    They are recorded after the batch's arrays, and `leaf` counts on from these.
+    """
     loss_of: tuple[str, ...] = ()
     """Whose each loss is, such as `replica 1`; empty where there is one replica."""
 
@@ -146,9 +163,9 @@ class OpInfo:
     type: str
     """Op type, e.g. `MatMul`."""
     layer_path: str
-    """Chain of Keras layers that were being called in this function, "" outside; a caller's chain comes before it."""
+    """Chain of Keras layers called in this function, "" outside; a caller's comes before it."""
     phase: str
-    """One of PHASES; "watch" for ops that the recorder added; "" when the caller's phase holds."""
+    """One of PHASES; "watch" for the fingerprint's own ops; "" when the caller's phase holds."""
     where: str
     """One of Where; "" when the caller's holds."""
     stack: int
@@ -163,7 +180,7 @@ class OpInfo:
 
 @dataclass(frozen=True, slots=True)
 class ProgramRecord:
-    """A traced training step, with everything needed to run and explain it without its Python code."""
+    """A traced training step, with all that is needed to run and explain it without its Python."""
 
     id: str
     """Name in the file, e.g. `p0`."""
@@ -194,7 +211,7 @@ class BatchRecord:
 
     @property
     def arrays(self) -> tuple[ArrayLike, ...]:
-        """All that the program is fed with: the batch's arrays, then the recorded outputs of ops."""
+        """What the program is fed with: the batch's arrays, then the recorded outputs of ops."""
         return (*self.leaves, *self.fed)
 
 
@@ -218,11 +235,11 @@ class Incident:
     notes: Sequence[str] = ()
     """Readable lines that later reports repeat: what was left out, what cannot be replayed."""
     reproduced: bool | None = None
-    """Whether re-executing the step at the dump gave a non-finite value again; None when it was not tried."""
+    """Whether running the step again at the dump gave a non-finite value; None if not tried."""
     bit_exact: bool | None = None
     """Whether every re-executed fingerprint equalled the recorded one bit for bit."""
     max_ulp: int | None = None
-    """Largest difference of a re-executed fingerprint from the recorded one, in units in the last place."""
+    """Largest difference of a re-executed fingerprint, in units in the last place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,29 +249,36 @@ class Timeline:
     columns: Mapping[str, ArrayLike]
     """1-D columns: step, loss, learning_rate, loss_scale, step_time_s, skipped, measured."""
     matrices: Mapping[str, ArrayLike]
-    """[step, variable] matrices: gradient_norm, gradient_absmax, weight_norm, update_ratio. Where `measured` is False, steps left
-    out the absmax and the norm of large variables, which are NaN then, but for norms that the dump computed."""
+    """[step, variable] matrices: gradient_norm, gradient_absmax, weight_norm, update_ratio.
+
+    Where `measured` is False the step left out the absmax and the norm of large variables. Both
+    are NaN then, but for norms that the dump computed.
+    """
     variables: Sequence[int]
     """Indices of the variables that are the columns of the matrices."""
 
     def matrix(self, name: str) -> NDArray[np.float64]:
-        """One matrix in float64; where a step did not measure a variable, what was measured last before it (else first after it).
+        """One matrix in float64, with the gaps of steps that were not measured filled.
 
-        0 x 0 when the matrix is not there.
+        A gap gets what was measured last before it, else first after it. 0 x 0 when the matrix is
+        not there.
         """
         matrix = np.array(self.matrices.get(name, np.zeros((0, 0))), np.float64)
         if name not in ("weight_norm", "gradient_absmax") or not matrix.size:
             return matrix
-        known = (
-            ~np.isnan(matrix)
-            | np.asarray(self.columns.get("measured", np.ones(len(matrix))), bool)[:, None]
-        )
+        # A NaN of a measured step is a value of the training and stays; only the NaNs of steps
+        # that were not measured are gaps.
+        measured = np.asarray(self.columns.get("measured", np.ones(len(matrix))), bool)[:, None]
+        known = ~np.isnan(matrix) | measured
+        # Each cell gets the row to copy from: the running maximum of known rows from the top is
+        # the last one before, the running minimum from the bottom the first one after. With rows
+        # [gap, 5, gap], `before` is [-1, 1, 1] and the copied rows are [1, 1, 1].
+        last_row = len(matrix) - 1
         rows = np.arange(len(matrix))[:, None]
         before = np.maximum.accumulate(np.where(known, rows, -1), axis=0)
-        after = np.minimum.accumulate(np.where(known, rows, len(matrix) - 1)[::-1], axis=0)[::-1]
-        filled: NDArray[np.float64] = np.take_along_axis(
-            matrix, np.where(before >= 0, before, after), axis=0
-        )
+        after = np.minimum.accumulate(np.where(known, rows, last_row)[::-1], axis=0)[::-1]
+        source_rows = np.where(before >= 0, before, after)
+        filled: NDArray[np.float64] = np.take_along_axis(matrix, source_rows, axis=0)
         return filled
 
 

@@ -1,4 +1,4 @@
-"""What every front end shares: exit codes, and stdout that holds results alone.
+"""What every front end shares: exit codes, and a stdout that holds nothing but results.
 
 The command line and the pytest plugin use it; neither imports the other.
 """
@@ -17,7 +17,7 @@ from nanreplay.errors import MissingPartError, NanreplayError, ReplayError, Unsu
 
 Status = Literal["finite", "nonfinite", "unreadable", "undecided"]
 FINITE, NONFINITE, UNREADABLE, UNDECIDED = 0, 1, 2, 3
-"""What a command returns, and the process exits with."""
+"""What a command returns and the process exits with; `docs/commands.md` lists them."""
 INTERRUPTED = 130
 """What shells expect of a process that Ctrl-C ended."""
 CODES: Mapping[str, int] = {
@@ -44,7 +44,7 @@ def code_of(error: NanreplayError) -> int:
 
 @contextlib.contextmanager
 def quiet_work() -> Iterator[None]:
-    """Load TensorFlow and keep stdout for results while it works: what a recorded program prints goes to stderr."""
+    """Load TensorFlow, and send to stderr what a recorded program prints: stdout is for results."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with redirected(2, os.devnull):  # the log level holds only once TensorFlow is loaded
         import_module("tensorflow")
@@ -54,11 +54,14 @@ def quiet_work() -> Iterator[None]:
 
 @contextlib.contextmanager
 def redirected(descriptor: int, target: int | str) -> Iterator[None]:
-    """Send what native code writes to a file descriptor somewhere else."""
+    """Send what is written to stdout (1) or stderr (2) to another descriptor or file.
+
+    Replacing `sys.stdout` is not enough: TensorFlow's kernels write to the file descriptor itself.
+    """
     stream = sys.stdout if descriptor == 1 else sys.stderr
     try:
         stream.flush()
-        kept = os.dup(descriptor)
+        original = os.dup(descriptor)
     except (OSError, AttributeError):  # closed or missing: nobody reads it
         yield
         return
@@ -70,5 +73,5 @@ def redirected(descriptor: int, target: int | str) -> Iterator[None]:
     finally:
         with contextlib.suppress(OSError):
             stream.flush()
-        os.dup2(kept, descriptor)
-        os.close(kept)
+        os.dup2(original, descriptor)
+        os.close(original)

@@ -1,4 +1,8 @@
-"""Arrays in and out of HDF5, bit for bit: numbers, half-precision extension types, strings, scalars, empty arrays."""
+"""Arrays in and out of HDF5, bit for bit; the reader and the writer of captures use it.
+
+Numbers, extension types such as bfloat16, strings, scalars and empty arrays all come back as they
+were, and a checksum beside each array tells a damaged one. Needs no TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -28,21 +32,19 @@ from nanreplay.capture.tables import typed
 from nanreplay.errors import FormatError, MemoryLimitError
 from nanreplay.limits import readable_size
 
-# Tensors as numpy arrays. Imports no TensorFlow.
-
 
 def as_array(value: Any) -> NDArray[Any]:
-    """Return a tensor, or anything that numpy takes, as an array that shares its buffer where it can.
-
-    A bfloat16 or float8 scalar of TensorFlow gives numpy a scalar where it asks for an array, which `np.asarray` refuses.
-    """
+    """Return a tensor, or what numpy takes, as an array that shares its buffer where it can."""
+    # `np.asarray` refuses a bfloat16 or float8 scalar of TensorFlow: its `__array__` gives numpy a
+    # scalar where an array is asked for. `numpy()` has no such trouble.
     return np.asarray(value.numpy() if hasattr(value, "numpy") else value)
 
 
-# Checksums of large arrays, computed by threads while the arrays, and those after them, are
-# written.
+# Checksums. Those of large arrays are computed by threads while the arrays, and the ones after
+# them, are written: a checksum takes as long as writing into the system's cache, and neither
+# holds Python's lock.
 
-BESIDE_BYTES = 2**20
+THREADED_FROM_BYTES = 2**20
 """The checksum of a smaller array is computed at once."""
 WAITING_BYTES = 2**26
 """Arrays that wait for their checksums may take this much memory; a larger one is waited for."""
@@ -50,13 +52,12 @@ WAITING_BYTES = 2**26
 
 def checksum(array: NDArray[Any]) -> int:
     """CRC-32 of type, shape and bytes: `<f4 (3, 2)` and what `array.tobytes()` gives."""
-    return zlib.crc32(
-        np.ascontiguousarray(array).data, zlib.crc32(f"{array.dtype.str} {array.shape}".encode())
-    )
+    head = zlib.crc32(f"{array.dtype.str} {array.shape}".encode())
+    return zlib.crc32(np.ascontiguousarray(array).data, head)
 
 
 class Checksums:
-    """Checksums that are on their way. A checksum takes as long as writing into the system's cache; neither holds Python's lock."""
+    """Checksums that threads are computing, and the datasets that wait for them."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(2, thread_name_prefix="nanreplay-checksum")
@@ -66,16 +67,16 @@ class Checksums:
         """Compute the checksum of an array that is about to be written."""
         return self._pool.submit(checksum, array)
 
-    def add(self, dataset: Any, found: Future[int]) -> None:
+    def add(self, dataset: Any, pending: Future[int]) -> None:
         """Give a dataset its checksum, now or later."""
-        self._waiting.append((dataset, dataset.nbytes, found))
+        self._waiting.append((dataset, dataset.nbytes, pending))
         self.settle(WAITING_BYTES)
 
     def settle(self, left_bytes: int = 0) -> None:
         """Wait until no more than `left_bytes` of arrays are without their checksum."""
         while self._waiting and sum(size for _, size, _ in self._waiting) > left_bytes:
-            dataset, _, found = self._waiting.popleft()
-            dataset.attrs["crc32"] = np.uint32(found.result())
+            dataset, _, pending = self._waiting.popleft()
+            dataset.attrs["crc32"] = np.uint32(pending.result())
 
     def close(self) -> None:
         """End the threads."""
@@ -83,60 +84,63 @@ class Checksums:
         self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-_beside: ContextVar[Checksums | None] = ContextVar("checksums", default=None)
+_checksums: ContextVar[Checksums | None] = ContextVar("checksums", default=None)
 
 
 @contextlib.contextmanager
-def computed_beside() -> Iterator[Checksums]:
-    """Compute the checksums of large arrays in threads for a while; all are in the file at the end, but after an error."""
-    sums = Checksums()
-    token = _beside.set(sums)
+def threaded_checksums() -> Iterator[Checksums]:
+    """Compute the checksums of large arrays in threads inside a `with` statement.
+
+    At its end all of them are in the file, unless an error ended it.
+    """
+    checksums = Checksums()
+    token = _checksums.set(checksums)
     try:
-        yield sums
-        sums.settle()
+        yield checksums
+        checksums.settle()
     finally:
-        _beside.reset(token)
-        sums.close()
+        _checksums.reset(token)
+        checksums.close()
 
 
 def create_checked(group: Any, name: str, array: NDArray[Any], **options: Any) -> Any:
     """Create a dataset with its checksum; returns it."""
-    sums = _beside.get()
-    if sums is None or array.nbytes < BESIDE_BYTES:
+    checksums = _checksums.get()
+    if checksums is None or array.nbytes < THREADED_FROM_BYTES:
         dataset = group.create_dataset(name, data=array, track_times=False, **options)
         dataset.attrs["crc32"] = np.uint32(checksum(array))
         return dataset
-    found = sums.begin(array)
+    pending = checksums.begin(array)  # before the write, so that both run at the same time
     dataset = group.create_dataset(name, data=array, track_times=False, **options)
-    sums.add(dataset, found)
+    checksums.add(dataset, pending)
     return dataset
 
 
-# --- capture.values
+# How arrays become datasets and come back.
 
 
 @dataclass(frozen=True, slots=True)
 class Packing:
-    """How hard the bytes of a file are pressed."""
+    """How hard a file is compressed."""
 
     from_bytes: int
     """Arrays of at least this size are deflated."""
     level: int
     """Level of zlib."""
     samples: bool
-    """Whether arrays that hardly get smaller are left as they are."""
+    """Whether a sample decides that arrays which hardly get smaller stay as they are."""
 
 
 FAST = Packing(COMPRESS_FROM_BYTES, 1, samples=True)
 """While a training waits for its file."""
 SMALL = Packing(512, 9, samples=False)
-"""For a file that is sent around."""
+"""For a file that is sent to somebody."""
 _packing: ContextVar[Packing] = ContextVar("packing", default=FAST)
 
 
 @contextlib.contextmanager
 def packing(how: Packing) -> Iterator[None]:
-    """Write arrays this way for a while."""
+    """Write arrays with this packing inside a `with` statement."""
     token = _packing.set(how)
     try:
         yield
@@ -153,23 +157,22 @@ def write_array(group: Any, name: str, value: Any) -> int:
     array = np.asarray(value)
     kind = array.dtype.name
     if kind in EXTENSION_DTYPES:
-        dataset = _create(
-            group, name, np.atleast_1d(array).view(f"u{array.dtype.itemsize}").reshape(array.shape)
-        )
-        write_text(dataset, "dtype", kind)
+        # numpy cannot view a scalar as another type, hence the detour over one dimension
+        unsigned = np.atleast_1d(array).view(f"u{array.dtype.itemsize}").reshape(array.shape)
+        write_text(_create_packed(group, name, unsigned), "dtype", kind)
     elif array.dtype.kind in "OSU":
-        texts = [
-            _as_bytes(item).hex() for item in array.reshape(-1)
-        ]  # tensors of strings may hold any byte
-        write_text(write_json(group, name, {"shape": array.shape, "hex": texts}), "dtype", "string")
+        # as hexadecimal digits, since tensors of strings may hold any byte and JSON may not
+        texts = [_as_bytes(element).hex() for element in array.reshape(-1)]
+        dataset = write_json(group, name, {"shape": array.shape, "hex": texts})
+        write_text(dataset, "dtype", "string")
     elif array.dtype.kind in "biufc":
-        _create(group, name, array.astype(array.dtype.newbyteorder("<"), copy=False))
+        _create_packed(group, name, array.astype(array.dtype.newbyteorder("<"), copy=False))
     else:
         raise TypeError(f"Expected numbers or strings. Received an array of {array.dtype}")
     return array.nbytes
 
 
-def _create(group: Any, name: str, array: NDArray[Any]) -> Any:
+def _create_packed(group: Any, name: str, array: NDArray[Any]) -> Any:
     options: dict[str, Any] = {}
     how = _packing.get()
     if array.ndim and array.nbytes >= how.from_bytes and (not how.samples or _shrinks(array)):
@@ -178,19 +181,25 @@ def _create(group: Any, name: str, array: NDArray[Any]) -> Any:
 
 
 def _shrinks(array: NDArray[Any]) -> bool:
-    """Whether deflate is worth its time, told from a sample. Not for floats: weights get 14 % smaller, ten times as slowly."""
+    """Whether deflate is worth its time, told from a sample.
+
+    Never for floats: weights get 14 % smaller, and writing takes ten times as long.
+    """
     if array.dtype.kind in "fc":
         return False
+    # Pieces at equal distances, the first at the start and the last at the end: an array of
+    # 1,000 bytes and pieces of 100 gives those that begin at 0, 300, 600 and 900.
     flat = array.reshape(-1)
     length = min(len(flat), SAMPLE_BYTES // SAMPLES // array.itemsize)
     starts = [(len(flat) - length) * piece // (SAMPLES - 1) for piece in range(SAMPLES)]
     sample = np.concatenate([flat[start : start + length] for start in starts])
+    # what HDF5's shuffle filter does: all first bytes, then all second bytes, ...
     shuffled = sample.view(np.uint8).reshape(-1, array.itemsize).T.tobytes()
     return len(zlib.compress(shuffled, 1)) <= DEFLATE_TO * len(shuffled)
 
 
-def _as_bytes(item: Any) -> bytes:
-    return item if isinstance(item, bytes) else str(item).encode()
+def _as_bytes(text: Any) -> bytes:
+    return text if isinstance(text, bytes) else str(text).encode()
 
 
 def write_json(group: Any, name: str, value: Sequence[Any] | Mapping[str, Any]) -> Any:
@@ -199,15 +208,19 @@ def write_json(group: Any, name: str, value: Sequence[Any] | Mapping[str, Any]) 
     return group.create_dataset(name, data=np.frombuffer(packed, np.uint8), track_times=False)
 
 
-def write_text(item: Any, name: str, text: str) -> None:
-    """Write a short attribute, of fixed length: damaged texts of variable length make the HDF5 library loop for ever."""
-    item.attrs[name] = np.bytes_(text.encode())
+def write_text(holder: Any, name: str, text: str) -> None:
+    """Write a short attribute of fixed length on a group or dataset.
+
+    Damaged texts of variable length make the HDF5 library loop for ever.
+    """
+    holder.attrs[name] = np.bytes_(text.encode())
 
 
 def read_json(dataset: Any) -> Any:
     """Read what `write_json` wrote."""
-    unpacker = zlib.decompressobj()
-    text = unpacker.decompress(_plain(dataset).astype(np.uint8).tobytes(), JSON_LIMIT_BYTES)
+    packed = _stored_array(dataset).astype(np.uint8).tobytes()
+    unpacker = zlib.decompressobj()  # unlike `zlib.decompress` it stops at a limit
+    text = unpacker.decompress(packed, JSON_LIMIT_BYTES)
     if not unpacker.eof:
         raise FormatError(f"{dataset.name} is cut off or too large")
     return json.loads(text)
@@ -219,20 +232,18 @@ def read_array(dataset: Any) -> NDArray[Any]:
     Raises:
         FormatError: It is no dataset, or of a type that the format does not know.
     """
-    array = _plain(dataset)
+    array = _stored_array(dataset)
     kind = format.text(dataset, "dtype")
+    # a table of strings has zlib's own checksum inside
     if kind != "string" and format.number(dataset, "crc32") != checksum(array):
         raise FormatError(f"{dataset.name} is not as it was written (checksum)")
     if kind is None:
         return array
     if kind == "string":
-        table = read_json(dataset)
-        strings = np.empty(len(table["hex"]), dtype=object)
-        strings[:] = [bytes.fromhex(text) for text in table["hex"]]
-        return strings.reshape(typed(tuple[int, ...], table["shape"], "the shape of texts"))
+        return _strings(read_json(dataset))
     if kind not in EXTENSION_DTYPES:
         raise FormatError(f"unexpected type {kind!r} at {dataset.name}")
-    import ml_dtypes
+    import ml_dtypes  # registers bfloat16 and float8 with numpy, without TensorFlow
 
     extension: np.dtype[Any] = np.dtype(getattr(ml_dtypes, kind))
     if extension.itemsize != array.dtype.itemsize:
@@ -240,7 +251,13 @@ def read_array(dataset: Any) -> NDArray[Any]:
     return np.atleast_1d(array).view(extension).reshape(array.shape)
 
 
-def _plain(dataset: Any) -> NDArray[Any]:
+def _strings(table: Any) -> NDArray[Any]:
+    strings = np.empty(len(table["hex"]), dtype=object)
+    strings[:] = [bytes.fromhex(text) for text in table["hex"]]
+    return strings.reshape(typed(tuple[int, ...], table["shape"], "the shape of texts"))
+
+
+def _stored_array(dataset: Any) -> NDArray[Any]:
     format.check_dataset(dataset)
     try:
         array: NDArray[Any] = np.asarray(dataset[()])

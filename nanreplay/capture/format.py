@@ -1,7 +1,8 @@
-"""What of an HDF5 file may be read: this file only, the filters of the format, no more than is stored, no endless texts.
+"""The capture file, format version 1: its constants, and what of an HDF5 file may be read at all.
 
-HDF5 is a format with links to other files, numbers kept in other files, plugins that unpack chunks, and texts of variable
-length whose damage makes the library loop for ever. A capture has none of these, so none of them is followed.
+HDF5 has links to other files, numbers kept in other files, plugins that unpack chunks, and texts
+of variable length whose damage makes the library loop for ever. A capture has none of these, so
+the checks here follow none of them. `docs/capture-format.md` is the specification.
 """
 
 from __future__ import annotations
@@ -14,24 +15,28 @@ import h5py
 from nanreplay.errors import FormatError, VersionError
 from nanreplay.limits import check_size
 
-# The capture file, format version 1: names of its parts. `docs/capture-format.md` is the
-# specification.
-
 FORMAT: Final = "nanreplay-capture"
 VERSION: Final = 1
 COMPRESS_FROM_BYTES: Final = 4096
 """Smaller datasets are stored contiguous: a chunk index would cost more than deflate saves."""
 DEFLATE_TO: Final = 0.125
-"""Larger ones, of whole numbers, are deflated when a sample shrinks to this share; `benchmarks/dump.py` shows what it costs else."""
+"""Larger ones, of whole numbers, are deflated when a sample shrinks to this share.
+
+`benchmarks/dump.py` shows what it costs to deflate all of them.
+"""
 SAMPLES: Final = 4
+"""Pieces of an array that make the sample."""
 SAMPLE_BYTES: Final = 4096
-"""The sample: as many pieces, and their bytes together."""
+"""Bytes of the pieces together."""
 JSON_LIMIT_BYTES: Final = 2**28
 """A larger table is taken for an attack."""
 LARGEST_DEFLATE_RATIO: Final = 1040
 """No dataset unpacks to more than this many times its bytes."""
 FILTERS: Final = frozenset({1, 2})
-"""HDF5's numbers of deflate and shuffle. A reader unpacks nothing else: a filter may be a plugin, which is code."""
+"""HDF5's numbers of deflate and shuffle.
+
+A reader unpacks nothing else: a filter may be a plugin, which is code.
+"""
 TIMELINE_COLUMNS: Final = (
     "step",
     "loss",
@@ -43,17 +48,21 @@ TIMELINE_COLUMNS: Final = (
 )
 TIMELINE_MATRICES: Final = ("gradient_norm", "gradient_absmax", "weight_norm", "update_ratio")
 EXTENSION_DTYPES: Final = (
-    "bfloat16", "float8_e5m2", "float8_e4m3fn", "float8_e4m3b11fnuz", "float8_e4m3fnuz", "float8_e5m2fnuz", "int4", "uint4",
+    "bfloat16", "float8_e5m2", "float8_e4m3fn", "float8_e4m3b11fnuz", "float8_e4m3fnuz",
+    "float8_e5m2fnuz", "int4", "uint4",
 )  # fmt: skip
-"""Types that HDF5 and numpy do not know; stored as unsigned integers of their size with the attribute `dtype`."""
-DTYPES: Final = frozenset(
-    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 complex64 complex128 string resource variant "
-    "qint8 qint16 qint32 quint8 quint16 int2 uint2 float4_e2m1fn".split()
-) | frozenset(EXTENSION_DTYPES)
-"""TensorFlow's names of types of variables and inputs."""
-# --- capture.guard
+"""Types that HDF5 and numpy do not know.
 
-_LONGEST_TEXT = 4096
+They are stored as unsigned integers of their size with the attribute `dtype`.
+"""
+_OTHER_DTYPES: Final = (
+    "bool int8 int16 int32 int64 uint8 uint16 uint32 uint64 float16 float32 float64 "
+    "complex64 complex128 string resource variant "
+    "qint8 qint16 qint32 quint8 quint16 int2 uint2 float4_e2m1fn"
+)
+DTYPES: Final = frozenset(_OTHER_DTYPES.split()).union(EXTENSION_DTYPES)
+"""TensorFlow's names of types of variables and inputs."""
+_LONGEST_TEXT: Final = 4096  # bytes
 
 
 def item(group: Any, path: str) -> Any:
@@ -80,8 +89,10 @@ def text(holder: Any, name: str) -> str | None:
     """
     if name not in holder.attrs:
         return None
-    found = holder.attrs.get_id(name)
-    if found.dtype.kind != "S" or found.shape != () or found.dtype.itemsize > _LONGEST_TEXT:
+    # `get_id` opens the attribute without reading it: reading one of variable length may not end
+    attribute = holder.attrs.get_id(name)
+    is_short = attribute.dtype.itemsize <= _LONGEST_TEXT
+    if attribute.dtype.kind != "S" or attribute.shape != () or not is_short:
         raise FormatError(f"attribute {name!r} of {holder.name} is no text")
     value: bytes = bytes(holder.attrs[name])
     return value.decode()
@@ -93,8 +104,8 @@ def number(holder: Any, name: str) -> int:
     Raises:
         FormatError: It is none, or not there.
     """
-    found = holder.attrs.get_id(name) if name in holder.attrs else None
-    if found is None or found.dtype.kind not in "biu" or found.shape != ():
+    attribute = holder.attrs.get_id(name) if name in holder.attrs else None
+    if attribute is None or attribute.dtype.kind not in "biu" or attribute.shape != ():
         raise FormatError(f"attribute {name!r} of {holder.name} is no number")
     return int(holder.attrs[name])
 
@@ -111,7 +122,8 @@ def check_head(file: Any, path: str) -> int:
     version = number(file, "version")
     if version > VERSION:
         raise VersionError(
-            f"{path}: format version {version}; this nanreplay reads up to {VERSION}. Upgrade nanreplay."
+            f"{path}: format version {version}; this nanreplay reads up to {VERSION}. "
+            "Upgrade nanreplay."
         )
     if "complete" not in file.attrs or not number(file, "complete"):
         raise FormatError(f"{path}: was not written to its end.")
@@ -127,24 +139,28 @@ def check_dataset(dataset: Any) -> None:
     """
     if not isinstance(dataset, h5py.Dataset):
         raise FormatError(f"expected a dataset at {getattr(dataset, 'name', '?')}")
-    if (
-        dataset.shape is None
-        or dataset.dtype.kind not in "biufc"
-        or dataset.dtype.subdtype is not None
-    ):
+    is_plain = dataset.dtype.kind in "biufc" and dataset.dtype.subdtype is None
+    if dataset.shape is None or not is_plain:
         raise FormatError(f"unexpected type {dataset.dtype} at {dataset.name}")
     if dataset.is_virtual or dataset.external:
         raise FormatError(f"{dataset.name} takes its numbers from another file")
-    made = dataset.id.get_create_plist()
-    used = {made.get_filter(index)[0] for index in range(made.get_nfilters())}
-    if used - FILTERS:
-        raise FormatError(
-            f"{dataset.name} is packed in a way that captures are not (filters {sorted(used - FILTERS)})"
-        )
-    stored = max(dataset.id.get_storage_size(), 1)
-    if stored > h5py.h5i.get_file_id(dataset.id).get_filesize():
+    _check_filters(dataset)
+    stored_bytes = max(dataset.id.get_storage_size(), 1)
+    if stored_bytes > h5py.h5i.get_file_id(dataset.id).get_filesize():
         raise FormatError(f"{dataset.name} claims more bytes than the file has")
-    chunk = math.prod(dataset.chunks) * dataset.dtype.itemsize if dataset.chunks else 0
-    if max(dataset.nbytes, chunk) > LARGEST_DEFLATE_RATIO * stored:
+    # HDF5 unpacks whole chunks, and a chunk may be declared far larger than its dataset.
+    chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize if dataset.chunks else 0
+    needed_bytes = max(dataset.nbytes, chunk_bytes)
+    if needed_bytes > LARGEST_DEFLATE_RATIO * stored_bytes:
         raise FormatError(f"{dataset.name} is larger than what is stored of it")
-    check_size(dataset.name, max(dataset.nbytes, chunk))
+    check_size(dataset.name, needed_bytes)
+
+
+def _check_filters(dataset: Any) -> None:
+    creation = dataset.id.get_create_plist()
+    used = {creation.get_filter(index)[0] for index in range(creation.get_nfilters())}
+    unknown = used - FILTERS
+    if unknown:
+        raise FormatError(
+            f"{dataset.name} is packed in a way that captures are not (filters {sorted(unknown)})"
+        )

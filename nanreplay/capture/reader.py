@@ -1,4 +1,8 @@
-"""Reading a capture, lazily. Needs h5py and numpy; imports no TensorFlow, and pandas only for tables."""
+"""Reading a capture: `Capture`, which everything that looks into a file goes through.
+
+Parts are read when they are asked for, and what is damaged raises a `FormatError` that says where.
+Needs h5py and numpy; imports no TensorFlow, and pandas only for tables.
+"""
 
 from __future__ import annotations
 
@@ -44,10 +48,10 @@ if TYPE_CHECKING:
     import pandas as pd
 
 _DAMAGE = (
-    OSError, KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError, MemoryError,
-    UnicodeError, RecursionError, zlib.error, struct.error,
+    OSError, KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError,
+    OverflowError, MemoryError, UnicodeError, RecursionError, zlib.error, struct.error,
 )  # fmt: skip
-"""What h5py, zlib and json raise on damaged files."""
+"""What h5py, zlib and json raise on damaged files; the tests of damage and fuzzing met them all."""
 
 
 class Capture:
@@ -59,7 +63,8 @@ class Capture:
     ```
 
     Args:
-        path: A file, or a URL that fsspec opens (`s3://...`), of which only the ranges that are asked for are read.
+        path: A file, or a URL that fsspec opens (`s3://...`). Of a URL only the ranges that are
+            asked for are read.
 
     Raises:
         CaptureNotFoundError: There is no such file.
@@ -72,18 +77,15 @@ class Capture:
         self.path = location(path)
         self._programs: dict[str, ProgramRecord] = {}
         self._children: dict[str, list[str]] = {}
-        """Names inside each group, by the table of contents: what is named there and missing is damage."""
+        # Names inside each group, from the file's own table of contents: a name that stands there
+        # and is missing in the file is damage, and not a part that was never written.
         with self._reading("the file"):
             self._file, self._stream = open_hdf5(self.path)
         try:
             with self._reading("the header"):
                 self._version = check_head(self._file, str(self.path))
             with self._reading("the table of contents"):
-                for name in typed(
-                    tuple[str, ...], read_json(self._item("contents")), "the table of contents"
-                ):
-                    parent, _, child = name.rpartition("/")
-                    self._children.setdefault(parent, []).append(child)
+                self._read_contents()
             with self._reading("the incident"):
                 self.incident = incident_from_json(read_json(self._item("incident")))
                 self.variables_info = variables_from_json(read_json(self._item("variables")))
@@ -115,17 +117,15 @@ class Capture:
 
     @property
     def size_bytes(self) -> int:
-        """Size of the file."""
+        """Size of the file in bytes."""
         return size_bytes(self.path)
 
     @property
     def metadata(self) -> dict[str, str]:
         """Versions, platform, devices, time of creation."""
         with self._reading("the metadata"):
-            return {
-                readable(str(key)): readable(str(value))
-                for key, value in read_json(self._item("metadata")).items()
-            }
+            table = read_json(self._item("metadata"))
+            return {readable(str(key)): readable(str(value)) for key, value in table.items()}
 
     @property
     def version(self) -> int:
@@ -144,8 +144,9 @@ class Capture:
 
     @property
     def programs(self) -> tuple[str, ...]:
-        """Ids of the programs."""
-        return tuple(sorted(self._children.get("program", ()), key=lambda name: (len(name), name)))
+        """Ids of the programs, in the order of their numbers."""
+        ids = self._children.get("program", ())
+        return tuple(sorted(ids, key=lambda name: (len(name), name)))  # `p9` before `p10`
 
     def signature(self, program_id: str) -> Signature:
         """How one program is called, without reading the program."""
@@ -159,16 +160,12 @@ class Capture:
         if program_id not in self._programs:
             with self._reading(f"program {program_id}"):
                 group = self._item(f"program/{program_id}")
-                constants = self._children.get(f"program/{program_id}/constants", ())
                 record = ProgramRecord(
                     program_id,
                     read_array(item(group, "graph")).astype(np.uint8).tobytes(),
                     signature_from_json(read_json(item(group, "signature"))),
                     ops_from_table(read_json(item(group, "ops"))),
-                    tuple(
-                        read_array(item(group, f"constants/{index}"))
-                        for index in range(len(constants))
-                    ),
+                    self._numbered_arrays(f"program/{program_id}/constants"),
                 )
                 check_references(record, len(self.variables_info))
                 self._programs[program_id] = record
@@ -179,38 +176,30 @@ class Capture:
         return self._step_arrays("keyframes", step)
 
     def weights(self, step: int) -> dict[int, NDArray[Any]]:
-        """Trainable variables just after `step`, by variable index; empty when they were not written."""
-        return (
-            self._step_arrays("weights", step)
-            if str(step) in self._children.get("weights", ())
-            else {}
-        )
+        """Trainable variables just after `step`, by variable index; empty when not written."""
+        is_written = str(step) in self._children.get("weights", ())
+        return self._step_arrays("weights", step) if is_written else {}
 
     def gradients(self, step: int) -> dict[int, NDArray[Any]]:
         """Dense gradients of `step`, by variable index; empty when they were not written."""
-        return (
-            self._step_arrays("gradients", step)
-            if str(step) in self._children.get("gradients", ())
-            else {}
-        )
+        is_written = str(step) in self._children.get("gradients", ())
+        return self._step_arrays("gradients", step) if is_written else {}
 
     def batch(self, step: int) -> BatchRecord:
         """The input of `step`."""
         self._check_held("batches", str(step))
         with self._reading(f"the batch of step {step}"):
-            group, held = self._item(f"batches/{step}"), self._children.get(f"batches/{step}", ())
+            group = self._item(f"batches/{step}")
             about = read_json(item(group, "about"))
             paths = typed(tuple[str, ...], about["paths"], "the paths of the batch")
+            has_fingerprint = "fingerprint" in self._children.get(f"batches/{step}", ())
             return BatchRecord(
                 typed(str, about["program"], "the program of the batch"),
                 tuple(read_array(item(group, str(index))) for index in range(len(paths))),
                 paths,
-                read_array(item(group, "fingerprint")) if "fingerprint" in held else None,
+                read_array(item(group, "fingerprint")) if has_fingerprint else None,
                 self._arrays(f"batches/{step}/overrides"),
-                tuple(
-                    read_array(item(group, f"fed/{index}"))
-                    for index in range(len(self._children.get(f"batches/{step}/fed", ())))
-                ),
+                self._numbered_arrays(f"batches/{step}/fed"),
             )
 
     @property
@@ -218,17 +207,16 @@ class Capture:
         """Python frames of the program's ops."""
         with self._reading("the sources"):
             rows = read_json(self._item("sources/frames"))
-            return tuple(
-                build(Frame, dict(zip(("file", "line", "function", "code"), row, strict=True)))
-                for row in rows
-            )
+            names = ("file", "line", "function", "code")
+            return tuple(build(Frame, dict(zip(names, row, strict=True))) for row in rows)
 
     @property
     def stacks(self) -> tuple[tuple[int, ...], ...]:
         """Stacks as indices into `frames`, outermost first."""
         with self._reading("the sources"):
+            rows = read_json(self._item("sources/stacks"))
             stacks: tuple[tuple[int, ...], ...] = typed(
-                tuple[tuple[int, ...], ...], read_json(self._item("sources/stacks")), "the stacks"
+                tuple[tuple[int, ...], ...], rows, "the stacks"
             )
             return stacks
 
@@ -253,7 +241,14 @@ class Capture:
         return pd.DataFrame({name: columns[name] for name in TIMELINE_COLUMNS if name in columns})
 
     def matrix(self, name: str) -> pd.DataFrame:
-        """One [step, variable] matrix: gradient_norm, gradient_absmax, weight_norm or update_ratio."""
+        """One [step, variable] matrix, one row a step, with paths of variables as columns.
+
+        Args:
+            name: `gradient_norm`, `gradient_absmax`, `weight_norm` or `update_ratio`.
+
+        Raises:
+            FormatError: The capture holds no such matrix.
+        """
         import pandas as pd
 
         timeline = self.timeline_record()
@@ -262,34 +257,25 @@ class Capture:
                 f"{self.path}: holds no matrix {name!r}; there are {', '.join(timeline.matrices)}."
             )
         paths = [self.variables_info[index].path for index in timeline.variables]
-        return pd.DataFrame(
-            timeline.matrices[name],
-            index=pd.Index(timeline.columns["step"], name="step"),
-            columns=paths,
-        )
+        steps = pd.Index(timeline.columns["step"], name="step")
+        return pd.DataFrame(timeline.matrices[name], index=steps, columns=paths)
 
     def timeline_columns(self, last: int | None = None) -> dict[str, NDArray[Any]]:
-        """Columns of the timeline, without its matrices; of the `last` steps only when that is given."""
+        """Columns of the timeline, without its matrices; only the `last` steps where given."""
         with self._reading("the timeline"):
             columns = self._datasets("timeline/columns")
             check_columns(columns)
-        return {
-            name: column if last is None else column[max(0, len(column) - last) :]
-            for name, column in columns.items()
-        }
+        if last is None:
+            return columns
+        return {name: column[max(0, len(column) - last) :] for name, column in columns.items()}
 
     def timeline_record(self) -> Timeline:
         """The timeline as arrays."""
         with self._reading("the timeline"):
-            columns, matrices = (
-                self._datasets("timeline/columns"),
-                self._datasets("timeline/matrices"),
-            )
-            timeline = Timeline(
-                columns,
-                matrices,
-                tuple(int(index) for index in read_array(self._item("timeline/variables"))),
-            )
+            columns = self._datasets("timeline/columns")
+            matrices = self._datasets("timeline/matrices")
+            indices = read_array(self._item("timeline/variables"))
+            timeline = Timeline(columns, matrices, tuple(int(index) for index in indices))
             check_timeline(timeline, len(self.variables_info))
             return timeline
 
@@ -308,6 +294,12 @@ class Capture:
             self.frames,
             self.stacks,
         )
+
+    def _read_contents(self) -> None:
+        listed = read_json(self._item("contents"))
+        for name in typed(tuple[str, ...], listed, "the table of contents"):
+            parent, _, child = name.rpartition("/")
+            self._children.setdefault(parent, []).append(child)
 
     def _steps(self, name: str) -> tuple[int, ...]:
         with self._reading(f"/{name}"):
@@ -328,32 +320,35 @@ class Capture:
     def _arrays(self, group: str) -> dict[int, NDArray[Any]]:
         return dict(sorted((int(index), array) for index, array in self._datasets(group).items()))
 
+    def _numbered_arrays(self, group: str) -> tuple[NDArray[Any], ...]:
+        """The datasets `0`, `1`, ... of a group; none for a group that was not written."""
+        count = len(self._children.get(group, ()))
+        return tuple(read_array(self._item(f"{group}/{index}")) for index in range(count))
+
     def _item(self, path: str) -> Any:
         return item(self._file, path)
 
     def _datasets(self, group: str) -> dict[str, NDArray[Any]]:
-        return {
-            name: read_array(self._item(f"{group}/{name}"))
-            for name in self._children.get(group, ())
-        }
+        names = self._children.get(group, ())
+        return {name: read_array(self._item(f"{group}/{name}")) for name in names}
 
     @contextlib.contextmanager
-    def _reading(self, what: str) -> Iterator[None]:
+    def _reading(self, part: str) -> Iterator[None]:
+        """Turn what damaged files raise into errors that name the file and the part of it."""
         try:
             yield
         except FormatError as error:
-            said = str(error)
-            raise type(error)(
-                said
-                if said.startswith(str(self.path))
-                else f"{self.path}: {what} cannot be read: {said}"
-            ) from error
+            message = str(error)
+            if not message.startswith(str(self.path)):
+                message = f"{self.path}: {part} cannot be read: {message}"
+            raise type(error)(message) from error
         except MemoryLimitError as error:
             raise MemoryLimitError(f"{self.path}: {error}", hint=error.hint) from error
         except NanreplayError:
             raise
         except _DAMAGE as error:
-            detail = (str(error).splitlines() or [type(error).__name__])[0]
+            lines = str(error).splitlines() or [type(error).__name__]
             raise FormatError(
-                f"{self.path}: {what} cannot be read; the file is damaged or not complete ({detail})."
+                f"{self.path}: {part} cannot be read; "
+                f"the file is damaged or not complete ({lines[0]})."
             ) from error

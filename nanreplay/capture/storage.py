@@ -1,6 +1,7 @@
-"""Where captures are: files of this machine, and whatever fsspec opens (s3://, gs://, memory://, http://, ...).
+"""Where captures are: files of this machine, and what fsspec opens (s3://, gs://, http://, ...).
 
-Reading takes the ranges that are asked for, not the whole file. Writing goes to a local file first, which is uploaded whole,
+The reader opens captures here, and the recorder publishes remote ones. Reading takes the ranges
+that are asked for, not the whole file. Writing goes to a local file first, which is uploaded whole,
 again and again for a while when that fails, and kept when it never works.
 """
 
@@ -29,6 +30,15 @@ _BLOCKS_KEPT = 64
 _WHOLE_OR_NOT = frozenset("s3 s3a gs gcs abfs abfss az adl oci oss r2".split())
 """Object stores: an upload is there when it is complete, and renaming would copy it."""
 _READ_ONLY = frozenset("http https github zip tar data git".split())
+_PACKAGES = {
+    "s3": "s3fs",
+    "s3a": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "http": "aiohttp",
+    "https": "aiohttp",
+}
+"""What to install for a protocol that fsspec knows and cannot open alone."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z0-9+.:-]+)?://")
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
@@ -93,28 +103,21 @@ def filesystem(where: RemotePath) -> tuple[Any, str]:
     except ImportError:
         raise StorageError(f"{where}: URLs need fsspec: pip install 'nanreplay[remote]'.") from None
     try:
-        found: tuple[Any, str] = fsspec.core.url_to_fs(where.url)
+        system, inner = fsspec.core.url_to_fs(where.url)
     except ImportError as error:
-        package = {
-            "s3": "s3fs",
-            "s3a": "s3fs",
-            "gs": "gcsfs",
-            "gcs": "gcsfs",
-            "http": "aiohttp",
-            "https": "aiohttp",
-        }.get(where.protocol)
-        raise StorageError(
-            f"{where}: {_line(error)}" + (f" (pip install {package})" if package else "")
-        ) from None
-    except (
-        Exception
-    ) as error:  # an unknown protocol, missing credentials, whatever the package raises
-        raise StorageError(f"{where}: {_line(error)}") from error
-    return found
+        package = _PACKAGES.get(where.protocol)
+        advice = f" (pip install {package})" if package else ""
+        raise StorageError(f"{where}: {_one_line(error)}{advice}") from None
+    # an unknown protocol, missing credentials, whatever the protocol's package raises
+    except Exception as error:
+        raise StorageError(f"{where}: {_one_line(error)}") from error
+    return system, inner
 
 
 def open_hdf5(where: Location) -> tuple[h5py.File, Any]:
-    """Open a capture for reading; returns the HDF5 file, and what to close after it (None for a file of this machine).
+    """Open a capture for reading; returns the HDF5 file, and the stream to close after it.
+
+    The stream is None for a file of this machine.
 
     Raises:
         CaptureNotFoundError: There is none.
@@ -148,16 +151,15 @@ def _open_remote(where: RemotePath) -> tuple[h5py.File, Any]:
         )
         is_hdf5 = stream.read(len(_SIGNATURE)) == _SIGNATURE
     except FileNotFoundError as error:
+        # fsspec raises this error for a host that does not answer too, with the reason as cause
         cause = error.__cause__
-        if isinstance(cause, OSError) and not isinstance(
-            cause, FileNotFoundError
-        ):  # how fsspec says that a host does not answer
-            raise StorageError(f"{where}: cannot be read: {_line(cause)}") from error
+        if isinstance(cause, OSError) and not isinstance(cause, FileNotFoundError):
+            raise StorageError(f"{where}: cannot be read: {_one_line(cause)}") from error
         raise CaptureNotFoundError(f"{where}: no such file.") from None
     except IsADirectoryError:
         raise FormatError(f"{where}: is a folder, not a capture.") from None
     except Exception as error:  # each file system has errors of its own
-        raise StorageError(f"{where}: cannot be read: {_line(error)}") from error
+        raise StorageError(f"{where}: cannot be read: {_one_line(error)}") from error
     if not is_hdf5:
         stream.close()
         raise _no_hdf5(where)
@@ -177,10 +179,10 @@ def size_bytes(where: Location) -> int:
 
 
 def check_uploads(where: RemotePath) -> None:
-    """Check what can be checked of a target without writing to it: that its protocol is installed, and can be written to.
+    """Check of a target what can be checked without writing to it.
 
     Raises:
-        StorageError: It is not.
+        StorageError: Its protocol is not installed, or cannot be written to.
     """
     if where.protocol in _READ_ONLY:
         raise StorageError(f"{where}: {where.protocol} can be read, not written.")
@@ -188,7 +190,10 @@ def check_uploads(where: RemotePath) -> None:
 
 
 def local_copy(where: RemotePath) -> Path:
-    """A name for the local file of a capture that is to be uploaded: in the working directory, where people look, if that can be."""
+    """Make an empty local file for a capture that is to be uploaded.
+
+    It is in the working directory, where people look, if that can be written to.
+    """
     folder = Path.cwd() if os.access(Path.cwd(), os.W_OK) else Path(tempfile.gettempdir())
     descriptor, name = tempfile.mkstemp(suffix=where.suffix, prefix=f"{where.stem}-", dir=folder)
     os.close(descriptor)
@@ -198,64 +203,79 @@ def local_copy(where: RemotePath) -> Path:
 def publish(local: Path, where: RemotePath, *, within_s: float | None = None) -> None:
     """Upload a file; it is there whole under its name, or not at all.
 
-    Tries again after growing pauses. An upload that hangs is left to itself when the time (UPLOAD_LIMIT_S unless given) is over.
+    Tries again after growing pauses. An upload that hangs is left to itself when the time is over.
+
+    Args:
+        local: The file.
+        where: Its target.
+        within_s: Seconds for all attempts together; UPLOAD_LIMIT_S unless given.
 
     Raises:
         StorageError: It did not work in time; says what the last attempt met.
     """
-    over = threading.Event()
-    last: list[BaseException | None] = [StorageError("no attempt ended")]
-
-    def attempts() -> None:
-        pause_s = _FIRST_PAUSE_S
-        while not over.is_set():
-            try:
-                _upload(local, where)
-                last[0] = None
-                return
-            except Exception as error:  # each file system has errors of its own
-                last[0] = error
-                if isinstance(
-                    error, (PermissionError, StorageError)
-                ):  # another attempt will meet the same
-                    return
-            over.wait(pause_s)
-            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
-
-    worker = threading.Thread(target=attempts, daemon=True, name="nanreplay upload")
+    attempts = _UploadAttempts(local, where)
+    # a thread, since a file system may hang for ever; a daemon, so that the process can still end
+    worker = threading.Thread(target=attempts.run, daemon=True, name="nanreplay upload")
     began_s = time.monotonic()
     worker.start()
     worker.join(UPLOAD_LIMIT_S if within_s is None else within_s)
-    over.set()
-    if last[0] is not None:
+    attempts.is_over.set()
+    error = attempts.last_error
+    if error is not None:
         spent_s = time.monotonic() - began_s
         raise StorageError(
-            f"{where}: could not be written within {spent_s:.0f} s: {_line(last[0])}"
-        ) from last[0]
+            f"{where}: could not be written within {spent_s:.0f} s: {_one_line(error)}"
+        ) from error
+
+
+class _UploadAttempts:
+    """Uploads one file until that works, cannot work, or the time is over."""
+
+    def __init__(self, local: Path, where: RemotePath) -> None:
+        self._local = local
+        self._where = where
+        self.is_over = threading.Event()
+        self.last_error: BaseException | None = StorageError("no attempt ended")
+
+    def run(self) -> None:
+        pause_s = _FIRST_PAUSE_S
+        while not self.is_over.is_set():
+            try:
+                _upload(self._local, self._where)
+                self.last_error = None
+                return
+            except Exception as error:  # each file system has errors of its own
+                self.last_error = error
+                if isinstance(error, (PermissionError, StorageError)):
+                    return  # another attempt will meet the same
+            self.is_over.wait(pause_s)
+            pause_s = min(2 * pause_s, _LONGEST_PAUSE_S)
 
 
 def _upload(local: Path, where: RemotePath) -> None:
     system, inner = filesystem(where)
-    whole = where.protocol in _WHOLE_OR_NOT
+    # In an object store a name appears with its whole content. Other file systems would show half
+    # an upload, so the file gets its name at the end.
+    is_atomic = where.protocol in _WHOLE_OR_NOT
     folder, _, name = inner.rpartition("/")
-    target = inner if whole else f"{folder}/.{name}.{os.getpid()}.part"
+    target = inner if is_atomic else f"{folder}/.{name}.{os.getpid()}.part"
     try:
-        if not whole and folder:
+        if not is_atomic and folder:
             system.makedirs(folder, exist_ok=True)
         system.put_file(str(local), target)
-        system.invalidate_cache()
+        system.invalidate_cache()  # else fsspec answers the size from before the upload
         size, wanted = int(system.size(target) or 0), local.stat().st_size
         if size != wanted:
             raise OSError(f"{size} of {wanted} bytes arrived")
-        if not whole:
+        if not is_atomic:
             system.mv(target, inner)
     except BaseException:
-        if not whole:
+        if not is_atomic:
             with contextlib.suppress(Exception):
                 system.rm_file(target)
         raise
 
 
-def _line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:300]}" if text else type(error).__name__

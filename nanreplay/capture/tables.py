@@ -1,11 +1,16 @@
-"""Tables of a capture between records, JSON and pandas."""
+"""Tables of a capture between records, JSON and pandas.
+
+A file may come from anybody, so every field of a table is checked against the type that its
+dataclass declares, and every index against what it points into. Code that gets records from a
+capture need not doubt them.
+"""
 
 from __future__ import annotations
 
 import re
 import types
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cache
 from typing import (
     TYPE_CHECKING,
@@ -35,12 +40,15 @@ from nanreplay.records import (
 if TYPE_CHECKING:
     import pandas as pd
 
-# Dataclasses from JSON, every field held to its type: what reads a capture later need not doubt
-# what is in it.
-
 T = TypeVar("T")
+# JSON has integers of any size, and Python takes very long to print one of a million digits.
 _LARGEST_INTEGER = 2**64
+# Control characters but tab and newline, which terminals obey, and lone surrogates, which no file
+# can be written with.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+
+
+# Dataclasses from JSON.
 
 
 def build(kind: type[T], value: Any) -> T:
@@ -50,18 +58,23 @@ def build(kind: type[T], value: Any) -> T:
         FormatError: A field is missing, or is not of its type.
     """
     if not isinstance(value, dict):
-        raise FormatError(f"expected an object for {kind.__name__}, found {_shown(value)}")
-    given = {}
-    for name, hint, needed in _fields(cast("Any", kind)):
+        raise FormatError(f"expected an object for {kind.__name__}, found {_excerpt(value)}")
+    arguments = {}
+    for name, hint, is_needed in _typed_fields(cast("Any", kind)):
         if name in value:
-            given[name] = typed(hint, value[name], f"{kind.__name__}.{name}")
-        elif needed:
+            arguments[name] = typed(hint, value[name], f"{kind.__name__}.{name}")
+        elif is_needed:
             raise FormatError(f"{kind.__name__} has no {name!r}")
-    return kind(**given)
+    return kind(**arguments)
 
 
 def typed(hint: Any, value: Any, what: str) -> Any:
     """A JSON value as the type that it is to be: lists become tuples, objects dataclasses.
+
+    Args:
+        hint: The type, as dataclasses declare fields: `int`, `tuple[str, ...]`, `Frame | None`.
+        value: What `json.loads` gave.
+        what: Completes "unexpected 3 at ...".
 
     Raises:
         FormatError: It is of another type.
@@ -69,62 +82,71 @@ def typed(hint: Any, value: Any, what: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal and isinstance(value, str) and value in arguments:
         return value
-    if origin in (Union, types.UnionType):
-        return (
-            None
-            if value is None
-            else typed(next(each for each in arguments if each is not type(None)), value, what)
-        )
+    if origin in (Union, types.UnionType):  # X | None: no field has another union
+        if value is None:
+            return None
+        inner = next(argument for argument in arguments if argument is not type(None))
+        return typed(inner, value, what)
     if origin is tuple or (isinstance(origin, type) and issubclass(origin, Sequence)):
         if isinstance(value, list):
-            if arguments[0] is str and all(
-                type(each) is str for each in value
-            ):  # long tables are made of these
-                return tuple(map(readable, value))
-            return tuple(typed(arguments[0], each, what) for each in value)
+            return _typed_elements(arguments[0], value, what)
     elif is_dataclass(hint) and isinstance(hint, type):
         return build(hint, value)
-    elif hint is int:
-        if isinstance(value, int) and not isinstance(value, bool) and abs(value) < _LARGEST_INTEGER:
-            return value
-    elif hint is str and isinstance(value, str):
-        return readable(value)
-    elif hint is bool and isinstance(value, bool):
-        return value
-    raise FormatError(f"unexpected {_shown(value)} at {what}")
+    elif _is_plain(hint, value):
+        return readable(value) if hint is str else value
+    raise FormatError(f"unexpected {_excerpt(value)} at {what}")
+
+
+def _typed_elements(hint: Any, values: list[Any], what: str) -> tuple[Any, ...]:
+    # the long tables of a capture are lists of texts: one pass in C instead of a call for each
+    if hint is str and all(type(value) is str for value in values):
+        return tuple(map(readable, values))
+    return tuple(typed(hint, value, what) for value in values)
+
+
+def _is_plain(hint: Any, value: Any) -> bool:
+    if hint is int:  # Python's bool is an int, JSON's is not
+        is_integer = isinstance(value, int) and not isinstance(value, bool)
+        return is_integer and abs(value) < _LARGEST_INTEGER
+    return (hint is str or hint is bool) and isinstance(value, hint)
 
 
 def readable(text: str) -> str:
-    """A text that can be printed: no control characters, which a terminal obeys, and no halves of characters, which no file takes."""
+    """A text that can be printed and written to a file: other characters become `?`."""
     return text if text.isprintable() else _UNPRINTABLE.sub("?", text)
 
 
 @cache
-def _fields(kind: Any) -> tuple[tuple[str, Any, bool], ...]:
+def _typed_fields(kind: Any) -> tuple[tuple[str, Any, bool], ...]:
     """Name, type, and whether it must be there, of each field."""
     hints = get_type_hints(kind)
-    return tuple(
-        (each.name, hints[each.name], each.default is MISSING and each.default_factory is MISSING)
-        for each in fields(kind)
-    )
+    return tuple((field.name, hints[field.name], _is_required(field)) for field in fields(kind))
 
 
-def _shown(value: Any) -> str:
-    text = (
-        repr(value)
-        if not isinstance(value, int) or abs(value) < _LARGEST_INTEGER
-        else "a huge number"
-    )
+def _is_required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _excerpt(value: Any) -> str:
+    """A value for an error message, in at most 40 characters."""
+    if isinstance(value, int) and abs(value) >= _LARGEST_INTEGER:
+        return "a huge number"
+    text = repr(value)
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-# --- capture.tables
+# The tables of a capture.
 
 _TEXTS = ("function", "name", "type", "layer_path", "phase", "where", "forward", "forward_function")
+"""Columns of the table of ops that are texts."""
 
 
 def ops_table(ops: Sequence[OpInfo]) -> dict[str, Any]:
-    """Columns of the ops, each text once in a dictionary of its column."""
+    """Columns of the ops, each text once in a dictionary of its column.
+
+    A program has thousands of ops and few types, layers and phases: `["MatMul", "Add", "MatMul"]`
+    is written as `{"words": ["MatMul", "Add"], "index": [0, 1, 0]}`.
+    """
     table: dict[str, Any] = {"stack": [op.stack for op in ops]}
     if any(op.replica >= 0 for op in ops):
         table["replica"] = [op.replica for op in ops]
@@ -145,18 +167,15 @@ def ops_from_table(table: Any) -> tuple[OpInfo, ...]:
     try:
         columns = {name: _column(table[name], name) for name in _TEXTS}
         stacks = typed(tuple[int, ...], table["stack"], "stack")
-        replicas = (
-            typed(tuple[int, ...], table["replica"], "replica")
-            if "replica" in table
-            else (-1,) * len(stacks)
-        )
-        rows = zip(*(columns[name] for name in _TEXTS), stacks, replicas, strict=True)
-        return tuple(
-            OpInfo(
-                function, name, kind, layer, phase, where, stack, forward, forward_function, replica
-            )
-            for function, name, kind, layer, phase, where, forward, forward_function, stack, replica in rows
-        )
+        replicas = (-1,) * len(stacks)
+        if "replica" in table:
+            replicas = typed(tuple[int, ...], table["replica"], "replica")
+        rows = zip(  # in the order of OpInfo's fields
+            columns["function"], columns["name"], columns["type"], columns["layer_path"],
+            columns["phase"], columns["where"], stacks, columns["forward"],
+            columns["forward_function"], replicas, strict=True,
+        )  # fmt: skip
+        return tuple(OpInfo(*row) for row in rows)
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise FormatError(f"the table of ops is damaged ({error})") from error
 
@@ -170,9 +189,10 @@ def ops_frame(ops: Sequence[OpInfo]) -> pd.DataFrame:
     """The ops as a DataFrame, one row an op."""
     import pandas as pd
 
-    return pd.DataFrame(
-        {each.name: [getattr(op, each.name) for op in ops] for each in fields(OpInfo)}
-    )
+    columns = {}
+    for field in fields(OpInfo):
+        columns[field.name] = [getattr(op, field.name) for op in ops]
+    return pd.DataFrame(columns)
 
 
 def signature_from_json(value: Any) -> Signature:
@@ -222,20 +242,22 @@ def check_references(program: ProgramRecord, n_variables: int) -> None:
         FormatError: It does not.
     """
     signature = program.signature
-    named = [
+    variables = [
         *(spec.variable for spec in signature.captures),
         *(spec.variable for spec in signature.gradients),
         signature.learning_rate,
     ]
-    if any(index is not None and not 0 <= index < n_variables for index in named):
+    if not _all_below(variables, n_variables):
         raise FormatError("its signature names a variable that is not there")
-    held = len(program.constants)
-    if any(
-        spec.constant is not None and not 0 <= spec.constant < held for spec in signature.captures
-    ):
+    constants = [spec.constant for spec in signature.captures]
+    if not _all_below(constants, len(program.constants)):
         raise FormatError("its signature names a constant that is not there")
     if any(spec.leaf < 0 for spec in (*signature.inputs, *signature.fed)):
         raise FormatError("its signature names an array of the batch that is not there")
+
+
+def _all_below(indices: Sequence[int | None], count: int) -> bool:
+    return all(index is None or 0 <= index < count for index in indices)
 
 
 def check_batch(batch: BatchRecord, signature: Signature) -> None:
@@ -247,12 +269,13 @@ def check_batch(batch: BatchRecord, signature: Signature) -> None:
     wanted = max((spec.leaf + 1 for spec in signature.inputs), default=0)
     if wanted > len(batch.leaves):
         raise FormatError(
-            f"The capture is damaged: its program takes {wanted} arrays of a batch that holds {len(batch.leaves)}."
+            f"The capture is damaged: its program takes {wanted} arrays of a batch that holds "
+            f"{len(batch.leaves)}."
         )
 
 
 def check_columns(columns: Mapping[str, Any]) -> None:
-    """Check that columns of a timeline are columns of numbers, of one length, with the steps among them.
+    """Check that a timeline has columns of numbers of one length, with the steps among them.
 
     Raises:
         FormatError: They are not.
@@ -274,10 +297,8 @@ def check_timeline(timeline: Timeline, n_variables: int) -> None:
     """
     check_columns(timeline.columns)
     wanted = (len(timeline.columns["step"]), len(timeline.variables))
-    if any(
-        matrix.shape != wanted or matrix.dtype.kind not in "biuf"
-        for matrix in timeline.matrices.values()
-    ):
-        raise FormatError("its matrices do not fit its steps and variables")
-    if any(not 0 <= index < n_variables for index in timeline.variables):
+    for matrix in timeline.matrices.values():
+        if matrix.shape != wanted or matrix.dtype.kind not in "biuf":
+            raise FormatError("its matrices do not fit its steps and variables")
+    if not _all_below(timeline.variables, n_variables):
         raise FormatError("it names a variable that is not there")

@@ -1,4 +1,8 @@
-"""A temporary file beside its target, locked while its writer lives: what a killed writer left can be told and removed."""
+"""A temporary file beside its target, which takes the target's name once it is whole.
+
+The file is locked while its writer lives. So what a killed writer left behind can be told from a
+file that is being written, and the recorder removes it before it writes its own.
+"""
 
 from __future__ import annotations
 
@@ -14,24 +18,26 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-_LONGEST_NAME: Final = (
-    200  # file systems take 255 bytes; the rest is the host, the process and the ending
-)
+# File systems take 255 bytes; the rest is the host, the process and the ending.
+_LONGEST_NAME: Final = 200
 _NAME: Final = re.compile(r"\.(?P<target>.+)\.(?P<host>[0-9a-f]{8})\.\d+\.\d+\.tmp", re.DOTALL)
 UNTOUCHED_S: Final = 600.0
-"""Seconds without a write after which a file of another host counts as left behind, if it is not locked: on some network file
-systems the locks of other hosts do not show."""
+"""Seconds without a write after which an unlocked file of another host counts as left behind.
+
+On some network file systems the locks of other hosts do not show.
+"""
 
 
 class DiskFile:
     """A file for HDF5 that keeps the first error and takes all that comes after it for written.
 
-    HDF5 does not survive a failing write everywhere: as a file is closed it leaves it open, or crashes. So it is told of none,
-    and `replacing` raises the error afterwards.
+    HDF5 does not survive a failing write everywhere: as it closes a file it leaves it open, or
+    crashes. So it is told of none, and `replacing` raises the error afterwards.
     """
 
     def __init__(self, descriptor: int) -> None:
-        self._file = open(descriptor, "r+b", buffering=0, closefd=False)  # noqa: SIM115  # whoever made the descriptor closes it
+        # whoever made the descriptor closes it
+        self._file = open(descriptor, "r+b", buffering=0, closefd=False)  # noqa: SIM115
         self.error: BaseException | None = None
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
@@ -76,7 +82,9 @@ class DiskFile:
 
 @contextlib.contextmanager
 def replacing(target: Path) -> Iterator[DiskFile]:
-    """Give a new file beside `target`; at the end it is synced and renamed, after an error it is removed.
+    """Give a new file beside `target`, which replaces `target` at the end of a `with` statement.
+
+    It is synced and renamed; after an error it is removed.
 
     Raises:
         OSError: The file could not be made, written, synced or renamed; nothing is left behind.
@@ -87,6 +95,7 @@ def replacing(target: Path) -> Iterator[DiskFile]:
         yield file
         if file.error is not None:
             raise file.error
+        # content, name, folder: in this order a crash of the machine leaves the old file or the new
         os.fsync(descriptor)
         os.replace(temporary, target)
         _sync(target.absolute().parent)
@@ -98,7 +107,7 @@ def replacing(target: Path) -> Iterator[DiskFile]:
 
 
 def remove_stale(folder: Path, targets: re.Pattern[str]) -> None:
-    """Remove what writers that are dead left in `folder`, for targets whose names match `targets` in full."""
+    """Remove what dead writers left in `folder` of targets whose names match in full."""
     for name in os.listdir(folder):
         match = _NAME.fullmatch(name)
         if match and targets.fullmatch(match["target"]):
@@ -107,17 +116,15 @@ def remove_stale(folder: Path, targets: re.Pattern[str]) -> None:
 
 
 def _create(target: Path) -> tuple[Path, int]:
+    name = f".{target.name[:_LONGEST_NAME]}.{_host()}.{os.getpid()}"
     for attempt in itertools.count():
-        path = target.with_name(
-            f".{target.name[:_LONGEST_NAME]}.{_host()}.{os.getpid()}.{attempt}.tmp"
-        )
+        path = target.with_name(f"{name}.{attempt}.tmp")
         try:
             descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
         except FileExistsError:  # another thread, or a dead process that had the same number
             continue
-        with contextlib.suppress(
-            OSError
-        ):  # no locks on this file system: such a file is never taken for left behind
+        # where a file system has no locks, a file is never taken for left behind
+        with contextlib.suppress(OSError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if os.fstat(descriptor).st_nlink:
             return path, descriptor
@@ -128,10 +135,10 @@ def _create(target: Path) -> tuple[Path, int]:
 def _remove_if_left(path: Path, *, is_own_host: bool) -> None:
     descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
-        fcntl.flock(
-            descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB
-        )  # fails while the writer lives, whatever its process number
-        if is_own_host or time.time() - os.fstat(descriptor).st_mtime > UNTOUCHED_S:
+        # fails while the writer lives; its process number would prove nothing, as they are reused
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        untouched_s = time.time() - os.fstat(descriptor).st_mtime
+        if is_own_host or untouched_s > UNTOUCHED_S:
             path.unlink()
     finally:
         os.close(descriptor)

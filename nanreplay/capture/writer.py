@@ -1,4 +1,9 @@
-"""Writing a capture: all of it, or nothing under the final name."""
+"""Writing a capture: all of it, or nothing under the final name.
+
+The recorder writes step by step through `writing`; `redact`, `minimize` and the tests write a
+whole capture with `write_capture`, from `lazy_contents` where a capture is changed and written
+again with no more than one step of it in memory.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +21,8 @@ from nanreplay.capture.arrays import (
     FAST,
     SMALL,
     Checksums,
-    computed_beside,
     packing,
+    threaded_checksums,
     write_array,
     write_json,
     write_text,
@@ -36,61 +41,7 @@ from nanreplay.records import (
     VariableInfo,
 )
 
-# A capture as contents to be changed and written again, with no more than one step of it in
-# memory.
-
 T = TypeVar("T")
-
-
-class LazySteps(Mapping[int, T], Generic[T]):
-    """Parts of a capture by step, each made when it is asked for and not kept.
-
-    Args:
-        steps: The steps that there are, ascending.
-        read: Makes the part of one step.
-    """
-
-    def __init__(self, steps: Sequence[int], read: Callable[[int], T]) -> None:
-        """Make nothing yet."""
-        self._steps = tuple(steps)
-        self._read = read
-
-    def __getitem__(self, step: int) -> T:
-        """Make the part of a step."""
-        if step not in self._steps:
-            raise KeyError(step)
-        return self._read(step)
-
-    def __iter__(self) -> Iterator[int]:
-        """The steps, ascending."""
-        return iter(self._steps)
-
-    def __len__(self) -> int:
-        """How many steps there are."""
-        return len(self._steps)
-
-
-def lazy_contents(capture: Capture) -> CaptureContents:
-    """Return what an open capture holds, with the parts of each step read as they are asked for.
-
-    Weights and gradients of single steps are left out: a replay gives them again.
-
-    Change it with `dataclasses.replace` and write it with `write_capture` while the capture is open.
-    """
-    return CaptureContents(
-        metadata=capture.metadata,
-        variables=capture.variables_info,
-        programs=tuple(capture.program(name) for name in capture.programs),
-        keyframes=LazySteps(capture.keyframe_steps, capture.keyframe),
-        batches=LazySteps(capture.steps, capture.batch),
-        timeline=capture.timeline_record(),
-        incident=capture.incident,
-        frames=capture.frames,
-        stacks=capture.stacks,
-    )
-
-
-# --- capture.writer
 
 
 def write_capture(
@@ -101,7 +52,7 @@ def write_capture(
     Args:
         path: The file.
         contents: What goes into it; a step of a mapping is asked for when it is written.
-        small: Spend time to save bytes, for a file that is sent around.
+        small: Spend time to save bytes, for a file that is sent to somebody.
 
     Raises:
         OSError: The file could not be written; nothing is left behind.
@@ -147,7 +98,7 @@ def writing(
     with (
         replacing(Path(path)) as temporary,
         h5py.File(temporary, "w", libver="v110" if small else None) as file,
-        computed_beside() as checksums,
+        threaded_checksums() as checksums,
     ):
         yield CaptureWriter(file, on_bytes, checksums)
 
@@ -184,11 +135,8 @@ class CaptureWriter:
         for program in programs:
             _write_program(self._file.create_group(f"program/{program.id}"), program)
         sources = self._file.create_group("sources")
-        write_json(
-            sources,
-            "frames",
-            [[frame.file, frame.line, frame.function, frame.code] for frame in frames],
-        )
+        rows = [[frame.file, frame.line, frame.function, frame.code] for frame in frames]
+        write_json(sources, "frames", rows)
         write_json(sources, "stacks", [list(stack) for stack in stacks])
 
     def values(
@@ -214,9 +162,10 @@ class CaptureWriter:
 
     def forget_after(self, step: int) -> None:
         """Take out what was written of the steps after `step`."""
-        self._checksums.settle()
+        self._checksums.settle()  # a checksum on its way belongs to a dataset that may go now
         for kind in ("keyframes", "weights", "gradients", "batches"):
-            for name in [name for name in self._file[kind] if int(name) > step]:
+            later = [name for name in self._file[kind] if int(name) > step]
+            for name in later:
                 del self._file[kind][name]
 
     def finish(self, incident: Incident, timeline: Timeline) -> None:
@@ -253,3 +202,53 @@ def _write_timeline(group: Any, timeline: Timeline) -> None:
     matrices = group.create_group("matrices")
     for name, matrix in timeline.matrices.items():
         write_array(matrices, name, matrix)
+
+
+# A capture as contents to be changed and written again.
+
+
+def lazy_contents(capture: Capture) -> CaptureContents:
+    """Return what an open capture holds, with the parts of each step read as they are asked for.
+
+    Weights and gradients of single steps are left out: a replay gives them again. Change it with
+    `dataclasses.replace` and write it with `write_capture` while the capture is open.
+    """
+    return CaptureContents(
+        metadata=capture.metadata,
+        variables=capture.variables_info,
+        programs=tuple(capture.program(name) for name in capture.programs),
+        keyframes=LazySteps(capture.keyframe_steps, capture.keyframe),
+        batches=LazySteps(capture.steps, capture.batch),
+        timeline=capture.timeline_record(),
+        incident=capture.incident,
+        frames=capture.frames,
+        stacks=capture.stacks,
+    )
+
+
+class LazySteps(Mapping[int, T], Generic[T]):
+    """Parts of a capture by step, each made when it is asked for and not kept.
+
+    Args:
+        steps: The steps that there are, ascending.
+        read: Makes the part of one step.
+    """
+
+    def __init__(self, steps: Sequence[int], read: Callable[[int], T]) -> None:
+        """Make nothing yet."""
+        self._steps = tuple(steps)
+        self._read = read
+
+    def __getitem__(self, step: int) -> T:
+        """Make the part of a step."""
+        if step not in self._steps:
+            raise KeyError(step)
+        return self._read(step)
+
+    def __iter__(self) -> Iterator[int]:
+        """The steps, ascending."""
+        return iter(self._steps)
+
+    def __len__(self) -> int:
+        """How many steps there are."""
+        return len(self._steps)

@@ -1,4 +1,8 @@
-"""Replaying the steps of a capture. `Replay` imports TensorFlow when it is first asked for; `events` does not."""
+"""Replaying the steps of a capture.
+
+`Replay` is imported when it is first asked for, since it needs TensorFlow; `provenance`, which
+holds the events of a run, does not.
+"""
 
 from __future__ import annotations
 

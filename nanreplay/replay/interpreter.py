@@ -1,7 +1,8 @@
-"""Running a recorded program op by op with eager kernels, every value observable. The engine of bisect and what-if.
+"""Running a recorded program op by op with eager kernels: the engine of bisect and what-if.
 
-`Interpreter` prunes and sorts the graph (see `plan`), recurses into loops, branches and calls, keeps only values that
-are still needed, and tells an observer of each op: what went in, where it came from, what came out.
+`Interpreter` runs the plan of a graph (see `interpreter_plan`), recurses into loops, branches and
+calls, keeps only values that are still needed, and tells an observer of each op: what went in,
+where it came from, what came out.
 """
 
 from __future__ import annotations
@@ -32,13 +33,14 @@ class InterpreterCancelled(ReplayError):
 class Interpreter:
     """Runs a GraphDef op by op.
 
-    One interpreter may be used for many runs: what it learns of the graph is kept. It is not for use by several
-    threads at once.
+    One interpreter may be used for many runs: what it learns of the graph is kept. It is not for
+    use by several threads at once.
 
     Args:
         graph: A GraphDef, or its serialized bytes, with its function library.
-        compile_random: Run random ops through XLA, one by one. XLA draws other numbers from the same seed than graph or
-            eager execution do, so a program recorded with `jit_compile=True` needs it.
+        compile_random: Run random ops through XLA, one by one. XLA draws other numbers from the
+            same seed than graph or eager execution do, so a program recorded with
+            `jit_compile=True` needs it.
     """
 
     def __init__(self, graph: Any, *, compile_random: bool = False) -> None:
@@ -64,23 +66,28 @@ class Interpreter:
         """Run what `fetches` and `targets` need and return the fetched tensors.
 
         Args:
-            feeds: Tensor name of the main graph (`x:0`) to a tensor, an array, or a variable (its handle is fed). The
-                i-th feed has the identity `ValueId(-1 - i, 0)`.
+            feeds: Tensor name of the main graph (`x:0`) to a tensor, an array, or a variable (its
+                handle is fed). The i-th feed has the identity `ValueId(-1 - i, 0)`.
             fetches: Tensor names.
             targets: Names of ops to run for their effect, such as variable assignments.
-            given: Outputs of ops of the main graph that do not run, by name of the op; they are told of like any op.
-            observer: Called after each leaf op; a sequence that it returns replaces the op's outputs.
-            on_error: Called with the event when a kernel raises; what it returns are the op's outputs.
-            cancelled: Asked before each op; the run stops with `InterpreterCancelled` once it is true.
-            whole_functions: Run functions that the main graph calls by their names as they are, not op by op.
+            given: Outputs of ops of the main graph that do not run, by name of the op. The
+                observer is told of them like of any op.
+            observer: Called after each leaf op; a sequence that it returns replaces the op's
+                outputs.
+            on_error: Called with the event when a kernel raises; returns the op's outputs.
+            cancelled: Asked before each op; the run stops with `InterpreterCancelled` once it
+                returns True.
+            whole_functions: Run functions that the main graph calls by name as they are, not op by
+                op.
 
         Raises:
-            ReplayError: A kernel raised and there is no `on_error`; the kernel's error is the cause.
+            ReplayError: A kernel raised and there is no `on_error`; its error is the cause.
             UnsupportedOpError: The graph holds an op that cannot be interpreted.
         """
         plan = self.library.main_plan(tuple(feeds), tuple(fetches), tuple(targets))
         tensors = [_as_tensor(value) for value in feeds.values()]
         ids = [ValueId(-1 - i, 0) for i in range(len(tensors))]
+        # `id` is unique here: `tensors` keeps every fed handle alive until the run ends
         shadows = [
             Key("fed", id(tensor)) if tensor.dtype == tf.resource else None for tensor in tensors
         ]
@@ -98,7 +105,11 @@ def _as_tensor(value: Any) -> Any:
 
 @dataclass(slots=True)
 class _Execution:
-    """The state of one run."""
+    """The state of one run.
+
+    Plans are executed recursively: the main graph's plan calls that of a loop's body, and so on.
+    Each execution has its own slots; serial numbers and what resources hold are the run's.
+    """
 
     library: Library
     leaves: LeafRunner
@@ -123,18 +134,14 @@ class _Execution:
             if step.kind == "leaf":
                 made = self._leaf(plan, step, inputs, ids, shadows, calls, compiled)
             else:
-                given = (inputs, [ids[i] for i in step.inputs], [shadows[i] for i in step.inputs])
-                made = self._call(plan, step, given, calls, compiled)
+                arguments = _picked((tensors, ids, shadows), step.inputs)
+                made = self._call(plan, step, arguments, calls, compiled)
             end = step.first + step.n_outputs
             tensors[step.first : end], ids[step.first : end], shadows[step.first : end] = made
+            # frees the tensors' memory; identities are small, and nobody reads them any more
             for slot in step.free:
                 tensors[slot] = shadows[slot] = None
-        results = plan.results
-        return (
-            [tensors[i] for i in results],
-            [ids[i] for i in results],
-            [shadows[i] for i in results],
-        )
+        return _picked((tensors, ids, shadows), plan.results)
 
     def _leaf(
         self,
@@ -146,81 +153,85 @@ class _Execution:
         calls: tuple[Call, ...],
         compiled: bool,
     ) -> Values:
-        serial = self.serial
-        self.serial += 1
-        error: Exception | None = None
-        outputs: Sequence[Any] = ()
-        where = f" in function {plan.function!r}" if plan.function else ""
-        if has_rule(step.type):
-            check_output(
-                f"{step.type} {step.name!r}{where}", step.type, inputs, step.output_kinds[0]
-            )
-        try:
-            given = None if plan.function else self.given.get(step.name)
-            outputs = self.leaves.run(step, inputs, compiled) if given is None else given
-        except (
-            tf.errors.ResourceExhaustedError
-        ) as raised:  # no value of the program's: never an origin
-            raise MemoryLimitError(
-                f"{step.type} {step.name!r}{where} ran out of memory: {_plain(raised)}."
-            ) from raised
-        except (tf.errors.OpError, UnsupportedOpError, ValueError, TypeError) as raised:
-            error = raised
+        serial = self._next_serial()
+        outputs, error = self._kernel_outputs(plan, step, inputs, compiled)
         via: Ids = ()
         made: dict[int, Any] = {}
         if step.stores:
             sources = [ids[i] for i in step.inputs]
             held = [shadows[i] for i in step.inputs]
-            via, made = follow(
-                Access(step.type, serial, inputs, sources, held, step.node, self.storage)
-            )
+            access = Access(step.type, serial, inputs, sources, held, step.node, self.storage)
+            via, made = follow(access)
         if error is not None or self.observer is not None:
             sources = [ids[i] for i in step.inputs]
             event = OpEvent(
                 serial, plan.function, step.name, step.type, calls, tuple(inputs), tuple(sources),
                 tuple(outputs), step.node.attr, via, error,
             )  # fmt: skip
-            outputs = self._tell(event, outputs)
+            outputs = self._observed(event, outputs)
         numbers = range(step.n_outputs)
         return list(outputs), [ValueId(serial, k) for k in numbers], [made.get(k) for k in numbers]
 
-    def _tell(self, event: OpEvent, outputs: Sequence[Any]) -> Sequence[Any]:
-        if event.error is not None:
-            if self.on_error is None and isinstance(event.error, UnsupportedOpError):
-                raise event.error
-            if self.on_error is None:
-                where = f" in function {event.function!r}" if event.function else ""
-                raise ReplayError(
-                    f"{event.type} {event.name!r}{where} raised: {_plain(event.error)}"
-                ) from event.error
+    def _next_serial(self) -> int:
+        serial = self.serial
+        self.serial += 1
+        return serial
+
+    def _kernel_outputs(
+        self, plan: ExecutionPlan, step: Step, inputs: list[Any], compiled: bool
+    ) -> tuple[Sequence[Any], Exception | None]:
+        """Run the kernel of a leaf op, or take its given outputs.
+
+        Returns:
+            The outputs, and what the kernel raised.
+        """
+        op = _op_in_words(step.type, step.name, plan.function)
+        if has_rule(step.type):
+            check_output(op, step.type, inputs, step.output_kinds[0])
+        try:
+            given = None if plan.function else self.given.get(step.name)
+            outputs = self.leaves.run(step, inputs, compiled) if given is None else given
+        except tf.errors.ResourceExhaustedError as error:
+            # says nothing of the program's values, so it is never an origin
+            raise MemoryLimitError(f"{op} ran out of memory: {_kernel_message(error)}.") from error
+        except (tf.errors.OpError, UnsupportedOpError, ValueError, TypeError) as error:
+            return (), error
+        return outputs, None
+
+    def _observed(self, event: OpEvent, outputs: Sequence[Any]) -> Sequence[Any]:
+        """The outputs that count after the observer, or the handler of errors, was told."""
+        if event.error is None:
+            replacement = self.observer(event) if self.observer is not None else None
+            return outputs if replacement is None else replacement
+        if self.on_error is not None:
             return self.on_error(event)
-        replacement = self.observer(event) if self.observer is not None else None
-        return outputs if replacement is None else replacement
+        if isinstance(event.error, UnsupportedOpError):
+            raise event.error
+        op = _op_in_words(event.type, event.name, event.function)
+        raise ReplayError(f"{op} raised: {_kernel_message(event.error)}") from event.error
 
     def _call(
         self,
         plan: ExecutionPlan,
         step: Step,
-        given: Values,
+        arguments: Values,
         calls: tuple[Call, ...],
         compiled: bool,
     ) -> Values:
         if step.type in LOOPS:
-            return self._loop(plan, step, given, calls, compiled)
+            return self._loop(plan, step, arguments, calls, compiled)
         if self.whole_functions and not plan.function and step.type in self.library.functions:
-            return self._whole(step, given[0])
+            return self._whole_function(step, arguments[0])
         callee = step.callees[0]
-        if step.kind == "branch":
-            callee = _branch(step, given[0][0])
-            given = (given[0][1:], given[1][1:], given[2][1:])
+        if step.kind == "branch":  # its first input selects the branch, which gets the others
+            callee = _branch(step, arguments[0][0])
+            arguments = (arguments[0][1:], arguments[1][1:], arguments[2][1:])
         inside = (*calls, Call(plan.function, step.name, step.type, callee, None))
-        return self.execute(
-            self.library.function_plan(callee), given, inside, compiled or step.leads_to_xla
-        )
+        callee_plan = self.library.function_plan(callee)
+        return self.execute(callee_plan, arguments, inside, compiled or step.leads_to_xla)
 
-    def _whole(self, step: Step, inputs: list[Any]) -> Values:
-        serial = self.serial
-        self.serial += 1
+    def _whole_function(self, step: Step, inputs: list[Any]) -> Values:
+        serial = self._next_serial()
         numbers = range(step.n_outputs)
         outputs = list(self.leaves.run_function(step, inputs))
         return outputs, [ValueId(serial, k) for k in numbers], [None for _ in numbers]
@@ -229,30 +240,46 @@ class _Execution:
         self,
         plan: ExecutionPlan,
         step: Step,
-        given: Values,
+        variables: Values,
         calls: tuple[Call, ...],
         compiled: bool,
     ) -> Values:
         condition, body = step.callees
-        test, work = self.library.function_plan(condition), self.library.function_plan(body)
+        condition_plan = self.library.function_plan(condition)
+        body_plan = self.library.function_plan(body)
         iteration = 0
         while True:
             inside = (*calls, Call(plan.function, step.name, step.type, condition, iteration))
-            if not _is_true(self.execute(test, given, inside, compiled)[0][0]):
-                return given
+            if not _is_true(self.execute(condition_plan, variables, inside, compiled)[0][0]):
+                return variables
             inside = (*calls, Call(plan.function, step.name, step.type, body, iteration))
-            given = self.execute(work, given, inside, compiled)
+            variables = self.execute(body_plan, variables, inside, compiled)
             iteration += 1
 
 
-def _plain(error: Exception) -> str:
-    """What a kernel said, without TensorFlow's notes of where it ran."""
+def _picked(values: Values, slots: Sequence[int]) -> Values:
+    tensors, ids, shadows = values
+    return [tensors[i] for i in slots], [ids[i] for i in slots], [shadows[i] for i in slots]
+
+
+def _op_in_words(op_type: str, name: str, function: str) -> str:
+    return f"{op_type} {name!r}" + (f" in function {function!r}" if function else "")
+
+
+def _kernel_message(error: Exception) -> str:
+    """What a kernel said, without TensorFlow's notes of where it ran.
+
+    Those are `{{node x}}`, `{{function_node f}}` and `[Op:MatMul] name: y`.
+    """
     lines = str(error).splitlines() or [type(error).__name__]
     return re.sub(r"\{\{.*?\}\}|\[Op:\w+\]( name: \S*)?", "", lines[0]).strip()
 
 
 def _is_true(tensor: Any) -> bool:
-    """What If and While take for true: a nonempty string, a number other than 0, a nonempty tensor of higher rank."""
+    """What If and While take for true.
+
+    That is a nonempty string, a number other than 0, or a nonempty tensor of higher rank.
+    """
     if tensor.shape.rank:
         return bool(tensor.shape.num_elements())
     return bool(tensor.numpy())
@@ -261,5 +288,5 @@ def _is_true(tensor: Any) -> bool:
 def _branch(step: Step, selector: Any) -> str:
     if step.type in ("If", "StatelessIf"):
         return step.callees[1] if _is_true(selector) else step.callees[0]
-    chosen = int(selector)
+    chosen = int(selector)  # Case takes its last branch for an index out of range
     return step.callees[chosen] if 0 <= chosen < len(step.callees) else step.callees[-1]

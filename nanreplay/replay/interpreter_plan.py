@@ -1,12 +1,17 @@
-"""Plans of the interpreter: a function or graph sorted once, with attributes decoded and tensors put into slots."""
+"""Plans of the interpreter: a function or graph prepared once, to be run many times.
+
+A plan holds the ops that are needed, sorted, with attributes decoded as eager kernels take them.
+Each tensor has a slot, a position in a list of values, and each step says which slots it reads,
+which it fills, and which nobody reads after it.
+"""
 
 from __future__ import annotations
 
 import copy
 import heapq
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
@@ -14,8 +19,7 @@ from nanreplay.errors import ReplayError, UnsupportedOpError
 from nanreplay.program.graph_nodes import count_outputs, output_types
 from nanreplay.tensorflow_internals.tf_eager import op_definition
 
-# Decoding node attributes (AttrValue protos) to what eager kernels take. Used by the
-# interpreter's plans.
+# Decoding node attributes (AttrValue protos) to what eager kernels take.
 
 
 def decode_attributes(node: Any, definition: Any, rename: Mapping[str, str]) -> tuple[Any, ...]:
@@ -23,7 +27,8 @@ def decode_attributes(node: Any, definition: Any, rename: Mapping[str, str]) -> 
 
     Args:
         node: The NodeDef.
-        definition: Its OpDef; attributes that it does not declare (`_output_shapes`, ...) are left out.
+        definition: Its OpDef. Attributes that it does not declare (`_output_shapes`, ...) are left
+            out.
         rename: Name under which each library function was registered.
     """
     flat: list[Any] = []
@@ -51,35 +56,41 @@ def called_functions(node: Any) -> list[str]:
 
 
 def _decode(value: Any, kind: str, rename: Mapping[str, str]) -> Any:
-    if kind.startswith("list("):
-        kind = kind[len("list(") : -1]
-        field = {"string": "s", "int": "i", "float": "f", "bool": "b"}.get(kind, kind)
-        scalar = _SCALARS.get(kind)
-        items = getattr(value.list, field)
-        if kind == "func":
-            return [rename.get(item.name, item.name) for item in items]
-        return [scalar(item) for item in items] if scalar else list(items)
+    """One AttrValue, whose type is named as an OpDef does: `int`, `list(shape)`, `func`, ..."""
+    is_list = kind.startswith("list(")
+    kind = kind.removeprefix("list(").removesuffix(")")
+    field = _FIELDS.get(kind, kind)
+    if is_list:
+        return [_decode_scalar(scalar, kind, rename) for scalar in getattr(value.list, field)]
+    return _decode_scalar(getattr(value, field), kind, rename)
+
+
+def _decode_scalar(scalar: Any, kind: str, rename: Mapping[str, str]) -> Any:
     if kind == "func":
-        return rename.get(value.func.name, value.func.name)
-    field = {"string": "s", "int": "i", "float": "f", "bool": "b"}.get(kind, kind)
-    scalar = _SCALARS.get(kind)
-    return scalar(getattr(value, field)) if scalar else getattr(value, field)
+        return rename.get(scalar.name, scalar.name)
+    if kind == "shape":
+        return None if scalar.unknown_rank else [dim.size for dim in scalar.dim]
+    return int(scalar) if kind == "type" else scalar
 
 
-def _shape(proto: Any) -> list[int] | None:
-    return None if proto.unknown_rank else [dim.size for dim in proto.dim]
+_FIELDS = {"string": "s", "int": "i", "float": "f", "bool": "b"}
+"""Field of an AttrValue by type; the fields of other types are named like the type."""
 
 
-_SCALARS: dict[str, Callable[[Any], Any]] = {"shape": _shape, "type": int}
-# --- replay.plan
+# Plans.
 
 LOOPS = frozenset({"While", "StatelessWhile"})
 BRANCHES = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})
 CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
-TF1_CONTROL_FLOW = frozenset(
-    "Switch Merge Enter Exit NextIteration LoopCond RefSwitch RefMerge RefEnter RefExit RefNextIteration".split()
+_TF1_CONTROL_FLOW = frozenset(
+    "Switch Merge Enter Exit NextIteration LoopCond "
+    "RefSwitch RefMerge RefEnter RefExit RefNextIteration".split()
 )
+_TF1_CONTROL_FLOW_REASON = "control flow of TensorFlow 1 cannot be interpreted"
+# The DataType enum as integers, since a plan compares them for every op.
 VARIANT, RESOURCE = 21, 20
+TensorRef: TypeAlias = tuple[int, int]
+"""A tensor within one body: (index of its node, number of its output), or (-1, argument)."""
 
 
 @dataclass(slots=True)
@@ -108,7 +119,7 @@ class Step:
     output_kinds: tuple[int, ...] = ()
     """DataType enum of each output."""
     stores: bool = False
-    """Whether an input or output is a variant or a resource, so that provenance must be followed."""
+    """Whether an input or output is a variant or a resource, whose provenance is followed."""
     constant: list[Any] = field(default_factory=list)
     """The decoded tensor of a Const, once it ran; the plans of a graph share it."""
     leads_to_xla: bool = False
@@ -131,7 +142,7 @@ class ExecutionPlan:
 
 @dataclass(slots=True)
 class Body:
-    """Nodes of a graph or function with inputs resolved to (node index, output) or (-1, argument)."""
+    """Nodes of a graph or function, with what is needed to find the node that an input names."""
 
     function: str
     nodes: Sequence[Any]
@@ -144,8 +155,12 @@ class Body:
     steps: dict[int, Step] = field(default_factory=dict)
     """What plans have in common of a node, by index: all but slots."""
 
-    def resolve(self, reference: str) -> tuple[int, int]:
-        """Return (node, output) of a data input; node is -1 for a function argument."""
+    def resolve(self, reference: str) -> TensorRef:
+        """Return the tensor that a data input names.
+
+        A function names outputs as `node:output_name:number`, a main graph as `node:number` or,
+        for output 0, `node`; an argument of a function is its name alone.
+        """
         name, *rest = reference.split(":")
         if name in self.arg_index:
             return -1, self.arg_index[name]
@@ -203,7 +218,8 @@ class Library:
     def _plan_function(self, name: str) -> ExecutionPlan:
         if name not in self.functions:
             raise ReplayError(
-                f"The program is broken: it calls a function {name!r} that its library does not hold."
+                f"The program is broken: it calls a function {name!r} "
+                "that its library does not hold."
             )
         function = self.functions[name]
         arguments = [argument.name for argument in function.signature.input_arg]
@@ -219,10 +235,8 @@ class Library:
         body = Body(function, nodes, arguments=list(arguments))
         body.arg_index = {name: i for i, name in enumerate(arguments)}
         for i, node in enumerate(nodes):
-            if node.op in TF1_CONTROL_FLOW:
-                raise UnsupportedOpError(
-                    node.op, node.name, "control flow of TensorFlow 1 cannot be interpreted"
-                )
+            if node.op in _TF1_CONTROL_FLOW:
+                raise UnsupportedOpError(node.op, node.name, _TF1_CONTROL_FLOW_REASON)
             definition = self.definition(node)
             offsets, total = {}, 0
             for argument in definition.output_arg:
@@ -237,21 +251,20 @@ class Library:
     def _plan(
         self,
         body: Body,
-        fed: Mapping[tuple[int, int], int],
-        wanted: Sequence[tuple[int, int]],
+        fed: Mapping[TensorRef, int],
+        wanted: Sequence[TensorRef],
         roots: Sequence[int],
     ) -> ExecutionPlan:
-        data, needed, control = _ancestors(body, fed, wanted, roots)
-        order = _sorted(
-            needed, {n: {s for s, k in data[n] if (s, k) not in fed} | control[n] for n in needed}
-        )
+        data, control = _ancestors(body, fed, wanted, roots)
+        before = {n: {*_sources(data[n], fed), *control[n]} for n in data}
+        order = _sorted(before)
         slots = dict(fed)
         free_slot = len(fed)
         first: dict[int, int] = {}
         for n in order:
             first[n] = free_slot
             for k in range(body.counts[n]):
-                slots.setdefault((n, k), free_slot + k)
+                slots.setdefault((n, k), free_slot + k)  # a fed output keeps the slot of its feed
             free_slot += body.counts[n]
         steps = [self._step(body, n, tuple(slots[s] for s in data[n]), first[n]) for n in order]
         results = tuple(_slot(body, slots, tensor) for tensor in wanted)
@@ -266,6 +279,7 @@ class Library:
         return step
 
     def _decoded(self, body: Body, n: int) -> Step:
+        """What all plans have in common of a node; slots are filled in by each."""
         node, definition = body.nodes[n], body.definitions[n]
         step = Step(node.name, node.op, node, "leaf", (), 0, body.counts[n])
         if node.op in self.functions:
@@ -273,46 +287,47 @@ class Library:
         elif node.op in CALLS:
             step.kind, step.callees = "call", (node.attr["f"].func.name,)
         elif node.op in LOOPS:
-            step.kind, step.callees = (
-                "loop",
-                (node.attr["cond"].func.name, node.attr["body"].func.name),
-            )
+            step.kind = "loop"
+            step.callees = (node.attr["cond"].func.name, node.attr["body"].func.name)
         elif node.op in BRANCHES:
             step.kind, step.callees = "branch", _branches(node)
         else:
             step.attrs = decode_attributes(node, definition, self.registered)
-            types = {
-                a.type or node.attr[a.type_attr].type
-                for a in definition.input_arg
-                if not a.type_list_attr
-            }
-            types |= {
-                t
-                for a in definition.input_arg
-                if a.type_list_attr
-                for t in node.attr[a.type_list_attr].list.type
-            }
             step.needs_library = bool(called_functions(node))
             step.output_kinds = tuple(output_types(definition, node))
-            step.stores = bool(types.union(step.output_kinds) & {VARIANT, RESOURCE})
+            kinds = _input_types(definition, node).union(step.output_kinds)
+            step.stores = bool(kinds & {VARIANT, RESOURCE})
         if step.kind == "call":
             step.leads_to_xla = self._is_compiled(node, step.callees[0])
         return step
 
     def _is_compiled(self, node: Any, callee: str) -> bool:
+        """Whether a call is compiled: TensorFlow marks the calling node, the function, or both."""
+        if node.attr["_XlaMustCompile"].b:
+            return True
         function = self.functions.get(callee)
-        return bool(
-            node.attr["_XlaMustCompile"].b or (function and function.attr["_XlaMustCompile"].b)
-        )
+        return function is not None and bool(function.attr["_XlaMustCompile"].b)
+
+
+def _input_types(definition: Any, node: Any) -> set[int]:
+    """DataType enums of a node's inputs; an OpDef has them fixed, as an attribute, or as a list."""
+    types: set[int] = set()
+    for argument in definition.input_arg:
+        if argument.type_list_attr:
+            types.update(node.attr[argument.type_list_attr].list.type)
+        else:
+            types.add(argument.type or node.attr[argument.type_attr].type)
+    return types
 
 
 def _branches(node: Any) -> tuple[str, ...]:
+    """The functions of a branching op, in the order in which its selector counts them."""
     if node.op in ("If", "StatelessIf"):
         return node.attr["else_branch"].func.name, node.attr["then_branch"].func.name
     return tuple(function.name for function in node.attr["branches"].list.func)
 
 
-def _slot(body: Body, slots: Mapping[tuple[int, int], int], tensor: tuple[int, int]) -> int:
+def _slot(body: Body, slots: Mapping[TensorRef, int], tensor: TensorRef) -> int:
     if tensor not in slots:
         name = body.nodes[tensor[0]].name
         raise ReplayError(
@@ -323,36 +338,50 @@ def _slot(body: Body, slots: Mapping[tuple[int, int], int], tensor: tuple[int, i
 
 def _ancestors(
     body: Body,
-    fed: Mapping[tuple[int, int], int],
-    wanted: Iterable[tuple[int, int]],
+    fed: Mapping[TensorRef, int],
+    wanted: Iterable[TensorRef],
     roots: Iterable[int],
-) -> tuple[dict[int, list[tuple[int, int]]], set[int], dict[int, set[int]]]:
-    """Return data inputs, the set of needed nodes, and control inputs, walking back from `wanted` and `roots`."""
-    data: dict[int, list[tuple[int, int]]] = {}
+) -> tuple[dict[int, list[TensorRef]], dict[int, set[int]]]:
+    """Return the data inputs and the control inputs of each node that is needed.
+
+    Walks back from `wanted` and `roots`, and stops at what is fed.
+    """
+    data: dict[int, list[TensorRef]] = {}
     control: dict[int, set[int]] = {}
-    needed: set[int] = set()
-    pending = [n for n, k in wanted if (n, k) not in fed] + [n for n in roots if n >= 0]
+    pending = _sources(wanted, fed) + [n for n in roots if n >= 0]
     fully_fed = {n for n, _ in fed if n >= 0 and all((n, k) in fed for k in range(body.counts[n]))}
     while pending:
         n = pending.pop()
-        if n in needed:
+        if n in data:
             continue
-        needed.add(n)
-        data[n] = [body.resolve(name) for name in body.nodes[n].input if not name.startswith("^")]
-        befores = [name[1:] for name in body.nodes[n].input if name.startswith("^")]
-        control[n] = {body.index[name] for name in befores if name in body.index} - fully_fed
-        control[n] = {m for m in control[n] if body.nodes[m].op != "Placeholder"}
-        pending += [s for s, k in data[n] if (s, k) not in fed]
+        names = body.nodes[n].input
+        data[n] = [body.resolve(name) for name in names if not name.startswith("^")]
+        # A control input on a function's argument, a placeholder or a fed op waits for nothing:
+        # their values are there before the run begins.
+        befores = [name[1:] for name in names if name.startswith("^")]
+        known = {body.index[name] for name in befores if name in body.index} - fully_fed
+        control[n] = {m for m in known if body.nodes[m].op != "Placeholder"}
+        pending += _sources(data[n], fed)
         pending += control[n]
-    return data, needed, control
+    return data, control
 
 
-def _sorted(needed: set[int], before: Mapping[int, set[int]]) -> list[int]:
-    """Sort topologically; among the ready ones the op that was created first comes first."""
-    waiting = {n: len(before[n]) for n in needed}
-    after: dict[int, list[int]] = {n: [] for n in needed}
-    for n in needed:
-        for source in before[n]:
+def _sources(tensors: Iterable[TensorRef], fed: Mapping[TensorRef, int]) -> list[int]:
+    """The nodes that must run to make tensors: those of all that are not fed."""
+    return [n for n, k in tensors if (n, k) not in fed]
+
+
+def _sorted(before: Mapping[int, set[int]]) -> list[int]:
+    """Sort nodes topologically; among the ready ones the op that was created first comes first.
+
+    That order is near to the order of the user's code, so the first op to turn NaN is also the
+    first in the code. With `before` {0: {}, 1: {3}, 2: {0}, 3: {}} it is 0, 2, 3, 1: node 1 waits
+    for node 3, and node 2 was created before that.
+    """
+    waiting = {n: len(sources) for n, sources in before.items()}
+    after: dict[int, list[int]] = {n: [] for n in before}
+    for n, sources in before.items():
+        for source in sources:
             after[source].append(n)
     ready = [n for n, count in waiting.items() if count == 0]
     heapq.heapify(ready)
@@ -364,17 +393,17 @@ def _sorted(needed: set[int], before: Mapping[int, set[int]]) -> list[int]:
             waiting[m] -= 1
             if waiting[m] == 0:
                 heapq.heappush(ready, m)
-    if len(order) < len(needed):
+    if len(order) < len(before):
         raise ReplayError("The program is broken: its ops depend on each other in a circle.")
     return order
 
 
 def _mark_free(steps: Sequence[Step], keep: set[int]) -> None:
-    seen = set(keep)
+    """Tell each step which slots may be emptied after it, and keep the results of the plan."""
+    # Seen from the end, the first step that touches a slot is the last one that needs it. Outputs
+    # count as touched: one that nobody reads is freed by the step that made it.
+    needed_later = set(keep)
     for step in reversed(steps):
-        last = []
-        for slot in {*step.inputs, *range(step.first, step.first + step.n_outputs)}:
-            if slot not in seen:
-                seen.add(slot)
-                last.append(slot)
-        step.free = tuple(last)
+        touched = {*step.inputs, *range(step.first, step.first + step.n_outputs)}
+        step.free = tuple(touched - needed_later)
+        needed_later |= touched

@@ -1,4 +1,8 @@
-"""Running one leaf op of a plan with an eager kernel, and the few ops that need something else."""
+"""Running one leaf op of a plan with an eager kernel, and the few ops that need something else.
+
+The interpreter runs leaf ops through `LeafRunner`; `run_kernel` runs one op on any inputs, for
+those who ask what an op would give on others.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +23,16 @@ from nanreplay.tensorflow_internals import tf_eager, tf_functions
 SILENT = frozenset("NoOp ControlTrigger PrintV2".split()) | NEVER_RUN
 """Ops that have no output and only talk to the outside: a replay leaves them out."""
 RANDOM = frozenset(
-    "StatelessRandomUniform StatelessRandomUniformV2 StatelessRandomUniformInt StatelessRandomUniformIntV2 "
-    "StatelessRandomUniformFullInt StatelessRandomUniformFullIntV2 StatelessRandomNormal StatelessRandomNormalV2 "
-    "StatelessTruncatedNormal StatelessTruncatedNormalV2 StatelessMultinomial StatelessRandomGetKeyCounter "
-    "StatelessRandomGetAlg StatelessRandomGetKeyCounterAlg StatelessParameterizedTruncatedNormal StatelessShuffle "
-    "RandomUniform RandomStandardNormal RandomUniformInt TruncatedNormal RandomShuffle Multinomial "
-    "StatefulUniform StatefulUniformInt StatefulUniformFullInt StatefulStandardNormalV2 StatefulTruncatedNormal "
-    "RngReadAndSkip RngSkip XlaRngBitGenerator".split()
+    "StatelessRandomUniform StatelessRandomUniformV2 StatelessRandomUniformInt "
+    "StatelessRandomUniformIntV2 StatelessRandomUniformFullInt StatelessRandomUniformFullIntV2 "
+    "StatelessRandomNormal StatelessRandomNormalV2 StatelessTruncatedNormal "
+    "StatelessTruncatedNormalV2 StatelessMultinomial StatelessRandomGetKeyCounter "
+    "StatelessRandomGetAlg StatelessRandomGetKeyCounterAlg "
+    "StatelessParameterizedTruncatedNormal StatelessShuffle "
+    "RandomUniform RandomStandardNormal RandomUniformInt TruncatedNormal RandomShuffle "
+    "Multinomial StatefulUniform StatefulUniformInt StatefulUniformFullInt "
+    "StatefulStandardNormalV2 StatefulTruncatedNormal RngReadAndSkip RngSkip "
+    "XlaRngBitGenerator".split()
 )
 """Ops that draw other numbers under XLA."""
 _serials = itertools.count()
@@ -64,7 +71,13 @@ class LeafRunner:
         self._compiled: dict[tuple[Any, ...], Any] = {}
 
     def run(self, step: Step, inputs: list[Any], compiled: bool) -> Sequence[Any]:
-        """Return the outputs of one leaf op; `compiled` where the recorded program ran it under XLA."""
+        """Return the outputs of one leaf op.
+
+        Args:
+            step: The op.
+            inputs: Its input tensors.
+            compiled: Whether the recorded program ran it under XLA.
+        """
         if compiled and step.type in RANDOM:
             return self._run_compiled(step, inputs)
         special = _SPECIAL.get(step.type)
@@ -85,20 +98,23 @@ class LeafRunner:
         """Run a whole function of the library, compiled, as an eager step ran it."""
         if not self._library.registered:
             self._register()
-        return tf_functions.run_function(
-            self._library.registered[step.callees[0]], step.n_outputs, inputs
-        )
+        name = self._library.registered[step.callees[0]]
+        return tf_functions.run_function(name, step.n_outputs, inputs)
 
     def _prepare(self, step: Step) -> None:
+        """Let a step's attributes name the library's functions as they are registered."""
         if not self._library.registered:
             self._register()
-        step.attrs = decode_attributes(
-            step.node, self._library.definition(step.node), self._library.registered
-        )
+        definition = self._library.definition(step.node)
+        step.attrs = decode_attributes(step.node, definition, self._library.registered)
         step.needs_library = False
 
     def _register(self) -> None:
-        """Register the library under names of its own: a live training run may have other functions of these names."""
+        """Register the library's functions with TensorFlow under names of their own.
+
+        TensorFlow has one table of functions for a process, and a live training in it may have
+        other functions of these names.
+        """
         prefix = f"__nanreplay_{next(_serials)}_"
         renamed = {name: prefix + name for name in self._library.functions}
         for function in self._library.functions.values():
@@ -118,24 +134,27 @@ def _renamed(function: Any, names: dict[str, str]) -> Any:
     copy.signature.name = names[function.signature.name]
     rename_mentions(copy.node_def, names)
     for node in copy.node_def:
-        node.device = ""
+        node.device = ""  # the machine that recorded it may have had other devices
     return copy
 
 
 def _compile(step: Step) -> Any:
+    """A function of one op, compiled by XLA."""
+
     def call(*inputs: Any) -> list[Any]:
+        # `create_op` takes any op type with the node's own attributes; Python wrappers of ops do
+        # not exist for all of them
         graph = tf.compat.v1.get_default_graph()
-        node = step.node
-        kinds = {name: value for name, value in node.attr.items() if not name.startswith("_")}
+        attrs = {name: attr for name, attr in step.node.attr.items() if not name.startswith("_")}
         types = [tf.dtypes.as_dtype(kind) for kind in step.output_kinds]
-        made = graph.create_op(step.type, list(inputs), types, attrs=kinds)
-        return list(made.outputs)
+        op = graph.create_op(step.type, list(inputs), types, attrs=attrs)
+        return list(op.outputs)
 
     return tf.function(call, jit_compile=True, autograph=False)
 
 
 def _unfed(step: Step, inputs: list[Any]) -> Sequence[Any]:
-    # A program may hold one that nobody feeds; TensorFlow raises this when it comes to it.
+    # A program may hold one that nobody feeds; TensorFlow raises this when it runs the op.
     raise tf.errors.InvalidArgumentError(
         None, None, f"You must feed a value for placeholder tensor '{step.name}'"
     )

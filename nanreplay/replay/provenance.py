@@ -1,7 +1,12 @@
-"""Following values through storage: variables, tensor lists, optionals, stacks. Used by the interpreter only.
+"""What the interpreter tells of each op that it runs, and where the op's values came from.
 
-A variant value carries a *shadow*: what is known of the values inside it. A resource carries a *key*, under which the
-run remembers what was written to it last. Reads turn both into `OpEvent.via`.
+Observers of a run get an `OpEvent` for each op. Values also pass through storage: variables,
+tensor lists, optionals, stacks. A variant tensor carries a *shadow*: what is known of the values
+inside it. A resource carries a *key*, under which the run remembers what was written to it last.
+An op that reads storage has these values in `OpEvent.via`. For example, an RNN pushes each time
+step's output on a tensor list; the op that stacks the list has the ids of all of them in `via`.
+
+Pure Python: imports no TensorFlow.
 """
 
 from __future__ import annotations
@@ -9,8 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, TypeAlias
-
-# What the interpreter tells of each op it runs. Pure data: imports no TensorFlow.
 
 FeedKind: TypeAlias = Literal["batch", "variable", "constant"]
 """What a placeholder of a program is fed with."""
@@ -43,7 +46,10 @@ class Call(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class OpEvent:
-    """One execution of one leaf op. Call-like ops (While, If, PartitionedCall) have no event of their own."""
+    """One execution of one leaf op.
+
+    Ops that call functions (While, If, PartitionedCall) have no event of their own.
+    """
 
     serial: int
     """Order of execution, from 0."""
@@ -64,13 +70,16 @@ class OpEvent:
     attrs: Mapping[str, Any]
     """The node's attributes by name (AttrValue protos)."""
     via: tuple[ValueId, ...] = ()
-    """For an op that reads storage (ReadVariableOp, TensorListGetItem/Stack/..., OptionalGetValue, StackPopV2):
-    the values that had been stored there and that its outputs hold. Empty for a variable not yet written in this run."""
+    """For an op that reads storage: the stored values that its outputs hold.
+
+    Such ops are ReadVariableOp, TensorListGetItem, TensorListStack, OptionalGetValue, StackPopV2
+    and the like. Empty for a variable that this run has not written yet.
+    """
     error: Exception | None = None
     """What the kernel raised, or None."""
 
 
-# --- replay.provenance
+# Following values through storage; the rest of the module is for the interpreter alone.
 
 Ids: TypeAlias = tuple[ValueId, ...]
 
@@ -111,8 +120,7 @@ class Access:
 
     def held(self, i: int) -> Shadow:
         """Return the shadow of input i; empty when it is unknown."""
-        shadow = self.shadows[i]
-        return shadow if isinstance(shadow, tuple) and not isinstance(shadow, Key) else ()
+        return _as_shadow(self.shadows[i])
 
     def element(self, i: int) -> Held:
         """Return input i as the element of a container."""
@@ -132,7 +140,11 @@ Followed: TypeAlias = tuple[Ids, dict[int, Any]]
 
 
 def follow(access: Access) -> Followed:
-    """Return where the outputs' values come from, and what the outputs hold."""
+    """Return where the outputs' values come from, and what the outputs hold.
+
+    Ops without a rule of their own count as writes when they take a resource. All others are
+    taken to pass on whatever went in: too many sources are found rather than one too few.
+    """
     handler = _HANDLERS.get(access.type)
     if handler is not None:
         return handler(access)
@@ -144,15 +156,20 @@ def follow(access: Access) -> Followed:
 
 def union(parts: Iterable[Held]) -> Ids:
     """Return every value inside the elements, containers of containers opened, each once."""
-    found: dict[ValueId, None] = {}
+    values: dict[ValueId, None] = {}  # a set that keeps the order
     for part in parts:
-        inner = (
-            part.shadow
-            if isinstance(part.shadow, tuple) and not isinstance(part.shadow, Key)
-            else None
-        )
-        found.update(dict.fromkeys(union(inner) if inner else part.ids))
-    return tuple(found)
+        inner = _as_shadow(part.shadow)
+        values.update(dict.fromkeys(union(inner) if inner else part.ids))
+    return tuple(values)
+
+
+def _as_shadow(known: Any) -> Shadow:
+    # a Key is a tuple too, but the identity of a resource
+    return known if isinstance(known, tuple) and not isinstance(known, Key) else ()
+
+
+# The rules. Each is given one execution of an op, updates the run's storage if the op writes, and
+# returns what the op's outputs hold. Their table is at the end.
 
 
 def _generic(a: Access) -> Followed:
@@ -163,9 +180,9 @@ def _generic(a: Access) -> Followed:
 
 
 def _write(a: Access, keys: Iterable[Key]) -> Followed:
-    """AssignAdd, ResourceApply*, ResourceScatter*: the op itself makes what the variable holds from now on.
+    """AssignAdd, ResourceApply*, ResourceScatter*: the op makes what the variable holds from now on.
 
-    It has no output, so `ValueId(serial, 0)` names the event.
+    It has no output, so `ValueId(serial, 0)` stands for the event.
     """
     before = tuple(value for key in keys for value in a.storage.get(key, ()))
     for key in keys:
@@ -187,7 +204,7 @@ def _neutral(_: Access) -> Followed:
 
 
 def _put(value: int) -> Callable[[Access], Followed]:
-    """Tables and arrays: one more value in the resource."""
+    """Tables, arrays and stacks: input number `value` is one more value in the resource."""
 
     def put(a: Access) -> Followed:
         a.storage[a.shadows[0]] = (*a.storage.get(a.shadows[0], ()), a.ids[value])
@@ -207,12 +224,13 @@ def _pass(a: Access) -> Followed:
 
 
 def _handle(a: Access) -> Followed:
-    return (), {
-        0: Key("shared", (a.node.attr["container"].s, a.node.attr["shared_name"].s or a.node.name))
-    }
+    """VarHandleOp: handles of the same shared name are the same variable."""
+    name = a.node.attr["shared_name"].s or a.node.name
+    return (), {0: Key("shared", (a.node.attr["container"].s, name))}
 
 
 def _make(a: Access) -> Followed:
+    """A resource that is new with each execution."""
     return (), {0: Key("made", a.serial)}
 
 
@@ -252,8 +270,8 @@ def _placed(held: Shadow, places: Sequence[int], element: Held) -> Shadow:
 
 def _get_item(a: Access) -> Followed:
     held, place = a.held(0), a.number(1)
-    found = held[place] if 0 <= place < len(held) else NOTHING
-    return union([found]), {0: found.shadow}
+    element = held[place] if 0 <= place < len(held) else NOTHING
+    return union([element]), {0: element.shadow}
 
 
 def _gather(a: Access) -> Followed:
@@ -261,11 +279,12 @@ def _gather(a: Access) -> Followed:
     return union(held[i] for i in a.numbers(1) if 0 <= i < len(held)), {}
 
 
-def _all(a: Access) -> Followed:
+def _read_all(a: Access) -> Followed:
     return union(a.held(0)), {}
 
 
 def _scatter(a: Access) -> Followed:
+    # TensorListScatterV2 is told the number of elements; -1 leaves it to the indices
     size = a.number(3) if len(a.inputs) > 3 else -1
     return (), {0: _placed((NOTHING,) * max(size, 0), a.numbers(1), a.element(0))}
 
@@ -292,6 +311,7 @@ def _zeros(a: Access) -> Followed:
 
 
 def _add(a: Access) -> Followed:
+    """AddN of lists, as gradients of loops do it: element i holds element i of every list."""
     lists = [a.held(i) for i in range(len(a.ids))]
     longest = max((len(held) for held in lists), default=0)
     rows = ([held[i] for held in lists if i < len(held)] for i in range(longest))
@@ -308,38 +328,43 @@ def _optional_value(a: Access) -> Followed:
 
 
 _HANDLERS: dict[str, Callable[[Access], Followed]] = {
-    **dict.fromkeys(("ReadVariableOp", "ResourceGather", "ResourceGatherNd"), _read),
-    **dict.fromkeys(
-        ("VariableShape", "VarIsInitializedOp", "DestroyResourceOp", "DisableCopyOnRead"), _neutral
-    ),
-    **dict.fromkeys(("OptionalHasValue", "TensorListLength", "TensorListElementShape"), _neutral),
-    **dict.fromkeys(("Identity", "IdentityN", "StopGradient", "PreventGradient"), _pass),
-    **dict.fromkeys(("TensorListStack", "TensorListConcat", "TensorListConcatV2"), _all),
-    **dict.fromkeys(("TensorListScatter", "TensorListScatterV2"), _scatter),
-    **dict.fromkeys(
-        (
-            "StackV2",
-            "MutableHashTableV2",
-            "HashTableV2",
-            "MutableDenseHashTableV2",
-            "TensorArrayV3",
-        ),
-        _make,
-    ),
-    **dict.fromkeys(
-        ("LookupTableFindV2", "LookupTableExportV2", "TensorArrayReadV3", "TensorArrayGatherV3"),
-        _read,
-    ),
-    **dict.fromkeys(("TensorArrayConcatV3",), _read),
-    **dict.fromkeys(("TensorArrayWriteV3", "LookupTableInsertV2", "LookupTableImportV2"), _put(2)),
-    **dict.fromkeys(("EmptyTensorList", "OptionalNone"), _empty),
-    **dict.fromkeys(("AddN", "AccumulateNV2"), _add),
-    "AssignVariableOp": _assign,
+    "Identity": _pass,
+    "IdentityN": _pass,
+    "StopGradient": _pass,
+    "PreventGradient": _pass,
+    "ZerosLike": _zeros,
+    "AddN": _add,
+    "AccumulateNV2": _add,
+    # variables
     "VarHandleOp": _handle,
+    "AssignVariableOp": _assign,
+    "ReadVariableOp": _read,
+    "ResourceGather": _read,
+    "ResourceGatherNd": _read,
+    "VariableShape": _neutral,
+    "VarIsInitializedOp": _neutral,
+    "DestroyResourceOp": _neutral,
+    "DisableCopyOnRead": _neutral,
+    # stacks, lookup tables, tensor arrays
+    "StackV2": _make,
     "StackPushV2": _put(1),
     "StackPopV2": _pop,
+    "HashTableV2": _make,
+    "MutableHashTableV2": _make,
+    "MutableDenseHashTableV2": _make,
+    "LookupTableInsertV2": _put(2),
+    "LookupTableImportV2": _put(2),
+    "LookupTableFindV2": _read,
+    "LookupTableExportV2": _read,
+    "TensorArrayV3": _make,
+    "TensorArrayWriteV3": _put(2),
     "TensorArrayScatterV3": _put(2),
     "TensorArraySplitV3": _put(1),
+    "TensorArrayReadV3": _read,
+    "TensorArrayGatherV3": _read,
+    "TensorArrayConcatV3": _read,
+    # tensor lists
+    "EmptyTensorList": _empty,
     "TensorListReserve": _reserve,
     "TensorListFromTensor": _from_tensor,
     "TensorListPushBack": _push,
@@ -347,11 +372,20 @@ _HANDLERS: dict[str, Callable[[Access], Followed]] = {
     "TensorListSetItem": _set_item,
     "TensorListGetItem": _get_item,
     "TensorListGather": _gather,
+    "TensorListStack": _read_all,
+    "TensorListConcat": _read_all,
+    "TensorListConcatV2": _read_all,
+    "TensorListConcatLists": _concat_lists,
+    "TensorListScatter": _scatter,
+    "TensorListScatterV2": _scatter,
     "TensorListScatterIntoExistingList": _scatter_into,
     "TensorListSplit": _split,
     "TensorListResize": _resize,
-    "TensorListConcatLists": _concat_lists,
-    "ZerosLike": _zeros,
+    "TensorListLength": _neutral,
+    "TensorListElementShape": _neutral,
+    # optionals
+    "OptionalNone": _empty,
     "OptionalFromValue": _optional,
     "OptionalGetValue": _optional_value,
+    "OptionalHasValue": _neutral,
 }

@@ -1,4 +1,8 @@
-"""One recorded program, ready to run: compiled as in training, or op by op."""
+"""One recorded program, ready to run: compiled as in training, or op by op.
+
+`Replay` makes a `Program` of each program of a capture and runs its steps on the variables that it
+keeps. A program is checked for ops that reach beyond tensors before anything runs.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +20,7 @@ from nanreplay.program.compiled_program import CompiledProgram, capture_feed
 from nanreplay.program.fingerprint import fingerprint_after, fingerprint_of
 from nanreplay.program.float_types import widen
 from nanreplay.program.graph_nodes import output_types
-from nanreplay.program.nondeterministic_ops import cut, fed_ops, unrecorded_ops
+from nanreplay.program.nondeterministic_ops import cut_recorded_ops, fed_ops, unrecorded_ops
 from nanreplay.program.safety import check_graph, parse_graph, python_ops
 from nanreplay.records import ArrayLike, OpInfo, ProgramRecord
 from nanreplay.replay.interpreter import ErrorHandler, Interpreter, Observer
@@ -25,9 +29,17 @@ from nanreplay.replay.replay_state import as_type
 from nanreplay.tensorflow_internals.tf_eager import op_definition
 
 Mode: TypeAlias = Literal["recorded", "graph", "ops", "float64"]
-"""How a step runs: compiled as it was trained (an eager step: op by op), compiled without XLA (an eager step: op by op),
-op by op, or op by op with every float as float64."""
+"""How a step runs.
+
+`recorded`: compiled as it was trained. `graph`: compiled without XLA. `ops`: op by op. `float64`:
+op by op with every float as float64. A step that was trained eagerly runs op by op in every mode.
+"""
 _COMPILED_KEPT = 6
+"""Compiled versions of a program that are kept; each holds its own copy of the graph."""
+
+
+_CompiledKey: TypeAlias = tuple[bool, tuple[str, ...], bool]
+"""Whether it is compiled by XLA, names of tensors that it gives besides, whether it probes them."""
 
 
 class NodeFacts(NamedTuple):
@@ -49,7 +61,8 @@ class Program:
 
     Raises:
         UnsafeProgramError: The program holds such ops, and is not trusted.
-        UnsupportedOpError: The program holds ops that this TensorFlow does not know, or that call Python.
+        UnsupportedOpError: The program holds ops that this TensorFlow does not know, or that call
+            Python.
     """
 
     def __init__(self, record: ProgramRecord, *, trust: bool = False) -> None:
@@ -60,21 +73,22 @@ class Program:
         self.signature = record.signature
         self._trust = trust
         self.graph = parse_graph(record.graph)
-        calls = [name for name in python_ops(self.graph) if name not in fed_ops(self.signature)]
-        if calls:
-            raise UnsupportedOpError(
-                "PyFunc", calls[0], "it calls a Python function, which is not in the capture"
-            )
+        fed = fed_ops(self.signature)
+        unfed = [name for name in python_ops(self.graph) if name not in fed]
+        if unfed:
+            reason = "it calls a Python function, which is not in the capture"
+            raise UnsupportedOpError("PyFunc", unfed[0], reason)
         self.narrow_ops: tuple[str, ...] = ()
-        """Types of ops that run narrow in `wide`, once it was asked for."""
+        """Types of ops that keep their own float type in `wide`, once it was asked for."""
         self.step_loss: float | None = None
-        """The loss of the last step that ran, told of what it added to the mean of the losses; None where it returns its own."""
+        """Loss of the last step that ran, taken from the mean of losses that it added to.
+
+        None where the step returns a loss of its own.
+        """
         self.infos: dict[tuple[str, str], OpInfo] = {
             (op.function, op.name): op for op in record.ops
         }
-        self._compiled: OrderedDict[tuple[bool, tuple[str, ...], bool], CompiledProgram] = (
-            OrderedDict()
-        )
+        self._compiled: OrderedDict[_CompiledKey, CompiledProgram] = OrderedDict()
         self._interpreter: Interpreter | None = None
 
     @property
@@ -82,11 +96,10 @@ class Program:
         """What each placeholder is fed with, in the order of `feeds`."""
         names: list[tuple[FeedKind, int]] = [("batch", spec.leaf) for spec in self.signature.inputs]
         for spec in self.signature.captures:
-            names.append(
-                ("constant", spec.constant or 0)
-                if spec.variable is None
-                else ("variable", spec.variable)
-            )
+            if spec.variable is None:
+                names.append(("constant", spec.constant or 0))
+            else:
+                names.append(("variable", spec.variable))
         return names
 
     @cached_property
@@ -98,13 +111,17 @@ class Program:
     def step(
         self, mode: Mode, batch: Sequence[ArrayLike], variables: Sequence[Any], recorded: Any
     ) -> Any:
-        """Run one step, update the variables and return its fingerprint (a numpy vector), None without one.
+        """Run one step, update the variables and return its fingerprint.
 
         Args:
             mode: See `Mode`; "float64" is "ops" of `wide`.
             batch: Leaves of the batch.
             variables: `tf.Variable`s by index.
-            recorded: The recorded fingerprint; stands in for what only the training's optimizer knew.
+            recorded: The recorded fingerprint. It stands in for what only the training's optimizer
+                knew.
+
+        Returns:
+            A numpy vector; None for a program without a fingerprint.
         """
         before = self._mean_of_losses(variables)
         values = self._step(mode, batch, variables, recorded)
@@ -121,50 +138,53 @@ class Program:
             outputs, _ = program(batch, variables, self.record.constants)
             return fingerprint_after(signature, outputs, variables, recorded)
         if signature.watch is not None:
-            return self.run_ops(batch, variables, fetches=[signature.watch])[
-                signature.watch
-            ].numpy()
-        gradients = {f"{spec.variable}": spec.tensor for spec in signature.gradients}
+            fetched = self.run_ops(batch, variables, fetches=[signature.watch])
+            return fetched[signature.watch].numpy()
+        gradients = {spec.variable: spec.tensor for spec in signature.gradients}
         names = list(dict.fromkeys([*signature.losses, *signature.outputs, *gradients.values()]))
-        found = self.run_ops(batch, variables, fetches=names, whole_functions=mode == "recorded")
+        fetched = self.run_ops(batch, variables, fetches=names, whole_functions=mode == "recorded")
         return fingerprint_of(
             signature.watch_layout,
-            losses=[found[name] for name in signature.losses],
-            outputs=[found[name] for name in signature.outputs],
-            gradients={int(index): found[name] for index, name in gradients.items()},
+            losses=[fetched[name] for name in signature.losses],
+            outputs=[fetched[name] for name in signature.outputs],
+            gradients={index: fetched[name] for index, name in gradients.items()},
             variables=variables,
             recorded=recorded,
         )
 
     def _mean_of_losses(self, variables: Sequence[Any]) -> tuple[float, float] | None:
-        """What the mean of the losses has added up by now, and of how much."""
-        held = self.mean_variables
-        return None if held is None else (float(variables[held[0]]), float(variables[held[1]]))
+        """Total and count of the mean of losses, as they are now."""
+        if self.mean_variables is None:
+            return None
+        total, count = self.mean_variables
+        return float(variables[total]), float(variables[count])
 
     @cached_property
     def mean_variables(self) -> tuple[int, int] | None:
-        """Indices of total and count where the step returns total / count of a metric as its loss, as `fit` of Keras does."""
-        captured = {spec.tensor: spec.variable for spec in self.signature.captures}
+        """Indices of the total and count of a mean whose value the step returns as its loss.
+
+        Keras's `fit` does that: its `loss` is `total / count` of a metric over the epoch so far.
+        """
         for name, tensor in zip(self.signature.output_names, self.signature.outputs, strict=False):
             node = self._source(tensor)
-            if (
-                name.rpartition("/")[2] != "loss"
-                or node is None
-                or node.op not in ("DivNoNan", "RealDiv")
-            ):
+            is_loss = name.rpartition("/")[2] == "loss"
+            if not is_loss or node is None or node.op not in ("DivNoNan", "RealDiv"):
                 continue
-            reads = [self._source(each) for each in self.inputs_of[node.name]]
-            found = [
-                captured.get(_tensor(read.input[0]))
-                for read in reads
-                if read is not None and read.op == "ReadVariableOp"
-            ]
-            if len(found) == 2 and found[0] is not None and found[1] is not None:
-                return found[0], found[1]
+            read = self._read_variables(node)
+            if len(read) == 2 and read[0] is not None and read[1] is not None:
+                return read[0], read[1]
         return None
 
+    def _read_variables(self, node: Any) -> list[int | None]:
+        """Indices of the variables that an op takes the values of; None for one not captured."""
+        captured = {spec.tensor: spec.variable for spec in self.signature.captures}
+        sources = [self._source(tensor) for tensor in self.inputs_of[node.name]]
+        nodes = [source for source in sources if source is not None]
+        reads = [source for source in nodes if source.op == "ReadVariableOp"]
+        return [captured.get(_full_name(read.input[0])) for read in reads]
+
     def _source(self, tensor: str) -> Any:
-        """The node of the main graph that makes a tensor, through copies; None where there is none."""
+        """The node of the main graph that makes a tensor, copies skipped; None without one."""
         node = self._nodes.get(tensor.partition(":")[0])
         while node is not None and node.op == "Identity":
             node = self._nodes.get(node.input[0].partition(":")[0])
@@ -173,16 +193,21 @@ class Program:
     def compiled(
         self, extra_fetches: Sequence[str] = (), *, jit: bool | None = None
     ) -> CompiledProgram:
-        """Return the program compiled, as in training unless `jit` says otherwise; the last few are kept."""
-        return self._kept(
-            self.signature.compilation == "xla" if jit is None else jit, extra_fetches, probed=False
-        )
+        """Return the program compiled; the last few are kept.
 
-    def _kept(self, jit: bool, names: Sequence[str], *, probed: bool) -> CompiledProgram:
-        key = (jit, tuple(names), probed)
+        Args:
+            extra_fetches: Tensors of the main graph that it gives besides.
+            jit: Whether XLA compiles it; as in training unless given.
+        """
+        if jit is None:
+            jit = self.signature.compilation == "xla"
+        return self._kept(jit, extra_fetches, is_probed=False)
+
+    def _kept(self, jit: bool, names: Sequence[str], *, is_probed: bool) -> CompiledProgram:
+        key = (jit, tuple(names), is_probed)
         if key not in self._compiled:
-            more: dict[str, Any] = {"probe" if probed else "extra_fetches": names}
-            self._compiled[key] = CompiledProgram(self.graph, self.signature, jit=jit, **more)
+            argument: dict[str, Any] = {"probe" if is_probed else "extra_fetches": names}
+            self._compiled[key] = CompiledProgram(self.graph, self.signature, jit=jit, **argument)
         self._compiled.move_to_end(key)
         while len(self._compiled) > _COMPILED_KEPT:
             self._compiled.popitem(last=False)
@@ -191,56 +216,44 @@ class Program:
     def probe(
         self, batch: Sequence[ArrayLike], variables: Sequence[Any]
     ) -> dict[str, tuple[bool, bool]]:
-        """Run the compiled program and say of each float tensor of the main graph whether it holds NaN and infinities.
+        """Run the compiled program and say what each float tensor of the main graph holds.
 
-        Measuring may change how the compiler fuses ops, so compare the outcome with that of the step itself.
+        Measuring may change how the compiler fuses ops, so compare the outcome with that of the
+        step itself.
+
+        Returns:
+            Whether it holds NaN, and whether infinities, by name of the tensor.
         """
-        ignored = {
-            name
-            for (function, name), info in self.infos.items()
-            if not function and info.phase == "watch"
-        }
-        names = [
-            f"{node.name}:{k}"
-            for node in self.graph.node
-            if node.name not in ignored
-            for k in self._float_outputs(node)
-        ]
-        program = self._kept(self.signature.compilation == "xla", names, probed=True)
+        main_ops = [info for (function, _), info in self.infos.items() if not function]
+        fingerprint_ops = {info.name for info in main_ops if info.phase == "watch"}
+        nodes = [node for node in self.graph.node if node.name not in fingerprint_ops]
+        names = [f"{node.name}:{k}" for node in nodes for k in self._float_outputs(node)]
+        program = self._kept(self.signature.compilation == "xla", names, is_probed=True)
         program(batch, variables, self.record.constants)
         return program.probe_result
 
     @cached_property
     def inputs_of(self) -> dict[str, list[str]]:
         """Tensor names of the data inputs of each op of the main graph."""
-        return {
-            node.name: [_tensor(name) for name in node.input if not name.startswith("^")]
-            for node in self.graph.node
-        }
+        return {node.name: _data_inputs(node) for node in self.graph.node}
 
     def node(self, name: str) -> NodeFacts:
         """Return what the graph says of an op of its main graph."""
         node = self._nodes[name]
-        return NodeFacts(
-            node.op, node.attr, [f"{name}:{k}" for k in range(len(self._output_types(node)))]
-        )
+        outputs = [f"{name}:{k}" for k in range(len(self._output_types(node)))]
+        return NodeFacts(node.op, node.attr, outputs)
 
     def kinds(self, tensors: Sequence[str]) -> list[str]:
         """Return the dtype names of tensors of the main graph."""
-        found = []
-        for tensor in tensors:
-            name, _, output = tensor.partition(":")
-            found.append(
-                tf.dtypes.as_dtype(self._output_types(self._nodes[name])[int(output)]).name
-            )
-        return found
+        return [self._dtype(tensor).name for tensor in tensors]
+
+    def _dtype(self, tensor: str) -> Any:
+        name, _, output = tensor.rpartition(":")
+        return tf.dtypes.as_dtype(self._output_types(self._nodes[name])[int(output)])
 
     def _float_outputs(self, node: Any) -> list[int]:
-        return [
-            k
-            for k, kind in enumerate(self._output_types(node))
-            if tf.dtypes.as_dtype(kind).is_floating
-        ]
+        dtypes = [tf.dtypes.as_dtype(kind) for kind in self._output_types(node)]
+        return [k for k, dtype in enumerate(dtypes) if dtype.is_floating]
 
     @cached_property
     def _nodes(self) -> dict[str, Any]:
@@ -248,9 +261,8 @@ class Program:
 
     @cached_property
     def _functions(self) -> dict[str, Any]:
-        return {
-            function.signature.name: function.signature for function in self.graph.library.function
-        }
+        functions = self.graph.library.function
+        return {function.signature.name: function.signature for function in functions}
 
     def _output_types(self, node: Any) -> list[int]:
         definition = self._functions.get(node.op) or op_definition(node.op)
@@ -268,9 +280,17 @@ class Program:
         cancelled: Callable[[], bool] | None = None,
         whole_functions: bool = False,
     ) -> dict[str, Any]:
-        """Run op by op and return the fetched tensors by name; `update` runs all that the step does.
+        """Run op by op and return the fetched tensors by name.
 
-        With `whole_functions`, compiled functions that an eager step called run compiled.
+        Args:
+            batch: Leaves of the batch.
+            variables: `tf.Variable`s by index.
+            fetches: Tensor names of the main graph.
+            update: Whether all that the step does runs, and not only what `fetches` need.
+            observer: As for `Interpreter.run`, like the arguments after it.
+            on_error: Called when a kernel raises; returns the op's outputs.
+            cancelled: Asked before each op; True ends the run.
+            whole_functions: Run compiled functions that an eager step called compiled.
         """
         if self._interpreter is None:
             self._interpreter = Interpreter(
@@ -280,7 +300,8 @@ class Program:
         wanted = list(dict.fromkeys([*fetches, *(self.signature.outputs if update else ())]))
         tensors = self._interpreter.run(
             self.feeds(batch, variables), wanted, targets=targets, given=self.given(batch),
-            observer=observer, on_error=on_error, cancelled=cancelled, whole_functions=whole_functions,
+            observer=observer, on_error=on_error, cancelled=cancelled,
+            whole_functions=whole_functions,
         )  # fmt: skip
         return dict(zip(wanted, tensors, strict=True))
 
@@ -290,28 +311,29 @@ class Program:
         for spec in self.signature.inputs:
             feeds[spec.tensor] = as_type(batch[spec.leaf], spec.dtype)
         for capture in self.signature.captures:
-            is_idle = capture.tensor in self._idle
-            feeds[capture.tensor] = (
-                self._stand_in
-                if is_idle
-                else capture_feed(capture, variables, self.record.constants)
-            )
+            if capture.tensor in self._idle:
+                feeds[capture.tensor] = self._stand_in
+            else:
+                feeds[capture.tensor] = capture_feed(capture, variables, self.record.constants)
         return feeds
 
     def given(self, batch: Sequence[ArrayLike]) -> Mapping[str, Sequence[Any]]:
         """Return the recorded outputs of the ops that do not run again, by name of the op."""
         given: dict[str, list[Any]] = {}
         for spec in self.signature.fed:
-            op, _, output = spec.tensor.rpartition(":")
-            kind = tf.dtypes.as_dtype(self._output_types(self._nodes[op])[int(output)])
-            given.setdefault(op, []).append(as_type(batch[spec.leaf], kind.name))
+            op = spec.tensor.rpartition(":")[0]
+            dtype = self._dtype(spec.tensor).name
+            given.setdefault(op, []).append(as_type(batch[spec.leaf], dtype))
         return given
 
     @cached_property
     def _idle(self) -> frozenset[str]:
-        """Captured resources (tables, iterators, writers of logs) that are used only by ops that do not run again."""
-        found = cut(self.graph, self.signature)
-        return found.idle | found.unused
+        """Captured inputs that are resources only for ops that do not run again.
+
+        Such are tables, iterators and writers of logs, which a capture does not hold.
+        """
+        parts = cut_recorded_ops(self.graph, self.signature)
+        return parts.idle | parts.unused
 
     @cached_property
     def _stand_in(self) -> Any:
@@ -320,17 +342,26 @@ class Program:
 
     @cached_property
     def unrecorded(self) -> Sequence[str]:
-        """Ops that another run does not repeat and whose outputs were not recorded, with their types."""
+        """Ops that another run would not repeat and whose outputs were not recorded."""
         return unrecorded_ops(self.graph, self.signature)
 
 
 def loss_added(before: tuple[float, float], after: tuple[float, float]) -> float:
-    """The loss of a step, given (total, count) of a mean before it and after it; the mean where the total is finite no more."""
+    """The loss of one step, from (total, count) of a mean of losses before it and after it.
+
+    `(10.0, 4)` and then `(13.0, 5)` give 3.0. A total that was not finite before the step gives the
+    mean; so does one that was reset, as an epoch begins.
+    """
     total, count = after
     if before[1] < count and math.isfinite(before[0]):
         total, count = total - before[0], count - before[1]
     return total / count if count else math.nan
 
 
-def _tensor(name: str) -> str:
-    return name if ":" in name else f"{name}:0"
+def _data_inputs(node: Any) -> list[str]:
+    return [_full_name(name) for name in node.input if not name.startswith("^")]
+
+
+def _full_name(tensor: str) -> str:
+    """A GraphDef names output 0 of an op by the op alone."""
+    return tensor if ":" in tensor else f"{tensor}:0"

@@ -1,4 +1,7 @@
-"""The variables that replayed programs run on."""
+"""What replayed programs run on: variables of their own, and TensorFlow's op determinism.
+
+`Replay` has one `LiveState` for steps as they were trained, one for steps in float64.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ from nanreplay.program.fingerprint import has_nonfinite, nonfinite_kind, read_va
 from nanreplay.records import ArrayLike, VariableInfo
 from nanreplay.tensorflow_internals import tf_eager
 
-# Op determinism, which TensorFlow has once for a process, shared by the replays that are open.
+# Op determinism is one switch for the whole process. The replays that are open share it.
 
 _lock = threading.Lock()
 _users = 0
@@ -25,7 +28,7 @@ _before = False
 
 
 class OpDeterminism:
-    """Op determinism as one replay wants it. After the last one it is as it was before the first."""
+    """Op determinism as one replay wants it; after the last one it is as before the first."""
 
     def __init__(self) -> None:
         global _users, _before
@@ -42,7 +45,11 @@ class OpDeterminism:
         tf_eager.set_deterministic(self._is_wanted)
 
     def give_up(self) -> bool:
-        """Do without from now on, for an op that has no deterministic kernel; returns whether it was wanted until now."""
+        """Do without from now on, for an op that has no deterministic kernel.
+
+        Returns:
+            Whether it was wanted until now.
+        """
         was_wanted, self._is_wanted = self._is_wanted, False
         return was_wanted
 
@@ -56,9 +63,6 @@ class OpDeterminism:
             _users -= 1
             if not _users:
                 tf_eager.set_deterministic(_before)
-
-
-# --- replay.state
 
 
 class LiveState:
@@ -77,9 +81,8 @@ class LiveState:
     def variables(self) -> list[Any]:
         """The variables, by index."""
         if not self._variables:
-            check_size(
-                "The program is refused: its variables", sum(_size_of(info) for info in self._infos)
-            )
+            size_bytes = sum(_size_bytes(info) for info in self._infos)
+            check_size("The program is refused: its variables", size_bytes)
             self._variables = [_variable(info) for info in self._infos]
         return self._variables
 
@@ -88,52 +91,54 @@ class LiveState:
         for index, value in values.items():
             if not 0 <= index < len(self._infos):
                 raise FormatError(
-                    f"The capture is damaged: it holds a value of variable {index}, which is not in its table."
+                    f"The capture is damaged: it holds a value of variable {index}, "
+                    "which is not in its table."
                 )
             info = self._infos[index]
             if np.shape(value) != tuple(info.shape):
                 raise FormatError(
-                    f"The capture is damaged: a value of {info.path} has the shape {np.shape(value)}, not {info.shape}."
+                    f"The capture is damaged: a value of {info.path} has the shape "
+                    f"{np.shape(value)}, not {info.shape}."
                 )
             self.variables[index].assign(as_type(value, info.dtype))
 
     def read(self) -> dict[int, Any]:
-        """Return all values by index; they share the variables' buffers, which TensorFlow copies on the next write."""
-        return {
-            index: read_variable(variable_handle(each)) for index, each in enumerate(self.variables)
-        }
+        """Return all values by index.
+
+        They share the variables' buffers, which TensorFlow copies before the next write.
+        """
+        handles = [variable_handle(variable) for variable in self.variables]
+        return {index: read_variable(handle) for index, handle in enumerate(handles)}
 
     def is_bad(self, index: int) -> bool:
         """Whether a variable holds NaN or an infinity."""
-        kind = self._infos[index].dtype
-        return ("float" in kind or "complex" in kind) and has_nonfinite(
-            read_variable(self.variables[index].handle).numpy()
-        )
+        dtype = self._infos[index].dtype
+        may_be = "float" in dtype or "complex" in dtype
+        return may_be and has_nonfinite(self._array(index))
 
     def bad_kind(self, index: int) -> str:
         """The worst that a variable holds: `nan`, `inf` or `-inf`; "" when it is finite."""
-        return (
-            nonfinite_kind(read_variable(self.variables[index].handle).numpy())
-            if self.is_bad(index)
-            else ""
-        )
+        return nonfinite_kind(self._array(index)) if self.is_bad(index) else ""
+
+    def _array(self, index: int) -> Any:
+        return read_variable(self.variables[index].handle).numpy()
 
     def already_bad(self, layout: Iterable[str], claimed: str | None) -> set[int]:
-        """Return the watched variables and optimizer's slots that are non-finite now, before a step: not the step's doing.
+        """Return the variables that are non-finite already, before a step: not the step's doing.
+
+        Asked of are those in the fingerprint and the optimizer's slots.
 
         Args:
             layout: Names of the fingerprint's elements.
-            claimed: Path of the variable that the incident is about, if it is about one; it is never among them.
+            claimed: Path of the variable that the incident is about, if it is about one. It is
+                never among them.
         """
-        watched = [
-            int(name.partition(":")[2]) for name in layout if name.startswith("variable_sum:")
-        ]
+        sums = [name for name in layout if name.startswith("variable_sum:")]
+        measured = [int(name.partition(":")[2]) for name in sums]
         slots = [index for index, info in enumerate(self._infos) if info.role == "optimizer"]
-        return {
-            index
-            for index in (*watched, *slots)
-            if index >= 0 and self._infos[index].path != claimed and self.is_bad(index)
-        }
+        known = [index for index in (*measured, *slots) if index >= 0]
+        others = [index for index in known if self._infos[index].path != claimed]
+        return {index for index in others if self.is_bad(index)}
 
     def clear(self) -> None:
         """Let go of the variables."""
@@ -144,11 +149,13 @@ def as_type(value: ArrayLike, dtype: str) -> Any:
     """Return a leaf of a batch or a variable's value as a tensor of a TensorFlow type."""
     if not isinstance(value, tf.Tensor):
         array = np.asarray(value)
+        # Strings need the type said; numbers keep their own and are cast below, since TensorFlow
+        # refuses to convert an array to another type of number.
         value = tf.convert_to_tensor(array, dtype if array.dtype.kind in "OSU" else None)
     return value if value.dtype.name == dtype else tf.cast(value, dtype)
 
 
-def _size_of(info: VariableInfo) -> int:
+def _size_bytes(info: VariableInfo) -> int:
     return math.prod(info.shape) * max(int(tf.dtypes.as_dtype(info.dtype).size), 1)
 
 

@@ -1,4 +1,8 @@
-"""`Replay`: seeking to a step of a capture and running it again, compiled as in training or op by op."""
+"""`Replay`: seeking to a step of a capture and running it again.
+
+Steps run compiled as in training or op by op. Everything that explains a capture (bisect, diagnose,
+what-if, the terminal interface) works through a `Replay`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import tensorflow as tf
 
@@ -25,7 +29,9 @@ from nanreplay.replay.step_results import RecordedSteps, StepResult, compare_ste
 
 __all__ = ["Replay", "StepResult"]
 T = TypeVar("T")
+AtKeyframe: TypeAlias = Callable[[int, Mapping[int, Any], Mapping[int, Any]], Mapping[int, Any]]
 _STATES_KEPT = 4
+"""States of the variables before steps that are kept, so that going back costs no new run."""
 
 
 class Replay(RecordedSteps):
@@ -37,11 +43,13 @@ class Replay(RecordedSteps):
             print(result.step, result.finite, result.bit_exact)
     ```
 
-    Op determinism is on while a `Replay` is open.
+    Op determinism is on while a `Replay` is open, and its variables take memory: close it, or use
+    it in a `with` statement as above.
 
     Args:
         capture: An open capture.
-        trust: Let ops that touch files, the network or processes run; only for captures of your own.
+        trust: Let ops that touch files, the network or processes run. False unless given; only for
+            captures of your own.
     """
 
     def __init__(self, capture: Capture, *, trust: bool = False) -> None:
@@ -82,54 +90,64 @@ class Replay(RecordedSteps):
         first: int | None = None,
         last: int | None = None,
         progress: Callable[[int, int], None] | None = None,
-        at_keyframe: Callable[[int, Mapping[int, Any], Mapping[int, Any]], Mapping[int, Any]]
-        | None = None,
+        at_keyframe: AtKeyframe | None = None,
     ) -> list[StepResult]:
-        """Run the steps from `first` to `last` one after another and compare each with the recording.
+        """Run a window of steps one after another and compare each with the recording.
+
+        ```python
+        results = replay.run_window("float64", first=20)
+        print([result.step for result in results if not result.finite])
+        ```
 
         Args:
-            mode: "recorded" compiles as the training did (graph or XLA; an eager step runs op by op); "graph" compiles
-                without XLA; "ops" runs op by op; "float64" op by op with every float as float64.
+            mode: "recorded" compiles as the training did (graph or XLA; an eager step runs op by
+                op); "graph" compiles without XLA; "ops" runs op by op; "float64" op by op with
+                every float as float64.
             first: First step; the first that can be replayed unless given.
             last: Last step; the last that can be replayed unless given.
             progress: Called with (steps done, steps in all).
-            at_keyframe: Called at a keyframe that the replay reaches, with the step, the replayed variables just before it,
-                and those that the keyframe holds; returns the ones to set. All that it holds unless given.
+            at_keyframe: Called at a keyframe that the replay reaches, with the step, the replayed
+                variables just before it, and those that the keyframe holds; returns the ones to
+                set. All that it holds unless given.
 
         Raises:
             ReplayError: A step could not be run.
             MissingPartError: No step between `first` and `last` can be replayed.
         """
-        wanted = [
-            step
-            for step in self.steps
-            if (first is None or step >= first) and (last is None or step <= last)
-        ]
-        if not wanted:
-            which = "" if first is None else f" from {first} on"
-            raise MissingPartError(
-                f"{self.capture.path}: holds no step that can be replayed{which}."
-            )
+        wanted = self._window(first, last)
+        keyframes = set(self.capture.keyframe_steps)
         live = self._wide if mode == "float64" else self._live
         results: list[StepResult] = []
-        as_held = mode == "recorded"
+        # The state before the incident is worth keeping only while the replay is the training's
+        # own: in the recorded mode, with every keyframe set as it was held.
+        is_faithful = mode == "recorded"
         for done, step in enumerate(wanted):
             follows = bool(results) and wanted[done - 1] == step - 1
-            if (
-                step in self.capture.keyframe_steps
-            ):  # it holds what changed between steps: metrics reset, a callback's new weights
+            if step in keyframes:
+                # set even after the step before it has run: between the two, metrics were reset or
+                # a callback set weights
                 held = self.capture.keyframe(step)
                 chosen = at_keyframe(step, live.read(), held) if follows and at_keyframe else held
                 live.assign(chosen)
-                as_held = as_held and chosen is held
+                is_faithful = is_faithful and chosen is held
             elif not follows:
                 live.assign(self.state(step))
-            if as_held and step == self.incident.step:
+            if is_faithful and step == self.incident.step:
                 self._remember(step)
             results.append(self._run_step(step, mode))
             if progress is not None:
                 progress(done + 1, len(wanted))
         return results
+
+    def _window(self, first: int | None, last: int | None) -> list[int]:
+        steps = [step for step in self.steps if first is None or step >= first]
+        steps = [step for step in steps if last is None or step <= last]
+        if not steps:
+            which = "" if first is None else f" from {first} on"
+            raise MissingPartError(
+                f"{self.capture.path}: holds no step that can be replayed{which}."
+            )
+        return steps
 
     def _remember(self, step: int) -> None:
         """Keep the variables as they are as the state just before a step."""
@@ -139,39 +157,44 @@ class Replay(RecordedSteps):
             self._states.popitem(last=False)
 
     def _run_step(self, step: int, mode: Mode) -> StepResult:
+        """Run a step on the variables as they are, update them, and compare with the recording."""
         batch, (program, live) = self.batch(step), self._program_and_state(step, mode)
         live.assign(batch.overrides)
         trigger, layout = self.incident.trigger, program.signature.watch_layout
-        bad = live.already_bad(layout, trigger.name if trigger.what == "variable" else None)
-        slots = [
-            index
-            for index, info in enumerate(self.variables)
-            if info.role == "optimizer" and info.shape
-        ]
+        claimed = trigger.name if trigger.what == "variable" else None
+        bad_before = live.already_bad(layout, claimed)
+        # `wide` is a program in float64 already, and that is how it runs
         way: Mode = "ops" if mode == "float64" else mode
-        asks = trigger.what == "gradient" and step == self.incident.step
-        before = live.read() if asks else {}
-        found = self._tried(
+        # Loss scaling skips an update for a bad gradient and leaves no trace of it in the state,
+        # so the gradients of such an incident are asked for once more, from the state before it.
+        asks_gradients = trigger.what == "gradient" and step == self.incident.step
+        before = live.read() if asks_gradients else {}
+        fingerprint = self._determined(
             step, lambda: program.step(way, batch.arrays, live.variables, batch.fingerprint)
         )
         result = compare_step(
             step,
             program.signature,
-            found,
+            fingerprint,
             batch.fingerprint,
             paths=[info.path for info in self.variables],
             count_skips=trigger.what == "gradient",
-            bad_variable=lambda index: "" if index in bad else live.bad_kind(index),
-            slots=slots,
+            bad_variable=lambda index: "" if index in bad_before else live.bad_kind(index),
+            slots=self._optimizer_slots(),
             step_loss=program.step_loss,
             recorded_loss=self.timeline_loss(step),
         )
-        if asks and result.finite and result.nonfinite is None:
-            gradient = self._tried(
+        if asks_gradients and result.finite and result.nonfinite is None:
+            gradient = self._determined(
                 step, lambda: self._bad_gradient(program, way, batch, before, live)
             )
-            return result if gradient is None else replace(result, finite=False, nonfinite=gradient)
+            if gradient is not None:
+                return replace(result, finite=False, nonfinite=gradient)
         return result
+
+    def _optimizer_slots(self) -> list[int]:
+        variables = enumerate(self.variables)
+        return [index for index, info in variables if info.role == "optimizer" and info.shape]
 
     def _bad_gradient(
         self,
@@ -181,59 +204,69 @@ class Replay(RecordedSteps):
         before: Mapping[int, Any],
         live: LiveState,
     ) -> Trigger | None:
-        """The first gradient of a step that is not finite, where the update was skipped for it; the variables stay as they are."""
+        """The first non-finite gradient of a step; the variables are afterwards as they are now.
+
+        Args:
+            program: Of the step.
+            way: How it runs.
+            batch: Input of the step.
+            before: Variables just before the step.
+            live: The variables that it runs on.
+        """
         after, specs = live.read(), program.signature.gradients
         names = [spec.tensor for spec in specs]
         live.assign(before)
         if way in ("recorded", "graph") and program.signature.compilation != "eager":
             jit = program.signature.compilation == "xla" and way == "recorded"
-            found = program.compiled(names, jit=jit)(
-                batch.arrays, live.variables, program.record.constants
-            )[1]
+            compiled = program.compiled(names, jit=jit)
+            _, gradients = compiled(batch.arrays, live.variables, program.record.constants)
         else:
             fetched = program.run_ops(batch.arrays, live.variables, fetches=names, update=False)
-            found = [fetched[name] for name in names]
+            gradients = [fetched[name] for name in names]
         live.assign(after)
-        pairs = zip(specs, map(nonfinite_kind, found), strict=True)
-        return next(
-            (
-                Trigger("gradient", self.variables[spec.variable].path, kind)
-                for spec, kind in pairs
-                if kind
-            ),
-            None,
-        )
+        for spec, gradient in zip(specs, gradients, strict=True):
+            kind = nonfinite_kind(gradient)
+            if kind:
+                return Trigger("gradient", self.variables[spec.variable].path, kind)
+        return None
 
     def _program_and_state(self, step: int, mode: Mode) -> tuple[Program, LiveState]:
         program = self.program(step)
         if mode != "float64":
             return program, self._live
         wide = program.wide
-        note = f"In float64, these ops ran in their own type, since they have no float64 kernel: {', '.join(program.narrow_ops)}."
+        note = (
+            "In float64, these ops ran in their own type, since they have no float64 kernel: "
+            f"{', '.join(program.narrow_ops)}."
+        )
         if program.narrow_ops and note not in self.notes:
             self.notes.append(note)
         return wide, self._wide
 
-    def _tried(self, step: int, work: Callable[[], T]) -> T:
+    def _determined(self, step: int, work: Callable[[], T]) -> T:
+        """Do some work of a step with op determinism, or without where an op has no such kernel.
+
+        What TensorFlow raises becomes an error of nanreplay that names the step.
+        """
         self._determinism.enter()
         try:
             return work()
         except tf.errors.ResourceExhaustedError as error:
             raise MemoryLimitError(
-                f"Step {step} ran out of memory: {(str(error).splitlines() or [''])[0]}."
+                f"Step {step} ran out of memory: {_first_line(error)}."
             ) from error
         except (tf.errors.OpError, ReplayError) as error:
+            # TensorFlow has no error class for this; all messages of such kernels hold the word
             if "determinis" in str(error).lower() and self._determinism.give_up():
                 self.notes.append(
-                    f"Step {step} holds an op that has no deterministic kernel; op determinism was turned off."
+                    f"Step {step} holds an op that has no deterministic kernel; "
+                    "op determinism was turned off."
                 )
-                return self._tried(step, work)
+                return self._determined(step, work)
             if isinstance(error, ReplayError):
                 raise
-            lines = str(error).splitlines() or [""]
-            raise ReplayError(
-                f"Step {step} raised when it was replayed: {type(error).__name__}: {lines[0]}"
-            ) from error
+            reason = f"{type(error).__name__}: {_first_line(error)}"
+            raise ReplayError(f"Step {step} raised when it was replayed: {reason}") from error
 
     def run(
         self,
@@ -248,15 +281,26 @@ class Replay(RecordedSteps):
     ) -> Mapping[str, Any]:
         """Run a step op by op from the state just before it and return the fetched tensors by name.
 
+        ```python
+        replay.run(7, lambda event: print(event.type, event.name))
+        ```
+
         Args:
             step: One of `steps`.
             observer: Called after each op; what it raises passes through.
-            batch: Arrays to feed in place of the recorded ones (the batch's, then the recorded outputs of ops).
+            batch: Arrays to feed in place of the recorded ones (the batch's, then the recorded
+                outputs of ops).
             on_error: Called when a kernel raises; returns the op's outputs.
-            fetches: Tensor names of the main graph; None for the program's outputs, losses and gradients.
+            fetches: Tensor names of the main graph. The program's outputs, losses and gradients
+                unless given.
             update: Whether everything runs for its effect; False runs only what `fetches` need.
-            mode: "float64" runs with every float as float64: events hold float64 tensors, and ops that have no float64
-                kernel come between ops of type `Cast` (`replay.notes` names them).
+            mode: "float64" runs with every float as float64. Events then hold float64 tensors, and
+                ops that have no float64 kernel come between ops of type `Cast` (`replay.notes`
+                names them).
+
+        Raises:
+            MissingPartError: The step cannot be replayed.
+            ReplayError: A kernel raised and there is no `on_error`.
         """
         program, live = self._program_and_state(step, mode)
         live.assign(self.state(step))
@@ -268,7 +312,7 @@ class Replay(RecordedSteps):
                 *signature.losses,
                 *(spec.tensor for spec in signature.gradients),
             ]
-        return self._tried(
+        return self._determined(
             step,
             lambda: program.run_ops(
                 leaves,
@@ -281,9 +325,13 @@ class Replay(RecordedSteps):
         )
 
     def probe(self, step: int) -> Mapping[str, tuple[bool, bool]]:
-        """Run a step compiled as it was trained; (holds NaN, holds infinity) of each float tensor of the main graph, by name."""
+        """Run a step compiled as it was trained and say what each float tensor holds.
+
+        Returns:
+            Whether it holds NaN, and whether infinities, by name of the main graph's tensor.
+        """
         self._live.assign(self.state(step))
-        return self._tried(
+        return self._determined(
             step, lambda: self.program(step).probe(self.batch(step).arrays, self._live.variables)
         )
 
@@ -291,46 +339,51 @@ class Replay(RecordedSteps):
         """Run a step compiled as it was trained and return tensors of the main graph by name."""
         self._live.assign(self.state(step))
         program = self.program(step)
-        _, extra = self._tried(
+        _, tensors = self._determined(
             step,
             lambda: program.compiled(names)(
                 self.batch(step).arrays, self._live.variables, program.record.constants
             ),
         )
-        return dict(zip(names, extra, strict=True))
+        return dict(zip(names, tensors, strict=True))
 
     def compiled_hashes(self, step: int, names: Sequence[str]) -> Mapping[str, BitHash]:
-        """Run a step compiled as it was trained and return hashes of float tensors of the main graph by name."""
+        """Run a step compiled as it was trained and return hashes of float tensors by name."""
         self._live.assign(self.state(step))
         record, leaves = self.program(step).record, self.batch(step).arrays
-        return self._tried(
+        return self._determined(
             step,
             lambda: compiled_hashes(record, names, batch=leaves, variables=self._live.variables),
         )
 
     def compiled_event(self, step: int, op: str) -> OpEvent | None:
-        """Return one op's execution in the step compiled as it was trained; None for one with handles among its tensors."""
+        """Return one op's execution in the step compiled as it was trained.
+
+        None for an op that takes or gives a handle or a string, which no compiled program fetches.
+        """
         node = self.program(step).node(op)
-        names = [*self.inputs_of(step)[op], *node.outputs]
-        if any(
-            kind in ("resource", "variant", "string") for kind in self.program(step).kinds(names)
-        ):
+        inputs = self.inputs_of(step)[op]
+        names = [*inputs, *node.outputs]
+        if not {"resource", "variant", "string"}.isdisjoint(self.program(step).kinds(names)):
             return None
-        found = self.compiled_values(step, names)
-        inputs = names[: len(names) - len(node.outputs)]
-        ids = tuple(ValueId(-1 - len(self.feed_names(step)) - i, 0) for i in range(len(inputs)))
-        values = (
-            tuple(found[name] for name in inputs),
-            ids,
-            tuple(found[name] for name in node.outputs),
-        )
-        return OpEvent(0, "", op, node.type, (), *values, node.attrs)
+        tensors = self.compiled_values(step, names)
+        # made-up identities below those of the feeds: nobody followed what made these inputs
+        n_feeds = len(self.feed_names(step))
+        ids = tuple(ValueId(-1 - n_feeds - i, 0) for i in range(len(inputs)))
+        input_tensors = tuple(tensors[name] for name in inputs)
+        outputs = tuple(tensors[name] for name in node.outputs)
+        return OpEvent(0, "", op, node.type, (), input_tensors, ids, outputs, node.attrs)
 
     def execute(self, event: OpEvent, inputs: Sequence[Any]) -> Sequence[Any]:
-        """Run the kernel of an event again (its type and attributes) on other inputs; arrays are taken as tensors."""
+        """Run the kernel of an event again on other inputs.
+
+        Args:
+            event: Its op type and attributes are taken.
+            inputs: Tensors, or arrays that become tensors of their own dtype.
+        """
         return run_kernel(event.type, event.attrs, inputs)
 
-    # State
+    # The variables before and after steps.
 
     def state(self, step: int) -> Mapping[int, Any]:
         """Return the variables just before a step, by index.
@@ -340,7 +393,8 @@ class Replay(RecordedSteps):
         """
         if step not in self.steps:
             raise MissingPartError(
-                f"{self.capture.path}: step {step} cannot be replayed; there are {_ranges(self.steps)}."
+                f"{self.capture.path}: step {step} cannot be replayed; "
+                f"there are {_ranges(self.steps)}."
             )
         if step not in self._states:
             self._seek(step)
@@ -360,30 +414,34 @@ class Replay(RecordedSteps):
     def replace_batch(self, step: int, batch: BatchRecord) -> None:
         """From now on, run a step with another input than was recorded of it."""
         self._batches[step] = batch
-        for later in [known for known in self._states if known > step]:
-            del self._states[later]
+        later = [known for known in self._states if known > step]
+        for known in later:  # reached through the input that was replaced
+            del self._states[known]
 
     def replace_state(self, step: int, values: Mapping[int, Any]) -> None:
-        """From now on, start a step with these values of some variables; the others as they are just before it."""
+        """From now on, start a step with these values of some variables.
+
+        The others are as they were just before it.
+        """
         self._live.assign(self.state(step))
         self._live.assign(values)
         self._states = OrderedDict({step: self._live.read()})
 
     def fingerprint(self, step: int) -> Any:
-        """Return the fingerprint that a step gives when it runs as it was trained, None when its program has none."""
+        """Return the fingerprint of a step that runs as it was trained; None without one."""
         self._live.assign(self.state(step))
         batch, program = self.batch(step), self.program(step)
-        return self._tried(
+        return self._determined(
             step,
             lambda: program.step("recorded", batch.arrays, self._live.variables, batch.fingerprint),
         )
 
     def _seek(self, step: int) -> None:
-        keyframes = self.capture.keyframe_steps
-        base = max(known for known in (*keyframes, *self._states) if known <= step)
-        self._live.assign(
-            self._states[base] if base in self._states else self.capture.keyframe(base)
-        )
+        """Reach the state before a step from the nearest earlier one that is known."""
+        known = (*self.capture.keyframe_steps, *self._states)
+        base = max(earlier for earlier in known if earlier <= step)
+        is_kept = base in self._states
+        self._live.assign(self._states[base] if is_kept else self.capture.keyframe(base))
         for between in range(base, step):
             self._run_step(between, "recorded")
         self._remember(step)
@@ -391,6 +449,11 @@ class Replay(RecordedSteps):
     def now(self) -> Mapping[int, Any]:
         """Return the variables as the last run left them (one in float64 aside), by index."""
         return self._live.read()
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).splitlines() or [""]
+    return lines[0]
 
 
 def _ranges(steps: Sequence[int]) -> str:

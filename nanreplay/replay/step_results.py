@@ -1,8 +1,12 @@
-"""Holding a replayed step against what was recorded of it."""
+"""What was recorded of steps, and how a replayed step compares with it.
+
+`RecordedSteps` is the half of `Replay` that runs nothing; `compare_step` makes the `StepResult` of
+each step that `Replay` runs.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,11 +29,9 @@ from nanreplay.records import (
 from nanreplay.replay.provenance import FeedKind
 from nanreplay.replay.replay_programs import Program
 
-# What a capture holds of each step, read once and kept while it is replayed.
-
 
 class RecordedSteps:
-    """The steps of a capture with their programs and batches; runs nothing.
+    """The steps of a capture with their programs and batches, each read once; runs nothing.
 
     Args:
         capture: An open capture.
@@ -48,18 +50,25 @@ class RecordedSteps:
 
     @property
     def steps(self) -> tuple[int, ...]:
-        """Steps that can be replayed, ascending: reached from a keyframe through steps that have a program."""
+        """Steps that can be replayed, ascending.
+
+        They are reached from a keyframe through steps that have a program, without a gap.
+        """
         if self._steps is None:
-            keyframes, reached = set(self.capture.keyframe_steps), []
-            previous: int | None = None
-            for step in self.capture.steps:
-                follows = previous is not None and step == previous + 1
-                previous = (
-                    step if self.batch(step).program and (step in keyframes or follows) else None
-                )
-                reached += [] if previous is None else [step]
-            self._steps = tuple(reached)
+            self._steps = tuple(self._reached())
         return self._steps
+
+    def _reached(self) -> Iterator[int]:
+        keyframes = set(self.capture.keyframe_steps)
+        previous: int | None = None
+        for step in self.capture.steps:
+            follows = previous is not None and step == previous + 1
+            has_program = bool(self.batch(step).program)
+            if has_program and (step in keyframes or follows):
+                previous = step
+                yield step
+            else:
+                previous = None
 
     @property
     def incident(self) -> Incident:
@@ -82,16 +91,16 @@ class RecordedSteps:
         batch = self.batch(step)
         record = self.capture.program(batch.program)
         name = record.id
-        if not batch.fed and record.signature.fed:  # the step raised before it gave them
-            name, record = (
-                f"{name}, drawing anew",
-                replace(record, signature=replace(record.signature, fed=())),
-            )
+        if not batch.fed and record.signature.fed:
+            # the step raised before it gave the outputs of these ops, so a replay runs them anew
+            name = f"{name}, drawing anew"
+            record = replace(record, signature=replace(record.signature, fed=()))
         if name not in self._programs:
             self._programs[name] = Program(record, trust=self._trust)
         if len(batch.fed) != len(record.signature.fed):
             raise FormatError(
-                f"{self.capture.path}: the batch of step {step} lacks outputs of ops that its program is fed with."
+                f"{self.capture.path}: the batch of step {step} lacks outputs of ops "
+                "that its program is fed with."
             )
         check_batch(self.batch(step), self._programs[name].signature)
         return self._programs[name]
@@ -105,12 +114,11 @@ class RecordedSteps:
     def timeline_loss(self, step: int) -> float | None:
         """Return the loss of a step as the timeline has it."""
         if self._losses is None:
+            self._losses = {}
             table = self.capture.timeline()
-            self._losses = (
-                dict(zip(table["step"].tolist(), table["loss"].tolist(), strict=True))
-                if "loss" in table
-                else {}
-            )
+            if "loss" in table:
+                steps, losses = table["step"].tolist(), table["loss"].tolist()
+                self._losses = dict(zip(steps, losses, strict=True))
         return self._losses.get(step)
 
     def signature(self, step: int) -> Signature:
@@ -122,7 +130,7 @@ class RecordedSteps:
         return self.program(step).infos
 
     def feed_names(self, step: int) -> Sequence[tuple[FeedKind, int]]:
-        """Return what `ValueId(-1 - i, 0)` stands for: a batch leaf, a variable or a constant, and its index."""
+        """Return what `ValueId(-1 - i, 0)` stands for: a leaf, variable or constant by index."""
         return self.program(step).feed_names
 
     def source(self, stack: int) -> Frame | None:
@@ -130,14 +138,15 @@ class RecordedSteps:
         if self._sources is None:
             self._sources = self.capture.stacks, self.capture.frames
         stacks, frames = self._sources
-        return frames[stacks[stack][-1]] if 0 <= stack < len(stacks) and stacks[stack] else None
+        is_known = 0 <= stack < len(stacks) and stacks[stack]
+        return frames[stacks[stack][-1]] if is_known else None
 
     def inputs_of(self, step: int) -> Mapping[str, Sequence[str]]:
         """Return the names of the tensors that each op of the step's main graph takes."""
         return self.program(step).inputs_of
 
 
-# --- replay.compare
+# Comparing a replayed step with its recording.
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +171,10 @@ class StepResult:
     nonfinite: Trigger | None
     """The first thing that is not, or None."""
     bit_exact: bool | None
-    """Whether the fingerprint (losses, gradients, variables) equals the recorded one bit for bit; None when none was recorded."""
+    """Whether the fingerprint (losses, gradients, variables) equals the recorded one bit for bit.
+
+    None when none was recorded.
+    """
     max_ulp: int | None
     """Largest difference in units in the last place; None when there was nothing to compare."""
     loss: float | None
@@ -173,7 +185,7 @@ class StepResult:
 def compare_step(
     step: int,
     signature: Signature,
-    found: Any,
+    replayed: Any,
     recorded: Any,
     *,
     paths: Sequence[str],
@@ -188,77 +200,102 @@ def compare_step(
     Args:
         step: The step.
         signature: Of its program.
-        found: The fingerprint that the replay gave, or None.
+        replayed: The fingerprint that the replay gave, or None.
         recorded: The recorded fingerprint, or None.
         paths: Paths of the variables by index.
         count_skips: Whether an update that loss scaling skips counts as non-finite.
-        bad_variable: Says how a variable turned non-finite in this step, `nan`, `inf` or `-inf`; "" when it did not.
+        bad_variable: Says how a variable turned non-finite in this step, `nan`, `inf` or `-inf`;
+            "" when it did not.
         slots: Variables of the optimizer, which no fingerprint holds.
         step_loss: The loss of the step where the fingerprint holds a mean of losses only.
         recorded_loss: That of the recorded step.
     """
-    layout = Layout.parse(signature.watch_layout)
-    if found is None:
+    if replayed is None:
         return StepResult(step, True, None, None, None, None, None)
-    scaled = signature.loss_scaled and not count_skips
-    logged = [
-        index
-        for index, name in enumerate(signature.output_names)
-        if "loss" in name.rpartition("/")[2]
-    ]
+    layout = Layout.parse(signature.watch_layout)
+    logged = _logged_losses(signature)
     bad, _ = layout.find_nonfinite(
-        found, loss_scaled=scaled, bad_variable=bad_variable, logged_losses=logged
+        replayed,
+        loss_scaled=signature.loss_scaled and not count_skips,
+        bad_variable=bad_variable,
+        logged_losses=logged,
     )
     if bad is None:
-        bad = next(
-            (
-                NonFinite("variable", index, kind)
-                for index in slots
-                if (kind := bad_variable(index))
-            ),
-            None,
-        )
-    trigger = (
-        None
-        if bad is None
-        else Trigger(bad.what, _subject(bad.what, bad.subject, paths, signature.loss_of), bad.kind)
-    )
-    stand_ins = [element for element, output in layout.logged if output in logged]
-    loss = next(iter([element for element, _ in layout.losses] or stand_ins), None)
-    value = None if loss is None else float(found[loss])
-    held_loss = (
-        None
-        if loss is None or recorded is None or np.shape(recorded) != found.shape
-        else float(np.asarray(recorded)[loss])
-    )
-    if step_loss is not None and not layout.losses:
-        value, held_loss = step_loss, recorded_loss
+        bad = _bad_slot(slots, bad_variable)
+    trigger = None
+    if bad is not None:
+        subject = _subject(bad.what, bad.subject, paths, signature.loss_of)
+        trigger = Trigger(bad.what, subject, bad.kind)
+    reference = None
+    if recorded is not None and np.shape(recorded) == replayed.shape:
+        reference = np.asarray(recorded)
+    loss = step_loss
+    if step_loss is None or layout.losses:
+        element = _loss_element(layout, logged)
+        loss = _number_at(replayed, element)
+        recorded_loss = _number_at(reference, element)
     differences: list[Difference] = []
-    if recorded is not None and np.shape(recorded) == found.shape:
-        held = np.asarray(recorded)
-        with np.errstate(over="ignore"):
-            found = found.astype(
-                held.dtype
-            )  # a replay in float64 is compared in the recorded type, and judged in its own
-        measured = layout.measured(found) & layout.measured(held)
-        for element in np.flatnonzero(
-            measured & ~(np.isnan(found) & np.isnan(held)) & (found != held)
-        ):
-            ulp = ulp_distance(found[element : element + 1], held[element : element + 1])
-            name = _readable(signature, int(element), paths)
-            differences.append(Difference(name, float(held[element]), float(found[element]), ulp))
-    else:
-        recorded = None
+    if reference is not None:
+        differences = _differences(signature, layout, replayed, reference, paths)
+    max_ulp = max((difference.ulp for difference in differences), default=0)
     return StepResult(
         step,
         finite=trigger is None,
         nonfinite=trigger,
-        bit_exact=None if recorded is None else not differences,
-        max_ulp=None if recorded is None else max((each.ulp for each in differences), default=0),
-        loss=value,
-        recorded_loss=held_loss,
+        bit_exact=None if reference is None else not differences,
+        max_ulp=None if reference is None else max_ulp,
+        loss=loss,
+        recorded_loss=recorded_loss,
         differences=tuple(differences),
     )
+
+
+def _logged_losses(signature: Signature) -> list[int]:
+    """Outputs that the step returns as losses, such as `loss` and `head/output_loss`."""
+    last_names = [name.rpartition("/")[2] for name in signature.output_names]
+    return [index for index, name in enumerate(last_names) if "loss" in name]
+
+
+def _bad_slot(slots: Sequence[int], bad_variable: Callable[[int], str]) -> NonFinite | None:
+    for index in slots:
+        kind = bad_variable(index)
+        if kind:
+            return NonFinite("variable", index, kind)
+    return None
+
+
+def _loss_element(layout: Layout, logged: Sequence[int]) -> int | None:
+    """The fingerprint's element that is the step's loss: one that was differentiated, else logged."""
+    stand_ins = [element for element, output in layout.logged if output in logged]
+    elements = [element for element, _ in layout.losses] or stand_ins
+    return elements[0] if elements else None
+
+
+def _number_at(fingerprint: Any, element: int | None) -> float | None:
+    return None if fingerprint is None or element is None else float(fingerprint[element])
+
+
+def _differences(
+    signature: Signature, layout: Layout, replayed: Any, recorded: Any, paths: Sequence[str]
+) -> list[Difference]:
+    """The elements that were measured both times and are not the same; all NaNs are the same."""
+    # a replay in float64 is judged in its own type, but compared in the recorded one
+    with np.errstate(over="ignore"):
+        replayed = replayed.astype(recorded.dtype)
+    measured = layout.measured(replayed) & layout.measured(recorded)
+    both_nan = np.isnan(replayed) & np.isnan(recorded)
+    differences = []
+    for element in np.flatnonzero(measured & ~both_nan & (replayed != recorded)):
+        one = slice(element, element + 1)
+        differences.append(
+            Difference(
+                _element_name(signature, int(element), paths),
+                recorded=float(recorded[element]),
+                replayed=float(replayed[element]),
+                ulp=ulp_distance(replayed[one], recorded[one]),
+            )
+        )
+    return differences
 
 
 def _subject(what: str, subject: int, paths: Sequence[str], loss_of: Sequence[str] = ()) -> str:
@@ -267,7 +304,7 @@ def _subject(what: str, subject: int, paths: Sequence[str], loss_of: Sequence[st
     return paths[subject] if 0 <= subject < len(paths) else "unknown variable"
 
 
-def _readable(signature: Signature, element: int, paths: Sequence[str]) -> str:
+def _element_name(signature: Signature, element: int, paths: Sequence[str]) -> str:
     kind, _, subject = signature.watch_layout[element].partition(":")
     if not subject:
         return kind.replace("_", " ")
