@@ -19,7 +19,7 @@ NAMED := sample_runs|trained_here|from bugs|in_process
 ELSEWHERE = $(shell grep -rlE "$(NAMED)" tests --include="test_*.py")
 KERNELS := ONEDNN_MAX_CPU_ISA=SSE41 TF_ENABLE_ONEDNN_OPTS=0
 
-.PHONY: help demo test test-all test-kernels snapshots screenshots test-oldest lint format sample-runs usual-list benchmarks clean
+.PHONY: help demo test test-fast test-all test-kernels snapshots screenshots test-oldest lint format sample-runs usual-list benchmarks clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -29,6 +29,9 @@ demo: $(VENV)/.installed ## train a small model into a NaN, replay it and name t
 
 test: $(VENV)/.installed ## run the tests
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+
+test-fast: $(VENV)/.installed ## run the tests of the inner loop, under a minute
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS) tests/unit
 
 test-all: $(VENV)/.installed ## run the tests, the slow ones too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "" $(ARGS)
