@@ -27,89 +27,7 @@ from nanreplay.report.numbers import (
     readable_trigger,
     readable_ulp,
 )
-from nanreplay.whatif.fix_code import short
-
-# Causes and fixes in the words of the sentence.
-
-
-def fix_label(fix: FixResult) -> str:
-    """A fix as `--fix` takes it: `clipnorm=1.0`, `clean_data=drop_rows`, `float32`."""
-    if not fix.params or "+" in fix.name:
-        return fix.name
-    if fix.name == "clip_data" and "low" in fix.params and fix.params["low"] != -fix.params["high"]:
-        return fix.name
-    value = fix.params.get("high", next(iter(fix.params.values())))
-    return f"{fix.name}={short(value) if isinstance(value, float) else value}"
-
-
-def cause_in_words(causes: Sequence[Cause]) -> str:
-    """The likeliest cause: `Cause: the variance is 0.`; "" when none is known."""
-    if not causes or causes[0].kind == "other":
-        return ""
-    return f"Cause: {causes[0].kind.replace('_', ' ')}. {causes[0].sentence}"
-
-
-def fixes_in_words(fixes: Sequence[FixResult], limit: int = 3) -> str:
-    """What prevents it and what does not: `Verified fix: epsilon=1e-7; clipnorm=1 and lr=0.1 do not help.`; "" when none was tried."""
-    good = [f"`{fix_label(fix)}`" for fix in fixes if fix.prevents][:limit]
-    bad = [f"`{fix_label(fix)}`" for fix in fixes if fix.prevents is False][:limit]
-    help_ = f"{readable_list(bad)} {'does' if len(bad) == 1 else 'do'} not help" if bad else ""
-    if good:
-        return f"Verified fix{'es' if len(good) > 1 else ''}: {readable_list(good)}" + (
-            f"; {help_}." if help_ else "."
-        )
-    return f"Tried: {help_}." if help_ else ""
-
-
-# What verdicts and modes of replaying mean, in words for people.
-
-VERDICT_MEANINGS: Mapping[VerdictKind, str] = {
-    "reproduced": "The step is non-finite again when it is replayed.",
-    "xla_only": "Non-finite as XLA compiles it, finite op by op.",
-    "precision_only": "Non-finite as it was trained, finite in float64: more precision would have kept it finite.",
-    "transient": "Finite in every replay from the recorded state and batch: a race or a hardware fault.",
-    "healthy": "Nothing non-finite was recorded, and nothing is when it is replayed.",
-    "inconclusive": "Replaying could not decide it.",
-}
-"""Meaning of each kind of verdict."""
-MODE_MEANINGS: Mapping[str, str] = {
-    "recorded": "compiled as it was trained",
-    "graph": "compiled without XLA",
-    "ops": "op by op",
-    "float64": "op by op, every float as float64",
-}
-"""How a step runs in each mode."""
-
-
-def exactness(evidence: Evidence) -> str:
-    """How a mode compares with the recording: "bit for bit", "3 ulp off"; "not compared" where nothing is to be compared."""
-    if evidence.bit_exact is None:
-        return "not compared"
-    return "bit for bit" if evidence.bit_exact else readable_ulp(evidence.max_ulp)
-
-
-def difference_lines(difference: ModeDifference) -> list[str]:
-    """Where two modes part, a line a fact."""
-    one, other = difference.modes
-    lines = []
-    if difference.first is not None:
-        size = difference.first.max_ulp
-        by = f", by {size} ulp" if size is not None and size < 2**62 else ""
-        lines.append(f"{one} and {other} first differ at {_named(difference.first)}{by}.")
-    if difference.first_nonfinite is not None:
-        lines.append(
-            f"{_named(difference.first_nonfinite)} is the first op that is finite in {other} only."
-        )
-    return lines
-
-
-def _named(op: DifferingOp) -> str:
-    return (
-        f"{op.op_type} {op.op_name} ({op.phase}{f' of {op.layer_path}' if op.layer_path else ''})"
-    )
-
-
-# --- report.sentence
+from nanreplay.whatif.fix_code import short_number
 
 _LONGEST_CODE = 120
 """Characters of a source line in the sentence."""
@@ -329,3 +247,83 @@ def _recorded(trigger: Trigger) -> str:
         return readable_trigger(trigger).rstrip(".")
     name = trigger.name if trigger.what == "loss" else f"{trigger.what} `{trigger.name}`"
     return f"{name} was {readable_number(trigger.value)} in training"
+
+
+# Causes and fixes in the words of the sentence.
+
+
+def fix_label(fix: FixResult) -> str:
+    """A fix as `--fix` takes it: `clipnorm=1.0`, `clean_data=drop_rows`, `float32`."""
+    if not fix.params or "+" in fix.name:
+        return fix.name
+    if fix.name == "clip_data" and "low" in fix.params and fix.params["low"] != -fix.params["high"]:
+        return fix.name
+    value = fix.params.get("high", next(iter(fix.params.values())))
+    return f"{fix.name}={short_number(value) if isinstance(value, float) else value}"
+
+
+def cause_in_words(causes: Sequence[Cause]) -> str:
+    """The likeliest cause: `Cause: the variance is 0.`; "" when none is known."""
+    if not causes or causes[0].kind == "other":
+        return ""
+    return f"Cause: {causes[0].kind.replace('_', ' ')}. {causes[0].sentence}"
+
+
+def fixes_in_words(fixes: Sequence[FixResult], limit: int = 3) -> str:
+    """What prevents it and what does not: `Verified fix: epsilon=1e-7; clipnorm=1 and lr=0.1 do not help.`; "" when none was tried."""
+    good = [f"`{fix_label(fix)}`" for fix in fixes if fix.prevents][:limit]
+    bad = [f"`{fix_label(fix)}`" for fix in fixes if fix.prevents is False][:limit]
+    help_ = f"{readable_list(bad)} {'does' if len(bad) == 1 else 'do'} not help" if bad else ""
+    if good:
+        return f"Verified fix{'es' if len(good) > 1 else ''}: {readable_list(good)}" + (
+            f"; {help_}." if help_ else "."
+        )
+    return f"Tried: {help_}." if help_ else ""
+
+
+# What verdicts and modes of replaying mean, in words for people.
+
+VERDICT_MEANINGS: Mapping[VerdictKind, str] = {
+    "reproduced": "The step is non-finite again when it is replayed.",
+    "xla_only": "Non-finite as XLA compiles it, finite op by op.",
+    "precision_only": "Non-finite as it was trained, finite in float64: more precision would have kept it finite.",
+    "transient": "Finite in every replay from the recorded state and batch: a race or a hardware fault.",
+    "healthy": "Nothing non-finite was recorded, and nothing is when it is replayed.",
+    "inconclusive": "Replaying could not decide it.",
+}
+"""Meaning of each kind of verdict."""
+MODE_MEANINGS: Mapping[str, str] = {
+    "recorded": "compiled as it was trained",
+    "graph": "compiled without XLA",
+    "ops": "op by op",
+    "float64": "op by op, every float as float64",
+}
+"""How a step runs in each mode."""
+
+
+def exactness(evidence: Evidence) -> str:
+    """How a mode compares with the recording: "bit for bit", "3 ulp off"; "not compared" where nothing is to be compared."""
+    if evidence.bit_exact is None:
+        return "not compared"
+    return "bit for bit" if evidence.bit_exact else readable_ulp(evidence.max_ulp)
+
+
+def difference_lines(difference: ModeDifference) -> list[str]:
+    """Where two modes part, a line a fact."""
+    one, other = difference.modes
+    lines = []
+    if difference.first is not None:
+        size = difference.first.max_ulp
+        by = f", by {size} ulp" if size is not None and size < 2**62 else ""
+        lines.append(f"{one} and {other} first differ at {_named(difference.first)}{by}.")
+    if difference.first_nonfinite is not None:
+        lines.append(
+            f"{_named(difference.first_nonfinite)} is the first op that is finite in {other} only."
+        )
+    return lines
+
+
+def _named(op: DifferingOp) -> str:
+    return (
+        f"{op.op_type} {op.op_name} ({op.phase}{f' of {op.layer_path}' if op.layer_path else ''})"
+    )

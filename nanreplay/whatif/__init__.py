@@ -1,4 +1,7 @@
-"""Trying fixes on a recorded failure: the program, the data, the start or the learning rate is changed, and the window replayed."""
+"""Trying fixes on a recorded failure.
+
+The program, the data, the start or the learning rate is changed, and the window is replayed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""Which fixes are tried for which cause: those that fit it first, then what people try and what the replay may refute."""
+"""What a fix changes of a replay, and which fixes are tried for which cause.
+
+`fixes` makes `Fix` objects of a failure, `trial_window` applies their `Edit`, `trial` asks for
+`candidates` when the user names no fix.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +14,6 @@ from nanreplay.errors import ReplayError
 from nanreplay.findings import Cause, CauseKind, Number
 from nanreplay.program.graph_editor import ProgramEditor
 from nanreplay.records import ArrayLike, Frame
-
-# What a fix changes of a replay: the program, the batches, the state at the start, the learning
-# rate, what is skipped.
 
 ProgramEdit: TypeAlias = Callable[[ProgramEditor], None]
 BatchEdit: TypeAlias = Callable[[int, Sequence[Any]], Sequence[Any]]
@@ -71,7 +72,8 @@ class Fix:
     """What to know of it, whatever comes out."""
 
 
-# --- whatif.candidates
+# Which fixes are tried for which cause: those that fit it first, then the usual advice for any NaN,
+# so that the report says whether it helps.
 
 _LOWER_RATES = ("lr=0.1", "lr=0.01", "lr=0.001")
 _CLIPS = ("clipnorm=1.0", "clipvalue=1.0", "global_clipnorm=1.0")
@@ -79,7 +81,7 @@ _USUAL_ADVICE = ("clipnorm=1.0", "lr=0.1")
 """What is advised for any NaN: tried last, so that the report says whether it helps."""
 LAST_RESORT = "skip_step"
 """Tried when nothing else helped: it contains a non-finite value rather than prevent it."""
-_GROWING = (*_LOWER_RATES, *_CLIPS, "clip_data", "init=glorot", "leaky_relu")
+_AGAINST_GROWTH = (*_LOWER_RATES, *_CLIPS, "clip_data", "init=glorot", "leaky_relu")
 FITTING: Mapping[CauseKind, Sequence[str]] = {
     "data_nan": ("clean_data=nan_to_num", "clean_data=drop_rows"),
     "data_inf": ("clean_data=nan_to_num", "clip_data", "clean_data=drop_rows"),
@@ -107,7 +109,7 @@ FITTING: Mapping[CauseKind, Sequence[str]] = {
     "label_out_of_range": ("clean_data=drop_rows",),
     "linalg_singular": ("epsilon=1e-6", "epsilon=1e-4", "epsilon=1e-3", "clean_data=drop_rows"),
     "hardware_like": (),
-    "other": ("clean_data=drop_rows", "clip_data", *_GROWING),
+    "other": ("clean_data=drop_rows", "clip_data", *_AGAINST_GROWTH),
 }
 """Fixes by cause, the one to prefer first."""
 

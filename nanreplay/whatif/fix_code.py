@@ -1,4 +1,8 @@
-"""How to write a fix: the user's own line with the operand changed, else a line that shows the call."""
+"""How to write a fix in the user's code.
+
+It is the user's own line with the operand changed, where the line can be parsed and one operand
+fits the op; else a line that shows the call. The report shows it beside the result of each fix.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,33 @@ from typing import NamedTuple
 
 from nanreplay.records import Frame
 
-_CALLS = {
-    "Log": ("log",), "Log1p": ("log1p",), "Sqrt": ("sqrt",), "Rsqrt": ("rsqrt",), "Exp": ("exp",), "Expm1": ("expm1",),
-    "Reciprocal": ("reciprocal",), "RealDiv": ("divide", "truediv", "div"), "Acos": ("acos", "arccos"), "Asin": ("asin", "arcsin"),
-    "Acosh": ("acosh",), "Atanh": ("atanh", "arctanh"), "Pow": ("pow",), "Softmax": ("softmax",), "Xlogy": ("xlogy",),
-    "DivNoNan": ("divide_no_nan",), "MatrixInverse": ("inv", "pinv"), "Cholesky": ("cholesky",), "MatrixSolve": ("solve",),
-    "LogMatrixDeterminant": ("slogdet", "logdet"), "MatrixDeterminant": ("det",), "Lgamma": ("lgamma",), "Atan2": ("atan2",),
-}  # fmt: skip
+_FUNCTIONS = {
+    "Acos": ("acos", "arccos"),
+    "Acosh": ("acosh",),
+    "Asin": ("asin", "arcsin"),
+    "Atan2": ("atan2",),
+    "Atanh": ("atanh", "arctanh"),
+    "Cholesky": ("cholesky",),
+    "DivNoNan": ("divide_no_nan",),
+    "Exp": ("exp",),
+    "Expm1": ("expm1",),
+    "Lgamma": ("lgamma",),
+    "Log": ("log",),
+    "Log1p": ("log1p",),
+    "LogMatrixDeterminant": ("slogdet", "logdet"),
+    "MatrixDeterminant": ("det",),
+    "MatrixInverse": ("inv", "pinv"),
+    "MatrixSolve": ("solve",),
+    "Pow": ("pow",),
+    "RealDiv": ("divide", "truediv", "div"),
+    "Reciprocal": ("reciprocal",),
+    "Rsqrt": ("rsqrt",),
+    "Softmax": ("softmax",),
+    "Sqrt": ("sqrt",),
+    "Xlogy": ("xlogy",),
+}
 """Python functions that make an op, by their last name."""
-_SHOWN = {
+_EXAMPLES = {
     "Cholesky": "tf.linalg.cholesky({})",
     "MatrixInverse": "tf.linalg.inv({})",
     "RealDiv": "x / {}",
@@ -27,43 +49,52 @@ _SHOWN = {
     "Pow": "{} ** p",
     "Xlogy": "tf.math.xlogy(x, {})",
 }
+"""How ops are shown without a line of the user's, where that is no call of `tf.math`."""
 
 
 def rewritten(source: Frame | None, op_type: str, template: str) -> str:
     """Return the source line with the op's operand replaced.
 
     Args:
-        source: The line that made the op; None, or one without code, gives a line that shows the call.
+        source: The line that made the op. None, or one without code, gives a line that shows the
+            call.
         op_type: Type of the op.
         template: How the operand is written now; `{}` or `{0}` stands for what it was.
     """
-    code = source.code.strip() if source is not None and source.code else ""
-    found = {(operand.start, operand.end): operand for operand in _operands(code, op_type)}
-    if len(found) == 1:
-        return _replaced(code, next(iter(found.values())), template)
-    shown = _SHOWN.get(op_type, f"tf.math.{_CALLS.get(op_type, (op_type.lower(),))[0]}({{}})")
+    code = _code_of(source)
+    # Where only whole calls are looked at, a call within a call is found twice, at one place.
+    places = {(operand.start, operand.end): operand for operand in _operands(code, op_type)}
+    if len(places) == 1:
+        return _replaced(code, next(iter(places.values())), template)
+    function = _FUNCTIONS.get(op_type, (op_type.lower(),))[0]
     operand = template.replace("{0}", "x").replace("{}", "x")
-    return shown.replace(
-        "{}", f"({operand})" if op_type in _SHOWN and not operand.startswith("tf.") else operand
-    )
+    if op_type in _EXAMPLES and not operand.startswith("tf."):
+        operand = f"({operand})"
+    return _EXAMPLES.get(op_type, f"tf.math.{function}({{}})").replace("{}", operand)
 
 
 def operand_text(source: Frame | None, op_type: str) -> str | None:
     """Return how the source line writes the op's operand, None when that cannot be told."""
-    code = source.code.strip() if source is not None and source.code else ""
-    found = {
-        code.encode()[operand.start : operand.end].decode() for operand in _operands(code, op_type)
-    }
-    return found.pop() if len(found) == 1 else None
+    code = _code_of(source)
+    raw = code.encode()  # ast counts bytes
+    operands = _operands(code, op_type)
+    texts = {raw[operand.start : operand.end].decode() for operand in operands}
+    return texts.pop() if len(texts) == 1 else None
 
 
-def short(number: float) -> str:
+def _code_of(source: Frame | None) -> str:
+    return source.code.strip() if source is not None and source.code else ""
+
+
+def short_number(number: float) -> str:
     """A number as one writes it: `1e-7`."""
-    return re.sub(r"e([-+])0*", lambda sign: "e" + sign[1].replace("+", ""), f"{number:g}")
+    # `1e-07` and `1e+06` are how Python writes them.
+    text = f"{number:g}"
+    return re.sub(r"e([-+])0*", lambda sign: "e" + sign[1].replace("+", ""), text)
 
 
 class OperandRef(NamedTuple):
-    """Where an operand stands in a line."""
+    """Where an operand stands in a line, in bytes of UTF-8 as `ast` counts them."""
 
     start: int
     end: int
@@ -74,18 +105,28 @@ class OperandRef(NamedTuple):
 
 
 def _operands(code: str, op_type: str) -> Iterator[OperandRef]:
-    """Operands of calls and operators that make such an op; of a line that is only a part of a statement, of its whole calls."""
+    """Operands of calls and operators that make such an op.
+
+    A line may be only a part of a statement, such as `loss = tf.reduce_mean(` or an argument of a
+    call over several lines. Then its whole calls are looked at.
+    """
     try:
         parts: list[tuple[int, ast.AST]] = [(0, ast.parse(code))]
     except SyntaxError:
-        parts = list(_whole_calls(code, _CALLS.get(op_type, ())))
+        parts = list(_whole_calls(code, _FUNCTIONS.get(op_type, ())))
     for offset, tree in parts:
         for node in ast.walk(tree):
             yield from _operands_of(node, op_type, offset)
 
 
 def _whole_calls(code: str, names: Sequence[str]) -> Iterator[tuple[int, ast.AST]]:
-    for match in re.finditer(rf"[\w.]*\b(?:{'|'.join(names)})\(", code) if names else ():
+    """Calls of some functions that begin and end in the code, and where they begin.
+
+    In `y, tf.math.log(p + tf.exp(q)),` brackets are counted from `tf.math.log(` to their end.
+    """
+    if not names:
+        return
+    for match in re.finditer(rf"[\w.]*\b(?:{'|'.join(names)})\(", code):
         depth, end = 1, match.end()
         while end < len(code) and depth:
             depth += {"(": 1, ")": -1}.get(code[end], 0)
@@ -95,9 +136,10 @@ def _whole_calls(code: str, names: Sequence[str]) -> Iterator[tuple[int, ast.AST
 
 
 def _operands_of(node: ast.AST, op_type: str, offset: int) -> Iterator[OperandRef]:
-    if isinstance(node, ast.Call) and node.args and _name(node.func) in _CALLS.get(op_type, ()):
-        second = op_type in ("RealDiv", "DivNoNan", "Xlogy") and len(node.args) > 1
-        yield _operand(node.args[1 if second else 0], offset, is_argument=True)
+    functions = _FUNCTIONS.get(op_type, ())
+    if isinstance(node, ast.Call) and node.args and _last_name(node.func) in functions:
+        is_second = op_type in ("RealDiv", "DivNoNan", "Xlogy") and len(node.args) > 1
+        yield _operand(node.args[1 if is_second else 0], offset, is_argument=True)
     elif isinstance(node, ast.BinOp):
         if isinstance(node.op, ast.Div) and op_type in ("RealDiv", "Div", "Reciprocal", "DivNoNan"):
             yield _operand(node.right, offset, is_argument=False)
@@ -115,23 +157,20 @@ def _operand(node: ast.expr, offset: int, *, is_argument: bool) -> OperandRef:
     )
 
 
-def _name(function: ast.expr) -> str:
-    return (
-        function.attr
-        if isinstance(function, ast.Attribute)
-        else function.id
-        if isinstance(function, ast.Name)
-        else ""
-    )
+def _last_name(function: ast.expr) -> str:
+    if isinstance(function, ast.Attribute):
+        return function.attr
+    return function.id if isinstance(function, ast.Name) else ""
 
 
 def _replaced(code: str, operand: OperandRef, template: str) -> str:
     raw = code.encode()  # ast counts bytes
-    before, text, after = (
-        part.decode()
-        for part in (raw[: operand.start], raw[operand.start : operand.end], raw[operand.end :])
-    )
-    is_sum = template.startswith("{}") and template != "{}"
+    before, after = raw[: operand.start].decode(), raw[operand.end :].decode()
+    text = raw[operand.start : operand.end].decode()
     new = template.format(text if operand.binds else f"({text})")
+    # `{} + 1e-7` in place of `x` in `a / x` needs brackets; in `log(x)` or `a / (x)` it does not.
+    is_sum = template.startswith("{}") and template != "{}"
     in_brackets = operand.is_argument or (before.endswith("(") and after.startswith(")"))
-    return f"{before}{new if in_brackets or not is_sum else f'({new})'}{after}"
+    if is_sum and not in_brackets:
+        new = f"({new})"
+    return f"{before}{new}{after}"

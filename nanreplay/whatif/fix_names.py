@@ -1,13 +1,29 @@
-"""How fixes are asked for: `clipnorm=1.0`. Imports no TensorFlow, so that a wrong name is said at once."""
+"""How fixes are asked for: `clipnorm=1.0`.
+
+For the command line and the what-if pane. Imports no TensorFlow, so that a wrong name is said at
+once.
+"""
 
 from __future__ import annotations
 
 from nanreplay.errors import NanreplayError
 
 NAMES = (
-    "lr", "clipnorm", "clipvalue", "global_clipnorm", "epsilon", "clip_data", "clean_data", "float32", "leaky_relu", "init",
-    "double_where", "stable_op", "finite_mask", "skip_step",
-)  # fmt: skip
+    "lr",
+    "clipnorm",
+    "clipvalue",
+    "global_clipnorm",
+    "epsilon",
+    "clip_data",
+    "clean_data",
+    "float32",
+    "leaky_relu",
+    "init",
+    "double_where",
+    "stable_op",
+    "finite_mask",
+    "skip_step",
+)
 """Every fix."""
 
 

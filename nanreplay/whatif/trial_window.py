@@ -1,4 +1,7 @@
-"""Replaying the window with changes: from its first keyframe through the failing step to its end."""
+"""Replaying the window with changes: from its first keyframe through the failing step to its end.
+
+`trial` runs each fix over it; a rerun of current code runs the recorded program over it unchanged.
+"""
 
 from __future__ import annotations
 
@@ -20,76 +23,8 @@ from nanreplay.replay.replay_state import LiveState
 from nanreplay.replay.step_results import compare_step
 from nanreplay.whatif.edits import Edit
 
-# Steps of an eager loop before the failing one: they have no program of their own, but may be
-# shown to run the failing step's.
-
-
-def steps_of_program(replay: Replay, failing: int) -> tuple[int, ...]:
-    """Return the steps up to `failing` that its program is proved to compute; `failing` alone when there are no others.
-
-    An eager step is recorded as a flat program only once it fails. The steps before it ran the same Python code, and the
-    proof is in the recording: from a keyframe on, the program must give every recorded fingerprint, and in the end the
-    state before the failing step, bit for bit.
-
-    Args:
-        replay: The capture's replay.
-        failing: The step whose program it is.
-    """
-    keyframes = [step for step in replay.capture.keyframe_steps if step < failing]
-    for first in keyframes:
-        steps = range(first, failing)
-        try:
-            if all(_is_alike(replay, step, failing) for step in steps) and _is_proved(
-                replay, steps, failing
-            ):
-                return (*steps, failing)
-        except NanreplayError:  # a batch is not held, or an op takes no such batch
-            continue
-    return (failing,)
-
-
-def _is_alike(replay: Replay, step: int, failing: int) -> bool:
-    if step not in replay.capture.steps:
-        return False
-    one, other = replay.batch(step), replay.batch(failing)
-    if one.program or one.fingerprint is None or other.fingerprint is None:
-        return False
-    if np.shape(one.fingerprint) != np.shape(
-        other.fingerprint
-    ):  # another layout: it took another way
-        return False
-    return [_form(leaf) for leaf in one.leaves] == [_form(leaf) for leaf in other.leaves]
-
-
-def _form(leaf: Any) -> tuple[Any, ...]:
-    return np.shape(leaf), np.asarray(leaf).dtype
-
-
-def _is_proved(replay: Replay, steps: range, failing: int) -> bool:
-    program, live = replay.program(failing), LiveState(replay.variables)
-    live.assign(replay.capture.keyframe(steps[0]))
-    for step in steps:
-        batch: BatchRecord = replay.batch(step)
-        live.assign(batch.overrides)
-        found = program.step("recorded", batch.arrays, live.variables, batch.fingerprint)
-        recorded = np.asarray(batch.fingerprint)
-        if (
-            found is None
-            or found.shape != recorded.shape
-            or ulp_distance(found, recorded.astype(found.dtype))
-        ):
-            return False
-    held, reached = replay.capture.keyframe(failing), live.read()
-    return all(
-        np.asarray(reached[index]).tobytes() == np.asarray(value).tobytes()
-        for index, value in held.items()
-    )
-
-
-# --- whatif.window
-
 _SLIGHT_ULP = 64
-"""Differences between a replayed state and a keyframe up to this much are another machine's rounding."""
+"""Units in the last place between a replayed state and a keyframe that are another machine's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,14 +40,10 @@ class TrialOutcome:
     @property
     def failed(self) -> StepResult | None:
         """The first step that was not finite, or None."""
-        return next(
-            (
-                result
-                for result in self.results
-                if not result.finite and result.step not in self.skipped
-            ),
-            None,
-        )
+        for result in self.results:
+            if not result.finite and result.step not in self.skipped:
+                return result
+        return None
 
 
 class TrialWindow:
@@ -132,11 +63,14 @@ class TrialWindow:
         held = set(replay.steps)
         if self.failing not in held:
             raise ReplayError(
-                f"{replay.capture.path}: step {self.failing} cannot be replayed, so no fix can be tried."
+                f"{replay.capture.path}: step {self.failing} cannot be replayed, "
+                "so no fix can be tried."
             )
-        self._borrows = replay.signature(self.failing).compilation == "eager"
-        if self._borrows:
-            self.steps = steps_of_program(replay, self.failing)
+        self._changes: dict[int, dict[int, Any]] | None = None
+        # The steps before an eager step have no program of their own.
+        self._borrows_program = replay.signature(self.failing).compilation == "eager"
+        if self._borrows_program:
+            self.steps = _steps_of_program(replay, self.failing)
             return
         first = last = self.failing
         while first - 1 in held:
@@ -144,7 +78,6 @@ class TrialWindow:
         while last + 1 in held:
             last += 1
         self.steps = tuple(range(first, last + 1))
-        self._changes: dict[int, dict[int, Any]] | None = None
 
     @property
     def reaches_start(self) -> bool:
@@ -153,30 +86,31 @@ class TrialWindow:
 
     @property
     def changes(self) -> Mapping[int, Mapping[int, Any]]:
-        """Variables that something outside of the step changed within the window (metrics reset, a callback), by step."""
-        if self._borrows:  # that nothing but the steps changed the state is part of their proof
-            return {}
+        """Variables that something outside of the step changed within the window, by step.
+
+        Such as metrics that were reset, or a callback that sets the learning rate.
+        """
+        if self._borrows_program:
+            return {}  # that nothing but the steps changed the state is part of their proof
         if self._changes is None:
-            keyframes = [
-                step
-                for step in self.replay.capture.keyframe_steps
-                if self.steps[0] < step <= self.steps[-1]
-            ]
-            self._changes = {step: self._changed_at(step) for step in keyframes}
+            first, last = self.steps[0], self.steps[-1]
+            keyframes = self.replay.capture.keyframe_steps
+            within = [step for step in keyframes if first < step <= last]
+            self._changes = {step: self._changed_at(step) for step in within}
         return self._changes
 
     def _changed_at(self, step: int) -> dict[int, Any]:
         """What a keyframe holds otherwise than the steps before it left it."""
-        left, held = self.replay.state_after(step - 1), self.replay.capture.keyframe(step)
+        left = self.replay.state_after(step - 1)
         return {
             index: value
-            for index, value in held.items()
-            if not _same(np.asarray(left[index]), value)
+            for index, value in self.replay.capture.keyframe(step).items()
+            if not _is_same_value(np.asarray(left[index]), value)
         }
 
     def program(self, step: int) -> Program:
         """Return the program that a step ran."""
-        return self.replay.program(self.failing if self._borrows else step)
+        return self.replay.program(self.failing if self._borrows_program else step)
 
     def signature(self) -> Signature:
         """Return how the failing step's program is called."""
@@ -184,11 +118,10 @@ class TrialWindow:
 
     def first_state(self) -> Mapping[int, Any]:
         """Return the variables just before the window's first step, by index."""
-        return (
-            self.replay.capture.keyframe(self.steps[0])
-            if self._borrows
-            else self.replay.state(self.steps[0])
-        )
+        first = self.steps[0]
+        if self._borrows_program:
+            return self.replay.capture.keyframe(first)
+        return self.replay.state(first)
 
     def run(self, edit: Edit) -> TrialOutcome:
         """Replay the window with changes, up to the first step that is not finite.
@@ -199,7 +132,7 @@ class TrialWindow:
         return _WindowRun(self, edit).outcome()
 
 
-def _same(left: Any, right: Any) -> bool:
+def _is_same_value(left: Any, right: Any) -> bool:
     if left.dtype.kind != "f" or left.dtype != right.dtype:
         return bool(left.tobytes() == right.tobytes())
     return ulp_distance(left, right) <= _SLIGHT_ULP
@@ -213,27 +146,23 @@ class _WindowRun:
         self.replay = window.replay
         self.edit = edit
         variables = self.replay.variables
-        self.live = LiveState(
-            widened_variables(variables, TO_FLOAT32) if edit.widen_half else variables
-        )
+        if edit.widen_half:
+            variables = widened_variables(variables, TO_FLOAT32)
+        self.live = LiveState(variables)
         self.programs: dict[str, Program] = {}
 
     def outcome(self) -> TrialOutcome:
         """Run step after step."""
-        steps = self.window.steps
         results: list[StepResult] = []
         skipped: list[int] = []
         state = dict(self.window.first_state())
         for change in self.edit.state:
             state |= change(state)
-        self.assign(steps[0], state)
-        for step in steps:
-            self.assign(
-                step,
-                {**self.window.changes.get(step, {}), **self.replay.batch(step).overrides}
-                if step > steps[0]
-                else {},
-            )
+        first = self.window.steps[0]
+        self.assign(first, state)
+        for step in self.window.steps:
+            if step > first:  # the first state holds what was changed before its step
+                self.assign(step, self._outside_changes(step))
             before = self.live.read()
             try:
                 result = self.step(step)
@@ -242,62 +171,62 @@ class _WindowRun:
                     raise
                 return TrialOutcome(tuple(results), tuple(skipped), raised=str(error))
             results.append(result)
-            if not result.finite and not self.edit.skips_nonfinite:
-                break
-            if not result.finite:
-                skipped.append(step)
-                self.live.assign(
-                    {
-                        index: before[index]
-                        for index in before
-                        if self.replay.variables[index].role not in ("metric", "seed")
-                    }
-                )
-            elif self.edit.learning_rate != 1.0:
+            if result.finite:
                 self.shrink_update(step, before)
+            elif self.edit.skips_nonfinite:
+                skipped.append(step)
+                self.undo_update(before)
+            else:
+                break
         return TrialOutcome(tuple(results), tuple(skipped))
+
+    def _outside_changes(self, step: int) -> dict[int, Any]:
+        """What something outside of the steps changed just before a step."""
+        return {**self.window.changes.get(step, {}), **self.replay.batch(step).overrides}
 
     def assign(self, step: int, values: Mapping[int, Any]) -> None:
         """Set variables; a learning rate that is a variable is set to its part."""
         rate = self.program(step).signature.learning_rate
-        self.live.assign(
-            {
-                i: np.asarray(value) * self.edit.learning_rate if i == rate else value
-                for i, value in values.items()
-            }
-        )
+        values = dict(values)
+        if rate is not None and rate in values:
+            values[rate] = np.asarray(values[rate]) * self.edit.learning_rate
+        self.live.assign(values)
 
     def shrink_update(self, step: int, before: Mapping[int, Any]) -> None:
-        """Where the learning rate is no variable (a schedule, a plain number): take its part of what the step changed."""
-        if self.program(step).signature.learning_rate is not None:
+        """Take a part of what the step changed, where the learning rate is no variable.
+
+        It is a schedule or a plain number then. With the updates of SGD this is the same as a
+        smaller rate: w - 0.1 * (rate * g) is w - (0.1 * rate) * g.
+        """
+        factor = self.edit.learning_rate
+        if factor == 1.0 or self.program(step).signature.learning_rate is not None:
             return
         for index, info in enumerate(self.replay.variables):
             if info.role == "trainable":
-                variable = self.live.variables[index]
-                variable.assign(
-                    before[index]
-                    + tf.cast(self.edit.learning_rate, variable.dtype) * (variable - before[index])
-                )
+                variable, old = self.live.variables[index], before[index]
+                variable.assign(old + tf.cast(factor, variable.dtype) * (variable - old))
+
+    def undo_update(self, before: Mapping[int, Any]) -> None:
+        """Put all variables back but metrics and seeds, which go on in a step that is left out."""
+        infos = self.replay.variables
+        kept_roles = ("metric", "seed")
+        self.live.assign(
+            {index: before[index] for index in before if infos[index].role not in kept_roles}
+        )
 
     def program(self, step: int) -> Program:
         """The step's program with the changes made."""
         recorded = self.window.program(step)
+        if not self.edit.programs and not self.edit.widen_half:
+            return recorded
         name = recorded.record.id
         if name not in self.programs:
-            self.programs[name] = (
-                Program(self.changed(recorded.record), trust=True)
-                if self.changes_programs
-                else recorded
-            )
+            # The recorded program was checked when it was loaded, and fixes add no unsafe op.
+            self.programs[name] = Program(self.changed(recorded.record), trust=True)
         return self.programs[name]
 
-    @property
-    def changes_programs(self) -> bool:
-        """Whether the programs differ from those recorded."""
-        return bool(self.edit.programs) or self.edit.widen_half
-
     def changed(self, record: ProgramRecord) -> ProgramRecord:
-        """The recorded program with the changes made; it was checked when it was loaded, and fixes add no unsafe op."""
+        """The recorded program with the changes made."""
         editor = ProgramEditor(record)
         for change in self.edit.programs:
             change(editor)
@@ -307,40 +236,98 @@ class _WindowRun:
     def step(self, step: int) -> StepResult:
         """Run one step as it was trained, but for the changes."""
         program, batch = self.program(step), self.replay.batch(step)
+        infos = self.replay.variables
         leaves: Sequence[Any] = batch.leaves
         for change in self.edit.batches:
             leaves = change(step, leaves)
-        bad = self.bad_variables(program.signature)
-        slots = [
-            index
-            for index, info in enumerate(self.replay.variables)
-            if info.role == "optimizer" and info.shape
-        ]
+        bad_before = self.bad_variables()
+        inputs = (*leaves, *batch.fed)
         try:
-            found = program.step(
-                "recorded", (*leaves, *batch.fed), self.live.variables, batch.fingerprint
-            )
+            fingerprint = program.step("recorded", inputs, self.live.variables, batch.fingerprint)
         except tf.errors.OpError as error:
-            raise ReplayError(
-                f"Step {step} raised with the fix: {(str(error).splitlines() or [''])[0]}"
-            ) from error
+            reason = (str(error).splitlines() or [""])[0]
+            raise ReplayError(f"Step {step} raised with the fix: {reason}") from error
         return compare_step(
             step,
             program.signature,
-            found,
+            fingerprint,
             batch.fingerprint,
-            paths=[info.path for info in self.replay.variables],
+            paths=[info.path for info in infos],
             count_skips=self.replay.incident.trigger.what == "gradient",
-            bad_variable=lambda index: "" if index in bad else self.live.bad_kind(index),
-            slots=slots,
+            bad_variable=lambda index: "" if index in bad_before else self.live.bad_kind(index),
+            slots=[i for i, info in enumerate(infos) if info.role == "optimizer" and info.shape],
             step_loss=program.step_loss,
             recorded_loss=self.replay.timeline_loss(step),
         )
 
-    def bad_variables(self, signature: Signature) -> set[int]:
-        """Variables that were non-finite before the window began, as a running minimum is."""
+    def bad_variables(self) -> set[int]:
+        """Variables that are non-finite before a step, as a running minimum may be at the start."""
         return {
             index
             for index, info in enumerate(self.replay.variables)
             if info.role in ("state", "other") and self.live.is_bad(index)
         }
+
+
+# The steps of an eager loop before the failing one. An eager step is recorded as a flat program
+# only once it fails. The steps before it ran the same Python code, and may be shown to run the
+# failing step's program. The proof is in the recording: from a keyframe on, the program must give
+# every recorded fingerprint, and in the end the state before the failing step, bit for bit.
+
+
+def _steps_of_program(replay: Replay, failing: int) -> tuple[int, ...]:
+    """Return the steps up to `failing` that its program is proved to compute.
+
+    `failing` alone when there are no others.
+
+    Args:
+        replay: The capture's replay.
+        failing: The step whose program it is.
+    """
+    for first in replay.capture.keyframe_steps:
+        if first >= failing:
+            continue
+        steps = range(first, failing)
+        try:
+            is_possible = all(_is_alike(replay, step, failing) for step in steps)
+            if is_possible and _is_proved(replay, steps, failing):
+                return (*steps, failing)
+        except NanreplayError:  # a batch is not held, or an op takes no such batch
+            continue
+    return (failing,)
+
+
+def _is_alike(replay: Replay, step: int, failing: int) -> bool:
+    """Whether a step could have run the program of the failing one, by what was recorded of it."""
+    if step not in replay.capture.steps:
+        return False
+    batch, failing_batch = replay.batch(step), replay.batch(failing)
+    if batch.program or batch.fingerprint is None or failing_batch.fingerprint is None:
+        return False
+    if np.shape(batch.fingerprint) != np.shape(failing_batch.fingerprint):
+        return False  # another layout: it took another branch of the Python code
+    return _forms(batch) == _forms(failing_batch)
+
+
+def _forms(batch: BatchRecord) -> list[tuple[Any, ...]]:
+    return [(np.shape(leaf), np.asarray(leaf).dtype) for leaf in batch.leaves]
+
+
+def _is_proved(replay: Replay, steps: range, failing: int) -> bool:
+    """Whether the failing step's program gives all that was recorded of some steps."""
+    program, live = replay.program(failing), LiveState(replay.variables)
+    live.assign(replay.capture.keyframe(steps[0]))
+    for step in steps:
+        batch = replay.batch(step)
+        live.assign(batch.overrides)
+        replayed = program.step("recorded", batch.arrays, live.variables, batch.fingerprint)
+        recorded = np.asarray(batch.fingerprint)
+        if replayed is None or replayed.shape != recorded.shape:
+            return False
+        if ulp_distance(replayed, recorded.astype(replayed.dtype)):
+            return False
+    reached = live.read()
+    return all(
+        np.asarray(reached[index]).tobytes() == np.asarray(value).tobytes()
+        for index, value in replay.capture.keyframe(failing).items()
+    )

@@ -1,4 +1,8 @@
-"""Every fix by its name. To add one, write a function of a failure and an optional value, and name it here."""
+"""Every fix by its name.
+
+To add one, write a function of a failure and an optional value that returns a `Fix`, and name it
+here, in `fix_names.NAMES` and, for the causes that it fits, in `edits.FITTING`.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Fixes of the data: NaN and infinities replaced, rows left out, values cut to the range of the other batches."""
+"""Fixes of the data: non-finite values replaced, rows left out, values cut to a usual range."""
 
 from __future__ import annotations
 
@@ -10,159 +10,143 @@ import numpy as np
 from nanreplay.bisect.row_proof import batch_size, own_leaves
 from nanreplay.whatif.edits import BadValueError, BatchEdit, CannotTryError, Edit, Fix
 from nanreplay.whatif.failure import Failure
-from nanreplay.whatif.fixes.update_fixes import number
+from nanreplay.whatif.fixes.update_fixes import positive_number
 
-_OTHERS = 64
+_MOST_OTHERS = 64
 """How many other batches tell what is usual."""
 
 
 def clean_data(failure: Failure, value: str | None) -> Fix:
     """Replace what is not finite by 0, or leave the rows out that the origin needs."""
-    how = value or (
-        "nan_to_num"
-        if failure.origin is not None and failure.origin.op_type is None
-        else "drop_rows"
-    )
-    if how == "nan_to_num":
+    is_in_batch = failure.origin is not None and failure.origin.op_type is None
+    way = value or ("nan_to_num" if is_in_batch else "drop_rows")
+    if way == "nan_to_num":
         return _nan_to_num(failure)
-    if how == "drop_rows":
+    if way == "drop_rows":
         return _drop_rows(failure)
-    raise BadValueError(f"Expected nan_to_num or drop_rows. Received: {how}")
+    raise BadValueError(f"Expected nan_to_num or drop_rows. Received: {way}")
 
 
 def _nan_to_num(failure: Failure) -> Fix:
-    bad = [
-        path for path, leaf in _leaves(failure) if _is_float(leaf) and not np.isfinite(leaf).all()
-    ]
-    if not bad:
+    leaves = [leaf for _, leaf in _named_leaves(failure)]
+    if all(np.isfinite(leaf).all() for leaf in leaves if _is_float(leaf)):
         raise CannotTryError(f"The batch of step {failure.step} is finite.")
 
-    def change(step: int, leaves: Sequence[Any]) -> Sequence[Any]:
-        return [
-            np.nan_to_num(leaf, posinf=0.0, neginf=0.0) if _is_float(leaf) else leaf
-            for leaf in map(np.asarray, leaves)
-        ]
+    def cleaned(leaf: Any) -> Any:
+        return np.nan_to_num(leaf, posinf=0.0, neginf=0.0) if _is_float(leaf) else leaf
+
+    def edit(step: int, leaves: Sequence[Any]) -> Sequence[Any]:
+        return [cleaned(np.asarray(leaf)) for leaf in leaves]
 
     code = "x = np.nan_to_num(x, posinf=0.0, neginf=0.0)"
-    return Fix("clean_data", {"how": "nan_to_num"}, Edit(batches=(change,)), code)
+    return Fix("clean_data", {"how": "nan_to_num"}, Edit(batches=(edit,)), code)
 
 
 def _drop_rows(failure: Failure) -> Fix:
-    rows = failure.origin.rows if failure.origin is not None else None
-    if not rows:
+    origin = failure.origin
+    if origin is None or not origin.rows:
         raise CannotTryError("No rows of the batch were proved to be the ones that do it.")
-    assert failure.origin is not None
     batch = failure.window.replay.batch(failure.step)
-    own = own_leaves(batch.paths, failure.origin.batch_prefix)
-    size = batch_size([np.asarray(batch.leaves[place]) for place in own])
-    if size is None or len(rows) >= size:
+    own_places = own_leaves(batch.paths, origin.batch_prefix)
+    size = batch_size([np.asarray(batch.leaves[place]) for place in own_places])
+    if size is None or len(origin.rows) >= size:
         raise CannotTryError("Every row of the batch would have to be left out.")
-    kept = np.setdiff1d(np.arange(size), rows)
-    signature = failure.window.replay.signature(failure.step)
-    can_shrink = all(
-        spec.shape is None or not spec.shape or spec.shape[0] is None for spec in signature.inputs
-    )
-    places = (
-        kept
-        if can_shrink
-        else np.array([row if row in kept else kept[row % len(kept)] for row in range(size)])
-    )
-    change = _only_at(
-        failure.step,
-        lambda leaf: leaf[places] if leaf.ndim and leaf.shape[0] == size else leaf,
-        own,
-    )
-    said = ", ".join(map(str, rows))
-    note = (
-        None
-        if can_shrink
-        else "The compiled step takes batches of one size: other rows of the batch stand in their places."
-    )
+    rows, note = np.setdiff1d(np.arange(size), origin.rows), None
+    if not _takes_any_batch_size(failure):
+        rows = np.array([row if row in rows else rows[row % len(rows)] for row in range(size)])
+        note = (
+            "The compiled step takes batches of one size: "
+            "other rows of the batch stand in their places."
+        )
+
+    def without_rows(leaf: Any) -> Any:
+        return leaf[rows] if leaf.ndim and leaf.shape[0] == size else leaf
+
+    edit = Edit(batches=(_at_step(failure.step, own_places, without_rows),))
+    dropped = ", ".join(map(str, origin.rows))
     code = (
-        f"batch = [np.delete(part, [{said}], axis=0) for part in batch]  # of step {failure.step}"
+        f"batch = [np.delete(part, [{dropped}], axis=0) for part in batch]  "
+        f"# of step {failure.step}"
     )
-    return Fix(
-        "clean_data", {"how": "drop_rows", "rows": said}, Edit(batches=(change,)), code, note=note
-    )
+    return Fix("clean_data", {"how": "drop_rows", "rows": dropped}, edit, code, note=note)
 
 
-def _only_at(step: int, change: Callable[[Any], Any], places: Sequence[int]) -> BatchEdit:
+def _takes_any_batch_size(failure: Failure) -> bool:
+    """Whether no input of the program has a fixed first axis."""
+    shapes = [spec.shape for spec in failure.window.replay.signature(failure.step).inputs]
+    return all(not shape or shape[0] is None for shape in shapes)
+
+
+def _at_step(step: int, places: Sequence[int], change: Callable[[Any], Any]) -> BatchEdit:
     """Change the arrays at some places of one step's batch."""
 
-    def edit(at: int, leaves: Sequence[Any]) -> Sequence[Any]:
-        return (
-            [
-                change(np.asarray(leaf)) if place in places else leaf
-                for place, leaf in enumerate(leaves)
-            ]
-            if at == step
-            else leaves
-        )
+    def edit(current_step: int, leaves: Sequence[Any]) -> Sequence[Any]:
+        if current_step != step:
+            return leaves
+        changed = list(leaves)
+        for place in places:
+            changed[place] = change(np.asarray(leaves[place]))
+        return changed
 
     return edit
 
 
 def clip_data(failure: Failure, value: str | None) -> Fix:
-    """Cut the batch's float arrays to the range of the other batches of the window, or to the range that is given."""
-    limit = None if value is None else number(value, 1.0)
-    bounds = [
-        (-limit, limit) if limit is not None else _usual(failure, index)
-        for index in range(len(_leaves(failure)))
-    ]
-    changed = [
-        (path, low, high)
-        for (path, leaf), (low, high) in zip(_leaves(failure), bounds, strict=True)
-        if _is_float(leaf) and bool(((leaf < low) | (leaf > high)).any())
-    ]
-    if not changed:
+    """Cut the batch's float arrays to the range of the other batches, or to -value and value."""
+    limit = None if value is None else positive_number(value, 1.0)
+    leaves = _named_leaves(failure)
+    if limit is None:
+        bounds = [_usual_range(failure, place) for place in range(len(leaves))]
+    else:
+        bounds = [(-limit, limit)] * len(leaves)
+    clipped = []
+    for (path, leaf), (low, high) in zip(leaves, bounds, strict=True):
+        if _is_float(leaf) and bool(((leaf < low) | (leaf > high)).any()):
+            clipped.append((path, low, high))
+    if not clipped:
         raise CannotTryError(
             f"The batch of step {failure.step} lies within the range of the others."
         )
 
-    def change(step: int, leaves: Sequence[Any]) -> Sequence[Any]:
-        pairs = zip(map(np.asarray, leaves), bounds, strict=True)
+    def edit(step: int, leaves: Sequence[Any]) -> Sequence[Any]:
+        arrays = zip(map(np.asarray, leaves), bounds, strict=True)
         return [
             np.clip(leaf, low, high).astype(leaf.dtype) if _is_float(leaf) else leaf
-            for leaf, (low, high) in pairs
+            for leaf, (low, high) in arrays
         ]
 
-    lowest = float(min(np.min(low) for _, low, _ in changed))
-    highest = float(max(np.max(high) for *_, high in changed))
-    where = (
-        " (column by column)"
-        if limit is None and any(np.ndim(low) for _, low, _ in changed)
-        else ""
-    )
-    code = f"x = np.clip(x, {lowest:.4g}, {highest:.4g})  # batch[{changed[0][0]}]{where}"
-    return Fix("clip_data", {"low": lowest, "high": highest}, Edit(batches=(change,)), code)
+    lowest = float(min(np.min(low) for _, low, _ in clipped))
+    highest = float(max(np.max(high) for _, _, high in clipped))
+    is_by_column = limit is None and any(np.ndim(low) for _, low, _ in clipped)
+    where = f"batch[{clipped[0][0]}]{' (column by column)' if is_by_column else ''}"
+    code = f"x = np.clip(x, {lowest:.4g}, {highest:.4g})  # {where}"
+    return Fix("clip_data", {"low": lowest, "high": highest}, Edit(batches=(edit,)), code)
 
 
-def _usual(failure: Failure, index: int) -> tuple[Any, Any]:
+def _usual_range(failure: Failure, place: int) -> tuple[Any, Any]:
     """Lowest and highest value of an array in the other batches, by column when it is a table."""
     replay = failure.window.replay
-    others = [step for step in failure.window.replay.capture.steps if step != failure.step][
-        -_OTHERS:
-    ]
-    arrays = [
-        np.asarray(replay.batch(step).leaves[index])
-        for step in others
-        if index < len(replay.batch(step).leaves)
-    ]
-    own = np.asarray(replay.batch(failure.step).leaves[index])
-    arrays = [
-        array for array in arrays if array.shape[1:] == own.shape[1:] and array.ndim and array.size
-    ]
+    own = np.asarray(replay.batch(failure.step).leaves[place])
+    other_steps = [step for step in replay.capture.steps if step != failure.step]
+    arrays = []
+    for step in other_steps[-_MOST_OTHERS:]:
+        leaves = replay.batch(step).leaves
+        array = np.asarray(leaves[place]) if place < len(leaves) else None
+        if array is None or not array.ndim or not array.size:
+            continue
+        if array.shape[1:] == own.shape[1:]:
+            arrays.append(array)
     if not arrays or not _is_float(own):
         return -np.inf, np.inf
     stacked = np.concatenate(arrays)
     stacked = np.where(np.isfinite(stacked), stacked, np.nan)
-    axes = 0 if stacked.ndim == 2 else None
+    axis = 0 if stacked.ndim == 2 else None
     with np.errstate(all="ignore"):
-        low, high = np.nanmin(stacked, axis=axes), np.nanmax(stacked, axis=axes)
+        low, high = np.nanmin(stacked, axis=axis), np.nanmax(stacked, axis=axis)
     return np.nan_to_num(low, nan=0.0), np.nan_to_num(high, nan=0.0)
 
 
-def _leaves(failure: Failure) -> list[tuple[str, Any]]:
+def _named_leaves(failure: Failure) -> list[tuple[str, Any]]:
     batch = failure.window.replay.batch(failure.step)
     return [(path, np.asarray(leaf)) for path, leaf in zip(batch.paths, batch.leaves, strict=True)]
 

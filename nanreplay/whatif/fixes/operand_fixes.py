@@ -1,29 +1,36 @@
-"""Fixes at the very operand: kept away from a pole, exchanged where it is one, cut to where the op is defined."""
+"""Fixes at the very operand that is fatal to an op.
+
+It is kept away from the pole (`epsilon`), replaced where it is at the pole (`double_where`), or cut
+to where the op is defined (`clamp`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from typing import Any
+from typing import Any, TypeAlias
 
 import tensorflow as tf
 
 from nanreplay.whatif.edits import CannotTryError, Edit, Fix
 from nanreplay.whatif.failure import DIVISIONS, MATRICES, Failure, OpLocation
-from nanreplay.whatif.fix_code import operand_text, rewritten, short
-from nanreplay.whatif.fixes.update_fixes import number, optimizer_of
+from nanreplay.whatif.fix_code import operand_text, rewritten, short_number
+from nanreplay.whatif.fixes.update_fixes import optimizer_of, positive_number
 
+TensorFunction: TypeAlias = Callable[[Any], Any]
 EPSILON = 1e-7
 """Keras's `keras.config.epsilon()`."""
 EPSILON_FLOAT16 = 1e-3
 """The same where numbers have 11 bits: about the smallest that does not vanish beside 1."""
 _NEGATIVE_TOO = frozenset({"Log", "Sqrt", "Rsqrt", "Pow", "Xlogy", "Lgamma"})
-"""Ops that take no operand below 0: an epsilon that is added does not help where the operand is far below."""
+"""Ops that take no operand below 0: adding an epsilon does not help one that is far below."""
+_INVERSE_SINES = ("Acos", "Asin", "Atanh")
+"""Ops that are defined from -1 to 1; they, or their gradients, are infinite at both ends."""
+_EXPONENTIALS = ("Exp", "Expm1")
 
 
 def epsilon(failure: Failure, value: str | None, place: OpLocation | None = None) -> Fix:
-    """Add a small number to the operand that is 0, or, where it is negative, put that number in its place.
+    """Add a small number to the operand that is 0; where it is negative, put the number there.
 
     Args:
         failure: The capture.
@@ -31,164 +38,146 @@ def epsilon(failure: Failure, value: str | None, place: OpLocation | None = None
         place: Which operand; that of the origin unless given.
     """
     place = place or next(failure.places())
-    small = number(value, EPSILON if _dtype(failure) != "float16" else EPSILON_FLOAT16)
+    small = positive_number(value, EPSILON_FLOAT16 if _is_float16(failure) else EPSILON)
     if place.type in MATRICES:
         return _on_diagonal(failure, place, small)
     if place.everywhere:
         return _everywhere(failure, place, small)
     operand = failure.operand(place)
-    if place.type in ("Acos", "Asin", "Atanh", "Acosh"):
+    if place.type in (*_INVERSE_SINES, "Acosh"):
         return clamp(failure, value)
     if place.type in _NEGATIVE_TOO and operand is not None and (operand < 0).any():
         return _at_least(failure, place, small)
-    fix = _at(
-        failure,
-        place,
-        "epsilon",
-        {"value": small},
-        lambda x: x + tf.cast(small, x.dtype),
-        f"{{}} + {short(small)}",
-    )
-    if failure.is_optimizers_own:
-        return replace(
-            fix,
-            source=None,
-            code=f"keras.optimizers.{optimizer_of(failure)}(..., epsilon={short(small)})",
-        )
-    return fix
+    added = f"{{}} + {short_number(small)}"
+    fix = _operand_fix(failure, place, "epsilon", {"value": small}, _plus(small), added)
+    if not failure.is_optimizers_own:
+        return fix
+    code = f"keras.optimizers.{optimizer_of(failure)}(..., epsilon={short_number(small)})"
+    return replace(fix, source=None, code=code)
 
 
-def _dtype(failure: Failure) -> str | None:
+def _is_float16(failure: Failure) -> bool:
     outputs = failure.origin.outputs if failure.origin is not None else ()
-    return outputs[0].dtype if outputs else None
+    return bool(outputs) and outputs[0].dtype == "float16"
 
 
 def _on_diagonal(failure: Failure, place: OpLocation, small: float) -> Fix:
     """Jitter: what makes a singular matrix regular."""
-    template = f"{{}} + {short(small)} * tf.eye(n)"
 
-    def change(x: Any) -> Any:
-        return tf.linalg.set_diag(x, tf.linalg.diag_part(x) + tf.cast(small, x.dtype))
+    def jittered(matrix: Any) -> Any:
+        diagonal = tf.linalg.diag_part(matrix) + tf.cast(small, matrix.dtype)
+        return tf.linalg.set_diag(matrix, diagonal)
 
-    return _at(
-        failure,
-        replace(place, everywhere=False),
-        "epsilon",
-        {"value": small, "where": "the diagonal"},
-        change,
-        template,
-    )
+    params = {"value": small, "where": "the diagonal"}
+    template = f"{{}} + {short_number(small)} * tf.eye(n)"
+    place = replace(place, everywhere=False)
+    return _operand_fix(failure, place, "epsilon", params, jittered, template)
 
 
 def _everywhere(failure: Failure, place: OpLocation, small: float) -> Fix:
+    """An epsilon for all ops that take the operand."""
     source = failure.source(place.op)
     name = operand_text(source, place.type) or "x"
-    edit = Edit(programs=(failure.value_edit(place, lambda x: x + tf.cast(small, x.dtype)),))
+    edit = Edit(programs=(failure.value_edit(place, _plus(small)),))
     code = (
-        f"{name} = {name} + {short(small)}  # before `{place.type}` and the other ops that take it"
+        f"{name} = {name} + {short_number(small)}  "
+        f"# before `{place.type}` and the other ops that take it"
     )
     return Fix("epsilon", {"value": small, "where": "all uses of the operand"}, edit, code, source)
 
 
 def double_where(failure: Failure, value: str | None) -> Fix:
-    """Put 1 in the place of operands at a pole before the op sees them, so that its gradient does not see them either."""
+    """Put 1 in the place of operands at a pole, before the op sees them.
+
+    A `where` after the op is not enough: the gradient of the op is multiplied by 0 there, and 0
+    times infinity is NaN. With a `where` before it, the gradient does not see the pole either.
+    """
     failure.check_users_own()
     place = next(failure.places())
-    if place.type in ("Exp", "Expm1"):
+    if place.type in _EXPONENTIALS:
         raise CannotTryError("`Exp` has no pole that a `where` could leave out.")
+
+    def safe(x: Any) -> Any:
+        if place.type in DIVISIONS | {"Reciprocal", "Inv"}:
+            return tf.where(tf.not_equal(x, 0), x, tf.cast(1, x.dtype))
+        if place.type in _INVERSE_SINES:
+            return tf.where(tf.abs(x) < 1, x, tf.cast(0, x.dtype))
+        return tf.where(x > 0, x, tf.cast(1, x.dtype))
+
+    template = "tf.where({0} > 0, {0}, 1.0)"
     if place.type in DIVISIONS | {"Reciprocal", "Inv"}:
-        is_safe, template = _is_not_zero, "tf.where({0} != 0, {0}, 1.0)"
-    elif place.type in ("Acos", "Asin", "Atanh"):
-        is_safe, template = _is_inside, "tf.where(tf.abs({0}) < 1, {0}, 0.0)"
-    else:
-        is_safe, template = _is_positive, "tf.where({0} > 0, {0}, 1.0)"
-    other = 0 if is_safe is _is_inside else 1
-    return _at(
-        failure,
-        place,
-        "double_where",
-        {},
-        lambda x: tf.where(is_safe(x), x, tf.cast(other, x.dtype)),
-        template,
-    )
+        template = "tf.where({0} != 0, {0}, 1.0)"
+    elif place.type in _INVERSE_SINES:
+        template = "tf.where(tf.abs({0}) < 1, {0}, 0.0)"
+    return _operand_fix(failure, place, "double_where", {}, safe, template)
 
 
 def clamp(failure: Failure, value: str | None) -> Fix:
     """Cut the operand to where the op and its gradient are finite."""
     place = next(failure.places())
-    if place.type in ("Acos", "Asin", "Atanh"):
-        margin = number(value, 1e-6)
+    if place.type in _INVERSE_SINES:
+        margin = positive_number(value, 1e-6)
         high = 1 - margin
+        params = {"value": margin, "how": "clip"}
         template = f"tf.clip_by_value({{}}, {-high:.8g}, {high:.8g})"
-        return _at(
-            failure,
-            place,
-            "epsilon",
-            {"value": margin, "how": "clip"},
-            lambda x: _between(x, -high, high),
-            template,
-        )
-    if place.type in ("Exp", "Expm1"):
+        return _operand_fix(failure, place, "epsilon", params, _clipped(-high, high), template)
+    if place.type in _EXPONENTIALS:
+        params = {"op": "tf.minimum"}
         template = "tf.minimum({}, 80.0)"
-        return _at(
-            failure,
-            place,
-            "stable_op",
-            {"op": "tf.minimum"},
-            lambda x: _at_most(x, _largest_exponent(x.dtype)),
-            template,
-        )
-    low = 1 + number(value, 1e-6) if place.type == "Acosh" else number(value, EPSILON)
-    return _at_least(failure, place, low)
+        return _operand_fix(failure, place, "stable_op", params, _below_overflow, template)
+    low = positive_number(value, 1e-6 if place.type == "Acosh" else EPSILON)
+    return _at_least(failure, place, 1 + low if place.type == "Acosh" else low)
 
 
 def _at_least(failure: Failure, place: OpLocation, low: float) -> Fix:
-    return _at(
-        failure,
-        place,
-        "epsilon",
-        {"value": low, "how": "maximum"},
-        partial(_raised, low),
-        f"tf.maximum({{}}, {short(low)})",
-    )
+    params = {"value": low, "how": "maximum"}
+    template = f"tf.maximum({{}}, {short_number(low)})"
+    return _operand_fix(failure, place, "epsilon", params, _raised_to(low), template)
 
 
-def _largest_exponent(dtype: Any) -> float:
-    return 11.0 if dtype == tf.float16 else 80.0
-
-
-def _at(
+def _operand_fix(
     failure: Failure,
     place: OpLocation,
     name: str,
     params: dict[str, Any],
-    change: Callable[[Any], Any],
+    change: TensorFunction,
     template: str,
 ) -> Fix:
+    """A fix that gives an op and its gradient `change(operand)`.
+
+    Args:
+        failure: The capture.
+        place: The operand.
+        name: Name of the fix.
+        params: What the report says of it.
+        change: What is made of the operand.
+        template: The same as code; `{}` or `{0}` stands for the operand.
+    """
     source = failure.source(place.op)
     code = rewritten(source, place.type, template)
-    return Fix(name, params, Edit(programs=(failure.operand_edit(place, change),)), code, source)
+    edit = Edit(programs=(failure.operand_edit(place, change),))
+    return Fix(name, params, edit, code, source)
 
 
-def _is_not_zero(x: Any) -> Any:
-    return tf.not_equal(x, 0)
+# Functions of a tensor, in its own type.
 
 
-def _is_positive(x: Any) -> Any:
-    return x > 0
+def _plus(small: float) -> TensorFunction:
+    return lambda x: x + tf.cast(small, x.dtype)
 
 
-def _is_inside(x: Any) -> Any:
-    return tf.abs(x) < 1
+def _raised_to(low: float) -> TensorFunction:
+    return lambda x: tf.maximum(x, tf.cast(low, x.dtype))
 
 
-def _raised(low: float, x: Any) -> Any:
-    return tf.maximum(x, tf.cast(low, x.dtype))
+def _clipped(low: float, high: float) -> TensorFunction:
+    return lambda x: tf.minimum(
+        tf.maximum(x, tf.cast(low, x.dtype)),
+        tf.cast(high, x.dtype),
+    )
 
 
-def _at_most(x: Any, high: float) -> Any:
-    return tf.minimum(x, tf.cast(high, x.dtype))
-
-
-def _between(x: Any, low: float, high: float) -> Any:
-    return _at_most(_raised(low, x), high)
+def _below_overflow(x: Any) -> Any:
+    # exp(11.1) is above 65504, the largest float16; exp(88.8) is above the largest float32.
+    largest_exponent = 11.0 if x.dtype == tf.float16 else 80.0
+    return tf.minimum(x, tf.cast(largest_exponent, x.dtype))

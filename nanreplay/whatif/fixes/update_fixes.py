@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
 
-from nanreplay.program.graph_editor import ProgramEditor
+from nanreplay.program.graph_editor import OpKey, ProgramEditor
 from nanreplay.records import Signature
 from nanreplay.whatif.edits import BadValueError, CannotTryError, Edit, Fix, ProgramEdit
 from nanreplay.whatif.failure import Failure
 
+Clip: TypeAlias = Callable[[Sequence[Any], Any], Sequence[Any]]
+"""(gradients, limit) -> gradients."""
 _OPTIMIZERS = (
     "SGD",
     "RMSprop",
@@ -34,86 +36,71 @@ _CHECKS = ("CheckNumerics", "CheckNumericsV2")
 
 def lr(failure: Failure, value: str | None) -> Fix:
     """Train with a part of the learning rate."""
-    factor = number(value, 0.1)
-    window = failure.window
-    if (
-        len(window.steps) == 1
-        and failure.step == window.failing
-        and (failure.origin is None or failure.origin.phase != "update")
-    ):
+    factor = positive_number(value, 0.1)
+    window, origin = failure.window, failure.origin
+    is_before_update = origin is None or origin.phase != "update"
+    if len(window.steps) == 1 and failure.step == window.failing and is_before_update:
         raise CannotTryError(
-            "The capture holds no step before the failing one, so a learning rate has nothing to change."
+            "The capture holds no step before the failing one, "
+            "so a learning rate has nothing to change."
         )
-    rate = window.signature().learning_rate
-    recorded = None if rate is None else float(np.asarray(window.first_state()[rate]))
-    code = (
-        f"learning_rate={factor * recorded:.3g}"
-        if recorded is not None
-        else f"learning_rate={factor:g} * learning_rate"
-    )
-    was = "" if recorded is None else f"  # was {recorded:.3g}"
-    return Fix(
-        "lr",
-        {"factor": factor},
-        Edit(learning_rate=factor),
-        f"keras.optimizers.{optimizer_of(failure)}({code}){was}",
-    )
+    variable = window.signature().learning_rate
+    rate, was = f"{factor:g} * learning_rate", ""
+    if variable is not None:
+        recorded = float(np.asarray(window.first_state()[variable]))
+        rate, was = f"{factor * recorded:.3g}", f"  # was {recorded:.3g}"
+    code = f"keras.optimizers.{optimizer_of(failure)}(learning_rate={rate}){was}"
+    return Fix("lr", {"factor": factor}, Edit(learning_rate=factor), code)
 
 
 def clipnorm(failure: Failure, value: str | None) -> Fix:
     """Scale each gradient down to a norm."""
-    return _clipped(
-        failure,
-        "clipnorm",
-        number(value, 1.0),
-        lambda gradients, limit: [tf.clip_by_norm(each, limit) for each in gradients],
-    )
+
+    def clip(gradients: Sequence[Any], limit: Any) -> Sequence[Any]:
+        return [tf.clip_by_norm(gradient, limit) for gradient in gradients]
+
+    return _clipping_fix(failure, "clipnorm", value, clip)
 
 
 def clipvalue(failure: Failure, value: str | None) -> Fix:
     """Cut each element of each gradient."""
-    limit = number(value, 1.0)
-    return _clipped(
-        failure,
-        "clipvalue",
-        limit,
-        lambda gradients, high: [tf.clip_by_value(each, -high, high) for each in gradients],
-    )
+
+    def clip(gradients: Sequence[Any], limit: Any) -> Sequence[Any]:
+        return [tf.clip_by_value(gradient, -limit, limit) for gradient in gradients]
+
+    return _clipping_fix(failure, "clipvalue", value, clip)
 
 
 def global_clipnorm(failure: Failure, value: str | None) -> Fix:
     """Scale all gradients down so that their norm taken together fits."""
-    return _clipped(
-        failure,
-        "global_clipnorm",
-        number(value, 1.0),
-        lambda gradients, limit: tf.clip_by_global_norm(gradients, limit)[0],
-    )
+
+    def clip(gradients: Sequence[Any], limit: Any) -> Sequence[Any]:
+        clipped: Sequence[Any] = tf.clip_by_global_norm(gradients, limit)[0]
+        return clipped
+
+    return _clipping_fix(failure, "global_clipnorm", value, clip)
 
 
 def skip_step(failure: Failure, value: str | None) -> Fix:
     """Leave out the update of a step that is not finite."""
-    code = "if tf.math.is_finite(loss): optimizer.apply_gradients(...)"
     return Fix(
         "skip_step",
         {},
         Edit(skips_nonfinite=True),
-        code,
+        code="if tf.math.is_finite(loss): optimizer.apply_gradients(...)",
         note="The loss of the step stays as it is; its update is left out.",
     )
 
 
-def _clipped(
-    failure: Failure, name: str, limit: float, clip: Callable[[Sequence[Any], Any], Sequence[Any]]
-) -> Fix:
+def _clipping_fix(failure: Failure, name: str, value: str | None, clip: Clip) -> Fix:
+    limit = positive_number(value, 1.0)
     code = f"keras.optimizers.{optimizer_of(failure)}(..., {name}={limit:g})"
-    return Fix(name, {"value": limit}, Edit(programs=(gradients_edit(clip, limit, failure),)), code)
+    edit = Edit(programs=(_gradients_edit(clip, limit, failure),))
+    return Fix(name, {"value": limit}, edit, code)
 
 
-def gradients_edit(
-    clip: Callable[[Sequence[Any], Any], Sequence[Any]], limit: float, failure: Failure
-) -> ProgramEdit:
-    """Return the edit that puts `clip(gradients, limit)` between the gradients and the optimizer."""
+def _gradients_edit(clip: Clip, limit: float, failure: Failure) -> ProgramEdit:
+    """Return the edit that puts `clip(gradients, limit)` between gradients and optimizer."""
 
     def edit(editor: ProgramEditor) -> None:
         signature = editor.record.signature
@@ -121,61 +108,62 @@ def gradients_edit(
         if not tensors:
             raise CannotTryError("The step has no gradients that could be clipped.")
         scale = _loss_scale(signature, failure)
-        given = [*tensors, *([scale] if scale else [])]
 
-        def compute(*values: Any) -> Sequence[Any]:
-            gradients = values[: len(tensors)]
-            high: Any = limit
-            if scale:  # the optimizer gets scaled gradients, and clips what is left when the scale is taken off
-                high = limit * tf.raw_ops.ReadVariableOp(resource=values[-1], dtype=tf.float32)
-            return [
-                tf.cast(new, old.dtype)
-                for new, old in zip(clip(gradients, high), gradients, strict=True)
-            ]
+        def clipped(*values: Any) -> Sequence[Any]:
+            gradients, scaled_limit = values[: len(tensors)], limit
+            if scale:
+                # The optimizer gets gradients times the loss scale, and clips what is left when the
+                # scale is taken off.
+                scaled_limit *= tf.raw_ops.ReadVariableOp(resource=values[-1], dtype=tf.float32)
+            pairs = zip(clip(gradients, scaled_limit), gradients, strict=True)
+            return [tf.cast(new, old.dtype) for new, old in pairs]
 
-        for old, new in zip(tensors, editor.add("", compute, given), strict=True):
-            changed = editor.reroute("", old, new, only=lambda key: _is_update(editor, key))
-            if not changed:
+        arguments = [*tensors, scale] if scale else tensors
+        for old, new in zip(tensors, editor.add("", clipped, arguments), strict=True):
+            if not editor.reroute("", old, new, only=lambda key: _is_update(editor, key)):
                 raise CannotTryError(
-                    "The step ended before an update took its gradients, so there is nothing to clip."
+                    "The step ended before an update took its gradients, "
+                    "so there is nothing to clip."
                 )
 
     return edit
 
 
-def _is_update(editor: ProgramEditor, key: tuple[str, str]) -> bool:
+def _is_update(editor: ProgramEditor, key: OpKey) -> bool:
+    """Whether an op is the optimizer's; a check of the gradients is none."""
     info = editor.infos.get(key)
     return info is not None and info.phase == "update" and info.type not in _CHECKS
 
 
 def _loss_scale(signature: Signature, failure: Failure) -> str | None:
+    """The captured input that is the variable of Keras's LossScaleOptimizer."""
     if not signature.loss_scaled:
         return None
     variables = failure.window.replay.variables
-    handles = (
-        spec.tensor
-        for spec in signature.captures
-        if spec.variable is not None and _is_scale(variables[spec.variable].path)
-    )
-    return next(handles, None)
-
-
-def _is_scale(path: str) -> bool:
-    return path.rpartition("/")[2] == "dynamic_scale"
+    for spec in signature.captures:
+        if spec.variable is None:
+            continue
+        if variables[spec.variable].path.rpartition("/")[2] == "dynamic_scale":
+            return spec.tensor
+    return None
 
 
 def optimizer_of(failure: Failure) -> str:
-    """Return the class of the optimizer as its variables name it; `Optimizer` when they do not."""
-    known = {name.lower(): name for name in _OPTIMIZERS}
+    """Return the class of the optimizer as its variables name it; `Optimizer` when they do not.
+
+    Their paths begin with the optimizer's name, which by default is that of the class:
+    `adam/learning_rate`.
+    """
+    classes = {name.lower(): name for name in _OPTIMIZERS}
     for info in failure.window.replay.variables:
         if info.role == "optimizer":
             name = info.path.partition("/")[0].replace("_", "").rstrip("0123456789").lower()
-            if name in known:
-                return known[name]
+            if name in classes:
+                return classes[name]
     return "Optimizer"
 
 
-def number(value: str | None, default: float) -> float:
+def positive_number(value: str | None, default: float) -> float:
     """Return a fix's number.
 
     Raises:
@@ -184,9 +172,9 @@ def number(value: str | None, default: float) -> float:
     if value is None:
         return default
     try:
-        found = float(value)
+        parsed = float(value)
     except ValueError:
         raise BadValueError(f"Expected a number above 0. Received: {value}") from None
-    if not found > 0 or not np.isfinite(found):
+    if not parsed > 0 or not np.isfinite(parsed):
         raise BadValueError(f"Expected a number above 0. Received: {value}")
-    return found
+    return parsed
