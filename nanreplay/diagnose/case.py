@@ -1,4 +1,9 @@
-"""Everything that the rules of `rules/` may look at, asked for when it is needed. Imports no TensorFlow."""
+"""One incident as the rules of `rules/` see it: everything they may ask, computed when asked.
+
+A rule takes a `Case`. Its facts of the origin are there whenever an origin was found. Tensors and
+the graph of the step are there only where the step fails op by op, not where only the compiled
+step does. Imports no TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -17,22 +22,23 @@ from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.bisect.tensor_stats import Mask, is_float
 from nanreplay.capture.arrays import as_array
-from nanreplay.diagnose.failure_graph import Graph
+from nanreplay.diagnose.failure_graph import FailureGraph
 from nanreplay.diagnose.outliers import Outlier, find_outliers
-from nanreplay.findings import Origin, Verdict
+from nanreplay.findings import OperandFacts, Origin, OutputFacts, Verdict
 from nanreplay.records import OpInfo, Timeline
 from nanreplay.replay.provenance import OpEvent, ValueId
 
-# --- diagnose.case
-
 Values = NDArray[Any]
-_HALF, _FLOAT32 = 19, 1
-"""Numbers of DT_HALF and DT_FLOAT in TensorFlow's enum of types."""
+HALF = ("float16", "half")
+"""What TensorFlow and NumPy call half precision."""
+_DT_HALF, _DT_FLOAT = 19, 1
+"""Numbers of the types in TensorFlow's enum."""
 _UPSTREAM = 8
 """How many ops back the values of finite tensors are kept in the second run."""
+_LAYERLESS = {"loss": " in the loss", "optimizer": " in the optimizer", "input": " in the input"}
 
 
-class _Seen(Exception):
+class _OriginReachedError(Exception):
     """The origin has run; nothing after it is wanted."""
 
 
@@ -75,8 +81,9 @@ class Case:
         """Type of the forward op whose gradient the origin computes, "" where it computes none."""
         if self.info is None or not self.info.forward:
             return ""
-        found = self.replay.ops(self.step).get((self.info.forward_function, self.info.forward))
-        return found.type if found is not None else ""
+        key = (self.info.forward_function, self.info.forward)
+        forward_info = self.replay.ops(self.step).get(key)
+        return forward_info.type if forward_info is not None else ""
 
     @property
     def is_backward(self) -> bool:
@@ -85,7 +92,10 @@ class Case:
 
     @property
     def fact(self) -> Fact | None:
-        """The origin's execution, None for an array of the batch or where only the compiled step fails."""
+        """The origin's execution.
+
+        None for an array of the batch or where only the compiled step fails.
+        """
         return self.bisection.suspect.fact if self.bisection.suspect is not None else None
 
     @property
@@ -95,26 +105,33 @@ class Case:
 
     @property
     def kind(self) -> str:
-        """How the origin made it: `made`, `turned`, `used`, `raised`, `input`, or "" where nothing ran op by op."""
+        """How the origin made it: `made`, `turned`, `used`, `raised` or `input`.
+
+        "" where nothing ran op by op.
+        """
         return self.bisection.suspect.kind if self.bisection.suspect is not None else ""
 
     @cached_property
-    def graph(self) -> Graph | None:
+    def graph(self) -> FailureGraph | None:
         """The origin's step as a graph; None where only the compiled step fails."""
-        return Graph(self.bisection.scene) if self.bisection.scene is not None else None
+        return FailureGraph(self.bisection.scene) if self.bisection.scene is not None else None
+
+    @property
+    def output(self) -> OutputFacts | None:
+        """The first bad output of the origin."""
+        outputs = self.origin.outputs if self.origin is not None else ()
+        return outputs[0] if outputs else None
 
     @property
     def value(self) -> float:
-        """The first bad element."""
-        outputs = self.origin.outputs if self.origin is not None else ()
-        found = outputs[0].value if outputs else None
-        return float(found) if isinstance(found, (int, float)) else float("nan")
+        """The first bad element; NaN where it is not known."""
+        element = self.output.value if self.output is not None else None
+        return float(element) if isinstance(element, (int, float)) else float("nan")
 
     @property
     def dtype(self) -> str:
         """Type of the bad output, "" where it is not known."""
-        outputs = self.origin.outputs if self.origin is not None else ()
-        return outputs[0].dtype if outputs else ""
+        return self.output.dtype if self.output is not None else ""
 
     @property
     def is_infinite(self) -> bool:
@@ -132,66 +149,58 @@ class Case:
     @cached_property
     def mask(self) -> Mask | None:
         """Which elements of its first bad output the origin made bad."""
-        return (
-            next(iter(self.bisection.suspect.masks.values()), None)
-            if self.bisection.suspect is not None
-            else None
-        )
-
-    def operand(self, i: int) -> Values:
-        """Return an input at the failing elements (all of it where elements cannot be told apart); empty when unknown."""
-        if self.event is not None:
-            if i >= len(self.event.inputs) or not is_float(self.event.inputs[i]):
-                return np.zeros(0)
-            array = _float64(self.event.inputs[i])
-            if self.mask is None:
-                return array.reshape(-1)
-            try:
-                return as_array(np.broadcast_to(array, self.mask.shape)[self.mask])
-            except ValueError:
-                return array.reshape(-1)
-        operands = self.origin.operands if self.origin is not None else ()
-        value = operands[i].value if i < len(operands) else None
-        return np.array([value], np.float64) if isinstance(value, (int, float)) else np.zeros(0)
+        suspect = self.bisection.suspect
+        return next(iter(suspect.masks.values()), None) if suspect is not None else None
 
     @property
-    def n_inputs(self) -> int:
-        """How many inputs the origin has."""
-        return (
-            len(self.event.inputs)
-            if self.event is not None
-            else len(self.origin.operands if self.origin is not None else ())
-        )
+    def operands(self) -> Sequence[OperandFacts]:
+        """Facts of the origin's inputs, empty without an origin."""
+        return self.origin.operands if self.origin is not None else ()
+
+    def operand(self, i: int) -> Values:
+        """Return an input at the failing elements; empty when unknown.
+
+        All of it where elements cannot be told apart. Where only the compiled step fails, the one
+        element that the facts of the origin hold.
+        """
+        if self.event is None:
+            element = self.operands[i].value if i < len(self.operands) else None
+            is_number = isinstance(element, (int, float))
+            return np.array([element], np.float64) if is_number else np.zeros(0)
+        if i >= len(self.event.inputs) or not is_float(self.event.inputs[i]):
+            return np.zeros(0)
+        array = _float64(self.event.inputs[i])
+        if self.mask is None:
+            return array.reshape(-1)
+        try:
+            return as_array(np.broadcast_to(array, self.mask.shape)[self.mask])
+        except ValueError:  # not an element-wise op: the shapes do not fit
+            return array.reshape(-1)
 
     def input_id(self, i: int) -> ValueId | None:
         """Return the identity of an input, None where nothing ran op by op."""
-        return (
-            self.fact.input_ids[i]
-            if self.fact is not None and i < len(self.fact.input_ids)
-            else None
-        )
+        if self.fact is None or i >= len(self.fact.input_ids):
+            return None
+        return self.fact.input_ids[i]
 
     # In words
 
     @property
     def place(self) -> str:
         """Where the first bad element is: ` at [5, 0]`, "" for a scalar."""
-        outputs = self.origin.outputs if self.origin is not None else ()
-        index = outputs[0].indices[0] if outputs and outputs[0].indices else ()
-        return f" at {list(index)}" if index else ""
+        indices = self.output.indices if self.output is not None else ()
+        return f" at {list(indices[0])}" if indices and indices[0] else ""
 
     @property
     def count(self) -> str:
         """How many elements: "1 of 96 elements"."""
-        outputs = self.origin.outputs if self.origin is not None else ()
-        if not outputs:
+        if self.output is None:
             return "its output"
-        return f"{outputs[0].nonfinite} of {outputs[0].size} elements"
+        return f"{self.output.nonfinite} of {self.output.size} elements"
 
     def subject(self, i: int) -> str:
-        """Name an operand: an array of the batch, a variable, else the output of the op that made it."""
-        operands = self.origin.operands if self.origin is not None else ()
-        name = operands[i].name if i < len(operands) else ""
+        """Name an operand: an array of the batch, a variable, else the output of its op."""
+        name = self.operands[i].name if i < len(self.operands) else ""
         if not name or ":" not in name:
             return f"`{name}`" if name else "the operand"
         value = self.input_id(i)
@@ -205,58 +214,54 @@ class Case:
             return ""
         if self.origin.layer_path:
             return f" in layer `{self.origin.layer_path}`"
-        return {
-            "loss": " in the loss",
-            "optimizer": " in the optimizer",
-            "input": " in the input",
-        }.get(self.origin.where, "")
+        return _LAYERLESS.get(self.origin.where, "")
 
     # The second run
 
     @cached_property
     def kept(self) -> Mapping[int, OpEvent]:
-        """Executions upstream of the origin, with their tensors, by serial of the first run."""
+        """Executions upstream of the origin, with their tensors, by serial of the first run.
+
+        The first run keeps non-finite tensors only. So the step runs once more, as far as the
+        origin; serials may be others there, name, function and calls are not.
+        """
         fact, graph = self.fact, self.graph
         if fact is None or graph is None:
             return {}
-        wanted = {
-            (each.key, each.calls): each.serial
-            for value in fact.input_ids
-            for each in graph.upstream(value, _UPSTREAM)
-        }
-        found: dict[int, OpEvent] = {}
+        serials: dict[object, int] = {}
+        for value in fact.input_ids:
+            for maker in graph.upstream(value, _UPSTREAM):
+                serials[maker.key, maker.calls] = maker.serial
+        events: dict[int, OpEvent] = {}
 
         def keep(event: OpEvent) -> None:
-            key = ((event.function, event.name), event.calls)
-            if key in wanted:
-                found[wanted[key]] = event
-            if key == (fact.key, fact.calls):
-                raise _Seen
+            execution = ((event.function, event.name), event.calls)
+            if execution in serials:
+                events[serials[execution]] = event
+            if execution == (fact.key, fact.calls):
+                raise _OriginReachedError
 
         try:
             self.replay.run(self.step, keep)
-        except (
-            Exception
-        ):  # `_Seen`, or a kernel that raises op by op: what has run until then is kept
-            return found
-        return found
+        except Exception:  # the origin is reached, or a kernel raised: what ran before is kept
+            return events
+        return events
 
     def in_float32(self, event: OpEvent) -> Sequence[Values] | None:
-        """Run the kernel of a half-precision op on its operands widened to float32; None when it cannot be run so."""
-        attrs = {
-            name: type(value)(type=_FLOAT32) if getattr(value, "type", 0) == _HALF else value
-            for name, value in event.attrs.items()
-        }
+        """Run the kernel of a half-precision op on its operands widened to float32.
+
+        None when it cannot be run so.
+        """
         if event.type == "Cast":
             return [as_array(event.inputs[0])]
-        wide = [
-            as_array(each).astype(np.float32) if is_float(each) else each for each in event.inputs
-        ]
+        attrs = dict(event.attrs)
+        for name, value in event.attrs.items():
+            if getattr(value, "type", 0) == _DT_HALF:
+                attrs[name] = type(value)(type=_DT_FLOAT)
+        widened = [_float32(value) if is_float(value) else value for value in event.inputs]
         try:
-            return [
-                as_array(made)
-                for made in self.replay.execute(dataclasses.replace(event, attrs=attrs), wide)
-            ]
+            outputs = self.replay.execute(dataclasses.replace(event, attrs=attrs), widened)
+            return [as_array(output) for output in outputs]
         except Exception:  # the kernel does not take float32 here
             return None
 
@@ -269,28 +274,29 @@ class Case:
 
     @cached_property
     def outliers(self) -> tuple[Outlier, ...]:
-        """Values of the failing batch far out of the range of other rows, the farthest first; proven rows only, where known."""
-        rows = self.origin.rows if self.origin is not None else None
-        return find_outliers(
-            self.replay,
-            self.step,
-            rows,
-            self.origin.batch_prefix if self.origin is not None else "",
-        )
+        """Values of the failing batch far out of the range of other rows, the farthest first.
+
+        Of the proven rows only, where they are known.
+        """
+        if self.origin is None:
+            return find_outliers(self.replay, self.step)
+        return find_outliers(self.replay, self.step, self.origin.rows, self.origin.batch_prefix)
 
 
 def _float64(value: Any) -> Values:
+    """Return an array to compute with; a complex one as it is."""
     array = as_array(value)
     return array if array.dtype.kind == "c" else array.astype(np.float64)
 
 
+def _float32(value: Any) -> Values:
+    return as_array(value).astype(np.float32)
+
+
 def shown(value: float) -> str:
     """Return a number as sentences show it: 0.0, not 0."""
-    return (
-        f"{value:.1f}"
-        if value == int(value if np.isfinite(value) else 0) and abs(value) < 1e6
-        else f"{value:.6g}"
-    )
+    is_whole = np.isfinite(value) and value == int(value)
+    return f"{value:.1f}" if is_whole and abs(value) < 1e6 else f"{value:.6g}"
 
 
 def capital(text: str) -> str:

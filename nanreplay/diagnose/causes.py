@@ -1,4 +1,7 @@
-"""Why it happened: every rule is asked, the causes with evidence are put in order. Imports no TensorFlow."""
+"""Why it happened: every rule is asked, the causes with evidence are put in order.
+
+`causes_of` is what reports call; `RULES` is the table of all rules. Imports no TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -33,11 +36,11 @@ def other(case: Case) -> Cause | None:
     if case.origin is None:
         return None
     made = f"gave {case.value}" if case.origin.outputs else "gave a non-finite value"
-    return Cause(
-        "other",
-        0.1,
-        f"`{case.op or 'the batch'}`{case.where} {made}{case.place}; no known cause fits its operands.",
+    sentence = (
+        f"`{case.op or 'the batch'}`{case.where} {made}{case.place}; "
+        "no known cause fits its operands."
     )
+    return Cause("other", 0.1, sentence)
 
 
 RULES: Mapping[CauseKind, Rule] = {
@@ -77,7 +80,14 @@ def causes_of(
 ) -> tuple[Cause, ...]:
     """Return why a value turned non-finite, the likeliest first; empty when nothing was.
 
-    `other` stands alone: it is an answer only where no rule found its evidence. The failing step runs at most once more.
+    `other` stands alone: it is an answer only where no rule found its evidence. The failing step
+    runs at most once more.
+
+    ```python
+    bisection = bisect(replay, timeline)
+    for cause in causes_of(replay, bisection, judge(replay), timeline):
+        print(cause.kind, cause.confidence, cause.sentence)
+    ```
 
     Args:
         replay: Replays the window's steps.
@@ -88,16 +98,13 @@ def causes_of(
     if verdict.kind == "healthy":
         return ()
     case = Case(replay, bisection, verdict, timeline)
-    found = [
-        cause
-        for kind, rule in RULES.items()
-        if kind != "other" and (cause := rule(case)) is not None
-    ]
-    told = sorted(
-        (cause for cause in found if cause.confidence >= _LEAST),
-        key=lambda cause: -cause.confidence,
-    )
-    if told:
-        return tuple(told[:_MOST])
+    causes: list[Cause] = []
+    for kind, rule in RULES.items():
+        cause = rule(case) if kind != "other" else None
+        if cause is not None and cause.confidence >= _LEAST:
+            causes.append(cause)
+    causes.sort(key=lambda cause: -cause.confidence)  # stable: among equals, as in `RULES`
+    if causes:
+        return tuple(causes[:_MOST])
     unknown = other(case)
     return () if unknown is None else (unknown,)

@@ -1,9 +1,14 @@
-"""Questions about the ops of a failing step: what made a value, whether it is a variance, a mask, a weight. Imports no TensorFlow."""
+"""Questions about the ops of a failing step, for the rules of `rules/`.
+
+What made a value? Is it a variance, a sum of squares, a sum of weights? Which `where` drops it?
+Ops are told apart by type and by how they are connected, names of scopes come second: layers, Keras
+and users write the same formula with other ops. Imports no TensorFlow.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from nanreplay.bisect.failing_step import Scene
 from nanreplay.bisect.influence import COPIES
@@ -13,24 +18,34 @@ from nanreplay.bisect.tensor_stats import TensorStat, words
 from nanreplay.replay.provenance import ValueId
 
 _CARRIERS = COPIES | words(
-    "BroadcastTo Cast ExpandDims Fill GatherV2 OptionalGetValue Pack Real ReadVariableOp Slice Squeeze StackPopV2 StridedSlice "
-    "TensorListGetItem TensorListStack Tile Transpose"
+    "BroadcastTo Cast ExpandDims Fill GatherV2 OptionalGetValue Pack Real ReadVariableOp Slice "
+    "Squeeze StackPopV2 StridedSlice TensorListGetItem TensorListStack Tile Transpose"
 )
 """Ops that hand on (some of) one value."""
 _CHOOSERS = words("Select SelectV2 GatherNd GatherV2")
 _SUMS = words("Sum Mean")
+_SQUARES = words("Square SquaredDifference")
 SEGMENTS = words(
-    "SegmentSum SegmentSumV2 UnsortedSegmentSum SegmentMean SparseSegmentSum SparseSegmentMean Bincount DenseBincount "
-    "MatMul BatchMatMulV2 BatchMatMul Einsum"
+    "SegmentSum SegmentSumV2 UnsortedSegmentSum SegmentMean SparseSegmentSum SparseSegmentMean "
+    "Bincount DenseBincount MatMul BatchMatMulV2 BatchMatMul Einsum"
 )
 """Ops that sum up groups of rows."""
-_COUNTS = words("Size Prod Shape")
+COUNTS = words("Size Prod Shape")
+"""Ops that make the number of elements."""
+_ON_THE_WAY = words(
+    "Sqrt Rsqrt Square AddV2 Add AddN Maximum ClipByValue Reciprocal Pow Relu Mul RealDiv Sum Mean "
+    "Select SelectV2 Abs Sub"
+)
+"""Ops between a variance, or a sum of squares, and the division or root that takes it."""
+_NO_WEIGHTS = words("Square SquaredDifference Exp Abs Softmax Sub Sqrt Log Pow")
+"""Ops that make quantities, not weights."""
 _SIGNED_SCOPES = re.compile(
     r"(^|/)(moments|reduce_variance|reduce_std|variance|batchnorm|weighted_moments)(_\d+)?/"
 )
+"""Name scopes in which TensorFlow and Keras compute variances."""
 
 
-class Graph:
+class FailureGraph:
     """One failing step, as a graph of the op executions in it."""
 
     def __init__(self, scene: Scene) -> None:
@@ -38,23 +53,28 @@ class Graph:
         self.scene = scene
         self.trace = scene.trace
 
+    # What made a value
+
     def source(self, value: ValueId) -> ValueId:
         """Return what a value is a copy, cast or part of."""
         seen: set[ValueId] = set()
-        while (
-            value not in seen
-            and (fact := self.trace.facts.get(value.serial)) is not None
-            and fact.type in _CARRIERS
-        ):
+        while value not in seen:
+            fact = self.trace.facts.get(value.serial)
+            if fact is None or fact.type not in _CARRIERS:
+                break
             seen.add(value)
             inputs = fact.via[-1:] or fact.input_ids
             if not inputs:
                 break
+            # Fill takes the shape first, then the value.
             value = inputs[min(1, len(inputs) - 1)] if fact.type == "Fill" else inputs[0]
         return value
 
     def maker(self, value: ValueId) -> Fact | None:
-        """Return the op that made a value; copies, casts and parts of it are looked through. None for what is fed."""
+        """Return the op that made a value, None for what is fed.
+
+        Copies, casts and parts of it are looked through.
+        """
         return self.trace.facts.get(self.source(value).serial)
 
     def inputs(self, fact: Fact) -> list[ValueId]:
@@ -63,31 +83,37 @@ class Graph:
 
     def makers(self, fact: Fact) -> list[Fact]:
         """Return the ops that made an op's inputs."""
-        return [maker for value in fact.input_ids if (maker := self.maker(value)) is not None]
+        return self.makers_of(fact.input_ids)
+
+    def makers_of(self, values: Iterable[ValueId]) -> list[Fact]:
+        """Return the ops that made some values; what is fed has none."""
+        makers = [self.maker(value) for value in values]
+        return [maker for maker in makers if maker is not None]
 
     def upstream(self, value: ValueId, depth: int) -> Iterator[Fact]:
         """Yield the ops that a value was made by, nearest first, `depth` ops back."""
-        level, seen = [value], set[int]()
+        level: list[ValueId] = [value]
+        seen: set[int] = set()
         for _ in range(depth):
-            facts = [
-                maker
-                for each in level
-                if (maker := self.maker(each)) is not None and maker.serial not in seen
-            ]
+            facts = [maker for maker in self.makers_of(level) if maker.serial not in seen]
             seen |= {fact.serial for fact in facts}
             yield from facts
-            level = [each for fact in facts for each in fact.input_ids]
+            level = [value for fact in facts for value in fact.input_ids]
 
     def infinities(self, value: ValueId, depth: int = 6) -> Iterator[Fact]:
-        """Yield the ops with infinite outputs that a value was made by, casts and constants included, nearest first."""
+        """Yield the ops with non-finite outputs that a value was made by, nearest first.
+
+        Casts and constants are not looked through here: they may be what made an infinity.
+        """
         level = [value]
         for _ in range(depth):
-            facts = [
-                fact for each in level if (fact := self.trace.facts.get(each.serial)) is not None
-            ]
-            facts = [fact for fact in facts if any(stat.nonfinite for stat in fact.outputs)]
+            facts = [fact for fact in self._facts(level) if _is_nonfinite(fact)]
             yield from facts
-            level = [each for fact in facts for each in (*fact.input_ids, *fact.via)]
+            level = [source for fact in facts for source in fact.sources]
+
+    def _facts(self, values: Iterable[ValueId]) -> list[Fact]:
+        facts = [self.trace.facts.get(value.serial) for value in values]
+        return [fact for fact in facts if fact is not None]
 
     def stat(self, value: ValueId) -> TensorStat | None:
         """Return the facts of a value."""
@@ -97,28 +123,6 @@ class Graph:
         """Whether a value is zero everywhere."""
         stat = self.stat(value)
         return stat is not None and stat.minimum == stat.maximum == 0 and not stat.nonfinite
-
-    def feed(self, value: ValueId) -> str | None:
-        """Return what a value is fed from (`batch`, `variable`, `constant`), None for one that an op made."""
-        return self.trace.feed(value)[0] if value.serial < 0 else None
-
-    def depends_on_variables(self, value: ValueId, depth: int = 12) -> bool:
-        """Whether a variable has an influence on a value, as far back as is looked."""
-        level, seen = [self.source(value)], set[ValueId]()
-        for _ in range(depth):
-            if any(self.feed(each) == "variable" for each in level):
-                return True
-            seen |= set(level)
-            facts = [
-                fact for each in level if (fact := self.trace.facts.get(each.serial)) is not None
-            ]
-            level = [
-                source
-                for fact in facts
-                for each in fact.input_ids
-                if (source := self.source(each)) not in seen
-            ]
-        return False
 
     # Forward and backward
 
@@ -131,42 +135,42 @@ class Graph:
         info = self.scene.attribution.info(fact)
         if info is None or not info.forward:
             return []
-        return [
-            other
-            for other in self.trace.facts.values()
-            if other.key == (info.forward_function, info.forward)
-        ]
+        key = (info.forward_function, info.forward)
+        return [other for other in self.trace.facts.values() if other.key == key]
 
     def dropped_by(self, fact: Fact, depth: int = 6) -> Fact | None:
-        """Return the `where` of the forward pass that an op's value goes into within `depth` ops, None without one."""
+        """Return the `where` of the forward pass that an op's value goes into.
+
+        None without one within `depth` ops.
+        """
         level, seen = [fact.serial], {fact.serial}
         for _ in range(depth):
-            users = [
-                self.trace.facts[user]
-                for serial in level
-                for user in self.trace.consumers(serial)
-                if user not in seen
-            ]
+            serials = [user for serial in level for user in self.trace.consumers(serial)]
+            users = [self.trace.facts[serial] for serial in serials if serial not in seen]
             users = [user for user in users if not self.is_backward(user)]
             chooser = next((user for user in users if user.type in _CHOOSERS), None)
             if chooser is not None:
                 return chooser
-            seen |= {user.serial for user in users}
             level = [user.serial for user in users]
+            seen |= set(level)
         return None
 
-    # What a value is
+    # Variances
 
     def variance(self, value: ValueId) -> Fact | None:
-        """Return the mean of squared deviations that a value is (a root, a sum with an epsilon, ... of), or None."""
+        """Return the mean of squared deviations that a value is, or None.
+
+        The value may be a root of it, its sum with an epsilon, and the like.
+        """
         for fact in self.upstream(value, 6):
             if fact.type in _SUMS and self.is_mean_of_deviations(fact):
                 return fact
             if fact.type == "Sub" and self.is_difference_of_moments(fact):
                 return fact
-            if fact.type in _SUMS or fact.type not in _ON_THE_WAY:
-                named = _SIGNED_SCOPES.search(fact.name) is not None and fact.type in _SUMS
-                return fact if named else None
+            if fact.type in _SUMS:
+                return fact if _SIGNED_SCOPES.search(fact.name) is not None else None
+            if fact.type not in _ON_THE_WAY:
+                return None
         return None
 
     def is_mean_of_deviations(self, fact: Fact) -> bool:
@@ -174,96 +178,90 @@ class Graph:
         squares = self.maker(fact.input_ids[0])
         if squares is None:
             return False
-        if (
-            squares.type in ("RealDiv", "Mul") and len(squares.input_ids) == 2
-        ):  # weights, or a count, before the sum
-            inner = self.maker(squares.input_ids[0])
-            if inner is not None and inner.type in ("Square", "SquaredDifference"):
-                squares = inner
+        if squares.type in ("RealDiv", "Mul") and len(squares.input_ids) == 2:
+            # Weights, or a count, may come before the sum.
+            unweighted = self.maker(squares.input_ids[0])
+            if unweighted is not None and unweighted.type in _SQUARES:
+                squares = unweighted
         if squares.type == "SquaredDifference":
             return self.is_centred(squares)
-        same = squares.type == "Mul" and len(set(self.inputs(squares))) == 1
-        difference = (
-            self.maker(squares.input_ids[0]) if same or squares.type in ("Square", "Pow") else None
-        )
+        if squares.type not in ("Square", "Pow") and not self.is_product_with_itself(squares):
+            return False
+        difference = self.maker(squares.input_ids[0])
         if difference is not None and difference.type == "Abs":
             difference = self.maker(difference.input_ids[0])
         return difference is not None and difference.type == "Sub" and self.is_centred(difference)
+
+    def is_product_with_itself(self, fact: Fact) -> bool:
+        """Whether an op is x * x."""
+        return fact.type == "Mul" and self.has_one_input(fact)
+
+    def has_one_input(self, fact: Fact) -> bool:
+        """Whether all inputs of an op are one value."""
+        return len(set(self.inputs(fact))) == 1
 
     def is_centred(self, difference: Fact) -> bool:
         """Whether one operand of a difference is a mean of the other."""
         first, second = self.inputs(difference)[:2]
         return self.is_mean_of(second, first) or self.is_mean_of(first, second)
 
+    def is_mean_of(self, value: ValueId, whole: ValueId) -> bool:
+        """Whether a value is the mean of another."""
+        sums = [fact for fact in self.upstream(value, 3) if fact.type in _SUMS]
+        return any(self.is_same(fact.input_ids[0], whole) for fact in sums)
+
     def is_same(self, one: ValueId, other: ValueId, depth: int = 3) -> bool:
-        """Whether two values are one, or were computed twice from the same values by the same ops."""
+        """Whether two values are one, or computed twice from the same values by the same ops."""
         one, other = self.source(one), self.source(other)
         if one == other:
             return True
         first, second = self.trace.facts.get(one.serial), self.trace.facts.get(other.serial)
-        if (
-            not depth
-            or first is None
-            or second is None
-            or first.type != second.type
-            or len(first.input_ids) != len(second.input_ids)
-        ):
+        if not depth or first is None or second is None:
+            return False
+        if first.type != second.type or len(first.input_ids) != len(second.input_ids):
             return False
         if not first.input_ids:
             return first.outputs == second.outputs
-        return all(
-            self.is_same(a, b, depth - 1)
-            for a, b in zip(first.input_ids, second.input_ids, strict=True)
-        )
-
-    def is_mean_of(self, value: ValueId, whole: ValueId) -> bool:
-        """Whether a value is the mean of another."""
-        return any(
-            fact.type in _SUMS and self.is_same(fact.input_ids[0], whole)
-            for fact in self.upstream(value, 3)
-        )
+        pairs = zip(first.input_ids, second.input_ids, strict=True)
+        return all(self.is_same(a, b, depth - 1) for a, b in pairs)
 
     def is_difference_of_moments(self, difference: Fact) -> bool:
         """Whether a difference is E[x^2] - E[x]^2."""
         makers = self.makers(difference)
-        if (
-            len(makers) != 2
-            or makers[0].type not in _SUMS
-            or makers[1].type not in ("Square", "Mul", "Pow")
-        ):
+        if len(makers) != 2:
             return False
-        squares, mean = self.maker(makers[0].input_ids[0]), self.maker(makers[1].input_ids[0])
-        return (
-            squares is not None
-            and squares.type in ("Square", "Mul", "Pow")
-            and mean is not None
-            and mean.type in _SUMS
-        )
+        mean_of_squares, squared_mean = makers
+        if mean_of_squares.type not in _SUMS or squared_mean.type not in ("Square", "Mul", "Pow"):
+            return False
+        squares = self.maker(mean_of_squares.input_ids[0])
+        mean = self.maker(squared_mean.input_ids[0])
+        is_of_squares = squares is not None and squares.type in ("Square", "Mul", "Pow")
+        return is_of_squares and mean is not None and mean.type in _SUMS
+
+    # Sums
 
     def squares_under(self, value: ValueId) -> Fact | None:
         """Return the sum of squares that a value is (a root of), or None."""
         for fact in self.upstream(value, 4):
             if fact.type == "Sum":
                 squares = self.maker(fact.input_ids[0])
-                own = squares is not None and (
-                    squares.type in ("Square", "SquaredDifference")
-                    or len(set(self.inputs(squares))) == 1
-                )
-                return fact if own else None
+                if squares is None:
+                    return None
+                are_squares = squares.type in _SQUARES or self.has_one_input(squares)
+                return fact if are_squares else None
             if fact.type not in _ON_THE_WAY:
                 return None
         return None
 
     def weights_under(self, value: ValueId) -> Fact | None:
-        """Return the sum (or count) of weights that a value is, all of them zero; None when it is something else."""
+        """Return the sum (or count) of weights that a value is, all of them zero.
+
+        None when it is something else.
+        """
         fact = self.maker(value)
         if fact is None:
             return None
-        if fact.type in ("Sub", "AddV2") and any(
-            maker.type in _COUNTS for maker in self.makers(fact)
-        ):  # n - 1
-            return fact
-        if fact.type in _COUNTS or fact.type in SEGMENTS:
+        if fact.type in COUNTS or fact.type in SEGMENTS or self.is_corrected_count(fact):
             return fact
         if fact.type not in _SUMS or not fact.input_ids:
             return None
@@ -271,17 +269,20 @@ class Graph:
         if stat is not None and not stat.size:
             return fact
         weights = self.maker(fact.input_ids[0])
-        if weights is not None and weights.type in _NO_WEIGHTS:
-            return None
-        if weights is not None and weights.type == "Mul" and len(set(self.inputs(weights))) == 1:
+        if weights is not None and self._makes_quantities(weights):
             return None
         is_negative = stat is not None and stat.minimum is not None and stat.minimum < 0
         return None if is_negative else fact
 
+    def _makes_quantities(self, fact: Fact) -> bool:
+        return fact.type in _NO_WEIGHTS or self.is_product_with_itself(fact)
 
-_ON_THE_WAY = words(
-    "Sqrt Rsqrt Square AddV2 Add AddN Maximum ClipByValue Reciprocal Pow Relu Mul RealDiv Sum Mean Select SelectV2 Abs Sub"
-)
-"""Ops that a variance or a sum of squares goes through before it is divided by or before its root is taken."""
-_NO_WEIGHTS = words("Square SquaredDifference Exp Abs Softmax Sub Sqrt Log Pow")
-"""Ops that make quantities, not weights."""
+    def is_corrected_count(self, fact: Fact) -> bool:
+        """Whether an op is a count plus or minus something, such as the n - 1 of a variance."""
+        if fact.type not in ("Sub", "AddV2"):
+            return False
+        return any(maker.type in COUNTS for maker in self.makers(fact))
+
+
+def _is_nonfinite(fact: Fact) -> bool:
+    return any(stat.nonfinite for stat in fact.outputs)

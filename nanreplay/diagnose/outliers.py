@@ -1,4 +1,8 @@
-"""Everything that the rules of `rules/` may look at, asked for when it is needed. Imports no TensorFlow."""
+"""Values of a batch far out of the range of the other rows of the window.
+
+The rule of data outliers names them. A column is one position of a row, so each feature is compared
+with itself only. Imports no TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +19,6 @@ from nanreplay.bisect.tensor_stats import is_float
 from nanreplay.capture.arrays import as_array
 from nanreplay.errors import NanreplayError
 
-# Values of a batch far out of the range of the other rows of the window. Pure numpy.
-
 _BATCHES = 16
 """How many other batches are looked at."""
 _ELEMENTS = 5_000_000
@@ -27,6 +29,8 @@ _BEYOND = 3.0
 """How many widths of the usual range a value must lie out of it."""
 _DEVIATIONS = 10.0
 """How many standard deviations it must lie from the mean."""
+_NO_SPREAD = 1e-3
+"""A column with less spread, as a share of the array's largest value, hardly ever varies."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,11 +54,14 @@ class Outlier:
     @property
     def sentence(self) -> str:
         """The value, its place and the usual range."""
-        row, column = self.index[0], list(self.index[1:])
-        where = f"row {row}" + (
-            f", column {column[0] if len(column) == 1 else column}" if column else ""
+        column = list(self.index[1:])
+        where = f"row {self.index[0]}"
+        if column:
+            where += f", column {column[0] if len(column) == 1 else column}"
+        usual = (
+            f"usually {self.low:.3g} to {self.high:.3g}, "
+            f"{self.deviations:.2g} standard deviations away"
         )
-        usual = f"usually {self.low:.3g} to {self.high:.3g}, {self.deviations:.2g} standard deviations away"
         return (
             f"`batch[{self.path}]` holds {self.value:.6g} in {where} of step {self.step} ({usual})."
         )
@@ -63,10 +70,10 @@ class Outlier:
 def find_outliers(
     replay: StepRunner, step: int, rows: Sequence[int] | None = None, prefix: str = ""
 ) -> tuple[Outlier, ...]:
-    """Return the values of a batch that are far out of the range of other rows, the farthest of each array, farthest first.
+    """Return the values of a batch that are far out of the range of other rows.
 
-    The usual range of a column is that of the same column in the other batches of the window and in the other rows of
-    this batch.
+    The farthest of each array, farthest first. The usual range of a column is that of the same
+    column in the other batches of the window and in the other rows of this batch.
 
     Args:
         replay: Holds the batches.
@@ -79,35 +86,29 @@ def find_outliers(
         return ()
     leaves = [as_array(leaf) for leaf in record.leaves]
     own = own_leaves(record.paths, prefix)
-    size = batch_size([leaves[place] for place in own])
-    others = _others(replay, step)
-    found = []
-    for i, leaf in enumerate(leaves):
-        if (
-            i in own
-            and leaf.ndim
-            and leaf.shape[0] == size
-            and leaf.size
-            and is_float(leaf)
-            and leaf.dtype.kind != "c"
-        ):
-            looked_at = (
-                range(len(leaf)) if rows is None else [row for row in rows if row < len(leaf)]
-            )
-            usual = [
-                other[i]
-                for other in others
-                if i < len(other) and other[i].ndim and other[i].shape[1:] == leaf.shape[1:]
-            ]
-            few = max(_ELEMENTS // (leaf.size // len(leaf)), _FEWEST)
-            found += _of_array(
-                step,
-                record.paths[i],
-                leaf.astype(np.float64),
-                looked_at,
-                list(_first_rows(usual, few)),
-            )
-    return tuple(sorted(found, key=lambda outlier: -outlier.deviations))
+    size = batch_size([leaves[position] for position in own])
+    other_batches = _other_batches(replay, step)
+    outliers: list[Outlier] = []
+    for position in own:
+        leaf = leaves[position]
+        if not (_has_rows(leaf, size) and _is_real(leaf)):
+            continue
+        in_others = [batch[position] for batch in other_batches if position < len(batch)]
+        fitting = [array for array in in_others if array.ndim and array.shape[1:] == leaf.shape[1:]]
+        most_rows = max(_ELEMENTS // (leaf.size // len(leaf)), _FEWEST)
+        usual = list(_first_rows(fitting, most_rows))
+        wanted = range(len(leaf)) if rows is None else [row for row in rows if row < len(leaf)]
+        values = leaf.astype(np.float64)
+        outliers += _outliers_of_array(step, record.paths[position], values, wanted, usual)
+    return tuple(sorted(outliers, key=lambda outlier: -outlier.deviations))
+
+
+def _has_rows(leaf: NDArray[Any], size: int | None) -> bool:
+    return bool(leaf.ndim) and leaf.shape[0] == size and leaf.size > 0
+
+
+def _is_real(leaf: NDArray[Any]) -> bool:
+    return is_float(leaf) and leaf.dtype.kind != "c"
 
 
 def _batch(replay: StepRunner, step: int) -> Any:
@@ -117,14 +118,13 @@ def _batch(replay: StepRunner, step: int) -> Any:
         return None
 
 
-def _others(replay: StepRunner, step: int) -> list[list[NDArray[Any]]]:
+def _other_batches(replay: StepRunner, step: int) -> list[list[NDArray[Any]]]:
     """Arrays of the batches before a step, and of those after it where there are too few."""
-    near = [
-        *range(step - 1, max(step - 1 - _BATCHES, -1), -1),
-        *(later for later in replay.steps if later > step),
-    ]
-    records = [record for other in near[:_BATCHES] if (record := _batch(replay, other)) is not None]
-    return [[as_array(leaf) for leaf in record.leaves] for record in records]
+    earlier = range(step - 1, max(step - 1 - _BATCHES, -1), -1)
+    later = [other for other in replay.steps if other > step]
+    records = [_batch(replay, other) for other in [*earlier, *later][:_BATCHES]]
+    known = [record for record in records if record is not None]
+    return [[as_array(leaf) for leaf in record.leaves] for record in known]
 
 
 def _first_rows(arrays: Sequence[NDArray[Any]], count: int) -> Iterator[NDArray[Any]]:
@@ -136,62 +136,67 @@ def _first_rows(arrays: Sequence[NDArray[Any]], count: int) -> Iterator[NDArray[
         count -= len(array)
 
 
-def _of_array(
+def _outliers_of_array(
     step: int, path: str, leaf: NDArray[Any], rows: Sequence[int], usual: Sequence[NDArray[Any]]
 ) -> list[Outlier]:
-    """The farthest value of the looked-at rows that is far from those of its column."""
-    own = np.array([row for row in range(len(leaf)) if row not in set(rows)], int)
-    if (
-        len(own) == 0 and not usual
-    ):  # no proof, no other batch: each row against all the others of its batch
-        return _within(step, path, leaf)
-    rest = np.concatenate([*(array.astype(np.float64) for array in usual), leaf[own]])
+    """The farthest value of the wanted rows that is far from those of its column."""
+    wanted = set(rows)
+    other_rows = np.array([row for row in range(len(leaf)) if row not in wanted], int)
+    if len(other_rows) == 0 and not usual:  # every row is wanted, and there is no other batch
+        return _outliers_within(step, path, leaf)
+    rest = np.concatenate([*(array.astype(np.float64) for array in usual), leaf[other_rows]])
     return _farthest(step, path, leaf, rows, rest)
 
 
-def _within(step: int, path: str, leaf: NDArray[Any]) -> list[Outlier]:
-    flat = np.abs(np.where(np.isfinite(leaf), leaf, 0).reshape(len(leaf), -1)).max(axis=1)
-    row = int(np.argmax(flat))
+def _outliers_within(step: int, path: str, leaf: NDArray[Any]) -> list[Outlier]:
+    """Compare the row with the largest value with all the others of its batch."""
+    largest = np.abs(np.where(np.isfinite(leaf), leaf, 0).reshape(len(leaf), -1)).max(axis=1)
+    row = int(np.argmax(largest))
     return _farthest(step, path, leaf, [row], np.delete(leaf, row, axis=0))
 
 
 def _farthest(
     step: int, path: str, leaf: NDArray[Any], rows: Sequence[int], rest: NDArray[Any]
 ) -> list[Outlier]:
+    """The farthest value of some rows that is far from the rest, as a list of one or none.
+
+    Args:
+        step: Step of the batch.
+        path: Path of the array.
+        leaf: The array.
+        rows: The rows to look at.
+        rest: Rows that tell the usual range; non-finite values among them do not count.
+    """
     if len(rest) < _FEWEST or not len(rows):
         return []
+    picked = leaf[list(rows)]
     with np.errstate(all="ignore"):
-        finite = np.isfinite(rest)
-        low, high = (
-            np.where(finite, rest, np.inf).min(axis=0),
-            np.where(finite, rest, -np.inf).max(axis=0),
-        )
-        mean, spread = np.where(finite, rest, 0).mean(axis=0), np.where(finite, rest, 0).std(axis=0)
-        picked = leaf[list(rows)]
+        is_finite = np.isfinite(rest)
+        finite_or_0 = np.where(is_finite, rest, 0)
+        low = np.where(is_finite, rest, np.inf).min(axis=0)
+        high = np.where(is_finite, rest, -np.inf).max(axis=0)
+        mean, spread = finite_or_0.mean(axis=0), finite_or_0.std(axis=0)
+        largest = float(np.abs(finite_or_0).max())
+        # A column that hardly ever varies has no range of its own: the array's counts.
+        scale = np.where(spread > _NO_SPREAD * largest, spread, largest)
         beyond = np.maximum(picked - high, low - picked)
-        largest = float(np.abs(np.where(finite, rest, 0)).max())
-        scale = np.where(
-            spread > 1e-3 * largest, spread, largest
-        )  # a column that is nearly always one value has no range of its own
         deviations = np.where(np.isfinite(picked), np.abs(picked - mean) / scale, 0)
-        is_far = (
-            (beyond > _BEYOND * np.maximum(high - low, scale))
-            & (deviations > _DEVIATIONS)
-            & (scale > 0)
-        )
+        is_beyond = beyond > _BEYOND * np.maximum(high - low, scale)
+        is_far = is_beyond & (deviations > _DEVIATIONS) & (scale > 0)
     if not is_far.any():
         return []
-    place = np.unravel_index(int(np.argmax(np.where(is_far, deviations, 0))), picked.shape)
-    column = tuple(int(i) for i in place[1:])
-    index = (int(rows[int(place[0])]), *column)
+    farthest = int(np.argmax(np.where(is_far, deviations, 0)))
+    place = tuple(int(i) for i in np.unravel_index(farthest, picked.shape))
+    column = place[1:]
+    index = (int(rows[place[0]]), *column)
     return [
         Outlier(
-            step,
-            path,
-            index,
-            float(leaf[index]),
-            float(low[column]),
-            float(high[column]),
-            float(deviations[place]),
+            step=step,
+            path=path,
+            index=index,
+            value=float(leaf[index]),
+            low=float(low[column]),
+            high=float(high[column]),
+            deviations=float(deviations[place]),
         )
     ]

@@ -9,93 +9,97 @@ import numpy as np
 from nanreplay.bisect.tensor_stats import is_float, is_opaque, words
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.case import Case
-from nanreplay.diagnose.outliers import Outlier, find_outliers
+from nanreplay.diagnose.outliers import find_outliers
 from nanreplay.diagnose.rules import overflow
 from nanreplay.findings import Cause, CauseKind
 
 _GATHERS = words(
-    "Gather GatherV2 GatherNd ResourceGather ResourceGatherNd SparseSegmentSum SparseSegmentMean SparseSegmentSqrtN OneHot"
+    "Gather GatherV2 GatherNd ResourceGather ResourceGatherNd SparseSegmentSum SparseSegmentMean "
+    "SparseSegmentSqrtN OneHot"
 )
 _CTC = words("CTCLoss CTCLossV2")
-_LABELS = "SparseSoftmaxCrossEntropyWithLogits"
+_CROSS_ENTROPY = "SparseSoftmaxCrossEntropyWithLogits"
 _OUT_OF_RANGE = re.compile(
     r"outside the valid range|is not in \[0|out of range|out of bounds", re.IGNORECASE
 )
+"""What TensorFlow's kernels say of a label or an index that they refuse."""
 _SHOWN = 3
+"""How many outliers are told at most."""
 
 
 def data_nan(case: Case) -> Cause | None:
     """The batch itself holds NaN."""
-    return _data(case, "data_nan", "NaN", lambda value: bool(np.isnan(value)))
+    return _in_batch(case, "data_nan", "NaN") if np.isnan(case.value) else None
 
 
 def data_inf(case: Case) -> Cause | None:
     """The batch itself holds an infinity."""
-    return _data(case, "data_inf", "an infinity", lambda value: bool(np.isinf(value)))
+    return _in_batch(case, "data_inf", "an infinity") if case.is_infinite else None
 
 
-def _data(case: Case, kind: CauseKind, what: str, matches: object) -> Cause | None:
-    origin = case.origin
-    if (
-        origin is None
-        or origin.op_type is not None
-        or not origin.outputs
-        or not callable(matches)
-        or not matches(case.value)
-    ):
+def _in_batch(case: Case, kind: CauseKind, content: str) -> Cause | None:
+    origin, output = case.origin, case.output
+    if origin is None or origin.op_type is not None or output is None:
         return None
-    outputs = origin.outputs[0]
     name = origin.operands[0].name if origin.operands else "the batch"
-    index = outputs.indices[0] if outputs.indices else ()
-    where = (
-        f"row {index[0]}" + (f", column {_column(index)}" if len(index) > 1 else "")
-        if index
-        else "its only element"
-    )
     evidence = [
-        f"{outputs.nonfinite} of {outputs.size} values of `{name}` are not finite in step {origin.step}."
+        f"{output.nonfinite} of {output.size} values of `{name}` are not finite "
+        f"in step {origin.step}."
     ]
-    clean = _clean_steps(case)
-    if clean:
-        evidence.append(f"The other {clean} recorded batches are finite.")
-    return Cause(kind, 0.99, f"The batch itself holds {what}: `{name}`, {where}.", tuple(evidence))
+    clean_steps = _clean_steps(case)
+    if clean_steps:
+        evidence.append(f"The other {clean_steps} recorded batches are finite.")
+    where = _row_and_column(output.indices[0] if output.indices else ())
+    sentence = f"The batch itself holds {content}: `{name}`, {where}."
+    return Cause(kind, 0.99, sentence, tuple(evidence))
 
 
-def _column(index: tuple[int, ...]) -> str:
-    return str(index[1]) if len(index) == 2 else str(list(index[1:]))
+def _row_and_column(index: tuple[int, ...]) -> str:
+    if not index:
+        return "its only element"
+    if len(index) == 1:
+        return f"row {index[0]}"
+    column = index[1] if len(index) == 2 else list(index[1:])
+    return f"row {index[0]}, column {column}"
 
 
 def _clean_steps(case: Case) -> int:
     """How many other batches are finite; 0 unless all are."""
     others = [step for step in case.replay.steps if step != case.step]
     arrays = [as_array(leaf) for step in others for leaf in case.replay.batch(step).leaves]
-    return (
-        len(others) if all(np.isfinite(array).all() for array in arrays if is_float(array)) else 0
-    )
+    are_finite = all(np.isfinite(array).all() for array in arrays if is_float(array))
+    return len(others) if are_finite else 0
 
 
 def data_outlier(case: Case) -> Cause | None:
-    """A row of the batch is far out of the range of all others, and the op overflowed (or left its domain) on it."""
-    if (
-        case.origin is None
-        or case.origin.op_type is None
-        or (case.kind == "turned" and not case.origin.rows)
-    ):
+    """A row of the batch is far out of the range of all others.
+
+    The op overflowed (or left its domain) on it.
+    """
+    if case.origin is None or case.origin.op_type is None:
         return None
-    found, evidence = case.outliers, []
-    if not found:
+    if case.kind == "turned" and not case.origin.rows:
+        return None
+    outliers = case.outliers
+    if not outliers:
         return _outlier_before(case)
-    is_proven = case.origin.rows is not None and found[0].index[0] in case.origin.rows
-    confidence = 0.65 if is_proven else 0.35
-    if overflow.is_plain(case):
-        confidence = 0.4 if case.growth is not None else 0.88 if is_proven else 0.75
-        confidence = (
-            min(confidence, 0.7) if case.origin.phase in ("backward", "update") else confidence
-        )
+    is_proven = case.origin.rows is not None and outliers[0].index[0] in case.origin.rows
+    evidence = [outlier.sentence for outlier in outliers[1:_SHOWN]]
     if is_proven:
-        evidence.append(case.origin.rows_reason or "The row was proved by replay.")
-    evidence += [outlier.sentence for outlier in found[1:_SHOWN]]
-    return Cause("data_outlier", confidence, found[0].sentence, tuple(evidence))
+        evidence.insert(0, case.origin.rows_reason or "The row was proved by replay.")
+    confidence = _confidence_of_outlier(case, is_proven=is_proven)
+    return Cause("data_outlier", confidence, outliers[0].sentence, tuple(evidence))
+
+
+def _confidence_of_outlier(case: Case, *, is_proven: bool) -> float:
+    """A far-out value explains an overflow well, unless the training was diverging anyway."""
+    if not overflow.is_plain(case):
+        return 0.65 if is_proven else 0.35
+    if case.growth is not None:
+        return 0.4
+    confidence = 0.88 if is_proven else 0.75
+    is_forward = case.origin is None or case.origin.phase not in ("backward", "update")
+    return confidence if is_forward else min(confidence, 0.7)
 
 
 def _outlier_before(case: Case) -> Cause | None:
@@ -103,29 +107,25 @@ def _outlier_before(case: Case) -> Cause | None:
     growth = case.growth
     if growth is None or not growth.is_jump:
         return None
-    found: tuple[Outlier, ...] = find_outliers(case.replay, growth.step)
-    if not found:
+    outliers = find_outliers(case.replay, growth.step)
+    if not outliers:
         return None
-    return Cause(
-        "data_outlier",
-        0.7,
-        found[0].sentence,
-        (growth.sentence, *(outlier.sentence for outlier in found[1:_SHOWN])),
-    )
+    evidence = (growth.sentence, *(outlier.sentence for outlier in outliers[1:_SHOWN]))
+    return Cause("data_outlier", 0.7, outliers[0].sentence, evidence)
 
 
 def label_out_of_range(case: Case) -> Cause | None:
     """A label or an index lies outside of what the op allows."""
-    if case.op == _LABELS or case.forward == _LABELS:
+    if _CROSS_ENTROPY in (case.op, case.forward):
         return _label(case)
     if case.op in _GATHERS and case.kind == "raised":
         return _index(case)
     if case.op in _CTC and case.is_infinite:
-        return Cause(
-            "label_out_of_range",
-            0.6,
-            f"`{case.op}` is infinite{case.place}: a sequence of labels that cannot fit its time steps.",
+        sentence = (
+            f"`{case.op}` is infinite{case.place}: "
+            "a sequence of labels that cannot fit its time steps."
         )
+        return Cause("label_out_of_range", 0.6, sentence)
     trigger = case.replay.incident.trigger
     if case.origin is None and trigger.what == "exception" and _OUT_OF_RANGE.search(trigger.value):
         return Cause("label_out_of_range", 0.7, f"The step raised: {trigger.value}")
@@ -133,59 +133,49 @@ def label_out_of_range(case: Case) -> Cause | None:
 
 
 def _label(case: Case) -> Cause | None:
-    if (
-        case.event is not None
-        and len(case.event.inputs) > 1
-        and not is_opaque(case.event.inputs[1])
-    ):
-        labels, classes = (
-            as_array(case.event.inputs[1]).reshape(-1),
-            int(case.event.inputs[0].shape[-1]),
-        )
-        wrong = labels[(labels < 0) | (labels >= classes)]
-        index = np.flatnonzero((labels < 0) | (labels >= classes))
-        if not len(wrong):
-            return None
-        return _said(int(wrong[0]), classes, f" in row {int(index[0])}", len(wrong), case)
-    operands = case.origin.operands if case.origin is not None else ()
-    if (
-        len(operands) < 2
-        or not operands[0].shape
-        or operands[1].min is None
-        or operands[1].max is None
-    ):
+    event = case.event
+    if event is None or len(event.inputs) < 2 or is_opaque(event.inputs[1]):
+        return _label_by_extremes(case)
+    labels, classes = as_array(event.inputs[1]).reshape(-1), int(event.inputs[0].shape[-1])
+    wrong_rows = np.flatnonzero((labels < 0) | (labels >= classes))
+    if not len(wrong_rows):
         return None
-    classes = operands[0].shape[-1]
-    worst = operands[1].min if operands[1].min < 0 else operands[1].max
-    return (
-        _said(int(worst), classes, case.place, 1, case) if worst < 0 or worst >= classes else None
+    row = int(wrong_rows[0])
+    return _wrong_label(case, int(labels[row]), classes, f" in row {row}", len(wrong_rows))
+
+
+def _label_by_extremes(case: Case) -> Cause | None:
+    """The same by the facts of the origin, where there are no tensors."""
+    if len(case.operands) < 2:
+        return None
+    logits, labels = case.operands[:2]
+    if not logits.shape or labels.min is None or labels.max is None:
+        return None
+    classes = logits.shape[-1]
+    worst = labels.min if labels.min < 0 else labels.max
+    if 0 <= worst < classes:
+        return None
+    return _wrong_label(case, int(worst), classes, case.place, 1)
+
+
+def _wrong_label(case: Case, label: int, classes: int, where: str, count: int) -> Cause:
+    sentence = (
+        f"The label{where} is {label}, but there are only {classes} classes (0 to {classes - 1})."
     )
-
-
-def _said(label: int, classes: int, where: str, count: int, case: Case) -> Cause:
     evidence = [
-        f"`{case.op}` takes labels from 0 to {classes - 1}; {count} of this batch {'is' if count == 1 else 'are'} outside."
+        f"`{case.op}` takes labels from 0 to {classes - 1}; "
+        f"{count} of this batch {'is' if count == 1 else 'are'} outside."
     ]
     if case.kind == "raised":
         evidence.append("Op by op the kernel raises; compiled with XLA it gives NaN.")
-    return Cause(
-        "label_out_of_range",
-        0.98,
-        f"The label{where} is {label}, but there are only {classes} classes (0 to {classes - 1}).",
-        tuple(evidence),
-    )
+    return Cause("label_out_of_range", 0.98, sentence, tuple(evidence))
 
 
 def _index(case: Case) -> Cause | None:
-    error = (
-        str(case.event.error).splitlines()[0]
-        if case.event is not None and case.event.error is not None
-        else ""
-    )
+    error = ""
+    if case.event is not None and case.event.error is not None:
+        error = str(case.event.error).splitlines()[0]
     if not _OUT_OF_RANGE.search(error) and "indices" not in error:
         return None
-    return Cause(
-        "label_out_of_range",
-        0.95,
-        f"`{case.op}`{case.where} is asked for a row that does not exist: {error[:200]}",
-    )
+    sentence = f"`{case.op}`{case.where} is asked for a row that does not exist: {error[:200]}"
+    return Cause("label_out_of_range", 0.95, sentence)

@@ -1,4 +1,8 @@
-"""Rules about the domain of functions: logarithms, roots, powers, arcs."""
+"""Rules about the domain of functions: logarithms, roots, powers, arcs.
+
+Each looks at the operand of the function, and, in the backward pass, at the op of its gradient that
+has the same pole.
+"""
 
 from __future__ import annotations
 
@@ -8,65 +12,84 @@ import numpy as np
 
 from nanreplay.bisect.tensor_stats import words
 from nanreplay.diagnose.case import Case, Values, capital, shown
-from nanreplay.findings import Cause, CauseKind
+from nanreplay.findings import Cause
 
 _LOGS = {"Log": 0, "Log1p": 0, "Xlogy": 1, "Xlog1py": 1}
 """Position of the operand that the logarithm is taken of."""
 _BORDER = {"Log": 0.0, "Xlogy": 0.0, "Log1p": -1.0, "Xlog1py": -1.0}
+"""Where the operand makes the logarithm -inf."""
+_LOG_GRADIENTS = words("Reciprocal Inv RealDiv Xdivy Mul")
 _ROOTS = words("Sqrt Rsqrt")
 _ARCS = {"Acos": (-1.0, 1.0), "Asin": (-1.0, 1.0), "Atanh": (-1.0, 1.0), "Acosh": (1.0, np.inf)}
+"""The domain of each arc function."""
 _NORM_SCOPE = re.compile(
     r"(^|/)(norm|reduce_euclidean_norm|normalize)(_\d+)?/(Sqrt|norm|Pow|EuclideanNorm)[^/]*$"
 )
+"""Names that TensorFlow and Keras give to the ops of a norm."""
 _NORM_CALL = re.compile(r"\b(norm|euclidean_norm|reduce_euclidean_norm)\(")
-_ROOT_GRADIENTS = words("SqrtGrad RsqrtGrad")
+"""A call of a norm in the user's line."""
 
 
 def log_of_zero(case: Case) -> Cause | None:
     """A logarithm of exactly 0, forward or as the pole of its gradient."""
-    return _log(case, "log_of_zero", lambda values, border: values == border, "exactly")
+    log = _log_operand(case)
+    if log is None:
+        return None
+    position, border = log
+    at_border = case.operand(position) == border
+    if not at_border.any():
+        return None
+    value = float(case.operand(position)[at_border][0])
+    is_forward = case.op in _LOGS
+    result = "-inf" if is_forward else "infinite in its gradient"
+    sentence = (
+        f"{capital(case.subject(position))}{case.place} is exactly {shown(value)}, "
+        f"and {_log_call(value, border)} is {result}."
+    )
+    return Cause(
+        "log_of_zero", 0.92 if is_forward else 0.85, sentence, _log_evidence(case, position)
+    )
 
 
 def log_of_negative(case: Case) -> Cause | None:
     """A logarithm of a number below 0."""
-    return _log(case, "log_of_negative", lambda values, border: values < border, "negative:")
+    log = _log_operand(case)
+    if log is None:
+        return None
+    position, border = log
+    is_below = case.operand(position) < border
+    if not is_below.any():
+        return None
+    value = float(case.operand(position)[is_below][0])
+    sentence = (
+        f"{capital(case.subject(position))}{case.place} is negative: {shown(value)}, "
+        f"and {_log_call(value, border)} is NaN."
+    )
+    confidence = 0.92 if case.op in _LOGS else 0.85
+    return Cause("log_of_negative", confidence, sentence, _log_evidence(case, position))
 
 
-def _log(case: Case, kind: CauseKind, matches: object, word: str) -> Cause | None:
+def _log_operand(case: Case) -> tuple[int, float] | None:
+    """Return which operand a logarithm (or the gradient of one) takes, and the domain's border."""
     if case.op in _LOGS:
-        position, border, confidence, function = _LOGS[case.op], _BORDER[case.op], 0.92, case.op
-    elif case.forward in _LOGS and case.op in ("Reciprocal", "Inv", "RealDiv", "Xdivy", "Mul"):
-        position, border, confidence, function = (
-            (1 if case.op in ("RealDiv", "Xdivy") else 0),
-            0.0,
-            0.85,
-            case.forward,
-        )
-    else:
-        return None
-    values = case.operand(position)
-    if not values.size or not callable(matches) or not matches(values, border).any():
-        return None
-    value = float(values[matches(values, border)][0])
-    gives = (
-        "NaN"
-        if kind == "log_of_negative"
-        else "-inf"
-        if case.op in _LOGS
-        else "infinite in its gradient"
-    )
-    call = f"log({shown(value)})" if border == 0 else f"log1p({shown(value)})"
-    sentence = f"{capital(case.subject(position))}{case.place} is {word} {shown(value)}, and {call} is {gives}."
-    return Cause(
-        kind,
-        confidence,
-        sentence,
-        (f"`{function}`{case.where}: {case.count} became non-finite.", *_made_by(case, position)),
-    )
+        return _LOGS[case.op], _BORDER[case.op]
+    if case.forward in _LOGS and case.op in _LOG_GRADIENTS:
+        return (1 if case.op in ("RealDiv", "Xdivy") else 0), 0.0
+    return None
 
 
-def _made_by(case: Case, i: int) -> list[str]:
-    """What the operand was made by, in one line."""
+def _log_call(value: float, border: float) -> str:
+    return f"log({shown(value)})" if border == 0 else f"log1p({shown(value)})"
+
+
+def _log_evidence(case: Case, position: int) -> tuple[str, ...]:
+    function = case.op if case.op in _LOGS else case.forward
+    became = f"`{function}`{case.where}: {case.count} became non-finite."
+    return (became, *_came_from(case))
+
+
+def _came_from(case: Case) -> list[str]:
+    """What the fatal operand was made by, in one line."""
     links = case.bisection.findings.upstream[:3]
     return [f"It came from {', '.join(f'`{link.op_type}`' for link in links)}."] if links else []
 
@@ -77,38 +100,38 @@ def sqrt_of_negative(case: Case) -> Cause | None:
     if case.op not in _ROOTS or case.forward not in ("", *_ROOTS) or not (values < 0).any():
         return None
     value = float(values[values < 0][0])
-    evidence = list(_made_by(case, 0))
+    sentence = (
+        f"{capital(case.subject(0))}{case.place} is {value:.6g}: "
+        f"`{case.op}` of a negative number is NaN."
+    )
+    evidence = _came_from(case)
     value_id = case.input_id(0)
-    if (
-        case.graph is not None
-        and value_id is not None
-        and case.graph.variance(value_id) is not None
-    ):
+    if case.graph is not None and value_id is not None and case.graph.variance(value_id):
         evidence.insert(
             0,
-            "It is a variance, computed as a difference of two close numbers, and rounding made it negative.",
+            "It is a variance, computed as a difference of two close numbers, "
+            "and rounding made it negative.",
         )
-    return Cause(
-        "sqrt_of_negative",
-        0.95,
-        f"{capital(case.subject(0))}{case.place} is {value:.6g}: `{case.op}` of a negative number is NaN.",
-        tuple(evidence),
-    )
+    return Cause("sqrt_of_negative", 0.95, sentence, tuple(evidence))
 
 
 def sqrt_grad_at_zero(case: Case) -> Cause | None:
     """The gradient of a root at 0."""
     if not _is_root_gradient_at_zero(case):
         return None
-    sum_of_squares = _squares(case)
-    evidence = (f"The root is taken of `{sum_of_squares}`, which is 0.",) if sum_of_squares else ()
-    sentence = f"The gradient of a square root at 0.0 is infinite: `{case.forward or 'Sqrt'}`{case.where} is 0.0{case.place}."
-    return Cause(
-        "sqrt_grad_at_zero",
-        0.9,
-        sentence,
-        (f"`{case.op}` in the backward pass: {case.count} are non-finite.", *evidence),
+    sentence = (
+        "The gradient of a square root at 0.0 is infinite: "
+        f"`{case.forward or 'Sqrt'}`{case.where} is 0.0{case.place}."
     )
+    evidence = [_backward_evidence(case)]
+    sum_of_squares = _sum_of_squares(case)
+    if sum_of_squares:
+        evidence.append(f"The root is taken of `{sum_of_squares}`, which is 0.")
+    return Cause("sqrt_grad_at_zero", 0.9, sentence, tuple(evidence))
+
+
+def _backward_evidence(case: Case) -> str:
+    return f"`{case.op}` in the backward pass: {case.count} are non-finite."
 
 
 def _is_root_gradient_at_zero(case: Case) -> bool:
@@ -118,16 +141,15 @@ def _is_root_gradient_at_zero(case: Case) -> bool:
     return case.op == "RsqrtGrad" or (case.is_backward and case.forward == "Rsqrt")
 
 
-def _squares(case: Case) -> str:
+def _sum_of_squares(case: Case) -> str:
     """Name of the sum of squares that the root is taken of, "" where it is something else."""
     if case.graph is None or case.fact is None:
         return ""
-    found = [
-        case.graph.squares_under(fact.input_ids[0])
-        for fact in case.graph.forward_of(case.fact)
-        if fact.input_ids
-    ]
-    return next((fact.name for fact in found if fact is not None), "")
+    for root in case.graph.forward_of(case.fact):
+        total = case.graph.squares_under(root.input_ids[0]) if root.input_ids else None
+        if total is not None:
+            return total.name
+    return ""
 
 
 def norm_grad_at_zero(case: Case) -> Cause | None:
@@ -135,71 +157,72 @@ def norm_grad_at_zero(case: Case) -> Cause | None:
     if not _is_root_gradient_at_zero(case):
         return None
     name = case.info.forward if case.info is not None and case.info.forward else ""
-    scoped, called = _NORM_SCOPE.search(name) is not None, _NORM_CALL.search(case.code) is not None
-    is_op = case.forward == "EuclideanNorm"
-    if not (is_op or called or (scoped and _is_of_library(case))):
+    is_called = _NORM_CALL.search(case.code) is not None
+    is_in_scope = _NORM_SCOPE.search(name) is not None and _is_of_library(case)
+    if not (is_called or is_in_scope or case.forward == "EuclideanNorm"):
         return None
-    evidence = [f"`{case.op}` in the backward pass: {case.count} are non-finite."]
-    evidence += [f"Source: `{case.code}`"] if called else []
-    return Cause(
-        "norm_grad_at_zero",
-        0.93,
-        f"The norm{case.where} of a vector of zeros{case.place}: its gradient is 0/0 or infinite.",
-        tuple(evidence),
+    sentence = (
+        f"The norm{case.where} of a vector of zeros{case.place}: its gradient is 0/0 or infinite."
     )
+    evidence = [_backward_evidence(case)]
+    if is_called:
+        evidence.append(f"Source: `{case.code}`")
+    return Cause("norm_grad_at_zero", 0.93, sentence, tuple(evidence))
 
 
 def _is_of_library(case: Case) -> bool:
-    """Whether a sum of squares is written as the library's norm does, x * conj(x), and not as a layer named `norm` may."""
+    """Whether a sum of squares is written as TensorFlow's norm does.
+
+    That is x * conj(x), and not Square, as a user's layer named `norm` may have it.
+    """
     if case.graph is None or case.fact is None:
         return True
     for root in case.graph.forward_of(case.fact):
         total = case.graph.maker(root.input_ids[0])
-        squares = (
-            case.graph.maker(total.input_ids[0])
-            if total is not None and total.type == "Sum"
-            else None
-        )
-        if squares is not None and squares.type == "Square":
-            return False
+        if total is not None and total.type == "Sum":
+            squares = case.graph.maker(total.input_ids[0])
+            if squares is not None and squares.type == "Square":
+                return False
     return True
 
 
 def pow_domain(case: Case) -> Cause | None:
-    """A power outside of its domain: a fraction of a negative base, a negative one of 0, or their gradients."""
-    if case.op != "Pow" and not (case.is_backward and case.forward == "Pow"):
+    """A power outside of its domain.
+
+    A fractional power of a negative base, a negative power of 0, or the gradient of either.
+    """
+    if case.op == "Pow":
+        return _pow(case) if case.operand(0).size else _pow_without_operands(case)
+    if not case.is_backward or case.forward != "Pow":
         return None
+    sentence = (
+        f"The gradient of a power{case.where} is not finite{case.place}: its base is 0 or negative."
+    )
+    return Cause("pow_domain", 0.85, sentence, (f"`{case.op}` computes the gradient of `Pow`.",))
+
+
+def _pow(case: Case) -> Cause | None:
     base, exponent = case.operand(0), case.operand(1)
-    if case.op != "Pow":
-        return Cause(
-            "pow_domain",
-            0.85,
-            f"The gradient of a power{case.where} is not finite{case.place}: its base is 0 or negative.",
-            (f"`{case.op}` computes the gradient of `Pow`.",),
-        )
-    if not base.size:
-        return (
-            None
-            if case.is_infinite
-            else Cause(
-                "pow_domain",
-                0.7,
-                f"A power{case.where} of finite operands is NaN: a negative base with a fractional exponent.",
-            )
-        )
     if (base < 0).any() and np.isnan(case.value):
         reason = f"{base[base < 0][0]:.6g} is negative, and a fractional power of it is NaN"
     elif (base == 0).any() and case.is_infinite:
         reason = f"0.0 to the negative power {_first(exponent)} is infinite"
     else:
         return None
-    what = "the gradient of a power takes this power: " if case.is_backward else ""
-    return Cause(
-        "pow_domain",
-        0.93,
-        f"{capital(what + reason)}{case.place}.",
-        (f"`Pow`{case.where}: {case.count} became non-finite.",),
+    if case.is_backward:  # the gradient of x ** y computes x ** (y - 1)
+        reason = f"the gradient of a power takes this power: {reason}"
+    evidence = f"`Pow`{case.where}: {case.count} became non-finite."
+    return Cause("pow_domain", 0.93, f"{capital(reason)}{case.place}.", (evidence,))
+
+
+def _pow_without_operands(case: Case) -> Cause | None:
+    if case.is_infinite:
+        return None
+    sentence = (
+        f"A power{case.where} of finite operands is NaN: "
+        "a negative base with a fractional exponent."
     )
+    return Cause("pow_domain", 0.7, sentence)
 
 
 def _first(values: Values) -> str:
@@ -209,30 +232,25 @@ def _first(values: Values) -> str:
 def acos_domain(case: Case) -> Cause | None:
     """An arc function outside of its domain, or its gradient at the border."""
     if case.op in _ARCS:
-        low, high = _ARCS[case.op]
-        values = case.operand(0)
-        outside = values[
-            (values < low) | (values > high) | ((np.abs(values) == 1) & (case.op == "Atanh"))
-        ]
-        if not outside.size:
-            return None
-        where = (
-            f"outside of {low:.0f} to {high:.0f}"
-            if abs(outside[0]) != 1
-            else "the border of its domain"
-        )
-        return Cause(
-            "acos_domain",
-            0.95,
-            f"`{case.op}` of {outside[0]:.8g}{case.place} is {where}.",
-            tuple(_made_by(case, 0)),
-        )
+        return _arc(case)
     if case.is_backward and case.forward in _ARCS:
-        sentence = f"The gradient of `{case.forward}`{case.where} is infinite at the border of its domain, 1 or -1{case.place}."
-        return Cause(
-            "acos_domain",
-            0.92,
-            sentence,
-            (f"`{case.op}` in the backward pass: {case.count} are non-finite.",),
+        sentence = (
+            f"The gradient of `{case.forward}`{case.where} is infinite "
+            f"at the border of its domain, 1 or -1{case.place}."
         )
+        return Cause("acos_domain", 0.92, sentence, (_backward_evidence(case),))
     return None
+
+
+def _arc(case: Case) -> Cause | None:
+    low, high = _ARCS[case.op]
+    values = case.operand(0)
+    is_pole = (np.abs(values) == 1) & (case.op == "Atanh")
+    outside = values[(values < low) | (values > high) | is_pole]
+    if not outside.size:
+        return None
+    where = f"outside of {low:.0f} to {high:.0f}"
+    if abs(outside[0]) == 1:
+        where = "the border of its domain"
+    sentence = f"`{case.op}` of {outside[0]:.8g}{case.place} is {where}."
+    return Cause("acos_domain", 0.95, sentence, tuple(_came_from(case)))

@@ -1,22 +1,29 @@
-"""Which ops overflow by mere size, and the rule of exponentials."""
+"""Which ops overflow by mere size, and the rule of exponentials.
+
+`is_plain` is what the rules of data, initial weights and learning rates ask first: do large values
+alone explain the overflow?
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 from nanreplay.bisect.tensor_stats import words
-from nanreplay.diagnose.case import Case, capital
+from nanreplay.diagnose.case import HALF, Case, Values, capital
 from nanreplay.findings import Cause
 
 ARITHMETIC = words(
-    "Add AddN AddV2 AccumulateNV2 BatchMatMul BatchMatMulV2 BatchMatMulV3 BiasAdd BiasAddGrad Cast Conv Conv1D Conv2D Conv3D "
-    "Conv2DBackpropFilter Conv2DBackpropInput Conv3DBackpropFilterV2 Conv3DBackpropInputV2 Cumprod Cumsum DepthwiseConv2dNative "
-    "DepthwiseConv2dNativeBackpropFilter DepthwiseConv2dNativeBackpropInput Einsum EuclideanNorm L2Loss MatMul Mean Mul Prod "
-    "Square SquaredDifference Sub Sum _FusedMatMul _FusedConv2D AvgPool AvgPoolGrad UnsortedSegmentSum SegmentSum ScatterNd "
-    "TensorScatterAdd CumulativeLogsumexp MulNoNan Selu Elu Softplus"
+    "Add AddN AddV2 AccumulateNV2 BatchMatMul BatchMatMulV2 BatchMatMulV3 BiasAdd BiasAddGrad "
+    "Cast Conv Conv1D Conv2D Conv3D Conv2DBackpropFilter Conv2DBackpropInput "
+    "Conv3DBackpropFilterV2 Conv3DBackpropInputV2 Cumprod Cumsum DepthwiseConv2dNative "
+    "DepthwiseConv2dNativeBackpropFilter DepthwiseConv2dNativeBackpropInput Einsum EuclideanNorm "
+    "L2Loss MatMul Mean Mul Prod Square SquaredDifference Sub Sum _FusedMatMul _FusedConv2D "
+    "AvgPool AvgPoolGrad UnsortedSegmentSum SegmentSum ScatterNd TensorScatterAdd "
+    "CumulativeLogsumexp MulNoNan Selu Elu Softplus"
 )
 """Ops that are infinite only where their operands (or how many there are) are large."""
 UPDATES = ("ResourceApply", "ResourceSparseApply", "AssignAdd", "AssignSub", "ResourceScatter")
+"""How the types of ops begin that update variables."""
 _EXPONENTIALS = words("Exp Expm1 Sinh Cosh")
 _LARGE = 1e10
 """Float32 values of this size come of an exponential or of growth, not of usual training."""
@@ -26,73 +33,76 @@ def is_plain(case: Case) -> bool:
     """Whether the origin is an op that overflowed by the mere size of its operands."""
     if case.origin is None or case.kind in ("input", "raised", "used", "turned"):
         return False
-    op = case.op
-    if op in ("RealDiv", "Div", "Xdivy"):
+    if case.op in ("RealDiv", "Div", "Xdivy"):
         denominators = case.operand(1)
         return bool(denominators.size) and not (denominators == 0).any() and is_large(case)
-    return (op in ARITHMETIC or op.startswith(UPDATES)) and is_large(case)
+    return (case.op in ARITHMETIC or case.op.startswith(UPDATES)) and is_large(case)
 
 
 def is_large(case: Case) -> bool:
-    """Whether an operand is so large that the op cannot represent its result; of half precision, anything is."""
-    if case.dtype in ("float16", "half"):
+    """Whether an operand is so large that the op cannot represent its result.
+
+    Of half precision, anything is.
+    """
+    if case.dtype in HALF:
         return True
-    sizes = [
-        abs(bound)
-        for operand in (case.origin.operands if case.origin else ())
-        for bound in (operand.min, operand.max)
-        if bound is not None
-    ]
-    return bool(sizes) and max(sizes) > _LARGE
+    bounds = [bound for operand in case.operands for bound in (operand.min, operand.max)]
+    return any(abs(bound) > _LARGE for bound in bounds if bound is not None)
 
 
 def exp_overflow(case: Case) -> Cause | None:
     """An exponential of a large operand, or what was made of one at once."""
-    found = case.operand(0)
-    if case.op in _EXPONENTIALS and case.is_infinite and found.size and np.isfinite(found).all():
-        extreme = found[np.argmax(np.abs(found))]
-        limit = np.log(
-            float(np.finfo(np.float16 if case.dtype in ("float16", "half") else np.float32).max)
-        )
-        sentence = f"{capital(case.subject(0))} is {extreme:.6g}{case.place}, and `{case.op}` of it is beyond {case.dtype}."
-        return Cause(
-            "exp_overflow",
-            0.93,
-            sentence,
-            (f"The largest operand that {case.dtype} takes is {limit:.4g}.",),
-        )
-    if case.op == "Pow" and case.is_infinite and found.size and (found != 0).all():
-        exponent = case.operand(1)
-        shown = (
-            f"{found[0]:.6g} to the power {exponent[0]:.6g}"
-            if exponent.size
-            else f"a power of {found[0]:.6g}"
-        )
-        return Cause("exp_overflow", 0.85, f"{shown}{case.place} is beyond {case.dtype}.", ())
-    return _of_exponential(case)
-
-
-def _of_exponential(case: Case) -> Cause | None:
-    """A sum or product of values that an exponential made large."""
+    operand = case.operand(0)
+    if case.is_infinite and operand.size:
+        if case.op in _EXPONENTIALS and np.isfinite(operand).all():
+            return _exponential(case, operand)
+        if case.op == "Pow" and (operand != 0).all():
+            return _power(case, operand)
     if case.graph is None or case.fact is None or not is_plain(case):
         return None
-    if case.is_backward:
-        if case.forward not in _EXPONENTIALS:
-            return None
-        return Cause(
-            "exp_overflow",
-            0.8,
-            f"The gradient of `{case.forward}`{case.where} is beyond {case.dtype}: the exponential itself is that large.",
-        )
+    return _gradient_of_exponential(case) if case.is_backward else _of_large_exponential(case)
+
+
+def _exponential(case: Case, operand: Values) -> Cause:
+    extreme = operand[np.argmax(np.abs(operand))]
+    limit = np.log(float(np.finfo(np.float16 if case.dtype in HALF else np.float32).max))
+    sentence = (
+        f"{capital(case.subject(0))} is {extreme:.6g}{case.place}, "
+        f"and `{case.op}` of it is beyond {case.dtype}."
+    )
+    evidence = f"The largest operand that {case.dtype} takes is {limit:.4g}."
+    return Cause("exp_overflow", 0.93, sentence, (evidence,))
+
+
+def _power(case: Case, base: Values) -> Cause:
+    exponent = case.operand(1)
+    power = f"a power of {base[0]:.6g}"
+    if exponent.size:
+        power = f"{base[0]:.6g} to the power {exponent[0]:.6g}"
+    return Cause("exp_overflow", 0.85, f"{power}{case.place} is beyond {case.dtype}.", ())
+
+
+def _gradient_of_exponential(case: Case) -> Cause | None:
+    if case.forward not in _EXPONENTIALS:
+        return None
+    sentence = (
+        f"The gradient of `{case.forward}`{case.where} is beyond {case.dtype}: "
+        "the exponential itself is that large."
+    )
+    return Cause("exp_overflow", 0.8, sentence)
+
+
+def _of_large_exponential(case: Case) -> Cause | None:
+    """A sum or product of values that an exponential made large."""
+    assert case.graph is not None
+    assert case.fact is not None
     for value in case.fact.input_ids:
         for fact in case.graph.upstream(value, 3):
             largest = fact.outputs[0].absmax if fact.outputs else None
             if fact.type in _EXPONENTIALS and largest is not None and largest > _LARGE:
-                evidence = (f"`{fact.type}` (`{fact.name}`) gives up to {largest:.3g}.",)
-                return Cause(
-                    "exp_overflow",
-                    0.89,
-                    f"`{case.op}`{case.where} overflows on what `{fact.type}` made: {largest:.3g}.",
-                    evidence,
+                sentence = (
+                    f"`{case.op}`{case.where} overflows on what `{fact.type}` made: {largest:.3g}."
                 )
+                evidence = f"`{fact.type}` (`{fact.name}`) gives up to {largest:.3g}."
+                return Cause("exp_overflow", 0.89, sentence, (evidence,))
     return None

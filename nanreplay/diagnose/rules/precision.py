@@ -1,30 +1,35 @@
-"""Rules about number formats and machines: float16 overflow and underflow, loss scaling, faults that do not repeat."""
+"""Rules about number formats and machines.
+
+float16 overflow and underflow, loss scaling, and faults that do not repeat. The first two prove
+themselves where they can: the op is run once more in float32, on the same operands.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 
 import numpy as np
 
 from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.tensor_stats import dtype_name, nonfinite, words
 from nanreplay.capture.arrays import as_array
-from nanreplay.diagnose.case import Case, capital
+from nanreplay.diagnose.case import HALF, Case, capital
+from nanreplay.diagnose.failure_graph import FailureGraph
 from nanreplay.diagnose.rules.division import DIVISIONS
 from nanreplay.findings import Cause
 from nanreplay.replay.provenance import ValueId
 
-_HALF = ("float16", "half")
 _MAX_HALF = 65504.0
 _ZERO_IS_FATAL = words("Log Reciprocal Inv Rsqrt SqrtGrad RsqrtGrad Xlogy Pow RealDiv Div Xdivy")
 _LARGE_LITERAL = re.compile(r"\b\d*\.?\d*e\+?\d+\b", re.IGNORECASE)
+"""A number such as `1e9` in the user's line."""
 _SMALL_LITERAL = re.compile(r"\b\d*\.?\d+e-\d+\b|\bepsilon\b|\beps\b", re.IGNORECASE)
+"""A number such as `1e-8` in the user's line, or the name of one."""
 
 
 def fp16_overflow(case: Case) -> Cause | None:
     """A float16 result beyond 65504 that float32 would hold."""
-    if case.dtype not in _HALF or case.origin is None or case.origin.op_type is None:
+    if case.dtype not in HALF or case.origin is None or case.origin.op_type is None:
         return None
     if case.kind in ("turned", "used"):
         return _mask_beyond_range(case)
@@ -32,20 +37,26 @@ def fp16_overflow(case: Case) -> Cause | None:
         return _by_size(case)
     if _is_pole(case):
         return None
-    made = case.in_float32(case.event)
-    k = min(case.bisection.suspect.masks) if case.bisection.suspect is not None else 0
-    if made is None or k >= len(made) or case.mask is None or made[k].shape != case.mask.shape:
+    suspect = case.bisection.suspect
+    k = min(suspect.masks) if suspect is not None else 0
+    wide_outputs = case.in_float32(case.event)
+    if wide_outputs is None or k >= len(wide_outputs) or case.mask is None:
         return _by_size(case)
-    wide = made[k][case.mask]
+    if wide_outputs[k].shape != case.mask.shape:
+        return _by_size(case)
+    wide = wide_outputs[k][case.mask]
     if nonfinite(wide).any():
         return None
     largest = float(np.abs(wide.astype(np.float64)).max())
+    # A sum that fits in float32 may still overflow in float16 on the way.
     if largest <= _MAX_HALF and case.op not in ("Sum", "Mean", "MatMul"):
         return None
-    sentence = f"`{case.op}`{case.where} gives {largest:.6g}{case.place}, which float16 (up to 65504) cannot hold; float32 can."
-    return Cause(
-        "fp16_overflow", 0.95, sentence, ("Run in float32 on the same operands, the op is finite.",)
+    sentence = (
+        f"`{case.op}`{case.where} gives {largest:.6g}{case.place}, "
+        "which float16 (up to 65504) cannot hold; float32 can."
     )
+    evidence = "Run in float32 on the same operands, the op is finite."
+    return Cause("fp16_overflow", 0.95, sentence, (evidence,))
 
 
 def _mask_beyond_range(case: Case) -> Cause | None:
@@ -55,103 +66,109 @@ def _mask_beyond_range(case: Case) -> Cause | None:
         return None
     is_written = _LARGE_LITERAL.search(case.code) is not None
     for fact in case.graph.infinities(value):
-        if (fact.type == "Cast" and not _has_infinite_inputs(case, fact)) or (
-            fact.type in ("Const", "Mul") and is_written
-        ):
-            what = f"`{fact.type}` (`{fact.name}`) gives -inf in float16, which ends at -65504"
-            source = (f"Source: `{case.code}`",) if is_written else ()
-            return Cause(
-                "fp16_overflow",
-                0.97,
-                f"{what}: a number that is to mask a little masks whole rows.",
-                source,
+        is_cast = fact.type == "Cast" and not _has_nonfinite_inputs(case.graph, fact)
+        if is_cast or (fact.type in ("Const", "Mul") and is_written):
+            sentence = (
+                f"`{fact.type}` (`{fact.name}`) gives -inf in float16, which ends at -65504: "
+                "a number that is to mask a little masks whole rows."
             )
+            source = (f"Source: `{case.code}`",) if is_written else ()
+            return Cause("fp16_overflow", 0.97, sentence, source)
     return None
 
 
-def _has_infinite_inputs(case: Case, fact: Fact) -> bool:
-    assert case.graph is not None
-    return any(
-        stat.nonfinite for each in fact.input_ids if (stat := case.graph.stat(each)) is not None
-    )
+def _has_nonfinite_inputs(graph: FailureGraph, fact: Fact) -> bool:
+    stats = [graph.stat(value) for value in fact.input_ids]
+    return any(stat.nonfinite for stat in stats if stat is not None)
 
 
 def _is_pole(case: Case) -> bool:
     """Whether the result is infinite in every format: a division by 0, a logarithm of 0."""
-    position = 1 if case.op in DIVISIONS else 0
-    return case.op in _ZERO_IS_FATAL and bool((case.operand(position) == 0).any())
+    return case.op in _ZERO_IS_FATAL and bool((case.operand(_divisor(case)) == 0).any())
+
+
+def _divisor(case: Case) -> int:
+    """Which operand is fatal when it is 0."""
+    return 1 if case.op in DIVISIONS else 0
 
 
 def _by_size(case: Case) -> Cause | None:
+    """The cause where the op cannot be run in float32: an infinity is all the evidence."""
     if not case.is_infinite or case.op in _ZERO_IS_FATAL:
         return None
-    return Cause(
-        "fp16_overflow",
-        0.75,
-        f"`{case.op}`{case.where} is infinite in float16, which holds numbers up to 65504.",
-    )
+    sentence = f"`{case.op}`{case.where} is infinite in float16, which holds numbers up to 65504."
+    return Cause("fp16_overflow", 0.75, sentence)
 
 
 def fp16_underflow(case: Case) -> Cause | None:
     """A float16 0 where float32 would hold a small number: an epsilon, a probability."""
     if case.op not in _ZERO_IS_FATAL and not case.forward:
         return None
-    position = 1 if case.op in DIVISIONS else 0
+    position = _divisor(case)
     value = case.input_id(position)
     if case.graph is None or value is None or not (case.operand(position) == 0).any():
         return None
-    lost = _lost_constant(case, value)
-    if lost is not None:
-        evidence = (f"Source: `{case.code}`",) if _SMALL_LITERAL.search(case.code) else ()
-        what = f"the constant that `{lost.type}` puts under it rounds to 0 there"
-        sentence = f"{capital(case.subject(position))}{case.place} is 0.0 in float16: {what}."
-        return Cause("fp16_underflow", 0.96 if evidence else 0.93, sentence, evidence)
-    return _rounded(case, value, position)
+    adder = _adder_of_lost_constant(case.graph, value)
+    if adder is None:
+        return _rounded_to_zero(case, case.graph, value, position)
+    evidence = (f"Source: `{case.code}`",) if _SMALL_LITERAL.search(case.code) else ()
+    sentence = (
+        f"{capital(case.subject(position))}{case.place} is 0.0 in float16: "
+        f"the constant that `{adder.type}` puts under it rounds to 0 there."
+    )
+    return Cause("fp16_underflow", 0.96 if evidence else 0.93, sentence, evidence)
 
 
-def _lost_constant(case: Case, value: ValueId) -> Fact | None:
-    """Return the op that adds (or takes the larger of) a constant that is 0: an epsilon that float16 cannot hold."""
-    assert case.graph is not None
-    for fact in case.graph.upstream(value, 4):
-        if fact.type in ("AddV2", "Add", "Maximum", "ClipByValue"):
-            constants = [each for each in fact.input_ids[:2] if _is_constant(case, each)]
-            if _is_half(case, constants) and any(case.graph.is_zero(each) for each in constants):
-                return fact
+def _adder_of_lost_constant(graph: FailureGraph, value: ValueId) -> Fact | None:
+    """Return the op that adds (or takes the larger of) a constant that is 0.
+
+    Such a constant is taken for an epsilon that float16 cannot hold.
+    """
+    for fact in graph.upstream(value, 4):
+        if fact.type not in ("AddV2", "Add", "Maximum", "ClipByValue"):
+            continue
+        constants = [operand for operand in fact.input_ids[:2] if _is_constant(graph, operand)]
+        is_half = any(_is_half(graph, constant) for constant in constants)
+        if is_half and any(graph.is_zero(constant) for constant in constants):
+            return fact
     return None
 
 
-def _is_half(case: Case, values: Sequence[ValueId]) -> bool:
-    assert case.graph is not None
-    return any(
-        (stat := case.graph.stat(value)) is not None and stat.dtype in _HALF for value in values
-    )
-
-
-def _is_constant(case: Case, value: ValueId) -> bool:
-    assert case.graph is not None
-    maker = case.graph.maker(value)
+def _is_constant(graph: FailureGraph, value: ValueId) -> bool:
+    maker = graph.maker(value)
     return maker is not None and maker.type == "Const"
 
 
-def _rounded(case: Case, value: ValueId, position: int) -> Cause | None:
-    """Run what made the operand in float32 on the same inputs: a number other than 0 was rounded away."""
-    assert case.graph is not None
-    for fact in case.graph.upstream(value, 2):
+def _is_half(graph: FailureGraph, value: ValueId) -> bool:
+    stat = graph.stat(value)
+    return stat is not None and stat.dtype in HALF
+
+
+def _rounded_to_zero(
+    case: Case, graph: FailureGraph, value: ValueId, position: int
+) -> Cause | None:
+    """Run what made the operand in float32 on the same inputs.
+
+    Where it gives a number other than 0, that was rounded away.
+    """
+    for fact in graph.upstream(value, 2):
         event = case.kept.get(fact.serial)
-        if event is None or not event.inputs or dtype_name(event.outputs[0]) not in _HALF:
+        if event is None or not event.inputs or dtype_name(event.outputs[0]) not in HALF:
             continue
-        made = case.in_float32(event)
-        zeros = as_array(event.outputs[0]) == 0
-        if made is not None and made[0].shape == zeros.shape and (made[0][zeros] != 0).any():
-            small = float(np.abs(made[0][zeros])[made[0][zeros] != 0].max())
-            what = f"in float32 `{fact.type}` gives numbers up to {small:.3g} there"
-            sentence = f"{capital(case.subject(position))}{case.place} is 0.0 in float16; {what}."
-            return Cause(
-                "fp16_underflow",
-                0.94,
-                sentence,
-                (f"`{fact.name}` was run in float32 on the same operands.",),
+        is_zero = as_array(event.outputs[0]) == 0
+        wide_outputs = case.in_float32(event)
+        if wide_outputs is None or wide_outputs[0].shape != is_zero.shape:
+            continue
+        wide = wide_outputs[0][is_zero]
+        rounded_away = wide[wide != 0]
+        if rounded_away.size:
+            largest = float(np.abs(rounded_away).max())
+            sentence = (
+                f"{capital(case.subject(position))}{case.place} is 0.0 in float16; "
+                f"in float32 `{fact.type}` gives numbers up to {largest:.3g} there."
             )
+            evidence = f"`{fact.name}` was run in float32 on the same operands."
+            return Cause("fp16_underflow", 0.94, sentence, (evidence,))
     return None
 
 
@@ -160,28 +177,21 @@ def loss_scale_stuck(case: Case) -> Cause | None:
     trigger = case.replay.incident.trigger
     scales = np.asarray(case.timeline.columns.get("loss_scale", ()), np.float64)
     known = scales[np.isfinite(scales)]
-    if trigger.name != "loss scale" and not (
-        len(known) and trigger.what == "gradient" and known[-1] <= 1.0
-    ):
+    is_used_up = len(known) > 0 and known[-1] <= 1.0
+    if trigger.name == "loss scale":
+        state = trigger.value
+    elif trigger.what == "gradient" and is_used_up:
+        state = f"the scale is down to {known[-1]:.6g}"
+    else:
         return None
-    evidence = (
-        [f"The loss scale went from {known[0]:.6g} to {known[-1]:.6g}."] if len(known) else []
-    )
+    evidence: list[str] = []
+    if len(known):
+        evidence.append(f"The loss scale went from {known[0]:.6g} to {known[-1]:.6g}.")
     skipped = np.asarray(case.timeline.columns.get("skipped", ()), bool)
-    evidence += (
-        [f"{int(skipped.sum())} of {len(skipped)} recorded updates were skipped."]
-        if len(skipped)
-        else []
-    )
-    said = (
-        trigger.value if trigger.name == "loss scale" else f"the scale is down to {known[-1]:.6g}"
-    )
-    return Cause(
-        "loss_scale_stuck",
-        0.97,
-        f"Gradients stay non-finite whatever the loss scale is: {said}.",
-        tuple(evidence),
-    )
+    if len(skipped):
+        evidence.append(f"{int(skipped.sum())} of {len(skipped)} recorded updates were skipped.")
+    sentence = f"Gradients stay non-finite whatever the loss scale is: {state}."
+    return Cause("loss_scale_stuck", 0.97, sentence, tuple(evidence))
 
 
 def hardware_like(case: Case) -> Cause | None:
@@ -189,8 +199,11 @@ def hardware_like(case: Case) -> Cause | None:
     if case.verdict.kind != "transient":
         return None
     evidence = tuple(
-        f"Replayed as `{each.mode}`: {'finite' if each.finite else 'non-finite'}."
-        for each in case.verdict.evidence
+        f"Replayed as `{run.mode}`: {'finite' if run.finite else 'non-finite'}."
+        for run in case.verdict.evidence
     )
-    sentence = "The step was non-finite in training and is finite in every replay from the same state and batch: a race or a fault of the machine."
+    sentence = (
+        "The step was non-finite in training and is finite in every replay "
+        "from the same state and batch: a race or a fault of the machine."
+    )
     return Cause("hardware_like", 0.85, sentence, evidence)

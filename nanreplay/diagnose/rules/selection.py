@@ -15,22 +15,23 @@ def where_gradient(case: Case) -> Cause | None:
     """The gradient of a branch that `where` dropped: 0 times an infinity."""
     if not case.is_backward or case.graph is None or case.fact is None:
         return None
-    taken = _taken_forward(case)
-    if taken is not None:
-        return _dropped(case, taken[0].type, taken[1], 0.95)
+    used_and_chooser = _used_forward(case)
+    if used_and_chooser is not None:
+        used, chooser = used_and_chooser
+        return _dropped(case, used.type, chooser, 0.95)
     for forward in case.graph.forward_of(case.fact):
-        chooser = case.graph.dropped_by(forward)
-        if chooser is None:
+        dropped_by = case.graph.dropped_by(forward)
+        if dropped_by is None:
             continue
         if any(stat.nonfinite for stat in forward.outputs):
-            return _dropped(case, forward.type, chooser, 0.96)
+            return _dropped(case, forward.type, dropped_by, 0.96)
         if _is_multiplied_by_zero(case):
-            return _dropped(case, forward.type, chooser, 0.94)
+            return _dropped(case, forward.type, dropped_by, 0.94)
     return None
 
 
-def _taken_forward(case: Case) -> tuple[Fact, Fact] | None:
-    """Return the forward op whose non-finite value the origin used, and the `where` that drops that value."""
+def _used_forward(case: Case) -> tuple[Fact, Fact] | None:
+    """Return the forward op whose non-finite value the origin used, and the `where` dropping it."""
     graph, fact = case.graph, case.fact
     if graph is None or fact is None or case.kind not in ("used", "turned"):
         return None
@@ -42,19 +43,16 @@ def _taken_forward(case: Case) -> tuple[Fact, Fact] | None:
     return None
 
 
-def _dropped(case: Case, what: str, chooser: Fact, confidence: float) -> Cause:
-    product = "its gradient is 0 times an infinity all the same, which is NaN"
+def _dropped(case: Case, op_type: str, chooser: Fact, confidence: float) -> Cause:
     sentence = (
-        f"`{what}`{case.where} is not finite{case.place}, and `{chooser.name}` drops it; {product}."
+        f"`{op_type}`{case.where} is not finite{case.place}, and `{chooser.name}` drops it; "
+        "its gradient is 0 times an infinity all the same, which is NaN."
     )
-    return Cause(
-        "where_gradient",
-        confidence,
-        sentence,
-        (
-            f"The forward pass is finite; `{case.op}` in the backward pass: {case.count} are non-finite.",
-        ),
+    evidence = (
+        f"The forward pass is finite; `{case.op}` in the backward pass: "
+        f"{case.count} are non-finite."
     )
+    return Cause("where_gradient", confidence, sentence, (evidence,))
 
 
 def _is_multiplied_by_zero(case: Case) -> bool:
@@ -62,93 +60,90 @@ def _is_multiplied_by_zero(case: Case) -> bool:
     scene, fact = case.bisection.scene, case.fact
     serial = scene.walk.parents.get(fact.serial) if scene is not None and fact is not None else None
     event = scene.trace.facts[serial].event if scene is not None and serial is not None else None
-    if (
-        event is None
-        or event.type != "Mul"
-        or not np.isnan(as_array(event.outputs[0]).astype(np.float64)).any()
-    ):
+    if event is None or event.type != "Mul":
         return False
-    others = [
-        as_array(value) for value in event.inputs if is_float(value) and not nonfinite(value).any()
-    ]
-    return any((other == 0).any() for other in others)
+    if not np.isnan(as_array(event.outputs[0]).astype(np.float64)).any():
+        return False
+    finite = [value for value in event.inputs if is_float(value) and not nonfinite(value).any()]
+    return any((as_array(value) == 0).any() for value in finite)
 
 
 def mask_all(case: Case) -> Cause | None:
     """A softmax (or log-sum-exp) of a row that is masked out whole."""
-    if (
-        case.op in ("Softmax", "LogSoftmax", "Sub", "SoftmaxCrossEntropyWithLogits")
-        and case.kind in ("turned", "made")
-        and not case.is_backward
-    ):
+    is_softmax = case.op in ("Softmax", "LogSoftmax", "Sub", "SoftmaxCrossEntropyWithLogits")
+    if is_softmax and case.kind in ("turned", "made") and not case.is_backward:
         return _softmax(case)
-    value = case.input_id(0)
-    if (
-        case.op == "Log"
-        and case.graph is not None
-        and value is not None
-        and (case.operand(0) == 0).any()
-    ):
-        types = [fact for fact in case.graph.upstream(value, 3) if fact.type == "Exp"]
-        if any(
-            stat is not None and stat.inf
-            for fact in types
-            if (stat := case.graph.stat(fact.input_ids[0]))
-        ):
-            return Cause(
-                "mask_all",
-                0.94,
-                f"Every term of the log-sum-exp{case.where} is exp(-inf) = 0{case.place}: the row is masked out whole.",
-            )
+    if _is_log_of_masked_sum(case):
+        sentence = (
+            f"Every term of the log-sum-exp{case.where} is exp(-inf) = 0{case.place}: "
+            "the row is masked out whole."
+        )
+        return Cause("mask_all", 0.94, sentence)
     return _masked_by_hand(case)
 
 
+def _is_log_of_masked_sum(case: Case) -> bool:
+    """Whether the origin is the Log of a sum of Exp of infinities."""
+    value = case.input_id(0)
+    if case.op != "Log" or case.graph is None or value is None:
+        return False
+    if not (case.operand(0) == 0).any():
+        return False
+    for fact in case.graph.upstream(value, 3):
+        stat = case.graph.stat(fact.input_ids[0]) if fact.type == "Exp" else None
+        if stat is not None and stat.inf:
+            return True
+    return False
+
+
 def _softmax(case: Case) -> Cause | None:
-    event = case.event
-    if event is None or not np.isnan(case.value):
+    if case.event is None or not np.isnan(case.value):
         return None
-    array, mask = as_array(event.inputs[0]).astype(np.float64), case.mask
-    if case.op == "Sub":
-        first, second = case.operand(0), case.operand(1)
-        if first.shape != second.shape or not (np.isneginf(first) & np.isneginf(second)).any():
-            return None
-    else:
-        rows = array.reshape(-1, array.shape[-1])
-        marked = (
-            rows
-            if mask is None or mask.shape != array.shape
-            else rows[mask.reshape(rows.shape).any(axis=1)]
-        )
-        if not np.isneginf(marked).all(axis=-1).any():
-            return None
-    sentence = f"`{case.op}`{case.where} gets a row of only -inf{case.place}: everything in it is masked out, and 0 / 0 is NaN."
+    has_row_of_inf = _subtracts_infinities(case) if case.op == "Sub" else _has_masked_row(case)
+    if not has_row_of_inf:
+        return None
+    sentence = (
+        f"`{case.op}`{case.where} gets a row of only -inf{case.place}: "
+        "everything in it is masked out, and 0 / 0 is NaN."
+    )
     return Cause("mask_all", 0.96, sentence, (f"{case.count} of its output are NaN.",))
+
+
+def _subtracts_infinities(case: Case) -> bool:
+    """Whether a Sub takes a maximum of -inf off -inf, as a softmax written by hand does."""
+    first, second = case.operand(0), case.operand(1)
+    if first.shape != second.shape:
+        return False
+    return bool((np.isneginf(first) & np.isneginf(second)).any())
+
+
+def _has_masked_row(case: Case) -> bool:
+    """Whether a row of the logits that gave NaN holds -inf only."""
+    assert case.event is not None
+    logits, mask = as_array(case.event.inputs[0]).astype(np.float64), case.mask
+    rows = logits.reshape(-1, logits.shape[-1])
+    if mask is not None and mask.shape == logits.shape:
+        rows = rows[mask.reshape(rows.shape).any(axis=1)]
+    return bool(np.isneginf(rows).all(axis=-1).any())
 
 
 def _masked_by_hand(case: Case) -> Cause | None:
     """exp(x) * mask / sum(exp(x) * mask) of a mask that is all 0."""
-    values = case.input_id(0), case.input_id(1)
-    if (
-        case.op not in ("RealDiv", "Div")
-        or case.graph is None
-        or values[0] is None
-        or values[1] is None
-        or not np.isnan(case.value)
-    ):
+    weights, denominator = case.input_id(0), case.input_id(1)
+    if case.op not in ("RealDiv", "Div") or not np.isnan(case.value):
         return None
-    total = case.graph.maker(values[1])
-    if (
-        total is None
-        or total.type != "Sum"
-        or case.graph.source(total.input_ids[0]) != case.graph.source(values[0])
-    ):
+    if case.graph is None or weights is None or denominator is None:
         return None
-    if not any(
-        fact.type in ("Exp", "Softmax", "Sigmoid") for fact in case.graph.upstream(values[0], 2)
-    ):
+    total = case.graph.maker(denominator)
+    if total is None or total.type != "Sum":
         return None
-    return Cause(
-        "mask_all",
-        0.88,
-        f"All weights{case.where} are 0{case.place}: the mask leaves nothing to share out, and 0 / 0 is NaN.",
+    if case.graph.source(total.input_ids[0]) != case.graph.source(weights):
+        return None
+    types = {fact.type for fact in case.graph.upstream(weights, 2)}
+    if not types & {"Exp", "Softmax", "Sigmoid"}:
+        return None
+    sentence = (
+        f"All weights{case.where} are 0{case.place}: "
+        "the mask leaves nothing to share out, and 0 / 0 is NaN."
     )
+    return Cause("mask_all", 0.88, sentence)
