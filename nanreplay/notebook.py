@@ -13,7 +13,7 @@ PAGES: dict[str, str] = {}
 """The function that draws the page of a class, as `module:function`, by the class's name."""
 
 
-def page_of(shown: Any) -> str:
+def html_of(shown: Any) -> str:
     """The HTML of an object, for its `_repr_html_`."""
     module, _, function = PAGES[type(shown).__name__].partition(":")
     page: str = getattr(import_module(module), function)(shown)

@@ -106,7 +106,7 @@ class Capture:
 
     def _repr_html_(self) -> str:
         """Show in a notebook what the file holds, with its timeline."""
-        return notebook.page_of(self)
+        return notebook.html_of(self)
 
     def close(self) -> None:
         """Close the file."""

@@ -1,8 +1,7 @@
-"""The command line: `nanreplay COMMAND`. One module a command; names, errors and exit codes are here.
+"""The command line: `nanreplay COMMAND`, one module a command; their names are here.
 
 Imports click alone, so that `--help` answers at once; a command imports what it needs when it runs.
-
-Exit codes: 0 finite or healthy, 1 non-finite reproduced, 2 usage or unreadable file, 3 could not decide.
+Exit codes are in `nanreplay.terminal`, what errors print in `exits`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,8 @@ COMMANDS = {
     "run": "Run a program as it is, and record whatever trains in it.",
     "demo": "Train a small model into a NaN, replay it and name the op.",
     "info": "Say what a capture holds.",
-    "replay": "Replay the recorded steps and compare them bit for bit, or run them through today's code.",
+    "replay": "Replay the recorded steps and compare them bit for bit, "
+    "or run them through today's code.",
     "bisect": "Name the op that made the first non-finite value, and why.",
     "whatif": "Try fixes on the recorded failure.",
     "diff": "Say where two captures, two modes, or a capture and today's code part.",
@@ -58,7 +58,10 @@ class LazyGroup(click.Group):
 
 @click.group(
     cls=LazyGroup,
-    epilog="Exit codes: 0 finite or healthy, 1 non-finite reproduced, 2 usage or unreadable file, 3 could not decide.",
+    epilog=(
+        "Exit codes: 0 finite or healthy, 1 non-finite reproduced, "
+        "2 usage or unreadable file, 3 could not decide."
+    ),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 @click.version_option(__version__, prog_name="nanreplay", message="%(prog)s %(version)s")
@@ -70,10 +73,15 @@ def cli() -> None:
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line (that of the process unless given); returns the exit code."""
+    """Run a command line; returns the exit code.
+
+    Args:
+        arguments: What follows `nanreplay`; that of the process unless given.
+    """
+    # click's own `main` exits the process, and with codes of its own
     try:
-        given = sys.argv[1:] if arguments is None else arguments
-        with cli.make_context("nanreplay", list(given)) as context:
+        line = sys.argv[1:] if arguments is None else arguments
+        with cli.make_context("nanreplay", list(line)) as context:
             result: Any = cli.invoke(context)
         sys.stdout.flush()
         return int(result or 0)
@@ -83,6 +91,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
         click.echo(error.format_message(), err=True)
         return UNREADABLE
     except BrokenPipeError:  # the reader of our output, such as `head`, has gone
+        # Python flushes stdout once more as it exits, and would print this error then
         with contextlib.suppress(OSError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FINITE

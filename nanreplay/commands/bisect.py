@@ -1,18 +1,21 @@
-"""`nanreplay bisect`: replay the failing step and name the op that made the first non-finite value."""
+"""`nanreplay bisect`: name the op that made the first non-finite value of a capture."""
 
 from __future__ import annotations
 
-import sys
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 import click
 
 from nanreplay.commands.console import (
+    FIXES,
     as_json,
     capture_files,
+    check_readable,
+    fixes_or_none,
     max_memory,
     print_json,
     progress_bar,
+    results_console,
     trust,
 )
 from nanreplay.commands.outputs import Outputs, for_machines
@@ -21,21 +24,10 @@ from nanreplay.terminal import CODES, UNDECIDED, quiet_work
 if TYPE_CHECKING:
     from nanreplay.report.contents import Report
 
-FIXES: dict[bool | None, Literal["fast", "all", "none"]] = {
-    None: "fast",
-    True: "all",
-    False: "none",
-}
-
 
 @click.command("bisect")
 @capture_files
-@click.option(
-    "--fixes/--no-fixes",
-    "fixes",
-    default=None,
-    help="Try all fixes that fit the cause, or none; those that take under 5 s unless given.",
-)
+@fixes_or_none
 @as_json
 @for_machines("bisect")
 @trust
@@ -43,9 +35,10 @@ FIXES: dict[bool | None, Literal["fast", "all", "none"]] = {
 def command(
     files: tuple[str, ...], fixes: bool | None, as_json: bool, trust: bool, outputs: Outputs
 ) -> int:
-    """Replay the failing step of FILE, name the op that made the first non-finite value, say why, and try fixes.
+    """Name the op that made the first non-finite value in FILE, say why, and try fixes.
 
-    The files of several workers of one training are one run: the report is that of the worker whose own step failed first.
+    The failing step is replayed. The files of several workers of one training are one run: the
+    report is that of the worker whose own step failed first.
 
     Exit codes: 0 healthy, 1 non-finite reproduced, 2 unreadable file, 3 could not decide.
     """
@@ -58,31 +51,24 @@ def command(
 
         print_json(to_json(report))
     elif not outputs.jsonl:
-        from rich.console import Console
-
         from nanreplay.report.report_text import print_report
 
-        print_report(
-            report,
-            Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 140),
-        )
+        print_report(report, results_console())
     return code
 
 
 def _explained(files: tuple[str, ...], fixes: bool | None, trust: bool) -> Report:
-    from nanreplay.capture import Capture
     from nanreplay.report.explain import check_one_run, explain_run
 
-    for file in files:
-        Capture(file).close()  # a file that cannot be read says so before TensorFlow loads
+    check_readable(*files)
     if len(files) > 1:
         check_one_run(files)
-    with quiet_work(), progress_bar() as watch:
+    with quiet_work(), progress_bar() as reporter:
         from nanreplay.report.explain import explain
 
         def explained(file: str) -> Report:
             return explain(
-                file, trust=trust, fixes=FIXES[fixes], progress=watch.progress, say=watch.say
+                file, trust=trust, fixes=FIXES[fixes], progress=reporter.progress, say=reporter.say
             )
 
         return explained(files[0]) if len(files) == 1 else explain_run(files, explained)

@@ -1,4 +1,7 @@
-"""What commands share: results go to stdout, all else to stderr; progress only where somebody watches."""
+"""What commands share: options, printing, progress.
+
+Results go to stdout, all else to stderr, and progress shows only where stderr is a terminal.
+"""
 
 from __future__ import annotations
 
@@ -6,25 +9,19 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
 from nanreplay import limits
 
+if TYPE_CHECKING:
+    from rich.console import Console
 
-@dataclass(frozen=True)
-class ProgressReporter:
-    """Whom long work tells how far it is; nobody, when stderr is no terminal."""
-
-    progress: Callable[[int, int], None] | None = None
-    """Called with (steps done, steps in all)."""
-    say: Callable[[str], None] | None = None
-    """Called with a line before each part of the work."""
-
+# Options and arguments of several commands, as decorators.
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
 trust = click.option(
@@ -39,9 +36,8 @@ def _set_limit(context: click.Context, option: click.Parameter, value: str | Non
         return
     if limits.parse_size(value) is None:
         raise click.BadParameter(f"{value!r} is no size; give one such as 8GiB.")
-    os.environ[limits.VARIABLE] = (
-        value  # holds for the worker process of the terminal interface too
-    )
+    # in the environment, so that it holds for the worker process of the terminal interface too
+    os.environ[limits.VARIABLE] = value
 
 
 max_memory = click.option(
@@ -64,6 +60,59 @@ capture_files = click.argument(
     "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=str)
 )
 capture_file = click.argument("file", metavar="FILE", type=click.Path(path_type=str))
+fixes_or_none = click.option(
+    "--fixes/--no-fixes",
+    "fixes",
+    default=None,
+    help="Try all fixes that fit the cause, or none; those that take under 5 s unless given.",
+)
+FIXES: dict[bool | None, Literal["fast", "all", "none"]] = {
+    None: "fast",
+    True: "all",
+    False: "none",
+}
+"""What `explain` tries, by the value of `--fixes/--no-fixes`."""
+
+
+# Files and printing.
+
+
+def check_readable(*files: str) -> None:
+    """Let a capture that cannot be read say so before TensorFlow loads.
+
+    Raises:
+        CaptureError: One cannot be read.
+    """
+    from nanreplay.capture import Capture
+
+    for file in files:
+        Capture(file).close()
+
+
+def print_result(
+    value: Any, as_json: bool, lines: Callable[[Any], Iterable[str]], to_json: Callable[[Any], Any]
+) -> None:
+    """Print what a command found as JSON or as lines for people.
+
+    Args:
+        value: What it found.
+        as_json: Whether the command line has `--json`.
+        lines: Puts it into lines.
+        to_json: Puts it into plain JSON values.
+    """
+    if as_json:
+        print_json(to_json(value))
+        return
+    for line in lines(value):
+        click.echo(line)
+
+
+def results_console() -> Console:
+    """Rich's console for results; in a file or pipe tables are 140 characters wide."""
+    from rich.console import Console
+
+    width = None if sys.stdout.isatty() else 140
+    return Console(file=sys.stdout, highlight=False, width=width)
 
 
 def print_json(value: Any) -> None:
@@ -98,13 +147,26 @@ def write_text(path: Path, text: str) -> None:
     if str(path) == "-":
         click.echo(text, nl=False)
         return
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # beside it: a rename is atomic
     try:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)
         raise click.ClickException(f"Cannot write {path}: {error.strerror}.") from error
+
+
+# Progress.
+
+
+@dataclass(frozen=True)
+class ProgressReporter:
+    """Whom long work tells how far it is; nobody, when stderr is no terminal."""
+
+    progress: Callable[[int, int], None] | None = None
+    """Called with (steps done, steps in all)."""
+    say: Callable[[str], None] | None = None
+    """Called with a line before each part of the work."""
 
 
 @contextlib.contextmanager

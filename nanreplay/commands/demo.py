@@ -1,4 +1,4 @@
-"""`nanreplay demo`: a real training that turns NaN in one process, replayed and explained in another."""
+"""`nanreplay demo`: a real training that turns NaN in one process, explained in another."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from nanreplay.terminal import FINITE, NONFINITE, UNDECIDED
 )
 @as_json
 def command(output: str | None, as_json: bool) -> int:
-    """Train a small Keras model until it turns NaN, then replay the capture in a new process and name the op.
+    """Train a small Keras model until it turns NaN, then replay the capture and name the op.
 
-    Exits with 0 when the op was named.
+    The replay is a new process without the training code. Exits with 0 when the op was named.
     """
     if output is not None:
         return _demo(Path(output), as_json)
@@ -33,17 +33,32 @@ def command(output: str | None, as_json: bool) -> int:
 
 
 def _demo(path: Path, as_json: bool) -> int:
+    environment = _environment()
     _say("Training a small Keras model with callbacks=[Recorder(...)] ...", as_json)
+    _say(_train(path, environment), as_json)
+    _say(
+        f"Replaying {path.name} in a new process, without the training code or data ...\n", as_json
+    )
+    bisect = [sys.executable, "-m", "nanreplay", "bisect", os.fspath(path)]
+    if as_json:
+        bisect.append("--json")
+    code = subprocess.run(bisect, env=environment, check=False).returncode
+    return FINITE if code == NONFINITE else code or UNDECIDED
+
+
+def _environment() -> dict[str, str]:
+    """For processes that find this nanreplay, even where it is not installed."""
     packages = [os.fspath(Path(nanreplay.__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
-    environment = {
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(filter(None, packages)),
-    }
+    path = os.pathsep.join(filter(None, packages))
+    return {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, "PYTHONPATH": path}
+
+
+def _train(path: Path, environment: dict[str, str]) -> str:
+    """Run the demo's training, which writes its capture to `path`; returns what it prints."""
     with tempfile.TemporaryDirectory(prefix="nanreplay-") as folder:
-        script = shutil.copy(
-            Path(__file__).with_name("demo_training.py"), Path(folder) / "train.py"
-        )
+        # a copy, since lines of nanreplay itself do not count as the user's code
+        original = Path(__file__).with_name("demo_training.py")
+        script = shutil.copy(original, Path(folder) / "train.py")
         training = [sys.executable, os.fspath(script), os.fspath(path.absolute())]
         trained = subprocess.run(
             training, env=environment, capture_output=True, text=True, check=False
@@ -51,21 +66,8 @@ def _demo(path: Path, as_json: bool) -> int:
     if trained.returncode or not path.exists():
         lines = trained.stderr.strip().splitlines() or ["no capture was written"]
         raise click.ClickException(f"the demo's training failed: {lines[-1]}")
-    _say(trained.stdout.strip(), as_json)
-    _say(
-        f"Replaying {path.name} in a new process, without the training code or data ...\n", as_json
-    )
-    bisect = [
-        sys.executable,
-        "-m",
-        "nanreplay",
-        "bisect",
-        os.fspath(path),
-        *(["--json"] if as_json else []),
-    ]
-    code = subprocess.run(bisect, env=environment, check=False).returncode
-    return FINITE if code == NONFINITE else code or UNDECIDED
+    return trained.stdout.strip()
 
 
 def _say(line: str, as_json: bool) -> None:
-    click.echo(line, err=as_json)
+    click.echo(line, err=as_json)  # with --json, stdout holds the JSON alone

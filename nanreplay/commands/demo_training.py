@@ -1,6 +1,7 @@
-"""The training behind `nanreplay demo`: a small encoder whose own normalisation divides by a variance that can be 0.
+"""The training behind `nanreplay demo`: a small encoder that divides by a variance of 0.
 
-Usage: python train.py CAPTURE. The demo runs a copy of its own, so that it stands outside of the package as a user's script does.
+Usage: python train.py CAPTURE. The demo runs a copy of its own, so that it stands outside of the
+package as a user's script does.
 """
 
 from __future__ import annotations
@@ -46,9 +47,8 @@ class Encoder(keras.layers.Layer):
 def build_model() -> Any:
     """A compiled model."""
     readings = keras.Input((FEATURES,), name="readings")
-    model = keras.Model(
-        readings, keras.layers.Dense(1, name="head")(Encoder(name="encoder")(readings))
-    )
+    code = Encoder(name="encoder")(readings)
+    model = keras.Model(readings, keras.layers.Dense(1, name="head")(code))
     model.compile(keras.optimizers.Adam(1e-3), "mse")
     return model
 

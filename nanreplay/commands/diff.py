@@ -1,4 +1,7 @@
-"""`nanreplay diff`: where two captures part, two ways of replaying one, or a capture and today's code."""
+"""`nanreplay diff`: where two captures part, or two ways of running one.
+
+The two ways are two modes of replaying, or the recorded program and the user's current code.
+"""
 
 from __future__ import annotations
 
@@ -6,8 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from nanreplay.commands.console import as_json, max_memory, print_json, trust
-from nanreplay.commands.rerun_options import check_needs_model, of_model
+from nanreplay.commands.console import (
+    as_json,
+    check_readable,
+    max_memory,
+    print_result,
+    trust,
+)
+from nanreplay.commands.rerun_options import check_needs_model, rerun_options
 from nanreplay.terminal import UNDECIDED, quiet_work
 
 if TYPE_CHECKING:
@@ -20,17 +29,14 @@ CODES = {True: 0, False: 1, None: UNDECIDED}
 
 
 def _two_modes(
-    context: click.Context, option: click.Parameter, given: str | None
+    context: click.Context, option: click.Parameter, value: str | None
 ) -> tuple[Mode, Mode] | None:
-    if given is None:
+    if value is None:
         return None
-    modes = given.split(",")
+    modes = value.split(",")
     if len(modes) != 2 or modes[0] == modes[1] or not set(modes) <= set(MODES):
-        raise click.BadParameter(
-            f"Expected two of {', '.join(MODES)}, joined by a comma. Received: {given}",
-            context,
-            option,
-        )
+        message = f"Expected two of {', '.join(MODES)}, joined by a comma. Received: {value}"
+        raise click.BadParameter(message, context, option)
     return cast("tuple[Mode, Mode]", tuple(modes))
 
 
@@ -43,7 +49,7 @@ def _two_modes(
     callback=_two_modes,
     help=f"Two ways of replaying FILE: {', '.join(MODES)}.",
 )
-@of_model
+@rerun_options
 @as_json
 @trust
 @max_memory
@@ -54,28 +60,27 @@ def command(
     model: str | None,
     as_json: bool,
     trust: bool,
-    **today: Any,
+    **rerun: Any,
 ) -> int:
     """Say where FILE and OTHER part: the first step, layer and op, and what they were made with.
 
-    In place of OTHER: two --modes of replaying FILE, or --model, today's code on its weights and batches. Versions and
-    machines are listed, and do not count as a difference.
+    In place of OTHER: two --modes of replaying FILE, or --model, today's code on its weights and
+    batches. Versions and machines are listed, and do not count as a difference.
 
     Exit codes: 0 the same, 1 they differ, 2 unreadable file, 3 could not decide.
     """
     check_needs_model(model)
-    if sum(each is not None for each in (other, modes, model)) != 1:
+    if sum(side is not None for side in (other, modes, model)) != 1:
         raise click.UsageError(
             "give one of OTHER, --modes and --model", click.get_current_context()
         )
-    from nanreplay.capture import Capture
-
-    for path in filter(None, (file, other)):
-        Capture(path).close()  # a file that cannot be read says so before TensorFlow loads
+    check_readable(*filter(None, (file, other)))
     with quiet_work():
-        found = _diff(file, other, modes, model, trust, today)
-    _print(found, as_json)
-    return CODES[found.same]
+        diff = _diff(file, other, modes, model, trust, rerun)
+    from nanreplay.diff.diff_findings import diff_lines, diff_to_json
+
+    print_result(diff, as_json, diff_lines, diff_to_json)
+    return CODES[diff.same]
 
 
 def _diff(
@@ -84,22 +89,12 @@ def _diff(
     modes: tuple[Mode, Mode] | None,
     model: str | None,
     trust: bool,
-    today: dict[str, Any],
+    rerun: dict[str, Any],
 ) -> Diff:
     from nanreplay.diff import diff_captures, diff_modes, diff_with_code
 
     if modes is not None:
         return diff_modes(file, *modes, trust=trust)
     if model is not None:
-        return diff_with_code(file, model, trust=trust, **today)
+        return diff_with_code(file, model, trust=trust, **rerun)
     return diff_captures(file, cast("str", other), trust=trust)
-
-
-def _print(found: Diff, as_json: bool) -> None:
-    from nanreplay.diff.diff_findings import diff_lines, diff_to_json
-
-    if as_json:
-        print_json(diff_to_json(found))
-        return
-    for line in diff_lines(found):
-        click.echo(line)

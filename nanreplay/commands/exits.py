@@ -1,4 +1,4 @@
-"""Exit codes, and how an error becomes one line on stderr."""
+"""How an error becomes one line on stderr and an exit code."""
 
 from __future__ import annotations
 
@@ -7,10 +7,7 @@ import os
 
 import click
 
-from nanreplay.errors import (
-    NanreplayError,
-    UnsafeProgramError,
-)
+from nanreplay.errors import NanreplayError, UnsafeProgramError
 from nanreplay.terminal import INTERRUPTED, UNDECIDED, UNREADABLE, code_of
 
 
@@ -21,27 +18,21 @@ def fail(error: BaseException) -> int:
     """
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
-        return _say(
-            UNREADABLE,
-            error.format_message(),
-            f"see {context.command_path} --help" if context is not None else None,
-        )
+        hint = f"see {context.command_path} --help" if context is not None else None
+        return _say(UNREADABLE, error.format_message(), hint)
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return _say(INTERRUPTED, "interrupted")
     if isinstance(error, NanreplayError):
-        refused = "--trust runs it all the same" if isinstance(error, UnsafeProgramError) else None
-        return _say(code_of(error), str(error), error.hint or refused)
+        advice = "--trust runs it all the same" if isinstance(error, UnsafeProgramError) else None
+        return _say(code_of(error), str(error), error.hint or advice)
     if os.environ.get("NANREPLAY_DEBUG"):
         raise error
-    return _say(
-        UNDECIDED,
-        f"unexpected {type(error).__name__}: {error}",
-        "NANREPLAY_DEBUG=1 shows the traceback",
-    )
+    message = f"unexpected {type(error).__name__}: {error}"
+    return _say(UNDECIDED, message, "NANREPLAY_DEBUG=1 shows the traceback")
 
 
 def _say(code: int, message: str, hint: str | None = None) -> int:
     text = " ".join(message.split())
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # stderr may be closed; the code still tells
         click.echo(f"nanreplay: {text}" + (f" ({hint})" if hint else ""), err=True)
     return code

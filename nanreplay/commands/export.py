@@ -1,4 +1,4 @@
-"""`nanreplay export`: a test that fails as long as today's code turns non-finite."""
+"""`nanreplay export`: a test that fails as long as the user's current code turns non-finite."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import click
 from nanreplay.commands.console import (
     as_json,
     capture_file,
+    check_readable,
     force,
     max_memory,
-    print_json,
+    print_result,
     progress_bar,
     trust,
 )
@@ -30,7 +31,10 @@ from nanreplay.terminal import FINITE, quiet_work
     "--model",
     metavar="MODULE:FUNCTION",
     required=True,
-    help="What makes today's model, or FILE.py:FUNCTION: a compiled Keras model, or (model, optimizer, step) of a loop.",
+    help=(
+        "What makes today's model, or FILE.py:FUNCTION: "
+        "a compiled Keras model, or (model, optimizer, step) of a loop."
+    ),
 )
 @force
 @as_json
@@ -39,25 +43,27 @@ from nanreplay.terminal import FINITE, quiet_work
 def command(file: str, folder: str, model: str, force: bool, as_json: bool, trust: bool) -> int:
     """Write a pytest module for the failure of FILE, beside the smallest capture of it.
 
-    The test runs the recorded state and batch through the model that --model makes, and asserts that the result is finite: it fails
-    today and passes once the code is fixed. It is run once, and said is what came of it.
+    The test runs the recorded state and batch through the model that --model makes, and asserts
+    that the result is finite: it fails today and passes once the code is fixed. It is run once, and
+    said is what came of it.
 
-    Exit codes: 0 written, 2 unreadable file, no such model or files exist, 3 FILE has no origin that a replay gives.
+    Exit codes: 0 written, 2 unreadable file, no such model or files exist, 3 FILE has no origin
+    that a replay gives.
     """
-    from nanreplay.capture import Capture
-
-    Capture(file).close()  # a file that cannot be read says so before TensorFlow loads
-    with quiet_work(), progress_bar() as watch:
+    check_readable(file)
+    with quiet_work(), progress_bar() as reporter:
         from nanreplay.export.pytest_module import export_test
 
-        found = export_test(
-            file, folder, model, trust=trust, force=force, progress=watch.progress, say=watch.say
+        exported = export_test(
+            file,
+            folder,
+            model,
+            trust=trust,
+            force=force,
+            progress=reporter.progress,
+            say=reporter.say,
         )
     from nanreplay.export.export_text import exported_lines, exported_to_json
 
-    if as_json:
-        print_json(exported_to_json(found))
-    else:
-        for line in exported_lines(found):
-            click.echo(line)
+    print_result(exported, as_json, exported_lines, exported_to_json)
     return FINITE

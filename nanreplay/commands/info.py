@@ -1,4 +1,7 @@
-"""`nanreplay info`: what a capture holds. Reads tables only, so the size of the file does not matter."""
+"""`nanreplay info`: what a capture holds.
+
+Reads tables only, so the size of the file does not matter.
+"""
 
 from __future__ import annotations
 
@@ -15,25 +18,23 @@ from nanreplay.terminal import FINITE
 def command(files: tuple[str, ...], as_json: bool) -> int:
     """Say what a capture holds: incident, versions, steps, programs, variables, the last losses.
 
-    Several files, such as those of the workers of one training, follow each other. Nothing is replayed and TensorFlow is not needed.
+    Several files, such as those of the workers of one training, follow each other. Nothing is
+    replayed and TensorFlow is not needed.
     """
     from nanreplay.capture import Capture
     from nanreplay.report.inventory import inventory, inventory_lines
 
-    found = []
+    inventories = []
     for file in files:
         with Capture(file) as capture:
-            found.append(inventory(capture))
+            inventories.append(inventory(capture))
     if as_json:
-        print_json(
-            found[0]
-            if len(found) == 1
-            else {"format": "nanreplay-info", "version": 1, "captures": found}
-        )
+        many = {"format": "nanreplay-info", "version": 1, "captures": inventories}
+        print_json(inventories[0] if len(inventories) == 1 else many)
         return FINITE
-    for facts in found:
+    for place, facts in enumerate(inventories):
+        if place:
+            click.echo()
         for line in inventory_lines(facts):
             click.echo(line)
-        if facts is not found[-1]:
-            click.echo()
     return FINITE

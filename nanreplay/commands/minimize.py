@@ -7,10 +7,11 @@ import click
 from nanreplay.commands.console import (
     as_json,
     capture_file,
+    check_readable,
     force,
     max_memory,
     output_file,
-    print_json,
+    print_result,
     progress_bar,
     trust,
 )
@@ -33,34 +34,31 @@ from nanreplay.terminal import FINITE, quiet_work
 @max_memory
 @trust
 def command(file: str, output: str, budget: float, force: bool, as_json: bool, trust: bool) -> int:
-    """Write the smallest capture that still has the origin of FILE: one step, the fewest rows, features and variables.
+    """Write the smallest capture that still has the origin of FILE.
 
-    Every cut is replayed. What was left out, set to zero or changed is said, and noted in the file that is written.
+    It has one step, and the fewest rows, features and variables. Every cut is replayed. What was
+    left out, set to zero or changed is said, and noted in the file that is written.
 
-    Exit codes: 0 written, 2 unreadable file or OUT exists, 3 FILE has no origin that a replay gives.
+    Exit codes: 0 written, 2 unreadable file or OUT exists, 3 FILE has no origin that a replay
+    gives.
     """
-    from nanreplay.capture import Capture
     from nanreplay.export.output_paths import check_output
 
-    Capture(file).close()  # a file that cannot be read says so before TensorFlow loads
+    check_readable(file)
     check_output(file, output, force=force)
-    with quiet_work(), progress_bar() as watch:
+    with quiet_work(), progress_bar() as reporter:
         from nanreplay.export.minimizer import minimize
 
-        found = minimize(
+        minimized = minimize(
             file,
             output,
             trust=trust,
             force=force,
             budget_s=budget,
-            progress=watch.progress,
-            say=watch.say,
+            progress=reporter.progress,
+            say=reporter.say,
         )
     from nanreplay.export.export_text import minimized_lines, minimized_to_json
 
-    if as_json:
-        print_json(minimized_to_json(found))
-    else:
-        for line in minimized_lines(found):
-            click.echo(line)
+    print_result(minimized, as_json, minimized_lines, minimized_to_json)
     return FINITE

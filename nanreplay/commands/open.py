@@ -22,16 +22,18 @@ if TYPE_CHECKING:
 @trust
 @max_memory
 def command(paths: Sequence[str], trust: bool) -> int:
-    """Read the answer for FILE, see how the run got there, walk back from the NaN, try fixes, copy the result.
+    """Read the answer for FILE, see how the run got there, walk back from the NaN, try fixes.
 
-    Several files, or a folder, open a list of captures to choose from. Needs a terminal; `nanreplay bisect` prints the same answer.
+    The result can be copied. Several files, or a folder, open a list of captures to choose from.
+    Needs a terminal; `nanreplay bisect` prints the same answer.
     """
     from nanreplay.tui import show
 
     captures = _readable(paths)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError(
-            "open needs a terminal; `nanreplay bisect FILE` prints the answer, with --json for programs"
+            "open needs a terminal; `nanreplay bisect FILE` prints the answer, "
+            "with --json for programs"
         )
     show(captures, trust=trust)
     return FINITE
@@ -45,20 +47,20 @@ def _readable(paths: Sequence[str]) -> list[Location]:
     """
     from nanreplay.capture.storage import location
 
-    found: dict[Location, None] = {}
+    captures: dict[Location, None] = {}  # a set that keeps the order
     for path in map(location, paths):
         if isinstance(path, Path) and path.is_dir():
-            found.update(dict.fromkeys(_in_folder(path)))
+            captures.update(dict.fromkeys(_in_folder(path)))
         else:
             _check(path)
-            found[path] = None
-    return list(found)
+            captures[path] = None
+    return list(captures)
 
 
 def _in_folder(folder: Path) -> list[Path]:
-    files = sorted(
-        path for pattern in ("*.h5", "*.hdf5") for path in folder.glob(pattern) if path.is_file()
-    )
+    """The captures of a folder; damaged ones are listed too, unless all are."""
+    paths = (*folder.glob("*.h5"), *folder.glob("*.hdf5"))
+    files = sorted(path for path in paths if path.is_file())
     if not files:
         raise CaptureNotFoundError(f"{folder}: holds no captures (*.h5).")
     errors: list[CaptureError] = []

@@ -1,4 +1,8 @@
-"""What `replay` and `bisect` write for machines: `--junit`, `--sarif`, `--jsonl`, and annotations where GitHub runs them."""
+"""What `replay` and `bisect` write for machines: `--junit`, `--sarif`, `--jsonl`.
+
+Where GitHub runs the command, annotations come besides. The formats are in
+`report.machine_formats`.
+"""
 
 from __future__ import annotations
 
@@ -72,40 +76,24 @@ class Outputs:
         """
         from nanreplay.report.machine_formats import CaptureOutcome, outcome_to_json
 
-        outcome = CaptureOutcome(
-            file,
-            STATUS[code],
-            sentence,
-            report,
-            tuple(details),
-            time.perf_counter() - self._began_s,
-        )
+        elapsed_s = time.perf_counter() - self._began_s
+        outcome = CaptureOutcome(file, STATUS[code], sentence, report, tuple(details), elapsed_s)
         self._outcomes.append(outcome)
         if self.jsonl:
             click.echo(json.dumps(outcome_to_json(outcome), ensure_ascii=False, allow_nan=False))
 
     def write(self) -> None:
         """Write the files, and the annotations to stderr, where GitHub reads them too."""
-        from nanreplay.report.machine_formats import checkout_root
+        from nanreplay.report.machine_formats import annotation, checkout_root, to_junit, to_sarif
 
         root = checkout_root()
         if self._junit:
-            from nanreplay.report.machine_formats import to_junit
-
             _write(self._junit, to_junit(self._suite, self._outcomes, root))
         if self._sarif:
-            from nanreplay.report.machine_formats import to_sarif
-
-            _write(
-                self._sarif,
-                json.dumps(
-                    to_sarif(self._outcomes, root), indent=2, ensure_ascii=False, allow_nan=False
-                )
-                + "\n",
-            )
+            log = to_sarif(self._outcomes, root)
+            text = json.dumps(log, indent=2, ensure_ascii=False, allow_nan=False)
+            _write(self._sarif, text + "\n")
         if self._annotates:
-            from nanreplay.report.machine_formats import annotation
-
             for line in filter(None, (annotation(outcome, root) for outcome in self._outcomes)):
                 click.echo(line, err=True)
 
@@ -145,18 +133,21 @@ _jsonl = click.option("--jsonl", is_flag=True, help="Print facts as JSON, a line
 
 
 def for_machines(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
-    """Give a command `--junit`, `--sarif` and `--jsonl`, and an argument `outputs`, whose files are written when it ends."""
+    """Give a command `--junit`, `--sarif` and `--jsonl`, and an argument `outputs`.
+
+    The files of `outputs` are written when the command ends, with a result or an error.
+    """
 
     def decorate(command: Callable[..., int]) -> Callable[..., int]:
         @functools.wraps(command)
         def with_outputs(
-            *args: Any, junit: str | None, sarif: str | None, jsonl: bool, **given: Any
+            *args: Any, junit: str | None, sarif: str | None, jsonl: bool, **others: Any
         ) -> int:
-            if jsonl and given.get("as_json"):
+            if jsonl and others.get("as_json"):
                 raise click.UsageError("--json and --jsonl exclude each other.")
             outputs = Outputs(name, junit, sarif, jsonl)
             try:
-                code = command(*args, outputs=outputs, **given)
+                code = command(*args, outputs=outputs, **others)
             except NanreplayError:
                 outputs.write()
                 raise

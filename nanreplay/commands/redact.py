@@ -9,10 +9,11 @@ import click
 from nanreplay.commands.console import (
     as_json,
     capture_file,
+    check_readable,
     force,
     max_memory,
     output_file,
-    print_json,
+    print_result,
     progress_bar,
     trust,
 )
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
     type=click.Choice(["statistics", "failing-rows", "none"]),
     default="statistics",
     show_default=True,
-    help="statistics: random numbers in the place of data; failing-rows: in that of all rows but those that fail; none: no batches.",
+    help=(
+        "statistics: random numbers in the place of data; "
+        "failing-rows: in that of all rows but those that fail; none: no batches."
+    ),
 )
 @click.option(
     "--weights",
@@ -52,36 +56,33 @@ def command(
     as_json: bool,
     trust: bool,
 ) -> int:
-    """Write the failing step of FILE without its data, source lines, folders and facts about the machine.
+    """Write the failing step of FILE without its data, source lines, folders and machine facts.
 
-    What is written is replayed, and said is whether it still has the origin of FILE. Names of layers, variables, ops, functions
-    and source files stay, and so do the weights unless --weights none.
+    What is written is replayed, and said is whether it still has the origin of FILE. Names of
+    layers, variables, ops, functions and source files stay, and so do the weights unless --weights
+    none.
 
-    Exit codes: 0 written, whether it reproduces or not; 2 unreadable file or OUT exists; 3 the failing rows are not known.
+    Exit codes: 0 written, whether it reproduces or not; 2 unreadable file or OUT exists; 3 the
+    failing rows are not known.
     """
-    from nanreplay.capture import Capture
     from nanreplay.export.output_paths import check_output
 
-    Capture(file).close()  # a file that cannot be read says so before TensorFlow loads
+    check_readable(file)
     check_output(file, output, force=force)
-    with quiet_work(), progress_bar() as watch:
+    with quiet_work(), progress_bar() as reporter:
         from nanreplay.export.redaction import redact
 
-        found = redact(
+        redacted = redact(
             file,
             output,
             batches=batches,
             weights=weights,
             trust=trust,
             force=force,
-            progress=watch.progress,
-            say=watch.say,
+            progress=reporter.progress,
+            say=reporter.say,
         )
     from nanreplay.export.export_text import redacted_lines, redacted_to_json
 
-    if as_json:
-        print_json(redacted_to_json(found))
-    else:
-        for line in redacted_lines(found):
-            click.echo(line)
+    print_result(redacted, as_json, redacted_lines, redacted_to_json)
     return FINITE

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from nanreplay.commands.bisect import FIXES
 from nanreplay.commands.console import (
+    FIXES,
     capture_file,
     check_output,
+    check_readable,
+    fixes_or_none,
     max_memory,
     progress_bar,
     trust,
     write_text,
 )
 from nanreplay.terminal import CODES, UNDECIDED, quiet_work
+
+if TYPE_CHECKING:
+    from nanreplay.report.contents import Report
 
 
 @click.command("report")
@@ -34,45 +40,40 @@ from nanreplay.terminal import CODES, UNDECIDED, quiet_work
     type=click.Path(path_type=Path),
     help="Write Markdown that reads well in an issue; - for stdout.",
 )
-@click.option(
-    "--fixes/--no-fixes",
-    "fixes",
-    default=None,
-    help="Try all fixes that fit the cause, or none; those that take under 5 s unless given.",
-)
+@fixes_or_none
 @trust
 @max_memory
 def command(file: str, html: Path | None, md: Path | None, fixes: bool | None, trust: bool) -> int:
-    """Replay the failing step of FILE and write what was found as a page: sentence, plots, cause, fixes, op chain, tables.
+    """Replay the failing step of FILE and write what was found as a page.
+
+    It has the sentence, plots, the cause, fixes, the op chain and tables.
 
     Exit codes: 0 healthy, 1 non-finite reproduced, 2 unreadable file or OUT, 3 could not decide.
     """
-    from nanreplay.capture import Capture
-
-    outputs = {name: path for name, path in (("html", html), ("md", md)) if path is not None}
-    if not outputs:
+    if html is None and md is None:
         raise click.UsageError("Say what to write: --html OUT, --md OUT or both.")
-    for path in outputs.values():
+    for path in filter(None, (html, md)):
         check_output(path, file)
-    Capture(file).close()  # a file that cannot be read says so before TensorFlow loads
-    with quiet_work(), progress_bar() as watch:
+    check_readable(file)
+    with quiet_work(), progress_bar() as reporter:
         from nanreplay.report.explain import explain
 
         report = explain(
-            file, trust=trust, fixes=FIXES[fixes], progress=watch.progress, say=watch.say
+            file, trust=trust, fixes=FIXES[fixes], progress=reporter.progress, say=reporter.say
         )
-    with Capture(file) as capture:
-        from nanreplay.report.pages import page_of
-
-        page = page_of(report, capture)
-    for name, path in outputs.items():
-        if name == "html":
-            from nanreplay.report.pages import html_page
-
-            write_text(path, html_page(page))
-        else:
-            from nanreplay.report.pages import markdown_page
-
-            write_text(path, markdown_page(page))
-    click.echo(report.sentence, err=str(md) == "-")
+    _write_pages(report, file, html, md)
+    click.echo(report.sentence, err=str(md) == "-")  # with --md -, stdout is the page's
     return CODES.get(report.verdict.kind, UNDECIDED)
+
+
+def _write_pages(report: Report, file: str, html: Path | None, md: Path | None) -> None:
+    from nanreplay.capture import Capture
+    from nanreplay.report.markdown import markdown_page
+    from nanreplay.report.pages import html_page, page_of
+
+    with Capture(file) as capture:
+        page = page_of(report, capture)
+    if html is not None:
+        write_text(html, html_page(page))
+    if md is not None:
+        write_text(md, markdown_page(page))

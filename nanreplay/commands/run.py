@@ -1,4 +1,7 @@
-"""`nanreplay run`: a program as it is, with whatever trains in it recorded."""
+"""`nanreplay run`: a program as it is, with whatever trains in it recorded.
+
+Options have the names and defaults of the arguments of `Recorder`, and are passed on to it.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,12 @@ import click
     help="The capture; may hold {step}, {time}, {pid}.",
 )
 @click.option(
-    "--on-nan", type=click.Choice(["raise", "stop", "continue"]), default="raise", show_default=True,
+    "--on-nan",
+    type=click.Choice(["raise", "stop", "continue"]),
+    default="raise",
+    show_default=True,
     help="What follows a NaN: an error, the end of `fit`, or nothing.",
-)  # fmt: skip
+)
 @click.option(
     "--max-incidents",
     type=click.IntRange(min=1),
@@ -91,8 +97,9 @@ def command(
 ) -> int:
     """Run a program unchanged, and write a file when its training turns NaN.
 
-    Every `fit`, every `train_on_batch` and every loop over a `tf.function` that trains is recorded; a second training of the
-    process gets `run.1.h5`. Without a NaN nothing is written and nothing is said.
+    Every `fit`, every `train_on_batch` and every loop over a `tf.function` that trains is recorded;
+    a second training of the process gets `run.1.h5`. Without a NaN nothing is written and nothing
+    is said.
 
     The exit code is the program's own.
     """
@@ -102,8 +109,9 @@ def command(
     if settings["keyframe_every"] != "auto":
         settings["keyframe_every"] = _steps(settings["keyframe_every"])
     check_settings(**settings)
-    if module is not None:
-        return run_module(module, [*([] if script is None else [script]), *arguments], settings)
+    if module is not None:  # then what click took for the script is the module's first argument
+        first = [] if script is None else [script]
+        return run_module(module, [*first, *arguments], settings)
     if script is None:
         raise click.UsageError(
             "Give a script, or -m MODULE. Example: nanreplay run train.py --epochs 3"

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from nanreplay.commands.console import (
     as_json,
     capture_file,
+    check_readable,
     max_memory,
     print_json,
     progress_bar,
+    results_console,
     trust,
 )
 from nanreplay.terminal import FINITE, NONFINITE, UNDECIDED, quiet_work
@@ -32,37 +32,37 @@ from nanreplay.terminal import FINITE, NONFINITE, UNDECIDED, quiet_work
 def command(file: str, fixes: tuple[str, ...], as_json: bool, trust: bool) -> int:
     """Replay the window of FILE with fixes and say which of them prevents the non-finite value.
 
-    Without --fix, those that fit the cause are tried, and what people usually try. Names: lr (a factor), clipnorm, clipvalue,
-    global_clipnorm, epsilon, clip_data (a bound), clean_data (nan_to_num or drop_rows), float32, leaky_relu (a slope), init
-    (glorot or he), double_where, stable_op, finite_mask, skip_step.
+    Without --fix, those that fit the cause are tried, and what people usually try. Names: lr (a
+    factor), clipnorm, clipvalue, global_clipnorm, epsilon, clip_data (a bound), clean_data
+    (nan_to_num or drop_rows), float32, leaky_relu (a slope), init (glorot or he), double_where,
+    stable_op, finite_mask, skip_step.
 
-    Exit codes: 0 a fix prevents it, or nothing was non-finite; 1 none does; 2 unreadable file or no such fix; 3 none could be tried.
+    Exit codes: 0 a fix prevents it, or nothing was non-finite; 1 none does; 2 unreadable file or no
+    such fix; 3 none could be tried.
     """
-    from nanreplay.capture import Capture
     from nanreplay.whatif import check_fix
 
     for fix in fixes:
         check_fix(fix)
-    Capture(file).close()  # a file that cannot be read says so before TensorFlow loads
-    with quiet_work(), progress_bar() as watch:
+    check_readable(file)
+    with quiet_work(), progress_bar() as reporter:
         from nanreplay.report.explain import explain
 
         report = explain(
-            file, trust=trust, fixes=list(fixes) or "all", progress=watch.progress, say=watch.say
+            file,
+            trust=trust,
+            fixes=list(fixes) or "all",
+            progress=reporter.progress,
+            say=reporter.say,
         )
     if as_json:
         from nanreplay.report.report_json import to_json
 
         print_json(to_json(report))
     else:
-        from rich.console import Console
-
         from nanreplay.report.report_text import print_fixes
 
-        print_fixes(
-            report,
-            Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else 140),
-        )
+        print_fixes(report, results_console())
     if report.verdict.kind == "healthy" or any(fix.prevents for fix in report.fixes):
         return FINITE
     return NONFINITE if any(fix.prevents is False for fix in report.fixes) else UNDECIDED

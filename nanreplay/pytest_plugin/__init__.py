@@ -1,4 +1,4 @@
-"""The pytest plugin: captures as tests, a marker for cases, and a fixture that records the trainings of a test.
+"""The pytest plugin: captures as tests, a marker for cases, and a fixture that records trainings.
 
 pytest loads this module in every run, so it imports pytest alone; what asks for more imports more.
 """
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
     from nanreplay.recorder import Recorder
 
 __all__ = ["nan_recorder"]
-MARKER = "nanreplay(capture, *, model=None, **options): fail while the recorded failure is not fixed; options are those of nanreplay.replay_with"
+MARKER = (
+    "nanreplay(capture, *, model=None, **options): fail while the recorded failure is not fixed; "
+    "options are those of nanreplay.replay_with"
+)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -52,37 +55,34 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and find the captures that are asked for."""
     config.addinivalue_line("markers", MARKER)
-    named = [
-        Path(os.path.abspath(config.invocation_params.dir / given))
-        for given in config.getoption("nanreplay")
-    ]
+    start = config.invocation_params.dir
+    named = [Path(os.path.abspath(start / path)) for path in config.getoption("nanreplay")]
+    captures: dict[Path, None] = {}  # a set that keeps the order
     for path in named:
         if not path.exists():
             raise pytest.UsageError(f"--nanreplay {path}: no such file or folder.")
-    found = [sorted(path.rglob("*.h5")) if path.is_dir() else [path] for path in named]
+        captures.update(dict.fromkeys(sorted(path.rglob("*.h5")) if path.is_dir() else [path]))
     config.stash[NAMED] = named
-    config.stash[CAPTURES] = list(dict.fromkeys(path for paths in found for path in paths))
+    config.stash[CAPTURES] = list(captures)
 
 
 def pytest_report_header(config: pytest.Config) -> str | None:
     """Say what is replayed, and with what."""
     if not config.stash[NAMED]:
         return None
-    shown = ", ".join(
-        os.path.relpath(path, config.invocation_params.dir) for path in config.stash[NAMED]
-    )
+    start = config.invocation_params.dir
+    places = ", ".join(os.path.relpath(path, start) for path in config.stash[NAMED])
     count = len(config.stash[CAPTURES])
-    with_what = model_of(config) or "the recorded program"
-    return (
-        f"nanreplay: {count} file{'' if count == 1 else 's'} in {shown}, replayed with {with_what}"
-    )
+    files = f"{count} file{'' if count == 1 else 's'}"
+    program = model_of(config) or "the recorded program"
+    return f"nanreplay: {files} in {places}, replayed with {program}"
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(
     session: pytest.Session, config: pytest.Config, items: list[pytest.Item]
 ) -> None:
-    """Add the captures to the tests, wherever they lie: also in folders that pytest does not look into."""
+    """Add the captures to the tests, also those in folders that pytest does not look into."""
     if config.stash[CAPTURES]:
         from nanreplay.pytest_plugin.collected import CaptureFile
 
@@ -92,7 +92,7 @@ def pytest_collection_modifyitems(
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Read what the markers ask for; a mistake there is an error of the test, before anything is replayed."""
+    """Read what the markers ask for: a mistake there is an error of the test, and no failure."""
     if isinstance(item, pytest.Function) and item.get_closest_marker("nanreplay"):
         from nanreplay.pytest_plugin.collected import case_of
 
@@ -101,7 +101,11 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture
 def nan_recorder(request: pytest.FixtureRequest) -> Iterator[Recorder]:
-    """A `nanreplay.Recorder` that fails the test when a training meets a non-finite value, even where the error is caught.
+    """A `nanreplay.Recorder` that fails the test when a training meets a non-finite value.
+
+    The test fails even where it catches the recorder's error, and its message holds the sentence of
+    `nanreplay bisect`. The capture is written to the test's `tmp_path`, or to the folder of
+    `--nanreplay-keep`, under a name that is the same in each run.
 
     ```python
     def test_training_stays_finite(nan_recorder):
@@ -118,7 +122,7 @@ def nan_recorder(request: pytest.FixtureRequest) -> Iterator[Recorder]:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
-    """Replay the cases of a marked test before its body; look at what was recorded after it, however it ended."""
+    """Replay the cases of a marked test before its body, and look at what was recorded after it."""
     __tracebackhide__ = True
     for case in pyfuncitem.stash.get(CASES, ()):
         from nanreplay.pytest_plugin.collected import check
@@ -129,6 +133,7 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
         return (yield)
     from nanreplay.pytest_plugin.recorder_fixture import check_recorded
 
+    # however the body ended: a test may catch the recorder's error, or fail for it later
     result, error = None, None
     try:
         result = yield
@@ -144,7 +149,8 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, o
 def pytest_runtest_makereport(
     item: pytest.Item,
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Carry what the end of the run says to the process that says it."""
+    """Put on the report what the end of the run says of it."""
+    # with pytest-xdist, reports are all that reaches the process that writes the summary
     report = yield
     if report.when == "call" and SHOWN in item.stash:
         report.nanreplay = item.stash[SHOWN]  # type: ignore[attr-defined]
@@ -153,9 +159,8 @@ def pytest_runtest_makereport(
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """List the captures that were written, and annotate the lines of code on GitHub."""
-    failed = [
-        report for report in terminalreporter.getreports("failed") if hasattr(report, "nanreplay")
-    ]
+    reports = terminalreporter.getreports("failed")
+    failed = [report for report in reports if hasattr(report, "nanreplay")]
     kept = [report for report in failed if "kept" in report.nanreplay]
     if kept:
         terminalreporter.section("nanreplay captures")

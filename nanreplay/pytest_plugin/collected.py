@@ -1,4 +1,8 @@
-"""Captures that are replayed as tests: those that `--nanreplay` collects, and those that a marker names."""
+"""Captures that are replayed as tests: those of `--nanreplay`, and those that a marker names.
+
+Loaded only in runs that have such captures. A failure is one sentence, without a traceback through
+nanreplay.
+"""
 
 from __future__ import annotations
 
@@ -18,47 +22,6 @@ from nanreplay.pytest_plugin.stash_keys import NAMED, SHOWN, model_of
 from nanreplay.report.machine_formats import CaptureOutcome, annotation, checkout_root, place_of
 from nanreplay.terminal import CODES, STATUS, UNDECIDED, code_of, quiet_work
 
-# How a failure reads: the sentence, the place, the capture; no traceback through nanreplay.
-
-
-def fail_with(outcome: CaptureOutcome, item: pytest.Item, *, kept: bool = False) -> NoReturn:
-    """Fail the test with the sentence of the outcome.
-
-    Args:
-        outcome: What the capture came to.
-        item: The test.
-        kept: Whether the capture was written by this test.
-    """
-    root, here = checkout_root(), item.config.invocation_params.dir
-    shown = (
-        os.path.relpath(outcome.path, here)
-        if Path(os.path.abspath(outcome.path)).is_relative_to(here)
-        else outcome.path
-    )
-    item.stash[SHOWN] = {
-        "annotation": annotation(outcome, root) or "",
-        **({"kept": shown} if kept else {}),
-    }
-    lines = [
-        outcome.sentence,
-        f"capture: {shown} (`nanreplay open` shows it, `nanreplay whatif` tries fixes)",
-        *(f"note: {line}" for line in outcome.details),
-    ]
-    place = place_of(outcome, root)
-    if place.line is not None:
-        lines.append(
-            f"{os.path.relpath(root / place.file, here)}:{place.line}: {outcome.rule.replace('_', ' ')}"
-        )
-    pytest.fail("\n".join(lines), pytrace=False)
-
-
-def one_line(error: NanreplayError) -> str:
-    """An error, and what to do about it."""
-    return f"nanreplay: {' '.join(str(error).split())}" + (f" ({error.hint})" if error.hint else "")
-
-
-# --- pytest_plugin.cases
-
 
 @dataclass(frozen=True, slots=True)
 class ReplayCase:
@@ -66,7 +29,7 @@ class ReplayCase:
 
     path: Path
     model: str | Callable[[], Any] | None = None
-    """Makes today's model; None replays the recorded program."""
+    """Makes the user's current model; None replays the recorded program."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Further arguments of `nanreplay.replay_with`."""
 
@@ -83,9 +46,9 @@ class CaptureFile(pytest.File):
 class CaptureItem(pytest.Item):
     """Fails while the recorded failure is there."""
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(**given)
-        self.add_marker("nanreplay")
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self.add_marker("nanreplay")  # `-m nanreplay` selects these tests too
 
     def setup(self) -> None:
         """Read the capture and find the model: what is wrong with them is an error, no failure."""
@@ -102,7 +65,10 @@ class CaptureItem(pytest.Item):
 
 
 def _is_foreign(path: Path) -> bool:
-    """Whether a file is in good order and no capture; a damaged one may be anything, and is looked at."""
+    """Whether a file is in good order and no capture.
+
+    A damaged one may have been a capture, so it is not foreign.
+    """
     try:
         with h5py.File(path) as file:
             return format.text(file, "format") != FORMAT
@@ -113,7 +79,11 @@ def _is_foreign(path: Path) -> bool:
 
 
 def case_of(marker: pytest.Mark, item: pytest.Function) -> ReplayCase:
-    """What `@pytest.mark.nanreplay("case.h5", model=...)` asks for; the path is relative to the file of the test."""
+    """What `@pytest.mark.nanreplay("case.h5", model=...)` asks for.
+
+    The path is relative to the file of the test. A marker that asks for something impossible fails
+    the test's setup.
+    """
     options = dict(marker.kwargs)
     model = options.pop("model", None) or model_of(item.config)
     if len(marker.args) != 1 or not isinstance(marker.args[0], (str, os.PathLike)):
@@ -122,7 +92,8 @@ def case_of(marker: pytest.Mark, item: pytest.Function) -> ReplayCase:
         )
     if options and model is None:
         pytest.fail(
-            f"nanreplay: {', '.join(options)} needs a model: model=... in the marker, or --nanreplay-model.",
+            f"nanreplay: {', '.join(options)} needs a model: "
+            "model=... in the marker, or --nanreplay-model.",
             pytrace=False,
         )
     case = ReplayCase(item.path.parent / marker.args[0], model, options)
@@ -132,8 +103,9 @@ def case_of(marker: pytest.Mark, item: pytest.Function) -> ReplayCase:
 
 def prepare(case: ReplayCase) -> None:
     """Fail now, in one line, when the capture cannot be read or there is no such model."""
-    if (wrong := _wrong_with(case)) is not None:
-        pytest.fail(wrong, pytrace=False)
+    message = _wrong_with(case)
+    if message is not None:
+        pytest.fail(message, pytrace=False)
 
 
 def _wrong_with(case: ReplayCase) -> str | None:
@@ -151,8 +123,8 @@ def _wrong_with(case: ReplayCase) -> str | None:
 def check(case: ReplayCase, item: pytest.Item) -> None:
     """Replay the case; the test fails unless every step is finite.
 
-    A recorded program says the same each time, so without a model this shows what was recorded; with one, whether
-    today's code is fixed.
+    A recorded program says the same each time, so without a model this shows what was recorded;
+    with one, whether the user's current code is fixed.
     """
     with quiet_work():
         outcome = _replayed(case, trust=item.config.getoption("nanreplay_trust"))
@@ -167,18 +139,47 @@ def _replayed(case: ReplayCase, *, trust: bool) -> CaptureOutcome:
             from nanreplay.report.explain import explain
 
             report = explain(path, trust=trust, fixes="none")
-            return CaptureOutcome(
-                path,
-                STATUS[CODES.get(report.verdict.kind, UNDECIDED)],
-                report.sentence,
-                report,
-                report.findings.notes,
-            )
+            status = STATUS[CODES.get(report.verdict.kind, UNDECIDED)]
+            return CaptureOutcome(path, status, report.sentence, report, report.findings.notes)
         from nanreplay import replay_with
 
         result = replay_with(path, case.model, **{"trust": trust, **case.options})
-        return CaptureOutcome(
-            path, STATUS[result.exit_code], result.sentence, result.report, tuple(result.notes)
-        )
+        status = STATUS[result.exit_code]
+        return CaptureOutcome(path, status, result.sentence, result.report, tuple(result.notes))
     except NanreplayError as error:
         return CaptureOutcome(path, STATUS[code_of(error)], one_line(error))
+
+
+# How a failure reads: the sentence, the capture, notes, the line of code.
+
+
+def fail_with(outcome: CaptureOutcome, item: pytest.Item, *, kept: bool = False) -> NoReturn:
+    """Fail the test with the sentence of the outcome.
+
+    Args:
+        outcome: What the capture came to.
+        item: The test.
+        kept: Whether the capture was written by this test.
+    """
+    root, start = checkout_root(), item.config.invocation_params.dir
+    path = outcome.path
+    if Path(os.path.abspath(path)).is_relative_to(start):
+        path = os.path.relpath(path, start)
+    item.stash[SHOWN] = {"annotation": annotation(outcome, root) or ""}
+    if kept:
+        item.stash[SHOWN]["kept"] = path
+    lines = [
+        outcome.sentence,
+        f"capture: {path} (`nanreplay open` shows it, `nanreplay whatif` tries fixes)",
+        *(f"note: {line}" for line in outcome.details),
+    ]
+    place = place_of(outcome, root)
+    if place.line is not None:
+        file = os.path.relpath(root / place.file, start)
+        lines.append(f"{file}:{place.line}: {outcome.rule.replace('_', ' ')}")
+    pytest.fail("\n".join(lines), pytrace=False)
+
+
+def one_line(error: NanreplayError) -> str:
+    """An error, and what to do about it."""
+    return f"nanreplay: {' '.join(str(error).split())}" + (f" ({error.hint})" if error.hint else "")

@@ -1,4 +1,7 @@
-"""The recorder of a test: where it writes, and what it found."""
+"""The recorder behind the fixture `nan_recorder`: where it writes, and how it fails the test.
+
+Loaded only by tests that ask for the fixture.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,7 @@ from nanreplay.report.explain import explain
 from nanreplay.report.machine_formats import CaptureOutcome
 from nanreplay.report.numbers import readable_trigger
 
-_LONGEST_NAME = 120
+_LONGEST_NAME = 120  # characters of the test's name; file systems take 255 bytes in all
 
 
 @contextlib.contextmanager
@@ -39,9 +42,13 @@ def recorder_of(request: pytest.FixtureRequest) -> Iterator[Recorder]:
 
 
 def file_name(test: str, worker: str | None) -> str:
-    """A name for the capture of one test, the same in each run; no two tests, and no two workers, share one."""
+    """A name for the capture of one test, the same in each run.
+
+    No two tests, and no two workers of pytest-xdist, share one.
+    """
     readable = re.sub(r"[^\w.=+]+", "-", test).strip("-")[:_LONGEST_NAME]
-    return f"{readable}-{hashlib.sha256(test.encode()).hexdigest()[:6]}{f'-{worker}' if worker else ''}.h5"
+    digest = hashlib.sha256(test.encode()).hexdigest()[:6]
+    return f"{readable}-{digest}-{worker}.h5" if worker else f"{readable}-{digest}.h5"
 
 
 def check_recorded(
@@ -54,22 +61,19 @@ def check_recorded(
         item: The test.
         error: What the test raised, if it did.
     """
-    met = error if isinstance(error, NonFiniteError) else None
-    found = next((path for path in map(str, recorder.paths) if _is_of_nonfinite(path)), None)
-    if found is not None:
-        recorder.close()
-        further = (
-            ()
-            if error is None or met is not None
-            else (f"Then the test raised {type(error).__name__}: {error}",)
-        )
-        fail_with(_explained(found, further), item, kept=True)
-    if met is not None or (recorder.stopped and not recorder.paths):
+    nonfinite = error if isinstance(error, NonFiniteError) else None
+    capture = next((path for path in map(str, recorder.paths) if _is_of_nonfinite(path)), None)
+    if capture is not None:
+        recorder.close()  # the explanation replays, and must not be recorded itself
+        further: tuple[str, ...] = ()
+        if error is not None and nonfinite is None:
+            further = (f"Then the test raised {type(error).__name__}: {error}",)
+        fail_with(_explained(capture, further), item, kept=True)
+    if nonfinite is not None:
+        pytest.fail(nonfinite.sentence, pytrace=False)
+    if recorder.stopped and not recorder.paths:
         pytest.fail(
-            met.sentence
-            if met
-            else "The training met an incident, and no capture of it could be written.",
-            pytrace=False,
+            "The training met an incident, and no capture of it could be written.", pytrace=False
         )
 
 
@@ -84,8 +88,8 @@ def _explained(path: str, further: tuple[str, ...]) -> CaptureOutcome:
         report = explain(path, fixes="none")
     except NanreplayError as error:
         with Capture(path) as capture:
-            said = f"step {capture.incident.step}: {readable_trigger(capture.incident.trigger)}."
-        return CaptureOutcome(path, "nonfinite", said, None, (one_line(error), *further))
-    return CaptureOutcome(
-        path, "nonfinite", report.sentence, report, (*report.findings.notes, *further)
-    )
+            trigger = readable_trigger(capture.incident.trigger)
+            sentence = f"step {capture.incident.step}: {trigger}."
+        return CaptureOutcome(path, "nonfinite", sentence, None, (one_line(error), *further))
+    notes = (*report.findings.notes, *further)
+    return CaptureOutcome(path, "nonfinite", report.sentence, report, notes)

@@ -1,6 +1,6 @@
-"""The pytest plugin: captures as tests, a marker for cases, and a fixture that records the trainings of a test.
+"""What the plugin's modules keep in pytest's stashes, and the model that a run was given.
 
-pytest loads this module in every run, so it imports pytest alone; what asks for more imports more.
+pytest loads this module in every run, so it imports pytest alone.
 """
 
 from __future__ import annotations
@@ -27,5 +27,5 @@ SHOWN = pytest.StashKey[dict[str, str]]()
 
 
 def model_of(config: pytest.Config) -> str | None:
-    """The function that makes today's model, when one was named."""
+    """The function that makes the user's current model, when one was named."""
     return config.getoption("nanreplay_model") or config.getini("nanreplay_model") or None

@@ -180,7 +180,7 @@ def _generic(a: Access) -> Followed:
 
 
 def _write(a: Access, keys: Iterable[Key]) -> Followed:
-    """AssignAdd, ResourceApply*, ResourceScatter*: the op makes what the variable holds from now on.
+    """AssignAdd, ResourceApply*, ResourceScatter*: the op makes what the variable holds then.
 
     It has no output, so `ValueId(serial, 0)` stands for the event.
     """

@@ -265,7 +265,7 @@ def _bad_slot(slots: Sequence[int], bad_variable: Callable[[int], str]) -> NonFi
 
 
 def _loss_element(layout: Layout, logged: Sequence[int]) -> int | None:
-    """The fingerprint's element that is the step's loss: one that was differentiated, else logged."""
+    """The fingerprint's element that is the step's loss: a differentiated, else a logged one."""
     stand_ins = [element for element, output in layout.logged if output in logged]
     elements = [element for element, _ in layout.losses] or stand_ins
     return elements[0] if elements else None

@@ -1,6 +1,7 @@
-"""Frozen dataclasses of what bisecting finds and a report tells. Pure data: imports nothing but records.
+"""`Report`: everything that nanreplay says of one capture.
 
-A report's JSON is these classes, field by field; see `docs/report-format.md`.
+`explain` makes it; the command line, the terminal interface, pages and notebooks show it. Its parts
+are in `nanreplay.findings`.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ class Report:
     """Everything that is said of one capture."""
 
     path: str
+    """The capture."""
     steps: tuple[int, int]
     """First and last step of the recorded window."""
     incident_step: int
     trigger: Trigger
+    """What made the recorder write the file."""
     verdict: Verdict
+    """What replaying says of the incident."""
     findings: Findings
+    """What bisecting found."""
     sentence: str
+    """All of it in one sentence or two."""
     causes: tuple[Cause, ...] = ()
     """The likeliest first; empty when nothing was non-finite."""
     fixes: tuple[FixResult, ...] = ()
@@ -31,4 +37,4 @@ class Report:
 
     def _repr_html_(self) -> str:
         """Show the page of the report in a notebook."""
-        return notebook.page_of(self)
+        return notebook.html_of(self)

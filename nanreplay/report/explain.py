@@ -1,4 +1,8 @@
-"""From a capture to a report: replay, judge, bisect, diagnose, try fixes. What the command line, the terminal interface and pytest call."""
+"""From a capture to a report: replay, judge, bisect, diagnose, try fixes.
+
+The command line, the terminal interface, the pytest plugin and users' scripts call `explain`. The
+captures of several workers of one training are explained together by `explain_run`.
+"""
 
 from __future__ import annotations
 
@@ -17,15 +21,171 @@ if TYPE_CHECKING:
     from nanreplay.bisect import Bisection
     from nanreplay.replay import Replay
 
-# The captures of several workers of one training: which worker's step made the value that reached
-# all of them.
+Fixes: TypeAlias = Literal["fast", "all", "none"] | Sequence[str]
+"""Which fixes are tried.
+
+`fast`: those that fit, as long as FAST_S lasts. `all`: all that fit. `none`: none. Otherwise those
+that are named.
+"""
+FAST_S = 5.0
+"""Seconds that fixes may take when nobody asked for them."""
+Progress: TypeAlias = Callable[[int, int], None]
+Say: TypeAlias = Callable[[str], None]
+
+
+def explain(
+    path: str | os.PathLike[str],
+    *,
+    trust: bool = False,
+    fixes: Fixes = "fast",
+    progress: Progress | None = None,
+    say: Say | None = None,
+    before_fixes: Callable[[Report], None] | None = None,
+) -> Report:
+    """Replay the capture at `path`, explain its first non-finite value, and try what prevents it.
+
+    ```python
+    print(explain("run.h5").sentence)
+    report = explain("run.h5", fixes=["clipnorm=1.0", "lr=0.1"])
+    print([fix.name for fix in report.fixes if fix.prevents])
+    ```
+
+    Args:
+        path: The capture file, or a URL that fsspec opens.
+        trust: Let ops that touch files, the network or processes run. False unless given; only for
+            captures of your own.
+        fixes: Which fixes to try: "fast" (those that fit, for at most 5 seconds; the default),
+            "all", "none", or a list of them as `nanreplay whatif --fix` takes them.
+        progress: Called with (steps done, steps in all).
+        say: Called with a line before each part of the work.
+        before_fixes: Called with the report as it is before fixes are tried, for readers who do
+            not want to wait for them.
+
+    Returns:
+        The report; its `sentence` says the rest in short.
+
+    Raises:
+        CaptureError: The file cannot be read.
+        FixError: There is no such fix.
+        UnsafeProgramError: The program reaches beyond tensors.
+        UnsupportedOpError: The program holds an op that cannot be replayed.
+    """
+    from nanreplay.bisect import Bisection
+    from nanreplay.diagnose import judge
+    from nanreplay.replay import Replay
+
+    with Capture(path) as capture, Replay(capture, trust=trust) as replay:
+        verdict = judge(replay, progress=progress)
+        if verdict.kind in ("inconclusive", "transient"):  # no origin in the program
+            bisection = Bisection(Findings(reason=verdict.reason))
+        else:
+            bisection = as_worker(capture, _bisected(replay, say))
+        causes, cause_notes = _causes(replay, bisection, verdict)
+
+        def report(tried: tuple[FixResult, ...], fix_notes: Sequence[str]) -> Report:
+            findings = bisection.findings
+            recorded = capture.incident.notes
+            notes = _notes(recorded, replay.notes, findings.notes, cause_notes, fix_notes)
+            return report_of(capture, verdict, replace(findings, notes=notes), causes, tried)
+
+        if before_fixes is not None:
+            before_fixes(report((), ()))
+        return report(*_tried(replay, bisection, causes, fixes, progress, say))
+
+
+def _bisected(replay: Replay, say: Say | None) -> Bisection:
+    from nanreplay.bisect import Bisection, bisect
+
+    try:
+        return bisect(replay, replay.capture.timeline_record(), progress=say)
+    except (UnsupportedOpError, ReplayError, MissingPartError) as error:
+        return Bisection(Findings(reason=f"The step cannot be run op by op. {error}"))
+
+
+def _causes(
+    replay: Replay, bisection: Bisection, verdict: Verdict
+) -> tuple[tuple[Cause, ...], list[str]]:
+    """The causes, and a note when a rule failed."""
+    from nanreplay.diagnose import causes_of
+
+    try:
+        return causes_of(replay, bisection, verdict, replay.capture.timeline_record()), []
+    except Exception as error:
+        # the origin is worth more than the cause, so it is told although a rule has a bug
+        if os.environ.get("NANREPLAY_DEBUG"):
+            raise
+        reason = f"{type(error).__name__}: {error}"
+        return (), [f"The cause could not be told; please report this: {reason}"]
+
+
+def _tried(
+    replay: Replay,
+    bisection: Bisection,
+    causes: Sequence[Cause],
+    fixes: Fixes,
+    progress: Progress | None,
+    say: Say | None,
+) -> tuple[tuple[FixResult, ...], list[str]]:
+    """What the fixes gave, and a line when some were left out."""
+    from nanreplay.whatif.trial import what_if
+
+    named = None if isinstance(fixes, str) else list(fixes)
+    if fixes == "none" or not (causes or named):
+        return (), []
+    if say is not None:
+        say("trying fixes")
+    try:
+        budget_s = FAST_S if fixes == "fast" else None
+        trials = what_if(replay, bisection, causes, named, budget_s=budget_s, progress=progress)
+    except (ReplayError, UnsupportedOpError, MissingPartError) as error:
+        return (), [f"No fix could be tried. {error}"]
+    if not trials.left_out:
+        return trials.results, []
+    left_out = ", ".join(trials.left_out)
+    return trials.results, [
+        f"Not tried within {FAST_S:.0f} s: {left_out}. `nanreplay whatif` tries them."
+    ]
+
+
+def report_of(
+    capture: Capture,
+    verdict: Verdict,
+    findings: Findings,
+    causes: tuple[Cause, ...] = (),
+    fixes: tuple[FixResult, ...] = (),
+) -> Report:
+    """Everything that is said of an open capture."""
+    incident = capture.incident
+    window = capture.steps or (incident.step,)
+    steps = (window[0], window[-1])
+    return Report(
+        path=str(capture.path),
+        steps=steps,
+        incident_step=incident.step,
+        trigger=incident.trigger,
+        verdict=verdict,
+        findings=findings,
+        sentence=sentence(verdict, findings, incident, steps, causes, fixes),
+        causes=causes,
+        fixes=fixes,
+    )
+
+
+def _notes(*sources: Iterable[str]) -> tuple[str, ...]:
+    """Each note once, in order."""
+    return tuple(dict.fromkeys(note for notes in sources for note in notes))
+
+
+# The captures of several workers of one training. Workers exchange gradients, so a NaN of one
+# reaches all of them in the same step, and each writes a capture. These functions find the worker
+# whose own step made it.
 
 _COLLECTIVE = "Collective"
 """How the types of ops by which workers exchange tensors begin."""
 
 
 def worker_of(capture: Capture) -> tuple[int, int] | None:
-    """Return the worker that recorded a capture and how many there were; None where there was one."""
+    """Return the worker that recorded a capture and how many there were; None for a lone one."""
     metadata = capture.metadata
     if not metadata.get("workers", "").isdigit() or not metadata.get("worker", "").isdigit():
         return None
@@ -33,27 +193,31 @@ def worker_of(capture: Capture) -> tuple[int, int] | None:
 
 
 def as_worker(capture: Capture, bisection: Bisection) -> Bisection:
-    """Return what was found with the worker named; an op that hands on what other workers sent is no origin."""
+    """Return what was found with the worker named.
+
+    An op that hands on what other workers sent is no origin; a reason stands in its place.
+    """
     worker, findings = worker_of(capture), bisection.findings
-    if worker is None or findings.origin is None:
+    origin = findings.origin
+    if worker is None or origin is None:
         return bisection
-    if (findings.origin.op_type or "").startswith(_COLLECTIVE):
-        said = (
-            f"It came from another worker: what worker {worker[0]} of {worker[1]} computed in step {findings.origin.step} is finite, "
-            "and what the workers exchanged is not. Give the files of all workers together: nanreplay bisect run.*.h5"
+    number, count = worker
+    if (origin.op_type or "").startswith(_COLLECTIVE):
+        reason = (
+            f"It came from another worker: what worker {number} of {count} computed in step "
+            f"{origin.step} is finite, and what the workers exchanged is not. "
+            "Give the files of all workers together: nanreplay bisect run.*.h5"
         )
-        return type(bisection)(Findings(reason=said, notes=findings.notes))
-    if findings.origin.phase == "update":
+        return type(bisection)(Findings(reason=reason, notes=findings.notes))
+    if origin.phase == "update":  # all workers update alike
         return bisection
-    others = tuple(
-        replace(each, worker=worker[0]) for each in findings.other_origins if each.phase != "update"
+    others = [other for other in findings.other_origins if other.phase != "update"]
+    named = replace(
+        findings,
+        origin=replace(origin, worker=number),
+        other_origins=tuple(replace(other, worker=number) for other in others),
     )
-    return replace(
-        bisection,
-        findings=replace(
-            findings, origin=replace(findings.origin, worker=worker[0]), other_origins=others
-        ),
-    )
+    return replace(bisection, findings=named)
 
 
 def check_one_run(paths: Sequence[str]) -> None:
@@ -62,23 +226,27 @@ def check_one_run(paths: Sequence[str]) -> None:
     Raises:
         FormatError: They are not.
     """
-    found: dict[int, str] = {}
+    path_of: dict[int, str] = {}
     for path in paths:
         with Capture(path) as capture:
             worker = worker_of(capture)
         if worker is None:
             raise FormatError(
-                f"{path}: is not the capture of one of several workers, so it cannot be explained together with others."
+                f"{path}: is not the capture of one of several workers, "
+                "so it cannot be explained together with others."
             )
-        if worker[0] in found:
-            raise FormatError(f"{path}: is of worker {worker[0]}, and so is {found[worker[0]]}.")
-        found[worker[0]] = path
+        number = worker[0]
+        if number in path_of:
+            raise FormatError(f"{path}: is of worker {number}, and so is {path_of[number]}.")
+        path_of[number] = path
 
 
 def explain_run(
     paths: Sequence[str | os.PathLike[str]], explained: Callable[[str], Report]
 ) -> Report:
-    """Explain the captures of several workers and return the report of the one whose own step failed first.
+    """Explain the captures of several workers; returns the report of the one that failed first.
+
+    Its notes hold the sentences of the others.
 
     Args:
         paths: One file a worker.
@@ -100,159 +268,3 @@ def _rank(report: Report) -> tuple[Any, ...]:
         origin is not None and origin.worker is None,
         report.incident_step if origin is None else origin.step,
     )
-
-
-# --- report.explain
-
-Fixes: TypeAlias = Literal["fast", "all", "none"] | Sequence[str]
-"""Which fixes are tried: those that fit and take less than FAST_S in all, all that fit, none, or those that are named."""
-FAST_S = 5.0
-"""Seconds that fixes may take when nobody asked for them."""
-Progress: TypeAlias = Callable[[int, int], None]
-Say: TypeAlias = Callable[[str], None]
-
-
-def explain(
-    path: str | os.PathLike[str],
-    *,
-    trust: bool = False,
-    fixes: Fixes = "fast",
-    progress: Progress | None = None,
-    say: Say | None = None,
-    before_fixes: Callable[[Report], None] | None = None,
-) -> Report:
-    """Replay the capture at `path`, explain its first non-finite value, and try what prevents it.
-
-    ```python
-    print(explain("run.h5").sentence)
-    ```
-
-    Args:
-        path: The capture file.
-        trust: Let ops that touch files, the network or processes run; only for captures of your own.
-        fixes: Which fixes to try, such as `["clipnorm=1.0", "lr=0.1"]`; see `Fixes`.
-        progress: Called with (steps done, steps in all).
-        say: Called with a line before each part of the work.
-        before_fixes: Called with the report as it is before fixes are tried, for readers who do not want to wait for them.
-
-    Raises:
-        CaptureError: The file cannot be read.
-        FixError: There is no such fix.
-        UnsafeProgramError: The program reaches beyond tensors.
-        UnsupportedOpError: The program holds an op that cannot be replayed.
-    """
-    from nanreplay.bisect import Bisection
-    from nanreplay.diagnose import judge
-    from nanreplay.replay import Replay
-
-    with Capture(path) as capture, Replay(capture, trust=trust) as replay:
-        verdict = judge(replay, progress=progress)
-        without = verdict.kind in (
-            "inconclusive",
-            "transient",
-        )  # a fault has no origin in the program
-        bisection = (
-            Bisection(Findings(reason=verdict.reason))
-            if without
-            else as_worker(capture, _bisected(replay, say))
-        )
-        causes, unsaid = _causes(replay, bisection, verdict)
-        if before_fixes is not None:
-            notes = _notes(capture.incident.notes, replay.notes, bisection.findings.notes, unsaid)
-            before_fixes(
-                report_of(capture, verdict, replace(bisection.findings, notes=notes), causes)
-            )
-        tried, said = _tried(replay, bisection, causes, fixes, progress, say)
-        findings = bisection.findings
-        findings = replace(
-            findings,
-            notes=_notes(capture.incident.notes, replay.notes, findings.notes, unsaid, said),
-        )
-        return report_of(capture, verdict, findings, causes, tried)
-
-
-def _bisected(replay: Replay, say: Say | None) -> Bisection:
-    from nanreplay.bisect import Bisection, bisect
-
-    try:
-        return bisect(replay, replay.capture.timeline_record(), progress=say)
-    except (UnsupportedOpError, ReplayError, MissingPartError) as error:
-        return Bisection(Findings(reason=f"The step cannot be run op by op. {error}"))
-
-
-def _causes(
-    replay: Replay, bisection: Bisection, verdict: Verdict
-) -> tuple[tuple[Cause, ...], list[str]]:
-    """The causes, and a line when a rule failed: what was found is worth more than why, and is told all the same."""
-    from nanreplay.diagnose import causes_of
-
-    try:
-        return causes_of(replay, bisection, verdict, replay.capture.timeline_record()), []
-    except Exception as error:
-        if os.environ.get("NANREPLAY_DEBUG"):
-            raise
-        return (), [
-            f"The cause could not be told; please report this: {type(error).__name__}: {error}"
-        ]
-
-
-def _tried(
-    replay: Replay,
-    bisection: Bisection,
-    causes: Sequence[Cause],
-    fixes: Fixes,
-    progress: Progress | None,
-    say: Say | None,
-) -> tuple[tuple[FixResult, ...], list[str]]:
-    """What the fixes gave, and a line when some were left out."""
-    from nanreplay.whatif.trial import what_if
-
-    named = None if isinstance(fixes, str) else list(fixes)
-    if fixes == "none" or not (causes or named):
-        return (), []
-    if say is not None:
-        say("trying fixes")
-    try:
-        found = what_if(
-            replay,
-            bisection,
-            causes,
-            named,
-            budget_s=FAST_S if fixes == "fast" else None,
-            progress=progress,
-        )
-    except (ReplayError, UnsupportedOpError, MissingPartError) as error:
-        return (), [f"No fix could be tried. {error}"]
-    if not found.left_out:
-        return found.results, []
-    return found.results, [
-        f"Not tried within {FAST_S:.0f} s: {', '.join(found.left_out)}. `nanreplay whatif` tries them."
-    ]
-
-
-def report_of(
-    capture: Capture,
-    verdict: Verdict,
-    findings: Findings,
-    causes: tuple[Cause, ...] = (),
-    fixes: tuple[FixResult, ...] = (),
-) -> Report:
-    """Everything that is said of an open capture."""
-    incident, held = capture.incident, capture.steps or (capture.incident.step,)
-    steps = (held[0], held[-1])
-    return Report(
-        path=str(capture.path),
-        steps=steps,
-        incident_step=incident.step,
-        trigger=incident.trigger,
-        verdict=verdict,
-        findings=findings,
-        sentence=sentence(verdict, findings, incident, steps, causes, fixes),
-        causes=causes,
-        fixes=fixes,
-    )
-
-
-def _notes(*sources: Iterable[str]) -> tuple[str, ...]:
-    """Each note once, in order."""
-    return tuple(dict.fromkeys(note for notes in sources for note in notes))

@@ -1,4 +1,8 @@
-"""How a run got to its incident: series by step, layers by step, the first step that was out of the ordinary. Needs numpy alone."""
+"""How a run got to its incident: series by step, layers by step, and the same as a picture.
+
+The terminal interface and the pages draw from a `History`. Needs numpy alone; only `timeline_svg`
+loads matplotlib.
+"""
 
 from __future__ import annotations
 
@@ -18,127 +22,6 @@ from nanreplay.records import Incident, Timeline, VariableInfo
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# The run up to the incident as one SVG picture: a curve each for loss, gradients and rates, and
-# gradients layer by layer.
-
-INK = "#123456"
-"""Colour of text and axes in the drawing; pages replace it by their own."""
-CURVE, MARK, GROWTH = "#2f6fb3", "#c4372c", "#b07512"
-_WIDTH, _CURVE_HEIGHT, _ROW_HEIGHT = 9.0, 1.45, 0.17  # inches
-_POINTS = 600
-_MOST_LAYERS = 40
-
-
-def timeline_svg(history: History) -> str:
-    """Draw the timeline; "" when it holds no numbers.
-
-    The curves are logarithmic where they span magnitudes; steps at which a value was not finite are marked below their curve.
-    """
-    series = [
-        each
-        for each in history.series
-        if np.unique(each.values[np.isfinite(each.values)]).size > 1 or each is history.loss
-    ]
-    table = history.table(
-        "gradient_norm"
-        if "gradient_norm" in history.measures or not history.measures
-        else history.measures[0]
-    )
-    layers = min(len(table.layers), _MOST_LAYERS)
-    if not len(history.steps) or not (series or layers):
-        return ""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    heights = [_CURVE_HEIGHT] * len(series) + ([0.5 + layers * _ROW_HEIGHT] if layers else [])
-    look: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": "nanreplay",
-        "font.family": "sans-serif",
-        "font.size": 8.5,
-    }
-    look.update(
-        dict.fromkeys(
-            ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK
-        )
-    )
-    with rc_context(look):
-        figure = Figure(figsize=(_WIDTH, sum(heights) + 0.4), layout="constrained")
-        panels = np.atleast_1d(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights))
-        for panel, each in zip(panels, series, strict=False):
-            _curve(panel, history, each)
-        if layers:
-            _layers(panels[-1], history, table, layers)
-        panels[-1].set_xlabel("step")
-        return _svg(figure)
-
-
-def _curve(panel: Axes, history: History, series: Series) -> None:
-    panel.plot(*thinned(history.steps, series.values, _POINTS), color=CURVE, linewidth=1.3)
-    if series.is_steep:
-        panel.set_yscale("log")
-    bad = history.steps[~np.isfinite(series.values)]
-    if 0 < len(bad) < len(history.steps):
-        across = panel.get_xaxis_transform()  # x in steps, y in shares of the panel
-        panel.plot(
-            bad,
-            np.full(len(bad), 0.06),
-            "x",
-            transform=across,
-            color=MARK,
-            markersize=5,
-            clip_on=False,
-        )
-    panel.set_ylabel(series.name)
-    _bare(panel)
-    _marks(panel, history)
-
-
-def _layers(panel: Axes, history: History, table: LayerTable, layers: int) -> None:
-    """Each layer's values by their magnitude within the layer; white where they were not finite."""
-    edges = np.append(history.steps, history.steps[-1] + 1) - 0.5
-    panel.pcolormesh(
-        edges,
-        np.arange(layers + 1) - 0.5,
-        table.levels[:layers],
-        cmap="cividis",
-        vmin=0,
-        vmax=1,
-        rasterized=True,
-    )
-    panel.set_yticks(range(layers), table.layers[:layers])
-    panel.invert_yaxis()
-    shown = (
-        "" if layers == len(table.layers) else f", the first {layers} of {len(table.layers)} layers"
-    )
-    panel.set_title(
-        f"{MEASURES[table.measure]} within each layer, dark is small{shown}",
-        loc="left",
-        fontsize=8.5,
-    )
-    _marks(panel, history)
-
-
-def _marks(panel: Axes, history: History) -> None:
-    panel.axvline(history.incident.step, color=MARK, linewidth=1, linestyle="--")
-    if history.root.step != history.incident.step:
-        panel.axvline(history.root.step, color=GROWTH, linewidth=1, linestyle=":")
-
-
-def _bare(panel: Axes) -> None:
-    panel.spines[["top", "right"]].set_visible(False)
-    panel.margins(x=0.01)
-
-
-def _svg(figure: Any) -> str:
-    file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    text = file.getvalue()
-    return text[text.index("<svg") :].replace(INK, "currentColor")
-
-
-# --- report.history
-
 Values: TypeAlias = NDArray[np.float64]
 Measure: TypeAlias = Literal["gradient_norm", "weight_norm", "update_ratio"]
 MEASURES: dict[Measure, str] = {
@@ -149,7 +32,7 @@ MEASURES: dict[Measure, str] = {
 """What is recorded of each variable at each step, and its name for people."""
 BARS = "▁▂▃▄▅▆▇█"
 _STEEP = 1e3
-"""Values that span more than this are drawn by magnitude."""
+"""Values whose largest is more than this times their smallest are drawn by magnitude."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +46,7 @@ class Series:
 
     @property
     def is_steep(self) -> bool:
-        """Whether it spans so many magnitudes, all of them positive, that only a logarithmic scale shows them."""
+        """Whether it is positive and spans so many magnitudes that only a log scale shows them."""
         finite = self.values[np.isfinite(self.values)]
         return bool(finite.size and finite.min() > 0 and finite.max() / finite.min() > _STEEP)
 
@@ -180,12 +63,16 @@ class LayerTable:
 
     @cached_property
     def levels(self) -> Values:
-        """How large each value is within its layer, by magnitude, from 0 to 1; NaN where it is not finite."""
+        """How large each value is within its layer, from 0 to 1; NaN where it is not finite.
+
+        By magnitude: 1e-4, 1e-2 and 1.0 give 0.0, 0.5 and 1.0. A zero has no magnitude and gives
+        0.0; values of a layer that are all the same give 0.5.
+        """
         with np.errstate(all="ignore"):
             logs = np.log10(np.abs(self.values))
         logs[~np.isfinite(logs)] = np.nan
         low, high = _extremes(logs)
-        flat = ~(high > low)
+        flat = ~(high > low)  # not `high <= low`: comparisons with NaN are False
         levels = np.where(flat, 0.5, (logs - low) / np.where(flat, 1.0, high - low))
         levels = np.where(self.values == 0, 0.0, levels)
         return np.where(np.isfinite(self.values), levels, np.nan)
@@ -213,18 +100,18 @@ class History:
 
     @cached_property
     def series(self) -> tuple[Series, ...]:
-        """Loss, gradient norm over all variables, learning rate, loss scale: those that were recorded."""
-        found = (
+        """Loss, gradient norm over all variables, learning rate, loss scale, where recorded."""
+        candidates = (
             self.loss,
             Series("gradient norm", self._gradient_norm),
             Series("learning rate", self._column("learning_rate")),
             Series("loss scale", self._column("loss_scale")),
         )
-        return tuple(each for each in found if np.isfinite(each.values).any())
+        return tuple(series for series in candidates if np.isfinite(series.values).any())
 
     @cached_property
     def root(self) -> Root:
-        """The first step that was out of the ordinary: where values began to grow without return, else the incident."""
+        """The step at which values began to grow without return; the incident's without one."""
         from nanreplay.bisect.growth import find_root
 
         return find_root(self.timeline, self.incident.step, [info.path for info in self.variables])
@@ -235,27 +122,26 @@ class History:
         return tuple(name for name in MEASURES if self._is_recorded(name))
 
     def position(self, step: int) -> int:
-        """Return where a step is in the columns; the nearest one's place for a step that is not held."""
+        """Return the row of a step, or of the nearest one where the step is not held."""
         if not len(self.steps):
             return 0
-        place = int(np.clip(np.searchsorted(self.steps, step), 0, len(self.steps) - 1))
-        return (
-            place - 1
-            if place and abs(int(self.steps[place - 1]) - step) < abs(int(self.steps[place]) - step)
-            else place
-        )
+        after = int(np.clip(np.searchsorted(self.steps, step), 0, len(self.steps) - 1))
+        before = max(after - 1, 0)
+        to_before = abs(int(self.steps[before]) - step)
+        to_after = abs(int(self.steps[after]) - step)
+        return before if to_before < to_after else after
 
     def table(self, measure: Measure) -> LayerTable:
         """Return one measure by layer and step."""
         matrix = self.timeline.matrix(measure)
-        groups: dict[str, list[int]] = {}
-        for column, variable in enumerate(self.timeline.variables if matrix.size else ()):
-            groups.setdefault(layer_of(self.variables[variable].path), []).append(column)
-        combine = _ratio if measure == "update_ratio" else _norm
-        rows = [combine(matrix[:, columns]) for columns in groups.values()]
-        return LayerTable(
-            measure, tuple(groups), np.array(rows) if rows else np.zeros((0, len(self.steps)))
-        )
+        if not matrix.size:
+            return LayerTable(measure, (), np.zeros((0, len(self.steps))))
+        columns_of: dict[str, list[int]] = {}
+        for column, variable in enumerate(self.timeline.variables):
+            columns_of.setdefault(layer_of(self.variables[variable].path), []).append(column)
+        combine = _largest_ratio if measure == "update_ratio" else _norm
+        rows = [combine(matrix[:, columns]) for columns in columns_of.values()]
+        return LayerTable(measure, tuple(columns_of), np.array(rows))
 
     @cached_property
     def _gradient_norm(self) -> Values:
@@ -263,7 +149,7 @@ class History:
         return _norm(matrix) if matrix.size else np.zeros(0)
 
     def _is_recorded(self, name: str) -> bool:
-        """Whether a matrix holds anything: all NaN over several steps stands for what was not watched."""
+        """Whether a matrix holds anything: what was not measured is all NaN over several steps."""
         matrix = np.asarray(self.timeline.matrices.get(name, ()), np.float64)
         return bool(matrix.size and (len(self.steps) == 1 or not np.isnan(matrix).all()))
 
@@ -277,7 +163,9 @@ def layer_of(path: str) -> str:
 
 
 def bar_lines(values: Sequence[float] | NDArray[Any], width: int, rows: int = 1) -> list[str]:
-    """Return values as bars, one a character: the last of each share of the steps; `✗` where one is not finite.
+    """Return values as bars, one a character; `✗` where a value is not finite.
+
+    Each bar is the last value of an equal share of the steps.
 
     Args:
         values: One a step.
@@ -287,22 +175,28 @@ def bar_lines(values: Sequence[float] | NDArray[Any], width: int, rows: int = 1)
     numbers = np.asarray(values, np.float64)
     if not len(numbers):
         return [""] * rows
+    # one non-finite value marks its whole share: it must not disappear among hundreds of steps
     shares = np.array_split(numbers, min(width, len(numbers)))
-    seen = [share[-1] if np.isfinite(share).all() else math.nan for share in shares]
-    finite = [value for value in seen if math.isfinite(value)]
+    shown = [share[-1] if np.isfinite(share).all() else math.nan for share in shares]
+    finite = [value for value in shown if math.isfinite(value)]
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     if low > 0 and high / low > _STEEP:
-        seen, low, high = (
-            [math.log10(value) if math.isfinite(value) else value for value in seen],
-            math.log10(low),
-            math.log10(high),
-        )
-    most, span = rows * len(BARS), (high - low) or 1.0
-    heights = [
-        min(1 + int((value - low) / span * most), most) if math.isfinite(value) else 0
-        for value in seen
-    ]
-    return ["".join(_bar(height, row) for height in heights) for row in reversed(range(rows))]
+        low, high = math.log10(low), math.log10(high)
+        shown = [math.log10(value) if math.isfinite(value) else value for value in shown]
+    heights = [_bar_height(value, low, high, rows * len(BARS)) for value in shown]
+    return [_bar_line(heights, row) for row in reversed(range(rows))]
+
+
+def _bar_height(value: float, low: float, high: float, most: int) -> int:
+    """Height in eighths of a line, from 1 to `most`; 0 where the value is not finite."""
+    if not math.isfinite(value):
+        return 0
+    share = (value - low) / ((high - low) or 1.0)
+    return min(1 + int(share * most), most)
+
+
+def _bar_line(heights: Sequence[int], row: int) -> str:
+    return "".join(_bar(height, row) for height in heights)
 
 
 def _bar(height: int, row: int) -> str:
@@ -316,19 +210,25 @@ def _bar(height: int, row: int) -> str:
 def thinned(
     steps: NDArray[np.int64], values: Values, points: int
 ) -> tuple[list[float], list[float]]:
-    """Return at most about `points` finite points of a series: the least and the greatest of each share, in order."""
+    """Return at most about `points` finite points of a series, as steps and values.
+
+    They are the least and the greatest of each share of the steps, in order, so that a peak of a
+    single step stays in the plot.
+    """
     keep = np.isfinite(values)
     steps, values = steps[keep], values[keep]
     if len(values) > points:
         kept: list[int] = []
         for share in np.array_split(np.arange(len(values)), max(points // 2, 1)):
-            kept += sorted({int(share[values[share].argmin()]), int(share[values[share].argmax()])})
+            least, greatest = share[values[share].argmin()], share[values[share].argmax()]
+            kept += sorted({int(least), int(greatest)})
         steps, values = steps[kept], values[kept]
     return steps.astype(np.float64).tolist(), values.tolist()
 
 
 def _norm(matrix: Values) -> Values:
-    """Norm of each row, of norms; scaled, so that only what is infinite becomes infinite."""
+    """Norm of each row, of norms."""
+    # scaled by the largest, since the square of a large finite norm is infinite in float64
     with np.errstate(all="ignore"):
         largest = np.abs(matrix).max(axis=1, initial=0.0)
         scale = np.where(np.isfinite(largest) & (largest > 0), largest, 1.0)
@@ -336,12 +236,13 @@ def _norm(matrix: Values) -> Values:
     return norms
 
 
-def _ratio(matrix: Values) -> Values:
+def _largest_ratio(matrix: Values) -> Values:
+    """Largest of each row, NaN left out; NaN for a row of NaN alone."""
     with np.errstate(all="ignore"):
-        largest: Values = np.where(
-            np.isnan(matrix).all(axis=1), np.nan, np.fmax.reduce(matrix, axis=1)
-        )
-    return largest
+        largest: Values = np.fmax.reduce(matrix, axis=1)
+        unknown = np.isnan(matrix).all(axis=1)
+        result: Values = np.where(unknown, np.nan, largest)
+    return result
 
 
 def _extremes(logs: Values) -> tuple[Values, Values]:
@@ -350,3 +251,118 @@ def _extremes(logs: Values) -> tuple[Values, Values]:
     low = np.where(unknown, np.nan, np.fmin.reduce(logs, axis=1, initial=np.inf))
     high = np.where(unknown, np.nan, np.fmax.reduce(logs, axis=1, initial=-np.inf))
     return low[:, None], high[:, None]
+
+
+# The run up to the incident as one SVG picture: a curve each for loss, gradients and rates, and
+# gradients layer by layer below them.
+
+INK = "#123456"
+"""Colour of text and axes in the drawing; pages replace it by their own."""
+CURVE, MARK, GROWTH = "#2f6fb3", "#c4372c", "#b07512"
+_WIDTH, _CURVE_HEIGHT, _ROW_HEIGHT = 9.0, 1.45, 0.17  # inches
+_POINTS = 600
+"""Points of a curve."""
+_MOST_LAYERS = 40
+_LOOK: dict[Any, Any] = {
+    "svg.fonttype": "none",  # text stays text, and takes the font of the page
+    "svg.hashsalt": "nanreplay",  # the same ids in each run, so that pages can be compared
+    "font.family": "sans-serif",
+    "font.size": 8.5,
+    "text.color": INK,
+    "axes.edgecolor": INK,
+    "axes.labelcolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+}
+"""Settings of matplotlib."""
+
+
+def timeline_svg(history: History) -> str:
+    """Draw the timeline; "" when it holds no numbers.
+
+    The curves are logarithmic where they span magnitudes. Steps at which a value was not finite are
+    marked below their curve.
+    """
+    curves = [
+        series for series in history.series if series is history.loss or _changes(series.values)
+    ]
+    table = history.table(_measure_of_layers(history))
+    n_layers = min(len(table.layers), _MOST_LAYERS)
+    if not len(history.steps) or not (curves or n_layers):
+        return ""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    heights = [_CURVE_HEIGHT] * len(curves)
+    if n_layers:
+        heights.append(0.5 + n_layers * _ROW_HEIGHT)
+    with rc_context(_LOOK):
+        figure = Figure(figsize=(_WIDTH, sum(heights) + 0.4), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights))
+        for panel, series in zip(panels, curves, strict=False):
+            _draw_curve(panel, history, series)
+        if n_layers:
+            _draw_layers(panels[-1], history, table, n_layers)
+        panels[-1].set_xlabel("step")
+        return _svg(figure)
+
+
+def _changes(values: Values) -> bool:
+    return np.unique(values[np.isfinite(values)]).size > 1
+
+
+def _measure_of_layers(history: History) -> Measure:
+    if "gradient_norm" in history.measures or not history.measures:
+        return "gradient_norm"
+    return history.measures[0]
+
+
+def _draw_curve(panel: Axes, history: History, series: Series) -> None:
+    panel.plot(*thinned(history.steps, series.values, _POINTS), color=CURVE, linewidth=1.3)
+    if series.is_steep:
+        panel.set_yscale("log")
+    bad = history.steps[~np.isfinite(series.values)]
+    if 0 < len(bad) < len(history.steps):
+        across = panel.get_xaxis_transform()  # x in steps, y in shares of the panel
+        heights = np.full(len(bad), 0.06)
+        panel.plot(bad, heights, "x", transform=across, color=MARK, markersize=5, clip_on=False)
+    panel.set_ylabel(series.name)
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.margins(x=0.01)
+    _mark_steps(panel, history)
+
+
+def _draw_layers(panel: Axes, history: History, table: LayerTable, n_layers: int) -> None:
+    """Each layer's values by their magnitude within the layer; white where they were not finite."""
+    # edges of the cells, half a step to each side of the steps
+    edges = np.append(history.steps, history.steps[-1] + 1) - 0.5
+    panel.pcolormesh(
+        edges,
+        np.arange(n_layers + 1) - 0.5,
+        table.levels[:n_layers],
+        cmap="cividis",
+        vmin=0,
+        vmax=1,
+        rasterized=True,
+    )
+    panel.set_yticks(range(n_layers), table.layers[:n_layers])
+    panel.invert_yaxis()
+    title = f"{MEASURES[table.measure]} within each layer, dark is small"
+    if n_layers < len(table.layers):
+        title += f", the first {n_layers} of {len(table.layers)} layers"
+    panel.set_title(title, loc="left", fontsize=8.5)
+    _mark_steps(panel, history)
+
+
+def _mark_steps(panel: Axes, history: History) -> None:
+    """Mark the incident, and the step at which values began to grow."""
+    panel.axvline(history.incident.step, color=MARK, linewidth=1, linestyle="--")
+    if history.root.step != history.incident.step:
+        panel.axvline(history.root.step, color=GROWTH, linewidth=1, linestyle=":")
+
+
+def _svg(figure: Any) -> str:
+    file = io.StringIO()
+    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = file.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")

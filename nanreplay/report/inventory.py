@@ -1,4 +1,8 @@
-"""What a capture holds, without replaying it: facts for JSON, and the same in lines. Imports no TensorFlow and no arrays."""
+"""What a capture holds, without replaying it: facts for JSON, and the same in lines.
+
+For `nanreplay info`, pages and the terminal interface. Reads tables only, and imports no
+TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,7 @@ from nanreplay.report.numbers import (
 
 if TYPE_CHECKING:
     from nanreplay.capture import Capture
-    from nanreplay.records import VariableInfo
+    from nanreplay.records import InputSpec, VariableInfo
 
 TAIL = 5
 """Steps of the timeline that are shown."""
@@ -54,13 +58,15 @@ def _program(capture: Capture, name: str) -> dict[str, Any]:
         "id": name,
         "compilation": signature.compilation,
         "policy": signature.policy,
-        "inputs": [
-            {"path": spec.path, "dtype": spec.dtype, "shape": spec.shape and list(spec.shape)}
-            for spec in signature.inputs
-        ],
+        "inputs": [_input(spec) for spec in signature.inputs],
         "outputs": list(signature.output_names),
         "gradients": len(signature.gradients),
     }
+
+
+def _input(spec: InputSpec) -> dict[str, Any]:
+    # the empty shape of a scalar and the unknown one stay what they are, () and None
+    return {"path": spec.path, "dtype": spec.dtype, "shape": spec.shape and list(spec.shape)}
 
 
 def _variables(infos: Sequence[VariableInfo]) -> dict[str, Any]:
@@ -72,7 +78,7 @@ def _variables(infos: Sequence[VariableInfo]) -> dict[str, Any]:
 
 
 def _itemsize(dtype: str) -> int:
-    """Bytes of an element; types that numpy does not know are named after their bits."""
+    """Bytes of an element; of the types that numpy does not know only bfloat16 has two."""
     try:
         return np.dtype(dtype).itemsize
     except TypeError:
@@ -81,20 +87,19 @@ def _itemsize(dtype: str) -> int:
 
 def _timeline(columns: Mapping[str, Any]) -> dict[str, Any]:
     steps = columns["step"]
-    shown = {
-        name: jsonable(column[max(0, len(column) - TAIL) :].tolist())
-        for name, column in columns.items()
-    }
+    tail_start = max(0, len(steps) - TAIL)
+    tail = {name: jsonable(column[tail_start:].tolist()) for name, column in columns.items()}
     return {
         "first": int(steps[0]) if len(steps) else None,
         "last": int(steps[-1]) if len(steps) else None,
-        "tail": shown,
+        "tail": tail,
     }
 
 
 def inventory_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """The facts of `inventory` for people."""
-    yield f"{facts['path']}  ({readable_bytes(facts['size_bytes'])}, capture format {facts['format_version']})"
+    size = readable_bytes(facts["size_bytes"])
+    yield f"{facts['path']}  ({size}, capture format {facts['format_version']})"
     yield ""
     for name, value in fact_lines(facts):
         yield f"{name:<12}{value}"
@@ -105,50 +110,48 @@ def inventory_lines(facts: Mapping[str, Any]) -> Iterator[str]:
 
 def fact_lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Names and values of what `inventory` found, in words."""
-    incident, metadata, variables = facts["incident"], facts["metadata"], facts["variables"]
+    incident, variables = facts["incident"], facts["variables"]
     yield "incident", f"step {incident['step']}: {readable_trigger(Trigger(**incident['trigger']))}"
-    yield (
-        "recorded",
-        f"{metadata.get('created', '?')} by {metadata.get('script') or 'an interactive session'}",
-    )
-    if "worker" in metadata:
-        yield "worker", f"{metadata['worker']} of {metadata.get('workers', '?')}, counted from 0"
-    yield (
-        "versions",
-        ", ".join(f"{name} {metadata[name]}" for name in _VERSIONS if name in metadata),
-    )
-    yield (
-        "machine",
-        f"{metadata.get('platform', '?')}; {metadata.get('devices') or 'no devices named'}",
-    )
+    yield from _recording_facts(facts["metadata"])
     yield "window", readable_steps(facts["steps"])
     yield "keyframes", ", ".join(map(str, facts["keyframes"])) or "none"
     for program in facts["programs"]:
-        inputs = ", ".join(
-            f"{spec['path'] or 'batch'} {spec['dtype']}{_shape(spec['shape'])}"
-            for spec in program["inputs"]
-        )
-        yield (
-            "program",
-            f"{program['id']}: {program['compilation']}, {program['policy']}; takes {inputs or 'nothing'}",
-        )
+        yield "program", _program_in_words(program)
     roles = ", ".join(f"{count} {role}" for role, count in variables["roles"].items())
-    yield (
-        "variables",
-        f"{variables['count']} ({readable_bytes(variables['size_bytes'])}): {roles or 'none'}",
-    )
-    yield "at the dump", _proof(incident)
+    size = readable_bytes(variables["size_bytes"])
+    yield "variables", f"{variables['count']} ({size}): {roles or 'none'}"
+    yield "at the dump", _reproduction(incident)
+
+
+def _recording_facts(metadata: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    script = metadata.get("script") or "an interactive session"
+    yield "recorded", f"{metadata.get('created', '?')} by {script}"
+    if "worker" in metadata:
+        yield "worker", f"{metadata['worker']} of {metadata.get('workers', '?')}, counted from 0"
+    versions = [f"{name} {metadata[name]}" for name in _VERSIONS if name in metadata]
+    yield "versions", ", ".join(versions)
+    devices = metadata.get("devices") or "no devices named"
+    yield "machine", f"{metadata.get('platform', '?')}; {devices}"
+
+
+def _program_in_words(program: Mapping[str, Any]) -> str:
+    inputs = [
+        f"{spec['path'] or 'batch'} {spec['dtype']}{_shape(spec['shape'])}"
+        for spec in program["inputs"]
+    ]
+    how = f"{program['compilation']}, {program['policy']}"
+    return f"{program['id']}: {how}; takes {', '.join(inputs) or 'nothing'}"
 
 
 def _shape(shape: Sequence[int | None] | None) -> str:
-    return (
-        ""
-        if shape is None
-        else "[" + ", ".join("?" if size is None else str(size) for size in shape) + "]"
-    )
+    if shape is None:
+        return ""
+    sizes = ["?" if size is None else str(size) for size in shape]
+    return f"[{', '.join(sizes)}]"
 
 
-def _proof(incident: Mapping[str, Any]) -> str:
+def _reproduction(incident: Mapping[str, Any]) -> str:
+    """What running the window again gave, when the recorder wrote the file."""
     if incident["reproduced"] is None:
         return "the window was not re-executed"
     again = "non-finite again" if incident["reproduced"] else "finite when re-executed"
@@ -162,20 +165,21 @@ def _timeline_lines(timeline: Mapping[str, Any]) -> Iterator[str]:
     if timeline["last"] is None:
         return
     yield f"timeline    steps {timeline['first']} to {timeline['last']}; the last:"
-    names = [
-        name
-        for name in TIMELINE_COLUMNS
-        if name in tail and name != "measured" and _says(tail[name])
-    ]
-    rows = [
-        names,
-        *([readable_number(tail[name][row]) for name in names] for row in range(len(tail["step"]))),
-    ]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(names))]
-    for row in rows:
-        yield "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True))
+    names = [name for name in TIMELINE_COLUMNS if name in tail and name != "measured"]
+    columns = []
+    for name in names:
+        if _has_facts(tail[name]):
+            columns.append([name, *map(readable_number, tail[name])])
+    padded = [_right_aligned(column) for column in columns]
+    for row in zip(*padded, strict=True):
+        yield "  " + "  ".join(row)
 
 
-def _says(values: Sequence[Any]) -> bool:
-    """Whether a column of the tail holds anything: NaN stands for what was not watched, False for no skipped update."""
+def _right_aligned(column: Sequence[str]) -> list[str]:
+    width = max(map(len, column))
+    return [cell.rjust(width) for cell in column]
+
+
+def _has_facts(values: Sequence[Any]) -> bool:
+    """Whether a column says anything: NaN is what was not measured, False no skipped update."""
     return any(value not in ("nan", False) for value in values) or len(values) == 0

@@ -1,4 +1,8 @@
-"""Outcomes as SARIF 2.1.0, which GitHub's code scanning and editors show at the line of code. Imports no TensorFlow."""
+"""What captures came to, in the formats of machines: JSON lines, GitHub annotations, JUnit, SARIF.
+
+`nanreplay replay` and `bisect` and the pytest plugin make a `CaptureOutcome` of each capture, and
+write all of them in the formats that were asked for. Imports no TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,6 @@ from nanreplay.records import Frame
 from nanreplay.report.contents import Report
 from nanreplay.report.numbers import jsonable
 from nanreplay.terminal import Status
-
-# What one capture came to, as the reports for machines tell it: JUnit, SARIF, annotations, JSON
-# lines. Imports no TensorFlow.
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class CaptureOutcome:
 
     @property
     def rule(self) -> str:
-        """What kind of outcome it is: the kind of the likeliest cause, else the verdict or the status."""
+        """What kind of outcome it is: that of the likeliest cause, else the verdict or status."""
         if self.report is not None and self.report.causes:
             return self.report.causes[0].kind
         if self.status == "undecided" and self.report is not None:
@@ -82,7 +83,8 @@ def outcome_to_json(outcome: CaptureOutcome) -> dict[str, Any]:
     return plain
 
 
-# Where in today's checkout a recorded line of code stands. Imports no TensorFlow.
+# Where in the current checkout a recorded line of code stands. The capture may have been recorded
+# on another machine, in another folder, and before the file was edited.
 
 _ROOTS = ("GITHUB_WORKSPACE", "CI_PROJECT_DIR")
 """Variables in which GitHub and GitLab name the folder of the checkout."""
@@ -105,61 +107,77 @@ class SourcePosition:
 
 
 def checkout_root(environment: Mapping[str, str] = os.environ) -> Path:
-    """The folder that paths of reports are relative to: the checkout of the CI job, else the git repository, else this folder."""
+    """The folder that paths of reports are relative to.
+
+    It is the checkout of the CI job, else the git repository, else the working directory.
+    """
     for name in _ROOTS:
         if environment.get(name):
             return Path(environment[name]).resolve()
-    here = Path.cwd().resolve()
-    return next((folder for folder in (here, *here.parents) if (folder / ".git").exists()), here)
+    start = Path.cwd().resolve()
+    for folder in (start, *start.parents):
+        if (folder / ".git").exists():
+            return folder
+    return start
 
 
 def place_of(outcome: CaptureOutcome, root: Path) -> SourcePosition:
-    """The line that made the non-finite value; the capture itself when no line is known, or the file is not in the checkout."""
+    """The line that made the non-finite value.
+
+    It is the capture itself when no line is known, or its file is not in the checkout.
+    """
     source, capture = outcome.source, Path(outcome.path)
-    found = () if source is None else tuple(_files_of(source, capture, root))
-    if source is None or not found:
+    files = [] if source is None else list(_files_of(source, capture, root))
+    if source is None or not files:
         return SourcePosition(relative(capture, root), None)
-    lines = {file: _line_today(source, file) for file in found}
-    file = next((file for file in found if lines[file] is not None), found[0])
-    return SourcePosition(relative(file, root), lines[file])
+    for file in files:
+        line = _current_line(source, file)
+        if line is not None:
+            return SourcePosition(relative(file, root), line)
+    return SourcePosition(relative(files[0], root), None)
 
 
 def relative(path: Path, root: Path) -> str:
     """`path` relative to `root` where it lies inside, with slashes."""
     absolute = Path(os.path.abspath(path))  # links stay as they are named
-    for one in (absolute, absolute.resolve()):
-        if one.is_relative_to(root):
-            return one.relative_to(root).as_posix()
+    for candidate in (absolute, absolute.resolve()):
+        if candidate.is_relative_to(root):
+            return candidate.relative_to(root).as_posix()
     return PurePath(path).as_posix()
 
 
 def _files_of(source: Frame, capture: Path, root: Path) -> Iterator[Path]:
-    """Files of the checkout that may be the recorded one: that very path, then ends of it, the longest first.
+    """Files of the checkout that may be the recorded one, the likeliest first.
 
-    A capture comes from anywhere: ends are looked for below the root, and beside the capture and above it.
+    That is the very path, then ends of it, the longest first, below the root, beside the capture
+    and in the folders above it. `/home/me/project/src/train.py` may be `ROOT/project/src/train.py`,
+    `ROOT/src/train.py` or `ROOT/train.py`.
     """
     recorded = PureWindowsPath(source.file) if "\\" in source.file else PurePath(source.file)
+    # without `..`, so that a capture cannot name files outside of the checkout
     parts = [part for part in recorded.parts if part not in (recorded.anchor, "..", ".")]
     above = [folder for folder in capture.resolve().parents if folder.is_relative_to(root)]
-    ends = [
-        folder.joinpath(*parts[start:])
-        for start in range(len(parts))
-        for folder in dict.fromkeys((root, *above))
-    ]
-    candidates = dict.fromkeys(path.resolve() for path in (Path(recorded), *ends))
-    return (path for path in candidates if path.is_relative_to(root) and path.is_file())
+    folders = list(dict.fromkeys((root, *above)))
+    ends = [parts[start:] for start in range(len(parts))]
+    candidates = [Path(recorded), *(folder.joinpath(*end) for end in ends for folder in folders)]
+    for path in dict.fromkeys(candidate.resolve() for candidate in candidates):
+        if path.is_relative_to(root) and path.is_file():
+            yield path
 
 
-def _line_today(source: Frame, file: Path) -> int | None:
-    """The number of the recorded line: as recorded when its text is unknown or still there, else where its text stands once."""
+def _current_line(source: Frame, file: Path) -> int | None:
+    """The number of the recorded line in the file as it is now.
+
+    It is the recorded number when the line's text is unknown or still there, else the one place
+    where the text stands, else None.
+    """
     if source.code is None:
         return source.line
     try:
-        lines = [
-            line.strip() for line in file.read_text(encoding="utf-8", errors="replace").splitlines()
-        ]
+        text = file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
+    lines = [line.strip() for line in text.splitlines()]
     wanted = source.code.strip()
     if source.line <= len(lines) and lines[source.line - 1] == wanted:
         return source.line
@@ -167,7 +185,6 @@ def _line_today(source: Frame, file: Path) -> int | None:
 
 
 # Outcomes as GitHub annotations: lines of a job's log that GitHub shows at the line of code.
-# Imports no TensorFlow.
 
 
 def annotation(outcome: CaptureOutcome, root: Path) -> str | None:
@@ -180,32 +197,37 @@ def annotation(outcome: CaptureOutcome, root: Path) -> str | None:
     if outcome.status == "finite":
         return None
     place = place_of(outcome, root)
-    title = f"{outcome.rule.replace('_', ' ')} ({relative(Path(outcome.path), root)})"
-    facts = {
-        "file": place.file,
-        **({} if place.line is None else {"line": str(place.line)}),
-        "title": title,
-    }
-    return f"::error {','.join(f'{key}={_property(value)}' for key, value in facts.items())}::{_data(outcome.sentence)}"
+    properties = {"file": place.file}
+    if place.line is not None:
+        properties["line"] = str(place.line)
+    capture = relative(Path(outcome.path), root)
+    properties["title"] = f"{outcome.rule.replace('_', ' ')} ({capture})"
+    pairs = [f"{name}={_escaped_property(value)}" for name, value in properties.items()]
+    return f"::error {','.join(pairs)}::{_escaped_message(outcome.sentence)}"
 
 
-def _data(text: str) -> str:
+# As GitHub's own toolkit escapes them: a line break would end the command.
+
+
+def _escaped_message(text: str) -> str:
     return text.replace("%", "%25").replace("\r", "%0D").replace("\n", "%0A")
 
 
-def _property(text: str) -> str:
-    return _data(text).replace(":", "%3A").replace(",", "%2C")
+def _escaped_property(text: str) -> str:
+    return _escaped_message(text).replace(":", "%3A").replace(",", "%2C")
 
 
-# Outcomes as JUnit XML, as GitLab, GitHub's test reporters and Jenkins read it. Imports no
-# TensorFlow.
+# Outcomes as JUnit XML, as GitLab, GitHub's test reporters and Jenkins read it.
 
 _ILLEGAL = re.compile("[^\t\n\r\u0020-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 """Characters that XML 1.0 cannot hold."""
 
 
 def to_junit(suite: str, outcomes: Sequence[CaptureOutcome], root: Path) -> str:
-    """One test case a capture: failed when it is non-finite, an error when it cannot be replayed or decided.
+    """One test case a capture.
+
+    It failed when the capture is non-finite, and is an error when that cannot be replayed or
+    decided.
 
     Args:
         suite: Name of the test suite, e.g. `nanreplay.replay`.
@@ -219,38 +241,34 @@ def to_junit(suite: str, outcomes: Sequence[CaptureOutcome], root: Path) -> str:
         "time": _seconds(sum(outcome.elapsed_s for outcome in outcomes)),
     }
     tree = ElementTree.Element("testsuites", {"name": "nanreplay", **counts})
-    each = ElementTree.SubElement(tree, "testsuite", {"name": suite, **counts, "skipped": "0"})
+    attributes = {"name": suite, **counts, "skipped": "0"}
+    element = ElementTree.SubElement(tree, "testsuite", attributes)
     for outcome in outcomes:
-        _add_case(each, suite, outcome, root)
+        _add_case(element, suite, outcome, root)
     ElementTree.indent(tree)
-    return (
-        '<?xml version="1.0" encoding="utf-8"?>\n'
-        + ElementTree.tostring(tree, encoding="unicode")
-        + "\n"
-    )
+    document = ElementTree.tostring(tree, encoding="unicode")
+    return f'<?xml version="1.0" encoding="utf-8"?>\n{document}\n'
 
 
 def _add_case(suite: ElementTree.Element, name: str, outcome: CaptureOutcome, root: Path) -> None:
     place = place_of(outcome, root)
-    line = {} if place.line is None else {"line": str(place.line)}
     facts = {
         "classname": name,
         "name": relative(Path(outcome.path), root),
         "time": _seconds(outcome.elapsed_s),
         "file": place.file,
-        **line,
     }
-    case = ElementTree.SubElement(
-        suite, "testcase", {key: _legal(value) for key, value in facts.items()}
-    )
-    text = _legal("\n".join((outcome.sentence, *outcome.details)))
+    if place.line is not None:
+        facts["line"] = str(place.line)
+    attributes = {key: _legal(value) for key, value in facts.items()}
+    case = ElementTree.SubElement(suite, "testcase", attributes)
     if outcome.status == "finite":
-        ElementTree.SubElement(case, "system-out").text = text
-        return
-    kind = "failure" if outcome.status == "nonfinite" else "error"
-    ElementTree.SubElement(
-        case, kind, {"message": _legal(outcome.sentence), "type": outcome.rule}
-    ).text = text
+        element = ElementTree.SubElement(case, "system-out")
+    else:
+        kind = "failure" if outcome.status == "nonfinite" else "error"
+        reason = {"message": _legal(outcome.sentence), "type": outcome.rule}
+        element = ElementTree.SubElement(case, kind, reason)
+    element.text = _legal("\n".join((outcome.sentence, *outcome.details)))
 
 
 def _legal(text: str) -> str:
@@ -261,49 +279,41 @@ def _seconds(elapsed_s: float) -> str:
     return f"{elapsed_s:.3f}"
 
 
-# --- report.sarif
+# Outcomes as SARIF 2.1.0, which GitHub's code scanning and editors show at the line of code.
 
 SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 
 
 def to_sarif(outcomes: Sequence[CaptureOutcome], root: Path) -> dict[str, Any]:
-    """A SARIF log with one result a non-finite capture; captures that cannot be replayed or decided are notifications.
+    """A SARIF log with one result a non-finite capture.
+
+    Captures that cannot be replayed or decided are notifications.
 
     Args:
         outcomes: What the captures came to.
         root: The folder of the checkout, which URIs are relative to.
     """
     bad = [outcome for outcome in outcomes if outcome.status == "nonfinite"]
+    undecided = [outcome for outcome in outcomes if outcome.status in ("undecided", "unreadable")]
     rules = sorted({outcome.rule for outcome in bad})
-    unsaid = [outcome for outcome in outcomes if outcome.status in ("undecided", "unreadable")]
-    return {
-        "$schema": SCHEMA,
-        "version": "2.1.0",
-        "runs": [
-            {
-                "tool": {
-                    "driver": {
-                        "name": "nanreplay",
-                        "version": __version__,
-                        "rules": [_rule(rule) for rule in rules],
-                    }
-                },
-                "columnKind": "unicodeCodePoints",
-                "originalUriBaseIds": {
-                    "%SRCROOT%": {"description": {"text": "The root of the checkout."}}
-                },
-                "invocations": [
-                    {
-                        "executionSuccessful": not unsaid,
-                        "toolExecutionNotifications": [
-                            _notification(each, root) for each in unsaid
-                        ],
-                    }
-                ],
-                "results": [_result(outcome, rules.index(outcome.rule), root) for outcome in bad],
-            }
-        ],
+    driver = {
+        "name": "nanreplay",
+        "version": __version__,
+        "rules": [_rule(rule) for rule in rules],
     }
+    invocation = {
+        "executionSuccessful": not undecided,
+        "toolExecutionNotifications": [_notification(outcome, root) for outcome in undecided],
+    }
+    source_root = {"description": {"text": "The root of the checkout."}}
+    run = {
+        "tool": {"driver": driver},
+        "columnKind": "unicodeCodePoints",
+        "originalUriBaseIds": {"%SRCROOT%": source_root},
+        "invocations": [invocation],
+        "results": [_result(outcome, rules.index(outcome.rule), root) for outcome in bad],
+    }
+    return {"$schema": SCHEMA, "version": "2.1.0", "runs": [run]}
 
 
 def _rule(rule: str) -> dict[str, Any]:
@@ -313,10 +323,12 @@ def _rule(rule: str) -> dict[str, Any]:
         "name": "".join(word.capitalize() for word in rule.split("_")),
         "shortDescription": {"text": f"Non-finite value in training: {words}"},
         "fullDescription": {
-            "text": f"A recorded training step gives NaN or an infinity when it is replayed. Cause: {words}."
+            "text": "A recorded training step gives NaN or an infinity when it is replayed. "
+            f"Cause: {words}."
         },
         "help": {
-            "text": "`nanreplay bisect CAPTURE` shows the operands and the way to the loss; `nanreplay whatif CAPTURE` tries fixes."
+            "text": "`nanreplay bisect CAPTURE` shows the operands and the way to the loss; "
+            "`nanreplay whatif CAPTURE` tries fixes."
         },
         "defaultConfiguration": {"level": "error"},
     }
@@ -330,55 +342,54 @@ def _result(outcome: CaptureOutcome, rule: int, root: Path) -> dict[str, Any]:
         "ruleIndex": rule,
         "level": "error",
         "message": {"text": outcome.sentence},
-        "locations": [{"physicalLocation": _physical(place)}],
+        "locations": [{"physicalLocation": _physical_location(place)}],
         "relatedLocations": [
             {
                 "id": 1,
                 "message": {"text": "The recording."},
-                "physicalLocation": {"artifactLocation": _artifact(_capture(outcome, root))},
+                "physicalLocation": _capture_location(outcome, root),
             }
         ],
-        "partialFingerprints": {"nanreplayOrigin/v1": _fingerprint(outcome)},
+        "partialFingerprints": {"nanreplayOrigin/v1": _result_identity(outcome)},
         "properties": jsonable({key: facts[key] for key in shown if facts[key] is not None}),
     }
 
 
-def _fingerprint(outcome: CaptureOutcome) -> str:
-    """The same for the same line, layer and op, wherever the line has moved to."""
+def _result_identity(outcome: CaptureOutcome) -> str:
+    """The same for the same line, layer and op, wherever the line has moved to.
+
+    GitHub tells by it whether a result is new.
+    """
     origin, source = outcome.origin, outcome.source
-    parts = (
-        [outcome.rule]
-        if origin is None
-        else [outcome.rule, origin.phase, origin.layer_path, origin.op_type]
-    )
-    parts += (
-        [Path(outcome.path).name]
-        if source is None
-        else [Path(source.file).name, source.function, source.code]
-    )
+    parts: list[str | None] = [outcome.rule]
+    if origin is not None:
+        parts += [origin.phase, origin.layer_path, origin.op_type]
+    if source is None:
+        parts.append(Path(outcome.path).name)
+    else:
+        parts += [Path(source.file).name, source.function, source.code]
     return hashlib.sha256("\0".join(map(str, parts)).encode()).hexdigest()[:32]
 
 
-def _physical(place: SourcePosition) -> dict[str, Any]:
+def _physical_location(place: SourcePosition) -> dict[str, Any]:
     return {"artifactLocation": _artifact(place), "region": {"startLine": place.line or 1}}
 
 
 def _artifact(place: SourcePosition) -> dict[str, Any]:
-    return {
-        "uri": place.uri,
-        **({} if place.uri.startswith("file:") else {"uriBaseId": "%SRCROOT%"}),
-    }
+    if place.uri.startswith("file:"):
+        return {"uri": place.uri}
+    return {"uri": place.uri, "uriBaseId": "%SRCROOT%"}
 
 
-def _capture(outcome: CaptureOutcome, root: Path) -> SourcePosition:
-    return SourcePosition(relative(Path(outcome.path), root), None)
+def _capture_location(outcome: CaptureOutcome, root: Path) -> dict[str, Any]:
+    """The capture as a file, without a line."""
+    capture = SourcePosition(relative(Path(outcome.path), root), None)
+    return {"artifactLocation": _artifact(capture)}
 
 
 def _notification(outcome: CaptureOutcome, root: Path) -> dict[str, Any]:
     return {
         "level": "error",
         "message": {"text": outcome.sentence},
-        "locations": [
-            {"physicalLocation": {"artifactLocation": _artifact(_capture(outcome, root))}}
-        ],
+        "locations": [{"physicalLocation": _capture_location(outcome, root)}],
     }

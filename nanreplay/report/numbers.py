@@ -1,4 +1,7 @@
-"""Numbers as people and JSON readers get them."""
+"""Numbers, steps, sizes and triggers as people and readers of JSON get them.
+
+Used by everything that prints: reports, commands, the terminal interface.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,11 @@ from nanreplay.records import Trigger
 
 
 def jsonable(value: Any) -> Any:
-    """`value` as JSON holds it: tuples become lists, NaN and infinities the texts "nan", "inf" and "-inf"."""
+    """A value as JSON holds it.
+
+    Tuples become lists, and NaN and infinities, which JSON does not have, the texts "nan", "inf"
+    and "-inf".
+    """
     if isinstance(value, Mapping):
         return {str(key): jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -19,7 +26,7 @@ def jsonable(value: Any) -> Any:
     if hasattr(value, "tolist"):  # a numpy scalar or array
         return jsonable(value.tolist())
     if isinstance(value, float) and not math.isfinite(value):
-        return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+        return str(value)
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     return str(value)
@@ -39,11 +46,15 @@ def readable_number(value: Any) -> str:
     if math.isnan(number):
         return "NaN"
     text = f"{number:.6g}"
-    return text if math.isinf(number) or any(sign in text for sign in ".e") else f"{text}.0"
+    is_whole = not math.isinf(number) and "." not in text and "e" not in text
+    return f"{text}.0" if is_whole else text
 
 
 def readable_ulp(ulp: int | None) -> str:
-    """How far a number is from its recording: `3 ulp off`; finite and non-finite have no distance."""
+    """How far a number is from its recording: `3 ulp off`.
+
+    2^62 stands for a finite number against a non-finite one, which have no distance.
+    """
     if ulp is None:
         return "not bit for bit"
     return "finite against non-finite" if ulp >= 2**62 else f"{ulp} ulp off"
@@ -78,13 +89,12 @@ _NOISE = re.compile(r"\{\{.*?\}\}\s*|\s*\[Op:\w+\]|\s*name:\s*$")
 
 
 def readable_trigger(trigger: Trigger) -> str:
-    """What triggered, in words: `loss is NaN`, `gradient dense/kernel is inf`, `InvalidArgumentError: ...`."""
+    """What triggered, in words: `loss is NaN`, `gradient dense/kernel is inf`."""
     if trigger.what == "exception":
         return f"{trigger.name}: {_NOISE.sub('', trigger.value)}"
     if trigger.what == "manual":
-        return (
-            f"written on {'demand' if trigger.name == 'dump' else trigger.name} ({trigger.value})"
-        )
+        occasion = "demand" if trigger.name == "dump" else trigger.name
+        return f"written on {occasion} ({trigger.value})"
     if trigger.name == "loss scale":
         return f"loss scale: {trigger.value}"
     name = trigger.name if trigger.what == "loss" else f"{trigger.what} {trigger.name}"
@@ -94,6 +104,8 @@ def readable_trigger(trigger: Trigger) -> str:
 def readable_list(items: Sequence[Any], limit: int = 5) -> str:
     """`3`, `3 and 7`, `3, 7 and 9`, `3, 7, 9, 11, 12 and 4 more`."""
     words = [str(item) for item in items]
-    if len(words) > limit + 1:
+    if len(words) > limit + 1:  # "and 1 more" would be no shorter than the item
         return ", ".join(words[:limit]) + f" and {len(words) - limit} more"
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+    if len(words) < 2:
+        return "".join(words)
+    return f"{', '.join(words[:-1])} and {words[-1]}"

@@ -1,8 +1,12 @@
-"""Replaying the steps of a capture: what that gave as JSON, and as a table for people."""
+"""Replaying the steps of a capture: what that gave as JSON, and as a table for people.
+
+For `nanreplay replay` and the terminal interface.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from nanreplay.errors import ReplayError
@@ -30,14 +34,13 @@ def replay_steps(
     """
     from nanreplay.replay import Replay
 
-    recorded = tuple(capture.incident.notes)
+    recorded_notes = tuple(capture.incident.notes)
     with Replay(capture, trust=trust) as replay:
         if not replay.steps:
-            raise ReplayError(
-                " ".join((f"{capture.path}: no recorded step can be replayed.", *recorded))
-            )
+            message = f"{capture.path}: no recorded step can be replayed."
+            raise ReplayError(" ".join((message, *recorded_notes)))
         results = replay.run_window(mode, progress=progress)
-        return results, tuple(dict.fromkeys((*recorded, *replay.notes)))
+        return results, tuple(dict.fromkeys((*recorded_notes, *replay.notes)))
 
 
 def steps_to_json(
@@ -57,26 +60,15 @@ def steps_to_json(
 
 
 def _step(result: StepResult) -> dict[str, Any]:
-    bad = result.nonfinite
     return {
         "step": result.step,
         "finite": result.finite,
-        "nonfinite": None
-        if bad is None
-        else {"what": bad.what, "name": bad.name, "value": bad.value},
+        "nonfinite": None if result.nonfinite is None else asdict(result.nonfinite),
         "bit_exact": result.bit_exact,
         "max_ulp": result.max_ulp,
         "loss": result.loss,
         "recorded_loss": result.recorded_loss,
-        "differences": [
-            {
-                "name": each.name,
-                "recorded": each.recorded,
-                "replayed": each.replayed,
-                "ulp": each.ulp,
-            }
-            for each in result.differences
-        ],
+        "differences": [asdict(difference) for difference in result.differences],
     }
 
 
@@ -89,59 +81,43 @@ def step_lines(path: str, results: Sequence[StepResult], notes: Sequence[str]) -
     """One line a step, and a line that sums up."""
     yield path
     rows = [("step", "loss", "finite", "as recorded"), *(_cells(result) for result in results)]
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
-    for row in rows:
-        yield (
-            "  "
-            + "  ".join(
-                (row[0].rjust(widths[0]), row[1].rjust(widths[1]), row[2].ljust(widths[2]), row[3])
-            ).rstrip()
-        )
+    steps, losses, finites, _ = (
+        [len(cell) for cell in column] for column in zip(*rows, strict=True)
+    )
+    for step, loss, finite, exact in rows:
+        line = f"{step:>{max(steps)}}  {loss:>{max(losses)}}  {finite:<{max(finites)}}  {exact}"
+        yield "  " + line.rstrip()
     yield summary(results)
     for note in notes:
         yield f"note: {note}"
 
 
 def _cells(result: StepResult) -> tuple[str, str, str, str]:
-    bad = result.nonfinite
+    loss = "" if result.loss is None else readable_number(result.loss)
     finite = "finite" if result.finite else "NON-FINITE"
-    if bad is not None:
-        finite += f": {readable_trigger(bad)}"
-    exact = (
-        "not recorded"
-        if result.bit_exact is None
-        else "bit for bit"
-        if result.bit_exact
-        else _worst(result)
-    )
-    return (
-        str(result.step),
-        "" if result.loss is None else readable_number(result.loss),
-        finite,
-        exact,
-    )
+    if result.nonfinite is not None:
+        finite += f": {readable_trigger(result.nonfinite)}"
+    return str(result.step), loss, finite, _exactness(result)
 
 
-def _worst(result: StepResult) -> str:
-    worst = max(result.differences, key=lambda each: each.ulp, default=None)
+def _exactness(result: StepResult) -> str:
+    if result.bit_exact is None:
+        return "not recorded"
+    if result.bit_exact:
+        return "bit for bit"
+    worst = max(result.differences, key=lambda difference: difference.ulp, default=None)
     return readable_ulp(result.max_ulp) + (f" in {worst.name}" if worst else "")
 
 
 def summary(results: Sequence[StepResult]) -> str:
     """One line for all steps: "25 steps replayed, 25 of 25 bit for bit; step 24 is non-finite."."""
-    count = f"{len(results)} step{'' if len(results) == 1 else 's'} replayed"
-    compared = [result for result in results if result.bit_exact is not None]
-    exact = (
-        f", {sum(bool(result.bit_exact) for result in compared)} of {len(compared)} bit for bit"
-        if compared
-        else ""
-    )
-    bad = [result.step for result in results if not result.finite]
-    if not bad:
-        return f"{count}{exact}; all finite."
-    where = (
-        f"step {bad[0]} is non-finite."
-        if len(bad) == 1
-        else f"{len(bad)} are non-finite, the first is step {bad[0]}."
-    )
-    return f"{count}{exact}; {where}"
+    replayed = f"{len(results)} step{'' if len(results) == 1 else 's'} replayed"
+    compared = [result.bit_exact for result in results if result.bit_exact is not None]
+    if compared:
+        replayed += f", {sum(compared)} of {len(compared)} bit for bit"
+    bad_steps = [result.step for result in results if not result.finite]
+    if not bad_steps:
+        return f"{replayed}; all finite."
+    if len(bad_steps) == 1:
+        return f"{replayed}; step {bad_steps[0]} is non-finite."
+    return f"{replayed}; {len(bad_steps)} are non-finite, the first is step {bad_steps[0]}."

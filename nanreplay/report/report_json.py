@@ -1,11 +1,27 @@
-"""The report as JSON: the stable contract of `docs/report-format.md`. Every key is always there; an absent fact is null."""
+"""The report as JSON: the stable contract of `docs/report-format.md`.
+
+Every key is always there; an absent fact is null. Keys are written out, although most are names of
+fields, so that renaming a field does not change the format.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from nanreplay.findings import Cause, ChainLink, DifferingOp, FixResult, ModeDifference, Origin
-from nanreplay.records import Frame
+from nanreplay.findings import (
+    Cause,
+    ChainLink,
+    DifferingOp,
+    Evidence,
+    FixResult,
+    ModeDifference,
+    OperandFacts,
+    Origin,
+    OutputFacts,
+    Root,
+    Verdict,
+)
+from nanreplay.records import Frame, Trigger
 from nanreplay.report.contents import Report
 from nanreplay.report.numbers import jsonable
 
@@ -14,8 +30,11 @@ VERSION = 1
 
 
 def to_json(report: Report) -> dict[str, Any]:
-    """`report` as plain dicts, lists, texts and numbers; NaN and infinities as the texts "nan", "inf" and "-inf"."""
-    verdict, findings = report.verdict, report.findings
+    """A report as plain dicts, lists, texts and numbers.
+
+    NaN and infinities, which JSON does not have, are the texts "nan", "inf" and "-inf".
+    """
+    findings = report.findings
     value = {
         "format": FORMAT,
         "version": VERSION,
@@ -23,37 +42,17 @@ def to_json(report: Report) -> dict[str, Any]:
             "path": report.path,
             "steps": report.steps,
             "incident_step": report.incident_step,
-            "trigger": {
-                "what": report.trigger.what,
-                "name": report.trigger.name,
-                "value": report.trigger.value,
-            },
+            "trigger": _trigger(report.trigger),
         },
-        "verdict": {
-            "kind": verdict.kind,
-            "bit_exact": verdict.bit_exact,
-            "evidence": [
-                {
-                    "mode": each.mode,
-                    "finite": each.finite,
-                    "bit_exact": each.bit_exact,
-                    "max_ulp": each.max_ulp,
-                }
-                for each in verdict.evidence
-            ],
-            "reason": verdict.reason,
-            "difference": None if verdict.difference is None else _difference(verdict.difference),
-        },
-        "origin": None if findings.origin is None else _origin(findings.origin),
-        "other_origins": [_origin(each) for each in findings.other_origins],
-        "chain": [_link(each) for each in findings.chain],
-        "upstream": [_link(each) for each in findings.upstream],
-        "root": None
-        if findings.root is None
-        else {"step": findings.root.step, "reason": findings.root.reason},
+        "verdict": _verdict(report.verdict),
+        "origin": _origin(findings.origin),
+        "other_origins": [_origin(origin) for origin in findings.other_origins],
+        "chain": [_link(link) for link in findings.chain],
+        "upstream": [_link(link) for link in findings.upstream],
+        "root": _root(findings.root),
         "cause": _cause(report.causes[0]) if report.causes else None,
-        "other_causes": [_cause(each) for each in report.causes[1:]],
-        "fixes": [fix_to_json(each) for each in report.fixes],
+        "other_causes": [_cause(cause) for cause in report.causes[1:]],
+        "fixes": [fix_to_json(fix) for fix in report.fixes],
         "notes": findings.notes,
         "reason": findings.reason,
         "sentence": report.sentence,
@@ -62,23 +61,58 @@ def to_json(report: Report) -> dict[str, Any]:
     return plain
 
 
-def _difference(difference: ModeDifference) -> dict[str, Any]:
+def _trigger(trigger: Trigger) -> dict[str, Any]:
+    return {"what": trigger.what, "name": trigger.name, "value": trigger.value}
+
+
+def _root(root: Root | None) -> dict[str, Any] | None:
+    return None if root is None else {"step": root.step, "reason": root.reason}
+
+
+def _verdict(verdict: Verdict) -> dict[str, Any]:
     return {
-        "modes": difference.modes,
-        "first": None if difference.first is None else _differing(difference.first),
-        "first_nonfinite": None
-        if difference.first_nonfinite is None
-        else _differing(difference.first_nonfinite),
+        "kind": verdict.kind,
+        "bit_exact": verdict.bit_exact,
+        "evidence": [_evidence(evidence) for evidence in verdict.evidence],
+        "reason": verdict.reason,
+        "difference": _difference(verdict.difference),
     }
 
 
-def _differing(op: DifferingOp) -> dict[str, Any]:
+def _evidence(evidence: Evidence) -> dict[str, Any]:
     return {
-        "op_type": op.op_type, "op_name": op.op_name, "phase": op.phase, "layer_path": op.layer_path, "max_ulp": op.max_ulp,
-    }  # fmt: skip
+        "mode": evidence.mode,
+        "finite": evidence.finite,
+        "bit_exact": evidence.bit_exact,
+        "max_ulp": evidence.max_ulp,
+    }
 
 
-def _origin(origin: Origin) -> dict[str, Any]:
+def _difference(difference: ModeDifference | None) -> dict[str, Any] | None:
+    if difference is None:
+        return None
+    return {
+        "modes": difference.modes,
+        "first": _differing_op(difference.first),
+        "first_nonfinite": _differing_op(difference.first_nonfinite),
+    }
+
+
+def _differing_op(op: DifferingOp | None) -> dict[str, Any] | None:
+    if op is None:
+        return None
+    return {
+        "op_type": op.op_type,
+        "op_name": op.op_name,
+        "phase": op.phase,
+        "layer_path": op.layer_path,
+        "max_ulp": op.max_ulp,
+    }
+
+
+def _origin(origin: Origin | None) -> dict[str, Any] | None:
+    if origin is None:
+        return None
     return {
         "step": origin.step,
         "phase": origin.phase,
@@ -87,38 +121,49 @@ def _origin(origin: Origin) -> dict[str, Any]:
         "layer_path": origin.layer_path,
         "op_type": origin.op_type,
         "op_name": origin.op_name,
-        "loop": [{"op": each.op, "iteration": each.iteration} for each in origin.loop],
+        "loop": [{"op": loop.op, "iteration": loop.iteration} for loop in origin.loop],
         "source": _source(origin.source),
-        "outputs": [
-            {
-                "dtype": each.dtype, "shape": each.shape, "nonfinite": each.nonfinite, "size": each.size, "indices": each.indices,
-                "value": each.value,
-            }
-            for each in origin.outputs
-        ],
-        "operands": [
-            {"name": each.name, "dtype": each.dtype, "shape": each.shape, "value": each.value, "min": each.min, "max": each.max}
-            for each in origin.operands
-        ],
+        "outputs": [_output(output) for output in origin.outputs],
+        "operands": [_operand(operand) for operand in origin.operands],
         "rows": origin.rows,
         "rows_reason": origin.rows_reason,
         "kind": origin.kind,
         "replica": origin.replica,
         "worker": origin.worker,
-    }  # fmt: skip
+    }
+
+
+def _output(output: OutputFacts) -> dict[str, Any]:
+    return {
+        "dtype": output.dtype,
+        "shape": output.shape,
+        "nonfinite": output.nonfinite,
+        "size": output.size,
+        "indices": output.indices,
+        "value": output.value,
+    }
+
+
+def _operand(operand: OperandFacts) -> dict[str, Any]:
+    return {
+        "name": operand.name,
+        "dtype": operand.dtype,
+        "shape": operand.shape,
+        "value": operand.value,
+        "min": operand.min,
+        "max": operand.max,
+    }
 
 
 def _source(source: Frame | None) -> dict[str, Any] | None:
-    return (
-        None
-        if source is None
-        else {
-            "file": source.file,
-            "line": source.line,
-            "function": source.function,
-            "code": source.code,
-        }
-    )
+    if source is None:
+        return None
+    return {
+        "file": source.file,
+        "line": source.line,
+        "function": source.function,
+        "code": source.code,
+    }
 
 
 def _cause(cause: Cause) -> dict[str, Any]:
@@ -132,16 +177,31 @@ def _cause(cause: Cause) -> dict[str, Any]:
 
 def fix_to_json(fix: FixResult) -> dict[str, Any]:
     """One fix that was tried."""
-    bad = fix.nonfinite
+    nonfinite = None
+    if fix.nonfinite is not None:
+        nonfinite = {"step": fix.nonfinite_step, **_trigger(fix.nonfinite)}
     return {
-        "name": fix.name, "params": fix.params, "prevents": fix.prevents, "steps_checked": fix.steps_checked,
-        "nonfinite": None if bad is None else {"step": fix.nonfinite_step, "what": bad.what, "name": bad.name, "value": bad.value},
-        "loss_change": fix.loss_change, "final_loss": fix.final_loss, "code": fix.code, "source": _source(fix.source), "note": fix.note,
-    }  # fmt: skip
+        "name": fix.name,
+        "params": fix.params,
+        "prevents": fix.prevents,
+        "steps_checked": fix.steps_checked,
+        "nonfinite": nonfinite,
+        "loss_change": fix.loss_change,
+        "final_loss": fix.final_loss,
+        "code": fix.code,
+        "source": _source(fix.source),
+        "note": fix.note,
+    }
 
 
 def _link(link: ChainLink) -> dict[str, Any]:
     return {
-        "op_type": link.op_type, "op_name": link.op_name, "phase": link.phase, "layer_path": link.layer_path, "shape": link.shape,
-        "nonfinite": link.nonfinite, "value": link.value, "absmax": link.absmax,
-    }  # fmt: skip
+        "op_type": link.op_type,
+        "op_name": link.op_name,
+        "phase": link.phase,
+        "layer_path": link.layer_path,
+        "shape": link.shape,
+        "nonfinite": link.nonfinite,
+        "value": link.value,
+        "absmax": link.absmax,
+    }

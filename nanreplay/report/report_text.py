@@ -1,4 +1,8 @@
-"""The report for people: the sentence, then the facts behind it. Colour only repeats what the words say."""
+"""The report for people: the sentence, then the facts behind it.
+
+The facts are rows of text, which the terminal, pages and issues show alike. Printing them to a
+terminal or a file is here too; colour only repeats what the words say. Needs no TensorFlow.
+"""
 
 from __future__ import annotations
 
@@ -25,29 +29,10 @@ from nanreplay.report.numbers import (
     readable_number,
     readable_steps,
     readable_trigger,
-    readable_ulp,
 )
-from nanreplay.report.sentence import difference_lines, fix_label, owner, source_text
+from nanreplay.report.sentence import difference_lines, exactness, fix_label, owner, source_text
 
-# Writing a report to a terminal or a file.
-
-
-def print_parts(parts: Iterable[RenderableType], console: Console) -> None:
-    """Write `parts` one below the other; a file gets neither colour nor padding."""
-    if console.is_terminal:
-        console.print(Group(*parts))
-        return
-    with console.capture() as captured:
-        for part in parts:
-            console.print(
-                part, soft_wrap=isinstance(part, Text)
-            )  # a line of text is not broken, a table is
-    for line in captured.get().splitlines():
-        console.file.write(f"{line.rstrip()}\n")
-
-
-# The facts of a report as rows of text, for the terminal, for pages and for issues alike. Needs
-# no terminal and no TensorFlow.
+# The facts of a report as rows of text.
 
 FIX_HEADINGS = ("fix", "prevents it", "replayed", "loss before changes by", "last loss", "remark")
 OPERAND_HEADINGS = ("tensor", "type", "value", "min", "max")
@@ -68,33 +53,35 @@ class Advice:
 
 
 def fact_rows(report: Report) -> Iterator[tuple[str, str]]:
-    """Names and values of what is known; the modes of the verdict are named with two spaces before them."""
+    """Names and values of what is known.
+
+    Names of the verdict's modes begin with two spaces, since they belong to the row before.
+    """
     origin, root = report.findings.origin, report.findings.root
-    for name, value in (*_capture_facts(report), *(_origin_facts(origin) if origin else ())):
-        if value:
-            yield name, value
+    facts = [*_capture_facts(report)]
+    if origin is not None:
+        facts += _origin_facts(origin)
+    yield from ((name, value) for name, value in facts if value)
     if root is not None:
         yield "began", f"step {root.step}: {root.reason}"
 
 
 def _capture_facts(report: Report) -> Iterator[tuple[str, str]]:
-    yield "capture", f"{report.path}, {readable_steps(range(report.steps[0], report.steps[1] + 1))}"
+    verdict = report.verdict
+    first, last = report.steps
+    yield "capture", f"{report.path}, {readable_steps(range(first, last + 1))}"
     yield "trigger", f"step {report.incident_step}: {readable_trigger(report.trigger)}"
-    yield (
-        "verdict",
-        report.verdict.kind.replace("_", " ")
-        + (f": {report.verdict.reason}" if report.verdict.reason else ""),
-    )
-    for each in report.verdict.evidence:
-        yield f"  {each.mode}", ("finite" if each.finite else "non-finite") + _exactness(each)
-    if report.verdict.difference is not None:
-        yield "modes part", " ".join(difference_lines(report.verdict.difference))
+    reason = f": {verdict.reason}" if verdict.reason else ""
+    yield "verdict", verdict.kind.replace("_", " ") + reason
+    for evidence in verdict.evidence:
+        yield f"  {evidence.mode}", _evidence_in_words(evidence)
+    if verdict.difference is not None:
+        yield "modes part", " ".join(difference_lines(verdict.difference))
 
 
-def _exactness(evidence: Evidence) -> str:
-    if evidence.bit_exact is None:
-        return ""
-    return ", bit for bit" if evidence.bit_exact else f", {readable_ulp(evidence.max_ulp)}"
+def _evidence_in_words(evidence: Evidence) -> str:
+    outcome = "finite" if evidence.finite else "non-finite"
+    return outcome if evidence.bit_exact is None else f"{outcome}, {exactness(evidence)}"
 
 
 def _origin_facts(origin: Origin) -> Iterator[tuple[str, str]]:
@@ -103,43 +90,37 @@ def _origin_facts(origin: Origin) -> Iterator[tuple[str, str]]:
     yield "ran in", ", ".join(owner(origin))
     yield "layer", origin.layer_path or ""
     yield "loop", ", ".join(f"{loop.op} iteration {loop.iteration}" for loop in origin.loop)
-    if origin.source is not None:
-        yield (
-            "source",
-            f"{source_text(origin.source.file, origin.source.line, origin.source.code)} in {origin.source.function}",
-        )
+    source = origin.source
+    if source is not None:
+        yield "source", f"{source_text(source.file, source.line, source.code)} in {source.function}"
     for output in origin.outputs:
         if output.nonfinite or output.indices:
-            yield "output", _output(output)
+            yield "output", _output_in_words(output)
     samples = "" if origin.rows is None else readable_list(origin.rows, limit=10)
-    yield (
-        "samples",
-        " ".join(
-            part
-            for part in (samples, f"({origin.rows_reason})" if origin.rows_reason else "")
-            if part
-        ),
-    )
+    reason = f"({origin.rows_reason})" if origin.rows_reason else ""
+    yield "samples", " ".join(filter(None, (samples, reason)))
 
 
-def _output(output: OutputFacts) -> str:
-    at = " ".join(_index(index) for index in output.indices[:5])
-    more = " ..." if len(output.indices) > 5 or output.nonfinite > len(output.indices) else ""
-    count = f"{output.dtype}{_index(output.shape)}: {output.nonfinite} of {output.size} non-finite"
-    return f"{count}, first at {at}{more}" if at else count
+def _output_in_words(output: OutputFacts) -> str:
+    type_and_shape = f"{output.dtype}{_bracketed(output.shape)}"
+    count = f"{type_and_shape}: {output.nonfinite} of {output.size} non-finite"
+    indices = " ".join(_bracketed(index) for index in output.indices[:5])
+    if not indices:
+        return count
+    are_more = len(output.indices) > 5 or output.nonfinite > len(output.indices)
+    return f"{count}, first at {indices}{' ...' if are_more else ''}"
 
 
-def _index(index: Sequence[int]) -> str:
-    return f"[{', '.join(map(str, index))}]"
+def _bracketed(numbers: Sequence[int]) -> str:
+    return f"[{', '.join(map(str, numbers))}]"
 
 
 def operand_row(operand: OperandFacts) -> tuple[str, ...]:
     """An operand, under `OPERAND_HEADINGS`."""
     value = "many" if operand.value is None else readable_number(operand.value)
-    bounds = [
-        "" if bound is None else readable_number(bound) for bound in (operand.min, operand.max)
-    ]
-    return (operand.name, f"{operand.dtype}{_index(operand.shape)}", value, *bounds)
+    low = "" if operand.min is None else readable_number(operand.min)
+    high = "" if operand.max is None else readable_number(operand.max)
+    return (operand.name, f"{operand.dtype}{_bracketed(operand.shape)}", value, low, high)
 
 
 def link_row(link: ChainLink) -> tuple[str, ...]:
@@ -163,12 +144,12 @@ def origin_row(origin: Origin) -> tuple[str, ...]:
 def fix_row(fix: FixResult) -> tuple[str, ...]:
     """What a fix gave, under `FIX_HEADINGS`."""
     outcome = {True: "yes", False: "no", None: "not tried"}[fix.prevents]
-    steps = (
-        ""
-        if fix.steps_checked is None
-        else readable_steps(range(fix.steps_checked[0], fix.steps_checked[1] + 1))
-    )
-    change = "" if fix.loss_change is None else f"{fix.loss_change:.2g}" if fix.loss_change else "0"
+    steps = change = ""
+    if fix.steps_checked is not None:
+        first_step, last_step = fix.steps_checked
+        steps = readable_steps(range(first_step, last_step + 1))
+    if fix.loss_change is not None:
+        change = f"{fix.loss_change:.2g}" if fix.loss_change else "0"
     last = "" if fix.final_loss is None else readable_number(fix.final_loss)
     remarks = [fix.note] if fix.note else []
     if fix.nonfinite is not None:
@@ -178,36 +159,46 @@ def fix_row(fix: FixResult) -> tuple[str, ...]:
 
 def advice(fixes: Sequence[FixResult]) -> list[Advice]:
     """How to write the fixes that helped."""
-    helpful = [fix for fix in fixes if fix.prevents and fix.code]
-    return [
-        Advice(
-            fix_label(fix),
-            str(fix.code),
-            "" if fix.source is None else source_text(fix.source.file, fix.source.line, None),
-        )
-        for fix in helpful
-    ]
+    return [_advice_of(fix) for fix in fixes if fix.prevents and fix.code]
 
 
-# Fixes for people: a table of what was tried, and the lines of code of what helps.
+def _advice_of(fix: FixResult) -> Advice:
+    place = "" if fix.source is None else source_text(fix.source.file, fix.source.line, None)
+    return Advice(fix_label(fix), str(fix.code), place)
+
+
+# Printing.
 
 _OUTCOME_STYLES = {True: "green", False: "red", None: ""}
 
 
+def print_parts(parts: Iterable[RenderableType], console: Console) -> None:
+    """Write `parts` one below the other; a file gets neither colour nor padding."""
+    if console.is_terminal:
+        console.print(Group(*parts))
+        return
+    with console.capture() as captured:
+        for part in parts:
+            # a line of text is not broken, since programs may read it; a table is
+            console.print(part, soft_wrap=isinstance(part, Text))
+    for line in captured.get().splitlines():
+        console.file.write(f"{line.rstrip()}\n")
+
+
 def print_fixes(report: Report, console: Console) -> None:
     """Write the sentence, the cause and the table of fixes."""
-    print_parts(_fix_parts(report), console)
+    print_parts(_fix_page(report), console)
 
 
-def _fix_parts(report: Report) -> Iterator[RenderableType]:
+def _fix_page(report: Report) -> Iterator[RenderableType]:
     yield Text(report.sentence, style="bold")
     yield Text()
-    yield from fix_parts(report.fixes)
+    yield from _fix_parts(report.fixes)
     for note in report.findings.notes:
         yield Text.assemble(("note: ", "yellow"), note)
 
 
-def fix_parts(fixes: Sequence[FixResult]) -> Iterator[RenderableType]:
+def _fix_parts(fixes: Sequence[FixResult]) -> Iterator[RenderableType]:
     """A table of what was tried, and how to write what helped."""
     if not fixes:
         yield Text("No fix was tried.")
@@ -220,46 +211,40 @@ def fix_parts(fixes: Sequence[FixResult]) -> Iterator[RenderableType]:
         cells[FIX_HEADINGS.index("prevents it")].stylize(_OUTCOME_STYLES[fix.prevents])
         table.add_row(*cells)
     yield table
-    written = advice(fixes)
-    if written:
+    helpful = advice(fixes)
+    if helpful:
         yield Text()
         yield Text("How to write it", style="underline")
-    for each in written:
-        place = f"   # {each.place}" if each.place else ""
-        code = each.code.replace("\n", "\n    ")
-        yield Text.assemble("  ", (each.label, "cyan"), f": {code}{place}")
-
-
-# --- report.text
+    for advised in helpful:
+        place = f"   # {advised.place}" if advised.place else ""
+        code = advised.code.replace("\n", "\n    ")
+        yield Text.assemble("  ", (advised.label, "cyan"), f": {code}{place}")
 
 
 def print_report(report: Report, console: Console) -> None:
     """Write `report` to a terminal or a file; a file gets neither colour nor padding."""
-    print_parts(_parts(report), console)
+    print_parts(_report_parts(report), console)
 
 
-def _parts(report: Report) -> Iterator[RenderableType]:
+def _report_parts(report: Report) -> Iterator[RenderableType]:
     findings, origin = report.findings, report.findings.origin
     yield Text(report.sentence, style="bold")
     yield Text()
-    yield _facts(report)
+    yield _fact_table(report)
     if report.causes:
-        yield from _titled("Why", *_causes(report.causes))
+        yield from _titled("Why", *_cause_lines(report.causes))
     if report.fixes:
-        yield from _titled("Fixes that were tried on the recording", *fix_parts(report.fixes))
+        yield from _titled("Fixes that were tried on the recording", *_fix_parts(report.fixes))
     if origin is not None and origin.operands:
-        yield from _titled(
-            "Operands, at the element that failed",
-            _table(OPERAND_HEADINGS, map(operand_row, origin.operands)),
-        )
+        operands = _table(OPERAND_HEADINGS, map(operand_row, origin.operands))
+        yield from _titled("Operands, at the element that failed", operands)
     if findings.upstream:
-        yield from _titled("Where they came from, nearest first", _links(findings.upstream))
+        yield from _titled("Where they came from, nearest first", _link_table(findings.upstream))
     if findings.chain:
-        yield from _titled("How it spread", _links(findings.chain))
+        yield from _titled("How it spread", _link_table(findings.chain))
     if findings.other_origins:
-        yield from _titled(
-            "Other origins", _table(ORIGIN_HEADINGS, map(origin_row, findings.other_origins))
-        )
+        origins = _table(ORIGIN_HEADINGS, map(origin_row, findings.other_origins))
+        yield from _titled("Other origins", origins)
     for note in findings.notes:
         yield Text()
         yield Text.assemble(("note: ", "yellow"), note)
@@ -272,20 +257,20 @@ def _titled(title: str, *bodies: RenderableType) -> Iterator[RenderableType]:
         yield Text.assemble("  ", body) if isinstance(body, Text) else Padding(body, (0, 0, 0, 2))
 
 
-def _facts(report: Report) -> Table:
+def _fact_table(report: Report) -> Table:
     table = _empty_table()
     for name, value in fact_rows(report):
         table.add_row(Text(name, style="cyan"), Text(value))
     return table
 
 
-def _causes(causes: Sequence[Cause]) -> Iterator[Text]:
+def _cause_lines(causes: Sequence[Cause]) -> Iterator[Text]:
     for cause in causes:
         yield Text.assemble((cause.kind, "cyan"), f" ({cause.confidence:.0%})  {cause.sentence}")
         yield from (Text(f"  {line}") for line in cause.evidence)
 
 
-def _links(links: Sequence[ChainLink]) -> Table:
+def _link_table(links: Sequence[ChainLink]) -> Table:
     table = _empty_table(*LINK_HEADINGS)
     for link in links:
         cells = [Text(cell) for cell in link_row(link)]
@@ -302,6 +287,7 @@ def _table(headings: Sequence[str], rows: Iterator[Sequence[str]]) -> Table:
 
 
 def _empty_table(*headings: str) -> Table:
+    """A table of these columns; without headings one of names and values."""
     table = Table(box=None, show_header=bool(headings), header_style="dim", pad_edge=False)
     for heading in headings or ("", ""):
         table.add_column(heading, overflow="fold")

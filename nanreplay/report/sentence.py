@@ -1,4 +1,9 @@
-"""The one sentence that a report says."""
+"""The one sentence that a report says, and the words that reports and the interface share.
+
+`sentence` puts it together: where, what, how it reached the trigger, how sure that is, why, what
+helps. For example: "step 24 · forward · layer `encoder/norm` · `Rsqrt` of 0.0 gave inf at [17, 0]
+(sample 17 of the batch), which became NaN in `Mul` and reached the loss. Replays bit for bit."
+"""
 
 from __future__ import annotations
 
@@ -19,7 +24,7 @@ from nanreplay.findings import (
     Verdict,
     VerdictKind,
 )
-from nanreplay.records import Incident, Trigger
+from nanreplay.records import Incident, Trigger, Where
 from nanreplay.report.numbers import (
     readable_list,
     readable_number,
@@ -46,6 +51,12 @@ _JOINED = {
     "Pow": "{} to the power {}",
 }
 """How two operands read, by op type."""
+_NOT_LAYERS: Mapping[Where, str] = {
+    "loss": "the loss",
+    "input": "the input",
+    "metric": "a metric",
+}
+"""What a gradient is of, outside of layers."""
 
 
 def sentence(
@@ -56,7 +67,7 @@ def sentence(
     causes: Sequence[Cause] = (),
     fixes: Sequence[FixResult] = (),
 ) -> str:
-    """Say where the first non-finite value was born, how it reached the trigger, and how sure that is.
+    """Say where the first non-finite value was born, how it reached the trigger, and how surely.
 
     Args:
         verdict: What replaying said.
@@ -66,45 +77,50 @@ def sentence(
         causes: Why, the likeliest first.
         fixes: What was tried.
     """
-    why = " ".join(filter(None, (cause_in_words(causes), fixes_in_words(fixes))))
-    return " ".join(filter(None, (_what(verdict, findings, incident, steps), why)))
+    what = _what(verdict, findings, incident, steps)
+    return " ".join(filter(None, (what, cause_in_words(causes), fixes_in_words(fixes))))
 
 
 def _what(verdict: Verdict, findings: Findings, incident: Incident, steps: tuple[int, int]) -> str:
+    """What happened, without why and what helps."""
     if verdict.kind in ("healthy", "transient", "inconclusive") or findings.origin is None:
         return _without_origin(verdict, findings, incident, steps)
     origin = findings.origin
     parts = [f"step {origin.step}", *owner(origin), *_place(origin)]
     if origin.loop:
-        parts.append(
-            ", ".join(
-                f"iteration {loop.iteration} of `{PurePath(loop.op).name}`" for loop in origin.loop
-            )
-        )
-    reached = _OP_IN_TEXT.sub(r"NaN in `\1`", findings.consequence or "")
+        loops = [f"iteration {loop.iteration} of `{_last_name(loop.op)}`" for loop in origin.loop]
+        parts.append(", ".join(loops))
     stopped = origin.kind == "raised" and incident.trigger.what == "exception"
-    consequence = f", which {reached}" if reached and not stopped else ""
-    said = [
-        " · ".join([*parts, _event(origin, incident.trigger if stopped else None)])
-        + f"{consequence}."
-    ]
+    parts.append(_event(origin, incident.trigger if stopped else None))
+    event = " · ".join(parts)
+    reached = _OP_IN_TEXT.sub(r"NaN in `\1`", findings.consequence or "")
+    if reached and not stopped:
+        event += f", which {reached}"
+    sentences = [f"{event}."]
     if origin.source is not None:
-        said.append(source_text(origin.source.file, origin.source.line, origin.source.code) + ".")
-    return " ".join([*said, certainty(verdict)]).rstrip()
+        source = source_text(origin.source.file, origin.source.line, origin.source.code)
+        sentences.append(f"{source}.")
+    return " ".join([*sentences, certainty(verdict)]).rstrip()
+
+
+def _last_name(op: str) -> str:
+    return PurePath(op).name
 
 
 def owner(origin: Origin) -> list[str]:
     """Whose it is where there are several: "worker 1", "replica 0"."""
-    return [
-        f"{kind} {number}"
-        for kind, number in (("worker", origin.worker), ("replica", origin.replica))
-        if number is not None
-    ]
+    owners = []
+    if origin.worker is not None:
+        owners.append(f"worker {origin.worker}")
+    if origin.replica is not None:
+        owners.append(f"replica {origin.replica}")
+    return owners
 
 
 def source_text(file: str, line: int, code: str | None) -> str:
     """A line of code: "train.py:88 `x / tf.sqrt(var)`"."""
-    return f"{PurePath(file).name}:{line}" + (f" `{_shortened(code.strip())}`" if code else "")
+    place = f"{PurePath(file).name}:{line}"
+    return f"{place} `{_shortened(code.strip())}`" if code else place
 
 
 def _shortened(code: str) -> str:
@@ -113,149 +129,137 @@ def _shortened(code: str) -> str:
 
 def certainty(verdict: Verdict) -> str:
     """How the replay compares with the recording, and in which modes it is finite."""
-    also = {
+    finite_in = {
         "xla_only": "Only the step compiled with XLA is non-finite; op by op it is finite.",
         "precision_only": "In float64 it is finite.",
     }.get(verdict.kind, "")
-    return " ".join(filter(None, (_exactness(verdict), also)))
+    return " ".join(filter(None, (_replay_exactness(verdict), finite_in)))
 
 
-def _exactness(verdict: Verdict) -> str:
+def _replay_exactness(verdict: Verdict) -> str:
     if verdict.bit_exact:
         return "Replays bit for bit."
     if verdict.bit_exact is None:
         return ""
-    worst = max(
-        (
-            each.max_ulp
-            for each in verdict.evidence
-            if each.mode == "recorded" and each.max_ulp is not None
-        ),
-        default=None,
-    )
-    return (
-        f"Replays within {worst} ulp of the recording."
-        if worst and worst < 2**62
-        else "Replays, though not bit for bit."
-    )
+    recorded = [evidence for evidence in verdict.evidence if evidence.mode == "recorded"]
+    worst = max((evidence.max_ulp or 0 for evidence in recorded), default=0)
+    if 0 < worst < 2**62:  # 2^62 stands for finite against non-finite, which has no distance
+        return f"Replays within {worst} ulp of the recording."
+    return "Replays, though not bit for bit."
 
 
 def _place(origin: Origin) -> list[str]:
-    layer = (
-        f"layer `{origin.layer_path or origin.layer}`"
-        if origin.layer_path or origin.layer
-        else None
-    )
+    """Phase and layer, such as "backward", "gradient of layer `encoder/norm`"."""
+    path = origin.layer_path or origin.layer
+    layer = f"layer `{path}`" if path else None
     if origin.phase == "backward":
-        of = layer or {"loss": "the loss", "input": "the input", "metric": "a metric"}.get(
-            origin.where
-        )
-        return ["backward"] + ([f"gradient of {of}"] if of else [])
+        differentiated = layer or _NOT_LAYERS.get(origin.where)
+        return ["backward", f"gradient of {differentiated}"] if differentiated else ["backward"]
     if origin.phase == "update":
         return ["update", "optimizer"] if origin.where == "optimizer" else ["update"]
-    inside = layer if origin.where in ("layer", "metric") else None
-    return [origin.phase, *([inside] if inside else [])]
+    if layer and origin.where in ("layer", "metric"):
+        return [origin.phase, layer]
+    return [origin.phase]
 
 
 def _event(origin: Origin, stopped: Trigger | None = None) -> str:
     """What the op did; `stopped` is the exception that it ended the step with."""
-    bad = bad_output(origin)
+    output = bad_output(origin)
+    value, element = _value_in_words(output), _element_in_words(output, origin)
     if origin.op_type is None:
         name = origin.op_name or (origin.operands[0].name if origin.operands else None)
-        return f"{f'`{name}`' if name else 'the batch'} holds {_value(bad)}{_at(bad, origin)}"
+        holder = f"`{name}`" if name else "the batch"
+        return f"{holder} holds {value}{element}"
+    op = f"`{origin.op_type}`{_operands_in_words(origin)}{element}"
     if stopped is not None:
-        return f"`{origin.op_type}`{_of(origin)}{_at(bad, origin)} raised {readable_trigger(stopped).rstrip('.')}"
+        return f"{op} raised {readable_trigger(stopped).rstrip('.')}"
     if origin.kind == "raised":
-        return f"`{origin.op_type}`{_of(origin)}{_at(bad, origin)} is refused op by op and gives {_value(bad)} when compiled"
-    return f"`{origin.op_type}`{_of(origin)}{_at(bad, origin)} gave {_value(bad)}"
+        return f"{op} is refused op by op and gives {value} when compiled"
+    return f"{op} gave {value}"
 
 
 def bad_output(origin: Origin) -> OutputFacts | None:
-    """The output that holds what the op made bad."""
-    return next(
-        (each for each in origin.outputs if each.indices),
-        next((each for each in origin.outputs if each.nonfinite), None),
-    )
+    """The output that holds what the op made bad, else one that holds what passed through."""
+    for output in origin.outputs:
+        if output.indices:
+            return output
+    for output in origin.outputs:
+        if output.nonfinite:
+            return output
+    return None
 
 
-def _value(output: OutputFacts | None) -> str:
-    return (
-        readable_number(output.value)
-        if output is not None and output.value is not None
-        else "a non-finite value"
-    )
+def _value_in_words(output: OutputFacts | None) -> str:
+    if output is None or output.value is None:
+        return "a non-finite value"
+    return readable_number(output.value)
 
 
-def _of(origin: Origin) -> str:
-    exact = [each for each in origin.operands if each.value is not None and _is_number(each)]
-    if exact and len(exact) == len([each for each in origin.operands if _is_number(each)]) <= 3:
-        words = [readable_number(each.value) for each in exact]
+def _operands_in_words(origin: Origin) -> str:
+    """The values that the element was computed from, or their range: " of 1.0 by 0.0"."""
+    numbers = [operand for operand in origin.operands if _is_number(operand)]
+    values = [operand.value for operand in numbers if operand.value is not None]
+    if 0 < len(values) == len(numbers) <= 3:
+        words = [readable_number(value) for value in values]
         pattern = _JOINED.get(origin.op_type or "") if len(words) == 2 else None
         return " of " + (pattern.format(*words) if pattern else readable_list(words))
-    ranges = [
-        each
-        for each in origin.operands
-        if _is_number(each) and each.min is not None and each.max is not None
-    ]
-    if not ranges:
+    bounds = [(op.min, op.max) for op in numbers if op.min is not None and op.max is not None]
+    if not bounds:
         return ""
-    low, high = (
-        min(each.min for each in ranges if each.min is not None),
-        max(each.max for each in ranges if each.max is not None),
-    )
-    return (
-        f" of values that are all {readable_number(low)}"
-        if low == high
-        else f" of values from {readable_number(low)} to {readable_number(high)}"
-    )
+    low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+    if low == high:
+        return f" of values that are all {readable_number(low)}"
+    return f" of values from {readable_number(low)} to {readable_number(high)}"
 
 
 def _is_number(operand: OperandFacts) -> bool:
-    return operand.dtype.lstrip("b").startswith(("float", "complex"))
+    return operand.dtype.lstrip("b").startswith(("float", "complex"))  # bfloat16 too
 
 
-def _at(output: OutputFacts | None, origin: Origin) -> str:
-    at = (
-        f" at [{', '.join(map(str, output.indices[0]))}]"
-        if output is not None and output.indices and output.indices[0]
-        else ""
-    )
+def _element_in_words(output: OutputFacts | None, origin: Origin) -> str:
+    """Where the element is, and in which samples: " at [17, 0] (sample 17 of the batch)"."""
+    element = ""
+    if output is not None and output.indices and output.indices[0]:
+        element = f" at [{', '.join(map(str, output.indices[0]))}]"
     if not origin.rows:
-        return at
-    whose = "the" if not owner(origin) else "its"
-    return f"{at} ({'sample' if len(origin.rows) == 1 else 'samples'} {readable_list(origin.rows)} of {whose} batch)"
+        return element
+    samples = "sample" if len(origin.rows) == 1 else "samples"
+    whose = "its" if owner(origin) else "the"
+    return f"{element} ({samples} {readable_list(origin.rows)} of {whose} batch)"
 
 
 def _without_origin(
     verdict: Verdict, findings: Findings, incident: Incident, steps: tuple[int, int]
 ) -> str:
-    where = f"step {incident.step} · {_recorded(incident.trigger)}"
+    where = f"step {incident.step} · {_recorded_event(incident.trigger)}"
     if verdict.kind == "healthy":
-        said = f"{readable_steps(range(steps[0], steps[1] + 1))} · nothing non-finite"
-        return f"{said}. {certainty(verdict)}".rstrip()
+        window = readable_steps(range(steps[0], steps[1] + 1))
+        return f"{window} · nothing non-finite. {certainty(verdict)}".rstrip()
     if verdict.kind == "transient":
-        said = f"{where}, but every replay from the same state and batch is finite: a race or a hardware fault."
-        return f"{said} {verdict.reason or ''}".rstrip()
+        finite = "every replay from the same state and batch is finite"
+        fault = f"{where}, but {finite}: a race or a hardware fault."
+        return f"{fault} {verdict.reason or ''}".rstrip()
     if verdict.kind == "inconclusive":
         return f"{where}; what made it could not be decided. {verdict.reason or ''}".rstrip()
     reason = findings.reason or verdict.reason or "No op could be named."
     return f"{where}, and is so again when replayed. {reason} {certainty(verdict)}".rstrip()
 
 
-def _recorded(trigger: Trigger) -> str:
+def _recorded_event(trigger: Trigger) -> str:
     if trigger.what in ("exception", "manual"):
         return readable_trigger(trigger).rstrip(".")
     name = trigger.name if trigger.what == "loss" else f"{trigger.what} `{trigger.name}`"
     return f"{name} was {readable_number(trigger.value)} in training"
 
 
-# Causes and fixes in the words of the sentence.
+# Causes and fixes in words.
 
 
 def fix_label(fix: FixResult) -> str:
     """A fix as `--fix` takes it: `clipnorm=1.0`, `clean_data=drop_rows`, `float32`."""
     if not fix.params or "+" in fix.name:
         return fix.name
+    # `--fix clip_data=3` means from -3 to 3; other bounds cannot be written there
     if fix.name == "clip_data" and "low" in fix.params and fix.params["low"] != -fix.params["high"]:
         return fix.name
     value = fix.params.get("high", next(iter(fix.params.values())))
@@ -270,15 +274,23 @@ def cause_in_words(causes: Sequence[Cause]) -> str:
 
 
 def fixes_in_words(fixes: Sequence[FixResult], limit: int = 3) -> str:
-    """What prevents it and what does not: `Verified fix: epsilon=1e-7; clipnorm=1 and lr=0.1 do not help.`; "" when none was tried."""
+    """What prevents it and what does not; "" when nothing was tried.
+
+    For example: "Verified fix: `epsilon=1e-7`; `clipnorm=1` and `lr=0.1` do not help."
+
+    Args:
+        fixes: What was tried.
+        limit: How many are named of each kind.
+    """
     good = [f"`{fix_label(fix)}`" for fix in fixes if fix.prevents][:limit]
     bad = [f"`{fix_label(fix)}`" for fix in fixes if fix.prevents is False][:limit]
-    help_ = f"{readable_list(bad)} {'does' if len(bad) == 1 else 'do'} not help" if bad else ""
-    if good:
-        return f"Verified fix{'es' if len(good) > 1 else ''}: {readable_list(good)}" + (
-            f"; {help_}." if help_ else "."
-        )
-    return f"Tried: {help_}." if help_ else ""
+    useless = ""
+    if bad:
+        useless = f"{readable_list(bad)} {'does' if len(bad) == 1 else 'do'} not help"
+    if not good:
+        return f"Tried: {useless}." if useless else ""
+    helpful = f"Verified fix{'es' if len(good) > 1 else ''}: {readable_list(good)}"
+    return f"{helpful}; {useless}." if useless else f"{helpful}."
 
 
 # What verdicts and modes of replaying mean, in words for people.
@@ -286,8 +298,10 @@ def fixes_in_words(fixes: Sequence[FixResult], limit: int = 3) -> str:
 VERDICT_MEANINGS: Mapping[VerdictKind, str] = {
     "reproduced": "The step is non-finite again when it is replayed.",
     "xla_only": "Non-finite as XLA compiles it, finite op by op.",
-    "precision_only": "Non-finite as it was trained, finite in float64: more precision would have kept it finite.",
-    "transient": "Finite in every replay from the recorded state and batch: a race or a hardware fault.",
+    "precision_only": "Non-finite as it was trained, finite in float64: "
+    "more precision would have kept it finite.",
+    "transient": "Finite in every replay from the recorded state and batch: "
+    "a race or a hardware fault.",
     "healthy": "Nothing non-finite was recorded, and nothing is when it is replayed.",
     "inconclusive": "Replaying could not decide it.",
 }
@@ -302,7 +316,7 @@ MODE_MEANINGS: Mapping[str, str] = {
 
 
 def exactness(evidence: Evidence) -> str:
-    """How a mode compares with the recording: "bit for bit", "3 ulp off"; "not compared" where nothing is to be compared."""
+    """How a mode compares with the recording: "bit for bit", "3 ulp off", "not compared"."""
     if evidence.bit_exact is None:
         return "not compared"
     return "bit for bit" if evidence.bit_exact else readable_ulp(evidence.max_ulp)
@@ -313,17 +327,16 @@ def difference_lines(difference: ModeDifference) -> list[str]:
     one, other = difference.modes
     lines = []
     if difference.first is not None:
-        size = difference.first.max_ulp
-        by = f", by {size} ulp" if size is not None and size < 2**62 else ""
-        lines.append(f"{one} and {other} first differ at {_named(difference.first)}{by}.")
+        ulp = difference.first.max_ulp
+        distance = f", by {ulp} ulp" if ulp is not None and ulp < 2**62 else ""
+        op = _op_in_words(difference.first)
+        lines.append(f"{one} and {other} first differ at {op}{distance}.")
     if difference.first_nonfinite is not None:
-        lines.append(
-            f"{_named(difference.first_nonfinite)} is the first op that is finite in {other} only."
-        )
+        op = _op_in_words(difference.first_nonfinite)
+        lines.append(f"{op} is the first op that is finite in {other} only.")
     return lines
 
 
-def _named(op: DifferingOp) -> str:
-    return (
-        f"{op.op_type} {op.op_name} ({op.phase}{f' of {op.layer_path}' if op.layer_path else ''})"
-    )
+def _op_in_words(op: DifferingOp) -> str:
+    layer = f" of {op.layer_path}" if op.layer_path else ""
+    return f"{op.op_type} {op.op_name} ({op.phase}{layer})"

@@ -19,7 +19,8 @@ from nanreplay.findings import Cause, FixResult
 from nanreplay.records import Frame, Timeline
 from nanreplay.report.contents import Report
 from nanreplay.report.history import timeline_svg
-from nanreplay.report.pages import history_of, html_page, markdown_page, page_of
+from nanreplay.report.markdown import markdown_page
+from nanreplay.report.pages import history_of, html_page, page_of
 
 SAMPLE = Path(__file__).parents[3] / "sample_runs" / "log_of_zero.h5"
 HOSTILE = "<script>alert(1)</script> a|b *bold* _it_ #12 @team [x](http://y) $f$"

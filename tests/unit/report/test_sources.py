@@ -10,7 +10,7 @@ import pytest
 from nanreplay.capture import Capture
 from nanreplay.findings import Origin
 from nanreplay.records import Frame
-from nanreplay.report.pages import sources_of
+from nanreplay.report.user_sources import sources_of
 
 ROOT = Path(__file__).parents[3]
 LINE = Frame("log_of_zero.py", 14, "cross_entropy", None)
