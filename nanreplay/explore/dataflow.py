@@ -1,4 +1,9 @@
-"""Where the values of an op came from and where they went, copies skipped but told. Pure functions."""
+"""Finding ops in a step, and following values from op to op.
+
+The panes of the terminal interface search ops by text, step to the next one of a kind, and show
+where the values of an op came from and where they went. Copies are skipped on the way, but named.
+Pure functions of a `StepView`.
+"""
 
 from __future__ import annotations
 
@@ -12,37 +17,43 @@ from nanreplay.bisect.tensor_stats import words
 from nanreplay.explore.step_view import HEALTHS, Op, StepView
 from nanreplay.replay.provenance import ValueId
 
-# Finding ops in a step: by text, by health, in the order of execution. Pure functions.
-
 Direction: TypeAlias = Literal[1, -1]
-Test: TypeAlias = Callable[[Op], bool]
+OpTest: TypeAlias = Callable[[Op], bool]
 _SIZE = re.compile(r"([<>])\s*([-+\d.e]+)", re.IGNORECASE)
 
 
-def matcher(text: str) -> Test:
-    """Return what tells whether an op fits a query.
-
-    All words of the query must fit: a part of the op's type, name, layer, phase or source line, in any case; `nan`, `inf`,
-    `contained`, `finite`, `bad` (all but finite) or `origin` after `is:`; `>1e4` or `<1e-6` for its largest finite absolute
-    value; `step:` is not among them, since a view is of one step.
-    """
-    tests = [_test(word) for word in text.split()]
-    return lambda op: all(test(op) for test in tests)
-
-
 def search(ops: Iterable[Op], text: str) -> tuple[Op, ...]:
-    """Return the ops that fit a query, in order; see `matcher`."""
-    fits = matcher(text)
-    return tuple(op for op in ops if fits(op))
+    """Return the ops that fit a query, in order.
+
+    All words of the query must fit. A word is one of these:
+
+    - a part of the op's type, name, layer, phase or source line, in any case;
+    - `is:` with `nan`, `inf`, `contained`, `finite`, `bad` (all but finite) or `origin`;
+    - `>1e4` or `<1e-6` for its largest finite absolute value.
+    """
+    tests = [_word_test(word) for word in text.split()]
+    return tuple(op for op in ops if all(test(op) for test in tests))
 
 
 def neighbour(
-    ops: Sequence[Op], serial: int, direction: Direction, fits: Test = lambda op: True
+    ops: Sequence[Op], serial: int, direction: Direction, fits: OpTest = lambda op: True
 ) -> Op | None:
-    """Return the next or the previous op, in the order of execution, that fits; None at the end."""
-    before = [op for op in ops if op.serial < serial] if direction < 0 else []
-    after = (op for op in ops if op.serial > serial)
-    return next((op for op in (reversed(before) if direction < 0 else after) if fits(op)), None)
+    """Return the next or the previous op that fits, in the order of execution.
+
+    Args:
+        ops: In that order.
+        serial: The op to start from.
+        direction: 1 for the next op, -1 for the previous one.
+        fits: Which ops count; all unless given.
+
+    Returns:
+        The op; None at the end.
+    """
+    if direction < 0:
+        candidates = [op for op in reversed(ops) if op.serial < serial]
+    else:
+        candidates = [op for op in ops if op.serial > serial]
+    return next(filter(fits, candidates), None)
 
 
 def is_bad(op: Op) -> bool:
@@ -59,7 +70,7 @@ def next_origin(view: StepView, serial: int | None) -> Op | None:
     return view.op(serials[following % len(serials)])
 
 
-def _test(word: str) -> Test:
+def _word_test(word: str) -> OpTest:
     key, _, value = word.lower().partition(":")
     if key == "is" and value in HEALTHS:
         return lambda op: op.health == value
@@ -70,11 +81,11 @@ def _test(word: str) -> Test:
     size = _SIZE.fullmatch(word)
     if size is not None:
         return _size_test(size[1], size[2])
-    wanted = word.lower()
-    return lambda op: wanted in _text(op)
+    part = word.lower()
+    return lambda op: part in _searched_text(op)
 
 
-def _size_test(sign: str, text: str) -> Test:
+def _size_test(sign: str, text: str) -> OpTest:
     try:
         limit = float(text)
     except ValueError:
@@ -82,17 +93,19 @@ def _size_test(sign: str, text: str) -> Test:
 
     def fits(op: Op) -> bool:
         sizes = [stat.absmax for stat in op.outputs if stat.absmax is not None]
-        return bool(sizes) and (max(sizes) > limit if sign == ">" else max(sizes) < limit)
+        if not sizes:
+            return False
+        return max(sizes) > limit if sign == ">" else max(sizes) < limit
 
     return fits
 
 
-def _text(op: Op) -> str:
+def _searched_text(op: Op) -> str:
     code = "" if op.source is None else f"{op.source.file}:{op.source.line} {op.source.code or ''}"
     return f"{op.type} {op.name} {op.layer_path} {op.phase} {code}".lower()
 
 
-# --- explore.dataflow
+# Following values. A hop leads from a value to the op that made it, or to an op that uses it.
 
 SKIPPED = COPIES | words(
     "Cast ExpandDims Squeeze ReadVariableOp OptionalGetValue StackPopV2 TensorListGetItem"
@@ -109,7 +122,10 @@ class Hop:
     op: Op | None
     """The op at the other end; None for a value that entered the step."""
     slot: int
-    """Which input of the using op it is, from 0; for a value out of storage the number of inputs and more."""
+    """Which input of the using op it is, from 0.
+
+    For a value out of storage the number of inputs and more.
+    """
     skipped: tuple[Op, ...] = ()
     """Copies, casts and reshapes in between, in the order in which they ran."""
 
@@ -125,150 +141,174 @@ class Stop:
     """Position of the stop that it follows on; None for one right beside the value."""
 
 
-def upstream(view: StepView, value: ValueId, most: int = 24) -> tuple[Stop, ...]:
-    """Return where a value came from, and where that came from, as deep as `most` stops allow; constants only at the first level."""
+def producers(view: StepView, op: Op) -> tuple[Hop, ...]:
+    """Return where each input of an op came from, in the order of its inputs.
 
-    def beyond(hop: Hop) -> tuple[Hop, ...]:
-        return (
-            ()
-            if hop.op is None
-            else tuple(
-                each
-                for each in producers(view, hop.op)
-                if each.op is None or not each.op.is_plumbing
-            )
-        )
+    What it took out of storage comes after the inputs.
+    """
+    values = (*op.inputs, *op.stored)
+    return tuple(_hop_back(view, value, slot) for slot, value in enumerate(values))
+
+
+def source_of(view: StepView, value: ValueId) -> Hop:
+    """Return where a value was computed, with the copies in between.
+
+    This is the value itself when it is no copy.
+    """
+    return _hop_back(view, value, 0)
+
+
+def consumers(view: StepView, value: ValueId) -> tuple[Hop, ...]:
+    """Return the ops that use a value or a copy of it, in the order in which they ran."""
+    hops: dict[int, Hop] = {}
+    for hop in _hops_forward(view, value, ()):
+        if hop.op is not None:
+            hops.setdefault(hop.op.serial, hop)
+    return tuple(hops[serial] for serial in sorted(hops))
+
+
+def worst_producer(view: StepView, op: Op) -> Hop | None:
+    """Return the producer to look at first; None for an op without inputs.
+
+    It is the least healthy one, and of these the one with the largest values.
+    """
+
+    def badness(hop: Hop) -> tuple[int, float, int]:
+        stat = view.stat(hop.value)
+        absmax = stat.absmax if stat is not None else None
+        return HEALTHS.index(view.health(hop.value)), absmax or 0.0, -hop.slot
+
+    hops = producers(view, op)
+    computed = [hop for hop in hops if hop.op is None or hop.op.type not in ("Const", "HostConst")]
+    return max(computed or hops, key=badness, default=None)
+
+
+def upstream(view: StepView, value: ValueId, most: int = 24) -> tuple[Stop, ...]:
+    """Return where a value came from, and where that came from, level by level.
+
+    Constants are only at the first level.
+
+    Args:
+        view: The step.
+        value: The value to start from.
+        most: How many stops there may be; the walk ends where the next ones do not fit.
+    """
+
+    def hops_beyond(hop: Hop) -> list[Hop]:
+        if hop.op is None:
+            return []
+        hops = producers(view, hop.op)
+        return [other for other in hops if other.op is None or not other.op.is_plumbing]
 
     op = view.op(value.serial)
-    return _reach(producers(view, op) if op is not None else (), beyond, most)
+    return _stops(producers(view, op) if op is not None else (), hops_beyond, most)
 
 
 def downstream(view: StepView, value: ValueId, most: int = 24) -> tuple[Stop, ...]:
-    """Return where a value went, and where that went, as deep as `most` stops allow; ops that only measure are left out."""
+    """Return where a value went, and where that went, level by level.
 
-    def beyond(hop: Hop) -> tuple[Hop, ...]:
-        outputs = range(len(hop.op.outputs)) if hop.op is not None else ()
-        found = (
-            each
-            for k in outputs
-            for each in consumers(view, ValueId(hop.op.serial if hop.op is not None else 0, k))
-        )
-        return tuple(each for each in found if each.op is not None and not each.op.is_plumbing)
+    Ops that only measure are left out.
 
-    return _reach(
-        tuple(
-            hop for hop in consumers(view, value) if hop.op is not None and not hop.op.is_plumbing
-        ),
-        beyond,
-        most,
-    )
+    Args:
+        view: The step.
+        value: The value to start from.
+        most: How many stops there may be; the walk ends where the next ones do not fit.
+    """
+
+    def computing_consumers(value: ValueId) -> list[Hop]:
+        hops = consumers(view, value)
+        return [hop for hop in hops if hop.op is not None and not hop.op.is_plumbing]
+
+    def hops_beyond(hop: Hop) -> list[Hop]:
+        hops: list[Hop] = []
+        if hop.op is not None:
+            for output in range(len(hop.op.outputs)):
+                hops += computing_consumers(ValueId(hop.op.serial, output))
+        return hops
+
+    return _stops(computing_consumers(value), hops_beyond, most)
 
 
-def _reach(
-    first: tuple[Hop, ...], beyond: Callable[[Hop], tuple[Hop, ...]], most: int
+def _stops(
+    first: Sequence[Hop], hops_beyond: Callable[[Hop], Sequence[Hop]], most: int
 ) -> tuple[Stop, ...]:
-    """Walk level by level while there is room, then put what follows on a stop below it; what was met before ends a way."""
-    below: dict[int, list[Hop]] = {}
+    """Walk level by level while there is room, then put what follows on a stop below it.
+
+    What was met before ends a way, so that each way is shown once and loops end. Breadth first
+    fills the room with what is near; the result is in the order of a tree, as it is shown: of a
+    with b and c before it, and d before b, the stops are b, d, c.
+    """
+    following: dict[int, Sequence[Hop]] = {}
+    """By identity of the hop; two equal hops may lie on two ways."""
     met = {_end(hop) for hop in first}
     level, room = list(first), most - len(first)
     while level:
-        following: list[Hop] = []
+        next_level: list[Hop] = []
         for hop in level:
-            new = [each for each in beyond(hop) if _end(each) not in met]
-            if len(new) > room:
-                return tuple(_in_order(first, below))
-            room -= len(new)
-            met |= {_end(each) for each in new}
-            below[id(hop)] = new
-            following += new
-        level = following
-    return tuple(_in_order(first, below))
-
-
-def _in_order(first: Sequence[Hop], below: Mapping[int, Sequence[Hop]]) -> list[Stop]:
-    stops: list[Stop] = []
-
-    def add(hops: Sequence[Hop], level: int, before: int | None) -> None:
-        for hop in hops:
-            stops.append(Stop(hop, level, before))
-            add(below.get(id(hop), ()), level + 1, len(stops) - 1)
-
-    add(first, 0, None)
-    return stops
+            new_hops = [other for other in hops_beyond(hop) if _end(other) not in met]
+            if len(new_hops) > room:
+                return tuple(_in_tree_order(first, following))
+            room -= len(new_hops)
+            met |= set(map(_end, new_hops))
+            following[id(hop)] = new_hops
+            next_level += new_hops
+        level = next_level
+    return tuple(_in_tree_order(first, following))
 
 
 def _end(hop: Hop) -> tuple[int, ValueId]:
     return (hop.op.serial if hop.op is not None else -1), hop.value
 
 
-def producers(view: StepView, op: Op) -> tuple[Hop, ...]:
-    """Return where each input of an op came from, in the order of its inputs; then what it took out of storage."""
-    return tuple(_back(view, value, slot) for slot, value in enumerate((*op.inputs, *op.stored)))
+def _in_tree_order(first: Sequence[Hop], following: Mapping[int, Sequence[Hop]]) -> list[Stop]:
+    stops: list[Stop] = []
+
+    def add(hops: Sequence[Hop], level: int, before: int | None) -> None:
+        for hop in hops:
+            stops.append(Stop(hop, level, before))
+            add(following.get(id(hop), ()), level + 1, len(stops) - 1)
+
+    add(first, 0, None)
+    return stops
 
 
-def source_of(view: StepView, value: ValueId) -> Hop:
-    """Return where a value was computed, with the copies between there and here; the value itself when it is no copy."""
-    return _back(view, value, 0)
-
-
-def consumers(view: StepView, value: ValueId) -> tuple[Hop, ...]:
-    """Return the ops that use a value or a copy of it, in the order in which they ran."""
-    found: dict[int, Hop] = {}
-    for hop in _forth(view, value, ()):
-        if hop.op is not None:
-            found.setdefault(hop.op.serial, hop)
-    return tuple(found[serial] for serial in sorted(found))
-
-
-def worst_producer(view: StepView, op: Op) -> Hop | None:
-    """Return the producer to look at first: the least healthy, then the one with the largest values; None without inputs."""
-
-    def rank(hop: Hop) -> tuple[int, float, int]:
-        stat = view.stat(hop.value)
-        return (
-            HEALTHS.index(view.health(hop.value)),
-            (stat.absmax or 0.0) if stat is not None else 0.0,
-            -hop.slot,
-        )
-
-    computed = [
-        hop
-        for hop in producers(view, op)
-        if hop.op is None or hop.op.type not in ("Const", "HostConst")
-    ]
-    return max(computed or producers(view, op), key=rank, default=None)
-
-
-def _back(view: StepView, value: ValueId, slot: int) -> Hop:
+def _hop_back(view: StepView, value: ValueId, slot: int) -> Hop:
+    """The hop to the op that computed a value, through the copies of it."""
     skipped: list[Op] = []
-    while (op := view.op(value.serial)) is not None:
-        source = _copied(view, op, value.output)
+    op = view.op(value.serial)
+    while op is not None:
+        source = _copied_value(view, op, value.output)
         if source is None:
             break
         skipped.append(op)
-        value = source
+        value, op = source, view.op(source.serial)
     return Hop(value, op, slot, tuple(reversed(skipped)))
 
 
-def _forth(view: StepView, value: ValueId, skipped: tuple[Op, ...]) -> Iterator[Hop]:
+def _hops_forward(view: StepView, value: ValueId, skipped: tuple[Op, ...]) -> Iterator[Hop]:
+    """The hops to the ops that use a value, through the copies of it."""
     for serial in view.uses.get(value, ()):
         op = view.op(serial)
         if op is None:
             continue
-        handed_on = [
-            ValueId(serial, k) for k in range(len(op.outputs)) if _copied(view, op, k) == value
-        ]
-        if not handed_on:
+        outputs = range(len(op.outputs))
+        copies = [output for output in outputs if _copied_value(view, op, output) == value]
+        if not copies:
             yield Hop(value, op, (*op.inputs, *op.stored).index(value), skipped)
-        for copy in handed_on:
-            yield from _forth(view, copy, (*skipped, op))
+        for output in copies:
+            yield from _hops_forward(view, ValueId(serial, output), (*skipped, op))
 
 
-def _copied(view: StepView, op: Op, output: int) -> ValueId | None:
-    """What an output is a copy of; None for one that was computed, or that came out worse than it went in."""
+def _copied_value(view: StepView, op: Op, output: int) -> ValueId | None:
+    """What an output is a copy of.
+
+    None for one that was computed, or that came out worse than it went in: a cast to float16 that
+    overflows is where the infinity was made.
+    """
     if op.type not in SKIPPED or op.is_origin or op.error is not None:
         return None
     sources = op.stored or op.inputs[output : output + 1]
-    if len(sources) != 1 or HEALTHS.index(view.health(sources[0])) < HEALTHS.index(op.health):
+    if len(sources) != 1:
         return None
-    return sources[0]
+    is_worse = HEALTHS.index(op.health) > HEALTHS.index(view.health(sources[0]))
+    return None if is_worse else sources[0]

@@ -1,4 +1,8 @@
-"""`Explorer`: what a front end asks for a step, a tensor or a batch. One thread at a time may use it."""
+"""`Explorer`: what a front end asks for a step, a tensor or a batch.
+
+The terminal interface has one in its worker process, scripts make one of a replay. It remembers
+what it had to run. One thread at a time may use it.
+"""
 
 from __future__ import annotations
 
@@ -30,10 +34,14 @@ from nanreplay.records import ArrayLike
 from nanreplay.replay.provenance import OpEvent, ValueId
 
 Tick = Callable[[int], None]
-_SCENES_KEPT = 3
+_MOST_SCENES = 3
 _AROUND = 40
-"""Ops before and after a wanted one whose tensors are kept from the same run: stepping to them costs nothing."""
-_KEPT_BYTES = 64 * 2**20
+"""Ops before and after a wanted one whose tensors are kept from the same run.
+
+Stepping to them costs nothing.
+"""
+_MOST_BYTES = 64 * 2**20
+"""Bytes of the tensors that are kept so."""
 
 
 class Explorer:
@@ -50,7 +58,8 @@ class Explorer:
         runner: What replays.
         bisection: What was found in a run of this process; its steps are not run again.
         origin: What bisecting found, for who has only that; the bisection's unless given.
-        tick: Called with the number of ops run, at every op of a run; what it raises ends the run and passes through.
+        tick: Called with the number of ops run, at every op of a run. What it raises ends the run
+            and passes through.
     """
 
     def __init__(
@@ -62,15 +71,17 @@ class Explorer:
         tick: Tick | None = None,
     ) -> None:
         """Nothing runs yet."""
-        self._runner = runner if tick is None else cast("StepRunner", _Ticking(runner, tick))
+        self._runner = runner if tick is None else cast("StepRunner", _TickingRunner(runner, tick))
         self._bisection = bisection
-        self._origin = (
-            bisection.findings.origin if origin is None and bisection is not None else origin
-        )
+        self._origin = origin
+        if origin is None and bisection is not None:
+            self._origin = bisection.findings.origin
         self._scenes: OrderedDict[int, Scene] = OrderedDict()
         self._views: dict[int, StepView] = {}
         self._events: dict[int, dict[int, OpEvent]] = {}
+        """Executions with their tensors, by serial, by step."""
         self._spread: tuple[int, Spread] | None = None
+        """What is usual in the batches besides that of a step, and this step."""
 
     @property
     def steps(self) -> Sequence[int]:
@@ -106,36 +117,33 @@ class Explorer:
             failing = None if arrival is None else arrival.mask
         else:
             event = self._event(step, value.serial)
-            tensor = (
-                event.outputs[value.output]
-                if event is not None and value.output < len(event.outputs)
-                else None
-            )
-            failing = self._failing(scene, value.serial).get(value.output)
+            tensor = None if event is None else _output(event, value.output)
+            failing = _failing_masks(scene, value.serial).get(value.output)
+        name = view.name(value)
         if tensor is None:
-            raise MissingPartError(
-                f"Nothing is known of the values of `{view.name(value)}` in step {step}."
-            )
-        return view_tensor(value, view.name(value), tensor, failing=failing, at=at)
+            raise MissingPartError(f"Nothing is known of the values of `{name}` in step {step}.")
+        return view_tensor(value, name, tensor, failing=failing, at=at)
 
     def operands(self, step: int, value: ValueId, index: Index) -> tuple[OperandElement, ...]:
-        """Return the inputs of the op that made a tensor, at what one of its elements was computed from."""
+        """Return the inputs of the op that made a tensor, at one of its elements.
+
+        They are shown at what the element was computed from.
+
+        Args:
+            step: The step.
+            value: The tensor.
+            index: The element.
+        """
         event = self._event(step, value.serial) if value.serial >= 0 else None
-        if (
-            event is None
-            or value.output >= len(event.outputs)
-            or is_opaque(event.outputs[value.output])
-        ):
-            return ()
-        if is_update(event.type) or (event.error is not None and not event.outputs):
+        output = None if event is None else _output(event, value.output)
+        # An update has the variable as its output, which is not computed from its inputs alone.
+        if event is None or output is None or is_opaque(output) or is_update(event.type):
             return ()
         scene, view = self._scene(step), self.step_view(step)
-        held = [
-            self._held(scene, tensor, source)
-            for tensor, source in zip(event.inputs, event.input_ids, strict=True)
-        ]
+        pairs = zip(event.inputs, event.input_ids, strict=True)
+        values = [_readable_value(scene, tensor, source) for tensor, source in pairs]
         names = [view.name(source) for source in event.input_ids]
-        return tuple(operands_at(event, value.output, index, names, held, self._runner.execute))
+        return tuple(operands_at(event, value.output, index, names, values, self._runner.execute))
 
     def batch(self, step: int, row: int | None = None, around: int = 2) -> BatchView:
         """Return the batch of a step beside the other batches of the window; nothing is run for it.
@@ -147,21 +155,17 @@ class Explorer:
         """
         record, origin = self._runner.batch(step), self._origin
         if self._spread is None or self._spread[0] != step:
-            others = [
-                self._runner.batch(other).leaves for other in self._runner.steps if other != step
-            ]
+            other_steps = [other for other in self._runner.steps if other != step]
+            others = [self._runner.batch(other).leaves for other in other_steps]
             self._spread = step, spread_of(record.leaves, record.paths, others)
-        known = origin is not None and origin.step == step
-        rows, reason = (
-            (origin.rows, origin.rows_reason) if origin is not None and known else (None, None)
-        )
+        is_origins_step = origin is not None and origin.step == step
         return view_batch(
             step,
             record.leaves,
             record.paths,
             self._spread[1],
-            rows=rows,
-            reason=reason,
+            rows=origin.rows if origin is not None and is_origins_step else None,
+            reason=origin.rows_reason if origin is not None and is_origins_step else None,
             row=row,
             around=around,
         )
@@ -170,58 +174,69 @@ class Explorer:
         if step not in self._scenes:
             self._scenes[step] = scene_at(self._runner, step, self._bisection)
         self._scenes.move_to_end(step)
-        while len(self._scenes) > _SCENES_KEPT:
+        while len(self._scenes) > _MOST_SCENES:
             old, _ = self._scenes.popitem(last=False)
             self._views.pop(old, None)
             self._events.pop(old, None)
         return self._scenes[step]
 
-    def _failing(self, scene: Scene, serial: int) -> Mapping[int, Any]:
-        """Failing elements of an op: of an origin those that it made."""
-        for suspect in scene.judgement.suspects:
-            if suspect.fact is not None and suspect.fact.serial == serial:
-                return suspect.masks
-        return scene.walk.failing.get(serial, {})
-
-    def _held(self, scene: Scene, tensor: Any, value: ValueId) -> Any:
-        if not is_opaque(tensor):
-            return tensor
-        return (
-            scene.trace.value(value)
-            if dtype_name(tensor) == "resource" and value.serial < 0
-            else None
-        )
-
     def _event(self, step: int, serial: int) -> OpEvent | None:
-        """The execution with its tensors: kept by the trace, caught before, or caught in one more run."""
+        """The execution with its tensors: kept by the trace, or caught in one more run."""
         fact = self._scene(step).trace.facts.get(serial)
         if fact is None:
             return None
         if fact.event is not None:
             return fact.event
-        caught = self._events.setdefault(step, {})
-        if serial not in caught:
-            caught.clear()
-            caught.update(catch(self._runner, step, serial))
-        return caught.get(serial)
+        events = self._events.setdefault(step, {})
+        if serial not in events:
+            events.clear()
+            events.update(_catch(self._runner, step, serial))
+        return events.get(serial)
 
 
-def catch(runner: StepRunner, step: int, serial: int) -> dict[int, OpEvent]:
-    """Run a step op by op up to an op, and a little further, and return its execution and those around it, by serial."""
-    found: dict[int, OpEvent] = {}
-    size = 0
+def _output(event: OpEvent, position: int) -> Any:
+    """An output of an execution, None when it has no such output."""
+    return event.outputs[position] if position < len(event.outputs) else None
 
-    def see(event: OpEvent) -> None:
-        nonlocal size
-        if event.serial > serial and (event.serial > serial + _AROUND or size > _KEPT_BYTES):
+
+def _failing_masks(scene: Scene, serial: int) -> Mapping[int, Any]:
+    """Failing elements of an op by output: of an origin those that it made."""
+    for suspect in scene.judgement.suspects:
+        if suspect.fact is not None and suspect.fact.serial == serial:
+            return suspect.masks
+    return scene.walk.failing.get(serial, {})
+
+
+def _readable_value(scene: Scene, tensor: Any, value: ValueId) -> Any:
+    """What an input holds: of a variable's handle the variable, None of other opaque tensors."""
+    if not is_opaque(tensor):
+        return tensor
+    is_variable = dtype_name(tensor) == "resource" and value.serial < 0
+    return scene.trace.value(value) if is_variable else None
+
+
+def _catch(runner: StepRunner, step: int, serial: int) -> dict[int, OpEvent]:
+    """Run a step op by op up to an op, and a little further.
+
+    Returns the execution of the op and those around it, by serial. When these are too large, the
+    ones before the op go first: a user who follows a value goes on more often than back.
+    """
+    events: dict[int, OpEvent] = {}
+    kept_bytes = 0
+
+    def observe(event: OpEvent) -> None:
+        nonlocal kept_bytes
+        is_after = event.serial > serial
+        if is_after and (event.serial > serial + _AROUND or kept_bytes > _MOST_BYTES):
             raise _EnoughSeenError
-        if abs(event.serial - serial) <= _AROUND:
-            kept = with_updated(runner, event) if is_update(event.type) else event
-            size += sum(_bytes(tensor) for tensor in kept.outputs)
-            found[event.serial] = kept
-            if size > _KEPT_BYTES:
-                for other in [other for other in found if other < serial]:
-                    del found[other]
+        if event.serial < serial - _AROUND:
+            return
+        kept = with_updated(runner, event) if is_update(event.type) else event
+        kept_bytes += sum(map(_size_in_bytes, kept.outputs))
+        events[event.serial] = kept
+        if kept_bytes > _MOST_BYTES:
+            for earlier in [other for other in events if other < serial]:
+                del events[earlier]
 
     def repair(event: OpEvent) -> Sequence[Any]:
         outputs = repaired(event, runner.execute)
@@ -229,16 +244,22 @@ def catch(runner: StepRunner, step: int, serial: int) -> dict[int, OpEvent]:
             raise _EnoughSeenError
         return outputs
 
+    fetches = watched(runner.signature(step))
     with contextlib.suppress(_EnoughSeenError):
-        runner.run(step, see, on_error=repair, fetches=watched(runner.signature(step)), update=True)
-    return found
+        runner.run(step, observe, on_error=repair, fetches=fetches, update=True)
+    return events
+
+
+def _size_in_bytes(tensor: Any) -> int:
+    # 8 bytes an element is the most that there is but for complex128; a bound will do.
+    return 0 if is_opaque(tensor) else int(np.prod(tensor.shape, dtype=np.int64)) * 8
 
 
 class _EnoughSeenError(Exception):
     """Ends a run that has shown what it was run for."""
 
 
-class _Ticking:
+class _TickingRunner:
     """A runner that says, at every op, how many it has run."""
 
     def __init__(self, runner: StepRunner, tick: Tick) -> None:
@@ -258,18 +279,14 @@ class _Ticking:
         fetches: Sequence[str] | None = None,
         update: bool = True,
     ) -> Mapping[str, Any]:
-        done = 0
+        ops_done = 0
 
-        def see(event: OpEvent) -> Sequence[Any] | None:
-            nonlocal done
-            done += 1
-            self._tick(done)
+        def observe(event: OpEvent) -> Sequence[Any] | None:
+            nonlocal ops_done
+            ops_done += 1
+            self._tick(ops_done)
             return observer(event) if observer is not None else None
 
         return self._inner.run(
-            step, see, batch=batch, on_error=on_error, fetches=fetches, update=update
+            step, observe, batch=batch, on_error=on_error, fetches=fetches, update=update
         )
-
-
-def _bytes(tensor: Any) -> int:
-    return 0 if is_opaque(tensor) else int(np.prod(tensor.shape, dtype=np.int64)) * 8

@@ -1,4 +1,8 @@
-"""A step as a tree: phase, layer, loop, op, with health marks and numbers. Only the lines that are visible are drawn."""
+"""A step as a tree for the bisect pane: phase, layer, loop, op, with health marks and numbers.
+
+Lines are drawn one by one as Textual asks for those that are visible, so that ten thousand ops
+answer keys as quickly as ten.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +20,28 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
+from nanreplay.bisect.tensor_stats import TensorStat
 from nanreplay.explore import Node, Op, Row, StepView, grow, keys_of, rows_of
 from nanreplay.explore.dataflow import search
 from nanreplay.tui.capture_state import MARKS
 from nanreplay.tui.widgets.op_words import (
     ORIGIN,
-    bad_words,
-    health_tone,
+    health_style,
     name_tail,
-    number,
+    nonfinite_words,
     shape_words,
-    tone,
+    short_number,
+    theme_style,
 )
 
 _NARROWEST_LABEL = 30
-_OPENED_MATCHES = 400
+"""Columns that the names keep; columns of numbers give way before them."""
+_MOST_OPENED_MATCHES = 400
+"""Matches of a filter up to which the tree is opened at each of them."""
+_CURSOR_BLEND = 0.65
+"""How much of the background is in the colour of the line at the cursor."""
+_MARGIN = 3
+"""Lines that an op keeps from the lower end when the user is led to it."""
 
 
 class _Column(NamedTuple):
@@ -39,39 +50,45 @@ class _Column(NamedTuple):
     text: Callable[[Node], str]
 
 
-def _bad(node: Node) -> str:
+def _nonfinite_cell(node: Node) -> str:
+    """Non-finite elements of an op; of a layer or loop how many of its ops have any."""
     if node.op is not None:
-        return bad_words(node.op.stat)
+        return nonfinite_words(node.op.stat)
     return f"{node.nonfinite} of {node.ops}" if node.nonfinite else f"{node.ops} ops"
 
 
+def _stat_of(node: Node) -> TensorStat | None:
+    """Statistics of an op's output; a layer or loop has none."""
+    return node.op.stat if node.op is not None else None
+
+
+def _minimum_cell(node: Node) -> str:
+    stat = _stat_of(node)
+    return short_number(stat.minimum) if stat is not None else ""
+
+
+def _maximum_cell(node: Node) -> str:
+    stat = _stat_of(node)
+    return short_number(stat.maximum) if stat is not None else ""
+
+
 _COLUMNS = (
-    _Column(
-        "type and shape", 24, lambda node: shape_words(node.op.stat) if node.op is not None else ""
-    ),
-    _Column("non-finite", 15, _bad),
-    _Column(
-        "min",
-        11,
-        lambda node: (
-            number(node.op.stat.minimum) if node.op is not None and node.op.stat is not None else ""
-        ),
-    ),
-    _Column(
-        "max",
-        11,
-        lambda node: (
-            number(node.op.stat.maximum) if node.op is not None and node.op.stat is not None else ""
-        ),
-    ),
-    _Column("|max|", 11, lambda node: number(node.absmax)),
+    _Column("type and shape", 24, lambda node: shape_words(_stat_of(node))),
+    _Column("non-finite", 15, _nonfinite_cell),
+    _Column("min", 11, _minimum_cell),
+    _Column("max", 11, _maximum_cell),
+    _Column("|max|", 11, lambda node: short_number(node.absmax)),
 )
 _PRIORITY = (1, 4, 0, 2, 3)
-"""Columns that stay longest when it gets narrow."""
+"""Positions of the columns; those that stay longest when it gets narrow come first."""
 
 
 class OpTree(ScrollView, can_focus=True):
-    """The ops of a step."""
+    """The ops of a step.
+
+    `rows` are the lines that are open; `cursor` is a position among them. A node is known by its
+    key, which stays the same when lines open and close.
+    """
 
     DEFAULT_CSS = """
     OpTree { height: 1fr; background: $background; overflow-x: hidden; }
@@ -167,11 +184,16 @@ class OpTree(ScrollView, can_focus=True):
         self.ops: tuple[Op, ...] = ()
         """Ops that are in the tree, in the order of execution."""
         self.rows: list[Row] = []
+        """Lines of the tree, the heading excepted."""
         self.query_text = ""
+        """The filter; "" for none."""
         self.hides_plumbing = True
+        """Whether ops that compute nothing are left out."""
         self._roots: tuple[Node, ...] = ()
         self._opened: set[str] = set()
+        """Keys of the nodes that the user has opened."""
         self._told: str | None = None
+        """Key of the node of the last `Moved`."""
 
     # What is shown
 
@@ -179,29 +201,33 @@ class OpTree(ScrollView, can_focus=True):
         """Show a step, opened at its first origin."""
         self.view, self._opened = view, set()
         self.filter(self.query_text, hides_plumbing=self.hides_plumbing)
-        origin = next(
-            (op for value in view.origins if (op := view.op(value.serial)) is not None), None
-        )
-        first = origin or next((op for op in self.ops if op.health in ("inf", "nan")), None)
+        origins = (view.op(value.serial) for value in view.origins)
+        # An origin that entered the step (a batch, a variable) has no op.
+        first = next((op for op in origins if op is not None), None)
+        if first is None:
+            first = next((op for op in self.ops if op.health in ("inf", "nan")), None)
         if first is not None:
             self.go_to(first)
 
     def filter(self, text: str, *, hides_plumbing: bool) -> None:
-        """Show only the ops that fit a query; see `explore.search.matcher`."""
+        """Show only the ops that fit a query, and put the cursor on one of them.
+
+        Args:
+            text: The query, see `explore.dataflow.search`; "" shows all.
+            hides_plumbing: Whether ops that compute nothing are left out.
+        """
         if self.view is None:
             return
-        at, self.query_text, self.hides_plumbing = self.node, text, hides_plumbing
+        before, self.query_text, self.hides_plumbing = self.node, text, hides_plumbing
+        is_query = bool(text.strip())
         shown = (op for op in self.view.ops if not (hides_plumbing and op.is_plumbing))
-        self.ops = search(shown, text) if text.strip() else tuple(shown)
+        self.ops = search(shown, text) if is_query else tuple(shown)
         self._roots = grow(self.ops)
-        if text.strip() and len(self.ops) <= _OPENED_MATCHES:
+        if is_query and len(self.ops) <= _MOST_OPENED_MATCHES:
             self._opened |= {key for op in self.ops for key in keys_of(op)[:-1]}
-        self._lay_out(at.key if at is not None else None)
-        if (
-            text.strip()
-            and self.ops
-            and (at is None or self.node is None or self.node.key != at.key)
-        ):
+        self._lay_out(before.key if before is not None else None)
+        stayed = before is not None and self.node is not None and self.node.key == before.key
+        if is_query and self.ops and not stayed:
             self.go_to(self.ops[0])
 
     @property
@@ -216,33 +242,39 @@ class OpTree(ScrollView, can_focus=True):
 
     @property
     def serial(self) -> int:
-        """Serial of the op under the cursor, or just before the first one of a layer; -1 in an empty tree."""
+        """Where the cursor is in the order of execution.
+
+        The serial of the op under it; on a layer that of its first op less one, so that the next op
+        is its first one; -1 in an empty tree.
+        """
         if self.node is None:
             return -1
         return self.node.first if self.node.op is not None else self.node.first - 1
 
     def go_to(self, op: Op) -> None:
         """Put the cursor on an op, and open what is around it."""
-        if self.ops and not any(other.serial == op.serial for other in self.ops):
+        if self.ops and all(other.serial != op.serial for other in self.ops):
+            # The filter hides the op: take it away.
             self.filter("", hides_plumbing=self.hides_plumbing and not op.is_plumbing)
         *around, key = keys_of(op)
         self._opened |= set(around)
         self._lay_out(key)
+        # The new size is known after the next refresh; scrolling before would stop at the old end.
         self.call_after_refresh(self._centre)
 
     def _lay_out(self, key: str | None) -> None:
         """Lay the lines out anew, with the cursor on the node of a key where there is one."""
         self.rows = list(rows_of(self._roots, self._opened))
         self.virtual_size = Size(self.size.width, len(self.rows) + 1)
-        found = next((i for i, row in enumerate(self.rows) if row.node.key == key), None)
-        self.cursor = self.cursor if found is None else found
-        self.cursor = self.validate_cursor(self.cursor)
+        position = next((i for i, row in enumerate(self.rows) if row.node.key == key), self.cursor)
+        self.cursor = self.validate_cursor(position)
         self._tell()
         self.refresh()
 
     def _centre(self) -> None:
+        """Scroll so that the cursor is in the middle, unless it is well within view."""
         above = self.cursor - self.scroll_offset.y
-        if not 1 <= above < self.size.height - 3:
+        if not 1 <= above < self.size.height - _MARGIN:
             self.scroll_to(y=max(self.cursor - self.size.height // 2, 0), animate=False)
 
     # Behaviour
@@ -256,11 +288,13 @@ class OpTree(ScrollView, can_focus=True):
         top, height = self.scroll_offset.y, self.size.height - 1
         if height > 0 and not top <= cursor < top + height:
             self.scroll_to(y=cursor if cursor < top else cursor - height + 1, animate=False)
+        # Two lines change, and no others are drawn anew; the heading takes the first line.
         for line in (before, cursor):
             self.refresh(Region(0, line + 1 - self.scroll_offset.y, self.size.width, 1))
         self._tell()
 
     def _tell(self) -> None:
+        """Say that the cursor is on another node; laying lines out anew may keep the node."""
         key = self.node.key if self.node is not None else None
         if key != self._told:
             self._told = key
@@ -276,8 +310,12 @@ class OpTree(ScrollView, can_focus=True):
 
     def action_open_or_close(self) -> None:
         """Open or close what the cursor is on."""
-        if self.rows:
-            self.action_fold() if self.rows[self.cursor].is_open else self.action_unfold()
+        if not self.rows:
+            return
+        if self.rows[self.cursor].is_open:
+            self.action_fold()
+        else:
+            self.action_unfold()
 
     def action_fold(self) -> None:
         """Close what the cursor is on; where nothing is open, go to what it is in."""
@@ -288,10 +326,9 @@ class OpTree(ScrollView, can_focus=True):
             self._opened.discard(row.node.key)
             self._lay_out(row.node.key)
         else:
-            self.cursor = next(
-                (i for i in range(self.cursor, -1, -1) if self.rows[i].depth < row.depth),
-                self.cursor,
-            )
+            above = range(self.cursor, -1, -1)
+            parent = next((i for i in above if self.rows[i].depth < row.depth), self.cursor)
+            self.cursor = parent
 
     def action_unfold(self) -> None:
         """Open what the cursor is on; where it is open, go to its first line."""
@@ -312,13 +349,15 @@ class OpTree(ScrollView, can_focus=True):
             self.action_open_or_close()
 
     def on_click(self, event: events.Click) -> None:
-        """Put the cursor under the mouse; a second click chooses, one on an arrow opens or closes."""
+        """Put the cursor under the mouse; a second click chooses, one on an arrow opens."""
         line = event.y - 1 + self.scroll_offset.y
         if event.y < 1 or not 0 <= line < len(self.rows):
             return
-        was, self.cursor = self.cursor, line
-        row, arrow = self.rows[line], 1 + 2 * self.rows[line].depth
-        if row.node.children and (arrow <= event.x < arrow + 2 or was == line):
+        before, self.cursor = self.cursor, line
+        row = self.rows[line]
+        arrow = 1 + 2 * row.depth  # its first column, as `_label` draws it
+        is_on_arrow = arrow <= event.x < arrow + 2
+        if row.node.children and (is_on_arrow or before == line):
             self.action_open_or_close()
         elif event.chain > 1:
             self.action_choose()
@@ -331,68 +370,75 @@ class OpTree(ScrollView, can_focus=True):
 
     @property
     def _columns(self) -> list[_Column]:
-        room, kept = self.size.width - _NARROWEST_LABEL, set()
-        for i in _PRIORITY:
-            if room < _COLUMNS[i].width:
+        """The columns of numbers that fit beside the names."""
+        room = self.size.width - _NARROWEST_LABEL
+        kept = set()
+        for position in _PRIORITY:
+            room -= _COLUMNS[position].width
+            if room < 0:
                 break
-            room -= _COLUMNS[i].width
-            kept.add(i)
-        return [column for i, column in enumerate(_COLUMNS) if i in kept]
+            kept.add(position)
+        return [column for position, column in enumerate(_COLUMNS) if position in kept]
 
     def render_line(self, y: int) -> Strip:
         """Draw one line; the first one is the heading."""
-        base, colours = self.rich_style, self.app.theme_variables
-        columns, width = self._columns, self.scrollable_content_region.width or self.size.width
+        base, columns = self.rich_style, self._columns
+        width = self.scrollable_content_region.width or self.size.width
         label_width = width - sum(column.width for column in columns)
         if y == 0:
-            muted = base + tone(colours, "text-muted")
+            muted = base + theme_style(self.app.theme_variables, "text-muted")
             titles = "".join(column.title.rjust(column.width - 1) + " " for column in columns)
-            return Strip([Segment("  op".ljust(label_width) + titles, muted)]).adjust_cell_length(
-                width, base
-            )
+            heading = Segment("  op".ljust(label_width) + titles, muted)
+            return Strip([heading]).adjust_cell_length(width, base)
         line = y - 1 + self.scroll_offset.y
         if line >= len(self.rows):
-            text = "nothing fits the filter" if not self.rows and y == 1 and self.query_text else ""
+            is_no_match = not self.rows and y == 1 and self.query_text
+            text = "nothing fits the filter" if is_no_match else ""
             return Strip([Segment(f"  {text}", base)]).adjust_cell_length(width, base)
-        row = self.rows[line]
-        at = line == self.cursor
-        if at:
-            base += Style(
-                bgcolor=Color.parse(colours["primary"])
-                .blend(Color.parse(colours["background"]), 0.65)
-                .rich_color,
-                bold=True,
-            )
-        label = Strip(_label(row, at, base, colours)).adjust_cell_length(label_width, base)
-        health = base + health_tone(colours, row.node.health)
+        return self._row_strip(line, base, columns, label_width).adjust_cell_length(width, base)
+
+    def _row_strip(self, line: int, base: Style, columns: list[_Column], label_width: int) -> Strip:
+        row, colours = self.rows[line], self.app.theme_variables
+        is_at_cursor = line == self.cursor
+        if is_at_cursor:
+            base += _cursor_style(colours)
+        label = Strip(_label(row, is_at_cursor, base, colours))
+        health = base + health_style(colours, row.node.health)
         cells = [
             _cell(column, row.node, health if column.title == "non-finite" else base)
             for column in columns
         ]
-        return Strip.join([label, Strip(cells)]).adjust_cell_length(width, base)
+        return Strip.join([label.adjust_cell_length(label_width, base), Strip(cells)])
 
 
-def _label(row: Row, at: bool, base: Style, colours: Mapping[str, str]) -> list[Segment]:
+def _cursor_style(colours: Mapping[str, str]) -> Style:
+    background = Color.parse(colours["background"])
+    colour = Color.parse(colours["primary"]).blend(background, _CURSOR_BLEND)
+    return Style(bgcolor=colour.rich_color, bold=True)
+
+
+def _label(row: Row, is_at_cursor: bool, base: Style, colours: Mapping[str, str]) -> list[Segment]:
+    """Bar of the cursor, arrow, health, mark of an origin, label, end of the op's name."""
     node = row.node
-    arrow = "▾ " if row.is_open else "▸ " if node.children else "  "
-    mark = MARKS[node.health][0]
+    arrow = "  "
+    if node.children:
+        arrow = "▾ " if row.is_open else "▸ "
+    muted = base + theme_style(colours, "text-muted")
+    is_bold = node.kind == "phase" or is_at_cursor or node.health in ("inf", "nan")
     parts = [
-        Segment("▌" if at else " ", base),
-        Segment("  " * row.depth + arrow, base + tone(colours, "text-muted")),
-        Segment(mark, base + health_tone(colours, node.health)),
-        Segment(ORIGIN if node.has_origin else " ", base + tone(colours, "text-accent")),
-        Segment(
-            " " + node.label,
-            base + Style(bold=node.kind == "phase" or at or node.health in ("inf", "nan")),
-        ),
+        Segment("▌" if is_at_cursor else " ", base),
+        Segment("  " * row.depth + arrow, muted),
+        Segment(MARKS[node.health][0], base + health_style(colours, node.health)),
+        Segment(ORIGIN if node.has_origin else " ", base + theme_style(colours, "text-accent")),
+        Segment(f" {node.label}", base + Style(bold=is_bold)),
     ]
     if node.op is not None:
-        parts.append(Segment(f"  {name_tail(node.op)}", base + tone(colours, "text-muted")))
+        parts.append(Segment(f"  {name_tail(node.op)}", muted))
     return parts
 
 
 def _cell(column: _Column, node: Node, style: Style) -> Segment:
     text, width = column.text(node), column.width - 1
-    return Segment(
-        (text.rjust(width) if len(text) <= width else text[: width - 1] + "…") + " ", style
-    )
+    if len(text) > width:
+        text = text[: width - 1] + "…"
+    return Segment(f"{text.rjust(width)} ", style)
