@@ -1,4 +1,8 @@
-"""The GraphDef of a flat program: one node for each executed op, placeholders for what came from outside."""
+"""The GraphDef of a flat program: one node for each op that ran eagerly, in order.
+
+Tensors that no op of the step made become placeholders (arrays of the batch, handles, large
+constants) or constants. `eager_program` builds programs of eager steps with it.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +12,17 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.program.graph_nodes import mentioned_functions
 from nanreplay.program.observation import Region
 from nanreplay.records import CaptureSpec, InputSpec
 from nanreplay.tensorflow_internals import tf_eager, tf_functions
 
-_SMALL = 4096
-"""Constants of at most this many bytes are written into the graph."""
-_SEARCHED = 2**24
-"""Arrays of the batch of at most this many bytes are searched for parts of them."""
-_NUMBERS = "biuf"
+_MAX_INLINE_BYTES = 4096
+"""Constants of at most this size are written into the graph."""
+_MAX_SEARCHED_BYTES = 2**24
+"""Arrays of the batch of at most this size are searched for parts of them."""
+_NUMBER_KINDS = "biuf"
+"""NumPy kinds of arrays of numbers: booleans, integers of both sorts, floats."""
 _READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape"})
 
 
@@ -49,7 +55,7 @@ class ExecutedOp(Protocol):
         ...
 
 
-class Part(NamedTuple):
+class BatchPart(NamedTuple):
     """A part of an array of the batch."""
 
     leaf: int
@@ -58,30 +64,43 @@ class Part(NamedTuple):
     """Index, or indices, on the axis."""
 
 
-def _same(left: Any, right: Any) -> bool:
+def _is_same(left: Any, right: Any) -> bool:
     """Whether `left`, converted, is `right` bit for bit."""
     with np.errstate(all="ignore"):
-        return bool(np.ascontiguousarray(left).astype(right.dtype).tobytes() == right.tobytes())
+        converted = np.ascontiguousarray(left).astype(right.dtype)
+    return bool(converted.tobytes() == right.tobytes())
 
 
 def _find_part(leaf: Any, value: Any, axis: int) -> Any:
-    """Index or range of indices on `axis` at which `leaf` holds `value`, None when nowhere."""
+    """Index or range of indices on `axis` at which `leaf` holds `value`, None when nowhere.
+
+    A value with a dimension less may be one element on the axis (`x[:, 2]`), one of the same rank a
+    shorter range of it (`x[4:8]`).
+    """
     size = leaf.shape[axis]
-    if value.shape == leaf.shape[:axis] + leaf.shape[axis + 1 :]:
-        return next((k for k in range(size) if _same(np.take(leaf, k, axis), value)), None)
+    around = leaf.shape[:axis], leaf.shape[axis + 1 :]
+    if value.shape == around[0] + around[1]:
+        indices = (k for k in range(size) if _is_same(np.take(leaf, k, axis), value))
+        return next(indices, None)
     length = value.shape[axis] if value.ndim == leaf.ndim else size
-    if length >= size or value.shape != (*leaf.shape[:axis], length, *leaf.shape[axis + 1 :]):
+    if length >= size or value.shape != (*around[0], length, *around[1]):
         return None
-    starts = (
-        k
-        for k in range(size - length + 1)
-        if _same(np.take(leaf, range(k, k + length), axis), value)
-    )
-    return next((list(range(k, k + length)) for k in starts), None)
+    for start in range(size - length + 1):
+        span = range(start, start + length)
+        if _is_same(np.take(leaf, span, axis), value):
+            return list(span)
+    return None
 
 
 class FlatGraph:
-    """A GraphDef in the making: adds nodes for ops, and for the tensors that come from outside."""
+    """A GraphDef in the making: adds nodes for ops, and for the tensors that come from outside.
+
+    Args:
+        variable_index: Index in the table of variables, by id of the handle.
+        leaves: Arrays of the batch.
+        paths: A readable path for each.
+        functions: FunctionDefs by name, of functions that TensorFlow may have forgotten.
+    """
 
     def __init__(
         self,
@@ -91,9 +110,8 @@ class FlatGraph:
         functions: Mapping[str, Any] | None = None,
     ) -> None:
         self.graph = tf.compat.v1.GraphDef()
-        self.graph.versions.producer = (
-            tf.compat.v1.get_default_graph().graph_def_versions.producer or 2000
-        )
+        default_versions = tf.compat.v1.get_default_graph().graph_def_versions
+        self.graph.versions.producer = default_versions.producer or 2000
         self.inputs: list[InputSpec] = []
         self.captures: list[CaptureSpec] = []
         self.constants: list[Any] = []
@@ -103,18 +121,20 @@ class FlatGraph:
         self.made: dict[int, str] = {}
         """Tensor name by id of the EagerTensor."""
         self._kept: list[Any] = []
+        """Tensors that are kept alive, so that no other one gets their id."""
         self._variable_index = variable_index
         self.leaves = [np.asarray(leaf) for leaf in leaves]
         """Arrays of the batch; what came from outside of TensorFlow with NaN in it is added."""
         self.paths = list(paths)
-        self._ids = {id(leaf): index for index, leaf in enumerate(leaves)}
-        self._fed: dict[tuple[str, int], str] = {}
+        self._leaf_ids = {id(leaf): index for index, leaf in enumerate(leaves)}
+        self._leaf_placeholders: dict[tuple[str, int], str] = {}
+        """Tensor name by (dtype, leaf)."""
         self._uses: dict[int, tuple[list[str], list[str]]] = {}
         """By id of a resource: the last op that wrote it, and those that have read it since."""
-        self._used: dict[str, int] = {}
+        self._name_counts: dict[str, int] = {}
         self._functions: set[str] = set()
+        """Names of the functions in the library of the graph."""
         self._held_functions = functions or {}
-        """FunctionDefs that TensorFlow may have forgotten."""
 
     def add(self, op: ExecutedOp) -> None:
         """Add one executed op."""
@@ -122,12 +142,11 @@ class FlatGraph:
         scope = "/".join(region.name for region in op.stack if region.kind == "layer")
         if any(region.kind == "backward" for region in op.stack):
             scope = "gradient_tape" + (f"/{scope}" if scope else "")
-        node = self.graph.node.add(
-            name=self._unique(f"{scope}/{op.type}" if scope else op.type), op=op.type
-        )
+        name = f"{scope}/{op.type}" if scope else op.type
+        node = self.graph.node.add(name=self._unique(name), op=op.type)
         node.input.extend(names)
         self._set_attrs(node, op)
-        if op.type in self._held_functions:  # a function, called by its name
+        if op.type in self._held_functions:  # a function, called as an op of its name
             self._add_held(op.type)
         self._order(node, op)
         for index, output in enumerate(op.outputs):
@@ -143,6 +162,11 @@ class FlatGraph:
         return self.made[id(tensor)]
 
     def _outside(self, tensor: Any) -> str:
+        """The name of a tensor that no op of the step made.
+
+        In order of preference: a handle, an array of the batch, a part of one, data with NaN in it
+        (which becomes an array of the batch), a constant.
+        """
         if tensor.dtype in (tf.resource, tf.variant):
             name = self._placeholder("resource", tensor.dtype, tensor.shape)
             self.captures.append(CaptureSpec(name, variable=self._variable_index.get(id(tensor))))
@@ -155,7 +179,7 @@ class FlatGraph:
             leaf = self._outside_data(tensor)
         if leaf is not None:
             return self._leaf(leaf, tensor.dtype)
-        if tensor.dtype == tf.string or tensor.numpy().nbytes <= _SMALL:
+        if tensor.dtype == tf.string or tensor.numpy().nbytes <= _MAX_INLINE_BYTES:
             return self._const(tensor)
         name = self._placeholder("constant", tensor.dtype, tensor.shape)
         self.captures.append(CaptureSpec(name, constant=len(self.constants)))
@@ -165,13 +189,12 @@ class FlatGraph:
     def _leaf(self, leaf: int, dtype: Any) -> str:
         """The placeholder of an array of the batch, converted to `dtype`."""
         key = (dtype.name, leaf)
-        if key not in self._fed:
+        if key not in self._leaf_placeholders:
             shape = tf.TensorShape(self.leaves[leaf].shape)
-            self._fed[key] = self._placeholder("batch", dtype, shape)
-            self.inputs.append(
-                InputSpec(self._fed[key], leaf, self.paths[leaf], dtype.name, tuple(shape))
-            )
-        return self._fed[key]
+            name = self._placeholder("batch", dtype, shape)
+            self._leaf_placeholders[key] = name
+            self.inputs.append(InputSpec(name, leaf, self.paths[leaf], dtype.name, tuple(shape)))
+        return self._leaf_placeholders[key]
 
     def _const(self, tensor: Any) -> str:
         node = self.graph.node.add(name=self._unique("Const"), op="Const")
@@ -181,42 +204,38 @@ class FlatGraph:
 
     def _leaf_of(self, tensor: Any) -> int | None:
         """Index of the batch's array that `tensor` is, or that it was converted from."""
-        if id(tensor) in self._ids:
-            return self._ids[id(tensor)]
+        if id(tensor) in self._leaf_ids:
+            return self._leaf_ids[id(tensor)]
         if tensor.dtype == tf.string:
             return None
         value = tensor.numpy()
+        if value.size <= 1:  # a single number may be equal by chance
+            return None
         for index, leaf in enumerate(self.leaves):
-            if (
-                leaf.shape == value.shape
-                and value.size > 1
-                and leaf.dtype.kind in _NUMBERS
-                and _same(leaf, value)
-            ):
+            is_alike = leaf.shape == value.shape and leaf.dtype.kind in _NUMBER_KINDS
+            if is_alike and _is_same(leaf, value):
                 return index
         return None
 
-    def _part_of(self, tensor: Any) -> Part | None:
-        """The part of an array of the batch that `tensor` was made from outside of TensorFlow: `x[:, 2]`, `x[4:8]`."""
+    def _part_of(self, tensor: Any) -> BatchPart | None:
+        """The part of an array of the batch that NumPy made `tensor` from: `x[:, 2]`, `x[4:8]`."""
         if tensor.dtype == tf.string or tensor.shape.num_elements() < 2:
             return None
         value = tensor.numpy()
         for index, leaf in enumerate(self.leaves):
-            if leaf.dtype.kind not in _NUMBERS or leaf.nbytes > _SEARCHED:
+            if leaf.dtype.kind not in _NUMBER_KINDS or leaf.nbytes > _MAX_SEARCHED_BYTES:
                 continue
             for axis in range(leaf.ndim):
-                found = _find_part(leaf, value, axis)
-                if found is not None:
-                    return Part(index, axis, found)
+                indices = _find_part(leaf, value, axis)
+                if indices is not None:
+                    return BatchPart(index, axis, indices)
         return None
 
-    def _gathered(self, part: Part, tensor: Any) -> str:
+    def _gathered(self, part: BatchPart, tensor: Any) -> str:
         """A GatherV2 that takes a part of an array of the batch."""
         source = self._leaf(part.leaf, tensor.dtype)
-        indices, axis = (
-            self._const(tf.constant(part.indices, tf.int32)),
-            self._const(tf.constant(part.axis, tf.int32)),
-        )
+        indices = self._const(tf.constant(part.indices, tf.int32))
+        axis = self._const(tf.constant(part.axis, tf.int32))
         node = self.graph.node.add(name=self._unique("part_of_batch"), op="GatherV2")
         node.input.extend([source, indices, axis])
         node.attr["Tparams"].type = tensor.dtype.as_datatype_enum
@@ -225,12 +244,14 @@ class FlatGraph:
         return f"{node.name}:0"
 
     def _outside_data(self, tensor: Any) -> int | None:
-        """An array with NaN or infinities that came from outside of TensorFlow is data, whatever the step made it from."""
-        if (
-            not tensor.shape.rank
-            or not tensor.dtype.is_floating
-            or np.isfinite(tensor.numpy().astype(np.float64)).all()
-        ):
+        """Index of a new array of the batch, for data with NaN or infinities; None for other data.
+
+        An array that the step's Python code made outside of TensorFlow may be the batch in another
+        form. With such values in it, it is where the trouble came from, and no constant.
+        """
+        if not tensor.shape.rank or not tensor.dtype.is_floating:
+            return None
+        if np.isfinite(tensor.numpy().astype(np.float64)).all():
             return None
         self.leaves.append(tensor.numpy())
         self.paths.append(f"made outside TensorFlow {len(self.leaves) - 1}")
@@ -243,8 +264,8 @@ class FlatGraph:
         return f"{node.name}:0"
 
     def _unique(self, name: str) -> str:
-        count = self._used.get(name, 0)
-        self._used[name] = count + 1
+        count = self._name_counts.get(name, 0)
+        self._name_counts[name] = count + 1
         return f"{name}_{count}" if count else name
 
     def _set_attrs(self, node: Any, op: ExecutedOp) -> None:
@@ -260,47 +281,47 @@ class FlatGraph:
             if attr.name not in node.attr and attr.HasField("default_value"):
                 node.attr[attr.name].CopyFrom(attr.default_value)
         for value in node.attr.values():
-            for function in (value.func.name, *(each.name for each in value.list.func)):
-                if function:
-                    self._add_function(function)
+            for function in (value.func, *value.list.func):
+                if function.name:
+                    self._add_function(function.name)
 
     def _add_function(self, name: str) -> None:
-        if name not in self._functions:
-            for function in tf_functions.function_library(name):
-                if function.signature.name not in self._functions:
-                    self._functions.add(function.signature.name)
-                    self.graph.library.function.add().CopyFrom(function)
+        """Add a function that TensorFlow knows, with all that it calls."""
+        if name in self._functions:
+            return
+        for function in tf_functions.function_library(name):
+            if function.signature.name not in self._functions:
+                self._functions.add(function.signature.name)
+                self.graph.library.function.add().CopyFrom(function)
 
     def _add_held(self, name: str) -> None:
+        """Add a function that TensorFlow may have forgotten, with all that it calls."""
         if name in self._functions:
             return
         function = self._held_functions[name]
         self._functions.add(name)
         self.graph.library.function.add().CopyFrom(function)
         for node in function.node_def:
-            mentioned = [
-                each.name
-                for value in node.attr.values()
-                for each in [*([value.func] if value.HasField("func") else ()), *value.list.func]
-            ]
-            for each in (*mentioned, node.op):
-                if each in self._held_functions:
-                    self._add_held(each)
+            op_type, *in_attributes = mentioned_functions([node])
+            for called in (*in_attributes, op_type):
+                if called in self._held_functions:
+                    self._add_held(called)
 
     def _order(self, node: Any, op: ExecutedOp) -> None:
-        """Ops on one resource keep the order in which they ran."""
+        """Let ops on one resource keep the order in which they ran, by control dependencies.
+
+        A read waits for the last write; a write waits for the last write and for all reads since.
+        """
         handles = [tensor for tensor in op.inputs if tensor.dtype == tf.resource]
-        reads = op.type in _READS
+        is_read = op.type in _READS
         for handle in handles:
-            written, read_since = self._uses.setdefault(id(handle), ([], []))
-            node.input.extend(
-                f"^{name}"
-                for name in (written if reads else [*written, *read_since])
-                if f"^{name}" not in node.input
-            )
-            if reads:
-                read_since.append(node.name)
+            last_write, reads_since = self._uses.setdefault(id(handle), ([], []))
+            for name in last_write if is_read else [*last_write, *reads_since]:
+                if f"^{name}" not in node.input:
+                    node.input.append(f"^{name}")
+            if is_read:
+                reads_since.append(node.name)
             else:
                 self._uses[id(handle)] = ([node.name], [])
-        if handles and not reads:
+        if handles and not is_read:
             self.effects.append(node.name)

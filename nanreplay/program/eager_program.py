@@ -1,7 +1,9 @@
 """From one eager execution of a step to a flat program: every op that ran, in order, as a GraphDef.
 
-An eager step has no graph. Running it once under an op callback shows each op with its inputs and outputs; a tensor that
-no op of the step made is a variable's handle, an array of the batch, or a constant.
+An eager step has no graph. Running it once under an op callback shows each op with its inputs and
+outputs; a tensor that no op of the step made is a variable's handle, an array of the batch, or a
+constant. The recorder does so for steps that are not compiled, and `rerun` for the user's current
+code.
 """
 
 from __future__ import annotations
@@ -15,10 +17,11 @@ import tensorflow as tf
 
 from nanreplay.program.eager_graph import FlatGraph
 from nanreplay.program.fingerprint import Fingerprint
+from nanreplay.program.graph_nodes import data_inputs, op_name
 from nanreplay.program.listening import listening
 from nanreplay.program.observation import BackwardSpan, Observation, Region, merged
 from nanreplay.program.observe import EagerObserver
-from nanreplay.program.op_facts import SourceTable, is_user_file
+from nanreplay.program.op_facts import PHASE_OF_REGION, SourceTable, is_user_file
 from nanreplay.program.program_record import (
     describe_functions,
     fingerprint_layout,
@@ -66,7 +69,10 @@ class EagerRun:
     handed_out: list[Any] = field(default_factory=list)
     """What compiled functions returned that compute a gradient: the loss is among it."""
     functions: dict[str, Any] = field(default_factory=dict)
-    """FunctionDefs of those that were called by their names, which TensorFlow may forget soon."""
+    """FunctionDefs, by name, of functions that were called as ops of their names.
+
+    TensorFlow forgets them once nothing refers to them.
+    """
     n_replicas: int = 0
     """In how many threads a strategy ran its replicas."""
 
@@ -101,19 +107,15 @@ def observe_eager(step: Callable[[], Any]) -> EagerRun:
     def callback(
         op_type: Any, inputs: Any, attrs: Any, outputs: Any, op_name: Any = None, graph: Any = None
     ) -> None:
-        if graph is None:
-            kind = op_type.decode() if isinstance(op_type, bytes) else op_type
-            if tf_eager.op_definition(kind) is None and kind not in run.functions:
-                run.functions.update(
-                    {
-                        function.signature.name: function
-                        for function in tf_functions.function_library(kind)
-                    }
-                )
-            named = {_text(attrs[i]): attrs[i + 1] for i in range(0, len(attrs or ()), 2)}
-            run.ops.append(
-                EagerOp(kind, tuple(inputs), named, tuple(outputs), observer.stack, _user_frames())
-            )
+        if graph is not None:  # a trace within the step; its graph is noted by itself
+            return
+        decoded_type = _decoded(op_type)
+        _keep_function(run, decoded_type)
+        # `attrs` alternates names and values.
+        by_name = {_decoded(attrs[i]): attrs[i + 1] for i in range(0, len(attrs or ()), 2)}
+        frames = _user_frames()
+        op = EagerOp(decoded_type, tuple(inputs), by_name, tuple(outputs), observer.stack, frames)
+        run.ops.append(op)
 
     with observer as run.seen, listening(run), tf_eager.explicit_reads():
         undo = tf_eager.add_op_callback(callback)
@@ -130,16 +132,25 @@ def observe_eager(step: Callable[[], Any]) -> EagerRun:
     return run
 
 
-def _text(value: Any) -> str:
-    return value.decode() if isinstance(value, bytes) else str(value)
+def _keep_function(run: EagerRun, op_type: str) -> None:
+    """Keep the definitions of a function that was called as an op of its name."""
+    if tf_eager.op_definition(op_type) is None and op_type not in run.functions:
+        functions = tf_functions.function_library(op_type)
+        run.functions.update({function.signature.name: function for function in functions})
+
+
+def _decoded(text: Any) -> str:
+    return text.decode() if isinstance(text, bytes) else str(text)
 
 
 def _user_frames() -> tuple[UserFrame, ...]:
+    """The user's own frames around the op that ran, outermost first."""
     frames = []
-    frame: Any = sys._getframe(2)
+    frame: Any = sys._getframe(2)  # without this function and the callback
     while frame is not None:
-        if is_user_file(frame.f_code.co_filename):
-            frames.append(UserFrame(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name))
+        code = frame.f_code
+        if is_user_file(code.co_filename):
+            frames.append(UserFrame(code.co_filename, frame.f_lineno, code.co_name))
         frame = frame.f_back
     return tuple(reversed(frames))
 
@@ -169,20 +180,10 @@ def describe_eager(
     for op in run.ops:
         builder.add(op)
     seen = run.seen
-    gradients = []
-    for gradient, variable in seen.gradients():
-        index = variable_index.get(id(tf_variables.handle_of(variable)))
-        dense = gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-        if index is not None:
-            indices = (
-                builder.tensor(gradient.indices) if isinstance(gradient, tf.IndexedSlices) else None
-            )
-            gradients.append(GradientSpec(index, builder.tensor(dense), indices))
+    gradients = _gradients(seen, builder, variable_index)
     losses = tuple(builder.tensor(loss) for loss in seen.losses())
-    returned = [
-        leaf for leaf in tf.nest.flatten(run.result, expand_composites=True) if tf.is_tensor(leaf)
-    ]
-    outputs = tuple(dict.fromkeys(builder.tensor(leaf) for leaf in returned))
+    returned = tf.nest.flatten(run.result, expand_composites=True)
+    outputs = tuple(dict.fromkeys(builder.tensor(leaf) for leaf in returned if tf.is_tensor(leaf)))
     signature = Signature(
         compilation="eager",
         inputs=tuple(builder.inputs),
@@ -191,65 +192,67 @@ def describe_eager(
         output_names=outputs,
         control_outputs=tuple(builder.effects),
         losses=losses,
-        gradients=tuple(gradients),
+        gradients=gradients,
         watch=None,
         watch_layout=fingerprint_layout(watch.entries, variable_index),
         learning_rate=learning_rate_of(seen, variable_index),
         loss_scaled=seen.loss_scale is not None or bool(seen.unscaled),
         root_layer=seen.root_layer,
     )
-    ops = [*_ops(run, builder, sources, losses), *_ops_of_functions(run, sources)]
-    record = ProgramRecord(
-        program_id, builder.graph.SerializeToString(), signature, ops, builder.constants
-    )
+    ops = [*_describe_ops(run, builder, sources, losses), *_ops_of_functions(run, sources)]
+    graph = builder.graph.SerializeToString()
+    record = ProgramRecord(program_id, graph, signature, ops, builder.constants)
     return FlatProgram(record, builder.leaves, builder.paths)
 
 
-def _ops(
+def _gradients(
+    seen: Observation, builder: FlatGraph, variable_index: Mapping[int, int]
+) -> tuple[GradientSpec, ...]:
+    specs = []
+    for gradient, variable in seen.gradients():
+        index = variable_index.get(id(tf_variables.handle_of(variable)))
+        if index is None:
+            continue
+        if isinstance(gradient, tf.IndexedSlices):
+            indices = builder.tensor(gradient.indices)
+            specs.append(GradientSpec(index, builder.tensor(gradient.values), indices))
+        else:
+            specs.append(GradientSpec(index, builder.tensor(gradient), None))
+    return tuple(specs)
+
+
+def _describe_ops(
     run: EagerRun, builder: FlatGraph, sources: SourceTable, losses: tuple[str, ...]
 ) -> list[OpInfo]:
-    root = run.seen.root_layer
-    forward = _forward_by_op(run)
-    matters = _ancestors(builder, {name.rpartition(":")[0] for name in losses})
-    first_backward = next(
-        (index for index, op in enumerate(run.ops) if _kind(op) == "backward"), len(run.ops)
-    )
-    updates = _ancestors(builder, set(builder.effects))
-    layers = [
+    """Describe every op that ran, by what was running and by where its value goes."""
+    regions = [_region(op) for op in run.ops]
+    in_layer = [
         index
         for index, op in enumerate(run.ops)
-        if any(region.kind == "layer" for region in op.stack)
+        if any(entry.kind == "layer" for entry in op.stack)
     ]
-    last_layer = max((index for index in layers if not _kind(run.ops[index])), default=-1)
-    first_layer = min(layers, default=-1)
-    found = []
+    layers = (
+        min(in_layer, default=-1),
+        max((index for index in in_layer if not regions[index]), default=-1),
+    )
+    first_backward = regions.index("backward") if "backward" in regions else len(run.ops)
+    forward = _forward_by_op(run)
+    leads_to_loss = _ancestors(builder, {op_name(name) for name in losses})
+    leads_to_state = _ancestors(builder, set(builder.effects))
+    infos = []
     for index, (op, name) in enumerate(zip(run.ops, builder.names, strict=True)):
-        path = without_root(
-            "/".join(region.name for region in op.stack if region.kind == "layer"), root
-        )
-        if name in matters or path or _kind(op):
-            phase, where = _phase(op, path, index, (first_layer, last_layer))
+        chain = "/".join(entry.name for entry in op.stack if entry.kind == "layer")
+        path = without_root(chain, run.seen.root_layer)
+        if name in leads_to_loss or path or regions[index]:
+            phase, where = _phase(regions[index], path, index, layers)
+        elif index > first_backward or name in leads_to_state:
+            phase, where = "update", "optimizer"
         else:
-            phase, where = (
-                ("update", "optimizer")
-                if index > first_backward or name in updates
-                else ("forward", "metric")
-            )
-        target = forward.get(index)
-        found.append(
-            OpInfo(
-                "",
-                name,
-                op.type,
-                path,
-                phase,
-                where,
-                sources.add(op.frames),
-                builder.names[target] if target is not None else "",
-                "",
-            )
-        )
-    return with_forward_layers(found)
+            phase, where = "forward", "metric"
+        forward_name = builder.names[forward[index]] if index in forward else ""
+        stack = sources.add(op.frames)
+        infos.append(OpInfo("", name, op.type, path, phase, where, stack, forward_name, ""))
+    return with_forward_layers(infos)
 
 
 def _ops_of_functions(run: EagerRun, sources: SourceTable) -> list[OpInfo]:
@@ -260,76 +263,80 @@ def _ops_of_functions(run: EagerRun, sources: SourceTable) -> list[OpInfo]:
     return describe_functions(graphs, seen, sources, seen.root_layer or run.seen.root_layer)
 
 
-def _kind(op: EagerOp) -> str:
-    kinds = [region.kind for region in op.stack]
-    return next((kind for kind in ("watch", "optimizer", "backward") if kind in kinds), "")
+def _region(op: EagerOp) -> str:
+    """The region that decides the phase of an op; "" for none."""
+    kinds = [entry.kind for entry in op.stack]
+    return next((kind for kind in PHASE_OF_REGION if kind in kinds), "")
 
 
-def _phase(op: EagerOp, path: str, index: int, layers: tuple[int, int]) -> tuple[str, str]:
-    """Phase and place of an op of a region or a layer, or of one that the loss depends on."""
-    kind = _kind(op)
-    if kind:
-        return {
-            "watch": ("watch", ""),
-            "optimizer": ("update", "optimizer"),
-            "backward": ("backward", "loss"),
-        }[kind]
+def _phase(region: str, path: str, index: int, layers: tuple[int, int]) -> tuple[str, str]:
+    """Phase and place of an op of a region or a layer, or of one that the loss depends on.
+
+    Args:
+        region: See `_region`.
+        path: Chain of the layers that it is in.
+        index: Number of the op.
+        layers: Numbers of the first op and of the last forward op of a layer, -1 for none.
+    """
+    first, last = layers
+    if region:
+        return PHASE_OF_REGION[region]
     if path:
         return "forward", "layer"
-    if index < layers[0]:
+    if index < first:
         return "forward", "input"
-    return ("loss", "loss") if index > layers[1] or layers[1] < 0 else ("forward", "loss")
+    return ("loss", "loss") if index > last or last < 0 else ("forward", "loss")
 
 
 def _ancestors(builder: FlatGraph, wanted: set[str]) -> set[str]:
-    inputs = {
-        node.name: [
-            name.lstrip("^").rpartition(":")[0] for name in node.input if not name.startswith("^")
-        ]
-        for node in builder.graph.node
-    }
-    found, pending = set(wanted), list(wanted)
+    """Names of some ops and of all ops that they depend on by data."""
+    nodes = {node.name: node for node in builder.graph.node}
+    reached, pending = set(wanted), list(wanted)
     while pending:
-        for name in inputs.get(pending.pop(), ()):
-            if name not in found:
-                found.add(name)
+        node = nodes.get(pending.pop())
+        for source in () if node is None else data_inputs(node):
+            name = op_name(source)
+            if name not in reached:
+                reached.add(name)
                 pending.append(name)
-    return found
+    return reached
 
 
 def _forward_by_op(run: EagerRun) -> dict[int, int]:
     """Index of the forward op by index of the backward op."""
-    made = {id(tensor): index for index, op in enumerate(run.ops) for tensor in op.outputs}
-    used: set[int] = set()
-    found: dict[int, int] = {}
+    maker = {id(tensor): index for index, op in enumerate(run.ops) for tensor in op.outputs}
+    differentiated: set[int] = set()
+    forward_by_op: dict[int, int] = {}
     for span in run.seen.spans:
-        forward = _forward_op(run, span, made, used)
+        forward = _forward_op(run, span, maker, differentiated)
         if forward is not None:
-            used.add(forward)
+            differentiated.add(forward)
             for index in range(span.start, span.end):
-                found.setdefault(index, forward)
-    return found
+                forward_by_op.setdefault(index, forward)
+    return forward_by_op
 
 
 def _forward_op(
-    run: EagerRun, span: BackwardSpan, made: Mapping[int, int], used: set[int]
+    run: EagerRun, span: BackwardSpan, maker: Mapping[int, int], differentiated: set[int]
 ) -> int | None:
-    """By the output that the tape kept, else by the inputs, else the last op of that type not yet differentiated."""
-    if (
-        span.forward is not None
-        and id(span.forward) in made
-        and run.ops[made[id(span.forward)]].type == span.op_type
-    ):
-        return made[id(span.forward)]
-    kept = {id(tensor) for tensor in span.inputs if tensor is not None}
+    """The op whose gradient the ops of `span` compute.
+
+    It is found by the output that the tape kept, else by the inputs, else it is the last op of its
+    type that was not differentiated yet: a tape goes backwards.
+    """
+    if span.forward is not None and id(span.forward) in maker:
+        index = maker[id(span.forward)]
+        if run.ops[index].type == span.op_type:
+            return index
     candidates = [
         index
         for index in range(span.start - 1, -1, -1)
-        if run.ops[index].type == span.op_type and index not in used
+        if run.ops[index].type == span.op_type and index not in differentiated
     ]
-    matching = [
-        index
-        for index in candidates
-        if kept and kept <= {id(tensor) for tensor in run.ops[index].inputs}
-    ]
-    return next(iter(matching or candidates), None)
+    kept = {id(tensor) for tensor in span.inputs if tensor is not None}
+    matching_ops = [index for index in candidates if kept and kept <= _input_ids(run.ops[index])]
+    return next(iter(matching_ops or candidates), None)
+
+
+def _input_ids(op: EagerOp) -> set[int]:
+    return {id(tensor) for tensor in op.inputs}

@@ -1,8 +1,14 @@
-"""Measuring variables from outside of the step: the sum of squares of each, all in one call."""
+"""Fingerprints: a few numbers a step that tell whether all was finite, and whether two runs agree.
+
+A fingerprint holds each loss, of each gradient its sum of squares and largest element, of each
+variable its sum of squares, the learning rate and the loss scale. The recorder takes one of every
+step; replays take one and compare. The format calls it `watch` in its field names.
+"""
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -18,18 +24,21 @@ from nanreplay.records import Signature, TriggerWhat
 from nanreplay.tensorflow_internals import tf_variables
 
 # Reading fingerprints: what in them is not finite, and whether two are equal bit for bit or how
-# many ulp apart.
+# many units in the last place (ulp) apart.
 
 MAX_ULP = 2**62
 """Distance between a number and a NaN, or between NaNs and infinities of other kinds."""
 NOT_MEASURED = -1.0
-"""Stands for what a step did not measure (see `watch`), in elements of the kinds below alone: these are never negative, a loss may be."""
-_AT_TIMES = ("gradient_max", "variable_sum")
+"""Stands for what a step did not measure, in elements of the kinds below.
+
+These are never negative; a loss may be.
+"""
+_MEASURED_AT_TIMES = ("gradient_max", "variable_sum")
 
 
 def was_measured(name: str, value: float) -> bool:
     """Return whether a step measured the element `name`, given its value."""
-    return value != NOT_MEASURED or name.partition(":")[0] not in _AT_TIMES
+    return value != NOT_MEASURED or name.partition(":")[0] not in _MEASURED_AT_TIMES
 
 
 class NonFinite(NamedTuple):
@@ -51,7 +60,7 @@ class Layout:
     losses: tuple[tuple[int, int], ...]
     """(element, loss) pairs."""
     logged: tuple[tuple[int, int], ...]
-    """(element, output) pairs of the numbers that the step returned and that are no losses of its own: metrics, running means."""
+    """(element, output) pairs of other numbers that the step returned: metrics, running means."""
     gradients: tuple[tuple[int, int, int], ...]
     """(element of the sum, element of the maximum, variable) triples."""
     variables: tuple[tuple[int, int], ...]
@@ -60,20 +69,20 @@ class Layout:
     @staticmethod
     def parse(names: Sequence[str]) -> Layout:
         """Take the names apart."""
-        split = [(index, *name.partition(":")[::2]) for index, name in enumerate(names)]
-        maxima = {subject: index for index, kind, subject in split if kind == "gradient_max"}
+        by_kind: dict[str, list[tuple[int, str]]] = defaultdict(list)
+        for element, name in enumerate(names):
+            kind, _, subject = name.partition(":")
+            by_kind[kind].append((element, subject))
+        maxima = {subject: element for element, subject in by_kind["gradient_max"]}
         return Layout(
-            tuple(names),
-            tuple((index, int(subject)) for index, kind, subject in split if kind == "loss"),
-            tuple((index, int(subject)) for index, kind, subject in split if kind == "logged"),
-            tuple(
-                (index, maxima[subject], int(subject))
-                for index, kind, subject in split
-                if kind == "gradient_sum"
+            names=tuple(names),
+            losses=_indexed(by_kind["loss"]),
+            logged=_indexed(by_kind["logged"]),
+            gradients=tuple(
+                (element, maxima[subject], int(subject))
+                for element, subject in by_kind["gradient_sum"]
             ),
-            tuple(
-                (index, int(subject)) for index, kind, subject in split if kind == "variable_sum"
-            ),
+            variables=_indexed(by_kind["variable_sum"]),
         )
 
     def find_nonfinite(
@@ -86,39 +95,44 @@ class Layout:
     ) -> tuple[NonFinite | None, bool]:
         """Return the first thing that is not finite, and whether loss scaling skipped this update.
 
-        A sum of squares that is NaN holds a non-finite element. One that is infinite may have overflowed by itself: the
-        largest absolute gradient decides, a variable is looked at, as is one that the step did not measure.
+        A sum of squares that is NaN holds a non-finite element. One that is infinite may have
+        overflowed by itself: of a gradient, the largest absolute value decides; a variable is
+        looked at, as is one that the step did not measure.
 
         Args:
             values: The fingerprint.
             loss_scaled: Whether a LossScaleOptimizer skips updates with a non-finite gradient.
-            bad_variable: Says of a variable by index the worst that it holds, `nan`, `inf` or `-inf`; "" when it is finite or does
-                not count.
+            bad_variable: Given the index of a variable, returns the worst that it holds: `nan`,
+                `inf` or `-inf`; "" when it is finite or does not count.
             logged_losses: Outputs that stand for the loss where the step does not return its own.
         """
-        stand_ins = (
-            []
-            if self.losses
-            else [(element, 0) for element, output in self.logged if output in logged_losses]
-        )
-        for element, loss in (*self.losses, *stand_ins):
+        losses = list(self.losses)
+        if not losses:
+            losses = [(element, 0) for element, output in self.logged if output in logged_losses]
+        for element, loss in losses:
             if not math.isfinite(values[element]):
                 return NonFinite("loss", loss, _kind(values[element])), False
-        bad = [
+        bad_gradients = [
             (total, variable)
-            for total, largest, variable in self.gradients
-            if _is_nonfinite(values[total], values[largest])
+            for total, maximum, variable in self.gradients
+            if _is_nonfinite(values[total], values[maximum])
         ]
-        if bad and not loss_scaled:
-            return NonFinite("gradient", bad[0][1], _kind(values[bad[0][0]])), False
+        if bad_gradients and not loss_scaled:
+            total, variable = bad_gradients[0]
+            return NonFinite("gradient", variable, _kind(values[total])), False
         for element, variable in self.variables:
-            is_unclear = values[element] == NOT_MEASURED or not math.isfinite(values[element])
-            if is_unclear and (kind := bad_variable(variable)):
+            if values[element] != NOT_MEASURED and math.isfinite(values[element]):
+                continue
+            kind = bad_variable(variable)
+            if kind:
                 return NonFinite("variable", variable, kind), False
-        return None, bool(bad)
+        return None, bool(bad_gradients)
 
     def distance(self, left: NDArray[Any], right: NDArray[Any]) -> int:
-        """`ulp_distance` of two fingerprints in what both measured; what is not finite is measured on both sides."""
+        """`ulp_distance` of two fingerprints in what both measured.
+
+        What is not finite is measured in every step.
+        """
         if left.shape != right.shape:
             return ulp_distance(left, right)
         both = self.measured(left) & self.measured(right)
@@ -126,10 +140,8 @@ class Layout:
 
     def measured(self, values: Any) -> NDArray[np.bool_]:
         """Return which elements the step measured."""
-        return np.array(
-            [was_measured(name, value) for name, value in zip(self.names, values, strict=True)],
-            bool,
-        )
+        pairs = zip(self.names, values, strict=True)
+        return np.array([was_measured(name, value) for name, value in pairs], bool)
 
     def unmeasured(self, values: Any) -> list[int]:
         """Return the variables that the step did not measure."""
@@ -140,25 +152,34 @@ class Layout:
         return all(math.isfinite(values[total]) for total, _, _ in self.gradients)
 
 
-def _is_nonfinite(total: float, largest: float) -> bool:
-    return math.isnan(total) or (math.isinf(total) and not math.isfinite(largest))
+def _indexed(pairs: Sequence[tuple[int, str]]) -> tuple[tuple[int, int], ...]:
+    return tuple((element, int(subject)) for element, subject in pairs)
+
+
+def _is_nonfinite(total: float, maximum: float) -> bool:
+    """Whether a tensor holds NaN or an infinity, by its sum of squares and its largest element."""
+    return math.isnan(total) or (math.isinf(total) and not math.isfinite(maximum))
 
 
 def _kind(value: float) -> str:
-    return "nan" if math.isnan(value) else "inf" if value > 0 else "-inf"
+    if math.isnan(value):
+        return "nan"
+    return "inf" if value > 0 else "-inf"
 
 
 def ulp_distance(left: NDArray[Any], right: NDArray[Any]) -> int:
     """Largest distance in units in the last place between two float arrays of one shape and dtype.
 
-    Equal numbers, equal infinities and any two NaNs are 0 apart (which NaN a kernel makes is no property of the program).
+    Equal numbers, equal infinities and any two NaNs are 0 apart: which NaN a kernel makes is no
+    property of the program.
 
     Raises:
         ValueError: Shapes or dtypes differ.
     """
     if left.shape != right.shape or left.dtype != right.dtype:
         raise ValueError(
-            f"Expected arrays of one shape and dtype. Received: {left.shape} {left.dtype}, {right.shape} {right.dtype}"
+            "Expected arrays of one shape and dtype. Received: "
+            f"{left.shape} {left.dtype}, {right.shape} {right.dtype}"
         )
     if left.size == 0:
         return 0
@@ -173,16 +194,19 @@ def ulp_distance(left: NDArray[Any], right: NDArray[Any]) -> int:
 
 
 def _ordered(values: NDArray[Any]) -> NDArray[Any]:
-    """Integers that order floats as the floats are ordered, one apart for neighbours."""
-    bits = values.view({2: np.int16, 4: np.int32, 8: np.int64}[values.dtype.itemsize]).astype(
-        object
-    )
+    """Integers that order floats as the floats are ordered, one apart for neighbours.
+
+    The bits of positive floats, read as integers, are in order already. Those of negative ones go
+    backwards from the lowest integer: they are counted down from it, so that -0.0 becomes 0 and the
+    float next to it -1. Python's integers hold differences that int64 cannot.
+    """
+    signed = {2: np.int16, 4: np.int32, 8: np.int64}[values.dtype.itemsize]
+    bits = values.view(signed).astype(object)
     lowest = -(2 ** (8 * values.dtype.itemsize - 1))
     return np.where(bits >= 0, bits, lowest - bits)
 
 
-# What an eager step's fingerprint is made of, and what tells a non-finite value from a finite
-# one.
+# Taking fingerprints: of an eager step, of a step's parts, of a compiled step's outputs.
 
 FingerprintKind = Literal[
     "loss", "gradient_sum", "gradient_max", "variable_sum", "learning_rate", "loss_scale"
@@ -191,7 +215,7 @@ FingerprintKind = Literal[
 
 @dataclass(frozen=True, slots=True)
 class FingerprintEntry:
-    """What one element of the watch vector is."""
+    """What one element of a fingerprint is."""
 
     kind: FingerprintKind
     subject: Any
@@ -200,10 +224,10 @@ class FingerprintEntry:
 
 @dataclass(frozen=True, slots=True)
 class Fingerprint:
-    """The watch of one traced step."""
+    """The fingerprint of one eager step."""
 
     vector: Any
-    """1-D tensor, float32 (float64 when the step holds float64 values), or None when there is nothing to watch."""
+    """1-D tensor, float32, or float64 when the step holds such values; None when it is empty."""
     entries: tuple[FingerprintEntry, ...]
 
 
@@ -226,33 +250,28 @@ def build_fingerprint(
         learning_rate: That of the step, a scalar; None where there is none.
         loss_scale: That of the step, or None.
     """
-    found: list[tuple[FingerprintEntry, Any]] = []
+    parts: list[tuple[FingerprintEntry, Any]] = []
     for index, loss in enumerate(seen.losses()):
-        found.append(
-            (
-                FingerprintEntry("loss", index),
-                real(loss) if loss.shape.rank == 0 else tf.reduce_sum(real(loss)),
-            )
-        )
+        value = real(loss) if loss.shape.rank == 0 else tf.reduce_sum(real(loss))
+        parts.append((FingerprintEntry("loss", index), value))
     for gradient, variable in seen.gradients():
         values = real(gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient)
         handle = tf_variables.handle_of(variable)
-        found.append((FingerprintEntry("gradient_sum", handle), tf.nn.l2_loss(values)))
-        found.append((FingerprintEntry("gradient_max", handle), largest(values)))
+        parts.append((FingerprintEntry("gradient_sum", handle), tf.nn.l2_loss(values)))
+        parts.append((FingerprintEntry("gradient_max", handle), largest(values)))
     for handle in handles:
-        found.append(
-            (FingerprintEntry("variable_sum", handle), tf.nn.l2_loss(real(read_variable(handle))))
-        )
+        total = tf.nn.l2_loss(real(read_variable(handle)))
+        parts.append((FingerprintEntry("variable_sum", handle), total))
     if learning_rate is not None:
-        found.append((FingerprintEntry("learning_rate", None), tf.convert_to_tensor(learning_rate)))
+        parts.append((FingerprintEntry("learning_rate", None), tf.convert_to_tensor(learning_rate)))
     if loss_scale is not None:
-        found.append((FingerprintEntry("loss_scale", None), tf.convert_to_tensor(loss_scale)))
-    if not found:
+        parts.append((FingerprintEntry("loss_scale", None), tf.convert_to_tensor(loss_scale)))
+    if not parts:
         return Fingerprint(None, ())
-    wide = tf.float64 if any(value.dtype == tf.float64 for _, value in found) else tf.float32
-    return Fingerprint(
-        tf.stack([tf.cast(value, wide) for _, value in found]), tuple(entry for entry, _ in found)
-    )
+    has_float64 = any(value.dtype == tf.float64 for _, value in parts)
+    dtype = tf.float64 if has_float64 else tf.float32
+    vector = tf.stack([tf.cast(value, dtype) for _, value in parts])
+    return Fingerprint(vector, tuple(entry for entry, _ in parts))
 
 
 def real(tensor: Any) -> Any:
@@ -263,7 +282,10 @@ def real(tensor: Any) -> Any:
 
 
 def largest(values: Any) -> Any:
-    """The largest absolute value; no temporary as large as `values` is made. 0 or below for an empty tensor."""
+    """The largest absolute value; 0 or below for an empty tensor.
+
+    Of the largest and the smallest value, since `tf.abs` would make a copy as large as `values`.
+    """
     return tf.maximum(tf.reduce_max(values), -tf.reduce_min(values))
 
 
@@ -284,17 +306,18 @@ def fingerprint_of(
         outputs: What the step returned.
         gradients: Gradients by variable (the values of sparse ones).
         variables: `tf.Variable`s by index, after the update.
-        recorded: The recorded fingerprint. What the parts do not tell (learning rate, loss scale) is taken from it; what it did not
-            measure is not measured.
+        recorded: The recorded fingerprint. What the parts do not tell (learning rate, loss scale)
+            is taken from it; what it did not measure is not measured.
     """
     if recorded is None:
         return None
+    recorded = np.asarray(recorded)
     parts: dict[int, Any] = {}
     for element, name in enumerate(layout):
-        found = _part(name, np.asarray(recorded)[element], losses, outputs, gradients, variables)
-        if found is not None:
-            parts[element] = found.numpy()
-    dtype = np.result_type(np.asarray(recorded).dtype, *(part.dtype for part in parts.values()))
+        part = _part(name, recorded[element], losses, outputs, gradients, variables)
+        if part is not None:
+            parts[element] = part.numpy()
+    dtype = np.result_type(recorded.dtype, *(part.dtype for part in parts.values()))
     values = np.array(recorded, dtype)  # wider when the step ran in float64
     values[list(parts)] = list(parts.values())
     return values
@@ -308,22 +331,28 @@ def _part(
     gradients: Mapping[int, Any],
     variables: Sequence[Any],
 ) -> Any:
+    """The element of a fingerprint that is called `name`, a tensor; None where no part tells it."""
     kind, _, subject = name.partition(":")
-    if kind == "loss" and losses[int(subject)] is not None:
-        return tf.reduce_sum(real(losses[int(subject)]))
-    if kind == "logged" and int(subject) < len(outputs):
-        return real(outputs[int(subject)])
-    if kind in ("gradient_sum", "gradient_max") and int(subject) in gradients:
-        return (tf.nn.l2_loss if kind == "gradient_sum" else largest)(real(gradients[int(subject)]))
-    if kind == "variable_sum" and int(subject) >= 0 and recorded != NOT_MEASURED:
-        return tf.nn.l2_loss(real(tf.convert_to_tensor(variables[int(subject)])))
+    if kind not in ("loss", "logged", "gradient_sum", "gradient_max", "variable_sum"):
+        return None
+    index = int(subject)
+    if kind == "loss" and losses[index] is not None:
+        return tf.reduce_sum(real(losses[index]))
+    if kind == "logged" and index < len(outputs):
+        return real(outputs[index])
+    if kind == "gradient_sum" and index in gradients:
+        return tf.nn.l2_loss(real(gradients[index]))
+    if kind == "gradient_max" and index in gradients:
+        return largest(real(gradients[index]))
+    if kind == "variable_sum" and index >= 0 and recorded != NOT_MEASURED:
+        return tf.nn.l2_loss(real(tf.convert_to_tensor(variables[index])))
     return None
 
 
 def fingerprint_after(
     signature: Signature, outputs: Sequence[Any], variables: Sequence[Any], recorded: Any
 ) -> NDArray[Any] | None:
-    """The fingerprint of a compiled step that has run, of what it returned and of the variables after it.
+    """The fingerprint of a compiled step that has run, of what it returned and left behind.
 
     Args:
         signature: Of its program.
@@ -337,13 +366,11 @@ def fingerprint_after(
     if not signature.watch_layout:
         return None
     if recorded is None:
-        recorded = np.array(
-            [
-                NOT_MEASURED if name.startswith("variable_sum:") else 0.0
-                for name in signature.watch_layout
-            ],
-            np.float32,
-        )
+        measured = [
+            NOT_MEASURED if name.startswith("variable_sum:") else 0.0
+            for name in signature.watch_layout
+        ]
+        recorded = np.array(measured, np.float32)
     returned = dict(zip(signature.outputs, outputs, strict=True))
     losses = [returned.get(name) for name in signature.losses]
     return fingerprint_of(
@@ -356,12 +383,17 @@ def fingerprint_after(
     )
 
 
+# What tells a non-finite value from a finite one.
+
+
 def squares_fit(values: Any) -> bool:
-    """Whether the sum of a tensor's squares is finite, and so every element; the cheapest look at all of them."""
+    """Whether the sum of a tensor's squares is finite, and so every element.
+
+    That is the cheapest look at all of them: on a CPU, NumPy's dot product needs half the time of a
+    kernel, and `np.asarray` shares the tensor's buffer.
+    """
     if "CPU" in values.device and values.dtype in (tf.float32, tf.float64):
-        flat = np.asarray(values).reshape(
-            -1
-        )  # shares the tensor's buffer; the library of numpy needs half the time of a kernel
+        flat = np.asarray(values).reshape(-1)
         with np.errstate(all="ignore"):
             return bool(np.isfinite(np.dot(flat, flat)))
     return not values.dtype.is_floating or bool(np.isfinite(tf.nn.l2_loss(real(values))))
@@ -383,16 +415,19 @@ def nonfinite_kind(values: Any) -> str:
         return ""
     array = as_array(values)
     array = np.abs(array) if array.dtype.kind == "c" else array.astype(np.float64)
-    return "nan" if np.isnan(array).any() else "inf" if (array == np.inf).any() else "-inf"
+    if np.isnan(array).any():
+        return "nan"
+    return "inf" if (array == np.inf).any() else "-inf"
 
 
-# --- program.look
+# Measuring variables from outside of a compiled step, all in one call.
 
 
 class VariableSums:
     """Computes `tf.nn.l2_loss` = sum(x^2) / 2 of variables, as a float64 vector.
 
-    A sum is NaN only when an element is not finite. It is infinite when an element is, or when finite elements overflow it.
+    A sum is NaN only when an element is not finite. It is infinite when an element is, or when
+    finite elements overflow it.
 
     Args:
         handles: Of float variables.
@@ -408,14 +443,14 @@ class VariableSums:
             return tf.zeros([0], tf.float64)
         with listening.muted():
             if self._function is None:
-                self._function = tf.function(
-                    self._sums, autograph=False, jit_compile=False
-                ).get_concrete_function()
+                function = tf.function(self._sums, autograph=False, jit_compile=False)
+                self._function = function.get_concrete_function()
             return self._function()
 
     def _sums(self) -> Any:
         sums = []
         for handle in self._handles:
             with tf.device(handle.device):
-                sums.append(tf.cast(tf.nn.l2_loss(real(read_variable(handle))), tf.float64))
+                total = tf.nn.l2_loss(real(read_variable(handle)))
+                sums.append(tf.cast(total, tf.float64))
         return tf.stack(sums)

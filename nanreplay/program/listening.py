@@ -1,8 +1,7 @@
-"""Noting what Keras layers, tapes and optimizers do while a step is traced, or runs eagerly.
+"""Who is told of what a thread does: the notes of the current trace, and listeners of calls.
 
-The functions of Keras and TensorFlow that tell of it are replaced once per process, for as long as anybody records. What they
-tell goes to the graph that is being traced, whoever traces it, or to the eager step that the thread is running. Nothing is
-added to a graph, no argument and no result is changed: a step traces as it would without. `PATCHED` says what is replaced.
+The replaced functions of `observe` ask here where to note, and whom to tell of the call of a
+compiled function. State is per thread, but for the listeners in `ambient`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ class CallListener(Protocol):
 
 
 class AmbientListener(CallListener, Protocol):
-    """Is told of what is in no recorded step, too."""
+    """Is told also of what is in no recorded step."""
 
     def took_gradient(self, sources: Sequence[Any]) -> None:
         """Note that Python code took a gradient with respect to `sources`, which may train."""
@@ -49,11 +48,14 @@ class EagerNotes(Protocol):
 
 
 class ThreadState(threading.local):
+    """What the current thread is doing, for the recorder."""
+
     def __init__(self) -> None:
         self.eager: EagerNotes | None = None
         self.listener: CallListener | None = None
         self.is_muted = False
         self.stack: list[Region] = []
+        """What is running, outermost first."""
 
 
 thread_state = ThreadState()
@@ -72,7 +74,10 @@ def listening(listener: CallListener | None) -> Iterator[None]:
 
 
 def start_listening(listener: CallListener | None) -> CallListener | None:
-    """Tell `listener` of the compiled functions that this thread calls, until `stop_listening`; returns who was told before."""
+    """Tell `listener` of what this thread calls, until `stop_listening`; returns the one before.
+
+    Two functions and no context manager, for a step that begins and ends in different calls.
+    """
     before, thread_state.listener = thread_state.listener, listener
     return before
 
@@ -84,7 +89,7 @@ def stop_listening(listener: CallListener) -> None:
 
 
 def mute(is_muted: bool = True) -> bool:
-    """Tell nobody of what this thread does from now on, or tell again; returns how it was before."""
+    """Tell nobody of what this thread does from now on, or tell again; returns what held before."""
     before, thread_state.is_muted = thread_state.is_muted, is_muted
     return before
 
@@ -121,6 +126,7 @@ def op_clock() -> tuple[int, int]:
 
 
 def mark_regions() -> None:
+    """Note that the current stack holds from the next op on."""
     seen = current_notes()
     if seen is not None:
         graph, start = op_clock()
@@ -152,17 +158,19 @@ def listener_for(function: Any) -> CallListener | None:
     if thread_state.listener is not None:
         return thread_state.listener
     owner = notes_of(tf_functions.func_graph(function), make=False)
-    if (
-        owner is not None
-        and owner.listener is not None
-        and (listener := owner.listener()) is not None
-    ):
-        return cast("CallListener", listener)
+    if owner is not None and owner.listener is not None:
+        listener = owner.listener()
+        if listener is not None:
+            return cast("CallListener", listener)
     return ambient[-1] if ambient else None
 
 
 def claim_trace(listener: CallListener) -> None:
-    """Let `listener` be told of calls of the function that is being traced now: a step of its own is part of it."""
+    """Let `listener` be told of calls of the function that is being traced now.
+
+    A step that it records is part of that function. It is held weakly, since graphs may live for
+    ever.
+    """
     graph = tf.compat.v1.get_default_graph()
     if isinstance(graph, tf_functions.FuncGraph):
         notes_of(tf_functions.outermost_graph(graph)).listener = weakref.ref(listener)

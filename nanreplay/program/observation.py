@@ -1,7 +1,8 @@
-"""What the names of ops tell of a step that was traced before anybody looked: a function that had run before it was recorded.
+"""What a trace of a training step, or an eager run of it, showed: plain data.
 
-Keras opens a name scope for each layer and optimizer that it calls, and the tape one for each op that it differentiates
-(`gradient_tape/` before the forward op's own). A layer that is called again has a number after its name.
+`observe` fills an `Observation` while a step is traced or runs; of a function that was traced
+before anybody looked, the names of its ops tell (`observation_from_names`). `program_record` and
+`eager_program` describe ops with it.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from typing import Any, Literal, NamedTuple
 import tensorflow as tf
 
 from nanreplay.tensorflow_internals import tf_variables
-
-# What a trace of a training step, or an eager run of it, showed: plain data, filled by `observe`.
 
 RegionKind = Literal["layer", "optimizer", "backward", "watch"]
 
@@ -59,26 +58,33 @@ class TapeGradient(NamedTuple):
     replica: int | None = None
     """The replica, within its process, in which it was called."""
     is_inner: bool = False
-    """Whether another tape was recording, which may differentiate what this one gave: no loss of the step, then."""
+    """Whether another tape was recording.
+
+    It may differentiate what this one gave, which is no loss of the step then.
+    """
 
 
 class WeakList:
-    """Objects that are not kept alive: TensorFlow keeps the graphs of some steps for ever, and notes go with their graph."""
+    """Objects that are not kept alive.
+
+    TensorFlow keeps the graphs of some steps for ever, and notes go with their graph.
+    """
 
     def __init__(self) -> None:
         self._references: list[Any] = []
 
-    def append(self, each: Any) -> None:
-        """Add one."""
-        self._references.append(weakref.ref(each))
+    def append(self, entry: Any) -> None:
+        """Add an object."""
+        self._references.append(weakref.ref(entry))
 
-    def extend(self, others: Iterable[Any]) -> None:
-        """Add several."""
-        for each in others:
-            self.append(each)
+    def extend(self, entries: Iterable[Any]) -> None:
+        """Add several objects."""
+        for entry in entries:
+            self.append(entry)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([each for reference in self._references if (each := reference()) is not None])
+        alive = [reference() for reference in self._references]
+        return iter([entry for entry in alive if entry is not None])
 
     def __bool__(self) -> bool:
         return any(True for _ in self)
@@ -98,83 +104,89 @@ class Observation:
     """The loss before loss scaling, by id of the scaled loss."""
     scaled: list[Any] = field(default_factory=list)
     """Scaled losses, kept so that their ids stay theirs."""
-    optimizers: WeakList = field(default_factory=lambda: WeakList())
-    layers: WeakList = field(default_factory=lambda: WeakList())
+    optimizers: WeakList = field(default_factory=WeakList)
+    layers: WeakList = field(default_factory=WeakList)
     """Outermost Keras layers that were called; their variables have paths."""
     learning_rate: Any = None
-    """In an eager step: the learning rate of the first optimizer, read just before its first update."""
+    """In an eager step: that of the first optimizer, read just before its first update."""
     loss_scale: Any = None
-    """In an eager step: the loss scale of the first optimizer that scales the loss, read just before its first update."""
+    """In an eager step: that of the first optimizer that scales the loss, read likewise."""
     returned_losses: list[Any] = field(default_factory=list)
-    """Scalar floats that the step returned; they stand for the loss when nothing was differentiated by a tape."""
+    """Scalar floats that the step returned.
+
+    The first stands for the loss when nothing was differentiated by a tape.
+    """
     root_layer: str | None = None
     """The first layer that was called: the model."""
     replica_devices: tuple[str, ...] = ()
-    """The device of each replica of this process, where a strategy traces its replicas by themselves."""
+    """The device of each replica of this process, where a strategy traces each by itself."""
     tokens: dict[str, Any] = field(default_factory=dict)
-    """First output of each op that a tape recorded, by the name scope that the tape remembers for it."""
+    """First output of each op that a tape recorded, by the scope that the tape remembers for it."""
     failed: Exception | None = None
     """An error of ours while this was filled; what came after it is missing."""
     listener: Callable[[], Any] | None = None
     """Gives whom to tell of calls of the function of this trace."""
 
     def losses(self) -> list[Any]:
-        """What was differentiated, before loss scaling, without repeats and without non-float tensors.
+        """What was differentiated, before loss scaling: float tensors, each one once.
 
-        The target of a tape within another one (a gradient penalty) is no loss, unless there is no other.
+        The target of a tape within another one (a gradient penalty) is no loss, unless there is no
+        other.
         """
         outer = [call for call in self.tape_gradients if not call.is_inner] or self.tape_gradients
-        found: dict[int, Any] = {}
+        by_id: dict[int, Any] = {}
         for call in outer:
             for target in call.targets:
                 tensor = self.unscaled.get(id(target), target)
                 if tf.is_tensor(tensor) and (tensor.dtype.is_floating or tensor.dtype.is_complex):
-                    found[id(tensor)] = tensor
-        return list(found.values()) or self.returned_losses[:1]
+                    by_id[id(tensor)] = tensor
+        return list(by_id.values()) or self.returned_losses[:1]
 
     def loss_replicas(self) -> tuple[int, ...]:
         """The replica of each of `losses`; empty where no strategy runs several."""
-        replica = {
+        replica_of_loss = {
             id(self.unscaled.get(id(target), target)): call.replica
             for call in self.tape_gradients
             for target in call.targets
         }
-        found = tuple(
-            number for loss in self.losses() if (number := replica.get(id(loss))) is not None
-        )
-        return found if len(self.replica_devices) > 1 and len(found) == len(self.losses()) else ()
+        losses = self.losses()
+        replicas = [replica_of_loss.get(id(loss)) for loss in losses]
+        known = tuple(replica for replica in replicas if replica is not None)
+        return known if len(self.replica_devices) > 1 and len(known) == len(losses) else ()
 
     def note_result(self, result: Any) -> None:
         """Remember what may be the loss among the step's results."""
-        flat = tf.nest.flatten(result, expand_composites=True)
+        leaves = tf.nest.flatten(result, expand_composites=True)
+        tensors = [leaf for leaf in leaves if tf.is_tensor(leaf)]
         self.returned_losses = [
-            leaf
-            for leaf in flat
-            if tf.is_tensor(leaf) and leaf.dtype.is_floating and leaf.shape.rank == 0
+            tensor for tensor in tensors if tensor.dtype.is_floating and tensor.shape.rank == 0
         ]
 
     def gradients(self) -> list[tuple[Any, Any]]:
         """(gradient, variable) pairs as they reached the optimizer, else as the tape gave them."""
-        pairs = self.applied or [(call.gradients, call.sources) for call in self.tape_gradients]
-        found: dict[int, tuple[Any, Any]] = {}
-        for gradients, variables in pairs:
+        calls = self.applied or [(call.gradients, call.sources) for call in self.tape_gradients]
+        by_handle: dict[int, tuple[Any, Any]] = {}
+        for gradients, variables in calls:
+            # Not strict: Keras takes fewer gradients than variables, and warns.
             for gradient, variable in zip(gradients, variables, strict=False):
                 handle = tf_variables.handle_of(variable)
                 if gradient is not None and handle is not None:
-                    found[id(handle)] = (gradient, variable)
-        return list(found.values())
+                    by_handle[id(handle)] = (gradient, variable)
+        return list(by_handle.values())
 
+
+# Notes of a graph: its observation goes with it, as an attribute, and is freed with it.
 
 _NOTES = "_nanreplay_notes"
 
 
 def notes_of(graph: Any, *, make: bool = True) -> Any:
-    """What was noted while `graph` was traced; it goes with the graph. None where nothing was, and `make` is False."""
-    found = getattr(graph, _NOTES, None)
-    if found is None and make:
-        found = Observation()
-        setattr(graph, _NOTES, found)
-    return found
+    """What was noted while `graph` was traced; None where nothing was, and `make` is False."""
+    notes = getattr(graph, _NOTES, None)
+    if notes is None and make:
+        notes = Observation()
+        setattr(graph, _NOTES, notes)
+    return notes
 
 
 def merged(graphs: Iterable[Any]) -> Observation:
@@ -195,9 +207,13 @@ def merged(graphs: Iterable[Any]) -> Observation:
     return whole
 
 
-# --- program.named
+# What the names of ops tell. Keras opens a name scope for each layer and optimizer that it calls,
+# and the tape one for each op that it differentiates (`gradient_tape/` before the forward op's
+# own): the op `gradient_tape/mlp/dense_1/MatMul` is in the backward pass of `dense_1` in `mlp`. A
+# layer that is called again has a number after its name: `dense_1` may be the layer `dense`, called
+# twice.
 
-_NUMBERED = re.compile(r"_\d+$")
+_NUMBER_SUFFIX = re.compile(r"_\d+$")
 _BACKWARD = "gradient_tape/"
 
 
@@ -219,9 +235,8 @@ def observation_from_names(
             if not marks or marks[-1].stack != stack:
                 marks.append(Mark(index, stack))
             if seen.root_layer is None:
-                seen.root_layer = next(
-                    (region.name for region in stack if region.kind == "layer"), None
-                )
+                layer_names = [region.name for region in stack if region.kind == "layer"]
+                seen.root_layer = layer_names[0] if layer_names else None
         seen.marks[id(graph)] = marks
     return seen
 
@@ -229,12 +244,14 @@ def observation_from_names(
 def _stack_of(
     name: str, graph: int, layers: Collection[str], optimizers: Collection[str]
 ) -> tuple[Region, ...]:
-    scopes = name.removeprefix(_BACKWARD).split("/")[:-1]
+    """The regions that the name scopes of an op stand for, outermost first."""
     stack = [Region("backward", "", graph)] if name.startswith(_BACKWARD) else []
-    for scope in scopes:
-        known = next((each for each in (scope, _NUMBERED.sub("", scope)) if each in layers), None)
-        if known is not None:
-            stack.append(Region("layer", known, graph))
-        elif scope in optimizers or _NUMBERED.sub("", scope) in optimizers:
+    for scope in name.removeprefix(_BACKWARD).split("/")[:-1]:
+        unnumbered = _NUMBER_SUFFIX.sub("", scope)
+        if scope in layers:
+            stack.append(Region("layer", scope, graph))
+        elif unnumbered in layers:
+            stack.append(Region("layer", unnumbered, graph))
+        elif scope in optimizers or unnumbered in optimizers:
             stack.append(Region("optimizer", scope, graph))
     return tuple(stack)

@@ -1,8 +1,9 @@
 """Noting what Keras layers, tapes and optimizers do while a step is traced, or runs eagerly.
 
-The functions of Keras and TensorFlow that tell of it are replaced once per process, for as long as anybody records. What they
-tell goes to the graph that is being traced, whoever traces it, or to the eager step that the thread is running. Nothing is
-added to a graph, no argument and no result is changed: a step traces as it would without. `PATCHED` says what is replaced.
+The functions of Keras and TensorFlow that tell of it are replaced once per process, for as long as
+anybody records. What they tell goes to the graph that is being traced, whoever traces it, or to the
+eager step that the thread is running. Nothing is added to a graph, no argument and no result is
+changed: a step traces as it would without. `PATCHED` says what is replaced.
 """
 
 from __future__ import annotations
@@ -50,10 +51,14 @@ PATCHED: list[tuple[Any, str]] = []
 
 
 def install() -> Callable[[], None]:
-    """Replace the functions, unless they are; returns what ends this use of them, and puts them back after the last one."""
+    """Replace the functions, unless they are replaced already.
+
+    Returns what ends this use of them, and puts them back after the last one.
+    """
     use = object()
     with _lock:
-        # First of all: a recorder may be collected at any moment here, and end its own use in this very thread.
+        # Before anything else: a recorder may be garbage-collected at any moment here, and end its
+        # own use in this very thread.
         _users.append(use)
         if not PATCHED:
             try:
@@ -119,19 +124,21 @@ class EagerObserver:
         return tuple(thread_state.stack)
 
 
-# Replacing functions
+# Replacing functions.
 
 
 def _patch(
     owner: Any, name: str, make: Callable[[Any], Any], *, tells: Callable[..., None] | None = None
 ) -> None:
-    """Replace a method by one that notes; `make(original)` is called where there is something to note it in.
+    """Replace a method by one that notes.
 
     Args:
         owner: Class of the method.
         name: Its name.
-        make: Given the original, makes the one that notes.
-        tells: Tells those that record whatever trains of a call in Python that is in no recorded step, given its arguments.
+        make: Given the original, makes the one that notes; called where there is something to note
+            it in.
+        tells: Tells those that record whatever trains of a call in Python that is in no recorded
+            step, given its arguments.
     """
     original = getattr(owner, name)
     inherited = name not in vars(owner)
@@ -147,11 +154,10 @@ def _patch(
 
     setattr(owner, name, observed)
     PATCHED.append((owner, name))
-    _undo.callback(
-        functools.partial(delattr, owner, name)
-        if inherited
-        else functools.partial(setattr, owner, name, original)
-    )
+    if inherited:
+        _undo.callback(functools.partial(delattr, owner, name))
+    else:
+        _undo.callback(functools.partial(setattr, owner, name, original))
 
 
 def _tell_update(*args: Any, **kwargs: Any) -> None:
@@ -171,6 +177,7 @@ def _patch_tensorflow() -> None:
 
 
 def _patch_calls() -> None:
+    """Replace what runs compiled functions, and what begins a trace."""
     owner, name = tf_functions.FUNCTION_CALL
     original = getattr(owner, name)
 
@@ -198,9 +205,9 @@ def _patch_calls() -> None:
 
     @functools.wraps(make_graph)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
-        with contextlib.suppress(
-            Exception
-        ):  # Keras may have been imported since; a training goes on without its layers' names
+        # Keras may have been imported since. Should it fail, a training goes on without the names
+        # of its layers.
+        with contextlib.suppress(Exception):
             _patch_keras()
         make_graph(self, *args, **kwargs)
 
@@ -212,20 +219,13 @@ def _patch_calls() -> None:
 def _patch_keras() -> None:
     """Replace the methods of Keras 3, and of Keras 2 (`tf_keras`), once they are imported."""
     with _lock:
-        if (
-            "keras" in sys.modules
-            and "keras" not in _keras_done
-            and hasattr(sys.modules["keras"], "layers")
-        ):
-            _keras_done.add("keras")
-            _patch_keras_3(sys.modules["keras"])
-        if (
-            "tf_keras" in sys.modules
-            and "tf_keras" not in _keras_done
-            and hasattr(sys.modules["tf_keras"], "layers")
-        ):
-            _keras_done.add("tf_keras")
-            _patch_keras_2(sys.modules["tf_keras"])
+        for name, patch in (("keras", _patch_keras_3), ("tf_keras", _patch_keras_2)):
+            package = sys.modules.get(name)
+            # A package that is being imported has no `layers` yet.
+            if package is None or name in _keras_done or not hasattr(package, "layers"):
+                continue
+            _keras_done.add(name)
+            patch(package)
 
 
 def _patch_keras_3(keras: Any) -> None:
@@ -237,10 +237,14 @@ def _patch_keras_3(keras: Any) -> None:
 
 def _patch_keras_2(keras: Any) -> None:
     _patch(keras.layers.Layer, "__call__", observed_layer_call)
-    for name in ("Optimizer", "legacy.Optimizer", "experimental.Optimizer"):
-        optimizer = functools.reduce(
-            lambda found, part: getattr(found, part, None), name.split("."), keras.optimizers
-        )
+    # Optimizers of Keras 2 have three base classes, of which a version may lack some.
+    optimizers = keras.optimizers
+    for owner in (
+        optimizers,
+        getattr(optimizers, "legacy", None),
+        getattr(optimizers, "experimental", None),
+    ):
+        optimizer = getattr(owner, "Optimizer", None)
         if optimizer is not None and "apply_gradients" in vars(optimizer):
             _patch(optimizer, "apply_gradients", observed_apply_gradients, tells=_tell_update)
     for scaling in tf_variables.keras_2_loss_scaling(keras):
@@ -248,7 +252,7 @@ def _patch_keras_2(keras: Any) -> None:
         _patch(scaling, "get_scaled_loss", observed_scale_loss)
 
 
-# Replicas
+# Replicas.
 
 
 def _switched(devices: tuple[str, ...]) -> None:
@@ -270,10 +274,11 @@ def _inherit() -> Callable[[], contextlib.AbstractContextManager[None]]:
     def enter() -> Iterator[None]:
         if eager is not None:
             eager.n_replicas += 1
-        thread_state.eager, thread_state.listener = (
-            eager,
-            listener,
-        )  # TensorFlow hands op callbacks on by itself
+        # TensorFlow hands op callbacks on by itself.
+        thread_state.eager, thread_state.listener = eager, listener
         yield
 
     return enter
+
+
+replica_threads.inherited.append(_inherit)

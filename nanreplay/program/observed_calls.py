@@ -1,8 +1,7 @@
-"""Noting what Keras layers, tapes and optimizers do while a step is traced, or runs eagerly.
+"""What is noted of a call of a Keras layer, a tape, an optimizer or an op's gradient function.
 
-The functions of Keras and TensorFlow that tell of it are replaced once per process, for as long as anybody records. What they
-tell goes to the graph that is being traced, whoever traces it, or to the eager step that the thread is running. Nothing is
-added to a graph, no argument and no result is changed: a step traces as it would without. `PATCHED` says what is replaced.
+`observe` puts each `observed_*` in the place of a method: given the original, it makes a function
+that calls it with the same arguments and notes what happens in the current `Observation`.
 """
 
 from __future__ import annotations
@@ -18,7 +17,11 @@ from nanreplay.program.observation import BackwardSpan, Observation, TapeGradien
 from nanreplay.tensorflow_internals import tf_distribution, tf_functions
 
 _TOKEN = ".nanreplay-op."
-"""Parts a name scope from the number of the op. A scope may hold it: a tape may outlive the last recording, and uses it as it is then."""
+"""Parts a name scope from the number of the op.
+
+It is allowed in a name scope: a tape may outlive the last recording, and then uses the scope as it
+is.
+"""
 
 
 def run_observed(
@@ -28,7 +31,12 @@ def run_observed(
     args: Any,
     kwargs: Any,
 ) -> Any:
-    """Call `make(original)`; an error of ours never reaches the step, and never makes `original` run twice."""
+    """Call `make(original)` with the arguments, in the place of `original`.
+
+    An error of ours never reaches the step, and never makes `original` run twice: it ends the
+    observation, and the step goes on with what `original` returned. An error of `original` itself
+    is raised as ever.
+    """
     once: _Once | None = None
     try:
         once = _Once(original)
@@ -59,10 +67,12 @@ class _Once:
         return self.result
 
 
-# What is noted
+# Layers and optimizers.
 
 
 def observed_layer_call(original: Any) -> Any:
+    """Note which layer runs, and the outermost layers, whose variables have paths."""
+
     def __call__(layer: Any, *args: Any, **kwargs: Any) -> Any:
         seen = current_notes()
         if seen is not None:
@@ -78,32 +88,32 @@ def observed_layer_call(original: Any) -> Any:
 
 
 def observed_apply(original: Any) -> Any:
+    """Note an update of a Keras 3 optimizer; gradients may come from a generator."""
+
     def apply(optimizer: Any, grads: Any, trainable_variables: Any = None) -> Any:
         grads = list(grads)
-        variables = (
-            getattr(optimizer, "_trainable_variables", [])
-            if trainable_variables is None
-            else list(trainable_variables)
-        )
+        # Without variables, Keras takes those that the optimizer was built with. Their list has no
+        # public name: `optimizer.variables` are the optimizer's own.
+        variables = getattr(optimizer, "_trainable_variables", [])
+        if trainable_variables is not None:
+            trainable_variables = variables = list(trainable_variables)
         _note_update(optimizer, grads, variables)
         with region("optimizer", optimizer.name):
-            return original(optimizer, grads, None if trainable_variables is None else variables)
+            return original(optimizer, grads, trainable_variables)
 
     return apply
 
 
 def observed_apply_gradients(original: Any) -> Any:
-    """Keras 2 hands over pairs, which may come from a generator."""
+    """Note an update of a Keras 2 optimizer; pairs may come from a generator."""
 
     def apply_gradients(optimizer: Any, grads_and_vars: Any, *args: Any, **kwargs: Any) -> Any:
         pairs = list(grads_and_vars)
-        _note_update(
-            optimizer, [gradient for gradient, _ in pairs], [variable for _, variable in pairs]
-        )
-        with region(
-            "optimizer",
-            str(getattr(optimizer, "name", None) or getattr(optimizer, "_name", "optimizer")),
-        ):
+        gradients = [gradient for gradient, _ in pairs]
+        _note_update(optimizer, gradients, [variable for _, variable in pairs])
+        # Optimizers of `tf_keras.optimizers.legacy` have a private name alone.
+        name = getattr(optimizer, "name", None) or getattr(optimizer, "_name", "optimizer")
+        with region("optimizer", str(name)):
             return original(optimizer, pairs, *args, **kwargs)
 
     return apply_gradients
@@ -111,23 +121,22 @@ def observed_apply_gradients(original: Any) -> Any:
 
 def _note_update(optimizer: Any, gradients: list[Any], variables: Any) -> None:
     seen = current_notes()
+    # An optimizer within another one (loss scaling) makes one update with it.
     if seen is None or any(entry.kind == "optimizer" for entry in thread_state.stack):
         return
     _tell_eager()
     if tf.executing_eagerly() and not seen.optimizers:
         with muted():
-            seen.learning_rate, seen.loss_scale = (
-                learning_rate_now(optimizer),
-                loss_scale_now(optimizer),
-            )
+            seen.learning_rate = learning_rate_now(optimizer)
+            seen.loss_scale = loss_scale_now(optimizer)
     _tell_used(optimizer)
     seen.optimizers.append(optimizer)
-    seen.applied.append(
-        (gradients, [tf_distribution.current_variable(variable) for variable in variables])
-    )
+    own_variables = [tf_distribution.current_variable(variable) for variable in variables]
+    seen.applied.append((gradients, own_variables))
 
 
 def _tell_used(used: Any) -> None:
+    """Tell an eager step, before it happens, that Python uses a layer, an optimizer, a variable."""
     if tf.executing_eagerly() and thread_state.eager is not None:
         thread_state.eager.about_to_use(used)
 
@@ -146,17 +155,24 @@ def loss_scale_now(optimizer: Any) -> Any:
     initial = getattr(optimizer, "initial_scale", None)
     if initial is None:
         return None
-    built = getattr(optimizer, "dynamic_scale", None) if getattr(optimizer, "built", True) else None
-    scale = built if built is not None else getattr(optimizer, "loss_scale", initial)
+    # Keras 3 makes the variable `dynamic_scale` in `build`; Keras 2 has the property `loss_scale`.
+    scale = None
+    if getattr(optimizer, "built", True):
+        scale = getattr(optimizer, "dynamic_scale", None)
+    if scale is None:
+        scale = getattr(optimizer, "loss_scale", initial)
     return tf.convert_to_tensor(scale, tf.float32)
 
 
 def _tell_eager() -> None:
+    """Tell the listener that this thread trains outside of compiled functions."""
     if tf.executing_eagerly() and thread_state.listener is not None:
         thread_state.listener.trained_eagerly()
 
 
 def observed_scale_loss(original: Any) -> Any:
+    """Note which loss a scaled loss was made of."""
+
     def scale_loss(optimizer: Any, loss: Any, *args: Any, **kwargs: Any) -> Any:
         scaled = original(optimizer, loss, *args, **kwargs)
         seen = current_notes()
@@ -168,7 +184,12 @@ def observed_scale_loss(original: Any) -> Any:
     return scale_loss
 
 
+# Tapes.
+
+
 def observed_gradient(original: Any) -> Any:
+    """Note what a tape differentiates, and that ops made meanwhile are in the backward pass."""
+
     def gradient(tape: Any, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
         for source in tf.nest.flatten(sources):
             _tell_used(tf_distribution.current_variable(source))
@@ -177,37 +198,51 @@ def observed_gradient(original: Any) -> Any:
         seen = current_notes()
         if seen is not None:
             _tell_eager()
-            flat = [tf_distribution.current_variable(source) for source in tf.nest.flatten(sources)]
-            replica, is_inner = tf_distribution.current_replica(), tf_functions.is_tape_recording()
-            targets, found = tf.nest.flatten(target), tf.nest.flatten(gradients)
-            seen.tape_gradients.append(TapeGradient(targets, flat, found, replica, is_inner))
+            variables = [
+                tf_distribution.current_variable(leaf) for leaf in tf.nest.flatten(sources)
+            ]
+            call = TapeGradient(
+                targets=tf.nest.flatten(target),
+                sources=variables,
+                gradients=tf.nest.flatten(gradients),
+                replica=tf_distribution.current_replica(),
+                is_inner=tf_functions.is_tape_recording(),
+            )
+            seen.tape_gradients.append(call)
         return gradients
 
     return gradient
 
 
+# The ops of a gradient. A tape asks for the gradient function of an op with the name scope that it
+# remembered for the op as it ran. `forward_token` puts a number into that scope, under which the
+# op's first output is kept: `mlp/dense` becomes `mlp/dense.nanreplay-op.7`, and
+# `observed_gradient_function` finds the very op that is differentiated.
+
+
 def _tokens() -> dict[str, Any] | None:
-    """The ops that the tape may ask for, of the trace (the functions within it too), or of the eager step."""
+    """The ops that the tape may ask for, by token.
+
+    They are those of the whole trace (the functions within it too), or of the eager step.
+    """
     if tf.executing_eagerly():
         return None if thread_state.eager is None else thread_state.eager.tokens
     graph = tf.compat.v1.get_default_graph()
-    return (
-        notes_of(tf_functions.outermost_graph(graph)).tokens
-        if isinstance(graph, tf_functions.FuncGraph)
-        else None
-    )
+    if not isinstance(graph, tf_functions.FuncGraph):
+        return None
+    tokens: dict[str, Any] = notes_of(tf_functions.outermost_graph(graph)).tokens
+    return tokens
 
 
 def forward_token(scope: str, outputs: Any) -> str:
-    """A name scope for the tape that remembers the very op; `observed_gradient_function` reads it back."""
+    """A name scope for the tape that remembers the very op."""
     seen = current_notes()
     if seen is None or seen.failed is not None:
         return scope
-    return str(
-        run_observed(
-            seen, lambda original: _token_of, lambda scope, outputs: scope, (scope, outputs), {}
-        )
+    token = run_observed(
+        seen, lambda original: _token_of, lambda scope, outputs: scope, (scope, outputs), {}
     )
+    return str(token)
 
 
 def _token_of(scope: str, outputs: Any) -> str:
@@ -223,14 +258,18 @@ def observed_gradient_function(
     call: Callable[[str], Any], op_type: str, scope: str, inputs: Any, outputs: Any
 ) -> Any:
     """Call the gradient function of an op, and note which ops it made."""
-    plain, seen = scope.split(_TOKEN)[0], current_notes()
+    plain_scope, seen = scope.split(_TOKEN)[0], current_notes()
     if seen is None or seen.failed is not None:
-        return call(plain)
+        return call(plain_scope)
     noted = functools.partial(
         _noted_gradient, seen, op_type=op_type, inputs=inputs, outputs=outputs
     )
     return run_observed(
-        seen, lambda once: functools.partial(noted, once), lambda scope: call(plain), (scope,), {}
+        seen,
+        lambda once: functools.partial(noted, once),
+        lambda scope: call(plain_scope),
+        (scope,),
+        {},
     )
 
 
@@ -243,6 +282,7 @@ def _noted_gradient(
     inputs: Any,
     outputs: Any,
 ) -> Any:
+    """Call a gradient function and note the ops that it made as one `BackwardSpan`."""
     forward = (_tokens() or {}).get(scope)
     scope = scope.split(_TOKEN)[0]
     if forward is None:

@@ -1,7 +1,8 @@
-"""Noticing that Python code sets a variable between two compiled steps: a callback, a loop, a tuner.
+"""What a step's Python code does beside running ops: it draws, fetches and assigns eagerly.
 
-While a watch is on, the functions through which TensorFlow's Python code assigns variables tell of it. That costs nothing
-but where something is assigned.
+TensorFlow's generated functions are replaced for a while, so that the recorder can note what an
+eager step drew and give it the same numbers once more, and which variables a callback, a loop or a
+tuner sets between two compiled steps. Where nothing is drawn or assigned, that costs nothing.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import tensorflow as tf
 from nanreplay.program import observe
 from nanreplay.tensorflow_internals import tf_datasets, tf_variables
 
-# Putting functions of ours in place of TensorFlow's generated ones, for a while.
+# Putting functions of ours in the place of TensorFlow's generated ones, for a while.
 
 
 def replace_functions(
@@ -46,7 +47,7 @@ def replace_functions(
 
 
 # What an eager step drew from states that are no variables, so that it can be run once more with
-# the same.
+# the same numbers: states of random kernels, iterators, Python's and NumPy's generators.
 
 
 class RandomDraws:
@@ -54,23 +55,24 @@ class RandomDraws:
 
     def __init__(self) -> None:
         self._drawn: deque[tuple[str, Any]] = deque()
-        self._host: tuple[Any, Any] | None = None
+        """(name of the function, what it gave) pairs."""
+        self._host_states: tuple[Any, Any] | None = None
+        """States of the generators of Python and NumPy before the step."""
         self.elements: list[Any] = []
         """Tensors that were fetched from iterators of `tf.data`."""
 
     @contextlib.contextmanager
     def recorded(self) -> Iterator[None]:
         """Note what this thread draws eagerly; numbers are drawn as ever."""
-        self._host = random.getstate(), np.random.get_state()
+        self._host_states = random.getstate(), np.random.get_state()
 
         def note(name: str, draw: Callable[[], Any]) -> Any:
             drawn = draw()
             self._drawn.append((name, drawn))
             if name in _FETCHES:
+                leaves = tf.nest.flatten(drawn)
                 self.elements += [
-                    each
-                    for each in tf.nest.flatten(drawn)
-                    if each.dtype not in (tf.variant, tf.resource)
+                    leaf for leaf in leaves if leaf.dtype not in (tf.variant, tf.resource)
                 ]
             return drawn
 
@@ -79,7 +81,10 @@ class RandomDraws:
 
     @contextlib.contextmanager
     def repeated(self) -> Iterator[None]:
-        """Give the noted numbers once more, in the same order; a step that draws others draws anew from there on."""
+        """Give the noted numbers once more, in the same order.
+
+        A step that draws otherwise draws anew from there on.
+        """
 
         def give(name: str, draw: Callable[[], Any]) -> Any:
             if self._drawn and self._drawn[0][0] == name:
@@ -87,17 +92,17 @@ class RandomDraws:
             self._drawn.clear()
             return draw()
 
-        assert self._host is not None
-        now = random.getstate(), np.random.get_state()
-        _set_host(*self._host)
+        assert self._host_states is not None
+        states_now = random.getstate(), np.random.get_state()
+        _set_host_states(*self._host_states)
         try:
             with _drawing(give):
                 yield
         finally:
-            _set_host(*now)
+            _set_host_states(*states_now)
 
 
-def _set_host(python: Any, numpy: Any) -> None:
+def _set_host_states(python: Any, numpy: Any) -> None:
     random.setstate(python)
     np.random.set_state(numpy)
 
@@ -106,6 +111,8 @@ _FETCHES = frozenset(name for _, name in tf_datasets.fetch_functions())
 
 
 class _ThreadDraws(threading.local):
+    """Who is asked for what the current thread draws: `draws(name, draw)`, or nobody."""
+
     def __init__(self) -> None:
         self.draws: Callable[[str, Callable[[], Any]], Any] | None = None
 
@@ -127,34 +134,34 @@ def _inherit() -> Callable[[], contextlib.AbstractContextManager[None]]:
 
 observe.replica_threads.inherited.append(_inherit)
 _lock = threading.Lock()
-_users = 0
-_undo_all: list[Callable[[], None]] = []
+_n_drawing = 0
+"""How many threads draw in this way now; the functions are replaced while there are some."""
+_undo_draws: list[Callable[[], None]] = []
+"""Puts TensorFlow's functions back; empty while they are its own."""
 
 
 @contextlib.contextmanager
 def _drawing(draws: Callable[[str, Callable[[], Any]], Any]) -> Iterator[None]:
-    """Ask `draws` for what this thread draws; TensorFlow's functions are replaced while any thread does so."""
-    _count(1)
+    """Ask `draws` for what this thread draws."""
+    _count_drawing(1)
     before, _thread.draws = _thread.draws, draws
     try:
         yield
     finally:
         _thread.draws = before
-        _count(-1)
+        _count_drawing(-1)
 
 
-def _count(change: int) -> None:
-    global _users
+def _count_drawing(change: int) -> None:
+    """Replace TensorFlow's functions for the first thread, and put them back after the last one."""
+    global _n_drawing
     with _lock:
-        _users += change
-        if _users and not _undo_all:
-            _undo_all.append(
-                replace_functions(
-                    [*tf_variables.random_functions(), *tf_datasets.fetch_functions()], _stand_in
-                )
-            )
-        elif not _users and _undo_all:
-            _undo_all.pop()()
+        _n_drawing += change
+        if _n_drawing and not _undo_draws:
+            places = [*tf_variables.random_functions(), *tf_datasets.fetch_functions()]
+            _undo_draws.append(replace_functions(places, _stand_in))
+        elif not _n_drawing and _undo_draws:
+            _undo_draws.pop()()
 
 
 def _stand_in(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
@@ -167,10 +174,12 @@ def _stand_in(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
     return draw
 
 
-# --- program.assignments
+# Which variables Python code assigns between two compiled steps.
 
-_watches: weakref.WeakSet[AssignmentTracker] = weakref.WeakSet()
-_undo: list[Callable[[], None]] = []
+_trackers: weakref.WeakSet[AssignmentTracker] = weakref.WeakSet()
+"""Those that are on."""
+_undo_assignments: list[Callable[[], None]] = []
+"""Puts TensorFlow's functions back; empty while they are its own."""
 
 
 class AssignmentTracker:
@@ -184,31 +193,32 @@ class AssignmentTracker:
         self._known = known
         self._changed: set[int] = set()
         self._failed: Exception | None = None
-        weakref.finalize(
-            self, _put_back_after_last
-        ).atexit = False  # a recorder may be forgotten without an end
+        # A recorder may be forgotten without an end.
+        weakref.finalize(self, _put_back_after_last).atexit = False
 
     @property
     def is_on(self) -> bool:
         """Whether assignments are noted."""
-        return self in _watches
+        return self in _trackers
 
     def start(self) -> None:
         """Note assignments from now on."""
-        _watches.add(self)
-        if not _undo:
-            _undo.append(replace_functions(tf_variables.assignment_functions(), _telling))
+        _trackers.add(self)
+        if not _undo_assignments:
+            undo = replace_functions(tf_variables.assignment_functions(), _telling)
+            _undo_assignments.append(undo)
 
     def stop(self) -> None:
-        """Note no more of them; TensorFlow is as before when no other watch is on."""
-        _watches.discard(self)
+        """Note no more of them; TensorFlow is as before when no other tracker is on."""
+        _trackers.discard(self)
         _put_back_after_last()
 
     def take(self) -> list[int]:
         """Return the indices of the variables that were assigned since the last call.
 
         Raises:
-            Exception: One that occurred while an assignment was noted; it did not reach the code that assigns.
+            Exception: One that occurred while an assignment was noted. It did not reach the code
+                that assigns.
         """
         if self._failed is not None:
             raise self._failed
@@ -231,16 +241,19 @@ class AssignmentTracker:
 
 
 def _telling(name: str, original: Callable[..., Any]) -> Callable[..., Any]:
+    """A function that tells the trackers of an assignment, in the place of `original`."""
+
     @functools.wraps(original)
     def assign(*args: Any, **kwargs: Any) -> Any:
         if args and tf.executing_eagerly():
-            for watch in tuple(_watches):
-                watch.note(args[0])
+            for tracker in tuple(_trackers):
+                tracker.note(args[0])
         return original(*args, **kwargs)
 
     return assign
 
 
 def _put_back_after_last() -> None:
-    if _undo and not any(True for _ in _watches):  # its length may still count one that is gone
-        _undo.pop()()
+    # Not by the length of the set, which may still count a tracker that is gone.
+    if _undo_assignments and not any(True for _ in _trackers):
+        _undo_assignments.pop()()

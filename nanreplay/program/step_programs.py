@@ -1,17 +1,14 @@
-"""Which compiled functions train, and what a call of one tells of a step: its program, its batch, its outputs.
+"""From a call of a function that trains to the program of its step, with its inputs and captures.
 
-A compiled function trains when its trace holds a gradient and writes variables. Often it only hands its arguments on: a function
-around the step, Keras's function around `one_step_on_data`. The program is then the innermost function that holds all that
-trains, so that a step is a step, whatever is built around it.
+The program is the innermost function that holds all that trains where its inputs can be followed
+to the call, else the function as a whole. The recorder asks for it at the first call of a function.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
-
-import tensorflow as tf
 
 from nanreplay.program.nondeterministic_ops import nondeterministic_tensors
 from nanreplay.program.traced_program import (
@@ -43,9 +40,9 @@ def program_of(
     """
     graph, caller = training.innermost
     if caller is not None:
-        found = inner_program(training, graph, caller, held, arguments)
-        if found is not None:
-            return found
+        program = inner_program(training, graph, caller, held, arguments)
+        if program is not None:
+            return program
     return _whole_program(training, held, arguments)
 
 
@@ -56,7 +53,10 @@ def inner_program(
     held: Sequence[Any],
     arguments: Sequence[Any],
 ) -> TracedProgram | None:
-    """The program of the function that the others only hand their arguments to."""
+    """The program of the function that the others only hand their arguments to.
+
+    None where an input comes from elsewhere, or where its batch comes from several sources.
+    """
     inputs: list[tuple[Any, int]] = []
     captures: list[tuple[Any, Any]] = []
     taken: list[ValueSource] = []
@@ -66,113 +66,102 @@ def inner_program(
         origin = training.origin(caller.graph, caller.op.inputs[caller.first + position])
         if origin is None:
             return None
-        value = (
-            held[origin.number - n_arguments]
-            if origin.kind == "held"
-            else arguments[origin.number]
-            if origin.kind == "argument"
-            else None
-        )
-        if origin.kind == "held" or (
-            value is not None and value.dtype in (tf.resource, tf.variant)
-        ):
-            captures.append((placeholder, value))
+        if origin.kind == "held":
+            captures.append((placeholder, held[origin.number - n_arguments]))
+        elif origin.kind != "argument":
+            kinds.add(origin.kind)
+            taken.append(origin)
+            inputs.append((placeholder, len(inputs)))
+        elif is_handle(arguments[origin.number]):
+            captures.append((placeholder, arguments[origin.number]))
         else:
             kinds.add(origin.kind)
-            taken += [origin] if origin.kind != "argument" else []
-            inputs.append(
-                (placeholder, origin.number if origin.kind == "argument" else len(inputs))
-            )
+            inputs.append((placeholder, origin.number))
     if len(kinds) > 1:
         return None
-    is_element = (
-        kinds == {"fetched"}
-        and len({id(each.tensor.op) for each in taken}) == 1
-        and _ascend([each.number for each in taken])
-    )
-    tensors = (
-        [] if is_element else [each.tensor for each in taken]
-    )  # else leaf by leaf, in the order of the function
+    tensors = [] if _is_element(kinds, taken) else [source.tensor for source in taken]
     if any(tensor.graph is not training.graph or is_handle(tensor) for tensor in tensors):
         return None
     if kinds == {"argument"}:
         leaves = _leaf_numbers(arguments)
-        inputs = [(placeholder, leaves[index]) for placeholder, index in inputs]
+        inputs = [(placeholder, leaves[number]) for placeholder, number in inputs]
         paths = argument_paths(training.function, arguments)
     else:
         paths = signature_paths(graph, len(inputs))
-    xla = training.is_xla or is_compiled_call(caller.op, caller.graph)
-    outside = nondeterministic_tensors(graph) if caller.graph is training.graph else []
-    compilation = "xla" if xla else "graph"
+    is_xla = training.is_xla or is_compiled_call(caller.op, caller.graph)
+    # Within a loop or a branch, the outputs of an op cannot be had from outside.
+    is_called_once = caller.graph is training.graph
     return TracedProgram(
-        graph,
-        inputs,
-        captures,
-        graph.outputs,
-        output_names(graph),
-        compilation,
-        paths,
-        outside,
+        graph=graph,
+        inputs=inputs,
+        captures=captures,
+        outputs=graph.outputs,
+        output_names=output_names(graph),
+        compilation="xla" if is_xla else "graph",
+        leaf_paths=paths,
+        outside=nondeterministic_tensors(graph) if is_called_once else [],
         taken=tensors,
     )
 
 
-def _ascend(numbers: Sequence[int]) -> bool:
-    return all(one <= other for one, other in itertools.pairwise(numbers))
+def _is_element(kinds: Collection[str], taken: Sequence[ValueSource]) -> bool:
+    """Whether a function is handed one element of an iterator, its components in their order.
+
+    The element is then the batch; else the batch is what was taken, leaf by leaf, in the order of
+    the function.
+    """
+    if kinds != {"fetched"} or len({id(source.tensor.op) for source in taken}) != 1:
+        return False
+    return all(left.number <= right.number for left, right in itertools.pairwise(taken))
 
 
 def _whole_program(
     training: TrainingFunction, held: Sequence[Any], arguments: Sequence[Any]
 ) -> TracedProgram | None:
-    graph = training.graph
-    n_arguments = len(graph.inputs) - training.n_captures
-    sources, loop = training.sources, training.loop
+    """The program of a function that trains by itself; None where it fetches in another loop."""
+    graph, sources, loop = training.graph, training.sources, training.loop
     if sources is None and loop is None:
         return None
     sources = sources or []
-    fetched = (
-        loop.fetched
-        if loop is not None
-        else [tensor for op in sources for tensor in op.outputs if not is_handle(tensor)]
-    )
+    if loop is not None:
+        fetched = loop.fetched
+    else:
+        fetched = [tensor for op in sources for tensor in op.outputs if not is_handle(tensor)]
+    n_arguments = len(graph.inputs) - training.n_captures
     leaves = _leaf_numbers(arguments)
-    iterators = {id(tensor) for op in sources for tensor in op.inputs if is_handle(tensor)}
-    inputs, captures = [], []
+    inputs, handles = [], []
     for index, placeholder in enumerate(graph.inputs[:n_arguments]):
         if index in leaves:
             inputs.append((placeholder, leaves[index]))
-        elif is_variable(arguments[index]) or id(placeholder) not in iterators:
-            captures.append((placeholder, arguments[index]))
-    captures += list(zip(graph.inputs[n_arguments:], held, strict=True))
+        else:
+            handles.append((placeholder, arguments[index]))
+    inputs += [(tensor, len(leaves) + number) for number, tensor in enumerate(fetched)]
+    handles += zip(graph.inputs[n_arguments:], held, strict=True)
+    # A replay is fed with what was fetched, and has no iterator.
+    iterators = {id(tensor) for op in sources for tensor in op.inputs if is_handle(tensor)}
     captures = [
         (placeholder, value)
-        for placeholder, value in captures
+        for placeholder, value in handles
         if is_variable(value) or id(placeholder) not in iterators
     ]
     paths = argument_paths(training.function, arguments)
-    paths += fetched_paths(training.function, fetched, in_loop=training.loop is not None)
-    inputs += [(tensor, len(leaves) + number) for number, tensor in enumerate(fetched)]
+    paths += fetched_paths(training.function, fetched, in_loop=loop is not None)
     outside = [tensor for tensor in nondeterministic_tensors(graph) if tensor.op not in sources]
-    compilation = "xla" if training.is_xla else "graph"
     return TracedProgram(
-        graph,
-        inputs,
-        captures,
-        graph.outputs,
-        output_names(graph),
-        compilation,
-        paths,
-        outside,
-        sources,
+        graph=graph,
+        inputs=inputs,
+        captures=captures,
+        outputs=graph.outputs,
+        output_names=output_names(graph),
+        compilation="xla" if training.is_xla else "graph",
+        leaf_paths=paths,
+        outside=outside,
+        sources=sources,
         loop=loop,
     )
 
 
 def _leaf_numbers(arguments: Sequence[Any]) -> dict[int, int]:
     """Number of the leaf of the batch, by number of the flat argument: all but handles."""
-    data = [
-        index
-        for index, value in enumerate(arguments)
-        if value.dtype not in (tf.resource, tf.variant)
-    ]
+    data = [index for index, value in enumerate(arguments) if not is_handle(value)]
     return {index: number for number, index in enumerate(data)}

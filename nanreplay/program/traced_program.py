@@ -1,62 +1,74 @@
-"""The program of a training step: a graph that the training itself traced, with what it takes and what it gives."""
+"""The program of a training step: a graph that the training itself traced, its inputs and outputs.
+
+`step_programs` makes a `TracedProgram` of a function that trains, `program_record` describes it
+for the capture file.
+"""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import tensorflow as tf
 
+from nanreplay.program.collectives import replica_in_scope
 from nanreplay.program.observation import Observation, merged, notes_of, observation_from_names
 from nanreplay.records import EACH_ITERATION
 from nanreplay.tensorflow_internals import tf_datasets, tf_functions, tf_variables
 
 # Readable names for the arrays that a compiled step is given, fetches and returns.
 
-_REPLICA = re.compile(r"(?:^|/)replica_(\d+)/")
-
 
 def argument_leaves(arguments: Sequence[Any]) -> list[Any]:
     """The arrays among the flat arguments of a call."""
-    return [value for value in arguments if value.dtype not in (tf.resource, tf.variant)]
+    return [value for value in arguments if not is_handle(value)]
 
 
 def argument_paths(function: Any, arguments: Sequence[Any]) -> list[str]:
-    """A readable path for each array among the arguments: `0/ids`, `targets`; the only argument's own index is left out."""
+    """A readable path for each array among the arguments: `0/ids`, `targets`.
+
+    The index of an only argument is left out.
+    """
     n_leaves = len(argument_leaves(arguments))
-    args, kwargs = function.structured_input_signature
-    only = args[0] if len(args) == 1 and not kwargs else (*args,) if not kwargs else (*args, kwargs)
-    found = [path for path, leaf in tf_datasets.flatten_with_paths(only) if _is_data_spec(leaf)]
-    return found if len(found) == n_leaves else [str(number) for number in range(n_leaves)]
-
-
-def _is_data_spec(leaf: Any) -> bool:
-    return isinstance(leaf, tf.TensorSpec) and leaf.dtype not in (tf.resource, tf.variant)
+    return _signature_paths(function.structured_input_signature, n_leaves)
 
 
 def signature_paths(graph: Any, count: int) -> list[str]:
-    """A readable path for each of `count` arguments of a FuncGraph; their numbers where its signature holds others."""
-    args, kwargs = graph.structured_input_signature or (tuple[Any, ...](), {})
-    only = args[0] if len(args) == 1 and not kwargs else (*args,) if not kwargs else (*args, kwargs)
-    found = [path for path, leaf in tf_datasets.flatten_with_paths(only) if _is_data_spec(leaf)]
-    return found if len(found) == count else [str(number) for number in range(count)]
+    """A readable path for each of `count` arguments of a FuncGraph."""
+    no_signature: tuple[Any, ...] = ((), {})
+    return _signature_paths(graph.structured_input_signature or no_signature, count)
+
+
+def _signature_paths(signature: tuple[Any, ...], count: int) -> list[str]:
+    """Paths of the arrays of a structured input signature, `(args, kwargs)`.
+
+    Their numbers where the signature does not hold `count` of them.
+    """
+    args, kwargs = signature
+    structure: Any = (*args, kwargs)
+    if not kwargs:
+        structure = args[0] if len(args) == 1 else (*args,)
+    leaves = tf_datasets.flatten_with_paths(structure)
+    paths = [path for path, leaf in leaves if _is_data_spec(leaf)]
+    return paths if len(paths) == count else [str(number) for number in range(count)]
+
+
+def _is_data_spec(leaf: Any) -> bool:
+    return isinstance(leaf, tf.TensorSpec) and not is_handle(leaf)
 
 
 def element_specs(function: Any) -> list[Any]:
     """Specs of the elements of the iterators and datasets among a function's arguments."""
     args, kwargs = function.structured_input_signature
-    return [
-        spec
-        for leaf in tf.nest.flatten((args, kwargs))
-        if (spec := tf_datasets.element_spec(leaf)) is not None
-    ]
+    specs = [tf_datasets.element_spec(leaf) for leaf in tf.nest.flatten((args, kwargs))]
+    return [spec for spec in specs if spec is not None]
 
 
 def fetched_paths(function: Any, fetched: Sequence[Any], *, in_loop: bool) -> list[str]:
-    """A readable path for each tensor that a step fetches; of those of several replicas, the replica first.
+    """A readable path for each tensor that a step fetches; of several replicas, the replica first.
 
     Args:
         function: The ConcreteFunction.
@@ -65,43 +77,54 @@ def fetched_paths(function: Any, fetched: Sequence[Any], *, in_loop: bool) -> li
     """
     replicas = [_replica_of(tensor) for tensor in fetched]
     if any(replicas):
-        is_asked = [tensor.op.type == "OptionalHasValue" for tensor in fetched]
-        replicas = [
-            -1 if asked else replica for asked, replica in zip(is_asked, replicas, strict=True)
-        ]
-        numbers = [replicas[:index].count(replica) for index, replica in enumerate(replicas)]
-        found = [
-            f"replica_{replica}/{number}" if replica >= 0 else f"has_value/{number}"
-            for replica, number in zip(replicas, numbers, strict=True)
-        ]
+        paths = _paths_by_replica(fetched, replicas)
     else:
-        found = _paths_of_elements(function, len(fetched)) if fetched else []
-    return [f"{EACH_ITERATION}{path}" for path in found] if in_loop else found
+        paths = _paths_of_elements(function, len(fetched)) if fetched else []
+    return [f"{EACH_ITERATION}{path}" for path in paths] if in_loop else paths
+
+
+def _paths_by_replica(fetched: Sequence[Any], replicas: Sequence[int]) -> list[str]:
+    """`replica_1/0` for the first tensor of the second replica, `has_value/0` for what is asked."""
+    prefixes = [
+        "has_value" if tensor.op.type == "OptionalHasValue" else f"replica_{replica}"
+        for tensor, replica in zip(fetched, replicas, strict=True)
+    ]
+    counts: Counter[str] = Counter()
+    paths = []
+    for prefix in prefixes:
+        paths.append(f"{prefix}/{counts[prefix]}")
+        counts[prefix] += 1
+    return paths
 
 
 def _replica_of(tensor: Any) -> int:
     """The replica that takes a tensor: ops of all but the first say so in their names."""
-    users, pending = [], [tensor]
+    replicas: list[int | None] = []
+    pending = [tensor]
     while pending:
         for op in pending.pop().consumers():
             if op.type == "Identity":
                 pending += op.outputs
             else:
-                users.append(_REPLICA.search(op.name))
-    return int(users[0][1]) if users and users[0] is not None and all(users) else 0
+                replicas.append(replica_in_scope(op.name))
+    if not replicas or None in replicas:
+        return 0
+    return replicas[0] or 0
 
 
 def _paths_of_elements(function: Any, count: int) -> list[str]:
+    """Paths within the elements of the only iterator; numbers where that does not fit."""
     specs = element_specs(function)
-    found = (
-        [path for path, leaf in tf_datasets.flatten_with_paths(specs[0]) if leaf is not None]
-        if len(specs) == 1
-        else []
-    )
-    if found and count % len(found) == 0:
-        several = count // len(found)
-        return found if several == 1 else [f"{k}/{path}" for k in range(several) for path in found]
-    return [str(number) for number in range(count)]
+    paths = []
+    if len(specs) == 1:
+        leaves = tf_datasets.flatten_with_paths(specs[0])
+        paths = [path for path, leaf in leaves if leaf is not None]
+    if not paths or count % len(paths):
+        return [str(number) for number in range(count)]
+    n_elements = count // len(paths)
+    if n_elements == 1:
+        return paths
+    return [f"{number}/{path}" for number in range(n_elements) for path in paths]
 
 
 def output_names(graph: Any) -> list[str]:
@@ -111,7 +134,7 @@ def output_names(graph: Any) -> list[str]:
     return names if len(names) == len(graph.outputs) else [tensor.name for tensor in graph.outputs]
 
 
-# --- program.trace
+# The program.
 
 
 @dataclass(frozen=True)
@@ -140,7 +163,10 @@ class TracedProgram:
     inputs: Sequence[tuple[Any, int]]
     """(tensor of the graph, leaf of the batch) pairs."""
     captures: Sequence[tuple[Any, Any]]
-    """(placeholder, what it holds) pairs: an eager tensor (a variable's handle, a constant), or None where only a call knows."""
+    """(placeholder, what it holds) pairs.
+
+    That is an eager tensor (a variable's handle, a constant), or None where only a call knows.
+    """
     outputs: Sequence[Any]
     """Tensors of the graph that a step returns."""
     output_names: Sequence[str]
@@ -151,27 +177,34 @@ class TracedProgram:
     outside: Sequence[Any] = ()
     """Outputs of ops that another run would not repeat, which are recorded with the batch."""
     sources: Sequence[Any] = ()
-    """Ops that fetch the batch, and those that take apart what they fetched. What they give but handles are inputs."""
+    """Ops that fetch the batch, and those that take apart what they fetched.
+
+    What they give, but for handles, are inputs.
+    """
     taken: Sequence[Any] = ()
-    """Where this is a function that another one calls with what it has taken apart: tensors of that one, leaf by leaf."""
+    """The tensors of the calling function that it took apart for this one, leaf by leaf.
+
+    Empty for a program that nothing of the kind is handed to.
+    """
     loop: LoopFetch | None = None
-    """What fetches the batch in a loop; a leaf holds what all iterations fetched, along a first axis."""
+    """What fetches the batch in a loop.
+
+    A leaf holds what all iterations fetched, along a first axis.
+    """
     layer_names: Collection[str] = ()
-    """Names of the layers that are known, for a function that was traced before anybody looked."""
+    """Names of the known layers, for a function that was traced before anybody looked."""
     optimizer_names: Collection[str] = ()
 
     @cached_property
     def seen(self) -> Observation:
         """What was noted while the graph, and the functions that it calls, were traced."""
         graphs = [self.graph, *tf_functions.library_graphs(self.graph).values()]
-        noted = any(notes_of(graph, make=False) is not None for graph in graphs)
-        found = (
-            merged(graphs)
-            if noted
-            else observation_from_names(graphs, self.layer_names, self.optimizer_names)
-        )
-        found.note_result(list(self.outputs))
-        return found
+        if any(notes_of(graph, make=False) is not None for graph in graphs):
+            observation = merged(graphs)
+        else:
+            observation = observation_from_names(graphs, self.layer_names, self.optimizer_names)
+        observation.note_result(list(self.outputs))
+        return observation
 
     @property
     def fetched(self) -> list[Any]:
@@ -185,42 +218,49 @@ class TracedProgram:
 
     @cached_property
     def losses(self) -> list[Any]:
-        """What was differentiated in the main graph; the returned tensor where it is that value. Else a returned scalar."""
+        """What was differentiated in the main graph; else a scalar that it returns.
+
+        Where the step returns a copy of the loss, the copy stands for it: it is fetched anyway.
+        """
         returned = {id(source_of(tensor)): tensor for tensor in reversed(self.outputs)}
-        found = [
-            returned.get(id(source_of(loss)), loss)
-            for loss in self.seen.losses()
-            if loss.graph is self.graph
-        ]
-        return found or self.returned_losses[:1]
+        losses = [loss for loss in self.seen.losses() if loss.graph is self.graph]
+        losses = [returned.get(id(source_of(loss)), loss) for loss in losses]
+        return losses or self.returned_losses[:1]
 
     @cached_property
     def returned_losses(self) -> list[Any]:
         """Scalar floats that the step returns; one whose name says loss first."""
-        scalars = [
-            (name, tensor)
-            for name, tensor in zip(self.output_names, self.outputs, strict=True)
-            if is_scalar_float(tensor)
-        ]
+        named = zip(self.output_names, self.outputs, strict=True)
+        scalars = [(name, tensor) for name, tensor in named if is_scalar_float(tensor)]
+        # The sort is stable: False, for a name with "loss" in it, comes first.
         return [tensor for _, tensor in sorted(scalars, key=lambda pair: "loss" not in pair[0])]
 
     def layout_of_outputs(self) -> list[tuple[str, int]]:
         """(name in the fingerprint, index of the output) of each scalar float that is returned."""
-        index = {id(tensor): number for number, tensor in reversed(list(enumerate(self.losses)))}
-        found = []
+        # Of a loss that is listed twice, the first number counts.
+        loss_numbers = {
+            id(tensor): number for number, tensor in reversed(list(enumerate(self.losses)))
+        }
+        layout = []
         for position, tensor in enumerate(self.outputs):
-            if is_scalar_float(tensor):
-                number = index.get(id(tensor))
-                found.append(
-                    (f"logged:{position}" if number is None else f"loss:{number}", position)
-                )
-        return found
+            if not is_scalar_float(tensor):
+                continue
+            number = loss_numbers.get(id(tensor))
+            name = f"logged:{position}" if number is None else f"loss:{number}"
+            layout.append((name, position))
+        return layout
 
     def mean_of_losses(self) -> tuple[Any, Any] | None:
-        """Handles of (total, count) where the step returns total / count of a metric as its loss, as Keras does."""
+        """Handles of (total, count) of the metric whose mean the step returns as its loss.
+
+        Keras returns the running mean of the losses of an epoch, total / count, and not the loss of
+        the step. None where the step returns no such.
+        """
+        placeholders = self.mean_placeholders()
+        if placeholders is None:
+            return None
         held = {id(placeholder): value for placeholder, value in self.captures}
-        found = self.mean_placeholders()
-        return None if found is None else (held[id(found[0])], held[id(found[1])])
+        return held[id(placeholders[0])], held[id(placeholders[1])]
 
     def mean_placeholders(self) -> tuple[Any, Any] | None:
         """The placeholders of these handles."""
@@ -229,10 +269,13 @@ class TracedProgram:
             op = source_of(tensor).op
             if name.rpartition("/")[2] != "loss" or op.type not in ("DivNoNan", "RealDiv"):
                 continue
-            reads = [source_of(each).op for each in op.inputs]
+            reads = [source_of(operand).op for operand in op.inputs]
             if all(read.type == "ReadVariableOp" and id(read.inputs[0]) in held for read in reads):
                 return reads[0].inputs[0], reads[1].inputs[0]
         return None
+
+
+# What tensors are.
 
 
 def source_of(tensor: Any) -> Any:
@@ -261,8 +304,3 @@ def is_float_variable(handle: Any) -> bool:
     """Whether a handle is that of a variable that can hold NaN."""
     kind = tf_variables.variable_type(handle)
     return kind is not None and bool(tf.dtypes.as_dtype(kind[0]).is_floating)
-
-
-def indices_by_handle(handles: Sequence[Any]) -> Mapping[int, int]:
-    """Position of each handle by its id."""
-    return {id(handle): index for index, handle in enumerate(handles)}

@@ -223,6 +223,12 @@ def library_graphs(graph: Any) -> dict[str, Any]:
     return graphs
 
 
+def called_definition(graph: Any, name: str) -> Any:
+    """The FunctionDef that a FuncGraph calls by a name, or None."""
+    function = graph._functions.get(name)
+    return None if function is None else function.cached_definition
+
+
 def function_library(name: str) -> list[Any]:
     """FunctionDefs of the eager function `name` and of all that it calls; empty for no function."""
     context = _context.context()
