@@ -1,9 +1,10 @@
-"""Learning of the batch that a compiled function fetches from an iterator by itself, and of what another run would not repeat.
+"""The batch that a compiled function fetches by itself, and what another run would not repeat.
 
-The function that trains is run as a variant of it: the same nodes, in the same order, and beside them one that puts what was
-fetched into a staging area. What is read once more comes right out of the iterator (of a random op, a table), which no optimizer of
-graphs rewrites or merges with others, so that all that is computed stays as it was. The element can be taken
-from there when the step raises, too.
+The function that trains is run as a variant of it: the same nodes, in the same order, and beside
+them one that puts what was fetched into a staging area. What is read once more comes right out of
+the iterator (of a random op, a table), which no optimizer of graphs rewrites or merges with others,
+so that all that is computed stays as it was. The batch can be taken from there when the step
+raises, too.
 """
 
 from __future__ import annotations
@@ -15,30 +16,40 @@ from typing import Any
 
 import tensorflow as tf
 
-from nanreplay.program.graph_nodes import output_name, rename_mentions
+from nanreplay.program.graph_nodes import (
+    data_inputs,
+    mentioned_functions,
+    output_name,
+    rename_mentions,
+)
 from nanreplay.program.nondeterministic_ops import takes_first_free
 from nanreplay.program.traced_program import LoopFetch, TracedProgram
 from nanreplay.program.training_functions import FETCHES, FETCHES_OPTIONAL, TrainingFunction
 from nanreplay.tensorflow_internals import tf_functions, tf_variables
 
-# Feeding a loop that fetches in each iteration: what was fetched goes into it as one array, of
-# which each iteration takes its part.
+# In a recorded program: feeding a loop that fetches in each iteration. What was fetched goes into
+# it as one array, of which each iteration takes its part.
 
 _FED = "nanreplay_fetched"
 
 
 def fed_name(loop: LoopFetch, number: int) -> str:
-    """Name of the placeholder, in the main graph, of what the iterations fetched as their tensor of this number."""
+    """Name of the placeholder, in the main graph, of what all iterations fetched.
+
+    Args:
+        loop: The loop.
+        number: Number of the tensor among those that an iteration fetches.
+    """
     return f"{loop.op.name}/{_FED}_{number}"
 
 
 def feed_loop(graph: Any, loop: LoopFetch) -> None:
     """Put arrays in the place of what the body of a loop fetches, in a GraphDef.
 
-    The loop hands the arrays on from iteration to iteration, and its body takes the part of its number. The number is the
-    first thing that every While of TensorFlow 2 hands on.
+    The loop hands the arrays on from iteration to iteration, and its body takes the part of its
+    number. The number is the first thing that every While of TensorFlow 2 hands on.
     """
-    node = next(each for each in graph.node if each.name == loop.op.name)
+    node = next(node for node in graph.node if node.name == loop.op.name)
     functions = {function.signature.name: function for function in graph.library.function}
     body, cond = (functions[node.attr[key].func.name] for key in ("body", "cond"))
     places = {}
@@ -51,13 +62,13 @@ def feed_loop(graph: Any, loop: LoopFetch) -> None:
 def _hand_on(
     graph: Any, node: Any, body: Any, cond: Any, name: str, number: int, tensor: Any
 ) -> None:
-    """Give the loop one array more."""
+    """Give the loop one array more, which its body returns as it is."""
     kind = tensor.dtype.as_datatype_enum
     shape = tf.TensorShape([None]).concatenate(tensor.shape).as_proto()
     placeholder = graph.node.add(name=name, op="Placeholder")
     placeholder.attr["dtype"].type = kind
     placeholder.attr["shape"].shape.CopyFrom(shape)
-    n_data = sum(not each.startswith("^") for each in node.input)
+    n_data = len(data_inputs(node))  # control dependencies come after them
     node.input[:] = [*node.input[:n_data], name, *node.input[n_data:]]
     node.attr["T"].list.type.append(kind)
     if node.attr["output_shapes"].list.shape:
@@ -83,11 +94,18 @@ def _part_of_iteration(body: Any, number: int, tensor: Any) -> str:
 
 
 def _without_sources(body: Any, removed: set[str], places: Mapping[str, str]) -> None:
+    """Leave the ops that fetch out of the body of a loop.
+
+    Args:
+        body: Its FunctionDef.
+        removed: Names of the ops.
+        places: Names of the tensors that they gave to those that take their places.
+    """
     kept = [node for node in body.node_def if node.name not in removed]
     for node in kept:
-        inputs = [places.get(each, each) for each in node.input]
+        inputs = [places.get(name, name) for name in node.input]
         node.input[:] = [
-            each for each in inputs if not (each.startswith("^") and each[1:] in removed)
+            name for name in inputs if not name.startswith("^") or name[1:] not in removed
         ]
     del body.node_def[:]
     body.node_def.extend(kept)
@@ -98,10 +116,11 @@ def _without_sources(body: Any, removed: set[str], places: Mapping[str, str]) ->
         body.signature.control_output.remove(name)
 
 
-# --- program.fetching
+# In training: staging areas, which hold what was fetched until Python takes it.
 
 _serials = itertools.count()
-_MOVED = "nanreplay"
+_PREFIX = "nanreplay"
+"""Begins the names of added nodes, and parts those of changed functions from their numbers."""
 _DEVICE = "/device:CPU:0"
 TAKEN_TOGETHER = 8
 """Steps whose small batches are taken from a staging area at once."""
@@ -122,30 +141,30 @@ class FetchedBatches:
         self.name = name
         self.returned = returned
         self.together = TAKEN_TOGETHER
-        """How many are taken at once, as a rule: in one compiled call, which takes a fraction of the time."""
+        """How many are taken at once, as a rule: in one compiled call, for a fraction of the time."""
         self._compiled: dict[int, Any] = {}
 
     def take(self) -> Any:
-        """All that was fetched since the last call: a vector of Optionals, as one variant tensor; None for nothing."""
+        """All that was fetched since the last call: a vector of Optionals, as one variant tensor.
+
+        None for nothing.
+        """
         with tf.device(_DEVICE):
             count = _count_in(self.name)
             if count != self.together:
                 return _unstaged(self.name, count)
         if count not in self._compiled:
             with tf.init_scope(), tf.device(_DEVICE):
-                self._compiled[count] = tf.function(
-                    lambda: _unstaged(self.name, count), autograph=False
-                ).get_concrete_function()
+                function = tf.function(lambda: _unstaged(self.name, count), autograph=False)
+                self._compiled[count] = function.get_concrete_function()
         return tf_functions.run_function(tf_functions.runtime_name(self._compiled[count]), 1, [])[0]
 
     def take_returned(self) -> Any:
         """What steps have returned since it was forgotten, the last ones last; a vector as well."""
+        if self.returned is None:
+            return None
         with tf.device(_DEVICE):
-            return (
-                None
-                if self.returned is None
-                else _unstaged(self.returned, _count_in(self.returned))
-            )
+            return _unstaged(self.returned, _count_in(self.returned))
 
     def forget_returned(self) -> None:
         """Forget what steps have returned until now."""
@@ -162,9 +181,11 @@ def _unstaged(name: str, count: int) -> Any:
     """The first ones of a staging area; waits for them where there are fewer."""
     if not count:
         return None
-    return tf.stack(
-        [tf.raw_ops.Unstage(dtypes=[tf.variant], shared_name=name)[0] for _ in range(count)]
-    )
+    optionals = []
+    for _ in range(count):
+        (optional,) = tf.raw_ops.Unstage(dtypes=[tf.variant], shared_name=name)
+        optionals.append(optional)
+    return tf.stack(optionals)
 
 
 def components_of(optional: Any, kinds: Sequence[Any]) -> list[Any] | None:
@@ -177,11 +198,13 @@ def components_of(optional: Any, kinds: Sequence[Any]) -> list[Any] | None:
     if not bool(tf.raw_ops.OptionalHasValue(optional=optional)):
         return None
     shapes = [tf.TensorShape(None)] * len(kinds)
-    return list(
-        tf.raw_ops.OptionalGetValue(
-            optional=optional, output_types=list(kinds), output_shapes=shapes
-        )
+    components = tf.raw_ops.OptionalGetValue(
+        optional=optional, output_types=list(kinds), output_shapes=shapes
     )
+    return list(components)
+
+
+# In training: the variant of the function, in which nodes are added that tell.
 
 
 class InstrumentedFunction:
@@ -189,8 +212,8 @@ class InstrumentedFunction:
 
     Args:
         training: The function.
-        program: Its program. What the program returns is returned too, where it is a function that `training` calls, and then
-            what another run would not repeat.
+        program: Its program. What the program returns is returned too, where it is a function that
+            `training` calls, and then what another run would not repeat.
     """
 
     def __init__(self, training: TrainingFunction, program: TracedProgram) -> None:
@@ -199,11 +222,11 @@ class InstrumentedFunction:
         self.batches: FetchedBatches | None = None
         definition = tf_functions.function_definition(training.function)
         self.n_original = len(definition.signature.output_arg)
-        name = f"{definition.signature.name}_{_MOVED}_{next(_serials)}"
+        name = f"{definition.signature.name}_{_PREFIX}_{next(_serials)}"
         self._registered = [name]
         if training.fetching:
             self.batches = FetchedBatches(f"nanreplay{name}_batches")
-            self._tell_fetched(definition, training, program, f"nanreplay{name}_batches")
+            self._tell_fetched(definition, training, program, self.batches)
         self.n_returned = 0
         """How many outputs of the program come after those of the function."""
         self.has_mean = False
@@ -217,13 +240,20 @@ class InstrumentedFunction:
         tf_functions.register_function(definition)
         n_outputs = len(definition.signature.output_arg)
         self.run = tf_functions.RegisteredFunction(training.function, name, n_outputs)
-        """Runs it on flat inputs; gives what the function returns, outputs of the program, and what another run would not repeat."""
+        """Runs it on flat inputs.
+
+        Gives what the function returns, outputs of the program, and what another run would not
+        repeat.
+        """
         weakref.finalize(self, _forget, tuple(self._registered)).atexit = False
 
     def _return_inner(
         self, definition: Any, training: TrainingFunction, program: TracedProgram
     ) -> None:
-        """Return what the program returns, and what another run would not repeat, from the function that is the program."""
+        """Return what the program returns, where the program is a function that this one calls.
+
+        What another run would not repeat comes after it.
+        """
         _, caller = training.innermost
         assert caller is not None
         node = next(node for node in definition.node_def if node.name == caller.op.name)
@@ -234,101 +264,119 @@ class InstrumentedFunction:
         if not program.outside:
             return
         old = node.attr["f"].func.name
-        inner = next(
-            each for each in tf_functions.function_library(old) if each.signature.name == old
-        )
+        library = tf_functions.function_library(old)
+        inner = next(function for function in library if function.signature.name == old)
         for number, tensor in enumerate(program.outside, len(program.outputs)):
             _return(inner, _without_forwarding(inner, tensor), tensor.dtype)
             node.attr["Tout"].list.type.append(tensor.dtype.as_datatype_enum)
             _return(definition, f"{node.name}:output:{number}", tensor.dtype)
-        inner.signature.name = node.attr["f"].func.name = f"{old}_{_MOVED}_{next(_serials)}"
+        inner.signature.name = node.attr["f"].func.name = f"{old}_{_PREFIX}_{next(_serials)}"
         tf_functions.register_function(inner)
         self._registered.append(inner.signature.name)
 
     def _return_mean(
         self, definition: Any, training: TrainingFunction, program: TracedProgram, call: str
     ) -> None:
-        """Read, after the step, what the mean of the losses has added up: here that takes a microsecond, in Python ten."""
+        """Read, after the step, what the mean of the losses has added up.
+
+        Here that takes a microsecond, in Python ten.
+        """
         _, caller = training.innermost
         inside = program.mean_placeholders()
         if inside is None or caller is None:
             return
-        places = {id(tensor): position for position, tensor in enumerate(program.graph.inputs)}
-        for placeholder in inside:
-            outer = caller.op.inputs[caller.first + places[id(placeholder)]]
-            kind = tf_variables.variable_type(outer)
-            if outer.op.type != "Placeholder" or kind is None:
-                return
-        for placeholder in inside:
-            outer = caller.op.inputs[caller.first + places[id(placeholder)]]
-            dtype = tf.dtypes.as_dtype(tf_variables.variable_type(outer)[0])  # type: ignore[index]
-            name = f"{_MOVED}_mean_{next(_serials)}"
-            read = definition.node_def.add(
-                name=name, op="ReadVariableOp", input=[outer.op.name, f"^{call}"]
-            )
+        positions = {id(tensor): position for position, tensor in enumerate(program.graph.inputs)}
+        handles = [caller.op.inputs[caller.first + positions[id(inner)]] for inner in inside]
+        types = [tf_variables.variable_type(handle) for handle in handles]
+        known_types = [kind for kind in types if kind is not None]
+        are_inputs = all(handle.op.type == "Placeholder" for handle in handles)
+        if not are_inputs or len(known_types) < len(handles):
+            return
+        for handle, (kind, _) in zip(handles, known_types, strict=True):
+            dtype = tf.dtypes.as_dtype(kind)
+            name = f"{_PREFIX}_mean_{next(_serials)}"
+            inputs = [handle.op.name, f"^{call}"]
+            read = definition.node_def.add(name=name, op="ReadVariableOp", input=inputs)
             read.attr["dtype"].type = dtype.as_datatype_enum
             _return(definition, f"{name}:value:0", dtype)
         self.has_mean = True
 
     def _tell_fetched(
-        self, definition: Any, training: TrainingFunction, program: TracedProgram, area: str
+        self,
+        definition: Any,
+        training: TrainingFunction,
+        program: TracedProgram,
+        batches: FetchedBatches,
     ) -> None:
-        own = [
-            tensor
-            for graph, op in training.fetching
-            if graph is training.graph and op.type in FETCHES
-            for tensor in op.outputs
-        ]
-        if fetched := program.fetched or program.taken or own:
-            self.kinds = [tensor.dtype for tensor in fetched]
-            _stage_tensors(
-                definition, [output_name(tensor) for tensor in fetched], self.kinds, area
-            )
+        """Put what is fetched into the staging area, in whichever function it is fetched."""
+        own = []
+        for graph, op in training.fetching:
+            if graph is training.graph and op.type in FETCHES:
+                own += op.outputs
+        fetched = program.fetched or program.taken or own
+        if fetched:
+            self._stage_fetched(definition, fetched, batches.name)
             return
         library = {
-            each.signature.name: each
+            function.signature.name: function
             for name in training.graphs
-            for each in tf_functions.function_library(name)
+            for function in tf_functions.function_library(name)
         }
         if program.loop is not None:
-            self.kinds = [tensor.dtype for tensor in program.loop.fetched]
             body = program.loop.op.node_def.attr["body"].func.name
-            _stage_tensors(
-                library[body],
-                [output_name(tensor) for tensor in program.loop.fetched],
-                self.kinds,
-                area,
-            )
+            self._stage_fetched(library[body], program.loop.fetched, batches.name)
             self._rename(definition, library, {body})
             return
         op = training.fetching[0][1]
         self.kinds = [tf.dtypes.as_dtype(kind) for kind in op.get_attr("output_types")]
         touched = set()
-        for name, each in {"": definition, **library}.items():
-            for node in [node for node in each.node_def if node.op in FETCHES_OPTIONAL]:
-                _stage(each, f"{node.name}:optional:0", area)
-                touched.add(name)
-            for node in [node for node in each.node_def if node.op in FETCHES]:
-                names = [f"{node.name}:components:{number}" for number in range(len(self.kinds))]
-                _stage_tensors(each, names, self.kinds, area)
-                touched.add(name)
-            for node in [node for node in each.node_def if _holds_outputs(node, training)]:
-                assert self.batches is not None
-                self.batches.returned = f"{area}_returned"
-                _stage(each, f"{node.name}:optional:0", f"{area}_returned")
+        for name, function in {"": definition, **library}.items():
+            if self._stage_everything(function, training, batches):
                 touched.add(name)
         self._rename(definition, library, touched)
 
+    def _stage_fetched(self, function: Any, fetched: Sequence[Any], area: str) -> None:
+        self.kinds = [tensor.dtype for tensor in fetched]
+        names = [output_name(tensor) for tensor in fetched]
+        _stage_tensors(function, names, self.kinds, area)
+
+    def _stage_everything(
+        self, function: Any, training: TrainingFunction, batches: FetchedBatches
+    ) -> bool:
+        """Stage what a function fetches and what the program returned to it; False for nothing."""
+        nodes = list(function.node_def)  # some are added
+        optionals = [node for node in nodes if node.op in FETCHES_OPTIONAL]
+        elements = [node for node in nodes if node.op in FETCHES]
+        returns = [node for node in nodes if _holds_outputs(node, training)]
+        for node in optionals:
+            _stage(function, f"{node.name}:optional:0", batches.name)
+        for node in elements:
+            names = [f"{node.name}:components:{number}" for number in range(len(self.kinds))]
+            _stage_tensors(function, names, self.kinds, batches.name)
+        for node in returns:
+            batches.returned = f"{batches.name}_returned"
+            _stage(function, f"{node.name}:optional:0", batches.returned)
+        return bool(optionals or elements or returns)
+
     def _rename(self, definition: Any, library: dict[str, Any], touched: set[str]) -> None:
-        """Give new names to the functions that were changed, and to those that call them."""
-        touched = touched - {""}
-        mentions = {name: _mentioned(each) for name, each in library.items()}
-        changed = set(touched)
-        while more := {
-            name for name, called in mentions.items() if name not in changed and called & changed
-        }:
-            changed |= more
-        names = {name: f"{name}_{_MOVED}_{next(_serials)}" for name in changed}
+        """Give new names to the functions that were changed, and to those that call them.
+
+        A function calls another by its name, so that the name of its caller changes with it, and so
+        on outwards, until nothing more is added.
+        """
+        mentions = {
+            name: set(mentioned_functions(function.node_def)) for name, function in library.items()
+        }
+        changed = touched - {""}
+        callers = changed
+        while callers:
+            callers = {
+                name
+                for name, mentioned in mentions.items()
+                if name not in changed and mentioned & changed
+            }
+            changed = changed | callers
+        names = {name: f"{name}_{_PREFIX}_{next(_serials)}" for name in changed}
         for old, new in names.items():
             function = library[old]
             rename_mentions(function.node_def, names)
@@ -350,7 +398,7 @@ def _holds_outputs(node: Any, training: TrainingFunction) -> bool:
 
 def _stage_tensors(function: Any, names: Sequence[str], kinds: Sequence[Any], area: str) -> None:
     """Add nodes that put tensors into a staging area, together."""
-    name = f"{_MOVED}_optional_{next(_serials)}"
+    name = f"{_PREFIX}_optional_{next(_serials)}"
     optional = function.node_def.add(name=name, op="OptionalFromValue", input=names)
     optional.attr["Toutput_types"].list.type.extend(kind.as_datatype_enum for kind in kinds)
     _stage(function, f"{name}:optional:0", area)
@@ -358,7 +406,7 @@ def _stage_tensors(function: Any, names: Sequence[str], kinds: Sequence[Any], ar
 
 def _stage(function: Any, tensor: str, area: str) -> None:
     """Add a node that puts a scalar variant into a staging area, whether or not anything needs it."""
-    name = f"{_MOVED}_stage_{next(_serials)}"
+    name = f"{_PREFIX}_stage_{next(_serials)}"
     stage = function.node_def.add(name=name, op="Stage", device=_DEVICE, input=[tensor])
     stage.attr["dtypes"].list.type.append(tf.variant.as_datatype_enum)
     stage.attr["shared_name"].s = area.encode()
@@ -367,39 +415,32 @@ def _stage(function: Any, tensor: str, area: str) -> None:
 
 
 def _return(function: Any, tensor: str, kind: Any) -> None:
-    name = f"{_MOVED}_returned_{len(function.signature.output_arg)}"
+    """Add an output to a FunctionDef."""
+    name = f"{_PREFIX}_returned_{len(function.signature.output_arg)}"
     function.signature.output_arg.add(name=name, type=kind.as_datatype_enum)
     function.ret[name] = tensor
 
 
 def _without_forwarding(function: Any, tensor: Any) -> str:
-    """What is returned of a tensor, so that no sum comes out otherwise for it.
+    """The name of what is returned of a tensor, so that no sum comes out otherwise for it.
 
-    AddN starts with the first input whose buffer nobody else holds, so that a reference changes the order of its sum.
+    AddN starts with the first input whose buffer nobody else holds, so that one more reference
+    changes the order of its sum. A copy is returned, and the sums wait until it was made.
     """
     sums = {op.name for op in tensor.consumers() if takes_first_free(op.type, len(op.inputs))}
+    source = output_name(tensor)
     if not sums:
-        return output_name(tensor)
-    copy = function.node_def.add(
-        name=f"{_MOVED}_copy_{next(_serials)}", op="DeepCopy", input=[output_name(tensor)]
-    )
+        return source
+    name = f"{_PREFIX}_copy_{next(_serials)}"
+    copy = function.node_def.add(name=name, op="DeepCopy", input=[source])
     copy.attr["T"].type = tensor.dtype.as_datatype_enum
     for node in function.node_def:
         if node.name in sums:
-            node.input.append(f"^{copy.name}")
-    return f"{copy.name}:y:0"
-
-
-def _mentioned(function: Any) -> set[str]:
-    found = {node.op for node in function.node_def}
-    for node in function.node_def:
-        for value in node.attr.values():
-            found.update(
-                each.name for each in ([value.func] if value.HasField("func") else value.list.func)
-            )
-    return found
+            node.input.append(f"^{name}")
+    return f"{name}:y:0"
 
 
 def _forget(names: Sequence[str]) -> None:
+    """Unregister functions; a process would keep them until its end."""
     for name in names:
         tf_functions.unregister_function(name)

@@ -1,8 +1,9 @@
-"""A recorded program in other float types: what it would have computed with more precision. Pure: runs nothing.
+"""A recorded program in other float types: what it would have computed with more precision.
 
-Every tensor of a narrow float type gets the wide one: constants, placeholders, variables, tensor lists, function bodies.
-Ops that cannot follow keep their type between two casts: those that have no kernel for the wide type, and those whose
-meaning is their type (a random draw takes other numbers from the same seed in another type).
+Every tensor of a narrow float type gets the wide one: constants, placeholders, variables, tensor
+lists, function bodies. Ops that cannot follow keep their type between two casts: those that have no
+kernel for the wide type, and those whose meaning is their type (a random draw takes other numbers
+from the same seed in another type). Nothing is run here; diagnoses and what-if trials do that.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import tensorflow as tf
 
 from nanreplay.errors import ReplayError
 from nanreplay.program.graph_nodes import constant_array
-from nanreplay.program.safety import parse_graph
+from nanreplay.program.safety import copied_graph
 from nanreplay.records import ArrayLike, OpInfo, ProgramRecord, VariableInfo
 from nanreplay.tensorflow_internals import tf_eager
 
@@ -29,8 +30,9 @@ TO_FLOAT64: Mapping[str, str] = {
 """Every float as float64."""
 TO_FLOAT32: Mapping[str, str] = dict.fromkeys(("half", "bfloat16"), "float")
 """Half precision as float32."""
-_BY_TYPE = re.compile(
-    r".*(Random|Multinomial|TruncatedNormal|StandardNormal|StatefulUniform|RngBitGenerator|CandidateSampler).*"
+_BOUND_TO_TYPE = re.compile(
+    r".*(Random|Multinomial|TruncatedNormal|StandardNormal|StatefulUniform|RngBitGenerator).*"
+    r"|.*CandidateSampler.*"
     r"|Bitcast|Decode.*|ParseTensor|SerializeTensor|AsString|.*Quantize.*|Fingerprint|NextAfter"
 )
 """Ops whose outcome is bound to the type: they stay as they are."""
@@ -55,8 +57,9 @@ def widen(record: ProgramRecord, types: Mapping[str, str] = TO_FLOAT64) -> Widen
 def widened(record: ProgramRecord, types: Mapping[str, str] = TO_FLOAT64) -> ProgramRecord:
     """Return a program that computes in other float types and is called as before.
 
-    Names of ops and tensors stay. A batch is fed in the types of the new signature; the variables it runs on must have the
-    types that `widened_variables` gives. Ops that keep their type stand between ops of type `Cast`, named after them.
+    Names of ops and tensors stay. A batch is fed in the types of the new signature; the variables
+    it runs on must have the types that `widened_variables` gives. Ops that keep their type stand
+    between ops of type `Cast`, named after them.
 
     ```python
     in_float32 = widened(record, {"half": "float", "bfloat16": "float"})
@@ -64,8 +67,8 @@ def widened(record: ProgramRecord, types: Mapping[str, str] = TO_FLOAT64) -> Pro
 
     Args:
         record: A program.
-        types: Narrow type to wide type, by the names that `tf.dtypes.as_dtype` takes. `float: double` should come with
-            `complex64: complex128`.
+        types: Narrow type to wide type, by the names that `tf.dtypes.as_dtype` takes.
+            `float: double` should come with `complex64: complex128`.
 
     Raises:
         ReplayError: The graph is broken.
@@ -110,14 +113,9 @@ class _Widening:
     @staticmethod
     def of(record: ProgramRecord, types: Mapping[str, str]) -> _Widening:
         """Widen a copy of the program's graph."""
-        graph = tf.compat.v1.GraphDef()
-        graph.CopyFrom(parse_graph(record.graph))
-        work = _Widening(
-            record,
-            graph,
-            _numbers(types),
-            frozenset(each.signature.name for each in graph.library.function),
-        )
+        graph = copied_graph(record.graph)
+        functions = frozenset(function.signature.name for function in graph.library.function)
+        work = _Widening(record, graph, _numbers(types), functions)
         try:
             work._body("", graph.node)
             for function in graph.library.function:
@@ -151,11 +149,9 @@ class _Widening:
     def _constant(self, value: ArrayLike) -> ArrayLike:
         kind = tf.dtypes.as_dtype(value.dtype)
         wide = self.types.get(kind.as_datatype_enum)
-        return (
-            value
-            if wide is None
-            else np.asarray(value).astype(tf.dtypes.as_dtype(wide).as_numpy_dtype)
-        )
+        if wide is None:
+            return value
+        return np.asarray(value).astype(tf.dtypes.as_dtype(wide).as_numpy_dtype)
 
     def _function(self, function: Any) -> None:
         for argument in (*function.signature.input_arg, *function.signature.output_arg):
@@ -170,93 +166,115 @@ class _Widening:
             function.ret[name] = moved.get(tensor, tensor)
 
     def _body(self, function: str, nodes: Any) -> Mapping[str, str]:
-        """Widen the nodes of one graph; returns which tensor names stand for narrow outputs now."""
+        """Widen the nodes of one graph.
+
+        Returns the names of narrow outputs, and of the tensors that stand for them now.
+        """
         moved: dict[str, str] = {}
-        made: list[Any] = []
+        casts: list[Any] = []
         for node in nodes:
             if node.op not in self.functions:
-                made += self._node(function, node, moved)
-        if not made:
+                casts += self._node(function, node, moved)
+        if not casts:
             return moved
-        for node in nodes:  # casts in front of an op are among `made`: an op's input may come from one that was kept narrow
+        for node in nodes:
             _rename_inputs(node, moved)
-        for node in made:
+        # A cast in front of an op may take the output of an op that was kept narrow: it takes what
+        # stands for it. The cast behind an op takes the narrow output itself.
+        for node in casts:
             if not node.name.rpartition("/")[2].startswith("wide_"):
                 _rename_inputs(node, moved)
-        nodes.extend(made)
+        nodes.extend(casts)
         return moved
 
     def _node(self, function: str, node: Any, moved: dict[str, str]) -> list[Any]:
-        """Widen one node; returns the casts that it needs and notes in `moved` what they stand for."""
+        """Widen one node; returns the casts that it needs, and notes them in `moved`."""
         definition = tf_eager.op_definition(node.op)
         if definition is None:
             return []
         stays, has_casts = self._decided(node, definition)
-        recorded = [
-            _kinds(each, node, definition) if has_casts else []
-            for each in (definition.input_arg, definition.output_arg)
-        ]
+        if not has_casts:
+            if not stays:
+                self._widen_types(node)
+            return []
+        recorded_in = _kinds(definition.input_arg, node, definition)
+        recorded_out = _kinds(definition.output_arg, node, definition)
         if not stays:
-            self._attributes(node.attr)
-            node.ClearField("experimental_type")
-        return self._cast_node(function, node, definition, recorded, moved) if has_casts else []
+            self._widen_types(node)
+        before = self._casts_before(function, node, definition, recorded_in)
+        after = self._casts_after(function, node, definition, recorded_out, len(before), moved)
+        if (before or after) and not _BOUND_TO_TYPE.fullmatch(node.op):
+            self.without_kernel.add(node.op)
+        return [*before, *after]
 
-    def _cast_node(
+    def _widen_types(self, node: Any) -> None:
+        self._attributes(node.attr)
+        node.ClearField("experimental_type")
+
+    def _casts_before(
+        self, function: str, node: Any, definition: Any, recorded: Sequence[int]
+    ) -> list[Any]:
+        """Casts of the inputs that a node takes in another type than it is given now."""
+        taken = _kinds(definition.input_arg, node, definition)
+        positions = [i for i, name in enumerate(node.input) if not name.startswith("^")]
+        casts = []
+        for i, old, new in zip(positions, recorded, taken, strict=True):
+            wide = self.types.get(old, old)
+            if wide != new:
+                cast = self._cast(function, node, f"narrow_{i}", node.input[i], wide, new)
+                node.input[i] = f"{cast.name}:y:0" if function else cast.name
+                casts.append(cast)
+        return casts
+
+    def _casts_after(
         self,
         function: str,
         node: Any,
         definition: Any,
-        kinds: Sequence[list[int]],
+        recorded: Sequence[int],
+        n_before: int,
         moved: dict[str, str],
     ) -> list[Any]:
-        """Put casts around a node where it takes or gives other types than those around it; `kinds` are the recorded ones."""
-        narrow_in, narrow_out = (
-            _kinds(definition.input_arg, node, definition),
-            _kinds(definition.output_arg, node, definition),
-        )
-        data = [i for i, name in enumerate(node.input) if not name.startswith("^")]
+        """Casts of the outputs that a node gives in another type than is expected now.
+
+        Args:
+            function: The function that holds the node.
+            node: The NodeDef.
+            definition: Its OpDef.
+            recorded: The types of its outputs in the recorded program.
+            n_before: How many casts stand before it; the others are numbered from there.
+            moved: Gets the names under which the narrow outputs were used.
+        """
+        made = _kinds(definition.output_arg, node, definition)
+        outputs = _outputs(definition, node, function)
         casts: list[Any] = []
-        for i, was, now in zip(data, kinds[0], narrow_in, strict=True):
-            wide = self.types.get(was, was)
-            if wide != now:
-                casts.append(self._cast(function, node, f"narrow_{i}", node.input[i], wide, now))
-                node.input[i] = casts[-1].name if not function else f"{casts[-1].name}:y:0"
-        for (names, tensor), was, now in zip(
-            _outputs(definition, node, function), kinds[1], narrow_out, strict=True
-        ):
-            wide = self.types.get(was, was)
-            if wide != now:
-                casts.append(self._cast(function, node, f"wide_{len(casts)}", tensor, now, wide))
-                moved.update(
-                    dict.fromkeys(
-                        names, f"{casts[-1].name}:y:0" if function else f"{casts[-1].name}:0"
-                    )
-                )
-        if casts and not _BY_TYPE.fullmatch(node.op):
-            self.without_kernel.add(node.op)
+        for (names, tensor), old, new in zip(outputs, recorded, made, strict=True):
+            wide = self.types.get(old, old)
+            if wide != new:
+                suffix = f"wide_{n_before + len(casts)}"
+                cast = self._cast(function, node, suffix, tensor, new, wide)
+                result = f"{cast.name}:y:0" if function else f"{cast.name}:0"
+                moved.update(dict.fromkeys(names, result))
+                casts.append(cast)
         return casts
 
     def _decided(self, node: Any, definition: Any) -> tuple[bool, bool]:
-        """Whether a node keeps its types, and whether it needs casts for that or for a tensor whose type is fixed."""
-        declared = {each.name: _declared(each, node) for each in definition.attr if _is_type(each)}
+        """Whether a node keeps its types, and whether it needs casts.
+
+        It needs some to keep a narrow type, or for a tensor whose type the op fixes.
+        """
+        declared = _declared_types(definition, node)
         key = node.op, tuple(declared.values())
         if key not in self.known:
             stays = self._stays(node.op, definition, declared)
-            fixed = any(
-                argument.type in self.types
-                for argument in (*definition.input_arg, *definition.output_arg)
-            )
-            self.known[key] = (
-                stays,
-                fixed
-                or (
-                    stays and not self.types.keys().isdisjoint(itertools.chain(*declared.values()))
-                ),
-            )
+            arguments = (*definition.input_arg, *definition.output_arg)
+            is_fixed = any(argument.type in self.types for argument in arguments)
+            is_narrow = not self.types.keys().isdisjoint(itertools.chain(*declared.values()))
+            self.known[key] = stays, is_fixed or (stays and is_narrow)
         return self.known[key]
 
     def _stays(self, op: str, definition: Any, declared: Mapping[str, Sequence[int]]) -> bool:
-        if _BY_TYPE.fullmatch(op):
+        if _BOUND_TO_TYPE.fullmatch(op):
             return True
         wanted = {
             name: tuple(self.types.get(kind, kind) for kind in kinds)
@@ -264,9 +282,9 @@ class _Widening:
         }
         if wanted == declared:
             return False
-        for each in definition.attr:
-            allowed = each.allowed_values.list.type
-            if allowed and not set(wanted.get(each.name, ())) <= set(allowed):
+        for attribute in definition.attr:
+            allowed = attribute.allowed_values.list.type
+            if allowed and not set(wanted.get(attribute.name, ())) <= set(allowed):
                 return True
         return not tf_eager.has_kernel(op, wanted)
 
@@ -285,11 +303,9 @@ class _Widening:
         name = f"{node.name}/{suffix}"
         self.casts.append((function, node.name, name))
         cast = tf.compat.v1.NodeDef(name=name, op="Cast", input=[tensor], device=node.device)
-        cast.attr["SrcT"].type, cast.attr["DstT"].type, cast.attr["Truncate"].b = (
-            source,
-            target,
-            False,
-        )
+        cast.attr["SrcT"].type = source
+        cast.attr["DstT"].type = target
+        cast.attr["Truncate"].b = False
         return cast
 
 
@@ -309,17 +325,23 @@ def _declared(attribute: Any, node: Any) -> Sequence[int]:
     return tuple(value.list.type) if attribute.type == "list(type)" else (value.type,)
 
 
+def _declared_types(definition: Any, node: Any) -> dict[str, Sequence[int]]:
+    """The types that a node gives, by attribute of its OpDef."""
+    attributes = [attribute for attribute in definition.attr if _is_type(attribute)]
+    return {attribute.name: _declared(attribute, node) for attribute in attributes}
+
+
 def _kinds(arguments: Any, node: Any, definition: Any) -> list[int]:
     """DataType enum of each tensor that the inputs or outputs of an OpDef stand for."""
-    declared = {each.name: _declared(each, node) for each in definition.attr if _is_type(each)}
-    found: list[int] = []
+    declared = _declared_types(definition, node)
+    kinds: list[int] = []
     for argument in arguments:
         if argument.type_list_attr:
-            found += declared[argument.type_list_attr]
+            kinds += declared[argument.type_list_attr]
         else:
             kind = argument.type or declared[argument.type_attr][0]
-            found += [kind] * (node.attr[argument.number_attr].i if argument.number_attr else 1)
-    return found
+            kinds += [kind] * (node.attr[argument.number_attr].i if argument.number_attr else 1)
+    return kinds
 
 
 def _outputs(definition: Any, node: Any, function: str) -> Iterator[tuple[list[str], str]]:

@@ -1,4 +1,8 @@
-"""From a live trace to a `ProgramRecord`: the graph's bytes, its signature, and what is known of each op."""
+"""From a live trace to a `ProgramRecord`: the graph's bytes, its signature, facts of each op.
+
+The recorder describes each traced program once, for the capture file; `eager_program` uses the
+description of functions and layers for eager steps.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,15 @@ import tensorflow as tf
 from nanreplay.program.collectives import replica_of
 from nanreplay.program.fetching import fed_name, feed_loop
 from nanreplay.program.fingerprint import FingerprintEntry
-from nanreplay.program.graph_editor import forget_colocations
+from nanreplay.program.graph_editor import OpKey, forget_colocations
 from nanreplay.program.observation import Mark, Observation, notes_of
 from nanreplay.program.op_facts import PhaseFlow, SourceTable, classify_ops
-from nanreplay.program.traced_program import LoopFetch, TracedProgram, is_variable
+from nanreplay.program.traced_program import TracedProgram, is_handle, is_variable
 from nanreplay.records import CaptureSpec, GradientSpec, InputSpec, OpInfo, ProgramRecord, Signature
 from nanreplay.tensorflow_internals import tf_functions, tf_variables
 
+# Names of ops in a backward pass, after the forward op: `gradient_tape/mlp/dense/MatMul/MatMul_1`
+# by a tape, `gradients/mlp/dense/MatMul_grad/MatMul` by symbolic differentiation.
 _TAPE_GRADIENT = re.compile(r"gradient_tape/(.+)/[^/]+$")
 _SYMBOLIC_GRADIENT = re.compile(r"(?:^|/)gradients(?:_\d+)?/(.+)_grad/")
 
@@ -60,22 +66,23 @@ def describe_program(
 
 def feed_sources(graph: Any, program: TracedProgram) -> None:
     """Put placeholders in the places of ops that fetch the batch, in a GraphDef."""
-    made = program.fetched
-    fetched = {tensor.name: f"{_fed_name(tensor)}:0" for tensor in made}
-    if not fetched:
+    if not program.fetched:
         return
+    # Tensor name to that of the placeholder's tensor; op name to those of its placeholders.
+    fetched = {tensor.name: f"{_fed_name(tensor)}:0" for tensor in program.fetched}
     removed = {
         op.name: [_fed_name(tensor) for tensor in op.outputs if tensor.name in fetched]
         for op in program.sources
     }
     kept = [node for node in graph.node if node.name not in removed]
     for node in kept:
-        node.input[:] = [
-            name for each in node.input for name in _fed_inputs(each, fetched, removed)
-        ]
+        inputs: list[str] = []
+        for name in node.input:
+            inputs += _fed_inputs(name, fetched, removed)
+        node.input[:] = inputs
     del graph.node[:]
     graph.node.extend(kept)
-    for tensor in made:
+    for tensor in program.fetched:
         node = graph.node.add(name=_fed_name(tensor), op="Placeholder")
         node.attr["dtype"].type = tensor.dtype.as_datatype_enum
         node.attr["shape"].shape.CopyFrom(tensor.shape.as_proto())
@@ -88,10 +95,13 @@ def _fed_name(tensor: Any) -> str:
 def _fed_inputs(
     name: str, fetched: Mapping[str, str], removed: Mapping[str, Sequence[str]]
 ) -> list[str]:
+    """What a node takes in the place of an input: a control dependency may go altogether."""
     if name.startswith("^"):
-        return [f"^{each}" for each in removed[name[1:]][:1]] if name[1:] in removed else [name]
-    full = name if ":" in name else f"{name}:0"
-    return [fetched.get(full, name)]
+        if name[1:] not in removed:
+            return [name]
+        return [f"^{placeholder}" for placeholder in removed[name[1:]][:1]]
+    full_name = name if ":" in name else f"{name}:0"
+    return [fetched.get(full_name, name)]
 
 
 def _signature(
@@ -100,31 +110,11 @@ def _signature(
     graph, seen = program.graph, program.seen
     captures, constants = _captures(program, variable_index)
     n_leaves = len(program.leaf_paths)
-    fetched = {id(tensor) for tensor in program.fetched}
-    fed = tuple(
-        _input_spec(tensor, n_leaves + number, tensor.name)
-        for number, tensor in enumerate(program.outside)
-    )
-    inputs = []
-    in_loop = (
-        {id(tensor): number for number, tensor in enumerate(program.loop.fetched)}
-        if program.loop is not None
-        else {}
-    )
-    for tensor, leaf in program.inputs:
-        if program.loop is not None and id(tensor) in in_loop:
-            inputs.append(
-                _loop_input(
-                    program.loop, in_loop[id(tensor)], tensor, leaf, program.leaf_paths[leaf]
-                )
-            )
-            continue
-        name = f"{_fed_name(tensor)}:0" if id(tensor) in fetched else tensor.name
-        inputs.append(replace(_input_spec(tensor, leaf, program.leaf_paths[leaf]), tensor=name))
     removed = {op.name for op in program.sources}
-    return Signature(
+    replicas = seen.loss_replicas() if _are_differentiated(program) else ()
+    signature = Signature(
         compilation="xla" if program.compilation == "xla" else "graph",
-        inputs=tuple(inputs),
+        inputs=_inputs(program),
         captures=captures,
         outputs=tuple(tensor.name for tensor in program.outputs),
         output_names=tuple(program.output_names),
@@ -137,11 +127,33 @@ def _signature(
         loss_scaled=bool(seen.unscaled),
         policy=_policy(seen),
         root_layer=seen.root_layer,
-        fed=fed,
-        loss_of=tuple(f"replica {replica}" for replica in seen.loss_replicas())
-        if _are_differentiated(program)
-        else (),
-    ), constants
+        fed=tuple(
+            _input_spec(tensor, n_leaves + number, tensor.name)
+            for number, tensor in enumerate(program.outside)
+        ),
+        loss_of=tuple(f"replica {replica}" for replica in replicas),
+    )
+    return signature, constants
+
+
+def _inputs(program: TracedProgram) -> tuple[InputSpec, ...]:
+    """How each leaf of the batch is fed; what was fetched has placeholders of its own."""
+    fetched = {id(tensor) for tensor in program.fetched}
+    loop = program.loop
+    loop_fetched = () if loop is None else loop.fetched
+    numbers_in_loop = {id(tensor): number for number, tensor in enumerate(loop_fetched)}
+    specs = []
+    for tensor, leaf in program.inputs:
+        spec = _input_spec(tensor, leaf, program.leaf_paths[leaf])
+        if loop is not None and id(tensor) in numbers_in_loop:
+            # One array holds what all iterations fetched, along a first axis.
+            name = fed_name(loop, numbers_in_loop[id(tensor)])
+            shape = None if spec.shape is None else (None, *spec.shape)
+            spec = replace(spec, tensor=f"{name}:0", shape=shape)
+        elif id(tensor) in fetched:
+            spec = replace(spec, tensor=f"{_fed_name(tensor)}:0")
+        specs.append(spec)
+    return tuple(specs)
 
 
 def _are_differentiated(program: TracedProgram) -> bool:
@@ -153,12 +165,6 @@ def _input_spec(tensor: Any, leaf: int, path: str) -> InputSpec:
     return InputSpec(tensor.name, leaf, path, tensor.dtype.name, shape)
 
 
-def _loop_input(loop: LoopFetch, number: int, tensor: Any, leaf: int, path: str) -> InputSpec:
-    spec = _input_spec(tensor, leaf, path)
-    shape = None if spec.shape is None else (None, *spec.shape)
-    return replace(spec, tensor=f"{fed_name(loop, number)}:0", shape=shape)
-
-
 def _captures(
     program: TracedProgram, variable_index: Mapping[int, int]
 ) -> tuple[tuple[CaptureSpec, ...], list[Any]]:
@@ -167,12 +173,8 @@ def _captures(
     for inside, held in program.captures:
         if held is None:  # the key of a collective op
             captures.append(CaptureSpec(inside.name))
-        elif held.dtype == tf.resource or held.dtype == tf.variant:
-            index = (
-                variable_index.get(id(held))
-                if held.dtype == tf.resource and is_variable(held)
-                else None
-            )
+        elif is_handle(held):
+            index = variable_index.get(id(held)) if is_variable(held) else None
             captures.append(CaptureSpec(inside.name, variable=index))
         else:
             captures.append(CaptureSpec(inside.name, constant=len(constants)))
@@ -183,7 +185,10 @@ def _captures(
 def _gradients(
     program: TracedProgram, variable_index: Mapping[int, int]
 ) -> tuple[GradientSpec, ...]:
-    """Gradients that the main graph holds; those of functions, loops and branches that it calls cannot be asked for."""
+    """Gradients that the main graph holds.
+
+    Those of functions, loops and branches that it calls cannot be asked for.
+    """
     specs: list[GradientSpec] = []
     for gradient, variable in program.seen.gradients():
         index = variable_index.get(id(tf_variables.handle_of(variable)))
@@ -203,11 +208,9 @@ def fingerprint_layout(
     """Names of the elements of an eager step's fingerprint, e.g. `loss:0`, `gradient_sum:12`."""
     layout = []
     for entry in entries:
-        subject = (
-            entry.subject
-            if isinstance(entry.subject, int)
-            else variable_index.get(id(entry.subject), -1)
-        )
+        subject = entry.subject
+        if not isinstance(subject, int):
+            subject = variable_index.get(id(subject), -1)
         layout.append(entry.kind if entry.subject is None else f"{entry.kind}:{subject}")
     return tuple(layout)
 
@@ -216,20 +219,20 @@ def learning_rate_of(seen: Observation, variable_index: Mapping[int, int]) -> in
     """Index of the variable that holds the learning rate, None when there is none (a schedule)."""
     for optimizer in seen.optimizers:
         inner = getattr(optimizer, "inner_optimizer", optimizer)
-        index = variable_index.get(
-            id(tf_variables.handle_of(getattr(inner, "_learning_rate", None)))
-        )
+        # Keras's public `learning_rate` is a value where the private one is the variable.
+        handle = tf_variables.handle_of(getattr(inner, "_learning_rate", None))
+        index = variable_index.get(id(handle))
         if index is not None:
             return index
     return None
 
 
 def _policy(seen: Observation) -> str:
-    names = {
-        layer.dtype_policy.name
-        for model in seen.layers
-        for layer in (model, *getattr(model, "layers", ()))
-    }
+    """The dtype policies of the layers other than `float32`, sorted."""
+    names: set[str] = set()
+    for model in seen.layers:
+        layers = (model, *getattr(model, "layers", ()))
+        names.update(layer.dtype_policy.name for layer in layers)
     return ", ".join(sorted(names - {"float32"}) or ["float32"])
 
 
@@ -262,24 +265,38 @@ def describe_functions(
         root: Name of the outermost model.
         main: Phases of the main graph.
     """
-    names = {id(each): name for name, each in graphs.items()}
+    names = {id(graph): name for name, graph in graphs.items()}
     forward = _forward_ops(graphs, seen, names)
     flows = {"": main} if main is not None else {}
-    flows |= {
-        name: classify_ops(each, seen, ends, ())
-        for name, each in graphs.items()
-        if name and (ends := own_loss_and_gradient_ops(each))
-    }
+    for name, graph in graphs.items():
+        ends = own_loss_and_gradient_ops(graph) if name else set()
+        if ends:
+            flows[name] = classify_ops(graph, seen, ends, ())
     devices = seen.replica_devices if len(seen.replica_devices) > 1 else ()
-    found: list[OpInfo] = []
-    for function, each in graphs.items():
-        marks = _marks_of(each, seen)
-        for index, op in enumerate(each.get_operations()):
-            key, layers = (function, op.name), _stack_at(marks, index, id(each))
-            found.append(
-                _describe_op(op, key, layers, forward, flows.get(function), sources, root, devices)
+    infos: list[OpInfo] = []
+    for function, graph in graphs.items():
+        marks = seen.marks.get(id(graph), [])
+        for index, op in enumerate(graph.get_operations()):
+            layers = _layers_at(marks, index, id(graph))
+            flow = flows.get(function)
+            phase, where = "", "layer" if layers else ""
+            if flow is not None:
+                phase, where = flow.of(op.name, bool(layers))
+            forward_function, forward_name = forward.get((function, op.name), ("", ""))
+            info = OpInfo(
+                function=function,
+                name=op.name,
+                type=op.type,
+                layer_path=without_root(layers, root),
+                phase=phase,
+                where=where,
+                stack=sources.add(op.traceback),
+                forward=forward_name,
+                forward_function=forward_function,
+                replica=-1 if function else replica_of(op.name, op.device, devices),
             )
-    return with_forward_layers(found)
+            infos.append(info)
+    return with_forward_layers(infos)
 
 
 def loss_and_gradient_ops(signature: Signature) -> set[str]:
@@ -289,111 +306,86 @@ def loss_and_gradient_ops(signature: Signature) -> set[str]:
 
 
 def own_loss_and_gradient_ops(graph: Any) -> set[str]:
-    """Names of the ops that make losses and gradients that are asked for in this very graph: it trains by itself."""
+    """Names of the ops that make losses and gradients asked for in this very graph.
+
+    Empty for a graph that does not train by itself.
+    """
     seen = notes_of(graph, make=False)
     if seen is None or not seen.tape_gradients:
         return set()
-    made = [*seen.losses(), *(gradient for gradient, _ in seen.gradients())]
-    tensors = [each.values if isinstance(each, tf.IndexedSlices) else each for each in made]
+    ends = [*seen.losses(), *(gradient for gradient, _ in seen.gradients())]
+    tensors = [end.values if isinstance(end, tf.IndexedSlices) else end for end in ends]
     return {tensor.op.name for tensor in tensors if getattr(tensor, "graph", None) is graph}
 
 
-def _describe_op(
-    op: Any,
-    key: tuple[str, str],
-    layers: str,
-    forward: Mapping[tuple[str, str], tuple[str, str]],
-    flow: PhaseFlow | None,
-    sources: SourceTable,
-    root: str | None,
-    devices: Sequence[str],
-) -> OpInfo:
-    function, name = key
-    forward_function, forward_name = forward.get(key, ("", ""))
-    phase, where = ("", "layer" if layers else "") if flow is None else flow.of(name, bool(layers))
-    return OpInfo(
-        function=function, name=name, type=op.type, layer_path=without_root(layers, root), phase=phase, where=where,
-        stack=sources.add(op.traceback), forward=forward_name, forward_function=forward_function,
-        replica=-1 if function else replica_of(name, op.device, devices),
-    )  # fmt: skip
-
-
 def without_root(path: str, root: str | None) -> str:
-    """A chain of layers without the outermost model, which is the same for all; the model alone stays."""
+    """A chain of layers without the outermost model; the model alone stays."""
     head, _, rest = path.partition("/")
     return rest if rest and head == root else path
 
 
-def _marks_of(graph: Any, seen: Observation) -> list[Mark]:
-    return seen.marks.get(id(graph), [])
-
-
-def _stack_at(marks: Sequence[Mark], index: int, graph: int) -> str:
+def _layers_at(marks: Sequence[Mark], index: int, graph: int) -> str:
     """Chain of layers that were being called, in this graph, when its `index`-th op was made."""
+    # Marks are sorted by their first op: the last one that begins at or before this op holds.
     at = bisect.bisect_right(marks, index, key=lambda mark: mark.start) - 1
     if at < 0:
         return ""
-    return "/".join(
-        region.name
-        for region in marks[at].stack
-        if region.kind == "layer" and region.graph == graph
-    )
+    layers = [region for region in marks[at].stack if region.kind == "layer"]
+    return "/".join(region.name for region in layers if region.graph == graph)
 
 
 def _forward_ops(
     graphs: Mapping[str, Any], seen: Observation, names: Mapping[int, str]
-) -> dict[tuple[str, str], tuple[str, str]]:
-    """(function, backward op) -> (function, forward op), from the tape's calls and from the names of symbolic gradients."""
-    found: dict[tuple[str, str], tuple[str, str]] = {}
+) -> dict[OpKey, OpKey]:
+    """(function, backward op) -> (function, forward op).
+
+    They follow from the tape's calls, and from the names of symbolic gradients.
+    """
+    forward_ops: dict[OpKey, OpKey] = {}
     operations = {name: graph.get_operations() for name, graph in graphs.items()}
     for span in seen.spans:
         function = names.get(span.graph)
-        forward = getattr(
-            span.forward, "graph", None
-        )  # none of a tensor of an eager step that calls the function
-        target = None if forward is None else (names.get(id(forward), ""), span.forward.op.name)
         if function is None:
             continue
-        if target is None:
+        # A tensor of an eager step that calls the function has no graph.
+        forward_graph = getattr(span.forward, "graph", None)
+        if forward_graph is not None:
+            target: OpKey | None = (names.get(id(forward_graph), ""), span.forward.op.name)
+        else:
             target = _by_scope(operations[function], span.scope, span.op_type, function)
         if target is not None:
             for op in operations[function][span.start : span.end]:
-                found.setdefault((function, op.name), target)
+                forward_ops.setdefault((function, op.name), target)
     for function, graph in graphs.items():
-        _add_symbolic(function, graph, graphs, names, operations, found)
-    return found
+        owner = names.get(id(tf_functions.forward_graph(graph)))
+        others = [owner] if owner is not None else [name for name in graphs if name != function]
+        _add_symbolic(function, others, operations, forward_ops)
+    return forward_ops
 
 
-def _by_scope(
-    ops: Sequence[Any], scope: str, op_type: str, function: str
-) -> tuple[str, str] | None:
-    for op in ops:
-        if op.type == op_type and op.name.rpartition("/")[0] == scope.rstrip("/"):
-            return function, op.name
-    return next(
-        ((function, op.name) for op in ops if op.type == op_type and op.name.startswith(scope)),
-        None,
-    )
+def _by_scope(ops: Sequence[Any], scope: str, op_type: str, function: str) -> OpKey | None:
+    """The first op of a type in a name scope; else the first whose name begins with it."""
+    alike = [op.name for op in ops if op.type == op_type]
+    in_scope = [name for name in alike if name.rpartition("/")[0] == scope.rstrip("/")]
+    matching_ops = in_scope or [name for name in alike if name.startswith(scope)]
+    return (function, matching_ops[0]) if matching_ops else None
 
 
 def _add_symbolic(
     function: str,
-    graph: Any,
-    graphs: Mapping[str, Any],
-    names: Mapping[int, str],
-    operations: Mapping[str, Any],
-    found: dict[tuple[str, str], tuple[str, str]],
+    others: Sequence[str],
+    operations: Mapping[str, Sequence[Any]],
+    forward_ops: dict[OpKey, OpKey],
 ) -> None:
-    """Ops that TensorFlow made by symbolic differentiation of a function are named after the forward op."""
-    owner = names.get(id(tf_functions.forward_graph(graph)))
-    order = [owner] if owner is not None else [name for name in graphs if name != function]
-    known = {name: {op.name for op in operations[name]} for name in order}
+    """Add ops that are named after the op of another function whose gradient they compute."""
+    known = {name: {op.name for op in operations[name]} for name in others}
     for op in operations[function]:
         match = _SYMBOLIC_GRADIENT.search(op.name) or _TAPE_GRADIENT.match(op.name)
-        if match and (function, op.name) not in found:
-            target = next(((name, match[1]) for name in order if match[1] in known[name]), None)
-            if target is not None:
-                found[function, op.name] = target
+        if match is None or (function, op.name) in forward_ops:
+            continue
+        holders = [name for name in others if match[1] in known[name]]
+        if holders:
+            forward_ops[function, op.name] = (holders[0], match[1])
 
 
 def with_forward_layers(ops: Sequence[OpInfo]) -> list[OpInfo]:
