@@ -18,7 +18,7 @@ from nanreplay.capture import Capture
 from nanreplay.capture.storage import Location
 from nanreplay.findings import Origin
 from nanreplay.report.contents import Report
-from nanreplay.report.user_sources import SourceFile, Sources, sources_of
+from nanreplay.report.user_sources import SourceFile, SourceLine, Sources, sources_of
 from nanreplay.tui.capture_state import CaptureState
 from nanreplay.tui.panes.base import Copyable, Pane
 
