@@ -1,4 +1,8 @@
-"""Looking at a step: its ops as a tree, where values came from and went, tensors, the batch. For front ends; no TensorFlow of its own."""
+"""Looking at a step: its ops as a tree, where values came from and went, tensors, the batch.
+
+For the terminal interface and for scripts. It has no TensorFlow of its own: steps run behind the
+`StepRunner` of bisecting.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,8 @@
-"""From a run of a step, op by op, to what people look at. TensorFlow runs behind the `StepRunner` only."""
+"""From a run of a step, op by op, to what people look at: a `StepView`, and the tree of its ops.
+
+`Explorer` makes views, the op tree of the terminal interface grows and opens the tree. TensorFlow
+runs behind the `StepRunner` only.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +31,6 @@ from nanreplay.explore.step_view import (
 from nanreplay.findings import LoopIteration, Origin
 from nanreplay.records import PHASES, Frame, OpInfo
 from nanreplay.replay.provenance import ValueId
-
-# A step as a tree: phase, layers, loops with their iterations, ops. Pure data.
 
 NodeKind: TypeAlias = Literal["phase", "op"] | SegmentKind
 
@@ -75,9 +77,8 @@ def grow(ops: Iterable[Op]) -> tuple[Node, ...]:
         for kind, name in op.place:
             branch = branch.branches.setdefault((kind, name), _Branch(kind, name))
         branch.ops.append(op)
-    return tuple(
-        _node(branch, phase) for phase, branch in branches.items() if branch.ops or branch.branches
-    )
+    phases = [(phase, branch) for phase, branch in branches.items() if not branch.is_empty]
+    return tuple(_node(branch, phase) for phase, branch in phases)
 
 
 def keys_of(op: Op) -> tuple[str, ...]:
@@ -89,15 +90,21 @@ def keys_of(op: Op) -> tuple[str, ...]:
 
 
 def rows_of(nodes: Sequence[Node], opened: AbstractSet[str], depth: int = 0) -> Iterator[Row]:
-    """Yield the lines that show when the nodes of some keys are open; what is the only child of an open node is open too."""
+    """Yield the lines that show when the nodes of some keys are open.
+
+    What is the only child of an open node is open too: one more click would show nothing new.
+    """
     for node in nodes:
-        is_open = bool(node.children) and (node.key in opened or (depth > 0 and len(nodes) == 1))
+        is_only_child = depth > 0 and len(nodes) == 1
+        is_open = bool(node.children) and (node.key in opened or is_only_child)
         yield Row(node, depth, is_open)
         if is_open:
             yield from rows_of(node.children, opened, depth + 1)
 
 
 class _Branch:
+    """A node while the tree grows; nodes themselves cannot change."""
+
     __slots__ = ("branches", "kind", "name", "ops")
 
     def __init__(self, kind: NodeKind, name: str) -> None:
@@ -106,33 +113,47 @@ class _Branch:
         self.branches: dict[tuple[SegmentKind, str], _Branch] = {}
         self.ops: list[Op] = []
 
+    @property
+    def is_empty(self) -> bool:
+        return not self.ops and not self.branches
+
 
 def _node(branch: _Branch, key: str) -> Node:
-    inner = [
+    inner_nodes = [
         _node(below, f"{key}/{kind}:{name}") for (kind, name), below in branch.branches.items()
     ]
-    children = tuple(sorted([*inner, *map(_leaf, branch.ops)], key=lambda node: node.first))
+    leaves = map(_leaf, branch.ops)
+    children = tuple(sorted([*inner_nodes, *leaves], key=lambda node: node.first))
     sizes = [node.absmax for node in children if node.absmax is not None]
     return Node(
-        key,
-        branch.kind,
-        f"iteration {branch.name}" if branch.kind == "iteration" else branch.name,
-        children,
-        sum(node.ops for node in children),
-        sum(node.nonfinite for node in children),
-        worst(node.health for node in children),
-        any(node.has_origin for node in children),
-        max(sizes, default=None),
-        children[0].first,
+        key=key,
+        kind=branch.kind,
+        label=f"iteration {branch.name}" if branch.kind == "iteration" else branch.name,
+        children=children,
+        ops=sum(node.ops for node in children),
+        nonfinite=sum(node.nonfinite for node in children),
+        health=worst(node.health for node in children),
+        has_origin=any(node.has_origin for node in children),
+        absmax=max(sizes, default=None),
+        first=children[0].first,
     )
 
 
 def _leaf(op: Op) -> Node:
-    stat = op.stat
-    absmax = max((size for each in op.outputs if (size := each.absmax) is not None), default=None)
-    bad = int(stat is not None and stat.nonfinite > 0)
+    worst_stat = op.stat
+    sizes = [stat.absmax for stat in op.outputs if stat.absmax is not None]
     return Node(
-        _op_key(op), "op", op.type, (), 1, bad, op.health, op.is_origin, absmax, op.serial, op
+        key=_op_key(op),
+        kind="op",
+        label=op.type,
+        children=(),
+        ops=1,
+        nonfinite=int(worst_stat is not None and worst_stat.nonfinite > 0),
+        health=op.health,
+        has_origin=op.is_origin,
+        absmax=max(sizes, default=None),
+        first=op.serial,
+        op=op,
     )
 
 
@@ -140,7 +161,7 @@ def _op_key(op: Op) -> str:
     return f"#{op.serial}"
 
 
-# --- explore.observe
+# The step as it ran.
 
 
 def scene_at(runner: StepRunner, step: int, bisection: Bisection | None = None) -> Scene:
@@ -151,19 +172,17 @@ def scene_at(runner: StepRunner, step: int, bisection: Bisection | None = None) 
         step: One of the runner's steps, healthy or not.
         bisection: What was found already; its scenes are taken as they are.
     """
-    for scene in (
-        bisection.search.scenes if bisection is not None and bisection.search is not None else ()
-    ):
+    search = None if bisection is None else bisection.search
+    for scene in search.scenes if search is not None else ():
         if scene.step == step:
             return scene
     trace = trace_targets(runner, step)
     attribution, targets = Attribution(runner.ops(step)), targets_of(trace, runner.incident.trigger)
-    walk = walk_back(
-        trace,
-        masks_of(targets),
-        lambda fact: attribution.place(fact).rank >= BACKWARD,
-        runner.execute,
-    )
+
+    def is_backward(fact: Fact) -> bool:
+        return attribution.place(fact).rank >= BACKWARD
+
+    walk = walk_back(trace, masks_of(targets), is_backward, runner.execute)
     return Scene(step, trace, attribution, targets, walk, judge(walk, attribution))
 
 
@@ -172,17 +191,17 @@ def view_of(scene: Scene, origin: Origin | None = None) -> StepView:
 
     Args:
         scene: The step as it ran.
-        origin: What bisecting found; counts where the scene shows none: an op that raised while nothing that failed leads to
-            it, or one that only the compiled step makes non-finite.
+        origin: What bisecting found. It counts where the scene shows none: an op that raised while
+            nothing that failed leads to it, or one that only the compiled step makes non-finite.
     """
     origins = tuple(_origins(scene, origin))
-    found = _Places(scene)
+    views = _OpViews(scene, origins)
+    # What enters the step has negative serials: -1 for the first, -2 for the second.
+    feeds = [ValueId(-1 - position, 0) for position in range(len(scene.trace.feeds))]
     return StepView(
         step=scene.step,
-        ops=tuple(found.op(fact, origins) for _, fact in sorted(scene.trace.facts.items())),
-        feeds=tuple(
-            _feed(scene, ValueId(-1 - i, 0), origins) for i in range(len(scene.trace.feeds))
-        ),
+        ops=tuple(views.op(fact) for _, fact in sorted(scene.trace.facts.items())),
+        feeds=tuple(_feed(scene, value, origins) for value in feeds),
         origins=origins,
         failed=tuple(dict.fromkeys(str(target) for target in scene.targets)),
         stopped=scene.trace.stopped,
@@ -195,18 +214,13 @@ def _origins(scene: Scene, origin: Origin | None) -> Iterator[ValueId]:
             yield ValueId(suspect.fact.serial, min(suspect.masks, default=0))
         elif suspect.leaf is not None:
             yield suspect.leaf
-    if (
-        not scene.judgement.suspects
-        and origin is not None
-        and origin.step == scene.step
-        and origin.op_name is not None
-    ):
-        named = [
-            fact.serial
-            for fact in scene.trace.facts.values()
-            if (fact.name, fact.type) == (origin.op_name, origin.op_type)
-        ]
-        yield from (ValueId(serial, 0) for serial in named[:1])
+    if scene.judgement.suspects or origin is None or origin.op_name is None:
+        return
+    if origin.step == scene.step:
+        for fact in scene.trace.facts.values():
+            if (fact.name, fact.type) == (origin.op_name, origin.op_type):
+                yield ValueId(fact.serial, 0)
+                return
 
 
 def _feed(scene: Scene, value: ValueId, origins: tuple[ValueId, ...]) -> Feed:
@@ -216,27 +230,28 @@ def _feed(scene: Scene, value: ValueId, origins: tuple[ValueId, ...]) -> Feed:
     return Feed(value, kind, name_of(scene.trace, value), stat, health, value in origins)
 
 
-class _Places:
+_Surroundings: TypeAlias = tuple[tuple[LoopIteration, ...], tuple[Segment, ...]]
+"""The loops around an execution, and all levels around it."""
+
+
+class _OpViews:
     """Puts the facts of ops together; remembers what many executions share."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, origins: tuple[ValueId, ...]) -> None:
         self.scene = scene
+        self.origin_serials = {value.serial for value in origins}
         self.infos: Mapping[OpKey, OpInfo] = scene.trace.runner.ops(scene.step)
         self.sources: dict[int, Frame | None] = {}
-        self.around: dict[
-            tuple[object, ...], tuple[tuple[LoopIteration, ...], tuple[Segment, ...]]
-        ] = {}
-        """Loops and levels, by enclosing calls, function and layers in it."""
+        self.surroundings: dict[tuple[object, ...], _Surroundings] = {}
+        """By enclosing calls, function and layers in it."""
 
-    def op(self, fact: Fact, origins: tuple[ValueId, ...]) -> Op:
+    def op(self, fact: Fact) -> Op:
         """Return an execution as people look at it."""
         place = self.scene.attribution.place(fact)
         loop, levels = self.levels(fact)
-        error = (
-            None
-            if fact.event is None or fact.event.error is None
-            else (str(fact.event.error).splitlines() or ["?"])[0]
-        )
+        error = None
+        if fact.event is not None and fact.event.error is not None:
+            error = (str(fact.event.error).splitlines() or ["?"])[0]
         return Op(
             serial=fact.serial,
             function=fact.function,
@@ -251,19 +266,21 @@ class _Places:
             stored=fact.via,
             outputs=fact.outputs,
             health=health_of(fact.outputs, on_path=fact.serial in self.scene.walk.failing),
-            is_origin=any(value.serial == fact.serial for value in origins),
+            is_origin=fact.serial in self.origin_serials,
             source=self.source(place.stack),
             error=error,
         )
 
-    def levels(self, fact: Fact) -> tuple[tuple[LoopIteration, ...], tuple[Segment, ...]]:
+    def levels(self, fact: Fact) -> _Surroundings:
         """The loops, and the layers and loops, around an execution; ops side by side share them."""
         info = self.infos.get(fact.key)
-        key = fact.calls, fact.function, info and info.layer_path, info and info.forward_function
-        if key not in self.around:
+        layer_path = None if info is None else info.layer_path
+        forward_function = None if info is None else info.forward_function
+        key = fact.calls, fact.function, layer_path, forward_function
+        if key not in self.surroundings:
             loop = self.scene.attribution.loops(fact, self.scene.trace) if fact.calls else ()
-            self.around[key] = loop, tuple(self.segments(fact, loop))
-        return self.around[key]
+            self.surroundings[key] = loop, tuple(self.segments(fact, loop))
+        return self.surroundings[key]
 
     def segments(self, fact: Fact, loop: tuple[LoopIteration, ...]) -> Iterator[Segment]:
         """Yield the levels around an execution, from the calls that led to it."""
@@ -278,8 +295,9 @@ class _Places:
     def layers(self, key: OpKey) -> Iterator[Segment]:
         """Yield the layers that an op belongs to in its own function."""
         info = self.infos.get(key)
-        for name in info.layer_path.split("/") if info is not None and info.layer_path else ():
-            yield Segment("layer", name)
+        if info is not None and info.layer_path:
+            for name in info.layer_path.split("/"):
+                yield Segment("layer", name)
 
     def source(self, stack: int) -> Frame | None:
         """The line of the user's code that a stack ends at."""

@@ -1,4 +1,8 @@
-"""One step as people look at it: every op in the order in which it ran, with its health and its place. Pure data."""
+"""One step as people look at it: its ops in the order in which they ran, with health and place.
+
+Pure data, which crosses from the worker process to the terminal interface. `step_tree` makes it of
+a run.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,12 @@ from nanreplay.findings import LoopIteration
 from nanreplay.records import Frame, Phase, Where
 from nanreplay.replay.provenance import FeedKind, ValueId
 
-# How well a value is: finite, non-finite without consequence, infinite, NaN. Pure data.
-
 Health: TypeAlias = Literal["finite", "contained", "inf", "nan"]
-"""`contained` is non-finite, but nothing that failed was computed from it: a mask, a dropped branch, a metric."""
+"""How well a value is.
+
+`contained` is non-finite, but nothing that failed was computed from it: a mask, a dropped branch, a
+metric.
+"""
 HEALTHS: tuple[Health, ...] = ("finite", "contained", "inf", "nan")
 """The worst last."""
 
@@ -40,15 +46,14 @@ def health_of(stats: Iterable[TensorStat], *, on_path: bool) -> Health:
     return "nan" if any(stat.nan for stat in known) else "inf"
 
 
-# --- explore.step
-
 SegmentKind: TypeAlias = Literal["layer", "loop", "iteration"]
 PLUMBING = words(
-    "Const HostConst Identity IdentityN NoOp ReadVariableOp StopGradient PreventGradient Snapshot EnsureShape Shape ShapeN Size "
-    "Rank VariableShape BroadcastGradientArgs VarIsInitializedOp Assert EmptyTensorList StackV2 StackPushV2 StackPopV2"
+    "Const HostConst Identity IdentityN NoOp ReadVariableOp StopGradient PreventGradient Snapshot "
+    "EnsureShape Shape ShapeN Size Rank VariableShape BroadcastGradientArgs VarIsInitializedOp "
+    "Assert EmptyTensorList StackV2 StackPushV2 StackPopV2"
 )
 """Ops that move, hold or measure values and compute none."""
-_STORAGE = ("TensorList", "TensorArray", "Optional", "Placeholder")
+_STORAGE_PREFIXES = ("TensorList", "TensorArray", "Optional", "Placeholder")
 
 
 class Segment(NamedTuple):
@@ -97,11 +102,9 @@ class Op:
     @property
     def is_plumbing(self) -> bool:
         """Whether it only moves, holds or measures values."""
-        return (
-            not self.is_origin
-            and self.error is None
-            and (self.type in PLUMBING or self.type.startswith(_STORAGE))
-        )
+        if self.is_origin or self.error is not None:
+            return False
+        return self.type in PLUMBING or self.type.startswith(_STORAGE_PREFIXES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,22 +145,17 @@ class StepView:
     @cached_property
     def uses(self) -> Mapping[ValueId, Sequence[int]]:
         """Serials of the ops that use each value, directly or out of storage, ascending."""
-        found: dict[ValueId, list[int]] = {}
+        uses: dict[ValueId, list[int]] = {}
         for op in self.ops:
             for value in dict.fromkeys((*op.inputs, *op.stored)):
-                found.setdefault(value, []).append(op.serial)
-        return found
+                uses.setdefault(value, []).append(op.serial)
+        return uses
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross a process boundary as plain tuples: thousands of dataclasses would take seconds."""
-        return _unpacked, (
-            self.step,
-            tuple(map(_packed, self.ops)),
-            self.feeds,
-            self.origins,
-            self.failed,
-            self.stopped,
-        )
+        ops = tuple(map(_packed, self.ops))
+        rest = self.feeds, self.origins, self.failed, self.stopped
+        return _unpacked, (self.step, ops, *rest)
 
     def op(self, serial: int) -> Op | None:
         """Return an op by its serial, None when it is not shown."""
@@ -175,11 +173,9 @@ class StepView:
             feed = self.feed(value)
             return None if feed is None else feed.stat
         op = self.op(value.serial)
-        return (
-            op.outputs[value.output]
-            if op is not None and 0 <= value.output < len(op.outputs)
-            else None
-        )
+        if op is None or not 0 <= value.output < len(op.outputs):
+            return None
+        return op.outputs[value.output]
 
     def health(self, value: ValueId) -> Health:
         """Return the health of the op, or of the fed value, behind an identity."""
@@ -195,24 +191,29 @@ class StepView:
         return "?" if op is None else f"{op.name}:{value.output}"
 
 
-def _packed(op: Op) -> tuple[Any, ...]:
-    values = [getattr(op, name) for name in _OP_FIELDS]
-    values[_OUTPUTS] = tuple(
-        tuple(getattr(stat, name) for name in _STAT_FIELDS) for stat in op.outputs
-    )
-    return tuple(values)
-
-
-def _unpacked(step: int, ops: Sequence[tuple[Any, ...]], *rest: Any) -> StepView:
-    return StepView(step, tuple(map(_op, ops)), *rest)
-
-
-def _op(packed: tuple[Any, ...]) -> Op:
-    values = [*packed]
-    values[_OUTPUTS] = tuple(TensorStat(*stat) for stat in packed[_OUTPUTS])
-    return Op(*values)
-
+# An op crosses a process boundary as the tuple of its fields, its outputs as tuples of theirs.
+# There are thousands of them, and pickle takes far longer for a dataclass than for a tuple.
 
 _OP_FIELDS = tuple(field.name for field in fields(Op))
 _STAT_FIELDS = tuple(field.name for field in fields(TensorStat))
 _OUTPUTS = _OP_FIELDS.index("outputs")
+
+
+def _packed(op: Op) -> tuple[Any, ...]:
+    values = [getattr(op, name) for name in _OP_FIELDS]
+    values[_OUTPUTS] = tuple(map(_packed_stat, op.outputs))
+    return tuple(values)
+
+
+def _packed_stat(stat: TensorStat) -> tuple[Any, ...]:
+    return tuple(getattr(stat, name) for name in _STAT_FIELDS)
+
+
+def _unpacked(step: int, ops: Sequence[tuple[Any, ...]], *rest: Any) -> StepView:
+    return StepView(step, tuple(map(_unpacked_op, ops)), *rest)
+
+
+def _unpacked_op(packed: tuple[Any, ...]) -> Op:
+    values = [*packed]
+    values[_OUTPUTS] = tuple(TensorStat(*stat) for stat in packed[_OUTPUTS])
+    return Op(*values)
