@@ -1,5 +1,4 @@
-"""The training of sample_runs/log_of_zero.py as a project has it: a loss, and a function that makes
-the model."""
+"""The training of sample_runs/log_of_zero.py in a project: a loss, and what makes the model."""
 
 import os
 
