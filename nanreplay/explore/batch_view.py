@@ -1,4 +1,8 @@
-"""The batch of a step, sample by sample: what each array probably is, and how far each value is from the other batches. Pure numpy."""
+"""The batch of a step, sample by sample, for the batch pane.
+
+It says what each array probably is, and how far each value is from the other batches of the window.
+Pure numpy.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +35,10 @@ class Leaf:
     samples: NDArray[Any]
     """Its rows for `BatchView.shown`, in that order; the whole array when it has no batch axis."""
     mean: NDArray[Any] | None
-    """Mean of each element of a sample over the other batches of the window (the other rows when there are none); None
-    for what holds no quantities."""
+    """Mean of each element of a sample over the other batches of the window.
+
+    Over the rows of this batch when there are no others; None for what holds no quantities.
+    """
     deviation: NDArray[Any] | None
     """Standard deviation in the same way."""
 
@@ -48,21 +54,26 @@ class BatchView:
     shown: tuple[int, ...]
     """Samples whose values are in `leaves`."""
     rows: tuple[int, ...]
-    """Samples that the failure needs, else those that hold non-finite values; empty when there are none."""
+    """Samples that the failure needs, else those that hold non-finite values; may be empty."""
     reason: str | None
     """How `rows` were found."""
     compared: int
     """How many other batches the means are of."""
     strangeness: tuple[float, ...]
-    """Of each sample the largest distance of one of its elements from the mean, in standard deviations; infinite when it holds
-    a non-finite value."""
+    """Of each sample the largest distance of one of its elements from the mean.
+
+    In standard deviations; infinite when it holds a non-finite value.
+    """
 
     def values(self, leaf: Leaf, row: int) -> NDArray[Any]:
         """Return the elements of one array in one of the samples that are shown, flat."""
         return as_array(leaf.samples[self.shown.index(row)]).reshape(-1)
 
     def scores(self, leaf: Leaf, row: int) -> NDArray[np.float64] | None:
-        """Return how many standard deviations each element of a sample is from the mean; NaN where that says nothing."""
+        """Return how many standard deviations each element of a sample is from the mean.
+
+        NaN where that says nothing.
+        """
         if leaf.mean is None or leaf.deviation is None:
             return None
         return _scores(self.values(leaf, row), leaf.mean.reshape(-1), leaf.deviation.reshape(-1))
@@ -90,13 +101,13 @@ def spread_of(
     """
     arrays, size = [as_array(leaf) for leaf in leaves], batch_size(leaves)
     same = [[other[i] for other in others if i < len(other)] for i in range(len(arrays))]
-    found = [
-        _leaf_spread(array, path, before, size)
-        for array, path, before in zip(arrays, paths, same, strict=True)
+    spreads = [
+        _leaf_spread(array, path, same_place, size)
+        for array, path, same_place in zip(arrays, paths, same, strict=True)
     ]
-    return Spread(
-        tuple(mean for mean, _ in found), tuple(deviation for _, deviation in found), len(others)
-    )
+    means = tuple(mean for mean, _ in spreads)
+    deviations = tuple(deviation for _, deviation in spreads)
+    return Spread(means, deviations, len(others))
 
 
 def view_batch(
@@ -126,27 +137,26 @@ def view_batch(
     if rows is None:
         rows = tuple(sorted({bad for array in arrays for bad in _bad_rows(array, size)}))
         reason = "These samples hold non-finite values." if rows else reason
-    middle = row if row is not None else rows[0] if rows else 0
+    middle = rows[0] if rows else 0
+    if row is not None:
+        middle = row
     first = max(0, min(middle - around, size - 2 * around - 1))
     shown = tuple(range(first, min(first + 2 * around + 1, size)))
-    found = zip(arrays, paths, spread.means, spread.deviations, strict=True)
+    parts = zip(arrays, paths, spread.means, spread.deviations, strict=True)
     return BatchView(
-        step,
-        size,
-        tuple(
-            _leaf(array, path, mean, deviation, shown, size)
-            for array, path, mean, deviation in found
-        ),
-        shown,
-        rows,
-        reason,
-        spread.compared,
-        tuple(_strangeness(arrays, spread, size).tolist()),
+        step=step,
+        size=size,
+        leaves=tuple(_leaf(*part, shown, size) for part in parts),
+        shown=shown,
+        rows=rows,
+        reason=reason,
+        compared=spread.compared,
+        strangeness=tuple(_strangeness(arrays, spread, size).tolist()),
     )
 
 
 def batch_size(leaves: Sequence[Any]) -> int:
-    """Return how many samples a batch holds: the first axis that most of its arrays share; 0 without one."""
+    """Return how many samples a batch holds: the first axis that most arrays share; 0 without."""
     sizes = [np.shape(leaf)[0] for leaf in leaves if np.ndim(leaf)]
     return max(set(sizes), key=sizes.count) if sizes else 0
 
@@ -233,19 +243,22 @@ def _scores(
 
 
 def _strangeness(arrays: Sequence[NDArray[Any]], spread: Spread, size: int) -> NDArray[np.float64]:
-    found = np.zeros(size)
+    strangeness = np.zeros(size)
     for array, mean, deviation in zip(arrays, spread.means, spread.deviations, strict=True):
         if mean is not None and deviation is not None:
             scores = np.abs(_scores(array, mean, deviation)).reshape(size, -1)
-            found = np.maximum(
-                found, np.nan_to_num(scores, nan=0.0, posinf=np.inf).max(axis=1, initial=0.0)
-            )
-        found[list(_bad_rows(array, size))] = np.inf
-    return found
+            known = np.nan_to_num(scores, nan=0.0, posinf=np.inf)
+            strangeness = np.maximum(strangeness, known.max(axis=1, initial=0.0))
+        strangeness[list(_bad_rows(array, size))] = np.inf
+    return strangeness
 
 
 def _spread(arrays: Sequence[NDArray[Any]]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Mean and standard deviation along the batch axis over some arrays, of the finite elements; in two passes, array by array."""
+    """Mean and standard deviation along the batch axis over some arrays, of finite elements.
+
+    In two passes, array by array: the mean first, then the squares of what is left, since the
+    difference of two large sums of squares would have no digits left.
+    """
     shape = arrays[0].shape[1:]
     count, total, squares = np.zeros(shape), np.zeros(shape), np.zeros(shape)
     with np.errstate(all="ignore"):

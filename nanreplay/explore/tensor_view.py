@@ -1,4 +1,8 @@
-"""One tensor as people look at it: statistics, histogram, where it is not finite, a plane of it as a table. Pure numpy."""
+"""One tensor as people look at it, for the tensor pane.
+
+Statistics, a histogram, where it is not finite, a plane of it as a table; and the operands of one
+element. Pure numpy.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,7 @@ class Histogram:
     """How the finite elements are spread."""
 
     scale: Literal["linear", "log"]
-    """`log`: the bins are of the base-10 logarithm of the absolute values; zeros are counted apart."""
+    """`log`: the bins are of the base-10 logarithm of absolute values; zeros are counted apart."""
     edges: tuple[float, ...]
     """One more than there are bins."""
     counts: tuple[int, ...]
@@ -50,7 +54,10 @@ class Histogram:
 
 @dataclass(frozen=True)
 class Plane:
-    """A table out of a tensor: its last two axes at given indices of the others; of a large one the part around an element."""
+    """A table out of a tensor: its last two axes at given indices of the others.
+
+    Of a large one the part around an element.
+    """
 
     cells: NDArray[Any]
     """Shape [rows, columns]; a vector is one column, a scalar one cell."""
@@ -73,9 +80,8 @@ class Plane:
         ends = (*index[len(self.leading) :], 0, 0)[:2]
         row, column = ends[0] - self.first[0], ends[1] - self.first[1]
         inside = 0 <= row < self.cells.shape[0] and 0 <= column < self.cells.shape[1]
-        return (
-            (row, column) if inside and tuple(index[: len(self.leading)]) == self.leading else None
-        )
+        is_same_plane = tuple(index[: len(self.leading)]) == self.leading
+        return (row, column) if inside and is_same_plane else None
 
 
 @dataclass(frozen=True)
@@ -92,12 +98,17 @@ class TensorView:
     histogram: Histogram | None
     """None when nothing is finite, or for what holds no numbers."""
     failing: tuple[Index, ...]
-    """Indices of the non-finite elements to look at: those that made the step fail when there are such; at most 1000."""
+    """Indices of the non-finite elements to look at, at most 1000.
+
+    Those that made the step fail when there are such.
+    """
     failing_count: int
     """How many there are in all."""
     bad_share: NDArray[np.float64]
-    """Map of the whole tensor, last axis across and the others downwards: which share of each patch is not finite; at most
-    16 rows and 48 columns."""
+    """Map of the whole tensor: which share of each patch is not finite.
+
+    Last axis across and the others downwards, at most 16 rows and 48 columns.
+    """
     plane: Plane
     opaque: str | None = None
     """Why it has no values: it is a handle or a container; else None."""
@@ -110,7 +121,10 @@ class OperandElement:
     value: ValueId
     facts: OperandFacts
     index: Index | None
-    """Where the element is; of many the largest in absolute value, NaN and infinities first; None when that is not known."""
+    """Where the element is; None when that is not known.
+
+    Of many the largest in absolute value, NaN and infinities first.
+    """
     used: int | None
     """How many elements the output element was computed from; None when that is not known."""
 
@@ -125,7 +139,8 @@ def view_tensor(
         name: What it is called.
         tensor: A tensor or an array.
         failing: Elements that made the step fail; its non-finite elements unless given.
-        at: The element that the table is to show; the first failing one, else the first, unless given.
+        at: The element that the table is to show; the first failing one, else the first, unless
+            given.
     """
     kind = dtype_name(tensor)
     if kind in ("resource", "variant"):
@@ -290,12 +305,9 @@ def _histogram(finite: NDArray[Any]) -> Histogram | None:
         counts, edges = np.histogram(np.log10(sizes), bins=_BINS)
         return Histogram("log", tuple(edges.tolist()), tuple(counts.tolist()), zeros, negative)
     low, high = float(finite.min()), float(finite.max())
-    span = (
-        (low, high)
-        if high > low
-        else (low - 0.5, low + 0.5)
-        if abs(low) < 1e15
-        else (low * 0.9, low * 1.1)
-    )
+    span = low, high
+    if low == high:
+        # Beside a number above 1e15 half a unit vanishes.
+        span = (low - 0.5, low + 0.5) if abs(low) < 1e15 else (low * 0.9, low * 1.1)
     counts, edges = np.histogram(finite, bins=_BINS, range=(min(span), max(span)))
     return Histogram("linear", tuple(edges.tolist()), tuple(counts.tolist()), zeros, negative)
