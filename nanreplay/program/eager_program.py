@@ -226,11 +226,8 @@ def _describe_ops(
 ) -> list[OpInfo]:
     """Describe every op that ran, by what was running and by where its value goes."""
     regions = [_region(op) for op in run.ops]
-    in_layer = [
-        index
-        for index, op in enumerate(run.ops)
-        if any(entry.kind == "layer" for entry in op.stack)
-    ]
+    layer_chains = [_layer_chain(op) for op in run.ops]
+    in_layer = [index for index, chain in enumerate(layer_chains) if chain]
     layers = (
         min(in_layer, default=-1),
         max((index for index in in_layer if not regions[index]), default=-1),
@@ -241,8 +238,7 @@ def _describe_ops(
     leads_to_state = _ancestors(builder, set(builder.effects))
     infos = []
     for index, (op, name) in enumerate(zip(run.ops, builder.names, strict=True)):
-        chain = "/".join(entry.name for entry in op.stack if entry.kind == "layer")
-        path = without_root(chain, run.seen.root_layer)
+        path = without_root(layer_chains[index], run.seen.root_layer)
         if name in leads_to_loss or path or regions[index]:
             phase, where = _phase(regions[index], path, index, layers)
         elif index > first_backward or name in leads_to_state:
@@ -261,6 +257,11 @@ def _ops_of_functions(run: EagerRun, sources: SourceTable) -> list[OpInfo]:
         graphs |= {name: graph, **tf_functions.library_graphs(graph)}
     seen = merged(graphs.values())
     return describe_functions(graphs, seen, sources, seen.root_layer or run.seen.root_layer)
+
+
+def _layer_chain(op: EagerOp) -> str:
+    """The layers that an op is in, outermost first: `mlp/dense`; "" for none."""
+    return "/".join(entry.name for entry in op.stack if entry.kind == "layer")
 
 
 def _region(op: EagerOp) -> str:

@@ -141,7 +141,7 @@ class FetchedBatches:
         self.name = name
         self.returned = returned
         self.together = TAKEN_TOGETHER
-        """How many are taken at once, as a rule: in one compiled call, for a fraction of the time."""
+        """How many are taken at once, as a rule: one compiled call is several times as fast."""
         self._compiled: dict[int, Any] = {}
 
     def take(self) -> Any:
@@ -405,7 +405,7 @@ def _stage_tensors(function: Any, names: Sequence[str], kinds: Sequence[Any], ar
 
 
 def _stage(function: Any, tensor: str, area: str) -> None:
-    """Add a node that puts a scalar variant into a staging area, whether or not anything needs it."""
+    """Add a node that puts a scalar variant into a staging area, as an effect of the function."""
     name = f"{_PREFIX}_stage_{next(_serials)}"
     stage = function.node_def.add(name=name, op="Stage", device=_DEVICE, input=[tensor])
     stage.attr["dtypes"].list.type.append(tf.variant.as_datatype_enum)

@@ -276,10 +276,9 @@ class _Widening:
     def _stays(self, op: str, definition: Any, declared: Mapping[str, Sequence[int]]) -> bool:
         if _BOUND_TO_TYPE.fullmatch(op):
             return True
-        wanted = {
-            name: tuple(self.types.get(kind, kind) for kind in kinds)
-            for name, kinds in declared.items()
-        }
+        wanted: dict[str, Sequence[int]] = {}
+        for name, kinds in declared.items():
+            wanted[name] = tuple(self.types.get(kind, kind) for kind in kinds)
         if wanted == declared:
             return False
         for attribute in definition.attr:

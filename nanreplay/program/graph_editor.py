@@ -148,11 +148,10 @@ class ProgramEditor:
         self._functions = {
             function.signature.name: function for function in self._graph.library.function
         }
-        self._nodes = {"": {node.name: node for node in self._graph.node}}
-        self._nodes |= {
-            name: {node.name: node for node in function.node_def}
-            for name, function in self._functions.items()
-        }
+        self._nodes: dict[str, dict[str, Any]] = {"": _by_name(self._graph.node)}
+        """The nodes of the main graph ("") and of each function, by name."""
+        for name, function in self._functions.items():
+            self._nodes[name] = _by_name(function.node_def)
         self.infos: Mapping[OpKey, OpInfo] = {
             (info.function, info.name): info for info in record.ops
         }
@@ -381,6 +380,10 @@ class ProgramEditor:
         """The OpDef of a node; the signature of the function that it calls, where it calls one."""
         function = self._functions.get(node.op)
         return op_definition(node.op) if function is None else function.signature
+
+
+def _by_name(nodes: Any) -> dict[str, Any]:
+    return {node.name: node for node in nodes}
 
 
 def _stem(function: str) -> str:

@@ -70,10 +70,9 @@ def feed_sources(graph: Any, program: TracedProgram) -> None:
         return
     # Tensor name to that of the placeholder's tensor; op name to those of its placeholders.
     fetched = {tensor.name: f"{_fed_name(tensor)}:0" for tensor in program.fetched}
-    removed = {
-        op.name: [_fed_name(tensor) for tensor in op.outputs if tensor.name in fetched]
-        for op in program.sources
-    }
+    removed: dict[str, list[str]] = {}
+    for op in program.sources:
+        removed[op.name] = [_fed_name(tensor) for tensor in op.outputs if tensor.name in fetched]
     kept = [node for node in graph.node if node.name not in removed]
     for node in kept:
         inputs: list[str] = []
@@ -378,7 +377,9 @@ def _add_symbolic(
     forward_ops: dict[OpKey, OpKey],
 ) -> None:
     """Add ops that are named after the op of another function whose gradient they compute."""
-    known = {name: {op.name for op in operations[name]} for name in others}
+    known: dict[str, set[str]] = {}
+    for name in others:
+        known[name] = {op.name for op in operations[name]}
     for op in operations[function]:
         match = _SYMBOLIC_GRADIENT.search(op.name) or _TAPE_GRADIENT.match(op.name)
         if match is None or (function, op.name) in forward_ops:
@@ -389,7 +390,7 @@ def _add_symbolic(
 
 
 def with_forward_layers(ops: Sequence[OpInfo]) -> list[OpInfo]:
-    """Give backward ops the layer, the place and the stack of the forward op that they differentiate."""
+    """Give backward ops the layer, the place and the stack of the forward op that they are of."""
     by_key = {(op.function, op.name): op for op in ops}
     return [_with_forward_layer(op, by_key) for op in ops]
 

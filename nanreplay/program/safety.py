@@ -109,10 +109,10 @@ def check_calls(graph: Any) -> None:
         UnsafeProgramError: They do.
     """
     functions = {function.signature.name: function for function in graph.library.function}
-    calls = {
-        name: [callee for callee in mentioned_functions(function.node_def) if callee in functions]
-        for name, function in functions.items()
-    }
+    calls: dict[str, list[str]] = {}
+    for name, function in functions.items():
+        mentioned = mentioned_functions(function.node_def)
+        calls[name] = [callee for callee in mentioned if callee in functions]
     # Of each function: its ops with every call written out, and its calls within calls. Callees
     # come first, so that the numbers of what a function calls are known.
     sizes: dict[str, int] = {}

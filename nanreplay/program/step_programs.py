@@ -15,6 +15,7 @@ from nanreplay.program.traced_program import (
     TracedProgram,
     argument_paths,
     fetched_paths,
+    fetched_tensors,
     is_handle,
     is_variable,
     output_names,
@@ -123,10 +124,7 @@ def _whole_program(
     if sources is None and loop is None:
         return None
     sources = sources or []
-    if loop is not None:
-        fetched = loop.fetched
-    else:
-        fetched = [tensor for op in sources for tensor in op.outputs if not is_handle(tensor)]
+    fetched = fetched_tensors(sources) if loop is None else loop.fetched
     n_arguments = len(graph.inputs) - training.n_captures
     leaves = _leaf_numbers(arguments)
     inputs, handles = [], []
@@ -138,7 +136,8 @@ def _whole_program(
     inputs += [(tensor, len(leaves) + number) for number, tensor in enumerate(fetched)]
     handles += zip(graph.inputs[n_arguments:], held, strict=True)
     # A replay is fed with what was fetched, and has no iterator.
-    iterators = {id(tensor) for op in sources for tensor in op.inputs if is_handle(tensor)}
+    source_inputs = [tensor for op in sources for tensor in op.inputs]
+    iterators = {id(tensor) for tensor in source_inputs if is_handle(tensor)}
     captures = [
         (placeholder, value)
         for placeholder, value in handles

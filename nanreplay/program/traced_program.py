@@ -7,7 +7,7 @@ for the capture file.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -151,7 +151,7 @@ class LoopFetch:
     @property
     def fetched(self) -> list[Any]:
         """The tensors of the body that an iteration fetches."""
-        return [tensor for op in self.sources for tensor in op.outputs if not is_handle(tensor)]
+        return fetched_tensors(self.sources)
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ class TracedProgram:
     @property
     def fetched(self) -> list[Any]:
         """The tensors of the main graph that the step fetches."""
-        return [tensor for op in self.sources for tensor in op.outputs if not is_handle(tensor)]
+        return fetched_tensors(self.sources)
 
     @property
     def handles(self) -> list[Any]:
@@ -276,6 +276,12 @@ class TracedProgram:
 
 
 # What tensors are.
+
+
+def fetched_tensors(sources: Iterable[Any]) -> list[Any]:
+    """What ops that fetch give, but for handles."""
+    outputs = [tensor for op in sources for tensor in op.outputs]
+    return [tensor for tensor in outputs if not is_handle(tensor)]
 
 
 def source_of(tensor: Any) -> Any:
