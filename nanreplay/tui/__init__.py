@@ -1,4 +1,7 @@
-"""The terminal interface of `nanreplay open`. Imports no TensorFlow: replays run in a process of their own, see `engine`."""
+"""The terminal interface of `nanreplay open`.
+
+This package imports no TensorFlow: replays run in a worker process, see `engine` and `worker`.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,23 @@ from nanreplay.capture.storage import Location
 
 
 def show(paths: Sequence[Location], *, trust: bool = False) -> None:
-    """Show captures until the user quits: one at once, several as a list to choose from.
+    """Show captures in the terminal until the user quits.
+
+    One capture is opened at once. Several are listed in a table, and the user chooses.
+
+    ```python
+    show([Path("run.h5")])
+    ```
 
     Args:
-        paths: Capture files; at least one can be read.
-        trust: Let ops that touch files, the network or processes run; only for captures of your own.
+        paths: Capture files, at least one.
+        trust: Whether a program may run ops that touch files, the network or processes. Say so
+            only for captures of your own. Default False: such a program is refused.
+
+    Raises:
+        CaptureError: There is one path, and it cannot be read.
     """
+    # Imported here, so that `nanreplay open --help` does not wait for Textual.
     from nanreplay.tui.app import NanreplayApp
 
     NanreplayApp(paths, trust=trust).run()

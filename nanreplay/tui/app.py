@@ -1,4 +1,7 @@
-"""The application: themes, the worker process, and which screen comes first. Screens and panes carry the rest."""
+"""The application: its themes, the worker process, and which screen comes first.
+
+`nanreplay.tui.show` runs it. The screens and panes carry the rest.
+"""
 
 from __future__ import annotations
 
@@ -14,8 +17,8 @@ from nanreplay.capture.storage import Location
 from nanreplay.tui.capture_state import CaptureState, open_capture
 from nanreplay.tui.engine import Engine
 
-# Colours: dark, light, and one for eyes that do not tell red from green. Health is told by a mark
-# and a word first, see `marks`.
+# Themes: dark, light, one for eyes that do not tell red from green, and one for terminals with 16
+# colours. No meaning hangs on a colour alone: see `capture_state.MARKS`.
 
 DEFAULT_THEME = "nanreplay-dark"
 DARK = Theme(
@@ -60,7 +63,9 @@ COLOUR_BLIND = Theme(  # the palette of Okabe and Ito, "Color universal design",
     panel="#2a2a2a",
     dark=True,
 )
-SIXTEEN = Theme(  # nothing between the colours that such a terminal has
+# A terminal with 16 colours shows the nearest of them for any other, and so two shades may become
+# one. This theme uses none but those 16.
+SIXTEEN = Theme(
     name="nanreplay-16-colours",
     primary="#00ffff",
     secondary="#ff00ff",
@@ -78,30 +83,32 @@ THEMES = (DARK, LIGHT, COLOUR_BLIND, SIXTEEN)
 
 
 def fitting_theme(color_system: str | None) -> str:
-    """The theme to start with.
+    """The name of the theme to start with.
 
     Args:
-        color_system: What rich has found out of the terminal: `standard` for 16 colours.
+        color_system: What Rich has found out about the terminal: `standard` and `windows` are 16
+            colours, None is no colour.
     """
     return SIXTEEN.name if color_system in ("standard", "windows") else DEFAULT_THEME
 
 
-# --- tui.app
+# Providers of the command palette. Textual calls these functions when the palette opens; its
+# modules are imported then, not before the first picture.
 
 
-def _commands() -> type[Provider]:
+def _capture_commands() -> type[Provider]:
     from nanreplay.tui.palette import CaptureCommands
 
     return CaptureCommands
 
 
-def _steps() -> type[Provider]:
+def _step_commands() -> type[Provider]:
     from nanreplay.tui.palette import StepCommands
 
     return StepCommands
 
 
-def _ops() -> type[Provider]:
+def _op_commands() -> type[Provider]:
     from nanreplay.tui.palette import OpCommands
 
     return OpCommands
@@ -112,8 +119,8 @@ class NanreplayApp(App[None]):
 
     Args:
         paths: Capture files, at least one of them readable.
-        trust: Whether programs that reach beyond tensors may run.
-        engine: Runs what takes long; a worker process unless given.
+        trust: Whether a program may run ops that touch files, the network or processes.
+        engine: Runs what takes long; one with a worker process unless given.
 
     Raises:
         CaptureError: The one capture cannot be read.
@@ -121,12 +128,14 @@ class NanreplayApp(App[None]):
 
     CSS_PATH = "styles.tcss"
     COMMANDS: ClassVar[set[type[Provider] | Callable[[], type[Provider]]]] = {
-        _commands,
-        _steps,
-        _ops,
+        _capture_commands,
+        _step_commands,
+        _op_commands,
     }
     TITLE = "nanreplay"
-    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012 - Textual declares it as an instance's
+    # Columns and lines from which a class is set on every screen. Textual declares both without
+    # ClassVar, and mypy refuses a ClassVar in a subclass.
+    HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (110, "-wide")]  # noqa: RUF012
     VERTICAL_BREAKPOINTS = [(0, "-short"), (36, "-tall")]  # noqa: RUF012
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "quit", "Quit", id="app.quit", tooltip="Leave nanreplay"),
@@ -145,6 +154,7 @@ class NanreplayApp(App[None]):
     ) -> None:
         super().__init__()
         self.paths = tuple(paths)
+        # A single capture is read before Textual takes the terminal: an error is then one line.
         self._only = open_capture(self.paths[0]) if len(self.paths) == 1 else None
         self.engine = engine or Engine(trust=trust)
         self.engine.changed = self._engine_changed
@@ -152,7 +162,6 @@ class NanreplayApp(App[None]):
             self.register_theme(theme)
         self.theme = fitting_theme(self.console.color_system)
         self.animation_level = "none"  # keys are answered at once, over ssh as well
-        self.set_class(self.no_color, "-no-color")
 
     def on_mount(self) -> None:
         """Show the capture, or the list of captures."""
@@ -172,11 +181,14 @@ class NanreplayApp(App[None]):
     def action_next_theme(self) -> None:
         """Take the next of nanreplay's own themes."""
         names = [theme.name for theme in THEMES]
-        self.theme = names[(names.index(self.theme) + 1) % len(names) if self.theme in names else 0]
+        # The user may have taken a theme of Textual's own in the palette: then begin anew.
+        position = names.index(self.theme) + 1 if self.theme in names else 0
+        self.theme = names[position % len(names)]
         self.notify(f"Theme {self.theme}", timeout=2)
 
     def _engine_changed(self) -> None:
+        """Show the progress on every screen that has a status line; dialogs have none."""
         for screen in self.screen_stack:
-            changed = getattr(screen, "show_progress", None)
-            if changed is not None:
-                changed(self.engine.progress)
+            show_progress = getattr(screen, "show_progress", None)
+            if show_progress is not None:
+                show_progress(self.engine.progress)

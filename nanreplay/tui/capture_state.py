@@ -1,12 +1,14 @@
-"""What all panes of one open capture share."""
+"""What all panes of one open capture share: its tables, its report, and how health looks.
+
+Screens and panes hold one `CaptureState`. Nothing here needs TensorFlow or pandas, so the first
+picture does not wait for them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
-
-from rich.text import Text
 
 from nanreplay.capture import Capture
 from nanreplay.capture.storage import Location
@@ -17,66 +19,19 @@ from nanreplay.tui.engine import Engine
 
 if TYPE_CHECKING:
     from nanreplay.explore.step_view import Health
-    from nanreplay.tui.view_tasks import Seen
-
-# How health looks: a mark, a word and a colour, so that no meaning hangs on colour alone.
-
-MARKS: Final[dict[Health, tuple[str, str, str]]] = {
-    "finite": ("·", "finite", "$text-success"),
-    "inf": ("∞", "infinite", "$text-warning"),
-    "nan": ("✗", "NaN", "$text-error"),
-    "contained": ("◌", "contained", "$text-secondary"),
-}
-"""Mark, word, and the theme's colour, by health. `contained`: non-finite values that reached nothing."""
-YES, NO, UNKNOWN = (
-    ("✓", "yes", "$text-success"),
-    ("✗", "no", "$text-error"),
-    ("-", "not tried", "$text-muted"),
-)
-
-
-def outcome_mark(value: bool | None) -> tuple[str, str, str]:
-    """Mark, word and colour of a yes, a no, or what is not known."""
-    return {True: YES, False: NO, None: UNKNOWN}[value]
-
-
-def health_text(health: Health, colours: Mapping[str, str], *, word: bool = False) -> Text:
-    """A health mark, with its word when asked.
-
-    Args:
-        health: The health.
-        colours: The theme's variables, `app.theme_variables`; text that is not rich's takes the names in MARKS themselves.
-        word: Whether the word follows the mark.
-    """
-    mark, name, colour = MARKS[health]
-    return Text(f"{mark} {name}" if word else mark, style=cell_style(colour, colours))
-
-
-def cell_style(colour: str, colours: Mapping[str, str]) -> str:
-    """The style of rich for one of the theme's colours; cells of a `DataTable` are rich's.
-
-    Args:
-        colour: Such as `$text-success`.
-        colours: The theme's variables, `app.theme_variables`; none for plain text.
-    """
-    value = colours.get(colour.removeprefix("$"), "")
-    return f"bold {value}" if value.startswith("#") else "bold"
-
-
-# What of a capture is shown before anything is replayed: its tables, read at once, without
-# TensorFlow and pandas.
+    from nanreplay.tui.view_tasks import ViewedStep
 
 
 @dataclass(frozen=True)
 class OpenedCapture:
-    """Tables of one capture; no tensors."""
+    """The tables of one capture: what is shown before anything is replayed. Holds no tensors."""
 
     path: Location
     facts: Mapping[str, Any]
     """What `nanreplay info --json` prints."""
     incident: Incident
     steps: tuple[int, ...]
-    """Steps whose batches are held, ascending."""
+    """Steps whose batches the capture holds, ascending."""
     timeline: Timeline
     variables: Sequence[VariableInfo]
 
@@ -87,7 +42,7 @@ class OpenedCapture:
 
 
 def open_capture(path: Location) -> OpenedCapture:
-    """Read the tables of a capture.
+    """Read the tables of a capture, and close the file.
 
     Raises:
         CaptureError: The file cannot be read.
@@ -103,17 +58,14 @@ def open_capture(path: Location) -> OpenedCapture:
         )
 
 
-# --- tui.state
-
-
 @dataclass(frozen=True)
 class ViewPosition:
-    """Something in a capture that a pane can show."""
+    """A step, or an op or tensor of a step, that a pane can show."""
 
     step: int
     """Step of the recording."""
     serial: int | None = None
-    """Number of the op's execution within the step; None where only its name, or no op, is known."""
+    """Number of the op's execution within the step; None when it is not known or no op is meant."""
     op_name: str | None = None
     """Name of the op, when its number is not known."""
     output: int = 0
@@ -134,11 +86,47 @@ class CaptureState:
     """Why there is no report and will be none, unless the user asks again."""
     place: ViewPosition | None = None
     """Where the user last went; None before that."""
-    seen: dict[int, Seen] = field(default_factory=dict)
-    """Steps that were run op by op, by step."""
+    viewed_steps: dict[int, ViewedStep] = field(default_factory=dict)
+    """Steps that were run op by op, by number; the one run last comes last."""
 
     @property
     def failing_step(self) -> int:
-        """Step of the origin, that of the incident until it is known."""
+        """Step of the origin; that of the incident until the origin is known."""
         origin = self.report.findings.origin if self.report is not None else None
         return self.opened.incident.step if origin is None else origin.step
+
+
+# How health and outcomes look: a mark, a word and a colour. The mark comes first, so that no
+# meaning hangs on colour alone.
+
+MARKS: Final[dict[Health, tuple[str, str, str]]] = {
+    "finite": ("·", "finite", "$text-success"),
+    "inf": ("∞", "infinite", "$text-warning"),
+    "nan": ("✗", "NaN", "$text-error"),
+    "contained": ("◌", "contained", "$text-secondary"),
+}
+"""Mark, word and theme colour by health; `contained` values are non-finite but reached nothing."""
+YES = ("✓", "yes", "$text-success")
+NO = ("✗", "no", "$text-error")
+UNKNOWN = ("-", "not tried", "$text-muted")
+
+
+def outcome_mark(outcome: bool | None) -> tuple[str, str, str]:
+    """Mark, word and theme colour of a yes, a no, or an outcome that is not known (None)."""
+    if outcome is None:
+        return UNKNOWN
+    return YES if outcome else NO
+
+
+def cell_style(colour: str, colours: Mapping[str, str]) -> str:
+    """The Rich style for one of the theme's colours, for a cell of a `DataTable`.
+
+    Textual resolves `$text-success` in its own `Content`, but a `DataTable` cell is Rich text,
+    which knows hexadecimal colours only.
+
+    Args:
+        colour: Such as `$text-success`.
+        colours: The theme's variables, `app.theme_variables`; empty for plain text.
+    """
+    value = colours.get(colour.removeprefix("$"), "")
+    return f"bold {value}" if value.startswith("#") else "bold"

@@ -1,4 +1,8 @@
-"""The interface's side of the worker process: asks for work, awaits results, cancels. See `worker` for why it is a process."""
+"""The interface's side of the worker process: asks for work, awaits results, cancels.
+
+`Engine` is what screens and panes ask. Below it stand the tasks that replay and explain a whole
+capture; those that look into a step are in `view_tasks`. See `worker` for why it is a process.
+"""
 
 from __future__ import annotations
 
@@ -22,84 +26,11 @@ if TYPE_CHECKING:
     from nanreplay.replay.replay_programs import Mode
     from nanreplay.report.explain import Fixes
 
-
-# Tasks for the worker process that call the library's engines. Imports no TensorFlow; the tasks
-# do when they run.
-
-
-@dataclass(frozen=True)
-class ReplayedStep:
-    """What one step gave; the part of `nanreplay.replay.StepResult` that is shown, without that module's imports."""
-
-    step: int
-    finite: bool
-    loss: float | None
-    bit_exact: bool | None
-    max_ulp: int | None
-
-
-@dataclass(frozen=True)
-class ReplayedSteps:
-    """The window replayed in one mode."""
-
-    mode: str
-    steps: tuple[ReplayedStep, ...]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Explain(Task[Report]):
-    """Replay, judge, bisect, diagnose, try fixes. Its early part is the report without fixes."""
-
-    fixes: Fixes = "fast"
-    """Which fixes are tried."""
-    label: ClassVar[str] = "replaying"
-
-    def run(self, context: WorkerContext) -> Report:
-        """Explain the capture."""
-        from nanreplay.report.explain import explain
-
-        given = None if self.fixes == "none" else context.partial
-        return explain(
-            self.path,
-            trust=context.trust,
-            fixes=self.fixes,
-            progress=context.progress,
-            say=context.say,
-            before_fixes=given,
-        )
-
-
-@dataclass(frozen=True)
-class ReplaySteps(Task[ReplayedSteps]):
-    """Replay every step of the window in one mode."""
-
-    mode: str = "recorded"
-    """`recorded`, `graph`, `ops` or `float64`."""
-    label: ClassVar[str] = "replaying the window"
-
-    def run(self, context: WorkerContext) -> ReplayedSteps:
-        """Replay the steps."""
-        from nanreplay.capture import Capture
-        from nanreplay.report.replayed_steps import replay_steps
-
-        context.say(f"replaying the window, {self.mode}")
-        with Capture(self.path) as capture:
-            results, notes = replay_steps(
-                capture, cast("Mode", self.mode), trust=context.trust, progress=context.progress
-            )
-        steps = tuple(
-            ReplayedStep(each.step, each.finite, each.loss, each.bit_exact, each.max_ulp)
-            for each in results
-        )
-        return ReplayedSteps(self.mode, steps, notes)
-
-
-# --- tui.engine
-
 T = TypeVar("T")
 PATIENCE_S = 2.0
-"""Seconds that a cancelled task has to stop by itself; then its process is ended and started anew."""
+"""Seconds that a cancelled task has to stop by itself; then its process is ended."""
+_JOIN_S = 1.0
+"""Seconds to wait for a process that was killed or has ended, so that it leaves no zombie."""
 
 
 class StoppedError(NanreplayError):
@@ -121,7 +52,9 @@ class Progress:
 
 
 @dataclass
-class _Asked:
+class _PendingTask:
+    """A task that has not ended, and who waits for it."""
+
     task: Task[Any]
     future: asyncio.Future[Any]
     partial: Callable[[Any], None] | None
@@ -134,22 +67,28 @@ class Engine:
     report = await engine.run(Explain(path))
     ```
 
-    Cancelling the `asyncio` task (or Textual worker) that awaits `run` cancels the work. The process starts with the first task,
-    lives on between tasks, and starts anew after it was ended or has crashed.
+    Cancelling the `asyncio` task (or Textual worker) that awaits `run` cancels the work. The
+    process starts with the first task, lives on between tasks, and starts anew after it was ended
+    or has crashed.
+
+    All methods run in the event loop. One thread waits at the pipe and hands each message over to
+    the loop, so no lock is needed.
 
     Args:
-        trust: Whether programs that reach beyond tensors may run.
+        trust: Whether a program may run ops that touch files, the network or processes.
     """
 
     def __init__(self, *, trust: bool = False) -> None:
         self.progress: Progress | None = None
         """How far the running task is; None while nothing runs."""
-        self._trust = trust
         self.changed: Callable[[], None] = lambda: None
         """Called in the event loop when `progress` has changed."""
-        self._asked: dict[int, _Asked] = {}
+        self._trust = trust
+        self._pending: dict[int, _PendingTask] = {}
+        """Tasks that were sent and are still wanted, by id, oldest first."""
         self._ids = itertools.count()
         self._running: int | None = None
+        """Id of the task that the process runs, wanted or not."""
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
 
@@ -165,7 +104,7 @@ class Engine:
             StoppedError: The user has stopped it.
         """
         task_id, future = next(self._ids), asyncio.get_running_loop().create_future()
-        self._asked[task_id] = _Asked(task, future, partial)
+        self._pending[task_id] = _PendingTask(task, future, partial)
         self._send(("run", task_id, task))
         self._tell(self.progress or Progress("starting"))
         try:
@@ -176,50 +115,56 @@ class Engine:
         return result
 
     def stop(self) -> bool:
-        """Stop the task that runs, or the next one, for the user; returns whether there was one."""
-        task_id = self._running if self._running in self._asked else next(iter(self._asked), None)
+        """Stop the task that runs, else the one that comes next; tell whether there was one."""
+        task_id = self._running
+        if task_id not in self._pending:  # nothing runs, or what runs is withdrawn already
+            task_id = next(iter(self._pending), None)
         if task_id is None:
             return False
-        future = self._asked[task_id].future
+        future = self._pending[task_id].future
         self._withdraw(task_id)
         if not future.done():
             future.set_exception(StoppedError("Stopped."))
         return True
 
     def close(self) -> None:
-        """End the process; whatever is still asked for is cancelled."""
-        asked, self._asked = list(self._asked.values()), {}
-        for each in asked:
-            each.future.cancel()
+        """End the process, and cancel whatever is still pending."""
+        cancelled, self._pending = list(self._pending.values()), {}
+        for pending in cancelled:
+            pending.future.cancel()
         self._end()
+
+    # The process
 
     def _send(self, message: Any) -> None:
         if self._process is None:
             self._start()
         assert self._connection is not None
-        with contextlib.suppress(
-            OSError
-        ):  # its end was not noticed yet; `_gone` sends again what is asked for
+        # The process may have ended a moment ago, unnoticed. `_connection_lost` comes next then,
+        # and sends again whatever is pending.
+        with contextlib.suppress(OSError):
             self._connection.send(message)
 
     def _start(self) -> None:
+        # `spawn`, not `fork`: a fork copies the locks that other threads hold at that moment, and
+        # nobody releases them in the child.
         import multiprocessing
 
         spawn = multiprocessing.get_context("spawn")
-        self._connection, theirs = spawn.Pipe()
+        self._connection, workers_end = spawn.Pipe()
         process = spawn.Process(
-            target=work, args=(theirs, self._trust), name="nanreplay worker", daemon=True
+            target=work, args=(workers_end, self._trust), name="nanreplay worker", daemon=True
         )
-        with contextlib.redirect_stderr(
-            sys.__stderr__
-        ):  # multiprocessing asks for its descriptor, and Textual's stand-in has none
+        # multiprocessing asks sys.stderr for its file descriptor, and the stand-in that Textual
+        # puts there while it runs has none.
+        with contextlib.redirect_stderr(sys.__stderr__):
             process.start()
         self._process = process
-        theirs.close()
-        loop = asyncio.get_running_loop()
+        # Without this, the pipe has a second owner here, and the end of the process goes unseen.
+        workers_end.close()
         threading.Thread(
             target=self._listen,
-            args=(self._connection, loop),
+            args=(self._connection, asyncio.get_running_loop()),
             daemon=True,
             name="nanreplay replies",
         ).start()
@@ -228,53 +173,16 @@ class Engine:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
-            process.join(1.0)
+            process.join(_JOIN_S)
         if self._connection is not None:
             self._connection.close()
             self._connection = None
         self._running = None
         self._tell(None)
 
-    def _listen(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the interface ends
-            while True:
-                try:
-                    message = connection.recv()
-                except (EOFError, OSError):
-                    loop.call_soon_threadsafe(self._gone, connection)
-                    return
-                loop.call_soon_threadsafe(self._receive, message)
-
-    def _receive(self, message: tuple[Any, ...]) -> None:
-        kind, task_id, *rest = message
-        asked = self._asked.get(task_id)
-        if kind == "started":
-            self._running = task_id
-            if asked is not None:
-                self._tell(Progress(asked.task.label))
-        elif kind == "progress":
-            self._tell(Progress(*rest))
-        elif kind == "partial":
-            if asked is not None and asked.partial is not None:
-                asked.partial(rest[0])
-        else:
-            self._ended(task_id, kind, rest)
-
-    def _ended(self, task_id: int, kind: str, rest: list[Any]) -> None:
-        self._running = None
-        asked = self._asked.pop(task_id, None)
-        if asked is not None and not asked.future.done():
-            if kind == "done":
-                asked.future.set_result(rest[0])
-            elif kind == "failed":
-                asked.future.set_exception(rest[0])
-            else:
-                asked.future.set_exception(StoppedError("Stopped."))
-        self._tell(Progress("starting") if self._asked else None)
-
     def _withdraw(self, task_id: int) -> None:
-        """Tell the process that a task is not wanted any more, and end it when it does not hear."""
-        if self._asked.pop(task_id, None) is None or self._process is None:
+        """Tell the process that a task is not wanted any more; end it when it does not stop."""
+        if self._pending.pop(task_id, None) is None or self._process is None:
             return
         self._send(("cancel", task_id))
         if self._running == task_id:
@@ -284,35 +192,150 @@ class Engine:
     def _end_if_running(self, task_id: int) -> None:
         if self._running == task_id:
             self._end()
-            self._ask_again()
+            self._send_pending()
 
-    def _gone(self, connection: Connection) -> None:
-        """The process ended by itself: say so to the task that ran, and run the others in a new one."""
-        if connection is not self._connection:
+    def _send_pending(self) -> None:
+        """Send to a new process what the old one has not done."""
+        for task_id, pending in list(self._pending.items()):
+            self._send(("run", task_id, pending.task))
+
+    # What the process says
+
+    def _listen(self, connection: Connection, loop: asyncio.AbstractEventLoop) -> None:
+        """Hand every message to the event loop; runs in a thread until the pipe ends."""
+        # The loop raises RuntimeError once it is closed: the interface has ended.
+        with contextlib.suppress(RuntimeError):
+            while True:
+                try:
+                    message = connection.recv()
+                except (EOFError, OSError):
+                    loop.call_soon_threadsafe(self._connection_lost, connection)
+                    return
+                loop.call_soon_threadsafe(self._receive, message)
+
+    def _receive(self, message: tuple[Any, ...]) -> None:
+        """Take one message; the table in the docstring of `worker` lists them."""
+        kind, task_id, *rest = message
+        pending = self._pending.get(task_id)  # None: withdrawn meanwhile
+        if kind == "started":
+            self._running = task_id
+            if pending is not None:
+                self._tell(Progress(pending.task.label))
+        elif kind == "progress":
+            self._tell(Progress(*rest))
+        elif kind == "partial":
+            if pending is not None and pending.partial is not None:
+                pending.partial(rest[0])
+        else:
+            self._task_ended(task_id, kind, rest)
+
+    def _task_ended(self, task_id: int, kind: str, rest: list[Any]) -> None:
+        self._running = None
+        pending = self._pending.pop(task_id, None)
+        if pending is not None and not pending.future.done():
+            if kind == "done":
+                pending.future.set_result(rest[0])
+            elif kind == "failed":
+                pending.future.set_exception(rest[0])
+            else:
+                pending.future.set_exception(StoppedError("Stopped."))
+        self._tell(Progress("starting") if self._pending else None)
+
+    def _connection_lost(self, connection: Connection) -> None:
+        """The process ended by itself: fail the task that ran, run the others in a new process."""
+        if connection is not self._connection:  # that of a process which `_end` has killed
             return
-        process, running = self._process, self._running
+        process, task_id = self._process, self._running
         if process is not None:
-            process.join(1.0)
+            process.join(_JOIN_S)  # else its exit code is not known yet
         self._end()
-        asked = (
-            self._asked.pop(running, None)
-            if running is not None
-            else self._asked.pop(next(iter(self._asked), -1), None)
-        )
-        if asked is not None and not asked.future.done():
+        if task_id is None:  # it ended before it began: blame the task that came next
+            task_id = next(iter(self._pending), -1)
+        pending = self._pending.pop(task_id, None)
+        if pending is not None and not pending.future.done():
             code = None if process is None else process.exitcode
-            asked.future.set_exception(
-                ReplayError(
-                    f"The process that replays ended unexpectedly (exit code {code}): {asked.task.label}."
-                )
+            message = (
+                f"The process that replays ended unexpectedly (exit code {code}): "
+                f"{pending.task.label}."
             )
-        self._ask_again()
-
-    def _ask_again(self) -> None:
-        for task_id, asked in list(self._asked.items()):
-            self._send(("run", task_id, asked.task))
+            pending.future.set_exception(ReplayError(message))
+        self._send_pending()
 
     def _tell(self, progress: Progress | None) -> None:
-        waiting = max(len(self._asked) - 1, 0)
+        waiting = max(len(self._pending) - 1, 0)
         self.progress = None if progress is None else replace(progress, waiting=waiting)
         self.changed()
+
+
+# Tasks for a whole capture. They import TensorFlow's users when they run, in the worker process.
+
+
+@dataclass(frozen=True)
+class Explain(Task[Report]):
+    """Replay, judge, bisect, diagnose, try fixes. Its early part is the report without fixes."""
+
+    fixes: Fixes = "fast"
+    """Which fixes are tried."""
+    label: ClassVar[str] = "replaying"
+
+    def run(self, context: WorkerContext) -> Report:
+        """Explain the capture."""
+        from nanreplay.report.explain import explain
+
+        return explain(
+            self.path,
+            trust=context.trust,
+            fixes=self.fixes,
+            progress=context.progress,
+            say=context.say,
+            before_fixes=None if self.fixes == "none" else context.partial,
+        )
+
+
+@dataclass(frozen=True)
+class ReplayedStep:
+    """What one step gave: the part of `nanreplay.replay.StepResult` that is shown.
+
+    A class of its own: to unpickle a `StepResult` is to import its module, and that would load
+    TensorFlow into the interface's process.
+    """
+
+    step: int
+    finite: bool
+    loss: float | None
+    bit_exact: bool | None
+    max_ulp: int | None
+
+
+@dataclass(frozen=True)
+class ReplayedSteps:
+    """The window replayed in one mode."""
+
+    mode: str
+    steps: tuple[ReplayedStep, ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class ReplaySteps(Task[ReplayedSteps]):
+    """Replay every step of the window in one mode."""
+
+    mode: str = "recorded"
+    """`recorded`, `graph`, `ops` or `float64`."""
+    label: ClassVar[str] = "replaying the window"
+
+    def run(self, context: WorkerContext) -> ReplayedSteps:
+        """Replay the steps."""
+        from nanreplay.capture import Capture
+        from nanreplay.report.replayed_steps import replay_steps
+
+        context.say(f"replaying the window, {self.mode}")
+        with Capture(self.path) as capture:
+            results, notes = replay_steps(
+                capture, cast("Mode", self.mode), trust=context.trust, progress=context.progress
+            )
+        steps = tuple(
+            ReplayedStep(result.step, result.finite, result.loss, result.bit_exact, result.max_ulp)
+            for result in results
+        )
+        return ReplayedSteps(self.mode, steps, notes)

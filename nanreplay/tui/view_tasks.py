@@ -1,4 +1,8 @@
-"""Tasks for the worker process that look at steps, tensors and batches, and the values that panes remember of them."""
+"""Tasks for the worker process that look into steps, tensors and batches, and what they return.
+
+The panes of a step ask them. All tasks of one capture share an `Explorer`, which remembers the
+replay and the tensors of the last steps; see `WorkerContext.kept`.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +20,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Seen(NamedTuple):
-    """A step, and which others can be looked at."""
+class ViewedStep(NamedTuple):
+    """A step as it ran op by op, and which others can be looked at."""
 
     view: StepView
     steps: tuple[int, ...]
@@ -28,10 +32,11 @@ class ElementRef(NamedTuple):
     """One element of a tensor, and what it was computed from."""
 
     at: tuple[int, ...]
+    """Index of the element; () for that of a scalar."""
     operands: tuple[OperandElement, ...]
 
 
-class _Held:
+class _OpenCapture:
     """An open capture in the worker process, with its replay."""
 
     def __init__(self, path: str, context: WorkerContext, origin: Origin | None) -> None:
@@ -41,13 +46,14 @@ class _Held:
 
         self.capture = Capture(path)
         self.replay = Replay(self.capture, trust=context.trust)
-        self.explorer = Explorer(
-            self.replay,
-            origin=origin,
-            tick=lambda done: context.progress(done, self.ops if done <= self.ops else 0),
-        )
-        self.ops = 0
+        self.expected_ops = 0
         """Ops of the step that was last run; other steps have about as many."""
+
+        def tick(done: int) -> None:
+            # A total of 0 shows no bar: nothing ran yet, or this step has more ops than the last.
+            context.progress(done, self.expected_ops if done <= self.expected_ops else 0)
+
+        self.explorer = Explorer(self.replay, origin=origin, tick=tick)
 
     def close(self) -> None:
         """Let go of the replay and the file."""
@@ -64,28 +70,28 @@ class ExploreTask(Task[T]):
 
     def explorer(self, context: WorkerContext) -> Explorer:
         """Return the capture's explorer, with everything that it remembers."""
-        return self.held(context).explorer
+        return self.open_capture(context).explorer
 
-    def held(self, context: WorkerContext) -> _Held:
-        """Return the open capture."""
-        return context.kept(
-            ("explorer", self.path, self.origin), lambda: _Held(self.path, context, self.origin)
-        )
+    def open_capture(self, context: WorkerContext) -> _OpenCapture:
+        """Return the open capture, opened by the first task that needs it."""
+        # The origin is part of the key: the explorer marks it, and a report may bring another.
+        key = ("explorer", self.path, self.origin)
+        return context.kept(key, lambda: _OpenCapture(self.path, context, self.origin))
 
 
 @dataclass(frozen=True)
-class ViewStep(ExploreTask[Seen]):
+class ViewStep(ExploreTask[ViewedStep]):
     """Run a step op by op and show it."""
 
     step: int
     label: ClassVar[str] = "running the step op by op"
 
-    def run(self, context: WorkerContext) -> Seen:
+    def run(self, context: WorkerContext) -> ViewedStep:
         """Run it, unless that was done before."""
-        held = self.held(context)
-        view = held.explorer.step_view(self.step)
-        held.ops = len(view.ops)
-        return Seen(view, tuple(held.explorer.steps))
+        opened = self.open_capture(context)
+        view = opened.explorer.step_view(self.step)
+        opened.expected_ops = len(view.ops)
+        return ViewedStep(view, tuple(opened.explorer.steps))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,10 @@
 """What runs in the process beside the interface: TensorFlow, replays, explanations.
 
-Loading TensorFlow holds Python's lock for more than a second at a time, so a thread would freeze the keys; a process does not.
-Tasks and results cross a pipe between the two as pickles of nanreplay's own dataclasses and numpy arrays; nothing that comes
-from a capture is unpickled.
+`engine` starts the process and speaks to it. Loading TensorFlow holds Python's global lock for
+more than a second at a time, so a thread would freeze the keys; a process does not.
+
+Tasks and results cross a pipe between the two as pickles of nanreplay's own dataclasses and numpy
+arrays. Nothing that comes from a capture is unpickled.
 
 | message to the worker | meaning |
 |---|---|
@@ -12,7 +14,7 @@ from a capture is unpickled.
 | message from the worker | meaning |
 |---|---|
 | `("started", id)` | begun |
-| `("progress", id, line, done, total)` | how far it is; done and total are None where nothing is counted |
+| `("progress", id, line, done, total)` | how far it is; two None where nothing is counted |
 | `("partial", id, value)` | an early part of the result |
 | `("done", id, value)`, `("failed", id, error)`, `("cancelled", id)` | ended |
 """
@@ -37,12 +39,19 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 T = TypeVar("T")
-_KEPT = 3
+_MOST_KEPT = 3
+"""How many things `WorkerContext.kept` remembers: an open replay holds a model's weights."""
 _PROGRESS_EVERY_S = 0.05
+"""Seconds between two messages of progress, so that they do not fill the pipe."""
+_NICENESS = 5
+"""How far the process steps back behind others, in the units of `os.nice`."""
 
 
 class CancelledTask(BaseException):
-    """Raised inside a task whose result nobody waits for any more; no `except Exception` of the library stops it."""
+    """Raised inside a task whose result nobody waits for any more.
+
+    A BaseException, so that no `except Exception` on its way catches it.
+    """
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Task(Generic[T]):
         def run(self, context: WorkerContext) -> Report:
             from nanreplay.report.explain import explain
 
-            return explain(self.path, trust=context.trust, progress=context.progress, say=context.say)
+            return explain(self.path, trust=context.trust, progress=context.progress)
     ```
     """
 
@@ -71,10 +80,13 @@ class Task(Generic[T]):
     """Whether TensorFlow is loaded first, with a line that says so."""
 
     def run(self, context: WorkerContext) -> T:
-        """Do it, in the worker process, where TensorFlow is loaded; the result must be picklable.
+        """Do the work, in the worker process; the result must be picklable.
 
         Args:
             context: Whom to tell about progress, and what earlier tasks left open.
+
+        Raises:
+            NanreplayError: It cannot be done; the interface shows the message.
         """
         raise NotImplementedError
 
@@ -85,7 +97,7 @@ class WorkerContext:
     Args:
         send: Sends a message to the interface.
         is_cancelled: Whether the task of an id is no longer wanted.
-        trust: Whether programs that reach beyond tensors may run.
+        trust: Whether a program may run ops that touch files, the network or processes.
     """
 
     def __init__(
@@ -97,15 +109,16 @@ class WorkerContext:
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
         self._id = -1
         self._line = ""
-        self._told = 0.0
+        self._sent_at = 0.0
+        """When progress was last sent, by the monotonic clock; 0 to send at once."""
 
     def begin(self, task_id: int, line: str) -> None:
         """Start on another task."""
-        self._id, self._line, self._told = task_id, line, 0.0
+        self._id, self._line, self._sent_at = task_id, line, 0.0
 
     def say(self, line: str) -> None:
         """Tell which part of the work begins; the task ends here when it was cancelled."""
-        self._line, self._told = line, 0.0
+        self._line, self._sent_at = line, 0.0
         self._tell(None, None)
 
     def progress(self, done: int, total: int) -> None:
@@ -117,7 +130,9 @@ class WorkerContext:
         self._send(("partial", self._id, value))
 
     def kept(self, key: Hashable, make: Callable[[], T]) -> T:
-        """Return what an earlier task made under `key`, or make it; the least recently used are closed.
+        """Return what an earlier task made under `key`, or make it.
+
+        Three such things are kept; the least recently used one is closed.
 
         Args:
             key: For instance the task's class and the path of the capture.
@@ -126,19 +141,19 @@ class WorkerContext:
         if key not in self._kept:
             self._kept[key] = make()
         self._kept.move_to_end(key)
-        while len(self._kept) > _KEPT:
-            _, old = self._kept.popitem(last=False)
-            with contextlib.suppress(Exception):
-                old.close()
-        found: T = self._kept[key]
-        return found
+        while len(self._kept) > _MOST_KEPT:
+            _, oldest = self._kept.popitem(last=False)
+            with contextlib.suppress(Exception):  # it may have no `close`, or fail to close
+                oldest.close()
+        kept: T = self._kept[key]
+        return kept
 
     def _tell(self, done: int | None, total: int | None) -> None:
         if self._is_cancelled(self._id):
             raise CancelledTask
         now = time.monotonic()
-        if now - self._told >= _PROGRESS_EVERY_S:
-            self._told = now
+        if now - self._sent_at >= _PROGRESS_EVERY_S:
+            self._sent_at = now
             self._send(("progress", self._id, self._line, done, total))
 
 
@@ -147,11 +162,12 @@ def work(connection: Connection, trust: bool) -> None:
 
     Args:
         connection: The worker's end of the pipe.
-        trust: Whether programs that reach beyond tensors may run.
+        trust: Whether a program may run ops that touch files, the network or processes.
     """
     _stay_behind()
     inbox: queue.SimpleQueue[tuple[int, Task[Any]]] = queue.SimpleQueue()
     cancelled: set[int] = set()
+    # A thread of its own reads the pipe, so that a cancellation is heard while a task runs.
     threading.Thread(target=_listen, args=(connection, inbox, cancelled), daemon=True).start()
     context = WorkerContext(connection.send, cancelled.__contains__, trust=trust)
     while True:
@@ -162,13 +178,13 @@ def work(connection: Connection, trust: bool) -> None:
 def _listen(
     connection: Connection, inbox: queue.SimpleQueue[tuple[int, Task[Any]]], cancelled: set[int]
 ) -> None:
+    """Put tasks into the inbox and note cancellations, until the interface closes the pipe."""
     while True:
         try:
             message = connection.recv()
-        except (
-            EOFError,
-            OSError,
-        ):  # the interface has gone, maybe killed: whatever runs here is of no use
+        except (EOFError, OSError):
+            # The interface has gone, maybe killed, and nobody wants what runs here. sys.exit would
+            # end this thread only.
             os._exit(0)
         if message[0] == "cancel":
             cancelled.add(message[1])
@@ -179,7 +195,7 @@ def _listen(
 def _outcome(
     task_id: int, task: Task[Any], context: WorkerContext, connection: Connection
 ) -> tuple[Any, ...]:
-    """Run a task; returns the message that says how it ended."""
+    """Run a task, and return the message that says how it ended."""
     context.begin(task_id, task.label)
     connection.send(("started", task_id))
     try:
@@ -193,17 +209,21 @@ def _outcome(
         return "cancelled", task_id
     except NanreplayError as error:
         return "failed", task_id, error
-    except Exception as error:  # whatever it is, the interface shows it and lives on
-        text = (str(error).splitlines() or [""])[0]
-        return "failed", task_id, ReplayError(f"Unexpected {type(error).__name__}: {text}")
+    except Exception as error:
+        # Whatever it is, the interface shows it and lives on. The error itself may not be
+        # picklable, and its class may be TensorFlow's: its first line goes instead.
+        first_line = (str(error).splitlines() or [""])[0]
+        return "failed", task_id, ReplayError(f"Unexpected {type(error).__name__}: {first_line}")
 
 
 def _stay_behind() -> None:
-    """Keep what TensorFlow and recorded programs print off the screen, and leave the processor to the interface first."""
+    """Leave the processor to the interface first, and keep all output off the screen."""
     with contextlib.suppress(OSError, AttributeError):  # no such thing on Windows
-        os.nice(5)
+        os.nice(_NICENESS)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    # TensorFlow's C++ and recorded programs write to the descriptors, not to sys.stdout. Output
+    # would land in the middle of the interface, since both processes share the terminal.
+    devnull = os.open(os.devnull, os.O_WRONLY)
     for descriptor in (1, 2):
-        os.dup2(nowhere, descriptor)
-    os.close(nowhere)
+        os.dup2(devnull, descriptor)
+    os.close(devnull)

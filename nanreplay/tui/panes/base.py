@@ -1,8 +1,12 @@
-"""`StepPane`, the base of the panes that look into a step."""
+"""`Pane`, the base of all tabs, and `StepPane`, the base of those that look into a step.
+
+The contract of a pane is told in the docstring of the package. Messages from a pane to its screen
+(`Go`, `Failed`) and what it offers to copy (`Copyable`) stand here as well.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -18,13 +22,12 @@ from nanreplay.findings import Origin
 from nanreplay.replay.provenance import ValueId
 from nanreplay.report.contents import Report
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
-from nanreplay.tui.panes import PANES
-from nanreplay.tui.view_tasks import Seen, ViewStep
+from nanreplay.tui.view_tasks import ViewedStep, ViewStep
 from nanreplay.tui.worker import Task
 
-# `Pane`, the base of all tabs. The contract is told in the package's docstring.
-
 T = TypeVar("T")
+CURSOR_REST_S = 0.1
+"""Seconds that a cursor rests before the worker process is asked about what is under it."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class Go(Message):
 
     Args:
         pane: Id of the tab, as in `PANES`.
-        place: What to show there; as it was last unless given.
+        place: What to show there; what it showed last unless given.
     """
 
     def __init__(self, pane: str, place: ViewPosition | None = None) -> None:
@@ -86,14 +89,14 @@ class Pane(Vertical):
             self.show_failure(self.state.failure)
 
     @property
-    def tabs(self) -> Sequence[str]:
-        """Ids of all tabs, as `Go` takes them."""
-        return [entry.id for entry in PANES]
-
-    @property
     def path(self) -> str:
         """The capture file, as tasks take it."""
         return str(self.state.opened.path)
+
+    @property
+    def origin(self) -> Origin | None:
+        """What the report says of the origin; None when there is none, or no report yet."""
+        return self.state.report.findings.origin if self.state.report is not None else None
 
     def show_report(self, report: Report) -> None:
         """Show a report that has arrived."""
@@ -109,7 +112,7 @@ class Pane(Vertical):
         return ()
 
     def as_text(self) -> str:
-        """Return the whole of what is shown, in lines; "" where only a picture can be exported."""
+        """Return all of what is shown, in lines; "" where only a picture can be exported."""
         return ""
 
     async def ask(self, task: Task[T], *, partial: Callable[[Any], None] | None = None) -> T:
@@ -121,16 +124,23 @@ class Pane(Vertical):
         """
         return await self.state.engine.run(task, partial=partial)
 
+    def show_failing_step_if_idle(self) -> None:
+        """Show the failing step when no report is there, and none is on its way."""
+        if self.state.report is None and self.state.engine.progress is None:
+            self.show_place(ViewPosition(self.state.failing_step))
+
     @on(Worker.StateChanged)
     def _worker_changed(self, event: Worker.StateChanged) -> None:
+        # Workers have exit_on_error=False: Textual would end the application at the first error.
         if event.state == WorkerState.ERROR and event.worker.error is not None:
             event.stop()
             self.post_message(Failed(event.worker.error))
 
 
-# --- tui.panes.steps
+# Panes that look into a step
 
 _STEPS_KEPT = 4
+"""Steps that are remembered for the panes; one of a large model takes some megabytes."""
 STEP_BINDINGS = (
     Binding(
         "less_than_sign,comma",
@@ -166,18 +176,13 @@ class StepPane(Pane):
         self.steps: tuple[int, ...] = ()
         """Steps that can be looked at."""
         self._wanted: ViewPosition | None = None
+        """What was last asked for; it may still be on its way."""
 
     def on_mount(self) -> None:
-        """Show what is known already; look at the step of the incident when no report is on its way."""
+        """Show what is known already, or the step of the incident when no report will come."""
         super().on_mount()
         self.app.theme_changed_signal.subscribe(self, lambda theme: self.show_theme())
-        if self.state.report is None and self.state.engine.progress is None:
-            self.show_place(ViewPosition(self.state.failing_step))
-
-    @property
-    def origin(self) -> Origin | None:
-        """What the report says of the origin."""
-        return self.state.report.findings.origin if self.state.report is not None else None
+        self.show_failing_step_if_idle()
 
     def show_report(self, report: Report) -> None:
         """Look at the step of the origin, as soon as it is known."""
@@ -192,18 +197,18 @@ class StepPane(Pane):
     @work(exclusive=True, group="step", exit_on_error=False)
     async def load(self, place: ViewPosition) -> None:
         """Run the step unless that was done, and show the place."""
-        seen = await self.see(place.step)
-        self.view, self.steps = seen
-        self.show_view(seen.view, value_at(seen.view, place))
+        viewed = await self.viewed_step(place.step)
+        self.view, self.steps = viewed
+        self.show_view(viewed.view, value_at(viewed.view, place))
 
-    async def see(self, step: int) -> Seen:
-        """Return a step as it ran op by op."""
-        known = self.state.seen
-        if step not in known:
-            known[step] = await self.ask(ViewStep(self.path, self.origin, step))
-            for old in list(known)[:-_STEPS_KEPT]:
-                del known[old]
-        return known[step]
+    async def viewed_step(self, step: int) -> ViewedStep:
+        """Return a step as it ran op by op; run it unless it is remembered."""
+        remembered = self.state.viewed_steps
+        if step not in remembered:
+            remembered[step] = await self.ask(ViewStep(self.path, self.origin, step))
+            for oldest in list(remembered)[:-_STEPS_KEPT]:
+                del remembered[oldest]
+        return remembered[step]
 
     def show_view(self, view: StepView, value: ValueId | None) -> None:
         """Show a step.
@@ -220,42 +225,56 @@ class StepPane(Pane):
         """Look at the step before, or at the next one."""
         if self.view is None or not self.steps:
             return
-        later = [step for step in self.steps if (step - self.view.step) * by > 0]
-        if later:
-            self.show_place(ViewPosition(min(later) if by > 0 else max(later)))
-        else:
-            self.notify(
-                f"Step {self.view.step} is the {'last' if by > 0 else 'first'} that can be run op by op.",
-                timeout=3,
-            )
+        step = next_beyond(self.steps, self.view.step, by)
+        if step is not None:
+            self.show_place(ViewPosition(step))
+            return
+        end = "last" if by > 0 else "first"
+        self.notify(f"Step {self.view.step} is the {end} that can be run op by op.", timeout=3)
+
+
+def next_beyond(numbers: Iterable[int], number: int, direction: int) -> int | None:
+    """Return the nearest of some numbers above, or below, one of them; None at the end.
+
+    Args:
+        numbers: Steps or rows, in any order.
+        number: Where to begin.
+        direction: Positive for the next one above, negative for the next one below.
+    """
+    beyond = [other for other in numbers if (other - number) * direction > 0]
+    if direction > 0:
+        return min(beyond, default=None)
+    return max(beyond, default=None)
 
 
 def value_at(view: StepView, place: ViewPosition) -> ValueId | None:
     """Return the value that a place means; None for a step alone."""
     if place.serial is not None:
         return ValueId(place.serial, place.output)
-    named = (
-        next((op for op in view.ops if op.name == place.op_name), None)
-        if place.op_name is not None
-        else None
-    )
-    return None if named is None else ValueId(named.serial, place.output)
+    if place.op_name is None:
+        return None
+    op = next((op for op in view.ops if op.name == place.op_name), None)
+    return None if op is None else ValueId(op.serial, place.output)
 
 
 def first_value(view: StepView) -> ValueId:
-    """Return what matters most in a step: the first origin, else the first non-finite value, else the last op's."""
+    """Return what matters most in a step.
+
+    That is its first origin, else the first value that is not finite, else the last op's.
+    """
     if view.origins:
         return view.origins[0]
-    bad = next((op for op in view.ops if op.health != "finite"), None) or next(
-        (op for op in reversed(view.ops) if op.outputs), None
-    )
-    return ValueId(0, 0) if bad is None else ValueId(bad.serial, worst_output(bad))
+    op = next((op for op in view.ops if op.health != "finite"), None)
+    if op is None:
+        op = next((op for op in reversed(view.ops) if op.outputs), None)
+    return ValueId(0, 0) if op is None else ValueId(op.serial, worst_output(op))
 
 
 def worst_output(op: Op) -> int:
-    """Return which output of an op to look at first."""
-    return max(
-        range(len(op.outputs)),
-        key=lambda k: (op.outputs[k].nan > 0, op.outputs[k].nonfinite, -k),
-        default=0,
-    )
+    """Return which output of an op to look at first: one with NaN, else the most non-finite."""
+
+    def rank(output: int) -> tuple[bool, int, int]:
+        stat = op.outputs[output]
+        return stat.nan > 0, stat.nonfinite, -output  # of equals, the first one
+
+    return max(range(len(op.outputs)), key=rank, default=0)

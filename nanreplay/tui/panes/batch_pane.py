@@ -1,4 +1,4 @@
-"""The batch: which samples are strange, and the one that did it beside its neighbours."""
+"""The batch pane: which samples are strange, and the one that did it beside its neighbours."""
 
 from __future__ import annotations
 
@@ -17,18 +17,20 @@ from textual.widget import Widget
 from textual.widgets import Static
 
 from nanreplay.explore import BatchView
-from nanreplay.findings import Origin
 from nanreplay.report.contents import Report
 from nanreplay.report.numbers import readable_list
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
-from nanreplay.tui.panes.base import STEP_BINDINGS, Copyable, Pane
+from nanreplay.tui.panes.base import STEP_BINDINGS, Copyable, Pane, next_beyond
 from nanreplay.tui.view_tasks import ViewBatch
 from nanreplay.tui.widgets.figures import sample_bars
-from nanreplay.tui.widgets.op_words import ORIGIN, tone
+from nanreplay.tui.widgets.op_words import ORIGIN, theme_style
 from nanreplay.tui.widgets.samples import SampleLook, sample_text
 
 AROUND = 4
-"""Samples before and after the one that is shown."""
+"""Samples before and after the one that is shown, which the worker process sends with it."""
+_PADDING = 4
+"""Columns of the pane that the arrays cannot take."""
+_NARROWEST = 40
 
 
 class SampleStrip(Widget):
@@ -55,47 +57,50 @@ class SampleStrip(Widget):
 
     @property
     def first(self) -> int:
-        """The first sample that fits, so that the cursor does."""
-        size, fitting = (
-            self.view.size if self.view is not None else 0,
-            max(self.content_size.width, 1),
-        )
-        return max(0, min(self.row - fitting // 2, size - fitting))
+        """The first sample that is shown: with the cursor in the middle, away from the ends."""
+        size = self.view.size if self.view is not None else 0
+        return max(0, min(self.row - self._fitting // 2, size - self._fitting))
+
+    @property
+    def _fitting(self) -> int:
+        return max(self.content_size.width, 1)
 
     def render(self) -> Text:
         """Bars, and the marks of samples that are to blame."""
-        if self.view is None:
+        view, colours = self.view, self.app.theme_variables
+        if view is None:
             return Text("")
-        shown = range(self.first, min(self.first + max(self.content_size.width, 1), self.view.size))
-        colours = self.app.theme_variables
-        line = Text(
-            sample_bars(np.array([self.view.strangeness[row] for row in shown])),
-            tone(colours, "text-primary"),
-        )
-        marks = Text(
-            "".join(ORIGIN if row in self.view.rows else " " for row in shown),
-            tone(colours, "text-accent"),
-        )
-        marks.stylize(Style(reverse=True), self.row - shown.start, self.row - shown.start + 1)
-        return Text("\n").join([line, marks])
+        shown = range(self.first, min(self.first + self._fitting, view.size))
+        bars = sample_bars(np.array([view.strangeness[row] for row in shown]))
+        marks = "".join(ORIGIN if row in view.rows else " " for row in shown)
+        mark_line = Text(marks, theme_style(colours, "text-accent"))
+        cursor = self.row - shown.start
+        mark_line.stylize(Style(reverse=True), cursor, cursor + 1)
+        return Text("\n").join([Text(bars, theme_style(colours, "text-primary")), mark_line])
 
     def on_click(self, event: events.Click) -> None:
         """Choose the sample under the mouse."""
-        at = event.get_content_offset(self)
-        if self.view is not None and at is not None and self.first + at.x < self.view.size:
-            self.post_message(self.Chosen(self.first + at.x))
+        offset = event.get_content_offset(self)  # None on the padding
+        if self.view is None or offset is None:
+            return
+        row = self.first + offset.x
+        if row < self.view.size:
+            self.post_message(self.Chosen(row))
 
 
 class BatchPane(Pane):
     """Strip of all samples above, arrays of one sample below."""
 
     HELP = (
-        "The batch of the step. The strip shows every sample: the higher, the further one of its values is from the other batches of "
-        "the window, in standard deviations; ✗ holds non-finite values, ◆ is to blame as far as replays prove it. Below: the sample "
-        "beside its neighbours; ▲ and ▼ are 3 deviations or more above and below the mean."
+        "The batch of the step. The strip shows every sample: the higher, the further one of its "
+        "values is from the other batches of the window, in standard deviations; ✗ holds "
+        "non-finite values, ◆ is to blame as far as replays prove it. Below: the sample beside its "
+        "neighbours; ▲ and ▼ are 3 deviations or more above and below the mean."
     )
     DEFAULT_CSS = """
-    BatchPane #about { height: 1; padding: 0 1; background: $panel; text-wrap: nowrap; text-overflow: ellipsis; }
+    BatchPane #about {
+        height: 1; padding: 0 1; background: $panel; text-wrap: nowrap; text-overflow: ellipsis;
+    }
     BatchPane VerticalScroll { padding: 0 1; background: $background; }
     BatchPane VerticalScroll:focus { background: $surface; }
     BatchPane #arrays { height: auto; width: auto; }
@@ -148,7 +153,9 @@ class BatchPane(Pane):
         super().__init__(state)
         self.view: BatchView | None = None
         self.row = 0
+        """The sample that is shown; `view` may not have its values yet."""
         self._step: int | None = None
+        """The step that was last asked for."""
         self._strangest_first = False
 
     def compose(self) -> ComposeResult:
@@ -163,14 +170,8 @@ class BatchPane(Pane):
     def on_mount(self) -> None:
         """Show what is known already; the batch of the incident when no report is on its way."""
         super().on_mount()
-        if self.state.report is None and self.state.engine.progress is None:
-            self.show_place(ViewPosition(self.state.failing_step))
+        self.show_failing_step_if_idle()
         self.app.theme_changed_signal.subscribe(self, lambda theme: self._draw())
-
-    @property
-    def origin(self) -> Origin | None:
-        """What the report says of the origin."""
-        return self.state.report.findings.origin if self.state.report is not None else None
 
     # The batch
 
@@ -186,10 +187,17 @@ class BatchPane(Pane):
 
     @work(exclusive=True, group="batch", exit_on_error=False)
     async def fetch(self, step: int, row: int | None) -> None:
-        """Get a sample with its neighbours, and show it."""
+        """Get a sample with its neighbours, and show it.
+
+        Args:
+            step: The step.
+            row: The sample; the first of those to blame when None.
+        """
         view = await self.ask(ViewBatch(self.path, self.origin, step, row, AROUND))
         self.view = view
-        self.row = row if row is not None else view.rows[0] if view.rows else 0
+        if row is None:
+            row = view.rows[0] if view.rows else 0
+        self.row = row
         self._draw()
 
     def on_resize(self) -> None:
@@ -207,12 +215,9 @@ class BatchPane(Pane):
         blamed = view.reason or "no sample stands out by itself"
         if view.rows:
             blamed = f"{ORIGIN} sample {readable_list(view.rows)}: {blamed}"
-        usual = (
-            f"usual is that of {view.compared} other batches"
-            if view.compared
-            else "usual is that of this batch"
-        )
-        return f"step {view.step} · sample {self.row} of {view.size} · {blamed} · {usual}"
+        batches = f"{view.compared} other batches" if view.compared else "this batch"
+        sample = f"sample {self.row} of {view.size}"
+        return f"step {view.step} · {sample} · {blamed} · usual is that of {batches}"
 
     def _arrays(self, view: BatchView) -> Text:
         if not view.size:
@@ -220,10 +225,10 @@ class BatchPane(Pane):
         if self.row not in view.shown:
             return Text(f"reading sample {self.row} …")
         look = SampleLook(
-            max(self.size.width - 4, 40),
-            self.app.theme_variables,
-            self._strangest_first,
-            self.app.no_color,
+            width=max(self.size.width - _PADDING, _NARROWEST),
+            colours=self.app.theme_variables,
+            strangest_first=self._strangest_first,
+            plain=self.app.no_color,
         )
         return sample_text(view, self.row, look)
 
@@ -232,26 +237,28 @@ class BatchPane(Pane):
     @on(SampleStrip.Chosen)
     def _chosen(self, event: SampleStrip.Chosen) -> None:
         event.stop()
-        self._see(event.row)
+        self._go_to(event.row)
 
     def action_sample(self, by: int) -> None:
         """Go to the next, or the previous, sample."""
-        self._see(self.row + by)
+        self._go_to(self.row + by)
 
     def action_blamed(self, by: int) -> None:
         """Go to the next, or the previous, sample that is to blame."""
         rows = self.view.rows if self.view is not None else ()
-        beyond = [row for row in rows if (row - self.row) * by > 0] or list(rows)
-        if beyond:
-            self._see(min(beyond) if by > 0 else max(beyond))
-        else:
+        if not rows:
             self.notify("No sample is to blame by itself.", timeout=3)
+            return
+        row = next_beyond(rows, self.row, by)
+        if row is None:  # at the end: go on from the other end
+            row = min(rows) if by > 0 else max(rows)
+        self._go_to(row)
 
-    def _see(self, row: int) -> None:
+    def _go_to(self, row: int) -> None:
         if self.view is None or not 0 <= row < self.view.size:
             return
         self.row = row
-        if row in self.view.shown:
+        if row in self.view.shown:  # show at once what is there; its neighbours follow
             self._draw()
         self.query_one(SampleStrip).show(self.view, row)
         self.fetch(self.view.step, row)
@@ -267,15 +274,14 @@ class BatchPane(Pane):
 
     def action_other_step(self, by: int) -> None:
         """Look at the batch of the step before, or of the next one."""
-        held = self.state.opened.steps
-        later = [step for step in held if self._step is not None and (step - self._step) * by > 0]
-        if later:
-            self.show_place(ViewPosition(min(later) if by > 0 else max(later)))
-        else:
-            self.notify(
-                f"Step {self._step} is the {'last' if by > 0 else 'first'} whose batch is held.",
-                timeout=3,
-            )
+        step = None
+        if self._step is not None:
+            step = next_beyond(self.state.opened.steps, self._step, by)
+        if step is not None:
+            self.show_place(ViewPosition(step))
+            return
+        end = "last" if by > 0 else "first"
+        self.notify(f"Step {self._step} is the {end} whose batch is held.", timeout=3)
 
     def copies(self) -> Sequence[Copyable]:
         """Offer the sample's values."""
@@ -288,8 +294,6 @@ class BatchPane(Pane):
 
     def as_text(self) -> str:
         """The sample's arrays."""
-        return (
-            ""
-            if self.view is None
-            else f"{self._about(self.view)}\n\n{self._arrays(self.view).plain}"
-        )
+        if self.view is None:
+            return ""
+        return f"{self._about(self.view)}\n\n{self._arrays(self.view).plain}"

@@ -1,4 +1,7 @@
-"""The failing step as a tree of ops: where the NaN was born, and a walk through the ops forward and backward."""
+"""The bisect pane: a step as a tree of ops, and a walk through the ops forward and backward.
+
+It shows where the NaN was born: the first op whose result is worse than its inputs.
+"""
 
 from __future__ import annotations
 
@@ -17,28 +20,35 @@ from nanreplay.explore import Op, StepView, worst_producer
 from nanreplay.explore.dataflow import is_bad, neighbour, next_origin
 from nanreplay.replay.provenance import ValueId
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
-from nanreplay.tui.panes.base import Copyable, Go, StepPane, worst_output
+from nanreplay.tui.panes.base import CURSOR_REST_S, Copyable, Go, StepPane, worst_output
 from nanreplay.tui.view_tasks import ElementRef, ViewOperands
 from nanreplay.tui.widgets.op_detail import op_text
 from nanreplay.tui.widgets.op_tree import OpTree
 from nanreplay.tui.widgets.op_words import ORIGIN, value_title
 
-_DELAY_S = 0.1
+_TRAIL_SHOWN = 4
+"""How many ops of the way are named in the first line."""
 
 
 class BisectPane(StepPane):
     """Tree on one side, the op under the cursor on the other."""
 
     HELP = (
-        "The step as it ran op by op: phase, layer, loop, op. ✗ holds NaN, ∞ infinities, ◌ non-finite values that reached nothing "
-        "(a mask, a dropped branch), · is finite; ◆ is an origin, where a value became worse than what it was made of. enter goes "
-        "to what produced the worst input, backspace back. The filter takes words, is:nan, is:inf, is:bad, is:origin, >1e4 and <1e-6."
+        "The step as it ran op by op: phase, layer, loop, op. ✗ holds NaN, ∞ infinities, "
+        "◌ non-finite values that reached nothing (a mask, a dropped branch), · is finite; "
+        "◆ is an origin, where a value became worse than what it was made of. enter goes to what "
+        "produced the worst input, backspace back. The filter takes words, is:nan, is:inf, is:bad, "
+        "is:origin, >1e4 and <1e-6."
     )
     DEFAULT_CSS = """
-    BisectPane #where { height: 1; padding: 0 1; background: $panel; text-wrap: nowrap; text-overflow: ellipsis; }
+    BisectPane #where {
+        height: 1; padding: 0 1; background: $panel; text-wrap: nowrap; text-overflow: ellipsis;
+    }
     BisectPane #both { layout: horizontal; height: 1fr; }
     BisectPane OpTree { width: 3fr; }
-    BisectPane #detail { width: 2fr; padding: 0 1; border-left: vkey $panel; background: $background; }
+    BisectPane #detail {
+        width: 2fr; padding: 0 1; border-left: vkey $panel; background: $background;
+    }
     BisectPane #detail Static { height: auto; }
     BisectPane #query { height: 1; border: none; padding: 0 1; display: none; background: $boost; }
     BisectPane #query.-open { display: block; }
@@ -111,8 +121,8 @@ class BisectPane(StepPane):
         super().__init__(state)
         self._trail: list[int] = []
         """Serials of the ops that the user came through."""
-        self._made: dict[tuple[int, int], ElementRef] = {}
-        """What the first failing element was computed from, by step and serial."""
+        self._computed_from: dict[tuple[int, int], ElementRef] = {}
+        """What the first failing element of an op was computed from, by step and serial."""
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""
@@ -151,29 +161,27 @@ class BisectPane(StepPane):
         self._show_op()
 
     def _show_where(self) -> None:
-        if self.view is None:
+        """Show the first line: `step 12 · 340 ops · 27 non-finite · ◆ Log · 80 hidden, ...`."""
+        view, query = self.view, self.op_tree.query_text
+        if view is None:
             return
-        bad, hidden = sum(map(is_bad, self.view.ops)), len(self.view.ops) - len(self.op_tree.ops)
+        bad, hidden = sum(map(is_bad, view.ops)), len(view.ops) - len(self.op_tree.ops)
         words = [
-            f"step {self.view.step}",
-            f"{len(self.view.ops)} ops",
+            f"step {view.step}",
+            f"{len(view.ops)} ops",
             f"{bad} non-finite" if bad else "all finite",
         ]
-        if self.view.origins:
-            words.append(f"{ORIGIN} {value_title(self.view, self.view.origins[0])}")
+        if view.origins:
+            words.append(f"{ORIGIN} {value_title(view, view.origins[0])}")
         if hidden:
             words.append(
-                f"{hidden} hidden{f' by / {self.op_tree.query_text}' if self.op_tree.query_text else ', p shows them'}"
+                f"{hidden} hidden by / {query}" if query else f"{hidden} hidden, p shows them"
             )
         if self._trail:
-            words.append(
-                "came through " + " ← ".join(self._type(serial) for serial in self._trail[-4:])
-            )
+            ops = [view.op(serial) for serial in self._trail[-_TRAIL_SHOWN:]]
+            types = ["?" if op is None else op.type for op in ops]
+            words.append(f"came through {' ← '.join(types)}")
         self.query_one("#where", Static).update(Text(" · ".join(words)))
-
-    def _type(self, serial: int) -> str:
-        op = self.view.op(serial) if self.view is not None else None
-        return "?" if op is None else op.type
 
     # The op
 
@@ -181,37 +189,33 @@ class BisectPane(StepPane):
     def _moved(self, event: OpTree.Moved) -> None:
         event.stop()
         self._show_op()
-        op = self.op_tree.op
-        if (
-            self.view is not None
-            and op is not None
-            and is_bad(op)
-            and (self.view.step, op.serial) not in self._made
-        ):
-            self.find_operands(self.view.step, op)
+        view, op = self.view, self.op_tree.op
+        if view is None or op is None or not is_bad(op):
+            return
+        if (view.step, op.serial) not in self._computed_from:
+            self.find_operands(view.step, op)
 
     def _show_op(self) -> None:
         view, node = self.view, self.op_tree.node
         shown = Text("")
         if view is not None and node is not None and node.op is not None:
-            shown = op_text(
-                view, node.op, self.app.theme_variables, self._made.get((view.step, node.op.serial))
-            )
+            shown = self._op_text(view, node.op)
         elif node is not None:
-            shown = Text.assemble(
-                (node.label, "bold"),
-                f"  {node.kind}\n{node.ops} ops, {node.nonfinite} of them non-finite",
-            )
+            about = f"  {node.kind}\n{node.ops} ops, {node.nonfinite} of them non-finite"
+            shown = Text.assemble((node.label, "bold"), about)
         self.query_one("#op", Static).update(shown)
+
+    def _op_text(self, view: StepView, op: Op) -> Text:
+        computed_from = self._computed_from.get((view.step, op.serial))
+        return op_text(view, op, self.app.theme_variables, computed_from)
 
     @work(exclusive=True, group="operands", exit_on_error=False)
     async def find_operands(self, step: int, op: Op) -> None:
         """Ask what the first failing element was computed from, once the cursor rests."""
-        await asyncio.sleep(_DELAY_S)
-        found = await self.ask(
-            ViewOperands(self.path, self.origin, step, ValueId(op.serial, worst_output(op)), None)
-        )
-        self._made[step, op.serial] = found
+        await asyncio.sleep(CURSOR_REST_S)
+        value = ValueId(op.serial, worst_output(op))
+        element = await self.ask(ViewOperands(self.path, self.origin, step, value, None))
+        self._computed_from[step, op.serial] = element
         self._show_op()
 
     @on(OpTree.Chosen)
@@ -221,7 +225,7 @@ class BisectPane(StepPane):
         hop = worst_producer(self.view, event.op) if self.view is not None else None
         if hop is None:
             self.notify(f"{event.op.type} takes no input.", timeout=3)
-        elif hop.op is None:
+        elif hop.op is None:  # what it read entered the step: the tree has no line for it
             assert self.view is not None
             self.post_message(Go("tensor", ViewPosition(self.view.step, hop.value.serial)))
         else:
@@ -229,9 +233,15 @@ class BisectPane(StepPane):
             self._go_to(hop.op)
 
     def _go_to(self, op: Op | None, otherwise: str = "") -> None:
+        """Put the cursor on an op; where there is none, say so.
+
+        Args:
+            op: The op.
+            otherwise: What is said when there is none.
+        """
         if op is not None:
             self.op_tree.go_to(op)
-            if not self.op_tree.query_text:  # the op did not fit the filter
+            if not self.op_tree.query_text:  # the tree drops a filter that hides the op
                 self._close_filter()
             self._show_where()
         elif otherwise:
@@ -242,19 +252,14 @@ class BisectPane(StepPane):
     def action_back(self) -> None:
         """Go back to where the user came from."""
         if self.view is not None:
-            self._go_to(
-                self.view.op(self._trail.pop()) if self._trail else None, "This is where you began."
-            )
+            op = self.view.op(self._trail.pop()) if self._trail else None
+            self._go_to(op, "This is where you began.")
 
     def action_bad(self, by: int) -> None:
         """Go to the next, or the previous, op with something non-finite."""
-        found = neighbour(self.op_tree.ops, self.op_tree.serial, 1 if by > 0 else -1, is_bad)
-        self._go_to(
-            found,
-            "No op after this one is non-finite."
-            if by > 0
-            else "No op before this one is non-finite.",
-        )
+        op = neighbour(self.op_tree.ops, self.op_tree.serial, 1 if by > 0 else -1, is_bad)
+        side = "after" if by > 0 else "before"
+        self._go_to(op, f"No op {side} this one is non-finite.")
 
     def action_origin(self) -> None:
         """Go to the next origin."""
@@ -262,20 +267,21 @@ class BisectPane(StepPane):
             return
         origin = next_origin(self.view, self.op_tree.serial)
         if origin is None and self.view.origins:
-            self.post_message(
-                Go("tensor", ViewPosition(self.view.step, self.view.origins[0].serial))
-            )
+            # No op made it: it entered the step, and the tensor pane shows it.
+            place = ViewPosition(self.view.step, self.view.origins[0].serial)
+            self.post_message(Go("tensor", place))
         else:
             self._go_to(origin, "Nothing that matters became non-finite in this step.")
 
     def action_step(self, by: int) -> None:
         """Go to the op that ran next, or before."""
-        found = neighbour(self.op_tree.ops, self.op_tree.serial, 1 if by > 0 else -1)
-        self._go_to(found, f"This is the {'last' if by > 0 else 'first'} op.")
+        op = neighbour(self.op_tree.ops, self.op_tree.serial, 1 if by > 0 else -1)
+        self._go_to(op, f"This is the {'last' if by > 0 else 'first'} op.")
 
     def action_plumbing(self) -> None:
         """Show or hide ops that compute nothing."""
-        self.op_tree.filter(self.op_tree.query_text, hides_plumbing=not self.op_tree.hides_plumbing)
+        tree = self.op_tree
+        tree.filter(tree.query_text, hides_plumbing=not tree.hides_plumbing)
         self._show_where()
 
     def action_dataflow(self) -> None:
@@ -289,9 +295,8 @@ class BisectPane(StepPane):
     def _show_elsewhere(self, pane: str) -> None:
         op = self.op_tree.op
         if self.view is not None and op is not None:
-            self.post_message(
-                Go(pane, ViewPosition(self.view.step, op.serial, output=worst_output(op)))
-            )
+            place = ViewPosition(self.view.step, op.serial, output=worst_output(op))
+            self.post_message(Go(pane, place))
 
     # The filter
 
@@ -322,7 +327,7 @@ class BisectPane(StepPane):
 
     def _close_filter(self) -> None:
         query = self.query_one("#query", Input)
-        with self.prevent(Input.Changed):
+        with self.prevent(Input.Changed):  # it would filter anew, and move the cursor
             query.value = ""
         query.remove_class("-open")
 
@@ -335,18 +340,15 @@ class BisectPane(StepPane):
         op = self.op_tree.op
         if self.view is None or op is None:
             return ()
-        facts = op_text(
-            self.view, op, self.app.theme_variables, self._made.get((self.view.step, op.serial))
-        )
         return (
             Copyable("the op's name", op.name),
-            Copyable("what is known of the op", facts.plain),
+            Copyable("what is known of the op", self._op_text(self.view, op).plain),
         )
 
     def as_text(self) -> str:
         """The lines of the tree that are open."""
-        rows = [(row, "  origin" if row.node.has_origin else "") for row in self.op_tree.rows]
-        lines = [
-            f"{'  ' * row.depth}{row.node.label}  {row.node.health}{origin}" for row, origin in rows
-        ]
-        return "\n".join([str(self.query_one("#where", Static).content), "", *lines])
+        lines = [str(self.query_one("#where", Static).content), ""]
+        for row in self.op_tree.rows:
+            origin = "  origin" if row.node.has_origin else ""
+            lines.append(f"{'  ' * row.depth}{row.node.label}  {row.node.health}{origin}")
+        return "\n".join(lines)

@@ -1,4 +1,7 @@
-"""From a value to what it was made of, and on: producers above, the op in the middle, consumers below."""
+"""The dataflow pane: from a value to what it was made of, and on.
+
+Producers stand above, the op in the middle, consumers below.
+"""
 
 from __future__ import annotations
 
@@ -18,25 +21,31 @@ from nanreplay.replay.provenance import ValueId
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
 from nanreplay.tui.panes.base import Copyable, Go, StepPane, first_value, worst_output
 from nanreplay.tui.widgets.op_detail import hop_text, value_text
-from nanreplay.tui.widgets.op_words import tone, value_title
+from nanreplay.tui.widgets.op_words import theme_style, value_title
 
 _MIDDLE = "middle"
-_LABEL = 56
+"""Key of the lines of the value itself."""
+_WIDEST_LABEL = 56
 """Columns, at most, before the facts of a line."""
+_OTHER_LINES = 8
+"""Lines that the way, the headings and the value itself take."""
+_FEWEST_HOPS = 6
 
 
 class DataflowPane(StepPane):
     """Walks from value to value; the way is a line of names at the top."""
 
     HELP = (
-        "Where a value came from and where it went, several hops deep; the number before a line is the input of the op that it leads "
-        "to. enter on a line goes there, backspace returns. Copies, casts and reshapes are skipped and told after `via`. The first "
-        "line shows the way that you came; a value that entered the step (the batch, a variable) came from nowhere."
+        "Where a value came from and where it went, several hops deep; the number before a line is "
+        "the input of the op that it leads to. enter on a line goes there, backspace returns. "
+        "Copies, casts and reshapes are skipped and told after `via`. The first line shows the way "
+        "that you came; a value that entered the step (the batch, a variable) came from nowhere."
     )
     DEFAULT_CSS = """
     DataflowPane #way { height: auto; max-height: 2; padding: 0 1; background: $panel; }
     DataflowPane OptionList {
-        height: 1fr; border: none; padding: 0; background: $background; text-wrap: nowrap; text-overflow: ellipsis;
+        height: 1fr; border: none; padding: 0; background: $background;
+        text-wrap: nowrap; text-overflow: ellipsis;
         &:focus { background: $surface; }
         & > .option-list--option-disabled { color: $text-muted; }
         & > .option-list--option-highlighted, &:focus > .option-list--option-highlighted {
@@ -71,7 +80,7 @@ class DataflowPane(StepPane):
         self.way: list[ValueId] = []
         """Values that the user came through; the last one is shown."""
         self._stops: dict[str, tuple[Sequence[Stop], int]] = {}
-        """By key of a line: the stops that it is one of, and which."""
+        """By key of a line: the producers or consumers that it is one of, and its position."""
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""
@@ -93,67 +102,57 @@ class DataflowPane(StepPane):
         self._draw()
 
     def _draw(self) -> None:
-        """Show the last value of the way."""
+        """Show the last value of the way, with the cursor on what produced its worst input."""
         view = self.view
         if view is None or not self.way:
             return
-        value, colours = self.way[-1], self.app.theme_variables
-        room = max((self.size.height - 8) // 2, 6)
+        value = self.way[-1]
+        room = max((self.size.height - _OTHER_LINES) // 2, _FEWEST_HOPS)
         above, below = upstream(view, value, room), downstream(view, value, room)
-        self._stops = {
-            **{f"from {i}": (above, i) for i in range(len(above))},
-            **{f"to {i}": (below, i) for i in range(len(below))},
-        }
-        muted = tone(colours, "text-muted")
-        lines = [
-            Option(
-                Text("came from" if above else "entered the step, or was made of nothing", muted),
-                disabled=True,
-            )
-        ]
-        lines += [
-            self._option(f"from {i}", stop, str(stop.hop.slot)) for i, stop in enumerate(above)
-        ]
-        lines += [
-            Option("", disabled=True),
-            Option(value_text(view, value, colours), _MIDDLE),
-            Option("", disabled=True),
-        ]
-        lines += [Option(Text("went to" if below else "went nowhere", muted), disabled=True)]
-        lines += [self._option(f"to {i}", stop, "→") for i, stop in enumerate(below)]
-        self.hops.set_options(lines)
-        op = view.op(value.serial)
-        worst = worst_producer(view, op) if op is not None else None
-        wanted = next(
-            (
-                i
-                for i, stop in enumerate(above)
-                if worst is not None and stop.level == 0 and stop.hop.slot == worst.slot
-            ),
-            None,
+        self._stops = {f"from {i}": (above, i) for i in range(len(above))}
+        self._stops |= {f"to {i}": (below, i) for i in range(len(below))}
+        self.hops.set_options(
+            [
+                self._heading("came from" if above else "entered the step, or was made of nothing"),
+                *(
+                    self._option(f"from {i}", stop, str(stop.hop.slot))
+                    for i, stop in enumerate(above)
+                ),
+                Option("", disabled=True),
+                Option(value_text(view, value, self.app.theme_variables), _MIDDLE),
+                Option("", disabled=True),
+                self._heading("went to" if below else "went nowhere"),
+                *(self._option(f"to {i}", stop, "→") for i, stop in enumerate(below)),
+            ]
         )
-        self.hops.highlighted = self.hops.get_option_index(
-            _MIDDLE if wanted is None else f"from {wanted}"
-        )
+        self.hops.highlighted = self.hops.get_option_index(_worst_key(view, value, above))
         self.query_one("#way", Static).update(self._way_text())
 
+    def _heading(self, title: str) -> Option:
+        muted = theme_style(self.app.theme_variables, "text-muted")
+        return Option(Text(title, muted), disabled=True)
+
     def _option(self, key: str, stop: Stop, slot: str) -> Option:
+        """One hop as a line, indented by how far it is away.
+
+        Args:
+            key: Of the line.
+            stop: The hop.
+            slot: Which input of the op it leads to, or an arrow.
+        """
         assert self.view is not None
         lead = "  " * stop.level + f"{slot:>3} "
-        room = min(self.size.width // 2, _LABEL) - len(lead)
-        return Option(
-            Text.assemble(lead, hop_text(self.view, stop.hop, self.app.theme_variables, room)), key
-        )
+        room = min(self.size.width // 2, _WIDEST_LABEL) - len(lead)
+        hop = hop_text(self.view, stop.hop, self.app.theme_variables, room)
+        return Option(Text.assemble(lead, hop), key)
 
     def _way_text(self) -> Text:
         assert self.view is not None
-        names = [value_title(self.view, value) for value in self.way]
+        *before, last = [value_title(self.view, value) for value in self.way]
         shown = Text(f"step {self.view.step}  ")
-        for i, name in enumerate(names):
-            shown.append(name, "bold" if i == len(names) - 1 else "dim").append(
-                " → " if i < len(names) - 1 else ""
-            )
-        return shown
+        for title in before:
+            shown.append(title, "dim").append(" → ")
+        return shown.append(last, "bold")
 
     def on_resize(self) -> None:
         """Show as many hops as there is room for."""
@@ -172,21 +171,18 @@ class DataflowPane(StepPane):
             self._follow(stops, i, forward=key.startswith("to"))
 
     def _follow(self, stops: Sequence[Stop], position: int, *, forward: bool) -> None:
-        """Go to a stop, by way of those before it."""
-        ways: list[Stop] = []
-        following: int | None = position
-        while following is not None:
-            ways.insert(0, stops[following])
-            following = stops[following].before
-        self.way += [self._target(stop.hop, forward=forward) for stop in ways]
-        self._draw()
+        """Go to a stop, by way of those between.
 
-    def _target(self, hop: Hop, *, forward: bool) -> ValueId:
-        return (
-            ValueId(hop.op.serial, worst_output(hop.op))
-            if forward and hop.op is not None
-            else hop.value
-        )
+        Each stop names the one before it on the way from the middle. Where Softmax stands above
+        the middle and MatMul above Softmax, choosing MatMul adds Softmax, then MatMul.
+        """
+        passed: list[Stop] = []
+        next_position: int | None = position
+        while next_position is not None:
+            passed.insert(0, stops[next_position])
+            next_position = stops[next_position].before
+        self.way += [_target(stop.hop, forward=forward) for stop in passed]
+        self._draw()
 
     def action_back(self) -> None:
         """Go back along the way."""
@@ -205,8 +201,10 @@ class DataflowPane(StepPane):
 
     def action_up(self) -> None:
         """Go to what produced the worst input."""
-        op = self.view.op(self.way[-1].serial) if self.view is not None and self.way else None
-        hop = worst_producer(self.view, op) if self.view is not None and op is not None else None
+        hop = None
+        if self.view is not None and self.way:
+            op = self.view.op(self.way[-1].serial)
+            hop = worst_producer(self.view, op) if op is not None else None
         if hop is None:
             self.notify("This value was not computed in the step: it entered it.", timeout=3)
         else:
@@ -217,11 +215,11 @@ class DataflowPane(StepPane):
         """Go to the next origin."""
         if self.view is None or not self.view.origins:
             return
+        origins = self.view.origins
         op = next_origin(self.view, self.way[-1].serial if self.way else None)
-        found = [
-            value for value in self.view.origins if op is not None and value.serial == op.serial
-        ]
-        self.way.append(found[0] if found else self.view.origins[0])
+        # No op: the origin is a value that entered the step.
+        of_op = [value for value in origins if op is not None and value.serial == op.serial]
+        self.way.append(of_op[0] if of_op else origins[0])
         self._draw()
 
     def action_elsewhere(self, pane: str) -> None:
@@ -231,9 +229,8 @@ class DataflowPane(StepPane):
             if pane == "bisect" and value.serial < 0:
                 self.notify("This value entered the step; no op made it.", timeout=3)
                 return
-            self.post_message(
-                Go(pane, ViewPosition(self.view.step, value.serial, output=value.output))
-            )
+            place = ViewPosition(self.view.step, value.serial, output=value.output)
+            self.post_message(Go(pane, place))
 
     def copies(self) -> Sequence[Copyable]:
         """Offer the value's name and the way."""
@@ -244,9 +241,26 @@ class DataflowPane(StepPane):
 
     def as_text(self) -> str:
         """All lines."""
-        if self.view is None:
+        if self.view is None or not self.way:
             return ""
-        lines = [
-            str(self.hops.get_option_at_index(i).prompt) for i in range(self.hops.option_count)
-        ]
+        options = map(self.hops.get_option_at_index, range(self.hops.option_count))
+        lines = [str(option.prompt) for option in options]
         return "\n".join([self._way_text().plain, "", *lines])
+
+
+def _worst_key(view: StepView, value: ValueId, above: Sequence[Stop]) -> str:
+    """Key of the line of the worst input of a value's op; that of the value if there is none."""
+    op = view.op(value.serial)
+    worst = worst_producer(view, op) if op is not None else None
+    if worst is not None:
+        for position, stop in enumerate(above):
+            if stop.level == 0 and stop.hop.slot == worst.slot:
+                return f"from {position}"
+    return _MIDDLE
+
+
+def _target(hop: Hop, *, forward: bool) -> ValueId:
+    """The value to show at the other end of a hop: of a consumer it is the worst that it gave."""
+    if forward and hop.op is not None:
+        return ValueId(hop.op.serial, worst_output(hop.op))
+    return hop.value

@@ -1,4 +1,8 @@
-"""The answer: the sentence, verdict, cause, fixes, the loss with the failing step, facts of the run."""
+"""The overview pane: the answer, and what speaks for it.
+
+It shows the sentence, verdict, cause and fixes, the loss with the failing step, and facts of the
+run. It is the first tab: what the capture's tables say is there before anything is replayed.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
+from nanreplay.findings import Origin
 from nanreplay.report.contents import Report
 from nanreplay.report.history import History
 from nanreplay.report.inventory import inventory_lines
@@ -21,18 +26,29 @@ from nanreplay.tui.widgets.figures import Facts
 from nanreplay.tui.widgets.plots import LossLine
 
 Fact = tuple[str, Content | str]
+_COMPILATIONS = {
+    "xla": "XLA (jit_compile)",
+    "graph": "graph, without XLA",
+    "eager": "eager",
+}
+_HARMLESS_VERDICTS = ("healthy", "transient", "inconclusive")
+_REPORT_WIDTH = 140
+"""Columns of the report that is exported as text."""
 
 
 class OverviewPane(Pane):
     """What a reader needs first."""
 
     HELP = (
-        "The answer in one sentence, and what speaks for it: the verdict of the replay, the likeliest cause, the fixes that were tried "
-        "on the recording, the loss until it failed, and what is known of the run. `y` copies any of it."
+        "The answer in one sentence, and what speaks for it: the verdict of the replay, the "
+        "likeliest cause, the fixes that were tried on the recording, the loss until it failed, "
+        "and what is known of the run. `y` copies any of it."
     )
     DEFAULT_CSS = """
     OverviewPane #page { layout: vertical; }
-    OverviewPane #sentence { border: round $primary; border-title-color: $text-primary; padding: 0 1; margin-bottom: 1; }
+    OverviewPane #sentence {
+        border: round $primary; border-title-color: $text-primary; padding: 0 1; margin-bottom: 1;
+    }
     OverviewPane .column { height: auto; padding: 0 1; }
     OverviewPane .section { color: $text-muted; text-style: bold; margin-top: 1; }
     OverviewPane LossLine { margin-left: 0; }
@@ -47,7 +63,8 @@ class OverviewPane(Pane):
     def compose(self) -> ComposeResult:
         """Make the widgets: what the tables say is there at once."""
         with VerticalScroll(id="page"):
-            yield Static(with_code(self._recorded()), id="sentence", markup=False)
+            sentence = f"{self._recorded()} The op that made it is named once the step is replayed."
+            yield Static(with_code(sentence), id="sentence", markup=False)
             with Vertical(id="columns"):
                 with Vertical(id="answer", classes="column"):
                     yield Facts(id="facts")
@@ -63,37 +80,24 @@ class OverviewPane(Pane):
         super().on_mount()
 
     def _recorded(self) -> str:
+        """The step and what triggered, as the capture's tables say."""
         incident = self.state.opened.incident
-        return f"step {incident.step} · {readable_trigger(incident.trigger)}. The op that made it is named once the step is replayed."
+        return f"step {incident.step} · {readable_trigger(incident.trigger)}."
 
     def _run_facts(self) -> Iterator[Fact]:
         opened = self.state.opened
         facts, metadata = opened.facts, opened.facts["metadata"]
-        yield (
-            "versions",
-            ", ".join(
-                f"{name} {metadata[name]}"
-                for name in ("tensorflow", "keras", "python")
-                if name in metadata
-            ),
-        )
-        yield (
-            "devices",
-            f"{metadata.get('devices') or 'not named'} · {metadata.get('platform', '?')}",
-        )
+        packages = [name for name in ("tensorflow", "keras", "python") if name in metadata]
+        yield "versions", ", ".join(f"{name} {metadata[name]}" for name in packages)
+        devices = metadata.get("devices") or "not named"
+        yield "devices", f"{devices} · {metadata.get('platform', '?')}"
         for program in facts["programs"]:
-            jit = {"xla": "XLA (jit_compile)", "graph": "graph, without XLA", "eager": "eager"}[
-                program["compilation"]
-            ]
-            yield "program", f"{program['id']}: {jit}, policy {program['policy']}"
-        yield (
-            "window",
-            f"{readable_steps(opened.steps)} · keyframes {', '.join(map(str, facts['keyframes'])) or 'none'}",
-        )
-        yield (
-            "recorded",
-            f"{metadata.get('created', '?')} by {metadata.get('script') or 'an interactive session'}",
-        )
+            compilation = _COMPILATIONS[program["compilation"]]
+            yield "program", f"{program['id']}: {compilation}, policy {program['policy']}"
+        keyframes = ", ".join(map(str, facts["keyframes"])) or "none"
+        yield "window", f"{readable_steps(opened.steps)} · keyframes {keyframes}"
+        script = metadata.get("script") or "an interactive session"
+        yield "recorded", f"{metadata.get('created', '?')} by {script}"
         variables = facts["variables"]
         yield "variables", f"{variables['count']} ({readable_bytes(variables['size_bytes'])})"
         yield "file", f"{opened.path} ({readable_bytes(facts['size_bytes'])})"
@@ -110,87 +114,77 @@ class OverviewPane(Pane):
 
     def show_failure(self, reason: str) -> None:
         """Say why the step is not explained."""
-        incident = self.state.opened.incident
-        text = f"step {incident.step} · {readable_trigger(incident.trigger)}. It could not be replayed: {reason}"
+        text = f"{self._recorded()} It could not be replayed: {reason}"
         self.query_one("#sentence", Static).update(with_code(text))
 
     def _facts(self, report: Report) -> Iterator[Fact]:
         yield "verdict", _verdict(report)
         for number, cause in enumerate(report.causes):
-            yield (
-                "also" if number else "cause",
-                Content.assemble(
-                    (cause.kind.replace("_", " "), "bold"),
-                    f" ({cause.confidence:.0%})  ",
-                    with_code(cause.sentence),
-                ),
+            sentence = Content.assemble(
+                (cause.kind.replace("_", " "), "bold"),
+                f" ({cause.confidence:.0%})  ",
+                with_code(cause.sentence),
             )
-        origin = report.findings.origin
-        if origin is not None:
-            yield (
-                "op",
-                f"{origin.op_type} {origin.op_name}" if origin.op_type else "the batch itself",
-            )
-            yield "layer", f"{origin.layer_path or origin.where}, {origin.phase}"
-            if origin.source is not None:
-                yield (
-                    "source",
-                    source_text(origin.source.file, origin.source.line, origin.source.code),
-                )
+            yield "also" if number else "cause", sentence
+        if report.findings.origin is not None:
+            yield from _origin_facts(report.findings.origin)
         if report.findings.root is not None:
             yield "began", f"step {report.findings.root.step}: {report.findings.root.reason}"
         yield "fixes", _fixes(report, self.state.is_complete)
         for note in report.findings.notes:
-            if note not in self.state.opened.incident.notes:
+            if note not in self.state.opened.incident.notes:  # those stand among the run's facts
                 yield "note", note
 
     def copies(self) -> Sequence[Copyable]:
         """The cause."""
         report = self.state.report
-        return (
-            [Copyable("the cause", report.causes[0].sentence)]
-            if report is not None and report.causes
-            else []
-        )
+        if report is None or not report.causes:
+            return []
+        return [Copyable("the cause", report.causes[0].sentence)]
 
     def as_text(self) -> str:
-        """The report as `nanreplay bisect` prints it; what `nanreplay info` prints until it is there."""
+        """What `nanreplay bisect` prints; until there is a report, what `nanreplay info` prints."""
         report = self.state.report
         if report is None:
             return "\n".join(inventory_lines(self.state.opened.facts))
+        # Imported here: the overview is what the first picture waits for.
         from rich.console import Console
 
         from nanreplay.report.report_text import print_report
 
         stream = io.StringIO()
-        print_report(report, Console(file=stream, highlight=False, width=140))
+        print_report(report, Console(file=stream, highlight=False, width=_REPORT_WIDTH))
         return stream.getvalue()
 
 
 def with_code(text: str) -> Content:
     """A text whose parts in backticks stand out."""
-    parts = text.split("`")
-    return Content.assemble(
-        *(
-            (f"`{part}`", "bold $text-accent") if place % 2 else part
-            for place, part in enumerate(parts)
-            if part
-        )
-    )
+    parts: list[str | tuple[str, str]] = []
+    for position, part in enumerate(text.split("`")):
+        if part:
+            # Every second part stands between two backticks.
+            parts.append((f"`{part}`", "bold $text-accent") if position % 2 else part)
+    return Content.assemble(*parts)
 
 
 def _verdict(report: Report) -> Content:
     verdict = report.verdict
-    bad = verdict.kind not in ("healthy", "transient", "inconclusive")
-    mark = (
-        ("✗ ", "bold $text-error")
-        if bad
-        else ("✓ ", "bold $text-success")
-        if verdict.kind == "healthy"
-        else ("? ", "bold $text-warning")
-    )
-    said = " ".join(filter(None, (certainty(verdict), verdict.reason)))
-    return Content.assemble(mark, (verdict.kind.replace("_", " "), "bold"), f"  {said}")
+    if verdict.kind not in _HARMLESS_VERDICTS:
+        mark = ("✗ ", "bold $text-error")
+    elif verdict.kind == "healthy":
+        mark = ("✓ ", "bold $text-success")
+    else:
+        mark = ("? ", "bold $text-warning")
+    reasons = " ".join(filter(None, (certainty(verdict), verdict.reason)))
+    return Content.assemble(mark, (verdict.kind.replace("_", " "), "bold"), f"  {reasons}")
+
+
+def _origin_facts(origin: Origin) -> Iterator[Fact]:
+    yield "op", f"{origin.op_type} {origin.op_name}" if origin.op_type else "the batch itself"
+    yield "layer", f"{origin.layer_path or origin.where}, {origin.phase}"
+    if origin.source is not None:
+        source = origin.source
+        yield "source", source_text(source.file, source.line, source.code)
 
 
 def _fixes(report: Report, is_complete: bool) -> Content:
@@ -199,8 +193,9 @@ def _fixes(report: Report, is_complete: bool) -> Content:
     lines = []
     for fix in report.fixes:
         mark, word, colour = outcome_mark(fix.prevents)
-        said = {True: "prevents it", False: "does not help", None: word}[fix.prevents]
-        lines.append(
-            Content.assemble((f"{mark} ", f"bold {colour}"), (fix_label(fix), "bold"), f"  {said}")
-        )
+        outcome = word
+        if fix.prevents is not None:
+            outcome = "prevents it" if fix.prevents else "does not help"
+        label = (fix_label(fix), "bold")
+        lines.append(Content.assemble((f"{mark} ", f"bold {colour}"), label, f"  {outcome}"))
     return Content("\n").join(lines)

@@ -1,4 +1,8 @@
-"""How the run got there: loss, gradient norm, learning rate and loss scale as plots, layers by step as a table."""
+"""The timeline pane: how the run got to its incident.
+
+Loss, gradient norm, learning rate and loss scale are plots; norms of layers by step are a table.
+One cursor moves over both.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from textual.containers import Grid
 from textual.reactive import reactive
 from textual.widgets import Static
 
+from nanreplay.findings import Root
 from nanreplay.report.contents import Report
 from nanreplay.report.history import MEASURES, History
 from nanreplay.report.numbers import readable_number, readable_steps
@@ -26,12 +31,15 @@ class TimelinePane(Pane):
     """Plots above, the table of layers below; one cursor for both."""
 
     HELP = (
-        "How the run got to its incident. The plots show every recorded step; the table shows a measure of each layer, one column a "
-        "step, as high as the value is large within its layer; ✗ is NaN, ∞ infinite, · zero. The red line is the failing step."
+        "How the run got to its incident. The plots show every recorded step; the table shows a "
+        "measure of each layer, one column a step, as high as the value is large within its layer; "
+        "✗ is NaN, ∞ infinite, · zero. The red line is the failing step."
     )
     DEFAULT_CSS = """
     TimelinePane #plots { grid-size: 2; grid-gutter: 0 1; height: 1fr; }
-    TimelinePane #reading { height: 1; padding: 0 1; background: $panel; text-wrap: nowrap; text-overflow: ellipsis; }
+    TimelinePane #reading {
+        height: 1; padding: 0 1; background: $panel; text-wrap: nowrap; text-overflow: ellipsis;
+    }
     TimelinePane #heading { height: 1; padding: 0; color: $text-muted; text-wrap: nowrap; }
     TimelinePane HeatTable { height: auto; max-height: 45%; min-height: 2; }
     """
@@ -81,11 +89,15 @@ class TimelinePane(Pane):
             tooltip="Linear or logarithmic; by itself where values span magnitudes",
         ),
     ]
+    # init=False: Textual would call the watchers before the widgets are there.
     measure: reactive[int] = reactive(0, init=False)
+    """How often the user took the next measure; the number of measures is the modulus."""
     plot: reactive[int] = reactive(0, init=False)
+    """How often the user took the next plot, in the same way."""
     is_zoomed: reactive[bool] = reactive(False, init=False)
+    """Whether the plots show only the steps of the table."""
     is_log: reactive[bool | None] = reactive(None, init=False)
-    """None: each plot by its own values."""
+    """Whether the scale is logarithmic; None: each plot by its own values."""
 
     def __init__(self, state: CaptureState) -> None:
         super().__init__(state)
@@ -159,33 +171,41 @@ class TimelinePane(Pane):
         self.query_one("#heading", Static).update(self.heading())
         visible = self.heat.in_view
         part = visible if self.is_zoomed and len(visible) else range(len(self.history.steps))
+        self._draw_plots(part)
+
+    def _draw_plots(self, part: range) -> None:
+        """Draw each plot that fits: all of them, or one where there is little room.
+
+        Args:
+            part: Positions of the steps to draw.
+        """
         plots = list(self.query(SeriesPlot))
-        alone = self.screen.has_class("-narrow") or self.screen.has_class("-short")
-        self.query_one("#plots", Grid).styles.grid_size_columns = (
-            1 if alone else min(len(plots), 3) if len(plots) != 4 else 2
-        )
-        for index, (plot, series) in enumerate(zip(plots, self.history.series, strict=True)):
-            plot.display = not alone or index == self.plot % len(plots)
+        is_alone = self.screen.has_class("-narrow") or self.screen.has_class("-short")
+        grid = self.query_one("#plots", Grid)
+        grid.styles.grid_size_columns = 1 if is_alone else _plot_columns(len(plots))
+        for position, (plot, series) in enumerate(zip(plots, self.history.series, strict=True)):
+            plot.display = not is_alone or position == self.plot % len(plots)
             if plot.display:
-                log = series.is_steep if self.is_log is None else self.is_log
-                plot.draw(
-                    PlotSpec(
-                        self.history, series, part, self.heat.cursor, self.state.failing_step, log
-                    )
+                spec = PlotSpec(
+                    history=self.history,
+                    series=series,
+                    part=part,
+                    cursor=self.heat.cursor,
+                    failing=self.state.failing_step,
+                    logarithmic=series.is_steep if self.is_log is None else self.is_log,
                 )
+                plot.draw(spec)
 
     def reading(self) -> Text:
         """The numbers at the cursor."""
-        place = self.heat.cursor
         step = self.step
         line = Text.assemble((f"step {step}", "bold"))
         for series in self.history.series:
-            line.append(" · ", "dim").append(
-                f"{series.name} {readable_number(float(f'{series.values[place]:.5g}'))}"
-            )
+            value = readable_number(float(f"{series.values[self.heat.cursor]:.5g}"))
+            line.append(" · ", "dim").append(f"{series.name} {value}")
         if step == self.state.failing_step:
             line.append("  ✗ the failing step", "bold")
-        elif step == self.anomaly:
+        elif step == self.anomaly.step:
             line.append("  ▲ the first anomaly", "bold")
         elif step not in self.history.window:
             line.append("  not in the window: cannot be replayed", "dim")
@@ -197,15 +217,13 @@ class TimelinePane(Pane):
         name = MEASURES[measures[self.measure % len(measures)]] if measures else "layers"
         if not len(visible):
             return Text(name)
-        first, last = (int(self.history.steps[place]) for place in (visible[0], visible[-1]))
-        label = name.ljust(self.heat.label_width)
+        first = str(self.history.steps[visible[0]])
+        last = str(self.history.steps[visible[-1]])
         columns = len(visible) * self.heat.cell_width
-        ends = (
-            f"{first}{str(last).rjust(columns - len(str(first)))}"
-            if columns > len(f"{first}{last}") and first != last
-            else str(first)
-        )
-        return Text(label + ends)
+        ends = first
+        if first != last and columns > len(first + last):
+            ends += last.rjust(columns - len(first))
+        return Text(name.ljust(self.heat.label_width) + ends)
 
     # Keys
 
@@ -215,18 +233,16 @@ class TimelinePane(Pane):
         return int(self.history.steps[self.heat.cursor])
 
     @property
-    def anomaly(self) -> int:
-        """The first step that was out of the ordinary."""
+    def anomaly(self) -> Root:
+        """The first step that was out of the ordinary, as the report says, else the timeline."""
         root = self.state.report.findings.root if self.state.report is not None else None
-        return (root or self.history.root).step
+        return root or self.history.root
 
     def action_anomaly(self) -> None:
         """Go to the first anomaly and say what it is."""
-        root = (
-            self.state.report.findings.root if self.state.report is not None else None
-        ) or self.history.root
-        self.heat.cursor = self.history.position(root.step)
-        self.notify(root.reason, title=f"Step {root.step}")
+        anomaly = self.anomaly
+        self.heat.cursor = self.history.position(anomaly.step)
+        self.notify(anomaly.reason, title=f"Step {anomaly.step}")
 
     def action_failing(self) -> None:
         """Go to the failing step."""
@@ -236,9 +252,8 @@ class TimelinePane(Pane):
     def action_open(self) -> None:
         """Look at the ops of the step."""
         if self.step not in self.history.window:
-            self.notify(
-                f"Only {readable_steps(self.history.window)} can be replayed.", severity="warning"
-            )
+            window = readable_steps(self.history.window)
+            self.notify(f"Only {window} can be replayed.", severity="warning")
             return
         self.post_message(Go("bisect", ViewPosition(self.step)))
 
@@ -256,26 +271,26 @@ class TimelinePane(Pane):
 
     def action_scale(self) -> None:
         """Take the other scale."""
-        self.is_log = not (self.history.series[0].is_steep if self.is_log is None else self.is_log)
-
-    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer what the capture has."""
-        if action == "open":
-            return "bisect" in self.tabs
-        return True
+        is_log = self.history.series[0].is_steep if self.is_log is None else self.is_log
+        self.is_log = not is_log
 
     def copies(self) -> Sequence[Copyable]:
         """The numbers at the cursor, and why the first anomaly is one."""
         root = self.history.root
-        return Copyable("the numbers at the cursor", self.reading().plain), Copyable(
-            "the first anomaly", f"step {root.step}: {root.reason}"
+        return (
+            Copyable("the numbers at the cursor", self.reading().plain),
+            Copyable("the first anomaly", f"step {root.step}: {root.reason}"),
         )
 
     def as_text(self) -> str:
-        """Every recorded step in columns."""
-        names = ["step", *(series.name.replace(" ", "_") for series in self.history.series)]
-        rows = [
-            [str(step), *(f"{series.values[place]:.9g}" for series in self.history.series)]
-            for place, step in enumerate(self.history.steps.tolist())
-        ]
-        return "\n".join("\t".join(row) for row in [names, *rows])
+        """Every recorded step in columns, with nine digits, which tell float32 numbers apart."""
+        all_series = self.history.series
+        rows = [["step", *(series.name.replace(" ", "_") for series in all_series)]]
+        for position, step in enumerate(self.history.steps.tolist()):
+            rows.append([str(step), *(f"{series.values[position]:.9g}" for series in all_series)])
+        return "\n".join("\t".join(row) for row in rows)
+
+
+def _plot_columns(plots: int) -> int:
+    """Plots side by side: up to three, and four as two by two."""
+    return 2 if plots == 4 else min(plots, 3)

@@ -1,4 +1,7 @@
-"""The verdict: the modes of replaying side by side, for the failing step and, when asked, for every step of the window."""
+"""The verdict pane: the modes of replaying side by side.
+
+It shows the failing step in each mode at once, and every step of the window when the user asks.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +30,10 @@ class VerdictPane(Pane):
     """What each way of replaying says."""
 
     HELP = (
-        "The failing step in each way of replaying it: compiled as it was trained, compiled without XLA, op by op, and op by op in "
-        "float64. Where one is finite and another is not, the op at which they part is named. `r` replays every step of the window in "
-        "every mode, so that the first step that differs from the recording is seen."
+        "The failing step in each way of replaying it: compiled as it was trained, compiled "
+        "without XLA, op by op, and op by op in float64. Where one is finite and another is not, "
+        "the op at which they part is named. `r` replays every step of the window in every mode, "
+        "so that the first step that differs from the recording is seen."
     )
     DEFAULT_CSS = """
     VerdictPane #body { padding: 0 1; }
@@ -70,23 +74,20 @@ class VerdictPane(Pane):
 
     def show_report(self, report: Report) -> None:
         """Show the failing step in each mode."""
-        if not self.is_attached:
+        if not self.is_attached:  # a report may arrive while the pane is taken down
             return
         verdict = report.verdict
-        said = Content.assemble(
-            (verdict.kind.replace("_", " "), "bold"), "  ", VERDICT_MEANINGS[verdict.kind]
-        )
-        self.query_one("#kind", Static).update(said)
+        kind, meaning = verdict.kind.replace("_", " "), VERDICT_MEANINGS[verdict.kind]
+        self.query_one("#kind", Static).update(Content.assemble((kind, "bold"), "  ", meaning))
         table = self.query_one("#modes", DataTable)
         table.clear()
-        for each in verdict.evidence:
-            row = [
-                Text(each.mode, style="bold"),
-                Text(MODE_MEANINGS.get(each.mode, "")),
-                self._outcome(each.finite),
-                Text(exactness(each)),
-            ]
-            table.add_row(*row)
+        for evidence in verdict.evidence:
+            table.add_row(
+                Text(evidence.mode, style="bold"),
+                Text(MODE_MEANINGS.get(evidence.mode, "")),
+                self._outcome(evidence.finite),
+                Text(exactness(evidence)),
+            )
         self.query_one("#parting", Facts).show(self._facts(report))
 
     def show_failure(self, reason: str) -> None:
@@ -101,10 +102,8 @@ class VerdictPane(Pane):
 
     def _outcome(self, finite: bool) -> Text:
         mark, _, colour = outcome_mark(finite)
-        return Text.assemble(
-            (f"{mark} ", cell_style(colour, self.app.theme_variables)),
-            "finite" if finite else "non-finite",
-        )
+        style = cell_style(colour, self.app.theme_variables)
+        return Text.assemble((f"{mark} ", style), "finite" if finite else "non-finite")
 
     def on_button_pressed(self) -> None:
         """Replay every step."""
@@ -122,40 +121,40 @@ class VerdictPane(Pane):
             try:
                 steps = await self.ask(ReplaySteps(self.path, mode))
                 self.replayed[mode] = steps
-            except UnsupportedOpError as error:  # the other modes may do
+            except UnsupportedOpError as error:  # an op that one mode lacks, the others may have
                 self.replayed[mode] = str(error)
             self._show_steps()
 
     def _modes(self) -> list[str]:
         """Modes that differ: a program without XLA is the same in `graph` as it was recorded."""
-        jit = any(
-            program["compilation"] == "xla" for program in self.state.opened.facts["programs"]
-        )
-        return [mode for mode in MODE_MEANINGS if jit or mode != "graph"]
+        programs = self.state.opened.facts["programs"]
+        has_xla = any(program["compilation"] == "xla" for program in programs)
+        return [mode for mode in MODE_MEANINGS if has_xla or mode != "graph"]
 
     def _show_steps(self) -> None:
+        """Fill the table of steps, a column for each mode that was replayed, and tell the notes."""
         table = self.query_one("#steps", DataTable)
         table.clear(columns=True)
         table.add_class("-filled")
-        columns = {
-            mode: {each.step: each for each in found.steps}
-            for mode, found in self.replayed.items()
-            if isinstance(found, ReplayedSteps)
-        }
+        columns = self._steps_by_mode()
         table.add_columns("step", *columns)
-        for step in sorted({step for found in columns.values() for step in found}):
-            table.add_row(
-                str(step),
-                *(
-                    _cell(found.get(step), self.app.theme_variables, mode)
-                    for mode, found in columns.items()
-                ),
-            )
-        for mode, found in self.replayed.items():
-            notes = found.notes if isinstance(found, ReplayedSteps) else (found,)
+        colours = self.app.theme_variables
+        for step in sorted(set().union(*columns.values())):
+            cells = [_cell(steps.get(step), colours, mode) for mode, steps in columns.items()]
+            table.add_row(str(step), *cells)
+        for mode, replayed in self.replayed.items():
+            notes = replayed.notes if isinstance(replayed, ReplayedSteps) else (replayed,)
             for note in notes:
                 if note not in self.state.opened.incident.notes:
                     self.notify(note, title=mode)
+
+    def _steps_by_mode(self) -> dict[str, dict[int, ReplayedStep]]:
+        """Steps by number, by mode; without the modes that could not be replayed."""
+        return {
+            mode: {step.step: step for step in replayed.steps}
+            for mode, replayed in self.replayed.items()
+            if isinstance(replayed, ReplayedSteps)
+        }
 
     def as_text(self) -> str:
         """The modes, and the steps that were replayed."""
@@ -164,30 +163,24 @@ class VerdictPane(Pane):
             return ""
         verdict = report.verdict
         lines = [f"{verdict.kind}: {VERDICT_MEANINGS[verdict.kind]}"]
-        lines += [
-            f"{each.mode}\t{'finite' if each.finite else 'non-finite'}\t{exactness(each)}"
-            for each in verdict.evidence
-        ]
+        for evidence in verdict.evidence:
+            outcome = "finite" if evidence.finite else "non-finite"
+            lines.append(f"{evidence.mode}\t{outcome}\t{exactness(evidence)}")
         lines += [f"{name}\t{value}" for name, value in self._facts(report)]
-        for mode, found in self.replayed.items():
-            if isinstance(found, ReplayedSteps):
-                lines += [
-                    f"{mode}\tstep {each.step}\t{_cell(each, {}, mode).plain}"
-                    for each in found.steps
-                ]
+        for mode, replayed in self.replayed.items():
+            if isinstance(replayed, ReplayedSteps):
+                for step in replayed.steps:
+                    lines.append(f"{mode}\tstep {step.step}\t{_cell(step, {}, mode).plain}")
         return "\n".join(lines)
 
 
 def _cell(step: ReplayedStep | None, colours: Mapping[str, str], mode: str) -> Text:
+    """One step in one mode: whether it is finite, its loss, how near it is to the recording."""
     if step is None:
         return Text("")
     mark, _, colour = outcome_mark(step.finite)
     loss = readable_number(step.loss) if step.loss is not None else ""
-    exact = (
-        ""
-        if step.bit_exact is None or mode == "float64"
-        else "  bit for bit"
-        if step.bit_exact
-        else f"  {readable_ulp(step.max_ulp)}"
-    )
-    return Text.assemble((f"{mark} ", cell_style(colour, colours)), loss, (exact, "dim"))
+    nearness = ""
+    if step.bit_exact is not None and mode != "float64":  # float64 never has the recorded bits
+        nearness = "  bit for bit" if step.bit_exact else f"  {readable_ulp(step.max_ulp)}"
+    return Text.assemble((f"{mark} ", cell_style(colour, colours)), loss, (nearness, "dim"))

@@ -1,7 +1,8 @@
-"""What if: tick fixes, run them on the recording, read what each gave, copy the line of code."""
+"""The what-if pane: tick fixes, run them on the recording, read what each gave, copy its code."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import ClassVar
 
@@ -29,15 +30,19 @@ class WhatIfPane(Pane):
     """Fixes to the left, what they gave to the right."""
 
     HELP = (
-        "Each ticked fix is applied to the recorded program, batch or start, and the window is replayed with it. Several are tried one "
-        "by one and together. Those that fit the cause come first; `n` takes one of your own, such as clipnorm=0.5. The table says "
-        "whether a fix prevents the non-finite value and how much it changes the loss before the failing step; the line below the "
-        "table shows how to write it."
+        "Each ticked fix is applied to the recorded program, batch or start, and the window is "
+        "replayed with it. Several are tried one by one and together. Those that fit the cause "
+        "come first; `n` takes one of your own, such as clipnorm=0.5. The table says whether a fix "
+        "prevents the non-finite value and how much it changes the loss before the failing step; "
+        "the line below the table shows how to write it."
     )
     DEFAULT_CSS = """
     WhatIfPane #sides { height: 1fr; }
     WhatIfPane #choice { width: 32; height: 1fr; padding: 0 1; }
-    WhatIfPane TickList { height: 1fr; border: none; padding: 0; background: $background; text-wrap: nowrap; text-overflow: ellipsis; }
+    WhatIfPane TickList {
+        height: 1fr; border: none; padding: 0; background: $background;
+        text-wrap: nowrap; text-overflow: ellipsis;
+    }
     WhatIfPane #own { height: 1; border: none; padding: 0; }
     WhatIfPane #buttons { height: 1; }
     WhatIfPane #buttons Button { margin-right: 1; min-width: 12; }
@@ -65,7 +70,7 @@ class WhatIfPane(Pane):
     def __init__(self, state: CaptureState) -> None:
         super().__init__(state)
         self.results: dict[str, FixResult] = {}
-        """What was tried, by name."""
+        """What was tried, by label, in the order of the table."""
         self.own: list[str] = []
         """Fixes that the user has typed."""
 
@@ -98,14 +103,9 @@ class WhatIfPane(Pane):
         self._add(report.fixes)
 
     def _offer(self, fitting: Sequence[str]) -> None:
-        self.query_one(TickList).offer(
-            [
-                *self.own,
-                *fitting,
-                *(fix for fixes in FITTING.values() for fix in fixes),
-                LAST_RESORT,
-            ]
-        )
+        """Offer the user's own fixes, those that fit the cause, then all others."""
+        others = itertools.chain.from_iterable(FITTING.values())
+        self.query_one(TickList).offer([*self.own, *fitting, *others, LAST_RESORT])
 
     def _add(self, fixes: Sequence[FixResult]) -> None:
         self.results.update({fix_label(fix): fix for fix in fixes})
@@ -141,18 +141,18 @@ class WhatIfPane(Pane):
         ticks.tick(ticks.names, ticked=False)
 
     @on(Input.Submitted, "#own")
-    def _own_given(self, event: Input.Submitted) -> None:
-        text = event.value.strip()
+    def _own_submitted(self, event: Input.Submitted) -> None:
+        fix = event.value.strip()
         try:
-            check_fix(text)
+            check_fix(fix)
         except FixError as error:
             self.notify(str(error), severity="error")
             return
-        self.own.append(text)
+        self.own.append(fix)
         ticks = self.query_one(TickList)
-        ticks.offer([text, *ticks.names])
-        ticks.tick([text])
-        ticks.highlighted = ticks.names.index(text)
+        ticks.offer([fix, *ticks.names])
+        ticks.tick([fix])
+        ticks.highlighted = ticks.names.index(fix)
         ticks.focus()
         event.input.clear()
 
@@ -185,62 +185,54 @@ class WhatIfPane(Pane):
     def copies(self) -> Sequence[Copyable]:
         """The code of the fix at the cursor."""
         fix = self.chosen
-        return (
-            [Copyable(f"the code of {fix_label(fix)}", fix.code)]
-            if fix is not None and fix.code
-            else []
-        )
+        if fix is None or not fix.code:
+            return []
+        return [Copyable(f"the code of {fix_label(fix)}", fix.code)]
 
     def as_text(self) -> str:
-        """The table of fixes."""
-        rows = [
-            [cell.plain for cell in _cells(name, fix, {})] for name, fix in self.results.items()
-        ]
-        lines = ["\t".join(row) for row in rows]
-        return "\n".join(
-            [
-                *lines,
-                *(
-                    f"{fix_label(fix)}: {fix.code}"
-                    for fix in self.results.values()
-                    if fix.prevents and fix.code
-                ),
-            ]
-        )
+        """The table of fixes, then the code of those that help."""
+        lines = []
+        for label, fix in self.results.items():
+            lines.append("\t".join(cell.plain for cell in _cells(label, fix, {})))
+        for label, fix in self.results.items():
+            if fix.prevents and fix.code:
+                lines.append(f"{label}: {fix.code}")
+        return "\n".join(lines)
 
 
-def _cells(name: str, fix: FixResult, colours: Mapping[str, str]) -> list[Text]:
+def _cells(label: str, fix: FixResult, colours: Mapping[str, str]) -> list[Text]:
+    """A fix as a row of the table."""
     mark, word, colour = outcome_mark(fix.prevents)
-    steps = (
-        ""
-        if fix.steps_checked is None
-        else readable_steps(range(fix.steps_checked[0], fix.steps_checked[1] + 1)).removeprefix(
-            "steps "
-        )
-    )
-    change = "" if fix.loss_change is None else f"{fix.loss_change:.2g}" if fix.loss_change else "0"
-    last = "" if fix.final_loss is None else readable_number(fix.final_loss)
     outcome = Text.assemble((f"{mark} ", cell_style(colour, colours)), word)
-    return [Text(name, style="bold"), outcome, *map(Text, (steps, change, last, _remark(fix)))]
+    steps = change = final_loss = ""
+    if fix.steps_checked is not None:
+        first, last = fix.steps_checked
+        steps = readable_steps(range(first, last + 1)).removeprefix("steps ")
+    if fix.loss_change is not None:
+        change = f"{fix.loss_change:.2g}" if fix.loss_change else "0"
+    if fix.final_loss is not None:
+        final_loss = readable_number(fix.final_loss)
+    words = (steps, change, final_loss, _remark(fix))
+    return [Text(label, style="bold"), outcome, *map(Text, words)]
 
 
 def _remark(fix: FixResult) -> str:
-    failed = (
-        ""
-        if fix.nonfinite is None
-        else f"step {fix.nonfinite_step}: {readable_trigger(fix.nonfinite)}"
-    )
-    return "; ".join(filter(None, (failed, fix.note)))
+    """What was still non-finite, and what the trial says of itself."""
+    failure = ""
+    if fix.nonfinite is not None:
+        failure = f"step {fix.nonfinite_step}: {readable_trigger(fix.nonfinite)}"
+    return "; ".join(filter(None, (failure, fix.note)))
 
 
 def _how(fix: FixResult) -> Content:
-    where = (
-        f"   # {source_text(fix.source.file, fix.source.line, None)}"
-        if fix.source is not None
-        else ""
-    )
-    said = {True: "prevents it", False: "does not help", None: "could not be tried"}[fix.prevents]
-    lines = [Content.assemble((fix_label(fix), "bold"), f" {said}. {_remark(fix)}")]
+    """Whether a fix helps, and the line of code that applies it."""
+    outcome = "could not be tried"
+    if fix.prevents is not None:
+        outcome = "prevents it" if fix.prevents else "does not help"
+    lines = [Content.assemble((fix_label(fix), "bold"), f" {outcome}. {_remark(fix)}")]
     if fix.code:
-        lines.append(Content.assemble((fix.code, "$text-accent"), (where, "dim")))
+        source = ""
+        if fix.source is not None:
+            source = f"   # {source_text(fix.source.file, fix.source.line, None)}"
+        lines.append(Content.assemble((fix.code, "$text-accent"), (source, "dim")))
     return Content("\n").join(lines)

@@ -1,4 +1,7 @@
-"""An open capture: its tabs, the report that arrives from the worker process, and what keys do everywhere."""
+"""An open capture: its tabs, the report that arrives from the worker process, and the shared keys.
+
+The application shows it for a single capture; the chooser opens it above its table.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,9 @@ from nanreplay.tui.engine import Explain, Progress, StoppedError
 from nanreplay.tui.panes import PANES, PaneEntry
 from nanreplay.tui.panes.base import Copyable, Failed, Go, Pane
 from nanreplay.tui.widgets.bars import KeyLine, StatusLine, TitleBar
+
+_LOAD_AFTER_S = 0.5
+"""Seconds after the first picture until the other tabs are imported, one after another."""
 
 
 class CaptureScreen(Screen[None]):
@@ -124,7 +130,7 @@ class CaptureScreen(Screen[None]):
         super().__init__()
         self.state = state
         self.panes: dict[str, Pane] = {}
-        """Those that were shown, by id."""
+        """Those that were shown, by the id of their tab."""
 
     def compose(self) -> ComposeResult:
         """Make the frame; tabs are empty until they are shown."""
@@ -139,7 +145,7 @@ class CaptureScreen(Screen[None]):
         """Begin to replay once the first picture is on the screen, unless that was done before."""
         if not self.state.is_complete:
             self.call_after_refresh(self.action_explain)
-        self.set_timer(0.5, self.load_panes)
+        self.set_timer(_LOAD_AFTER_S, self.load_panes)
 
     @work(exclusive=True, group="load", exit_on_error=False)
     async def load_panes(self) -> None:
@@ -162,15 +168,14 @@ class CaptureScreen(Screen[None]):
     async def explain(self) -> None:
         """Ask for the report; show it before fixes are tried, and again with them."""
         self.state.is_complete, self.state.failure = False, None
+        task = Explain(str(self.state.opened.path))
         try:
-            found = await self.state.engine.run(
-                Explain(str(self.state.opened.path)), partial=self._take_report
-            )
+            report = await self.state.engine.run(task, partial=self._take_report)
         except NanreplayError as error:
             self._take_failure(str(error))
             raise
         self.state.is_complete = True
-        self._take_report(found)
+        self._take_report(report)
 
     def _take_report(self, report: Report) -> None:
         self.state.report = report
@@ -180,7 +185,7 @@ class CaptureScreen(Screen[None]):
             pane.show_report(report)
 
     def _take_failure(self, reason: str) -> None:
-        """Keep a report that came before fixes were tried; else say everywhere that there is none."""
+        """Keep a report that came before fixes were tried; else say that there is none."""
         if self.state.report is not None:
             self.state.is_complete = True
             self._take_report(self.state.report)
@@ -191,17 +196,15 @@ class CaptureScreen(Screen[None]):
 
     @on(Worker.StateChanged)
     def _worker_changed(self, event: Worker.StateChanged) -> None:
+        # Workers have exit_on_error=False: Textual would end the application at the first error.
         if event.state == WorkerState.ERROR and event.worker.error is not None:
             self.post_message(Failed(event.worker.error))
 
     @on(Failed)
     def _failed(self, event: Failed) -> None:
         if isinstance(event.error, StoppedError):
-            self.notify(
-                "Stopped."
-                if self.state.report is not None
-                else "Stopped. f5 replays the capture again."
-            )
+            way_out = "" if self.state.report is not None else " f5 replays the capture again."
+            self.notify(f"Stopped.{way_out}")
             return
         from nanreplay.tui.screens.dialogs import ErrorScreen
 
@@ -218,13 +221,14 @@ class CaptureScreen(Screen[None]):
             self.refresh_bindings()
 
     async def _build(self, entry: PaneEntry) -> Pane:
+        """Return a tab's pane, mounted; make it when the tab is shown for the first time."""
         if entry.id not in self.panes:
-            made = await asyncio.to_thread(
-                entry.load
-            )  # importing a module can take longer than a key may wait
-            if entry.id in self.panes:  # shown twice meanwhile
+            # Importing a module can take longer than a key may wait.
+            pane_class = await asyncio.to_thread(entry.load)
+            if entry.id in self.panes:  # built by another event meanwhile
                 return self.panes[entry.id]
-            self.panes[entry.id] = pane = made(self.state)
+            pane = pane_class(self.state)
+            self.panes[entry.id] = pane
             await self.query_one(f"#{entry.id}", TabPane).mount(pane)
         return self.panes[entry.id]
 
@@ -235,24 +239,26 @@ class CaptureScreen(Screen[None]):
 
     def action_show(self, pane: str) -> None:
         """Show a tab and give it the focus."""
-        self.set_focus(
-            None
-        )  # else Textual moves it within the tab that is left, and so back to that tab
+        # Textual moves the focus of a tab that is left to another widget of that tab, and shows
+        # the tab again because it has the focus. Without a focus it stays where it is sent.
+        self.set_focus(None)
         self.query_one(TabbedContent).active = pane
         self.call_after_refresh(self._focus_pane, pane)
 
-    def _focus_pane(self, pane: str) -> None:
-        found = self.panes.get(pane)
-        if found is None or self.focused is not None or pane != self.shown:
+    def _focus_pane(self, pane_id: str) -> None:
+        """Give the focus to the first widget of the tab that can take it."""
+        pane = self.panes.get(pane_id)
+        if pane is None or self.focused is not None or pane_id != self.shown:
             return
-        target = next((each for each in found.query("*") if each.focusable and each.display), None)
-        if target is not None:
-            target.focus()
+        for widget in pane.query("*"):
+            if widget.focusable and widget.display:
+                widget.focus()
+                return
 
     def action_turn(self, by: int) -> None:
         """Show the tab before, or the next one."""
-        names = [entry.id for entry in PANES]
-        self.action_show(names[(names.index(self.shown) + by) % len(names)])
+        ids = [entry.id for entry in PANES]
+        self.action_show(ids[(ids.index(self.shown) + by) % len(ids)])
 
     @on(Go)
     async def _go(self, event: Go) -> None:
@@ -274,38 +280,32 @@ class CaptureScreen(Screen[None]):
         self.dismiss()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Offer what can be done now."""
+        """Offer the list of captures only where there is one below this screen."""
         if action == "captures":
+            # Textual's own blank screen is the first of the stack, the list would be the second.
             return len(self.app.screen_stack) > 2
         return True
 
     def action_help(self) -> None:
         """Say what the tab is for, and which keys work."""
-        from nanreplay.tui.screens.dialogs import HelpScreen, keys_of
+        from nanreplay.tui.screens.dialogs import HelpScreen, working_keys
 
         entry = next(entry for entry in PANES if entry.id == self.shown)
         text = self.panes[entry.id].HELP if entry.id in self.panes else entry.about
-        shown = {
-            key: self.app.get_key_display(active.binding)
-            for key, active in self.active_bindings.items()
-        }
-        self.app.push_screen(
-            HelpScreen(entry.title, text, list(keys_of(self.active_bindings, shown)))
-        )
+        self.app.push_screen(HelpScreen(entry.title, text, working_keys(self)))
 
     def action_jump(self) -> None:
         """Show a key on everything that can take the focus, and on every tab."""
-        from nanreplay.tui.screens.dialogs import KEYS, JumpScreen
+        from nanreplay.tui.screens.dialogs import JUMP_KEYS, JumpScreen
 
-        widgets = [
-            *self.query(Tab),
-            *(each for each in self.focus_chain if not isinstance(each, Tabs)),
-        ]
-        targets = dict(zip(KEYS, widgets, strict=False))
+        # Each tab is a target by itself, and so the bar of all tabs is none.
+        focusable = [widget for widget in self.focus_chain if not isinstance(widget, Tabs)]
+        targets = dict(zip(JUMP_KEYS, [*self.query(Tab), *focusable], strict=False))
         self.app.push_screen(JumpScreen(targets), self._jumped)
 
     def _jumped(self, target: Widget | None) -> None:
         if isinstance(target, Tab) and target.id is not None:
+            # TabbedContent gives its tabs the ids of their panes with a prefix of its own.
             self.action_show(ContentTab.sans_prefix(target.id))
         elif target is not None:
             target.focus()
@@ -321,15 +321,16 @@ class CaptureScreen(Screen[None]):
 
     def action_copy(self) -> None:
         """Ask what to copy."""
-        found = self.copyables()
-        if not found:
-            self.notify(
-                "There is nothing to copy yet: the step is being replayed.", severity="warning"
-            )
+        offered = self.copyables()
+        if not offered:
+            message = "There is nothing to copy yet: the step is being replayed."
+            self.notify(message, severity="warning")
             return
-        self._choose(
-            "Copy", {each.label: partial(self.copy_text, each.label, each.text) for each in found}
-        )
+        choices = {
+            copyable.label: partial(self.copy_text, copyable.label, copyable.text)
+            for copyable in offered
+        }
+        self._choose("Copy", choices)
 
     def copy_text(self, label: str, text: str) -> None:
         """Put a text on the clipboard of the terminal (OSC 52, which works over ssh)."""
@@ -338,25 +339,28 @@ class CaptureScreen(Screen[None]):
 
     def action_export(self) -> None:
         """Ask how to export what is shown."""
-        self._choose(
-            "Export", {"the screen as SVG": self.export_svg, "this tab as text": self.export_text}
-        )
+        ways = {"the screen as SVG": self.export_svg, "this tab as text": self.export_text}
+        self._choose("Export", ways)
 
-    def _choose(self, title: str, ways: Mapping[str, Callable[[], None]]) -> None:
+    def _choose(self, title: str, choices: Mapping[str, Callable[[], None]]) -> None:
         """Let the user choose, and do what was chosen."""
         from nanreplay.tui.screens.dialogs import ChoiceScreen
 
-        def chosen(place: int | None) -> None:
-            if place is not None:
-                list(ways.values())[place]()
+        def run_choice(position: int | None) -> None:
+            if position is not None:
+                list(choices.values())[position]()
 
-        self.app.push_screen(ChoiceScreen(title, list(ways)), chosen)
+        self.app.push_screen(ChoiceScreen(title, list(choices)), run_choice)
 
     def export_svg(self) -> None:
         """Write a picture of the screen to the working directory."""
-        self.call_after_refresh(
-            lambda: self._write(".svg", self.app.export_screenshot(title=self.state.opened.name))
-        )
+
+        def write_picture() -> None:
+            picture = self.app.export_screenshot(title=self.state.opened.name)
+            self._write(".svg", picture)
+
+        # The dialog that asked is still on the screen: it is gone after the next picture.
+        self.call_after_refresh(write_picture)
 
     def export_text(self) -> None:
         """Write the whole tab to the working directory."""

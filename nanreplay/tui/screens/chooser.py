@@ -1,4 +1,8 @@
-"""Several captures: a table to choose from, with what each is about; filled in the background, one capture after another."""
+"""Several captures: a table to choose from, with what replaying says of each.
+
+The application shows it when it is given more than one path. The table fills in the background,
+one capture after another.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from nanreplay.report.numbers import readable_trigger
 from nanreplay.tui.capture_state import CaptureState, OpenedCapture, open_capture
 from nanreplay.tui.engine import Engine, Explain, Progress, StoppedError
 from nanreplay.tui.screens.capture_screen import CaptureScreen
-from nanreplay.tui.screens.dialogs import ErrorScreen, HelpScreen, keys_of
+from nanreplay.tui.screens.dialogs import ErrorScreen, HelpScreen, working_keys
 from nanreplay.tui.widgets.bars import KeyLine, StatusLine
 
 COLUMNS = {
@@ -32,15 +36,16 @@ COLUMNS = {
     "trigger": 26,
     "verdict": 14,
 }
-"""Width by column."""
+"""Width by column; the name is the key of the column as well."""
+_UNKNOWN = Text("…", style="dim")
 _HELP = (
-    "All captures that were named, with what replaying says of each. The table fills while you look; enter opens the capture at "
-    "the cursor, and ctrl+l comes back here."
+    "All captures that were named, with what replaying says of each. The table fills while you "
+    "look; enter opens the capture at the cursor, and ctrl+l comes back here."
 )
 
 
 class CaptureTable(DataTable[Text]):
-    """A row a capture."""
+    """One capture in each row."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
@@ -92,11 +97,14 @@ class ChooserScreen(Screen[None]):
 
     def __init__(self, paths: Sequence[Location], engine: Engine) -> None:
         super().__init__()
-        self.paths, self.engine = tuple(paths), engine
+        self.paths = tuple(paths)
+        self.engine = engine
         self.opened: dict[Location, OpenedCapture | NanreplayError] = {}
+        """Tables of each capture that was read; why it cannot be read, where it cannot."""
         self.states: dict[Location, CaptureState] = {}
-        """Captures that were opened, with their reports."""
+        """Captures that the user has opened, with their reports."""
         self.reports: dict[Location, Report | NanreplayError] = {}
+        """Report of each capture that was replayed; why there is none, where it failed."""
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""
@@ -111,17 +119,14 @@ class ChooserScreen(Screen[None]):
         for name, width in COLUMNS.items():
             table.add_column(name, key=name, width=width)
         for path in self.paths:
-            table.add_row(
-                Text(path.name, style="bold"),
-                *[Text("…", style="dim")] * (len(COLUMNS) - 1),
-                key=str(path),
-            )
+            unknown = [_UNKNOWN] * (len(COLUMNS) - 1)
+            table.add_row(Text(path.name, style="bold"), *unknown, key=str(path))
         table.focus()
         self.read()
 
     def on_screen_resume(self) -> None:
         """Go on where the list was left."""
-        if self.opened:
+        if self.opened:  # else the screen is shown for the first time, and `read` goes on
             self.triage()
 
     def show_progress(self, progress: Progress | None) -> None:
@@ -133,7 +138,7 @@ class ChooserScreen(Screen[None]):
     async def read(self) -> None:
         """Read the tables of each capture."""
         for path in self.paths:
-            self.opened[path] = await asyncio.to_thread(_opened, path)
+            self.opened[path] = await asyncio.to_thread(_opened_or_error, path)
             self._show(path)
         self.triage()
 
@@ -141,60 +146,49 @@ class ChooserScreen(Screen[None]):
     async def triage(self) -> None:
         """Replay captures that have no report yet; nothing is tried on them."""
         for path in self.paths:
-            state = self.states.get(path)
-            if state is not None and state.report is not None:
-                self.reports[path] = state.report
-            elif path not in self.reports and isinstance(self.opened.get(path), OpenedCapture):
-                try:
-                    found = await self.engine.run(Explain(str(path), "none"))
-                    self.reports[path] = found
-                except StoppedError:
-                    self.notify("Stopped. f5 goes on.")
-                    return
-                except NanreplayError as error:
-                    self.reports[path] = error
+            try:
+                await self._triage_one(path)
+            except StoppedError:
+                self.notify("Stopped. f5 goes on.")
+                return
             self._show(path)
+
+    async def _triage_one(self, path: Location) -> None:
+        """Take the report of a capture that the user has opened, or replay it.
+
+        Raises:
+            StoppedError: The user has stopped the replay.
+        """
+        state = self.states.get(path)
+        if state is not None and state.report is not None:
+            self.reports[path] = state.report
+        elif path not in self.reports and isinstance(self.opened.get(path), OpenedCapture):
+            try:
+                report = await self.engine.run(Explain(str(path), "none"))
+                self.reports[path] = report
+            except StoppedError:
+                raise
+            except NanreplayError as error:
+                self.reports[path] = error
 
     # What is listed
 
     def _show(self, path: Location) -> None:
         table = self.query_one(CaptureTable)
-        for name, value in self._row(path).items():
-            table.update_cell(str(path), name, value)
+        for column, cell in self._row(path).items():
+            table.update_cell(str(path), column, cell)
 
     def _row(self, path: Location) -> dict[str, Text]:
+        """Cells of what is known of a capture, by column; the others keep what they show."""
         opened, report = self.opened.get(path), self.reports.get(path)
         if isinstance(opened, NanreplayError):
-            reason = Text(str(opened).replace(f"{path}: ", ""))
-            return {
-                **dict.fromkeys(list(COLUMNS)[1:], Text("")),
-                "cause": Text("✗ unreadable"),
-                "trigger": reason,
-            }
-        row: dict[str, Text] = {}
-        if opened is not None:
-            row |= {
-                "step": Text(str(opened.incident.step)),
-                "trigger": Text(readable_trigger(opened.incident.trigger)),
-            }
+            return _unreadable_cells(path, opened)
+        cells = _table_cells(opened) if opened is not None else {}
         if isinstance(report, NanreplayError):
-            row |= {
-                "cause": Text("✗ not replayable"),
-                "layer": Text(""),
-                "op": Text(""),
-                "verdict": Text(str(report)),
-            }
+            cells |= _failure_cells(report)
         elif report is not None:
-            origin = report.findings.origin
-            row |= {
-                "cause": Text(
-                    report.causes[0].kind.replace("_", " ") if report.causes else "", style="bold"
-                ),
-                "layer": Text((origin.layer_path or origin.where) if origin is not None else ""),
-                "op": Text((origin.op_type or "the batch") if origin is not None else ""),
-                "verdict": Text(report.verdict.kind.replace("_", " ")),
-            }
-        return row
+            cells |= _report_cells(report)
+        return cells
 
     # Keys
 
@@ -220,16 +214,46 @@ class ChooserScreen(Screen[None]):
 
     def action_help(self) -> None:
         """Say what this is, and which keys work."""
-        shown = {
-            key: self.app.get_key_display(active.binding)
-            for key, active in self.active_bindings.items()
-        }
-        self.app.push_screen(
-            HelpScreen("Captures", _HELP, list(keys_of(self.active_bindings, shown)))
-        )
+        self.app.push_screen(HelpScreen("Captures", _HELP, working_keys(self)))
 
 
-def _opened(path: Location) -> OpenedCapture | NanreplayError:
+def _unreadable_cells(path: Location, error: NanreplayError) -> dict[str, Text]:
+    """Cells of a capture that cannot be read; the reason stands where there is most room."""
+    blank = dict.fromkeys(list(COLUMNS)[1:], Text(""))
+    reason = Text(str(error).replace(f"{path}: ", ""))  # the first column names the file already
+    return {**blank, "cause": Text("✗ unreadable"), "trigger": reason}
+
+
+def _table_cells(opened: OpenedCapture) -> dict[str, Text]:
+    return {
+        "step": Text(str(opened.incident.step)),
+        "trigger": Text(readable_trigger(opened.incident.trigger)),
+    }
+
+
+def _failure_cells(error: NanreplayError) -> dict[str, Text]:
+    return {
+        "cause": Text("✗ not replayable"),
+        "layer": Text(""),
+        "op": Text(""),
+        "verdict": Text(str(error)),
+    }
+
+
+def _report_cells(report: Report) -> dict[str, Text]:
+    origin = report.findings.origin
+    cause = report.causes[0].kind.replace("_", " ") if report.causes else ""
+    layer = (origin.layer_path or origin.where) if origin is not None else ""
+    op = (origin.op_type or "the batch") if origin is not None else ""
+    return {
+        "cause": Text(cause, style="bold"),
+        "layer": Text(layer),
+        "op": Text(op),
+        "verdict": Text(report.verdict.kind.replace("_", " ")),
+    }
+
+
+def _opened_or_error(path: Location) -> OpenedCapture | NanreplayError:
     try:
         return open_capture(path)
     except NanreplayError as error:

@@ -1,27 +1,28 @@
-"""What went wrong, why, and what to do: never a traceback over the screen."""
+"""What opens above a screen: a choice, keys to jump to, the help, an error.
+
+The capture screen and the chooser push these dialogs; each gives its result to a callback.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from rich.text import Text
 from textual import events, on
 from textual.app import ComposeResult
-from textual.binding import ActiveBinding, Binding, BindingType
+from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
-from textual.screen import ModalScreen
+from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
 from textual.widgets import Button, DataTable, OptionList, Static
 from textual.widgets.option_list import Option
 
 from nanreplay.errors import CaptureError, NanreplayError, UnsafeProgramError, UnsupportedOpError
 
-# A short list to choose from: what to copy, how to export.
-
 
 class ChoiceScreen(ModalScreen[int | None]):
-    """Returns the index of what was chosen, None when nothing was.
+    """A short list to choose from; returns the index of what was chosen, None when nothing was.
 
     Args:
         title: What is asked.
@@ -57,31 +58,33 @@ class ChoiceScreen(ModalScreen[int | None]):
     def _selected(self, event: OptionList.OptionSelected) -> None:
         self.dismiss(event.option_index)
 
-    def action_take(self, place: int) -> None:
+    def action_take(self, position: int) -> None:
         """Choose by number."""
-        if place < len(self.labels):
-            self.dismiss(place)
+        if position < len(self.labels):
+            self.dismiss(position)
 
     def action_move(self, by: int) -> None:
         """Move the cursor."""
-        choice = self.query_one(OptionList)
-        choice.action_cursor_down() if by > 0 else choice.action_cursor_up()
+        options = self.query_one(OptionList)
+        if by > 0:
+            options.action_cursor_down()
+        else:
+            options.action_cursor_up()
 
     def action_leave(self) -> None:
         """Choose nothing."""
         self.dismiss(None)
 
 
-# Jump mode: a key on everything that can take the focus, and on every tab.
-
-KEYS = "asdfghjklwertuiozxcvbnm"
+JUMP_KEYS = "asdfghjklwertuiozxcvbnm"
+"""Keys of targets, those under the fingers first; `q` is not one, since it closes."""
 
 
 class JumpScreen(ModalScreen[Widget | None]):
     """Shows a key over each target; that key, or a click, returns the target.
 
     Args:
-        targets: Targets by key.
+        targets: What can be jumped to, by key: tabs, and widgets that can take the focus.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -90,7 +93,10 @@ class JumpScreen(ModalScreen[Widget | None]):
 
     DEFAULT_CSS = """
     JumpScreen { align: left top; background: $background 40%; }
-    JumpScreen .jump-key { width: 3; height: 1; position: absolute; background: $accent; color: $background; text-style: bold; }
+    JumpScreen .jump-key {
+        width: 3; height: 1; position: absolute;
+        background: $accent; color: $background; text-style: bold;
+    }
     """
 
     def __init__(self, targets: Mapping[str, Widget]) -> None:
@@ -112,40 +118,20 @@ class JumpScreen(ModalScreen[Widget | None]):
 
     def on_click(self, event: events.Click) -> None:
         """Return the target under the mouse."""
-        found = (
+        under_mouse = (
             target
             for target in self.targets.values()
             if target.region.contains(event.screen_x, event.screen_y)
         )
-        self.dismiss(next(found, None))
+        self.dismiss(next(under_mouse, None))
 
     def action_leave(self) -> None:
         """Return nothing."""
         self.dismiss(None)
 
 
-# Help for what has the focus: what the tab is for, and all keys that work there.
-
 Key = tuple[str, str]
-
-
-def keys_of(bindings: Mapping[str, ActiveBinding], key_display: Mapping[str, str]) -> Iterator[Key]:
-    """Keys that work, several for one action on one line, and what they do.
-
-    Args:
-        bindings: `screen.active_bindings`.
-        key_display: How each key is written.
-    """
-    found: dict[tuple[str, str], list[str]] = {}
-    for key, active in bindings.items():
-        binding = active.binding
-        if binding.system or not (binding.tooltip or binding.description):
-            continue
-        found.setdefault((binding.action, binding.tooltip or binding.description), []).append(
-            key_display[key]
-        )
-    for (_, said), keys in found.items():
-        yield " ".join(dict.fromkeys(keys)), said
+"""A key as it is written, and what it does."""
 
 
 class HelpScreen(ModalScreen[None]):
@@ -183,18 +169,34 @@ class HelpScreen(ModalScreen[None]):
         """Fill the table."""
         table = self.query_one(DataTable)
         table.add_columns("key", "what it does")
-        for key, said in self.keys:
-            table.add_row(Text(key, style="bold"), Text(said))
+        for key, about in self.keys:
+            table.add_row(Text(key, style="bold"), Text(about))
         table.focus()
 
 
-# --- tui.screens.error
+def working_keys(screen: Screen[Any]) -> list[Key]:
+    """List the keys that work on a screen now; several for one action share a line.
+
+    Args:
+        screen: The screen whose widget has the focus.
+    """
+    keys_by_action: dict[Key, list[str]] = {}
+    for active in screen.active_bindings.values():
+        binding = active.binding
+        about = binding.tooltip or binding.description
+        if not binding.system and about:
+            keys = keys_by_action.setdefault((binding.action, about), [])
+            keys.append(screen.app.get_key_display(binding))
+    # Two keys may be written alike: `?` and f1 share a key_display.
+    return [(" ".join(dict.fromkeys(keys)), about) for (_, about), keys in keys_by_action.items()]
+
 
 _WAYS_OUT: tuple[tuple[type[BaseException], str, str], ...] = (
     (
         UnsafeProgramError,
         "This capture's program is refused",
-        "If the capture is your own, open it again with --trust. What the tables hold can be read all the same.",
+        "If the capture is your own, open it again with --trust. "
+        "What the tables hold can be read all the same.",
     ),
     (
         UnsupportedOpError,
@@ -207,10 +209,11 @@ _WAYS_OUT: tuple[tuple[type[BaseException], str, str], ...] = (
         "Copy it again from where it was written; `nanreplay info` says what can be read of it.",
     ),
 )
+"""Class of an error, title, and way out; the first that fits holds."""
 
 
-def explained(error: BaseException) -> tuple[str, str, str]:
-    """Title, cause and way out of an error."""
+def error_words(error: BaseException) -> tuple[str, str, str]:
+    """Title, cause and way out of an error; the error's own hint comes before the usual one."""
     hint = error.hint if isinstance(error, NanreplayError) else None
     for kind, title, way_out in _WAYS_OUT:
         if isinstance(error, kind):
@@ -243,7 +246,7 @@ class ErrorScreen(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""
-        title, cause, way_out = explained(self.error)
+        title, cause, way_out = error_words(self.error)
         with Vertical(classes="dialog -error"):
             yield Static(f"✗ {title}", classes="dialog-title", markup=False)
             with VerticalScroll(classes="dialog-body"):

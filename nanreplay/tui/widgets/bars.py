@@ -1,9 +1,13 @@
-"""The first line of an open capture: which file, which step, and what the replay says of it."""
+"""The lines above and below a screen: title bar, status line, and the line of keys.
+
+The capture screen has all three, the chooser the lower two.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from typing import NamedTuple
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -18,15 +22,38 @@ from nanreplay.report.numbers import readable_trigger
 from nanreplay.tui.capture_state import CaptureState
 from nanreplay.tui.engine import Progress
 
-# The last line: the few keys that matter here. One widget, where Textual's footer makes one a key
-# and is slower to change.
+
+class KeyOnLine(NamedTuple):
+    """A key as the line of keys shows it."""
+
+    key: str
+    """As Textual names it, e.g. `question_mark`."""
+    shown: str
+    """As it is written, e.g. `?`."""
+    label: str
+    """What it does, in a word."""
+
+    @property
+    def width(self) -> int:
+        """Columns that it takes, with the blanks after it."""
+        return cell_len(f"{self.shown} {self.label}  ")
+
+
+_PALETTE_KEY = KeyOnLine("ctrl+p", "^p", "Palette")
 
 
 class KeyLine(Widget):
-    """Keys of what has the focus, then those of the screen, as many as fit; a click does what the key does."""
+    """Keys of what has the focus, then those of the screen, as many as fit.
+
+    A click on a key does what the key does. This is one widget: Textual's own footer makes one for
+    each key, and takes longer to follow the focus.
+    """
 
     DEFAULT_CSS = """
-    KeyLine { height: 1; padding: 0 1; background: $panel; color: $foreground; text-wrap: nowrap; text-overflow: ellipsis; }
+    KeyLine {
+        height: 1; padding: 0 1; background: $panel; color: $foreground;
+        text-wrap: nowrap; text-overflow: ellipsis;
+    }
     """
 
     def on_mount(self) -> None:
@@ -34,67 +61,59 @@ class KeyLine(Widget):
         self.screen.bindings_updated_signal.subscribe(self, self._changed)
 
     def _changed(self, screen: Screen[object]) -> None:
-        if self.is_attached:
+        if self.is_attached:  # the signal may come while the screen is taken down
             self.refresh()
 
-    def _keys(self) -> Iterator[tuple[str, str, str]]:
-        """Key, how it is written, and what it does; several keys of one action once."""
-        seen = set()
+    def _keys(self) -> Iterator[KeyOnLine]:
+        """Keys to show; of several keys of one action the first one."""
+        actions = set()
         for active in self.screen.active_bindings.values():
             binding = active.binding
-            if binding.show and active.enabled and binding.action not in seen:
-                seen.add(binding.action)
-                yield binding.key, self.app.get_key_display(binding), binding.description
+            if binding.show and active.enabled and binding.action not in actions:
+                actions.add(binding.action)
+                shown = self.app.get_key_display(binding)
+                yield KeyOnLine(binding.key, shown, binding.description)
 
-    def _placed(self) -> Iterator[tuple[int, str, str, str]]:
-        """Column and words of the keys that fit; those of the help and the palette come last and always fit."""
-        keys = {key: (key, shown, said) for key, shown, said in self._keys()}
-        last = [
-            *[keys.pop(key) for key in ("question_mark", "f1") if key in keys][:1],
-            ("ctrl+p", "^p", "Palette"),
-        ]
-        keys.pop("ctrl+p", None)
-        room, column = self.size.width - sum(_width(*each) for each in last), 0
-        for each in keys.values():
-            if column + _width(*each) > room:
+    def _placed(self) -> Iterator[tuple[int, KeyOnLine]]:
+        """Column of each key that fits; help and palette are last and always fit."""
+        keys = {key.key: key for key in self._keys()}
+        last = [keys.pop(name) for name in ("question_mark", "f1") if name in keys][:1]
+        last.append(_PALETTE_KEY)
+        keys.pop(_PALETTE_KEY.key, None)
+        room, column = self.size.width - sum(key.width for key in last), 0
+        for key in keys.values():
+            if column + key.width > room:
                 break
-            yield column, *each
-            column += _width(*each)
-        for each in last:
-            yield column, *each
-            column += _width(*each)
+            yield column, key
+            column += key.width
+        for key in last:
+            yield column, key
+            column += key.width
 
     def render(self) -> Content:
         """Draw the keys."""
-        return Content.assemble(
-            *(
-                part
-                for _, _, shown, said in self._placed()
-                for part in ((shown, "bold $text-accent"), f" {said}  ")
-            )
-        )
+        parts: list[str | tuple[str, str]] = []
+        for _, key in self._placed():
+            parts += [(key.shown, "bold $text-accent"), f" {key.label}  "]
+        return Content.assemble(*parts)
 
     def on_click(self, event: events.Click) -> None:
         """Do what the key under the mouse does."""
         x = event.x - self.styles.padding.left
-        for column, key, shown, said in self._placed():
-            if column <= x < column + cell_len(f"{shown} {said}"):
-                self.app.simulate_key(key)
+        for column, key in self._placed():
+            if column <= x < column + cell_len(f"{key.shown} {key.label}"):
+                self.app.simulate_key(key.key)
                 return
 
 
-def _width(_: str, shown: str, said: str) -> int:
-    return cell_len(f"{shown} {said}  ")
-
-
-# The status line: what runs in the background, how far it is, and which key stops it.
-
 _FRAMES = "⠋⠙⠹⠸⠼⠴⠦⠧⠇⠏"
+_FRAMES_PER_S = 8
 _BAR = 16
+"""Columns of the bar of progress."""
 
 
 class StatusLine(Static):
-    """One line above the footer; gone while nothing runs."""
+    """What runs in the background, how far it is, which key stops it; gone while nothing runs."""
 
     DEFAULT_CSS = """
     StatusLine { height: 1; padding: 0 1; background: $panel; color: $foreground; display: none; }
@@ -104,12 +123,12 @@ class StatusLine(Static):
 
     def on_mount(self) -> None:
         """Let the mark turn while something runs."""
-        self.ticking = self.set_interval(1 / 8, self._draw, pause=True)
+        self.ticking = self.set_interval(1 / _FRAMES_PER_S, self._draw, pause=True)
 
     def watch_progress(self, progress: Progress | None) -> None:
         """Show other progress."""
         self.set_class(progress is not None, "-busy")
-        if not self.is_mounted:
+        if not self.is_mounted:  # Textual calls this once before, when there is no timer yet
             return
         if progress is None:
             self.ticking.pause()
@@ -119,9 +138,8 @@ class StatusLine(Static):
 
     def _draw(self) -> None:
         if self.progress is not None:
-            self.update(
-                status_text(self.progress, _FRAMES[int(time.monotonic() * 8) % len(_FRAMES)])
-            )
+            frame = int(time.monotonic() * _FRAMES_PER_S) % len(_FRAMES)
+            self.update(status_text(self.progress, _FRAMES[frame]))
 
 
 def status_text(progress: Progress, frame: str) -> Text:
@@ -136,10 +154,8 @@ def status_text(progress: Progress, frame: str) -> Text:
     return line.append(" · esc stops it", "dim")
 
 
-# --- tui.widgets.titlebar
-
-_LONGEST = 36
-"""Columns of what triggered."""
+_LONGEST_TRIGGER = 36
+"""Columns of what triggered the capture."""
 
 
 class TitleBar(Static):
@@ -149,7 +165,12 @@ class TitleBar(Static):
         state: The capture.
     """
 
-    DEFAULT_CSS = "TitleBar { height: 1; padding: 0 1; background: $panel; color: $foreground; text-wrap: nowrap; text-overflow: ellipsis; }"
+    DEFAULT_CSS = """
+    TitleBar {
+        height: 1; padding: 0 1; background: $panel; color: $foreground;
+        text-wrap: nowrap; text-overflow: ellipsis;
+    }
+    """
 
     def __init__(self, state: CaptureState) -> None:
         super().__init__()
@@ -162,17 +183,16 @@ class TitleBar(Static):
     def show(self) -> None:
         """Show the line anew."""
         opened, report = self.state.opened, self.state.report
+        trigger = readable_trigger(opened.incident.trigger)
+        if len(trigger) > _LONGEST_TRIGGER:
+            trigger = f"{trigger[: _LONGEST_TRIGGER - 1]}…"
         line = Text.assemble(
             ("nanreplay", "bold"),
             ("  ", ""),
             opened.name,
             ("  ·  ", "dim"),
-            f"step {opened.incident.step}: {_shortened(readable_trigger(opened.incident.trigger))}",
+            f"step {opened.incident.step}: {trigger}",
         )
         if report is not None:
             line.append("  ·  ", "dim").append(report.verdict.kind.replace("_", " "), "bold")
         self.update(line)
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

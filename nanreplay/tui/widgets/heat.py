@@ -1,4 +1,7 @@
-"""A table layer x step: one cell a step, its height and colour by magnitude, non-finite cells by a mark."""
+"""A table of layers by steps for the timeline: one cell for each step of each layer.
+
+The height and colour of a cell tell its magnitude; a cell that is not finite shows a mark.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,9 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from nanreplay.report.history import BARS, LayerTable
-from nanreplay.report.numbers import readable_number
+from nanreplay.tui.widgets.op_words import short_number
 
-_VALUE = 12
+_VALUE_WIDTH = 12
 """Columns for the value at the cursor, right of the cells."""
 _WIDEST_CELL = 8
 _HEADING = "gradient norm"
@@ -28,7 +31,11 @@ _HEADING = "gradient norm"
 
 
 class HeatTable(ScrollView, can_focus=True):
-    """Layers as rows, steps as columns; the cursor is a step. Draws only the lines that are visible."""
+    """Layers as rows, steps as columns; the cursor is a step.
+
+    Textual asks for the visible lines only, so that a table of many layers is as quick as a small
+    one.
+    """
 
     DEFAULT_CSS = """
     HeatTable { height: 1fr; background: $background; overflow-x: hidden; }
@@ -116,24 +123,25 @@ class HeatTable(ScrollView, can_focus=True):
 
     @property
     def label_width(self) -> int:
-        """Columns of the layers' names."""
+        """Columns of the layers' names and a blank: a quarter of the table at most."""
         names = self.table.layers if self.table is not None else ()
-        return min(max(map(len, (*names, _HEADING))), max(self.size.width // 4, len(_HEADING))) + 1
+        longest = max(map(len, (*names, _HEADING)))
+        return min(longest, max(self.size.width // 4, len(_HEADING))) + 1
 
     @property
     def cell_width(self) -> int:
         """Columns of a step."""
-        room = self._room
-        return max(1, min(_WIDEST_CELL, room // max(self.n_steps, 1)))
+        return max(1, min(_WIDEST_CELL, self._cells_width // max(self.n_steps, 1)))
 
     @property
-    def _room(self) -> int:
-        return max(self.scrollable_content_region.width - self.label_width - _VALUE, 1)
+    def _cells_width(self) -> int:
+        """Columns that there are for all cells of a row."""
+        return max(self.scrollable_content_region.width - self.label_width - _VALUE_WIDTH, 1)
 
     @property
     def in_view(self) -> range:
         """Positions of the steps that fit, the cursor among them."""
-        fitting = max(self._room // self.cell_width, 1)
+        fitting = max(self._cells_width // self.cell_width, 1)
         first = min(max(self.cursor - fitting // 2, 0), max(self.n_steps - fitting, 0))
         return range(first, min(first + fitting, self.n_steps))
 
@@ -154,13 +162,13 @@ class HeatTable(ScrollView, can_focus=True):
 
     def on_click(self, event: events.Click) -> None:
         """Put the cursor at the step under the mouse; a second click chooses it."""
-        place = (event.x - self.label_width) // self.cell_width
+        column = (event.x - self.label_width) // self.cell_width
         visible = self.in_view
-        if event.x < self.label_width or place >= len(visible):
+        if event.x < self.label_width or column >= len(visible):
             return
-        if visible[place] == self.cursor and event.chain > 1:
+        if visible[column] == self.cursor and event.chain > 1:  # `chain` counts quick clicks
             self.post_message(self.Chosen())
-        self.cursor = visible[place]
+        self.cursor = visible[column]
 
     def on_resize(self) -> None:
         """Fit anew."""
@@ -177,52 +185,47 @@ class HeatTable(ScrollView, can_focus=True):
             return Strip([Segment(text.ljust(width)[:width], base)], width)
         if row >= len(self.table.layers):
             return Strip.blank(width, base)
-        name = _shortened(self.table.layers[row], self.label_width - 1).ljust(self.label_width)
-        value = float(self.table.values[row, self.cursor]) if self.n_steps else math.nan
-        shown = readable_number(float(f"{value:.4g}")).rjust(_VALUE - 1) + " "
-        cells = [self._cell(row, position, base) for position in self.in_view]
+        name = _name_end(self.table.layers[row], self.label_width - 1).ljust(self.label_width)
+        at_cursor = float(self.table.values[row, self.cursor]) if self.n_steps else math.nan
+        cells = [self._cell(self.table, row, position, base) for position in self.in_view]
         filled = len(cells) * self.cell_width
         parts = [
             Segment(name, base),
             *cells,
-            Segment(" " * max(self._room - filled, 0), base),
-            Segment(shown, base),
+            Segment(" " * max(self._cells_width - filled, 0), base),
+            Segment(short_number(at_cursor).rjust(_VALUE_WIDTH - 1) + " ", base),
         ]
         return Strip(parts).adjust_cell_length(width, base).crop(0, width)
 
-    def _cell(self, row: int, position: int, base: Style) -> Segment:
-        assert self.table is not None
-        value, level = (
-            float(self.table.values[row, position]),
-            float(self.table.levels[row, position]),
-        )
-        colours, width = self.app.theme_variables, self.cell_width
+    def _cell(self, table: LayerTable, row: int, position: int, base: Style) -> Segment:
+        value, colours = float(table.values[row, position]), self.app.theme_variables
         if math.isfinite(value):
-            place = min(int(level * len(BARS)), len(BARS) - 1)
-            text, style = (
-                (BARS[place] if value else "·") * width,
-                base + _bar_style(colours["primary"], colours["accent"], place),
-            )
+            # Levels are from 0 to 1 within the layer.
+            height = min(int(float(table.levels[row, position]) * len(BARS)), len(BARS) - 1)
+            text = (BARS[height] if value else "·") * self.cell_width
+            style = base + _bar_style(colours["primary"], colours["accent"], height)
         else:
-            text = ("✗" if math.isnan(value) else "∞").center(width)
-            style = (
-                base
-                + _bar_style(colours["error"] if math.isnan(value) else colours["warning"], "", 0)
-                + Style(bold=True)
-            )
+            text = ("✗" if math.isnan(value) else "∞").center(self.cell_width)
+            colour = colours["error"] if math.isnan(value) else colours["warning"]
+            style = base + _colour_style(colour) + Style(bold=True)
         return Segment(text, style + Style(reverse=True) if position == self.cursor else style)
 
 
+# Colours are parsed and blended once: a table has a thousand cells, and is drawn at each key.
+
+
 @lru_cache(maxsize=64)
-def _bar_style(low: str, high: str, place: int) -> Style:
-    """The colour of a bar of one of the heights, between that of the lowest and that of the highest."""
-    colour = Color.parse(low)
-    return Style(
-        color=(
-            colour.blend(Color.parse(high), place / (len(BARS) - 1)) if high else colour
-        ).rich_color
-    )
+def _bar_style(low: str, high: str, height: int) -> Style:
+    """The colour of a bar: between `low` for the lowest height and `high` for the highest."""
+    share = height / (len(BARS) - 1)
+    return Style(color=Color.parse(low).blend(Color.parse(high), share).rich_color)
 
 
-def _shortened(name: str, width: int) -> str:
+@lru_cache(maxsize=64)
+def _colour_style(colour: str) -> Style:
+    return Style(color=Color.parse(colour).rich_color)
+
+
+def _name_end(name: str, width: int) -> str:
+    """The end of a name, which tells layers of one model apart."""
     return name if len(name) <= width else f"…{name[-(width - 1) :]}"

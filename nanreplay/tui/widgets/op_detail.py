@@ -1,4 +1,7 @@
-"""One op in full: what it gave, from what, for whom, on which line of code."""
+"""One op or value in full: what it gave, from what, for whom, on which line of code.
+
+The bisect pane shows `op_text` beside its tree, the dataflow pane `value_text` and `hop_text`.
+"""
 
 from __future__ import annotations
 
@@ -11,22 +14,23 @@ from nanreplay.replay.provenance import ValueId
 from nanreplay.tui.capture_state import MARKS
 from nanreplay.tui.view_tasks import ElementRef
 from nanreplay.tui.widgets.op_words import (
-    bad_words,
-    index_words,
     mark_text,
+    nonfinite_words,
     place_words,
     range_words,
     shape_words,
     source_words,
-    tone,
+    theme_style,
 )
-from nanreplay.tui.widgets.tensor_table import operand_text
+from nanreplay.tui.widgets.tensor_table import operand_lines
 
-_CONSUMERS = 6
+_MOST_CONSUMERS = 6
+_SHAPE_WIDTH = 19
+"""Columns of type and shape, where the lines of several hops align."""
 
 
 def op_text(
-    view: StepView, op: Op, colours: Mapping[str, str], made: ElementRef | None = None
+    view: StepView, op: Op, colours: Mapping[str, str], computed_from: ElementRef | None = None
 ) -> Text:
     """Everything about an op, in lines.
 
@@ -34,35 +38,40 @@ def op_text(
         view: Its step.
         op: The op.
         colours: The theme's variables.
-        made: What its first failing element was computed from, once that is known.
+        computed_from: What its first failing element was computed from, once that is known.
     """
-    muted = tone(colours, "text-muted")
+    muted = theme_style(colours, "text-muted")
+    outputs = range(len(op.outputs))
     lines = _head(op, colours)
-    lines += [_output(op, k, colours) for k in range(len(op.outputs))]
-    if made is not None and made.operands:
-        lines.append(Text(f"{index_words(made.at) or 'it'} was computed from", muted))
-        lines += [operand_text(view, operand, muted) for operand in made.operands]
-    lines += [_hop("from", view, hop, colours) for hop in producers(view, op)]
-    used = [hop for k in range(len(op.outputs)) for hop in consumers(view, ValueId(op.serial, k))]
-    lines += [_hop("to  ", view, hop, colours) for hop in used[:_CONSUMERS]]
-    if len(used) > _CONSUMERS:
-        lines.append(Text(f"     and {len(used) - _CONSUMERS} more", muted))
+    lines += [_output_line(op, output, colours) for output in outputs]
+    lines += operand_lines(view, computed_from, muted)
+    lines += [_hop_line("from", view, hop, colours) for hop in producers(view, op)]
+    users = [hop for output in outputs for hop in consumers(view, ValueId(op.serial, output))]
+    lines += [_hop_line("to  ", view, hop, colours) for hop in users[:_MOST_CONSUMERS]]
+    if len(users) > _MOST_CONSUMERS:
+        lines.append(Text(f"     and {len(users) - _MOST_CONSUMERS} more", muted))
     return Text("\n").join(lines)
 
 
 def value_text(view: StepView, value: ValueId, colours: Mapping[str, str]) -> Text:
-    """A value and the op that made it, without the ops beside it."""
-    op, feed = view.op(value.serial), view.feed(value)
+    """A value and the op that made it, without the ops beside it.
+
+    Args:
+        view: Its step.
+        value: The value; one that entered the step has no op.
+        colours: The theme's variables.
+    """
+    op = view.op(value.serial)
     if op is not None:
-        return Text("\n").join(
-            [*_head(op, colours), *(_output(op, k, colours) for k in range(len(op.outputs)))]
-        )
-    muted, stat = tone(colours, "text-muted"), view.stat(value)
-    head = mark_text(
-        view.health(value), colours, is_origin=feed is not None and feed.is_origin
-    ).append(f" {view.name(value)}", "bold")
-    words = "  ".join(filter(None, (shape_words(stat), bad_words(stat), range_words(stat))))
-    return Text("\n").join([head, Text.assemble(("holds ", muted), words)])
+        outputs = [_output_line(op, output, colours) for output in range(len(op.outputs))]
+        return Text("\n").join([*_head(op, colours), *outputs])
+    feed, stat = view.feed(value), view.stat(value)
+    is_origin = feed is not None and feed.is_origin
+    head = mark_text(view.health(value), colours, is_origin=is_origin)
+    head.append(f" {view.name(value)}", "bold")
+    words = filter(None, (shape_words(stat), nonfinite_words(stat), range_words(stat)))
+    holds = Text.assemble(("holds ", theme_style(colours, "text-muted")), "  ".join(words))
+    return Text("\n").join([head, holds])
 
 
 def hop_text(view: StepView, hop: Hop, colours: Mapping[str, str], room: int = 0) -> Text:
@@ -74,36 +83,34 @@ def hop_text(view: StepView, hop: Hop, colours: Mapping[str, str], room: int = 0
         colours: The theme's variables.
         room: Columns of mark and name, so that lines align; as many as they take unless given.
     """
-    muted, feed = tone(colours, "text-muted"), view.feed(hop.value)
-    is_origin = hop.op.is_origin if hop.op is not None else feed is not None and feed.is_origin
-    health = hop.op.health if hop.op is not None else view.health(hop.value)
-    title = hop.op.type if hop.op is not None else view.name(hop.value)
+    muted, op = theme_style(colours, "text-muted"), hop.op
+    if op is not None:
+        is_origin, health, title = op.is_origin, op.health, op.type
+    else:
+        feed = view.feed(hop.value)
+        is_origin = feed is not None and feed.is_origin
+        health, title = view.health(hop.value), view.name(hop.value)
     if room and len(title) > room - 4:
         title = f"…{title[-(room - 5) :]}"
-    line = mark_text(health, colours, is_origin=is_origin).append(
-        f" {title}".ljust(room - 2), "bold"
-    )
-    stat = (
-        view.stat(hop.value) if hop.op is None or hop.op.serial == hop.value.serial else hop.op.stat
-    )
-    line.append(f"  {shape_words(stat)}".ljust(19 if room else 0), muted)
-    line.append("".join(f"  {words}" for words in (bad_words(stat), range_words(stat)) if words))
-    return (
-        line.append(f"  via {' '.join(op.type for op in hop.skipped)}", muted)
-        if hop.skipped
-        else line
-    )
+    line = mark_text(health, colours, is_origin=is_origin)
+    line.append(f" {title}".ljust(room - 2), "bold")  # the two marks take two columns
+    # A hop to a consumer names the value that it leads from; what counts is what the consumer gave.
+    is_producer = op is None or op.serial == hop.value.serial
+    stat = view.stat(hop.value) if op is None or is_producer else op.stat
+    line.append(f"  {shape_words(stat)}".ljust(_SHAPE_WIDTH if room else 0), muted)
+    for words in filter(None, (nonfinite_words(stat), range_words(stat))):
+        line.append(f"  {words}")
+    if hop.skipped:
+        line.append(f"  via {' '.join(skipped.type for skipped in hop.skipped)}", muted)
+    return line
 
 
 def _head(op: Op, colours: Mapping[str, str]) -> list[Text]:
     """Type and name, place, line of code, what the kernel raised."""
-    muted = tone(colours, "text-muted")
-    lines = [
-        mark_text(op.health, colours, is_origin=op.is_origin)
-        .append(f" {op.type}", "bold")
-        .append(f"  {op.name}", muted),
-        Text(place_words(op), muted),
-    ]
+    muted = theme_style(colours, "text-muted")
+    title = mark_text(op.health, colours, is_origin=op.is_origin)
+    title.append(f" {op.type}", "bold").append(f"  {op.name}", muted)
+    lines = [title, Text(place_words(op), muted)]
     if op.source is not None:
         lines.append(Text(source_words(op.source)))
     if op.error is not None:
@@ -111,16 +118,21 @@ def _head(op: Op, colours: Mapping[str, str]) -> list[Text]:
     return lines
 
 
-def _hop(title: str, view: StepView, hop: Hop, colours: Mapping[str, str]) -> Text:
-    return Text.assemble((f"{title} ", tone(colours, "text-muted")), hop_text(view, hop, colours))
+def _hop_line(label: str, view: StepView, hop: Hop, colours: Mapping[str, str]) -> Text:
+    muted = theme_style(colours, "text-muted")
+    return Text.assemble((f"{label} ", muted), hop_text(view, hop, colours))
 
 
-def _output(op: Op, output: int, colours: Mapping[str, str]) -> Text:
+def _output_line(op: Op, output: int, colours: Mapping[str, str]) -> Text:
+    """What an output of an op is: `gave float32[32, 3]  2 NaN of 96  else -1.2 to 3.4`."""
     stat = op.outputs[output]
-    line = Text.assemble(("gave ", tone(colours, "text-muted")), shape_words(stat))
+    line = Text.assemble(("gave ", theme_style(colours, "text-muted")), shape_words(stat))
     if stat.nonfinite:
-        health: Health = "contained" if op.health == "contained" else "nan" if stat.nan else "inf"
-        line.append(f"  {bad_words(stat)} of {stat.size}", tone(colours, MARKS[health][2]))
+        health: Health = "nan" if stat.nan else "inf"
+        if op.health == "contained":
+            health = "contained"
+        colour = theme_style(colours, MARKS[health][2])
+        line.append(f"  {nonfinite_words(stat)} of {stat.size}", colour)
     if stat.minimum is not None:
-        line.append(f"  {'' if not stat.nonfinite else 'else '}{range_words(stat)}")
+        line.append(f"  {'else ' if stat.nonfinite else ''}{range_words(stat)}")
     return line

@@ -1,4 +1,7 @@
-"""Ops, tensors and hops in few words; what the panes of a step share."""
+"""Ops, tensors and values in few words: what the panes of a step share.
+
+The functions return plain text where they can, else Rich text in colours of the theme.
+"""
 
 from __future__ import annotations
 
@@ -18,22 +21,22 @@ from nanreplay.tui.capture_state import MARKS
 
 ORIGIN = "◆"
 """Mark of an op or value where something non-finite was born."""
+HANDLE_DTYPES = ("resource", "variant")
+"""Types of TensorFlow whose tensors hold no numbers: handles of variables, and boxed values."""
 
 
-def number(value: float | None) -> str:
-    """A number in four digits; "" for none."""
+def short_number(value: float | None) -> str:
+    """A number in four digits; "" for None."""
     return "" if value is None else readable_number(float(f"{value:.4g}"))
 
 
 def shape_words(stat: TensorStat | None) -> str:
-    """Type and shape: `float32[32, 3]`."""
-    return (
-        ""
-        if stat is None
-        else f"{stat.dtype}{index_words(stat.shape)}"
-        if stat.dtype not in ("resource", "variant")
-        else stat.dtype
-    )
+    """Type and shape: `float32[32, 3]`; the type alone for a handle, which has no shape to show."""
+    if stat is None:
+        return ""
+    if stat.dtype in HANDLE_DTYPES:
+        return stat.dtype
+    return f"{stat.dtype}{index_words(stat.shape)}"
 
 
 def index_words(index: Sequence[int]) -> str:
@@ -41,20 +44,19 @@ def index_words(index: Sequence[int]) -> str:
     return f"[{', '.join(map(str, index))}]" if index else ""
 
 
-def bad_words(stat: TensorStat | None) -> str:
+def nonfinite_words(stat: TensorStat | None) -> str:
     """How many elements are non-finite: `2 NaN 1 inf`; "" when none is."""
     if stat is None:
         return ""
-    return " ".join(
-        f"{count} {name}" for count, name in ((stat.nan, "NaN"), (stat.inf, "inf")) if count
-    )
+    counts = ((stat.nan, "NaN"), (stat.inf, "inf"))
+    return " ".join(f"{count} {name}" for count, name in counts if count)
 
 
 def range_words(stat: TensorStat | None) -> str:
-    """The finite elements: `-1.2 to 3.4`; "" when there is none."""
+    """The range of the finite elements: `-1.2 to 3.4`; "" when there is none."""
     if stat is None or stat.minimum is None or stat.maximum is None:
         return ""
-    low, high = number(stat.minimum), number(stat.maximum)
+    low, high = short_number(stat.minimum), short_number(stat.maximum)
     return low if low == high else f"{low} to {high}"
 
 
@@ -66,50 +68,54 @@ def name_tail(op: Op) -> str:
 
 def place_words(op: Op) -> str:
     """Where an op is: `forward · encoder/norm · while, iteration 3`."""
-    return " · ".join(filter(None, (op.phase, op.layer_path, loop_words(op.loop))))
+    return " · ".join(filter(None, (op.phase, op.layer_path, _loop_words(op.loop))))
 
 
-def loop_words(loop: Sequence[LoopIteration]) -> str:
-    """Enclosing loops: `while, iteration 3`."""
-    return " · ".join(f"{each.op.rsplit('/', 1)[-1]}, iteration {each.iteration}" for each in loop)
+def _loop_words(loops: Sequence[LoopIteration]) -> str:
+    return " · ".join(f"{loop.op.rsplit('/', 1)[-1]}, iteration {loop.iteration}" for loop in loops)
 
 
 def source_words(source: Frame | None) -> str:
     """A line of code: `train.py:88  x / tf.sqrt(var)`."""
     if source is None:
         return ""
-    return f"{source.file.replace(chr(92), '/').rsplit('/', 1)[-1]}:{source.line}  {(source.code or '').strip()}".rstrip()
-
-
-def tone(colours: Mapping[str, str], name: str) -> Style:
-    """A colour of the theme as a style; dim for one that depends on its background.
-
-    Args:
-        colours: The theme's variables, `app.theme_variables`.
-        name: E.g. `error`, `text-muted`.
-    """
-    colour = colours[name.removeprefix("$")]
-    return (
-        Style(dim=True)
-        if colour.startswith("auto")
-        else Style(color=Color.parse(colour).rich_color)
-    )
-
-
-def health_tone(colours: Mapping[str, str], health: Health) -> Style:
-    """The colour of a health; dim for what is finite."""
-    return tone(colours, "text-disabled" if health == "finite" else MARKS[health][2])
-
-
-def mark_text(health: Health, colours: Mapping[str, str], *, is_origin: bool = False) -> Text:
-    """Health mark, and the mark of an origin or a blank, each in its colour."""
-    return Text.assemble(
-        (MARKS[health][0], health_tone(colours, health)),
-        (ORIGIN if is_origin else " ", tone(colours, "text-accent")),
-    )
+    # The capture may come from Windows: its paths are taken apart without pathlib.
+    file = source.file.replace("\\", "/").rsplit("/", 1)[-1]
+    return f"{file}:{source.line}  {(source.code or '').strip()}".rstrip()
 
 
 def value_title(view: StepView, value: ValueId) -> str:
     """What made a value: the type of the op, or the name of what entered the step."""
     op = view.op(value.serial)
     return view.name(value) if op is None else op.type
+
+
+# Colours. Rich draws the lines of the step panes, and it does not know the theme: a colour is
+# looked up by its name first.
+
+
+def theme_style(colours: Mapping[str, str], name: str) -> Style:
+    """A colour of the theme as a style of Rich.
+
+    Args:
+        colours: The theme's variables, `app.theme_variables`.
+        name: E.g. `error`, `text-muted`; a `$` before it is ignored.
+    """
+    colour = colours[name.removeprefix("$")]
+    if colour.startswith("auto"):
+        # Textual computes `auto 60%` from the background of the widget; Rich cannot, and dims.
+        return Style(dim=True)
+    return Style(color=Color.parse(colour).rich_color)
+
+
+def health_style(colours: Mapping[str, str], health: Health) -> Style:
+    """The colour of a health; that of disabled text for what is finite."""
+    return theme_style(colours, "text-disabled" if health == "finite" else MARKS[health][2])
+
+
+def mark_text(health: Health, colours: Mapping[str, str], *, is_origin: bool = False) -> Text:
+    """Health mark, and the mark of an origin or a blank, each in its colour."""
+    return Text.assemble(
+        (MARKS[health][0], health_style(colours, health)),
+        (ORIGIN if is_origin else " ", theme_style(colours, "text-accent")),
+    )

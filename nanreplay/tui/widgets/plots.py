@@ -1,4 +1,8 @@
-"""The loss in one line of bars, with the failing step marked below."""
+"""Plots over steps: one series with axes for the timeline, and the loss as bars for the overview.
+
+Both mark the failing step. `SeriesPlot` draws with plotext, whose drawing is slow and is done by a
+thread; `LossLine` draws with block characters of its own.
+"""
 
 from __future__ import annotations
 
@@ -19,12 +23,18 @@ from textual.widget import Widget
 from textual_plotext import Plot
 
 from nanreplay.report.history import History, Series, bar_lines, thinned
-from nanreplay.report.numbers import readable_number
+from nanreplay.tui.widgets.op_words import short_number
 
-# A plot of one series over steps, with the failing step and the cursor as vertical lines.
-
-_TICKS = 4
-_PAUSE_S = 0.08
+_STEP_TICKS = 4
+"""Parts between the ticks of the axis of steps."""
+_VALUE_TICKS = 3
+"""Parts between the ticks of the axis of values."""
+_TICK_WIDTH = 8
+"""Columns of a tick's label, so that plots above each other align."""
+_LARGEST_EXPONENT = 300
+"""Beyond this, 10**x may not fit into a float."""
+_FEWEST_COLUMNS = 40
+_REST_S = 0.08
 """How long a cursor rests before the plots follow it."""
 
 
@@ -52,56 +62,54 @@ class SeriesPlot(Widget):
     def __init__(self, *, id: str | None = None) -> None:
         super().__init__(id=id)
         self._spec: PlotSpec | None = None
-        self._drawn: list[Strip] = []
+        self._strips: list[Strip] = []
         self.is_drawn = False
-        """Whether the picture is that of the last wish."""
+        """Whether the picture shows what was last asked for."""
 
     def draw(self, spec: PlotSpec) -> None:
-        """Draw something else, once no newer wish has come for a moment."""
+        """Draw something else, once nothing newer is asked for during a moment."""
         if self._spec is None or spec != self._spec:
             self._spec = spec
-            self._make()
+            self._redraw()
 
     def on_resize(self) -> None:
         """Draw for another size."""
-        self._make()
+        self._redraw()
 
     def notify_style_update(self) -> None:
-        """Draw in other colours."""
+        """Draw in other colours; Textual calls this when the theme changes."""
         super().notify_style_update()
-        self._make()
+        self._redraw()
 
-    def _make(self) -> None:
+    def _redraw(self) -> None:
         self.is_drawn = False
         self._draw_soon()
 
     @work(exclusive=True)
     async def _draw_soon(self) -> None:
-        await asyncio.sleep(_PAUSE_S)
+        # exclusive=True: a newer call cancels this one while it sleeps.
+        await asyncio.sleep(_REST_S)
         if self._spec is not None and self.size.area:
-            self._drawn = await asyncio.to_thread(
-                strips_of, self._spec, self.size, self.app.theme_variables
+            self._strips = await asyncio.to_thread(
+                plot_strips, self._spec, self.size, self.app.theme_variables
             )
             self.is_drawn = True
             self.refresh()
 
     def render_line(self, y: int) -> Strip:
         """Return a line of what was drawn last."""
-        width = self.size.width
-        return (
-            self._drawn[y].adjust_cell_length(width, self.rich_style)
-            if y < len(self._drawn)
-            else Strip.blank(width, self.rich_style)
-        )
+        if y >= len(self._strips):
+            return Strip.blank(self.size.width, self.rich_style)
+        return self._strips[y].adjust_cell_length(self.size.width, self.rich_style)
 
 
-def strips_of(spec: PlotSpec, size: Size, colours: Mapping[str, str]) -> list[Strip]:
-    """The plot, ready to be put on the screen; as `drawn`."""
-    lines = Segment.split_lines(drawn(spec, size, colours).render(Console()))
+def plot_strips(spec: PlotSpec, size: Size, colours: Mapping[str, str]) -> list[Strip]:
+    """The plot, ready to be put on the screen; the arguments are those of `plot_text`."""
+    lines = Segment.split_lines(plot_text(spec, size, colours).render(Console()))
     return [Strip(Segment.simplify(line)) for line in lines]
 
 
-def drawn(spec: PlotSpec, size: Size, colours: Mapping[str, str]) -> Text:
+def plot_text(spec: PlotSpec, size: Size, colours: Mapping[str, str]) -> Text:
     """The plot as text.
 
     Args:
@@ -109,68 +117,81 @@ def drawn(spec: PlotSpec, size: Size, colours: Mapping[str, str]) -> Text:
         size: The room for it.
         colours: The theme's variables.
     """
-    history, series = spec.history, spec.series
-    plot = Plot()
-    plot.plotsize(size.width, size.height)
-    plot._set_size(
-        size.width, size.height
-    )  # as textual-plotext does: else no larger than the terminal that plotext believes to be in
-    for paint, name in (
-        (plot.canvas_color, "background"),
-        (plot.axes_color, "background"),
-        (plot.ticks_color, "foreground"),
-    ):
-        paint(_rgb(colours[name]))
-    steps, values = (
-        history.steps[spec.part.start : spec.part.stop],
-        series.values[spec.part.start : spec.part.stop],
-    )
+    plot = _empty_plot(size, colours)
+    shown = slice(spec.part.start, spec.part.stop)
+    steps, values = spec.history.steps[shown], spec.series.values[shown]
     if spec.logarithmic:
-        with np.errstate(all="ignore"):
+        with np.errstate(all="ignore"):  # values that are not finite stay so, and leave a gap
             values = np.log10(np.where(values > 0, values, np.nan))
-    x, y = thinned(steps, values, 2 * max(size.width, 40))
-    name = f"{series.name} (log)" if spec.logarithmic else series.name
+    # Braille has two dots a column: more points than that cannot be told apart.
+    x, y = thinned(steps, values, 2 * max(size.width, _FEWEST_COLUMNS))
+    name = f"{spec.series.name} (log)" if spec.logarithmic else spec.series.name
     if x:
         plot.title(name)
         plot.plot(x, y, marker="braille" if len(x) > 1 else "dot", color=_rgb(colours["primary"]))
-        low, high = min(y), max(y)
-        ticks = [low] if low == high else [low + (high - low) * part / 3 for part in range(4)]
-        plot.yticks(ticks, [_label(tick, spec.logarithmic) for tick in ticks])
+        ticks = _value_ticks(min(y), max(y))
+        plot.yticks(ticks, [_tick_label(tick, spec.logarithmic) for tick in ticks])
     else:
         plot.title(f"{name}: no finite value here")
     _draw_steps(plot, spec, int(steps[0]), int(steps[-1]), colours)
     return Text.from_ansi(plot.build())
 
 
+def _empty_plot(size: Size, colours: Mapping[str, str]) -> Plot:
+    plot = Plot()
+    plot.plotsize(size.width, size.height)
+    # plotext makes a plot no larger than the terminal, whose size it cannot know in a thread of
+    # Textual. textual-plotext sets the size behind its back, and so does this.
+    plot._set_size(size.width, size.height)
+    plot.canvas_color(_rgb(colours["background"]))
+    plot.axes_color(_rgb(colours["background"]))
+    plot.ticks_color(_rgb(colours["foreground"]))
+    return plot
+
+
+def _value_ticks(low: float, high: float) -> list[float]:
+    if low == high:
+        return [low]
+    return [low + (high - low) * part / _VALUE_TICKS for part in range(_VALUE_TICKS + 1)]
+
+
 def _draw_steps(
     plot: Plot, spec: PlotSpec, first: int, last: int, colours: Mapping[str, str]
 ) -> None:
     """Ticks of the steps, the failing step and the cursor."""
-    plot.xlim(first, max(last, first + 1))
-    marks = sorted({first + round((last - first) * part / _TICKS) for part in range(_TICKS + 1)})
-    plot.xticks([float(mark) for mark in marks], [str(mark) for mark in marks])
-    at = int(spec.history.steps[spec.cursor])
+    plot.xlim(first, max(last, first + 1))  # plotext divides by the length of the axis
+    ticks = {
+        first + round((last - first) * part / _STEP_TICKS) for part in range(_STEP_TICKS + 1)
+    }  # a set: in a short range, several ticks fall on one step
+    plot.xticks([float(tick) for tick in sorted(ticks)], [str(tick) for tick in sorted(ticks)])
+    at_cursor = int(spec.history.steps[spec.cursor])
     if first <= spec.failing <= last:
         plot.vline(spec.failing, _rgb(colours["error"]))
-    if at != spec.failing and first <= at <= last:
-        plot.vline(at, _rgb(colours["accent"]))
+    if at_cursor != spec.failing and first <= at_cursor <= last:
+        plot.vline(at_cursor, _rgb(colours["accent"]))
 
 
-def _label(value: float, logarithmic: bool) -> str:
+def _tick_label(value: float, logarithmic: bool) -> str:
     if not logarithmic:
-        return f"{value:.3g}".rjust(8)
-    return (f"{10**value:.2g}" if abs(value) < 300 else f"1e{value:.0f}").rjust(8)
+        label = f"{value:.3g}"
+    elif abs(value) < _LARGEST_EXPONENT:
+        label = f"{10**value:.2g}"
+    else:
+        label = f"1e{value:.0f}"
+    return label.rjust(_TICK_WIDTH)
 
 
 def _rgb(colour: str) -> tuple[int, int, int]:
     return Color.parse(colour).rgb
 
 
-# --- tui.widgets.lossline
+# The loss as bars
+
+_WIDEST_BAR = 4
 
 
 class LossLine(Widget):
-    """Bars of the recorded losses; as wide as there is room.
+    """Bars of the recorded losses, as wide as there is room.
 
     Args:
         history: The capture's timeline.
@@ -202,35 +223,40 @@ def loss_lines(history: History, failing: int, size: Size) -> list[Content]:
         failing: The step that is marked.
         size: The room.
     """
-    values = history.loss.values
-    if not len(values):
+    losses = history.loss.values
+    if not len(losses):
         return [Content("no losses were recorded")]
-    each = max(min(size.width // len(values), 4), 1)
-    shown = max(min(size.width, len(values)), 1)
-    bars = [
-        "".join(bar * each for bar in line)
-        for line in bar_lines(values, shown, max(size.height - 2, 1))
+    # Few losses take several columns each; of many, `bar_lines` joins as many as needed in a bar.
+    bar_width = max(min(size.width // len(losses), _WIDEST_BAR), 1)
+    bars = max(min(size.width, len(losses)), 1)
+    lines = [
+        _coloured_bars("".join(bar * bar_width for bar in line))
+        for line in bar_lines(losses, bars, max(size.height - 2, 1))
     ]
-    width = shown * each
-    place = min(history.position(failing) * shown // len(values) * each + each // 2, width - 1)
-    finite = [
-        f"{readable_number(float(f'{value:.4g}'))} at step {step}"
-        for step, value in zip(history.steps, values, strict=True)
-    ]
-    label = f"▲ step {failing}"
-    mark = (
-        " " * place + label
-        if place + len(label) <= max(size.width, width)
-        else label[2:].rjust(place - 1) + " ▲"
-    )
-    ends = f"{finite[0]}, {finite[-1]}" if len(finite) > 1 else finite[0]
+    width = bars * bar_width
+    bar_of_failing = history.position(failing) * bars // len(losses)
+    column = min(bar_of_failing * bar_width + bar_width // 2, width - 1)
+    mark = _mark_line(f"▲ step {failing}", column, max(size.width, width))
+    ends = [f"{short_number(float(losses[0]))} at step {history.steps[0]}"]
+    if len(losses) > 1:
+        ends.append(f"{short_number(float(losses[-1]))} at step {history.steps[-1]}")
     return [
-        *(
-            Content.assemble(
-                *((bar, "bold $text-error" if bar == "✗" else "$text-primary") for bar in line)
-            )
-            for line in bars
-        ),
+        *lines,
         Content.styled(mark, "$text-error"),
-        Content.styled(ends, "dim"),
+        Content.styled(", ".join(ends), "dim"),
     ]
+
+
+def _coloured_bars(line: str) -> Content:
+    """A line of bars; ✗ stands for a loss that is not finite."""
+    return Content.assemble(
+        *((bar, "bold $text-error" if bar == "✗" else "$text-primary") for bar in line)
+    )
+
+
+def _mark_line(label: str, column: int, width: int) -> str:
+    """A label that begins with its mark, the mark at a column; left of it where the room ends."""
+    if column + len(label) <= width:
+        return " " * column + label
+    mark, _, words = label.partition(" ")
+    return f"{words.rjust(column - 1)} {mark}"

@@ -1,23 +1,34 @@
-"""One sample of a batch beside its neighbours, array by array: tables with distances, images, token ids, labels and weights."""
+"""One sample of a batch beside its neighbours, array by array, for the batch pane.
+
+Numbers are a table with distances from the usual; images, token ids and texts stand side by side.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
+from rich.containers import Lines
+from rich.style import Style
 from rich.text import Text
 
 from nanreplay.explore import BatchView, Leaf
 from nanreplay.tui.widgets.figures import image_text
-from nanreplay.tui.widgets.op_words import index_words, tone
+from nanreplay.tui.widgets.op_words import index_words, theme_style
 from nanreplay.tui.widgets.tensor_table import cell_words
 
 STRANGE = 3.0
 """Standard deviations from which a value is marked."""
 _CELL = 11
-_LINES = 200
+"""Columns of a number in a table."""
+_INDEX = 10
+"""Columns of an element's index."""
+_MOST_LINES = 200
 _WIDEST_IMAGE = 32
+"""Columns of an image, at most; larger ones lose pixels."""
 
 
 @dataclass(frozen=True)
@@ -33,138 +44,181 @@ class SampleLook:
     plain: bool
     """Whether there are no colours."""
 
+    def style(self, name: str) -> Style:
+        """A colour of the theme, e.g. `text-muted`."""
+        return theme_style(self.colours, name)
+
 
 def sample_text(view: BatchView, row: int, look: SampleLook) -> Text:
-    """Every array of a batch, for one sample."""
-    parts = [
-        part
-        for leaf in view.leaves
-        for part in (_heading(leaf, look), *_leaf_lines(view, leaf, row, look), Text(""))
-    ]
-    return Text("\n").join(parts)
+    """Every array of a batch, for one sample.
 
-
-def _heading(leaf: Leaf, look: SampleLook) -> Text:
-    about = f"  {leaf.dtype}{index_words(leaf.shape)}  {leaf.kind}"
-    return Text.assemble((f"batch[{leaf.path}]", "bold"), (about, tone(look.colours, "text-muted")))
+    Args:
+        view: The batch, with the sample and its neighbours.
+        row: The sample.
+        look: How it is drawn.
+    """
+    lines: list[Text] = []
+    for leaf in view.leaves:
+        about = f"  {leaf.dtype}{index_words(leaf.shape)}  {leaf.kind}"
+        heading = ((f"batch[{leaf.path}]", "bold"), (about, look.style("text-muted")))
+        lines += [Text.assemble(*heading), *_leaf_lines(view, leaf, row, look), Text("")]
+    return Text("\n").join(lines)
 
 
 def _leaf_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iterator[Text]:
-    if not leaf.shape or leaf.shape[0] != view.size:
-        yield Text(
-            f"  {cell_words(leaf.samples.reshape(-1)[0])[0]} for all samples"
-            if leaf.samples.size == 1
-            else "  not of samples"
-        )
+    has_samples = bool(leaf.shape) and leaf.shape[0] == view.size
+    if not has_samples and leaf.samples.size == 1:
+        yield Text(f"  {cell_words(leaf.samples.reshape(-1)[0])[0]} for all samples")
+    elif not has_samples:
+        yield Text("  not of samples")
     elif leaf.kind == "image":
-        yield from _images(view, leaf, row, look)
-    elif leaf.kind in ("tokens", "text") or (
-        leaf.kind == "labels" and leaf.mean is None and len(leaf.shape) > 1
-    ):
-        yield from _sequences(view, leaf, row, look)
+        yield from _image_lines(view, leaf, row, look)
+    elif _is_sequence(leaf):
+        yield from _sequence_lines(view, leaf, row, look)
     else:
-        yield from _table(view, leaf, row, look)
+        yield from _element_lines(view, leaf, row, look)
 
 
-def _neighbours(view: BatchView, row: int, fitting: int) -> list[int]:
-    """The sample's neighbours, nearest first, as many as fit, in the order of the batch."""
-    others = sorted(
-        (other for other in view.shown if other != row), key=lambda other: (abs(other - row), other)
-    )
-    return sorted(others[: max(fitting, 0)])
+def _is_sequence(leaf: Leaf) -> bool:
+    """Whether a sample is a sequence: tokens, text, or class labels, one for each position."""
+    if leaf.kind in ("tokens", "text"):
+        return True
+    return leaf.kind == "labels" and leaf.mean is None and len(leaf.shape) > 1
 
 
-def _table(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iterator[Text]:
-    """Elements downwards: value, distance, what is usual, the neighbours' values."""
+def _neighbours(view: BatchView, row: int, most: int) -> list[int]:
+    """The nearest neighbours of a sample, as many as fit, in the order of the batch."""
+    others = [other for other in view.shown if other != row]
+    others.sort(key=lambda other: (abs(other - row), other))
+    return sorted(others[: max(most, 0)])
+
+
+# Tables of numbers: an element in each line, with value, distance, what is usual, and the
+# neighbours' values.
+
+
+def _element_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iterator[Text]:
     values, scores = view.values(leaf, row), view.scores(leaf, row)
-    others = _neighbours(view, row, (look.width - 12 - 4 * _CELL) // _CELL)
-    titles = [f"sample {row}", *(("z", "mean", "deviation") if scores is not None else ())]
-    heading = "".join(title.rjust(_CELL) for title in (*titles, *(f"{other}" for other in others)))
-    yield Text("  " + "element".ljust(10) + heading, tone(look.colours, "text-muted"))
-    order = np.arange(len(values))
-    if look.strangest_first and scores is not None:
-        order = np.argsort(
-            -np.where(
-                np.isfinite(values.astype(np.float64)), np.abs(np.nan_to_num(scores)), np.inf
-            ),
-            kind="stable",
-        )
-    beside = [view.values(leaf, other) for other in others]
-    for i in order[:_LINES].tolist():
-        index = (
-            [int(axis) for axis in np.unravel_index(i, leaf.shape[1:])]
-            if len(leaf.shape) > 1
-            else []
-        )
-        text, colour = cell_words(values[i])
-        score = float(scores[i]) if scores is not None else 0.0
-        is_strange = colour is not None or abs(score) >= STRANGE
-        mark = ("✗" if colour is not None else "▲" if score > 0 else "▼") if is_strange else " "
-        line = Text.assemble(
-            (f"{mark} ", tone(look.colours, colour or "text-warning")),
-            (index_words(index) or "value").ljust(10),
-        )
-        line.append(
-            text.rjust(_CELL),
-            tone(look.colours, colour or "text-warning") if is_strange else "bold",
-        )
-        if scores is not None and leaf.mean is not None and leaf.deviation is not None:
-            line.append(
-                ("" if np.isnan(score) else f"{score:+.3g}").rjust(_CELL),
-                tone(look.colours, "text-warning") if is_strange else "",
-            )
-            usual = (leaf.mean.reshape(-1)[i], leaf.deviation.reshape(-1)[i])
-            line.append(
-                "".join(cell_words(each)[0].rjust(_CELL) for each in usual),
-                tone(look.colours, "text-muted"),
-            )
-        yield line.append("".join(cell_words(other[i])[0].rjust(_CELL) for other in beside))
-    if len(order) > _LINES:
-        yield Text(f"  and {len(order) - _LINES} more elements", tone(look.colours, "text-muted"))
+    fixed_width = 2 + _INDEX + 4 * _CELL  # mark, index, value, z, mean, deviation
+    others = _neighbours(view, row, (look.width - fixed_width) // _CELL)
+    usual_titles = ("z", "mean", "deviation") if scores is not None else ()
+    titles = (f"sample {row}", *usual_titles, *map(str, others))
+    heading = "  " + "element".ljust(_INDEX) + "".join(title.rjust(_CELL) for title in titles)
+    yield Text(heading, look.style("text-muted"))
+    neighbour_values = [view.values(leaf, other) for other in others]
+    order = _element_order(values, scores if look.strangest_first else None)
+    for element in order[:_MOST_LINES].tolist():
+        line = _element_line(leaf, element, values, scores, look)
+        for other in neighbour_values:
+            line.append(cell_words(other[element])[0].rjust(_CELL))
+        yield line
+    if len(order) > _MOST_LINES:
+        yield Text(f"  and {len(order) - _MOST_LINES} more elements", look.style("text-muted"))
 
 
-def _sequences(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iterator[Text]:
-    """A line a sample, cut at the width."""
+def _element_order(
+    values: NDArray[Any], scores: NDArray[np.float64] | None
+) -> NDArray[np.signedinteger[Any]]:
+    """Positions of the elements: non-finite ones, then by distance; as they are without scores."""
+    if scores is None:
+        return np.arange(len(values))
+    distances = np.abs(np.nan_to_num(scores))
+    distances = np.where(np.isfinite(values.astype(np.float64)), distances, np.inf)
+    return np.argsort(-distances, kind="stable")
+
+
+def _element_line(
+    leaf: Leaf,
+    element: int,
+    values: NDArray[Any],
+    scores: NDArray[np.float64] | None,
+    look: SampleLook,
+) -> Text:
+    """Mark, index and value of one element; its distance and what is usual where that is known."""
+    text, colour = cell_words(values[element])
+    score = float(scores[element]) if scores is not None else 0.0
+    is_strange = colour is not None or abs(score) >= STRANGE
+    mark = " "
+    if colour is not None:  # cell_words colours what is not finite
+        mark = "✗"
+    elif is_strange:
+        mark = "▲" if score > 0 else "▼"
+    strange_style = look.style(colour or "text-warning")
+    index = _index_in_sample(leaf, element)
+    line = Text.assemble((f"{mark} ", strange_style), (index_words(index) or "value").ljust(_INDEX))
+    line.append(text.rjust(_CELL), strange_style if is_strange else "bold")
+    if scores is not None and leaf.mean is not None and leaf.deviation is not None:
+        z = "" if np.isnan(score) else f"{score:+.3g}"
+        line.append(z.rjust(_CELL), look.style("text-warning") if is_strange else "")
+        for usual in (leaf.mean.reshape(-1)[element], leaf.deviation.reshape(-1)[element]):
+            line.append(cell_words(usual)[0].rjust(_CELL), look.style("text-muted"))
+    return line
+
+
+def _index_in_sample(leaf: Leaf, element: int) -> list[int]:
+    """The index of an element within its sample, from its position; [] for a sample of one."""
+    if len(leaf.shape) <= 1:
+        return []
+    return [int(axis) for axis in np.unravel_index(element, leaf.shape[1:])]
+
+
+# Sequences and images
+
+
+def _sequence_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iterator[Text]:
+    """One sample in each line, cut at the width."""
+    room = max(look.width - 14, 10)
     for other in view.shown:
         words = " ".join(cell_words(value)[0] for value in view.values(leaf, other))
-        room = max(look.width - 14, 10)
-        words = words if len(words) <= room else words[: room - 1] + "…"
-        at = other == row
+        if len(words) > room:
+            words = words[: room - 1] + "…"
+        is_chosen = other == row
         yield Text.assemble(
-            ("▌ " if at else "  ", tone(look.colours, "text-accent")),
-            (f"{other:>6}  {words}", "bold" if at else ""),
+            ("▌ " if is_chosen else "  ", look.style("text-accent")),
+            (f"{other:>6}  {words}", "bold" if is_chosen else ""),
         )
 
 
-def _images(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iterator[Text]:
-    """The sample and as many neighbours as fit, side by side; black and white are the values that nearly all of them lie between."""
+def _image_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iterator[Text]:
+    """The sample and as many neighbours as fit, side by side, then the range of its values."""
     scale = 2 if leaf.shape[2] * 2 <= _WIDEST_IMAGE else 1
     width = min(leaf.shape[2] * scale, _WIDEST_IMAGE)
-    shown = [row, *_neighbours(view, row, (look.width - 2) // (width + 2) - 1)]
-    values = np.stack([leaf.samples[view.shown.index(other)] for other in shown]).astype(np.float64)
-    finite = values[np.isfinite(values)]
+    others = _neighbours(view, row, (look.width - 2) // (width + 2) - 1)
+    shown = [leaf.samples[view.shown.index(other)] for other in (row, *others)]
+    values = np.stack(shown).astype(np.float64)
+    titles = "".join(f"  {other}".ljust(width + 2) for other in others)
+    yield Text("▌ " + f"{row}".ljust(width) + titles, look.style("text-muted"))
+    pictures = _pictures(values, scale, width, look)
+    for lines in zip(*pictures, strict=True):
+        line = Text("  ")
+        for part in lines:
+            line.append_text(part).append("  ")
+        yield line
+    yield _range_line(leaf, view, row, look)
+
+
+def _pictures(images: NDArray[np.float64], scale: int, width: int, look: SampleLook) -> list[Lines]:
+    """The lines of each image. All share black and white, so that they can be compared.
+
+    Black and white are the 1st and 99th percentile: one outlier would make all else grey.
+    """
+    finite = images[np.isfinite(images)]
     low, high = np.percentile(finite, [1, 99]).tolist() if finite.size else (0.0, 1.0)
-    titles = ["▌ " + f"{row}".ljust(width), *(f"  {other}".ljust(width + 2) for other in shown[1:])]
-    yield Text("".join(titles), tone(look.colours, "text-muted"))
-    larger = values.repeat(scale, axis=1).repeat(scale, axis=2)
-    pictures = [
+    larger = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    return [
         image_text(image, look.colours, width, low=low, high=high, plain=look.plain).split("\n")
         for image in larger
     ]
-    for lines in zip(*pictures, strict=True):
-        yield Text.assemble("  ", *(part for line in lines for part in (line, "  ")))
-    yield _range(leaf, view, row, look)
 
 
-def _range(leaf: Leaf, view: BatchView, row: int, look: SampleLook) -> Text:
+def _range_line(leaf: Leaf, view: BatchView, row: int, look: SampleLook) -> Text:
     values = view.values(leaf, row).astype(np.float64)
     finite = values[np.isfinite(values)]
-    words = (
-        "nothing finite"
-        if not finite.size
-        else f"from {finite.min():.4g} to {finite.max():.4g}, mean {finite.mean():.4g}"
-    )
+    words = "nothing finite"
+    if finite.size:
+        words = f"from {finite.min():.4g} to {finite.max():.4g}, mean {finite.mean():.4g}"
     scores = view.scores(leaf, row)
     known = np.abs(scores[np.isfinite(scores)]) if scores is not None else np.zeros(0)
-    far = f"; at most {known.max():.1f} deviations from the usual" if known.size else ""
-    return Text(f"  {words}{far}", tone(look.colours, "text-muted"))
+    if known.size:
+        words += f"; at most {known.max():.1f} deviations from the usual"
+    return Text(f"  {words}", look.style("text-muted"))

@@ -1,4 +1,7 @@
-"""A list of things to tick. A tick is a sign, not a colour, so that it is seen without colours."""
+"""A list of names to tick, for the fixes of the what-if pane.
+
+A tick is a sign, not a colour, so that it is seen without colours.
+"""
 
 from __future__ import annotations
 
@@ -29,21 +32,25 @@ class TickList(OptionList):
 
     def offer(self, names: Iterable[str]) -> None:
         """Offer other names; ticks and the cursor stay with their names."""
-        wanted = list(dict.fromkeys(names))
-        if wanted == self.names:
+        offered = list(dict.fromkeys(names))  # without duplicates, in their order
+        if offered == self.names:
             return
-        at = self.names[self.highlighted] if self.highlighted else None
-        self.names = wanted
-        self.ticked &= set(wanted)
+        # A cursor on the first name stays there: what fits best comes first.
+        at_cursor = self.names[self.highlighted] if self.highlighted else None
+        self.names = offered
+        self.ticked &= set(offered)
         self.clear_options()
-        self.add_options([Option(self._prompt(name)) for name in wanted])
-        self.highlighted = wanted.index(at) if at in wanted else 0 if wanted else None
+        self.add_options([Option(self._prompt(name)) for name in offered])
+        if at_cursor in offered:
+            self.highlighted = offered.index(at_cursor)
+        else:
+            self.highlighted = 0 if offered else None
 
     def tick(self, names: Sequence[str], *, ticked: bool = True) -> None:
         """Tick or untick some names."""
         self.ticked = self.ticked | set(names) if ticked else self.ticked - set(names)
-        for place, name in enumerate(self.names):
-            self.replace_option_prompt_at_index(place, self._prompt(name))
+        for position, name in enumerate(self.names):
+            self.replace_option_prompt_at_index(position, self._prompt(name))
 
     @property
     def chosen(self) -> list[str]:
@@ -58,7 +65,7 @@ class TickList(OptionList):
         )
 
     @on(OptionList.OptionSelected)
-    def _toggled(self, event: OptionList.OptionSelected) -> None:
+    def _toggle(self, event: OptionList.OptionSelected) -> None:
         event.stop()
         name = self.names[event.option_index]
         self.tick([name], ticked=name not in self.ticked)
