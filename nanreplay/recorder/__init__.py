@@ -1,4 +1,9 @@
-"""Recording a training: the callback, the wrapper of loops, and all that they keep."""
+"""Recording a training: the callback, the wrapper of loops, and all that they keep.
+
+A step passes from `callback` (or `loops`, `ambient`) to `compiled_calls` or `eager_step`, and from
+there to `recording`, which keeps it (`retention`, `ring`) and has it judged (`health_check`). An
+incident goes to `incidents`, and from there to `dump`.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +16,8 @@ __all__ = ["Recorder"]
 
 
 def __getattr__(name: str) -> Any:
-    if (
-        name != "Recorder"
-    ):  # imports Keras, which `nanreplay run` leaves to the program that it runs
+    # It imports Keras, which `nanreplay run` leaves to the program that it runs.
+    if name != "Recorder":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from nanreplay.recorder.callback import Recorder
 

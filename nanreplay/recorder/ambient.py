@@ -1,7 +1,8 @@
-"""Recording whatever trains in a process, or in a block of code, without a line of the training changed.
+"""Recording whatever trains in a process, or in a block of code, without a line of it changed.
 
-Each training has a recorder of its own: what shares a variable with one is part of it, anything else is another training. `fit` is
-given its recorder as a callback; compiled functions that train are seen as they are called.
+Each training has a recorder of its own: what shares a variable with one is part of it, anything
+else is another training. `fit` is given its recorder as a callback; compiled functions that train
+are seen as they are called. Used by `with Recorder(...)` and by `nanreplay run`.
 """
 
 from __future__ import annotations
@@ -14,19 +15,21 @@ import threading
 import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from nanreplay.errors import AttachError, NonFiniteError
 from nanreplay.program import listening, observe
-from nanreplay.program.python_effects import AssignmentWatch
+from nanreplay.program.op_facts import is_user_file
+from nanreplay.program.python_effects import AssignmentTracker
 from nanreplay.program.training_functions import TrainingFunction
 from nanreplay.tensorflow_internals import tf_variables
 
 if TYPE_CHECKING:
     from nanreplay.recorder.callback import Recorder
-    from nanreplay.recorder.loops import LoopStep
+    from nanreplay.recorder.loop_step import LoopStep
 
 KEPT = 4
 """Trainings that are recorded at once; the one that has not trained for longest is let go of."""
@@ -37,7 +40,8 @@ class Ambient:
 
     Args:
         make: Makes a recorder for one more training.
-        in_loop: Told that Python code trains in no step that is recorded; says whether the next one will be.
+        in_loop: Told that Python code trains in no step that is recorded; says whether the next one
+            will be.
     """
 
     def __init__(
@@ -46,15 +50,21 @@ class Ambient:
         self._make = make
         self._in_loop = in_loop
         self._recorders: list[Recorder] = []
+        """The one that has trained last comes last."""
         self._trains: dict[int, tuple[Any, bool]] = {}
+        """(weak reference to a function, whether it trains), by its id."""
         self._lock = threading.RLock()
         self._release: Callable[[], None] = lambda: None
         self._fitted: list[tuple[Any, Any]] = []
-        self._has_said = False
+        """(class, its own `fit`) where `fit` was replaced."""
+        self._has_warned = False
+        """Whether it was said that eager steps are not recorded."""
         self._differentiated: dict[int, int] = {}
+        """Ids of the handles that Python code took gradients of; the tracker wants a number."""
         self._held: list[Any] = []
-        self._assigned: AssignmentWatch | None = None
-        """Notes which of the variables that Python code took gradients of are set in Python, until that has been said."""
+        """These handles, so that their ids stay theirs."""
+        self._assigned: AssignmentTracker | None = None
+        """Notes which of these variables are set in Python, until that has been said."""
 
     def start(self) -> None:
         """Record from now on."""
@@ -76,21 +86,25 @@ class Ambient:
         self._fitted.clear()
         self._forget_gradients()
         self._release()
-        raised: NonFiniteError | None = None
+        first_error: NonFiniteError | None = None
         for recorder in list(self._recorders):
             try:
                 recorder.close()
             except NonFiniteError as error:
-                raised = raised or error
+                first_error = first_error or error
         self._recorders.clear()
-        if raised is not None:
-            raise raised
+        if first_error is not None:
+            raise first_error
+
+    # `fit`
 
     def keras_imported(self, name: str) -> None:
         """Have `fit` of Keras 3 (`keras`) or 2 (`tf_keras`) recorded, once it is imported."""
         model = getattr(sys.modules.get(name), "Model", None)
-        owner = next((kind for kind in getattr(model, "__mro__", ()) if "fit" in vars(kind)), None)
-        if owner is None or any(owner is each for each, _ in self._fitted):
+        # The class that defines `fit` is replaced in: in Keras 3 that is a trainer, not `Model`.
+        bases = getattr(model, "__mro__", ())
+        owner = next((base for base in bases if "fit" in vars(base)), None)
+        if owner is None or any(owner is known for known, _ in self._fitted):
             return
         original = owner.fit
         signature = inspect.signature(original)
@@ -106,23 +120,26 @@ class Ambient:
                     f"nanreplay: fit is not recorded: {type(error).__name__}: {error}", stacklevel=2
                 )
                 call = None
-            return (
-                original(*args, **kwargs) if call is None else original(*call.args, **call.kwargs)
-            )
+            if call is None:
+                return original(*args, **kwargs)
+            return original(*call.args, **call.kwargs)
 
         owner.fit = fit
         self._fitted.append((owner, original))
 
     def _with_recorder(self, call: inspect.BoundArguments) -> inspect.BoundArguments | None:
-        """The call of `fit` with one callback more; None where it has a recorder, or cannot have one."""
+        """The call of `fit` with one callback more.
+
+        None where it has a recorder already, or cannot have one.
+        """
+        # Imports Keras, which a program may set up before it imports it.
         from nanreplay.recorder.callback import Recorder
         from nanreplay.recorder.fit_hooks import check_model
 
         model = next(iter(call.arguments.values()))
-        callbacks = call.arguments.get("callbacks")
-        held = getattr(callbacks, "callbacks", callbacks)
-        held = list(held) if isinstance(held, (list, tuple)) else [] if held is None else [held]
-        if any(isinstance(each, Recorder) for each in held):
+        argument = call.arguments.get("callbacks")
+        callbacks = _callbacks_in(argument)
+        if any(isinstance(callback, Recorder) for callback in callbacks):
             return None
         try:
             check_model(model)
@@ -130,15 +147,13 @@ class Ambient:
             warnings.warn(f"nanreplay: fit is not recorded: {error}", stacklevel=4)
             return None
         recorder = self.recorder_of_handles(handles_in([model]))
-        if (
-            callbacks is not None
-            and hasattr(callbacks, "append")
-            and not isinstance(callbacks, (list, tuple))
-        ):
-            callbacks.append(recorder)
+        is_callback_list = hasattr(argument, "append") and not isinstance(argument, (list, tuple))
+        if argument is not None and is_callback_list:
+            # A `CallbackList` of the user's own has told its callbacks of the model already.
+            argument.append(recorder)
             recorder.set_model(model)
-            return call
-        call.arguments["callbacks"] = [*held, recorder]
+        else:
+            call.arguments["callbacks"] = [*callbacks, recorder]
         return call
 
     # Loops that train in Python
@@ -148,7 +163,8 @@ class Ambient:
 
         Args:
             values: What the loop works with: models, optimizers, variables, and what holds some.
-            last: What recorded it when it was entered before; goes on where `values` do not tell which training this is.
+            last: What recorded it when it was entered before; goes on where `values` do not tell
+                which training this is.
         """
         handles = handles_in(values)
         if last is not None and last.is_active and (not handles or last.knows(handles)):
@@ -162,24 +178,60 @@ class Ambient:
     ) -> Any:
         """Run a compiled function, in the recording of its training if it trains."""
         if not self._does_train(function):
-            with self._lock:
-                recorder = next((each for each in self._recorders if each.knows(captured)), None)
+            recorder = self._known_recorder(captured)
             if recorder is not None:
                 recorder.note_call(function, captured)
             return run()
         recorder = self.recorder_of_handles([*captured, *inputs])
         return recorder.record_call(function, inputs, captured, run)
 
+    def _does_train(self, function: Any) -> bool:
+        known = self._trains.get(id(function))
+        # The id of a function that is gone may have become that of another one.
+        if known is None or known[0]() is not function:
+            with listening.muted():
+                try:
+                    trains = TrainingFunction(function).trains
+                except Exception as error:
+                    reason = f"{type(error).__name__}: {error}"
+                    warnings.warn(
+                        f"nanreplay: a compiled function is not recorded: {reason}", stacklevel=2
+                    )
+                    trains = False
+            known = self._trains[id(function)] = weakref.ref(function), trains
+        return known[1]
+
+    def recorder_of_handles(self, handles: Sequence[Any]) -> Recorder:
+        """The recorder of the training that has one of these variables, else one of a new one."""
+        with self._lock:
+            recorder = self._known_recorder(handles)
+            if recorder is None:
+                recorder = self._make()
+                self._recorders.append(recorder)
+                while len(self._recorders) > KEPT:
+                    self._recorders.pop(0).close()
+            elif recorder is not self._recorders[-1]:
+                self._recorders.remove(recorder)
+                self._recorders.append(recorder)
+            recorder.remember(handles)
+            return recorder
+
+    def _known_recorder(self, handles: Sequence[Any]) -> Recorder | None:
+        with self._lock:
+            return next((known for known in self._recorders if known.knows(handles)), None)
+
+    # Eager steps, which are not recorded
+
     def trained_eagerly(self) -> None:
-        """Say once that a step in Python is not recorded: where it begins is not known from outside."""
-        if self._has_said or self._in_loop():
+        """Say once that a step in Python is not recorded: where it begins is not seen."""
+        if self._has_warned or self._in_loop():
             return
-        self._has_said = True
+        self._has_warned = True
         self._forget_gradients()
-        where = _caller()
-        line = "`step = recorder.wrap(step)` with nanreplay.Recorder, called for each batch, or `@tf.function` above the step"
         warnings.warn(
-            f"nanreplay: {where} trains step by step in Python, which is not recorded. To record it: {line}.",
+            f"nanreplay: {_user_line()} trains step by step in Python, which is not recorded. "
+            "To record it: `step = recorder.wrap(step)` with nanreplay.Recorder, called for each "
+            "batch, or `@tf.function` above the step.",
             stacklevel=3,
         )
 
@@ -190,12 +242,13 @@ class Ambient:
         self._held.clear()
 
     def took_gradient(self, sources: Sequence[Any]) -> None:
-        """Python code that takes a gradient, and had set a variable between two of them, trains step by step.
+        """Python code takes a gradient.
 
-        A gradient alone is no training: a program may look at it.
+        If it had set a variable between two of them, it trains step by step. A gradient alone is no
+        training: a program may look at it.
         """
         handles = handles_in(sources, 0)
-        if self._has_said or not handles or self._in_loop():
+        if self._has_warned or not handles or self._in_loop():
             return
         with self._lock:
             if self._assigned is not None and self._assigned.take():
@@ -203,54 +256,46 @@ class Ambient:
             self._differentiated.update({id(handle): 0 for handle in handles})
             self._held += handles
             if self._assigned is None:
-                self._assigned = AssignmentWatch(self._differentiated)
+                self._assigned = AssignmentTracker(self._differentiated)
                 self._assigned.start()
 
-    def _does_train(self, function: Any) -> bool:
-        known = self._trains.get(id(function))
-        if known is None or known[0]() is not function:
-            with listening.muted():
-                try:
-                    trains = TrainingFunction(function).trains
-                except Exception as error:
-                    warnings.warn(
-                        f"nanreplay: a compiled function is not recorded: {type(error).__name__}: {error}",
-                        stacklevel=2,
-                    )
-                    trains = False
-            known = self._trains[id(function)] = weakref.ref(function), trains
-        return known[1]
 
-    def recorder_of_handles(self, handles: Sequence[Any]) -> Recorder:
-        """The recorder of the training that one of these variables is part of, else one of a new training."""
-        with self._lock:
-            found = next((each for each in self._recorders if each.knows(handles)), None)
-            if found is None:
-                found = self._make()
-                self._recorders.append(found)
-                while len(self._recorders) > KEPT:
-                    self._recorders.pop(0).close()
-            elif found is not self._recorders[-1]:
-                self._recorders.remove(found)
-                self._recorders.append(found)
-            found.remember(handles)
-            return found
+def _callbacks_in(argument: Any) -> list[Any]:
+    """The callbacks that `fit` was given: one, a list of them, or a `CallbackList`."""
+    callbacks = getattr(argument, "callbacks", argument)
+    if isinstance(callbacks, (list, tuple)):
+        return list(callbacks)
+    return [] if callbacks is None else [callbacks]
+
+
+def _user_line() -> str:
+    """File and line of the user's code that is running."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and not is_user_file(frame.f_code.co_filename):
+        frame = frame.f_back
+    return "the program" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
+
+
+# Variables
+
+_MOST_ELEMENTS = 1000
+"""Of longer lists, only the beginning is looked through."""
 
 
 def handles_in(values: Iterable[Any], depth: int = 2) -> list[Any]:
     """Handles of the variables in what a piece of a program works with.
 
     Args:
-        values: Variables, models, optimizers; lists of some, and objects with attributes that are some.
+        values: Variables, models, optimizers; lists of some, and objects with attributes that are
+            some.
         depth: How many such objects deep to look.
     """
-    found: list[Any] = []
+    handles: list[Any] = []
     for value in values:
-        with contextlib.suppress(
-            Exception
-        ):  # a property of the program's own may raise anything; it holds no variables then
-            found += _handles_of(value, depth)
-    return found
+        # A property of the program's own may raise anything; it holds no variables then.
+        with contextlib.suppress(Exception):
+            handles += _handles_of(value, depth)
+    return handles
 
 
 def _handles_of(value: Any, depth: int) -> list[Any]:
@@ -259,15 +304,14 @@ def _handles_of(value: Any, depth: int) -> list[Any]:
         return [handle]
     if isinstance(value, tf.Module) or _is_of_keras(value):
         return handles_in(tf_variables.variables_in(value), 0)
-    if depth and isinstance(value, (list, tuple)):
-        return handles_in(value[:1000], depth - 1)
-    if depth and isinstance(value, dict):
-        return handles_in(list(value.values())[:1000], depth - 1)
-    if (
-        depth
-        and type(value).__module__ != "builtins"
-        and isinstance(getattr(value, "__dict__", None), dict)
-    ):
+    if not depth:
+        return []
+    if isinstance(value, (list, tuple)):
+        return handles_in(value[:_MOST_ELEMENTS], depth - 1)
+    if isinstance(value, dict):
+        return handles_in(list(value.values())[:_MOST_ELEMENTS], depth - 1)
+    attributes = getattr(value, "__dict__", None)
+    if type(value).__module__ != "builtins" and isinstance(attributes, dict):
         return handles_in(list(vars(value).values()), depth - 1)
     return []
 
@@ -276,13 +320,3 @@ def _is_of_keras(value: Any) -> bool:
     return any(
         kind.__module__.partition(".")[0] in ("keras", "tf_keras") for kind in type(value).__mro__
     )
-
-
-def _caller() -> str:
-    """File and line of the user's code that is running."""
-    from nanreplay.program.op_facts import is_user_file
-
-    frame: Any = sys._getframe(2)
-    while frame is not None and not is_user_file(frame.f_code.co_filename):
-        frame = frame.f_back
-    return "the program" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"

@@ -1,4 +1,8 @@
-"""`Recorder`: the Keras callback, and the wrapper of custom training loops."""
+"""`Recorder`: the Keras callback, and the wrapper of custom training loops.
+
+What users call, and no more: keeping steps, judging them and writing files is done by `Recording`,
+`Incidents` and `Ending`, of which each recorder has one.
+"""
 
 from __future__ import annotations
 
@@ -29,14 +33,17 @@ from nanreplay.recorder.fit_hooks import (
 )
 from nanreplay.recorder.incidents import Incidents
 from nanreplay.recorder.lifecycle import Event, Suspicion
-from nanreplay.recorder.loops import LoopStep
+from nanreplay.recorder.loop_step import LoopStep
 from nanreplay.recorder.recording import Recording
 from nanreplay.recorder.settings import check_settings, remove_leftovers
 from nanreplay.recorder.wrapped_step import WrappedStep, as_function
 
 
 class Recorder(keras.callbacks.Callback):
-    """Records a training and writes one HDF5 file when a loss, a gradient or a variable becomes NaN or infinite.
+    """Records a training, and writes one HDF5 file when it becomes NaN or infinite.
+
+    That is when a loss, a gradient or a variable does. With Keras it is a callback of `fit`; in a
+    custom loop it wraps the step; as a context manager it records whatever trains in the block.
 
     ```python
     model.fit(data, callbacks=[Recorder("run.h5")])                     # Keras
@@ -45,22 +52,31 @@ class Recorder(keras.callbacks.Callback):
     step = recorder.wrap(train_step, model=model, optimizer=optimizer)
     for batch in data:
         loss = step(batch)
+
+    with Recorder("run.h5"):                                            # a block of code
+        train()
     ```
 
     Args:
-        path: The capture file, or a URL such as `s3://bucket/run.h5`; may hold `{step}`, `{time}`, `{pid}`, `{worker}`. An older
-            file is replaced.
-        on_nan: "raise" raises `NonFiniteError`; "stop" stops `fit` (in a loop, look at `recorder.stopped`); "continue" goes on,
-            and writes a next incident, after a healthy step, to `run.1.h5`, `run.2.h5`, ...
+        path: The capture file, or a URL such as `s3://bucket/run.h5`; may hold `{step}`, `{time}`,
+            `{pid}`, `{worker}`. An older file is replaced.
+        on_nan: "raise" raises `NonFiniteError`; "stop" stops `fit` (in a loop, look at
+            `recorder.stopped`); "continue" goes on, and writes a next incident, after a healthy
+            step, to `run.1.h5`, `run.2.h5`, ...
         max_incidents: Incidents that are recorded with "continue".
         window: Steps whose batches are kept.
-        keyframe_every: Steps between copies of all variables; "auto" lets them add a hundredth to the time of the steps.
-        memory_limit: What batches, copies and the timeline may hold, bytes or a text such as "1GiB".
-        disk_limit: What the file may take; what would be too much is left out, and named in the file.
+        keyframe_every: Steps between copies of all variables; "auto" lets them add a hundredth to
+            the time of the steps.
+        memory_limit: What batches, copies and the timeline may hold, bytes or a text such as
+            "1GiB".
+        disk_limit: What the file may take, bytes or a text; what would be too much is left out, and
+            named in the file.
         history: Steps of the timeline (loss, learning rate, norms).
-        sources: "lines" writes the source lines of the training step into the file, "none" leaves them out.
+        sources: "lines" writes the source lines of the training step into the file, "none" leaves
+            them out.
         max_skipped: Updates that loss scaling may skip in a row before that counts as an incident.
-        dump_signal: A signal that asks for a file while training goes on, such as "SIGUSR1".
+        dump_signal: A signal that asks for a file while training goes on, such as "SIGUSR1"; None
+            for none.
 
     Raises:
         AttachError: An argument is not valid or the file could not be written.
@@ -83,19 +99,27 @@ class Recorder(keras.callbacks.Callback):
     ) -> None:
         super().__init__()
         self._arguments: dict[str, Any] = {
-            "path": path, "on_nan": on_nan, "max_incidents": max_incidents, "window": window, "keyframe_every": keyframe_every,
-            "memory_limit": memory_limit, "disk_limit": disk_limit, "history": history, "sources": sources,
-            "max_skipped": max_skipped, "dump_signal": dump_signal,
-        }  # fmt: skip
+            "path": path,
+            "on_nan": on_nan,
+            "max_incidents": max_incidents,
+            "window": window,
+            "keyframe_every": keyframe_every,
+            "memory_limit": memory_limit,
+            "disk_limit": disk_limit,
+            "history": history,
+            "sources": sources,
+            "max_skipped": max_skipped,
+            "dump_signal": dump_signal,
+        }
         self._session = Recording(check_settings(**self._arguments))
         self._calls = CompiledCalls(self._session, self._suspected)
         self._incidents = Incidents(self._session, self._stop_training, self._calls.take_all)
-        self._ending = Ending(self._session, self._uninstall)
-        self._ending.before_writing = self._calls.take_all
+        self._ending = Ending(self._session, self._uninstall, self._calls.take_all)
         self._ambient: Ambient | None = None
         self._handles: dict[int, Any] = {}
         """Handles by id, for telling one training from another."""
         self._replaced: EagerTrainStep | DirectCalls | None = None
+        """What stands in for functions of the model while `fit` runs."""
         self._release_hooks: Callable[[], None] | None = None
         self._session.guard(lambda: remove_leftovers(self._session.settings.path))
 
@@ -111,8 +135,10 @@ class Recorder(keras.callbacks.Callback):
 
     @property
     def stopped(self) -> bool:
-        """Whether an incident asks the loop to stop."""
+        """Whether an incident asks the loop to stop, with `on_nan="stop"`."""
         return self._session.lifecycle.is_stopped
+
+    # A block of code, and a process
 
     def __enter__(self) -> Recorder:
         """Record whatever trains within the block, each training in a file of its own."""
@@ -120,8 +146,12 @@ class Recorder(keras.callbacks.Callback):
         return self
 
     def _record_block(self) -> None:
-        first = [self]
-        self._ambient = Ambient(lambda: first.pop() if first else self.__deepcopy__({}))
+        unused = [self]  # records the first training; each later one gets a copy
+
+        def make() -> Recorder:
+            return unused.pop() if unused else self.__deepcopy__({})
+
+        self._ambient = Ambient(make)
         self._ambient.start()
 
     def __exit__(
@@ -155,7 +185,10 @@ class Recorder(keras.callbacks.Callback):
         return result
 
     def note_call(self, function: Any, captured: list[Any]) -> None:
-        """A compiled function that is no step is about to run; it may set variables of this training."""
+        """A compiled function that is no step is about to run.
+
+        It may set variables of this training.
+        """
         self._session.guard(lambda: self._calls.note_other(function, captured))
 
     @property
@@ -180,8 +213,13 @@ class Recorder(keras.callbacks.Callback):
             {id(handle): handle for handle in handles if is_float_variable(handle)}
         )
 
+    # Copies
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Recorder:
-        """A recorder of its own with the same arguments: searches copy their callbacks for each trial."""
+        """A recorder of its own with the same arguments.
+
+        Hyperparameter searches copy their callbacks for each trial.
+        """
         copied = type(self)(**self._arguments)
         copied._session.written = self._session.written
         memo[id(self)] = copied
@@ -207,10 +245,13 @@ class Recorder(keras.callbacks.Callback):
             raise
         except Exception as error:
             self._session.fail(error)
-        self._model = model  # not by Keras 3's own method: it knows no models of Keras 2
+        # Not by the method of Keras 3's callback, whose `model` property gives this back: it knows
+        # no models of Keras 2.
+        self._model = model
+
+    # Keras 2 asks by these whether it may leave out the calls for each batch.
 
     def _implements_train_batch_hooks(self) -> bool:
-        """Keras 2 asks whether it may leave out the calls for each batch."""
         return True
 
     def _implements_test_batch_hooks(self) -> bool:
@@ -241,7 +282,8 @@ class Recorder(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the steps that were not looked at yet."""
-        listening.stop_listening(self._calls)  # data of unknown length ends within a batch
+        # Data of unknown length ends within a batch, without a call of `on_train_batch_end`.
+        listening.stop_listening(self._calls)
         self._ending.is_in_step = False
         self._incidents.settle()
 
@@ -253,7 +295,7 @@ class Recorder(keras.callbacks.Callback):
             self._session.guard(self._ending.leave)
 
     def _begin(self) -> None:
-        callbacks = callbacks_of_fit()
+        callbacks = callbacks_of_fit()  # Keras does not hand it over
         if callbacks is not None:
             watch_callbacks(callbacks, self._ending)
         self._incidents.begin()
@@ -266,11 +308,12 @@ class Recorder(keras.callbacks.Callback):
         model = self.model
         self._session.variables.name_model(model)
         if model.run_eagerly or tf.config.functions_run_eagerly():
-            self._replaced = EagerTrainStep(model, lambda step: self._eager(step))
+            self._replaced = EagerTrainStep(model, self._recorded_step)
         elif DirectCalls.fits(model):
             self._replaced = DirectCalls(model, self._calls)
 
-    def _eager(self, step: Callable[..., Any]) -> Callable[..., Any]:
+    def _recorded_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
+        """The train step of a model that runs eagerly, recorded."""
         eager = EagerStep(self._session, step, self._suspected)
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
@@ -291,10 +334,11 @@ class Recorder(keras.callbacks.Callback):
         """Replace the functions that tell of a training, until this recorder is done with."""
         if self._release_hooks is None:
             self._release_hooks = observe.install()
+            # A recorder may be forgotten without an end; the process may not wait for that.
             weakref.finalize(self, self._release_hooks).atexit = False
 
     def _uninstall(self) -> None:
-        """Nothing stays behind of this recorder: not in the thread, not in the model, not in TensorFlow."""
+        """Leave nothing of this recorder behind: in the thread, the model, TensorFlow."""
         self._session.keeper.assignments.stop()
         listening.stop_listening(self._calls)
         self._ending.is_in_step = False
@@ -310,15 +354,22 @@ class Recorder(keras.callbacks.Callback):
     def wrap(
         self, step: Callable[..., Any], *, model: Any = None, optimizer: Any = None
     ) -> Callable[..., Any]:
-        """Record a custom training step: a `tf.function`, or anything that calls some, or a plain eager function.
+        """Record a custom training step.
 
-        The step runs as it is. Each compiled function that trains within it is recorded as a step; a gradient that is computed or
-        applied in Python makes the whole call one step.
+        It may be a `tf.function`, anything that calls some, or a plain eager function. The step
+        runs as it is. Each compiled function that trains within it is recorded as a step; a
+        gradient that is computed or applied in Python makes the whole call one step.
+
+        ```python
+        step = recorder.wrap(train_step, model=model, optimizer=optimizer)
+        trainer.train_step = recorder.wrap(trainer.train_step, model=trainer.model)
+        ```
 
         Args:
             step: Runs one training step on what it is given.
-            model: The Keras model (or layers) that the step trains; names variables. Optional.
-            optimizer: Its optimizer; names the slots. Optional.
+            model: The Keras model, or several models or layers, that the step trains; names
+                variables. Optional.
+            optimizer: Its optimizer, or several; names the slots. Optional.
 
         Returns:
             A function to call in place of `step`.
@@ -337,21 +388,36 @@ class Recorder(keras.callbacks.Callback):
 
     def _wrap(self, step: Any, model: Any, optimizer: Any) -> Callable[..., Any]:
         session = self._session
-        for each in tf.nest.flatten(model):
-            session.variables.name_model(each)
-        for each in tf.nest.flatten(optimizer):
-            session.variables.name_optimizer(each)
+        for one_model in tf.nest.flatten(model):
+            session.variables.name_model(one_model)
+        for one_optimizer in tf.nest.flatten(optimizer):
+            session.variables.name_optimizer(one_optimizer)
         self._ending.begin()
         self._hook()
-        wrapped = WrappedStep(session, step, self._calls, EagerStep(session, step, self._suspected))
-        return as_function(self._ending.around(as_function(wrapped, step), self._hook), step)
+        eager = EagerStep(session, step, self._suspected)
+        wrapped = as_function(WrappedStep(session, step, self._calls, eager), step)
+        return as_function(self._ending.around(wrapped, self._hook), step)
 
     def dump(self, reason: str = "on demand") -> Location | None:
-        """Write what is held now, without an incident; returns the file, or None when it could not be written."""
+        """Write what is held now, without an incident.
+
+        For a look at a training that goes on: from another callback, or between steps of a loop.
+
+        Args:
+            reason: Why, for the file.
+
+        Returns:
+            The file, or None when it could not be written.
+
+        Raises:
+            NonFiniteError: One of the last steps was non-finite, and `on_nan` is "raise".
+        """
         return self._incidents.dump(reason)
 
     def close(self) -> None:
         """Look at the last steps, then let go of batches, keyframes and the model.
+
+        For the end of a custom loop; `fit` and a `with` block need no call.
 
         Raises:
             NonFiniteError: One of the last steps was non-finite, and `on_nan` is "raise".

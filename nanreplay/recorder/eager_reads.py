@@ -1,55 +1,98 @@
-"""A step that runs eagerly: state and batch are kept before each call, and an incident's step is run once more under watch."""
+"""What an eager step is given and what it reads, kept from outside while it runs.
+
+`EagerStep` keeps the batch of each call. As long as it does not know which variables the step uses,
+it also keeps the first value that is read of each, which is the state before the step.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import copy
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from nanreplay.program.fingerprint import Fingerprint, read_variable
+from nanreplay.program.fingerprint import read_variable
 from nanreplay.program.traced_program import is_variable
 from nanreplay.tensorflow_internals import tf_datasets
 
+Reads = dict[int, tuple[Any, Any]]
+"""(handle, value) of variables, by the id of the handle."""
 
-def is_new(tensor: Any, reads: Mapping[int, Any]) -> bool:
-    return id(tensor) not in reads and is_variable(tensor)
+
+def batch_leaves(args: Any) -> tuple[list[Any], list[str]]:
+    """Arrays and tensors of a step's arguments, with a readable path each; numpy's are copied."""
+    only = args[0] if isinstance(args, tuple) and len(args) == 1 else args
+    leaves, paths = [], []
+    for path, leaf in tf_datasets.flatten_with_paths(only):
+        if isinstance(leaf, np.ndarray):
+            leaves.append(leaf.copy())
+            paths.append(path)
+        elif _is_data(leaf):
+            leaves.append(leaf)
+            paths.append(path)
+    return leaves, paths
 
 
-def fingerprint_values_of(watch: Fingerprint) -> Any:
-    return np.zeros(0, np.float32) if watch.vector is None else watch.vector.numpy()
+def _is_data(leaf: Any) -> bool:
+    """Whether a tensor holds numbers or texts of its own."""
+    if not tf.is_tensor(leaf) or isinstance(leaf, tf.Variable):
+        return False
+    return leaf.dtype not in (tf.resource, tf.variant)
 
 
 def repeatable(
     step: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]
 ) -> Callable[[], Any]:
-    """The call with what it was given at first: a loop may reuse the buffers of numpy arrays, which the step may change."""
-    held = tf.nest.map_structure(
+    """The call with what it is given now, for later.
+
+    Numpy arrays are copied: a loop may reuse their buffers, and the step may change them.
+    """
+    kept_args, kept_kwargs = tf.nest.map_structure(
         lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf,
         (list(args), dict(kwargs)),
     )
-    return lambda: step(*copy.copy(held[0]), **held[1])
+    return lambda: step(*copy.copy(kept_args), **kept_kwargs)
+
+
+def read_new(handles: Iterable[Any], reads: Reads) -> None:
+    """Read the variables among `handles` that are not in `reads` yet, and add them."""
+    values = {
+        id(handle): (handle, read_variable(handle)) for handle in handles if _is_new(handle, reads)
+    }
+    reads.update(values)
+
+
+def _is_new(tensor: Any, reads: Mapping[int, Any]) -> bool:
+    return id(tensor) not in reads and is_variable(tensor)
 
 
 def read_before(
     guard: Callable[[Callable[[], None]], Any],
-    found: dict[int, tuple[Any, Any]],
+    reads: Reads,
     name: str,
     original: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """A function that assigns a variable, and keeps its value before that where it is not known: a sum may be added to unread."""
+    """A function that assigns a variable, and keeps its value before that in `reads`.
+
+    A sum may be added to a variable that nobody has read before.
+
+    Args:
+        guard: Runs work of the recorder's own.
+        reads: Filled with the values that are not known yet.
+        name: Name of the function that is replaced.
+        original: The function that is replaced; its first argument is the handle.
+    """
     thread = threading.get_ident()
 
     def keep(handle: Any) -> None:
-        if tf.is_tensor(handle) and is_new(handle, found):
-            with contextlib.suppress(
-                tf.errors.FailedPreconditionError
-            ):  # it is made, and given its first value
-                found[id(handle)] = (handle, read_variable(handle))
+        if tf.is_tensor(handle) and _is_new(handle, reads):
+            # It fails where the variable is being made, and this is its first value.
+            with contextlib.suppress(tf.errors.FailedPreconditionError):
+                reads[id(handle)] = (handle, read_variable(handle))
 
     def assign(*args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() == thread and tf.executing_eagerly():
@@ -59,41 +102,26 @@ def read_before(
     return assign
 
 
-def note_first_reads(found: dict[int, tuple[Any, Any]]) -> Callable[..., None]:
-    """An op callback that keeps the value of each variable before the step: the first that is read, or that a new one is given."""
+def note_first_reads(reads: Reads) -> Callable[..., None]:
+    """An op callback that keeps the value of each variable before the step in `reads`.
+
+    That is the first value that is read of it, or the one that a new variable is given.
+    """
     made: dict[int, Any] = {}
 
     def callback(
         op_type: Any, inputs: Any, attrs: Any, outputs: Any, op_name: Any = None, graph: Any = None
     ) -> None:
         kind = op_type.decode() if isinstance(op_type, bytes) else op_type
-        if graph is not None:
+        if graph is not None:  # an op that is traced reads nothing
             return
         if kind == "VarHandleOp":
             made[id(outputs[0])] = outputs[0]
-        if not inputs or inputs[0].dtype != tf.resource or id(inputs[0]) in found:
+        if not inputs or inputs[0].dtype != tf.resource or id(inputs[0]) in reads:
             return
         if kind == "ReadVariableOp":
-            found[id(inputs[0])] = (inputs[0], outputs[0])
+            reads[id(inputs[0])] = (inputs[0], outputs[0])
         elif kind == "AssignVariableOp" and id(inputs[0]) in made:
-            found[id(inputs[0])] = (inputs[0], inputs[1])
+            reads[id(inputs[0])] = (inputs[0], inputs[1])
 
     return callback
-
-
-def batch_leaves(args: Any) -> tuple[list[Any], list[str]]:
-    """Arrays and tensors of the step's arguments, numpy arrays copied, with a readable path each."""
-    only = args[0] if isinstance(args, tuple) and len(args) == 1 else args
-    leaves, paths = [], []
-    for path, leaf in tf_datasets.flatten_with_paths(only):
-        if isinstance(leaf, np.ndarray):
-            leaves.append(leaf.copy())
-            paths.append(path)
-        elif (
-            tf.is_tensor(leaf)
-            and not isinstance(leaf, tf.Variable)
-            and leaf.dtype not in (tf.resource, tf.variant)
-        ):
-            leaves.append(leaf)
-            paths.append(path)
-    return leaves, paths

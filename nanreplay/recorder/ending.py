@@ -1,4 +1,8 @@
-"""How a recording ends: well, by an exception, or by a signal. What no file holds by then is written, and nothing stays behind."""
+"""How a recording ends: well, by an exception, or by a signal.
+
+What no file holds by then is written, and nothing stays behind. A `Recorder` has one `Ending`,
+which hears of each step's beginning and end, and which `signals` asks to write.
+"""
 
 from __future__ import annotations
 
@@ -30,16 +34,21 @@ class Ending:
     Args:
         session: The recording.
         restore: Puts back what the recorder replaced.
+        before_writing: Brings in what steps have fetched and nobody took yet.
     """
 
-    def __init__(self, session: Recording, restore: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        session: Recording,
+        restore: Callable[[], None],
+        before_writing: Callable[[], None],
+    ) -> None:
         self._session = session
         self._restore = restore
+        self._before_writing = before_writing
         self._is_listening = False
         self._callbacks_gone: weakref.finalize[Any, Any] | None = None
         self.is_in_step = False
-        self.before_writing: Callable[[], None] = lambda: None
-        """Brings in what steps have fetched and nobody took yet."""
         session.on_detach = self.leave
 
     @property
@@ -47,16 +56,20 @@ class Ending:
         """Whether a file is being written."""
         return self._session.lifecycle.is_writing
 
+    # Steps
+
     def around(self, step: Callable[..., Any], before: Callable[[], None]) -> Callable[..., Any]:
-        """A step that tells when it begins and ends; `before` is called first, for an exception may have put everything back."""
+        """A step that tells when it begins and ends.
+
+        Args:
+            step: The step.
+            before: Called first; an exception in an earlier step may have put everything back.
+        """
 
         @functools.wraps(step, updated=())
         def run(*args: Any, **kwargs: Any) -> Any:
-            if (
-                self.is_in_step
-                or not self._session.lifecycle.is_active
-                or not tf_functions.is_top_level()
-            ):
+            is_recorded = self._session.lifecycle.is_active and tf_functions.is_top_level()
+            if self.is_in_step or not is_recorded:
                 return step(*args, **kwargs)
             self._session.guard(before)
             self.begin_step()
@@ -71,7 +84,7 @@ class Ending:
         return run
 
     def begin_step(self) -> None:
-        """A step begins: what comes now is answered at its end."""
+        """A step begins: signals that come now are answered at its end."""
         self.is_in_step = True
 
     def end_step(self) -> None:
@@ -81,16 +94,32 @@ class Ending:
             self._session.guard(self._listen)
         signals.answer_pending()
 
+    def _listen(self) -> None:
+        """Listen to the signals that end a process, from the end of the first step on.
+
+        Before that there is nothing to save: compiling the first step may take long, and is better
+        ended at once.
+        """
+        self._is_listening = True
+        signals.listen(self, signal.SIGTERM)
+        signals.listen(self, signal.SIGINT)
+        if self._session.settings.dump_signal is not None:
+            signals.listen(self, self._session.settings.dump_signal)
+
+    # Trainings
+
     def begin(self, callbacks: Any = None) -> None:
-        """Before training: listen to the signal that asks for a file; note when `fit` has gone without an end.
+        """Before training: listen to the signal that asks for a file.
 
         Args:
-            callbacks: The `CallbackList` of `fit`, which lives as long as `fit` runs.
+            callbacks: The `CallbackList` of `fit`. It lives as long as `fit` runs, and so tells
+                when `fit` has gone without calling `on_train_end`.
         """
         number = self._session.settings.dump_signal
         if number is not None and not signals.listen(self, number):
             warnings.warn(
-                "nanreplay: dump_signal has no effect: signals reach the main thread of Python only.",
+                "nanreplay: dump_signal has no effect: signals reach the main thread of Python "
+                "only.",
                 stacklevel=2,
             )
         if callbacks is not None:
@@ -99,45 +128,17 @@ class Ending:
             self._callbacks_gone = weakref.finalize(callbacks, self.leave)
             self._callbacks_gone.atexit = False
 
-    def _listen(self) -> None:
-        """After the first step, since before there is nothing to save: compiling it may take long, and is better ended at once."""
-        self._is_listening = True
-        signals.listen(self, signal.SIGTERM)
-        signals.listen(self, signal.SIGINT)
-        if self._session.settings.dump_signal is not None:
-            signals.listen(self, self._session.settings.dump_signal)
-
     def leave(self) -> None:
         """Leave nothing installed."""
         self._is_listening = False
-        if (
-            self._callbacks_gone is not None
-        ):  # it would keep the recording alive, and what an error of ours had on its stack
+        # The finalizer keeps the recording alive, and with it the frames of an error of our own.
+        if self._callbacks_gone is not None:
             self._callbacks_gone.detach()
         signals.leave(self)
         self._restore()
 
-    def write(self, name: str, *, prove: bool) -> None:
-        """Write the window because of what `name` is, when it holds anything new."""
-        if self._session.lifecycle.is_active or self._session.lifecycle.has_failed:
-            self._session.guard(lambda: self._write(name, prove))
-
-    def _write(self, name: str, prove: bool) -> None:
-        session = self._session
-        self.before_writing()
-        if session.has_news():
-            path, problem = session.write(
-                Trigger("manual", name, _MEANINGS.get(name, "a file was asked for")),
-                session.step - 1,
-                prove=prove,
-            )
-            with contextlib.suppress(Exception):  # the terminal may be gone
-                print(
-                    f"nanreplay: {name}: {problem or f'wrote {path}'}", file=sys.stderr, flush=True
-                )
-
     def ended_by(self, error: BaseException) -> None:
-        """An exception passes through the training: write when it ends the program, and put everything back."""
+        """An exception passes through the training: write if it ends the program, and leave."""
         self.is_in_step = False
         if self._session.guard(lambda: is_end_of_data(error)):
             return
@@ -146,3 +147,26 @@ class Ending:
         self._session.guard(self._session.forget_unfinished)
         self._session.guard(self.leave)
         signals.answer_pending()
+
+    # Writing
+
+    def write(self, name: str, *, prove: bool) -> None:
+        """Write the window, when it holds anything new.
+
+        Args:
+            name: Name of the signal or exception that is the reason.
+            prove: Re-execute the window, which takes a while.
+        """
+        if self._session.lifecycle.is_active or self._session.lifecycle.has_failed:
+            self._session.guard(lambda: self._write(name, prove))
+
+    def _write(self, name: str, prove: bool) -> None:
+        session = self._session
+        self._before_writing()
+        if not session.has_news():
+            return
+        trigger = Trigger("manual", name, _MEANINGS.get(name, "a file was asked for"))
+        path, problem = session.write(trigger, session.step - 1, prove=prove)
+        with contextlib.suppress(Exception):  # the terminal may be gone
+            message = f"nanreplay: {name}: {problem or f'wrote {path}'}"
+            print(message, file=sys.stderr, flush=True)

@@ -1,4 +1,8 @@
-"""A progress bar on stderr for files that take longer than a second to write. It never fails and never shows in a log."""
+"""What a capture says of the machine and the run, and how far its writing is, on the terminal.
+
+`describe_environment` gives facts for the file. `DumpProgress` shows a bar on stderr for files that
+take longer than a second to write; it never fails and never shows in a log.
+"""
 
 from __future__ import annotations
 
@@ -20,18 +24,15 @@ import nanreplay
 from nanreplay.recorder.settings import this_worker
 from nanreplay.tensorflow_internals import tf_eager
 
-# Facts about the machine, the libraries and the run that go into every capture.
+# Facts
 
 
 def describe_environment() -> dict[str, str]:
     """Versions, platform, devices and the flags that change numbers."""
-    devices = [
-        tf.config.experimental.get_device_details(device).get("device_name", device.device_type)
-        for device in tf.config.list_physical_devices()
-    ]
     worker = this_worker()
+    workers = {"worker": str(worker.index), "workers": str(worker.count)}
     return {
-        **({"worker": str(worker.index), "workers": str(worker.count)} if worker.count > 1 else {}),
+        **(workers if worker.count > 1 else {}),
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "nanreplay": nanreplay.__version__,
         "tensorflow": tf.__version__,
@@ -42,7 +43,7 @@ def describe_environment() -> dict[str, str]:
         "platform": f"{platform.system()} {' '.join(platform.libc_ver())}".strip(),
         "machine": platform.machine(),
         "processor": _processor(),
-        "devices": ", ".join(devices),
+        "devices": ", ".join(_device_names()),
         "cpu_count": str(os.cpu_count()),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
@@ -51,16 +52,22 @@ def describe_environment() -> dict[str, str]:
     }
 
 
+def _device_names() -> list[str]:
+    """The model of each device; its type ("CPU") where TensorFlow knows no more."""
+    details_of = tf.config.experimental.get_device_details
+    return [
+        details_of(device).get("device_name", device.device_type)
+        for device in tf.config.list_physical_devices()
+    ]
+
+
 def _keras_version() -> str:
     """The version of the Keras that is imported: of Keras 3, else of Keras 2."""
-    return next(
-        (
-            sys.modules[name].__version__
-            for name in ("keras", "tf_keras")
-            if hasattr(sys.modules.get(name), "__version__")
-        ),
-        "",
-    )
+    for name in ("keras", "tf_keras"):
+        module = sys.modules.get(name)
+        if module is not None and hasattr(module, "__version__"):
+            return str(module.__version__)
+    return ""
 
 
 def _processor() -> str:
@@ -69,13 +76,13 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return platform.processor()
-    return next(
-        (line.partition(":")[2].strip() for line in lines if line.startswith("model name")),
-        platform.processor(),
-    )
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor()
 
 
-# --- recorder.progress
+# Progress
 
 SHOWN_AFTER_S = 1.0
 """Quicker dumps show nothing."""
@@ -110,9 +117,9 @@ class DumpProgress:
             with contextlib.suppress(Exception):
                 self._bar.stop()
 
-    def stage(self, what: str, total: float) -> None:
+    def stage(self, activity: str, total: float) -> None:
         """Begin a stage: `writing` so many bytes, `replaying` so many steps."""
-        self._stage, self._done = (what, total), 0.0
+        self._stage, self._done = (activity, total), 0.0
         self._show()
 
     def advance(self, amount: float) -> None:
@@ -121,15 +128,13 @@ class DumpProgress:
         self._show()
 
     def _show(self) -> None:
-        if not self._usable or (
-            self._bar is None and time.perf_counter() - self._began_s < SHOWN_AFTER_S
-        ):
+        if not self._usable:
+            return
+        if self._bar is None and time.perf_counter() - self._began_s < SHOWN_AFTER_S:
             return
         try:
             self._draw()
-        except (
-            Exception
-        ):  # stderr was closed, or is something else than a stream: nobody looks at it
+        except Exception:  # stderr was closed, or is no stream: nobody looks at it
             self._usable = False
 
     def _draw(self) -> None:
@@ -137,22 +142,26 @@ class DumpProgress:
             if not sys.stderr.isatty():
                 self._usable = False
                 return
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                TextColumn("{task.percentage:3.0f} %"),
-                TimeRemainingColumn(),
-            )
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._task = self._bar.add_task("")
-            self._bar.start()
-        what, total = self._stage
+            self._start_bar()
+        activity, total = self._stage
         self._bar.update(
             self._task,
-            description=f"nanreplay: {what} {self._name}",
+            description=f"nanreplay: {activity} {self._name}",
             total=total,
             completed=self._done,
         )
+
+    def _start_bar(self) -> None:
+        # Imported when a bar is shown: most dumps are quicker than this import.
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.percentage:3.0f} %"),
+            TimeRemainingColumn(),
+        )
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._task = self._bar.add_task("")
+        self._bar.start()

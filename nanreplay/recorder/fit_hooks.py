@@ -1,9 +1,14 @@
-"""Recording `model.fit` of Keras 3 and of Keras 2: what is fitted, and what has to be known of its way through a batch."""
+"""Recording `model.fit` of Keras 3 and of Keras 2: what `Recorder` has to know of its ways.
+
+Which models can be recorded; how `fit` ends by an exception of another callback; and what stands in
+for the model's own functions while it trains (`EagerTrainStep`, `DirectCalls`).
+"""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import keras
@@ -15,26 +20,26 @@ from nanreplay.recorder.ending import Ending
 from nanreplay.recorder.recorded_function import RecordedFunction
 from nanreplay.tensorflow_internals import tf_datasets
 
-# Seeing `fit` end by an exception of another callback: Keras calls `on_train_end` only when all
-# went well.
-
-_HOOKS = [
-    f"on_{what}_{when}" for what in ("epoch", "train_batch", "test", "test_batch") for when in ("begin", "end")
-]  # fmt: skip
+# Seeing `fit` end by an exception of another callback. Keras calls `on_train_end` only when all
+# went well, so the list of callbacks is given a class that notes what passes through it.
 
 
 def callbacks_of_fit() -> Any:
     """The `CallbackList` that is calling now, or None."""
-    frame = sys._getframe(1)
-    while frame is not None and not isinstance(
-        frame.f_locals.get("self"), keras.callbacks.CallbackList
-    ):
-        frame = frame.f_back  # type: ignore[assignment]
-    return None if frame is None else frame.f_locals["self"]
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        owner = frame.f_locals.get("self")
+        if isinstance(owner, keras.callbacks.CallbackList):
+            return owner
+        frame = frame.f_back
+    return None
 
 
 def watch_callbacks(callbacks: Any, ending: Ending) -> None:
-    """Have `ending` told of exceptions that come out of `callbacks`; the list belongs to this one `fit`."""
+    """Have `ending` told of exceptions that come out of `callbacks`.
+
+    The list belongs to this one `fit`, so nothing has to be undone.
+    """
     if type(callbacks) is keras.callbacks.CallbackList:
         callbacks.__class__ = WatchedCallbackList
         callbacks.nanreplay_endings = []
@@ -48,7 +53,7 @@ class WatchedCallbackList(keras.callbacks.CallbackList):
     nanreplay_endings: list[Ending]
 
 
-def _watched(name: str) -> Any:
+def _watched_hook(name: str) -> Any:
     def hook(self: WatchedCallbackList, *args: Any, **kwargs: Any) -> Any:
         try:
             return getattr(keras.callbacks.CallbackList, name)(self, *args, **kwargs)
@@ -60,11 +65,15 @@ def _watched(name: str) -> Any:
     return hook
 
 
-for _name in _HOOKS:
-    setattr(WatchedCallbackList, _name, _watched(_name))
-# --- recorder.fit
+for _part in ("epoch", "train_batch", "test", "test_batch"):
+    for _moment in ("begin", "end"):
+        _name = f"on_{_part}_{_moment}"
+        setattr(WatchedCallbackList, _name, _watched_hook(_name))
 
-_RECORDED = (
+
+# Which models can be recorded
+
+_RECORDED_STRATEGIES = (
     tf.distribute.MirroredStrategy,
     tf.distribute.MultiWorkerMirroredStrategy,
     tf.distribute.OneDeviceStrategy,
@@ -75,7 +84,8 @@ def check_model(model: Any) -> None:
     """Fail at attach when `model.fit` cannot be recorded.
 
     Raises:
-        AttachError: Another backend, no model of Keras, a model that is not compiled, a distribution strategy.
+        AttachError: Another backend, no model of Keras, a model that is not compiled, a
+            distribution strategy.
     """
     if not is_keras_2(model):
         _check_backend()
@@ -86,21 +96,25 @@ def check_model(model: Any) -> None:
         )
     if not getattr(model, "compiled", getattr(model, "_is_compiled", False)):
         raise AttachError(
-            f"The model {model.name!r} is not compiled. Call model.compile(...) before recording model.fit."
+            f"The model {model.name!r} is not compiled. "
+            "Call model.compile(...) before recording model.fit."
         )
     check_strategy(model.distribute_strategy)
-    if model.distribute_strategy.num_replicas_in_sync > 1 and (
-        model.run_eagerly or model.jit_compile
-    ):
-        how = "run_eagerly=True" if model.run_eagerly else "jit_compile=True"
-        raise AttachError(
-            f"A model on several replicas cannot be recorded with {how}. Compile it without, or train on one device."
-        )
+    if model.distribute_strategy.num_replicas_in_sync > 1:
+        _check_replicated(model)
+
+
+def _check_replicated(model: Any) -> None:
+    if not model.run_eagerly and not model.jit_compile:
+        return
+    how = "run_eagerly=True" if model.run_eagerly else "jit_compile=True"
+    raise AttachError(
+        f"A model on several replicas cannot be recorded with {how}. "
+        "Compile it without, or train on one device."
+    )
 
 
 def _check_backend() -> None:
-    import keras
-
     backend = keras.backend.backend()
     if backend != "tensorflow":
         raise AttachError(
@@ -116,19 +130,27 @@ def is_keras_2(model: Any) -> bool:
     )
 
 
+def is_default_strategy(strategy: Any) -> bool:
+    """Whether this is what TensorFlow uses where nobody chose a strategy; the class is private."""
+    return type(strategy).__name__ == "_DefaultDistributionStrategy"
+
+
 def check_strategy(strategy: Any) -> None:
     """Fail when what a distribution strategy runs cannot be recorded.
 
     Raises:
-        AttachError: It is not one of those whose replicas run the same step in lock-step, each with all variables.
+        AttachError: It is not one of those whose replicas run the same step in lock-step, each with
+            all variables.
     """
-    if (
-        not isinstance(strategy, _RECORDED)
-        and type(strategy).__name__ != "_DefaultDistributionStrategy"
-    ):
-        raise AttachError(
-            f"nanreplay records MirroredStrategy and MultiWorkerMirroredStrategy; {type(strategy).__name__} is not supported."
-        )
+    if isinstance(strategy, _RECORDED_STRATEGIES) or is_default_strategy(strategy):
+        return
+    raise AttachError(
+        "nanreplay records MirroredStrategy and MultiWorkerMirroredStrategy; "
+        f"{type(strategy).__name__} is not supported."
+    )
+
+
+# What stands in for the model's own functions
 
 
 class EagerTrainStep:
@@ -136,23 +158,22 @@ class EagerTrainStep:
 
     Args:
         model: The model.
-        step: Makes the recorded step of the model's own.
+        make_recorded: Makes the recorded step of the model's own.
     """
 
     def __init__(
-        self, model: Any, step: Callable[[Callable[..., Any]], Callable[..., Any]]
+        self, model: Any, make_recorded: Callable[[Callable[..., Any]], Callable[..., Any]]
     ) -> None:
         self._model = model
         self._function = model.train_function
-        recorded = step(model.train_step)
+        recorded = make_recorded(model.train_step)
 
         def train_step(*args: Any, **kwargs: Any) -> Any:
             return recorded(*args, **kwargs)
 
         model.__dict__["train_step"] = train_step
-        if not is_keras_2(
-            model
-        ):  # whose train function asks for the step in each call; that of Keras 3 holds it
+        # The train function of Keras 2 asks for the step in each call; that of Keras 3 holds it.
+        if not is_keras_2(model):
             model.make_train_function(force=True)
         self._made = model.train_function
 
@@ -164,11 +185,12 @@ class EagerTrainStep:
 
 
 class DirectCalls:
-    """Stands in for the train function that Keras 3 makes, and calls what is compiled in it directly.
+    """Stands in for the train function that Keras 3 makes, and calls what is compiled in it.
 
-    Keras hands the logs of a step over in an Optional, and asks TensorFlow anew for each step which of its traces fits. Here the same
-    trace is called with the same iterator, and the logs are taken where they come from. That saves more than recording costs. The first
-    step, and each of another kind of data, goes Keras's own way.
+    Keras hands the logs of a step over in an Optional, and asks TensorFlow anew for each step which
+    of its traces fits. Here the same trace is called with the same iterator, and the logs are taken
+    where they come from. That saves more than recording costs. The first step, and each of another
+    kind of data, goes Keras's own way.
 
     Args:
         model: The Keras model.
@@ -180,54 +202,51 @@ class DirectCalls:
         self._calls = calls
         self.original = model.train_function
         self._spec: Any = None
+        """Spec of the elements that the known trace takes."""
         self._known: tuple[Any, RecordedFunction] | None = None
+        """(weak reference to the trace, how it is recorded) once a step went Keras's own way."""
         model.train_function = self
 
     @staticmethod
     def fits(model: Any) -> bool:
         """Whether this is Keras's own function, on one device."""
         name = getattr(model.train_function, "__qualname__", "")
-        is_own = name == "TensorFlowTrainer._make_function.<locals>.function"
-        return is_own and is_default_strategy(model) and not is_keras_2(model)
+        # As Keras 3 names it: code of the user's own has another name, and is called as it is.
+        if name != "TensorFlowTrainer._make_function.<locals>.function":
+            return False
+        return is_default_strategy(model.distribute_strategy) and not is_keras_2(model)
 
     def __call__(self, iterator: Any) -> Any:
         """Run the steps of one call; returns the logs of the last one."""
         spec = getattr(iterator, "element_spec", None)
-        if (
-            self._known is None
-            or (spec is not self._spec and spec != self._spec)
-            or not self._calls.session.lifecycle.is_active
-        ):
+        if self._known is None or not self._calls.session.lifecycle.is_active:
+            return self._keras_way(iterator, spec)
+        if spec is not self._spec and spec != self._spec:
             return self._keras_way(iterator, spec)
         self._spec = spec
         reference, recorded = self._known
         function = reference()
-        handle = (
-            None
-            if function is None
-            else self._calls.session.guard(lambda: tf_datasets.iterator_handle(iterator))
-        )
-        ran, outputs = (
-            (False, None)
-            if handle is None
-            else self._calls.call_directly(function, [handle], function.captured_inputs)
-        )
-        if not ran:
+        if function is None:
+            return self._keras_way(iterator, spec)
+        handle = self._calls.session.guard(lambda: tf_datasets.iterator_handle(iterator))
+        if handle is None:
+            return self._keras_way(iterator, spec)
+        has_run, outputs = self._calls.call_directly(function, [handle], function.captured_inputs)
+        if not has_run:
             return self._keras_way(iterator, spec)
         if outputs is None:
             raise StopIteration  # as Keras does once the data has ended
         return tf.nest.pack_sequence_as(recorded.slot.traced.graph.structured_outputs, outputs)
 
     def _keras_way(self, iterator: Any, spec: Any) -> Any:
+        """Run the steps as Keras does, and learn which trace it chose."""
         self._calls.last = self._known = None
         result = self.original(iterator)
         recorded = self._calls.last
-        is_whole = (
-            recorded is not None
-            and recorded.variant is not None
-            and (recorded.variant.n_returned or recorded.steps_in_call)
-        )
-        if recorded is not None and is_whole and spec is not None:
+        if recorded is None or recorded.variant is None or spec is None:
+            return result
+        # Else the logs cannot be had without Keras's own function around the trace.
+        if recorded.variant.n_returned or recorded.steps_in_call:
             self._spec, self._known = spec, (recorded.function, recorded)
             if recorded.steps_in_call:
                 recorded.runs_steps(int(self._model.steps_per_execution))
@@ -237,8 +256,3 @@ class DirectCalls:
         """Leave the model as it was."""
         if self._model.train_function is self:
             self._model.train_function = self.original
-
-
-def is_default_strategy(model: Any) -> bool:
-    """Whether a model trains without a distribution strategy."""
-    return type(model.distribute_strategy).__name__ == "_DefaultDistributionStrategy"

@@ -1,4 +1,7 @@
-"""What becomes of an incident: a file; then an exception, a stop, or nothing."""
+"""What becomes of an incident: a file; then an exception, a stop, or nothing.
+
+A `Recorder` hands each `Suspicion` to its `Incidents`, and asks it for files on demand.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,10 @@ class Incidents:
         self.path: Location | None = None
         """The last file."""
         self.raised: tuple[weakref.ref[NonFiniteError], str] | None = None
-        """The last error that was raised for an incident, and what it says: its frames hold the training."""
+        """The last error that was raised for an incident, and its message.
+
+        The reference is weak, for the frames of the error hold the training.
+        """
 
     def handle(self, suspicion: Suspicion) -> None:
         """Write the capture, if this is an incident; then raise, stop, or go on.
@@ -45,20 +51,14 @@ class Incidents:
             NonFiniteError: As asked for by `on_nan="raise"`.
         """
         session, on_nan = self._session, self._session.settings.on_nan
-        if (
-            session.lifecycle.is_unhealthy or session.lifecycle.is_stopped
-        ):  # an exception before any step was healthy again
-            return
+        if session.lifecycle.is_unhealthy or session.lifecycle.is_stopped:
+            return  # an exception before any step was healthy again
         session.guard(self._before_writing)
         if not suspicion.is_certain and session.guard(lambda: session.confirm(suspicion)) is False:
-            name, step = suspicion.trigger.name, suspicion.step
-            session.note_once(
-                f"The {name} that steps return is {suspicion.trigger.value}",
-                f" from step {step} on; all that trains is finite.",
-            )
+            self._note_harmless(suspicion)
             return
-        trigger, step = suspicion.trigger, suspicion.step
-        sentence, path, step = self._write(trigger, step)
+        trigger = suspicion.trigger
+        sentence, path, step = self._write(trigger, suspicion.step)
         if on_nan != "continue":
             session.lifecycle.note(Event.INCIDENT_ENDS)
             if trigger.what != "exception" and on_nan == "raise":
@@ -66,50 +66,59 @@ class Incidents:
                 self.raised = weakref.ref(error), str(error)
                 raise error
             self._stop()
+        message = f"nanreplay: {sentence}"
+        if path:
+            message += f" Capture: {path} (nanreplay bisect {path})"
         # Where warnings are errors, this one must not take the place of the step's own exception.
-        with (
-            contextlib.suppress(UserWarning)
-            if trigger.what == "exception"
-            else contextlib.nullcontext()
-        ):
-            warnings.warn(
-                f"nanreplay: {sentence}"
-                + (f" Capture: {path} (nanreplay bisect {path})" if path else ""),
-                stacklevel=2,
-            )
+        suppressed = (UserWarning,) if trigger.what == "exception" else ()
+        with contextlib.suppress(*suppressed):
+            warnings.warn(message, stacklevel=2)
+
+    def _note_harmless(self, suspicion: Suspicion) -> None:
+        self._session.note_once(
+            f"The {suspicion.trigger.name} that steps return is {suspicion.trigger.value}",
+            f" from step {suspicion.step} on; all that trains is finite.",
+        )
 
     def _write(self, trigger: Trigger, step: int) -> tuple[str, Location | None, int]:
-        """Write the capture, and prepare for what comes; returns what to say, the file, and the incident's step."""
+        """Write the capture, and prepare for what comes.
+
+        Returns:
+            A sentence for the user, the file, and the incident's step.
+        """
         session = self._session
-        failed = None, UNWRITTEN
-        path, problem = session.guard(lambda: session.write(trigger, step)) or failed
+        path, problem = session.guard(lambda: session.write(trigger, step)) or (None, UNWRITTEN)
         if path is not None and session.dated is not None:
             trigger, step = session.dated
         self.path = path or self.path
         self._count += 1
         happened = session.guard(lambda: describe(trigger)) or f"{trigger.name} is not healthy"
-        sentence = " ".join(filter(None, [f"step {step}: {happened}.", problem]))
+        sentence = f"step {step}: {happened}."
+        if problem:
+            sentence += f" {problem}"
         if session.settings.on_nan == "continue":
-            more = session.guard(lambda: self._go_on(trigger))
-            if more is None:  # the recorder has failed and said so
+            addition = session.guard(lambda: self._go_on(trigger))
+            if addition is None:  # the recorder has failed and said so
                 session.lifecycle.note(Event.LAST_INCIDENT)
-            sentence += more or ""
+            sentence += addition or ""
         return sentence, path, step
 
     def _go_on(self, trigger: Trigger) -> str:
+        """Prepare for the next incident; returns what is to be added to the sentence."""
         session = self._session
         if self._count >= session.settings.max_incidents or session.lifecycle.has_failed:
             session.lifecycle.note(Event.LAST_INCIDENT)
             session.release()
             session.on_detach()
             return f" No further incident is recorded (max_incidents={self._count})."
-        session.step += trigger.what == "exception"  # the step was called, and is over
+        if trigger.what == "exception":
+            session.step += 1  # the step was called, and is over
         session.lifecycle.note(Event.INCIDENT_PASSES)
         session.rearm()
         return ""
 
     def settle(self) -> bool:
-        """Look at what was not looked at yet; returns whether a step is an incident, which is handled.
+        """Look at what was not looked at yet; returns whether an incident was found and handled.
 
         Raises:
             NonFiniteError: As asked for by `on_nan="raise"`.
@@ -117,12 +126,12 @@ class Incidents:
         session = self._session
         if not session.lifecycle.is_active:
             return False
-        found = session.guard(session.flush) or session.guard(session.look_now)
-        if found is not None:
-            before = self._count
-            self.handle(found)
-            return self._count > before
-        return False
+        suspicion = session.guard(session.flush) or session.guard(session.look_now)
+        if suspicion is None:
+            return False
+        count_before = self._count
+        self.handle(suspicion)
+        return self._count > count_before
 
     def dump(self, reason: str) -> Location | None:
         """Write what is held, because somebody asks; returns the file."""
@@ -131,13 +140,13 @@ class Incidents:
         session = self._session
         session.guard(self._before_writing)
         trigger, step = Trigger("manual", "dump", reason), max(0, session.step - 1)
-        failed_before = session.lifecycle.has_failed
-        found: tuple[Location | None, str] = session.guard(
-            lambda: session.write(trigger, step)
-        ) or (None, "")
-        path, problem = found
+        had_failed = session.lifecycle.has_failed
+        written: tuple[Location | None, str] | None
+        written = session.guard(lambda: session.write(trigger, step))
+        path, problem = written or (None, "")
         if path is None:
-            if problem and session.lifecycle.has_failed == failed_before:  # else it has been said
+            # A failure of the recorder's own has been told of already.
+            if problem and session.lifecycle.has_failed == had_failed:
                 warnings.warn(f"nanreplay: {problem}", stacklevel=3)
             return None
         self.path = path
@@ -160,8 +169,6 @@ def describe(trigger: Trigger) -> str:
     value = {"nan": "NaN", "inf": "infinite", "-inf": "infinite"}.get(trigger.value)
     if value is None:  # a sentence of its own, such as updates that loss scaling skipped
         return f"{trigger.name}: {trigger.value}"
-    return (
-        f"{trigger.name} is {value}"
-        if trigger.what == "loss"
-        else f"{trigger.what} {trigger.name} is {value}"
-    )
+    if trigger.what == "loss":
+        return f"{trigger.name} is {value}"
+    return f"{trigger.what} {trigger.name} is {value}"

@@ -1,4 +1,8 @@
-"""From what was read of a step to a verdict: is it an incident?"""
+"""The state of a recording, and what makes a step an incident.
+
+`Lifecycle` says what a recording may do now, and which event leads to which state. A `Suspicion` is
+what a step showed; `Incidents` makes an incident of it.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,19 @@ from nanreplay.program.fingerprint import nonfinite_kind, read_variable
 from nanreplay.recorder.variable_table import VariableTable
 from nanreplay.records import Trigger
 
-# The state of a recording, in one place: what it may do now, and what leads to what.
+DatedIncident = tuple[Trigger, int]
+"""An incident and its step."""
 
 
 class State(enum.Enum):
     """What a recording is doing."""
 
     RECORDING = "recording"
-    """Steps are kept, and watched."""
+    """Steps are kept and checked."""
     UNHEALTHY = "unhealthy"
-    """An incident was written, and no step has been healthy since: steps are watched, nothing is kept."""
+    """An incident was written, and no step has been healthy since: steps are checked, not kept."""
     FAILED = "failed"
-    """An error of the recorder's own: nothing more is kept. What is held goes into a file at the NaN."""
+    """An error of the recorder's own: no more is kept. What is held goes into a file at the NaN."""
     STOPPED = "stopped"
     """An incident was written, and the training is to end."""
     FULL = "full"
@@ -104,7 +109,7 @@ class Lifecycle:
 
     @property
     def has_failed(self) -> bool:
-        """Whether an error of the recorder's own ended the recording, and no incident has followed."""
+        """Whether an error of the recorder's own ended the recording, and no incident followed."""
         return self.state is State.FAILED
 
     @property
@@ -113,7 +118,7 @@ class Lifecycle:
         return self.state is State.STOPPED
 
 
-# --- recorder.trigger
+# Suspicions, and the triggers of incidents
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,36 +129,42 @@ class Suspicion:
     step: int
     """The step after which it was seen; it may have begun before."""
     is_certain: bool
-    """False for a number that may have turned non-finite by itself, such as a running mean of losses."""
+    """False for a number that may have turned non-finite by itself, such as a mean of losses."""
 
 
 def variable_trigger(variables: VariableTable, index: int) -> Trigger:
     """The trigger of a variable that is not finite."""
-    return Trigger(
-        "variable", variables.path(index), nonfinite_kind(read_variable(variables.handles[index]))
-    )
+    kind = nonfinite_kind(read_variable(variables.handles[index]))
+    return Trigger("variable", variables.path(index), kind)
 
 
 def exception_trigger(error: BaseException) -> Trigger | None:
-    """The trigger of a step that raised; None when there are no more batches, or the program is to end."""
+    """The trigger of a step that raised.
+
+    None when there are no more batches, or the program is to end (KeyboardInterrupt, SystemExit).
+    """
     if is_end_of_data(error) or not isinstance(error, Exception):
         return None
-    return Trigger("exception", type(error).__name__, _what_was_said(str(error))[:500])
-
-
-def _what_was_said(message: str) -> str:
-    """The line that says why: a graph's error begins with where the op was made, and ends with which node it was."""
-    lines = [line for line in message.splitlines() if line.strip()] or [""]
-    if not lines[0].startswith("Graph execution error"):
-        return lines[0]
-    reasons = [
-        line
-        for line in lines[1:]
-        if not line.startswith((" ", "\t", "Detected at", "Stack trace", "Original stack"))
-    ]
-    return reasons[0] if reasons else lines[0]
+    return Trigger("exception", type(error).__name__, _reason_line(str(error))[:500])
 
 
 def is_end_of_data(error: BaseException) -> bool:
     """Whether an exception only says that there are no more batches."""
     return isinstance(error, (StopIteration, tf.errors.OutOfRangeError))
+
+
+def _reason_line(message: str) -> str:
+    """The line of a message that says why.
+
+    The message of a graph's error begins with where the op was made ("Detected at node ...", with
+    an indented stack), and ends with which node it was ("Original stack trace for ...").
+    """
+    lines = [line for line in message.splitlines() if line.strip()]
+    if not lines:
+        return ""
+    if not lines[0].startswith("Graph execution error"):
+        return lines[0]
+    for line in lines[1:]:
+        if not line.startswith((" ", "\t", "Detected at", "Stack trace", "Original stack")):
+            return line
+    return lines[0]

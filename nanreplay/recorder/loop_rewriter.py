@@ -1,8 +1,15 @@
-"""Finding the loops of a program that train in Python, and telling a recorder of each iteration.
+"""Finding the loops of a program that train in Python, and putting their bodies under watch.
 
-Where an eager step begins cannot be seen from outside: no function is called for it. `nanreplay run` compiles the program
-itself, and puts the body of each loop that calls anything into a `with` statement. Line numbers, variables and what the body
-does stay as they are. Which loops train is told from the text, so that their first iteration is seen: by calls of
+Where an eager step begins cannot be seen from outside: no function is called for it. `nanreplay
+run` compiles the program itself (`loops`), and puts the body of each loop that calls anything into
+a `with` statement. Line numbers, variables and what the body does stay as they are:
+
+    for batch in data:                 __nanreplay_loop_0__.entered()
+        train(batch)          becomes  for batch in data:
+                                           with __nanreplay_loop_0__:
+                                               train(batch)
+
+Which loops train is told from the text, so that their first iteration is seen: by calls of
 `tape.gradient`, of optimizers and `assign`, and of functions of the program that make them.
 """
 
@@ -48,36 +55,52 @@ class TrainingNames:
     updates: set[str] = field(default_factory=set)
 
     def learn(self, tree: ast.Module) -> None:
-        """Add the functions of a module."""
+        """Add the functions of a module.
+
+        A function that calls one that trains, trains: the functions are gone through again until
+        none is added. With `def b(): a()` before `def a(): tape.gradient(...)`, the first pass adds
+        `a`, the second `b`, and the third nothing.
+        """
         functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
-        before = -1
-        while before != (before := len(self.gradients) + len(self.updates)):
+        count_before = -1
+        count = len(self.gradients) + len(self.updates)
+        while count != count_before:
             for function in functions:
                 computes, applies = self._does(function.body)
                 if computes:
                     self.gradients.add(function.name)
                 if applies:
                     self.updates.add(function.name)
+            count_before = count
+            count = len(self.gradients) + len(self.updates)
 
     def trains(self, body: Sequence[ast.stmt]) -> bool:
-        """Whether statements compute gradients and apply them, other than in a loop that does both itself."""
+        """Whether statements compute and apply gradients, other than in a loop that does both."""
         return all(self._does(body))
 
     def _does(self, body: Sequence[ast.stmt]) -> tuple[bool, bool]:
         """(computes gradients, applies them)."""
         calls = list(self._calls(body))
         computes = any(name in _GRADIENTS or name in self.gradients for name, _ in calls)
-        applies = any(
-            name in _UPDATES
-            or name in self.updates
-            or (name == "apply" and "opt" in owner.lower())
-            or (name in _ASSIGNMENTS and computes)
-            for name, owner in calls
-        )
+        applies = any(self._applies(name, owner, computes) for name, owner in calls)
         return computes, applies
 
+    def _applies(self, name: str, owner: str, computes: bool) -> bool:
+        """Whether a call applies gradients, in statements that compute some or do not.
+
+        Many things have an `apply`, and many programs `assign`.
+        """
+        if name in _UPDATES or name in self.updates:
+            return True
+        if name == "apply":
+            return "opt" in owner.lower()
+        return name in _ASSIGNMENTS and computes
+
     def _calls(self, body: Sequence[ast.stmt]) -> Iterator[tuple[str, str]]:
-        """(name, text of the owner) of what is called, not in functions that are only defined, nor in loops that train."""
+        """(name, text of the owner) of what is called.
+
+        Left out is what is in functions that are only defined, and in loops that train themselves.
+        """
         pending: list[ast.AST] = list(body)
         while pending:
             node = pending.pop()
@@ -95,13 +118,15 @@ class TrainingNames:
 
 def imported_names(tree: ast.Module) -> set[str]:
     """Modules that a program may import, as it names them."""
-    found: set[str] = set()
+    names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found.update(alias.name for alias in node.names)
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            found.update({node.module, *(f"{node.module}.{alias.name}" for alias in node.names)})
-    return found
+            # What is imported from a package may be a module of it.
+            names.add(node.module)
+            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+    return names
 
 
 class LoopRewriter(ast.NodeTransformer):
@@ -119,7 +144,9 @@ class LoopRewriter(ast.NodeTransformer):
         self._names = names
         self._next_number = first
         self._scopes: list[str] = []
+        """Names of the functions around the node that is visited, outermost first."""
         self._classes: list[str] = []
+        """Names of the classes around it."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         """Note the name of the function."""
@@ -137,69 +164,79 @@ class LoopRewriter(ast.NodeTransformer):
 
     def visit_For(self, node: ast.For) -> ast.AST | list[ast.stmt]:
         """Rewrite a `for` loop."""
-        return self._visit_loop(node, _names_in(node.target))
+        names = tuple(part.id for part in ast.walk(node.target) if isinstance(part, ast.Name))
+        return self._visit_loop(node, names)
 
     def visit_While(self, node: ast.While) -> ast.AST | list[ast.stmt]:
         """Rewrite a `while` loop."""
         return self._visit_loop(node, ())
 
     def _visit_loop(self, node: Loop, targets: tuple[str, ...]) -> ast.AST | list[ast.stmt]:
-        body = self._body(node, targets)
+        body = self._body(node, targets)  # before the loops within it are rewritten
         self.generic_visit(node)
         if body is None:
             return node
         self.bodies.append(body)
         manager = ast.Name(body.name, ast.Load())
-        watched = ast.With([ast.withitem(manager)], [_Next().visit(each) for each in node.body])
+        statements = [_NextCalls().visit(statement) for statement in node.body]
+        watched = ast.With([ast.withitem(manager)], statements)
         entered = ast.Expr(ast.Call(ast.Attribute(manager, "entered", ast.Load()), [], []))
         node.body = [_placed(watched, node)]
         return [_placed(entered, node), node]
 
     def _body(self, node: Loop, targets: tuple[str, ...]) -> LoopBody | None:
         """What runs the body once more; None where it calls nothing, or cannot run by itself."""
-        inside = [each for statement in node.body for each in ast.walk(statement)]
-        if not any(isinstance(each, ast.Call) for each in inside):
+        parts = [part for statement in node.body for part in ast.walk(statement)]
+        if not any(isinstance(part, ast.Call) for part in parts) or not _can_run_alone(parts):
             return None
-        if any(
-            isinstance(each, (ast.Yield, ast.YieldFrom, ast.Await, ast.Nonlocal)) for each in inside
-        ):
-            return None
-        if any(isinstance(each, ast.Name) and each.id == "super" for each in inside):
-            return None
-        private = self._classes[-1] if self._classes else None
-        again = [_BodyOnly(private).visit(_Next().visit(copy.deepcopy(each))) for each in node.body]
-        once = ast.For(
-            ast.Name("__nanreplay_once__", ast.Store()),
-            ast.Tuple([ast.Constant(0)], ast.Load()),
-            again,
-            [],
-        )
-        module = ast.Module([_placed(once, node)], [])
         try:
-            code = compile(ast.fix_missing_locations(module), self._file, "exec")
+            code = self._code_of_body(node)
         except SyntaxError:
             return None
         code = code.replace(co_name=self._scopes[-1] if self._scopes else "<module>")
-        names = tuple({each.id for each in inside if isinstance(each, ast.Name)})
+        names = tuple({part.id for part in parts if isinstance(part, ast.Name)})
         name = f"__nanreplay_loop_{self._next_number}__"
         self._next_number += 1
         return LoopBody(name, code, targets, names, self._names.trains(node.body))
 
+    def _code_of_body(self, node: Loop) -> CodeType:
+        """The body in a loop of one iteration, so that `break` and `continue` end it.
 
-def _names_in(target: ast.expr) -> tuple[str, ...]:
-    return tuple(node.id for node in ast.walk(target) if isinstance(node, ast.Name))
+        Raises:
+            SyntaxError: It cannot stand outside of its function.
+        """
+        class_name = self._classes[-1] if self._classes else None
+        statements = []
+        for statement in node.body:
+            own = _NextCalls().visit(copy.deepcopy(statement))
+            statements.append(_BodyOnly(class_name).visit(own))
+        target = ast.Name("__nanreplay_once__", ast.Store())
+        once = ast.For(target, ast.Tuple([ast.Constant(0)], ast.Load()), statements, [])
+        module = ast.fix_missing_locations(ast.Module([_placed(once, node)], []))
+        code: CodeType = compile(module, self._file, "exec")
+        return code
+
+
+def _can_run_alone(parts: Sequence[ast.AST]) -> bool:
+    """Whether statements mean the same outside of their function, given all their parts."""
+    for part in parts:
+        if isinstance(part, (ast.Yield, ast.YieldFrom, ast.Await, ast.Nonlocal)):
+            return False
+        if isinstance(part, ast.Name) and part.id == "super":
+            return False
+    return True
 
 
 def _placed(node: ast.stmt, loop: Loop) -> ast.stmt:
     """A statement of ours, on the line of the loop."""
-    for each in ast.walk(node):
-        if isinstance(each, (ast.stmt, ast.expr)) and not hasattr(each, "lineno"):
-            ast.copy_location(each, loop)
-            each.end_lineno, each.end_col_offset = loop.lineno, loop.col_offset
+    for part in ast.walk(node):
+        if isinstance(part, (ast.stmt, ast.expr)) and not hasattr(part, "lineno"):
+            ast.copy_location(part, loop)
+            part.end_lineno, part.end_col_offset = loop.lineno, loop.col_offset
     return node
 
 
-class _Next(ast.NodeTransformer):
+class _NextCalls(ast.NodeTransformer):
     """`next` as a function of ours, so that a body that runs once more is given the same."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
@@ -212,14 +249,15 @@ class _Next(ast.NodeTransformer):
 class _BodyOnly(ast.NodeTransformer):
     """A body out of its function: `return` ends it, and private names are written out."""
 
-    def __init__(self, private: str | None) -> None:
-        self._class = private
+    def __init__(self, class_name: str | None) -> None:
+        self._class_name = class_name
         self._is_nested = False
+        """Whether the node that is visited is in a function of the body's own."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        before, self._is_nested = self._is_nested, True
+        was_nested, self._is_nested = self._is_nested, True
         self.generic_visit(node)
-        self._is_nested = before
+        self._is_nested = was_nested
         return node
 
     def visit_Return(self, node: ast.Return) -> ast.AST | list[ast.stmt]:
@@ -228,10 +266,15 @@ class _BodyOnly(ast.NodeTransformer):
             return node
         value = ast.Expr(node.value or ast.Constant(None))
         end = ast.Raise(ast.Name(END, ast.Load()))
-        return [ast.fix_missing_locations(ast.copy_location(each, node)) for each in (value, end)]
+        return [
+            ast.fix_missing_locations(ast.copy_location(statement, node))
+            for statement in (value, end)
+        ]
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
+        # Python does this itself within a class: `self.__x` in class A is `self._A__x`.
         self.generic_visit(node)
-        if self._class is not None and node.attr.startswith("__") and not node.attr.endswith("__"):
-            node.attr = f"_{self._class.lstrip('_')}{node.attr}"
+        is_private = node.attr.startswith("__") and not node.attr.endswith("__")
+        if self._class_name is not None and is_private:
+            node.attr = f"_{self._class_name.lstrip('_')}{node.attr}"
         return node

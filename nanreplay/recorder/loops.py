@@ -1,4 +1,8 @@
-"""The loops of a program that train in Python, as `nanreplay run` sees them: what runs around each iteration."""
+"""The loops of a program that train in Python, as `nanreplay run` sees them.
+
+`Loops` compiles the program's files, each loop with a `WatchedLoop` around its body. That tells a
+`LoopStep` of each `Iteration`, which can run once more.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +19,6 @@ from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
-import tensorflow as tf
-
-from nanreplay.program import listening
-from nanreplay.program.training_functions import hands_gradient_out
-from nanreplay.recorder.compiled_calls import CompiledCalls
-from nanreplay.recorder.eager_step import EagerStep, Run
-from nanreplay.recorder.ending import Ending
 from nanreplay.recorder.loop_rewriter import (
     END,
     NEXT,
@@ -30,139 +27,18 @@ from nanreplay.recorder.loop_rewriter import (
     TrainingNames,
     imported_names,
 )
-from nanreplay.recorder.recording import Recording
 
 if TYPE_CHECKING:
     from nanreplay.recorder.ambient import Ambient
-
-
-# Eager steps that are the iterations of a loop: what `EagerStep` does with a call, done between
-# two moments.
-
-
-class LoopStep:
-    """Records the iterations of a loop, each that trains in Python as one eager step.
-
-    An iteration in which nothing is computed for a gradient or applied is none: a loop that fills a buffer first, say. Once an
-    iteration trains in compiled functions alone, these are the steps, and the loop is left alone.
-
-    Args:
-        session: The recording.
-        calls: Records compiled functions.
-        eager: Records the eager steps.
-        ending: Sees the steps begin and end.
-        knows: Says whether the training uses one of some variables, given their handles.
-        remember: Told of the handles of the variables, once they are known.
-    """
-
-    def __init__(
-        self, session: Recording, calls: CompiledCalls, eager: EagerStep, ending: Ending,
-        knows: Callable[[Any], bool], remember: Callable[[Any], None],
-    ) -> None:  # fmt: skip
-        self.knows = knows
-        self.is_compiled = False
-        """Whether compiled functions train, and nothing else."""
-        self._is_eager = False
-        """Whether an iteration has trained in Python: compiled functions are ops of it then."""
-        self._session = session
-        self._calls = calls
-        self._eager = eager
-        self._ending = ending
-        self._remember = remember
-        self._trained_before = 0
-        self._n_known = 0
-        self._run: Run | None = None
-        self._stop = contextlib.ExitStack()
-
-    @property
-    def is_active(self) -> bool:
-        """Whether iterations are recorded."""
-        return self._session.lifecycle.is_active
-
-    def begin(self, call: Callable[[], tuple[Any, Callable[[], Any]]]) -> None:
-        """An iteration begins; `call` gives what it is given, and what runs it once more."""
-        self._ending.begin_step()
-        self._calls.is_eager, self._trained_before = False, self._calls.trained
-        self._calls.before_step = self._eager.forget_call
-        self._run = self._eager.begin(call)
-        self._stop = contextlib.ExitStack()
-        self._stop.enter_context(listening.listening(self))
-
-    def taken(self, value: Any) -> None:
-        """The iteration has taken `value` from an iterator of Python's: it is part of the batch."""
-        run = self._run
-        if run is not None:
-            self._session.guard(lambda: self._eager.add_to_batch(run, {"next": value}))
-
-    def end(self, error: BaseException | None) -> None:
-        """The iteration is over, by `error` where one passes through.
-
-        Raises:
-            NonFiniteError: It was non-finite, and `on_nan` is "raise".
-        """
-        self._stop.close()
-        self._calls.before_step = lambda: None
-        try:
-            self._told(error)
-        except BaseException as raised:
-            self._ending.ended_by(raised)
-            raise
-        if error is not None:
-            self._ending.ended_by(error)
-        self._ending.end_step()
-
-    def _told(self, error: BaseException | None) -> None:
-        run = self._run
-        if run is None:
-            return
-        self._is_eager = self._is_eager or self._calls.is_eager
-        if not self._calls.is_eager and not isinstance(error, (tf.errors.OpError, ArithmeticError)):
-            self._session.guard(self._eager.forget_call)
-            self.is_compiled = self._calls.trained > self._trained_before
-        elif isinstance(error, (tf.errors.OpError, ArithmeticError)):
-            self._eager.raised(run, error)
-        else:  # an error of another kind is the program's own affair
-            self._eager.ended(run, None)
-        handles = self._session.variables.handles
-        if len(handles) != self._n_known:
-            self._n_known = len(handles)
-            self._remember(handles)
-
-    def call(
-        self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
-    ) -> Any:
-        """Note a compiled function; it is a step if it trains, unless iterations train in Python."""
-        if self._session.guard(
-            lambda: hands_gradient_out(function)
-        ):  # Python applies it, or adds up until it does
-            self._calls.trained_eagerly()
-        if self._is_eager or self._calls.is_eager:
-            return self._eager.call(function, inputs, captured, run)
-        self._eager.note_variables([*inputs, *captured])
-        return self._calls.call(function, inputs, captured, run)
-
-    def trained_eagerly(self) -> None:
-        """Note that Python code trains by itself."""
-        self._calls.trained_eagerly()
-
-
-# --- recorder.loops
+    from nanreplay.recorder.loop_step import LoopStep
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 
 
-class _LoopThread(threading.local):
-    def __init__(self) -> None:
-        self.entered: list[WatchedLoop] = []
-        """The loops whose bodies the thread is in, outermost first."""
-        self.active_depth = 0
-        """In which of them, counted from 1, an iteration is recorded; 0 for none."""
-        self.iteration: Iteration | None = None
-        """The iteration that is recorded, or run once more."""
-
-
 class Loops:
     """Compiles the files of a program, with its loops that train put under watch.
+
+    The rewritten code finds its helpers among Python's builtins, for it may run in any namespace.
 
     Args:
         folder: Where the program's own modules are.
@@ -175,54 +51,58 @@ class Loops:
         self._names = TrainingNames()
         self._n_loops = 0
         self._learned: set[str] = set()
+        """Files whose functions are known to train or not."""
         self.thread = _LoopThread()
         vars(builtins)[NEXT] = self._next
         vars(builtins)[END] = _EndOfBody
 
+    # Compiling
+
     def compile(self, source: bytes, file: str) -> CodeType:
-        """The code of a file of the program."""
-        plain: CodeType = compile(
-            source, file, "exec", dont_inherit=True
-        )  # its errors are those of Python
+        """The code of a file of the program.
+
+        Raises:
+            SyntaxError: As Python raises it for the file as it is.
+        """
+        plain: CodeType = compile(source, file, "exec", dont_inherit=True)
         try:
             return self._rewritten(source, file)
-        except (
-            Exception
-        ):  # what is not understood runs as it is; that it trains unseen is said when it does
+        except Exception:  # what is not understood runs as it is; that it trains unseen is told
             return plain
 
     def _rewritten(self, source: bytes, file: str) -> CodeType:
         tree = ast.parse(source, file)
         self._learn(tree, file)
         rewriter = LoopRewriter(file, self._names, self._n_loops)
-        code: CodeType = compile(
-            ast.fix_missing_locations(rewriter.visit(tree)), file, "exec", dont_inherit=True
-        )
+        rewritten = ast.fix_missing_locations(rewriter.visit(tree))
+        code: CodeType = compile(rewritten, file, "exec", dont_inherit=True)
         self._n_loops += len(rewriter.bodies)
         for body in rewriter.bodies:
             vars(builtins)[body.name] = WatchedLoop(self, body)
         return code
 
     def _learn(self, tree: ast.Module, file: str) -> None:
-        """Learn which functions train, those of the program's modules that are imported first: a loop may call them."""
+        """Learn which functions train.
+
+        Those of the program's modules that are imported come first: a loop may call them.
+        """
         if file in self._learned:
             return
         self._learned.add(file)
         for name in sorted(imported_names(tree)):
             origin = self._file_of(name)
             if origin is not None:
-                with contextlib.suppress(
-                    SyntaxError, ValueError, OSError
-                ):  # maybe it is never imported
+                # A module that cannot be read is maybe never imported.
+                with contextlib.suppress(SyntaxError, ValueError, OSError):
                     self._learn(ast.parse(origin.read_bytes(), str(origin)), str(origin))
         self._names.learn(tree)
 
     def _file_of(self, module: str) -> Path | None:
         path = self._folder.joinpath(*module.split("."))
-        return next(
-            (each for each in (path.with_suffix(".py"), path / "__init__.py") if each.is_file()),
-            None,
-        )
+        for file in (path.with_suffix(".py"), path / "__init__.py"):
+            if file.is_file():
+                return file
+        return None
 
     def loader_of(
         self, spec: importlib.machinery.ModuleSpec
@@ -231,12 +111,12 @@ class Loops:
         if type(spec.loader) is not importlib.machinery.SourceFileLoader or not spec.origin:
             return None
         path = Path(spec.origin).resolve()
-        is_own = (
-            path.is_relative_to(self._folder)
-            and "site-packages" not in path.parts
-            and not path.is_relative_to(_PACKAGE)
-        )
-        return _Loader(spec.name, spec.origin, self) if is_own else None
+        is_own = path.is_relative_to(self._folder) and not path.is_relative_to(_PACKAGE)
+        if not is_own or "site-packages" in path.parts:
+            return None
+        return _WatchingLoader(spec.name, spec.origin, self)
+
+    # Running
 
     def iterations(
         self, body: LoopBody, namespace: Mapping[str, Any], last: LoopStep | None
@@ -245,12 +125,15 @@ class Loops:
         ambient = self._ambient()
         if ambient is None:
             return None
-        return ambient.iterations(
-            [namespace[name] for name in body.names if name in namespace], last
-        )
+        values = [namespace[name] for name in body.names if name in namespace]
+        return ambient.iterations(values, last)
 
     def trained_eagerly(self) -> bool:
-        """Python code trains, and no recorder is told: the innermost loop is recorded from its next iteration on."""
+        """Python code trains, and no recorder is told.
+
+        Returns:
+            Whether the innermost loop is recorded, from its next iteration on.
+        """
         loop = self.thread.entered[-1] if self.thread.entered else None
         return loop is not None and not self.thread.active_depth and loop.trains()
 
@@ -260,56 +143,16 @@ class Loops:
         return next(*arguments) if iteration is None else iteration.next(*arguments)
 
 
-class _EndOfBody(BaseException):
-    """A body that runs once more has come to its `return`."""
+class _LoopThread(threading.local):
+    """In which loops a thread is."""
 
-
-class Iteration:
-    """One run of the body of a loop.
-
-    Args:
-        body: The body.
-        namespace: All names at its beginning.
-        thread: Where to say that it runs once more.
-        step: Records it.
-    """
-
-    def __init__(
-        self, body: LoopBody, namespace: dict[str, Any], thread: _LoopThread, step: LoopStep
-    ) -> None:
-        self._body = body
-        self._step = step
-        self._namespace = namespace
-        self._thread = thread
-        self._taken: deque[Any] = deque()
-        self._again: deque[Any] | None = None
-
-    def given(self) -> dict[str, Any]:
-        """What the loop gives the body, by name."""
-        return {
-            name: self._namespace[name] for name in self._body.targets if name in self._namespace
-        }
-
-    def next(self, *arguments: Any) -> Any:
-        """`next`, noted or repeated."""
-        if self._again:
-            return self._again.popleft()
-        value = next(*arguments)
-        if self._again is None:
-            self._taken.append(value)
-            self._step.taken(value)
-        return value
-
-    def run_again(self) -> None:
-        """Run the body once more, from the names at its beginning."""
-        before, self._thread.iteration = self._thread.iteration, self
-        self._again = self._taken.copy()
-        try:
-            exec(self._body.code, dict(self._namespace))
-        except _EndOfBody:
-            pass
-        finally:
-            self._thread.iteration, self._again = before, None
+    def __init__(self) -> None:
+        self.entered: list[WatchedLoop] = []
+        """The loops whose bodies the thread is in, outermost first."""
+        self.active_depth = 0
+        """In which of them, counted from 1, an iteration is recorded; 0 for none."""
+        self.iteration: Iteration | None = None
+        """The iteration that is recorded, or run once more."""
 
 
 class WatchedLoop:
@@ -335,21 +178,19 @@ class WatchedLoop:
         return not self._of_thread.is_off
 
     def __enter__(self) -> None:
-        thread = self._loops.thread
+        thread, own = self._loops.thread, self._of_thread
         thread.entered.append(self)
-        if (
-            not thread.active_depth
-            and (self._of_thread.is_on or self._body.trains)
-            and not self._of_thread.is_off
-        ):
-            try:
-                self._begin(thread, sys._getframe(1))
-            except Exception as error:  # an attribute of the program's own may raise as it is looked at; training goes on
-                self._of_thread.is_off = True
-                warnings.warn(
-                    f"nanreplay: a loop is not recorded: {type(error).__name__}: {error}",
-                    stacklevel=2,
-                )
+        is_wanted = (own.is_on or self._body.trains) and not own.is_off
+        if thread.active_depth or not is_wanted:
+            return
+        try:
+            self._begin(thread, sys._getframe(1))
+        except Exception as error:  # an attribute of the program's own may raise when it is read
+            own.is_off = True
+            warnings.warn(
+                f"nanreplay: a loop is not recorded: {type(error).__name__}: {error}",
+                stacklevel=2,
+            )
 
     def __exit__(
         self,
@@ -366,12 +207,11 @@ class WatchedLoop:
         own.is_off = own.step.is_compiled
 
     def _begin(self, thread: _LoopThread, frame: FrameType) -> None:
+        # Imports TensorFlow, which a program imports itself before it trains.
         from nanreplay.program import listening
 
-        if (
-            not listening.is_unheard()
-        ):  # a recorder of the program's own is told, or this is a trace
-            return
+        if not listening.is_unheard():
+            return  # a recorder of the program's own is told, or this is a trace
         own, namespace = self._of_thread, {**frame.f_globals, **frame.f_locals}
         if own.is_entered:
             own.step = self._loops.iterations(self._body, namespace, own.step)
@@ -379,11 +219,13 @@ class WatchedLoop:
         if own.step is None or not own.step.is_active:
             return
         iteration = Iteration(self._body, namespace, thread, own.step)
-        own.step.begin(lambda: (iteration.given(), iteration.run_again))
+        own.step.begin(lambda: (iteration.arguments(), iteration.run_again))
         thread.active_depth, thread.iteration = len(thread.entered), iteration
 
 
 class _LoopOfThread(threading.local):
+    """What a thread knows of one loop."""
+
     def __init__(self) -> None:
         self.step: LoopStep | None = None
         """What records it."""
@@ -395,7 +237,60 @@ class _LoopOfThread(threading.local):
         """Whether compiled functions train in it, which are seen by themselves."""
 
 
-class _Loader(importlib.machinery.SourceFileLoader):
+class Iteration:
+    """One run of the body of a loop.
+
+    Args:
+        body: The body.
+        namespace: All names at its beginning.
+        thread: Where to say that it runs once more.
+        step: Records it.
+    """
+
+    def __init__(
+        self, body: LoopBody, namespace: dict[str, Any], thread: _LoopThread, step: LoopStep
+    ) -> None:
+        self._body = body
+        self._step = step
+        self._namespace = namespace
+        self._thread = thread
+        self._taken: deque[Any] = deque()
+        """What `next` gave the body at first."""
+        self._repeated: deque[Any] | None = None
+        """What of it is still to be given, while the body runs once more."""
+
+    def arguments(self) -> dict[str, Any]:
+        """What the loop gives the body, by name."""
+        names = (name for name in self._body.targets if name in self._namespace)
+        return {name: self._namespace[name] for name in names}
+
+    def next(self, *arguments: Any) -> Any:
+        """`next`, noted or repeated."""
+        if self._repeated:
+            return self._repeated.popleft()
+        value = next(*arguments)
+        if self._repeated is None:
+            self._taken.append(value)
+            self._step.taken(value)
+        return value
+
+    def run_again(self) -> None:
+        """Run the body once more, from the names at its beginning."""
+        running, self._thread.iteration = self._thread.iteration, self
+        self._repeated = self._taken.copy()
+        try:
+            exec(self._body.code, dict(self._namespace))
+        except _EndOfBody:
+            pass
+        finally:
+            self._thread.iteration, self._repeated = running, None
+
+
+class _EndOfBody(BaseException):
+    """A body that runs once more has come to its `return`."""
+
+
+class _WatchingLoader(importlib.machinery.SourceFileLoader):
     """Loads a module of the program, without the bytecode that Python keeps beside it."""
 
     def __init__(self, name: str, path: str, loops: Loops) -> None:

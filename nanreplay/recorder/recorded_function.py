@@ -1,7 +1,7 @@
-"""Calls of compiled functions, seen from outside: each one that trains is a step, whoever makes it.
+"""A compiled function that trains, and the batches that its steps fetch by themselves.
 
-What trains is the very function that would train without a recorder; where it fetches its batch by itself, a variant of it that
-tells what it fetched (see `program/fetching`).
+`CompiledCalls` runs a `RecordedFunction` for each step. One that fetches its batch from an iterator
+leaves a copy in a staging area of TensorFlow's, out of which `BatchCollector` takes it.
 """
 
 from __future__ import annotations
@@ -13,18 +13,15 @@ from typing import Any
 
 import tensorflow as tf
 
-from nanreplay.program.fetching import TAKEN_TOGETHER, Variant, components_of
-from nanreplay.program.fingerprint import nonfinite_kind
-from nanreplay.program.traced_program import TracedProgram, source_of
-from nanreplay.program.training_functions import TrainingFunction
-from nanreplay.recorder.lifecycle import Suspicion
+from nanreplay.program.fetching import TAKEN_TOGETHER, InstrumentedFunction, components_of
 from nanreplay.recorder.program_slots import ProgramSlot
 from nanreplay.recorder.recording import Recording
-from nanreplay.recorder.ring import StepEntry
-from nanreplay.records import Trigger
+from nanreplay.recorder.ring import FetchedElement, StepEntry, size_of
 
 SMALL_BYTES = 2**20
 """Larger batches are taken one by one, so that no more of them are held than the plan says."""
+FORGOTTEN_AFTER = 8
+"""Calls of several steps after which what these returned is forgotten, unless a file is written."""
 
 
 @dataclass(slots=True)
@@ -34,10 +31,10 @@ class RecordedFunction:
     function: Any
     """A weak reference to the ConcreteFunction."""
     slot: ProgramSlot
-    variant: Variant | None
-    """What is run in its place, where it fetches its batch or draws what another run would not."""
+    variant: InstrumentedFunction | None
+    """Run in its place, where it fetches its batch or draws what another run would not."""
     outputs: Sequence[tuple[str, int]]
-    """(name in the fingerprint, position among the flat outputs of the call) of the numbers that it returns."""
+    """(name in the fingerprint, position among the flat outputs of the call) of its numbers."""
     optional_kinds: Sequence[Any] = ()
     """DTypes of the program's outputs, where the function returns them in an Optional."""
     steps_in_call: bool = False
@@ -47,14 +44,20 @@ class RecordedFunction:
     calls: int = 0
     """How many calls ran several steps."""
     is_stacked: bool = False
-    """Whether one call is one step that fetches several elements, one in each iteration of a loop."""
+    """Whether one call is one step that fetches an element in each iteration of a loop."""
+    takes_arrays_only: bool = False
+    """Whether no argument is a resource: the arguments are then the leaves of the batch."""
     batch_bytes: int = 0
-    """Size of a batch that it fetched."""
+    """Size of a batch that it fetched; 0 while it is not known."""
     waiting: deque[StepEntry] = field(default_factory=deque)
     """Steps whose batch has been fetched, and is to be taken from the staging area."""
 
     def runs_steps(self, count: int) -> None:
-        """Each call runs `count` steps, unless the data ends; as many calls as hold no more than single steps do are taken together."""
+        """Note that each call runs `count` steps, unless the data ends.
+
+        The batches of several calls are taken together, as long as they hold no more than
+        `TAKEN_TOGETHER` single steps may: N calls of `count` steps hold `N * count * batch_bytes`.
+        """
         self.steps_per_call = count
         if self.variant is not None and self.variant.batches is not None:
             calls = TAKEN_TOGETHER * SMALL_BYTES // max(1, count * self.batch_bytes)
@@ -63,14 +66,17 @@ class RecordedFunction:
     @property
     def together(self) -> int:
         """Steps whose small batches are taken at once."""
-        return (
-            TAKEN_TOGETHER
-            if self.variant is None or self.variant.batches is None
-            else self.variant.batches.together
-        )
+        if self.variant is None or self.variant.batches is None:
+            return TAKEN_TOGETHER
+        return self.variant.batches.together
+
+    @property
+    def has_small_batches(self) -> bool:
+        """Whether its batches are known to be small enough to be taken together."""
+        return 0 < self.batch_bytes < SMALL_BYTES
 
     def outputs_of(self, flat: list[Any]) -> list[Any] | None:
-        """What the program returned, in its last step of a call; None where the data ended before that.
+        """What the program returned in its last step; None where the data ended before that.
 
         Args:
             flat: Flat outputs of the call.
@@ -82,45 +88,159 @@ class RecordedFunction:
 
     def take(self) -> Any:
         """What steps have fetched: a vector of Optionals; None for nothing."""
-        return (
-            None
-            if self.variant is None or self.variant.batches is None
-            else self.variant.batches.take()
-        )
+        if self.variant is None or self.variant.batches is None:
+            return None
+        return self.variant.batches.take()
 
 
-def output_positions(
-    training: TrainingFunction, program: TracedProgram, variant: Variant | None
-) -> list[tuple[str, int]]:
-    """Where the numbers that the program returns are among the flat outputs of a call."""
-    named = program.layout_of_outputs()
-    if program.graph is training.graph:
-        return named
-    if variant is not None and variant.n_returned:
-        return [(name, variant.n_original + index) for name, index in named]
-    caller = training.innermost[1]
-    if caller is None or caller.graph is not training.graph:
-        return []
-    outputs = [source_of(tensor) for tensor in training.graph.outputs]
-    wanted = {index: name for name, index in named}
-    found: dict[str, int] = {}
-    for position, tensor in enumerate(outputs):
-        if tensor.op is caller.op and tensor.value_index in wanted:
-            found.setdefault(wanted[tensor.value_index], position)
-    return list(found.items())
+class BatchCollector:
+    """Takes what steps have fetched out of the staging areas, and gives it to their entries.
+
+    A staging area is first in, first out, and so is `RecordedFunction.waiting`: the first element
+    that is taken is that of the step that has waited longest. Taking costs a call of TensorFlow, so
+    small batches are left there for some steps and taken together.
+
+    Args:
+        session: The recording.
+    """
+
+    def __init__(self, session: Recording) -> None:
+        self._session = session
+
+    # After a call
+
+    def note_call(self, recorded: RecordedFunction, entry: StepEntry, *, data_ended: bool) -> int:
+        """Note a call that has fetched; returns how many steps it ran.
+
+        Args:
+            recorded: The function.
+            entry: The entry of the call's first step.
+            data_ended: Whether the function returned nothing, since the data ended before.
+        """
+        if recorded.is_stacked:
+            self._take_stacked(recorded, entry)
+            return 1
+        if recorded.steps_in_call:
+            return self._note_steps(recorded, entry, data_ended=data_ended)
+        recorded.waiting.append(entry)
+        most = recorded.together if recorded.has_small_batches else 1
+        if len(recorded.waiting) >= most:
+            self._take(recorded)
+        return 1
+
+    def _note_steps(self, recorded: RecordedFunction, entry: StepEntry, *, data_ended: bool) -> int:
+        """Note a call of several steps; their number shows in what was staged, if not before."""
+        count = 0 if data_ended else recorded.steps_per_call
+        optionals = None
+        if not count or not recorded.has_small_batches:
+            optionals = recorded.take()
+            count = _count_fetched(optionals, len(recorded.waiting), data_ended=data_ended)
+        self._wait(recorded, entry, count)
+        if optionals is not None:
+            self._give(recorded, optionals, range(len(recorded.waiting)))
+        elif len(recorded.waiting) >= recorded.together:
+            self._take(recorded)
+        recorded.calls += 1
+        is_time = recorded.calls % FORGOTTEN_AFTER == 0
+        if is_time and recorded.variant is not None and recorded.variant.batches is not None:
+            # Taking what the steps returned would cost more than all else; a file alone needs it.
+            recorded.variant.batches.forget_returned()
+        return count
+
+    def _wait(self, recorded: RecordedFunction, entry: StepEntry, count: int) -> None:
+        """Queue the entries of `count` steps, of which `entry` is the first."""
+        for number in range(count):
+            recorded.waiting.append(entry if number == 0 else self._session.follow(entry, number))
+
+    # Taking
+
+    def _take(self, recorded: RecordedFunction) -> None:
+        optionals = recorded.take()
+        if optionals is not None:
+            self._give(recorded, optionals, range(int(optionals.shape[0])))
+
+    def _give(self, recorded: RecordedFunction, optionals: Any, indices: Sequence[int]) -> None:
+        session = self._session
+        # The size of small batches hardly matters: theirs is measured once.
+        if indices and not recorded.has_small_batches:
+            assert recorded.slot.fetch is not None
+            first = components_of(optionals[indices[0]], recorded.slot.fetch.kinds) or []
+            # `size_of` needs dtypes of a known size; 1 says that the size is known.
+            sized = [tensor for tensor in first if tensor.dtype not in _WITHOUT_SIZE]
+            recorded.batch_bytes = size_of(sized) or 1
+        session.fetched(recorded.waiting, optionals, indices, recorded.batch_bytes)
+        if session.ring is not None:
+            session.keeper.learn_batch(session.ring, recorded.batch_bytes)
+
+    def _take_stacked(self, recorded: RecordedFunction, entry: StepEntry) -> None:
+        """Take what the iterations of one call have fetched: together they are one batch."""
+        optionals, fetch, ring = recorded.take(), recorded.slot.fetch, self._session.ring
+        if optionals is None or fetch is None or ring is None:
+            return
+        count = int(optionals.shape[0])
+        recorded.batch_bytes = count * size_of(components_of(optionals[0], fetch.kinds) or [])
+        ring.fetched(entry, FetchedElement(optionals, None, recorded.batch_bytes))
+        self._session.keeper.learn_batch(ring, recorded.batch_bytes)
+
+    # Before a file is written, and after an error
+
+    def take_all(self, recorded: RecordedFunction) -> None:
+        """Take all that the steps of a function have fetched: a file is about to be written."""
+        if recorded.waiting:
+            self._take(recorded)
+        self._take_returned(recorded)
+
+    def _take_returned(self, recorded: RecordedFunction) -> None:
+        """Give the last steps of calls that run several what they returned."""
+        ring = self._session.ring
+        area = None if recorded.variant is None else recorded.variant.batches
+        if ring is None or area is None or not recorded.steps_in_call:
+            return
+        returned = area.take_returned()
+        count = 0 if returned is None else int(returned.shape[0])
+        if not count:
+            return
+        entries = [
+            entry
+            for entry in ring.entries
+            if entry.program == recorded.slot.id and entry.step < self._session.step
+        ]
+        # The last of both belong together. With fewer entries, the first values have none.
+        first = max(0, count - len(entries))
+        for number, entry in enumerate(entries[-count:], first):
+            entry.returned = FetchedElement(returned, number, 0)
+
+    def keep_after_error(self, recorded: RecordedFunction, entry: StepEntry) -> None:
+        """Take the batch of a step that raised: it was staged before."""
+        if recorded.variant is None or recorded.variant.batches is None:
+            return
+        if recorded.is_stacked:
+            self._take_stacked(recorded, entry)
+            return
+        if not recorded.steps_in_call:
+            recorded.waiting.append(entry)
+            self._take(recorded)
+            return
+        optionals = recorded.take()
+        count = 0 if optionals is None else int(optionals.shape[0])
+        self._wait(recorded, entry, count)
+        self._give(recorded, optionals, range(count))
+        self._session.step += max(0, count - 1)  # the last one that was fetched raised
 
 
-def look_after_failure(session: Recording, result: Any) -> Suspicion | None:
-    """What is not finite after a step that is not recorded any more: a number that it returned, or a variable."""
-    try:
-        for leaf in tf.nest.flatten(result, expand_composites=True):
-            if (
-                tf.is_tensor(leaf)
-                and leaf.dtype.is_floating
-                and leaf.shape.rank == 0
-                and (kind := nonfinite_kind(leaf))
-            ):
-                return Suspicion(Trigger("loss", "loss", kind), session.step, is_certain=True)
-        return session.bad_now()
-    except Exception:  # the recorder has failed already; the training goes on
-        return None
+_WITHOUT_SIZE = (tf.variant, tf.resource, tf.string)
+
+
+def _count_fetched(optionals: Any, n_waiting: int, *, data_ended: bool) -> int:
+    """How many steps of the last call have fetched an element; those before it wait already.
+
+    Where the data ended within the call, its last Optionals are empty: they are no steps.
+    """
+    n_staged = 0 if optionals is None else int(optionals.shape[0])
+    count = n_staged - n_waiting
+    if not data_ended:
+        return count
+    while count and not bool(tf.raw_ops.OptionalHasValue(optional=optionals[n_staged - 1])):
+        count -= 1
+        n_staged -= 1
+    return count

@@ -1,4 +1,8 @@
-"""Re-executing the last steps while the file is written: proof that it replays, what began when, and the numbers of each step."""
+"""Re-executing the last steps while the file is written.
+
+It gives proof that the file replays, the step that failed first, and the numbers of each step. It
+is used by `dump`, and by `eager_rerun` for what a step that ran twice gave.
+"""
 
 from __future__ import annotations
 
@@ -21,9 +25,9 @@ from nanreplay.program.fingerprint import (
     real,
 )
 from nanreplay.recorder.timeline_ring import StepNumbers
-from nanreplay.records import BatchRecord, ProgramRecord, Trigger, VariableInfo
+from nanreplay.records import BatchRecord, ProgramRecord, Signature, Trigger, VariableInfo
 
-Kind = Literal["gradients", "weights"]
+ValueKind = Literal["gradients", "weights"]
 PIECE = 2**20
 """Elements that are compared at once."""
 
@@ -35,11 +39,13 @@ class Reexecution:
     reproduced: bool = False
     """Whether a step gave a non-finite value again."""
     max_ulp: int = 0
-    """Largest difference of a fingerprint from the recorded one."""
+    """Largest difference of a fingerprint from the recorded one, in units in the last place."""
     departs: int | None = None
     """The first step whose fingerprint came out otherwise."""
     weights: dict[int, dict[int, NDArray[Any]]] = field(default_factory=dict)
+    """By step and variable, after the step."""
     gradients: dict[int, dict[int, NDArray[Any]]] = field(default_factory=dict)
+    """By step and variable."""
     numbers: dict[int, StepNumbers] = field(default_factory=dict)
     incident: tuple[int, Trigger] | None = None
     """The first step that made something non-finite, and what."""
@@ -59,6 +65,15 @@ class Wanted:
     """Variables that were non-finite before training began."""
 
 
+@dataclass(slots=True)
+class _Derivatives:
+    """The losses and the gradients of one step, where they were asked for."""
+
+    losses: list[Any] = field(default_factory=list)
+    gradients: dict[int, Any] = field(default_factory=dict)
+    """By variable; those of embeddings are IndexedSlices."""
+
+
 class Reexecutor:
     """Runs recorded steps on variables of its own, so that the training's state is not touched.
 
@@ -72,20 +87,26 @@ class Reexecutor:
     ) -> None:
         self._programs = programs
         self._infos = variables
+        self._trainable = [
+            index for index, info in enumerate(variables) if info.role == "trainable"
+        ]
         self._compiled: dict[tuple[str, bool], CompiledProgram] = {}
+        """By (id of the program, whether it gives losses and gradients only)."""
 
     def run(
         self,
         keyframes: dict[int, dict[int, Any]],
         batches: Mapping[int, BatchRecord],
         wanted: Wanted,
-        on_full: Callable[[Kind, int, Mapping[int, Any]], None] = lambda kind, step, values: None,
+        on_full: Callable[[ValueKind, int, Mapping[int, Any]], None] = lambda kind, step, vals: (
+            None
+        ),
         on_step: Callable[[], None] = lambda: None,
     ) -> Reexecution:
         """Re-execute `batches` in order of their steps, to the first one that fails.
 
-        What is handed over is not kept, and `keyframes` is emptied on the way: variables take over the buffers of a
-        keyframe that nobody else holds, so that no second state is allocated for them.
+        What is handed over is not kept, and `keyframes` is emptied on the way: variables take over
+        the buffers of a keyframe that nobody else holds, so that no second state is allocated.
 
         Args:
             keyframes: State just before steps, of the first one at least.
@@ -96,120 +117,78 @@ class Reexecutor:
         """
         base = keyframes.pop(min(batches))
         variables = [self._variable(index, base) for index in range(len(self._infos))]
-        found = Reexecution()
+        result = Reexecution()
         for step in sorted(batches):
             batch = batches[step]
             for index, value in {**keyframes.pop(step, {}), **batch.overrides}.items():
                 variables[index].assign(value)
-            numbers = StepNumbers()
-            asked: tuple[list[Any], dict[int, Any]] = ([], {})
+            numbers, derivatives = StepNumbers(), _Derivatives()
             if step in wanted.full or step >= wanted.numbers_from:
-                asked = self._losses_and_gradients(batch, variables, numbers)
-                if step in wanted.full:
-                    on_full(
-                        "gradients",
-                        step,
-                        {index: dense_gradient(each) for index, each in asked[1].items()},
-                    )
-            outputs = self._update(step, batch, variables, found, numbers)
-            found.numbers[step] = numbers
+                derivatives = self._differentiate(batch, variables, numbers)
             if step in wanted.full:
-                trainable = [
-                    index for index, info in enumerate(self._infos) if info.role == "trainable"
-                ]
-                on_full(
-                    "weights",
-                    step,
-                    {index: read_variable(variables[index].handle) for index in trainable},
-                )
+                gradients = derivatives.gradients.items()
+                on_full("gradients", step, {key: dense_gradient(value) for key, value in gradients})
+            outputs = self._update(step, batch, variables, result, numbers)
+            result.numbers[step] = numbers
+            if step in wanted.full:
+                on_full("weights", step, self._read_trainable(variables))
             on_step()
             if step >= wanted.dated_from:
-                trigger = self._failed(batch, outputs, asked, variables, wanted)
+                trigger = self._failed(batch, outputs, derivatives, variables, wanted.ignored)
                 if trigger is not None:
-                    found.incident, found.reproduced = (step, trigger), True
-                    return found
-        return found
+                    result.incident, result.reproduced = (step, trigger), True
+                    return result
+        return result
 
     def _variable(self, index: int, keyframe: dict[int, Any]) -> Any:
+        """A variable that takes over its value of the keyframe; zeros where that has none."""
         info = self._infos[index]
         value = keyframe.pop(index, None)
         if value is None:
             value = tf.zeros(info.shape, info.dtype)
         return tf.Variable(tf.identity(value), dtype=info.dtype, shape=info.shape, trainable=False)
 
-    def _update(
-        self,
-        step: int,
-        batch: BatchRecord,
-        variables: Sequence[Any],
-        found: Reexecution,
-        numbers: StepNumbers,
-    ) -> Sequence[Any]:
-        """Run the step as it was trained, and compare it with what was recorded."""
-        trainable = [index for index, info in enumerate(self._infos) if info.role == "trainable"]
-        before = {index: read_variable(variables[index].handle) for index in trainable}
-        record = self._programs[batch.program]
-        outputs, _ = self._program(batch.program, asked=False)(
-            batch.arrays, variables, record.constants
-        )
-        changes = {}
-        for index in trainable:
-            after = np.asarray(read_variable(variables[index].handle))
-            changes[index] = change(np.asarray(before.pop(index)), after)
-        numbers.update_ratios = {index: ratio for index, (ratio, _) in changes.items()}
-        numbers.weight_norms = {index: norm for index, (_, norm) in changes.items()}
-        self._compare(step, outputs, batch, variables, found)
-        return outputs
+    def _read_trainable(self, variables: Sequence[Any]) -> dict[int, Any]:
+        return {index: read_variable(variables[index].handle) for index in self._trainable}
 
-    def _program(self, program: str, *, asked: bool) -> CompiledProgram:
-        key = (program, asked)
+    def _program(self, program_id: str, *, derivatives_only: bool) -> CompiledProgram:
+        """The compiled program of steps; made once for each purpose."""
+        key = (program_id, derivatives_only)
         if key not in self._compiled:
-            record = self._programs[program]
+            record = self._programs[program_id]
             signature, extra = record.signature, []
-            if asked:  # what losses and gradients do not need is left out, the update above all
-                extra = _asked(signature)
+            if derivatives_only:
+                # What losses and gradients do not need is left out, the update above all.
+                extra = _derivative_names(signature)
                 signature = replace(signature, outputs=(), watch=None, control_outputs=())
             self._compiled[key] = CompiledProgram(
                 record.graph, signature, jit=signature.compilation == "xla", extra_fetches=extra
             )
         return self._compiled[key]
 
-    def _losses_and_gradients(
-        self, batch: BatchRecord, variables: Sequence[Any], numbers: StepNumbers
-    ) -> tuple[list[Any], dict[int, Any]]:
-        """Losses and gradients of one step. What it writes goes to stand-ins, which share the buffers of what it only reads."""
+    # The step as it was trained
+
+    def _update(
+        self,
+        step: int,
+        batch: BatchRecord,
+        variables: Sequence[Any],
+        result: Reexecution,
+        numbers: StepNumbers,
+    ) -> Sequence[Any]:
+        """Run the step as it was trained, and compare it with what was recorded."""
+        before = self._read_trainable(variables)
         record = self._programs[batch.program]
-        names = _asked(record.signature)
-        if not names:
-            return [], {}
-        copies = [tf.Variable(tf.identity(variable), trainable=False) for variable in variables]
-        found = dict(
-            zip(
-                names,
-                self._program(batch.program, asked=True)(batch.arrays, copies, record.constants)[1],
-                strict=True,
-            )
-        )
-        losses = [found[name] for name in record.signature.losses]
-        gradients = {}
-        for spec in record.signature.gradients:
-            gradient = found[spec.tensor]
-            if spec.indices:
-                shape = tf.constant(self._infos[spec.variable].shape, tf.int64)
-                gradient = tf.IndexedSlices(gradient, tf.cast(found[spec.indices], tf.int64), shape)
-            gradients[spec.variable] = gradient
-        numbers.losses = [float(tf.reduce_sum(real(loss))) for loss in losses]
-        with np.errstate(all="ignore"):
-            for index, gradient in gradients.items():
-                values = real(
-                    gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-                )
-                numbers.gradient_norms = {
-                    **numbers.gradient_norms,
-                    index: float(np.sqrt(2.0 * float(tf.nn.l2_loss(values)))),
-                }
-                numbers.gradient_maxima = {**numbers.gradient_maxima, index: float(largest(values))}
-        return losses, gradients
+        program = self._program(batch.program, derivatives_only=False)
+        outputs, _ = program(batch.arrays, variables, record.constants)
+        ratios, norms = {}, {}
+        for index in self._trainable:
+            after = np.asarray(read_variable(variables[index].handle))
+            # Let go of each old value on the way, so that no second state is held.
+            ratios[index], norms[index] = change(np.asarray(before.pop(index)), after)
+        numbers.update_ratios, numbers.weight_norms = ratios, norms
+        self._compare(step, outputs, batch, variables, result)
+        return outputs
 
     def _compare(
         self,
@@ -217,103 +196,148 @@ class Reexecutor:
         outputs: Sequence[Any],
         batch: BatchRecord,
         variables: Sequence[Any],
-        found: Reexecution,
+        result: Reexecution,
     ) -> None:
+        """Compare the fingerprint of a step with the recorded one, where both are known."""
         signature = self._programs[batch.program].signature
         values = fingerprint_after(signature, outputs, variables, batch.fingerprint)
         if values is None or batch.fingerprint is None:
             return
         recorded = np.asarray(batch.fingerprint)
-        distance = Layout.parse(signature.watch_layout).distance(
-            values.astype(recorded.dtype), recorded
-        )
-        if distance and found.departs is None:
-            found.departs = step
-        found.max_ulp = max(found.max_ulp, distance)
+        layout = Layout.parse(signature.watch_layout)
+        distance = layout.distance(values.astype(recorded.dtype), recorded)
+        if distance and result.departs is None:
+            result.departs = step
+        result.max_ulp = max(result.max_ulp, distance)
+
+    # Losses and gradients
+
+    def _differentiate(
+        self, batch: BatchRecord, variables: Sequence[Any], numbers: StepNumbers
+    ) -> _Derivatives:
+        """Losses and gradients of one step; their sizes go into `numbers`.
+
+        What the step writes goes to stand-ins, which share the buffers of what it only reads.
+        """
+        record = self._programs[batch.program]
+        signature = record.signature
+        names = _derivative_names(signature)
+        if not names:
+            return _Derivatives()
+        copies = [tf.Variable(tf.identity(variable), trainable=False) for variable in variables]
+        program = self._program(batch.program, derivatives_only=True)
+        _, fetched = program(batch.arrays, copies, record.constants)
+        value_of = dict(zip(names, fetched, strict=True))
+        losses = [value_of[name] for name in signature.losses]
+        gradients = {}
+        for spec in signature.gradients:
+            gradient = value_of[spec.tensor]
+            if spec.indices:
+                indices = tf.cast(value_of[spec.indices], tf.int64)
+                shape = tf.constant(self._infos[spec.variable].shape, tf.int64)
+                gradient = tf.IndexedSlices(gradient, indices, shape)
+            gradients[spec.variable] = gradient
+        _measure(losses, gradients, numbers)
+        return _Derivatives(losses, gradients)
+
+    # Dating
 
     def _failed(
         self,
         batch: BatchRecord,
         outputs: Sequence[Any],
-        asked: tuple[list[Any], dict[int, Any]],
+        derivatives: _Derivatives,
         variables: Sequence[Any],
-        wanted: Wanted,
+        ignored: Collection[int],
     ) -> Trigger | None:
-        """What the step made non-finite: its loss, else a gradient that reached a variable, else a variable."""
+        """What the step made non-finite.
+
+        Its loss, else a gradient that reached a variable, else a variable. A gradient that reached
+        none is no incident: an optimizer may have clipped it, or skipped the update.
+        """
         signature = self._programs[batch.program].signature
         returned = dict(zip(signature.outputs, outputs, strict=True))
-        losses = asked[0] or [returned.get(name) for name in signature.losses]
+        losses = derivatives.losses or [returned.get(name) for name in signature.losses]
         for number, loss in enumerate(losses):
-            if loss is not None and (kind := nonfinite_kind(real(loss))):
+            kind = "" if loss is None else nonfinite_kind(real(loss))
+            if kind:
                 return Trigger("loss", signature.loss_name(number), kind)
-        bad = next(
-            (
-                index
-                for index, info in enumerate(self._infos)
-                if self._is_bad(index, info, variables, wanted.ignored)
-            ),
-            None,
-        )
-        if bad is not None:
-            for index, gradient in asked[1].items():
-                kind = nonfinite_kind(
-                    gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-                )
-                if kind:
-                    return Trigger("gradient", self._infos[index].path, kind)
-        return (
-            None
-            if bad is None
-            else Trigger(
-                "variable",
-                self._infos[bad].path,
-                nonfinite_kind(read_variable(variables[bad].handle)),
-            )
-        )
+        bad = self._first_bad(variables, ignored)
+        if bad is None:
+            return None
+        for index, gradient in derivatives.gradients.items():
+            kind = nonfinite_kind(_values_of(gradient))
+            if kind:
+                return Trigger("gradient", self._infos[index].path, kind)
+        kind = nonfinite_kind(read_variable(variables[bad].handle))
+        return Trigger("variable", self._infos[bad].path, kind)
 
-    def _is_bad(
-        self, index: int, info: VariableInfo, variables: Sequence[Any], ignored: Collection[int]
-    ) -> bool:
-        if (
-            index in ignored
-            or info.role in ("metric", "seed")
-            or ("float" not in info.dtype and "complex" not in info.dtype)
-        ):
-            return False
-        if info.role == "optimizer" and not info.shape:
-            return False
-        return has_nonfinite(read_variable(variables[index].handle))
+    def _first_bad(self, variables: Sequence[Any], ignored: Collection[int]) -> int | None:
+        """Index of the first variable that is not finite, of those that say something."""
+        for index, info in enumerate(self._infos):
+            if index in ignored or info.role in ("metric", "seed"):
+                continue
+            if "float" not in info.dtype and "complex" not in info.dtype:
+                continue
+            if info.role == "optimizer" and not info.shape:  # a setting, such as the learning rate
+                continue
+            if has_nonfinite(read_variable(variables[index].handle)):
+                return index
+        return None
 
 
-def _asked(signature: Any) -> list[str]:
-    names = [
-        *signature.losses,
-        *(name for spec in signature.gradients for name in (spec.tensor, spec.indices) if name),
-    ]
+def _derivative_names(signature: Signature) -> list[str]:
+    """Names of the tensors of losses and gradients, each once."""
+    names = list(signature.losses)
+    for spec in signature.gradients:
+        names += [name for name in (spec.tensor, spec.indices) if name]
     return list(dict.fromkeys(names))
 
 
+def _measure(losses: Sequence[Any], gradients: Mapping[int, Any], numbers: StepNumbers) -> None:
+    """Put the losses and the sizes of the gradients into `numbers`."""
+    numbers.losses = [float(tf.reduce_sum(real(loss))) for loss in losses]
+    norms, maxima = {}, {}
+    with np.errstate(all="ignore"):
+        for index, gradient in gradients.items():
+            values = real(_values_of(gradient))
+            # tf.nn.l2_loss is sum(x^2) / 2
+            norms[index] = float(np.sqrt(2.0 * float(tf.nn.l2_loss(values))))
+            maxima[index] = float(largest(values))
+    numbers.gradient_norms, numbers.gradient_maxima = norms, maxima
+
+
+def _values_of(gradient: Any) -> Any:
+    """The numbers of a gradient; of a sparse one, those of its rows."""
+    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
+
+
 def dense_gradient(gradient: Any) -> NDArray[Any]:
-    """A gradient as an array, which shares the tensor's buffer; sparse rows are added up in their places."""
+    """A gradient as an array, which shares the tensor's buffer.
+
+    Rows of a sparse one are added up in their places.
+    """
     return np.asarray(tf.convert_to_tensor(gradient))
 
 
 def change(before: NDArray[Any], after: NDArray[Any]) -> tuple[float, float]:
-    """|after - before| / |before|, 0 where nothing changed, and |after|; in pieces, since all are taken to float64."""
-    changed, size, reached, old, new = 0.0, 0.0, 0.0, before.reshape(-1), after.reshape(-1)
+    """(|after - before| / |before|, |after|), Euclidean norms; the first is 0 without a change.
+
+    In pieces, since all are taken to float64: the arrays may be large.
+    """
+    changed_squares, before_squares, after_squares = 0.0, 0.0, 0.0
+    flat_before, flat_after = before.reshape(-1), after.reshape(-1)
     with np.errstate(all="ignore"):
-        for start in range(0, len(old), PIECE):
-            piece, after_it = (
-                old[start : start + PIECE].astype(np.float64),
-                new[start : start + PIECE].astype(np.float64),
-            )
-            difference = after_it - piece
-            changed += float(np.dot(difference, difference))
-            size += float(np.dot(piece, piece))
-            reached += float(np.dot(after_it, after_it))
-        distance, size, norm = (
-            float(np.sqrt(changed)),
-            float(np.sqrt(size)),
-            float(np.sqrt(reached)),
-        )
-    return 0.0 if distance == 0 else distance / size if size else float("inf"), norm
+        for start in range(0, len(flat_before), PIECE):
+            old = flat_before[start : start + PIECE].astype(np.float64)
+            new = flat_after[start : start + PIECE].astype(np.float64)
+            difference = new - old
+            changed_squares += float(np.dot(difference, difference))
+            before_squares += float(np.dot(old, old))
+            after_squares += float(np.dot(new, new))
+        distance = float(np.sqrt(changed_squares))
+        size = float(np.sqrt(before_squares))
+        norm = float(np.sqrt(after_squares))
+    if distance == 0:
+        return 0.0, norm
+    return distance / size if size else float("inf"), norm

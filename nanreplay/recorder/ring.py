@@ -1,4 +1,8 @@
-"""The ring: the batches of the last steps by reference, and keyframes of all state, under a limit in bytes."""
+"""The ring: the batches of the last steps by reference, and keyframes of all state.
+
+Its plan says how much is kept under the memory limit, and how often the state is copied. `Keeper`
+makes plans and fills the ring; files are written from it.
+"""
 
 from __future__ import annotations
 
@@ -11,158 +15,14 @@ from typing import Any
 
 import numpy as np
 
-# How much of a training is kept, and how often its state is copied. Pure: bytes and seconds in, a
-# plan out.
-
 SHARE = 0.005
 """What keyframes may add to the time of the steps, on average."""
 USUAL_EVERY = 32
-"""Steps between keyframes where copies cost next to nothing: a replay starts at most that far before the window."""
+"""Steps between keyframes where copies cost next to nothing.
+
+A replay starts at most that far before the window.
+"""
 MIB = 2**20
-
-
-@dataclass(frozen=True, slots=True)
-class RetentionPlan:
-    """How much is kept."""
-
-    window: int
-    """Steps that can be replayed at any moment."""
-    keyframe_every: int
-    """Steps between keyframes; 0 keeps none."""
-    lag: int = 0
-    """Steps that may run before a step's check has been read; they are kept on top of the window."""
-
-    @property
-    def reach(self) -> int:
-        """Steps back from the newest one that a keyframe must reach."""
-        return self.window + self.lag
-
-    @property
-    def keyframes(self) -> int:
-        """Keyframes held at once, so that the oldest step of the window can be reached."""
-        return -(-(self.reach - 1) // self.keyframe_every) + 1 if self.keyframe_every else 0
-
-    @property
-    def batches(self) -> int:
-        """Batches held at once."""
-        return self.reach - 1 + max(1, self.keyframe_every)
-
-    def size_bytes(self, state_bytes: int, batch_bytes: int) -> int:
-        """What it may hold at once."""
-        return self.keyframes * state_bytes + self.batches * batch_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What is asked for, and what there is."""
-
-    window: int
-    """Steps that should be kept."""
-    every: int
-    """Steps between keyframes that are wanted: as given, or as few as cost no more than `SHARE`."""
-    limit: int
-    """Bytes that batches and keyframes may hold."""
-    state_bytes: int
-    """Size of one keyframe."""
-    batch_bytes: int
-    """Size of one batch."""
-    lag: int = 0
-    """Steps that may run before a check is read."""
-    soft_lag: int = 0
-    """More steps that may run before variables are looked at, where memory does not ask for looking more often."""
-    least_every: int = 0
-    """Steps between keyframes that cost no more than `SHARE`, where memory is short; 0 where `every` is all that is known."""
-
-    def intervals(self, window: int) -> list[int]:
-        """Steps between keyframes to try for a window, none of which costs more than it may."""
-        least = min(self.least_every or self.every, self.every)
-        halves = [
-            half
-            for shift in range(1, self.every.bit_length())
-            if (half := self.every >> shift) > least
-        ]
-        longer = max(
-            self.every, window + self.lag + self.soft_lag
-        )  # needs fewer keyframes; a shorter one, fewer batches
-        return [self.every, longer, *halves, least]
-
-
-def least_every_for(keyframe_s: float, step_s: float) -> int:
-    """Steps between keyframes so that they add `SHARE` to the steps."""
-    return max(1, math.ceil(keyframe_s / (SHARE * step_s)))
-
-
-def every_for(keyframe_s: float, step_s: float, window: int) -> int:
-    """Steps between keyframes so that they add at most `SHARE` to the steps; not below what costs nothing anyway."""
-    return max(min(USUAL_EVERY, window), least_every_for(keyframe_s, step_s))
-
-
-def _halves(number: int) -> list[int]:
-    """A number, its half, a quarter, ..., 0."""
-    return [number >> shift for shift in range(number.bit_length() + 1)]
-
-
-def make_plan(needs: Needs) -> RetentionPlan:
-    """Choose window and interval under the limit.
-
-    The interval shrinks as far as what the training pays allows, then the window halves, until all fits. When not even one
-    step does, the interval shrinks further. Without room for a keyframe and two batches, only batches are kept.
-    """
-    fitting = (needs.limit - needs.state_bytes) // max(1, needs.batch_bytes)
-    if fitting < 2:
-        return RetentionPlan(max(1, min(needs.window, needs.limit // max(1, needs.batch_bytes))), 0)
-    lag = min(needs.lag, fitting - 2)
-    window = needs.window
-    while True:
-        for soft in _halves(needs.soft_lag):
-            for every in needs.intervals(window):
-                plan = RetentionPlan(window, every, lag + soft)
-                if plan.size_bytes(needs.state_bytes, needs.batch_bytes) <= needs.limit:
-                    return plan
-        if window == 1:
-            break
-        window //= 2
-    two_keyframes = lag > 0  # the step that is checked lies before the newest keyframe
-    room = (needs.limit - (1 + two_keyframes) * needs.state_bytes) // max(
-        1, needs.batch_bytes
-    ) - lag
-    return (
-        RetentionPlan(1, min(needs.every, room), lag)
-        if room >= 1
-        else RetentionPlan(1, min(needs.every, fitting), 0)
-    )
-
-
-def shortfall(
-    needs: Needs, plan: RetentionPlan, memory_limit: int, share: float | None
-) -> str | None:
-    """A sentence when less than was asked for fits, and what would fit more.
-
-    Args:
-        needs: What was asked for.
-        plan: What fits.
-        memory_limit: The limit as it was given; the timeline takes a little of it.
-        share: What the plan's keyframes add to the time of the steps, where it is known.
-    """
-    sizes = f"the state has {needs.state_bytes / MIB:.1f} MiB, a batch {needs.batch_bytes / MIB:.1f} MiB"
-    limit = f"memory_limit of {memory_limit / MIB:.0f} MiB"
-    if not plan.keyframe_every:
-        least = memory_limit - needs.limit + needs.state_bytes + 2 * needs.batch_bytes
-        return (
-            f"{limit} does not hold one copy of the state and two batches ({sizes}): the timeline and the last {plan.window} batches "
-            f"are recorded, and the capture cannot be replayed. With memory_limit={math.ceil(least / MIB)} MiB it could."
-        )
-    if share is not None and share > 1.5 * SHARE and plan.keyframe_every < needs.every:
-        return (
-            f"{limit} holds {plan.batches} batches, so that a keyframe is needed every {plan.keyframe_every} steps, which adds about "
-            f"{share:.0%} to the time of the training: {sizes}. A larger memory_limit costs less time."
-        )
-    if plan.window < needs.window:
-        return f"{limit} holds a window of {plan.window} instead of {needs.window} steps: {sizes}."
-    return None
-
-
-# --- recorder.ring
 
 
 @dataclass(slots=True)
@@ -195,12 +55,19 @@ class StepEntry:
     element: FetchedElement | None = None
     """Stands for `leaves` where the step fetched its batch."""
     returned: FetchedElement | None = None
-    """What the step returned, where it was one of several in a call; stands for its numbers in `fingerprint`."""
+    """What the step returned, where it was one of several in a call.
+
+    It stands for the step's numbers in `fingerprint`.
+    """
 
 
 @dataclass(slots=True)
 class Ring:
-    """Batches of the last `plan.window` steps and the keyframes that reach them."""
+    """Batches of the last `plan.window` steps and the keyframes that reach them.
+
+    A step can be replayed if a keyframe lies before it, with all batches from there on. Steps and
+    keyframes are in the order of time.
+    """
 
     plan: RetentionPlan
     entries: deque[StepEntry] = field(default_factory=deque)
@@ -210,14 +77,21 @@ class Ring:
     _holders: dict[int, int] = field(default_factory=dict)
     """How many entries hold the leaf of an id."""
 
+    # Filling
+
     def add(self, entry: StepEntry) -> None:
         """Append a step and forget what no kept step needs."""
         self.entries.append(entry)
         self._count(entry.leaves)
-        while (not self.keyframes or not entry.program) and len(
-            self.entries
-        ) > self.plan.batches:  # no keyframe says what may go
-            self._drop_entry()
+        # Without keyframes, or in an eager loop, the number of batches alone says what may go.
+        if not self.keyframes or not entry.program:
+            while len(self.entries) > self.plan.batches:
+                self._drop_oldest()
+        self._forget()
+
+    def add_keyframe(self, step: int, values: Mapping[int, Any]) -> None:
+        """Keep the state just before `step`."""
+        self.keyframes[step] = values
         self._forget()
 
     def hold(self, entry: StepEntry, fed: Sequence[Any]) -> None:
@@ -244,66 +118,52 @@ class Ring:
 
     def _count(self, tensors: Sequence[Any]) -> None:
         for tensor in tensors:
-            held = self._holders.get(id(tensor), 0)
-            self._holders[id(tensor)] = held + 1
-            if not held:
+            n_holders = self._holders.get(id(tensor), 0)
+            self._holders[id(tensor)] = n_holders + 1
+            if not n_holders:
                 self.batch_bytes += _size_of(tensor)
 
-    def add_keyframe(self, step: int, values: Mapping[int, Any]) -> None:
-        """Keep the state just before `step`."""
-        self.keyframes[step] = values
-        self._forget()
+    # Looking
 
     def entry(self, step: int) -> StepEntry | None:
         """The entry of a step, if it is still held."""
         index = step - self.entries[0].step if self.entries else -1
         return self.entries[index] if 0 <= index < len(self.entries) else None
 
+    def held(self, last: int) -> list[StepEntry]:
+        """The steps up to `last` that a keyframe reaches.
+
+        All of them in an eager loop, or where no keyframe is kept.
+        """
+        base = min(self.keyframes, default=0)
+        is_eager = any(not entry.program for entry in self.entries)
+        return [
+            entry
+            for entry in self.entries
+            if entry.step <= last and (entry.step >= base or is_eager)
+        ]
+
+    # Forgetting
+
     def make_room(self, state_bytes: int, limit: int, *, keyframe: bool) -> bool:
-        """Forget the oldest keyframes, with the batches that only they reach, until all fits `limit`.
+        """Forget the oldest keyframes, and the batches that only they reach, until all fits.
 
         Args:
             state_bytes: Size of a keyframe.
             limit: Bytes that batches and keyframes may hold.
-            keyframe: Whether one more keyframe is about to be added, and the last one that is held may go for it.
+            keyframe: Whether one more keyframe is about to be added, and the last one that is held
+                may go for it.
 
         Returns:
             Whether everything fits now.
         """
-        least = 0 if keyframe else 1
-        while (len(self.keyframes) + keyframe) * state_bytes + self.batch_bytes > limit and len(
-            self.keyframes
-        ) > least:
+        fewest = 0 if keyframe else 1
+        n_keyframes = len(self.keyframes) + keyframe
+        while n_keyframes * state_bytes + self.batch_bytes > limit and len(self.keyframes) > fewest:
             del self.keyframes[min(self.keyframes)]
+            n_keyframes -= 1
             self._drop_unreachable(min(self.keyframes, default=None))
-        return (len(self.keyframes) + keyframe) * state_bytes + self.batch_bytes <= limit
-
-    def _forget(self) -> None:
-        """Drop keyframes and batches that no step of the window needs; the keyframe just before the window stays."""
-        if not self.entries or not self.keyframes:
-            return
-        oldest = self.entries[-1].step - self.plan.reach + 1
-        first, second = (
-            next(iter(self.keyframes)),
-            next(itertools.islice(self.keyframes, 1, None), None),
-        )
-        if (second is None or second > oldest) and self.entries[
-            0
-        ].step >= first:  # as in nearly every step
-            return
-        base = max((step for step in self.keyframes if step <= oldest), default=min(self.keyframes))
-        for step in [step for step in self.keyframes if step < base]:
-            del self.keyframes[step]
-        self._drop_unreachable(base)
-
-    def _drop_unreachable(self, base: int | None) -> None:
-        """Drop the steps before the keyframe `base`, all when there is none; eager steps are kept for their batches."""
-        while (
-            self.entries
-            and self.entries[0].program
-            and (base is None or self.entries[0].step < base)
-        ):
-            self._drop_entry()
+        return n_keyframes * state_bytes + self.batch_bytes <= limit
 
     def drop_from(self, step: int) -> None:
         """Forget `step` and all after it."""
@@ -312,27 +172,49 @@ class Ring:
         for number in [number for number in self.keyframes if number >= step]:
             del self.keyframes[number]
 
-    def _drop_entry(self) -> None:
+    def _forget(self) -> None:
+        """Drop what no step of the window needs; the keyframe just before the window stays.
+
+        With keyframes before steps 0, 4 and 8 and a window of steps 6 to 9, the keyframe of 0 goes
+        with the steps 0 to 3: the one of 4 reaches the window.
+        """
+        if not self.entries or not self.keyframes:
+            return
+        oldest = self.entries[-1].step - self.plan.reach + 1
+        first = next(iter(self.keyframes))
+        second = next(itertools.islice(self.keyframes, 1, None), None)
+        is_first_needed = second is None or second > oldest
+        if is_first_needed and self.entries[0].step >= first:
+            return  # as in nearly every step
+        reaching = [step for step in self.keyframes if step <= oldest]
+        base = max(reaching, default=min(self.keyframes))
+        for step in [step for step in self.keyframes if step < base]:
+            del self.keyframes[step]
+        self._drop_unreachable(base)
+
+    def _drop_unreachable(self, base: int | None) -> None:
+        """Drop the steps before the keyframe `base`, all when there is none.
+
+        Eager steps are kept for their batches.
+        """
+        while self.entries and self.entries[0].program:
+            if base is not None and self.entries[0].step >= base:
+                return
+            self._drop_oldest()
+
+    def _drop_oldest(self) -> None:
         self._release(self.entries.popleft())
 
     def _release(self, entry: StepEntry) -> None:
         if entry.element is not None:
             self.batch_bytes -= entry.element.size_bytes
         for leaf in (*entry.leaves, *entry.fed, *entry.overrides.values()):
-            held = self._holders[id(leaf)] - 1
-            if held:
-                self._holders[id(leaf)] = held
+            n_holders = self._holders[id(leaf)] - 1
+            if n_holders:
+                self._holders[id(leaf)] = n_holders
             else:
                 del self._holders[id(leaf)]
                 self.batch_bytes -= _size_of(leaf)
-
-    def held(self, last: int) -> list[StepEntry]:
-        """The steps up to `last` that a keyframe reaches; all of them in an eager loop, or where no keyframe is kept."""
-        base = min(self.keyframes, default=0)
-        eager = any(not entry.program for entry in self.entries)
-        return [
-            entry for entry in self.entries if entry.step <= last and (entry.step >= base or eager)
-        ]
 
 
 def size_of(leaves: Sequence[Any]) -> int:
@@ -344,3 +226,154 @@ def _size_of(leaf: Any) -> int:
     if isinstance(leaf, np.ndarray):
         return leaf.nbytes
     return int(leaf.shape.num_elements()) * int(leaf.dtype.size)
+
+
+# How much of a training is kept, and how often its state is copied. Pure: bytes and seconds in, a
+# plan out.
+
+
+@dataclass(frozen=True, slots=True)
+class RetentionPlan:
+    """How much is kept."""
+
+    window: int
+    """Steps that can be replayed at any moment."""
+    keyframe_every: int
+    """Steps between keyframes; 0 keeps none."""
+    lag: int = 0
+    """Steps that may run before a step's check has been read; they are kept beside the window."""
+
+    @property
+    def reach(self) -> int:
+        """Steps back from the newest one that a keyframe must reach."""
+        return self.window + self.lag
+
+    @property
+    def keyframes(self) -> int:
+        """Keyframes held at once, so that the oldest step of the window can be reached."""
+        if not self.keyframe_every:
+            return 0
+        return math.ceil((self.reach - 1) / self.keyframe_every) + 1
+
+    @property
+    def batches(self) -> int:
+        """Batches held at once."""
+        return self.reach - 1 + max(1, self.keyframe_every)
+
+    def size_bytes(self, state_bytes: int, batch_bytes: int) -> int:
+        """What it may hold at once."""
+        return self.keyframes * state_bytes + self.batches * batch_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What is asked for, and what there is."""
+
+    window: int
+    """Steps that should be kept."""
+    every: int
+    """Steps between keyframes that are wanted: as given, or as few as cost at most `SHARE`."""
+    limit: int
+    """Bytes that batches and keyframes may hold."""
+    state_bytes: int
+    """Size of one keyframe."""
+    batch_bytes: int
+    """Size of one batch."""
+    lag: int = 0
+    """Steps that may run before a check is read."""
+    soft_lag: int = 0
+    """More steps that may run before variables are looked at, where memory allows it."""
+    least_every: int = 0
+    """Steps between keyframes that cost at most `SHARE`, where memory is short; 0 for `every`."""
+
+    def intervals(self, window: int) -> list[int]:
+        """Steps between keyframes to try for a window, none of which costs more than it may."""
+        least = min(self.least_every or self.every, self.every)
+        halves = [half for half in _halves(self.every)[1:] if half > least]
+        # A longer interval needs fewer keyframes; a shorter one, fewer batches.
+        longer = max(self.every, window + self.lag + self.soft_lag)
+        return [self.every, longer, *halves, least]
+
+
+def least_every_for(keyframe_s: float, step_s: float) -> int:
+    """Steps between keyframes so that they add `SHARE` to the steps."""
+    return max(1, math.ceil(keyframe_s / (SHARE * step_s)))
+
+
+def every_for(keyframe_s: float, step_s: float, window: int) -> int:
+    """Steps between keyframes so that they add at most `SHARE` to the steps.
+
+    Not below what costs nothing anyway.
+    """
+    return max(min(USUAL_EVERY, window), least_every_for(keyframe_s, step_s))
+
+
+def _halves(number: int) -> list[int]:
+    """A number, its half, a quarter, ..., 0."""
+    return [number >> shift for shift in range(number.bit_length() + 1)]
+
+
+def make_plan(needs: Needs) -> RetentionPlan:
+    """Choose window and interval under the limit.
+
+    The interval shrinks as far as what the training pays allows, then the window halves, until all
+    fits. When not even one step does, the interval shrinks further. Without room for a keyframe and
+    two batches, only batches are kept.
+    """
+    batch_bytes = max(1, needs.batch_bytes)
+    fitting = (needs.limit - needs.state_bytes) // batch_bytes
+    if fitting < 2:
+        return RetentionPlan(max(1, min(needs.window, needs.limit // batch_bytes)), 0)
+    lag = min(needs.lag, fitting - 2)
+    for window in _halves(needs.window)[:-1]:
+        plan = _fitting_plan(needs, window, lag)
+        if plan is not None:
+            return plan
+    # With a lag, the step that is checked lies before the newest keyframe: two are needed.
+    n_keyframes = 2 if lag > 0 else 1
+    room = (needs.limit - n_keyframes * needs.state_bytes) // batch_bytes - lag
+    if room >= 1:
+        return RetentionPlan(1, min(needs.every, room), lag)
+    return RetentionPlan(1, min(needs.every, fitting), 0)
+
+
+def _fitting_plan(needs: Needs, window: int, lag: int) -> RetentionPlan | None:
+    """The plan for a window with the most lag that fits."""
+    for soft_lag in _halves(needs.soft_lag):
+        for every in needs.intervals(window):
+            plan = RetentionPlan(window, every, lag + soft_lag)
+            if plan.size_bytes(needs.state_bytes, needs.batch_bytes) <= needs.limit:
+                return plan
+    return None
+
+
+def shortfall(
+    needs: Needs, plan: RetentionPlan, memory_limit: int, share: float | None
+) -> str | None:
+    """A sentence when less than was asked for fits, and what would fit more.
+
+    Args:
+        needs: What was asked for.
+        plan: What fits.
+        memory_limit: The limit as it was given; the timeline takes a little of it.
+        share: What the plan's keyframes add to the time of the steps, where it is known.
+    """
+    state_mib, batch_mib = needs.state_bytes / MIB, needs.batch_bytes / MIB
+    sizes = f"the state has {state_mib:.1f} MiB, a batch {batch_mib:.1f} MiB"
+    limit = f"memory_limit of {memory_limit / MIB:.0f} MiB"
+    if not plan.keyframe_every:
+        least = memory_limit - needs.limit + needs.state_bytes + 2 * needs.batch_bytes
+        return (
+            f"{limit} does not hold one copy of the state and two batches ({sizes}): the timeline "
+            f"and the last {plan.window} batches are recorded, and the capture cannot be replayed. "
+            f"With memory_limit={math.ceil(least / MIB)} MiB it could."
+        )
+    if share is not None and share > 1.5 * SHARE and plan.keyframe_every < needs.every:
+        return (
+            f"{limit} holds {plan.batches} batches, so that a keyframe is needed every "
+            f"{plan.keyframe_every} steps, which adds about {share:.0%} to the time of the "
+            f"training: {sizes}. A larger memory_limit costs less time."
+        )
+    if plan.window < needs.window:
+        return f"{limit} holds a window of {plan.window} instead of {needs.window} steps: {sizes}."
+    return None

@@ -1,4 +1,8 @@
-"""Running a program as `python` does, with whatever trains in it recorded."""
+"""Running a program as `python` does, with whatever trains in it recorded.
+
+This is `nanreplay run`. Nothing is imported before the program imports it: what it sets before,
+such as environment variables, holds for TensorFlow and Keras.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,10 @@ from nanreplay.recorder.loops import Loops
 
 if TYPE_CHECKING:
     from nanreplay.recorder.ambient import Ambient
+    from nanreplay.recorder.callback import Recorder
 
 _OURS = (__file__, loops.__file__, runpy.__file__, "<frozen runpy>")
+"""Files whose frames are left out of the trace of an exception that nobody caught."""
 _RECORDED = ("tensorflow", "keras", "tf_keras")
 
 
@@ -34,9 +40,8 @@ def run_script(path: str, arguments: Sequence[str], settings: Mapping[str, Any])
     """
     file = Path(path)
     if file.is_dir():
-        raise AttachError(
-            f"Cannot run {path}: it is a folder. Give a script such as {file / 'train.py'}."
-        )
+        example = file / "train.py"
+        raise AttachError(f"Cannot run {path}: it is a folder. Give a script such as {example}.")
     try:
         source = file.read_bytes()
     except OSError as error:
@@ -104,7 +109,10 @@ def _exit_code(error: SystemExit) -> int:
 
 
 def _uncaught(error: BaseException) -> int:
-    """Do what Python does with an exception that nobody caught; frames of ours are left out."""
+    """Do what Python does with an exception that nobody caught; frames of ours are left out.
+
+    After Ctrl-C, Python ends by the signal itself, so that a shell stops its script too.
+    """
     trace = error.__traceback__
     while trace is not None and trace.tb_frame.f_code.co_filename in _OURS:
         trace = trace.tb_next
@@ -117,43 +125,52 @@ def _uncaught(error: BaseException) -> int:
 
 
 class _AmbientOfProcess:
-    """Records whatever trains, from the moment at which the program has imported TensorFlow itself."""
+    """Records whatever trains, once the program has imported TensorFlow itself."""
 
     def __init__(self, settings: Mapping[str, Any]) -> None:
         self._settings = dict(settings)
         self.ambient: Ambient | None = None
         self.loops: Loops | None = None
-        self._made: list[Any] = []
+        self._made: list[Recorder] = []
 
     def imported(self, name: str) -> None:
         """The program has imported a package."""
         if self.ambient is None and "tensorflow" in sys.modules and name != "keras":
             from nanreplay.recorder.ambient import Ambient
 
-            self.ambient = Ambient(
-                self._recorder, lambda: self.loops is not None and self.loops.trained_eagerly()
-            )
+            self.ambient = Ambient(self._make_recorder, self._is_in_loop)
             self.ambient.start()
         if self.ambient is not None and name in ("keras", "tf_keras"):
             self.ambient.keras_imported(name)
 
-    def _recorder(self) -> Any:
+    def _is_in_loop(self) -> bool:
+        """Python code trains outside of recorded steps; whether a loop will record the next one."""
+        return self.loops is not None and self.loops.trained_eagerly()
+
+    def _make_recorder(self) -> Recorder:
         from nanreplay.recorder.callback import Recorder
 
-        self._made.append(Recorder(**self._settings))
-        return self._made[-1]
+        recorder = Recorder(**self._settings)
+        self._made.append(recorder)
+        return recorder
 
     def tell_of_caught(self, error: BaseException | None) -> None:
-        """Say where the captures are whose errors the program has caught; `error` ends it, or None."""
-        ends_by: list[BaseException] = []
-        while error is not None and not any(error is each for each in ends_by):
-            ends_by.append(error)
+        """Say where the captures are whose errors the program has caught.
+
+        Args:
+            error: What ends the program, or None; Python tells of it and of what it came from.
+        """
+        shown: list[BaseException] = []
+        while error is not None and not any(error is earlier for earlier in shown):
+            shown.append(error)
             error = error.__cause__ or error.__context__
         for recorder in self._made:
-            if recorder.raised is not None:
-                raised, sentence = recorder.raised
-                if not any(raised() is each for each in ends_by):
-                    print(f"nanreplay: {sentence}", file=sys.stderr)
+            if recorder.raised is None:
+                continue
+            reference, message = recorder.raised
+            raised = reference()
+            if not any(raised is known for known in shown):
+                print(f"nanreplay: {message}", file=sys.stderr)
 
     def end(self) -> None:
         """The program has come to its end.
@@ -174,9 +191,10 @@ class _AmbientOfProcess:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Tells when one of a few packages has been imported, however the program does that, and loads the program's own modules.
+    """Tells when a package that trains has been imported, and loads the program's own modules.
 
-    Nothing is imported for it: what the program sets before, such as environment variables, holds.
+    It stands first in `sys.meta_path`, and so sees imports however the program makes them. Nothing
+    is imported for it.
     """
 
     def __init__(self, imported: Callable[[str], None], loops: Loops) -> None:
@@ -185,10 +203,14 @@ class _Finder(importlib.abc.MetaPathFinder):
         self._is_looking = False
 
     def find_spec(self, fullname: str, path: Any, target: Any = None) -> Any:
-        """Find a package that is told of as ever, with a loader that tells; a module of the program, with its loops under watch."""
+        """Find a module.
+
+        A package that is told of is found as ever, with a loader that tells; a module of the
+        program, with a loader that puts its loops under watch; any other by those after us.
+        """
         if fullname not in _RECORDED:
-            return self._own(fullname, path)
-        if self._is_looking:
+            return self._own_module(fullname, path)
+        if self._is_looking:  # `importlib.util.find_spec` asks us again
             return None
         self._is_looking = True
         try:
@@ -199,7 +221,7 @@ class _Finder(importlib.abc.MetaPathFinder):
             spec.loader = _TellingLoader(spec.loader, lambda: self._imported(fullname))
         return spec
 
-    def _own(self, fullname: str, path: Any) -> Any:
+    def _own_module(self, fullname: str, path: Any) -> Any:
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         loader = None if spec is None else self._loops.loader_of(spec)
         if spec is None or loader is None:

@@ -1,4 +1,8 @@
-"""The recorder's arguments, checked once."""
+"""The recorder's arguments, checked once, and the names of the files that it writes.
+
+`Recorder` and `nanreplay run` check arguments here; a dump asks for the name of its file, and which
+worker of a cluster this process is.
+"""
 
 from __future__ import annotations
 
@@ -22,16 +26,20 @@ from nanreplay.errors import AttachError, StorageError
 
 _PLACEHOLDER = re.compile(r"\{(step|time|pid|worker)\}")
 _FILLED = {"step": r"\d+", "time": r"\d{8}T\d{6}", "pid": r"\d+", "worker": r"\d+"}
+"""Patterns of what stands for the placeholders."""
+_written_here: set[Location] = set()
+"""Files that any recorder of this process has written."""
+_BEGAN_S = time.time()
+"""When this process began to record."""
 
 
 def expand_path(path: str, *, step: int) -> str:
     """`path` with {step}, {time}, {pid} and {worker} filled in."""
-    worker = this_worker().index
     values = {
         "step": step,
         "time": time.strftime("%Y%m%dT%H%M%S"),
         "pid": os.getpid(),
-        "worker": worker,
+        "worker": this_worker().index,
     }
     return _PLACEHOLDER.sub(lambda match: str(values[match[1]]), path)
 
@@ -39,28 +47,30 @@ def expand_path(path: str, *, step: int) -> str:
 def free_name(path: str, *, step: int, written: Collection[Location]) -> Location:
     """Where the next file goes: `run.h5`, then `run.1.h5`, `run.2.h5`.
 
-    A file that was written while this process has run is never replaced: it is one of this recorder's, of another one under the same
-    path, or of another process that searches beside this one. An older one is replaced.
+    A file that was written while this process has run is never replaced: it is one of this
+    recorder's, of another one under the same path, or of another process that searches beside this
+    one. An older one is replaced.
+
+    Args:
+        path: The path that the recorder was given.
+        step: The step of the incident.
+        written: The files of this recording.
     """
     first = location(expand_path(path, step=step))
-    name, number = first, 0
-    while name in written or name in _written_here or _is_new(name):
+    file, number = first, 0
+    while file in written or file in _written_here or _is_new(file):
         number += 1
-        name = first.with_name(f"{first.stem}.{number}{first.suffix}")
-    _written_here.add(name)
-    return name
+        file = first.with_name(f"{first.stem}.{number}{first.suffix}")
+    _written_here.add(file)
+    return file
 
 
-_written_here: set[Location] = set()
-_BEGAN_S = time.time()
-
-
-def _is_new(name: Location) -> bool:
+def _is_new(file: Location) -> bool:
     """Whether a local file was written since this process began to record."""
-    if isinstance(name, RemotePath):
+    if isinstance(file, RemotePath):
         return False
     try:
-        return name.stat().st_mtime > _BEGAN_S
+        return file.stat().st_mtime > _BEGAN_S
     except OSError:
         return False
 
@@ -70,16 +80,16 @@ def remove_leftovers(path: str) -> None:
     if isinstance(location(path), RemotePath):
         return
     folder = Path(expand_path(path, step=0)).absolute().parent
-    name = os.path.basename(path)
-    *before, last = re.split(r"(\{\w+\})", Path(name).stem)
+    name = Path(os.path.basename(path))
+    # "run-{step}.h5" may have been written as "run-17.h5", "run-17.1.h5", ...
     parts = [
         _FILLED[part[1:-1]] if _PLACEHOLDER.fullmatch(part) else re.escape(part)
-        for part in (*before, last)
+        for part in re.split(r"(\{\w+\})", name.stem)
     ]
-    remove_stale(folder, re.compile("".join(parts) + r"(\.\d+)?" + re.escape(Path(name).suffix)))
+    remove_stale(folder, re.compile("".join(parts) + r"(\.\d+)?" + re.escape(name.suffix)))
 
 
-# Which worker of a cluster this process is, by TF_CONFIG, as TensorFlow reads it.
+# Which worker of a cluster this process is
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,18 +103,23 @@ class Worker:
 
 
 def this_worker() -> Worker:
-    """Return which worker this process is; the only one when TF_CONFIG says nothing (or nothing that can be read)."""
+    """Return which worker this process is, by TF_CONFIG, as TensorFlow reads it.
+
+    It is the only one when TF_CONFIG says nothing, or nothing that can be read.
+    """
     try:
         config = json.loads(os.environ.get("TF_CONFIG") or "{}")
         task, cluster = config.get("task", {}), config.get("cluster", {})
-        index, chiefs = int(task.get("index", 0)), len(cluster.get("chief", ()))
-        count = chiefs + len(cluster.get("worker", ()))
-        return Worker(index if task.get("type") == "chief" else chiefs + index, max(count, 1))
+        index, n_chiefs = int(task.get("index", 0)), len(cluster.get("chief", ()))
+        count = n_chiefs + len(cluster.get("worker", ()))
+        if task.get("type") != "chief":  # chiefs come first
+            index += n_chiefs
+        return Worker(index, max(count, 1))
     except (ValueError, TypeError, AttributeError):
         return Worker(0, 1)
 
 
-# --- recorder.settings
+# Arguments
 
 OnNan = Literal["raise", "stop", "continue"]
 
@@ -134,26 +149,24 @@ class Settings:
     """Number of the signal that asks for a file."""
 
 
-def check_settings(path: str | os.PathLike[str], **given: Any) -> Settings:
-    """Build `Settings`.
+def check_settings(path: str | os.PathLike[str], **arguments: Any) -> Settings:
+    """Build `Settings` from the arguments of a `Recorder`, each of which is given.
 
     Raises:
         AttachError: An argument is not valid, or the file cannot be written.
     """
     settings = Settings(
         path=str(location(path)),
-        on_nan=_one_of("on_nan", given["on_nan"], get_args(OnNan)),
-        window=_at_least(1, "window", given["window"]),
-        keyframe_every=None
-        if given["keyframe_every"] == "auto"
-        else _at_least(1, "keyframe_every", given["keyframe_every"]),
-        memory_limit=parse_size("memory_limit", given["memory_limit"]),
-        disk_limit=parse_size("disk_limit", given["disk_limit"]),
-        history=_at_least(1, "history", given["history"]),
-        sources=_one_of("sources", given["sources"], ("lines", "none")),
-        max_skipped=_at_least(1, "max_skipped", given["max_skipped"]),
-        max_incidents=_at_least(1, "max_incidents", given["max_incidents"]),
-        dump_signal=_signal_number(given["dump_signal"]),
+        on_nan=_one_of("on_nan", arguments["on_nan"], get_args(OnNan)),
+        window=_at_least(1, "window", arguments["window"]),
+        keyframe_every=_interval("keyframe_every", arguments["keyframe_every"]),
+        memory_limit=parse_size("memory_limit", arguments["memory_limit"]),
+        disk_limit=parse_size("disk_limit", arguments["disk_limit"]),
+        history=_at_least(1, "history", arguments["history"]),
+        sources=_one_of("sources", arguments["sources"], ("lines", "none")),
+        max_skipped=_at_least(1, "max_skipped", arguments["max_skipped"]),
+        max_incidents=_at_least(1, "max_incidents", arguments["max_incidents"]),
+        dump_signal=_signal_number(arguments["dump_signal"]),
     )
     check_writable(settings.path)
     return settings
@@ -161,35 +174,30 @@ def check_settings(path: str | os.PathLike[str], **given: Any) -> Settings:
 
 def _one_of(name: str, value: Any, allowed: tuple[Any, ...]) -> Any:
     if value not in allowed:
-        raise AttachError(
-            f"Invalid value for argument `{name}`. Expected one of {', '.join(map(repr, allowed))}. Received: {name}={value!r}"
-        )
+        raise _invalid(name, value, f"one of {', '.join(map(repr, allowed))}")
     return value
 
 
 def _at_least(least: int, name: str, value: Any) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise AttachError(
-            f"Invalid value for argument `{name}`. Expected an integer of at least {least}. Received: {name}={value!r}"
-        )
+        raise _invalid(name, value, f"an integer of at least {least}")
     return value
+
+
+def _interval(name: str, value: Any) -> int | None:
+    """A number of steps; None for "auto"."""
+    return None if value == "auto" else _at_least(1, name, value)
 
 
 def _signal_number(value: Any) -> int | None:
     """Number of a signal given as `signal.SIGUSR1`, its name or its number."""
     if value is None:
         return None
-    known = {
-        name: getattr(signal, name)
-        for name in ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT")
-        if hasattr(signal, name)
-    }
+    names = ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT")  # Windows has none of them
+    known = {name: getattr(signal, name) for name in names if hasattr(signal, name)}
     number = known.get(value, value) if isinstance(value, str) else value
     if isinstance(number, bool) or number not in known.values():
-        names = ", ".join(known)
-        raise AttachError(
-            f"Invalid value for argument `dump_signal`. Expected None or one of {names}. Received: dump_signal={value!r}"
-        )
+        raise _invalid("dump_signal", value, f"None or one of {', '.join(known)}")
     return int(number)
 
 
@@ -199,14 +207,22 @@ def parse_size(name: str, value: Any) -> int:
         return value
     size = limits.parse_size(value) if isinstance(value, str) else None
     if size is None:
-        raise AttachError(
-            f"Invalid value for argument `{name}`. Expected bytes or a text such as '1GiB'. Received: {name}={value!r}"
-        )
+        raise _invalid(name, value, "bytes or a text such as '1GiB'")
     return size
 
 
+def _invalid(name: str, value: Any, expected: str) -> AttachError:
+    return AttachError(
+        f"Invalid value for argument `{name}`. Expected {expected}. Received: {name}={value!r}"
+    )
+
+
 def check_writable(path: str) -> None:
-    """Fail now, not at the incident, when the capture could not be written."""
+    """Fail now, not at the incident, when the capture could not be written.
+
+    Raises:
+        AttachError: `path` is a folder, or its folder does not exist or cannot be written to.
+    """
     where = location(path)
     if isinstance(where, RemotePath):
         try:
@@ -216,12 +232,15 @@ def check_writable(path: str) -> None:
         return
     folder = Path(expand_path(path, step=0)).absolute().parent
     if Path(path).is_dir():
+        example = Path(path) / "run.h5"
         raise AttachError(
-            f"Cannot write the capture to {path}: it is a folder. Give a file name such as {Path(path) / 'run.h5'}."
+            f"Cannot write the capture to {path}: it is a folder. "
+            f"Give a file name such as {example}."
         )
     if not folder.is_dir():
         raise AttachError(
-            f"Cannot write the capture to {path}: the folder {folder} does not exist. Create it first."
+            f"Cannot write the capture to {path}: the folder {folder} does not exist. "
+            "Create it first."
         )
     if not os.access(folder, os.W_OK):
         raise AttachError(

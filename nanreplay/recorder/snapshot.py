@@ -1,17 +1,20 @@
-"""What a file is written from: all that a recording holds at one moment, taken out of it."""
+"""What a file is written from: all that a recording holds at one moment, and what of it fits.
+
+`Recording` takes a `Snapshot`, and `dump` writes it, as far as `fit_disk` says.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import tensorflow as tf
 
-from nanreplay.capture.arrays import as_array
 from nanreplay.capture.storage import Location
 from nanreplay.program.fetching import components_of
+from nanreplay.recorder.health_check import as_number
 from nanreplay.recorder.reexecution import Reexecution
 from nanreplay.recorder.ring import MIB, FetchedElement, StepEntry
 from nanreplay.recorder.settings import Settings
@@ -23,6 +26,171 @@ from nanreplay.tensorflow_internals import tf_datasets
 if TYPE_CHECKING:
     from nanreplay.recorder.program_slots import EagerIncident, ProgramSlot
     from nanreplay.recorder.recording import Recording
+
+
+@dataclass(slots=True)
+class Snapshot:
+    """The parts of a recording up to one step."""
+
+    settings: Settings
+    trigger: Trigger
+    step: int
+    """The step that was seen to fail, else the last whole one."""
+    entries: Sequence[StepEntry]
+    keyframes: dict[int, dict[int, Any]]
+    programs: Sequence[ProgramSlot]
+    variables: VariableTable
+    checked: Sequence[int]
+    """Indices of the variables whose sums are in the fingerprints."""
+    timeline: TimelineRing
+    notes: list[str]
+    written: Sequence[Location]
+    eager: EagerIncident | None
+    proof: Reexecution | None
+    """What a failing eager step gave when it was run once more."""
+    step_s: float | None
+    """What a step takes, where that is known."""
+
+
+def take_snapshot(
+    session: Recording, trigger: Trigger, step: int, *, keep: bool = False
+) -> Snapshot:
+    """Take what a recording holds.
+
+    An incident ends its window, so that the ring lets go of the keyframes, for memory's sake.
+
+    Args:
+        session: The recording.
+        trigger: Why a file is written.
+        step: The last step that is wanted.
+        keep: The ring keeps its keyframes all the same.
+    """
+    ring = session.ring
+    entries: list[StepEntry] = []
+    keyframes: dict[int, dict[int, Any]] = {}
+    if ring is not None:
+        entries = ring.held(step)
+        keyframes = {
+            number: _made_values(values, session.variables)
+            for number, values in ring.keyframes.items()
+            if number <= step
+        }
+    if ring is not None and not keep and trigger.what in ("loss", "gradient", "variable"):
+        ring.keyframes.clear()
+    entries, keyframes = _needed_for_window(session, entries, keyframes, step)
+    eager = session.eager
+    if eager is not None and eager.step != step:
+        eager = None
+    return Snapshot(
+        settings=session.settings,
+        trigger=trigger,
+        step=step,
+        entries=entries,
+        keyframes=keyframes,
+        programs=tuple(session.programs),
+        variables=session.variables,
+        checked=session.meter.checked_variables(),
+        timeline=session.timeline,
+        notes=[*session.notes, *filter(None, [session.keeper.shrunk])],
+        written=tuple(session.written),
+        eager=eager,
+        proof=None if eager is None else eager.proof,
+        step_s=session.keeper.step_s,
+    )
+
+
+def _made_values(values: Mapping[int, Any], variables: VariableTable) -> dict[int, Any]:
+    """Values of those variables that have one.
+
+    Those that a step of replicas makes are empty until its first call has ended.
+    """
+    shapes = [tf.TensorShape(info.shape) for info in variables.infos]
+    return {
+        index: value
+        for index, value in values.items()
+        if shapes[index].is_compatible_with(value.shape)
+    }
+
+
+def _needed_for_window(
+    session: Recording, entries: list[StepEntry], keyframes: dict[int, dict[int, Any]], step: int
+) -> tuple[list[StepEntry], dict[int, dict[int, Any]]]:
+    """The window that was asked for, and the keyframe that reaches it.
+
+    It lies before the first step that may have been the first to fail: the one after the last step
+    that was measured. With steps 0 to 9, step 9 seen to fail, step 7 the last one measured before
+    and a window of 4, the window begins with step 5.
+    """
+    if any(not entry.program for entry in entries):
+        return entries, keyframes
+    measured = [
+        row.step for row in session.timeline.rows if row.sums is not None and row.step < step
+    ]
+    first_suspect = max(measured, default=step - 1) + 1
+    oldest = first_suspect - session.settings.window + 1
+    reaching = [number for number in keyframes if number <= oldest]
+    base = max(reaching, default=min(keyframes, default=0))
+    return (
+        [entry for entry in entries if entry.step >= base],
+        {number: values for number, values in keyframes.items() if number >= base},
+    )
+
+
+# What an entry stands for
+
+
+def leaves_of(entry: StepEntry, slots: Mapping[str, ProgramSlot]) -> Sequence[Any]:
+    """The arrays of a step's batch, taken out of what it fetched by itself where it did."""
+    slot = slots.get(entry.program)
+    fetch = None if slot is None else slot.fetch
+    if entry.element is None or fetch is None:
+        return entry.leaves
+    return [*entry.leaves, *decoded(entry.element, fetch.kinds, fetch.spec)]
+
+
+def numbers_of(entry: StepEntry, slots: Mapping[str, ProgramSlot]) -> Mapping[str, Any] | None:
+    """What was read of a step, or can be read now."""
+    slot = slots.get(entry.program)
+    if entry.fingerprint is not None or entry.returned is None or slot is None:
+        return entry.fingerprint
+    kinds = [tensor.dtype for tensor in slot.traced.outputs]
+    outputs = components_of(entry.returned.optionals[entry.returned.index], kinds)
+    if outputs is None:
+        return None
+    return {name: as_number(outputs[index]) for name, index in slot.outputs}
+
+
+def decoded(element: FetchedElement, kinds: Sequence[Any], spec: Any) -> list[Any]:
+    """The arrays of one fetched element.
+
+    Args:
+        element: The element.
+        kinds: DTypes of its flat components.
+        spec: Its spec, where it is known; ragged and sparse tensors need one, and so does a None
+            among the components.
+    """
+    if element.index is None:
+        return _stacked(element.optionals, kinds)
+    components = components_of(element.optionals[element.index], kinds)
+    if components is None:
+        return []
+    if spec is None:
+        return components
+    return tf_datasets.decoded_element(spec, components)
+
+
+def _stacked(optionals: Any, kinds: Sequence[Any]) -> list[Any]:
+    """What several elements hold, each component along a first axis.
+
+    Nothing where their shapes differ.
+    """
+    count = int(optionals.shape[0])
+    elements = [components_of(optionals[number], kinds) or [] for number in range(count)]
+    columns = list(zip(*elements, strict=True))
+    for column in columns:
+        if any(tensor.shape != column[0].shape for tensor in column):
+            return []
+    return [tf.stack(column) for column in columns]
 
 
 # What of a recording fits the disk limit. Pure: sizes in, steps out.
@@ -51,10 +219,11 @@ class Share:
 
 
 def fit_disk(sizes: Sizes, limit: int) -> Share:
-    """Leave out what a replay gives again, then what lies farthest back, until the rest fits `limit`.
+    """Leave out what a replay gives again, then what lies farthest back, until the rest fits.
 
-    First weights and gradients, oldest step first; then the oldest keyframe with the batches that only it reaches. When
-    not even the way from the newest keyframe to the last step fits, the last batches are written, without a keyframe.
+    First weights and gradients, oldest step first; then the oldest keyframe with the batches that
+    only it reaches. When not even the way from the newest keyframe to the last step fits, the last
+    batches are written, without a keyframe.
     """
     keyframes, batches, full = dict(sizes.keyframes), dict(sizes.batches), dict(sizes.full)
     room = limit - sizes.other
@@ -71,181 +240,28 @@ def fit_disk(sizes: Sizes, limit: int) -> Share:
         keyframes.clear()
     while batches and over > 0:
         over -= batches.pop(min(batches))
-    said = [
+    missing = [
         *_missing("the weights and gradients of", sizes.full, full),
         *_missing("the keyframes at", sizes.keyframes, keyframes),
         *_missing("the batches of", sizes.batches, batches),
     ]
-    left_out = (
-        [f"disk_limit of {limit / MIB:.0f} MiB: {', '.join(said)} were left out."] if said else []
-    )
+    left_out = []
+    if missing:
+        left_out.append(f"disk_limit of {limit / MIB:.0f} MiB: {', '.join(missing)} were left out.")
     if replayable and not keyframes:
         needed = sizes.other + sizes.keyframes[max(sizes.keyframes)]
         needed += sum(size for step, size in sizes.batches.items() if step >= max(sizes.keyframes))
         left_out.append(
-            f"The capture cannot be replayed; with disk_limit={-(-needed // MIB)} MiB the failing step could."
+            "The capture cannot be replayed; "
+            f"with disk_limit={math.ceil(needed / MIB)} MiB the failing step could."
         )
     return Share(frozenset(keyframes), frozenset(batches), frozenset(full), left_out)
 
 
-def _missing(what: str, whole: Mapping[int, int], kept: Mapping[int, int]) -> list[str]:
+def _missing(parts: str, whole: Mapping[int, int], kept: Mapping[int, int]) -> list[str]:
     steps = sorted(set(whole) - set(kept))
     if not steps:
         return []
-    return [
-        f"{what} step {steps[0]}"
-        if len(steps) == 1
-        else f"{what} {len(steps)} steps ({steps[0]} to {steps[-1]})"
-    ]
-
-
-# --- recorder.snapshot
-
-
-@dataclass(slots=True)
-class Snapshot:
-    """The parts of a recording up to one step."""
-
-    settings: Settings
-    trigger: Trigger
-    step: int
-    """The step that was seen to fail, else the last whole one."""
-    entries: Sequence[StepEntry]
-    keyframes: dict[int, dict[int, Any]]
-    programs: Sequence[ProgramSlot]
-    variables: VariableTable
-    watched: Sequence[int]
-    timeline: TimelineRing
-    notes: list[str]
-    written: Sequence[Location]
-    eager: EagerIncident | None
-    proof: Reexecution | None
-    """What a failing eager step gave when it was run once more."""
-    step_s: float | None
-    """What a step takes, where that is known."""
-
-
-def take_snapshot(
-    session: Recording, trigger: Trigger, step: int, *, keep: bool = False
-) -> Snapshot:
-    """Take what `session` holds up to `step`; an incident ends its window, so the keyframes go with the snapshot, unless `keep`."""
-    ring = session.ring
-    entries = [] if ring is None else ring.held(step)
-    held = {} if ring is None else ring.keyframes
-    keyframes = {
-        number: _given(values, session.variables)
-        for number, values in held.items()
-        if number <= step
-    }
-    if ring is not None and not keep and trigger.what in ("loss", "gradient", "variable"):
-        ring.keyframes.clear()
-    entries, keyframes = _needed(session, entries, keyframes, step)
-    eager = session.eager if session.eager is not None and session.eager.step == step else None
-    return Snapshot(
-        settings=session.settings,
-        trigger=trigger,
-        step=step,
-        entries=entries,
-        keyframes=keyframes,
-        programs=tuple(session.programs),
-        variables=session.variables,
-        watched=session.watched,
-        timeline=session.timeline,
-        notes=[*session.notes, *filter(None, [session.keeper.shrunk])],
-        written=tuple(session.written),
-        eager=eager,
-        proof=None if eager is None else eager.proof,
-        step_s=session.keeper.step_s,
-    )
-
-
-def _given(values: Mapping[int, Any], variables: VariableTable) -> dict[int, Any]:
-    """Values of variables that have one: those that a step of replicas makes are empty until its first call has ended."""
-    shapes = [tf.TensorShape(info.shape) for info in variables.infos]
-    return {
-        index: value
-        for index, value in values.items()
-        if shapes[index].is_compatible_with(value.shape)
-    }
-
-
-def _needed(
-    session: Recording, entries: list[StepEntry], keyframes: dict[int, dict[int, Any]], step: int
-) -> tuple[list[StepEntry], dict[int, dict[int, Any]]]:
-    """The window that was asked for, before the first step that may have been the first to fail, and the keyframe that reaches it."""
-    measured = [
-        row.step for row in session.timeline.rows if row.sums is not None and row.step < step
-    ]
-    oldest = max(measured, default=step - 1) + 1 - session.settings.window + 1
-    base = max(
-        (number for number in keyframes if number <= oldest), default=min(keyframes, default=0)
-    )
-    if any(not entry.program for entry in entries):
-        return entries, keyframes
-    return [entry for entry in entries if entry.step >= base], {
-        number: each for number, each in keyframes.items() if number >= base
-    }
-
-
-def leaves_of(entry: StepEntry, slots: Mapping[str, ProgramSlot]) -> Sequence[Any]:
-    """The arrays of a step's batch, taken out of what it fetched by itself where it did."""
-    if entry.element is None:
-        return entry.leaves
-    slot = slots.get(entry.program)
-    fetch = None if slot is None else slot.fetch
-    return (
-        entry.leaves
-        if fetch is None
-        else [*entry.leaves, *decoded(entry.element, fetch.kinds, fetch.spec)]
-    )
-
-
-def numbers_of(entry: StepEntry, slots: Mapping[str, ProgramSlot]) -> Mapping[str, Any] | None:
-    """What was read of a step, or can be read now."""
-    slot = slots.get(entry.program)
-    if entry.fingerprint is not None or entry.returned is None or slot is None:
-        return entry.fingerprint
-    kinds = [tensor.dtype for tensor in slot.traced.outputs]
-    outputs = components_of(entry.returned.optionals[entry.returned.index], kinds)
-    return (
-        None
-        if outputs is None
-        else {name: as_number(outputs[index]) for name, index in slot.outputs}
-    )
-
-
-def as_number(value: Any) -> Any:
-    """A scalar as a numpy number, float32 at least."""
-    if isinstance(value, tf.Tensor) and value.dtype in (tf.float32, tf.float64):
-        return value.numpy()
-    array = as_array(value)
-    return array[()] if array.dtype in (np.float32, np.float64) else array.astype(np.float32)[()]
-
-
-def decoded(element: FetchedElement, kinds: Sequence[Any], spec: Any) -> list[Any]:
-    """The arrays of one fetched element.
-
-    Args:
-        element: The element.
-        kinds: DTypes of its flat components.
-        spec: Its spec, where it is known; ragged and sparse tensors, and nothing where None was, need one.
-    """
-    if element.index is None:
-        return _stacked(element.optionals, kinds)
-    components = components_of(element.optionals[element.index], kinds)
-    if components is None:
-        return []
-    if spec is None:
-        return components
-    return tf_datasets.decoded_element(spec, components)
-
-
-def _stacked(optionals: Any, kinds: Sequence[Any]) -> list[Any]:
-    """What several elements hold, each component along a first axis; nothing where their shapes differ."""
-    elements = [
-        components_of(optionals[number], kinds) or [] for number in range(int(optionals.shape[0]))
-    ]
-    columns = list(zip(*elements, strict=True))
-    if any(each.shape != column[0].shape for column in columns for each in column):
-        return []
-    return [tf.stack(column) for column in columns]
+    if len(steps) == 1:
+        return [f"{parts} step {steps[0]}"]
+    return [f"{parts} {len(steps)} steps ({steps[0]} to {steps[-1]})"]

@@ -1,4 +1,8 @@
-"""The table of variables: an index, a path and a role for each handle that a recorded program captures."""
+"""The table of variables: an index, a path and a role for each handle that a program captures.
+
+Variables are known by the `id` of their handle (a resource tensor): compiled functions capture
+handles, and know nothing of `tf.Variable` or Keras. Names come from models, layers and optimizers.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.program.fingerprint import has_nonfinite, read_variable, squares_fit
+from nanreplay.program.observation import Observation
 from nanreplay.records import Role, VariableInfo
 from nanreplay.tensorflow_internals import tf_distribution, tf_variables
 
@@ -19,26 +24,30 @@ class VariableTable:
         self.infos: list[VariableInfo] = []
         self.handles: list[Any] = []
         self.index: dict[int, int] = {}
+        """Index of a variable by the id of its handle."""
         self.born_nonfinite: set[int] = set()
-        """Indices of variables that were non-finite before the first step of a training; they are not watched."""
+        """Indices of variables that were non-finite before the first step; they are not checked."""
         self.layer_names: set[str] = set()
         """Names of the layers of models that were named."""
         self.optimizer_names: set[str] = set()
-        self._known: dict[int, tuple[str, Role]] = {}
-        self._known_handles: list[Any] = []
+        self._named: dict[int, tuple[str, Role]] = {}
+        """(path, role) by the id of a handle, of variables that need not be in the table yet."""
+        self._named_handles: list[Any] = []
+
+    # Names
 
     def name(self, variables: Iterable[Any], role: Role | None = None) -> None:
-        """Remember paths and roles of Keras variables or `tf.Variable`s; the first name given stays."""
+        """Remember paths and roles of variables of Keras or TensorFlow; the first name stays."""
         for variable in variables:
-            for replica, component in enumerate(tf_distribution.components(variable)):
+            for replica, component in enumerate(tf_distribution.replica_variables(variable)):
                 handle = getattr(component, "handle", None)
-                if handle is not None and id(handle) not in self._known:
+                if handle is not None and id(handle) not in self._named:
+                    # A variable of TensorFlow has no `path`, and a name such as "dense/kernel:0".
                     path = getattr(variable, "path", None) or variable.name.partition(":")[0]
-                    self._known[id(handle)] = (
-                        path if replica == 0 else f"{path}/replica_{replica}",
-                        role or _role(variable),
-                    )
-                    self._known_handles.append(handle)
+                    if replica:
+                        path = f"{path}/replica_{replica}"
+                    self._named[id(handle)] = path, role or _role(variable)
+                    self._named_handles.append(handle)
 
     def name_model(self, model: Any) -> None:
         """Name the variables of a Keras model or layer."""
@@ -51,43 +60,77 @@ class VariableTable:
 
     def name_optimizer(self, optimizer: Any) -> None:
         """Name the slots and settings of an optimizer."""
-        if isinstance(name := getattr(optimizer, "name", None), str):
+        name = getattr(optimizer, "name", None)
+        if isinstance(name, str):
             self.optimizer_names.add(name)
         self.name(tf_variables.variables_in(optimizer), "optimizer")
-        rate = getattr(optimizer, "_learning_rate", None)  # of Keras 2, which does not list it
-        self.name([rate] if isinstance(rate, tf.Variable) else (), "optimizer")
+        # Optimizers of Keras 2 do not list the learning rate among their variables.
+        rate = getattr(optimizer, "_learning_rate", None)
+        if isinstance(rate, tf.Variable):
+            self.name([rate], "optimizer")
+
+    # Entries
 
     def add(self, handles: Iterable[Any], named: Iterable[Any] = ()) -> bool:
-        """Add handles to the table; returns whether any was new. `named` are `tf.Variable`s that may belong to them."""
+        """Add handles to the table; returns whether any was new.
+
+        Args:
+            handles: Handles; those of no variable are left out.
+            named: `tf.Variable`s that some of the handles may belong to.
+        """
         self.name(named)
-        grown = False
+        has_grown = False
         for handle in handles:
-            kind = tf_variables.variable_type(handle)
-            if id(handle) in self.index or kind is None:
+            dtype_and_shape = tf_variables.variable_type(handle)
+            if id(handle) in self.index or dtype_and_shape is None:
                 continue
-            path, role = self._known.get(id(handle), (f"variable_{len(self.infos)}", "other"))
+            dtype, shape = dtype_and_shape
+            path, role = self._named.get(id(handle), (f"variable_{len(self.infos)}", "other"))
             self.index[id(handle)] = len(self.infos)
             self.handles.append(handle)
-            self.infos.append(VariableInfo(path, kind[1], tf.dtypes.as_dtype(kind[0]).name, role))
-            grown = True
-        return grown
+            self.infos.append(VariableInfo(path, shape, tf.dtypes.as_dtype(dtype).name, role))
+            has_grown = True
+        return has_grown
 
     def path(self, index: int) -> str:
         """Path of a variable; that of an unknown one (-1) says so."""
         return self.infos[index].path if 0 <= index < len(self.infos) else "unknown variable"
 
-    def unwatched(self, *, slots: bool = False) -> list[Any]:
-        """Named handles whose values say nothing of the training's health (metrics and seeds), and an optimizer's slots."""
-        return [handle for handle in self._known_handles if self._is_unwatched(handle, slots)]
+    def of_role(self, role: Role) -> frozenset[int]:
+        """Indices of the variables with `role`."""
+        return frozenset(index for index, info in enumerate(self.infos) if info.role == role)
 
-    def _is_unwatched(self, handle: Any, slots: bool) -> bool:
-        role, kind = self._known[id(handle)][1], tf_variables.variable_type(handle)
-        return role in ("metric", "seed") or (
-            slots and role == "optimizer" and kind is not None and bool(kind[1])
-        )
+    @property
+    def sizes(self) -> list[int]:
+        """Bytes of each value."""
+        sizes = []
+        for info in self.infos:
+            n_elements = tf.TensorShape(info.shape).num_elements() or 0
+            sizes.append(int(n_elements) * tf.dtypes.as_dtype(info.dtype).size)
+        return sizes
+
+    # Health
+
+    def unchecked(self, *, slots: bool = False) -> list[Any]:
+        """Handles whose values say nothing of the training's health: of metrics and seeds.
+
+        Args:
+            slots: The slots of optimizers as well, which are checked less often.
+        """
+        return [handle for handle in self._named_handles if self._is_unchecked(handle, slots)]
+
+    def _is_unchecked(self, handle: Any, slots: bool) -> bool:
+        _, role = self._named[id(handle)]
+        if role in ("metric", "seed"):
+            return True
+        if not slots or role != "optimizer":
+            return False
+        dtype_and_shape = tf_variables.variable_type(handle)
+        # A scalar of an optimizer is a setting (learning rate, number of updates), and no slot.
+        return dtype_and_shape is not None and bool(dtype_and_shape[1])
 
     def forgive(self) -> None:
-        """Watch no variable that is non-finite now: an earlier training left it so, maybe that of another model."""
+        """Check no variable that is non-finite now: an earlier training left it so."""
         values = [read_variable(handle) for handle in self.handles]
         self.born_nonfinite = {index for index, value in enumerate(values) if has_nonfinite(value)}
 
@@ -105,44 +148,25 @@ class VariableTable:
                 return index
         return None
 
-    def replicas_of(self, index: int) -> list[int]:
-        """Indices of a variable and of what mirrors it on other replicas."""
-        path = self.infos[index].path
-        return [
-            other
-            for other, info in enumerate(self.infos)
-            if other == index or info.path.startswith(f"{path}/replica_")
-        ]
 
-    def of_role(self, role: Role) -> frozenset[int]:
-        """Indices of the variables with `role`."""
-        return frozenset(index for index, info in enumerate(self.infos) if info.role == role)
-
-    @property
-    def sizes(self) -> list[int]:
-        """Bytes of each value."""
-        return [
-            int(tf.TensorShape(info.shape).num_elements() or 0)
-            * tf.dtypes.as_dtype(info.dtype).size
-            for info in self.infos
-        ]
+def tape_sources(seen: Observation) -> list[Any]:
+    """The variables that gradient tapes of a step differentiated with respect to."""
+    sources = (source for call in seen.tape_gradients for source in call.sources)
+    return [source for source in sources if hasattr(source, "handle")]
 
 
 def _metric_variables(model: Any) -> list[Any]:
     """Variables of a model's metrics; Keras 2 knows them by the metrics alone."""
-    return [
-        variable
-        for metric in getattr(model, "metrics", None) or ()
-        for variable in getattr(metric, "variables", ())
-    ]
+    metrics = getattr(model, "metrics", None) or ()
+    return [variable for metric in metrics for variable in getattr(metric, "variables", ())]
 
 
 def _role(variable: Any) -> Role:
+    """The role of a variable whose owner does not tell it."""
     path = getattr(variable, "path", None) or variable.name
-    if "seed_generator_state" in path:
+    if "seed_generator_state" in path:  # as Keras names the state of each seed generator
         return "seed"
     dtype = tf.dtypes.as_dtype(variable.dtype)
-    is_trained = getattr(variable, "trainable", False) and (
-        dtype.is_floating or dtype.is_complex
-    )  # else it counts
+    is_differentiable = dtype.is_floating or dtype.is_complex  # else it counts something
+    is_trained = getattr(variable, "trainable", False) and is_differentiable
     return "trainable" if is_trained else "state"

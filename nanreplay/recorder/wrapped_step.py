@@ -1,4 +1,7 @@
-"""What `Recorder.wrap` returns: a step that is called in place of the user's own, whatever that is."""
+"""What `Recorder.wrap` returns: called in place of the user's own step, whatever that is.
+
+It finds out from the calls themselves whether a step trains in compiled functions or in Python.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +21,10 @@ from nanreplay.tensorflow_internals import tf_functions
 class WrappedStep:
     """Calls the user's step and records what trains in it.
 
-    A step that only calls compiled functions is recorded as these: each that trains is a step of its own. A step that computes
-    a gradient, or applies one, in Python is one eager step, whatever compiled functions it calls. Which of the two it is shows in
-    the calls themselves. Within a `tf.function` of the user's own the step is part of that function, which is recorded then.
+    A step that only calls compiled functions is recorded as these: each that trains is a step of
+    its own. A step that computes a gradient, or applies one, in Python is one eager step, whatever
+    compiled functions it calls. Which of the two it is shows in the calls themselves. Within a
+    `tf.function` of the user's own the step is part of that function, which is recorded then.
 
     Args:
         session: The recording.
@@ -38,44 +42,52 @@ class WrappedStep:
         self._eager = eager
         self._is_function = is_compiled_function(step)
         self._is_compiled: bool | None = True if self._is_function else None
+        """Whether compiled functions train; None while that is not known."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the step once; returns what it returns."""
         if not tf_functions.is_top_level():
             listening.claim_trace(self._calls)
-            return tf_functions.converted_now(self._step)(*args, **kwargs)
-        if self._is_compiled and not tf.config.functions_run_eagerly():
+            return tf_functions.autograph_converted(self._step)(*args, **kwargs)
+        # Asked in each call: `tf.config.run_functions_eagerly` may be set between two of them.
+        runs_eagerly = tf.config.functions_run_eagerly()
+        if self._is_compiled and not runs_eagerly:
             return self._run_compiled(args, kwargs)
-        if self._is_compiled is False or tf.config.functions_run_eagerly():
+        if self._is_compiled is False or runs_eagerly:
             with listening.listening(self._eager):
                 return self._eager(*args, **kwargs)
         return self._run_undecided(args, kwargs)
 
     def _run_compiled(self, args: Any, kwargs: Any) -> Any:
-        before, self._calls.is_eager = self._calls.trained, False
-        self._calls.named = self._step if self._is_function else None
-        listener = listening.start_listening(self._calls)
+        calls, trained_before = self._calls, self._calls.trained
+        calls.is_eager = False
+        calls.named = self._step if self._is_function else None
+        listener = listening.start_listening(calls)
         try:
             result = self._step(*args, **kwargs)
         finally:
             listening.start_listening(listener)
-            self._calls.named = None
-        if self._calls.is_eager and self._calls.trained == before:
+            calls.named = None
+        if calls.is_eager and calls.trained == trained_before:
             self._is_compiled = False
         return result
 
     def _run_undecided(self, args: Any, kwargs: Any) -> Any:
-        """Record the call in both ways, until it shows which it is."""
-        calls, before = self._calls, self._calls.trained
+        """Record the call in both ways, until it shows which it is.
+
+        It begins as an eager step. The first compiled function that trains ends that
+        (`forget_call`), and is a step of its own.
+        """
+        calls, trained_before = self._calls, self._calls.trained
         calls.is_eager, calls.before_step = False, self._eager.forget_call
         try:
             with listening.listening(self):
                 result = self._eager(*args, **kwargs)
         finally:
-            calls.before_step = _nothing
+            calls.before_step = _do_nothing
         if calls.is_eager:
             self._is_compiled = False
-        elif calls.trained > before:
+        elif calls.trained > trained_before:
             self._is_compiled = True
         return result
 
@@ -91,7 +103,7 @@ class WrappedStep:
         self._calls.trained_eagerly()
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     """Nothing is to be done before a compiled step."""
 
 
@@ -101,11 +113,14 @@ def is_compiled_function(step: Any) -> bool:
 
 
 def as_function(wrapped: Callable[..., Any], step: Any) -> Callable[..., Any]:
-    """A plain function that runs `wrapped`, named and documented as `step`, that AutoGraph leaves to convert what it calls."""
+    """A plain function that runs `wrapped`, named and documented as `step`.
+
+    AutoGraph leaves it to convert what it calls.
+    """
 
     def recorded(*args: Any, **kwargs: Any) -> Any:
         return wrapped(*args, **kwargs)
 
     named = getattr(step, "python_function", step)
     functools.update_wrapper(recorded, named, updated=())
-    return cast("Callable[..., Any]", tf_functions.leave_to_caller(recorded))
+    return cast("Callable[..., Any]", tf_functions.autograph_artifact(recorded))

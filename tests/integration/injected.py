@@ -38,7 +38,7 @@ FRAMES = (
     "recorder/ending.py:end_step",
     "recorder/compiled_calls.py:call", "recorder/compiled_calls.py:call_directly",
     "recorder/compiled_calls.py:_run",
-    "recorder/compiled_calls.py:_watched", "recorder/compiled_calls.py:_suspect",
+    "recorder/compiled_calls.py:_record_raised", "recorder/compiled_calls.py:_suspect",
     "recorder/compiled_calls.py:_raised",
     "recorder/compiled_calls.py:trained_eagerly", "recorder/eager_step.py:call",
     "recorder/eager_step.py:note_variables",

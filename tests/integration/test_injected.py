@@ -21,19 +21,19 @@ from conftest import ROOT, environment
 from injected import Injector, harm, run
 
 from nanreplay import Capture, Recorder, Replay
-from nanreplay.recorder import compiled_calls
+from nanreplay.recorder import function_preparation
 
 SOME = [
     "program/fingerprint.py:VariableSums.__call__", "program/listening.py:mark_regions",
     "recorder/recording.py:Recording.add_program",
     "recorder/compiled_calls.py:CompiledCalls._begin", "recorder/recording.py:Recording._check",
-    "recorder/dump.py:gather",
+    "recorder/dump_window.py:gather",
     "capture/writer.py:CaptureWriter.batch",
 ]  # fmt: skip
 FIT = [
     "program/fetching.py:InstrumentedFunction.__init__",
     "recorder/fit_hooks.py:check_strategy",
-    "recorder/compiled_calls.py:CompiledCalls._take",
+    "recorder/recorded_function.py:BatchCollector._take",
 ]
 ENDS = [
     "program/python_effects.py:replace_functions.<locals>.undo",
@@ -76,7 +76,7 @@ def test_after_an_error_inside_the_recorder_nothing_keeps_the_training_alive(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise held
 
-    monkeypatch.setattr(compiled_calls, "program_of", fail)
+    monkeypatch.setattr(function_preparation, "program_of", fail)
     model = keras.Sequential([keras.layers.Dense(2)])
     model.compile("sgd", "mse")
     with pytest.warns(UserWarning, match="detached itself"):

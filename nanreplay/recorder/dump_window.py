@@ -1,0 +1,231 @@
+"""What goes into a capture, gathered from a snapshot: programs, batches, keyframes, notes.
+
+What cannot be described is left out, and named in a note: the rest of the file is worth having.
+`dump` writes and re-executes what is gathered here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nanreplay.program.collectives import collective_keys
+from nanreplay.program.fingerprint import NOT_MEASURED
+from nanreplay.program.nondeterministic_ops import cut_recorded_ops, unrecorded_ops
+from nanreplay.program.op_facts import SourceTable
+from nanreplay.program.program_record import describe_program
+from nanreplay.program.safety import parse_graph
+from nanreplay.recorder.reexecution import Reexecution
+from nanreplay.recorder.ring import StepEntry
+from nanreplay.recorder.snapshot import Snapshot, leaves_of, numbers_of
+from nanreplay.records import BatchRecord, ProgramRecord, Trigger
+
+if TYPE_CHECKING:
+    from nanreplay.recorder.program_slots import ProgramSlot
+
+FULL_STEPS = 3
+"""Steps, the failing one included, whose weights and gradients are written."""
+
+
+@dataclass(slots=True)
+class DumpWindow:
+    """What goes into a file."""
+
+    step: int
+    trigger: Trigger
+    programs: dict[str, ProgramRecord]
+    keyframes: dict[int, dict[int, Any]]
+    batches: dict[int, BatchRecord]
+    notes: list[str]
+    sources: SourceTable
+    proof: Reexecution | None
+    """What a failing eager step gave when it was run once more."""
+    prove: bool
+    """Whether there is time to re-execute."""
+
+    @property
+    def is_replayable(self) -> bool:
+        """Whether all its steps can be re-executed."""
+        if not self.batches or not self.keyframes:
+            return False
+        return all(batch.program for batch in self.batches.values())
+
+    @property
+    def full(self) -> list[int]:
+        """Steps whose weights and gradients re-execution can give."""
+        if not self.prove or not self.is_replayable or self.trigger.what == "exception":
+            return []
+        return [step for step in sorted(self.batches)[-FULL_STEPS:] if step >= min(self.keyframes)]
+
+
+def gather(snapshot: Snapshot, *, prove: bool = True) -> DumpWindow:
+    """What goes into the file; what cannot be described is left out, and named."""
+    sources = SourceTable(snapshot.settings.sources)
+    entries = list(snapshot.entries)
+    notes: list[str] = []
+    programs = _describe_programs(snapshot, entries, sources, notes)
+    if snapshot.eager is not None:
+        entries = _add_eager_program(snapshot, entries, sources, programs)
+    slots = {slot.id: slot for slot in snapshot.programs if slot.id in programs}
+    batches = {entry.step: _batch_record(entry, programs, slots, notes) for entry in entries}
+    return DumpWindow(
+        snapshot.step,
+        snapshot.trigger,
+        programs,
+        dict(snapshot.keyframes),
+        batches,
+        [
+            *snapshot.notes,
+            *notes,
+            *_program_notes(programs.values()),
+            *_undrawn_notes(batches, programs),
+        ],
+        sources,
+        snapshot.proof,
+        prove,
+    )
+
+
+# Programs
+
+
+def _describe_programs(
+    snapshot: Snapshot, entries: Sequence[StepEntry], sources: SourceTable, notes: list[str]
+) -> dict[str, ProgramRecord]:
+    """The programs that the window uses; all of them where it holds no step."""
+    used = {entry.program for entry in entries}
+    programs = {}
+    for slot in snapshot.programs:
+        if used and slot.id not in used:
+            continue
+        try:
+            programs[slot.id] = describe_program(
+                slot.traced,
+                slot.id,
+                variable_index=snapshot.variables.index,
+                metrics=snapshot.variables.of_role("metric"),
+                sources=sources,
+                layout=_layout_of(slot, snapshot),
+            )
+        except Exception as error:  # the rest of the file is worth having
+            notes.append(
+                f"The program {slot.id} could not be written ({type(error).__name__}: {error}); "
+                "its steps cannot be replayed."
+            )
+    return programs
+
+
+def _add_eager_program(
+    snapshot: Snapshot,
+    entries: Sequence[StepEntry],
+    sources: SourceTable,
+    programs: dict[str, ProgramRecord],
+) -> list[StepEntry]:
+    """Add the program of the eager step that failed; returns the entries, that step's with it."""
+    assert snapshot.eager is not None
+    program_id = f"p{len(snapshot.programs)}"
+    flat = snapshot.eager.describe(program_id, sources)
+    programs[program_id] = flat.record
+    return [
+        replace(entry, program=program_id, leaves=flat.leaves, paths=flat.paths)
+        if entry.step == snapshot.step
+        else entry
+        for entry in entries
+    ]
+
+
+def _layout_of(slot: ProgramSlot, snapshot: Snapshot) -> list[str]:
+    """Names of the elements of the fingerprints of a program's steps."""
+    returned = [name for name, _ in slot.outputs]
+    return [*returned, *(f"variable_sum:{index}" for index in snapshot.checked)]
+
+
+# Batches
+
+
+def _batch_record(
+    entry: StepEntry,
+    programs: Mapping[str, ProgramRecord],
+    slots: Mapping[str, ProgramSlot],
+    notes: list[str],
+) -> BatchRecord:
+    program = entry.program if entry.program in programs else ""
+    leaves = leaves_of(entry, slots)
+    paths = slots[program].traced.leaf_paths if program in slots else entry.paths
+    if program in slots and len(leaves) != len(paths):
+        program, paths = "", [str(number) for number in range(len(leaves))]
+        notes.append(
+            f"The batch of step {entry.step} could not be kept; the step cannot be replayed."
+        )
+    numbers = numbers_of(entry, slots)
+    if program in programs:
+        layout = programs[program].signature.watch_layout
+    else:  # an eager step before the failing one: its program may be that of the failing step
+        layout = tuple(numbers or ())
+    values = fingerprint_values(numbers, layout) if layout else None
+    return BatchRecord(program, leaves, paths, values, dict(entry.overrides), entry.fed)
+
+
+def fingerprint_values(
+    numbers: Mapping[str, Any] | None, layout: Sequence[str]
+) -> NDArray[Any] | None:
+    """What was read of a step, laid out; None where nothing was, or not all that it returned."""
+    if numbers is None:
+        return None
+    values = []
+    for name in layout:
+        value = numbers.get(name, NOT_MEASURED if name.startswith("variable_sum:") else None)
+        if value is None:
+            return None
+        values.append(value)
+    # Sums of variables are float64 in any case, and say nothing of the precision of the step.
+    returned = (value for name, value in numbers.items() if not name.startswith("variable_sum:"))
+    is_wide = any(np.asarray(value).dtype == np.float64 for value in returned)
+    with np.errstate(over="ignore"):
+        return np.array(values, np.float64 if is_wide else np.float32)
+
+
+# Notes: what a replay will not do as the training did
+
+
+def _undrawn_notes(
+    batches: Mapping[int, BatchRecord], programs: Mapping[str, ProgramRecord]
+) -> list[str]:
+    return [
+        f"Step {step} raised before the outputs of its random and Python ops could be recorded; "
+        "a replay draws others."
+        for step, batch in batches.items()
+        if not batch.fed and batch.program in programs and programs[batch.program].signature.fed
+    ]
+
+
+def _program_notes(programs: Iterable[ProgramRecord]) -> list[str]:
+    notes = []
+    for program in programs:
+        op_types = unrecorded_ops(program.graph, program.signature)
+        if op_types:
+            notes.append(
+                f"Program {program.id} runs ops inside loops, branches or functions that another "
+                f"run does not repeat ({', '.join(op_types)}); their outputs are not in the "
+                "capture, and a replay may draw others."
+            )
+        unknown = _unknown_resources(program)
+        if unknown:
+            notes.append(
+                f"Program {program.id} uses resources that are no variables "
+                f"({', '.join(unknown)}); they cannot be replayed."
+            )
+    return notes
+
+
+def _unknown_resources(program: ProgramRecord) -> list[str]:
+    """Captured inputs that are neither variables nor constants, and that a replay would read."""
+    cut = cut_recorded_ops(parse_graph(program.graph), program.signature)
+    unread = cut.idle | cut.unused | collective_keys(program)
+    captures = program.signature.captures
+    unheld = [spec.tensor for spec in captures if spec.variable is None and spec.constant is None]
+    return [tensor for tensor in unheld if tensor not in unread]

@@ -1,0 +1,161 @@
+"""The failing step of an eager loop, run once more with every op noted.
+
+The ops become a flat program, and the second run is the proof that it gives the same. `EagerStep`
+uses it at an incident, while the state before the step is still held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from nanreplay.program.eager_program import EagerRun, FlatProgram, describe_eager, observe_eager
+from nanreplay.program.fingerprint import (
+    Fingerprint,
+    build_fingerprint,
+    has_nonfinite,
+    ulp_distance,
+)
+from nanreplay.program.op_facts import SourceTable
+from nanreplay.program.program_record import fingerprint_layout
+from nanreplay.program.python_effects import RandomDraws
+from nanreplay.program.traced_program import is_float_variable
+from nanreplay.recorder.program_slots import EagerIncident
+from nanreplay.recorder.recording import Recording
+from nanreplay.recorder.reexecution import Reexecution, change, dense_gradient
+from nanreplay.recorder.ring import StepEntry
+from nanreplay.recorder.timeline_ring import StepNumbers
+from nanreplay.recorder.variable_table import VariableTable
+from nanreplay.tensorflow_internals import tf_variables
+
+_SEVERAL_REPLICAS = (
+    "The step ran several replicas eagerly: TensorFlow adds up their gradients in threads of its "
+    "own, where no op can be seen. With `strategy.run` in a tf.function the step can be replayed."
+)
+
+
+class EagerRerun:
+    """Runs one step once more.
+
+    Args:
+        session: The recording.
+        entry: The step.
+        again: Makes the same call once more.
+        draws: The random numbers that the step drew; it is given the same ones.
+    """
+
+    def __init__(
+        self,
+        session: Recording,
+        entry: StepEntry,
+        again: Callable[[], Any],
+        draws: RandomDraws,
+    ) -> None:
+        self._session = session
+        self._entry = entry
+        self._again = again
+        self._draws = draws
+
+    def record(self, recorded: Any) -> None:
+        """Run the step from the state before it, and keep its ops as a flat program.
+
+        Args:
+            recorded: The fingerprint of the first run; None where there is none, as after an
+                exception.
+        """
+        session, ring, step = self._session, self._session.ring, self._entry.step
+        if ring is None or not ring.entries or step not in ring.keyframes:
+            return  # there was no room for the state before it
+        before, after = ring.keyframes[step], session.read_state()
+        self._put_back(before)
+        try:
+            with self._draws.repeated():
+                run = observe_eager(self._again)
+            if run.n_replicas > 1:
+                session.notes.append(_SEVERAL_REPLICAS)
+                return
+            handles = checked_handles(session.variables)
+            fingerprint = build_fingerprint(
+                run.seen, handles, run.seen.learning_rate, run.seen.loss_scale
+            )
+            proof = self._prove(run, before, vector_of(fingerprint), recorded)
+        finally:
+            self._put_back(after)
+        if recorded is None:
+            names = fingerprint_layout(fingerprint.entries, session.variables.index)
+            values = vector_of(fingerprint)
+            self._entry.fingerprint = dict(zip(names, values, strict=True))
+        session.eager = EagerIncident(step, self._describer(run, fingerprint), proof)
+
+    def _put_back(self, state: Mapping[int, Any]) -> None:
+        handles = self._session.variables.handles
+        for index, value in state.items():
+            tf.raw_ops.AssignVariableOp(resource=handles[index], value=value)
+
+    def _describer(
+        self, run: EagerRun, fingerprint: Fingerprint
+    ) -> Callable[[str, SourceTable], FlatProgram]:
+        """What makes the flat program of the run, once a file is written."""
+        entry, index = self._entry, self._session.variables.index
+
+        def describe(program_id: str, sources: SourceTable) -> FlatProgram:
+            return describe_eager(
+                run,
+                program_id,
+                fingerprint,
+                variable_index=index,
+                leaves=entry.leaves,
+                paths=entry.paths,
+                sources=sources,
+            )
+
+        return describe
+
+    def _prove(
+        self, run: EagerRun, before: Mapping[int, Any], values: Any, recorded: Any
+    ) -> Reexecution:
+        """Compare the second run with the first, and take its weights and gradients."""
+        variables, step = self._session.variables, self._entry.step
+        proof = Reexecution(reproduced=has_nonfinite(values))
+        if recorded is not None:
+            if len(values) != len(recorded):
+                raise ValueError("the step took another way when it was run once more")
+            proof.max_ulp = ulp_distance(values, recorded)
+        if proof.max_ulp:
+            self._session.notes.append(
+                "The step gave other numbers when it was run once more: it draws from a state that "
+                "is no variable."
+            )
+        trainable = variables.of_role("trainable")
+        state = self._session.read_state()
+        after = {index: value.numpy() for index, value in state.items() if index in trainable}
+        proof.weights[step] = after
+        ratios = {
+            index: change(np.asarray(before[index]), after[index])[0]
+            for index in after
+            if index in before
+        }
+        proof.numbers[step] = StepNumbers(update_ratios=ratios)
+        for gradient, variable in run.seen.gradients():
+            index = variables.index.get(id(tf_variables.handle_of(variable)))
+            if index is not None:
+                proof.gradients.setdefault(step, {})[index] = dense_gradient(gradient)
+        return proof
+
+
+def checked_handles(variables: VariableTable) -> list[Any]:
+    """Handles of the variables that an eager fingerprint measures: float, no metrics, no seeds."""
+    unchecked = {id(handle) for handle in variables.unchecked()}
+    return [
+        handle
+        for handle in variables.handles
+        if id(handle) not in unchecked and is_float_variable(handle)
+    ]
+
+
+def vector_of(fingerprint: Fingerprint) -> Any:
+    """The numbers of a fingerprint as a numpy vector; an empty one where nothing was measured."""
+    return np.zeros(0, np.float32) if fingerprint.vector is None else fingerprint.vector.numpy()

@@ -1,0 +1,349 @@
+"""Whether a step that has run is an incident: what is measured of it, and the verdict.
+
+`VariableMeter` measures the variables, at those steps at which `Recording` asks for it.
+`HealthCheck` judges the numbers of a step: those that it returned, and those that were measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from nanreplay.capture.arrays import as_array
+from nanreplay.program import listening, observed_calls
+from nanreplay.program.fingerprint import (
+    Layout,
+    NonFinite,
+    VariableSums,
+    nonfinite_kind,
+    read_variable,
+    squares_fit,
+)
+from nanreplay.program.traced_program import is_float_variable
+from nanreplay.recorder.lifecycle import Lifecycle, Suspicion, variable_trigger
+from nanreplay.recorder.program_slots import ProgramSlot
+from nanreplay.recorder.timeline_ring import RunningMean, TimelineRow
+from nanreplay.recorder.variable_table import VariableTable
+from nanreplay.records import Trigger, loss_name
+
+MOST_DOUBTED = 32
+"""Steps between the last two questions about a doubtful number."""
+
+
+@dataclass(frozen=True, slots=True)
+class RanStep:
+    """What is known of a compiled step that has run."""
+
+    step: int
+    slot: ProgramSlot | None
+    elapsed_s: float
+    with_keyframe: bool
+    outputs: Mapping[str, Any]
+    """Numbers that it returned, by name in the fingerprint."""
+    sums: Any
+    """Half the sums of squares of the checked variables, a float64 vector; None if not measured."""
+    checked: Sequence[int]
+    """Which variables these are."""
+    scale: tuple[float, bool] | None
+    """(loss scale, whether the update was skipped), where the loss is scaled."""
+    learning_rate: float
+    mean: tuple[Any, Any] | None = None
+    """(total, count) of the running mean of the losses, where no loss itself is returned."""
+
+    def timeline_row(
+        self, numbers: Mapping[str, Any], sums: Mapping[int, Any] | None
+    ) -> TimelineRow:
+        """Its row of the timeline, given the numbers it returned and the sums by variable."""
+        scale, skipped = self.scale or (math.nan, False)
+        # Loss scaling skips updates whose gradients overflow; a number that is not finite is more.
+        skipped = skipped and all(map(math.isfinite, numbers.values()))
+        row = TimelineRow(
+            self.step,
+            self.elapsed_s,
+            skipped=skipped,
+            loss_scale=scale,
+            learning_rate=self.learning_rate,
+        )
+        if sums is not None:
+            row.sums = {index: float(total) for index, total in sums.items()}
+        losses = (value for name, value in numbers.items() if name.startswith("loss:"))
+        loss = next(losses, None)
+        if loss is not None:
+            row.loss = float(loss)
+        elif self.mean is not None:
+            total, count = self.mean
+            row.mean = RunningMean(float(as_number(total)), float(as_number(count)))
+        return row
+
+
+@dataclass(slots=True)
+class DoubtfulNumber:
+    """A returned number that is not finite, though all that trains is.
+
+    It may be a mean that overflowed, and stays so until it is reset. Whether the loss itself is
+    finite is then asked of a re-execution, after 1, 2, 4, ... more steps, and not for ever.
+    """
+
+    next_step: int
+    gap: int = 1
+
+    def is_due(self, step: int) -> bool:
+        """Whether to ask now; then the next question comes after twice as many steps."""
+        if step < self.next_step or self.gap > MOST_DOUBTED:
+            return False
+        self.next_step = step + self.gap
+        self.gap *= 2
+        return True
+
+
+class VariableMeter:
+    """Measures the variables, and reads the learning rate.
+
+    Args:
+        variables: The variables of the recording.
+    """
+
+    def __init__(self, variables: VariableTable) -> None:
+        self.checked: list[int] = []
+        """Indices of the variables that `measure` reads, in the order of its result."""
+        self._variables = variables
+        self._sums: VariableSums | None = None
+        self._optimizers: list[Any] = []
+
+    def forget_variables(self) -> None:
+        """Variables were added: choose anew which ones to measure."""
+        self._sums = None
+
+    def measure(self) -> Any:
+        """Half the sum of squares of each checked variable, as one tensor."""
+        if self._sums is None:
+            self.checked = self.checked_variables()
+            self._sums = VariableSums([self._variables.handles[index] for index in self.checked])
+        return self._sums()
+
+    def checked_variables(self) -> list[int]:
+        """Indices of the variables to check: all float ones but metrics, seeds and slots."""
+        unchecked = {id(handle) for handle in self._variables.unchecked(slots=True)}
+        return [
+            index
+            for index, handle in enumerate(self._variables.handles)
+            if id(handle) not in unchecked and is_float_variable(handle)
+        ]
+
+    def learn_optimizer(self, optimizer: Any) -> bool:
+        """Read the learning rate of this optimizer too; returns whether it is a new one."""
+        if any(optimizer is known for known in self._optimizers):
+            return False
+        self._optimizers.append(optimizer)
+        return True
+
+    def learning_rate(self) -> float:
+        """The learning rate of the first optimizer that tells one; else NaN."""
+        for optimizer in self._optimizers:
+            # A wrapper of the user's own need not have a learning rate, or may compute it.
+            with listening.muted(), contextlib.suppress(AttributeError, TypeError, ValueError):
+                rate = observed_calls.learning_rate_now(optimizer)
+                if rate is not None:
+                    return float(rate)
+        return math.nan
+
+
+class HealthCheck:
+    """Judges steps that have run.
+
+    Args:
+        variables: The variables of the recording.
+        lifecycle: Its state.
+        notes: Its notes for the file; a metric that is not finite is noted once.
+    """
+
+    def __init__(self, variables: VariableTable, lifecycle: Lifecycle, notes: list[str]) -> None:
+        self._variables = variables
+        self._lifecycle = lifecycle
+        self._notes = notes
+        self._doubts: dict[str, DoubtfulNumber] = {}
+
+    # Compiled steps
+
+    def suspicion(
+        self,
+        ran: RanStep,
+        numbers: Mapping[str, Any],
+        sums: Any,
+        state_before: Mapping[int, Any] | None,
+    ) -> Suspicion | None:
+        """What in a compiled step is not as it should be, or None.
+
+        Args:
+            ran: The step.
+            numbers: The numbers that it returned, by name in the fingerprint.
+            sums: Half the sums of squares of the checked variables; None if not measured.
+            state_before: The keyframe before the step, where the variables have moved on.
+        """
+        bad_names = [name for name, value in numbers.items() if not math.isfinite(value)]
+        checks_slots = ran.with_keyframe or self._lifecycle.is_unhealthy
+        if not bad_names and sums is None and not self._doubts and not checks_slots:
+            return None  # as in nearly every step
+        self._doubts = {name: doubt for name, doubt in self._doubts.items() if name in bad_names}
+        suspicion = self._bad_loss(ran, numbers, bad_names)
+        if suspicion is not None:
+            return suspicion
+        variable = self._bad_variable(sums, ran.checked)
+        if variable is None and (checks_slots or not _are_finite(sums)):
+            variable = self._variables.bad_slot(state_before)
+        if variable is not None:
+            return self._of_variable(variable, ran.step)
+        return self._doubtful_loss(ran, numbers, bad_names)
+
+    def _bad_loss(
+        self, ran: RanStep, numbers: Mapping[str, Any], bad_names: Sequence[str]
+    ) -> Suspicion | None:
+        """The first loss of the step itself that is not finite: that is certain."""
+        name = next((name for name in bad_names if name.startswith("loss:")), None)
+        if ran.slot is None or name is None:
+            return None
+        trigger = Trigger("loss", ran.slot.name_of(name), _kind(numbers[name]))
+        return Suspicion(trigger, ran.step, is_certain=True)
+
+    def _doubtful_loss(
+        self, ran: RanStep, numbers: Mapping[str, Any], bad_names: Sequence[str]
+    ) -> Suspicion | None:
+        """A number that stands for a loss, when it is time to ask; other metrics are only noted."""
+        if ran.slot is None:
+            return None
+        for name in bad_names:
+            kind = _kind(numbers[name])
+            if not ran.slot.is_loss(name):
+                self._note_metric(name, ran.slot.name_of(name), kind, ran.step)
+                continue
+            doubt = self._doubts.setdefault(name, DoubtfulNumber(ran.step))
+            if doubt.is_due(ran.step):
+                trigger = Trigger("loss", ran.slot.name_of(name), kind)
+                return Suspicion(trigger, ran.step, is_certain=False)
+        return None
+
+    def _note_metric(self, name: str, shown: str, kind: str, step: int) -> None:
+        if name not in self._doubts:
+            self._doubts[name] = DoubtfulNumber(step)
+            self._notes.append(f"The metric {shown} is {kind} from step {step} on.")
+
+    # Variables
+
+    def _bad_variable(self, sums: Any, checked: Iterable[int]) -> int | None:
+        """Index of the first checked variable that holds NaN or an infinity, given the sums.
+
+        The square of a finite number may overflow its sum: such a variable is read.
+        """
+        if _are_finite(sums):
+            return None
+        for index, total in zip(checked, sums, strict=True):
+            if np.isfinite(total) or index in self._variables.born_nonfinite:
+                continue
+            if nonfinite_kind(read_variable(self._variables.handles[index])):
+                return index
+        return None
+
+    def measured_suspicion(self, sums: Any, checked: Iterable[int], step: int) -> Suspicion | None:
+        """What the variables show after `step`, slots of the optimizer included."""
+        index = self._bad_variable(sums, checked)
+        if index is None:
+            index = self._variables.bad_slot()
+        return None if index is None else self._of_variable(index, step)
+
+    def _suspicion_now(self, step: int) -> Suspicion | None:
+        """A variable that is not finite now, whatever the state of the recording."""
+        table = self._variables
+        for index, info in enumerate(table.infos):
+            if info.role in ("metric", "seed") or index in table.born_nonfinite:
+                continue
+            if nonfinite_kind(read_variable(table.handles[index])):
+                return self._of_variable(index, step)
+        return None
+
+    def after_failure(self, result: Any, step: int) -> Suspicion | None:
+        """What is not finite after a step that is not recorded any more.
+
+        Args:
+            result: What the step returned; its scalar floats are looked at, then the variables.
+            step: The step.
+        """
+        try:
+            for leaf in tf.nest.flatten(result, expand_composites=True):
+                if not tf.is_tensor(leaf) or not leaf.dtype.is_floating or leaf.shape.rank != 0:
+                    continue
+                kind = nonfinite_kind(leaf)
+                if kind:
+                    return Suspicion(Trigger("loss", "loss", kind), step, is_certain=True)
+            return self._suspicion_now(step)
+        except Exception:  # the recorder has failed already; the training goes on
+            return None
+
+    def _of_variable(self, index: int, step: int) -> Suspicion:
+        return Suspicion(variable_trigger(self._variables, index), step, is_certain=True)
+
+    # Eager steps
+
+    def eager_trigger(
+        self, layout: Layout, values: Any, nonfinite: NonFinite | None,
+        *, skipped: bool, with_keyframe: bool, loss_of: Sequence[str],
+    ) -> Trigger | None:  # fmt: skip
+        """What in an eager step is not as it should be, or None.
+
+        Args:
+            layout: Of its fingerprint.
+            values: Its fingerprint.
+            nonfinite: What in the fingerprint is not finite.
+            skipped: Whether loss scaling skipped the update, which is no incident.
+            with_keyframe: Whether the plan asked for a keyframe before the step.
+            loss_of: Whose each loss is, where a strategy runs several replicas.
+        """
+        if nonfinite is not None:
+            return self._trigger_of(nonfinite, loss_of)
+        if skipped:
+            return None
+        checks_slots = with_keyframe or self._lifecycle.is_unhealthy
+        if not checks_slots and layout.gradients_fit(values):
+            return None
+        slot = self._variables.bad_slot()
+        return None if slot is None else variable_trigger(self._variables, slot)
+
+    def _trigger_of(self, nonfinite: NonFinite, loss_of: Sequence[str]) -> Trigger:
+        if nonfinite.what == "loss":
+            name = loss_name(nonfinite.subject, loss_of)
+        else:
+            name = self._variables.path(nonfinite.subject)
+        return Trigger(nonfinite.what, name, nonfinite.kind)
+
+    def kind_of_variable(self, index: int) -> str:
+        """How a variable is not finite ("nan", "inf", "-inf"), or "" if that is no incident."""
+        value = read_variable(self._variables.handles[index])
+        if index in self._variables.born_nonfinite or squares_fit(value):
+            return ""
+        return nonfinite_kind(value)
+
+
+def as_number(value: Any) -> Any:
+    """A scalar as a numpy number, float32 at least."""
+    if isinstance(value, tf.Tensor) and value.dtype in (tf.float32, tf.float64):
+        return value.numpy()
+    array = as_array(value)
+    if array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float32)
+    return array[()]
+
+
+def _are_finite(sums: Any) -> bool:
+    """Whether no sum shows anything; so too where nothing was measured."""
+    return sums is None or bool(np.isfinite(sums).all())
+
+
+def _kind(value: Any) -> str:
+    if np.isnan(value):
+        return "nan"
+    return "inf" if value > 0 else "-inf"

@@ -1,0 +1,136 @@
+"""Recording the iterations of a loop that trains in Python: each is one eager step.
+
+What `EagerStep` does with a call is done here between two moments, the beginning and the end of an
+iteration. `Ambient` makes a `LoopStep` for a loop that is entered, and `loops` tells it of these.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from typing import Any
+
+import tensorflow as tf
+
+from nanreplay.program import listening
+from nanreplay.program.training_functions import hands_gradient_out
+from nanreplay.recorder.compiled_calls import CompiledCalls
+from nanreplay.recorder.eager_step import EagerCall, EagerStep
+from nanreplay.recorder.ending import Ending
+from nanreplay.recorder.recording import Recording
+
+
+class LoopStep:
+    """Records the iterations of a loop, each that trains in Python as one eager step.
+
+    An iteration in which nothing is computed for a gradient or applied is none: a loop that fills a
+    buffer first, say. Once an iteration trains in compiled functions alone, these are the steps,
+    and the loop is left alone.
+
+    Args:
+        session: The recording.
+        calls: Records compiled functions.
+        eager: Records the eager steps.
+        ending: Sees the steps begin and end.
+        knows: Says whether the training uses one of some variables, given their handles.
+        remember: Told of the handles of the variables, once they are known.
+    """
+
+    def __init__(
+        self,
+        session: Recording,
+        calls: CompiledCalls,
+        eager: EagerStep,
+        ending: Ending,
+        knows: Callable[[Any], bool],
+        remember: Callable[[Any], None],
+    ) -> None:
+        self.knows = knows
+        self.is_compiled = False
+        """Whether compiled functions train, and nothing else."""
+        self._is_eager = False
+        """Whether an iteration has trained in Python: compiled functions are ops of it then."""
+        self._session = session
+        self._calls = calls
+        self._eager = eager
+        self._ending = ending
+        self._remember = remember
+        self._trained_before = 0
+        self._n_known = 0
+        self._call: EagerCall | None = None
+        """The iteration that is under way, where it is recorded."""
+        self._stop = contextlib.ExitStack()
+
+    @property
+    def is_active(self) -> bool:
+        """Whether iterations are recorded."""
+        return self._session.lifecycle.is_active
+
+    def begin(self, arguments: Callable[[], tuple[Any, Callable[[], Any]]]) -> None:
+        """An iteration begins.
+
+        Args:
+            arguments: Gives what the iteration is given, and what runs it once more.
+        """
+        self._ending.begin_step()
+        self._calls.is_eager, self._trained_before = False, self._calls.trained
+        self._calls.before_step = self._eager.forget_call
+        self._call = self._eager.begin(arguments)
+        self._stop = contextlib.ExitStack()
+        self._stop.enter_context(listening.listening(self))
+
+    def taken(self, value: Any) -> None:
+        """The iteration has taken `value` from a Python iterator: it is part of the batch."""
+        call = self._call
+        if call is not None:
+            self._session.guard(lambda: self._eager.add_to_batch(call, {"next": value}))
+
+    def end(self, error: BaseException | None) -> None:
+        """The iteration is over, by `error` where one passes through.
+
+        Raises:
+            NonFiniteError: It was non-finite, and `on_nan` is "raise".
+        """
+        self._stop.close()
+        self._calls.before_step = lambda: None
+        try:
+            self._record_end(error)
+        except BaseException as raised:
+            self._ending.ended_by(raised)
+            raise
+        if error is not None:
+            self._ending.ended_by(error)
+        self._ending.end_step()
+
+    def _record_end(self, error: BaseException | None) -> None:
+        call = self._call
+        if call is None:
+            return
+        self._is_eager = self._is_eager or self._calls.is_eager
+        if isinstance(error, (tf.errors.OpError, ArithmeticError)):
+            self._eager.raised(call, error)
+        elif self._calls.is_eager:  # an error of another kind is the program's own affair
+            self._eager.ended(call, None)
+        else:
+            self._session.guard(self._eager.forget_call)
+            self.is_compiled = self._calls.trained > self._trained_before
+        handles = self._session.variables.handles
+        if len(handles) != self._n_known:
+            self._n_known = len(handles)
+            self._remember(handles)
+
+    def call(
+        self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
+    ) -> Any:
+        """Note a compiled function: a step if it trains, unless iterations train in Python."""
+        # Python applies a gradient that is handed out, or adds up several until it does.
+        if self._session.guard(lambda: hands_gradient_out(function)):
+            self._calls.trained_eagerly()
+        if self._is_eager or self._calls.is_eager:
+            return self._eager.call(function, inputs, captured, run)
+        self._eager.note_variables([*inputs, *captured])
+        return self._calls.call(function, inputs, captured, run)
+
+    def trained_eagerly(self) -> None:
+        """Note that Python code trains by itself."""
+        self._calls.trained_eagerly()
