@@ -1,0 +1,59 @@
+"""The house keeps its order: one name for one thing, and files that a reader can take in."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+import nanreplay
+
+PACKAGE = Path(nanreplay.__file__).parent
+DOCUMENTS = PACKAGE.parent / "docs"
+MODULES = sorted(PACKAGE.rglob("*.py"))
+MOST_LINES = 450
+
+
+def test_no_two_modules_share_a_name() -> None:
+    places = defaultdict(list)
+    for path in MODULES:
+        if path.name != "__init__.py":
+            places[path.stem].append(str(path.relative_to(PACKAGE)))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+def test_no_two_classes_share_a_name() -> None:
+    places = defaultdict(list)
+    for path in MODULES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(str(path.relative_to(PACKAGE)))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+def test_no_file_is_longer_than_a_reader_takes_in() -> None:
+    lengths = {
+        str(path.relative_to(PACKAGE)): len(path.read_text(encoding="utf-8").splitlines())
+        for path in MODULES
+    }
+    assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
+
+
+@pytest.mark.parametrize("document", ["development.md", "how-it-works.md"])
+def test_documents_name_files_and_rooms_that_exist(document: str) -> None:
+    text = (DOCUMENTS / document).read_text(encoding="utf-8")
+    named = set(re.findall(r"`((?:[a-z_]+/)+[\w.]+\.(?:py|md|txt|toml))", text))
+    named |= set(
+        re.findall(
+            r"(?<![\w/.])((?:program|recorder|replay|bisect|diagnose|whatif|report|capture)/\w+\.py)",
+            text,
+        )
+    )
+    roots = (PACKAGE, PACKAGE.parent)
+    assert {name for name in named if not any((root / name).exists() for root in roots)} == set()
+    rooms = set(re.findall(r"^\| `([a-z_]+)`", text, re.MULTILINE))
+    unknown = {room for room in rooms if not (PACKAGE / room).exists()}
+    assert {room for room in unknown if not (PACKAGE / f"{room}.py").exists()} == set()
