@@ -150,8 +150,9 @@ def _element_line(
     if scores is not None and leaf.mean is not None and leaf.deviation is not None:
         z = "" if np.isnan(score) else f"{score:+.3g}"
         line.append(z.rjust(_CELL), look.style("text-warning") if is_strange else "")
-        for usual in (leaf.mean.reshape(-1)[element], leaf.deviation.reshape(-1)[element]):
-            line.append(cell_words(usual)[0].rjust(_CELL), look.style("text-muted"))
+        usual = (leaf.mean.reshape(-1)[element], leaf.deviation.reshape(-1)[element])
+        words = "".join(cell_words(value)[0].rjust(_CELL) for value in usual)
+        line.append(words, look.style("text-muted"))
     return line
 
 
