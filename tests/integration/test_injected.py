@@ -279,8 +279,8 @@ signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
 found, said = injected.run("compiled_loop", Path(sys.argv[1]) / "run.h5")
 assert found == injected.run("compiled_loop", None)[0]
-assert said == ["nanreplay: step 4: loss is NaN. The capture could not be written: File too
-large."], said
+problem = "The capture could not be written: File too large."
+assert said == ["nanreplay: step 4: loss is NaN. " + problem], said
 assert not list(Path(sys.argv[1]).iterdir())
 """
 
