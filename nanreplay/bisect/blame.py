@@ -45,6 +45,7 @@ def assign_blame(event: OpEvent, failing: Mapping[int, Mask], execute: Execute) 
     influence = influence_of(event, execute)
     floats = [i for i, value in enumerate(event.inputs) if not is_opaque(value) and is_float(value)]
     blame = Blame(influence)
+    # For an op without a rule, "which elements" cannot be told, but "which inputs" can.
     if isinstance(influence, Everything):
         failing, floats = _by_intervention(event, failing, floats, execute, blame)
     nans = {i: nan_mask(event.inputs[i]) for i in floats}

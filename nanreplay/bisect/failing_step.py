@@ -76,6 +76,7 @@ def _scene(trace: StepTrace, targets: list[Target]) -> Scene:
 
 def _earlier(runner: StepRunner, scene: Scene, say: Progress) -> Scene | str:
     """Return the scene of the step that left non-finite state behind, or why there is none."""
+    # Only variables that lie on the causal path: a metric that is NaN as well explains nothing.
     wanted = {index: arrival.mask for index, arrival in scene.judgement.inherited.items()}
     paths = {index: runner.variables[index].path for index in wanted}
     shown_paths = ", ".join(f"`{path}`" for path in list(paths.values())[:3])

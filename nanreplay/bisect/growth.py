@@ -162,6 +162,7 @@ def _leading(timeline: Timeline, series: _Series, step: int) -> Growth | None:
         growth = _growth(timeline, series.what, path, values, step)
         if growth is not None:
             parts.append(growth)
+    # A tiny variable may grow by a large factor and move nothing; it does not count as leading.
     large = _SHARE * max((growth.high for growth in parts), default=0.0)
     leaders = [part for part in parts if part.high >= large and part.is_jump == whole.is_jump]
     return min(leaders, key=lambda growth: (growth.step, -growth.factor), default=whole)
@@ -174,6 +175,7 @@ def _growth(
     steps = as_array(timeline.columns["step"])
     is_known = (steps <= step) & np.isfinite(series)
     steps, series = steps[is_known], series[is_known]
+    # A gradual growth begins at its last usual value, a jump at the first value after one.
     start = _gradual_start(steps, series, step)
     last_usual = start
     if start is None:

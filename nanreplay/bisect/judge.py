@@ -328,7 +328,7 @@ class Attribution:
 
     def _place_of(self, keys: tuple[OpKey, ...]) -> OpPlace:
         """Take each fact from the innermost call that knows it; layers are joined from outside."""
-        infos = [info for key in keys if (info := self._ops.get(key)) is not None]
+        infos = [self._ops[key] for key in keys if key in self._ops]
         inward = list(reversed(infos))
         phase = next((info.phase for info in inward if info.phase in PHASES), "forward")
         where = next((info.where for info in inward if info.where), "")

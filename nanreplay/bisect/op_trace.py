@@ -246,6 +246,7 @@ class _OpRecorder:
 
     def repair(self, event: OpEvent) -> Sequence[Any]:
         """Remember an op that raised, and return outputs with which the run goes on."""
+        # Kept whatever its outputs hold: that it raised makes it a suspect.
         outputs = repaired(event, self.trace.runner.execute)
         kept = dataclasses.replace(event, outputs=tuple(outputs or ()))
         self._add(kept, tuple(measure(value) for value in kept.outputs), keep=True)
@@ -259,6 +260,8 @@ class _OpRecorder:
         if keep:
             fact.event = event
         self.trace.facts[event.serial] = fact
+        # The last iteration that an op was seen in is the loop's last one; a backward loop counts
+        # its iterations from there (see `Attribution.loops`).
         for call in event.calls:
             if call.iteration is not None:
                 trips = call.iteration + 1
@@ -266,6 +269,7 @@ class _OpRecorder:
                 self.trace.trips["", call.callee] = trips
 
     def _note_writes(self, handles: Iterable[ValueId], values: Iterable[ValueId]) -> None:
+        # A handle that an op made is of no variable that the capture knows.
         for handle, value in zip(handles, values, strict=True):
             if handle.serial < 0:
                 kind, index = self.trace.feed(handle)

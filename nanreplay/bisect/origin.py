@@ -138,11 +138,10 @@ def _raised(scene: Scene) -> list[Suspect]:
 def _is_compiled_only(runner: StepRunner, search: Search) -> bool:
     """Whether a step that is finite op by op was recorded as non-finite, and ran compiled."""
     step, trigger = search.first.step, runner.incident.trigger
-    is_recorded_as_nonfinite = (
-        trigger.what in ("loss", "gradient", "variable") and step == runner.incident.step
-    )
-    is_compiled = runner.signature(step).compilation != "eager"
-    return not search.first.targets and is_recorded_as_nonfinite and is_compiled
+    if search.first.targets or step != runner.incident.step:
+        return False
+    is_recorded_as_nonfinite = trigger.what in ("loss", "gradient", "variable")
+    return is_recorded_as_nonfinite and runner.signature(step).compilation != "eager"
 
 
 def _findings(
@@ -269,9 +268,8 @@ def find_compiled_origin(runner: StepRunner, step: int, notes: tuple[str, ...] =
             "when its tensors are looked at; no op can be named."
         )
         return Findings(reason=reason, notes=notes)
-    ops = _compiled_makers(failed, inputs, bad_tensors, runner.ops(step))
-    attribution = Attribution(runner.ops(step))
-    origins = [_compiled_origin(runner, step, op, attribution) for op in ops]
+    makers = _compiled_makers(failed, inputs, bad_tensors, runner.ops(step))
+    origins = [_compiled_origin(runner, step, op) for op in makers]
     origins.sort(key=lambda origin: PHASES.index(origin.phase))
     if not origins:
         reason = f"No op of the compiled step {step} made a value worse than what it got."
@@ -331,12 +329,12 @@ def _compiled_makers(
     return list(dict.fromkeys(makers))
 
 
-def _compiled_origin(runner: StepRunner, step: int, op: str, attribution: Attribution) -> Origin:
+def _compiled_origin(runner: StepRunner, step: int, op: str) -> Origin:
     info = runner.ops(step)["", op]
     fact = Fact(
         serial=0, function="", name=op, type=info.type, calls=(), input_ids=(), via=(), outputs=()
     )
-    place = attribution.place(fact)
+    place = Attribution(runner.ops(step)).place(fact)
     outputs, operands = _compiled_tensors(runner, step, op)
     return Origin(
         step=step,

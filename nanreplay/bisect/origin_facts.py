@@ -208,11 +208,12 @@ def name_of(trace: StepTrace, value: ValueId) -> str:
 
 def _before_copies(trace: StepTrace, value: ValueId) -> ValueId:
     """Return what a value is a plain copy of."""
-    while value.serial >= 0 and (fact := trace.facts.get(value.serial)) is not None:
+    while value.serial in trace.facts:
+        fact = trace.facts[value.serial]
         is_copy = fact.type in COPIES - {"Reshape"} or _reads_state(fact)
         if not is_copy or value.output >= len(fact.input_ids):
             break
-        value = fact.input_ids[value.output]
+        value = fact.input_ids[value.output]  # of IdentityN, output k is input k
     return value
 
 
@@ -318,8 +319,7 @@ def consequence_of(scenes: Sequence[Scene], suspect: Suspect, trigger: Trigger) 
     parts: list[str] = []
     is_nan = _makes_nan(scenes[-1], suspect)
     for scene, way in zip(reversed(scenes), _ways(scenes, suspect), strict=True):
-        with_nan = (fact for fact in way if any(stat.nan for stat in fact.outputs))
-        turner = None if is_nan else next(with_nan, None)
+        turner = None if is_nan else next((fact for fact in way if _has_nan(fact)), None)
         if turner is not None:
             is_nan = True
             later = f" in step {scene.step}" if scene is not scenes[-1] else ""
@@ -329,6 +329,10 @@ def consequence_of(scenes: Sequence[Scene], suspect: Suspect, trigger: Trigger) 
         later = f" in step {scenes[0].step}" if len(scenes) > 1 else ""
         parts.append(f"reached {failed}{later}")
     return " and ".join(parts) or None
+
+
+def _has_nan(fact: Fact) -> bool:
+    return any(stat.nan for stat in fact.outputs)
 
 
 def _makes_nan(scene: Scene, suspect: Suspect) -> bool:

@@ -330,7 +330,7 @@ class RowOracle:
         except _StopRunError:
             return False
         self.sinks = [name for name in fetches if _is_bad(fetched[name])]
-        self.known.clear()
+        self.known.clear()  # the question is another one now
         return bool(self.sinks)
 
     def mixed(self, kept: Rows, donor: int) -> Leaves:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -170,17 +170,11 @@ def _farthest(
     if len(rest) < _FEWEST or not len(rows):
         return []
     picked = leaf[list(rows)]
-    with np.errstate(all="ignore"):
-        is_finite = np.isfinite(rest)
-        finite_or_0 = np.where(is_finite, rest, 0)
-        low = np.where(is_finite, rest, np.inf).min(axis=0)
-        high = np.where(is_finite, rest, -np.inf).max(axis=0)
-        mean, spread = finite_or_0.mean(axis=0), finite_or_0.std(axis=0)
-        largest = float(np.abs(finite_or_0).max())
-        # A column that hardly ever varies has no range of its own: the array's counts.
-        scale = np.where(spread > _NO_SPREAD * largest, spread, largest)
+    with np.errstate(all="ignore"):  # infinite bounds of a column without finite values
+        usual = _usual_range(rest)
+        low, high, scale = usual.low, usual.high, usual.scale
         beyond = np.maximum(picked - high, low - picked)
-        deviations = np.where(np.isfinite(picked), np.abs(picked - mean) / scale, 0)
+        deviations = np.where(np.isfinite(picked), np.abs(picked - usual.mean) / scale, 0)
         is_beyond = beyond > _BEYOND * np.maximum(high - low, scale)
         is_far = is_beyond & (deviations > _DEVIATIONS) & (scale > 0)
     if not is_far.any():
@@ -200,3 +194,25 @@ def _farthest(
             deviations=float(deviations[place]),
         )
     ]
+
+
+class _UsualRange(NamedTuple):
+    """What is usual in each column of some rows."""
+
+    low: NDArray[Any]
+    high: NDArray[Any]
+    mean: NDArray[Any]
+    scale: NDArray[Any]
+    """Standard deviation; of a column that hardly ever varies, the array's largest value."""
+
+
+def _usual_range(rows: NDArray[Any]) -> _UsualRange:
+    is_finite = np.isfinite(rows)
+    finite_or_0 = np.where(is_finite, rows, 0)
+    spread, largest = finite_or_0.std(axis=0), float(np.abs(finite_or_0).max())
+    return _UsualRange(
+        low=np.where(is_finite, rows, np.inf).min(axis=0),
+        high=np.where(is_finite, rows, -np.inf).max(axis=0),
+        mean=finite_or_0.mean(axis=0),
+        scale=np.where(spread > _NO_SPREAD * largest, spread, largest),
+    )

@@ -19,7 +19,7 @@ from nanreplay.bisect.op_trace import Fact, fact_of
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.faults import KeyframeComparison, find_departure, reason_of, replay_without
 from nanreplay.errors import ReplayError, UnsafeProgramError, UnsupportedOpError
-from nanreplay.findings import DifferingOp, Evidence, ModeDifference, Verdict, VerdictKind
+from nanreplay.findings import DifferingOp, Evidence, ModeDifference, Verdict
 from nanreplay.program.compiled_program import hash_array
 from nanreplay.program.fingerprint import MAX_ULP, ulp_distance
 from nanreplay.records import Trigger
@@ -50,7 +50,6 @@ def judge(replay: Replay, *, progress: Callable[[int, int], None] | None = None)
         return Verdict("inconclusive", None, reason=_why_not(replay))
     keyframes = KeyframeComparison(replay.variables)
     first = _earliest(replay.steps, failing)
-    steps = [step for step in replay.steps if first <= step <= failing]
     steps_done = 0
 
     def count(number: int, total: int) -> None:
@@ -66,9 +65,18 @@ def judge(replay: Replay, *, progress: Callable[[int, int], None] | None = None)
     except UnsafeProgramError:
         raise
     except ReplayError as error:
-        return _raised(replay, str(error), at_incident=steps_done == len(steps) - 1)
+        return _raised(replay, str(error), at_incident=first + steps_done == failing)
+    return _judge_results(replay, results, keyframes)
+
+
+def _judge_results(
+    replay: Replay, results: Sequence[StepResult], keyframes: KeyframeComparison
+) -> Verdict:
+    """Decide what the window says that was replayed as it was trained."""
     is_stable = _runs_alike(replay, results[-1], replay.now())
-    unrecorded = sorted({name for step in steps for name in replay.program(step).unrecorded})
+    unrecorded = sorted(
+        {name for result in results for name in replay.program(result.step).unrecorded}
+    )
     if unrecorded and not _exact(results):
         return _drawing_anew(replay, results, unrecorded, is_stable=is_stable is not None)
     if is_stable is None:
@@ -223,34 +231,41 @@ def _run_mode(replay: Replay, mode: Mode) -> StepResult | None:
 
 
 def _decide(replay: Replay, results: Sequence[StepResult], evidence: Sequence[Evidence]) -> Verdict:
-    trigger, exact, failing = replay.incident.trigger, _exact(results), results[-1].step
+    """Decide by which modes are finite."""
+    exact, runs = _exact(results), tuple(evidence)
     finite = {run.mode: run.finite for run in evidence}
+    if finite["recorded"]:
+        return _decide_finite(replay, results, runs, is_finite_by_ops=finite["ops"])
+    if finite["ops"] and replay.signature(results[-1].step).compilation == "xla":
+        return Verdict("xla_only", exact, runs)
+    return Verdict("precision_only" if _is_precision(replay, finite) else "reproduced", exact, runs)
 
-    def verdict(kind: VerdictKind, reason: str | None = None) -> Verdict:
-        return Verdict(kind, exact, tuple(evidence), reason=reason)
 
-    if not finite["recorded"]:
-        if finite["ops"] and replay.signature(failing).compilation == "xla":
-            return verdict("xla_only")
-        return verdict("precision_only" if _is_precision(replay, finite) else "reproduced")
-    if not finite["ops"] and _claims_nonfinite(trigger):
-        return replace(verdict("reproduced"), bit_exact=False)
+def _decide_finite(
+    replay: Replay,
+    results: Sequence[StepResult],
+    evidence: tuple[Evidence, ...],
+    *,
+    is_finite_by_ops: bool,
+) -> Verdict:
+    """Decide about a failing step that is finite when it runs as it was trained."""
+    trigger, exact, failing = replay.incident.trigger, _exact(results), results[-1].step
+    if not is_finite_by_ops and _claims_nonfinite(trigger):
+        return Verdict("reproduced", False, evidence)
     if trigger.what == "exception":
-        return verdict(
-            "inconclusive", "The step raised in training and does not raise when it is replayed."
-        )
+        reason = "The step raised in training and does not raise when it is replayed."
+        return Verdict("inconclusive", exact, evidence, reason=reason)
     if not _claims_nonfinite(trigger):
-        return verdict("healthy")
+        return Verdict("healthy", exact, evidence)
     departure = find_departure(replay, results)
     if departure is not None or exact or (len(results) == 1 and exact is None):
-        return verdict("transient", reason_of(departure, (), failing))
+        reason = reason_of(departure, (), failing)
+        return Verdict("transient", exact, evidence, reason=reason)
     worst = max((result.max_ulp or 0 for result in results[:-1]), default=0)
-    if not worst:
-        return verdict("inconclusive", "The step was recorded on another machine.")
-    return verdict(
-        "inconclusive",
-        f"The steps before the incident differ from the recording by up to {worst} ulp.",
-    )
+    reason = "The step was recorded on another machine."
+    if worst:
+        reason = f"The steps before the incident differ from the recording by up to {worst} ulp."
+    return Verdict("inconclusive", exact, evidence, reason=reason)
 
 
 def _is_precision(replay: Replay, finite: Mapping[str, bool]) -> bool:

@@ -103,7 +103,10 @@ def _confidence_of_outlier(case: Case, *, is_proven: bool) -> float:
 
 
 def _outlier_before(case: Case) -> Cause | None:
-    """A jump of gradients or loss at an earlier step began with a row far out of range there."""
+    """A jump of gradients or loss at an earlier step began with a row far out of range there.
+
+    The row is gone by the step that fails; only the weights that it spoiled are left.
+    """
     growth = case.growth
     if growth is None or not growth.is_jump:
         return None

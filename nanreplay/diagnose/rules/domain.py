@@ -73,6 +73,7 @@ def _log_operand(case: Case) -> tuple[int, float] | None:
     """Return which operand a logarithm (or the gradient of one) takes, and the domain's border."""
     if case.op in _LOGS:
         return _LOGS[case.op], _BORDER[case.op]
+    # The gradient of log(x) is 1 / x, of log1p too: TensorFlow's takes 1 + x for x there.
     if case.forward in _LOGS and case.op in _LOG_GRADIENTS:
         return (1 if case.op in ("RealDiv", "Xdivy") else 0), 0.0
     return None
@@ -136,6 +137,7 @@ def _backward_evidence(case: Case) -> str:
 
 def _is_root_gradient_at_zero(case: Case) -> bool:
     if case.op == "SqrtGrad" or (case.is_backward and case.forward in ("Sqrt", "EuclideanNorm")):
+        # SqrtGrad takes the root, not what it was taken of; both are 0 together.
         values = case.operand(1) if case.op in ("RealDiv", "Div") else case.operand(0)
         return not values.size or bool((values == 0).any())
     return case.op == "RsqrtGrad" or (case.is_backward and case.forward == "Rsqrt")

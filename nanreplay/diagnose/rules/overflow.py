@@ -57,7 +57,7 @@ def exp_overflow(case: Case) -> Cause | None:
         if case.op in _EXPONENTIALS and np.isfinite(operand).all():
             return _exponential(case, operand)
         if case.op == "Pow" and (operand != 0).all():
-            return _power(case, operand)
+            return _power(case, operand)  # of a base of 0 it is a pole: `pow_domain` tells it
     if case.graph is None or case.fact is None or not is_plain(case):
         return None
     return _gradient_of_exponential(case) if case.is_backward else _of_large_exponential(case)

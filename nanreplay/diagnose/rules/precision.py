@@ -13,11 +13,11 @@ import numpy as np
 from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.tensor_stats import dtype_name, nonfinite, words
 from nanreplay.capture.arrays import as_array
-from nanreplay.diagnose.case import HALF, Case, capital
+from nanreplay.diagnose.case import HALF, Case, Values, capital
 from nanreplay.diagnose.failure_graph import FailureGraph
 from nanreplay.diagnose.rules.division import DIVISIONS
 from nanreplay.findings import Cause
-from nanreplay.replay.provenance import ValueId
+from nanreplay.replay.provenance import OpEvent, ValueId
 
 _MAX_HALF = 65504.0
 _ZERO_IS_FATAL = words("Log Reciprocal Inv Rsqrt SqrtGrad RsqrtGrad Xlogy Pow RealDiv Div Xdivy")
@@ -37,14 +37,9 @@ def fp16_overflow(case: Case) -> Cause | None:
         return _by_size(case)
     if _is_pole(case):
         return None
-    suspect = case.bisection.suspect
-    k = min(suspect.masks) if suspect is not None else 0
-    wide_outputs = case.in_float32(case.event)
-    if wide_outputs is None or k >= len(wide_outputs) or case.mask is None:
+    wide = _result_in_float32(case, case.event)
+    if wide is None:
         return _by_size(case)
-    if wide_outputs[k].shape != case.mask.shape:
-        return _by_size(case)
-    wide = wide_outputs[k][case.mask]
     if nonfinite(wide).any():
         return None
     largest = float(np.abs(wide.astype(np.float64)).max())
@@ -57,6 +52,15 @@ def fp16_overflow(case: Case) -> Cause | None:
     )
     evidence = "Run in float32 on the same operands, the op is finite."
     return Cause("fp16_overflow", 0.95, sentence, (evidence,))
+
+
+def _result_in_float32(case: Case, event: OpEvent) -> Values | None:
+    """What the op gives in float32 at the failing elements; None when it cannot be run so."""
+    suspect, outputs = case.bisection.suspect, case.in_float32(event)
+    k = min(suspect.masks) if suspect is not None else 0
+    if outputs is None or k >= len(outputs) or case.mask is None:
+        return None
+    return outputs[k][case.mask] if outputs[k].shape == case.mask.shape else None
 
 
 def _mask_beyond_range(case: Case) -> Cause | None:

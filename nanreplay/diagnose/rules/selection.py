@@ -56,7 +56,10 @@ def _dropped(case: Case, op_type: str, chooser: Fact, confidence: float) -> Caus
 
 
 def _is_multiplied_by_zero(case: Case) -> bool:
-    """Whether the next op on the way turns the infinity into NaN with a gradient of 0."""
+    """Whether the next op on the way turns the infinity into NaN with a gradient of 0.
+
+    `where` sends a gradient of 0 into the branch that it drops; there 0 times infinity is NaN.
+    """
     scene, fact = case.bisection.scene, case.fact
     serial = scene.walk.parents.get(fact.serial) if scene is not None and fact is not None else None
     event = scene.trace.facts[serial].event if scene is not None and serial is not None else None
