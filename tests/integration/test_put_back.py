@@ -41,7 +41,7 @@ def all_is_put_back(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     gc.collect()
     observe._users.clear()  # recorders that other tests of this process still hold
     observe._uninstall()
-    python_effects._watches.clear()
+    python_effects._trackers.clear()
     python_effects._put_back_after_last()
     places = replaced_places()
     before = [getattr(owner, name) for owner, name in places]
