@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from nanreplay.program import listening
 from nanreplay.program.compiled_program import CompiledProgram
-from nanreplay.program.fingerprint import read_variable
+from nanreplay.program.nonfinite_values import read_variable
 from nanreplay.program.op_facts import SourceTable
 from nanreplay.program.program_record import describe_program
 from nanreplay.recorder.compiled_calls import CompiledCalls

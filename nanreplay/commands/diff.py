@@ -9,13 +9,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from nanreplay.commands.console import (
-    as_json,
-    check_readable,
-    max_memory,
-    print_result,
-    trust,
-)
+from nanreplay.commands.console import as_json, check_readable, max_memory, print_result, trust
 from nanreplay.commands.rerun_options import check_needs_model, rerun_options
 from nanreplay.terminal import UNDECIDED, quiet_work
 

@@ -17,8 +17,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from nanreplay.capture.arrays import as_array
-from nanreplay.program import listening
+from nanreplay.program.nonfinite_values import read_variable, real
 from nanreplay.program.observation import Observation
 from nanreplay.records import Signature, TriggerWhat
 from nanreplay.tensorflow_internals import tf_variables
@@ -231,14 +230,6 @@ class Fingerprint:
     entries: tuple[FingerprintEntry, ...]
 
 
-def read_variable(handle: Any) -> Any:
-    """The value behind a variable's handle; shares the variable's buffer, so it costs no copy."""
-    kind = tf_variables.variable_type(handle)
-    if kind is None:
-        raise ValueError(f"Expected the handle of a variable. Received: {handle!r}")
-    return tf.raw_ops.ReadVariableOp(resource=handle, dtype=kind[0])
-
-
 def build_fingerprint(
     seen: Observation, handles: Sequence[Any], learning_rate: Any = None, loss_scale: Any = None
 ) -> Fingerprint:
@@ -272,13 +263,6 @@ def build_fingerprint(
     dtype = tf.float64 if has_float64 else tf.float32
     vector = tf.stack([tf.cast(value, dtype) for _, value in parts])
     return Fingerprint(vector, tuple(entry for entry, _ in parts))
-
-
-def real(tensor: Any) -> Any:
-    """`tensor` as float32 or float64, so that a half-precision sum does not overflow by itself."""
-    if tensor.dtype.is_complex:
-        tensor = tf.abs(tensor)
-    return tensor if tensor.dtype in (tf.float32, tf.float64) else tf.cast(tensor, tf.float32)
 
 
 def largest(values: Any) -> Any:
@@ -381,76 +365,3 @@ def fingerprint_after(
         variables=variables,
         recorded=recorded,
     )
-
-
-# What tells a non-finite value from a finite one.
-
-
-def squares_fit(values: Any) -> bool:
-    """Whether the sum of a tensor's squares is finite, and so every element.
-
-    That is the cheapest look at all of them: on a CPU, NumPy's dot product needs half the time of a
-    kernel, and `np.asarray` shares the tensor's buffer.
-    """
-    if "CPU" in values.device and values.dtype in (tf.float32, tf.float64):
-        flat = np.asarray(values).reshape(-1)
-        with np.errstate(all="ignore"):
-            return bool(np.isfinite(np.dot(flat, flat)))
-    return not values.dtype.is_floating or bool(np.isfinite(tf.nn.l2_loss(real(values))))
-
-
-def has_nonfinite(values: Any) -> bool:
-    """Whether an array holds NaN or an infinity; False for types that cannot."""
-    array = as_array(values)
-    if array.dtype.kind in "fc":
-        return not bool(np.isfinite(array).all())
-    if array.dtype.kind == "V" or "float" in str(array.dtype):
-        return not bool(np.isfinite(array.astype(np.float32)).all())
-    return False
-
-
-def nonfinite_kind(values: Any) -> str:
-    """The worst that an array holds: `nan`, `inf` or `-inf`; "" when all of it is finite."""
-    if not has_nonfinite(values):
-        return ""
-    array = as_array(values)
-    array = np.abs(array) if array.dtype.kind == "c" else array.astype(np.float64)
-    if np.isnan(array).any():
-        return "nan"
-    return "inf" if (array == np.inf).any() else "-inf"
-
-
-# Measuring variables from outside of a compiled step, all in one call.
-
-
-class VariableSums:
-    """Computes `tf.nn.l2_loss` = sum(x^2) / 2 of variables, as a float64 vector.
-
-    A sum is NaN only when an element is not finite. It is infinite when an element is, or when
-    finite elements overflow it.
-
-    Args:
-        handles: Of float variables.
-    """
-
-    def __init__(self, handles: Sequence[Any]) -> None:
-        self._handles = list(handles)
-        self._function: Any = None
-
-    def __call__(self) -> Any:
-        """The vector, a tensor that may still be computed."""
-        if not self._handles:
-            return tf.zeros([0], tf.float64)
-        with listening.muted():
-            if self._function is None:
-                function = tf.function(self._sums, autograph=False, jit_compile=False)
-                self._function = function.get_concrete_function()
-            return self._function()
-
-    def _sums(self) -> Any:
-        sums = []
-        for handle in self._handles:
-            with tf.device(handle.device):
-                total = tf.nn.l2_loss(real(read_variable(handle)))
-                sums.append(tf.cast(total, tf.float64))
-        return tf.stack(sums)

@@ -15,7 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.program import listening
-from nanreplay.program.fingerprint import read_variable
+from nanreplay.program.nonfinite_values import read_variable
 from nanreplay.program.traced_program import argument_leaves, is_variable
 from nanreplay.recorder.function_preparation import FunctionPreparation
 from nanreplay.recorder.lifecycle import Suspicion, exception_trigger

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nanreplay.program.fingerprint import read_variable
+from nanreplay.program.nonfinite_values import read_variable
 from nanreplay.program.traced_program import is_variable
 from nanreplay.tensorflow_internals import tf_datasets
 

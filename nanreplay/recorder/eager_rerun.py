@@ -13,12 +13,8 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay.program.eager_program import EagerRun, FlatProgram, describe_eager, observe_eager
-from nanreplay.program.fingerprint import (
-    Fingerprint,
-    build_fingerprint,
-    has_nonfinite,
-    ulp_distance,
-)
+from nanreplay.program.fingerprint import Fingerprint, build_fingerprint, ulp_distance
+from nanreplay.program.nonfinite_values import has_nonfinite
 from nanreplay.program.op_facts import SourceTable
 from nanreplay.program.program_record import fingerprint_layout
 from nanreplay.program.python_effects import RandomDraws

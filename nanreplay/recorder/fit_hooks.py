@@ -69,8 +69,6 @@ for _part in ("epoch", "train_batch", "test", "test_batch"):
     for _moment in ("begin", "end"):
         _name = f"on_{_part}_{_moment}"
         setattr(WatchedCallbackList, _name, _watched_hook(_name))
-
-
 # Which models can be recorded
 
 _RECORDED_STRATEGIES = (

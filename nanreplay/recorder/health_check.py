@@ -17,9 +17,8 @@ import tensorflow as tf
 
 from nanreplay.capture.arrays import as_array
 from nanreplay.program import listening, observed_calls
-from nanreplay.program.fingerprint import (
-    Layout,
-    NonFinite,
+from nanreplay.program.fingerprint import Layout, NonFinite
+from nanreplay.program.nonfinite_values import (
     VariableSums,
     nonfinite_kind,
     read_variable,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
-from nanreplay.program.fingerprint import nonfinite_kind, read_variable
+from nanreplay.program.nonfinite_values import nonfinite_kind, read_variable
 from nanreplay.recorder.variable_table import VariableTable
 from nanreplay.records import Trigger
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from nanreplay.program.fingerprint import read_variable
+from nanreplay.program.nonfinite_values import read_variable
 
 # How long steps take, and what a keyframe costs: medians of the last ones, so that single slow
 # steps say nothing.

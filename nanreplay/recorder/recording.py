@@ -19,7 +19,8 @@ import tensorflow as tf
 
 from nanreplay.capture.storage import Location
 from nanreplay.program import listening
-from nanreplay.program.fingerprint import Layout, has_nonfinite, read_variable
+from nanreplay.program.fingerprint import Layout
+from nanreplay.program.nonfinite_values import has_nonfinite, read_variable
 from nanreplay.program.observation import Observation
 from nanreplay.program.traced_program import TracedProgram
 from nanreplay.recorder.health_check import HealthCheck, RanStep, VariableMeter, as_number
@@ -30,13 +31,7 @@ from nanreplay.recorder.retention import Keeper
 from nanreplay.recorder.ring import FetchedElement, Ring, StepEntry
 from nanreplay.recorder.settings import Settings
 from nanreplay.recorder.snapshot import take_snapshot
-from nanreplay.recorder.timeline_ring import (
-    LossScales,
-    Skips,
-    TimelineRing,
-    TimelineRow,
-    eager_row,
-)
+from nanreplay.recorder.timeline_ring import LossScales, Skips, TimelineRing, TimelineRow, eager_row
 from nanreplay.recorder.variable_table import VariableTable, tape_sources
 from nanreplay.records import Trigger
 

@@ -15,15 +15,8 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from nanreplay.program.compiled_program import CompiledProgram
-from nanreplay.program.fingerprint import (
-    Layout,
-    fingerprint_after,
-    has_nonfinite,
-    largest,
-    nonfinite_kind,
-    read_variable,
-    real,
-)
+from nanreplay.program.fingerprint import Layout, fingerprint_after, largest
+from nanreplay.program.nonfinite_values import has_nonfinite, nonfinite_kind, read_variable, real
 from nanreplay.recorder.timeline_ring import StepNumbers
 from nanreplay.records import BatchRecord, ProgramRecord, Signature, Trigger, VariableInfo
 

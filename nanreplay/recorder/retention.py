@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from nanreplay.program.fingerprint import read_variable
+from nanreplay.program.nonfinite_values import read_variable
 from nanreplay.program.python_effects import AssignmentTracker
 from nanreplay.recorder.pace import LONGEST, Pace, time_copy
 from nanreplay.recorder.ring import (

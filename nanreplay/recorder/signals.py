@@ -17,7 +17,6 @@ from typing import Any, Protocol
 
 _ENDS = (signal.SIGTERM, signal.SIGINT)
 """Signals that end a process."""
-
 # Listening
 
 _handlers: dict[int, Handler] = {}

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanreplay.program.fingerprint import Layout, read_variable
+from nanreplay.program.fingerprint import Layout
+from nanreplay.program.nonfinite_values import read_variable
 from nanreplay.records import Timeline, Trigger
 from nanreplay.tensorflow_internals import tf_variables
 

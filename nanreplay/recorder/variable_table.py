@@ -11,7 +11,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from nanreplay.program.fingerprint import has_nonfinite, read_variable, squares_fit
+from nanreplay.program.nonfinite_values import has_nonfinite, read_variable, squares_fit
 from nanreplay.program.observation import Observation
 from nanreplay.records import Role, VariableInfo
 from nanreplay.tensorflow_internals import tf_distribution, tf_variables

@@ -75,8 +75,6 @@ def _decode_scalar(scalar: Any, kind: str, rename: Mapping[str, str]) -> Any:
 
 _FIELDS = {"string": "s", "int": "i", "float": "f", "bool": "b"}
 """Field of an AttrValue by type; the fields of other types are named like the type."""
-
-
 # Plans.
 
 LOOPS = frozenset({"While", "StatelessWhile"})

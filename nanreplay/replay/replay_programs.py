@@ -36,8 +36,6 @@ op by op with every float as float64. A step that was trained eagerly runs op by
 """
 _COMPILED_KEPT = 6
 """Compiled versions of a program that are kept; each holds its own copy of the graph."""
-
-
 _CompiledKey: TypeAlias = tuple[bool, tuple[str, ...], bool]
 """Whether it is compiled by XLA, names of tensors that it gives besides, whether it probes them."""
 

@@ -16,7 +16,7 @@ import tensorflow as tf
 from nanreplay.errors import FormatError
 from nanreplay.limits import check_size
 from nanreplay.program.compiled_program import variable_handle
-from nanreplay.program.fingerprint import has_nonfinite, nonfinite_kind, read_variable
+from nanreplay.program.nonfinite_values import has_nonfinite, nonfinite_kind, read_variable
 from nanreplay.records import ArrayLike, VariableInfo
 from nanreplay.tensorflow_internals import tf_eager
 

@@ -17,8 +17,8 @@ import tensorflow as tf
 from nanreplay.capture.reader import Capture
 from nanreplay.errors import MemoryLimitError, MissingPartError, ReplayError
 from nanreplay.program.compiled_program import BitHash, compiled_hashes
-from nanreplay.program.fingerprint import nonfinite_kind
 from nanreplay.program.float_types import widened_variables
+from nanreplay.program.nonfinite_values import nonfinite_kind
 from nanreplay.records import ArrayLike, BatchRecord, Trigger
 from nanreplay.replay.interpreter import ErrorHandler, Observer
 from nanreplay.replay.kernels import run_kernel
@@ -204,14 +204,9 @@ class Replay(RecordedSteps):
         before: Mapping[int, Any],
         live: LiveState,
     ) -> Trigger | None:
-        """The first non-finite gradient of a step; the variables are afterwards as they are now.
+        """The first non-finite gradient of a step that began with the variables `before`.
 
-        Args:
-            program: Of the step.
-            way: How it runs.
-            batch: Input of the step.
-            before: Variables just before the step.
-            live: The variables that it runs on.
+        The step runs on `live`, whose variables are afterwards as they are now.
         """
         after, specs = live.read(), program.signature.gradients
         names = [spec.tensor for spec in specs]

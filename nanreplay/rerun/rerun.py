@@ -17,7 +17,7 @@ import numpy as np
 
 from nanreplay.capture import Capture
 from nanreplay.errors import ModelError, NanreplayError
-from nanreplay.program.fingerprint import has_nonfinite
+from nanreplay.program.nonfinite_values import has_nonfinite
 from nanreplay.recorder.settings import Settings
 from nanreplay.records import ArrayLike
 from nanreplay.report.contents import Report

@@ -24,7 +24,7 @@ from nanreplay import Capture, Recorder, Replay
 from nanreplay.recorder import function_preparation
 
 SOME = [
-    "program/fingerprint.py:VariableSums.__call__", "program/listening.py:mark_regions",
+    "program/nonfinite_values.py:VariableSums.__call__", "program/listening.py:mark_regions",
     "recorder/recording.py:Recording.add_program",
     "recorder/compiled_calls.py:CompiledCalls._begin", "recorder/recording.py:Recording._check",
     "recorder/dump_window.py:gather",

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nanreplay.program.fingerprint import squares_fit
+from nanreplay.program.nonfinite_values import squares_fit
 
 
 @pytest.mark.parametrize(
