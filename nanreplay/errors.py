@@ -31,6 +31,12 @@ from __future__ import annotations
 import os
 
 
+def first_line(error: BaseException) -> str:
+    """What an error says, without the lines that follow the first one."""
+    lines = str(error).splitlines() or [""]
+    return lines[0]
+
+
 class NanreplayError(Exception):
     """Base of every error of nanreplay."""
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from nanreplay.capture.storage import Location, RemotePath, local_copy, publish
 from nanreplay.capture.writer import CaptureWriter, writing
-from nanreplay.errors import MissingWorkersError, StorageError
+from nanreplay.errors import MissingWorkersError, StorageError, first_line
 from nanreplay.program.collectives import local_program
 from nanreplay.program.nondeterministic_ops import unrecorded_ops
 from nanreplay.recorder.dump_window import DumpWindow, gather
@@ -212,10 +212,8 @@ def _reexecute(
     except MissingWorkersError as error:
         return f"The window cannot be replayed. {error}"
     except Exception as error:  # the file is worth more than the proof, whatever TensorFlow raises
-        first_line = str(error).splitlines()[0] if str(error) else ""
-        return (
-            f"The window could not be re-executed at the dump: {type(error).__name__}: {first_line}"
-        )
+        reason = first_line(error)
+        return f"The window could not be re-executed at the dump: {type(error).__name__}: {reason}"
 
 
 def confirm(snapshot: Snapshot) -> bool | None:

@@ -18,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay.capture.storage import Location
+from nanreplay.errors import first_line
 from nanreplay.program import listening
 from nanreplay.program.fingerprint import Layout
 from nanreplay.program.nonfinite_values import has_nonfinite, read_variable
@@ -365,9 +366,9 @@ class Recording:
         ):
             with contextlib.suppress(Exception):  # it may fail for the same reason
                 let_go()
-        first_line = str(error).splitlines()[0] if str(error) else ""
+        reason = first_line(error)
         self.notes.append(
-            f"The recorder failed at step {self.step} ({type(error).__name__}: {first_line}): "
+            f"The recorder failed at step {self.step} ({type(error).__name__}: {reason}): "
             "later steps are not in this file."
         )
         warnings.warn(

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import tensorflow as tf
 
 from nanreplay.capture.reader import Capture
-from nanreplay.errors import MemoryLimitError, MissingPartError, ReplayError
+from nanreplay.errors import MemoryLimitError, MissingPartError, ReplayError, first_line
 from nanreplay.program.compiled_program import BitHash, compiled_hashes
 from nanreplay.program.float_types import widened_variables
 from nanreplay.program.nonfinite_values import nonfinite_kind
@@ -248,7 +248,7 @@ class Replay(RecordedSteps):
             return work()
         except tf.errors.ResourceExhaustedError as error:
             raise MemoryLimitError(
-                f"Step {step} ran out of memory: {_first_line(error)}."
+                f"Step {step} ran out of memory: {first_line(error)}."
             ) from error
         except (tf.errors.OpError, ReplayError) as error:
             # TensorFlow has no error class for this; all messages of such kernels hold the word
@@ -260,7 +260,7 @@ class Replay(RecordedSteps):
                 return self._determined(step, work)
             if isinstance(error, ReplayError):
                 raise
-            reason = f"{type(error).__name__}: {_first_line(error)}"
+            reason = f"{type(error).__name__}: {first_line(error)}"
             raise ReplayError(f"Step {step} raised when it was replayed: {reason}") from error
 
     def run(
@@ -444,11 +444,6 @@ class Replay(RecordedSteps):
     def now(self) -> Mapping[int, Any]:
         """Return the variables as the last run left them (one in float64 aside), by index."""
         return self._live.read()
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).splitlines() or [""]
-    return lines[0]
 
 
 def _ranges(steps: Sequence[int]) -> str:

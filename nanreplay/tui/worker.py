@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from nanreplay.errors import NanreplayError, ReplayError
+from nanreplay.errors import NanreplayError, ReplayError, first_line
 from nanreplay.limits import limited_process
 
 if TYPE_CHECKING:
@@ -212,8 +212,8 @@ def _outcome(
     except Exception as error:
         # Whatever it is, the interface shows it and lives on. The error itself may not be
         # picklable, and its class may be TensorFlow's: its first line goes instead.
-        first_line = (str(error).splitlines() or [""])[0]
-        return "failed", task_id, ReplayError(f"Unexpected {type(error).__name__}: {first_line}")
+        reason = first_line(error)
+        return "failed", task_id, ReplayError(f"Unexpected {type(error).__name__}: {reason}")
 
 
 def _stay_behind() -> None:

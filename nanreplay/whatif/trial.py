@@ -15,7 +15,7 @@ from functools import partial
 import tensorflow as tf
 
 from nanreplay.bisect import Bisection
-from nanreplay.errors import NanreplayError
+from nanreplay.errors import NanreplayError, first_line
 from nanreplay.findings import Cause, FixResult
 from nanreplay.records import Trigger
 from nanreplay.replay import Replay
@@ -182,7 +182,7 @@ def _replayed(failure: Failure, fix: Fix) -> FixResult:
 
 
 def _reason(error: Exception) -> str:
-    line = (str(error).splitlines() or [""])[0]
+    line = first_line(error)
     if isinstance(error, NanreplayError):
         return line
     return f"It does not fit this program. {type(error).__name__}: {line}"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nanreplay.errors import NanreplayError, ReplayError
+from nanreplay.errors import NanreplayError, ReplayError, first_line
 from nanreplay.program.fingerprint import ulp_distance
 from nanreplay.program.float_types import TO_FLOAT32, widened, widened_variables
 from nanreplay.program.graph_editor import ProgramEditor
@@ -245,7 +245,7 @@ class _WindowRun:
         try:
             fingerprint = program.step("recorded", inputs, self.live.variables, batch.fingerprint)
         except tf.errors.OpError as error:
-            reason = (str(error).splitlines() or [""])[0]
+            reason = first_line(error)
             raise ReplayError(f"Step {step} raised with the fix: {reason}") from error
         return compare_step(
             step,

@@ -25,11 +25,9 @@ def main() -> None:
     @tf.function
     def step(x: Any) -> Any:
         with tf.GradientTape() as tape:
-            loss = (
-                tf.reduce_mean(tf.square(x @ weight))
-                + tf.reduce_mean(1.0 / x)
-                + 1e-9 * tf.reduce_sum(TABLE * RECORDED_TOO)
-            )
+            loss = 1e-9 * tf.reduce_sum(TABLE * RECORDED_TOO)
+            loss += tf.reduce_mean(tf.square(x @ weight))
+            loss += tf.reduce_mean(1.0 / x)
             tf.debugging.assert_greater(
                 loss, -1.0, message=f"{NAME} on {HOST} reads {Path(__file__).absolute()}"
             )

@@ -41,7 +41,7 @@ def test_unchanged_code_is_still_non_finite_and_its_line_is_named(
         f"at [18, 0]"
     )
     assert (
-        "train.py:13 `return -tf.reduce_sum(labels * tf.math.log(probabilities), axis=-1)`" in line
+        "train.py:14 `return -tf.reduce_sum(labels * tf.math.log(probabilities), axis=-1)`" in line
     )
 
 
@@ -173,7 +173,7 @@ def test_another_optimizer_is_no_hindrance_at_the_first_update() -> None:
         (
             "today_models:broken",
             "today_models:broken cannot make the model: FileNotFoundError at "
-            "today_models.py:46: weights.npz",
+            "today_models.py:54: weights.npz",
         ),
         ("today_models:not_compiled", "is not compiled."),
         (
