@@ -73,7 +73,7 @@ def diff_captures(
     """
     with Capture(left) as left_capture, Capture(right) as right_capture:
         names = str(left), str(right)
-        return _Comparison(left_capture, right_capture, names, trust, renamed or {}).diff()
+        return _Comparison(left_capture, right_capture, names, (trust, trust), renamed or {}).diff()
 
 
 def diff_with_code(
@@ -117,7 +117,7 @@ def diff_with_code(
             raise ReplayError(f"Today's steps with {name} could not be recorded.")
         with Capture(written) as rerun_capture:
             names = str(path), f"today's {name}"
-            diff = _Comparison(capture, rerun_capture, names, trust, renamed or {}).diff()
+            diff = _Comparison(capture, rerun_capture, names, (trust, True), renamed or {}).diff()
     return replace(diff, notes=(*rerun.notes, *diff.notes))
 
 
@@ -228,7 +228,8 @@ class _Comparison:
         left: The left capture.
         right: The right capture.
         names: What they are called.
-        trust: Let the left program reach files, the network or processes.
+        trust: Whether the left program, and the right one, may reach files, the network or
+            processes.
         renamed: What parts of the left side's variable paths are called on the right.
     """
 
@@ -237,10 +238,11 @@ class _Comparison:
         left: Capture,
         right: Capture,
         names: tuple[str, str],
-        trust: bool,
+        trust: tuple[bool, bool],
         renamed: Mapping[str, str],
     ) -> None:
-        self._left, self._right, self._names, self._trust = left, right, names, trust
+        self._left, self._right, self._names = left, right, names
+        self._trusts_left, self._trusts_right = trust
         self._pairs = pairs_with_learning_rates(left.variables_info, right.variables_info, renamed)
         self._notes: list[str] = []
         self._are_values_known = True
@@ -283,8 +285,8 @@ class _Comparison:
             self._notes.append("The two hold no step in common, so no values are compared.")
             return diff
         with (
-            Replay(self._left, trust=self._trust) as left,
-            Replay(self._right, trust=True) as right,
+            Replay(self._left, trust=self._trusts_left) as left,
+            Replay(self._right, trust=self._trusts_right) as right,
         ):
             state = self._state(left, right, common[0])
             parted, forms = self._parted_step(common, parts_at_once=bool(state))

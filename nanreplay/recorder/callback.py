@@ -65,8 +65,8 @@ class Recorder(keras.callbacks.Callback):
             step, to `run.1.h5`, `run.2.h5`, ...
         max_incidents: Incidents that are recorded with "continue".
         window: Steps whose batches are kept.
-        keyframe_every: Steps between copies of all variables; "auto" lets them add a hundredth to
-            the time of the steps.
+        keyframe_every: Steps between copies of all variables; "auto" lets them add half a
+            hundredth to the time of the steps.
         memory_limit: What batches, copies and the timeline may hold, bytes or a text such as
             "1GiB".
         disk_limit: What the file may take, bytes or a text; what would be too much is left out, and

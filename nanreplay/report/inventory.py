@@ -182,4 +182,4 @@ def _right_aligned(column: Sequence[str]) -> list[str]:
 
 def _has_facts(values: Sequence[Any]) -> bool:
     """Whether a column says anything: NaN is what was not measured, False no skipped update."""
-    return any(value not in ("nan", False) for value in values) or len(values) == 0
+    return any(value != "nan" and value is not False for value in values) or len(values) == 0

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from nanreplay.errors import ReplayError
 from nanreplay.findings import Cause, CauseKind, Number
-from nanreplay.program.graph_editor import ProgramEditor
 from nanreplay.records import ArrayLike, Frame
 
-ProgramEdit: TypeAlias = Callable[[ProgramEditor], None]
+if TYPE_CHECKING:  # TensorFlow, which the terminal interface leaves to its worker process
+    from nanreplay.program.graph_editor import ProgramEditor
+
+ProgramEdit: TypeAlias = "Callable[[ProgramEditor], None]"
 BatchEdit: TypeAlias = Callable[[int, Sequence[Any]], Sequence[Any]]
 """(step, arrays) -> arrays."""
 StateEdit: TypeAlias = Callable[[Mapping[int, Any]], Mapping[int, ArrayLike]]

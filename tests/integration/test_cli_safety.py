@@ -121,3 +121,39 @@ def test_damaged_captures_that_can_be_read_replay_or_say_why_not(tmp_path: Path)
         except NanreplayError:
             continue
     assert ran > 20
+
+
+@pytest.fixture
+def reader(tmp_path: Path) -> Path:
+    """A capture whose program reads a file."""
+    with Capture(SAMPLE) as capture:
+        contents = capture.contents()
+    with tf.Graph().as_default() as extra:
+        tf.io.read_file("/etc/hostname", name="reads")
+    programs = []
+    for program in contents.programs:
+        graph = tf.compat.v1.GraphDef.FromString(program.graph)
+        graph.MergeFrom(extra.as_graph_def())
+        effects = (*program.signature.control_outputs, "reads")
+        signature = replace(program.signature, control_outputs=effects)
+        programs.append(replace(program, graph=graph.SerializeToString(), signature=signature))
+    # One weight differs, so that the step is run to tell where the two part.
+    keyframes = {step: dict(values) for step, values in contents.keyframes.items()}
+    first = min(keyframes)
+    keyframes[first] = {
+        index: value + value.dtype.type(1) for index, value in keyframes[first].items()
+    }
+    path = tmp_path / "reader.h5"
+    write_capture(path, replace(contents, programs=tuple(programs), keyframes=keyframes))
+    return path
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_neither_side_of_a_comparison_is_trusted_unasked(
+    command: Command, reader: Path, is_first: bool
+) -> None:
+    sides = (reader, SAMPLE) if is_first else (SAMPLE, reader)
+    child = command("diff", *sides)
+    assert child.returncode == 1, child.stderr
+    assert "they part at step 0" in child.stdout
+    assert "ReadFile 'reads' (files)" in child.stdout  # why it is not said which op parts
