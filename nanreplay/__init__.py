@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nanreplay import notebook
+from nanreplay.errors import missing_package
 
 if TYPE_CHECKING:
     from nanreplay.capture import Capture as Capture
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from nanreplay.rerun import RerunResult as RerunResult
     from nanreplay.rerun import replay_with as replay_with
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 # The module that holds each public name. The imports above tell type checkers the same.
 _PUBLIC = {
     "AttachError": "nanreplay.errors",
@@ -61,7 +62,10 @@ __all__ = [*sorted(_PUBLIC), "__version__"]
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(_PUBLIC[name]), name)
+    try:
+        return getattr(import_module(_PUBLIC[name]), name)
+    except ModuleNotFoundError as error:
+        raise missing_package(error) or error from error
 
 
 def __dir__() -> list[str]:

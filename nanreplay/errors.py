@@ -15,6 +15,7 @@ Exception
     ├── ModelError (ValueError)                       the user's current model does not fit
     ├── OutputExistsError (FileExistsError)           a file that would be written over
     ├── UnsafeProgramError                            a program that reaches beyond tensors
+    ├── MissingPackageError (ImportError)             a package that an extra brings
     ├── MemoryLimitError (MemoryError)                more memory than --max-memory allows
     ├── UnsupportedOpError (NotImplementedError)      an op that cannot be replayed
     ├── ReplayError (RuntimeError)                    a replay that failed
@@ -29,6 +30,17 @@ a line of its own.
 from __future__ import annotations
 
 import os
+
+_EXTRAS = {
+    "tensorflow": "tensorflow",
+    "keras": "tensorflow",
+    "textual": "view",
+    "textual_plotext": "view",
+    "jinja2": "view",
+    "matplotlib": "view",
+    "fsspec": "remote",
+}
+"""The extra of nanreplay that brings a package."""
 
 
 def first_line(error: BaseException) -> str:
@@ -87,6 +99,22 @@ class OutputExistsError(NanreplayError, FileExistsError):
 
 class UnsafeProgramError(NanreplayError):
     """The program holds ops that reach files, the network, processes or Python."""
+
+
+class MissingPackageError(NanreplayError, ImportError):
+    """A package that this work needs is not installed; the message names the extra with it."""
+
+
+def missing_package(error: ImportError) -> MissingPackageError | None:
+    """What to say of an import that failed; None when no extra of nanreplay brings the package."""
+    package = (error.name or "").partition(".")[0]
+    extra = _EXTRAS.get(package)
+    if extra is None:
+        return None
+    install = f"pip install 'nanreplay[{extra}]'"
+    if extra == "tensorflow":
+        install += ", or the build of TensorFlow that you train with"
+    return MissingPackageError(f"This needs {package}, which is not installed: {install}.")
 
 
 class MemoryLimitError(NanreplayError, MemoryError):

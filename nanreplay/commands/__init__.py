@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, NoReturn
 
 import click
@@ -35,6 +37,10 @@ COMMANDS = {
     "open": "Look at a capture in the terminal: the answer, the way there, the ops, fixes.",
 }
 
+_LIBRARIES = (
+    "tensorflow", "tensorflow-cpu", "tf-nightly", "keras", "tf_keras", "numpy", "h5py", "textual",
+)  # fmt: skip
+
 
 class LazyGroup(click.Group):
     """A group that imports a command only when it is called."""
@@ -56,6 +62,20 @@ class LazyGroup(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
+def installed_versions() -> Iterator[str]:
+    """A line for each library that recordings and replays hang on, and for Python."""
+    for name in _LIBRARIES:
+        with contextlib.suppress(PackageNotFoundError):
+            yield f"{name} {version(name)}"
+    yield f"python {platform.python_version()}"
+
+
+def _show_versions(context: click.Context, option: click.Parameter, is_asked: bool) -> None:
+    if is_asked:
+        click.echo("\n".join([f"nanreplay {__version__}", *installed_versions()]))
+        context.exit()
+
+
 @click.group(
     cls=LazyGroup,
     epilog=(
@@ -64,7 +84,14 @@ class LazyGroup(click.Group):
     ),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-@click.version_option(__version__, prog_name="nanreplay", message="%(prog)s %(version)s")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_show_versions,
+    help="Show the versions of nanreplay and of what it stands on, and exit.",
+)
 def cli() -> None:
     """Replay a training that turned NaN, and name the op that did it.
 

@@ -7,7 +7,7 @@ import os
 
 import click
 
-from nanreplay.errors import NanreplayError, UnsafeProgramError
+from nanreplay.errors import NanreplayError, UnsafeProgramError, missing_package
 from nanreplay.terminal import INTERRUPTED, UNDECIDED, UNREADABLE, code_of
 
 
@@ -22,6 +22,8 @@ def fail(error: BaseException) -> int:
         return _say(UNREADABLE, error.format_message(), hint)
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return _say(INTERRUPTED, "interrupted")
+    if isinstance(error, ModuleNotFoundError):
+        error = missing_package(error) or error
     if isinstance(error, NanreplayError):
         advice = "--trust runs it all the same" if isinstance(error, UnsafeProgramError) else None
         return _say(code_of(error), str(error), error.hint or advice)

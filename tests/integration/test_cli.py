@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -57,7 +58,10 @@ def test_help_lists_the_commands_and_the_exit_codes(command: Command) -> None:
 
 
 def test_version(command: Command) -> None:
-    assert command("--version").stdout == f"nanreplay {nanreplay.__version__}\n"
+    lines = command("--version").stdout.splitlines()
+    assert lines[0] == f"nanreplay {nanreplay.__version__}"
+    assert f"keras {version('keras')}" in lines
+    assert lines[-1].startswith("python 3.")
 
 
 @pytest.mark.parametrize(
