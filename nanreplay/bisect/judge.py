@@ -30,6 +30,8 @@ _SHAPES = words("Shape ShapeN Size Rank ZerosLike OnesLike VariableShape")
 """Ops whose outputs do not depend on the values of their inputs."""
 _MASKED = words("Softmax LogSoftmax Sub")
 """Ops that take -inf for `leave this out` (Sub: the maximum taken off before Exp)."""
+_ALIKE = COPIES | words("ExpandDims Squeeze Cast")
+_CHOOSERS = words("Select SelectV2")
 _MASKS = words("Log Cast Mul")
 """Ops that make a mask of 0 and -inf from one of 0 and 1, or of 0 and a large number."""
 
@@ -127,7 +129,29 @@ class _Judge:
     def is_taken_for_mask(self, turners: Iterable[int | None]) -> bool:
         """Whether every path goes through an op that takes -inf for a mask."""
         facts = [None if serial is None else self.trace.facts[serial] for serial in turners]
-        return bool(facts) and all(fact is not None and fact.type in _MASKED for fact in facts)
+        return bool(facts) and all(fact is not None and self.takes_mask(fact) for fact in facts)
+
+    def takes_mask(self, fact: Fact) -> bool:
+        """Whether an op takes -inf for `leave this out`.
+
+        A Sub does only as the first step of a softmax by hand, which takes the maximum of a row off
+        that row: log(p) - log(q) of two probabilities of 0 is no mask, but two logarithms of 0.
+        """
+        if fact.type != "Sub":
+            return fact.type in _MASKED
+        row, shift = fact.input_ids[:2]
+        maximum = self.trace.facts.get(self.uncopied(shift).serial)
+        if maximum is None or maximum.type != "Max":
+            return False
+        return self.uncopied(maximum.input_ids[0]) == self.uncopied(row)
+
+    def uncopied(self, value: ValueId) -> ValueId:
+        """What a value is a copy of; `where(is_finite(m), m, 0)` counts as one of m."""
+        fact = self.trace.facts.get(value.serial)
+        while fact is not None and (fact.type in _ALIKE or fact.type in _CHOOSERS):
+            value = fact.input_ids[1 if fact.type in _CHOOSERS else 0]
+            fact = self.trace.facts.get(value.serial)
+        return value
 
     def from_makers(self) -> Iterator[Suspect]:
         """Ops that made bad elements from finite ones."""

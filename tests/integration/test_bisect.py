@@ -18,6 +18,7 @@ from nanreplay.capture.reader import Capture
 from nanreplay.diagnose import judge
 from nanreplay.findings import Findings, Origin
 from nanreplay.replay.session import Replay
+from nanreplay.report.explain import explain
 
 ROWS = 8
 pytestmark = pytest.mark.filterwarnings(
@@ -561,3 +562,25 @@ def test_a_nan_that_only_the_compiled_step_makes_is_found_in_it(
     assert origin.operands[0].value == pytest.approx(-1.49e-8, rel=0.01)
     with Capture(tmp_path / "run.h5") as capture, Replay(capture) as replay:
         assert judge(replay).kind == "xla_only"
+
+
+def test_two_logarithms_of_zero_that_are_subtracted_are_no_mask(tmp_path: Path) -> None:
+    weight = tf.Variable([[50.0, -50.0], [-50.0, 50.0]])
+
+    @tf.function
+    def step(x: Any, y: Any) -> Any:
+        with tf.GradientTape() as tape:
+            p = tf.nn.softmax(x @ weight)
+            divergence = tf.reduce_sum(p * (tf.math.log(p) - tf.math.log(y)), -1)
+            loss = tf.reduce_mean(divergence)
+        weight.assign_sub(0.1 * tape.gradient(loss, weight))
+        return loss
+
+    recorded = Recorder(tmp_path / "run.h5", on_nan="stop").wrap(step)
+    rows = np.eye(2, dtype="float32")[[0, 1, 0, 1]]
+    recorded(tf.constant(0.02 * rows), tf.fill([4, 2], 0.5))
+    recorded(tf.constant(3.0 * rows), tf.constant(rows))
+    report = explain(tmp_path / "run.h5", fixes="none")
+    assert report.findings.origin is not None
+    assert report.findings.origin.op_type == "Log"
+    assert report.causes[0].kind == "log_of_zero"

@@ -113,7 +113,13 @@ def _softmax(case: Case) -> Cause | None:
 
 
 def _subtracts_infinities(case: Case) -> bool:
-    """Whether a Sub takes a maximum of -inf off -inf, as a softmax written by hand does."""
+    """Whether a Sub takes the maximum of a row, -inf, off that row: a softmax by hand does."""
+    row, shift = case.input_id(0), case.input_id(1)
+    if case.graph is None or row is None or shift is None:
+        return False
+    maximum = case.graph.maker(shift)
+    if maximum is None or maximum.type not in ("Max", "Select", "SelectV2"):
+        return False
     first, second = case.operand(0), case.operand(1)
     if first.shape != second.shape:
         return False
