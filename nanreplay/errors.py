@@ -30,6 +30,7 @@ a line of its own.
 from __future__ import annotations
 
 import os
+import re
 
 _EXTRAS = {
     "tensorflow": "tensorflow",
@@ -43,10 +44,22 @@ _EXTRAS = {
 """The extra of nanreplay that brings a package."""
 
 
+_NODE_NAMES = re.compile(r"\{\{.*?\}\}\s*|\s*\[Op:\w+\](\s*name:\s*\S*)?|\s*name:\s*$")
+
+
 def first_line(error: BaseException) -> str:
     """What an error says, without the lines that follow the first one."""
     lines = str(error).splitlines() or [""]
     return lines[0]
+
+
+def without_node_names(message: str) -> str:
+    """A message of TensorFlow without what it adds of its own: the function's name, and the op's.
+
+    `{{function_node __wrapped__Cast_}} indices[0] = 12 is not in [0, 3) [Op:GatherV2]`
+    says `indices[0] = 12 is not in [0, 3)`.
+    """
+    return _NODE_NAMES.sub("", message).strip()
 
 
 class NanreplayError(Exception):

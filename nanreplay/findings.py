@@ -98,6 +98,8 @@ class Origin:
     """How the rows were proved, or why there are none."""
     kind: str | None = None
     """`raised` when the kernel raises on these operands op by op, else None."""
+    message: str | None = None
+    """What that kernel says, without TensorFlow's node names; None where it raises nothing."""
     replica: int | None = None
     """Which of its worker's replicas it was born in.
 

@@ -30,6 +30,7 @@ from nanreplay.bisect.row_proof import RowProof, batch_size, own_leaves, prove_r
 from nanreplay.bisect.step_runner import PASSIVE, StepRunner
 from nanreplay.bisect.tensor_stats import kind_of, nonfinite_outputs
 from nanreplay.capture.arrays import as_array
+from nanreplay.errors import first_line, without_node_names
 from nanreplay.findings import Findings, OperandFacts, Origin, OutputFacts, Root
 from nanreplay.records import EACH_ITERATION, PHASES, OpInfo, Timeline
 
@@ -124,7 +125,13 @@ def _search(runner: StepRunner, say: Progress) -> Search | None:
 def _suspects(search: Search) -> list[Suspect]:
     if search.reason is not None:
         return []
-    return search.first.judgement.suspects or _raised(search.first)
+    suspects = search.first.judgement.suspects
+    recorded = search.first.trace.runner.incident.trigger
+    if suspects and recorded.what == "exception":
+        raised = _raised(search.first)
+        if raised and suspects[0].kind == "raised":
+            return raised
+    return suspects or _raised(search.first)
 
 
 def _raised(scene: Scene) -> list[Suspect]:
@@ -132,7 +139,19 @@ def _raised(scene: Scene) -> list[Suspect]:
     if scene.trace.runner.incident.trigger.what != "exception" and not scene.trace.stopped:
         return []
     facts = [fact for fact in scene.trace.raised if fact.type not in PASSIVE]
+    # Where several ops of a step raise, threads decide whose error ends the training. Of those in
+    # the earliest phase, that one is told first; a later one only takes what they spoiled.
+    recorded = scene.trace.runner.incident.trigger.value
+    place = scene.attribution.place
+    facts.sort(key=lambda fact: (place(fact).rank, not _says(fact, recorded)))
     return [Suspect({}, "raised", fact) for fact in facts]
+
+
+def _says(fact: Fact, message: str) -> bool:
+    """Whether an op raised with the message that training raised."""
+    error = None if fact.event is None else fact.event.error
+    own = "" if error is None else without_node_names(first_line(error))
+    return bool(own) and own in message
 
 
 def _is_compiled_only(runner: StepRunner, search: Search) -> bool:

@@ -30,6 +30,7 @@ from nanreplay.bisect.tensor_stats import (
     words,
 )
 from nanreplay.capture.arrays import as_array
+from nanreplay.errors import first_line, without_node_names
 from nanreplay.findings import ChainLink, OperandFacts, Origin, OutputFacts
 from nanreplay.records import Trigger
 from nanreplay.replay.provenance import OpEvent, ValueId
@@ -97,8 +98,14 @@ def _describe_op(scene: Scene, suspect: Suspect, fact: Fact) -> Origin:
         outputs=tuple(outputs),
         operands=tuple(operands),
         kind="raised" if suspect.kind == "raised" else None,
+        message=_message(fact) if suspect.kind == "raised" else None,
         replica=place.replica,
     )
+
+
+def _message(fact: Fact) -> str | None:
+    error = None if fact.event is None else fact.event.error
+    return None if error is None else without_node_names(first_line(error))
 
 
 def _masks_with_outputs(fact: Fact, suspect: Suspect) -> dict[int, Mask]:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -168,11 +169,20 @@ def _cross_entropy(event: OpEvent, execute: Execute) -> Sequence[Any]:
     return [_as_tensor(event, execute, output) for output in outputs]
 
 
+_INDEX_RANGE = re.compile(r"is not in \[0, (\d+)\)")
+
+
 def _clipped_gather(event: OpEvent, execute: Execute) -> Sequence[Any]:
     """Clip indices that are out of range, as XLA does."""
     axis = int(as_array(event.inputs[2])) if len(event.inputs) > 2 else 0
     indices = as_array(event.inputs[1])
-    last = int(event.inputs[0].shape[axis]) - 1
+    if event.type == "ResourceGather":  # of a variable, whose rows only the message tells
+        told = _INDEX_RANGE.search(str(event.error))
+        if told is None:
+            raise ValueError(f"no range of rows in {event.error}")
+        last = int(told[1]) - 1
+    else:
+        last = int(event.inputs[0].shape[axis]) - 1
     valid_indices = np.clip(indices, 0, last).astype(indices.dtype)
     return execute(event, [event.inputs[0], valid_indices, *event.inputs[2:]])
 
@@ -208,7 +218,7 @@ _REPAIRS: dict[str, Callable[[OpEvent, Execute], Sequence[Any] | None]] = {
     **dict.fromkeys(("MatrixInverse", "Cholesky", "MatrixSquareRoot"), _matrices(like=0)),
     **dict.fromkeys(("MatrixSolve", "MatrixTriangularSolve"), _matrices(like=1)),
     **dict.fromkeys(("CheckNumerics", "CheckNumericsV2"), _pass_on),
-    **dict.fromkeys(("Gather", "GatherV2"), _clipped_gather),
+    **dict.fromkeys(("Gather", "GatherV2", "ResourceGather"), _clipped_gather),
     "Assert": _no_outputs,
     "SparseSoftmaxCrossEntropyWithLogits": _cross_entropy,
 }

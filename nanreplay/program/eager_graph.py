@@ -21,6 +21,10 @@ _MAX_INLINE_BYTES = 4096
 """Constants of at most this size are written into the graph."""
 _MAX_SEARCHED_BYTES = 2**24
 """Arrays of the batch of at most this size are searched for parts of them."""
+_LEAST_BITS = 16
+"""What a value must hold to be taken for a part of the batch: about 1 in 65,536 is so by chance."""
+_FRACTION_BITS = 20
+"""What one number that is no integer tells: two floats are hardly ever equal by chance."""
 _NUMBER_KINDS = "biuf"
 """NumPy kinds of arrays of numbers: booleans, integers of both sorts, floats."""
 _READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape"})
@@ -69,6 +73,18 @@ def _is_same(left: Any, right: Any) -> bool:
     with np.errstate(all="ignore"):
         converted = np.ascontiguousarray(left).astype(right.dtype)
     return bool(converted.tobytes() == right.tobytes())
+
+
+def _information_bits(value: Any) -> float:
+    """About how many bits tell an array from others like it: zeros and ones are met everywhere.
+
+    The entropy of its elements, and `_FRACTION_BITS` for each distinct number that is no integer.
+    So [0, 0, 0, 0] tells 0 bits, [0, 1, 1, 0] tells 4, and [0.31, 0.31] tells 20.
+    """
+    numbers, counts = np.unique(np.asarray(value, np.float64), return_counts=True)
+    shares = counts / counts.sum()
+    entropy = -float(np.sum(counts * np.log2(shares)))
+    return entropy + _FRACTION_BITS * int(np.count_nonzero(numbers != np.trunc(numbers)))
 
 
 def _find_part(leaf: Any, value: Any, axis: int) -> Any:
@@ -222,6 +238,8 @@ class FlatGraph:
         if tensor.dtype == tf.string or tensor.shape.num_elements() < 2:
             return None
         value = tensor.numpy()
+        if _information_bits(value) < _LEAST_BITS:
+            return None
         for index, leaf in enumerate(self.leaves):
             if leaf.dtype.kind not in _NUMBER_KINDS or leaf.nbytes > _MAX_SEARCHED_BYTES:
                 continue

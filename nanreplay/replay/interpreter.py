@@ -7,14 +7,19 @@ where it came from, what came out.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import tensorflow as tf
 
-from nanreplay.errors import MemoryLimitError, ReplayError, UnsupportedOpError
+from nanreplay.errors import (
+    MemoryLimitError,
+    ReplayError,
+    UnsupportedOpError,
+    first_line,
+    without_node_names,
+)
 from nanreplay.program.op_sizes import check_output, has_rule
 from nanreplay.replay.interpreter_plan import LOOPS, ExecutionPlan, Library, Step
 from nanreplay.replay.kernels import LeafRunner
@@ -271,8 +276,7 @@ def _kernel_message(error: Exception) -> str:
 
     Those are `{{node x}}`, `{{function_node f}}` and `[Op:MatMul] name: y`.
     """
-    lines = str(error).splitlines() or [type(error).__name__]
-    return re.sub(r"\{\{.*?\}\}|\[Op:\w+\]( name: \S*)?", "", lines[0]).strip()
+    return without_node_names(first_line(error)) or type(error).__name__
 
 
 def _is_true(tensor: Any) -> bool:

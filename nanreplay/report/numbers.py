@@ -6,10 +6,10 @@ Used by everything that prints: reports, commands, the terminal interface.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from nanreplay.errors import without_node_names
 from nanreplay.records import Trigger
 
 
@@ -84,14 +84,10 @@ def readable_steps(steps: Sequence[int]) -> str:
     return ("step " if len(steps) == 1 else "steps ") + ", ".join(parts)
 
 
-_NOISE = re.compile(r"\{\{.*?\}\}\s*|\s*\[Op:\w+\]|\s*name:\s*$")
-"""What TensorFlow wraps around the message of an error."""
-
-
 def readable_trigger(trigger: Trigger) -> str:
     """What triggered, in words: `loss is NaN`, `gradient dense/kernel is inf`."""
     if trigger.what == "exception":
-        return f"{trigger.name}: {_NOISE.sub('', trigger.value)}"
+        return f"{trigger.name}: {without_node_names(trigger.value)}"
     if trigger.what == "manual":
         occasion = "demand" if trigger.name == "dump" else trigger.name
         return f"written on {occasion} ({trigger.value})"

@@ -128,6 +128,7 @@ def _origin(origin: Origin | None) -> dict[str, Any] | None:
         "rows": origin.rows,
         "rows_reason": origin.rows_reason,
         "kind": origin.kind,
+        "message": origin.message,
         "replica": origin.replica,
         "worker": origin.worker,
     }

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
+from nanreplay.errors import without_node_names
 from nanreplay.findings import (
     Cause,
     DifferingOp,
@@ -172,7 +173,8 @@ def _event(origin: Origin, stopped: Trigger | None = None) -> str:
         return f"{holder} holds {value}{element}"
     op = f"`{origin.op_type}`{_operands_in_words(origin)}{element}"
     if stopped is not None:
-        return f"{op} raised {readable_trigger(stopped).rstrip('.')}"
+        message = origin.message or without_node_names(stopped.value)
+        return f"{op} raised {stopped.name}: {message.rstrip('.')}"
     if origin.kind == "raised":
         return f"{op} is refused op by op and gives {value} when compiled"
     return f"{op} gave {value}"

@@ -584,3 +584,46 @@ def test_two_logarithms_of_zero_that_are_subtracted_are_no_mask(tmp_path: Path) 
     assert report.findings.origin is not None
     assert report.findings.origin.op_type == "Log"
     assert report.causes[0].kind == "log_of_zero"
+
+
+def test_of_two_ops_that_raise_one_is_told_with_its_own_message_and_table(tmp_path: Path) -> None:
+    tables = [tf.Variable(tf.ones([rows, 4])) for rows in (3, 2)]
+
+    @tf.function
+    def step(first: Any, second: Any) -> Any:
+        with tf.GradientTape() as tape:
+            gathered = [tf.gather(tables[0], first), tf.gather(tables[1], second)]
+            loss = tf.reduce_mean(gathered[0]) + tf.reduce_mean(gathered[1])
+        for table, gradient in zip(tables, tape.gradient(loss, tables), strict=True):
+            table.assign_sub(0.1 * tf.convert_to_tensor(gradient))
+        return loss
+
+    recorded = Recorder(tmp_path / "run.h5").wrap(step)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        recorded(tf.fill([8], 12), tf.fill([8], 284))
+    report = explain(tmp_path / "run.h5", fixes="none")
+    origin = report.findings.origin
+    assert origin is not None
+    rows = origin.operands[0].shape[0]
+    assert f"is not in [0, {rows})" in report.sentence
+    assert f"is not in [0, {rows})" in report.causes[0].sentence
+    assert "{{" not in report.causes[0].sentence
+
+
+def test_a_constant_that_equals_a_row_by_chance_is_none_of_the_batch(tmp_path: Path) -> None:
+    weight = tf.Variable(1.0)
+
+    def step(x: Any, number: int) -> Any:
+        divisor = tf.constant(np.array([1.0, 1.0] if number < 3 else [0.0, 0.0], "float32"))
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.exp(-tf.square(weight * x)) / divisor)
+        weight.assign_sub(0.001 * tape.gradient(loss, weight))
+        return loss
+
+    recorded = Recorder(tmp_path / "run.h5", on_nan="stop").wrap(step)
+    x = np.array([[1, 2], [3, 4], [0, 0], [5, 6]], "float32")
+    for number in range(4):
+        recorded(tf.constant(x), number)
+    origin = explain(tmp_path / "run.h5", fixes="none").findings.origin
+    assert origin is not None
+    assert (origin.op_type, origin.rows) == ("RealDiv", None)

@@ -11,6 +11,7 @@ from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.case import Case
 from nanreplay.diagnose.outliers import find_outliers
 from nanreplay.diagnose.rules import overflow
+from nanreplay.errors import first_line, without_node_names
 from nanreplay.findings import Cause, CauseKind
 
 _GATHERS = words(
@@ -177,7 +178,7 @@ def _wrong_label(case: Case, label: int, classes: int, where: str, count: int) -
 def _index(case: Case) -> Cause | None:
     error = ""
     if case.event is not None and case.event.error is not None:
-        error = str(case.event.error).splitlines()[0]
+        error = without_node_names(first_line(case.event.error))
     if not _OUT_OF_RANGE.search(error) and "indices" not in error:
         return None
     sentence = f"`{case.op}`{case.where} is asked for a row that does not exist: {error[:200]}"
