@@ -8,7 +8,7 @@ and must not change anything either.
 
 Usage: python benchmarks/same_bits.py [--only TEXT]... [--sample N [--seed S]] [--processes N]
 
-Exits with 1 if a training differs, with 3 if one could not be run.
+Exits with 1 if a training differs or the recorder failed in one, with 3 if one could not be run.
 """
 
 from __future__ import annotations
@@ -277,11 +277,15 @@ def summary(results: Sequence[dict[str, Any]]) -> int:
     differing_ones = [each for each in others if is_any(each["differs"])]
     unstable = [each for each in others if UNSTABLE in each["remarks"]]
     silent = [each for each in others if each["steps"] == 0]
+    broken = [
+        each for each in others if any("Please report this" in say for say in each["remarks"])
+    ]
     print(
         f"\n{len(differing_ones)} of {len(results)} trainings differ; {len(unstable)} {UNSTABLE}, "
-        f"{len(failed)} cannot be run, {len(silent)} of which nothing was recorded"
+        f"{len(failed)} cannot be run, {len(silent)} of which nothing was recorded, "
+        f"{len(broken)} in which the recorder failed"
     )
-    return 1 if differing_ones else 3 if failed else 0
+    return 1 if differing_ones or broken else 3 if failed else 0
 
 
 if __name__ == "__main__":

@@ -217,16 +217,20 @@ def library_graphs(graph: Any) -> dict[str, Any]:
     pending = [graph]
     while pending:
         for name, function in getattr(pending.pop(), "_functions", {}).items():
-            if name not in graphs:
-                graphs[name] = function.graph
-                pending.append(function.graph)
+            # A `Defun` of TensorFlow 1, as CTC losses hold one, keeps no graph of its own.
+            own_graph = getattr(function, "graph", None)
+            if name not in graphs and own_graph is not None:
+                graphs[name] = own_graph
+                pending.append(own_graph)
     return graphs
 
 
 def called_definition(graph: Any, name: str) -> Any:
     """The FunctionDef that a FuncGraph calls by a name, or None."""
     function = graph._functions.get(name)
-    return None if function is None else function.cached_definition
+    if function is None:
+        return None
+    return getattr(function, "cached_definition", None) or function.definition  # else a `Defun`
 
 
 def function_library(name: str) -> list[Any]:

@@ -21,7 +21,7 @@ from trainings import (
     weights_after,
 )
 
-from nanreplay import Capture, NonFiniteError, Recorder
+from nanreplay import Capture, NonFiniteError, Recorder, Replay
 
 
 def assert_recorded(path: Path, step: int | None, expected: int = 3) -> None:
@@ -388,3 +388,21 @@ def test_a_strategy_trains_as_keras_does_and_is_recorded(
     with pytest.raises(NonFiniteError) as raised:
         fit(3, Recorder(path))
     assert_recorded(path, raised.value.step)
+
+
+def test_a_ctc_loss_is_recorded(tmp_path: Path) -> None:
+    """Its gradient is a function of TensorFlow 1, which has no graph of its own."""
+    random = np.random.default_rng(0)
+    model = keras.Sequential([keras.Input((12, 3)), keras.layers.Dense(6)])
+    model.compile("sgd", keras.losses.CTC(), jit_compile=False)
+    x = random.normal(size=(16, 12, 3)).astype("float32")
+    x[9, 0, 0] = np.nan
+    labels = random.integers(1, 6, (16, 4))
+    recorder = Recorder(tmp_path / "run.h5", on_nan="stop")
+    with pytest.warns(UserWarning, match="step 2: loss is NaN"):
+        model.fit(x, labels, batch_size=4, shuffle=False, verbose=0, callbacks=[recorder])
+    with Capture(tmp_path / "run.h5") as capture, Replay(capture) as replay:
+        results = replay.run_window("recorded")
+    assert [result.step for result in results] == [0, 1, 2]
+    assert all(result.bit_exact for result in results)
+    assert not results[-1].finite
