@@ -58,7 +58,7 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
     (_S.RECORDING, _E.ERROR): _S.FAILED,
     (_S.UNHEALTHY, _E.HEALTHY_STEP): _S.RECORDING,
     (_S.UNHEALTHY, _E.NEW_TRAINING): _S.RECORDING,
-    (_S.UNHEALTHY, _E.ERROR): _S.FAILED,
+    (_S.UNHEALTHY, _E.ERROR): _S.FULL,  # its file is written, and nothing is held for another
     (_S.UNHEALTHY, _E.INCIDENT_ENDS): _S.STOPPED,
     (_S.FAILED, _E.INCIDENT_ENDS): _S.STOPPED,
     (_S.FAILED, _E.INCIDENT_PASSES): _S.FULL,

@@ -44,7 +44,7 @@ FRAMES = (
     "recorder/eager_step.py:note_variables",
     "recorder/eager_step.py:trained_eagerly", "recorder/eager_step.py:forget_call",
     "recorder/wrapped_step.py:", "recorder/lifecycle.py:",
-    "recorder/eager_step.py:begin", "recorder/eager_step.py:_stop", "recorder/eager_step.py:ended",
+    "recorder/eager_step.py:begin", "recorder/eager_step.py:raised", "recorder/eager_step.py:_stop", "recorder/eager_step.py:ended",
     "recorder/eager_reads.py:read_before.<locals>.assign",
     "recorder/eager_step.py:__call__", "program/observe.py:call_flat",
     "program/listening.py:listening", "program/listening.py:muted",

@@ -100,7 +100,7 @@ def test_an_error_in_any_function_of_the_recorder(tmp_path: Path, scenario: str)
 @pytest.mark.parametrize(
     ("scenario", "usual", "known"),
     [
-        ("large_loop", "compiled_loop", "capture/writer.py:CaptureWriter.forget_after"),
+        ("large_loop", "compiled_loop", "recorder/ring.py:every_for"),
         ("busy_loop", "compiled_loop", "recorder/pace.py:LateReader.add"),
         (
             "drawing_loop",

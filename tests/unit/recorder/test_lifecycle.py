@@ -19,7 +19,7 @@ LEADS_TO = {
     State.UNHEALTHY: {
         Event.HEALTHY_STEP: State.RECORDING,
         Event.NEW_TRAINING: State.RECORDING,
-        Event.ERROR: State.FAILED,
+        Event.ERROR: State.FULL,
         Event.INCIDENT_ENDS: State.STOPPED,
     },
     State.FAILED: {
