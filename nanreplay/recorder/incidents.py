@@ -51,8 +51,8 @@ class Incidents:
             NonFiniteError: As asked for by `on_nan="raise"`.
         """
         session, on_nan = self._session, self._session.settings.on_nan
-        if session.lifecycle.is_unhealthy or session.lifecycle.is_stopped:
-            return  # an exception before any step was healthy again
+        if not session.lifecycle.awaits_incident:
+            return  # such as an exception before any step was healthy again
         session.guard(self._before_writing)
         if not suspicion.is_certain and session.guard(lambda: session.confirm(suspicion)) is False:
             self._note_harmless(suspicion)

@@ -58,7 +58,8 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
     (_S.RECORDING, _E.ERROR): _S.FAILED,
     (_S.UNHEALTHY, _E.HEALTHY_STEP): _S.RECORDING,
     (_S.UNHEALTHY, _E.NEW_TRAINING): _S.RECORDING,
-    (_S.UNHEALTHY, _E.ERROR): _S.FULL,  # its file is written, and nothing is held for another
+    # The incident's file is written, and nothing is held for another.
+    (_S.UNHEALTHY, _E.ERROR): _S.FULL,
     (_S.UNHEALTHY, _E.INCIDENT_ENDS): _S.STOPPED,
     (_S.FAILED, _E.INCIDENT_ENDS): _S.STOPPED,
     (_S.FAILED, _E.INCIDENT_PASSES): _S.FULL,
@@ -111,6 +112,11 @@ class Lifecycle:
     def has_failed(self) -> bool:
         """Whether an error of the recorder's own ended the recording, and no incident followed."""
         return self.state is State.FAILED
+
+    @property
+    def awaits_incident(self) -> bool:
+        """Whether a step that is not healthy is an incident that leaves a file."""
+        return self.state in (State.RECORDING, State.FAILED)
 
     @property
     def is_stopped(self) -> bool:
