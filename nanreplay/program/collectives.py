@@ -272,13 +272,18 @@ class ReplicaThreads:
         local: Gives what the current thread holds; its `stack` is handed on.
         switched: Called in the thread that goes on, whenever another one does, with the devices of
             the replicas.
+        failed: Told of an error in here, which must not reach the training that is traced.
     """
 
     def __init__(
-        self, local: Callable[[], Any], switched: Callable[[tuple[str, ...]], None]
+        self,
+        local: Callable[[], Any],
+        switched: Callable[[tuple[str, ...]], None],
+        failed: Callable[[Exception], None],
     ) -> None:
         self._local = local
         self._switched = switched
+        self._failed = failed
         self.inherited: list[Callable[[], Callable[[], AbstractContextManager[None]]]] = []
         """What else a thread of a replica has from the one that starts it.
 
@@ -290,39 +295,61 @@ class ReplicaThreads:
         return tf_distribution.hook_replica_threads(self._started, self._merging, self._resumed)
 
     def _started(self, thread: Any, function: Callable[..., Any]) -> Callable[..., Any]:
+        try:
+            return self._handing_on(tuple(thread.devices), function)
+        except Exception as error:
+            self._failed(error)
+            return function
+
+    def _handing_on(
+        self, devices: tuple[str, ...], function: Callable[..., Any]
+    ) -> Callable[..., Any]:
         stack, is_muted = list(self._local().stack), self._local().is_muted
-        devices = tuple(thread.devices)
         inherited = [inherit() for inherit in self.inherited]
 
-        def run(*args: Any, **kwargs: Any) -> Any:
+        def take_over(entered: ExitStack) -> None:
             own = self._local()
             own.stack, own.is_muted = list(stack), is_muted
             self._switched(devices)
+            for enter in inherited:
+                entered.enter_context(enter())
+
+        def run(*args: Any, **kwargs: Any) -> Any:
             with ExitStack() as entered:
-                for enter in inherited:
-                    entered.enter_context(enter())
+                self._guard(lambda: take_over(entered))
                 return function(*args, **kwargs)
 
         return run
 
     def _merging(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The function that merges, under the stack of the replica that asked for it."""
-        stack_of_replica = list(self._local().stack)
+        stack_of_replica: list[Any] = []
+        self._guard(lambda: stack_of_replica.extend(self._local().stack))
+
+        def under(stack: list[Any]) -> list[Any]:
+            local = self._local()
+            own, local.stack = local.stack, stack
+            self._switched(())
+            return list(own)
 
         def merge(*args: Any, **kwargs: Any) -> Any:
-            local = self._local()
-            own, local.stack = local.stack, stack_of_replica
-            self._switched(())
+            own = self._guard(lambda: under(stack_of_replica))
             try:
                 return function(*args, **kwargs)
             finally:
-                local.stack = own
-                self._switched(())
+                self._guard(lambda: under(own or []))
 
         return merge
 
     def _resumed(self) -> None:
-        self._switched(())
+        self._guard(lambda: self._switched(()))
+
+    def _guard(self, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except Exception as error:
+            self._failed(error)
+            return None
 
 
 def replica_of(name: str, device: str, devices: Sequence[str]) -> int:

@@ -263,7 +263,15 @@ def _switched(devices: tuple[str, ...]) -> None:
     mark_regions()
 
 
-replica_threads = ReplicaThreads(lambda: thread_state, _switched)
+def _replica_failed(error: Exception) -> None:
+    """An error of ours in a thread of a replica ends what is noted of the step, not the step."""
+    with contextlib.suppress(Exception):
+        seen = current_notes()
+        if seen is not None:
+            seen.failed = error
+
+
+replica_threads = ReplicaThreads(lambda: thread_state, _switched, _replica_failed)
 
 
 def _inherit() -> Callable[[], contextlib.AbstractContextManager[None]]:

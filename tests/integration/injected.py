@@ -44,7 +44,8 @@ FRAMES = (
     "recorder/eager_step.py:note_variables",
     "recorder/eager_step.py:trained_eagerly", "recorder/eager_step.py:forget_call",
     "recorder/wrapped_step.py:", "recorder/lifecycle.py:",
-    "recorder/eager_step.py:begin", "recorder/eager_step.py:raised", "recorder/eager_step.py:_stop", "recorder/eager_step.py:ended",
+    "recorder/eager_step.py:begin", "recorder/eager_step.py:raised", "recorder/eager_step.py:_stop",
+    "recorder/eager_step.py:ended",
     "recorder/eager_reads.py:read_before.<locals>.assign",
     "recorder/eager_step.py:__call__", "program/observe.py:call_flat",
     "program/listening.py:listening", "program/listening.py:muted",
@@ -75,6 +76,12 @@ FRAMES = (
     "capture/temporary.py:truncate", "capture/temporary.py:flush",
     # what `fit` is given: of Keras's own outputs, without which it cannot go on
     "recorder/recorded_function.py:outputs_of",
+    # around the function of a replica, in its thread
+    "tensorflow_internals/tf_distribution.py:start",
+    "tensorflow_internals/tf_distribution.py:merge_call",
+    "program/collectives.py:_started", "program/collectives.py:_merging",
+    "program/collectives.py:_resumed",
+    "program/collectives.py:run", "program/collectives.py:merge", "program/collectives.py:_guard",
     # which undo, and are called again by nobody
     "tensorflow_internals/tf_eager.py:undo", "program/observe.py:release",
 )  # fmt: skip

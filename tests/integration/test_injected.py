@@ -137,7 +137,7 @@ def test_an_error_in_what_replicas_need(tmp_path: Path) -> None:
         env=environment(),
     )
     found = json.loads(done.stdout)
-    assert "program/collectives.py:ReplicaThreads._merging" in found
+    assert "program/collectives.py:ReplicaThreads._handing_on" in found
     assert {name: harms for name, harms in found.items() if harms} == {}
 
 
