@@ -576,10 +576,12 @@ def test_two_logarithms_of_zero_that_are_subtracted_are_no_mask(tmp_path: Path) 
         weight.assign_sub(0.1 * tape.gradient(loss, weight))
         return loss
 
-    recorded = Recorder(tmp_path / "run.h5", on_nan="stop").wrap(step)
+    recorder = Recorder(tmp_path / "run.h5", on_nan="stop")
+    recorded = recorder.wrap(step)
     rows = np.eye(2, dtype="float32")[[0, 1, 0, 1]]
     recorded(tf.constant(0.02 * rows), tf.fill([4, 2], 0.5))
     recorded(tf.constant(3.0 * rows), tf.constant(rows))
+    recorder.close()
     report = explain(tmp_path / "run.h5", fixes="none")
     assert report.findings.origin is not None
     assert report.findings.origin.op_type == "Log"
@@ -598,9 +600,11 @@ def test_of_two_ops_that_raise_one_is_told_with_its_own_message_and_table(tmp_pa
             table.assign_sub(0.1 * tf.convert_to_tensor(gradient))
         return loss
 
-    recorded = Recorder(tmp_path / "run.h5").wrap(step)
+    recorder = Recorder(tmp_path / "run.h5")
+    recorded = recorder.wrap(step)
     with pytest.raises(tf.errors.InvalidArgumentError):
         recorded(tf.fill([8], 12), tf.fill([8], 284))
+    recorder.close()
     report = explain(tmp_path / "run.h5", fixes="none")
     origin = report.findings.origin
     assert origin is not None
@@ -620,10 +624,12 @@ def test_a_constant_that_equals_a_row_by_chance_is_none_of_the_batch(tmp_path: P
         weight.assign_sub(0.001 * tape.gradient(loss, weight))
         return loss
 
-    recorded = Recorder(tmp_path / "run.h5", on_nan="stop").wrap(step)
+    recorder = Recorder(tmp_path / "run.h5", on_nan="stop")
+    recorded = recorder.wrap(step)
     x = np.array([[1, 2], [3, 4], [0, 0], [5, 6]], "float32")
     for number in range(4):
         recorded(tf.constant(x), number)
+    recorder.close()
     origin = explain(tmp_path / "run.h5", fixes="none").findings.origin
     assert origin is not None
     assert (origin.op_type, origin.rows) == ("RealDiv", None)
