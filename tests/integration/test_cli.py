@@ -11,6 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+from conftest import ROOT
 
 import nanreplay
 from nanreplay.commands import COMMANDS, run
@@ -289,3 +290,6 @@ def test_the_demo_records_replays_and_names_the_op(tmp_path: Path, command: Comm
     ) == ("Rsqrt", "encoder/norm", [17])
     assert report["verdict"]["bit_exact"] is True
     assert (tmp_path / "demo.h5").exists()
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").splitlines()
+    quoted = " ".join(line.removeprefix("> ") for line in readme if line.startswith("> "))
+    assert quoted == report["sentence"]
