@@ -111,17 +111,17 @@ class Recorder(keras.callbacks.Callback):
             "max_skipped": max_skipped,
             "dump_signal": dump_signal,
         }
-        self._session = Recording(check_settings(**self._arguments))
-        self._calls = CompiledCalls(self._session, self._suspected)
-        self._incidents = Incidents(self._session, self._stop_training, self._calls.take_all)
-        self._ending = Ending(self._session, self._uninstall, self._calls.take_all)
+        self._recording = Recording(check_settings(**self._arguments))
+        self._calls = CompiledCalls(self._recording, self._suspected)
+        self._incidents = Incidents(self._recording, self._stop_training, self._calls.take_all)
+        self._ending = Ending(self._recording, self._uninstall, self._calls.take_all)
         self._ambient: Ambient | None = None
         self._handles: dict[int, Any] = {}
         """Handles by id, for telling one training from another."""
         self._replaced: EagerTrainStep | DirectCalls | None = None
         """What stands in for functions of the model while `fit` runs."""
         self._release_hooks: Callable[[], None] | None = None
-        self._session.guard(lambda: remove_leftovers(self._session.settings.path))
+        self._recording.guard(lambda: remove_leftovers(self._recording.settings.path))
 
     @property
     def path(self) -> Location | None:
@@ -131,18 +131,18 @@ class Recorder(keras.callbacks.Callback):
     @property
     def paths(self) -> tuple[Location, ...]:
         """All captures that were written, in that order; those of copies of this recorder too."""
-        return tuple(self._session.written)
+        return tuple(self._recording.written)
 
     @property
     def stopped(self) -> bool:
         """Whether an incident asks the loop to stop, with `on_nan="stop"`."""
-        return self._session.lifecycle.is_stopped
+        return self._recording.lifecycle.is_stopped
 
     # A block of code, and a process
 
     def __enter__(self) -> Recorder:
         """Record whatever trains within the block, each training in a file of its own."""
-        self._session.guard(self._record_block)
+        self._recording.guard(self._record_block)
         return self
 
     def _record_block(self) -> None:
@@ -189,7 +189,7 @@ class Recorder(keras.callbacks.Callback):
 
         It may set variables of this training.
         """
-        self._session.guard(lambda: self._calls.note_other(function, captured))
+        self._recording.guard(lambda: self._calls.note_other(function, captured))
 
     @property
     def raised(self) -> tuple[weakref.ref[NonFiniteError], str] | None:
@@ -200,8 +200,10 @@ class Recorder(keras.callbacks.Callback):
         """What records the iterations of a loop that trains in Python."""
         self._hook()
         self._ending.begin()
-        eager = EagerStep(self._session, _not_called, self._suspected)
-        return LoopStep(self._session, self._calls, eager, self._ending, self.knows, self.remember)
+        eager = EagerStep(self._recording, _not_called, self._suspected)
+        return LoopStep(
+            self._recording, self._calls, eager, self._ending, self.knows, self.remember
+        )
 
     def knows(self, handles: Sequence[Any]) -> bool:
         """Whether one of these handles is that of a variable of this training."""
@@ -221,7 +223,7 @@ class Recorder(keras.callbacks.Callback):
         Hyperparameter searches copy their callbacks for each trial.
         """
         copied = type(self)(**self._arguments)
-        copied._session.written = self._session.written
+        copied._recording.written = self._recording.written
         memo[id(self)] = copied
         return copied
 
@@ -244,7 +246,7 @@ class Recorder(keras.callbacks.Callback):
         except AttachError:
             raise
         except Exception as error:
-            self._session.fail(error)
+            self._recording.fail(error)
         # Not by the method of Keras 3's callback, whose `model` property gives this back: it knows
         # no models of Keras 2.
         self._model = model
@@ -262,15 +264,15 @@ class Recorder(keras.callbacks.Callback):
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Begin to record."""
-        self._session.guard(self._begin)
+        self._recording.guard(self._begin)
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Metrics were reset, and other callbacks may have changed the state."""
-        self._session.guard(self._session.request_keyframe)
+        self._recording.guard(self._recording.request_keyframe)
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Record what is called from now on."""
-        if self._session.lifecycle.is_active or self._session.lifecycle.has_failed:
+        if self._recording.lifecycle.is_active or self._recording.lifecycle.has_failed:
             self._ending.begin_step()
             if not isinstance(self._replaced, EagerTrainStep):
                 listening.start_listening(self._calls)
@@ -292,21 +294,21 @@ class Recorder(keras.callbacks.Callback):
         try:
             self._incidents.settle()
         finally:
-            self._session.guard(self._ending.leave)
+            self._recording.guard(self._ending.leave)
 
     def _begin(self) -> None:
         callbacks = callbacks_of_fit()  # Keras does not hand it over
         if callbacks is not None:
             watch_callbacks(callbacks, self._ending)
         self._incidents.begin()
-        self._session.request_keyframe()
-        if not self._session.lifecycle.is_active:
+        self._recording.request_keyframe()
+        if not self._recording.lifecycle.is_active:
             return
         self._ending.begin(callbacks)
         self._hook()
         self._calls.on_error = self._ending.ended_by
         model = self.model
-        self._session.variables.name_model(model)
+        self._recording.variables.name_model(model)
         if model.run_eagerly or tf.config.functions_run_eagerly():
             self._replaced = EagerTrainStep(model, self._recorded_step)
         elif DirectCalls.fits(model):
@@ -314,7 +316,7 @@ class Recorder(keras.callbacks.Callback):
 
     def _recorded_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
         """The train step of a model that runs eagerly, recorded."""
-        eager = EagerStep(self._session, step, self._suspected)
+        eager = EagerStep(self._recording, step, self._suspected)
 
         def recorded(*args: Any, **kwargs: Any) -> Any:
             with listening.listening(eager):
@@ -339,7 +341,7 @@ class Recorder(keras.callbacks.Callback):
 
     def _uninstall(self) -> None:
         """Leave nothing of this recorder behind: in the thread, the model, TensorFlow."""
-        self._session.keeper.assignments.stop()
+        self._recording.keeper.assignments.stop()
         listening.stop_listening(self._calls)
         self._ending.is_in_step = False
         if self._replaced is not None:
@@ -381,21 +383,21 @@ class Recorder(keras.callbacks.Callback):
             raise AttachError(
                 f"Expected a function or a tf.function. Received: {type(step).__name__}"
             )
-        recorded: Callable[..., Any] | None = self._session.guard(
+        recorded: Callable[..., Any] | None = self._recording.guard(
             lambda: self._wrap(step, model, optimizer)
         )
         return step if recorded is None else recorded
 
     def _wrap(self, step: Any, model: Any, optimizer: Any) -> Callable[..., Any]:
-        session = self._session
+        recording = self._recording
         for one_model in tf.nest.flatten(model):
-            session.variables.name_model(one_model)
+            recording.variables.name_model(one_model)
         for one_optimizer in tf.nest.flatten(optimizer):
-            session.variables.name_optimizer(one_optimizer)
+            recording.variables.name_optimizer(one_optimizer)
         self._ending.begin()
         self._hook()
-        eager = EagerStep(session, step, self._suspected)
-        wrapped = as_function(WrappedStep(session, step, self._calls, eager), step)
+        eager = EagerStep(recording, step, self._suspected)
+        wrapped = as_function(WrappedStep(recording, step, self._calls, eager), step)
         return as_function(self._ending.around(wrapped, self._hook), step)
 
     def dump(self, reason: str = "on demand") -> Location | None:
@@ -425,11 +427,11 @@ class Recorder(keras.callbacks.Callback):
         try:
             self._incidents.settle()
         finally:
-            self._session.guard(self._ending.leave)
-            self._session.guard(self._session.release)
-            self._session.guard(self._calls.release)
+            self._recording.guard(self._ending.leave)
+            self._recording.guard(self._recording.release)
+            self._recording.guard(self._calls.release)
             self._handles.clear()
-            self._session.lifecycle.note(Event.CLOSE)
+            self._recording.lifecycle.note(Event.CLOSE)
 
 
 def _not_called() -> None:

@@ -30,12 +30,12 @@ class CompiledCalls:
     """Records the compiled functions that are called while it is told of them.
 
     Args:
-        session: The recording.
+        recording: The recording.
         on_suspicion: Called after a step in which something is not as it should be, and with a step
             that raised.
     """
 
-    session: Recording
+    recording: Recording
     on_suspicion: Callable[[Suspicion], None]
     trained: int = 0
     """How many steps were recorded."""
@@ -58,8 +58,8 @@ class CompiledCalls:
     """Those whose arguments are all arrays, by the id of the function: they are found faster."""
 
     def __post_init__(self) -> None:
-        self._preparation = FunctionPreparation(self.session)
-        self._batches = BatchCollector(self.session)
+        self._preparation = FunctionPreparation(self.recording)
+        self._batches = BatchCollector(self.recording)
 
     def trained_eagerly(self) -> None:
         """Note that Python code trains by itself."""
@@ -78,10 +78,10 @@ class CompiledCalls:
             captured: What it captured: its captured inputs.
             run: Runs it as it would run without a recorder.
         """
-        session = self.session
-        if not session.lifecycle.is_active or tf_functions.is_tape_recording():
+        recording = self.recording
+        if not recording.lifecycle.is_active or tf_functions.is_tape_recording():
             return self._run_unrecorded(run)
-        begun = session.guard(lambda: self._begin(function, inputs, captured))
+        begun = recording.guard(lambda: self._begin(function, inputs, captured))
         if begun is None:
             return run()
         recorded, entry = begun
@@ -92,8 +92,8 @@ class CompiledCalls:
             raise
         outputs = None
         if recorded.steps_in_call:
-            outputs = session.guard(lambda: recorded.outputs_of(flat))
-        suspicion = session.guard(lambda: self._after(recorded, entry, flat, outputs))
+            outputs = recording.guard(lambda: recorded.outputs_of(flat))
+        suspicion = recording.guard(lambda: self._after(recorded, entry, flat, outputs))
         if suspicion is not None:
             self._suspect(suspicion)
         return result
@@ -112,8 +112,8 @@ class CompiledCalls:
             Whether it ran, and what its program returned in its last step; None where the data
             ended before that.
         """
-        session = self.session
-        begun = session.guard(lambda: self._begin(function, inputs, captured))
+        recording = self.recording
+        begun = recording.guard(lambda: self._begin(function, inputs, captured))
         if begun is None:
             return False, None
         recorded, entry = begun
@@ -126,7 +126,7 @@ class CompiledCalls:
             self._raised(recorded, entry, error)
             raise
         outputs = recorded.outputs_of(flat)
-        suspicion = session.guard(lambda: self._after(recorded, entry, flat, outputs))
+        suspicion = recording.guard(lambda: self._after(recorded, entry, flat, outputs))
         if suspicion is not None:
             self._suspect(suspicion)
         return True, outputs
@@ -158,9 +158,9 @@ class CompiledCalls:
         After a failure of the recorder's own, the numbers that it returns are still looked at.
         """
         result = run()
-        if self.session.lifecycle.has_failed:
+        if self.recording.lifecycle.has_failed:
             with listening.muted():
-                suspicion = self.session.health.after_failure(result, self.session.step)
+                suspicion = self.recording.health.after_failure(result, self.recording.step)
             if suspicion is not None:
                 self.on_suspicion(suspicion)
         return result
@@ -176,7 +176,7 @@ class CompiledCalls:
             return None
         self.before_step()
         leaves = inputs if recorded.takes_arrays_only else argument_leaves(inputs)
-        entry = self.session.before(recorded.slot.id, leaves, recorded.slot.traced.leaf_paths)
+        entry = self.recording.before(recorded.slot.id, leaves, recorded.slot.traced.leaf_paths)
         return recorded, entry
 
     def _function(
@@ -226,7 +226,7 @@ class CompiledCalls:
             flat: Flat outputs of the call.
             outputs: Where one call runs several steps: what the last one returned, if it did.
         """
-        session, variant = self.session, recorded.variant
+        recording, variant = self.recording, recorded.variant
         self.trained += 1
         self.last = recorded
         steps = 1
@@ -235,18 +235,18 @@ class CompiledCalls:
         }
         if variant is not None:
             n_outside = len(recorded.slot.traced.outside)
-            if n_outside and session.ring is not None:
+            if n_outside and recording.ring is not None:
                 # The variant returns these last: outputs of random ops, tables and Python ops.
-                session.keeper.hold(session.ring, entry, flat[len(flat) - n_outside :])
+                recording.keeper.hold(recording.ring, entry, flat[len(flat) - n_outside :])
             if variant.batches is not None:
                 steps = self._batches.note_call(recorded, entry, data_ended=outputs is None)
                 if not steps:
-                    session.forget_unfinished()
+                    recording.forget_unfinished()
                     return None
         if recorded.steps_in_call and outputs is not None:
             numbers = {name: outputs[index] for name, index in recorded.slot.outputs}
         mean = self._mean(recorded, flat)
-        return session.after(recorded.slot, numbers, steps=steps, mean=mean)
+        return recording.after(recorded.slot, numbers, steps=steps, mean=mean)
 
     def _mean(self, recorded: RecordedFunction, flat: list[Any]) -> tuple[Any, Any] | None:
         """(total, count) of the running mean of the losses, as it is after the step."""
@@ -276,14 +276,14 @@ class CompiledCalls:
     def _record_raised(
         self, recorded: RecordedFunction, entry: StepEntry, error: BaseException
     ) -> None:
-        session = self.session
-        trigger = session.guard(functools.partial(exception_trigger, error))
+        recording = self.recording
+        trigger = recording.guard(functools.partial(exception_trigger, error))
         if trigger is None:
-            session.guard(session.forget_unfinished)
+            recording.guard(recording.forget_unfinished)
             return
-        session.guard(lambda: self._batches.keep_after_error(recorded, entry))
-        earlier = session.guard(session.flush)
-        self.on_suspicion(earlier or Suspicion(trigger, session.step, is_certain=True))
+        recording.guard(lambda: self._batches.keep_after_error(recorded, entry))
+        earlier = recording.guard(recording.flush)
+        self.on_suspicion(earlier or Suspicion(trigger, recording.step, is_certain=True))
 
     # Files, and the end
 

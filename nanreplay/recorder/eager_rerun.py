@@ -37,7 +37,7 @@ class EagerRerun:
     """Runs one step once more.
 
     Args:
-        session: The recording.
+        recording: The recording.
         entry: The step.
         again: Makes the same call once more.
         draws: The random numbers that the step drew; it is given the same ones.
@@ -45,12 +45,12 @@ class EagerRerun:
 
     def __init__(
         self,
-        session: Recording,
+        recording: Recording,
         entry: StepEntry,
         again: Callable[[], Any],
         draws: RandomDraws,
     ) -> None:
-        self._session = session
+        self._recording = recording
         self._entry = entry
         self._again = again
         self._draws = draws
@@ -62,18 +62,18 @@ class EagerRerun:
             recorded: The fingerprint of the first run; None where there is none, as after an
                 exception.
         """
-        session, ring, step = self._session, self._session.ring, self._entry.step
+        recording, ring, step = self._recording, self._recording.ring, self._entry.step
         if ring is None or not ring.entries or step not in ring.keyframes:
             return  # there was no room for the state before it
-        before, after = ring.keyframes[step], session.read_state()
+        before, after = ring.keyframes[step], recording.read_state()
         self._put_back(before)
         try:
             with self._draws.repeated():
                 run = observe_eager(self._again)
             if run.n_replicas > 1:
-                session.notes.append(_SEVERAL_REPLICAS)
+                recording.notes.append(_SEVERAL_REPLICAS)
                 return
-            handles = checked_handles(session.variables)
+            handles = checked_handles(recording.variables)
             fingerprint = build_fingerprint(
                 run.seen, handles, run.seen.learning_rate, run.seen.loss_scale
             )
@@ -81,13 +81,13 @@ class EagerRerun:
         finally:
             self._put_back(after)
         if recorded is None:
-            names = fingerprint_layout(fingerprint.entries, session.variables.index)
+            names = fingerprint_layout(fingerprint.entries, recording.variables.index)
             values = vector_of(fingerprint)
             self._entry.fingerprint = dict(zip(names, values, strict=True))
-        session.eager = EagerIncident(step, self._describer(run, fingerprint), proof)
+        recording.eager = EagerIncident(step, self._describer(run, fingerprint), proof)
 
     def _put_back(self, state: Mapping[int, Any]) -> None:
-        handles = self._session.variables.handles
+        handles = self._recording.variables.handles
         for index, value in state.items():
             tf.raw_ops.AssignVariableOp(resource=handles[index], value=value)
 
@@ -95,7 +95,7 @@ class EagerRerun:
         self, run: EagerRun, fingerprint: Fingerprint
     ) -> Callable[[str, SourceTable], FlatProgram]:
         """What makes the flat program of the run, once a file is written."""
-        entry, index = self._entry, self._session.variables.index
+        entry, index = self._entry, self._recording.variables.index
 
         def describe(program_id: str, sources: SourceTable) -> FlatProgram:
             return describe_eager(
@@ -114,19 +114,19 @@ class EagerRerun:
         self, run: EagerRun, before: Mapping[int, Any], values: Any, recorded: Any
     ) -> Reexecution:
         """Compare the second run with the first, and take its weights and gradients."""
-        variables, step = self._session.variables, self._entry.step
+        variables, step = self._recording.variables, self._entry.step
         proof = Reexecution(reproduced=has_nonfinite(values))
         if recorded is not None:
             if len(values) != len(recorded):
                 raise ValueError("the step took another way when it was run once more")
             proof.max_ulp = ulp_distance(values, recorded)
         if proof.max_ulp:
-            self._session.notes.append(
+            self._recording.notes.append(
                 "The step gave other numbers when it was run once more: it draws from a state that "
                 "is no variable."
             )
         trainable = variables.of_role("trainable")
-        state = self._session.read_state()
+        state = self._recording.read_state()
         after = {index: value.numpy() for index, value in state.items() if index in trainable}
         proof.weights[step] = after
         ratios = {

@@ -65,7 +65,7 @@ class EagerStep:
     and the state after it is put back.
 
     Args:
-        session: The recording.
+        recording: The recording.
         step: The user's step.
         on_suspicion: Called after a step in which something is not as it should be, and with a step
             that raised.
@@ -73,11 +73,11 @@ class EagerStep:
 
     def __init__(
         self,
-        session: Recording,
+        recording: Recording,
         step: Callable[..., Any],
         on_suspicion: Callable[[Suspicion], None],
     ) -> None:
-        self._session = session
+        self._recording = recording
         self._step = step
         self._on_suspicion = on_suspicion
         self._names: tuple[str, ...] = ()
@@ -90,7 +90,7 @@ class EagerStep:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step; returns what the step returns."""
-        if not self._session.lifecycle.is_active:
+        if not self._recording.lifecycle.is_active:
             return self._run_unrecorded(args, kwargs)
         arguments = (args, kwargs) if kwargs else args
         call = self.begin(lambda: (arguments, repeatable(self._step, args, kwargs)))
@@ -110,8 +110,8 @@ class EagerStep:
         After a failure of the recorder's own, the numbers that it returns are still looked at.
         """
         result = self._step(*args, **kwargs)
-        if self._session.lifecycle.has_failed:
-            suspicion = self._session.health.after_failure(result, self._session.step)
+        if self._recording.lifecycle.has_failed:
+            suspicion = self._recording.health.after_failure(result, self._recording.step)
             if suspicion is not None:
                 self._on_suspicion(suspicion)
         return result
@@ -124,14 +124,14 @@ class EagerStep:
         Args:
             arguments: Gives what the step is given, and what makes the same call once more.
         """
-        self._call = self._session.guard(lambda: self._prepare(*arguments()))
+        self._call = self._recording.guard(lambda: self._prepare(*arguments()))
         return self._call
 
     def _prepare(self, arguments: Any, again: Callable[[], Any]) -> EagerCall:
         """Keep what the step is given, and begin to observe it."""
         leaves, paths = batch_leaves(arguments)
         # Any step may fail, and is then run once more: the state before each one is needed.
-        entry = self._session.before("", leaves, paths, every_step=True)
+        entry = self._recording.before("", leaves, paths, every_step=True)
         call = EagerCall(entry, again, EagerObserver())
         with call.stop:  # undoes what was begun, where an error comes between
             call.stop.enter_context(call.observer)
@@ -147,69 +147,71 @@ class EagerStep:
         try:
             self._record_raised(call, error)
         except Exception as own_error:
-            self._session.fail(own_error)
+            self._recording.fail(own_error)
 
     def _record_raised(self, call: EagerCall, error: BaseException) -> None:
-        session, step = self._session, self._session.step
+        recording, step = self._recording, self._recording.step
         self._stop(call)
         if self._call is not call:  # compiled functions were steps of their own
             return
-        trigger = session.guard(functools.partial(exception_trigger, error))
+        trigger = recording.guard(functools.partial(exception_trigger, error))
         if trigger is not None:
-            session.guard(lambda: self._register(call))
-            session.guard(lambda: self._record_ops(call, None))
+            recording.guard(lambda: self._register(call))
+            recording.guard(lambda: self._record_ops(call, None))
             self._on_suspicion(Suspicion(trigger, step, is_certain=True))
 
     def ended(self, call: EagerCall, result: Any) -> None:
         """The step has returned `result`."""
-        session, step = self._session, self._session.step
+        recording, step = self._recording, self._recording.step
         self._stop(call)
         if self._call is not call:
             return
-        suspicion = session.guard(lambda: self._after(call, result))
+        suspicion = recording.guard(lambda: self._after(call, result))
         if suspicion is None:
             return
         values = None
         if suspicion.step == step and call.entry.fingerprint is not None:
             values = list(call.entry.fingerprint.values())
-        session.guard(lambda: self._record_ops(call, None if values is None else np.array(values)))
+        recording.guard(
+            lambda: self._record_ops(call, None if values is None else np.array(values))
+        )
         self._on_suspicion(suspicion)
 
     def _stop(self, call: EagerCall) -> None:
         """End the observation; what the step fetched by itself is part of its batch."""
-        guard = self._session.guard
+        guard = self._recording.guard
         guard(call.stop.close)
         guard(lambda: self.add_to_batch(call, {"fetched": call.draws.elements}))
 
     def _after(self, call: EagerCall, result: Any) -> Suspicion | None:
         """Measure a step that has run, and have it judged."""
-        session, seen = self._session, call.observer.observation
+        recording, seen = self._recording, call.observer.observation
         if seen.failed is not None:
             raise seen.failed
         seen.note_result(call.handed_out if result is None and call.handed_out else result)
         self._register(call)
-        handles = checked_handles(session.variables)
+        handles = checked_handles(recording.variables)
         fingerprint = build_fingerprint(seen, handles, seen.learning_rate, seen.loss_scale)
-        names = fingerprint_layout(fingerprint.entries, session.variables.index)
+        names = fingerprint_layout(fingerprint.entries, recording.variables.index)
         if names != self._names:  # else the fingerprints of all steps share one set of strings
             self._names = names
-        return session.after_eager(call.entry, self._names, vector_of(fingerprint))
+        return recording.after_eager(call.entry, self._names, vector_of(fingerprint))
 
     def _record_ops(self, call: EagerCall, recorded: Any) -> None:
         """Run the failing step once more, and keep its ops for the file."""
-        EagerRerun(self._session, call.entry, call.again, call.draws).record(recorded)
+        EagerRerun(self._recording, call.entry, call.again, call.draws).record(recorded)
 
     # What belongs to a call
 
     def add_to_batch(self, call: EagerCall, arrays: Any) -> None:
         """What a step took from elsewhere while it ran is part of its batch."""
-        if self._call is not call or self._session.ring is None:
+        if self._call is not call or self._recording.ring is None:
             return
         known = {id(leaf) for leaf in call.entry.leaves}
         leaves, paths = batch_leaves(arrays)
         is_new = [id(leaf) not in known for leaf in leaves]
         if any(is_new):
-            self._session.ring.extend(
+            self._recording.ring.extend(
                 call.entry,
                 [leaf for leaf, new in zip(leaves, is_new, strict=True) if new],
                 [path for path, new in zip(paths, is_new, strict=True) if new],
@@ -220,7 +222,7 @@ class EagerStep:
         if self._call is not None:
             self._call.stop.close()
             self._call = None
-            self._session.forget_unfinished()
+            self._recording.forget_unfinished()
 
     def call(
         self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
@@ -228,7 +230,7 @@ class EagerStep:
         """Compiled functions that an eager step calls are ops of it."""
         self.note_variables([*inputs, *captured])
         result = run()
-        if self._call is not None and self._session.guard(lambda: hands_gradient_out(function)):
+        if self._call is not None and self._recording.guard(lambda: hands_gradient_out(function)):
             self._call.handed_out.append(result)
         return result
 
@@ -241,7 +243,7 @@ class EagerStep:
         """While variables are learned: read those that a compiled function may write."""
         if self._call is not None and self._call.is_learning:
             reads = self._call.first_reads
-            self._session.guard(lambda: read_new(tensors, reads))
+            self._recording.guard(lambda: read_new(tensors, reads))
 
     def _about_to_use(self, call: EagerCall, used: Any) -> None:
         """Learn the variables of a layer or an optimizer that no step has used yet.
@@ -264,17 +266,17 @@ class EagerStep:
             return
         call.is_learning = True
         call.stop.callback(tf_eager.add_op_callback(note_first_reads(call.first_reads)))
-        keep_before = functools.partial(read_before, self._session.guard, call.first_reads)
+        keep_before = functools.partial(read_before, self._recording.guard, call.first_reads)
         functions = tf_variables.assignment_functions()
         call.stop.callback(replace_functions(functions, keep_before))
 
     def _register(self, call: EagerCall) -> None:
         """Name what the step used, and learn the variables that nobody named."""
-        seen, session = call.observer.observation, self._session
-        variables = session.variables
+        seen, recording = call.observer.observation, self._recording
+        variables = recording.variables
         if call.is_learning:
-            session.name(seen)
-        session.learn_optimizers(seen.optimizers)
+            recording.name(seen)
+        recording.learn_optimizers(seen.optimizers)
         sources = tape_sources(seen)
         if call.is_learning:
             handles = [handle for handle, _ in call.first_reads.values()]
@@ -287,11 +289,11 @@ class EagerStep:
 
     def _complete_keyframe(self, call: EagerCall) -> None:
         """Add the variables that were learned in a step to the keyframe before it."""
-        session = self._session
-        ring, index = session.ring, session.variables.index
-        if ring is None or session.step not in ring.keyframes:
+        recording = self._recording
+        ring, index = recording.ring, recording.variables.index
+        if ring is None or recording.step not in ring.keyframes:
             return
         learned = {
             index[key]: value for key, (_, value) in call.first_reads.items() if key in index
         }
-        ring.keyframes[session.step] = {**learned, **ring.keyframes[session.step]}
+        ring.keyframes[recording.step] = {**learned, **ring.keyframes[recording.step]}

@@ -32,29 +32,29 @@ class Ending:
     """Sees the steps of one recorder begin and end, and what comes between them.
 
     Args:
-        session: The recording.
+        recording: The recording.
         restore: Puts back what the recorder replaced.
         before_writing: Brings in what steps have fetched and nobody took yet.
     """
 
     def __init__(
         self,
-        session: Recording,
+        recording: Recording,
         restore: Callable[[], None],
         before_writing: Callable[[], None],
     ) -> None:
-        self._session = session
+        self._recording = recording
         self._restore = restore
         self._before_writing = before_writing
         self._is_listening = False
         self._callbacks_gone: weakref.finalize[Any, Any] | None = None
         self.is_in_step = False
-        session.on_detach = self.leave
+        recording.on_detach = self.leave
 
     @property
     def is_writing(self) -> bool:
         """Whether a file is being written."""
-        return self._session.lifecycle.is_writing
+        return self._recording.lifecycle.is_writing
 
     # Steps
 
@@ -68,10 +68,10 @@ class Ending:
 
         @functools.wraps(step, updated=())
         def run(*args: Any, **kwargs: Any) -> Any:
-            is_recorded = self._session.lifecycle.is_active and tf_functions.is_top_level()
+            is_recorded = self._recording.lifecycle.is_active and tf_functions.is_top_level()
             if self.is_in_step or not is_recorded:
                 return step(*args, **kwargs)
-            self._session.guard(before)
+            self._recording.guard(before)
             self.begin_step()
             try:
                 result = step(*args, **kwargs)
@@ -91,7 +91,7 @@ class Ending:
         """A step has ended."""
         self.is_in_step = False
         if not self._is_listening:
-            self._session.guard(self._listen)
+            self._recording.guard(self._listen)
         signals.answer_pending()
 
     def _listen(self) -> None:
@@ -103,8 +103,8 @@ class Ending:
         self._is_listening = True
         signals.listen(self, signal.SIGTERM)
         signals.listen(self, signal.SIGINT)
-        if self._session.settings.dump_signal is not None:
-            signals.listen(self, self._session.settings.dump_signal)
+        if self._recording.settings.dump_signal is not None:
+            signals.listen(self, self._recording.settings.dump_signal)
 
     # Trainings
 
@@ -115,7 +115,7 @@ class Ending:
             callbacks: The `CallbackList` of `fit`. It lives as long as `fit` runs, and so tells
                 when `fit` has gone without calling `on_train_end`.
         """
-        number = self._session.settings.dump_signal
+        number = self._recording.settings.dump_signal
         if number is not None and not signals.listen(self, number):
             warnings.warn(
                 "nanreplay: dump_signal has no effect: signals reach the main thread of Python "
@@ -140,12 +140,12 @@ class Ending:
     def ended_by(self, error: BaseException) -> None:
         """An exception passes through the training: write if it ends the program, and leave."""
         self.is_in_step = False
-        if self._session.guard(lambda: is_end_of_data(error)):
+        if self._recording.guard(lambda: is_end_of_data(error)):
             return
         if isinstance(error, (KeyboardInterrupt, SystemExit)):
             self.write(type(error).__name__, prove=False)
-        self._session.guard(self._session.forget_unfinished)
-        self._session.guard(self.leave)
+        self._recording.guard(self._recording.forget_unfinished)
+        self._recording.guard(self.leave)
         signals.answer_pending()
 
     # Writing
@@ -157,16 +157,16 @@ class Ending:
             name: Name of the signal or exception that is the reason.
             prove: Re-execute the window, which takes a while.
         """
-        if self._session.lifecycle.is_active or self._session.lifecycle.has_failed:
-            self._session.guard(lambda: self._write(name, prove))
+        if self._recording.lifecycle.is_active or self._recording.lifecycle.has_failed:
+            self._recording.guard(lambda: self._write(name, prove))
 
     def _write(self, name: str, prove: bool) -> None:
-        session = self._session
+        recording = self._recording
         self._before_writing()
-        if not session.has_news():
+        if not recording.has_news():
             return
         trigger = Trigger("manual", name, _MEANINGS.get(name, "a file was asked for"))
-        path, problem = session.write(trigger, session.step - 1, prove=prove)
+        path, problem = recording.write(trigger, recording.step - 1, prove=prove)
         with contextlib.suppress(Exception):  # the terminal may be gone
             message = f"nanreplay: {name}: {problem or f'wrote {path}'}"
             print(message, file=sys.stderr, flush=True)

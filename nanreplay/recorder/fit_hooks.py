@@ -217,7 +217,7 @@ class DirectCalls:
     def __call__(self, iterator: Any) -> Any:
         """Run the steps of one call; returns the logs of the last one."""
         spec = getattr(iterator, "element_spec", None)
-        if self._known is None or not self._calls.session.lifecycle.is_active:
+        if self._known is None or not self._calls.recording.lifecycle.is_active:
             return self._keras_way(iterator, spec)
         if spec is not self._spec and spec != self._spec:
             return self._keras_way(iterator, spec)
@@ -226,7 +226,7 @@ class DirectCalls:
         function = reference()
         if function is None:
             return self._keras_way(iterator, spec)
-        handle = self._calls.session.guard(lambda: tf_datasets.iterator_handle(iterator))
+        handle = self._calls.recording.guard(lambda: tf_datasets.iterator_handle(iterator))
         if handle is None:
             return self._keras_way(iterator, spec)
         has_run, outputs = self._calls.call_directly(function, [handle], function.captured_inputs)

@@ -28,11 +28,11 @@ class FunctionPreparation:
     """Makes compiled functions ready to be recorded.
 
     Args:
-        session: The recording.
+        recording: The recording.
     """
 
-    def __init__(self, session: Recording) -> None:
-        self._session = session
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
         self._known: dict[int, tuple[Any, TrainingFunction]] = {}
         """(weak reference to the function, what is known of it) by the id of the function."""
         self._refused: set[int] = set()
@@ -57,7 +57,7 @@ class FunctionPreparation:
         if program is None:
             self._refuse(training)
             return None
-        variables = self._session.variables
+        variables = self._recording.variables
         program = replace(
             program, layer_names=variables.layer_names, optimizer_names=variables.optimizer_names
         )
@@ -86,11 +86,11 @@ class FunctionPreparation:
 
         So do functions that apply gradients that were added up, or that take an average.
         """
-        variables = self._session.variables
+        variables = self._recording.variables
         for position in training.written_captures:
             index = variables.index.get(id(captured[position]))
             if index is not None and variables.infos[index].role not in ("metric", "seed"):
-                self._session.request_keyframe()
+                self._recording.request_keyframe()
                 return
 
     def _make(self, training: TrainingFunction, program: TracedProgram) -> RecordedFunction:
@@ -99,7 +99,7 @@ class FunctionPreparation:
         if fetches or program.outside:
             variant = InstrumentedFunction(training, program)
         fetch = _fetch_of(training, program, variant) if fetches and variant is not None else None
-        slot = self._session.add_program(program, fetch)
+        slot = self._recording.add_program(program, fetch)
         if fetches and _runs_several_steps(training, program):
             return RecordedFunction(
                 weakref.ref(training.function),

@@ -24,15 +24,15 @@ class Incidents:
     """Writes the incidents of one recorder.
 
     Args:
-        session: The recording.
+        recording: The recording.
         stop: Asks the training to stop.
         before_writing: Brings in what steps have fetched and nobody took yet.
     """
 
     def __init__(
-        self, session: Recording, stop: Callable[[], None], before_writing: Callable[[], None]
+        self, recording: Recording, stop: Callable[[], None], before_writing: Callable[[], None]
     ) -> None:
-        self._session = session
+        self._recording = recording
         self._stop = stop
         self._before_writing = before_writing
         self._count = 0
@@ -50,17 +50,20 @@ class Incidents:
         Raises:
             NonFiniteError: As asked for by `on_nan="raise"`.
         """
-        session, on_nan = self._session, self._session.settings.on_nan
-        if not session.lifecycle.awaits_incident:
+        recording, on_nan = self._recording, self._recording.settings.on_nan
+        if not recording.lifecycle.awaits_incident:
             return  # such as an exception before any step was healthy again
-        session.guard(self._before_writing)
-        if not suspicion.is_certain and session.guard(lambda: session.confirm(suspicion)) is False:
+        recording.guard(self._before_writing)
+        if (
+            not suspicion.is_certain
+            and recording.guard(lambda: recording.confirm(suspicion)) is False
+        ):
             self._note_harmless(suspicion)
             return
         trigger = suspicion.trigger
         sentence, path, step = self._write(trigger, suspicion.step)
         if on_nan != "continue":
-            session.lifecycle.note(Event.INCIDENT_ENDS)
+            recording.lifecycle.note(Event.INCIDENT_ENDS)
             if trigger.what != "exception" and on_nan == "raise":
                 error = NonFiniteError(sentence, path=path, step=step)
                 self.raised = weakref.ref(error), str(error)
@@ -75,7 +78,7 @@ class Incidents:
             warnings.warn(message, stacklevel=2)
 
     def _note_harmless(self, suspicion: Suspicion) -> None:
-        self._session.note_once(
+        self._recording.note_once(
             f"The {suspicion.trigger.name} that steps return is {suspicion.trigger.value}",
             f" from step {suspicion.step} on; all that trains is finite.",
         )
@@ -86,35 +89,35 @@ class Incidents:
         Returns:
             A sentence for the user, the file, and the incident's step.
         """
-        session = self._session
-        path, problem = session.guard(lambda: session.write(trigger, step)) or (None, UNWRITTEN)
-        if path is not None and session.dated is not None:
-            trigger, step = session.dated
+        recording = self._recording
+        path, problem = recording.guard(lambda: recording.write(trigger, step)) or (None, UNWRITTEN)
+        if path is not None and recording.dated is not None:
+            trigger, step = recording.dated
         self.path = path or self.path
         self._count += 1
-        happened = session.guard(lambda: describe(trigger)) or f"{trigger.name} is not healthy"
+        happened = recording.guard(lambda: describe(trigger)) or f"{trigger.name} is not healthy"
         sentence = f"step {step}: {happened}."
         if problem:
             sentence += f" {problem}"
-        if session.settings.on_nan == "continue":
-            addition = session.guard(lambda: self._go_on(trigger))
+        if recording.settings.on_nan == "continue":
+            addition = recording.guard(lambda: self._go_on(trigger))
             if addition is None:  # the recorder has failed and said so
-                session.lifecycle.note(Event.LAST_INCIDENT)
+                recording.lifecycle.note(Event.LAST_INCIDENT)
             sentence += addition or ""
         return sentence, path, step
 
     def _go_on(self, trigger: Trigger) -> str:
         """Prepare for the next incident; returns what is to be added to the sentence."""
-        session = self._session
-        if self._count >= session.settings.max_incidents or session.lifecycle.has_failed:
-            session.lifecycle.note(Event.LAST_INCIDENT)
-            session.release()
-            session.on_detach()
+        recording = self._recording
+        if self._count >= recording.settings.max_incidents or recording.lifecycle.has_failed:
+            recording.lifecycle.note(Event.LAST_INCIDENT)
+            recording.release()
+            recording.on_detach()
             return f" No further incident is recorded (max_incidents={self._count})."
         if trigger.what == "exception":
-            session.step += 1  # the step was called, and is over
-        session.lifecycle.note(Event.INCIDENT_PASSES)
-        session.rearm()
+            recording.step += 1  # the step was called, and is over
+        recording.lifecycle.note(Event.INCIDENT_PASSES)
+        recording.rearm()
         return ""
 
     def settle(self) -> bool:
@@ -123,10 +126,10 @@ class Incidents:
         Raises:
             NonFiniteError: As asked for by `on_nan="raise"`.
         """
-        session = self._session
-        if not session.lifecycle.is_active:
+        recording = self._recording
+        if not recording.lifecycle.is_active:
             return False
-        suspicion = session.guard(session.flush) or session.guard(session.look_now)
+        suspicion = recording.guard(recording.flush) or recording.guard(recording.look_now)
         if suspicion is None:
             return False
         count_before = self._count
@@ -137,16 +140,16 @@ class Incidents:
         """Write what is held, because somebody asks; returns the file."""
         if self.settle():
             return self.path
-        session = self._session
-        session.guard(self._before_writing)
-        trigger, step = Trigger("manual", "dump", reason), max(0, session.step - 1)
-        had_failed = session.lifecycle.has_failed
+        recording = self._recording
+        recording.guard(self._before_writing)
+        trigger, step = Trigger("manual", "dump", reason), max(0, recording.step - 1)
+        had_failed = recording.lifecycle.has_failed
         written: tuple[Location | None, str] | None
-        written = session.guard(lambda: session.write(trigger, step))
+        written = recording.guard(lambda: recording.write(trigger, step))
         path, problem = written or (None, "")
         if path is None:
             # A failure of the recorder's own has been told of already.
-            if problem and session.lifecycle.has_failed == had_failed:
+            if problem and recording.lifecycle.has_failed == had_failed:
                 warnings.warn(f"nanreplay: {problem}", stacklevel=3)
             return None
         self.path = path
@@ -155,11 +158,11 @@ class Incidents:
 
     def begin(self) -> None:
         """A new training: an incident of the last one is over."""
-        session = self._session
-        if session.lifecycle.is_stopped:
-            session.lifecycle.note(Event.NEW_TRAINING)
-            session.variables.forgive()
-            session.rearm()
+        recording = self._recording
+        if recording.lifecycle.is_stopped:
+            recording.lifecycle.note(Event.NEW_TRAINING)
+            recording.variables.forgive()
+            recording.rearm()
 
 
 def describe(trigger: Trigger) -> str:

@@ -28,7 +28,7 @@ class LoopStep:
     and the loop is left alone.
 
     Args:
-        session: The recording.
+        recording: The recording.
         calls: Records compiled functions.
         eager: Records the eager steps.
         ending: Sees the steps begin and end.
@@ -38,7 +38,7 @@ class LoopStep:
 
     def __init__(
         self,
-        session: Recording,
+        recording: Recording,
         calls: CompiledCalls,
         eager: EagerStep,
         ending: Ending,
@@ -50,7 +50,7 @@ class LoopStep:
         """Whether compiled functions train, and nothing else."""
         self._is_eager = False
         """Whether an iteration has trained in Python: compiled functions are ops of it then."""
-        self._session = session
+        self._recording = recording
         self._calls = calls
         self._eager = eager
         self._ending = ending
@@ -64,7 +64,7 @@ class LoopStep:
     @property
     def is_active(self) -> bool:
         """Whether iterations are recorded."""
-        return self._session.lifecycle.is_active
+        return self._recording.lifecycle.is_active
 
     def begin(self, arguments: Callable[[], tuple[Any, Callable[[], Any]]]) -> None:
         """An iteration begins.
@@ -83,7 +83,7 @@ class LoopStep:
         """The iteration has taken `value` from a Python iterator: it is part of the batch."""
         call = self._call
         if call is not None:
-            self._session.guard(lambda: self._eager.add_to_batch(call, {"next": value}))
+            self._recording.guard(lambda: self._eager.add_to_batch(call, {"next": value}))
 
     def end(self, error: BaseException | None) -> None:
         """The iteration is over, by `error` where one passes through.
@@ -112,9 +112,9 @@ class LoopStep:
         elif self._calls.is_eager:  # an error of another kind is the program's own affair
             self._eager.ended(call, None)
         else:
-            self._session.guard(self._eager.forget_call)
+            self._recording.guard(self._eager.forget_call)
             self.is_compiled = self._calls.trained > self._trained_before
-        handles = self._session.variables.handles
+        handles = self._recording.variables.handles
         if len(handles) != self._n_known:
             self._n_known = len(handles)
             self._remember(handles)
@@ -124,7 +124,7 @@ class LoopStep:
     ) -> Any:
         """Note a compiled function: a step if it trains, unless iterations train in Python."""
         # Python applies a gradient that is handed out, or adds up several until it does.
-        if self._session.guard(lambda: hands_gradient_out(function)):
+        if self._recording.guard(lambda: hands_gradient_out(function)):
             self._calls.trained_eagerly()
         if self._is_eager or self._calls.is_eager:
             return self._eager.call(function, inputs, captured, run)

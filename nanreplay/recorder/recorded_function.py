@@ -101,11 +101,11 @@ class BatchCollector:
     small batches are left there for some steps and taken together.
 
     Args:
-        session: The recording.
+        recording: The recording.
     """
 
-    def __init__(self, session: Recording) -> None:
-        self._session = session
+    def __init__(self, recording: Recording) -> None:
+        self._recording = recording
 
     # After a call
 
@@ -150,7 +150,7 @@ class BatchCollector:
     def _wait(self, recorded: RecordedFunction, entry: StepEntry, count: int) -> None:
         """Queue the entries of `count` steps, of which `entry` is the first."""
         for number in range(count):
-            recorded.waiting.append(entry if number == 0 else self._session.follow(entry, number))
+            recorded.waiting.append(entry if number == 0 else self._recording.follow(entry, number))
 
     # Taking
 
@@ -160,7 +160,7 @@ class BatchCollector:
             self._give(recorded, optionals, range(int(optionals.shape[0])))
 
     def _give(self, recorded: RecordedFunction, optionals: Any, indices: Sequence[int]) -> None:
-        session = self._session
+        recording = self._recording
         # The size of small batches hardly matters: theirs is measured once.
         if indices and not recorded.has_small_batches:
             assert recorded.slot.fetch is not None
@@ -168,19 +168,19 @@ class BatchCollector:
             # `size_of` needs dtypes of a known size; 1 says that the size is known.
             sized = [tensor for tensor in first if tensor.dtype not in _WITHOUT_SIZE]
             recorded.batch_bytes = size_of(sized) or 1
-        session.fetched(recorded.waiting, optionals, indices, recorded.batch_bytes)
-        if session.ring is not None:
-            session.keeper.learn_batch(session.ring, recorded.batch_bytes)
+        recording.fetched(recorded.waiting, optionals, indices, recorded.batch_bytes)
+        if recording.ring is not None:
+            recording.keeper.learn_batch(recording.ring, recorded.batch_bytes)
 
     def _take_stacked(self, recorded: RecordedFunction, entry: StepEntry) -> None:
         """Take what the iterations of one call have fetched: together they are one batch."""
-        optionals, fetch, ring = recorded.take(), recorded.slot.fetch, self._session.ring
+        optionals, fetch, ring = recorded.take(), recorded.slot.fetch, self._recording.ring
         if optionals is None or fetch is None or ring is None:
             return
         count = int(optionals.shape[0])
         recorded.batch_bytes = count * size_of(components_of(optionals[0], fetch.kinds) or [])
         ring.fetched(entry, FetchedElement(optionals, None, recorded.batch_bytes))
-        self._session.keeper.learn_batch(ring, recorded.batch_bytes)
+        self._recording.keeper.learn_batch(ring, recorded.batch_bytes)
 
     # Before a file is written, and after an error
 
@@ -192,7 +192,7 @@ class BatchCollector:
 
     def _take_returned(self, recorded: RecordedFunction) -> None:
         """Give the last steps of calls that run several what they returned."""
-        ring = self._session.ring
+        ring = self._recording.ring
         area = None if recorded.variant is None else recorded.variant.batches
         if ring is None or area is None or not recorded.steps_in_call:
             return
@@ -203,7 +203,7 @@ class BatchCollector:
         entries = [
             entry
             for entry in ring.entries
-            if entry.program == recorded.slot.id and entry.step < self._session.step
+            if entry.program == recorded.slot.id and entry.step < self._recording.step
         ]
         # The last of both belong together. With fewer entries, the first values have none.
         first = max(0, count - len(entries))
@@ -225,7 +225,7 @@ class BatchCollector:
         count = 0 if optionals is None else int(optionals.shape[0])
         self._wait(recorded, entry, count)
         self._give(recorded, optionals, range(count))
-        self._session.step += max(0, count - 1)  # the last one that was fetched raised
+        self._recording.step += max(0, count - 1)  # the last one that was fetched raised
 
 
 _WITHOUT_SIZE = (tf.variant, tf.resource, tf.string)

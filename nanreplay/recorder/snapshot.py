@@ -53,49 +53,49 @@ class Snapshot:
 
 
 def take_snapshot(
-    session: Recording, trigger: Trigger, step: int, *, keep: bool = False
+    recording: Recording, trigger: Trigger, step: int, *, keep: bool = False
 ) -> Snapshot:
     """Take what a recording holds.
 
     An incident ends its window, so that the ring lets go of the keyframes, for memory's sake.
 
     Args:
-        session: The recording.
+        recording: The recording.
         trigger: Why a file is written.
         step: The last step that is wanted.
         keep: The ring keeps its keyframes all the same.
     """
-    ring = session.ring
+    ring = recording.ring
     entries: list[StepEntry] = []
     keyframes: dict[int, dict[int, Any]] = {}
     if ring is not None:
         entries = ring.held(step)
         keyframes = {
-            number: _made_values(values, session.variables)
+            number: _made_values(values, recording.variables)
             for number, values in ring.keyframes.items()
             if number <= step
         }
     if ring is not None and not keep and trigger.what in ("loss", "gradient", "variable"):
         ring.keyframes.clear()
-    entries, keyframes = _needed_for_window(session, entries, keyframes, step)
-    eager = session.eager
+    entries, keyframes = _needed_for_window(recording, entries, keyframes, step)
+    eager = recording.eager
     if eager is not None and eager.step != step:
         eager = None
     return Snapshot(
-        settings=session.settings,
+        settings=recording.settings,
         trigger=trigger,
         step=step,
         entries=entries,
         keyframes=keyframes,
-        programs=tuple(session.programs),
-        variables=session.variables,
-        checked=session.meter.checked_variables(),
-        timeline=session.timeline,
-        notes=[*session.notes, *filter(None, [session.keeper.shrunk])],
-        written=tuple(session.written),
+        programs=tuple(recording.programs),
+        variables=recording.variables,
+        checked=recording.meter.checked_variables(),
+        timeline=recording.timeline,
+        notes=[*recording.notes, *filter(None, [recording.keeper.shrunk])],
+        written=tuple(recording.written),
         eager=eager,
         proof=None if eager is None else eager.proof,
-        step_s=session.keeper.step_s,
+        step_s=recording.keeper.step_s,
     )
 
 
@@ -113,7 +113,7 @@ def _made_values(values: Mapping[int, Any], variables: VariableTable) -> dict[in
 
 
 def _needed_for_window(
-    session: Recording, entries: list[StepEntry], keyframes: dict[int, dict[int, Any]], step: int
+    recording: Recording, entries: list[StepEntry], keyframes: dict[int, dict[int, Any]], step: int
 ) -> tuple[list[StepEntry], dict[int, dict[int, Any]]]:
     """The window that was asked for, and the keyframe that reaches it.
 
@@ -124,10 +124,10 @@ def _needed_for_window(
     if any(not entry.program for entry in entries):
         return entries, keyframes
     measured = [
-        row.step for row in session.timeline.rows if row.sums is not None and row.step < step
+        row.step for row in recording.timeline.rows if row.sums is not None and row.step < step
     ]
     first_suspect = max(measured, default=step - 1) + 1
-    oldest = first_suspect - session.settings.window + 1
+    oldest = first_suspect - recording.settings.window + 1
     reaching = [number for number in keyframes if number <= oldest]
     base = max(reaching, default=min(keyframes, default=0))
     return (

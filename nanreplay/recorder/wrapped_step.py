@@ -27,16 +27,16 @@ class WrappedStep:
     `tf.function` of the user's own the step is part of that function, which is recorded then.
 
     Args:
-        session: The recording.
+        recording: The recording.
         step: The user's step.
         calls: Records compiled functions.
         eager: Records the step as an eager one.
     """
 
     def __init__(
-        self, session: Recording, step: Callable[..., Any], calls: CompiledCalls, eager: EagerStep
+        self, recording: Recording, step: Callable[..., Any], calls: CompiledCalls, eager: EagerStep
     ) -> None:
-        self._session = session
+        self._recording = recording
         self._step = step
         self._calls = calls
         self._eager = eager

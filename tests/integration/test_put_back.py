@@ -190,7 +190,7 @@ def train_in_a_block(model: Any, x: Any, y: Any, path: Path) -> None:
 
 def recorder_that_fails(path: Path) -> None:
     recorder = Recorder(path)
-    recorder._session.keeper.begin = broken  # type: ignore[method-assign]
+    recorder._recording.keeper.begin = broken  # type: ignore[method-assign]
     with pytest.warns(UserWarning, match="detached itself"):
         fit(recorder, None)
 

@@ -201,11 +201,11 @@ def test_what_no_one_noticed_is_told_of_when_the_file_is_written(tmp_path: Path)
 def fit_once(path: Path) -> tuple[weakref.ref[Any], weakref.ref[Any]]:
     model, recorder = mlp(), Recorder(path)
     record(path, model, *data(), recorder=recorder)
-    return weakref.ref(model), weakref.ref(recorder._session)
+    return weakref.ref(model), weakref.ref(recorder._recording)
 
 
 def test_nothing_of_a_fit_is_held_after_it(tmp_path: Path) -> None:
     left = [fit_once(tmp_path / "run.h5") for _ in range(2)]
     keras.backend.clear_session()
     gc.collect()
-    assert [(model(), session()) for model, session in left] == [(None, None)] * 2
+    assert [(model(), recording()) for model, recording in left] == [(None, None)] * 2
