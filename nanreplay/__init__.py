@@ -11,7 +11,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from nanreplay import notebook
-from nanreplay.errors import missing_package
 
 if TYPE_CHECKING:
     from nanreplay.capture import Capture as Capture
@@ -65,6 +64,8 @@ def __getattr__(name: str) -> Any:
     try:
         return getattr(import_module(_PUBLIC[name]), name)
     except ModuleNotFoundError as error:
+        from nanreplay.errors import missing_package
+
         raise missing_package(error) or error from error
 
 
