@@ -66,7 +66,10 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         from nanreplay.errors import missing_package
 
-        raise missing_package(error) or error from error
+        missing = missing_package(error)
+        if missing is None:
+            raise
+        raise missing from error
 
 
 def __dir__() -> list[str]:
