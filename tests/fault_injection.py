@@ -50,7 +50,7 @@ def inject(fault: Fault, monkeypatch: pytest.MonkeyPatch) -> list[Fault]:
     def faulty_begin(
         self: CompiledCalls, function: Any, inputs: list[Any], captured: list[Any]
     ) -> Any:
-        due = self.session.step == fault.step and not happened
+        due = self.recording.step == fault.step and not happened
         if due and fault.place == "stored weight":
             _flip_variable(self, fault)
             happened.append(fault)
@@ -101,10 +101,10 @@ class _Faulty:
 
     def _outputs(self, leaves: list[Any]) -> list[Any]:
         """What the program returns, with the fault in its batch or in one of its tensors."""
-        session, slot, fault = self._calls.session, self._recorded.slot, self._fault
+        recording, slot, fault = self._calls.recording, self._recorded.slot, self._fault
         described = describe_program(
-            slot.traced, slot.id, variable_index=session.variables.index,
-            metrics=session.variables.of_role("metric"),
+            slot.traced, slot.id, variable_index=recording.variables.index,
+            metrics=recording.variables.of_role("metric"),
             sources=SourceTable("none"), layout=[],
         )  # fmt: skip
         graph = tf.compat.v1.GraphDef.FromString(described.graph)
@@ -117,13 +117,13 @@ class _Faulty:
         else:
             graph = _with_flip(
                 graph,
-                _target(slot.traced.graph, described.signature, session.variables.infos, fault),
+                _target(slot.traced.graph, described.signature, recording.variables.infos, fault),
                 fault,
             )
         program = CompiledProgram(
             graph, described.signature, jit=described.signature.compilation == "xla"
         )
-        variables = [SimpleNamespace(handle=handle) for handle in session.variables.handles]
+        variables = [SimpleNamespace(handle=handle) for handle in recording.variables.handles]
         with listening.muted():  # the recorder sees the step that this stands in for
             return program(leaves, variables, described.constants)[0]
 
@@ -138,7 +138,7 @@ def flip(values: Any, fault: Fault) -> Any:
 
 
 def _flip_variable(calls: CompiledCalls, fault: Fault) -> None:
-    table = calls.session.variables
+    table = calls.recording.variables
     index = next(i for i, info in enumerate(table.infos) if fault.name in info.path and info.shape)
     value = read_variable(table.handles[index])
     tf.raw_ops.AssignVariableOp(

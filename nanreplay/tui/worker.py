@@ -141,12 +141,19 @@ class WorkerContext:
         if key not in self._kept:
             self._kept[key] = make()
         self._kept.move_to_end(key)
-        while len(self._kept) > _MOST_KEPT:
+        self._close_all_but(_MOST_KEPT)
+        kept: T = self._kept[key]
+        return kept
+
+    def close(self) -> None:
+        """Close all that is kept: an open replay holds op determinism on for the whole process."""
+        self._close_all_but(0)
+
+    def _close_all_but(self, count: int) -> None:
+        while len(self._kept) > count:
             _, oldest = self._kept.popitem(last=False)
             with contextlib.suppress(Exception):  # it may have no `close`, or fail to close
                 oldest.close()
-        kept: T = self._kept[key]
-        return kept
 
     def _tell(self, done: int | None, total: int | None) -> None:
         if self._is_cancelled(self._id):

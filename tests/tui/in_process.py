@@ -23,6 +23,11 @@ _REPORTS: dict[str, Report] = {}
 _CONTEXT = WorkerContext(lambda message: None, lambda task_id: False, trust=False)
 
 
+def close_all() -> None:
+    """Close the replays of this process: they hold op determinism on, under which no XLA trains."""
+    _CONTEXT.close()
+
+
 class InProcessEngine:
     """Stands for the worker process."""
 

@@ -3,9 +3,11 @@ captures."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 from textual.widgets import OptionList, Static
-from tui.in_process import Screen, opened
+from tui.in_process import Screen, close_all, opened
 
 from nanreplay.tui.panes.base import Pane
 from nanreplay.tui.panes.batch_pane import BatchPane, SampleStrip
@@ -17,6 +19,12 @@ from nanreplay.tui.widgets.op_words import value_title
 from nanreplay.tui.widgets.tensor_table import TensorTable
 
 pytestmark = pytest.mark.asyncio
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_stays_open() -> Iterator[None]:
+    yield
+    close_all()
 
 
 def type_of(screen: Screen) -> str:
