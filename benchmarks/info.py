@@ -92,10 +92,9 @@ def large_contents(size_bytes: int) -> CaptureContents:
                 name: np.arange(history, dtype=np.float64)
                 for name in ("step", "loss", "learning_rate", "step_time_s")
             },
-            {
-                name: matrix
-                for name in ("gradient_norm", "gradient_absmax", "weight_norm", "update_ratio")
-            },
+            dict.fromkeys(
+                ("gradient_norm", "gradient_absmax", "weight_norm", "update_ratio"), matrix
+            ),
             tuple(range(VARIABLES)),
         ),
         incident=Incident(history - 1, Trigger("loss", "loss", "nan")),

@@ -52,7 +52,7 @@ class Turns:
         self.processor_s: dict[str, list[float]] = {mode: [] for mode in MODES}
         self._go = {mode: threading.Semaphore(0) for mode in MODES}
         self._done = threading.Semaphore(0)
-        self._left = {mode: 0 for mode in MODES}
+        self._left = dict.fromkeys(MODES, 0)
         self._rounds = rounds
 
     def step_ends(self, mode: str) -> None:

@@ -55,7 +55,7 @@ notebook.PAGES.update(
     Capture="nanreplay.report.pages:capture_fragment",
     Report="nanreplay.report.pages:report_fragment",
 )
-__all__ = [*sorted(_PUBLIC), "__version__"]
+__all__ = [*sorted(_PUBLIC), "__version__"]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:

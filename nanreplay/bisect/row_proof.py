@@ -341,8 +341,9 @@ class RowOracle:
         for leaf, new in zip(self.leaves, self.donors[donor], strict=True):
             if self.has_rows(leaf):
                 row_mask = is_kept.reshape(-1, *[1] * (leaf.ndim - 1))
-                leaf = np.where(row_mask, leaf, new).astype(leaf.dtype)
-            batch.append(leaf)
+                batch.append(np.where(row_mask, leaf, new).astype(leaf.dtype))
+            else:
+                batch.append(leaf)
         return batch
 
     def run(self, leaves: Leaves) -> bool:

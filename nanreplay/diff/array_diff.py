@@ -134,10 +134,11 @@ def _fingerprint_elements(
     if fingerprint is None or len(fingerprint) != len(layout):
         return {}
     elements = {}
-    for position, name in enumerate(layout):
-        kind, _, subject = name.partition(":")
-        if subject and kind != "loss":
-            name = f"{kind}:{left_index.get(int(subject), _UNPAIRED)}"
+    for position, left_name in enumerate(layout):
+        kind, _, subject = left_name.partition(":")
+        is_of_variable = subject and kind != "loss"
+        paired = left_index.get(int(subject), _UNPAIRED) if is_of_variable else ""
+        name = f"{kind}:{paired}" if is_of_variable else left_name
         if not name.endswith(_UNPAIRED):
             elements[name] = fingerprint[position : position + 1]
     return elements

@@ -6,6 +6,7 @@ differ; the op is named where the verdict's comparisons can tell it.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -119,7 +120,7 @@ def _values_that_differ(left: StepResult, right: StepResult) -> tuple[Value, ...
         recorded = changes[0].recorded
         a = left_changes[name].replayed if name in left_changes else recorded
         b = right_changes[name].replayed if name in right_changes else recorded
-        are_both_nan = a != a and b != b
+        are_both_nan = math.isnan(a) and math.isnan(b)
         if a != b and not are_both_nan:
             values.append(Value(name, a, b, max(change.ulp for change in changes)))
     return tuple(values)

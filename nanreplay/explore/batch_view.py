@@ -163,7 +163,7 @@ def batch_size(leaves: Sequence[Any]) -> int:
 
 def kind_of_leaf(path: str, array: NDArray[Any]) -> LeafKind:
     """Guess what an array of a batch is."""
-    top = path.split("/")[0]
+    top = path.split("/", maxsplit=1)[0]
     last = path.rsplit("/", 1)[-1].lower()
     if array.dtype.kind in "OSU":
         return "text"

@@ -102,9 +102,9 @@ def _with_used_stacks(
         for program in programs
     ]
     frames_now = [frames[old] for old in used_frames]
-    stacks_now: list[Sequence[int]] = []
-    for old in used_stacks:
-        stacks_now.append([new_frame[frame] for frame in stacks[old]])
+    stacks_now: list[Sequence[int]] = [
+        [new_frame[frame] for frame in stacks[old]] for old in used_stacks
+    ]
     return programs_now, frames_now, stacks_now
 
 

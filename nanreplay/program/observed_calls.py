@@ -73,7 +73,8 @@ class _Once:
 def observed_layer_call(original: Any) -> Any:
     """Note which layer runs, and the outermost layers, whose variables have paths."""
 
-    def __call__(layer: Any, *args: Any, **kwargs: Any) -> Any:
+    # Its name stands in tracebacks, where people know Keras's own.
+    def __call__(layer: Any, *args: Any, **kwargs: Any) -> Any:  # noqa: N807
         seen = current_notes()
         if seen is not None:
             if seen.root_layer is None:
@@ -258,7 +259,7 @@ def observed_gradient_function(
     call: Callable[[str], Any], op_type: str, scope: str, inputs: Any, outputs: Any
 ) -> Any:
     """Call the gradient function of an op, and note which ops it made."""
-    plain_scope, seen = scope.split(_TOKEN)[0], current_notes()
+    plain_scope, seen = scope.split(_TOKEN, maxsplit=1)[0], current_notes()
     if seen is None or seen.failed is not None:
         return call(plain_scope)
     noted = functools.partial(
@@ -284,7 +285,7 @@ def _noted_gradient(
 ) -> Any:
     """Call a gradient function and note the ops that it made as one `BackwardSpan`."""
     forward = (_tokens() or {}).get(scope)
-    scope = scope.split(_TOKEN)[0]
+    scope = scope.split(_TOKEN, maxsplit=1)[0]
     if forward is None:
         forward = next((tensor for tensor in outputs or () if tensor is not None), None)
     graph, start = op_clock()

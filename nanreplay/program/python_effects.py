@@ -154,7 +154,7 @@ def _drawing(draws: Callable[[str, Callable[[], Any]], Any]) -> Iterator[None]:
 
 def _count_drawing(change: int) -> None:
     """Replace TensorFlow's functions for the first thread, and put them back after the last one."""
-    global _n_drawing
+    global _n_drawing  # noqa: PLW0603
     with _lock:
         _n_drawing += change
         if _n_drawing and not _undo_draws:

@@ -265,7 +265,7 @@ class Recording:
 
     def look_now(self) -> Suspicion | None:
         """Look at all variables and slots, because no later step may do so."""
-        if not self.lifecycle.is_recording or self.step == 0 or self._measured_at == self.step:
+        if not self.lifecycle.is_recording or self.step in (0, self._measured_at):
             return None
         self._measured_at = self.step
         sums = np.asarray(self.meter.measure())

@@ -31,7 +31,7 @@ class OpDeterminism:
     """Op determinism as one replay wants it; after the last one it is as before the first."""
 
     def __init__(self) -> None:
-        global _users, _before
+        global _users, _before  # noqa: PLW0603
         self._is_wanted = True
         self._is_released = False
         with _lock:
@@ -55,7 +55,7 @@ class OpDeterminism:
 
     def release(self) -> None:
         """The replay is closed."""
-        global _users
+        global _users  # noqa: PLW0603
         with _lock:
             if self._is_released:
                 return

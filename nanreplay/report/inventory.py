@@ -166,10 +166,9 @@ def _timeline_lines(timeline: Mapping[str, Any]) -> Iterator[str]:
         return
     yield f"timeline    steps {timeline['first']} to {timeline['last']}; the last:"
     names = [name for name in TIMELINE_COLUMNS if name in tail and name != "measured"]
-    columns = []
-    for name in names:
-        if _has_facts(tail[name]):
-            columns.append([name, *map(readable_number, tail[name])])
+    columns = [
+        [name, *map(readable_number, tail[name])] for name in names if _has_facts(tail[name])
+    ]
     padded = [_right_aligned(column) for column in columns]
     for row in zip(*padded, strict=True):
         yield "  " + "  ".join(row)

@@ -199,8 +199,8 @@ class Failure:
             editor.set_input(op, place.position, new)
             backward = gradient_ops(editor, [op])
             editor.reroute(op[0], old, new, only=lambda key: key in backward)
-            for key, position in operands_elsewhere:
-                key = editor.locate(key)
+            for recorded_key, position in operands_elsewhere:
+                key = editor.locate(recorded_key)
                 operand = editor.data_inputs(key)[position]
                 editor.set_input(key, position, editor.add(key[0], change, [operand])[0])
 

@@ -64,8 +64,8 @@ def flat(tensors: list[Any]) -> Any:
 
 def assert_same_bits(found: list[Any], expected: list[Any]) -> None:
     assert len(found) == len(expected)
-    for one, other in zip(found, expected, strict=True):
-        one, other = np.asarray(one), np.asarray(other)
+    pairs = zip(map(np.asarray, found), map(np.asarray, expected), strict=True)
+    for one, other in pairs:
         assert one.dtype == other.dtype
         assert one.shape == other.shape
         same = one.tobytes() == other.tobytes() if one.dtype != object else (one == other).all()

@@ -138,7 +138,7 @@ async def test_help_lists_the_keys_of_the_tab_and_of_the_screen(made: Made) -> N
         await settled(pilot)
         await pilot.press("question_mark")
         assert isinstance(pilot.app.screen, HelpScreen)
-        said = dict((what, key) for key, what in pilot.app.screen.keys)
+        said = {what: key for key, what in pilot.app.screen.keys}
         assert said["Go to the first step that was out of the ordinary"] == "a"
         assert said["One step back"] == "← h"
         assert said["Copy the sentence, the JSON, a fix, or what the tab offers"] == "y"

@@ -13,9 +13,7 @@ from nanreplay.tui.widgets.figures import (
     sample_bars,
 )
 
-COLOURS = {
-    name: "#ffffff" for name in ("text-primary", "text-muted", "text-disabled", "text-error")
-}
+COLOURS = dict.fromkeys(("text-primary", "text-muted", "text-disabled", "text-error"), "#ffffff")
 
 
 def test_the_highest_bar_of_a_histogram_fills_it() -> None:

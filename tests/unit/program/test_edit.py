@@ -87,7 +87,8 @@ def test_an_edited_program_runs_compiled() -> None:
     graph = tf.compat.v1.GraphDef.FromString(editor.edited().graph)
     wrapped = tf.compat.v1.wrap_function(lambda: tf.graph_util.import_graph_def(graph, name=""), [])
     pruned = wrapped.prune(
-        [tensor for tensor in (wrapped.graph.get_tensor_by_name("x:0"),)], [f"{key[1]}:0"]
+        [wrapped.graph.get_tensor_by_name("x:0")],
+        [f"{key[1]}:0"],
     )
     np.testing.assert_allclose(
         pruned(tf.constant([3.0, 4.0, 0.0]))[0][:2], np.log([0.6, 0.8]), rtol=1e-6

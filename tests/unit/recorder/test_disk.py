@@ -13,7 +13,7 @@ def share(limit_mib: int) -> Share:
     sizes = Sizes(
         0,
         {0: 10 * MIB, 4: 10 * MIB, 8: 10 * MIB},
-        {step: MIB for step in range(10)},
+        dict.fromkeys(range(10), MIB),
         {7: 2 * MIB, 8: 2 * MIB, 9: 2 * MIB},
     )
     return fit_disk(sizes, limit_mib * MIB)

@@ -4,10 +4,10 @@ in a notebook."""
 from __future__ import annotations
 
 import re
-import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -94,9 +94,9 @@ def test_what_a_capture_says_is_text_and_never_markup(capture: Capture) -> None:
     page = page_of(report_of(findings=findings, sentence=HOSTILE), capture)
     assert "script" not in Elements(html_page(page)).names
     rendered = MarkdownIt("commonmark").enable("table").render(markdown_page(page))
-    assert not {"script", "em", "strong", "a"} & {
-        name for name in Elements(rendered.replace("<strong>log of zero</strong>", "")).names
-    }
+    assert not {"script", "em", "strong", "a"} & set(
+        Elements(rendered.replace("<strong>log of zero</strong>", "")).names
+    )
     assert HOSTILE in Elements(rendered).text
 
 
