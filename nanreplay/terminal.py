@@ -10,10 +10,13 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from nanreplay import limits
 from nanreplay.errors import MissingPartError, NanreplayError, ReplayError, UnsupportedOpError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as RichProgress
 
 Status = Literal["finite", "nonfinite", "unreadable", "undecided"]
 FINITE, NONFINITE, UNREADABLE, UNDECIDED = 0, 1, 2, 3
@@ -75,3 +78,32 @@ def redirected(descriptor: int, target: int | str) -> Iterator[None]:
             stream.flush()
         os.dup2(original, descriptor)
         os.close(original)
+
+
+def new_bar(*, shows_counts: bool) -> RichProgress:
+    """A progress bar on stderr, which goes away at its end.
+
+    Args:
+        shows_counts: Whether it says "3/20" and the time since it began, or per cent and the time
+            that is left.
+    """
+    # Imported when a bar is shown: most work is quicker than this import.
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    counts = (MofNCompleteColumn(), TimeElapsedColumn())
+    share = (TextColumn("{task.percentage:3.0f} %"), TimeRemainingColumn())
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *(counts if shows_counts else share),
+        console=Console(stderr=True),
+        transient=True,
+    )

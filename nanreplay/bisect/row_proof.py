@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from nanreplay.bisect.blame import assign_blame
+from nanreplay.bisect.delta_debugging import ddmin
 from nanreplay.bisect.judge import Suspect
 from nanreplay.bisect.op_trace import Fact, is_update, with_updated
 from nanreplay.bisect.step_runner import StepRunner, repaired
@@ -210,30 +211,8 @@ def _delta_debug(oracle: RowOracle, donor: int) -> Rows:
 
 
 def _smallest(oracle: RowOracle, rows: Rows, donor: int) -> Rows:
-    """Return a part of `rows` that still fails and of which nothing more can be left out.
-
-    This is delta debugging (Zeller and Hildebrandt, 2002): split the rows into parts; go on with a
-    part that fails alone, else with all but one part if that fails, else with smaller parts. Of 8
-    rows of which row 5 is bad, it keeps {1, 3, 5, 7}, then {1, 5}, then {5}.
-    """
-    parts = 2
-    while len(rows) > 1:
-        ordered = sorted(rows)
-        chunks = [frozenset(ordered[i::parts]) for i in range(parts)]
-        failing = (chunk for chunk in chunks if oracle.fails(chunk, donor))
-        without = (rows - chunk for chunk in chunks if oracle.fails(rows - chunk, donor))
-        chunk = next(failing, None)
-        # Of two parts, all but one is the other part, which was tried.
-        rest = next(without, None) if chunk is None and parts > 2 else None
-        if chunk is not None:
-            rows, parts = chunk, 2
-        elif rest is not None:
-            rows, parts = rest, max(parts - 1, 2)
-        elif parts >= len(rows):
-            break
-        else:
-            parts = min(parts * 2, len(rows))
-    return rows
+    """Return a part of `rows` that still fails and of which nothing more can be left out."""
+    return frozenset(ddmin(sorted(rows), lambda kept: oracle.fails(frozenset(kept), donor)))
 
 
 # The oracle: one replay for each question, whether the op goes bad with these rows.

@@ -95,15 +95,23 @@ def replacing(target: Path) -> Iterator[DiskFile]:
         yield file
         if file.error is not None:
             raise file.error
-        # content, name, folder: in this order a crash of the machine leaves the old file or the new
-        os.fsync(descriptor)
-        os.replace(temporary, target)
-        _sync(target.absolute().parent)
+        move_into_place(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     finally:
         os.close(descriptor)
+
+
+def move_into_place(file: Path, target: Path) -> None:
+    """Give a finished file the name `target`, on the same file system; what had it is replaced.
+
+    Content, name, folder: synced in this order, so that a crash of the machine leaves the old file
+    or the new one.
+    """
+    _sync(file)
+    os.replace(file, target)
+    _sync(target.absolute().parent)
 
 
 def remove_stale(folder: Path, targets: re.Pattern[str]) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from nanreplay import limits
+from nanreplay.terminal import new_bar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -175,16 +176,7 @@ def progress_bar() -> Iterator[ProgressReporter]:
     if not sys.stderr.isatty():
         yield ProgressReporter()
         return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    with new_bar(shows_counts=True) as bar:
         task = bar.add_task("replaying", total=None)
         yield ProgressReporter(
             progress=lambda done, total: bar.update(task, completed=done, total=total),

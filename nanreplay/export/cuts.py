@@ -14,7 +14,7 @@ import numpy as np
 
 from nanreplay.bisect.row_proof import batch_size
 from nanreplay.capture.writer import lazy_contents
-from nanreplay.export.trials import FailureTrials, ddmin
+from nanreplay.export.trials import FailureTrials, smallest_part
 from nanreplay.program.collectives import local_program
 from nanreplay.program.graph_editor import pruned
 from nanreplay.records import (
@@ -127,7 +127,7 @@ def with_state(contents: CaptureContents, values: dict[int, Any]) -> CaptureCont
     return dataclasses.replace(contents, keyframes={step: {**state, **values}})
 
 
-# Numbers set to zero. `ddmin` finds those that must keep their values.
+# Numbers set to zero. `smallest_part` finds those that must keep their values.
 
 
 def zero_features(trials: FailureTrials) -> tuple[CaptureContents, int, int]:
@@ -146,7 +146,7 @@ def zero_features(trials: FailureTrials) -> tuple[CaptureContents, int, int]:
     def batch_with(kept: Sequence[Feature]) -> BatchRecord:
         return dataclasses.replace(trials.batch, leaves=tuple(_with_only(leaves, size, kept)))
 
-    needed = ddmin(features, lambda kept: trials.holds(batch_with(kept)))
+    needed = smallest_part(features, lambda kept: trials.holds(batch_with(kept)))
     draft = with_batch(trials.contents, trials.step, batch_with(needed))
     return draft, len(needed), len(features)
 
@@ -206,6 +206,6 @@ def zero_variables(trials: FailureTrials) -> tuple[CaptureContents, list[int]]:
         values = {index: state[index] if index in kept else zeros[index] for index in nonzero}
         return trials.holds(state=values)
 
-    needed = set(ddmin(nonzero, fails_with))
+    needed = set(smallest_part(nonzero, fails_with))
     zeroed = [index for index in nonzero if index not in needed]
     return with_state(trials.contents, {index: zeros[index] for index in zeroed}), zeroed

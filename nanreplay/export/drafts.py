@@ -30,8 +30,8 @@ from nanreplay.export.trials import (
     Budget,
     FailureTrials,
     TrialBudgetSpentError,
-    ddmin,
     place_of,
+    smallest_part,
 )
 from nanreplay.findings import Origin
 from nanreplay.program.resize import resized, takes_any_size
@@ -228,7 +228,7 @@ def _needed_rows(
             return possible_donors[0], ()
         proof_holds = bool(proved) and fails_with(proved, donor)
         rows = tuple(proved) if proof_holds else everything
-        return donor, ddmin(rows, lambda kept: fails_with(kept, donor))
+        return donor, smallest_part(rows, lambda kept: fails_with(kept, donor))
     except TrialBudgetSpentError:
         return possible_donors[0], everything
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from nanreplay.capture import Capture, write_capture
+from nanreplay.capture.temporary import move_into_place
 from nanreplay.errors import ReplayError
 from nanreplay.export.cuts import with_notes
 from nanreplay.export.drafts import Draft, Rows, drafts_of, finished
@@ -115,7 +116,7 @@ def minimize(
         if draft is None:
             raise ReplayError(f"{path}: no smaller capture gives the same origin.")
         file, after, notes = written.files[id(draft)]
-        os.replace(file, target)
+        move_into_place(file, target)
     after = dataclasses.replace(after, path=os.fspath(output))
     return _minimized(draft, before, after, notes, budget)
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from nanreplay.capture import Capture, write_capture
+from nanreplay.capture.temporary import move_into_place
 from nanreplay.capture.writer import lazy_contents
 from nanreplay.errors import ReplayError
 from nanreplay.export.minimizer import minimize
@@ -128,8 +129,8 @@ def export_test(
         text = module_text(report, stem, contents, _model_expression(model, module))
         new_module.write_text(text, encoding="utf-8")
         # The capture first: a test whose capture is missing is worse than a capture without a test.
-        os.replace(new_capture, capture)
-        os.replace(new_module, module)
+        move_into_place(new_capture, capture)
+        move_into_place(new_module, module)
     return Exported(
         module=os.fspath(module),
         capture=os.fspath(capture),

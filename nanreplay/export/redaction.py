@@ -22,6 +22,7 @@ from numpy.random import Generator
 
 from nanreplay.bisect.row_proof import batch_size, own_leaves
 from nanreplay.capture import Capture, write_capture
+from nanreplay.capture.temporary import move_into_place
 from nanreplay.capture.writer import lazy_contents
 from nanreplay.errors import NanreplayError, ReplayError
 from nanreplay.export.cuts import cut_to_steps, with_notes
@@ -183,7 +184,7 @@ def redact(
         file = folder / "out.h5"
         write_capture(file, with_notes(contents, notes), small=True)
         after = None if drawn is None else _explained(file, trust, None, say)
-        os.replace(file, target)
+        move_into_place(file, target)
     reproduces, reason = _compared(before, after, written_batches, weights)
     report = replace(after, path=os.fspath(output)) if isinstance(after, Report) else None
     return Redacted(

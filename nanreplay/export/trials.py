@@ -1,16 +1,15 @@
 """Trying candidates of a smaller failure: each is replayed, and its origin is compared.
 
-`ddmin` searches the smallest part of a set, `place_of` and `is_same` say what must stay the same of
-an origin, `FailureTrials` replays a candidate. `minimize` and `redact` are made of these.
+`smallest_part` searches the smallest part of a set, `place_of` and `is_same` say what must stay the
+same of an origin, `FailureTrials` replays a candidate. `minimize` and `redact` are made of these.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeAlias, TypeVar
@@ -18,6 +17,7 @@ from typing import Any, TypeAlias, TypeVar
 import tensorflow as tf
 
 from nanreplay.bisect import locate
+from nanreplay.bisect.delta_debugging import ddmin
 from nanreplay.capture import Capture, write_capture
 from nanreplay.errors import NanreplayError
 from nanreplay.findings import Origin
@@ -26,12 +26,6 @@ from nanreplay.replay import Replay
 from nanreplay.report.numbers import jsonable
 from nanreplay.report.sentence import bad_output
 
-# Delta debugging (Zeller and Hildebrandt, 2002): the smallest part of a set with which something
-# still happens. The set is divided into two parts. A part with which it happens replaces the set;
-# else the set without one part may. When neither helps, the parts are made half as large, down to
-# single units. Of [0..7] with 2 and 6 needed: no half does, so quarters [0 1] [2 3] [4 5] [6 7] are
-# left out one at a time; what is left is [2..7], then [2 3 6 7], and in the end [2 6].
-
 T = TypeVar("T")
 
 
@@ -39,7 +33,7 @@ class TrialBudgetSpentError(Exception):
     """No more replays are allowed, or the time is over."""
 
 
-def ddmin(units: Sequence[T], happens: Callable[[Sequence[T]], bool]) -> tuple[T, ...]:
+def smallest_part(units: Sequence[T], happens: Callable[[Sequence[T]], bool]) -> tuple[T, ...]:
     """Return a part of `units` with which it still happens and of which no unit can be left out.
 
     When `happens` raises `TrialBudgetSpentError`, the smallest part so far is returned; it may hold
@@ -49,37 +43,12 @@ def ddmin(units: Sequence[T], happens: Callable[[Sequence[T]], bool]) -> tuple[T
         units: With all of them it happens; this is not tried.
         happens: Whether it happens with these units, which keep their order.
     """
-    kept = tuple(units)
     try:
-        if not kept or happens(()):
+        if not units or happens(()):
             return ()
-        parts = 2
-        while len(kept) > 1:
-            smaller = next((part for part in _candidates(kept, parts) if happens(part)), None)
-            if smaller is not None:
-                # A part divides further from two; a complement keeps parts of about the same size.
-                is_part = len(smaller) <= len(kept) // parts + 1
-                parts = 2 if is_part else max(parts - 1, 2)
-                kept = smaller
-            elif parts >= len(kept):
-                break
-            else:
-                parts = min(parts * 2, len(kept))
     except TrialBudgetSpentError:
-        pass
-    return kept
-
-
-def _candidates(units: tuple[T, ...], parts: int) -> Iterator[tuple[T, ...]]:
-    """Yield the parts of a division into parts of nearly equal size, then their complements.
-
-    Of two parts each is the other's complement, so these are not tried twice.
-    """
-    bounds = [len(units) * i // parts for i in range(parts + 1)]
-    pairs = list(itertools.pairwise(bounds))
-    yield from (units[low:high] for low, high in pairs)
-    if parts > 2:
-        yield from (units[:low] + units[high:] for low, high in pairs)
+        return tuple(units)
+    return ddmin(units, happens, spent=TrialBudgetSpentError)
 
 
 # What must stay the same of an origin when a failure is made smaller or is shared.

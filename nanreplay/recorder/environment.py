@@ -23,6 +23,7 @@ import tensorflow as tf
 import nanreplay
 from nanreplay.recorder.settings import this_worker
 from nanreplay.tensorflow_internals import tf_eager
+from nanreplay.terminal import new_bar
 
 # Facts
 
@@ -152,16 +153,6 @@ class DumpProgress:
         )
 
     def _start_bar(self) -> None:
-        # Imported when a bar is shown: most dumps are quicker than this import.
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.percentage:3.0f} %"),
-            TimeRemainingColumn(),
-        )
-        self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
+        self._bar = new_bar(shows_counts=False)
         self._task = self._bar.add_task("")
         self._bar.start()
