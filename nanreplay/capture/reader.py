@@ -57,10 +57,18 @@ _DAMAGE = (
 class Capture:
     """One capture file, open for reading.
 
-    ```python
-    with Capture("run.h5") as capture:
-        print(capture.incident.trigger, capture.timeline())
-    ```
+    Examples:
+        >>> with Capture("run.h5") as capture:
+        ...     print(capture.incident.step, capture.incident.trigger.what)
+        12 loss
+
+        Tables are pandas DataFrames, tensors are NumPy arrays:
+
+        >>> with Capture("run.h5") as capture:
+        ...     losses = capture.timeline()["loss"]
+        ...     batch = capture.batch(capture.incident.step)
+        >>> batch.arrays[0].shape
+        (32, 4)
 
     Args:
         path: A file, or a URL that fsspec opens (`s3://...`). Of a URL only the ranges that are

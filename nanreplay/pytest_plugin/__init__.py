@@ -107,11 +107,14 @@ def nan_recorder(request: pytest.FixtureRequest) -> Iterator[Recorder]:
     `nanreplay bisect`. The capture is written to the test's `tmp_path`, or to the folder of
     `--nanreplay-keep`, under a name that is the same in each run.
 
-    ```python
-    def test_training_stays_finite(nan_recorder):
-        model.fit(data, callbacks=[nan_recorder])       # Keras
-        step = nan_recorder.wrap(train_step)            # or a loop
-    ```
+    Examples:
+        >>> def test_fit_stays_finite(nan_recorder):
+        ...     model.fit(data, callbacks=[nan_recorder], verbose=0)
+
+        >>> def test_the_loop_stays_finite(nan_recorder):
+        ...     step = nan_recorder.wrap(train_step)
+        ...     for batch in data:
+        ...         step(batch)
     """
     from nanreplay.pytest_plugin.recorder_fixture import recorder_of
 

@@ -45,17 +45,23 @@ class Recorder(keras.callbacks.Callback):
     That is when a loss, a gradient or a variable does. With Keras it is a callback of `fit`; in a
     custom loop it wraps the step; as a context manager it records whatever trains in the block.
 
-    ```python
-    model.fit(data, callbacks=[Recorder("run.h5")])                     # Keras
+    Examples:
+        A Keras training, which it records from the first step of `fit` to the last:
 
-    recorder = Recorder("run.h5")                                       # custom loop
-    step = recorder.wrap(train_step, model=model, optimizer=optimizer)
-    for batch in data:
-        loss = step(batch)
+        >>> history = model.fit(data, callbacks=[Recorder("run.h5")], verbose=0)
 
-    with Recorder("run.h5"):                                            # a block of code
-        train()
-    ```
+        A custom loop:
+
+        >>> recorder = Recorder("run.h5")
+        >>> step = recorder.wrap(train_step, model=model, optimizer=optimizer)
+        >>> for batch in data:
+        ...     loss = step(batch)
+        >>> recorder.close()
+
+        A block of code, with all that trains in it:
+
+        >>> with Recorder("run.h5"):
+        ...     history = model.fit(data, verbose=0)
 
     Args:
         path: The capture file, or a URL such as `s3://bucket/run.h5`; may hold `{step}`, `{time}`,
@@ -362,10 +368,18 @@ class Recorder(keras.callbacks.Callback):
         runs as it is. Each compiled function that trains within it is recorded as a step; a
         gradient that is computed or applied in Python makes the whole call one step.
 
-        ```python
-        step = recorder.wrap(train_step, model=model, optimizer=optimizer)
-        trainer.train_step = recorder.wrap(trainer.train_step, model=trainer.model)
-        ```
+        Examples:
+            >>> recorder = Recorder("run.h5", on_nan="stop")
+            >>> step = recorder.wrap(train_step, model=model, optimizer=optimizer)
+            >>> for batch in data:
+            ...     loss = step(batch)
+            ...     if recorder.stopped:
+            ...         break
+
+            A method of an object:
+
+            >>> trainer.train_step = recorder.wrap(trainer.train_step, model=trainer.model)
+            >>> loss = trainer.train_step(next(iter(data)))
 
         Args:
             step: Runs one training step on what it is given.

@@ -37,11 +37,18 @@ _STATES_KEPT = 4
 class Replay(RecordedSteps):
     """Runs the steps of a capture again, with the state and the batches that were recorded.
 
-    ```python
-    with Capture("run.h5") as capture, Replay(capture) as replay:
-        for result in replay.run_window("recorded"):
-            print(result.step, result.finite, result.bit_exact)
-    ```
+    Examples:
+        >>> with Capture("run.h5") as capture, Replay(capture) as replay:
+        ...     results = replay.run_window("recorded")
+        >>> results[-1].step, results[-1].finite
+        (12, False)
+
+        The same steps with every float as float64: here it is not precision that fails.
+
+        >>> with Capture("run.h5") as capture, Replay(capture) as replay:
+        ...     results = replay.run_window("float64")
+        >>> results[-1].finite
+        False
 
     Op determinism is on while a `Replay` is open, and its variables take memory: close it, or use
     it in a `with` statement as above.
@@ -93,11 +100,6 @@ class Replay(RecordedSteps):
         at_keyframe: AtKeyframe | None = None,
     ) -> list[StepResult]:
         """Run a window of steps one after another and compare each with the recording.
-
-        ```python
-        results = replay.run_window("float64", first=20)
-        print([result.step for result in results if not result.finite])
-        ```
 
         Args:
             mode: "recorded" compiles as the training did (graph or XLA; an eager step runs op by

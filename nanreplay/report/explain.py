@@ -44,11 +44,16 @@ def explain(
 ) -> Report:
     """Replay the capture at `path`, explain its first non-finite value, and try what prevents it.
 
-    ```python
-    print(explain("run.h5").sentence)
-    report = explain("run.h5", fixes=["clipnorm=1.0", "lr=0.1"])
-    print([fix.name for fix in report.fixes if fix.prevents])
-    ```
+    Examples:
+        >>> report = explain("run.h5", fixes="none")
+        >>> report.findings.origin.op_type
+        'Log'
+
+        A fix of one's own choice, tried on the recorded steps:
+
+        >>> report = explain("run.h5", fixes=["epsilon=1e-7"])
+        >>> [(fix.name, fix.prevents) for fix in report.fixes]
+        [('epsilon', True)]
 
     Args:
         path: The capture file, or a URL that fsspec opens.

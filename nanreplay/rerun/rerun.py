@@ -57,16 +57,16 @@ def replay_with(
     The result says whether the code is finite now, and where it is not. Use it after a fix, and in
     a test that keeps the failure fixed.
 
-    ```python
-    result = replay_with("nan.h5", "train:make_model")
-    assert result.fixed, result.sentence
-    ```
+    Examples:
+        >>> result = replay_with("run.h5", "train.py:make_model")
+        >>> result.fixed
+        True
 
-    A training loop gives its parts, and a layer that has been renamed is mapped:
+        A layer that has been renamed since is mapped:
 
-    ```python
-    replay_with("nan.h5", lambda: (model, optimizer, step), renamed={"encoder/old": "encoder/new"})
-    ```
+        >>> result = replay_with("run.h5", make_renamed_model, renamed={"hidden": "features"})
+        >>> result.fixed
+        True
 
     Args:
         path: The capture.
