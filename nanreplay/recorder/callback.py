@@ -10,6 +10,7 @@ import os
 import signal
 import weakref
 from collections.abc import Callable, Sequence
+from functools import partial
 from types import TracebackType
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from nanreplay.program import listening, observe
 from nanreplay.program.traced_program import is_float_variable
 from nanreplay.recorder.ambient import Ambient
 from nanreplay.recorder.compiled_calls import CompiledCalls
-from nanreplay.recorder.eager_step import EagerStep
+from nanreplay.recorder.eager_step import EagerStep, recorded_step
 from nanreplay.recorder.ending import Ending
 from nanreplay.recorder.fit_hooks import (
     DirectCalls,
@@ -316,19 +317,10 @@ class Recorder(keras.callbacks.Callback):
         model = self.model
         self._recording.variables.name_model(model)
         if model.run_eagerly or tf.config.functions_run_eagerly():
-            self._replaced = EagerTrainStep(model, self._recorded_step)
+            record = partial(recorded_step, self._recording, self._suspected)
+            self._replaced = EagerTrainStep(model, record)
         elif DirectCalls.fits(model):
             self._replaced = DirectCalls(model, self._calls)
-
-    def _recorded_step(self, step: Callable[..., Any]) -> Callable[..., Any]:
-        """The train step of a model that runs eagerly, recorded."""
-        eager = EagerStep(self._recording, step, self._suspected)
-
-        def recorded(*args: Any, **kwargs: Any) -> Any:
-            with listening.listening(eager):
-                return eager(*args, **kwargs)
-
-        return recorded
 
     def _suspected(self, suspicion: Suspicion) -> None:
         self._incidents.handle(suspicion)

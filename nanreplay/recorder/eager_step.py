@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nanreplay.program import listening
 from nanreplay.program.fingerprint import build_fingerprint
 from nanreplay.program.observe import EagerObserver
 from nanreplay.program.program_record import fingerprint_layout
@@ -297,3 +298,18 @@ class EagerStep:
             index[key]: value for key, (_, value) in call.first_reads.items() if key in index
         }
         ring.keyframes[recording.step] = {**learned, **ring.keyframes[recording.step]}
+
+
+def recorded_step(
+    recording: Recording,
+    on_suspicion: Callable[[Suspicion], None],
+    step: Callable[..., Any],
+) -> Callable[..., Any]:
+    """The train step of a model that runs eagerly, recorded."""
+    eager = EagerStep(recording, step, on_suspicion)
+
+    def recorded(*args: Any, **kwargs: Any) -> Any:
+        with listening.listening(eager):
+            return eager(*args, **kwargs)
+
+    return recorded

@@ -278,10 +278,6 @@ class Replay(RecordedSteps):
     ) -> Mapping[str, Any]:
         """Run a step op by op from the state just before it and return the fetched tensors by name.
 
-        ```python
-        replay.run(7, lambda event: print(event.type, event.name))
-        ```
-
         Args:
             step: One of `steps`.
             observer: Called after each op; what it raises passes through.
