@@ -28,6 +28,8 @@ _JUMP_FROM_FEW = 1e4
 """The same when fewer than `_STEPS` earlier values are known."""
 _SHARE = 1e-3
 """A variable whose series ends below this share of the largest one led nothing."""
+_MOST_TRIED = 500
+"""Positions that are tried as the first of the growth, where steps were left out."""
 _MATRICES = (("gradient_norm", "gradient norm"), ("weight_norm", "norm of the weights"))
 """Matrices of the timeline that are looked at, and what sentences call them."""
 
@@ -52,6 +54,8 @@ class Growth:
     """Whether it came within one or two steps, after steps of usual values."""
     learning_rate: float | None = None
     """Learning rate at `step`, None where it is not recorded."""
+    is_thinned: bool = False
+    """Whether steps around `step` were left out of the timeline: it is near the first one."""
 
     @property
     def factor(self) -> float:
@@ -80,8 +84,9 @@ class Growth:
         values = f"from {self.low:.3g} to {self.high:.3g}"
         if self.is_jump:
             return f"At step {self.step} {self.subject} jumped {values} ({self.numbers}){rate}."
+        about = "about " if self.is_thinned else ""
         return (
-            f"From step {self.step} on {self.subject} grew without return, "
+            f"From {about}step {self.step} on {self.subject} grew without return, "
             f"{values} at step {self.last_step} ({self.numbers}){rate}."
         )
 
@@ -173,10 +178,12 @@ def _growth(
 ) -> Growth | None:
     """Return how a series grew until the origin; None when it did not."""
     steps = as_array(timeline.columns["step"])
+    # Of older steps only extremes are kept, each of which stands for the steps before it.
+    stands_for = np.diff(steps, prepend=steps[0] - 1)
     is_known = (steps <= step) & np.isfinite(series)
-    steps, series = steps[is_known], series[is_known]
+    steps, series, stands_for = steps[is_known], series[is_known], stands_for[is_known]
     # A gradual growth begins at its last usual value, a jump at the first value after one.
-    start = _gradual_start(steps, series, step)
+    start = _gradual_start(steps, series, stands_for, step)
     last_usual = start
     if start is None:
         start = _jump(series[steps < step])
@@ -193,6 +200,7 @@ def _growth(
         last_step=int(steps[-1]),
         is_jump=last_usual != start,
         learning_rate=learning_rate_at(timeline, began),
+        is_thinned=bool((stands_for[start : start + 2] > 1).any()),
     )
 
 
@@ -205,14 +213,18 @@ def learning_rate_at(timeline: Timeline, step: int) -> float | None:
     return float(of_step[0]) if len(of_step) and np.isfinite(of_step[0]) else None
 
 
-def _gradual_start(steps: NDArray[Any], series: NDArray[Any], step: int) -> int | None:
+def _gradual_start(
+    steps: NDArray[Any], series: NDArray[Any], stands_for: NDArray[Any], step: int
+) -> int | None:
     """Return the last position of a usual value before a series grew for good.
 
     None when it did not grow, or not for long.
     """
-    if len(series) <= _STEPS or series[-1] < _FACTOR * float(np.median(series)) or series[-1] <= 0:
+    if len(series) <= _STEPS or series[-1] <= 0:
         return None
-    start = _first_anomaly(series)
+    if series[-1] < _FACTOR * _median(series, stands_for):
+        return None
+    start = _first_anomaly(series, stands_for)
     if start is None or step - int(steps[start]) < _STEPS:
         return None
     # The growth began before it was ten-fold: back down the slope.
@@ -221,7 +233,7 @@ def _gradual_start(steps: NDArray[Any], series: NDArray[Any], step: int) -> int 
     return start
 
 
-def _first_anomaly(series: NDArray[Any]) -> int | None:
+def _first_anomaly(series: NDArray[Any], stands_for: NDArray[Any]) -> int | None:
     """Return the first position from which a series stays far above what it was before.
 
     That is, from which every value is at least `_FACTOR` times the median of those before it: in
@@ -232,10 +244,22 @@ def _first_anomaly(series: NDArray[Any]) -> int | None:
     lowest_after = np.minimum.accumulate(series[::-1])[::-1]
     lowest_before = np.minimum.accumulate(series)
     possible = 1 + np.flatnonzero(lowest_after[1:] >= _FACTOR * lowest_before[:-1])
+    if (stands_for > 1).any():  # near enough, where steps were left out
+        possible = possible[:: 1 + len(possible) // _MOST_TRIED]
     for position in possible:
-        if lowest_after[position] >= _FACTOR * float(np.median(series[:position])) > 0:
+        usual = _median(series[:position], stands_for[:position])
+        if lowest_after[position] >= _FACTOR * usual > 0:
             return int(position)
     return None
+
+
+def _median(series: NDArray[Any], stands_for: NDArray[Any]) -> float:
+    """Median over steps; a value counts as often as there are steps that it stands for."""
+    if (stands_for == 1).all():
+        return float(np.median(series))
+    order = np.argsort(series)
+    counts = np.cumsum(stands_for[order])
+    return float(series[order[np.searchsorted(counts, counts[-1] / 2)]])
 
 
 def _jump(series: NDArray[Any]) -> int | None:

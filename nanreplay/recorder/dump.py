@@ -92,7 +92,7 @@ def _sizes(snapshot: Snapshot, window: DumpWindow) -> Sizes:
     trainable_bytes = sum(sizes[index] for index in trainable)
     full = window.full if window.proof is None else [*window.proof.weights]
     # A row of the timeline has some columns, and a number of each trainable variable in matrices.
-    timeline_bytes = len(snapshot.timeline.rows) * 16 * (3 + len(trainable))
+    timeline_bytes = len(snapshot.timeline) * 16 * (3 + len(trainable))
     return Sizes(
         other=sum(len(program.graph) for program in window.programs.values()) + timeline_bytes,
         keyframes={
@@ -262,4 +262,4 @@ def last_clean(snapshot: Snapshot) -> int:
 
 def _measured_before(snapshot: Snapshot, step: int) -> Sequence[int]:
     rows = snapshot.timeline.rows
-    return [row.step for row in rows if row.sums is not None and row.step < step]
+    return [row.step for row in rows if row.measured is not None and row.step < step]

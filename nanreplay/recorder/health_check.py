@@ -27,7 +27,7 @@ from nanreplay.program.nonfinite_values import (
 from nanreplay.program.traced_program import is_float_variable
 from nanreplay.recorder.lifecycle import Lifecycle, Suspicion, variable_trigger
 from nanreplay.recorder.program_slots import ProgramSlot
-from nanreplay.recorder.timeline_ring import RunningMean, TimelineRow
+from nanreplay.recorder.timeline_ring import MeasuredNorms, RunningMean, TimelineRow, norms_of
 from nanreplay.recorder.variable_table import VariableTable
 from nanreplay.records import Trigger, loss_name
 
@@ -55,10 +55,8 @@ class RanStep:
     mean: tuple[Any, Any] | None = None
     """(total, count) of the running mean of the losses, where no loss itself is returned."""
 
-    def timeline_row(
-        self, numbers: Mapping[str, Any], sums: Mapping[int, Any] | None
-    ) -> TimelineRow:
-        """Its row of the timeline, given the numbers it returned and the sums by variable."""
+    def timeline_row(self, numbers: Mapping[str, Any], sums: Any) -> TimelineRow:
+        """Its row of the timeline, given the numbers that it returned, and `sums` as an array."""
         scale, skipped = self.scale or (math.nan, False)
         # Loss scaling skips updates whose gradients overflow; a number that is not finite is more.
         skipped = skipped and all(map(math.isfinite, numbers.values()))
@@ -70,7 +68,7 @@ class RanStep:
             learning_rate=self.learning_rate,
         )
         if sums is not None:
-            row.sums = {index: float(total) for index, total in sums.items()}
+            row.measured = MeasuredNorms(self.checked, norms_of(sums))
         losses = (value for name, value in numbers.items() if name.startswith("loss:"))
         loss = next(losses, None)
         if loss is not None:

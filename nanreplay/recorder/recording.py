@@ -250,12 +250,13 @@ class Recording:
 
     def _note_numbers(self, ran: RanStep, numbers: Mapping[str, Any], sums: Any) -> None:
         """Keep the fingerprint with the step, and a row for the timeline."""
-        sum_of = {} if sums is None else dict(zip(ran.checked, sums, strict=True))
         entry = None if self.ring is None else self.ring.entry(ran.step)
         if entry is not None:
-            measured = {f"variable_sum:{index}": total for index, total in sum_of.items()}
-            entry.fingerprint = {**numbers, **measured} if measured else numbers
-        self.timeline.add(ran.timeline_row(numbers, None if sums is None else sum_of))
+            entry.fingerprint = numbers
+            if sums is not None:
+                named = (f"variable_sum:{index}" for index in ran.checked)
+                entry.fingerprint = {**numbers, **dict(zip(named, sums, strict=True))}
+        self.timeline.add(ran.timeline_row(numbers, sums))
 
     def _state_before(self, ran: RanStep) -> Mapping[int, Any] | None:
         """The keyframe before a step that is checked late: the variables have moved on."""

@@ -124,7 +124,7 @@ def _needed_for_window(
     if any(not entry.program for entry in entries):
         return entries, keyframes
     measured = [
-        row.step for row in recording.timeline.rows if row.sums is not None and row.step < step
+        row.step for row in recording.timeline.rows if row.measured is not None and row.step < step
     ]
     first_suspect = max(measured, default=step - 1) + 1
     oldest = first_suspect - recording.settings.window + 1

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,12 +17,17 @@ from numpy.typing import NDArray
 
 from nanreplay.program.fingerprint import Layout
 from nanreplay.program.nonfinite_values import read_variable
+from nanreplay.recorder.thinned_steps import ThinnedSteps
 from nanreplay.records import Timeline, Trigger
 from nanreplay.tensorflow_internals import tf_variables
 
 MATRICES = ("gradient_norm", "gradient_absmax", "weight_norm", "update_ratio")
-ROW_BYTES = 480
-"""What a row takes beside its sums: Python's objects."""
+ROW_BYTES = 560
+"""What a row takes beside its norms: Python's objects."""
+OLDER = 2_000
+"""Steps before the last `history` ones that are kept for their extremes."""
+HANDED_ON = 64
+"""Steps beyond the last `history` ones after which they are thinned, so many at once."""
 
 
 @dataclass(slots=True)
@@ -34,6 +39,19 @@ class RunningMean:
 
     total: float
     count: float
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredNorms:
+    """Numbers of some variables after a step, float32."""
+
+    variables: Sequence[int]
+    """Whose norms these are; steps that measured the same ones share it."""
+    weight_norms: NDArray[np.float32]
+    gradient_variables: Sequence[int] = ()
+    """Whose gradients were measured as well."""
+    gradient_norms: NDArray[np.float32] | None = None
+    gradient_maxima: NDArray[np.float32] | None = None
 
 
 @dataclass(slots=True)
@@ -49,10 +67,14 @@ class TimelineRow:
     skipped: bool = False
     learning_rate: float = math.nan
     loss_scale: float = math.nan
-    sums: Mapping[int, float] | None = None
-    """Half the sum of squares by variable, where the step was measured."""
-    gradient_sums: Mapping[int, tuple[float, float]] | None = None
-    """(half the sum of squares, largest absolute value) of the gradient by variable, if known."""
+    measured: MeasuredNorms | None = None
+    """Norms, where the step was measured."""
+
+
+def norms_of(half_squares: Any) -> NDArray[np.float32]:
+    """Norms, given half the sums of squares, which is what `tf.nn.l2_loss` gives."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.sqrt(2.0 * np.asarray(half_squares, np.float64)).astype(np.float32)
 
 
 def eager_row(
@@ -60,6 +82,10 @@ def eager_row(
 ) -> TimelineRow:
     """The row of an eager step, from its fingerprint."""
     value_of = dict(zip(layout.names, (float(value) for value in values), strict=True))
+    totals, maxima = ([triple[place] for triple in layout.gradients] for place in (0, 1))
+    vector = np.asarray(values, np.float64)
+    with np.errstate(over="ignore", invalid="ignore"):
+        largest = vector[maxima].astype(np.float32)
     return TimelineRow(
         step,
         elapsed_s,
@@ -67,11 +93,13 @@ def eager_row(
         skipped=skipped,
         learning_rate=value_of.get("learning_rate", math.nan),
         loss_scale=value_of.get("loss_scale", math.nan),
-        sums={variable: float(values[element]) for element, variable in layout.variables},
-        gradient_sums={
-            variable: (float(values[total]), float(values[largest]))
-            for total, largest, variable in layout.gradients
-        },
+        measured=MeasuredNorms(
+            tuple(variable for _, variable in layout.variables),
+            norms_of(vector[[element for element, _ in layout.variables]]),
+            tuple(variable for _, _, variable in layout.gradients),
+            norms_of(vector[totals]),
+            largest,
+        ),
     )
 
 
@@ -87,38 +115,81 @@ class StepNumbers:
 
 
 class TimelineRing:
-    """The last `history` steps."""
+    """The last `history` steps, and those before them by their extremes."""
 
     def __init__(self, history: int) -> None:
-        self.rows: deque[TimelineRow] = deque(maxlen=history)
+        self.rows: deque[TimelineRow] = deque()
+        """The last steps, none left out."""
+        self.older = ThinnedSteps(OLDER)
+        self._history = history
         self._row_bytes = 0
+        self._rate = math.nan
+        """The learning rate that was read last."""
+        self._shared: dict[tuple[int, ...], Sequence[int]] = {}
+        """Sequences of variables, so that equal ones are one object."""
+        self._shared_variables: Sequence[int] = ()
 
     def bound(self, width: int, limit_bytes: int) -> str | None:
         """Keep as many rows as fit; a sentence when these are fewer than was asked for.
 
         Args:
             width: Numbers of a row: one for each variable.
-            limit_bytes: What all rows may take.
+            limit_bytes: What all rows may take, the tables of a file included.
         """
-        self._row_bytes = max(self._row_bytes, ROW_BYTES + 8 * width)
+        # A norm of each variable is kept, and a file has a number of it in each matrix.
+        self._row_bytes = max(self._row_bytes, ROW_BYTES + 4 * (1 + len(MATRICES)) * width)
         fitting = max(1, limit_bytes // self._row_bytes)
-        wanted = self.rows.maxlen or 0
-        if fitting >= wanted:
+        wanted = self._history
+        self._history = min(wanted, fitting)
+        self.older.fit(min(OLDER, fitting - self._history))
+        self._hand_on(self._history)
+        if self._history == wanted:
             return None
-        self.rows = deque(self.rows, fitting)
         return (
-            f"The timeline holds {fitting} instead of {wanted} steps, so that it takes no more "
-            "than a tenth of memory_limit."
+            f"The timeline holds {self._history} instead of {wanted} steps, so that it takes no "
+            "more than a tenth of memory_limit."
         )
 
     @property
     def size_bytes(self) -> int:
         """What the rows take once all are there."""
-        return self._row_bytes * (self.rows.maxlen or 0)
+        return self._row_bytes * (self._history + self.older.most)
+
+    def __len__(self) -> int:
+        return len(self.older) + len(self.rows)
 
     def add(self, row: TimelineRow) -> None:
         """Append a step."""
+        if row.mean is not None:
+            row.loss = _loss_of_mean(row.mean, row, self.rows[-1] if self.rows else None)
+        if row.measured is not None:
+            row.measured = self._with_shared(row.measured)
+        # A rate is read now and then; thinning would separate a step from the last reading.
+        if math.isnan(row.learning_rate):
+            row.learning_rate = self._rate
+        self._rate = row.learning_rate
         self.rows.append(row)
+        if len(self.rows) >= self._history + HANDED_ON:
+            self._hand_on(self._history)
+
+    def _with_shared(self, measured: MeasuredNorms) -> MeasuredNorms:
+        if measured.variables is self._shared_variables and not measured.gradient_variables:
+            return measured  # as in nearly every compiled step that is measured
+        variables, of_gradients = measured.variables, tuple(measured.gradient_variables)
+        shared = self._shared.setdefault(tuple(variables), variables)
+        self._shared_variables = shared
+        return replace(
+            measured,
+            variables=shared,
+            gradient_variables=self._shared.setdefault(of_gradients, of_gradients),
+        )
+
+    def _hand_on(self, kept: int) -> None:
+        """Thin all but the last `kept` steps."""
+        while len(self.rows) > kept:
+            row = self.rows.popleft()
+            if self.older.most:
+                self.older.add(row)
 
     def drop_from(self, step: int) -> None:
         """Forget `step` and all after it."""
@@ -131,7 +202,7 @@ class TimelineRing:
         numbers: Mapping[int, StepNumbers] | None = None,
         last: int | None = None,
     ) -> Timeline:
-        """Columns and matrices of all rows.
+        """Columns and matrices of all rows; where older steps were thinned, steps are left out.
 
         What a step did not measure is NaN, and its `measured` False.
 
@@ -141,89 +212,102 @@ class TimelineRing:
                 training ran.
             last: The last step that is wanted; all when it is left out.
         """
-        rows = [row for row in self.rows if last is None or row.step <= last]
+        self._hand_on(self._history)
+        rows = [row for row in (*self.older, *self.rows) if last is None or row.step <= last]
         columns = _columns(rows)
         matrices = {
             name: np.full((len(rows), len(trainable)), np.nan, np.float32) for name in MATRICES
         }
-        column_of = {variable: column for column, variable in enumerate(trainable)}
+        filler = _Filler(matrices, {variable: column for column, variable in enumerate(trainable)})
+        filler.put_measured(rows)
         with np.errstate(over="ignore", invalid="ignore"):
             for index, row in enumerate(rows):
-                filler = _RowFiller(matrices, index, column_of)
-                filler.put_recorded(row)
                 reexecuted = (numbers or {}).get(row.step)
                 if reexecuted is not None:
-                    filler.put_reexecuted(reexecuted)
+                    filler.put_reexecuted(index, reexecuted)
                     if reexecuted.losses:
                         columns["loss"][index] = reexecuted.losses[0]
         return Timeline(columns, matrices, tuple(trainable))
 
 
 @dataclass(frozen=True, slots=True)
-class _RowFiller:
-    """Puts the numbers of one step into the matrices."""
+class _Filler:
+    """Puts the numbers of steps into the matrices."""
 
     matrices: Mapping[str, NDArray[Any]]
-    row: int
     column_of: Mapping[int, int]
     """Column by variable, of those that have one."""
 
-    def put_recorded(self, row: TimelineRow) -> None:
-        if row.sums is not None:
-            norms = {variable: _norm(total) for variable, total in row.sums.items()}
-            self._put("weight_norm", norms)
-        if row.gradient_sums is not None:
-            gradients = row.gradient_sums.items()
-            norms = {variable: _norm(total) for variable, (total, _) in gradients}
-            maxima = {variable: largest for variable, (_, largest) in gradients}
-            self._put("gradient_norm", norms)
-            self._put("gradient_absmax", maxima)
+    def put_measured(self, rows: Sequence[TimelineRow]) -> None:
+        """Put in what steps measured: whole blocks, for one element at a time takes minutes."""
+        indices = [index for index, row in enumerate(rows) if row.measured is not None]
+        measured = [row.measured for row in rows if row.measured is not None]
+        weights = [(each.variables, each.weight_norms) for each in measured]
+        self._put_blocks("weight_norm", indices, weights)
+        norms = [(each.gradient_variables, each.gradient_norms) for each in measured]
+        self._put_blocks("gradient_norm", indices, norms)
+        maxima = [(each.gradient_variables, each.gradient_maxima) for each in measured]
+        self._put_blocks("gradient_absmax", indices, maxima)
 
-    def put_reexecuted(self, numbers: StepNumbers) -> None:
-        self._put("gradient_norm", numbers.gradient_norms)
-        self._put("gradient_absmax", numbers.gradient_maxima)
-        self._put("weight_norm", numbers.weight_norms)
-        self._put("update_ratio", numbers.update_ratios)
+    def _put_blocks(
+        self,
+        name: str,
+        indices: Sequence[int],
+        found: Sequence[tuple[Sequence[int], NDArray[Any] | None]],
+    ) -> None:
+        """Put in the vectors of steps; those of the same variables make one block."""
+        blocks: dict[int, list[int]] = {}
+        for place, (variables, _) in enumerate(found):
+            blocks.setdefault(id(variables), []).append(place)  # `TimelineRing.add` shares them
+        for places in blocks.values():
+            variables = found[places[0]][0]
+            kept = [place for place, variable in enumerate(variables) if variable in self.column_of]
+            if not kept:
+                continue
+            columns = [self.column_of[variables[place]] for place in kept]
+            vectors = [np.asarray(found[place][1]) for place in places]
+            block = np.concatenate(vectors).reshape(len(places), len(variables))
+            if len(kept) < len(variables):
+                block = block[:, kept]
+            rows = [indices[place] for place in places]
+            matrix = self.matrices[name]
+            if columns == list(range(matrix.shape[1])):  # all of them, in order: whole rows
+                matrix[rows] = block
+            else:
+                matrix[np.ix_(rows, columns)] = block
 
-    def _put(self, name: str, values: Mapping[int, float]) -> None:
+    def put_reexecuted(self, row: int, numbers: StepNumbers) -> None:
+        self._put(row, "gradient_norm", numbers.gradient_norms)
+        self._put(row, "gradient_absmax", numbers.gradient_maxima)
+        self._put(row, "weight_norm", numbers.weight_norms)
+        self._put(row, "update_ratio", numbers.update_ratios)
+
+    def _put(self, row: int, name: str, values: Mapping[int, float]) -> None:
         for variable, value in values.items():
             column = self.column_of.get(variable)
             if column is not None:
-                self.matrices[name][self.row, column] = value
+                self.matrices[name][row, column] = value
 
 
 def _columns(rows: Sequence[TimelineRow]) -> dict[str, NDArray[Any]]:
     return {
         "step": np.array([row.step for row in rows], np.int64),
-        "loss": _losses(rows),
-        "learning_rate": _filled(np.array([row.learning_rate for row in rows], np.float64)),
+        "loss": np.array([row.loss for row in rows], np.float64),
+        "learning_rate": _from_first(np.array([row.learning_rate for row in rows], np.float64)),
         "loss_scale": np.array([row.loss_scale for row in rows], np.float64),
         "step_time_s": np.array([row.elapsed_s for row in rows], np.float64),
         "skipped": np.array([row.skipped for row in rows], bool),
-        "measured": np.array([row.sums is not None for row in rows], bool),
+        "measured": np.array([row.measured is not None for row in rows], bool),
     }
 
 
-def _norm(half_of_squares: float) -> float:
-    return float(np.sqrt(2.0 * half_of_squares))  # tf.nn.l2_loss is sum(x^2) / 2
-
-
-def _losses(rows: Sequence[TimelineRow]) -> NDArray[np.float64]:
-    """The loss of each step; told of a running mean of the losses where that is all that is known.
+def _loss_of_mean(mean: RunningMean, row: TimelineRow, previous: TimelineRow | None) -> float:
+    """The loss of a step, told of a running mean of the losses where that is all that is known.
 
     What one step added to the total, by what it added to the count, is its loss: after (total 6,
     count 2) and (total 9, count 3) it is 3. The rounding of a float32 total grows with the number
     of steps since the last reset; the steps of the window are told exactly, by re-execution.
     """
-    losses = np.full(len(rows), np.nan, np.float64)
-    previous: TimelineRow | None = None
-    for index, row in enumerate(rows):
-        losses[index] = row.loss if row.mean is None else _loss_of_mean(row.mean, row, previous)
-        previous = row
-    return losses
-
-
-def _loss_of_mean(mean: RunningMean, row: TimelineRow, previous: TimelineRow | None) -> float:
     total, count = mean.total, mean.count
     before = None
     if previous is not None and previous.step == row.step - 1:
@@ -234,16 +318,15 @@ def _loss_of_mean(mean: RunningMean, row: TimelineRow, previous: TimelineRow | N
     return total / count if count else math.nan
 
 
-def _filled(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What was not read is as it was read last (first, before that).
+def _from_first(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """What was not read in the first steps is as it was read first.
 
-    [nan, 1, nan, 2] becomes [1, 1, 1, 2].
+    [nan, nan, 1, 2] becomes [1, 1, 1, 2].
     """
     known = np.flatnonzero(~np.isnan(values))
-    if not len(known):
-        return values
-    before = np.searchsorted(known, np.arange(len(values)), side="right") - 1
-    return values[known[np.maximum(before, 0)]]
+    if len(known):
+        values[: known[0]] = values[known[0]]
+    return values
 
 
 # Loss scaling: whether an update was skipped, which is normal, until it does not end.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from nanreplay.bisect.growth import find_growth, find_root
 from nanreplay.records import Timeline
@@ -98,3 +99,18 @@ def test_noise_of_a_healthy_run_is_no_growth() -> None:
         draws = np.random.RandomState(seed)
         steps = norms(np.exp(draws.randn(200)), 1e-3 * np.exp(1.5 * draws.randn(200)))
         assert find_growth(steps, 200, PATHS) is None
+
+
+def test_a_divergence_of_long_ago_is_seen_in_a_history_that_was_thinned() -> None:
+    """The last steps are all high; most of the training, of which little is kept, was not."""
+    older = np.arange(0, 1_000_000, 1000)
+    steps = np.concatenate([older, np.arange(1_000_000, 1_010_000)])
+    noise = 1.0 + 0.1 * np.random.RandomState(0).rand(len(steps))
+    loss = noise * 10.0 ** (np.maximum(steps - 900_000, 0) / 50_000)
+    long = Timeline({"step": steps, "loss": loss}, {}, ())
+    growth = find_growth(long, 1_009_999)
+    assert growth is not None
+    assert growth.step == pytest.approx(900_000, abs=80_000)
+    assert "From about step" in growth.sentence
+    healthy = Timeline({"step": steps, "loss": noise}, {}, ())
+    assert find_growth(healthy, 1_009_999) is None
