@@ -247,5 +247,10 @@ class FixResult:
     """The line of code that applies it."""
     source: Frame | None = None
     """The line that it belongs to; None for an optimizer's argument and for the data."""
+    places: int | None = None
+    """How many ops of the failing step that line makes, all of which were changed.
+
+    None for a fix that edits no line.
+    """
     note: str | None = None
     """Why it could not be tried, or what to know of the outcome."""

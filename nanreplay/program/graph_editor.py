@@ -6,8 +6,10 @@ distributed programs are made with `ProgramEditor`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any
 
 import tensorflow as tf
@@ -128,7 +130,8 @@ def forget_placement(graph: Any) -> None:
 
 OpKey = tuple[str, str]
 """(function, op name); function is "" for the main graph."""
-_SCOPE = "nanreplay_fix"
+SCOPE = "nanreplay_fix"
+"""Scope of the ops that an editor adds."""
 
 
 class ProgramEditor:
@@ -157,6 +160,15 @@ class ProgramEditor:
         }
         self._count = 0
 
+    @cached_property
+    def gradients(self) -> Mapping[OpKey, Sequence[OpKey]]:
+        """The ops that compute the gradient of each op."""
+        by_forward: dict[OpKey, list[OpKey]] = defaultdict(list)
+        for key, info in self.infos.items():
+            if info.forward:
+                by_forward[info.forward_function, info.forward].append(key)
+        return by_forward
+
     def edited(self) -> ProgramRecord:
         """Return the changed program."""
         return replace(self.record, graph=self._graph.SerializeToString())
@@ -172,6 +184,11 @@ class ProgramEditor:
             inside = f" in function {function!r}" if function else ""
             raise ReplayError(f"The program holds no op {name!r}{inside}.")
         return self._nodes[function][name]
+
+    def holds(self, key: OpKey) -> bool:
+        """Whether the program has an op."""
+        function, name = key
+        return name in self._nodes.get(function, {})
 
     def locate(self, key: OpKey) -> OpKey:
         """Return where the program has an op that was found in another trace of the step.
@@ -257,7 +274,7 @@ class ProgramEditor:
         """
         changed = 0
         for key, position in self.consumers(function, old):
-            if not key[1].startswith(_SCOPE) and only(key):
+            if not key[1].startswith(SCOPE) and only(key):
                 self.set_input(key, position, new)
                 changed += 1
         return changed
@@ -288,7 +305,7 @@ class ProgramEditor:
             tensors: What it is given.
             scope: Name scope of the new ops; one of this editor's own unless given.
         """
-        scope = scope or f"{_SCOPE}_{self._count}"
+        scope = scope or f"{SCOPE}_{self._count}"
         self._count += 1
         # The ops are traced in a graph of their own, in which placeholders stand for the tensors,
         # and then copied.

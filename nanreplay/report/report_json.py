@@ -191,6 +191,7 @@ def fix_to_json(fix: FixResult) -> dict[str, Any]:
         "final_loss": fix.final_loss,
         "code": fix.code,
         "source": _source(fix.source),
+        "places": fix.places,
         "note": fix.note,
     }
 

@@ -17,6 +17,8 @@ from nanreplay.records import ArrayLike, Frame
 if TYPE_CHECKING:  # TensorFlow, which the terminal interface leaves to its worker process
     from nanreplay.program.graph_editor import ProgramEditor
 
+OpKey: TypeAlias = tuple[str, str]
+"""(function, op name), as the program's editor has it."""
 ProgramEdit: TypeAlias = "Callable[[ProgramEditor], None]"
 BatchEdit: TypeAlias = Callable[[int, Sequence[Any]], Sequence[Any]]
 """(step, arrays) -> arrays."""
@@ -72,6 +74,8 @@ class Fix:
     """The line that it belongs to."""
     note: str | None = None
     """What to know of it, whatever comes out."""
+    ops: Sequence[OpKey] = ()
+    """The ops of the failing step that the line makes; all of them are changed."""
 
 
 # Which fixes are tried for which cause: those that fit it first, then the usual advice for any NaN,

@@ -6,7 +6,8 @@ near it at which an op has a pole, and it makes the edits of the program that ch
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator, Sequence
+import contextlib
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -17,12 +18,14 @@ from nanreplay.bisect import Bisection
 from nanreplay.bisect.influence import COPIES
 from nanreplay.bisect.op_trace import Fact, StepTrace
 from nanreplay.bisect.tensor_stats import words
+from nanreplay.errors import ReplayError
 from nanreplay.findings import Cause, Origin
-from nanreplay.program.graph_editor import OpKey, ProgramEditor
+from nanreplay.program.graph_editor import SCOPE, OpKey, ProgramEditor
 from nanreplay.records import Frame, OpInfo
-from nanreplay.replay.provenance import ValueId
 from nanreplay.whatif.edits import CannotTryError, ProgramEdit
 from nanreplay.whatif.fix_code import operand_text
+from nanreplay.whatif.line_gradients import OpLocation, gradient_ops, maker_of, operands_elsewhere
+from nanreplay.whatif.line_ops import CodeSite, code_site
 from nanreplay.whatif.trial_window import TrialWindow
 
 DIVISIONS = words("RealDiv Div FloorDiv TruncateDiv FloorMod Mod Xdivy DivNoNan")
@@ -45,18 +48,6 @@ _HANDING_ON = (
 )
 """Ops through which a search for a pole goes on: copies, sums and products."""
 _MOST_OPS_SEARCHED = 12
-
-
-@dataclass(frozen=True, slots=True)
-class OpLocation:
-    """One operand of one op of the program."""
-
-    op: OpKey
-    type: str
-    position: int
-    """Which of the op's inputs."""
-    everywhere: bool = False
-    """Whether all other uses of the operand are meant as well."""
 
 
 @dataclass
@@ -147,11 +138,11 @@ class Failure:
         Raises:
             CannotTryError: None is near.
         """
-        editor = ProgramEditor(self.window.replay.program(self.step).record)
-        poles = list(self._poles(editor, self.op))
+        poles = list(self._poles(self.editor, self.op))
         if not poles:
+            op_type = self.editor.node(self.op).op
             raise CannotTryError(
-                f"`{editor.node(self.op).op}` has no operand that could be moved away from a pole."
+                f"`{op_type}` has no operand that could be moved away from a pole."
             )
         yield from poles
         yield replace(poles[0], everywhere=True)
@@ -181,77 +172,94 @@ class Failure:
                     seen.add(maker)
                     pending.append(maker)
 
-    # Edits of an operand
+    # Edits of a line: at every op that it makes
+
+    @cached_property
+    def editor(self) -> ProgramEditor:
+        """The program of the origin's step, to look things up in."""
+        return ProgramEditor(self.window.replay.program(self.step).record)
+
+    def site(self, key: OpKey) -> CodeSite | None:
+        """Return the piece of code that made an op, None where that is not known."""
+        return code_site(self.editor, self.window.replay.source, key)
+
+    def line_ops(self, key: OpKey) -> list[OpKey]:
+        """Return all ops of the origin's step that the code of one makes; at least that one."""
+        return self._ops_in(self.editor, key, self.site(key))
+
+    def count_runs(self, ops: Collection[OpKey]) -> int:
+        """Return how many of some ops the origin's step ran, however often a loop repeats them.
+
+        An op of a function counts once for each call of the function. Copies of a function that
+        did not run, as TensorFlow makes them for gradients, do not count.
+        """
+        if self.trace is None:
+            return len(ops)
+        return len(
+            {
+                (fact.key, tuple((call.function, call.op) for call in fact.calls))
+                for fact in self.trace.facts.values()
+                if fact.key in ops
+            }
+        )
+
+    def ops_in(self, editor: ProgramEditor, key: OpKey) -> list[OpKey]:
+        """Return the same for another program of the capture; empty where it has no such op."""
+        return self._ops_in(editor, key, self.site(key))
+
+    def _ops_in(self, editor: ProgramEditor, key: OpKey, site: CodeSite | None) -> list[OpKey]:
+        made = [] if site is None else list(site.ops(editor, self.window.replay.source))
+        with contextlib.suppress(ReplayError):
+            own = editor.locate(key)
+            if own not in made:  # a program that has it in another function, or an unknown line
+                made.append(own)
+        return made
 
     def operand_edit(self, place: OpLocation, change: Any) -> ProgramEdit:
         """Return the edit that gives an op, and its gradient, `change(operand)` for its operand.
+
+        So do all ops that the same line makes.
 
         Args:
             place: The operand.
             change: A Python function of a tensor.
         """
-        operands_elsewhere = self._operands_in_other_functions(place)
+        elsewhere = operands_elsewhere(self.trace, self.editor, self.line_ops(place.op), place)
 
         def edit(editor: ProgramEditor) -> None:
-            op = editor.locate(place.op)
-            old = editor.data_inputs(op)[place.position]
-            new = editor.add(op[0], change, [old])[0]
-            editor.set_input(op, place.position, new)
-            backward = gradient_ops(editor, [op])
-            editor.reroute(op[0], old, new, only=lambda key: key in backward)
-            for recorded_key, position in operands_elsewhere:
-                key = editor.locate(recorded_key)
-                operand = editor.data_inputs(key)[position]
-                editor.set_input(key, position, editor.add(key[0], change, [operand])[0])
+            for op in self.ops_in(editor, place.op):
+                old = editor.data_inputs(op)[place.position]
+                new = editor.add(op[0], change, [old])[0]
+                editor.set_input(op, place.position, new)
+                backward = gradient_ops(editor, [op])
+                editor.reroute(op[0], old, new, only=backward.__contains__)
+            for key, position in elsewhere:
+                with contextlib.suppress(ReplayError):  # a program without this gradient
+                    own = editor.locate(key)
+                    operand = editor.data_inputs(own)[position]
+                    editor.set_input(own, position, editor.add(own[0], change, [operand])[0])
 
         return edit
 
     def value_edit(self, place: OpLocation, change: Any) -> ProgramEdit:
         """Return the edit that gives `change(operand)` to all ops that take an operand.
 
-        These are ops of its function and of their gradients. The gradient of the op that made the
-        operand keeps what that op gave.
+        These are ops of its function and of their gradients, for each op that the same line makes.
+        The gradient of the op that made the operand keeps what that op gave.
         """
 
         def edit(editor: ProgramEditor) -> None:
-            op = editor.locate(place.op)
-            old = editor.data_inputs(op)[place.position]
-            maker = maker_of(op[0], old)
-            new = editor.add(op[0], change, [old])[0]
-            editor.reroute(op[0], old, new, only=lambda key: self.forward_of(key) != maker)
+            for op in self.ops_in(editor, place.op):
+                old = editor.data_inputs(op)[place.position]
+                if old.startswith(SCOPE):
+                    continue  # another op of the line takes the same value
+                maker = maker_of(op[0], old)
+                users = {key for key, _ in editor.consumers(op[0], old)}
+                users -= gradient_ops(editor, [maker])
+                new = editor.add(op[0], change, [old])[0]
+                editor.reroute(op[0], old, new, only=users.__contains__)
 
         return edit
-
-    def _operands_in_other_functions(self, place: OpLocation) -> set[tuple[OpKey, int]]:
-        """Inputs of the op's gradient, in bodies of backward loops, that hold the operand.
-
-        A loop pushes the operand of each iteration onto a list, and the backward loop pops it. No
-        tensor of the graph connects the two, so the values of the recorded run tell which input is
-        the operand.
-        """
-        trace = self.trace
-        if trace is None:
-            return set()
-        operands: set[ValueId] = set()
-        gradient_facts: list[Fact] = []
-        for fact in trace.facts.values():
-            if fact.key == place.op:
-                operands.add(_copied_value(trace, fact.input_ids[place.position]))
-            elif fact.function != place.op[0] and self._is_gradient_of(fact, place.op):
-                gradient_facts.append(fact)
-        inputs: set[tuple[OpKey, int]] = set()
-        for fact in gradient_facts:
-            for position, value in enumerate(fact.input_ids):
-                if _copied_value(trace, value) in operands:
-                    inputs.add((fact.key, position))
-        return inputs
-
-    def _is_gradient_of(self, fact: Fact, op: OpKey) -> bool:
-        """Whether an op belongs to the gradient of another and computes with its operand."""
-        if fact.type.startswith(("TensorList", "Stack")):  # storage hands the operand on
-            return False
-        info = self.infos.get(fact.key)
-        return info is not None and (info.forward_function, info.forward) == op
 
     # The operand as it was
 
@@ -267,32 +275,3 @@ class Failure:
             if fact.event is not None:
                 return np.asarray(fact.event.inputs[place.position])
         return None
-
-
-def maker_of(function: str, tensor: str) -> OpKey:
-    """Return the op that makes a tensor: TensorFlow names outputs `op:0` or `op:output:0`."""
-    return function, tensor.partition(":")[0]
-
-
-def gradient_ops(editor: ProgramEditor, forward: Container[OpKey]) -> set[OpKey]:
-    """Return the ops that compute the gradient of some forward ops."""
-    return {
-        key
-        for key, info in editor.infos.items()
-        if (info.forward_function, info.forward) in forward
-    }
-
-
-def _copied_value(trace: StepTrace, value: ValueId) -> ValueId:
-    """The value that another is a copy of, or was read back from storage as."""
-    while value.serial >= 0:
-        fact = trace.facts.get(value.serial)
-        if fact is None:
-            break
-        if len(fact.via) == 1:
-            value = fact.via[0]
-        elif fact.type in ("Identity", "StopGradient", "PreventGradient") and fact.input_ids:
-            value = fact.input_ids[0]
-        else:
-            break
-    return value

@@ -16,7 +16,7 @@ from nanreplay.records import Frame
 
 _FUNCTIONS = {
     "Acos": ("acos", "arccos"),
-    "Acosh": ("acosh",),
+    "Acosh": ("acosh", "arccosh"),
     "Asin": ("asin", "arcsin"),
     "Atan2": ("atan2",),
     "Atanh": ("atanh", "arctanh"),
@@ -31,8 +31,8 @@ _FUNCTIONS = {
     "MatrixDeterminant": ("det",),
     "MatrixInverse": ("inv", "pinv"),
     "MatrixSolve": ("solve",),
-    "Pow": ("pow",),
-    "RealDiv": ("divide", "truediv", "div"),
+    "Pow": ("pow", "power"),
+    "RealDiv": ("divide", "true_divide", "truediv", "div"),
     "Reciprocal": ("reciprocal",),
     "Rsqrt": ("rsqrt",),
     "Softmax": ("softmax",),
@@ -52,7 +52,7 @@ _EXAMPLES = {
 """How ops are shown without a line of the user's, where that is no call of `tf.math`."""
 
 
-def rewritten(source: Frame | None, op_type: str, template: str) -> str:
+def rewritten(source: Frame | None, op_type: str, template: str, number: int | None = None) -> str:
     """Return the source line with the op's operand replaced.
 
     Args:
@@ -60,17 +60,29 @@ def rewritten(source: Frame | None, op_type: str, template: str) -> str:
             call.
         op_type: Type of the op.
         template: How the operand is written now; `{}` or `{0}` stands for what it was.
+        number: Which of several operands of such ops, in the order in which they are computed.
     """
     code = _code_of(source)
-    # Where only whole calls are looked at, a call within a call is found twice, at one place.
-    places = {(operand.start, operand.end): operand for operand in _operands(code, op_type)}
-    if len(places) == 1:
-        return _replaced(code, next(iter(places.values())), template)
+    places = _places(code, op_type)
+    if len(places) == 1 or (number is not None and number < len(places)):
+        return _replaced(code, places[number or 0], template)
     function = _FUNCTIONS.get(op_type, (op_type.lower(),))[0]
     operand = template.replace("{0}", "x").replace("{}", "x")
     if op_type in _EXAMPLES and not operand.startswith("tf."):
         operand = f"({operand})"
     return _EXAMPLES.get(op_type, f"tf.math.{function}({{}})").replace("{}", operand)
+
+
+def count_operands(source: Frame | None, op_type: str) -> int:
+    """Return how many operands of such ops a source line shows."""
+    return len(_places(_code_of(source), op_type))
+
+
+def _places(code: str, op_type: str) -> list[OperandRef]:
+    """Operands in the order in which they are computed: what is within another comes first."""
+    # Where only whole calls are looked at, a call within a call is found twice, at one place.
+    found = {(operand.start, operand.end): operand for operand in _operands(code, op_type)}
+    return sorted(found.values(), key=lambda operand: (operand.made, operand.start))
 
 
 def operand_text(source: Frame | None, op_type: str) -> str | None:
@@ -98,6 +110,8 @@ class OperandRef(NamedTuple):
 
     start: int
     end: int
+    made: int
+    """Where the expression that makes the op ends."""
     binds: bool
     """Whether `operand + eps` needs no brackets around the operand."""
     is_argument: bool
@@ -139,21 +153,21 @@ def _operands_of(node: ast.AST, op_type: str, offset: int) -> Iterator[OperandRe
     functions = _FUNCTIONS.get(op_type, ())
     if isinstance(node, ast.Call) and node.args and _last_name(node.func) in functions:
         is_second = op_type in ("RealDiv", "DivNoNan", "Xlogy") and len(node.args) > 1
-        yield _operand(node.args[1 if is_second else 0], offset, is_argument=True)
+        yield _operand(node, node.args[1 if is_second else 0], offset)
     elif isinstance(node, ast.BinOp):
         if isinstance(node.op, ast.Div) and op_type in ("RealDiv", "Div", "Reciprocal", "DivNoNan"):
-            yield _operand(node.right, offset, is_argument=False)
+            yield _operand(node, node.right, offset)
         elif isinstance(node.op, ast.Pow) and op_type in ("Pow", "Sqrt", "Rsqrt"):
-            yield _operand(node.left, offset, is_argument=False)
+            yield _operand(node, node.left, offset)
 
 
-def _operand(node: ast.expr, offset: int, *, is_argument: bool) -> OperandRef:
-    binds = not isinstance(node, (ast.IfExp, ast.Lambda, ast.Compare, ast.BoolOp))
+def _operand(maker: ast.expr, node: ast.expr, offset: int) -> OperandRef:
     return OperandRef(
         offset + node.col_offset,
         offset + (node.end_col_offset or node.col_offset),
-        binds,
-        is_argument,
+        made=offset + (maker.end_col_offset or maker.col_offset),
+        binds=not isinstance(node, (ast.IfExp, ast.Lambda, ast.Compare, ast.BoolOp)),
+        is_argument=isinstance(maker, ast.Call),
     )
 
 

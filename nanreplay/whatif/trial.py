@@ -210,6 +210,7 @@ def _result(failure: Failure, fix: Fix, outcome: TrialOutcome) -> FixResult:
         final_loss=final_loss,
         code=fix.code,
         source=fix.source,
+        places=failure.count_runs(fix.ops) if fix.ops else None,
         note=fix.note or (_growth_note(outcome, final_loss) if prevents else None),
     )
 

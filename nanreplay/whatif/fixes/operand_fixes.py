@@ -13,9 +13,10 @@ from typing import Any, TypeAlias
 import tensorflow as tf
 
 from nanreplay.whatif.edits import CannotTryError, Edit, Fix
-from nanreplay.whatif.failure import DIVISIONS, MATRICES, Failure, OpLocation
+from nanreplay.whatif.failure import DIVISIONS, MATRICES, Failure
 from nanreplay.whatif.fix_code import operand_text, rewritten, short_number
 from nanreplay.whatif.fixes.update_fixes import optimizer_of, positive_number
+from nanreplay.whatif.line_gradients import OpLocation
 
 TensorFunction: TypeAlias = Callable[[Any], Any]
 EPSILON = 1e-7
@@ -83,7 +84,8 @@ def _everywhere(failure: Failure, place: OpLocation, small: float) -> Fix:
         f"{name} = {name} + {short_number(small)}  "
         f"# before `{place.type}` and the other ops that take it"
     )
-    return Fix("epsilon", {"value": small, "where": "all uses of the operand"}, edit, code, source)
+    params: dict[str, Any] = {"value": small, "where": "all uses of the operand"}
+    return Fix("epsilon", params, edit, code, source, ops=failure.line_ops(place.op))
 
 
 def double_where(failure: Failure, value: str | None) -> Fix:
@@ -153,10 +155,11 @@ def _operand_fix(
         change: What is made of the operand.
         template: The same as code; `{}` or `{0}` stands for the operand.
     """
-    source = failure.source(place.op)
-    code = rewritten(source, place.type, template)
+    source, site = failure.source(place.op), failure.site(place.op)
+    number = site.operand if site is not None and site.operands else None
+    code = rewritten(source, place.type, template, number)
     edit = Edit(programs=(failure.operand_edit(place, change),))
-    return Fix(name, params, edit, code, source)
+    return Fix(name, params, edit, code, source, ops=failure.line_ops(place.op))
 
 
 # Functions of a tensor, in its own type.

@@ -17,9 +17,10 @@ from nanreplay.program.graph_editor import OpKey, ProgramEditor
 from nanreplay.program.graph_nodes import constant_array
 from nanreplay.records import Frame
 from nanreplay.whatif.edits import CannotTryError, Edit, Fix, ProgramEdit
-from nanreplay.whatif.failure import Failure, gradient_ops, maker_of
+from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fix_code import rewritten
 from nanreplay.whatif.fixes.operand_fixes import clamp
+from nanreplay.whatif.line_gradients import gradient_ops, maker_of
 
 _LARGEST_EPSILON = 0.01
 """A constant below this that is added before a logarithm is an epsilon."""

@@ -1,0 +1,97 @@
+"""Where the gradients of some ops take the operands of these ops.
+
+A fix that changes an operand changes it for the gradient too. In the function that holds the op,
+the gradient takes the very tensor. In another (the body of a backward loop, the backward function
+of a `tf.function`), the recorded run tells which of its tensors holds the operand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from nanreplay.bisect.op_trace import Fact, StepTrace
+from nanreplay.program.graph_editor import OpKey, ProgramEditor
+from nanreplay.replay.provenance import ValueId
+
+
+@dataclass(frozen=True, slots=True)
+class OpLocation:
+    """One operand of one op of the program."""
+
+    op: OpKey
+    type: str
+    position: int
+    """Which of the op's inputs."""
+    everywhere: bool = False
+    """Whether all other uses of the operand are meant as well."""
+
+
+def maker_of(function: str, tensor: str) -> OpKey:
+    """Return the op that makes a tensor: TensorFlow names outputs `op:0` or `op:output:0`."""
+    return function, tensor.partition(":")[0]
+
+
+def gradient_ops(editor: ProgramEditor, forward: Iterable[OpKey]) -> set[OpKey]:
+    """Return the ops that compute the gradient of some forward ops, or the gradient of that."""
+    found: set[OpKey] = set()
+    pending = list(forward)
+    while pending:
+        of_op = [key for key in editor.gradients.get(pending.pop(), ()) if key not in found]
+        found.update(of_op)
+        pending += of_op
+    return found
+
+
+def operands_elsewhere(
+    trace: StepTrace | None,
+    editor: ProgramEditor,
+    ops: Collection[OpKey],
+    place: OpLocation,
+) -> set[tuple[OpKey, int]]:
+    """Return inputs of the ops' gradients, in other functions, that hold the ops' operands.
+
+    A loop pushes the operand of each iteration onto a list, and the backward loop pops it. No
+    tensor of the graph connects the two.
+
+    Args:
+        trace: The step as it ran op by op; without one, none is found.
+        editor: Holds its program.
+        ops: Ops of one line.
+        place: Which of their inputs.
+    """
+    if trace is None:
+        return set()
+    gradients = {op: gradient_ops(editor, [op]) for op in ops}
+    forward_of = {key: op for op, keys in gradients.items() for key in keys}
+    operands: dict[OpKey, set[ValueId]] = {op: set() for op in ops}
+    gradient_facts: list[tuple[Fact, OpKey]] = []
+    for fact in trace.facts.values():
+        if fact.key in operands:
+            operands[fact.key].add(_copied_value(trace, fact.input_ids[place.position]))
+        forward = forward_of.get(fact.key)
+        # storage hands the operand on
+        is_storage = fact.type.startswith(("TensorList", "Stack"))
+        if forward is not None and fact.function != forward[0] and not is_storage:
+            gradient_facts.append((fact, forward))
+    return {
+        (fact.key, position)
+        for fact, forward in gradient_facts
+        for position, value in enumerate(fact.input_ids)
+        if _copied_value(trace, value) in operands[forward]
+    }
+
+
+def _copied_value(trace: StepTrace, value: ValueId) -> ValueId:
+    """The value that another is a copy of, or was read back from storage as."""
+    while value.serial >= 0:
+        fact = trace.facts.get(value.serial)
+        if fact is None:
+            break
+        if len(fact.via) == 1:
+            value = fact.via[0]
+        elif fact.type in ("Identity", "StopGradient", "PreventGradient") and fact.input_ids:
+            value = fact.input_ids[0]
+        else:
+            break
+    return value
