@@ -40,6 +40,8 @@ _PACKAGES = {
 }
 """What to install for a protocol that fsspec knows and cannot open alone."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(::[A-Za-z0-9+.:-]+)?://")
+_CUT_OFF = re.compile(r"truncated file: eof = (\d+), .*stored_eof = (\d+)")
+"""What HDF5 says of a file that is shorter than its superblock says."""
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 
@@ -136,7 +138,24 @@ def open_hdf5(where: Location) -> tuple[h5py.File, Any]:
         raise FormatError(f"{where}: no permission to read it.")
     if not h5py.is_hdf5(where):
         raise _no_hdf5(where)
-    return h5py.File(where, "r"), None
+    return _opened(where, where), None
+
+
+def _opened(where: Location, source: Any) -> h5py.File:
+    """Open a path or a stream with h5py.
+
+    Raises:
+        FormatError: The file is shorter than it says that it is.
+    """
+    try:
+        return h5py.File(source, "r")
+    except OSError as error:
+        sizes = _CUT_OFF.search(str(error))
+        if sizes is None:
+            raise
+        raise FormatError(
+            f"{where}: is cut off: {sizes[1]} of {sizes[2]} bytes are there. Copy it again."
+        ) from error
 
 
 def _open_remote(where: RemotePath) -> tuple[h5py.File, Any]:
@@ -163,7 +182,7 @@ def _open_remote(where: RemotePath) -> tuple[h5py.File, Any]:
     if not is_hdf5:
         stream.close()
         raise _no_hdf5(where)
-    return h5py.File(stream, "r"), stream
+    return _opened(where, stream), stream
 
 
 def _no_hdf5(where: Location) -> FormatError:

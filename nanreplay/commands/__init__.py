@@ -7,20 +7,27 @@ Exit codes are in `nanreplay.terminal`, what errors print in `exits`.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import os
 import platform
 import sys
 from collections.abc import Iterator, Sequence
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from nanreplay import __version__
 from nanreplay.commands.exits import fail
-from nanreplay.terminal import FINITE, UNREADABLE
+from nanreplay.commands.streams import lasting_output
+from nanreplay.terminal import UNREADABLE
 
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+COMPLETION = "_NANREPLAY_COMPLETE"
+"""What a shell sets when it asks for completions, as click's scripts for shells have it."""
 COMMANDS = {
     "run": "Run a program as it is, and record whatever trains in it.",
     "demo": "Train a small model into a NaN, replay it and name the op.",
@@ -34,6 +41,7 @@ COMMANDS = {
     "minimize": "Write the smallest capture that still has the same origin.",
     "redact": "Write a capture without its data, source lines and paths.",
     "export": "Write a test that fails today and passes once it is fixed.",
+    "completion": "Print what makes a shell complete commands, options, captures and fixes.",
     "open": "Look at a capture in the terminal: the answer, the way there, the ops, fixes.",
 }
 
@@ -55,6 +63,26 @@ class LazyGroup(click.Group):
             return None
         command: click.Command = import_module(f"nanreplay.commands.{cmd_name}").command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command that a line calls, or the ones that it may have meant."""
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            meant = difflib.get_close_matches(args[0], COMMANDS, n=2, cutoff=0.6)
+            question = f" Did you mean {' or '.join(meant)}?" if meant else ""
+            ctx.fail(f"No such command {args[0]!r}.{question}")
+        return super().resolve_command(ctx, args)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        """The commands that begin so, without importing them."""
+        from click.shell_completion import CompletionItem
+
+        return [
+            CompletionItem(name, help=about)
+            for name, about in COMMANDS.items()
+            if name.startswith(incomplete)
+        ]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
@@ -105,23 +133,31 @@ def run(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: What follows `nanreplay`; that of the process unless given.
     """
+    line = list(sys.argv[1:] if arguments is None else arguments)
+    completion = os.environ.get(COMPLETION)
+    if completion is not None:
+        from click.shell_completion import shell_complete
+
+        return shell_complete(cli, {}, "nanreplay", COMPLETION, completion)
+    # The options before a command are flags, so the first other word is the command. A program that
+    # is run has the process to itself, its output too.
+    if next((word for word in line if not word.startswith("-")), None) == "run":
+        return _run(line)
+    with lasting_output():
+        return _run(line)
+
+
+def _run(line: list[str]) -> int:
     # click's own `main` exits the process, and with codes of its own
     try:
-        line = sys.argv[1:] if arguments is None else arguments
-        with cli.make_context("nanreplay", list(line)) as context:
+        with cli.make_context("nanreplay", line) as context:
             result: Any = cli.invoke(context)
-        sys.stdout.flush()
         return int(result or 0)
     except click.exceptions.Exit as error:  # --help, --version
         return error.exit_code
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return UNREADABLE
-    except BrokenPipeError:  # the reader of our output, such as `head`, has gone
-        # Python flushes stdout once more as it exits, and would print this error then
-        with contextlib.suppress(OSError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return FINITE
     except (Exception, KeyboardInterrupt) as error:
         return fail(error)
 

@@ -15,6 +15,7 @@ from nanreplay.commands.console import (
     max_memory,
     print_json,
     progress_bar,
+    quiet,
     results_console,
     trust,
 )
@@ -28,12 +29,18 @@ if TYPE_CHECKING:
 @click.command("bisect")
 @capture_files
 @fixes_or_none
+@quiet
 @as_json
 @for_machines("bisect")
 @trust
 @max_memory
 def command(
-    files: tuple[str, ...], fixes: bool | None, as_json: bool, trust: bool, outputs: Outputs
+    files: tuple[str, ...],
+    fixes: bool | None,
+    quiet: bool,
+    as_json: bool,
+    trust: bool,
+    outputs: Outputs,
 ) -> int:
     """Name the op that made the first non-finite value in FILE, say why, and try fixes.
 
@@ -50,6 +57,8 @@ def command(
         from nanreplay.report.report_json import to_json
 
         print_json(to_json(report))
+    elif quiet and not outputs.jsonl:
+        click.echo(report.sentence)
     elif not outputs.jsonl:
         from nanreplay.report.report_text import print_report
 

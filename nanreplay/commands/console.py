@@ -20,11 +20,13 @@ from nanreplay import limits
 from nanreplay.terminal import new_bar
 
 if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
     from rich.console import Console
 
 # Options and arguments of several commands, as decorators.
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
+quiet = click.option("-q", "--quiet", is_flag=True, help="Print the sentence alone.")
 trust = click.option(
     "--trust",
     is_flag=True,
@@ -57,10 +59,35 @@ output_file = click.option(
     help="The file to write.",
 )
 force = click.option("--force", is_flag=True, help="Replace files that exist.")
+
+
+class CapturePath(click.Path):
+    """A path that a shell completes to captures, and to folders that may hold some."""
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Captures and folders that begin so; where there is no capture, what the shell offers."""
+        from click.shell_completion import CompletionItem
+
+        folder, name = os.path.split(incomplete)
+        try:
+            entries = sorted(os.scandir(folder or "."), key=lambda entry: entry.name)
+        except OSError:
+            return []
+        begun = [entry for entry in entries if entry.name.startswith(name)]
+        captures = [entry for entry in begun if entry.name.endswith((".h5", ".hdf5"))]
+        if not captures:
+            return [CompletionItem(incomplete, type="file")]
+        folders = [f"{os.path.join(folder, entry.name)}/" for entry in begun if entry.is_dir()]
+        files = [os.path.join(folder, entry.name) for entry in captures if entry.is_file()]
+        return [CompletionItem(path) for path in (*files, *folders)]
+
+
 capture_files = click.argument(
-    "files", metavar="FILE...", nargs=-1, required=True, type=click.Path(path_type=str)
+    "files", metavar="FILE...", nargs=-1, required=True, type=CapturePath(path_type=str)
 )
-capture_file = click.argument("file", metavar="FILE", type=click.Path(path_type=str))
+capture_file = click.argument("file", metavar="FILE", type=CapturePath(path_type=str))
 fixes_or_none = click.option(
     "--fixes/--no-fixes",
     "fixes",

@@ -9,7 +9,14 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
-from nanreplay.commands.console import as_json, check_readable, max_memory, print_result, trust
+from nanreplay.commands.console import (
+    CapturePath,
+    as_json,
+    check_readable,
+    max_memory,
+    print_result,
+    trust,
+)
 from nanreplay.commands.rerun_options import check_needs_model, rerun_options
 from nanreplay.terminal import UNDECIDED, quiet_work
 
@@ -35,8 +42,8 @@ def _two_modes(
 
 
 @click.command("diff")
-@click.argument("file", metavar="FILE", type=click.Path(path_type=str))
-@click.argument("other", metavar="[OTHER]", required=False, type=click.Path(path_type=str))
+@click.argument("file", metavar="FILE", type=CapturePath(path_type=str))
+@click.argument("other", metavar="[OTHER]", required=False, type=CapturePath(path_type=str))
 @click.option(
     "--modes",
     metavar="MODE,MODE",

@@ -29,6 +29,8 @@ def fail(error: BaseException) -> int:
         return _say(code_of(error), str(error), error.hint or advice)
     if os.environ.get("NANREPLAY_DEBUG"):
         raise error
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return _say(UNREADABLE, f"{error.filename}: {error.strerror}.")
     message = f"unexpected {type(error).__name__}: {error}"
     return _say(UNDECIDED, message, "NANREPLAY_DEBUG=1 shows the traceback")
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nanreplay.commands.console import max_memory, trust
+from nanreplay.commands.console import CapturePath, max_memory, trust
 from nanreplay.errors import CaptureError, CaptureNotFoundError
 from nanreplay.terminal import FINITE
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("open")
-@click.argument("paths", metavar="FILE... | FOLDER", nargs=-1, required=True, type=str)
+@click.argument("paths", metavar="FILE... | FOLDER", nargs=-1, required=True, type=CapturePath())
 @trust
 @max_memory
 def command(paths: Sequence[str], trust: bool) -> int:

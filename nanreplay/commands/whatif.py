@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 from nanreplay.commands.console import (
@@ -11,10 +13,24 @@ from nanreplay.commands.console import (
     max_memory,
     print_json,
     progress_bar,
+    quiet,
     results_console,
     trust,
 )
 from nanreplay.terminal import FINITE, NONFINITE, UNDECIDED, quiet_work
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
+
+
+def _fix_names(
+    context: click.Context, option: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    from click.shell_completion import CompletionItem
+
+    from nanreplay.whatif.fix_names import NAMES
+
+    return [CompletionItem(name) for name in NAMES if name.startswith(incomplete)]
 
 
 @click.command("whatif")
@@ -24,12 +40,14 @@ from nanreplay.terminal import FINITE, NONFINITE, UNDECIDED, quiet_work
     "fixes",
     metavar="NAME[=VALUE]",
     multiple=True,
+    shell_complete=_fix_names,
     help="Try this fix; several are tried together as well.",
 )
+@quiet
 @as_json
 @trust
 @max_memory
-def command(file: str, fixes: tuple[str, ...], as_json: bool, trust: bool) -> int:
+def command(file: str, fixes: tuple[str, ...], quiet: bool, as_json: bool, trust: bool) -> int:
     """Replay the window of FILE with fixes and say which of them prevents the non-finite value.
 
     Without --fix, those that fit the cause are tried, and what people usually try. Names: lr (a
@@ -59,6 +77,8 @@ def command(file: str, fixes: tuple[str, ...], as_json: bool, trust: bool) -> in
         from nanreplay.report.report_json import to_json
 
         print_json(to_json(report))
+    elif quiet:
+        click.echo(report.sentence)
     else:
         from nanreplay.report.report_text import print_fixes
 

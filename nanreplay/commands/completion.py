@@ -1,0 +1,28 @@
+"""`nanreplay completion`: what makes a shell complete a command line."""
+
+from __future__ import annotations
+
+import click
+
+SHELLS = ("bash", "zsh", "fish")
+
+
+@click.command("completion")
+@click.argument("shell", type=click.Choice(SHELLS))
+def command(shell: str) -> None:
+    r"""Print the script that makes SHELL complete commands, options, captures and names of fixes.
+
+    \b
+    bash: eval "$(nanreplay completion bash)"        in ~/.bashrc
+    zsh:  eval "$(nanreplay completion zsh)"         in ~/.zshrc
+    fish: nanreplay completion fish | source         in ~/.config/fish/config.fish
+    """
+    from click.shell_completion import get_completion_class
+
+    from nanreplay.commands import COMPLETION, cli
+
+    kind = get_completion_class(shell)
+    assert kind is not None  # click knows each of SHELLS
+    # click's own `source` of bash asks the bash of this machine for its version first
+    completion = kind(cli, {}, "nanreplay", COMPLETION)
+    click.echo(completion.source_template % completion.source_vars())

@@ -1,0 +1,110 @@
+"""The command line, whoever reads it: shells that complete, readers that leave, plain terminals."""
+
+import io
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from nanreplay.commands import COMMANDS, COMPLETION, run
+
+SAMPLE = Path(__file__).parents[2] / "sample_runs" / "log_of_zero.h5"
+
+
+def completed(words: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What bash is given for the last word of a line."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="utf-8"))
+    monkeypatch.setenv(COMPLETION, "bash_complete")
+    monkeypatch.setenv("COMP_WORDS", words)
+    monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
+    assert run([]) == 0
+    sys.stdout.flush()
+    return written.getvalue().decode().split()
+
+
+def test_a_shell_completes_commands_options_captures_and_fixes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("run.h5", "rest.txt"):
+        (tmp_path / name).touch()
+    (tmp_path / "runs").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert completed("nanreplay re", monkeypatch) == [
+        "plain,replay",
+        "plain,report",
+        "plain,redact",
+    ]
+    assert completed("nanreplay bisect --js", monkeypatch) == ["plain,--json", "plain,--jsonl"]
+    assert completed("nanreplay bisect r", monkeypatch) == ["plain,run.h5", "plain,runs/"]
+    assert completed("nanreplay info x", monkeypatch) == ["file,x"]
+    assert "plain,clipnorm" in completed("nanreplay whatif run.h5 --fix cl", monkeypatch)
+    assert completed("nanreplay replay --mode f", monkeypatch) == ["plain,float64"]
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_the_script_for_a_shell_asks_nanreplay(
+    shell: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["completion", shell]) == 0
+    assert f"{COMPLETION}={shell}_complete" in capsys.readouterr().out
+
+
+def test_a_mistyped_command_names_the_one_that_was_meant(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert run(["bisct", "run.h5"]) == 2
+    assert "Did you mean bisect?" in capsys.readouterr().err
+    assert run(["xyzzy"]) == 2
+    assert "Did you mean" not in capsys.readouterr().err
+
+
+def test_the_exit_code_is_the_same_when_the_reader_has_gone(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as gone:
+        monkeypatch.setattr(sys, "stdout", gone)
+        assert run(["replay", str(SAMPLE)]) == 1
+
+
+def test_a_closed_stdout_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    assert run(["bisect", "--no-fixes", str(SAMPLE)]) == 1
+
+
+def test_a_terminal_that_knows_ascii_alone_is_written_to_in_ascii(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    assert run(["bisect", "--no-fixes", "--quiet", str(SAMPLE)]) == 1
+    sys.stdout.flush()
+    sentence = written.getvalue().decode("ascii")
+    assert sentence.startswith("step 12 - loss - `Log` of 0.0 at [18, 0]")
+    assert sentence.count("\n") == 1  # --quiet prints the sentence alone
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["minimize", str(SAMPLE), "-o", "/proc/small.h5"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("nanreplay: ")
+    assert "/proc" in said
+    assert said.count("\n") == 1
+
+
+def test_a_capture_that_was_cut_off_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content = SAMPLE.read_bytes()
+    cut = tmp_path / "cut.h5"
+    cut.write_bytes(content[:50_000])
+    assert run(["info", str(cut)]) == 2
+    assert f"is cut off: 50000 of {len(content)} bytes are there" in capsys.readouterr().err
+
+
+def test_every_command_has_a_line_in_the_documents() -> None:
+    commands = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
+    assert [name for name in COMMANDS if f"nanreplay {name}" not in commands] == []
