@@ -19,7 +19,7 @@ NAMED := sample_runs|trained_here|from bugs|in_process
 ELSEWHERE = $(shell grep -rlE "$(NAMED)" tests --include="test_*.py")
 KERNELS := ONEDNN_MAX_CPU_ISA=SSE41 TF_ENABLE_ONEDNN_OPTS=0
 
-.PHONY: help demo test test-fast test-all test-kernels snapshots screenshots test-oldest lint format sample-runs usual-list benchmarks clean
+.PHONY: help docs demo test test-fast test-all test-kernels snapshots screenshots test-oldest lint format sample-runs usual-list benchmarks clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -68,6 +68,9 @@ usual-list: $(VENV)/.installed ## write docs/usual-list.md from the sample runs
 
 benchmarks: $(VENV)/.installed ## measure what the documents quote
 	@for script in overhead_paired overhead memory many_fits dump info open bisect_time; do echo "== $$script" && $(BIN)/python benchmarks/$$script.py || exit 1; done
+
+docs: $(VENV)/.installed ## build the documents as a site in build/site; a broken link fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file .mkdocs.yml
 
 clean: ## remove environments and caches
 	rm -rf $(VENV) $(VENV_OLDEST) build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
