@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nanreplay.bisect.batch_rows import index_arrays, own_leaves, read_rows
 from nanreplay.bisect.failing_step import UNWATCHED, Progress, Scene, Search, search_back
 from nanreplay.bisect.growth import find_root
 from nanreplay.bisect.judge import Attribution, Suspect
@@ -26,7 +27,7 @@ from nanreplay.bisect.origin_facts import (
     output_facts,
     upstream_of,
 )
-from nanreplay.bisect.row_proof import RowProof, batch_size, own_leaves, prove_rows
+from nanreplay.bisect.row_proof import RowProof, prove_rows
 from nanreplay.bisect.step_runner import PASSIVE, StepRunner
 from nanreplay.bisect.tensor_stats import kind_of, nonfinite_outputs
 from nanreplay.capture.arrays import as_array
@@ -199,15 +200,20 @@ def rows_of(scene: Scene, suspect: Suspect, prefix: str) -> RowProof:
     if any(path.startswith(EACH_ITERATION) for path in batch.paths):
         reason = "The step fetches in each iteration of a loop; rows of single ones were not tried."
         return RowProof(None, reason)
+    indices = index_arrays(scene.trace)
     if suspect.fact is not None:
-        return prove_rows(runner, scene.step, suspect, prefix)
-    leaves = [as_array(batch.leaves[position]) for position in own_leaves(batch.paths, prefix)]
-    mask, size = suspect.masks[0], batch_size(leaves)
-    if not mask.ndim or mask.shape[0] != size:
+        return prove_rows(runner, scene.step, suspect, prefix, indices)
+    assert suspect.leaf is not None
+    own = own_leaves(batch.paths, prefix)
+    paths = [batch.paths[position] for position in own]
+    leaves = [as_array(batch.leaves[position]) for position in own]
+    used = {own.index(place): use for place, use in indices.items() if place in own}
+    position = own.index(scene.trace.feed(suspect.leaf)[1])
+    mask = suspect.masks[0]
+    rows = read_rows(paths, leaves, used).rows_of(position, mask) if mask.ndim else None
+    if rows is None:
         return RowProof(None, "The array has no batch axis.")
-    rows = np.flatnonzero(mask.reshape(len(mask), -1).any(axis=1))
-    reason = "These rows of the batch hold non-finite values."
-    return RowProof(tuple(int(row) for row in rows), reason)
+    return RowProof(tuple(sorted(rows)), "These rows of the batch hold non-finite values.")
 
 
 def _other(scene: Scene, suspect: Suspect) -> Origin:

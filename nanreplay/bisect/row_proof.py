@@ -8,24 +8,33 @@ same place.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import numpy as np
 
+from nanreplay.bisect.batch_rows import (
+    BatchRows,
+    Choice,
+    IndexUse,
+    Leaves,
+    Numbers,
+    Rows,
+    own_leaves,
+    read_rows,
+)
 from nanreplay.bisect.blame import assign_blame
 from nanreplay.bisect.delta_debugging import ddmin
 from nanreplay.bisect.judge import Suspect
 from nanreplay.bisect.op_trace import Fact, is_update, with_updated
 from nanreplay.bisect.step_runner import StepRunner, repaired
-from nanreplay.bisect.tensor_stats import is_float, nonfinite, nonfinite_outputs
+from nanreplay.bisect.tensor_stats import Mask, is_float, nonfinite, nonfinite_outputs
 from nanreplay.capture.arrays import as_array
+from nanreplay.errors import ReplayError
 from nanreplay.replay.provenance import OpEvent
 
-Rows = frozenset[int]
-Leaves = Sequence[Any]
 _BUDGET = 40
 """How many replays one proof may take."""
 _SINGLES = 8
@@ -47,7 +56,17 @@ class RowBudgetSpentError(Exception):
     """Too many replays."""
 
 
-def prove_rows(runner: StepRunner, step: int, suspect: Suspect, prefix: str = "") -> RowProof:
+class StepRaisesError(Exception):
+    """With other rows, the step raises before it comes to the op."""
+
+
+def prove_rows(
+    runner: StepRunner,
+    step: int,
+    suspect: Suspect,
+    prefix: str = "",
+    indices: Mapping[int, IndexUse] | None = None,
+) -> RowProof:
     """Return the rows of the batch that make an op go bad.
 
     Args:
@@ -55,58 +74,49 @@ def prove_rows(runner: StepRunner, step: int, suspect: Suspect, prefix: str = ""
         step: The origin's step.
         suspect: The origin, an op.
         prefix: How the paths of its replica's part of the batch begin.
+        indices: Arrays of the batch that number rows of others (see `index_arrays`).
     """
     assert suspect.fact is not None
     record = runner.batch(step)
     if not prefix and any(info.replica >= 0 for info in runner.ops(step).values()):
         return RowProof(None, "It serves all replicas; rows of single ones were not tried.")
     positions = own_leaves(record.paths, prefix)
-    size = batch_size([as_array(record.leaves[position]) for position in positions])
-    if size is None:
-        return RowProof(None, "The arrays of the batch have no axis in common.")
+    paths = [record.paths[position] for position in positions]
+    used = {
+        positions.index(place): use for place, use in (indices or {}).items() if place in positions
+    }
     if not prefix:  # `arrays` holds the recorded outputs of ops too: draws of a row go with it
         positions = list(range(len(record.arrays)))
     leaves = [as_array(record.arrays[position]) for position in positions]
-    oracle = RowOracle(runner, step, suspect, leaves, size, positions)
+    rows = read_rows(paths, leaves, used)
+    if rows.size is None:
+        return RowProof(None, f"Rows were not tried. {rows.reason}")
+    if not rows.size:
+        whose = "The batch" if not prefix else "Its replica's part of the batch"
+        return RowProof(None, f"{whose} has no rows.")
+    oracle = RowOracle(runner, step, suspect, rows, rows.size, positions)
     try:
-        return _prove(oracle, list(candidates(suspect, size)))
+        return _prove(oracle, list(candidates(suspect, rows)))
     except RowBudgetSpentError:
         return RowProof(None, f"Not decided within {_BUDGET} replays.")
+    except StepRaisesError as error:
+        return RowProof(None, f"Not decided: with other rows in their place, {error}.")
 
 
-def own_leaves(paths: Sequence[str], prefix: str) -> list[int]:
-    """Return which arrays of a batch belong to a replica; all when the prefix is empty.
-
-    Args:
-        paths: Paths of the arrays.
-        prefix: How those of the replica begin (see `Origin.batch_prefix`).
-    """
-    return [position for position, path in enumerate(paths) if f"{path}/".startswith(prefix)]
-
-
-def batch_size(leaves: Leaves) -> int | None:
-    """Return the size of the batch axis.
-
-    That is the leading dimension that most arrays share, in doubt that of the first array; None
-    when no array has an axis.
-    """
-    sizes = [leaf.shape[0] for leaf in leaves if leaf.ndim]
-    return max(sizes, key=lambda size: (sizes.count(size), -sizes.index(size)), default=None)
-
-
-def candidates(suspect: Suspect, size: int) -> Iterator[Rows]:
+def candidates(suspect: Suspect, rows: BatchRows) -> Iterator[Rows]:
     """Yield sets of rows that the places of the bad elements suggest; all need proof.
 
     Besides axes of the batch's size, an axis 0 of a multiple of it is taken for rows times
     something: with 4 rows and an axis of 12, element 7 suggests row 2.
     """
+    size = rows.size or 1
     for mask in suspect.masks.values():
         for axis, length in enumerate(mask.shape):
-            if not length:
-                continue
-            if length == size or (axis == 0 and length % size == 0):
-                other_axes = tuple(other for other in range(mask.ndim) if other != axis)
-                marked = np.flatnonzero(mask.any(axis=other_axes))
+            other_axes = tuple(other for other in range(mask.ndim) if other != axis)
+            marked = np.flatnonzero(mask.any(axis=other_axes))
+            for numbers in rows.row_numbers(length):
+                yield frozenset(int(row) for row in numbers[marked])
+            if axis == 0 and length and length != size and length % size == 0:
                 yield frozenset(int(position) // (length // size) for position in marked)
 
 
@@ -122,6 +132,12 @@ def _prove(oracle: RowOracle, suggested: list[Rows]) -> RowProof:
             None,
             "Does not depend on single rows: "
             "it happens with every other row that was tried in their place.",
+        )
+    if proof.rows and oracle.fails_without(frozenset(proof.rows)):
+        return RowProof(
+            None,
+            "Not decided: other rows in their place prevent it, but it happens as well "
+            "where these rows are left out.",
         )
     return proof
 
@@ -151,10 +167,16 @@ def _harmless_donor(oracle: RowOracle, rows: Rows) -> int | None:
     others = sorted(oracle.all_rows - rows)
     picked = dict.fromkeys([others[0], others[-1]] if others else [0, oracle.size - 1])
     own: list[Callable[[], int | None]] = [partial(oracle.donate_row, row) for row in picked]
+    raised: StepRaisesError | None = None
     for donate in [*own, oracle.donate_batch] if len(others) > 1 else [oracle.donate_batch, *own]:
         donor = donate()
-        if donor is not None and not oracle.fails(oracle.all_rows - rows, donor):
-            return donor
+        try:
+            if donor is not None and not oracle.fails(oracle.all_rows - rows, donor):
+                return donor
+        except StepRaisesError as error:  # another donor may do
+            raised = error
+    if raised is not None:
+        raise raised
     return None
 
 
@@ -225,10 +247,10 @@ class RowOracle:
     runner: StepRunner
     step: int
     suspect: Suspect
-    leaves: Leaves
+    rows: BatchRows
     size: int
     positions: Sequence[int]
-    """Where `leaves` are in the batch; the others belong to other replicas."""
+    """Where the arrays of `rows` are in the batch; the others belong to other replicas."""
     sinks: Sequence[str] = ()
     """Losses and gradients that were not finite.
 
@@ -239,8 +261,14 @@ class RowOracle:
     """How many more replays there may be."""
     known: dict[tuple[Rows, int], bool] = field(default_factory=dict)
     """Answers, by kept rows and donor."""
-    donors: list[Leaves] = field(default_factory=list)
-    """Batches that rows are replaced from; a donor's number is its index."""
+    batches: list[Leaves] = field(default_factory=list)
+    """Batches that rows are taken from; the first is the batch itself."""
+    donors: list[tuple[int, Numbers]] = field(default_factory=list)
+    """By donor: its batch, and which row of it stands in for each row."""
+
+    def __post_init__(self) -> None:
+        """Begin with the batch itself."""
+        self.batches.append(self.rows.leaves)
 
     @property
     def all_rows(self) -> Rows:
@@ -249,8 +277,7 @@ class RowOracle:
 
     def donate_row(self, row: int) -> int:
         """Return the number of the donor that has one row of this batch in all places."""
-        places = np.full(self.size, row)
-        self.donors.append([leaf[places] if self.has_rows(leaf) else leaf for leaf in self.leaves])
+        self.donors.append((0, np.full(self.size, row)))
         return len(self.donors) - 1
 
     def donate_batch(self) -> int | None:
@@ -259,27 +286,20 @@ class RowOracle:
         None when there is none.
         """
         earlier = [step for step in reversed(self.runner.steps) if step < self.step]
-        own_shapes = [(leaf.shape, leaf.dtype) for leaf in self.leaves]
         for step in earlier[:_EARLIER_BATCHES]:
             arrays = self.runner.batch(step).arrays
             other = [as_array(arrays[p]) for p in self.positions if p < len(arrays)]
-            if [(leaf.shape, leaf.dtype) for leaf in other] == own_shapes:
-                pairs = zip(self.leaves, other, strict=True)
-                self.donors.append([new if self.has_rows(leaf) else leaf for leaf, new in pairs])
+            if self.rows.fits(other):
+                self.batches.append(other)
+                self.donors.append((len(self.batches) - 1, np.arange(self.size)))
                 return len(self.donors) - 1
         return None
 
     def donate_rolled(self, donor: int) -> int:
         """Return the number of the donor that has the rows of another, each one place further."""
-        leaves = self.donors[donor]
-        self.donors.append(
-            [np.roll(leaf, 1, axis=0) if self.has_rows(leaf) else leaf for leaf in leaves]
-        )
+        batch, rows = self.donors[donor]
+        self.donors.append((batch, np.roll(rows, 1)))
         return len(self.donors) - 1
-
-    def has_rows(self, leaf: Any) -> bool:
-        """Whether an array has the batch axis."""
-        return bool(leaf.ndim) and leaf.shape[0] == self.size
 
     def fails(self, kept: Rows, donor: int) -> bool:
         """Return whether the op goes bad when only the kept rows are the batch's own.
@@ -296,17 +316,43 @@ class RowOracle:
             self.known[kept, donor] = self.run(self.mixed(kept, donor))
         return self.known[kept, donor]
 
+    def fails_without(self, rows: Rows) -> bool:
+        """Return whether the op goes bad, and with it what failed, in a batch without some rows.
+
+        False where the step takes batches of one size only, or where a lone row would be left.
+        """
+        rest = sorted(self.all_rows - rows)
+        specs = self.runner.signature(self.step).inputs
+        if len(rest) < 2 or any(spec.shape and spec.shape[0] is not None for spec in specs):
+            return False
+        try:
+            return self.run_to_sinks(self.batch_of(self.rows.keep(rest)), self.watched())
+        except (StepRaisesError, _StopRunError, ReplayError):
+            return False
+
+    def watched(self) -> list[str]:
+        """Losses and gradients of the step: those that the recorder triggered on, else all."""
+        signature, incident = self.runner.signature(self.step), self.runner.incident
+        gradients = [spec.tensor for spec in signature.gradients]
+        everything = list(dict.fromkeys([*signature.losses, *gradients]))
+        if incident.step != self.step or incident.trigger.what not in ("loss", "gradient"):
+            return everything
+        if incident.trigger.what == "loss":
+            return list(dict.fromkeys(signature.losses)) or everything
+        paths = {
+            spec.tensor: self.runner.variables[spec.variable].path for spec in signature.gradients
+        }
+        return [name for name in gradients if paths[name] == incident.trigger.name] or everything
+
     def name_sinks(self) -> bool:
         """Ask for losses and gradients from now on; return whether any was not finite."""
-        signature = self.runner.signature(self.step)
-        gradients = [spec.tensor for spec in signature.gradients]
-        fetches = list(dict.fromkeys([*signature.losses, *gradients]))
+        fetches = self.watched()
         observer = self.observer(stops=False)
         try:
             fetched = self.runner.run(
                 self.step, observer.see, on_error=observer.repair, fetches=fetches, update=False
             )
-        except _StopRunError:
+        except (_StopRunError, StepRaisesError):
             return False
         self.sinks = [name for name in fetches if _is_bad(fetched[name])]
         self.known.clear()  # the question is another one now
@@ -314,36 +360,37 @@ class RowOracle:
 
     def mixed(self, kept: Rows, donor: int) -> Leaves:
         """Return the batch with all rows but the kept ones replaced."""
+        batch, rows = self.donors[donor]
         is_kept = np.zeros(self.size, bool)
         is_kept[list(kept)] = True
-        batch = []
-        for leaf, new in zip(self.leaves, self.donors[donor], strict=True):
-            if self.has_rows(leaf):
-                row_mask = is_kept.reshape(-1, *[1] * (leaf.ndim - 1))
-                batch.append(np.where(row_mask, leaf, new).astype(leaf.dtype))
-            else:
-                batch.append(leaf)
-        return batch
+        places = np.arange(self.size)
+        choice = Choice(np.where(is_kept, 0, batch), np.where(is_kept, places, rows))
+        return self.rows.pick(self.batches, choice)
 
     def run(self, leaves: Leaves) -> bool:
         """Run the step as far as the op, and return whether it went bad."""
-        batch = list(self.runner.batch(self.step).arrays)
+        batch = self.batch_of(leaves)
+        return self.run_to_sinks(batch, self.sinks) if self.sinks else self.run_to_op(batch)
+
+    def batch_of(self, leaves: Leaves) -> list[Any]:
+        """Put arrays in their places in the batch."""
+        batch: list[Any] = list(self.runner.batch(self.step).arrays)
         for position, leaf in zip(self.positions, leaves, strict=True):
             batch[position] = leaf
-        return self.run_to_sinks(batch) if self.sinks else self.run_to_op(batch)
+        return batch
 
-    def run_to_sinks(self, batch: Leaves) -> bool:
-        """Run all that losses and gradients need."""
+    def run_to_sinks(self, batch: Leaves, sinks: Sequence[str]) -> bool:
+        """Run all that some losses and gradients need."""
         observer = self.observer(stops=False)
         fetched = self.runner.run(
             self.step,
             observer.see,
             batch=batch,
             on_error=observer.repair,
-            fetches=self.sinks,
+            fetches=sinks,
             update=False,
         )
-        return observer.is_bad and any(_is_bad(fetched[name]) for name in self.sinks)
+        return observer.is_bad and any(_is_bad(fetched[name]) for name in sinks)
 
     def run_to_op(self, batch: Leaves) -> bool:
         """Run what the op needs and end there; an op without outputs needs the whole step."""
@@ -365,9 +412,14 @@ class RowOracle:
         return False
 
     def observer(self, *, stops: bool) -> _OpObserver:
-        """Return an observer of the suspect's op."""
+        """Return an observer of the suspect's op.
+
+        One that stops at the op looks at the very elements that failed, where these keep their
+        places: others may be bad in every batch, and left out.
+        """
         assert self.suspect.fact is not None
-        return _OpObserver(self.runner, self.suspect.fact, self.suspect.kind, stops)
+        elements = self.suspect.masks if stops and self.rows.is_aligned else {}
+        return _OpObserver(self.runner, self.suspect.fact, self.suspect.kind, stops, elements)
 
 
 class _StopRunError(Exception):
@@ -383,6 +435,8 @@ class _OpObserver:
     kind: str
     stops: bool
     """Whether the run ends there."""
+    elements: Mapping[int, Mask]
+    """By output: the elements that count; all of an output that is not named or of other shape."""
     is_bad: bool = False
     """Whether the op went bad in the same way as its suspect did."""
 
@@ -394,10 +448,10 @@ class _OpObserver:
             event = with_updated(self.runner, event)
         failing = nonfinite_outputs(event.outputs)
         if failing and self.kind == "used":
-            self.is_bad = True
+            self.is_bad = self.counts(failing)
         elif failing:
             blame = assign_blame(event, failing, self.runner.execute)
-            self.is_bad = bool(blame.turned if self.kind == "turned" else blame.made)
+            self.is_bad = self.counts(blame.turned if self.kind == "turned" else blame.made)
         if self.stops:
             raise _StopRunError
 
@@ -408,8 +462,16 @@ class _OpObserver:
             raise _StopRunError
         outputs = repaired(event, self.runner.execute)
         if outputs is None:
-            raise _StopRunError
+            raise StepRaisesError(f"`{event.type}` raises")
         return outputs
+
+    def counts(self, bad: Mapping[int, Mask]) -> bool:
+        """Whether one of the elements that count is bad."""
+        for k, mask in bad.items():
+            wanted = self.elements.get(k)
+            if wanted is None or wanted.shape != mask.shape or bool((wanted & mask).any()):
+                return True
+        return False
 
     def is_observed(self, event: OpEvent) -> bool:
         """Whether an event is the execution: the op, in the same iterations."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nanreplay.bisect.row_proof import batch_size, own_leaves
+from nanreplay.bisect.batch_rows import batch_size, own_leaves
 from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.bisect.tensor_stats import is_float
 from nanreplay.capture.arrays import as_array

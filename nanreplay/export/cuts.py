@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from nanreplay.bisect.row_proof import batch_size
+from nanreplay.bisect.batch_rows import batch_size
 from nanreplay.capture.writer import lazy_contents
 from nanreplay.export.trials import FailureTrials, smallest_part
 from nanreplay.program.collectives import local_program

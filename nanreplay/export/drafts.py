@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from nanreplay.bisect import locate
-from nanreplay.bisect.row_proof import batch_size
+from nanreplay.bisect.batch_rows import batch_size
 from nanreplay.capture import Capture
 from nanreplay.errors import ReplayError
 from nanreplay.export.cuts import (

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.random import Generator
 
-from nanreplay.bisect.row_proof import batch_size, own_leaves
+from nanreplay.bisect.batch_rows import batch_size, own_leaves
 from nanreplay.capture import Capture, write_capture
 from nanreplay.capture.temporary import move_into_place
 from nanreplay.capture.writer import lazy_contents

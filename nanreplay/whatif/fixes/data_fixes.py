@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from nanreplay.bisect.row_proof import batch_size, own_leaves
-from nanreplay.whatif.edits import BadValueError, BatchEdit, CannotTryError, Edit, Fix
+from nanreplay.bisect.batch_rows import BatchRows, index_arrays, own_leaves, read_rows
+from nanreplay.whatif.edits import BadValueError, CannotTryError, Edit, Fix
 from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fixes.update_fixes import positive_number
 
@@ -48,7 +48,15 @@ def _drop_rows(failure: Failure) -> Fix:
         raise CannotTryError("No rows of the batch were proved to be the ones that do it.")
     batch = failure.window.replay.batch(failure.step)
     own_places = own_leaves(batch.paths, origin.batch_prefix)
-    size = batch_size([np.asarray(batch.leaves[place]) for place in own_places])
+    scene = failure.bisection.scene
+    indices = {} if scene is None else index_arrays(scene.trace)
+
+    def samples(leaves: Sequence[Any]) -> BatchRows:
+        used = {own_places.index(i): use for i, use in indices.items() if i in own_places}
+        paths = [batch.paths[place] for place in own_places]
+        return read_rows(paths, [np.asarray(leaves[place]) for place in own_places], used)
+
+    size = samples(batch.leaves).size
     if size is None or len(origin.rows) >= size:
         raise CannotTryError("Every row of the batch would have to be left out.")
     rows, note = np.setdiff1d(np.arange(size), origin.rows), None
@@ -59,10 +67,15 @@ def _drop_rows(failure: Failure) -> Fix:
             "other rows of the batch stand in their places."
         )
 
-    def without_rows(leaf: Any) -> Any:
-        return leaf[rows] if leaf.ndim and leaf.shape[0] == size else leaf
+    def without_rows(step: int, leaves: Sequence[Any]) -> Sequence[Any]:
+        if step != failure.step:
+            return leaves
+        changed = list(leaves)
+        for place, array in zip(own_places, samples(leaves).keep(rows), strict=True):
+            changed[place] = array
+        return changed
 
-    edit = Edit(batches=(_at_step(failure.step, own_places, without_rows),))
+    edit = Edit(batches=(without_rows,))
     dropped = ", ".join(map(str, origin.rows))
     code = (
         f"batch = [np.delete(part, [{dropped}], axis=0) for part in batch]  "
@@ -75,20 +88,6 @@ def _takes_any_batch_size(failure: Failure) -> bool:
     """Whether no input of the program has a fixed first axis."""
     shapes = [spec.shape for spec in failure.window.replay.signature(failure.step).inputs]
     return all(not shape or shape[0] is None for shape in shapes)
-
-
-def _at_step(step: int, places: Sequence[int], change: Callable[[Any], Any]) -> BatchEdit:
-    """Change the arrays at some places of one step's batch."""
-
-    def edit(current_step: int, leaves: Sequence[Any]) -> Sequence[Any]:
-        if current_step != step:
-            return leaves
-        changed = list(leaves)
-        for place in places:
-            changed[place] = change(np.asarray(leaves[place]))
-        return changed
-
-    return edit
 
 
 def clip_data(failure: Failure, value: str | None) -> Fix:
