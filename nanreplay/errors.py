@@ -53,6 +53,25 @@ def first_line(error: BaseException) -> str:
     return lines[0]
 
 
+def reason_line(error: BaseException) -> str:
+    """The line of an error's message that says why.
+
+    The message of a graph's error begins with where the op was made ("Detected at node ...", with
+    an indented stack), and ends with which node it was ("Original stack trace for ...").
+    """
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if not lines:
+        return ""
+    if not lines[0].startswith("Graph execution error"):
+        return lines[0]
+    for line in lines[1:]:
+        if not line.startswith(
+            (" ", "\t", "Detected at", "<stack", "Stack trace", "Original stack")
+        ):
+            return line
+    return lines[0]
+
+
 def without_node_names(message: str) -> str:
     """A message of TensorFlow without what it adds of its own: the function's name, and the op's.
 
@@ -157,6 +176,21 @@ class UnsupportedOpError(NanreplayError, NotImplementedError):
 
 class ReplayError(NanreplayError, RuntimeError):
     """A replay could not be done."""
+
+
+class StepRaisedError(ReplayError):
+    """A step raised when it was replayed.
+
+    Args:
+        message: Which step (or which op of it) raised what.
+        kind: Name of the class of what it raised.
+        reason: The line of that which says why.
+    """
+
+    def __init__(self, message: str, kind: str, reason: str) -> None:
+        """Remember what was raised."""
+        super().__init__(message)
+        self.kind, self.reason = kind, reason
 
 
 class MissingWorkersError(ReplayError):

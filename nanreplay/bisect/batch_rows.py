@@ -1,28 +1,28 @@
-"""How the arrays of a batch hold its samples, and batches put together of other samples.
-
-A sample is a row of most arrays. A ragged or sparse tensor comes as several arrays, of which none
-has a row a sample; nor do the nodes of several graphs in one batch, which an array of segment
-numbers tells apart. `BatchRows` knows which elements belong to which sample.
-"""
+"""Which elements of a batch belong to which of its samples, and batches of other samples."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
+from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from nanreplay.bisect.influence import COPIES
-from nanreplay.bisect.op_trace import Fact, StepTrace
-from nanreplay.bisect.tensor_stats import Mask, is_float, words
-from nanreplay.capture.arrays import as_array
-from nanreplay.replay.provenance import ValueId
+from nanreplay.bisect.index_arrays import IndexUse
+from nanreplay.bisect.sample_parts import (
+    Choice,
+    Leaves,
+    Numbers,
+    Part,
+    RaggedArrays,
+    RowArray,
+    SegmentArrays,
+    SparseArrays,
+    is_alike,
+)
+from nanreplay.bisect.tensor_stats import Mask
 
-Leaves: TypeAlias = Sequence[Any]
 Rows: TypeAlias = frozenset[int]
-Numbers: TypeAlias = NDArray[np.int64]
 
 
 def own_leaves(paths: Sequence[str], prefix: str) -> list[int]:
@@ -43,169 +43,6 @@ def batch_size(leaves: Leaves) -> int | None:
     """
     sizes = [leaf.shape[0] for leaf in leaves if leaf.ndim]
     return max(sizes, key=lambda size: (sizes.count(size), -sizes.index(size)), default=None)
-
-
-class Choice(NamedTuple):
-    """Which samples a batch is put together of, in order."""
-
-    batches: Numbers
-    """By sample: which batch it is taken from, a number that counts the batches given."""
-    rows: Numbers
-    """By sample: which row of that batch it is."""
-
-
-class Part(Protocol):
-    """Arrays of a batch that hold the samples together."""
-
-    positions: tuple[int, ...]
-    """Where its arrays are in the batch."""
-
-    def pick(self, batches: Sequence[Leaves], choice: Choice) -> list[Any]:
-        """Put its arrays together of samples of some batches."""
-        ...
-
-    def row_numbers(self, leaves: Leaves) -> Iterator[Numbers]:
-        """Yield the sample of each place along an axis that its samples stretch over."""
-        ...
-
-    def fits(self, leaves: Leaves, other: Leaves) -> bool:
-        """Whether another batch can give samples to this one."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class RowArray:
-    """An array with a row a sample."""
-
-    positions: tuple[int, ...]
-
-    def pick(self, batches: Sequence[Leaves], choice: Choice) -> list[Any]:
-        """Take the rows."""
-        arrays = [leaves[self.positions[0]] for leaves in batches]
-        picked = np.empty((len(choice.rows), *arrays[0].shape[1:]), arrays[0].dtype)
-        for number in np.unique(choice.batches):
-            is_from = choice.batches == number
-            picked[is_from] = arrays[number][choice.rows[is_from]]
-        return [picked]
-
-    def row_numbers(self, leaves: Leaves) -> Iterator[Numbers]:
-        """Yield nothing: an axis of the batch's size is known without."""
-        return iter(())
-
-    def fits(self, leaves: Leaves, other: Leaves) -> bool:
-        """Whether the other array has the same shape and dtype."""
-        return _is_alike(leaves[self.positions[0]], other[self.positions[0]])
-
-
-@dataclass(frozen=True, slots=True)
-class RaggedArrays:
-    """A ragged tensor: its values, then the splits of its rows, the outermost first."""
-
-    positions: tuple[int, ...]
-
-    def pick(self, batches: Sequence[Leaves], choice: Choice) -> list[Any]:
-        """Cut the rows out and join them."""
-        levels: list[list[Any]] = [[] for _ in self.positions]
-        for number, row in zip(choice.batches, choice.rows, strict=True):
-            values, *splits = (batches[number][position] for position in self.positions)
-            first, last = int(row), int(row) + 1
-            for level, split in zip(levels[1:], splits, strict=True):
-                level.append(np.diff(split[first : last + 1]))
-                first, last = int(split[first]), int(split[last])
-            levels[0].append(values[first:last])
-        own = [batches[0][position] for position in self.positions]
-        joined = [np.concatenate([own[0][:0], *levels[0]])]
-        for array, lengths in zip(own[1:], levels[1:], strict=True):
-            ends = np.cumsum(np.concatenate([[0], *lengths]))
-            joined.append(ends.astype(array.dtype))
-        return joined
-
-    def row_numbers(self, leaves: Leaves) -> Iterator[Numbers]:
-        """Yield the row of each inner row, and of each value."""
-        splits = [leaves[position] for position in self.positions[1:]]
-        rows = np.arange(len(splits[0]) - 1)
-        for split in splits:
-            rows = np.repeat(rows, np.diff(split))
-            yield rows
-
-    def fits(self, leaves: Leaves, other: Leaves) -> bool:
-        """Whether the other has as many rows, and values of the same shape and dtype."""
-        values, splits = self.positions[:2]
-        return _rows_are_alike(leaves[values], other[values]) and len(leaves[splits]) == len(
-            other[splits]
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class SparseArrays:
-    """A sparse tensor: the indices of its values, the values, its shape."""
-
-    positions: tuple[int, ...]
-
-    def pick(self, batches: Sequence[Leaves], choice: Choice) -> list[Any]:
-        """Take the values of the rows, and number the rows anew."""
-        all_indices, all_values = [], []
-        for place, (number, row) in enumerate(zip(choice.batches, choice.rows, strict=True)):
-            indices, values, _ = (batches[number][position] for position in self.positions)
-            is_in_row = indices[:, 0] == row
-            picked = indices[is_in_row]
-            picked[:, 0] = place
-            all_indices.append(picked)
-            all_values.append(values[is_in_row])
-        own_indices, own_values, own_shape = (batches[0][position] for position in self.positions)
-        shape = np.array([len(choice.rows), *own_shape[1:]], own_shape.dtype)
-        return [
-            np.concatenate([own_indices[:0], *all_indices]),
-            np.concatenate([own_values[:0], *all_values]),
-            shape,
-        ]
-
-    def row_numbers(self, leaves: Leaves) -> Iterator[Numbers]:
-        """Yield the row of each value."""
-        yield leaves[self.positions[0]][:, 0]
-
-    def fits(self, leaves: Leaves, other: Leaves) -> bool:
-        """Whether the other has the same shape and dtype."""
-        _, values, shape = self.positions
-        return _rows_are_alike(leaves[values], other[values]) and bool(
-            np.array_equal(leaves[shape], other[shape])
-        )
-
-
-@dataclass(frozen=True, slots=True)
-class SegmentArrays:
-    """Arrays of many rows a sample, and first of all the array that numbers each row's sample."""
-
-    positions: tuple[int, ...]
-
-    def pick(self, batches: Sequence[Leaves], choice: Choice) -> list[Any]:
-        """Take all rows of the samples, and number the samples anew."""
-        picked: list[list[Any]] = [[] for _ in self.positions]
-        for place, (number, row) in enumerate(zip(choice.batches, choice.rows, strict=True)):
-            ids, *others = (batches[number][position] for position in self.positions)
-            is_in_sample = ids == row
-            picked[0].append(np.full(int(is_in_sample.sum()), place, ids.dtype))
-            for into, array in zip(picked[1:], others, strict=True):
-                into.append(array[is_in_sample])
-        own = [batches[0][position] for position in self.positions]
-        pairs = zip(own, picked, strict=True)
-        return [np.concatenate([array[:0], *pieces]) for array, pieces in pairs]
-
-    def row_numbers(self, leaves: Leaves) -> Iterator[Numbers]:
-        """Yield the sample of each row."""
-        yield leaves[self.positions[0]]
-
-    def fits(self, leaves: Leaves, other: Leaves) -> bool:
-        """Whether the rows of the other have the same shapes and dtypes."""
-        return all(_rows_are_alike(leaves[place], other[place]) for place in self.positions)
-
-
-def _is_alike(one: Any, other: Any) -> bool:
-    return bool(one.shape == other.shape and one.dtype == other.dtype)
-
-
-def _rows_are_alike(one: Any, other: Any) -> bool:
-    return bool(other.ndim and one.shape[1:] == other.shape[1:] and one.dtype == other.dtype)
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,7 +87,7 @@ class BatchRows:
         held = {position for part in self.parts for position in part.positions}
         rest = [place for place in range(len(other)) if place not in held]
         return all(part.fits(self.leaves, other) for part in self.parts) and all(
-            _is_alike(self.leaves[place], other[place]) for place in rest
+            is_alike(self.leaves[place], other[place]) for place in rest
         )
 
     def row_numbers(self, length: int) -> Iterator[Numbers]:
@@ -272,10 +109,6 @@ class BatchRows:
                 # of a ragged tensor, the last are the values
                 return frozenset(int(fitting[-1][place]) for place in marked) if fitting else None
         return None
-
-
-IndexUse: TypeAlias = Literal["segments", "rows"]
-"""What an array of the batch numbers: the segment of each of its rows, or rows of another array."""
 
 
 def read_rows(
@@ -397,82 +230,11 @@ def _segments(
 
 
 def _is_odd(leaves: Leaves, numbering: Mapping[int, IndexUse], size: int | None) -> bool:
-    """Whether an array that numbers rows has itself not a row a sample."""
-    return any(not leaves[place].ndim or len(leaves[place]) != size for place in numbering)
+    """Whether an array that numbers rows makes others depend on rows that are not theirs.
 
-
-# Which arrays of a batch number rows of others, as the ops of the step tell.
-
-_SEGMENT_IDS = {
-    **dict.fromkeys(
-        words(
-            "SegmentSum SegmentSumV2 SegmentMean SegmentMax SegmentMaxV2 SegmentMin SegmentMinV2 "
-            "SegmentProd SegmentProdV2 UnsortedSegmentSum UnsortedSegmentMax UnsortedSegmentMin "
-            "UnsortedSegmentProd"
-        ),
-        1,
-    ),
-    **dict.fromkeys(words("SparseSegmentSum SparseSegmentMean SparseSegmentSqrtN"), 2),
-}
-"""Position of the segment numbers, by op type."""
-_ROW_NUMBERS = {**dict.fromkeys(words("Gather GatherV2"), 1), "ScatterNd": 0, "TensorScatterAdd": 1}
-"""Position of the numbers of rows, by op type."""
-_HANDED_ON = COPIES | words("Cast ExpandDims Slice Squeeze StridedSlice Transpose Unpack")
-
-
-@dataclass(slots=True)
-class _BatchTrace:
-    """Which values of a step come from the batch."""
-
-    trace: StepTrace
-    serials: set[int] = field(default_factory=set)
-
-    def is_from_batch(self, value: ValueId) -> bool:
-        if value.serial >= 0:
-            return value.serial in self.serials
-        return self.trace.feed(value)[0] == "batch"
-
-    def array(self, value: ValueId) -> int | None:
-        """Place of the array of the batch that a value is (a part of); None if it is none."""
-        while value.serial >= 0:
-            fact = self.trace.facts.get(value.serial)
-            if fact is None or fact.type not in _HANDED_ON or not fact.input_ids:
-                return None
-            value = fact.input_ids[0]
-        kind, index = self.trace.feed(value)
-        return index if kind == "batch" else None
-
-
-def index_arrays(trace: StepTrace) -> dict[int, IndexUse]:
-    """Return the arrays of the batch that number rows of others, by place.
-
-    Numbers of the rows of a variable, as an embedding takes them, are none.
+    Segment numbers with a row a sample only sort the samples, as labels do.
     """
-    found: dict[int, IndexUse] = {}
-    known = _BatchTrace(trace)
-    for fact in trace.facts.values():
-        if any(known.is_from_batch(value) for value in fact.input_ids):
-            known.serials.add(fact.serial)
-        for table, use in ((_SEGMENT_IDS, "segments"), (_ROW_NUMBERS, "rows")):
-            place = table.get(fact.type)
-            index = None if place is None else known.array(fact.input_ids[place])
-            if index is None or not _numbers_rows(known, fact, index):
-                continue
-            if use == "rows" or index not in found:
-                found[index] = "rows" if use == "rows" else "segments"
-    return found
-
-
-def _numbers_rows(known: _BatchTrace, fact: Fact, index: int) -> bool:
-    """Whether an array of the batch numbers rows of what comes from the batch as well."""
-    leaves = known.trace.runner.batch(known.trace.step).leaves
-    if index >= len(leaves) or is_float(leaves[index]):
-        return False
-    array = as_array(leaves[index])
-    if fact.type not in ("Gather", "GatherV2"):
-        return bool(array.ndim)
-    taken_from = fact.input_ids[0]
-    stat = known.trace.stat(taken_from)
-    if not known.is_from_batch(taken_from) or stat is None or not stat.shape or not array.ndim:
-        return False
-    return len(array) != stat.shape[0]
+    return any(
+        use == "rows" or not leaves[place].ndim or len(leaves[place]) != size
+        for place, use in numbering.items()
+    )

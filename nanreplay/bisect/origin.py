@@ -14,9 +14,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanreplay.bisect.batch_rows import index_arrays, own_leaves, read_rows
+from nanreplay.bisect.batch_rows import own_leaves, read_rows
 from nanreplay.bisect.failing_step import UNWATCHED, Progress, Scene, Search, search_back
 from nanreplay.bisect.growth import find_root
+from nanreplay.bisect.index_arrays import index_arrays
 from nanreplay.bisect.judge import Attribution, Suspect
 from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.origin_facts import (

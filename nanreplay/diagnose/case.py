@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from nanreplay.bisect import Bisection
 from nanreplay.bisect.growth import Growth, find_growth
+from nanreplay.bisect.index_arrays import index_arrays
 from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.bisect.tensor_stats import Mask, is_float
@@ -193,10 +194,17 @@ class Case:
 
     @property
     def count(self) -> str:
-        """How many elements: "1 of 96 elements"."""
+        """How many elements: "1 of 96 elements".
+
+        Some may be left out by a mask: "13 of 96 elements (1 of them on the way to what failed)".
+        """
         if self.output is None:
-            return "its output"
-        return f"{self.output.nonfinite} of {self.output.size} elements"
+            return "all elements"
+        count = f"{self.output.nonfinite} of {self.output.size} elements"
+        failing = self.output.nonfinite if self.mask is None else int(self.mask.sum())
+        if 0 < failing < self.output.nonfinite:
+            count += f" ({failing} of them on the way to what failed)"
+        return count
 
     def subject(self, i: int) -> str:
         """Name an operand: an array of the batch, a variable, else the output of its op."""
@@ -280,7 +288,11 @@ class Case:
         """
         if self.origin is None:
             return find_outliers(self.replay, self.step)
-        return find_outliers(self.replay, self.step, self.origin.rows, self.origin.batch_prefix)
+        scene = self.bisection.scene
+        indices = {} if scene is None else index_arrays(scene.trace)
+        return find_outliers(
+            self.replay, self.step, self.origin.rows, self.origin.batch_prefix, indices
+        )
 
 
 def _float64(value: Any) -> Values:

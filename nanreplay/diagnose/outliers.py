@@ -6,14 +6,16 @@ with itself only. Imports no TensorFlow.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanreplay.bisect.batch_rows import batch_size, own_leaves
+from nanreplay.bisect.batch_rows import own_leaves, read_rows
+from nanreplay.bisect.index_arrays import IndexUse
+from nanreplay.bisect.sample_parts import RowArray
 from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.bisect.tensor_stats import is_float
 from nanreplay.capture.arrays import as_array
@@ -68,7 +70,11 @@ class Outlier:
 
 
 def find_outliers(
-    replay: StepRunner, step: int, rows: Sequence[int] | None = None, prefix: str = ""
+    replay: StepRunner,
+    step: int,
+    rows: Sequence[int] | None = None,
+    prefix: str = "",
+    indices: Mapping[int, IndexUse] | None = None,
 ) -> tuple[Outlier, ...]:
     """Return the values of a batch that are far out of the range of other rows.
 
@@ -80,18 +86,24 @@ def find_outliers(
         step: Step of the batch.
         rows: Rows to look at; every row unless given.
         prefix: How the paths of the arrays begin that are looked at.
+        indices: Arrays of the batch that number rows of others (see `index_arrays`). Arrays that
+            have not a row a sample are not looked at.
     """
     record = _batch(replay, step)
     if record is None:
         return ()
     leaves = [as_array(leaf) for leaf in record.leaves]
     own = own_leaves(record.paths, prefix)
-    size = batch_size([leaves[position] for position in own])
+    used = {own.index(place): use for place, use in (indices or {}).items() if place in own}
+    samples = read_rows(
+        [record.paths[place] for place in own], [leaves[place] for place in own], used
+    )
+    with_rows = {own[part.positions[0]] for part in samples.parts if isinstance(part, RowArray)}
     other_batches = _other_batches(replay, step)
     outliers: list[Outlier] = []
     for position in own:
         leaf = leaves[position]
-        if not (_has_rows(leaf, size) and _is_real(leaf)):
+        if position not in with_rows or not leaf.size or not _is_real(leaf):
             continue
         in_others = [batch[position] for batch in other_batches if position < len(batch)]
         fitting = [array for array in in_others if array.ndim and array.shape[1:] == leaf.shape[1:]]
@@ -101,10 +113,6 @@ def find_outliers(
         values = leaf.astype(np.float64)
         outliers += _outliers_of_array(step, record.paths[position], values, wanted, usual)
     return tuple(sorted(outliers, key=lambda outlier: -outlier.deviations))
-
-
-def _has_rows(leaf: NDArray[Any], size: int | None) -> bool:
-    return bool(leaf.ndim) and leaf.shape[0] == size and leaf.size > 0
 
 
 def _is_real(leaf: NDArray[Any]) -> bool:

@@ -65,7 +65,12 @@ def judge(replay: Replay, *, progress: Callable[[int, int], None] | None = None)
     except UnsafeProgramError:
         raise
     except ReplayError as error:
-        return _raised(replay, str(error), at_incident=first + steps_done == failing)
+        return _not_run(replay, str(error), at_incident=first + steps_done == failing)
+    exception = results[-1].exception
+    if exception is not None:
+        exact = _exact(results[:-1])
+        reason = f"Step {failing} raised when it was replayed: {exception.name}: {exception.value}"
+        return Verdict("reproduced", exact, (Evidence("recorded", False, exact),), reason=reason)
     return _judge_results(replay, results, keyframes)
 
 
@@ -103,18 +108,11 @@ def _earliest(steps: Sequence[int], failing: int) -> int:
     return first
 
 
-def _raised(replay: Replay, message: str, *, at_incident: bool) -> Verdict:
-    if not at_incident:
-        reason = f"A step before the incident could not be replayed. {message}"
-        return Verdict("inconclusive", None, reason=reason)
-    if replay.incident.trigger.what != "exception":
+def _not_run(replay: Replay, message: str, *, at_incident: bool) -> Verdict:
+    if at_incident:
         return Verdict("inconclusive", None, reason=message)
-    failing = replay.incident.step
-    first = _earliest(replay.steps, failing)
-    exact = None
-    if first < failing:
-        exact = _exact(replay.run_window("recorded", first=first, last=failing - 1))
-    return Verdict("reproduced", exact, (Evidence("recorded", False, exact),), reason=message)
+    reason = f"A step before the incident could not be replayed. {message}"
+    return Verdict("inconclusive", None, reason=reason)
 
 
 def _runs_alike(replay: Replay, result: StepResult, after: Mapping[int, Any]) -> bool | None:
@@ -212,22 +210,27 @@ def _run_ops(replay: Replay) -> StepResult | None:
     """The failing step op by op, None when a kernel raises."""
     failing = replay.incident.step
     try:
-        return replay.run_window("ops", first=failing, last=failing)[0]
+        result = replay.run_window("ops", first=failing, last=failing)[0]
     except (UnsafeProgramError, UnsupportedOpError):
         raise
     except ReplayError:
         return None
+    return None if result.exception is not None else result
 
 
 def _run_mode(replay: Replay, mode: Mode) -> StepResult | None:
     """The failing step in a mode that a verdict can do without; None when it cannot be run so."""
     failing = replay.incident.step
     try:
-        return replay.run_window(mode, first=failing, last=failing)[0]
+        result = replay.run_window(mode, first=failing, last=failing)[0]
+        if result.exception is None:
+            return result
+        why = f"It raised {result.exception.name}: {result.exception.value}"
     except (ReplayError, UnsupportedOpError) as error:
-        how = "in float64" if mode == "float64" else "without XLA"
-        replay.notes.append(f"Step {failing} could not be replayed {how}. {error}")
-        return None
+        why = str(error)
+    how = "in float64" if mode == "float64" else "without XLA"
+    replay.notes.append(f"Step {failing} could not be replayed {how}. {why}")
+    return None
 
 
 def _decide(replay: Replay, results: Sequence[StepResult], evidence: Sequence[Evidence]) -> Verdict:

@@ -88,7 +88,11 @@ class _ModeRun:
             steps_done += 1
 
         try:
-            return _ModeRun(mode, replay.run_window(mode, progress=progress), None)
+            results = replay.run_window(mode, progress=progress)
+            raised = results[-1].exception
+            if raised is not None:
+                return _ModeRun(mode, results[:-1], f"It raised {raised.name}: {raised.value}")
+            return _ModeRun(mode, results, None)
         except ReplayError as error:
             if not steps_done:
                 return _ModeRun(mode, [], str(error))

@@ -20,7 +20,8 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 from numpy.random import Generator
 
-from nanreplay.bisect.batch_rows import batch_size, own_leaves
+from nanreplay.bisect.batch_rows import own_leaves, read_rows
+from nanreplay.bisect.sample_parts import RowArray
 from nanreplay.capture import Capture, write_capture
 from nanreplay.capture.temporary import move_into_place
 from nanreplay.capture.writer import lazy_contents
@@ -294,11 +295,12 @@ def _stand_in_batch(batch: BatchRecord, origin: Origin | None, random: Generator
     if origin is not None and origin.rows:
         rows = list(origin.rows)
         places = own_leaves(batch.paths, origin.batch_prefix)
-        recorded = {place: np.asarray(batch.leaves[place]) for place in places}
-        size = batch_size(list(recorded.values()))
-        for place, array in recorded.items():
-            if array.ndim and array.shape[0] == size:
-                leaves[place][rows] = array[rows]
+        recorded = [np.asarray(batch.leaves[place]) for place in places]
+        samples = read_rows([batch.paths[place] for place in places], recorded)
+        for part in samples.parts:
+            if isinstance(part, RowArray):
+                (own,) = part.positions
+                leaves[places[own]][rows] = recorded[own][rows]
     fed = tuple(stand_in(np.asarray(output), random) for output in batch.fed)
     return replace(batch, leaves=tuple(leaves), fed=fed)
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import tensorflow as tf
 
+from nanreplay.errors import reason_line
 from nanreplay.program.nonfinite_values import nonfinite_kind, read_variable
 from nanreplay.recorder.variable_table import VariableTable
 from nanreplay.records import Trigger
@@ -151,26 +152,9 @@ def exception_trigger(error: BaseException) -> Trigger | None:
     """
     if is_end_of_data(error) or not isinstance(error, Exception):
         return None
-    return Trigger("exception", type(error).__name__, _reason_line(str(error))[:500])
+    return Trigger("exception", type(error).__name__, reason_line(error)[:500])
 
 
 def is_end_of_data(error: BaseException) -> bool:
     """Whether an exception only says that there are no more batches."""
     return isinstance(error, (StopIteration, tf.errors.OutOfRangeError))
-
-
-def _reason_line(message: str) -> str:
-    """The line of a message that says why.
-
-    The message of a graph's error begins with where the op was made ("Detected at node ...", with
-    an indented stack), and ends with which node it was ("Original stack trace for ...").
-    """
-    lines = [line for line in message.splitlines() if line.strip()]
-    if not lines:
-        return ""
-    if not lines[0].startswith("Graph execution error"):
-        return lines[0]
-    for line in lines[1:]:
-        if not line.startswith((" ", "\t", "Detected at", "Stack trace", "Original stack")):
-            return line
-    return lines[0]

@@ -15,7 +15,13 @@ from typing import Any, Literal, TypeAlias, TypeVar
 import tensorflow as tf
 
 from nanreplay.capture.reader import Capture
-from nanreplay.errors import MemoryLimitError, MissingPartError, ReplayError, first_line
+from nanreplay.errors import (
+    MemoryLimitError,
+    MissingPartError,
+    ReplayError,
+    StepRaisedError,
+    first_line,
+)
 from nanreplay.program.compiled_program import BitHash, compiled_hashes
 from nanreplay.program.float_types import widened_variables
 from nanreplay.program.nonfinite_values import nonfinite_kind
@@ -25,7 +31,13 @@ from nanreplay.replay.kernels import run_kernel
 from nanreplay.replay.provenance import OpEvent, ValueId
 from nanreplay.replay.replay_programs import Mode, Program
 from nanreplay.replay.replay_state import LiveState, OpDeterminism
-from nanreplay.replay.step_results import RecordedSteps, StepResult, compare_step
+from nanreplay.replay.step_results import (
+    RecordedSteps,
+    StepResult,
+    compare_step,
+    in_words,
+    step_error,
+)
 
 __all__ = ["Replay", "StepResult"]
 T = TypeVar("T")
@@ -112,11 +124,15 @@ class Replay(RecordedSteps):
                 variables just before it, and those that the keyframe holds; returns the ones to
                 set. All that it holds unless given.
 
+        Returns:
+            One result a step. Where the step that raised in training raises again, its result has
+            a trigger `exception`, and is the last.
+
         Raises:
             ReplayError: A step could not be run.
             MissingPartError: No step between `first` and `last` can be replayed.
         """
-        wanted = self._window(first, last)
+        wanted = self.window(first, last)
         keyframes = set(self.capture.keyframe_steps)
         live = self._wide if mode == "float64" else self._live
         results: list[StepResult] = []
@@ -136,20 +152,16 @@ class Replay(RecordedSteps):
                 live.assign(self.state(step))
             if is_faithful and step == self.incident.step:
                 self._remember(step)
-            results.append(self._run_step(step, mode))
+            try:
+                results.append(self._run_step(step, mode))
+            except StepRaisedError as error:
+                if step != self.incident.step or self.incident.trigger.what != "exception":
+                    raise
+                results.append(StepResult.raised(step, error.kind, error.reason))
+                break  # it has left no state for a step after it
             if progress is not None:
                 progress(done + 1, len(wanted))
         return results
-
-    def _window(self, first: int | None, last: int | None) -> list[int]:
-        steps = [step for step in self.steps if first is None or step >= first]
-        steps = [step for step in steps if last is None or step <= last]
-        if not steps:
-            which = "" if first is None else f" from {first} on"
-            raise MissingPartError(
-                f"{self.capture.path}: holds no step that can be replayed{which}."
-            )
-        return steps
 
     def _remember(self, step: int) -> None:
         """Keep the variables as they are as the state just before a step."""
@@ -182,7 +194,7 @@ class Replay(RecordedSteps):
             paths=[info.path for info in self.variables],
             count_skips=trigger.what == "gradient",
             bad_variable=lambda index: "" if index in bad_before else live.bad_kind(index),
-            slots=self._optimizer_slots(),
+            slots=self.optimizer_slots,
             step_loss=program.step_loss,
             recorded_loss=self.timeline_loss(step),
         )
@@ -193,10 +205,6 @@ class Replay(RecordedSteps):
             if gradient is not None:
                 return replace(result, finite=False, nonfinite=gradient)
         return result
-
-    def _optimizer_slots(self) -> list[int]:
-        variables = enumerate(self.variables)
-        return [index for index, info in variables if info.role == "optimizer" and info.shape]
 
     def _bad_gradient(
         self,
@@ -260,10 +268,8 @@ class Replay(RecordedSteps):
                     "op determinism was turned off."
                 )
                 return self._determined(step, work)
-            if isinstance(error, ReplayError):
-                raise
-            reason = f"{type(error).__name__}: {first_line(error)}"
-            raise ReplayError(f"Step {step} raised when it was replayed: {reason}") from error
+            raised = step_error(step, error)
+            raise raised from None if raised is error else error
 
     def run(
         self,
@@ -387,7 +393,7 @@ class Replay(RecordedSteps):
         if step not in self.steps:
             raise MissingPartError(
                 f"{self.capture.path}: step {step} cannot be replayed; "
-                f"there are {_ranges(self.steps)}."
+                f"there are {in_words(self.steps)}."
             )
         if step not in self._states:
             self._seek(step)
@@ -442,7 +448,3 @@ class Replay(RecordedSteps):
     def now(self) -> Mapping[int, Any]:
         """Return the variables as the last run left them (one in float64 aside), by index."""
         return self._live.read()
-
-
-def _ranges(steps: Sequence[int]) -> str:
-    return f"steps {steps[0]} to {steps[-1]}" if steps else "none"

@@ -14,7 +14,13 @@ import numpy as np
 
 from nanreplay.capture.reader import Capture
 from nanreplay.capture.tables import check_batch
-from nanreplay.errors import FormatError
+from nanreplay.errors import (
+    FormatError,
+    MissingPartError,
+    ReplayError,
+    StepRaisedError,
+    reason_line,
+)
 from nanreplay.program.fingerprint import Layout, NonFinite, ulp_distance
 from nanreplay.records import (
     BatchRecord,
@@ -58,6 +64,21 @@ class RecordedSteps:
             self._steps = tuple(self._reached())
         return self._steps
 
+    def window(self, first: int | None, last: int | None) -> list[int]:
+        """Return the steps from `first` to `last` that can be replayed.
+
+        Raises:
+            MissingPartError: There are none.
+        """
+        steps = [step for step in self.steps if first is None or step >= first]
+        steps = [step for step in steps if last is None or step <= last]
+        if not steps:
+            which = "" if first is None else f" from {first} on"
+            raise MissingPartError(
+                f"{self.capture.path}: holds no step that can be replayed{which}."
+            )
+        return steps
+
     def _reached(self) -> Iterator[int]:
         keyframes = set(self.capture.keyframe_steps)
         previous: int | None = None
@@ -79,6 +100,12 @@ class RecordedSteps:
     def variables(self) -> Sequence[VariableInfo]:
         """The capture's table of variables."""
         return self.capture.variables_info
+
+    @property
+    def optimizer_slots(self) -> list[int]:
+        """Indices of the optimizer's arrays."""
+        variables = enumerate(self.variables)
+        return [index for index, info in variables if info.role == "optimizer" and info.shape]
 
     def program(self, step: int) -> Program:
         """Return the program of a step.
@@ -146,6 +173,23 @@ class RecordedSteps:
         return self.program(step).inputs_of
 
 
+def in_words(steps: Sequence[int]) -> str:
+    """Steps as a message names them: "steps 3 to 12"."""
+    return f"steps {steps[0]} to {steps[-1]}" if steps else "none"
+
+
+def step_error(step: int, error: Exception) -> ReplayError:
+    """Return the error of nanreplay for what TensorFlow, or the interpreter, raised in a step."""
+    if not isinstance(error, ReplayError):
+        kind, reason = type(error).__name__, reason_line(error)
+        message = f"Step {step} raised when it was replayed: {kind}: {reason}"
+        return StepRaisedError(message, kind, reason)
+    kernel_error = error.__cause__
+    if kernel_error is None or isinstance(error, StepRaisedError):
+        return error
+    return StepRaisedError(str(error), type(kernel_error).__name__, reason_line(kernel_error))
+
+
 # Comparing a replayed step with its recording.
 
 
@@ -180,6 +224,24 @@ class StepResult:
     loss: float | None
     recorded_loss: float | None
     differences: tuple[Difference, ...] = ()
+
+    @classmethod
+    def raised(cls, step: int, kind: str, message: str) -> StepResult:
+        """Return the result of a step that raised.
+
+        Args:
+            step: The step.
+            kind: Name of the class of what it raised.
+            message: What that says.
+        """
+        trigger = Trigger("exception", kind, message)
+        return cls(step, False, trigger, None, None, None, None)
+
+    @property
+    def exception(self) -> Trigger | None:
+        """What the step raised; None where it ended."""
+        raised = self.nonfinite is not None and self.nonfinite.what == "exception"
+        return self.nonfinite if raised else None
 
 
 def compare_step(

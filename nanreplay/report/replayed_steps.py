@@ -95,6 +95,8 @@ def step_lines(path: str, results: Sequence[StepResult], notes: Sequence[str]) -
 def _cells(result: StepResult) -> tuple[str, str, str, str]:
     loss = "" if result.loss is None else readable_number(result.loss)
     finite = "finite" if result.finite else "NON-FINITE"
+    if result.exception is not None:
+        finite = "RAISED"
     if result.nonfinite is not None:
         finite += f": {readable_trigger(result.nonfinite)}"
     return str(result.step), loss, finite, _exactness(result)
@@ -116,6 +118,9 @@ def summary(results: Sequence[StepResult]) -> str:
     if compared:
         replayed += f", {sum(compared)} of {len(compared)} bit for bit"
     bad_steps = [result.step for result in results if not result.finite]
+    if results[-1].exception is not None:
+        others = f"; {len(bad_steps) - 1} non-finite" if len(bad_steps) > 1 else ""
+        return f"{replayed}{others}; step {bad_steps[-1]} raises, as it did in training."
     if not bad_steps:
         return f"{replayed}; all finite."
     if len(bad_steps) == 1:

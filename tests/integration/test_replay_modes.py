@@ -130,3 +130,43 @@ def test_two_open_replays_share_op_determinism(first_closes: bool, tmp_path: Pat
         stays.close()
         stays.close()
     assert not tf_eager.is_deterministic()
+
+
+@pytest.fixture(scope="module")
+def raising(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A step that raises: a matrix that cannot be inverted."""
+    path = tmp_path_factory.mktemp("raising") / "run.h5"
+    weight = tf.Variable(1.0)
+
+    @tf.function
+    def step(matrix: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(tf.linalg.inv(matrix * weight))
+        weight.assign_sub(0.1 * tape.gradient(loss, weight))
+        return loss
+
+    with Recorder(path) as recorder:
+        recorded = recorder.wrap(step)
+        recorded(tf.eye(2))
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            recorded(tf.ones((2, 2)))
+    return path
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_step_that_raised_raises_again(mode: Any, raising: Path) -> None:
+    with Capture(raising) as capture, Replay(capture) as replay:
+        good, bad = replay.run_window(mode)
+    assert (good.finite, good.exception) == (True, None)
+    assert not bad.finite
+    assert bad.exception is not None
+    assert bad.exception.name == "InvalidArgumentError"
+    assert "not invertible" in bad.exception.value
+
+
+def test_replaying_what_raises_again_exits_as_bisecting_does(
+    raising: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["replay", str(raising)]) == 1
+    assert "step 1 raises, as it did in training" in capsys.readouterr().out
+    assert run(["bisect", str(raising), "--no-fixes"]) == 1

@@ -55,7 +55,7 @@ def ragged(*rows: Sequence[Any]) -> Batch:
 
 def sparse(*values: float) -> Batch:
     places = [(0, 1), (0, 4), (1, 2), (2, 0), (3, 5)]
-    return tf.SparseTensor(places, list(values), (4, 6)), tf.zeros((4, 1))
+    return tf.SparseTensor(places, np.array(values, np.float32), (4, 6)), tf.zeros((4, 1))
 
 
 def log_of_sparse(w: Any, x: Any, target: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from nanreplay.bisect.batch_rows import BatchRows, index_arrays, own_leaves, read_rows
+from nanreplay.bisect.batch_rows import BatchRows, own_leaves, read_rows
+from nanreplay.bisect.index_arrays import index_arrays
 from nanreplay.whatif.edits import BadValueError, CannotTryError, Edit, Fix
 from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fixes.update_fixes import positive_number
@@ -71,7 +72,7 @@ def _drop_rows(failure: Failure) -> Fix:
         if step != failure.step:
             return leaves
         changed = list(leaves)
-        for place, array in zip(own_places, samples(leaves).keep(rows), strict=True):
+        for place, array in zip(own_places, samples(leaves).keep(rows.tolist()), strict=True):
             changed[place] = array
         return changed
 
