@@ -81,6 +81,20 @@ def without_node_names(message: str) -> str:
     return _NODE_NAMES.sub("", message).strip()
 
 
+def own_error(what: str, error: Exception) -> str:
+    """Return a note of an error of this package's own, which costs one part of an answer only.
+
+    With NANREPLAY_DEBUG set, the error is raised.
+
+    Args:
+        what: What is missing for it, such as `The rows could not be told`.
+        error: The error.
+    """
+    if os.environ.get("NANREPLAY_DEBUG"):
+        raise error
+    return f"{what}; please report this: {type(error).__name__}: {error}"
+
+
 class NanreplayError(Exception):
     """Base of every error of nanreplay."""
 

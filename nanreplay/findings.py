@@ -129,6 +129,8 @@ class ChainLink:
     """The worst of its output: `nan`, `inf`, `-inf` or `finite`."""
     absmax: float | None
     """Largest finite absolute value of its output."""
+    hides: str | None = None
+    """`nan` or `inf` where it got one and gave a finite value that failed later; else None."""
 
 
 @dataclass(frozen=True, slots=True)

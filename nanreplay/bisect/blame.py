@@ -152,6 +152,6 @@ def _suffices(
 
 
 def _cleaned(value: Any) -> Any:
-    array = np.array(value)
+    array = as_array(value).copy()
     array[~np.isfinite(array)] = 1
     return array

@@ -62,6 +62,11 @@ ELEMENTWISE = words(
     "_MklSwish"
 )
 """Ops whose output element depends on the (broadcast) input elements at its own index."""
+COMPARISONS = words(
+    "ApproximateEqual Equal Greater GreaterEqual IsFinite IsInf IsNan Less LessEqual NotEqual"
+)
+"""Ops that tell of each (broadcast) element whether something holds."""
+LOGICAL = words("LogicalAnd LogicalNot LogicalOr")
 REDUCTIONS = words("Sum Mean Max Min Prod EuclideanNorm")
 ROWWISE = frozenset({"Softmax", "LogSoftmax"})
 ACCUMULATIONS = frozenset({"Cumsum", "Cumprod", "CumulativeLogsumexp"})
@@ -398,8 +403,8 @@ def _channel_axis(event: OpEvent, rank: int) -> int:
 
 
 _RULES: dict[str, LabelRule] = {
-    **dict.fromkeys(ELEMENTWISE, _elementwise),
-    **dict.fromkeys(REDUCTIONS, _reduction),
+    **dict.fromkeys(ELEMENTWISE | COMPARISONS | LOGICAL, _elementwise),
+    **dict.fromkeys(REDUCTIONS | words("All Any ArgMax ArgMin"), _reduction),
     **dict.fromkeys(ROWWISE, _rowwise),
     **dict.fromkeys(ACCUMULATIONS, _accumulation),
     **dict.fromkeys(BATCHED, _batched),

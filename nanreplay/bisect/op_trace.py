@@ -14,8 +14,17 @@ from typing import Any
 
 import numpy as np
 
+from nanreplay.bisect.hiding import HiddenValues
 from nanreplay.bisect.step_runner import OpKey, StepRunner, repaired
-from nanreplay.bisect.tensor_stats import Mask, TensorStat, dtype_name, is_float, measure, nonfinite
+from nanreplay.bisect.tensor_stats import (
+    Mask,
+    TensorStat,
+    dtype_name,
+    is_float,
+    is_opaque,
+    measure,
+    nonfinite,
+)
 from nanreplay.capture.arrays import as_array
 from nanreplay.records import ArrayLike
 from nanreplay.replay.provenance import Call, FeedKind, OpEvent, ValueId
@@ -52,7 +61,10 @@ class Fact:
     outputs: tuple[TensorStat, ...]
     """Facts of the outputs; of the variables after an update op."""
     event: OpEvent | None = None
-    """The execution with its tensors, where an output is not finite or the kernel raised."""
+    """The execution with its tensors.
+
+    Kept where an output is not finite, the kernel raised, or the op hides a NaN.
+    """
 
     @property
     def key(self) -> OpKey:
@@ -91,17 +103,26 @@ class StepTrace:
     fetched: Mapping[str, Any] = field(default_factory=dict)
     """Fetched tensors by name."""
     feeds: Sequence[tuple[FeedKind, int]] = ()
+    hidden: HiddenValues = field(init=False)
+    """Finite values that depend on a NaN."""
     # Made when they are first asked for; the run must be over by then.
     _state: Mapping[int, ArrayLike] | None = None
     _consumers: dict[int, list[int]] | None = None
     _main_graph: dict[str, Fact] | None = None
     _kept_tensors: dict[int, ValueId] | None = None
+    _fed_stats: dict[ValueId, TensorStat | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Know of no hidden value yet."""
+        self.hidden = HiddenValues(self.runner.execute)
 
     def stat(self, value: ValueId) -> TensorStat | None:
         """Return the facts of a value, None when nothing is known of it."""
         if value.serial < 0:
-            tensor = self.value(value)
-            return None if tensor is None else measure(tensor)
+            if value not in self._fed_stats:
+                tensor = self.value(value)
+                self._fed_stats[value] = None if tensor is None else measure(tensor)
+            return self._fed_stats[value]
         fact = self.facts.get(value.serial)
         if fact is None or value.output >= len(fact.outputs):
             return None
@@ -237,12 +258,23 @@ class _OpRecorder:
         if is_update(event.type):
             event = with_updated(self.trace.runner, event)
         stats = tuple(measure(value) for value in event.outputs)
-        self._add(event, stats, keep=any(stat.nonfinite for stat in stats))
+        hides = self.trace.hidden.see(event, self._nonfinite_inputs(event))
+        self._add(event, stats, keep=hides or any(stat.nonfinite for stat in stats))
         if event.type == "AssignVariableOp":
             self._note_writes([event.input_ids[0]], [event.input_ids[1]])
         elif is_update(event.type):
             handles = [event.input_ids[i] for i in _handles(event)]
             self._note_writes(handles, [ValueId(event.serial, k) for k in range(len(handles))])
+
+    def _nonfinite_inputs(self, event: OpEvent) -> dict[int, bool]:
+        """Return which inputs hold a NaN or an infinity, and whether it is a NaN."""
+        found: dict[int, bool] = {}
+        for i, value in enumerate(event.input_ids):
+            if not is_opaque(event.inputs[i]):
+                stat = self.trace.stat(value)
+                if stat is not None and stat.nonfinite:
+                    found[i] = stat.nan > 0
+        return found
 
     def repair(self, event: OpEvent) -> Sequence[Any]:
         """Remember an op that raised, and return outputs with which the run goes on."""
@@ -250,6 +282,7 @@ class _OpRecorder:
         outputs = repaired(event, self.trace.runner.execute)
         kept = dataclasses.replace(event, outputs=tuple(outputs or ()))
         self._add(kept, tuple(measure(value) for value in kept.outputs), keep=True)
+        self.trace.hidden.see_raised(kept)
         self.trace.raised.append(self.trace.facts[event.serial])
         if outputs is None:
             raise StepStoppedError(event.name) from event.error

@@ -10,7 +10,8 @@ from __future__ import annotations
 import dataclasses
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,20 +21,15 @@ from nanreplay.bisect.growth import find_root
 from nanreplay.bisect.index_arrays import index_arrays
 from nanreplay.bisect.judge import Attribution, Suspect
 from nanreplay.bisect.op_trace import Fact
-from nanreplay.bisect.origin_facts import (
-    chain_of,
-    consequence_of,
-    describe,
-    operands_of,
-    output_facts,
-    upstream_of,
-)
+from nanreplay.bisect.origin_facts import describe, operands_of, output_facts
 from nanreplay.bisect.row_proof import RowProof, prove_rows
 from nanreplay.bisect.step_runner import PASSIVE, StepRunner
 from nanreplay.bisect.tensor_stats import kind_of, nonfinite_outputs
+from nanreplay.bisect.upstream import Kept, kept_upstream, upstream_of
+from nanreplay.bisect.ways import chain_of, consequence_of
 from nanreplay.capture.arrays import as_array
-from nanreplay.errors import first_line, without_node_names
-from nanreplay.findings import Findings, OperandFacts, Origin, OutputFacts, Root
+from nanreplay.errors import NanreplayError, first_line, own_error, without_node_names
+from nanreplay.findings import ChainLink, Findings, OperandFacts, Origin, OutputFacts, Root
 from nanreplay.records import EACH_ITERATION, PHASES, OpInfo, Timeline
 
 _OTHERS = 10
@@ -52,6 +48,9 @@ class Bisection:
 
     None without an origin, and when only the compiled step makes it.
     """
+
+    kept: Kept = field(default_factory=dict)
+    """Executions before the origin with their tensors, by serial; none where nothing ran."""
 
     @property
     def scene(self) -> Scene | None:
@@ -101,7 +100,10 @@ def bisect(
     if not suspects:
         reason = search.reason or _nothing_found(search)
         return Bisection(Findings(reason=reason, notes=notes), search)
-    return Bisection(_findings(runner, search, suspects, timeline, notes, say), search, suspects[0])
+    fact = suspects[0].fact
+    kept = {} if fact is None else kept_upstream(search.first, fact)
+    findings = _findings(runner, search, suspects, timeline, notes, say, kept)
+    return Bisection(findings, search, suspects[0], kept)
 
 
 def locate(runner: StepRunner) -> tuple[Origin, ...]:
@@ -172,20 +174,47 @@ def _findings(
     timeline: Timeline | None,
     notes: tuple[str, ...],
     say: Progress,
+    kept: Kept,
 ) -> Findings:
     scene, first = search.first, suspects[0]
     origin = describe(scene, first)
     say("proving which rows of the batch it needs")
-    proof = rows_of(scene, first, origin.batch_prefix)
+    lacks: list[str] = []
+    nowhere: tuple[ChainLink, ...] = ()
+    proof = _part(
+        "The rows",
+        lambda: rows_of(scene, first, origin.batch_prefix),
+        RowProof(None, "They could not be tried."),
+        lacks,
+    )
+    upstream = _part(
+        "Where its operands came from", lambda: upstream_of(scene, first, kept), nowhere, lacks
+    )
+    paths = [info.path for info in runner.variables]
+    root = _part("Where it began", lambda: find_root(timeline, scene.step, paths), None, lacks)
     return Findings(
         origin=dataclasses.replace(origin, rows=proof.rows, rows_reason=proof.reason),
         other_origins=tuple(_other(scene, suspect) for suspect in suspects[1 : _OTHERS + 1]),
         chain=chain_of(search.scenes, first),
-        upstream=upstream_of(scene, first, origin),
-        root=find_root(timeline, scene.step, [info.path for info in runner.variables]),
-        notes=notes,
+        upstream=upstream,
+        root=root,
+        notes=(*notes, *lacks),
         consequence=consequence_of(search.scenes, first, runner.incident.trigger),
     )
+
+
+_Answer = TypeVar("_Answer")
+
+
+def _part(what: str, find: Callable[[], _Answer], without: _Answer, notes: list[str]) -> _Answer:
+    """Find one part of the answer; an error of ours costs that part, and leaves a note."""
+    try:
+        return find()
+    except NanreplayError:
+        raise
+    except Exception as error:
+        notes.append(own_error(f"{what} could not be told", error))
+        return without
 
 
 def rows_of(scene: Scene, suspect: Suspect, prefix: str) -> RowProof:

@@ -71,6 +71,8 @@ class Walk:
     """Failing elements by serial, then by output."""
     crossed: dict[int, dict[int, Mask]] = field(default_factory=dict)
     """Backward ops that took a bad value of the forward pass: their failing elements by output."""
+    hiders: set[int] = field(default_factory=set)
+    """Ops on the path that hide a NaN: what they gave is finite."""
 
 
 def walk_back(
@@ -90,6 +92,8 @@ def walk_back(
     walker = _Walker(Walk(trace), is_backward, execute)
     for value, mask in targets.items():
         walker.arrive(value, Arrival(mask, None))
+    for fact in trace.raised:
+        walker.reveal_raised(fact)
     walker.run()
     return walker.walk
 
@@ -145,8 +149,35 @@ class _Walker:
             self.visit_op(fact, event, failing, path)
 
     def add_maker(self, fact: Fact, made: dict[int, Mask], kind: str, path: Arrival) -> None:
-        """Note the elements that an op made."""
-        self.walk.makers.append(Maker(fact, made, kind, path.turners, path.crossings))
+        """Note the elements that an op made; behind a hidden NaN, go on where that came from."""
+        own: dict[int, Mask] = {}
+        for k, mask in made.items():
+            hidden = self.trace.hidden.known.get(ValueId(fact.serial, k))
+            if hidden is None or hidden.mask.shape != mask.shape:
+                own[k] = mask
+                continue
+            if (mask & hidden.mask).any():
+                self.reveal(fact, hidden.hiders, path)
+            if (mask & ~hidden.mask).any():
+                own[k] = mask & ~hidden.mask
+        if own or not made:
+            self.walk.makers.append(Maker(fact, own, kind, path.turners, path.crossings))
+
+    def reveal_raised(self, fact: Fact) -> None:
+        """Follow the NaN that is behind what an op got and raised for."""
+        hiders = self.trace.hidden.behind(fact.serial)
+        if hiders:
+            self.walk.parents.setdefault(fact.serial, None)
+            self.reveal(fact, hiders, Arrival(np.ones((), bool), None))
+
+    def reveal(self, fact: Fact, hiders: Iterable[int], path: Arrival) -> None:
+        """Follow the NaN that ops have hidden, and that an op's bad elements depend on."""
+        for serial in hiders:
+            hider = self.trace.facts[serial]
+            self.walk.hiders.add(serial)
+            self.walk.parents[serial] = fact.serial  # of several, the first that ran comes last
+            for i, mask in self.trace.hidden.hiders[serial].items():
+                self.arrive(hider.input_ids[i], Arrival(mask, serial, path.turners))
 
     def visit_op(self, fact: Fact, event: OpEvent, failing: dict[int, Mask], path: Arrival) -> None:
         """A plain op: pass on, or note what it made."""

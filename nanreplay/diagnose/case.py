@@ -20,8 +20,10 @@ from nanreplay.bisect import Bisection
 from nanreplay.bisect.growth import Growth, find_growth
 from nanreplay.bisect.index_arrays import index_arrays
 from nanreplay.bisect.op_trace import Fact
+from nanreplay.bisect.origin_facts import name_of
 from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.bisect.tensor_stats import Mask, is_float
+from nanreplay.bisect.upstream import source_of_operand
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.failure_graph import FailureGraph
 from nanreplay.diagnose.outliers import Outlier, find_outliers
@@ -34,13 +36,7 @@ HALF = ("float16", "half")
 """What TensorFlow and NumPy call half precision."""
 _DT_HALF, _DT_FLOAT = 19, 1
 """Numbers of the types in TensorFlow's enum."""
-_UPSTREAM = 8
-"""How many ops back the values of finite tensors are kept in the second run."""
 _LAYERLESS = {"loss": " in the loss", "optimizer": " in the optimizer", "input": " in the input"}
-
-
-class _OriginReachedError(Exception):
-    """The origin has run; nothing after it is wanted."""
 
 
 @dataclass
@@ -211,9 +207,14 @@ class Case:
         name = self.operands[i].name if i < len(self.operands) else ""
         if not name or ":" not in name:
             return f"`{name}`" if name else "the operand"
-        value = self.input_id(i)
-        maker = self.graph.maker(value) if self.graph is not None and value is not None else None
-        return f"the output of `{maker.type}`" if maker is not None else f"`{name}`"
+        scene, suspect = self.bisection.scene, self.bisection.suspect
+        if scene is None or suspect is None:
+            return f"`{name}`"
+        value = source_of_operand(scene, suspect, i, self.kept)
+        maker = None if value is None else scene.trace.facts.get(value.serial)
+        if maker is not None and maker.type not in ("Const", "ReadVariableOp"):
+            return f"the output of `{maker.type}`"
+        return f"`{name if value is None else name_of(scene.trace, value)}`"
 
     @property
     def where(self) -> str:
@@ -224,36 +225,12 @@ class Case:
             return f" in layer `{self.origin.layer_path}`"
         return _LAYERLESS.get(self.origin.where, "")
 
-    # The second run
+    # Executions
 
-    @cached_property
+    @property
     def kept(self) -> Mapping[int, OpEvent]:
-        """Executions upstream of the origin, with their tensors, by serial of the first run.
-
-        The first run keeps non-finite tensors only. So the step runs once more, as far as the
-        origin; serials may be others there, name, function and calls are not.
-        """
-        fact, graph = self.fact, self.graph
-        if fact is None or graph is None:
-            return {}
-        serials: dict[object, int] = {}
-        for value in fact.input_ids:
-            for maker in graph.upstream(value, _UPSTREAM):
-                serials[maker.key, maker.calls] = maker.serial
-        events: dict[int, OpEvent] = {}
-
-        def keep(event: OpEvent) -> None:
-            execution = ((event.function, event.name), event.calls)
-            if execution in serials:
-                events[serials[execution]] = event
-            if execution == (fact.key, fact.calls):
-                raise _OriginReachedError
-
-        try:
-            self.replay.run(self.step, keep)
-        except Exception:  # the origin is reached, or a kernel raised: what ran before is kept
-            return events
-        return events
+        """Executions upstream of the origin, with their tensors, by serial."""
+        return self.bisection.kept
 
     def in_float32(self, event: OpEvent) -> Sequence[Values] | None:
         """Run the kernel of a half-precision op on its operands widened to float32.

@@ -21,6 +21,7 @@ from nanreplay.diagnose.rules import (
     precision,
     selection,
 )
+from nanreplay.errors import own_error
 from nanreplay.findings import Cause, CauseKind, Verdict
 from nanreplay.records import Timeline
 
@@ -76,7 +77,11 @@ RULES: Mapping[CauseKind, Rule] = {
 
 
 def causes_of(
-    replay: StepRunner, bisection: Bisection, verdict: Verdict, timeline: Timeline
+    replay: StepRunner,
+    bisection: Bisection,
+    verdict: Verdict,
+    timeline: Timeline,
+    notes: list[str] | None = None,
 ) -> tuple[Cause, ...]:
     """Return why a value turned non-finite, the likeliest first; empty when nothing was.
 
@@ -94,13 +99,15 @@ def causes_of(
         bisection: What bisecting found, and the run that it was found in.
         verdict: What replaying says of the incident.
         timeline: What was recorded of all steps.
+        notes: Takes a line for each rule that failed, whose answer is missing then. Without it, an
+            error of a rule is raised.
     """
     if verdict.kind == "healthy":
         return ()
     case = Case(replay, bisection, verdict, timeline)
     causes: list[Cause] = []
     for kind, rule in RULES.items():
-        cause = rule(case) if kind != "other" else None
+        cause = None if kind == "other" else _asked(kind, rule, case, notes)
         if cause is not None and cause.confidence >= _LEAST:
             causes.append(cause)
     causes.sort(key=lambda cause: -cause.confidence)  # stable: among equals, as in `RULES`
@@ -108,3 +115,14 @@ def causes_of(
         return tuple(causes[:_MOST])
     unknown = other(case)
     return () if unknown is None else (unknown,)
+
+
+def _asked(kind: CauseKind, rule: Rule, case: Case, notes: list[str] | None) -> Cause | None:
+    """Ask a rule; where it fails, the answers of the others are worth telling all the same."""
+    try:
+        return rule(case)
+    except Exception as error:
+        if notes is None:
+            raise
+        notes.append(own_error(f"Whether it is {kind} could not be told", error))
+        return None

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from nanreplay.capture import Capture
+from nanreplay.capture.arrays import as_array
 from nanreplay.diff.diff_findings import ArrayDifference, Changed, Value
 from nanreplay.findings import Number
 from nanreplay.program.fingerprint import ulp_distance, was_measured
@@ -28,7 +29,7 @@ def differing(left: Any, right: Any) -> Any:
     Raises:
         ValueError: The shapes differ.
     """
-    left, right = np.asarray(left), np.asarray(right)
+    left, right = as_array(left), as_array(right)
     if left.shape != right.shape:
         raise ValueError(f"Expected arrays of one shape. Received: {left.shape}, {right.shape}")
     unequal = left != right
@@ -44,7 +45,7 @@ def is_float(array: Any) -> bool:
 
 def compare(name: str, left: Any, right: Any) -> ArrayDifference | None:
     """What differs between two arrays of one shape, None when nothing does."""
-    left, right = np.asarray(left), np.asarray(right)
+    left, right = as_array(left), as_array(right)
     unequal = differing(left, right)
     if not unequal.any():
         return None
@@ -71,7 +72,7 @@ def largest_ulp(left: Any, right: Any) -> int | None:
 
     None for what is not two float arrays of one type.
     """
-    left, right = np.asarray(left), np.asarray(right)
+    left, right = as_array(left), as_array(right)
     if left.dtype != right.dtype or left.dtype.kind != "f":
         return None
     return ulp_distance(np.atleast_1d(left), np.atleast_1d(right))
@@ -183,7 +184,7 @@ def batches_that_differ(
 def _leaf_form(leaf: Any) -> str | None:
     if leaf is None:
         return None
-    array = np.asarray(leaf)
+    array = as_array(leaf)
     return type_and_shape(array.dtype, array.shape)
 
 

@@ -15,6 +15,7 @@ import numpy as np
 
 from nanreplay.bisect.judge import Attribution
 from nanreplay.bisect.op_trace import Fact
+from nanreplay.capture.arrays import as_array
 from nanreplay.diff.array_diff import compare, largest_ulp
 from nanreplay.diff.diff_findings import PartingOp
 from nanreplay.program.compiled_program import hash_array
@@ -127,7 +128,7 @@ def _arrays(event: OpEvent) -> list[Any]:
 
 
 def _hash(value: Any) -> tuple[object, ...]:
-    array = np.asarray(value)
+    array = as_array(value)
     if array.dtype.kind == "f" or array.dtype.name == "bfloat16":
         return array.shape, hash_array(array)
     # The bytes of an object array are addresses; its texts are what counts.

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.capture.arrays import as_array
 from nanreplay.program.graph_editor import forget_placement
 from nanreplay.program.graph_nodes import constant_array, data_inputs, op_name
 from nanreplay.program.safety import all_nodes, copied_graph
@@ -85,7 +86,7 @@ def with_other_numbers(
             n_changed += _change_constant(node, change, more_than)
     constants = []
     for constant in record.constants:
-        array = np.asarray(constant)
+        array = as_array(constant)
         is_long = array.size > more_than
         constants.append(change(array) if is_long else array)
         n_changed += is_long

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.capture.arrays import as_array
 from nanreplay.errors import ReplayError, UnsupportedOpError
 from nanreplay.program.graph_editor import needed_part
 from nanreplay.program.graph_nodes import avoid_known_functions, op_name
@@ -45,7 +46,7 @@ class BitHash(NamedTuple):
 
 def hash_array(value: Any) -> BitHash:
     """Hash a float tensor or array."""
-    array = np.asarray(value).reshape(-1)
+    array = as_array(value).reshape(-1)
     bits = array.view(f"i{array.dtype.itemsize}").astype(np.int64)
     bits = np.where(array == 0, 0, bits)
     bits = np.where(np.isnan(array), 1, bits)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.capture.arrays import as_array
 from nanreplay.program.graph_nodes import mentioned_functions
 from nanreplay.program.observation import Region
 from nanreplay.records import CaptureSpec, InputSpec
@@ -108,6 +109,11 @@ def _find_part(leaf: Any, value: Any, axis: int) -> Any:
     return None
 
 
+def _proto(tensor: Any) -> Any:
+    """A tensor as a proto; `make_tensor_proto` itself refuses a bfloat16 scalar of TensorFlow."""
+    return tf.make_tensor_proto(tensor if tensor.dtype == tf.string else as_array(tensor))
+
+
 class FlatGraph:
     """A GraphDef in the making: adds nodes for ops, and for the tensors that come from outside.
 
@@ -139,7 +145,7 @@ class FlatGraph:
         self._kept: list[Any] = []
         """Tensors that are kept alive, so that no other one gets their id."""
         self._variable_index = variable_index
-        self.leaves = [np.asarray(leaf) for leaf in leaves]
+        self.leaves = [as_array(leaf) for leaf in leaves]
         """Arrays of the batch; what came from outside of TensorFlow with NaN in it is added."""
         self.paths = list(paths)
         self._leaf_ids = {id(leaf): index for index, leaf in enumerate(leaves)}
@@ -215,7 +221,7 @@ class FlatGraph:
     def _const(self, tensor: Any) -> str:
         node = self.graph.node.add(name=self._unique("Const"), op="Const")
         node.attr["dtype"].type = tensor.dtype.as_datatype_enum
-        node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(tensor))
+        node.attr["value"].tensor.CopyFrom(_proto(tensor))
         return f"{node.name}:0"
 
     def _leaf_of(self, tensor: Any) -> int | None:

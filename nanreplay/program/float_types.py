@@ -14,9 +14,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple, TypeAlias
 
-import numpy as np
 import tensorflow as tf
 
+from nanreplay.capture.arrays import as_array
 from nanreplay.errors import ReplayError
 from nanreplay.program.graph_nodes import constant_array
 from nanreplay.program.safety import copied_graph
@@ -151,7 +151,7 @@ class _Widening:
         wide = self.types.get(kind.as_datatype_enum)
         if wide is None:
             return value
-        return np.asarray(value).astype(tf.dtypes.as_dtype(wide).as_numpy_dtype)
+        return as_array(value).astype(tf.dtypes.as_dtype(wide).as_numpy_dtype)
 
     def _function(self, function: Any) -> None:
         for argument in (*function.signature.input_arg, *function.signature.output_arg):

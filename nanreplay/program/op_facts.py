@@ -136,19 +136,28 @@ class PhaseFlow:
 
 
 def classify_ops(
-    graph: Any, seen: Observation, wanted: Collection[str], metric_inputs: Collection[str]
+    graph: Any,
+    seen: Observation,
+    losses: Collection[str],
+    gradients: Collection[str],
+    metric_inputs: Collection[str],
 ) -> PhaseFlow:
     """Sort the ops of `graph` by region and by dataflow.
 
     Args:
         graph: A FuncGraph.
         seen: What was noted while it was traced.
-        wanted: Names of the ops that make its losses and gradients.
+        losses: Names of the ops that make its losses.
+        gradients: Names of the ops that make its gradients.
         metric_inputs: Names of the placeholders of metric variables.
     """
     ops = graph.get_operations()
     region, layers = _regions(graph, ops, seen)
+    before_loss = _reach(ops, set(losses), forward=False)
+    # A gradient that the loss is made of (a penalty on it, a step of an inner training) is that of
+    # an inner tape: what uses it is no update.
     backward = {name for name, kind in region.items() if kind == "backward"}
+    outer = backward - before_loss
     updates = {
         op.name
         for op in ops
@@ -156,8 +165,8 @@ def classify_ops(
     }
     return PhaseFlow(
         region=region,
-        after_gradient=frozenset(_reach(ops, backward, forward=True) - backward),
-        leads_to_loss=frozenset(_reach(ops, set(wanted), forward=False)),
+        after_gradient=frozenset(_reach(ops, outer, forward=True) - backward - before_loss),
+        leads_to_loss=frozenset(before_loss | _reach(ops, set(gradients), forward=False)),
         leads_to_state=frozenset(_reach(ops, updates, forward=False)),
         feeds_layer=frozenset(_reach(ops, layers, forward=False)),
         after_layer=frozenset(_reach(ops, layers, forward=True)),

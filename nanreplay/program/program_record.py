@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import bisect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -244,7 +244,9 @@ def describe_ops(
         spec.tensor.rpartition(":")[0] for spec in signature.captures if spec.variable in metrics
     }
     graphs = {"": graph, **tf_functions.library_graphs(graph)}
-    flow = classify_ops(graph, seen, loss_and_gradient_ops(signature), metric_inputs)
+    losses = _op_names(signature.losses)
+    gradients = _op_names(spec.tensor for spec in signature.gradients)
+    flow = classify_ops(graph, seen, losses, gradients, metric_inputs)
     return describe_functions(graphs, seen, sources, seen.root_layer, flow)
 
 
@@ -268,9 +270,9 @@ def describe_functions(
     forward = _forward_ops(graphs, seen, names)
     flows = {"": main} if main is not None else {}
     for name, graph in graphs.items():
-        ends = own_loss_and_gradient_ops(graph) if name else set()
-        if ends:
-            flows[name] = classify_ops(graph, seen, ends, ())
+        losses, gradients = own_losses_and_gradients(graph) if name else (set(), set())
+        if losses or gradients:
+            flows[name] = classify_ops(graph, seen, losses, gradients, ())
     devices = seen.replica_devices if len(seen.replica_devices) > 1 else ()
     infos: list[OpInfo] = []
     for function, graph in graphs.items():
@@ -298,21 +300,26 @@ def describe_functions(
     return with_forward_layers(infos)
 
 
-def loss_and_gradient_ops(signature: Signature) -> set[str]:
-    """Names of the ops that make the losses and gradients of a program."""
-    named = [*signature.losses, *(spec.tensor for spec in signature.gradients)]
-    return {name.rpartition(":")[0] for name in named}
+def _op_names(tensors: Iterable[str]) -> set[str]:
+    """Names of the ops that make some tensors."""
+    return {name.rpartition(":")[0] for name in tensors}
 
 
-def own_loss_and_gradient_ops(graph: Any) -> set[str]:
-    """Names of the ops that make losses and gradients asked for in this very graph.
+def own_losses_and_gradients(graph: Any) -> tuple[set[str], set[str]]:
+    """Names of the ops that make losses, and gradients, asked for in this very graph.
 
     Empty for a graph that does not train by itself.
     """
     seen = notes_of(graph, make=False)
     if seen is None or not seen.tape_gradients:
-        return set()
-    ends = [*seen.losses(), *(gradient for gradient, _ in seen.gradients())]
+        return set(), set()
+    return (
+        _own_ops(graph, seen.losses()),
+        _own_ops(graph, [gradient for gradient, _ in seen.gradients()]),
+    )
+
+
+def _own_ops(graph: Any, ends: Iterable[Any]) -> set[str]:
     tensors = [end.values if isinstance(end, tf.IndexedSlices) else end for end in ends]
     return {tensor.op.name for tensor in tensors if getattr(tensor, "graph", None) is graph}
 

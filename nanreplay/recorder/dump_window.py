@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nanreplay.capture.arrays import as_array
 from nanreplay.program.collectives import collective_keys
 from nanreplay.program.fingerprint import NOT_MEASURED
 from nanreplay.program.nondeterministic_ops import cut_recorded_ops, unrecorded_ops
@@ -184,7 +185,7 @@ def fingerprint_values(
         values.append(value)
     # Sums of variables are float64 in any case, and say nothing of the precision of the step.
     returned = (value for name, value in numbers.items() if not name.startswith("variable_sum:"))
-    is_wide = any(np.asarray(value).dtype == np.float64 for value in returned)
+    is_wide = any(as_array(value).dtype == np.float64 for value in returned)
     with np.errstate(over="ignore"):
         return np.array(values, np.float64 if is_wide else np.float32)
 

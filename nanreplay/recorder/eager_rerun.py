@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.capture.arrays import as_array
 from nanreplay.program.eager_program import EagerRun, FlatProgram, describe_eager, observe_eager
 from nanreplay.program.fingerprint import Fingerprint, build_fingerprint, ulp_distance
 from nanreplay.program.nonfinite_values import has_nonfinite
@@ -130,7 +131,7 @@ class EagerRerun:
         after = {index: value.numpy() for index, value in state.items() if index in trainable}
         proof.weights[step] = after
         ratios = {
-            index: change(np.asarray(before[index]), after[index])[0]
+            index: change(as_array(before[index]), after[index])[0]
             for index in after
             if index in before
         }

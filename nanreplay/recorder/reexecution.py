@@ -14,6 +14,7 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
+from nanreplay.capture.arrays import as_array
 from nanreplay.program.compiled_program import CompiledProgram
 from nanreplay.program.fingerprint import Layout, fingerprint_after, largest
 from nanreplay.program.nonfinite_values import has_nonfinite, nonfinite_kind, read_variable, real
@@ -176,9 +177,9 @@ class Reexecutor:
         outputs, _ = program(batch.arrays, variables, record.constants)
         ratios, norms = {}, {}
         for index in self._trainable:
-            after = np.asarray(read_variable(variables[index].handle))
+            after = as_array(read_variable(variables[index].handle))
             # Let go of each old value on the way, so that no second state is held.
-            ratios[index], norms[index] = change(np.asarray(before.pop(index)), after)
+            ratios[index], norms[index] = change(as_array(before.pop(index)), after)
         numbers.update_ratios, numbers.weight_norms = ratios, norms
         self._compare(step, outputs, batch, variables, result)
         return outputs
@@ -310,7 +311,7 @@ def dense_gradient(gradient: Any) -> NDArray[Any]:
 
     Rows of a sparse one are added up in their places.
     """
-    return np.asarray(tf.convert_to_tensor(gradient))
+    return as_array(tf.convert_to_tensor(gradient))
 
 
 def change(before: NDArray[Any], after: NDArray[Any]) -> tuple[float, float]:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.capture.arrays import as_array
 from nanreplay.errors import FormatError
 from nanreplay.limits import check_size
 from nanreplay.program.compiled_program import variable_handle
@@ -148,7 +149,7 @@ class LiveState:
 def as_type(value: ArrayLike, dtype: str) -> Any:
     """Return a leaf of a batch or a variable's value as a tensor of a TensorFlow type."""
     if not isinstance(value, tf.Tensor):
-        array = np.asarray(value)
+        array = as_array(value)
         # Strings need the type said; numbers keep their own and are cast below, since TensorFlow
         # refuses to convert an array to another type of number.
         value = tf.convert_to_tensor(array, dtype if array.dtype.kind in "OSU" else None)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from nanreplay.capture.arrays import as_array
 from nanreplay.capture.reader import Capture
 from nanreplay.capture.tables import check_batch
 from nanreplay.errors import (
@@ -290,7 +291,7 @@ def compare_step(
         trigger = Trigger(bad.what, subject, bad.kind)
     reference = None
     if recorded is not None and np.shape(recorded) == replayed.shape:
-        reference = np.asarray(recorded)
+        reference = as_array(recorded)
     loss = step_loss
     if step_loss is None or layout.losses:
         element = _loss_element(layout, logged)

@@ -12,7 +12,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from nanreplay.capture import Capture
-from nanreplay.errors import FormatError, MissingPartError, ReplayError, UnsupportedOpError
+from nanreplay.errors import (
+    FormatError,
+    MissingPartError,
+    ReplayError,
+    UnsupportedOpError,
+    own_error,
+)
 from nanreplay.findings import Cause, Findings, FixResult, Verdict
 from nanreplay.report.contents import Report
 from nanreplay.report.sentence import sentence
@@ -110,17 +116,16 @@ def _bisected(replay: Replay, say: Say | None) -> Bisection:
 def _causes(
     replay: Replay, bisection: Bisection, verdict: Verdict
 ) -> tuple[tuple[Cause, ...], list[str]]:
-    """The causes, and a note when a rule failed."""
+    """The causes, and a note for each rule that failed."""
     from nanreplay.diagnose import causes_of
 
+    notes: list[str] = []
     try:
-        return causes_of(replay, bisection, verdict, replay.capture.timeline_record()), []
+        timeline = replay.capture.timeline_record()
+        return causes_of(replay, bisection, verdict, timeline, notes), notes
     except Exception as error:
         # the origin is worth more than the cause, so it is told although a rule has a bug
-        if os.environ.get("NANREPLAY_DEBUG"):
-            raise
-        reason = f"{type(error).__name__}: {error}"
-        return (), [f"The cause could not be told; please report this: {reason}"]
+        return (), [*notes, own_error("The cause could not be told", error)]
 
 
 def _tried(
@@ -144,6 +149,8 @@ def _tried(
         trials = what_if(replay, bisection, causes, named, budget_s=budget_s, progress=progress)
     except (ReplayError, UnsupportedOpError, MissingPartError) as error:
         return (), [f"No fix could be tried. {error}"]
+    except Exception as error:
+        return (), [own_error("No fix could be tried", error)]
     if not trials.left_out:
         return trials.results, []
     left_out = ", ".join(trials.left_out)

@@ -206,4 +206,5 @@ def _link(link: ChainLink) -> dict[str, Any]:
         "nonfinite": link.nonfinite,
         "value": link.value,
         "absmax": link.absmax,
+        "hides": link.hides,
     }

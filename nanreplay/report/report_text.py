@@ -126,11 +126,12 @@ def operand_row(operand: OperandFacts) -> tuple[str, ...]:
 def link_row(link: ChainLink) -> tuple[str, ...]:
     """An op of the chain, under `LINK_HEADINGS`."""
     largest = "" if link.absmax is None else readable_number(link.absmax)
+    hidden = "" if link.hides is None else f", hides the {readable_number(link.hides)}"
     return (
         link.op_type,
         link.layer_path or "",
         link.phase,
-        readable_number(link.value),
+        readable_number(link.value) + hidden,
         str(link.nonfinite),
         largest,
     )

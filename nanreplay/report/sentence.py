@@ -37,7 +37,7 @@ from nanreplay.whatif.fix_code import short_number
 
 _LONGEST_CODE = 120
 """Characters of a source line in the sentence."""
-_OP_IN_TEXT = re.compile(r"\bNaN in (\w+)")
+_OP_IN_TEXT = re.compile(r"\b(NaN in|hidden by|made) ([A-Z]\w*)")
 _JOINED = {
     "Sub": "{} minus {}",
     "Add": "{} plus {}",
@@ -94,7 +94,7 @@ def _what(verdict: Verdict, findings: Findings, incident: Incident, steps: tuple
     stopped = origin.kind == "raised" and incident.trigger.what == "exception"
     parts.append(_event(origin, incident.trigger if stopped else None))
     event = " · ".join(parts)
-    reached = _OP_IN_TEXT.sub(r"NaN in `\1`", findings.consequence or "")
+    reached = _OP_IN_TEXT.sub(r"\1 `\2`", findings.consequence or "")
     if reached and not stopped:
         event += f", which {reached}"
     sentences = [f"{event}."]

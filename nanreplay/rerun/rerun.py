@@ -13,9 +13,8 @@ from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
 
-import numpy as np
-
 from nanreplay.capture import Capture
+from nanreplay.capture.arrays import as_array
 from nanreplay.errors import ModelError, NanreplayError
 from nanreplay.program.nonfinite_values import has_nonfinite
 from nanreplay.recorder.settings import Settings
@@ -246,7 +245,7 @@ class Rerun:
         run.ignore(
             index
             for index, value in values.items()
-            if infos[index].path != recorded_failure and has_nonfinite(np.asarray(value))
+            if infos[index].path != recorded_failure and has_nonfinite(as_array(value))
         )
         for done, step in enumerate(steps, start=1):
             if step in self.rates:

@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
-
 from nanreplay.bisect import Bisection
 from nanreplay.bisect.influence import COPIES
 from nanreplay.bisect.op_trace import Fact, StepTrace
 from nanreplay.bisect.tensor_stats import words
+from nanreplay.capture.arrays import as_array
 from nanreplay.errors import ReplayError
 from nanreplay.findings import Cause, Origin
 from nanreplay.program.graph_editor import SCOPE, OpKey, ProgramEditor
@@ -273,5 +272,5 @@ class Failure:
         """Return an operand's values at the origin's step (numpy), None when they were not kept."""
         for fact in self.facts(place.op):
             if fact.event is not None:
-                return np.asarray(fact.event.inputs[place.position])
+                return as_array(fact.event.inputs[place.position])
         return None

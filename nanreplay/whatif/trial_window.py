@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.capture.arrays import as_array
 from nanreplay.errors import NanreplayError, ReplayError, first_line
 from nanreplay.program.fingerprint import ulp_distance
 from nanreplay.program.float_types import TO_FLOAT32, widened, widened_variables
@@ -105,7 +106,7 @@ class TrialWindow:
         return {
             index: value
             for index, value in self.replay.capture.keyframe(step).items()
-            if not _is_same_value(np.asarray(left[index]), value)
+            if not _is_same_value(as_array(left[index]), value)
         }
 
     def program(self, step: int) -> Program:
@@ -189,7 +190,7 @@ class _WindowRun:
         rate = self.program(step).signature.learning_rate
         values = dict(values)
         if rate is not None and rate in values:
-            values[rate] = np.asarray(values[rate]) * self.edit.learning_rate
+            values[rate] = as_array(values[rate]) * self.edit.learning_rate
         self.live.assign(values)
 
     def shrink_update(self, step: int, before: Mapping[int, Any]) -> None:
@@ -328,6 +329,6 @@ def _is_proved(replay: Replay, steps: range, failing: int) -> bool:
             return False
     reached = live.read()
     return all(
-        np.asarray(reached[index]).tobytes() == np.asarray(value).tobytes()
+        as_array(reached[index]).tobytes() == as_array(value).tobytes()
         for index, value in replay.capture.keyframe(failing).items()
     )

@@ -75,7 +75,9 @@ def explained(recorded: Capture) -> Explain:
 
     @cache
     def once(bug: Bug) -> Report:
-        return explain(recorded(bug), fixes="none")
+        report = explain(recorded(bug), fixes="none")
+        assert not [note for note in report.findings.notes if "please report" in note]
+        return report
 
     return once
 

@@ -64,10 +64,10 @@ def exp_overflow(case: Case) -> Cause | None:
 
 
 def _exponential(case: Case, operand: Values) -> Cause:
-    extreme = operand[np.argmax(np.abs(operand))]
+    first = operand.reshape(-1)[0]  # the element that is told, not the largest one
     limit = np.log(float(np.finfo(np.float16 if case.dtype in HALF else np.float32).max))
     sentence = (
-        f"{capital(case.subject(0))} is {extreme:.6g}{case.place}, "
+        f"{capital(case.subject(0))} is {first:.6g}{case.place}, "
         f"and `{case.op}` of it is beyond {case.dtype}."
     )
     evidence = f"The largest operand that {case.dtype} takes is {limit:.4g}."

@@ -21,6 +21,12 @@ from nanreplay.replay.provenance import OpEvent, ValueId
 
 _MAX_HALF = 65504.0
 _ZERO_IS_FATAL = words("Log Reciprocal Inv Rsqrt SqrtGrad RsqrtGrad Xlogy Pow RealDiv Div Xdivy")
+_SUMMING = words(
+    "AddN AvgPool AvgPool3D BatchMatMul BatchMatMulV2 BatchMatMulV3 BiasAddGrad Conv2D Conv3D "
+    "Cumsum DepthwiseConv2dNative Einsum EuclideanNorm L2Loss MatMul Mean SegmentMean SegmentSum "
+    "Sum UnsortedSegmentSum"
+)
+"""Ops that add up numbers, which may be larger on the way than at the end."""
 _LARGE_LITERAL = re.compile(r"\b\d*\.?\d*e\+?\d+\b", re.IGNORECASE)
 """A number such as `1e9` in the user's line."""
 _SMALL_LITERAL = re.compile(r"\b\d*\.?\d+e-\d+\b|\bepsilon\b|\beps\b", re.IGNORECASE)
@@ -42,16 +48,38 @@ def fp16_overflow(case: Case) -> Cause | None:
         return _by_size(case)
     if nonfinite(wide).any():
         return None
-    largest = float(np.abs(wide.astype(np.float64)).max())
-    # A sum that fits in float32 may still overflow in float16 on the way.
-    if largest <= _MAX_HALF and case.op not in ("Sum", "Mean", "MatMul"):
-        return None
-    sentence = (
-        f"`{case.op}`{case.where} gives {largest:.6g}{case.place}, "
-        "which float16 (up to 65504) cannot hold; float32 can."
-    )
+    # Of the element that is told, not of the largest one.
+    result = float(wide.reshape(-1)[0])
+    if abs(result) > _MAX_HALF:
+        said = f"gives {result:.6g}{case.place}, which float16 (up to 65504) cannot hold"
+    else:
+        inside = _held_inside(case, case.event, result)
+        if inside is None:
+            return None
+        said = inside
     evidence = "Run in float32 on the same operands, the op is finite."
+    sentence = f"`{case.op}`{case.where} {said}; float32 can."
     return Cause("fp16_overflow", 0.95, sentence, (evidence,))
+
+
+def _held_inside(case: Case, event: OpEvent, result: float) -> str | None:
+    """Say what inside of an op float16 cannot hold, where its result fits; None for other ops."""
+    if case.op not in _SUMMING:
+        return None
+    if case.op == "Mean":
+        elements, means = (
+            int(np.prod(value.shape)) for value in (event.inputs[0], event.outputs[0])
+        )
+        total = result * (elements / max(means, 1))
+        if abs(total) > _MAX_HALF:
+            return (
+                f"first takes the sum{case.place}, {total:.6g}, which float16 (up to 65504) cannot "
+                f"hold, though the mean is {result:.6g}"
+            )
+    return (
+        f"gives {result:.6g}{case.place}, but adds up numbers on the way there which float16 "
+        "(up to 65504) cannot hold"
+    )
 
 
 def _result_in_float32(case: Case, event: OpEvent) -> Values | None:

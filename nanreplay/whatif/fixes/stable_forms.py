@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.capture.arrays import as_array
 from nanreplay.program.graph_editor import OpKey, ProgramEditor
 from nanreplay.program.graph_nodes import constant_array
 from nanreplay.records import Frame
@@ -198,7 +199,7 @@ def _is_constant(editor: ProgramEditor, tensor: str, holds: Callable[[Any], Any]
     if maker not in editor.infos or editor.node(maker).op != "Const":
         return False
     value = constant_array(editor.node(maker).attr["value"].tensor)
-    return bool(value.dtype.kind in "fiu" and np.asarray(holds(value)).all())
+    return bool(value.dtype.kind in "fiu" and as_array(holds(value)).all())
 
 
 def _chain_fix(chain: Chain, source: Frame | None) -> Fix:

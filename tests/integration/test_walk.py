@@ -1,0 +1,176 @@
+"""What is said of NaN that ops hide, of tapes within tapes, and of where a value came from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nanreplay import Recorder
+from nanreplay.bisect import find_origin
+from nanreplay.capture.reader import Capture
+from nanreplay.findings import Findings, Origin
+from nanreplay.replay.session import Replay
+from nanreplay.report.explain import explain
+
+pytestmark = pytest.mark.filterwarnings("ignore:nanreplay. step")
+ROWS = 4
+BAD = 2
+"""Row of the failing batch that fails."""
+
+
+def train(
+    path: Path, loss_of: Callable[[Any, Any, Any], Any], *, bad: Any, jit: bool = False
+) -> Path:
+    """Train a weight of 1 on a healthy batch, and on one with a row `bad`; returns the capture."""
+    weight = tf.Variable(1.0, name="weight")
+
+    @tf.function(jit_compile=jit)
+    def step(x: Any, y: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = loss_of(x, y, weight)
+        gradient = tape.gradient(loss, weight)
+        weight.assign_sub(1e-3 * gradient)
+        return loss
+
+    draws = np.random.RandomState(0)
+    x, y = (draws.rand(ROWS, 3).astype(np.float32) + 0.1 for _ in range(2))
+    failing = x.copy()
+    failing[BAD] = bad
+    run = path / "run.h5"
+    recorder = Recorder(str(run), on_nan="stop")
+    recorded = recorder.wrap(step)
+    try:
+        recorded(tf.constant(x), tf.constant(y))
+        recorded(tf.constant(failing), tf.constant(y))
+    except tf.errors.InvalidArgumentError:
+        pass
+    recorder.close()
+    assert run.exists(), "nothing turned non-finite"
+    return run
+
+
+def bisected(run: Path) -> tuple[Findings, Origin]:
+    with Capture(run) as capture, Replay(capture) as replay:
+        findings = find_origin(replay, capture.timeline_record())
+    assert findings.origin is not None, findings.reason
+    return findings, findings.origin
+
+
+def normalized(x: Any) -> Any:
+    """0 / 0 for a row of equal values."""
+    return (x - tf.reduce_mean(x, -1, keepdims=True)) / tf.math.reduce_std(x, -1, keepdims=True)
+
+
+def by_comparison(x: Any, y: Any, weight: Any) -> Any:
+    indicator = tf.where(normalized(x) > -10.0, tf.ones_like(x), tf.zeros_like(x))
+    return tf.reduce_mean(tf.math.log(indicator * weight))
+
+
+def by_position_of_maximum(x: Any, y: Any, weight: Any) -> Any:
+    position = tf.argmax(tf.add(normalized(x), [0.0, 1.0, 9.0]), -1)
+    return tf.reduce_mean(weight / tf.cast(position, tf.float32))
+
+
+def by_lookup(x: Any, y: Any, weight: Any) -> Any:
+    row = tf.cast(normalized(x)[:, 0] * 2 + 5, tf.int32)
+    return tf.reduce_mean(tf.gather(tf.range(10.0) * weight, row))
+
+
+def by_pooling(x: Any, y: Any, weight: Any) -> Any:
+    image = tf.repeat(normalized(x)[:, :, None, None], 2, axis=2)
+    pooled = tf.nn.max_pool2d(image, 2, 1, "VALID")
+    return tf.reduce_mean(tf.square(pooled * weight * 1e3))
+
+
+HIDDEN = {
+    "Greater": by_comparison,
+    "ArgMax": by_position_of_maximum,
+    "Cast": by_lookup,
+    "MaxPool": by_pooling,
+}
+
+
+@pytest.mark.parametrize("hider", list(HIDDEN))
+def test_the_walk_goes_through_an_op_that_hides_a_nan(hider: str, tmp_path: Path) -> None:
+    findings, origin = bisected(train(tmp_path, HIDDEN[hider], bad=0.5))
+    assert (origin.op_type, origin.step) == ("RealDiv", 1)
+    assert origin.rows == (BAD,)
+    assert findings.other_origins == ()
+    assert [link.op_type for link in findings.chain if link.hides == "nan"] == [hider]
+    assert f"was hidden by {hider}" in (findings.consequence or "")
+
+
+def test_a_lookup_that_fails_for_a_hidden_nan_is_told_with_it(tmp_path: Path) -> None:
+    sentence = explain(train(tmp_path, by_lookup, bad=0.5), fixes="none").sentence
+    assert "gave NaN, which was hidden by `Cast` and made `GatherV2` raise" in sentence
+
+
+def test_a_nan_that_the_program_leaves_out_itself_is_no_origin(tmp_path: Path) -> None:
+    def filled(x: Any, y: Any, weight: Any) -> Any:
+        return tf.reduce_mean(tf.math.log(tf.where(tf.math.is_nan(x), 0.0, x) * weight))
+
+    _, origin = bisected(train(tmp_path, filled, bad=np.nan))
+    assert origin.op_type == "Log"
+
+
+# Where it came from.
+
+
+def concatenated(x: Any, y: Any, weight: Any) -> Any:
+    return tf.math.log(tf.concat([tf.square(x * weight), tf.exp(y * 9)], 1))
+
+
+def chosen(x: Any, y: Any, weight: Any) -> Any:
+    return tf.math.log(tf.where(x < 0.05, tf.square(x * weight), tf.exp(y * 9)))
+
+
+def multiplied(x: Any, y: Any, weight: Any) -> Any:
+    return tf.math.log(tf.square(x * weight) * tf.exp(y * 9))
+
+
+def contracted(x: Any, y: Any, weight: Any) -> Any:
+    return tf.math.log(tf.einsum("bi,bj->bij", tf.square(x * weight), tf.exp(y * 9)))
+
+
+def split_and_turned(x: Any, y: Any, weight: Any) -> Any:
+    both = tf.stack([tf.square(x * weight), tf.exp(y * 9)], 1)
+    return tf.math.log(tf.transpose(tf.split(both, 2, axis=1)[0][:, 0, 1:]))
+
+
+WAYS = [concatenated, chosen, multiplied, contracted, split_and_turned]
+
+
+@pytest.mark.parametrize("logarithms", WAYS, ids=lambda way: way.__name__)
+def test_the_way_back_follows_the_element_not_the_largest_value(
+    logarithms: Any, tmp_path: Path
+) -> None:
+    run = train(tmp_path, lambda *args: tf.reduce_mean(logarithms(*args)), bad=[0.2, 0.3, 0.0])
+    findings, origin = bisected(run)
+    assert origin.op_type == "Log"
+    types = [link.op_type for link in findings.upstream]
+    assert "Square" in types
+    assert "Exp" not in types
+
+
+# Tapes within tapes.
+
+
+def penalized(x: Any, y: Any, weight: Any) -> Any:
+    with tf.GradientTape() as inner:
+        inner.watch(x)
+        value = tf.tanh(x * weight)
+    slope = tf.reduce_sum(tf.square(inner.gradient(value, x)), -1)
+    return tf.reduce_mean(tf.square(value - y)) + tf.reduce_mean(tf.sqrt(slope * x[:, 0]))
+
+
+@pytest.mark.parametrize("jit", [False, True], ids=["graph", "xla"])
+def test_what_a_loss_makes_of_an_inner_gradient_is_loss(jit: bool, tmp_path: Path) -> None:
+    findings, origin = bisected(train(tmp_path, penalized, bad=-1.0, jit=jit))
+    assert (origin.op_type, origin.phase, origin.where) == ("Sqrt", "loss", "loss")
+    assert {link.phase for link in findings.chain} == {"loss"}
+    assert findings.consequence == "reached the loss"
