@@ -90,11 +90,18 @@ def _makers(trace: StepTrace, fact: Fact) -> Iterator[Fact]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Element:
+class Element:
     """One element of a value; a value as a whole where `mask` is None."""
 
     value: ValueId
     mask: Mask | None
+
+    @property
+    def index(self) -> tuple[int, ...] | None:
+        """Where in the value it is; None where it is not a single one."""
+        if self.mask is None or np.count_nonzero(self.mask) != 1:
+            return None
+        return first_index(self.mask)
 
 
 def upstream_of(scene: Scene, suspect: Suspect, kept: Kept) -> tuple[ChainLink, ...]:
@@ -124,10 +131,10 @@ def upstream_of(scene: Scene, suspect: Suspect, kept: Kept) -> tuple[ChainLink, 
     return tuple(links)
 
 
-def source_of_operand(scene: Scene, suspect: Suspect, i: int, kept: Kept) -> ValueId | None:
-    """Return the value that an operand's failing element was made as, behind copies and moves.
+def source_of_operand(scene: Scene, suspect: Suspect, i: int, kept: Kept) -> Element | None:
+    """Return what an operand's first failing element was made as, behind copies and moves.
 
-    Of a concatenation that is the input which the element is from. None where nothing ran.
+    Of a concatenation that is an element of the input that it is from. None where nothing ran.
 
     Args:
         scene: The origin's step.
@@ -140,20 +147,20 @@ def source_of_operand(scene: Scene, suspect: Suspect, i: int, kept: Kept) -> Val
         return None
     follower = _Follower(scene.trace, kept)
     k, made = _first_made(suspect)
-    at: _Element | None = _Element(fact.input_ids[i], None)
+    at = Element(fact.input_ids[i], None)
     if made is not None:
-        at = _Element(fact.input_ids[i], follower.influencing(fact.event, k, made).get(i))
-    value, seen = fact.input_ids[i], {fact.input_ids[i]}
-    while at is not None:
-        value = at.value
-        maker = scene.trace.facts.get(value.serial)
+        at = Element(fact.input_ids[i], follower.influencing(fact.event, k, made).get(i))
+    seen = {at.value}
+    while True:
+        maker = scene.trace.facts.get(at.value.serial)
         if maker is None or not (maker.type in MOVEMENTS or is_plumbing(maker)):
-            break
-        at = follower.before(maker, kept.get(maker.serial) or maker.event, value.output, at.mask)
-        if at is None or at.value in seen:
-            break
+            return at
+        event = kept.get(maker.serial) or maker.event
+        before = follower.before(maker, event, at.value.output, at.mask)
+        if before is None or before.value in seen:
+            return at
+        at = before
         seen.add(at.value)
-    return value
 
 
 def _first_made(suspect: Suspect) -> tuple[int, Mask | None]:
@@ -185,7 +192,7 @@ class _Follower:
         mask: Mask | None,
         *,
         is_origin: bool = False,
-    ) -> _Element | None:
+    ) -> Element | None:
         """Return the element that an element of output k came from; None where that ends.
 
         Args:
@@ -207,7 +214,7 @@ class _Follower:
         i = self._guilty(fact, event, as_array(event.outputs[k])[mask], masks, is_origin)
         array = as_array(event.inputs[i])
         output = as_array(event.outputs[k])[mask]
-        return _Element(event.input_ids[i], _narrowed(event, array, masks[i], output))
+        return Element(event.input_ids[i], _narrowed(event, array, masks[i], output))
 
     def influencing(self, event: OpEvent, k: int, mask: Mask) -> dict[int, Mask]:
         """Return, by input, the elements of float inputs that influence an output element."""
@@ -262,7 +269,7 @@ class _Follower:
             return True
         return fact.type == "ReadVariableOp" and not fact.via
 
-    def _stored(self, fact: Fact, event: OpEvent | None, mask: Mask | None) -> _Element | None:
+    def _stored(self, fact: Fact, event: OpEvent | None, mask: Mask | None) -> Element | None:
         """Return what of a storage a read gave."""
         if not fact.via:
             return None
@@ -270,12 +277,12 @@ class _Follower:
         is_stack = fact.type in ("TensorListStack", "TensorListConcatV2", "TensorArrayGatherV3")
         if is_stack and mask is not None and shape and shape[0] == len(fact.via) and mask.any():
             row = first_index(mask)[0]
-            return _Element(fact.via[row], mask[row])
+            return Element(fact.via[row], mask[row])
         stat = self.trace.stat(fact.via[-1])
         fits = stat is not None and stat.shape == shape
-        return _Element(fact.via[-1], mask if fits else None)
+        return Element(fact.via[-1], mask if fits else None)
 
-    def _largest(self, fact: Fact) -> _Element | None:
+    def _largest(self, fact: Fact) -> Element | None:
         """Return the float input that holds most: the worst, then the largest value.
 
         For an op whose tensors were not kept, or whose elements cannot be told apart.
@@ -291,7 +298,7 @@ class _Follower:
             key=lambda value: (stats[value].nonfinite > 0, stats[value].absmax or 0.0),
             default=None,
         )
-        return None if largest is None else _Element(largest, None)
+        return None if largest is None else Element(largest, None)
 
 
 def _by_arithmetic(

@@ -23,7 +23,7 @@ from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.origin_facts import name_of
 from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.bisect.tensor_stats import Mask, is_float
-from nanreplay.bisect.upstream import source_of_operand
+from nanreplay.bisect.upstream import Element, source_of_operand
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.failure_graph import FailureGraph
 from nanreplay.diagnose.outliers import Outlier, find_outliers
@@ -207,14 +207,28 @@ class Case:
         name = self.operands[i].name if i < len(self.operands) else ""
         if not name or ":" not in name:
             return f"`{name}`" if name else "the operand"
-        scene, suspect = self.bisection.scene, self.bisection.suspect
-        if scene is None or suspect is None:
+        scene, source = self.bisection.scene, self.source(i)
+        if scene is None or source is None:
             return f"`{name}`"
-        value = source_of_operand(scene, suspect, i, self.kept)
-        maker = None if value is None else scene.trace.facts.get(value.serial)
+        maker = scene.trace.facts.get(source.value.serial)
         if maker is not None and maker.type not in ("Const", "ReadVariableOp"):
             return f"the output of `{maker.type}`"
-        return f"`{name if value is None else name_of(scene.trace, value)}`"
+        return f"`{name_of(scene.trace, source.value)}`"
+
+    def subject_at(self, i: int) -> str:
+        """Name an operand with the place in it of the first element that failed."""
+        source = self.source(i)
+        index = None if source is None else source.index
+        if index is None:
+            return f"{self.subject(i)}{self.place}"
+        return f"{self.subject(i)}{f' at {list(index)}' if index else ''}"
+
+    def source(self, i: int) -> Element | None:
+        """Return what an operand's first failing element was made as; None where nothing ran."""
+        scene, suspect = self.bisection.scene, self.bisection.suspect
+        if scene is None or suspect is None:
+            return None
+        return source_of_operand(scene, suspect, i, self.kept)
 
     @property
     def where(self) -> str:

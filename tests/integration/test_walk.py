@@ -174,3 +174,40 @@ def test_what_a_loss_makes_of_an_inner_gradient_is_loss(jit: bool, tmp_path: Pat
     assert (origin.op_type, origin.phase, origin.where) == ("Sqrt", "loss", "loss")
     assert {link.phase for link in findings.chain} == {"loss"}
     assert findings.consequence == "reached the loss"
+
+
+# Half precision.
+
+
+def test_of_a_mean_in_half_precision_the_sum_is_what_does_not_fit(tmp_path: Path) -> None:
+    def mean_of_halves(x: Any, y: Any, weight: Any) -> Any:
+        halves = tf.repeat(tf.cast(x * weight, tf.float16), 100, axis=1)
+        return tf.reduce_mean(tf.cast(tf.reduce_mean(halves, -1), tf.float32))
+
+    report = explain(train(tmp_path, mean_of_halves, bad=300.0), fixes="none")
+    assert report.causes[0].kind == "fp16_overflow"
+    told = report.causes[0].sentence
+    assert "first takes the sum" in told
+    assert "though the mean is" in told
+
+
+def test_an_eager_step_of_bfloat16_scalars_is_recorded_and_told(tmp_path: Path) -> None:
+    weight = tf.Variable(tf.ones([3, 1], tf.bfloat16), name="weight")
+
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.math.log(tf.cast(x, tf.bfloat16) @ weight))
+        rate = tf.cast(0.01, tf.bfloat16)
+        weight.assign_sub(rate * tape.gradient(loss, weight))
+        return loss
+
+    recorder = Recorder(str(tmp_path / "run.h5"), on_nan="stop")
+    recorded = recorder.wrap(step)
+    recorded(tf.ones([ROWS, 3]))
+    recorded(tf.concat([tf.ones([ROWS - 1, 3]), tf.zeros([1, 3])], 0))
+    recorder.close()
+    report = explain(tmp_path / "run.h5", fixes="none")
+    assert report.findings.origin is not None
+    assert report.findings.origin.op_type == "Log"
+    assert report.causes[0].kind == "log_of_zero"
+    assert not report.findings.notes

@@ -47,7 +47,7 @@ def _by_zero_or_tiny(case: Case) -> Cause | None:
     is_tiny = np.abs(denominator) < _TINY
     if case.is_infinite and is_tiny.any():
         sentence = (
-            f"{capital(case.subject(1))}{case.place} is {float(denominator[is_tiny][0]):.3g}, "
+            f"{capital(case.subject_at(1))} is {float(denominator[is_tiny][0]):.3g}, "
             "so close to 0 that dividing by it overflows."
         )
         return Cause("division_by_zero", 0.75, sentence)
@@ -60,8 +60,7 @@ def _divided(case: Case, i: int, formula: str) -> Cause:
     if atan2 is not None:
         return atan2
     sentence = (
-        f"{capital(case.subject(i))}{case.place} is exactly 0.0, "
-        f"and `{case.op}` divides by it ({formula})."
+        f"{capital(case.subject_at(i))} is exactly 0.0, and `{case.op}` divides by it ({formula})."
     )
     evidence = f"`{case.op}`{case.where}: {case.count} became non-finite."
     return Cause("division_by_zero", 0.84, sentence, (evidence,))

@@ -43,7 +43,7 @@ def log_of_zero(case: Case) -> Cause | None:
     is_forward = case.op in _LOGS
     result = "-inf" if is_forward else "infinite in its gradient"
     sentence = (
-        f"{capital(case.subject(position))}{case.place} is exactly {shown(value)}, "
+        f"{capital(case.subject_at(position))} is exactly {shown(value)}, "
         f"and {_log_call(value, border)} is {result}."
     )
     return Cause(
@@ -62,7 +62,7 @@ def log_of_negative(case: Case) -> Cause | None:
         return None
     value = float(case.operand(position)[is_below][0])
     sentence = (
-        f"{capital(case.subject(position))}{case.place} is negative: {shown(value)}, "
+        f"{capital(case.subject_at(position))} is negative: {shown(value)}, "
         f"and {_log_call(value, border)} is NaN."
     )
     confidence = 0.92 if case.op in _LOGS else 0.85
@@ -102,8 +102,7 @@ def sqrt_of_negative(case: Case) -> Cause | None:
         return None
     value = float(values[values < 0][0])
     sentence = (
-        f"{capital(case.subject(0))}{case.place} is {value:.6g}: "
-        f"`{case.op}` of a negative number is NaN."
+        f"{capital(case.subject_at(0))} is {value:.6g}: `{case.op}` of a negative number is NaN."
     )
     evidence = _came_from(case)
     value_id = case.input_id(0)

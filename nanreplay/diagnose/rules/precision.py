@@ -145,7 +145,7 @@ def fp16_underflow(case: Case) -> Cause | None:
         return _rounded_to_zero(case, case.graph, value, position)
     evidence = (f"Source: `{case.code}`",) if _SMALL_LITERAL.search(case.code) else ()
     sentence = (
-        f"{capital(case.subject(position))}{case.place} is 0.0 in float16: "
+        f"{capital(case.subject_at(position))} is 0.0 in float16: "
         f"the constant that `{adder.type}` puts under it rounds to 0 there."
     )
     return Cause("fp16_underflow", 0.96 if evidence else 0.93, sentence, evidence)
@@ -196,7 +196,7 @@ def _rounded_to_zero(
         if rounded_away.size:
             largest = float(np.abs(rounded_away).max())
             sentence = (
-                f"{capital(case.subject(position))}{case.place} is 0.0 in float16; "
+                f"{capital(case.subject_at(position))} is 0.0 in float16; "
                 f"in float32 `{fact.type}` gives numbers up to {largest:.3g} there."
             )
             evidence = f"`{fact.name}` was run in float32 on the same operands."

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
+import pytest
 from unit.bisect.graphs import Graph, GraphRunner
 
 from nanreplay.bisect import bisect
@@ -170,3 +171,19 @@ def test_an_incident_has_a_step_even_without_an_origin() -> None:
         )
         == ()
     )
+
+
+def test_an_error_of_a_rule_costs_its_answer_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(case: Any) -> Cause | None:
+        raise TypeError("no such thing")
+
+    trigger = Trigger("exception", "ValueError", "label out of range")
+    monkeypatch.setitem(RULES, "log_of_zero", fails)
+    notes: list[str] = []
+    causes = causes_of(runner(trigger), Bisection(Findings()), REPRODUCED, NOTHING, notes)
+    assert [cause.kind for cause in causes] == ["label_out_of_range"]
+    assert notes == [
+        "Whether it is log_of_zero could not be told; please report this: TypeError: no such thing"
+    ]
+    with pytest.raises(TypeError):
+        causes_of(runner(trigger), Bisection(Findings()), REPRODUCED, NOTHING)
