@@ -8,7 +8,6 @@ recorder. `-m slow` has all the rest.
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import json
 import os
@@ -83,15 +82,6 @@ class Trained:
     """Lines of the recorder's, on stderr, on stdout and in warnings."""
     files: list[str]
     """What the folder for captures holds."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _imports_are_not_searched_for_garbage() -> Iterator[None]:
-    """Hundreds of small trainings make many collections; each would walk all of TensorFlow."""
-    gc.collect()
-    gc.freeze()
-    yield
-    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
