@@ -49,7 +49,7 @@ def mutate(seed: int, captures: Sequence[bytes], elsewhere: str) -> tuple[str, b
     rng = random.Random(seed)
     data = captures[0] if rng.random() < 0.9 else rng.choice(captures)
     if rng.random() < 0.5:
-        change = rng.choice((flip, truncate, splice, junk))
+        change = rng.choice(BYTES)
         return change.__name__, change(rng, data, captures)
     buffer = io.BytesIO(data)
     names = []
@@ -223,6 +223,9 @@ def deep(rng: random.Random, file: Any, elsewhere: str) -> None:
         file.create_dataset(name, data=np.frombuffer(zlib.compress(opening * 200_000), np.uint8))
 
 
+BYTES: list[Callable[[random.Random, bytes, Sequence[bytes]], bytes]] = [
+    flip, truncate, splice, junk,
+]  # fmt: skip
 EDITS: list[Callable[[random.Random, Any, str], None]] = [
     delete, rename, swap, retype, claim, attribute, table, table, table, table, deep,
 ]  # fmt: skip
