@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm_python
 from sample_contents import sample_contents
 
 os.environ.pop("GITHUB_ACTIONS", None)  # commands annotate there, and tests look at what they say
@@ -46,19 +47,28 @@ def pytest_collection_finish() -> None:
 
 @pytest.fixture(scope="session")
 def command() -> Command:
-    """Run `python -m nanreplay ...` in a process of its own."""
+    """Run `python -m nanreplay ...` in a process with a warm TensorFlow."""
 
-    def run(*arguments: str | Path, **options: object) -> subprocess.CompletedProcess[str]:
-        given = [sys.executable, "-m", "nanreplay", *map(str, arguments)]
+    def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+        return warm_python.run(["-m", "nanreplay", *arguments], env=environment(), **options)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def cold_command() -> Command:
+    """Run `python -m nanreplay ...` in a process that has imported nothing, as a shell does."""
+
+    def run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
-            given,
+            [sys.executable, "-m", "nanreplay", *map(str, arguments)],
             capture_output=True,
             text=True,
             check=False,
             timeout=120,
             env=environment(),
             **options,
-        )  # type: ignore[call-overload]
+        )
 
     return run
 
@@ -81,13 +91,7 @@ def recorded_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     own."""
     folder = tmp_path_factory.mktemp("runs")
     script = ROOT / "tests" / "integration" / "recorded_runs.py"
-    subprocess.run(
-        [sys.executable, script, folder],
-        check=True,
-        capture_output=True,
-        timeout=120,
-        env=environment(),
-    )
+    warm_python.run([script, folder], check=True, env=environment())
     return folder
 
 

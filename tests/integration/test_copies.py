@@ -5,13 +5,12 @@ from __future__ import annotations
 
 import copy
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import warm_python
 from conftest import environment
 from trainings import BATCH, data, mlp
 
@@ -85,11 +84,8 @@ def test_a_file_of_an_earlier_process_is_replaced(tmp_path: Path) -> None:
         "fails_at(int(sys.argv[3]), recorder)\n"
     )
     for step in ("1", "3"):
-        subprocess.run(
-            [sys.executable, "-c", script, str(Path(__file__).parent), str(tmp_path / "run.h5"),
-            step], check=True,
-            env=environment(), capture_output=True,
-        )  # fmt: skip
+        arguments = ["-c", script, Path(__file__).parent, tmp_path / "run.h5", step]
+        warm_python.run(arguments, check=True, env=environment())
     assert [path.name for path in tmp_path.iterdir()] == ["run.h5"]
     assert step_of(tmp_path / "run.h5") == 3
 

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,6 +16,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import warm_python
+from conftest import environment
 from endings import At
 from trainings import BATCH, assert_same_bits, data, replayed
 
@@ -27,9 +28,7 @@ from nanreplay import AttachError, Capture, NonFiniteError, Recorder
 def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int]]:
     """The files of all processes of `endings.py`, and how each ended."""
     folder = tmp_path_factory.mktemp("ended")
-    done = subprocess.run(
-        [sys.executable, endings.__file__, str(folder)], capture_output=True, text=True, check=True
-    )
+    done = warm_python.run([endings.__file__, folder], check=True, env=environment())
     return folder, json.loads(done.stdout)
 
 

@@ -17,6 +17,7 @@ import injected
 import keras
 import numpy as np
 import pytest
+import warm_python
 from conftest import ROOT, environment
 from injected import Injector, harm, run
 
@@ -282,11 +283,6 @@ assert not list(Path(sys.argv[1]).iterdir())
 
 def test_a_full_disk_is_one_warning_and_nothing_half_written(tmp_path: Path) -> None:
     here = str(Path(__file__).parent)
-    done = subprocess.run(
-        [sys.executable, "-c", FULL, str(tmp_path), here],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = warm_python.run(["-c", FULL, tmp_path, here], env=environment())
     assert done.returncode == 0, done.stderr
     assert "Exception ignored" not in done.stderr

@@ -10,14 +10,13 @@ import ast
 import json
 import os
 import random
-import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import warm_python
 from conftest import environment
 
 FOLDER = Path(__file__).parents[1] / "programs"
@@ -40,26 +39,16 @@ def run(
     arguments: Sequence[str | Path], folder: Path, *, on_one_processor: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Run Python with these arguments in a process of its own, in `folder`."""
-    pinned = on_one_processor and shutil.which("taskset") is not None
-    return subprocess.run(
-        [
-            *(["taskset", "--cpu-list", a_cpu()] if pinned else []),
-            sys.executable,
-            *map(str, arguments),
-        ],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=LONGEST_S,
-        cwd=folder,
-        env=quiet_environment(),
+    cpus = [a_cpu()] if on_one_processor and hasattr(os, "sched_setaffinity") else None
+    return warm_python.run(
+        arguments, timeout=LONGEST_S, cwd=folder, env=quiet_environment(), cpus=cpus
     )
 
 
-def a_cpu() -> str:
+def a_cpu() -> int:
     """A processor that this process may use: of two threads, TensorFlow's sums depend on who is
     first."""
-    return str(random.choice(sorted(os.sched_getaffinity(0))))
+    return random.choice(sorted(os.sched_getaffinity(0)))
 
 
 def quiet_environment() -> dict[str, str]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from xml.etree import ElementTree
 
 import h5py
 import pytest
+import warm_python
 from conftest import ROOT, environment, plugin_arguments
 
 pytest_plugins = ["pytester"]
@@ -63,24 +63,14 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     (folder / "captures").symlink_to(".captures")
     options = "-W error --strict-markers --nanreplay .captures --nanreplay-keep kept"
     asked = f"{options} --junit-xml junit.xml".split()
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        *plugin_arguments(),
-        "-n",
-        str(request.param),
-        *asked,
-    ]
+    arguments = ["-m", "pytest", *plugin_arguments(), "-n", str(request.param), *asked]
     env = {
         **environment(),
         "GITHUB_ACTIONS": "true",
         "GITHUB_WORKSPACE": str(folder),
         "COLUMNS": "200",
     }
-    child = subprocess.run(
-        command, cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=240
-    )
+    child = warm_python.run(arguments, cwd=folder, env=env, timeout=240)
     cases = ElementTree.parse(folder / "junit.xml").findall(".//testcase")
     named = {
         f"{case.get('classname')}.{case.get('name')}".removeprefix("test_trainings."): case

@@ -7,7 +7,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import warm_python
 
 from nanreplay import Capture
 from nanreplay.commands import run
@@ -43,8 +43,8 @@ def secret(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "HOSTNAME": HOST,
         "XLA_FLAGS": f"--xla_dump_to={folder}/dump",
     }
-    arguments = [sys.executable, script, folder / "secret.h5", NAME, HOST, str(VALUE)]
-    subprocess.run(arguments, env=environment, check=True, capture_output=True, timeout=120)
+    arguments = [script, folder / "secret.h5", NAME, HOST, str(VALUE)]
+    warm_python.run(arguments, env=environment, check=True)
     return folder / "secret.h5"
 
 

@@ -3,6 +3,7 @@ the replica."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import socket
 import subprocess
@@ -14,9 +15,11 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import warm_python
 from conftest import ROOT, environment
 from replica_trainings import BAD_STEP
 from trainings import data, mlp, replayed
+from warm_python import WarmProcess
 
 from nanreplay import AttachError, Capture, Recorder
 from nanreplay.commands import run
@@ -32,13 +35,8 @@ pytestmark = [
 
 def trained(folder: Path, replicas: int, *more: str) -> Path:
     script = ROOT / "tests" / "integration" / "replica_trainings.py"
-    subprocess.run(
-        [sys.executable, script, folder, str(replicas), *more],
-        check=True,
-        capture_output=True,
-        timeout=560,
-        env=environment(),
-    )
+    arguments = [script, folder, str(replicas), *more]
+    warm_python.run(arguments, check=True, timeout=560, env=environment())
     return folder
 
 
@@ -191,19 +189,16 @@ def workers(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for the other."""
     folder, ports = tmp_path_factory.mktemp("workers"), ",".join(str(free_port()) for _ in range(2))
     script = ROOT / "tests" / "integration" / "worker_training.py"
-    commands = [[sys.executable, script, folder, str(index), ports, "1"] for index in range(2)]
-    running = [
-        subprocess.Popen(
-            each, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        for each in commands
-    ]
-    try:
-        assert [each.wait(timeout=560) for each in running] == [0, 0]
-    finally:
-        for each in running:
-            each.kill()
-            each.wait()
+    with contextlib.ExitStack() as running:
+        both = [
+            running.enter_context(
+                contextlib.closing(
+                    WarmProcess([script, folder, str(index), ports, "1"], env=environment())
+                )
+            )
+            for index in range(2)
+        ]
+        assert [each.wait(timeout=560) for each in both] == [0, 0]
     return folder
 
 

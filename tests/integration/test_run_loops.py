@@ -267,14 +267,14 @@ def test_loops_of_two_models_are_two_trainings(tmp_path: Path) -> None:
     assert explain(raised.value.path).incident_step == 3
 
 
-def test_a_module_of_the_program_is_recorded_by_run(tmp_path: Path, command: Any) -> None:
+def test_a_module_of_the_program_is_recorded_by_run(tmp_path: Path, cold_command: Any) -> None:
     (tmp_path / "work.py").write_text(f"FAILS = True\n{MODEL}\n")
     step = textwrap.dedent(LOOPS["function"]).rpartition("main()")[0]
     (tmp_path / "trainer.py").write_text(f"from work import *\n{step}")
     (tmp_path / "train.py").write_text(
         "import trainer\nprint('begins')\ntrainer.main()\nprint('never')\n"
     )
-    done = command("run", "train.py", cwd=tmp_path)
+    done = cold_command("run", "train.py", cwd=tmp_path)
     assert done.returncode == 1
     assert done.stdout == "begins\n"
     assert "NonFiniteError: step 3: loss is NaN" in done.stderr

@@ -4,8 +4,6 @@ where replicas share a batch."""
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+import warm_python
 from conftest import ROOT, environment
 from test_minimize import origin_of
 from trainings import data, record
@@ -204,13 +203,7 @@ def two_replicas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with trainings of two replicas, of which the second fails for its row 1."""
     folder = tmp_path_factory.mktemp("two")
     script = ROOT / "tests" / "integration" / "replica_trainings.py"
-    subprocess.run(
-        [sys.executable, script, folder, "2"],
-        check=True,
-        capture_output=True,
-        timeout=300,
-        env=environment(),
-    )
+    warm_python.run([script, folder, "2"], check=True, timeout=300, env=environment())
     return folder
 
 
