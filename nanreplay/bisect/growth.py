@@ -14,22 +14,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from nanreplay.bisect.anomalies import STEPS, gradual_start, jump_start
 from nanreplay.capture.arrays import as_array
 from nanreplay.findings import Root
 from nanreplay.records import Timeline
 
-_FACTOR = 10.0
-"""Growth over the median of the earlier steps that counts."""
-_STEPS = 3
-"""How many steps before the origin gradual growth must have lasted."""
-_JUMP = 100.0
-"""Growth over the largest earlier value that counts within fewer steps."""
-_JUMP_FROM_FEW = 1e4
-"""The same when fewer than `_STEPS` earlier values are known."""
 _SHARE = 1e-3
 """A variable whose series ends below this share of the largest one led nothing."""
-_MOST_TRIED = 500
-"""Positions that are tried as the first of the growth, where steps were left out."""
 _MATRICES = (("gradient_norm", "gradient norm"), ("weight_norm", "norm of the weights"))
 """Matrices of the timeline that are looked at, and what sentences call them."""
 
@@ -186,7 +177,7 @@ def _growth(
     start = _gradual_start(steps, series, stands_for, step)
     last_usual = start
     if start is None:
-        start = _jump(series[steps < step])
+        start = jump_start(series[steps < step])
         if start is None:
             return None
         last_usual = start - 1
@@ -220,56 +211,10 @@ def _gradual_start(
 
     None when it did not grow, or not for long.
     """
-    if len(series) <= _STEPS or series[-1] <= 0:
-        return None
-    if series[-1] < _FACTOR * _median(series, stands_for):
-        return None
-    start = _first_anomaly(series, stands_for)
-    if start is None or step - int(steps[start]) < _STEPS:
+    start = gradual_start(series, stands_for)
+    if start is None or step - int(steps[start]) < STEPS:
         return None
     # The growth began before it was ten-fold: back down the slope.
     while start > 0 and series[start - 1] < series[start]:
         start -= 1
     return start
-
-
-def _first_anomaly(series: NDArray[Any], stands_for: NDArray[Any]) -> int | None:
-    """Return the first position from which a series stays far above what it was before.
-
-    That is, from which every value is at least `_FACTOR` times the median of those before it: in
-    1, 2, 1, 50, 1, 90, 200 it is 5, because after the 50 a 1 came back. A median of all values
-    before each position would take quadratic time. So positions are first picked by the smallest
-    value before them, which is at most the median and comes with one pass.
-    """
-    lowest_after = np.minimum.accumulate(series[::-1])[::-1]
-    lowest_before = np.minimum.accumulate(series)
-    possible = 1 + np.flatnonzero(lowest_after[1:] >= _FACTOR * lowest_before[:-1])
-    if (stands_for > 1).any():  # near enough, where steps were left out
-        possible = possible[:: 1 + len(possible) // _MOST_TRIED]
-    for position in possible:
-        usual = _median(series[:position], stands_for[:position])
-        if lowest_after[position] >= _FACTOR * usual > 0:
-            return int(position)
-    return None
-
-
-def _median(series: NDArray[Any], stands_for: NDArray[Any]) -> float:
-    """Median over steps; a value counts as often as there are steps that it stands for."""
-    if (stands_for == 1).all():
-        return float(np.median(series))
-    order = np.argsort(series)
-    counts = np.cumsum(stands_for[order])
-    return float(series[order[np.searchsorted(counts, counts[-1] / 2)]])
-
-
-def _jump(series: NDArray[Any]) -> int | None:
-    """Return the position of a jump that only the last one or two values stand above.
-
-    None when there is none.
-    """
-    for start in range(max(len(series) - _STEPS + 1, 1), len(series)):
-        usual = float(series[:start].max())
-        wanted = _JUMP if start >= _STEPS else _JUMP_FROM_FEW
-        if usual > 0 and series[start:].min() >= wanted * usual:
-            return start
-    return None

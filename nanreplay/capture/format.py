@@ -137,9 +137,24 @@ def check_dataset(dataset: Any) -> None:
         FormatError: It does not.
         MemoryLimitError: They take more memory than they may.
     """
+    check_stored(dataset)
+    check_size(dataset.name, dataset.nbytes)
+
+
+def check_stored(dataset: Any, kinds: str = "biufc") -> None:
+    """Check what `check_dataset` does for a reader that takes a part of the dataset at a time.
+
+    Args:
+        dataset: What is to be read.
+        kinds: Kinds of NumPy's types that are taken for numbers.
+
+    Raises:
+        FormatError: It does not hold numbers itself, or is larger than what is stored of it.
+        MemoryLimitError: One chunk of it takes more memory than it may.
+    """
     if not isinstance(dataset, h5py.Dataset):
         raise FormatError(f"expected a dataset at {getattr(dataset, 'name', '?')}")
-    is_plain = dataset.dtype.kind in "biufc" and dataset.dtype.subdtype is None
+    is_plain = dataset.dtype.kind in kinds and dataset.dtype.subdtype is None
     if dataset.shape is None or not is_plain:
         raise FormatError(f"unexpected type {dataset.dtype} at {dataset.name}")
     if dataset.is_virtual or dataset.external:
@@ -150,10 +165,9 @@ def check_dataset(dataset: Any) -> None:
         raise FormatError(f"{dataset.name} claims more bytes than the file has")
     # HDF5 unpacks whole chunks, and a chunk may be declared far larger than its dataset.
     chunk_bytes = math.prod(dataset.chunks) * dataset.dtype.itemsize if dataset.chunks else 0
-    needed_bytes = max(dataset.nbytes, chunk_bytes)
-    if needed_bytes > LARGEST_DEFLATE_RATIO * stored_bytes:
+    if max(dataset.nbytes, chunk_bytes) > LARGEST_DEFLATE_RATIO * stored_bytes:
         raise FormatError(f"{dataset.name} is larger than what is stored of it")
-    check_size(dataset.name, needed_bytes)
+    check_size(dataset.name, chunk_bytes)
 
 
 def _check_filters(dataset: Any) -> None:

@@ -31,6 +31,7 @@ COMPLETION = "_NANREPLAY_COMPLETE"
 COMMANDS = {
     "run": "Run a program as it is, and record whatever trains in it.",
     "demo": "Train a small model into a NaN, replay it and name the op.",
+    "logs": "Say from when on a training went wrong, from its logs and checkpoints alone.",
     "info": "Say what a capture holds.",
     "replay": "Replay the recorded steps and compare them bit for bit, "
     "or run them through today's code.",

@@ -263,7 +263,7 @@ _WIDTH, _CURVE_HEIGHT, _ROW_HEIGHT = 9.0, 1.45, 0.17  # inches
 _POINTS = 600
 """Points of a curve."""
 _MOST_LAYERS = 40
-_LOOK: dict[Any, Any] = {
+LOOK: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text, and takes the font of the page
     "svg.hashsalt": "nanreplay",  # the same ids in each run, so that pages can be compared
     "font.family": "sans-serif",
@@ -296,7 +296,7 @@ def timeline_svg(history: History) -> str:
     heights = [_CURVE_HEIGHT] * len(curves)
     if n_layers:
         heights.append(0.5 + n_layers * _ROW_HEIGHT)
-    with rc_context(_LOOK):
+    with rc_context(LOOK):
         figure = Figure(figsize=(_WIDTH, sum(heights) + 0.4), layout="constrained")
         panels = np.atleast_1d(figure.subplots(len(heights), 1, sharex=True, height_ratios=heights))
         for panel, series in zip(panels, curves, strict=False):

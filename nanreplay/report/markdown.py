@@ -40,28 +40,30 @@ def _lines(page: Page) -> Iterator[str]:
     report = page.report
     yield f"### {page.title}"
     yield ""
-    yield f"> {_inline(report.sentence)}"
+    yield f"> {inline_text(report.sentence)}"
     yield ""
     yield from _causes(report.causes)
     yield from _fixes(report)
     yield from _source(page)
     yield from _loss(page.history)
     facts = [(name.strip(), value) for name, value in fact_rows(report)]
-    yield from _folded("Facts", _table(("what", "value"), facts))
+    yield from folded_lines("Facts", table_lines(("what", "value"), facts))
     for table in page.tables:
-        yield from _folded(table.title, _table(table.headings, table.rows))
-    yield from _folded("What was recorded", _table(("what", "value"), page.recorded))
+        yield from folded_lines(table.title, table_lines(table.headings, table.rows))
+    yield from folded_lines("What was recorded", table_lines(("what", "value"), page.recorded))
     if report.findings.notes:
-        yield from _folded("Notes", [f"- {_inline(note)}" for note in report.findings.notes])
+        yield from folded_lines(
+            "Notes", [f"- {inline_text(note)}" for note in report.findings.notes]
+        )
     yield f"<sub>nanreplay {__version__}</sub>"
 
 
 def _causes(causes: Sequence[Cause]) -> Iterator[str]:
     for cause in causes:
         kind = cause.kind.replace("_", " ")
-        yield f"**{kind}** ({cause.confidence:.0%}): {_inline(cause.sentence)}"
+        yield f"**{kind}** ({cause.confidence:.0%}): {inline_text(cause.sentence)}"
         yield ""
-        yield from (f"- {_inline(line)}" for line in cause.evidence)
+        yield from (f"- {inline_text(line)}" for line in cause.evidence)
         if cause.evidence:
             yield ""
 
@@ -69,12 +71,12 @@ def _causes(causes: Sequence[Cause]) -> Iterator[str]:
 def _fixes(report: Report) -> Iterator[str]:
     if not report.fixes:
         return
-    yield from _table(FIX_HEADINGS, [fix_row(fix) for fix in report.fixes])
+    yield from table_lines(FIX_HEADINGS, [fix_row(fix) for fix in report.fixes])
     yield ""
     for fix in advice(report.fixes):
         place = f" at {fix.place}" if fix.place else ""
         yield f"`{fix.label}`{place}:"
-        yield from _code(fix.code, "python")
+        yield from code_lines(fix.code, "python")
 
 
 def _source(page: Page) -> Iterator[str]:
@@ -86,7 +88,7 @@ def _source(page: Page) -> Iterator[str]:
     for line in page.source.lines:
         mark = ">" if line.is_failing else " "
         lines.append(f"{line.line:5} {mark} {line.code or ''}")
-    yield from _code("\n".join(lines), "text")
+    yield from code_lines("\n".join(lines), "text")
 
 
 def _loss(history: History) -> Iterator[str]:
@@ -96,17 +98,19 @@ def _loss(history: History) -> Iterator[str]:
     steps = f"{history.steps[0]} to {history.steps[-1]}"
     losses = f"{readable_number(values[0])} to {readable_number(values[-1])}"
     yield f"Loss, steps {steps} ({losses}):"
-    yield from _code("\n".join(bar_lines(values, _BARS, 3)), "text")
+    yield from code_lines("\n".join(bar_lines(values, _BARS, 3)), "text")
 
 
-def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+def table_lines(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """A table; its cells are escaped."""
     yield f"| {' | '.join(headings)} |"
     yield f"|{' --- |' * len(headings)}"
     for row in rows:
         yield f"| {' | '.join(_cell(cell) for cell in row)} |"
 
 
-def _folded(title: str, lines: Iterator[str] | Sequence[str]) -> Iterator[str]:
+def folded_lines(title: str, lines: Iterator[str] | Sequence[str]) -> Iterator[str]:
+    """Lines under a title that unfolds them."""
     yield f"<details><summary>{title}</summary>"
     yield ""
     yield from lines
@@ -115,7 +119,7 @@ def _folded(title: str, lines: Iterator[str] | Sequence[str]) -> Iterator[str]:
     yield ""
 
 
-def _code(text: str, language: str) -> Iterator[str]:
+def code_lines(text: str, language: str) -> Iterator[str]:
     """A fenced block; the fence is longer than any within it."""
     inner = [len(ticks) for ticks in _FENCE.findall(text)]
     fence = "`" * (max(inner) + 1 if inner else 3)
@@ -126,10 +130,10 @@ def _code(text: str, language: str) -> Iterator[str]:
 
 
 def _cell(text: str) -> str:
-    return _inline(text).replace("|", r"\|").replace("\n", " ")
+    return inline_text(text).replace("|", r"\|").replace("\n", " ")
 
 
-def _inline(text: str) -> str:
+def inline_text(text: str) -> str:
     """Text as it stands: what would be taken for markup is escaped, but inside backticks."""
     # Split at backticks, parts with odd numbers are inside: "see `a_b`" gives "see ", "a_b", "".
     # An odd number of backticks has no inside, and all of it is escaped.

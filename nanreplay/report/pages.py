@@ -124,8 +124,8 @@ _CODE = re.compile(r"`([^`]*)`")
 
 def html_page(page: Page) -> str:
     """Write a whole HTML document, without scripts and with its styles and pictures inside."""
-    template = _environment().get_template("page.html")
-    return template.render(page=page, style=_style(), body=_body(page), version=__version__)
+    template = page_environment().get_template("page.html")
+    return template.render(page=page, style=page_style(), body=_body(page), version=__version__)
 
 
 def report_fragment(report: Report) -> str:
@@ -141,7 +141,7 @@ def capture_fragment(capture: Capture) -> str:
     incident = capture.incident
     trigger = readable_trigger(incident.trigger)
     body = (
-        _environment()
+        page_environment()
         .get_template("recorded.html")
         .render(
             title=f"{capture.path.name}: step {incident.step}, {trigger}",
@@ -154,13 +154,13 @@ def capture_fragment(capture: Capture) -> str:
 
 
 def _fragment(body: str) -> str:
-    return f'<style>{_style()}</style><div class="nanreplay">{body}</div>'
+    return f'<style>{page_style()}</style><div class="nanreplay">{body}</div>'
 
 
 def _body(page: Page) -> Markup:
     report, root = page.report, page.report.findings.root
     body = (
-        _environment()
+        page_environment()
         .get_template("body.html")
         .render(
             page=page,
@@ -176,7 +176,8 @@ def _body(page: Page) -> Markup:
     return Markup(body)
 
 
-def _environment() -> Environment:
+def page_environment() -> Environment:
+    """Templates of pages; what is filled in is escaped."""
     environment = Environment(
         loader=PackageLoader("nanreplay.report"),
         autoescape=True,
@@ -188,8 +189,9 @@ def _environment() -> Environment:
     return environment
 
 
-def _style() -> Markup:
-    environment = _environment()
+def page_style() -> Markup:
+    """The style sheet of pages."""
+    environment = page_environment()
     assert environment.loader is not None
     return Markup(environment.loader.get_source(environment, "style.css")[0])
 

@@ -1,0 +1,132 @@
+"""The answers as one HTML page that needs no network; text is escaped by jinja2."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from markupsafe import Markup
+
+from nanreplay import __version__
+from nanreplay.logs.log_answer import LogAnswer
+from nanreplay.logs.log_sentence import log_sentence
+from nanreplay.logs.log_tables import (
+    CHECKPOINT_HEADINGS,
+    SERIES_HEADINGS,
+    VARIABLE_HEADINGS,
+    checkpoint_rows,
+    series_rows,
+    variable_rows,
+)
+from nanreplay.logs.logged_run import ScalarSeries
+from nanreplay.logs.next_step import next_step
+from nanreplay.report.history import CURVE, GROWTH, INK, LOOK, MARK, thinned
+from nanreplay.report.pages import PageTable, page_environment, page_style
+
+_POINTS = 600
+_MOST_CURVES = 4
+_STEEP = 1e3
+
+
+def logs_html(answers: Sequence[LogAnswer], problems: Sequence[str], script: str) -> str:
+    """Write a whole HTML document about one or several runs."""
+    environment = page_environment()
+    body = environment.get_template("logs.html").render(
+        runs=[_run(each, script) for each in answers], problems=list(problems)
+    )
+    title = answers[0].run.name if len(answers) == 1 else "Logs and checkpoints"
+    return environment.get_template("logs_page.html").render(
+        title=title, style=page_style(), body=Markup(body), version=__version__
+    )
+
+
+def _run(answer: LogAnswer, script: str) -> dict[str, Any]:
+    step = next_step(answer, script)
+    found = answer.found
+    evidence = [] if found is None else [*found.evidence, *answer.weights.growth]
+    return {
+        "name": answer.run.name,
+        "sentence": log_sentence(answer),
+        "is_healthy": answer.status == "finite",
+        "figure": Markup(logs_svg(answer)),
+        "evidence": list(dict.fromkeys(evidence)),
+        "advice": [] if step is None else [step.advice],
+        "shell": None if step is None else step.shell,
+        "python": None if step is None else step.python,
+        "log_more": [] if step is None else list(step.log_more),
+        "tables": page_tables(answer),
+        "notes": list(answer.notes),
+    }
+
+
+def page_tables(answer: LogAnswer) -> list[PageTable]:
+    """The tables of an answer; empty ones are left out."""
+    tables = []
+    if answer.run.series:
+        tables.append(PageTable("Logged values", SERIES_HEADINGS, list(series_rows(answer))))
+    if answer.run.checkpoints:
+        rows = list(checkpoint_rows(answer.run.checkpoints))
+        tables.append(PageTable("Checkpoints", CHECKPOINT_HEADINGS, rows))
+    broken = answer.weights.first_broken
+    if broken is not None:
+        rows = list(variable_rows(broken, answer.weights.last_healthy))
+        tables.append(PageTable(f"Variables of {broken.path}", VARIABLE_HEADINGS, rows))
+    return tables
+
+
+def logs_svg(answer: LogAnswer) -> str:
+    """Draw losses, norms and rates of a run by step; "" when there is nothing to draw."""
+    curves = _curves(answer)
+    if not curves:
+        return ""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(LOOK):
+        figure = Figure(figsize=(9.0, 1.5 * len(curves) + 0.4), layout="constrained")
+        panels = np.atleast_1d(figure.subplots(len(curves), 1, sharex=True))
+        for panel, series in zip(panels, curves, strict=True):
+            _draw(panel, series, answer)
+        panels[-1].set_xlabel(curves[0].axis)
+        file = io.StringIO()
+        figure.savefig(
+            file, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
+    text = file.getvalue()
+    return text[text.index("<svg") :].replace(INK, "currentColor")
+
+
+def _curves(answer: LogAnswer) -> list[ScalarSeries]:
+    """The series that failed first, then losses, norms, rates and scales of its axis."""
+    roles = ("loss", "validation_loss", "gradient_norm", "learning_rate", "loss_scale")
+    order = [each for role in roles for each in answer.run.series if each.role == role]
+    if answer.series is not None:
+        same = [each for each in order if each.tag != answer.series.tag]
+        order = [answer.series, *same]
+    if not order:
+        return []
+    axis = order[0].axis
+    return [each for each in order if each.axis == axis and len(each) > 1][:_MOST_CURVES]
+
+
+def _draw(panel: Any, series: ScalarSeries, answer: LogAnswer) -> None:
+    series = series.chain()
+    panel.plot(*thinned(series.steps.astype(np.int64), series.values, _POINTS), color=CURVE)
+    finite = series.values[series.is_finite]
+    if len(finite) and finite.min() > 0 and finite.max() / finite.min() > _STEEP:
+        panel.set_yscale("log")
+    bad = series.steps[~series.is_finite]
+    if len(bad):
+        shown = bad[:: max(len(bad) // _POINTS, 1)]
+        heights = np.full(len(shown), 0.06)
+        across = panel.get_xaxis_transform()
+        panel.plot(shown, heights, "x", transform=across, color=MARK, markersize=5)
+    panel.set_ylabel(series.tag[-28:])
+    panel.spines[["top", "right"]].set_visible(False)
+    first, found = answer.first, answer.found
+    if first is not None and first.axis == series.axis:
+        panel.axvline(first.step, color=MARK, linewidth=1, linestyle="--")
+    if found is not None and found.anomaly is not None:
+        panel.axvline(found.anomaly.value.step, color=GROWTH, linewidth=1, linestyle=":")
