@@ -135,6 +135,6 @@ def _code(answers: list[LogAnswer]) -> int:
     statuses = {each.status for each in answers}
     if "nonfinite" in statuses:
         return NONFINITE
-    if not answers:
-        return UNREADABLE
+    if all(each.status == "undecided" and each.run.checkpoints for each in answers):
+        return UNREADABLE  # also where there is none
     return UNDECIDED if "undecided" in statuses else FINITE

@@ -27,8 +27,8 @@ _DAMAGE = (
     OverflowError, RecursionError, IndexError,
 )  # fmt: skip
 """What h5py and NumPy raise on damaged files."""
-_STEP = re.compile(r"(?:step|iter|iteration|global|update)s?[-_=. ]?0*(\d+)", re.IGNORECASE)
-_EPOCH = re.compile(r"(?:epoch|ep|^e)[-_=. ]?0*(\d+)", re.IGNORECASE)
+_STEP = re.compile(r"(?<![a-z])(?:step|iter|iteration|global|update)s?[-_=. ]?0*(\d+)", re.I)
+_EPOCH = re.compile(r"(?<![a-z])(?:epoch|ep|e)[-_=. ]?0*(\d+)", re.I)
 _NUMBER = re.compile(r"(?<!\d)(?<!\d\.)0*(\d+)(?!\d)(?!\.\d)")
 """A whole number: neither part of `0.32` counts."""
 _ENDINGS = re.compile(r"(\.weights)?\.(h5|hdf5|keras|index|ckpt)$", re.IGNORECASE)

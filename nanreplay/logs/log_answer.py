@@ -224,7 +224,8 @@ def _other_failed(
 ) -> LogAnswer:
     series = failing.series
     first = value_at(series, failing.position, run)
-    weights = look_at_checkpoints(run, series, first, None, ())
+    # the training goes on, so its last checkpoint is as good as those before
+    weights = look_at_checkpoints(run, None, None, None, ())
     losses = run.of_role("loss")
     evidence = [f"{sum(map(len, losses))} values of the training's loss are finite"]
     doubt = None
@@ -263,12 +264,11 @@ def _nothing_logged(run: LoggedRun, notes: tuple[str, ...]) -> LogAnswer:
     for series in run.of_role("loss_scale"):
         anomaly = scale_anomaly(run, series.where(series.is_finite))
         if anomaly is not None:
-            doubt = "non-finite gradients are told by the scale alone: none of them is in the log"
-            found = KindFound("loss_scale", (anomaly.sentence,), doubt, anomaly)
+            found = KindFound("loss_scale", (anomaly.sentence,), None, anomaly)
             weights = look_at_checkpoints(run, series, anomaly.value, None, ())
             return LogAnswer(run, "nonfinite", found, series=series, weights=weights, notes=notes)
     is_known = any(len(each) for each in run.series) or any(
-        each.variables for each in run.checkpoints
+        each.is_finite for each in run.checkpoints
     )
     return LogAnswer(run, "finite" if is_known else "undecided", weights=weights, notes=notes)
 

@@ -48,7 +48,8 @@ def look_at_checkpoints(
     Args:
         run: The run; its checkpoints are in order.
         series: The series of `first`.
-        first: The first non-finite value, None where none was logged.
+        first: The first non-finite value; None where none was logged, or it is none of the
+            training's own.
         anomaly: The first anomaly before it.
         triggers: What happened at that point.
     """

@@ -97,11 +97,10 @@ def kind_of_training(
     is_started = bool(triggers) and triggers[0].kind == "learning_rate"
     if is_gradual or (is_started and found.rises):
         return KindFound("divergence", (anomaly.sentence,), None, anomaly, triggers)
-    if not found.rises:  # a level that was reached long before and kept
-        doubt = _doubt(before, failing, position)
-        return KindFound("sudden", (anomaly.sentence,), doubt, anomaly, triggers)
     unsure: str | None = None
-    if _is_coarse(series):
+    if not found.rises:  # a level that was reached long before and kept
+        unsure = _doubt(before, failing, position)
+    elif _is_coarse(series):
         unsure = (
             f"one value stands between the usual ones and the first that is not finite, and "
             f"values are {_gap_text(series)} apart: a divergence would look the same"
@@ -115,8 +114,8 @@ def _from_start(run: LoggedRun, failing: ScalarSeries, position: int) -> KindFou
     distance = first.step - begin
     text = f"`{failing.tag}` was never finite: its first value, at {first.place}, is not"
     if failing.axis != "row" and distance > max(1.0, 1.5 * failing.usual_gap):
-        doubt = f"the log begins at {first.place}: what was before is not in it"
-        return KindFound("cannot_tell", (text,), doubt)
+        unknown = f"the log begins at {first.place}: what was before is not in it"
+        return KindFound("cannot_tell", (text,), unknown)
     doubt = None
     if failing.axis == "epoch" or distance > 1:
         doubt = (

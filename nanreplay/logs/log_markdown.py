@@ -53,5 +53,6 @@ def _next(answer: LogAnswer, script: str) -> Iterator[str]:
         return
     yield inline_text(step.advice)
     yield ""
-    yield from code_lines(step.shell, "console")
+    if step.shell:
+        yield from code_lines(step.shell, "console")
     yield from code_lines(step.python, "python")

@@ -27,7 +27,10 @@ KIND_WORDS = {
 def log_sentence(answer: LogAnswer) -> str:
     """What happened, in one paragraph that begins with the first non-finite value."""
     if answer.status == "undecided":
-        return "Nothing was logged, and no variable of a checkpoint can be read: cannot decide."
+        number = len(answer.run.checkpoints)
+        what = "the checkpoint" if number == 1 else f"none of {number} checkpoints"
+        verb = "cannot be read whole" if number == 1 else "can be read whole"
+        return f"Cannot decide: nothing was logged, and {what} {verb}."
     if answer.status == "finite":
         return _finite(answer)
     return " ".join(_failed(answer))
@@ -46,12 +49,21 @@ def _finite(answer: LogAnswer) -> str:
             parts.append(
                 f"No loss is in the log; its values are finite, up to {series.axis} {last}"
             )
-    read = [each for each in run.checkpoints if each.variables]
-    if read:
-        number = len(read)
+    number, fine = len(run.checkpoints), sum(_is_fine(answer, each) for each in run.checkpoints)
+    if fine:
         what = "its checkpoint is" if number == 1 else f"all {number} checkpoints are"
-        parts.append(f"{what} finite" if parts else f"{what.capitalize()} finite")
+        if fine < number:
+            what = f"{fine} of {number} checkpoints, all that can be read, are"
+        parts.append(f"{what} finite" if parts else f"{what[0].upper()}{what[1:]} finite")
     return ", and ".join(parts) + "."
+
+
+def _is_fine(answer: LogAnswer, checkpoint: Checkpoint) -> bool:
+    """Whether all of a checkpoint was read, and is finite but for what is meant to be infinite."""
+    return checkpoint.error is None and all(
+        each.is_finite or (each.name in answer.weights.meant and not each.nan)
+        for each in checkpoint.variables
+    )
 
 
 def _failed(answer: LogAnswer) -> Iterator[str]:
@@ -74,7 +86,7 @@ def _first(answer: LogAnswer) -> str:
     if first is None:
         broken = answer.weights.first_broken
         if broken is None:
-            return "No non-finite value was logged, but gradients were not finite again and again."
+            return "No non-finite value was logged."
         logged = "No non-finite value was logged, but " if answer.n_values else ""
         text = f"{logged}the checkpoint `{broken.path}`{_written(broken)} is not finite."
         return text[0].upper() + text[1:]

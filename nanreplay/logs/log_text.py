@@ -76,8 +76,9 @@ def _next(answer: LogAnswer, script: str) -> Iterator[str]:
         return
     yield ""
     yield step.advice
-    yield f"  {step.shell}"
-    yield "or, in the program:"
+    if step.shell:
+        yield f"  {step.shell}"
+        yield "or, in the program:"
     yield from (f"  {line}" for line in step.python.splitlines())
     if step.log_more:
         yield f"Log next time: {'; '.join(step.log_more)}."

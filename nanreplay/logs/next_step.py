@@ -20,7 +20,7 @@ class NextStep:
     advice: str
     """One sentence: from where, and how long it takes until it happens."""
     shell: str
-    """The command for an unchanged program."""
+    """The command for an unchanged program; "" where the recorder has nothing to record."""
     python: str
     """The lines that do the same in the program."""
     log_more: tuple[str, ...]
@@ -36,6 +36,9 @@ def next_step(answer: LogAnswer, script: str = "train.py") -> NextStep | None:
     """
     if answer.status != "nonfinite":
         return None
+    kind = answer.found.kind if answer.found is not None else None
+    if kind in ("validation", "metric"):
+        return _beside_the_training(answer, kind)
     start = answer.weights.before_anomaly or answer.weights.last_healthy
     window = _window(answer)
     keyframes = max(window // 4, 1)
@@ -45,6 +48,25 @@ def next_step(answer: LogAnswer, script: str = "train.py") -> NextStep | None:
         shell=shell,
         python="\n".join(_python(answer, start, window, keyframes)),
         log_more=tuple(_log_more(answer)),
+    )
+
+
+def _beside_the_training(answer: LogAnswer, kind: str) -> NextStep:
+    """What to do where the training itself is healthy: the recorder would record nothing."""
+    if kind == "metric":
+        tag = "the metric" if answer.first is None else f"`{answer.first.tag}`"
+        return NextStep(
+            f"The training is healthy. Look at {tag}: a share of nothing is 0/0.",
+            "",
+            "keras.ops.divide_no_nan(total, count)  # in place of total / count",
+            (),
+        )
+    return NextStep(
+        "The training is healthy. Look for the batch of the validation data that does it.",
+        "",
+        "for number, (x, y) in enumerate(validation_data):\n"
+        "    print(number, np.isfinite(x).all(), np.isfinite(y).all(), model.test_on_batch(x, y))",
+        (),
     )
 
 

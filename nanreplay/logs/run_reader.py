@@ -229,15 +229,16 @@ def _in_part(found: Iterable[ScalarSeries], file: FoundFile) -> list[ScalarSerie
     """Series with the part of the run in front of their tags: `validation/loss`."""
     result = []
     for each in found:
-        tag = f"{file.part}/{each.tag}" if _is_telling(file.part) else each.tag
+        tag = _prefix(file.part) + each.tag
         result.append(replace(each, tag=tag, role=role_of(tag), source=file.shown))
     return result
 
 
-def _is_telling(part: str) -> bool:
-    """Whether the part of a run says what the values are of."""
-    words = set(part.lower().split("/"))
-    return bool(words & {"val", "valid", "validation", "eval", "evaluation", "test", "train"})
+def _prefix(part: str) -> str:
+    """What stands in front of tags: `validation/` of `tb/validation`, nothing of `logs`."""
+    telling = {"val", "valid", "validation", "eval", "evaluation", "test", "train", "training"}
+    names = [name for name in part.split("/") if name.lower() in telling]
+    return f"{names[-1]}/" if names else ""
 
 
 # Event files: those of one folder were written one after the other.
@@ -277,9 +278,10 @@ def _join_events(
             f"{len(members)} event files of {members[0][0].path.parent.name} were written at the "
             "same time: they are taken for trainings of their own"
         )
+    _count_on(members)
     for number, (file, found) in enumerate(members):
         for tag, rows in found.tags.items():
-            full = f"{file.part}/{tag}" if _is_telling(file.part) else tag
+            full = _prefix(file.part) + tag
             full = f"{file.path.name}/{full}" if apart else full
             columns.setdefault(full, []).append((number, *rows.columns(), rows.is_histogram))
     source = members[0][0].shown
@@ -305,6 +307,27 @@ def _axis_of(tag: str) -> Axis:
     name = os.path.basename(tag)
     is_epoch = name.startswith("epoch_") or name == "histogram"
     return "epoch" if is_epoch else "step"
+
+
+def _count_on(members: list[tuple[FoundFile, EventFile]]) -> None:
+    """Let the batches of a resumed `fit` count on from the epochs before it.
+
+    Keras's `TensorBoard` counts batches from 1 in each `fit`, and epochs as `initial_epoch` says.
+    """
+    length = 0.0
+    for _, found in members:
+        epochs = found.tags.get("epoch_loss")
+        batches = [rows for tag, rows in found.tags.items() if tag.startswith("batch_")]
+        if not batches:
+            continue
+        last = max(float(rows.columns()[0].max()) for rows in batches)
+        if epochs is None:
+            continue
+        steps = epochs.columns()[0]
+        length = last // len(steps) if last >= len(steps) else length
+        if steps.min() > 0 and min(float(rows.columns()[0].min()) for rows in batches) <= length:
+            for rows in batches:
+                rows.steps = [part + steps.min() * length for part in rows.steps]
 
 
 def _first_time(found: EventFile) -> float:
