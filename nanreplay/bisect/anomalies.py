@@ -137,11 +137,12 @@ def departure(values: NDArray[np.float64]) -> Departure | None:
         if found is None:
             continue
         usual, spread, window = found
-        while position > 1 and usual + 2 * spread < levels[position - 1] < levels[position]:
-            position -= 1  # back down the slope, to where it began
-        start = position + offset
+        begin = position
+        while begin > 1 and usual + 2 * spread < levels[begin - 1] < levels[begin]:
+            begin -= 1  # back down the slope, to where it began
+        start = begin + offset
         before = float(np.median(values[max(start - window, 0) : start]))
-        rises = bool(levels[-1] - levels[position] > _LEAST_RISE) or position == len(levels) - 1
+        rises = bool(levels[-1] - levels[begin] > _LEAST_RISE) or begin == len(levels) - 1
         return Departure(start, before, float(values[-1]), len(values) - start, rises)
     return None
 

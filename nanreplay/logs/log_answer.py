@@ -283,7 +283,7 @@ def _failed_attempt(run: LoggedRun) -> LogAnswer | None:
             continue
         if result.found.kind in ("metric",):
             continue
-        later = [step for step in restarts_of(run, result.series)]
+        later = restarts_of(run, result.series)
         at = later[attempt] if attempt < len(later) else None
         return replace(result, resumed_at=at)
     return None

@@ -156,7 +156,7 @@ def _home(path: Path, root: Path) -> tuple[Path, str]:
     """The folder of the run that a file belongs to, and the part of the run that it is in."""
     folder, part = path.parent, ""
     stop = root if root.is_dir() else root.parent
-    while folder.name.lower() in _PARTS and folder != stop and folder != folder.parent:
+    while folder.name.lower() in _PARTS and folder not in (stop, folder.parent):
         part = folder.name if not part else f"{folder.name}/{part}"
         folder = folder.parent
     # a folder that is a part by its name may be named itself: `nanreplay logs run/validation`

@@ -156,9 +156,10 @@ def _rows_of_list(value: list[Any]) -> LogRows | None:
 def _history_columns(value: Mapping[str, Any]) -> LogRows | None:
     """Lists of numbers by name, or by name objects of row and number as pandas writes them."""
     lists: dict[str, list[Any]] = {}
-    for name, column in value.items():
-        if isinstance(column, dict) and column and all(str(key).isdigit() for key in column):
-            column = list(column.values())
+    for name, given in value.items():
+        column = given
+        if isinstance(given, dict) and given and all(str(key).isdigit() for key in given):
+            column = list(given.values())
         if isinstance(column, list) and column and not isinstance(column[0], (dict, list)):
             lists[str(name)] = column
     length = max(map(len, lists.values()), default=0)

@@ -100,9 +100,11 @@ def _step_losses(folder: Path) -> list[tuple[int, float]]:
     for file in sorted((folder / "tb" / "train").glob("*tfevents*")):
         for record in tf.data.TFRecordDataset(str(file)):
             event = event_pb2.Event.FromString(record.numpy())
-            for value in event.summary.value:
-                if value.tag == "batch_loss":
-                    found.append((int(event.step), float(tf.make_ndarray(value.tensor))))
+            found += [
+                (int(event.step), float(tf.make_ndarray(value.tensor)))
+                for value in event.summary.value
+                if value.tag == "batch_loss"
+            ]
     return found
 
 
