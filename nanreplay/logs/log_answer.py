@@ -29,6 +29,10 @@ _SHARE_FINE = 0.5
 """Share of finite values after a non-finite one from which on it was passed over."""
 
 
+_Beside: TypeAlias = Literal["validation", "metric", "weights", "cannot_tell"]
+"""Kinds of what may be non-finite while the training's losses are not."""
+
+
 @dataclass(frozen=True)
 class LogAnswer:
     """What the logs and checkpoints of one run tell."""
@@ -106,9 +110,10 @@ def _answer_of(run: LoggedRun, last: LoggedRun) -> LogAnswer:
     return _nothing_logged(last, notes)
 
 
-_OTHERS: tuple[tuple[tuple[Role, ...], Literal["validation", "metric", "cannot_tell"]], ...] = (
+_OTHERS: tuple[tuple[tuple[Role, ...], _Beside], ...] = (
     (("validation_loss",), "validation"),
-    (("gradient_norm", "weights"), "cannot_tell"),
+    (("weights",), "weights"),
+    (("gradient_norm",), "cannot_tell"),
     (("metric", "validation_metric"), "metric"),
 )
 """What may be non-finite while the training's losses are not, and what that is called."""
@@ -219,7 +224,7 @@ def _other_failed(
     run: LoggedRun,
     failing: _Bad,
     bad: Sequence[_Bad],
-    kind: Literal["validation", "metric", "cannot_tell"],
+    kind: _Beside,
     notes: tuple[str, ...],
 ) -> LogAnswer:
     series = failing.series

@@ -28,6 +28,8 @@ def log_sentence(answer: LogAnswer) -> str:
     """What happened, in one paragraph that begins with the first non-finite value."""
     if answer.status == "undecided":
         number = len(answer.run.checkpoints)
+        if not number:
+            return "Cannot decide: nothing was logged yet."
         what = "the checkpoint" if number == 1 else f"none of {number} checkpoints"
         verb = "cannot be read whole" if number == 1 else "can be read whole"
         return f"Cannot decide: nothing was logged, and {what} {verb}."
@@ -43,7 +45,13 @@ def _finite(answer: LogAnswer) -> str:
     if answer.n_values:
         series = max(losses or run.series, key=len)
         last = step_text(float(series.steps.max()))
-        if losses:
+        bad = sum(int((~each.is_finite).sum()) for each in losses)
+        if bad:
+            parts.append(
+                f"The logged losses are finite up to {series.axis} {last}, but for {bad} of updates "
+                "that the loss scale skipped"
+            )
+        elif losses:
             parts.append(f"Every logged loss is finite, up to {series.axis} {last}")
         else:
             parts.append(

@@ -8,7 +8,7 @@ from nanreplay.logs.logged_run import Role
 
 _WORDS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|\d+")
 _VALIDATION = frozenset("val valid validation eval evaluation test dev heldout holdout".split())
-_LOSSES = frozenset("loss losses nll elbo cost perplexity ppl".split())
+_LOSSES = frozenset("loss losses nll elbo cost".split())
 _LEARNING_RATES = frozenset(("lr", "learningrate"))
 _NO_VALUES = frozenset(
     "time second seconds sec secs s ms duration timestamp memory mem gpu cpu hour hours eta speed "
