@@ -48,8 +48,8 @@ def _finite(answer: LogAnswer) -> str:
         bad = sum(int((~each.is_finite).sum()) for each in losses)
         if bad:
             parts.append(
-                f"The logged losses are finite up to {series.axis} {last}, but for {bad} of updates "
-                "that the loss scale skipped"
+                f"The logged losses are finite up to {series.axis} {last}, but for {bad} "
+                "of updates that the loss scale skipped"
             )
         elif losses:
             parts.append(f"Every logged loss is finite, up to {series.axis} {last}")
