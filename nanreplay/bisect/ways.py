@@ -146,7 +146,7 @@ def consequence_of(scenes: Sequence[Scene], suspect: Suspect, trigger: Trigger) 
     failed = _name_of_failed(scenes[0], trigger)
     if failed is not None:
         later = f" in step {scenes[0].step}" if len(scenes) > 1 else ""
-        parts.append(f"reached {failed}{later}")
+        parts.append(f"reached {failed}{later}{_what_stays_finite(scenes[0])}")
     if len(parts) > 2:
         parts = [", ".join(parts[:-1]), parts[-1]]
     return " and ".join(parts) or None
@@ -154,6 +154,14 @@ def consequence_of(scenes: Sequence[Scene], suspect: Suspect, trigger: Trigger) 
 
 def _raised(fact: Fact) -> bool:
     return fact.event is not None and fact.event.error is not None and fact.type not in PASSIVE
+
+
+def _what_stays_finite(scene: Scene) -> str:
+    """Say so where only state that is not trained failed, such as moving statistics."""
+    roles = {info.path: info.role for info in scene.trace.runner.variables}
+    if not all(t.what == "variable" and roles.get(t.name) == "state" for t in scene.targets):
+        return ""
+    return ", which is not trained (the loss and all trained weights stay finite in this step)"
 
 
 def _has_nan(fact: Fact) -> bool:

@@ -150,6 +150,12 @@ class Case:
         return next(iter(suspect.masks.values()), None) if suspect is not None else None
 
     @property
+    def leaves_weights_finite(self) -> bool:
+        """Whether only losses failed in the step: no gradient and no variable."""
+        scene = self.bisection.scene
+        return scene is not None and all(target.what == "loss" for target in scene.targets)
+
+    @property
     def operands(self) -> Sequence[OperandFacts]:
         """Facts of the origin's inputs, empty without an origin."""
         return self.origin.operands if self.origin is not None else ()

@@ -20,6 +20,7 @@ from nanreplay.diagnose.rules import (
     overflow,
     precision,
     selection,
+    special_functions,
 )
 from nanreplay.errors import own_error
 from nanreplay.findings import Cause, CauseKind, Verdict
@@ -33,9 +34,12 @@ _MOST = 4
 
 
 def other(case: Case) -> Cause | None:
-    """None of the known causes: what is known all the same."""
+    """None of the kinds: what is known all the same, of a special function what is wrong."""
     if case.origin is None:
         return None
+    special = special_functions.special_function(case)
+    if special is not None:
+        return special
     made = f"gave {case.value}" if case.origin.outputs else "gave a non-finite value"
     sentence = (
         f"`{case.op or 'the batch'}`{case.where} {made}{case.place}; "
@@ -85,8 +89,8 @@ def causes_of(
 ) -> tuple[Cause, ...]:
     """Return why a value turned non-finite, the likeliest first; empty when nothing was.
 
-    `other` stands alone: it is an answer only where no rule found its evidence. The failing step
-    runs at most once more.
+    `other` without evidence of its own stands alone: it is an answer only where no rule found any.
+    The failing step runs at most once more.
 
     ```python
     bisection = bisect(replay, timeline)
@@ -107,14 +111,11 @@ def causes_of(
     case = Case(replay, bisection, verdict, timeline)
     causes: list[Cause] = []
     for kind, rule in RULES.items():
-        cause = None if kind == "other" else _asked(kind, rule, case, notes)
-        if cause is not None and cause.confidence >= _LEAST:
+        cause = _asked(kind, rule, case, notes)
+        if cause is not None and (cause.confidence >= _LEAST or (kind == "other" and not causes)):
             causes.append(cause)
     causes.sort(key=lambda cause: -cause.confidence)  # stable: among equals, as in `RULES`
-    if causes:
-        return tuple(causes[:_MOST])
-    unknown = other(case)
-    return () if unknown is None else (unknown,)
+    return tuple(causes[:_MOST])
 
 
 def _asked(kind: CauseKind, rule: Rule, case: Case, notes: list[str] | None) -> Cause | None:

@@ -124,6 +124,11 @@ class FailureGraph:
         stat = self.stat(value)
         return stat is not None and stat.minimum == stat.maximum == 0 and not stat.nonfinite
 
+    def is_zero_constant(self, value: ValueId) -> bool:
+        """Whether a value is a constant that is zero everywhere."""
+        maker = self.maker(value)
+        return maker is not None and maker.type == "Const" and self.is_zero(value)
+
     # Forward and backward
 
     def is_backward(self, fact: Fact) -> bool:

@@ -16,6 +16,7 @@ from nanreplay.report.history import History, bar_lines
 from nanreplay.report.numbers import readable_number
 from nanreplay.report.pages import Page
 from nanreplay.report.report_text import FIX_HEADINGS, advice, fact_rows, fix_row
+from nanreplay.report.sentence import kind_in_words
 
 _BARS = 60
 """Characters of a line of bars."""
@@ -60,7 +61,7 @@ def _lines(page: Page) -> Iterator[str]:
 
 def _causes(causes: Sequence[Cause]) -> Iterator[str]:
     for cause in causes:
-        kind = cause.kind.replace("_", " ")
+        kind = kind_in_words(cause.kind)
         yield f"**{kind}** ({cause.confidence:.0%}): {inline_text(cause.sentence)}"
         yield ""
         yield from (f"- {inline_text(line)}" for line in cause.evidence)

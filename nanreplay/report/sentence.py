@@ -52,6 +52,30 @@ _JOINED = {
     "Pow": "{} to the power {}",
 }
 """How two operands read, by op type."""
+CAUSE_WORDS: Mapping[str, str] = {
+    "data_nan": "NaN in the data",
+    "data_inf": "an infinity in the data",
+    "data_outlier": "an outlier in the data",
+    "zero_over_zero": "a division by zero",
+    "division_by_zero": "a division by zero",
+    "exp_overflow": "an exponential that overflows",
+    "sqrt_grad_at_zero": "the gradient of a square root at zero",
+    "norm_grad_at_zero": "the gradient of a norm at zero",
+    "pow_domain": "a power outside of its domain",
+    "acos_domain": "an arc function outside of its domain",
+    "fp16_overflow": "float16 overflow",
+    "fp16_underflow": "float16 underflow",
+    "bad_init": "initial weights too large",
+    "where_gradient": "the gradient of a branch that `where` drops",
+    "variance_zero": "a variance of zero",
+    "empty_reduction": "a mean over nothing",
+    "mask_all": "a mask that leaves nothing",
+    "linalg_singular": "a singular matrix",
+    "hardware_like": "a fault of the machine",
+}
+"""Kinds of causes whose name is no English."""
+_TOLD = 0.5
+"""A cause of no kind is told from this confidence on: something speaks for it."""
 _NOT_LAYERS: Mapping[Where, str] = {
     "loss": "the loss",
     "input": "the input",
@@ -269,10 +293,17 @@ def fix_label(fix: FixResult) -> str:
 
 
 def cause_in_words(causes: Sequence[Cause]) -> str:
-    """The likeliest cause: `Cause: the variance is 0.`; "" when none is known."""
-    if not causes or causes[0].kind == "other":
+    """The likeliest cause: `Cause: a variance of zero. It is 0.0.`; "" when none is known."""
+    if not causes or (causes[0].kind == "other" and causes[0].confidence < _TOLD):
         return ""
-    return f"Cause: {causes[0].kind.replace('_', ' ')}. {causes[0].sentence}"
+    if causes[0].kind == "other":
+        return f"Cause: {causes[0].sentence}"
+    return f"Cause: {kind_in_words(causes[0].kind)}. {causes[0].sentence}"
+
+
+def kind_in_words(kind: str) -> str:
+    """The kind of a cause as people say it: "a division by zero"."""
+    return CAUSE_WORDS.get(kind, kind.replace("_", " "))
 
 
 def fixes_in_words(fixes: Sequence[FixResult], limit: int = 3) -> str:

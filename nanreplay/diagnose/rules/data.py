@@ -125,11 +125,7 @@ def label_out_of_range(case: Case) -> Cause | None:
     if case.op in _GATHERS and case.kind == "raised":
         return _index(case)
     if case.op in _CTC and case.is_infinite:
-        sentence = (
-            f"`{case.op}` is infinite{case.place}: "
-            "a sequence of labels that cannot fit its time steps."
-        )
-        return Cause("label_out_of_range", 0.6, sentence)
+        return _ctc_label(case)
     trigger = case.replay.incident.trigger
     if case.origin is None and trigger.what == "exception" and _OUT_OF_RANGE.search(trigger.value):
         return Cause("label_out_of_range", 0.7, f"The step raised: {trigger.value}")
@@ -183,3 +179,25 @@ def _index(case: Case) -> Cause | None:
         return None
     sentence = f"`{case.op}`{case.where} is asked for a row that does not exist: {error[:200]}"
     return Cause("label_out_of_range", 0.95, sentence)
+
+
+def _ctc_label(case: Case) -> Cause:
+    """A sequence of labels that is longer than its time steps."""
+    begin = f"`{case.op}` is infinite{case.place}"
+    if case.event is None or case.mask is None or len(case.event.inputs) < 4:
+        sentence = f"{begin}: a sequence of labels that cannot fit its time steps."
+        return Cause("label_out_of_range", 0.6, sentence)
+    indices, labels, lengths = (as_array(value) for value in case.event.inputs[1:4])
+    for sample in np.flatnonzero(case.mask):
+        own = labels[indices[:, 0] == sample]
+        repeats = int((own[1:] == own[:-1]).sum())
+        steps = int(lengths[sample])
+        if len(own) + repeats > steps:
+            blanks = f" and {repeats} blanks between equal ones" if repeats else ""
+            sentence = (
+                f"{begin}: the {len(own)} labels of sample {sample}{blanks} "
+                f"need {len(own) + repeats} time steps, and there are {steps}."
+            )
+            return Cause("label_out_of_range", 0.95, sentence)
+    sentence = f"{begin}, though all labels fit their time steps."
+    return Cause("label_out_of_range", 0.3, sentence)

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 import numpy as np
 
 from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.tensor_stats import words
+from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.case import Case, capital, shown
-from nanreplay.diagnose.failure_graph import COUNTS, SEGMENTS
+from nanreplay.diagnose.counting import Count, count_under, dropout_under
+from nanreplay.diagnose.failure_graph import COUNTS, SEGMENTS, FailureGraph
 from nanreplay.findings import Cause
+from nanreplay.replay.provenance import ValueId
 
 DIVISIONS = words("RealDiv Div TruncateDiv FloorDiv FloorMod Mod TruncateMod Xdivy")
 """Ops that divide their first input by their second."""
@@ -19,6 +23,8 @@ _POLES = words("Reciprocal Inv Rsqrt")
 _REDUCTIONS = words("Sum Mean Max Min Prod")
 _TINY = 1e-20
 """Denominators below this make infinities of usual float32 values."""
+_MASK_DEPTH = 4
+"""How many ops back a mask is looked for."""
 _NORMALIZATION = words(
     "FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 FusedBatchNormGrad FusedBatchNormGradV2 "
     "FusedBatchNormGradV3 _FusedBatchNormEx"
@@ -62,6 +68,7 @@ def _divided(case: Case, i: int, formula: str) -> Cause:
     sentence = (
         f"{capital(case.subject_at(i))} is exactly 0.0, and `{case.op}` divides by it ({formula})."
     )
+    sentence += _why_zero(case) if i == 1 else ""
     evidence = f"`{case.op}`{case.where}: {case.count} became non-finite."
     return Cause("division_by_zero", 0.84, sentence, (evidence,))
 
@@ -87,6 +94,7 @@ def zero_over_zero(case: Case) -> Cause | None:
     if case.op not in DIVISIONS or not _is_zero_over_zero(case) or case.forward == "Atan2":
         return None
     sentence = f"Numerator and denominator are both exactly 0.0{case.place}: 0 / 0 is NaN."
+    sentence += _why_zero(case)
     evidence = (
         f"Numerator: {case.subject(0)}. Denominator: {case.subject(1)}.",
         f"`{case.op}`{case.where}: {case.count} became NaN.",
@@ -94,28 +102,102 @@ def zero_over_zero(case: Case) -> Cause | None:
     return Cause("zero_over_zero", 0.86, sentence, evidence)
 
 
+def _why_zero(case: Case) -> str:
+    """Say what made a denominator 0, "" where that is not known: dropout, or no epsilon."""
+    value = case.input_id(1)
+    if case.graph is None or value is None:
+        return ""
+    if case.origin is not None and case.origin.where == "optimizer":
+        return _without_epsilon(case.graph, value)
+    if _dropout(case) is not None:
+        return " Dropout kept nothing of what the denominator sums."
+    return ""
+
+
+def _without_epsilon(graph: FailureGraph, value: ValueId) -> str:
+    """Say that an optimizer divides by the root of an average that is 0, with no epsilon."""
+    makers = list(graph.upstream(value, 4))
+    if not any(fact.type in ("Sqrt", "Rsqrt") for fact in makers[:3]):
+        return ""
+    said = (
+        " The denominator is the root of an average of squared gradients: the gradient was 0 "
+        "(or its square too small) there so far, and "
+    )
+    for fact in makers:
+        constants = [operand for operand in fact.input_ids if graph.is_zero_constant(operand)]
+        if fact.type in ("AddV2", "Add", "Maximum") and constants:
+            return f"{said}the epsilon that is added is 0."
+    return f"{said}no epsilon is added."
+
+
+def _dropout(case: Case) -> Fact | None:
+    """Return the random mask that left nothing of the denominator."""
+    value = case.input_id(1)
+    if case.graph is None or value is None or case.event is None:
+        return None
+    zeros = as_array(case.event.inputs[1]) == 0
+    return dropout_under(case.graph, value, case.kept, np.asarray(zeros))
+
+
 def empty_reduction(case: Case) -> Cause | None:
     """A mean over nothing.
 
-    Of an empty tensor, or a weighted sum divided by weights that are all 0.
+    Of an empty tensor, or a sum divided by a count or by weights that are all 0.
     """
     if case.op in _REDUCTIONS and case.event is not None:
         return _of_empty_tensor(case)
-    weights = _zero_weights(case)
-    if weights is None or not _is_reduced(case):
+    value = case.input_id(1)
+    if case.op not in DIVISIONS or case.graph is None or value is None:
         return None
-    divisor = "count" if weights.type in COUNTS else "sum of weights (or of a mask)"
-    sentence = (
-        f"The {divisor} that `{case.op}` divides by{case.where} is 0{case.place}: "
-        "nothing is left to average."
-    )
-    evidence = [
-        f"Denominator: `{weights.type}` (`{weights.name}`) is 0.0.",
-        f"Numerator: {case.subject(0)}.",
-    ]
+    if case.is_backward or not (case.operand(1) == 0).any():
+        return None
+    count = count_under(case.graph, value)
+    weights = _zero_weights(case)
+    is_mean = _is_reduced(case)
+    if count is not None and (count.condition is not None or is_mean):
+        sentence = _count_in_words(case, count)
+    elif weights is not None and is_mean:
+        divisor = "count" if weights.type in COUNTS else "sum of weights (or of a mask)"
+        sentence = (
+            f"The {divisor} that `{case.op}` divides by{case.where} is 0{case.place}: "
+            "nothing is left to average."
+        )
+        if _dropout(case) is not None:
+            sentence += " Dropout kept nothing of it."
+    else:
+        return None
+    evidence = [f"Numerator: {case.subject(0)}."]
+    if weights is not None:
+        evidence.insert(0, f"Denominator: `{weights.type}` (`{weights.name}`) is 0.0.")
     if case.origin is not None and case.origin.rows_reason:
         evidence.append(case.origin.rows_reason)
     return Cause("empty_reduction", 0.92, sentence, tuple(evidence))
+
+
+def _count_in_words(case: Case, count: Count) -> str:
+    """What there is none of."""
+    begin = f"`{case.op}`{case.where} divides by"
+    if count.condition is None:
+        less = " that something is subtracted from (as in n - 1)" if count.is_reduced else ""
+        return f"{begin} a count{less}, and that is 0{case.place}: nothing is left to average."
+    if _dropout(case) is not None:
+        return f"{begin} what dropout kept, and it kept nothing{case.place}."
+    what = "pairs of elements" if count.is_of_pairs else "elements"
+    condition = f"`{count.condition.type}` (`{count.condition.name}`)"
+    if not count.is_reduced and count.is_combined:
+        return (
+            f"{begin} the sum of a mask, made of conditions such as {condition}, "
+            f"and that is 0{case.place}: nothing is left to average."
+        )
+    if not count.is_reduced:
+        return (
+            f"{begin} the number of {what} for which {condition} holds, "
+            f"and it holds for none{case.place}."
+        )
+    return (
+        f"{begin} the number of {what} for which {condition} holds, less what is subtracted "
+        f"(such as each element with itself), and that is 0{case.place}: none is left."
+    )
 
 
 def _of_empty_tensor(case: Case) -> Cause | None:
@@ -123,25 +205,52 @@ def _of_empty_tensor(case: Case) -> Cause | None:
     sizes = [int(size) for size in case.event.inputs[0].shape]
     if 0 not in sizes:
         return None
-    sentence = f"`{case.op}`{case.where} reduces an empty tensor of shape {sizes}."
-    return Cause("empty_reduction", 0.97, sentence, _kept_nothing(case))
+    sentence = f"`{case.op}`{case.where} reduces an empty tensor of shape {sizes}"
+    reason = _nothing_came(case) or _kept_nothing(case)
+    sentence += f": {reason}." if reason else "."
+    if case.leaves_weights_finite:
+        sentence += " Gradients and weights stay finite."
+    return Cause("empty_reduction", 0.97, sentence, ())
 
 
-def _kept_nothing(case: Case) -> tuple[str, ...]:
+def _nothing_came(case: Case) -> str:
+    """Say so where the batch, or a replica's part of it, has no rows."""
+    batch, origin = case.replay.batch(case.step), case.origin
+    rows: Counter[str] = Counter()
+    for path, leaf in zip(batch.paths, batch.leaves, strict=True):
+        array = as_array(leaf)
+        replica = path.partition("/")[0] if path.startswith("replica_") else ""
+        if array.ndim:
+            rows[replica] = max(rows[replica], len(array))
+    own = origin.batch_prefix.rstrip("/") if origin is not None else ""
+    if own not in rows or rows[own]:
+        return ""
+    if not own:
+        return "the batch has no rows"
+    total = rows.total()
+    return (
+        f"the batch has {total} row{'' if total == 1 else 's'} for {len(rows)} replicas, "
+        f"and none came to {own.replace('_', ' ')}"
+    )
+
+
+def _kept_nothing(case: Case) -> str:
     """Say so where a boolean mask made the tensor: TensorFlow writes it as Where and a gather."""
-    value = case.input_id(0)
-    if case.graph is None or value is None:
-        return ()
-    types = {fact.type for fact in case.graph.upstream(value, 3)}
-    return ("A mask kept no element.",) if types & {"Where", "Squeeze"} else ()
+    if case.graph is None or case.fact is None:
+        return ""
+    level = list(case.fact.input_ids[:1])
+    for _ in range(_MASK_DEPTH):
+        facts = [case.graph.trace.facts.get(value.serial) for value in level]
+        if any(fact is not None and fact.type == "Where" for fact in facts):
+            return "a mask kept no element"
+        level = [value for fact in facts if fact is not None for value in fact.input_ids]
+    return ""
 
 
 def _zero_weights(case: Case) -> Fact | None:
     """Return the sum of weights that is 0 and that the origin divides by."""
-    if case.op not in DIVISIONS or case.graph is None:
-        return None
-    numerator, denominator = case.input_id(0), case.input_id(1)
-    if numerator is None or denominator is None or not (case.operand(1) == 0).any():
+    denominator = case.input_id(1)
+    if case.graph is None or denominator is None:
         return None
     return case.graph.weights_under(denominator)
 

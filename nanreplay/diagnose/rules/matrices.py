@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.tensor_stats import words
 from nanreplay.diagnose.case import Case
+from nanreplay.diagnose.failure_graph import FailureGraph
 from nanreplay.findings import Cause
+from nanreplay.replay.provenance import ValueId
 
 _FACTORS = words(
     "BatchMatrixInverse Cholesky CholeskyGrad Eig LogMatrixDeterminant Lu MatrixDeterminant "
@@ -12,6 +15,7 @@ _FACTORS = words(
     "MatrixTriangularSolve Qr SelfAdjointEig SelfAdjointEigV2 Svd BandedTriangularSolve "
     "TridiagonalSolve"
 )
+_PRODUCTS = words("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 Einsum")
 
 
 def linalg_singular(case: Case) -> Cause | None:
@@ -23,12 +27,17 @@ def linalg_singular(case: Case) -> Cause | None:
         how = "raises op by op" if case.kind == "raised" else "gives no finite result"
         needs = "is not positive definite" if "Cholesky" in case.op else "is singular"
         sentence = f"`{case.op}`{case.where} {how}{case.place}: its matrix {needs}."
-        return Cause("linalg_singular", 0.93, sentence, (f"{case.count} are non-finite.",))
+        sentence += _rank_in_words(case, case.input_id(0))
+        counted = [] if case.kind == "raised" else [f"{case.count} are non-finite."]
+        return Cause("linalg_singular", 0.93, sentence, tuple(counted))
     if case.is_backward and case.forward in _FACTORS:
         sentence = (
             f"The gradient of `{case.forward}`{case.where} divides by 0{case.place}: "
             "equal eigenvalues, or a matrix that is singular."
         )
+        runs = [] if case.graph is None or case.fact is None else case.graph.forward_of(case.fact)
+        if runs and runs[0].input_ids:
+            sentence += _rank_in_words(case, runs[0].input_ids[0])
         evidence = f"`{case.op}` in the backward pass: {case.count} are non-finite."
         return Cause("linalg_singular", 0.93, sentence, (evidence,))
     # A determinant of 0 is finite; what takes its logarithm or divides by it is not.
@@ -37,5 +46,52 @@ def linalg_singular(case: Case) -> Cause | None:
         return None
     if any(maker.type == "MatrixDeterminant" for maker in case.graph.upstream(value, 2)):
         sentence = f"The determinant{case.where} is 0.0{case.place}: the matrix is singular."
+        determinants = [fact for fact in case.graph.upstream(value, 2) if fact.type in _FACTORS]
+        sentence += _rank_in_words(case, determinants[0].input_ids[0])
         return Cause("linalg_singular", 0.94, sentence)
     return None
+
+
+def _rank_in_words(case: Case, matrix: ValueId | None) -> str:
+    """Say so where a matrix is made of fewer rows than it has dimensions: "" where it is not."""
+    if case.graph is None or matrix is None:
+        return ""
+    product = _product_with_itself(case.graph, matrix)
+    if product is None or not product.outputs:
+        return ""
+    factor = case.graph.stat(product.input_ids[0])
+    dimensions = product.outputs[0].shape[-1]
+    if factor is None or len(factor.shape) < 2:
+        return ""
+    first, second = factor.shape[-2:]
+    rows = second if first == dimensions else first
+    centred = _is_centred(case.graph, product.input_ids[0])
+    rank = max(rows - 1, 0) if centred else rows
+    if rank >= dimensions:
+        return ""
+    things = f"{rows} {'centred ' if centred else ''}row{'' if rows == 1 else 's'}"
+    return (
+        f" It is a product (`{product.type}`) of {things} in {dimensions} dimensions, so its rank "
+        f"is at most {rank}: it takes more rows, or a multiple of the identity added."
+    )
+
+
+def _product_with_itself(graph: FailureGraph, matrix: ValueId) -> Fact | None:
+    """Return the op that made a matrix as x^T x, scaled or less something at most."""
+    value = matrix
+    for _ in range(4):
+        fact = graph.maker(value)
+        if fact is None:
+            return None
+        if fact.type in _PRODUCTS:
+            first, last = fact.input_ids[0], fact.input_ids[-1]
+            return fact if graph.is_same(first, last) else None
+        if fact.type not in ("RealDiv", "Mul", "Sub"):
+            return None
+        value = fact.input_ids[0]
+    return None
+
+
+def _is_centred(graph: FailureGraph, value: ValueId) -> bool:
+    difference = graph.maker(value)
+    return difference is not None and difference.type == "Sub" and graph.is_centred(difference)

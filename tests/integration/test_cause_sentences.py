@@ -1,0 +1,178 @@
+"""What a cause says beyond the arithmetic: what there is none of, and why it is 0."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from nanreplay import Recorder, explain
+from nanreplay.report.contents import Report
+
+pytestmark = pytest.mark.filterwarnings("ignore:nanreplay. step")
+Loss = Callable[..., Any]
+X = np.random.default_rng(0).uniform(0.1, 1.0, (4, 3)).astype(np.float32)
+
+
+def report_of(path: Path, loss: Loss, *batch: Any) -> Report:
+    """Train a step of `loss(weights, *batch)`, and explain why it is not finite."""
+    weights = tf.Variable(tf.ones(3), name="weights")
+
+    @tf.function
+    def step(*arrays: Any) -> Any:
+        with tf.GradientTape() as tape:
+            value = loss(weights, *arrays)
+        weights.assign_sub(1e-3 * tape.gradient(value, weights))
+        return value
+
+    may_raise = contextlib.suppress(tf.errors.InvalidArgumentError)
+    with Recorder(str(path), on_nan="stop") as recorder, may_raise:
+        recorder.wrap(step)(*map(tf.constant, batch))
+    return explain(path, fixes="none")
+
+
+def with_element(value: float) -> Any:
+    x = X.copy()
+    x[2, 1] = value
+    return x
+
+
+def positives(w: Any, x: Any, labels: Any) -> Any:
+    is_positive = tf.cast(tf.equal(labels, 1), tf.float32)
+    return tf.reduce_sum(is_positive * tf.linalg.matvec(x, w)) / tf.reduce_sum(is_positive)
+
+
+def pairs(w: Any, x: Any, labels: Any) -> Any:
+    same = tf.cast(labels[:, None] == labels[None], tf.float32)
+    others = tf.reduce_sum(same) - tf.cast(tf.shape(labels)[0], tf.float32)
+    likeness = tf.matmul(x * w, x, transpose_b=True)
+    return tf.reduce_sum((same - tf.eye(4)) * likeness) / others
+
+
+def positives_of_others(w: Any, x: Any, labels: Any) -> Any:
+    mask = tf.cast(tf.logical_and(labels > 1, labels < 2), tf.float32)
+    return tf.reduce_sum(mask * tf.linalg.matvec(x, w)) / tf.reduce_sum(mask)
+
+
+def selected(w: Any, x: Any, labels: Any) -> Any:
+    return tf.reduce_mean(tf.boolean_mask(tf.linalg.matvec(x, w), labels > 5))
+
+
+def covariance(w: Any, x: Any) -> Any:
+    centred = x * w - tf.reduce_mean(x * w, axis=0)
+    return tf.matmul(centred, centred, transpose_a=True) / tf.cast(tf.shape(x)[0], tf.float32)
+
+
+def dropped_out(w: Any, x: Any) -> Any:
+    kept = tf.nn.dropout(tf.ones(4), 0.99, seed=3)
+    return tf.reduce_sum(kept * tf.linalg.matvec(x, w)) / tf.reduce_sum(kept)
+
+
+def ctc(w: Any, logits: Any, lengths: Any) -> Any:
+    places = [[0, 0], [0, 1], [1, 0], [1, 1], [1, 2]]
+    labels = tf.SparseTensor(places, [1, 2, 3, 3, 3], (2, 3))
+    logits = tf.transpose(logits * w[0], [1, 0, 2])
+    return tf.reduce_mean(tf.nn.ctc_loss(labels, logits, None, lengths, blank_index=-1))
+
+
+LABELS = np.array([0, 2, 3, 4])
+SENTENCES: dict[str, tuple[Loss, Sequence[Any], str, str]] = {
+    "no positive sample": (positives, (X, LABELS), "empty_reduction", "it holds for none"),
+    "no sample of two conditions": (
+        positives_of_others,
+        (X, LABELS),
+        "empty_reduction",
+        "the sum of a mask, made of conditions such as",
+    ),
+    "no pair of a class": (pairs, (X, LABELS), "empty_reduction", "pairs of elements for which"),
+    "a mask": (selected, (X, LABELS), "empty_reduction", "a mask kept no element"),
+    "no row": (
+        lambda w, x: tf.reduce_mean(x * w),
+        (np.zeros((0, 3), np.float32),),
+        "empty_reduction",
+        "the batch has no rows. Gradients and weights",
+    ),
+    "dropout": (dropped_out, (X,), "empty_reduction", "what dropout kept, and it kept nothing"),
+    "log-gamma": (
+        lambda w, x: tf.reduce_sum(tf.math.lgamma(x * w)),
+        (with_element(-1.0),),
+        "other",
+        "is -1.0, and 0 and the negative whole numbers are poles",
+    ),
+    "the gradient of log-gamma": (
+        lambda w, x: tf.reduce_sum(tf.math.digamma(x * w)),
+        (with_element(0.0),),
+        "other",
+        "poles of the gamma function: `Digamma`",
+    ),
+    "zeta": (
+        lambda w, x: tf.reduce_sum(tf.math.zeta(x, 2.0)) * w[0],
+        (with_element(0.0) + 1,),
+        "other",
+        "pole at 1",
+    ),
+    "the incomplete gamma function": (
+        lambda w, x: tf.reduce_sum(tf.math.igamma(2.0, x * w)),
+        (with_element(-0.5),),
+        "other",
+        "takes no number below 0",
+    ),
+    "the incomplete beta function": (
+        lambda w, x: tf.reduce_sum(tf.math.betainc(2.0, 3.0, x * w)),
+        (with_element(1.5),),
+        "other",
+        "takes numbers from 0 to 1",
+    ),
+    "a covariance of two rows": (
+        lambda w, x: tf.linalg.slogdet(covariance(w, x))[1],
+        (np.array([[1, 2, 4], [2, 4, 8]], np.float32),),
+        "linalg_singular",
+        "2 centred rows in 3 dimensions, so its rank is at most 1",
+    ),
+    "a long CTC label": (
+        ctc,
+        (np.zeros((2, 6, 5), np.float32), np.array([6, 4])),
+        "label_out_of_range",
+        "the 3 labels of sample 1 and 2 blanks between equal ones need 5 time steps, and there "
+        "are 4",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", SENTENCES)
+def test_the_reader_is_told_what_there_is_none_of(what: str, tmp_path: Path) -> None:
+    loss, batch, kind, words = SENTENCES[what]
+    report = report_of(tmp_path / "run.h5", loss, *batch)
+    assert report.causes[0].kind == kind
+    assert words in report.causes[0].sentence
+    assert report.causes[0].sentence in report.sentence
+
+
+@pytest.mark.parametrize("optimizer", [keras.optimizers.Adam, keras.optimizers.RMSprop])
+def test_an_epsilon_of_0_is_told(optimizer: Any, tmp_path: Path) -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(optimizer(epsilon=0.0), "mse", jit_compile=False)
+    x = X.copy()
+    x[:, 1] = 0  # no gradient for this column of weights
+    model.fit(x, X[:, :1], verbose=0, callbacks=[Recorder(tmp_path / "run.h5", on_nan="stop")])
+    cause = explain(tmp_path / "run.h5", fixes="none").causes[0]
+    assert cause.kind == "zero_over_zero"
+    assert "the epsilon that is added is 0" in cause.sentence
+
+
+def test_moving_statistics_are_told_from_weights(tmp_path: Path) -> None:
+    layers = [keras.layers.BatchNormalization(name="norm"), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    model.compile("sgd", "mse", jit_compile=False)
+    x = X.copy()
+    x[:, 1] = [1e25, -2e25, 3e25, 1e24]
+    model.fit(x, X[:, :1], verbose=0, callbacks=[Recorder(tmp_path / "run.h5", on_nan="stop")])
+    assert np.isfinite(model.layers[-1].get_weights()[0]).all()
+    sentence = explain(tmp_path / "run.h5", fixes="none").sentence
+    assert "moving_variance`, which is not trained" in sentence
