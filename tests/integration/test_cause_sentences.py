@@ -137,7 +137,7 @@ SENTENCES: dict[str, tuple[Loss, Sequence[Any], str, str]] = {
     ),
     "a long CTC label": (
         ctc,
-        (np.zeros((2, 6, 5), np.float32), np.array([6, 4])),
+        (np.zeros((2, 6, 5), np.float32), np.array([6, 4], np.int32)),
         "label_out_of_range",
         "the 3 labels of sample 1 and 2 blanks between equal ones need 5 time steps, and there "
         "are 4",
