@@ -40,6 +40,7 @@ _EXTRAS = {
     "jinja2": "view",
     "matplotlib": "view",
     "fsspec": "remote",
+    "fastparquet": "parquet",
 }
 """The extra of nanreplay that brings a package."""
 

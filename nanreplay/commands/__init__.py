@@ -41,7 +41,7 @@ COMMANDS = {
     "report": "Write a page about a failure: HTML, or Markdown for an issue.",
     "minimize": "Write the smallest capture that still has the same origin.",
     "redact": "Write a capture without its data, source lines and paths.",
-    "export": "Write a test that fails today and passes once it is fixed.",
+    "export": "Write a test that fails until it is fixed, or the timeline for other tools.",
     "completion": "Print what makes a shell complete commands, options, captures and fixes.",
     "open": "Look at a capture in the terminal: the answer, the way there, the ops, fixes.",
 }

@@ -1,20 +1,26 @@
-"""`nanreplay export`: a test that fails as long as the user's current code turns non-finite."""
+"""`nanreplay export`: a test of the user's current code, or the timeline for other tools."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import click
 
 from nanreplay.commands.console import (
     as_json,
     capture_file,
+    check_output,
     check_readable,
     force,
     max_memory,
+    print_json,
     print_result,
     progress_bar,
     trust,
 )
 from nanreplay.terminal import FINITE, quiet_work
+
+_out = click.Path(path_type=Path)
 
 
 @click.command("export")
@@ -23,34 +29,104 @@ from nanreplay.terminal import FINITE, quiet_work
     "--pytest",
     "folder",
     metavar="DIR",
-    required=True,
     type=click.Path(path_type=str),
     help="Where the test and its capture go.",
 )
 @click.option(
     "--model",
     metavar="MODULE:FUNCTION",
-    required=True,
     help=(
         "What makes today's model, or FILE.py:FUNCTION: "
         "a compiled Keras model, or (model, optimizer, step) of a loop."
     ),
 )
+@click.option(
+    "--tensorboard",
+    metavar="DIR",
+    type=_out,
+    help="Write the timeline as an event file, the incident marked.",
+)
+@click.option("--csv", metavar="OUT", type=_out, help="Write the timeline as CSV.")
+@click.option("--parquet", metavar="OUT", type=_out, help="Write the timeline as Parquet.")
 @force
 @as_json
 @max_memory
 @trust
-def command(file: str, folder: str, model: str, force: bool, as_json: bool, trust: bool) -> int:
-    """Write a pytest module for the failure of FILE, beside the smallest capture of it.
+def command(
+    file: str,
+    folder: str | None,
+    model: str | None,
+    tensorboard: Path | None,
+    csv: Path | None,
+    parquet: Path | None,
+    force: bool,
+    as_json: bool,
+    trust: bool,
+) -> int:
+    """Write a pytest module for the failure of FILE, or its timeline for other tools.
 
-    The test runs the recorded state and batch through the model that --model makes, and asserts
-    that the result is finite: it fails today and passes once the code is fixed. It is run once, and
-    said is what came of it.
+    The test (--pytest, with --model) runs the recorded state and batch through the model that
+    --model makes, and asserts that the result is finite: it fails today and passes once the code is
+    fixed. It lies beside the smallest capture of the failure. It is run once, and said is what came
+    of it.
+
+    The timeline (--tensorboard, --csv, --parquet) needs no TensorFlow, and nothing is replayed.
 
     Exit codes: 0 written, 2 unreadable file, no such model or files exist, 3 FILE has no origin
     that a replay gives.
     """
+    outputs = {"tensorboard": tensorboard, "csv": csv, "parquet": parquet}
+    wanted = {name: path for name, path in outputs.items() if path is not None}
+    if folder is None and not wanted:
+        raise click.UsageError(
+            "Say what to write: --pytest DIR --model MODULE:FUNCTION, --tensorboard DIR, "
+            "--csv OUT or --parquet OUT."
+        )
+    if folder is not None and model is None:
+        raise click.UsageError("--pytest needs --model MODULE:FUNCTION: what makes today's model.")
+    if model is not None and folder is None:
+        raise click.UsageError("--model is for --pytest DIR.")
+    if folder is not None and wanted and as_json:
+        raise click.UsageError("--json is for one of them: a test, or the timeline.")
     check_readable(file)
+    if wanted:
+        _write_timeline(file, wanted, force, as_json)
+    if folder is not None and model is not None:
+        _write_test(file, folder, model, force, as_json, trust)
+    return FINITE
+
+
+def _write_timeline(file: str, wanted: dict[str, Path], force: bool, as_json: bool) -> None:
+    from nanreplay.capture import Capture
+    from nanreplay.export.timeline_files import write_csv, write_parquet, write_tensorboard
+
+    written = {}
+    for name in ("csv", "parquet"):
+        if name in wanted:
+            check_output(wanted[name], file)
+    with Capture(file) as capture:
+        if "tensorboard" in wanted:
+            written["tensorboard"] = write_tensorboard(capture, wanted["tensorboard"])
+        if "csv" in wanted:
+            written["csv"] = write_csv(capture, wanted["csv"], force=force)
+        if "parquet" in wanted:
+            written["parquet"] = write_parquet(capture, wanted["parquet"], force=force)
+        incident = capture.incident.step
+    if as_json:
+        files = [
+            {"format": name, "path": str(wanted[name]), "count": count}
+            for name, count in written.items()
+        ]
+        print_json({"incident_step": incident, "written": files})
+        return
+    for name, count in written.items():
+        what = "scalars" if name == "tensorboard" else "rows"
+        click.echo(f"{wanted[name]}: {count} {what}, step {incident} marked")
+
+
+def _write_test(
+    file: str, folder: str, model: str, force: bool, as_json: bool, trust: bool
+) -> None:
     with quiet_work(), progress_bar() as reporter:
         from nanreplay.export.pytest_module import export_test
 
@@ -66,4 +142,3 @@ def command(file: str, folder: str, model: str, force: bool, as_json: bool, trus
     from nanreplay.export.export_text import exported_lines, exported_to_json
 
     print_result(exported, as_json, exported_lines, exported_to_json)
-    return FINITE

@@ -31,7 +31,7 @@ from nanreplay.logs.wire_format import (
     varint,
 )
 
-_BLOCK_BYTES = 2**24
+_BLOCK_BYTES = 2**22
 _LARGEST_RECORD = 2**26
 """A longer record holds a graph or pictures, no scalar; it is passed over."""
 _LARGEST_TENSOR = 2**18

@@ -215,7 +215,10 @@ def _others(run: LoggedRun, failing: _Bad, bad: Sequence[_Bad]) -> tuple[LoggedV
     values = [
         value_at(each.series, each.position, run)
         for each in bad
-        if each.series is not failing.series and each.series.axis == failing.series.axis
+        if each.series is not failing.series
+        and each.series.axis == failing.series.axis
+        and (each.lasts or each.series.role == "loss")
+        and each.step >= failing.step - 3 * failing.series.usual_gap
     ]
     return tuple(sorted(values, key=lambda value: value.step))
 
