@@ -51,7 +51,9 @@ def test_csv_and_parquet_hold_every_step_and_mark_one(tmp_path: Path) -> None:
     assert run(["export", str(SAMPLE), "--csv", str(csv), "--parquet", str(parquet)]) == 0
     with Capture(SAMPLE) as capture:
         timeline, incident = capture.timeline(), capture.incident.step
-    for frame in (pd.read_csv(csv), ParquetFile(str(parquet)).to_pandas()):
+    with parquet.open("rb") as file:
+        read = ParquetFile(file).to_pandas()
+    for frame in (pd.read_csv(csv), read):
         assert frame["step"].tolist() == timeline["step"].tolist()
         np.testing.assert_allclose(frame["loss"], timeline["loss"])
         marked = frame[frame["incident"].fillna("") != ""]
