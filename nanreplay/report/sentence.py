@@ -38,6 +38,7 @@ from nanreplay.whatif.fix_code import short_number
 _LONGEST_CODE = 120
 """Characters of a source line in the sentence."""
 _OP_IN_TEXT = re.compile(r"\b(NaN in|hidden by|made) ([A-Z]\w*)")
+_TRAINER_CALL = re.compile(r"\.(fit|evaluate|predict|train_on_batch|test_on_batch)\(")
 _JOINED = {
     "Sub": "{} minus {}",
     "Add": "{} plus {}",
@@ -124,7 +125,8 @@ def _what(verdict: Verdict, findings: Findings, incident: Incident, steps: tuple
     sentences = [f"{event}."]
     if origin.source is not None:
         source = source_text(origin.source.file, origin.source.line, origin.source.code)
-        sentences.append(f"{source}.")
+        within = "Inside of Keras, called from " if is_call_of_keras(origin.source.code) else ""
+        sentences.append(f"{within}{source}.")
     return " ".join([*sentences, certainty(verdict)]).rstrip()
 
 
@@ -140,6 +142,15 @@ def owner(origin: Origin) -> list[str]:
     if origin.replica is not None:
         owners.append(f"replica {origin.replica}")
     return owners
+
+
+def is_call_of_keras(code: str | None) -> bool:
+    """Whether a line only starts Keras's training: no op of a step is made on it.
+
+    It is the nearest line of the user's where layers, losses and optimizers are Keras's own, as in
+    `Sequential` and functional models.
+    """
+    return code is not None and _TRAINER_CALL.search(code) is not None
 
 
 def source_text(file: str, line: int, code: str | None) -> str:

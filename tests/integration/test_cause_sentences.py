@@ -176,3 +176,16 @@ def test_moving_statistics_are_told_from_weights(tmp_path: Path) -> None:
     assert np.isfinite(model.layers[-1].get_weights()[0]).all()
     sentence = explain(tmp_path / "run.h5", fixes="none").sentence
     assert "moving_variance`, which is not trained" in sentence
+
+
+def test_a_line_that_only_starts_the_training_is_marked(tmp_path: Path) -> None:
+    layers = [keras.layers.LayerNormalization(epsilon=0.0, name="norm"), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((3,)), *layers])
+    model.compile("sgd", "mse", jit_compile=False)
+    x = X.copy()
+    x[1] = 0.5
+    model.fit(x, X[:, :1], verbose=0, callbacks=[Recorder(tmp_path / "run.h5", on_nan="stop")])
+    report = explain(tmp_path / "run.h5", fixes="none")
+    assert "Inside of Keras, called from test_cause_sentences.py:" in report.sentence
+    assert report.causes[0].kind == "variance_zero"
+    assert report.causes[0].sentence.endswith("The epsilon that is added to it is 0.")

@@ -288,9 +288,24 @@ def variance_zero(case: Case) -> Cause | None:
     sentence = (
         f"The variance{case.where} is exactly 0.0{case.place}: "
         f"the values that it is taken over are all the same, and {consequence}."
+        f"{_epsilon_in_words(case)}"
     )
     evidence = f"`{name}` is a mean of squared deviations, and `{case.op}` got 0.0."
     return Cause("variance_zero", 0.95, sentence, (evidence,))
+
+
+def _epsilon_in_words(case: Case) -> str:
+    """Say so where an epsilon is added to the variance and is 0, as a layer's setting may be."""
+    value = case.input_id(1 if case.op in DIVISIONS else 0)
+    if case.graph is None or value is None or case.is_backward:
+        return ""
+    for fact in case.graph.upstream(value, 3):
+        if fact.type in _REDUCTIONS:
+            break
+        constants = [operand for operand in fact.input_ids if case.graph.is_zero_constant(operand)]
+        if fact.type in ("AddV2", "Add") and constants:
+            return " The epsilon that is added to it is 0."
+    return ""
 
 
 def _name_of_variance(case: Case) -> str | None:
