@@ -55,6 +55,8 @@ def read_checkpoint(path: Path, kind: str, progress: Progress | None = None) -> 
     unread = [each for each in variables if each.error is not None]
     if unread and error is None:
         error = f"{len(unread)} of {len(variables)} variables cannot be read: {unread[0].error}"
+    if kind == "bundle" and (path.parent.parent / "saved_model.pb").is_file():
+        name = "SavedModel"
     shown = str(path.with_suffix("")) if kind == "bundle" else str(path)
     step, epoch, number = numbers_of_name(_ENDINGS.sub("", path.name))
     counted = _updates(counters)
@@ -130,7 +132,7 @@ def _read_keras(path: Path, progress: Progress | None) -> Found:
 
 def _read_bundle(path: Path, progress: Progress | None) -> Found:
     bundle = read_bundle(path)
-    names = bundle.names()
+    names = _telling_names(bundle)
     _check_shards(bundle)
     variables: list[VariableHealth] = []
     counters: dict[str, int] = {}
@@ -147,6 +149,20 @@ def _read_bundle(path: Path, progress: Progress | None) -> Found:
             variables.append(health)
             seen.add((name, health))
     return variables, counters
+
+
+def _telling_names(bundle: TensorBundle) -> dict[str, str]:
+    """Name of each variable by its key, where the name tells one variable from another."""
+    names = bundle.names()
+    shapes: dict[str, set[tuple[int, ...]]] = {}
+    for entry in bundle.entries:
+        if entry.key in names:
+            shapes.setdefault(names[entry.key], set()).add(entry.shape)
+    return {
+        key: name
+        for key, name in names.items()
+        if not re.fullmatch(r"Variable(_\d+)?", name) and len(shapes.get(name, ())) == 1
+    }
 
 
 def _is_slot(key: str, name: str) -> bool:

@@ -51,6 +51,11 @@ _LOSS_AT_STEP = re.compile(
     rf"\bloss\b[^:=\d]*\bat\b[^:=\d]*\bstep\s+(\d+)\b[^:=]*[:=]\s*{_WRAPPED}({_NUMBER}){_END}",
     re.IGNORECASE,
 )
+_TOKEN = re.compile(
+    r"(?<![\w.])([-+]?(?:\d[\d_]*(?:,\d{3})*(?:\.\d*)?(?:[eE][-+]?\d+)?|nan|inf(?:inity)?)(?!\w))",
+    re.IGNORECASE,
+)
+_MOST_LAYOUTS = 10_000
 _NO_STEP = re.compile(r"\d+(?:\.\d+)?\s*(?:ms|s|us)/(?:step|epoch|batch|it)", re.IGNORECASE)
 _WORTH = re.compile(r"loss|nan\b|inf\b|epoch|acc|step|iter|\d/\d", re.IGNORECASE)
 
@@ -102,15 +107,64 @@ def _own_rows(file: object, pattern: re.Pattern[str]) -> LogRows:
 def _console_rows(file: object) -> LogRows:
     rows = LogRows()
     keras = _KerasOutput()
+    loops = _LoopOutput()
     for line in _shown_lines(file):
         if not _WORTH.search(line):
             continue
         row = keras.row(line)
         if row is None:
-            row = _loop_row(line)
+            row = loops.row(line)
         if row:
             rows.add(row)
     return rows
+
+
+class _LoopOutput:
+    """Lines that differ in their numbers alone are taken apart once.
+
+    Which number of a line is which value is told by a line in which each number is another one.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[str, list[tuple[str, int]] | None] = {}
+        """Names and positions of the numbers, by the text between them; None: read each anew."""
+
+    def row(self, line: str) -> dict[str, float]:
+        """The values of a line; {} when it tells none."""
+        parts = _TOKEN.split(line)
+        between = "\0".join(parts[::2])
+        if between not in self._known:
+            if len(self._known) > _MOST_LAYOUTS:
+                return _loop_row(line)
+            self._known[between] = _layout_of(parts)
+        layout = self._known[between]
+        if layout is None:
+            return _loop_row(line)
+        numbers = parts[1::2]
+        row = {}
+        for name, at in layout:
+            value = number_of_text(numbers[at].replace(",", "").replace("_", ""))
+            if value is None:
+                return _loop_row(line)
+            row[name] = value
+        return row
+
+
+def _layout_of(parts: list[str]) -> list[tuple[str, int]] | None:
+    """Which number is which value; None where the numbers themselves change what a line means."""
+    if "{" in parts[0]:
+        return None
+    marked = list(parts)
+    for place in range(len(parts) // 2):
+        marked[2 * place + 1] = str(1000 + place)
+    layout = []
+    for name, value in _loop_row("".join(marked)).items():
+        place = int(value) - 1000
+        if not 0 <= place < len(parts) // 2:
+            return None
+        layout.append((name, place))
+    original = _loop_row("".join(parts))
+    return layout if {name for name, _ in layout} == original.keys() else None
 
 
 class _KerasOutput:

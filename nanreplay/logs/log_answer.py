@@ -84,7 +84,11 @@ def answer(run: LoggedRun) -> LogAnswer:
         failed = _failed_attempt(run)
         if failed is not None:
             result = failed
-    notes = (*run.notes, *result.notes, *_restart_notes(run, result))
+    constants = [
+        f"`{name}` is infinite in every checkpoint: it is taken for a constant, such as a mask"
+        for name in result.weights.meant
+    ]
+    notes = (*run.notes, *result.notes, *constants, *_restart_notes(run, result))
     n_values = sum(len(series) for series in run.series)
     return replace(result, run=run, notes=notes, n_values=n_values)
 
@@ -333,4 +337,5 @@ def _restart_notes(run: LoggedRun, result: LogAnswer) -> Iterator[str]:
     if steps and math.isfinite(steps[0]):
         places = ", ".join(step_text(step) for step in steps[:5])
         more = f" and {len(steps) - 5} times more" if len(steps) > 5 else ""
-        yield f"resumed at {series.axis} {places}{more}"
+        is_anew = steps[0] <= series.steps.min()
+        yield f"{'begun anew' if is_anew else 'resumed'} at {series.axis} {places}{more}"

@@ -53,7 +53,8 @@ def look_at_checkpoints(
         anomaly: The first anomaly before it.
         triggers: What happened at that point.
     """
-    meant = _meant(run.checkpoints, is_log_finite=first is None)
+    is_log_finite = first is None and bool(run.of_role("loss"))
+    meant = _meant(run.checkpoints, is_log_finite=is_log_finite)
     read = [each for each in run.checkpoints if each.variables]
     broken_at = next((at for at, each in enumerate(read) if _hit(each, meant)), len(read))
     healthy = [each for each in read[:broken_at] if _is_healthy(each, meant)]
@@ -72,12 +73,11 @@ def look_at_checkpoints(
     start = min(starts, key=lambda value: value.step, default=None)
     before = None
     if start is not None and series is not None and order is None:
-        calm = [each for each in healthy if is_before(each, start, series, run)]
-        before = calm[-1] if calm else None
+        before = _resumable([each for each in healthy if is_before(each, start, series, run)])
     hit = tuple(_hit(broken, meant)) if broken is not None else ()
     hit_layers, spared = _layers(broken, hit)
     return CheckpointFindings(
-        last_healthy=healthy[-1] if healthy else None,
+        last_healthy=_resumable(healthy),
         before_anomaly=before,
         first_broken=broken,
         hit=hit,
@@ -87,6 +87,16 @@ def look_at_checkpoints(
         meant=tuple(sorted(meant)),
         order=order,
     )
+
+
+def _resumable(healthy: Sequence[Checkpoint]) -> Checkpoint | None:
+    """The last one; of several after as many updates, one that a training can be resumed from."""
+    if not healthy:
+        return None
+    last = healthy[-1]
+    same = [each for each in healthy if each.step is not None and each.step == last.step]
+    trained = [each for each in same if each.kind != "SavedModel"]
+    return trained[-1] if trained else last
 
 
 def _is_healthy(checkpoint: Checkpoint, meant: frozenset[str]) -> bool:

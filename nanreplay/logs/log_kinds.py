@@ -246,7 +246,9 @@ def _triggers(
             if start - reach <= step <= start and step <= at:
                 yield _rate_anomaly(run, series, place, warms_up)
                 break
-    near = [step for step in restarts if start - reach <= step <= start]
+    # a training that was begun anew is another one, and no cause
+    begin = float(failing.steps.min(initial=at))
+    near = [step for step in restarts if start - reach <= step <= start and step > begin]
     if near:
         place = int(np.searchsorted(failing.steps, near[-1]))
         text = f"the training was resumed at {failing.axis} {step_text(near[-1])}"

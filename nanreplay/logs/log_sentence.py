@@ -81,7 +81,7 @@ def _failed(answer: LogAnswer) -> Iterator[str]:
         yield _kind(answer)
         for trigger in found.triggers:
             yield f"{trigger.sentence[0].upper()}{trigger.sentence[1:]}."
-        if found.doubt is not None:
+        if found.doubt is not None and (found.evidence or found.kind != "cannot_tell"):
             yield f"Cannot tell for sure: {found.doubt}."
     if answer.resumed_at is not None and answer.series is not None:
         place = f"{answer.series.axis} {step_text(answer.resumed_at)}"

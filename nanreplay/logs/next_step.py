@@ -104,6 +104,8 @@ def _python(answer: LogAnswer, start: Checkpoint | None, window: int, keyframes:
         lines.append(
             f"tf.train.Checkpoint(model=model, optimizer=optimizer).restore({start.path!r})"
         )
+    elif start is not None and start.kind == "SavedModel":
+        lines.append(f"reader = tf.train.load_checkpoint({start.path!r})  # variables by name")
     elif start is not None:
         lines.append(f"model.load_weights({start.path!r})")
         epoch = _epoch(answer, start)

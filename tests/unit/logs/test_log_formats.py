@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -191,3 +192,38 @@ def test_a_capture_is_looked_at_as_logs_are(capfd: pytest.CaptureFixture[str]) -
     out = capfd.readouterr().out
     assert "It looks like a divergence" in out
     assert "nanreplay bisect" in out
+
+
+def weights_file(path: Path, **variables: list[float]) -> None:
+    path.parent.mkdir(exist_ok=True)
+    with h5py.File(path, "w") as file:
+        for name, values in variables.items():
+            file[f"layers/{name}/vars/0"] = np.array(values)
+
+
+def test_a_mask_of_infinities_is_no_broken_checkpoint(tmp_path: Path) -> None:
+    write(tmp_path / "training.csv", "epoch,loss\n0,0.5\n1,0.4\n")
+    for epoch in (1, 2):
+        path = tmp_path / "checkpoints" / f"model.{epoch:02d}.weights.h5"
+        weights_file(path, dense=[1.0], head=[2.0], mask=[0.0, -math.inf])
+    found = only_run(tmp_path)
+    assert found.status == "finite"
+    assert any("a constant, such as a mask" in note for note in found.notes)
+
+
+def test_an_infinite_weight_of_a_lone_checkpoint_is_told(tmp_path: Path) -> None:
+    weights_file(tmp_path / "a.weights.h5", dense=[1.0], head=[2.0], out=[math.inf])
+    found = only_run(tmp_path)
+    assert found.status == "nonfinite"
+    assert found.weights.hit_layers == ("layers/out",)
+
+
+def test_lines_that_differ_in_their_numbers_alone_are_read_alike(tmp_path: Path) -> None:
+    """The first line of a form is taken apart, the others by what it told."""
+    form = "10:{0:02d} step {1:,} of 9,000 | loss: {2} | lr 1.5e-3 | 12ms/step (eta 00:10)\n"
+    lines = [form.format(at, 1000 + at, 0.5 + at if at != 3 else "nan") for at in range(5)]
+    found = only_run(write(tmp_path / "out.log", "".join(lines)))
+    loss = series(found, "loss")
+    assert loss.steps.tolist() == [1000, 1001, 1002, 1003, 1004]
+    np.testing.assert_array_equal(loss.values, [0.5, 1.5, 2.5, math.nan, 4.5])
+    assert series(found, "lr").values.tolist() == [1.5e-3] * 5
