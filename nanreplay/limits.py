@@ -1,4 +1,4 @@
-"""How much memory reading and replaying a capture may take.
+"""How much memory reading and replaying a capture may take, and what memory and disk are free.
 
 A hostile file of a few KB can ask for terabytes, so the reader, the program checks and the replay
 ask here before they take memory. The limit holds for the process, and through the environment for
@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
@@ -117,11 +119,126 @@ def _taken_bytes() -> int:
 
 @cache
 def _machine_bytes() -> int:
-    """Memory of the machine, or of the container that it runs in (cgroup v2, then v1)."""
+    """Memory of the machine, or of the container that it runs in."""
     sizes = []
     with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows has no sysconf
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for file in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # "max" where there is no limit
-            sizes.append(int(Path(file).read_text(encoding="ascii")))
+    sizes += [group.limit for group in control_groups()]
     return min(sizes, default=16 * 2**30)
+
+
+# What is free, of memory and of disk.
+
+
+@dataclass(frozen=True, slots=True)
+class ControlGroup:
+    """What a container, or a group of processes around this one, may take of memory."""
+
+    limit: int
+    """Bytes."""
+    used: int
+    """Bytes; the part of the cache of files that the kernel would give up is left out."""
+
+
+_FILES_OF_VERSION = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
+"""Files of the limit and of the use, and the line of `memory.stat` for cached files, by version."""
+
+
+def control_groups(root: Path = Path("/")) -> list[ControlGroup]:
+    """The control groups that limit the memory of this process, those around its own too.
+
+    Args:
+        root: Where `proc` and `sys` are.
+    """
+    found = []
+    for version, mount, path in _own_groups(root):
+        # Within a container the path may be that of the host, which is not there: its root is.
+        folder = mount / path.lstrip("/")
+        folders = [folder, *folder.parents]
+        for each in folders[: folders.index(mount) + 1]:
+            group = _control_group(each, version)
+            if group is not None:
+                found.append(group)
+    return found
+
+
+def _own_groups(root: Path) -> Iterator[tuple[int, Path, str]]:
+    """(version, where its groups are, path of this process's) of each hierarchy for memory."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return
+    mount = root / "sys/fs/cgroup"
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            yield 2, mount / "unified" if (mount / "unified").is_dir() else mount, path
+        elif "memory" in controllers.split(","):
+            yield 1, mount / "memory", path
+
+
+def _control_group(folder: Path, version: int) -> ControlGroup | None:
+    """A control group; None where it is not there, or has no limit."""
+    limit_file, usage_file, cached = _FILES_OF_VERSION[version]
+    try:
+        limit = int((folder / limit_file).read_text(encoding="ascii"))  # "max" without a limit
+        used = int((folder / usage_file).read_text(encoding="ascii"))
+        stat = (folder / "memory.stat").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return None
+    given_up = int(stat[stat.index(cached) + 1]) if cached in stat else 0
+    return ControlGroup(limit, max(0, used - given_up))
+
+
+def free_memory(root: Path = Path("/")) -> int:
+    """Bytes that this process may still take: of the machine, and of its control groups.
+
+    Where the system does not tell, half of the machine's memory.
+
+    Args:
+        root: Where `proc` and `sys` are.
+    """
+    free = [max(0, group.limit - group.used) for group in control_groups(root)]
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        words = (root / "proc/meminfo").read_text(encoding="ascii").split()
+        free.append(int(words[words.index("MemAvailable:") + 1]) * 1024)
+    return min(free, default=_machine_bytes() // 2)
+
+
+def free_disk(folder: Path) -> int:
+    """Bytes that this process may still write to a folder; 0 where that cannot be told."""
+    try:
+        return shutil.disk_usage(folder).free
+    except OSError:
+        return 0
+
+
+_MEMORY_OR_REMOTE = re.compile(
+    r"tmpfs|ramfs|devtmpfs|nfs\d?|cifs|smb\w*|9p|ceph|lustre|gpfs|glusterfs|afs|beegfs|fuse\..*"
+)
+"""Types of file systems that take memory in place of disk, or that a network lies before."""
+
+
+def is_local_disk(folder: Path, root: Path = Path("/")) -> bool:
+    """Whether a folder is on a disk of this machine: not in memory, nor behind a network.
+
+    Args:
+        folder: The folder.
+        root: Where `proc` is.
+    """
+    try:
+        lines = (root / "proc/self/mountinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux: a temporary folder is on a disk there
+        return True
+    wanted, best, kind = folder.resolve(), Path("/"), ""
+    for line in lines:
+        # "36 35 98:0 /of/device /mount/point options ... - type source options"
+        before, _, after = line.partition(" - ")
+        point = Path(before.split()[4].encode().decode("unicode_escape"))
+        is_around = point == wanted or point in wanted.parents
+        if is_around and len(point.parts) >= len(best.parts):  # the last one is on top
+            best, kind = point, after.split()[0]
+    return _MEMORY_OR_REMOTE.fullmatch(kind) is None

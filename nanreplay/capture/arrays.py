@@ -36,8 +36,9 @@ from nanreplay.limits import readable_size
 def as_array(value: Any) -> NDArray[Any]:
     """Return a tensor, or what numpy takes, as an array that shares its buffer where it can."""
     # `np.asarray` refuses a bfloat16 or float8 scalar of TensorFlow: its `__array__` gives numpy a
-    # scalar where an array is asked for. `numpy()` has no such trouble.
-    return np.asarray(value.numpy() if hasattr(value, "numpy") else value)
+    # scalar where an array is asked for. `numpy()` has no such trouble, but copies.
+    is_scalar_tensor = hasattr(value, "numpy") and len(value.shape) == 0
+    return np.asarray(value.numpy() if is_scalar_tensor else value)
 
 
 # Checksums. Those of large arrays are computed by threads while the arrays, and the ones after

@@ -81,10 +81,14 @@ class DiskFile:
 
 
 @contextlib.contextmanager
-def replacing(target: Path) -> Iterator[DiskFile]:
+def replacing(target: Path, *, hurried: bool = False) -> Iterator[DiskFile]:
     """Give a new file beside `target`, which replaces `target` at the end of a `with` statement.
 
     It is synced and renamed; after an error it is removed.
+
+    Args:
+        target: The file.
+        hurried: Rename it first: a slow disk takes long to sync.
 
     Raises:
         OSError: The file could not be made, written, synced or renamed; nothing is left behind.
@@ -95,7 +99,7 @@ def replacing(target: Path) -> Iterator[DiskFile]:
         yield file
         if file.error is not None:
             raise file.error
-        move_into_place(temporary, target)
+        move_into_place(temporary, target, hurried=hurried)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -103,14 +107,18 @@ def replacing(target: Path) -> Iterator[DiskFile]:
         os.close(descriptor)
 
 
-def move_into_place(file: Path, target: Path) -> None:
+def move_into_place(file: Path, target: Path, *, hurried: bool = False) -> None:
     """Give a finished file the name `target`, on the same file system; what had it is replaced.
 
     Content, name, folder: synced in this order, so that a crash of the machine leaves the old file
-    or the new one.
+    or the new one. When it is `hurried`, the name comes first: the file is there at once, and
+    survives the end of this process, but a crash of the machine may leave a part of it.
     """
-    _sync(file)
+    if not hurried:
+        _sync(file)
     os.replace(file, target)
+    if hurried:
+        _sync(target)
     _sync(target.absolute().parent)
 
 

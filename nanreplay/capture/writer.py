@@ -22,6 +22,7 @@ from nanreplay.capture.arrays import (
     SMALL,
     Checksums,
     packing,
+    read_array,
     threaded_checksums,
     write_array,
     write_json,
@@ -82,6 +83,7 @@ def writing(
     on_bytes: Callable[[int], None] = lambda count: None,
     *,
     small: bool = False,
+    hurried: bool = False,
 ) -> Iterator[CaptureWriter]:
     """Give a writer whose file has its name once all of it is there.
 
@@ -91,12 +93,14 @@ def writing(
         path: The file, which is replaced.
         on_bytes: Called after each array with its size.
         small: Lay it out as HDF5 1.10 does, whose groups and headers take half the bytes.
+        hurried: Give it its name before it is synced: the process may be killed at any moment. The
+            file is whole then, unless the machine crashes as well.
 
     Raises:
         OSError: The file could not be written; nothing is left behind.
     """
     with (
-        replacing(Path(path)) as temporary,
+        replacing(Path(path), hurried=hurried) as temporary,
         h5py.File(temporary, "w", libver="v110" if small else None) as file,
         threaded_checksums() as checksums,
     ):
@@ -147,6 +151,14 @@ class CaptureWriter:
     ) -> None:
         """Write values of variables at one step."""
         self._arrays(self._file[kind].create_group(str(step)), values)
+
+    def written_keyframe(self, step: int) -> dict[int, Any]:
+        """Read a keyframe again that has been written; nothing where it has not."""
+        self._checksums.settle()
+        if str(step) not in self._file["keyframes"]:
+            return {}
+        group = self._file["keyframes"][str(step)]
+        return {int(index): read_array(group[index]) for index in group}
 
     def batch(self, step: int, batch: BatchRecord) -> None:
         """Write the input of one step."""

@@ -59,12 +59,19 @@ import click
 @click.option(
     "--memory-limit",
     metavar="SIZE",
-    default="1GiB",
+    default="auto",
     show_default=True,
     help="What batches and copies may hold.",
 )
 @click.option(
-    "--disk-limit", metavar="SIZE", default="1GiB", show_default=True, help="What a file may take."
+    "--disk-limit", metavar="SIZE", default="auto", show_default=True, help="What a file may take."
+)
+@click.option(
+    "--full-steps",
+    metavar="STEPS",
+    default="auto",
+    show_default=True,
+    help="Last steps whose weights and gradients are written.",
 )
 @click.option(
     "--history",
@@ -106,8 +113,9 @@ def command(
     from nanreplay.recorder.script import run_module, run_script
     from nanreplay.recorder.settings import check_settings
 
-    if settings["keyframe_every"] != "auto":
-        settings["keyframe_every"] = _steps(settings["keyframe_every"])
+    for name in ("keyframe_every", "full_steps"):
+        if settings[name] != "auto":
+            settings[name] = _steps(settings[name], f"--{name.replace('_', '-')}")
     check_settings(**settings)
     if module is not None:  # then what click took for the script is the module's first argument
         first = [] if script is None else [script]
@@ -119,10 +127,10 @@ def command(
     return run_script(script, arguments, settings)
 
 
-def _steps(text: str) -> int:
+def _steps(text: str, option: str) -> int:
     try:
         return int(text)
     except ValueError:
         raise click.BadParameter(
-            f"{text!r} is neither a number of steps nor 'auto'.", param_hint="--keyframe-every"
+            f"{text!r} is neither a number of steps nor 'auto'.", param_hint=option
         ) from None

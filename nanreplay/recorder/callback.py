@@ -75,15 +75,14 @@ class Recorder(keras.callbacks.Callback):
         keyframe_every: Steps between copies of all variables; "auto" lets them add half a
             hundredth to the time of the steps.
         memory_limit: What batches, copies and the timeline may hold, bytes or a text such as
-            "1GiB".
-        disk_limit: What the file may take, bytes or a text; what would be too much is left out, and
-            named in the file.
+            "1GiB"; "auto" here and below goes by the model, and by what is free.
+        disk_limit: What the file may take; what is left out for it is named in the file.
+        full_steps: Last steps whose weights and gradients are written.
         history: Steps of the timeline (loss, learning rate, norms).
         sources: "lines" writes the source lines of the training step into the file, "none" leaves
             them out.
         max_skipped: Updates that loss scaling may skip in a row before that counts as an incident.
-        dump_signal: A signal that asks for a file while training goes on, such as "SIGUSR1"; None
-            for none.
+        dump_signal: A signal that asks for a file while training goes on, such as "SIGUSR1".
 
     Raises:
         AttachError: An argument is not valid or the file could not be written.
@@ -97,8 +96,9 @@ class Recorder(keras.callbacks.Callback):
         max_incidents: int = 3,
         window: int = 32,
         keyframe_every: int | Literal["auto"] = "auto",
-        memory_limit: int | str = "1GiB",
-        disk_limit: int | str = "1GiB",
+        memory_limit: int | str = "auto",
+        disk_limit: int | str = "auto",
+        full_steps: int | Literal["auto"] = "auto",
         history: int = 10_000,
         sources: Literal["lines", "none"] = "lines",
         max_skipped: int = 20,
@@ -113,6 +113,7 @@ class Recorder(keras.callbacks.Callback):
             "keyframe_every": keyframe_every,
             "memory_limit": memory_limit,
             "disk_limit": disk_limit,
+            "full_steps": full_steps,
             "history": history,
             "sources": sources,
             "max_skipped": max_skipped,
@@ -275,7 +276,7 @@ class Recorder(keras.callbacks.Callback):
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Metrics were reset, and other callbacks may have changed the state."""
-        self._recording.guard(self._recording.request_keyframe)
+        self._recording.guard(partial(self._recording.request_keyframe, is_sure=False))
 
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Record what is called from now on."""

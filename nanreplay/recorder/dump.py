@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from nanreplay import limits
 from nanreplay.capture.storage import Location, RemotePath, local_copy, publish
 from nanreplay.capture.writer import CaptureWriter, writing
 from nanreplay.errors import MissingWorkersError, StorageError, first_line
@@ -19,18 +20,23 @@ from nanreplay.program.collectives import local_program
 from nanreplay.program.nondeterministic_ops import unrecorded_ops
 from nanreplay.recorder.dump_window import DumpWindow, gather
 from nanreplay.recorder.environment import DumpProgress, describe_environment
-from nanreplay.recorder.reexecution import Reexecution, Reexecutor, ValueKind, Wanted
+from nanreplay.recorder.reexecution import Reexecution, Reexecutor, Wanted
+from nanreplay.recorder.retention_plan import MIB
 from nanreplay.recorder.ring import size_of
+from nanreplay.recorder.room import FULL_STEPS
 from nanreplay.recorder.settings import free_name
 from nanreplay.recorder.snapshot import Share, Sizes, Snapshot, fit_disk
+from nanreplay.recorder.spool import SpooledValue
 from nanreplay.recorder.timeline_ring import StepNumbers
 from nanreplay.records import BatchRecord, Incident
 
 if TYPE_CHECKING:
     from nanreplay.recorder.lifecycle import DatedIncident
 
-QUICK_S = 10.0
+QUICK_S = 5.0
 """A window whose steps took no longer is re-executed as a whole: all its steps get numbers."""
+NUMBERED_SHARE = 5
+"""Of a slower one, at most one step in so many is run a second time for its gradients."""
 
 
 def write_dump(snapshot: Snapshot, *, prove: bool = True) -> tuple[Location, DatedIncident]:
@@ -71,9 +77,9 @@ def write_dump(snapshot: Snapshot, *, prove: bool = True) -> tuple[Location, Dat
 def _write(path: Path, snapshot: Snapshot, *, prove: bool) -> DatedIncident:
     with DumpProgress(path.name) as progress:
         window = gather(snapshot, prove=prove)
-        share = fit_disk(_sizes(snapshot, window), snapshot.settings.disk_limit)
-        window.notes += share.left_out
-        with writing(path, progress.advance) as out:
+        share = _fitting_share(snapshot, window)
+        window.notes += [*share.left_out, *_only_last_full(snapshot, window)]
+        with writing(path, progress.advance, hurried=not prove) as out:
             _write_window(out, snapshot, window, share, progress)
             if snapshot.trigger.what in ("loss", "gradient", "variable"):
                 snapshot.keyframes.clear()  # the window alone holds them from here on
@@ -86,13 +92,31 @@ def _write(path: Path, snapshot: Snapshot, *, prove: bool) -> DatedIncident:
     return window.trigger, window.step
 
 
+def _fitting_share(snapshot: Snapshot, window: DumpWindow) -> Share:
+    sizes = _sizes(snapshot, window)
+    state_bytes = sum(snapshot.variables.sizes)
+    limit = snapshot.room.disk_bytes(state_bytes, max(sizes.batches.values(), default=0))
+    is_given = snapshot.room.is_disk_given
+    return fit_disk(sizes, limit, "disk_limit" if is_given else 'disk_limit="auto"')
+
+
+def _only_last_full(snapshot: Snapshot, window: DumpWindow) -> list[str]:
+    """Say that a large state's weights and gradients are those of the failing step alone."""
+    if not window.full or window.full_steps >= FULL_STEPS or snapshot.settings.full_steps:
+        return []
+    state_mib = sum(snapshot.variables.sizes) / MIB
+    return [
+        f"The state has {state_mib:.0f} MiB, so the weights and gradients of the failing step "
+        f"alone are in the file; full_steps={FULL_STEPS} writes those of the two before as well."
+    ]
+
+
 def _sizes(snapshot: Snapshot, window: DumpWindow) -> Sizes:
     sizes = snapshot.variables.sizes
     trainable = snapshot.variables.of_role("trainable")
     trainable_bytes = sum(sizes[index] for index in trainable)
     full = window.full if window.proof is None else [*window.proof.weights]
-    # A row of the timeline has some columns, and a number of each trainable variable in matrices.
-    timeline_bytes = len(snapshot.timeline) * 16 * (3 + len(trainable))
+    timeline_bytes = snapshot.timeline.written_bytes(len(trainable), len(snapshot.timeline))
     return Sizes(
         other=sum(len(program.graph) for program in window.programs.values()) + timeline_bytes,
         keyframes={
@@ -185,14 +209,21 @@ def _reexecute(
     if window.trigger.name == "loss scale":  # nothing became non-finite
         dates = False
     first = min(full[0], clean + 1) if dates else full[0]
-    if (snapshot.step_s or 0.0) * len(window.batches) <= QUICK_S:
+    is_quick = (snapshot.step_s or 0.0) * len(window.batches) <= QUICK_S
+    if is_quick:
         first = min(window.keyframes)
     base, batches = _from_keyframe(window, first)
     keyframes = {
         step: window.keyframes.pop(step) for step in sorted(window.keyframes) if step >= base
     }
     window.keyframes.clear()
+    problem = _too_large(snapshot, keyframes[base])
+    if problem is not None:
+        return problem
     progress.stage("replaying the steps for", len(batches))
+    if not is_quick:
+        numbered = max(len(full), len(batches) // NUMBERED_SHARE)
+        first = max(first, full[-1] - numbered + 1)
     wanted = Wanted(
         full=[step for step in full if step in share.full],
         numbers_from=first,
@@ -200,13 +231,27 @@ def _reexecute(
         ignored=snapshot.variables.born_nonfinite,
     )
 
-    def on_full(kind: ValueKind, step: int, values: Mapping[int, Any]) -> None:
-        out.values(kind, step, values)
+    def run(keyframes: dict[int, dict[int, Any]], wanted: Wanted) -> Reexecution:
+        base = min(keyframes)
+        return _reexecutor(snapshot, window).run(
+            keyframes,
+            {step: batch for step, batch in batches.items() if step >= base},
+            wanted,
+            out.values,
+            lambda: progress.advance(1),
+        )
 
     try:
-        return _reexecutor(snapshot, window).run(
-            keyframes, batches, wanted, on_full, lambda: progress.advance(1)
-        )
+        proof = run(keyframes, wanted)
+        if proof.incident is not None and wanted.full and proof.incident[0] < wanted.numbers_from:
+            # The step that failed was not known to be of interest: to it once more.
+            failed = proof.incident[0]
+            keyframe = out.written_keyframe(base)
+            if keyframe:
+                again = run({base: keyframe}, replace(wanted, full=[failed], numbers_from=failed))
+                proof.incident = again.incident or proof.incident
+                proof.numbers |= again.numbers
+        return proof
     except OSError:  # the disk, not the proof
         raise
     except MissingWorkersError as error:
@@ -214,6 +259,32 @@ def _reexecute(
     except Exception as error:  # the file is worth more than the proof, whatever TensorFlow raises
         reason = first_line(error)
         return f"The window could not be re-executed at the dump: {type(error).__name__}: {reason}"
+
+
+def _too_large(snapshot: Snapshot, keyframe: Mapping[int, Any]) -> str | None:
+    """Why there is no memory to re-execute the window; None where there is."""
+    needed = _rerun_bytes(snapshot, keyframe)
+    is_spooled = any(isinstance(value, SpooledValue) for value in keyframe.values())
+    free = snapshot.room.rerun_bytes() if is_spooled else limits.free_memory()
+    if needed <= free:
+        return None
+    return (
+        f"The window was not run once more as the file was written, which takes "
+        f"{needed / MIB:.0f} MiB of memory, and {free / MIB:.0f} MiB may be taken: the weights and "
+        "gradients of single steps were left out, and the incident is the step that was seen."
+    )
+
+
+def _rerun_bytes(snapshot: Snapshot, keyframe: Mapping[int, Any]) -> int:
+    """What re-executing takes of memory.
+
+    A keyframe in memory becomes the state of the re-execution. One on disk is read for it; and a
+    step keeps the weights before it, and its gradients.
+    """
+    sizes = snapshot.variables.sizes
+    spooled = [index for index, value in keyframe.items() if isinstance(value, SpooledValue)]
+    trainable = snapshot.variables.of_role("trainable")
+    return sum(sizes[index] for index in spooled) + 2 * sum(sizes[index] for index in trainable)
 
 
 def confirm(snapshot: Snapshot) -> bool | None:
@@ -225,7 +296,9 @@ def confirm(snapshot: Snapshot) -> bool | None:
     if not window.is_replayable:
         return None
     first = last_clean(snapshot) + 1
-    _, batches = _from_keyframe(window, first)
+    base, batches = _from_keyframe(window, first)
+    if _rerun_bytes(snapshot, window.keyframes[base]) > limits.free_memory():
+        return None
     wanted = Wanted((), first, first, snapshot.variables.born_nonfinite)
     try:
         keyframes = {step: dict(values) for step, values in window.keyframes.items()}

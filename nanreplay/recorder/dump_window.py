@@ -28,9 +28,6 @@ from nanreplay.records import BatchRecord, ProgramRecord, Trigger
 if TYPE_CHECKING:
     from nanreplay.recorder.program_slots import ProgramSlot
 
-FULL_STEPS = 3
-"""Steps, the failing one included, whose weights and gradients are written."""
-
 
 @dataclass(slots=True)
 class DumpWindow:
@@ -47,6 +44,8 @@ class DumpWindow:
     """What a failing eager step gave when it was run once more."""
     prove: bool
     """Whether there is time to re-execute."""
+    full_steps: int
+    """Last steps whose weights and gradients are written."""
 
     @property
     def is_replayable(self) -> bool:
@@ -60,12 +59,15 @@ class DumpWindow:
         """Steps whose weights and gradients re-execution can give."""
         if not self.prove or not self.is_replayable or self.trigger.what == "exception":
             return []
-        return [step for step in sorted(self.batches)[-FULL_STEPS:] if step >= min(self.keyframes)]
+        return [
+            step for step in sorted(self.batches)[-self.full_steps :] if step >= min(self.keyframes)
+        ]
 
 
 def gather(snapshot: Snapshot, *, prove: bool = True) -> DumpWindow:
     """What goes into the file; what cannot be described is left out, and named."""
     sources = SourceTable(snapshot.settings.sources)
+    state_bytes = sum(snapshot.variables.sizes)
     entries = list(snapshot.entries)
     notes: list[str] = []
     programs = _describe_programs(snapshot, entries, sources, notes)
@@ -88,6 +90,7 @@ def gather(snapshot: Snapshot, *, prove: bool = True) -> DumpWindow:
         sources,
         snapshot.proof,
         prove,
+        snapshot.room.full_steps(state_bytes),
     )
 
 

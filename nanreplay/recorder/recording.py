@@ -30,6 +30,7 @@ from nanreplay.recorder.pace import FIRST_LOOKS, LateReader, LookPace, lag_of
 from nanreplay.recorder.program_slots import EagerIncident, Fetch, ProgramSlot
 from nanreplay.recorder.retention import Keeper
 from nanreplay.recorder.ring import FetchedElement, Ring, StepEntry
+from nanreplay.recorder.room import Room
 from nanreplay.recorder.settings import Settings
 from nanreplay.recorder.snapshot import take_snapshot
 from nanreplay.recorder.timeline_ring import LossScales, Skips, TimelineRing, TimelineRow, eager_row
@@ -62,7 +63,10 @@ class Recording:
         self.scales = LossScales()
         self.timeline = TimelineRing(self.settings.history)
         self.late = LateReader()
-        self.keeper = Keeper(self.settings, self.variables, self.late.to_host)
+        self.room = Room(self.settings)
+        self.keeper = Keeper(
+            self.settings, self.room, self.variables, self.late.to_host, self._file_bytes
+        )
         self.looks = LookPace()
         self.meter = VariableMeter(self.variables)
         self.health = HealthCheck(self.variables, self.lifecycle, self.notes)
@@ -71,6 +75,7 @@ class Recording:
         self._asked_if_born_nonfinite: set[int] = set()
         self._written_at = 0
         self._measured_at = -1
+        self._program_bytes, self._programs_measured = 0, 0
 
     # Programs and variables
 
@@ -103,11 +108,20 @@ class Recording:
                 self.scales.learn(optimizer)
 
     def _bound_timeline(self, width: int) -> None:
-        """Let the timeline take at most a tenth of the memory limit; the ring gets the rest."""
-        shortened = self.timeline.bound(width, self.settings.memory_limit // 10)
+        """Let the timeline take at most a tenth of the limits; the ring gets the rest."""
+        shortened = self.timeline.bound(width, self.room.history_bytes)
         if shortened:
             self.notes.append(shortened)
         self.keeper.reserved_bytes = self.timeline.size_bytes
+
+    def _file_bytes(self) -> int:
+        """What a file takes now beside keyframes and batches: programs and timeline."""
+        if self._programs_measured != len(self.programs):
+            graphs = (slot.traced.graph.as_graph_def() for slot in self.programs)
+            self._program_bytes = sum(graph.ByteSize() for graph in graphs)
+            self._programs_measured = len(self.programs)
+        n_columns = len(self.variables.of_role("trainable"))
+        return self._program_bytes + self.timeline.written_bytes(n_columns, len(self.timeline))
 
     def name(self, seen: Observation) -> None:
         """Take paths and roles of variables from the layers and optimizers that a step used."""
@@ -131,9 +145,9 @@ class Recording:
 
     # Before a step
 
-    def request_keyframe(self) -> None:
-        """Copy the state before the next step: something outside may have changed it."""
-        self.keeper.request_keyframe()
+    def request_keyframe(self, *, is_sure: bool = True) -> None:
+        """Copy the state before the next step: something outside may, or surely has, changed it."""
+        self.keeper.request_keyframe(is_sure=is_sure)
 
     def before(
         self, program: str, leaves: Sequence[Any], paths: Sequence[str], *, every_step: bool = False
@@ -260,8 +274,8 @@ class Recording:
 
     def _state_before(self, ran: RanStep) -> Mapping[int, Any] | None:
         """The keyframe before a step that is checked late: the variables have moved on."""
-        if self.ring is None or not self.keeper.device_lag:
-            return None
+        if self.ring is None or not self.keeper.device_lag or self.keeper.is_spooling:
+            return None  # reading it from disk would take long, and what is infinite stays so
         return self.ring.keyframes.get(ran.step)
 
     def look_now(self) -> Suspicion | None:
@@ -382,6 +396,7 @@ class Recording:
         """Let go of batches, keyframes, and steps that were not looked at."""
         self.ring = None
         self.keeper.assignments.stop()
+        self.keeper.release()
         self.late.close()
 
     # Writing

@@ -17,13 +17,21 @@ from numpy.typing import NDArray
 from nanreplay.capture.arrays import as_array
 from nanreplay.program.compiled_program import CompiledProgram
 from nanreplay.program.fingerprint import Layout, fingerprint_after, largest
-from nanreplay.program.nonfinite_values import has_nonfinite, nonfinite_kind, read_variable, real
+from nanreplay.program.nonfinite_values import (
+    has_nonfinite,
+    nonfinite_kind,
+    read_variable,
+    real,
+    squares_fit,
+)
 from nanreplay.recorder.timeline_ring import StepNumbers
 from nanreplay.records import BatchRecord, ProgramRecord, Signature, Trigger, VariableInfo
 
 ValueKind = Literal["gradients", "weights"]
-PIECE = 2**20
+PIECE = 2**15
 """Elements that are compared at once."""
+TINY_SQUARE = 1e-20
+"""A smaller sum of squares is added up in float64: squares of its numbers may be 0 in float32."""
 
 
 @dataclass(slots=True)
@@ -66,6 +74,10 @@ class _Derivatives:
     losses: list[Any] = field(default_factory=list)
     gradients: dict[int, Any] = field(default_factory=dict)
     """By variable; those of embeddings are IndexedSlices."""
+
+    def dense(self) -> dict[int, NDArray[Any]]:
+        """The gradients as arrays."""
+        return {index: dense_gradient(value) for index, value in self.gradients.items()}
 
 
 class Reexecutor:
@@ -117,20 +129,25 @@ class Reexecutor:
             for index, value in {**keyframes.pop(step, {}), **batch.overrides}.items():
                 variables[index].assign(value)
             numbers, derivatives = StepNumbers(), _Derivatives()
-            if step in wanted.full or step >= wanted.numbers_from:
+            is_numbered = step in wanted.full or step >= wanted.numbers_from
+            if is_numbered:
                 derivatives = self._differentiate(batch, variables, numbers)
-            if step in wanted.full:
-                gradients = derivatives.gradients.items()
-                on_full("gradients", step, {key: dense_gradient(value) for key, value in gradients})
-            outputs = self._update(step, batch, variables, result, numbers)
+            is_full = step in wanted.full
+            if is_full:
+                on_full("gradients", step, derivatives.dense())
+            outputs = self._update(step, batch, variables, result, numbers if is_numbered else None)
             result.numbers[step] = numbers
-            if step in wanted.full:
+            if is_full:
                 on_full("weights", step, self._read_trainable(variables))
             on_step()
             if step >= wanted.dated_from:
                 trigger = self._failed(batch, outputs, derivatives, variables, wanted.ignored)
                 if trigger is not None:
                     result.incident, result.reproduced = (step, trigger), True
+                    # An earlier step than was thought has failed.
+                    if wanted.full and is_numbered and not is_full:
+                        on_full("gradients", step, derivatives.dense())
+                        on_full("weights", step, self._read_trainable(variables))
                     return result
         return result
 
@@ -168,19 +185,23 @@ class Reexecutor:
         batch: BatchRecord,
         variables: Sequence[Any],
         result: Reexecution,
-        numbers: StepNumbers,
+        numbers: StepNumbers | None,
     ) -> Sequence[Any]:
-        """Run the step as it was trained, and compare it with what was recorded."""
-        before = self._read_trainable(variables)
+        """Run the step as it was trained, and compare it with what was recorded.
+
+        What it changed goes into `numbers`, where that is wanted: it takes a copy of the weights.
+        """
+        before = {} if numbers is None else self._read_trainable(variables)
         record = self._programs[batch.program]
         program = self._program(batch.program, derivatives_only=False)
         outputs, _ = program(batch.arrays, variables, record.constants)
-        ratios, norms = {}, {}
-        for index in self._trainable:
-            after = as_array(read_variable(variables[index].handle))
-            # Let go of each old value on the way, so that no second state is held.
-            ratios[index], norms[index] = change(as_array(before.pop(index)), after)
-        numbers.update_ratios, numbers.weight_norms = ratios, norms
+        if numbers is not None:
+            ratios, norms = {}, {}
+            for index in self._trainable:
+                after = as_array(read_variable(variables[index].handle))
+                # Let go of each old value on the way, so that no second state is held.
+                ratios[index], norms[index] = change(as_array(before.pop(index)), after)
+            numbers.update_ratios, numbers.weight_norms = ratios, norms
         self._compare(step, outputs, batch, variables, result)
         return outputs
 
@@ -275,7 +296,8 @@ class Reexecutor:
                 continue
             if info.role == "optimizer" and not info.shape:  # a setting, such as the learning rate
                 continue
-            if has_nonfinite(read_variable(variables[index].handle)):
+            value = read_variable(variables[index].handle)
+            if not squares_fit(value) and has_nonfinite(value):
                 return index
         return None
 
@@ -317,21 +339,30 @@ def dense_gradient(gradient: Any) -> NDArray[Any]:
 def change(before: NDArray[Any], after: NDArray[Any]) -> tuple[float, float]:
     """(|after - before| / |before|, |after|), Euclidean norms; the first is 0 without a change.
 
-    In pieces, since all are taken to float64: the arrays may be large.
+    In pieces that a processor's cache holds, for the arrays may be large. Squares of float32 are
+    added up in float32 within a piece, unless that is not finite, or may have lost something.
     """
-    changed_squares, before_squares, after_squares = 0.0, 0.0, 0.0
+    totals = np.zeros(3)
     flat_before, flat_after = before.reshape(-1), after.reshape(-1)
     with np.errstate(all="ignore"):
         for start in range(0, len(flat_before), PIECE):
-            old = flat_before[start : start + PIECE].astype(np.float64)
-            new = flat_after[start : start + PIECE].astype(np.float64)
-            difference = new - old
-            changed_squares += float(np.dot(difference, difference))
-            before_squares += float(np.dot(old, old))
-            after_squares += float(np.dot(new, new))
-        distance = float(np.sqrt(changed_squares))
-        size = float(np.sqrt(before_squares))
-        norm = float(np.sqrt(after_squares))
+            old = flat_before[start : start + PIECE]
+            new = flat_after[start : start + PIECE]
+            squares = _squares(old, new) if old.dtype == np.float32 else None
+            if squares is None or not np.isfinite(squares).all() or min(squares) < TINY_SQUARE:
+                squares = _squares(old.astype(np.float64), new.astype(np.float64))
+            totals += squares
+        distance, size, norm = (float(root) for root in np.sqrt(totals))
     if distance == 0:
         return 0.0, norm
     return distance / size if size else float("inf"), norm
+
+
+def _squares(old: NDArray[Any], new: NDArray[Any]) -> tuple[float, float, float]:
+    """Sums of squares of the difference, of the old values and of the new ones."""
+    difference = new - old
+    return (
+        float(np.dot(difference, difference)),
+        float(np.dot(old, old)),
+        float(np.dot(new, new)),
+    )

@@ -8,25 +8,33 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from nanreplay.program.nonfinite_values import read_variable
 from nanreplay.program.python_effects import AssignmentTracker
-from nanreplay.recorder.pace import LONGEST, Pace, time_copy
-from nanreplay.recorder.ring import (
+from nanreplay.recorder.pace import FIRST_LOOKS, LONGEST, Pace, time_copy
+from nanreplay.recorder.retention_plan import (
+    UNBOUNDED,
     USUAL_EVERY,
     Needs,
-    Ring,
-    StepEntry,
+    RetentionPlan,
+    Shortage,
     every_for,
     least_every_for,
     make_plan,
     shortfall,
-    size_of,
 )
+from nanreplay.recorder.ring import Ring, StepEntry, size_of
+from nanreplay.recorder.room import Room
 from nanreplay.recorder.settings import Settings
+from nanreplay.recorder.spool import Spool, spool_folder
 from nanreplay.recorder.variable_table import VariableTable
 
+USUAL_DISK_BYTES_S = 3e8
+"""How fast a disk is taken to be until a keyframe has been written."""
+TABLES_BYTES = 2**17
+"""What a file takes for its tables and for HDF5 itself, about."""
 REPLAN_AFTER = 8
 """Steps after which the plan is made again, from newer times and sizes."""
 
@@ -36,17 +44,26 @@ class Keeper:
 
     Args:
         settings: What the recorder was asked to do.
+        room: How much it may hold.
         variables: The variables of the recording.
         to_host: Moves a keyframe off its device while training goes on.
+        file_bytes: What a file takes beside keyframes and batches.
     """
 
     def __init__(
         self,
         settings: Settings,
+        room: Room,
         variables: VariableTable,
         to_host: Callable[[dict[int, Any]], None],
+        file_bytes: Callable[[], int],
     ) -> None:
         self._settings = settings
+        self._room = room
+        self._file_bytes = file_bytes
+        self._spool: Spool | None = None
+        """Where keyframes go when memory does not hold them."""
+        self._cannot_spool = False
         self._variables = variables
         self._to_host = to_host
         self._pace = Pace()
@@ -79,10 +96,25 @@ class Keeper:
         self.soft_lag = LONGEST - 1
         """Steps that may run, beside these, before a step's variables have been looked at."""
 
-    def request_keyframe(self) -> None:
-        """Copy the state before the next step: something outside may have changed it."""
-        self._is_due = True
+    def request_keyframe(self, *, is_sure: bool = True) -> None:
+        """Copy the state before the next step: something outside may have changed it.
+
+        Args:
+            is_sure: Whether it has. Else a keyframe that would take long is left until it is due.
+        """
+        self._is_due = self._is_due or is_sure or self._spool is None
         self._pace.pause()
+
+    @property
+    def is_spooling(self) -> bool:
+        """Whether keyframes go to disk."""
+        return self._spool is not None
+
+    def release(self) -> None:
+        """Let go of the spool; keyframes that somebody still holds can be read."""
+        if self._spool is not None:
+            self._spool.close()
+            self._spool = None
 
     def begin(self, ring: Ring | None, entry: StepEntry, *, every_step: bool) -> tuple[Ring, bool]:
         """Keep the batch of a step that is about to run, and the state when a keyframe is due.
@@ -144,22 +176,42 @@ class Keeper:
 
     def _fit(self, ring: Ring) -> None:
         """Keep the ring within the limit; without room, a new keyframe lets older batches go."""
-        if ring.keyframes and not ring.make_room(self._state_bytes, self._limit, keyframe=False):
+        if ring.keyframes and not ring.make_room(self._held_bytes, self._limit, keyframe=False):
             self._is_due = True
 
     def _take_keyframe(self, ring: Ring, entry: StepEntry, *, passing: bool) -> None:
         """Keep the state before a step, if there is room; `passing` ones until the next step."""
-        limit = self._limit - size_of(entry.leaves)
-        if not ring.make_room(self._state_bytes, limit, keyframe=True):
+        limit, spool = self._limit - size_of(entry.leaves), self._spool
+        most = UNBOUNDED if spool is None else spool.most
+        if not ring.make_room(self._held_bytes, limit, keyframe=True, most=most):
             return
-        values = self.read_state()
+        values = self.read_state() if spool is None else self._spooled_state(spool)
+        if values is None:
+            return
         ring.add_keyframe(entry.step, values)
-        if self.device_lag:
+        if self.device_lag and spool is None:
             self._to_host(values)
         if passing:
             self._passing = entry.step
         else:
             self._is_due, self._last_keyframe = False, entry.step
+
+    def _spooled_state(self, spool: Spool) -> dict[int, Any] | None:
+        """All variables, on disk; None where the disk fails, and then no more are tried."""
+        began_s = time.perf_counter()
+        handles = self._variables.handles
+        values = ((index, read_variable(handle)) for index, handle in enumerate(handles))
+        try:
+            spooled = spool.write(values, self._state_bytes)
+        except OSError as error:
+            self.release()
+            self._cannot_spool, self._n_known = True, -1
+            self._say(
+                f"keyframes can no longer be written to local disk: {error.strerror or error}."
+            )
+            return None
+        self._copy_s = time.perf_counter() - began_s
+        return spooled
 
     def read_state(self) -> dict[int, Any]:
         """All variables by index.
@@ -174,7 +226,12 @@ class Keeper:
 
     @property
     def _limit(self) -> int:
-        return self._settings.memory_limit - self.reserved_bytes
+        return self._room.memory_bytes - self.reserved_bytes
+
+    @property
+    def _held_bytes(self) -> int:
+        """What a keyframe takes of memory."""
+        return self._state_bytes if self._spool is None else 0
 
     def _planned(self, ring: Ring | None, entry: StepEntry, every_step: bool) -> Ring:
         """The ring with a plan that fits the present sizes and times."""
@@ -183,9 +240,102 @@ class Keeper:
         elif ring is not None and entry.step - self._planned_at < REPLAN_AFTER:
             return ring
         self._planned_at = entry.step
+        held_bytes = 0
         if ring is None:
             self._batch_bytes = size_of(entry.leaves)
-        needs = Needs(
+        else:
+            held_bytes = ring.batch_bytes + len(ring.keyframes) * self._held_bytes
+        # A step that may be run once more needs the state before it, beside the plan's keyframes.
+        self._room.look(held_bytes, self._state_bytes, self._batch_bytes, 2 + every_step)
+        was_spooling = self._spool is not None
+        plan = self._plan(every_step)
+        if ring is None:
+            return Ring(plan)
+        if (ring.plan.keyframe_every and not plan.keyframe_every) or (
+            self._spool is not None and not was_spooling
+        ):
+            ring.keyframes.clear()
+            self._is_due = True
+        ring.plan = plan
+        return ring
+
+    def _plan(self, every_step: bool) -> RetentionPlan:
+        """Choose what is kept, in memory or else on disk; say what is less than wanted."""
+        needs = self._needs(every_step)
+        plan = make_plan(needs)
+        is_cramped = not plan.keyframe_every or (
+            plan.window < needs.window and 2 * needs.state_bytes > needs.limit
+        )
+        if every_step:
+            self.release()  # each step would wait for the disk
+        elif self._spool is not None or is_cramped:
+            plan = self._plan_on_disk(needs, plan)
+        shortage = self._shortage(needs, plan, every_step)
+        if shortage is not None:
+            self._say(shortage.sentence(needs))
+        else:
+            share = self._share(plan.keyframe_every)
+            self._say(shortfall(needs, plan, self._room.memory_text, share))
+        return plan
+
+    def _plan_on_disk(self, needs: Needs, in_memory: RetentionPlan) -> RetentionPlan:
+        """The plan with keyframes on local disk, where that is better and possible."""
+        state_bytes = self._state_bytes
+        places = self._room.spool_places(state_bytes, self._batch_bytes)
+        if self._spool is not None:
+            places = self._spool.most
+        # The limit was for keyframes too; on disk, batches alone need memory.
+        limit = self._spared(self._limit)
+        on_disk = replace(needs, limit=limit, state_bytes=0, most_keyframes=places)
+        plan = make_plan(on_disk)
+        if self._spool is not None:
+            return plan
+        if (
+            not places
+            or self._cannot_spool
+            or plan.window <= in_memory.window * bool(in_memory.keyframe_every)
+        ):
+            return in_memory
+        folder = spool_folder(self._room.folder, places * state_bytes)
+        try:
+            self._spool = None if folder is None else Spool(folder, places)
+        except OSError:
+            self._cannot_spool = True
+        if self._spool is None:
+            return in_memory
+        self._copy_s, self._is_unusual = state_bytes / USUAL_DISK_BYTES_S, True
+        return plan
+
+    def _shortage(self, needs: Needs, plan: RetentionPlan, every_step: bool) -> Shortage | None:
+        """Why no step can be replayed; None where one can."""
+        state_bytes, batch_bytes, disk = self._state_bytes, self._batch_bytes, self._disk_bytes
+        has_disk = disk >= state_bytes + 2 * batch_bytes
+        if plan.keyframe_every and has_disk:
+            return None
+        # What keeps the window cheap: with two batches, each second step would need a keyframe.
+        usual_batches = 2 * (self._settings.window + FIRST_LOOKS) * batch_bytes
+        batches = max(2 * batch_bytes, min(usual_batches, state_bytes))
+        in_memory = (2 + every_step) * state_bytes + batches + 2 * self._largest_bytes
+        on_disk = state_bytes + batches + self._file_bytes() + TABLES_BYTES
+        return Shortage(
+            memory=None if plan.keyframe_every else self._room.memory_text,
+            least_memory=in_memory * 10 // 9,  # the timeline takes at most a tenth of it
+            disk=None if has_disk else self._room.disk_text(state_bytes, batch_bytes),
+            least_disk=on_disk * 10 // 9,  # and of a file
+            is_disk_given=self._room.is_disk_given,
+        )
+
+    @property
+    def _disk_bytes(self) -> int:
+        """What keyframes and batches may take of a file."""
+        disk_bytes = self._room.disk_bytes(self._state_bytes, self._batch_bytes)
+        return disk_bytes - self._file_bytes() if self._room.is_disk_given else disk_bytes
+
+    def _needs(self, every_step: bool) -> Needs:
+        """What is wanted, and what memory there is."""
+        # Where a file holds no keyframe at all, what it holds of batches is all the same.
+        batches_in_file = (self._disk_bytes - self._state_bytes) // max(1, self._batch_bytes)
+        return Needs(
             window=self._settings.window,
             every=self._wanted_every(),
             limit=self._spared(self._limit - every_step * self._state_bytes),
@@ -194,16 +344,8 @@ class Keeper:
             lag=self.device_lag,
             soft_lag=self.soft_lag,
             least_every=self._least_every(),
+            most_batches=batches_in_file if batches_in_file >= 2 else UNBOUNDED,
         )
-        plan = make_plan(needs)
-        share = self._share(plan.keyframe_every)
-        self._say(shortfall(needs, plan, self._settings.memory_limit, share))
-        if ring is None:
-            return Ring(plan)
-        if ring.plan.keyframe_every and not plan.keyframe_every:
-            ring.keyframes.clear()
-        ring.plan = plan
-        return ring
 
     def _spared(self, limit: int) -> int:
         """What is left of `limit` beside the next batch and two gaps as large as a variable.
@@ -217,6 +359,7 @@ class Keeper:
 
     def _learn_variables(self) -> None:
         """Variables were added: the state is larger, and the next step was traced just now."""
+        self.release()  # its places are too small
         sizes = self._variables.sizes
         self._n_known, self._state_bytes, self._is_unusual = len(sizes), sum(sizes), True
         self._largest_bytes = max(sizes, default=0)

@@ -1,13 +1,11 @@
 """The ring: the batches of the last steps by reference, and keyframes of all state.
 
-Its plan says how much is kept under the memory limit, and how often the state is copied. `Keeper`
-makes plans and fills the ring; files are written from it.
+`Keeper` makes its plan and fills it; files are written from it.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,14 +13,7 @@ from typing import Any
 
 import numpy as np
 
-SHARE = 0.005
-"""What keyframes may add to the time of the steps, on average."""
-USUAL_EVERY = 32
-"""Steps between keyframes where copies cost next to nothing.
-
-A replay starts at most that far before the window.
-"""
-MIB = 2**20
+from nanreplay.recorder.retention_plan import UNBOUNDED, RetentionPlan
 
 
 @dataclass(slots=True)
@@ -145,7 +136,9 @@ class Ring:
 
     # Forgetting
 
-    def make_room(self, state_bytes: int, limit: int, *, keyframe: bool) -> bool:
+    def make_room(
+        self, state_bytes: int, limit: int, *, keyframe: bool, most: int = UNBOUNDED
+    ) -> bool:
         """Forget the oldest keyframes, and the batches that only they reach, until all fits.
 
         Args:
@@ -153,13 +146,16 @@ class Ring:
             limit: Bytes that batches and keyframes may hold.
             keyframe: Whether one more keyframe is about to be added, and the last one that is held
                 may go for it.
+            most: Keyframes that may be held at once.
 
         Returns:
             Whether everything fits now.
         """
         fewest = 0 if keyframe else 1
         n_keyframes = len(self.keyframes) + keyframe
-        while n_keyframes * state_bytes + self.batch_bytes > limit and len(self.keyframes) > fewest:
+        while len(self.keyframes) > fewest:
+            if n_keyframes <= most and n_keyframes * state_bytes + self.batch_bytes <= limit:
+                break
             del self.keyframes[min(self.keyframes)]
             n_keyframes -= 1
             self._drop_unreachable(min(self.keyframes, default=None))
@@ -226,154 +222,3 @@ def _size_of(leaf: Any) -> int:
     if isinstance(leaf, np.ndarray):
         return leaf.nbytes
     return int(leaf.shape.num_elements()) * int(leaf.dtype.size)
-
-
-# How much of a training is kept, and how often its state is copied. Pure: bytes and seconds in, a
-# plan out.
-
-
-@dataclass(frozen=True, slots=True)
-class RetentionPlan:
-    """How much is kept."""
-
-    window: int
-    """Steps that can be replayed at any moment."""
-    keyframe_every: int
-    """Steps between keyframes; 0 keeps none."""
-    lag: int = 0
-    """Steps that may run before a step's check has been read; they are kept beside the window."""
-
-    @property
-    def reach(self) -> int:
-        """Steps back from the newest one that a keyframe must reach."""
-        return self.window + self.lag
-
-    @property
-    def keyframes(self) -> int:
-        """Keyframes held at once, so that the oldest step of the window can be reached."""
-        if not self.keyframe_every:
-            return 0
-        return math.ceil((self.reach - 1) / self.keyframe_every) + 1
-
-    @property
-    def batches(self) -> int:
-        """Batches held at once."""
-        return self.reach - 1 + max(1, self.keyframe_every)
-
-    def size_bytes(self, state_bytes: int, batch_bytes: int) -> int:
-        """What it may hold at once."""
-        return self.keyframes * state_bytes + self.batches * batch_bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Needs:
-    """What is asked for, and what there is."""
-
-    window: int
-    """Steps that should be kept."""
-    every: int
-    """Steps between keyframes that are wanted: as given, or as few as cost at most `SHARE`."""
-    limit: int
-    """Bytes that batches and keyframes may hold."""
-    state_bytes: int
-    """Size of one keyframe."""
-    batch_bytes: int
-    """Size of one batch."""
-    lag: int = 0
-    """Steps that may run before a check is read."""
-    soft_lag: int = 0
-    """More steps that may run before variables are looked at, where memory allows it."""
-    least_every: int = 0
-    """Steps between keyframes that cost at most `SHARE`, where memory is short; 0 for `every`."""
-
-    def intervals(self, window: int) -> list[int]:
-        """Steps between keyframes to try for a window, none of which costs more than it may."""
-        least = min(self.least_every or self.every, self.every)
-        halves = [half for half in _halves(self.every)[1:] if half > least]
-        # A longer interval needs fewer keyframes; a shorter one, fewer batches.
-        longer = max(self.every, window + self.lag + self.soft_lag)
-        return [self.every, longer, *halves, least]
-
-
-def least_every_for(keyframe_s: float, step_s: float) -> int:
-    """Steps between keyframes so that they add `SHARE` to the steps."""
-    return max(1, math.ceil(keyframe_s / (SHARE * step_s)))
-
-
-def every_for(keyframe_s: float, step_s: float, window: int) -> int:
-    """Steps between keyframes so that they add at most `SHARE` to the steps.
-
-    Not below what costs nothing anyway.
-    """
-    return max(min(USUAL_EVERY, window), least_every_for(keyframe_s, step_s))
-
-
-def _halves(number: int) -> list[int]:
-    """A number, its half, a quarter, ..., 0."""
-    return [number >> shift for shift in range(number.bit_length() + 1)]
-
-
-def make_plan(needs: Needs) -> RetentionPlan:
-    """Choose window and interval under the limit.
-
-    The interval shrinks as far as what the training pays allows, then the window halves, until all
-    fits. When not even one step does, the interval shrinks further. Without room for a keyframe and
-    two batches, only batches are kept.
-    """
-    batch_bytes = max(1, needs.batch_bytes)
-    fitting = (needs.limit - needs.state_bytes) // batch_bytes
-    if fitting < 2:
-        return RetentionPlan(max(1, min(needs.window, needs.limit // batch_bytes)), 0)
-    lag = min(needs.lag, fitting - 2)
-    for window in _halves(needs.window)[:-1]:
-        plan = _fitting_plan(needs, window, lag)
-        if plan is not None:
-            return plan
-    # With a lag, the step that is checked lies before the newest keyframe: two are needed.
-    n_keyframes = 2 if lag > 0 else 1
-    room = (needs.limit - n_keyframes * needs.state_bytes) // batch_bytes - lag
-    if room >= 1:
-        return RetentionPlan(1, min(needs.every, room), lag)
-    return RetentionPlan(1, min(needs.every, fitting), 0)
-
-
-def _fitting_plan(needs: Needs, window: int, lag: int) -> RetentionPlan | None:
-    """The plan for a window with the most lag that fits."""
-    for soft_lag in _halves(needs.soft_lag):
-        for every in needs.intervals(window):
-            plan = RetentionPlan(window, every, lag + soft_lag)
-            if plan.size_bytes(needs.state_bytes, needs.batch_bytes) <= needs.limit:
-                return plan
-    return None
-
-
-def shortfall(
-    needs: Needs, plan: RetentionPlan, memory_limit: int, share: float | None
-) -> str | None:
-    """A sentence when less than was asked for fits, and what would fit more.
-
-    Args:
-        needs: What was asked for.
-        plan: What fits.
-        memory_limit: The limit as it was given; the timeline takes a little of it.
-        share: What the plan's keyframes add to the time of the steps, where it is known.
-    """
-    state_mib, batch_mib = needs.state_bytes / MIB, needs.batch_bytes / MIB
-    sizes = f"the state has {state_mib:.1f} MiB, a batch {batch_mib:.1f} MiB"
-    limit = f"memory_limit of {memory_limit / MIB:.0f} MiB"
-    if not plan.keyframe_every:
-        least = memory_limit - needs.limit + needs.state_bytes + 2 * needs.batch_bytes
-        return (
-            f"{limit} does not hold one copy of the state and two batches ({sizes}): the timeline "
-            f"and the last {plan.window} batches are recorded, and the capture cannot be replayed. "
-            f"With memory_limit={math.ceil(least / MIB)} MiB it could."
-        )
-    if share is not None and share > 1.5 * SHARE and plan.keyframe_every < needs.every:
-        return (
-            f"{limit} holds {plan.batches} batches, so that a keyframe is needed every "
-            f"{plan.keyframe_every} steps, which adds about {share:.0%} to the time of the "
-            f"training: {sizes}. A larger memory_limit costs less time."
-        )
-    if plan.window < needs.window:
-        return f"{limit} holds a window of {plan.window} instead of {needs.window} steps: {sizes}."
-    return None

@@ -134,10 +134,12 @@ class Settings:
     """Steps whose batches are kept."""
     keyframe_every: int | None = None
     """Steps between copies of the state; None chooses."""
-    memory_limit: int = 2**30
-    """Bytes that batches and keyframes may hold."""
-    disk_limit: int = 2**30
-    """Bytes that a capture may take."""
+    memory_limit: int | None = None
+    """Bytes that batches and keyframes may hold; None takes what is needed and free."""
+    disk_limit: int | None = None
+    """Bytes that a capture may take; None takes what is needed and free."""
+    full_steps: int | None = None
+    """Steps whose weights and gradients are written; None goes by the size of the state."""
     history: int = 10_000
     """Steps of the timeline."""
     sources: Literal["lines", "none"] = "lines"
@@ -160,8 +162,9 @@ def check_settings(path: str | os.PathLike[str], **arguments: Any) -> Settings:
         on_nan=_one_of("on_nan", arguments["on_nan"], get_args(OnNan)),
         window=_at_least(1, "window", arguments["window"]),
         keyframe_every=_interval("keyframe_every", arguments["keyframe_every"]),
-        memory_limit=parse_size("memory_limit", arguments["memory_limit"]),
-        disk_limit=parse_size("disk_limit", arguments["disk_limit"]),
+        memory_limit=_size_or_auto("memory_limit", arguments["memory_limit"]),
+        disk_limit=_size_or_auto("disk_limit", arguments["disk_limit"]),
+        full_steps=_interval("full_steps", arguments["full_steps"]),
         history=_at_least(1, "history", arguments["history"]),
         sources=_one_of("sources", arguments["sources"], ("lines", "none")),
         max_skipped=_at_least(1, "max_skipped", arguments["max_skipped"]),
@@ -201,13 +204,15 @@ def _signal_number(value: Any) -> int | None:
     return int(number)
 
 
-def parse_size(name: str, value: Any) -> int:
-    """Bytes of an integer or of a text such as `512MiB` or `2 GB`."""
+def _size_or_auto(name: str, value: Any) -> int | None:
+    """Bytes of an integer or of a text such as `512MiB` or `2 GB`; None for "auto"."""
+    if value == "auto":
+        return None
     if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     size = limits.parse_size(value) if isinstance(value, str) else None
     if size is None:
-        raise _invalid(name, value, "bytes or a text such as '1GiB'")
+        raise _invalid(name, value, "'auto', bytes or a text such as '1GiB'")
     return size
 
 

@@ -16,7 +16,9 @@ from nanreplay.capture.storage import Location
 from nanreplay.program.fetching import components_of
 from nanreplay.recorder.health_check import as_number
 from nanreplay.recorder.reexecution import Reexecution
-from nanreplay.recorder.ring import MIB, FetchedElement, StepEntry
+from nanreplay.recorder.retention_plan import MIB
+from nanreplay.recorder.ring import FetchedElement, StepEntry
+from nanreplay.recorder.room import Room
 from nanreplay.recorder.settings import Settings
 from nanreplay.recorder.timeline_ring import TimelineRing
 from nanreplay.recorder.variable_table import VariableTable
@@ -33,6 +35,7 @@ class Snapshot:
     """The parts of a recording up to one step."""
 
     settings: Settings
+    room: Room
     trigger: Trigger
     step: int
     """The step that was seen to fail, else the last whole one."""
@@ -83,6 +86,7 @@ def take_snapshot(
         eager = None
     return Snapshot(
         settings=recording.settings,
+        room=recording.room,
         trigger=trigger,
         step=step,
         entries=entries,
@@ -218,28 +222,34 @@ class Share:
     left_out: Sequence[str]
 
 
-def fit_disk(sizes: Sizes, limit: int) -> Share:
+FEW_STEPS = 8
+"""Steps to the failing one that a file should hold at least, where it holds one keyframe."""
+
+
+def fit_disk(sizes: Sizes, limit: int, limit_name: str = "disk_limit") -> Share:
     """Leave out what a replay gives again, then what lies farthest back, until the rest fits.
 
-    First weights and gradients, oldest step first; then the oldest keyframe with the batches that
-    only it reaches. When not even the way from the newest keyframe to the last step fits, the last
-    batches are written, without a keyframe.
+    First weights and gradients of all steps but the failing one; then keyframes, but for one, with
+    the batches that only they reach; then the weights and gradients of the failing step. When not
+    even the way from the newest keyframe to the last step fits, the last batches are written,
+    without a keyframe.
+
+    Args:
+        sizes: What there is.
+        limit: Bytes that all of it may take.
+        limit_name: What sentences call the limit.
     """
-    keyframes, batches, full = dict(sizes.keyframes), dict(sizes.batches), dict(sizes.full)
     room = limit - sizes.other
-    over = sum(keyframes.values()) + sum(batches.values()) + sum(full.values()) - room
-    while full and over > 0:
-        over -= full.pop(min(full))
-    while len(keyframes) > 1 and over > 0:
-        over -= keyframes.pop(min(keyframes))
-        for step in [step for step in batches if step < min(keyframes)]:
-            over -= batches.pop(step)
-    replayable = bool(keyframes)
-    if over > 0:
-        over -= sum(keyframes.values())
-        keyframes.clear()
-    while batches and over > 0:
-        over -= batches.pop(min(batches))
+    last_full = sorted(sizes.full)[-1:]
+    keyframes, batches, full = _replayable_part(sizes, last_full, room)
+    room -= _total(sizes.keyframes, keyframes) + _total(sizes.batches, batches)
+    room -= _total(sizes.full, full)
+    if not keyframes:
+        batches = _newest(sizes.batches, room)
+    elif full == last_full:
+        full = full + _newest(
+            {step: size for step, size in sizes.full.items() if step not in full}, room
+        )
     missing = [
         *_missing("the weights and gradients of", sizes.full, full),
         *_missing("the keyframes at", sizes.keyframes, keyframes),
@@ -247,10 +257,13 @@ def fit_disk(sizes: Sizes, limit: int) -> Share:
     ]
     left_out = []
     if missing:
-        left_out.append(f"disk_limit of {limit / MIB:.0f} MiB: {', '.join(missing)} were left out.")
-    if replayable and not keyframes:
-        needed = sizes.other + sizes.keyframes[max(sizes.keyframes)]
-        needed += sum(size for step, size in sizes.batches.items() if step >= max(sizes.keyframes))
+        left_out.append(
+            f"{limit_name} of {limit / MIB:.0f} MiB: {', '.join(missing)} were left out."
+        )
+    if sizes.keyframes and not keyframes:
+        newest = max(sizes.keyframes)
+        needed = sizes.other + sizes.keyframes[newest]
+        needed += sum(size for step, size in sizes.batches.items() if step >= newest)
         left_out.append(
             "The capture cannot be replayed; "
             f"with disk_limit={math.ceil(needed / MIB)} MiB the failing step could."
@@ -258,7 +271,48 @@ def fit_disk(sizes: Sizes, limit: int) -> Share:
     return Share(frozenset(keyframes), frozenset(batches), frozenset(full), left_out)
 
 
-def _missing(parts: str, whole: Mapping[int, int], kept: Mapping[int, int]) -> list[str]:
+def _replayable_part(
+    sizes: Sizes, last_full: list[int], room: int
+) -> tuple[list[int], list[int], list[int]]:
+    """(keyframes, batches, weights and gradients): the best that fits; nothing where nothing does.
+
+    As many keyframes as there are, the newest of them; else one, so that a few steps lead to the
+    failing one, or the newest, after which fewer do.
+    """
+    ordered = sorted(sizes.keyframes)
+    last = max(sizes.batches, default=0)
+    several = [ordered[start:] for start in range(len(ordered) - 1)]
+    far = [step for step in reversed(ordered) if last - step + 1 >= FEW_STEPS]
+    near = [step for step in reversed(ordered) if step not in far]
+    single = [[step] for step in (*far, *near)]
+    choices = [
+        *((each, last_full) for each in (*several, *single)),
+        *((each, []) for each in single),
+    ]
+    for keyframes, full in choices:
+        batches = [step for step in sizes.batches if step >= keyframes[0]]
+        size = _total(sizes.keyframes, keyframes) + _total(sizes.batches, batches)
+        if size + _total(sizes.full, full) <= room:
+            return keyframes, batches, full
+    return [], [], []
+
+
+def _total(sizes: Mapping[int, int], steps: Sequence[int]) -> int:
+    return sum(sizes[step] for step in steps)
+
+
+def _newest(sizes: Mapping[int, int], room: int) -> list[int]:
+    """The last steps that fit."""
+    kept: list[int] = []
+    for step in sorted(sizes, reverse=True):
+        room -= sizes[step]
+        if room < 0:
+            break
+        kept.append(step)
+    return kept
+
+
+def _missing(parts: str, whole: Mapping[int, int], kept: Sequence[int]) -> list[str]:
     steps = sorted(set(whole) - set(kept))
     if not steps:
         return []

@@ -155,6 +155,17 @@ class TimelineRing:
         """What the rows take once all are there."""
         return self._row_bytes * (self._history + self.older.most)
 
+    def written_bytes(self, n_columns: int, n_rows: int | None = None) -> int:
+        """What the rows take in a file.
+
+        Args:
+            n_columns: Variables in the matrices.
+            n_rows: Rows; as many as there will be once all are there, when it is left out.
+        """
+        if n_rows is None:
+            n_rows = self._history + self.older.most
+        return n_rows * 16 * (3 + n_columns)
+
     def __len__(self) -> int:
         return len(self.older) + len(self.rows)
 

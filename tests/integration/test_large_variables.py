@@ -13,7 +13,7 @@ import tensorflow as tf
 from trainings import replayed
 
 from nanreplay import Capture, NonFiniteError, Recorder
-from nanreplay.recorder import pace
+from nanreplay.recorder import dump, pace, room
 
 STEPS, BATCH, FEATURES, UNITS = 20, 8, 100, 164
 BAD_STEP = 10
@@ -121,8 +121,8 @@ def test_without_its_keyframe_the_step_that_was_seen_to_fail_is_the_incident(
 ) -> None:
     path, model = tmp_path / "run.h5", Broken(BAD_STEP)
     model.compile("adam")
-    with pytest.warns(UserWarning, match="does not hold one copy of the state"):
-        assert fit(model, Recorder(path, memory_limit="64KiB")) >= BAD_STEP
+    with pytest.warns(UserWarning, match="do not hold one copy of the state"):
+        assert fit(model, Recorder(path, memory_limit="64KiB", disk_limit="64KiB")) >= BAD_STEP
 
 
 def test_a_loss_is_seen_in_its_step(tmp_path: Path) -> None:
@@ -145,7 +145,10 @@ def test_a_learning_rate_that_is_nan_is_seen_in_its_step(tmp_path: Path) -> None
     assert fit(model, Recorder(path)) == BAD_STEP
 
 
-def test_a_step_that_measures_less_is_as_bit_exact_and_its_norms_are_known(tmp_path: Path) -> None:
+def test_a_step_that_measures_less_is_as_bit_exact_and_its_norms_are_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dump, "QUICK_S", 1e9)
     path, model = tmp_path / "run.h5", wide_model()
     model.compile("adam", "mse")
     fit(model, Recorder(path, window=STEPS), nan_at=STEPS - 1)
@@ -160,3 +163,28 @@ def test_a_step_that_measures_less_is_as_bit_exact_and_its_norms_are_known(tmp_p
     for each in (norms, gradients, largest):  # told by the re-execution of the window
         assert each.notna().all(axis=None)
     assert all(result.bit_exact for result in replayed(path))
+
+
+@pytest.mark.parametrize("quick_s", [0.0, 1e9], ids=["slow", "quick"])
+def test_of_a_large_state_the_weights_and_gradients_of_the_step_that_failed_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_s: float
+) -> None:
+    """It is not the step that was seen to fail, and not the last one; of a slow training, few steps
+    have gradients."""
+    monkeypatch.setattr(dump, "QUICK_S", quick_s)
+    monkeypatch.setattr(room, "LARGE_STATE_BYTES", 0)
+    path, model = tmp_path / "run.h5", Broken(BAD_STEP)
+    model.compile("adam")
+    assert fit(model, Recorder(path)) == BAD_STEP
+    with Capture(path) as capture:
+        assert [step for step in capture.steps if capture.weights(step)] == [BAD_STEP]
+        assert [step for step in capture.steps if capture.gradients(step)] == [BAD_STEP]
+        assert any("full_steps=3 writes those" in note for note in capture.incident.notes)
+        paths = [info.path for info in capture.variables_info]
+        bad = [
+            paths[index]
+            for index, value in capture.weights(BAD_STEP).items()
+            if np.isnan(value).any()
+        ]
+        assert len(bad) == 1
+        assert bad[0].endswith("wide/kernel")

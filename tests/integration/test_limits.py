@@ -2,34 +2,67 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
+import keras
 import pytest
+import tensorflow as tf
 from trainings import data, mlp, record, replayed
 
 from nanreplay import Capture, Recorder
 from nanreplay.commands import run
 
 
+def wide() -> Any:
+    """A model with a state of 1 MiB."""
+    keras.utils.set_random_seed(3)
+    layers = [keras.layers.Dense(300, activation="tanh"), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((300,)), *layers])
+    model.compile("adam", "mse", jit_compile=False)
+    return model
+
+
+def wide_data() -> tuple[Any, Any]:
+    return data(features=300)
+
+
 def test_without_room_for_a_keyframe_the_first_step_says_what_is_recorded_instead(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """Neither memory nor disk: the one setting that the warning names is enough."""
     path = tmp_path / "run.h5"
-    with pytest.warns(
-        UserWarning, match="does not hold one copy of the state and two batches"
-    ) as told:
-        assert (
-            record(path, mlp(), *data(), recorder=Recorder(path, memory_limit=700, history=1)) == 3
-        )
-    assert "the capture cannot be replayed. With memory_limit=1 MiB it could" in str(
-        told[0].message
-    )
+    small = Recorder(path, memory_limit=700, disk_limit=100_000, history=1)
+    with pytest.warns(UserWarning, match="one copy of the state and two batches") as told:
+        assert record(path, wide(), *wide_data(), recorder=small) == 3
+    message = str(told[0].message)
+    assert "the capture cannot be replayed" in message
     with Capture(path) as capture:
         assert capture.keyframe_steps == ()
         assert capture.steps[-1] == 3
-        assert any("does not hold one copy" in note for note in capture.incident.notes)
+        assert any("do not hold one copy" in note for note in capture.incident.notes)
     assert run(["bisect", str(path)]) == 3
     assert "No keyframe reaches step 3" in capsys.readouterr().out
+    setting = re.search(r"With (.*) it could\.", message)
+    assert setting is not None
+    path = tmp_path / "followed.h5"
+    followed = Recorder(path, **eval(f"dict({setting[1]})"), history=1)
+    assert record(path, wide(), *wide_data(), recorder=followed) == 3, "and not a word more"
+    assert run(["bisect", str(path)]) == 1
+
+
+def test_a_keyframe_that_memory_does_not_hold_goes_to_disk_and_replays(tmp_path: Path) -> None:
+    """Over several epochs, at whose beginning the metrics are reset and no keyframe is written."""
+    path = tmp_path / "run.h5"
+    recorder = Recorder(path, memory_limit="200KiB", history=1)
+    batches = tf.data.Dataset.from_tensor_slices(wide_data()).batch(4).repeat()
+    assert record(path, wide(), batches, recorder=recorder, steps_per_epoch=2, epochs=3) == 3
+    with Capture(path) as capture:
+        assert capture.keyframe_steps == (0,)
+        assert any("was not run once more" in note for note in capture.incident.notes)
+    assert [result.bit_exact for result in replayed(path)] == [True] * 4
+    assert [each.name for each in tmp_path.iterdir()] == ["run.h5"], "nothing of the spool stays"
 
 
 def test_a_disk_limit_leaves_out_what_replays_give_again_and_the_capture_names_it(

@@ -3,7 +3,7 @@ to the failing step."""
 
 from __future__ import annotations
 
-from nanreplay.recorder.ring import MIB
+from nanreplay.recorder.retention_plan import MIB
 from nanreplay.recorder.snapshot import Share, Sizes, fit_disk
 
 
@@ -45,10 +45,26 @@ def test_the_newest_keyframe_and_the_way_from_it_to_the_failing_step_stay() -> N
     assert share(12).batches == {8, 9}
 
 
+def test_of_a_large_state_one_keyframe_stays_and_what_the_failing_step_had() -> None:
+    """A state of 100 MiB, of which weights and gradients have two thirds; keyframes 0 and 32."""
+    sizes = Sizes(
+        MIB, {0: 100 * MIB, 32: 100 * MIB}, dict.fromkeys(range(50), MIB // 8), {49: 66 * MIB}
+    )
+    found = fit_disk(sizes, 175 * MIB)
+    assert (found.keyframes, found.full) == ({32}, {49})
+    assert found.batches == frozenset(range(32, 50))
+    assert "the keyframes at step 0" in found.left_out[0]
+
+
+def test_a_single_keyframe_leaves_some_steps_before_the_failing_one() -> None:
+    sizes = Sizes(0, {0: 10 * MIB, 32: 10 * MIB}, dict.fromkeys(range(34), 1), {})
+    assert fit_disk(sizes, 12 * MIB).keyframes == {0}
+
+
 def test_what_cannot_be_replayed_is_said_with_what_would_be_enough() -> None:
     found = share(5)
     assert not found.keyframes
-    assert found.batches == {8, 9}
+    assert found.batches == {5, 6, 7, 8, 9}
     assert (
         found.left_out[1]
         == "The capture cannot be replayed; with disk_limit=12 MiB the failing step could."

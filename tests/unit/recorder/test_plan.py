@@ -8,7 +8,15 @@ import itertools
 import pytest
 
 from nanreplay.recorder.pace import Pace
-from nanreplay.recorder.ring import MIB, Needs, RetentionPlan, every_for, make_plan, shortfall
+from nanreplay.recorder.retention_plan import (
+    MIB,
+    Needs,
+    RetentionPlan,
+    Shortage,
+    every_for,
+    make_plan,
+    shortfall,
+)
 
 
 def needs(**given: int) -> Needs:
@@ -25,7 +33,7 @@ def needs(**given: int) -> Needs:
 
 
 def said(given: Needs, share: float | None = None) -> str | None:
-    return shortfall(given, make_plan(given), given.limit, share)
+    return shortfall(given, make_plan(given), "memory_limit", share)
 
 
 def test_a_small_training_is_kept_as_asked() -> None:
@@ -56,16 +64,44 @@ def test_one_keyframe_and_two_batches_are_enough_to_replay_the_failing_step() ->
     assert make_plan(needs(state_bytes=600 * MIB, batch_bytes=200 * MIB)) == RetentionPlan(1, 2)
 
 
-def test_without_room_for_them_batches_are_kept_and_the_message_says_what_it_would_take() -> None:
-    given = needs(state_bytes=600 * MIB, batch_bytes=213 * MIB)
-    assert make_plan(given) == RetentionPlan(4, 0)
-    message = said(given)
-    assert message is not None
-    assert (
-        "the timeline and the last 4 batches are recorded, and the capture cannot be replayed"
-        in message
-    )
-    assert "memory_limit=1026 MiB" in message
+def test_without_room_for_them_batches_are_kept() -> None:
+    assert make_plan(needs(state_bytes=600 * MIB, batch_bytes=213 * MIB)) == RetentionPlan(4, 0)
+
+
+@pytest.mark.parametrize(
+    ("memory", "disk", "is_disk_given", "expected"),
+    [
+        ("memory_limit of 1 MiB", None, True, 'With memory_limit="8MiB" it could.'),
+        (
+            "memory_limit of 1 MiB",
+            "disk_limit of 1 MiB",
+            True,
+            'With memory_limit="8MiB", disk_limit="4MiB" it could.',
+        ),
+        (None, "a disk with 1 MiB free", False, "With a path on a disk with 4MiB free it could."),
+    ],
+)
+def test_what_cannot_be_replayed_is_said_with_one_setting_for_memory_and_disk(
+    memory: str | None, disk: str | None, is_disk_given: bool, expected: str
+) -> None:
+    said = Shortage(memory, 8 * MIB - 1, disk, 4 * MIB - 1, is_disk_given).sentence(needs())
+    assert "(the state has 1.0 MiB, a batch 1.0 MiB)" in said
+    assert said.endswith("the capture cannot be replayed. " + expected)
+
+
+def test_keyframes_on_disk_are_no_more_than_there_are_places_and_take_no_memory() -> None:
+    on_disk = needs(state_bytes=0, most_keyframes=2, every=400, least_every=400)
+    assert make_plan(on_disk) == RetentionPlan(32, 400)
+    for window, every in itertools.product([1, 32, 500], [1, 7, 400]):
+        for places in (1, 2):
+            plan = make_plan(
+                needs(state_bytes=0, most_keyframes=places, window=window, every=every)
+            )
+            assert plan.keyframes <= places
+
+
+def test_a_file_that_holds_few_batches_has_keyframes_that_often() -> None:
+    assert make_plan(needs(most_batches=5)).keyframe_every <= 5
 
 
 def test_the_window_shrinks_before_the_training_pays_more() -> None:

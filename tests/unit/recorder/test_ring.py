@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from nanreplay.recorder.ring import RetentionPlan, Ring, StepEntry
+from nanreplay.recorder.retention_plan import RetentionPlan
+from nanreplay.recorder.ring import Ring, StepEntry
 
 BATCH_BYTES = 400
 

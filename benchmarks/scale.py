@@ -1,0 +1,142 @@
+"""How recording and looking at a capture grow with the size of a model: time and memory against the
+bytes of its state, and against the number of its ops.
+
+Each row is a training to a NaN, recorded with the recorder's defaults, and one without a recorder,
+each a process of its own; then `nanreplay info`, `replay`, `bisect` and `whatif` on its file, and
+a training that SIGTERM ends. The last rows say with which power of the size each figure grows: 1 is
+linear, and 0 not at all.
+
+Usage: python benchmarks/scale.py [--large] [--only STATE_MIB:LAYERS ...] [--folder DIR]
+--large adds states of 1.25 to 8 GiB, which takes hours and 24 GiB of memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from measuring import ENVIRONMENT, machine, machine_line, table, write_results
+
+WORKER = Path(__file__).with_name("scale_once.py")
+BY_STATE = [(10, 8), (40, 8), (160, 8), (640, 8)]
+BY_OPS = [(20, 4), (20, 16), (20, 64)]
+LARGE = [(1280, 8), (2048, 8), (4096, 8), (8192, 8)]
+"""State in MiB and layers of each row."""
+COMMANDS = ("info", "replay", "bisect", "whatif")
+
+
+def measured(arguments: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
+    """Run Python: seconds, the peak of its memory in MiB, its exit code, what it printed."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
+        began_s = time.perf_counter()
+        process = subprocess.Popen(
+            [sys.executable, *arguments], env=ENVIRONMENT, stdout=out, stderr=errors
+        )
+        _, status, usage = os.wait4(process.pid, 0)
+        elapsed_s = time.perf_counter() - began_s
+        process.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0)
+        errors.seek(0)
+        return {
+            "s": elapsed_s,
+            "peak_mib": usage.ru_maxrss / 1024,
+            "code": process.returncode,
+            "out": out.read(),
+            "err": errors.read()[-500:],
+        }
+
+
+def facts_of(done: dict[str, Any]) -> dict[str, Any]:
+    """What a worker printed on its last line."""
+    lines = done["out"].strip().splitlines()
+    if not lines:
+        raise SystemExit(f"failed: {done}")
+    found: dict[str, Any] = json.loads(lines[-1])
+    return found
+
+
+def measure(state_mib: int, layers: int, folder: str | None) -> dict[str, Any]:
+    """All figures of one model."""
+    found: dict[str, Any] = {"state_mib": state_mib, "layers": layers}
+    arguments = [str(state_mib), str(layers)]
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        for mode in ("bare", "nan"):
+            found[mode] = facts_of(measured([WORKER, mode, *arguments, name]))
+        capture = str(Path(name) / "run.h5")
+        for command in COMMANDS:
+            done = measured(["-m", "nanreplay", command, capture])
+            found[command] = {key: done[key] for key in ("s", "peak_mib", "code")}
+            print(state_mib, layers, command, found[command], flush=True)
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        found["sigterm"] = facts_of(measured([WORKER, "sigterm", *arguments, name]))
+    return found
+
+
+def growth(sizes: Sequence[float], figures: Sequence[float]) -> str:
+    """The power with which figures grow with sizes, of the line through their logarithms."""
+    if len(sizes) < 2 or min(figures) <= 0:
+        return ""
+    return f"{np.polyfit(np.log(sizes), np.log(figures), 1)[0]:.2f}"
+
+
+COLUMNS: dict[str, Any] = {
+    "dump s": lambda row: row["nan"]["dump_s"],
+    "more MiB than bare": lambda row: row["nan"]["peak_mib"] - row["bare"]["peak_mib"],
+    "file MiB": lambda row: row["nan"]["file_mib"],
+    "SIGTERM to file s": lambda row: row["sigterm"]["file_s"],
+    **{f"{name} s": lambda row, name=name: row[name]["s"] for name in COMMANDS},
+    **{f"{name} MiB": lambda row, name=name: row[name]["peak_mib"] for name in COMMANDS},
+}
+"""What is shown of a row, and fitted."""
+
+
+def rows_of(found: Sequence[dict[str, Any]], size_name: str) -> list[list[str]]:
+    """The table of some models, the growth in its last row."""
+    rows = [
+        [
+            f"{row['state_mib']}",
+            f"{row['nan']['ops']}",
+            f"{row['nan']['step_s'] / row['bare']['step_s']:.2f}",
+            *(f"{figure(row):.3g}" for figure in COLUMNS.values()),
+        ]
+        for row in found
+    ]
+    sizes = [row["state_mib"] if size_name == "state" else row["nan"]["ops"] for row in found]
+    powers = [growth(sizes, [figure(row) for row in found]) for figure in COLUMNS.values()]
+    return [*rows, [f"power of the {size_name}", "", "", *powers]]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--large", action="store_true")
+    parser.add_argument("--only", nargs="*", metavar="STATE_MIB:LAYERS")
+    parser.add_argument("--folder", help="a folder on the disk to measure")
+    given = parser.parse_args()
+    before = machine()
+    by_state = [*BY_STATE, *(LARGE if given.large else [])]
+    by_ops = BY_OPS
+    if given.only:
+        by_state, by_ops = [tuple(map(int, each.split(":"))) for each in given.only], []
+    header = ["state MiB", "ops", "step / bare", *COLUMNS]
+    text, facts = [machine_line(before)], []
+    for name, cases in (("state", by_state), ("ops", by_ops)):
+        found = [measure(state, layers, given.folder) for state, layers in cases]
+        facts += found
+        if found:
+            text += ["", table(header, rows_of(found, name))]
+    write_results("scale", "\n".join(text), {"machine": before, "rows": facts})
+
+
+if __name__ == "__main__":
+    main()
