@@ -129,17 +129,17 @@ def _by_intervention(
     clean = {i: _cleaned(event.inputs[i]) for i in bad}
     try:
         healthy = execute(event, [clean.get(i, value) for i, value in enumerate(event.inputs)])
-        explained: dict[int, Mask] = {}
-        for k, mask in failing.items():
-            is_own = nonfinite(healthy[k])
-            _mark(blame.made, k, mask & is_own)
-            _mark(explained, k, mask & ~is_own)
-        if len(bad) == 1:
-            return explained, bad
-        guilty = [i for i in bad if _suffices(event, i, clean, explained, execute)]
-        return explained, guilty or bad
+        is_own = {k: nonfinite(healthy[k]) for k in failing}
+        explained = {k: mask & ~is_own[k] for k, mask in failing.items()}
+        guilty = bad
+        if len(bad) > 1:
+            guilty = [i for i in bad if _suffices(event, i, clean, explained, execute)] or bad
     except Exception:  # the kernel does not take the replacement: every bad input stays suspected
         return failing, floats
+    # Noted only now: where a run failed, nothing is known of what the op made itself.
+    for k, mask in failing.items():
+        _mark(blame.made, k, mask & is_own[k])
+    return {k: mask for k, mask in explained.items() if mask.any()}, guilty
 
 
 def _suffices(

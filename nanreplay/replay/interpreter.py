@@ -22,8 +22,9 @@ from nanreplay.errors import (
 )
 from nanreplay.program.op_sizes import check_output, has_rule
 from nanreplay.replay.interpreter_plan import LOOPS, ExecutionPlan, Library, Step
-from nanreplay.replay.kernels import LeafRunner
+from nanreplay.replay.kernels import LeafRunner, asks_for_determinism
 from nanreplay.replay.provenance import Access, Call, Ids, Key, OpEvent, ValueId, follow
+from nanreplay.tensorflow_internals import tf_eager
 
 Observer: TypeAlias = Callable[[OpEvent], Sequence[Any] | None]
 ErrorHandler: TypeAlias = Callable[[OpEvent], Sequence[Any]]
@@ -200,6 +201,8 @@ class _Execution:
             # says nothing of the program's values, so it is never an origin
             raise MemoryLimitError(f"{op} ran out of memory: {_kernel_message(error)}.") from error
         except (tf.errors.OpError, UnsupportedOpError, ValueError, TypeError) as error:
+            if tf_eager.is_deterministic() and asks_for_determinism(error):
+                raise  # a matter of how it is replayed, not of the program
             return (), error
         return outputs, None
 

@@ -38,6 +38,12 @@ RANDOM = frozenset(
 _serials = itertools.count()
 
 
+def asks_for_determinism(error: BaseException) -> bool:
+    """Whether a kernel raised because op determinism is on, and it has no deterministic kernel."""
+    # TensorFlow has no error class for this; all messages of such kernels hold the word
+    return "determinis" in str(error).lower()
+
+
 def run_kernel(op_type: str, attrs: Mapping[str, Any], inputs: Sequence[Any]) -> list[Any]:
     """Run an eager kernel on tensors or arrays.
 

@@ -1,4 +1,4 @@
-"""What replayed programs run on: variables of their own, and TensorFlow's op determinism.
+"""What replayed programs run on: variables of their own.
 
 `Replay` has one `LiveState` for steps as they were trained, one for steps in float64.
 """
@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -19,51 +18,6 @@ from nanreplay.limits import check_size
 from nanreplay.program.compiled_program import variable_handle
 from nanreplay.program.nonfinite_values import has_nonfinite, nonfinite_kind, read_variable
 from nanreplay.records import ArrayLike, VariableInfo
-from nanreplay.tensorflow_internals import tf_eager
-
-# Op determinism is one switch for the whole process. The replays that are open share it.
-
-_lock = threading.Lock()
-_users = 0
-_before = False
-
-
-class OpDeterminism:
-    """Op determinism as one replay wants it; after the last one it is as before the first."""
-
-    def __init__(self) -> None:
-        global _users, _before  # noqa: PLW0603
-        self._is_wanted = True
-        self._is_released = False
-        with _lock:
-            if not _users:
-                _before = tf_eager.is_deterministic()
-            _users += 1
-        self.enter()
-
-    def enter(self) -> None:
-        """Have it as this replay wants it: something of this replay is about to run."""
-        tf_eager.set_deterministic(self._is_wanted)
-
-    def give_up(self) -> bool:
-        """Do without from now on, for an op that has no deterministic kernel.
-
-        Returns:
-            Whether it was wanted until now.
-        """
-        was_wanted, self._is_wanted = self._is_wanted, False
-        return was_wanted
-
-    def release(self) -> None:
-        """The replay is closed."""
-        global _users  # noqa: PLW0603
-        with _lock:
-            if self._is_released:
-                return
-            self._is_released = True
-            _users -= 1
-            if not _users:
-                tf_eager.set_deterministic(_before)
 
 
 class LiveState:

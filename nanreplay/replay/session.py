@@ -12,31 +12,26 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Any, Literal, TypeAlias, TypeVar
 
-import tensorflow as tf
-
 from nanreplay.capture.reader import Capture
 from nanreplay.errors import (
-    MemoryLimitError,
     MissingPartError,
-    ReplayError,
     StepRaisedError,
-    first_line,
 )
 from nanreplay.program.compiled_program import BitHash, compiled_hashes
 from nanreplay.program.float_types import widened_variables
 from nanreplay.program.nonfinite_values import nonfinite_kind
 from nanreplay.records import ArrayLike, BatchRecord, Trigger
+from nanreplay.replay.determinism import OpDeterminism, begun_anew
 from nanreplay.replay.interpreter import ErrorHandler, Observer
 from nanreplay.replay.kernels import run_kernel
 from nanreplay.replay.provenance import OpEvent, ValueId
 from nanreplay.replay.replay_programs import Mode, Program
-from nanreplay.replay.replay_state import LiveState, OpDeterminism
+from nanreplay.replay.replay_state import LiveState
 from nanreplay.replay.step_results import (
     RecordedSteps,
     StepResult,
     compare_step,
     in_words,
-    step_error,
 )
 
 __all__ = ["Replay", "StepResult"]
@@ -102,6 +97,7 @@ class Replay(RecordedSteps):
         self._live.clear()
         self._wide.clear()
 
+    @begun_anew
     def run_window(
         self,
         mode: Mode = "recorded",
@@ -249,28 +245,10 @@ class Replay(RecordedSteps):
         return wide, self._wide
 
     def _determined(self, step: int, work: Callable[[], T]) -> T:
-        """Do some work of a step with op determinism, or without where an op has no such kernel.
+        """Do some work of a step with op determinism; see `begun_anew` for ops that lack it."""
+        return self._determinism.do(step, work, self.notes)
 
-        What TensorFlow raises becomes an error of nanreplay that names the step.
-        """
-        self._determinism.enter()
-        try:
-            return work()
-        except tf.errors.ResourceExhaustedError as error:
-            raise MemoryLimitError(
-                f"Step {step} ran out of memory: {first_line(error)}."
-            ) from error
-        except (tf.errors.OpError, ReplayError) as error:
-            # TensorFlow has no error class for this; all messages of such kernels hold the word
-            if "determinis" in str(error).lower() and self._determinism.give_up():
-                self.notes.append(
-                    f"Step {step} holds an op that has no deterministic kernel; "
-                    "op determinism was turned off."
-                )
-                return self._determined(step, work)
-            raised = step_error(step, error)
-            raise raised from None if raised is error else error
-
+    @begun_anew
     def run(
         self,
         step: int,
@@ -323,6 +301,7 @@ class Replay(RecordedSteps):
             ),
         )
 
+    @begun_anew
     def probe(self, step: int) -> Mapping[str, tuple[bool, bool]]:
         """Run a step compiled as it was trained and say what each float tensor holds.
 
@@ -334,6 +313,7 @@ class Replay(RecordedSteps):
             step, lambda: self.program(step).probe(self.batch(step).arrays, self._live.variables)
         )
 
+    @begun_anew
     def compiled_values(self, step: int, names: Sequence[str]) -> Mapping[str, Any]:
         """Run a step compiled as it was trained and return tensors of the main graph by name."""
         self._live.assign(self.state(step))
@@ -346,6 +326,7 @@ class Replay(RecordedSteps):
         )
         return dict(zip(names, tensors, strict=True))
 
+    @begun_anew
     def compiled_hashes(self, step: int, names: Sequence[str]) -> Mapping[str, BitHash]:
         """Run a step compiled as it was trained and return hashes of float tensors by name."""
         self._live.assign(self.state(step))
@@ -384,6 +365,7 @@ class Replay(RecordedSteps):
 
     # The variables before and after steps.
 
+    @begun_anew
     def state(self, step: int) -> Mapping[int, Any]:
         """Return the variables just before a step, by index.
 
@@ -400,6 +382,7 @@ class Replay(RecordedSteps):
         self._states.move_to_end(step)
         return self._states[step]
 
+    @begun_anew
     def state_after(self, step: int) -> Mapping[int, Any]:
         """Return the variables just after a step, replayed as it was trained, by index.
 
@@ -426,6 +409,7 @@ class Replay(RecordedSteps):
         self._live.assign(values)
         self._states = OrderedDict({step: self._live.read()})
 
+    @begun_anew
     def fingerprint(self, step: int) -> Any:
         """Return the fingerprint of a step that runs as it was trained; None without one."""
         self._live.assign(self.state(step))

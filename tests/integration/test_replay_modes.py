@@ -117,6 +117,38 @@ def test_the_command_takes_every_mode(
     assert "4 steps replayed" in capsys.readouterr().out
 
 
+def test_a_step_without_deterministic_kernels_runs_from_its_own_state(
+    tmp_path: Path,
+) -> None:
+    count = tf.Variable(0.0, trainable=False, name="count")
+    weight = tf.Variable(1.0, name="weight")
+
+    def unseeded() -> Any:
+        return tf.squeeze(tf.raw_ops.RandomUniform(shape=[1], dtype=tf.float32))
+
+    @tf.function
+    def step(x: Any) -> Any:
+        count.assign_add(1.0)
+        with tf.control_dependencies([count.read_value()]):  # the draw comes after the count
+            noise = tf.map_fn(lambda each: each + 0.0 * unseeded(), x)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(weight * noise) / count
+        weight.assign_sub(0.0 * tape.gradient(loss, weight))
+        return loss
+
+    path = tmp_path / "run.h5"
+    recorder = Recorder(path, keyframe_every=100)
+    recorded = recorder.wrap(step)
+    for _ in range(3):
+        recorded(tf.ones([2]))
+    recorder.dump()
+    recorder.close()
+    with Capture(path) as capture, Replay(capture) as replay:
+        results = replay.run_window("ops")
+        assert [result.bit_exact for result in results] == [True] * 3
+        assert any("no deterministic kernel" in note for note in replay.notes)
+
+
 @pytest.mark.parametrize("first_closes", [True, False])
 def test_two_open_replays_share_op_determinism(first_closes: bool, tmp_path: Path) -> None:
     record(tmp_path / "run.h5", mlp(), *data())
