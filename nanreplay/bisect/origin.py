@@ -26,7 +26,7 @@ from nanreplay.bisect.row_proof import RowProof, prove_rows
 from nanreplay.bisect.step_runner import PASSIVE, StepRunner
 from nanreplay.bisect.tensor_stats import kind_of, nonfinite_outputs
 from nanreplay.bisect.upstream import Kept, kept_upstream, upstream_of
-from nanreplay.bisect.ways import chain_of, consequence_of
+from nanreplay.bisect.ways import chain_of, compiled_hiders, consequence_of
 from nanreplay.capture.arrays import as_array
 from nanreplay.errors import NanreplayError, first_line, own_error, without_node_names
 from nanreplay.findings import ChainLink, Findings, OperandFacts, Origin, OutputFacts, Root
@@ -93,7 +93,7 @@ def bisect(
     if search is None:
         return Bisection(Findings(reason="No step of the recorded window can be run op by op."))
     suspects = _suspects(search)
-    notes = tuple(_notes(search.scenes[0]))
+    notes = tuple(_notes(search.scenes[0], timeline))
     if _is_compiled_only(runner, search):
         say("looking at the compiled step")
         return Bisection(find_compiled_origin(runner, search.first.step, notes), search)
@@ -273,13 +273,24 @@ def _nothing_found(search: Search) -> str:
     )
 
 
-def _notes(scene: Scene) -> Iterator[str]:
-    """Say where the losses of the compiled step and of the ops differ in being finite."""
+def _recorded_losses(scene: Scene, timeline: Timeline | None) -> dict[str, float]:
+    """Return what is known of the losses of the step as it was trained, by `loss:` and number."""
     runner = scene.trace.runner
     signature, recorded = runner.signature(scene.step), runner.batch(scene.step).fingerprint
-    if recorded is None:
-        return
-    values = dict(zip(signature.watch_layout, as_array(recorded).tolist(), strict=False))
+    values: dict[str, float] = {}
+    if recorded is not None:
+        values = dict(zip(signature.watch_layout, as_array(recorded).tolist(), strict=False))
+    if timeline is not None and len(signature.losses) == 1 and "loss" in timeline.columns:
+        of_step = as_array(timeline.columns["loss"])[timeline.columns["step"] == scene.step]
+        if len(of_step) and np.isfinite(of_step[0]):  # NaN stands for one that was not read, too
+            values.setdefault("loss:0", float(of_step[0]))
+    return values
+
+
+def _notes(scene: Scene, timeline: Timeline | None) -> Iterator[str]:
+    """Say where the losses of the compiled step and of the ops differ in being finite."""
+    signature = scene.trace.runner.signature(scene.step)
+    values = _recorded_losses(scene, timeline)
     failed_losses = {target.name: target for target in scene.targets if target.what == "loss"}
     for i in range(len(signature.losses)):
         name, value = signature.loss_name(i), values.get(f"loss:{i}")
@@ -288,9 +299,11 @@ def _notes(scene: Scene) -> Iterator[str]:
         target = failed_losses.get(name)
         if target is not None and np.isfinite(value):
             kind = kind_of(as_array(scene.trace.value(target.value))[target.mask][0])
+            hider = next(compiled_hiders(scene), None)
+            where = "" if hider is None else f"; `{hider.type}` (`{hider.name}`) hides NaN there"
             yield (
                 f"The {name} was recorded as {value:.6g}, but op by op it is {kind}: "
-                "the compiled step swallowed a non-finite value."
+                f"the compiled step swallowed a non-finite value{where}."
             )
         elif target is None and not np.isfinite(value) and not scene.trace.stopped:
             yield (

@@ -13,7 +13,8 @@ import numpy as np
 from nanreplay.bisect.failing_step import Scene
 from nanreplay.bisect.influence import COPIES
 from nanreplay.bisect.judge import Suspect
-from nanreplay.bisect.op_trace import Fact
+from nanreplay.bisect.nan_behaviour import MODES, outcomes
+from nanreplay.bisect.op_trace import Fact, StepTrace
 from nanreplay.bisect.origin_facts import masks_with_outputs
 from nanreplay.bisect.step_runner import PASSIVE
 from nanreplay.bisect.tensor_stats import TensorStat, words
@@ -185,3 +186,33 @@ def _name_of_failed(scene: Scene, trigger: Trigger) -> str | None:
         if (target.what, target.name) == (trigger.what, trigger.name):
             return str(target)
     return str(scene.targets[0]) if scene.targets else None
+
+
+def compiled_hiders(scene: Scene) -> Iterator[Fact]:
+    """Yield ops that a NaN went through op by op, and that may hide it where they are compiled.
+
+    XLA's maximum does, and the activation that a graph fuses with a product and a bias.
+    """
+    compilation = scene.trace.runner.signature(scene.step).compilation
+    for serial in sorted(scene.walk.failing):
+        fact = scene.trace.facts[serial]
+        kernels = (fact.type, _fused(scene.trace, fact))
+        if any(_hides_in(kernel, compilation) for kernel in kernels if kernel):
+            yield fact
+
+
+def _fused(trace: StepTrace, fact: Fact) -> str:
+    """Return the product, the bias and the activation that an op is fused into; "" for none."""
+    chain = [fact]
+    while len(chain) < 3 and chain[0].input_ids:
+        before = trace.facts.get(chain[0].input_ids[0].serial)
+        if before is None:
+            break
+        chain.insert(0, before)
+    return "+".join(one.type for one in chain)
+
+
+def _hides_in(kernel: str, compilation: str) -> bool:
+    compiled = outcomes(kernel, 0, "nan", compilation) if compilation in MODES else None
+    op_by_op = outcomes(kernel, 0, "nan", "eager")
+    return "f" in (compiled or "") and "f" not in (op_by_op or "")

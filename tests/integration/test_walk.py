@@ -110,6 +110,18 @@ def test_a_lookup_that_fails_for_a_hidden_nan_is_told_with_it(tmp_path: Path) ->
     assert "gave NaN, which was hidden by `Cast` and made `GatherV2` raise" in sentence
 
 
+def test_an_activation_that_hides_a_nan_where_it_is_fused_is_named(tmp_path: Path) -> None:
+    kernel, bias = tf.ones([3, 8]), tf.zeros([8])
+
+    def fused(x: Any, y: Any, weight: Any) -> Any:
+        product = tf.nn.bias_add(tf.matmul(normalized(x) * weight, kernel), bias)
+        return tf.reduce_mean(tf.square(tf.nn.relu(product)))
+
+    findings, origin = bisected(train(tmp_path, fused, bad=0.5))
+    assert origin.op_type == "RealDiv"
+    assert any("swallowed" in note and "`Relu`" in note for note in findings.notes), findings.notes
+
+
 def test_a_nan_that_the_program_leaves_out_itself_is_no_origin(tmp_path: Path) -> None:
     def filled(x: Any, y: Any, weight: Any) -> Any:
         return tf.reduce_mean(tf.math.log(tf.where(tf.math.is_nan(x), 0.0, x) * weight))
