@@ -15,7 +15,7 @@ from pathlib import Path
 from nanreplay.findings import FixResult
 from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain
-from nanreplay.report.sentence import fix_label
+from nanreplay.report.fix_words import fix_label
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "usual-list.md"

@@ -226,6 +226,15 @@ class Cause:
     """Readable lines, each a fact of the capture or of a replay."""
 
 
+FixOutcome: TypeAlias = Literal["prevents", "fails", "moves", "unhealthy", "skips"]
+"""What a fix does.
+
+`prevents`: every step is finite, and the training goes on as usual. `fails`: it is not finite all
+the same. `moves`: the op is finite now, and another one is not. `unhealthy`: all is finite, but the
+loss or the weights are thrown far off. `skips`: the update of the failing step is left out.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class FixResult:
     """What replaying the window with one fix gave."""
@@ -234,7 +243,10 @@ class FixResult:
     """`epsilon`, `clipnorm`, `lr`, ...; names joined by `+` where they were tried together."""
     params: Mapping[str, Any]
     prevents: bool | None
-    """Whether every step that was checked stayed finite; None when the fix could not be tried."""
+    """Whether every step that was checked stayed finite and the training lives.
+
+    None when the fix could not be tried.
+    """
     steps_checked: tuple[int, int] | None
     """First and last step that ran with the fix."""
     nonfinite: Trigger | None = None
@@ -254,5 +266,11 @@ class FixResult:
 
     None for a fix that edits no line.
     """
+    edits: tuple[Mapping[str, Any], ...] = ()
+    """What `code` says, as data: lines, arrays with bounds, arguments of the optimizer."""
     note: str | None = None
     """Why it could not be tried, or what to know of the outcome."""
+    outcome: FixOutcome | None = None
+    """What it does; None when it could not be tried."""
+    moved_to: Origin | None = None
+    """Where the first non-finite value is born with the fix, where that is another op."""

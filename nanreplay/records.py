@@ -136,6 +136,9 @@ class Signature:
     loss_of: tuple[str, ...] = ()
     """Whose each loss is, such as `replica 1`; empty where there is one replica."""
 
+    optimizers: tuple[str, ...] = ()
+    """How the user's code names the classes of the optimizers, in the order of their updates."""
+
     def loss_name(self, index: int) -> str:
         """What a loss is called: `loss`, `loss 1`, `loss of replica 1`."""
         return loss_name(index, self.loss_of)

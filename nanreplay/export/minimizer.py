@@ -22,7 +22,8 @@ from nanreplay.export.output_paths import check_output
 from nanreplay.export.trials import Budget, place_of
 from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain
-from nanreplay.report.sentence import cause_in_words, fix_label
+from nanreplay.report.fix_words import fix_option
+from nanreplay.report.sentence import cause_in_words
 
 MOST_REPLAYS = 400
 BUDGET_S = 60.0
@@ -186,7 +187,7 @@ def _cause(report: Report) -> str | None:
 def _comparable_fixes(report: Report) -> list[str]:
     """The mildest fix of the op or of the batch that prevents the failure; empty without one."""
     local_fixes = [fix for fix in report.fixes if fix.prevents and fix.name in _LOCAL_FIXES]
-    return [fix_label(fix) for fix in local_fixes[:1]]
+    return [fix_option(fix) for fix in local_fixes[:1]]
 
 
 def _minimized(

@@ -26,6 +26,7 @@ from nanreplay.program.program_record import (
     describe_functions,
     fingerprint_layout,
     learning_rate_of,
+    optimizer_classes,
     with_forward_layers,
     without_root,
 )
@@ -198,6 +199,7 @@ def describe_eager(
         learning_rate=learning_rate_of(seen, variable_index),
         loss_scaled=seen.loss_scale is not None or bool(seen.unscaled),
         root_layer=seen.root_layer,
+        optimizers=optimizer_classes(seen),
     )
     ops = [*_describe_ops(run, builder, sources, losses), *_ops_of_functions(run, sources)]
     graph = builder.graph.SerializeToString()

@@ -131,6 +131,7 @@ def _signature(
             for number, tensor in enumerate(program.outside)
         ),
         loss_of=tuple(f"replica {replica}" for replica in replicas),
+        optimizers=optimizer_classes(seen),
     )
     return signature, constants
 
@@ -224,6 +225,18 @@ def learning_rate_of(seen: Observation, variable_index: Mapping[int, int]) -> in
         if index is not None:
             return index
     return None
+
+
+def optimizer_classes(seen: Observation) -> tuple[str, ...]:
+    """How code names the classes of the optimizers: `keras.optimizers.Adam`, `MyOptimizer`."""
+    names = []
+    for optimizer in seen.optimizers:
+        kind = type(getattr(optimizer, "inner_optimizer", optimizer))
+        library = kind.__module__.partition(".")[0]
+        legacy = "legacy." if ".legacy" in kind.__module__ else ""
+        is_keras = library in ("keras", "tf_keras")
+        names.append(f"{library}.optimizers.{legacy}{kind.__name__}" if is_keras else kind.__name__)
+    return tuple(dict.fromkeys(names))
 
 
 def _policy(seen: Observation) -> str:

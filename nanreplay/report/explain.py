@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 Fixes: TypeAlias = Literal["fast", "all", "none"] | Sequence[str]
 """Which fixes are tried.
 
-`fast`: those that fit, as long as FAST_S lasts. `all`: all that fit. `none`: none. Otherwise those
-that are named.
+`fast`: those that fit, as far as the work of FAST_S goes. `all`: all that fit. `none`: none.
+Otherwise those that are named.
 """
 FAST_S = 5.0
-"""Seconds that fixes may take when nobody asked for them."""
+"""Seconds of work that fixes may take when nobody asked for them, counted by ops and steps."""
 Progress: TypeAlias = Callable[[int, int], None]
 Say: TypeAlias = Callable[[str], None]
 
@@ -65,7 +65,7 @@ def explain(
         path: The capture file, or a URL that fsspec opens.
         trust: Let ops that touch files, the network or processes run. False unless given; only for
             captures of your own.
-        fixes: Which fixes to try: "fast" (those that fit, for at most 5 seconds; the default),
+        fixes: Which fixes to try: "fast" (those that fit, about 5 seconds of work; the default),
             "all", "none", or a list of them as `nanreplay whatif --fix` takes them.
         progress: Called with (steps done, steps in all).
         say: Called with a line before each part of the work.
@@ -145,8 +145,8 @@ def _tried(
     if say is not None:
         say("trying fixes")
     try:
-        budget_s = FAST_S if fixes == "fast" else None
-        trials = what_if(replay, bisection, causes, named, budget_s=budget_s, progress=progress)
+        budget = FAST_S if fixes == "fast" else None
+        trials = what_if(replay, bisection, causes, named, budget=budget, progress=progress)
     except (ReplayError, UnsupportedOpError, MissingPartError) as error:
         return (), [f"No fix could be tried. {error}"]
     except Exception as error:
@@ -154,9 +154,7 @@ def _tried(
     if not trials.left_out:
         return trials.results, []
     left_out = ", ".join(trials.left_out)
-    return trials.results, [
-        f"Not tried within {FAST_S:.0f} s: {left_out}. `nanreplay whatif` tries them."
-    ]
+    return trials.results, [f"Not tried, to be quick: {left_out}. `nanreplay whatif` tries them."]
 
 
 def report_of(

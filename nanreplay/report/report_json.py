@@ -185,6 +185,8 @@ def fix_to_json(fix: FixResult) -> dict[str, Any]:
         "name": fix.name,
         "params": fix.params,
         "prevents": fix.prevents,
+        "outcome": fix.outcome,
+        "moved_to": None if fix.moved_to is None else _moved(fix.moved_to),
         "steps_checked": fix.steps_checked,
         "nonfinite": nonfinite,
         "loss_change": fix.loss_change,
@@ -192,7 +194,20 @@ def fix_to_json(fix: FixResult) -> dict[str, Any]:
         "code": fix.code,
         "source": _source(fix.source),
         "places": fix.places,
+        "edits": fix.edits,
         "note": fix.note,
+    }
+
+
+def _moved(origin: Origin) -> dict[str, Any]:
+    """Where the failure is born with a fix."""
+    return {
+        "step": origin.step,
+        "phase": origin.phase,
+        "layer_path": origin.layer_path,
+        "op_type": origin.op_type,
+        "op_name": origin.op_name,
+        "source": _source(origin.source),
     }
 
 

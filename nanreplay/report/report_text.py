@@ -24,13 +24,14 @@ from nanreplay.findings import (
     OutputFacts,
 )
 from nanreplay.report.contents import Report
+from nanreplay.report.fix_words import OUTCOME_WORDS, fix_label, fix_remark, outcome_of
 from nanreplay.report.numbers import (
     readable_list,
     readable_number,
     readable_steps,
     readable_trigger,
 )
-from nanreplay.report.sentence import difference_lines, exactness, fix_label, owner, source_text
+from nanreplay.report.sentence import difference_lines, exactness, owner, source_text
 
 # The facts of a report as rows of text.
 
@@ -144,7 +145,6 @@ def origin_row(origin: Origin) -> tuple[str, ...]:
 
 def fix_row(fix: FixResult) -> tuple[str, ...]:
     """What a fix gave, under `FIX_HEADINGS`."""
-    outcome = {True: "yes", False: "no", None: "not tried"}[fix.prevents]
     steps = change = ""
     if fix.steps_checked is not None:
         first_step, last_step = fix.steps_checked
@@ -152,10 +152,7 @@ def fix_row(fix: FixResult) -> tuple[str, ...]:
     if fix.loss_change is not None:
         change = f"{fix.loss_change:.2g}" if fix.loss_change else "0"
     last = "" if fix.final_loss is None else readable_number(fix.final_loss)
-    remarks = [fix.note] if fix.note else []
-    if fix.nonfinite is not None:
-        remarks.insert(0, f"step {fix.nonfinite_step}: {readable_trigger(fix.nonfinite)}")
-    return fix_label(fix), outcome, steps, change, last, "; ".join(remarks)
+    return fix_label(fix), OUTCOME_WORDS[outcome_of(fix)], steps, change, last, fix_remark(fix)
 
 
 def advice(fixes: Sequence[FixResult]) -> list[Advice]:

@@ -26,6 +26,7 @@ from nanreplay.findings import (
     VerdictKind,
 )
 from nanreplay.records import Incident, Trigger, Where
+from nanreplay.report.fix_words import fixes_in_words
 from nanreplay.report.numbers import (
     readable_list,
     readable_number,
@@ -33,7 +34,6 @@ from nanreplay.report.numbers import (
     readable_trigger,
     readable_ulp,
 )
-from nanreplay.whatif.fix_code import short_number
 
 _LONGEST_CODE = 120
 """Characters of a source line in the sentence."""
@@ -289,18 +289,7 @@ def _recorded_event(trigger: Trigger) -> str:
     return f"{name} was {readable_number(trigger.value)} in training"
 
 
-# Causes and fixes in words.
-
-
-def fix_label(fix: FixResult) -> str:
-    """A fix as `--fix` takes it: `clipnorm=1.0`, `clean_data=drop_rows`, `float32`."""
-    if not fix.params or "+" in fix.name:
-        return fix.name
-    # `--fix clip_data=3` means from -3 to 3; other bounds cannot be written there
-    if fix.name == "clip_data" and "low" in fix.params and fix.params["low"] != -fix.params["high"]:
-        return fix.name
-    value = fix.params.get("high", next(iter(fix.params.values())))
-    return f"{fix.name}={short_number(value) if isinstance(value, float) else value}"
+# Causes in words.
 
 
 def cause_in_words(causes: Sequence[Cause]) -> str:
@@ -315,26 +304,6 @@ def cause_in_words(causes: Sequence[Cause]) -> str:
 def kind_in_words(kind: str) -> str:
     """The kind of a cause as people say it: "a division by zero"."""
     return CAUSE_WORDS.get(kind, kind.replace("_", " "))
-
-
-def fixes_in_words(fixes: Sequence[FixResult], limit: int = 3) -> str:
-    """What prevents it and what does not; "" when nothing was tried.
-
-    For example: "Verified fix: `epsilon=1e-7`; `clipnorm=1` and `lr=0.1` do not help."
-
-    Args:
-        fixes: What was tried.
-        limit: How many are named of each kind.
-    """
-    good = [f"`{fix_label(fix)}`" for fix in fixes if fix.prevents][:limit]
-    bad = [f"`{fix_label(fix)}`" for fix in fixes if fix.prevents is False][:limit]
-    useless = ""
-    if bad:
-        useless = f"{readable_list(bad)} {'does' if len(bad) == 1 else 'do'} not help"
-    if not good:
-        return f"Tried: {useless}." if useless else ""
-    helpful = f"Verified fix{'es' if len(good) > 1 else ''}: {readable_list(good)}"
-    return f"{helpful}; {useless}." if useless else f"{helpful}."
 
 
 # What verdicts and modes of replaying mean, in words for people.

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from nanreplay.errors import NanreplayError
 from nanreplay.report.contents import Report
+from nanreplay.report.fix_words import fix_label
 from nanreplay.report.report_json import to_json
-from nanreplay.report.sentence import fix_label
 from nanreplay.tui.panes.base import Copyable
 
 

@@ -74,6 +74,8 @@ class Fix:
     """The line that it belongs to."""
     note: str | None = None
     """What to know of it, whatever comes out."""
+    edits: Sequence[Mapping[str, Any]] = ()
+    """The same as data, for programs that apply it: lines, arrays, arguments."""
     ops: Sequence[OpKey] = ()
     """The ops of the failing step that the line makes; all of them are changed."""
 
@@ -81,7 +83,7 @@ class Fix:
 # Which fixes are tried for which cause: those that fit it first, then the usual advice for any NaN,
 # so that the report says whether it helps.
 
-_LOWER_RATES = ("lr=0.1", "lr=0.01", "lr=0.001")
+_LOWER_RATES = ("lr=0.1", "lr=0.01", "lr=0.001", "lr=1e-4", "lr=1e-5")
 _CLIPS = ("clipnorm=1.0", "clipvalue=1.0", "global_clipnorm=1.0")
 _USUAL_ADVICE = ("clipnorm=1.0", "lr=0.1")
 """What is advised for any NaN: tried last, so that the report says whether it helps."""

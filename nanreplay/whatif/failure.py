@@ -25,6 +25,7 @@ from nanreplay.whatif.edits import CannotTryError, ProgramEdit
 from nanreplay.whatif.fix_code import operand_text
 from nanreplay.whatif.line_gradients import OpLocation, gradient_ops, maker_of, operands_elsewhere
 from nanreplay.whatif.line_ops import CodeSite, code_site
+from nanreplay.whatif.training_health import TrainingHealth
 from nanreplay.whatif.trial_window import TrialWindow
 
 DIVISIONS = words("RealDiv Div FloorDiv TruncateDiv FloorMod Mod Xdivy DivNoNan")
@@ -62,6 +63,11 @@ class Failure:
     window: TrialWindow
     bisection: Bisection
     causes: Sequence[Cause]
+
+    @cached_property
+    def health(self) -> TrainingHealth:
+        """What the training is like while it is healthy."""
+        return TrainingHealth(self.window)
 
     @property
     def origin(self) -> Origin | None:

@@ -40,6 +40,7 @@ _FUNCTIONS = {
     "Xlogy": ("xlogy",),
 }
 """Python functions that make an op, by their last name."""
+_LARGEST_FLOAT32 = 3.4028235e38
 _EXAMPLES = {
     "Cholesky": "tf.linalg.cholesky({})",
     "MatrixInverse": "tf.linalg.inv({})",
@@ -188,3 +189,90 @@ def _replaced(code: str, operand: OperandRef, template: str) -> str:
     if is_sum and not in_brackets:
         new = f"({new})"
     return f"{before}{new}{after}"
+
+
+def line_edit(source: Frame | None, code: str) -> list[dict[str, str | int]]:
+    """Return a change of one line as data, empty where the line is not known.
+
+    Args:
+        source: The line.
+        code: What stands there now.
+    """
+    old = _code_of(source)
+    if source is None or not old:
+        return []
+    return [{"file": source.file, "line": source.line, "old": old, "new": code}]
+
+
+_INFINITIES = ("np.inf", "numpy.inf", "math.inf", "jnp.inf", "inf", "np.infty", "float('inf')")
+
+
+def with_finite_mask(source: Frame | None, low: float) -> str | None:
+    """Return a source line with a number in the place of its only minus infinity.
+
+    None where the line shows none, or several.
+    """
+    code = _code_of(source)
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:
+        return None
+    found = [node for node in ast.walk(tree) if _is_minus_infinity(node)]
+    if len(found) != 1 or not isinstance(found[0], ast.expr):
+        return None
+    raw, node = code.encode(), found[0]
+    end = node.end_col_offset or node.col_offset
+    return f"{raw[: node.col_offset].decode()}{short_number(low)}{raw[end:].decode()}"
+
+
+def _is_minus_infinity(node: ast.AST) -> bool:
+    """`-np.inf`, `float("-inf")`, `-1e39` (beyond float32)."""
+    if isinstance(node, ast.UnaryOp) and isinstance(node.op, ast.USub):
+        operand = node.operand
+        if isinstance(operand, ast.Constant) and isinstance(operand.value, float):
+            return operand.value > _LARGEST_FLOAT32
+        return ast.unparse(operand) in _INFINITIES
+    return isinstance(node, ast.Call) and ast.unparse(node) == "float('-inf')"
+
+
+def with_call(source: Frame | None, op_type: str, function: str) -> str | None:
+    """Return a source line with its only quotient or nested call as a call of one function.
+
+    `x / y` becomes `tf.math.divide_no_nan(x, y)`, `tf.math.log(tf.nn.softmax(x))` becomes
+    `tf.nn.log_softmax(x)`. None where the line shows no such expression, or several.
+
+    Args:
+        source: The line.
+        op_type: Type of the op that the outer expression makes.
+        function: What is called in its place.
+    """
+    code = _code_of(source)
+    try:
+        tree = ast.parse(code)
+    except SyntaxError:
+        return None
+    found = [node for node in ast.walk(tree) if next(_operands_of(node, op_type, 0), None)]
+    if len(found) != 1 or not isinstance(found[0], ast.expr):
+        return None
+    node = found[0]
+    arguments = _inner_arguments(node, op_type)
+    if not arguments:
+        return None
+    raw = code.encode()
+    texts = [raw[one.col_offset : one.end_col_offset].decode() for one in arguments]
+    call = f"{function}({', '.join(texts)})"
+    return f"{raw[: node.col_offset].decode()}{call}{raw[node.end_col_offset :].decode()}"
+
+
+def _inner_arguments(node: ast.expr, op_type: str) -> list[ast.expr]:
+    """What the function is called with: dividend and divisor, or the argument of the inner call."""
+    if isinstance(node, ast.BinOp):
+        return [node.left, node.right]
+    if not isinstance(node, ast.Call) or node.keywords:
+        return []
+    if op_type in ("RealDiv", "Div"):
+        return list(node.args)
+    inner = node.args[0] if len(node.args) == 1 else None
+    if not isinstance(inner, ast.Call) or _last_name(inner.func) not in ("softmax", "sigmoid"):
+        return []
+    return inner.args[:1] if len(inner.args) == 1 and not inner.keywords else []

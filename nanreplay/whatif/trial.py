@@ -7,7 +7,6 @@ prevent the failure, and at which price for the loss.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,22 +16,23 @@ import tensorflow as tf
 from nanreplay.bisect import Bisection
 from nanreplay.errors import NanreplayError, first_line
 from nanreplay.findings import Cause, FixResult
-from nanreplay.records import Trigger
 from nanreplay.replay import Replay
 from nanreplay.whatif.edits import LAST_RESORT, BadValueError, Edit, Fix, candidates
 from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fix_names import FixError, check_fix
+from nanreplay.whatif.fix_results import fix_result
 from nanreplay.whatif.fixes import FIXES
 from nanreplay.whatif.fixes.operand_fixes import epsilon
-from nanreplay.whatif.trial_window import TrialOutcome, TrialWindow
+from nanreplay.whatif.trial_window import TrialWindow
 
 _CANNOT = (NanreplayError, tf.errors.OpError, ValueError, TypeError, KeyError, IndexError)
 """What is raised where a fix does not fit a program.
 
 TensorFlow refuses the changed graph with errors of its own or of Python's, depending on the op.
 """
-_UNHEALTHY_GROWTH = 1e3
-"""A loss that grew this many times is not healthy."""
+_LEAST_TRIED = 3
+"""How many fixes are tried however large the program is."""
+_LARGER_EPSILONS = ("1e-5", "1e-3", "1e-2")
 MOST_PLACES = 3
 """At how many operands near the origin an epsilon is tried."""
 
@@ -44,7 +44,7 @@ class TriedFixes:
     results: tuple[FixResult, ...]
     """In the order in which they were tried."""
     left_out: tuple[str, ...] = ()
-    """Fixes for which there was no time."""
+    """Fixes that did not fit the budget."""
 
 
 def what_if(
@@ -53,7 +53,7 @@ def what_if(
     causes: Sequence[Cause],
     fixes: Sequence[str] | None = None,
     *,
-    budget_s: float | None = None,
+    budget: float | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> TriedFixes:
     """Try fixes on a recording, one after another.
@@ -65,8 +65,9 @@ def what_if(
         fixes: What to try, such as `clipnorm=1.0`; several are tried together as well. Unless
             given, those that fit the causes: of each kind the mildest that helps, and none that
             does not apply.
-        budget_s: Seconds in which all should be done; a fix is begun only when it is likely to fit.
-            No limit unless given.
+        budget: Seconds of work that all may take together, counted by ops, steps and the recorded
+            time of a step, so that the same fixes are tried however busy the machine is. The first
+            `_LEAST_TRIED` that apply are tried in any case. No limit unless given.
         progress: Called with (fixes tried, fixes in all).
 
     Raises:
@@ -76,10 +77,14 @@ def what_if(
     wanted = [check_fix(text) for text in (candidates(causes) if fixes is None else fixes)]
     failure = Failure(TrialWindow(replay), bisection, causes)
     trials = _FixTrials(failure, keeps_all=fixes is not None)
-    ends = math.inf if budget_s is None else time.perf_counter() + budget_s
+    most_replays = math.inf
+    if budget is not None:
+        most_replays = max(budget / failure.window.work_s(), _LEAST_TRIED)
     for done, (name, value) in enumerate(wanted):
-        if time.perf_counter() + trials.longest_s > ends:
-            left_out = tuple(_spelled(*fix) for fix in wanted[done:])
+        if trials.replays >= most_replays and not trials.is_needless(name):
+            left_out = tuple(
+                _spelled(*fix) for fix in wanted[done:] if not trials.is_needless(fix[0])
+            )
             return TriedFixes(tuple(trials.results), left_out)
         trials.take(name, value)
         if progress is not None:
@@ -106,25 +111,28 @@ class _FixTrials:
     results: list[FixResult] = field(default_factory=list)
     fixes: list[Fix] = field(default_factory=list)
     """Those that apply."""
-    longest_s: float = 0.0
+    replays: int = 0
+    """How often the window was replayed."""
 
     def take(self, name: str, value: str | None) -> None:
         """Try one more."""
-        if not self.keeps_all and self._is_needless(name):
+        if self.is_needless(name):
             return
-        began = time.perf_counter()
         result, fix = _try_places(self.failure, name, value)
-        self.longest_s = max(self.longest_s, time.perf_counter() - began)
         if fix is not None:
+            self.replays += 1
             self.fixes.append(fix)
         if fix is not None or self.keeps_all:
             self.results.append(result)
 
-    def _is_needless(self, name: str) -> bool:
-        """Whether a milder fix of the same name helps, or any where this is the last resort.
+    def is_needless(self, name: str) -> bool:
+        """Whether a fix that nobody asked for says nothing new.
 
+        That is so where a milder one of the same name helps, or any where this is the last resort.
         The ways of `clean_data` are no degrees of one another, so both are tried.
         """
+        if self.keeps_all:
+            return False
         helpful = {result.name for result in self.results if result.prevents}
         if name == LAST_RESORT:
             return bool(helpful)
@@ -145,10 +153,20 @@ def _joined(fixes: Sequence[Fix]) -> Fix:
 
 
 def _try_places(failure: Failure, name: str, value: str | None) -> tuple[FixResult, Fix | None]:
-    """Try a fix; an epsilon at each operand near the origin until one helps."""
+    """Try a fix; an epsilon at each operand near the origin until one helps.
+
+    Where the usual epsilon keeps the values finite but so large that the training is ruined, larger
+    ones are tried.
+    """
     result, fix = _try_one(failure, name, value, lambda: FIXES[name](failure, value))
     if name != "epsilon" or result.prevents is not False:
         return result, fix
+    if value is None and result.outcome == "unhealthy":
+        for larger in _LARGER_EPSILONS:
+            make = partial(epsilon, failure, larger)
+            other_result, other_fix = _try_one(failure, name, larger, make)
+            if other_result.prevents:
+                return other_result, other_fix
     for place in list(failure.places())[1 : MOST_PLACES + 1]:
         make = partial(epsilon, failure, value, place)
         other_result, other_fix = _try_one(failure, name, value, make)
@@ -178,7 +196,7 @@ def _replayed(failure: Failure, fix: Fix) -> FixResult:
         return FixResult(
             fix.name, fix.params, None, None, code=fix.code, source=fix.source, note=note
         )
-    return _result(failure, fix, outcome)
+    return fix_result(failure, fix, outcome)
 
 
 def _reason(error: Exception) -> str:
@@ -186,55 +204,3 @@ def _reason(error: Exception) -> str:
     if isinstance(error, NanreplayError):
         return line
     return f"It does not fit this program. {type(error).__name__}: {line}"
-
-
-def _result(failure: Failure, fix: Fix, outcome: TrialOutcome) -> FixResult:
-    nonfinite: Trigger | None = None
-    final_loss: float | None = None
-    if outcome.raised is not None:
-        last = failure.window.failing
-        nonfinite = Trigger("exception", "", outcome.raised)
-    else:
-        last, final_loss = outcome.results[-1].step, outcome.results[-1].loss
-        if outcome.failed is not None:
-            nonfinite = outcome.failed.nonfinite
-    prevents = nonfinite is None
-    return FixResult(
-        fix.name,
-        fix.params,
-        prevents=prevents,
-        steps_checked=(failure.window.steps[0], last),
-        nonfinite=nonfinite,
-        nonfinite_step=None if prevents else last,
-        loss_change=_loss_change(outcome, failure.step),
-        final_loss=final_loss,
-        code=fix.code,
-        source=fix.source,
-        places=failure.count_runs(fix.ops) if fix.ops else None,
-        note=fix.note or (_growth_note(outcome, final_loss) if prevents else None),
-    )
-
-
-def _growth_note(outcome: TrialOutcome, final_loss: float | None) -> str | None:
-    """A run that ends finite may be on its way to a failure all the same."""
-    first = outcome.results[0].loss if outcome.results else None
-    if final_loss is None or first is None:
-        return None
-    if abs(final_loss) <= _UNHEALTHY_GROWTH * max(abs(first), 1.0):
-        return None
-    return f"The loss is finite, but grew from {first:.3g} to {final_loss:.3g}."
-
-
-def _loss_change(outcome: TrialOutcome, failing: int) -> float | None:
-    """Largest relative change of the loss in the steps before the failing one.
-
-    None when there are none.
-    """
-    changes = []
-    for result in outcome.results:
-        new, old = result.loss, result.recorded_loss
-        if result.step >= failing or new is None or old is None:
-            continue
-        if math.isfinite(new) and math.isfinite(old):
-            changes.append(abs(new - old) / max(abs(old), 1e-30))
-    return max(changes, default=None)

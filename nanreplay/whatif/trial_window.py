@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,10 @@ from nanreplay.replay.replay_state import LiveState
 from nanreplay.replay.step_results import compare_step
 from nanreplay.whatif.edits import Edit
 
+_LATER_STEPS = 4
+"""How many steps go on after the window, to see whether the training lives."""
+_TRACING_S, _TRACED_OP_S = 0.2, 5e-4
+"""About how long it takes to trace a changed program, and each of its ops."""
 _SLIGHT_ULP = 64
 """Units in the last place between a replayed state and a keyframe that are another machine's."""
 
@@ -37,6 +42,14 @@ class TrialOutcome:
     """Steps whose update was undone."""
     raised: str | None = None
     """What the failing step raised, as it did in training; None when it ran."""
+    idle: tuple[int, ...] = ()
+    """Steps with loss scaling that changed no weight."""
+    later: tuple[StepResult, ...] = ()
+    """A few more steps after the window, on batches of its healthy steps."""
+    norms: tuple[float, float] = (0.0, 0.0)
+    """Norm of all trainable variables before the window and after it."""
+    before_failure: Mapping[int, Any] | None = None
+    """The variables before the first step that was not finite, by index."""
 
     @property
     def failed(self) -> StepResult | None:
@@ -79,6 +92,18 @@ class TrialWindow:
         while last + 1 in held:
             last += 1
         self.steps = tuple(range(first, last + 1))
+
+    def work_s(self) -> float:
+        """Return how long one replay of the window takes, in seconds, as it is estimated.
+
+        The estimate knows the recording alone, not how busy this machine is.
+        """
+        ops = len(self.replay.ops(self.failing))
+        times = self.replay.capture.timeline_record().columns.get("step_time_s", ())
+        known = np.asarray(times, np.float64)
+        known = known[np.isfinite(known)]
+        step_s = float(np.median(known)) if known.size else 0.0
+        return _TRACING_S + ops * _TRACED_OP_S + (len(self.steps) + 1) * step_s
 
     @property
     def reaches_start(self) -> bool:
@@ -124,6 +149,10 @@ class TrialWindow:
             return self.replay.capture.keyframe(first)
         return self.replay.state(first)
 
+    def changed_program(self, edit: Edit, step: int) -> Program:
+        """Return the program of a step with changes made."""
+        return _WindowRun(self, edit).program(step)
+
     def run(self, edit: Edit) -> TrialOutcome:
         """Replay the window with changes, up to the first step that is not finite.
 
@@ -161,6 +190,8 @@ class _WindowRun:
             state |= change(state)
         first = self.window.steps[0]
         self.assign(first, state)
+        norm = self.norm()
+        idle: list[int] = []
         for step in self.window.steps:
             if step > first:  # the first state holds what was changed before its step
                 self.assign(step, self._outside_changes(step))
@@ -174,12 +205,53 @@ class _WindowRun:
             results.append(result)
             if result.finite:
                 self.shrink_update(step, before)
+                idle += [step] * self.is_idle(step, before)
             elif self.edit.skips_nonfinite:
                 skipped.append(step)
                 self.undo_update(before)
             else:
+                return TrialOutcome(tuple(results), tuple(skipped), before_failure=before)
+        norms = (norm, self.norm())
+        return TrialOutcome(tuple(results), tuple(skipped), None, tuple(idle), self.later(), norms)
+
+    def later(self) -> tuple[StepResult, ...]:
+        """Go on for a few steps, on the batches of the steps before the failing one.
+
+        On that of the failing step where the window holds no other.
+        """
+        healthy = [step for step in self.window.steps if step < self.window.failing]
+        batches = healthy[:_LATER_STEPS] or [self.window.failing]
+        results = []
+        for turn in range(_LATER_STEPS):
+            step = batches[turn % len(batches)]
+            before = self.live.read()
+            try:
+                results.append(self.step(step))
+            except ReplayError:
                 break
-        return TrialOutcome(tuple(results), tuple(skipped))
+            if not results[-1].finite:
+                break
+            self.shrink_update(step, before)
+        return tuple(results)
+
+    def norm(self) -> float:
+        """The norm of all trainable variables."""
+        squares = [
+            float(tf.reduce_sum(tf.square(tf.cast(self.live.variables[index], tf.float64))))
+            for index, info in enumerate(self.replay.variables)
+            if info.role == "trainable" and "float" in info.dtype
+        ]
+        return math.sqrt(sum(squares))
+
+    def is_idle(self, step: int, before: Mapping[int, Any]) -> bool:
+        """Whether loss scaling left a step's update out: no weight is another than before."""
+        if not self.program(step).signature.loss_scaled:
+            return False
+        return all(
+            bool(tf.reduce_all(tf.equal(self.live.variables[index], before[index])))
+            for index, info in enumerate(self.replay.variables)
+            if info.role == "trainable"
+        )
 
     def _outside_changes(self, step: int) -> dict[int, Any]:
         """What something outside of the steps changed just before a step."""

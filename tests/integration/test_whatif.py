@@ -349,7 +349,7 @@ def test_the_report_tries_what_fits_and_names_it(log_run: Path) -> None:
     assert [fix.name for fix in report.fixes if fix.prevents][:1] == ["epsilon"]
     assert [fix.name for fix in report.fixes if fix.prevents is False] == ["clipnorm", "lr"]
     assert "Verified fix" in report.sentence
-    assert "`clipnorm=1` and `lr=0.1` do not help" in report.sentence
+    assert "`clipnorm=1` and `lr x 0.1 (0.005)` do not help" in report.sentence
 
 
 def test_no_fix_is_tried_when_none_is_wanted(log_run: Path) -> None:
@@ -373,8 +373,9 @@ def test_a_skipped_step_leaves_the_weights_finite(tmp_path: Path) -> None:
     x[2 * ROWS, 0] = np.nan
     run = train(tmp_path / "run.h5", log_layer(1.0), dense(), xy=(x, y))
     skip, clean, drop = tried(run, "skip_step", "clean_data=nan_to_num", "clean_data=drop_rows")[:3]
-    assert (skip.prevents, clean.prevents, drop.prevents) == (True, True, True)
-    assert "loss of the step stays" in str(skip.note)
+    assert (skip.prevents, clean.prevents, drop.prevents) == (False, True, True)
+    assert skip.outcome == "skips"
+    assert "update of step 2 is left out" in str(skip.note)
 
 
 def test_softmax_of_a_row_that_is_masked_out_whole_takes_a_finite_mask(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from nanreplay.bisect.growth import Growth
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.case import Case, Values
 from nanreplay.diagnose.rules import overflow
+from nanreplay.diagnose.update_sizes import overshooting_update
 from nanreplay.findings import Cause
 from nanreplay.records import VariableInfo
 
@@ -28,6 +29,8 @@ _GROWS = 1.3
 """Spectral radius of a recurrent kernel from which states grow; an orthogonal one has 1."""
 _OVERSHOOT = 0.3
 """A step that changes weights by more than this share of their norm overshoots."""
+_FAR_OFF = 5.0
+"""After an update of this many times the weights' norm, whatever fails is its consequence."""
 _THROWN_OFF = 1.0
 """Updates of more than the weights' own norm throw them off.
 
@@ -36,14 +39,28 @@ They explain gradients that grow, wherever these overflow in the end.
 
 
 def high_learning_rate(case: Case) -> Cause | None:
-    """Loss, gradients and weights grow step by step: each update overshoots further."""
+    """Loss, gradients and weights grow step by step: each update overshoots further.
+
+    Or the first update threw the weights so far off that the next step fails, wherever.
+    """
     growth = case.growth
-    if growth is None or not _is_of_op(case):
+    if not _is_of_op(case):
+        return None
+    overshot = overshooting_update(case.replay, case.timeline, case.step)
+    is_slow = growth is not None and not growth.is_jump
+    if overshot is not None and (overshot.ratio > _FAR_OFF or not is_slow):
+        confidence = 0.97 if overshot.ratio > _FAR_OFF else 0.86
+        if case.origin is not None and case.origin.loop and not overshot.is_bounded:
+            confidence = 0.6  # a gradient through time is large by itself
+        evidence = [growth.sentence] if growth is not None else []
+        evidence.append(f"What failed in step {case.step} is a consequence: `{case.op}`.")
+        return Cause("high_learning_rate", confidence, overshot.sentence, tuple(evidence))
+    if growth is None:
         return None
     ratios = _update_ratios(case, growth.step, case.step)
     median = float(np.median(ratios)) if len(ratios) else 0.0
     overshoots = median > _OVERSHOOT
-    evidence: list[str] = []
+    evidence = []
     if len(ratios):
         evidence.append(
             f"Each update changed the weights by {median:.2g} times their norm (median)."

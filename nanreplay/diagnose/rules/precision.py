@@ -31,6 +31,8 @@ _LARGE_LITERAL = re.compile(r"\b\d*\.?\d*e\+?\d+\b", re.IGNORECASE)
 """A number such as `1e9` in the user's line."""
 _SMALL_LITERAL = re.compile(r"\b\d*\.?\d+e-\d+\b|\bepsilon\b|\beps\b", re.IGNORECASE)
 """A number such as `1e-8` in the user's line, or the name of one."""
+_CALLS_WITH_ZERO = re.compile(r"\b(maximum|relu|clip|clip_by_value|sum)\(")
+"""Calls in which a 0 may be meant; Python's `sum` begins with one."""
 
 
 def fp16_overflow(case: Case) -> Cause | None:
@@ -140,7 +142,7 @@ def fp16_underflow(case: Case) -> Cause | None:
     value = case.input_id(position)
     if case.graph is None or value is None or not (case.operand(position) == 0).any():
         return None
-    adder = _adder_of_lost_constant(case.graph, value)
+    adder = _adder_of_lost_constant(case, case.graph, value)
     if adder is None:
         return _rounded_to_zero(case, case.graph, value, position)
     evidence = (f"Source: `{case.code}`",) if _SMALL_LITERAL.search(case.code) else ()
@@ -151,19 +153,29 @@ def fp16_underflow(case: Case) -> Cause | None:
     return Cause("fp16_underflow", 0.96 if evidence else 0.93, sentence, evidence)
 
 
-def _adder_of_lost_constant(graph: FailureGraph, value: ValueId) -> Fact | None:
+def _adder_of_lost_constant(case: Case, graph: FailureGraph, value: ValueId) -> Fact | None:
     """Return the op that adds (or takes the larger of) a constant that is 0.
 
-    Such a constant is taken for an epsilon that float16 cannot hold.
+    Such a constant is taken for an epsilon that float16 cannot hold, unless the line shows that 0
+    is meant, as `tf.maximum(x, 0.0)` does.
     """
     for fact in graph.upstream(value, 4):
         if fact.type not in ("AddV2", "Add", "Maximum", "ClipByValue"):
             continue
         constants = [operand for operand in fact.input_ids[:2] if _is_constant(graph, operand)]
         is_half = any(_is_half(graph, constant) for constant in constants)
-        if is_half and any(graph.is_zero(constant) for constant in constants):
+        is_zero = is_half and any(graph.is_zero(constant) for constant in constants)
+        if is_zero and not _is_zero_meant(case, fact):
             return fact
     return None
+
+
+def _is_zero_meant(case: Case, fact: Fact) -> bool:
+    """Whether the user's own line calls the op, and holds no small number."""
+    info = case.replay.ops(case.step).get(fact.key)
+    frame = None if info is None else case.replay.source(info.stack)
+    line = (frame.code if frame is not None else None) or ""
+    return bool(_CALLS_WITH_ZERO.search(line)) and not _SMALL_LITERAL.search(line)
 
 
 def _is_constant(graph: FailureGraph, value: ValueId) -> bool:

@@ -16,10 +16,11 @@ from textual.widgets import Static
 
 from nanreplay.findings import Origin
 from nanreplay.report.contents import Report
+from nanreplay.report.fix_words import OUTCOME_CLAUSES, fix_label, outcome_of
 from nanreplay.report.history import History
 from nanreplay.report.inventory import inventory_lines
 from nanreplay.report.numbers import readable_bytes, readable_steps, readable_trigger
-from nanreplay.report.sentence import certainty, fix_label, source_text
+from nanreplay.report.sentence import certainty, source_text
 from nanreplay.tui.capture_state import CaptureState, outcome_mark
 from nanreplay.tui.panes.base import Copyable, Pane
 from nanreplay.tui.widgets.figures import Facts
@@ -193,9 +194,7 @@ def _fixes(report: Report, is_complete: bool) -> Content:
     lines = []
     for fix in report.fixes:
         mark, word, colour = outcome_mark(fix.prevents)
-        outcome = word
-        if fix.prevents is not None:
-            outcome = "prevents it" if fix.prevents else "does not help"
+        outcome = word if fix.prevents is None else OUTCOME_CLAUSES[outcome_of(fix)]
         label = (fix_label(fix), "bold")
         lines.append(Content.assemble((f"{mark} ", f"bold {colour}"), label, f"  {outcome}"))
     return Content("\n").join(lines)

@@ -16,8 +16,9 @@ from textual.widgets import Button, DataTable, Input, Static
 
 from nanreplay.findings import FixResult
 from nanreplay.report.contents import Report
-from nanreplay.report.numbers import readable_number, readable_steps, readable_trigger
-from nanreplay.report.sentence import fix_label, source_text
+from nanreplay.report.fix_words import OUTCOME_CLAUSES, fix_label, fix_remark, outcome_of
+from nanreplay.report.numbers import readable_number, readable_steps
+from nanreplay.report.sentence import source_text
 from nanreplay.tui.capture_state import CaptureState, cell_style, outcome_mark
 from nanreplay.tui.engine import Explain
 from nanreplay.tui.panes.base import Copyable, Pane
@@ -212,24 +213,14 @@ def _cells(label: str, fix: FixResult, colours: Mapping[str, str]) -> list[Text]
         change = f"{fix.loss_change:.2g}" if fix.loss_change else "0"
     if fix.final_loss is not None:
         final_loss = readable_number(fix.final_loss)
-    words = (steps, change, final_loss, _remark(fix))
+    words = (steps, change, final_loss, fix_remark(fix))
     return [Text(label, style="bold"), outcome, *map(Text, words)]
-
-
-def _remark(fix: FixResult) -> str:
-    """What was still non-finite, and what the trial says of itself."""
-    failure = ""
-    if fix.nonfinite is not None:
-        failure = f"step {fix.nonfinite_step}: {readable_trigger(fix.nonfinite)}"
-    return "; ".join(filter(None, (failure, fix.note)))
 
 
 def _how(fix: FixResult) -> Content:
     """Whether a fix helps, and the line of code that applies it."""
-    outcome = "could not be tried"
-    if fix.prevents is not None:
-        outcome = "prevents it" if fix.prevents else "does not help"
-    lines = [Content.assemble((fix_label(fix), "bold"), f" {outcome}. {_remark(fix)}")]
+    outcome = OUTCOME_CLAUSES[outcome_of(fix)]
+    lines = [Content.assemble((fix_label(fix), "bold"), f" {outcome}. {fix_remark(fix)}")]
     if fix.code:
         source = ""
         if fix.source is not None:

@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 from nanreplay.whatif.edits import Fix
 from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fixes.data_fixes import clean_data, clip_data
-from nanreplay.whatif.fixes.model_fixes import finite_mask, float32, init, leaky_relu
+from nanreplay.whatif.fixes.masks import finite_mask
+from nanreplay.whatif.fixes.model_fixes import float32, init, leaky_relu
 from nanreplay.whatif.fixes.operand_fixes import double_where, epsilon
 from nanreplay.whatif.fixes.stable_forms import stable_op
 from nanreplay.whatif.fixes.update_fixes import clipnorm, clipvalue, global_clipnorm, lr, skip_step

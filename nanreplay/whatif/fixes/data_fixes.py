@@ -9,12 +9,23 @@ import numpy as np
 
 from nanreplay.bisect.batch_rows import BatchRows, own_leaves, read_rows
 from nanreplay.bisect.index_arrays import index_arrays
+from nanreplay.capture.arrays import as_array
+from nanreplay.findings import Number
 from nanreplay.whatif.edits import BadValueError, CannotTryError, Edit, Fix
 from nanreplay.whatif.failure import Failure
+from nanreplay.whatif.fixes.batch_arrays import (
+    Bounds,
+    in_code,
+    is_float,
+    label_places,
+    own_path,
+    usual_bounds,
+)
 from nanreplay.whatif.fixes.update_fixes import positive_number
 
-_MOST_OTHERS = 64
-"""How many other batches tell what is usual."""
+_STAND_INS = (
+    "The compiled step takes batches of one size: other rows of the batch stand in their places."
+)
 
 
 def clean_data(failure: Failure, value: str | None) -> Fix:
@@ -29,18 +40,32 @@ def clean_data(failure: Failure, value: str | None) -> Fix:
 
 
 def _nan_to_num(failure: Failure) -> Fix:
-    leaves = [leaf for _, leaf in _named_leaves(failure)]
-    if all(np.isfinite(leaf).all() for leaf in leaves if _is_float(leaf)):
+    batch = failure.window.replay.batch(failure.step)
+    paths = [
+        own_path(failure, path)
+        for path, leaf in zip(batch.paths, batch.leaves, strict=True)
+        if is_float(leaf) and not np.isfinite(as_array(leaf).astype(np.float64)).all()
+    ]
+    bad = list(dict.fromkeys(paths))
+    if not bad:
         raise CannotTryError(f"The batch of step {failure.step} is finite.")
 
-    def cleaned(leaf: Any) -> Any:
-        return np.nan_to_num(leaf, posinf=0.0, neginf=0.0) if _is_float(leaf) else leaf
-
     def edit(step: int, leaves: Sequence[Any]) -> Sequence[Any]:
-        return [cleaned(np.asarray(leaf)) for leaf in leaves]
+        own_paths = [own_path(failure, path) for path in failure.window.replay.batch(step).paths]
+        return [
+            _finite(as_array(leaf)) if path in bad and is_float(leaf) else leaf
+            for path, leaf in zip(own_paths, leaves, strict=True)
+        ]
 
-    code = "x = np.nan_to_num(x, posinf=0.0, neginf=0.0)"
-    return Fix("clean_data", {"how": "nan_to_num"}, Edit(batches=(edit,)), code)
+    arrays = [in_code(path) for path in bad]
+    code = "\n".join(f"{one} = np.nan_to_num({one}, posinf=0.0, neginf=0.0)" for one in arrays)
+    edits = [{"array": path, "nan": 0.0, "posinf": 0.0, "neginf": 0.0} for path in bad]
+    params = {"how": "nan_to_num"}
+    return Fix("clean_data", params, Edit(batches=(edit,)), code, edits=edits)
+
+
+def _finite(leaf: Any) -> Any:
+    return np.where(np.isfinite(leaf.astype(np.float64)), leaf, leaf.dtype.type(0))
 
 
 def _drop_rows(failure: Failure) -> Fix:
@@ -60,13 +85,21 @@ def _drop_rows(failure: Failure) -> Fix:
     size = samples(batch.leaves).size
     if size is None or len(origin.rows) >= size:
         raise CannotTryError("Every row of the batch would have to be left out.")
-    rows, note = np.setdiff1d(np.arange(size), origin.rows), None
-    if not _takes_any_batch_size(failure):
-        rows = np.array([row if row in rows else rows[row % len(rows)] for row in range(size)])
-        note = (
-            "The compiled step takes batches of one size: "
-            "other rows of the batch stand in their places."
-        )
+    kept = np.setdiff1d(np.arange(size), origin.rows)
+    dropped = [int(row) for row in origin.rows]
+    whose = f" of replica {origin.replica}" if origin.replica is not None else ""
+    at = f"  # of step {failure.step}{whose}"
+    if _takes_any_batch_size(failure):
+        rows, note = kept, None
+        change = f"np.delete(part, {dropped}, axis=0)"
+        code = f"batch = tf.nest.map_structure(lambda part: {change}, batch){at}"
+        edits: list[dict[str, Any]] = [{"rows": dropped, "step": failure.step}]
+    else:
+        rows, note = np.arange(size), _STAND_INS
+        stand_ins = [int(kept[row % len(kept)]) for row in dropped]
+        rows[dropped] = stand_ins
+        code = f"for part in tf.nest.flatten(batch): part[{dropped}] = part[{stand_ins}]{at}"
+        edits = [{"rows": dropped, "stand_ins": stand_ins, "step": failure.step}]
 
     def without_rows(step: int, leaves: Sequence[Any]) -> Sequence[Any]:
         if step != failure.step:
@@ -76,13 +109,23 @@ def _drop_rows(failure: Failure) -> Fix:
             changed[place] = array
         return changed
 
+    leaves = [np.asarray(batch.leaves[place]) for place in own_places]
+    held = samples(batch.leaves).keep(rows.tolist())
+    if not all(_is_indexed(old, new, rows) for old, new in zip(leaves, held, strict=True)):
+        code = f"batch = without_samples(batch, {dropped}){at}"
     edit = Edit(batches=(without_rows,))
-    dropped = ", ".join(map(str, origin.rows))
-    code = (
-        f"batch = [np.delete(part, [{dropped}], axis=0) for part in batch]  "
-        f"# of step {failure.step}"
-    )
-    return Fix("clean_data", {"how": "drop_rows", "rows": dropped}, edit, code, note=note)
+    params = {"how": "drop_rows", "rows": ", ".join(map(str, dropped))}
+    return Fix("clean_data", params, edit, code, note=note, edits=edits)
+
+
+def _is_indexed(old: Any, new: Any, rows: Any) -> bool:
+    """Whether an array keeps its samples as `array[rows]` does: it is not ragged or sparse."""
+    same = old[rows] if old.ndim and old.shape[0] > rows.max() else old
+    return new.shape == same.shape and bool(np.array_equal(new, same, equal_nan=_is_number(old)))
+
+
+def _is_number(array: Any) -> bool:
+    return array.dtype.kind in "fc"
 
 
 def _takes_any_batch_size(failure: Failure) -> bool:
@@ -92,64 +135,58 @@ def _takes_any_batch_size(failure: Failure) -> bool:
 
 
 def clip_data(failure: Failure, value: str | None) -> Fix:
-    """Cut the batch's float arrays to the range of the other batches, or to -value and value."""
+    """Cut float arrays of the batch to the range of the other batches, or to -value and value.
+
+    Labels are left as they are: what is to be learned is no matter of taste.
+    """
     limit = None if value is None else positive_number(value, 1.0)
-    leaves = _named_leaves(failure)
+    batch, labels = failure.window.replay.batch(failure.step), label_places(failure)
+    places = [
+        place
+        for place, leaf in enumerate(batch.leaves)
+        if place not in labels and is_float(leaf) and as_array(leaf).ndim
+    ]
     if limit is None:
-        bounds = [_usual_range(failure, place) for place in range(len(leaves))]
+        bounds = list(usual_bounds(failure, places))
     else:
-        bounds = [(-limit, limit)] * len(leaves)
-    clipped = []
-    for (path, leaf), (low, high) in zip(leaves, bounds, strict=True):
-        if _is_float(leaf) and bool(((leaf < low) | (leaf > high)).any()):
-            clipped.append((path, low, high))
-    if not clipped:
+        bounds = [
+            Bounds(path, None, -limit, limit)
+            for path in dict.fromkeys(own_path(failure, batch.paths[place]) for place in places)
+        ]
+    if not any(_clips(failure, one, places) for one in bounds):
         raise CannotTryError(
             f"The batch of step {failure.step} lies within the range of the others."
         )
 
     def edit(step: int, leaves: Sequence[Any]) -> Sequence[Any]:
-        arrays = zip(map(np.asarray, leaves), bounds, strict=True)
-        return [
-            np.clip(leaf, low, high).astype(leaf.dtype) if _is_float(leaf) else leaf
-            for leaf, (low, high) in arrays
-        ]
+        paths = failure.window.replay.batch(step).paths
+        changed = list(leaves)
+        for place, path in enumerate(paths):
+            for one in bounds:
+                if own_path(failure, path) == one.path and is_float(changed[place]):
+                    changed[place] = one.clipped(as_array(changed[place]))
+        return changed
 
-    lowest = float(min(np.min(low) for _, low, _ in clipped))
-    highest = float(max(np.max(high) for _, _, high in clipped))
-    is_by_column = limit is None and any(np.ndim(low) for _, low, _ in clipped)
-    where = f"batch[{clipped[0][0]}]{' (column by column)' if is_by_column else ''}"
-    code = f"x = np.clip(x, {lowest:.4g}, {highest:.4g})  # {where}"
-    return Fix("clip_data", {"low": lowest, "high": highest}, Edit(batches=(edit,)), code)
-
-
-def _usual_range(failure: Failure, place: int) -> tuple[Any, Any]:
-    """Lowest and highest value of an array in the other batches, by column when it is a table."""
-    replay = failure.window.replay
-    own = np.asarray(replay.batch(failure.step).leaves[place])
-    other_steps = [step for step in replay.capture.steps if step != failure.step]
-    arrays = []
-    for step in other_steps[-_MOST_OTHERS:]:
-        leaves = replay.batch(step).leaves
-        array = np.asarray(leaves[place]) if place < len(leaves) else None
-        if array is None or not array.ndim or not array.size:
-            continue
-        if array.shape[1:] == own.shape[1:]:
-            arrays.append(array)
-    if not arrays or not _is_float(own):
-        return -np.inf, np.inf
-    stacked = np.concatenate(arrays)
-    stacked = np.where(np.isfinite(stacked), stacked, np.nan)
-    axis = 0 if stacked.ndim == 2 else None
-    with np.errstate(all="ignore"):
-        low, high = np.nanmin(stacked, axis=axis), np.nanmax(stacked, axis=axis)
-    return np.nan_to_num(low, nan=0.0), np.nan_to_num(high, nan=0.0)
+    params: dict[str, Number] = {
+        "low": min(one.low for one in bounds),
+        "high": max(one.high for one in bounds),
+    }
+    if limit is None:
+        params["arrays"] = ", ".join(dict.fromkeys(one.path for one in bounds))
+    edits = [
+        {"array": one.path, "column": one.column, "low": one.low, "high": one.high}
+        for one in bounds
+    ]
+    code = "\n".join(one.code for one in bounds)
+    return Fix("clip_data", params, Edit(batches=(edit,)), code, edits=edits)
 
 
-def _named_leaves(failure: Failure) -> list[tuple[str, Any]]:
+def _clips(failure: Failure, bounds: Bounds, places: Sequence[int]) -> bool:
+    """Whether bounds change anything of the failing batch."""
     batch = failure.window.replay.batch(failure.step)
-    return [(path, np.asarray(leaf)) for path, leaf in zip(batch.paths, batch.leaves, strict=True)]
-
-
-def _is_float(leaf: Any) -> bool:
-    return bool(leaf.dtype.kind == "f")
+    for place in places:
+        if own_path(failure, batch.paths[place]) == bounds.path:
+            leaf = as_array(batch.leaves[place])
+            if not np.array_equal(bounds.clipped(leaf), leaf, equal_nan=True):
+                return True
+    return False

@@ -9,15 +9,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nanreplay.bisect.tensor_stats import words
 from nanreplay.program.graph_editor import ProgramEditor
 from nanreplay.whatif.edits import BadValueError, CannotTryError, Edit, Fix
 from nanreplay.whatif.failure import Failure
-from nanreplay.whatif.fix_code import short_number
 from nanreplay.whatif.fixes.update_fixes import positive_number
 
 _HALF = ("float16", "bfloat16", "half")
-_SOFTMAXES = words("Softmax LogSoftmax")
 _LEAKY_OPS = {"Relu": "LeakyRelu", "ReluGrad": "LeakyReluGrad"}
 _INITIALIZERS = {"glorot": "glorot_uniform", "he": "he_normal"}
 
@@ -35,8 +32,9 @@ def leaky_relu(failure: Failure, value: str | None) -> Fix:
 
     if not any(info.type == "Relu" for info in failure.infos.values()):
         raise CannotTryError("The step holds no relu.")
-    code = f"keras.layers.LeakyReLU(negative_slope={slope:g})"
-    return Fix("leaky_relu", {"negative_slope": slope}, Edit(programs=(edit,)), code)
+    code = f"keras.layers.LeakyReLU(negative_slope={slope:g})  # in place of every relu"
+    edits = [{"activation": "relu", "replaced_by": "leaky_relu", "negative_slope": slope}]
+    return Fix("leaky_relu", {"negative_slope": slope}, Edit(programs=(edit,)), code, edits=edits)
 
 
 def float32(failure: Failure, value: str | None) -> Fix:
@@ -47,34 +45,12 @@ def float32(failure: Failure, value: str | None) -> Fix:
         dtypes += [output.dtype for output in origin.outputs]
     if not any(half in dtype for dtype in dtypes for half in _HALF):
         raise CannotTryError("The step computes in float32 already.")
-    code = 'keras.mixed_precision.set_global_policy("float32")'
-    if origin is not None and origin.layer:
-        code = f'dtype="float32"  # of the layer `{origin.layer}` and those it feeds'
-    return Fix("float32", {}, Edit(widen_half=True), code)
-
-
-def finite_mask(failure: Failure, value: str | None) -> Fix:
-    """Put a large negative number in the place of -inf where softmax takes it."""
-    low = -positive_number(value and value.lstrip("-"), 1e9)
-    softmaxes = {key for key, info in failure.infos.items() if info.type in _SOFTMAXES}
-    if failure.op in softmaxes:
-        softmaxes = {failure.op}
-
-    def masked(scores: Any) -> Any:
-        # -1e9 is beyond float16, where it would be -inf again.
-        return tf.maximum(scores, tf.cast(max(low, scores.dtype.min), scores.dtype))
-
-    def edit(editor: ProgramEditor) -> None:
-        for softmax in softmaxes:
-            key = editor.locate(softmax)
-            scores = editor.data_inputs(key)[0]
-            editor.set_input(key, 0, editor.add(key[0], masked, [scores])[0])
-
-    if not softmaxes:
-        raise CannotTryError("The step holds no softmax that takes a mask.")
-    code = f"tf.where(mask, scores, {short_number(low)})  # in place of -inf"
-    source = failure.source(failure.op)
-    return Fix("finite_mask", {"value": low}, Edit(programs=(edit,)), code, source)
+    code = (
+        'keras.mixed_precision.set_global_policy("float32")  '
+        "# and no layer, cast or input of 16 bits"
+    )
+    edits = [{"policy": "float32"}]
+    return Fix("float32", {}, Edit(widen_half=True), code, edits=edits)
 
 
 def init(failure: Failure, value: str | None) -> Fix:
@@ -105,7 +81,8 @@ def init(failure: Failure, value: str | None) -> Fix:
         return values
 
     code = f'kernel_initializer="{_INITIALIZERS[scheme]}"'
-    return Fix("init", {"scheme": scheme}, Edit(state=(drawn_kernels,)), code)
+    edits = [{"argument": "kernel_initializer", "value": _INITIALIZERS[scheme]}]
+    return Fix("init", {"scheme": scheme}, Edit(state=(drawn_kernels,)), code, edits=edits)
 
 
 def _drawn(random: np.random.Generator, shape: tuple[int, ...], scheme: str) -> Any:

@@ -12,11 +12,18 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
+from nanreplay.program.graph_nodes import constant_array
 from nanreplay.whatif.edits import CannotTryError, Edit, Fix
 from nanreplay.whatif.failure import DIVISIONS, MATRICES, Failure
-from nanreplay.whatif.fix_code import operand_text, rewritten, short_number
-from nanreplay.whatif.fixes.update_fixes import optimizer_of, positive_number
-from nanreplay.whatif.line_gradients import OpLocation
+from nanreplay.whatif.fix_code import (
+    count_operands,
+    line_edit,
+    operand_text,
+    rewritten,
+    short_number,
+)
+from nanreplay.whatif.fixes.update_fixes import in_optimizers, optimizer_of, positive_number
+from nanreplay.whatif.line_gradients import OpLocation, maker_of
 
 TensorFunction: TypeAlias = Callable[[Any], Any]
 EPSILON = 1e-7
@@ -53,13 +60,34 @@ def epsilon(failure: Failure, value: str | None, place: OpLocation | None = None
     fix = _operand_fix(failure, place, "epsilon", {"value": small}, _plus(small), added)
     if not failure.is_optimizers_own:
         return fix
-    code = f"keras.optimizers.{optimizer_of(failure)}(..., epsilon={short_number(small)})"
-    return replace(fix, source=None, code=code)
+    whole = small + _own_epsilon(failure, place)
+    code = in_optimizers(failure, f"..., epsilon={short_number(whole)}")
+    edits = [{"optimizer": optimizer_of(failure), "argument": "epsilon", "value": whole}]
+    return replace(fix, params={"value": whole}, source=None, code=code, edits=edits)
+
+
+def _own_epsilon(failure: Failure, place: OpLocation) -> float:
+    """The constant that the optimizer adds to the operand already."""
+    operand = failure.editor.data_inputs(place.op)[place.position]
+    adder = maker_of(place.op[0], operand)
+    if not failure.editor.holds(adder) or failure.editor.node(adder).op not in ("AddV2", "Add"):
+        return 0.0
+    for tensor in failure.editor.data_inputs(adder):
+        maker = maker_of(adder[0], tensor)
+        if failure.editor.holds(maker) and failure.editor.node(maker).op == "Const":
+            constant = constant_array(failure.editor.node(maker).attr["value"].tensor)
+            return float(constant.reshape(-1)[0]) if constant.size == 1 else 0.0
+    return 0.0
 
 
 def _is_float16(failure: Failure) -> bool:
     outputs = failure.origin.outputs if failure.origin is not None else ()
     return bool(outputs) and outputs[0].dtype == "float16"
+
+
+def _is_float16_operand(failure: Failure, place: OpLocation) -> bool:
+    operand = failure.editor.data_inputs(place.op)[place.position]
+    return bool(failure.editor.dtype(place.op[0], operand) == tf.float16)
 
 
 def _on_diagonal(failure: Failure, place: OpLocation, small: float) -> Fix:
@@ -70,7 +98,10 @@ def _on_diagonal(failure: Failure, place: OpLocation, small: float) -> Fix:
         return tf.linalg.set_diag(matrix, diagonal)
 
     params = {"value": small, "where": "the diagonal"}
-    template = f"{{}} + {short_number(small)} * tf.eye(n)"
+    operand = failure.editor.data_inputs(place.op)[place.position]
+    name = failure.editor.dtype(place.op[0], operand).name
+    dtype = "" if name == "float32" else f', dtype="{name}"'
+    template = f"{{0}} + {short_number(small)} * tf.eye(tf.shape({{0}})[-1]{dtype})"
     place = replace(place, everywhere=False)
     return _operand_fix(failure, place, "epsilon", params, jittered, template)
 
@@ -118,15 +149,17 @@ def clamp(failure: Failure, value: str | None) -> Fix:
     """Cut the operand to where the op and its gradient are finite."""
     place = next(failure.places())
     if place.type in _INVERSE_SINES:
-        margin = positive_number(value, 1e-6)
+        margin = positive_number(value, 1e-3 if _is_float16_operand(failure, place) else 1e-6)
         high = 1 - margin
         params = {"value": margin, "how": "clip"}
         template = f"tf.clip_by_value({{}}, {-high:.8g}, {high:.8g})"
         return _operand_fix(failure, place, "epsilon", params, _clipped(-high, high), template)
     if place.type in _EXPONENTIALS:
         params = {"op": "tf.minimum"}
-        template = "tf.minimum({}, 80.0)"
-        return _operand_fix(failure, place, "stable_op", params, _below_overflow, template)
+        # exp(11.1) is above 65504, the largest float16; exp(88.8) is above the largest float32.
+        largest = 11.0 if _is_float16_operand(failure, place) else 80.0
+        template = f"tf.minimum({{}}, {largest})"
+        return _operand_fix(failure, place, "stable_op", params, _cut_to(largest), template)
     low = positive_number(value, 1e-6 if place.type == "Acosh" else EPSILON)
     return _at_least(failure, place, 1 + low if place.type == "Acosh" else low)
 
@@ -158,8 +191,10 @@ def _operand_fix(
     source, site = failure.source(place.op), failure.site(place.op)
     number = site.operand if site is not None and site.operands else None
     code = rewritten(source, place.type, template, number)
+    is_own_line = count_operands(source, place.type) == 1 or number is not None
+    edits = line_edit(source, code) if is_own_line else []
     edit = Edit(programs=(failure.operand_edit(place, change),))
-    return Fix(name, params, edit, code, source, ops=failure.line_ops(place.op))
+    return Fix(name, params, edit, code, source, edits=edits, ops=failure.line_ops(place.op))
 
 
 # Functions of a tensor, in its own type.
@@ -180,7 +215,5 @@ def _clipped(low: float, high: float) -> TensorFunction:
     )
 
 
-def _below_overflow(x: Any) -> Any:
-    # exp(11.1) is above 65504, the largest float16; exp(88.8) is above the largest float32.
-    largest_exponent = 11.0 if x.dtype == tf.float16 else 80.0
-    return tf.minimum(x, tf.cast(largest_exponent, x.dtype))
+def _cut_to(high: float) -> TensorFunction:
+    return lambda x: tf.minimum(x, tf.cast(high, x.dtype))

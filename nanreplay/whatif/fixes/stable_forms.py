@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -17,9 +17,9 @@ from nanreplay.capture.arrays import as_array
 from nanreplay.program.graph_editor import OpKey, ProgramEditor
 from nanreplay.program.graph_nodes import constant_array
 from nanreplay.records import Frame
-from nanreplay.whatif.edits import CannotTryError, Edit, Fix, ProgramEdit
+from nanreplay.whatif.edits import CannotTryError, Edit, Fix
 from nanreplay.whatif.failure import Failure
-from nanreplay.whatif.fix_code import rewritten
+from nanreplay.whatif.fix_code import count_operands, line_edit, rewritten, with_call
 from nanreplay.whatif.fixes.operand_fixes import clamp
 from nanreplay.whatif.line_gradients import gradient_ops, maker_of
 
@@ -34,12 +34,12 @@ def stable_op(failure: Failure, value: str | None) -> Fix:
     editor = ProgramEditor(failure.window.replay.program(failure.step).record)
     op_type, source = editor.node(failure.op).op, failure.source(failure.op)
     if op_type in ("RealDiv", "Div"):
-        return _divide_no_nan_fix(failure.op, source)
+        return _divide_no_nan_fix(failure, failure.op, source)
     if op_type == "Log":
         for find_chain in (_log_softmax, _log_sigmoid, _log_one_plus_exp):
             chain = find_chain(editor, failure.op)
             if chain is not None:
-                return _chain_fix(chain, source)
+                return _chain_fix(failure, find_chain, chain, source)
     if op_type in ("Exp", "Expm1", "Acos", "Asin", "Atanh", "Acosh"):
         return _softmax_fix(failure, editor, source) or clamp(failure, None)
     raise CannotTryError(
@@ -47,20 +47,23 @@ def stable_op(failure: Failure, value: str | None) -> Fix:
     )
 
 
-def _divide_no_nan_fix(op: OpKey, source: Frame | None) -> Fix:
+def _divide_no_nan_fix(failure: Failure, op: OpKey, source: Frame | None) -> Fix:
     """A quotient that is 0 where its divisor is, and so are those of its gradient."""
 
     def edit(editor: ProgramEditor) -> None:
-        quotient = editor.locate(op)
-        for key in (quotient, *gradient_ops(editor, [quotient])):
+        quotients = failure.ops_in(editor, op)
+        for key in (*quotients, *gradient_ops(editor, quotients)):
             node = editor.node(key)
             if node.op in ("RealDiv", "Div"):
                 node.op = "DivNoNan"
 
-    code = "tf.math.divide_no_nan(x, y)  # in place of the quotient"
-    if source is not None and source.code:
+    own_line = with_call(source, "RealDiv", "tf.math.divide_no_nan")
+    code = own_line or "tf.math.divide_no_nan(x, y)  # in place of the quotient"
+    if own_line is None and source is not None and source.code:
         code += f" in `{rewritten(source, 'RealDiv', '{}')}`"
-    return Fix("stable_op", {"op": "tf.math.divide_no_nan"}, Edit(programs=(edit,)), code, source)
+    params, edits = {"op": "tf.math.divide_no_nan"}, line_edit(source, code) if own_line else []
+    ops = failure.line_ops(op)
+    return Fix("stable_op", params, Edit(programs=(edit,)), code, source, edits=edits, ops=ops)
 
 
 def _softmax_fix(failure: Failure, editor: ProgramEditor, source: Frame | None) -> Fix | None:
@@ -69,25 +72,45 @@ def _softmax_fix(failure: Failure, editor: ProgramEditor, source: Frame | None) 
     This changes nothing of the quotient: exp(x - c) / sum(exp(x - c)) has the factor exp(-c) above
     and below. With c = max(x) no exponent is above 0. None when the op is in no such softmax.
     """
-    function = failure.op[0]
-    (exponential,) = editor.outputs(failure.op)
-    users = [key for key, _ in editor.consumers(function, exponential)]
-    sums = [key for key in users if editor.node(key).op == "Sum"]
-    is_divided = any(editor.node(key).op == "RealDiv" for key in users)
-    if function or len(sums) != 1 or not is_divided:
+    axis = _axis_of_softmax(editor, failure.op)
+    if axis is None:
         return None
-    axis = editor.data_inputs(sums[0])[1]
 
     def shifted(x: Any, axis: Any) -> Any:
         return x - tf.stop_gradient(tf.reduce_max(x, axis, keepdims=True))
 
     def edit(editor: ProgramEditor) -> None:
-        (operand,) = editor.data_inputs(failure.op)
-        editor.set_input(failure.op, 0, editor.add("", shifted, [operand, axis])[0])
+        for op in failure.ops_in(editor, failure.op):
+            own_axis = _axis_of_softmax(editor, op)
+            if own_axis is not None:
+                (operand,) = editor.data_inputs(op)
+                new = editor.add(op[0], shifted, [operand, own_axis])[0]
+                editor.set_input(op, 0, new)
 
-    template = "{0} - tf.reduce_max({0}, axis=-1, keepdims=True)"
-    code = rewritten(source, editor.node(failure.op).op, template)
-    return Fix("stable_op", {"op": "tf.nn.softmax"}, Edit(programs=(edit,)), code, source)
+    number = _constant_number(editor, (failure.op[0], axis.partition(":")[0]))
+    template = f"{{0}} - tf.reduce_max({{0}}, axis={number}, keepdims=True)"
+    op_type = editor.node(failure.op).op
+    code = rewritten(source, op_type, template)
+    edits = line_edit(source, code) if count_operands(source, op_type) == 1 else []
+    params, ops = {"op": "tf.nn.softmax"}, failure.line_ops(failure.op)
+    return Fix("stable_op", params, Edit(programs=(edit,)), code, source, edits=edits, ops=ops)
+
+
+def _axis_of_softmax(editor: ProgramEditor, op: OpKey) -> str | None:
+    """The axis of the sum in exp(x) / sum(exp(x)); None where the exponential is in no such."""
+    (exponential,) = editor.outputs(op)
+    users = [key for key, _ in editor.consumers(op[0], exponential)]
+    sums = [key for key in users if editor.node(key).op == "Sum"]
+    is_divided = any(editor.node(key).op == "RealDiv" for key in users)
+    return editor.data_inputs(sums[0])[1] if len(sums) == 1 and is_divided else None
+
+
+def _constant_number(editor: ProgramEditor, key: OpKey) -> int | list[int]:
+    """The number, or numbers, of a constant; -1 for what is no constant."""
+    if not editor.holds(key) or editor.node(key).op != "Const":
+        return -1
+    values = constant_array(editor.node(key).attr["value"].tensor).reshape(-1).tolist()
+    return int(values[0]) if len(values) == 1 else [int(value) for value in values]
 
 
 # Chains: some ops that end in a logarithm compute what one stable op does. They are found backwards
@@ -202,27 +225,37 @@ def _is_constant(editor: ProgramEditor, tensor: str, holds: Callable[[Any], Any]
     return bool(value.dtype.kind in "fiu" and as_array(holds(value)).all())
 
 
-def _chain_fix(chain: Chain, source: Frame | None) -> Fix:
-    code = f"{chain.function}(logits)  # in place of log(...)"
-    if source is not None and source.code:
+FindChain: TypeAlias = Callable[[ProgramEditor, OpKey], "Chain | None"]
+
+
+def _chain_fix(failure: Failure, find_chain: FindChain, chain: Chain, source: Frame | None) -> Fix:
+    own_line = None
+    if "(" not in chain.function:
+        own_line = with_call(source, "Log", chain.function)
+    code = own_line or f"{chain.function}(logits)  # in place of log(...)"
+    if own_line is None and source is not None and source.code:
         code += f" in `{source.code.strip()}`"
-    edit = Edit(programs=(_chain_edit(chain),))
-    return Fix("stable_op", {"op": chain.function}, edit, code, source)
-
-
-def _chain_edit(chain: Chain) -> ProgramEdit:
-    """The edit that puts the stable function, and its gradient, in the place of a chain."""
 
     def edit(editor: ProgramEditor) -> None:
-        (result,) = editor.outputs(chain.ops[0])
-        backward = gradient_ops(editor, chain.ops)
-        if backward:
-            _replace_gradient(editor, chain, backward)
-        dtype = editor.dtype("", result)
-        new = editor.add("", lambda x: chain.compute(tf.cast(x, dtype)), [chain.operand])[0]
-        editor.reroute("", result, new, only=lambda key: key not in backward)
+        for op in failure.ops_in(editor, chain.ops[0]):
+            found = find_chain(editor, op)
+            if found is not None:
+                _replace_chain(editor, found)
 
-    return edit
+    ops, edits = failure.line_ops(chain.ops[0]), line_edit(source, code) if own_line else []
+    params = {"op": chain.function}
+    return Fix("stable_op", params, Edit(programs=(edit,)), code, source, edits=edits, ops=ops)
+
+
+def _replace_chain(editor: ProgramEditor, chain: Chain) -> None:
+    """Put the stable function, and its gradient, in the place of a chain."""
+    (result,) = editor.outputs(chain.ops[0])
+    backward = gradient_ops(editor, chain.ops)
+    if backward:
+        _replace_gradient(editor, chain, backward)
+    dtype = editor.dtype("", result)
+    new = editor.add("", lambda x: chain.compute(tf.cast(x, dtype)), [chain.operand])[0]
+    editor.reroute("", result, new, only=lambda key: key not in backward)
 
 
 def _replace_gradient(editor: ProgramEditor, chain: Chain, backward: set[OpKey]) -> None:

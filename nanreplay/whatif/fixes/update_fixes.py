@@ -8,6 +8,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.bisect.growth import learning_rate_at
+from nanreplay.findings import Number
 from nanreplay.program.graph_editor import OpKey, ProgramEditor
 from nanreplay.records import Signature
 from nanreplay.whatif.edits import BadValueError, CannotTryError, Edit, Fix, ProgramEdit
@@ -44,13 +46,25 @@ def lr(failure: Failure, value: str | None) -> Fix:
             "The capture holds no step before the failing one, "
             "so a learning rate has nothing to change."
         )
-    variable = window.signature().learning_rate
+    params: dict[str, Number] = {"factor": factor}
     rate, was = f"{factor:g} * learning_rate", ""
+    recorded = _recorded_rate(failure)
+    if recorded is not None:
+        params["learning_rate"] = float(f"{factor * recorded:.6g}")
+        if window.signature().learning_rate is not None:
+            rate, was = f"{params['learning_rate']:g}", f"  # was {recorded:.6g}"
+    code = f"{optimizer_of(failure)}(learning_rate={rate}){was}"
+    edits = [{"optimizer": optimizer_of(failure), "argument": "learning_rate", **params}]
+    return Fix("lr", params, Edit(learning_rate=factor), code, edits=edits)
+
+
+def _recorded_rate(failure: Failure) -> float | None:
+    """The learning rate of the window's first step; None where it is not recorded."""
+    window = failure.window
+    variable = window.signature().learning_rate
     if variable is not None:
-        recorded = float(np.asarray(window.first_state()[variable]))
-        rate, was = f"{factor * recorded:.3g}", f"  # was {recorded:.3g}"
-    code = f"keras.optimizers.{optimizer_of(failure)}(learning_rate={rate}){was}"
-    return Fix("lr", {"factor": factor}, Edit(learning_rate=factor), code)
+        return float(np.asarray(window.first_state()[variable]))
+    return learning_rate_at(window.replay.capture.timeline_record(), window.steps[0])
 
 
 def clipnorm(failure: Failure, value: str | None) -> Fix:
@@ -88,15 +102,16 @@ def skip_step(failure: Failure, value: str | None) -> Fix:
         {},
         Edit(skips_nonfinite=True),
         code="if tf.math.is_finite(loss): optimizer.apply_gradients(...)",
-        note="The loss of the step stays as it is; its update is left out.",
     )
 
 
 def _clipping_fix(failure: Failure, name: str, value: str | None, clip: Clip) -> Fix:
     limit = positive_number(value, 1.0)
-    code = f"keras.optimizers.{optimizer_of(failure)}(..., {name}={limit:g})"
+    code = in_optimizers(failure, f"..., {name}={limit:g}")
     edit = Edit(programs=(_gradients_edit(clip, limit, failure),))
-    return Fix(name, {"value": limit}, edit, code)
+    names = failure.window.signature().optimizers or (optimizer_of(failure),)
+    edits = [{"optimizer": one, "argument": name, "value": limit} for one in names]
+    return Fix(name, {"value": limit}, edit, code, edits=edits)
 
 
 def _gradients_edit(clip: Clip, limit: float, failure: Failure) -> ProgramEdit:
@@ -149,18 +164,27 @@ def _loss_scale(signature: Signature, failure: Failure) -> str | None:
 
 
 def optimizer_of(failure: Failure) -> str:
-    """Return the class of the optimizer as its variables name it; `Optimizer` when they do not.
+    """Return how code names the class of the optimizer: `keras.optimizers.Adam`.
 
-    Their paths begin with the optimizer's name, which by default is that of the class:
-    `adam/learning_rate`.
+    Captures that do not hold it are asked for the names of the optimizer's variables. Their paths
+    begin with the optimizer's name, which by default is that of the class: `adam/learning_rate`.
     """
+    recorded = failure.window.signature().optimizers
+    if recorded:
+        return recorded[0]
     classes = {name.lower(): name for name in _OPTIMIZERS}
     for info in failure.window.replay.variables:
         if info.role == "optimizer":
             name = info.path.partition("/")[0].replace("_", "").rstrip("0123456789").lower()
             if name in classes:
-                return classes[name]
-    return "Optimizer"
+                return f"keras.optimizers.{classes[name]}"
+    return "optimizer"
+
+
+def in_optimizers(failure: Failure, argument: str, note: str = "") -> str:
+    """Return the code that gives an argument to each optimizer of the training, a line each."""
+    names = failure.window.signature().optimizers or (optimizer_of(failure),)
+    return "\n".join(f"{name}({argument}){note}" for name in names)
 
 
 def positive_number(value: str | None, default: float) -> float:

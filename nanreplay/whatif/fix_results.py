@@ -1,0 +1,96 @@
+"""From a window that ran with a fix to what is said of the fix."""
+
+from __future__ import annotations
+
+import math
+
+from nanreplay.findings import FixOutcome, FixResult, Origin
+from nanreplay.records import Trigger
+from nanreplay.whatif.edits import Fix
+from nanreplay.whatif.failure import Failure
+from nanreplay.whatif.moved_origin import moved_origin
+from nanreplay.whatif.trial_window import TrialOutcome
+
+_OF_THE_UPDATE = frozenset({"lr", "clipnorm", "clipvalue", "global_clipnorm"})
+"""Fixes that change the update alone."""
+_SKIPS = "The update of step {} is left out; nothing is learned from its batch."
+
+
+def fix_result(failure: Failure, fix: Fix, outcome: TrialOutcome) -> FixResult:
+    """Say what replaying the window with a fix gave.
+
+    Args:
+        failure: The capture.
+        fix: What was tried.
+        outcome: What the window gave.
+    """
+    nonfinite: Trigger | None = None
+    final_loss: float | None = None
+    if outcome.raised is not None:
+        last = failure.window.failing
+        nonfinite = Trigger("exception", "", outcome.raised)
+    else:
+        last, final_loss = outcome.results[-1].step, outcome.results[-1].loss
+        if outcome.failed is not None:
+            nonfinite = outcome.failed.nonfinite
+    moved_to = _moved_to(failure, fix, outcome) if nonfinite is not None else None
+    kind, remark = _outcome(failure, fix, outcome, nonfinite, moved_to)
+    return FixResult(
+        fix.name,
+        fix.params,
+        prevents=kind == "prevents",
+        steps_checked=(failure.window.steps[0], last),
+        nonfinite=nonfinite,
+        nonfinite_step=None if nonfinite is None else last,
+        loss_change=_loss_change(outcome, failure.step),
+        final_loss=final_loss,
+        code=fix.code,
+        source=fix.source,
+        edits=tuple(fix.edits),
+        places=failure.count_runs(fix.ops) if fix.ops else None,
+        note=" ".join(filter(None, (remark, fix.note))) or None,
+        outcome=kind,
+        moved_to=moved_to,
+    )
+
+
+def _moved_to(failure: Failure, fix: Fix, outcome: TrialOutcome) -> Origin | None:
+    """Where a fix of a line moves the failure to."""
+    if not fix.ops:
+        return None
+    return moved_origin(failure.window, fix.edit, outcome, failure.origin)
+
+
+def _outcome(
+    failure: Failure,
+    fix: Fix,
+    outcome: TrialOutcome,
+    nonfinite: Trigger | None,
+    moved_to: Origin | None,
+) -> tuple[FixOutcome, str | None]:
+    """What a fix does, and a remark on it."""
+    if nonfinite is not None:
+        return ("fails", None) if moved_to is None else ("moves", None)
+    skipped = set(outcome.skipped) | (set(outcome.idle) & {failure.step, failure.window.failing})
+    if skipped:
+        return "skips", _SKIPS.format(min(skipped))
+    changes_update = set(fix.name.split("+")) <= _OF_THE_UPDATE
+    ruin = failure.health.ruin(outcome, changes_update=changes_update)
+    if ruin is not None:
+        return "unhealthy", f"All values are finite, but {ruin}."
+    return "prevents", None
+
+
+def _loss_change(outcome: TrialOutcome, failing: int) -> float | None:
+    """Largest relative change of the loss in the steps before the failing one.
+
+    None when there are none.
+    """
+    changes = []
+    for result in outcome.results:
+        new, old = result.loss, result.recorded_loss
+        if result.step >= failing or new is None or old is None:
+            continue
+        if math.isfinite(new) and math.isfinite(old):
+            changes.append(abs(new - old) / max(abs(old), 1e-30))
+    return max(changes, default=None)

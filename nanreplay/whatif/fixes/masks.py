@@ -1,0 +1,104 @@
+"""A finite mask: a large negative number in the place of the -inf that softmax takes.
+
+The line to edit is the one that makes the -inf, not the one that calls softmax.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tensorflow as tf
+
+from nanreplay.bisect.op_trace import Fact, StepTrace
+from nanreplay.bisect.tensor_stats import words
+from nanreplay.program.graph_editor import SCOPE, OpKey, ProgramEditor
+from nanreplay.replay.provenance import ValueId
+from nanreplay.whatif.edits import CannotTryError, Edit, Fix
+from nanreplay.whatif.failure import Failure
+from nanreplay.whatif.fix_code import line_edit, short_number, with_finite_mask
+from nanreplay.whatif.fixes.update_fixes import positive_number
+from nanreplay.whatif.line_gradients import gradient_ops
+
+_SOFTMAXES = words("Softmax LogSoftmax")
+_LOWEST = -1e9
+_LOWEST_FLOAT16 = -1e4
+"""-1e9 is beyond float16, where it would be -inf again."""
+
+
+def finite_mask(failure: Failure, value: str | None) -> Fix:
+    """Put a large negative number in the place of -inf where softmax takes it."""
+    softmaxes = [key for key, info in failure.infos.items() if info.type in _SOFTMAXES]
+    if failure.op in softmaxes:
+        softmaxes = [failure.op]
+    if not softmaxes:
+        raise CannotTryError("The step holds no softmax that takes a mask.")
+    maker = _mask_maker(failure, softmaxes)
+    output = failure.editor.outputs(maker)[0] if maker is not None else None
+    scores = output or failure.editor.data_inputs(softmaxes[0])[0]
+    is_half = failure.editor.dtype((maker or softmaxes[0])[0], scores) == tf.float16
+    default = _LOWEST_FLOAT16 if is_half else _LOWEST
+    low = -positive_number(value and value.lstrip("-"), -default)
+
+    def masked(scores: Any) -> Any:
+        return tf.maximum(scores, tf.cast(max(low, scores.dtype.min), scores.dtype))
+
+    def edit(editor: ProgramEditor) -> None:
+        if maker is not None:
+            for key in failure.ops_in(editor, maker):
+                _change_output(editor, key, masked)
+            return
+        for softmax in softmaxes:
+            for key in failure.ops_in(editor, softmax):
+                taken = editor.data_inputs(key)[0]
+                if not taken.startswith(SCOPE):
+                    editor.set_input(key, 0, editor.add(key[0], masked, [taken])[0])
+
+    place = maker or softmaxes[0]
+    source = failure.source(place)
+    own_line = with_finite_mask(source, low) if maker is not None else None
+    code = own_line or f"tf.where(mask, scores, {short_number(low)})  # in place of -inf"
+    edits = line_edit(source, code) if own_line else []
+    ops = failure.line_ops(place)
+    edit_of_all = Edit(programs=(edit,))
+    return Fix("finite_mask", {"value": low}, edit_of_all, code, source, edits=edits, ops=ops)
+
+
+def _change_output(editor: ProgramEditor, key: OpKey, change: Any) -> None:
+    """Give `change(output)` to all that take an op's output, but for its own gradient."""
+    output = editor.outputs(key)[0]
+    backward = gradient_ops(editor, [key])
+    new = editor.add(key[0], change, [output])[0]
+    editor.reroute(key[0], output, new, only=lambda user: user not in backward)
+
+
+def _mask_maker(failure: Failure, softmaxes: list[OpKey]) -> OpKey | None:
+    """The op that makes the -inf which a softmax takes, from finite values or a constant."""
+    trace = failure.trace
+    if trace is None:
+        return None
+    for fact in trace.facts.values():
+        if fact.key in softmaxes and fact.input_ids and _holds_infinity(trace, fact.input_ids[0]):
+            maker = _first_maker(trace, fact.input_ids[0])
+            if maker is not None and failure.editor.holds(maker.key):
+                return maker.key
+    return None
+
+
+def _first_maker(trace: StepTrace, value: ValueId) -> Fact | None:
+    """The op before which nothing but constants is infinite."""
+    maker: Fact | None = None
+    while value.serial >= 0:
+        fact = trace.facts.get(value.serial)
+        if fact is None or fact.type == "Const":
+            return maker
+        maker = fact
+        infinite = [one for one in fact.sources if _holds_infinity(trace, one)]
+        if not infinite:
+            return maker
+        value = infinite[0]
+    return maker
+
+
+def _holds_infinity(trace: StepTrace, value: ValueId) -> bool:
+    stat = trace.stat(value)
+    return stat is not None and stat.inf > 0

@@ -1,0 +1,127 @@
+"""Where the first non-finite value is born once a fix is made.
+
+An epsilon may keep one op finite, and the next one fails. The step that fails with the fix is run
+op by op, as the recorded one was, and walked back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import tensorflow as tf
+
+from nanreplay.bisect import locate
+from nanreplay.errors import NanreplayError
+from nanreplay.findings import Origin
+from nanreplay.records import ArrayLike, BatchRecord, Frame, Incident, OpInfo, Signature
+from nanreplay.replay.interpreter import ErrorHandler, Observer
+from nanreplay.replay.kernels import run_kernel
+from nanreplay.replay.provenance import FeedKind, OpEvent
+from nanreplay.replay.replay_programs import Program
+from nanreplay.replay.replay_state import LiveState
+from nanreplay.whatif.edits import Edit
+from nanreplay.whatif.trial_window import TrialOutcome, TrialWindow
+
+
+def moved_origin(
+    window: TrialWindow, edit: Edit, outcome: TrialOutcome, recorded: Origin | None
+) -> Origin | None:
+    """Return the origin of a window that fails with a fix, None where it is the recorded one.
+
+    None too where it cannot be told, as where only the compiled step fails.
+
+    Args:
+        window: The steps.
+        edit: The fix.
+        outcome: What running the window with the fix gave.
+        recorded: The origin of the recording.
+    """
+    if outcome.failed is None or outcome.before_failure is None or edit.widen_half:
+        return None
+    try:
+        origins = locate(_ChangedStep(window, edit, outcome))
+    except (NanreplayError, tf.errors.OpError, ValueError, TypeError, KeyError, IndexError):
+        return None  # it fails all the same; where, is not known
+    if not origins or origins[0].op_type is None or _is_same(origins[0], recorded):
+        return None
+    return origins[0]
+
+
+def _is_same(origin: Origin, other: Origin | None) -> bool:
+    if other is None:
+        return False
+    places = [(one.op_name, one.loop, one.step) for one in (origin, other)]
+    return places[0] == places[1]
+
+
+class _ChangedStep:
+    """The step that fails with a fix, as bisecting asks for it."""
+
+    def __init__(self, window: TrialWindow, edit: Edit, outcome: TrialOutcome) -> None:
+        assert outcome.failed is not None
+        assert outcome.before_failure is not None
+        self._replay = replay = window.replay
+        self._step, self._state = outcome.failed.step, outcome.before_failure
+        self._program: Program = window.changed_program(edit, self._step)
+        batch = replay.batch(self._step)
+        leaves: Sequence[Any] = batch.leaves
+        for change in edit.batches:
+            leaves = change(self._step, leaves)
+        self._batch = replace(batch, leaves=leaves, overrides={})
+        self._live = LiveState(replay.variables)
+        self.steps = (self._step,)
+        self.variables = replay.variables
+        trigger = outcome.failed.nonfinite or replay.incident.trigger
+        self.incident: Incident = replace(replay.incident, step=self._step, trigger=trigger)
+
+    def signature(self, step: int) -> Signature:
+        return self._program.signature
+
+    def ops(self, step: int) -> Mapping[tuple[str, str], OpInfo]:
+        return self._program.infos
+
+    def run(
+        self,
+        step: int,
+        observer: Observer | None,
+        *,
+        batch: Sequence[ArrayLike] | None = None,
+        on_error: ErrorHandler | None = None,
+        fetches: Sequence[str] | None = None,
+        update: bool = True,
+    ) -> Mapping[str, Any]:
+        self._live.assign(self._state)
+        return self._program.run_ops(
+            self._batch.arrays if batch is None else batch,
+            self._live.variables,
+            fetches=fetches or (),
+            update=update,
+            observer=observer,
+            on_error=on_error,
+        )
+
+    def execute(self, event: OpEvent, inputs: Sequence[Any]) -> Sequence[Any]:
+        return run_kernel(event.type, event.attrs, inputs)
+
+    def batch(self, step: int) -> BatchRecord:
+        return self._batch
+
+    def feed_names(self, step: int) -> Sequence[tuple[FeedKind, int]]:
+        return self._program.feed_names
+
+    def state(self, step: int) -> Mapping[int, ArrayLike]:
+        return self._state
+
+    def source(self, stack: int) -> Frame | None:
+        return self._replay.source(stack)
+
+    def inputs_of(self, step: int) -> Mapping[str, Sequence[str]]:
+        return self._program.inputs_of
+
+    def probe(self, step: int) -> Mapping[str, tuple[bool, bool]]:
+        raise NanreplayError("Only ops that run one by one are looked at.")
+
+    def compiled_event(self, step: int, op: str) -> OpEvent | None:
+        raise NanreplayError("Only ops that run one by one are looked at.")
