@@ -54,8 +54,16 @@ def fix_label(fix: FixResult) -> str:
     if fix.name != "lr" or "factor" not in fix.params:
         return fix_option(fix)
     rate = fix.params.get("learning_rate")
-    resulting = "" if rate is None else f" ({short_number(rate)})"
-    return f"lr x {short_number(fix.params['factor'])}{resulting}"
+    resulting = "" if rate is None else f" ({_rate(rate)})"
+    return f"lr x {_rate(fix.params['factor'])}{resulting}"
+
+
+def _rate(rate: float) -> str:
+    """A learning rate as people write it: 0.01, 1e-4, 2.5e-5."""
+    if not 0 < rate < 1e-3:
+        return short_number(rate)
+    digits, _, exponent = f"{rate:.5e}".partition("e")
+    return f"{float(digits):g}e{int(exponent)}"
 
 
 def fix_remark(fix: FixResult) -> str:
