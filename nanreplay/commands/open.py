@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nanreplay.commands.console import CapturePath, max_memory, trust
+from nanreplay.commands.console import CapturePath, max_memory, progress_bar, trust
 from nanreplay.errors import CaptureError, CaptureNotFoundError
 from nanreplay.terminal import FINITE
 
 if TYPE_CHECKING:
     from nanreplay.capture.storage import Location
+    from nanreplay.logs.log_answer import LogAnswer
 
 
 @click.command("open")
@@ -25,18 +26,58 @@ def command(paths: Sequence[str], trust: bool) -> int:
     """Read the answer for FILE, see how the run got there, walk back from the NaN, try fixes.
 
     The result can be copied. Several files, or a folder, open a list of captures to choose from.
+    Logs and checkpoints of a training that nobody recorded are shown as `nanreplay logs` reads
+    them.
     Needs a terminal; `nanreplay bisect` prints the same answer.
     """
+    try:
+        captures = _readable(paths)
+    except CaptureError:
+        answers = _logs(paths)
+        if not answers:
+            raise
+        _check_terminal("nanreplay logs PATH")
+        from nanreplay.tui.logs_app import show_logs
+
+        show_logs(answers)
+        return FINITE
     from nanreplay.tui import show
 
-    captures = _readable(paths)
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise click.UsageError(
-            "open needs a terminal; `nanreplay bisect FILE` prints the answer, "
-            "with --json for programs"
-        )
+    _check_terminal("nanreplay bisect FILE")
     show(captures, trust=trust)
     return FINITE
+
+
+def _check_terminal(instead: str) -> None:
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise click.UsageError(
+            f"open needs a terminal; `{instead}` prints the answer, with --json for programs"
+        )
+
+
+def _logs(paths: Sequence[str]) -> list[LogAnswer]:
+    """What logs and checkpoints under the paths tell; [] where there are none."""
+    from nanreplay.logs.log_answer import answer
+    from nanreplay.logs.run_reader import read_runs
+
+    if any(map(_is_capture, paths)):
+        return []  # what stands beside a capture is taken for one
+    with progress_bar() as reporter:
+        read = read_runs(paths, progress=reporter.progress, say=reporter.say)
+    runs = [
+        run for run in read.runs if run.series or any(each.variables for each in run.checkpoints)
+    ]
+    return [answer(run) for run in runs]
+
+
+def _is_capture(path: str) -> bool:
+    from nanreplay.capture.storage import location
+
+    try:
+        _check(location(path))
+    except CaptureError:
+        return False
+    return True
 
 
 def _readable(paths: Sequence[str]) -> list[Location]:

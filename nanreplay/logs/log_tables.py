@@ -36,11 +36,16 @@ VARIABLE_HEADINGS = ("variable", "type", "shape", "NaN", "inf", "largest", "norm
 _MOST_ROWS = 30
 
 
-def series_rows(answer: LogAnswer, most: int = _MOST_ROWS) -> Iterator[tuple[str, ...]]:
-    """A row for each series: those with non-finite values first, then losses."""
-    order = sorted(
+def series_order(answer: LogAnswer) -> list[ScalarSeries]:
+    """Series with non-finite values first, then losses, then the others."""
+    return sorted(
         answer.run.series, key=lambda each: (bool(each.is_finite.all()), each.role != "loss")
     )
+
+
+def series_rows(answer: LogAnswer, most: int = _MOST_ROWS) -> Iterator[tuple[str, ...]]:
+    """A row for each series, in `series_order`."""
+    order = series_order(answer)
     for series in order[:most]:
         yield _series_row(series)
     if len(order) > most:
