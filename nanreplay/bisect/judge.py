@@ -143,7 +143,9 @@ class _Judge:
         maximum = self.trace.facts.get(self.uncopied(shift).serial)
         if maximum is None or maximum.type != "Max":
             return False
-        return self.uncopied(maximum.input_ids[0]) == self.uncopied(row)
+        is_of_row = self.uncopied(maximum.input_ids[0]) == self.uncopied(row)
+        users = (self.trace.facts[serial].type for serial in self.trace.consumers(fact.serial))
+        return is_of_row and "Exp" in users
 
     def uncopied(self, value: ValueId) -> ValueId:
         """What a value is a copy of; `where(is_finite(m), m, 0)` counts as one of m."""
@@ -183,13 +185,33 @@ class _Judge:
         return bool((infinities < 0).all()) and self.is_indicator(maker)
 
     def is_indicator(self, maker: Maker) -> bool:
-        """Whether a maker's operand holds but two values, one of them 0 or 1."""
+        """Whether a maker's operand holds but two values, one of them 0 or 1, and is no result.
+
+        Probabilities that weights saturated are 0 and 1 as well, and no mask.
+        """
         assert maker.fact.event is not None
+        if self.is_of_weights(maker.fact):
+            return False
         arrays = [as_array(value) for value in maker.fact.event.inputs if is_float(value)]
         if not arrays:
             return False
         values = np.unique(max(arrays, key=lambda array: array.size))
         return len(values) <= 2 and bool(np.isin(values, (0, 1)).any())
+
+    def is_of_weights(self, fact: Fact) -> bool:
+        """Whether a variable that the step trains went into an op's value, by floats alone."""
+        pending, seen = [fact.serial], {fact.serial}
+        while pending:
+            for value in self.trace.facts[pending.pop()].sources:
+                if value.serial < 0:
+                    kind, index = self.trace.feed(value)
+                    if kind == "variable" and index in self.trace.writes:
+                        return True
+                elif value.serial in self.trace.facts and value.serial not in seen:
+                    seen.add(value.serial)
+                    if _computes_floats(self.trace.facts[value.serial]):
+                        pending.append(value.serial)
+        return False
 
     def is_dropped(self, maker: Maker) -> bool:
         """Whether the forward pass left a maker's bad values out and the backward pass took them.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 from unit.bisect.graphs import Graph, GraphRunner
 
 from nanreplay.bisect import find_origin
@@ -53,6 +54,32 @@ def test_a_mask_made_of_indicators_is_meant_and_softmax_is_blamed() -> None:
     assert op_of(findings) == "Softmax"
     assert findings.origin is not None
     assert findings.origin.rows == (1,)
+
+
+def log_sum_exp_by_hand(graph: Graph, logarithms: ValueId) -> ValueId:
+    """What is left of a row after its maximum was taken off; a row of -inf gives NaN."""
+    largest = graph("Max", logarithms, graph.const(np.array([1])))
+    return total(graph, graph("Exp", graph("Sub", logarithms, largest)), 0)
+
+
+@pytest.mark.parametrize("is_trained", [True, False])
+def test_probabilities_that_weights_saturated_are_no_mask(is_trained: bool) -> None:
+    graph = Graph()
+    rows = graph.batch(np.array([[1.0], [0.0]], np.float32))
+    if is_trained:
+        handle = graph.variable(np.ones((1, 1), np.float32))
+        rows = graph("Mul", rows, graph("ReadVariableOp", handle))
+        graph("AssignVariableOp", handle, graph.const(np.ones((1, 1), np.float32)))
+    loss = log_sum_exp_by_hand(graph, graph("Log", rows))
+    assert op_of(find_origin(GraphRunner(graph, loss=loss))) == ("Log" if is_trained else "Sub")
+
+
+def test_a_maximum_that_is_taken_off_before_no_exponential_takes_no_mask() -> None:
+    graph = Graph()
+    logarithms = graph("Log", graph.batch(np.array([[1.0], [0.0]], np.float32)))
+    largest = graph("Max", logarithms, graph.const(np.array([1])))
+    loss = total(graph, graph("Sub", logarithms, largest), 0)
+    assert op_of(find_origin(GraphRunner(graph, loss=loss))) == "Log"
 
 
 def test_a_mask_of_the_batch_itself_is_meant() -> None:
