@@ -23,6 +23,7 @@ from nanreplay.program.graph_nodes import (
     rename_mentions,
 )
 from nanreplay.program.nondeterministic_ops import takes_first_free
+from nanreplay.program.staging import STAGING_DEVICE, FetchedBatches
 from nanreplay.program.traced_program import LoopFetch, TracedProgram
 from nanreplay.program.training_functions import FETCHES, FETCHES_OPTIONAL, TrainingFunction
 from nanreplay.tensorflow_internals import tf_functions, tf_variables
@@ -116,93 +117,9 @@ def _without_sources(body: Any, removed: set[str], places: Mapping[str, str]) ->
         body.signature.control_output.remove(name)
 
 
-# In training: staging areas, which hold what was fetched until Python takes it.
-
 _serials = itertools.count()
 _PREFIX = "nanreplay"
 """Begins the names of added nodes, and parts those of changed functions from their numbers."""
-_DEVICE = "/device:CPU:0"
-TAKEN_TOGETHER = 8
-"""Steps whose small batches are taken from a staging area at once."""
-
-
-class FetchedBatches:
-    """The staging area of what a function fetched, in order; each an Optional of flat components.
-
-    A queue would lose the batch of a step that raises: TensorFlow cancels what waits to go into a
-    queue as soon as another op has failed, but an op of a staging area runs to its end.
-
-    Args:
-        name: Name of the staging area, which functions share.
-        returned: Name of that of what the steps of a call returned, where there is one.
-    """
-
-    def __init__(self, name: str, returned: str | None = None) -> None:
-        self.name = name
-        self.returned = returned
-        self.together = TAKEN_TOGETHER
-        """How many are taken at once, as a rule: one compiled call is several times as fast."""
-        self._compiled: dict[int, Any] = {}
-
-    def take(self) -> Any:
-        """All that was fetched since the last call: a vector of Optionals, as one variant tensor.
-
-        None for nothing.
-        """
-        with tf.device(_DEVICE):
-            count = _count_in(self.name)
-            if count != self.together:
-                return _unstaged(self.name, count)
-        if count not in self._compiled:
-            with tf.init_scope(), tf.device(_DEVICE):
-                function = tf.function(lambda: _unstaged(self.name, count), autograph=False)
-                self._compiled[count] = function.get_concrete_function()
-        return tf_functions.run_function(tf_functions.runtime_name(self._compiled[count]), 1, [])[0]
-
-    def take_returned(self) -> Any:
-        """What steps have returned since it was forgotten, the last ones last; a vector as well."""
-        if self.returned is None:
-            return None
-        with tf.device(_DEVICE):
-            return _unstaged(self.returned, _count_in(self.returned))
-
-    def forget_returned(self) -> None:
-        """Forget what steps have returned until now."""
-        if self.returned is not None:
-            with tf.device(_DEVICE):
-                tf.raw_ops.StageClear(dtypes=[tf.variant], shared_name=self.returned)
-
-
-def _count_in(name: str) -> int:
-    return int(tf.raw_ops.StageSize(dtypes=[tf.variant], shared_name=name))
-
-
-def _unstaged(name: str, count: int) -> Any:
-    """The first ones of a staging area; waits for them where there are fewer."""
-    if not count:
-        return None
-    optionals = []
-    for _ in range(count):
-        (optional,) = tf.raw_ops.Unstage(dtypes=[tf.variant], shared_name=name)
-        optionals.append(optional)
-    return tf.stack(optionals)
-
-
-def components_of(optional: Any, kinds: Sequence[Any]) -> list[Any] | None:
-    """The flat components of an Optional (a scalar variant); None of an empty one.
-
-    Args:
-        optional: What a staging area gave.
-        kinds: DTypes of the components.
-    """
-    if not bool(tf.raw_ops.OptionalHasValue(optional=optional)):
-        return None
-    shapes = [tf.TensorShape(None)] * len(kinds)
-    components = tf.raw_ops.OptionalGetValue(
-        optional=optional, output_types=list(kinds), output_shapes=shapes
-    )
-    return list(components)
-
 
 # In training: the variant of the function, in which nodes are added that tell.
 
@@ -349,7 +266,7 @@ class InstrumentedFunction:
         elements = [node for node in nodes if node.op in FETCHES]
         returns = [node for node in nodes if _holds_outputs(node, training)]
         for node in optionals:
-            _stage(function, f"{node.name}:optional:0", batches.name)
+            _stage_first(function, f"{node.name}:optional:0", batches.name)
         for node in elements:
             names = [f"{node.name}:components:{number}" for number in range(len(self.kinds))]
             _stage_tensors(function, names, self.kinds, batches.name)
@@ -404,14 +321,31 @@ def _stage_tensors(function: Any, names: Sequence[str], kinds: Sequence[Any], ar
     _stage(function, f"{name}:optional:0", area)
 
 
-def _stage(function: Any, tensor: str, area: str) -> None:
-    """Add a node that puts a scalar variant into a staging area, as an effect of the function."""
+def _stage_first(function: Any, tensor: str, area: str) -> None:
+    """Stage a tensor before anything in the function uses it.
+
+    A loop that is handed the first element fetches the next one by itself. Without this order the
+    next one may be staged before the first, on a busy machine.
+    """
+    users = [node for node in function.node_def if tensor in node.input]
+    stage = _stage(function, tensor, area)
+    for node in users:
+        node.input.append(f"^{stage}")
+
+
+def _stage(function: Any, tensor: str, area: str) -> str:
+    """Add a node that puts a scalar variant into a staging area, as an effect of the function.
+
+    Returns:
+        Its name.
+    """
     name = f"{_PREFIX}_stage_{next(_serials)}"
-    stage = function.node_def.add(name=name, op="Stage", device=_DEVICE, input=[tensor])
+    stage = function.node_def.add(name=name, op="Stage", device=STAGING_DEVICE, input=[tensor])
     stage.attr["dtypes"].list.type.append(tf.variant.as_datatype_enum)
     stage.attr["shared_name"].s = area.encode()
     function.signature.control_output.append(name)
     function.control_ret[name] = name
+    return name
 
 
 def _return(function: Any, tensor: str, kind: Any) -> None:

@@ -239,7 +239,7 @@ class CompiledCalls:
                 # The variant returns these last: outputs of random ops, tables and Python ops.
                 recording.keeper.hold(recording.ring, entry, flat[len(flat) - n_outside :])
             if variant.batches is not None:
-                steps = self._batches.note_call(recorded, entry, data_ended=outputs is None)
+                steps = self._batches.note_call(recorded, entry)
                 if not steps:
                     recording.forget_unfinished()
                     return None

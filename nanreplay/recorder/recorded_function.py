@@ -13,7 +13,8 @@ from typing import Any
 
 import tensorflow as tf
 
-from nanreplay.program.fetching import TAKEN_TOGETHER, InstrumentedFunction, components_of
+from nanreplay.program.fetching import InstrumentedFunction
+from nanreplay.program.staging import TAKEN_TOGETHER, components_of
 from nanreplay.recorder.program_slots import ProgramSlot
 from nanreplay.recorder.recording import Recording
 from nanreplay.recorder.ring import FetchedElement, StepEntry, size_of
@@ -86,6 +87,12 @@ class RecordedFunction:
         assert self.variant is not None
         return flat[self.variant.n_original : self.variant.n_original + self.variant.n_returned]
 
+    def count_returned(self) -> int | None:
+        """How many steps the calls since the last count ran; None where that is not known."""
+        if self.variant is None or self.variant.batches is None:
+            return None
+        return self.variant.batches.count_returned()
+
     def take(self) -> Any:
         """What steps have fetched: a vector of Optionals; None for nothing."""
         if self.variant is None or self.variant.batches is None:
@@ -109,32 +116,34 @@ class BatchCollector:
 
     # After a call
 
-    def note_call(self, recorded: RecordedFunction, entry: StepEntry, *, data_ended: bool) -> int:
+    def note_call(self, recorded: RecordedFunction, entry: StepEntry) -> int:
         """Note a call that has fetched; returns how many steps it ran.
 
         Args:
             recorded: The function.
             entry: The entry of the call's first step.
-            data_ended: Whether the function returned nothing, since the data ended before.
         """
         if recorded.is_stacked:
             self._take_stacked(recorded, entry)
             return 1
         if recorded.steps_in_call:
-            return self._note_steps(recorded, entry, data_ended=data_ended)
+            return self._note_steps(recorded, entry)
         recorded.waiting.append(entry)
         most = recorded.together if recorded.has_small_batches else 1
         if len(recorded.waiting) >= most:
             self._take(recorded)
         return 1
 
-    def _note_steps(self, recorded: RecordedFunction, entry: StepEntry, *, data_ended: bool) -> int:
-        """Note a call of several steps; their number shows in what was staged, if not before."""
-        count = 0 if data_ended else recorded.steps_per_call
+    def _note_steps(self, recorded: RecordedFunction, entry: StepEntry) -> int:
+        """Note a call of several steps; their number shows in what they returned."""
+        count = recorded.count_returned()
+        is_whole = count is not None and 0 < count == recorded.steps_per_call
         optionals = None
-        if not count or not recorded.has_small_batches:
+        # The data may have ended within the call: an empty Optional is staged then, and is taken.
+        if not is_whole or not recorded.has_small_batches:
             optionals = recorded.take()
-            count = _count_fetched(optionals, len(recorded.waiting), data_ended=data_ended)
+        if count is None:
+            count = _count_fetched(optionals, len(recorded.waiting))
         self._wait(recorded, entry, count)
         if optionals is not None:
             self._give(recorded, optionals, range(len(recorded.waiting)))
@@ -221,6 +230,7 @@ class BatchCollector:
             recorded.waiting.append(entry)
             self._take(recorded)
             return
+        recorded.count_returned()  # the next call counts from here
         optionals = recorded.take()
         count = 0 if optionals is None else int(optionals.shape[0])
         self._wait(recorded, entry, count)
@@ -231,15 +241,13 @@ class BatchCollector:
 _WITHOUT_SIZE = (tf.variant, tf.resource, tf.string)
 
 
-def _count_fetched(optionals: Any, n_waiting: int, *, data_ended: bool) -> int:
+def _count_fetched(optionals: Any, n_waiting: int) -> int:
     """How many steps of the last call have fetched an element; those before it wait already.
 
     Where the data ended within the call, its last Optionals are empty: they are no steps.
     """
     n_staged = 0 if optionals is None else int(optionals.shape[0])
     count = n_staged - n_waiting
-    if not data_ended:
-        return count
     while count and not bool(tf.raw_ops.OptionalHasValue(optional=optionals[n_staged - 1])):
         count -= 1
         n_staged -= 1

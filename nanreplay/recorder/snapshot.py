@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from nanreplay.capture.storage import Location
-from nanreplay.program.fetching import components_of
+from nanreplay.program.staging import components_of
 from nanreplay.recorder.health_check import as_number
 from nanreplay.recorder.reexecution import Reexecution
 from nanreplay.recorder.retention_plan import MIB

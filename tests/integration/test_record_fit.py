@@ -3,6 +3,7 @@ bit for bit."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,26 @@ def test_eager_fit_keeps_the_failing_step_as_a_flat_program(tmp_path: Path) -> N
 def test_steps_per_execution_counts_inner_steps(tmp_path: Path, steps_per_execution: int) -> None:
     path = tmp_path / "run.h5"
     assert_recorded(path, record(path, mlp(steps_per_execution=steps_per_execution), *data()))
+
+
+@pytest.mark.filterwarnings("ignore:Your input ran out of data")
+@pytest.mark.parametrize("batches", [9, 11])
+def test_a_last_call_of_fewer_steps_counts_those_that_it_ran(tmp_path: Path, batches: int) -> None:
+    x, y = data(None, steps=batches)
+    bad_step, counter = 2 * batches - 1, itertools.count()
+
+    def rows() -> Any:
+        for features, labels in generator(x, y):
+            is_bad = next(counter) == bad_step
+            yield (np.full_like(features, np.nan) if is_bad else features), labels
+
+    signature = (tf.TensorSpec((None, 3)), tf.TensorSpec((None, 1)))
+    dataset = tf.data.Dataset.from_generator(rows, output_signature=signature)
+    path = tmp_path / "run.h5"
+    step = record(path, mlp(steps_per_execution=4), dataset, epochs=3)
+    assert_recorded(path, step, bad_step)
+    with Capture(path) as capture:
+        assert np.isnan(capture.batch(bad_step).arrays[0]).all()
 
 
 def test_sample_and_class_weights_are_part_of_the_batch(tmp_path: Path) -> None:
