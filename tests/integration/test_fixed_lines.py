@@ -18,6 +18,7 @@ import tensorflow as tf
 from nanreplay import Capture, Recorder, Replay
 from nanreplay.bisect import bisect
 from nanreplay.findings import FixResult
+from nanreplay.report.explain import explain
 from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fixes import FIXES
 from nanreplay.whatif.trial import what_if
@@ -251,3 +252,76 @@ def test_an_edit_of_a_line_is_replayed_at_every_op_of_the_line(kind: str, tmp_pa
     assert np.isfinite(wanted).all()
     np.testing.assert_allclose(list(replayed.values()), wanted, rtol=2e-5)
     assert (result.prevents, result.places) == (True, places)
+
+
+def test_a_rate_far_too_high_is_the_cause_of_what_fails_next_and_a_healthy_rate_is_found(
+    tmp_path: Path,
+) -> None:
+    keras.utils.set_random_seed(1)
+    layers = [keras.layers.Dense(16, activation="relu") for _ in range(3)]
+    model = keras.Sequential([keras.Input((WIDTH,)), *layers, keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(1e9), "mse", jit_compile=False)
+    fitted(tmp_path / "run.h5", model)
+
+    report = explain(tmp_path / "run.h5", fixes=["lr=1e-8", "lr=1e-12"])
+
+    assert report.causes[0].kind == "high_learning_rate"
+    assert "at a learning rate of 1e+09" in report.causes[0].sentence
+    high, usual = report.fixes[:2]
+    assert (high.prevents, high.outcome) == (False, "unhealthy")
+    assert "loss grows to" in str(high.note)
+    assert usual.prevents is True
+    assert "`lr x 1e-12 (0.001)`" in report.sentence
+    assert "`lr x 1e-8 (10)` leaves the training unhealthy" in report.sentence
+
+
+def test_a_fix_that_moves_the_failure_says_where_to(tmp_path: Path) -> None:
+    class Moved(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            length = tf.reduce_sum(tf.square(x), axis=-1, keepdims=True)
+            x = x / length
+            return x + tf.math.log(length)
+
+    model = keras.Sequential([keras.Input((WIDTH,)), Moved(name="moved"), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=False)
+    fitted(tmp_path / "run.h5", model)
+
+    (fix,) = explain(tmp_path / "run.h5", fixes=["double_where"]).fixes
+
+    assert (fix.prevents, fix.outcome) == (False, "moves")
+    assert fix.moved_to is not None
+    assert (fix.moved_to.step, fix.moved_to.op_type, fix.moved_to.layer) == (3, "Log", "moved")
+    assert fix.moved_to.source is not None
+    assert "tf.math.log(length)" in str(fix.moved_to.source.code)
+
+
+def test_clip_data_takes_a_batch_of_several_dtypes_and_leaves_labels_alone(tmp_path: Path) -> None:
+    layer, optimizer = keras.layers.Dense(1), keras.optimizers.SGD(0.01)
+    layer.build((None, WIDTH))
+
+    @tf.function
+    def step(batch: Any) -> Any:
+        with tf.GradientTape() as tape:
+            output = tf.exp(layer(tf.cast(batch["x"], tf.float32)))
+            loss = tf.reduce_mean(tf.square(output - tf.cast(batch["y"], tf.float32)))
+        gradients = tape.gradient(loss, layer.trainable_variables)
+        optimizer.apply_gradients(zip(gradients, layer.trainable_variables, strict=True))
+        return loss
+
+    random = np.random.default_rng(0)
+    with Recorder(tmp_path / "run.h5", on_nan="stop") as recorder:
+        recorded = recorder.wrap(step, model=layer, optimizer=optimizer)
+        for number in range(4):
+            x, y = random.normal(size=(ROWS, WIDTH)), random.normal(size=(ROWS, 1))
+            x[1, 1], y[2, 0] = (1e6, 3.0) if number == 3 else (0.5, 0.0)
+            recorded(
+                {
+                    "x": tf.constant(x),
+                    "y": tf.cast(y, tf.bfloat16),
+                    "name": tf.constant(["a"] * ROWS),
+                    "id": tf.range(ROWS),
+                }
+            )
+    (fix,) = explain(tmp_path / "run.h5", fixes=["clip_data"]).fixes
+    assert fix.params["arrays"] == "x"
+    assert str(fix.code).startswith('batch["x"][:, 1] = np.clip(batch["x"][:, 1], ')
