@@ -19,6 +19,8 @@ from sample_contents import sample_contents
 
 os.environ.pop("GITHUB_ACTIONS", None)  # commands annotate there, and tests look at what they say
 ROOT = Path(__file__).parents[1]
+FROZEN_BEFORE = pytest.StashKey[str]()
+"""The module of tests that last began."""
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 TrainedHere = Callable[[str], Path]
 
@@ -36,13 +38,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(left_out)
 
 
-def pytest_collection_finish() -> None:
-    """Take what the imports left out of garbage collection: a million objects that stay for ever.
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Take what the modules of tests before this one left out of garbage collection.
 
-    `keras.backend.clear_session` and many tests collect, each time half a second without this.
+    `keras.backend.clear_session` and many tests collect, and each time walk over a million objects
+    that TensorFlow's import made, and over the graphs of all trainings so far, which TensorFlow
+    keeps. What is frozen here has outlived the fixtures of its module: it stays for ever.
     """
-    gc.collect()
-    gc.freeze()
+    module = item.nodeid.partition("::")[0]
+    if item.config.stash.get(FROZEN_BEFORE, None) != module:
+        item.config.stash[FROZEN_BEFORE] = module
+        gc.collect()
+        gc.freeze()
 
 
 @pytest.fixture(scope="session")
