@@ -284,8 +284,10 @@ class Keeper:
         places = self._room.spool_places(state_bytes, self._batch_bytes)
         if self._spool is not None:
             places = self._spool.most
-        # The limit was for keyframes too; on disk, batches alone need memory.
-        limit = self._spared(self._limit)
+        # Batches alone need memory, the next one too, and a variable that the dump reads.
+        limit = self._limit - self._batch_bytes - self._largest_bytes
+        if limit < 2 * self._batch_bytes:
+            limit = self._limit
         on_disk = replace(needs, limit=limit, state_bytes=0, most_keyframes=places)
         plan = make_plan(on_disk)
         if self._spool is not None:

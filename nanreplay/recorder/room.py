@@ -85,7 +85,7 @@ class Room:
         """The limit of memory, for a sentence."""
         size = f"{self.memory_bytes / MIB:.0f} MiB"
         is_given = self._settings.memory_limit is not None
-        return f"memory_limit of {size}" if is_given else f"memory_limit of {size} (what is free)"
+        return f"memory_limit of {size}" if is_given else f'memory_limit="auto" ({size})'
 
     @property
     def history_bytes(self) -> int:
