@@ -31,6 +31,8 @@ from nanreplay.tensorflow_internals import tf_distribution
 # in both cases.
 
 REDUCE, GATHER = "CollectiveReduceV2", "CollectiveGatherV2"
+_EXCHANGES = frozenset({REDUCE, GATHER, "CollectiveReduceV3", "NcclAllReduce"})
+"""Ops of which each replica has one: they take a tensor of each, and give each the same."""
 _BRANCHES = ("then_branch", "else_branch")
 
 
@@ -83,11 +85,15 @@ _MERGE: dict[bytes, Callable[..., Any]] = {
     b"Min": tf.raw_ops.Minimum,
     b"Max": tf.raw_ops.Maximum,
 }
+_OF_NCCL = {b"sum": b"Add", b"prod": b"Mul", b"min": b"Min", b"max": b"Max"}
+"""What the ops of NCCL call the same."""
+_OF_ALL_DEVICES = frozenset({"NcclReduce", "NcclBroadcast"})
+"""Ops that a step has once for all replicas."""
 
 
 def has_collectives(graph: Any) -> bool:
     """Whether a GraphDef, or a function of it, holds ops by which replicas exchange tensors."""
-    return any(node.op in (REDUCE, GATHER) for _, node in all_nodes(graph))
+    return any(node.op in _EXCHANGES | _OF_ALL_DEVICES for _, node in all_nodes(graph))
 
 
 def collective_keys(record: ProgramRecord) -> set[str]:
@@ -118,7 +124,9 @@ def local_program(record: ProgramRecord) -> ProgramRecord:
     """
     recorded = fed_ops(record.signature)
     exchanging = [
-        node for _, node in all_nodes(parse_graph(record.graph)) if node.op in (REDUCE, GATHER)
+        node
+        for _, node in all_nodes(parse_graph(record.graph))
+        if node.op in _EXCHANGES | _OF_ALL_DEVICES
     ]
     if all(node.name in recorded for node in exchanging):
         return record
@@ -126,6 +134,9 @@ def local_program(record: ProgramRecord) -> ProgramRecord:
     added: list[OpInfo] = []
     for keys in _groups(editor, recorded):
         added += _replace(editor, keys)
+    for key in list(editor.ops(_OF_ALL_DEVICES)):
+        added += _replace(editor, [key])
+    _drop_communicators(editor)
     edited = editor.edited()
     # The keys that numbered the calls of collective ops are fed to nothing now.
     captures = tuple(
@@ -150,14 +161,19 @@ def _groups(editor: ProgramEditor, recorded: Container[str]) -> Iterator[list[Op
     """
     n_of_device: dict[tuple[str, str], int] = defaultdict(int)
     groups: dict[tuple[str, int], list[OpKey]] = defaultdict(list)
-    for key in editor.ops({REDUCE, GATHER}):
+    named_groups: dict[tuple[str, bytes], list[OpKey]] = defaultdict(list)
+    """Those of NCCL, which go by a name that they share."""
+    for key in editor.ops(_EXCHANGES):
         function, name = key
+        node = editor.node(key)
         if name in recorded and not function:
             continue
-        device = editor.node(key).device
-        groups[function, n_of_device[function, device]].append(key)
-        n_of_device[function, device] += 1
-    for keys in groups.values():
+        if node.op == "NcclAllReduce":
+            named_groups[function, node.attr["shared_name"].s].append(key)
+            continue
+        groups[function, n_of_device[function, node.device]].append(key)
+        n_of_device[function, node.device] += 1
+    for keys in (*groups.values(), *named_groups.values()):
         nodes = [editor.node(key) for key in keys]
         size = _group_size(editor, keys[0])
         if len(keys) != size or len({node.op for node in nodes}) > 1:
@@ -170,9 +186,26 @@ def _groups(editor: ProgramEditor, recorded: Container[str]) -> Iterator[list[Op
 
 
 def _group_size(editor: ProgramEditor, key: OpKey) -> int:
-    """How many replicas an op exchanges tensors with: its second input, a constant."""
-    source = op_name(editor.data_inputs(key)[1])
-    return int(constant_array(editor.node((key[0], source)).attr["value"].tensor))
+    """How many replicas an op exchanges tensors with.
+
+    NCCL's op says it. Others have it as their second input, a constant; of the third version, the
+    third input lists the replicas.
+    """
+    node = editor.node(key)
+    if node.op == "NcclAllReduce":
+        return int(node.attr["num_devices"].i)
+    is_listed = node.op == "CollectiveReduceV3"
+    source = op_name(editor.data_inputs(key)[2 if is_listed else 1])
+    value = constant_array(editor.node((key[0], source)).attr["value"].tensor)
+    return int(value.size) if is_listed else int(value)
+
+
+def _drop_communicators(editor: ProgramEditor) -> None:
+    """Make ops that set up an exchange do nothing: run alone, one would wait for others."""
+    for function, name in list(editor.ops({"CollectiveInitializeCommunicator"})):
+        if not editor.consumers(function, editor.outputs((function, name))[0]):
+            node = editor.node((function, name))
+            node.CopyFrom(tf.compat.v1.NodeDef(name=name, op="NoOp"))
 
 
 def _device_order(node: Any) -> list[Any]:
@@ -184,18 +217,21 @@ def _replace(editor: ProgramEditor, keys: Sequence[OpKey]) -> list[OpInfo]:
     """Put an Identity of what all replicas exchange in the place of each of their ops."""
     function, first = keys[0][0], editor.node(keys[0])
     tensors = [editor.data_inputs(key)[0] for key in keys]
+    if first.op in _OF_ALL_DEVICES:
+        tensors = editor.data_inputs(keys[0])
     before = set(editor.ops_of(function))
     exchange = functools.partial(_exchanged, first)
     (result,) = editor.add(function, exchange, tensors, scope=f"{first.name}/local")
     for key in keys:
         node = editor.node(key)
-        kind = node.attr["T"]
+        kind, node_type = node.attr["T"], node.op
         del node.input[:]
         node.op, node.device = "Identity", ""
         node.input.append(result)
         node.attr.clear()
         node.attr["T"].CopyFrom(kind)
-        editor.rename_output(key, "data", "output")
+        if node_type != "NcclBroadcast":
+            editor.rename_output(key, "data", "output")
     info = editor.infos.get(keys[0])
     if info is None:
         info = OpInfo(function, "", "", "", "update", "optimizer", -1, "", "")
@@ -208,7 +244,10 @@ def _exchanged(node: Any, *tensors: Any) -> Any:
     """What each replica gets from a collective op, of what all of them gave."""
     if node.op == GATHER:
         return tf.concat(tensors, axis=0)
-    merge = _MERGE[node.attr["merge_op"].s]
+    if node.op == "NcclBroadcast":
+        return tf.identity(tensors[0])
+    reduction = node.attr["merge_op" if node.op == REDUCE else "reduction"].s
+    merge = _MERGE[_OF_NCCL.get(reduction, reduction)]
     if len(tensors) > 2:
         total = _ring(merge, tensors)
     else:  # of two numbers, a ring computes the same in any order

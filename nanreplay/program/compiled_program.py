@@ -15,6 +15,7 @@ from nanreplay.capture.arrays import as_array
 from nanreplay.errors import ReplayError, UnsupportedOpError
 from nanreplay.program.graph_editor import needed_part
 from nanreplay.program.graph_nodes import avoid_known_functions, op_name
+from nanreplay.program.lowered_graph import lower_graph
 from nanreplay.program.nondeterministic_ops import cut_recorded_ops, fed_ops
 from nanreplay.program.safety import all_nodes, parse_graph, python_ops
 from nanreplay.records import CaptureSpec, ProgramRecord, Signature
@@ -151,6 +152,7 @@ class CompiledProgram:
             fetches=[cut.places.get(name, name) for name in self._fetched],
             probe=[cut.places.get(name, name) for name in probe],
             effects=effects,
+            jit=jit,
         )
         left = python_ops(self._function.graph.as_graph_def())
         if left:
@@ -243,6 +245,7 @@ def _imported(
     fetches: Sequence[str],
     probe: Sequence[str],
     effects: Sequence[str],
+    jit: bool,
 ) -> Any:
     """Import what the fetches and the assignments need of a graph, as a ConcreteFunction.
 
@@ -252,6 +255,7 @@ def _imported(
         fetches: Names of the tensors to return, `_PROBE` among them where there is a probe.
         probe: Names of the tensors that it measures.
         effects: Names of the ops that run for their effect.
+        jit: Whether XLA is to compile it.
     """
     recorded = [name for name in fetches if name != _PROBE]
     try:
@@ -260,6 +264,8 @@ def _imported(
         )
         for _, node in all_nodes(needed):
             node.device = ""  # that of the training may not be here
+        if not jit:  # XLA has a form of each op for each device
+            lower_graph(needed)
         avoid_known_functions(needed)
         wrapped = tf.compat.v1.wrap_function(lambda: _build(needed, probe), [])
         get_tensor = wrapped.graph.get_tensor_by_name

@@ -19,9 +19,11 @@ import tensorflow as tf
 from nanreplay.capture.arrays import as_array
 from nanreplay.errors import ReplayError
 from nanreplay.program.graph_nodes import constant_array
+from nanreplay.program.lowerings import LOWERINGS
 from nanreplay.program.safety import copied_graph
 from nanreplay.records import ArrayLike, OpInfo, ProgramRecord, VariableInfo
 from nanreplay.tensorflow_internals import tf_eager
+from nanreplay.tensorflow_internals.tf_kernels import has_kernel
 
 TO_FLOAT64: Mapping[str, str] = {
     **dict.fromkeys(("half", "bfloat16", "float", "float8_e5m2", "float8_e4m3fn"), "double"),
@@ -285,7 +287,7 @@ class _Widening:
             allowed = attribute.allowed_values.list.type
             if allowed and not set(wanted.get(attribute.name, ())) <= set(allowed):
                 return True
-        return not tf_eager.has_kernel(op, wanted)
+        return not (has_kernel(op, wanted) or op in LOWERINGS)
 
     def _attributes(self, attributes: Any) -> None:
         for value in attributes.values():

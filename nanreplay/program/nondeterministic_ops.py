@@ -110,21 +110,29 @@ def exchanged_inside(graph: Any) -> set[str]:
     """
     names: set[str] = set()
     for body in [graph.node, *(function.node_def for function in graph.library.function)]:
+        nodes = {node.name: node for node in body}
+        # All devices that exchange tensors by an op of NCCL are in the graph.
+        names |= {node.name for node in body if node.op == "NcclAllReduce"}
         collectives = [
             node
             for node in body
             if node.op.startswith("Collective") and is_nondeterministic(node.op)
         ]
-        nodes = {node.name: node for node in body}
-        sizes = [nodes.get(op_name(node.input[1])) for node in collectives]
-        known_sizes = [
-            int(constant_array(size.attr["value"].tensor))
-            for size in sizes
-            if size is not None and size.op == "Const"
-        ]
+        sizes = [_size_of_exchange(node, nodes) for node in collectives]
+        known_sizes = [size for size in sizes if size is not None]
         if known_sizes and max(known_sizes) <= len({node.device for node in collectives}):
             names |= {node.name for node in collectives}
     return names
+
+
+def _size_of_exchange(node: Any, nodes: Mapping[str, Any]) -> int | None:
+    """How many replicas a collective op exchanges tensors with; None where no constant says it."""
+    is_listed = node.op.endswith("V3")  # its third input lists the replicas
+    source = nodes.get(op_name(node.input[2 if is_listed else 1]))
+    if source is None or source.op != "Const":
+        return None
+    value = constant_array(source.attr["value"].tensor)
+    return int(value.size) if is_listed else int(value)
 
 
 def unrecorded_ops(graph: Any, signature: Signature) -> list[str]:

@@ -50,7 +50,7 @@ _REACHES = {
         Debug(Identity|NanCount|NumericSummary)(V\d)? | Copy | CopyHost   # they send to URLs
       | Rpc.* | DeleteRpcFutureResource | _?(Host)?Send | _?(Host)?Recv
       | Xla(Send|Recv|SendToHost|RecvFromHost).* | RemoteCall
-      | DataServiceDataset(V\d)? | _?Nccl.* | .*Worker(Heartbeat).*
+      | DataServiceDataset(V\d)? | _Nccl.* | .*Worker(Heartbeat).*
     """,
     "code that the check cannot see": r"""
         DeserializeIterator | DatasetFromGraph | XlaCallModule | XlaCustomCall(V2)?

@@ -120,6 +120,8 @@ class Step:
     """Whether an input or output is a variant or a resource, whose provenance is followed."""
     constant: list[Any] = field(default_factory=list)
     """The decoded tensor of a Const, once it ran; the plans of a graph share it."""
+    lowered: list[Any] = field(default_factory=list)
+    """What runs in its place on this machine, or None, once it ran; the plans share it."""
     leads_to_xla: bool = False
     """Whether a call was compiled by XLA (`jit_compile=True` inside the step)."""
 

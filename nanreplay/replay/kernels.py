@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from nanreplay.errors import UnsupportedOpError
 from nanreplay.program.graph_nodes import count_outputs, rename_mentions
+from nanreplay.program.lowered_graph import LoweredFunction, lowered_function
 from nanreplay.program.nondeterministic_ops import NEVER_RUN, WRITES_OUTSIDE
 from nanreplay.program.safety import PYTHON_OPS
 from nanreplay.replay.interpreter_plan import Library, Step, decode_attributes, decode_constant
@@ -65,6 +66,9 @@ def run_kernel(op_type: str, attrs: Mapping[str, Any], inputs: Sequence[Any]) ->
     tensors = [
         value if isinstance(value, tf.Tensor) else tf.convert_to_tensor(value) for value in inputs
     ]
+    lowered = lowered_function(op_type, op_type, node.attr)
+    if lowered is not None:
+        return tf_functions.run_function(lowered.name, n_outputs, tensors)
     return tf_eager.run_op(op_type, n_outputs, tensors, decode_attributes(node, definition, {}))
 
 
@@ -91,7 +95,17 @@ class LeafRunner:
             return special(step, inputs)
         if step.needs_library:
             self._prepare(step)
+        lowered = self._lowered(step)
+        if lowered is not None:
+            return tf_functions.run_function(lowered.name, step.n_outputs, inputs)
         return tf_eager.run_op(step.type, step.n_outputs, inputs, step.attrs)
+
+    def _lowered(self, step: Step) -> LoweredFunction | None:
+        """What runs in the place of an op that only a GPU runs, asked once for each."""
+        if not step.lowered:
+            step.lowered.append(lowered_function(step.type, step.name, step.node.attr))
+        lowered: LoweredFunction | None = step.lowered[0]
+        return lowered
 
     def _run_compiled(self, step: Step, inputs: list[Any]) -> Sequence[Any]:
         key = (step.type, step.node.SerializeToString())

@@ -20,6 +20,7 @@ from nanreplay.program.compiled_program import CompiledProgram, capture_feed
 from nanreplay.program.fingerprint import fingerprint_after, fingerprint_of
 from nanreplay.program.float_types import widen
 from nanreplay.program.graph_nodes import output_types
+from nanreplay.program.lowered_graph import lowered_ops
 from nanreplay.program.nondeterministic_ops import cut_recorded_ops, fed_ops, unrecorded_ops
 from nanreplay.program.safety import check_graph, parse_graph, python_ops
 from nanreplay.records import ArrayLike, OpInfo, ProgramRecord
@@ -59,8 +60,8 @@ class Program:
 
     Raises:
         UnsafeProgramError: The program holds such ops, and is not trusted.
-        UnsupportedOpError: The program holds ops that this TensorFlow does not know, or that call
-            Python.
+        UnsupportedOpError: The program holds ops that this TensorFlow does not know, that call
+            Python, or that only a GPU runs.
     """
 
     def __init__(self, record: ProgramRecord, *, trust: bool = False) -> None:
@@ -76,6 +77,8 @@ class Program:
         if unfed:
             reason = "it calls a Python function, which is not in the capture"
             raise UnsupportedOpError("PyFunc", unfed[0], reason)
+        self.lowered = lowered_ops(self.graph)
+        """Ops that run here in a form of their own, as this machine has no GPU."""
         self.narrow_ops: tuple[str, ...] = ()
         """Types of ops that keep their own float type in `wide`, once it was asked for."""
         self.step_loss: float | None = None

@@ -69,8 +69,6 @@ class Replay(RecordedSteps):
     def __init__(self, capture: Capture, *, trust: bool = False) -> None:
         """Find the steps that can be replayed; nothing runs yet."""
         super().__init__(capture, trust=trust)
-        self.notes: list[str] = []
-        """Readable lines about the replay itself."""
         self._states: OrderedDict[int, Mapping[int, Any]] = OrderedDict()
         self._live = LiveState(capture.variables_info)
         self._wide = LiveState(widened_variables(capture.variables_info))

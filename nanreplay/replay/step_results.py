@@ -23,6 +23,7 @@ from nanreplay.errors import (
     reason_line,
 )
 from nanreplay.program.fingerprint import Layout, NonFinite, ulp_distance
+from nanreplay.program.lowered_graph import LoweredOps
 from nanreplay.records import (
     BatchRecord,
     Frame,
@@ -48,6 +49,8 @@ class RecordedSteps:
     def __init__(self, capture: Capture, *, trust: bool = False) -> None:
         """Read nothing yet."""
         self.capture = capture
+        self.notes: list[str] = []
+        """Readable lines about the replay itself."""
         self._trust = trust
         self._programs: dict[str, Program] = {}
         self._batches: dict[int, BatchRecord] = {}
@@ -125,6 +128,7 @@ class RecordedSteps:
             record = replace(record, signature=replace(record.signature, fed=()))
         if name not in self._programs:
             self._programs[name] = Program(record, trust=self._trust)
+            self._note_lowered(self._programs[name].lowered)
         if len(batch.fed) != len(record.signature.fed):
             raise FormatError(
                 f"{self.capture.path}: the batch of step {step} lacks outputs of ops "
@@ -132,6 +136,21 @@ class RecordedSteps:
             )
         check_batch(self.batch(step), self._programs[name].signature)
         return self._programs[name]
+
+    def _note_lowered(self, lowered: LoweredOps) -> None:
+        """Say which ops of a program run here in a form of their own."""
+        notes = []
+        if lowered.forms:
+            notes.append(
+                "This machine has no GPU, so these ops ran in a form that the CPU has, which may "
+                f"differ in the last bits: {', '.join(lowered.forms)}."
+            )
+        if lowered.in_float32:
+            notes.append(
+                "These ops of half precision ran in float32 between two casts, since the CPU has "
+                f"no kernel for them: {', '.join(lowered.in_float32)}."
+            )
+        self.notes += [note for note in notes if note not in self.notes]
 
     def batch(self, step: int) -> BatchRecord:
         """Return the input of a step."""

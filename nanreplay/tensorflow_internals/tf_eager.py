@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from tensorflow.core.framework import op_def_pb2 as _op_def_pb2
@@ -17,7 +16,6 @@ from tensorflow.python.client import pywrap_tf_session as _tf_session
 from tensorflow.python.eager import backprop as _backprop
 from tensorflow.python.eager import context as _context
 from tensorflow.python.eager import execute as _execute
-from tensorflow.python.framework import kernels as _kernels
 from tensorflow.python.framework import op_callbacks as _op_callbacks
 from tensorflow.python.framework import op_def_library as _op_def_library
 from tensorflow.python.framework import op_def_registry as _op_def_registry
@@ -44,34 +42,6 @@ def op_definition(op_type: str) -> Any:
     The registry has no public reader. An OpDef tells the names and types of inputs and attributes.
     """
     return _op_def_registry.get(op_type)
-
-
-@cache
-def _cpu_kernels(op_type: str) -> list[dict[str, set[int]]]:
-    """The types that each CPU kernel of an op is limited to, by attribute.
-
-    A kernel registered for the device type DEFAULT serves every device. No public name lists
-    kernels; to run an op and catch the error would cost a call of each.
-    """
-    kernels = _kernels.get_registered_kernels_for_op(op_type).kernel
-    cpu_kernels = [kernel for kernel in kernels if kernel.device_type in ("CPU", "DEFAULT")]
-    return [_allowed_types(kernel) for kernel in cpu_kernels]
-
-
-def _allowed_types(kernel: Any) -> dict[str, set[int]]:
-    return {
-        constraint.name: set(constraint.allowed_values.list.type)
-        for constraint in kernel.constraint
-    }
-
-
-def has_kernel(op_type: str, types: Mapping[str, Sequence[int]]) -> bool:
-    """Whether the CPU has a kernel of `op_type` for these types (DataType enums, by attribute)."""
-    return any(_covers(limits, types) for limits in _cpu_kernels(op_type))
-
-
-def _covers(limits: Mapping[str, set[int]], types: Mapping[str, Sequence[int]]) -> bool:
-    return all(set(types.get(name, ())) <= allowed for name, allowed in limits.items())
 
 
 def hook_gradient_functions(

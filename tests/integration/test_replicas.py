@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -83,6 +85,59 @@ def test_the_report_names_the_replica_and_the_row_of_its_batch(four: Path, name:
     )
     assert report.sentence.startswith(f"step {BAD_STEP} · replica 3 · forward · layer `logarithm`")
     assert report.verdict.bit_exact
+
+
+def of_gpus(graph: bytes, exchange: str) -> bytes:
+    """The same program as four GPUs trace it: with ops of NCCL, or of a later version."""
+    parsed = tf.compat.v1.GraphDef.FromString(graph)
+    numbers: dict[str, int] = {}
+    for node in parsed.node:
+        node.device = node.device.replace("CPU", "GPU")
+    for node in [node for node in parsed.node if node.op == "CollectiveReduceV2"]:
+        data, kind, device = node.input[0], node.attr["T"].type, node.device
+        merge, name = node.attr["merge_op"].s, node.name
+        assert node.attr["final_op"].s == b"Id"
+        numbers[device] = numbers.get(device, -1) + 1
+        node.CopyFrom(tf.compat.v1.NodeDef(name=name, op=exchange, device=device, input=[data]))
+        node.attr["T"].type = kind
+        if exchange == "NcclAllReduce":
+            node.attr["reduction"].s = {b"Add": b"sum"}[merge]
+            node.attr["num_devices"].i = 4
+            node.attr["shared_name"].s = f"c{numbers[device]}".encode()
+            continue
+        node.attr["reduction"].s = merge
+        node.input.extend([f"{name}/communicator", f"{name}/replicas"])
+        replicas = parsed.node.add(name=f"{name}/replicas", op="Const")
+        replicas.attr["dtype"].type = tf.int32.as_datatype_enum
+        replicas.attr["value"].tensor.CopyFrom(tf.make_tensor_proto([[0, 1, 2, 3]]))
+        keys = [f"{name}/replicas/key", f"{name}/replicas/rank", f"{name}/replicas/size"]
+        parsed.node.add(
+            name=f"{name}/communicator", op="CollectiveInitializeCommunicator", input=keys
+        )
+        for key, value in zip(keys, (1, 0, 4), strict=True):
+            constant = parsed.node.add(name=key, op="Const")
+            constant.attr["dtype"].type = tf.int32.as_datatype_enum
+            constant.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(value))
+    assert numbers
+    return parsed.SerializeToString()
+
+
+@pytest.mark.parametrize("exchange", ["NcclAllReduce", "CollectiveReduceV3"])
+def test_what_gpus_exchange_replays_on_one_cpu(four: Path, tmp_path: Path, exchange: str) -> None:
+    shutil.copy(four / "fit.h5", tmp_path / "run.h5")
+    with h5py.File(tmp_path / "run.h5", "r+") as file:
+        for program in file["program"].values():
+            graph = np.frombuffer(of_gpus(program["graph"][()].tobytes(), exchange), np.uint8)
+            del program["graph"]
+            program.create_dataset("graph", data=graph)
+    assert all(result.bit_exact for result in replayed(tmp_path / "run.h5"))
+    report = explain(tmp_path / "run.h5", fixes=["epsilon"])
+    origin = report.findings.origin
+    assert origin is not None
+    assert (origin.step, origin.op_type, origin.layer) == (BAD_STEP, "Log", "logarithm")
+    assert (origin.replica, origin.rows) == (3, (1,))
+    assert report.causes[0].kind == "log_of_zero"
+    assert [fix.prevents for fix in report.fixes] == [True]
 
 
 def test_a_batch_that_is_bad_itself_is_named_by_replica(four: Path) -> None:
