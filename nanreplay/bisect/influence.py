@@ -371,6 +371,18 @@ def _batched(event: OpEvent, ins: list[Shape], outs: list[Shape]) -> LabelsOfAll
     return inputs, outputs
 
 
+def _recurrent(event: OpEvent, ins: list[Shape], outs: list[Shape]) -> LabelsOfAll:
+    """CudnnRNN and its gradient: samples go by themselves, parameters touch all of them."""
+    samples = 1 if "time_major" not in event.attrs or event.attrs["time_major"].b else 0
+    labels: list[Labels] = []
+    for number, shape in enumerate((*ins, *outs)):
+        own: list[Hashable] = [(number, axis) for axis in range(len(shape))]
+        if len(shape) == 3:
+            own[samples] = "sample"
+        labels.append(tuple(own))
+    return labels[: len(ins)], labels[len(ins) :]
+
+
 def _einsum(event: OpEvent, ins: list[Shape], outs: list[Shape]) -> LabelsOfAll:
     equation = event.attrs["equation"].s.decode().replace(" ", "")
     operands, result = equation.split("->")
@@ -409,6 +421,8 @@ _RULES: dict[str, LabelRule] = {
     **dict.fromkeys(ACCUMULATIONS, _accumulation),
     **dict.fromkeys(BATCHED, _batched),
     **dict.fromkeys(words("MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 _FusedMatMul"), _matmul),
+    **dict.fromkeys(words("CudnnRNN CudnnRNNV2 CudnnRNNV3"), _recurrent),
+    **dict.fromkeys(words("CudnnRNNBackprop CudnnRNNBackpropV2 CudnnRNNBackpropV3"), _recurrent),
     "SoftmaxCrossEntropyWithLogits": _cross_entropy,
     "SparseSoftmaxCrossEntropyWithLogits": _cross_entropy,
     "BiasAdd": _bias,

@@ -57,6 +57,23 @@ CASES = {
     "mean kept": (lambda x: tf.reduce_mean(x, axis=[0, 2], keepdims=True), A),
     "softmax": (tf.nn.softmax, A),
     "cumsum": (lambda x: tf.cumsum(x, axis=1), A),
+    "images with channels first": (
+        lambda x, y: tf.nn.conv2d(x, y, 1, "SAME", data_format="NCHW"),
+        A[:, :, :, None].astype("d"),
+        np.ones((1, 1, 3, 2)),
+    ),
+    "recurrent layer of a GPU": (
+        lambda x, h: tf.raw_ops.CudnnRNNV3(
+            input=x,
+            input_h=h,
+            input_c=h,
+            params=np.ones(96, "f"),
+            sequence_lengths=[3, 3],
+            time_major=False,
+        )[0],
+        A,
+        A[:, :1, :2],
+    ),
     "transpose": (lambda x: tf.transpose(x, [2, 0, 1]), A),
     "reshape": (lambda x: tf.reshape(x, [6, 4]), A),
     "gather": (lambda x: tf.gather(x, [2, 0], axis=1), A),
