@@ -22,6 +22,8 @@ from nanreplay.errors import MemoryLimitError
 
 VARIABLE = "NANREPLAY_MAX_MEMORY"
 _SIZE = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*([KMGT]?)(i?)B\s*$", re.IGNORECASE)
+HOLDS_PROCESSES = sys.platform.startswith("linux")
+"""Whether the system refuses a process more memory than its limit; only Linux limits its data."""
 _OWN_BYTES = 4 * 2**30
 """What TensorFlow's libraries, threads and compiler take beside the tensors of a program."""
 
@@ -93,7 +95,7 @@ def limited_process() -> Iterator[None]:
     already, and what TensorFlow itself takes, comes on top of the limit. Only Linux limits the
     data of a process; elsewhere nothing happens.
     """
-    if not sys.platform.startswith("linux"):
+    if not HOLDS_PROCESSES:
         yield
         return
     import resource

@@ -7,7 +7,6 @@ file that is being written, and the recorder removes it before it writes its own
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import itertools
 import os
 import re
@@ -17,6 +16,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
+
+from nanreplay.capture.file_locks import OPEN_FLAGS, RENAMES_OPEN_FILES, lock
 
 # File systems take 255 bytes; the rest is the host, the process and the ending.
 _LONGEST_NAME: Final = 200
@@ -94,17 +95,48 @@ def replacing(target: Path, *, hurried: bool = False) -> Iterator[DiskFile]:
         OSError: The file could not be made, written, synced or renamed; nothing is left behind.
     """
     temporary, descriptor = _create(target)
+    with _closed_at_end(descriptor) as opened:
+        try:
+            file = DiskFile(descriptor)
+            yield file
+            if file.error is not None:
+                raise file.error
+            opened.close_where_open_files_stay()
+            move_into_place(temporary, target, hurried=hurried)
+        except BaseException:
+            opened.close_where_open_files_stay()
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+class _Opened:
+    """A descriptor that is closed once."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._is_open = True
+
+    def close(self) -> None:
+        if self._is_open:
+            self._is_open = False
+            os.close(self.descriptor)
+
+    def close_where_open_files_stay(self) -> None:
+        """Close the file before it is renamed or removed, where an open one may not be.
+
+        Elsewhere it stays open: its lock holds until it has its name.
+        """
+        if not RENAMES_OPEN_FILES:
+            self.close()
+
+
+@contextlib.contextmanager
+def _closed_at_end(descriptor: int) -> Iterator[_Opened]:
+    opened = _Opened(descriptor)
     try:
-        file = DiskFile(descriptor)
-        yield file
-        if file.error is not None:
-            raise file.error
-        move_into_place(temporary, target, hurried=hurried)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        yield opened
     finally:
-        os.close(descriptor)
+        opened.close()
 
 
 def move_into_place(file: Path, target: Path, *, hurried: bool = False) -> None:
@@ -136,12 +168,12 @@ def _create(target: Path) -> tuple[Path, int]:
     for attempt in itertools.count():
         path = target.with_name(f"{name}.{attempt}.tmp")
         try:
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o666)
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | OPEN_FLAGS, 0o666)
         except FileExistsError:  # another thread, or a dead process that had the same number
             continue
         # where a file system has no locks, a file is never taken for left behind
         with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor)
         if os.fstat(descriptor).st_nlink:
             return path, descriptor
         os.close(descriptor)  # `remove_stale` of another process was faster than the lock
@@ -149,15 +181,13 @@ def _create(target: Path) -> tuple[Path, int]:
 
 
 def _remove_if_left(path: Path, *, is_own_host: bool) -> None:
-    descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    try:
+    with _closed_at_end(os.open(path, os.O_RDWR | OPEN_FLAGS)) as opened:
         # fails while the writer lives; its process number would prove nothing, as they are reused
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        untouched_s = time.time() - os.fstat(descriptor).st_mtime
+        lock(opened.descriptor)
+        untouched_s = time.time() - os.fstat(opened.descriptor).st_mtime
         if is_own_host or untouched_s > UNTOUCHED_S:
+            opened.close_where_open_files_stay()
             path.unlink()
-    finally:
-        os.close(descriptor)
 
 
 def _host() -> str:
@@ -165,7 +195,10 @@ def _host() -> str:
 
 
 def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    if path.is_dir() and not RENAMES_OPEN_FILES:
+        return  # Windows opens no folders, and writes their entries by itself
+    flags = os.O_RDONLY if path.is_dir() else os.O_RDWR  # Windows syncs what is open for writing
+    descriptor = os.open(path, flags | OPEN_FLAGS)
     try:
         os.fsync(descriptor)
     finally:

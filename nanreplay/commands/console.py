@@ -41,6 +41,12 @@ def _set_limit(context: click.Context, option: click.Parameter, value: str | Non
         raise click.BadParameter(f"{value!r} is no size; give one such as 8GiB.")
     # in the environment, so that it holds for the worker process of the terminal interface too
     os.environ[limits.VARIABLE] = value
+    if not limits.HOLDS_PROCESSES:
+        click.echo(
+            "nanreplay: --max-memory refuses tensors and programs that would take more; only Linux "
+            "also holds the process itself to it.",
+            err=True,
+        )
 
 
 max_memory = click.option(

@@ -38,7 +38,7 @@ _LIBRARY_FOLDERS = (
     Path(__file__).resolve().parents[1],  # this package
     sysconfig.get_paths()["stdlib"],
 )
-_LIBRARIES = tuple(f"{folder}/" for folder in _LIBRARY_FOLDERS)
+_LIBRARIES = tuple(f"{folder}/".replace("\\", "/") for folder in _LIBRARY_FOLDERS)
 
 
 class SourceTable:
@@ -82,6 +82,7 @@ def is_user_file(file: str) -> bool:
     Those of TensorFlow, Keras, this package, the standard library and other installed packages are
     not, nor is generated code.
     """
+    file = file.replace("\\", "/")  # as Windows writes paths
     return (
         not file.startswith(_LIBRARIES)
         and not file.startswith("<")

@@ -198,6 +198,11 @@ def _signal_number(value: Any) -> int | None:
         return None
     names = ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT")  # Windows has none of them
     known = {name: getattr(signal, name) for name in names if hasattr(signal, name)}
+    if not known:
+        raise AttachError(
+            "`dump_signal` needs a signal such as SIGUSR1, which this system lacks. Leave it out, "
+            "and call `recorder.dump()` for a file while training goes on."
+        )
     number = known.get(value, value) if isinstance(value, str) else value
     if isinstance(number, bool) or number not in known.values():
         raise _invalid("dump_signal", value, f"None or one of {', '.join(known)}")

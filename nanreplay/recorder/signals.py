@@ -129,7 +129,8 @@ class Handler:
         self._previous = signal.getsignal(self.number)
         if self._previous is None or (self._previous == signal.SIG_IGN and self.number in _ENDS):
             return False
-        if self._kills():
+        # On Windows nobody is told of SIGTERM: what ends a process there ends it at once.
+        if self._kills() and hasattr(os, "register_at_fork"):
             self._watchdog = Watchdog(self)
         signal.signal(self.number, self)
         return True
@@ -302,4 +303,5 @@ def _forget_in_child() -> None:
         signal.set_wakeup_fd(current_fd)
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+if hasattr(os, "register_at_fork"):  # Windows forks no processes
+    os.register_at_fork(after_in_child=_forget_in_child)
