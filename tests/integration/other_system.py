@@ -18,7 +18,7 @@ from typing import Any
 
 POSIX_MODULES = ("fcntl", "resource", "termios", "tty", "pty", "pwd", "grp", "syslog")
 POSIX_NAMES = {
-    os: "register_at_fork fork forkpty O_CLOEXEC sysconf nice statvfs sched_getaffinity getuid "
+    os: "register_at_fork fork forkpty O_CLOEXEC sysconf nice sched_getaffinity getuid "
     "set_blocking confstr getloadavg",
     signal: "SIGUSR1 SIGUSR2 SIGHUP SIGQUIT SIGALRM SIGPIPE pthread_kill sigwait",
 }
