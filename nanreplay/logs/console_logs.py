@@ -25,6 +25,9 @@ _NUMBER = r"[-+]?(?:\d[\d_]*\.?\d*(?:[eE][-+]?\d+)?|\.\d+(?:[eE][-+]?\d+)?|nan|i
 _WRAPPED = r"(?:tf\.Tensor\(|tensor\(|np\.float\d+\(|array\(|<tf\.Tensor:.*?numpy=|\[)?\s*"
 _END = r"(?![\w.]*\w)"
 _EPOCH_LINE = re.compile(r"^\s*Epoch\s+(\d+)\s*/\s*(\d+)\s*$")
+_EPOCH_HEADING = re.compile(
+    r"^[\W\d]*(?:(?:start(?:ing)?|begin(?:ning)?)(?: of)?\s+)?epoch\s*[:#=]?\s*(\d+)", re.IGNORECASE
+)
 _KERAS_LINE = re.compile(
     r"^\s*(?P<step>\d+)/(?P<total>\d+|Unknown)\s*(?P<bar>\[[=>.\s]*\]|[━\s]+|-)\s*"
     r"(?:-\s*)?(?:ETA:\s*)?\d"
@@ -48,7 +51,7 @@ _STEP = re.compile(
 _BATCH_OF = re.compile(r"(?:\[\s*(\d+)\s*/\s*\d+\s*\]|\b(\d+)/\d+ \[)")
 """`[100/1000]`, and what tqdm prints: `100/1000 [00:10<...`."""
 _LOSS_AT_STEP = re.compile(
-    rf"\bloss\b[^:=\d]*\bat\b[^:=\d]*\bstep\s+(\d+)\b[^:=]*[:=]\s*{_WRAPPED}({_NUMBER}){_END}",
+    rf"\bloss\b[^:=]*?\bat\s+(?:global\s+)?step\s+(\d+)\b[^:=]*[:=]\s*{_WRAPPED}({_NUMBER}){_END}",
     re.IGNORECASE,
 )
 _TOKEN = re.compile(
@@ -77,7 +80,10 @@ def read_console(path: Path, pattern: str | None = None) -> list[ScalarSeries]:
     if not rows.n_rows:
         what = "that --pattern matches" if own else "that tells a loss or a metric"
         raise FormatError(f"{path}: has no line {what}.")
-    return rows.series(str(path), first_epoch=1)
+    epochs = rows.columns.get("epoch")
+    # Keras counts epochs from 1 on the console, loops as they like
+    first_epoch = 0 if epochs is not None and min(epochs.values) < 1 else 1
+    return rows.series(str(path), first_epoch)
 
 
 def _shown_lines(file: object) -> Iterator[str]:
@@ -108,12 +114,18 @@ def _console_rows(file: object) -> LogRows:
     rows = LogRows()
     keras = _KerasOutput()
     loops = _LoopOutput()
+    epoch = None  # of a heading above the lines of its steps
     for line in _shown_lines(file):
         if not _WORTH.search(line):
             continue
         row = keras.row(line)
         if row is None:
             row = loops.row(line)
+            heading = _EPOCH_HEADING.match(line) if not row else None
+            if heading is not None:
+                epoch = float(heading[1])
+            elif row and epoch is not None:
+                row.setdefault("epoch", epoch)
         if row:
             rows.add(row)
     return rows

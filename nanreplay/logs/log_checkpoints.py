@@ -32,6 +32,8 @@ class CheckpointFindings:
     """Variables that grew from checkpoint to checkpoint."""
     meant: tuple[str, ...] = ()
     """Variables that are infinite in every checkpoint, as masks are."""
+    later_finite: int = 0
+    """How many checkpoints that were written after the first non-finite value are finite."""
     order: str | None = None
     """Why checkpoints and log cannot be put in order; None where they can."""
 
@@ -60,6 +62,7 @@ def look_at_checkpoints(
     healthy = [each for each in read[:broken_at] if _is_healthy(each, meant)]
     broken = read[broken_at] if broken_at < len(read) else None
     order = None
+    later_finite = 0
     if first is not None and series is not None and healthy:
         known = [is_before(each, first, series, run) for each in healthy]
         if all(each is None for each in known):
@@ -68,6 +71,7 @@ def look_at_checkpoints(
                 healthy = []
         else:
             pairs = zip(healthy, known, strict=True)
+            later_finite = known.count(False)
             healthy = [each for each, before in pairs if before is not False]
     starts = [each.value for each in (anomaly, *triggers) if each is not None]
     start = min(starts, key=lambda value: value.step, default=None)
@@ -85,6 +89,7 @@ def look_at_checkpoints(
         spared_layers=spared,
         growth=tuple(_growth(healthy)),
         meant=tuple(sorted(meant)),
+        later_finite=later_finite,
         order=order,
     )
 

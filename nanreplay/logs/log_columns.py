@@ -73,6 +73,8 @@ def series_of_columns(
     """
     axis, places, used = _axis(values, present)
     times = _times(values)
+    epoch = _named(values, EPOCH_NAMES) if axis == "step" else None
+    epochs = values[epoch] if epoch is not None and _covers(present[epoch]) else None
     result = []
     for name, column in values.items():
         if name in used or name.lower() in _RESTS or name.lower() in TIME_NAMES:
@@ -83,6 +85,8 @@ def series_of_columns(
                 ScalarSeries(
                     name, role_of(name), axis, places[keep], column[keep], times[keep], source,
                     first_epoch,
+                    None,
+                    None if epochs is None else epochs[keep],
                 )
             )  # fmt: skip
     return result

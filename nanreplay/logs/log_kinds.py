@@ -100,6 +100,11 @@ def kind_of_training(
     unsure: str | None = None
     if not found.rises:  # a level that was reached long before and kept
         unsure = _doubt(before, failing, position)
+    elif found.count == 2:
+        unsure = (
+            "two values rose before it: a divergence within two steps, and one bad batch that "
+            "spoiled the weights, look the same"
+        )
     elif _is_coarse(series):
         unsure = (
             f"one value stands between the usual ones and the first that is not finite, and "
@@ -113,13 +118,15 @@ def _from_start(run: LoggedRun, failing: ScalarSeries, position: int) -> KindFou
     begin = failing.first_epoch if failing.axis == "epoch" else 0
     distance = first.step - begin
     text = f"`{failing.tag}` was never finite: its first value, at {first.place}, is not"
-    if failing.axis != "row" and distance > max(1.0, 1.5 * failing.usual_gap):
+    is_first_epoch = failing.epochs is not None and failing.epochs[0] <= failing.first_epoch
+    is_late = distance > max(1.0, 1.5 * failing.usual_gap)
+    if failing.axis != "row" and is_late and not is_first_epoch:
         unknown = f"the log begins at {first.place}: what was before is not in it"
         return KindFound("cannot_tell", (text,), unknown)
     doubt = None
     if failing.axis == "epoch" or distance > 1:
         doubt = (
-            f"a value stands for {_gap_text(failing)}: "
+            f"its first value stands for all before {first.place}: "
             "whether the very first step was finite is not in the log"
         )
     return KindFound("from_start", (text,), doubt)

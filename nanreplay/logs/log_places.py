@@ -44,7 +44,12 @@ def value_at(series: ScalarSeries, position: int, run: LoggedRun) -> LoggedValue
     """The value of a series at a position."""
     step = float(series.steps[position])
     time_s = float(series.times[position])
-    epoch = int(step) if series.axis == "epoch" else epoch_of(run, series, step)
+    if series.axis == "epoch":
+        epoch: int | None = int(step)
+    elif series.epochs is not None and math.isfinite(series.epochs[position]):
+        epoch = int(series.epochs[position])
+    else:
+        epoch = epoch_of(run, series, step)
     return LoggedValue(
         series.tag,
         series.axis,

@@ -201,6 +201,10 @@ def _checkpoints(answer: LogAnswer) -> Iterator[str]:
         yield f"{text}."
     if weights.first_broken is not None:
         yield _hit(answer)
+    elif weights.later_finite:
+        number = weights.later_finite
+        what = "The one checkpoint" if number == 1 else f"The {number} checkpoints"
+        yield f"{what} written after that value {'is' if number == 1 else 'are'} finite too."
 
 
 def _hit(answer: LogAnswer) -> str:

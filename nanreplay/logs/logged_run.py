@@ -52,6 +52,8 @@ class ScalarSeries:
     """What the log calls its first epoch: 0 in `CSVLogger`'s files, 1 on the console."""
     files: NDArray[np.int32] | None = None
     """Which file of the run each value is from; None for one file."""
+    epochs: Numbers | None = None
+    """Epoch of each value, where the log has it beside the step; None where it has not."""
 
     def __len__(self) -> int:
         return len(self.values)
@@ -85,6 +87,7 @@ class ScalarSeries:
     def where(self, keep: NDArray[np.bool_]) -> ScalarSeries:
         """The values of the rows that `keep` is true for."""
         files = None if self.files is None else self.files[keep]
+        epochs = None if self.epochs is None else self.epochs[keep]
         return ScalarSeries(
             self.tag,
             self.role,
@@ -95,6 +98,7 @@ class ScalarSeries:
             self.source,
             self.first_epoch,
             files,
+            epochs,
         )
 
     @cached_property

@@ -227,3 +227,35 @@ def test_lines_that_differ_in_their_numbers_alone_are_read_alike(tmp_path: Path)
     assert loss.steps.tolist() == [1000, 1001, 1002, 1003, 1004]
     np.testing.assert_array_equal(loss.values, [0.5, 1.5, 2.5, math.nan, 4.5])
     assert series(found, "lr").values.tolist() == [1.5e-3] * 5
+
+
+def test_epochs_above_the_lines_of_their_steps(tmp_path: Path) -> None:
+    """The usual loop prints a heading an epoch, and steps that begin anew."""
+    lines = []
+    for epoch in range(2):
+        lines.append(f"\nStart of epoch {epoch}")
+        for step in range(3):
+            loss = "nan" if (epoch, step) == (1, 1) else "0.5"
+            lines.append(f"Training loss (for 1 batch) at step {step}: {loss}")
+            lines.append(f"Seen so far: {(step + 1) * 16} samples")
+    found = only_run(write(tmp_path / "out.log", "\n".join(lines) + "\n"))
+    assert series(found, "loss").steps.tolist() == [0, 1, 2, 3, 4, 5]
+    assert found.first is not None
+    assert (found.first.step, found.first.epoch) == (4, 1)
+
+
+def test_an_epoch_of_the_console_that_was_never_finite(tmp_path: Path) -> None:
+    text = (
+        "Epoch 1/2\n8/8 - 1s - 9ms/step - loss: nan\nEpoch 2/2\n8/8 - 0s - 9ms/step - loss: nan\n"
+    )
+    found = only_run(write(tmp_path / "out.log", text))
+    assert found.found is not None
+    assert found.found.kind == "from_start"
+    assert found.found.doubt is not None, "the first value stands for eight steps"
+
+
+def test_a_log_that_begins_late_does_not_tell_the_start(tmp_path: Path) -> None:
+    text = "step,loss\n" + "".join(f"{step},nan\n" for step in range(5000, 5100, 10))
+    found = only_run(write(tmp_path / "log.csv", text))
+    assert found.found is not None
+    assert found.found.kind == "cannot_tell"
