@@ -138,7 +138,15 @@ def departure(values: NDArray[np.float64]) -> Departure | None:
             continue
         usual, spread, window = found
         begin = position
-        while begin > 1 and usual + 2 * spread < levels[begin - 1] < levels[begin]:
+        while (
+            begin > 1
+            and levels[begin - 1] < levels[begin]
+            and (
+                # above the usual ones, or risen steeply itself: what is usual is not known early on
+                levels[begin - 1] > usual + 2 * spread
+                or levels[begin - 1] - levels[begin - 2] > _LEAST_LAST
+            )
+        ):
             begin -= 1  # back down the slope, to where it began
         start = begin + offset
         before = float(np.median(values[max(start - window, 0) : start]))
@@ -151,8 +159,9 @@ def _levels(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Values by magnitude: as they are well below the usual magnitude, as logarithms above it."""
     magnitudes = np.abs(values)
     known = magnitudes[magnitudes > 0]
-    # a small share of it, so that a loss that fell to a thousandth is still seen to grow
-    scale = float(np.median(known)) * 1e-3 if len(known) else 1.0
+    # a small share of a small one, so that a loss that fell to a thousandth is still seen to grow,
+    # and a series of which most is growth as well
+    scale = float(np.quantile(known, 0.25)) * 1e-3 if len(known) else 1.0
     levels: NDArray[np.float64] = np.sign(values) * np.log1p(magnitudes / max(scale, 1e-300))
     return levels
 

@@ -127,11 +127,27 @@ def _numbers_of(dataset: Any) -> Any:
 
 def _slabs(dataset: Any, kind: Any, progress: Progress | None) -> Iterator[NDArray[Any]]:
     """Read a dataset in parts of a few MiB."""
+    buffer: NDArray[Any] = np.zeros(0, dataset.dtype)
     for place in _places(tuple(dataset.shape), kind.itemsize, dataset.chunks):
-        part = np.asarray(dataset[place])
+        if dataset.shape and dataset.size:
+            # into one buffer: fresh memory for each part takes longer than reading it
+            shape = _shape_of(place, tuple(dataset.shape))
+            if buffer.shape != shape:
+                buffer = np.empty(shape, dataset.dtype)
+            dataset.read_direct(buffer, source_sel=place)
+            part = buffer
+        else:
+            part = np.asarray(dataset[place])
         if progress is not None:
             progress(part.nbytes)
         yield part.view(kind) if part.dtype.kind == "V" else part
+
+
+def _shape_of(place: tuple[Any, ...], shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Shape of the part that a selection takes."""
+    at = len(place) - 1
+    rows = min(place[at].stop, shape[at]) - place[at].start
+    return (rows, *shape[at + 1 :])
 
 
 def _places(
