@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from nanreplay.capture.tables import readable
 from nanreplay.errors import NanreplayError
 from nanreplay.logs.checkpoint_files import read_checkpoint
 from nanreplay.logs.console_logs import read_console
@@ -180,7 +181,7 @@ def _read_run(
             checkpoint = read_checkpoint(file.path, file.kind, counter)
             ending = ".index" if file.kind == "bundle" else ""
             shown = file.shown.removesuffix(ending)
-            checkpoints.append(replace(checkpoint, path=shown))
+            checkpoints.append(_printable_names(replace(checkpoint, path=shown)))
             if checkpoint.error is not None:
                 problems.append(f"{shown}: {checkpoint.error}.")
             continue
@@ -195,10 +196,25 @@ def _read_run(
         series += _in_part(found, file)
         if note is not None:
             notes.append(f"{file.shown}: {note}")
+    series = [replace(each, tag=_printable(each.tag)) for each in series]
     series.sort(key=lambda each: (each.role != "loss", *loss_rank(each.tag)))
     shown_paths = tuple(file.shown for file in files)
     run = LoggedRun(name, tuple(series), tuple(in_order(checkpoints)), tuple(notes), shown_paths)
     return run, problems
+
+
+def _printable(text: str) -> str:
+    """A name from a file as it may be printed: a terminal obeys control characters."""
+    return " ".join(readable(text).split())[:300]
+
+
+def _printable_names(checkpoint: Checkpoint) -> Checkpoint:
+    variables = tuple(
+        replace(each, name=_printable(each.name), layer=_printable(each.layer))
+        for each in checkpoint.variables
+    )
+    error = None if checkpoint.error is None else _printable(checkpoint.error)
+    return replace(checkpoint, variables=variables, error=error)
 
 
 def _one_line(error: BaseException) -> str:

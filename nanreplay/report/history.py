@@ -264,6 +264,7 @@ _POINTS = 600
 """Points of a curve."""
 _MOST_LAYERS = 40
 LOOK: dict[Any, Any] = {
+    "text.parse_math": False,  # a name with a dollar is no formula
     "svg.fonttype": "none",  # text stays text, and takes the font of the page
     "svg.hashsalt": "nanreplay",  # the same ids in each run, so that pages can be compared
     "font.family": "sans-serif",

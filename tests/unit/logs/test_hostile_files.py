@@ -315,3 +315,38 @@ def test_flipped_bytes_never_end_in_a_traceback(seed: int, tmp_path: Path) -> No
     read_checkpoint(tmp_path / "ckpt-1.index", "bundle")
     with contextlib.suppress(ValueError):  # what is no message is said to be none
         list(fields_of((tmp_path / "event").read_bytes()))
+
+
+def test_names_do_not_reach_the_terminal_as_commands(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "history.json"
+    path.write_text(
+        r'{"loss \u001b[2J$x_\ud800<script>": [0.5, 0.4], "loss": [0.5, 0.4]}', encoding="utf-8"
+    )
+    page = tmp_path / "page.html"
+    assert run(["logs", str(path), "--html", str(page)]) == 0
+    out = capfd.readouterr().out
+    assert "\x1b" not in out
+    assert "loss ?[2J$x_?<script>" in out
+    assert "<script>" not in page.read_text(encoding="utf-8")
+
+
+def test_a_url_is_read_as_a_folder_is(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    import fsspec
+
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/logs-of-a-run/training.csv", b"epoch,loss\n0,0.5\n1,nan\n")
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["layers/dense/vars/0"] = np.ones(3)
+    weights = (tmp_path / "a.h5").read_bytes()
+    memory.pipe("/logs-of-a-run/checkpoints/model.01.weights.h5", weights)
+    try:
+        assert run(["logs", "memory://logs-of-a-run"]) == 1
+        out = capfd.readouterr().out
+        assert "`loss` becomes NaN at epoch 1" in out
+        assert "`memory://logs-of-a-run/checkpoints/model.01.weights.h5`" in out
+        assert run(["logs", "memory://nothing-there"]) == 2
+        assert "no such file or folder" in capfd.readouterr().err
+    finally:
+        memory.rm("/logs-of-a-run", recursive=True)
