@@ -53,7 +53,7 @@ LIST = (
     Advice("clip gradients: `clipvalue=1.0`", "exploding_rnn", ("clipvalue=1.0",)),
     Advice("clip gradients: `clipnorm=1.0`", "exploding_rnn", ("clipnorm=1.0",)),
     Advice("add `1e-8` in softmax and log", "log_of_zero", ("epsilon=1e-8", "clipnorm=1.0")),
-    Advice("add `1e-8` in a division", "division_by_zero", ("epsilon=1e-8", "clipnorm=1.0")),
+    Advice("add `1e-8` in a division", "division_by_zero", ("epsilon=1e-8", "epsilon=1e-2")),
 )
 
 
