@@ -35,14 +35,15 @@ ROWS, ROUNDS = 64, 3
 
 
 class Convolved(keras.layers.Layer):
-    """Images with channels first, as only a GPU's kernels take them."""
+    """Images with channels first, as only a GPU's kernels take them; without one, channels last."""
 
     def build(self, shape: Any) -> None:
         self.kernel = self.add_weight(shape=(3, 3, shape[1], 16), initializer="he_normal")
 
     def call(self, x: Any) -> Any:
         kernel = tf.cast(self.kernel.value, x.dtype)
-        return tf.nn.conv2d(x, kernel, 1, "SAME", data_format="NCHW")
+        layout = "NCHW" if tf.config.list_physical_devices("GPU") else "NHWC"
+        return tf.nn.conv2d(x, kernel, 1, "SAME", data_format=layout)
 
 
 class Logarithm(keras.layers.Layer):

@@ -79,7 +79,8 @@ _FIELDS = {"string": "s", "int": "i", "float": "f", "bool": "b"}
 
 LOOPS = frozenset({"While", "StatelessWhile"})
 BRANCHES = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})
-CALLS = frozenset({"PartitionedCall", "StatefulPartitionedCall"})
+CALLS = {"PartitionedCall": "f", "StatefulPartitionedCall": "f", "XlaLaunch": "function"}
+"""Ops that call a function with all their inputs, and the attribute that names it."""
 _TF1_CONTROL_FLOW = frozenset(
     "Switch Merge Enter Exit NextIteration LoopCond "
     "RefSwitch RefMerge RefEnter RefExit RefNextIteration".split()
@@ -285,7 +286,7 @@ class Library:
         if node.op in self.functions:
             step.kind, step.callees = "call", (node.op,)
         elif node.op in CALLS:
-            step.kind, step.callees = "call", (node.attr["f"].func.name,)
+            step.kind, step.callees = "call", (node.attr[CALLS[node.op]].func.name,)
         elif node.op in LOOPS:
             step.kind = "loop"
             step.callees = (node.attr["cond"].func.name, node.attr["body"].func.name)
@@ -303,7 +304,7 @@ class Library:
 
     def _is_compiled(self, node: Any, callee: str) -> bool:
         """Whether a call is compiled: TensorFlow marks the calling node, the function, or both."""
-        if node.attr["_XlaMustCompile"].b:
+        if node.op == "XlaLaunch" or node.attr["_XlaMustCompile"].b:
             return True
         function = self.functions.get(callee)
         return function is not None and bool(function.attr["_XlaMustCompile"].b)

@@ -10,6 +10,7 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nanreplay.program import lowerings
 from nanreplay.program.lowered_graph import lower_graph, lowered_function
 from nanreplay.replay.kernels import run_kernel
 
@@ -338,3 +339,29 @@ def test_what_the_cpu_runs_by_itself_runs_as_it_was_recorded() -> None:
         padding="SAME",
     )
     assert lowered_function("Conv2D", "convolution", attrs) is None
+
+
+def test_a_machine_with_a_gpu_runs_what_was_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, weights = np.zeros((1, 3, 4, 4)), np.zeros((1, 1, 3, 2))
+    attrs, _ = _attrs(
+        "Conv2D", input=image, filter=weights, strides=[1, 1, 1, 1], padding="SAME",
+        data_format="NCHW",
+    )  # fmt: skip
+    assert lowered_function("Conv2D", "convolution", attrs) is not None
+    monkeypatch.setattr(lowerings, "_has_other_devices", lambda: True)
+    assert lowered_function("Conv2D", "convolution", attrs) is None
+
+
+def test_what_xla_compiles_stays_as_it_was_recorded() -> None:
+    def convolved(value: Any, kernel: Any) -> Any:
+        return tf.nn.conv2d(value, kernel, 1, "SAME", data_format="NCHW")
+
+    inner = tf.function(convolved, jit_compile=True)
+    outer = tf.function(lambda value, kernel: inner(value, kernel) + 1.0)
+    traced = outer.get_concrete_function(
+        tf.TensorSpec([1, 3, 4, 4], tf.float64), tf.TensorSpec([1, 1, 3, 2], tf.float64)
+    )
+    graph = traced.graph.as_graph_def()
+    before = graph.SerializeToString(deterministic=True)
+    assert lower_graph(graph) == []
+    assert graph.SerializeToString(deterministic=True) == before

@@ -290,6 +290,25 @@ def test_xla_programs_draw_the_numbers_of_xla() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
+def test_a_launch_of_xla_is_seen_through() -> None:
+    called = tf.function(lambda x: tf.math.log(x) * 2.0).get_concrete_function(X)
+    graph = tf.function(called).get_concrete_function(X).graph.as_graph_def()
+    (call,) = [node for node in graph.node if "PartitionedCall" in node.op]
+    name = call.attr["f"].func.name
+    call.op = "XlaLaunch"
+    call.attr.clear()
+    call.attr["function"].func.name = name
+    call.attr["Tconstants"].list.SetInParent()
+    call.attr["Targs"].list.type.append(tf.float32.as_datatype_enum)
+    call.attr["Tresults"].list.type.append(tf.float32.as_datatype_enum)
+    seen: list[str] = []
+    observed = Interpreter(graph).run(
+        {"x:0": VALUES}, [f"{call.name}:0"], observer=lambda event: seen.append(event.type)
+    )
+    np.testing.assert_array_equal(observed[0], called(tf.constant(VALUES)))
+    assert "Log" in seen
+
+
 def test_control_flow_of_tensorflow_1_is_refused() -> None:
     with tf.Graph().as_default() as graph:
         tf.raw_ops.Switch(data=tf.constant(1.0), pred=tf.constant(True))
