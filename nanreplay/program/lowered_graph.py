@@ -8,7 +8,7 @@ stay, so that feeds, fetches and what is known of each op hold.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -102,15 +102,21 @@ class LoweredOps(NamedTuple):
     """Types of ops of half precision that run in float32 between casts; sorted."""
 
 
-def lowered_ops(graph: Any) -> LoweredOps:
+def lowered_ops(graph: Any, recorded: Container[str] = ()) -> LoweredOps:
     """Tell which ops of a GraphDef run in another form on this machine.
+
+    Args:
+        graph: The GraphDef.
+        recorded: Names of ops of its main graph that do not run, as their outputs were recorded.
 
     Raises:
         UnsupportedOpError: An op runs on a GPU alone.
     """
     forms: set[str] = set()
     in_float32: set[str] = set()
-    for _, node in all_nodes(graph):
+    for function, node in all_nodes(graph):
+        if not function and node.name in recorded:
+            continue
         if lowering_of(node.op, node.name, node.attr) is None:
             continue
         if needs_float32(node.op, node.attr):

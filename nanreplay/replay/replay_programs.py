@@ -77,7 +77,7 @@ class Program:
         if unfed:
             reason = "it calls a Python function, which is not in the capture"
             raise UnsupportedOpError("PyFunc", unfed[0], reason)
-        self.lowered = lowered_ops(self.graph)
+        self.lowered = lowered_ops(self.graph, fed)
         """Ops that run here in a form of their own, as this machine has no GPU."""
         self.narrow_ops: tuple[str, ...] = ()
         """Types of ops that keep their own float type in `wide`, once it was asked for."""

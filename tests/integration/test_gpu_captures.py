@@ -54,6 +54,10 @@ def check(report: Report, op_type: str, layer: str) -> Any:
     assert (origin.step, origin.phase, origin.layer) == (BAD_STEP, "forward", layer)
     assert (origin.op_type, origin.rows) == (op_type, (BAD_ROW,))
     assert any(fix.prevents for fix in report.fixes)
+    ran = {entry.mode: entry.finite for entry in report.verdict.evidence}
+    assert {"recorded", "ops", "float64"} <= set(ran)
+    assert not ran["recorded"]
+    assert not ran["ops"]
     return origin
 
 
@@ -106,6 +110,7 @@ def bidirectional_gru() -> Any:
     return keras.Model(values, layers.Dense(1, name="out")(hidden))
 
 
+@pytest.mark.slow
 def test_a_bidirectional_gru_of_cudnn_with_lengths(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
