@@ -16,6 +16,7 @@ Exception
     ├── OutputExistsError (FileExistsError)           a file that would be written over
     ├── UnsafeProgramError                            a program that reaches beyond tensors
     ├── MissingPackageError (ImportError)             a package that an extra brings
+    ├── ClusterError (OSError)                        a Dask cluster that cannot be used
     ├── MemoryLimitError (MemoryError)                more memory than --max-memory allows
     ├── UnsupportedOpError (NotImplementedError)      an op that cannot be replayed
     ├── ReplayError (RuntimeError)                    a replay that failed
@@ -41,6 +42,7 @@ _EXTRAS = {
     "matplotlib": "view",
     "fsspec": "remote",
     "fastparquet": "parquet",
+    "distributed": "cluster",
 }
 """The extra of nanreplay that brings a package."""
 
@@ -162,6 +164,10 @@ def missing_package(error: ImportError) -> MissingPackageError | None:
     if extra == "tensorflow":
         install += ", or the build of TensorFlow that you train with"
     return MissingPackageError(f"This needs {package}, which is not installed: {install}.")
+
+
+class ClusterError(NanreplayError, OSError):
+    """A Dask cluster does not answer, has no workers, or these cannot do the work."""
 
 
 class MemoryLimitError(NanreplayError, MemoryError):

@@ -36,6 +36,7 @@ COMMANDS = {
     "replay": "Replay the recorded steps and compare them bit for bit, "
     "or run them through today's code.",
     "bisect": "Name the op that made the first non-finite value, and why.",
+    "triage": "Bisect many captures, and group those that failed alike.",
     "whatif": "Try fixes on the recorded failure.",
     "diff": "Say where two captures, two modes, or a capture and today's code part.",
     "report": "Write a page about a failure: HTML, or Markdown for an issue.",

@@ -1,0 +1,155 @@
+"""Workers of a Dask cluster.
+
+A task is a few captures. A Dask worker does not bisect them itself, for its threads share one
+process that a crash would end and a hang would block: it starts a child (`dask_child`), which does
+what this machine does with its own captures. When a Dask worker is lost, the scheduler gives its
+tasks to another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from nanreplay import __version__
+from nanreplay.errors import ClusterError, StorageError, first_line
+from nanreplay.triage.capture_answer import CaptureAnswer, answer_from_json, undecided_answer
+
+CONNECT_S = 10.0
+"""Seconds that a scheduler has to answer, and a cluster to have a worker."""
+_MOST_A_TASK = 8
+"""Captures that are lost when a Dask worker is: they are bisected again."""
+_TASKS_A_THREAD = 4
+"""Tasks that each thread gets at least where there are enough captures, so that all end alike."""
+_MOST_SAID = 300
+
+
+def answers_of_cluster(
+    paths: Sequence[str],
+    *,
+    scheduler: str,
+    trust: bool,
+    timeout_s: float,
+    max_memory: str | None,
+) -> Iterator[CaptureAnswer]:
+    """Bisect captures on a Dask cluster; gives the answers of each task as it ends.
+
+    Args:
+        paths: The captures; files must be there on the machines of the workers too.
+        scheduler: Its address, such as `tcp://host:8786`.
+        trust: Let ops that touch files, the network or processes run.
+        timeout_s: Seconds that a capture may take.
+        max_memory: Memory of a worker as `--max-memory` takes it; its share of the Dask worker's
+            unless given.
+
+    Raises:
+        ClusterError: The scheduler does not answer, it has no workers, or these have another
+            nanreplay.
+    """
+    from distributed import Client, as_completed
+
+    try:
+        client = Client(scheduler, timeout=CONNECT_S, set_as_default=False)
+    except (OSError, ValueError, asyncio.TimeoutError) as error:
+        raise ClusterError(
+            f"{scheduler}: no Dask scheduler answers there ({_reason(error)})."
+        ) from error
+    with client:
+        n_threads = _threads(client, scheduler)
+        size = min(_MOST_A_TASK, math.ceil(len(paths) / (n_threads * _TASKS_A_THREAD)))
+        options = {"trust": trust, "timeout_s": timeout_s, "max_memory": max_memory}
+        waiting = {}
+        for first in range(0, len(paths), size):
+            part = list(paths[first : first + size])
+            # pure: the same captures asked for twice are two tasks, for a file may have changed
+            waiting[client.submit(answers_in_child, part, options, pure=False)] = part
+        for future in as_completed(waiting, loop=client.loop):
+            yield from _answers(future, waiting[future])
+
+
+def _threads(client: Any, scheduler: str) -> int:
+    """How many threads the workers have.
+
+    Raises:
+        ClusterError: There are no workers, or some cannot bisect as this process would.
+    """
+    try:
+        client.wait_for_workers(1, timeout=CONNECT_S)
+    except (OSError, asyncio.TimeoutError):
+        raise ClusterError(f"{scheduler}: the Dask cluster has no workers.") from None
+    for worker, found in client.run(_nanreplay_version, on_error="return").items():
+        if found != __version__:
+            has = f"nanreplay {found}" if isinstance(found, str) else f"none ({_reason(found)})"
+            raise ClusterError(
+                f"{scheduler}: worker {worker} needs nanreplay {__version__}, and has {has}."
+            )
+    return sum(client.nthreads().values())
+
+
+def _nanreplay_version() -> str:
+    return __version__
+
+
+def _answers(future: Any, paths: Sequence[str]) -> Iterator[CaptureAnswer]:
+    if future.status == "finished":
+        yield from (answer_from_json(value) for value in future.result())
+        return
+    reason = "the Dask scheduler went away."  # its tasks are cancelled then
+    if future.status == "error":
+        error = future.exception()
+        reason = f"the Dask cluster could not do it: {type(error).__name__}: {_reason(error)}"
+    yield from (undecided_answer(path, reason) for path in paths)
+
+
+def _reason(error: BaseException) -> str:
+    return first_line(error)[:_MOST_SAID] or type(error).__name__
+
+
+# What runs in a Dask worker.
+
+
+def answers_in_child(paths: list[str], options: dict[str, Any]) -> list[dict[str, Any]]:
+    """Bisect captures in a process of their own.
+
+    Args:
+        paths: The captures.
+        options: `trust`, `timeout_s` and `max_memory`, as of `answers_here`.
+
+    Returns:
+        An answer a capture, as `answer_to_json` writes it.
+
+    Raises:
+        StorageError: The process ended without all answers.
+    """
+    limit = options["max_memory"] or _share_of_worker()
+    request = json.dumps({"paths": paths, **options, "max_memory": limit})
+    child = subprocess.run(
+        [sys.executable, "-m", "nanreplay.triage.dask_child"],
+        input=request,
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        check=False,
+        # the worker may have found nanreplay by a path that its children do not inherit
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    answers = [json.loads(line) for line in child.stdout.splitlines()]
+    if len(answers) != len(paths):
+        said = " ".join(child.stderr.split())[-_MOST_SAID:]
+        raise StorageError(f"the child of a Dask worker ended with {child.returncode}. {said}")
+    return answers
+
+
+def _share_of_worker() -> str | None:
+    """The memory that each thread of this Dask worker has; None where it has no limit."""
+    from distributed import get_worker
+
+    worker = get_worker()
+    limit = worker.memory_manager.memory_limit
+    return None if not limit else f"{limit // worker.state.nthreads} B"

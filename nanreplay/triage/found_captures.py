@@ -1,0 +1,153 @@
+"""Which captures lie where: files, folders with all below them, patterns and URLs."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import h5py
+
+from nanreplay.capture import Capture
+from nanreplay.capture.format import FORMAT
+from nanreplay.capture.storage import (
+    Location,
+    RemotePath,
+    filesystem,
+    location,
+    open_hdf5,
+    size_bytes,
+)
+from nanreplay.errors import CaptureError, CaptureNotFoundError, StorageError
+
+_ENDINGS = (".h5", ".hdf5")
+_SKIPPED = frozenset((
+    ".git", ".hg", ".svn", "__pycache__", "node_modules", "site-packages", ".venv", "venv",
+    ".ipynb_checkpoints", ".trash", ".mypy_cache", ".ruff_cache", ".pytest_cache",
+))  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FoundCapture:
+    """A capture, or a file that should be one."""
+
+    where: Location
+    size_bytes: int
+    error: CaptureError | None = None
+    """Why it cannot be read; None where its head is in order."""
+
+    @property
+    def name(self) -> str:
+        """As the user knows it."""
+        return str(self.where)
+
+
+def find_captures(paths: Sequence[str]) -> list[FoundCapture]:
+    """Find the captures under the paths.
+
+    In a folder, files that end in .h5 or .hdf5 are looked at. HDF5 files of others, such as Keras's
+    weights, are left out there; a damaged file is not.
+
+    Args:
+        paths: Files, folders, patterns such as `runs/**/*.h5`, URLs.
+
+    Raises:
+        CaptureNotFoundError: There is no such path, or no capture under all of them.
+        StorageError: The place of a URL cannot be reached.
+    """
+    found: dict[Location, FoundCapture] = {}
+    for text in paths:
+        for where, is_named in _expanded(text):
+            key = where if isinstance(where, RemotePath) else where.resolve()
+            if key not in found:
+                looked_at = _looked_at(where, is_named)
+                if looked_at is not None:
+                    found[key] = looked_at
+    if not found:
+        raise CaptureNotFoundError(f"{' '.join(paths)}: holds no captures (*.h5).")
+    return list(found.values())
+
+
+def _expanded(text: str) -> Iterator[tuple[Location, bool]]:
+    """The files that one argument names, and whether it names this very file."""
+    where = location(text)
+    if isinstance(where, RemotePath):
+        yield from _remote(where)
+        return
+    if where.exists():
+        roots = [where]
+    else:
+        matches = sorted(glob.glob(text, recursive=True)) if glob.has_magic(text) else []
+        if not matches:
+            raise CaptureNotFoundError(f"{text}: no such file or folder.")
+        roots = [Path(match) for match in matches]
+    for root in roots:
+        if root.is_dir():
+            yield from ((path, False) for path in _walk(root))
+        else:
+            yield root, len(roots) == 1
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder):
+        folders[:] = sorted(name for name in folders if name not in _SKIPPED)
+        for name in sorted(names):
+            path = Path(place) / name
+            # names of files that are being written begin with a dot
+            if name.endswith(_ENDINGS) and not name.startswith(".") and path.is_file():
+                yield path
+
+
+def _remote(where: RemotePath) -> Iterator[tuple[Location, bool]]:
+    system, inner = filesystem(where)
+    try:
+        if glob.has_magic(inner):
+            names = sorted(system.glob(inner))
+        elif system.isdir(inner) and not system.isfile(inner):
+            names = sorted(system.find(inner))
+        else:
+            yield where, True
+            return
+        urls = [str(system.unstrip_protocol(name)) for name in names]
+    except Exception as error:  # each file system has errors of its own
+        text = " ".join(str(error).split())[:200]
+        raise StorageError(f"{where}: cannot be read ({type(error).__name__}: {text}).") from error
+    yield from ((RemotePath(url), False) for url in urls if url.endswith(_ENDINGS))
+
+
+def _looked_at(where: Location, is_named: bool) -> FoundCapture | None:
+    """A capture with what is wrong with it; None for an HDF5 file of something else."""
+    size = 0
+    with contextlib.suppress(Exception):  # each file system has errors of its own; opening says why
+        size = size_bytes(where)
+    try:
+        Capture(where).close()
+    except CaptureError as error:
+        if not is_named and _is_of_others(where):
+            return None
+        return FoundCapture(where, size, error)
+    return FoundCapture(where, size)
+
+
+def _is_of_others(where: Location) -> bool:
+    """Whether it is a whole HDF5 file that does not call itself a capture."""
+    try:
+        file, stream = open_hdf5(where)
+    except (CaptureError, OSError):
+        return False
+    try:
+        return _format_of(file) != FORMAT
+    except (OSError, RuntimeError, KeyError):
+        return False
+    finally:
+        file.close()
+        if stream is not None:
+            stream.close()
+
+
+def _format_of(file: h5py.File) -> str:
+    value = file.attrs.get("format", "")
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)

@@ -1,0 +1,94 @@
+"""The result of a triage as lines for people, and the words that pages use too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from nanreplay.report.numbers import readable_bytes, readable_list
+from nanreplay.report.sentence import kind_in_words
+from nanreplay.triage.failure_groups import FailureGroup, TriageResult
+
+_RUNS_SHOWN = 3
+OTHER_HEADINGS = ("capture", "what", "why")
+"""Of `other_rows`."""
+_STATUS_WORDS = {"undecided": "undecided", "unreadable": "not read"}
+
+
+def triage_lines(result: TriageResult) -> Iterator[str]:
+    """The groups, then the captures that could not be read or decided."""
+    yield summary(result)
+    for group in result.groups:
+        yield ""
+        yield f"{group.key.fingerprint} · {how_often(group)} · {when_seen(group)}"
+        yield f"  {what_failed(group)}"
+        yield f"  {group.cheapest.answer.sentence}"
+        yield f"  runs: {readable_list(group.runs, _RUNS_SHOWN)}"
+        yield f"  cheapest: nanreplay open {group.cheapest.answer.path} ({cheapest_size(group)})"
+    for number, (name, what, why) in enumerate(other_rows(result)):
+        if not number:
+            yield ""
+        yield f"{what}: {why}" if why.startswith(name) else f"{what}: {name}: {why}"
+
+
+def summary(result: TriageResult) -> str:
+    """How many captures became what: `3 captures: 2 non-finite in 1 group, 1 not read.`."""
+    failed = sum(len(group.captures) for group in result.groups)
+    parts = []
+    if failed:
+        groups = len(result.groups)
+        parts.append(f"{failed} non-finite in {groups} group{'s' if groups > 1 else ''}")
+    for status, words in {"finite": "finite", **_STATUS_WORDS}.items():
+        count = len(result.of_status(status))
+        if count:
+            parts.append(f"{count} {words}")
+    cached = sum(each.answer.is_cached for each in result.captures)
+    known = f" {cached} known from an earlier run." if cached else ""
+    total = len(result.captures)
+    return f"{total} capture{'s' if total > 1 else ''}: {', '.join(parts)}.{known}"
+
+
+def how_often(group: FailureGroup) -> str:
+    """`12 captures of 3 runs`."""
+    captures, runs = len(group.captures), len(group.runs)
+    return f"{captures} capture{'s' if captures > 1 else ''} of {runs} run{'s' if runs > 1 else ''}"
+
+
+def when_seen(group: FailureGroup) -> str:
+    """`2026-11-02 10:31 to 2026-11-20 08:12`, as the captures say it."""
+    first, last = (None if time is None else _minute(time) for time in group.seen)
+    if first is None or last is None:
+        return "no time known"
+    return first if first == last else f"{first} to {last}"
+
+
+def _minute(time: str) -> str:
+    return time[:16].replace("T", " ")
+
+
+def what_failed(group: FailureGroup) -> str:
+    """What all captures of a group have in common, in words."""
+    key = group.key
+    parts = [kind_in_words(key.cause) if key.cause else "no cause known"]
+    if key.op_type:
+        parts.append(f"`{key.op_type}`")
+    if key.layer:
+        parts.append(f"layer `{key.layer}`")
+    if key.file:
+        lines = ":" + "|".join(map(str, group.lines)) if group.lines else ""
+        code = f" `{key.code}`" if key.code else ""
+        parts.append(f"{key.file}{lines}{code}")
+    if key.trigger:
+        parts.append(f"{key.trigger}, origin not known")
+    return " · ".join(parts)
+
+
+def cheapest_size(group: FailureGroup) -> str:
+    """The size of the smallest file of a group."""
+    return readable_bytes(group.cheapest.size_bytes)
+
+
+def other_rows(result: TriageResult) -> Iterator[tuple[str, str, str]]:
+    """A row for each capture that could not be read or decided."""
+    for status, words in _STATUS_WORDS.items():
+        for each in result.of_status(status):
+            yield each.answer.path, words, each.answer.sentence

@@ -1,0 +1,199 @@
+"""Which files are captures, and what of them an earlier run knows."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import h5py
+import pytest
+
+from nanreplay.commands import run
+from nanreplay.errors import CaptureNotFoundError
+from nanreplay.triage import answer_cache
+from nanreplay.triage.capture_answer import CaptureAnswer, undecided_answer
+from nanreplay.triage.found_captures import find_captures
+from nanreplay.triage.triage_engine import triage
+
+REPORT = {"origin": None, "cause": None, "capture": {"trigger": {"what": "loss", "name": "loss"}}}
+
+
+@pytest.fixture
+def runs(made_up: Path, tmp_path: Path) -> Path:
+    """A folder with two captures, two damaged ones, and files that are none."""
+    folder = tmp_path / "runs"
+    (folder / "deep" / "er").mkdir(parents=True)
+    shutil.copy(made_up, folder / "a.h5")
+    shutil.copy(made_up, folder / "deep" / "er" / "b.hdf5")
+    content = made_up.read_bytes()
+    (folder / "cut.h5").write_bytes(content[: len(content) // 2])
+    (folder / "deep" / "empty.h5").write_bytes(b"")
+    (folder / ".c.h5.tmp").write_bytes(content)
+    (folder / "train.py").write_text("")
+    with h5py.File(folder / "model.weights.h5", "w") as file:
+        file["dense/kernel"] = [1.0, 2.0]
+    return folder
+
+
+def found_in(*paths: Path | str) -> dict[str, bool]:
+    """Names of what is found, and whether it can be read."""
+    return {Path(each.name).name: each.error is None for each in find_captures([*map(str, paths)])}
+
+
+def test_folders_are_searched_to_the_bottom(runs: Path) -> None:
+    expected = {"a.h5": True, "b.hdf5": True, "cut.h5": False, "empty.h5": False}
+    assert found_in(runs) == expected
+    assert found_in(runs, runs / "a.h5", runs / "*.h5") == expected
+
+
+def test_patterns_and_files_name_what_is_taken(runs: Path) -> None:
+    assert found_in(runs / "**" / "*.hdf5") == {"b.hdf5": True}
+    assert found_in(runs / "model.weights.h5") == {"model.weights.h5": False}
+
+
+def test_folders_of_a_url_are_searched(runs: Path) -> None:
+    fsspec = pytest.importorskip("fsspec", reason="the extra `remote` is not installed")
+    system = fsspec.filesystem("memory")
+    system.put(str(runs), "/triaged", recursive=True)
+    try:
+        expected = {"a.h5": True, "b.hdf5": True, "cut.h5": False, "empty.h5": False}
+        assert found_in("memory://triaged") == expected
+        assert found_in("memory://triaged/*.h5") == {"a.h5": True, "cut.h5": False}
+        assert found_in("memory://triaged/a.h5") == {"a.h5": True}
+    finally:
+        system.rm("/triaged", recursive=True)
+
+
+def test_nothing_found_is_one_line(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    (runs / "none").mkdir()
+    for path, said in {
+        runs / "none": "holds no captures (*.h5).",
+        runs / "gone": "no such file or folder.",
+        runs / "*.nothing": "no such file or folder.",
+    }.items():
+        with pytest.raises(CaptureNotFoundError):
+            find_captures([str(path)])
+        assert run(["triage", str(path)]) == 2
+        assert capfd.readouterr() == ("", f"nanreplay: {path}: {said}\n")
+
+
+class Worker:
+    """Answers by name, and remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, names: Sequence[str]) -> Iterator[CaptureAnswer]:
+        for name in reversed(names):
+            self.asked.append(Path(name).name)
+            if "lost" in name:
+                yield undecided_answer(name, "took longer than 5 s.")
+            else:
+                yield CaptureAnswer(name, "nonfinite", "It failed.", report=REPORT)
+
+    def asked_now(self) -> list[str]:
+        asked, self.asked = sorted(self.asked), []
+        return asked
+
+
+def changed(path: Path) -> Path:
+    with h5py.File(path, "r+") as file:
+        file.attrs["note"] = path.name
+    return path
+
+
+def test_a_second_run_bisects_only_what_is_new(runs: Path, tmp_path: Path) -> None:
+    worker, cache = Worker(), tmp_path / "cache" / "answers"
+    changed(runs / "deep" / "er" / "b.hdf5")
+    first = triage([str(runs)], cache=cache, answers=worker)
+    assert worker.asked_now() == ["a.h5", "b.hdf5"]
+    assert first.code == 1
+    assert len(first.of_status("unreadable")) == 2
+
+    shutil.move(runs / "a.h5", runs / "renamed.h5")
+    changed(Path(shutil.copy(runs / "renamed.h5", runs / "new.h5")))
+    second = triage([str(runs)], cache=cache, answers=worker)
+    assert worker.asked_now() == ["new.h5"]
+    cached = {Path(each.answer.path).name for each in second.captures if each.answer.is_cached}
+    assert cached == {"renamed.h5", "b.hdf5"}
+    assert len(second.groups[0].captures) == 3
+
+    triage([str(runs)], cache=None, answers=worker)
+    assert worker.asked_now() == ["b.hdf5", "new.h5", "renamed.h5"]
+
+
+def test_copies_are_bisected_once(runs: Path) -> None:
+    worker = Worker()
+    result = triage([str(runs)], answers=worker)
+    assert worker.asked_now() == ["a.h5"]
+    assert len(result.groups[0].captures) == 2
+
+
+def test_what_a_worker_lost_is_tried_again(made_up: Path, tmp_path: Path) -> None:
+    worker = Worker()
+    lost = changed(Path(shutil.copy(made_up, tmp_path / "lost.h5")))
+    for _ in range(2):
+        result = triage([str(lost)], cache=tmp_path / "cache", answers=worker)
+        assert worker.asked_now() == ["lost.h5"]
+        assert result.code == 3
+
+
+def test_a_damaged_answer_is_found_again(made_up: Path, tmp_path: Path) -> None:
+    worker, cache = Worker(), tmp_path / "cache"
+    for damage in ("", "[]", "{}", '{"path": "x", "status": "odd", "sentence": ""}'):
+        triage([str(made_up)], cache=cache, answers=worker)
+        assert worker.asked_now() == ["made-up.h5"], damage
+        (kept,) = cache.iterdir()
+        kept.write_text(damage, encoding="utf-8")
+
+
+def test_another_version_bisects_anew(
+    made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker = Worker()
+    triage([str(made_up)], cache=tmp_path / "cache", answers=worker)
+    monkeypatch.setattr(answer_cache, "__version__", "99.0")
+    triage([str(made_up)], cache=tmp_path / "cache", answers=worker)
+    assert worker.asked_now() == ["made-up.h5", "made-up.h5"]
+
+
+def test_large_files_are_known_by_their_ends_and_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_cache, "_WHOLE_BYTES", 100)
+    monkeypatch.setattr(answer_cache, "_END_BYTES", 10)
+    path = tmp_path / "large.h5"
+    path.write_bytes(bytes(1000))
+    first = answer_cache.content_key(path)
+    assert first is not None
+    assert answer_cache.content_key(path) == first
+    path.write_bytes(bytes(500) + b"x" + bytes(499))
+    assert answer_cache.content_key(path) != first
+
+
+def test_a_store_that_tells_no_change_is_asked_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    fsspec = pytest.importorskip("fsspec", reason="the extra `remote` is not installed")
+    from nanreplay.capture.storage import RemotePath
+
+    system = fsspec.filesystem("memory")
+    system.pipe("/known.h5", b"first")
+    where = RemotePath("memory://known.h5")
+    first = answer_cache.content_key(where)
+    assert first is not None
+    assert answer_cache.content_key(where) == first
+    system.pipe("/known.h5", b"other")
+    assert answer_cache.content_key(where) != first
+    monkeypatch.setattr(type(system), "info", lambda self, path: {"name": path, "size": 5})
+    assert answer_cache.content_key(where) is None
+    system.rm("/known.h5")
+
+
+def test_a_cache_that_cannot_be_made_is_one_line(
+    made_up: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "cache"
+    assert run(["triage", str(made_up), "--cache", str(folder)]) == 2
+    out, error = capfd.readouterr()
+    assert (out, error) == ("", f"nanreplay: Cannot keep answers in {folder}: Not a directory.\n")

@@ -1,0 +1,71 @@
+"""A worker that dies or hangs costs the capture that it had, and nothing else."""
+
+from __future__ import annotations
+
+import pytest
+from triage_work import work_or_die
+
+from nanreplay.commands import run
+from nanreplay.triage import dask_workers
+from nanreplay.triage.local_workers import answers_here, default_workers, memory_of_worker
+
+
+def test_a_worker_that_dies_or_hangs_costs_its_capture_alone(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    names = ["a", "killed", "b", "hangs", "crashed", "c", "left", "prints", "d"]
+    answers = answers_here(
+        names, trust=False, workers=2, timeout_s=2.5, max_memory="3GiB", work=work_or_die
+    )
+    found = {answer.path: answer for answer in answers}
+    assert sorted(found) == sorted(names)
+    for name in ("a", "b", "c", "prints", "d"):
+        assert (found[name].status, found[name].sentence) == ("finite", "finite in 3GiB"), name
+    expected = {
+        "killed": "killed: the process that bisected it was ended by SIGKILL. Maybe memory ran "
+        "out; see --max-memory.",
+        "crashed": "crashed: the process that bisected it was ended by SIGABRT.",
+        "left": "left: the process that bisected it ended with exit code 3.",
+        "hangs": "hangs: took longer than 2.5 s and was stopped; see --timeout.",
+    }
+    for name, sentence in expected.items():
+        assert (found[name].status, found[name].sentence) == ("undecided", sentence)
+    assert capfd.readouterr() == ("", ""), "workers do not write to the terminal"
+
+
+def test_workers_share_the_memory_that_nobody_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NANREPLAY_MAX_MEMORY", "3GiB")
+    assert memory_of_worker(2) == "3GiB"
+    assert default_workers(100) == 1
+    assert default_workers(1) == 1
+    monkeypatch.delenv("NANREPLAY_MAX_MEMORY")
+    monkeypatch.setattr("nanreplay.limits._machine_bytes", lambda: 16 * 2**30)
+    assert memory_of_worker(3) == f"{4 * 2**30} B"
+
+
+def test_a_scheduler_that_is_not_there_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], made_up: object
+) -> None:
+    pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    monkeypatch.setattr(dask_workers, "CONNECT_S", 0.5)
+    code = run(["triage", str(made_up), "--no-cache", "--scheduler", "tcp://127.0.0.1:9"])
+    out, error = capfd.readouterr()
+    assert (code, out) == (2, "")
+    (line,) = error.splitlines()
+    assert line.startswith("nanreplay: tcp://127.0.0.1:9: no Dask scheduler answers there (")
+
+
+@pytest.mark.parametrize(
+    "address", ["nonsense://here", "127.0.0.1:notaport", "tcp://no-such-host.invalid:8786"]
+)
+def test_an_address_that_is_none_is_one_line(
+    address: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    made_up: object,
+) -> None:
+    pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    monkeypatch.setattr(dask_workers, "CONNECT_S", 0.5)
+    assert run(["triage", str(made_up), "--no-cache", "--scheduler", address]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"nanreplay: {address}: no Dask scheduler answers there (")
