@@ -392,11 +392,10 @@ class Attribution:
         )
 
     def _user_stack(self, info: OpInfo) -> int:
-        """The line that the user wrote: for a backward op that of its forward op."""
-        if info.forward:
+        """The line that the user wrote; the table has that of the forward op for a backward one."""
+        if info.stack < 0 and info.forward:
             forward = self._ops.get((info.forward_function, info.forward))
-            if forward is not None and forward.stack >= 0:
-                return forward.stack
+            return -1 if forward is None else forward.stack
         return info.stack
 
     def _forward_iteration(self, body: str, iteration: int, fact: Fact, trace: StepTrace) -> int:

@@ -17,6 +17,7 @@ import tensorflow as tf
 
 from nanreplay.program.eager_graph import FlatGraph
 from nanreplay.program.fingerprint import Fingerprint
+from nanreplay.program.forward_ops import with_forward_layers
 from nanreplay.program.graph_nodes import data_inputs, op_name
 from nanreplay.program.listening import listening
 from nanreplay.program.observation import BackwardSpan, Observation, Region, merged
@@ -27,7 +28,6 @@ from nanreplay.program.program_record import (
     fingerprint_layout,
     learning_rate_of,
     optimizer_classes,
-    with_forward_layers,
     without_root,
 )
 from nanreplay.program.training_functions import hands_gradient_out
@@ -235,7 +235,7 @@ def _describe_ops(
         max((index for index in in_layer if not regions[index]), default=-1),
     )
     first_backward = regions.index("backward") if "backward" in regions else len(run.ops)
-    forward = _forward_by_op(run)
+    forward, custom = _forward_by_op(run)
     leads_to_loss = _ancestors(builder, {op_name(name) for name in losses})
     leads_to_state = _ancestors(builder, set(builder.effects))
     infos = []
@@ -250,7 +250,7 @@ def _describe_ops(
         forward_name = builder.names[forward[index]] if index in forward else ""
         stack = sources.add(op.frames)
         infos.append(OpInfo("", name, op.type, path, phase, where, stack, forward_name, ""))
-    return with_forward_layers(infos)
+    return with_forward_layers(infos, {("", builder.names[index]) for index in custom})
 
 
 def _ops_of_functions(run: EagerRun, sources: SourceTable) -> list[OpInfo]:
@@ -305,18 +305,21 @@ def _ancestors(builder: FlatGraph, wanted: set[str]) -> set[str]:
     return reached
 
 
-def _forward_by_op(run: EagerRun) -> dict[int, int]:
-    """Index of the forward op by index of the backward op."""
+def _forward_by_op(run: EagerRun) -> tuple[dict[int, int], set[int]]:
+    """Index of the forward op by index of the backward op; the ops of a user's own gradient."""
     maker = {id(tensor): index for index, op in enumerate(run.ops) for tensor in op.outputs}
     differentiated: set[int] = set()
     forward_by_op: dict[int, int] = {}
+    custom: set[int] = set()
     for span in run.seen.spans:
         forward = _forward_op(run, span, maker, differentiated)
         if forward is not None:
             differentiated.add(forward)
+            if span.is_custom:
+                custom.update(set(range(span.start, span.end)) - set(forward_by_op))
             for index in range(span.start, span.end):
                 forward_by_op.setdefault(index, forward)
-    return forward_by_op
+    return forward_by_op, custom
 
 
 def _forward_op(

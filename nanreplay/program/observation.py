@@ -47,6 +47,8 @@ class BackwardSpan(NamedTuple):
     """The forward op's first output tensor, or None when the tape dropped it."""
     inputs: tuple[Any, ...] = ()
     """The forward op's inputs; None where the tape dropped one."""
+    is_custom: bool = False
+    """Whether the gradient function is one that the user wrote (`tf.custom_gradient`)."""
 
 
 class TapeGradient(NamedTuple):

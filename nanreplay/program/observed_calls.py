@@ -256,14 +256,25 @@ def _token_of(scope: str, outputs: Any) -> str:
 
 
 def observed_gradient_function(
-    call: Callable[[str], Any], op_type: str, scope: str, inputs: Any, outputs: Any
+    call: Callable[[str], Any],
+    op_type: str,
+    scope: str,
+    inputs: Any,
+    outputs: Any,
+    *,
+    is_custom: bool = False,
 ) -> Any:
     """Call the gradient function of an op, and note which ops it made."""
     plain_scope, seen = scope.split(_TOKEN, maxsplit=1)[0], current_notes()
     if seen is None or seen.failed is not None:
         return call(plain_scope)
     noted = functools.partial(
-        _noted_gradient, seen, op_type=op_type, inputs=inputs, outputs=outputs
+        _noted_gradient,
+        seen,
+        op_type=op_type,
+        inputs=inputs,
+        outputs=outputs,
+        is_custom=is_custom,
     )
     return run_observed(
         seen,
@@ -282,6 +293,7 @@ def _noted_gradient(
     op_type: str,
     inputs: Any,
     outputs: Any,
+    is_custom: bool,
 ) -> Any:
     """Call a gradient function and note the ops that it made as one `BackwardSpan`."""
     forward = (_tokens() or {}).get(scope)
@@ -293,6 +305,6 @@ def _noted_gradient(
     _, end = op_clock()
     if end > start:
         seen.spans.append(
-            BackwardSpan(graph, start, end, op_type, scope, forward, tuple(inputs or ()))
+            BackwardSpan(graph, start, end, op_type, scope, forward, tuple(inputs or ()), is_custom)
         )
     return result

@@ -7,7 +7,6 @@ description of functions and layers for eager steps.
 from __future__ import annotations
 
 import bisect
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -17,17 +16,14 @@ import tensorflow as tf
 from nanreplay.program.collectives import replica_of
 from nanreplay.program.fetching import fed_name, feed_loop
 from nanreplay.program.fingerprint import FingerprintEntry
-from nanreplay.program.graph_editor import OpKey, forget_colocations
+from nanreplay.program.forward_ops import forward_ops, with_forward_layers
+from nanreplay.program.function_names import FunctionNames
+from nanreplay.program.graph_editor import forget_colocations
 from nanreplay.program.observation import Mark, Observation, notes_of
 from nanreplay.program.op_facts import PhaseFlow, SourceTable, classify_ops
 from nanreplay.program.traced_program import TracedProgram, is_handle, is_variable
 from nanreplay.records import CaptureSpec, GradientSpec, InputSpec, OpInfo, ProgramRecord, Signature
 from nanreplay.tensorflow_internals import tf_functions, tf_variables
-
-# Names of ops in a backward pass, after the forward op: `gradient_tape/mlp/dense/MatMul/MatMul_1`
-# by a tape, `gradients/mlp/dense/MatMul_grad/MatMul` by symbolic differentiation.
-_TAPE_GRADIENT = re.compile(r"gradient_tape/(.+)/[^/]+$")
-_SYMBOLIC_GRADIENT = re.compile(r"(?:^|/)gradients(?:_\d+)?/(.+)_grad/")
 
 
 def describe_program(
@@ -279,8 +275,8 @@ def describe_functions(
         root: Name of the outermost model.
         main: Phases of the main graph.
     """
-    names = {id(graph): name for name, graph in graphs.items()}
-    forward = _forward_ops(graphs, seen, names)
+    names = FunctionNames(graphs)
+    forward, custom = forward_ops(graphs, seen, names)
     flows = {"": main} if main is not None else {}
     for name, graph in graphs.items():
         losses, gradients = own_losses_and_gradients(graph) if name else (set(), set())
@@ -290,7 +286,10 @@ def describe_functions(
     infos: list[OpInfo] = []
     for function, graph in graphs.items():
         marks = seen.marks.get(id(graph), [])
+        arguments = {tensor.op.name for tensor in graph.inputs}
         for index, op in enumerate(graph.get_operations()):
+            if function and op.name in arguments:
+                continue  # the FunctionDef has no node of it
             layers = _layers_at(marks, index, id(graph))
             flow = flows.get(function)
             phase, where = "", "layer" if layers else ""
@@ -299,18 +298,18 @@ def describe_functions(
             forward_function, forward_name = forward.get((function, op.name), ("", ""))
             info = OpInfo(
                 function=function,
-                name=op.name,
+                name=names.node_name(function, op.name),
                 type=op.type,
                 layer_path=without_root(layers, root),
                 phase=phase,
                 where=where,
                 stack=sources.add(op.traceback),
-                forward=forward_name,
+                forward=names.node_name(forward_function, forward_name),
                 forward_function=forward_function,
                 replica=-1 if function else replica_of(op.name, op.device, devices),
             )
             infos.append(info)
-    return with_forward_layers(infos)
+    return with_forward_layers(infos, custom)
 
 
 def _op_names(tensors: Iterable[str]) -> set[str]:
@@ -351,79 +350,3 @@ def _layers_at(marks: Sequence[Mark], index: int, graph: int) -> str:
         return ""
     layers = [region for region in marks[at].stack if region.kind == "layer"]
     return "/".join(region.name for region in layers if region.graph == graph)
-
-
-def _forward_ops(
-    graphs: Mapping[str, Any], seen: Observation, names: Mapping[int, str]
-) -> dict[OpKey, OpKey]:
-    """(function, backward op) -> (function, forward op).
-
-    They follow from the tape's calls, and from the names of symbolic gradients.
-    """
-    forward_ops: dict[OpKey, OpKey] = {}
-    operations = {name: graph.get_operations() for name, graph in graphs.items()}
-    for span in seen.spans:
-        function = names.get(span.graph)
-        if function is None:
-            continue
-        # A tensor of an eager step that calls the function has no graph.
-        forward_graph = getattr(span.forward, "graph", None)
-        if forward_graph is not None:
-            target: OpKey | None = (names.get(id(forward_graph), ""), span.forward.op.name)
-        else:
-            target = _by_scope(operations[function], span.scope, span.op_type, function)
-        if target is not None:
-            for op in operations[function][span.start : span.end]:
-                forward_ops.setdefault((function, op.name), target)
-    for function, graph in graphs.items():
-        owner = names.get(id(tf_functions.forward_graph(graph)))
-        others = [owner] if owner is not None else [name for name in graphs if name != function]
-        _add_symbolic(function, others, operations, forward_ops)
-    return forward_ops
-
-
-def _by_scope(ops: Sequence[Any], scope: str, op_type: str, function: str) -> OpKey | None:
-    """The first op of a type in a name scope; else the first whose name begins with it."""
-    alike = [op.name for op in ops if op.type == op_type]
-    in_scope = [name for name in alike if name.rpartition("/")[0] == scope.rstrip("/")]
-    matching_ops = in_scope or [name for name in alike if name.startswith(scope)]
-    return (function, matching_ops[0]) if matching_ops else None
-
-
-def _add_symbolic(
-    function: str,
-    others: Sequence[str],
-    operations: Mapping[str, Sequence[Any]],
-    forward_ops: dict[OpKey, OpKey],
-) -> None:
-    """Add ops that are named after the op of another function whose gradient they compute."""
-    known: dict[str, set[str]] = {}
-    for name in others:
-        known[name] = {op.name for op in operations[name]}
-    for op in operations[function]:
-        match = _SYMBOLIC_GRADIENT.search(op.name) or _TAPE_GRADIENT.match(op.name)
-        if match is None or (function, op.name) in forward_ops:
-            continue
-        holders = [name for name in others if match[1] in known[name]]
-        if holders:
-            forward_ops[function, op.name] = (holders[0], match[1])
-
-
-def with_forward_layers(ops: Sequence[OpInfo]) -> list[OpInfo]:
-    """Give backward ops the layer, the place and the stack of the forward op that they are of."""
-    by_key = {(op.function, op.name): op for op in ops}
-    return [_with_forward_layer(op, by_key) for op in ops]
-
-
-def _with_forward_layer(op: OpInfo, by_key: Mapping[tuple[str, str], OpInfo]) -> OpInfo:
-    forward, seen = op, set()
-    while forward.forward and (forward.function, forward.name) not in seen:
-        seen.add((forward.function, forward.name))
-        following = by_key.get((forward.forward_function, forward.forward))
-        if following is None:
-            break
-        forward = following
-    if forward is op or op.phase == "update":
-        return op
-    where = forward.where if forward.where in ("layer", "loss", "input") else op.where
-    return replace(op, layer_path=forward.layer_path, where=where, stack=forward.stack)

@@ -16,10 +16,12 @@ from tensorflow.python.client import pywrap_tf_session as _tf_session
 from tensorflow.python.eager import backprop as _backprop
 from tensorflow.python.eager import context as _context
 from tensorflow.python.eager import execute as _execute
+from tensorflow.python.eager import record as _record
 from tensorflow.python.framework import op_callbacks as _op_callbacks
 from tensorflow.python.framework import op_def_library as _op_def_library
 from tensorflow.python.framework import op_def_registry as _op_def_registry
 from tensorflow.python.framework import ops as _ops
+from tensorflow.python.ops import custom_gradient as _custom_gradient
 from tensorflow.python.ops.resource_variable_ops import BaseResourceVariable as _ResourceVariable
 from tensorflow.python.util import _pywrap_determinism
 
@@ -46,21 +48,24 @@ def op_definition(op_type: str) -> Any:
 
 def hook_gradient_functions(
     token: Callable[[str, Any], str],
-    observed: Callable[[Callable[[str], Any], str, str, Any, Any], Any],
+    observed: Callable[..., Any],
 ) -> Callable[[], None]:
     """Put `observed` around the gradient function of every op; returns what undoes it.
 
     The tape lives in C++. It calls back to Python in two places: `record_gradient` as an op runs,
     with the name scope to differentiate it in, and the registered gradient function, with that
-    scope. The scope is all that goes from the one to the other, so it carries a token.
+    scope. The scope is all that goes from the one to the other, so it carries a token. The tape
+    calls the gradient function of a `tf.custom_gradient` by itself; it is handed to
+    `record_operation`.
 
     Args:
         token: Given the name scope and the outputs of the forward op, returns the scope that the
             tape remembers for it.
         observed: Given a function that calls the original with a scope, the op type, the
-            remembered scope, inputs and outputs, returns what the call returned.
+            remembered scope, inputs and outputs, returns what the call returned. With
+            `is_custom=True` the function is one that the user wrote.
     """
-    original_record = _execute.record_gradient
+    original_record, original_operation = _execute.record_gradient, _record.record_operation
 
     def record_gradient(op_name: str, inputs: Any, attrs: Any, outputs: Any) -> None:
         _pywrap_tfe.TFE_Py_RecordGradient(
@@ -84,13 +89,45 @@ def hook_gradient_functions(
 
         return observed(call, op_name, scope or "", inputs, outputs)
 
+    def record_operation(
+        op_type: str,
+        output_tensors: Any,
+        input_tensors: Any,
+        backward_function: Any,
+        forward_function: Any = None,
+    ) -> None:
+        # Functions of `tf.function` are recorded here, too, with gradients that TensorFlow made.
+        is_custom = getattr(backward_function, "__module__", None) == _custom_gradient.__name__
+        if is_custom and len(output_tensors):
+            made = getattr(output_tensors[0], "op", None)  # an eager tensor has none
+            scope = token(_ops.get_name_scope(), output_tensors)
+            backward_function = _watched(
+                backward_function, getattr(made, "type", "Identity"), scope, observed
+            )
+        original_operation(
+            op_type, output_tensors, input_tensors, backward_function, forward_function
+        )
+
     def undo() -> None:
+        _record.record_operation = original_operation
         _execute.record_gradient = original_record
         _pywrap_tfe.TFE_Py_RegisterGradientFunction(_backprop._gradient_function)
 
     _execute.record_gradient = record_gradient
+    _record.record_operation = record_operation
     _pywrap_tfe.TFE_Py_RegisterGradientFunction(gradient_function)
     return undo
+
+
+def _watched(
+    backward: Callable[..., Any], op_type: str, scope: str, observed: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The user's gradient function, called by `observed`; it needs no scope."""
+
+    def watched(*gradients: Any) -> Any:
+        return observed(lambda _: backward(*gradients), op_type, scope, (), (), is_custom=True)
+
+    return watched
 
 
 @contextlib.contextmanager
@@ -129,7 +166,7 @@ def _read(argument: Any) -> Any:
 
 def replaced_gradient_functions() -> list[tuple[Any, str]]:
     """Module and name of what `hook_gradient_functions` replaces in Python."""
-    return [(_execute, "record_gradient")]
+    return [(_execute, "record_gradient"), (_record, "record_operation")]
 
 
 def add_op_callback(callback: Callable[..., Any]) -> Callable[[], None]:
