@@ -97,7 +97,11 @@ class Origin:
     rows_reason: str | None = None
     """How the rows were proved, or why there are none."""
     kind: str | None = None
-    """`raised` when the kernel raises on these operands op by op, else None."""
+    """`raised` when the kernel raises on these operands op by op.
+
+    `written` when the op only wrote the value to a variable, and the one that made it cannot be
+    told. Else None.
+    """
     message: str | None = None
     """What that kernel says, without TensorFlow's node names; None where it raises nothing."""
     replica: int | None = None

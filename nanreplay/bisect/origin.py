@@ -1,39 +1,35 @@
 """From a failing step to the op, element and rows that made the first non-finite value.
 
 `bisect` is what reports and the terminal interface call; `locate` is for minimizing, which asks
-again and again. The last part of the file is for steps that only XLA makes non-finite: ops run
-one by one give other bits than a compiled step does, so there the compiled step is looked at.
+again and again.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 
 from nanreplay.bisect.batch_rows import own_leaves, read_rows
-from nanreplay.bisect.failing_step import UNWATCHED, Progress, Scene, Search, search_back
+from nanreplay.bisect.compiled_origin import MOST_OTHERS, find_compiled_origin
+from nanreplay.bisect.failing_step import Progress, Scene, Search, search_back
 from nanreplay.bisect.growth import find_root
 from nanreplay.bisect.index_arrays import index_arrays
-from nanreplay.bisect.judge import Attribution, Suspect
+from nanreplay.bisect.judge import Suspect
 from nanreplay.bisect.op_trace import Fact
-from nanreplay.bisect.origin_facts import describe, operands_of, output_facts
+from nanreplay.bisect.origin_facts import describe
 from nanreplay.bisect.row_proof import RowProof, prove_rows
 from nanreplay.bisect.step_runner import PASSIVE, StepRunner
-from nanreplay.bisect.tensor_stats import kind_of, nonfinite_outputs
+from nanreplay.bisect.tensor_stats import kind_of
 from nanreplay.bisect.upstream import Kept, kept_upstream, upstream_of
 from nanreplay.bisect.ways import chain_of, compiled_hiders, consequence_of
 from nanreplay.capture.arrays import as_array
 from nanreplay.errors import NanreplayError, first_line, own_error, without_node_names
-from nanreplay.findings import ChainLink, Findings, OperandFacts, Origin, OutputFacts, Root
-from nanreplay.records import EACH_ITERATION, PHASES, OpInfo, Timeline
-
-_OTHERS = 10
-"""How many origins are told besides the first."""
+from nanreplay.findings import ChainLink, Findings, Origin
+from nanreplay.records import EACH_ITERATION, Timeline
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,7 +190,7 @@ def _findings(
     root = _part("Where it began", lambda: find_root(timeline, scene.step, paths), None, lacks)
     return Findings(
         origin=dataclasses.replace(origin, rows=proof.rows, rows_reason=proof.reason),
-        other_origins=tuple(_other(scene, suspect) for suspect in suspects[1 : _OTHERS + 1]),
+        other_origins=tuple(_other(scene, suspect) for suspect in suspects[1 : MOST_OTHERS + 1]),
         chain=chain_of(search.scenes, first),
         upstream=upstream,
         root=root,
@@ -310,124 +306,3 @@ def _notes(scene: Scene, timeline: Timeline | None) -> Iterator[str]:
                 f"The {name} was recorded as {value}, but op by op it is finite: "
                 "the compiled step computes it in another way."
             )
-
-
-# The origin of a non-finite value that only the compiled step makes. There are no events to walk,
-# only (holds NaN, holds infinity) of each tensor of the main graph, so the walk back is by whole
-# tensors: an op whose inputs are all finite made what is not finite in its outputs.
-
-
-def find_compiled_origin(runner: StepRunner, step: int, notes: tuple[str, ...] = ()) -> Findings:
-    """Find the op of the compiled step that made the first non-finite value.
-
-    Args:
-        runner: Replays the step; its program was compiled with XLA.
-        step: A step that is non-finite as it was trained, and finite op by op.
-        notes: Notes to pass on.
-    """
-    holds, inputs = runner.probe(step), runner.inputs_of(step)
-    bad_tensors = {name for name, (nan, inf) in holds.items() if nan or inf}
-    failed = {
-        tensor: text for tensor, text in _may_fail(runner, step, inputs) if tensor in bad_tensors
-    }
-    if not failed:
-        reason = (
-            f"Step {step} is finite op by op, and so is the compiled step "
-            "when its tensors are looked at; no op can be named."
-        )
-        return Findings(reason=reason, notes=notes)
-    makers = _compiled_makers(failed, inputs, bad_tensors, runner.ops(step))
-    origins = [_compiled_origin(runner, step, op) for op in makers]
-    origins.sort(key=lambda origin: PHASES.index(origin.phase))
-    if not origins:
-        reason = f"No op of the compiled step {step} made a value worse than what it got."
-        return Findings(reason=reason, notes=notes)
-    return Findings(
-        origin=origins[0],
-        other_origins=tuple(origins[1 : _OTHERS + 1]),
-        root=Root(step, "Only the compiled step is non-finite."),
-        notes=notes,
-        consequence=f"reached {next(iter(failed.values()))}",
-    )
-
-
-def _may_fail(
-    runner: StepRunner, step: int, inputs: Mapping[str, Sequence[str]]
-) -> Iterator[tuple[str, str]]:
-    """Losses, gradients, what is written to variables: (tensor, how a sentence names it)."""
-    signature = runner.signature(step)
-    for tensor in signature.losses:
-        yield tensor, "the loss"
-    for spec in signature.gradients:
-        yield spec.tensor, f"the gradient of `{runner.variables[spec.variable].path}`"
-    handles = {
-        spec.tensor: spec.variable for spec in signature.captures if spec.variable is not None
-    }
-    for (function, op), info in runner.ops(step).items():
-        operands = inputs.get(op, ())
-        is_assignment = not function and info.type.startswith("Assign") and len(operands) >= 2
-        if is_assignment and operands[0] in handles:
-            variable = runner.variables[handles[operands[0]]]
-            if variable.role not in UNWATCHED:
-                yield operands[1], f"`{variable.path}`"
-
-
-def _compiled_makers(
-    failed: Mapping[str, str],
-    inputs: Mapping[str, Sequence[str]],
-    bad_tensors: set[str],
-    ops: Mapping[tuple[str, str], OpInfo],
-) -> list[str]:
-    """Return the ops on the way back from what failed that got finite inputs.
-
-    A constant that is infinite is meant, so the op that uses it is named instead.
-    """
-    pending, seen, makers = deque(failed), set(failed), []
-    while pending:
-        op = pending.popleft().partition(":")[0]
-        bad_inputs = [tensor for tensor in inputs.get(op, ()) if tensor in bad_tensors]
-        sources = [ops.get(("", tensor.partition(":")[0])) for tensor in bad_inputs]
-        if all(source.type == "Const" for source in sources if source is not None):
-            makers.append(op)
-            continue
-        for tensor in bad_inputs:
-            if tensor not in seen:
-                seen.add(tensor)
-                pending.append(tensor)
-    return list(dict.fromkeys(makers))
-
-
-def _compiled_origin(runner: StepRunner, step: int, op: str) -> Origin:
-    info = runner.ops(step)["", op]
-    fact = Fact(
-        serial=0, function="", name=op, type=info.type, calls=(), input_ids=(), via=(), outputs=()
-    )
-    place = Attribution(runner.ops(step)).place(fact)
-    outputs, operands = _compiled_tensors(runner, step, op)
-    return Origin(
-        step=step,
-        phase=place.phase,
-        where=place.where,
-        layer=place.layer,
-        layer_path=place.path_in_layer,
-        op_type=info.type,
-        op_name=op,
-        source=runner.source(place.stack) if place.stack >= 0 else None,
-        outputs=outputs,
-        operands=operands,
-        rows_reason="Rows are proved op by op, and op by op the step is finite.",
-    )
-
-
-def _compiled_tensors(
-    runner: StepRunner, step: int, op: str
-) -> tuple[tuple[OutputFacts, ...], tuple[OperandFacts, ...]]:
-    """Return the facts of an op's outputs and inputs; none where the op has handles among them."""
-    event = runner.compiled_event(step, op)
-    masks = {} if event is None else nonfinite_outputs(event.outputs)
-    if event is None or not masks:
-        return (), ()
-    outputs = tuple(output_facts(event.outputs[k], mask) for k, mask in masks.items())
-    input_names = runner.inputs_of(step)[op]
-    operands = operands_of(event, masks, input_names, event.inputs, runner.execute)
-    return outputs, tuple(operands)

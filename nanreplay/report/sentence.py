@@ -212,6 +212,8 @@ def _event(origin: Origin, stopped: Trigger | None = None) -> str:
         return f"{op} raised {stopped.name}: {message.rstrip('.')}"
     if origin.kind == "raised":
         return f"{op} is refused op by op and gives {value} when compiled"
+    if origin.kind == "written":
+        return f"{op} wrote {value}"
     return f"{op} gave {value}"
 
 

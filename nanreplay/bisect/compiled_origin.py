@@ -1,0 +1,163 @@
+"""The origin of a non-finite value that only the compiled step makes.
+
+Ops run one by one give other bits than a compiled step does. There are no events to walk then, only
+(holds NaN, holds infinity) of each tensor of the main graph, so the walk back is by whole tensors:
+an op whose inputs are all finite made what is not finite in its outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+
+from nanreplay.bisect.failing_step import UNWATCHED
+from nanreplay.bisect.judge import Attribution
+from nanreplay.bisect.op_trace import Fact
+from nanreplay.bisect.origin_facts import operands_of, output_facts
+from nanreplay.bisect.step_runner import StepRunner
+from nanreplay.bisect.tensor_stats import nonfinite_outputs
+from nanreplay.findings import Findings, OperandFacts, Origin, OutputFacts, Root
+from nanreplay.records import PHASES, OpInfo
+
+MOST_OTHERS = 10
+"""How many origins are told besides the first."""
+
+
+def find_compiled_origin(runner: StepRunner, step: int, notes: tuple[str, ...] = ()) -> Findings:
+    """Find the op of the compiled step that made the first non-finite value.
+
+    Args:
+        runner: Replays the step; its program was compiled with XLA.
+        step: A step that is non-finite as it was trained, and finite op by op.
+        notes: Notes to pass on.
+    """
+    holds, inputs = runner.probe(step), runner.inputs_of(step)
+    bad_tensors = {name for name, (nan, inf) in holds.items() if nan or inf}
+    failed = {tensor: text for tensor, text in _may_fail(runner, step) if tensor in bad_tensors}
+    if not failed:
+        return _by_writer(runner, step, notes)
+    makers = _compiled_makers(failed, inputs, bad_tensors, runner.ops(step))
+    origins = [_compiled_origin(runner, step, op) for op in makers]
+    origins.sort(key=lambda origin: PHASES.index(origin.phase))
+    if not origins:
+        reason = f"No op of the compiled step {step} made a value worse than what it got."
+        return Findings(reason=reason, notes=notes)
+    return Findings(
+        origin=origins[0],
+        other_origins=tuple(origins[1 : MOST_OTHERS + 1]),
+        root=Root(step, "Only the compiled step is non-finite."),
+        notes=notes,
+        consequence=f"reached {next(iter(failed.values()))}",
+    )
+
+
+def _by_writer(runner: StepRunner, step: int, notes: tuple[str, ...]) -> Findings:
+    """Name the op that wrote the variable that failed, where none can be seen to have made it.
+
+    To look at a tensor of a compiled step keeps ops apart that are computed as one otherwise, and
+    that may change what they give.
+    """
+    finite = f"Step {step} is finite op by op, and so is the compiled step when its tensors are"
+    trigger = runner.incident.trigger
+    writers = [op for op, _, path in _written(runner, step) if path == trigger.name]
+    if trigger.what != "variable" or not writers:
+        return Findings(reason=f"{finite} looked at; no op can be named.", notes=notes)
+    origin = dataclasses.replace(
+        _compiled_origin(runner, step, writers[-1]), outputs=(), operands=(), kind="written"
+    )
+    return Findings(
+        origin=origin,
+        notes=(*notes, f"{finite} looked at: the op that is named wrote the value."),
+        consequence=f"reached `{trigger.name}`; the op of the update that made it cannot be told, "
+        "as the step is finite when its ops are looked at",
+    )
+
+
+def _may_fail(runner: StepRunner, step: int) -> Iterator[tuple[str, str]]:
+    """Losses, gradients, what is written to variables: (tensor, how a sentence names it)."""
+    signature = runner.signature(step)
+    for tensor in signature.losses:
+        yield tensor, "the loss"
+    for spec in signature.gradients:
+        yield spec.tensor, f"the gradient of `{runner.variables[spec.variable].path}`"
+    for _, tensor, path in _written(runner, step):
+        yield tensor, f"`{path}`"
+
+
+def _written(runner: StepRunner, step: int) -> Iterator[tuple[str, str, str]]:
+    """Ops that write watched variables: (op, tensor that it takes, path of the variable)."""
+    inputs = runner.inputs_of(step)
+    handles = {
+        spec.tensor: spec.variable
+        for spec in runner.signature(step).captures
+        if spec.variable is not None
+    }
+    for (function, op), info in runner.ops(step).items():
+        operands = inputs.get(op, ())
+        is_assignment = not function and info.type.startswith("Assign") and len(operands) >= 2
+        if is_assignment and operands[0] in handles:
+            variable = runner.variables[handles[operands[0]]]
+            if variable.role not in UNWATCHED:
+                yield op, operands[1], variable.path
+
+
+def _compiled_makers(
+    failed: Mapping[str, str],
+    inputs: Mapping[str, Sequence[str]],
+    bad_tensors: set[str],
+    ops: Mapping[tuple[str, str], OpInfo],
+) -> list[str]:
+    """Return the ops on the way back from what failed that got finite inputs.
+
+    A constant that is infinite is meant, so the op that uses it is named instead.
+    """
+    pending, seen, makers = deque(failed), set(failed), []
+    while pending:
+        op = pending.popleft().partition(":")[0]
+        bad_inputs = [tensor for tensor in inputs.get(op, ()) if tensor in bad_tensors]
+        sources = [ops.get(("", tensor.partition(":")[0])) for tensor in bad_inputs]
+        if all(source.type == "Const" for source in sources if source is not None):
+            makers.append(op)
+            continue
+        for tensor in bad_inputs:
+            if tensor not in seen:
+                seen.add(tensor)
+                pending.append(tensor)
+    return list(dict.fromkeys(makers))
+
+
+def _compiled_origin(runner: StepRunner, step: int, op: str) -> Origin:
+    info = runner.ops(step)["", op]
+    fact = Fact(
+        serial=0, function="", name=op, type=info.type, calls=(), input_ids=(), via=(), outputs=()
+    )
+    place = Attribution(runner.ops(step)).place(fact)
+    outputs, operands = _compiled_tensors(runner, step, op)
+    return Origin(
+        step=step,
+        phase=place.phase,
+        where=place.where,
+        layer=place.layer,
+        layer_path=place.path_in_layer,
+        op_type=info.type,
+        op_name=op,
+        source=runner.source(place.stack) if place.stack >= 0 else None,
+        outputs=outputs,
+        operands=operands,
+        rows_reason="Rows are proved op by op, and op by op the step is finite.",
+    )
+
+
+def _compiled_tensors(
+    runner: StepRunner, step: int, op: str
+) -> tuple[tuple[OutputFacts, ...], tuple[OperandFacts, ...]]:
+    """Return the facts of an op's outputs and inputs; none where the op has handles among them."""
+    event = runner.compiled_event(step, op)
+    masks = {} if event is None else nonfinite_outputs(event.outputs)
+    if event is None or not masks:
+        return (), ()
+    outputs = tuple(output_facts(event.outputs[k], mask) for k, mask in masks.items())
+    input_names = runner.inputs_of(step)[op]
+    operands = operands_of(event, masks, input_names, event.inputs, runner.execute)
+    return outputs, tuple(operands)
