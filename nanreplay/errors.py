@@ -75,6 +75,13 @@ def reason_line(error: BaseException) -> str:
     return lines[0]
 
 
+def few_digits(number: float) -> str:
+    """A number in six digits; in nine where six would show another one, such as 1 for 1.0000001."""
+    text = f"{number:.6g}"
+    reads_whole = "." not in text and "e" not in text and abs(number) < 1000
+    return f"{number:.9g}" if reads_whole and float(text) != number else text
+
+
 def without_node_names(message: str) -> str:
     """A message of TensorFlow without what it adds of its own: the function's name, and the op's.
 

@@ -23,10 +23,11 @@ from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.origin_facts import name_of
 from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.bisect.tensor_stats import Mask, is_float
-from nanreplay.bisect.upstream import Element, source_of_operand
+from nanreplay.bisect.upstream import Element, kept_upstream, source_of_operand
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.failure_graph import FailureGraph
 from nanreplay.diagnose.outliers import Outlier, find_outliers
+from nanreplay.errors import few_digits
 from nanreplay.findings import OperandFacts, Origin, OutputFacts, Verdict
 from nanreplay.records import OpInfo, Timeline
 from nanreplay.replay.provenance import OpEvent, ValueId
@@ -252,6 +253,15 @@ class Case:
         """Executions upstream of the origin, with their tensors, by serial."""
         return self.bisection.kept
 
+    def input_of(self, fact: Fact, i: int) -> Values | None:
+        """Return what an op of the step got, for which the step is run once more.
+
+        None where nothing ran op by op, and for what is fed.
+        """
+        scene, value = self.bisection.scene, fact.input_ids[i]
+        event = None if scene is None else kept_upstream(scene, fact).get(value.serial)
+        return None if event is None else as_array(event.outputs[value.output])
+
     def in_float32(self, event: OpEvent) -> Sequence[Values] | None:
         """Run the kernel of a half-precision op on its operands widened to float32.
 
@@ -305,7 +315,7 @@ def _float32(value: Any) -> Values:
 def shown(value: float) -> str:
     """Return a number as sentences show it: 0.0, not 0."""
     is_whole = np.isfinite(value) and value == int(value)
-    return f"{value:.1f}" if is_whole and abs(value) < 1e6 else f"{value:.6g}"
+    return f"{value:.1f}" if is_whole and abs(value) < 1e6 else few_digits(value)
 
 
 def capital(text: str) -> str:

@@ -22,7 +22,9 @@ _CARRIERS = COPIES | words(
     "Squeeze StackPopV2 StridedSlice TensorListGetItem TensorListStack Tile Transpose"
 )
 """Ops that hand on (some of) one value."""
-_CHOOSERS = words("Select SelectV2 GatherNd GatherV2")
+SELECTS = words("Select SelectV2")
+"""Ops that choose, element by element, between two values."""
+_CHOOSERS = SELECTS | words("GatherNd GatherV2")
 _SUMS = words("Sum Mean")
 _SQUARES = words("Square SquaredDifference")
 SEGMENTS = words(
@@ -144,21 +146,44 @@ class FailureGraph:
         return [other for other in self.trace.facts.values() if other.key == key]
 
     def dropped_by(self, fact: Fact, depth: int = 6) -> Fact | None:
-        """Return the `where` of the forward pass that an op's value goes into.
+        """Return the `where` of the forward pass that may leave an op's value out.
 
-        None without one within `depth` ops.
+        One branch of it alone is made of that value. None without one within `depth` ops.
         """
         level, seen = [fact.serial], {fact.serial}
         for _ in range(depth):
             serials = [user for serial in level for user in self.trace.consumers(serial)]
             users = [self.trace.facts[serial] for serial in serials if serial not in seen]
             users = [user for user in users if not self.is_backward(user)]
-            chooser = next((user for user in users if user.type in _CHOOSERS), None)
+            choosers = [user for user in users if user.type in _CHOOSERS]
+            chooser = next((user for user in choosers if self.may_leave_out(user, fact)), None)
             if chooser is not None:
                 return chooser
             level = [user.serial for user in users]
             seen |= set(level)
         return None
+
+    def may_leave_out(self, chooser: Fact, fact: Fact) -> bool:
+        """Whether not all that a `where` chooses from is made of an op's value."""
+        if chooser.type not in SELECTS:
+            return True  # a gather leaves rows out
+        return self.branch_of(chooser, fact) is not None
+
+    def branch_of(self, select: Fact, fact: Fact) -> int | None:
+        """Return which input of a `where` (1 or 2) is made of an op's value; None for both."""
+        branches = [i for i in (1, 2) if self._is_made_of(select.input_ids[i], fact)]
+        return branches[0] if len(branches) == 1 else None
+
+    def _is_made_of(self, value: ValueId, fact: Fact, depth: int = 7) -> bool:
+        level, seen = [value], {value}
+        for _ in range(depth):
+            facts = self._facts(level)
+            if any(maker.serial == fact.serial for maker in facts):
+                return True
+            sources = {source for maker in facts for source in maker.sources} - seen
+            seen |= sources
+            level = list(sources)
+        return False
 
     # Variances
 

@@ -51,7 +51,12 @@ class Outlier:
     high: float
     """Largest usual value."""
     deviations: float
-    """Distance from the usual mean in standard deviations."""
+    """Distance from the usual mean in standard deviations.
+
+    Of a column that hardly ever varies, in its largest values.
+    """
+    varies: bool = True
+    """Whether the column varies, so that standard deviations mean something."""
 
     @property
     def sentence(self) -> str:
@@ -60,10 +65,11 @@ class Outlier:
         where = f"row {self.index[0]}"
         if column:
             where += f", column {column[0] if len(column) == 1 else column}"
-        usual = (
-            f"usually {self.low:.3g} to {self.high:.3g}, "
-            f"{self.deviations:.2g} standard deviations away"
-        )
+        usual = f"usually {self.low:.3g} to {self.high:.3g}"
+        if self.low == self.high:
+            usual = f"always {self.low:.3g} otherwise"
+        elif self.varies:
+            usual += f", {self.deviations:.2g} standard deviations away"
         return (
             f"`batch[{self.path}]` holds {self.value:.6g} in {where} of step {self.step} ({usual})."
         )
@@ -200,6 +206,7 @@ def _farthest(
             low=float(low[column]),
             high=float(high[column]),
             deviations=float(deviations[place]),
+            varies=bool(usual.varies[column]),
         )
     ]
 
@@ -212,15 +219,18 @@ class _UsualRange(NamedTuple):
     mean: NDArray[Any]
     scale: NDArray[Any]
     """Standard deviation; of a column that hardly ever varies, the array's largest value."""
+    varies: NDArray[np.bool_]
 
 
 def _usual_range(rows: NDArray[Any]) -> _UsualRange:
     is_finite = np.isfinite(rows)
     finite_or_0 = np.where(is_finite, rows, 0)
     spread, largest = finite_or_0.std(axis=0), float(np.abs(finite_or_0).max())
+    varies = spread > _NO_SPREAD * largest
     return _UsualRange(
         low=np.where(is_finite, rows, np.inf).min(axis=0),
         high=np.where(is_finite, rows, -np.inf).max(axis=0),
         mean=finite_or_0.mean(axis=0),
-        scale=np.where(spread > _NO_SPREAD * largest, spread, largest),
+        scale=np.where(varies, spread, largest),
+        varies=varies,
     )

@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from nanreplay.errors import without_node_names
+from nanreplay.errors import few_digits, without_node_names
 from nanreplay.records import Trigger
 
 
@@ -45,7 +45,7 @@ def readable_number(value: Any) -> str:
     number = float(value)
     if math.isnan(number):
         return "NaN"
-    text = f"{number:.6g}"
+    text = few_digits(number)
     is_whole = not math.isinf(number) and "." not in text and "e" not in text
     return f"{text}.0" if is_whole else text
 

@@ -139,6 +139,21 @@ def float16_mask(x: Any, w: Any) -> Any:
     return single(mean(tf.nn.softmax(half(x * w) + half((x - 1) * 1e9))))
 
 
+def two_forms(error: Any) -> Any:
+    """As a Huber loss has them."""
+    return tf.where(tf.abs(error) < 1, error * error / 2, tf.abs(error) - 0.5)
+
+
+def unit(w: Any) -> Any:
+    """1 whatever the weights are, with a gradient."""
+    return w / tf.stop_gradient(w)
+
+
+@tf.custom_gradient
+def own_gradient(x: Any) -> Any:
+    return tf.sign(x), lambda upstream: upstream / tf.abs(x)
+
+
 def batch_of(x: Any, value: float) -> Any:
     """Make all of step 3 one value."""
     x[3 * ROWS : 4 * ROWS] = value
@@ -196,6 +211,20 @@ LOOPS: dict[str, tuple[str, Loss, Any]] = {
     in_positive(200, 1, 1)),
     "where of acos": ("where_gradient", lambda x, w: mean(tf.where(x < 1, tf.acos(x * w), 0.0)),
     with_row(normal(40, 3) * 0.1, 2, 0, 0)),
+    "where between two forms of one value": ("division_by_zero", lambda x,
+    w: mean(two_forms(tf.atan2(x[:, 0] * w[0], x[:, 1] * w[1]) - 0.1)), in_positive(0, 0, 1)),
+    "where that keeps the arc of 1": ("acos_domain", lambda x,
+    w: mean(tf.square(tf.where(x <= 1, tf.acos(x * unit(w)), 0.0))), with_row(normal(40, 3) * 0.1,
+    1, 0, 0)),
+    "where that drops the arc of 1": ("where_gradient", lambda x,
+    w: mean(tf.where(x < 1, tf.acos(x * unit(w)), 0.0)), with_row(normal(40, 3) * 0.1, 1, 0, 0)),
+    "angle of nothing": ("division_by_zero", lambda x,
+    w: mean(tf.math.angle(tf.complex(x[:, 0] * w[0], x[:, 1] * w[1]))), in_positive(0, 0, 1)),
+    "largest of no rows": ("empty_reduction", lambda x, w: mean(4 * x[:, 2] * tf.gather(
+    tf.math.unsorted_segment_max(x[:, 0] * w[0], tf.cast(x[:, 1], tf.int32), 2), 1)),
+    batch_of(np.tile(np.float32([[1, 0, 2], [2, 1, 2]]), (20, 1)), 0) + np.float32([0, 0, 2])),
+    "gradient of one's own": ("division_by_zero", lambda x, w: mean(own_gradient(x * w)),
+    in_positive(0, 1, 1)),
     "masked softmax": ("mask_all", lambda x, w: mean(tf.nn.log_softmax(tf.where(x > -9, x * w,
     -np.inf))[:, 0]), in_normal(-10)),
     "masked log-sum-exp": ("mask_all", lambda x, w: mean(tf.reduce_logsumexp(tf.where(x > -9,
@@ -310,3 +339,11 @@ def test_a_healthy_noisy_training_has_grown_nothing(tmp_path: Path) -> None:
     y[780] = np.nan
     layers = [keras.layers.Dense(8, activation="relu"), keras.layers.Dense(1)]
     assert kinds(fit(tmp_path, layers, x, y, "adam")) == ["data_nan"]
+
+
+def test_a_branch_whose_gradient_alone_is_infinite_is_not_said_to_be_so_itself(
+    tmp_path: Path,
+) -> None:
+    x = with_row(normal(40, 3) * 0.1, 1, 0, 0)
+    (cause, *_) = loop(tmp_path, lambda x, w: mean(tf.where(x < 1, tf.acos(x * unit(w)), 0.0)), x)
+    assert cause.sentence.startswith("The gradient of `Acos` in the loss is not finite at [4, 0]")

@@ -8,11 +8,12 @@ from collections import Counter
 import numpy as np
 
 from nanreplay.bisect.op_trace import Fact
-from nanreplay.bisect.tensor_stats import words
+from nanreplay.bisect.tensor_stats import FLOATS, words
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.case import Case, capital, shown
 from nanreplay.diagnose.counting import Count, count_under, dropout_under
 from nanreplay.diagnose.failure_graph import COUNTS, SEGMENTS, FailureGraph
+from nanreplay.diagnose.rules.overflow import is_plain
 from nanreplay.findings import Cause
 from nanreplay.replay.provenance import ValueId
 
@@ -23,6 +24,13 @@ _POLES = words("Reciprocal Inv Rsqrt")
 _REDUCTIONS = words("Sum Mean Max Min Prod")
 _TINY = 1e-20
 """Denominators below this make infinities of usual float32 values."""
+_EXTREMES = {
+    **dict.fromkeys(("UnsortedSegmentMax", "SegmentMaxV2", "SegmentMax"), "lowest"),
+    **dict.fromkeys(("UnsortedSegmentMin", "SegmentMinV2", "SegmentMin"), "highest"),
+}
+"""What the largest, or smallest, element of a segment is where the segment has no rows."""
+_SEGMENT_DEPTH = 4
+"""How many ops back such a segment is looked for."""
 _MASK_DEPTH = 4
 """How many ops back a mask is looked for."""
 _NORMALIZATION = words(
@@ -34,7 +42,14 @@ _NORMALIZED = re.compile(r"(batch|layer|group|instance)_?norm", re.IGNORECASE)
 
 def division_by_zero(case: Case) -> Cause | None:
     """A number divided by 0."""
-    if case.is_backward and case.forward not in ("", "Atan2", *DIVISIONS, *_POLES, "DivNoNan"):
+    if case.is_backward and case.forward not in (
+        "",
+        "Atan2",
+        "Angle",
+        *DIVISIONS,
+        *_POLES,
+        "DivNoNan",
+    ):
         return None  # the gradient of another function divides: that function's rule tells it
     if case.op in DIVISIONS:
         return _by_zero_or_tiny(case)
@@ -148,7 +163,7 @@ def empty_reduction(case: Case) -> Cause | None:
         return _of_empty_tensor(case)
     value = case.input_id(1)
     if case.op not in DIVISIONS or case.graph is None or value is None:
-        return None
+        return _of_empty_segment(case)
     if case.is_backward or not (case.operand(1) == 0).any():
         return None
     count = count_under(case.graph, value)
@@ -172,6 +187,36 @@ def empty_reduction(case: Case) -> Cause | None:
     if case.origin is not None and case.origin.rows_reason:
         evidence.append(case.origin.rows_reason)
     return Cause("empty_reduction", 0.92, sentence, tuple(evidence))
+
+
+def _of_empty_segment(case: Case) -> Cause | None:
+    """A segment without rows: its largest (smallest) element is the lowest (highest) number."""
+    if case.graph is None or case.fact is None or case.is_backward or not is_plain(case):
+        return None
+    for value in case.fact.input_ids:
+        for fact in case.graph.upstream(value, _SEGMENT_DEPTH):
+            mark = _mark_of_nothing(fact)
+            if mark is not None:
+                sentence = (
+                    f"`{fact.type}` (`{fact.name}`) gives {mark:.6g}, which stands for a segment "
+                    f"without rows, and `{case.op}`{case.where} overflows on it{case.place}."
+                )
+                evidence = f"`{case.op}`: {case.count} became non-finite."
+                return Cause("empty_reduction", 0.93, sentence, (evidence,))
+    return None
+
+
+def _mark_of_nothing(fact: Fact) -> float | None:
+    """Return what a reduction of segments gives for one without rows, where it gave that."""
+    if fact.type not in _EXTREMES or not fact.outputs or fact.outputs[0].dtype not in FLOATS:
+        return None
+    stat = fact.outputs[0]
+    limit = {"float16": 65504.0, "float64": float(np.finfo(np.float64).max)}.get(
+        stat.dtype, float(np.finfo(np.float32).max)
+    )
+    if _EXTREMES[fact.type] == "lowest":
+        return stat.minimum if stat.minimum is not None and stat.minimum <= -limit else None
+    return stat.maximum if stat.maximum is not None and stat.maximum >= limit else None
 
 
 def _count_in_words(case: Case, count: Count) -> str:

@@ -66,6 +66,8 @@ def exp_overflow(case: Case) -> Cause | None:
 def _exponential(case: Case, operand: Values) -> Cause:
     first = operand.reshape(-1)[0]  # the element that is told, not the largest one
     limit = np.log(float(np.finfo(np.float16 if case.dtype in HALF else np.float32).max))
+    if case.op in ("Sinh", "Cosh"):
+        limit += np.log(2.0)  # they are half an exponential
     sentence = (
         f"{capital(case.subject(0))} is {first:.6g}{case.place}, "
         f"and `{case.op}` of it is beyond {case.dtype}."

@@ -25,8 +25,8 @@ def where_gradient(case: Case) -> Cause | None:
             continue
         if any(stat.nonfinite for stat in forward.outputs):
             return _dropped(case, forward.type, dropped_by, 0.96)
-        if _is_multiplied_by_zero(case):
-            return _dropped(case, forward.type, dropped_by, 0.94)
+        if _is_multiplied_by_zero(case) and _is_left_out(case, dropped_by, forward):
+            return _dropped_gradient(case, forward.type, dropped_by)
     return None
 
 
@@ -53,6 +53,28 @@ def _dropped(case: Case, op_type: str, chooser: Fact, confidence: float) -> Caus
         f"{case.count} are non-finite."
     )
     return Cause("where_gradient", confidence, sentence, (evidence,))
+
+
+def _dropped_gradient(case: Case, op_type: str, chooser: Fact) -> Cause:
+    """The cause of a value that is finite, and whose gradient alone is not."""
+    sentence = (
+        f"The gradient of `{op_type}`{case.where} is not finite{case.place}, where "
+        f"`{chooser.name}` drops its value: 0 times an infinity is NaN."
+    )
+    evidence = f"`{case.op}` in the backward pass: {case.count} are non-finite."
+    return Cause("where_gradient", 0.94, sentence, (evidence,))
+
+
+def _is_left_out(case: Case, chooser: Fact, forward: Fact) -> bool:
+    """Whether a `where` leaves an element out that failed, as far as that can be told."""
+    branch = case.graph.branch_of(chooser, forward) if case.graph is not None else None
+    if branch is None:
+        return True
+    condition = case.input_of(chooser, 0)
+    if condition is None or case.mask is None or condition.shape != case.mask.shape:
+        return True
+    is_left_out = ~condition.astype(bool) if branch == 1 else condition.astype(bool)
+    return bool((is_left_out & case.mask).any())
 
 
 def _is_multiplied_by_zero(case: Case) -> bool:

@@ -187,3 +187,19 @@ def test_an_error_of_a_rule_costs_its_answer_only(monkeypatch: pytest.MonkeyPatc
     ]
     with pytest.raises(TypeError):
         causes_of(runner(trigger), Bisection(Findings()), REPRODUCED, NOTHING)
+
+
+@pytest.mark.parametrize(("operation", "limit"), [("Exp", "88.72"), ("Cosh", "89.42")])
+def test_the_largest_operand_is_that_of_the_very_function(operation: str, limit: str) -> None:
+    (cause, *_) = compiled_only(operation, 100.0, value=float("inf"))
+    assert cause.evidence == (f"The largest operand that float32 takes is {limit}.",)
+
+
+def test_an_outlier_of_a_constant_column_is_no_number_of_deviations_away() -> None:
+    graph = Graph()
+    weights = ones(16)
+    weights[2] = 1e25
+    leaf = graph.batch(weights)
+    replay = GraphRunner(graph, loss=graph("Sum", leaf, graph.const(np.array([0]))))
+    (outlier,) = find_outliers(replay, 0)
+    assert outlier.sentence == "`batch[x0]` holds 1e+25 in row 2 of step 0 (always 1 otherwise)."

@@ -6,6 +6,7 @@ import io
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from rich.console import Console
 from sample_report import FINDINGS, INF, NAN, ORIGIN, sample_report
@@ -104,6 +105,9 @@ def test_where_modes_part_is_told() -> None:
         ("nan", "NaN"),
         (None, "?"),
         (1e6, "1e+06"),
+        (float(np.nextafter(np.float32(1), np.float32(2))), "1.00000012"),
+        (-0.99999997, "-0.99999997"),
+        (123456.7, "123457.0"),
     ],
 )
 def test_numbers_are_short(value: Any, text: str) -> None:
