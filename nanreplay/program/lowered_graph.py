@@ -8,7 +8,7 @@ stay, so that feeds, fetches and what is known of each op hold.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -114,8 +114,9 @@ def lowered_ops(graph: Any, recorded: Container[str] = ()) -> LoweredOps:
     """
     forms: set[str] = set()
     in_float32: set[str] = set()
+    called = _called_functions(graph)
     for function, node in all_nodes(graph):
-        if not function and node.name in recorded:
+        if (not function and node.name in recorded) or (function and function not in called):
             continue
         if lowering_of(node.op, node.name, node.attr) is None:
             continue
@@ -145,10 +146,10 @@ def lower_graph(graph: Any) -> Sequence[str]:
     """
     replaced: set[str] = set()
     added: dict[str, Any] = {}
-    compiled = _compiled_functions(graph)
+    lowered = _called_functions(graph) - _compiled_functions(graph)
     _lower_body(graph.node, added, replaced)
     for function in graph.library.function:
-        if function.signature.name in compiled:
+        if function.signature.name not in lowered:
             continue
         renamed = _lower_body(function.node_def, added, replaced)
         for node in function.node_def if renamed else ():
@@ -159,20 +160,33 @@ def lower_graph(graph: Any) -> Sequence[str]:
     return sorted(replaced)
 
 
+def _called_functions(graph: Any) -> set[str]:
+    """Names of the functions that a program calls.
+
+    A library may hold others: Keras 2 puts a version of each LSTM for GPUs beside the one that is
+    called, and leaves the choice to the runtime.
+    """
+    return _reached(graph, mentioned_functions(graph.node))
+
+
 def _compiled_functions(graph: Any) -> set[str]:
     """Names of the functions that XLA compiles, and of all that they call."""
+    functions = graph.library.function
+    marked = [function.signature.name for function in functions if _is_compiled(function.attr)]
+    callers = [node for _, node in all_nodes(graph) if _is_compiled(node.attr)]
+    return _reached(graph, [*marked, *mentioned_functions(callers)])
+
+
+def _reached(graph: Any, names: Iterable[str]) -> set[str]:
+    """Names of functions of a library, and of all that they call."""
     functions = {function.signature.name: function for function in graph.library.function}
-    pending = [name for name, function in functions.items() if _is_compiled(function.attr)]
-    for _, node in all_nodes(graph):
-        if _is_compiled(node.attr):
-            pending += mentioned_functions([node])
-    compiled: set[str] = set()
+    pending, reached = list(names), set[str]()
     while pending:
         name = pending.pop()
-        if name in functions and name not in compiled:
-            compiled.add(name)
+        if name in functions and name not in reached:
+            reached.add(name)
             pending += mentioned_functions(functions[name].node_def)
-    return compiled
+    return reached
 
 
 def _is_compiled(attrs: Mapping[str, Any]) -> bool:

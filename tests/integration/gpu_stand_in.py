@@ -42,6 +42,8 @@ def _on_cpu(name: str) -> str:
     """The name of a function in the form that the CPU runs; its own where that is the same."""
     graph = tf.compat.v1.GraphDef()
     graph.library.function.extend(tf_functions.function_library(name))
+    call = graph.node.add(name="call", op="StatefulPartitionedCall")
+    call.attr["f"].func.name = name
     own = [function.signature.name for function in graph.library.function]
     if not lower_graph(graph):
         return name

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanreplay.program import lowerings
-from nanreplay.program.lowered_graph import lower_graph, lowered_function
+from nanreplay.program.lowered_graph import lower_graph, lowered_function, lowered_ops
 from nanreplay.replay.kernels import run_kernel
 
 SIZES = st.integers(2, 4)
@@ -350,6 +350,27 @@ def test_a_machine_with_a_gpu_runs_what_was_recorded(monkeypatch: pytest.MonkeyP
     assert lowered_function("Conv2D", "convolution", attrs) is not None
     monkeypatch.setattr(lowerings, "_has_other_devices", lambda: True)
     assert lowered_function("Conv2D", "convolution", attrs) is None
+
+
+def test_a_function_that_nothing_calls_needs_no_other_form() -> None:
+    image, weights = (
+        tf.TensorSpec([1, 3, 4, 4], tf.float64),
+        tf.TensorSpec([1, 1, 3, 2], tf.float64),
+    )
+
+    def convolved(value: Any, kernel: Any) -> Any:
+        return tf.nn.conv2d(value, kernel, 1, "SAME", data_format="NCHW")
+
+    for_gpus = tf.function(convolved).get_concrete_function(image, weights)
+
+    def step(value: Any) -> Any:  # as Keras 2 does with a version of an LSTM for GPUs
+        for_gpus.add_to_graph(tf.compat.v1.get_default_graph())
+        return value + 1.0
+
+    graph = tf.function(step).get_concrete_function(image).graph.as_graph_def()
+    assert len(graph.library.function) == 1
+    assert lowered_ops(graph).forms == ()
+    assert lower_graph(graph) == []
 
 
 def test_what_xla_compiles_stays_as_it_was_recorded() -> None:
