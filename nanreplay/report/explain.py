@@ -86,11 +86,13 @@ def explain(
     from nanreplay.replay import Replay
 
     with Capture(path) as capture, Replay(capture, trust=trust) as replay:
-        verdict = judge(replay, progress=progress)
+        verdict = judge(replay, progress=_told_to_the_end(progress, say))
         if verdict.kind in ("inconclusive", "transient"):  # no origin in the program
             bisection = Bisection(Findings(reason=verdict.reason))
         else:
             bisection = as_worker(capture, _bisected(replay, say))
+        if say is not None:
+            say("telling the cause")
         causes, cause_notes = _causes(replay, bisection, verdict)
 
         def report(tried: tuple[FixResult, ...], fix_notes: Sequence[str]) -> Report:
@@ -102,6 +104,18 @@ def explain(
         if before_fixes is not None:
             before_fixes(report((), ()))
         return report(*_tried(replay, bisection, causes, fixes, progress, say))
+
+
+def _told_to_the_end(progress: Progress | None, say: Say | None) -> Progress:
+    """Return a progress that says what comes once the window has run, which takes longer."""
+
+    def tell(done: int, total: int) -> None:
+        if progress is not None:
+            progress(done, total)
+        if say is not None and done == total:
+            say("comparing the ways of replaying the failing step")
+
+    return tell
 
 
 def _bisected(replay: Replay, say: Say | None) -> Bisection:

@@ -147,6 +147,14 @@ class NanreplayApp(App[None]):
             id="app.theme",
             tooltip="Dark, light, colour-blind safe",
         ),
+        Binding(
+            "ctrl+z",
+            "suspend_process",
+            "Suspend",
+            show=False,
+            id="app.suspend",
+            tooltip="Back to the shell; fg returns",
+        ),
     ]
 
     def __init__(
@@ -185,6 +193,10 @@ class NanreplayApp(App[None]):
         position = names.index(self.theme) + 1 if self.theme in names else 0
         self.theme = names[position % len(names)]
         self.notify(f"Theme {self.theme}", timeout=2)
+
+    def action_help_quit(self) -> None:
+        """Say which key quits; Textual calls this for ctrl+c, and would name ctrl+q."""
+        self.notify("q quits nanreplay; escape stops what runs.", timeout=4)
 
     def _engine_changed(self) -> None:
         """Show the progress on every screen that has a status line; dialogs have none."""

@@ -82,8 +82,10 @@ class CaptureState:
     """None until the replay is done."""
     is_complete: bool = False
     """Whether the report is final; before that, fixes are still being tried."""
+    finished: Report | None = None
+    """The last report that was final; it comes back when a later replay is stopped."""
     failure: str | None = None
-    """Why there is no report and will be none, unless the user asks again."""
+    """Why there is no report, or none with fixes, and will be none unless the user asks again."""
     place: ViewPosition | None = None
     """Where the user last went; None before that."""
     viewed_steps: dict[int, ViewedStep] = field(default_factory=dict)

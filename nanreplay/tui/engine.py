@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from nanreplay.errors import NanreplayError, ReplayError
 from nanreplay.report.contents import Report
-from nanreplay.tui.worker import Task, WorkerContext, work
+from nanreplay.tui.worker import LOADING, Task, WorkerContext, work
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 PATIENCE_S = 2.0
-"""Seconds that a cancelled task has to stop by itself; then its process is ended."""
+"""Seconds that a task has to stop by itself when the user stops it; then its process is ended."""
+PATIENCE_WITH_REPLACED_S = 10.0
+"""The same for a task that a newer one replaced: a new process would load TensorFlow again."""
 _JOIN_S = 1.0
 """Seconds to wait for a process that was killed or has ended, so that it leaves no zombie."""
 
@@ -89,6 +91,8 @@ class Engine:
         self._ids = itertools.count()
         self._running: int | None = None
         """Id of the task that the process runs, wanted or not."""
+        self._is_loading = False
+        """Whether the process loads TensorFlow."""
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
 
@@ -110,7 +114,7 @@ class Engine:
         try:
             result: T = await future
         except asyncio.CancelledError:
-            self._withdraw(task_id)
+            self._withdraw(task_id, PATIENCE_WITH_REPLACED_S)
             raise
         return result
 
@@ -122,7 +126,7 @@ class Engine:
         if task_id is None:
             return False
         future = self._pending[task_id].future
-        self._withdraw(task_id)
+        self._withdraw(task_id, PATIENCE_S)
         if not future.done():
             future.set_exception(StoppedError("Stopped."))
         return True
@@ -177,22 +181,30 @@ class Engine:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        self._running = None
+        self._running, self._is_loading = None, False
         self._tell(None)
 
-    def _withdraw(self, task_id: int) -> None:
+    def _withdraw(self, task_id: int, patience_s: float) -> None:
         """Tell the process that a task is not wanted any more; end it when it does not stop."""
         if self._pending.pop(task_id, None) is None or self._process is None:
             return
         self._send(("cancel", task_id))
         if self._running == task_id:
             self._tell(Progress("stopping"))
-            asyncio.get_running_loop().call_later(PATIENCE_S, self._end_if_running, task_id)
+            self._end_later(task_id, patience_s)
 
-    def _end_if_running(self, task_id: int) -> None:
-        if self._running == task_id:
-            self._end()
-            self._send_pending()
+    def _end_later(self, task_id: int, patience_s: float) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(patience_s, self._end_if_running, task_id, patience_s)
+
+    def _end_if_running(self, task_id: int, patience_s: float) -> None:
+        if self._running != task_id:
+            return
+        if self._is_loading:  # it stops as soon as TensorFlow is there, for the next task to use
+            self._end_later(task_id, patience_s)
+            return
+        self._end()
+        self._send_pending()
 
     def _send_pending(self) -> None:
         """Send to a new process what the old one has not done."""
@@ -222,7 +234,9 @@ class Engine:
             if pending is not None:
                 self._tell(Progress(pending.task.label))
         elif kind == "progress":
-            self._tell(Progress(*rest))
+            self._is_loading = rest[0] == LOADING
+            if pending is not None:  # of a task that is withdrawn, "stopping" stays
+                self._tell(Progress(*rest))
         elif kind == "partial":
             if pending is not None and pending.partial is not None:
                 pending.partial(rest[0])
@@ -230,7 +244,7 @@ class Engine:
             self._task_ended(task_id, kind, rest)
 
     def _task_ended(self, task_id: int, kind: str, rest: list[Any]) -> None:
-        self._running = None
+        self._running, self._is_loading = None, False
         pending = self._pending.pop(task_id, None)
         if pending is not None and not pending.future.done():
             if kind == "done":

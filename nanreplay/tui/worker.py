@@ -39,6 +39,8 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
 T = TypeVar("T")
+LOADING = "loading TensorFlow"
+"""What is said while TensorFlow is loaded."""
 _MOST_KEPT = 3
 """How many things `WorkerContext.kept` remembers: an open replay holds a model's weights."""
 _PROGRESS_EVERY_S = 0.05
@@ -207,7 +209,7 @@ def _outcome(
     connection.send(("started", task_id))
     try:
         if task.uses_tensorflow:
-            context.say("loading TensorFlow")
+            context.say(LOADING)
             import_module("tensorflow")
         context.say(task.label)
         with limited_process():

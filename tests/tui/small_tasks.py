@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from nanreplay.errors import FormatError
-from nanreplay.tui.worker import Task, WorkerContext
+from nanreplay.tui.worker import LOADING, Task, WorkerContext
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,17 @@ class Small(Task[int]):
             raise KeyError("lost")
         if self.end == "crash":
             os._exit(9)
+        return os.getpid()
+
+
+@dataclass(frozen=True)
+class Loading(Small):
+    """Stands for the time in which TensorFlow is loaded, and nothing is heard."""
+
+    def run(self, context: WorkerContext) -> int:
+        context.say(LOADING)
+        time.sleep(self.pause_s)
+        context.say(self.label)
         return os.getpid()
 
 

@@ -4,15 +4,17 @@ TensorFlow."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from tui.small_tasks import Kept, Small
+from tui.small_tasks import Kept, Loading, Small
 
 from nanreplay.errors import FormatError, ReplayError
 from nanreplay.tui import engine as engine_module
 from nanreplay.tui.engine import Engine, StoppedError
+from nanreplay.tui.worker import LOADING
 
 
 @pytest.fixture
@@ -84,8 +86,39 @@ async def test_a_task_that_does_not_hear_is_ended_with_its_process(
     before = await engine.run(Small("x"))
     running = asyncio.ensure_future(engine.run(Small("x", pause_s=60, deaf=True)))
     await until(lambda: engine.progress is not None and engine.progress.line == "counting")
-    running.cancel()
+    assert engine.stop()
+    with pytest.raises(StoppedError):
+        await running
     assert await engine.run(Small("x")) != before
+
+
+@pytest.mark.parametrize("way", ["replaced", "stopped"])
+async def test_tensorflow_is_loaded_once_however_impatient_the_user_is(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    monkeypatch.setattr(engine_module, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(engine_module, "PATIENCE_WITH_REPLACED_S", 0.05)
+    before = await engine.run(Small("x"))
+    running = asyncio.ensure_future(engine.run(Loading("x", pause_s=0.5)))
+    await until(lambda: engine.progress is not None and engine.progress.line == LOADING)
+    if way == "replaced":
+        running.cancel()
+    else:
+        engine.stop()
+    assert await engine.run(Small("x")) == before
+    with contextlib.suppress(StoppedError, asyncio.CancelledError):
+        await running
+
+
+async def test_a_task_that_a_newer_one_replaced_has_more_time_to_stop(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "PATIENCE_S", 0.05)
+    before = await engine.run(Small("x"))
+    running = asyncio.ensure_future(engine.run(Small("x", pause_s=0.5, deaf=True)))
+    await until(lambda: engine.progress is not None and engine.progress.line == "counting")
+    running.cancel()
+    assert await engine.run(Small("x")) == before
 
 
 async def test_a_cancelled_task_that_waits_never_runs(engine: Engine) -> None:

@@ -38,7 +38,8 @@ class BisectPane(Pane):
   cancelled, and with it its task.
 - Progress (`context.say`, `context.progress`) is shown by the status line; the escape key stops the
   running task. A task that does not report progress cannot stop by itself: its process is ended
-  after two seconds, and what `context.kept` holds is lost.
+  two seconds after escape, or ten after a newer task replaced it, and what `context.kept` holds is
+  lost. While TensorFlow is loaded, it is left to finish that.
 - A task that fails (any exception in a `@work` of a pane, with `exit_on_error=False`) is shown as
   an error screen, a stopped one as a notification. The pane need not handle either.
 - `context.kept` holds what is expensive to make, such as an open replay, for the next task.

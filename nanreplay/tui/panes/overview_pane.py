@@ -131,7 +131,7 @@ class OverviewPane(Pane):
             yield from _origin_facts(report.findings.origin)
         if report.findings.root is not None:
             yield "began", f"step {report.findings.root.step}: {report.findings.root.reason}"
-        yield "fixes", _fixes(report, self.state.is_complete)
+        yield "fixes", _fixes(report, self.state)
         for note in report.findings.notes:
             if note not in self.state.opened.incident.notes:  # those stand among the run's facts
                 yield "note", note
@@ -188,9 +188,11 @@ def _origin_facts(origin: Origin) -> Iterator[Fact]:
         yield "source", source_text(source.file, source.line, source.code)
 
 
-def _fixes(report: Report, is_complete: bool) -> Content:
+def _fixes(report: Report, state: CaptureState) -> Content:
+    if not report.fixes and state.failure is not None:
+        return Content("stopped before any was tried; f5 goes on")
     if not report.fixes:
-        return Content("none was tried" if is_complete else "being tried ...")
+        return Content("none was tried" if state.is_complete else "being tried ...")
     lines = []
     for fix in report.fixes:
         mark, word, colour = outcome_mark(fix.prevents)

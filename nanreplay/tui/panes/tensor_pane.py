@@ -309,13 +309,17 @@ class TensorPane(StepPane):
     @on(Input.Submitted, "#index")
     def _index_given(self, event: Input.Submitted) -> None:
         event.stop()
-        numbers = tuple(int(number) for number in re.findall(r"\d+", event.value))
-        rank = len(self.tensor.stat.shape) if self.tensor is not None else 0
+        numbers = tuple(int(number) for number in re.findall(r"-?\d+", event.value))
+        shape = self.tensor.stat.shape if self.tensor is not None else ()
         self.action_no_index()
-        if len(numbers) == rank:
-            self._go_to(numbers)
+        if len(numbers) != len(shape):
+            message = f"This tensor takes {len(shape)} numbers."
+        elif not all(0 <= number < size for number, size in zip(numbers, shape, strict=True)):
+            message = f"The shape is {index_words(shape)}: there is no {index_words(numbers)}."
         else:
-            self.notify(f"This tensor takes {rank} numbers.", severity="warning", timeout=4)
+            self._go_to(numbers)
+            return
+        self.notify(message, severity="warning", timeout=4)
 
     def action_no_index(self) -> None:
         """Close the line for an index."""

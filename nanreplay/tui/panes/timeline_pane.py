@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
 from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
@@ -37,6 +38,9 @@ class TimelinePane(Pane):
     )
     DEFAULT_CSS = """
     TimelinePane #plots { grid-size: 2; grid-gutter: 0 1; height: 1fr; }
+    TimelinePane #no-curve { height: 1fr; padding: 1 2; display: none; }
+    TimelinePane.-no-curve #plots { display: none; }
+    TimelinePane.-no-curve #no-curve { display: block; }
     TimelinePane #reading {
         height: 1; padding: 0 1; background: $panel; text-wrap: nowrap; text-overflow: ellipsis;
     }
@@ -109,6 +113,7 @@ class TimelinePane(Pane):
         with Grid(id="plots"):
             for index in range(len(self.history.series)):
                 yield SeriesPlot(id=f"plot-{index}")
+        yield Static(id="no-curve", markup=False)
         yield Static(id="reading")
         yield Static(id="heading")
         yield HeatTable()
@@ -117,6 +122,9 @@ class TimelinePane(Pane):
         """Start at the failing step."""
         super().on_mount()
         self.heat = self.query_one(HeatTable)
+        no_curve = _why_no_curve(self.history)
+        self.set_class(bool(no_curve), "-no-curve")
+        self.query_one("#no-curve", Static).update(no_curve)
         self._show_measure()
         self.heat.cursor = self.history.position(self.state.failing_step)
         self.call_after_refresh(self._draw)
@@ -294,3 +302,18 @@ class TimelinePane(Pane):
 def _plot_columns(plots: int) -> int:
     """Plots side by side: up to three, and four as two by two."""
     return 2 if plots == 4 else min(plots, 3)
+
+
+def _why_no_curve(history: History) -> str:
+    """Why there is no curve to draw, with the numbers there are; "" where there is one."""
+    if any(np.isfinite(series.values).sum() > 1 for series in history.series):
+        return ""
+    if not len(history.steps):
+        return "No timeline was recorded."
+    steps = readable_steps([int(step) for step in history.steps])
+    verb = "is" if len(history.steps) == 1 else "are"
+    numbers = [f"{series.name} {readable_number(series.values[-1])}" for series in history.series]
+    if history.loss not in history.series and len(history.loss.values):
+        numbers.insert(0, f"loss {readable_number(float(history.loss.values[-1]))}")
+    lines = [f"{steps} {verb} all that was recorded: there is no curve to draw.", *numbers]
+    return "\n".join(lines)

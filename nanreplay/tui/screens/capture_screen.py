@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar
 
-from textual import on, work
+from textual import events, on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
@@ -174,7 +174,7 @@ class CaptureScreen(Screen[None]):
         except NanreplayError as error:
             self._take_failure(str(error))
             raise
-        self.state.is_complete = True
+        self.state.is_complete, self.state.finished = True, report
         self._take_report(report)
 
     def _take_report(self, report: Report) -> None:
@@ -185,12 +185,17 @@ class CaptureScreen(Screen[None]):
             pane.show_report(report)
 
     def _take_failure(self, reason: str) -> None:
-        """Keep a report that came before fixes were tried; else say that there is none."""
-        if self.state.report is not None:
+        """Show the last final report, else the one that came before fixes were tried.
+
+        Args:
+            reason: Why there is no newer one; shown where there is none at all.
+        """
+        known = self.state.finished or self.state.report
+        self.state.failure = None if self.state.finished is not None else reason
+        if known is not None:
             self.state.is_complete = True
-            self._take_report(self.state.report)
+            self._take_report(known)
             return
-        self.state.failure = reason
         for pane in self.panes.values():
             pane.show_failure(reason)
 
@@ -211,6 +216,12 @@ class CaptureScreen(Screen[None]):
         self.app.push_screen(ErrorScreen(event.error))
 
     # Tabs
+
+    @on(events.DescendantFocus)
+    def _tab_bar_focused(self, event: events.DescendantFocus) -> None:
+        """Give the focus to the tab: a click on the bar takes it, and the tab's keys with it."""
+        if isinstance(event.widget, Tabs):
+            self.action_show(ContentTab.sans_prefix(event.widget.active))
 
     @on(TabbedContent.TabActivated)
     async def _tab_shown(self, event: TabbedContent.TabActivated) -> None:

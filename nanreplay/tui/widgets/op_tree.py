@@ -6,8 +6,8 @@ answer keys as quickly as ten.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import ClassVar, NamedTuple
+from collections.abc import Mapping
+from typing import ClassVar
 
 from rich.segment import Segment
 from rich.style import Style
@@ -20,17 +20,14 @@ from textual.reactive import reactive
 from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
-from nanreplay.bisect.tensor_stats import TensorStat
 from nanreplay.explore import Node, Op, Row, StepView, grow, keys_of, rows_of
 from nanreplay.explore.dataflow import search
 from nanreplay.tui.capture_state import MARKS
+from nanreplay.tui.widgets.op_columns import OpColumn, cell_segment, fitting_columns
 from nanreplay.tui.widgets.op_words import (
     ORIGIN,
     health_style,
     name_tail,
-    nonfinite_words,
-    shape_words,
-    short_number,
     theme_style,
 )
 
@@ -42,45 +39,6 @@ _CURSOR_BLEND = 0.65
 """How much of the background is in the colour of the line at the cursor."""
 _MARGIN = 3
 """Lines that an op keeps from the lower end when the user is led to it."""
-
-
-class _Column(NamedTuple):
-    title: str
-    width: int
-    text: Callable[[Node], str]
-
-
-def _nonfinite_cell(node: Node) -> str:
-    """Non-finite elements of an op; of a layer or loop how many of its ops have any."""
-    if node.op is not None:
-        return nonfinite_words(node.op.stat)
-    return f"{node.nonfinite} of {node.ops}" if node.nonfinite else f"{node.ops} ops"
-
-
-def _stat_of(node: Node) -> TensorStat | None:
-    """Statistics of an op's output; a layer or loop has none."""
-    return node.op.stat if node.op is not None else None
-
-
-def _minimum_cell(node: Node) -> str:
-    stat = _stat_of(node)
-    return short_number(stat.minimum) if stat is not None else ""
-
-
-def _maximum_cell(node: Node) -> str:
-    stat = _stat_of(node)
-    return short_number(stat.maximum) if stat is not None else ""
-
-
-_COLUMNS = (
-    _Column("type and shape", 24, lambda node: shape_words(_stat_of(node))),
-    _Column("non-finite", 15, _nonfinite_cell),
-    _Column("min", 11, _minimum_cell),
-    _Column("max", 11, _maximum_cell),
-    _Column("|max|", 11, lambda node: short_number(node.absmax)),
-)
-_PRIORITY = (1, 4, 0, 2, 3)
-"""Positions of the columns; those that stay longest when it gets narrow come first."""
 
 
 class OpTree(ScrollView, can_focus=True):
@@ -192,6 +150,8 @@ class OpTree(ScrollView, can_focus=True):
         self._roots: tuple[Node, ...] = ()
         self._opened: set[str] = set()
         """Keys of the nodes that the user has opened."""
+        self._before_filter: int | None = None
+        """Serial of the op under the cursor, or of a layer's first one, when the filter came."""
         self._told: str | None = None
         """Key of the node of the last `Moved`."""
 
@@ -218,8 +178,11 @@ class OpTree(ScrollView, can_focus=True):
         """
         if self.view is None:
             return
-        before, self.query_text, self.hides_plumbing = self.node, text, hides_plumbing
-        is_query = bool(text.strip())
+        before, is_query = self.node, bool(text.strip())
+        if is_query and not self.query_text.strip():
+            self._before_filter = before.first if before is not None else None
+        is_taken_away = bool(self.query_text.strip()) and not is_query
+        self.query_text, self.hides_plumbing = text, hides_plumbing
         shown = (op for op in self.view.ops if not (hides_plumbing and op.is_plumbing))
         self.ops = search(shown, text) if is_query else tuple(shown)
         self._roots = grow(self.ops)
@@ -229,6 +192,12 @@ class OpTree(ScrollView, can_focus=True):
         stayed = before is not None and self.node is not None and self.node.key == before.key
         if is_query and self.ops and not stayed:
             self.go_to(self.ops[0])
+        elif is_taken_away and not stayed:
+            # Lines that only the filter had opened are closed again: open those around the op.
+            serial = before.first if before is not None else self._before_filter
+            kept = next((op for op in self.ops if op.serial == serial), None)
+            if kept is not None:
+                self.go_to(kept)
 
     @property
     def node(self) -> Node | None:
@@ -369,16 +338,9 @@ class OpTree(ScrollView, can_focus=True):
     # Drawing
 
     @property
-    def _columns(self) -> list[_Column]:
+    def _columns(self) -> list[OpColumn]:
         """The columns of numbers that fit beside the names."""
-        room = self.size.width - _NARROWEST_LABEL
-        kept = set()
-        for position in _PRIORITY:
-            room -= _COLUMNS[position].width
-            if room < 0:
-                break
-            kept.add(position)
-        return [column for position, column in enumerate(_COLUMNS) if position in kept]
+        return fitting_columns(self.size.width - _NARROWEST_LABEL)
 
     def render_line(self, y: int) -> Strip:
         """Draw one line; the first one is the heading."""
@@ -397,7 +359,9 @@ class OpTree(ScrollView, can_focus=True):
             return Strip([Segment(f"  {text}", base)]).adjust_cell_length(width, base)
         return self._row_strip(line, base, columns, label_width).adjust_cell_length(width, base)
 
-    def _row_strip(self, line: int, base: Style, columns: list[_Column], label_width: int) -> Strip:
+    def _row_strip(
+        self, line: int, base: Style, columns: list[OpColumn], label_width: int
+    ) -> Strip:
         row, colours = self.rows[line], self.app.theme_variables
         is_at_cursor = line == self.cursor
         if is_at_cursor:
@@ -405,7 +369,7 @@ class OpTree(ScrollView, can_focus=True):
         label = Strip(_label(row, is_at_cursor, base, colours))
         health = base + health_style(colours, row.node.health)
         cells = [
-            _cell(column, row.node, health if column.title == "non-finite" else base)
+            cell_segment(column, row.node, health if column.title == "non-finite" else base)
             for column in columns
         ]
         return Strip.join([label.adjust_cell_length(label_width, base), Strip(cells)])
@@ -435,10 +399,3 @@ def _label(row: Row, is_at_cursor: bool, base: Style, colours: Mapping[str, str]
     if node.op is not None:
         parts.append(Segment(f"  {name_tail(node.op)}", muted))
     return parts
-
-
-def _cell(column: _Column, node: Node, style: Style) -> Segment:
-    text, width = column.text(node), column.width - 1
-    if len(text) > width:
-        text = text[: width - 1] + "…"
-    return Segment(f"{text.rjust(width)} ", style)

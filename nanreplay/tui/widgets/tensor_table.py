@@ -202,6 +202,10 @@ class TensorTable(ScrollView, can_focus=True):
         if event.chain > 1:
             self.action_choose()
 
+    def on_resize(self) -> None:
+        """Show the cursor: what a hidden tab was told to show could not be scrolled to."""
+        self._reveal(centred=True)
+
     # Drawing
 
     def render_line(self, y: int) -> Strip:
