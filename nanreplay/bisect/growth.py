@@ -21,6 +21,8 @@ from nanreplay.records import Timeline
 
 _SHARE = 1e-3
 """A variable whose series ends below this share of the largest one led nothing."""
+_FEWEST = 2
+"""A jump shows against at least so many steps."""
 _MATRICES = (("gradient_norm", "gradient norm"), ("weight_norm", "norm of the weights"))
 """Matrices of the timeline that are looked at, and what sentences call them."""
 
@@ -94,6 +96,9 @@ def find_root(timeline: Timeline | None, step: int, paths: Sequence[str] = ()) -
         return Root(step, "Nothing is recorded of earlier steps.")
     growth = find_growth(timeline, step, paths)
     if growth is None:
+        earlier = np.asarray(timeline.columns["step"]) < step if timeline is not None else ()
+        if np.count_nonzero(earlier) < _FEWEST:
+            return Root(step, "Too few steps are recorded before it to tell what grew.")
         return Root(step, "Loss, gradients and weights did not grow in the steps before it.")
     return Root(growth.step, growth.sentence)
 

@@ -25,10 +25,10 @@ from nanreplay.whatif.edits import CannotTryError, ProgramEdit
 from nanreplay.whatif.fix_code import operand_text
 from nanreplay.whatif.line_gradients import OpLocation, gradient_ops, maker_of, operands_elsewhere
 from nanreplay.whatif.line_ops import CodeSite, code_site
+from nanreplay.whatif.source_operands import DIVISIONS
 from nanreplay.whatif.training_health import TrainingHealth
 from nanreplay.whatif.trial_window import TrialWindow
 
-DIVISIONS = words("RealDiv Div FloorDiv TruncateDiv FloorMod Mod Xdivy DivNoNan")
 POLES = DIVISIONS | words(
     "Log Log1p Sqrt Rsqrt Reciprocal Inv Pow Xlogy Xlog1py Acos Asin Acosh Atanh Exp Expm1 Lgamma "
     "Digamma Atan2 Erfinv Ndtri"

@@ -1,98 +1,101 @@
 """How to write a fix in the user's code.
 
-It is the user's own line with the operand changed, where the line can be parsed and one operand
-fits the op; else a line that shows the call. The report shows it beside the result of each fix.
+It is the user's own line with the operand changed, where the line shows the very expression that
+makes the op. Where it does not, as where a library's code makes the op, or where one of several
+expressions may be meant, it is said in words what to change, as a comment. The report shows it
+beside the result of each fix.
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import re
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 from nanreplay.records import Frame
+from nanreplay.whatif.source_operands import DIVISIONS, OperandRef, last_name, operands_in
 
-_FUNCTIONS = {
-    "Acos": ("acos", "arccos"),
-    "Acosh": ("acosh", "arccosh"),
-    "Asin": ("asin", "arcsin"),
-    "Atan2": ("atan2",),
-    "Atanh": ("atanh", "arctanh"),
-    "Cholesky": ("cholesky",),
-    "DivNoNan": ("divide_no_nan",),
-    "Exp": ("exp",),
-    "Expm1": ("expm1",),
-    "Lgamma": ("lgamma",),
-    "Log": ("log",),
-    "Log1p": ("log1p",),
-    "LogMatrixDeterminant": ("slogdet", "logdet"),
-    "MatrixDeterminant": ("det",),
-    "MatrixInverse": ("inv", "pinv"),
-    "MatrixSolve": ("solve",),
-    "Pow": ("pow", "power"),
-    "RealDiv": ("divide", "true_divide", "truediv", "div"),
-    "Reciprocal": ("reciprocal",),
-    "Rsqrt": ("rsqrt",),
-    "Softmax": ("softmax",),
-    "Sqrt": ("sqrt",),
-    "Xlogy": ("xlogy",),
-}
-"""Python functions that make an op, by their last name."""
+_LONGEST_CODE = 70
+"""How much of a line is shown."""
 _LARGEST_FLOAT32 = 3.4028235e38
-_EXAMPLES = {
-    "Cholesky": "tf.linalg.cholesky({})",
-    "MatrixInverse": "tf.linalg.inv({})",
-    "RealDiv": "x / {}",
-    "Div": "x / {}",
-    "Reciprocal": "1 / {}",
-    "Pow": "{} ** p",
-    "Xlogy": "tf.math.xlogy(x, {})",
-}
-"""How ops are shown without a line of the user's, where that is no call of `tf.math`."""
 
 
-def rewritten(source: Frame | None, op_type: str, template: str, number: int | None = None) -> str:
+def rewritten(
+    source: Frame | None, op_type: str, template: str, number: int | None = None
+) -> str | None:
     """Return the source line with the op's operand replaced.
 
+    None where the line shows no such expression, or several of which any may be meant.
+
     Args:
-        source: The line that made the op. None, or one without code, gives a line that shows the
-            call.
+        source: The line that made the op.
         op_type: Type of the op.
         template: How the operand is written now; `{}` or `{0}` stands for what it was.
         number: Which of several operands of such ops, in the order in which they are computed.
     """
+    place = _place(source, op_type, number)
+    return None if place is None else _replaced(_code_of(source), place, template)
+
+
+def in_words(source: Frame | None, op_type: str, advice: str, layer: str = "") -> str:
+    """Return what to change, as a comment, where no line can be shown changed.
+
+    Args:
+        source: The line that made the op.
+        op_type: Type of the op.
+        advice: What to do; `{}` stands for the operand.
+        layer: Path of the layer that made the op, where one did.
+    """
+    operand = f"the {'divisor' if op_type in DIVISIONS else 'operand'} of `{op_type}`"
+    said = f"# {advice.format(operand)}"
     code = _code_of(source)
-    places = _places(code, op_type)
-    if len(places) == 1 or (number is not None and number < len(places)):
-        return _replaced(code, places[number or 0], template)
-    function = _FUNCTIONS.get(op_type, (op_type.lower(),))[0]
-    operand = template.replace("{0}", "x").replace("{}", "x")
-    if op_type in _EXAMPLES and not operand.startswith("tf."):
-        operand = f"({operand})"
-    return _EXAMPLES.get(op_type, f"tf.math.{function}({{}})").replace("{}", operand)
+    texts = list(dict.fromkeys(_text(code, place) for place in _places(source, op_type)))
+    if len(texts) > 1:
+        return f"{said}; it is one of {', '.join(f'`{text}`' for text in texts)}"
+    if texts:
+        return f"{said}, `{texts[0]}`"
+    if not code:
+        return f"{said}. No line of yours makes the op"
+    if not _is_whole(code):
+        return f"{said}, in the statement that holds `{code}`"
+    whose = f" of layer `{layer}`" if layer else ""
+    shown = code if len(code) <= _LONGEST_CODE else f"{code[: _LONGEST_CODE - 4]} ..."
+    return f"{said}. A library makes the op{whose} inside of `{shown}`: write that part yourself"
+
+
+def _is_whole(code: str) -> bool:
+    """Whether a line is more than a part of a statement."""
+    try:
+        ast.parse(code if not code.endswith(":") else f"{code} pass")
+    except SyntaxError:
+        return False
+    return True
+
+
+def _place(source: Frame | None, op_type: str, number: int | None) -> OperandRef | None:
+    places = _places(source, op_type)
+    if len(places) == 1:
+        return places[0]
+    return places[number] if number is not None and number < len(places) else None
+
+
+def _places(source: Frame | None, op_type: str) -> list[OperandRef]:
+    return operands_in(_code_of(source), op_type)
 
 
 def count_operands(source: Frame | None, op_type: str) -> int:
     """Return how many operands of such ops a source line shows."""
-    return len(_places(_code_of(source), op_type))
-
-
-def _places(code: str, op_type: str) -> list[OperandRef]:
-    """Operands in the order in which they are computed: what is within another comes first."""
-    # Where only whole calls are looked at, a call within a call is found twice, at one place.
-    found = {(operand.start, operand.end): operand for operand in _operands(code, op_type)}
-    return sorted(found.values(), key=lambda operand: (operand.made, operand.start))
+    return len(_places(source, op_type))
 
 
 def operand_text(source: Frame | None, op_type: str) -> str | None:
     """Return how the source line writes the op's operand, None when that cannot be told."""
-    code = _code_of(source)
-    raw = code.encode()  # ast counts bytes
-    operands = _operands(code, op_type)
-    texts = {raw[operand.start : operand.end].decode() for operand in operands}
+    places = [place for place in _places(source, op_type) if place.written_out is None]
+    texts = {_text(_code_of(source), place) for place in places}
     return texts.pop() if len(texts) == 1 else None
+
+
+def _text(code: str, place: OperandRef) -> str:
+    return code.encode()[place.start : place.end].decode()  # ast counts bytes
 
 
 def _code_of(source: Frame | None) -> str:
@@ -106,81 +109,11 @@ def short_number(number: float) -> str:
     return re.sub(r"e([-+])0*", lambda sign: "e" + sign[1].replace("+", ""), text)
 
 
-class OperandRef(NamedTuple):
-    """Where an operand stands in a line, in bytes of UTF-8 as `ast` counts them."""
-
-    start: int
-    end: int
-    made: int
-    """Where the expression that makes the op ends."""
-    binds: bool
-    """Whether `operand + eps` needs no brackets around the operand."""
-    is_argument: bool
-    """Whether `operand + eps` needs no brackets around the whole."""
-
-
-def _operands(code: str, op_type: str) -> Iterator[OperandRef]:
-    """Operands of calls and operators that make such an op.
-
-    A line may be only a part of a statement, such as `loss = tf.reduce_mean(` or an argument of a
-    call over several lines. Then its whole calls are looked at.
-    """
-    try:
-        parts: list[tuple[int, ast.AST]] = [(0, ast.parse(code))]
-    except SyntaxError:
-        parts = list(_whole_calls(code, _FUNCTIONS.get(op_type, ())))
-    for offset, tree in parts:
-        for node in ast.walk(tree):
-            yield from _operands_of(node, op_type, offset)
-
-
-def _whole_calls(code: str, names: Sequence[str]) -> Iterator[tuple[int, ast.AST]]:
-    """Calls of some functions that begin and end in the code, and where they begin.
-
-    In `y, tf.math.log(p + tf.exp(q)),` brackets are counted from `tf.math.log(` to their end.
-    """
-    if not names:
-        return
-    for match in re.finditer(rf"[\w.]*\b(?:{'|'.join(names)})\(", code):
-        depth, end = 1, match.end()
-        while end < len(code) and depth:
-            depth += {"(": 1, ")": -1}.get(code[end], 0)
-            end += 1
-        with contextlib.suppress(SyntaxError):
-            yield match.start(), ast.parse(code[match.start() : end])
-
-
-def _operands_of(node: ast.AST, op_type: str, offset: int) -> Iterator[OperandRef]:
-    functions = _FUNCTIONS.get(op_type, ())
-    if isinstance(node, ast.Call) and node.args and _last_name(node.func) in functions:
-        is_second = op_type in ("RealDiv", "DivNoNan", "Xlogy") and len(node.args) > 1
-        yield _operand(node, node.args[1 if is_second else 0], offset)
-    elif isinstance(node, ast.BinOp):
-        if isinstance(node.op, ast.Div) and op_type in ("RealDiv", "Div", "Reciprocal", "DivNoNan"):
-            yield _operand(node, node.right, offset)
-        elif isinstance(node.op, ast.Pow) and op_type in ("Pow", "Sqrt", "Rsqrt"):
-            yield _operand(node, node.left, offset)
-
-
-def _operand(maker: ast.expr, node: ast.expr, offset: int) -> OperandRef:
-    return OperandRef(
-        offset + node.col_offset,
-        offset + (node.end_col_offset or node.col_offset),
-        made=offset + (maker.end_col_offset or maker.col_offset),
-        binds=not isinstance(node, (ast.IfExp, ast.Lambda, ast.Compare, ast.BoolOp)),
-        is_argument=isinstance(maker, ast.Call),
-    )
-
-
-def _last_name(function: ast.expr) -> str:
-    if isinstance(function, ast.Attribute):
-        return function.attr
-    return function.id if isinstance(function, ast.Name) else ""
-
-
 def _replaced(code: str, operand: OperandRef, template: str) -> str:
     raw = code.encode()  # ast counts bytes
     before, after = raw[: operand.start].decode(), raw[operand.end :].decode()
+    if operand.written_out is not None:
+        return f"{before}tf.sqrt({template.format(operand.written_out)}){after}"
     text = raw[operand.start : operand.end].decode()
     new = template.format(text if operand.binds else f"({text})")
     # `{} + 1e-7` in place of `x` in `a / x` needs brackets; in `log(x)` or `a / (x)` it does not.
@@ -235,44 +168,45 @@ def _is_minus_infinity(node: ast.AST) -> bool:
     return isinstance(node, ast.Call) and ast.unparse(node) == "float('-inf')"
 
 
-def with_call(source: Frame | None, op_type: str, function: str) -> str | None:
-    """Return a source line with its only quotient or nested call as a call of one function.
+def with_expression(
+    source: Frame | None, op_type: str, template: str, number: int | None = None
+) -> str | None:
+    """Return a source line with the expression that makes the op written in another way.
 
-    `x / y` becomes `tf.math.divide_no_nan(x, y)`, `tf.math.log(tf.nn.softmax(x))` becomes
-    `tf.nn.log_softmax(x)`. None where the line shows no such expression, or several.
+    `x / y` becomes `tf.math.divide_no_nan(x, y)`. None where the line does not show it, as above.
 
     Args:
         source: The line.
-        op_type: Type of the op that the outer expression makes.
+        op_type: Type of the op that the expression makes.
+        template: What is written in its place; `{0}` and `{1}` stand for its operands.
+        number: Which of several such expressions, in the order in which they are computed.
+    """
+    place = _place(source, op_type, number)
+    if place is None or len(place.arguments) < 1 + ("{1}" in template):
+        return None
+    raw, (begin, end) = _code_of(source).encode(), place.maker
+    new = template.format(*place.arguments)
+    return f"{raw[:begin].decode()}{new}{raw[end:].decode()}"
+
+
+def with_call_of_inner(source: Frame | None, op_type: str, function: str) -> str | None:
+    """Return a source line with a nested call as a call of one function.
+
+    `tf.math.log(tf.nn.softmax(x))` becomes `tf.nn.log_softmax(x)`. None where the line shows no
+    such call, or several.
+
+    Args:
+        source: The line.
+        op_type: Type of the op that the outer call makes.
         function: What is called in its place.
     """
-    code = _code_of(source)
-    try:
-        tree = ast.parse(code)
-    except SyntaxError:
+    place = _place(source, op_type, None)
+    if place is None or len(place.arguments) != 1:
         return None
-    found = [node for node in ast.walk(tree) if next(_operands_of(node, op_type, 0), None)]
-    if len(found) != 1 or not isinstance(found[0], ast.expr):
+    inner = ast.parse(place.arguments[0], mode="eval").body
+    if not isinstance(inner, ast.Call) or last_name(inner.func) not in ("softmax", "sigmoid"):
         return None
-    node = found[0]
-    arguments = _inner_arguments(node, op_type)
-    if not arguments:
+    if len(inner.args) != 1 or inner.keywords:
         return None
-    raw = code.encode()
-    texts = [raw[one.col_offset : one.end_col_offset].decode() for one in arguments]
-    call = f"{function}({', '.join(texts)})"
-    return f"{raw[: node.col_offset].decode()}{call}{raw[node.end_col_offset :].decode()}"
-
-
-def _inner_arguments(node: ast.expr, op_type: str) -> list[ast.expr]:
-    """What the function is called with: dividend and divisor, or the argument of the inner call."""
-    if isinstance(node, ast.BinOp):
-        return [node.left, node.right]
-    if not isinstance(node, ast.Call) or node.keywords:
-        return []
-    if op_type in ("RealDiv", "Div"):
-        return list(node.args)
-    inner = node.args[0] if len(node.args) == 1 else None
-    if not isinstance(inner, ast.Call) or _last_name(inner.func) not in ("softmax", "sigmoid"):
-        return []
-    return inner.args[:1] if len(inner.args) == 1 and not inner.keywords else []
+    operand = ast.unparse(inner.args[0]).replace("{", "{{").replace("}", "}}")
+    return with_expression(source, op_type, f"{function}({operand})")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from statistics import median
 
 from nanreplay.findings import FixOutcome, FixResult, Origin
 from nanreplay.records import Trigger
+from nanreplay.replay import StepResult
 from nanreplay.whatif.edits import Fix
 from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.moved_origin import moved_origin
@@ -13,6 +16,10 @@ from nanreplay.whatif.trial_window import TrialOutcome
 
 _OF_THE_UPDATE = frozenset({"lr", "clipnorm", "clipvalue", "global_clipnorm"})
 """Fixes that change the update alone."""
+_SLIGHT, _ANOTHER_LINE = 0.03, 0.5
+"""By how much an edit of a line may change healthy losses unsaid, and at all."""
+_LEAST_LOSS = 1e-3
+"""Changes of losses below this are not measured relative to them."""
 _SKIPS = "The update of step {} is left out; nothing is learned from its batch."
 
 
@@ -78,7 +85,41 @@ def _outcome(
     ruin = failure.health.ruin(outcome, changes_update=changes_update)
     if ruin is not None:
         return "unhealthy", f"All values are finite, but {ruin}."
+    change = _healthy_change(failure, outcome) if fix.ops else 0.0
+    if change > _ANOTHER_LINE:
+        return "unhealthy", (
+            "All values are finite, but the line computes something else: the losses of healthy "
+            f"steps change by up to {change:.0%}."
+        )
+    if change > _SLIGHT:
+        return "prevents", f"The losses of healthy steps change by up to {change:.0%}."
     return "prevents", None
+
+
+def _healthy_change(failure: Failure, outcome: TrialOutcome) -> float:
+    """Largest change of a loss before the failing step, relative to it or to the usual loss."""
+    healthy = [result for result in outcome.results if result.step < failure.step]
+    recorded = {result.step: result.recorded_loss for result in healthy}
+    change = _largest_change(healthy, recorded)
+    if change <= _SLIGHT:
+        return change
+    # What is recorded as the loss may be another value that a tape differentiated.
+    return _largest_change(healthy, failure.window.unchanged_losses)
+
+
+def _largest_change(
+    results: Sequence[StepResult], usual_losses: Mapping[int, float | None]
+) -> float:
+    pairs = [(result.loss, usual_losses.get(result.step)) for result in results]
+    known = [
+        (new, old)
+        for new, old in pairs
+        if new is not None and old is not None and math.isfinite(new) and math.isfinite(old)
+    ]
+    if not known:
+        return 0.0
+    usual = max(median(abs(old) for _, old in known), _LEAST_LOSS)
+    return max(abs(new - old) / max(abs(old), usual) for new, old in known)
 
 
 def _loss_change(outcome: TrialOutcome, failing: int) -> float | None:

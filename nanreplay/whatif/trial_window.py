@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,26 @@ class TrialWindow:
         """Return how the failing step's program is called."""
         return self.program(self.failing).signature
 
+    def rates(self) -> Sequence[int]:
+        """Return the variables that hold a learning rate, of all optimizers.
+
+        Empty where that of the failing step is a schedule or a plain number.
+        """
+        rate = self.signature().learning_rate
+        if rate is None:
+            return ()
+        others = [
+            index
+            for index, info in enumerate(self.replay.variables)
+            if info.role == "optimizer" and not info.shape and info.path.endswith("/learning_rate")
+        ]
+        return [rate, *(index for index in others if index != rate)]
+
+    @cached_property
+    def unchanged_losses(self) -> Mapping[int, float | None]:
+        """The loss of each step as the replay gives it without a change."""
+        return {result.step: result.loss for result in self.run(Edit()).results}
+
     def first_state(self) -> Mapping[int, Any]:
         """Return the variables just before the window's first step, by index."""
         first = self.steps[0]
@@ -189,12 +210,12 @@ class _WindowRun:
         for change in self.edit.state:
             state |= change(state)
         first = self.window.steps[0]
-        self.assign(first, state)
+        self.assign(state)
         norm = self.norm()
         idle: list[int] = []
         for step in self.window.steps:
             if step > first:  # the first state holds what was changed before its step
-                self.assign(step, self._outside_changes(step))
+                self.assign(self._outside_changes(step))
             before = self.live.read()
             try:
                 result = self.step(step)
@@ -257,12 +278,13 @@ class _WindowRun:
         """What something outside of the steps changed just before a step."""
         return {**self.window.changes.get(step, {}), **self.replay.batch(step).overrides}
 
-    def assign(self, step: int, values: Mapping[int, Any]) -> None:
-        """Set variables; a learning rate that is a variable is set to its part."""
-        rate = self.program(step).signature.learning_rate
+    def assign(self, values: Mapping[int, Any]) -> None:
+        """Set variables; learning rates that are variables are set to their part."""
         values = dict(values)
-        if rate is not None and rate in values:
-            values[rate] = as_array(values[rate]) * self.edit.learning_rate
+        if self.edit.learning_rate != 1.0:
+            for rate in self.window.rates():
+                if rate in values:
+                    values[rate] = as_array(values[rate]) * self.edit.learning_rate
         self.live.assign(values)
 
     def shrink_update(self, step: int, before: Mapping[int, Any]) -> None:

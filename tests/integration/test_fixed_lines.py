@@ -325,3 +325,63 @@ def test_clip_data_takes_a_batch_of_several_dtypes_and_leaves_labels_alone(tmp_p
     (fix,) = explain(tmp_path / "run.h5", fixes=["clip_data"]).fixes
     assert fix.params["arrays"] == "x"
     assert str(fix.code).startswith('batch["x"][:, 1] = np.clip(batch["x"][:, 1], ')
+
+
+def test_a_quotient_in_a_loop_takes_divide_no_nan_in_its_gradient_too(tmp_path: Path) -> None:
+    class Shares(keras.layers.Layer):
+        def call(self, x: Any) -> Any:
+            def body(i: Any, y: Any) -> Any:
+                return i + 1, y / (tf.reduce_sum(y, axis=-1, keepdims=True) + 0.0)
+
+            return tf.while_loop(lambda i, y: i < 2, body, (tf.constant(0), x))[1]
+
+    model = keras.Sequential([keras.Input((WIDTH,)), Shares(), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=False)
+    fitted(tmp_path / "run.h5", model)
+
+    (fix,) = explain(tmp_path / "run.h5", fixes=["stable_op"]).fixes
+
+    assert (fix.prevents, fix.note) == (True, None)
+    assert "tf.math.divide_no_nan(y, tf.reduce_sum(" in str(fix.code)
+
+
+def test_an_update_that_nothing_before_it_tells_is_not_skipped(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(3)
+    dead = keras.layers.Dense(4, "relu", bias_initializer=keras.initializers.Constant(-9.0))
+    model = keras.Sequential([keras.Input((WIDTH,)), dead, keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.01, epsilon=0.0), "mse", jit_compile=False)
+    fitted(tmp_path / "run.h5", model)
+
+    (fix,) = explain(tmp_path / "run.h5", fixes=["skip_step"]).fixes
+
+    assert fix.prevents is None
+    assert "gradients are finite before the update" in str(fix.note)
+
+
+def test_a_lower_rate_is_that_of_each_optimizer(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(3)
+    layers = [keras.layers.Dense(4), keras.layers.Dense(1)]
+    model = keras.Sequential([keras.Input((WIDTH,)), *layers])
+    slow, fast = keras.optimizers.Adam(0.01), keras.optimizers.SGD(1e30)
+
+    @tf.function
+    def step(x: Any, y: Any) -> Any:
+        with tf.GradientTape(persistent=True) as tape:
+            loss = tf.reduce_mean(tf.square(model(x) - y))
+        for optimizer, layer in zip((slow, fast), layers, strict=True):
+            weights = layer.trainable_variables
+            optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        return loss
+
+    looped(tmp_path / "run.h5", step, model, None)
+    (fix,) = explain(tmp_path / "run.h5", fixes=["lr=1e-32"]).fixes
+
+    assert fix.prevents is True
+    assert str(fix.code).splitlines() == [
+        "keras.optimizers.Adam(learning_rate=1e-34)  # was 0.01",
+        "keras.optimizers.SGD(learning_rate=0.01)  # was 1e+30",
+    ]
+    assert [edit["optimizer"] for edit in fix.edits] == [
+        "keras.optimizers.Adam",
+        "keras.optimizers.SGD",
+    ]

@@ -306,6 +306,12 @@ def test_a_fix_says_how_to_write_it_and_where(log_run: Path) -> None:
     assert Path(helps.source.file).name == "test_whatif.py"
 
 
+def test_an_edit_that_makes_another_line_of_a_line_is_no_verified_fix(log_run: Path) -> None:
+    (large,) = tried(log_run, "epsilon=3")
+    assert (large.prevents, large.outcome) == (False, "unhealthy")
+    assert "the line computes something else" in str(large.note)
+
+
 def test_prevents_is_what_the_replay_gave_and_turns_false_when_the_edit_is_taken_out(
     log_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -365,7 +371,21 @@ def test_initial_weights_are_drawn_anew(tmp_path: Path) -> None:
     )
     glorot, he, clips = tried(run, "init=glorot", "init=he", "clipnorm=1.0")[:3]
     assert (glorot.prevents, he.prevents, clips.prevents) == (True, True, False)
-    assert glorot.code == 'kernel_initializer="glorot_uniform"'
+    for path in ("dense/kernel", "dense_1/kernel"):
+        assert path in str(glorot.code)
+    assert str(glorot.code).startswith('kernel_initializer="glorot_uniform"  # of `')
+
+
+def test_a_recurrent_kernel_has_an_initializer_of_its_own(tmp_path: Path) -> None:
+    huge = keras.initializers.RandomNormal(stddev=1e20, seed=1)
+    layers = (keras.layers.Reshape((3, 1)), keras.layers.SimpleRNN(2, recurrent_initializer=huge))
+    run = train(tmp_path / "run.h5", *layers, dense())
+    (fix,) = tried(run, "init=glorot")
+    assert fix.prevents is True
+    path = "simple_rnn/simple_rnn_cell/recurrent_kernel"
+    assert str(fix.code).startswith('recurrent_initializer="orthogonal"  # of `')
+    assert path in str(fix.code)
+    assert len(fix.edits) == 1
 
 
 def test_a_skipped_step_leaves_the_weights_finite(tmp_path: Path) -> None:
@@ -375,6 +395,8 @@ def test_a_skipped_step_leaves_the_weights_finite(tmp_path: Path) -> None:
     skip, clean, drop = tried(run, "skip_step", "clean_data=nan_to_num", "clean_data=drop_rows")[:3]
     assert (skip.prevents, clean.prevents, drop.prevents) == (False, True, True)
     assert skip.outcome == "skips"
+    assert "is_finite(one)" in str(skip.code)
+    assert "for one in (loss, *gradients)" in str(skip.code)
     assert "update of step 2 is left out" in str(skip.note)
 
 
@@ -420,8 +442,10 @@ def test_an_eager_loop_is_replayed_from_an_earlier_keyframe(tmp_path: Path) -> N
 
 
 def test_fixes_that_do_not_apply_say_why(log_run: Path) -> None:
-    found = {fix.name: fix for fix in tried(log_run, "float32", "leaky_relu", "finite_mask")}
+    names = ("float32", "leaky_relu", "finite_mask", "init")
+    found = {fix.name: fix for fix in tried(log_run, *names)}
     assert all(fix.prevents is None and fix.note for fix in found.values())
+    assert "No kernel is drawn wider than `glorot_uniform` draws it" in str(found["init"].note)
     assert found["float32"].note == "The step computes in float32 already."
 
 

@@ -17,6 +17,8 @@ _MOST_OTHERS = 64
 """How many other batches tell what is usual."""
 _MOST_COLUMNS = 4
 """How many columns of a table get bounds of their own; beyond, the whole array gets them."""
+_MOST_CLASSES = 1e6
+"""No classification has as many classes."""
 _HANDING_ON = ("Identity", "Cast", "Reshape", "ExpandDims", "Squeeze", "StopGradient")
 _SHAPES = ("Shape", "ShapeN", "Rank", "Size")
 """Ops that ask for the shape of an array alone."""
@@ -109,7 +111,9 @@ def _takers(editor: ProgramEditor, placeholder: OpKey) -> Iterator[str]:
                     yield info.where
 
 
-def usual_bounds(failure: Failure, places: Sequence[int]) -> Iterator[Bounds]:
+def usual_bounds(
+    failure: Failure, places: Sequence[int], targets: Sequence[int]
+) -> Iterator[Bounds]:
     """Yield bounds, told by the other batches, for arrays of which one value lies outside.
 
     Where values lie outside by more than the width of the usual range, those arrays and columns
@@ -118,15 +122,17 @@ def usual_bounds(failure: Failure, places: Sequence[int]) -> Iterator[Bounds]:
     Args:
         failure: The capture.
         places: Which arrays are looked at.
+        targets: Of these, only values that lie far outside count, and no classes do.
     """
     found: list[tuple[Bounds, bool]] = []
     batch = failure.window.replay.batch(failure.step)
-    for place in places:
+    for place in (*places, *targets):
         leaf = as_array(batch.leaves[place]).astype(np.float64)
         others = _others(failure, place, leaf.shape[1:])
-        if others is None:
+        if others is None or (place in targets and _are_classes(leaf)):
             continue
-        found += _bounds_of(own_path(failure, batch.paths[place]), leaf, others)
+        bounds_of_leaf = _bounds_of(own_path(failure, batch.paths[place]), leaf, others)
+        found += [one for one in bounds_of_leaf if one[1] or place not in targets]
     is_far_known = any(is_far for _, is_far in found)
     merged: dict[tuple[str, int | None], Bounds] = {}
     for bounds, is_far in found:
@@ -135,6 +141,13 @@ def usual_bounds(failure: Failure, places: Sequence[int]) -> Iterator[Bounds]:
             low, high = min(same.low, bounds.low), max(same.high, bounds.high)
             merged[bounds.path, bounds.column] = Bounds(bounds.path, bounds.column, low, high)
     yield from merged.values()
+
+
+def _are_classes(leaf: Any) -> bool:
+    """Whether floats are numbers of classes: whole and not large."""
+    return bool(np.isfinite(leaf).all() and (leaf == np.floor(leaf)).all()) and bool(
+        (np.abs(leaf) < _MOST_CLASSES).all()
+    )
 
 
 def _bounds_of(path: str, leaf: Any, others: Any) -> Iterator[tuple[Bounds, bool]]:

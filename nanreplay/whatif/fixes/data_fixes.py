@@ -112,7 +112,7 @@ def _drop_rows(failure: Failure) -> Fix:
     leaves = [np.asarray(batch.leaves[place]) for place in own_places]
     held = samples(batch.leaves).keep(rows.tolist())
     if not all(_is_indexed(old, new, rows) for old, new in zip(leaves, held, strict=True)):
-        code = f"batch = without_samples(batch, {dropped}){at}"
+        code = f"# Leave the samples {dropped} out of the batch of step {failure.step}{whose}"
     edit = Edit(batches=(without_rows,))
     params = {"how": "drop_rows", "rows": ", ".join(map(str, dropped))}
     return Fix("clean_data", params, edit, code, note=note, edits=edits)
@@ -137,17 +137,19 @@ def _takes_any_batch_size(failure: Failure) -> bool:
 def clip_data(failure: Failure, value: str | None) -> Fix:
     """Cut float arrays of the batch to the range of the other batches, or to -value and value.
 
-    Labels are left as they are: what is to be learned is no matter of taste.
+    Labels are left as they are, what is to be learned is no matter of taste; but for numbers among
+    them that lie far out of what the other batches hold.
     """
     limit = None if value is None else positive_number(value, 1.0)
     batch, labels = failure.window.replay.batch(failure.step), label_places(failure)
-    places = [
-        place
-        for place, leaf in enumerate(batch.leaves)
-        if place not in labels and is_float(leaf) and as_array(leaf).ndim
+    floats = [
+        place for place, leaf in enumerate(batch.leaves) if is_float(leaf) and as_array(leaf).ndim
     ]
+    places = [place for place in floats if place not in labels]
     if limit is None:
-        bounds = list(usual_bounds(failure, places))
+        targets = [place for place in floats if place in labels]
+        bounds = list(usual_bounds(failure, places, targets))
+        places += targets
     else:
         bounds = [
             Bounds(path, None, -limit, limit)

@@ -56,7 +56,7 @@ def finite_mask(failure: Failure, value: str | None) -> Fix:
     place = maker or softmaxes[0]
     source = failure.source(place)
     own_line = with_finite_mask(source, low) if maker is not None else None
-    code = own_line or f"tf.where(mask, scores, {short_number(low)})  # in place of -inf"
+    code = own_line or f"# Put {short_number(low)} in the place of the -inf that softmax takes"
     edits = line_edit(source, code) if own_line else []
     ops = failure.line_ops(place)
     edit_of_all = Edit(programs=(edit,))

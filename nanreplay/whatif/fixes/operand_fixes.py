@@ -12,18 +12,26 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
+from nanreplay.program.graph_editor import OpKey, ProgramEditor
 from nanreplay.program.graph_nodes import constant_array
 from nanreplay.whatif.edits import CannotTryError, Edit, Fix
-from nanreplay.whatif.failure import DIVISIONS, MATRICES, Failure
+from nanreplay.whatif.failure import MATRICES, Failure
 from nanreplay.whatif.fix_code import (
-    count_operands,
+    in_words,
     line_edit,
     operand_text,
     rewritten,
     short_number,
+    with_expression,
 )
+from nanreplay.whatif.fixes.op_domains import ATAN2_TEMPLATE, domain_of, guarded_atan2
 from nanreplay.whatif.fixes.update_fixes import in_optimizers, optimizer_of, positive_number
-from nanreplay.whatif.line_gradients import OpLocation, maker_of
+from nanreplay.whatif.line_gradients import (
+    OpLocation,
+    gradient_ops,
+    maker_of,
+    operands_elsewhere,
+)
 
 TensorFunction: TypeAlias = Callable[[Any], Any]
 EPSILON = 1e-7
@@ -56,8 +64,8 @@ def epsilon(failure: Failure, value: str | None, place: OpLocation | None = None
         return clamp(failure, value)
     if place.type in _NEGATIVE_TOO and operand is not None and (operand < 0).any():
         return _at_least(failure, place, small)
-    added = f"{{}} + {short_number(small)}"
-    fix = _operand_fix(failure, place, "epsilon", {"value": small}, _plus(small), added)
+    added, advice = f"{{}} + {short_number(small)}", f"Add {short_number(small)} to {{}}"
+    fix = _operand_fix(failure, place, "epsilon", {"value": small}, _plus(small), added, advice)
     if not failure.is_optimizers_own:
         return fix
     whole = small + _own_epsilon(failure, place)
@@ -73,11 +81,19 @@ def _own_epsilon(failure: Failure, place: OpLocation) -> float:
     if not failure.editor.holds(adder) or failure.editor.node(adder).op not in ("AddV2", "Add"):
         return 0.0
     for tensor in failure.editor.data_inputs(adder):
-        maker = maker_of(adder[0], tensor)
-        if failure.editor.holds(maker) and failure.editor.node(maker).op == "Const":
-            constant = constant_array(failure.editor.node(maker).attr["value"].tensor)
-            return float(constant.reshape(-1)[0]) if constant.size == 1 else 0.0
+        constant = _constant(failure, adder[0], tensor)
+        if constant is not None:
+            return constant
     return 0.0
+
+
+def _constant(failure: Failure, function: str, tensor: str) -> float | None:
+    """The value of a tensor that is a constant of one element; None for any other."""
+    maker = maker_of(function, tensor)
+    if not failure.editor.holds(maker) or failure.editor.node(maker).op != "Const":
+        return None
+    constant = constant_array(failure.editor.node(maker).attr["value"].tensor)
+    return float(constant.reshape(-1)[0]) if constant.size == 1 else None
 
 
 def _is_float16(failure: Failure) -> bool:
@@ -103,46 +119,67 @@ def _on_diagonal(failure: Failure, place: OpLocation, small: float) -> Fix:
     dtype = "" if name == "float32" else f', dtype="{name}"'
     template = f"{{0}} + {short_number(small)} * tf.eye(tf.shape({{0}})[-1]{dtype})"
     place = replace(place, everywhere=False)
-    return _operand_fix(failure, place, "epsilon", params, jittered, template)
+    advice = f"Add {short_number(small)} to the diagonal of {{}}"
+    return _operand_fix(failure, place, "epsilon", params, jittered, template, advice)
 
 
 def _everywhere(failure: Failure, place: OpLocation, small: float) -> Fix:
     """An epsilon for all ops that take the operand."""
     source = failure.source(place.op)
-    name = operand_text(source, place.type) or "x"
+    name = operand_text(source, place.type) or ""
     edit = Edit(programs=(failure.value_edit(place, _plus(small)),))
-    code = (
-        f"{name} = {name} + {short_number(small)}  "
-        f"# before `{place.type}` and the other ops that take it"
-    )
+    advice = f"Add {short_number(small)} to {{}} before all ops that take it"
+    code = advised(failure, place.op, advice)
+    if name.isidentifier():
+        before = f"before `{place.type}` and the other ops that take it"
+        code = f"{name} = {name} + {short_number(small)}  # {before}"
     params: dict[str, Any] = {"value": small, "where": "all uses of the operand"}
     return Fix("epsilon", params, edit, code, source, ops=failure.line_ops(place.op))
 
 
 def double_where(failure: Failure, value: str | None) -> Fix:
-    """Put 1 in the place of operands at a pole, before the op sees them.
+    """Put a harmless number in the place of operands at a pole, before the op sees them.
 
     A `where` after the op is not enough: the gradient of the op is multiplied by 0 there, and 0
     times infinity is NaN. With a `where` before it, the gradient does not see the pole either.
+    Operands within the op's own domain stay as they are.
     """
     failure.check_users_own()
     place = next(failure.places())
-    if place.type in _EXPONENTIALS:
-        raise CannotTryError("`Exp` has no pole that a `where` could leave out.")
+    if place.type == "Atan2":
+        return _double_where_of_atan2(failure, place)
+    domain = domain_of(place.type, _exponent(failure, place))
+    advice = f"Put {domain.stand_in} in the place of {{}} unless " + domain.condition.format("it")
+    return _operand_fix(failure, place, "double_where", {}, domain.guarded, domain.template, advice)
 
-    def safe(x: Any) -> Any:
-        if place.type in DIVISIONS | {"Reciprocal", "Inv"}:
-            return tf.where(tf.not_equal(x, 0), x, tf.cast(1, x.dtype))
-        if place.type in _INVERSE_SINES:
-            return tf.where(tf.abs(x) < 1, x, tf.cast(0, x.dtype))
-        return tf.where(x > 0, x, tf.cast(1, x.dtype))
 
-    template = "tf.where({0} > 0, {0}, 1.0)"
-    if place.type in DIVISIONS | {"Reciprocal", "Inv"}:
-        template = "tf.where({0} != 0, {0}, 1.0)"
-    elif place.type in _INVERSE_SINES:
-        template = "tf.where(tf.abs({0}) < 1, {0}, 0.0)"
-    return _operand_fix(failure, place, "double_where", {}, safe, template)
+def _exponent(failure: Failure, place: OpLocation) -> float | None:
+    """The exponent of a power, where it is one constant."""
+    if place.type != "Pow":
+        return None
+    return _constant(failure, place.op[0], failure.editor.data_inputs(place.op)[1])
+
+
+def _double_where_of_atan2(failure: Failure, place: OpLocation) -> Fix:
+    """The pole of `atan2` is where both operands are 0."""
+    x_place = replace(place, position=1)
+    if operands_elsewhere(failure.trace, failure.editor, failure.line_ops(place.op), x_place):
+        raise CannotTryError("The gradient of `Atan2` takes its operands from a loop's storage.")
+
+    def edit(editor: ProgramEditor) -> None:
+        for op in failure.ops_in(editor, place.op):
+            y, x = editor.data_inputs(op)
+            new = editor.add(op[0], guarded_atan2, [y, x])[0]
+            editor.set_input(op, 1, new)
+            editor.reroute(op[0], x, new, only=gradient_ops(editor, [op]).__contains__)
+
+    source, number = failure.source(place.op), operand_number(failure, place.op)
+    line = with_expression(source, "Atan2", ATAN2_TEMPLATE, number)
+    words_for_it = "Put 1.0 in the place of the second operand where it and {} are both 0"
+    code = line or advised(failure, place.op, words_for_it)
+    edits, ops = line_edit(source, code) if line else [], failure.line_ops(place.op)
+    edit_of_all = Edit(programs=(edit,))
+    return Fix("double_where", {}, edit_of_all, code, source, edits=edits, ops=ops)
 
 
 def clamp(failure: Failure, value: str | None) -> Fix:
@@ -153,13 +190,16 @@ def clamp(failure: Failure, value: str | None) -> Fix:
         high = 1 - margin
         params = {"value": margin, "how": "clip"}
         template = f"tf.clip_by_value({{}}, {-high:.8g}, {high:.8g})"
-        return _operand_fix(failure, place, "epsilon", params, _clipped(-high, high), template)
+        advice = f"Clip {{}} to {-high:.8g} and {high:.8g}"
+        change = _clipped(-high, high)
+        return _operand_fix(failure, place, "epsilon", params, change, template, advice)
     if place.type in _EXPONENTIALS:
         params = {"op": "tf.minimum"}
         # exp(11.1) is above 65504, the largest float16; exp(88.8) is above the largest float32.
         largest = 11.0 if _is_float16_operand(failure, place) else 80.0
-        template = f"tf.minimum({{}}, {largest})"
-        return _operand_fix(failure, place, "stable_op", params, _cut_to(largest), template)
+        template, advice = f"tf.minimum({{}}, {largest})", f"Let {{}} be at most {largest}"
+        change = _cut_to(largest)
+        return _operand_fix(failure, place, "stable_op", params, change, template, advice)
     low = positive_number(value, 1e-6 if place.type == "Acosh" else EPSILON)
     return _at_least(failure, place, 1 + low if place.type == "Acosh" else low)
 
@@ -167,7 +207,8 @@ def clamp(failure: Failure, value: str | None) -> Fix:
 def _at_least(failure: Failure, place: OpLocation, low: float) -> Fix:
     params = {"value": low, "how": "maximum"}
     template = f"tf.maximum({{}}, {short_number(low)})"
-    return _operand_fix(failure, place, "epsilon", params, _raised_to(low), template)
+    advice = f"Let {{}} be at least {short_number(low)}"
+    return _operand_fix(failure, place, "epsilon", params, _raised_to(low), template, advice)
 
 
 def _operand_fix(
@@ -177,6 +218,7 @@ def _operand_fix(
     params: dict[str, Any],
     change: TensorFunction,
     template: str,
+    advice: str,
 ) -> Fix:
     """A fix that gives an op and its gradient `change(operand)`.
 
@@ -187,14 +229,27 @@ def _operand_fix(
         params: What the report says of it.
         change: What is made of the operand.
         template: The same as code; `{}` or `{0}` stands for the operand.
+        advice: The same in words, for a line that does not show the operand.
     """
-    source, site = failure.source(place.op), failure.site(place.op)
-    number = site.operand if site is not None and site.operands else None
-    code = rewritten(source, place.type, template, number)
-    is_own_line = count_operands(source, place.type) == 1 or number is not None
-    edits = line_edit(source, code) if is_own_line else []
+    source = failure.source(place.op)
+    line = rewritten(source, place.type, template, operand_number(failure, place.op))
+    code = line or advised(failure, place.op, advice)
+    edits = line_edit(source, code) if line else []
     edit = Edit(programs=(failure.operand_edit(place, change),))
     return Fix(name, params, edit, code, source, edits=edits, ops=failure.line_ops(place.op))
+
+
+def operand_number(failure: Failure, op: OpKey) -> int | None:
+    """Which of the operands that the line shows it is; None where that is not known."""
+    site = failure.site(op)
+    return site.operand if site is not None and site.operands else None
+
+
+def advised(failure: Failure, op: OpKey, advice: str) -> str:
+    """Return a recipe in words, for an op whose line does not show the operand."""
+    info, op_type = failure.infos.get(op), failure.editor.node(op).op
+    layer = "" if info is None else info.layer_path
+    return in_words(failure.source(op), op_type, advice, layer)
 
 
 # Functions of a tensor, in its own type.

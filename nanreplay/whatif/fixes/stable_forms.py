@@ -19,8 +19,13 @@ from nanreplay.program.graph_nodes import constant_array
 from nanreplay.records import Frame
 from nanreplay.whatif.edits import CannotTryError, Edit, Fix
 from nanreplay.whatif.failure import Failure
-from nanreplay.whatif.fix_code import count_operands, line_edit, rewritten, with_call
-from nanreplay.whatif.fixes.operand_fixes import clamp
+from nanreplay.whatif.fix_code import (
+    line_edit,
+    rewritten,
+    with_call_of_inner,
+    with_expression,
+)
+from nanreplay.whatif.fixes.operand_fixes import advised, clamp, operand_number
 from nanreplay.whatif.line_gradients import gradient_ops, maker_of
 
 _LARGEST_EPSILON = 0.01
@@ -53,15 +58,15 @@ def _divide_no_nan_fix(failure: Failure, op: OpKey, source: Frame | None) -> Fix
     def edit(editor: ProgramEditor) -> None:
         quotients = failure.ops_in(editor, op)
         for key in (*quotients, *gradient_ops(editor, quotients)):
-            node = editor.node(key)
-            if node.op in ("RealDiv", "Div"):
-                node.op = "DivNoNan"
+            # what a gradient takes may be an argument of its function, and no op of it
+            if editor.holds(key) and editor.node(key).op in ("RealDiv", "Div"):
+                editor.node(key).op = "DivNoNan"
 
-    own_line = with_call(source, "RealDiv", "tf.math.divide_no_nan")
-    code = own_line or "tf.math.divide_no_nan(x, y)  # in place of the quotient"
-    if own_line is None and source is not None and source.code:
-        code += f" in `{rewritten(source, 'RealDiv', '{}')}`"
-    params, edits = {"op": "tf.math.divide_no_nan"}, line_edit(source, code) if own_line else []
+    template, number = "tf.math.divide_no_nan({0}, {1})", operand_number(failure, op)
+    line = with_expression(source, "RealDiv", template, number)
+    advice = "Use `tf.math.divide_no_nan`, which gives 0 where {} is 0"
+    code = line or advised(failure, op, advice)
+    params, edits = {"op": "tf.math.divide_no_nan"}, line_edit(source, code) if line else []
     ops = failure.line_ops(op)
     return Fix("stable_op", params, Edit(programs=(edit,)), code, source, edits=edits, ops=ops)
 
@@ -90,8 +95,10 @@ def _softmax_fix(failure: Failure, editor: ProgramEditor, source: Frame | None) 
     number = _constant_number(editor, (failure.op[0], axis.partition(":")[0]))
     template = f"{{0}} - tf.reduce_max({{0}}, axis={number}, keepdims=True)"
     op_type = editor.node(failure.op).op
-    code = rewritten(source, op_type, template)
-    edits = line_edit(source, code) if count_operands(source, op_type) == 1 else []
+    line = rewritten(source, op_type, template, operand_number(failure, failure.op))
+    advice = f"Take the largest value along axis {number} off {{}}"
+    code = line or advised(failure, failure.op, advice)
+    edits = line_edit(source, code) if line else []
     params, ops = {"op": "tf.nn.softmax"}, failure.line_ops(failure.op)
     return Fix("stable_op", params, Edit(programs=(edit,)), code, source, edits=edits, ops=ops)
 
@@ -229,12 +236,10 @@ FindChain: TypeAlias = Callable[[ProgramEditor, OpKey], "Chain | None"]
 
 
 def _chain_fix(failure: Failure, find_chain: FindChain, chain: Chain, source: Frame | None) -> Fix:
-    own_line = None
+    line = None
     if "(" not in chain.function:
-        own_line = with_call(source, "Log", chain.function)
-    code = own_line or f"{chain.function}(logits)  # in place of log(...)"
-    if own_line is None and source is not None and source.code:
-        code += f" in `{source.code.strip()}`"
+        line = with_call_of_inner(source, "Log", chain.function)
+    code = line or _chain_in_words(failure, chain, source)
 
     def edit(editor: ProgramEditor) -> None:
         for op in failure.ops_in(editor, chain.ops[0]):
@@ -242,9 +247,22 @@ def _chain_fix(failure: Failure, find_chain: FindChain, chain: Chain, source: Fr
             if found is not None:
                 _replace_chain(editor, found)
 
-    ops, edits = failure.line_ops(chain.ops[0]), line_edit(source, code) if own_line else []
+    ops, edits = failure.line_ops(chain.ops[0]), line_edit(source, code) if line else []
     params = {"op": chain.function}
     return Fix("stable_op", params, Edit(programs=(edit,)), code, source, edits=edits, ops=ops)
+
+
+def _chain_in_words(failure: Failure, chain: Chain, source: Frame | None) -> str:
+    """What to call, where the logarithm and what it is taken of are not one nested call."""
+    function = chain.function if "(" in chain.function else f"{chain.function}(x)"
+    first = failure.source(chain.ops[-1])
+    first_type = failure.infos[chain.ops[-1]].type
+    x = f"what `{first_type}` is taken of"
+    if first is not None and first.code and source is not None and first.line != source.line:
+        code = first.code.strip().replace("{", "{{").replace("}", "}}")
+        x += f" in `{code}` (line {first.line})"
+    advice = f"Write `{function}`, x being {x}, instead of the logarithm of {{}}"
+    return advised(failure, chain.ops[0], advice)
 
 
 def _replace_chain(editor: ProgramEditor, chain: Chain) -> None:

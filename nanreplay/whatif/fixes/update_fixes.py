@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -34,6 +34,9 @@ _OPTIMIZERS = (
 )
 """Optimizers of Keras; named here, because importing Keras takes a second."""
 _CHECKS = ("CheckNumerics", "CheckNumericsV2")
+_SKIPPING_CODE = """\
+finite = [tf.reduce_all(tf.math.is_finite(one)) for one in (loss, *gradients)]
+if tf.reduce_all(finite): optimizer.apply_gradients(zip(gradients, weights))"""
 
 
 def lr(failure: Failure, value: str | None) -> Fix:
@@ -47,15 +50,39 @@ def lr(failure: Failure, value: str | None) -> Fix:
             "so a learning rate has nothing to change."
         )
     params: dict[str, Number] = {"factor": factor}
-    rate, was = f"{factor:g} * learning_rate", ""
     recorded = _recorded_rate(failure)
     if recorded is not None:
         params["learning_rate"] = float(f"{factor * recorded:.6g}")
-        if window.signature().learning_rate is not None:
-            rate, was = f"{params['learning_rate']:g}", f"  # was {recorded:.6g}"
-    code = f"{optimizer_of(failure)}(learning_rate={rate}){was}"
-    edits = [{"optimizer": optimizer_of(failure), "argument": "learning_rate", **params}]
-    return Fix("lr", params, Edit(learning_rate=factor), code, edits=edits)
+    lines, edits = [], []
+    for optimizer, rate in _rates(failure):
+        new = float(f"{factor * rate:.6g}")
+        lines.append(f"{optimizer}(learning_rate={new:g})  # was {rate:.6g}")
+        arguments = {"argument": "learning_rate", "factor": factor, "learning_rate": new}
+        edits.append({"optimizer": optimizer, **arguments})
+    if not lines:  # a schedule, or a plain number
+        lines = [f"{optimizer_of(failure)}(learning_rate={factor:g} * learning_rate)"]
+        edits = [{"optimizer": optimizer_of(failure), "argument": "learning_rate", **params}]
+    return Fix("lr", params, Edit(learning_rate=factor), "\n".join(lines), edits=edits)
+
+
+def _rates(failure: Failure) -> Iterator[tuple[str, float]]:
+    """The optimizers whose rate is a variable, as code names them, with the rate."""
+    window = failure.window
+    state, rates = window.first_state(), window.rates()
+    for index in rates:
+        if index in state:
+            name = window.replay.variables[index].path.rpartition("/")[0]
+            named = optimizer_of(failure) if len(rates) == 1 else _class_of(failure, name)
+            yield named, float(np.asarray(state[index]))
+
+
+def _class_of(failure: Failure, name: str) -> str:
+    """The class of an optimizer by its name, which is that of the class unless it was given one."""
+    plain = name.rpartition("/")[2].replace("_", "").rstrip("0123456789").lower()
+    for one in failure.window.signature().optimizers:
+        if one.rpartition(".")[2].lower() == plain:
+            return one
+    return name or optimizer_of(failure)
 
 
 def _recorded_rate(failure: Failure) -> float | None:
@@ -96,13 +123,14 @@ def global_clipnorm(failure: Failure, value: str | None) -> Fix:
 
 
 def skip_step(failure: Failure, value: str | None) -> Fix:
-    """Leave out the update of a step that is not finite."""
-    return Fix(
-        "skip_step",
-        {},
-        Edit(skips_nonfinite=True),
-        code="if tf.math.is_finite(loss): optimizer.apply_gradients(...)",
-    )
+    """Leave out the update of a step whose loss or gradients are not finite."""
+    origin, trigger = failure.origin, failure.window.replay.incident.trigger
+    if trigger.what == "variable" and (origin is None or origin.phase == "update"):
+        raise CannotTryError(
+            "The loss and the gradients are finite before the update, so there is nothing to tell "
+            "by that it is to be left out."
+        )
+    return Fix("skip_step", {}, Edit(skips_nonfinite=True), code=_SKIPPING_CODE)
 
 
 def _clipping_fix(failure: Failure, name: str, value: str | None, clip: Clip) -> Fix:

@@ -47,6 +47,7 @@ def test_gradients_that_overflow_before_the_loss_are_seen() -> None:
 def test_no_timeline_gives_the_step_itself() -> None:
     assert find_root(None, 7).step == 7
     assert find_root(timeline([]), 7).step == 7
+    assert find_root(timeline([1.0, np.nan]), 101).reason.startswith("Too few steps")
 
 
 PATHS = ("first/kernel", "second/kernel")

@@ -7,7 +7,14 @@ import ast
 import pytest
 
 from nanreplay.records import Frame
-from nanreplay.whatif.fix_code import operand_text, rewritten, short_number
+from nanreplay.whatif.fix_code import (
+    in_words,
+    operand_text,
+    rewritten,
+    short_number,
+    with_call_of_inner,
+    with_expression,
+)
 
 LINES = [
     ("return tf.math.log(p)", "Log", "{} + 1e-7", "return tf.math.log(p + 1e-7)"),
@@ -39,6 +46,25 @@ LINES = [
         "tf.maximum({}, 1e-7)",
         "if tf.reduce_any(tf.math.log(tf.maximum(x, 1e-7)) > 3):",
     ),
+    (
+        "v = 4 / np.pi ** 2 * tf.square(tf.atan(w / h))",
+        "RealDiv",
+        "{} + 1e-7",
+        "v = 4 / np.pi ** 2 * tf.square(tf.atan(w / (h + 1e-7)))",
+    ),
+    (
+        "d = tf.norm(a - b, axis=-1, keepdims=True)",
+        "Sqrt",
+        "{} + 1e-7",
+        "d = tf.sqrt(tf.reduce_sum(tf.square(a - b), axis=-1, keepdims=True) + 1e-7)",
+    ),
+    (
+        "return tf.concat([x, tf.math.reduce_std(x, 1, True)], 1)",
+        "Sqrt",
+        "tf.maximum({}, 1e-7)",
+        "return tf.concat([x, tf.sqrt(tf.maximum(tf.math.reduce_variance(x, 1, True), 1e-7))], 1)",
+    ),
+    ("y = a % b", "FloorMod", "{} + 1e-7", "y = a % (b + 1e-7)"),
     ("y = x ** 0.5", "Sqrt", "{} + 1e-7", "y = (x + 1e-7) ** 0.5"),
     (
         "y = tf.math.log(größe)",
@@ -56,14 +82,64 @@ def test_the_operand_is_exchanged_in_the_line_itself(
     assert rewritten(Frame("train.py", 3, "call", line), op, template) == expected
 
 
-@pytest.mark.parametrize(
-    "line", ["return tf.math.log(p) + tf.math.log(q)", "model.fit(x, y)", "", None]
-)
-def test_a_line_that_does_not_tell_which_operand_shows_the_call_instead(line: str | None) -> None:
+WORDS = [
+    (
+        "return tf.math.log(p) + tf.math.log(q)",
+        "Log",
+        "# Add 1e-7 to the operand of `Log`; it is one of `p`, `q`",
+    ),
+    (
+        "y = tf.reduce_mean(rows, axis=1)",
+        "RealDiv",
+        "# Add 1e-7 to the divisor of `RealDiv`. A library makes the op of layer `pool` inside of "
+        "`y = tf.reduce_mean(rows, axis=1)`: write that part yourself",
+    ),
+    (
+        "d = tf.norm(x, ord=1)",
+        "Sqrt",
+        "# Add 1e-7 to the operand of `Sqrt`. A library makes the op of layer `pool` inside of "
+        "`d = tf.norm(x, ord=1)`: write that part yourself",
+    ),
+    (
+        "loss = tf.reduce_mean(",
+        "Log",
+        "# Add 1e-7 to the operand of `Log`, in the statement that holds `loss = tf.reduce_mean(`",
+    ),
+    (None, "Sqrt", "# Add 1e-7 to the operand of `Sqrt`. No line of yours makes the op"),
+]
+
+
+@pytest.mark.parametrize(("line", "op", "expected"), WORDS)
+def test_a_line_that_does_not_show_the_operand_is_left_alone_and_words_say_what_to_do(
+    line: str | None, op: str, expected: str
+) -> None:
+    source = Frame("train.py", 3, "call", line)
+    assert rewritten(source, op, "{} + 1e-7") is None
+    assert in_words(source, op, "Add 1e-7 to {}", "pool") == expected
+
+
+def test_of_several_expressions_the_one_that_is_known_is_changed() -> None:
+    source = Frame("train.py", 3, "call", "return a / (1.0 + b) * (c / tf.sqrt(d))")
+    no_nan = "tf.math.divide_no_nan({0}, {1})"
+    assert with_expression(source, "RealDiv", no_nan) is None
     assert (
-        rewritten(Frame("train.py", 3, "call", line), "Log", "{} + 1e-7") == "tf.math.log(x + 1e-7)"
+        with_expression(source, "RealDiv", no_nan, 1)
+        == "return a / (1.0 + b) * (tf.math.divide_no_nan(c, tf.sqrt(d)))"
     )
-    assert rewritten(None, "RealDiv", "{} + 1e-7") == "x / (x + 1e-7)"
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("loss = -tf.math.log(tf.nn.softmax(h['x']))", "loss = -tf.nn.log_softmax(h['x'])"),
+        ("loss = -tf.math.log(p)", None),
+        ("loss = -tf.math.log(tf.nn.softmax(h) + 1e-9)", None),
+        ("a, b = tf.math.log(tf.nn.softmax(h)), tf.math.log(q)", None),
+    ],
+)
+def test_a_nested_call_becomes_one_call(line: str, expected: str | None) -> None:
+    source = Frame("train.py", 3, "call", line)
+    assert with_call_of_inner(source, "Log", "tf.nn.log_softmax") == expected
 
 
 @pytest.mark.parametrize(
