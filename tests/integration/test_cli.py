@@ -137,7 +137,7 @@ def test_bisect_names_the_op_and_exits_1(recorded_runs: Path, cold_command: Comm
     )
     assert "recorded_runs.py:" in sentence
     assert "Replays bit for bit. Cause: log of zero." in sentence
-    assert sentence.endswith("`clipnorm=1` and `lr=0.1` do not help.")
+    assert sentence.endswith("`clipnorm=1` and `lr x 0.1 (0.001)` do not help.")
 
 
 def test_bisect_leaves_fixes_out_when_asked(recorded_runs: Path, command: Command) -> None:
