@@ -38,6 +38,8 @@ class CaptureAnswer:
     """The program that trained, as the capture names it."""
     recorded: str | None = None
     """When the capture was written: ISO 8601 with its zone."""
+    workers: int | None = None
+    """How many workers trained together, each with a capture of its own; None for a lone one."""
     elapsed_s: float = 0.0
     """Seconds that bisecting took."""
     is_cached: bool = False
@@ -99,13 +101,13 @@ def answer_of(path: str, trust: bool) -> CaptureAnswer:
 
 def _bisected(path: str, trust: bool, began_s: float) -> CaptureAnswer:
     from nanreplay.capture import Capture
-    from nanreplay.report.explain import explain
+    from nanreplay.report.explain import explain, worker_of
     from nanreplay.report.report_json import to_json
 
     report = explain(path, trust=trust, fixes="none")
     origin = report.findings.origin
     with Capture(path) as capture:
-        metadata = capture.metadata
+        metadata, worker = capture.metadata, worker_of(capture)
         layer = None
         if origin is not None and origin.layer_path:
             layer = counted_from_first(origin.layer_path, _layer_names(capture))
@@ -117,6 +119,7 @@ def _bisected(path: str, trust: bool, began_s: float) -> CaptureAnswer:
         layer=layer,
         script=metadata.get("script"),
         recorded=metadata.get("created"),
+        workers=None if worker is None else worker[1],
         elapsed_s=round(time.perf_counter() - began_s, 3),
     )
 

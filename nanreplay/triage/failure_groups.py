@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from typing import Any
 
 from nanreplay.terminal import FINITE, NONFINITE, UNDECIDED, UNREADABLE
 from nanreplay.triage.capture_answer import CaptureAnswer
@@ -34,8 +35,11 @@ class FailureGroup:
 
     @property
     def cheapest(self) -> TriagedCapture:
-        """The smallest file: the quickest to copy and to open."""
-        return min(self.captures, key=lambda each: (each.size_bytes, each.answer.path))
+        """The smallest file that shows the origin: the quickest to copy and to open."""
+        return min(
+            self.captures,
+            key=lambda each: (not _origin(each.answer), each.size_bytes, each.answer.path),
+        )
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -53,7 +57,7 @@ class FailureGroup:
         """Where the line of code stood: its numbers in the captures."""
         numbers = set()
         for each in self.captures:
-            origin = (each.answer.report or {}).get("origin") or {}
+            origin = _origin(each.answer) or {}
             numbers.add((origin.get("source") or {}).get("line"))
         return tuple(sorted(number for number in numbers if number is not None))
 
@@ -86,16 +90,33 @@ def grouped(captures: Iterable[TriagedCapture], notes: Sequence[str] = ()) -> Tr
     """Put captures into groups."""
     ordered = sorted(captures, key=lambda each: each.answer.path)
     by_key: dict[FailureKey, list[TriagedCapture]] = defaultdict(list)
+    origins = {
+        _training(each.answer): failure_key(each.answer) for each in ordered if _origin(each.answer)
+    }
     for each in ordered:
         key = failure_key(each.answer)
-        if key is not None:
-            by_key[key].append(each)
+        if key is None:
+            continue
+        if each.answer.workers and not _origin(each.answer):
+            # what reached it from another worker is the failure of that one
+            key = origins.get(_training(each.answer)) or key
+        by_key[key].append(each)
     groups = [
         FailureGroup(key, tuple(sorted(found, key=lambda each: _moment(each.answer.recorded))))
         for key, found in by_key.items()
     ]
     groups.sort(key=lambda group: (-len(group.captures), group.key))
     return TriageResult(tuple(groups), tuple(ordered), tuple(notes))
+
+
+def _origin(answer: CaptureAnswer) -> dict[str, Any] | None:
+    return (answer.report or {}).get("origin")
+
+
+def _training(answer: CaptureAnswer) -> tuple[Any, ...]:
+    """What the captures of all workers of one training have in common."""
+    incident = (answer.report or {}).get("capture", {}).get("incident_step")
+    return answer.path.rpartition("/")[0], answer.script, answer.workers, incident
 
 
 def run_of(path: str) -> str:

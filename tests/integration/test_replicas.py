@@ -29,6 +29,8 @@ from nanreplay.commands import run
 from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain, explain_run
 from nanreplay.report.report_json import to_json
+from nanreplay.triage.capture_answer import answer_of
+from nanreplay.triage.failure_groups import TriagedCapture, grouped
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -299,6 +301,15 @@ def test_the_files_of_all_workers_are_one_run(workers: Path) -> None:
     )
     assert report.sentence.startswith(f"step {BAD_STEP} · worker 1 · forward")
     assert to_json(report)["origin"]["worker"] == 1
+
+
+def test_triage_puts_the_files_of_all_workers_into_one_group(workers: Path) -> None:
+    answers = [answer_of(str(workers / f"run.{index}.h5"), trust=False) for index in range(2)]
+    result = grouped(TriagedCapture(answer, 1) for answer in answers)
+    (group,) = result.groups
+    assert (len(group.captures), len(group.runs)) == (2, 1)
+    assert (group.key.op_type, group.key.layer) == ("Log", "logarithm")
+    assert "worker 1" in group.cheapest.answer.sentence
 
 
 def test_info_and_bisect_take_the_files_of_all_workers(

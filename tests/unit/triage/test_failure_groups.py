@@ -205,6 +205,18 @@ def test_pages_show_text_of_captures_as_text() -> None:
     assert rendered.count("<table>") == 3
 
 
+def test_what_came_from_another_worker_is_the_failure_of_that_one() -> None:
+    first = stored("log_of_zero", path="run/run.0.h5", workers=2)
+    reached = replace(first, path="run/run.1.h5", report={**(first.report or {}), "origin": None})
+    other = replace(reached, path="other/run.1.h5")
+    result = grouped(TriagedCapture(each, 9) for each in (reached, first, other))
+    group, alone = result.groups
+    assert [each.answer.path for each in group.captures] == ["run/run.0.h5", "run/run.1.h5"]
+    assert (group.key, group.runs) == (failure_key(first), ("run/run.h5",))
+    assert group.cheapest.answer == first
+    assert alone.key.trigger == "loss loss"
+
+
 @pytest.mark.parametrize(
     ("statuses", "code"),
     [
