@@ -54,8 +54,10 @@ class AnswerCache:
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                message = f"Cannot keep answers in {folder}: {error.strerror}."
-                raise OutputExistsError(message) from error
+                raise OutputExistsError(
+                    f"Cannot keep answers in {folder}: {error.strerror}.",
+                    hint="--cache DIR keeps them elsewhere, --no-cache keeps none",
+                ) from error
 
     def known(self, key: str | None, path: str) -> CaptureAnswer | None:
         """The answer of an earlier run; None where there is none, or its file is damaged."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -86,10 +86,9 @@ def answer_of(path: str, trust: bool) -> CaptureAnswer:
         path: A file or a URL.
         trust: Let ops that touch files, the network or processes run.
     """
-    began_s = time.perf_counter()
     try:
         with quiet_work():
-            return _bisected(path, trust, began_s)
+            return bisected_answer(path, trust)
     except NanreplayError as error:
         return failed_answer(path, error)
     except MemoryError:
@@ -99,12 +98,29 @@ def answer_of(path: str, trust: bool) -> CaptureAnswer:
         return undecided_answer(path, reason)
 
 
-def _bisected(path: str, trust: bool, began_s: float) -> CaptureAnswer:
+def bisected_answer(
+    path: str,
+    trust: bool,
+    progress: Callable[[int, int], None] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> CaptureAnswer:
+    """Bisect one capture, as `answer_of` does.
+
+    Args:
+        path: A file or a URL.
+        trust: Let ops that touch files, the network or processes run.
+        progress: Called with (steps done, steps in all).
+        say: Called with a line before each part of the work.
+
+    Raises:
+        NanreplayError: It cannot be read or replayed.
+    """
     from nanreplay.capture import Capture
     from nanreplay.report.explain import explain, worker_of
     from nanreplay.report.report_json import to_json
 
-    report = explain(path, trust=trust, fixes="none")
+    began_s = time.perf_counter()
+    report = explain(path, trust=trust, fixes="none", progress=progress, say=say)
     origin = report.findings.origin
     with Capture(path) as capture:
         metadata, worker = capture.metadata, worker_of(capture)

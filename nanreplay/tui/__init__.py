@@ -5,9 +5,11 @@ This package imports no TensorFlow: replays run in a worker process, see `engine
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 
 from nanreplay.capture.storage import Location
+from nanreplay.errors import OutputExistsError
 
 
 def show(paths: Sequence[Location], *, trust: bool = False) -> None:
@@ -28,6 +30,11 @@ def show(paths: Sequence[Location], *, trust: bool = False) -> None:
         CaptureError: There is one path, and it cannot be read.
     """
     # Imported here, so that `nanreplay open --help` does not wait for Textual.
+    from nanreplay.triage.answer_cache import AnswerCache, default_cache_folder
     from nanreplay.tui.app import NanreplayApp
 
-    NanreplayApp(paths, trust=trust).run()
+    cache = AnswerCache(None)
+    if len(paths) > 1:
+        with contextlib.suppress(OutputExistsError):  # a home that is read only costs time alone
+            cache = AnswerCache(default_cache_folder())
+    NanreplayApp(paths, trust=trust, cache=cache).run()

@@ -14,6 +14,7 @@ from textual.command import Provider
 from textual.theme import Theme
 
 from nanreplay.capture.storage import Location
+from nanreplay.triage.answer_cache import AnswerCache
 from nanreplay.tui.capture_state import CaptureState, open_capture
 from nanreplay.tui.engine import Engine
 
@@ -121,6 +122,7 @@ class NanreplayApp(App[None]):
         paths: Capture files, at least one of them readable.
         trust: Whether a program may run ops that touch files, the network or processes.
         engine: Runs what takes long; one with a worker process unless given.
+        cache: Answers of earlier runs for a list of captures; none unless given.
 
     Raises:
         CaptureError: The one capture cannot be read.
@@ -158,13 +160,19 @@ class NanreplayApp(App[None]):
     ]
 
     def __init__(
-        self, paths: Sequence[Location], *, trust: bool = False, engine: Engine | None = None
+        self,
+        paths: Sequence[Location],
+        *,
+        trust: bool = False,
+        engine: Engine | None = None,
+        cache: AnswerCache | None = None,
     ) -> None:
         super().__init__()
         self.paths = tuple(paths)
         # A single capture is read before Textual takes the terminal: an error is then one line.
         self._only = open_capture(self.paths[0]) if len(self.paths) == 1 else None
         self.engine = engine or Engine(trust=trust)
+        self.cache = cache or AnswerCache(None)
         self.engine.changed = self._engine_changed
         for theme in THEMES:
             self.register_theme(theme)
@@ -180,7 +188,7 @@ class NanreplayApp(App[None]):
         else:
             from nanreplay.tui.screens.chooser import ChooserScreen
 
-            self.push_screen(ChooserScreen(self.paths, self.engine))
+            self.push_screen(ChooserScreen(self.paths, self.engine, self.cache))
 
     def on_unmount(self) -> None:
         """End the worker process."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from nanreplay.errors import NanreplayError, ReplayError
 from nanreplay.report.contents import Report
+from nanreplay.triage.capture_answer import CaptureAnswer
 from nanreplay.tui.worker import LOADING, Task, WorkerContext, work
 
 if TYPE_CHECKING:
@@ -304,6 +305,19 @@ class Explain(Task[Report]):
             say=context.say,
             before_fixes=None if self.fixes == "none" else context.partial,
         )
+
+
+@dataclass(frozen=True)
+class AnswerCapture(Task[CaptureAnswer]):
+    """What a list says of a capture, and `nanreplay triage` keeps: the report without fixes."""
+
+    label: ClassVar[str] = "replaying"
+
+    def run(self, context: WorkerContext) -> CaptureAnswer:
+        """Bisect the capture."""
+        from nanreplay.triage.capture_answer import bisected_answer
+
+        return bisected_answer(self.path, context.trust, context.progress, context.say)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,17 @@ from typing import Any, TypeVar
 from nanreplay import findings, records
 from nanreplay.report import contents
 from nanreplay.report.contents import Report
-from nanreplay.tui.engine import Engine, Explain, Progress, ReplayedStep, ReplayedSteps, ReplaySteps
+from nanreplay.report.report_json import to_json
+from nanreplay.triage.capture_answer import CaptureAnswer
+from nanreplay.tui.engine import (
+    AnswerCapture,
+    Engine,
+    Explain,
+    Progress,
+    ReplayedStep,
+    ReplayedSteps,
+    ReplaySteps,
+)
 from nanreplay.tui.worker import Task
 
 T = TypeVar("T")
@@ -62,6 +72,9 @@ class StoredEngine(Engine):
     def _answer(self, task: Task[Any]) -> Any:
         if isinstance(task, Explain):
             return stored_report(Path(task.path).stem)
+        if isinstance(task, AnswerCapture):
+            report = stored_report(Path(task.path).stem)
+            return CaptureAnswer(task.path, "nonfinite", report.sentence, to_json(report))
         if isinstance(task, ReplaySteps):
             steps = (
                 ReplayedStep(11, True, 0.5, True, 0),

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 from textual.pilot import Pilot
-from textual.widgets import DataTable
-from tui.stored import ROOT, StoredEngine
+from textual.widgets import DataTable, Static
+from tui.stored import ROOT, StoredEngine, stored_report
 from tui.waiting import workers_done
 
+from nanreplay.triage.answer_cache import AnswerCache
 from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.engine import Explain
 from nanreplay.tui.screens.capture_screen import CaptureScreen
@@ -54,6 +55,34 @@ async def test_the_table_says_cause_layer_op_and_step_of_each(broken: Path) -> N
         assert second[1:4] == ["exploding gradient", "memory/simple_rnn_cell", "MatMul"]
         assert third[0] == "broken.h5"
         assert third[1] == "✗ unreadable"
+
+
+async def test_the_sentence_of_the_capture_at_the_cursor_is_shown(broken: Path) -> None:
+    app = NanreplayApp([*RUNS, broken], engine=StoredEngine())
+    async with app.run_test(size=(140, 30)) as pilot:
+        await settled(pilot)
+        said = []
+        for _ in range(3):
+            said.append(str(app.screen.query_one("#chooser-sentence", Static).content))
+            await pilot.press("j")
+            await pilot.pause()
+        assert said[0] == stored_report("log_of_zero").sentence
+        assert said[1] == stored_report("exploding_rnn").sentence
+        assert said[2].startswith(f"{broken}: ")
+
+
+async def test_what_an_earlier_run_found_is_not_replayed_again(tmp_path: Path) -> None:
+    cache = AnswerCache(tmp_path)
+    table = []
+    for asked in (2, 0):
+        engine = StoredEngine()
+        app = NanreplayApp(RUNS, engine=engine, cache=cache)
+        async with app.run_test(size=(140, 30)) as pilot:
+            await settled(pilot)
+            table.append(rows(app))
+        assert len(engine.asked) == asked
+    assert table[0] == table[1]
+    assert table[0][0][1] == "log of zero"
 
 
 async def test_enter_opens_a_capture_and_ctrl_l_comes_back(broken: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from rich.text import Text
 from textual import on, work
@@ -19,10 +19,11 @@ from textual.widgets import DataTable, Static
 
 from nanreplay.capture.storage import Location
 from nanreplay.errors import NanreplayError
-from nanreplay.report.contents import Report
 from nanreplay.report.numbers import readable_trigger
+from nanreplay.report.report_json import to_json
+from nanreplay.triage.answer_cache import AnswerCache, content_key
 from nanreplay.tui.capture_state import CaptureState, OpenedCapture, open_capture
-from nanreplay.tui.engine import Engine, Explain, Progress, StoppedError
+from nanreplay.tui.engine import AnswerCapture, Engine, Progress, StoppedError
 from nanreplay.tui.screens.capture_screen import CaptureScreen
 from nanreplay.tui.screens.dialogs import ErrorScreen, HelpScreen, working_keys
 from nanreplay.tui.widgets.bars import KeyLine, StatusLine
@@ -66,6 +67,7 @@ class ChooserScreen(Screen[None]):
     Args:
         paths: Capture files; some may be unreadable.
         engine: The worker process.
+        cache: Answers of earlier runs, those of `nanreplay triage` too.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -95,21 +97,23 @@ class ChooserScreen(Screen[None]):
         ),
     ]
 
-    def __init__(self, paths: Sequence[Location], engine: Engine) -> None:
+    def __init__(self, paths: Sequence[Location], engine: Engine, cache: AnswerCache) -> None:
         super().__init__()
         self.paths = tuple(paths)
         self.engine = engine
+        self.cache = cache
         self.opened: dict[Location, OpenedCapture | NanreplayError] = {}
         """Tables of each capture that was read; why it cannot be read, where it cannot."""
         self.states: dict[Location, CaptureState] = {}
         """Captures that the user has opened, with their reports."""
-        self.reports: dict[Location, Report | NanreplayError] = {}
-        """Report of each capture that was replayed; why there is none, where it failed."""
+        self.reports: dict[Location, dict[str, Any] | NanreplayError] = {}
+        """Report of each capture that was replayed, as JSON; why there is none, where it failed."""
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""
         yield Static(f"nanreplay  {len(self.paths)} captures", id="chooser-title", markup=False)
         yield CaptureTable(id="captures", cursor_type="row", zebra_stripes=True)
+        yield Static("", id="chooser-sentence", markup=False)
         yield StatusLine()
         yield KeyLine()
 
@@ -161,11 +165,16 @@ class ChooserScreen(Screen[None]):
         """
         state = self.states.get(path)
         if state is not None and state.report is not None:
-            self.reports[path] = state.report
+            self.reports[path] = to_json(state.report)
         elif path not in self.reports and isinstance(self.opened.get(path), OpenedCapture):
+            key = await asyncio.to_thread(content_key, path)
+            answer = self.cache.known(key, str(path))
             try:
-                report = await self.engine.run(Explain(str(path), "none"))
-                self.reports[path] = report
+                if answer is None:
+                    answer = await self.engine.run(AnswerCapture(str(path)))
+                    self.cache.keep(key, answer)
+                if answer.report is not None:  # it always has one: what went wrong was raised
+                    self.reports[path] = answer.report
             except StoppedError:
                 raise
             except NanreplayError as error:
@@ -177,6 +186,18 @@ class ChooserScreen(Screen[None]):
         table = self.query_one(CaptureTable)
         for column, cell in self._row(path).items():
             table.update_cell(str(path), column, cell)
+        self._show_sentence()
+
+    @on(DataTable.RowHighlighted)
+    def _show_sentence(self) -> None:
+        """Show what is known of the capture at the cursor."""
+        path = self.paths[max(0, self.query_one(CaptureTable).cursor_row)]
+        report, opened = self.reports.get(path), self.opened.get(path)
+        known = report if report is not None else opened
+        text = str(known) if isinstance(known, NanreplayError) else ""
+        if isinstance(known, dict):
+            text = str(known["sentence"])
+        self.query_one("#chooser-sentence", Static).update(text)
 
     def _row(self, path: Location) -> dict[str, Text]:
         """Cells of what is known of a capture, by column; the others keep what they show."""
@@ -240,16 +261,15 @@ def _failure_cells(error: NanreplayError) -> dict[str, Text]:
     }
 
 
-def _report_cells(report: Report) -> dict[str, Text]:
-    origin = report.findings.origin
-    cause = report.causes[0].kind.replace("_", " ") if report.causes else ""
-    layer = (origin.layer_path or origin.where) if origin is not None else ""
-    op = (origin.op_type or "the batch") if origin is not None else ""
+def _report_cells(report: dict[str, Any]) -> dict[str, Text]:
+    origin, cause = report["origin"], (report["cause"] or {}).get("kind") or ""
+    layer = (origin["layer_path"] or origin["where"]) if origin is not None else ""
+    op = (origin["op_type"] or "the batch") if origin is not None else ""
     return {
-        "cause": Text(cause, style="bold"),
+        "cause": Text(cause.replace("_", " "), style="bold"),
         "layer": Text(layer),
         "op": Text(op),
-        "verdict": Text(report.verdict.kind.replace("_", " ")),
+        "verdict": Text(report["verdict"]["kind"].replace("_", " ")),
     }
 
 
