@@ -102,9 +102,10 @@ def _line(advice: Advice, report: Report) -> str:
 
 
 def _as_code(text: str) -> str:
-    if not text:
-        return ""
-    return f"`` {text} ``" if "`" in text else f"`{text}`"
+    """Code in a cell, which is one line of Markdown."""
+    return "<br>".join(
+        f"`` {line} ``" if "`" in line else f"`{line}`" for line in text.splitlines()
+    )
 
 
 def _outcome(fix: FixResult) -> str:

@@ -135,6 +135,10 @@ def variance_of_one(x: Any, w: Any) -> Any:
     return mean(total(deviations * deviations, axis=0) / (single(tf.shape(x)[0]) - 1))
 
 
+def relu_by_hand_in_float16(x: Any, w: Any) -> Any:
+    return single(-mean(tf.math.log(tf.maximum(half(x * w), 0.0))))
+
+
 def float16_mask(x: Any, w: Any) -> Any:
     return single(mean(tf.nn.softmax(half(x * w) + half((x - 1) * 1e9))))
 
@@ -236,6 +240,7 @@ LOOPS: dict[str, tuple[str, Loss, Any]] = {
     w: single(-mean(tf.math.log(half(x * w) + 1e-8))), in_positive(0, 1, 1)),
     "float16 softmax": ("fp16_underflow", lambda x,
     w: single(-mean(tf.math.log(tf.nn.softmax(half(x * w))))), in_normal(30, 0, 0)),
+    "a relu by hand in float16": ("log_of_zero", relu_by_hand_in_float16, in_positive(-1, 1, 1)),
     "cholesky": ("linalg_singular", lambda x, w: mean(tf.linalg.cholesky(tf.einsum("bi,bj->bij",
     x * w, x * w))), in_normal(0)),
     "infinity in the data": ("data_inf", lambda x, w: mean(x * w), in_positive(np.inf, 1, 1)),
