@@ -293,6 +293,7 @@ def test_what_helps_is_told_from_what_does_not(log_run: Path) -> None:
 
     assert (helps.prevents, helps.steps_checked, helps.nonfinite) == (True, (0, 4), None)
     assert (clips.prevents, clips.nonfinite_step) == (False, 4)
+    assert clips.code == "keras.optimizers.SGD(..., clipnorm=1)"
     assert slower.prevents is False
     assert (combined.name, combined.prevents) == ("epsilon+clipnorm+lr", True)
 
@@ -304,6 +305,22 @@ def test_a_fix_says_how_to_write_it_and_where(log_run: Path) -> None:
     )
     assert helps.source is not None
     assert Path(helps.source.file).name == "test_whatif.py"
+
+
+@pytest.mark.parametrize("clipping", ["clipnorm", "clipvalue", "global_clipnorm"])
+def test_another_clipping_stands_in_the_place_of_that_which_the_optimizer_does(
+    clipping: str, tmp_path: Path
+) -> None:
+    keras.utils.set_random_seed(1)
+    x, y = data()
+    x[2 * ROWS, 0] = np.nan
+    layers = [keras.Input((x.shape[1],)), dense()]
+    model = keras.Sequential(layers)
+    model.compile(keras.optimizers.Adam(0.01, **{clipping: 1.0}), "mse", jit_compile=False)
+    recorder = Recorder(tmp_path / "run.h5", on_nan="stop")
+    model.fit(x, y, batch_size=ROWS, shuffle=False, verbose=0, callbacks=[recorder])
+    (fix,) = tried(tmp_path / "run.h5", "clipnorm")
+    assert str(fix.code).endswith("# in place of the clipping that it does: Keras takes one")
 
 
 def test_an_edit_that_makes_another_line_of_a_line_is_no_verified_fix(log_run: Path) -> None:

@@ -135,7 +135,8 @@ def skip_step(failure: Failure, value: str | None) -> Fix:
 
 def _clipping_fix(failure: Failure, name: str, value: str | None, clip: Clip) -> Fix:
     limit = positive_number(value, 1.0)
-    code = in_optimizers(failure, f"..., {name}={limit:g}")
+    note = "  # in place of the clipping that it does: Keras takes one" * _clips(failure)
+    code = in_optimizers(failure, f"..., {name}={limit:g}", note)
     edit = Edit(programs=(_gradients_edit(clip, limit, failure),))
     names = failure.window.signature().optimizers or (optimizer_of(failure),)
     edits = [{"optimizer": one, "argument": name, "value": limit} for one in names]
@@ -170,6 +171,26 @@ def _gradients_edit(clip: Clip, limit: float, failure: Failure) -> ProgramEdit:
                 )
 
     return edit
+
+
+def _clips(failure: Failure) -> bool:
+    """Whether the optimizer clips gradients already: it bounds them, or takes their norm."""
+    editor = failure.editor
+    for spec in editor.record.signature.gradients:
+        for key, _ in editor.consumers("", spec.tensor):
+            if _is_update(editor, key) and _is_of_clipping(editor, key):
+                return True
+    return False
+
+
+def _is_of_clipping(editor: ProgramEditor, key: OpKey) -> bool:
+    """Whether an op that takes a gradient is one of `clip_by_value`, `clip_by_norm`, ..."""
+    op_type = editor.node(key).op
+    if op_type in ("ClipByValue", "Minimum", "L2Loss"):
+        return True
+    users = [user for output in editor.outputs(key) for user, _ in editor.consumers("", output)]
+    is_summed = any(editor.node(user).op == "Sum" for user in users)
+    return op_type in ("Square", "Mul") and is_summed
 
 
 def _is_update(editor: ProgramEditor, key: OpKey) -> bool:
