@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
-from nanreplay.records import Frame, Phase, Trigger, Where
+from nanreplay.records import Frame, KerasPart, Phase, Trigger, Where
 
 CauseKind: TypeAlias = Literal[
     "data_nan", "data_inf", "data_outlier", "label_out_of_range",
@@ -111,6 +111,8 @@ class Origin:
     """
     worker: int | None = None
     """Which of several workers recorded it; None for one worker, and for what all do alike."""
+    part: KerasPart | None = None
+    """The layer, loss or optimizer that it was born in, with its settings; None where unknown."""
 
     @property
     def batch_prefix(self) -> str:

@@ -97,6 +97,30 @@ def loss_name(index: int, loss_of: Sequence[str] = ()) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class KerasPart:
+    """A layer, a compiled loss or an optimizer, and what it is set to."""
+
+    place: Literal["layer", "loss", "optimizer"]
+    path: str
+    """Chain of layer calls, e.g. `encoder/norm`; "" for a loss and an optimizer."""
+    kind: str
+    """How code names its class, e.g. `keras.layers.Dense`; of a loss also its name: `mse`."""
+    settings: tuple[str, ...]
+    """What matters of its settings, as arguments: `epsilon=0.001`, `dtype="float32"`."""
+
+    @property
+    def is_keras(self) -> bool:
+        """Whether the class is Keras's own."""
+        return self.kind.startswith(("keras.", "tf_keras."))
+
+    @property
+    def code(self) -> str:
+        """The part as code makes it: `LayerNormalization(epsilon=0.001, dtype="float32")`."""
+        name = self.kind.rpartition(".")[2]
+        return f"{name}({', '.join(self.settings)})" if self.settings else name
+
+
+@dataclass(frozen=True, slots=True)
 class Signature:
     """How a program is called and what its tensors mean."""
 
@@ -138,6 +162,8 @@ class Signature:
 
     optimizers: tuple[str, ...] = ()
     """How the user's code names the classes of the optimizers, in the order of their updates."""
+    keras_parts: tuple[KerasPart, ...] = ()
+    """Layers, losses and optimizers of Keras that the step called; empty where none was seen."""
 
     def loss_name(self, index: int) -> str:
         """What a loss is called: `loss`, `loss 1`, `loss of replica 1`."""

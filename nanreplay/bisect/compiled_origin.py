@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from nanreplay.bisect.failing_step import UNWATCHED
 from nanreplay.bisect.judge import Attribution
 from nanreplay.bisect.op_trace import Fact
-from nanreplay.bisect.origin_facts import operands_of, output_facts
+from nanreplay.bisect.origin_facts import operands_of, output_facts, part_of
 from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.bisect.tensor_stats import nonfinite_outputs
 from nanreplay.findings import Findings, OperandFacts, Origin, OutputFacts, Root
@@ -145,6 +145,7 @@ def _compiled_origin(runner: StepRunner, step: int, op: str) -> Origin:
         source=runner.source(place.stack) if place.stack >= 0 else None,
         outputs=outputs,
         operands=operands,
+        part=part_of(runner.signature(step), place),
         rows_reason="Rows are proved op by op, and op by op the step is finite.",
     )
 

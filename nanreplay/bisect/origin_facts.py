@@ -15,7 +15,7 @@ import numpy as np
 
 from nanreplay.bisect.failing_step import Scene
 from nanreplay.bisect.influence import COPIES, Execute, Influence, influence_of
-from nanreplay.bisect.judge import Suspect
+from nanreplay.bisect.judge import OpPlace, Suspect
 from nanreplay.bisect.op_trace import Fact, StepTrace
 from nanreplay.bisect.tensor_stats import (
     Mask,
@@ -29,6 +29,7 @@ from nanreplay.bisect.tensor_stats import (
 from nanreplay.capture.arrays import as_array
 from nanreplay.errors import first_line, without_node_names
 from nanreplay.findings import OperandFacts, Origin, OutputFacts
+from nanreplay.records import KerasPart, Signature
 from nanreplay.replay.provenance import OpEvent, ValueId
 
 _SHOWN_INDICES = 10
@@ -96,7 +97,18 @@ def _describe_op(scene: Scene, suspect: Suspect, fact: Fact) -> Origin:
         kind="raised" if suspect.kind == "raised" else None,
         message=_message(fact) if suspect.kind == "raised" else None,
         replica=place.replica,
+        part=part_of(scene.trace.runner.signature(scene.step), place),
     )
+
+
+def part_of(signature: Signature, place: OpPlace) -> KerasPart | None:
+    """Return what is known of the layer, the loss or the optimizer that an op ran in."""
+    found = [
+        part
+        for part in signature.keras_parts
+        if part.place == place.where and part.path == (place.path_in_layer or "")
+    ]
+    return found[0] if found else None
 
 
 def _message(fact: Fact) -> str | None:

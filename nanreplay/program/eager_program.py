@@ -19,6 +19,7 @@ from nanreplay.program.eager_graph import FlatGraph
 from nanreplay.program.fingerprint import Fingerprint
 from nanreplay.program.forward_ops import with_forward_layers
 from nanreplay.program.graph_nodes import data_inputs, op_name
+from nanreplay.program.keras_parts import parts_of
 from nanreplay.program.listening import listening
 from nanreplay.program.observation import BackwardSpan, Observation, Region, merged
 from nanreplay.program.observe import EagerObserver
@@ -200,6 +201,7 @@ def describe_eager(
         loss_scaled=seen.loss_scale is not None or bool(seen.unscaled),
         root_layer=seen.root_layer,
         optimizers=optimizer_classes(seen),
+        keras_parts=parts_of(seen, seen.root_layer),
     )
     ops = [*_describe_ops(run, builder, sources, losses), *_ops_of_functions(run, sources)]
     graph = builder.graph.SerializeToString()

@@ -15,6 +15,7 @@ from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
+from nanreplay.records import KerasPart
 from nanreplay.tensorflow_internals import tf_variables
 
 RegionKind = Literal["layer", "optimizer", "backward", "watch"]
@@ -118,6 +119,8 @@ class Observation:
 
     The first stands for the loss when nothing was differentiated by a tape.
     """
+    parts: dict[str, KerasPart] = field(default_factory=dict)
+    """Layers that were called, by the chain of their names."""
     root_layer: str | None = None
     """The first layer that was called: the model."""
     replica_devices: tuple[str, ...] = ()
@@ -203,6 +206,7 @@ def merged(graphs: Iterable[Any]) -> Observation:
         for name in ("spans", "tape_gradients", "applied", "scaled", "optimizers", "layers"):
             getattr(whole, name).extend(getattr(seen, name))
         whole.unscaled |= seen.unscaled
+        whole.parts |= seen.parts
         whole.root_layer = whole.root_layer or seen.root_layer
         whole.replica_devices = whole.replica_devices or seen.replica_devices
         whole.failed = whole.failed or seen.failed

@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 
+from nanreplay.program.keras_parts import layer_part
 from nanreplay.program.listening import current_notes, muted, op_clock, region, thread_state
 from nanreplay.program.observation import BackwardSpan, Observation, TapeGradient, notes_of
 from nanreplay.tensorflow_internals import tf_distribution, tf_functions
@@ -83,9 +84,18 @@ def observed_layer_call(original: Any) -> Any:
                 seen.layers.append(layer)
                 _tell_used(layer)
         with region("layer", layer.name):
+            if seen is not None:
+                _note_part(seen, layer)
             return original(layer, *args, **kwargs)
 
     return __call__
+
+
+def _note_part(seen: Observation, layer: Any) -> None:
+    """Note what a layer that begins to run is set to, once a place."""
+    path = "/".join(entry.name for entry in thread_state.stack if entry.kind == "layer")
+    if path not in seen.parts:
+        seen.parts[path] = layer_part(path, layer)
 
 
 def observed_apply(original: Any) -> Any:

@@ -19,6 +19,7 @@ from nanreplay.program.fingerprint import FingerprintEntry
 from nanreplay.program.forward_ops import forward_ops, with_forward_layers
 from nanreplay.program.function_names import FunctionNames
 from nanreplay.program.graph_editor import forget_colocations
+from nanreplay.program.keras_parts import parts_of
 from nanreplay.program.observation import Mark, Observation, notes_of
 from nanreplay.program.op_facts import PhaseFlow, SourceTable, classify_ops
 from nanreplay.program.traced_program import TracedProgram, is_handle, is_variable
@@ -128,6 +129,7 @@ def _signature(
         ),
         loss_of=tuple(f"replica {replica}" for replica in replicas),
         optimizers=optimizer_classes(seen),
+        keras_parts=parts_of(seen, seen.root_layer),
     )
     return signature, constants
 

@@ -21,7 +21,7 @@ from nanreplay.findings import (
     Root,
     Verdict,
 )
-from nanreplay.records import Frame, Trigger
+from nanreplay.records import Frame, KerasPart, Trigger
 from nanreplay.report.contents import Report
 from nanreplay.report.numbers import jsonable
 
@@ -131,6 +131,16 @@ def _origin(origin: Origin | None) -> dict[str, Any] | None:
         "message": origin.message,
         "replica": origin.replica,
         "worker": origin.worker,
+        "part": None if origin.part is None else _part(origin.part),
+    }
+
+
+def _part(part: KerasPart) -> dict[str, Any]:
+    return {
+        "place": part.place,
+        "path": part.path,
+        "kind": part.kind,
+        "settings": part.settings,
     }
 
 

@@ -90,6 +90,8 @@ def _origin_facts(origin: Origin) -> Iterator[tuple[str, str]]:
     yield "phase", origin.phase
     yield "ran in", ", ".join(owner(origin))
     yield "layer", origin.layer_path or ""
+    if origin.part is not None:
+        yield "set to", origin.part.code
     yield "loop", ", ".join(f"{loop.op} iteration {loop.iteration}" for loop in origin.loop)
     source = origin.source
     if source is not None:

@@ -25,7 +25,7 @@ from nanreplay.findings import (
     Verdict,
     VerdictKind,
 )
-from nanreplay.records import Incident, Trigger, Where
+from nanreplay.records import Incident, KerasPart, Trigger, Where
 from nanreplay.report.fix_words import fixes_in_words
 from nanreplay.report.numbers import (
     readable_list,
@@ -35,6 +35,8 @@ from nanreplay.report.numbers import (
     readable_ulp,
 )
 
+_CALLS_USERS = ("keras.layers.Lambda", "tf_keras.layers.Lambda")
+"""Layers of Keras's whose work is a function of the user's."""
 _LONGEST_CODE = 120
 """Characters of a source line in the sentence."""
 _OP_IN_TEXT = re.compile(r"\b(NaN in|hidden by|made) ([A-Z]\w*)")
@@ -125,8 +127,9 @@ def _what(verdict: Verdict, findings: Findings, incident: Incident, steps: tuple
     sentences = [f"{event}."]
     if origin.source is not None:
         source = source_text(origin.source.file, origin.source.line, origin.source.code)
-        within = "Inside of Keras, called from " if is_call_of_keras(origin.source.code) else ""
-        sentences.append(f"{within}{source}.")
+        if is_inside_keras(origin):
+            source = f"Inside of Keras, called from {source}{_part_in_words(origin.part)}"
+        sentences.append(f"{source}.")
     return " ".join([*sentences, certainty(verdict)]).rstrip()
 
 
@@ -151,6 +154,23 @@ def is_call_of_keras(code: str | None) -> bool:
     `Sequential` and functional models.
     """
     return code is not None and _TRAINER_CALL.search(code) is not None
+
+
+def is_inside_keras(origin: Origin) -> bool:
+    """Whether the op was made by Keras's code, which the line of the user's only calls."""
+    if origin.source is None:
+        return False
+    if is_call_of_keras(origin.source.code):
+        return True
+    part = origin.part
+    if part is None or not part.is_keras or part.place != "layer" or part.kind in _CALLS_USERS:
+        return False
+    # A function of the user's may be a setting of the layer, such as its activation.
+    return not any(text.endswith(f'="{origin.source.function}"') for text in part.settings)
+
+
+def _part_in_words(part: KerasPart | None) -> str:
+    return "" if part is None else f"; the {part.place} is `{part.code}`"
 
 
 def source_text(file: str, line: int, code: str | None) -> str:

@@ -187,5 +187,6 @@ def test_a_line_that_only_starts_the_training_is_marked(tmp_path: Path) -> None:
     model.fit(x, X[:, :1], verbose=0, callbacks=[Recorder(tmp_path / "run.h5", on_nan="stop")])
     report = explain(tmp_path / "run.h5", fixes="none")
     assert "Inside of Keras, called from test_cause_sentences.py:" in report.sentence
+    assert '; the layer is `LayerNormalization(epsilon=0.0, dtype="float32")`.' in report.sentence
     assert report.causes[0].kind == "variance_zero"
     assert report.causes[0].sentence.endswith("The epsilon that is added to it is 0.")

@@ -8,7 +8,7 @@ import pytest
 from sample_report import FINDINGS, INCIDENT, INF, LOOP, NAN, OPERAND, OUTPUT, VERDICT, say
 
 from nanreplay.findings import Evidence, Findings, Verdict
-from nanreplay.records import Trigger
+from nanreplay.records import Frame, KerasPart, Trigger
 
 
 def test_it_says_step_phase_layer_op_operand_sample_consequence_source_and_exactness() -> None:
@@ -203,3 +203,22 @@ def test_without_an_origin_the_verdict_is_told(
 
 def test_an_infinity_is_told_by_its_sign() -> None:
     assert "gave -inf" in say(outputs=(replace(OUTPUT, value=-INF),))
+
+
+NORM = KerasPart("layer", "norm", "keras.layers.LayerNormalization", ("epsilon=0.0",))
+
+
+def test_a_line_that_calls_a_layer_of_keras_is_marked_with_its_settings() -> None:
+    marked = "Inside of Keras, called from train.py:88 `x / tf.sqrt(var)`; the layer is "
+    assert f"{marked}`LayerNormalization(epsilon=0.0)`." in say(part=NORM)
+    lambda_layer = replace(NORM, kind="keras.layers.Lambda", settings=())
+    with_function = replace(NORM, kind="keras.layers.Dense", settings=('activation="call"',))
+    for part in (None, replace(NORM, kind="MyNorm"), lambda_layer, with_function):
+        assert "Inside of Keras" not in say(part=part)
+
+
+def test_a_line_that_starts_a_training_has_the_settings_of_its_loss() -> None:
+    fit = Frame("train.py", 9, "<module>", "model.fit(x, y)")
+    loss = KerasPart("loss", "", "keras.losses.Huber", ("delta=2.0",))
+    said = say(part=loss, source=fit, phase="loss", where="loss", layer=None, layer_path=None)
+    assert "called from train.py:9 `model.fit(x, y)`; the loss is `Huber(delta=2.0)`." in said
