@@ -94,6 +94,11 @@ class Origin:
     operands: tuple[OperandFacts, ...] = ()
     rows: tuple[int, ...] | None = None
     """Rows of the batch that produce it, proved by replay; None when no rows alone do."""
+    whole_rows: tuple[int, ...] | None = None
+    """These rows in the batch that the user gave, of which `rows` are in a replica's part.
+
+    None where there is one replica, and where it is not known how the batch was split.
+    """
     rows_reason: str | None = None
     """How the rows were proved, or why there are none."""
     kind: str | None = None

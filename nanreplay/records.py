@@ -162,6 +162,8 @@ class Signature:
 
     optimizers: tuple[str, ...] = ()
     """How the user's code names the classes of the optimizers, in the order of their updates."""
+    splits_batches: bool = False
+    """Whether the replicas' parts are those of one batch that the user gave, one after another."""
     keras_parts: tuple[KerasPart, ...] = ()
     """Layers, losses and optimizers of Keras that the step called; empty where none was seen."""
 

@@ -35,6 +35,29 @@ def own_leaves(paths: Sequence[str], prefix: str) -> list[int]:
     return [position for position, path in enumerate(paths) if f"{path}/".startswith(prefix)]
 
 
+def rows_in_whole(
+    rows: Sequence[int], replica: int, paths: Sequence[str], leaves: Leaves
+) -> tuple[int, ...] | None:
+    """Return the rows of a whole batch that rows of a replica's part are.
+
+    None where the size of a part before it cannot be told.
+
+    Args:
+        rows: Rows of the part.
+        replica: Whose part it is; the parts follow each other in the batch.
+        paths: Paths of the arrays of all parts.
+        leaves: The arrays.
+    """
+    before = 0
+    for earlier in range(replica):
+        own = own_leaves(paths, f"replica_{earlier}/")
+        size = batch_size([leaves[position] for position in own])
+        if size is None:
+            return None
+        before += size
+    return tuple(before + row for row in rows)
+
+
 def batch_size(leaves: Leaves) -> int | None:
     """Return the size of the batch axis of arrays that have a row a sample.
 

@@ -7,13 +7,13 @@ again and again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
 
-from nanreplay.bisect.batch_rows import own_leaves, read_rows
+from nanreplay.bisect.batch_rows import own_leaves, read_rows, rows_in_whole
 from nanreplay.bisect.compiled_origin import MOST_OTHERS, find_compiled_origin
 from nanreplay.bisect.failing_step import Progress, Scene, Search, search_back
 from nanreplay.bisect.growth import find_root
@@ -189,7 +189,12 @@ def _findings(
     paths = [info.path for info in runner.variables]
     root = _part("Where it began", lambda: find_root(timeline, scene.step, paths), None, lacks)
     return Findings(
-        origin=dataclasses.replace(origin, rows=proof.rows, rows_reason=proof.reason),
+        origin=dataclasses.replace(
+            origin,
+            rows=proof.rows,
+            rows_reason=proof.reason,
+            whole_rows=_whole_rows(scene, origin.replica, proof.rows),
+        ),
         other_origins=tuple(_other(scene, suspect) for suspect in suspects[1 : MOST_OTHERS + 1]),
         chain=chain_of(search.scenes, first),
         upstream=upstream,
@@ -240,6 +245,17 @@ def rows_of(scene: Scene, suspect: Suspect, prefix: str) -> RowProof:
     if rows is None:
         return RowProof(None, "The array has no batch axis.")
     return RowProof(tuple(sorted(rows)), "These rows of the batch hold non-finite values.")
+
+
+def _whole_rows(
+    scene: Scene, replica: int | None, rows: Sequence[int] | None
+) -> tuple[int, ...] | None:
+    """Return rows of the batch that was split among replicas; None where that is not known."""
+    runner = scene.trace.runner
+    if rows is None or replica is None or not runner.signature(scene.step).splits_batches:
+        return None
+    batch = runner.batch(scene.step)
+    return rows_in_whole(rows, replica, batch.paths, [as_array(leaf) for leaf in batch.leaves])
 
 
 def _other(scene: Scene, suspect: Suspect) -> Origin:

@@ -30,6 +30,7 @@ from nanreplay.recorder.fit_hooks import (
     EagerTrainStep,
     callbacks_of_fit,
     check_model,
+    learn_model,
     watch_callbacks,
 )
 from nanreplay.recorder.incidents import Incidents
@@ -306,8 +307,7 @@ class Recorder(keras.callbacks.Callback):
 
     def _begin(self) -> None:
         callbacks = callbacks_of_fit()  # Keras does not hand it over
-        if callbacks is not None:
-            watch_callbacks(callbacks, self._ending)
+        watch_callbacks(callbacks, self._ending)
         self._incidents.begin()
         self._recording.request_keyframe()
         if not self._recording.lifecycle.is_active:
@@ -316,7 +316,7 @@ class Recorder(keras.callbacks.Callback):
         self._hook()
         self._calls.on_error = self._ending.ended_by
         model = self.model
-        self._recording.variables.name_model(model)
+        learn_model(self._calls, model)
         if model.run_eagerly or tf.config.functions_run_eagerly():
             record = partial(recorded_step, self._recording, self._suspected)
             self._replaced = EagerTrainStep(model, record)

@@ -107,7 +107,7 @@ def _describe_programs(
         if used and slot.id not in used:
             continue
         try:
-            programs[slot.id] = describe_program(
+            record = describe_program(
                 slot.traced,
                 slot.id,
                 variable_index=snapshot.variables.index,
@@ -115,6 +115,8 @@ def _describe_programs(
                 sources=sources,
                 layout=_layout_of(slot, snapshot),
             )
+            signature = replace(record.signature, splits_batches=snapshot.splits_batches)
+            programs[slot.id] = replace(record, signature=signature)
         except Exception as error:  # the rest of the file is worth having
             notes.append(
                 f"The program {slot.id} could not be written ({type(error).__name__}: {error}); "

@@ -18,7 +18,7 @@ from nanreplay.errors import AttachError
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.ending import Ending
 from nanreplay.recorder.recorded_function import RecordedFunction
-from nanreplay.tensorflow_internals import tf_datasets
+from nanreplay.tensorflow_internals import tf_datasets, tf_distribution
 
 # Seeing `fit` end by an exception of another callback. Keras calls `on_train_end` only when all
 # went well, so the list of callbacks is given a class that notes what passes through it.
@@ -33,6 +33,27 @@ def callbacks_of_fit() -> Any:
             return owner
         frame = frame.f_back
     return None
+
+
+def learn_model(calls: CompiledCalls, model: Any) -> None:
+    """Note what the `fit` that calls now trains, and how it hands out its batches."""
+    calls.recording.variables.name_model(model)
+    calls.recording.splits_batches = _splits_batches(model)
+
+
+def _splits_batches(model: Any) -> bool:
+    """Whether each replica gets a part of a batch that the user gave to the `fit` that calls now.
+
+    The parts follow each other in the batch. With several workers each one has data of its own.
+    """
+    if not isinstance(model.distribute_strategy, tf.distribute.MirroredStrategy):
+        return False
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_locals.get("self") is model and "epoch_iterator" in frame.f_locals:
+            return tf_distribution.splits_batches(frame.f_locals["epoch_iterator"])
+        frame = frame.f_back
+    return False
 
 
 def watch_callbacks(callbacks: Any, ending: Ending) -> None:

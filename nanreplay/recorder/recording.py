@@ -48,6 +48,8 @@ class Recording:
     notes: list[str] = field(default_factory=list)
     step: int = 0
     """Index of the step that runs next."""
+    splits_batches: bool = False
+    """Whether replicas get parts of one batch, one after another."""
     ring: Ring | None = None
     lifecycle: Lifecycle = field(default_factory=Lifecycle)
     written: list[Location] = field(default_factory=list)

@@ -53,6 +53,8 @@ class Snapshot:
     """What a failing eager step gave when it was run once more."""
     step_s: float | None
     """What a step takes, where that is known."""
+    splits_batches: bool = False
+    """Whether the replicas' parts are those of one batch that the user gave, one after another."""
 
 
 def take_snapshot(
@@ -100,6 +102,7 @@ def take_snapshot(
         eager=eager,
         proof=None if eager is None else eager.proof,
         step_s=recording.keeper.step_s,
+        splits_batches=recording.splits_batches,
     )
 
 

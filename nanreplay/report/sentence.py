@@ -283,8 +283,15 @@ def _element_in_words(output: OutputFacts | None, origin: Origin) -> str:
     if not origin.rows:
         return element
     samples = "sample" if len(origin.rows) == 1 else "samples"
-    whose = "its" if owner(origin) else "the"
-    return f"{element} ({samples} {readable_list(origin.rows)} of {whose} batch)"
+    batch = "the batch"
+    if origin.replica is not None:
+        batch = "its part of the batch"
+    elif origin.worker is not None:
+        batch = "its batch"
+    if origin.whole_rows is not None:
+        rows = "row" if len(origin.whole_rows) == 1 else "rows"
+        batch += f", {rows} {readable_list(origin.whole_rows)} of the whole batch"
+    return f"{element} ({samples} {readable_list(origin.rows)} of {batch})"
 
 
 def _without_origin(

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tensorflow.python.distribute import input_lib as _input_lib
 from tensorflow.python.distribute import mirrored_run as _mirrored_run
 from tensorflow.python.distribute import values as _values
 
@@ -39,6 +40,16 @@ def current_variable(variable: Any) -> Any:
     if not isinstance(_tf_variable(variable), _values.DistributedValues):
         return variable
     return replica_variables(variable)[current_replica() or 0]
+
+
+def splits_batches(epoch_iterator: Any) -> bool:
+    """Whether the data of a `fit` is a dataset whose batches a strategy splits among its replicas.
+
+    Keras keeps what it iterates over under a private name. A dataset that the user made for each
+    replica (`distribute_datasets_from_function`) is of another class, and splits nothing.
+    """
+    dataset = getattr(epoch_iterator, "_distributed_dataset", None)
+    return isinstance(dataset, _input_lib.DistributedDataset)
 
 
 def current_replica() -> int | None:

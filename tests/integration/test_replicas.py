@@ -19,7 +19,7 @@ import pytest
 import tensorflow as tf
 import warm_python
 from conftest import ROOT, environment
-from replica_trainings import BAD_STEP
+from replica_trainings import BAD_STEP, ROWS
 from trainings import data, mlp, replayed
 from warm_python import WarmProcess
 
@@ -87,6 +87,11 @@ def test_the_report_names_the_replica_and_the_row_of_its_batch(four: Path, name:
         (1,),
     )
     assert report.sentence.startswith(f"step {BAD_STEP} · replica 3 · forward · layer `logarithm`")
+    # `fit` is given whole batches; a loop may give each replica what it likes.
+    whole = (3 * ROWS + 1,) if name == "fit" else None
+    assert origin.whole_rows == whole
+    said = ", row 10 of the whole batch)" if name == "fit" else ")"
+    assert f"(sample 1 of its part of the batch{said}" in report.sentence
     assert report.verdict.bit_exact
 
 
@@ -181,6 +186,7 @@ def test_fixes_are_tried_on_the_replica_that_needs_them(four: Path) -> None:
     assert {fix.name: fix.prevents for fix in report.fixes} == {
         "clean_data": True, "epsilon": True, "clipnorm": False, "clean_data+epsilon+clipnorm": True,
     }  # fmt: skip
+    assert report.fixes[0].edits[0]["rows"] == [10]  # of the batch that `fit` was given
 
 
 def test_the_size_of_a_batch_stays_open_where_keras_leaves_it_open(tmp_path: Path) -> None:

@@ -87,19 +87,25 @@ def _drop_rows(failure: Failure) -> Fix:
         raise CannotTryError("Every row of the batch would have to be left out.")
     kept = np.setdiff1d(np.arange(size), origin.rows)
     dropped = [int(row) for row in origin.rows]
-    whose = f" of replica {origin.replica}" if origin.replica is not None else ""
-    at = f"  # of step {failure.step}{whose}"
+    # What is told are rows of the batch that the user gave, where these are known.
+    before = 0 if origin.whole_rows is None else origin.whole_rows[0] - dropped[0]
+    told = [before + row for row in dropped]
+    is_part = origin.replica is not None and origin.whole_rows is None
+    whose: dict[str, Any] = {"replica": origin.replica} if is_part else {}
+    of_what = f"the part of replica {origin.replica} in step" if is_part else "step"
+    at = f"  # of {of_what} {failure.step}"
     if _takes_any_batch_size(failure):
         rows, note = kept, None
-        change = f"np.delete(part, {dropped}, axis=0)"
+        change = f"np.delete(part, {told}, axis=0)"
         code = f"batch = tf.nest.map_structure(lambda part: {change}, batch){at}"
-        edits: list[dict[str, Any]] = [{"rows": dropped, "step": failure.step}]
+        edits: list[dict[str, Any]] = [{"rows": told, "step": failure.step, **whose}]
     else:
         rows, note = np.arange(size), _STAND_INS
         stand_ins = [int(kept[row % len(kept)]) for row in dropped]
         rows[dropped] = stand_ins
-        code = f"for part in tf.nest.flatten(batch): part[{dropped}] = part[{stand_ins}]{at}"
-        edits = [{"rows": dropped, "stand_ins": stand_ins, "step": failure.step}]
+        told_ins = [before + row for row in stand_ins]
+        code = f"for part in tf.nest.flatten(batch): part[{told}] = part[{told_ins}]{at}"
+        edits = [{"rows": told, "stand_ins": told_ins, "step": failure.step, **whose}]
 
     def without_rows(step: int, leaves: Sequence[Any]) -> Sequence[Any]:
         if step != failure.step:
@@ -112,7 +118,7 @@ def _drop_rows(failure: Failure) -> Fix:
     leaves = [np.asarray(batch.leaves[place]) for place in own_places]
     held = samples(batch.leaves).keep(rows.tolist())
     if not all(_is_indexed(old, new, rows) for old, new in zip(leaves, held, strict=True)):
-        code = f"# Leave the samples {dropped} out of the batch of step {failure.step}{whose}"
+        code = f"# Leave the samples {told} out of {of_what} {failure.step}"
     edit = Edit(batches=(without_rows,))
     params = {"how": "drop_rows", "rows": ", ".join(map(str, dropped))}
     return Fix("clean_data", params, edit, code, note=note, edits=edits)
