@@ -118,7 +118,8 @@ def _drop_rows(failure: Failure) -> Fix:
     leaves = [np.asarray(batch.leaves[place]) for place in own_places]
     held = samples(batch.leaves).keep(rows.tolist())
     if not all(_is_indexed(old, new, rows) for old, new in zip(leaves, held, strict=True)):
-        code = f"# Leave the samples {told} out of {of_what} {failure.step}"
+        part = f"replica {origin.replica}'s part of " if is_part else ""
+        code = f"# Leave the samples {told} out of {part}the batch of step {failure.step}"
     edit = Edit(batches=(without_rows,))
     params = {"how": "drop_rows", "rows": ", ".join(map(str, dropped))}
     return Fix("clean_data", params, edit, code, note=note, edits=edits)
