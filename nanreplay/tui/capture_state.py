@@ -15,6 +15,7 @@ from nanreplay.capture.storage import Location
 from nanreplay.records import Incident, Timeline, VariableInfo
 from nanreplay.report.contents import Report
 from nanreplay.report.inventory import inventory
+from nanreplay.tui.batch_reader import BatchReader
 from nanreplay.tui.engine import Engine
 
 if TYPE_CHECKING:
@@ -88,8 +89,14 @@ class CaptureState:
     """Why there is no report, or none with fixes, and will be none unless the user asks again."""
     place: ViewPosition | None = None
     """Where the user last went; None before that."""
+    batches: BatchReader = field(init=False)
+    """Reads the batches of the file."""
     viewed_steps: dict[int, ViewedStep] = field(default_factory=dict)
     """Steps that were run op by op, by number; the one run last comes last."""
+
+    def __post_init__(self) -> None:
+        """Make the reader of the batches; nothing is read yet."""
+        self.batches = BatchReader(self.opened.path)
 
     @property
     def failing_step(self) -> int:

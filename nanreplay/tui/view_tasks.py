@@ -1,4 +1,4 @@
-"""Tasks for the worker process that look into steps, tensors and batches, and what they return.
+"""Tasks for the worker process that look into steps and tensors, and what they return.
 
 The panes of a step ask them. All tasks of one capture share an `Explorer`, which remembers the
 replay and the tensors of the last steps; see `WorkerContext.kept`.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
-from nanreplay.explore import BatchView, OperandElement, StepView, TensorView
+from nanreplay.explore import OperandElement, StepView, TensorView
 from nanreplay.findings import Origin
 from nanreplay.replay.provenance import ValueId
 from nanreplay.tui.worker import Task, WorkerContext
@@ -126,19 +126,3 @@ class ViewOperands(ExploreTask[ElementRef]):
             failing = explorer.tensor(self.step, self.value).failing
             index = failing[0] if failing else ()
         return ElementRef(index, explorer.operands(self.step, self.value, index))
-
-
-@dataclass(frozen=True)
-class ViewBatch(ExploreTask[BatchView]):
-    """Show some samples of a batch."""
-
-    step: int
-    row: int | None = None
-    """The sample; the first of those to blame unless given."""
-    around: int = 2
-    """How many samples before and after it."""
-    label: ClassVar[str] = "reading the batches"
-
-    def run(self, context: WorkerContext) -> BatchView:
-        """Read the batches of the window, the first time."""
-        return self.explorer(context).batch(self.step, self.row, self.around)

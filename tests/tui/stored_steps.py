@@ -14,11 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from nanreplay.replay.provenance import ValueId
-from nanreplay.tui.panes.batch_pane import AROUND
 from nanreplay.tui.view_tasks import (
     ElementRef,
     ExploreTask,
-    ViewBatch,
     ViewOperands,
     ViewStep,
     ViewTensor,
@@ -66,7 +64,6 @@ def _tasks(name: str) -> Iterator[Task[Any]]:
     path, origin = str(ROOT / "sample_runs" / f"{name}.h5"), stored_report(name).findings.origin
     assert origin is not None
     yield ViewStep(path, origin, origin.step)
-    yield ViewBatch(path, origin, origin.step, None, AROUND)
     view = ViewStep(path, origin, origin.step).run(CONTEXT).view
     value = view.origins[0]
     yield ViewTensor(path, origin, view.step, value, None)

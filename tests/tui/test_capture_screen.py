@@ -13,6 +13,7 @@ from tui.stored import ROOT, StoredEngine, stored_report
 from tui.waiting import workers_done
 
 from nanreplay.errors import NanreplayError, UnsafeProgramError, UnsupportedOpError
+from nanreplay.report.headline import headline
 from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.engine import Explain
 from nanreplay.tui.panes import PANES
@@ -53,15 +54,17 @@ async def test_tables_are_shown_before_anything_is_replayed(made: Made) -> None:
         await pilot.pause()
         screen = pilot.app.screen
         assert isinstance(screen, CaptureScreen)
-        assert "step 12 · loss is NaN" in text_of(screen, "#sentence")
+        assert text_of(screen, "#headline") == "loss is NaN, step 12"
         assert "replaying" in str(screen.query_one(StatusLine).content)
         assert "12 of 25" in str(screen.query_one(StatusLine).content)
 
 
-async def test_the_answer_is_the_library_s_sentence(made: Made) -> None:
+async def test_the_answer_is_the_library_s_headline_and_cause(made: Made) -> None:
+    report = stored_report("log_of_zero")
     async with made().run_test() as pilot:
         screen = await settled(pilot)
-        assert text_of(screen, "#sentence") == stored_report("log_of_zero").sentence
+        assert text_of(screen, "#headline") == headline(report)
+        assert report.causes[0].sentence[4:] in text_of(screen, "#why")
 
 
 @pytest.mark.parametrize("size", [(80, 24), (120, 36), (200, 60)])
@@ -285,7 +288,7 @@ async def test_what_fails_in_the_background_is_an_error_screen_and_the_tables_st
         screen = await settled(pilot)
         assert screen.shown == "verdict"
         if isinstance(error, NanreplayError):
-            assert "It could not be replayed" in text_of(screen, "#sentence")
+            assert "It could not be replayed" in text_of(screen, "#why")
             assert "There is no verdict" in text_of(screen, "#kind")
 
 

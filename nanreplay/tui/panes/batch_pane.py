@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -21,13 +22,11 @@ from nanreplay.report.contents import Report
 from nanreplay.report.numbers import readable_list
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
 from nanreplay.tui.panes.base import STEP_BINDINGS, Copyable, Pane, next_beyond
-from nanreplay.tui.view_tasks import ViewBatch
 from nanreplay.tui.widgets.figures import sample_bars
 from nanreplay.tui.widgets.op_words import ORIGIN, theme_style
+from nanreplay.tui.widgets.sample_brief import shown_row
 from nanreplay.tui.widgets.samples import SampleLook, sample_text
 
-AROUND = 4
-"""Samples before and after the one that is shown, which the worker process sends with it."""
 _PADDING = 4
 """Columns of the pane that the arrays cannot take."""
 _NARROWEST = 40
@@ -155,30 +154,29 @@ class BatchPane(Pane):
         self.row = 0
         """The sample that is shown; `view` may not have its values yet."""
         self._step: int | None = None
-        """The step that was last asked for."""
+        """The step that the user has asked for; None for the failing one."""
         self._strangest_first = False
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""
-        yield Static(
-            "The batch is shown once the replay has found the step.", id="about", markup=False
-        )
+        yield Static("Reading the file ...", id="about", markup=False)
         yield SampleStrip()
         with VerticalScroll():
             yield Static(id="arrays", markup=False)
 
     def on_mount(self) -> None:
-        """Show what is known already; the batch of the incident when no report is on its way."""
+        """Show the batch of the failing step: the file holds it, whatever is replayed."""
         super().on_mount()
-        self.show_failing_step_if_idle()
+        if self._step is None:
+            self.fetch(self.state.failing_step, None)
         self.app.theme_changed_signal.subscribe(self, lambda theme: self._draw())
 
     # The batch
 
     def show_report(self, report: Report) -> None:
-        """Look at the batch of the failing step, as soon as it is known."""
+        """Look at the failing step anew, unless the user went elsewhere: samples are named now."""
         if self._step is None:
-            self.show_place(ViewPosition(self.state.failing_step))
+            self.fetch(self.state.failing_step, None)
 
     def show_place(self, place: ViewPosition) -> None:
         """Look at the batch of a step."""
@@ -193,10 +191,10 @@ class BatchPane(Pane):
             step: The step.
             row: The sample; the first of those to blame when None.
         """
-        view = await self.ask(ViewBatch(self.path, self.origin, step, row, AROUND))
+        view = await asyncio.to_thread(self.state.batches.view, step, self.origin, row)
         self.view = view
         if row is None:
-            row = view.rows[0] if view.rows else 0
+            row = shown_row(view)
         self.row = row
         self._draw()
 
@@ -257,7 +255,7 @@ class BatchPane(Pane):
     def _go_to(self, row: int) -> None:
         if self.view is None or not 0 <= row < self.view.size:
             return
-        self.row = row
+        self.row, self._step = row, self.view.step
         if row in self.view.shown:  # show at once what is there; its neighbours follow
             self._draw()
         self.query_one(SampleStrip).show(self.view, row)
@@ -274,14 +272,14 @@ class BatchPane(Pane):
 
     def action_other_step(self, by: int) -> None:
         """Look at the batch of the step before, or of the next one."""
-        step = None
-        if self._step is not None:
-            step = next_beyond(self.state.opened.steps, self._step, by)
+        if self.view is None:
+            return
+        step = next_beyond(self.state.opened.steps, self.view.step, by)
         if step is not None:
             self.show_place(ViewPosition(step))
             return
         end = "last" if by > 0 else "first"
-        self.notify(f"Step {self._step} is the {end} whose batch is held.", timeout=3)
+        self.notify(f"Step {self.view.step} is the {end} whose batch is held.", timeout=3)
 
     def copies(self) -> Sequence[Copyable]:
         """Offer the sample's values."""

@@ -1,30 +1,47 @@
-"""The overview pane: the answer, and what speaks for it.
+"""The overview pane: the first screen, which answers.
 
-It shows the sentence, verdict, cause and fixes, the loss with the failing step, and facts of the
-run. It is the first tab: what the capture's tables say is there before anything is replayed.
+A headline, the cause, the line of code with the values that it got, the fix as a change of that
+line, the failing sample beside a good one, the loss, and the facts of the run. What the file says
+is there before anything is replayed; the rest fills in as it becomes known.
 """
 
 from __future__ import annotations
 
+import asyncio
 import io
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import NamedTuple
 
+from rich.text import Text
+from textual import work
 from textual.app import ComposeResult
 from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from nanreplay.findings import Origin
+from nanreplay.findings import Cause, FixResult
 from nanreplay.report.contents import Report
-from nanreplay.report.fix_words import OUTCOME_CLAUSES, fix_label, outcome_of
+from nanreplay.report.fix_patch import diff_of
+from nanreplay.report.fix_words import OUTCOME_CLAUSES, fix_label, fix_remark, outcome_of
+from nanreplay.report.headline import headline
 from nanreplay.report.history import History
 from nanreplay.report.inventory import inventory_lines
-from nanreplay.report.numbers import readable_bytes, readable_steps, readable_trigger
-from nanreplay.report.sentence import certainty, source_text
+from nanreplay.report.numbers import (
+    readable_bytes,
+    readable_list,
+    readable_steps,
+    readable_trigger,
+)
+from nanreplay.report.sentence import VERDICT_MEANINGS, certainty, kind_in_words
 from nanreplay.tui.capture_state import CaptureState, outcome_mark
+from nanreplay.tui.first_look import FirstLook, first_look
 from nanreplay.tui.panes.base import Copyable, Pane
+from nanreplay.tui.widgets.code_lines import code_content, diff_content, highlighted
 from nanreplay.tui.widgets.figures import Facts
 from nanreplay.tui.widgets.plots import LossLine
+from nanreplay.tui.widgets.sample_brief import blamed_words, brief_lines
+from nanreplay.tui.widgets.samples import SampleLook
 
 Fact = tuple[str, Content | str]
 _COMPILATIONS = {
@@ -35,24 +52,42 @@ _COMPILATIONS = {
 _HARMLESS_VERDICTS = ("healthy", "transient", "inconclusive")
 _REPORT_WIDTH = 140
 """Columns of the report that is exported as text."""
+_AROUND_SHORT, _AROUND_TALL = 2, 7
+"""Lines of code before and after the marked one, in short and in tall terminals."""
+_ELEMENTS_SHORT, _ELEMENTS_TALL = 3, 8
+"""Elements of each array of the batch that are shown."""
+_NARROWEST = 40
+_LOSS_LINES = (3, 30)
+"""Lines of the loss, at least and at most; it takes the room that is left."""
+_WORDS_IN_SMALL = ("The ", "A ", "An ", "It ", "All ", "No ")
+"""Words that are written small after a colon."""
+
+
+class _Look(NamedTuple):
+    """What the file says, with the code in colours."""
+
+    first: FirstLook
+    code: list[Content]
 
 
 class OverviewPane(Pane):
     """What a reader needs first."""
 
     HELP = (
-        "The answer in one sentence, and what speaks for it: the verdict of the replay, the "
-        "likeliest cause, the fixes that were tried on the recording, the loss until it failed, "
-        "and what is known of the run. `y` copies any of it."
+        "The answer: what failed and why, the line of code with the values that it got, the fix "
+        "that was tried as a change of the code, the failing sample beside a good one, the loss "
+        "until it failed, and what is known of the run. `y` copies any of it."
     )
     DEFAULT_CSS = """
-    OverviewPane #page { layout: vertical; }
-    OverviewPane #sentence {
-        border: round $primary; border-title-color: $text-primary; padding: 0 1; margin-bottom: 1;
-    }
-    OverviewPane .column { height: auto; padding: 0 1; }
-    OverviewPane .section { color: $text-muted; text-style: bold; margin-top: 1; }
-    OverviewPane LossLine { margin-left: 0; }
+    OverviewPane #page { layout: vertical; padding: 0 1; }
+    OverviewPane #headline { text-style: bold; padding: 0 1; background: $error 20%; }
+    OverviewPane #headline.-calm { background: $panel; }
+    OverviewPane #why { padding: 0 1; margin-bottom: 1; }
+    OverviewPane .column { height: auto; }
+    OverviewPane .section { color: $text-muted; text-style: bold; }
+    OverviewPane .part { padding: 0 0 0 1; margin-bottom: 1; height: auto; }
+    OverviewPane #code, OverviewPane #sample { text-wrap: nowrap; text-overflow: ellipsis; }
+    OverviewPane LossLine { margin: 0 0 1 1; }
     OverviewPane #columns { height: auto; }
     """
 
@@ -60,30 +95,110 @@ class OverviewPane(Pane):
         super().__init__(state)
         opened = state.opened
         self.history = History(opened.timeline, opened.incident, opened.variables, opened.steps)
+        self._look: _Look | None = None
+        """What the file says; None until it is read."""
 
     def compose(self) -> ComposeResult:
         """Make the widgets: what the tables say is there at once."""
         with VerticalScroll(id="page"):
-            sentence = f"{self._recorded()} The op that made it is named once the step is replayed."
-            yield Static(with_code(sentence), id="sentence", markup=False)
+            yield Static(self._recorded(), id="headline", classes="-calm", markup=False)
+            waiting = "The op that made it is named once the step is replayed."
+            yield Static(waiting, id="why", markup=False)
             with Vertical(id="columns"):
                 with Vertical(id="answer", classes="column"):
+                    yield Static("Source", id="code-title", classes="section", markup=False)
+                    yield Static("reading the file ...", id="code", classes="part", markup=False)
+                    yield Static("Fix", id="fix-title", classes="section", markup=False)
+                    waiting = "Fixes are tried once the cause is known."
+                    yield Static(waiting, id="fix", classes="part", markup=False)
                     yield Facts(id="facts")
                 with Vertical(id="run", classes="column"):
-                    yield Static("Loss", classes="section -first")
+                    yield Static("Batch", id="sample-title", classes="section", markup=False)
+                    yield Static("reading the file ...", id="sample", classes="part", markup=False)
+                    yield Static("Loss", id="loss-title", classes="section", markup=False)
                     yield LossLine(self.history, self.state.failing_step)
                     yield Static("Run", classes="section")
-                    yield Facts(self._run_facts())
+                    yield Facts(self._run_facts(), id="run-facts")
 
     def on_mount(self) -> None:
-        """Show the report if it is there."""
-        self.query_one("#sentence").border_title = "recorded"
+        """Show the report if it is there, and read the file."""
         super().on_mount()
+        self.app.theme_changed_signal.subscribe(self, lambda theme: self._show_batch())
+        if self.state.report is None:
+            self.read()
+
+    @work(exclusive=True, group="look", exit_on_error=False)
+    async def read(self) -> None:
+        """Read the lines of code and the batch from the file, in a thread."""
+        path, batches = self.state.opened.path, self.state.batches
+        origin, step = self.origin, self.state.failing_step
+
+        def look() -> _Look:
+            first = first_look(path, batches, origin, step)
+            return _Look(first, highlighted(first.code) if first.code is not None else [])
+
+        self._look = await asyncio.to_thread(look)
+        self._show_code()
+        self._show_batch()
+
+    def on_resize(self) -> None:
+        """Show as much as there is room for."""
+        self.call_after_refresh(self._show_code)
+        self.call_after_refresh(self._show_batch)
+
+    def _fill(self) -> None:
+        """Give the loss the lines that are left, where the page does not fill the screen."""
+        if not self.is_attached:
+            return
+        page, loss = self.query_one("#page"), self.query_one(LossLine)
+        is_beside = self.screen.has_class("-wide")
+        least, most = _LOSS_LINES
+        if is_beside:
+            run = self.query_one("#run")
+            top = self.query_one("#columns").virtual_region.y
+            least = loss.size.height + page.size.height - top - run.outer_size.height
+        loss.styles.height = min(max(least, _LOSS_LINES[0]), most)
+
+    # The parts
 
     def _recorded(self) -> str:
         """The step and what triggered, as the capture's tables say."""
         incident = self.state.opened.incident
-        return f"step {incident.step} · {readable_trigger(incident.trigger)}."
+        return f"{readable_trigger(incident.trigger).rstrip('.')}, step {incident.step}"
+
+    def _show_code(self) -> None:
+        if self._look is None or not self.is_attached:
+            return
+        code = self._look.first.code
+        title, box = self.query_one("#code-title", Static), self.query_one("#code", Static)
+        if code is None:
+            title.update("Source")
+            box.update("No line of your code is known for it.")
+            return
+        title.update(f"Source  {code.file}, {code.function}: {code.role}")
+        around = _AROUND_TALL if self.screen.has_class("-tall") else _AROUND_SHORT
+        box.update(code_content(code, self._look.code, around, self.origin))
+
+    def _show_batch(self) -> None:
+        self.call_after_refresh(self._fill)
+        if self._look is None or not self.is_attached:
+            return
+        batch = self._look.first.batch
+        title, box = self.query_one("#sample-title", Static), self.query_one("#sample", Static)
+        if batch is None:
+            title.update("Batch")
+            box.update("The file does not hold it.")
+            return
+        title.update(f"Batch  {blamed_words(batch)}")
+        look = SampleLook(
+            width=max(box.size.width - 1, _NARROWEST),
+            colours=self.app.theme_variables,
+            strangest_first=True,
+            plain=self.app.no_color,
+        )
+        most = _ELEMENTS_TALL if self.screen.has_class("-tall") else _ELEMENTS_SHORT
+        lines = list(brief_lines(batch, look, most)) if batch.size else []
+        box.update(Text("\n").join(lines))
 
     def _run_facts(self) -> Iterator[Fact]:
         opened = self.state.opened
@@ -106,42 +221,48 @@ class OverviewPane(Pane):
             yield "note", note
 
     def show_report(self, report: Report) -> None:
-        """Show the answer."""
-        box = self.query_one("#sentence", Static)
-        box.update(with_code(report.sentence))
-        box.border_title = "answer" if self.state.is_complete else "answer, fixes are being tried"
+        """Show the answer, and read the file again: the origin names line and sample."""
+        head = self.query_one("#headline", Static)
+        head.update(headline(report))
+        head.set_class(report.verdict.kind in _HARMLESS_VERDICTS, "-calm")
+        self.query_one("#why", Static).update(Content("\n").join(_why(report)))
+        self.query_one("#fix-title", Static).update(_fix_title(report, self.state))
+        self.query_one("#fix", Static).update(Content("\n").join(_fix_lines(report, self.state)))
         self.query_one("#facts", Facts).show(self._facts(report))
         self.query_one(LossLine).show(self.state.failing_step)
+        self.read()
 
     def show_failure(self, reason: str) -> None:
         """Say why the step is not explained."""
-        text = f"{self._recorded()} It could not be replayed: {reason}"
-        self.query_one("#sentence", Static).update(with_code(text))
+        self.query_one("#why", Static).update(with_code(f"It could not be replayed: {reason}"))
+        self.query_one("#fix", Static).update("None can be tried without a replay.")
 
     def _facts(self, report: Report) -> Iterator[Fact]:
-        yield "verdict", _verdict(report)
-        for number, cause in enumerate(report.causes):
-            sentence = Content.assemble(
-                (cause.kind.replace("_", " "), "bold"),
-                f" ({cause.confidence:.0%})  ",
-                with_code(cause.sentence),
-            )
-            yield "also" if number else "cause", sentence
-        if report.findings.origin is not None:
-            yield from _origin_facts(report.findings.origin)
-        if report.findings.root is not None:
-            yield "began", f"step {report.findings.root.step}: {report.findings.root.reason}"
-        yield "fixes", _fixes(report, self.state)
-        for note in report.findings.notes:
+        for cause in report.causes[1:]:
+            words = Content.assemble((kind_in_words(cause.kind), "bold"), ": ")
+            yield "also", Content.assemble(words, with_code(cause.sentence))
+        findings = report.findings
+        if findings.origin is not None and findings.origin.op_name:
+            yield "op", findings.origin.op_name
+        if findings.consequence:
+            yield "then", with_code(f"it {findings.consequence}")
+        if findings.origin is not None and findings.origin.rows_reason:
+            yield "samples", findings.origin.rows_reason
+        if findings.root is not None and findings.root.step != report.incident_step:
+            yield "began", f"step {findings.root.step}: {findings.root.reason}"
+        for note in findings.notes:
             if note not in self.state.opened.incident.notes:  # those stand among the run's facts
                 yield "note", note
 
     def copies(self) -> Sequence[Copyable]:
-        """The cause."""
+        """The headline and the cause."""
         report = self.state.report
-        if report is None or not report.causes:
+        if report is None:
             return []
-        return [Copyable("the cause", report.causes[0].sentence)]
+        copies = [Copyable("the headline", headline(report))]
+        if report.causes:
+            copies.append(Copyable("the cause", report.causes[0].sentence))
+        return copies
 
     def as_text(self) -> str:
         """What `nanreplay bisect` prints; until there is a report, what `nanreplay info` prints."""
@@ -168,35 +289,70 @@ def with_code(text: str) -> Content:
     return Content.assemble(*parts)
 
 
-def _verdict(report: Report) -> Content:
+def _why(report: Report) -> Iterator[Content]:
+    """The cause, and how sure it is that this is what happened."""
+    cause: Cause | None = report.causes[0] if report.causes else None
+    if cause is not None:
+        yield with_code(_sentence_of(cause))
+    elif report.findings.reason:
+        yield with_code(report.findings.reason)
     verdict = report.verdict
-    if verdict.kind not in _HARMLESS_VERDICTS:
-        mark = ("✗ ", "bold $text-error")
-    elif verdict.kind == "healthy":
-        mark = ("✓ ", "bold $text-success")
-    else:
+    mark = ("✓ ", "bold $text-success")
+    if verdict.kind in ("transient", "inconclusive"):
         mark = ("? ", "bold $text-warning")
-    reasons = " ".join(filter(None, (certainty(verdict), verdict.reason)))
-    return Content.assemble(mark, (verdict.kind.replace("_", " "), "bold"), f"  {reasons}")
+    reason = verdict.reason if verdict.reason != report.findings.reason else None
+    exact = certainty(replace(verdict, kind="reproduced"))  # the meaning says the rest
+    words = " ".join(filter(None, (VERDICT_MEANINGS[verdict.kind], exact, reason)))
+    yield Content.assemble(mark, (words, "dim"))
 
 
-def _origin_facts(origin: Origin) -> Iterator[Fact]:
-    yield "op", f"{origin.op_type} {origin.op_name}" if origin.op_type else "the batch itself"
-    yield "layer", f"{origin.layer_path or origin.where}, {origin.phase}"
-    if origin.source is not None:
-        source = origin.source
-        yield "source", source_text(source.file, source.line, source.code)
+def _sentence_of(cause: Cause) -> str:
+    """A cause in one plain sentence, with the kind in words where the sentence lacks it."""
+    if cause.kind == "other":
+        return cause.sentence
+    kind, sentence = kind_in_words(cause.kind), cause.sentence
+    if sentence.startswith(_WORDS_IN_SMALL):
+        sentence = f"{sentence[0].lower()}{sentence[1:]}"
+    return f"{kind[0].upper()}{kind[1:]}: {sentence}"
 
 
-def _fixes(report: Report, state: CaptureState) -> Content:
-    if not report.fixes and state.failure is not None:
-        return Content("stopped before any was tried; f5 goes on")
+def _fix_title(report: Report, state: CaptureState) -> str:
+    best = next((fix for fix in report.fixes if fix.prevents), None)
+    if best is not None:
+        steps = (
+            ""
+            if best.steps_checked is None
+            else readable_steps(range(best.steps_checked[0], best.steps_checked[1] + 1))
+        )
+        return f"Fix  {fix_label(best)} prevents it{f' in {steps}' if steps else ''}"
+    if report.fixes:
+        return "Fix  none of those that were tried prevents it"
+    return "Fix" if state.is_complete else "Fix  being tried ..."
+
+
+def _fix_lines(report: Report, state: CaptureState) -> Iterator[Content]:
+    """The verified fix as a change of the code, then what the others do, by outcome."""
     if not report.fixes:
-        return Content("none was tried" if state.is_complete else "being tried ...")
-    lines = []
+        words = "Each is replayed on the recording."
+        if state.failure is not None:
+            words = "Stopped before any was tried; f5 goes on."
+        elif state.is_complete:
+            words = "None was tried."
+        yield Content(words)
+        return
+    best = next((fix for fix in report.fixes if fix.prevents), None)
+    if best is not None:
+        yield diff_content(diff_of(best))
+        remark = fix_remark(best)
+        if remark:
+            yield Content.styled(remark, "dim")
+    by_outcome: dict[str, list[FixResult]] = {}
     for fix in report.fixes:
-        mark, word, colour = outcome_mark(fix.prevents)
-        outcome = word if fix.prevents is None else OUTCOME_CLAUSES[outcome_of(fix)]
-        label = (fix_label(fix), "bold")
-        lines.append(Content.assemble((f"{mark} ", f"bold {colour}"), label, f"  {outcome}"))
-    return Content("\n").join(lines)
+        if fix is not best:
+            by_outcome.setdefault(str(outcome_of(fix)), []).append(fix)
+    for fixes in by_outcome.values():
+        mark, _, colour = outcome_mark(fixes[0].prevents)
+        labels = readable_list(list(dict.fromkeys(map(fix_label, fixes))))
+        words = OUTCOME_CLAUSES[outcome_of(fixes[0])]
+        also = "also " if fixes[0].prevents else ""
+        yield Content.assemble((f"{mark} ", f"bold {colour}"), f"{also}{words}: ", (labels, "bold"))

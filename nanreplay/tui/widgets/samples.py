@@ -72,14 +72,14 @@ def _leaf_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iter
     elif not has_samples:
         yield Text("  not of samples")
     elif leaf.kind == "image":
-        yield from _image_lines(view, leaf, row, look)
-    elif _is_sequence(leaf):
-        yield from _sequence_lines(view, leaf, row, look)
+        yield from image_lines(view, leaf, row, look)
+    elif is_sequence(leaf):
+        yield from sequence_lines(view, leaf, row, look)
     else:
         yield from _element_lines(view, leaf, row, look)
 
 
-def _is_sequence(leaf: Leaf) -> bool:
+def is_sequence(leaf: Leaf) -> bool:
     """Whether a sample is a sequence: tokens, text, or class labels, one for each position."""
     if leaf.kind in ("tokens", "text"):
         return True
@@ -106,7 +106,7 @@ def _element_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> I
     heading = "  " + "element".ljust(_INDEX) + "".join(title.rjust(_CELL) for title in titles)
     yield Text(heading, look.style("text-muted"))
     neighbour_values = [view.values(leaf, other) for other in others]
-    order = _element_order(values, scores if look.strangest_first else None)
+    order = element_order(values, scores if look.strangest_first else None)
     for element in order[:_MOST_LINES].tolist():
         line = _element_line(leaf, element, values, scores, look)
         for other in neighbour_values:
@@ -116,7 +116,7 @@ def _element_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> I
         yield Text(f"  and {len(order) - _MOST_LINES} more elements", look.style("text-muted"))
 
 
-def _element_order(
+def element_order(
     values: NDArray[Any], scores: NDArray[np.float64] | None
 ) -> NDArray[np.signedinteger[Any]]:
     """Positions of the elements: non-finite ones, then by distance; as they are without scores."""
@@ -144,7 +144,7 @@ def _element_line(
     elif is_strange:
         mark = "▲" if score > 0 else "▼"
     strange_style = look.style(colour or "text-warning")
-    index = _index_in_sample(leaf, element)
+    index = index_in_sample(leaf, element)
     line = Text.assemble((f"{mark} ", strange_style), (index_words(index) or "value").ljust(_INDEX))
     line.append(text.rjust(_CELL), strange_style if is_strange else "bold")
     if scores is not None and leaf.mean is not None and leaf.deviation is not None:
@@ -156,8 +156,8 @@ def _element_line(
     return line
 
 
-def _index_in_sample(leaf: Leaf, element: int) -> list[int]:
-    """The index of an element within its sample, from its position; [] for a sample of one."""
+def index_in_sample(leaf: Leaf, element: int) -> list[int]:
+    """Return the index of an element within its sample; [] for a sample of one element."""
     if len(leaf.shape) <= 1:
         return []
     return [int(axis) for axis in np.unravel_index(element, leaf.shape[1:])]
@@ -166,7 +166,7 @@ def _index_in_sample(leaf: Leaf, element: int) -> list[int]:
 # Sequences and images
 
 
-def _sequence_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iterator[Text]:
+def sequence_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iterator[Text]:
     """One sample in each line, cut at the width."""
     room = max(look.width - 14, 10)
     for other in view.shown:
@@ -180,7 +180,7 @@ def _sequence_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> 
         )
 
 
-def _image_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iterator[Text]:
+def image_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iterator[Text]:
     """The sample and as many neighbours as fit, side by side, then the range of its values."""
     scale = 2 if leaf.shape[2] * 2 <= _WIDEST_IMAGE else 1
     width = min(leaf.shape[2] * scale, _WIDEST_IMAGE)
