@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,6 +95,7 @@ def command(
     _check(workers, scheduler, cache, no_cache)
     for path in filter(None, (html, md)):
         check_output(path, paths[0])
+        import_module("nanreplay.triage.triage_pages")  # what it needs is missed now, not later
     from nanreplay.triage.answer_cache import default_cache_folder
     from nanreplay.triage.triage_engine import WorkerOptions, triage
 

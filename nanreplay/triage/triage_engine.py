@@ -6,6 +6,7 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from nanreplay.triage.answer_cache import AnswerCache, content_key
@@ -56,6 +57,7 @@ def triage(
         CaptureNotFoundError: There is no such path, or no capture under all of them.
         ClusterError: The Dask cluster cannot be used.
         OutputExistsError: The cache cannot be made.
+        ModuleNotFoundError: The workers of this machine lack TensorFlow.
     """
     kept = AnswerCache(cache)
     found = find_captures(paths)
@@ -126,6 +128,8 @@ def _workers(options: WorkerOptions) -> Answers:
             memory_of_worker,
         )
 
+        if find_spec("tensorflow") is None:  # looks for it, without the seconds of its import
+            raise ModuleNotFoundError("no TensorFlow", name="tensorflow")
         workers = min(options.workers or default_workers(len(names)), len(names))
         yield from answers_here(
             names,

@@ -97,6 +97,9 @@ def test_the_wheel_works_in_a_clean_environment_without_tensorflow(
         assert (done.returncode, done.stderr) == (0, ""), arguments
     for arguments, extra in (
         (["bisect", str(sample)], "tensorflow"),
+        (["triage", str(sample), "--no-cache"], "tensorflow"),
+        (["triage", str(sample), "--no-cache", "--html", str(tmp_path / "out.html")], "view"),
+        (["triage", str(sample), "--no-cache", "--scheduler", "tcp://127.0.0.1:9"], "cluster"),
         (["open", str(sample)], "view"),
     ):
         done = subprocess.run(
