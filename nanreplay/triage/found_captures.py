@@ -21,7 +21,7 @@ from nanreplay.capture.storage import (
     open_hdf5,
     size_bytes,
 )
-from nanreplay.errors import CaptureError, CaptureNotFoundError, StorageError
+from nanreplay.errors import CaptureNotFoundError, NanreplayError, StorageError
 
 _ENDINGS = (".h5", ".hdf5")
 _SKIPPED = frozenset((
@@ -36,7 +36,7 @@ class FoundCapture:
 
     where: Location
     size_bytes: int
-    error: CaptureError | None = None
+    error: NanreplayError | None = None
     """Why it cannot be read; None where its head is in order."""
 
     @property
@@ -125,7 +125,7 @@ def _looked_at(where: Location, is_named: bool) -> FoundCapture | None:
         size = size_bytes(where)
     try:
         Capture(where).close()
-    except CaptureError as error:
+    except NanreplayError as error:  # damaged, hostile, or more than may be taken of memory
         if not is_named and _is_of_others(where):
             return None
         return FoundCapture(where, size, error)
@@ -136,7 +136,7 @@ def _is_of_others(where: Location) -> bool:
     """Whether it is a whole HDF5 file that does not call itself a capture."""
     try:
         file, stream = open_hdf5(where)
-    except (CaptureError, OSError):
+    except (NanreplayError, OSError):
         return False
     try:
         return _format_of(file) != FORMAT

@@ -78,6 +78,17 @@ def test_nothing_found_is_one_line(runs: Path, capfd: pytest.CaptureFixture[str]
         assert capfd.readouterr() == ("", f"nanreplay: {path}: {said}\n")
 
 
+def test_what_takes_more_than_the_limit_is_a_row(
+    made_up: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NANREPLAY_MAX_MEMORY", "1GiB")  # put back after the test
+    assert run(["triage", str(made_up), "--no-cache", "--max-memory", "9 B"]) == 2
+    out, error = capfd.readouterr()
+    assert error == ""
+    assert out.startswith("1 capture: 1 not read.\n\nnot read: ")
+    assert "--max-memory" in out
+
+
 class Worker:
     """Answers by name, and remembers what it was asked."""
 
