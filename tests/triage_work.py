@@ -13,6 +13,8 @@ from nanreplay.triage.capture_answer import CaptureAnswer
 def work_or_die(path: str, trust: bool) -> CaptureAnswer:
     """Answers, unless the file is named after what happens to the process."""
     name = Path(path).stem
+    if name in ("killed", "crashed", "left"):
+        time.sleep(0.5)  # they are at work when it happens
     if name == "killed":
         os.kill(os.getpid(), signal.SIGKILL)
     elif name == "crashed":

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import TimeoutError, as_completed
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, TimeoutError, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import get_context
+from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -25,6 +27,8 @@ from nanreplay.triage.capture_answer import (
 Work = Callable[[str, bool], CaptureAnswer]
 _CAPTURES_A_PROCESS = 25
 """After these a process is replaced: TensorFlow keeps what it has traced."""
+_MOST_POOLS = 3
+"""How often processes are started anew where all of them ended without a capture."""
 _LEAST_BYTES = 2 * 2**30
 """No more workers are started than have this much memory each."""
 
@@ -64,15 +68,29 @@ def answers_here(
         max_memory: Memory of a worker as `--max-memory` takes it; what it inherits unless given.
         work: What a worker does with a capture; a function that its process can import.
     """
-    pool = ProcessPool(
-        max_workers=workers,
-        max_tasks=_CAPTURES_A_PROCESS,
-        initializer=begin_worker,
-        initargs=(max_memory,),
-        context=get_context("spawn"),  # a fork would take over locks of the threads of this one
-    )
+    left = list(paths)
+    for _ in range(_MOST_POOLS):
+        pool = ProcessPool(
+            max_workers=workers,
+            max_tasks=_CAPTURES_A_PROCESS,
+            initializer=begin_worker,
+            initargs=(max_memory,),
+            context=get_context("spawn"),  # a fork would take over locks of this one's threads
+        )
+        left = yield from _answers_of_pool(pool, left, trust, timeout_s, work)
+        if not left:
+            return
+    reason = "the processes that should bisect it ended before they could begin."
+    yield from (undecided_answer(path, reason) for path in left)
+
+
+def _answers_of_pool(
+    pool: Any, paths: Sequence[str], trust: bool, timeout_s: float, work: Work
+) -> Generator[CaptureAnswer, None, list[str]]:
+    """Give the answers of a pool; returns the captures that it gave up without a try."""
+    left = []
     try:
-        waiting = {
+        waiting: dict[Future[CaptureAnswer], str] = {
             pool.schedule(work, args=(path, trust), timeout=timeout_s): path for path in paths
         }
         for future in as_completed(waiting):
@@ -85,12 +103,14 @@ def answers_here(
                 )
             except ProcessExpired as error:
                 yield undecided_answer(path, _end_of_process(error.exitcode))
+            except BrokenProcessPool:  # a process was killed while none had a capture
+                left.append(path)
             except Exception as error:  # what the process could not send back
                 yield undecided_answer(path, f"its worker failed: {type(error).__name__}: {error}")
-        pool.close()
     finally:
-        pool.stop()  # after `close` there is nothing left to stop
+        pool.stop()
         pool.join()
+    return left
 
 
 def _end_of_process(code: int) -> str:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any
+
 import pytest
 from triage_work import work_or_die
 
 from nanreplay.commands import run
-from nanreplay.triage import dask_workers
+from nanreplay.triage import dask_workers, local_workers
+from nanreplay.triage.capture_answer import CaptureAnswer
 from nanreplay.triage.local_workers import answers_here, default_workers, memory_of_worker
 
 
@@ -31,6 +36,41 @@ def test_a_worker_that_dies_or_hangs_costs_its_capture_alone(
     for name, sentence in expected.items():
         assert (found[name].status, found[name].sentence) == ("undecided", sentence)
     assert capfd.readouterr() == ("", ""), "workers do not write to the terminal"
+
+
+class PoolOfDeadWorkers:
+    """A pool whose processes were all killed while none had a capture."""
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def schedule(self, *_: Any, **__: Any) -> Future[CaptureAnswer]:
+        future: Future[CaptureAnswer] = Future()
+        future.set_exception(BrokenProcessPool("All workers expired"))
+        return future
+
+    def stop(self) -> None:
+        pass
+
+    def join(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("n_dead", [1, 5])
+def test_captures_that_no_worker_began_are_given_to_others(
+    n_dead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, left = local_workers.ProcessPool, [PoolOfDeadWorkers] * n_dead
+
+    def next_pool(**options: Any) -> Any:
+        return left.pop()(**options) if left else real(**options)
+
+    monkeypatch.setattr(local_workers, "ProcessPool", next_pool)
+    answers = answers_here(
+        ["a", "b"], trust=False, workers=1, timeout_s=60, max_memory="3GiB", work=work_or_die
+    )
+    status = "finite" if n_dead == 1 else "undecided"
+    assert {answer.path: answer.status for answer in answers} == {"a": status, "b": status}
 
 
 def test_workers_share_the_memory_that_nobody_limited(monkeypatch: pytest.MonkeyPatch) -> None:
