@@ -121,7 +121,7 @@ import json, os, sys
 from distributed import Client, LocalCluster
 
 if __name__ == "__main__":
-    options = dict(n_workers=2, threads_per_worker=1, dashboard_address=None, host="127.0.0.1")
+    options = dict(n_workers=2, threads_per_worker=1, dashboard_address=":0", host="127.0.0.1")
     with LocalCluster(**options) as cluster, Client(cluster) as client:
         pids = list(client.run(os.getpid).values())
         print(json.dumps([cluster.scheduler_address, pids]), flush=True)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from triage_work import work_or_die
 
+from nanreplay import __version__
 from nanreplay.commands import run
 from nanreplay.triage import dask_workers, local_workers
 from nanreplay.triage.capture_answer import CaptureAnswer
@@ -109,3 +110,40 @@ def test_an_address_that_is_none_is_one_line(
     assert run(["triage", str(made_up), "--no-cache", "--scheduler", address]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"nanreplay: {address}: no Dask scheduler answers there (")
+
+
+@pytest.mark.parametrize(
+    ("n_workers", "version", "said"),
+    [
+        (0, None, "the Dask cluster has no workers."),
+        (1, "0.0.1", f"needs nanreplay {__version__}, and has nanreplay 0.0.1."),
+    ],
+)
+def test_a_cluster_that_cannot_do_the_work_is_one_line(
+    n_workers: int,
+    version: str | None,
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    made_up: object,
+) -> None:
+    distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    monkeypatch.setattr(dask_workers, "CONNECT_S", 3.0)
+    if version is not None:
+        monkeypatch.setattr(dask_workers, "_nanreplay_version", lambda: version)
+    with distributed.LocalCluster(
+        n_workers=n_workers,
+        threads_per_worker=1,
+        processes=False,
+        dashboard_address=":0",
+        protocol="tcp",
+        host="127.0.0.1",
+    ) as cluster:
+        address = cluster.scheduler_address
+        capfd.readouterr()
+        code = run(["triage", str(made_up), "--no-cache", "--scheduler", address])
+        out, error = capfd.readouterr()
+    assert (code, out) == (2, "")
+    (line,) = error.splitlines()
+    assert line.startswith(f"nanreplay: {address}: ")
+    assert line.endswith(said)
