@@ -47,6 +47,7 @@ def explain(
     progress: Progress | None = None,
     say: Say | None = None,
     before_fixes: Callable[[Report], None] | None = None,
+    each_fix: Callable[[FixResult], None] | None = None,
 ) -> Report:
     """Replay the capture at `path`, explain its first non-finite value, and try what prevents it.
 
@@ -71,6 +72,7 @@ def explain(
         say: Called with a line before each part of the work.
         before_fixes: Called with the report as it is before fixes are tried, for readers who do
             not want to wait for them.
+        each_fix: Called with what each fix gave, as soon as it was tried.
 
     Returns:
         The report; its `sentence` says the rest in short.
@@ -103,7 +105,7 @@ def explain(
 
         if before_fixes is not None:
             before_fixes(report((), ()))
-        return report(*_tried(replay, bisection, causes, fixes, progress, say))
+        return report(*_tried(replay, bisection, causes, fixes, progress, say, each_fix))
 
 
 def _told_to_the_end(progress: Progress | None, say: Say | None) -> Progress:
@@ -149,6 +151,7 @@ def _tried(
     fixes: Fixes,
     progress: Progress | None,
     say: Say | None,
+    each_fix: Callable[[FixResult], None] | None = None,
 ) -> tuple[tuple[FixResult, ...], list[str]]:
     """What the fixes gave, and a line when some were left out."""
     from nanreplay.whatif.trial import what_if
@@ -160,7 +163,9 @@ def _tried(
         say("trying fixes")
     try:
         budget = FAST_S if fixes == "fast" else None
-        trials = what_if(replay, bisection, causes, named, budget=budget, progress=progress)
+        trials = what_if(
+            replay, bisection, causes, named, budget=budget, progress=progress, each=each_fix
+        )
     except (ReplayError, UnsupportedOpError, MissingPartError) as error:
         return (), [f"No fix could be tried. {error}"]
     except Exception as error:

@@ -287,7 +287,10 @@ class Engine:
 
 @dataclass(frozen=True)
 class Explain(Task[Report]):
-    """Replay, judge, bisect, diagnose, try fixes. Its early part is the report without fixes."""
+    """Replay, judge, bisect, diagnose, try fixes.
+
+    Its early parts are the report without fixes, then a `FixResult` for each fix.
+    """
 
     fixes: Fixes = "fast"
     """Which fixes are tried."""
@@ -304,6 +307,7 @@ class Explain(Task[Report]):
             progress=context.progress,
             say=context.say,
             before_fixes=None if self.fixes == "none" else context.partial,
+            each_fix=context.partial,
         )
 
 

@@ -55,6 +55,7 @@ def what_if(
     *,
     budget: float | None = None,
     progress: Callable[[int, int], None] | None = None,
+    each: Callable[[FixResult], None] | None = None,
 ) -> TriedFixes:
     """Try fixes on a recording, one after another.
 
@@ -69,6 +70,7 @@ def what_if(
             time of a step, so that the same fixes are tried however busy the machine is. The first
             `_LEAST_TRIED` that apply are tried in any case. No limit unless given.
         progress: Called with (fixes tried, fixes in all).
+        each: Called with each result as soon as it is there.
 
     Raises:
         FixError: There is no such fix.
@@ -86,7 +88,10 @@ def what_if(
                 _spelled(*fix) for fix in wanted[done:] if not trials.is_needless(fix[0])
             )
             return TriedFixes(tuple(trials.results), left_out)
+        known = len(trials.results)
         trials.take(name, value)
+        if each is not None and len(trials.results) > known:
+            each(trials.results[-1])
         if progress is not None:
             progress(done + 1, len(wanted))
     if fixes is not None and len(trials.fixes) > 1:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from textual.pilot import Pilot
@@ -13,6 +17,7 @@ from tui.stored import ROOT, StoredEngine, stored_report
 from tui.waiting import workers_done
 
 from nanreplay.errors import NanreplayError, UnsafeProgramError, UnsupportedOpError
+from nanreplay.report.fix_patch import what_it_does
 from nanreplay.report.headline import headline
 from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.engine import Explain
@@ -200,8 +205,75 @@ async def test_ticked_fixes_are_run_and_their_code_is_copied(made: Made) -> None
         table = screen.query_one("#table", DataTable)
         assert table.row_count == len(stored_report("log_of_zero").fixes)
         await pilot.press("y")
-        await pilot.press("4")
+        assert pilot.app.clipboard.startswith("--- a/log_of_zero.py")
         assert "+ 1e-7" in pilot.app.clipboard
+
+
+async def test_the_patch_of_a_fix_is_written_to_a_file_that_git_takes(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = made()
+    monkeypatch.chdir(tmp_path)
+    async with app.run_test(size=(120, 40)) as pilot:
+        screen = await settled(pilot)
+        screen.action_show("whatif")
+        await settled(pilot)
+        await pilot.press("a")
+        table = screen.query_one("#table", DataTable)
+        table.move_cursor(row=table.row_count - 1)  # a lower learning rate: no line of a file
+        await settled(pilot)
+        await pilot.press("a")
+    assert [path.name for path in tmp_path.iterdir()] == ["log_of_zero-epsilon.patch"]
+    script = tmp_path / "log_of_zero.py"
+    script.write_bytes((ROOT / "sample_runs" / "log_of_zero.py").read_bytes())
+    command = ["git", "apply", "log_of_zero-epsilon.patch"]
+    subprocess.run(command, cwd=tmp_path, check=True, timeout=60)
+    assert "tf.math.log(probabilities + 1e-7)" in script.read_text()
+
+
+async def test_fixes_stand_in_groups_and_say_what_they_do_and_gave(made: Made) -> None:
+    async with made().run_test(size=(120, 40)) as pilot:
+        screen = await settled(pilot)
+        screen.action_show("whatif")
+        await settled(pilot)
+        ticks = screen.query_one(TickList)
+        prompts = [str(ticks.get_option_at_index(i).prompt) for i in range(ticks.option_count)]
+        at = [prompts.index(heading) for heading in ("Code", "Data", "Optimizer")]
+        assert at == sorted(at)
+        assert at[0] < prompts.index("[ ] epsilon ✓") < at[1]
+        assert at[2] < prompts.index("[ ] clipnorm=1.0 ✗")
+        await pilot.press("down", "down", "down")  # past what was tried of the code
+        name = ticks.at_cursor
+        assert name is not None
+        assert name in text_of(screen, "#how")
+        while "Not tried yet" not in text_of(screen, "#how"):
+            await pilot.press("down")
+            await settled(pilot)
+        assert what_it_does(str(ticks.at_cursor)) in text_of(screen, "#how")
+
+
+async def test_each_fix_is_shown_as_soon_as_it_was_tried(made: Made) -> None:
+    report = stored_report("log_of_zero")
+
+    class OneByOne(StoredEngine):
+        async def run(self, task: Any, *, partial: Any = None) -> Any:
+            if not isinstance(task, Explain):
+                return await super().run(task, partial=partial)
+            partial(replace(report, fixes=()))
+            partial(report.fixes[0])
+            await asyncio.Event().wait()
+
+    async with made(engine=OneByOne()).run_test(size=(120, 40)) as pilot:
+        await pilot.pause(0.3)
+        screen = pilot.app.screen
+        assert isinstance(screen, CaptureScreen)
+        assert "epsilon=1e-7 prevents it" in text_of(screen, "#fix-title")
+        screen.action_show("whatif")
+        for _ in range(300):  # the replay goes on: the pane is there when its module is imported
+            if "whatif" in screen.panes and screen.panes["whatif"].as_text():
+                break
+            await pilot.pause(0.02)
+        assert screen.query_one("#table", DataTable).row_count == 1
 
 
 async def test_a_fix_of_one_s_own_is_checked_before_it_runs(made: Made) -> None:

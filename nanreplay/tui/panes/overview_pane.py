@@ -20,7 +20,7 @@ from textual.containers import Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Static
 
-from nanreplay.findings import Cause, FixResult
+from nanreplay.findings import Cause, FixResult, Origin
 from nanreplay.report.contents import Report
 from nanreplay.report.fix_patch import diff_of
 from nanreplay.report.fix_words import OUTCOME_CLAUSES, fix_label, fix_remark, outcome_of
@@ -97,6 +97,8 @@ class OverviewPane(Pane):
         self.history = History(opened.timeline, opened.incident, opened.variables, opened.steps)
         self._look: _Look | None = None
         """What the file says; None until it is read."""
+        self._read_for: Origin | None = None
+        """The origin that was known when the file was read."""
 
     def compose(self) -> ComposeResult:
         """Make the widgets: what the tables say is there at once."""
@@ -132,6 +134,7 @@ class OverviewPane(Pane):
         """Read the lines of code and the batch from the file, in a thread."""
         path, batches = self.state.opened.path, self.state.batches
         origin, step = self.origin, self.state.failing_step
+        self._read_for = origin
 
         def look() -> _Look:
             first = first_look(path, batches, origin, step)
@@ -221,7 +224,7 @@ class OverviewPane(Pane):
             yield "note", note
 
     def show_report(self, report: Report) -> None:
-        """Show the answer, and read the file again: the origin names line and sample."""
+        """Show the answer; it comes again with each fix that was tried."""
         head = self.query_one("#headline", Static)
         head.update(headline(report))
         head.set_class(report.verdict.kind in _HARMLESS_VERDICTS, "-calm")
@@ -230,7 +233,10 @@ class OverviewPane(Pane):
         self.query_one("#fix", Static).update(Content("\n").join(_fix_lines(report, self.state)))
         self.query_one("#facts", Facts).show(self._facts(report))
         self.query_one(LossLine).show(self.state.failing_step)
-        self.read()
+        if self._look is None or self._read_for != report.findings.origin:
+            self.read()  # the origin names line and sample
+        else:
+            self.call_after_refresh(self._fill)
 
     def show_failure(self, reason: str) -> None:
         """Say why the step is not explained."""

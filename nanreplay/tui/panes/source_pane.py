@@ -53,6 +53,8 @@ class SourcePane(Pane):
     def __init__(self, state: CaptureState) -> None:
         super().__init__(state)
         self.sources: Sources | None = None
+        self._read_for: Origin | None = None
+        """The origin that was known when the lines were read."""
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""
@@ -64,14 +66,15 @@ class SourcePane(Pane):
         self.read()
 
     def show_report(self, report: Report) -> None:
-        """Mark the failing line."""
-        self.read()
+        """Mark the failing line; reports come again with each fix."""
+        if self._read_for != report.findings.origin:
+            self.read()
 
     @work(exclusive=True, group="sources", exit_on_error=False)
     async def read(self) -> None:
         """Read the lines from the capture."""
         # In a thread: the table of ops can be long, and a key waits for the event loop.
-        path = self.state.opened.path
+        path, self._read_for = self.state.opened.path, self.origin
         self.sources = await asyncio.to_thread(_read_sources, path, self.origin)
         self.query_one("#lines", Static).update(Content("\n").join(_lines(self.sources)))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar
 
 from rich.text import Text
@@ -12,16 +13,24 @@ from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.widgets import Button, DataTable, Input, Static
+from textual.widgets import Button, DataTable, Input, OptionList, Static
 
 from nanreplay.findings import FixResult
 from nanreplay.report.contents import Report
-from nanreplay.report.fix_words import OUTCOME_CLAUSES, fix_label, fix_remark, outcome_of
+from nanreplay.report.fix_patch import diff_of, group_of, patch_of, what_it_does
+from nanreplay.report.fix_words import (
+    OUTCOME_CLAUSES,
+    OUTCOME_WORDS,
+    fix_label,
+    fix_option,
+    fix_remark,
+    outcome_of,
+)
 from nanreplay.report.numbers import readable_number, readable_steps
-from nanreplay.report.sentence import source_text
 from nanreplay.tui.capture_state import CaptureState, cell_style, outcome_mark
 from nanreplay.tui.engine import Explain
-from nanreplay.tui.panes.base import Copyable, Pane
+from nanreplay.tui.panes.base import Copyable, Failed, Pane
+from nanreplay.tui.widgets.code_lines import diff_content
 from nanreplay.tui.widgets.ticks import TickList
 from nanreplay.whatif import FixError, check_fix
 from nanreplay.whatif.edits import FITTING, LAST_RESORT, candidates
@@ -32,10 +41,11 @@ class WhatIfPane(Pane):
 
     HELP = (
         "Each ticked fix is applied to the recorded program, batch or start, and the window is "
-        "replayed with it. Several are tried one by one and together. Those that fit the cause "
-        "come first; `n` takes one of your own, such as clipnorm=0.5. The table says whether a fix "
-        "prevents the non-finite value and how much it changes the loss before the failing step; "
-        "the line below the table shows how to write it."
+        "replayed with it. Several are tried one by one and together. Of each group those that fit "
+        "the cause come first; `n` takes one of your own, such as clipnorm=0.5. The table says "
+        "whether a fix prevents the non-finite value and how much it changes the loss before the "
+        "failing step; below stand what it does and the change of the code. `y` copies that as a "
+        "patch, `a` writes it to a file that `git apply` takes."
     )
     DEFAULT_CSS = """
     WhatIfPane #sides { height: 1fr; }
@@ -49,7 +59,7 @@ class WhatIfPane(Pane):
     WhatIfPane #buttons Button { margin-right: 1; min-width: 12; }
     WhatIfPane #outcome { height: 1fr; padding: 0 1; }
     WhatIfPane DataTable { height: 1fr; background: $background; }
-    WhatIfPane #how { height: auto; max-height: 8; min-height: 3; border-top: solid $primary; }
+    WhatIfPane #how { height: auto; max-height: 10; min-height: 3; border-top: solid $primary; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
@@ -64,6 +74,14 @@ class WhatIfPane(Pane):
         ),
         Binding(
             "n", "own", "Own", id="whatif.own", tooltip="Type a fix of your own, such as lr=0.3"
+        ),
+        Binding("y", "copy_patch", "Copy", id="whatif.copy", tooltip="Copy the patch of the fix"),
+        Binding(
+            "a",
+            "write_patch",
+            "Patch file",
+            id="whatif.patch",
+            tooltip="Write the patch of the fix to a file",
         ),
         Binding("x", "untick", "Untick", show=False, id="whatif.untick", tooltip="Untick all"),
     ]
@@ -104,9 +122,12 @@ class WhatIfPane(Pane):
         self._add(report.fixes)
 
     def _offer(self, fitting: Sequence[str]) -> None:
-        """Offer the user's own fixes, those that fit the cause, then all others."""
+        """Offer the user's own fixes, those that fit the cause, then all others, in groups."""
         others = itertools.chain.from_iterable(FITTING.values())
-        self.query_one(TickList).offer([*self.own, *fitting, *others, LAST_RESORT])
+        groups: dict[str, list[str]] = {"Code": [], "Data": [], "Optimizer": []}
+        for name in dict.fromkeys([*self.own, *fitting, *others, LAST_RESORT]):
+            groups[group_of(name).capitalize()].append(name)
+        self.query_one(TickList).offer(groups)
 
     def _add(self, fixes: Sequence[FixResult]) -> None:
         self.results.update({fix_label(fix): fix for fix in fixes})
@@ -114,7 +135,19 @@ class WhatIfPane(Pane):
         table.clear()
         for name, fix in self.results.items():
             table.add_row(*_cells(name, fix, self.app.theme_variables), key=name)
+        ticks = self.query_one(TickList)
+        marks = {}
+        for name in ticks.names:
+            tried = self._result_of(name)
+            if tried is not None:
+                mark, _, colour = outcome_mark(tried.prevents)
+                marks[name] = Content.styled(mark, f"bold {colour}")
+        ticks.mark(marks)
         self._show_how()
+
+    def _result_of(self, name: str) -> FixResult | None:
+        """What a fix of the list gave; None where it was not tried."""
+        return next((fix for fix in self.results.values() if is_same_fix(name, fix)), None)
 
     # Keys and buttons
 
@@ -151,9 +184,10 @@ class WhatIfPane(Pane):
             return
         self.own.append(fix)
         ticks = self.query_one(TickList)
-        ticks.offer([fix, *ticks.names])
+        report = self.state.report
+        self._offer(candidates(report.causes) if report is not None else ())
         ticks.tick([fix])
-        ticks.highlighted = ticks.names.index(fix)
+        ticks.go_to(fix)
         ticks.focus()
         event.input.clear()
 
@@ -164,10 +198,16 @@ class WhatIfPane(Pane):
         Args:
             fixes: Which; all that fit unless given.
         """
-        report = await self.ask(Explain(self.path, "all" if fixes is None else tuple(fixes)))
+        wanted = "all" if fixes is None else tuple(fixes)
+        report = await self.ask(Explain(self.path, wanted), partial=self._take_part)
         self._add(report.fixes)
         helpful = sum(fix.prevents is True for fix in report.fixes)
         self.notify(f"{helpful} of {len(report.fixes)} prevent it.")
+
+    def _take_part(self, part: object) -> None:
+        """Show a fix as soon as it was tried."""
+        if isinstance(part, FixResult) and self.is_attached:
+            self._add([part])
 
     # What was tried
 
@@ -176,6 +216,49 @@ class WhatIfPane(Pane):
         fix = self.chosen
         if fix is not None:
             self.query_one("#how", Static).update(_how(fix))
+
+    @on(OptionList.OptionHighlighted)
+    def _name_highlighted(self, event: OptionList.OptionHighlighted) -> None:
+        """Say what the fix under the cursor of the list does; show its result where it has one."""
+        name = event.option.id
+        if name is None or not self.query_one(TickList).has_focus:
+            return
+        fix = self._result_of(name)
+        if fix is not None:
+            row = list(self.results.values()).index(fix)
+            self.query_one(DataTable).move_cursor(row=row)
+            self._show_how()
+            return
+        words = f": {what_it_does(name)}.\nNot tried yet: space ticks it, r runs it."
+        self.query_one("#how", Static).update(Content.assemble((name, "bold"), words))
+
+    def action_copy_patch(self) -> None:
+        """Copy the patch of the fix at the cursor, or its code where it has none."""
+        fix = self.chosen
+        if fix is None or not fix.code:
+            self.notify("No fix with code was tried yet.", severity="warning")
+            return
+        patch = patch_of(fix, self.path)
+        self.app.copy_to_clipboard(patch or fix.code)
+        self.notify(f"Copied the {'patch' if patch else 'code'} of {fix_label(fix)}.")
+
+    def action_write_patch(self) -> None:
+        """Write the patch of the fix at the cursor to the working directory."""
+        from nanreplay.tui.copying import ExportError, export_path
+
+        fix = self.chosen
+        patch = patch_of(fix, self.path) if fix is not None else None
+        if fix is None or patch is None:
+            reason = "It changes no line of a file that is here; y copies its code."
+            self.notify(reason if fix is not None else "No fix was tried.", severity="warning")
+            return
+        path = export_path(Path.cwd(), self.state.opened.name, fix.name, ".patch")
+        try:
+            path.write_bytes(patch.encode())
+        except OSError as error:
+            self.post_message(Failed(ExportError(f"{path}: {error.strerror or error}.")))
+            return
+        self.notify(f"Written to {path}; `git apply {path.name}` takes it.")
 
     @property
     def chosen(self) -> FixResult | None:
@@ -203,7 +286,8 @@ class WhatIfPane(Pane):
 
 def _cells(label: str, fix: FixResult, colours: Mapping[str, str]) -> list[Text]:
     """A fix as a row of the table."""
-    mark, word, colour = outcome_mark(fix.prevents)
+    mark, _, colour = outcome_mark(fix.prevents)
+    word = OUTCOME_WORDS[outcome_of(fix)]
     outcome = Text.assemble((f"{mark} ", cell_style(colour, colours)), word)
     steps = change = final_loss = ""
     if fix.steps_checked is not None:
@@ -217,13 +301,22 @@ def _cells(label: str, fix: FixResult, colours: Mapping[str, str]) -> list[Text]
     return [Text(label, style="bold"), outcome, *map(Text, words)]
 
 
+def is_same_fix(name: str, fix: FixResult) -> bool:
+    """Whether a result is that of a fix of the list, such as `clipnorm=1.0` or `epsilon`."""
+    fix_name, _, value = name.partition("=")
+    if fix_name != fix.name:
+        return False
+    tried = fix_option(fix).partition("=")[2]
+    try:
+        return not value or not tried or float(value) == float(tried)
+    except ValueError:
+        return value == tried
+
+
 def _how(fix: FixResult) -> Content:
-    """Whether a fix helps, and the line of code that applies it."""
+    """What a fix does and gave, and the change of the code."""
     outcome = OUTCOME_CLAUSES[outcome_of(fix)]
-    lines = [Content.assemble((fix_label(fix), "bold"), f" {outcome}. {fix_remark(fix)}")]
-    if fix.code:
-        source = ""
-        if fix.source is not None:
-            source = f"   # {source_text(fix.source.file, fix.source.line, None)}"
-        lines.append(Content.assemble((fix.code, "$text-accent"), (source, "dim")))
-    return Content("\n").join(lines)
+    said = f": {what_it_does(fix.name)}. It {outcome}. {fix_remark(fix)}".rstrip()
+    return Content("\n").join(
+        [Content.assemble((fix_label(fix), "bold"), said), diff_content(diff_of(fix))]
+    )

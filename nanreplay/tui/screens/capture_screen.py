@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -21,6 +22,7 @@ from textual.widgets.tabbed_content import ContentTab
 from textual.worker import Worker, WorkerState
 
 from nanreplay.errors import NanreplayError
+from nanreplay.findings import FixResult
 from nanreplay.report.contents import Report
 from nanreplay.tui.capture_state import CaptureState
 from nanreplay.tui.engine import Explain, Progress, StoppedError
@@ -170,12 +172,20 @@ class CaptureScreen(Screen[None]):
         self.state.is_complete, self.state.failure = False, None
         task = Explain(str(self.state.opened.path))
         try:
-            report = await self.state.engine.run(task, partial=self._take_report)
+            report = await self.state.engine.run(task, partial=self._take_part)
         except NanreplayError as error:
             self._take_failure(str(error))
             raise
         self.state.is_complete, self.state.finished = True, report
         self._take_report(report)
+
+    def _take_part(self, part: Report | FixResult) -> None:
+        """Show the report without fixes, then each fix as it comes."""
+        if isinstance(part, FixResult):
+            if self.state.report is None:
+                return
+            part = replace(self.state.report, fixes=(*self.state.report.fixes, part))
+        self._take_report(part)
 
     def _take_report(self, report: Report) -> None:
         self.state.report = report
