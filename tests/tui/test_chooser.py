@@ -113,3 +113,11 @@ async def test_an_unreadable_capture_says_why(broken: Path) -> None:
         assert isinstance(app.screen, ErrorScreen)
         await pilot.press("escape")
         assert isinstance(app.screen, ChooserScreen)
+
+
+async def test_kinds_of_causes_are_words() -> None:
+    runs = [RUNS[0], ROOT / "sample_runs" / "float16_overflow.h5"]
+    app = NanreplayApp(runs, engine=StoredEngine())
+    async with app.run_test(size=(140, 30)) as pilot:
+        await settled(pilot)
+        assert [row[1] for row in rows(app)] == ["log of zero", "float16 overflow"]

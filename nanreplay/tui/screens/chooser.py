@@ -20,6 +20,7 @@ from textual.widgets import DataTable, Static
 from nanreplay.capture.storage import Location
 from nanreplay.errors import NanreplayError
 from nanreplay.report.numbers import readable_trigger
+from nanreplay.report.sentence import kind_in_words
 from nanreplay.report.report_json import to_json
 from nanreplay.triage.answer_cache import AnswerCache, content_key
 from nanreplay.tui.capture_state import CaptureState, OpenedCapture, open_capture
@@ -266,7 +267,7 @@ def _report_cells(report: dict[str, Any]) -> dict[str, Text]:
     layer = (origin["layer_path"] or origin["where"]) if origin is not None else ""
     op = (origin["op_type"] or "the batch") if origin is not None else ""
     return {
-        "cause": Text(cause.replace("_", " "), style="bold"),
+        "cause": Text(kind_in_words(cause), style="bold"),
         "layer": Text(layer),
         "op": Text(op),
         "verdict": Text(report["verdict"]["kind"].replace("_", " ")),
