@@ -20,8 +20,8 @@ from textual.widgets import DataTable, Static
 from nanreplay.capture.storage import Location
 from nanreplay.errors import NanreplayError
 from nanreplay.report.numbers import readable_trigger
-from nanreplay.report.sentence import kind_in_words
 from nanreplay.report.report_json import to_json
+from nanreplay.report.sentence import kind_in_words
 from nanreplay.triage.answer_cache import AnswerCache, content_key
 from nanreplay.tui.capture_state import CaptureState, OpenedCapture, open_capture
 from nanreplay.tui.engine import AnswerCapture, Engine, Progress, StoppedError
