@@ -18,6 +18,7 @@ import tensorflow as tf
 from nanreplay.program.eager_graph import FlatGraph
 from nanreplay.program.fingerprint import Fingerprint
 from nanreplay.program.forward_ops import with_forward_layers
+from nanreplay.program.function_names import is_made_of
 from nanreplay.program.graph_nodes import data_inputs, op_name
 from nanreplay.program.keras_parts import parts_of
 from nanreplay.program.listening import listening
@@ -259,8 +260,14 @@ def _ops_of_functions(run: EagerRun, sources: SourceTable) -> list[OpInfo]:
     graphs: dict[str, Any] = {}
     for name, graph in run.graphs.items():
         graphs |= {name: graph, **tf_functions.library_graphs(graph)}
+    # Under a tape, another function of the same trace runs: one that returns more.
+    for name, definition in run.functions.items():
+        made_of = [graph for graph in graphs.values() if is_made_of(definition, graph)]
+        if name not in graphs and made_of:
+            graphs[name] = made_of[0]
     seen = merged(graphs.values())
-    return describe_functions(graphs, seen, sources, seen.root_layer or run.seen.root_layer)
+    root = seen.root_layer or run.seen.root_layer
+    return describe_functions(graphs, seen, sources, root, definitions=run.functions)
 
 
 def _layer_chain(op: EagerOp) -> str:

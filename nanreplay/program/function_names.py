@@ -25,10 +25,16 @@ class FunctionNames:
 
     Args:
         graphs: FuncGraphs by the name of the function, "" for the main graph.
+        definitions: FunctionDefs that TensorFlow may have forgotten since.
     """
 
-    def __init__(self, graphs: Mapping[str, Any]) -> None:
-        self._definitions = {name: tf_functions.known_function(name) for name in graphs if name}
+    def __init__(
+        self, graphs: Mapping[str, Any], definitions: Mapping[str, Any] | None = None
+    ) -> None:
+        kept = definitions or {}
+        self._definitions = {
+            name: kept.get(name) or tf_functions.known_function(name) for name in graphs if name
+        }
         self._node_names = {
             name: node_names(graphs[name], definition)
             for name, definition in self._definitions.items()
@@ -78,6 +84,12 @@ class FunctionNames:
                 reached.add(name)
                 pending += mentioned_functions(definition.node_def)
         return reached
+
+
+def is_made_of(definition: Any, graph: Any) -> bool:
+    """Whether a FunctionDef was made of a FuncGraph, from its first op to its last."""
+    n_nodes = len(definition.node_def)
+    return n_nodes > 0 and len(node_names(graph, definition)) == n_nodes
 
 
 def node_names(graph: Any, definition: Any) -> dict[str, str]:

@@ -197,7 +197,8 @@ def notes_of(graph: Any, *, make: bool = True) -> Any:
 def merged(graphs: Iterable[Any]) -> Observation:
     """What was noted in several graphs, a program's main graph first."""
     whole = Observation()
-    for graph in graphs:
+    # A trace that serves several functions is there several times; its marks must stay sorted.
+    for graph in {id(graph): graph for graph in graphs}.values():
         seen = notes_of(graph, make=False)
         if seen is None:
             continue

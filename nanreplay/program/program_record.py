@@ -267,6 +267,7 @@ def describe_functions(
     sources: SourceTable,
     root: str | None,
     main: PhaseFlow | None = None,
+    definitions: Mapping[str, Any] | None = None,
 ) -> list[OpInfo]:
     """Describe every op of several graphs.
 
@@ -276,8 +277,9 @@ def describe_functions(
         sources: Collects stacks.
         root: Name of the outermost model.
         main: Phases of the main graph.
+        definitions: FunctionDefs that TensorFlow may have forgotten, by name.
     """
-    names = FunctionNames(graphs)
+    names = FunctionNames(graphs, definitions)
     forward, custom = forward_ops(graphs, seen, names)
     flows = {"": main} if main is not None else {}
     for name, graph in graphs.items():

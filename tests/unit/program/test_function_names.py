@@ -81,11 +81,15 @@ def code_of(op: OpInfo, frames: dict[int, Frame]) -> str:
     return frames[op.stack].code or ""
 
 
-@pytest.mark.parametrize("loss_of", [direct, in_cond, in_while])
+@pytest.mark.parametrize(
+    ("loss_of", "compiled"),
+    [(direct, True), (in_cond, True), (in_while, True), (direct, False)],
+    ids=["direct", "cond", "while", "eager"],
+)
 def test_every_node_of_a_called_function_is_in_the_table(
-    tmp_path: Path, loss_of: Callable[[Any], Any]
+    tmp_path: Path, loss_of: Callable[[Any], Any], compiled: bool
 ) -> None:
-    ops, graph, frames = recorded(tmp_path, loss_of)
+    ops, graph, frames = recorded(tmp_path, loss_of, compiled=compiled)
     library = {function.signature.name: function for function in graph.library.function}
     pending, called = list(mentioned_functions(graph.node)), set()
     while pending:
@@ -121,3 +125,21 @@ def test_a_gradient_that_the_user_wrote_has_its_own_line_and_the_layer(
         "",
     )
     assert "the line of the gradient" in code_of(root, frames)
+
+
+@tf.function
+def through(first: Any, second: Any, x: Any) -> Any:
+    return second(first(x)) + first(x)
+
+
+def test_layers_that_a_called_function_calls_in_turn_keep_their_ops(tmp_path: Path) -> None:
+    def layer(name: str, function: Any) -> Any:
+        return keras.layers.Lambda(function, name=name)
+
+    first, second = layer("first", tf.math.exp), layer("second", tf.math.sigmoid)
+    ops, _, _ = recorded(tmp_path, lambda x: tf.reduce_mean(through(first, second, x)))
+    layers: dict[str, set[str]] = {}
+    for op in ops.values():
+        if op.type in ("Exp", "Sigmoid") and op.function:
+            layers.setdefault(op.type, set()).add(op.layer_path)
+    assert layers == {"Exp": {"first"}, "Sigmoid": {"second"}}
