@@ -1,6 +1,8 @@
-"""Trains the sample runs again, each in a process of its own, and prints what `nanreplay bisect` says of them.
+"""Trains the sample runs again, each in a process of its own, stores their answers in them, and prints what `nanreplay bisect` says of them.
 
-Usage: python sample_runs/regenerate.py [NAME...]
+Usage: python sample_runs/regenerate.py [--answers] [NAME...]
+
+With --answers nothing is trained: the answers of the captures that are there are made and stored anew. Their data stay as they are.
 """
 
 from __future__ import annotations
@@ -42,9 +44,10 @@ def train(name: str, folder: Path = FOLDER) -> Path:
 
 
 def describe(capture: Path) -> tuple[int, str, str]:
-    """Step, trigger and sentence, as `nanreplay bisect` finds them."""
-    command = [sys.executable, "-m", "nanreplay", "bisect", str(capture), "--json"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    """Step, trigger and sentence, as `nanreplay bisect` finds them; stores the answer in the capture."""
+    # named from its own folder, so that the answer does not hold the folder of the machine that made it
+    command = [sys.executable, "-m", "nanreplay", "bisect", capture.name, "--json", "--store"]
+    done = subprocess.run(command, cwd=capture.parent, env=ENVIRONMENT, capture_output=True, text=True, check=False)
     if not done.stdout.strip():
         return -1, "", done.stderr.strip()
     report = json.loads(done.stdout)
@@ -52,8 +55,10 @@ def describe(capture: Path) -> tuple[int, str, str]:
     return report["capture"]["incident_step"], f"{trigger['what']} {trigger['name']} {trigger['value']}", report["sentence"]
 
 
-def main(names: list[str]) -> int:
+def main(arguments: list[str]) -> int:
     """Train and describe; 1 when something went wrong."""
+    names = [argument for argument in arguments if argument != "--answers"]
+    trains = names == arguments
     unknown = sorted(set(names) - set(NAMES))
     if unknown:
         print(f"No such sample run: {', '.join(unknown)}. There are: {', '.join(NAMES)}", file=sys.stderr)
@@ -62,7 +67,7 @@ def main(names: list[str]) -> int:
     print("| run | kB | step | trigger | sentence |\n|---|---:|---:|---|---|")
     for name in names or NAMES:
         try:
-            capture = train(name)
+            capture = train(name) if trains else FOLDER / f"{name}.h5"
         except RuntimeError as error:
             print(error, file=sys.stderr)
             failed = True

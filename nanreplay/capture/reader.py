@@ -287,6 +287,31 @@ class Capture:
             check_timeline(timeline, len(self.variables_info))
             return timeline
 
+    def stored_report(self) -> dict[str, Any] | None:
+        """The report that was stored beside the data, as JSON; None where there is none.
+
+        `nanreplay.report.stored_answers` reads it, and tells whether it is of this content.
+        """
+        if "report" not in self._children.get("", ()):
+            return None
+        with self._reading("the stored report"):
+            table = read_json(self._item("report"))
+            if not isinstance(table, dict):
+                raise FormatError("it is no object")
+            return table
+
+    def content_digest(self) -> str:
+        """A hash of everything in the file but its stored report; reads no tensors."""
+        from nanreplay.capture.stored_report import content_digest
+
+        names = [
+            f"{parent}/{child}" if parent else child
+            for parent, children in self._children.items()
+            for child in children
+        ]
+        with self._reading("the file"):
+            return content_digest(self._file, names)
+
     def contents(self) -> CaptureContents:
         """Everything, in memory."""
         return CaptureContents(

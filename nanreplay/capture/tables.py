@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 # JSON has integers of any size, and Python takes very long to print one of a million digits.
 _LARGEST_INTEGER = 2**64
+NONFINITE = ("nan", "inf", "-inf")
+"""How reports write what JSON has no numbers for."""
 # Control characters but tab and newline, which terminals obey, and lone surrogates, which no file
 # can be written with.
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
@@ -82,19 +84,48 @@ def typed(hint: Any, value: Any, what: str) -> Any:
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal and isinstance(value, str) and value in arguments:
         return value
-    if origin in (Union, types.UnionType):  # X | None: no field has another union
-        if value is None:
+    if origin in (Union, types.UnionType):
+        inner = [argument for argument in arguments if argument is not type(None)]
+        if value is None and len(inner) < len(arguments):
             return None
-        inner = next(argument for argument in arguments if argument is not type(None))
-        return typed(inner, value, what)
+        # X | None has one inner type; the only other union is that of numbers and texts
+        return typed(inner[0], value, what) if len(inner) == 1 else _number(value, what)
     if origin is tuple or (isinstance(origin, type) and issubclass(origin, Sequence)):
-        if isinstance(value, list):
+        is_open = origin is not tuple or arguments[-1] is Ellipsis
+        if isinstance(value, list) and (is_open or len(value) == len(arguments)):
             return _typed_elements(arguments[0], value, what)
+    elif isinstance(origin, type) and issubclass(origin, Mapping):
+        if isinstance(value, dict):
+            return _readable_tree(value)
     elif is_dataclass(hint) and isinstance(hint, type):
         return build(hint, value)
+    elif hint is float and not isinstance(value, str):
+        number = _number(value, what)
+        return number if isinstance(number, float) else float(number)
+    elif hint is float and value in NONFINITE:
+        return float(value)
     elif _is_plain(hint, value):
         return readable(value) if hint is str else value
     raise FormatError(f"unexpected {_excerpt(value)} at {what}")
+
+
+def _number(value: Any, what: str) -> float | int | bool | str:
+    """A number, or a text that stands for one: `nan`, `(1+2j)`."""
+    if isinstance(value, str):
+        return float(value) if value in NONFINITE else readable(value)
+    if isinstance(value, (float, bool)) or _is_plain(int, value):
+        number: float | int | bool = value
+        return number
+    raise FormatError(f"unexpected {_excerpt(value)} at {what}")
+
+
+def _readable_tree(value: Any) -> Any:
+    """JSON of no declared form, with texts that can be printed."""
+    if isinstance(value, dict):
+        return {readable(str(key)): _readable_tree(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_readable_tree(inner) for inner in value]
+    return readable(value) if isinstance(value, str) else value
 
 
 def _typed_elements(hint: Any, values: list[Any], what: str) -> tuple[Any, ...]:

@@ -6,21 +6,20 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nanreplay.commands.answers import check_can_store, explaining
 from nanreplay.commands.console import (
-    FIXES,
     as_json,
     capture_files,
     check_readable,
     fixes_or_none,
     max_memory,
     print_json,
-    progress_bar,
     quiet,
     results_console,
     trust,
 )
 from nanreplay.commands.outputs import Outputs, for_machines
-from nanreplay.terminal import CODES, UNDECIDED, quiet_work
+from nanreplay.terminal import CODES, UNDECIDED
 
 if TYPE_CHECKING:
     from nanreplay.report.contents import Report
@@ -29,6 +28,11 @@ if TYPE_CHECKING:
 @click.command("bisect")
 @capture_files
 @fixes_or_none
+@click.option(
+    "--store",
+    is_flag=True,
+    help="Store the answer in FILE, for machines without TensorFlow. Its data stays as it is.",
+)
 @quiet
 @as_json
 @for_machines("bisect")
@@ -37,6 +41,7 @@ if TYPE_CHECKING:
 def command(
     files: tuple[str, ...],
     fixes: bool | None,
+    store: bool,
     quiet: bool,
     as_json: bool,
     trust: bool,
@@ -45,12 +50,13 @@ def command(
     """Name the op that made the first non-finite value in FILE, say why, and try fixes.
 
     The failing step is replayed. The files of several workers of one training are one run: the
-    report is that of the worker whose own step failed first.
+    report is that of the worker whose own step failed first. Where TensorFlow is not installed, the
+    answer that is stored in FILE is printed.
 
     Exit codes: 0 healthy, 1 non-finite reproduced, 2 unreadable file, 3 could not decide.
     """
     with outputs.of(files[0]):
-        report = _explained(files, fixes, trust)
+        report = _explained(files, fixes, trust, store)
     code = CODES.get(report.verdict.kind, UNDECIDED)
     outputs.add(report.path, code, report.sentence, report, report.findings.notes)
     if as_json:
@@ -66,18 +72,19 @@ def command(
     return code
 
 
-def _explained(files: tuple[str, ...], fixes: bool | None, trust: bool) -> Report:
+def _explained(files: tuple[str, ...], fixes: bool | None, trust: bool, store: bool) -> Report:
     from nanreplay.report.explain import check_one_run, explain_run
+    from nanreplay.report.stored_answers import content_of, store_answer
 
     check_readable(*files)
+    if store:
+        check_can_store(files)
+        content = content_of(files[0])
     if len(files) > 1:
         check_one_run(files)
-    with quiet_work(), progress_bar() as reporter:
-        from nanreplay.report.explain import explain
-
-        def explained(file: str) -> Report:
-            return explain(
-                file, trust=trust, fixes=FIXES[fixes], progress=reporter.progress, say=reporter.say
-            )
-
-        return explained(files[0]) if len(files) == 1 else explain_run(files, explained)
+    with explaining(fixes, trust) as explained:
+        report = explained(files[0]) if len(files) == 1 else explain_run(files, explained)
+    if store:
+        store_answer(files[0], report, content=content)
+        click.echo(f"nanreplay: {files[0]}: holds this answer now.", err=True)
+    return report

@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
+from nanreplay.commands.answers import explaining
 from nanreplay.commands.console import (
-    FIXES,
     capture_file,
     check_output,
     check_readable,
     fixes_or_none,
     max_memory,
-    progress_bar,
     trust,
     write_text,
 )
-from nanreplay.terminal import CODES, UNDECIDED, quiet_work
+from nanreplay.terminal import CODES, UNDECIDED
 
 if TYPE_CHECKING:
     from nanreplay.report.contents import Report
@@ -46,7 +45,8 @@ if TYPE_CHECKING:
 def command(file: str, html: Path | None, md: Path | None, fixes: bool | None, trust: bool) -> int:
     """Replay the failing step of FILE and write what was found as a page.
 
-    It has the sentence, plots, the cause, fixes, the op chain and tables.
+    It has the sentence, plots, the cause, fixes, the op chain and tables. Where TensorFlow is not
+    installed, it is made of the answer that is stored in FILE.
 
     Exit codes: 0 healthy, 1 non-finite reproduced, 2 unreadable file or OUT, 3 could not decide.
     """
@@ -55,12 +55,8 @@ def command(file: str, html: Path | None, md: Path | None, fixes: bool | None, t
     for path in filter(None, (html, md)):
         check_output(path, file)
     check_readable(file)
-    with quiet_work(), progress_bar() as reporter:
-        from nanreplay.report.explain import explain
-
-        report = explain(
-            file, trust=trust, fixes=FIXES[fixes], progress=reporter.progress, say=reporter.say
-        )
+    with explaining(fixes, trust) as explained:
+        report = explained(file)
     _write_pages(report, file, html, md)
     click.echo(report.sentence, err=str(md) == "-")  # with --md -, stdout is the page's
     return CODES.get(report.verdict.kind, UNDECIDED)

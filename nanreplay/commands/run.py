@@ -97,6 +97,11 @@ import click
 @click.option(
     "--dump-signal", metavar="SIGNAL", help="A signal that asks for a file, such as SIGUSR1."
 )
+@click.option(
+    "--explain",
+    is_flag=True,
+    help="Store the answer in the file too; the end of the program waits for it.",
+)
 @click.argument("script", required=False, metavar="[SCRIPT]")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS]...")
 def command(

@@ -84,6 +84,8 @@ class Recorder(keras.callbacks.Callback):
             them out.
         max_skipped: Updates that loss scaling may skip in a row before that counts as an incident.
         dump_signal: A signal that asks for a file while training goes on, such as "SIGUSR1".
+        explain: Explain each incident in a process of its own and store the answer in its file,
+            which then answers at once, without TensorFlow too. The end of the program waits for it.
 
     Raises:
         AttachError: An argument is not valid or the file could not be written.
@@ -104,22 +106,13 @@ class Recorder(keras.callbacks.Callback):
         sources: Literal["lines", "none"] = "lines",
         max_skipped: int = 20,
         dump_signal: signal.Signals | int | str | None = None,
+        explain: bool = False,
     ) -> None:
-        super().__init__()
+        given = dict(locals())
         self._arguments: dict[str, Any] = {
-            "path": path,
-            "on_nan": on_nan,
-            "max_incidents": max_incidents,
-            "window": window,
-            "keyframe_every": keyframe_every,
-            "memory_limit": memory_limit,
-            "disk_limit": disk_limit,
-            "full_steps": full_steps,
-            "history": history,
-            "sources": sources,
-            "max_skipped": max_skipped,
-            "dump_signal": dump_signal,
+            name: value for name, value in given.items() if name not in ("self", "__class__")
         }
+        super().__init__()
         self._recording = Recording(check_settings(**self._arguments))
         self._calls = CompiledCalls(self._recording, self._suspected)
         self._incidents = Incidents(self._recording, self._stop_training, self._calls.take_all)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from nanreplay.capture.storage import Location
 from nanreplay.errors import NonFiniteError
 from nanreplay.recorder import signals
+from nanreplay.recorder.explanations import explain_beside
 from nanreplay.recorder.lifecycle import Event, Suspicion
 from nanreplay.recorder.recording import Recording
 from nanreplay.records import Trigger
@@ -94,6 +95,9 @@ class Incidents:
         if path is not None and recording.dated is not None:
             trigger, step = recording.dated
         self.path = path or self.path
+        if path is not None and recording.settings.explain:
+            goes_on = recording.settings.on_nan == "continue"
+            recording.guard(lambda: explain_beside(path, goes_on=goes_on))
         self._count += 1
         happened = recording.guard(lambda: describe(trigger)) or f"{trigger.name} is not healthy"
         sentence = f"step {step}: {happened}."

@@ -149,6 +149,8 @@ class Settings:
     """Incidents that are written when training continues after one."""
     dump_signal: int | None = None
     """Number of the signal that asks for a file."""
+    explain: bool = False
+    """Whether the answer is stored in the file of an incident."""
 
 
 def check_settings(path: str | os.PathLike[str], **arguments: Any) -> Settings:
@@ -170,7 +172,13 @@ def check_settings(path: str | os.PathLike[str], **arguments: Any) -> Settings:
         max_skipped=_at_least(1, "max_skipped", arguments["max_skipped"]),
         max_incidents=_at_least(1, "max_incidents", arguments["max_incidents"]),
         dump_signal=_signal_number(arguments["dump_signal"]),
+        explain=_one_of("explain", arguments["explain"], (True, False)),
     )
+    if settings.explain and isinstance(location(settings.path), RemotePath):
+        raise AttachError(
+            f"`explain` stores the answer in a file of this machine, and {settings.path} is none. "
+            "Leave it out; `nanreplay bisect COPY --store` does the same for a copy of the file."
+        )
     check_writable(settings.path)
     return settings
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nanreplay.capture.format import TIMELINE_COLUMNS
+from nanreplay.errors import FormatError
 from nanreplay.records import Trigger
 from nanreplay.report.numbers import (
     jsonable,
@@ -23,6 +24,7 @@ from nanreplay.report.numbers import (
     readable_steps,
     readable_trigger,
 )
+from nanreplay.report.stored_answers import answer_in
 
 if TYPE_CHECKING:
     from nanreplay.capture import Capture
@@ -49,6 +51,27 @@ def inventory(capture: Capture) -> dict[str, Any]:
         "programs": [_program(capture, name) for name in capture.programs],
         "variables": _variables(capture.variables_info),
         "timeline": _timeline(capture.timeline_columns()),
+        "stored_answer": _stored_answer(capture),
+    }
+
+
+def _stored_answer(capture: Capture) -> dict[str, Any] | None:
+    facts: dict[str, Any] = dict.fromkeys(
+        ("nanreplay", "tensorflow", "created", "is_of_this_content", "sentence", "reason")
+    )
+    try:
+        answer = answer_in(capture)
+    except FormatError as error:  # maybe a later nanreplay made it; the rest can be read
+        return {**facts, "reason": str(error)}
+    if answer is None:
+        return None
+    return {
+        **facts,
+        "nanreplay": answer.maker.nanreplay,
+        "tensorflow": answer.maker.tensorflow,
+        "created": answer.maker.created,
+        "is_of_this_content": answer.is_of_this_content,
+        "sentence": answer.report.sentence,
     }
 
 
@@ -103,6 +126,8 @@ def inventory_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     for name, value in fact_lines(facts):
         yield f"{name:<12}{value}"
+    if facts["stored_answer"] is not None:
+        yield f"{'answer':<12}{_answer_in_words(facts['stored_answer'])}"
     yield from _timeline_lines(facts["timeline"])
     for note in facts["incident"]["notes"]:
         yield f"note: {note}"
@@ -158,6 +183,15 @@ def _reproduction(incident: Mapping[str, Any]) -> str:
     if incident["bit_exact"]:
         return f"{again}, every step bit for bit"
     return f"{again}, within {incident['max_ulp']} ulp of the recording"
+
+
+def _answer_in_words(stored: Mapping[str, Any]) -> str:
+    if stored["reason"] is not None:
+        return f"stored, but not readable: {stored['reason']}"
+    maker = f"stored by nanreplay {stored['nanreplay']} on {stored['created'][:10]}"
+    if not stored["is_of_this_content"]:
+        return f"{maker} for what the file held before it was changed"
+    return f"{maker}: {stored['sentence']}"
 
 
 def _timeline_lines(timeline: Mapping[str, Any]) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""The report as JSON: the stable contract of `docs/report-format.md`.
+"""The report as JSON, and back: the stable contract of `docs/report-format.md`.
 
 Every key is always there; an absent fact is null. Keys are written out, although most are names of
 fields, so that renaming a field does not change the format.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import Any
 
+from nanreplay.capture.tables import build, typed
+from nanreplay.errors import FormatError
 from nanreplay.findings import (
     Cause,
     ChainLink,
     DifferingOp,
     Evidence,
+    Findings,
     FixResult,
     ModeDifference,
     OperandFacts,
@@ -55,6 +58,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "fixes": [fix_to_json(fix) for fix in report.fixes],
         "notes": findings.notes,
         "reason": findings.reason,
+        "consequence": findings.consequence,
         "sentence": report.sentence,
     }
     plain: dict[str, Any] = jsonable(value)
@@ -197,7 +201,7 @@ def fix_to_json(fix: FixResult) -> dict[str, Any]:
         "params": fix.params,
         "prevents": fix.prevents,
         "outcome": fix.outcome,
-        "moved_to": None if fix.moved_to is None else _moved(fix.moved_to),
+        "moved_to": _origin(fix.moved_to),
         "steps_checked": fix.steps_checked,
         "nonfinite": nonfinite,
         "loss_change": fix.loss_change,
@@ -207,18 +211,6 @@ def fix_to_json(fix: FixResult) -> dict[str, Any]:
         "places": fix.places,
         "edits": fix.edits,
         "note": fix.note,
-    }
-
-
-def _moved(origin: Origin) -> dict[str, Any]:
-    """Where the failure is born with a fix."""
-    return {
-        "step": origin.step,
-        "phase": origin.phase,
-        "layer_path": origin.layer_path,
-        "op_type": origin.op_type,
-        "op_name": origin.op_name,
-        "source": _source(origin.source),
     }
 
 
@@ -234,3 +226,43 @@ def _link(link: ChainLink) -> dict[str, Any]:
         "absmax": link.absmax,
         "hides": link.hides,
     }
+
+
+# And back.
+
+
+def from_json(value: Any, path: str | None = None) -> Report:
+    """The report that `to_json` wrote.
+
+    Args:
+        value: The JSON object.
+        path: Where the capture is now; where it was when the report was made, unless given.
+
+    Raises:
+        FormatError: It is no report, of a newer format, or damaged.
+    """
+    if not isinstance(value, dict) or value.get("format") != FORMAT:
+        raise FormatError("it is no report")
+    if value.get("version") != VERSION:
+        raise FormatError(f"its version is not {VERSION}")
+    try:
+        capture, causes = value["capture"], [value["cause"], *value["other_causes"]]
+        return Report(
+            path=typed(str, capture["path"] if path is None else path, "the path"),
+            steps=typed(tuple[int, int], capture["steps"], "the steps"),
+            incident_step=typed(int, capture["incident_step"], "the step of the incident"),
+            trigger=build(Trigger, capture["trigger"]),
+            verdict=build(Verdict, value["verdict"]),
+            findings=build(Findings, value),
+            sentence=typed(str, value["sentence"], "the sentence"),
+            causes=tuple(build(Cause, cause) for cause in causes if cause is not None),
+            fixes=tuple(_fix_from_json(fix) for fix in value["fixes"]),
+        )
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FormatError(f"it is damaged ({error})") from error
+
+
+def _fix_from_json(value: Any) -> FixResult:
+    nonfinite = value["nonfinite"]
+    step = None if nonfinite is None else nonfinite["step"]
+    return build(FixResult, {**value, "nonfinite_step": step})

@@ -15,6 +15,7 @@ from nanreplay.capture.storage import Location
 from nanreplay.records import Incident, Timeline, VariableInfo
 from nanreplay.report.contents import Report
 from nanreplay.report.inventory import inventory
+from nanreplay.report.stored_answers import StoredAnswer
 from nanreplay.tui.batch_reader import BatchReader
 from nanreplay.tui.engine import Engine
 
@@ -81,6 +82,8 @@ class CaptureState:
     engine: Engine
     report: Report | None = None
     """None until the replay is done."""
+    stored: StoredAnswer | None = None
+    """Where `report` comes from when the capture held it; None when it was replayed."""
     is_complete: bool = False
     """Whether the report is final; before that, fixes are still being tried."""
     finished: Report | None = None

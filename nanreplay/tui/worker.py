@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
-from nanreplay.errors import NanreplayError, ReplayError, first_line
+from nanreplay.errors import NanreplayError, ReplayError, first_line, missing_package
 from nanreplay.limits import limited_process
 
 if TYPE_CHECKING:
@@ -219,6 +219,9 @@ def _outcome(
     except NanreplayError as error:
         return "failed", task_id, error
     except Exception as error:
+        missing = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
+        if missing is not None:
+            return "failed", task_id, missing
         # Whatever it is, the interface shows it and lives on. The error itself may not be
         # picklable, and its class may be TensorFlow's: its first line goes instead.
         reason = first_line(error)

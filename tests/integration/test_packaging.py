@@ -14,7 +14,12 @@ from pathlib import Path
 import pytest
 from conftest import ROOT, environment
 
-pytestmark = pytest.mark.timeout(600)
+from nanreplay import Capture
+from nanreplay.capture.writer import lazy_contents, write_capture
+
+pytestmark = pytest.mark.timeout(900)
+SAMPLES = sorted((ROOT / "sample_runs").glob("*.h5"))
+BARE = {**os.environ, "PYTHONPATH": ""}
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +75,7 @@ def test_nothing_that_is_installed_may_replace_the_users_tensorflow(archives: Pa
         metadata = wheel.read(name).decode()
     required = re.findall(r"^Requires-Dist: ([\w-]+)([^;\n]*)$", metadata, re.MULTILINE)
     assert {package for package, _ in required} == {
-        "click", "h5py", "ml-dtypes", "numpy", "pandas", "rich",
+        "click", "google-crc32c", "h5py", "ml-dtypes", "numpy", "pandas", "rich",
     }  # fmt: skip
     assert not [limit for _, limit in required if "==" in limit]
 
@@ -95,6 +100,9 @@ def test_the_wheel_works_in_a_clean_environment_without_tensorflow(
             [tool, *arguments], capture_output=True, text=True, env=bare, check=False
         )
         assert (done.returncode, done.stderr) == (0, ""), arguments
+    with Capture(sample) as capture:  # without its answer
+        write_capture(tmp_path / "run.h5", lazy_contents(capture))
+    sample = tmp_path / "run.h5"
     for arguments, extra in (
         (["bisect", str(sample)], "tensorflow"),
         (["triage", str(sample), "--no-cache"], "tensorflow"),
@@ -108,3 +116,82 @@ def test_the_wheel_works_in_a_clean_environment_without_tensorflow(
         assert done.returncode == 2
         assert f"nanreplay[{extra}]" in done.stderr
         assert done.stderr.count("\n") == 1
+
+
+@pytest.fixture(scope="module")
+def bare(archives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The `bin` of an environment with the wheel and its `view` extra alone."""
+    folder = tmp_path_factory.mktemp("bare") / "env"
+    venv.create(folder, with_pip=True)
+    wheel = f"{wheel_of(archives)}[view]"
+    install = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", wheel]
+    subprocess.run(install, check=True, capture_output=True, env=BARE)
+    return folder / "bin"
+
+
+def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, env=BARE, check=False)
+
+
+@pytest.mark.slow
+def test_the_view_extra_brings_no_tensorflow(bare: Path) -> None:
+    code = "import importlib.util as u; print(u.find_spec('tensorflow'), u.find_spec('keras'))"
+    assert run(bare / "python", "-c", code).stdout.split() == ["None", "None"]
+    for arguments in (["--version"], ["--help"], ["info", SAMPLES[0]]):
+        done = run(bare / "nanreplay", *arguments)
+        assert (done.returncode, done.stderr) == (0, ""), arguments
+
+
+@pytest.mark.slow
+def test_every_sample_run_is_reported_and_opened_without_tensorflow(
+    bare: Path, tmp_path: Path
+) -> None:
+    for sample in SAMPLES:
+        page, text = tmp_path / f"{sample.stem}.html", tmp_path / f"{sample.stem}.md"
+        done = run(bare / "nanreplay", "report", sample, "--html", page, "--md", text)
+        assert done.returncode == 1, (sample, done.stderr)
+        assert done.stdout.startswith("step "), sample
+        (line,) = done.stderr.splitlines()
+        assert "TensorFlow is not installed, so this is the stored answer" in line
+        assert done.stdout.strip()[:60] in text.read_text(encoding="utf-8")
+        assert "<svg" in page.read_text(encoding="utf-8")
+    done = run(bare / "python", "-c", OPEN, *SAMPLES)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [sample.name for sample in SAMPLES]
+
+
+@pytest.mark.slow
+def test_what_has_no_stored_answer_says_what_it_needs(bare: Path, tmp_path: Path) -> None:
+    with Capture(SAMPLES[0]) as capture:
+        write_capture(tmp_path / "run.h5", lazy_contents(capture))
+    for verb in ("bisect", "whatif", "replay"):
+        done = run(bare / "nanreplay", verb, tmp_path / "run.h5")
+        assert (done.returncode, done.stdout) == (2, ""), verb
+        (line,) = done.stderr.splitlines()
+        assert "nanreplay[tensorflow]" in line, verb
+
+
+OPEN = """
+import asyncio
+import sys
+from pathlib import Path
+
+from nanreplay.report.stored_answers import stored_answer
+from nanreplay.tui.app import NanreplayApp
+
+
+async def look(path):
+    app = NanreplayApp([path])
+    async with app.run_test(size=(160, 50)) as pilot:
+        for _ in range(400):
+            await pilot.pause(0.02)
+            lines = [line.text for line in app.screen._compositor.render_strips()]
+            if any("stored in the file by nanreplay" in line for line in lines):
+                assert repr(app.screen.state.report) == repr(stored_answer(path).report)
+                print(path.name)
+                return
+
+
+for path in map(Path, sys.argv[1:]):
+    asyncio.run(look(path))
+"""

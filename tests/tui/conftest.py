@@ -10,3 +10,13 @@ def colours(monkeypatch: pytest.MonkeyPatch) -> None:
     """A terminal with all colours, whatever the tests run in."""
     monkeypatch.setenv("COLORTERM", "truecolor")
     monkeypatch.delenv("NO_COLOR", raising=False)
+
+
+@pytest.fixture(autouse=True)
+def no_stored_answers(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Captures as a recorder writes them: the sample runs hold answers, and most tests replay.
+
+    A test marked `stored_answers` sees what the captures hold.
+    """
+    if request.node.get_closest_marker("stored_answers") is None:
+        monkeypatch.setattr("nanreplay.tui.screens.capture_screen.stored_answer", lambda path: None)

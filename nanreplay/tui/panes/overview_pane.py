@@ -244,6 +244,10 @@ class OverviewPane(Pane):
         self.query_one("#fix", Static).update("None can be tried without a replay.")
 
     def _facts(self, report: Report) -> Iterator[Fact]:
+        stored = self.state.stored
+        if stored is not None:
+            later = "" if self.state.is_complete else "; the step is being replayed"
+            yield "answer", f"stored in the file by {stored.maker.words}{later}"
         for cause in report.causes[1:]:
             words = Content.assemble((kind_in_words(cause.kind), "bold"), ": ")
             yield "also", Content.assemble(words, with_code(cause.sentence))

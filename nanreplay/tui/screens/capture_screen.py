@@ -6,6 +6,7 @@ The application shows it for a single capture; the chooser opens it above its ta
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,9 +22,14 @@ from textual.widgets import Tab, TabbedContent, TabPane, Tabs
 from textual.widgets.tabbed_content import ContentTab
 from textual.worker import Worker, WorkerState
 
-from nanreplay.errors import NanreplayError
+from nanreplay.errors import CaptureError, NanreplayError
 from nanreplay.findings import FixResult
 from nanreplay.report.contents import Report
+from nanreplay.report.stored_answers import (
+    answer_without_tensorflow,
+    has_tensorflow,
+    stored_answer,
+)
 from nanreplay.tui.capture_state import CaptureState
 from nanreplay.tui.engine import Explain, Progress, StoppedError
 from nanreplay.tui.panes import PANES, PaneEntry
@@ -168,11 +174,19 @@ class CaptureScreen(Screen[None]):
 
     @work(exclusive=True, group="explain", exit_on_error=False)
     async def explain(self) -> None:
-        """Ask for the report; show it before fixes are tried, and again with them."""
+        """Show the stored report, if any; then replay, and show it without and with fixes."""
         self.state.is_complete, self.state.failure = False, None
-        task = Explain(str(self.state.opened.path))
+        path = str(self.state.opened.path)
         try:
-            report = await self.state.engine.run(task, partial=self._take_part)
+            if not has_tensorflow():
+                self.state.stored = await asyncio.to_thread(answer_without_tensorflow, path)
+                report = self.state.stored.report
+                line = f"TensorFlow is not installed: this is {self.state.stored.line}."
+                self.notify(line, timeout=10)
+            else:
+                await self._show_stored(path)
+                report = await self.state.engine.run(Explain(path), partial=self._take_part)
+                self.state.stored = None
         except NanreplayError as error:
             self._take_failure(str(error))
             raise
@@ -180,12 +194,28 @@ class CaptureScreen(Screen[None]):
         self._take_report(report)
 
     def _take_part(self, part: Report | FixResult) -> None:
-        """Show the report without fixes, then each fix as it comes."""
+        """Show the report without fixes, then each fix as it comes.
+
+        A stored report, which has its fixes, stays until those of the replay are tried.
+        """
+        if self.state.stored is not None:
+            return
         if isinstance(part, FixResult):
             if self.state.report is None:
                 return
             part = replace(self.state.report, fixes=(*self.state.report.fixes, part))
         self._take_report(part)
+
+    async def _show_stored(self, path: str) -> None:
+        """Show what this nanreplay stored of this very capture, until the replay is done."""
+        if self.state.report is not None:
+            return
+        # A report that cannot be read is none: the replay answers.
+        with contextlib.suppress(CaptureError):
+            stored = await asyncio.to_thread(stored_answer, path)
+            if stored is not None and stored.is_current:
+                self.state.stored, self.state.finished = stored, stored.report
+                self._take_report(stored.report)
 
     def _take_report(self, report: Report) -> None:
         self.state.report = report

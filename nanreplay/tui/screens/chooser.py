@@ -22,6 +22,7 @@ from nanreplay.errors import NanreplayError
 from nanreplay.report.numbers import readable_trigger
 from nanreplay.report.report_json import to_json
 from nanreplay.report.sentence import kind_in_words
+from nanreplay.report.stored_answers import answer_without_tensorflow, has_tensorflow
 from nanreplay.triage.answer_cache import AnswerCache, content_key
 from nanreplay.tui.capture_state import CaptureState, OpenedCapture, open_capture
 from nanreplay.tui.engine import AnswerCapture, Engine, Progress, StoppedError
@@ -161,6 +162,8 @@ class ChooserScreen(Screen[None]):
     async def _triage_one(self, path: Location) -> None:
         """Take the report of a capture that the user has opened, or replay it.
 
+        Where TensorFlow is not installed, its stored report is taken.
+
         Raises:
             StoppedError: The user has stopped the replay.
         """
@@ -168,18 +171,25 @@ class ChooserScreen(Screen[None]):
         if state is not None and state.report is not None:
             self.reports[path] = to_json(state.report)
         elif path not in self.reports and isinstance(self.opened.get(path), OpenedCapture):
-            key = await asyncio.to_thread(content_key, path)
-            answer = self.cache.known(key, str(path))
             try:
-                if answer is None:
-                    answer = await self.engine.run(AnswerCapture(str(path)))
-                    self.cache.keep(key, answer)
-                if answer.report is not None:  # it always has one: what went wrong was raised
-                    self.reports[path] = answer.report
+                self.reports[path] = await self._answer(path)
             except StoppedError:
                 raise
             except NanreplayError as error:
                 self.reports[path] = error
+
+    async def _answer(self, path: Location) -> dict[str, Any]:
+        """The report as JSON: of an earlier run, else of a replay, else the stored one."""
+        if not has_tensorflow():
+            stored = await asyncio.to_thread(answer_without_tensorflow, path)
+            return to_json(stored.report)
+        key = await asyncio.to_thread(content_key, path)
+        answer = self.cache.known(key, str(path))
+        if answer is None:
+            answer = await self.engine.run(AnswerCapture(str(path)))
+            self.cache.keep(key, answer)
+        assert answer.report is not None  # it always has one: what went wrong was raised
+        return answer.report
 
     # What is listed
 
