@@ -23,6 +23,7 @@ from nanreplay.whatif.fix_names import FixError, check_fix
 from nanreplay.whatif.fix_results import fix_result
 from nanreplay.whatif.fixes import FIXES
 from nanreplay.whatif.fixes.operand_fixes import epsilon
+from nanreplay.whatif.fixes.update_fixes import usual_factors
 from nanreplay.whatif.trial_window import TrialWindow
 
 _CANNOT = (NanreplayError, tf.errors.OpError, ValueError, TypeError, KeyError, IndexError)
@@ -78,6 +79,8 @@ def what_if(
     """
     wanted = [check_fix(text) for text in (candidates(causes) if fixes is None else fixes)]
     failure = Failure(TrialWindow(replay), bisection, causes)
+    if fixes is None:
+        wanted = _with_usual_rates(failure, wanted)
     trials = _FixTrials(failure, keeps_all=fixes is not None)
     most_replays = math.inf
     if budget is not None:
@@ -97,6 +100,18 @@ def what_if(
     if fixes is not None and len(trials.fixes) > 1:
         trials.results.append(_replayed(failure, _joined(trials.fixes)))
     return TriedFixes(tuple(trials.results))
+
+
+def _with_usual_rates(
+    failure: Failure, wanted: Sequence[tuple[str, str | None]]
+) -> list[tuple[str, str | None]]:
+    """Try usual rates in the place of decades below one that is far too high."""
+    places = [place for place, (name, _) in enumerate(wanted) if name == "lr"]
+    factors = usual_factors(failure) if len(places) > 1 else []
+    if not factors:
+        return list(wanted)
+    others = [fix for fix in wanted[places[0] :] if fix[0] != "lr"]
+    return [*wanted[: places[0]], *(("lr", factor) for factor in factors), *others]
 
 
 def _spelled(name: str, value: str | None) -> str:

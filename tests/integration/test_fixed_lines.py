@@ -274,6 +274,10 @@ def test_a_rate_far_too_high_is_the_cause_of_what_fails_next_and_a_healthy_rate_
     assert "`lr x 1e-12 (0.001)`" in report.sentence
     assert "`lr x 1e-8 (10)` leaves the training unhealthy" in report.sentence
 
+    rates = [fix for fix in explain(tmp_path / "run.h5").fixes if fix.name == "lr"]
+    assert rates[0].params["learning_rate"] == 0.1
+    assert [rate.prevents for rate in rates] == [False] * (len(rates) - 1) + [True]
+
 
 def test_a_fix_that_moves_the_failure_says_where_to(tmp_path: Path) -> None:
     class Moved(keras.layers.Layer):
@@ -385,3 +389,27 @@ def test_a_lower_rate_is_that_of_each_optimizer(tmp_path: Path) -> None:
         "keras.optimizers.Adam",
         "keras.optimizers.SGD",
     ]
+
+
+def test_a_softmax_on_another_line_is_named_with_its_line(tmp_path: Path) -> None:
+    keras.utils.set_random_seed(3)
+    model = keras.Sequential([keras.Input((WIDTH,)), keras.layers.Dense(3)])
+    optimizer = keras.optimizers.SGD(1e-6)
+
+    @tf.function
+    def step(x: Any, y: Any) -> Any:
+        with tf.GradientTape() as tape:
+            shares = tf.nn.softmax(1e4 * model(x))
+            loss = -tf.reduce_mean(y * tf.math.log(shares))
+        weights = model.trainable_variables
+        optimizer.apply_gradients(zip(tape.gradient(loss, weights), weights, strict=True))
+        return loss
+
+    looped(tmp_path / "run.h5", step, model, optimizer)
+    (fix,) = explain(tmp_path / "run.h5", fixes=["stable_op"]).fixes
+
+    assert fix.prevents is True
+    assert str(fix.code).startswith("# Write `tf.nn.log_softmax(x)`, x being what `Softmax` is ")
+    assert "`shares = tf.nn.softmax(1e4 * model(x))` (line " in str(fix.code)
+    assert str(fix.code).endswith("instead of the logarithm of the operand of `Log`, `shares`")
+    assert fix.edits == ()

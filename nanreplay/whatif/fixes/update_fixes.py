@@ -14,6 +14,7 @@ from nanreplay.program.graph_editor import OpKey, ProgramEditor
 from nanreplay.records import Signature
 from nanreplay.whatif.edits import BadValueError, CannotTryError, Edit, Fix, ProgramEdit
 from nanreplay.whatif.failure import Failure
+from nanreplay.whatif.fix_code import short_number
 
 Clip: TypeAlias = Callable[[Sequence[Any], Any], Sequence[Any]]
 """(gradients, limit) -> gradients."""
@@ -33,6 +34,9 @@ _OPTIMIZERS = (
     "Muon",
 )
 """Optimizers of Keras; named here, because importing Keras takes a second."""
+_FAR_TOO_HIGH = 1e3
+"""Five decades below a rate above this there is no usual one."""
+_USUAL_RATES = (0.1, 0.01, 0.001, 1e-4)
 _CHECKS = ("CheckNumerics", "CheckNumericsV2")
 _SKIPPING_CODE = """\
 finite = [tf.reduce_all(tf.math.is_finite(one)) for one in (loss, *gradients)]
@@ -92,6 +96,17 @@ def _recorded_rate(failure: Failure) -> float | None:
     if variable is not None:
         return float(np.asarray(window.first_state()[variable]))
     return learning_rate_at(window.replay.capture.timeline_record(), window.steps[0])
+
+
+def usual_factors(failure: Failure) -> list[str]:
+    """Return the factors that make usual rates of one that is far above all of them.
+
+    Empty where the rate is not as high, or not known: decades below it are usual ones then.
+    """
+    recorded = _recorded_rate(failure)
+    if recorded is None or recorded <= _FAR_TOO_HIGH or not np.isfinite(recorded):
+        return []
+    return [short_number(rate / recorded) for rate in _USUAL_RATES]
 
 
 def clipnorm(failure: Failure, value: str | None) -> Fix:
