@@ -154,6 +154,7 @@ def _tried(
     each_fix: Callable[[FixResult], None] | None = None,
 ) -> tuple[tuple[FixResult, ...], list[str]]:
     """What the fixes gave, and a line when some were left out."""
+    from nanreplay.whatif import FixError
     from nanreplay.whatif.trial import what_if
 
     named = None if isinstance(fixes, str) else list(fixes)
@@ -166,6 +167,8 @@ def _tried(
         trials = what_if(
             replay, bisection, causes, named, budget=budget, progress=progress, each=each_fix
         )
+    except FixError:
+        raise  # who asked for it corrects it
     except (ReplayError, UnsupportedOpError, MissingPartError) as error:
         return (), [f"No fix could be tried. {error}"]
     except Exception as error:
