@@ -20,9 +20,15 @@ if TYPE_CHECKING:
 
 @click.command("open")
 @click.argument("paths", metavar="FILE... | FOLDER", nargs=-1, required=True, type=CapturePath())
+@click.option(
+    "--at",
+    "at",
+    metavar="TAB[:PLACE]",
+    help="Begin at a tab, an op or a step: source, bisect:dense/Log, timeline:12.",
+)
 @trust
 @max_memory
-def command(paths: Sequence[str], trust: bool) -> int:
+def command(paths: Sequence[str], at: str | None, trust: bool) -> int:
     """Read the answer for FILE, see how the run got there, walk back from the NaN, try fixes.
 
     The result can be copied. Several files, or a folder, open a list of captures to choose from.
@@ -30,6 +36,11 @@ def command(paths: Sequence[str], trust: bool) -> int:
     them.
     Needs a terminal; `nanreplay bisect` prints the same answer.
     """
+    link = None
+    if at is not None:
+        from nanreplay.tui.view_link import parse_link
+
+        link = parse_link(at)
     try:
         captures = _readable(paths)
     except CaptureError:
@@ -41,10 +52,12 @@ def command(paths: Sequence[str], trust: bool) -> int:
 
         show_logs(answers)
         return FINITE
+    if link is not None and len(captures) != 1:
+        raise click.UsageError("--at takes one capture")
     from nanreplay.tui import show
 
     _check_terminal("nanreplay bisect FILE")
-    show(captures, trust=trust)
+    show(captures, trust=trust, at=link)
     return FINITE
 
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from nanreplay.capture.storage import Location
 from nanreplay.errors import OutputExistsError
 
+if TYPE_CHECKING:
+    from nanreplay.tui.view_link import ViewLink
 
-def show(paths: Sequence[Location], *, trust: bool = False) -> None:
+
+def show(paths: Sequence[Location], *, trust: bool = False, at: ViewLink | None = None) -> None:
     """Show captures in the terminal until the user quits.
 
     One capture is opened at once. Several are listed in a table, and the user chooses.
@@ -25,6 +29,7 @@ def show(paths: Sequence[Location], *, trust: bool = False) -> None:
         paths: Capture files, at least one.
         trust: Whether a program may run ops that touch files, the network or processes. Say so
             only for captures of your own. Default False: such a program is refused.
+        at: What a single capture shows first; the answer unless given.
 
     Raises:
         CaptureError: There is one path, and it cannot be read.
@@ -37,4 +42,4 @@ def show(paths: Sequence[Location], *, trust: bool = False) -> None:
     if len(paths) > 1:
         with contextlib.suppress(OutputExistsError):  # a home that is read only costs time alone
             cache = AnswerCache(default_cache_folder())
-    NanreplayApp(paths, trust=trust, cache=cache).run()
+    NanreplayApp(paths, trust=trust, cache=cache, at=at).run()

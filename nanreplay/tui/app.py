@@ -17,6 +17,7 @@ from nanreplay.capture.storage import Location
 from nanreplay.triage.answer_cache import AnswerCache
 from nanreplay.tui.capture_state import CaptureState, open_capture
 from nanreplay.tui.engine import Engine
+from nanreplay.tui.view_link import ViewLink
 
 # Themes: dark, light, one for eyes that do not tell red from green, and one for terminals with 16
 # colours. No meaning hangs on a colour alone: see `capture_state.MARKS`.
@@ -123,6 +124,7 @@ class NanreplayApp(App[None]):
         trust: Whether a program may run ops that touch files, the network or processes.
         engine: Runs what takes long; one with a worker process unless given.
         cache: Answers of earlier runs for a list of captures; none unless given.
+        at: What a single capture shows first; the answer unless given.
 
     Raises:
         CaptureError: The one capture cannot be read.
@@ -166,8 +168,10 @@ class NanreplayApp(App[None]):
         trust: bool = False,
         engine: Engine | None = None,
         cache: AnswerCache | None = None,
+        at: ViewLink | None = None,
     ) -> None:
         super().__init__()
+        self._at = at
         self.paths = tuple(paths)
         # A single capture is read before Textual takes the terminal: an error is then one line.
         self._only = open_capture(self.paths[0]) if len(self.paths) == 1 else None
@@ -184,7 +188,7 @@ class NanreplayApp(App[None]):
         if self._only is not None:
             from nanreplay.tui.screens.capture_screen import CaptureScreen
 
-            self.push_screen(CaptureScreen(CaptureState(self._only, self.engine)))
+            self.push_screen(CaptureScreen(CaptureState(self._only, self.engine), self._at))
         else:
             from nanreplay.tui.screens.chooser import ChooserScreen
 

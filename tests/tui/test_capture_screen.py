@@ -146,10 +146,14 @@ async def test_help_lists_the_keys_of_the_tab_and_of_the_screen(made: Made) -> N
         await settled(pilot)
         await pilot.press("question_mark")
         assert isinstance(pilot.app.screen, HelpScreen)
-        said = {what: key for key, what in pilot.app.screen.keys}
+        said = {key.about: key.shown for key in pilot.app.screen.keys}
         assert said["Go to the first step that was out of the ordinary"] == "a"
         assert said["One step back"] == "← h"
         assert said["Copy the sentence, the JSON, a fix, or what the tab offers"] == "y"
+        own = [key.about for key in pilot.app.screen.keys if key.is_own]
+        assert "One step back" in own
+        assert "Leave nanreplay" not in own
+        assert not any("croll" in key.about for key in pilot.app.screen.keys)
         await pilot.press("escape")
         assert isinstance(pilot.app.screen, CaptureScreen)
 

@@ -199,7 +199,11 @@ class StepPane(Pane):
         """Run the step unless that was done, and show the place."""
         viewed = await self.viewed_step(place.step)
         self.view, self.steps = viewed
-        self.show_view(viewed.view, value_at(viewed.view, place))
+        value = value_at(viewed.view, place)
+        if value is None and place.op_name is not None:
+            message = f"No op {place.op_name} ran in step {place.step}."
+            self.notify(message, severity="warning", timeout=8)
+        self.show_view(viewed.view, value)
 
     async def viewed_step(self, step: int) -> ViewedStep:
         """Return a step as it ran op by op; run it unless it is remembered."""

@@ -21,6 +21,7 @@ from nanreplay.explore.dataflow import is_bad, neighbour, next_origin
 from nanreplay.replay.provenance import ValueId
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
 from nanreplay.tui.panes.base import CURSOR_REST_S, Copyable, Go, StepPane, worst_output
+from nanreplay.tui.view_link import link_command
 from nanreplay.tui.view_tasks import ElementRef, ViewOperands
 from nanreplay.tui.widgets.op_detail import op_text
 from nanreplay.tui.widgets.op_tree import OpTree
@@ -342,6 +343,7 @@ class BisectPane(StepPane):
             return ()
         return (
             Copyable("the op's name", op.name),
+            Copyable("a link to this op", link_command(self.path, "bisect", op.name)),
             Copyable("what is known of the op", self._op_text(self.view, op).plain),
         )
 

@@ -30,10 +30,11 @@ from nanreplay.report.stored_answers import (
     has_tensorflow,
     stored_answer,
 )
-from nanreplay.tui.capture_state import CaptureState
+from nanreplay.tui.capture_state import CaptureState, ViewPosition
 from nanreplay.tui.engine import Explain, Progress, StoppedError
 from nanreplay.tui.panes import PANES, PaneEntry
 from nanreplay.tui.panes.base import Copyable, Failed, Go, Pane
+from nanreplay.tui.view_link import ViewLink
 from nanreplay.tui.widgets.bars import KeyLine, StatusLine, TitleBar
 
 _LOAD_AFTER_S = 0.5
@@ -45,6 +46,7 @@ class CaptureScreen(Screen[None]):
 
     Args:
         state: The capture, and the worker process.
+        at: What is shown first; the answer unless given.
     """
 
     AUTO_FOCUS = ""  # the first tab takes it once it is built
@@ -71,14 +73,7 @@ class CaptureScreen(Screen[None]):
             id="capture.help",
             tooltip="What this tab is for, and its keys",
         ),
-        Binding(
-            "escape",
-            "stop",
-            "Stop",
-            show=False,
-            id="capture.stop",
-            tooltip="Stop what runs in the background",
-        ),
+        Binding("escape", "stop", "Stop", show=False, id="capture.stop", tooltip="Stop what runs"),
         Binding(
             "f5",
             "explain",
@@ -134,9 +129,11 @@ class CaptureScreen(Screen[None]):
         ),
     ]
 
-    def __init__(self, state: CaptureState) -> None:
+    def __init__(self, state: CaptureState, at: ViewLink | None = None) -> None:
         super().__init__()
         self.state = state
+        self._at = at
+        """Where the user asked to begin; None once that is shown."""
         self.panes: dict[str, Pane] = {}
         """Those that were shown, by the id of their tab."""
 
@@ -154,6 +151,10 @@ class CaptureScreen(Screen[None]):
         if not self.state.is_complete:
             self.call_after_refresh(self.action_explain)
         self.set_timer(_LOAD_AFTER_S, self.load_panes)
+        if self._at is not None:
+            self.call_after_refresh(self.action_show, self._at.pane)
+            if self._at.step is not None:
+                self._go_where_asked(self._at.step)
 
     @work(exclusive=True, group="load", exit_on_error=False)
     async def load_panes(self) -> None:
@@ -223,6 +224,15 @@ class CaptureScreen(Screen[None]):
             bar.show()
         for pane in self.panes.values():
             pane.show_report(report)
+        if self._at is not None:
+            self._go_where_asked(self.state.failing_step)
+
+    def _go_where_asked(self, step: int) -> None:
+        """Go to the place that the command line named; an op's step is known with the report."""
+        link, self._at = self._at, None
+        if link is not None and (link.op_name is not None or link.step is not None):
+            place = ViewPosition(step, op_name=link.op_name, output=link.output)
+            self.post_message(Go(link.pane, place))
 
     def _take_failure(self, reason: str) -> None:
         """Show the last final report, else the one that came before fixes were tried.

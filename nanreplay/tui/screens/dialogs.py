@@ -6,19 +6,20 @@ The capture screen and the chooser push these dialogs; each gives its result to 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
 
-from rich.text import Text
 from textual import events, on
-from textual.app import ComposeResult
+from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Vertical, VerticalScroll
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.screen import ModalScreen, Screen
 from textual.widget import Widget
-from textual.widgets import Button, DataTable, OptionList, Static
+from textual.widgets import Button, OptionList, Static
 from textual.widgets.option_list import Option
 
 from nanreplay.errors import CaptureError, NanreplayError, UnsafeProgramError, UnsupportedOpError
+from nanreplay.tui.widgets.figures import Facts
 
 
 class ChoiceScreen(ModalScreen[int | None]):
@@ -130,12 +131,25 @@ class JumpScreen(ModalScreen[Widget | None]):
         self.dismiss(None)
 
 
-Key = tuple[str, str]
-"""A key as it is written, and what it does."""
+_SHOWS_TAB = "show("
+"""How the actions begin that show a tab, each by its digit."""
+_A_ROW = 5
+"""Keys of one action from which only the first and the last are named."""
+
+
+class Key(NamedTuple):
+    """A key of the help."""
+
+    shown: str
+    """As it is written; several for one action have blanks between them."""
+    about: str
+    """What it does."""
+    is_own: bool
+    """Whether it belongs to what is shown, and not to the whole screen."""
 
 
 class HelpScreen(ModalScreen[None]):
-    """A text and a table of keys.
+    """A text, and keys in two columns: those of the tab, and those that work everywhere.
 
     Args:
         title: Name of the tab.
@@ -143,6 +157,13 @@ class HelpScreen(ModalScreen[None]):
         keys: Keys, and what they do.
     """
 
+    DEFAULT_CSS = """
+    HelpScreen #help { height: auto; max-height: 100%; }
+    HelpScreen #about { margin-bottom: 1; }
+    HelpScreen #key-columns { height: auto; }
+    HelpScreen .key-column { width: 1fr; height: auto; padding-right: 2; }
+    HelpScreen .heading { color: $text-muted; text-style: bold; }
+    """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
             "escape,q,question_mark,f1",
@@ -159,36 +180,55 @@ class HelpScreen(ModalScreen[None]):
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""
-        with Vertical(classes="dialog -tall-dialog"):
+        own = [key for key in self.keys if key.is_own]
+        others = [key for key in self.keys if not key.is_own]
+        with Vertical(classes="dialog"):
             yield Static(self.heading, classes="dialog-title", markup=False)
-            with VerticalScroll(classes="dialog-body", can_focus=False):
-                yield Static(self.text, markup=False)
-            yield DataTable(id="keys", cursor_type="row", show_header=False, zebra_stripes=True)
+            with VerticalScroll(id="help"):
+                yield Static(self.text, id="about", markup=False)
+                with Horizontal(id="key-columns"):
+                    for heading, keys in ((f"Keys of {self.heading}", own), ("Everywhere", others)):
+                        with Vertical(classes="key-column"):
+                            yield Static(heading, classes="heading", markup=False)
+                            yield Facts((key.shown, key.about) for key in keys)
 
     def on_mount(self) -> None:
-        """Fill the table."""
-        table = self.query_one(DataTable)
-        table.add_columns("key", "what it does")
-        for key, about in self.keys:
-            table.add_row(Text(key, style="bold"), Text(about))
-        table.focus()
+        """Let arrow keys scroll what does not fit."""
+        self.query_one("#help").focus()
 
 
 def working_keys(screen: Screen[Any]) -> list[Key]:
-    """List the keys that work on a screen now; several for one action share a line.
+    """List nanreplay's keys that work on a screen now; several for one action share a line.
+
+    Keys of Textual's own, such as those that scroll, have no id and are left out.
 
     Args:
         screen: The screen whose widget has the focus.
     """
-    keys_by_action: dict[Key, list[str]] = {}
-    for active in screen.active_bindings.values():
+    keys_by_action: dict[tuple[str, str, bool], list[str]] = {}
+    # Those of the tab itself come before those of the widget in it that has the focus.
+    active_bindings = sorted(
+        screen.active_bindings.values(), key=lambda active: len(active.node.ancestors)
+    )
+    for active in active_bindings:
         binding = active.binding
         about = binding.tooltip or binding.description
-        if not binding.system and about:
-            keys = keys_by_action.setdefault((binding.action, about), [])
+        if binding.action.startswith(_SHOWS_TAB):
+            about, binding = "A tab, in their order", replace(binding, action=_SHOWS_TAB)
+        if binding.id and not binding.system and about:
+            is_own = not isinstance(active.node, (Screen, App))
+            keys = keys_by_action.setdefault((binding.action, about, is_own), [])
             keys.append(screen.app.get_key_display(binding))
     # Two keys may be written alike: `?` and f1 share a key_display.
-    return [(" ".join(dict.fromkeys(keys)), about) for (_, about), keys in keys_by_action.items()]
+    return [
+        Key(_written(list(dict.fromkeys(keys))), about, is_own)
+        for (_, about, is_own), keys in keys_by_action.items()
+    ]
+
+
+def _written(keys: list[str]) -> str:
+    """Keys of one action: `← h`, `1 to 9`."""
+    return " ".join(keys) if len(keys) < _A_ROW else f"{keys[0]} to {keys[-1]}"
 
 
 _WAYS_OUT: tuple[tuple[type[BaseException], str, str], ...] = (
