@@ -137,7 +137,7 @@ _A_ROW = 5
 """Keys of one action from which only the first and the last are named."""
 
 
-class Key(NamedTuple):
+class HelpKey(NamedTuple):
     """A key of the help."""
 
     shown: str
@@ -174,7 +174,7 @@ class HelpScreen(ModalScreen[None]):
         ),
     ]
 
-    def __init__(self, title: str, text: str, keys: list[Key]) -> None:
+    def __init__(self, title: str, text: str, keys: list[HelpKey]) -> None:
         super().__init__()
         self.heading, self.text, self.keys = title, text, keys
 
@@ -197,7 +197,7 @@ class HelpScreen(ModalScreen[None]):
         self.query_one("#help").focus()
 
 
-def working_keys(screen: Screen[Any]) -> list[Key]:
+def working_keys(screen: Screen[Any]) -> list[HelpKey]:
     """List nanreplay's keys that work on a screen now; several for one action share a line.
 
     Keys of Textual's own, such as those that scroll, have no id and are left out.
@@ -221,7 +221,7 @@ def working_keys(screen: Screen[Any]) -> list[Key]:
             keys.append(screen.app.get_key_display(binding))
     # Two keys may be written alike: `?` and f1 share a key_display.
     return [
-        Key(_written(list(dict.fromkeys(keys))), about, is_own)
+        HelpKey(_written(list(dict.fromkeys(keys))), about, is_own)
         for (_, about, is_own), keys in keys_by_action.items()
     ]
 
