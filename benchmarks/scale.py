@@ -27,6 +27,10 @@ import numpy as np
 from measuring import ENVIRONMENT, machine, machine_line, table, write_results
 
 WORKER = Path(__file__).with_name("scale_once.py")
+BISECT_WORKER = Path(__file__).with_name("scale_bisect_once.py")
+TRANSFORMERS = [(8, 512, 10_000)]
+LARGE_TRANSFORMERS = [(12, 768, 30_522)]
+"""Blocks, width and words of transformers that are bisected: 30 and 110 million parameters."""
 BY_STATE = [(10, 8), (40, 8), (160, 8), (640, 8)]
 BY_OPS = [(20, 4), (20, 16), (20, 64)]
 LARGE = [(1280, 8), (2048, 8), (4096, 8), (8192, 8)]
@@ -48,6 +52,7 @@ def measured(arguments: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
         errors.seek(0)
         return {
             "s": elapsed_s,
+            "cpu_s": usage.ru_utime + usage.ru_stime,
             "peak_mib": usage.ru_maxrss / 1024,
             "code": process.returncode,
             "out": out.read(),
@@ -79,6 +84,38 @@ def measure(state_mib: int, layers: int, folder: str | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=folder) as name:
         found["sigterm"] = facts_of(measured([WORKER, "sigterm", *arguments, name]))
     return found
+
+
+def bisected(blocks: int, width: int, words: int, folder: str | None) -> dict[str, Any]:
+    """Verdict, origin and cause of a transformer: memory, and processor time in eager steps.
+
+    Processor time, since it hardly depends on what else the machine does.
+    """
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        capture = str(Path(name) / "run.h5")
+        arguments = [str(number) for number in (blocks, width, words)]
+        found = facts_of(measured([BISECT_WORKER, *arguments, capture]))
+        importing = measured([BISECT_WORKER, "import"])
+        done = measured(["-m", "nanreplay", "bisect", capture, "--json", "--no-fixes"])
+        found |= json.loads(done["out"])["memory"]
+        found |= {"s": done["s"], "cpu_s": done["cpu_s"] - importing["cpu_s"]}
+    print(found, flush=True)
+    return found
+
+
+def bisected_row(found: dict[str, Any]) -> list[str]:
+    """A row of the table of transformers."""
+    state_mib, peak_mib = found["state_bytes"] / 2**20, found["peak_bytes"] / 2**20
+    return [
+        f"{found['parameters'] / 1e6:.0f} M",
+        f"{found['ops']}",
+        f"{state_mib:.0f}",
+        f"{peak_mib:.0f}",
+        f"{2.5 * state_mib + 1024:.0f}",
+        f"{found['eager_step_s']:.2f}",
+        f"{found['cpu_s']:.1f}",
+        f"**{found['cpu_s'] / found['eager_step_s']:.1f}**",
+    ]
 
 
 def growth(sizes: Sequence[float], figures: Sequence[float]) -> str:
@@ -135,6 +172,15 @@ def main() -> None:
         facts += found
         if found:
             text += ["", table(header, rows_of(found, name))]
+    shapes = [] if given.only else [*TRANSFORMERS, *(LARGE_TRANSFORMERS if given.large else [])]
+    transformers = [bisected(*shape, given.folder) for shape in shapes]
+    if transformers:
+        header = [
+            "transformer", "ops", "state MiB", "bisect MiB", "bar MiB", "eager step, CPU s",
+            "bisect, CPU s", "bisect / eager step (bar 10)",
+        ]  # fmt: skip
+        text += ["", table(header, [bisected_row(found) for found in transformers])]
+        facts += transformers
     write_results("scale", "\n".join(text), {"machine": before, "rows": facts})
 
 

@@ -112,11 +112,27 @@ def limited_process() -> Iterator[None]:
 
 def _taken_bytes() -> int:
     """Data that this process holds already, as RLIMIT_DATA counts it."""
+    return _status_bytes("VmData")
+
+
+def _status_bytes(name: str) -> int:
     status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
     for line in status.splitlines():
-        if line.startswith("VmData:"):
+        if line.startswith(f"{name}:"):
             return int(line.split()[1]) * 1024
     return 0
+
+
+def peak_bytes() -> int | None:
+    """The most memory that this process had in use at one time; None where no system tells it."""
+    if sys.platform.startswith("linux"):
+        return _status_bytes("VmHWM") or None
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 @cache

@@ -34,27 +34,35 @@ class Blame:
     """By output: NaN from infinities."""
 
 
-def assign_blame(event: OpEvent, failing: Mapping[int, Mask], execute: Execute) -> Blame:
+def assign_blame(
+    event: OpEvent,
+    failing: Mapping[int, Mask],
+    execute: Execute,
+    influence: Influence | None = None,
+) -> Blame:
     """Return who is to blame for failing elements.
 
     Args:
         event: The execution, with its tensors.
         failing: By output: the failing elements.
         execute: Runs the event's kernel on other inputs.
+        influence: How the execution's elements depend on each other, where that is known already.
     """
-    influence = influence_of(event, execute)
+    influence = influence or influence_of(event, execute)
     floats = [i for i, value in enumerate(event.inputs) if not is_opaque(value) and is_float(value)]
     blame = Blame(influence)
     # For an op without a rule, "which elements" cannot be told, but "which inputs" can.
     if isinstance(influence, Everything):
         failing, floats = _by_intervention(event, failing, floats, execute, blame)
     nans = {i: nan_mask(event.inputs[i]) for i in floats}
-    infs = {i: inf_mask(event.inputs[i]) for i in floats}
+    infs: Mapping[int, Mask] = {}
     for k, mask in failing.items():
         output = as_array(event.outputs[k])
         is_nan = mask & np.isnan(output)
         is_inf = mask & ~np.isnan(output) & np.isinf(output)
         unexplained = _pass_on(blame, k, is_nan, nans, blame.follow)
+        if not infs and (unexplained.any() or is_inf.any()):
+            infs = {i: inf_mask(event.inputs[i]) for i in floats}
         if event.type in ROWWISE and unexplained.any():
             infs = _fatal_of_row(event, infs)
         made = _pass_on(blame, k, unexplained, infs, blame.turned_from)

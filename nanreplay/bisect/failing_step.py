@@ -6,17 +6,22 @@ through a step, and through the one before it as long as the variables that it l
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 from nanreplay.bisect.judge import BACKWARD, Attribution, Judgement, judge
 from nanreplay.bisect.op_trace import StepTrace, trace_step
-from nanreplay.bisect.step_runner import PASSIVE, StepRunner
-from nanreplay.bisect.tensor_stats import Mask
+from nanreplay.bisect.step_runner import PASSIVE, OpKey, StepRunner
+from nanreplay.bisect.tensor_stats import Mask, words
 from nanreplay.bisect.walk import Walk, walk_back
-from nanreplay.records import Role, Signature, Trigger, TriggerWhat
+from nanreplay.records import OpInfo, Role, Signature, Trigger, TriggerWhat
 from nanreplay.replay.provenance import ValueId
 
+_CALLS = words(
+    "Case For If PartitionedCall RemoteCall StatefulPartitionedCall StatelessCase StatelessIf "
+    "StatelessWhile SymbolicGradient While"
+)
+"""Types of ops that call functions: what they give was made inside of them."""
 Progress = Callable[[str], None]
 """Takes a line before each part of the work."""
 
@@ -49,13 +54,47 @@ class Search:
         return self.scenes[-1]
 
 
-def search_back(runner: StepRunner, step: int, say: Progress) -> Search:
-    """Walk back through a step, and through earlier ones while the state they left is to blame."""
-    say(f"running step {step} op by op")
-    trace = trace_targets(runner, step)
+class StepTraces:
+    """Runs of steps op by op, each of which is made once, whoever asks for it first.
+
+    Args:
+        runner: Replays the window's steps.
+    """
+
+    def __init__(self, runner: StepRunner) -> None:
+        """Nothing runs yet."""
+        self._runner = runner
+        self._traces: dict[int, StepTrace] = {}
+
+    def __contains__(self, step: int) -> bool:
+        """Whether a step has run already."""
+        return step in self._traces
+
+    def of(self, step: int) -> StepTrace:
+        """Return what the run of a step showed; `targets_of` can ask it for all that may fail."""
+        if step not in self._traces:
+            self._traces[step] = trace_targets(self._runner, step)
+        return self._traces[step]
+
+
+def search_back(
+    runner: StepRunner, step: int, say: Progress, traces: StepTraces | None = None
+) -> Search:
+    """Walk back through a step, and through earlier ones while the state they left is to blame.
+
+    Args:
+        runner: Replays the window's steps.
+        step: Where to begin.
+        say: Called with a line before each part of the work.
+        traces: Runs that were made already, for this runner.
+    """
+    traces = traces or StepTraces(runner)
+    if step not in traces:
+        say(f"running step {step} op by op")
+    trace = traces.of(step)
     search = Search([_scene(trace, targets_of(trace, runner.incident.trigger))])
     while search.first.judgement.inherited:
-        earlier = _earlier(runner, search.first, say)
+        earlier = _earlier(runner, search.first, say, traces)
         if isinstance(earlier, str):
             search.reason = earlier
             break
@@ -64,6 +103,7 @@ def search_back(runner: StepRunner, step: int, say: Progress) -> Search:
 
 
 def _scene(trace: StepTrace, targets: list[Target]) -> Scene:
+    trace.settle()
     attribution = Attribution(trace.runner.ops(trace.step))
     walk = walk_back(
         trace,
@@ -74,7 +114,7 @@ def _scene(trace: StepTrace, targets: list[Target]) -> Scene:
     return Scene(trace.step, trace, attribution, targets, walk, judge(walk, attribution))
 
 
-def _earlier(runner: StepRunner, scene: Scene, say: Progress) -> Scene | str:
+def _earlier(runner: StepRunner, scene: Scene, say: Progress, traces: StepTraces) -> Scene | str:
     """Return the scene of the step that left non-finite state behind, or why there is none."""
     # Only variables that lie on the causal path: a metric that is NaN as well explains nothing.
     wanted = {index: arrival.mask for index, arrival in scene.judgement.inherited.items()}
@@ -97,7 +137,7 @@ def _earlier(runner: StepRunner, scene: Scene, say: Progress) -> Scene | str:
         say(
             f"the state before step {step + 1} was non-finite already; running step {step} op by op"
         )
-        trace = trace_targets(runner, step)
+        trace = traces.of(step)
         targets = _written(trace, wanted)
         if targets:
             return _scene(trace, targets)
@@ -146,7 +186,35 @@ class Target:
 
 def trace_targets(runner: StepRunner, step: int) -> StepTrace:
     """Run a step op by op so that `targets_of` can ask for everything that may have failed."""
-    return trace_step(runner, step, watched(runner.signature(step)))
+    return trace_step(runner, step, judged_tensors(runner, step))
+
+
+def judged_tensors(runner: StepRunner, step: int) -> list[str]:
+    """Return what is fetched of a step that runs op by op, besides what it returns.
+
+    That is what it is judged by, and what may have failed and is of no op of the main graph.
+    """
+    signature, ops = runner.signature(step), runner.ops(step)
+    gradients = [spec.tensor for spec in signature.gradients]
+    # All gradients together are as large as the model. They run in any case; only those that no op
+    # of the main graph makes, and those that the step is judged by, must be handed out at its end.
+    if not (_is_judged_by_gradients(signature) or runner.incident.trigger.what == "gradient"):
+        called = _CALLS | {function for function, _ in ops}
+        gradients = [name for name in gradients if not _is_of_own_op(name, ops, called)]
+    judged = [] if signature.watch is None else [signature.watch]
+    return list(dict.fromkeys([*signature.losses, *gradients, *judged]))
+
+
+def _is_judged_by_gradients(signature: Signature) -> bool:
+    return signature.watch is not None or any(
+        name.startswith("gradient") for name in signature.watch_layout
+    )
+
+
+def _is_of_own_op(tensor: str, ops: Mapping[OpKey, OpInfo], called: Collection[str]) -> bool:
+    """Whether an op that calls no function makes a tensor of the main graph."""
+    info = ops.get(("", tensor.partition(":")[0]))
+    return info is not None and info.type not in called
 
 
 def watched(signature: Signature) -> list[str]:

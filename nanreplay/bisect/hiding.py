@@ -25,6 +25,7 @@ from nanreplay.bisect.nan_behaviour import outcomes
 from nanreplay.bisect.tensor_stats import (
     FLOATS,
     Mask,
+    compact,
     dtype_name,
     is_float,
     is_opaque,
@@ -89,7 +90,7 @@ class HiddenValues:
                 mask = mask | hidden[k]
                 hiders.add(event.serial)
             if hiders and mask.any():
-                self.known[ValueId(event.serial, k)] = Hidden(_compact(mask), frozenset(hiders))
+                self.known[ValueId(event.serial, k)] = Hidden(compact(mask), frozenset(hiders))
         return event.serial in self.hiders
 
     def see_raised(self, event: OpEvent) -> None:
@@ -213,7 +214,3 @@ def _shape(value: Any) -> tuple[int, ...]:
 def _all(shape: tuple[int, ...]) -> Mask:
     """Return a mask of ones that takes no memory."""
     return np.broadcast_to(np.True_, shape)
-
-
-def _compact(mask: Mask) -> Mask:
-    return _all(mask.shape) if mask.all() else mask

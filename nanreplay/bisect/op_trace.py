@@ -1,4 +1,4 @@
-"""One step, run op by op and remembered: small facts of every op, tensors only where non-finite.
+"""One step, run op by op and remembered: small facts of every op, tensors only near an origin.
 
 `trace_step` makes the run. The walk back (`walk`), the judgement (`judge`) and the rules of
 `diagnose` ask the `StepTrace` that it returns, and need no run of their own.
@@ -15,10 +15,14 @@ from typing import Any
 import numpy as np
 
 from nanreplay.bisect.hiding import HiddenValues
+from nanreplay.bisect.outlines import LEAST_BYTES, Outline, outlined, size_in_bytes
+from nanreplay.bisect.recent_events import RecentEvents
 from nanreplay.bisect.step_runner import OpKey, StepRunner, repaired
 from nanreplay.bisect.tensor_stats import (
+    OPAQUE,
     Mask,
     TensorStat,
+    compact,
     dtype_name,
     is_float,
     is_opaque,
@@ -65,6 +69,16 @@ class Fact:
 
     Kept where an output is not finite, the kernel raised, or the op hides a NaN.
     """
+    outline: OpEvent | None = None
+    """The execution with outlines of its tensors, where those were too large to be kept.
+
+    The op only handed on what it got.
+    """
+
+    @property
+    def seen(self) -> OpEvent | None:
+        """The execution: which elements were bad is right, the finite ones may be left out."""
+        return self.event or self.outline
 
     @property
     def key(self) -> OpKey:
@@ -75,6 +89,10 @@ class Fact:
     def sources(self) -> tuple[ValueId, ...]:
         """Everything that the op got: its inputs, and what it read from storage."""
         return (*self.input_ids, *self.via)
+
+
+KEPT_BYTES = 256 << 20
+"""How much the tensors of non-finite ops may take; of those after them outlines are kept."""
 
 
 class StepStoppedError(Exception):
@@ -105,11 +123,13 @@ class StepTrace:
     feeds: Sequence[tuple[FeedKind, int]] = ()
     hidden: HiddenValues = field(init=False)
     """Finite values that depend on a NaN."""
+    recent: RecentEvents = field(default_factory=RecentEvents)
+    """Executions with their tensors before ops that may be the origin."""
     # Made when they are first asked for; the run must be over by then.
     _state: Mapping[int, ArrayLike] | None = None
     _consumers: dict[int, list[int]] | None = None
     _main_graph: dict[str, Fact] | None = None
-    _kept_tensors: dict[int, ValueId] | None = None
+    _kept_tensors: dict[int, tuple[Any, ValueId]] | None = None
     _fed_stats: dict[ValueId, TensorStat | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -129,12 +149,16 @@ class StepTrace:
         return fact.outputs[value.output]
 
     def value(self, value: ValueId) -> Any:
-        """Return a value that is fed, or that was kept because it is not finite; else None."""
+        """Return a value that is fed, or that was kept because it is not finite; else None.
+
+        Of a large one that was handed on, its outline.
+        """
         if value.serial >= 0:
             fact = self.facts.get(value.serial)
-            if fact is None or fact.event is None or value.output >= len(fact.event.outputs):
+            event = None if fact is None else fact.seen
+            if event is None or value.output >= len(event.outputs):
                 return None
-            return fact.event.outputs[value.output]
+            return event.outputs[value.output]
         kind, index = self.feed(value)
         if kind == "batch":
             return as_array(self.runner.batch(self.step).leaves[index])
@@ -180,7 +204,8 @@ class StepTrace:
         wanted = self.fetched.get(tensor)
         if wanted is None or not is_float(wanted) or not nonfinite(wanted).any():
             return None
-        return self._kept_ids().get(id(wanted)) or self._kept_with_values(as_array(wanted))
+        kept, value = self._kept_ids().get(id(wanted), (None, None))
+        return value if kept is wanted else self._kept_with_values(as_array(wanted))
 
     def _main_graph_facts(self) -> dict[str, Fact]:
         if self._main_graph is None:
@@ -189,13 +214,14 @@ class StepTrace:
             self._main_graph = {fact.name: fact for fact in own}
         return self._main_graph
 
-    def _kept_ids(self) -> dict[int, ValueId]:
+    def _kept_ids(self) -> dict[int, tuple[Any, ValueId]]:
         """Return kept tensors by Python's `id`: the interpreter hands the very objects on."""
         if self._kept_tensors is None:
             self._kept_tensors = {}
             for fact in self.facts.values():
-                for k, output in enumerate(fact.event.outputs if fact.event is not None else ()):
-                    self._kept_tensors[id(output)] = ValueId(fact.serial, k)
+                for k, output in enumerate(fact.seen.outputs if fact.seen is not None else ()):
+                    tensor = output.original() if isinstance(output, Outline) else output
+                    self._kept_tensors[id(tensor)] = tensor, ValueId(fact.serial, k)
         return self._kept_tensors
 
     def _kept_with_values(self, wanted: Any) -> ValueId | None:
@@ -211,13 +237,22 @@ class StepTrace:
                     return ValueId(fact.serial, k)
         return None
 
+    def settle(self) -> None:
+        """Let go of large fetched tensors that `find` does not need, as their own ops are known."""
+        own = self._main_graph_facts()
+        self.fetched = {
+            name: tensor
+            for name, tensor in self.fetched.items()
+            if name.partition(":")[0] not in own or size_in_bytes(tensor) < LEAST_BYTES
+        }
+
     def bad_mask(self, value: ValueId) -> Mask | None:
         """Return where a kept or fed value is not finite; None when nowhere."""
         tensor = self.value(value)
         if tensor is None or not is_float(tensor):
             return None
         mask = nonfinite(tensor)
-        return mask if mask.any() else None
+        return compact(mask) if mask.any() else None
 
     def was_nonfinite(self, variable: int) -> bool:
         """Return whether a variable was non-finite already before the step."""
@@ -250,31 +285,69 @@ class _OpRecorder:
     trace: StepTrace
     ignored: set[OpKey]
     """Ops that the recorder added to read the step's fingerprint."""
+    kept_bytes: int = 0
+    """How much the tensors that are kept take; a tensor of several ops counts as often."""
 
     def see(self, event: OpEvent) -> None:
         """Remember an op that ran."""
         if (event.function, event.name) in self.ignored:
             return
+        ran = event
         if is_update(event.type):
             event = with_updated(self.trace.runner, event)
         stats = tuple(measure(value) for value in event.outputs)
-        hides = self.trace.hidden.see(event, self._nonfinite_inputs(event))
-        self._add(event, stats, keep=hides or any(stat.nonfinite for stat in stats))
+        known = self._input_stats(event)
+        nonfinite_inputs = {i: stat.nan > 0 for i, stat in known.items() if stat.nonfinite}
+        hides = self.trace.hidden.see(event, nonfinite_inputs)
+        is_bad = any(stat.nonfinite for stat in stats)
+        made_bytes = 8 * sum(stat.size for stat in stats)
+        taken_bytes = 8 * sum(stat.size for stat in known.values())
+        outline = None
+        if is_bad and not hides and not self._is_room(made_bytes + taken_bytes):
+            outline = self._outline(event, stats, known)
+        self._add(event, stats, keep=(hides or is_bad) and outline is None)
+        fact = self.trace.facts[event.serial]
+        fact.outline = outline
+        makes_nan = any(stat.nan for stat in stats) and not any(nonfinite_inputs.values())
+        if is_bad and (makes_nan or not nonfinite_inputs):
+            self.trace.recent.pin(self.trace.facts, fact)
+        if outline is None:
+            # what was read shares the variable's memory
+            self.trace.recent.add(ran, 0 if event.type == "ReadVariableOp" else made_bytes)
         if event.type == "AssignVariableOp":
             self._note_writes([event.input_ids[0]], [event.input_ids[1]])
         elif is_update(event.type):
             handles = [event.input_ids[i] for i in _handles(event)]
             self._note_writes(handles, [ValueId(event.serial, k) for k in range(len(handles))])
 
-    def _nonfinite_inputs(self, event: OpEvent) -> dict[int, bool]:
-        """Return which inputs hold a NaN or an infinity, and whether it is a NaN."""
-        found: dict[int, bool] = {}
+    def _input_stats(self, event: OpEvent) -> dict[int, TensorStat]:
+        """Return the facts of inputs that are tensors, by position."""
+        found: dict[int, TensorStat] = {}
         for i, value in enumerate(event.input_ids):
-            if not is_opaque(event.inputs[i]):
+            if value.serial >= 0 or not is_opaque(event.inputs[i]):
                 stat = self.trace.stat(value)
-                if stat is not None and stat.nonfinite:
-                    found[i] = stat.nan > 0
+                if stat is None or not stat.size or stat.dtype in OPAQUE:
+                    continue
+                # an update's own number stands for the variable, where it gives a handle
+                if not (stat.nonfinite and is_opaque(event.inputs[i])):
+                    found[i] = stat
         return found
+
+    def _is_room(self, size_bytes: int) -> bool:
+        """Whether the tensors of a non-finite op are kept; they count from then on."""
+        if self.kept_bytes + size_bytes > KEPT_BYTES:
+            return False
+        self.kept_bytes += size_bytes
+        return True
+
+    def _outline(
+        self, event: OpEvent, stats: Sequence[TensorStat], inputs: Mapping[int, TensorStat]
+    ) -> OpEvent | None:
+        """Return the outline of a non-finite op, None where its tensors are needed."""
+        known = {id(value): stat for value, stat in zip(event.outputs, stats, strict=True)}
+        known |= {id(event.inputs[i]): stat for i, stat in inputs.items()}
+        execute = self.trace.runner.execute
+        return outlined(event, known, execute, is_update=is_update(event.type))
 
     def repair(self, event: OpEvent) -> Sequence[Any]:
         """Remember an op that raised, and return outputs with which the run goes on."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from nanreplay.bisect.batch_rows import own_leaves, read_rows, rows_in_whole
 from nanreplay.bisect.compiled_origin import MOST_OTHERS, find_compiled_origin
-from nanreplay.bisect.failing_step import Progress, Scene, Search, search_back
+from nanreplay.bisect.failing_step import Progress, Scene, Search, StepTraces, search_back
 from nanreplay.bisect.growth import find_root
 from nanreplay.bisect.index_arrays import index_arrays
 from nanreplay.bisect.judge import Suspect
@@ -69,6 +69,7 @@ def bisect(
     timeline: Timeline | None = None,
     *,
     progress: Callable[[str], None] | None = None,
+    traces: StepTraces | None = None,
 ) -> Bisection:
     """Find what made the first non-finite value of a recorded window.
 
@@ -83,9 +84,10 @@ def bisect(
         runner: Replays the window's steps op by op.
         timeline: What was recorded of all steps; tells where values began to grow.
         progress: Called with a line before each part of the work.
+        traces: Runs of steps that were made already, for this runner.
     """
     say: Progress = progress or (lambda line: None)
-    search = _search(runner, say)
+    search = _search(runner, say, traces)
     if search is None:
         return Bisection(Findings(reason="No step of the recorded window can be run op by op."))
     suspects = _suspects(search)
@@ -116,10 +118,10 @@ def locate(runner: StepRunner) -> tuple[Origin, ...]:
     return tuple(describe(search.first, suspect) for suspect in _suspects(search))
 
 
-def _search(runner: StepRunner, say: Progress) -> Search | None:
+def _search(runner: StepRunner, say: Progress, traces: StepTraces | None = None) -> Search | None:
     """Search back from the last step up to the incident that can be run; None without one."""
     until_incident = [step for step in runner.steps if step <= runner.incident.step]
-    return search_back(runner, until_incident[-1], say) if until_incident else None
+    return search_back(runner, until_incident[-1], say, traces) if until_incident else None
 
 
 def _suspects(search: Search) -> list[Suspect]:

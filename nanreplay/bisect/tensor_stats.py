@@ -6,7 +6,7 @@ Pure NumPy; a tensor is whatever `as_array` takes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -57,6 +57,11 @@ class TensorStat:
         return self.nan + self.inf
 
     @property
+    def is_nan(self) -> bool:
+        """Whether all elements are NaN."""
+        return 0 < self.size == self.nan
+
+    @property
     def absmax(self) -> float | None:
         """Largest absolute value of the finite elements."""
         if self.minimum is None or self.maximum is None:
@@ -80,7 +85,9 @@ def measure(value: Any) -> TensorStat:
         low, high = float(array.min()), float(array.max())
     if np.isfinite(low) and np.isfinite(high):
         return TensorStat(name, array.shape, array.size, 0, 0, low, high)
-    nan_count = int(np.isnan(array).sum())
+    nan_count = int(np.count_nonzero(np.isnan(array)))
+    if nan_count == array.size:
+        return TensorStat(name, array.shape, array.size, nan_count)
     finite = array[np.isfinite(array)]
     inf_count = array.size - finite.size - nan_count
     if not finite.size:
@@ -107,18 +114,36 @@ def is_opaque(value: Any) -> bool:
 
 def nonfinite(value: Any) -> Mask:
     """Return where a float tensor is NaN or infinite."""
-    return np.asarray(~np.isfinite(as_array(value)))
+    return _tested(as_array(value), lambda array: ~np.isfinite(array))
 
 
 def nan_mask(value: Any) -> Mask:
     """Return where a float tensor is NaN."""
-    return np.asarray(np.isnan(as_array(value)))
+    return _tested(as_array(value), np.isnan)
+
+
+def compact(mask: Mask) -> Mask:
+    """Return a mask, one of ones without memory of its own; it is not to be written to."""
+    if is_repeated(mask) or not mask.all():
+        return mask
+    return np.broadcast_to(np.True_, mask.shape)
 
 
 def inf_mask(value: Any) -> Mask:
     """Return where a float tensor is infinite and not NaN; a complex number can be both."""
-    array = as_array(value)
-    return np.asarray(np.isinf(array) & ~np.isnan(array))
+    return _tested(as_array(value), lambda array: np.isinf(array) & ~np.isnan(array))
+
+
+def _tested(array: NDArray[Any], test: Callable[[Any], Any]) -> Mask:
+    """Return where a test of single elements holds; one element in all places is asked once."""
+    if array.size and is_repeated(array):
+        return np.broadcast_to(test(array.flat[0]), array.shape)
+    return np.asarray(test(array))
+
+
+def is_repeated(array: NDArray[Any]) -> bool:
+    """Return whether an array is one element in all places, which takes no memory."""
+    return bool(array.ndim) and not any(array.strides)
 
 
 def nonfinite_outputs(outputs: Sequence[Any]) -> dict[int, Mask]:

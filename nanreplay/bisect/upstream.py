@@ -1,14 +1,15 @@
 """Where the fatal operand of an origin came from, followed element by element.
 
-The first run of a step keeps the tensors of non-finite ops only. `kept_upstream` runs it once more,
-as far as the origin, and keeps those of the ops before it; `upstream_of` goes back through them: a
-`ConcatV2` leads to the input that the element is from, however large the others are. A product that
-is 0 leads to the factor that is 0, a sum to its largest term. Pure NumPy.
+The run of a step keeps the tensors of the ops before an origin, as far as there is room for them;
+where some are missing, `kept_upstream` runs it once more as far as the origin. `upstream_of` goes
+back through them: a `ConcatV2` leads to the input that the element is from, however large the
+others are. A product that is 0 leads to the factor that is 0, a sum to its largest term. Pure
+NumPy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from nanreplay.bisect.failing_step import Scene
 from nanreplay.bisect.influence import MOVEMENTS, REDUCTIONS, influence_of
 from nanreplay.bisect.judge import Suspect, constant_ops
 from nanreplay.bisect.op_trace import Fact, StepTrace, is_update
+from nanreplay.bisect.recent_events import makers_of
 from nanreplay.bisect.tensor_stats import (
     FLOATS,
     Mask,
@@ -34,10 +36,6 @@ from nanreplay.replay.provenance import OpEvent, ValueId
 
 _LONGEST = 8
 """How many ops are told."""
-_KEPT_LEVELS = 24
-_KEPT_OPS = 160
-_KEPT_BYTES = 256 << 20
-"""How far, of how many ops and how much at most the tensors are kept, the nearest first."""
 _DENOMINATOR = words("RealDiv Div FloorDiv TruncateDiv FloorMod Mod DivNoNan")
 _PRODUCTS = words("Mul MulNoNan MatMul BatchMatMul BatchMatMulV2 BatchMatMulV3 Einsum Prod")
 _EXTREMES = words("Max Min Maximum Minimum SegmentMax SegmentMin MaxPool ClipByValue")
@@ -52,12 +50,17 @@ class _OriginReachedError(Exception):
 
 
 def kept_upstream(scene: Scene, fact: Fact) -> Kept:
-    """Run a step as far as its origin, and return the executions before it with their tensors.
+    """Return the executions before an origin with their tensors.
 
-    Serials may be others in this run; name, function and calls of an execution are not.
+    The step runs once more, as far as the origin, where its run has not kept all of them. Serials
+    may be others in this run; name, function and calls of an execution are not.
     """
-    serials = {(maker.key, maker.calls): maker.serial for maker in _makers(scene.trace, fact)}
-    events: dict[int, OpEvent] = {}
+    makers = list(makers_of(scene.trace.facts, fact))
+    held = {maker.serial: scene.trace.recent.get(maker.serial) or maker.event for maker in makers}
+    events = {serial: event for serial, event in held.items() if event is not None}
+    if len(events) == len(makers):
+        return events
+    serials = {(maker.key, maker.calls): maker.serial for maker in makers}
 
     def keep(event: OpEvent) -> None:
         execution = ((event.function, event.name), event.calls)
@@ -71,22 +74,6 @@ def kept_upstream(scene: Scene, fact: Fact) -> Kept:
     except Exception:  # the origin is reached, or a kernel raised: what ran before is kept
         return events
     return events
-
-
-def _makers(trace: StepTrace, fact: Fact) -> Iterator[Fact]:
-    """Yield the ops before an op, the nearest first, within the limits of what is kept."""
-    level, seen, count, kept_bytes = [fact], {fact.serial}, 0, 0
-    for _ in range(_KEPT_LEVELS):
-        sources = [value.serial for one in level for value in one.sources if value.serial >= 0]
-        makers = [trace.facts[s] for s in dict.fromkeys(sources) if s in trace.facts]
-        level = [maker for maker in makers if maker.serial not in seen]
-        for maker in level:
-            seen.add(maker.serial)
-            count += 1
-            kept_bytes += sum(8 * stat.size for stat in maker.outputs)
-            if count > _KEPT_OPS or kept_bytes > _KEPT_BYTES:
-                return
-            yield maker
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,15 @@ from nanreplay.bisect.blame import assign_blame
 from nanreplay.bisect.influence import Execute
 from nanreplay.bisect.op_trace import Fact, StepTrace, is_update
 from nanreplay.bisect.step_runner import PASSIVE
-from nanreplay.bisect.tensor_stats import Mask, is_float, is_opaque, nan_mask, nonfinite
+from nanreplay.bisect.tensor_stats import (
+    Mask,
+    compact,
+    is_float,
+    is_opaque,
+    is_repeated,
+    nan_mask,
+    nonfinite,
+)
 from nanreplay.capture.arrays import as_array
 from nanreplay.replay.provenance import OpEvent, ValueId
 
@@ -113,11 +121,14 @@ class _Walker:
         self.execute = execute
         self.pending: list[int] = []
         self.arrivals: dict[int, dict[int, Arrival]] = {}
+        self.masks: dict[tuple[int, ...], Mask] = {}
+        """The last mask of each shape."""
 
     def arrive(self, value: ValueId, new: Arrival) -> None:
         """Put elements of a value on the path."""
         if not new.mask.any():
             return
+        new.mask = self.shared(new.mask)
         if value.serial < 0:
             _merge(self.walk.leaves, value, new)
             return
@@ -129,12 +140,24 @@ class _Walker:
         """Visit every op on the path once, the last one first."""
         while self.pending:
             serial = -heapq.heappop(self.pending)
-            fact, arrivals = self.trace.facts.get(serial), self.arrivals[serial]
-            if fact is not None and fact.event is not None:
-                failing = {k: arrival.mask for k, arrival in arrivals.items()}
+            fact, arrivals = self.trace.facts.get(serial), self.arrivals.pop(serial)
+            event = None if fact is None else fact.seen
+            if fact is not None and event is not None:
+                failing = {k: self.shared(arrival.mask) for k, arrival in arrivals.items()}
                 self.walk.failing[serial] = failing
                 self.walk.parents[serial] = _nearest(arrivals.values())
-                self.visit(fact, fact.event, failing, _joined(arrivals.values()))
+                self.visit(fact, event, failing, _joined(arrivals.values()))
+
+    def shared(self, mask: Mask) -> Mask:
+        """Return a mask; one for several ops with the same, since masks are as large as tensors."""
+        mask = compact(mask)
+        last = self.masks.get(mask.shape)
+        if is_repeated(mask) or last is mask:
+            return mask
+        if last is not None and np.array_equal(last, mask):
+            return last
+        self.masks[mask.shape] = mask
+        return mask
 
     def visit(self, fact: Fact, event: OpEvent, failing: dict[int, Mask], path: Arrival) -> None:
         """Put what is to blame for an op's failing elements on the path."""

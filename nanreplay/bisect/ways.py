@@ -118,9 +118,9 @@ def _worst_value(fact: Fact, stat: TensorStat) -> str:
         return "nan"
     if not stat.inf:
         return "finite"
-    if fact.event is None:
+    if fact.seen is None:
         return "inf"
-    array = as_array(fact.event.outputs[fact.outputs.index(stat)])
+    array = as_array(fact.seen.outputs[fact.outputs.index(stat)])
     is_positive = array.dtype.kind == "c" or not array.size or (array == np.inf).any()
     return "inf" if is_positive else "-inf"
 
@@ -173,7 +173,7 @@ def _makes_nan(scene: Scene, suspect: Suspect) -> bool:
     if suspect.fact is None:
         assert suspect.leaf is not None
         return bool(np.isnan(as_array(scene.trace.value(suspect.leaf))[suspect.masks[0]]).any())
-    event = suspect.fact.event
+    event = suspect.fact.seen
     if event is None:
         return False
     masks = masks_with_outputs(suspect.fact, suspect)

@@ -10,7 +10,7 @@ import contextlib
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -182,6 +182,15 @@ class Capture:
     def keyframe(self, step: int) -> dict[int, NDArray[Any]]:
         """State just before `step`, by variable index."""
         return self._step_arrays("keyframes", step)
+
+    def lazy_keyframe(self, step: int) -> Mapping[int, NDArray[Any]]:
+        """State just before `step`; each variable is read from the file whenever it is asked for.
+
+        For who looks at one variable after another: no more than one is in memory.
+        """
+        self._check_held("keyframes", str(step))
+        names = self._children.get(f"keyframes/{step}", ())
+        return _LazyArrays(self, f"keyframes/{step}", sorted(int(name) for name in names))
 
     def weights(self, step: int) -> dict[int, NDArray[Any]]:
         """Trainable variables just after `step`, by variable index; empty when not written."""
@@ -385,3 +394,24 @@ class Capture:
                 f"{self.path}: {part} cannot be read; "
                 f"the file is damaged or not complete ({lines[0]})."
             ) from error
+
+
+class _LazyArrays(Mapping[int, NDArray[Any]]):
+    """The numbered datasets of a group, each read whenever it is asked for."""
+
+    def __init__(self, capture: Capture, group: str, indices: list[int]) -> None:
+        self._capture = capture
+        self._group = group
+        self._indices = indices
+
+    def __getitem__(self, index: int) -> NDArray[Any]:
+        if index not in self._indices:
+            raise KeyError(index)
+        with self._capture._reading(f"/{self._group}"):
+            return read_array(self._capture._item(f"{self._group}/{index}"))
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._indices)
+
+    def __len__(self) -> int:
+        return len(self._indices)

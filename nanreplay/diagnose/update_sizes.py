@@ -27,6 +27,8 @@ _BOUNDED = 10.0
 """Optimizers such as Adam change no weight by more than a few times the rate."""
 _STEEP = 50.0
 """A gradient of more than this many times the weights' norm is large by itself."""
+_PIECE = 1 << 20
+"""Elements of a variable that are looked at together."""
 _RAISED = 10.0
 """How many times a rate was raised where that counts as the beginning."""
 
@@ -110,16 +112,28 @@ def _update(
     for index, info in enumerate(runner.variables):
         if info.role != "trainable" or len(info.shape) < 2 or index not in before:
             continue
-        old, new = (np.asarray(values[index]).astype(np.float64) for values in (before, after))
-        with np.errstate(all="ignore"):
-            change = np.abs(new - old)
-        if not np.isfinite(change).all():
+        pieces = list(_changes(np.asarray(before[index]), np.asarray(after[index])))
+        if not all(math.isfinite(most) for _, _, most in pieces):
             continue
-        changed += float(np.sum(np.square(change)))
-        usual += max(float(np.sum(np.square(old))), 2.0 * info.shape[-1])
-        largest = max(largest, float(change.max(initial=0.0)))
+        changed += sum(squares for squares, _, _ in pieces)
+        usual += max(sum(squares for _, squares, _ in pieces), 2.0 * info.shape[-1])
+        largest = max(largest, *(most for _, _, most in pieces))
     ratio = math.sqrt(changed / usual) if usual else 0.0
     return Update(step, ratio, largest, rate)
+
+
+def _changes(old: Any, new: Any) -> Iterator[tuple[float, float, float]]:
+    """Of each piece of a variable: sum of squares of its change, of what it held, largest change.
+
+    Piece by piece, since a variable may take a large part of the memory.
+    """
+    old, new = old.reshape(-1), new.reshape(-1)
+    for start in range(0, old.size, _PIECE):
+        piece = old[start : start + _PIECE].astype(np.float64)
+        with np.errstate(all="ignore"):
+            change = np.abs(new[start : start + _PIECE].astype(np.float64) - piece)
+            most = float(change.max()) if np.isfinite(change).all() else math.inf
+            yield float(np.sum(np.square(change))), float(np.sum(np.square(piece))), most
 
 
 def _is_of_rate(update: Update) -> bool:

@@ -1,34 +1,46 @@
 """What replaying an incident says of it.
 
 Reproduced, only under XLA, only in its precision, transient, healthy, or undecided: `judge`
-replays the window as it was trained and the failing step in every mode, and decides. Where two
-modes disagree, the last part of the file finds the first op at which they part (`diff` does, too).
+replays the window as it was trained and the failing step in every mode, and decides.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from nanreplay.bisect.failing_step import StepTraces, judged_tensors
 from nanreplay.bisect.growth import find_root
-from nanreplay.bisect.judge import Attribution
-from nanreplay.bisect.op_trace import Fact, fact_of
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.faults import KeyframeComparison, find_departure, reason_of, replay_without
-from nanreplay.errors import ReplayError, UnsafeProgramError, UnsupportedOpError
-from nanreplay.findings import DifferingOp, Evidence, ModeDifference, Verdict
-from nanreplay.program.compiled_program import hash_array
-from nanreplay.program.fingerprint import MAX_ULP, ulp_distance
+from nanreplay.diagnose.mode_differences import (
+    Executions,
+    compiled_difference,
+    executions_of,
+    float64_difference,
+    noting,
+)
+from nanreplay.errors import (
+    ReplayError,
+    StepRaisedError,
+    UnsafeProgramError,
+    UnsupportedOpError,
+)
+from nanreplay.findings import Evidence, Verdict
 from nanreplay.records import Trigger
-from nanreplay.replay.provenance import OpEvent
-from nanreplay.replay.replay_programs import Mode
 from nanreplay.replay.session import Replay, StepResult
 
 
-def judge(replay: Replay, *, progress: Callable[[int, int], None] | None = None) -> Verdict:
+def judge(
+    replay: Replay,
+    *,
+    progress: Callable[[int, int], None] | None = None,
+    traces: StepTraces | None = None,
+) -> Verdict:
     """Replay the steps up to the failing one as they were trained, and that one in every mode.
 
     ```python
@@ -40,6 +52,7 @@ def judge(replay: Replay, *, progress: Callable[[int, int], None] | None = None)
         replay: The capture's replay. Its notes tell afterwards what could not be run, and what
             came out otherwise when it ran again.
         progress: Called with (steps done, steps in all).
+        traces: Takes the run of the failing step op by op, for who looks into it afterwards.
 
     Raises:
         UnsafeProgramError: The program reaches beyond tensors.
@@ -71,24 +84,27 @@ def judge(replay: Replay, *, progress: Callable[[int, int], None] | None = None)
         exact = _exact(results[:-1])
         reason = f"Step {failing} raised when it was replayed: {exception.name}: {exception.value}"
         return Verdict("reproduced", exact, (Evidence("recorded", False, exact),), reason=reason)
-    return _judge_results(replay, results, keyframes)
+    return _judge_results(replay, results, keyframes, traces or StepTraces(replay))
 
 
 def _judge_results(
-    replay: Replay, results: Sequence[StepResult], keyframes: KeyframeComparison
+    replay: Replay,
+    results: Sequence[StepResult],
+    keyframes: KeyframeComparison,
+    traces: StepTraces,
 ) -> Verdict:
     """Decide what the window says that was replayed as it was trained."""
-    is_stable = _runs_alike(replay, results[-1], replay.now())
+    is_stable = _runs_alike(replay, results[-1])
     unrecorded = sorted(
         {name for result in results for name in replay.program(result.step).unrecorded}
     )
     if unrecorded and not _exact(results):
-        return _drawing_anew(replay, results, unrecorded, is_stable=is_stable is not None)
+        return _drawing_anew(replay, results, unrecorded, traces, is_stable=is_stable is not None)
     if is_stable is None:
         evidence = (_evidence("recorded", results),)
         reason = "Two replays of the step disagree."
         return Verdict("inconclusive", _exact(results), evidence, reason=reason)
-    return _transient(replay, results, keyframes) or _by_modes(replay, results)
+    return _transient(replay, results, keyframes) or _by_modes(replay, results, traces)
 
 
 def _why_not(replay: Replay) -> str:
@@ -115,15 +131,17 @@ def _not_run(replay: Replay, message: str, *, at_incident: bool) -> Verdict:
     return Verdict("inconclusive", None, reason=reason)
 
 
-def _runs_alike(replay: Replay, result: StepResult, after: Mapping[int, Any]) -> bool | None:
-    """Whether the failing step gives the same bits when it runs again.
+def _runs_alike(replay: Replay, result: StepResult) -> bool | None:
+    """Whether the failing step, which has just run, gives the same bits when it runs again.
 
     None when it is finite once and non-finite once.
     """
+    # checksums: what the step left takes as much memory as the model and its optimizer
+    after = {index: _bits(value) for index, value in replay.now().items()}
     again = replay.run_window("recorded", first=result.step, last=result.step)[0]
     if again.finite != result.finite:
         return None
-    if all(_bits(value) == _bits(after[index]) for index, value in replay.now().items()):
+    if all(_bits(value) == after[index] for index, value in replay.now().items()):
         return True
     replay.notes.append(
         f"Two replays of step {result.step} from the same state and batch "
@@ -132,12 +150,18 @@ def _runs_alike(replay: Replay, result: StepResult, after: Mapping[int, Any]) ->
     return False
 
 
-def _bits(value: Any) -> bytes:
-    return as_array(value).tobytes()
+def _bits(value: Any) -> int:
+    array = np.ascontiguousarray(as_array(value)).reshape(-1)
+    return zlib.crc32(array.tobytes() if array.dtype.hasobject else array.view(np.uint8).data)
 
 
 def _drawing_anew(
-    replay: Replay, results: Sequence[StepResult], ops: Sequence[str], *, is_stable: bool
+    replay: Replay,
+    results: Sequence[StepResult],
+    ops: Sequence[str],
+    traces: StepTraces,
+    *,
+    is_stable: bool,
 ) -> Verdict:
     """Decide where each run of the program is another one.
 
@@ -147,11 +171,12 @@ def _drawing_anew(
         replay: The capture's replay.
         results: The replayed steps, the failing one last.
         ops: Ops whose outputs were not recorded.
+        traces: Takes the run op by op.
         is_stable: Whether two runs of the failing step agree in being finite.
     """
     evidence = [_evidence("recorded", results)]
     if replay.signature(results[-1].step).compilation != "eager":
-        op_by_op = _run_ops(replay)
+        op_by_op = _run_ops(replay, traces)
         if op_by_op is not None:
             evidence.append(_evidence("ops", [op_by_op]))
     exact = _exact(results)
@@ -184,52 +209,84 @@ def _transient(
     return Verdict("transient", _exact(spared), evidence, reason=reason)
 
 
-def _by_modes(replay: Replay, results: Sequence[StepResult]) -> Verdict:
+def _by_modes(replay: Replay, results: Sequence[StepResult], traces: StepTraces) -> Verdict:
     """Run the failing step in the other modes, and decide."""
     recorded = results[-1]
     compilation = replay.signature(recorded.step).compilation
+    executions: Executions = {}
     evidence = [_evidence("recorded", results)]
     if compilation == "xla":
-        uncompiled = _run_mode(replay, "graph")
+        uncompiled = _run_graph(replay)
         if uncompiled is not None:
             evidence.append(_evidence("graph", [uncompiled]))
-    op_by_op = recorded if compilation == "eager" else _run_ops(replay)
+    op_by_op = recorded if compilation == "eager" else _run_ops(replay, traces)
     if op_by_op is None:
         evidence.append(Evidence("ops", False, None))
     else:
         evidence.append(_evidence("ops", [op_by_op]))
     if not (recorded.finite and evidence[-1].finite):
-        wide = _run_mode(replay, "float64")
+        wide = _is_finite_in_float64(replay, executions)
         if wide is not None:
-            evidence.append(Evidence("float64", wide.finite, None))
+            evidence.append(Evidence("float64", wide, None))
     verdict = _decide(replay, results, evidence)
+    if verdict.kind == "precision_only":
+        return _with_float64(replay, verdict, traces, executions)
     return _with_difference(replay, verdict, raised=op_by_op is None)
 
 
-def _run_ops(replay: Replay) -> StepResult | None:
-    """The failing step op by op, None when a kernel raises."""
+def _run_ops(replay: Replay, traces: StepTraces) -> StepResult | None:
+    """The failing step op by op, None when a kernel raises; its run tells the origin as well."""
     failing = replay.incident.step
     try:
-        result = replay.run_window("ops", first=failing, last=failing)[0]
+        if failing in traces:  # what that run left in the variables is no longer there
+            result = replay.run_window("ops", first=failing, last=failing)[0]
+            return None if result.exception is not None else result
+        trace = traces.of(failing)
+        if trace.stopped or trace.raised:
+            return None
+        return replay.result_after(failing, trace.fetched)
     except (UnsafeProgramError, UnsupportedOpError):
         raise
     except ReplayError:
         return None
-    return None if result.exception is not None else result
 
 
-def _run_mode(replay: Replay, mode: Mode) -> StepResult | None:
-    """The failing step in a mode that a verdict can do without; None when it cannot be run so."""
+def _is_finite_in_float64(replay: Replay, executions: Executions) -> bool | None:
+    """Whether the failing step is finite in float64; None when it cannot be run so.
+
+    Mostly a loss tells that it is not; only where none does, the whole step is run.
+
+    Args:
+        replay: The capture's replay.
+        executions: Takes what the whole step showed.
+    """
     failing = replay.incident.step
     try:
-        result = replay.run_window(mode, first=failing, last=failing)[0]
+        if replay.loses_in_float64(failing):
+            return False
+        see, names = noting(replay, failing, executions), judged_tensors(replay, failing)
+        fetched = replay.run(failing, see, fetches=names, mode="float64")
+        return replay.result_after(failing, fetched, "float64").finite
+    except (ReplayError, UnsupportedOpError) as error:
+        executions.clear()
+        why = str(error)
+        if isinstance(error, StepRaisedError) and replay.incident.trigger.what == "exception":
+            why = f"It raised {error.kind}: {error.reason}"
+        replay.notes.append(f"Step {failing} could not be replayed in float64. {why}")
+        return None
+
+
+def _run_graph(replay: Replay) -> StepResult | None:
+    """The failing step compiled without XLA; None when it cannot be run so."""
+    failing = replay.incident.step
+    try:
+        result = replay.run_window("graph", first=failing, last=failing)[0]
         if result.exception is None:
             return result
         why = f"It raised {result.exception.name}: {result.exception.value}"
     except (ReplayError, UnsupportedOpError) as error:
         why = str(error)
-    how = "in float64" if mode == "float64" else "without XLA"
-    replay.notes.append(f"Step {failing} could not be replayed {how}. {why}")
+    replay.notes.append(f"Step {failing} could not be replayed without XLA. {why}")
     return None
 
 
@@ -282,13 +339,25 @@ def _is_precision(replay: Replay, finite: Mapping[str, bool]) -> bool:
     return find_root(replay.capture.timeline_record(), failing).step >= failing
 
 
+def _with_float64(
+    replay: Replay, verdict: Verdict, traces: StepTraces, executions: Executions
+) -> Verdict:
+    """Add the first op that float64 keeps finite."""
+    failing = replay.incident.step
+    try:
+        narrow = executions_of(traces.of(failing))
+        difference = float64_difference(replay, failing, narrow, executions or None)
+        return replace(verdict, difference=difference)
+    except (ReplayError, UnsupportedOpError) as error:
+        replay.notes.append(f"Where the modes part could not be found. {error}")
+    return verdict
+
+
 def _with_difference(replay: Replay, verdict: Verdict, *, raised: bool) -> Verdict:
     """Add where the modes part, when one is finite and another is not."""
     finite = {run.mode: run.finite for run in verdict.evidence}
     failing = replay.incident.step
     try:
-        if verdict.kind == "precision_only":
-            return replace(verdict, difference=float64_difference(replay, failing))
         if not raised and finite["recorded"] != finite["ops"]:
             return replace(verdict, difference=compiled_difference(replay, failing))
     except (ReplayError, UnsupportedOpError) as error:
@@ -308,124 +377,3 @@ def _exact(steps: Sequence[StepResult]) -> bool | None:
 def _evidence(mode: str, steps: Sequence[StepResult]) -> Evidence:
     known = [step.max_ulp for step in steps if step.max_ulp is not None]
     return Evidence(mode, steps[-1].finite, _exact(steps), max(known) if known else None)
-
-
-# Where two ways of replaying one step part: the first op with other bits, and the first that is
-# finite in one of them only. Ops that the recorder added for the fingerprint are left out.
-
-_COMPARED = ("float16", "bfloat16", "float32", "float64")
-"""Dtypes that are compared."""
-
-
-def compiled_difference(replay: Replay, step: int) -> ModeDifference | None:
-    """Return where a step compiled as it was trained parts from the step run op by op.
-
-    Float tensors of the main graph are compared by hashes, so inside of loops, branches and
-    called functions nothing is seen. Measuring may change how XLA fuses ops, so that the step as
-    it was trained may part from it at another op.
-
-    Args:
-        replay: The capture's replay.
-        step: One of `replay.steps`.
-
-    Returns:
-        The first differing ops; None when nothing differs.
-
-    Raises:
-        ReplayError: The step cannot be run in one of the ways.
-    """
-    ops: dict[str, Fact] = {}
-    hashes: dict[str, Any] = {}
-
-    def see(event: OpEvent) -> None:
-        if not event.calls and not _is_for_fingerprint(replay, step, event):
-            for name, value in _compared_outputs(event).items():
-                hashes[name], ops[name] = hash_array(value), fact_of(event)
-
-    replay.run(step, see)
-    compiled = replay.compiled_hashes(step, list(hashes))
-    differing = [name for name in hashes if compiled[name] != hashes[name]]
-    if not differing:
-        return None
-    first = differing[0]
-    parted = next((n for n in hashes if _parts(compiled[n], hashes[n])), None)
-    ulp = MAX_ULP if first == parted else _ulp_between(replay, step, first)
-    attribution = Attribution(replay.ops(step))
-    is_compiled_finite = parted is not None and bool(hashes[parted].nonfinite)
-    return ModeDifference(
-        ("ops", "recorded") if is_compiled_finite else ("recorded", "ops"),
-        _described(attribution, ops[first], ulp),
-        None if parted is None else _described(attribution, ops[parted], MAX_ULP),
-    )
-
-
-def _parts(one: Any, other: Any) -> bool:
-    """Whether one of two hashed tensors is finite and the other is not."""
-    return bool(one.nonfinite) != bool(other.nonfinite)
-
-
-def _ulp_between(replay: Replay, step: int, tensor: str) -> int:
-    """How many ulp lie between the two ways in one tensor."""
-    values: list[Any] = []
-
-    def see(event: OpEvent) -> None:
-        outputs = {} if event.calls else _compared_outputs(event)
-        if tensor in outputs:
-            values.append(outputs[tensor])
-
-    replay.run(step, see)
-    compiled = replay.compiled_values(step, [tensor])[tensor]
-    return ulp_distance(as_array(compiled), as_array(values[0]))
-
-
-def float64_difference(replay: Replay, step: int) -> ModeDifference | None:
-    """Return the first op of a step that is non-finite op by op and finite in float64.
-
-    Args:
-        replay: The capture's replay.
-        step: One of `replay.steps`.
-
-    Returns:
-        The op; None when there is none.
-
-    Raises:
-        ReplayError: The step cannot be run in one of the ways.
-    """
-    narrow, wide = _nonfinite_ops(replay, step, "ops"), _nonfinite_ops(replay, step, "float64")
-    for key, (fact, is_bad) in narrow.items():
-        if is_bad and key in wide and not wide[key][1]:
-            op = _described(Attribution(replay.ops(step)), fact, None)
-            return ModeDifference(("ops", "float64"), None, op)
-    return None
-
-
-def _nonfinite_ops(replay: Replay, step: int, mode: Any) -> dict[Any, tuple[Fact, bool]]:
-    """Whether each execution of an op is non-finite, in the order in which they ran."""
-    executions: dict[Any, tuple[Fact, bool]] = {}
-
-    def see(event: OpEvent) -> None:
-        if not _is_for_fingerprint(replay, step, event):
-            outputs = _compared_outputs(event).values()
-            is_bad = any(not np.isfinite(as_array(value)).all() for value in outputs)
-            executions[event.function, event.name, event.calls] = fact_of(event), is_bad
-
-    # The verdict has run these fetches, so the interpreter has a plan for them already.
-    fingerprint = replay.signature(step).watch
-    replay.run(step, see, fetches=[fingerprint] if fingerprint else None, mode=mode)
-    return executions
-
-
-def _compared_outputs(event: OpEvent) -> dict[str, Any]:
-    """Return the outputs of an op that are compared, by tensor name."""
-    outputs = {f"{event.name}:{k}": value for k, value in enumerate(event.outputs)}
-    return {name: value for name, value in outputs.items() if value.dtype.name in _COMPARED}
-
-
-def _is_for_fingerprint(replay: Replay, step: int, event: OpEvent) -> bool:
-    info = replay.ops(step).get((event.function, event.name))
-    return info is not None and info.phase == "watch"
-
-
-def _described(attribution: Attribution, fact: Fact, ulp: int | None) -> DifferingOp:
-    place = attribution.place(fact)
-    return DifferingOp(fact.type, fact.name, place.phase, place.layer_path or None, ulp)

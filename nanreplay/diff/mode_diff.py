@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from nanreplay.capture import Capture
-from nanreplay.diagnose.verdict import compiled_difference, float64_difference
+from nanreplay.diagnose.mode_differences import compiled_difference, float64_difference
 from nanreplay.diff.diff_findings import Diff, PartingOp, Value, sentence_of
 from nanreplay.errors import MissingPartError, ReplayError, UnsupportedOpError
 from nanreplay.findings import DifferingOp

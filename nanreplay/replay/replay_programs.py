@@ -90,7 +90,6 @@ class Program:
             (op.function, op.name): op for op in record.ops
         }
         self._compiled: OrderedDict[_CompiledKey, CompiledProgram] = OrderedDict()
-        self._interpreter: Interpreter | None = None
 
     @property
     def feed_names(self) -> list[tuple[FeedKind, int]]:
@@ -141,14 +140,30 @@ class Program:
         if signature.watch is not None:
             fetched = self.run_ops(batch, variables, fetches=[signature.watch])
             return fetched[signature.watch].numpy()
-        gradients = {spec.variable: spec.tensor for spec in signature.gradients}
-        names = list(dict.fromkeys([*signature.losses, *signature.outputs, *gradients.values()]))
+        gradients = [spec.tensor for spec in signature.gradients]
+        names = list(dict.fromkeys([*signature.losses, *signature.outputs, *gradients]))
         fetched = self.run_ops(batch, variables, fetches=names, whole_functions=mode == "recorded")
+        return self.fingerprint_after_ops(fetched, variables, recorded)
+
+    def fingerprint_after_ops(
+        self, fetched: Mapping[str, Any], variables: Sequence[Any], recorded: Any
+    ) -> Any:
+        """Return the fingerprint of a step that has run op by op; None without one.
+
+        Args:
+            fetched: Its losses and outputs, and the gradients that the fingerprint tells of.
+            variables: `tf.Variable`s by index, after the step.
+            recorded: As for `step`.
+        """
+        signature = self.signature
+        if signature.watch is not None:
+            return fetched[signature.watch].numpy()
+        gradients = {spec.variable: spec.tensor for spec in signature.gradients}
         return fingerprint_of(
             signature.watch_layout,
             losses=[fetched[name] for name in signature.losses],
             outputs=[fetched[name] for name in signature.outputs],
-            gradients={index: fetched[name] for index, name in gradients.items()},
+            gradients={i: fetched[name] for i, name in gradients.items() if name in fetched},
             variables=variables,
             recorded=recorded,
         )
@@ -293,11 +308,11 @@ class Program:
             cancelled: Asked before each op; True ends the run.
             whole_functions: Run compiled functions that an eager step called compiled.
         """
-        if self._interpreter is None:
-            self._interpreter = Interpreter(
-                self.graph, compile_random=self.signature.compilation == "xla"
-            )
-        targets = self.signature.control_outputs if update else ()
+        targets: list[str] = []
+        if update:
+            gradients = {spec.tensor.rpartition(":")[0] for spec in self.signature.gradients}
+            own = [name for name in gradients & self._nodes.keys() if not self._is_fed(name)]
+            targets = [*self.signature.control_outputs, *sorted(own)]
         wanted = list(dict.fromkeys([*fetches, *(self.signature.outputs if update else ())]))
         tensors = self._interpreter.run(
             self.feeds(batch, variables), wanted, targets=targets, given=self.given(batch),
@@ -305,6 +320,9 @@ class Program:
             whole_functions=whole_functions,
         )  # fmt: skip
         return dict(zip(wanted, tensors, strict=True))
+
+    def _is_fed(self, op: str) -> bool:
+        return bool(self._nodes[op].op.startswith("Placeholder"))
 
     def feeds(self, batch: Sequence[ArrayLike], variables: Sequence[Any]) -> Mapping[str, Any]:
         """Return tensor name -> value for every placeholder."""
@@ -318,6 +336,17 @@ class Program:
                 feeds[capture.tensor] = capture_feed(capture, variables, self.record.constants)
         return feeds
 
+    def needed_variables(self, fetches: Sequence[str]) -> set[int]:
+        """Return the indices of the variables that tensors of the main graph depend on."""
+        inputs, captures = self.signature.inputs, self.signature.captures
+        names = [*(spec.tensor for spec in inputs), *(spec.tensor for spec in captures)]
+        plan = self._interpreter.library.main_plan(tuple(names), tuple(fetches), ())
+        used = {slot for step in plan.steps for slot in step.inputs}
+        numbered = enumerate(captures, len(inputs))
+        return {
+            spec.variable for slot, spec in numbered if slot in used and spec.variable is not None
+        }
+
     def given(self, batch: Sequence[ArrayLike]) -> Mapping[str, Sequence[Any]]:
         """Return the recorded outputs of the ops that do not run again, by name of the op."""
         given: dict[str, list[Any]] = {}
@@ -326,6 +355,10 @@ class Program:
             dtype = self._dtype(spec.tensor).name
             given.setdefault(op, []).append(as_type(batch[spec.leaf], dtype))
         return given
+
+    @cached_property
+    def _interpreter(self) -> Interpreter:
+        return Interpreter(self.graph, compile_random=self.signature.compilation == "xla")
 
     @cached_property
     def _idle(self) -> frozenset[str]:

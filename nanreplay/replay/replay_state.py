@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,74 @@ from nanreplay.limits import check_size
 from nanreplay.program.compiled_program import variable_handle
 from nanreplay.program.nonfinite_values import has_nonfinite, nonfinite_kind, read_variable
 from nanreplay.records import ArrayLike, VariableInfo
+
+STATES_KEPT = 4
+"""States of the variables before steps that are kept, so that going back costs no new run."""
+_LARGE_STATE = 128 << 20
+"""Of states of more bytes only the one that matters most and the one asked for last are kept."""
+
+
+class KnownStates(Mapping[int, Mapping[int, Any]]):
+    """The last states of the variables before steps that were asked for, by step.
+
+    Args:
+        infos: The capture's table of variables.
+        pinned: The step whose state stays when states are large: it is asked for again and again.
+    """
+
+    def __init__(self, infos: Sequence[VariableInfo], pinned: int) -> None:
+        """Know of none yet."""
+        is_large = sum(_size_bytes(info) for info in infos) > _LARGE_STATE
+        self._pinned = pinned if is_large else None
+        self._states: OrderedDict[int, Mapping[int, Any]] = OrderedDict()
+
+    def __getitem__(self, step: int) -> Mapping[int, Any]:
+        """Return a state, and note that it was asked for."""
+        self._states.move_to_end(step)
+        return self._states[step]
+
+    def __iter__(self) -> Iterator[int]:
+        """Go through the steps, the one asked for last at the end."""
+        return iter(tuple(self._states))
+
+    def __len__(self) -> int:
+        """Return how many are kept."""
+        return len(self._states)
+
+    def __contains__(self, step: object) -> bool:
+        """Whether a state is kept."""
+        return step in self._states
+
+    def add(self, step: int, state: Mapping[int, Any]) -> None:
+        """Keep a state, and let go of those that nobody asked for of late."""
+        self._states[step] = state
+        self._forget(STATES_KEPT if self._pinned is None else 2)
+
+    def is_worth(self, step: int, incident: int) -> bool:
+        """Whether a state that a replay passes will be asked for: the incident's, and one before.
+
+        The one before tells how far the last update went; where states are large, it is replayed.
+        """
+        return step == incident or (self._pinned is None and step == incident - 1)
+
+    def make_room(self) -> None:
+        """Let go of large states that can be replayed, before steps run that need room."""
+        if self._pinned is not None:
+            self._forget(1)
+
+    def drop(self, step: int) -> None:
+        """Let go of one state."""
+        del self._states[step]
+
+    def clear(self) -> None:
+        """Let go of all."""
+        self._states.clear()
+
+    def _forget(self, most: int) -> None:
+        for step in [known for known in self._states if known != self._pinned]:
+            if len(self._states) <= most:
+                break
+            del self._states[step]
 
 
 class LiveState:
@@ -40,6 +109,17 @@ class LiveState:
             check_size("The program is refused: its variables", size_bytes)
             self._variables = [_variable(info) for info in self._infos]
         return self._variables
+
+    def some(self, values: Mapping[int, ArrayLike]) -> list[Any]:
+        """Return a list of new variables with some values, by index; an empty one for the rest.
+
+        These are not the variables of this state.
+        """
+        empty = tf.Variable(0.0, trainable=False)
+        made: list[Any] = [empty] * len(self._infos)
+        for index, value in values.items():
+            made[index] = tf.Variable(as_type(value, self._infos[index].dtype), trainable=False)
+        return made
 
     def assign(self, values: Mapping[int, ArrayLike]) -> None:
         """Set variables by index; values of another type are cast to the variable's."""

@@ -6,42 +6,29 @@ what-if, the terminal interface) works through a `Replay`.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
-from nanreplay.capture.reader import Capture
-from nanreplay.errors import (
-    MissingPartError,
-    StepRaisedError,
-)
+from nanreplay.errors import StepRaisedError
 from nanreplay.program.compiled_program import BitHash, compiled_hashes
-from nanreplay.program.float_types import widened_variables
 from nanreplay.program.nonfinite_values import nonfinite_kind
-from nanreplay.records import ArrayLike, BatchRecord, Trigger
-from nanreplay.replay.determinism import OpDeterminism, begun_anew
+from nanreplay.records import ArrayLike, BatchRecord
+from nanreplay.replay.determinism import begun_anew
 from nanreplay.replay.interpreter import ErrorHandler, Observer
 from nanreplay.replay.kernels import run_kernel
 from nanreplay.replay.provenance import OpEvent, ValueId
-from nanreplay.replay.replay_programs import Mode, Program
-from nanreplay.replay.replay_state import LiveState
-from nanreplay.replay.step_results import (
-    RecordedSteps,
-    StepResult,
-    compare_step,
-    in_words,
-)
+from nanreplay.replay.replay_programs import Mode
+from nanreplay.replay.replay_state import KnownStates, LiveState
+from nanreplay.replay.step_results import StepResult, compare_step, tells_losses
+from nanreplay.replay.step_runs import StepRuns
 
 __all__ = ["Replay", "StepResult"]
-T = TypeVar("T")
 AtKeyframe: TypeAlias = Callable[[int, Mapping[int, Any], Mapping[int, Any]], Mapping[int, Any]]
-_STATES_KEPT = 4
-"""States of the variables before steps that are kept, so that going back costs no new run."""
 
 
-class Replay(RecordedSteps):
+class Replay(StepRuns):
     """Runs the steps of a capture again, with the state and the batches that were recorded.
 
     Examples:
@@ -66,14 +53,6 @@ class Replay(RecordedSteps):
             captures of your own.
     """
 
-    def __init__(self, capture: Capture, *, trust: bool = False) -> None:
-        """Find the steps that can be replayed; nothing runs yet."""
-        super().__init__(capture, trust=trust)
-        self._states: OrderedDict[int, Mapping[int, Any]] = OrderedDict()
-        self._live = LiveState(capture.variables_info)
-        self._wide = LiveState(widened_variables(capture.variables_info))
-        self._determinism = OpDeterminism()
-
     def __enter__(self) -> Replay:
         """Return itself."""
         return self
@@ -86,14 +65,6 @@ class Replay(RecordedSteps):
     ) -> None:
         """Let go of the state."""
         self.close()
-
-    def close(self) -> None:
-        """Let go of the state and put op determinism back."""
-        self._determinism.release()
-        self._programs.clear()
-        self._states.clear()
-        self._live.clear()
-        self._wide.clear()
 
     @begun_anew
     def run_window(
@@ -138,13 +109,10 @@ class Replay(RecordedSteps):
             if step in keyframes:
                 # set even after the step before it has run: between the two, metrics were reset or
                 # a callback set weights
-                held = self.capture.keyframe(step)
-                chosen = at_keyframe(step, live.read(), held) if follows and at_keyframe else held
-                live.assign(chosen)
-                is_faithful = is_faithful and chosen is held
+                is_faithful &= self._set_keyframe(step, live, at_keyframe if follows else None)
             elif not follows:
                 live.assign(self.state(step))
-            if is_faithful and step == self.incident.step:
+            if is_faithful and self._states.is_worth(step, self.incident.step):
                 self._remember(step)
             try:
                 results.append(self._run_step(step, mode))
@@ -155,96 +123,16 @@ class Replay(RecordedSteps):
                 break  # it has left no state for a step after it
             if progress is not None:
                 progress(done + 1, len(wanted))
+        if mode == "recorded":
+            self.recorded_results.update((result.step, result) for result in results)
         return results
 
-    def _remember(self, step: int) -> None:
-        """Keep the variables as they are as the state just before a step."""
-        self._live.assign(self.batch(step).overrides)
-        self._states[step] = self._live.read()
-        while len(self._states) > _STATES_KEPT:
-            self._states.popitem(last=False)
-
-    def _run_step(self, step: int, mode: Mode) -> StepResult:
-        """Run a step on the variables as they are, update them, and compare with the recording."""
-        batch, (program, live) = self.batch(step), self._program_and_state(step, mode)
-        live.assign(batch.overrides)
-        trigger, layout = self.incident.trigger, program.signature.watch_layout
-        claimed = trigger.name if trigger.what == "variable" else None
-        bad_before = live.already_bad(layout, claimed)
-        # `wide` is a program in float64 already, and that is how it runs
-        way: Mode = "ops" if mode == "float64" else mode
-        # Loss scaling skips an update for a bad gradient and leaves no trace of it in the state,
-        # so the gradients of such an incident are asked for once more, from the state before it.
-        asks_gradients = trigger.what == "gradient" and step == self.incident.step
-        before = live.read() if asks_gradients else {}
-        fingerprint = self._determined(
-            step, lambda: program.step(way, batch.arrays, live.variables, batch.fingerprint)
-        )
-        result = compare_step(
-            step,
-            program.signature,
-            fingerprint,
-            batch.fingerprint,
-            paths=[info.path for info in self.variables],
-            count_skips=trigger.what == "gradient",
-            bad_variable=lambda index: "" if index in bad_before else live.bad_kind(index),
-            slots=self.optimizer_slots,
-            step_loss=program.step_loss,
-            recorded_loss=self.timeline_loss(step),
-        )
-        if asks_gradients and result.finite and result.nonfinite is None:
-            gradient = self._determined(
-                step, lambda: self._bad_gradient(program, way, batch, before, live)
-            )
-            if gradient is not None:
-                return replace(result, finite=False, nonfinite=gradient)
-        return result
-
-    def _bad_gradient(
-        self,
-        program: Program,
-        way: Mode,
-        batch: BatchRecord,
-        before: Mapping[int, Any],
-        live: LiveState,
-    ) -> Trigger | None:
-        """The first non-finite gradient of a step that began with the variables `before`.
-
-        The step runs on `live`, whose variables are afterwards as they are now.
-        """
-        after, specs = live.read(), program.signature.gradients
-        names = [spec.tensor for spec in specs]
-        live.assign(before)
-        if way in ("recorded", "graph") and program.signature.compilation != "eager":
-            jit = program.signature.compilation == "xla" and way == "recorded"
-            compiled = program.compiled(names, jit=jit)
-            _, gradients = compiled(batch.arrays, live.variables, program.record.constants)
-        else:
-            fetched = program.run_ops(batch.arrays, live.variables, fetches=names, update=False)
-            gradients = [fetched[name] for name in names]
-        live.assign(after)
-        for spec, gradient in zip(specs, gradients, strict=True):
-            kind = nonfinite_kind(gradient)
-            if kind:
-                return Trigger("gradient", self.variables[spec.variable].path, kind)
-        return None
-
-    def _program_and_state(self, step: int, mode: Mode) -> tuple[Program, LiveState]:
-        program = self.program(step)
-        if mode != "float64":
-            return program, self._live
-        wide = program.wide
-        note = (
-            "In float64, these ops ran in their own type, since they have no float64 kernel: "
-            f"{', '.join(program.narrow_ops)}."
-        )
-        if program.narrow_ops and note not in self.notes:
-            self.notes.append(note)
-        return wide, self._wide
-
-    def _determined(self, step: int, work: Callable[[], T]) -> T:
-        """Do some work of a step with op determinism; see `begun_anew` for ops that lack it."""
-        return self._determinism.do(step, work, self.notes)
+    def _set_keyframe(self, step: int, live: LiveState, at_keyframe: AtKeyframe | None) -> bool:
+        """Set the variables that a keyframe holds, or those chosen of it; returns whether all."""
+        held = self.capture.lazy_keyframe(step)
+        chosen = at_keyframe(step, live.read(), held) if at_keyframe is not None else held
+        live.assign(chosen)
+        return chosen is held
 
     @begun_anew
     def run(
@@ -278,6 +166,8 @@ class Replay(RecordedSteps):
             ReplayError: A kernel raised and there is no `on_error`.
         """
         program, live = self._program_and_state(step, mode)
+        if mode == "float64":
+            self._live.assign(self.state(step))  # what the last step left takes as much memory
         live.assign(self.state(step))
         leaves = self.batch(step).arrays if batch is None else batch
         if fetches is None:
@@ -298,6 +188,62 @@ class Replay(RecordedSteps):
                 on_error=on_error,
             ),
         )
+
+    def result_after(
+        self, step: int, fetched: Mapping[str, Any], mode: Literal["ops", "float64"] = "ops"
+    ) -> StepResult:
+        """Judge a step that has just run op by op as part of `run`, and compare it.
+
+        Args:
+            step: One that has run in a window before; nothing may have run since.
+            fetched: Its losses and outputs; gradients as well where it is judged by them.
+            mode: How it ran.
+        """
+        batch, (program, live) = self.batch(step), self._program_and_state(step, mode)
+        signature, trigger = program.signature, self.incident.trigger
+        asks_gradients = trigger.what == "gradient" and step == self.incident.step
+        bad_before = self._bad_before[step]
+        result = compare_step(
+            step,
+            signature,
+            program.fingerprint_after_ops(fetched, live.variables, batch.fingerprint),
+            batch.fingerprint,
+            paths=[info.path for info in self.variables],
+            count_skips=trigger.what == "gradient",
+            bad_variable=lambda index: "" if index in bad_before else live.bad_kind(index),
+            slots=self.optimizer_slots,
+        )
+        if asks_gradients and result.finite and result.nonfinite is None:
+            gradient = self._first_bad([fetched[spec.tensor] for spec in signature.gradients], step)
+            if gradient is not None:
+                return replace(result, finite=False, nonfinite=gradient)
+        return result
+
+    @begun_anew
+    def loses_in_float64(self, step: int) -> bool | None:
+        """Whether a loss of a step is not finite with every float as float64.
+
+        Only what the losses need runs, and of the variables only what they depend on is widened: a
+        whole state in float64 takes twice the memory. None where losses do not decide.
+
+        Args:
+            step: One of `steps`.
+        """
+        signature, batch = self.signature(step), self.batch(step)
+        if not (signature.losses and tells_losses(signature)) or batch.fingerprint is None:
+            return None
+        program, wide = self._program_and_state(step, "float64")
+        state = self.state(step)
+        self._live.assign(state)  # what the last step left takes as much memory as the state
+        needed = program.needed_variables(signature.losses)
+        variables = wide.some({index: state[index] for index in needed})
+        fetched = self._determined(
+            step,
+            lambda: program.run_ops(
+                batch.arrays, variables, fetches=signature.losses, update=False
+            ),
+        )
+        return any(bool(nonfinite_kind(loss)) for loss in fetched.values())
 
     @begun_anew
     def probe(self, step: int) -> Mapping[str, tuple[bool, bool]]:
@@ -361,25 +307,6 @@ class Replay(RecordedSteps):
         """
         return run_kernel(event.type, event.attrs, inputs)
 
-    # The variables before and after steps.
-
-    @begun_anew
-    def state(self, step: int) -> Mapping[int, Any]:
-        """Return the variables just before a step, by index.
-
-        Raises:
-            MissingPartError: The step cannot be replayed.
-        """
-        if step not in self.steps:
-            raise MissingPartError(
-                f"{self.capture.path}: step {step} cannot be replayed; "
-                f"there are {in_words(self.steps)}."
-            )
-        if step not in self._states:
-            self._seek(step)
-        self._states.move_to_end(step)
-        return self._states[step]
-
     @begun_anew
     def state_after(self, step: int) -> Mapping[int, Any]:
         """Return the variables just after a step, replayed as it was trained, by index.
@@ -391,12 +318,17 @@ class Replay(RecordedSteps):
         self._run_step(step, "recorded")
         return self._live.read()
 
+    def make_room(self) -> None:
+        """Let go of what the last run left; of large states all but the incident's go, too."""
+        self._live.clear()
+        self._wide.clear()
+        self._states.make_room()
+
     def replace_batch(self, step: int, batch: BatchRecord) -> None:
         """From now on, run a step with another input than was recorded of it."""
         self._batches[step] = batch
-        later = [known for known in self._states if known > step]
-        for known in later:  # reached through the input that was replaced
-            del self._states[known]
+        for known in [known for known in self._states if known > step]:
+            self._states.drop(known)  # reached through the input that was replaced
 
     def replace_state(self, step: int, values: Mapping[int, Any]) -> None:
         """From now on, start a step with these values of some variables.
@@ -405,7 +337,8 @@ class Replay(RecordedSteps):
         """
         self._live.assign(self.state(step))
         self._live.assign(values)
-        self._states = OrderedDict({step: self._live.read()})
+        self._states = KnownStates(self.variables, step)
+        self._states.add(step, self._live.read())
 
     @begun_anew
     def fingerprint(self, step: int) -> Any:
@@ -416,16 +349,6 @@ class Replay(RecordedSteps):
             step,
             lambda: program.step("recorded", batch.arrays, self._live.variables, batch.fingerprint),
         )
-
-    def _seek(self, step: int) -> None:
-        """Reach the state before a step from the nearest earlier one that is known."""
-        known = (*self.capture.keyframe_steps, *self._states)
-        base = max(earlier for earlier in known if earlier <= step)
-        is_kept = base in self._states
-        self._live.assign(self._states[base] if is_kept else self.capture.keyframe(base))
-        for between in range(base, step):
-            self._run_step(between, "recorded")
-        self._remember(step)
 
     def now(self) -> Mapping[int, Any]:
         """Return the variables as the last run left them (one in float64 aside), by index."""

@@ -332,6 +332,13 @@ def compare_step(
     )
 
 
+def tells_losses(signature: Signature) -> bool:
+    """Whether a fingerprint holds a loss, so that one that is not finite decides."""
+    layout = Layout.parse(signature.watch_layout)
+    logged = _logged_losses(signature)
+    return bool(layout.losses) or any(output in logged for _, output in layout.logged)
+
+
 def _logged_losses(signature: Signature) -> list[int]:
     """Outputs that the step returns as losses, such as `loss` and `head/output_loss`."""
     last_names = [name.rpartition("/")[2] for name in signature.output_names]

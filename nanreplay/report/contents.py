@@ -34,6 +34,10 @@ class Report:
     """The likeliest first; empty when nothing was non-finite."""
     fixes: tuple[FixResult, ...] = ()
     """What was tried, in the order in which it was."""
+    state_bytes: int | None = None
+    """Size of all variables of the recorded program: weights, optimizer slots, metrics, seeds."""
+    peak_bytes: int | None = None
+    """The most memory that the process had in use until the report was made."""
 
     def _repr_html_(self) -> str:
         """Show the page of the report in a notebook."""

@@ -20,11 +20,14 @@ from nanreplay.errors import (
     own_error,
 )
 from nanreplay.findings import Cause, Findings, FixResult, Verdict
+from nanreplay.limits import peak_bytes
 from nanreplay.report.contents import Report
+from nanreplay.report.inventory import size_of_variables
 from nanreplay.report.sentence import sentence
 
 if TYPE_CHECKING:
     from nanreplay.bisect import Bisection
+    from nanreplay.bisect.failing_step import StepTraces
     from nanreplay.replay import Replay
 
 Fixes: TypeAlias = Literal["fast", "all", "none"] | Sequence[str]
@@ -84,15 +87,17 @@ def explain(
         UnsupportedOpError: The program holds an op that cannot be replayed.
     """
     from nanreplay.bisect import Bisection
+    from nanreplay.bisect.failing_step import StepTraces
     from nanreplay.diagnose import judge
     from nanreplay.replay import Replay
 
     with Capture(path) as capture, Replay(capture, trust=trust) as replay:
-        verdict = judge(replay, progress=_told_to_the_end(progress, say))
+        traces = StepTraces(replay)
+        verdict = judge(replay, progress=_told_to_the_end(progress, say), traces=traces)
         if verdict.kind in ("inconclusive", "transient"):  # no origin in the program
             bisection = Bisection(Findings(reason=verdict.reason))
         else:
-            bisection = as_worker(capture, _bisected(replay, say))
+            bisection = as_worker(capture, _bisected(replay, say, traces))
         if say is not None:
             say("telling the cause")
         causes, cause_notes = _causes(replay, bisection, verdict)
@@ -120,11 +125,11 @@ def _told_to_the_end(progress: Progress | None, say: Say | None) -> Progress:
     return tell
 
 
-def _bisected(replay: Replay, say: Say | None) -> Bisection:
+def _bisected(replay: Replay, say: Say | None, traces: StepTraces) -> Bisection:
     from nanreplay.bisect import Bisection, bisect
 
     try:
-        return bisect(replay, replay.capture.timeline_record(), progress=say)
+        return bisect(replay, replay.capture.timeline_record(), progress=say, traces=traces)
     except (UnsupportedOpError, ReplayError, MissingPartError) as error:
         return Bisection(Findings(reason=f"The step cannot be run op by op. {error}"))
 
@@ -200,6 +205,8 @@ def report_of(
         sentence=sentence(verdict, findings, incident, steps, causes, fixes),
         causes=causes,
         fixes=fixes,
+        state_bytes=size_of_variables(capture.variables_info),
+        peak_bytes=peak_bytes(),
     )
 
 

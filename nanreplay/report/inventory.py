@@ -95,9 +95,14 @@ def _input(spec: InputSpec) -> dict[str, Any]:
 def _variables(infos: Sequence[VariableInfo]) -> dict[str, Any]:
     return {
         "count": len(infos),
-        "size_bytes": sum(math.prod(info.shape) * _itemsize(info.dtype) for info in infos),
+        "size_bytes": size_of_variables(infos),
         "roles": dict(Counter(info.role for info in infos)),
     }
+
+
+def size_of_variables(infos: Sequence[VariableInfo]) -> int:
+    """Bytes of all variables of a table."""
+    return sum(math.prod(info.shape) * _itemsize(info.dtype) for info in infos)
 
 
 def _itemsize(dtype: str) -> int:

@@ -60,6 +60,7 @@ def to_json(report: Report) -> dict[str, Any]:
         "reason": findings.reason,
         "consequence": findings.consequence,
         "sentence": report.sentence,
+        "memory": {"state_bytes": report.state_bytes, "peak_bytes": report.peak_bytes},
     }
     plain: dict[str, Any] = jsonable(value)
     return plain

@@ -15,15 +15,16 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay.capture.arrays import as_array
-from nanreplay.errors import NanreplayError, ReplayError, first_line
+from nanreplay.errors import ReplayError, first_line
 from nanreplay.program.fingerprint import ulp_distance
 from nanreplay.program.float_types import TO_FLOAT32, widened, widened_variables
 from nanreplay.program.graph_editor import ProgramEditor
-from nanreplay.records import BatchRecord, ProgramRecord, Signature
+from nanreplay.records import ProgramRecord, Signature
 from nanreplay.replay import Replay, StepResult
 from nanreplay.replay.replay_programs import Program
 from nanreplay.replay.replay_state import LiveState
 from nanreplay.replay.step_results import compare_step
+from nanreplay.whatif.eager_windows import steps_of_program
 from nanreplay.whatif.edits import Edit
 
 _LATER_STEPS = 4
@@ -82,10 +83,11 @@ class TrialWindow:
                 "so no fix can be tried."
             )
         self._changes: dict[int, dict[int, Any]] | None = None
-        # The steps before an eager step have no program of their own.
-        self._borrows_program = replay.signature(self.failing).compilation == "eager"
-        if self._borrows_program:
-            self.steps = _steps_of_program(replay, self.failing)
+        self._first_norm: float | None = None
+        self.borrows_program = replay.signature(self.failing).compilation == "eager"
+        """Whether the steps before the failing one, eager ones, have no program of their own."""
+        if self.borrows_program:
+            self.steps = steps_of_program(replay, self.failing)
             return
         first = last = self.failing
         while first - 1 in held:
@@ -117,7 +119,7 @@ class TrialWindow:
 
         Such as metrics that were reset, or a callback that sets the learning rate.
         """
-        if self._borrows_program:
+        if self.borrows_program:
             return {}  # that nothing but the steps changed the state is part of their proof
         if self._changes is None:
             first, last = self.steps[0], self.steps[-1]
@@ -137,7 +139,7 @@ class TrialWindow:
 
     def program(self, step: int) -> Program:
         """Return the program that a step ran."""
-        return self.replay.program(self.failing if self._borrows_program else step)
+        return self.replay.program(self.failing if self.borrows_program else step)
 
     def signature(self) -> Signature:
         """Return how the failing step's program is called."""
@@ -166,9 +168,18 @@ class TrialWindow:
     def first_state(self) -> Mapping[int, Any]:
         """Return the variables just before the window's first step, by index."""
         first = self.steps[0]
-        if self._borrows_program:
+        if self.borrows_program:
             return self.replay.capture.keyframe(first)
         return self.replay.state(first)
+
+    def first_norm(self) -> float:
+        """Return the norm of all trainable variables before the window."""
+        if self._first_norm is None:
+            first = self.steps[0]
+            is_held = first in self.replay.capture.keyframe_steps
+            held = self.replay.capture.lazy_keyframe(first) if is_held else self.first_state()
+            self._first_norm = _norm(self.replay, held)
+        return self._first_norm
 
     def changed_program(self, edit: Edit, step: int) -> Program:
         """Return the program of a step with changes made."""
@@ -180,7 +191,18 @@ class TrialWindow:
         Raises:
             ReplayError: A step could not be run.
         """
+        self.replay.make_room()
         return _WindowRun(self, edit).outcome()
+
+
+def _norm(replay: Replay, values: Any) -> float:
+    """The norm of all trainable variables, from their values by index."""
+    squares = [
+        float(tf.reduce_sum(tf.square(tf.cast(values[index], tf.float64))))
+        for index, info in enumerate(replay.variables)
+        if info.role == "trainable" and "float" in info.dtype
+    ]
+    return math.sqrt(sum(squares))
 
 
 def _is_same_value(left: Any, right: Any) -> bool:
@@ -204,16 +226,18 @@ class _WindowRun:
 
     def outcome(self) -> TrialOutcome:
         """Run step after step."""
-        results: list[StepResult] = []
         skipped: list[int] = []
-        state = dict(self.window.first_state())
+        results = self.unchanged_results()
+        steps = self.window.steps[len(results) :]
+        first = steps[0]
+        state = dict(self.replay.state(first) if results else self.window.first_state())
         for change in self.edit.state:
             state |= change(state)
-        first = self.window.steps[0]
         self.assign(state)
-        norm = self.norm()
+        del state  # as large as the model and its optimizer
+        norm = self.window.first_norm() if results else self.norm()
         idle: list[int] = []
-        for step in self.window.steps:
+        for step in steps:
             if step > first:  # the first state holds what was changed before its step
                 self.assign(self._outside_changes(step))
             before = self.live.read()
@@ -234,6 +258,30 @@ class _WindowRun:
                 return TrialOutcome(tuple(results), tuple(skipped), before_failure=before)
         norms = (norm, self.norm())
         return TrialOutcome(tuple(results), tuple(skipped), None, tuple(idle), self.later(), norms)
+
+    def unchanged_results(self) -> list[StepResult]:
+        """What the steps before the failing one gave, where nothing of them is changed.
+
+        They ran for the verdict already. Empty where that is not so, and all of them run.
+        """
+        edit, window = self.edit, self.window
+        before = [step for step in window.steps if step < window.failing]
+        is_changed = edit.programs or edit.state or edit.widen_half or edit.learning_rate != 1.0
+        if is_changed or window.borrows_program or window.signature().loss_scaled:
+            return []
+        known = [self.replay.recorded_results.get(step) for step in before]
+        results = [result for result in known if result is not None and result.finite]
+        return results if len(results) == len(before) and all(map(self.keeps, before)) else []
+
+    def keeps(self, step: int) -> bool:
+        """Whether the batch of a step is fed as it was recorded."""
+        leaves = recorded = self.replay.batch(step).leaves
+        for change in self.edit.batches:
+            leaves = change(step, leaves)
+        return len(leaves) == len(recorded) and all(
+            leaf is old or as_array(leaf).tobytes() == as_array(old).tobytes()
+            for leaf, old in zip(leaves, recorded, strict=True)
+        )
 
     def later(self) -> tuple[StepResult, ...]:
         """Go on for a few steps, on the batches of the steps before the failing one.
@@ -257,12 +305,7 @@ class _WindowRun:
 
     def norm(self) -> float:
         """The norm of all trainable variables."""
-        squares = [
-            float(tf.reduce_sum(tf.square(tf.cast(self.live.variables[index], tf.float64))))
-            for index, info in enumerate(self.replay.variables)
-            if info.role == "trainable" and "float" in info.dtype
-        ]
-        return math.sqrt(sum(squares))
+        return _norm(self.replay, self.live.variables)
 
     def is_idle(self, step: int, before: Mapping[int, Any]) -> bool:
         """Whether loss scaling left a step's update out: no weight is another than before."""
@@ -362,67 +405,3 @@ class _WindowRun:
             for index, info in enumerate(self.replay.variables)
             if info.role in ("state", "other") and self.live.is_bad(index)
         }
-
-
-# The steps of an eager loop before the failing one. An eager step is recorded as a flat program
-# only once it fails. The steps before it ran the same Python code, and may be shown to run the
-# failing step's program. The proof is in the recording: from a keyframe on, the program must give
-# every recorded fingerprint, and in the end the state before the failing step, bit for bit.
-
-
-def _steps_of_program(replay: Replay, failing: int) -> tuple[int, ...]:
-    """Return the steps up to `failing` that its program is proved to compute.
-
-    `failing` alone when there are no others.
-
-    Args:
-        replay: The capture's replay.
-        failing: The step whose program it is.
-    """
-    for first in replay.capture.keyframe_steps:
-        if first >= failing:
-            continue
-        steps = range(first, failing)
-        try:
-            is_possible = all(_is_alike(replay, step, failing) for step in steps)
-            if is_possible and _is_proved(replay, steps, failing):
-                return (*steps, failing)
-        except NanreplayError:  # a batch is not held, or an op takes no such batch
-            continue
-    return (failing,)
-
-
-def _is_alike(replay: Replay, step: int, failing: int) -> bool:
-    """Whether a step could have run the program of the failing one, by what was recorded of it."""
-    if step not in replay.capture.steps:
-        return False
-    batch, failing_batch = replay.batch(step), replay.batch(failing)
-    if batch.program or batch.fingerprint is None or failing_batch.fingerprint is None:
-        return False
-    if np.shape(batch.fingerprint) != np.shape(failing_batch.fingerprint):
-        return False  # another layout: it took another branch of the Python code
-    return _forms(batch) == _forms(failing_batch)
-
-
-def _forms(batch: BatchRecord) -> list[tuple[Any, ...]]:
-    return [(np.shape(leaf), np.asarray(leaf).dtype) for leaf in batch.leaves]
-
-
-def _is_proved(replay: Replay, steps: range, failing: int) -> bool:
-    """Whether the failing step's program gives all that was recorded of some steps."""
-    program, live = replay.program(failing), LiveState(replay.variables)
-    live.assign(replay.capture.keyframe(steps[0]))
-    for step in steps:
-        batch = replay.batch(step)
-        live.assign(batch.overrides)
-        replayed = program.step("recorded", batch.arrays, live.variables, batch.fingerprint)
-        recorded = np.asarray(batch.fingerprint)
-        if replayed is None or replayed.shape != recorded.shape:
-            return False
-        if ulp_distance(replayed, recorded.astype(replayed.dtype)):
-            return False
-    reached = live.read()
-    return all(
-        as_array(reached[index]).tobytes() == as_array(value).tobytes()
-        for index, value in replay.capture.keyframe(failing).items()
-    )

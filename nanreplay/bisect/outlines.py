@@ -1,0 +1,146 @@
+"""Outlines of executions: large tensors of which only the elements that are not finite are kept.
+
+Behind a NaN nearly all tensors of a step are NaN: gradients, updates, optimizer slots, many times
+the size of the model. The walk back asks of an op that only handed NaN on which elements are not
+finite, and nothing else. `outlined` keeps just that of such an execution. Pure NumPy.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from nanreplay.bisect.blame import assign_blame
+from nanreplay.bisect.influence import COPIES, ELEMENTWISE, REDUCTIONS, Execute, influence_of
+from nanreplay.bisect.tensor_stats import (
+    Mask,
+    TensorStat,
+    dtype_name,
+    is_float,
+    is_opaque,
+    nonfinite,
+    nonfinite_outputs,
+)
+from nanreplay.capture.arrays import as_array
+from nanreplay.replay.provenance import OpEvent
+
+_BY_ELEMENT = (ELEMENTWISE | COPIES | REDUCTIONS) - {"IdentityN"}
+"""Ops of which each output element depends on an element, at least, of each float input."""
+LEAST_BYTES = 1 << 12
+"""A smaller tensor stays as it is."""
+
+
+class Outline:
+    """A tensor of which only the elements that are not finite are known; the others read as 0.
+
+    It has the type and the shape of the tensor, and `as_array` makes an array of it. Elements that
+    all are NaN, or all finite, take no memory; otherwise it is a bit an element.
+    """
+
+    __slots__ = ("_array_dtype", "_bits", "_fill", "_values", "dtype", "original", "shape")
+
+    def __init__(self, tensor: Any, stat: TensorStat | None = None) -> None:
+        """Look at a tensor, where its facts do not tell everything, and let go of it."""
+        array = as_array(tensor)
+        self.dtype = tensor.dtype
+        self.shape = array.shape
+        self.original = weakref.ref(tensor)
+        """The tensor, while somebody else holds it."""
+        self._array_dtype = array.dtype
+        self._fill = np.nan if stat is not None and stat.is_nan else 0.0
+        self._bits: Any = None
+        self._values: Any = None
+        bad = None if stat is not None and (stat.is_nan or not stat.nonfinite) else nonfinite(array)
+        if bad is not None and bad.any():
+            self._bits = np.packbits(bad.reshape(-1))
+            values = array[bad]
+            self._values = values[:1].copy() if np.isnan(values).all() else values
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
+        """Return what is known as an array, which is not to be written to."""
+        wanted = self._array_dtype if dtype is None else np.dtype(dtype)
+        if self._bits is None:
+            return np.broadcast_to(np.asarray(self._fill, wanted), self.shape)
+        array = np.zeros(self.shape, wanted)
+        count = array.size
+        bad = np.unpackbits(self._bits, count=count).astype(bool).reshape(self.shape)
+        array[bad] = self._values
+        return array
+
+
+def size_in_bytes(value: Any) -> int:
+    """Return about how many bytes a tensor takes."""
+    # complex128 apart, no element has more than 8 bytes; a bound will do
+    return 0 if is_opaque(value) else int(np.prod(value.shape, dtype=np.int64)) * 8
+
+
+def outlined(
+    event: OpEvent, stats: Mapping[int, TensorStat], execute: Execute, *, is_update: bool
+) -> OpEvent | None:
+    """Return an execution with outlines in place of its large float tensors.
+
+    None where its tensors are needed: the op made a bad element itself or turned an infinity into
+    NaN, or how its elements depend on each other is not known.
+
+    Args:
+        event: The execution; an update with the variables that it left as its outputs.
+        stats: Facts of its inputs and outputs, by Python's `id` of the tensor.
+        execute: Runs its kernel on other inputs.
+        is_update: Whether the op computes a variable's new value by itself.
+    """
+    tensors = (*event.inputs, *event.outputs)
+    if event.error is not None or any("complex" in dtype_name(value) for value in tensors):
+        return None
+    hands_nan_on = event.type in _BY_ELEMENT and any(
+        id(value) in stats and stats[id(value)].is_nan for value in event.inputs
+    )
+    if not hands_nan_on:
+        failing = nonfinite_outputs(event.outputs)
+        if not _is_handed_on(event, failing, execute, is_update=is_update):
+            return None
+    known: dict[int, Any] = {}
+
+    def outline(value: Any) -> Any:
+        if is_opaque(value) or not is_float(value) or size_in_bytes(value) < LEAST_BYTES:
+            return value
+        if id(value) not in known:
+            known[id(value)] = Outline(value, stats.get(id(value)))
+        return known[id(value)]
+
+    return dataclasses.replace(
+        event,
+        inputs=tuple(map(outline, event.inputs)),
+        outputs=tuple(map(outline, event.outputs)),
+    )
+
+
+def _is_handed_on(
+    event: OpEvent, failing: dict[int, Mask], execute: Execute, *, is_update: bool
+) -> bool:
+    """Whether all bad elements of an execution come from bad elements that it got."""
+    if is_update:
+        return _is_update_of_bad(event, failing)
+    floats = [value for value in event.inputs if not is_opaque(value) and is_float(value)]
+    if event.via or not floats:
+        return bool(event.via)
+    influence = influence_of(event, execute)
+    if not influence.exact:
+        return False
+    blame = assign_blame(event, failing, execute, influence)
+    return not blame.made and not blame.turned
+
+
+def _is_update_of_bad(event: OpEvent, failing: dict[int, Mask]) -> bool:
+    """Whether what an update was given explains all bad elements that it left."""
+    bad = [nonfinite(value) for value in event.inputs if not is_opaque(value) and is_float(value)]
+    for mask in failing.values():
+        explained = np.zeros(mask.shape, bool)
+        for given in bad:
+            explained |= given if given.shape == mask.shape else bool(given.any())
+        if (mask & ~explained).any():
+            return False
+    return True

@@ -1,0 +1,82 @@
+"""Executions with their tensors of the ops before those that may be the origin.
+
+Where a fatal operand came from is asked once the origin is known, and then the step has run. So
+the tensors of the last ops are kept as it runs, and those before an op that made something bad
+stay. Pure Python.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from nanreplay.replay.provenance import OpEvent
+
+_LEVELS = 24
+_OPS = 160
+_BYTES = 256 << 20
+"""How far back, of how many ops and how much at most the tensors are kept, the nearest first."""
+RECENT_BYTES = 128 << 20
+"""How much the tensors of the last ops may take, and those of the ops that stay."""
+
+
+def makers_of(facts: Mapping[int, Any], fact: Any) -> Iterator[Any]:
+    """Yield the ops before an op, the nearest first, within the limits of what is kept.
+
+    Args:
+        facts: What is remembered of each execution, by serial.
+        fact: The op's own.
+    """
+    level, seen, count, kept_bytes = [fact], {fact.serial}, 0, 0
+    for _ in range(_LEVELS):
+        sources = [value.serial for one in level for value in one.sources if value.serial >= 0]
+        makers = [facts[s] for s in dict.fromkeys(sources) if s in facts]
+        level = [maker for maker in makers if maker.serial not in seen]
+        for maker in level:
+            seen.add(maker.serial)
+            count += 1
+            kept_bytes += sum(8 * stat.size for stat in maker.outputs)
+            if count > _OPS or kept_bytes > _BYTES:
+                return
+            yield maker
+
+
+class RecentEvents:
+    """The executions of the last ops, and those before ops that may be the origin, by serial."""
+
+    def __init__(self) -> None:
+        """Know of none yet."""
+        self._recent: OrderedDict[int, tuple[OpEvent, int]] = OrderedDict()
+        self._recent_bytes = 0
+        self._pinned: dict[int, OpEvent] = {}
+        self._pinned_bytes = 0
+
+    def add(self, event: OpEvent, size_bytes: int) -> None:
+        """Keep an execution until the tensors after it are too large.
+
+        Args:
+            event: The execution.
+            size_bytes: What its tensors take.
+        """
+        self._recent[event.serial] = event, size_bytes
+        self._recent_bytes += size_bytes
+        while self._recent_bytes > RECENT_BYTES:
+            _, (_, old_bytes) = self._recent.popitem(last=False)
+            self._recent_bytes -= old_bytes
+
+    def pin(self, facts: Mapping[int, Any], fact: Any) -> None:
+        """Keep the executions before an op to the end of the step, as far as there is room."""
+        for maker in makers_of(facts, fact):
+            held = self._recent.get(maker.serial)
+            if held is None or maker.serial in self._pinned:
+                continue
+            if self._pinned_bytes + held[1] > RECENT_BYTES:
+                return
+            self._pinned[maker.serial] = held[0]
+            self._pinned_bytes += held[1]
+
+    def get(self, serial: int) -> OpEvent | None:
+        """Return an execution as it ran, an update without the variable that it left."""
+        held = self._recent.get(serial)
+        return held[0] if held is not None else self._pinned.get(serial)

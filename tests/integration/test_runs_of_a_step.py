@@ -1,0 +1,148 @@
+"""How often a failing step runs until its verdict, its origin and its cause are known.
+
+And that what is remembered of large tensors gives the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from nanreplay import Recorder
+from nanreplay.bisect import op_trace, recent_events
+from nanreplay.capture import Capture
+from nanreplay.program.compiled_program import CompiledProgram
+from nanreplay.replay.interpreter import Interpreter
+from nanreplay.replay.replay_state import KnownStates
+from nanreplay.report.contents import Report
+from nanreplay.report.explain import explain
+from nanreplay.report.report_json import to_json
+
+BAD_STEP, ROWS, WIDTH = 4, 8, 16
+pytestmark = pytest.mark.filterwarnings("ignore:nanreplay. step")
+
+
+def log_of_zero(x: Any) -> Any:
+    """A model that takes the logarithm of its input."""
+    logarithm = keras.layers.Lambda(keras.ops.log, output_shape=lambda shape: shape)(x)
+    hidden = keras.layers.Dense(WIDTH, activation="gelu")(keras.layers.LayerNormalization()(x))
+    return hidden + logarithm
+
+
+def dropped_log(x: Any) -> Any:
+    """A model whose forward pass drops the logarithm of 0, and whose backward pass does not."""
+    hidden = keras.layers.Dense(WIDTH)(x)
+
+    def safe(values: Any) -> Any:
+        given, made = values
+        is_given = keras.ops.abs(given) > 0
+        return keras.ops.where(is_given, keras.ops.log(keras.ops.abs(made * given)), made)
+
+    return keras.layers.Lambda(safe, output_shape=lambda shapes: shapes[0])([x, hidden])
+
+
+@pytest.fixture(scope="module", params=[log_of_zero, dropped_log], ids=lambda made: made.__name__)
+def capture(request: Any, tmp_path_factory: Any) -> Iterator[str]:
+    """A training that fails in its fifth step, for a 0 in a row of the batch."""
+    keras.utils.set_random_seed(1)
+    build: Callable[[Any], Any] = request.param
+    inputs = keras.Input((WIDTH,))
+    model = keras.Model(inputs, keras.layers.Dense(1)(build(inputs)))
+    model.compile("adam", "mse", jit_compile=False)
+    random = np.random.default_rng(1)
+    x = random.uniform(0.5, 1.5, (ROWS * (BAD_STEP + 1), WIDTH)).astype("float32")
+    x[ROWS * BAD_STEP + 3, 5] = 0.0
+    path = tmp_path_factory.mktemp("runs") / "run.h5"
+    y = np.zeros((len(x), 1), "float32")
+    recorder = Recorder(path, on_nan="stop")
+    model.fit(x, y, batch_size=ROWS, shuffle=False, verbose=0, callbacks=[recorder])
+    yield str(path)
+    keras.backend.clear_session()
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
+    """How often steps ran: whole and op by op, partly and op by op, compiled."""
+    count = {"whole": 0, "partly": 0, "compiled": 0}
+    interpret, call = Interpreter.run, CompiledProgram.__call__
+
+    def counted_run(self: Interpreter, *args: Any, **options: Any) -> Any:
+        count["whole" if options.get("targets") else "partly"] += 1
+        return interpret(self, *args, **options)
+
+    def counted_call(self: CompiledProgram, *args: Any) -> Any:
+        count["compiled"] += 1
+        return call(self, *args)
+
+    monkeypatch.setattr(Interpreter, "run", counted_run)
+    monkeypatch.setattr(CompiledProgram, "__call__", counted_call)
+    return count
+
+
+def test_the_whole_step_runs_op_by_op_once(capture: str, runs: dict[str, int]) -> None:
+    report = explain(capture, fixes="none")
+    assert report.findings.origin is not None
+    loss_fails = report.trigger.what == "loss"
+    # where no loss is NaN, the whole step tells what float64 makes of it
+    assert runs["whole"] == (1 if loss_fails else 2)
+    with Capture(capture) as held:
+        window = BAD_STEP - held.keyframe_steps[0] + 1
+    assert runs["compiled"] == window + 1  # the failing step again: does it give the same bits?
+    assert runs["partly"] <= 8  # rows of the batch, and the losses in float64
+
+
+def told(report: Report) -> Any:
+    """What a report says, without what it took."""
+    return to_json(replace(report, peak_bytes=None))
+
+
+def test_outlines_of_tensors_give_the_same_answer(
+    capture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = told(explain(capture, fixes="none"))
+    monkeypatch.setattr(op_trace, "KEPT_BYTES", 0)
+    monkeypatch.setattr("nanreplay.bisect.outlines.LEAST_BYTES", 0)
+    monkeypatch.setattr(recent_events, "RECENT_BYTES", 0)
+    made: list[object] = []
+    outlined = op_trace.outlined
+
+    def noted(*args: Any, **options: Any) -> Any:
+        made.append(outlined(*args, **options))
+        return made[-1]
+
+    monkeypatch.setattr(op_trace, "outlined", noted)
+    assert told(explain(capture, fixes="none")) == kept
+    assert sum(outline is not None for outline in made) > len(made) / 2
+
+
+def test_large_states_are_replayed_instead_of_kept() -> None:
+    class Info:
+        shape, dtype = (1 << 26,), "float32"
+
+    states = KnownStates([Info()], pinned=7)  # type: ignore[list-item]
+    for step in (7, 5, 6):
+        states.add(step, {})
+    assert list(states) == [7, 6]
+    states.make_room()
+    assert list(states) == [7]
+
+
+def test_the_peak_of_memory_is_in_the_document(capture: str) -> None:
+    memory = to_json(explain(capture, fixes="none"))["memory"]
+    assert memory["peak_bytes"] > memory["state_bytes"] > 4 * WIDTH * WIDTH
+
+
+def test_a_lazy_keyframe_is_the_keyframe(capture: str) -> None:
+    with Capture(Path(capture)) as held:
+        step = held.keyframe_steps[0]
+        whole, lazy = held.keyframe(step), held.lazy_keyframe(step)
+        assert list(lazy) == list(whole)
+        assert all(np.array_equal(lazy[index], array) for index, array in whole.items())
+        with pytest.raises(KeyError):
+            lazy[len(whole)]
