@@ -300,7 +300,8 @@ def test_a_fix_that_moves_the_failure_says_where_to(tmp_path: Path) -> None:
 
 
 def test_clip_data_takes_a_batch_of_several_dtypes_and_leaves_labels_alone(tmp_path: Path) -> None:
-    layer, optimizer = keras.layers.Dense(1), keras.optimizers.SGD(0.01)
+    # a positive weight: of a large negative number the exponential is 0
+    layer, optimizer = keras.layers.Dense(1, kernel_initializer="ones"), keras.optimizers.SGD(0.01)
     layer.build((None, WIDTH))
 
     @tf.function

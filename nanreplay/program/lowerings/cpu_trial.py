@@ -60,11 +60,13 @@ def _runs(
         return emit(op_type, attrs, inputs)
 
     try:
-        inputs = _tiny_inputs(op_type, rank, kinds)
-        specs = [tf.TensorSpec(None, tensor.dtype) for tensor in inputs]
-        traced = tf.compat.v1.wrap_function(call, specs)
-        # Called by its name, it is no call of a training's that a recorder would look at.
-        tf_functions.run_function(tf_functions.runtime_name(traced), len(traced.outputs), inputs)
+        with tf.init_scope():  # a form that is just being traced may ask
+            inputs = _tiny_inputs(op_type, rank, kinds)
+            specs = [tf.TensorSpec(None, tensor.dtype) for tensor in inputs]
+            traced = tf.compat.v1.wrap_function(call, specs)
+            # Called by its name, it is no call of a training's that a recorder would look at.
+            name = tf_functions.runtime_name(traced)
+            tf_functions.run_function(name, len(traced.outputs), inputs)
     except (tf.errors.OpError, ValueError):
         return False
     return True

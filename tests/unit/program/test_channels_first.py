@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nanreplay.program import lowerings
 from nanreplay.program.lowered_graph import lower_graph, lowered_function, lowered_ops
+from nanreplay.program.lowerings import cpu_trial
 from nanreplay.replay.kernels import run_kernel
 
 SIZES = st.integers(2, 4)
@@ -386,3 +387,21 @@ def test_what_xla_compiles_stays_as_it_was_recorded() -> None:
     before = graph.SerializeToString(deterministic=True)
     assert lower_graph(graph) == []
     assert graph.SerializeToString(deterministic=True) == before
+
+
+def test_a_form_that_is_being_traced_may_ask_what_the_cpu_runs() -> None:
+    node = tf.compat.v1.NodeDef(op="Conv2D")
+    node.attr["T"].type = tf.float64.as_datatype_enum
+    node.attr["data_format"].s = b"NHWC"
+    node.attr["strides"].list.i.extend([1, 1, 1, 1])
+    node.attr["dilations"].list.i.extend([1, 1, 1, 1])
+    answers: list[bool] = []
+
+    @tf.function(autograph=False)
+    def traced() -> Any:
+        cpu_trial._runs.cache_clear()
+        answers.append(cpu_trial.cpu_runs("Conv2D", node.attr))
+        return tf.constant(0)
+
+    traced()
+    assert answers == [True]
