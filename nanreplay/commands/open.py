@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,7 @@ def command(paths: Sequence[str], at: str | None, trust: bool) -> int:
 
 
 def _check_terminal(instead: str) -> None:
+    import_module("textual")  # what is not installed is said before what else would be in the way
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError(
             f"open needs a terminal; `{instead}` prints the answer, with --json for programs"
