@@ -26,6 +26,18 @@ if TYPE_CHECKING:
 # Options and arguments of several commands, as decorators.
 
 as_json = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
+html_page = click.option(
+    "--html",
+    metavar="OUT",
+    type=click.Path(path_type=Path),
+    help="Write one HTML page that needs no network.",
+)
+markdown_page = click.option(
+    "--md",
+    metavar="OUT",
+    type=click.Path(path_type=Path),
+    help="Write Markdown that reads well in an issue; - for stdout.",
+)
 quiet = click.option("-q", "--quiet", is_flag=True, help="Print the sentence alone.")
 trust = click.option(
     "--trust",

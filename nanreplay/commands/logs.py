@@ -11,6 +11,8 @@ import click
 from nanreplay.commands.console import (
     as_json,
     check_output,
+    html_page,
+    markdown_page,
     max_memory,
     print_json,
     progress_bar,
@@ -51,20 +53,8 @@ def _check_pattern(
     show_default=True,
     help="Your program, as the line that records it is to name it.",
 )
-@click.option(
-    "--html",
-    "html",
-    metavar="OUT",
-    type=click.Path(path_type=Path),
-    help="Write one HTML page that needs no network.",
-)
-@click.option(
-    "--md",
-    "md",
-    metavar="OUT",
-    type=click.Path(path_type=Path),
-    help="Write Markdown that reads well in an issue; - for stdout.",
-)
+@html_page
+@markdown_page
 @as_json
 @max_memory
 def command(

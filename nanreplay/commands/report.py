@@ -13,6 +13,8 @@ from nanreplay.commands.console import (
     check_output,
     check_readable,
     fixes_or_none,
+    html_page,
+    markdown_page,
     max_memory,
     trust,
     write_text,
@@ -25,20 +27,8 @@ if TYPE_CHECKING:
 
 @click.command("report")
 @capture_file
-@click.option(
-    "--html",
-    "html",
-    metavar="OUT",
-    type=click.Path(path_type=Path),
-    help="Write one HTML page that needs no network.",
-)
-@click.option(
-    "--md",
-    "md",
-    metavar="OUT",
-    type=click.Path(path_type=Path),
-    help="Write Markdown that reads well in an issue; - for stdout.",
-)
+@html_page
+@markdown_page
 @fixes_or_none
 @trust
 @max_memory

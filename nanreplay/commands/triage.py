@@ -14,6 +14,8 @@ from nanreplay.commands.console import (
     CapturePath,
     as_json,
     check_output,
+    html_page,
+    markdown_page,
     max_memory,
     print_json,
     progress_bar,
@@ -56,18 +58,8 @@ if TYPE_CHECKING:
     help="Where answers are kept for the next run. Default: the user's cache folder.",
 )
 @click.option("--no-cache", is_flag=True, help="Bisect all of them anew, and keep nothing.")
-@click.option(
-    "--html",
-    metavar="OUT",
-    type=click.Path(path_type=Path),
-    help="Write one HTML page that needs no network.",
-)
-@click.option(
-    "--md",
-    metavar="OUT",
-    type=click.Path(path_type=Path),
-    help="Write Markdown that reads well in an issue; - for stdout.",
-)
+@html_page
+@markdown_page
 @as_json
 @trust
 @max_memory

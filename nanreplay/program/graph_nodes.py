@@ -41,8 +41,13 @@ def count_outputs(argument: Any, node: Any) -> int:
 
 def output_types(definition: Any, node: Any) -> list[int]:
     """Return the DataType enum of each output tensor of a node, whose OpDef is given."""
+    return argument_types(definition.output_arg, node)
+
+
+def argument_types(arguments: Any, node: Any) -> list[int]:
+    """Return the DataType enum of each tensor of some arguments of a node's OpDef."""
     types: list[int] = []
-    for argument in definition.output_arg:
+    for argument in arguments:
         if argument.type_list_attr:
             types += node.attr[argument.type_list_attr].list.type
         else:

@@ -14,7 +14,12 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
-from nanreplay.program.graph_nodes import count_outputs, mentioned_functions, output_types
+from nanreplay.program.graph_nodes import (
+    argument_types,
+    count_outputs,
+    mentioned_functions,
+    output_types,
+)
 from nanreplay.program.lowerings import lowering_of
 from nanreplay.program.lowerings.channels_first import CHANNELS_LAST, layout_of
 from nanreplay.program.lowerings.half_precision import needs_float32
@@ -68,7 +73,7 @@ def _traced(serialized: bytes) -> LoweredFunction:
     compute = lowering_of(node.op, node.op, node.attr)
     assert compute is not None
     definition = op_definition(node.op)
-    input_types = _input_types(definition, node)
+    input_types = argument_types(definition.input_arg, node)
     attrs = dict(node.attr)
 
     def call(*inputs: Any) -> list[Any]:
@@ -80,17 +85,6 @@ def _traced(serialized: bytes) -> LoweredFunction:
     name = tf_functions.runtime_name(traced)
     library = tf_functions.function_library(name)
     return LoweredFunction(name, library, input_types, output_types(definition, node), traced)
-
-
-def _input_types(definition: Any, node: Any) -> list[int]:
-    types: list[int] = []
-    for argument in definition.input_arg:
-        if argument.type_list_attr:
-            types += node.attr[argument.type_list_attr].list.type
-        else:
-            kind = argument.type or node.attr[argument.type_attr].type
-            types += [kind] * count_outputs(argument, node)
-    return types
 
 
 class LoweredOps(NamedTuple):
