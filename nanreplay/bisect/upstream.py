@@ -31,6 +31,7 @@ from nanreplay.bisect.tensor_stats import (
 )
 from nanreplay.bisect.ways import is_plumbing, link_of
 from nanreplay.capture.arrays import as_array
+from nanreplay.errors import NanreplayError
 from nanreplay.findings import ChainLink
 from nanreplay.replay.provenance import OpEvent, ValueId
 
@@ -71,7 +72,7 @@ def kept_upstream(scene: Scene, fact: Fact) -> Kept:
 
     try:
         scene.trace.runner.run(scene.step, keep)
-    except Exception:  # the origin is reached, or a kernel raised: what ran before is kept
+    except (_OriginReachedError, NanreplayError):  # or a kernel raised: what ran before is kept
         return events
     return events
 

@@ -32,6 +32,7 @@ from nanreplay.report.report_text import (
     operand_row,
     origin_row,
 )
+from nanreplay.report.sentence import kind_in_words
 from nanreplay.report.user_sources import SourceFile, Sources, sources_of
 
 if TYPE_CHECKING:
@@ -186,6 +187,7 @@ def page_environment() -> Environment:
         undefined=StrictUndefined,
     )
     environment.filters["code"] = _with_code
+    environment.filters["kind"] = kind_in_words
     return environment
 
 
