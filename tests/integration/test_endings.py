@@ -22,6 +22,7 @@ from endings import At
 from trainings import BATCH, assert_same_bits, data, replayed
 
 from nanreplay import AttachError, Capture, NonFiniteError, Recorder
+from nanreplay.recorder import signals
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +33,23 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, int
     return folder, json.loads(done.stdout)
 
 
+class Nobody:
+    """Listens to signals, and does nothing."""
+
+    is_in_step = is_writing = False
+
+    def write(self, name: str, *, prove: bool) -> None: ...
+
+    def ended_by(self, error: BaseException) -> None: ...
+
+
 @pytest.fixture(autouse=True)
 def nothing_stays_installed() -> Iterator[None]:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+    nobody = Nobody()
+    for number in numbers:  # takes out what recordings left that other tests forgot
+        signals.listen(nobody, number)
+    signals.leave(nobody)
     given = signal.signal(
         signal.SIGINT, signal.default_int_handler
     )  # in the background a shell has it ignored
