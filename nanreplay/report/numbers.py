@@ -105,3 +105,8 @@ def readable_list(items: Sequence[Any], limit: int = 5) -> str:
     if len(words) < 2:
         return "".join(words)
     return f"{', '.join(words[:-1])} and {words[-1]}"
+
+
+def index_words(index: Sequence[int]) -> str:
+    """An index or shape: `[18, 0]`; "" for that of a scalar."""
+    return f"[{', '.join(map(str, index))}]" if index else ""

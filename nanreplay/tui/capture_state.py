@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 from nanreplay.capture import Capture
 from nanreplay.capture.storage import Location
 from nanreplay.records import Incident, Timeline, VariableInfo
+from nanreplay.report.batch_reader import BatchReader
 from nanreplay.report.contents import Report
 from nanreplay.report.inventory import inventory
 from nanreplay.report.stored_answers import StoredAnswer
-from nanreplay.tui.batch_reader import BatchReader
 from nanreplay.tui.engine import Engine
 
 if TYPE_CHECKING:

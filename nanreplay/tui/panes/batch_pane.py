@@ -20,11 +20,11 @@ from textual.widgets import Static
 from nanreplay.explore import BatchView
 from nanreplay.report.contents import Report
 from nanreplay.report.numbers import readable_list
+from nanreplay.report.sample_choice import shown_row
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
 from nanreplay.tui.panes.base import STEP_BINDINGS, Copyable, Pane, next_beyond
 from nanreplay.tui.widgets.figures import sample_bars
 from nanreplay.tui.widgets.op_words import ORIGIN, theme_style
-from nanreplay.tui.widgets.sample_brief import shown_row
 from nanreplay.tui.widgets.samples import SampleLook, sample_text
 
 _PADDING = 4

@@ -22,6 +22,7 @@ from textual.widgets import Static
 
 from nanreplay.findings import Cause, FixResult, Origin
 from nanreplay.report.contents import Report
+from nanreplay.report.first_look import FirstLook, first_look
 from nanreplay.report.fix_patch import diff_of
 from nanreplay.report.fix_words import OUTCOME_CLAUSES, fix_label, fix_remark, outcome_of
 from nanreplay.report.headline import headline
@@ -33,14 +34,14 @@ from nanreplay.report.numbers import (
     readable_steps,
     readable_trigger,
 )
+from nanreplay.report.sample_choice import blamed_words
 from nanreplay.report.sentence import VERDICT_MEANINGS, certainty, kind_in_words
 from nanreplay.tui.capture_state import CaptureState, outcome_mark
-from nanreplay.tui.first_look import FirstLook, first_look
 from nanreplay.tui.panes.base import Copyable, Pane
 from nanreplay.tui.widgets.code_lines import code_content, diff_content, highlighted
 from nanreplay.tui.widgets.figures import Facts
 from nanreplay.tui.widgets.plots import LossLine
-from nanreplay.tui.widgets.sample_brief import blamed_words, brief_lines
+from nanreplay.tui.widgets.sample_brief import brief_lines
 from nanreplay.tui.widgets.samples import SampleLook
 
 Fact = tuple[str, Content | str]

@@ -17,16 +17,11 @@ from textual.widgets import Input, Static
 
 from nanreplay.explore import StepView, TensorView
 from nanreplay.replay.provenance import ValueId
+from nanreplay.report.numbers import index_words
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
 from nanreplay.tui.panes.base import CURSOR_REST_S, Copyable, Go, StepPane, first_value
 from nanreplay.tui.view_tasks import ElementRef, ViewOperands, ViewTensor
-from nanreplay.tui.widgets.op_words import (
-    ORIGIN,
-    index_words,
-    nonfinite_words,
-    shape_words,
-    value_title,
-)
+from nanreplay.tui.widgets.op_words import ORIGIN, nonfinite_words, shape_words, value_title
 from nanreplay.tui.widgets.tensor_table import TensorTable, best_operand, cell_words, tensor_text
 
 _MOST_ROWS, _MOST_COLUMNS = 50, 20

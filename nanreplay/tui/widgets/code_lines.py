@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from textual.content import Content
 
 from nanreplay.findings import OperandFacts, Origin
+from nanreplay.report.first_look import CodeExcerpt
 from nanreplay.report.fix_patch import DiffLine
-from nanreplay.report.numbers import readable_number
+from nanreplay.report.numbers import index_words, readable_number
 from nanreplay.report.sentence import bad_output
-from nanreplay.tui.first_look import CodeExcerpt
-from nanreplay.tui.widgets.op_words import index_words, short_number
+from nanreplay.tui.widgets.op_words import short_number
 
 _DIFF_STYLES = {"-": "$text-error", "+": "$text-success", "@": "$text-muted"}
 _MOST_OPERANDS = 4

@@ -16,7 +16,7 @@ from nanreplay.explore import Health, Op, StepView
 from nanreplay.findings import LoopIteration
 from nanreplay.records import Frame
 from nanreplay.replay.provenance import ValueId
-from nanreplay.report.numbers import readable_number
+from nanreplay.report.numbers import index_words, readable_number
 from nanreplay.tui.capture_state import MARKS
 
 ORIGIN = "◆"
@@ -37,11 +37,6 @@ def shape_words(stat: TensorStat | None) -> str:
     if stat.dtype in HANDLE_DTYPES:
         return stat.dtype
     return f"{stat.dtype}{index_words(stat.shape)}"
-
-
-def index_words(index: Sequence[int]) -> str:
-    """An index or shape: `[18, 0]`; "" for that of a scalar."""
-    return f"[{', '.join(map(str, index))}]" if index else ""
 
 
 def nonfinite_words(stat: TensorStat | None) -> str:

@@ -10,51 +10,17 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from nanreplay.explore import BatchView, Leaf
-from nanreplay.report.numbers import readable_list
-from nanreplay.tui.widgets.op_words import index_words
-from nanreplay.tui.widgets.samples import (
+from nanreplay.report.numbers import index_words
+from nanreplay.report.sample_choice import (
     STRANGE,
-    SampleLook,
     element_order,
-    image_lines,
+    good_row,
     index_in_sample,
     is_sequence,
-    sequence_lines,
+    shown_row,
 )
+from nanreplay.tui.widgets.samples import SampleLook, image_lines, sequence_lines
 from nanreplay.tui.widgets.tensor_table import cell_words
-
-_MOST_SAMPLES = 4
-"""Samples to blame that are named."""
-
-
-def blamed_words(view: BatchView) -> str:
-    """Which samples are to blame, else which one is furthest from the usual."""
-    if not view.size:
-        return "no array has a row for each sample"
-    if view.rows:
-        named = readable_list(view.rows[:_MOST_SAMPLES])
-        more = len(view.rows) - _MOST_SAMPLES
-        noun = "sample" if len(view.rows) == 1 else "samples"
-        return f"{noun} {named}{f' and {more} more' if more > 0 else ''} of {view.size}"
-    strangest = max(view.strangeness, default=0.0)
-    if strangest < STRANGE:
-        return f"{view.size} samples, none stands out"
-    row = view.strangeness.index(strangest)
-    return f"sample {row} of {view.size} is furthest from the usual"
-
-
-def shown_row(view: BatchView) -> int:
-    """The sample that is shown: the first to blame, else the strangest of those that were read."""
-    if view.rows:
-        return view.rows[0]
-    return max(view.shown, key=lambda row: view.strangeness[row], default=0)
-
-
-def good_row(view: BatchView) -> int | None:
-    """The nearest sample that is not to blame; None where none was read."""
-    row = shown_row(view)
-    good = [other for other in view.shown if other not in view.rows and other != row]
-    return min(good, key=lambda other: abs(other - row), default=None)
 
 
 def brief_lines(view: BatchView, look: SampleLook, most: int) -> Iterator[Text]:

@@ -16,12 +16,12 @@ from rich.style import Style
 from rich.text import Text
 
 from nanreplay.explore import BatchView, Leaf
+from nanreplay.report.numbers import index_words
+from nanreplay.report.sample_choice import STRANGE, element_order, index_in_sample, is_sequence
 from nanreplay.tui.widgets.figures import image_text
-from nanreplay.tui.widgets.op_words import index_words, theme_style
+from nanreplay.tui.widgets.op_words import theme_style
 from nanreplay.tui.widgets.tensor_table import cell_words
 
-STRANGE = 3.0
-"""Standard deviations from which a value is marked."""
 _CELL = 11
 """Columns of a number in a table."""
 _INDEX = 10
@@ -79,13 +79,6 @@ def _leaf_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iter
         yield from _element_lines(view, leaf, row, look)
 
 
-def is_sequence(leaf: Leaf) -> bool:
-    """Whether a sample is a sequence: tokens, text, or class labels, one for each position."""
-    if leaf.kind in ("tokens", "text"):
-        return True
-    return leaf.kind == "labels" and leaf.mean is None and len(leaf.shape) > 1
-
-
 def _neighbours(view: BatchView, row: int, most: int) -> list[int]:
     """The nearest neighbours of a sample, as many as fit, in the order of the batch."""
     others = [other for other in view.shown if other != row]
@@ -116,17 +109,6 @@ def _element_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> I
         yield Text(f"  and {len(order) - _MOST_LINES} more elements", look.style("text-muted"))
 
 
-def element_order(
-    values: NDArray[Any], scores: NDArray[np.float64] | None
-) -> NDArray[np.signedinteger[Any]]:
-    """Positions of the elements: non-finite ones, then by distance; as they are without scores."""
-    if scores is None:
-        return np.arange(len(values))
-    distances = np.abs(np.nan_to_num(scores))
-    distances = np.where(np.isfinite(values.astype(np.float64)), distances, np.inf)
-    return np.argsort(-distances, kind="stable")
-
-
 def _element_line(
     leaf: Leaf,
     element: int,
@@ -154,13 +136,6 @@ def _element_line(
         words = "".join(cell_words(value)[0].rjust(_CELL) for value in usual)
         line.append(words, look.style("text-muted"))
     return line
-
-
-def index_in_sample(leaf: Leaf, element: int) -> list[int]:
-    """Return the index of an element within its sample; [] for a sample of one element."""
-    if len(leaf.shape) <= 1:
-        return []
-    return [int(axis) for axis in np.unravel_index(element, leaf.shape[1:])]
 
 
 # Sequences and images

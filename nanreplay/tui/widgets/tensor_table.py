@@ -22,12 +22,11 @@ from textual.scroll_view import ScrollView
 from textual.strip import Strip
 
 from nanreplay.explore import OperandElement, Plane, StepView, TensorView, source_of
-from nanreplay.report.numbers import readable_number
+from nanreplay.report.numbers import index_words, readable_number
 from nanreplay.tui.view_tasks import ElementRef
 from nanreplay.tui.widgets.figures import histogram_text, histogram_words, map_text
 from nanreplay.tui.widgets.op_words import (
     HANDLE_DTYPES,
-    index_words,
     nonfinite_words,
     range_words,
     shape_words,

@@ -14,10 +14,10 @@ from nanreplay.errors import NanreplayError
 from nanreplay.explore import BatchView
 from nanreplay.findings import Origin
 from nanreplay.records import Frame
+from nanreplay.report.batch_reader import BatchReader
 from nanreplay.report.fix_patch import find_source
 from nanreplay.report.sentence import is_call_of_keras
 from nanreplay.report.user_sources import sources_of
-from nanreplay.tui.batch_reader import BatchReader
 
 _LINES_AROUND = 8
 """Lines before and after the marked one."""
