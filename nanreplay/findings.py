@@ -93,11 +93,15 @@ class Origin:
     outputs: tuple[OutputFacts, ...] = ()
     operands: tuple[OperandFacts, ...] = ()
     rows: tuple[int, ...] | None = None
-    """Rows of the batch that produce it, proved by replay; None when no rows alone do."""
-    whole_rows: tuple[int, ...] | None = None
-    """These rows in the batch that the user gave, of which `rows` are in a replica's part.
+    """Rows of the batch that produce it, proved by replay; None when no rows alone do.
 
-    None where there is one replica, and where it is not known how the batch was split.
+    Of the batch that the user gave. Where it is not known how that was split among replicas, of
+    the part that the origin's replica got.
+    """
+    replica_rows: tuple[int, ...] | None = None
+    """These rows in the part that the origin's replica got.
+
+    None where there is one replica, and where `rows` are those of the part already.
     """
     rows_reason: str | None = None
     """How the rows were proved, or why there are none."""
@@ -121,8 +125,18 @@ class Origin:
 
     @property
     def batch_prefix(self) -> str:
-        """How paths begin in the part of the batch that its replica got; `rows` counts in it."""
+        """How paths begin in the part of the batch that its replica got."""
         return "" if self.replica is None else f"replica_{self.replica}/"
+
+    @property
+    def recorded_rows(self) -> tuple[int, ...] | None:
+        """`rows` as they count in the arrays whose paths begin with `batch_prefix`."""
+        return self.rows if self.replica_rows is None else self.replica_rows
+
+    @property
+    def is_of_part(self) -> bool:
+        """Whether `rows` count in a replica's part, as the split of the batch is not known."""
+        return self.replica is not None and self.replica_rows is None
 
 
 @dataclass(frozen=True, slots=True)

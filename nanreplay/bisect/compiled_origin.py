@@ -19,9 +19,12 @@ from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.bisect.tensor_stats import nonfinite_outputs
 from nanreplay.findings import Findings, OperandFacts, Origin, OutputFacts, Root
 from nanreplay.records import PHASES, OpInfo
+from nanreplay.replay.provenance import OpEvent
 
 MOST_OTHERS = 10
 """How many origins are told besides the first."""
+_MOST_LOOKS = 12
+"""Ops on the way back that are looked at one by one; each costs a compilation for each tensor."""
 
 
 def find_compiled_origin(runner: StepRunner, step: int, notes: tuple[str, ...] = ()) -> Findings:
@@ -53,18 +56,29 @@ def find_compiled_origin(runner: StepRunner, step: int, notes: tuple[str, ...] =
 
 
 def _by_writer(runner: StepRunner, step: int, notes: tuple[str, ...]) -> Findings:
-    """Name the op that wrote the variable that failed, where none can be seen to have made it.
+    """Name the op that made a variable bad, or wrote it, where looking at all shows no bad tensor.
 
     To look at a tensor of a compiled step keeps ops apart that are computed as one otherwise, and
-    that may change what they give.
+    that may change what they give. So its tensors are looked at one by one, each by a run of its
+    own, on the way back from what was written.
     """
     finite = f"Step {step} is finite op by op, and so is the compiled step when its tensors are"
     trigger = runner.incident.trigger
-    writers = [op for op, _, path in _written(runner, step) if path == trigger.name]
+    writers = [(op, tensor) for op, tensor, path in _written(runner, step) if path == trigger.name]
     if trigger.what != "variable" or not writers:
         return Findings(reason=f"{finite} looked at; no op can be named.", notes=notes)
+    writer, written = writers[-1]
+    maker = _maker_one_by_one(runner, step, written)
+    if maker is not None:
+        seen = f"{finite} looked at together. One by one they show what made the value."
+        return Findings(
+            origin=_compiled_origin(runner, step, maker.name, maker),
+            root=Root(step, "Only the compiled step is non-finite."),
+            notes=(*notes, seen),
+            consequence=f"reached `{trigger.name}`",
+        )
     origin = dataclasses.replace(
-        _compiled_origin(runner, step, writers[-1]), outputs=(), operands=(), kind="written"
+        _compiled_origin(runner, step, writer), outputs=(), operands=(), kind="written"
     )
     return Findings(
         origin=origin,
@@ -72,6 +86,22 @@ def _by_writer(runner: StepRunner, step: int, notes: tuple[str, ...]) -> Finding
         consequence=f"reached `{trigger.name}`; the op of the update that made it cannot be told, "
         "as the step is finite when its ops are looked at",
     )
+
+
+def _maker_one_by_one(runner: StepRunner, step: int, written: str) -> OpEvent | None:
+    """Return the op on the way back from a tensor that made it bad of finite inputs, if one did."""
+    inputs, ops, bad = runner.inputs_of(step), runner.ops(step), written
+    for _ in range(_MOST_LOOKS):
+        op = bad.partition(":")[0]
+        event = runner.compiled_event(step, op, one_by_one=True)
+        if event is None or not nonfinite_outputs(event.outputs):
+            return None
+        names = [inputs[op][k] for k in nonfinite_outputs(event.inputs)]
+        sources = [ops.get(("", name.partition(":")[0])) for name in names]
+        if all(source is not None and source.type == "Const" for source in sources):
+            return event  # an infinite constant is meant
+        bad = names[0]
+    return None
 
 
 def _may_fail(runner: StepRunner, step: int) -> Iterator[tuple[str, str]]:
@@ -127,13 +157,16 @@ def _compiled_makers(
     return list(dict.fromkeys(makers))
 
 
-def _compiled_origin(runner: StepRunner, step: int, op: str) -> Origin:
+def _compiled_origin(
+    runner: StepRunner, step: int, op: str, event: OpEvent | None = None
+) -> Origin:
+    """Describe an op as an origin; `event` is what it did, where that was looked at already."""
     info = runner.ops(step)["", op]
     fact = Fact(
         serial=0, function="", name=op, type=info.type, calls=(), input_ids=(), via=(), outputs=()
     )
     place = Attribution(runner.ops(step)).place(fact)
-    outputs, operands = _compiled_tensors(runner, step, op)
+    outputs, operands = _compiled_tensors(runner, step, op, event)
     return Origin(
         step=step,
         phase=place.phase,
@@ -151,10 +184,10 @@ def _compiled_origin(runner: StepRunner, step: int, op: str) -> Origin:
 
 
 def _compiled_tensors(
-    runner: StepRunner, step: int, op: str
+    runner: StepRunner, step: int, op: str, event: OpEvent | None
 ) -> tuple[tuple[OutputFacts, ...], tuple[OperandFacts, ...]]:
     """Return the facts of an op's outputs and inputs; none where the op has handles among them."""
-    event = runner.compiled_event(step, op)
+    event = event or runner.compiled_event(step, op)
     masks = {} if event is None else nonfinite_outputs(event.outputs)
     if event is None or not masks:
         return (), ()

@@ -7,7 +7,7 @@ again and again.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -191,12 +191,7 @@ def _findings(
     paths = [info.path for info in runner.variables]
     root = _part("Where it began", lambda: find_root(timeline, scene.step, paths), None, lacks)
     return Findings(
-        origin=dataclasses.replace(
-            origin,
-            rows=proof.rows,
-            rows_reason=proof.reason,
-            whole_rows=_whole_rows(scene, origin.replica, proof.rows),
-        ),
+        origin=_with_rows(scene, origin, proof),
         other_origins=tuple(_other(scene, suspect) for suspect in suspects[1 : MOST_OTHERS + 1]),
         chain=chain_of(search.scenes, first),
         upstream=upstream,
@@ -249,22 +244,25 @@ def rows_of(scene: Scene, suspect: Suspect, prefix: str) -> RowProof:
     return RowProof(tuple(sorted(rows)), "These rows of the batch hold non-finite values.")
 
 
-def _whole_rows(
-    scene: Scene, replica: int | None, rows: Sequence[int] | None
-) -> tuple[int, ...] | None:
-    """Return rows of the batch that was split among replicas; None where that is not known."""
-    runner = scene.trace.runner
-    if rows is None or replica is None or not runner.signature(scene.step).splits_batches:
-        return None
+def _with_rows(scene: Scene, origin: Origin, proof: RowProof) -> Origin:
+    """Return an origin that names the rows that it needs, in the batch that the user gave."""
+    runner, rows = scene.trace.runner, proof.rows
+    told = dataclasses.replace(origin, rows=rows, rows_reason=proof.reason)
+    is_split = runner.signature(scene.step).splits_batches
+    if rows is None or origin.replica is None or not is_split:
+        return told
     batch = runner.batch(scene.step)
-    return rows_in_whole(rows, replica, batch.paths, [as_array(leaf) for leaf in batch.leaves])
+    leaves = [as_array(leaf) for leaf in batch.leaves]
+    whole = rows_in_whole(rows, origin.replica, batch.paths, leaves)
+    return told if whole is None else dataclasses.replace(told, rows=whole, replica_rows=rows)
 
 
 def _other(scene: Scene, suspect: Suspect) -> Origin:
     """Describe an origin that is not the first; rows that need no replay are told with it."""
     origin = describe(scene, suspect)
     if suspect.fact is None:
-        return dataclasses.replace(origin, rows=rows_of(scene, suspect, origin.batch_prefix).rows)
+        proof = rows_of(scene, suspect, origin.batch_prefix)
+        return _with_rows(scene, origin, RowProof(proof.rows, ""))
     return origin
 
 

@@ -115,10 +115,11 @@ class StepRunner(Protocol):
         """Return the names of the tensors that each op of the step's main graph takes."""
         ...
 
-    def compiled_event(self, step: int, op: str) -> OpEvent | None:
+    def compiled_event(self, step: int, op: str, *, one_by_one: bool = False) -> OpEvent | None:
         """Return one op's execution in the step compiled as it was trained.
 
-        None for an op with handles among its tensors.
+        None for an op with handles among its tensors. `one_by_one` compiles the step once for each
+        of its tensors, so that the compiler sees no other reader of what leads to it.
         """
         ...
 

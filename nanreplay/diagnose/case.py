@@ -298,7 +298,11 @@ class Case:
         scene = self.bisection.scene
         indices = {} if scene is None else index_arrays(scene.trace)
         return find_outliers(
-            self.replay, self.step, self.origin.rows, self.origin.batch_prefix, indices
+            self.replay,
+            self.step,
+            self.origin.recorded_rows,
+            self.origin.batch_prefix,
+            indices,
         )
 
 

@@ -164,7 +164,7 @@ class Explorer:
             record.leaves,
             record.paths,
             self._spread[1],
-            rows=origin.rows if origin is not None and is_origins_step else None,
+            rows=origin.recorded_rows if origin is not None and is_origins_step else None,
             reason=origin.rows_reason if origin is not None and is_origins_step else None,
             row=row,
             around=around,

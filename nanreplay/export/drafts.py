@@ -114,7 +114,8 @@ def drafts_of(
         if not wanted or place_of(wanted[0]) != place_of(origin):
             raise ReplayError(f"{path}: the origin is not the same in every replay.")
         # `locate` does not look for rows; those that the report proved belong to the origin too.
-        wanted = (dataclasses.replace(wanted[0], rows=origin.rows), *wanted[1:])
+        told, in_part = origin.rows, origin.replica_rows
+        wanted = (dataclasses.replace(wanted[0], rows=told, replica_rows=in_part), *wanted[1:])
         draft = Draft(cut_to_steps(replay, origin.step))
     yield draft
 
@@ -123,7 +124,7 @@ def drafts_of(
 
     say("leaving out rows of the batch")
     with trials_of(draft) as trials:
-        contents, rows = keep_rows(trials, origin.rows, folder, trust=trust)
+        contents, rows = keep_rows(trials, origin.recorded_rows, folder, trust=trust)
     draft = dataclasses.replace(draft, contents=contents, rows=rows)
     yield draft
     say("leaving out features")

@@ -293,7 +293,7 @@ def _stand_in_batch(batch: BatchRecord, origin: Origin | None, random: Generator
     """
     leaves = [stand_in(np.asarray(leaf), random) for leaf in batch.leaves]
     if origin is not None and origin.rows:
-        rows = list(origin.rows)
+        rows = list(origin.recorded_rows or ())
         places = own_leaves(batch.paths, origin.batch_prefix)
         recorded = [np.asarray(batch.leaves[place]) for place in places]
         samples = read_rows([batch.paths[place] for place in places], recorded)

@@ -280,17 +280,26 @@ class Replay(StepRuns):
             lambda: compiled_hashes(record, names, batch=leaves, variables=self._live.variables),
         )
 
-    def compiled_event(self, step: int, op: str) -> OpEvent | None:
+    def compiled_event(self, step: int, op: str, *, one_by_one: bool = False) -> OpEvent | None:
         """Return one op's execution in the step compiled as it was trained.
 
         None for an op that takes or gives a handle or a string, which no compiled program fetches.
+
+        Args:
+            step: The step.
+            op: Name of an op of the main graph.
+            one_by_one: Compile the step once for each of its tensors. A tensor that is fetched is
+                not computed as one with those that follow, which may change what these give.
         """
         node = self.program(step).node(op)
         inputs = self.inputs_of(step)[op]
         names = [*inputs, *node.outputs]
         if not {"resource", "variant", "string"}.isdisjoint(self.program(step).kinds(names)):
             return None
-        tensors = self.compiled_values(step, names)
+        fetched = [[name] for name in dict.fromkeys(names)] if one_by_one else [names]
+        tensors: dict[str, Any] = {}
+        for together in fetched:
+            tensors.update(self.compiled_values(step, together))
         # made-up identities below those of the feeds: nobody followed what made these inputs
         n_feeds = len(self.feed_names(step))
         ids = tuple(ValueId(-1 - n_feeds - i, 0) for i in range(len(inputs)))

@@ -44,7 +44,7 @@ class BatchReader:
         with self._lock:
             record, spread = self._read(step)
         is_origins = origin is not None and origin.step == step
-        rows = origin.rows if origin is not None and is_origins else None
+        rows = origin.recorded_rows if origin is not None and is_origins else None
         reason = origin.rows_reason if origin is not None and is_origins else None
 
         def shown(row: int | None) -> BatchView:

@@ -131,7 +131,7 @@ def _origin(origin: Origin | None) -> dict[str, Any] | None:
         "outputs": [_output(output) for output in origin.outputs],
         "operands": [_operand(operand) for operand in origin.operands],
         "rows": origin.rows,
-        "whole_rows": origin.whole_rows,
+        "replica_rows": origin.replica_rows,
         "rows_reason": origin.rows_reason,
         "kind": origin.kind,
         "message": origin.message,

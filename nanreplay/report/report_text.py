@@ -100,8 +100,8 @@ def _origin_facts(origin: Origin) -> Iterator[tuple[str, str]]:
         if output.nonfinite or output.indices:
             yield "output", _output_in_words(output)
     samples = "" if origin.rows is None else readable_list(origin.rows, limit=10)
-    if origin.whole_rows is not None:
-        samples += f", in the whole batch {readable_list(origin.whole_rows, limit=10)}"
+    if origin.replica_rows is not None:
+        samples += f", in the replica's part {readable_list(origin.replica_rows, limit=10)}"
     reason = f"({origin.rows_reason})" if origin.rows_reason else ""
     yield "samples", " ".join(filter(None, (samples, reason)))
 

@@ -284,13 +284,13 @@ def _element_in_words(output: OutputFacts | None, origin: Origin) -> str:
         return element
     samples = "sample" if len(origin.rows) == 1 else "samples"
     batch = "the batch"
-    if origin.replica is not None:
+    if origin.is_of_part:
         batch = "its part of the batch"
     elif origin.worker is not None:
         batch = "its batch"
-    if origin.whole_rows is not None:
-        rows = "row" if len(origin.whole_rows) == 1 else "rows"
-        batch += f", {rows} {readable_list(origin.whole_rows)} of the whole batch"
+    if origin.replica_rows is not None:
+        rows = "row" if len(origin.replica_rows) == 1 else "rows"
+        batch += f", {rows} {readable_list(origin.replica_rows)} of the replica's part"
     return f"{element} ({samples} {readable_list(origin.rows)} of {batch})"
 
 

@@ -123,5 +123,5 @@ class _ChangedStep:
     def probe(self, step: int) -> Mapping[str, tuple[bool, bool]]:
         raise NanreplayError("Only ops that run one by one are looked at.")
 
-    def compiled_event(self, step: int, op: str) -> OpEvent | None:
+    def compiled_event(self, step: int, op: str, *, one_by_one: bool = False) -> OpEvent | None:
         raise NanreplayError("Only ops that run one by one are looked at.")

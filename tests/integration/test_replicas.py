@@ -79,19 +79,16 @@ def test_the_report_names_the_replica_and_the_row_of_its_batch(four: Path, name:
     report = told(four / f"{name}.h5")
     origin = report.findings.origin
     assert origin is not None
-    assert (origin.op_type, origin.layer, origin.replica, origin.worker, origin.rows) == (
-        "Log",
-        "logarithm",
-        3,
-        None,
-        (1,),
-    )
+    facts = (origin.op_type, origin.layer, origin.replica, origin.worker)
+    assert facts == ("Log", "logarithm", 3, None)
     assert report.sentence.startswith(f"step {BAD_STEP} · replica 3 · forward · layer `logarithm`")
     # `fit` is given whole batches; a loop may give each replica what it likes.
-    whole = (3 * ROWS + 1,) if name == "fit" else None
-    assert origin.whole_rows == whole
-    said = ", row 10 of the whole batch)" if name == "fit" else ")"
-    assert f"(sample 1 of its part of the batch{said}" in report.sentence
+    is_fit = name == "fit"
+    row, in_part = (3 * ROWS + 1, (1,)) if is_fit else (1, None)
+    assert (origin.rows, origin.replica_rows) == ((row,), in_part)
+    of = "the batch, row 1 of the replica's part" if is_fit else "its part of the batch"
+    assert f"(sample {row} of {of})" in report.sentence
+    assert to_json(report)["origin"]["rows"] == [row]
     assert report.verdict.bit_exact
 
 
@@ -143,7 +140,7 @@ def test_what_gpus_exchange_replays_on_one_cpu(four: Path, tmp_path: Path, excha
     origin = report.findings.origin
     assert origin is not None
     assert (origin.step, origin.op_type, origin.layer) == (BAD_STEP, "Log", "logarithm")
-    assert (origin.replica, origin.rows) == (3, (1,))
+    assert (origin.replica, origin.rows) == (3, (3 * ROWS + 1,))
     assert report.causes[0].kind == "log_of_zero"
     assert [fix.prevents for fix in report.fixes] == [True]
 
@@ -154,7 +151,7 @@ def test_a_batch_that_is_bad_itself_is_named_by_replica(four: Path) -> None:
     assert (origin.where, origin.replica, origin.rows, origin.operands[0].name) == (
         "input",
         3,
-        (1,),
+        (3 * ROWS + 1,),
         "batch[replica_3/1]",
     )
 

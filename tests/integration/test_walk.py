@@ -223,3 +223,36 @@ def test_an_eager_step_of_bfloat16_scalars_is_recorded_and_told(tmp_path: Path) 
     assert report.findings.origin.op_type == "Log"
     assert report.causes[0].kind == "log_of_zero"
     assert not report.findings.notes
+
+
+def test_an_op_that_only_the_compiler_makes_bad_is_found_by_looking_at_one_tensor_at_a_time(
+    tmp_path: Path,
+) -> None:
+    weight, velocity, mean = tf.Variable([1.0]), tf.Variable([4e8]), tf.Variable([2e4])
+
+    @tf.function
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(weight * x)
+        gradient = tape.gradient(loss, weight)
+        # Compiled, 1e-7 is added to `velocity` before the subtraction, and is lost in it.
+        variance = velocity - tf.square(mean) + 1e-7
+        weight.assign_sub(0.1 * gradient / tf.sqrt(variance))
+        return loss
+
+    with Recorder(str(tmp_path / "run.h5"), on_nan="stop") as recorder:
+        recorder.wrap(step)(tf.constant([1.0]))
+    report = explain(tmp_path / "run.h5", fixes="none")
+    origin = report.findings.origin
+    assert origin is not None
+    assert (origin.phase, origin.where, origin.op_type, origin.kind) == (
+        "update",
+        "optimizer",
+        "RealDiv",
+        None,
+    )
+    assert [operand.value for operand in origin.operands] == [pytest.approx(0.1), 0.0]
+    assert report.causes[0].kind == "division_by_zero"
+    recorded, ops, _ = report.verdict.evidence
+    assert (recorded.finite, recorded.bit_exact) == (False, True)
+    assert (ops.finite, ops.bit_exact) == (True, False)

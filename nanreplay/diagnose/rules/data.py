@@ -84,7 +84,8 @@ def data_outlier(case: Case) -> Cause | None:
     outliers = case.outliers
     if not outliers:
         return _outlier_before(case)
-    is_proven = case.origin.rows is not None and outliers[0].index[0] in case.origin.rows
+    proven = case.origin.recorded_rows
+    is_proven = proven is not None and outliers[0].index[0] in proven
     evidence = [outlier.sentence for outlier in outliers[1:_SHOWN]]
     if is_proven:
         evidence.insert(0, case.origin.rows_reason or "The row was proved by replay.")

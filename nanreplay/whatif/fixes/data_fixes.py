@@ -83,16 +83,16 @@ def _drop_rows(failure: Failure) -> Fix:
         return read_rows(paths, [np.asarray(leaves[place]) for place in own_places], used)
 
     size = samples(batch.leaves).size
-    if size is None or len(origin.rows) >= size:
+    recorded = origin.recorded_rows or ()
+    if size is None or len(recorded) >= size:
         raise CannotTryError("Every row of the batch would have to be left out.")
-    kept = np.setdiff1d(np.arange(size), origin.rows)
-    dropped = [int(row) for row in origin.rows]
+    kept = np.setdiff1d(np.arange(size), recorded)
+    dropped = [int(row) for row in recorded]
     # What is told are rows of the batch that the user gave, where these are known.
-    before = 0 if origin.whole_rows is None else origin.whole_rows[0] - dropped[0]
-    told = [before + row for row in dropped]
-    is_part = origin.replica is not None and origin.whole_rows is None
-    whose: dict[str, Any] = {"replica": origin.replica} if is_part else {}
-    of_what = f"the part of replica {origin.replica} in step" if is_part else "step"
+    told = [int(row) for row in origin.rows]
+    before = told[0] - dropped[0]
+    whose: dict[str, Any] = {"replica": origin.replica} if origin.is_of_part else {}
+    of_what = f"the part of replica {origin.replica} in step" if origin.is_of_part else "step"
     at = f"  # of {of_what} {failure.step}"
     if _takes_any_batch_size(failure):
         rows, note = kept, None
@@ -118,7 +118,7 @@ def _drop_rows(failure: Failure) -> Fix:
     leaves = [np.asarray(batch.leaves[place]) for place in own_places]
     held = samples(batch.leaves).keep(rows.tolist())
     if not all(_is_indexed(old, new, rows) for old, new in zip(leaves, held, strict=True)):
-        part = f"replica {origin.replica}'s part of " if is_part else ""
+        part = f"replica {origin.replica}'s part of " if origin.is_of_part else ""
         code = f"# Leave the samples {told} out of {part}the batch of step {failure.step}"
     edit = Edit(batches=(without_rows,))
     params = {"how": "drop_rows", "rows": ", ".join(map(str, dropped))}

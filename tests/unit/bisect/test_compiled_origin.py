@@ -29,7 +29,7 @@ class CompiledRunner(GraphRunner):
     def inputs_of(self, step: int) -> dict[str, list[str]]:
         return {name: [*map(self.name, inputs)] for name, _, inputs, _ in self.graph.nodes}
 
-    def compiled_event(self, step: int, op: str) -> None:
+    def compiled_event(self, step: int, op: str, *, one_by_one: bool = False) -> None:
         """Its ops take handles."""
 
 
