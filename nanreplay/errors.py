@@ -47,6 +47,17 @@ _EXTRAS = {
 """The extra of nanreplay that brings a package."""
 
 
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+_AROUND = (
+    " ",
+    "\t",
+    "Detected at",
+    "<stack",
+    "Stack trace",
+    "Original stack",
+    "Arguments received",
+)
+"""How lines begin that say where an error came from, and not why."""
 _NODE_NAMES = re.compile(r"\{\{.*?\}\}\s*|\s*\[Op:\w+\](\s*name:\s*\S*)?|\s*name:\s*$")
 
 
@@ -61,18 +72,16 @@ def reason_line(error: BaseException) -> str:
 
     The message of a graph's error begins with where the op was made ("Detected at node ...", with
     an indented stack), and ends with which node it was ("Original stack trace for ...").
+    Keras puts which layer was called before it, and what that was given after it. Colours and names
+    of nodes are left out.
     """
-    lines = [line for line in str(error).splitlines() if line.strip()]
+    lines = [line for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
     if not lines:
         return ""
-    if not lines[0].startswith("Graph execution error"):
-        return lines[0]
-    for line in lines[1:]:
-        if not line.startswith(
-            (" ", "\t", "Detected at", "<stack", "Stack trace", "Original stack")
-        ):
-            return line
-    return lines[0]
+    reason = lines[0]
+    if reason.startswith(("Graph execution error", "Exception encountered when calling")):
+        reason = next((line for line in lines[1:] if not line.startswith(_AROUND)), reason)
+    return without_node_names(reason) or reason
 
 
 def few_digits(number: float) -> str:

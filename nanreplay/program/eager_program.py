@@ -67,6 +67,8 @@ class EagerRun:
     result: Any = None
     error: Exception | None = None
     """What the step raised, or None."""
+    raised: EagerOp | None = None
+    """The last of `ops`, where it raised; None where the step ended, or Python code raised."""
     graphs: dict[str, Any] = field(default_factory=dict)
     """FuncGraphs of the compiled functions that it called, by name."""
     handed_out: list[Any] = field(default_factory=list)
@@ -112,20 +114,33 @@ def observe_eager(step: Callable[[], Any]) -> EagerRun:
     ) -> None:
         if graph is not None:  # a trace within the step; its graph is noted by itself
             return
+        run.ops.append(noted(op_type, inputs, attrs or (), outputs))
+
+    def noted(op_type: Any, inputs: Any, attrs: Any, outputs: Any) -> EagerOp:
         decoded_type = _decoded(op_type)
         _keep_function(run, decoded_type)
         # `attrs` alternates names and values.
-        by_name = {_decoded(attrs[i]): attrs[i + 1] for i in range(0, len(attrs or ()), 2)}
-        frames = _user_frames()
-        op = EagerOp(decoded_type, tuple(inputs), by_name, tuple(outputs), observer.stack, frames)
-        run.ops.append(op)
+        by_name = {_decoded(attrs[i]): attrs[i + 1] for i in range(0, len(attrs), 2)}
+        return EagerOp(
+            decoded_type, tuple(inputs), by_name, tuple(outputs), observer.stack, _user_frames()
+        )
+
+    failed: dict[int, EagerOp] = {}
+
+    def note_failure(op_type: Any, inputs: Any, attrs: Any) -> None:
+        failed[len(run.ops)] = noted(op_type, inputs, attrs, ())
 
     with observer as run.seen, listening(run), tf_eager.explicit_reads():
         undo = tf_eager.add_op_callback(callback)
         try:
-            run.result = step()
+            with tf_eager.failing_ops(note_failure):
+                run.result = step()
         except Exception as error:
             run.error = error
+            # An op that raised before others ran was caught by the step's own code.
+            if len(run.ops) in failed:
+                run.ops.append(failed[len(run.ops)])
+                run.raised = run.ops[-1]
         finally:
             undo()
     if run.result is None and run.handed_out:
@@ -182,6 +197,8 @@ def describe_eager(
     builder = FlatGraph(variable_index, leaves, paths, run.functions)
     for op in run.ops:
         builder.add(op)
+    if run.raised is not None:  # nothing depends on it, and a replay is to run it
+        builder.effects.append(builder.names[-1])
     seen = run.seen
     gradients = _gradients(seen, builder, variable_index)
     losses = tuple(builder.tensor(loss) for loss in seen.losses())

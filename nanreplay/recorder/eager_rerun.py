@@ -32,6 +32,9 @@ _SEVERAL_REPLICAS = (
     "The step ran several replicas eagerly: TensorFlow adds up their gradients in threads of its "
     "own, where no op can be seen. With `strategy.run` in a tf.function the step can be replayed."
 )
+_NOT_ENDED = (
+    "The step raised, and its ops were recorded until then: a fix is tried until then, too."
+)
 
 
 class EagerRerun:
@@ -74,6 +77,8 @@ class EagerRerun:
             if run.n_replicas > 1:
                 recording.notes.append(_SEVERAL_REPLICAS)
                 return
+            if run.raised is not None:
+                recording.notes.append(_NOT_ENDED)
             handles = checked_handles(recording.variables)
             fingerprint = build_fingerprint(
                 run.seen, handles, run.seen.learning_rate, run.seen.loss_scale

@@ -229,6 +229,7 @@ def _event(origin: Origin, stopped: Trigger | None = None) -> str:
     op = f"`{origin.op_type}`{_operands_in_words(origin)}{element}"
     if stopped is not None:
         message = origin.message or without_node_names(stopped.value)
+        op = f"`{origin.op_type}`{element}"  # the message tells which operand it refuses
         return f"{op} raised {stopped.name}: {message.rstrip('.')}"
     if origin.kind == "raised":
         return f"{op} is refused op by op and gives {value} when compiled"

@@ -15,8 +15,10 @@ from tensorflow.python import pywrap_tfe as _pywrap_tfe
 from tensorflow.python.client import pywrap_tf_session as _tf_session
 from tensorflow.python.eager import backprop as _backprop
 from tensorflow.python.eager import context as _context
+from tensorflow.python.eager import core as _core
 from tensorflow.python.eager import execute as _execute
 from tensorflow.python.eager import record as _record
+from tensorflow.python.framework import errors as _errors
 from tensorflow.python.framework import op_callbacks as _op_callbacks
 from tensorflow.python.framework import op_def_library as _op_def_library
 from tensorflow.python.framework import op_def_registry as _op_def_registry
@@ -162,6 +164,43 @@ def _read(argument: Any) -> Any:
     if is_list and any(isinstance(entry, _ResourceVariable) for entry in argument):
         return [_read(entry) for entry in argument]
     return argument
+
+
+@contextlib.contextmanager
+def failing_ops(note: Callable[[str, Sequence[Any], Sequence[Any]], None]) -> Iterator[None]:
+    """Tell of ops of this thread whose kernels raise; op callbacks are called after an op alone.
+
+    The fast way in C++ takes arguments that it converts itself. Where it fails, the generated
+    function is told to take its slow way, which hands tensors and all attributes to `Execute`, and
+    fails alike.
+
+    Args:
+        note: Called as `note(op_type, inputs, attrs)`; `attrs` alternates names and values.
+    """
+    fast, slow = _pywrap_tfe.TFE_Py_FastPathExecute, _pywrap_tfe.TFE_Py_Execute
+    own_thread = threading.get_ident()
+
+    def execute_fast(context: Any, op_type: str, name: Any, *args: Any) -> Any:
+        try:
+            return fast(context, op_type, name, *args)
+        except _core._NotOkStatusException as error:
+            if threading.get_ident() != own_thread:
+                raise
+            raise _core._FallbackException(str(error)) from error
+
+    def execute(handle: Any, device: Any, op_type: Any, inputs: Any, attrs: Any, *more: Any) -> Any:
+        try:
+            return slow(handle, device, op_type, inputs, attrs, *more)
+        except _errors.OpError:
+            if threading.get_ident() == own_thread:
+                note(op_type, inputs, attrs or ())
+            raise
+
+    _pywrap_tfe.TFE_Py_FastPathExecute, _pywrap_tfe.TFE_Py_Execute = execute_fast, execute
+    try:
+        yield
+    finally:
+        _pywrap_tfe.TFE_Py_FastPathExecute, _pywrap_tfe.TFE_Py_Execute = fast, slow
 
 
 def replaced_gradient_functions() -> list[tuple[Any, str]]:

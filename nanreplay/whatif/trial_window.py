@@ -25,7 +25,7 @@ from nanreplay.replay.replay_programs import Program
 from nanreplay.replay.replay_state import LiveState
 from nanreplay.replay.step_results import compare_step
 from nanreplay.whatif.eager_windows import steps_of_program
-from nanreplay.whatif.edits import Edit
+from nanreplay.whatif.edits import CannotTryError, Edit
 
 _LATER_STEPS = 4
 """How many steps go on after the window, to see whether the training lives."""
@@ -243,6 +243,8 @@ class _WindowRun:
             before = self.live.read()
             try:
                 result = self.step(step)
+            except CannotTryError:
+                raise
             except ReplayError as error:
                 if self.replay.incident.trigger.what != "exception" or step != self.window.failing:
                     raise

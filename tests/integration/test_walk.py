@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -256,3 +257,40 @@ def test_an_op_that_only_the_compiler_makes_bad_is_found_by_looking_at_one_tenso
     recorded, ops, _ = report.verdict.evidence
     assert (recorded.finite, recorded.bit_exact) == (False, True)
     assert (ops.finite, ops.bit_exact) == (True, False)
+
+
+def test_an_op_that_raises_in_an_eager_step_is_the_origin(tmp_path: Path) -> None:
+    table = keras.layers.Embedding(10, 2, name="table")
+    optimizer = keras.optimizers.SGD(0.1)
+
+    def step(words: Any) -> float:
+        with tf.GradientTape() as tape:
+            try:
+                tf.linalg.cholesky(tf.zeros((2, 3)))  # raises as well, but the step catches that
+            except tf.errors.InvalidArgumentError:
+                loss = tf.reduce_mean(table(words) ** 2)
+        gradients = tape.gradient(loss, table.trainable_variables)
+        optimizer.apply(gradients, table.trainable_variables)
+        return float(loss)
+
+    words = np.array([[1, 2], [3, 4], [5, 6]], np.int32)
+    with Recorder(str(tmp_path / "run.h5")) as recorder:
+        recorded = recorder.wrap(step, model=table, optimizer=optimizer)
+        recorded(words)
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            recorded(words + np.array([[0], [7], [0]], np.int32))
+    report = explain(tmp_path / "run.h5", fixes=["clean_data=drop_rows", "clipnorm"])
+    origin = report.findings.origin
+    assert origin is not None
+    assert (origin.op_type, origin.layer, origin.kind, origin.rows) == (
+        "GatherV2",
+        "table",
+        "raised",
+        (1,),
+    )
+    said = "indices[1,0] = 10 is not in [0, 10)"
+    assert (report.trigger.value, origin.message) == (said, said)
+    assert f"(sample 1 of the batch) raised InvalidArgumentError: {said}. " in report.sentence
+    assert report.causes[0].kind == "label_out_of_range"
+    # nothing of an update was recorded: clipping cannot be tried, which is not that it fails
+    assert [fix.prevents for fix in report.fixes[:2]] == [True, None]

@@ -178,7 +178,7 @@ def _index(case: Case) -> Cause | None:
         error = without_node_names(first_line(case.event.error))
     if not _OUT_OF_RANGE.search(error) and "indices" not in error:
         return None
-    sentence = f"`{case.op}`{case.where} is asked for a row that does not exist: {error[:200]}"
+    sentence = f"`{case.op}`{case.where} is asked for a row that does not exist: {error[:200]}."
     return Cause("label_out_of_range", 0.95, sentence)
 
 

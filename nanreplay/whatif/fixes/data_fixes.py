@@ -24,7 +24,7 @@ from nanreplay.whatif.fixes.batch_arrays import (
 from nanreplay.whatif.fixes.update_fixes import positive_number
 
 _STAND_INS = (
-    "The compiled step takes batches of one size: other rows of the batch stand in their places."
+    "The recorded step takes batches of one size: other rows of the batch stand in their places."
 )
 
 
