@@ -43,6 +43,13 @@ class VariableInfo:
     role: Role
     """What the variable is for."""
 
+    @property
+    def is_trained(self) -> bool:
+        """Whether only steps change it; scalars such as a learning rate are what callbacks set."""
+        return self.role == "trainable" or (
+            self.role in ("state", "optimizer") and bool(self.shape)
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class InputSpec:
@@ -330,6 +337,8 @@ class CaptureContents:
     """Trainable variables just after the step, reconstructed at the dump."""
     gradients: Mapping[int, Mapping[int, ArrayLike]] = field(default_factory=dict)
     """Dense gradients of the step, reconstructed at the dump."""
+    states: Mapping[int, Mapping[int, ArrayLike]] = field(default_factory=dict)
+    """State just before the failing step, reconstructed at the dump; may lack optimizer slots."""
     frames: Sequence[Frame] = ()
     stacks: Sequence[Sequence[int]] = ()
     """Each stack is a sequence of indices into `frames`, outermost first."""

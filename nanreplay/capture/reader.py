@@ -151,6 +151,11 @@ class Capture:
         return self._steps("keyframes")
 
     @property
+    def state_steps(self) -> tuple[int, ...]:
+        """Steps just before which the state was taken as the file was written: the failing one."""
+        return self._steps("states")
+
+    @property
     def programs(self) -> tuple[str, ...]:
         """Ids of the programs, in the order of their numbers."""
         ids = self._children.get("program", ())
@@ -188,9 +193,15 @@ class Capture:
 
         For who looks at one variable after another: no more than one is in memory.
         """
-        self._check_held("keyframes", str(step))
-        names = self._children.get(f"keyframes/{step}", ())
-        return _LazyArrays(self, f"keyframes/{step}", sorted(int(name) for name in names))
+        return self._lazy_arrays("keyframes", step)
+
+    def state(self, step: int) -> dict[int, NDArray[Any]]:
+        """State just before one of `state_steps`, by variable index; slots may be missing."""
+        return self._step_arrays("states", step)
+
+    def lazy_state(self, step: int) -> Mapping[int, NDArray[Any]]:
+        """What `state` returns, each variable read from the file whenever it is asked for."""
+        return self._lazy_arrays("states", step)
 
     def weights(self, step: int) -> dict[int, NDArray[Any]]:
         """Trainable variables just after `step`, by variable index; empty when not written."""
@@ -333,6 +344,7 @@ class Capture:
             self.incident,
             {step: self.weights(step) for step in self._steps("weights")},
             {step: self.gradients(step) for step in self._steps("gradients")},
+            {step: self.state(step) for step in self.state_steps},
             self.frames,
             self.stacks,
         )
@@ -358,6 +370,11 @@ class Capture:
         self._check_held(name, str(step))
         with self._reading(f"/{name}/{step}"):
             return self._arrays(f"{name}/{step}")
+
+    def _lazy_arrays(self, name: str, step: int) -> Mapping[int, NDArray[Any]]:
+        self._check_held(name, str(step))
+        children = self._children.get(f"{name}/{step}", ())
+        return _LazyArrays(self, f"{name}/{step}", sorted(int(child) for child in children))
 
     def _arrays(self, group: str) -> dict[int, NDArray[Any]]:
         return dict(sorted((int(index), array) for index, array in self._datasets(group).items()))

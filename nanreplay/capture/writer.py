@@ -43,6 +43,8 @@ from nanreplay.records import (
 )
 
 T = TypeVar("T")
+_STEP_GROUPS = ("keyframes", "weights", "gradients", "states", "batches")
+"""Groups that hold a group a step."""
 
 
 def write_capture(
@@ -74,6 +76,8 @@ def write_capture(
             out.values("weights", step, values)
         for step, values in contents.gradients.items():
             out.values("gradients", step, values)
+        for step, values in contents.states.items():
+            out.state(step, values)
         out.finish(contents.incident, contents.timeline)
 
 
@@ -120,7 +124,7 @@ class CaptureWriter:
         self._file = file
         self._checksums = checksums
         self._on_bytes = on_bytes
-        for name in ("keyframes", "weights", "gradients", "batches"):
+        for name in _STEP_GROUPS:
             file.create_group(name)
 
     def head(
@@ -152,6 +156,21 @@ class CaptureWriter:
         """Write values of variables at one step."""
         self._arrays(self._file[kind].create_group(str(step)), values)
 
+    def state(self, step: int, values: Mapping[int, Any]) -> None:
+        """Write the state just before a step, whose batch has been written.
+
+        A variable that the step before it left so, and that is in the file already, is a second
+        name of that dataset.
+        """
+        group = self._file["states"].create_group(str(step))
+        before, changed = f"weights/{step - 1}", f"batches/{step}/overrides"
+        for index, value in values.items():
+            is_written = f"{before}/{index}" in self._file
+            if is_written and f"{changed}/{index}" not in self._file:
+                group[str(index)] = self._file[f"{before}/{index}"]
+            else:
+                self._on_bytes(write_array(group, str(index), value))
+
     def written_keyframe(self, step: int) -> dict[int, Any]:
         """Read a keyframe again that has been written; nothing where it has not."""
         self._checksums.settle()
@@ -175,7 +194,7 @@ class CaptureWriter:
     def forget_after(self, step: int) -> None:
         """Take out what was written of the steps after `step`."""
         self._checksums.settle()  # a checksum on its way belongs to a dataset that may go now
-        for kind in ("keyframes", "weights", "gradients", "batches"):
+        for kind in _STEP_GROUPS:
             later = [name for name in self._file[kind] if int(name) > step]
             for name in later:
                 del self._file[kind][name]
@@ -184,10 +203,15 @@ class CaptureWriter:
         """Write what is known once all steps are, and the mark of a whole file."""
         write_json(self._file, "incident", asdict(incident))
         _write_timeline(self._file.create_group("timeline"), timeline)
+        write_json(self._file, "contents", sorted(self._names()))
+        self._file.attrs["complete"] = True
+
+    def _names(self) -> set[str]:
         names: list[str] = []
         self._file.visit(names.append)
-        write_json(self._file, "contents", sorted(names))
-        self._file.attrs["complete"] = True
+        for kind in ("weights", "states"):  # of a dataset's two names the file's visit tells one
+            self._file[kind].visit(lambda name, kind=kind: names.append(f"{kind}/{name}"))
+        return set(names)
 
     def _arrays(self, group: Any, values: Mapping[int, Any]) -> None:
         for index, value in values.items():
@@ -233,6 +257,7 @@ def lazy_contents(capture: Capture) -> CaptureContents:
         batches=LazySteps(capture.steps, capture.batch),
         timeline=capture.timeline_record(),
         incident=capture.incident,
+        states=LazySteps(capture.state_steps, capture.state),
         frames=capture.frames,
         stacks=capture.stacks,
     )

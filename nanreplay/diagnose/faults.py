@@ -43,6 +43,8 @@ class Flip:
     """The first element that changed."""
     elements: int
     bits: int
+    is_gross: bool = True
+    """Whether the first of them became another number altogether, not a near one."""
 
 
 @dataclass(slots=True)
@@ -61,20 +63,38 @@ class KeyframeComparison:
         """Note flips of single bits; everything is set as the keyframe has it."""
         for index, value in held.items():
             info = self.infos[index]
-            if _is_trained(info) and "float" in info.dtype and index in replayed:
+            if info.is_trained and "float" in info.dtype and index in replayed:
                 flip = _flip(as_array(replayed[index]), as_array(value))
                 if flip is not None:
                     self.flips.append(Flip(step, index, info.path, *flip))
         return held
 
 
-def _is_trained(info: VariableInfo) -> bool:
-    """Whether only steps change it; scalars such as a learning rate are what callbacks set."""
-    return info.role == "trainable" or (info.role in ("state", "optimizer") and bool(info.shape))
+def believable(flips: Sequence[Flip], replay: Replay, results: Sequence[StepResult]) -> list[Flip]:
+    """Return the flips that are no rounding of another machine.
+
+    The steps since the keyframe before must have come out bit for bit. On another machine a small
+    variable may differ in a few last bits all the same, which no loss shows.
+
+    Args:
+        flips: What keyframes showed.
+        replay: The capture's replay.
+        results: The replayed steps.
+    """
+    keyframes = replay.capture.keyframe_steps
+    is_same_machine = bool(flips) and _is_same_machine(replay)
+    kept = []
+    for flip in flips:
+        base = max((step for step in keyframes if step < flip.step), default=0)
+        between = [result for result in results if base <= result.step < flip.step]
+        is_exact = all(result.bit_exact is not False for result in between)
+        if is_exact and (is_same_machine or flip.is_gross):
+            kept.append(flip)
+    return kept
 
 
-def _flip(replayed: Any, held: Any) -> tuple[tuple[int, ...], int, int] | None:
-    """Return (first index, elements, bits) when a few bits differ; None for nothing or more."""
+def _flip(replayed: Any, held: Any) -> tuple[tuple[int, ...], int, int, bool] | None:
+    """Return (first index, elements, bits, whether gross) of a few bits; None for none or more."""
     if replayed.shape != held.shape or replayed.dtype != held.dtype:
         return None
     changed = _as_unsigned(replayed) ^ _as_unsigned(held)
@@ -85,7 +105,10 @@ def _flip(replayed: Any, held: Any) -> tuple[tuple[int, ...], int, int] | None:
     is_whole = len(indices) >= changed.size
     if bits > 1 and is_whole:  # a small variable: more likely set than flipped
         return None
-    return tuple(int(i) for i in indices[0]) if held.ndim else (), len(indices), bits
+    first = tuple(int(i) for i in indices[0]) if held.ndim else ()
+    old, new = float(replayed[first]), float(held[first])
+    is_gross = old * new < 0 or _ratio(abs(old), abs(new)) >= _GROSS
+    return first, len(indices), bits, is_gross
 
 
 def _as_unsigned(array: Any) -> Any:
@@ -105,7 +128,8 @@ def find_departure(replay: Replay, results: Sequence[StepResult]) -> int | None:
     Returns:
         The step; None when there is none.
     """
-    departures = _departures(results, set(replay.capture.keyframe_steps))
+    capture = replay.capture
+    departures = _departures(results, {*capture.keyframe_steps, *capture.state_steps})
     # More than one: it departs again after a keyframe has put the state right. So something
     # outside of the step changes the state, step after step.
     if len(departures) != 1:
@@ -138,7 +162,7 @@ def _is_gross(differences: Sequence[Difference]) -> bool:
 
 def _ratio(one: float, other: float) -> float:
     low, high = min(one, other), max(one, other)
-    return float("inf") if not np.isfinite([low, high]).all() or low == 0 else high / low
+    return float("inf") if not np.isfinite([one, other]).all() or low == 0 else high / low
 
 
 def _is_same_machine(replay: Replay) -> bool:
@@ -171,13 +195,17 @@ def replay_without(
     ) -> Mapping[int, Any]:
         kept: dict[int, Any] = {}
         for index, value in held.items():
-            is_spoilt = step > spoilt_from and _is_trained(infos[index])
+            is_spoilt = step > spoilt_from and infos[index].is_trained
             if (step, index) not in flipped and not is_spoilt:
                 kept[index] = value
         return kept
 
     return replay.run_window(
-        "recorded", first=results[0].step, last=results[-1].step, at_keyframe=without_fault
+        "recorded",
+        first=results[0].step,
+        last=results[-1].step,
+        at_keyframe=without_fault,
+        takes_state=False,
     )
 
 

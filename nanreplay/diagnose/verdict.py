@@ -16,7 +16,13 @@ import numpy as np
 from nanreplay.bisect.failing_step import StepTraces, judged_tensors
 from nanreplay.bisect.growth import find_root
 from nanreplay.capture.arrays import as_array
-from nanreplay.diagnose.faults import KeyframeComparison, find_departure, reason_of, replay_without
+from nanreplay.diagnose.faults import (
+    KeyframeComparison,
+    believable,
+    find_departure,
+    reason_of,
+    replay_without,
+)
 from nanreplay.diagnose.mode_differences import (
     Executions,
     compiled_difference,
@@ -95,6 +101,12 @@ def _judge_results(
     traces: StepTraces,
 ) -> Verdict:
     """Decide what the window says that was replayed as it was trained."""
+    failing = results[-1].step
+    if failing in replay.capture.state_steps and _exact(results[:-1]) is False:
+        replay.notes.append(
+            f"The steps before step {failing} come out otherwise than they were recorded, so step "
+            f"{failing} begins with the recorded state."
+        )
     is_stable = _runs_alike(replay, results[-1])
     unrecorded = sorted(
         {name for result in results for name in replay.program(result.step).unrecorded}
@@ -195,17 +207,18 @@ def _transient(
 ) -> Verdict | None:
     """A fault that went into a keyframe is replayed with it: look at the same steps without it."""
     failing, departure = results[-1].step, find_departure(replay, results)
+    flips = believable(keyframes.flips, replay, results)
     is_in_keyframe = departure is not None and any(
         departure < step <= failing for step in replay.capture.keyframe_steps
     )
     if results[-1].finite or not _claims_nonfinite(replay.incident.trigger):
         return None
-    if not (keyframes.flips or is_in_keyframe):
+    if not (flips or is_in_keyframe):
         return None
-    spared = replay_without(replay, results, departure, keyframes.flips)
+    spared = replay_without(replay, results, departure, flips)
     if not spared[-1].finite:
         return None
-    reason = reason_of(departure, keyframes.flips, failing)
+    reason = reason_of(departure, flips, failing)
     evidence = (_evidence("recorded", spared),)
     return Verdict("transient", _exact(spared), evidence, reason=reason)
 

@@ -20,7 +20,7 @@ from nanreplay.program.collectives import local_program
 from nanreplay.program.nondeterministic_ops import unrecorded_ops
 from nanreplay.recorder.dump_window import DumpWindow, gather
 from nanreplay.recorder.environment import DumpProgress, describe_environment
-from nanreplay.recorder.reexecution import Reexecution, Reexecutor, Wanted
+from nanreplay.recorder.reexecution import Reexecution, Reexecutor, ValueKind, Wanted
 from nanreplay.recorder.retention_plan import MIB
 from nanreplay.recorder.ring import size_of
 from nanreplay.recorder.room import FULL_STEPS
@@ -106,8 +106,9 @@ def _only_last_full(snapshot: Snapshot, window: DumpWindow) -> list[str]:
         return []
     state_mib = sum(snapshot.variables.sizes) / MIB
     return [
-        f"The state has {state_mib:.0f} MiB, so the weights and gradients of the failing step "
-        f"alone are in the file; full_steps={FULL_STEPS} writes those of the two before as well."
+        f"The state has {state_mib:.0f} MiB, so the gradients of the failing step and the weights "
+        f"before it alone are in the file; full_steps={FULL_STEPS} writes those of the two before "
+        "as well."
     ]
 
 
@@ -116,6 +117,12 @@ def _sizes(snapshot: Snapshot, window: DumpWindow) -> Sizes:
     trainable = snapshot.variables.of_role("trainable")
     trainable_bytes = sum(sizes[index] for index in trainable)
     full = window.full if window.proof is None else [*window.proof.weights]
+    full_bytes = dict.fromkeys(full, 2 * trainable_bytes)
+    if full and window.proof is None:
+        # The weights before the last step are those after the one before it.
+        written = [*(trainable if len(full) > 1 or _weights_before_alone(snapshot, window) else ())]
+        others = set(_before(snapshot)).difference(written)
+        full_bytes[max(full)] += sum(sizes[index] for index in others)
     timeline_bytes = snapshot.timeline.written_bytes(len(trainable), len(snapshot.timeline))
     return Sizes(
         other=sum(len(program.graph) for program in window.programs.values()) + timeline_bytes,
@@ -126,8 +133,27 @@ def _sizes(snapshot: Snapshot, window: DumpWindow) -> Sizes:
             step: size_of([*batch.arrays, *batch.overrides.values()])
             for step, batch in window.batches.items()
         },
-        full=dict.fromkeys(full, 2 * trainable_bytes),
+        full=full_bytes,
     )
+
+
+def _before(snapshot: Snapshot) -> tuple[int, ...]:
+    """The variables that are written as they were just before the failing step.
+
+    All of them; of a large state, those that the forward and the backward pass can read. Its
+    optimizer's slots, which would double the file, are left to the replay from a keyframe.
+    """
+    infos = snapshot.variables.infos
+    if not snapshot.room.is_large(sum(snapshot.variables.sizes)):
+        return tuple(range(len(infos)))
+    return tuple(
+        index for index, info in enumerate(infos) if info.role != "optimizer" or not info.shape
+    )
+
+
+def _weights_before_alone(snapshot: Snapshot, window: DumpWindow) -> bool:
+    """Whether the weights before the failing step are written in place of those after it."""
+    return window.full_steps == 1 and snapshot.room.is_large(sum(snapshot.variables.sizes))
 
 
 def _write_window(
@@ -202,6 +228,8 @@ def _reexecute(
         What that gave; a sentence when it failed, and None when there was nothing to prove.
     """
     full = window.full
+    if window.trigger.what == "exception":
+        _write_state_before(snapshot, window, share, out, progress)
     if not full:
         return None
     clean = last_clean(snapshot)
@@ -229,7 +257,15 @@ def _reexecute(
         numbers_from=first,
         dated_from=clean + 1 if dates else window.step + 1,
         ignored=snapshot.variables.born_nonfinite,
+        before=_before(snapshot) if share.full else (),
+        weights=not _weights_before_alone(snapshot, window),
     )
+
+    def write(kind: ValueKind, step: int, values: Mapping[int, Any]) -> None:
+        if kind != "states":
+            out.values(kind, step, values)
+        elif step not in share.keyframes:
+            out.state(step, values)
 
     def run(keyframes: dict[int, dict[int, Any]], wanted: Wanted) -> Reexecution:
         base = min(keyframes)
@@ -237,7 +273,7 @@ def _reexecute(
             keyframes,
             {step: batch for step, batch in batches.items() if step >= base},
             wanted,
-            out.values,
+            write,
             lambda: progress.advance(1),
         )
 
@@ -261,6 +297,34 @@ def _reexecute(
         return f"The window could not be re-executed at the dump: {type(error).__name__}: {reason}"
 
 
+def _write_state_before(
+    snapshot: Snapshot, window: DumpWindow, share: Share, out: CaptureWriter, progress: DumpProgress
+) -> None:
+    """Write the state before a step that raised, where the steps to it are quick to run again.
+
+    Of a large state nothing is written: the training still holds it, and its keyframe.
+    """
+    step, state_bytes = window.step, sum(snapshot.variables.sizes)
+    is_reached = window.prove and window.is_replayable and step >= min(window.keyframes)
+    if not is_reached or step in share.keyframes or step not in window.batches or share.left_out:
+        return
+    base, batches = _from_keyframe(window, step)
+    sizes = _sizes(snapshot, window)
+    file_bytes = sizes.other + sum(sizes.keyframes.values()) + sum(sizes.batches.values())
+    room = snapshot.room.disk_bytes(state_bytes, max(sizes.batches.values())) - file_bytes
+    is_quick = (snapshot.step_s or 0.0) * len(batches) <= QUICK_S
+    if not is_quick or snapshot.room.is_large(state_bytes) or state_bytes > room:
+        return
+    progress.stage("replaying the steps for", len(batches))
+    keyframes = {base: dict(window.keyframes[base])}
+    try:
+        reexecutor = _reexecutor(snapshot, window)
+        values = reexecutor.state_before(step, keyframes, batches, _before(snapshot))
+    except Exception:  # a replay says what the steps raise when it runs them
+        return
+    out.state(step, values)
+
+
 def _too_large(snapshot: Snapshot, keyframe: Mapping[int, Any]) -> str | None:
     """Why there is no memory to re-execute the window; None where there is."""
     needed = _rerun_bytes(snapshot, keyframe)
@@ -279,12 +343,14 @@ def _rerun_bytes(snapshot: Snapshot, keyframe: Mapping[int, Any]) -> int:
     """What re-executing takes of memory.
 
     A keyframe in memory becomes the state of the re-execution. One on disk is read for it; and a
-    step keeps the weights before it, and its gradients.
+    step keeps the state before it as far as it is written, the weights in any case, and its
+    gradients.
     """
     sizes = snapshot.variables.sizes
     spooled = [index for index, value in keyframe.items() if isinstance(value, SpooledValue)]
     trainable = snapshot.variables.of_role("trainable")
-    return sum(sizes[index] for index in spooled) + 2 * sum(sizes[index] for index in trainable)
+    kept = {*trainable, *_before(snapshot)}
+    return sum(sizes[index] for index in (*spooled, *trainable, *kept))
 
 
 def confirm(snapshot: Snapshot) -> bool | None:

@@ -27,7 +27,7 @@ from nanreplay.program.nonfinite_values import (
 from nanreplay.recorder.timeline_ring import StepNumbers
 from nanreplay.records import BatchRecord, ProgramRecord, Signature, Trigger, VariableInfo
 
-ValueKind = Literal["gradients", "weights"]
+ValueKind = Literal["gradients", "weights", "states"]
 PIECE = 2**15
 """Elements that are compared at once."""
 TINY_SQUARE = 1e-20
@@ -65,6 +65,11 @@ class Wanted:
     """First step that may have been the first to fail."""
     ignored: Collection[int]
     """Variables that were non-finite before training began."""
+    before: Collection[int] = ()
+    """Variables whose values before the step that fails are wanted; before the last one where none
+    may have failed."""
+    weights: bool = True
+    """Whether the weights after the steps of `full` are wanted."""
 
 
 @dataclass(slots=True)
@@ -135,21 +140,52 @@ class Reexecutor:
             is_full = step in wanted.full
             if is_full:
                 on_full("gradients", step, derivatives.dense())
+            before = _values(variables, wanted.before) if is_numbered else {}
             outputs = self._update(step, batch, variables, result, numbers if is_numbered else None)
             result.numbers[step] = numbers
-            if is_full:
-                on_full("weights", step, self._read_trainable(variables))
+            if is_full and wanted.weights:
+                on_full("weights", step, _values(variables, self._trainable))
             on_step()
+            trigger = None
             if step >= wanted.dated_from:
                 trigger = self._failed(batch, outputs, derivatives, variables, wanted.ignored)
-                if trigger is not None:
-                    result.incident, result.reproduced = (step, trigger), True
-                    # An earlier step than was thought has failed.
-                    if wanted.full and is_numbered and not is_full:
-                        on_full("gradients", step, derivatives.dense())
-                        on_full("weights", step, self._read_trainable(variables))
-                    return result
+            is_last = step == max(batches) < wanted.dated_from
+            if before and (trigger is not None or is_last):
+                on_full("states", step, before)
+            if trigger is not None:
+                result.incident, result.reproduced = (step, trigger), True
+                # An earlier step than was thought has failed.
+                if wanted.full and is_numbered and not is_full:
+                    on_full("gradients", step, derivatives.dense())
+                    if wanted.weights:
+                        on_full("weights", step, _values(variables, self._trainable))
+                return result
         return result
+
+    def state_before(
+        self,
+        step: int,
+        keyframes: dict[int, dict[int, Any]],
+        batches: Mapping[int, BatchRecord],
+        indices: Collection[int],
+    ) -> Mapping[int, Any]:
+        """Re-execute `batches` up to a step that cannot be run; returns variables before it.
+
+        Args:
+            step: The last one of `batches`.
+            keyframes: As `run` takes them.
+            batches: As `run` takes them, that step's among them.
+            indices: The variables that are wanted.
+        """
+        base = keyframes.pop(min(batches))
+        variables = [self._variable(index, base) for index in range(len(self._infos))]
+        for earlier in sorted(batches):
+            batch = batches[earlier]
+            for index, value in {**keyframes.pop(earlier, {}), **batch.overrides}.items():
+                variables[index].assign(value)
+            if earlier < step:
+                self._update(earlier, batch, variables, Reexecution(), None)
+        return _values(variables, indices)
 
     def _variable(self, index: int, keyframe: dict[int, Any]) -> Any:
         """A variable that takes over its value of the keyframe; zeros where that has none."""
@@ -158,9 +194,6 @@ class Reexecutor:
         if value is None:
             value = tf.zeros(info.shape, info.dtype)
         return tf.Variable(tf.identity(value), dtype=info.dtype, shape=info.shape, trainable=False)
-
-    def _read_trainable(self, variables: Sequence[Any]) -> dict[int, Any]:
-        return {index: read_variable(variables[index].handle) for index in self._trainable}
 
     def _program(self, program_id: str, *, derivatives_only: bool) -> CompiledProgram:
         """The compiled program of steps; made once for each purpose."""
@@ -191,7 +224,7 @@ class Reexecutor:
 
         What it changed goes into `numbers`, where that is wanted: it takes a copy of the weights.
         """
-        before = {} if numbers is None else self._read_trainable(variables)
+        before = {} if numbers is None else _values(variables, self._trainable)
         record = self._programs[batch.program]
         program = self._program(batch.program, derivatives_only=False)
         outputs, _ = program(batch.arrays, variables, record.constants)
@@ -300,6 +333,11 @@ class Reexecutor:
             if not squares_fit(value) and has_nonfinite(value):
                 return index
         return None
+
+
+def _values(variables: Sequence[Any], indices: Collection[int]) -> dict[int, Any]:
+    """The values of some variables by index; TensorFlow copies them before the next write."""
+    return {index: read_variable(variables[index].handle) for index in indices}
 
 
 def _derivative_names(signature: Signature) -> list[str]:

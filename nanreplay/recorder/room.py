@@ -21,9 +21,9 @@ USUAL_BYTES = 2**30
 FREE_SHARE = 2
 """At most one part in so many of what is free is taken: the rest is the training's."""
 LARGE_STATE_BYTES = 2**28
-"""Of a larger state only the failing step's weights and gradients are written."""
+"""Of a larger state only the failing step's gradients and the weights before it are written."""
 FILE_STATES = 1.75
-"""Size of the file of a large state, in states: one keyframe, and weights and gradients once."""
+"""Size of the file of a large state, in states: a keyframe, and once weights and gradients."""
 DISK_SHARE = 0.9
 """What of the free disk may be taken."""
 FULL_STEPS = 3
@@ -156,4 +156,8 @@ class Room:
         given = self._settings.full_steps
         if given is not None:
             return given
-        return 1 if state_bytes > LARGE_STATE_BYTES else FULL_STEPS
+        return 1 if self.is_large(state_bytes) else FULL_STEPS
+
+    def is_large(self, state_bytes: int) -> bool:
+        """Whether of a state only what a step hangs on most is written a second time."""
+        return state_bytes > LARGE_STATE_BYTES

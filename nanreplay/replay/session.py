@@ -75,6 +75,7 @@ class Replay(StepRuns):
         last: int | None = None,
         progress: Callable[[int, int], None] | None = None,
         at_keyframe: AtKeyframe | None = None,
+        takes_state: bool = True,
     ) -> list[StepResult]:
         """Run a window of steps one after another and compare each with the recording.
 
@@ -88,6 +89,8 @@ class Replay(StepRuns):
             at_keyframe: Called at a keyframe that the replay reaches, with the step, the replayed
                 variables just before it, and those that the keyframe holds; returns the ones to
                 set. All that it holds unless given.
+            takes_state: Whether the failing step, as it was trained, begins with the state that
+                the recording holds of it.
 
         Returns:
             One result a step. Where the step that raised in training raises again, its result has
@@ -103,7 +106,7 @@ class Replay(StepRuns):
         results: list[StepResult] = []
         # The state before the incident is worth keeping only while the replay is the training's
         # own: in the recorded mode, with every keyframe set as it was held.
-        is_faithful = mode == "recorded"
+        is_faithful = mode == "recorded" and takes_state
         for done, step in enumerate(wanted):
             follows = bool(results) and wanted[done - 1] == step - 1
             if step in keyframes:
@@ -112,6 +115,8 @@ class Replay(StepRuns):
                 is_faithful &= self._set_keyframe(step, live, at_keyframe if follows else None)
             elif not follows:
                 live.assign(self.state(step))
+            if follows and takes_state and mode == "recorded":
+                self._set_held_state(step)
             if is_faithful and self._states.is_worth(step, self.incident.step):
                 self._remember(step)
             try:
@@ -123,7 +128,7 @@ class Replay(StepRuns):
                 break  # it has left no state for a step after it
             if progress is not None:
                 progress(done + 1, len(wanted))
-        if mode == "recorded":
+        if mode == "recorded" and takes_state:
             self.recorded_results.update((result.step, result) for result in results)
         return results
 
@@ -336,6 +341,7 @@ class Replay(StepRuns):
     def replace_batch(self, step: int, batch: BatchRecord) -> None:
         """From now on, run a step with another input than was recorded of it."""
         self._batches[step] = batch
+        self._held_states -= {held for held in self._held_states if held > step}
         for known in [known for known in self._states if known > step]:
             self._states.drop(known)  # reached through the input that was replaced
 
@@ -347,6 +353,7 @@ class Replay(StepRuns):
         self._live.assign(self.state(step))
         self._live.assign(values)
         self._states = KnownStates(self.variables, step)
+        self._held_states -= {held for held in self._held_states if held >= step}
         self._states.add(step, self._live.read())
 
     @begun_anew

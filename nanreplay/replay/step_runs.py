@@ -42,6 +42,8 @@ class StepRuns(RecordedSteps):
         self.recorded_results: dict[int, StepResult] = {}
         """Steps that ran as they were trained, as part of a window, with what each gave."""
         self._determinism = OpDeterminism()
+        self._held_states = set(capture.state_steps)
+        """Steps just before which the recording holds the state that its own replay reached."""
 
     def close(self) -> None:
         """Let go of the state and put op determinism back."""
@@ -78,7 +80,17 @@ class StepRuns(RecordedSteps):
         self._states.make_room()
         for between in range(base, step):
             self._run_step(between, "recorded")
+        self._set_held_state(step)
         self._remember(step)
+
+    def _set_held_state(self, step: int) -> None:
+        """Set what the recording holds of the state before a step that the replay has reached.
+
+        On the machine that made it that is what is there already. On another one, last bits
+        differ, and of a training that is chaotic soon all of it.
+        """
+        if step in self._held_states:
+            self._live.assign(self.capture.lazy_state(step))
 
     def _remember(self, step: int) -> None:
         """Keep the variables as they are as the state just before a step."""

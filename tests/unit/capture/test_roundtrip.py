@@ -17,8 +17,9 @@ from sample_contents import PROGRAM, same_bits, sample_contents
 
 from nanreplay import Capture
 from nanreplay.capture import write_capture
-from nanreplay.capture.arrays import read_array, write_array
+from nanreplay.capture.arrays import read_array, read_json, write_array, write_json
 from nanreplay.capture.format import EXTENSION_DTYPES
+from nanreplay.capture.writer import lazy_contents
 from nanreplay.errors import MissingPartError
 from nanreplay.records import BatchRecord, Timeline
 
@@ -148,6 +149,35 @@ def test_programs_come_in_the_order_of_their_numbers(tmp_path: Path) -> None:
     )
     with Capture(tmp_path / "run.h5") as capture:
         assert capture.programs == tuple(f"p{index}" for index in range(12))
+
+
+def test_a_state_that_a_step_left_is_written_once(tmp_path: Path) -> None:
+    """Variables that something changed in between, and those not in the file, have data of their
+    own."""
+    state = sample_contents().keyframes[3]
+    changed = {**state, 1: np.ones(2, np.float32)}  # as the overrides of step 4 say
+    contents = sample_contents(weights={3: state}, states={4: changed})
+    write_capture(tmp_path / "run.h5", contents)
+    with Capture(tmp_path / "run.h5") as capture:
+        assert same_bits(capture.contents(), contents)
+        assert capture.state_steps == (4,)
+        assert capture.weights(3).keys() == {0, 1}
+        again = lazy_contents(capture)
+        assert same_bits(dict(again.states), {4: changed})
+    with h5py.File(tmp_path / "run.h5") as file:
+        assert file["weights/3/0"] == file["states/4/0"]
+        assert file["weights/3/1"] != file["states/4/1"]
+
+
+def test_a_file_of_before_there_were_states_is_read(tmp_path: Path) -> None:
+    write_capture(tmp_path / "run.h5", sample_contents())
+    with h5py.File(tmp_path / "run.h5", "r+") as file:
+        names = set(read_json(file["contents"])) - {"states"}
+        del file["states"], file["contents"]
+        write_json(file, "contents", sorted(names))
+    with Capture(tmp_path / "run.h5") as capture:
+        assert capture.state_steps == ()
+        assert same_bits(capture.contents(), sample_contents())
 
 
 def test_tables_are_data_frames(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from nanreplay.diagnose import faults
-from nanreplay.diagnose.faults import KeyframeComparison, find_departure, reason_of
+from nanreplay.diagnose.faults import KeyframeComparison, believable, find_departure, reason_of
 from nanreplay.records import VariableInfo
 from nanreplay.replay.step_results import Difference, StepResult
 
@@ -52,6 +52,34 @@ def test_one_flipped_bit_is_found_with_its_place() -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("bit", "is_same_machine", "bit_exact", "is_believed"),
+    [
+        (0, True, True, True),
+        (0, False, True, False),  # a last bit is what another processor gives
+        (30, False, True, True),
+        (31, False, True, True),
+        (30, True, False, False),  # the steps before it differ already
+    ],
+)
+def test_a_last_bit_on_another_machine_is_no_flip(
+    bit: int,
+    is_same_machine: bool,
+    bit_exact: bool,
+    is_believed: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(faults, "_is_same_machine", lambda replay: is_same_machine)
+    values = np.arange(12, dtype=np.float32).reshape(3, 4) / 7
+    found = flips(0, values, flipped(values, [9], bit=bit))
+    replay: Any = SimpleNamespace(capture=SimpleNamespace(state_steps=(), keyframe_steps=(0, 4, 7)))
+    results: Any = [
+        SimpleNamespace(step=step, bit_exact=step != 3 and (bit_exact or step != 5))
+        for step in range(8)
+    ]
+    assert bool(believable(found, replay, results)) == is_believed
+
+
 def test_half_precision_weights_flip_too() -> None:
     import ml_dtypes
 
@@ -90,7 +118,7 @@ def departure(
 ) -> int | None:
     metadata = {} if here else {"processor": "another"}
     replay: Any = SimpleNamespace(
-        capture=SimpleNamespace(keyframe_steps=keyframes, metadata=metadata)
+        capture=SimpleNamespace(state_steps=(), keyframe_steps=keyframes, metadata=metadata)
     )
     return find_departure(replay, results)
 
