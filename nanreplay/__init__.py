@@ -53,7 +53,9 @@ _PUBLIC = {
 # By class name, not by import: a capture that is shown in a notebook then imports no reports.
 notebook.PAGES.update(
     Capture="nanreplay.report.pages:capture_fragment",
+    Recorder="nanreplay.report.cell_page:recorder_fragment",
     Report="nanreplay.report.pages:report_fragment",
+    incident="nanreplay.report.cell_page:show_incident",
 )
 __all__ = [*sorted(_PUBLIC), "__version__"]  # noqa: PLE0604
 

@@ -33,6 +33,8 @@ from __future__ import annotations
 import os
 import re
 
+from nanreplay import notebook
+
 _EXTRAS = {
     "tensorflow": "tensorflow",
     "keras": "tensorflow",
@@ -262,6 +264,23 @@ class NonFiniteError(NanreplayError, ArithmeticError):
         if path is not None:
             message += f" Capture: {self.path} (explain it with: nanreplay bisect {self.path})"
         super().__init__(message)
+        self._is_shown = False
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows: the message and the user's own frames.
+
+        In a notebook the page of the capture follows below. `%tb` asks again, and gets all frames.
+        """
+        if self._is_shown:
+            return notebook.full_traceback(self)
+        self._is_shown = True
+        message = self.sentence if self.path is None else f"{self.sentence} Capture: {self.path}"
+        lines = notebook.short_traceback(self, message)
+        if self.path is not None:
+            notebook.show_incident_after_cell(self.path)
+            how = "the page below" if notebook.is_kernel() else f"nanreplay bisect {self.path}"
+            lines.append(f"Explained by: {how}. Every frame: %tb")
+        return lines
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive pickling, so that the error crosses processes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,7 +21,15 @@ from nanreplay.logs.log_tables import (
 )
 from nanreplay.logs.logged_run import ScalarSeries
 from nanreplay.logs.next_step import next_step
-from nanreplay.report.history import CURVE, GROWTH, INK, LOOK, MARK, thinned
+from nanreplay.report.history import (
+    CURVE,
+    GROWTH,
+    LOOK,
+    MARK,
+    figure_svg,
+    scale_by_magnitude,
+    thinned,
+)
 from nanreplay.report.pages import PageTable, page_environment, page_style
 
 _POINTS = 600
@@ -90,12 +97,7 @@ def logs_svg(answer: LogAnswer) -> str:
         for panel, series in zip(panels, curves, strict=True):
             _draw(panel, series, answer)
         panels[-1].set_xlabel(curves[0].axis)
-        file = io.StringIO()
-        figure.savefig(
-            file, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-        )
-    text = file.getvalue()
-    return text[text.index("<svg") :].replace(INK, "currentColor")
+        return figure_svg(figure)
 
 
 def _curves(answer: LogAnswer) -> list[ScalarSeries]:
@@ -116,7 +118,7 @@ def _draw(panel: Any, series: ScalarSeries, answer: LogAnswer) -> None:
     panel.plot(*thinned(series.steps.astype(np.int64), series.values, _POINTS), color=CURVE)
     finite = series.values[series.is_finite]
     if len(finite) and finite.min() > 0 and finite.max() / finite.min() > _STEEP:
-        panel.set_yscale("log")
+        scale_by_magnitude(panel)
     bad = series.steps[~series.is_finite]
     if len(bad):
         shown = bad[:: max(len(bad) // _POINTS, 1)]

@@ -17,6 +17,7 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
+from nanreplay import notebook
 from nanreplay.program.observation import Observation
 from nanreplay.records import Frame
 
@@ -72,7 +73,8 @@ class SourceTable:
             if self._with_code:
                 code = linecache.getline(entry.filename, int(entry.lineno)).strip()
             self._frame_ids[key] = len(self.frames)
-            self.frames.append(Frame(entry.filename, int(entry.lineno), entry.name, code))
+            file = notebook.cell_of(entry.filename) or entry.filename
+            self.frames.append(Frame(file, int(entry.lineno), entry.name, code))
         return self._frame_ids[key]
 
 

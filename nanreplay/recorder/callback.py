@@ -17,6 +17,7 @@ from typing import Any, Literal
 import keras
 import tensorflow as tf
 
+from nanreplay import notebook
 from nanreplay.capture.storage import Location
 from nanreplay.errors import AttachError, NonFiniteError
 from nanreplay.program import listening, observe
@@ -140,6 +141,15 @@ class Recorder(keras.callbacks.Callback):
         """Whether an incident asks the loop to stop, with `on_nan="stop"`."""
         return self._recording.lifecycle.is_stopped
 
+    @property
+    def steps(self) -> int:
+        """How many steps of the training were seen so far."""
+        return self._recording.step
+
+    def _repr_html_(self) -> str:
+        """Show in a notebook what became of the training."""
+        return notebook.html_of(self)
+
     # A block of code, and a process
 
     def __enter__(self) -> Recorder:
@@ -202,7 +212,8 @@ class Recorder(keras.callbacks.Callback):
         """What records the iterations of a loop that trains in Python."""
         self._hook()
         self._ending.begin()
-        eager = EagerStep(self._recording, _not_called, self._suspected)
+        # nothing to call: an iteration of a loop is run by the program itself
+        eager = EagerStep(self._recording, lambda: None, self._suspected)
         return LoopStep(
             self._recording, self._calls, eager, self._ending, self.knows, self.remember
         )
@@ -432,10 +443,6 @@ class Recorder(keras.callbacks.Callback):
             self._recording.guard(self._calls.release)
             self._handles.clear()
             self._recording.lifecycle.note(Event.CLOSE)
-
-
-def _not_called() -> None:
-    """An iteration of a loop is run by the program itself."""
 
 
 def _recorder_of(kind: type[Recorder], arguments: dict[str, Any]) -> Recorder:

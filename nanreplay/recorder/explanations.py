@@ -48,7 +48,7 @@ def explain_beside(path: Location, *, goes_on: bool = False) -> None:
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=said,
-        env=_environment(),
+        env=child_environment(),
     )
     if goes_on:
         with contextlib.suppress(OSError, AttributeError):  # no such thing on Windows
@@ -56,7 +56,16 @@ def explain_beside(path: Location, *, goes_on: bool = False) -> None:
     _running.append((file, process, said))
 
 
-def _environment() -> dict[str, str]:
+def finish(path: Location) -> None:
+    """Wait for the explanation of one capture, where one is being made."""
+    file = Path(os.path.abspath(path))
+    for entry in [entry for entry in _running if entry[0] == file]:
+        entry[1].wait()
+        entry[2].close()
+        _running.remove(entry)
+
+
+def child_environment() -> dict[str, str]:
     """This process's environment, without GPUs, and with the nanreplay that it runs itself."""
     kept: dict[str, Any] = {key: os.environ[key] for key in os.environ if key not in _LEFT_OUT}
     package = str(Path(__file__).parents[2])

@@ -6,10 +6,12 @@ A `Recorder` hands each `Suspicion` to its `Incidents`, and asks it for files on
 from __future__ import annotations
 
 import contextlib
+import os
 import warnings
 import weakref
 from collections.abc import Callable
 
+from nanreplay import notebook
 from nanreplay.capture.storage import Location
 from nanreplay.errors import NonFiniteError
 from nanreplay.recorder import signals
@@ -72,6 +74,7 @@ class Incidents:
             self._stop()
         message = f"nanreplay: {sentence}"
         if path:
+            notebook.show_incident_after_cell(os.fspath(path))
             message += f" Capture: {path} (nanreplay bisect {path})"
         # Where warnings are errors, this one must not take the place of the step's own exception.
         suppressed = (UserWarning,) if trigger.what == "exception" else ()

@@ -7,6 +7,7 @@ are in `nanreplay.findings`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from nanreplay import notebook
 from nanreplay.findings import Cause, Findings, FixResult, Verdict
@@ -42,3 +43,7 @@ class Report:
     def _repr_html_(self) -> str:
         """Show the page of the report in a notebook."""
         return notebook.html_of(self)
+
+    def _repr_pretty_(self, printer: Any, cycle: bool) -> None:
+        """Show the sentence in IPython and in notebooks without HTML, not all fields."""
+        printer.text(self.sentence)

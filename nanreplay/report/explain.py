@@ -6,13 +6,16 @@ captures of several workers of one training are explained together by `explain_r
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
+from nanreplay import notebook
 from nanreplay.capture import Capture
 from nanreplay.errors import (
+    CaptureNotFoundError,
     FormatError,
     MissingPartError,
     ReplayError,
@@ -28,6 +31,7 @@ from nanreplay.report.sentence import sentence
 if TYPE_CHECKING:
     from nanreplay.bisect import Bisection
     from nanreplay.bisect.failing_step import StepTraces
+    from nanreplay.capture.storage import Location
     from nanreplay.replay import Replay
 
 Fixes: TypeAlias = Literal["fast", "all", "none"] | Sequence[str]
@@ -42,8 +46,16 @@ Progress: TypeAlias = Callable[[int, int], None]
 Say: TypeAlias = Callable[[str], None]
 
 
+class Recorded(Protocol):
+    """What has written a capture, such as a `Recorder`."""
+
+    @property
+    def path(self) -> Location | None:
+        """The capture; None where none was written."""
+
+
 def explain(
-    path: str | os.PathLike[str],
+    path: str | os.PathLike[str] | Recorded,
     *,
     trust: bool = False,
     fixes: Fixes = "fast",
@@ -66,12 +78,12 @@ def explain(
         [('epsilon', True)]
 
     Args:
-        path: The capture file, or a URL that fsspec opens.
+        path: The capture file, a URL that fsspec opens, or the `Recorder` that wrote it.
         trust: Let ops that touch files, the network or processes run. False unless given; only for
             captures of your own.
         fixes: Which fixes to try: "fast" (those that fit, about 5 seconds of work; the default),
             "all", "none", or a list of them as `nanreplay whatif --fix` takes them.
-        progress: Called with (steps done, steps in all).
+        progress: Called with (steps done, steps in all). A notebook shows it unless it is given.
         say: Called with a line before each part of the work.
         before_fixes: Called with the report as it is before fixes are tried, for readers who do
             not want to wait for them.
@@ -81,7 +93,7 @@ def explain(
         The report; its `sentence` says the rest in short.
 
     Raises:
-        CaptureError: The file cannot be read.
+        CaptureError: The file cannot be read, or the recorder has written none.
         FixError: There is no such fix.
         UnsafeProgramError: The program reaches beyond tensors.
         UnsupportedOpError: The program holds an op that cannot be replayed.
@@ -91,7 +103,14 @@ def explain(
     from nanreplay.diagnose import judge
     from nanreplay.replay import Replay
 
-    with Capture(path) as capture, Replay(capture, trust=trust) as replay:
+    with contextlib.ExitStack() as opened:
+        if progress is None and say is None and notebook.is_kernel():
+            from nanreplay.report.cell_page import cell_progress
+
+            cell = opened.enter_context(cell_progress())
+            progress, say = cell.progress, cell.say
+        capture = opened.enter_context(Capture(_path_of(path)))
+        replay = opened.enter_context(Replay(capture, trust=trust))
         traces = StepTraces(replay)
         verdict = judge(replay, progress=_told_to_the_end(progress, say), traces=traces)
         if verdict.kind in ("inconclusive", "transient"):  # no origin in the program
@@ -111,6 +130,16 @@ def explain(
         if before_fixes is not None:
             before_fixes(report((), ()))
         return report(*_tried(replay, bisection, causes, fixes, progress, say, each_fix))
+
+
+def _path_of(given: str | os.PathLike[str] | Recorded) -> str | os.PathLike[str]:
+    if isinstance(given, (str, os.PathLike)):
+        return given
+    if given.path is None:
+        raise CaptureNotFoundError(
+            "The recorder has written no capture: no step that it saw was non-finite."
+        )
+    return given.path
 
 
 def _told_to_the_end(progress: Progress | None, say: Say | None) -> Progress:

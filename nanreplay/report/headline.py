@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from nanreplay.errors import without_node_names
-from nanreplay.findings import Origin, OutputFacts
+from nanreplay.findings import Cause, Origin, OutputFacts
 from nanreplay.report.contents import Report
 from nanreplay.report.numbers import readable_list, readable_number, readable_trigger
-from nanreplay.report.sentence import bad_output, owner
+from nanreplay.report.sentence import bad_output, kind_in_words, owner
 
 _OPERATORS = {
     "Sub": "-",
@@ -31,6 +31,8 @@ _MOST_SAMPLES = 3
 """Samples that are named; of more the number is told."""
 _FEW_OPERANDS = 3
 """Operands whose values are told one by one."""
+_WORDS_IN_SMALL = ("The ", "A ", "An ", "It ", "All ", "No ")
+"""Words that are written small after a colon."""
 _WITHOUT_ORIGIN = {
     "healthy": "Nothing non-finite in the recorded steps",
     "transient": "{event} in training, finite in every replay",
@@ -114,3 +116,13 @@ def _samples(rows: Sequence[int]) -> str:
     if len(rows) > _MOST_SAMPLES:
         return f"{len(rows)} samples"
     return f"samples {readable_list(rows)}"
+
+
+def cause_sentence(cause: Cause) -> str:
+    """A cause in one plain sentence, with the kind in words where the sentence lacks it."""
+    if cause.kind == "other":
+        return cause.sentence
+    kind, sentence = kind_in_words(cause.kind), cause.sentence
+    if sentence.startswith(_WORDS_IN_SMALL):
+        sentence = f"{sentence[0].lower()}{sentence[1:]}"
+    return f"{kind[0].upper()}{kind[1:]}: {sentence}"

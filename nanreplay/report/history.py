@@ -305,7 +305,7 @@ def timeline_svg(history: History) -> str:
         if n_layers:
             _draw_layers(panels[-1], history, table, n_layers)
         panels[-1].set_xlabel("step")
-        return _svg(figure)
+        return figure_svg(figure)
 
 
 def _changes(values: Values) -> bool:
@@ -321,7 +321,7 @@ def _measure_of_layers(history: History) -> Measure:
 def _draw_curve(panel: Axes, history: History, series: Series) -> None:
     panel.plot(*thinned(history.steps, series.values, _POINTS), color=CURVE, linewidth=1.3)
     if series.is_steep:
-        panel.set_yscale("log")
+        scale_by_magnitude(panel)
     bad = history.steps[~np.isfinite(series.values)]
     if 0 < len(bad) < len(history.steps):
         across = panel.get_xaxis_transform()  # x in steps, y in shares of the panel
@@ -362,8 +362,20 @@ def _mark_steps(panel: Axes, history: History) -> None:
         panel.axvline(history.root.step, color=GROWTH, linewidth=1, linestyle=":")
 
 
-def _svg(figure: Any) -> str:
+def scale_by_magnitude(panel: Axes) -> None:
+    """Give a panel a logarithmic axis, with numbers as numbers."""
+    panel.set_yscale("log")
+    # matplotlib writes formulas, which `text.parse_math` would show as they are written
+    panel.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+
+
+def figure_svg(figure: Any) -> str:
+    """Write a figure as an SVG element in the colours of the page that it stands in."""
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = file.getvalue()
-    return text[text.index("<svg") :].replace(INK, "currentColor")
+    text = text[text.index("<svg") :].replace(INK, "currentColor")
+    for name, colour in (("curve", CURVE), ("mark", MARK), ("growth", GROWTH)):
+        # a page has other colours on a dark ground; a picture alone has these
+        text = text.replace(f": {colour}", f": var(--{name}, {colour})")
+    return text

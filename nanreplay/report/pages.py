@@ -20,6 +20,7 @@ from nanreplay.report.contents import Report
 from nanreplay.report.history import History, timeline_svg
 from nanreplay.report.inventory import fact_lines, inventory
 from nanreplay.report.numbers import readable_trigger
+from nanreplay.report.page_answer import PageAnswer, answer_of, recorded_answer
 from nanreplay.report.report_text import (
     FIX_HEADINGS,
     LINK_HEADINGS,
@@ -64,6 +65,8 @@ class Page:
     sources: Sources
     recorded: Sequence[tuple[str, str]]
     """What the capture holds: versions, machine, window, programs, variables."""
+    answer: PageAnswer
+    """What stands at the top."""
 
     @property
     def title(self) -> str:
@@ -83,6 +86,7 @@ def page_of(report: Report, capture: Capture) -> Page:
         _failing_lines(sources),
         sources,
         tuple(fact_lines(inventory(capture))),
+        answer_of(report, capture),
     )
 
 
@@ -130,41 +134,58 @@ def html_page(page: Page) -> str:
 
 
 def report_fragment(report: Report) -> str:
-    """Write the page of a report as one element, for a notebook; its capture is read again."""
+    """Write the page of a report as one element, for a notebook; its capture is read again.
+
+    What is not part of the answer is folded.
+    """
     from nanreplay.capture import Capture
 
     with Capture(report.path) as capture:
-        return _fragment(_body(page_of(report, capture)))
+        return fragment(_body(page_of(report, capture), is_folded=True))
 
 
-def capture_fragment(capture: Capture) -> str:
-    """Write what an open capture holds as one element, for a notebook; nothing is replayed."""
+def capture_fragment(capture: Capture, *, has_answer_top: bool = False) -> str:
+    """Write what an open capture holds as one element, for a notebook; nothing is replayed.
+
+    Args:
+        capture: The capture.
+        has_answer_top: Whether the line of code is shown above, as the page of an answer has it.
+    """
     incident = capture.incident
     trigger = readable_trigger(incident.trigger)
     body = (
         page_environment()
         .get_template("recorded.html")
         .render(
+            answer=recorded_answer(capture) if has_answer_top else None,
             title=f"{capture.path.name}: step {incident.step}, {trigger}",
             figure=Markup(timeline_svg(history_of(capture))),
             recorded=list(fact_lines(inventory(capture))),
             notes=incident.notes,
+            folded=has_answer_top,
         )
     )
-    return _fragment(body)
+    return fragment(body)
 
 
-def _fragment(body: str) -> str:
-    return f'<style>{page_style()}</style><div class="nanreplay">{body}</div>'
+def fragment(body: str) -> str:
+    """Put the style beside the body of a page, for a notebook.
+
+    Args:
+        body: HTML.
+    """
+    return f'<style>{_style("style.css")}</style><div class="nanreplay cell">{body}</div>'
 
 
-def _body(page: Page) -> Markup:
+def _body(page: Page, *, is_folded: bool = False) -> Markup:
     report, root = page.report, page.report.findings.root
     body = (
         page_environment()
         .get_template("body.html")
         .render(
             page=page,
+            answer=page.answer,
+            folded=is_folded,
             report=report,
             figure=Markup(timeline_svg(page.history)),
             root_step=None if root is None else root.step,
@@ -192,10 +213,12 @@ def page_environment() -> Environment:
 
 
 def page_style() -> Markup:
-    """The style sheet of pages."""
-    environment = page_environment()
-    assert environment.loader is not None
-    return Markup(environment.loader.get_source(environment, "style.css")[0])
+    """The style sheet of whole pages."""
+    return Markup("").join((_style("style.css"), _style("page_style.css")))
+
+
+def _style(name: str) -> Markup:
+    return Markup(page_environment().get_template(name).render())
 
 
 def _with_code(text: str) -> Markup:

@@ -21,10 +21,10 @@ def blamed_words(view: BatchView) -> str:
     if not view.size:
         return "no array has a row for each sample"
     if view.rows:
-        named = readable_list(view.rows[:_MOST_SAMPLES])
         more = len(view.rows) - _MOST_SAMPLES
-        noun = "sample" if len(view.rows) == 1 else "samples"
-        return f"{noun} {named}{f' and {more} more' if more > 0 else ''} of {view.size}"
+        named = [str(row) for row in view.rows[:_MOST_SAMPLES]]
+        names = readable_list([*named, f"{more} more"] if more > 0 else named)
+        return f"{'sample' if len(view.rows) == 1 else 'samples'} {names} of {view.size}"
     strangest = max(view.strangeness, default=0.0)
     if strangest < STRANGE:
         return f"{view.size} samples, none stands out"

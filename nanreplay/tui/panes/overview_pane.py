@@ -25,7 +25,7 @@ from nanreplay.report.contents import Report
 from nanreplay.report.first_look import FirstLook, first_look
 from nanreplay.report.fix_patch import diff_of
 from nanreplay.report.fix_words import OUTCOME_CLAUSES, fix_label, fix_remark, outcome_of
-from nanreplay.report.headline import headline
+from nanreplay.report.headline import cause_sentence, headline
 from nanreplay.report.history import History
 from nanreplay.report.inventory import inventory_lines
 from nanreplay.report.numbers import (
@@ -60,8 +60,6 @@ _ELEMENTS_SHORT, _ELEMENTS_TALL = 3, 8
 _NARROWEST = 40
 _LOSS_LINES = (3, 30)
 """Lines of the loss, at least and at most; it takes the room that is left."""
-_WORDS_IN_SMALL = ("The ", "A ", "An ", "It ", "All ", "No ")
-"""Words that are written small after a colon."""
 
 
 class _Look(NamedTuple):
@@ -304,7 +302,7 @@ def _why(report: Report) -> Iterator[Content]:
     """The cause, and how sure it is that this is what happened."""
     cause: Cause | None = report.causes[0] if report.causes else None
     if cause is not None:
-        yield with_code(_sentence_of(cause))
+        yield with_code(cause_sentence(cause))
     elif report.findings.reason:
         yield with_code(report.findings.reason)
     verdict = report.verdict
@@ -315,16 +313,6 @@ def _why(report: Report) -> Iterator[Content]:
     exact = certainty(replace(verdict, kind="reproduced"))  # the meaning says the rest
     words = " ".join(filter(None, (VERDICT_MEANINGS[verdict.kind], exact, reason)))
     yield Content.assemble(mark, (words, "dim"))
-
-
-def _sentence_of(cause: Cause) -> str:
-    """A cause in one plain sentence, with the kind in words where the sentence lacks it."""
-    if cause.kind == "other":
-        return cause.sentence
-    kind, sentence = kind_in_words(cause.kind), cause.sentence
-    if sentence.startswith(_WORDS_IN_SMALL):
-        sentence = f"{sentence[0].lower()}{sentence[1:]}"
-    return f"{kind[0].upper()}{kind[1:]}: {sentence}"
 
 
 def _fix_title(report: Report, state: CaptureState) -> str:

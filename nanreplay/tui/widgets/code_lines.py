@@ -6,15 +6,12 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from textual.content import Content
 
-from nanreplay.findings import OperandFacts, Origin
+from nanreplay.findings import Origin
 from nanreplay.report.first_look import CodeExcerpt
 from nanreplay.report.fix_patch import DiffLine
-from nanreplay.report.numbers import index_words, readable_number
-from nanreplay.report.sentence import bad_output
-from nanreplay.tui.widgets.op_words import short_number
+from nanreplay.report.line_values import line_values
 
 _DIFF_STYLES = {"-": "$text-error", "+": "$text-success", "@": "$text-muted"}
-_MOST_OPERANDS = 4
 
 
 def highlighted(excerpt: CodeExcerpt) -> list[Content]:
@@ -62,35 +59,13 @@ def code_content(
 
 
 def value_lines(origin: Origin) -> Iterator[Content]:
-    """What the op was given and what it gave, a line each: `↳ Softmax:0 [32, 3] is 0.0`."""
-    for operand in origin.operands[:_MOST_OPERANDS]:
-        yield Content.assemble(
-            ("↳ ", "$text-accent"), (_operand_value(operand), "bold"), (_of(operand), "dim")
-        )
-    output = bad_output(origin)
-    if output is None or origin.op_type is None:
-        return
-    value = readable_number(output.value) if output.value is not None else "non-finite"
-    at = f" at {index_words(output.indices[0])}" if output.indices and output.indices[0] else ""
-    count = f", {output.nonfinite} of {output.size} non-finite" if output.size > 1 else ""
-    yield Content.assemble(
-        ("→ ", "$text-error"),
-        (f"{value}{at}", "bold $text-error"),
-        (f"  of {origin.op_type}{count}", "dim"),
-    )
-
-
-def _operand_value(operand: OperandFacts) -> str:
-    if operand.value is not None:
-        return readable_number(operand.value)
-    if operand.min is None or operand.max is None:
-        return f"{operand.dtype}{index_words(operand.shape)}"
-    return f"{short_number(operand.min)} to {short_number(operand.max)}"
-
-
-def _of(operand: OperandFacts) -> str:
-    """The name of an operand: its last two parts, which people know."""
-    return f"  of {'/'.join(operand.name.split('/')[-2:])}"
+    """What the op was given and what it gave, a line each: `↳ 0.0  of dense/Softmax:0`."""
+    for kind, value, of in line_values(origin):
+        if kind == "operand":
+            yield Content.assemble(("↳ ", "$text-accent"), (value, "bold"), (f"  of {of}", "dim"))
+        else:
+            bad = (value, "bold $text-error")
+            yield Content.assemble(("→ ", "$text-error"), bad, (f"  of {of}", "dim"))
 
 
 def diff_content(lines: Iterable[DiffLine]) -> Content:
