@@ -32,6 +32,8 @@ _MASKED = words("Softmax LogSoftmax Sub")
 """Ops that take -inf for `leave this out` (Sub: the maximum taken off before Exp)."""
 _ALIKE = COPIES | words("ExpandDims Squeeze Cast")
 _CHOOSERS = words("Select SelectV2")
+_SATURATING = words("Sigmoid Softmax Tanh Erf Erfc Exp Ndtr")
+"""Ops that give exactly 0 or 1 of what is large enough."""
 _MASKS = words("Log Cast Mul")
 """Ops that make a mask of 0 and -inf from one of 0 and 1, or of 0 and a large number."""
 
@@ -187,10 +189,10 @@ class _Judge:
     def is_indicator(self, maker: Maker) -> bool:
         """Whether a maker's operand holds but two values, one of them 0 or 1, and is no result.
 
-        Probabilities that weights saturated are 0 and 1 as well, and no mask.
+        Probabilities that saturated are 0 and 1 as well, and no mask.
         """
         assert maker.fact.event is not None
-        if self.is_of_weights(maker.fact):
+        if self.is_result(maker.fact):
             return False
         arrays = [as_array(value) for value in maker.fact.event.inputs if is_float(value)]
         if not arrays:
@@ -198,11 +200,17 @@ class _Judge:
         values = np.unique(max(arrays, key=lambda array: array.size))
         return len(values) <= 2 and bool(np.isin(values, (0, 1)).any())
 
-    def is_of_weights(self, fact: Fact) -> bool:
-        """Whether a variable that the step trains went into an op's value, by floats alone."""
+    def is_result(self, fact: Fact) -> bool:
+        """Whether an op's value was computed with a variable that the step trains, or saturated.
+
+        By floats alone: a comparison makes a mask of either.
+        """
         pending, seen = [fact.serial], {fact.serial}
         while pending:
-            for value in self.trace.facts[pending.pop()].sources:
+            current = self.trace.facts[pending.pop()]
+            if current.type in _SATURATING:
+                return True
+            for value in current.sources:
                 if value.serial < 0:
                     kind, index = self.trace.feed(value)
                     if kind == "variable" and index in self.trace.writes:

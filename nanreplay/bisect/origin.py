@@ -188,11 +188,12 @@ def _findings(
     upstream = _part(
         "Where its operands came from", lambda: upstream_of(scene, first, kept), nowhere, lacks
     )
+    others = [other for other in suspects[1:] if not _is_own_gradient(scene, first, other)]
     paths = [info.path for info in runner.variables]
     root = _part("Where it began", lambda: find_root(timeline, scene.step, paths), None, lacks)
     return Findings(
         origin=_with_rows(scene, origin, proof),
-        other_origins=tuple(_other(scene, suspect) for suspect in suspects[1 : MOST_OTHERS + 1]),
+        other_origins=tuple(_other(scene, suspect) for suspect in others[:MOST_OTHERS]),
         chain=chain_of(search.scenes, first),
         upstream=upstream,
         root=root,
@@ -264,6 +265,24 @@ def _other(scene: Scene, suspect: Suspect) -> Origin:
         proof = rows_of(scene, suspect, origin.batch_prefix)
         return _with_rows(scene, origin, RowProof(proof.rows, ""))
     return origin
+
+
+def _is_own_gradient(scene: Scene, first: Suspect, other: Suspect) -> bool:
+    """Whether an origin is in the gradient of the first one, and fails for the same elements.
+
+    The gradient of log(0) is 1 / 0: that is no second fault.
+    """
+    if first.fact is None or other.fact is None:
+        return False
+    info = scene.attribution.info(other.fact)
+    if info is None or info.phase != "backward":
+        return False
+    if (info.forward_function, info.forward) != first.fact.key:
+        return False
+    made, of_gradient = first.masks.get(0), other.masks.get(0)
+    if made is None or of_gradient is None or made.shape != of_gradient.shape:
+        return True
+    return not bool((of_gradient & ~made).any())
 
 
 def _nothing_found(search: Search) -> str:

@@ -48,11 +48,9 @@ def _describe_array(scene: Scene, suspect: Suspect) -> Origin:
     trace = scene.trace
     value = trace.value(suspect.leaf)
     path = trace.runner.batch(scene.step).paths[trace.feed(suspect.leaf)[1]]
-    low, high = _extremes(as_array(value))
-    shape = tuple(int(size) for size in np.shape(value))
-    array = OperandFacts(
-        name_of(trace, suspect.leaf), dtype_name(value), shape, value=None, min=low, max=high
-    )
+    first_bad = np.zeros(np.shape(value), bool)
+    first_bad[tuple(np.argwhere(suspect.masks[0])[0])] = True
+    array = _operand(name_of(trace, suspect.leaf), value, first_bad)
     return Origin(
         step=scene.step,
         phase="input",

@@ -15,6 +15,7 @@ from nanreplay.bisect.influence import COPIES
 from nanreplay.bisect.judge import BACKWARD
 from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.tensor_stats import TensorStat, words
+from nanreplay.records import Role
 from nanreplay.replay.provenance import ValueId
 
 _CARRIERS = COPIES | words(
@@ -101,6 +102,17 @@ class FailureGraph:
             seen |= {fact.serial for fact in facts}
             yield from facts
             level = [value for fact in facts for value in fact.input_ids]
+
+    def reads_variable(self, value: ValueId, role: Role, depth: int = 6) -> bool:
+        """Whether a variable of a role goes into a value, a few ops back."""
+        variables = self.trace.runner.variables
+        feeds = [
+            self.trace.feed(source)
+            for fact in self.upstream(value, depth)
+            for source in self.inputs(fact)
+            if source.serial < 0
+        ]
+        return any(kind == "variable" and variables[index].role == role for kind, index in feeds)
 
     def infinities(self, value: ValueId, depth: int = 6) -> Iterator[Fact]:
         """Yield the ops with non-finite outputs that a value was made by, nearest first.

@@ -148,6 +148,7 @@ class FlatGraph:
         self.leaves = [as_array(leaf) for leaf in leaves]
         """Arrays of the batch; what came from outside of TensorFlow with NaN in it is added."""
         self.paths = list(paths)
+        self._tensor_leaves = {index for index, leaf in enumerate(leaves) if tf.is_tensor(leaf)}
         self._leaf_ids = {id(leaf): index for index, leaf in enumerate(leaves)}
         self._leaf_placeholders: dict[tuple[str, int], str] = {}
         """Tensor name by (dtype, leaf)."""
@@ -235,9 +236,17 @@ class FlatGraph:
             return None
         for index, leaf in enumerate(self.leaves):
             is_alike = leaf.shape == value.shape and leaf.dtype.kind in _NUMBER_KINDS
-            if is_alike and _is_same(leaf, value):
+            if is_alike and _is_same(leaf, value) and not self._is_chance(index, value):
                 return index
         return None
+
+    def _is_chance(self, leaf: int, value: Any) -> bool:
+        """Whether a value that equals an array of the batch may be another one, such as ones.
+
+        A tensor of the batch goes into ops itself. An array of NumPy becomes a new tensor each time
+        that TensorFlow is given it.
+        """
+        return leaf in self._tensor_leaves and _information_bits(value) < _LEAST_BITS
 
     def _part_of(self, tensor: Any) -> BatchPart | None:
         """The part of an array of the batch that NumPy made `tensor` from: `x[:, 2]`, `x[4:8]`."""

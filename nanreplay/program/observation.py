@@ -61,9 +61,9 @@ class TapeGradient(NamedTuple):
     replica: int | None = None
     """The replica, within its process, in which it was called."""
     is_inner: bool = False
-    """Whether another tape was recording.
+    """Whether another tape was recording, or was being asked for its gradient.
 
-    It may differentiate what this one gave, which is no loss of the step then.
+    It may differentiate what this one gave, or take what it gives: no loss of the step then.
     """
 
 

@@ -204,6 +204,8 @@ def observed_gradient(original: Any) -> Any:
     def gradient(tape: Any, target: Any, sources: Any, *args: Any, **kwargs: Any) -> Any:
         for source in tf.nest.flatten(sources):
             _tell_used(tf_distribution.current_variable(source))
+        # A gradient function may have a tape of its own, as that of `tf.recompute_grad` does.
+        is_within = any(entry.kind == "backward" for entry in thread_state.stack)
         with region("backward"):
             gradients = original(tape, target, sources, *args, **kwargs)
         seen = current_notes()
@@ -217,7 +219,7 @@ def observed_gradient(original: Any) -> Any:
                 sources=variables,
                 gradients=tf.nest.flatten(gradients),
                 replica=tf_distribution.current_replica(),
-                is_inner=tf_functions.is_tape_recording(),
+                is_inner=is_within or tf_functions.is_tape_recording(),
             )
             seen.tape_gradients.append(call)
         return gradients

@@ -10,13 +10,13 @@ from pathlib import Path
 
 from nanreplay.capture import Capture
 from nanreplay.capture.storage import Location
+from nanreplay.diagnose.keras_lines import is_call_of_keras
 from nanreplay.errors import NanreplayError
 from nanreplay.explore import BatchView
 from nanreplay.findings import Origin
 from nanreplay.records import Frame
 from nanreplay.report.batch_reader import BatchReader
 from nanreplay.report.fix_patch import find_source
-from nanreplay.report.sentence import is_call_of_keras
 from nanreplay.report.user_sources import sources_of
 
 _LINES_AROUND = 8

@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 
+from nanreplay.diagnose.keras_lines import is_inside_keras
 from nanreplay.errors import without_node_names
 from nanreplay.findings import (
     Cause,
@@ -35,12 +36,9 @@ from nanreplay.report.numbers import (
     readable_ulp,
 )
 
-_CALLS_USERS = ("keras.layers.Lambda", "tf_keras.layers.Lambda")
-"""Layers of Keras's whose work is a function of the user's."""
 _LONGEST_CODE = 120
 """Characters of a source line in the sentence."""
 _OP_IN_TEXT = re.compile(r"\b(NaN in|hidden by|made) ([A-Z]\w*)")
-_TRAINER_CALL = re.compile(r"\.(fit|evaluate|predict|train_on_batch|test_on_batch)\(")
 _JOINED = {
     "Sub": "{} minus {}",
     "Add": "{} plus {}",
@@ -145,28 +143,6 @@ def owner(origin: Origin) -> list[str]:
     if origin.replica is not None:
         owners.append(f"replica {origin.replica}")
     return owners
-
-
-def is_call_of_keras(code: str | None) -> bool:
-    """Whether a line only starts Keras's training: no op of a step is made on it.
-
-    It is the nearest line of the user's where layers, losses and optimizers are Keras's own, as in
-    `Sequential` and functional models.
-    """
-    return code is not None and _TRAINER_CALL.search(code) is not None
-
-
-def is_inside_keras(origin: Origin) -> bool:
-    """Whether the op was made by Keras's code, which the line of the user's only calls."""
-    if origin.source is None:
-        return False
-    if is_call_of_keras(origin.source.code):
-        return True
-    part = origin.part
-    if part is None or not part.is_keras or part.place != "layer" or part.kind in _CALLS_USERS:
-        return False
-    # A function of the user's may be a setting of the layer, such as its activation.
-    return not any(text.endswith(f'="{origin.source.function}"') for text in part.settings)
 
 
 def _part_in_words(part: KerasPart | None) -> str:

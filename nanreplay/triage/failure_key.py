@@ -11,7 +11,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from nanreplay.report.sentence import is_call_of_keras
+from nanreplay.diagnose.keras_lines import is_call_of_keras
 from nanreplay.triage.capture_answer import CaptureAnswer
 
 _DIGITS = 12

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import re
 
+from nanreplay.diagnose.keras_lines import is_call_of_keras
 from nanreplay.records import Frame
 from nanreplay.whatif.source_operands import DIVISIONS, OperandRef, last_name, operands_in
 
@@ -79,7 +80,8 @@ def _place(source: Frame | None, op_type: str, number: int | None) -> OperandRef
 
 
 def _places(source: Frame | None, op_type: str) -> list[OperandRef]:
-    return operands_in(_code_of(source), op_type)
+    code = _code_of(source)
+    return [] if is_call_of_keras(code) else operands_in(code, op_type)
 
 
 def count_operands(source: Frame | None, op_type: str) -> int:
@@ -106,6 +108,8 @@ def short_number(number: float) -> str:
     """A number as one writes it: `1e-7`."""
     # `1e-07` and `1e+06` are how Python writes them.
     text = f"{number:g}"
+    if abs(float(text) - number) > 1e-9 * abs(number):
+        text = f"{number:.8g}"  # 1.000001 is no 1
     return re.sub(r"e([-+])0*", lambda sign: "e" + sign[1].replace("+", ""), text)
 
 

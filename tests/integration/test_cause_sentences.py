@@ -81,6 +81,22 @@ def ctc(w: Any, logits: Any, lengths: Any) -> Any:
     return tf.reduce_mean(tf.nn.ctc_loss(labels, logits, None, lengths, blank_index=-1))
 
 
+def normalized_by_moments(w: Any, x: Any) -> Any:
+    mean = tf.reduce_mean(x * w, -1, keepdims=True)
+    variance = tf.reduce_mean((x * w) ** 2, -1, keepdims=True) - mean**2
+    return tf.reduce_sum((x * w - mean) / tf.sqrt(variance))
+
+
+def share_of_deviations(w: Any, x: Any, y: Any) -> Any:
+    return tf.reduce_sum((x * w) ** 2) / tf.reduce_sum((y - tf.reduce_mean(y)) ** 2)
+
+
+def times_a_mask_of_float16(w: Any, x: Any) -> Any:
+    scores = tf.cast(x * w, tf.float16)
+    masked = scores + tf.cast(-1e9, tf.float16) * tf.zeros(3, tf.float16)
+    return tf.reduce_sum(tf.cast(tf.nn.softmax(masked), tf.float32))
+
+
 LABELS = np.array([0, 2, 3, 4])
 SENTENCES: dict[str, tuple[Loss, Sequence[Any], str, str]] = {
     "no positive sample": (positives, (X, LABELS), "empty_reduction", "it holds for none"),
@@ -129,6 +145,30 @@ SENTENCES: dict[str, tuple[Loss, Sequence[Any], str, str]] = {
         "other",
         "takes numbers from 0 to 1",
     ),
+    "a variance that rounding makes 0": (
+        normalized_by_moments,
+        (np.array([[1e4, 1e4 + 0.02, 1e4 + 0.01]], np.float32),),
+        "variance_zero",
+        "or differ by less than the rounding of their squares, and dividing by its root is not",
+    ),
+    "a sum of squared deviations": (
+        share_of_deviations,
+        (X, np.full(4, 2.0, np.float32)),
+        "variance_zero",
+        "are all the same, and dividing by it is not finite",
+    ),
+    "the gradient of acosh": (
+        lambda w, x: tf.reduce_sum(tf.math.acosh(1.0 + (x * w) ** 2)),
+        (with_element(0.0),),
+        "acos_domain",
+        "at the border of its domain, 1 at [2, 1].",
+    ),
+    "a mask of float16 that masks nothing": (
+        times_a_mask_of_float16,
+        (X,),
+        "fp16_overflow",
+        "where it masks nothing, -inf times 0 is NaN",
+    ),
     "a covariance of two rows": (
         lambda w, x: tf.linalg.slogdet(covariance(w, x))[1],
         (np.array([[1, 2, 4], [2, 4, 8]], np.float32),),
@@ -164,6 +204,35 @@ def test_an_epsilon_of_0_is_told(optimizer: Any, tmp_path: Path) -> None:
     cause = explain(tmp_path / "run.h5", fixes="none").causes[0]
     assert cause.kind == "zero_over_zero"
     assert "the epsilon that is added is 0" in cause.sentence
+
+
+def test_a_rate_of_decay_of_1_is_told_and_an_epsilon_that_is_not_there_is_not_tried(
+    tmp_path: Path,
+) -> None:
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(beta_1=1.0), "mse", jit_compile=False)
+    model.fit(X, X[:, :1], verbose=0, callbacks=[Recorder(tmp_path / "run.h5", on_nan="stop")])
+    report = explain(tmp_path / "run.h5", fixes=["epsilon"])
+    assert report.causes[0].sentence.endswith("a power of a decay rate, and that rate is 1.")
+    assert [fix.prevents for fix in report.fixes] == [None]  # Adam adds its epsilon elsewhere
+
+
+def test_a_norm_of_gradients_is_no_average_of_their_squares(tmp_path: Path) -> None:
+    weights = tf.Variable(tf.ones(3))
+    optimizer = keras.optimizers.SGD(0.1)
+
+    @tf.function
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(weights * x)
+        gradient = tape.gradient(loss, weights)
+        weights.assign_sub(0.1 * gradient / tf.sqrt(tf.reduce_sum(gradient**2)))
+        return loss
+
+    with Recorder(tmp_path / "run.h5", on_nan="stop") as recorder:
+        recorder.wrap(step, optimizer=optimizer)(tf.zeros(3))
+    cause = explain(tmp_path / "run.h5", fixes="none").causes[0]
+    assert "the root of a sum of squares: all of them are 0" in cause.sentence
 
 
 def test_moving_statistics_are_told_from_weights(tmp_path: Path) -> None:

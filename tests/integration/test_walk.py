@@ -294,3 +294,69 @@ def test_an_op_that_raises_in_an_eager_step_is_the_origin(tmp_path: Path) -> Non
     assert report.causes[0].kind == "label_out_of_range"
     # nothing of an update was recorded: clipping cannot be tried, which is not that it fails
     assert [fix.prevents for fix in report.fixes[:2]] == [True, None]
+
+
+def test_a_constant_of_an_eager_step_that_equals_an_array_of_the_batch_is_not_it(
+    tmp_path: Path,
+) -> None:
+    weight = tf.Variable(1.0)
+    nothing = np.zeros(4, np.float32)
+
+    def step(x: Any, labels: Any) -> float:
+        with tf.GradientTape() as tape:
+            loss = weight * tf.reduce_sum(x / nothing) + tf.reduce_sum(labels)
+        weight.assign_sub(0.1 * tape.gradient(loss, weight))
+        return float(loss)
+
+    with Recorder(str(tmp_path / "run.h5"), on_nan="stop") as recorder:
+        recorder.wrap(step)(tf.constant([1.0, 2.0, 3.0, 4.0]), tf.zeros(4))
+    _, origin = bisected(tmp_path / "run.h5")
+    assert origin.op_type == "RealDiv"
+    assert ["batch" in operand.name for operand in origin.operands] == [True, False]
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_the_loss_of_a_step_is_not_what_a_gradient_computes_again(
+    tmp_path: Path, is_compiled: bool
+) -> None:
+    weight = tf.Variable(1.0)
+
+    def step(x: Any) -> Any:
+        block = tf.recompute_grad(lambda y: y * weight)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(block(x)) + 100.0
+        weight.assign_sub(0.1 * tape.gradient(loss, weight))
+        return loss if is_compiled else float(loss)
+
+    with Recorder(str(tmp_path / "run.h5")) as recorder:
+        recorded = recorder.wrap(tf.function(step) if is_compiled else step)
+        losses = [float(recorded(tf.constant([1.0, float(k)]))) for k in range(3)]
+        recorder.dump()
+    with Capture(tmp_path / "run.h5") as capture:
+        assert capture.timeline()["loss"].tolist() == losses
+
+
+def test_the_gradient_at_the_same_operand_is_no_other_origin(tmp_path: Path) -> None:
+    def loss_of(x: Any, y: Any, weight: Any) -> Any:
+        return -tf.reduce_sum(y * tf.math.log(weight * x))
+
+    findings, origin = bisected(train(tmp_path, loss_of, bad=[0.0, 1.0, 1.0]))
+    assert origin.op_type == "Log"
+    assert findings.other_origins == ()
+
+
+def test_probabilities_that_saturate_without_weights_are_no_mask(tmp_path: Path) -> None:
+    def loss_of(x: Any, y: Any, weight: Any) -> Any:
+        gates = tf.math.log(tf.sigmoid(1e4 * x))
+        return tf.reduce_sum(tf.nn.softmax(weight + gates) * y)
+
+    _, origin = bisected(train(tmp_path, loss_of, bad=[-9.0, -9.0, -9.0]))
+    assert (origin.op_type, origin.operands[0].value) == ("Log", 0.0)
+
+
+def test_the_bad_element_of_an_array_of_the_batch_is_told(tmp_path: Path) -> None:
+    def loss_of(x: Any, y: Any, weight: Any) -> Any:
+        return tf.reduce_sum(weight * x)
+
+    _, origin = bisected(train(tmp_path, loss_of, bad=[1.0, np.inf, 2.0]))
+    assert (origin.where, origin.operands[0].value) == ("input", np.inf)

@@ -22,6 +22,7 @@ DIVISIONS = words("RealDiv Div TruncateDiv FloorDiv FloorMod Mod TruncateMod Xdi
 _POLES = words("Reciprocal Inv Rsqrt")
 """Ops of one input that divide by it (or by its root)."""
 _REDUCTIONS = words("Sum Mean Max Min Prod")
+_SUMMED = words("Sum AddN L2Loss")
 _TINY = 1e-20
 """Denominators below this make infinities of usual float32 values."""
 _EXTREMES = {
@@ -130,19 +131,32 @@ def _why_zero(case: Case) -> str:
 
 
 def _without_epsilon(graph: FailureGraph, value: ValueId) -> str:
-    """Say that an optimizer divides by the root of an average that is 0, with no epsilon."""
+    """Say that an optimizer divides by a root that is 0, with no epsilon."""
     makers = list(graph.upstream(value, 4))
+    if makers and makers[0].type == "Sub" and _power_of_one(graph, makers[0]):
+        return " The denominator is 1 less a power of a decay rate, and that rate is 1."
     if not any(fact.type in ("Sqrt", "Rsqrt") for fact in makers[:3]):
         return ""
-    said = (
-        " The denominator is the root of an average of squared gradients: the gradient was 0 "
-        "(or its square too small) there so far, and "
-    )
+    if any(fact.type in _SUMMED for fact in makers):
+        said = " The denominator is the root of a sum of squares: all of them are 0, and "
+    elif graph.reads_variable(value, "optimizer"):
+        said = (
+            " The denominator is the root of an average of squared gradients: the gradient was 0 "
+            "(or its square too small) there so far, and "
+        )
+    else:
+        return ""
     for fact in makers:
         constants = [operand for operand in fact.input_ids if graph.is_zero_constant(operand)]
         if fact.type in ("AddV2", "Add", "Maximum") and constants:
             return f"{said}the epsilon that is added is 0."
     return f"{said}no epsilon is added."
+
+
+def _power_of_one(graph: FailureGraph, difference: Fact) -> bool:
+    """Whether a difference is of a power that is 1, as 1 - beta ** step is for a beta of 1."""
+    power = graph.maker(difference.input_ids[1]) if len(difference.input_ids) > 1 else None
+    return power is not None and power.type == "Pow" and power.outputs[0].minimum == 1
 
 
 def _dropout(case: Case) -> Fact | None:
@@ -324,18 +338,23 @@ def variance_zero(case: Case) -> Cause | None:
             "its variance is 0.0 and epsilon too small."
         )
         return Cause("variance_zero", 0.85, sentence)
-    name = _name_of_variance(case)
-    if name is None:
-        return None
-    consequence = "dividing by its root is not finite"
+    variance = _variance(case)
+    if variance is None:
+        return _of_one_value(case)
+    consequence = f"dividing by {_divisor_in_words(case)} is not finite"
     if case.is_backward:
         consequence = "its root's gradient is infinite"
+    why, made_of = "the values that it is taken over are all the same", "squared deviations"
+    name, kind = variance
+    if kind == "Sub":
+        why = f"{why}, or differ by less than the rounding of their squares"
+        made_of = "squares less the square of a mean"
     sentence = (
-        f"The variance{case.where} is exactly 0.0{case.place}: "
-        f"the values that it is taken over are all the same, and {consequence}."
+        f"The variance{case.where} is exactly 0.0{case.place}: {why}, and {consequence}."
         f"{_epsilon_in_words(case)}"
     )
-    evidence = f"`{name}` is a mean of squared deviations, and `{case.op}` got 0.0."
+    what = "sum" if kind == "Sum" else "mean"
+    evidence = f"`{name}` is a {what} of {made_of}, and `{case.op}` got 0.0."
     return Cause("variance_zero", 0.95, sentence, (evidence,))
 
 
@@ -353,13 +372,26 @@ def _epsilon_in_words(case: Case) -> str:
     return ""
 
 
-def _name_of_variance(case: Case) -> str | None:
-    """Name of the variance that is 0 at the origin."""
+def _divisor_in_words(case: Case) -> str:
+    """What is divided by: the variance itself, or its root."""
+    value = case.input_id(1)
+    if case.op == "Rsqrt" or case.graph is None or value is None:
+        return "its root"
+    for fact in case.graph.upstream(value, 4):
+        if fact.type == "Sqrt":
+            return "its root"
+        if fact.type in _REDUCTIONS:
+            break
+    return "it"
+
+
+def _variance(case: Case) -> tuple[str, str] | None:
+    """Name and type of the op that gives the variance that is 0 at the origin."""
     if case.graph is None or case.fact is None:
         # Only the compiled step fails: a name scope of a normalization must do.
         if case.op != "Rsqrt" or case.info is None or not _NORMALIZED.search(case.info.name):
             return None
-        return case.info.name
+        return case.info.name, "Mean"
     if case.op in DIVISIONS and (case.operand(1) == 0).any():
         value = case.input_id(1)
     elif case.op in _POLES and (case.operand(0) == 0).any():
@@ -370,17 +402,22 @@ def _name_of_variance(case: Case) -> str | None:
     else:
         return None
     variance = case.graph.variance(value) if value is not None else None
-    if variance is None and case.op in DIVISIONS:
-        variance = _sum_of_deviations(case)
-    return variance.name if variance is not None else None
+    return (variance.name, variance.type) if variance is not None else None
 
 
-def _sum_of_deviations(case: Case) -> Fact | None:
+def _of_one_value(case: Case) -> Cause | None:
     """A sum of squared deviations that the origin divides, by an n - 1 that is 0."""
     value = case.input_id(0)
-    if case.graph is None or value is None:
+    if case.graph is None or value is None or case.op not in DIVISIONS:
         return None
     total = case.graph.maker(value)
     if total is None or total.type != "Sum" or not case.graph.is_mean_of_deviations(total):
         return None
-    return total
+    if not (case.operand(1) == 0).any():
+        return None
+    sentence = (
+        f"The variance{case.where} is 0 / 0{case.place}: it is taken over one value, "
+        "and a count less 1 divides the sum of its squared deviations."
+    )
+    evidence = f"`{total.name}` is a sum of squared deviations, and `{case.op}` divides it by 0.0."
+    return Cause("variance_zero", 0.95, sentence, (evidence,))

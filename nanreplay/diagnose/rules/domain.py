@@ -235,9 +235,10 @@ def acos_domain(case: Case) -> Cause | None:
     if case.op in _ARCS:
         return _arc(case)
     if case.is_backward and case.forward in _ARCS:
+        border = "1" if case.forward == "Acosh" else "1 or -1"
         sentence = (
             f"The gradient of `{case.forward}`{case.where} is infinite "
-            f"at the border of its domain, 1 or -1{case.place}."
+            f"at the border of its domain, {border}{case.place}."
         )
         return Cause("acos_domain", 0.92, sentence, (_backward_evidence(case),))
     return None

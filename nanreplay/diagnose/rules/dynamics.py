@@ -164,7 +164,7 @@ def exploding_gradient(case: Case) -> Cause | None:
         confidence = max(confidence + 0.08, 0.72)
         evidence.append(
             f"It overflows in iteration {loops[0].iteration} of `{loops[0].op}`: "
-            "values grow from one time step to the next."
+            "values grow from one iteration to the next."
         )
     if case.origin.phase in ("backward", "update"):
         confidence = max(confidence + 0.05, 0.8)

@@ -102,9 +102,12 @@ def _mask_beyond_range(case: Case) -> Cause | None:
     for fact in case.graph.infinities(value):
         is_cast = fact.type == "Cast" and not _has_nonfinite_inputs(case.graph, fact)
         if is_cast or (fact.type in ("Const", "Mul") and is_written):
+            consequence = "a number that is to mask a little masks whole rows"
+            if case.op == "Mul":
+                consequence = "where it masks nothing, -inf times 0 is NaN"
             sentence = (
                 f"`{fact.type}` (`{fact.name}`) gives -inf in float16, which ends at -65504: "
-                "a number that is to mask a little masks whole rows."
+                f"{consequence}."
             )
             source = (f"Source: `{case.code}`",) if is_written else ()
             return Cause("fp16_overflow", 0.97, sentence, source)

@@ -6,6 +6,7 @@ to where the op is defined (`clamp`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -55,6 +56,8 @@ def epsilon(failure: Failure, value: str | None, place: OpLocation | None = None
     """
     place = place or next(failure.places())
     small = positive_number(value, EPSILON_FLOAT16 if _is_float16(failure) else EPSILON)
+    if failure.is_optimizers_own:
+        return _larger_epsilon(failure, place, small)
     if place.type in MATRICES:
         return _on_diagonal(failure, place, small)
     if place.everywhere:
@@ -65,26 +68,36 @@ def epsilon(failure: Failure, value: str | None, place: OpLocation | None = None
     if place.type in _NEGATIVE_TOO and operand is not None and (operand < 0).any():
         return _at_least(failure, place, small)
     added, advice = f"{{}} + {short_number(small)}", f"Add {short_number(small)} to {{}}"
-    fix = _operand_fix(failure, place, "epsilon", {"value": small}, _plus(small), added, advice)
-    if not failure.is_optimizers_own:
-        return fix
-    whole = small + _own_epsilon(failure, place)
-    code = in_optimizers(failure, f"..., epsilon={short_number(whole)}")
-    edits = [{"optimizer": optimizer_of(failure), "argument": "epsilon", "value": whole}]
-    return replace(fix, params={"value": whole}, source=None, code=code, edits=edits)
+    return _operand_fix(failure, place, "epsilon", {"value": small}, _plus(small), added, advice)
 
 
-def _own_epsilon(failure: Failure, place: OpLocation) -> float:
-    """The constant that the optimizer adds to the operand already."""
-    operand = failure.editor.data_inputs(place.op)[place.position]
-    adder = maker_of(place.op[0], operand)
-    if not failure.editor.holds(adder) or failure.editor.node(adder).op not in ("AddV2", "Add"):
-        return 0.0
-    for tensor in failure.editor.data_inputs(adder):
-        constant = _constant(failure, adder[0], tensor)
-        if constant is not None:
-            return constant
-    return 0.0
+def _larger_epsilon(failure: Failure, place: OpLocation, small: float) -> Fix:
+    """A larger `epsilon` of the optimizer, where it adds that to what it divides by."""
+    place, own = _own_epsilon(failure, place)
+    operand = failure.operand(place)
+    if operand is not None and operand.size and operand.min() < 0:
+        # a difference of averages that is rounded to below 0: the next power of ten makes it more
+        small = max(small, 10.0 ** math.ceil(math.log10(-2.0 * float(operand.min()))))
+    edit = Edit(programs=(failure.operand_edit(place, _plus(small)),))
+    code = in_optimizers(failure, f"..., epsilon={short_number(own + small)}")
+    edits = [{"optimizer": optimizer_of(failure), "argument": "epsilon", "value": own + small}]
+    ops = failure.line_ops(place.op)
+    return Fix("epsilon", {"value": own + small}, edit, code, edits=edits, ops=ops)
+
+
+def _own_epsilon(failure: Failure, place: OpLocation) -> tuple[OpLocation, float]:
+    """Where the optimizer adds its epsilon on the way to an operand, and how much that is."""
+    editor = failure.editor
+    maker = maker_of(place.op[0], editor.data_inputs(place.op)[place.position])
+    if editor.holds(maker) and editor.node(maker).op == "Sqrt":  # some add it under the root
+        place = OpLocation(maker, "Sqrt", 0)
+        maker = maker_of(maker[0], editor.data_inputs(maker)[0])
+    if editor.holds(maker) and editor.node(maker).op in ("AddV2", "Add"):
+        for tensor in editor.data_inputs(maker):
+            constant = _constant(failure, maker[0], tensor)
+            if constant is not None:
+                return place, constant
+    raise CannotTryError("The optimizer adds no epsilon to what it divides by there.")
 
 
 def _constant(failure: Failure, function: str, tensor: str) -> float | None:
