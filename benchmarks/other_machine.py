@@ -1,12 +1,14 @@
 """Whether another machine gives another answer: captures explained under other kernels.
 
-Kernels of another instruction set, another library or another number of threads add in another
-order, as another processor does: a replay is then some units in the last place off. Each setting
-runs in a process of its own; the first, as the machine is, is what the others are held against.
-Verdict, step, op, rows and cause must be the same.
+Kernels of another instruction set, another library, another number of threads or another version of
+TensorFlow add in another order, as another processor does: a replay is then some units in the last
+place off. Each setting runs in a process of its own; the first, as the machine is, is what the
+others are held against. Verdict, step, op, rows and cause must be the same.
 
-Usage: python benchmarks/other_machine.py [--settings WORDS,...] [CAPTURE...]   (the sample runs
-unless given). Exits with 1 when an answer differs.
+Usage: python benchmarks/other_machine.py [--settings WORDS,...] [--python PATH ...] [CAPTURE...]
+
+The sample runs unless given. `--python` is the interpreter of an environment with another
+TensorFlow, and makes a row of its own. Exits with 1 when an answer differs.
 """
 
 from __future__ import annotations
@@ -57,8 +59,15 @@ def explained(captures: Sequence[str]) -> Iterator[dict[str, Any]]:
         }
 
 
-def answers(setting: str, captures: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What a process under a setting says, by capture.
+def answers(
+    setting: str, captures: Sequence[str], python: str = sys.executable
+) -> dict[str, dict[str, Any]]:
+    """What a process says, by capture.
+
+    Args:
+        setting: One of `SETTINGS`.
+        captures: The files.
+        python: The interpreter.
 
     Raises:
         RuntimeError: It ended early.
@@ -66,7 +75,7 @@ def answers(setting: str, captures: Sequence[str]) -> dict[str, dict[str, Any]]:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     common = {"PYTHONPATH": path, "TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     done = subprocess.run(
-        [sys.executable, __file__, "--here", *captures],
+        [python, __file__, "--here", *captures],
         env={**os.environ, **common, **SETTINGS[setting]},
         capture_output=True,
         text=True,
@@ -74,7 +83,9 @@ def answers(setting: str, captures: Sequence[str]) -> dict[str, dict[str, Any]]:
     )
     found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if len(found) != len(captures):
-        raise RuntimeError(f"{setting}: {len(found)} of {len(captures)} answers\n{done.stderr}")
+        raise RuntimeError(
+            f"{setting}, {python}: {len(found)} of {len(captures)} answers\n{done.stderr}"
+        )
     return {answer["capture"]: answer for answer in found}
 
 
@@ -97,19 +108,29 @@ def row(setting: str, found: Mapping[str, Any], differing: Sequence[str]) -> str
     return f"| {setting} | {exact} of {len(found)} | {median} ulp | {worst} | {others} |"
 
 
-def compare(settings: Sequence[str], captures: Sequence[str]) -> int:
+def version_of(python: str) -> str:
+    """The name of the row of an interpreter: the version of its TensorFlow."""
+    command = "from importlib.metadata import version; print(version('tensorflow'))"
+    asked = [python, "-c", command]
+    done = subprocess.run(asked, capture_output=True, text=True, check=True)
+    return f"TensorFlow {done.stdout.strip()}"
+
+
+def compare(settings: Sequence[str], pythons: Sequence[str], captures: Sequence[str]) -> int:
     """Print the table; 1 when an answer differs."""
     print("| kernels | bit for bit | median | largest difference | other answers |")
     print("|---|---:|---:|---:|---|")
     usual: dict[str, dict[str, Any]] = {}
     is_other = False
-    for setting in settings:
-        found = answers(setting, captures)
+    runs = [(setting, setting, sys.executable) for setting in settings]
+    runs += [(version_of(python), "as it is", python) for python in pythons]
+    for name, setting, python in runs:
+        found = answers(setting, captures, python)
         usual = usual or found
-        words = {name: differences(usual[name], found[name]) for name in captures}
-        differing = [f"{Path(name).stem}: {what}" for name, what in words.items() if what]
+        words = {each: differences(usual[each], found[each]) for each in captures}
+        differing = [f"{Path(each).stem}: {what}" for each, what in words.items() if what]
         is_other |= bool(differing)
-        print(row(setting, found, differing), flush=True)
+        print(row(name, found, differing), flush=True)
     return int(is_other)
 
 
@@ -118,6 +139,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Explain captures under other kernels.")
     parser.add_argument("captures", nargs="*", metavar="CAPTURE")
     parser.add_argument("--settings", default=",".join(SETTINGS), help="which, by comma")
+    parser.add_argument("--python", action="append", default=[], help="another interpreter")
     parser.add_argument("--here", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     captures = options.captures or sorted(map(str, (ROOT / "sample_runs").glob("*.h5")))
@@ -129,7 +151,7 @@ def main() -> int:
     unknown = [setting for setting in settings if setting not in SETTINGS]
     if unknown:
         parser.error(f"no such setting: {', '.join(unknown)}; there are {', '.join(SETTINGS)}")
-    return compare(settings, captures)
+    return compare(settings, options.python, captures)
 
 
 if __name__ == "__main__":

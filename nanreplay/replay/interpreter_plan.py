@@ -79,7 +79,13 @@ _FIELDS = {"string": "s", "int": "i", "float": "f", "bool": "b"}
 
 LOOPS = frozenset({"While", "StatelessWhile"})
 BRANCHES = frozenset({"If", "StatelessIf", "Case", "StatelessCase"})
-CALLS = {"PartitionedCall": "f", "StatefulPartitionedCall": "f", "XlaLaunch": "function"}
+LAUNCHES = frozenset({"XlaLaunch", "XlaLaunchV2"})
+"""Calls that XLA compiles whatever their function says."""
+CALLS = {
+    "PartitionedCall": "f",
+    "StatefulPartitionedCall": "f",
+    **dict.fromkeys(LAUNCHES, "function"),
+}
 """Ops that call a function with all their inputs, and the attribute that names it."""
 _TF1_CONTROL_FLOW = frozenset(
     "Switch Merge Enter Exit NextIteration LoopCond "
@@ -304,7 +310,7 @@ class Library:
 
     def _is_compiled(self, node: Any, callee: str) -> bool:
         """Whether a call is compiled: TensorFlow marks the calling node, the function, or both."""
-        if node.op == "XlaLaunch" or node.attr["_XlaMustCompile"].b:
+        if node.op in LAUNCHES or node.attr["_XlaMustCompile"].b:
             return True
         function = self.functions.get(callee)
         return function is not None and bool(function.attr["_XlaMustCompile"].b)

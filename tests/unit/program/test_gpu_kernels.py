@@ -6,6 +6,7 @@ The `tensorflow` of pip for Linux is built for GPUs, so that it knows their kern
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,15 @@ def test_no_reason_is_given_for_an_op_that_the_cpu_runs() -> None:
     assert set(REFUSED) - elsewhere - set(gpu_only) == set()
     assert set(REFUSED_IN_HALF) - set(gpu_only) == set()
     assert set(LOWERINGS) - set(gpu_only) == set()
+
+
+def test_every_form_is_held_against_the_plain_one_by_name() -> None:
+    """Versions of an op that share a form share its test; four replicas have tests elsewhere."""
+    here = Path(__file__).parent
+    tests = "".join(path.read_text(encoding="utf-8") for path in here.glob("test_*.py"))
+    forms = {form for op_type, form in LOWERINGS.items() if f'"{op_type}' in tests}
+    assert [op_type for op_type, form in LOWERINGS.items() if form not in forms] == []
+    assert [op_type for op_type in EXCHANGED if f"{op_type}(" not in tests] == ["NcclAllReduce"]
 
 
 def test_every_op_with_a_layout_runs_with_channels_first() -> None:

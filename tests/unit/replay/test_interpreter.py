@@ -290,15 +290,20 @@ def test_xla_programs_draw_the_numbers_of_xla() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_a_launch_of_xla_is_seen_through() -> None:
+@pytest.mark.parametrize("launch", ["XlaLaunch", "XlaLaunchV2"])
+def test_a_launch_of_xla_is_seen_through(launch: str) -> None:
     called = tf.function(lambda x: tf.math.log(x) * 2.0).get_concrete_function(X)
     graph = tf.function(called).get_concrete_function(X).graph.as_graph_def()
     (call,) = [node for node in graph.node if "PartitionedCall" in node.op]
     name = call.attr["f"].func.name
-    call.op = "XlaLaunch"
+    call.op = launch
     call.attr.clear()
     call.attr["function"].func.name = name
-    call.attr["Tconstants"].list.SetInParent()
+    if launch == "XlaLaunch":
+        call.attr["Tconstants"].list.SetInParent()
+    else:
+        call.attr["constants"].list.SetInParent()
+        call.attr["resources"].list.SetInParent()
     call.attr["Targs"].list.type.append(tf.float32.as_datatype_enum)
     call.attr["Tresults"].list.type.append(tf.float32.as_datatype_enum)
     seen: list[str] = []
