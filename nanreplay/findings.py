@@ -282,6 +282,11 @@ class FixResult:
     """Largest relative change of the loss, against the recording, before the failing step."""
     final_loss: float | None = None
     """Loss of the last step that was checked."""
+    loss_rise: float | None = None
+    """How many times the largest usual loss that of the failing step is with an epsilon.
+
+    None where it is less than ten times.
+    """
     code: str | None = None
     """The line of code that applies it."""
     source: Frame | None = None

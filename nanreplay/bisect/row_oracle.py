@@ -128,6 +128,31 @@ class RowOracle:
         except (StepRaisesError, _StopRunError, ReplayError):
             return False
 
+    def step_fails_without(self, rows: Rows) -> bool:
+        """Return whether what failed is bad with other rows of the batch in the places of some.
+
+        False where that takes one replay too many, or cannot be tried.
+        """
+        others = sorted(self.all_rows - rows)
+        if not others or not self.left:
+            return False
+        self.left -= 1
+        self.donors.append((0, np.resize(others, self.size)))
+        batch = self.batch_of(self.mixed(self.all_rows - rows, len(self.donors) - 1))
+        fetches, observer = self.watched(), self.observer(stops=False)
+        try:
+            fetched = self.runner.run(
+                self.step,
+                observer.see,
+                batch=batch,
+                on_error=observer.repair,
+                fetches=fetches,
+                update=False,
+            )
+        except (StepRaisesError, _StopRunError, ReplayError):
+            return False
+        return any(_is_bad(fetched[name]) for name in fetches)
+
     def watched(self) -> list[str]:
         """Losses and gradients of the step: those that the recorder triggered on, else all."""
         signature, incident = self.runner.signature(self.step), self.runner.incident

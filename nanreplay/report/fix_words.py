@@ -102,7 +102,9 @@ def fixes_in_words(fixes: Sequence[FixResult], limit: int = 3) -> str:
         fixes: What was tried.
         limit: How many are named of each kind.
     """
-    good = [f"`{fix_label(fix)}`" for fix in _of(fixes, "prevents")][:limit]
+    # a fix that leaves the loss far above the usual ones comes after those that do not
+    prevent = sorted(_of(fixes, "prevents"), key=lambda fix: fix.loss_rise is not None)
+    good = [f"`{fix_label(fix)}`" for fix in prevent][:limit]
     clauses = []
     if good:
         clauses.append(f"Verified fix{'es' if len(good) > 1 else ''}: {readable_list(good)}")

@@ -87,7 +87,8 @@ def readable_steps(steps: Sequence[int]) -> str:
 def readable_trigger(trigger: Trigger) -> str:
     """What triggered, in words: `loss is NaN`, `gradient dense/kernel is inf`."""
     if trigger.what == "exception":
-        return f"{trigger.name}: {without_node_names(trigger.value)}"
+        message = without_node_names(trigger.value)
+        return f"{trigger.name}: {message}" if trigger.name else message
     if trigger.what == "manual":
         occasion = "demand" if trigger.name == "dump" else trigger.name
         return f"written on {occasion} ({trigger.value})"

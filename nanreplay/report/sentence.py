@@ -69,7 +69,7 @@ CAUSE_WORDS: Mapping[str, str] = {
     "bad_init": "initial weights too large",
     "where_gradient": "the gradient of a branch that `where` drops",
     "variance_zero": "a variance of zero",
-    "empty_reduction": "a mean over nothing",
+    "empty_reduction": "a reduction over nothing",
     "mask_all": "a mask that leaves nothing",
     "linalg_singular": "a singular matrix",
     "hardware_like": "a fault of the machine",

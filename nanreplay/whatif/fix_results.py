@@ -12,10 +12,13 @@ from nanreplay.replay import StepResult
 from nanreplay.whatif.edits import Fix
 from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.moved_origin import moved_origin
+from nanreplay.whatif.source_operands import DIVISIONS
 from nanreplay.whatif.trial_window import TrialOutcome
 
 _OF_THE_UPDATE = frozenset({"lr", "clipnorm", "clipvalue", "global_clipnorm"})
 """Fixes that change the update alone."""
+_FRACTIONS = DIVISIONS | {"Reciprocal", "Inv"}
+"""Ops that are as large as one divided by the epsilon in their operand."""
 _SLIGHT, _ANOTHER_LINE = 0.03, 0.5
 """By how much an edit of a line may change healthy losses unsaid, and at all."""
 _LEAST_LOSS = 1e-3
@@ -42,6 +45,10 @@ def fix_result(failure: Failure, fix: Fix, outcome: TrialOutcome) -> FixResult:
             nonfinite = outcome.failed.nonfinite
     moved_to = _moved_to(failure, fix, outcome) if nonfinite is not None else None
     kind, remark = _outcome(failure, fix, outcome, nonfinite, moved_to)
+    rise = _rise(failure, fix, outcome) if kind == "prevents" else None
+    if rise is not None:
+        told = f"The loss of step {failure.step} is {rise[0]:.3g} with it, usually at most"
+        remark = " ".join(filter(None, (remark, f"{told} {rise[1]:.3g}.")))
     return FixResult(
         fix.name,
         fix.params,
@@ -57,8 +64,20 @@ def fix_result(failure: Failure, fix: Fix, outcome: TrialOutcome) -> FixResult:
         places=failure.count_runs(fix.ops) if fix.ops else None,
         note=" ".join(filter(None, (remark, fix.note))) or None,
         outcome=kind,
+        loss_rise=None if rise is None else rise[0] / max(rise[1], _LEAST_LOSS),
         moved_to=moved_to,
     )
+
+
+def _rise(failure: Failure, fix: Fix, outcome: TrialOutcome) -> tuple[float, float] | None:
+    """How far an epsilon below a fraction leaves the loss of the failing step above the usual ones.
+
+    What is divided by a small number is large: the sample outweighs all others of the batch.
+    """
+    types = {failure.editor.node(op).op for op in fix.ops}
+    if fix.name != "epsilon" or not types & _FRACTIONS:
+        return None
+    return failure.health.rise(outcome, failure.step)
 
 
 def _moved_to(failure: Failure, fix: Fix, outcome: TrialOutcome) -> Origin | None:

@@ -27,6 +27,8 @@ _LEAST_LOSS = 1e-3
 """Losses below this are as good as 0: nothing is measured in multiples of them."""
 _SAME = 1e-3
 """Relative difference of a loss that the fix did not change: it is the batch's own."""
+_RISEN = 10.0
+"""Where a fix leaves the loss of the failing step above this many times the usual, it is told."""
 _BLOWN_UP = 10.0
 """Weights whose norm grew this many times are blown up."""
 
@@ -78,6 +80,21 @@ class TrainingHealth:
                 low = usual if self.usual_loss is None else max(self.usual_loss, _LEAST_LOSS)
                 return f"the loss grows to {loss:.3g}, from at most {low:.3g} before"
         return self._blown_up(outcome)
+
+    def rise(self, outcome: TrialOutcome, step: int) -> tuple[float, float] | None:
+        """Return the loss that a step has with the fix, and the largest usual one.
+
+        None where it is not far above the usual ones, or these are not known.
+
+        Args:
+            outcome: The window with the fix.
+            step: The failing step.
+        """
+        losses = [_size(result.loss) for result in outcome.results if result.step == step]
+        if self.usual_loss is None or not losses or losses[0] is None:
+            return None
+        is_far_above = losses[0] > _RISEN * max(self.usual_loss, _LEAST_LOSS)
+        return (losses[0], self.usual_loss) if is_far_above else None
 
     def _blown_up(self, outcome: TrialOutcome) -> str | None:
         before, after = outcome.norms

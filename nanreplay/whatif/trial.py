@@ -179,19 +179,35 @@ def _try_places(failure: Failure, name: str, value: str | None) -> tuple[FixResu
     ones are tried.
     """
     result, fix = _try_one(failure, name, value, lambda: FIXES[name](failure, value))
-    if name != "epsilon" or result.prevents is not False:
+    if name != "epsilon" or (result.prevents is not False and result.loss_rise is None):
         return result, fix
-    if value is None and result.outcome == "unhealthy":
-        for larger in _LARGER_EPSILONS:
-            make = partial(epsilon, failure, larger)
-            other_result, other_fix = _try_one(failure, name, larger, make)
-            if other_result.prevents:
-                return other_result, other_fix
+    if value is None and (result.outcome == "unhealthy" or result.loss_rise is not None):
+        result, fix = _try_larger(failure, result, fix)
+    if result.prevents:
+        return result, fix
     for place in list(failure.places())[1 : MOST_PLACES + 1]:
         make = partial(epsilon, failure, value, place)
         other_result, other_fix = _try_one(failure, name, value, make)
         if other_result.prevents:
             return other_result, other_fix
+    return result, fix
+
+
+def _try_larger(
+    failure: Failure, result: FixResult, fix: Fix | None
+) -> tuple[FixResult, Fix | None]:
+    """Try larger epsilons than one that leaves the training unhealthy or the loss far above.
+
+    Returns the first one with which the loss stays near the usual ones, else the largest that
+    prevents the failure.
+    """
+    for larger in _LARGER_EPSILONS:
+        make = partial(epsilon, failure, larger)
+        other_result, other_fix = _try_one(failure, "epsilon", larger, make)
+        if other_result.prevents:
+            result, fix = other_result, other_fix
+            if result.loss_rise is None:
+                break
     return result, fix
 
 

@@ -104,6 +104,10 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
             "return tf.math.log(x + 4.0)", "x[2] = -30.0", OPTIMIZER="keras.optimizers.Adam(1e-4)"
         ),
     ),
+    "a bound for a logarithm of one more": (
+        "epsilon",
+        made("return tf.math.log1p(x)", "x[2] = -30.0", OPTIMIZER="keras.optimizers.SGD(1e-4)"),
+    ),
     "an epsilon in a norm": (
         "epsilon=1e-3",
         made("return x / tf.norm(x, axis=-1, keepdims=True)"),

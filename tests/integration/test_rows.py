@@ -168,3 +168,19 @@ def test_an_empty_batch_has_no_rows(tmp_path: Path) -> None:
     origin = origin_of(tmp_path / "run.h5")
     assert origin.rows is None
     assert origin.rows_reason == "The batch has no rows."
+
+
+def test_rows_without_which_another_op_overflows_are_said_to_be_such(tmp_path: Path) -> None:
+    def sum_of_squares(w: Any, x: Any) -> Any:
+        return tf.reduce_sum(tf.square(x * w))
+
+    large = np.full(4, 1.7e19, np.float32)  # each square fits in float32, their sum does not
+    large[2] = 2e19
+    train(tmp_path / "run.h5", sum_of_squares, [(np.ones(4, np.float32),), (large,)])
+
+    origin = origin_of(tmp_path / "run.h5")
+    assert (origin.op_type, origin.rows) == ("Square", (2,))
+    assert origin.rows_reason == (
+        "Proved by replay: this row alone reproduces it, and without it it does not happen at this "
+        "op; another one fails then."
+    )

@@ -17,6 +17,7 @@ from nanreplay.bisect import bisect
 from nanreplay.diagnose import causes_of, judge
 from nanreplay.findings import FixResult
 from nanreplay.report.explain import explain
+from nanreplay.report.fix_words import fixes_in_words
 from nanreplay.whatif import FixError, check_fix
 from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fix_names import NAMES
@@ -305,6 +306,18 @@ def test_a_fix_says_how_to_write_it_and_where(log_run: Path) -> None:
     )
     assert helps.source is not None
     assert Path(helps.source.file).name == "test_whatif.py"
+
+
+def test_an_epsilon_below_a_fraction_is_large_enough_for_a_loss_near_the_usual() -> None:
+    run = Path(__file__).resolve().parents[2] / "sample_runs" / "division_by_zero.h5"
+    found, small, _ = explain(run, fixes=["epsilon", "epsilon=1e-3"]).fixes
+
+    assert (found.params["value"], found.prevents, found.loss_rise) == (0.01, True, None)
+    assert small.prevents
+    assert small.loss_rise is not None
+    assert 10 < small.loss_rise < 1000
+    assert "The loss of step 17 is 32.4 with it, usually at most" in str(small.note)
+    assert "`epsilon=0.01` and `epsilon=0.001`" in fixes_in_words([small, found])
 
 
 @pytest.mark.parametrize("clipping", ["clipnorm", "clipvalue", "global_clipnorm"])

@@ -169,9 +169,9 @@ def _dropout(case: Case) -> Fact | None:
 
 
 def empty_reduction(case: Case) -> Cause | None:
-    """A mean over nothing.
+    """A reduction over nothing.
 
-    Of an empty tensor, or a sum divided by a count or by weights that are all 0.
+    Of an empty tensor or segment, or a sum divided by a count or by weights that are all 0.
     """
     if case.op in _REDUCTIONS and case.event is not None:
         return _of_empty_tensor(case)

@@ -41,6 +41,8 @@ EPSILON_FLOAT16 = 1e-3
 """The same where numbers have 11 bits: about the smallest that does not vanish beside 1."""
 _NEGATIVE_TOO = frozenset({"Log", "Sqrt", "Rsqrt", "Pow", "Xlogy", "Lgamma"})
 """Ops that take no operand below 0: adding an epsilon does not help one that is far below."""
+_FLOORS = {"Log1p": -1.0, "Xlog1py": -1.0}
+"""Ops that take no operand below another number than 0."""
 _INVERSE_SINES = ("Acos", "Asin", "Atanh")
 """Ops that are defined from -1 to 1; they, or their gradients, are infinite at both ends."""
 _EXPONENTIALS = ("Exp", "Expm1")
@@ -67,6 +69,9 @@ def epsilon(failure: Failure, value: str | None, place: OpLocation | None = None
         return clamp(failure, value)
     if place.type in _NEGATIVE_TOO and operand is not None and (operand < 0).any():
         return _at_least(failure, place, small)
+    floor = _FLOORS.get(place.type)
+    if floor is not None and operand is not None and (operand < floor).any():
+        return _at_least(failure, place, small, floor)
     added, advice = f"{{}} + {short_number(small)}", f"Add {short_number(small)} to {{}}"
     return _operand_fix(failure, place, "epsilon", {"value": small}, _plus(small), added, advice)
 
@@ -214,13 +219,14 @@ def clamp(failure: Failure, value: str | None) -> Fix:
         change = _cut_to(largest)
         return _operand_fix(failure, place, "stable_op", params, change, template, advice)
     low = positive_number(value, 1e-6 if place.type == "Acosh" else EPSILON)
-    return _at_least(failure, place, 1 + low if place.type == "Acosh" else low)
+    return _at_least(failure, place, low, 1.0 if place.type == "Acosh" else 0.0)
 
 
-def _at_least(failure: Failure, place: OpLocation, low: float) -> Fix:
-    params = {"value": low, "how": "maximum"}
-    template = f"tf.maximum({{}}, {short_number(low)})"
-    advice = f"Let {{}} be at least {short_number(low)}"
+def _at_least(failure: Failure, place: OpLocation, small: float, floor: float = 0.0) -> Fix:
+    params = {"value": small, "how": "maximum"}
+    low = floor + small
+    bound = f"{low:.9g}" if floor else short_number(low)  # six digits may be those of the pole
+    template, advice = f"tf.maximum({{}}, {bound})", f"Let {{}} be at least {bound}"
     return _operand_fix(failure, place, "epsilon", params, _raised_to(low), template, advice)
 
 

@@ -12,12 +12,14 @@ from rich.console import Console
 from sample_report import FINDINGS, INF, NAN, ORIGIN, sample_report
 
 from nanreplay.findings import DifferingOp, Findings, ModeDifference, Verdict
+from nanreplay.records import Trigger
 from nanreplay.report.numbers import (
     jsonable,
     readable_bytes,
     readable_list,
     readable_number,
     readable_steps,
+    readable_trigger,
     readable_ulp,
 )
 from nanreplay.report.report_text import print_report
@@ -140,3 +142,10 @@ def test_sizes_steps_lists_and_distances_read_well() -> None:
 
 def test_anything_else_becomes_text_in_json() -> None:
     assert jsonable({"a": (1 + 2j, b"x")}) == {"a": ["(1+2j)", "b'x'"]}
+
+
+def test_an_exception_without_a_name_is_its_message() -> None:
+    assert readable_trigger(Trigger("exception", "", "Step 2 raised: no root")) == (
+        "Step 2 raised: no root"
+    )
+    assert readable_trigger(Trigger("exception", "ValueError", "no root")) == "ValueError: no root"
