@@ -51,13 +51,15 @@ class Influence(Protocol):
 # Tables of op types, by how their elements depend on each other.
 
 ELEMENTWISE = words(
-    "Abs Acos Acosh Add AddN AddV2 AccumulateNV2 Angle Asin Asinh Atan Atan2 Atanh BesselI0e "
-    "BesselI1e Betainc Cast Ceil CheckNumerics CheckNumericsV2 ClipByValue ComplexAbs Complex Conj "
-    "Cos Cosh Digamma Div DivNoNan Elu EluGrad Erf Erfc Erfinv Exp Expm1 Floor FloorDiv FloorMod "
-    "Igamma IgammaGradA Igammac Imag Inv InvGrad LeakyRelu LeakyReluGrad Lgamma Log Log1p Maximum "
-    "Minimum Mod Mul MulNoNan Ndtri Neg NextAfter Polygamma Pow Real RealDiv Reciprocal "
-    "ReciprocalGrad Relu Relu6 Relu6Grad ReluGrad Rint Round Rsqrt RsqrtGrad Selu SeluGrad Sigmoid "
-    "SigmoidGrad Sign Sin Sinh Softplus SoftplusGrad Softsign SoftsignGrad Sqrt SqrtGrad Square "
+    "Abs Acos Acosh Add AddN AddV2 AccumulateNV2 Angle Asin Asinh Atan Atan2 Atanh BesselI0 "
+    "BesselI0e BesselI1 BesselI1e BesselJ0 BesselJ1 BesselK0 BesselK0e BesselK1 BesselK1e "
+    "BesselY0 BesselY1 Betainc Cast Ceil CheckNumerics CheckNumericsV2 ClipByValue ComplexAbs "
+    "Complex Conj Cos Cosh Dawsn Digamma Div DivNoNan Elu EluGrad Erf Erfc Erfinv Exp Expint "
+    "Expm1 Floor FloorDiv FloorMod FresnelCos FresnelSin Igamma IgammaGradA Igammac Imag Inv "
+    "InvGrad LeakyRelu LeakyReluGrad Lgamma Log Log1p Maximum Minimum Mod Mul MulNoNan Ndtri "
+    "Neg NextAfter Polygamma Pow Real RealDiv Reciprocal ReciprocalGrad Relu Relu6 Relu6Grad "
+    "ReluGrad Rint Round Rsqrt RsqrtGrad Selu SeluGrad Sigmoid SigmoidGrad Sign Sin Sinh "
+    "Softplus SoftplusGrad Softsign SoftsignGrad Spence Sqrt SqrtGrad Square "
     "SquaredDifference Sub Tan Tanh TanhGrad TruncateDiv TruncateMod Xdivy Xlog1py Xlogy Zeta "
     "_MklSwish"
 )

@@ -277,7 +277,11 @@ def _is_own_gradient(scene: Scene, first: Suspect, other: Suspect) -> bool:
     info = scene.attribution.info(other.fact)
     if info is None or info.phase != "backward":
         return False
-    if (info.forward_function, info.forward) != first.fact.key:
+    # The body of a loop that was differentiated is another copy of the function.
+    is_of_copy = bool(info.forward_function and first.fact.function)
+    if info.forward != first.fact.name or (
+        info.forward_function != first.fact.function and not is_of_copy
+    ):
         return False
     made, of_gradient = first.masks.get(0), other.masks.get(0)
     if made is None or of_gradient is None or made.shape != of_gradient.shape:

@@ -213,7 +213,8 @@ def name_of(trace: StepTrace, value: ValueId) -> str:
     if source.serial < 0:
         kind, index = trace.feed(source)
         if kind == "batch":
-            return f"batch[{trace.runner.batch(trace.step).paths[index]}]"
+            path = trace.runner.batch(trace.step).paths[index]
+            return f"batch[{path}]" if path else "batch"
         return trace.runner.variables[index].path if kind == "variable" else f"constant {index}"
     fact = trace.facts.get(value.serial)
     return f"{fact.name}:{value.output}" if fact is not None else "?"

@@ -256,8 +256,9 @@ def _describe_ops(
     )
     first_backward = regions.index("backward") if "backward" in regions else len(run.ops)
     forward, custom = _forward_by_op(run)
-    leads_to_loss = _ancestors(builder, {op_name(name) for name in losses})
-    leads_to_state = _ancestors(builder, set(builder.effects))
+    raised = set() if run.raised is None else {builder.names[-1]}  # the loss was still to come
+    leads_to_loss = _ancestors(builder, {op_name(name) for name in losses} | raised)
+    leads_to_state = _ancestors(builder, set(builder.effects) - raised)
     infos = []
     for index, (op, name) in enumerate(zip(run.ops, builder.names, strict=True)):
         path = without_root(layer_chains[index], run.seen.root_layer)

@@ -38,7 +38,7 @@ def fix_result(failure: Failure, fix: Fix, outcome: TrialOutcome) -> FixResult:
     final_loss: float | None = None
     if outcome.raised is not None:
         last = failure.window.failing
-        nonfinite = Trigger("exception", "", outcome.raised)
+        nonfinite = outcome.raised
     else:
         last, final_loss = outcome.results[-1].step, outcome.results[-1].loss
         if outcome.failed is not None:

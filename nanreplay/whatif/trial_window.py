@@ -15,15 +15,15 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay.capture.arrays import as_array
-from nanreplay.errors import ReplayError, first_line
+from nanreplay.errors import ReplayError, StepRaisedError
 from nanreplay.program.fingerprint import ulp_distance
 from nanreplay.program.float_types import TO_FLOAT32, widened, widened_variables
 from nanreplay.program.graph_editor import ProgramEditor
-from nanreplay.records import ProgramRecord, Signature
+from nanreplay.records import ProgramRecord, Signature, Trigger
 from nanreplay.replay import Replay, StepResult
 from nanreplay.replay.replay_programs import Program
 from nanreplay.replay.replay_state import LiveState
-from nanreplay.replay.step_results import compare_step
+from nanreplay.replay.step_results import compare_step, step_error
 from nanreplay.whatif.eager_windows import steps_of_program
 from nanreplay.whatif.edits import CannotTryError, Edit
 
@@ -42,7 +42,7 @@ class TrialOutcome:
     results: tuple[StepResult, ...]
     skipped: tuple[int, ...] = ()
     """Steps whose update was undone."""
-    raised: str | None = None
+    raised: Trigger | None = None
     """What the failing step raised, as it did in training; None when it ran."""
     idle: tuple[int, ...] = ()
     """Steps with loss scaling that changed no weight."""
@@ -232,6 +232,14 @@ def _is_same_value(left: Any, right: Any) -> bool:
     return ulp_distance(left, right) <= _SLIGHT_ULP
 
 
+def _raised(step: int, error: ReplayError) -> Trigger:
+    """What the step raised, as the recorder tells it."""
+    told = step_error(step, error)
+    if isinstance(told, StepRaisedError):
+        return Trigger("exception", told.kind, told.reason)
+    return Trigger("exception", type(told).__name__, str(told))
+
+
 class _WindowRun:
     """One replay of the window."""
 
@@ -269,7 +277,7 @@ class _WindowRun:
             except ReplayError as error:
                 if self.replay.incident.trigger.what != "exception" or step != self.window.failing:
                     raise
-                return TrialOutcome(tuple(results), tuple(skipped), raised=str(error))
+                return TrialOutcome(tuple(results), tuple(skipped), raised=_raised(step, error))
             results.append(result)
             if result.finite:
                 self.shrink_update(step, before)
@@ -406,8 +414,7 @@ class _WindowRun:
         try:
             fingerprint = program.step("recorded", inputs, self.live.variables, batch.fingerprint)
         except tf.errors.OpError as error:
-            reason = first_line(error)
-            raise ReplayError(f"Step {step} raised with the fix: {reason}") from error
+            raise step_error(step, error) from error
         return compare_step(
             step,
             program.signature,

@@ -296,6 +296,29 @@ def test_an_op_that_raises_in_an_eager_step_is_the_origin(tmp_path: Path) -> Non
     assert [fix.prevents for fix in report.fixes[:2]] == [True, None]
 
 
+def test_a_function_that_raises_in_an_eager_step_is_no_part_of_the_update(tmp_path: Path) -> None:
+    table = tf.Variable(tf.ones((4, 2)))
+
+    @tf.function
+    def looked_up(words: Any) -> Any:
+        return tf.reduce_sum(tf.gather(table, words) ** 2)
+
+    def step(words: Any) -> float:
+        with tf.GradientTape() as tape:
+            loss = looked_up(words)
+        table.assign_sub(0.1 * tf.convert_to_tensor(tape.gradient(loss, table)))
+        return float(loss)
+
+    with Recorder(str(tmp_path / "run.h5")) as recorder:
+        recorded = recorder.wrap(step)
+        recorded(tf.constant([1, 2, 3]))
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            recorded(tf.constant([1, 9, 3]))
+    _, origin = bisected(tmp_path / "run.h5")
+    assert (origin.kind, origin.where) == ("raised", "loss")
+    assert origin.operands[-1].name == "batch"
+
+
 def test_a_constant_of_an_eager_step_that_equals_an_array_of_the_batch_is_not_it(
     tmp_path: Path,
 ) -> None:
@@ -360,3 +383,28 @@ def test_the_bad_element_of_an_array_of_the_batch_is_told(tmp_path: Path) -> Non
 
     _, origin = bisected(train(tmp_path, loss_of, bad=[1.0, np.inf, 2.0]))
     assert (origin.where, origin.operands[0].value) == ("input", np.inf)
+
+
+def test_a_bessel_function_overflows_at_the_element_that_it_is_given(tmp_path: Path) -> None:
+    def loss_of(x: Any, y: Any, weight: Any) -> Any:
+        return tf.reduce_sum(tf.math.log(tf.math.bessel_i0(weight * x)))
+
+    run = train(tmp_path, loss_of, bad=[1.0, 120.0, 2.0])
+    report = explain(run, fixes="none")
+    origin = report.findings.origin
+    assert origin is not None
+    assert (origin.op_type, origin.rows) == ("BesselI0", (BAD,))
+    assert origin.operands[0].value == pytest.approx(120.0, rel=0.01)
+    assert "exp_overflow" in {cause.kind for cause in report.causes}
+
+
+def test_an_origin_in_a_loop_has_no_gradient_of_its_own_beside_it(tmp_path: Path) -> None:
+    def loss_of(x: Any, y: Any, weight: Any) -> Any:
+        def halved(i: Any, rest: Any) -> Any:
+            return i + 1, rest - rest / (rest + 0.0 * weight)
+
+        return tf.reduce_sum(tf.while_loop(lambda i, rest: i < 3, halved, (0, x))[1])
+
+    findings, origin = bisected(train(tmp_path, loss_of, bad=[2.0, 3.0, 3.0]))
+    assert (origin.op_type, origin.loop[0].iteration) == ("RealDiv", 2)
+    assert findings.other_origins == ()
