@@ -275,13 +275,8 @@ def _is_own_gradient(scene: Scene, first: Suspect, other: Suspect) -> bool:
     if first.fact is None or other.fact is None:
         return False
     info = scene.attribution.info(other.fact)
-    if info is None or info.phase != "backward":
-        return False
-    # The body of a loop that was differentiated is another copy of the function.
-    is_of_copy = bool(info.forward_function and first.fact.function)
-    if info.forward != first.fact.name or (
-        info.forward_function != first.fact.function and not is_of_copy
-    ):
+    is_backward = scene.attribution.place(other.fact).phase == "backward"
+    if info is None or not is_backward or (info.forward_function, info.forward) != first.fact.key:
         return False
     made, of_gradient = first.masks.get(0), other.masks.get(0)
     if made is None or of_gradient is None or made.shape != of_gradient.shape:
