@@ -73,8 +73,8 @@ class TrainingHealth:
             return self._blown_up(outcome)
         usual = max(*known, _LEAST_LOSS)
         factor = _NEAR if changes_update else _RUINED
-        own = [result for result in outcome.results if not _is_recorded(result)]
-        for result in (*own, *outcome.later):
+        ran = (*outcome.results, *outcome.later)
+        for result in (result for result in ran if not _is_recorded(result)):
             loss = _size(result.loss)
             if loss is not None and loss > factor * usual:
                 low = usual if self.usual_loss is None else max(self.usual_loss, _LEAST_LOSS)

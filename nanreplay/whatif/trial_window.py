@@ -409,6 +409,9 @@ class _WindowRun:
         leaves: Sequence[Any] = batch.leaves
         for change in self.edit.batches:
             leaves = change(step, leaves)
+        if program.mean_variables is not None:
+            # A step's loss is what it adds to the mean, and beside an outlier's that is rounding.
+            self.live.assign({index: np.float32(0) for index in program.mean_variables})
         bad_before = self.bad_variables()
         inputs = (*leaves, *batch.fed)
         try:

@@ -320,6 +320,19 @@ def test_an_epsilon_below_a_fraction_is_large_enough_for_a_loss_near_the_usual()
     assert "`epsilon=0.01` and `epsilon=0.001`" in fixes_in_words([small, found])
 
 
+def test_the_loss_of_an_outlier_is_its_batchs_and_hides_no_later_one(tmp_path: Path) -> None:
+    x, _ = data()
+    y = x.sum(axis=1, keepdims=True)
+    x[4 * ROWS + 3], y[2 * ROWS + 1] = 0.5, 1e12  # its gradient throws three layers off
+    layers = [dense() for _ in range(3)]
+    run = train(tmp_path / "run.h5", *layers, optimizer=keras.optimizers.SGD(1e-3), xy=(x, y))
+
+    (clipped,) = tried(run, "clipnorm=1.0")
+    assert (clipped.prevents, clipped.note) == (True, None)
+    assert clipped.final_loss is not None
+    assert 0.01 < clipped.final_loss < 10  # beside 1e23 in a mean of losses it would be 0
+
+
 @pytest.mark.parametrize("clipping", ["clipnorm", "clipvalue", "global_clipnorm"])
 def test_another_clipping_stands_in_the_place_of_that_which_the_optimizer_does(
     clipping: str, tmp_path: Path
