@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,8 @@ os.environ.pop("GITHUB_ACTIONS", None)  # commands annotate there, and tests loo
 ROOT = Path(__file__).parents[1]
 FROZEN_BEFORE = pytest.StashKey[str]()
 """The module of tests that last began."""
+MANY_OBJECTS = 1_000_000
+"""So many new ones, some 200 MB, are looked through before the next test."""
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 TrainedHere = Callable[[str], Path]
 
@@ -38,6 +41,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(left_out)
 
 
+def pytest_configure() -> None:
+    """Collect garbage between tests and not within them.
+
+    Tracing a step makes so many objects that a fifth of the processor time of a training went into
+    looking for cycles among them, and all of them live as long as the graph.
+    """
+    gc.disable()
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """Take what the modules of tests before this one left out of garbage collection.
@@ -51,6 +63,25 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         item.config.stash[FROZEN_BEFORE] = module
         gc.collect()
         gc.freeze()
+    elif gc.get_count()[0] > MANY_OBJECTS or is_listening():
+        gc.collect()
+    forget_listeners()
+
+
+class Nobody:
+    """Listens to no signal."""
+
+
+def is_listening() -> bool:
+    """Whether a recorder of an earlier test still listens to signals."""
+    signals = sys.modules.get("nanreplay.recorder.signals")
+    return signals is not None and bool(signals._handlers)
+
+
+def forget_listeners() -> None:
+    """Put the handlers of signals back where recorders that are gone left theirs."""
+    if is_listening():
+        sys.modules["nanreplay.recorder.signals"].leave(Nobody())
 
 
 @pytest.fixture(scope="session")
@@ -73,7 +104,7 @@ def cold_command() -> Command:
             capture_output=True,
             text=True,
             check=False,
-            timeout=120,
+            timeout=warm_python.HANGS_S,
             env=environment(),
             **options,
         )
@@ -125,8 +156,11 @@ def trained_here(regenerate: Any, tmp_path_factory: pytest.TempPathFactory) -> T
 
     @cache
     def train(name: str) -> Path:
-        path: Path = regenerate.train(name, tmp_path_factory.mktemp(name))
-        return path
+        folder = tmp_path_factory.mktemp(name)
+        shutil.copy(regenerate.FOLDER / f"{name}.py", folder)
+        arguments = ["-c", regenerate.RUN, f"{name}.py"]
+        warm_python.run(arguments, check=True, cwd=folder, env=environment())
+        return folder / f"{name}.h5"
 
     return train
 

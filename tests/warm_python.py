@@ -28,6 +28,9 @@ from pathlib import Path
 from typing import Any
 
 Argument = str | Path
+HANGS_S = 600.0
+"""After so long a process is said to hang. A loaded machine takes ten times as long as an idle one,
+and no test here waits for as much as a minute of work."""
 
 
 class WarmProcess:
@@ -64,7 +67,7 @@ class WarmProcess:
             _server().send(json.dumps(request).encode() + b"\n", descriptors)
         finally:
             os.close(status)
-        self._pid = int(self._line(120))
+        self._pid = int(self._line(HANGS_S))
 
     def wait(self, timeout: float) -> int:
         """Wait until it has ended; returns its exit code as `subprocess` has it."""
@@ -103,7 +106,7 @@ def _text(file: Any) -> str:
 
 
 def run(
-    arguments: Sequence[Argument], *, timeout: float = 120, check: bool = False, **options: Any
+    arguments: Sequence[Argument], *, timeout: float = HANGS_S, check: bool = False, **options: Any
 ) -> subprocess.CompletedProcess[str]:
     """Run Python to its end, as `subprocess.run` does; `options` are those of `WarmProcess`."""
     process = WarmProcess(arguments, **options)
@@ -163,6 +166,7 @@ def serve(connection: socket.socket) -> Any:
     path = sys.path[1:]
     gc.collect()
     gc.freeze()  # what the imports left is no garbage in any fork
+    gc.set_threshold(100_000, 50, 50)  # looking for cycles took a tenth of a short training's time
     while True:
         first, descriptors, _, _ = socket.recv_fds(connection, 1, 3)
         if not first:

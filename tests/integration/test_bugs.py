@@ -19,10 +19,21 @@ pytestmark = pytest.mark.filterwarnings(
     "ignore:nanreplay. step"
 )  # what `on_nan="stop"` says at an incident
 every_bug = sorted(BUGS.items())
+
+
+def in_one_worker(name: str) -> pytest.MarkDecorator:
+    """The tests of a bug share its training."""
+    return pytest.mark.xdist_group(f"bug {name}")
+
+
+def slow_if(slow: bool) -> list[pytest.MarkDecorator]:
+    return [pytest.mark.slow] if slow else []
+
+
 each_bug = pytest.mark.parametrize(
     "bug",
     [
-        pytest.param(bug, id=name, marks=pytest.mark.slow if bug.slow else ())
+        pytest.param(bug, id=name, marks=[in_one_worker(name), *slow_if(bug.slow)])
         for name, bug in every_bug
     ],
 )
@@ -39,7 +50,7 @@ QUICK = {
 each_bug_some_slow = pytest.mark.parametrize(
     "bug",
     [
-        pytest.param(bug, id=name, marks=() if name in QUICK else pytest.mark.slow)
+        pytest.param(bug, id=name, marks=[in_one_worker(name), *slow_if(name not in QUICK)])
         for name, bug in every_bug
     ],
 )
@@ -90,6 +101,7 @@ def names(bug: Bug, *kinds: str) -> Sequence[str]:
 def test_every_cause_has_a_bug() -> None:
     wanted = set(CauseKind.__args__) - OTHERS
     assert wanted - {bug.causes[0] for bug in BUGS.values()} == set()
+    assert wanted - {bug.causes[0] for bug in BUGS.values() if not bug.slow} == set()
 
 
 def test_most_bugs_have_a_fix_that_looks_right_and_fails() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,22 @@ from trainings import BATCH, data, mlp
 from nanreplay import Capture, NonFiniteError, Recorder
 
 
+@cache
+def traced() -> tuple[Any, list[np.ndarray]]:
+    """A model whose step is traced once for all folds and trials, and what its variables held."""
+    model = mlp()
+    model.build((None, 3))
+    model.optimizer.build(model.trainable_variables)
+    return model, [variable.numpy() for variable in [*model.variables, *model.optimizer.variables]]
+
+
 def fails_at(step: int | None, recorder: Recorder) -> None:
+    model, values = traced()
+    for variable, value in zip([*model.variables, *model.optimizer.variables], values, strict=True):
+        variable.assign(value)
     x, y = data(step)
     try:
-        mlp().fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[recorder])
+        model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[recorder])
     except NonFiniteError:
         assert step is not None
 

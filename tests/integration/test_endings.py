@@ -60,6 +60,7 @@ def nothing_stays_installed() -> Iterator[None]:
     signal.signal(signal.SIGINT, given)
 
 
+@pytest.mark.xdist_group("ended")
 @pytest.mark.parametrize(
     ("scenario", "code", "steps"),
     [
@@ -82,6 +83,7 @@ def test_a_process_that_is_ended_leaves_its_window(
         assert capture.incident.step == steps - 1
 
 
+@pytest.mark.xdist_group("ended")
 def test_a_forked_process_ends_as_without_a_recorder_and_leaves_its_parent_alone(
     ended: tuple[Path, dict[str, int]],
 ) -> None:

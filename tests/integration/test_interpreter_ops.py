@@ -23,7 +23,7 @@ def graphs_as_written() -> Iterator[None]:
     tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": False, **before})
 
 
-FUSED_ANYWAY = ("layers-conv2d", "layers-conv_variants")
+FUSED_ANYWAY = ("layers-conv2d", "layers-conv_variants", "layers-augmentation")
 """oneDNN fuses Conv2DBackpropFilter with BiasAddGrad in any graph, which rounds otherwise;
 `graphs_as_written` cannot stop it."""
 

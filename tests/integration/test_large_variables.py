@@ -84,7 +84,13 @@ def fit(model: Any, recorder: Recorder, nan_at: int | None = None) -> int:
     return raised.value.step
 
 
-@pytest.mark.parametrize("jit_compile", [False, True], ids=["graph", "xla"])
+@pytest.mark.parametrize(
+    "jit_compile",
+    [
+        pytest.param(False, id="graph"),
+        pytest.param(True, id="xla", marks=pytest.mark.slow),
+    ],
+)
 def test_a_variable_that_turns_nan_between_two_measurements_is_dated_to_its_step(
     tmp_path: Path, jit_compile: bool
 ) -> None:

@@ -67,10 +67,17 @@ def as_signature(step: Any) -> Any:
 
 
 KINDS = [as_eager, as_function, as_xla, as_signature]
+SLOW = [(as_xla, tf.constant), (as_signature, tf.constant)]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("convert", [np.asarray, tf.constant])
+@pytest.mark.parametrize(
+    ("convert", "kind"),
+    [
+        pytest.param(convert, kind, marks=pytest.mark.slow if (kind, convert) in SLOW else ())
+        for convert in (np.asarray, tf.constant)
+        for kind in KINDS
+    ],
+)
 def test_a_loop_is_recorded_and_replays_bit_for_bit(
     tmp_path: Path, kind: Any, convert: Any
 ) -> None:
@@ -89,7 +96,9 @@ def test_a_loop_is_recorded_and_replays_bit_for_bit(
         assert any(info.role == "optimizer" for info in capture.variables_info)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind is as_xla else ()) for kind in KINDS]
+)
 def test_a_loop_trains_the_same_bits_with_and_without_the_recorder(
     tmp_path: Path, kind: Any
 ) -> None:

@@ -48,7 +48,7 @@ class Bug:
     fails_in_code: tuple[str, ...] = ()
     """Rewritings that look right, do not help, and that only the code can hold."""
     slow: bool = False
-    """Whether it takes more than a few seconds."""
+    """Whether it is left to the slow tests: it takes seconds, or others of its cause are quick."""
 
     @property
     def name(self) -> str:

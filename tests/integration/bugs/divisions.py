@@ -13,6 +13,7 @@ from bugs.base import ROWS, Compute, adam, at, bug, fit, loop, normal, sgd, unif
 
 
 @bug(
+    slow=True,
     step=1, phase="forward", ops=("RealDiv",), layer="unit_length", rows=(6,),
     causes=("zero_over_zero",),
     prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"), fails_in_code=("epsilon_on_top",),
@@ -71,6 +72,7 @@ def mean_of_the_words_of_an_empty_review(path: Path, fix: str | None) -> None:
 
 
 @bug(
+    slow=True,
     step=1, phase="loss", ops=("Mean",), causes=("empty_reduction",),
     fails=("epsilon", "clipnorm", "lr"), prevents_in_code=("guard",),
 )  # fmt: skip
@@ -208,6 +210,7 @@ def percentage_error_of_a_day_without_sales(path: Path, fix: str | None) -> None
 
 
 @bug(
+    slow=True,
     step=1, phase="loss", ops=("RealDiv",), causes=("division_by_zero",),
     prevents=("epsilon",), fails=("clipnorm", "lr"), fails_in_code=("epsilon_after_division",),
 )  # fmt: skip

@@ -43,6 +43,7 @@ def softmax_by_hand(path: Path, fix: str | None) -> None:
 
 
 @bug(
+    slow=True,
     step=1, phase="loss", ops=("Exp",), rows=(2,), causes=("exp_overflow",),
     fails=("epsilon", "clipnorm", "lr"), prevents_in_code=("clip_log_variance",),
 )  # fmt: skip

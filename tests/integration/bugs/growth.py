@@ -34,6 +34,7 @@ def momentum_on_top_of_a_rate_that_is_too_high(path: Path, fix: str | None) -> N
 
 
 @bug(
+    slow=True,
     step=3, phase="loss", ops=("Square", "SquaredDifference"), causes=("exploding_gradient",
     "data_outlier"),
     prevents=("clipnorm", "clipvalue", "global_clipnorm"), fails=("leaky_relu",),
