@@ -15,6 +15,7 @@ import numpy as np
 
 from nanreplay.bisect.failing_step import StepTraces, judged_tensors
 from nanreplay.bisect.growth import find_root
+from nanreplay.bisect.tensor_stats import is_float
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.faults import (
     KeyframeComparison,
@@ -150,11 +151,11 @@ def _runs_alike(replay: Replay, result: StepResult) -> bool | None:
     None when it is finite once and non-finite once.
     """
     # checksums: what the step left takes as much memory as the model and its optimizer
-    after = {index: _bits(value) for index, value in replay.now().items()}
+    after = {index: value_checksum(value) for index, value in replay.now().items()}
     again = replay.run_window("recorded", first=result.step, last=result.step)[0]
     if again.finite != result.finite:
         return None
-    if all(_bits(value) == after[index] for index, value in replay.now().items()):
+    if all(value_checksum(value) == after[index] for index, value in replay.now().items()):
         return True
     replay.notes.append(
         f"Two replays of step {result.step} from the same state and batch "
@@ -163,8 +164,16 @@ def _runs_alike(replay: Replay, result: StepResult) -> bool | None:
     return False
 
 
-def _bits(value: Any) -> int:
+def value_checksum(value: Any) -> int:
+    """A checksum of a tensor's bits; any NaN counts as one.
+
+    Which NaN a kernel makes, and of which sign, hangs on the place of an element in memory.
+    """
     array = np.ascontiguousarray(as_array(value)).reshape(-1)
+    if is_float(array):
+        is_nan = np.isnan(array)
+        if is_nan.any():
+            array = np.where(is_nan, array.dtype.type(np.nan), array)
     return zlib.crc32(array.tobytes() if array.dtype.hasobject else array.view(np.uint8).data)
 
 
