@@ -180,10 +180,9 @@ def exploding_gradient(case: Case) -> Cause | None:
 def _exploded(case: Case) -> str:
     if case.growth is not None:
         return f"{_grew(case.growth)}, to {case.growth.high:.3g}."
-    is_backward = case.origin is not None and case.origin.phase in ("backward", "update")
-    return (
-        f"{'Gradients' if is_backward else 'Values'} grow until `{case.op}`{case.where} overflows."
-    )
+    if case.origin is not None and case.origin.phase in ("backward", "update"):
+        return f"A gradient overflows in `{case.op}`{case.where}."  # in this step, for all we know
+    return f"Values grow until `{case.op}`{case.where} overflows."
 
 
 def bad_init(case: Case) -> Cause | None:
