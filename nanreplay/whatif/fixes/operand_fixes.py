@@ -101,7 +101,7 @@ def _own_epsilon(failure: Failure, place: OpLocation) -> tuple[OpLocation, float
         for tensor in editor.data_inputs(maker):
             constant = _constant(failure, maker[0], tensor)
             if constant is not None:
-                return place, constant
+                return place, float(f"{constant:.6g}")  # as it was written: float32 has no 1e-7
     raise CannotTryError("The optimizer adds no epsilon to what it divides by there.")
 
 
