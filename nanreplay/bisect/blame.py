@@ -14,7 +14,19 @@ from typing import Any
 import numpy as np
 
 from nanreplay.bisect.influence import ROWWISE, Everything, Execute, Influence, influence_of
-from nanreplay.bisect.tensor_stats import Mask, inf_mask, is_float, is_opaque, nan_mask, nonfinite
+from nanreplay.bisect.tensor_stats import (
+    Mask,
+    both,
+    either,
+    inf_mask,
+    is_float,
+    is_opaque,
+    is_some,
+    nan_mask,
+    none_of,
+    nonfinite,
+    without,
+)
 from nanreplay.capture.arrays import as_array
 from nanreplay.replay.provenance import OpEvent
 
@@ -57,16 +69,16 @@ def assign_blame(
     nans = {i: nan_mask(event.inputs[i]) for i in floats}
     infs: Mapping[int, Mask] = {}
     for k, mask in failing.items():
-        output = as_array(event.outputs[k])
-        is_nan = mask & np.isnan(output)
-        is_inf = mask & ~np.isnan(output) & np.isinf(output)
+        is_nan = both(mask, nan_mask(event.outputs[k]))
+        others = without(mask, is_nan)
+        is_inf = both(others, inf_mask(event.outputs[k])) if is_some(others) else others
         unexplained = _pass_on(blame, k, is_nan, nans, blame.follow)
-        if not infs and (unexplained.any() or is_inf.any()):
+        if not infs and (is_some(unexplained) or is_some(is_inf)):
             infs = {i: inf_mask(event.inputs[i]) for i in floats}
-        if event.type in ROWWISE and unexplained.any():
+        if event.type in ROWWISE and is_some(unexplained):
             infs = _fatal_of_row(event, infs)
         made = _pass_on(blame, k, unexplained, infs, blame.turned_from)
-        _mark(blame.turned, k, unexplained & ~made)
+        _mark(blame.turned, k, without(unexplained, made))
         _mark(blame.made, k, made)
         unexplained = _pass_on(blame, k, is_inf, infs, blame.follow)
         _mark(blame.made, k, _pass_on(blame, k, unexplained, nans, blame.follow))
@@ -75,8 +87,8 @@ def assign_blame(
 
 def _mark(masks: dict[int, Mask], i: int, mask: Mask) -> None:
     """Mark more elements of one input or output."""
-    if mask.any():
-        masks[i] = masks[i] | mask if i in masks else mask
+    if is_some(mask):
+        masks[i] = either(masks[i], mask) if i in masks else mask
 
 
 def _pass_on(
@@ -94,17 +106,17 @@ def _pass_on(
     Returns:
         The wanted elements that no bad element influences.
     """
-    if not wanted.any():
+    if not is_some(wanted):
         return wanted
-    inputs = {i: mask for i, mask in bad.items() if mask.any()}
-    reached = np.zeros(wanted.shape, bool)
+    inputs = {i: mask for i, mask in bad.items() if is_some(mask)}
+    reached = none_of(wanted.shape)
     for i, mask in inputs.items():
-        reached |= blame.influence.forth(i, k, mask)
-    explained = wanted & reached
-    if explained.any():
+        reached = either(reached, blame.influence.forth(i, k, mask))
+    explained = both(wanted, reached)
+    if is_some(explained):
         for i, mask in inputs.items():
-            _mark(into, i, blame.influence.back(i, k, explained) & mask)
-    return wanted & ~reached
+            _mark(into, i, both(blame.influence.back(i, k, explained), mask))
+    return without(wanted, reached)
 
 
 def _fatal_of_row(event: OpEvent, infs: Mapping[int, Mask]) -> dict[int, Mask]:

@@ -15,7 +15,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from nanreplay.bisect.tensor_stats import Mask, is_float, is_opaque, words
+from nanreplay.bisect.tensor_stats import Mask, is_float, is_opaque, is_repeated, none_of, words
 from nanreplay.capture.arrays import as_array
 from nanreplay.replay.provenance import OpEvent
 
@@ -145,14 +145,14 @@ class ByLabels:
         """See `Influence`."""
         source, target = self.inputs[i], self.outputs[k]
         if source is None or target is None:
-            return np.zeros(self.out_shapes[k], bool)
+            return none_of(self.out_shapes[k])
         return project(mask, source, target, self.out_shapes[k])
 
     def back(self, i: int, k: int, mask: Mask) -> Mask:
         """See `Influence`."""
         source, target = self.outputs[k], self.inputs[i]
         if source is None or target is None:
-            return np.zeros(self.in_shapes[i], bool)
+            return none_of(self.in_shapes[i])
         return project(mask, source, target, self.in_shapes[i])
 
 
@@ -164,6 +164,8 @@ def project(mask: Mask, source: Labels, target: Labels, shape: Shape) -> Mask:
     marks its whole row of the product; and back, a marked element of the product marks its whole
     row of the left matrix.
     """
+    if is_repeated(mask) and mask.size:  # what is everywhere is everywhere on all other axes, too
+        return np.broadcast_to(mask.flat[0], shape)
     gone = tuple(axis for axis, label in enumerate(source) if label not in target)
     if gone:
         mask = as_array(mask.any(axis=gone))
@@ -261,11 +263,16 @@ class Copies:
 
     def forth(self, i: int, k: int, mask: Mask) -> Mask:
         """See `Influence`."""
-        return mask.reshape(self.out_shapes[k]) if i == k else np.zeros(self.out_shapes[k], bool)
+        return _reshaped(mask, self.out_shapes[k]) if i == k else none_of(self.out_shapes[k])
 
     def back(self, i: int, k: int, mask: Mask) -> Mask:
         """See `Influence`."""
-        return mask.reshape(self.in_shapes[i]) if i == k else np.zeros(self.in_shapes[i], bool)
+        return _reshaped(mask, self.in_shapes[i]) if i == k else none_of(self.in_shapes[i])
+
+
+def _reshaped(mask: Mask, shape: Shape) -> Mask:
+    """Return a mask of another shape; reshaping one of ones would make a copy."""
+    return np.broadcast_to(mask.flat[0], shape) if is_repeated(mask) else mask.reshape(shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from nanreplay.bisect.hiding import HiddenValues
-from nanreplay.bisect.outlines import LEAST_BYTES, Outline, outlined, size_in_bytes
+from nanreplay.bisect.outlines import LEAST_BYTES, outlined, size_in_bytes
 from nanreplay.bisect.recent_events import RecentEvents
 from nanreplay.bisect.step_runner import OpKey, StepRunner, repaired
+from nanreplay.bisect.tensor_outline import Outline
 from nanreplay.bisect.tensor_stats import (
     OPAQUE,
     Mask,
@@ -26,6 +27,8 @@ from nanreplay.bisect.tensor_stats import (
     dtype_name,
     is_float,
     is_opaque,
+    is_repeated,
+    is_some,
     measure,
     nonfinite,
 )
@@ -91,7 +94,7 @@ class Fact:
         return (*self.input_ids, *self.via)
 
 
-KEPT_BYTES = 256 << 20
+KEPT_BYTES = 64 << 20
 """How much the tensors of non-finite ops may take; of those after them outlines are kept."""
 
 
@@ -131,6 +134,8 @@ class StepTrace:
     _main_graph: dict[str, Fact] | None = None
     _kept_tensors: dict[int, tuple[Any, ValueId]] | None = None
     _fed_stats: dict[ValueId, TensorStat | None] = field(default_factory=dict)
+    _last_masks: dict[tuple[int, ...], Mask] = field(default_factory=dict)
+    """The last mask of each shape."""
 
     def __post_init__(self) -> None:
         """Know of no hidden value yet."""
@@ -252,7 +257,18 @@ class StepTrace:
         if tensor is None or not is_float(tensor):
             return None
         mask = nonfinite(tensor)
-        return compact(mask) if mask.any() else None
+        return self.shared(mask) if is_some(mask) else None
+
+    def shared(self, mask: Mask) -> Mask:
+        """Return a mask; one for several values with the same, since masks are as large as they."""
+        mask = compact(mask)
+        last = self._last_masks.get(mask.shape)
+        if is_repeated(mask) or last is mask:
+            return mask
+        if last is not None and np.array_equal(last, mask):
+            return last
+        self._last_masks[mask.shape] = mask
+        return mask
 
     def was_nonfinite(self, variable: int) -> bool:
         """Return whether a variable was non-finite already before the step."""

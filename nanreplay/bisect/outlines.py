@@ -8,7 +8,6 @@ finite, and nothing else. `outlined` keeps just that of such an execution. Pure 
 from __future__ import annotations
 
 import dataclasses
-import weakref
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ import numpy as np
 
 from nanreplay.bisect.blame import assign_blame
 from nanreplay.bisect.influence import COPIES, ELEMENTWISE, REDUCTIONS, Execute, influence_of
+from nanreplay.bisect.tensor_outline import Outline
 from nanreplay.bisect.tensor_stats import (
     Mask,
     TensorStat,
@@ -25,51 +25,12 @@ from nanreplay.bisect.tensor_stats import (
     nonfinite,
     nonfinite_outputs,
 )
-from nanreplay.capture.arrays import as_array
 from nanreplay.replay.provenance import OpEvent
 
 _BY_ELEMENT = (ELEMENTWISE | COPIES | REDUCTIONS) - {"IdentityN"}
 """Ops of which each output element depends on an element, at least, of each float input."""
 LEAST_BYTES = 1 << 12
 """A smaller tensor stays as it is."""
-
-
-class Outline:
-    """A tensor of which only the elements that are not finite are known; the others read as 0.
-
-    It has the type and the shape of the tensor, and `as_array` makes an array of it. Elements that
-    all are NaN, or all finite, take no memory; otherwise it is a bit an element.
-    """
-
-    __slots__ = ("_array_dtype", "_bits", "_fill", "_values", "dtype", "original", "shape")
-
-    def __init__(self, tensor: Any, stat: TensorStat | None = None) -> None:
-        """Look at a tensor, where its facts do not tell everything, and let go of it."""
-        array = as_array(tensor)
-        self.dtype = tensor.dtype
-        self.shape = array.shape
-        self.original = weakref.ref(tensor)
-        """The tensor, while somebody else holds it."""
-        self._array_dtype = array.dtype
-        self._fill = np.nan if stat is not None and stat.is_nan else 0.0
-        self._bits: Any = None
-        self._values: Any = None
-        bad = None if stat is not None and (stat.is_nan or not stat.nonfinite) else nonfinite(array)
-        if bad is not None and bad.any():
-            self._bits = np.packbits(bad.reshape(-1))
-            values = array[bad]
-            self._values = values[:1].copy() if np.isnan(values).all() else values
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Any:
-        """Return what is known as an array, which is not to be written to."""
-        wanted = self._array_dtype if dtype is None else np.dtype(dtype)
-        if self._bits is None:
-            return np.broadcast_to(np.asarray(self._fill, wanted), self.shape)
-        array = np.zeros(self.shape, wanted)
-        count = array.size
-        bad = np.unpackbits(self._bits, count=count).astype(bool).reshape(self.shape)
-        array[bad] = self._values
-        return array
 
 
 def size_in_bytes(value: Any) -> int:
@@ -108,7 +69,12 @@ def outlined(
         if is_opaque(value) or not is_float(value) or size_in_bytes(value) < LEAST_BYTES:
             return value
         if id(value) not in known:
-            known[id(value)] = Outline(value, stats.get(id(value)))
+            stat = stats.get(id(value))
+            known[id(value)] = Outline(
+                value,
+                all_nan=stat is not None and stat.is_nan,
+                all_finite=stat is not None and not stat.nonfinite,
+            )
         return known[id(value)]
 
     return dataclasses.replace(

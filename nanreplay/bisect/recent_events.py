@@ -17,7 +17,7 @@ _LEVELS = 24
 _OPS = 160
 _BYTES = 256 << 20
 """How far back, of how many ops and how much at most the tensors are kept, the nearest first."""
-RECENT_BYTES = 128 << 20
+RECENT_BYTES = 64 << 20
 """How much the tensors of the last ops may take, and those of the ops that stay."""
 
 

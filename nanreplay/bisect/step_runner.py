@@ -25,6 +25,7 @@ from nanreplay.records import (
     Signature,
     VariableInfo,
 )
+from nanreplay.replay.matrix_changes import MatrixChange
 from nanreplay.replay.provenance import FeedKind, OpEvent
 
 Observer: TypeAlias = Callable[[OpEvent], Sequence[Any] | None]
@@ -98,6 +99,10 @@ class StepRunner(Protocol):
 
     def state(self, step: int) -> Mapping[int, ArrayLike]:
         """Return the variables just before a step, by index."""
+        ...
+
+    def change(self, step: int) -> MatrixChange:
+        """Return how far a step moved the trainable matrices."""
         ...
 
     def source(self, stack: int) -> Frame | None:

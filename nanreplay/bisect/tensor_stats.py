@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from nanreplay.bisect.tensor_outline import Outline
 from nanreplay.capture.arrays import as_array
 
 Mask: TypeAlias = NDArray[np.bool_]
@@ -114,12 +115,12 @@ def is_opaque(value: Any) -> bool:
 
 def nonfinite(value: Any) -> Mask:
     """Return where a float tensor is NaN or infinite."""
-    return _tested(as_array(value), lambda array: ~np.isfinite(array))
+    return _tested(value, lambda array: ~np.isfinite(array))
 
 
 def nan_mask(value: Any) -> Mask:
     """Return where a float tensor is NaN."""
-    return _tested(as_array(value), np.isnan)
+    return _tested(value, np.isnan)
 
 
 def compact(mask: Mask) -> Mask:
@@ -131,11 +132,14 @@ def compact(mask: Mask) -> Mask:
 
 def inf_mask(value: Any) -> Mask:
     """Return where a float tensor is infinite and not NaN; a complex number can be both."""
-    return _tested(as_array(value), lambda array: np.isinf(array) & ~np.isnan(array))
+    return _tested(value, lambda array: np.isinf(array) & ~np.isnan(array))
 
 
-def _tested(array: NDArray[Any], test: Callable[[Any], Any]) -> Mask:
+def _tested(value: Any, test: Callable[[Any], Any]) -> Mask:
     """Return where a test of single elements holds; one element in all places is asked once."""
+    if isinstance(value, Outline):
+        return value.where(test)
+    array = as_array(value)
     if array.size and is_repeated(array):
         return np.broadcast_to(test(array.flat[0]), array.shape)
     return np.asarray(test(array))
@@ -144,6 +148,55 @@ def _tested(array: NDArray[Any], test: Callable[[Any], Any]) -> Mask:
 def is_repeated(array: NDArray[Any]) -> bool:
     """Return whether an array is one element in all places, which takes no memory."""
     return bool(array.ndim) and not any(array.strides)
+
+
+# Masks of one shape, put together. What a NaN reaches is mostly NaN in all places, and a mask of
+# one element in all places takes neither time nor memory, however large the tensor is.
+
+
+def is_some(mask: Mask) -> bool:
+    """Return whether a mask marks any element."""
+    return bool(mask.size and mask.flat[0]) if is_repeated(mask) else bool(mask.any())
+
+
+def both(left: Mask, right: Mask) -> Mask:
+    """Return the elements that two masks of one shape mark; it is not to be written to."""
+    for mask, other in ((left, right), (right, left)):
+        if is_repeated(mask) and mask.size:
+            return other if mask.flat[0] else mask
+    return _known(left & right, left, right)
+
+
+def either(left: Mask, right: Mask) -> Mask:
+    """Return the elements that one of two masks of one shape marks; it is not to be written to."""
+    for mask, other in ((left, right), (right, left)):
+        if is_repeated(mask) and mask.size:
+            return mask if mask.flat[0] else other
+    return _known(left | right, left, right)
+
+
+def without(left: Mask, right: Mask) -> Mask:
+    """Return the elements that the left mask marks and the right does not; not to be written to."""
+    if is_repeated(right) and right.size:
+        return none_of(left.shape) if right.flat[0] else left
+    return _known(np.greater(left, right), left)
+
+
+def none_of(shape: Sequence[int]) -> Mask:
+    """Return a mask that marks nothing; it is not to be written to."""
+    return np.broadcast_to(np.False_, tuple(shape))
+
+
+def _known(made: Mask, *masks: Mask) -> Mask:
+    """Return a mask, or one of those that it was made of, or one without memory of its own.
+
+    Masks are as large as tensors, and most that are put together are alike. What was made by
+    leaving elements out, or by adding some, is the other one if it marks as many.
+    """
+    count = np.count_nonzero(made)
+    if not count:
+        return none_of(made.shape)
+    return next((mask for mask in masks if np.count_nonzero(mask) == count), made)
 
 
 def nonfinite_outputs(outputs: Sequence[Any]) -> dict[int, Mask]:

@@ -21,12 +21,15 @@ from nanreplay.bisect.op_trace import Fact, StepTrace, is_update
 from nanreplay.bisect.step_runner import PASSIVE
 from nanreplay.bisect.tensor_stats import (
     Mask,
-    compact,
+    both,
+    either,
     is_float,
     is_opaque,
-    is_repeated,
+    is_some,
     nan_mask,
+    none_of,
     nonfinite,
+    without,
 )
 from nanreplay.capture.arrays import as_array
 from nanreplay.replay.provenance import OpEvent, ValueId
@@ -121,14 +124,12 @@ class _Walker:
         self.execute = execute
         self.pending: list[int] = []
         self.arrivals: dict[int, dict[int, Arrival]] = {}
-        self.masks: dict[tuple[int, ...], Mask] = {}
-        """The last mask of each shape."""
 
     def arrive(self, value: ValueId, new: Arrival) -> None:
         """Put elements of a value on the path."""
-        if not new.mask.any():
+        if not is_some(new.mask):
             return
-        new.mask = self.shared(new.mask)
+        new.mask = self.trace.shared(new.mask)
         if value.serial < 0:
             _merge(self.walk.leaves, value, new)
             return
@@ -143,21 +144,10 @@ class _Walker:
             fact, arrivals = self.trace.facts.get(serial), self.arrivals.pop(serial)
             event = None if fact is None else fact.seen
             if fact is not None and event is not None:
-                failing = {k: self.shared(arrival.mask) for k, arrival in arrivals.items()}
+                failing = {k: self.trace.shared(arrival.mask) for k, arrival in arrivals.items()}
                 self.walk.failing[serial] = failing
                 self.walk.parents[serial] = _nearest(arrivals.values())
                 self.visit(fact, event, failing, _joined(arrivals.values()))
-
-    def shared(self, mask: Mask) -> Mask:
-        """Return a mask; one for several ops with the same, since masks are as large as tensors."""
-        mask = compact(mask)
-        last = self.masks.get(mask.shape)
-        if is_repeated(mask) or last is mask:
-            return mask
-        if last is not None and np.array_equal(last, mask):
-            return last
-        self.masks[mask.shape] = mask
-        return mask
 
     def visit(self, fact: Fact, event: OpEvent, failing: dict[int, Mask], path: Arrival) -> None:
         """Put what is to blame for an op's failing elements on the path."""
@@ -242,16 +232,16 @@ class _Walker:
         bad = self.trace.bad_mask(value)
         if bad is None:
             return None
-        brought = np.zeros(bad.shape, bool)
+        brought = none_of(bad.shape)
         for mask in failing.values():
-            brought |= _placed(mask, bad, event)
-        return brought if brought.any() else None
+            brought = either(brought, _placed(mask, bad, event))
+        return brought if is_some(brought) else None
 
     def visit_update(
         self, fact: Fact, event: OpEvent, failing: dict[int, Mask], path: Arrival
     ) -> None:
         """A variable computed its own new value: from what it held, and from the op's inputs."""
-        explained = {k: np.zeros(mask.shape, bool) for k, mask in failing.items()}
+        explained = {k: none_of(mask.shape) for k, mask in failing.items()}
         sources = [value for value in fact.sources if not self.is_stale(value, fact)]
         for value in dict.fromkeys(sources):
             tensor = self.tensor(value, fact, event)
@@ -261,11 +251,14 @@ class _Walker:
             for k, mask in failing.items():
                 # Update rules of optimizers work element by element; what has another shape (a
                 # learning rate, the rows of a sparse gradient) may reach every element.
-                has_same_shape = bad.shape == mask.shape
-                self.send(fact, value, bad & mask if has_same_shape else bad, path)
-                explained[k] |= bad if has_same_shape else bool(bad.any())
-        unexplained = {k: mask & ~explained[k] for k, mask in failing.items()}
-        made = {k: mask for k, mask in unexplained.items() if mask.any()}
+                if bad.shape == mask.shape:
+                    sent, reached = both(bad, mask), bad
+                else:
+                    sent, reached = bad, np.broadcast_to(np.bool_(is_some(bad)), mask.shape)
+                self.send(fact, value, sent, path)
+                explained[k] = either(explained[k], reached)
+        unexplained = {k: without(mask, explained[k]) for k, mask in failing.items()}
+        made = {k: mask for k, mask in unexplained.items() if is_some(mask)}
         if made:
             self.add_maker(fact, made, _kind(event, made), path)
 
@@ -300,13 +293,13 @@ class _Walker:
 
 def _kind(event: OpEvent, masks: Mapping[int, Mask]) -> str:
     """Return `nan` when a marked element of an output is NaN, else `inf`."""
-    marked = [as_array(event.outputs[k])[mask] for k, mask in masks.items()]
-    return "nan" if any(np.isnan(elements).any() for elements in marked) else "inf"
+    nans = [both(mask, nan_mask(event.outputs[k])) for k, mask in masks.items()]
+    return "nan" if any(map(is_some, nans)) else "inf"
 
 
 def _merge(into: dict[Any, Arrival], key: Any, new: Arrival) -> None:
     old = into.get(key)
-    into[key] = new if old is None else _joined((old, new), mask=old.mask | new.mask)
+    into[key] = new if old is None else _joined((old, new), mask=either(old.mask, new.mask))
 
 
 def _joined(arrivals: Iterable[Arrival], mask: Mask | None = None) -> Arrival:
@@ -335,7 +328,7 @@ def _placed(mask: Mask, bad: Mask, event: OpEvent) -> Mask:
     The read gave the value itself, one of its rows, or many values of which it is one row.
     """
     if mask.shape == bad.shape and event.type != "ResourceGather":
-        return mask & bad
+        return both(mask, bad)
     if event.type == "ResourceGather":
         return _gathered(mask, bad, as_array(event.inputs[1]))
     if bad.shape[1:] == mask.shape:

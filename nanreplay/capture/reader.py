@@ -427,6 +427,9 @@ class _LazyArrays(Mapping[int, NDArray[Any]]):
         with self._capture._reading(f"/{self._group}"):
             return read_array(self._capture._item(f"{self._group}/{index}"))
 
+    def __contains__(self, index: object) -> bool:
+        return index in self._indices
+
     def __iter__(self) -> Iterator[int]:
         return iter(self._indices)
 

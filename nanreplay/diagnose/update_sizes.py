@@ -7,12 +7,8 @@ gradient alone does not explain their size.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from nanreplay.bisect.growth import learning_rate_at
 from nanreplay.bisect.step_runner import StepRunner
@@ -27,8 +23,6 @@ _BOUNDED = 10.0
 """Optimizers such as Adam change no weight by more than a few times the rate."""
 _STEEP = 50.0
 """A gradient of more than this many times the weights' norm is large by itself."""
-_PIECE = 1 << 20
-"""Elements of a variable that are looked at together."""
 _RAISED = 10.0
 """How many times a rate was raised where that counts as the beginning."""
 
@@ -90,50 +84,11 @@ def _updates_before(runner: StepRunner, timeline: Timeline, step: int) -> Iterat
         if earlier not in runner.steps or earlier + 1 not in runner.steps:
             return
         try:
-            before, after = runner.state(earlier), runner.state(earlier + 1)
+            change = runner.change(earlier)
         except NanreplayError:
             return
         rate = learning_rate_at(timeline, earlier)
-        yield _update(runner, earlier, before, after, rate)
-
-
-def _update(
-    runner: StepRunner,
-    step: int,
-    before: Mapping[int, Any],
-    after: Mapping[int, Any],
-    rate: float | None,
-) -> Update:
-    """Biases are left out: they begin at 0 and change by much more than their norm.
-
-    So is what is not finite after the step, and a matrix of zeros counts as one that is drawn.
-    """
-    changed = usual = largest = 0.0
-    for index, info in enumerate(runner.variables):
-        if info.role != "trainable" or len(info.shape) < 2 or index not in before:
-            continue
-        pieces = list(_changes(np.asarray(before[index]), np.asarray(after[index])))
-        if not all(math.isfinite(most) for _, _, most in pieces):
-            continue
-        changed += sum(squares for squares, _, _ in pieces)
-        usual += max(sum(squares for _, squares, _ in pieces), 2.0 * info.shape[-1])
-        largest = max(largest, *(most for _, _, most in pieces))
-    ratio = math.sqrt(changed / usual) if usual else 0.0
-    return Update(step, ratio, largest, rate)
-
-
-def _changes(old: Any, new: Any) -> Iterator[tuple[float, float, float]]:
-    """Of each piece of a variable: sum of squares of its change, of what it held, largest change.
-
-    Piece by piece, since a variable may take a large part of the memory.
-    """
-    old, new = old.reshape(-1), new.reshape(-1)
-    for start in range(0, old.size, _PIECE):
-        piece = old[start : start + _PIECE].astype(np.float64)
-        with np.errstate(all="ignore"):
-            change = np.abs(new[start : start + _PIECE].astype(np.float64) - piece)
-            most = float(change.max()) if np.isfinite(change).all() else math.inf
-            yield float(np.sum(np.square(change))), float(np.sum(np.square(piece))), most
+        yield Update(earlier, change.ratio, change.largest, rate)
 
 
 def _is_of_rate(update: Update) -> bool:

@@ -36,8 +36,9 @@ class KnownStates(Mapping[int, Mapping[int, Any]]):
 
     def __init__(self, infos: Sequence[VariableInfo], pinned: int) -> None:
         """Know of none yet."""
-        is_large = sum(_size_bytes(info) for info in infos) > _LARGE_STATE
-        self._pinned = pinned if is_large else None
+        self.are_large = sum(_size_bytes(info) for info in infos) > _LARGE_STATE
+        """Whether a state takes so much memory that it is rather replayed than kept."""
+        self._pinned = pinned if self.are_large else None
         self._states: OrderedDict[int, Mapping[int, Any]] = OrderedDict()
 
     def __getitem__(self, step: int) -> Mapping[int, Any]:
@@ -137,13 +138,13 @@ class LiveState:
                 )
             self.variables[index].assign(as_type(value, info.dtype))
 
-    def read(self) -> dict[int, Any]:
-        """Return all values by index.
+    def read(self, indices: Iterable[int] | None = None) -> dict[int, Any]:
+        """Return values by index, all of them unless some are named.
 
         They share the variables' buffers, which TensorFlow copies before the next write.
         """
-        handles = [variable_handle(variable) for variable in self.variables]
-        return {index: read_variable(handle) for index, handle in enumerate(handles)}
+        wanted = range(len(self._infos)) if indices is None else indices
+        return {index: read_variable(variable_handle(self.variables[index])) for index in wanted}
 
     def is_bad(self, index: int) -> bool:
         """Whether a variable holds NaN or an infinity."""

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Literal, TypeAlias
 
 from nanreplay.errors import StepRaisedError
+from nanreplay.limits import give_back_freed
 from nanreplay.program.compiled_program import BitHash, compiled_hashes
 from nanreplay.program.nonfinite_values import nonfinite_kind
 from nanreplay.records import ArrayLike, BatchRecord
@@ -107,6 +108,7 @@ class Replay(StepRuns):
         # The state before the incident is worth keeping only while the replay is the training's
         # own: in the recorded mode, with every keyframe set as it was held.
         is_faithful = mode == "recorded" and takes_state
+        matrices: Mapping[int, Any] = {}
         for done, step in enumerate(wanted):
             follows = bool(results) and wanted[done - 1] == step - 1
             if step in keyframes:
@@ -119,6 +121,7 @@ class Replay(StepRuns):
                 self._set_held_state(step)
             if is_faithful and self._states.is_worth(step, self.incident.step):
                 self._remember(step)
+            matrices = self._note_change(step, matrices) if is_faithful else {}
             try:
                 results.append(self._run_step(step, mode))
             except StepRaisedError as error:
@@ -338,12 +341,19 @@ class Replay(StepRuns):
         self._wide.clear()
         self._states.make_room()
 
+    def make_room_if_large(self) -> None:
+        """Let go of what the last run left, where that is worth making new variables for."""
+        if self._states.are_large:
+            self.make_room()
+            give_back_freed()
+
     def replace_batch(self, step: int, batch: BatchRecord) -> None:
         """From now on, run a step with another input than was recorded of it."""
         self._batches[step] = batch
         self._held_states -= {held for held in self._held_states if held > step}
         for known in [known for known in self._states if known > step]:
             self._states.drop(known)  # reached through the input that was replaced
+        self._changes.clear()
 
     def replace_state(self, step: int, values: Mapping[int, Any]) -> None:
         """From now on, start a step with these values of some variables.
@@ -355,6 +365,7 @@ class Replay(StepRuns):
         self._states = KnownStates(self.variables, step)
         self._held_states -= {held for held in self._held_states if held >= step}
         self._states.add(step, self._live.read())
+        self._changes.clear()
 
     @begun_anew
     def fingerprint(self, step: int) -> Any:

@@ -16,6 +16,7 @@ from nanreplay.program.float_types import widened_variables
 from nanreplay.program.nonfinite_values import nonfinite_kind
 from nanreplay.records import BatchRecord, Trigger
 from nanreplay.replay.determinism import OpDeterminism, begun_anew
+from nanreplay.replay.matrix_changes import MatrixChange, change_between, matrices_in
 from nanreplay.replay.replay_programs import Mode, Program
 from nanreplay.replay.replay_state import KnownStates, LiveState
 from nanreplay.replay.step_results import RecordedSteps, StepResult, compare_step, in_words
@@ -41,6 +42,7 @@ class StepRuns(RecordedSteps):
         """Variables that were not finite before a step, by step."""
         self.recorded_results: dict[int, StepResult] = {}
         """Steps that ran as they were trained, as part of a window, with what each gave."""
+        self._changes: dict[int, MatrixChange] = {}
         self._determinism = OpDeterminism()
         self._held_states = set(capture.state_steps)
         """Steps just before which the recording holds the state that its own replay reached."""
@@ -68,8 +70,52 @@ class StepRuns(RecordedSteps):
                 f"there are {in_words(self.steps)}."
             )
         if step not in self._states:
+            if self._is_read_from_file(step):
+                return self.capture.lazy_keyframe(step)
             self._seek(step)
         return self._states[step]
+
+    def _is_read_from_file(self, step: int) -> bool:
+        """Whether a large state need not be held, since the file has all of it.
+
+        That of the incident is held: it is asked for again and again.
+        """
+        if not self._states.are_large or step == self.incident.step:
+            return False
+        if step not in self.capture.keyframe_steps or step in self._held_states:
+            return False
+        if self.batch(step).overrides:
+            return False
+        return len(self.capture.lazy_keyframe(step)) == len(self.variables)
+
+    def change(self, step: int) -> MatrixChange:
+        """Return how far a step moved the trainable matrices.
+
+        Raises:
+            MissingPartError: The step, or the one after it, cannot be replayed.
+        """
+        if step not in self._changes:
+            before, after = self.state(step), self.state(step + 1)
+            self._changes[step] = change_between(self.variables, before, after)
+        return self._changes[step]
+
+    def _note_change(self, step: int, before: Mapping[int, Any]) -> Mapping[int, Any]:
+        """Measure how far the step before the incident moves matrices, as a replay passes it.
+
+        Args:
+            step: The step that is about to run.
+            before: What the last call returned.
+
+        Returns:
+            The matrices before that step, while they are needed.
+        """
+        incident = self.incident.step
+        if not self._states.are_large or incident - 1 in self._changes:
+            return {}
+        if step == incident and before:
+            now = self._live.read(before)
+            self._changes[step - 1] = change_between(self.variables, before, now)
+        return self._live.read(matrices_in(self.variables)) if step == incident - 1 else {}
 
     def _seek(self, step: int) -> None:
         """Reach the state before a step from the nearest earlier one that is known."""

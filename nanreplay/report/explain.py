@@ -23,7 +23,7 @@ from nanreplay.errors import (
     own_error,
 )
 from nanreplay.findings import Cause, Findings, FixResult, Verdict
-from nanreplay.limits import peak_bytes
+from nanreplay.limits import fewer_collections, peak_bytes
 from nanreplay.report.contents import Report
 from nanreplay.report.inventory import size_of_variables
 from nanreplay.report.sentence import sentence
@@ -104,6 +104,7 @@ def explain(
     from nanreplay.replay import Replay
 
     with contextlib.ExitStack() as opened:
+        opened.enter_context(fewer_collections())
         if progress is None and say is None and notebook.is_kernel():
             from nanreplay.report.cell_page import cell_progress
 
@@ -113,6 +114,7 @@ def explain(
         replay = opened.enter_context(Replay(capture, trust=trust))
         traces = StepTraces(replay)
         verdict = judge(replay, progress=_told_to_the_end(progress, say), traces=traces)
+        replay.make_room_if_large()
         if verdict.kind in ("inconclusive", "transient"):  # no origin in the program
             bisection = Bisection(Findings(reason=verdict.reason))
         else:

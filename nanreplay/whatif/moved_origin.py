@@ -18,6 +18,7 @@ from nanreplay.findings import Origin
 from nanreplay.records import ArrayLike, BatchRecord, Frame, Incident, OpInfo, Signature
 from nanreplay.replay.interpreter import ErrorHandler, Observer
 from nanreplay.replay.kernels import run_kernel
+from nanreplay.replay.matrix_changes import MatrixChange
 from nanreplay.replay.provenance import FeedKind, OpEvent
 from nanreplay.replay.replay_programs import Program
 from nanreplay.replay.replay_state import LiveState
@@ -113,6 +114,9 @@ class _ChangedStep:
 
     def state(self, step: int) -> Mapping[int, ArrayLike]:
         return self._state
+
+    def change(self, step: int) -> MatrixChange:
+        raise NanreplayError("Only the step that fails is looked at.")
 
     def source(self, stack: int) -> Frame | None:
         return self._replay.source(stack)

@@ -18,7 +18,9 @@ from nanreplay import Recorder
 from nanreplay.bisect import op_trace, recent_events
 from nanreplay.capture import Capture
 from nanreplay.program.compiled_program import CompiledProgram
+from nanreplay.replay import Replay
 from nanreplay.replay.interpreter import Interpreter
+from nanreplay.replay.matrix_changes import change_between
 from nanreplay.replay.replay_state import KnownStates
 from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain
@@ -95,6 +97,24 @@ def test_the_whole_step_runs_op_by_op_once(capture: str, runs: dict[str, int]) -
         window = BAD_STEP - held.keyframe_steps[0] + 1
     assert runs["compiled"] == window + 1  # the failing step again: does it give the same bits?
     assert runs["partly"] <= 8  # rows of the batch, and the losses in float64
+
+
+def test_the_cause_of_a_large_state_needs_no_step_once_more(
+    capture: str, runs: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = told(explain(capture, fixes="none"))
+    compiled = runs["compiled"]
+    monkeypatch.setattr("nanreplay.replay.replay_state._LARGE_STATE", 0)
+    assert told(explain(capture, fixes="none")) == small
+    assert runs["compiled"] == 2 * compiled
+    with Capture(capture) as held, Replay(held) as replay:
+        assert held.keyframe_steps == (0,)
+        before, after = replay.state(BAD_STEP - 1), replay.state(BAD_STEP)
+        change = change_between(replay.variables, before, after)
+        replay.run_window("recorded", last=BAD_STEP)
+        assert replay.change(BAD_STEP - 1) == change
+        assert change.ratio > 0.0
+        assert not isinstance(replay.state(0), dict)  # read from the file as it is asked for
 
 
 def told(report: Report) -> Any:

@@ -7,7 +7,7 @@ that begin too large.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from nanreplay.diagnose.rules import overflow
 from nanreplay.diagnose.update_sizes import overshooting_update
 from nanreplay.findings import Cause
 from nanreplay.records import VariableInfo
+from nanreplay.replay.matrix_changes import matrices_in
 
 _EARLY = 10
 """Steps within which initial weights can be to blame."""
@@ -221,9 +222,7 @@ class _WideKernel(NamedTuple):
 
 def _wide_kernels(case: Case) -> Iterator[_WideKernel]:
     """Kernels at step 0 with far too wide values; an embedding has no fan-in."""
-    for info, kernel in _initial_kernels(case):
-        if "embedding" in info.path.lower():
-            continue
+    for info, kernel in _initial_kernels(case, lambda info: "embedding" not in info.path.lower()):
         values = kernel.astype(np.float64)
         if not np.isfinite(values).all():
             continue
@@ -234,12 +233,20 @@ def _wide_kernels(case: Case) -> Iterator[_WideKernel]:
             yield _WideKernel(spread / usual, info.path, spread, usual)
 
 
-def _initial_kernels(case: Case) -> Iterator[tuple[VariableInfo, Values]]:
-    """Trainable matrices with what they hold before step 0."""
+def _initial_kernels(
+    case: Case, is_wanted: Callable[[VariableInfo], bool]
+) -> Iterator[tuple[VariableInfo, Values]]:
+    """Some trainable matrices with what they hold before step 0; each is read when it is due."""
     state = case.replay.state(0)
-    for index, info in enumerate(case.replay.variables):
-        if info.role == "trainable" and len(info.shape) > 1 and index in state:
+    for index in matrices_in(case.replay.variables):
+        info = case.replay.variables[index]
+        if index in state and is_wanted(info):
             yield info, as_array(state[index])
+
+
+def _is_recurrent(info: VariableInfo) -> bool:
+    is_square = len(info.shape) == 2 and info.shape[0] == info.shape[1]
+    return "recurrent" in info.path and is_square
 
 
 def _growing_recurrence(case: Case) -> Cause | None:
@@ -247,10 +254,7 @@ def _growing_recurrence(case: Case) -> Cause | None:
     if case.origin is None or not case.origin.loop:
         return None
     innermost = case.origin.loop[-1]
-    for info, kernel in _initial_kernels(case):
-        is_square = len(info.shape) == 2 and info.shape[0] == info.shape[1]
-        if "recurrent" not in info.path or not is_square:
-            continue
+    for info, kernel in _initial_kernels(case, _is_recurrent):
         radius = float(np.abs(np.linalg.eigvals(kernel.astype(np.float64))).max())
         if radius > _GROWS:
             sentence = (

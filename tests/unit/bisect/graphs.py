@@ -18,6 +18,7 @@ from nanreplay.records import (
     Trigger,
     VariableInfo,
 )
+from nanreplay.replay.matrix_changes import MatrixChange, change_between
 from nanreplay.replay.provenance import OpEvent, ValueId
 
 KERNELS: dict[str, Callable[..., Any]] = {
@@ -161,6 +162,9 @@ class GraphRunner:
 
     def state(self, step: int) -> Mapping[int, Any]:
         return self.states[step]
+
+    def change(self, step: int) -> MatrixChange:
+        return change_between(self.variables, self.states[step], self.states[step + 1])
 
     def source(self, stack: int) -> Frame | None:
         return None
