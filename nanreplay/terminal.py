@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TextIO
 
 from nanreplay import limits
 from nanreplay.errors import MissingPartError, NanreplayError, ReplayError, UnsupportedOpError
@@ -53,6 +53,18 @@ def quiet_work() -> Iterator[None]:
         import_module("tensorflow")
     with redirected(1, 2), limits.limited_process():
         yield
+
+
+def own_stdout() -> TextIO | None:
+    """Return a stream to what stdout is now, for results that are printed inside of `quiet_work`.
+
+    None where stdout is no file of the system, or closed; whoever reads it is not redirected.
+    """
+    try:
+        descriptor = os.dup(sys.stdout.fileno())
+    except (OSError, AttributeError, ValueError):
+        return None
+    return os.fdopen(descriptor, "w", encoding="utf-8", errors="backslashreplace")
 
 
 @contextlib.contextmanager

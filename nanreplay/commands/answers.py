@@ -16,16 +16,24 @@ from nanreplay.commands.console import FIXES, progress_bar
 from nanreplay.terminal import quiet_work
 
 if TYPE_CHECKING:
+    from nanreplay.findings import FixResult
     from nanreplay.report.contents import Report
 
 
 @contextlib.contextmanager
-def explaining(fixes: bool | None, trust: bool) -> Iterator[Callable[[str], Report]]:
+def explaining(
+    fixes: bool | None,
+    trust: bool,
+    before_fixes: Callable[[Report], None] | None = None,
+    each_fix: Callable[[FixResult], None] | None = None,
+) -> Iterator[Callable[[str], Report]]:
     """Give what explains a capture, while TensorFlow is quiet and a progress bar shows.
 
     Args:
         fixes: What `--fixes/--no-fixes` says.
         trust: What `--trust` says.
+        before_fixes: As for `explain`; not called where a stored answer stands in.
+        each_fix: The same.
     """
     from nanreplay.report.stored_answers import has_tensorflow
 
@@ -36,7 +44,13 @@ def explaining(fixes: bool | None, trust: bool) -> Iterator[Callable[[str], Repo
         from nanreplay.report.explain import explain
 
         yield lambda file: explain(
-            file, trust=trust, fixes=FIXES[fixes], progress=reporter.progress, say=reporter.say
+            file,
+            trust=trust,
+            fixes=FIXES[fixes],
+            progress=reporter.progress,
+            say=reporter.say,
+            before_fixes=before_fixes,
+            each_fix=each_fix,
         )
 
 

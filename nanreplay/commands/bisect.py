@@ -56,7 +56,7 @@ def command(
     Exit codes: 0 healthy, 1 non-finite reproduced, 2 unreadable file, 3 could not decide.
     """
     with outputs.of(files[0]):
-        report = _explained(files, fixes, trust, store)
+        report = _explained(files, fixes, trust, store, outputs)
     code = CODES.get(report.verdict.kind, UNDECIDED)
     outputs.add(report.path, code, report.sentence, report, report.findings.notes)
     if as_json:
@@ -72,7 +72,9 @@ def command(
     return code
 
 
-def _explained(files: tuple[str, ...], fixes: bool | None, trust: bool, store: bool) -> Report:
+def _explained(
+    files: tuple[str, ...], fixes: bool | None, trust: bool, store: bool, outputs: Outputs
+) -> Report:
     from nanreplay.report.explain import check_one_run, explain_run
     from nanreplay.report.stored_answers import content_of, store_answer
 
@@ -82,7 +84,10 @@ def _explained(files: tuple[str, ...], fixes: bool | None, trust: bool, store: b
         content = content_of(files[0])
     if len(files) > 1:
         check_one_run(files)
-    with explaining(fixes, trust) as explained:
+    # Which of several workers failed first is known once all are explained.
+    streams = outputs.jsonl and len(files) == 1
+    before_fixes, each_fix = (outputs.tell, outputs.tell_fix) if streams else (None, None)
+    with explaining(fixes, trust, before_fixes, each_fix) as explained:
         report = explained(files[0]) if len(files) == 1 else explain_run(files, explained)
     if store:
         store_answer(files[0], report, content=content)

@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from nanreplay.errors import NanreplayError
-from nanreplay.terminal import STATUS, code_of
+from nanreplay.terminal import CODES, STATUS, UNDECIDED, code_of, own_stdout
 
 if TYPE_CHECKING:
+    from nanreplay.findings import FixResult
     from nanreplay.report.contents import Report
     from nanreplay.report.machine_formats import CaptureOutcome
 
@@ -40,6 +41,10 @@ class Outputs:
         self._junit, self._sarif, self.jsonl = junit, sarif, jsonl
         self._annotates = os.environ.get("GITHUB_ACTIONS") == "true"
         self._outcomes: list[CaptureOutcome] = []
+        # Lines are printed while the work goes on, when stdout is that of the recorded program.
+        self._stdout = own_stdout() if jsonl else None
+        self._telling: str | None = None
+        """The capture whose line of JSON was printed last."""
         self._began_s = 0.0
 
     @property
@@ -65,7 +70,7 @@ class Outputs:
         report: Report | None = None,
         details: Sequence[str] = (),
     ) -> None:
-        """Note what became of a capture; prints its line of JSON at once.
+        """Note what became of a capture; prints its lines of JSON, unless they are there.
 
         Args:
             file: The capture.
@@ -78,9 +83,40 @@ class Outputs:
 
         elapsed_s = time.perf_counter() - self._began_s
         outcome = CaptureOutcome(file, STATUS[code], sentence, report, tuple(details), elapsed_s)
+        if self._telling != file or report is None:  # an error after the answer is told, too
+            self._telling = file
+            self._print(outcome_to_json(outcome))
+            for fix in () if report is None else report.fixes:
+                self.tell_fix(fix)
         self._outcomes.append(outcome)
+
+    def tell(self, report: Report) -> None:
+        """Print the line of JSON of a capture whose fixes are still to be tried."""
+        from nanreplay.report.machine_formats import CaptureOutcome, outcome_to_json
+
+        code = CODES.get(report.verdict.kind, UNDECIDED)
+        elapsed_s = time.perf_counter() - self._began_s
+        outcome = CaptureOutcome(report.path, STATUS[code], report.sentence, report, (), elapsed_s)
+        self._print(outcome_to_json(outcome))
+        self._telling = report.path
+
+    def tell_fix(self, fix: FixResult) -> None:
+        """Print the line of JSON of a fix that was tried on the capture told last."""
+        from nanreplay.report.machine_formats import fix_line_to_json
+
+        assert self._telling is not None
+        self._print(fix_line_to_json(self._telling, fix))
+
+    def _print(self, facts: dict[str, Any]) -> None:
         if self.jsonl:
-            click.echo(json.dumps(outcome_to_json(outcome), ensure_ascii=False, allow_nan=False))
+            line = json.dumps(facts, ensure_ascii=False, allow_nan=False)
+            click.echo(line, file=self._stdout)
+
+    def close(self) -> None:
+        """Let go of the copy of stdout."""
+        if self._stdout is not None:
+            with contextlib.suppress(OSError):  # each line was flushed; who reads it may be gone
+                self._stdout.close()
 
     def write(self) -> None:
         """Write the files, and the annotations to stderr, where GitHub reads them too."""
@@ -129,7 +165,9 @@ _sarif = click.option(
     callback=_can_be_written,
     help="Write SARIF 2.1.0: a result a line of code.",
 )
-_jsonl = click.option("--jsonl", is_flag=True, help="Print facts as JSON, a line a capture.")
+_jsonl = click.option(
+    "--jsonl", is_flag=True, help="Print facts as JSON, a line a capture and a fix, as they come."
+)
 
 
 def for_machines(name: str) -> Callable[[Callable[..., int]], Callable[..., int]]:
@@ -145,14 +183,14 @@ def for_machines(name: str) -> Callable[[Callable[..., int]], Callable[..., int]
         ) -> int:
             if jsonl and others.get("as_json"):
                 raise click.UsageError("--json and --jsonl exclude each other.")
-            outputs = Outputs(name, junit, sarif, jsonl)
-            try:
-                code = command(*args, outputs=outputs, **others)
-            except NanreplayError:
+            with contextlib.closing(Outputs(name, junit, sarif, jsonl)) as outputs:
+                try:
+                    code = command(*args, outputs=outputs, **others)
+                except NanreplayError:
+                    outputs.write()
+                    raise
                 outputs.write()
-                raise
-            outputs.write()
-            return code
+                return code
 
         return _junit(_sarif(_jsonl(with_outputs)))
 

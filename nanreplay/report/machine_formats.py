@@ -17,10 +17,11 @@ from urllib.parse import quote
 from xml.etree import ElementTree
 
 from nanreplay import __version__
-from nanreplay.findings import Origin
+from nanreplay.findings import FixResult, Origin
 from nanreplay.records import Frame
 from nanreplay.report.contents import Report
 from nanreplay.report.numbers import jsonable
+from nanreplay.report.report_json import fix_to_json
 from nanreplay.terminal import Status
 
 
@@ -80,6 +81,14 @@ def outcome_to_json(outcome: CaptureOutcome) -> dict[str, Any]:
         "elapsed_s": round(outcome.elapsed_s, 3),
     }
     plain: dict[str, Any] = jsonable(value)
+    return plain
+
+
+def fix_line_to_json(path: str, fix: FixResult) -> dict[str, Any]:
+    """One fix that was tried on a capture, a line of `--jsonl`; see `docs/report-format.md`."""
+    plain: dict[str, Any] = jsonable(
+        {"format": "nanreplay-fix", "version": 1, "path": path, **fix_to_json(fix)}
+    )
     return plain
 
 

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from nanreplay.commands import run
+from nanreplay.whatif import trial
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,6 +84,46 @@ def test_bisect_writes_the_same_and_keeps_its_exit_code(
         "results"
     ]
     assert result["message"]["text"] == json.loads(line)["sentence"]
+
+
+def test_bisect_tells_the_answer_before_it_tries_fixes(
+    recorded_runs: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    printed: list[str] = []
+    replayed = trial._replayed
+
+    def noted(*args: Any) -> Any:
+        printed.append(capfd.readouterr().out)
+        return replayed(*args)
+
+    monkeypatch.setattr(trial, "_replayed", noted)
+    assert run(["bisect", str(recorded_runs / "nan.h5"), "--jsonl"]) == 1
+    answer, *before_later_fixes = printed
+    assert json.loads(answer)["format"] == "nanreplay-outcome"
+    assert json.loads(answer)["cause"] == "log_of_zero"
+    last = capfd.readouterr().out
+    fixes = [json.loads(line) for line in "".join([*before_later_fixes, last]).splitlines()]
+    assert all(fix["format"] == "nanreplay-fix" for fix in fixes)
+    assert {fix["path"] for fix in fixes} == {json.loads(answer)["path"]}
+    assert len(fixes) == len(printed) > 1  # each before the next one is tried
+    assert all(before_later_fixes)
+    assert any(fix["prevents"] for fix in fixes)
+
+
+@pytest.mark.slow
+def test_a_process_streams_lines_and_ends_as_with_json(recorded_runs: Path) -> None:
+    for name, code, formats in [
+        ("nan.h5", 1, {"nanreplay-outcome", "nanreplay-fix"}),
+        ("healthy.h5", 0, {"nanreplay-outcome"}),
+        ("nope.h5", 2, {"nanreplay-outcome"}),
+    ]:
+        command = [sys.executable, "-m", "nanreplay", "bisect", str(recorded_runs / name)]
+        plain = subprocess.run([*command, "--json"], capture_output=True, check=False)
+        done = subprocess.run([*command, "--jsonl"], capture_output=True, text=True, check=False)
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert done.returncode == plain.returncode == code
+        assert {line["format"] for line in lines} == formats
+        assert [line["format"] for line in lines].index("nanreplay-outcome") == 0
 
 
 def test_a_file_that_cannot_be_read_is_written_into_the_report_too(tmp_path: Path) -> None:
