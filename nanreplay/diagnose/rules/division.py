@@ -141,8 +141,8 @@ def _without_epsilon(graph: FailureGraph, value: ValueId) -> str:
         said = " The denominator is the root of a sum of squares: all of them are 0, and "
     elif graph.reads_variable(value, "optimizer"):
         said = (
-            " The denominator is the root of squared gradients that are summed up: the gradient was 0 "
-            "(or its square too small) there so far, and "
+            " The denominator is the root of squared gradients that are summed up: "
+            "the gradient was 0 (or its square too small) there so far, and "
         )
     else:
         return ""
