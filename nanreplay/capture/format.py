@@ -118,7 +118,10 @@ def check_head(file: Any, path: str) -> int:
         VersionError: A newer nanreplay wrote it.
     """
     if text(file, "format") != FORMAT:
-        raise FormatError(f"{path}: an HDF5 file, but not a nanreplay capture.")
+        raise FormatError(
+            f"{path}: an HDF5 file, but not a nanreplay capture.",
+            hint="nanreplay logs reads Keras's weights and checkpoints",
+        )
     version = number(file, "version")
     if version > VERSION:
         raise VersionError(

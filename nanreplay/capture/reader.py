@@ -400,7 +400,7 @@ class Capture:
             message = str(error)
             if not message.startswith(str(self.path)):
                 message = f"{self.path}: {part} cannot be read: {message}"
-            raise type(error)(message) from error
+            raise type(error)(message, hint=error.hint) from error
         except MemoryLimitError as error:
             raise MemoryLimitError(f"{self.path}: {error}", hint=error.hint) from error
         except NanreplayError:

@@ -108,8 +108,8 @@ def filesystem(where: RemotePath) -> tuple[Any, str]:
         system, inner = fsspec.core.url_to_fs(where.url)
     except ImportError as error:
         package = _PACKAGES.get(where.protocol)
-        advice = f" (pip install {package})" if package else ""
-        raise StorageError(f"{where}: {_one_line(error)}{advice}") from None
+        needs = f"needs {package}: pip install {package}." if package else _one_line(error)
+        raise StorageError(f"{where}: {needs}") from None
     # an unknown protocol, missing credentials, whatever the protocol's package raises
     except Exception as error:
         raise StorageError(f"{where}: {_one_line(error)}") from error
@@ -131,11 +131,15 @@ def open_hdf5(where: Location) -> tuple[h5py.File, Any]:
     if not where.exists():
         raise CaptureNotFoundError(f"{where}: no such file.")
     if where.is_dir():
-        raise FormatError(f"{where}: is a folder, not a capture.")
+        raise FormatError(
+            f"{where}: is a folder, not a capture.", hint="nanreplay open and triage take folders"
+        )
     if not where.is_file():
         raise FormatError(f"{where}: is no file.")
     if not os.access(where, os.R_OK):
         raise FormatError(f"{where}: no permission to read it.")
+    if not where.stat().st_size:
+        raise FormatError(f"{where}: is empty.")
     if not h5py.is_hdf5(where):
         raise _no_hdf5(where)
     return _opened(where, where), None

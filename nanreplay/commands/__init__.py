@@ -31,20 +31,20 @@ COMPLETION = "_NANREPLAY_COMPLETE"
 COMMANDS = {
     "run": "Run a program as it is, and record whatever trains in it.",
     "demo": "Train a small model into a NaN, replay it and name the op.",
-    "logs": "Say from when on a training went wrong, from its logs and checkpoints alone.",
+    "logs": "Read logs and checkpoints: when did the training go wrong, and how?",
     "info": "Say what a capture holds.",
     "replay": "Replay the recorded steps and compare them bit for bit, "
     "or run them through today's code.",
     "bisect": "Name the op that made the first non-finite value, and why.",
-    "triage": "Bisect many captures, and group those that failed alike.",
+    "triage": "Explain many captures, and group those that failed alike.",
     "whatif": "Try fixes on the recorded failure.",
     "diff": "Say where two captures, two modes, or a capture and today's code part.",
     "report": "Write a page about a failure: HTML, or Markdown for an issue.",
     "minimize": "Write the smallest capture that still has the same origin.",
     "redact": "Write a capture without its data, source lines and paths.",
     "export": "Write a test that fails until it is fixed, or the timeline for other tools.",
-    "completion": "Print what makes a shell complete commands, options, captures and fixes.",
-    "open": "Look at a capture in the terminal: the answer, the way there, the ops, fixes.",
+    "completion": "Print a script that lets your shell complete commands and files.",
+    "open": "Show a capture in the terminal: the answer, every op and tensor, fixes.",
 }
 
 _LIBRARIES = (
@@ -110,7 +110,7 @@ def _show_versions(context: click.Context, option: click.Parameter, is_asked: bo
     cls=LazyGroup,
     epilog=(
         "Exit codes: 0 finite or healthy, 1 non-finite reproduced, "
-        "2 usage or unreadable file, 3 could not decide."
+        "2 wrong usage or unreadable file, 3 could not decide."
     ),
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
@@ -120,12 +120,13 @@ def _show_versions(context: click.Context, option: click.Parameter, is_asked: bo
     is_eager=True,
     expose_value=False,
     callback=_show_versions,
-    help="Show the versions of nanreplay and of what it stands on, and exit.",
+    help="Show the versions of nanreplay, TensorFlow and other libraries, and exit.",
 )
 def cli() -> None:
     """Replay a training that turned NaN, and name the op that did it.
 
-    Captures are written by `nanreplay.Recorder`: model.fit(data, callbacks=[Recorder("run.h5")]).
+    Record: `nanreplay run train.py`, or model.fit(data, callbacks=[nanreplay.Recorder("run.h5")]).
+    Then ask: `nanreplay bisect run.h5`.
     """
 
 
@@ -157,11 +158,29 @@ def _run(line: list[str]) -> int:
         return int(result or 0)
     except click.exceptions.Exit as error:  # --help, --version
         return error.exit_code
+    except click.exceptions.NoSuchOption as error:
+        return fail(_with_its_command(error))
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return UNREADABLE
     except (Exception, KeyboardInterrupt) as error:
         return fail(error)
+
+
+def _with_its_command(error: click.exceptions.NoSuchOption) -> click.UsageError:
+    """The same error with the commands that do have the option, in place of similar options."""
+    group = cli.make_context("nanreplay", [], resilient_parsing=True)
+    commands = {name: cli.get_command(group, name) for name in COMMANDS}
+    having = [
+        f"`nanreplay {name}`"
+        for name, command in commands.items()
+        if command is not None and any(error.option_name in each.opts for each in command.params)
+    ]
+    if not having:
+        return error
+    verb = "has" if len(having) == 1 else "have"
+    who = f"{', '.join(having)} {verb} it."
+    return click.UsageError(f"No such option {error.option_name!r}. {who}", error.ctx)
 
 
 def main() -> NoReturn:

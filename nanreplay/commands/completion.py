@@ -5,18 +5,19 @@ from __future__ import annotations
 import click
 
 SHELLS = ("bash", "zsh", "fish")
+_HELP = """Print a script that lets SHELL complete commands, options, captures and names of fixes.
+
+\b
+bash: eval "$(nanreplay completion bash)"        in ~/.bashrc
+zsh:  eval "$(nanreplay completion zsh)"         in ~/.zshrc
+fish: nanreplay completion fish | source         in ~/.config/fish/config.fish
+"""
 
 
-@click.command("completion")
+@click.command("completion", help=_HELP)
 @click.argument("shell", type=click.Choice(SHELLS))
 def command(shell: str) -> None:
-    r"""Print the script that makes SHELL complete commands, options, captures and names of fixes.
-
-    \b
-    bash: eval "$(nanreplay completion bash)"        in ~/.bashrc
-    zsh:  eval "$(nanreplay completion zsh)"         in ~/.zshrc
-    fish: nanreplay completion fish | source         in ~/.config/fish/config.fish
-    """
+    """Print the script of a shell."""
     from click.shell_completion import get_completion_class
 
     from nanreplay.commands import COMPLETION, cli

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 # Options and arguments of several commands, as decorators.
 
-as_json = click.option("--json", "as_json", is_flag=True, help="Print facts as JSON.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 html_page = click.option(
     "--html",
     metavar="OUT",
@@ -50,7 +50,7 @@ def _set_limit(context: click.Context, option: click.Parameter, value: str | Non
     if value is None:
         return
     if limits.parse_size(value) is None:
-        raise click.BadParameter(f"{value!r} is no size; give one such as 8GiB.")
+        raise click.BadParameter(f"{value!r} is no size. Write one such as 8GiB.")
     # in the environment, so that it holds for the worker process of the terminal interface too
     os.environ[limits.VARIABLE] = value
     if not limits.HOLDS_PROCESSES:
@@ -66,7 +66,7 @@ max_memory = click.option(
     metavar="SIZE",
     expose_value=False,
     callback=_set_limit,
-    help="Refuse what takes more memory, such as 8GiB. Default: three quarters of the machine's.",
+    help="Use no more memory, such as 8GiB. Default: three quarters of the machine's.",
 )
 output_file = click.option(
     "-o",
@@ -110,7 +110,7 @@ fixes_or_none = click.option(
     "--fixes/--no-fixes",
     "fixes",
     default=None,
-    help="Try all fixes that fit the cause, or none; those that take under 5 s unless given.",
+    help="Try all fixes that fit the cause, or none. Default: those that take under 5 s in all.",
 )
 FIXES: dict[bool | None, Literal["fast", "all", "none"]] = {
     None: "fast",
@@ -166,8 +166,12 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False))
 
 
-def check_output(path: Path, capture: str) -> None:
+def check_output(path: Path, capture: str = "") -> None:
     """Say now, not after the work, that a file cannot be written.
+
+    Args:
+        path: The file.
+        capture: The capture that the command reads; "" for none.
 
     Raises:
         ClickException: It is a folder, lies in none, or is the capture itself.

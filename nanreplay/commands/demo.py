@@ -12,21 +12,25 @@ from pathlib import Path
 import click
 
 import nanreplay
-from nanreplay.commands.console import as_json
+from nanreplay.commands.console import as_json, check_output
 from nanreplay.terminal import FINITE, NONFINITE, UNDECIDED
 
 
 @click.command("demo")
 @click.option(
-    "-o", "--output", metavar="FILE", help="Keep the capture here; a temporary file unless given."
+    "-o",
+    "--output",
+    metavar="FILE",
+    help="Keep the capture as FILE; else it is removed.",
 )
 @as_json
 def command(output: str | None, as_json: bool) -> int:
     """Train a small Keras model until it turns NaN, then replay the capture and name the op.
 
-    The replay is a new process without the training code. Exits with 0 when the op was named.
+    Another process replays it, without the training code. Exit code 0: the op was named.
     """
     if output is not None:
+        check_output(Path(output))
         return _demo(Path(output), as_json)
     with tempfile.TemporaryDirectory(prefix="nanreplay-") as folder:
         return _demo(Path(folder) / "demo.h5", as_json)

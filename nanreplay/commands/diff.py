@@ -63,17 +63,19 @@ def command(
     trust: bool,
     **rerun: Any,
 ) -> int:
-    """Say where FILE and OTHER part: the first step, layer and op, and what they were made with.
+    """Name the first step, layer and op at which FILE and OTHER differ.
 
-    In place of OTHER: two --modes of replaying FILE, or --model, today's code on its weights and
-    batches. Versions and machines are listed, and do not count as a difference.
+    In place of OTHER, --modes compares two ways of replaying FILE, and --model runs today's code on
+    its weights and batches. Versions and machines are listed; they are no difference.
 
     Exit codes: 0 the same, 1 they differ, 2 unreadable file, 3 could not decide.
     """
     check_needs_model(model)
     if sum(side is not None for side in (other, modes, model)) != 1:
         raise click.UsageError(
-            "give one of OTHER, --modes and --model", click.get_current_context()
+            "Say what to compare FILE with: a second file, --modes MODE,MODE, or "
+            "--model MODULE:FUNCTION.",
+            click.get_current_context(),
         )
     check_readable(*filter(None, (file, other)))
     with quiet_work():

@@ -66,14 +66,14 @@ def command(
     """Write a pytest module for the failure of FILE, or its timeline for other tools.
 
     The test (--pytest, with --model) runs the recorded state and batch through the model that
-    --model makes, and asserts that the result is finite: it fails today and passes once the code is
-    fixed. It lies beside the smallest capture of the failure. It is run once, and said is what came
-    of it.
+    --model makes, and asserts that the result is finite. So it fails today and passes once the code
+    is fixed. The smallest capture of the failure lies beside it. The command runs the test once and
+    says whether it fails.
 
     The timeline (--tensorboard, --csv, --parquet) needs no TensorFlow, and nothing is replayed.
 
-    Exit codes: 0 written, 2 unreadable file, no such model or files exist, 3 FILE has no origin
-    that a replay gives.
+    Exit codes: 0 written, 2 unreadable file, no such model or files exist, 3 a replay of FILE gives
+    no origin.
     """
     outputs = {"tensorboard": tensorboard, "csv": csv, "parquet": parquet}
     wanted = {name: path for name, path in outputs.items() if path is not None}

@@ -65,14 +65,14 @@ def command(
     md: Path | None,
     as_json: bool,
 ) -> int:
-    """Say from when on a training went wrong that nobody recorded, from its logs and checkpoints.
+    """Read logs and checkpoints of a training that nobody recorded: when did it go wrong, and how?
 
     PATH is a file, a folder with all below it, a pattern, or a URL: TensorBoard's event files,
     CSVLogger's and History's files, JSON lines, MLflow's and W&B's local files, console output;
-    .keras, .weights.h5, .h5, TensorFlow checkpoints, SavedModels. All of it is read as data, and
+    .keras, .weights.h5, .h5, TensorFlow checkpoints, SavedModels. Nothing in them is run, and
     TensorFlow is not needed.
 
-    Exit codes: 0 finite, 1 non-finite found, 2 unreadable, 3 cannot decide.
+    Exit codes: 0 finite, 1 non-finite found, 2 unreadable, 3 could not decide.
     """
     for path in filter(None, (html, md)):
         check_output(path, paths[0])

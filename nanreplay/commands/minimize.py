@@ -27,7 +27,7 @@ from nanreplay.terminal import FINITE, quiet_work
     type=click.FloatRange(min=0),
     default=60.0,
     show_default=True,
-    help="Time that the search may take.",
+    help="Most seconds that the search takes.",
 )
 @force
 @as_json
@@ -36,11 +36,10 @@ from nanreplay.terminal import FINITE, quiet_work
 def command(file: str, output: str, budget: float, force: bool, as_json: bool, trust: bool) -> int:
     """Write the smallest capture that still has the origin of FILE.
 
-    It has one step, and the fewest rows, features and variables. Every cut is replayed. What was
-    left out, set to zero or changed is said, and noted in the file that is written.
+    It has one step, and the fewest rows, features and variables. Every cut is replayed. Notes say
+    what was left out, set to zero or changed; they are printed and stand in the file.
 
-    Exit codes: 0 written, 2 unreadable file or OUT exists, 3 FILE has no origin that a replay
-    gives.
+    Exit codes: 0 written, 2 unreadable file or OUT exists, 3 a replay of FILE gives no origin.
     """
     from nanreplay.export.output_paths import check_output
 

@@ -66,7 +66,7 @@ def _check_terminal(instead: str) -> None:
     import_module("textual")  # what is not installed is said before what else would be in the way
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise click.UsageError(
-            f"open needs a terminal; `{instead}` prints the answer, with --json for programs"
+            f"open needs a terminal. `{instead}` prints the answer; --json is for programs."
         )
 
 

@@ -156,17 +156,17 @@ _junit = click.option(
     metavar="FILE",
     type=_file,
     callback=_can_be_written,
-    help="Write JUnit XML: a test case a capture.",
+    help="Write JUnit XML, one test case for each capture.",
 )
 _sarif = click.option(
     "--sarif",
     metavar="FILE",
     type=_file,
     callback=_can_be_written,
-    help="Write SARIF 2.1.0: a result a line of code.",
+    help="Write SARIF 2.1.0, one result for each line of code.",
 )
 _jsonl = click.option(
-    "--jsonl", is_flag=True, help="Print facts as JSON, a line a capture and a fix, as they come."
+    "--jsonl", is_flag=True, help="Print one line of JSON for each capture and fix, as they come."
 )
 
 

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     default="statistics",
     show_default=True,
     help=(
-        "statistics: random numbers in the place of data; "
-        "failing-rows: in that of all rows but those that fail; none: no batches."
+        "statistics: random numbers replace the data; failing-rows: they replace all rows but "
+        "those that fail; none: no batches."
     ),
 )
 @click.option(
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     type=click.Choice(["keep", "none"]),
     default="keep",
     show_default=True,
-    help="none: without the state.",
+    help="none: leave the weights and all other state out.",
 )
 @force
 @as_json
@@ -58,9 +58,9 @@ def command(
 ) -> int:
     """Write the failing step of FILE without its data, source lines, folders and machine facts.
 
-    What is written is replayed, and said is whether it still has the origin of FILE. Names of
-    layers, variables, ops, functions and source files stay, and so do the weights unless --weights
-    none.
+    The result is replayed; the command says whether it still has the origin of FILE. Names of
+    layers, variables, ops, functions and source files stay. The weights stay too, unless you give
+    --weights none.
 
     Exit codes: 0 written, whether it reproduces or not; 2 unreadable file or OUT exists; 3 the
     failing rows are not known.

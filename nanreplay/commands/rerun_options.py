@@ -40,7 +40,7 @@ _OPTIONS = (
     click.option(
         "--model",
         metavar="MODULE:FUNCTION",
-        help="Run today's code instead: a function (or FILE.py:FUNCTION) that returns it.",
+        help="Run today's code: a function, or FILE.py:FUNCTION, that returns the model.",
     ),
     click.option(
         "--map",
@@ -48,7 +48,7 @@ _OPTIONS = (
         metavar="OLD=NEW",
         multiple=True,
         callback=_renamings,
-        help="What part of a recorded path is called today.",
+        help="Today's name of a part of a recorded path, such as encoder/old=encoder/new.",
     ),
     click.option(
         "--allow-missing",

@@ -33,7 +33,7 @@ import click
     type=click.Choice(["raise", "stop", "continue"]),
     default="raise",
     show_default=True,
-    help="What follows a NaN: an error, the end of `fit`, or nothing.",
+    help="What follows a NaN: an error, the end of `fit`, or more training.",
 )
 @click.option(
     "--max-incidents",
@@ -61,10 +61,10 @@ import click
     metavar="SIZE",
     default="auto",
     show_default=True,
-    help="What batches and copies may hold.",
+    help="Most memory for batches and copies.",
 )
 @click.option(
-    "--disk-limit", metavar="SIZE", default="auto", show_default=True, help="What a file may take."
+    "--disk-limit", metavar="SIZE", default="auto", show_default=True, help="Largest file."
 )
 @click.option(
     "--full-steps",
@@ -78,21 +78,21 @@ import click
     type=click.IntRange(min=1),
     default=10_000,
     show_default=True,
-    help="Steps of the timeline.",
+    help="Last steps of the timeline that are all kept.",
 )
 @click.option(
     "--sources",
     type=click.Choice(["lines", "none"]),
     default="lines",
     show_default=True,
-    help="Source lines in the file.",
+    help="none leaves your lines of code out of the file.",
 )
 @click.option(
     "--max-skipped",
     type=click.IntRange(min=1),
     default=20,
     show_default=True,
-    help="Updates skipped in a row.",
+    help="Skipped updates in a row that are normal.",
 )
 @click.option(
     "--dump-signal", metavar="SIGNAL", help="A signal that asks for a file, such as SIGUSR1."
@@ -100,7 +100,7 @@ import click
 @click.option(
     "--explain",
     is_flag=True,
-    help="Store the answer in the file too; the end of the program waits for it.",
+    help="Store the answer in the file. The end of the program waits for it.",
 )
 @click.argument("script", required=False, metavar="[SCRIPT]")
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS]...")
@@ -109,9 +109,9 @@ def command(
 ) -> int:
     """Run a program unchanged, and write a file when its training turns NaN.
 
-    Every `fit`, every `train_on_batch` and every loop over a `tf.function` that trains is recorded;
-    a second training of the process gets `run.1.h5`. Without a NaN nothing is written and nothing
-    is said.
+    Every `fit`, every `train_on_batch` and every loop over a `tf.function` that trains is recorded.
+    The second training of the process gets `run.1.h5`. Without a NaN, nothing is written or
+    printed.
 
     The exit code is the program's own.
     """

@@ -25,5 +25,8 @@ def check_output(
         raise OutputExistsError(f"{target}: is the capture itself. Name another file.")
     if target.exists() and not force:
         raise OutputExistsError(f"{target}: exists. Name another file, or replace it with --force.")
-    if target.is_dir() or not target.absolute().parent.is_dir():
-        raise OutputExistsError(f"{target}: is a folder, or in a folder that does not exist.")
+    if target.is_dir():
+        raise OutputExistsError(f"Cannot write {target}: it is a folder.")
+    folder = target.absolute().parent
+    if not folder.is_dir():
+        raise OutputExistsError(f"Cannot write {target}: the folder {folder} does not exist.")

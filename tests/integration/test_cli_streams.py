@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import h5py
 import pytest
 
 from nanreplay.commands import COMMANDS, COMPLETION, run
@@ -108,3 +109,46 @@ def test_a_capture_that_was_cut_off_says_so(
 def test_every_command_has_a_line_in_the_documents() -> None:
     commands = (Path(__file__).parents[2] / "docs" / "commands.md").read_text(encoding="utf-8")
     assert [name for name in COMMANDS if f"nanreplay {name}" not in commands] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "answer"),
+    [
+        (("bisect", "a.h5", "--fix", "lr"), "No such option '--fix'. `nanreplay whatif` has it."),
+        (("bisect", "a.h5", "--mode", "ops"), "'--mode'. `nanreplay replay` has it."),
+        (("info", "a.h5", "--jsnol"), "Did you mean '--json'?"),
+        (("bisect", "empty.h5"), "empty.h5: is empty."),
+        (("bisect", "."), "is a folder, not a capture. (nanreplay open and triage take folders)"),
+        (("bisect", "weights.h5"), "not a nanreplay capture. (nanreplay logs reads Keras's"),
+        (("diff", "a.h5"), "Say what to compare FILE with: a second file, --modes MODE,MODE"),
+        (("demo", "-o", "no/demo.h5"), "Cannot write no/demo.h5: the folder"),
+        (("redact", "a.h5", "-o", "no/b.h5"), "Cannot write no/b.h5: the folder"),
+    ],
+)
+def test_a_wrong_line_says_what_is_wrong_and_what_to_do(
+    arguments: tuple[str, ...],
+    answer: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.h5").write_bytes(SAMPLE.read_bytes())
+    (tmp_path / "empty.h5").touch()
+    h5py.File(tmp_path / "weights.h5", "w").close()
+    assert run(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("\n") == 1
+    assert answer in said.err
+
+
+def test_help_of_completion_has_a_line_for_each_shell(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["completion", "--help"]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert [line.partition(":")[0] for line in lines if "nanreplay completion" in line] == [
+        "Usage",
+        "bash",
+        "zsh",
+        "fish",
+    ]
