@@ -55,6 +55,12 @@ def test_info_needs_no_tensorflow_and_no_pandas(made_up: Path) -> None:
     assert not imported("info", str(made_up)) & {"tensorflow", "keras", "pandas", "textual"}
 
 
+@pytest.mark.parametrize("name", ["bisect", "report", "open"])
+def test_a_file_that_cannot_be_read_is_named_before_tensorflow_loads(name: str) -> None:
+    arguments = ["missing.h5", *(["--md", "-"] if name == "report" else [])]
+    assert not imported(name, *arguments) & {"tensorflow", "keras"}
+
+
 def test_help_lists_the_commands_and_the_exit_codes(command: Command) -> None:
     child = command("--help")
     assert child.returncode == 0
