@@ -250,7 +250,7 @@ def test_a_named_file_that_is_no_capture_is_an_error(
     result = bare("--nanreplay", "weights.h5")
     result.assert_outcomes(errors=1)
     result.stdout.fnmatch_lines(
-        "nanreplay: *weights.h5: an HDF5 file, but not a nanreplay capture."
+        "nanreplay: *weights.h5: an HDF5 file, but not a nanreplay capture. *"
     )
 
 
