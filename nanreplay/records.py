@@ -342,3 +342,8 @@ class CaptureContents:
     frames: Sequence[Frame] = ()
     stacks: Sequence[Sequence[int]] = ()
     """Each stack is a sequence of indices into `frames`, outermost first."""
+
+
+def batch_name(path: str) -> str:
+    """How an array of the batch is called: `batch[0/ids]`; `batch` where it is all of it."""
+    return f"batch[{path}]" if path else "batch"

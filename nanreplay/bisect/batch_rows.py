@@ -21,6 +21,7 @@ from nanreplay.bisect.sample_parts import (
     is_alike,
 )
 from nanreplay.bisect.tensor_stats import Mask
+from nanreplay.records import batch_name
 
 Rows: TypeAlias = frozenset[int]
 
@@ -157,7 +158,9 @@ def read_rows(
         segments = _segments(named, leaves, numbering)
         if segments is None and _is_odd(leaves, numbering, size):
             shown = paths[min(numbering)]
-            reason = f"`batch[{shown}]` numbers rows of other arrays, so that rows are no samples."
+            reason = (
+                f"`{batch_name(shown)}` numbers rows of other arrays, so that rows are no samples."
+            )
             return BatchRows(leaves, None, (), reason)
     if segments is not None:
         size = segments.size

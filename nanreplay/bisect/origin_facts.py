@@ -29,7 +29,7 @@ from nanreplay.bisect.tensor_stats import (
 from nanreplay.capture.arrays import as_array
 from nanreplay.errors import first_line, without_node_names
 from nanreplay.findings import OperandFacts, Origin, OutputFacts
-from nanreplay.records import KerasPart, Signature
+from nanreplay.records import KerasPart, Signature, batch_name
 from nanreplay.replay.provenance import OpEvent, ValueId
 
 _SHOWN_INDICES = 10
@@ -214,7 +214,7 @@ def name_of(trace: StepTrace, value: ValueId) -> str:
         kind, index = trace.feed(source)
         if kind == "batch":
             path = trace.runner.batch(trace.step).paths[index]
-            return f"batch[{path}]" if path else "batch"
+            return batch_name(path)
         return trace.runner.variables[index].path if kind == "variable" else f"constant {index}"
     fact = trace.facts.get(value.serial)
     return f"{fact.name}:{value.output}" if fact is not None else "?"

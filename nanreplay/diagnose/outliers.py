@@ -20,6 +20,7 @@ from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.bisect.tensor_stats import is_float
 from nanreplay.capture.arrays import as_array
 from nanreplay.errors import NanreplayError
+from nanreplay.records import batch_name
 
 _BATCHES = 16
 """How many other batches are looked at."""
@@ -70,9 +71,8 @@ class Outlier:
             usual = f"always {self.low:.3g} otherwise"
         elif self.varies:
             usual += f", {self.deviations:.2g} standard deviations away"
-        return (
-            f"`batch[{self.path}]` holds {self.value:.6g} in {where} of step {self.step} ({usual})."
-        )
+        name, value = batch_name(self.path), f"{self.value:.6g}"
+        return f"`{name}` holds {value} in {where} of step {self.step} ({usual})."
 
 
 def find_outliers(

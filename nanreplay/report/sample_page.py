@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanreplay.explore import BatchView, Leaf
+from nanreplay.records import batch_name
 from nanreplay.report.numbers import index_words, readable_number
 from nanreplay.report.sample_choice import (
     STRANGE,
@@ -75,7 +76,7 @@ def sample_parts(view: BatchView) -> Iterator[SamplePart]:
     for leaf in view.leaves:
         if not leaf.shape or leaf.shape[0] != view.size:
             continue
-        title, about = f"batch[{leaf.path}]", f"{leaf.dtype}{index_words(leaf.shape)} {leaf.kind}"
+        title, about = batch_name(leaf.path), f"{leaf.dtype}{index_words(leaf.shape)} {leaf.kind}"
         if leaf.kind == "image":
             yield _pictures(view, leaf, title, about)
         elif is_sequence(leaf):

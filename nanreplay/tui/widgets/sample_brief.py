@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from rich.text import Text
 
 from nanreplay.explore import BatchView, Leaf
+from nanreplay.records import batch_name
 from nanreplay.report.numbers import index_words
 from nanreplay.report.sample_choice import (
     STRANGE,
@@ -37,7 +38,7 @@ def brief_lines(view: BatchView, look: SampleLook, most: int) -> Iterator[Text]:
         if not leaf.shape or leaf.shape[0] != view.size:
             continue
         about = f"  {leaf.dtype}{index_words(leaf.shape)}  {leaf.kind}"
-        yield Text.assemble((f"batch[{leaf.path}]", "bold"), (about, look.style("text-muted")))
+        yield Text.assemble((batch_name(leaf.path), "bold"), (about, look.style("text-muted")))
         if leaf.kind == "image":
             yield from image_lines(pair, leaf, row, look)
         elif is_sequence(leaf):

@@ -16,6 +16,7 @@ from rich.style import Style
 from rich.text import Text
 
 from nanreplay.explore import BatchView, Leaf
+from nanreplay.records import batch_name
 from nanreplay.report.numbers import index_words
 from nanreplay.report.sample_choice import STRANGE, element_order, index_in_sample, is_sequence
 from nanreplay.tui.widgets.figures import image_text
@@ -60,7 +61,7 @@ def sample_text(view: BatchView, row: int, look: SampleLook) -> Text:
     lines: list[Text] = []
     for leaf in view.leaves:
         about = f"  {leaf.dtype}{index_words(leaf.shape)}  {leaf.kind}"
-        heading = ((f"batch[{leaf.path}]", "bold"), (about, look.style("text-muted")))
+        heading = ((batch_name(leaf.path), "bold"), (about, look.style("text-muted")))
         lines += [Text.assemble(*heading), *_leaf_lines(view, leaf, row, look), Text("")]
     return Text("\n").join(lines)
 
