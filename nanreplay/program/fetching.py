@@ -204,15 +204,19 @@ class InstrumentedFunction:
             return
         positions = {id(tensor): position for position, tensor in enumerate(program.graph.inputs)}
         handles = [caller.op.inputs[caller.first + positions[id(inner)]] for inner in inside]
-        types = [tf_variables.variable_type(handle) for handle in handles]
+        # A placeholder does not know its variable's type; what the function captured for it does.
+        captured = {id(inner): outer for outer, inner in training.graph.captures}
+        types = [tf_variables.variable_type(captured.get(id(handle))) for handle in handles]
         known_types = [kind for kind in types if kind is not None]
-        are_inputs = all(handle.op.type == "Placeholder" for handle in handles)
-        if not are_inputs or len(known_types) < len(handles):
+        if len(known_types) < len(handles):
             return
+        arguments = {id(tensor): number for number, tensor in enumerate(training.graph.inputs)}
         for handle, (kind, _) in zip(handles, known_types, strict=True):
             dtype = tf.dtypes.as_dtype(kind)
             name = f"{_PREFIX}_mean_{next(_serials)}"
-            inputs = [handle.op.name, f"^{call}"]
+            # An argument of a function may have another name than its placeholder in the graph.
+            argument = definition.signature.input_arg[arguments[id(handle)]].name
+            inputs = [argument, f"^{call}"]
             read = definition.node_def.add(name=name, op="ReadVariableOp", input=inputs)
             read.attr["dtype"].type = dtype.as_datatype_enum
             _return(definition, f"{name}:value:0", dtype)

@@ -191,18 +191,18 @@ class AssignmentTracker:
 
     def __init__(self, known: Mapping[int, int]) -> None:
         self._known = known
+        self.is_on = False
+        """Whether assignments are noted."""
+        self.has_news = False
+        """Whether there is anything for `take` to tell."""
         self._changed: set[int] = set()
         self._failed: Exception | None = None
         # A recorder may be forgotten without an end.
         weakref.finalize(self, _put_back_after_last).atexit = False
 
-    @property
-    def is_on(self) -> bool:
-        """Whether assignments are noted."""
-        return self in _trackers
-
     def start(self) -> None:
         """Note assignments from now on."""
+        self.is_on = True
         _trackers.add(self)
         if not _undo_assignments:
             undo = replace_functions(tf_variables.assignment_functions(), _telling)
@@ -210,6 +210,7 @@ class AssignmentTracker:
 
     def stop(self) -> None:
         """Note no more of them; TensorFlow is as before when no other tracker is on."""
+        self.is_on = False
         _trackers.discard(self)
         _put_back_after_last()
 
@@ -222,9 +223,7 @@ class AssignmentTracker:
         """
         if self._failed is not None:
             raise self._failed
-        if not self._changed:
-            return []
-        changed, self._changed = self._changed, set()
+        changed, self._changed, self.has_news = self._changed, set(), False
         return sorted(changed)
 
     def note(self, handle: Any) -> None:
@@ -232,12 +231,13 @@ class AssignmentTracker:
         try:
             self._note(handle)
         except Exception as error:
-            self._failed = error
+            self._failed, self.has_news = error, True
 
     def _note(self, handle: Any) -> None:
         index = self._known.get(id(handle))
         if index is not None:
             self._changed.add(index)
+            self.has_news = True
 
 
 def _telling(name: str, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,7 +21,9 @@ from nanreplay import notebook
 from nanreplay.capture.storage import Location
 from nanreplay.errors import AttachError, NonFiniteError
 from nanreplay.program import listening, observe
+from nanreplay.program.listening import thread_state
 from nanreplay.program.traced_program import is_float_variable
+from nanreplay.recorder import signals
 from nanreplay.recorder.ambient import Ambient
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerStep, recorded_step
@@ -187,7 +189,7 @@ class Recorder(keras.callbacks.Callback):
     ) -> Any:
         """Run a compiled function that trains, and record it."""
         self._hook()
-        self._ending.begin_step()
+        self._ending.is_in_step = True
         try:
             result = self._calls.call(function, inputs, captured, run)
         except BaseException as error:
@@ -286,14 +288,17 @@ class Recorder(keras.callbacks.Callback):
     def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Record what is called from now on."""
         if self._recording.lifecycle.is_active or self._recording.lifecycle.has_failed:
-            self._ending.begin_step()
+            self._ending.is_in_step = True
             if not isinstance(self._replaced, EagerTrainStep):
-                listening.start_listening(self._calls)
+                thread_state.listener = self._calls
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Record no more until the next batch."""
-        listening.stop_listening(self._calls)
-        self._ending.end_step()
+        if thread_state.listener is self._calls:
+            thread_state.listener = None
+        self._ending.is_in_step = False
+        if signals.pending or not self._ending.is_listening:
+            self._ending.end_step()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the steps that were not looked at yet."""

@@ -16,7 +16,7 @@ import tensorflow as tf
 
 from nanreplay.program import listening
 from nanreplay.program.nonfinite_values import read_variable
-from nanreplay.program.traced_program import argument_leaves, is_variable
+from nanreplay.program.traced_program import is_variable
 from nanreplay.recorder.function_preparation import FunctionPreparation
 from nanreplay.recorder.lifecycle import Suspicion, exception_trigger
 from nanreplay.recorder.recorded_function import BatchCollector, RecordedFunction
@@ -45,7 +45,7 @@ class CompiledCalls:
     """Told of what a recorded step raised, after all else."""
     last: RecordedFunction | None = None
     """The function that ran last."""
-    before_step: Callable[[], None] = lambda: None
+    before_step: Callable[[], None] | None = None
     """Called before each step is recorded."""
     named: Any = None
     """The `tf.function`, or ConcreteFunction, that the user named as a step.
@@ -55,7 +55,7 @@ class CompiledCalls:
     _recorded: dict[tuple[Any, ...], RecordedFunction] = field(default_factory=dict)
     """By (id of the function, ids of the variables among its arguments)."""
     _plain: dict[int, RecordedFunction] = field(default_factory=dict)
-    """Those whose arguments are all arrays, by the id of the function: they are found faster."""
+    """Those that take no variables, by the id of the function: they are found faster."""
 
     def __post_init__(self) -> None:
         self._preparation = FunctionPreparation(self.recording)
@@ -92,7 +92,7 @@ class CompiledCalls:
             raise
         outputs = None
         if recorded.steps_in_call:
-            outputs = recording.guard(lambda: recorded.outputs_of(flat))
+            outputs = recording.guard(lambda: recorded.outputs_of_last(flat))
         suspicion = recording.guard(lambda: self._after(recorded, entry, flat, outputs))
         if suspicion is not None:
             self._suspect(suspicion)
@@ -125,7 +125,11 @@ class CompiledCalls:
         except BaseException as error:
             self._raised(recorded, entry, error)
             raise
-        outputs = recorded.outputs_of(flat)
+        # Outside of the guard: without them `fit` cannot go on.
+        if recorded.steps_in_call:
+            outputs = recorded.outputs_of_last(flat)
+        else:
+            outputs = flat[recorded.returned]
         suspicion = recording.guard(lambda: self._after(recorded, entry, flat, outputs))
         if suspicion is not None:
             self._suspect(suspicion)
@@ -171,11 +175,17 @@ class CompiledCalls:
         self, function: Any, inputs: list[Any], captured: list[Any]
     ) -> tuple[RecordedFunction, StepEntry] | None:
         """Keep what a step is given; None where the function is none."""
-        recorded = self._function(function, inputs, captured)
+        recorded = self._plain.get(id(function))
+        # The id of a function that is gone may become that of another one.
+        if recorded is None or recorded.function() is not function:
+            recorded = self._function(function, inputs, captured)
         if recorded is None:
             return None
-        self.before_step()
-        leaves = inputs if recorded.takes_arrays_only else argument_leaves(inputs)
+        if self.before_step is not None:
+            self.before_step()
+        leaves = inputs
+        if recorded.array_positions is not None:
+            leaves = [inputs[position] for position in recorded.array_positions]
         entry = self.recording.before(recorded.slot.id, leaves, recorded.slot.traced.leaf_paths)
         return recorded, entry
 
@@ -185,12 +195,8 @@ class CompiledCalls:
         """The function, ready to be recorded; it is prepared at its first call.
 
         A function that takes variables as arguments is prepared for each set of them: they are
-        different programs. The id of a function that is gone may become that of another one, so
-        the weak reference is compared.
+        different programs.
         """
-        plain = self._plain.get(id(function))
-        if plain is not None and plain.function() is function:
-            return plain
         variables = tuple(
             id(value) for value in inputs if value.dtype == tf.resource and is_variable(value)
         )
@@ -201,7 +207,8 @@ class CompiledCalls:
         recorded = self._preparation.prepare(function, inputs, captured, self.named)
         if recorded is not None:
             self._recorded[key] = recorded
-            if recorded.takes_arrays_only:
+            # TensorFlow traces anew where a variable takes the place of another resource.
+            if not variables:
                 self._plain[id(function)] = recorded
         return recorded
 
@@ -238,7 +245,11 @@ class CompiledCalls:
             if n_outside and recording.ring is not None:
                 # The variant returns these last: outputs of random ops, tables and Python ops.
                 recording.keeper.hold(recording.ring, entry, flat[len(flat) - n_outside :])
-            if variant.batches is not None:
+            if recorded.fetches_one:
+                recorded.waiting.append(entry)
+                if len(recorded.waiting) >= recorded.most_waiting:
+                    self._batches.take(recorded)
+            elif variant.batches is not None:
                 steps = self._batches.note_call(recorded, entry)
                 if not steps:
                     recording.forget_unfinished()

@@ -276,7 +276,7 @@ class EagerStep:
         seen, recording = call.observer.observation, self._recording
         variables = recording.variables
         if call.is_learning:
-            recording.name(seen)
+            recording.variables.name_used(seen)
         recording.learn_optimizers(seen.optimizers)
         sources = tape_sources(seen)
         if call.is_learning:

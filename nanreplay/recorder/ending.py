@@ -46,9 +46,11 @@ class Ending:
         self._recording = recording
         self._restore = restore
         self._before_writing = before_writing
-        self._is_listening = False
+        self.is_listening = False
+        """Whether signals that end the process come here."""
         self._callbacks_gone: weakref.finalize[Any, Any] | None = None
         self.is_in_step = False
+        """Whether a step is under way: signals that come now are answered at its end."""
         recording.on_detach = self.leave
 
     @property
@@ -72,7 +74,7 @@ class Ending:
             if self.is_in_step or not is_recorded:
                 return step(*args, **kwargs)
             self._recording.guard(before)
-            self.begin_step()
+            self.is_in_step = True
             try:
                 result = step(*args, **kwargs)
             except BaseException as error:
@@ -83,14 +85,10 @@ class Ending:
 
         return run
 
-    def begin_step(self) -> None:
-        """A step begins: signals that come now are answered at its end."""
-        self.is_in_step = True
-
     def end_step(self) -> None:
         """A step has ended."""
         self.is_in_step = False
-        if not self._is_listening:
+        if not self.is_listening:
             self._recording.guard(self._listen)
         signals.answer_pending()
 
@@ -100,7 +98,7 @@ class Ending:
         Before that there is nothing to save: compiling the first step may take long, and is better
         ended at once.
         """
-        self._is_listening = True
+        self.is_listening = True
         signals.listen(self, signal.SIGTERM)
         signals.listen(self, signal.SIGINT)
         if self._recording.settings.dump_signal is not None:
@@ -130,7 +128,7 @@ class Ending:
 
     def leave(self) -> None:
         """Leave nothing installed."""
-        self._is_listening = False
+        self.is_listening = False
         # The finalizer keeps the recording alive, and with it the frames of an error of our own.
         if self._callbacks_gone is not None:
             self._callbacks_gone.detach()

@@ -247,7 +247,7 @@ class DirectCalls:
         function = reference()
         if function is None:
             return self._keras_way(iterator, spec)
-        handle = self._calls.recording.guard(lambda: tf_datasets.iterator_handle(iterator))
+        handle = getattr(iterator, tf_datasets.ITERATOR_HANDLE, None)
         if handle is None:
             return self._keras_way(iterator, spec)
         has_run, outputs = self._calls.call_directly(function, [handle], function.captured_inputs)

@@ -12,11 +12,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import tensorflow as tf
-
 from nanreplay.program.fetching import InstrumentedFunction
 from nanreplay.program.step_programs import program_of
-from nanreplay.program.traced_program import TracedProgram, element_specs, source_of
+from nanreplay.program.traced_program import TracedProgram, element_specs, is_handle, source_of
 from nanreplay.program.training_functions import TrainingFunction
 from nanreplay.recorder.program_slots import Fetch
 from nanreplay.recorder.recorded_function import RecordedFunction
@@ -62,8 +60,9 @@ class FunctionPreparation:
             program, layer_names=variables.layer_names, optimizer_names=variables.optimizer_names
         )
         recorded = self._make(training, program)
-        dtypes = [value.dtype for value in inputs]
-        recorded.takes_arrays_only = tf.resource not in dtypes and tf.variant not in dtypes
+        positions = [index for index, value in enumerate(inputs) if not is_handle(value)]
+        if len(positions) < len(inputs):
+            recorded.array_positions = positions
         return recorded
 
     def note_other(self, function: Any, captured: list[Any]) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from nanreplay.capture.arrays import as_array
 from nanreplay.program import listening, observed_calls
 from nanreplay.program.fingerprint import Layout, NonFinite
 from nanreplay.program.nonfinite_values import (
@@ -26,57 +25,12 @@ from nanreplay.program.nonfinite_values import (
 )
 from nanreplay.program.traced_program import is_float_variable
 from nanreplay.recorder.lifecycle import Lifecycle, Suspicion, variable_trigger
-from nanreplay.recorder.program_slots import ProgramSlot
-from nanreplay.recorder.timeline_ring import MeasuredNorms, RunningMean, TimelineRow, norms_of
+from nanreplay.recorder.timeline_ring import RanStep
 from nanreplay.recorder.variable_table import VariableTable
 from nanreplay.records import Trigger, loss_name
 
 MOST_DOUBTED = 32
 """Steps between the last two questions about a doubtful number."""
-
-
-@dataclass(frozen=True, slots=True)
-class RanStep:
-    """What is known of a compiled step that has run."""
-
-    step: int
-    slot: ProgramSlot | None
-    elapsed_s: float
-    with_keyframe: bool
-    outputs: Mapping[str, Any]
-    """Numbers that it returned, by name in the fingerprint."""
-    sums: Any
-    """Half the sums of squares of the checked variables, a float64 vector; None if not measured."""
-    checked: Sequence[int]
-    """Which variables these are."""
-    scale: tuple[float, bool] | None
-    """(loss scale, whether the update was skipped), where the loss is scaled."""
-    learning_rate: float
-    mean: tuple[Any, Any] | None = None
-    """(total, count) of the running mean of the losses, where no loss itself is returned."""
-
-    def timeline_row(self, numbers: Mapping[str, Any], sums: Any) -> TimelineRow:
-        """Its row of the timeline, given the numbers that it returned, and `sums` as an array."""
-        scale, skipped = self.scale or (math.nan, False)
-        # Loss scaling skips updates whose gradients overflow; a number that is not finite is more.
-        skipped = skipped and all(map(math.isfinite, numbers.values()))
-        row = TimelineRow(
-            self.step,
-            self.elapsed_s,
-            skipped=skipped,
-            loss_scale=scale,
-            learning_rate=self.learning_rate,
-        )
-        if sums is not None:
-            row.measured = MeasuredNorms(self.checked, norms_of(sums))
-        losses = (value for name, value in numbers.items() if name.startswith("loss:"))
-        loss = next(losses, None)
-        if loss is not None:
-            row.loss = float(loss)
-        elif self.mean is not None:
-            total, count = self.mean
-            row.mean = RunningMean(float(as_number(total)), float(as_number(count)))
-        return row
 
 
 @dataclass(slots=True)
@@ -164,7 +118,8 @@ class HealthCheck:
         self._variables = variables
         self._lifecycle = lifecycle
         self._notes = notes
-        self._doubts: dict[str, DoubtfulNumber] = {}
+        self.doubts: dict[str, DoubtfulNumber] = {}
+        """Returned numbers that are not finite, though all that trains is, by name."""
 
     # Compiled steps
 
@@ -185,9 +140,7 @@ class HealthCheck:
         """
         bad_names = [name for name, value in numbers.items() if not math.isfinite(value)]
         checks_slots = ran.with_keyframe or self._lifecycle.is_unhealthy
-        if not bad_names and sums is None and not self._doubts and not checks_slots:
-            return None  # as in nearly every step
-        self._doubts = {name: doubt for name, doubt in self._doubts.items() if name in bad_names}
+        self.doubts = {name: doubt for name, doubt in self.doubts.items() if name in bad_names}
         suspicion = self._bad_loss(ran, numbers, bad_names)
         if suspicion is not None:
             return suspicion
@@ -219,15 +172,15 @@ class HealthCheck:
             if not ran.slot.is_loss(name):
                 self._note_metric(name, ran.slot.name_of(name), kind, ran.step)
                 continue
-            doubt = self._doubts.setdefault(name, DoubtfulNumber(ran.step))
+            doubt = self.doubts.setdefault(name, DoubtfulNumber(ran.step))
             if doubt.is_due(ran.step):
                 trigger = Trigger("loss", ran.slot.name_of(name), kind)
                 return Suspicion(trigger, ran.step, is_certain=False)
         return None
 
     def _note_metric(self, name: str, shown: str, kind: str, step: int) -> None:
-        if name not in self._doubts:
-            self._doubts[name] = DoubtfulNumber(step)
+        if name not in self.doubts:
+            self.doubts[name] = DoubtfulNumber(step)
             self._notes.append(f"The metric {shown} is {kind} from step {step} on.")
 
     # Variables
@@ -286,29 +239,32 @@ class HealthCheck:
 
     # Eager steps
 
-    def eager_trigger(
-        self, layout: Layout, values: Any, nonfinite: NonFinite | None,
-        *, skipped: bool, with_keyframe: bool, loss_of: Sequence[str],
-    ) -> Trigger | None:  # fmt: skip
-        """What in an eager step is not as it should be, or None.
+    def judge_eager(
+        self, layout: Layout, values: Any, *, with_keyframe: bool, loss_of: Sequence[str]
+    ) -> tuple[Trigger | None, bool]:
+        """What in an eager step is not as it should be, and whether its update was skipped.
+
+        Loss scaling skips some updates, which is no incident.
 
         Args:
             layout: Of its fingerprint.
             values: Its fingerprint.
-            nonfinite: What in the fingerprint is not finite.
-            skipped: Whether loss scaling skipped the update, which is no incident.
             with_keyframe: Whether the plan asked for a keyframe before the step.
             loss_of: Whose each loss is, where a strategy runs several replicas.
         """
+        nonfinite, skipped = layout.find_nonfinite(
+            values,
+            loss_scaled="loss_scale" in layout.names,
+            bad_variable=self.kind_of_variable,
+        )
         if nonfinite is not None:
-            return self._trigger_of(nonfinite, loss_of)
-        if skipped:
-            return None
+            return self._trigger_of(nonfinite, loss_of), skipped
         checks_slots = with_keyframe or self._lifecycle.is_unhealthy
-        if not checks_slots and layout.gradients_fit(values):
-            return None
+        if skipped or (not checks_slots and layout.gradients_fit(values)):
+            return None, skipped
         slot = self._variables.bad_slot()
-        return None if slot is None else variable_trigger(self._variables, slot)
+        trigger = None if slot is None else variable_trigger(self._variables, slot)
+        return trigger, skipped
 
     def _trigger_of(self, nonfinite: NonFinite, loss_of: Sequence[str]) -> Trigger:
         if nonfinite.what == "loss":
@@ -323,16 +279,6 @@ class HealthCheck:
         if index in self._variables.born_nonfinite or squares_fit(value):
             return ""
         return nonfinite_kind(value)
-
-
-def as_number(value: Any) -> Any:
-    """A scalar as a numpy number, float32 at least."""
-    if isinstance(value, tf.Tensor) and value.dtype in (tf.float32, tf.float64):
-        return value.numpy()
-    array = as_array(value)
-    if array.dtype not in (np.float32, np.float64):
-        array = array.astype(np.float32)
-    return array[()]
 
 
 def _are_finite(sums: Any) -> bool:

@@ -82,10 +82,10 @@ class Incidents:
             warnings.warn(message, stacklevel=2)
 
     def _note_harmless(self, suspicion: Suspicion) -> None:
-        self._recording.note_once(
-            f"The {suspicion.trigger.name} that steps return is {suspicion.trigger.value}",
-            f" from step {suspicion.step} on; all that trains is finite.",
-        )
+        notes, trigger = self._recording.notes, suspicion.trigger
+        beginning = f"The {trigger.name} that steps return is {trigger.value}"
+        if not any(note.startswith(beginning) for note in notes):
+            notes.append(f"{beginning} from step {suspicion.step} on; all that trains is finite.")
 
     def _write(self, trigger: Trigger, step: int) -> tuple[str, Location | None, int]:
         """Write the capture, and prepare for what comes.

@@ -72,12 +72,30 @@ TRANSITIONS: Mapping[tuple[State, Event], State] = {
 
 
 class Lifecycle:
-    """The state of one recording."""
+    """The state of one recording.
+
+    What every step asks of it is decided when the state changes, and is a plain attribute.
+    """
 
     def __init__(self) -> None:
         self.state = State.RECORDING
         self.is_writing = False
         """Whether a file is being written."""
+
+    @property
+    def state(self) -> State:
+        """What the recording is doing."""
+        return self._state
+
+    @state.setter
+    def state(self, state: State) -> None:
+        self._state = state
+        self.is_recording = state is State.RECORDING
+        """Whether steps are kept."""
+        self.is_unhealthy = state is State.UNHEALTHY
+        """Whether no step has been healthy since an incident."""
+        self.is_active = self.is_recording or self.is_unhealthy
+        """Whether steps are looked at: kept, or waited for to be healthy again."""
 
     def note(self, event: Event) -> bool:
         """Follow an event; returns whether the state changed."""
@@ -93,21 +111,6 @@ class Lifecycle:
             yield
         finally:
             self.is_writing = False
-
-    @property
-    def is_active(self) -> bool:
-        """Whether steps are looked at: kept, or waited for to be healthy again."""
-        return self.state in (State.RECORDING, State.UNHEALTHY)
-
-    @property
-    def is_recording(self) -> bool:
-        """Whether steps are kept."""
-        return self.state is State.RECORDING
-
-    @property
-    def is_unhealthy(self) -> bool:
-        """Whether no step has been healthy since an incident."""
-        return self.state is State.UNHEALTHY
 
     @property
     def has_failed(self) -> bool:

@@ -72,7 +72,7 @@ class LoopStep:
         Args:
             arguments: Gives what the iteration is given, and what runs it once more.
         """
-        self._ending.begin_step()
+        self._ending.is_in_step = True
         self._calls.is_eager, self._trained_before = False, self._calls.trained
         self._calls.before_step = self._eager.forget_call
         self._call = self._eager.begin(arguments)
@@ -92,7 +92,7 @@ class LoopStep:
             NonFiniteError: It was non-finite, and `on_nan` is "raise".
         """
         self._stop.close()
-        self._calls.before_step = lambda: None
+        self._calls.before_step = None
         try:
             self._record_end(error)
         except BaseException as raised:

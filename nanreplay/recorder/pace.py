@@ -40,6 +40,12 @@ class Pace:
     """
 
     def __init__(self) -> None:
+        self.begun: deque[tuple[int, float, bool | None]] = deque()
+        """Steps that began since a time was asked for.
+
+        A step's number; when it began, before anything was done for it, in seconds; and whether it
+        has a keyframe, or None where its time does not count, because it is traced or compiled.
+        """
         self._plain_s: deque[float] = deque(maxlen=32)
         """Times of steps without a keyframe."""
         self._extra_s: deque[float] = deque(maxlen=8)
@@ -49,35 +55,34 @@ class Pace:
         self._with_keyframe: bool | None = None
         """Whether the step that runs has a keyframe; None where its time does not count."""
 
-    def begin(self, step: int, *, now_s: float, with_keyframe: bool, is_usual: bool) -> None:
-        """Note that a step begins, and so how long those before took; a call may run several.
+    def _count(self) -> None:
+        """Learn from the steps that began how long those before them took.
 
-        Args:
-            step: Its number.
-            now_s: The time before anything is done for this step.
-            with_keyframe: Whether this step begins with a keyframe.
-            is_usual: Whether this step may count; one that is traced or compiled may not.
+        A call may run several steps.
         """
-        elapsed_s, steps = now_s - self._began_s, max(1, step - self._began_at)
-        if self._with_keyframe is False:
-            self._plain_s.append(elapsed_s / steps)
-        elif self._with_keyframe and len(self._plain_s) >= FEWEST:
-            self._extra_s.append(elapsed_s - steps * statistics.median(self._plain_s))
-        self._began_s = now_s
-        self._began_at = step
-        self._with_keyframe = with_keyframe if is_usual else None
+        while self.begun:
+            step, now_s, with_keyframe = self.begun.popleft()
+            elapsed_s, steps = now_s - self._began_s, max(1, step - self._began_at)
+            if self._with_keyframe is False:
+                self._plain_s.append(elapsed_s / steps)
+            elif self._with_keyframe and len(self._plain_s) >= FEWEST:
+                self._extra_s.append(elapsed_s - steps * statistics.median(self._plain_s))
+            self._began_s, self._began_at, self._with_keyframe = now_s, step, with_keyframe
 
     def pause(self) -> None:
         """What passes until the next step is no step: validation, the end of an epoch."""
+        self._count()
         self._with_keyframe = None
 
     @property
     def step_s(self) -> float | None:
         """Time of a step; None while it is not known."""
+        self._count()
         return statistics.median(self._plain_s) if len(self._plain_s) >= FEWEST else None
 
     def keyframe_s(self, copy_s: float) -> float:
         """What a keyframe adds to the steps, given the time that a copy of the state takes."""
+        self._count()
         if len(self._extra_s) < FEWEST:
             return copy_s
         return min(max(statistics.median(self._extra_s), copy_s / BOUND), copy_s * BOUND)
@@ -135,28 +140,21 @@ class LookPace:
         """Steps after which to look again, as far as time goes."""
         self.is_always = False
         """Whether every step is looked at, whatever it costs."""
+        self.next_step = 0
+        """The step after which to look again."""
         self._last = -1
-        self._n_asked = 0
+        self._n_looks = 0
         self._look_s: deque[float] = deque(maxlen=8)
 
-    def is_due(self, step: int, steps: int, wanted: bool) -> bool:
-        """Whether to look after a step.
+    def begin(self, step: int) -> None:
+        """A look begins, after `step`."""
+        self._last = step
+        self._n_looks += 1
+        self._plan_next()
 
-        Args:
-            step: The step, the last of those that ran in one call.
-            steps: How many these were.
-            wanted: Whether to look in any case.
-        """
-        is_due = (
-            wanted
-            or self.is_always
-            or self._n_asked < FIRST_LOOKS
-            or step - self._last + steps - 1 >= self.every
-        )
-        self._n_asked += 1
-        if is_due:
-            self._last = step
-        return is_due
+    def _plan_next(self) -> None:
+        is_soon = self.is_always or self._n_looks < FIRST_LOOKS
+        self.next_step = self._last + 1 if is_soon else self._last + self.every
 
     def note(self, look_s: float, step_s: float | None, most: int) -> None:
         """Learn what a look took, and plan for the next.
@@ -171,7 +169,8 @@ class LookPace:
             return
         affordable = math.ceil(statistics.median(self._look_s) / (LOOK_SHARE * step_s))
         self.wanted = max(1, min(affordable, LONGEST))
-        self.every = max(1, min(self.wanted, most)) if self._n_asked > FIRST_LOOKS else 1
+        self.every = max(1, min(self.wanted, most)) if self._n_looks > FIRST_LOOKS else 1
+        self._plan_next()
 
 
 # Reading late

@@ -46,12 +46,26 @@ class RecordedFunction:
     """How many calls ran several steps."""
     is_stacked: bool = False
     """Whether one call is one step that fetches an element in each iteration of a loop."""
-    takes_arrays_only: bool = False
-    """Whether no argument is a resource: the arguments are then the leaves of the batch."""
+    array_positions: Sequence[int] | None = None
+    """Which arguments are the leaves of the batch; None for all."""
     batch_bytes: int = 0
     """Size of a batch that it fetched; 0 while it is not known."""
+    most_waiting: int = 1
+    """How many steps' batches are taken at once, where each call is one step."""
     waiting: deque[StepEntry] = field(default_factory=deque)
     """Steps whose batch has been fetched, and is to be taken from the staging area."""
+    fetches_one: bool = field(init=False)
+    """Whether each call is one step that fetches one element."""
+    returned: slice = field(init=False)
+    """Where the outputs of the program are among the flat outputs of the variant."""
+
+    def __post_init__(self) -> None:
+        variant = self.variant
+        is_fetched = variant is not None and variant.batches is not None
+        self.fetches_one = is_fetched and not self.is_stacked and not self.steps_in_call
+        self.returned = slice(0, 0)
+        if variant is not None:
+            self.returned = slice(variant.n_original, variant.n_original + variant.n_returned)
 
     def runs_steps(self, count: int) -> None:
         """Note that each call runs `count` steps, unless the data ends.
@@ -76,16 +90,13 @@ class RecordedFunction:
         """Whether its batches are known to be small enough to be taken together."""
         return 0 < self.batch_bytes < SMALL_BYTES
 
-    def outputs_of(self, flat: list[Any]) -> list[Any] | None:
-        """What the program returned in its last step; None where the data ended before that.
+    def outputs_of_last(self, flat: list[Any]) -> list[Any] | None:
+        """What the last of several steps in a call returned; None where the data ended before it.
 
         Args:
             flat: Flat outputs of the call.
         """
-        if self.steps_in_call:
-            return components_of(flat[0], self.optional_kinds) if len(flat) == 1 else None
-        assert self.variant is not None
-        return flat[self.variant.n_original : self.variant.n_original + self.variant.n_returned]
+        return components_of(flat[0], self.optional_kinds) if len(flat) == 1 else None
 
     def count_returned(self) -> int | None:
         """How many steps the calls since the last count ran; None where that is not known."""
@@ -117,7 +128,7 @@ class BatchCollector:
     # After a call
 
     def note_call(self, recorded: RecordedFunction, entry: StepEntry) -> int:
-        """Note a call that has fetched; returns how many steps it ran.
+        """Note a call that has fetched more than one element; returns how many steps it ran.
 
         Args:
             recorded: The function.
@@ -126,13 +137,7 @@ class BatchCollector:
         if recorded.is_stacked:
             self._take_stacked(recorded, entry)
             return 1
-        if recorded.steps_in_call:
-            return self._note_steps(recorded, entry)
-        recorded.waiting.append(entry)
-        most = recorded.together if recorded.has_small_batches else 1
-        if len(recorded.waiting) >= most:
-            self._take(recorded)
-        return 1
+        return self._note_steps(recorded, entry)
 
     def _note_steps(self, recorded: RecordedFunction, entry: StepEntry) -> int:
         """Note a call of several steps; their number shows in what they returned."""
@@ -148,7 +153,7 @@ class BatchCollector:
         if optionals is not None:
             self._give(recorded, optionals, range(len(recorded.waiting)))
         elif len(recorded.waiting) >= recorded.together:
-            self._take(recorded)
+            self.take(recorded)
         recorded.calls += 1
         is_time = recorded.calls % FORGOTTEN_AFTER == 0
         if is_time and recorded.variant is not None and recorded.variant.batches is not None:
@@ -159,11 +164,19 @@ class BatchCollector:
     def _wait(self, recorded: RecordedFunction, entry: StepEntry, count: int) -> None:
         """Queue the entries of `count` steps, of which `entry` is the first."""
         for number in range(count):
-            recorded.waiting.append(entry if number == 0 else self._recording.follow(entry, number))
+            recorded.waiting.append(entry if number == 0 else self._following(entry, number))
+
+    def _following(self, entry: StepEntry, number: int) -> StepEntry:
+        """The entry of one more step of the call that began with `entry`."""
+        following = StepEntry(entry.step + number, entry.program, entry.leaves, entry.paths)
+        if self._recording.ring is not None and self._recording.lifecycle.is_recording:
+            self._recording.ring.add(following)
+        return following
 
     # Taking
 
-    def _take(self, recorded: RecordedFunction) -> None:
+    def take(self, recorded: RecordedFunction) -> None:
+        """Take what the steps of a function have fetched until now."""
         optionals = recorded.take()
         if optionals is not None:
             self._give(recorded, optionals, range(int(optionals.shape[0])))
@@ -177,9 +190,15 @@ class BatchCollector:
             # `size_of` needs dtypes of a known size; 1 says that the size is known.
             sized = [tensor for tensor in first if tensor.dtype not in _WITHOUT_SIZE]
             recorded.batch_bytes = size_of(sized) or 1
-        recording.fetched(recorded.waiting, optionals, indices, recorded.batch_bytes)
-        if recording.ring is not None:
-            recording.keeper.learn_batch(recording.ring, recorded.batch_bytes)
+            recorded.most_waiting = recorded.together if recorded.has_small_batches else 1
+        ring, size_bytes = recording.ring, recorded.batch_bytes
+        for index in indices:
+            if recorded.waiting:
+                entry = recorded.waiting.popleft()
+                if ring is not None:
+                    ring.fetched(entry, FetchedElement(optionals, index, size_bytes))
+        if ring is not None:
+            recording.keeper.learn_batch(ring, size_bytes)
 
     def _take_stacked(self, recorded: RecordedFunction, entry: StepEntry) -> None:
         """Take what the iterations of one call have fetched: together they are one batch."""
@@ -196,7 +215,7 @@ class BatchCollector:
     def take_all(self, recorded: RecordedFunction) -> None:
         """Take all that the steps of a function have fetched: a file is about to be written."""
         if recorded.waiting:
-            self._take(recorded)
+            self.take(recorded)
         self._take_returned(recorded)
 
     def _take_returned(self, recorded: RecordedFunction) -> None:
@@ -228,7 +247,7 @@ class BatchCollector:
             return
         if not recorded.steps_in_call:
             recorded.waiting.append(entry)
-            self._take(recorded)
+            self.take(recorded)
             return
         recorded.count_returned()  # the next call counts from here
         optionals = recorded.take()

@@ -7,9 +7,9 @@ state (`Keeper`), has the step judged (`HealthCheck`), and writes captures (`dum
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,19 +21,25 @@ from nanreplay.capture.storage import Location
 from nanreplay.errors import first_line
 from nanreplay.program import listening
 from nanreplay.program.fingerprint import Layout
-from nanreplay.program.nonfinite_values import has_nonfinite, read_variable
-from nanreplay.program.observation import Observation
+from nanreplay.program.listening import thread_state
 from nanreplay.program.traced_program import TracedProgram
-from nanreplay.recorder.health_check import HealthCheck, RanStep, VariableMeter, as_number
+from nanreplay.recorder.health_check import HealthCheck, VariableMeter
 from nanreplay.recorder.lifecycle import DatedIncident, Event, Lifecycle, Suspicion
+from nanreplay.recorder.loss_scaling import LossScales, Skips
 from nanreplay.recorder.pace import FIRST_LOOKS, LateReader, LookPace, lag_of
 from nanreplay.recorder.program_slots import EagerIncident, Fetch, ProgramSlot
 from nanreplay.recorder.retention import Keeper
-from nanreplay.recorder.ring import FetchedElement, Ring, StepEntry
+from nanreplay.recorder.ring import Ring, StepEntry
 from nanreplay.recorder.room import Room
 from nanreplay.recorder.settings import Settings
 from nanreplay.recorder.snapshot import take_snapshot
-from nanreplay.recorder.timeline_ring import LossScales, Skips, TimelineRing, TimelineRow, eager_row
+from nanreplay.recorder.timeline_ring import (
+    RanStep,
+    TimelineRing,
+    TimelineRow,
+    as_number,
+    eager_row,
+)
 from nanreplay.recorder.variable_table import VariableTable, tape_sources
 from nanreplay.records import Trigger
 
@@ -74,7 +80,6 @@ class Recording:
         self.health = HealthCheck(self.variables, self.lifecycle, self.notes)
         self._is_keyframe = False
         self._began_s = 0.0
-        self._asked_if_born_nonfinite: set[int] = set()
         self._written_at = 0
         self._measured_at = -1
         self._program_bytes, self._programs_measured = 0, 0
@@ -87,7 +92,7 @@ class Recording:
         if seen.failed is not None:
             error = f"{type(seen.failed).__name__}: {seen.failed}"
             self.notes.append(f"What the layers did was noted in part only: {error}.")
-        self.name(seen)
+        self.variables.name_used(seen)
         self.add_variables(traced.handles, [*tape_sources(seen), *traced.graph.variables])
         slot = ProgramSlot.of(traced, len(self.programs), fetch)
         self.programs.append(slot)
@@ -98,7 +103,10 @@ class Recording:
         """Register the handles of variables that steps use."""
         if self.variables.add(handles, named):
             self.request_keyframe()
-            self._note_born_nonfinite()
+            for path in self.variables.find_born_nonfinite():
+                self.notes.append(
+                    f"{path} was non-finite before the first recorded step; it is not watched."
+                )
             self.meter.forget_variables()
             self._bound_timeline(len(self.variables.infos))
         self.keeper.device_lag = lag_of(self.variables.handles)
@@ -125,26 +133,6 @@ class Recording:
         n_columns = len(self.variables.of_role("trainable"))
         return self._program_bytes + self.timeline.written_bytes(n_columns, len(self.timeline))
 
-    def name(self, seen: Observation) -> None:
-        """Take paths and roles of variables from the layers and optimizers that a step used."""
-        for layer in {id(layer): layer for layer in seen.layers}.values():
-            self.variables.name_model(layer)
-        for optimizer in seen.optimizers:
-            self.variables.name_optimizer(optimizer)
-
-    def _note_born_nonfinite(self) -> None:
-        """Leave out state that starts as an infinity (a running minimum, say): it is meant so."""
-        for index, info in enumerate(self.variables.infos):
-            is_state = info.role in ("state", "optimizer", "other")
-            if index in self._asked_if_born_nonfinite or not is_state:
-                continue
-            self._asked_if_born_nonfinite.add(index)
-            if has_nonfinite(read_variable(self.variables.handles[index])):
-                self.variables.born_nonfinite.add(index)
-                self.notes.append(
-                    f"{info.path} was non-finite before the first recorded step; it is not watched."
-                )
-
     # Before a step
 
     def request_keyframe(self, *, is_sure: bool = True) -> None:
@@ -169,7 +157,8 @@ class Recording:
                 self.ring, entry, every_step=every_step
             )
         self._began_s = time.perf_counter()
-        self.scales.before()
+        if self.scales.optimizers:
+            self.scales.before()
         return entry
 
     def read_state(self) -> dict[int, Any]:
@@ -205,10 +194,16 @@ class Recording:
         ran_at = self.step
         self.step += 1
         look_began_s = time.perf_counter()
-        is_due = self.looks.is_due(ran_at, steps, self.lifecycle.is_unhealthy or self._is_keyframe)
-        sums = self.meter.measure() if is_due else None
-        rate = self.meter.learning_rate() if is_due else np.nan
-        scale = self.scales.after()
+        is_due = (
+            ran_at + steps > self.looks.next_step
+            or self._is_keyframe
+            or self.lifecycle.is_unhealthy
+        )
+        sums, rate = None, np.nan
+        if is_due:
+            self.looks.begin(ran_at)
+            sums, rate = self.meter.measure(), self.meter.learning_rate()
+        scale = self.scales.after() if self.scales.optimizers else None
         ran = RanStep(
             ran_at, slot, elapsed_s, self._is_keyframe, outputs,
             sums, self.meter.checked, scale, rate, mean,
@@ -248,9 +243,20 @@ class Recording:
         sums = None if ran.sums is None else np.asarray(ran.sums)
         self._note_numbers(ran, numbers, sums)
         scale, skipped = ran.scale or (None, False)
-        stuck = self.skips.note(scale, skipped=skipped)
-        state_before = self._state_before(ran) if ran.with_keyframe else None
-        suspicion = self.health.suspicion(ran, numbers, sums, state_before)
+        stuck = None
+        if ran.scale is not None or self.skips.count:
+            stuck = self.skips.note(scale, skipped=skipped)
+        suspicion = None
+        # Nearly every step only returned numbers, and all of them are finite.
+        if (
+            sums is not None
+            or ran.with_keyframe
+            or self.lifecycle.is_unhealthy
+            or self.health.doubts
+            or not all(map(math.isfinite, numbers.values()))
+        ):
+            state_before = self._state_before(ran) if ran.with_keyframe else None
+            suspicion = self.health.suspicion(ran, numbers, sums, state_before)
         if suspicion is None and stuck is not None:
             suspicion = Suspicion(stuck, ran.step, is_certain=True)
         if not self.lifecycle.is_unhealthy:
@@ -306,16 +312,10 @@ class Recording:
         scale = self.scales.after()
         layout = Layout.parse(names)
         entry.fingerprint = dict(zip(names, values, strict=True))
-        nonfinite, skipped = layout.find_nonfinite(
-            values,
-            loss_scaled="loss_scale" in names,
-            bad_variable=self.health.kind_of_variable,
+        trigger, skipped = self.health.judge_eager(
+            layout, values, with_keyframe=self._is_keyframe, loss_of=loss_of
         )
         self.timeline.add(eager_row(step, elapsed_s, layout, values, skipped))
-        trigger = self.health.eager_trigger(
-            layout, values, nonfinite,
-            skipped=skipped, with_keyframe=self._is_keyframe, loss_of=loss_of,
-        )  # fmt: skip
         stuck = self.skips.note(None if scale is None else scale[0], skipped=skipped)
         trigger = trigger or stuck
         if self.lifecycle.is_unhealthy:
@@ -323,25 +323,6 @@ class Recording:
                 self._recover()
             return None
         return None if trigger is None else Suspicion(trigger, step, is_certain=True)
-
-    # Batches that steps fetch by themselves
-
-    def follow(self, entry: StepEntry, number: int) -> StepEntry:
-        """The entry of one more step of the call that began with `entry`."""
-        following = StepEntry(entry.step + number, entry.program, entry.leaves, entry.paths)
-        if self.ring is not None and self.lifecycle.is_recording:
-            self.ring.add(following)
-        return following
-
-    def fetched(
-        self, entries: deque[StepEntry], optionals: Any, indices: Iterable[int], size_bytes: int
-    ) -> None:
-        """Give waiting steps the elements that were taken from the staging area, in order."""
-        for index in indices:
-            if entries:
-                entry = entries.popleft()
-                if self.ring is not None:
-                    self.ring.fetched(entry, FetchedElement(optionals, index, size_bytes))
 
     # Going on, and ending
 
@@ -359,14 +340,14 @@ class Recording:
 
     def guard(self, work: Callable[[], Any]) -> Any:
         """Run the recorder's own work; an error ends the recording, and never the training."""
-        before = listening.mute()
+        before, thread_state.is_muted = thread_state.is_muted, True
         try:
             return work()
         except Exception as error:
             self.fail(error)
             return None
         finally:
-            listening.mute(before)
+            thread_state.is_muted = before
 
     def fail(self, error: BaseException) -> None:
         """Keep nothing more after an error of the recorder's own, with one warning.
@@ -408,11 +389,6 @@ class Recording:
         if self.ring is None or self._written_at == self.step:
             return False
         return any(entry.step < self.step for entry in self.ring.entries)
-
-    def note_once(self, beginning: str, rest: str) -> None:
-        """Note something for the file, unless a note begins so already."""
-        if not any(note.startswith(beginning) for note in self.notes):
-            self.notes.append(beginning + rest)
 
     def confirm(self, suspicion: Suspicion) -> bool | None:
         """Whether re-execution shows something non-finite; None where that cannot be told."""

@@ -137,17 +137,17 @@ class Keeper:
             self._passing = None
         if ring.plan.keyframe_every and (is_due or every_step):
             self._take_keyframe(ring, entry, passing=not is_due)
-        is_usual = not self._is_unusual
-        self._pace.begin(entry.step, now_s=now_s, with_keyframe=is_due, is_usual=is_usual)
+        self._pace.begun.append((entry.step, now_s, None if self._is_unusual else is_due))
         self._is_unusual = False
         bytes_before = ring.batch_bytes
         ring.add(entry)
         self._learn_size(ring.batch_bytes - bytes_before)
-        changed = self.assignments.take()
-        # A keyframe has the values already.
-        if changed and not (is_due and entry.step in ring.keyframes):
-            handles = self._variables.handles
-            ring.override({index: read_variable(handles[index]) for index in changed})
+        if self.assignments.has_news:
+            changed = self.assignments.take()
+            # A keyframe has the values already.
+            if not (is_due and entry.step in ring.keyframes):
+                handles = self._variables.handles
+                ring.override({index: read_variable(handles[index]) for index in changed})
         self._fit(ring)
         return ring, is_due
 

@@ -7,7 +7,7 @@ Pure: bytes and seconds in, a plan out, and a sentence where that is less than w
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 SHARE = 0.005
 """What keyframes may add to the time of the steps, on average."""
@@ -31,11 +31,12 @@ class RetentionPlan:
     """Steps between keyframes; 0 keeps none."""
     lag: int = 0
     """Steps that may run before a step's check has been read; they are kept beside the window."""
+    reach: int = field(init=False)
+    """Steps back from the newest one that a keyframe must reach."""
 
-    @property
-    def reach(self) -> int:
-        """Steps back from the newest one that a keyframe must reach."""
-        return self.window + self.lag
+    def __post_init__(self) -> None:
+        # Each step asks for it.
+        object.__setattr__(self, "reach", self.window + self.lag)
 
     @property
     def keyframes(self) -> int:

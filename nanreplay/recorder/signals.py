@@ -21,6 +21,8 @@ _ENDS = (signal.SIGTERM, signal.SIGINT)
 
 _handlers: dict[int, Handler] = {}
 """The handlers that are in place, by signal."""
+pending: set[Handler] = set()
+"""Those whose signal came in the middle of a step, and is to be answered; nearly always none."""
 
 
 def listen(listener: Listener, number: int) -> bool:
@@ -56,7 +58,7 @@ def leave(listener: Listener) -> None:
 def answer_pending() -> None:
     """Answer signals that came in the middle of a step, as soon as no recording is busy."""
     for handler in list(_handlers.values()):
-        if handler.is_pending and not handler.is_busy:
+        if handler in pending and not handler.is_busy:
             handler.answer()
 
 
@@ -90,8 +92,6 @@ class Handler:
 
     def __init__(self, number: int) -> None:
         self.number = number
-        self.is_pending = False
-        """The signal came in the middle of a step."""
         self._is_passed_on = False
         """Whether another thread has answered, and the main thread is to do the rest."""
         self._previous: Any = None
@@ -137,6 +137,7 @@ class Handler:
 
     def remove(self) -> None:
         """Put the previous handler back."""
+        pending.discard(self)
         if self._watchdog is not None:
             self._watchdog.stop()
         if self.is_in_place():
@@ -152,15 +153,15 @@ class Handler:
             self._call_previous(frame)
         elif number == signal.SIGINT:
             self._interrupt(frame)
-        elif self.is_writing or (self.is_busy and not (self.is_pending and self._kills())):
-            self.is_pending = True
+        elif self.is_writing or (self.is_busy and not (self in pending and self._kills())):
+            pending.add(self)
         else:
             # Between steps; or SIGTERM came twice in a step that takes long: its work is lost.
             self.answer(frame)
 
     def answer(self, frame: FrameType | None = None) -> None:
         """Write, then do what would have been done without a recorder."""
-        self.is_pending = False
+        pending.discard(self)
         if self._watchdog is not None:
             self._watchdog.is_answered.set()
         self.write()

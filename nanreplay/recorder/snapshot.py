@@ -14,13 +14,12 @@ import tensorflow as tf
 
 from nanreplay.capture.storage import Location
 from nanreplay.program.staging import components_of
-from nanreplay.recorder.health_check import as_number
 from nanreplay.recorder.reexecution import Reexecution
 from nanreplay.recorder.retention_plan import MIB
 from nanreplay.recorder.ring import FetchedElement, StepEntry
 from nanreplay.recorder.room import Room
 from nanreplay.recorder.settings import Settings
-from nanreplay.recorder.timeline_ring import TimelineRing
+from nanreplay.recorder.timeline_ring import TimelineRing, as_number
 from nanreplay.recorder.variable_table import VariableTable
 from nanreplay.records import Trigger
 from nanreplay.tensorflow_internals import tf_datasets

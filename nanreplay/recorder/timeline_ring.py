@@ -1,7 +1,7 @@
 """The last steps in numbers: one row a step while training runs, columns when a file is written.
 
-`Recording` adds rows; `dump` takes the table, with what re-execution told of the last steps. What
-loss scaling did in a step is found out here as well (`LossScales`, `Skips`).
+`Recording` adds a row of each `RanStep`; `dump` takes the table, with what re-execution told of the
+last steps.
 """
 
 from __future__ import annotations
@@ -10,16 +10,19 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import tensorflow as tf
 from numpy.typing import NDArray
 
+from nanreplay.capture.arrays import as_array
 from nanreplay.program.fingerprint import Layout
-from nanreplay.program.nonfinite_values import read_variable
 from nanreplay.recorder.thinned_steps import ThinnedSteps
-from nanreplay.records import Timeline, Trigger
-from nanreplay.tensorflow_internals import tf_variables
+from nanreplay.records import Timeline
+
+if TYPE_CHECKING:
+    from nanreplay.recorder.program_slots import ProgramSlot
 
 MATRICES = ("gradient_norm", "gradient_absmax", "weight_norm", "update_ratio")
 ROW_BYTES = 560
@@ -69,6 +72,60 @@ class TimelineRow:
     loss_scale: float = math.nan
     measured: MeasuredNorms | None = None
     """Norms, where the step was measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class RanStep:
+    """What is known of a compiled step that has run."""
+
+    step: int
+    slot: ProgramSlot | None
+    elapsed_s: float
+    with_keyframe: bool
+    outputs: Mapping[str, Any]
+    """Numbers that it returned, by name in the fingerprint."""
+    sums: Any
+    """Half the sums of squares of the checked variables, a float64 vector; None if not measured."""
+    checked: Sequence[int]
+    """Which variables these are."""
+    scale: tuple[float, bool] | None
+    """(loss scale, whether the update was skipped), where the loss is scaled."""
+    learning_rate: float
+    mean: tuple[Any, Any] | None = None
+    """(total, count) of the running mean of the losses, where no loss itself is returned."""
+
+    def timeline_row(self, numbers: Mapping[str, Any], sums: Any) -> TimelineRow:
+        """Its row of the timeline, given the numbers that it returned, and `sums` as an array."""
+        scale, skipped = self.scale or (math.nan, False)
+        # Loss scaling skips updates whose gradients overflow; a number that is not finite is more.
+        skipped = skipped and all(map(math.isfinite, numbers.values()))
+        row = TimelineRow(
+            self.step,
+            self.elapsed_s,
+            skipped=skipped,
+            loss_scale=scale,
+            learning_rate=self.learning_rate,
+        )
+        if sums is not None:
+            row.measured = MeasuredNorms(self.checked, norms_of(sums))
+        losses = (value for name, value in numbers.items() if name.startswith("loss:"))
+        loss = next(losses, None)
+        if loss is not None:
+            row.loss = float(loss)
+        elif self.mean is not None:
+            total, count = self.mean
+            row.mean = RunningMean(float(as_number(total)), float(as_number(count)))
+        return row
+
+
+def as_number(value: Any) -> Any:
+    """A scalar as a numpy number, float32 at least."""
+    if isinstance(value, tf.Tensor) and value.dtype in (tf.float32, tf.float64):
+        return value.numpy()
+    array = as_array(value)
+    if array.dtype not in (np.float32, np.float64):
+        array = array.astype(np.float32)
+    return array[()]
 
 
 def norms_of(half_squares: Any) -> NDArray[np.float32]:
@@ -338,103 +395,3 @@ def _from_first(values: NDArray[np.float64]) -> NDArray[np.float64]:
     if len(known):
         values[: known[0]] = values[known[0]]
     return values
-
-
-# Loss scaling: whether an update was skipped, which is normal, until it does not end.
-
-WHOLE = 1.0
-"""A loss that is scaled up no more: a gradient that overflows then does so by itself."""
-
-
-class LossScales:
-    """Reads the loss scale before a step, and after it whether the update was made.
-
-    An optimizer that scales the loss leaves everything as it is when a gradient is not finite: the
-    number of its updates too. That of Keras 2 counts the update all the same. Its scale falls, and
-    the steps since it last changed are none.
-    """
-
-    def __init__(self) -> None:
-        self._optimizers: list[Any] = []
-        self._before: list[tuple[float, int]] = []
-
-    def learn(self, optimizer: Any) -> None:
-        """Read this one too, if it scales the loss."""
-        # As the `LossScaleOptimizer` of Keras 3 and that of Keras 2 have.
-        if hasattr(optimizer, "initial_scale") and hasattr(optimizer, "inner_optimizer"):
-            self._optimizers.append(optimizer)
-
-    def before(self) -> None:
-        """A step begins."""
-        if self._optimizers:
-            self._before = [_scale_and_count(optimizer) for optimizer in self._optimizers]
-
-    def after(self) -> tuple[float, bool] | None:
-        """(loss scale of the step, whether its update was skipped); None without loss scaling."""
-        # An optimizer that was learned in this very step has no numbers from before it.
-        if not self._optimizers or len(self._before) != len(self._optimizers):
-            return None
-        after = [_scale_and_count(optimizer) for optimizer in self._optimizers]
-        skipped = all(map(_is_skipped, self._optimizers, self._before, after))
-        return self._before[0][0], skipped
-
-
-def _is_of_keras_2(optimizer: Any) -> bool:
-    return hasattr(optimizer, "dynamic_counter")
-
-
-def _scale_and_count(optimizer: Any) -> tuple[float, int]:
-    """(loss scale, updates that were made); with Keras 2 (loss scale, steps since it changed)."""
-    if _is_of_keras_2(optimizer):
-        counter = optimizer.dynamic_counter
-        return float(optimizer.loss_scale), -1 if counter is None else int(counter)
-    # Keras 3 makes the variable of the scale when the optimizer is built.
-    scale = None
-    if getattr(optimizer, "built", True):
-        scale = tf_variables.handle_of(getattr(optimizer, "dynamic_scale", None))
-    updates = tf_variables.handle_of(optimizer.inner_optimizer.iterations)
-    value = float(optimizer.initial_scale) if scale is None else float(read_variable(scale).numpy())
-    return value, 0 if updates is None else int(read_variable(updates).numpy())
-
-
-def _is_skipped(optimizer: Any, before: tuple[float, int], after: tuple[float, int]) -> bool:
-    scale_before, count_before = before
-    scale, count = after
-    if not _is_of_keras_2(optimizer):
-        return count == count_before
-    # At its floor of 1 the scale of Keras 2 stays, and the steps since it changed are none again.
-    return scale < scale_before or (scale == scale_before <= WHOLE and count == 0)
-
-
-class Skips:
-    """Counts skipped updates in a row.
-
-    Args:
-        limit: How many are an incident.
-    """
-
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._count = 0
-        self._scale: float | None = None
-        """The loss scale of the last step, where its update was skipped."""
-
-    def note(self, scale: float | None, *, skipped: bool) -> Trigger | None:
-        """Note a step; an incident when skipping goes on, or the scale falls no further.
-
-        Keras 3 halves the scale without end. Where an optimizer has a floor, two updates that are
-        skipped at the same scale show it.
-        """
-        scale_before, self._scale = self._scale, None
-        if not skipped:
-            self._count = 0
-            return None
-        self._count += 1
-        self._scale = scale
-        if self._count >= self._limit:
-            return Trigger("gradient", "loss scale", f"{self._count} updates in a row were skipped")
-        if scale is not None and scale == scale_before and scale <= WHOLE:
-            return Trigger(
-                "gradient", "loss scale", f"an update was skipped at the floor of {scale:g}"
-            )
-        return None

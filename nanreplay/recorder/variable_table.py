@@ -27,6 +27,7 @@ class VariableTable:
         """Index of a variable by the id of its handle."""
         self.born_nonfinite: set[int] = set()
         """Indices of variables that were non-finite before the first step; they are not checked."""
+        self._asked_if_born_nonfinite: set[int] = set()
         self.layer_names: set[str] = set()
         """Names of the layers of models that were named."""
         self.optimizer_names: set[str] = set()
@@ -68,6 +69,13 @@ class VariableTable:
         rate = getattr(optimizer, "_learning_rate", None)
         if isinstance(rate, tf.Variable):
             self.name([rate], "optimizer")
+
+    def name_used(self, seen: Observation) -> None:
+        """Name the variables of the layers and optimizers that a step used."""
+        for layer in {id(layer): layer for layer in seen.layers}.values():
+            self.name_model(layer)
+        for optimizer in seen.optimizers:
+            self.name_optimizer(optimizer)
 
     # Entries
 
@@ -128,6 +136,23 @@ class VariableTable:
         dtype_and_shape = tf_variables.variable_type(handle)
         # A scalar of an optimizer is a setting (learning rate, number of updates), and no slot.
         return dtype_and_shape is not None and bool(dtype_and_shape[1])
+
+    def find_born_nonfinite(self) -> list[str]:
+        """Leave out state that starts as an infinity (a running minimum, say): it is meant so.
+
+        Returns:
+            The paths of the variables that were found only now.
+        """
+        paths = []
+        for index, info in enumerate(self.infos):
+            is_state = info.role in ("state", "optimizer", "other")
+            if index in self._asked_if_born_nonfinite or not is_state:
+                continue
+            self._asked_if_born_nonfinite.add(index)
+            if has_nonfinite(read_variable(self.handles[index])):
+                self.born_nonfinite.add(index)
+                paths.append(info.path)
+        return paths
 
     def forgive(self) -> None:
         """Check no variable that is non-finite now: an earlier training left it so."""

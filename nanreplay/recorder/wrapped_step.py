@@ -84,7 +84,7 @@ class WrappedStep:
             with listening.listening(self):
                 result = self._eager(*args, **kwargs)
         finally:
-            calls.before_step = _do_nothing
+            calls.before_step = None
         if calls.is_eager:
             self._is_compiled = False
         elif calls.trained > trained_before:
@@ -101,10 +101,6 @@ class WrappedStep:
     def trained_eagerly(self) -> None:
         """Note that Python code trains by itself."""
         self._calls.trained_eagerly()
-
-
-def _do_nothing() -> None:
-    """Nothing is to be done before a compiled step."""
 
 
 def is_compiled_function(step: Any) -> bool:

@@ -54,9 +54,11 @@ def _replica_first(path: str) -> str:
     return "/".join(part for part in parts if part)
 
 
-def iterator_handle(iterator: Any) -> Any:
-    """The resource of an iterator of `tf.data`, which has no public attribute for it."""
-    return iterator._iterator_resource
+ITERATOR_HANDLE = "_iterator_resource"
+"""Attribute of an iterator of `tf.data` that holds its resource, for which there is no public one.
+
+Each step of `fit` reads it.
+"""
 
 
 def element_spec(spec: Any) -> Any:

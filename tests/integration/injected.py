@@ -34,8 +34,7 @@ FRAMES = (
     "recorder/callback.py:_suspected",
     "recorder/callback.py:recorded", "recorder/fit_hooks.py:__call__",
     "recorder/fit_hooks.py:_keras_way", "recorder/fit_hooks.py:train_step",
-    "recorder/fit_hooks.py:hook", "recorder/ending.py:run", "recorder/ending.py:begin_step",
-    "recorder/ending.py:end_step",
+    "recorder/fit_hooks.py:hook", "recorder/ending.py:run", "recorder/ending.py:end_step",
     "recorder/compiled_calls.py:call", "recorder/compiled_calls.py:call_directly",
     "recorder/compiled_calls.py:_run",
     "recorder/compiled_calls.py:_record_raised", "recorder/compiled_calls.py:_suspect",
@@ -75,7 +74,7 @@ FRAMES = (
     "capture/temporary.py:write",
     "capture/temporary.py:truncate", "capture/temporary.py:flush",
     # what `fit` is given: of Keras's own outputs, without which it cannot go on
-    "recorder/recorded_function.py:outputs_of",
+    "recorder/recorded_function.py:outputs_of_last",
     # around the function of a replica, in its thread
     "tensorflow_internals/tf_distribution.py:start",
     "tensorflow_internals/tf_distribution.py:merge_call",

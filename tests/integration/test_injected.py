@@ -34,7 +34,7 @@ SOME = [
 FIT = [
     "program/fetching.py:InstrumentedFunction.__init__",
     "recorder/fit_hooks.py:check_strategy",
-    "recorder/recorded_function.py:BatchCollector._take",
+    "recorder/recorded_function.py:BatchCollector.take",
 ]
 ENDS = [
     "program/python_effects.py:replace_functions.<locals>.undo",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from nanreplay.recorder.timeline_ring import Skips
+from nanreplay.recorder.loss_scaling import Skips
 
 
 def steps_until_stuck(scales: list[float], limit: int = 20) -> tuple[int, str] | None:

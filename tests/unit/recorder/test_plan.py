@@ -146,7 +146,7 @@ def test_a_keyframe_costs_what_its_step_takes_longer_than_the_others() -> None:
     pace, now_s = Pace(), 0.0
     for step in range(100):
         with_keyframe = step % 10 == 0
-        pace.begin(step, now_s=now_s, with_keyframe=with_keyframe, is_usual=True)
+        pace.begun.append((step, now_s, with_keyframe))
         now_s += 0.010 + 0.008 * with_keyframe
     assert pace.step_s == pytest.approx(0.010)
     assert pace.keyframe_s(copy_s=0.006) == pytest.approx(0.008)
@@ -158,7 +158,7 @@ def test_a_keyframe_costs_what_its_step_takes_longer_than_the_others() -> None:
 def test_the_pace_follows_steps_that_grow_and_leaves_out_pauses() -> None:
     pace, now_s = Pace(), 0.0
     for step in range(200):
-        pace.begin(step, now_s=now_s, with_keyframe=False, is_usual=True)
+        pace.begun.append((step, now_s, False))
         now_s += 0.01 if step < 100 else 0.05
         if step % 10 == 9:  # an epoch ends
             pace.pause()
@@ -170,7 +170,7 @@ def test_a_call_of_several_steps_is_timed_step_by_step() -> None:
     pace, now_s = Pace(), 0.0
     for call in range(100):
         with_keyframe = call % 10 == 0
-        pace.begin(8 * call, now_s=now_s, with_keyframe=with_keyframe, is_usual=True)
+        pace.begun.append((8 * call, now_s, with_keyframe))
         now_s += 8 * 0.010 + 0.008 * with_keyframe
     assert pace.step_s == pytest.approx(0.010)
     assert pace.keyframe_s(copy_s=0.008) == pytest.approx(0.008)
