@@ -23,7 +23,6 @@ from pathlib import Path
 from nanreplay.errors import MemoryLimitError
 
 VARIABLE = "NANREPLAY_MAX_MEMORY"
-_SIZE = re.compile(r"^\s*([0-9]*\.?[0-9]+)\s*([KMGT]?)(i?)B\s*$", re.IGNORECASE)
 HOLDS_PROCESSES = sys.platform.startswith("linux")
 """Whether the system refuses a process more memory than its limit; only Linux limits its data."""
 _OWN_BYTES = 4 * 2**30
@@ -32,12 +31,16 @@ _OWN_BYTES = 4 * 2**30
 
 def parse_size(text: str) -> int | None:
     """Bytes of a text such as `512MiB` or `2 GB`; None when it is no size above 0."""
-    match = _SIZE.match(text)
-    if match is None or float(match[1]) <= 0:
+    import bitmath  # here and below, where sizes are read or shown: not in each `nanreplay --help`
+
+    text = text.strip()
+    if text[-1:].isdigit():  # 8 without a unit is hardly meant as 8 bytes
         return None
-    base = 1024 if match[3] else 1000
-    exponent = " KMGT".index(match[2].upper() or " ")
-    return int(float(match[1]) * base**exponent)
+    try:
+        size = bitmath.parse_string(text, system=bitmath.SI, strict=False)
+    except ValueError:
+        return None
+    return int(size.bytes) if size.bytes >= 1 else None
 
 
 def max_memory() -> int:
@@ -75,18 +78,18 @@ def check_size(what: str, size_bytes: int) -> None:
 
 
 def readable_size(size_bytes: int) -> str:
-    """A size as people write it for `--max-memory`: `80 GB`."""
-    number = float(size_bytes)
-    for unit in ("bytes", "kB", "MB", "GB", "TB"):
-        if number < 1000 or unit == "TB":
-            break
-        number /= 1000
-    return f"{number:.3g} {unit}" if number < 1e6 else f"{number:.1e} {unit}"
+    """A size in its binary unit, the one kind of unit that is shown: `3.4 MiB`, `12 bytes`."""
+    if size_bytes < 1024:
+        return f"{size_bytes} bytes"
+    import bitmath
+
+    size = bitmath.Byte(size_bytes).best_prefix(system=bitmath.NIST)
+    return str(size.format("{value:.1f} {unit}"))
 
 
 def _limit_above(size_bytes: int) -> str:
-    gigabytes = size_bytes // 10**9 + 1
-    return f"{gigabytes}GB" if gigabytes < 10**6 else "more"
+    gibibytes = size_bytes // 2**30 + 1
+    return f"{gibibytes}GiB" if gibibytes < 2**20 else "more"
 
 
 @contextlib.contextmanager

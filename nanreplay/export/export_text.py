@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from nanreplay.report.numbers import jsonable, readable_bytes, readable_steps
+from nanreplay.limits import readable_size
+from nanreplay.report.numbers import jsonable, readable_steps
 from nanreplay.report.report_json import to_json
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ def minimized_lines(minimized: Minimized) -> Iterator[str]:
     """What is left of a capture, and what the smaller one says."""
     yield minimized.report.sentence
     yield ""
-    before, after = readable_bytes(minimized.size_bytes), readable_bytes(minimized.output_bytes)
+    before, after = readable_size(minimized.size_bytes), readable_size(minimized.output_bytes)
     steps = readable_steps(minimized.steps)
     yield (
         f"{minimized.output}  ({after}, from {before}; {steps}; "
@@ -61,7 +62,7 @@ def redacted_lines(redacted: Redacted) -> Iterator[str]:
     if redacted.report is not None:
         yield redacted.report.sentence
         yield ""
-    yield f"{redacted.output}  ({readable_bytes(redacted.output_bytes)})"
+    yield f"{redacted.output}  ({readable_size(redacted.output_bytes)})"
     yield f"reproduces  {_ANSWERS[redacted.reproduces]}. {redacted.reason}"
     for note in redacted.notes:
         yield f"note: {note}"
@@ -88,7 +89,7 @@ def redacted_to_json(redacted: Redacted) -> dict[str, Any]:
 def exported_lines(exported: Exported) -> Iterator[str]:
     """What was written, and what the test says of the user's current code."""
     yield f"{exported.module}::{exported.name}"
-    yield f"{exported.capture}  ({readable_bytes(exported.capture_bytes)})"
+    yield f"{exported.capture}  ({readable_size(exported.capture_bytes)})"
     outcome = "passes" if exported.rerun.finite else "fails"
     yield f"today       the test {outcome}. {exported.rerun.sentence}"
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from nanreplay.capture.format import TIMELINE_COLUMNS
 from nanreplay.errors import FormatError
+from nanreplay.limits import readable_size
 from nanreplay.records import Trigger
 from nanreplay.report.numbers import (
     jsonable,
-    readable_bytes,
     readable_number,
     readable_steps,
     readable_trigger,
@@ -126,7 +126,7 @@ def _timeline(columns: Mapping[str, Any]) -> dict[str, Any]:
 
 def inventory_lines(facts: Mapping[str, Any]) -> Iterator[str]:
     """The facts of `inventory` for people."""
-    size = readable_bytes(facts["size_bytes"])
+    size = readable_size(facts["size_bytes"])
     yield f"{facts['path']}  ({size}, capture format {facts['format_version']})"
     yield ""
     for name, value in fact_lines(facts):
@@ -148,7 +148,7 @@ def fact_lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for program in facts["programs"]:
         yield "program", _program_in_words(program)
     roles = ", ".join(f"{count} {role}" for role, count in variables["roles"].items())
-    size = readable_bytes(variables["size_bytes"])
+    size = readable_size(variables["size_bytes"])
     yield "variables", f"{variables['count']} ({size}): {roles or 'none'}"
     yield "at the dump", _reproduction(incident)
 

@@ -60,16 +60,6 @@ def readable_ulp(ulp: int | None) -> str:
     return "finite against non-finite" if ulp >= 2**62 else f"{ulp} ulp off"
 
 
-def readable_bytes(size: int) -> str:
-    """A size with a binary unit: `3.4 MiB`."""
-    number = float(size)
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if number < 1024 or unit == "GiB":
-            break
-        number /= 1024
-    return f"{size} bytes" if unit == "bytes" else f"{number:.1f} {unit}"
-
-
 def readable_steps(steps: Sequence[int]) -> str:
     """Ascending steps in ranges: `steps 3 to 12`, `steps 3 to 5, 9`."""
     if not steps:

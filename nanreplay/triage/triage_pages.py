@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from nanreplay import __version__
+from nanreplay.limits import readable_size
 from nanreplay.report.markdown import folded_lines, inline_text, table_lines
-from nanreplay.report.numbers import readable_bytes
 from nanreplay.report.pages import page_environment, page_style
 from nanreplay.triage.failure_groups import FailureGroup, TriageResult
 from nanreplay.triage.triage_text import (
@@ -74,7 +74,7 @@ def capture_rows(group: FailureGroup) -> list[tuple[str, str, str, str]]:
                 each.answer.path,
                 "" if step is None else str(step),
                 each.answer.recorded or "",
-                readable_bytes(each.size_bytes),
+                readable_size(each.size_bytes),
             )
         )
     return rows

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from nanreplay.report.numbers import readable_bytes, readable_list
+from nanreplay.limits import readable_size
+from nanreplay.report.numbers import readable_list
 from nanreplay.report.sentence import kind_in_words
 from nanreplay.triage.failure_groups import FailureGroup, TriageResult
 
@@ -84,7 +85,7 @@ def what_failed(group: FailureGroup) -> str:
 
 def cheapest_size(group: FailureGroup) -> str:
     """The size of the smallest file of a group."""
-    return readable_bytes(group.cheapest.size_bytes)
+    return readable_size(group.cheapest.size_bytes)
 
 
 def other_rows(result: TriageResult) -> Iterator[tuple[str, str, str]]:

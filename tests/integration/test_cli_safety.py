@@ -23,7 +23,7 @@ SAMPLE = Path(__file__).parents[2] / "sample_runs" / "log_of_zero.h5"
 
 @pytest.fixture
 def bomb(tmp_path: Path) -> Path:
-    """A capture whose program makes a tensor of 160 GB beside what it was traced for."""
+    """A capture whose program makes a tensor of 149 GiB beside what it was traced for."""
     with Capture(SAMPLE) as capture:
         contents = capture.contents()
     with tf.Graph().as_default() as extra:
@@ -47,12 +47,12 @@ def bomb(tmp_path: Path) -> Path:
 def test_a_program_that_takes_all_memory_is_refused_before_it_runs(
     command: Command, bomb: Path
 ) -> None:
-    child = command("bisect", bomb, "--max-memory", "8GB")
+    child = command("bisect", bomb, "--max-memory", "8GiB")
     assert child.returncode == 2
     assert child.stderr.count("\n") == 1
     assert (
-        "Fill 'huge' is refused: its tensor would take 160 GB; 8 GB may be taken. (--max-memory "
-        "161GB lets it" in child.stderr
+        "Fill 'huge' is refused: its tensor would take 149.0 GiB; 8.0 GiB may be taken. "
+        "(--max-memory 150GiB lets it" in child.stderr
     )
 
 

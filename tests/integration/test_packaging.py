@@ -75,8 +75,8 @@ def test_nothing_that_is_installed_may_replace_the_users_tensorflow(archives: Pa
         metadata = wheel.read(name).decode()
     required = re.findall(r"^Requires-Dist: ([\w-]+)([^;\n]*)$", metadata, re.MULTILINE)
     assert {package for package, _ in required} == {
-        "click", "google-crc32c", "h5py", "ml-dtypes", "numpy", "pandas", "pebble", "platformdirs",
-        "rich",
+        "bitmath", "click", "google-crc32c", "h5py", "ml-dtypes", "numpy", "pandas", "pebble",
+        "platformdirs", "rich",
     }  # fmt: skip
     assert not [limit for _, limit in required if "==" in limit]
 

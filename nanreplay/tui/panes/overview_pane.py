@@ -21,6 +21,7 @@ from textual.content import Content
 from textual.widgets import Static
 
 from nanreplay.findings import Cause, FixResult, Origin
+from nanreplay.limits import readable_size
 from nanreplay.report.contents import Report
 from nanreplay.report.first_look import FirstLook, first_look
 from nanreplay.report.fix_patch import diff_of
@@ -29,7 +30,6 @@ from nanreplay.report.headline import cause_sentence, headline
 from nanreplay.report.history import History
 from nanreplay.report.inventory import inventory_lines
 from nanreplay.report.numbers import (
-    readable_bytes,
     readable_list,
     readable_steps,
     readable_trigger,
@@ -217,8 +217,8 @@ class OverviewPane(Pane):
         script = metadata.get("script") or "an interactive session"
         yield "recorded", f"{metadata.get('created', '?')} by {script}"
         variables = facts["variables"]
-        yield "variables", f"{variables['count']} ({readable_bytes(variables['size_bytes'])})"
-        yield "file", f"{opened.path} ({readable_bytes(facts['size_bytes'])})"
+        yield "variables", f"{variables['count']} ({readable_size(variables['size_bytes'])})"
+        yield "file", f"{opened.path} ({readable_size(facts['size_bytes'])})"
         for note in opened.incident.notes:
             yield "note", note
 

@@ -102,8 +102,8 @@ def test_a_chunk_that_is_larger_than_what_is_stored_is_not_unpacked(
             compression_opts=9,
         )
         assert file[name].id.get_storage_size() < 2**20
-    monkeypatch.setenv(limits.VARIABLE, "1MB")
-    with Capture(path) as capture, pytest.raises(MemoryLimitError, match=r"would take 8\.39 MB"):
+    monkeypatch.setenv(limits.VARIABLE, "1MiB")
+    with Capture(path) as capture, pytest.raises(MemoryLimitError, match=r"would take 8\.0 MiB"):
         capture.contents()
 
 
@@ -116,15 +116,15 @@ def test_a_tensor_that_takes_more_memory_than_allowed_is_refused_with_what_allow
         write_array(
             file[name.rpartition("/")[0]], name.rpartition("/")[2], np.zeros(2_000_000, np.float32)
         )
-    monkeypatch.setenv(limits.VARIABLE, "1MB")
+    monkeypatch.setenv(limits.VARIABLE, "1MiB")
     with (
         Capture(path) as capture,
         pytest.raises(
-            MemoryLimitError, match=rf"{path}: /{name} would take 8 MB; 1 MB may be taken"
+            MemoryLimitError, match=rf"{path}: /{name} would take 7\.6 MiB; 1\.0 MiB may be taken"
         ) as raised,
     ):
         capture.contents()
-    assert "--max-memory 1GB" in str(raised.value.hint)
+    assert "--max-memory 1GiB" in str(raised.value.hint)
 
 
 def test_texts_of_variable_length_are_not_read(path: Path) -> None:

@@ -12,10 +12,10 @@ from rich.console import Console
 from sample_report import FINDINGS, INF, NAN, ORIGIN, sample_report
 
 from nanreplay.findings import DifferingOp, Findings, ModeDifference, Verdict
+from nanreplay.limits import readable_size
 from nanreplay.records import Trigger
 from nanreplay.report.numbers import (
     jsonable,
-    readable_bytes,
     readable_list,
     readable_number,
     readable_steps,
@@ -117,11 +117,11 @@ def test_numbers_are_short(value: Any, text: str) -> None:
 
 
 def test_sizes_steps_lists_and_distances_read_well() -> None:
-    assert [readable_bytes(size) for size in (12, 2048, 3 * 2**20, 5 * 2**40)] == [
+    assert [readable_size(size) for size in (12, 2048, 3 * 2**20, 5 * 2**40)] == [
         "12 bytes",
         "2.0 KiB",
         "3.0 MiB",
-        "5120.0 GiB",
+        "5.0 TiB",
     ]
     assert [readable_steps(steps) for steps in ((), (3,), (3, 4, 5, 9))] == [
         "no steps",
