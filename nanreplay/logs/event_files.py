@@ -80,7 +80,6 @@ class EventFile:
     """What one event file holds."""
 
     tags: dict[str, TagRows] = field(default_factory=dict)
-    n_records: int = 0
     note: str | None = None
     """Why it was not read to its end."""
 
@@ -112,7 +111,6 @@ def read_event_file(stream: BinaryIO, progress: Callable[[int], None] | None = N
         data = rest + block
         records, used, damage = _records(data)
         _decode(data, records, found)
-        found.n_records += len(records)
         if damage:
             found.note = f"damaged at byte {position + used}; what follows is left out"
             return found

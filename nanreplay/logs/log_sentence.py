@@ -11,18 +11,6 @@ from nanreplay.logs.log_places import LoggedValue, step_text
 from nanreplay.logs.logged_run import Checkpoint
 from nanreplay.report.numbers import readable_list, readable_number
 
-KIND_WORDS = {
-    "divergence": "a divergence",
-    "sudden": "sudden, from calm values",
-    "from_start": "from the first step on",
-    "half_precision": "the range of half precision was reached",
-    "loss_scale": "the loss scale fell",
-    "validation": "only the validation is hit",
-    "metric": "only a metric is hit",
-    "weights": "weights that are not finite",
-    "cannot_tell": "cannot tell what kind it is",
-}
-
 
 def log_sentence(answer: LogAnswer) -> str:
     """What happened, in one paragraph that begins with the first non-finite value."""

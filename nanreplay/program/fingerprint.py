@@ -142,10 +142,6 @@ class Layout:
         pairs = zip(self.names, values, strict=True)
         return np.array([was_measured(name, value) for name, value in pairs], bool)
 
-    def unmeasured(self, values: Any) -> list[int]:
-        """Return the variables that the step did not measure."""
-        return [variable for element, variable in self.variables if values[element] == NOT_MEASURED]
-
     def gradients_fit(self, values: Any) -> bool:
         """Return whether the squares of all gradients are finite."""
         return all(math.isfinite(values[total]) for total, _, _ in self.gradients)

@@ -88,12 +88,6 @@ def stop_listening(listener: CallListener) -> None:
         thread_state.listener = None
 
 
-def mute(is_muted: bool = True) -> bool:
-    """Tell nobody of what this thread does from now on, or tell again; returns what held before."""
-    before, thread_state.is_muted = thread_state.is_muted, is_muted
-    return before
-
-
 @contextlib.contextmanager
 def muted() -> Iterator[None]:
     """Tell nobody of what this thread does: it is the recorder's own work."""
