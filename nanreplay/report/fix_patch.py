@@ -10,27 +10,11 @@ import difflib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple
 
 from nanreplay.findings import FixResult
+from nanreplay.whatif.fix_names import FIX_KINDS, FixGroup
 
-FixGroup: TypeAlias = Literal["code", "data", "optimizer"]
-_NAMES: Mapping[str, tuple[FixGroup, str]] = {
-    "epsilon": ("code", "adds a small number to the operand"),
-    "double_where": ("code", "puts 1 in the place of operands at the pole"),
-    "stable_op": ("code", "takes the function that stays finite"),
-    "finite_mask": ("code", "masks with a large number in place of -inf"),
-    "float32": ("code", "computes in float32 what was in 16 bits"),
-    "leaky_relu": ("code", "takes leaky_relu in place of relu"),
-    "init": ("code", "draws the initial kernels anew"),
-    "clean_data": ("data", "removes what is not finite, or its rows"),
-    "clip_data": ("data", "bounds columns to their usual range"),
-    "lr": ("optimizer", "lowers the learning rate"),
-    "clipnorm": ("optimizer", "bounds the norm of each gradient"),
-    "clipvalue": ("optimizer", "bounds each element of the gradients"),
-    "global_clipnorm": ("optimizer", "bounds the norm of all gradients together"),
-    "skip_step": ("optimizer", "leaves out updates that are not finite"),
-}
 _PLACES: Mapping[FixGroup, str] = {
     "code": "in the code",
     "data": "before the batch is used",
@@ -55,12 +39,12 @@ def group_of(fix: str) -> FixGroup:
     Args:
         fix: Its name, with or without a value; of fixes tried together the first one counts.
     """
-    return _NAMES.get(_first_name(fix), ("code", ""))[0]
+    return FIX_KINDS.get(_first_name(fix), ("code", ""))[0]
 
 
 def what_it_does(fix: str) -> str:
     """Return what a fix does, in a few words; "" for one that is not known."""
-    return _NAMES.get(_first_name(fix), ("code", ""))[1]
+    return FIX_KINDS.get(_first_name(fix), ("code", ""))[1]
 
 
 def _first_name(fix: str) -> str:

@@ -6,25 +6,30 @@ once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Literal, TypeAlias
+
 from nanreplay.errors import NanreplayError
 
-NAMES = (
-    "lr",
-    "clipnorm",
-    "clipvalue",
-    "global_clipnorm",
-    "epsilon",
-    "clip_data",
-    "clean_data",
-    "float32",
-    "leaky_relu",
-    "init",
-    "double_where",
-    "stable_op",
-    "finite_mask",
-    "skip_step",
-)
-"""Every fix."""
+FixGroup: TypeAlias = Literal["code", "data", "optimizer"]
+FIX_KINDS: Mapping[str, tuple[FixGroup, str]] = {
+    "lr": ("optimizer", "lowers the learning rate"),
+    "clipnorm": ("optimizer", "bounds the norm of each gradient"),
+    "clipvalue": ("optimizer", "bounds each element of the gradients"),
+    "global_clipnorm": ("optimizer", "bounds the norm of all gradients together"),
+    "epsilon": ("code", "adds a small number to the operand"),
+    "clip_data": ("data", "bounds columns to their usual range"),
+    "clean_data": ("data", "removes what is not finite, or its rows"),
+    "float32": ("code", "computes in float32 what was in 16 bits"),
+    "leaky_relu": ("code", "takes leaky_relu in place of relu"),
+    "init": ("code", "draws the initial kernels anew"),
+    "double_where": ("code", "puts 1 in the place of operands at the pole"),
+    "stable_op": ("code", "takes the function that stays finite"),
+    "finite_mask": ("code", "masks with a large number in place of -inf"),
+    "skip_step": ("optimizer", "leaves out updates that are not finite"),
+}
+"""Every fix: what it changes, and what it does in a few words."""
+NAMES = tuple(FIX_KINDS)
 
 
 class FixError(NanreplayError, ValueError):

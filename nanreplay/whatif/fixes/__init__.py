@@ -1,7 +1,7 @@
 """Every fix by its name.
 
 To add one, write a function of a failure and an optional value that returns a `Fix`, and name it
-here, in `fix_names.NAMES` and, for the causes that it fits, in `edits.FITTING`.
+here, in `fix_names.FIX_KINDS` and, for the causes that it fits, in `edits.FITTING`.
 """
 
 from __future__ import annotations
