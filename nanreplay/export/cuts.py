@@ -7,6 +7,7 @@ variables to zero, and each of these is replayed before it counts.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -88,24 +89,27 @@ def _with_used_stacks(
     programs: Sequence[ProgramRecord], frames: Sequence[Frame], stacks: Sequence[Sequence[int]]
 ) -> tuple[list[ProgramRecord], list[Frame], list[Sequence[int]]]:
     """Leave out stacks that no op has and frames that no stack has."""
-    all_stacks = {info.stack for program in programs for info in program.ops}
-    used_stacks = sorted(stack for stack in all_stacks if 0 <= stack < len(stacks))
-    used_frames = sorted({frame for stack in used_stacks for frame in stacks[stack]})
-    new_stack = {old: new for new, old in enumerate(used_stacks)}
-    new_frame = {old: new for new, old in enumerate(used_frames)}
+    all_stacks: set[int] = set()
+    for program in programs:
+        all_stacks |= {info.stack for info in program.ops}
+    used_stacks = sorted(all_stacks & set(range(len(stacks))))  # -1 stands for none
+    used_frames = sorted(set().union(*map(stacks.__getitem__, used_stacks)))
+    # What is left is numbered anew, in the old order.
+    new_stack = dict(zip(used_stacks, itertools.count(), strict=False))
+    new_frame = dict(zip(used_frames, itertools.count(), strict=False))
 
     def renumbered(info: OpInfo) -> OpInfo:
         return dataclasses.replace(info, stack=new_stack.get(info.stack, -1))
 
-    programs_now = [
-        dataclasses.replace(program, ops=tuple(map(renumbered, program.ops)))
-        for program in programs
-    ]
+    def with_new_stacks(program: ProgramRecord) -> ProgramRecord:
+        return dataclasses.replace(program, ops=tuple(map(renumbered, program.ops)))
+
+    def with_new_frames(old: int) -> Sequence[int]:
+        return [new_frame[frame] for frame in stacks[old]]
+
     frames_now = [frames[old] for old in used_frames]
-    stacks_now: list[Sequence[int]] = [
-        [new_frame[frame] for frame in stacks[old]] for old in used_stacks
-    ]
-    return programs_now, frames_now, stacks_now
+    stacks_now = list(map(with_new_frames, used_stacks))
+    return list(map(with_new_stacks, programs)), frames_now, stacks_now
 
 
 def with_notes(contents: CaptureContents, notes: Sequence[str]) -> CaptureContents:
@@ -117,8 +121,7 @@ def with_notes(contents: CaptureContents, notes: Sequence[str]) -> CaptureConten
 
 def with_batch(contents: CaptureContents, step: int, batch: BatchRecord) -> CaptureContents:
     """Return contents in which one step has another batch."""
-    batches = {number: contents.batches[number] for number in contents.batches}
-    return dataclasses.replace(contents, batches=batches | {step: batch})
+    return dataclasses.replace(contents, batches={**contents.batches, step: batch})
 
 
 def with_state(contents: CaptureContents, values: dict[int, Any]) -> CaptureContents:

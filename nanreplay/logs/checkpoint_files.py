@@ -177,11 +177,8 @@ def _is_slot(key: str, name: str) -> bool:
 
 
 def _check_shards(bundle: TensorBundle) -> None:
-    missing = [
-        bundle.shard_path(shard).name
-        for shard in range(bundle.n_shards)
-        if not bundle.shard_path(shard).is_file()
-    ]
+    paths = map(bundle.shard_path, range(bundle.n_shards))
+    missing = [path.name for path in paths if not path.is_file()]
     if missing:
         raise FormatError(f"its data is missing: {missing[0]} is not there")
 

@@ -25,6 +25,8 @@ from nanreplay.logs.logged_run import Axis, LoggedRun, Role, ScalarSeries
 from nanreplay.logs.tag_roles import loss_rank
 
 LogStatus: TypeAlias = Literal["finite", "nonfinite", "undecided"]
+_TELL_EARLIER = ("validation_loss", "gradient_norm", "weights", "loss")
+"""Roles of series that may show a failure before the loss does."""
 _SHARE_FINE = 0.5
 """Share of finite values after a non-finite one from which on it was passed over."""
 
@@ -201,29 +203,31 @@ def _training_failed(
 
 def _earlier(run: LoggedRun, failing: _Bad, bad: Sequence[_Bad]) -> LoggedValue | None:
     """A loss of the validation or a norm that was not finite a little before the loss."""
-    gap = failing.series.usual_gap
-    near = [
-        each
-        for each in bad
-        if each.series.axis == failing.series.axis
-        and each.series.role in ("validation_loss", "gradient_norm", "weights", "loss")
-        and each.lasts
-        and each.series.is_finite[: each.position].any()
-        and failing.step - max(3 * gap, each.series.usual_gap) <= each.step < failing.step
-    ]
-    first = min(near, key=lambda each: each.step, default=None)
+    first = None
+    for other in bad:
+        # Of its own series of steps or epochs, for the two cannot be put in order.
+        if other.series.axis != failing.series.axis or other.series.role not in _TELL_EARLIER:
+            continue
+        # One that never was finite, or soon is again, says nothing of this training.
+        if not other.lasts or not other.series.is_finite[: other.position].any():
+            continue
+        reach = max(3 * failing.series.usual_gap, other.series.usual_gap)
+        is_just_before = failing.step - reach <= other.step < failing.step
+        if is_just_before and (first is None or other.step < first.step):
+            first = other
     return None if first is None else value_at(first.series, first.position, run)
 
 
 def _others(run: LoggedRun, failing: _Bad, bad: Sequence[_Bad]) -> tuple[LoggedValue, ...]:
-    values = [
-        value_at(each.series, each.position, run)
-        for each in bad
-        if each.series is not failing.series
-        and each.series.axis == failing.series.axis
-        and (each.lasts or each.series.role == "loss")
-        and each.step >= failing.step - 3 * failing.series.usual_gap
-    ]
+    """What else was not finite from about that step on, in order."""
+    earliest = failing.step - 3 * failing.series.usual_gap
+    values = []
+    for other in bad:
+        series = other.series
+        if series is failing.series or series.axis != failing.series.axis:
+            continue
+        if (other.lasts or series.role == "loss") and other.step >= earliest:
+            values.append(value_at(series, other.position, run))
     return tuple(sorted(values, key=lambda value: value.step))
 
 
@@ -279,9 +283,7 @@ def _nothing_logged(run: LoggedRun, notes: tuple[str, ...]) -> LogAnswer:
             found = KindFound("loss_scale", (anomaly.sentence,), None, anomaly)
             weights = look_at_checkpoints(run, series, anomaly.value, None, ())
             return LogAnswer(run, "nonfinite", found, series=series, weights=weights, notes=notes)
-    is_known = any(len(each) for each in run.series) or any(
-        each.is_finite for each in run.checkpoints
-    )
+    is_known = any(map(len, run.series)) or any(each.is_finite for each in run.checkpoints)
     return LogAnswer(run, "finite" if is_known else "undecided", weights=weights, notes=notes)
 
 

@@ -57,10 +57,7 @@ def look_at_checkpoints(
     """
     is_log_finite = first is None and bool(run.of_role("loss"))
     meant = _meant(run.checkpoints, is_log_finite=is_log_finite)
-    read = [each for each in run.checkpoints if each.variables]
-    broken_at = next((at for at, each in enumerate(read) if _hit(each, meant)), len(read))
-    healthy = [each for each in read[:broken_at] if _is_healthy(each, meant)]
-    broken = read[broken_at] if broken_at < len(read) else None
+    healthy, broken = _until_broken(run.checkpoints, meant)
     order = None
     later_finite = 0
     if first is not None and series is not None and healthy:
@@ -104,8 +101,20 @@ def _resumable(healthy: Sequence[Checkpoint]) -> Checkpoint | None:
     return trained[-1] if trained else last
 
 
-def _is_healthy(checkpoint: Checkpoint, meant: frozenset[str]) -> bool:
-    return checkpoint.error is None and not list(_hit(checkpoint, meant))
+def _until_broken(
+    checkpoints: Sequence[Checkpoint], meant: frozenset[str]
+) -> tuple[list[Checkpoint], Checkpoint | None]:
+    """The healthy checkpoints before the first broken one, and that one."""
+    healthy: list[Checkpoint] = []
+    for checkpoint in checkpoints:
+        if not checkpoint.variables:
+            continue
+        if _hit(checkpoint, meant):
+            return healthy, checkpoint
+        # One that was read in part shows nothing bad, and still proves nothing.
+        if checkpoint.error is None:
+            healthy.append(checkpoint)
+    return healthy, None
 
 
 def _hit(checkpoint: Checkpoint, meant: frozenset[str]) -> list[VariableHealth]:
@@ -139,13 +148,14 @@ def _layers(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if checkpoint is None:
         return (), ()
-    weights = [each for each in checkpoint.variables if each.part == "weight"]
     bad = {each.layer for each in hit if each.part == "weight"}
-    layers = list(dict.fromkeys(each.layer for each in weights))
-    return (
-        tuple(layer for layer in layers if layer in bad),
-        tuple(layer for layer in layers if layer not in bad),
-    )
+    hit_layers: dict[str, None] = {}
+    spared: dict[str, None] = {}
+    for variable in checkpoint.variables:
+        if variable.part == "weight":  # the optimizer's slots are no layer
+            layers = hit_layers if variable.layer in bad else spared
+            layers[variable.layer] = None
+    return tuple(hit_layers), tuple(spared)
 
 
 def _growth(healthy: Sequence[Checkpoint]) -> Iterator[str]:

@@ -56,10 +56,13 @@ def _finite(answer: LogAnswer) -> str:
 
 def _is_fine(answer: LogAnswer, checkpoint: Checkpoint) -> bool:
     """Whether all of a checkpoint was read, and is finite but for what is meant to be infinite."""
-    return checkpoint.error is None and all(
-        each.is_finite or (each.name in answer.weights.meant and not each.nan)
-        for each in checkpoint.variables
-    )
+    if checkpoint.error is not None:
+        return False
+    for variable in checkpoint.variables:
+        is_meant = variable.name in answer.weights.meant and not variable.nan
+        if not variable.is_finite and not is_meant:
+            return False
+    return True
 
 
 def _failed(answer: LogAnswer) -> Iterator[str]:

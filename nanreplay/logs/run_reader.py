@@ -126,11 +126,13 @@ def _join_checkpoints(by_home: dict[Path, list[FoundFile]]) -> None:
             by_home[related[0]] += by_home.pop(home)
     if len(with_logs) == 2 and _is_related(*with_logs):
         upper, lower = sorted(with_logs, key=lambda home: len(home.parts))
-        kinds = [
-            {file.kind for file in by_home[home] if not is_checkpoint(file)} for home in with_logs
-        ]
-        if not kinds[0] & kinds[1]:  # event files here, a CSV there: two logs of one training
+        # Event files here, a CSV there: two logs of one training.
+        if not _log_kinds(by_home[upper]) & _log_kinds(by_home[lower]):
             by_home[upper] += by_home.pop(lower)
+
+
+def _log_kinds(files: Sequence[FoundFile]) -> set[str]:
+    return {file.kind for file in files if not is_checkpoint(file)}
 
 
 def _is_related(one: Path, other: Path) -> bool:
@@ -148,12 +150,19 @@ def _name_of(home: Path, members: Sequence[FoundFile]) -> str:
 
 def _within(name: str, members: list[FoundFile]) -> list[tuple[str, list[FoundFile]]]:
     """The runs of one folder."""
-    texts = [each for each in members if each.kind in ("csv", "json", "json_lines", "console")]
-    others = [each for each in members if each not in texts]
-    captures = [each for each in others if each.kind in ("capture", "wandb")]
-    others = [each for each in others if each not in captures]
+    texts: list[FoundFile] = []
+    captures: list[FoundFile] = []
+    others: list[FoundFile] = []
+    for file in members:
+        if file.kind in ("csv", "json", "json_lines", "console"):
+            texts.append(file)
+        elif file.kind in ("capture", "wandb"):
+            captures.append(file)
+        else:
+            others.append(file)
     kinds = [each.kind for each in (*texts, *captures)]
-    has_logs = any(not is_checkpoint(each) for each in others)
+    has_logs = not all(map(is_checkpoint, others))
+    # Two texts of one kind are two trainings; a CSV beside a JSON may be of one.
     if len(kinds) == len(set(kinds)) and not captures:
         return [(name, members)]
     if len(texts) + len(captures) == 1 and not has_logs:
@@ -209,12 +218,12 @@ def _printable(text: str) -> str:
 
 
 def _printable_names(checkpoint: Checkpoint) -> Checkpoint:
-    variables = tuple(
-        replace(each, name=_printable(each.name), layer=_printable(each.layer))
-        for each in checkpoint.variables
-    )
+    variables = []
+    for variable in checkpoint.variables:
+        name, layer = _printable(variable.name), _printable(variable.layer)
+        variables.append(replace(variable, name=name, layer=layer))
     error = None if checkpoint.error is None else _printable(checkpoint.error)
-    return replace(checkpoint, variables=variables, error=error)
+    return replace(checkpoint, variables=tuple(variables), error=error)
 
 
 def _one_line(error: BaseException) -> str:

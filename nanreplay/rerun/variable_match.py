@@ -68,10 +68,8 @@ def match_variables(
         _pair_iterations(match, recorded, current, slots)
     placed = set(match.pairs) | {index for index, _ in match.reshaped}
     taken = set(match.pairs.values()) | {index for _, index in match.reshaped}
-    match.lost = [index for index in sorted((*weights, *slots)) if index not in placed]
-    match.new = [
-        index for index in sorted((*current_weights, *current_slots)) if index not in taken
-    ]
+    match.lost = sorted({*weights, *slots} - placed)
+    match.new = sorted({*current_weights, *current_slots} - taken)
     return match
 
 
@@ -83,8 +81,7 @@ def pairs_with_learning_rates(
     For comparing values: a setting is compared, though it is not loaded.
     """
     pairs = dict(match_variables(recorded, current, renamed).pairs)
-    rates = [index for index, info in enumerate(recorded) if is_setting(info)]
-    current_rates = [index for index, info in enumerate(current) if is_setting(info)]
+    rates, current_rates = _those_that(recorded, is_setting), _those_that(current, is_setting)
     if len(rates) == len(current_rates) == 1:
         pairs[rates[0]] = current_rates[0]
     return pairs
@@ -104,15 +101,19 @@ def _weights_and_slots(
     infos: Sequence[VariableInfo], with_optimizer: bool
 ) -> tuple[list[int], list[int]]:
     """Indices of what models hold, and of what optimizers hold but for settings."""
-    weights = [index for index, info in enumerate(infos) if info.role != "optimizer"]
-    if not with_optimizer:
-        return weights, []
-    slots = [
-        index
-        for index, info in enumerate(infos)
-        if info.role == "optimizer" and not is_setting(info)
-    ]
+    weights: list[int] = []
+    slots: list[int] = []
+    for index, info in enumerate(infos):
+        if info.role != "optimizer":
+            weights.append(index)
+        elif with_optimizer and not is_setting(info):
+            slots.append(index)
     return weights, slots
+
+
+def _those_that(infos: Sequence[VariableInfo], holds: Callable[[VariableInfo], bool]) -> list[int]:
+    """Indices of the variables of which something holds."""
+    return [index for index, info in enumerate(infos) if holds(info)]
 
 
 def _renamed(path: str, renamed: Mapping[str, str]) -> str:
@@ -178,10 +179,10 @@ def _pair(
     our_groups, their_groups = _grouped(ours, our_paths), _grouped(theirs, their_paths)
     for name, group in our_groups.items():
         other = their_groups.get(name, [])
-        has_same_paths = sorted(our_paths[index] for index in group) == sorted(
-            their_paths[index] for index in other
-        )
-        is_by_number = len(group) == len(other) and not has_same_paths
+        our_names = sorted(map(our_paths.__getitem__, group))
+        their_names = sorted(map(their_paths.__getitem__, other))
+        # With the same names on both sides, each goes with its own: the numbers tell nothing more.
+        is_by_number = len(group) == len(other) and our_names != their_names
         if is_by_number:
             in_order = _by_number(group, our_paths), _by_number(other, their_paths)
             pairs = list(zip(*in_order, strict=True))
@@ -237,16 +238,17 @@ def _pair_iterations(
     slots: Iterable[int],
 ) -> None:
     """Let the count of updates go on when the optimizer is another one."""
-    ours = [index for index in slots if recorded[index].path.endswith("/iteration")]
-    theirs = [
-        index
-        for index, info in enumerate(current)
-        if info.role == "optimizer" and info.path.endswith("/iteration")
-    ]
+    ours = [index for index in slots if _counts_updates(recorded[index])]
+    theirs = _those_that(current, _counts_updates)
     if len(ours) != 1 or len(theirs) != 1:
         return
     if ours[0] not in match.pairs and theirs[0] not in match.pairs.values():
         match.pairs[ours[0]] = theirs[0]
+
+
+def _counts_updates(info: VariableInfo) -> bool:
+    # Keras names it so in every optimizer, and loads it by that name.
+    return info.role == "optimizer" and info.path.endswith("/iteration")
 
 
 # What users are told of a match.
@@ -347,9 +349,9 @@ def notes_of(
 
 def _renumbered_names(old: str, new: str) -> list[str]:
     """Segments of two paths that differ only in a number: `sequential is sequential_1`."""
-    pairs = zip(reversed(old.split("/")), reversed(new.split("/")), strict=False)
-    return [
-        f"{one} is {other}"
-        for one, other in pairs
-        if one != other and uncounted(one) == uncounted(other)
-    ]
+    names = []
+    # From the end, for `--map` may have given one path more segments in front.
+    for one, other in zip(reversed(old.split("/")), reversed(new.split("/")), strict=False):
+        if one != other and uncounted(one) == uncounted(other):
+            names.append(f"{one} is {other}")
+    return names
