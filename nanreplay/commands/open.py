@@ -79,10 +79,12 @@ def _logs(paths: Sequence[str]) -> list[LogAnswer]:
         return []  # what stands beside a capture is taken for one
     with progress_bar() as reporter:
         read = read_runs(paths, progress=reporter.progress, say=reporter.say)
-    runs = [
-        run for run in read.runs if run.series or any(each.variables for each in run.checkpoints)
-    ]
-    return [answer(run) for run in runs]
+    answers = []
+    for run in read.runs:
+        # A folder of checkpoints none of which could be read is no log.
+        if run.series or any(each.variables for each in run.checkpoints):
+            answers.append(answer(run))
+    return answers
 
 
 def _is_capture(path: str) -> bool:

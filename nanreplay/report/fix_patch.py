@@ -122,10 +122,12 @@ def _file_patch(file: str, edits: Sequence[Mapping[str, Any]], capture: str) -> 
         changed[number] = changed[number].replace(str(edit["old"]), str(edit["new"]), 1)
     name = PurePath(file).name if PurePath(file).is_absolute() else PurePath(file).as_posix()
     diff = difflib.unified_diff(lines, changed, f"a/{name}", f"b/{name}", n=_CONTEXT)
-    # `patch` takes the last line of a file without a newline only with this mark below it
-    return "".join(
-        line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n" for line in diff
-    )
+    return "".join(map(_marked_at_end, diff))
+
+
+def _marked_at_end(line: str) -> str:
+    # `patch` takes the last line of a file without a newline only with this mark below it.
+    return line if line.endswith("\n") else f"{line}\n\\ No newline at end of file\n"
 
 
 def _lines_of(text: str) -> list[str]:

@@ -284,9 +284,11 @@ def timeline_svg(history: History) -> str:
     The curves are logarithmic where they span magnitudes. Steps at which a value was not finite are
     marked below their curve.
     """
-    curves = [
-        series for series in history.series if series is history.loss or _changes(series.values)
-    ]
+    curves = []
+    for series in history.series:
+        # A learning rate that stays as it is needs no curve; the loss is always looked for.
+        if series is history.loss or _changes(series.values):
+            curves.append(series)
     table = history.table(_measure_of_layers(history))
     n_layers = min(len(table.layers), _MOST_LAYERS)
     if not len(history.steps) or not (curves or n_layers):

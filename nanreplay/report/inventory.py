@@ -165,12 +165,13 @@ def _recording_facts(metadata: Mapping[str, str]) -> Iterator[tuple[str, str]]:
 
 
 def _program_in_words(program: Mapping[str, Any]) -> str:
-    inputs = [
-        f"{spec['path'] or 'batch'} {spec['dtype']}{_shape(spec['shape'])}"
-        for spec in program["inputs"]
-    ]
+    inputs = ", ".join(map(_input_in_words, program["inputs"]))
     how = f"{program['compilation']}, {program['policy']}"
-    return f"{program['id']}: {how}; takes {', '.join(inputs) or 'nothing'}"
+    return f"{program['id']}: {how}; takes {inputs or 'nothing'}"
+
+
+def _input_in_words(spec: Mapping[str, Any]) -> str:
+    return f"{spec['path'] or 'batch'} {spec['dtype']}{_shape(spec['shape'])}"
 
 
 def _shape(shape: Sequence[int | None] | None) -> str:
@@ -204,12 +205,12 @@ def _timeline_lines(timeline: Mapping[str, Any]) -> Iterator[str]:
     if timeline["last"] is None:
         return
     yield f"timeline    steps {timeline['first']} to {timeline['last']}; the last:"
-    names = [name for name in TIMELINE_COLUMNS if name in tail and name != "measured"]
-    columns = [
-        [name, *map(readable_number, tail[name])] for name in names if _has_facts(tail[name])
-    ]
-    padded = [_right_aligned(column) for column in columns]
-    for row in zip(*padded, strict=True):
+    columns = []
+    for name in TIMELINE_COLUMNS:
+        # `measured` only says which of the norms were.
+        if name in tail and name != "measured" and _has_facts(tail[name]):
+            columns.append(_right_aligned([name, *map(readable_number, tail[name])]))
+    for row in zip(*columns, strict=True):
         yield "  " + "  ".join(row)
 
 

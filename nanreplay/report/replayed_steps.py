@@ -80,16 +80,18 @@ def _all_exact(results: Sequence[StepResult]) -> bool | None:
 def step_lines(path: str, results: Sequence[StepResult], notes: Sequence[str]) -> Iterator[str]:
     """One line a step, and a line that sums up."""
     yield path
-    rows = [("step", "loss", "finite", "as recorded"), *(_cells(result) for result in results)]
-    steps, losses, finites, _ = (
-        [len(cell) for cell in column] for column in zip(*rows, strict=True)
-    )
+    rows = [("step", "loss", "finite", "as recorded"), *map(_cells, results)]
+    step_width, loss_width, finite_width, _ = map(_width, zip(*rows, strict=True))
     for step, loss, finite, exact in rows:
-        line = f"{step:>{max(steps)}}  {loss:>{max(losses)}}  {finite:<{max(finites)}}  {exact}"
+        line = f"{step:>{step_width}}  {loss:>{loss_width}}  {finite:<{finite_width}}  {exact}"
         yield "  " + line.rstrip()
     yield summary(results)
     for note in notes:
         yield f"note: {note}"
+
+
+def _width(column: Sequence[str]) -> int:
+    return max(map(len, column))
 
 
 def _cells(result: StepResult) -> tuple[str, str, str, str]:

@@ -90,9 +90,11 @@ def grouped(captures: Iterable[TriagedCapture], notes: Sequence[str] = ()) -> Tr
     """Put captures into groups."""
     ordered = sorted(captures, key=lambda each: each.answer.path)
     by_key: dict[FailureKey, list[TriagedCapture]] = defaultdict(list)
-    origins = {
-        _training(each.answer): failure_key(each.answer) for each in ordered if _origin(each.answer)
-    }
+    # Of each training with several workers: the failure of the worker that has the origin.
+    origins = {}
+    for each in ordered:
+        if _origin(each.answer):
+            origins[_training(each.answer)] = failure_key(each.answer)
     for each in ordered:
         key = failure_key(each.answer)
         if key is None:
@@ -101,10 +103,10 @@ def grouped(captures: Iterable[TriagedCapture], notes: Sequence[str] = ()) -> Tr
             # what reached it from another worker is the failure of that one
             key = origins.get(_training(each.answer)) or key
         by_key[key].append(each)
-    groups = [
-        FailureGroup(key, tuple(sorted(found, key=lambda each: _moment(each.answer.recorded))))
-        for key, found in by_key.items()
-    ]
+    groups = []
+    for key, alike in by_key.items():
+        alike.sort(key=lambda each: _moment(each.answer.recorded))
+        groups.append(FailureGroup(key, tuple(alike)))
     groups.sort(key=lambda group: (-len(group.captures), group.key))
     return TriageResult(tuple(groups), tuple(ordered), tuple(notes))
 

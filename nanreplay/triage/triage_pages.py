@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from nanreplay import __version__
 from nanreplay.limits import readable_size
@@ -80,26 +81,27 @@ def capture_rows(group: FailureGroup) -> list[tuple[str, str, str, str]]:
     return rows
 
 
+def _section(group: FailureGroup) -> dict[str, Any]:
+    """What the page tells of one group."""
+    return {
+        "what": what_failed(group),
+        "facts": f"{how_often(group)} · {when_seen(group)} · {group.key.fingerprint}",
+        "sentence": group.cheapest.answer.sentence,
+        "cheapest": f"nanreplay open {group.cheapest.answer.path}",
+        "size": cheapest_size(group),
+        "rows": capture_rows(group),
+    }
+
+
 def triage_html(result: TriageResult) -> str:
     """Write a whole HTML document; text is escaped by jinja2."""
-    groups = [
-        {
-            "what": what_failed(group),
-            "facts": f"{how_often(group)} · {when_seen(group)} · {group.key.fingerprint}",
-            "sentence": group.cheapest.answer.sentence,
-            "cheapest": f"nanreplay open {group.cheapest.answer.path}",
-            "size": cheapest_size(group),
-            "rows": capture_rows(group),
-        }
-        for group in result.groups
-    ]
     return (
         page_environment()
         .get_template("triage.html")
         .render(
             title=summary(result),
             style=page_style(),
-            groups=groups,
+            groups=list(map(_section, result.groups)),
             capture_headings=CAPTURE_HEADINGS,
             other_headings=OTHER_HEADINGS,
             others=list(other_rows(result)),
