@@ -250,14 +250,14 @@ def _json_row(line: str) -> dict[str, float]:
 
 
 def _steps_of(line: str) -> dict[str, float]:
-    found: dict[str, float] = {}
+    steps: dict[str, float] = {}
     for name, text in _STEP.findall(line):
         word = name.lower().replace(" ", "_")
         kind = {"iteration": "step", "iter": "step", "it": "step", "update": "step"}.get(word, word)
         value = float(text.replace(",", "").replace("_", ""))
         if math.isfinite(value):
-            found.setdefault("step" if kind == "globalstep" else kind, value)
+            steps.setdefault("step" if kind == "globalstep" else kind, value)
     counted = _BATCH_OF.search(line)
-    if counted is not None and not found.keys() & {"step", "global_step"}:
-        found.setdefault("batch", float(counted[1] or counted[2]))
-    return found
+    if counted is not None and not steps.keys() & {"step", "global_step"}:
+        steps.setdefault("batch", float(counted[1] or counted[2]))
+    return steps

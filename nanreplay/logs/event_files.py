@@ -101,7 +101,7 @@ def read_event_file(stream: BinaryIO, progress: Callable[[int], None] | None = N
         stream: The file, at its beginning.
         progress: Called with the number of bytes that were read since the last call.
     """
-    found = EventFile()
+    events = EventFile()
     rest = b""
     position = 0  # of `rest` in the file
     while True:
@@ -110,10 +110,10 @@ def read_event_file(stream: BinaryIO, progress: Callable[[int], None] | None = N
             progress(len(block))
         data = rest + block
         records, used, damage = _records(data)
-        _decode(data, records, found)
+        _decode(data, records, events)
         if damage:
-            found.note = f"damaged at byte {position + used}; what follows is left out"
-            return found
+            events.note = f"damaged at byte {position + used}; what follows is left out"
+            return events
         rest = data[used:]
         position += used
         if not block:
@@ -126,8 +126,8 @@ def read_event_file(stream: BinaryIO, progress: Callable[[int], None] | None = N
             if progress is not None:
                 progress(skipped)
     if rest:
-        found.note = "its last record is not complete: it is being written, or was cut"
-    return found
+        events.note = "its last record is not complete: it is being written, or was cut"
+    return events
 
 
 def _skip(stream: BinaryIO, rest: bytes) -> int | None:
@@ -174,7 +174,7 @@ def _records(data: bytes) -> tuple[list[tuple[int, int]], int, bool]:
     return records, position, False
 
 
-def _decode(data: bytes, records: list[tuple[int, int]], found: EventFile) -> None:
+def _decode(data: bytes, records: list[tuple[int, int]], events: EventFile) -> None:
     by_length: dict[int, list[int]] = {}
     for start, length in records:
         by_length.setdefault(length, []).append(start)
@@ -182,14 +182,14 @@ def _decode(data: bytes, records: list[tuple[int, int]], found: EventFile) -> No
     for length, starts in by_length.items():
         if len(starts) < _FEWEST or length < 16 or length > 4096:
             for start in starts:
-                _decode_one(data, start, start + length, found)
+                _decode_one(data, start, start + length, events)
             continue
         rows = buffer[np.array(starts)[:, None] + np.arange(length)]
-        _decode_alike(data, np.array(starts), rows, found)
+        _decode_alike(data, np.array(starts), rows, events)
 
 
 def _decode_alike(
-    data: bytes, starts: NDArray[Any], rows: NDArray[np.uint8], found: EventFile
+    data: bytes, starts: NDArray[Any], rows: NDArray[np.uint8], events: EventFile
 ) -> None:
     """Decode records of one length: those whose steps take equally many bytes, tag by tag."""
     step_bytes = _step_bytes(rows)
@@ -201,11 +201,11 @@ def _decode_alike(
         if pattern is not None and pattern.step_end <= body:
             blank[:, pattern.value_start - body : pattern.value_end - body] = 0
         for group in _equal_rows(blank):
-            _decode_group(data, starts[of_width[group]], rows[of_width[group]], found)
+            _decode_group(data, starts[of_width[group]], rows[of_width[group]], events)
 
 
 def _decode_group(
-    data: bytes, starts: NDArray[Any], rows: NDArray[np.uint8], found: EventFile
+    data: bytes, starts: NDArray[Any], rows: NDArray[np.uint8], events: EventFile
 ) -> None:
     """Decode records that are alike but for time, step and value; others one by one."""
     length = rows.shape[1]
@@ -221,9 +221,9 @@ def _decode_group(
         times = np.ascontiguousarray(rows[alike, 1:9]).view("<f8")[:, 0]
         raw = np.ascontiguousarray(rows[alike, pattern.value_start : pattern.value_end])
         values = raw.view(pattern.dtype)[:, 0].astype(np.float64)
-        found.tags.setdefault(pattern.tag, TagRows()).add(steps, values, times)
+        events.tags.setdefault(pattern.tag, TagRows()).add(steps, values, times)
     for start in starts[~alike]:
-        _decode_one(data, int(start), int(start) + length, found)
+        _decode_one(data, int(start), int(start) + length, events)
 
 
 def _step_bytes(rows: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -324,7 +324,7 @@ def _tensor_content(data: bytes, tensor: WireField) -> tuple[WireField | None, A
 # Records one by one: several values in a record, histograms, integers.
 
 
-def _decode_one(data: bytes, start: int, end: int, found: EventFile) -> None:
+def _decode_one(data: bytes, start: int, end: int, events: EventFile) -> None:
     time_s, step = 0.0, 0
     summary = None
     try:
@@ -339,13 +339,13 @@ def _decode_one(data: bytes, start: int, end: int, found: EventFile) -> None:
             return
         for each in fields_of(data, summary.start, summary.end):
             if each.number == 1 and each.wire_type == BYTES:
-                _decode_value(data, each, step, time_s, found)
+                _decode_value(data, each, step, time_s, events)
     except ValueError:
-        found.note = "a record in it is no event"
+        events.note = "a record in it is no event"
 
 
 def _decode_value(
-    data: bytes, message: WireField, step: int, time_s: float, found: EventFile
+    data: bytes, message: WireField, step: int, time_s: float, events: EventFile
 ) -> None:
     tag, value = "", None
     is_histogram = False
@@ -359,7 +359,7 @@ def _decode_value(
         elif each.number == 8 and each.end - each.start <= _LARGEST_TENSOR:
             value, is_histogram = _tensor_value(data, each)
     if value is not None:
-        rows = found.tags.setdefault(tag, TagRows(is_histogram))
+        rows = events.tags.setdefault(tag, TagRows(is_histogram))
         rows.add(step, value, time_s)
 
 

@@ -133,13 +133,13 @@ def _meant(checkpoints: Sequence[Checkpoint], *, is_log_finite: bool) -> frozens
             counts.setdefault(each.name, set()).add((each.nan, each.inf))
             n_seen[each.name] = n_seen.get(each.name, 0) + 1
     names = set()
-    for name, found in counts.items():
-        nan, inf = next(iter(found))
-        is_same = len(found) == 1 and not nan and inf
+    for name, seen in counts.items():
+        nan, inf = next(iter(seen))
+        is_same = len(seen) == 1 and not nan and inf
         if is_same and (n_seen[name] > 1 or is_log_finite) and len(counts) > 1:
             names.add(name)
     # a model of which everything is infinite means nothing of it
-    broken = sum(any(nan or inf for nan, inf in found) for found in counts.values())
+    broken = sum(any(nan or inf for nan, inf in seen) for seen in counts.values())
     return frozenset(names) if 2 * broken < len(counts) else frozenset()
 
 
@@ -165,13 +165,13 @@ def _growth(healthy: Sequence[Checkpoint]) -> Iterator[str]:
         for each in checkpoint.variables:
             if each.part == "weight":
                 by_name.setdefault(each.name, []).append((checkpoint.path, each.largest))
-    found = []
+    grown = []
     for name, values in by_name.items():
         largest = np.array([value for _, value in values])
         left = departure(largest) if len(largest) >= 4 else None
         if left is not None and left.rises and left.count >= 2 and left.usual > 0:
-            found.append((left.last / left.usual, name, left.usual, left.last, left.count))
-    for factor, name, usual, last, count in sorted(found, reverse=True)[:3]:
+            grown.append((left.last / left.usual, name, left.usual, left.last, left.count))
+    for factor, name, usual, last, count in sorted(grown, reverse=True)[:3]:
         yield (
             f"the largest magnitude in `{name}` grew {factor:.2g} times over the last {count} "
             f"checkpoints, from {usual:.3g} to {last:.3g}"

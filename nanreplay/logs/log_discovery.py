@@ -69,15 +69,15 @@ def find_files(
         scratch: A folder that remote files are copied to.
         say: Called with a line before a file is fetched.
     """
-    found = FoundFiles()
+    files = FoundFiles()
     seen: set[Path] = set()
     for text in paths:
         try:
             for root, path, shown in _expanded(text, scratch, say):
-                _add(found, root, path, shown, seen)
+                _add(files, root, path, shown, seen)
         except NanreplayError as error:
-            found.problems.append(str(error))
-    return found
+            files.problems.append(str(error))
+    return files
 
 
 def _expanded(
@@ -131,7 +131,7 @@ def _walk(folder: Path, shown: str) -> Iterator[tuple[Path, str]]:
 
 
 def _add_file(
-    found: FoundFiles, root: Path, path: Path, shown: str, seen: set[Path], *, is_named: bool
+    files: FoundFiles, root: Path, path: Path, shown: str, seen: set[Path], *, is_named: bool
 ) -> None:
     real = path.resolve()
     if real in seen:
@@ -142,14 +142,14 @@ def _add_file(
             raise FormatError(f"{shown}: is no file.")
         kind = kind_of(path, is_named=is_named)
     except FormatError as error:
-        found.problems.append(str(error).replace(str(path), shown, 1))
+        files.problems.append(str(error).replace(str(path), shown, 1))
         return
     if kind == "bundle" and path.suffix != ".index":
         path = path.with_name(path.name.partition(".data-")[0] + ".index")
         shown = shown.partition(".data-")[0] + ".index"
     if kind is not None:
         home, part = _home(path, root)
-        found.files.append(FoundFile(path, kind, home, root, shown, part, is_named))
+        files.files.append(FoundFile(path, kind, home, root, shown, part, is_named))
 
 
 def _home(path: Path, root: Path) -> tuple[Path, str]:

@@ -193,19 +193,19 @@ def _growth(
     """The growth before a non-finite value that tells most: the loss's, else that of a norm."""
     at = failing.steps[position]
     candidates = [failing, *run.of_role("loss", "gradient_norm", "weights")]
-    found: list[tuple[LogAnomaly, Departure, ScalarSeries]] = []
+    grown: list[tuple[LogAnomaly, Departure, ScalarSeries]] = []
     for series in candidates:
         if series.axis != failing.axis:
             continue
         known = series.where((series.steps <= at) & series.is_finite)
         left = departure(known.values)
-        if left is None or any(each[2] is series for each in found):
+        if left is None or any(each[2] is series for each in grown):
             continue
         if not _is_near(known, left, at, failing):
             continue
-        found.append((_growth_anomaly(run, known, left), left, series))
-    gradual = [each for each in found if each[1].count >= 3 and each[1].rises]
-    return min(gradual or found, key=lambda each: each[0].value.step, default=None)
+        grown.append((_growth_anomaly(run, known, left), left, series))
+    gradual = [each for each in grown if each[1].count >= 3 and each[1].rises]
+    return min(gradual or grown, key=lambda each: each[0].value.step, default=None)
 
 
 def _is_near(known: ScalarSeries, left: Departure, at: float, failing: ScalarSeries) -> bool:
@@ -279,9 +279,9 @@ def _scale_falls(run: LoggedRun, at: LoggedValue) -> LogAnomaly | None:
     for series in run.of_role("loss_scale"):
         if series.axis == at.axis:
             known = series.where((series.steps <= at.step) & series.is_finite)
-            found = scale_anomaly(run, known)
-            if found is not None:
-                return found
+            anomaly = scale_anomaly(run, known)
+            if anomaly is not None:
+                return anomaly
     return None
 
 

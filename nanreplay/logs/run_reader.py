@@ -70,12 +70,12 @@ def read_runs(
         say: Called with a line before each part of the work.
     """
     with tempfile.TemporaryDirectory(prefix="nanreplay-logs-") as scratch:
-        found = find_files(paths, Path(scratch), say)
-        total = sum(_size(file.path) for file in found.files)
+        files_found = find_files(paths, Path(scratch), say)
+        total = sum(_size(file.path) for file in files_found.files)
         counter = _Progress(total, progress)
         runs: list[LoggedRun] = []
-        problems = list(found.problems)
-        for name, files in _grouped(found.files):
+        problems = list(files_found.problems)
+        for name, files in _grouped(files_found.files):
             if say is not None:
                 say(f"reading {name}")
             run, broken = _read_run(name, files, pattern, counter)
@@ -250,10 +250,10 @@ def _read_log(file: FoundFile, pattern: str | None) -> tuple[list[ScalarSeries],
     return read_console(path, pattern), None
 
 
-def _in_part(found: Iterable[ScalarSeries], file: FoundFile) -> list[ScalarSeries]:
+def _in_part(series: Iterable[ScalarSeries], file: FoundFile) -> list[ScalarSeries]:
     """Series with the part of the run in front of their tags: `validation/loss`."""
     result = []
-    for each in found:
+    for each in series:
         tag = _prefix(file.part) + each.tag
         result.append(replace(each, tag=tag, role=role_of(tag), source=file.shown))
     return result
@@ -276,14 +276,14 @@ def _read_events(
     for file in files:
         try:
             with file.path.open("rb") as stream:
-                found = read_event_file(stream, counter)
+                events = read_event_file(stream, counter)
         except _DAMAGE as error:
             problems.append(f"{file.shown}: {_one_line(error)}")
             continue
-        if found.note is not None:
-            notes.append(f"{file.shown}: {found.note}")
-        if found.tags:
-            by_folder.setdefault(file.path.parent, []).append((file, found))
+        if events.note is not None:
+            notes.append(f"{file.shown}: {events.note}")
+        if events.tags:
+            by_folder.setdefault(file.path.parent, []).append((file, events))
         else:
             problems.append(f"{file.shown}: no value was logged to it yet.")
     series: list[ScalarSeries] = []
@@ -304,8 +304,8 @@ def _join_events(
             "same time: they are taken for trainings of their own"
         )
     _count_on(members)
-    for number, (file, found) in enumerate(members):
-        for tag, rows in found.tags.items():
+    for number, (file, events) in enumerate(members):
+        for tag, rows in events.tags.items():
             full = _prefix(file.part) + tag
             full = f"{file.path.name}/{full}" if apart else full
             columns.setdefault(full, []).append((number, *rows.columns(), rows.is_histogram))
@@ -340,9 +340,9 @@ def _count_on(members: list[tuple[FoundFile, EventFile]]) -> None:
     Keras's `TensorBoard` counts batches from 1 in each `fit`, and epochs as `initial_epoch` says.
     """
     length = 0.0
-    for _, found in members:
-        epochs = found.tags.get("epoch_loss")
-        batches = [rows for tag, rows in found.tags.items() if tag.startswith("batch_")]
+    for _, events in members:
+        epochs = events.tags.get("epoch_loss")
+        batches = [rows for tag, rows in events.tags.items() if tag.startswith("batch_")]
         if not batches:
             continue
         last = max(float(rows.columns()[0].max()) for rows in batches)
@@ -355,15 +355,15 @@ def _count_on(members: list[tuple[FoundFile, EventFile]]) -> None:
                 rows.steps = [part + steps.min() * length for part in rows.steps]
 
 
-def _first_time(found: EventFile) -> float:
-    return min(float(rows.columns()[2].min()) for rows in found.tags.values())
+def _first_time(events: EventFile) -> float:
+    return min(float(rows.columns()[2].min()) for rows in events.tags.values())
 
 
 def _written_at_once(members: list[tuple[FoundFile, EventFile]]) -> bool:
     """Whether two files hold the same tags over the same time: two trainings in one folder."""
     ends: dict[str, float] = {}
-    for _, found in members:
-        for tag, rows in found.tags.items():
+    for _, events in members:
+        for tag, rows in events.tags.items():
             times = rows.columns()[2]
             if tag in ends and times.min() < ends[tag] - _OVERLAP_S:
                 return True

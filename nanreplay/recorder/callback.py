@@ -111,9 +111,9 @@ class Recorder(keras.callbacks.Callback):
         dump_signal: signal.Signals | int | str | None = None,
         explain: bool = False,
     ) -> None:
-        given = dict(locals())
+        arguments = dict(locals())
         self._arguments: dict[str, Any] = {
-            name: value for name, value in given.items() if name not in ("self", "__class__")
+            name: value for name, value in arguments.items() if name not in ("self", "__class__")
         }
         super().__init__()
         self._recording = Recording(check_settings(**self._arguments))

@@ -92,9 +92,9 @@ def wait_for_all() -> None:
             said.close()
 
 
-def _outcome(process: subprocess.Popen[bytes], said: IO[bytes]) -> str:
-    said.seek(0)
-    lines = said.read().decode(errors="replace").strip().splitlines()
+def _outcome(process: subprocess.Popen[bytes], output: IO[bytes]) -> str:
+    output.seek(0)
+    lines = output.read().decode(errors="replace").strip().splitlines()
     last = lines[-1] if lines else f"exit code {process.returncode}"
     if last.endswith("holds this answer now."):
         return "holds its answer."

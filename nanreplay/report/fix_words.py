@@ -123,7 +123,7 @@ def fixes_in_words(fixes: Sequence[FixResult], limit: int = 3) -> str:
 
 def _of(fixes: Iterable[FixResult], outcome: str) -> list[FixResult]:
     """Fixes of an outcome; of several values of one fix that are of no use, the last one."""
-    found = [fix for fix in fixes if outcome_of(fix) == outcome]
+    alike = [fix for fix in fixes if outcome_of(fix) == outcome]
     if outcome == "prevents":
-        return found
-    return list({fix.name: fix for fix in found}.values())
+        return alike
+    return list({fix.name: fix for fix in alike}.values())

@@ -58,17 +58,17 @@ def find_captures(paths: Sequence[str]) -> list[FoundCapture]:
         CaptureNotFoundError: There is no such path, or no capture under all of them.
         StorageError: The place of a URL cannot be reached.
     """
-    found: dict[Location, FoundCapture] = {}
+    captures: dict[Location, FoundCapture] = {}
     for text in paths:
         for where, is_named in _expanded(text):
             key = where if isinstance(where, RemotePath) else where.resolve()
-            if key not in found:
+            if key not in captures:
                 looked_at = _looked_at(where, is_named)
                 if looked_at is not None:
-                    found[key] = looked_at
-    if not found:
+                    captures[key] = looked_at
+    if not captures:
         raise CaptureNotFoundError(f"{' '.join(paths)}: holds no captures (*.h5).")
-    return list(found.values())
+    return list(captures.values())
 
 
 def _expanded(text: str) -> Iterator[tuple[Location, bool]]:

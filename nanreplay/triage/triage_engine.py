@@ -97,10 +97,10 @@ def _as_copy(answer: CaptureAnswer, name: str) -> CaptureAnswer:
 
 
 def _tell(
-    progress: Progress | None, done: dict[str, CaptureAnswer], found: Sequence[FoundCapture]
+    progress: Progress | None, done: dict[str, CaptureAnswer], captures: Sequence[FoundCapture]
 ) -> None:
     if progress is not None:
-        progress(len(done), len(found))
+        progress(len(done), len(captures))
 
 
 def _workers(options: WorkerOptions) -> Answers:
