@@ -28,8 +28,8 @@ from nanreplay.program.training_functions import TrainingFunction
 from nanreplay.tensorflow_internals import tf_variables
 
 if TYPE_CHECKING:
+    from nanreplay.recorder.block_training import LoopStep
     from nanreplay.recorder.callback import Recorder
-    from nanreplay.recorder.loop_step import LoopStep
 
 KEPT = 4
 """Trainings that are recorded at once; the one that has not trained for longest is let go of."""
@@ -169,7 +169,7 @@ class Ambient:
         handles = handles_in(values)
         if last is not None and last.is_active and (not handles or last.knows(handles)):
             return last
-        return self.recorder_of_handles(handles).record_iterations()
+        return self.recorder_of_handles(handles).in_block.record_iterations()
 
     # Compiled functions
 
@@ -180,10 +180,10 @@ class Ambient:
         if not self._does_train(function):
             recorder = self._known_recorder(captured)
             if recorder is not None:
-                recorder.note_call(function, captured)
+                recorder.in_block.note_call(function, captured)
             return run()
         recorder = self.recorder_of_handles([*captured, *inputs])
-        return recorder.record_call(function, inputs, captured, run)
+        return recorder.in_block.record_call(function, inputs, captured, run)
 
     def _does_train(self, function: Any) -> bool:
         known = self._trains.get(id(function))
@@ -213,12 +213,13 @@ class Ambient:
             elif recorder is not self._recorders[-1]:
                 self._recorders.remove(recorder)
                 self._recorders.append(recorder)
-            recorder.remember(handles)
+            recorder.in_block.remember(handles)
             return recorder
 
     def _known_recorder(self, handles: Sequence[Any]) -> Recorder | None:
         with self._lock:
-            return next((known for known in self._recorders if known.knows(handles)), None)
+            known = (each for each in self._recorders if each.in_block.knows(handles))
+            return next(known, None)
 
     # Eager steps, which are not recorded
 

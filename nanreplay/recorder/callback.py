@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from types import TracebackType
 from typing import Any, Literal
@@ -22,9 +22,9 @@ from nanreplay.capture.storage import Location
 from nanreplay.errors import AttachError, NonFiniteError
 from nanreplay.program import listening, observe
 from nanreplay.program.listening import thread_state
-from nanreplay.program.traced_program import is_float_variable
 from nanreplay.recorder import signals
 from nanreplay.recorder.ambient import Ambient
+from nanreplay.recorder.block_training import BlockTraining
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerStep, recorded_step
 from nanreplay.recorder.ending import Ending
@@ -38,7 +38,6 @@ from nanreplay.recorder.fit_hooks import (
 )
 from nanreplay.recorder.incidents import Incidents
 from nanreplay.recorder.lifecycle import Event, Suspicion
-from nanreplay.recorder.loop_step import LoopStep
 from nanreplay.recorder.recording import Recording
 from nanreplay.recorder.settings import check_settings, remove_leftovers
 from nanreplay.recorder.wrapped_step import WrappedStep, as_function
@@ -121,8 +120,10 @@ class Recorder(keras.callbacks.Callback):
         self._incidents = Incidents(self._recording, self._stop_training, self._calls.take_all)
         self._ending = Ending(self._recording, self._uninstall, self._calls.take_all)
         self._ambient: Ambient | None = None
-        self._handles: dict[int, Any] = {}
-        """Handles by id, for telling one training from another."""
+        self.in_block = BlockTraining(
+            self._recording, self._calls, self._ending, self._hook, self._suspected
+        )
+        """What records this training where it is one of those of a block of code."""
         self._replaced: EagerTrainStep | DirectCalls | None = None
         """What stands in for functions of the model while `fit` runs."""
         self._release_hooks: Callable[[], None] | None = None
@@ -184,51 +185,10 @@ class Recorder(keras.callbacks.Callback):
             if error is None:  # an error on its way out goes on; the capture has been written
                 raise
 
-    def record_call(
-        self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
-    ) -> Any:
-        """Run a compiled function that trains, and record it."""
-        self._hook()
-        self._ending.is_in_step = True
-        try:
-            result = self._calls.call(function, inputs, captured, run)
-        except BaseException as error:
-            self._ending.ended_by(error)
-            raise
-        self._ending.end_step()
-        return result
-
-    def note_call(self, function: Any, captured: list[Any]) -> None:
-        """A compiled function that is no step is about to run.
-
-        It may set variables of this training.
-        """
-        self._recording.guard(lambda: self._calls.note_other(function, captured))
-
     @property
     def raised(self) -> tuple[weakref.ref[NonFiniteError], str] | None:
         """The last error that was raised for an incident, and what it says."""
         return self._incidents.raised
-
-    def record_iterations(self) -> LoopStep:
-        """What records the iterations of a loop that trains in Python."""
-        self._hook()
-        self._ending.begin()
-        # nothing to call: an iteration of a loop is run by the program itself
-        eager = EagerStep(self._recording, lambda: None, self._suspected)
-        return LoopStep(
-            self._recording, self._calls, eager, self._ending, self.knows, self.remember
-        )
-
-    def knows(self, handles: Sequence[Any]) -> bool:
-        """Whether one of these handles is that of a variable of this training."""
-        return any(id(handle) in self._handles for handle in handles)
-
-    def remember(self, handles: Sequence[Any]) -> None:
-        """These handles are part of this training."""
-        self._handles.update(
-            {id(handle): handle for handle in handles if is_float_variable(handle)}
-        )
 
     # Copies
 
@@ -446,7 +406,7 @@ class Recorder(keras.callbacks.Callback):
             self._recording.guard(self._ending.leave)
             self._recording.guard(self._recording.release)
             self._recording.guard(self._calls.release)
-            self._handles.clear()
+            self.in_block.forget()
             self._recording.lifecycle.note(Event.CLOSE)
 
 

@@ -30,7 +30,7 @@ from nanreplay.recorder.loop_rewriter import (
 
 if TYPE_CHECKING:
     from nanreplay.recorder.ambient import Ambient
-    from nanreplay.recorder.loop_step import LoopStep
+    from nanreplay.recorder.block_training import LoopStep
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 

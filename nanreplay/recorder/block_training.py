@@ -1,22 +1,25 @@
-"""Recording the iterations of a loop that trains in Python: each is one eager step.
+"""What trains in a block of code that nobody wrapped: calls, and iterations of loops in Python.
 
-What `EagerStep` does with a call is done here between two moments, the beginning and the end of an
-iteration. `Ambient` makes a `LoopStep` for a loop that is entered, and `loops` tells it of these.
+`Ambient` finds the training of a call, and has its `BlockTraining` record it. Of a loop that trains
+in Python each iteration is one eager step: what `EagerStep` does with a call, a `LoopStep` does
+between the beginning and the end of an iteration, of which `loops` tells it.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from nanreplay.program import listening
+from nanreplay.program.traced_program import is_float_variable
 from nanreplay.program.training_functions import hands_gradient_out
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerCall, EagerStep
 from nanreplay.recorder.ending import Ending
+from nanreplay.recorder.lifecycle import Suspicion
 from nanreplay.recorder.recording import Recording
 
 
@@ -134,3 +137,79 @@ class LoopStep:
     def trained_eagerly(self) -> None:
         """Note that Python code trains by itself."""
         self._calls.trained_eagerly()
+
+
+class BlockTraining:
+    """Records one of the trainings of a block of code, or of a whole program.
+
+    `Ambient` hears of all that is called there, and finds the training of each call by the
+    variables that it uses. Each `Recorder` has a `BlockTraining`.
+
+    Args:
+        recording: The recording.
+        calls: Records compiled functions.
+        ending: Sees the steps begin and end.
+        hook: Replaces the functions that tell of a training, where that was undone.
+        on_suspicion: Called after a step in which something is not as it should be.
+    """
+
+    def __init__(
+        self,
+        recording: Recording,
+        calls: CompiledCalls,
+        ending: Ending,
+        hook: Callable[[], None],
+        on_suspicion: Callable[[Suspicion], None],
+    ) -> None:
+        self._recording = recording
+        self._calls = calls
+        self._ending = ending
+        self._hook = hook
+        self._on_suspicion = on_suspicion
+        self._handles: dict[int, Any] = {}
+        """Handles of the training's variables by id; held, so that their ids stay theirs."""
+
+    def record_call(
+        self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
+    ) -> Any:
+        """Run a compiled function that trains, and record it."""
+        self._hook()
+        self._ending.is_in_step = True
+        try:
+            result = self._calls.call(function, inputs, captured, run)
+        except BaseException as error:
+            self._ending.ended_by(error)
+            raise
+        self._ending.end_step()
+        return result
+
+    def note_call(self, function: Any, captured: list[Any]) -> None:
+        """A compiled function that is no step is about to run.
+
+        It may set variables of this training.
+        """
+        self._recording.guard(lambda: self._calls.note_other(function, captured))
+
+    def record_iterations(self) -> LoopStep:
+        """What records the iterations of a loop that trains in Python."""
+        self._hook()
+        self._ending.begin()
+        # nothing to call: an iteration of a loop is run by the program itself
+        eager = EagerStep(self._recording, lambda: None, self._on_suspicion)
+        return LoopStep(
+            self._recording, self._calls, eager, self._ending, self.knows, self.remember
+        )
+
+    def knows(self, handles: Sequence[Any]) -> bool:
+        """Whether one of these handles is that of a variable of this training."""
+        return any(id(handle) in self._handles for handle in handles)
+
+    def remember(self, handles: Sequence[Any]) -> None:
+        """These handles are part of this training."""
+        for handle in handles:
+            if is_float_variable(handle):
+                self._handles[id(handle)] = handle
+
+    def forget(self) -> None:
+        """Let go of the variables."""
+        self._handles.clear()
