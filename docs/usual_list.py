@@ -68,10 +68,9 @@ def page() -> str:
     lines = [
         "# The usual list, on the recording",
         "",
-        "What the usual article on NaN in TensorFlow training advises, and what `nanreplay "
-        "bisect` and `nanreplay whatif` say of a",
-        "[sample run](../sample_runs) in its place. `make usual-list` writes this page from the "
-        "captures.",
+        "The first column has the usual advice against NaN in TensorFlow training. The others have",
+        "the answer of `nanreplay bisect` and `nanreplay whatif` for a [sample run](../sample_runs).",
+        "`make usual-list` writes this page from the captures.",
         "",
         "| today, by hand | sample run | where and why | tried on the recording | in code |",
         "|---|---|---|---|---|",

@@ -73,6 +73,8 @@ def test_nothing_that_is_installed_may_replace_the_users_tensorflow(archives: Pa
     with zipfile.ZipFile(wheel_of(archives)) as wheel:
         (name,) = (each for each in wheel.namelist() if each.endswith(".dist-info/METADATA"))
         metadata = wheel.read(name).decode()
+    assert "names the op, the line, the sample" in metadata  # the README, with no broken picture
+    assert "](docs/" not in metadata
     required = re.findall(r"^Requires-Dist: ([\w-]+)([^;\n]*)$", metadata, re.MULTILINE)
     assert {package for package, _ in required} == {
         "bitmath", "click", "google-crc32c", "h5py", "ml-dtypes", "numpy", "pandas", "pebble",
