@@ -50,7 +50,11 @@ class FetchedBatches:
             with tf.init_scope(), tf.device(STAGING_DEVICE):
                 function = tf.function(lambda: _unstaged(self.name, count), autograph=False)
                 self._compiled[count] = function.get_concrete_function()
-        return tf_functions.run_function(tf_functions.runtime_name(self._compiled[count]), 1, [])[0]
+        name = tf_functions.runtime_name(self._compiled[count])
+        # Under the device that training was told to use, the function would look into that one's
+        # staging areas, which are empty, and wait for ever.
+        with tf.device(STAGING_DEVICE):
+            return tf_functions.run_function(name, 1, [])[0]
 
     def take_returned(self) -> Any:
         """What steps have returned since it was forgotten, the last ones last; a vector as well."""
