@@ -102,6 +102,12 @@ def command(
             cache=None if no_cache else cache or default_cache_folder(),
             progress=reporter.progress,
         )
+    if any(each.answer.is_stored for each in result.captures):
+        click.echo(
+            "nanreplay: TensorFlow is not installed, so these are the answers that the captures "
+            "hold.",
+            err=True,
+        )
     _write(result, html, md)
     if as_json:
         from nanreplay.triage.triage_json import triage_to_json

@@ -1,6 +1,7 @@
 """What bisecting one capture gave, as it crosses processes and lies in the cache.
 
-`answer_of` runs where TensorFlow is: in a worker. All else here needs none.
+`answer_of` runs where TensorFlow is: in a worker. All else here needs none; `stored_answer_of` is
+what there is without it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from nanreplay.errors import NanreplayError, first_line
@@ -17,6 +18,7 @@ from nanreplay.terminal import CODES, STATUS, UNDECIDED, Status, code_of, quiet_
 
 if TYPE_CHECKING:
     from nanreplay.capture import Capture
+    from nanreplay.report.contents import Report
 
 _NUMBERED = re.compile(r"(.+?)_(\d+)")
 """A layer's name with the number that Keras gave it: `dense_4`."""
@@ -44,6 +46,8 @@ class CaptureAnswer:
     """Seconds that bisecting took."""
     is_cached: bool = False
     """Whether an earlier run found this."""
+    is_stored: bool = False
+    """Whether the capture itself holds it: TensorFlow is not installed to bisect it."""
 
 
 def answer_to_json(answer: CaptureAnswer) -> dict[str, Any]:
@@ -115,12 +119,33 @@ def bisected_answer(
     Raises:
         NanreplayError: It cannot be read or replayed.
     """
-    from nanreplay.capture import Capture
-    from nanreplay.report.explain import explain, worker_of
-    from nanreplay.report.report_json import to_json
+    from nanreplay.report.explain import explain
 
     began_s = time.perf_counter()
     report = explain(path, trust=trust, fixes="none", progress=progress, say=say)
+    return replace(_as_answer(path, report), elapsed_s=round(time.perf_counter() - began_s, 3))
+
+
+def stored_answer_of(path: str) -> CaptureAnswer:
+    """The answer that a capture holds, where TensorFlow is not installed; why there is none, else.
+
+    Args:
+        path: A file or a URL.
+    """
+    from nanreplay.report.stored_answers import answer_without_tensorflow
+
+    try:
+        report = answer_without_tensorflow(path).report
+        return replace(_as_answer(path, report), is_stored=True)
+    except NanreplayError as error:
+        return failed_answer(path, error)
+
+
+def _as_answer(path: str, report: Report) -> CaptureAnswer:
+    from nanreplay.capture import Capture
+    from nanreplay.report.explain import worker_of
+    from nanreplay.report.report_json import to_json
+
     origin = report.findings.origin
     with Capture(path) as capture:
         metadata, worker = capture.metadata, worker_of(capture)
@@ -136,7 +161,6 @@ def bisected_answer(
         script=metadata.get("script"),
         recorded=metadata.get("created"),
         workers=None if worker is None else worker[1],
-        elapsed_s=round(time.perf_counter() - began_s, 3),
     )
 
 

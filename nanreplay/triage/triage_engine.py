@@ -6,11 +6,11 @@ import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 
+from nanreplay.report.stored_answers import has_tensorflow
 from nanreplay.triage.answer_cache import AnswerCache, content_key
-from nanreplay.triage.capture_answer import CaptureAnswer, failed_answer
+from nanreplay.triage.capture_answer import CaptureAnswer, failed_answer, stored_answer_of
 from nanreplay.triage.failure_groups import TriagedCapture, TriageResult, grouped
 from nanreplay.triage.found_captures import FoundCapture, find_captures
 
@@ -57,7 +57,8 @@ def triage(
         CaptureNotFoundError: There is no such path, or no capture under all of them.
         ClusterError: The Dask cluster cannot be used.
         OutputExistsError: The cache cannot be made.
-        ModuleNotFoundError: The workers of this machine lack TensorFlow.
+        ModuleNotFoundError: The workers of this machine lack TensorFlow, and no capture holds its
+            answer.
     """
     kept = AnswerCache(cache)
     found = find_captures(paths)
@@ -73,7 +74,8 @@ def triage(
         bisected = answers or _workers(options or WorkerOptions())
         for answer in bisected([names[0] for names in copies.values()]):
             names = copies[keys[answer.path] or answer.path]
-            kept.keep(keys[answer.path], answer)
+            if not answer.is_stored:
+                kept.keep(keys[answer.path], answer)
             for name in names:
                 done[name] = _as_copy(answer, name)
             _tell(progress, done, found)
@@ -128,8 +130,12 @@ def _workers(options: WorkerOptions) -> Answers:
             memory_of_worker,
         )
 
-        if find_spec("tensorflow") is None:  # looks for it, without the seconds of its import
-            raise ModuleNotFoundError("no TensorFlow", name="tensorflow")
+        if not has_tensorflow():
+            stored = [stored_answer_of(name) for name in names]
+            if not any(answer.is_stored for answer in stored):
+                raise ModuleNotFoundError("no TensorFlow", name="tensorflow")
+            yield from stored
+            return
         workers = min(options.workers or default_workers(len(names)), len(names))
         yield from answers_here(
             names,

@@ -61,6 +61,17 @@ def test_info_and_bisect_give_the_stored_answer_and_say_whose_it_is() -> None:
     assert answer.report.sentence in info.stdout
 
 
+def test_triage_groups_the_stored_answers_and_names_captures_without_one(bare: Path) -> None:
+    other = ROOT / "sample_runs" / "nan_in_one_sample.h5"
+    done = run("triage", SAMPLE, other, bare, "--no-cache", "--json")
+    assert "TensorFlow is not installed, so these are the answers" in done.stderr
+    groups = json.loads(done.stdout)["groups"]
+    told = {path: group for group in groups for path in group["captures"]}
+    assert told[str(SAMPLE)]["cause"] == "log_of_zero"
+    assert str(other) in told
+    assert "holds no stored answer" in done.stdout
+
+
 def test_pages_are_made_of_the_stored_answer(tmp_path: Path) -> None:
     done = run("report", SAMPLE, "--html", tmp_path / "a.html", "--md", tmp_path / "a.md")
     assert done.returncode == 1, done.stderr
