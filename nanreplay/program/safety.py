@@ -34,6 +34,7 @@ WRITTEN_FILES = frozenset("Save SaveV2 SaveSlices MergeV2Checkpoints WriteFile".
 
 Every replay leaves them out, so they may be there.
 """
+_OF_TENSORFLOW = "what only TensorFlow itself may use"
 _REACHES = {
     "files": r"""
         ReadFile | WriteFile | MatchingFiles | .*Reader(V2)? | Reader[A-Z].* | RecordInput
@@ -63,9 +64,7 @@ _REACHES = {
       | .*GlobalCoreArray.*
       | (ExecuteTPU|CollateTPU).* | GetTpuTaskId | TpuHandleToProtoKey | DTensorSetGlobalTPUArray
     """,
-    "what only TensorFlow itself may use": (
-        r"_(?!Arg|Retval|EagerConst|ListToArray|ArrayToList|SwitchN|If|While).*"
-    ),
+    _OF_TENSORFLOW: (r"_(?!Arg|Retval|EagerConst|ListToArray|ArrayToList|SwitchN|If|While).*"),
 }
 _COMPILED = {reach: re.compile(pattern, re.VERBOSE) for reach, pattern in _REACHES.items()}
 
@@ -210,6 +209,11 @@ def _refusal(unsafe: list[str]) -> str:
     shown = ", ".join(unsafe[:5])
     if len(unsafe) > 5:
         shown += f" and {len(unsafe) - 5} more"
+    if all(_OF_TENSORFLOW in each for each in unsafe):
+        return (
+            f"The program holds ops that no trace of a step has: {shown}. TensorFlow puts them "
+            "into graphs as it runs them; record the training step itself."
+        )
     return (
         f"The program holds ops that reach beyond tensors: {shown}. "
         "Pass trust only for a capture of your own."

@@ -63,6 +63,16 @@ def test_ops_are_refused_with_what_they_reach(op: str, reach: str) -> None:
     check_graph(graph, trust=True)
 
 
+@pytest.mark.parametrize(
+    "op", ["_FusedConv2D", "_FusedMatMul", "_FusedDepthwiseConv2dNative", "_FusedBatchNormEx"]
+)
+def test_an_op_that_only_a_rewritten_graph_has_is_refused_with_what_to_do(op: str) -> None:
+    graph = tf.compat.v1.GraphDef()
+    graph.node.add(name="fused", op=op)
+    with pytest.raises(UnsafeProgramError, match=rf"{op} 'fused'.*record the training step itself"):
+        check_graph(graph)
+
+
 def test_an_op_inside_a_function_that_nobody_calls_is_seen() -> None:
     graph = calling_graph({"outer": [], "unused": []})
     graph.library.function[1].node_def.add(name="read", op="ReadFile")
