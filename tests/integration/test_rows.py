@@ -184,3 +184,25 @@ def test_rows_without_which_another_op_overflows_are_said_to_be_such(tmp_path: P
         "Proved by replay: this row alone reproduces it, and without it it does not happen at this "
         "op; another one fails then."
     )
+
+
+def root_of_sums(w: Any, x: Any, offsets: Any) -> Any:
+    return tf.reduce_sum(w * tf.sqrt(tf.reduce_sum(x, axis=0) - offsets[0]))
+
+
+@pytest.mark.parametrize("is_rounding", [True, False])
+def test_a_sum_that_is_negative_by_rounding_alone_is_no_rows_doing(
+    is_rounding: bool, tmp_path: Path
+) -> None:
+    """Sums over the batch are 8, 4 and 2; the second less 4.0000005, or less 6, is negative."""
+    off = np.nextafter(np.float32(4), np.float32(5)) if is_rounding else np.float32(6)
+    good = tf.zeros((4, 3)), tf.fill((4, 3), -1.0)
+    bad = (
+        tf.tile(tf.constant([[2.0, 1.0, 0.5]]), [4, 1]),
+        tf.tile(tf.constant([[0.0, off, 0.0]]), [4, 1]),
+    )
+    train(tmp_path / "run.h5", root_of_sums, [good, bad], tf.ones(3))
+    origin = origin_of(tmp_path / "run.h5")
+    assert origin.op_type == "Sqrt"
+    assert ("0 but for rounding" in (origin.rows_reason or "")) == is_rounding
+    assert not (is_rounding and origin.rows)
