@@ -97,6 +97,13 @@ def times_a_mask_of_float16(w: Any, x: Any) -> Any:
     return tf.reduce_sum(tf.cast(tf.nn.softmax(masked), tf.float32))
 
 
+def sum_of_two_logs(w: Any, x: Any) -> Any:
+    a = b = tf.constant([0.0, -np.inf, 0.0])
+    larger = tf.maximum(a, b)
+    total = larger + tf.math.log(tf.exp(a - larger) + tf.exp(b - larger))
+    return tf.reduce_sum(tf.exp(total) * w * x)
+
+
 LABELS = np.array([0, 2, 3, 4])
 SENTENCES: dict[str, tuple[Loss, Sequence[Any], str, str]] = {
     "no positive sample": (positives, (X, LABELS), "empty_reduction", "it holds for none"),
@@ -168,6 +175,12 @@ SENTENCES: dict[str, tuple[Loss, Sequence[Any], str, str]] = {
         (X,),
         "fp16_overflow",
         "where it masks nothing, -inf times 0 is NaN",
+    ),
+    "a log-sum-exp of two terms that are -inf": (
+        sum_of_two_logs,
+        (X,),
+        "mask_all",
+        "takes the larger of two terms off them, and both are -inf at [1]: that is NaN",
     ),
     "a covariance of two rows": (
         lambda w, x: tf.linalg.slogdet(covariance(w, x))[1],

@@ -131,6 +131,11 @@ def _softmax(case: Case) -> Cause | None:
         f"`{case.op}`{case.where} gets a row of only -inf{case.place}: "
         "everything in it is masked out, and 0 / 0 is NaN."
     )
+    if _takes_larger_off(case):
+        sentence = (
+            f"`{case.op}`{case.where} takes the larger of two terms off them, and both are -inf"
+            f"{case.place}: that is NaN, where the log-sum-exp of both is -inf."
+        )
     return Cause("mask_all", 0.96, sentence, (f"{case.count} of its output are NaN.",))
 
 
@@ -140,12 +145,21 @@ def _subtracts_infinities(case: Case) -> bool:
     if case.graph is None or row is None or shift is None:
         return False
     maximum = case.graph.maker(shift)
-    if maximum is None or maximum.type not in ("Max", "Select", "SelectV2"):
+    if maximum is None or maximum.type not in ("Max", "Maximum", "Select", "SelectV2"):
         return False
     first, second = case.operand(0), case.operand(1)
     if first.shape != second.shape:
         return False
     return bool((np.isneginf(first) & np.isneginf(second)).any())
+
+
+def _takes_larger_off(case: Case) -> bool:
+    """Whether a log-sum-exp of two terms is written by hand, as `tf.maximum(a, b)` off each."""
+    shift = case.input_id(1) if case.op == "Sub" and case.graph is not None else None
+    if case.graph is None or shift is None:
+        return False
+    maximum = case.graph.maker(shift)
+    return maximum is not None and maximum.type == "Maximum"
 
 
 def _has_masked_row(case: Case) -> bool:
