@@ -6,8 +6,10 @@ each a process of its own; then `nanreplay info`, `replay`, `bisect` and `whatif
 a training that SIGTERM ends. The last rows say with which power of the size each figure grows: 1 is
 linear, and 0 not at all.
 
-Usage: python benchmarks/scale.py [--large] [--only STATE_MIB:LAYERS ...] [--folder DIR]
---large adds states of 1.25 to 8 GiB, which takes hours and 24 GiB of memory.
+Usage: python benchmarks/scale.py [--large] [--only STATE_MIB:LAYERS ...] [--models NAME ...]
+                                  [--folder DIR]
+--large adds states of 1.25 to 8 GiB, 10,000 variables and larger models to be bisected, which takes
+hours and 24 GiB of memory. --only 0:5000 is the row of 10,000 variables.
 """
 
 from __future__ import annotations
@@ -28,9 +30,14 @@ from measuring import ENVIRONMENT, machine, machine_line, table, write_results
 
 WORKER = Path(__file__).with_name("scale_once.py")
 BISECT_WORKER = Path(__file__).with_name("scale_bisect_once.py")
-TRANSFORMERS = [(8, 512, 10_000)]
-LARGE_TRANSFORMERS = [(12, 768, 30_522)]
+TRANSFORMERS = [("8", "512", "10000")]
+LARGE_TRANSFORMERS = [("12", "768", "30522")]
 """Blocks, width and words of transformers that are bisected: 30 and 110 million parameters."""
+APPLICATIONS = [("MobileNetV3Small",)]
+LARGE_APPLICATIONS = [("ResNet50V2",), ("EfficientNetV2B0",), ("DenseNet121",)]
+"""Models of `keras.applications` that are bisected."""
+MANY_VARIABLES = (0, 5000)
+"""No state to speak of, in 10,000 variables."""
 BY_STATE = [(10, 8), (40, 8), (160, 8), (640, 8)]
 BY_OPS = [(20, 4), (20, 16), (20, 64)]
 LARGE = [(1280, 8), (2048, 8), (4096, 8), (8192, 8)]
@@ -79,22 +86,22 @@ def measure(state_mib: int, layers: int, folder: str | None) -> dict[str, Any]:
         capture = str(Path(name) / "run.h5")
         for command in COMMANDS:
             done = measured(["-m", "nanreplay", command, capture])
-            found[command] = {key: done[key] for key in ("s", "peak_mib", "code")}
+            found[command] = {key: done[key] for key in ("s", "cpu_s", "peak_mib", "code")}
             print(state_mib, layers, command, found[command], flush=True)
     with tempfile.TemporaryDirectory(dir=folder) as name:
         found["sigterm"] = facts_of(measured([WORKER, "sigterm", *arguments, name]))
     return found
 
 
-def bisected(blocks: int, width: int, words: int, folder: str | None) -> dict[str, Any]:
-    """Verdict, origin and cause of a transformer: memory, and processor time in eager steps.
+def bisected(model: Sequence[str], folder: str | None) -> dict[str, Any]:
+    """Verdict, origin and cause of a model: memory, and processor time in eager steps.
 
     Processor time, since it hardly depends on what else the machine does.
     """
     with tempfile.TemporaryDirectory(dir=folder) as name:
         capture = str(Path(name) / "run.h5")
-        arguments = [str(number) for number in (blocks, width, words)]
-        found = facts_of(measured([BISECT_WORKER, *arguments, capture]))
+        found = facts_of(measured([BISECT_WORKER, *model, capture]))
+        found["model"] = model[0] if len(model) == 1 else "transformer"
         importing = measured([BISECT_WORKER, "import"])
         done = measured(["-m", "nanreplay", "bisect", capture, "--json", "--no-fixes"])
         found |= json.loads(done["out"])["memory"]
@@ -104,9 +111,10 @@ def bisected(blocks: int, width: int, words: int, folder: str | None) -> dict[st
 
 
 def bisected_row(found: dict[str, Any]) -> list[str]:
-    """A row of the table of transformers."""
+    """A row of the table of models that are bisected."""
     state_mib, peak_mib = found["state_bytes"] / 2**20, found["peak_bytes"] / 2**20
     return [
+        found["model"],
         f"{found['parameters'] / 1e6:.0f} M",
         f"{found['ops']}",
         f"{state_mib:.0f}",
@@ -126,11 +134,15 @@ def growth(sizes: Sequence[float], figures: Sequence[float]) -> str:
 
 
 COLUMNS: dict[str, Any] = {
-    "dump s": lambda row: row["nan"]["dump_s"],
+    "dump CPU s": lambda row: row["nan"]["dump_s"],
     "more MiB than bare": lambda row: row["nan"]["peak_mib"] - row["bare"]["peak_mib"],
     "file MiB": lambda row: row["nan"]["file_mib"],
     "SIGTERM to file s": lambda row: row["sigterm"]["file_s"],
-    **{f"{name} s": lambda row, name=name: row[name]["s"] for name in COMMANDS},
+    "plain write of the state s": lambda row: row["sigterm"]["plain_s"],
+    "SIGTERM to file / plain write, CPU": lambda row: (
+        row["sigterm"]["file_cpu_s"] / max(row["sigterm"]["plain_cpu_s"], 1e-3)
+    ),
+    **{f"{name} CPU s": lambda row, name=name: row[name]["cpu_s"] for name in COMMANDS},
     **{f"{name} MiB": lambda row, name=name: row[name]["peak_mib"] for name in COMMANDS},
 }
 """What is shown of a row, and fitted."""
@@ -158,6 +170,7 @@ def main() -> None:
     )
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--only", nargs="*", metavar="STATE_MIB:LAYERS")
+    parser.add_argument("--models", nargs="*", metavar="NAME|BLOCKS:WIDTH:WORDS")
     parser.add_argument("--folder", help="a folder on the disk to measure")
     given = parser.parse_args()
     before = machine()
@@ -165,22 +178,32 @@ def main() -> None:
     by_ops = BY_OPS
     if given.only:
         by_state, by_ops = [tuple(map(int, each.split(":"))) for each in given.only], []
-    header = ["state MiB", "ops", "step / bare", *COLUMNS]
+    header = ["state MiB", "ops", "step / bare, CPU", *COLUMNS]
     text, facts = [machine_line(before)], []
     for name, cases in (("state", by_state), ("ops", by_ops)):
         found = [measure(state, layers, given.folder) for state, layers in cases]
         facts += found
         if found:
             text += ["", table(header, rows_of(found, name))]
-    shapes = [] if given.only else [*TRANSFORMERS, *(LARGE_TRANSFORMERS if given.large else [])]
-    transformers = [bisected(*shape, given.folder) for shape in shapes]
-    if transformers:
+    if given.large and not given.only:
+        many = measure(*MANY_VARIABLES, given.folder)
+        facts.append(many)
+        text += ["", "10,000 variables:", "", table(header, rows_of([many], "ops")[:1])]
+    models = [*TRANSFORMERS, *APPLICATIONS]
+    if given.large:
+        models += [*LARGE_TRANSFORMERS, *LARGE_APPLICATIONS]
+    if given.models is not None:
+        models = [tuple(each.split(":")) for each in given.models]
+    elif given.only:
+        models = []
+    explained = [bisected(model, given.folder) for model in models]
+    if explained:
         header = [
-            "transformer", "ops", "state MiB", "bisect MiB", "bar MiB", "eager step, CPU s",
+            "model", "parameters", "ops", "state MiB", "bisect MiB", "bar MiB", "eager step, CPU s",
             "bisect, CPU s", "bisect / eager step (bar 10)",
         ]  # fmt: skip
-        text += ["", table(header, [bisected_row(found) for found in transformers])]
-        facts += transformers
+        text += ["", table(header, [bisected_row(found) for found in explained])]
+        facts += explained
     write_results("scale", "\n".join(text), {"machine": before, "rows": facts})
 
 

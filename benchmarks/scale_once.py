@@ -4,7 +4,10 @@ recorded with the recorder's defaults.
 Usage: python scale_once.py nan|sigterm|bare STATE_MIB LAYERS FOLDER
 
 `nan` trains to a NaN in the batch of its 24th step, `bare` does so without a recorder, and
-`sigterm` sends itself that signal after its 24th step; each prints what it took.
+`sigterm` sends itself that signal after its 24th step; each prints what it took. Before the signal
+as many bytes as the state has are written to a plain file: what the disk takes by itself.
+
+With a STATE_MIB of 0 the model has one layer with LAYERS small weights, and a momentum of each.
 """
 
 from __future__ import annotations
@@ -27,9 +30,30 @@ MIB = 2**20
 STEPS, ROWS = 24, 8
 
 
+@keras.saving.register_keras_serializable("scale")
+class ManyWeights(keras.layers.Layer):
+    """Adds the sum of many small weights to its input."""
+
+    def __init__(self, count: int, **options: Any) -> None:
+        super().__init__(**options)
+        self.count = count
+
+    def build(self, shape: Any) -> None:
+        self.added = [
+            self.add_weight(shape=shape[-1:], name=f"added_{i}") for i in range(self.count)
+        ]
+
+    def call(self, x: Any) -> Any:
+        return x + sum(self.added)
+
+
 def build(state_mib: int, layers: int) -> tuple[Any, int]:
     """A stack of square layers, whose weights and Adam's slots have that size together, and its
-    width."""
+    width; with a state of 0 one layer with so many weights."""
+    if not state_mib:
+        model = keras.Sequential([keras.Input((8,)), ManyWeights(layers)])
+        model.compile(keras.optimizers.SGD(1e-6, momentum=0.9), "mse", jit_compile=False)
+        return model, 8
     width = max(8, int((state_mib * MIB / 3 / 4 / layers) ** 0.5))
     keras.utils.set_random_seed(1)
     stack = []
@@ -43,27 +67,50 @@ def build(state_mib: int, layers: int) -> tuple[Any, int]:
 class Times(keras.callbacks.Callback):
     """When steps end; sends SIGTERM after the last one where that is wanted."""
 
-    def __init__(self, path: Path, *, ends: bool) -> None:
+    def __init__(self, path: Path, state_mib: int, *, ends: bool) -> None:
         super().__init__()
-        self.path, self.ends = path, ends
+        self.path, self.state_mib, self.ends = path, state_mib, ends
         self.at_s: list[float] = []
+        """Processor time, which hardly depends on what else the machine does."""
+        self.plain = 0.0, 0.0
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
-        self.at_s.append(time.perf_counter())
+        self.at_s.append(time.process_time())
         if self.ends and len(self.at_s) == STEPS:
+            self.plain = write_plainly(self.path.with_suffix(".bin"), self.state_mib)
             threading.Thread(target=self.wait_for_file, daemon=True).start()
             os.kill(os.getpid(), signal.SIGTERM)
 
     def wait_for_file(self) -> None:
         """Tell after which time the file has its name; the process ends by itself after that."""
-        began_s = time.perf_counter()
+        began_s, began_cpu_s = time.perf_counter(), time.process_time()
         while not self.path.exists():
             time.sleep(0.01)
         facts = {
             "file_s": time.perf_counter() - began_s,
+            "file_cpu_s": time.process_time() - began_cpu_s,
             "file_mib": self.path.stat().st_size / MIB,
+            "plain_s": self.plain[0],
+            "plain_cpu_s": self.plain[1],
         }
         print(json.dumps(facts), flush=True)
+
+
+def write_plainly(path: Path, size_mib: int) -> tuple[float, float]:
+    """Seconds, and seconds of processor time, that random bytes take to a file.
+
+    Nobody waits for them to be on the disk.
+    """
+    piece = np.random.default_rng(1).bytes(64 * MIB)
+    began_s, began_cpu_s = time.perf_counter(), time.process_time()
+    with path.open("wb", buffering=0) as file:
+        for start_mib in range(0, size_mib, 64):
+            left = memoryview(piece)[: min(64, size_mib - start_mib) * MIB]
+            while len(left):
+                left = left[file.write(left) :]
+        taken = time.perf_counter() - began_s, time.process_time() - began_cpu_s
+    path.unlink()
+    return taken
 
 
 def main(mode: str, state: str, layers: str, folder: str) -> None:
@@ -73,7 +120,7 @@ def main(mode: str, state: str, layers: str, folder: str) -> None:
     if mode != "sigterm":
         x[-1, 0] = np.nan
     path = Path(folder) / "run.h5"
-    times = Times(path, ends=mode == "sigterm")
+    times = Times(path, int(state), ends=mode == "sigterm")
     callbacks: list[Any] = [times]
     if mode != "bare":
         from nanreplay import Recorder
