@@ -123,7 +123,7 @@ def bisected_answer(
 
     began_s = time.perf_counter()
     report = explain(path, trust=trust, fixes="none", progress=progress, say=say)
-    return replace(_as_answer(path, report), elapsed_s=round(time.perf_counter() - began_s, 3))
+    return replace(answer_with(path, report), elapsed_s=round(time.perf_counter() - began_s, 3))
 
 
 def stored_answer_of(path: str) -> CaptureAnswer:
@@ -136,12 +136,18 @@ def stored_answer_of(path: str) -> CaptureAnswer:
 
     try:
         report = answer_without_tensorflow(path).report
-        return replace(_as_answer(path, report), is_stored=True)
+        return replace(answer_with(path, report), is_stored=True)
     except NanreplayError as error:
         return failed_answer(path, error)
 
 
-def _as_answer(path: str, report: Report) -> CaptureAnswer:
+def answer_with(path: str, report: Report) -> CaptureAnswer:
+    """Return the answer that a report is; the capture tells the rest of it.
+
+    Args:
+        path: A file or a URL.
+        report: That of the capture.
+    """
     from nanreplay.capture import Capture
     from nanreplay.report.explain import worker_of
     from nanreplay.report.report_json import to_json

@@ -121,3 +121,28 @@ async def test_kinds_of_causes_are_words() -> None:
     async with app.run_test(size=(140, 30)) as pilot:
         await settled(pilot)
         assert [row[1] for row in rows(app)] == ["log of zero", "float16 overflow"]
+
+
+async def test_the_list_is_sorted_grouped_and_filtered(tmp_path: Path) -> None:
+    again = tmp_path / "again.h5"
+    again.write_bytes(RUNS[0].read_bytes())
+    runs = [RUNS[1], RUNS[0], again]
+    app = NanreplayApp(runs, engine=StoredEngine(), cache=AnswerCache(tmp_path / "answers"))
+    async with app.run_test(size=(140, 30)) as pilot:
+        await settled(pilot)
+
+        def shown() -> list[str]:
+            return [row[0] for row in rows(app)]
+
+        await pilot.press("g")
+        assert shown() == ["log_of_zero.h5", "again.h5", "exploding_rnn.h5"]
+        title = str(app.screen.query_one("#chooser-title", Static).content)
+        assert title.endswith("3 captures · 2 different failures")
+        await pilot.press("g", "s")
+        assert shown() == ["again.h5", "exploding_rnn.h5", "log_of_zero.h5"]
+        await pilot.press("slash", *"gradient", "enter")
+        await pilot.pause()
+        assert shown() == ["exploding_rnn.h5"]
+        await pilot.press("enter")
+        await settled(pilot)
+        assert app.screen.state.opened.name == "exploding_rnn.h5"  # type: ignore[attr-defined]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from rich.text import Text
@@ -15,15 +16,17 @@ from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
-from textual.widgets import DataTable, Static
+from textual.widgets import DataTable, Input, Static
 
 from nanreplay.capture.storage import Location
 from nanreplay.errors import NanreplayError
 from nanreplay.report.numbers import readable_trigger
-from nanreplay.report.report_json import to_json
 from nanreplay.report.sentence import kind_in_words
 from nanreplay.report.stored_answers import answer_without_tensorflow, has_tensorflow
 from nanreplay.triage.answer_cache import AnswerCache, content_key
+from nanreplay.triage.capture_answer import CaptureAnswer, answer_with
+from nanreplay.triage.failure_key import failure_key
+from nanreplay.tui.capture_order import CaptureOrder, ListedCapture
 from nanreplay.tui.capture_state import CaptureState, OpenedCapture, open_capture
 from nanreplay.tui.engine import AnswerCapture, Engine, Progress, StoppedError
 from nanreplay.tui.screens.capture_screen import CaptureScreen
@@ -43,7 +46,8 @@ COLUMNS = {
 _UNKNOWN = Text("…", style="dim")
 _HELP = (
     "All captures that were named, with what replaying says of each. The table fills while you "
-    "look; enter opens the capture at the cursor, and ctrl+l comes back here."
+    "look; enter opens the capture at the cursor, and ctrl+l comes back here. s sorts by the next "
+    "column, g puts the same failures together, / shows only captures with the words that you type."
 )
 
 
@@ -58,9 +62,46 @@ class CaptureTable(DataTable[Text]):
             id="captures.open",
             tooltip="Open the capture at the cursor",
         ),
+        Binding(
+            "s", "sort", "Sort", show=False, id="captures.sort", tooltip="Sort by the next column"
+        ),
+        Binding(
+            "g",
+            "group",
+            "Group",
+            show=False,
+            id="captures.group",
+            tooltip="Put the same failures together, the most frequent first",
+        ),
+        Binding(
+            "slash",
+            "filter",
+            "Filter",
+            show=False,
+            id="captures.filter",
+            tooltip="Show only captures with some words",
+        ),
         Binding("j", "cursor_down", "Down", show=False, id="captures.down", tooltip="Down"),
         Binding("k", "cursor_up", "Up", show=False, id="captures.up", tooltip="Up"),
     ]
+
+    def action_sort(self) -> None:
+        """Sort by the next column."""
+        self._list.sort()
+
+    def action_group(self) -> None:
+        """Put the same failures together, or not."""
+        self._list.group()
+
+    def action_filter(self) -> None:
+        """Ask for words."""
+        self._list.ask_for_words()
+
+    @property
+    def _list(self) -> ChooserScreen:
+        screen = self.screen
+        assert isinstance(screen, ChooserScreen)
+        return screen
 
 
 class ChooserScreen(Screen[None]):
@@ -110,10 +151,16 @@ class ChooserScreen(Screen[None]):
         """Captures that the user has opened, with their reports."""
         self.reports: dict[Location, dict[str, Any] | NanreplayError] = {}
         """Report of each capture that was replayed, as JSON; why there is none, where it failed."""
+        self.fingerprints: dict[Location, str] = {}
+        """What failed in each capture: the same text for the same failure."""
+        self.order = CaptureOrder()
+        self.shown = list(self.paths)
+        """The captures that the table shows, by row."""
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""
         yield Static(f"nanreplay  {len(self.paths)} captures", id="chooser-title", markup=False)
+        yield Input(placeholder="words, e.g. log layer/dense", id="chooser-words", compact=True)
         yield CaptureTable(id="captures", cursor_type="row", zebra_stripes=True)
         yield Static("", id="chooser-sentence", markup=False)
         yield StatusLine()
@@ -124,9 +171,8 @@ class ChooserScreen(Screen[None]):
         table = self.query_one(CaptureTable)
         for name, width in COLUMNS.items():
             table.add_column(name, key=name, width=width)
-        for path in self.paths:
-            unknown = [_UNKNOWN] * (len(COLUMNS) - 1)
-            table.add_row(Text(path.name, style="bold"), *unknown, key=str(path))
+        self.query_one("#chooser-words").display = False
+        self._fill()
         table.focus()
         self.read()
 
@@ -169,7 +215,8 @@ class ChooserScreen(Screen[None]):
         """
         state = self.states.get(path)
         if state is not None and state.report is not None:
-            self.reports[path] = to_json(state.report)
+            answer = await asyncio.to_thread(answer_with, str(path), state.report)
+            self.reports[path] = self._taken(path, answer)
         elif path not in self.reports and isinstance(self.opened.get(path), OpenedCapture):
             try:
                 self.reports[path] = await self._answer(path)
@@ -182,33 +229,102 @@ class ChooserScreen(Screen[None]):
         """The report as JSON: of an earlier run, else of a replay, else the stored one."""
         if not has_tensorflow():
             stored = await asyncio.to_thread(answer_without_tensorflow, path)
-            return to_json(stored.report)
+            stored_answer = await asyncio.to_thread(answer_with, str(path), stored.report)
+            return self._taken(path, stored_answer)
         key = await asyncio.to_thread(content_key, path)
-        answer = self.cache.known(key, str(path))
-        if answer is None:
-            answer = await self.engine.run(AnswerCapture(str(path)))
-            self.cache.keep(key, answer)
+        known = self.cache.known(key, str(path))
+        if known is not None:
+            return self._taken(path, known)
+        answer = await self.engine.run(AnswerCapture(str(path)))
+        self.cache.keep(key, answer)
+        return self._taken(path, answer)
+
+    def _taken(self, path: Location, answer: CaptureAnswer) -> dict[str, Any]:
+        """Note what failed; returns the report."""
+        key = failure_key(answer)
+        self.fingerprints[path] = "" if key is None else key.fingerprint
         assert answer.report is not None  # it always has one: what went wrong was raised
         return answer.report
 
     # What is listed
 
     def _show(self, path: Location) -> None:
-        table = self.query_one(CaptureTable)
-        for column, cell in self._row(path).items():
-            table.update_cell(str(path), column, cell)
+        """Show what is known of a capture, at its new place where that hangs on it."""
+        if self.order == CaptureOrder():
+            for column, cell in self._row(path).items():
+                self.query_one(CaptureTable).update_cell(str(path), column, cell)
+        else:
+            self._fill()
         self._show_sentence()
+
+    def _fill(self) -> None:
+        """Fill the table anew; the cursor stays on its capture where that is still shown."""
+        table = self.query_one(CaptureTable)
+        row = max(0, table.cursor_row)
+        at_cursor = self.shown[row] if row < len(self.shown) else None
+        listed = {str(path): self._listed(path) for path in self.paths}
+        path_of = {str(path): path for path in self.paths}
+        arranged = self.order.arranged(list(listed.values()))
+        self.shown = [path_of[each.name] for each in arranged]
+        table.clear()
+        for path in self.shown:
+            unknown = dict.fromkeys(list(COLUMNS)[1:], _UNKNOWN)
+            cells = {"capture": Text(path.name, style="bold"), **unknown, **self._row(path)}
+            table.add_row(*(cells[column] for column in COLUMNS), key=str(path))
+        if at_cursor in self.shown:
+            table.move_cursor(row=self.shown.index(at_cursor))
+        said = self.order.described(len(self.shown), list(listed.values()))
+        self.query_one("#chooser-title", Static).update(f"nanreplay  {said}")
+
+    def _listed(self, path: Location) -> ListedCapture:
+        cells = {column: cell.plain for column, cell in self._row(path).items()}
+        fingerprint = self.fingerprints.get(path, "")
+        cells["capture"] = path.name
+        return ListedCapture(str(path), cells, self._sentence(path), fingerprint)
+
+    def sort(self) -> None:
+        """Sort by the next column."""
+        self.order = self.order.sorted_by_next(list(COLUMNS))
+        self._fill()
+
+    def group(self) -> None:
+        """Put the same failures together, or not."""
+        self.order = replace(self.order, together=not self.order.together)
+        self._fill()
+
+    def ask_for_words(self) -> None:
+        """Ask which words a capture must have to be shown."""
+        words = self.query_one("#chooser-words", Input)
+        words.display = True
+        words.focus()
+
+    @on(Input.Changed, "#chooser-words")
+    def _filter(self, event: Input.Changed) -> None:
+        self.order = replace(self.order, words=event.value)
+        self._fill()
+        self._show_sentence()
+
+    @on(Input.Submitted, "#chooser-words")
+    def _end_of_words(self) -> None:
+        """Go back to the list; without words the line goes away."""
+        words = self.query_one("#chooser-words", Input)
+        words.display = bool(words.value)
+        self.query_one(CaptureTable).focus()
 
     @on(DataTable.RowHighlighted)
     def _show_sentence(self) -> None:
         """Show what is known of the capture at the cursor."""
-        path = self.paths[max(0, self.query_one(CaptureTable).cursor_row)]
+        row = max(0, self.query_one(CaptureTable).cursor_row)
+        text = self._sentence(self.shown[row]) if row < len(self.shown) else ""
+        self.query_one("#chooser-sentence", Static).update(text)
+
+    def _sentence(self, path: Location) -> str:
+        """What replaying says of a capture, or why it cannot be read or replayed; else ""."""
         report, opened = self.reports.get(path), self.opened.get(path)
         known = report if report is not None else opened
-        text = str(known) if isinstance(known, NanreplayError) else ""
         if isinstance(known, dict):
-            text = str(known["sentence"])
-        self.query_one("#chooser-sentence", Static).update(text)
+            return str(known["sentence"])
+        return str(known) if isinstance(known, NanreplayError) else ""
 
     def _row(self, path: Location) -> dict[str, Text]:
         """Cells of what is known of a capture, by column; the others keep what they show."""
@@ -227,7 +343,7 @@ class ChooserScreen(Screen[None]):
     @on(DataTable.RowSelected)
     def open_capture(self) -> None:
         """Open the capture at the cursor."""
-        path = self.paths[self.query_one(CaptureTable).cursor_row]
+        path = self.shown[self.query_one(CaptureTable).cursor_row]
         opened = self.opened.get(path)
         if isinstance(opened, NanreplayError):
             self.app.push_screen(ErrorScreen(opened))
