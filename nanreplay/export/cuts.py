@@ -70,6 +70,7 @@ def cut_to_steps(replay: Replay, first: int) -> CaptureContents:
         lazy_contents(capture),
         programs=programs,
         keyframes={first: state},
+        states={},  # the keyframe tells it, with what is changed of it later
         batches=batches,
         frames=frames,
         stacks=stacks,

@@ -231,7 +231,7 @@ def _cut(capture: Capture, origin: Origin | None, *, trust: bool) -> CaptureCont
         with Replay(capture, trust=trust) as replay:
             return cut_to_steps(replay, origin.step)
     last = {step: capture.keyframe(step) for step in capture.keyframe_steps[-1:]}
-    return replace(lazy_contents(capture), batches={}, keyframes=last)
+    return replace(lazy_contents(capture), batches={}, keyframes=last, states={})
 
 
 def _anonymous(contents: CaptureContents) -> tuple[CaptureContents, tuple[str, ...]]:

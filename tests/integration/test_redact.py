@@ -133,6 +133,7 @@ def test_what_cannot_be_replayed_says_so(
     with Capture(tmp_path / "out.h5") as capture:
         assert capture.steps == ()
         assert len(capture.keyframe_steps) == (arguments[0] == "--batches")
+        assert capture.state_steps == ()  # it holds weights, too
         assert len(capture.timeline()) == 5
     assert run(["bisect", str(tmp_path / "out.h5")]) == 3
 
@@ -178,3 +179,14 @@ def test_failing_rows_must_be_known(
     )
     assert "the rows that fail are not known" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_capture_with_the_state_before_its_failing_step_is_made_small(
+    secret: Path, tmp_path: Path
+) -> None:
+    with Capture(secret) as before:
+        assert before.state_steps
+    assert run(["minimize", str(secret), "-o", str(tmp_path / "small.h5")]) == 0
+    with Capture(tmp_path / "small.h5") as after:
+        assert after.state_steps == ()
+        assert after.keyframe_steps == (after.incident.step,)
