@@ -103,11 +103,9 @@ def _without_sources(body: Any, removed: set[str], places: Mapping[str, str]) ->
         places: Names of the tensors that they gave to those that take their places.
     """
     kept = [node for node in body.node_def if node.name not in removed]
+    gone = {f"^{name}" for name in removed}  # as inputs name an op that only has to run before
     for node in kept:
-        inputs = [places.get(name, name) for name in node.input]
-        node.input[:] = [
-            name for name in inputs if not name.startswith("^") or name[1:] not in removed
-        ]
+        node.input[:] = [places.get(name, name) for name in node.input if name not in gone]
     del body.node_def[:]
     body.node_def.extend(kept)
     for name, value in list(body.ret.items()):
@@ -238,11 +236,10 @@ class InstrumentedFunction:
         if fetched:
             self._stage_fetched(definition, fetched, batches.name)
             return
-        library = {
-            function.signature.name: function
-            for name in training.graphs
-            for function in tf_functions.function_library(name)
-        }
+        library: dict[str, Any] = {}
+        for name in training.graphs:
+            for function in tf_functions.function_library(name):
+                library[function.signature.name] = function
         if program.loop is not None:
             body = program.loop.op.node_def.attr["body"].func.name
             self._stage_fetched(library[body], program.loop.fetched, batches.name)
@@ -285,18 +282,17 @@ class InstrumentedFunction:
         A function calls another by its name, so that the name of its caller changes with it, and so
         on outwards, until nothing more is added.
         """
-        mentions = {
-            name: set(mentioned_functions(function.node_def)) for name, function in library.items()
-        }
+        mentions = {}
+        for name, function in library.items():
+            mentions[name] = set(mentioned_functions(function.node_def))
         changed = touched - {""}
-        callers = changed
-        while callers:
-            callers = {
-                name
-                for name, mentioned in mentions.items()
-                if name not in changed and mentioned & changed
-            }
-            changed = changed | callers
+        has_grown = True
+        while has_grown:
+            n_before = len(changed)
+            for name, mentioned in mentions.items():
+                if mentioned & changed:
+                    changed.add(name)
+            has_grown = len(changed) > n_before
         names = {name: f"{name}_{_PREFIX}_{next(_serials)}" for name in changed}
         for old, new in names.items():
             function = library[old]

@@ -59,11 +59,11 @@ def pruned(record: ProgramRecord) -> ProgramRecord:
     forget_placement(graph)
     kept = {(function, node.name) for function, node in all_nodes(graph)}
     # What is known of a forward op is asked for through its backward op, even if it is gone.
-    kept |= {
-        (info.forward_function, info.forward)
-        for info in record.ops
-        if (info.function, info.name) in kept
-    }
+    forward_ops = set()
+    for info in record.ops:
+        if (info.function, info.name) in kept:
+            forward_ops.add((info.forward_function, info.forward))
+    kept |= forward_ops
     ops = tuple(info for info in record.ops if (info.function, info.name) in kept)
     return replace(record, graph=graph.SerializeToString(deterministic=True), ops=ops)
 
@@ -202,11 +202,11 @@ class ProgramEditor:
         function, name = key
         if name in self._nodes.get(function, {}):
             return key
-        alike = [
-            other
-            for other, nodes in self._nodes.items()
-            if _stem(other) == _stem(function) and name in nodes
-        ]
+        alike = []
+        for other, nodes in self._nodes.items():
+            if _stem(other) == _stem(function) and name in nodes:
+                alike.append(other)
+        # Of two functions of that name, none can be told to be the one that was meant.
         if len(alike) != 1:
             raise ReplayError(f"The program {self.record.id} holds no op {name!r}.")
         return alike[0], name
@@ -316,16 +316,15 @@ class ProgramEditor:
             ]
             with tf.name_scope(scope):
                 results = tf.nest.flatten(compute(*placeholders))
-        stand_for = {
-            placeholder.op.name: tensor
-            for placeholder, tensor in zip(placeholders, tensors, strict=True)
-        }
+        names = [placeholder.op.name for placeholder in placeholders]
+        stand_for = dict(zip(names, tensors, strict=True))
         definition = graph.as_graph_def()
         if definition.library.function:
             raise ReplayError("A fix may not call functions.")
         for node in definition.node:
             if node.name not in stand_for:
                 self._append(function, node, stand_for)
+        # A function may return one of the tensors that it was given.
         return [
             stand_for.get(tensor.op.name)
             or self.outputs((function, tensor.op.name))[tensor.value_index]
@@ -345,12 +344,8 @@ class ProgramEditor:
         node, body = self._nodes[""][name], self._functions[function]
         # A tensor of the branch to its name in the main graph: `dense/MatMul:product:0` becomes
         # `cond/dense/MatMul:0`, an argument becomes the input of the If (after the condition).
-        in_main = {
-            argument.name: source
-            for argument, source in zip(
-                body.signature.input_arg, data_inputs(node)[1:], strict=True
-            )
-        }
+        arguments = [argument.name for argument in body.signature.input_arg]
+        in_main = dict(zip(arguments, data_inputs(node)[1:], strict=True))
         for inner in body.node_def:
             outputs = self.outputs((function, inner.name))
             in_main |= {output: f"{name}/{inner.name}:{k}" for k, output in enumerate(outputs)}

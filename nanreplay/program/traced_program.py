@@ -85,13 +85,11 @@ def fetched_paths(function: Any, fetched: Sequence[Any], *, in_loop: bool) -> li
 
 def _paths_by_replica(fetched: Sequence[Any], replicas: Sequence[int]) -> list[str]:
     """`replica_1/0` for the first tensor of the second replica, `has_value/0` for what is asked."""
-    prefixes = [
-        "has_value" if tensor.op.type == "OptionalHasValue" else f"replica_{replica}"
-        for tensor, replica in zip(fetched, replicas, strict=True)
-    ]
     counts: Counter[str] = Counter()
     paths = []
-    for prefix in prefixes:
+    for tensor, replica in zip(fetched, replicas, strict=True):
+        is_asked = tensor.op.type == "OptionalHasValue"
+        prefix = "has_value" if is_asked else f"replica_{replica}"
         paths.append(f"{prefix}/{counts[prefix]}")
         counts[prefix] += 1
     return paths
@@ -237,10 +235,10 @@ class TracedProgram:
 
     def layout_of_outputs(self) -> list[tuple[str, int]]:
         """(name in the fingerprint, index of the output) of each scalar float that is returned."""
-        # Of a loss that is listed twice, the first number counts.
-        loss_numbers = {
-            id(tensor): number for number, tensor in reversed(list(enumerate(self.losses)))
-        }
+        loss_numbers: dict[int, int] = {}
+        for loss_number, tensor in enumerate(self.losses):
+            # Of a loss that is listed twice, the first number counts.
+            loss_numbers.setdefault(id(tensor), loss_number)
         layout = []
         for position, tensor in enumerate(self.outputs):
             if not is_scalar_float(tensor):
