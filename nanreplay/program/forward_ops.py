@@ -30,7 +30,7 @@ def forward_ops(
     They follow from the tape's calls, and from the names of symbolic gradients. Ops of gradient
     functions that the user wrote are told as well, by their names in the FunctionDef.
     """
-    found: dict[OpKey, OpKey] = {}
+    forward_of: dict[OpKey, OpKey] = {}
     custom: set[OpKey] = set()
     operations = {name: graph.get_operations() for name, graph in graphs.items()}
     for span in seen.spans:
@@ -45,14 +45,14 @@ def forward_ops(
             if target is None:
                 continue
             for op in operations[function][span.start : span.end]:
-                if span.is_custom and (function, op.name) not in found:
+                if span.is_custom and (function, op.name) not in forward_of:
                     custom.add((function, names.node_name(function, op.name)))
-                found.setdefault((function, op.name), target)
+                forward_of.setdefault((function, op.name), target)
     for function, graph in graphs.items():
         owner = names.forward_function(function, tf_functions.forward_graph(graph))
         others = [owner] if owner is not None else [name for name in graphs if name != function]
-        _add_symbolic(function, others, operations, found)
-    return found, custom
+        _add_symbolic(function, others, operations, forward_of)
+    return forward_of, custom
 
 
 def _by_scope(ops: Sequence[Any], scope: str, op_type: str, function: str) -> OpKey | None:
@@ -67,7 +67,7 @@ def _add_symbolic(
     function: str,
     others: Sequence[str],
     operations: Mapping[str, Sequence[Any]],
-    found: dict[OpKey, OpKey],
+    forward_of: dict[OpKey, OpKey],
 ) -> None:
     """Add ops that are named after the op of another function whose gradient they compute."""
     known: dict[str, set[str]] = {}
@@ -75,11 +75,11 @@ def _add_symbolic(
         known[name] = {op.name for op in operations[name]}
     for op in operations[function]:
         match = _SYMBOLIC_GRADIENT.search(op.name) or _TAPE_GRADIENT.match(op.name)
-        if match is None or (function, op.name) in found:
+        if match is None or (function, op.name) in forward_of:
             continue
         holders = [name for name in others if match[1] in known[name]]
         if holders:
-            found[function, op.name] = (holders[0], match[1])
+            forward_of[function, op.name] = (holders[0], match[1])
 
 
 def with_forward_layers(ops: Sequence[OpInfo], custom: Collection[OpKey] = ()) -> list[OpInfo]:

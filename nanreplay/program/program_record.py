@@ -168,15 +168,15 @@ def _captures(
 ) -> tuple[tuple[CaptureSpec, ...], list[Any]]:
     captures: list[CaptureSpec] = []
     constants: list[Any] = []
-    for inside, held in program.captures:
-        if held is None:  # the key of a collective op
+    for inside, captured in program.captures:
+        if captured is None:  # the key of a collective op
             captures.append(CaptureSpec(inside.name))
-        elif is_handle(held):
-            index = variable_index.get(id(held)) if is_variable(held) else None
+        elif is_handle(captured):
+            index = variable_index.get(id(captured)) if is_variable(captured) else None
             captures.append(CaptureSpec(inside.name, variable=index))
         else:
             captures.append(CaptureSpec(inside.name, constant=len(constants)))
-            constants.append(held)
+            constants.append(captured)
     return tuple(captures), constants
 
 

@@ -30,28 +30,28 @@ from nanreplay.program.training_functions import (
 
 
 def program_of(
-    training: TrainingFunction, held: Sequence[Any], arguments: Sequence[Any]
+    training: TrainingFunction, captured: Sequence[Any], arguments: Sequence[Any]
 ) -> TracedProgram | None:
     """The program of a function that trains; None where its batch cannot be had.
 
     Args:
         training: The function.
-        held: What the function captured, as its call is given it.
+        captured: What the function captured, as its call is given it.
         arguments: Flat arguments of a call; handles of variables among them count as captured.
     """
     graph, caller = training.innermost
     if caller is not None:
-        program = inner_program(training, graph, caller, held, arguments)
+        program = inner_program(training, graph, caller, captured, arguments)
         if program is not None:
             return program
-    return _whole_program(training, held, arguments)
+    return _whole_program(training, captured, arguments)
 
 
 def inner_program(
     training: TrainingFunction,
     graph: Any,
     caller: Caller,
-    held: Sequence[Any],
+    captured: Sequence[Any],
     arguments: Sequence[Any],
 ) -> TracedProgram | None:
     """The program of the function that the others only hand their arguments to.
@@ -68,7 +68,7 @@ def inner_program(
         if origin is None:
             return None
         if origin.kind == "held":
-            captures.append((placeholder, held[origin.number - n_arguments]))
+            captures.append((placeholder, captured[origin.number - n_arguments]))
         elif origin.kind != "argument":
             kinds.add(origin.kind)
             taken.append(origin)
@@ -117,7 +117,7 @@ def _is_element(kinds: Collection[str], taken: Sequence[ValueSource]) -> bool:
 
 
 def _whole_program(
-    training: TrainingFunction, held: Sequence[Any], arguments: Sequence[Any]
+    training: TrainingFunction, captured: Sequence[Any], arguments: Sequence[Any]
 ) -> TracedProgram | None:
     """The program of a function that trains by itself; None where it fetches in another loop."""
     graph, sources, loop = training.graph, training.sources, training.loop
@@ -134,7 +134,7 @@ def _whole_program(
         else:
             handles.append((placeholder, arguments[index]))
     inputs += [(tensor, len(leaves) + number) for number, tensor in enumerate(fetched)]
-    handles += zip(graph.inputs[n_arguments:], held, strict=True)
+    handles += zip(graph.inputs[n_arguments:], captured, strict=True)
     # A replay is fed with what was fetched, and has no iterator.
     source_inputs = [tensor for op in sources for tensor in op.inputs]
     iterators = {id(tensor) for tensor in source_inputs if is_handle(tensor)}

@@ -257,18 +257,20 @@ class TracedProgram:
         placeholders = self.mean_placeholders()
         if placeholders is None:
             return None
-        held = {id(placeholder): value for placeholder, value in self.captures}
-        return held[id(placeholders[0])], held[id(placeholders[1])]
+        captured = {id(placeholder): value for placeholder, value in self.captures}
+        return captured[id(placeholders[0])], captured[id(placeholders[1])]
 
     def mean_placeholders(self) -> tuple[Any, Any] | None:
         """The placeholders of these handles."""
-        held = {id(placeholder) for placeholder, _ in self.captures}
+        captured = {id(placeholder) for placeholder, _ in self.captures}
         for name, tensor in zip(self.output_names, self.outputs, strict=True):
             op = source_of(tensor).op
             if name.rpartition("/")[2] != "loss" or op.type not in ("DivNoNan", "RealDiv"):
                 continue
             reads = [source_of(operand).op for operand in op.inputs]
-            if all(read.type == "ReadVariableOp" and id(read.inputs[0]) in held for read in reads):
+            if all(
+                read.type == "ReadVariableOp" and id(read.inputs[0]) in captured for read in reads
+            ):
                 return reads[0].inputs[0], reads[1].inputs[0]
         return None
 

@@ -67,9 +67,9 @@ class Room:
             batch_bytes: Size of a batch.
             copies: Keyframes that are wanted at once.
         """
-        given = self._settings.memory_limit
-        if given is not None:
-            self.memory_bytes = given
+        wanted = self._settings.memory_limit
+        if wanted is not None:
+            self.memory_bytes = wanted
             return
         began_s = time.monotonic()
         if began_s > self._look_again_s or self._sizes != (state_bytes, copies):
@@ -90,14 +90,14 @@ class Room:
     @property
     def history_bytes(self) -> int:
         """What the timeline may take, in memory and in a file."""
-        given = self._settings.disk_limit
-        return min(self.memory_bytes, self.memory_bytes if given is None else given) // 10
+        wanted = self._settings.disk_limit
+        return min(self.memory_bytes, self.memory_bytes if wanted is None else wanted) // 10
 
     def rerun_bytes(self) -> int:
         """What re-executing a window may take whose state is not in memory."""
         free = limits.free_memory()
-        given = self._settings.memory_limit
-        return free * 3 // 4 if given is None else min(given, free)
+        wanted = self._settings.memory_limit
+        return free * 3 // 4 if wanted is None else min(wanted, free)
 
     # Disk
 
@@ -121,9 +121,9 @@ class Room:
             state_bytes: Size of a keyframe.
             batch_bytes: Size of a batch.
         """
-        given = self._settings.disk_limit
-        if given is not None:
-            return given
+        wanted = self._settings.disk_limit
+        if wanted is not None:
+            return wanted
         wanted = max(USUAL_BYTES, int(FILE_STATES * state_bytes)) + 4 * batch_bytes
         return min(wanted, self._usable_disk_bytes())
 
@@ -153,9 +153,9 @@ class Room:
 
     def full_steps(self, state_bytes: int) -> int:
         """How many steps' weights and gradients are written."""
-        given = self._settings.full_steps
-        if given is not None:
-            return given
+        wanted = self._settings.full_steps
+        if wanted is not None:
+            return wanted
         return 1 if self.is_large(state_bytes) else FULL_STEPS
 
     def is_large(self, state_bytes: int) -> bool:
