@@ -69,7 +69,8 @@ def _exponential(case: Case, operand: Values) -> Cause:
     if case.op in ("Sinh", "Cosh"):
         limit += np.log(2.0)  # they are half an exponential
     if case.op.startswith("Bessel"):
-        limit += 0.5 * np.log(2 * np.pi * limit)  # exp(x) / sqrt(2 pi x)
+        grown = limit + 0.5 * np.log(2 * np.pi * limit)  # they are about exp(x) / sqrt(2 pi x)
+        limit += 0.5 * np.log(2 * np.pi * grown)
     sentence = (
         f"{capital(case.subject(0))} is {first:.6g}{case.place}, "
         f"and `{case.op}` of it is beyond {case.dtype}."
