@@ -24,7 +24,7 @@ ARITHMETIC = words(
 """Ops that are infinite only where their operands (or how many there are) are large."""
 UPDATES = ("ResourceApply", "ResourceSparseApply", "AssignAdd", "AssignSub", "ResourceScatter")
 """How the types of ops begin that update variables."""
-_EXPONENTIALS = words("Exp Expm1 Sinh Cosh BesselI0 BesselI1")
+_EXPONENTIALS = words("Exp Expm1 Sinh Cosh BesselI0 BesselI1")  # the last two by way of exp(x)
 _LARGE = 1e10
 """Float32 values of this size come of an exponential or of growth, not of usual training."""
 
@@ -68,9 +68,6 @@ def _exponential(case: Case, operand: Values) -> Cause:
     limit = np.log(float(np.finfo(np.float16 if case.dtype in HALF else np.float32).max))
     if case.op in ("Sinh", "Cosh"):
         limit += np.log(2.0)  # they are half an exponential
-    if case.op.startswith("Bessel"):
-        grown = limit + 0.5 * np.log(2 * np.pi * limit)  # they are about exp(x) / sqrt(2 pi x)
-        limit += 0.5 * np.log(2 * np.pi * grown)
     sentence = (
         f"{capital(case.subject(0))} is {first:.6g}{case.place}, "
         f"and `{case.op}` of it is beyond {case.dtype}."
