@@ -15,7 +15,7 @@ from pathlib import Path
 from nanreplay.findings import FixResult
 from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain
-from nanreplay.report.fix_words import fix_label
+from nanreplay.report.fix_words import OUTCOME_CLAUSES, fix_label, outcome_of
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "usual-list.md"
@@ -108,9 +108,7 @@ def _as_code(text: str) -> str:
 
 
 def _outcome(fix: FixResult) -> str:
-    said = {True: "prevents it", False: "does not prevent it", None: "could not be tried"}[
-        fix.prevents
-    ]
+    said = OUTCOME_CLAUSES[outcome_of(fix)]
     steps = (
         ""
         if fix.steps_checked is None
