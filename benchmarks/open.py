@@ -1,11 +1,13 @@
-"""How soon `nanreplay open` shows a large capture, and whether keys are answered while TensorFlow
-loads and a replay runs.
+"""How soon `nanreplay open` shows a large capture, the answer and all that it leads to, and whether
+keys are answered while TensorFlow loads and a replay runs.
 
 First paint: a process in a pseudo-terminal, from its start until the answer's box is on the
 screen; median of seven. Stalls: the
 interface without a screen, in a process of its own; a timer in its event loop asks to be called
 every 5 ms, and keys are pressed
-meanwhile. For comparison, the same replay runs in a thread of the interface's own process.
+meanwhile. The answer: see `open_answers.py`; beside it `nanreplay bisect --json` of the same
+capture, its time and its peak of memory. For comparison, the same replay runs in a thread of the
+interface's own process.
 
 Usage: python benchmarks/open.py [--gib 2] [--runs 7] [--capture sample_runs/exploding_rnn.h5]
 """
@@ -14,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import json
 import os
 import pty
 import select
@@ -26,6 +29,7 @@ import tempfile
 import termios
 import time
 from pathlib import Path
+from typing import Any
 
 from info import large_contents
 from measuring import ENVIRONMENT, ROOT, last_json, machine, machine_line, run, table, write_results
@@ -74,6 +78,7 @@ def main() -> None:
     parser.add_argument(
         "--capture", default=str(ROOT / "sample_runs" / "exploding_rnn.h5"), help="what is replayed"
     )
+    parser.add_argument("--also", nargs="*", default=[], help="more captures to open")
     given = parser.parse_args()
     facts, rows, raw = machine(), [], {}
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
@@ -122,12 +127,37 @@ def main() -> None:
                     f"{Path(given.capture).name}",
                 ]
             )
+    for capture in (given.capture, *given.also):
+        raw[f"answers of {Path(capture).name}"], more = answers(Path(capture))
+        rows += more
     header = ["what", "bar", "measured", "range"]
     text = (
         f"{machine_line(facts)} Median of {given.runs} processes for the first paint.\n\n"
         + table(header, rows)
     )
     write_results("open", text, {"machine": facts, **raw})
+
+
+def answers(capture: Path) -> tuple[dict[str, Any], list[list[str]]]:
+    """Rows of how soon the answer and the tabs are there, beside `nanreplay bisect`."""
+    bisect_s, done = run(["-m", "nanreplay", "bisect", str(capture), "--no-fixes", "--json"])
+    bisect_mib = json.loads(done.stdout)["peak_bytes"] / 2**20
+    found = last_json(run(["benchmarks/open_answers.py", str(capture)])[1])
+    if "error" in found:
+        sys.exit(f"open_answers.py failed: {found['error']}")
+    bars = (
+        ("source, batch and loss on the first screen", "source_batch_loss_s", "1 s"),
+        ("sentence", "sentence_s", f"bisect: {bisect_s:.1f} s"),
+        ("tree as it ran, after the sentence", "tree_after_s", "0.3 s"),
+        ("tensor of the origin, after the sentence", "tensor_after_s", "0.3 s"),
+        ("batch, after the sentence", "batch_after_s", "0.3 s"),
+    )
+    rows = [
+        [f"{what}, {capture.stem}", bar, f"**{found[name]:.2f} s**", ""] for what, name, bar in bars
+    ]
+    memory = f"**{found['worker_mib']:.0f} MiB**"
+    rows.append([f"worker's peak, {capture.stem}", f"bisect: {bisect_mib:.0f} MiB", memory, ""])
+    return {**found, "bisect_s": bisect_s, "bisect_mib": bisect_mib}, rows
 
 
 def _range(times: list[float], unit: str) -> str:

@@ -42,6 +42,7 @@ PICTURES = (
     Picture("bisect", ("log_of_zero",), ("3",)),
     Picture("dataflow", ("log_of_zero",), ("3", "4")),
     Picture("tensor", ("log_of_zero",), ("3", "5")),
+    Picture("picture", ("float16_overflow",), ("3", "5", "z")),
     Picture("batch", ("log_of_zero",), ("3", "6")),
     Picture("source", ("log_of_zero",), ("7",), (120, 20)),
     Picture("what-if", ("log_of_zero",), ("8", "A"), (120, 30)),

@@ -43,6 +43,7 @@ _EXTRAS = {
     "jinja2": "view",
     "matplotlib": "view",
     "fsspec": "remote",
+    "IPython": "shell",
     "fastparquet": "parquet",
     "distributed": "cluster",
 }

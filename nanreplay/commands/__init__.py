@@ -45,6 +45,7 @@ COMMANDS = {
     "export": "Write a test that fails until it is fixed, or the timeline for other tools.",
     "completion": "Print a script that lets your shell complete commands and files.",
     "open": "Show a capture in the terminal: the answer, every op and tensor, fixes.",
+    "shell": "Open an IPython session with the failing step's tensors by name.",
 }
 
 _LIBRARIES = (

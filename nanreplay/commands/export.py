@@ -48,6 +48,13 @@ _out = click.Path(path_type=Path)
 )
 @click.option("--csv", metavar="OUT", type=_out, help="Write the timeline as CSV.")
 @click.option("--parquet", metavar="OUT", type=_out, help="Write the timeline as Parquet.")
+@click.option("--npy", metavar="OUT", type=_out, help="Write the tensor of --tensor for numpy.")
+@click.option(
+    "--tensor",
+    metavar="NAME",
+    help='A tensor of the step: "dense/Relu:0", "dense/kernel", "batch[0]".',
+)
+@click.option("--step", metavar="N", type=int, help="Of which step; the incident's unless given.")
 @force
 @as_json
 @max_memory
@@ -59,6 +66,9 @@ def command(
     tensorboard: Path | None,
     csv: Path | None,
     parquet: Path | None,
+    npy: Path | None,
+    tensor: str | None,
+    step: int | None,
     force: bool,
     as_json: bool,
     trust: bool,
@@ -70,6 +80,8 @@ def command(
     is fixed. The smallest capture of the failure lies beside it. The command runs the test once and
     says whether it fails.
 
+    A tensor (--npy, with --tensor) is of the incident's step, or of --step; it is replayed.
+
     The timeline (--tensorboard, --csv, --parquet) needs no TensorFlow, and nothing is replayed.
 
     Exit codes: 0 written, 2 unreadable file, no such model or files exist, 3 a replay of FILE gives
@@ -77,10 +89,14 @@ def command(
     """
     outputs = {"tensorboard": tensorboard, "csv": csv, "parquet": parquet}
     wanted = {name: path for name, path in outputs.items() if path is not None}
-    if folder is None and not wanted:
+    if (npy is None) != (tensor is None) or (step is not None and npy is None):
+        raise click.UsageError("--npy OUT and --tensor NAME go together; --step is for them.")
+    if npy is not None and (wanted or folder is not None):
+        raise click.UsageError("--npy writes one tensor: use another call for the rest.")
+    if folder is None and not wanted and npy is None:
         raise click.UsageError(
             "Say what to write: --pytest DIR --model MODULE:FUNCTION, --tensorboard DIR, "
-            "--csv OUT or --parquet OUT."
+            "--csv OUT, --parquet OUT or --npy OUT --tensor NAME."
         )
     if folder is not None and model is None:
         raise click.UsageError("--pytest needs --model MODULE:FUNCTION: what makes today's model.")
@@ -89,6 +105,8 @@ def command(
     if folder is not None and wanted and as_json:
         raise click.UsageError("--json is for one of them: a test, or the timeline.")
     check_readable(file)
+    if npy is not None and tensor is not None:
+        _write_tensor(file, npy, tensor, step, force=force, as_json=as_json, trust=trust)
     if wanted:
         _write_timeline(file, wanted, force, as_json)
     if folder is not None and model is not None:
@@ -122,6 +140,32 @@ def _write_timeline(file: str, wanted: dict[str, Path], force: bool, as_json: bo
     for name, count in written.items():
         what = "scalars" if name == "tensorboard" else "rows"
         click.echo(f"{wanted[name]}: {count} {what}, step {incident} marked")
+
+
+def _write_tensor(
+    file: str, output: Path, name: str, step: int | None, *, force: bool, as_json: bool, trust: bool
+) -> None:
+    import numpy as np
+
+    from nanreplay.export.output_paths import check_output as check_new
+
+    check_new(file, output, force=force)
+    with quiet_work():
+        from nanreplay.capture import Capture
+        from nanreplay.explore import Explorer
+        from nanreplay.explore.step_tensors import StepTensors
+        from nanreplay.replay import Replay
+
+        with Capture(file) as capture, Replay(capture, trust=trust) as replay:
+            wanted = capture.incident.step if step is None else step
+            array = StepTensors(Explorer(replay), wanted)[name]
+    with output.open("wb") as target:  # np.save would put another suffix behind
+        np.save(target, array, allow_pickle=False)
+    if as_json:
+        facts = {"path": str(output), "tensor": name, "step": wanted}
+        print_json({**facts, "dtype": array.dtype.name, "shape": list(array.shape)})
+        return
+    click.echo(f"{output}: {name} of step {wanted}, {array.dtype.name} {list(array.shape)}")
 
 
 def _write_test(

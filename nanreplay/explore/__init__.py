@@ -20,6 +20,7 @@ from nanreplay.explore.dataflow import (
 from nanreplay.explore.explorer import Explorer
 from nanreplay.explore.step_tree import Node, Row, grow, keys_of, rows_of
 from nanreplay.explore.step_view import Feed, Health, Op, StepView
+from nanreplay.explore.tensor_history import TensorAtStep
 from nanreplay.explore.tensor_view import Histogram, OperandElement, Plane, TensorView, plane
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "Row",
     "StepView",
     "Stop",
+    "TensorAtStep",
     "TensorView",
     "consumers",
     "downstream",

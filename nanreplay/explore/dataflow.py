@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 from nanreplay.bisect.influence import COPIES
 from nanreplay.bisect.tensor_stats import words
 from nanreplay.explore.step_view import HEALTHS, Op, StepView
+from nanreplay.records import Frame
 from nanreplay.replay.provenance import ValueId
 
 Direction: TypeAlias = Literal[1, -1]
@@ -29,6 +30,7 @@ def search(ops: Iterable[Op], text: str) -> tuple[Op, ...]:
 
     - a part of the op's type, name, layer, phase or source line, in any case;
     - `is:` with `nan`, `inf`, `contained`, `finite`, `bad` (all but finite) or `origin`;
+    - `at:` with a line of code, such as `at:train.py:88`;
     - `>1e4` or `<1e-6` for its largest finite absolute value.
     """
     tests = [_word_test(word) for word in text.split()]
@@ -75,14 +77,23 @@ def _word_test(word: str) -> OpTest:
     if key == "is" and value in HEALTHS:
         return lambda op: op.health == value
     if key == "is" and value == "bad":
-        return lambda op: op.health != "finite"
+        return lambda op: op.health not in ("unknown", "finite")
     if key == "is" and value == "origin":
         return lambda op: op.is_origin
+    if key == "at":
+        return lambda op: op.source is not None and line_name(op.source).lower() == value
     size = _SIZE.fullmatch(word)
     if size is not None:
         return _size_test(size[1], size[2])
     part = word.lower()
     return lambda op: part in _searched_text(op)
+
+
+def line_name(frame: Frame) -> str:
+    """Name a line of code in short, as the search takes it: `train.py:88`."""
+    # The capture may come from Windows: its paths are taken apart without pathlib.
+    file = frame.file.replace("\\", "/").rsplit("/", 1)[-1]
+    return f"{file}:{frame.line}"
 
 
 def _size_test(sign: str, text: str) -> OpTest:

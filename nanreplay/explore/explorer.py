@@ -8,20 +8,24 @@ from __future__ import annotations
 
 import contextlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nanreplay.bisect import Bisection
-from nanreplay.bisect.failing_step import Scene, watched
-from nanreplay.bisect.op_trace import is_update, with_updated
+from nanreplay.bisect.failing_step import Scene, judged_tensors
+from nanreplay.bisect.op_trace import Fact, is_update, with_updated
 from nanreplay.bisect.step_runner import ErrorHandler, Observer, StepRunner, repaired
-from nanreplay.bisect.tensor_stats import dtype_name, is_opaque
+from nanreplay.bisect.tensor_stats import dtype_name, is_opaque, measure
+from nanreplay.capture.arrays import as_array
 from nanreplay.errors import MissingPartError
 from nanreplay.explore.batch_view import BatchView, Spread, spread_of, view_batch
 from nanreplay.explore.step_tree import scene_at, view_of
 from nanreplay.explore.step_view import StepView
+from nanreplay.explore.tensor_history import TensorAtStep, tensor_over_steps
 from nanreplay.explore.tensor_view import (
     Index,
     OperandElement,
@@ -36,9 +40,9 @@ from nanreplay.replay.provenance import OpEvent, ValueId
 Tick = Callable[[int], None]
 _MOST_SCENES = 3
 _AROUND = 40
-"""Ops before and after a wanted one whose tensors are kept from the same run.
+"""Ops that lead to a wanted one whose tensors are kept from the same run.
 
-Stepping to them costs nothing.
+Going to them costs nothing.
 """
 _MOST_BYTES = 64 * 2**20
 """Bytes of the tensors that are kept so."""
@@ -110,19 +114,53 @@ class Explorer:
         Raises:
             MissingPartError: There is no such tensor.
         """
-        scene, view = self._scene(step), self.step_view(step)
+        scene = self._scene(step)
         if value.serial < 0:
-            tensor = scene.trace.value(value)
             arrival = scene.walk.leaves.get(value)
             failing = None if arrival is None else arrival.mask
         else:
+            failing = _failing_masks(scene, value.serial).get(value.output)
+        name, tensor = self.step_view(step).name(value), self._tensor(step, value)
+        return view_tensor(value, name, tensor, failing=failing, at=at)
+
+    def array(self, step: int, value: ValueId) -> NDArray[Any]:
+        """Return a tensor of a step as an array; runs what leads to it when it was not kept.
+
+        Raises:
+            MissingPartError: There is no such tensor, or it holds no numbers.
+        """
+        tensor = self._tensor(step, value)
+        if is_opaque(tensor):
+            name = self.step_view(step).name(value)
+            raise MissingPartError(f"`{name}` is a {dtype_name(tensor)}: it holds no numbers.")
+        return as_array(tensor)
+
+    def _tensor(self, step: int, value: ValueId) -> Any:
+        if value.serial < 0:
+            tensor = self._scene(step).trace.value(value)
+        else:
             event = self._event(step, value.serial)
             tensor = None if event is None else _output(event, value.output)
-            failing = _failing_masks(scene, value.serial).get(value.output)
-        name = view.name(value)
         if tensor is None:
+            name = self.step_view(step).name(value)
             raise MissingPartError(f"Nothing is known of the values of `{name}` in step {step}.")
-        return view_tensor(value, name, tensor, failing=failing, at=at)
+        return tensor
+
+    def over_steps(
+        self, step: int, value: ValueId, at: Index = (), steps: Sequence[int] | None = None
+    ) -> Iterator[TensorAtStep]:
+        """Yield a tensor of a step as it is in the steps of the window up to that one.
+
+        Args:
+            step: The step.
+            value: The tensor.
+            at: The element that is followed.
+            steps: Which steps; the last 64 of the window unless given.
+
+        Raises:
+            MissingPartError: It cannot be followed.
+        """
+        yield from tensor_over_steps(self._runner, self._scene(step).trace, value, at, steps)
 
     def operands(self, step: int, value: ValueId, index: Index) -> tuple[OperandElement, ...]:
         """Return the inputs of the op that made a tensor, at one of its elements.
@@ -180,18 +218,46 @@ class Explorer:
             self._events.pop(old, None)
         return self._scenes[step]
 
-    def _event(self, step: int, serial: int) -> OpEvent | None:
-        """The execution with its tensors: kept by the trace, or caught in one more run."""
-        fact = self._scene(step).trace.facts.get(serial)
+    def holds(self, step: int, value: ValueId) -> bool:
+        """Whether a tensor of a step that was viewed is known without a run."""
+        if not self.was_viewed(step):
+            return False
+        return value.serial < 0 or self._held(self._scenes[step], step, value.serial) is not None
+
+    def was_viewed(self, step: int) -> bool:
+        """Whether `step_view` was asked for a step, and remembers the answer."""
+        return step in self._views and step in self._scenes
+
+    def has_run(self, step: int) -> bool:
+        """Whether `step_view` shows a step without a run of its own."""
+        if step in self._scenes:
+            return True
+        search = None if self._bisection is None else self._bisection.search
+        return search is not None and any(scene.step == step for scene in search.scenes)
+
+    def _held(self, scene: Scene, step: int, serial: int) -> OpEvent | None:
+        """The execution with its tensors, where the run of the step left it in memory."""
+        fact = scene.trace.facts.get(serial)
         if fact is None:
             return None
-        if fact.event is not None:
-            return fact.event
-        events = self._events.setdefault(step, {})
-        if serial not in events:
-            events.clear()
-            events.update(_catch(self._runner, step, serial))
-        return events.get(serial)
+        # Of an update, what is held besides `event` has handles alone for outputs.
+        held = None if is_update(fact.type) else scene.trace.recent.get(serial)
+        return fact.event or held or self._events.get(step, {}).get(serial)
+
+    def _event(self, step: int, serial: int) -> OpEvent | None:
+        """The execution with its tensors: kept by the trace, or caught in one more run."""
+        scene = self._scene(step)
+        fact = scene.trace.facts.get(serial)
+        if fact is None:
+            return None
+        held = self._held(scene, step, serial)
+        if held is None:
+            caught = _catch_ancestors(self._runner, scene, fact)
+            if serial not in caught:
+                caught = _catch(self._runner, step, serial)
+            self._events[step] = caught
+            held = caught.get(serial)
+        return held
 
 
 def _output(event: OpEvent, position: int) -> Any:
@@ -215,28 +281,51 @@ def _readable_value(scene: Scene, tensor: Any, value: ValueId) -> Any:
     return scene.trace.value(value) if is_variable else None
 
 
-def _catch(runner: StepRunner, step: int, serial: int) -> dict[int, OpEvent]:
-    """Run a step op by op up to an op, and a little further.
+def _catch_ancestors(runner: StepRunner, scene: Scene, fact: Fact) -> dict[int, OpEvent]:
+    """Run only what leads to an op, and return its execution and those before it, by serial.
 
-    Returns the execution of the op and those around it, by serial. When these are too large, the
-    ones before the op go first: a user who follows a value goes on more often than back.
+    Serials are those of the whole run. Empty for an op that gives nothing to fetch, and where the
+    short run gave other values: a random op of TensorFlow's may draw the next number of a sequence
+    that ops beside the way take part in.
     """
+    if is_update(fact.type) or not fact.outputs:
+        return {}
+    # A loop or a call runs as a whole: nothing inside of it can be fetched by name.
+    fetched = f"{fact.calls[0].op if fact.calls else fact.name}:0"
+    serials = {(known.calls, known.key): known.serial for known in scene.trace.facts.values()}
     events: dict[int, OpEvent] = {}
-    kept_bytes = 0
 
     def observe(event: OpEvent) -> None:
-        nonlocal kept_bytes
-        is_after = event.serial > serial
-        if is_after and (event.serial > serial + _AROUND or kept_bytes > _MOST_BYTES):
-            raise _EnoughSeenError
-        if event.serial < serial - _AROUND:
+        serial = serials.get((event.calls, (event.function, event.name)))
+        if serial is None or not fact.serial - _AROUND <= serial <= fact.serial:
             return
-        kept = with_updated(runner, event) if is_update(event.type) else event
-        kept_bytes += sum(map(_size_in_bytes, kept.outputs))
-        events[event.serial] = kept
-        if kept_bytes > _MOST_BYTES:
-            for earlier in [other for other in events if other < serial]:
-                del events[earlier]
+        whole = scene.trace.facts[serial]
+        events[serial] = replace(event, serial=serial, input_ids=whole.input_ids, via=whole.via)
+        _let_go(events, fact.serial)
+        if serial == fact.serial:
+            raise _EnoughSeenError
+
+    with contextlib.suppress(_EnoughSeenError):
+        runner.run(scene.step, observe, on_error=_repair(runner), fetches=[fetched], update=False)
+    caught = events.get(fact.serial)
+    if caught is None or tuple(map(measure, caught.outputs)) != fact.outputs:
+        return {}
+    return events
+
+
+def _let_go(events: dict[int, OpEvent], serial: int) -> None:
+    """Keep as many executions before one as there is room for, the nearest."""
+    sizes = {each: sum(map(_size_in_bytes, event.outputs)) for each, event in events.items()}
+    total = sum(sizes.values())
+    for each in sorted(sizes):
+        if total <= _MOST_BYTES or each == serial:
+            return
+        total -= sizes[each]
+        del events[each]
+
+
+def _repair(runner: StepRunner) -> ErrorHandler:
+    """Return a handler of kernels that raise: the run goes on as bisecting went on, or ends."""
 
     def repair(event: OpEvent) -> Sequence[Any]:
         outputs = repaired(event, runner.execute)
@@ -244,9 +333,22 @@ def _catch(runner: StepRunner, step: int, serial: int) -> dict[int, OpEvent]:
             raise _EnoughSeenError
         return outputs
 
-    fetches = watched(runner.signature(step))
+    return repair
+
+
+def _catch(runner: StepRunner, step: int, serial: int) -> dict[int, OpEvent]:
+    """Run a whole step op by op up to an op, and return its execution by its serial."""
+    events: dict[int, OpEvent] = {}
+
+    def observe(event: OpEvent) -> None:
+        if event.serial == serial:
+            events[serial] = with_updated(runner, event) if is_update(event.type) else event
+            raise _EnoughSeenError
+
+    # What is fetched decides the order in which ops run: the same as for the trace.
+    fetches = judged_tensors(runner, step)
     with contextlib.suppress(_EnoughSeenError):
-        runner.run(step, observe, on_error=repair, fetches=fetches, update=True)
+        runner.run(step, observe, on_error=_repair(runner), fetches=fetches, update=True)
     return events
 
 

@@ -11,6 +11,8 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeAlias
 
+import numpy as np
+
 from nanreplay.bisect import Bisection
 from nanreplay.bisect.failing_step import Scene, masks_of, targets_of, trace_targets
 from nanreplay.bisect.judge import BACKWARD, Attribution, judge
@@ -18,6 +20,7 @@ from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.origin_facts import name_of
 from nanreplay.bisect.step_runner import OpKey, StepRunner
 from nanreplay.bisect.walk import walk_back
+from nanreplay.capture.arrays import as_array
 from nanreplay.explore.step_view import (
     Feed,
     Health,
@@ -249,6 +252,7 @@ class _OpViews:
         """Return an execution as people look at it."""
         place = self.scene.attribution.place(fact)
         loop, levels = self.levels(fact)
+        failing_at, failing_value = _failing_element(self.scene, fact)
         error = None
         if fact.event is not None and fact.event.error is not None:
             error = (str(fact.event.error).splitlines() or ["?"])[0]
@@ -269,6 +273,8 @@ class _OpViews:
             is_origin=fact.serial in self.origin_serials,
             source=self.source(place.stack),
             error=error,
+            failing_at=failing_at,
+            failing_value=failing_value,
         )
 
     def levels(self, fact: Fact) -> _Surroundings:
@@ -304,3 +310,19 @@ class _OpViews:
         if stack not in self.sources:
             self.sources[stack] = self.scene.trace.runner.source(stack) if stack >= 0 else None
         return self.sources[stack]
+
+
+def _failing_element(scene: Scene, fact: Fact) -> tuple[tuple[int, ...] | None, float | None]:
+    """Where the first failing element of an op is, and its value."""
+    for output, mask in sorted(scene.walk.failing.get(fact.serial, {}).items()):
+        if not mask.any():
+            continue
+        position = int(np.argmax(mask))
+        index = tuple(int(axis) for axis in np.unravel_index(position, mask.shape))
+        tensor = scene.trace.value(ValueId(fact.serial, output))
+        if tensor is None:
+            return index, None
+        array = as_array(tensor)
+        is_real = array.shape == mask.shape and array.dtype.kind not in "cOSU"
+        return index, float(array[index]) if is_real else None
+    return None, None

@@ -7,7 +7,7 @@ a run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -16,13 +16,13 @@ from nanreplay.findings import LoopIteration
 from nanreplay.records import Frame, Phase, Where
 from nanreplay.replay.provenance import FeedKind, ValueId
 
-Health: TypeAlias = Literal["finite", "contained", "inf", "nan"]
+Health: TypeAlias = Literal["unknown", "finite", "contained", "inf", "nan"]
 """How well a value is.
 
 `contained` is non-finite, but nothing that failed was computed from it: a mask, a dropped branch, a
-metric.
+metric. `unknown` is what has not run yet.
 """
-HEALTHS: tuple[Health, ...] = ("finite", "contained", "inf", "nan")
+HEALTHS: tuple[Health, ...] = ("unknown", "finite", "contained", "inf", "nan")
 """The worst last."""
 
 
@@ -93,6 +93,10 @@ class Op:
     """Innermost line of the user's code."""
     error: str | None = None
     """What the kernel raised op by op."""
+    failing_at: tuple[int, ...] | None = None
+    """Index of its first element that made the step fail; None where it has none."""
+    failing_value: float | None = field(default=None, compare=False)  # NaN is not equal to NaN
+    """The element's value; None where it was not kept, or is no real number."""
 
     @property
     def stat(self) -> TensorStat | None:
@@ -136,6 +140,8 @@ class StepView:
     """What failed, in words: `the loss`, `dense/kernel`."""
     stopped: bool = False
     """Whether the run ended early, at an op that raised."""
+    has_run: bool = True
+    """Whether the step ran; False for its ops as they were recorded."""
 
     @cached_property
     def positions(self) -> Mapping[int, int]:
@@ -154,7 +160,7 @@ class StepView:
     def __reduce__(self) -> tuple[Any, ...]:
         """Cross a process boundary as plain tuples: thousands of dataclasses would take seconds."""
         ops = tuple(map(_packed, self.ops))
-        rest = self.feeds, self.origins, self.failed, self.stopped
+        rest = self.feeds, self.origins, self.failed, self.stopped, self.has_run
         return _unpacked, (self.step, ops, *rest)
 
     def op(self, serial: int) -> Op | None:
@@ -194,8 +200,8 @@ class StepView:
 # An op crosses a process boundary as the tuple of its fields, its outputs as tuples of theirs.
 # There are thousands of them, and pickle takes far longer for a dataclass than for a tuple.
 
-_OP_FIELDS = tuple(field.name for field in fields(Op))
-_STAT_FIELDS = tuple(field.name for field in fields(TensorStat))
+_OP_FIELDS = tuple(each.name for each in fields(Op))
+_STAT_FIELDS = tuple(each.name for each in fields(TensorStat))
 _OUTPUTS = _OP_FIELDS.index("outputs")
 
 

@@ -25,6 +25,7 @@ from nanreplay.bisect.tensor_stats import (
     nonfinite,
 )
 from nanreplay.capture.arrays import as_array
+from nanreplay.explore.pictures import Picture, picture_of
 from nanreplay.findings import OperandFacts
 from nanreplay.replay.provenance import OpEvent, ValueId
 
@@ -112,6 +113,8 @@ class TensorView:
     plane: Plane
     opaque: str | None = None
     """Why it has no values: it is a handle or a container; else None."""
+    picture: Picture | None = None
+    """Two of its axes as a picture; None for what has no two axes of numbers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +180,7 @@ def view_tensor(
         int(shown.sum()),
         _share(bad),
         plane(array, wanted),
+        picture=picture_of(array, wanted),
     )
 
 

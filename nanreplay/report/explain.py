@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 from nanreplay import notebook
@@ -98,9 +98,6 @@ def explain(
         UnsafeProgramError: The program reaches beyond tensors.
         UnsupportedOpError: The program holds an op that cannot be replayed.
     """
-    from nanreplay.bisect import Bisection
-    from nanreplay.bisect.failing_step import StepTraces
-    from nanreplay.diagnose import judge
     from nanreplay.replay import Replay
 
     with contextlib.ExitStack() as opened:
@@ -112,26 +109,73 @@ def explain(
             progress, say = cell.progress, cell.say
         capture = opened.enter_context(Capture(_path_of(path)))
         replay = opened.enter_context(Replay(capture, trust=trust))
-        traces = StepTraces(replay)
-        verdict = judge(replay, progress=_told_to_the_end(progress, say), traces=traces)
-        replay.make_room_if_large()
-        if verdict.kind in ("inconclusive", "transient"):  # no origin in the program
-            bisection = Bisection(Findings(reason=verdict.reason))
-        else:
-            bisection = as_worker(capture, _bisected(replay, say, traces))
-        if say is not None:
-            say("telling the cause")
-        causes, cause_notes = _causes(replay, bisection, verdict)
-
-        def report(tried: tuple[FixResult, ...], fix_notes: Sequence[str]) -> Report:
-            findings = bisection.findings
-            recorded = capture.incident.notes
-            notes = _notes(recorded, replay.notes, findings.notes, cause_notes, fix_notes)
-            return report_of(capture, verdict, replace(findings, notes=notes), causes, tried)
-
+        explained = explain_replay(replay, progress=progress, say=say)
         if before_fixes is not None:
-            before_fixes(report((), ()))
-        return report(*_tried(replay, bisection, causes, fixes, progress, say, each_fix))
+            before_fixes(explained.report())
+        return explained.report(fixes, progress=progress, say=say, each_fix=each_fix)
+
+
+@dataclass(frozen=True)
+class ExplainedReplay:
+    """What a replay showed and why; fixes can be tried on it as long as the replay is open."""
+
+    replay: Replay
+    verdict: Verdict
+    bisection: Bisection
+    causes: tuple[Cause, ...]
+    """The likeliest first."""
+    cause_notes: Sequence[str]
+
+    def report(
+        self,
+        fixes: Fixes = "none",
+        *,
+        progress: Progress | None = None,
+        say: Say | None = None,
+        each_fix: Callable[[FixResult], None] | None = None,
+    ) -> Report:
+        """Try fixes, and return all that is known; the arguments are those of `explain`.
+
+        Raises:
+            FixError: There is no such fix.
+        """
+        tried, fix_notes = _tried(
+            self.replay, self.bisection, self.causes, fixes, progress, say, each_fix
+        )
+        capture, findings = self.replay.capture, self.bisection.findings
+        recorded = capture.incident.notes
+        notes = _notes(recorded, self.replay.notes, findings.notes, self.cause_notes, fix_notes)
+        return report_of(capture, self.verdict, replace(findings, notes=notes), self.causes, tried)
+
+
+@fewer_collections()
+def explain_replay(
+    replay: Replay, *, progress: Progress | None = None, say: Say | None = None
+) -> ExplainedReplay:
+    """Explain the first non-finite value of an open capture, and leave its replay open.
+
+    For who goes on to look into the step: what ran is in the `bisection`, and runs once.
+
+    Args:
+        replay: The capture's replay.
+        progress: Called with (steps done, steps in all).
+        say: Called with a line before each part of the work.
+    """
+    from nanreplay.bisect import Bisection
+    from nanreplay.bisect.failing_step import StepTraces
+    from nanreplay.diagnose import judge
+
+    traces = StepTraces(replay)
+    verdict = judge(replay, progress=_told_to_the_end(progress, say), traces=traces)
+    replay.make_room_if_large()
+    if verdict.kind in ("inconclusive", "transient"):  # no origin in the program
+        bisection = Bisection(Findings(reason=verdict.reason))
+    else:
+        bisection = as_worker(replay.capture, _bisected(replay, say, traces))
+    if say is not None:
+        say("telling the cause")
+    causes, cause_notes = _causes(replay, bisection, verdict)
+    return ExplainedReplay(replay, verdict, bisection, causes, cause_notes)
 
 
 def _path_of(given: str | os.PathLike[str] | Recorded) -> str | os.PathLike[str]:

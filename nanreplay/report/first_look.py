@@ -109,7 +109,7 @@ def _last_own_line(capture: Capture) -> Frame | None:
 def _lines_on_disk(frame: Frame, capture: str) -> list[CodeLine]:
     """The lines around a recorded one, of the file as it is now; none where it has changed."""
     path = find_source(frame.file, capture)
-    text = _text_of(path) if path is not None else []
+    text = text_of(path) if path is not None else []
     at = frame.line - 1
     if not 0 <= at < len(text) or text[at].strip() != str(frame.code).splitlines()[0].strip():
         return []
@@ -117,7 +117,8 @@ def _lines_on_disk(frame: Frame, capture: str) -> list[CodeLine]:
     return [CodeLine(i + 1, text[i], i == at) for i in shown]
 
 
-def _text_of(path: Path) -> list[str]:
+def text_of(path: Path) -> list[str]:
+    """Return the lines of a file of code; none where it cannot be read as text."""
     try:
         return path.read_text(encoding="utf-8").expandtabs(4).splitlines()
     except (OSError, UnicodeDecodeError):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nanreplay.capture import Capture
 from nanreplay.capture.storage import Location
-from nanreplay.records import Incident, Timeline, VariableInfo
+from nanreplay.records import Frame, Incident, Timeline, VariableInfo
 from nanreplay.report.batch_reader import BatchReader
 from nanreplay.report.contents import Report
 from nanreplay.report.inventory import inventory
@@ -20,8 +20,11 @@ from nanreplay.report.stored_answers import StoredAnswer
 from nanreplay.tui.engine import Engine
 
 if TYPE_CHECKING:
+    from nanreplay.explore import TensorView
     from nanreplay.explore.step_view import Health
-    from nanreplay.tui.view_tasks import ViewedStep
+    from nanreplay.replay.provenance import ValueId
+    from nanreplay.tui.view_tasks import ElementRef, StepLook, ViewedStep
+    from nanreplay.tui.widgets.code_view import ColouredFile
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class ViewPosition:
     """Name of the op, when its number is not known."""
     output: int = 0
     """Which of the op's outputs."""
+    frame: Frame | None = None
+    """A line of code: the source tab goes to it, the bisect tab shows the ops that it made."""
 
 
 @dataclass
@@ -96,6 +101,20 @@ class CaptureState:
     """Reads the batches of the file."""
     viewed_steps: dict[int, ViewedStep] = field(default_factory=dict)
     """Steps that were run op by op, by number; the one run last comes last."""
+    tensors: dict[tuple[int, ValueId], TensorView] = field(default_factory=dict)
+    """Tensors that came with the run of a step, by step and value."""
+    elements: dict[tuple[int, ValueId], ElementRef] = field(default_factory=dict)
+    """Of those tensors the first failing element, with what it was computed from."""
+
+    code: dict[str, ColouredFile] = field(default_factory=dict)
+    """Files of code that were read, by name."""
+
+    def take_look(self, look: StepLook) -> None:
+        """Remember what came with the run of a step."""
+        step = look.viewed.view.step
+        self.viewed_steps[step] = look.viewed
+        self.tensors = {(step, value): tensor for value, tensor in look.tensors.items()}
+        self.elements = {(step, value): element for value, element in look.elements.items()}
 
     def __post_init__(self) -> None:
         """Make the reader of the batches; nothing is read yet."""
@@ -112,6 +131,7 @@ class CaptureState:
 # meaning hangs on colour alone.
 
 MARKS: Final[dict[Health, tuple[str, str, str]]] = {
+    "unknown": ("…", "not run yet", "$text-muted"),
     "finite": ("·", "finite", "$text-success"),
     "inf": ("∞", "infinite", "$text-warning"),
     "nan": ("✗", "NaN", "$text-error"),

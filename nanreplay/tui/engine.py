@@ -245,7 +245,10 @@ class Engine:
             self._task_ended(task_id, kind, rest)
 
     def _task_ended(self, task_id: int, kind: str, rest: list[Any]) -> None:
-        self._running, self._is_loading = None, False
+        # One that was ready is done while another task runs.
+        is_over = self._running in (None, task_id)
+        if is_over:
+            self._running, self._is_loading = None, False
         pending = self._pending.pop(task_id, None)
         if pending is not None and not pending.future.done():
             if kind == "done":
@@ -254,7 +257,8 @@ class Engine:
                 pending.future.set_exception(rest[0])
             else:
                 pending.future.set_exception(StoppedError("Stopped."))
-        self._tell(Progress("starting") if self._pending else None)
+        if is_over:
+            self._tell(Progress("starting") if self._pending else None)
 
     def _connection_lost(self, connection: Connection) -> None:
         """The process ended by itself: fail the task that ran, run the others in a new process."""
@@ -289,25 +293,39 @@ class Engine:
 class Explain(Task[Report]):
     """Replay, judge, bisect, diagnose, try fixes.
 
-    Its early parts are the report without fixes, then a `FixResult` for each fix.
+    Its early parts are a `StepLook`, the report without fixes, then a `FixResult` for each fix.
     """
 
     fixes: Fixes = "fast"
     """Which fixes are tried."""
+    is_anew: bool = True
+    """Whether the capture is replayed again where that was done before."""
     label: ClassVar[str] = "replaying"
 
     def run(self, context: WorkerContext) -> Report:
         """Explain the capture."""
-        from nanreplay.report.explain import explain
+        from nanreplay.report.explain import explain_replay
+        from nanreplay.tui.view_tasks import key_of_capture, open_in_worker
 
-        return explain(
-            self.path,
-            trust=context.trust,
-            fixes=self.fixes,
-            progress=context.progress,
-            say=context.say,
-            before_fixes=None if self.fixes == "none" else context.partial,
-            each_fix=context.partial,
+        if self.is_anew:
+            context.forget(key_of_capture(self.path))
+        opened = open_in_worker(self.path, context)
+        explained = opened.explained
+        if explained is None:
+            explained = explain_replay(opened.replay, progress=context.progress, say=context.say)
+            opened.take(explained)
+            context.say("looking into the step")
+            report = explained.report()
+            origin = report.findings.origin
+            with contextlib.suppress(NanreplayError):  # then the panes ask, and say why not
+                look = opened.look(origin) if origin is not None else None
+                if look is not None:
+                    context.partial(look)
+            if self.fixes == "none":
+                return report
+            context.partial(report)
+        return explained.report(
+            self.fixes, progress=context.progress, say=context.say, each_fix=context.partial
         )
 
 

@@ -23,11 +23,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-import queue
 import threading
 import time
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
@@ -81,6 +80,14 @@ class Task(Generic[T]):
     uses_tensorflow: ClassVar[bool] = True
     """Whether TensorFlow is loaded first, with a line that says so."""
 
+    def is_ready(self, context: WorkerContext) -> bool:
+        """Whether it is done in no time, from what earlier tasks left open.
+
+        Such a task does not wait for the end of the one that runs: it is done at its next sign of
+        progress. It must not run anything. Asked in the worker process, by that thread.
+        """
+        return False
+
     def run(self, context: WorkerContext) -> T:
         """Do the work, in the worker process; the result must be picklable.
 
@@ -100,12 +107,19 @@ class WorkerContext:
         send: Sends a message to the interface.
         is_cancelled: Whether the task of an id is no longer wanted.
         trust: Whether a program may run ops that touch files, the network or processes.
+        serve: Does what waits and is ready, at every sign of progress; nothing unless given.
     """
 
     def __init__(
-        self, send: Callable[[Any], None], is_cancelled: Callable[[int], bool], *, trust: bool
+        self,
+        send: Callable[[Any], None],
+        is_cancelled: Callable[[int], bool],
+        *,
+        trust: bool,
+        serve: Callable[[], None] = lambda: None,
     ) -> None:
         self.trust = trust
+        self._serve = serve
         self._send = send
         self._is_cancelled = is_cancelled
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
@@ -147,6 +161,16 @@ class WorkerContext:
         kept: T = self._kept[key]
         return kept
 
+    def peek(self, key: Hashable) -> Any:
+        """Return what an earlier task made under `key`, None where there is nothing."""
+        return self._kept.get(key)
+
+    def forget(self, key: Hashable) -> None:
+        """Close what an earlier task made under `key`, so that it is made anew."""
+        kept = self._kept.pop(key, None)
+        if kept is not None:
+            kept.close()
+
     def close(self) -> None:
         """Close all that is kept: an open replay holds op determinism on for the whole process."""
         self._close_all_but(0)
@@ -160,6 +184,7 @@ class WorkerContext:
     def _tell(self, done: int | None, total: int | None) -> None:
         if self._is_cancelled(self._id):
             raise CancelledTask
+        self._serve()
         now = time.monotonic()
         if now - self._sent_at >= _PROGRESS_EVERY_S:
             self._sent_at = now
@@ -174,19 +199,54 @@ def work(connection: Connection, trust: bool) -> None:
         trust: Whether a program may run ops that touch files, the network or processes.
     """
     _stay_behind()
-    inbox: queue.SimpleQueue[tuple[int, Task[Any]]] = queue.SimpleQueue()
-    cancelled: set[int] = set()
+    inbox = Inbox()
     # A thread of its own reads the pipe, so that a cancellation is heard while a task runs.
-    threading.Thread(target=_listen, args=(connection, inbox, cancelled), daemon=True).start()
-    context = WorkerContext(connection.send, cancelled.__contains__, trust=trust)
+    threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
+
+    def serve() -> None:
+        """Do what is ready while another task runs."""
+        for task_id, task in inbox.take_ready(context):
+            connection.send(_ready_outcome(task_id, task, context))
+
+    context = WorkerContext(connection.send, inbox.cancelled.__contains__, trust=trust, serve=serve)
     while True:
-        task_id, task = inbox.get()
+        task_id, task = inbox.take()
         connection.send(_outcome(task_id, task, context, connection))
 
 
-def _listen(
-    connection: Connection, inbox: queue.SimpleQueue[tuple[int, Task[Any]]], cancelled: set[int]
-) -> None:
+class Inbox:
+    """Tasks that wait, the oldest first; one thread puts them in, another takes them out."""
+
+    def __init__(self) -> None:
+        self.cancelled: set[int] = set()
+        """Ids of tasks that nobody waits for any more."""
+        self._waiting: deque[tuple[int, Task[Any]]] = deque()
+        self._changed = threading.Condition()
+
+    def put(self, task_id: int, task: Task[Any]) -> None:
+        """Add a task."""
+        with self._changed:
+            self._waiting.append((task_id, task))
+            self._changed.notify()
+
+    def take(self) -> tuple[int, Task[Any]]:
+        """Take the oldest task; wait until there is one."""
+        with self._changed:
+            self._changed.wait_for(lambda: bool(self._waiting))
+            return self._waiting.popleft()
+
+    def take_ready(self, context: WorkerContext) -> Sequence[tuple[int, Task[Any]]]:
+        """Take the tasks that are done in no time; most often there are none."""
+        if not self._waiting:
+            return ()
+        with self._changed:
+            ready = [(task_id, task) for task_id, task in self._waiting if task.is_ready(context)]
+            for entry in ready:
+                self._waiting.remove(entry)
+        return ready
+
+
+def _listen(connection: Connection, inbox: Inbox) -> None:
     """Put tasks into the inbox and note cancellations, until the interface closes the pipe."""
     while True:
         try:
@@ -196,9 +256,19 @@ def _listen(
             # end this thread only.
             os._exit(0)
         if message[0] == "cancel":
-            cancelled.add(message[1])
+            inbox.cancelled.add(message[1])
         else:
-            inbox.put(message[1:])
+            inbox.put(*message[1:])
+
+
+def _ready_outcome(task_id: int, task: Task[Any], context: WorkerContext) -> tuple[Any, ...]:
+    """Do a task that is ready, within another one; return the message that says how it ended."""
+    try:
+        return "done", task_id, task.run(context)
+    except NanreplayError as error:
+        return "failed", task_id, error
+    except Exception as error:
+        return "failed", task_id, _unexpected(error)
 
 
 def _outcome(
@@ -222,10 +292,15 @@ def _outcome(
         missing = missing_package(error) if isinstance(error, ModuleNotFoundError) else None
         if missing is not None:
             return "failed", task_id, missing
-        # Whatever it is, the interface shows it and lives on. The error itself may not be
-        # picklable, and its class may be TensorFlow's: its first line goes instead.
-        reason = first_line(error)
-        return "failed", task_id, ReplayError(f"Unexpected {type(error).__name__}: {reason}")
+        return "failed", task_id, _unexpected(error)
+
+
+def _unexpected(error: Exception) -> ReplayError:
+    """Return an error in words, whatever it is: the interface shows it and lives on.
+
+    The error itself may not be picklable, and its class may be TensorFlow's.
+    """
+    return ReplayError(f"Unexpected {type(error).__name__}: {first_line(error)}")
 
 
 def _stay_behind() -> None:

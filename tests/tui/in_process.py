@@ -16,6 +16,7 @@ from nanreplay.report.contents import Report
 from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.engine import Engine, Explain, Progress
 from nanreplay.tui.screens.capture_screen import CaptureScreen
+from nanreplay.tui.view_tasks import StepLook, open_in_worker
 from nanreplay.tui.worker import Task, WorkerContext
 
 SAMPLES = Path(__file__).parents[2] / "sample_runs"
@@ -43,12 +44,15 @@ class InProcessEngine:
     async def run(self, task: Task[Any], *, partial: Callable[[Any], None] | None = None) -> Any:
         self.running += 1
         self._changed()
-        return await asyncio.shield(asyncio.ensure_future(self._locked(task)))
+        return await asyncio.shield(asyncio.ensure_future(self._locked(task, partial)))
 
-    async def _locked(self, task: Task[Any]) -> Any:
+    async def _locked(self, task: Task[Any], partial: Callable[[Any], None] | None) -> Any:
         try:
             async with self._lock:
-                return await asyncio.to_thread(_result, task)
+                result, look = await asyncio.to_thread(_result, task)
+                if partial is not None and look is not None:
+                    partial(look)
+                return result
         finally:
             self.running -= 1
             self._changed()
@@ -60,12 +64,15 @@ class InProcessEngine:
         pass
 
 
-def _result(task: Task[Any]) -> Any:
+def _result(task: Task[Any]) -> tuple[Any, StepLook | None]:
+    """What a task gives; of an explanation the look into the step as well."""
     if not isinstance(task, Explain):
-        return task.run(_CONTEXT)
+        return task.run(_CONTEXT), None
     if task.path not in _REPORTS:
         _REPORTS[task.path] = Explain(task.path, "none").run(_CONTEXT)
-    return _REPORTS[task.path]
+    report, opened = _REPORTS[task.path], open_in_worker(task.path, _CONTEXT)
+    has_look = opened.explained is not None and report.findings.origin is not None
+    return report, opened.look(report.findings.origin) if has_look else None
 
 
 class Screen:

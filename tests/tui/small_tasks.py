@@ -61,3 +61,11 @@ class Kept(Task[int]):
         box = context.kept(self.key, lambda: [0])
         box[0] += 1
         return box[0]
+
+
+@dataclass(frozen=True)
+class Ready(Kept):
+    """The same, told while another task runs once there is something to tell of."""
+
+    def is_ready(self, context: WorkerContext) -> bool:
+        return context.peek(self.key) is not None

@@ -131,7 +131,7 @@ async def test_a_folder_that_cannot_be_written_to_is_an_error_screen(
 ) -> None:
     app = made()
     gone = tmp_path / "gone"
-    monkeypatch.setattr("nanreplay.tui.screens.capture_screen.Path.cwd", lambda: gone)
+    monkeypatch.setattr("nanreplay.tui.screens.copy_keys.Path.cwd", lambda: gone)
     async with app.run_test() as pilot:
         await settled(pilot)
         await pilot.press("e", "2")
@@ -205,7 +205,8 @@ async def test_ticked_fixes_are_run_and_their_code_is_copied(made: Made) -> None
         )
         await pilot.press("space", "down", "space", "r")
         await settled(pilot)
-        assert engine.asked[-1] == Explain(screen.panes["whatif"].path, ("epsilon", "stable_op"))
+        path = screen.panes["whatif"].path
+        assert engine.asked[-1] == Explain(path, ("epsilon", "stable_op"), is_anew=False)
         table = screen.query_one("#table", DataTable)
         assert table.row_count == len(stored_report("log_of_zero").fixes)
         await pilot.press("y")

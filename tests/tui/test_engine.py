@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from tui.small_tasks import Kept, Loading, Small
+from tui.small_tasks import Kept, Loading, Ready, Small
 
 from nanreplay.errors import FormatError, ReplayError
 from nanreplay.tui import engine as engine_module
@@ -136,3 +136,19 @@ async def test_what_is_kept_serves_the_next_task_until_others_push_it_out(engine
 
 async def test_stop_without_work_says_so(engine: Engine) -> None:
     assert not engine.stop()
+
+
+async def test_what_is_ready_does_not_wait_for_the_task_that_runs(engine: Engine) -> None:
+    assert await engine.run(Kept("x", key=1)) == 1
+    running = asyncio.ensure_future(engine.run(Small("x", steps=1000, pause_s=0.02)))
+    await until(lambda: engine.progress and engine.progress.done)
+    waiting = asyncio.ensure_future(engine.run(Kept("x", key=1)))
+    assert await engine.run(Ready("x", key=1)) == 2
+    assert not running.done()
+    assert engine.progress is not None
+    assert engine.progress.line == "counting"
+    assert not waiting.done()
+    for pending in (running, waiting):
+        pending.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await pending

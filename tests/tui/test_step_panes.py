@@ -3,17 +3,26 @@ captures."""
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from textual.app import App
 from textual.widgets import OptionList, Static
-from tui.in_process import Screen, close_all, opened
+from tui.in_process import SAMPLES, Screen, close_all, opened
+from tui.stored import StoredEngine
 
+from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.panes.base import Pane
 from nanreplay.tui.panes.batch_pane import BatchPane, SampleStrip
 from nanreplay.tui.panes.bisect_pane import BisectPane
 from nanreplay.tui.panes.dataflow_pane import DataflowPane
+from nanreplay.tui.panes.source_pane import SourcePane
 from nanreplay.tui.panes.tensor_pane import TensorPane
+from nanreplay.tui.screens.capture_screen import CaptureScreen
+from nanreplay.tui.widgets.code_view import CodeView
 from nanreplay.tui.widgets.op_tree import OpTree
 from nanreplay.tui.widgets.op_words import value_title
 from nanreplay.tui.widgets.tensor_table import TensorTable
@@ -39,7 +48,7 @@ def words(screen: Screen, query: str) -> str:
 def way(screen: Screen) -> list[str]:
     pane = screen.screen.query_one(DataflowPane)
     assert pane.view is not None
-    return [value_title(pane.view, value) for value in pane.way]
+    return [value_title(pane.view, value) for value in pane.trail.places[: pane.trail.at + 1]]
 
 
 # The tree
@@ -59,9 +68,11 @@ async def test_enter_goes_to_what_produced_it_and_backspace_returns() -> None:
     async with opened("log_of_zero") as screen:
         await screen.press("3", "enter")
         assert type_of(screen) == "Softmax"
-        assert "came through Log" in words(screen, "BisectPane #where")
+        assert words(screen, "BisectPane #where").startswith("Log → Softmax")
         await screen.press("backspace")
         assert type_of(screen) == "Log"
+        await screen.press("plus")
+        assert type_of(screen) == "Softmax"
 
 
 async def test_keys_go_through_non_finite_ops_in_the_order_of_execution() -> None:
@@ -72,9 +83,9 @@ async def test_keys_go_through_non_finite_ops_in_the_order_of_execution() -> Non
         assert type_of(screen) == "Log"
         await screen.press("N")
         assert type_of(screen) == "Log"
-        await screen.press("o")
+        await screen.press("O")
         assert type_of(screen) == "Reciprocal"
-        await screen.press("o")
+        await screen.press("O")
         assert type_of(screen) == "Log"
 
 
@@ -127,7 +138,7 @@ async def test_layers_open_and_close_with_keys_and_mouse() -> None:
 
 async def test_an_origin_in_the_batch_leads_to_its_values() -> None:
     async with opened("nan_in_one_sample") as screen:
-        await screen.press("3", "o")
+        await screen.press("3", "O")
         assert screen.screen.shown == "tensor"
         assert "batch[0] [13, 1] = NaN" in words(screen, "TensorPane #name")
 
@@ -144,7 +155,9 @@ async def test_dataflow_goes_back_to_the_batch_and_returns() -> None:
         assert way(screen) == ["Log", "Softmax"]
         await screen.press("backspace", "enter")
         assert way(screen) == ["Log", "Softmax"]
+        await screen.press("backspace")
         lines = screen.screen.query_one(DataflowPane).as_text()
+        assert re.search(r"Softmax +0\.0 +float32\[32, 3\]", lines)  # what the failing element took
         assert "batch[0]" in lines
         assert "via ReadVariableOp" in lines
 
@@ -163,6 +176,75 @@ async def test_from_dataflow_the_op_is_shown_in_the_tree() -> None:
         await screen.press("4", "u", "b")
         assert screen.screen.shown == "bisect"
         assert type_of(screen) == "Softmax"
+
+
+# Code beside ops
+
+
+async def test_ops_read_like_the_code_that_made_them_and_names_are_a_key_away() -> None:
+    async with opened("log_of_zero") as screen:
+        await screen.press("3")
+        tree = screen.screen.query_one(OpTree)
+        lines = [tree.render_line(y).text for y in range(12)]
+        (log,) = (line for line in lines if "Log" in line)
+        assert "return -tf.reduce_sum(labels" in log
+        assert ":14" in log
+        assert "-inf" in log
+        await screen.press("m")
+        lines = [tree.render_line(y).text for y in range(12)]
+        assert any("Log  compile_loss/cross_entropy/Log" in line for line in lines)
+
+
+async def test_the_code_beside_the_tree_follows_the_cursor() -> None:
+    async with opened("float16_overflow") as screen:
+        await screen.press("3")
+        code = screen.screen.query_one(CodeView)
+        shown = str(code.render())
+        assert shown.startswith("float16_overflow.py:17  call  → inf")
+        assert "✗ 17" in shown
+        assert "    def call(self, images):" in shown  # of the file, which has not changed
+        await screen.press("n")
+        assert str(code.render()).startswith("float16_overflow.py:18  call")
+
+
+async def test_from_an_op_to_its_line_and_from_a_line_to_its_ops() -> None:
+    async with opened("float16_overflow") as screen:
+        await screen.press("3", "n", "s")
+        assert screen.screen.shown == "source"
+        pane = screen.screen.query_one(SourcePane)
+        frame = pane.frame()
+        assert frame is not None
+        assert frame.line == 18
+        await screen.press("f", "enter")
+        assert screen.screen.shown == "bisect"
+        tree = screen.screen.query_one(OpTree)
+        assert {op.source.line for op in tree.ops if op.source} == {17}
+        assert [op.type for op in tree.ops if op.phase == "forward"] == ["Square"]
+        await screen.press("escape")
+        assert len(tree.ops) > 50
+
+
+async def test_the_editor_opens_at_the_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[list[str]] = []
+
+    def run(command: list[str], **named: object) -> None:
+        asked.append(command)
+
+    monkeypatch.setattr("nanreplay.tui.editor.subprocess.run", run)
+    monkeypatch.setattr(App, "suspend", lambda app: contextlib.nullcontext())
+    monkeypatch.setenv("VISUAL", "")
+    monkeypatch.setenv("EDITOR", "vi -u NONE")
+    async with opened("log_of_zero") as screen:
+        await screen.press("3", "o")
+        (command,) = asked
+        assert command[:4] == ["vi", "-u", "NONE", "+14"]
+        assert command[4].endswith("log_of_zero.py")
+        monkeypatch.setenv("EDITOR", "code")
+        await screen.press("7", "o")
+        assert asked[-1][:2] == ["code", "-g"]
+        assert asked[-1][2].endswith("log_of_zero.py:14")
 
 
 # Tensors
@@ -201,6 +283,34 @@ async def test_an_index_and_slices_of_higher_ranks() -> None:
         await screen.type("0, 1, 2, 0")
         await screen.press("enter")
         assert table.index == (0, 1, 2, 0)
+
+
+async def test_a_tensor_is_followed_over_the_steps_and_compared_with_the_step_before() -> None:
+    async with opened("log_of_zero") as screen:
+        await screen.press("5", "w")
+        lines = words(screen, "TensorPane #words").splitlines()
+        assert lines[1].split() == ["step", "at", "[18,", "0]", "|max|"]
+        steps = [line.split() for line in lines[2:]]
+        assert [int(line[0]) for line in steps] == list(range(13))
+        assert "-inf" in steps[-1]
+        assert "inf" not in steps[-2]
+        await screen.press("c")
+        shown = words(screen, "TensorPane #words")
+        assert "step 11" in shown.splitlines()[0]
+        assert "step 12: values" in shown or "step 12: absolute values" in shown
+        await screen.press("c")
+        assert "was computed from" in words(screen, "TensorPane #words")
+
+
+async def test_a_tensor_is_a_picture_with_what_is_not_finite_hatched() -> None:
+    async with opened("float16_overflow") as screen:
+        await screen.press("5", "z")
+        picture = words(screen, "TensorPicture")
+        assert picture.startswith("height down (8), width across (8); batch 5, channel 0")
+        assert "✗ is not finite (1 of 64 patches)" in picture
+        assert any("✗✗" in line for line in picture.splitlines()[2:])
+        await screen.press("z", "x")
+        assert screen.screen.query_one(TensorTable).index == (5, 4, 5, 0)
 
 
 # The batch
@@ -270,7 +380,40 @@ async def test_an_op_that_does_not_fit_the_filter_takes_it_away() -> None:
     async with opened("log_of_zero") as screen:
         await screen.press("3", "slash")
         await screen.type("is:nan")
-        await screen.press("enter", "o")
+        await screen.press("enter", "O")
         assert type_of(screen) == "Log"
         assert len(screen.screen.query_one(OpTree).ops) > 100
         assert not screen.screen.query_one("BisectPane #query").display
+
+
+async def test_ops_are_there_before_the_step_has_run() -> None:
+    app = NanreplayApp([SAMPLES / "float16_overflow.h5"], engine=StoredEngine(waits=True))
+    async with app.run_test(size=(120, 40)) as pilot:
+        screen = Screen(app, pilot)
+        await pilot.press("3")
+        for _ in range(500):
+            trees = app.screen.query(OpTree)
+            if trees and trees.first().view is not None and trees.first().has_focus:
+                break
+            await pilot.pause(0.02)
+        tree = app.screen.query_one(OpTree)
+        assert words(screen, "BisectPane #where").startswith(
+            "step 12 · 151 ops · as recorded, not run yet"
+        )
+        (relu,) = (op for op in tree.ops if op.type == "Relu")
+        assert (relu.layer_path, relu.phase, relu.health) == ("conv", "forward", "unknown")
+        assert tree.has_focus  # a key that comes before the first tab is built keeps its tab
+
+
+async def test_all_panes_are_served_by_the_run_that_found_the_origin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def run(*arguments: object, **named: object) -> None:
+        raise AssertionError("the step runs again")
+
+    async with opened("log_of_zero") as screen:
+        monkeypatch.setattr("nanreplay.replay.Replay.run", run)
+        for key in ("3", "4", "5", "6", "3", "enter", "t"):
+            await screen.press(key)
+        assert words(screen, "TensorPane #name").startswith("Softmax [0, 0] = ")
+        assert isinstance(screen.app.screen, CaptureScreen)  # no error has come up

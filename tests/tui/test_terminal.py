@@ -11,6 +11,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 from tui.stored import ROOT, stored_report
@@ -28,7 +30,14 @@ _NUMBERS = itertools.count()
 class Terminal:
     """A terminal of its own, on a tmux server of its own."""
 
-    def __init__(self, columns: int, lines: int, *arguments: str, **environment: str) -> None:
+    def __init__(
+        self,
+        columns: int,
+        lines: int,
+        *arguments: str,
+        folder: Path = ROOT,
+        **environment: str,
+    ) -> None:
         # a new one each time: the last server may still be ending
         self.socket = f"nanreplay-test-{os.getpid()}-{next(_NUMBERS)}"
         settings = [f"{name}={value}" for name, value in environment.items()]
@@ -56,7 +65,7 @@ class Terminal:
             "-y",
             str(lines),
             "-c",
-            str(ROOT),
+            str(folder),
             *command,
         )
         self.tmux("set-option", "-s", "set-clipboard", "on")  # what OSC 52 copies becomes a buffer
@@ -95,8 +104,8 @@ class Terminal:
 def terminal() -> Iterator[Callable[..., Terminal]]:
     opened: list[Terminal] = []
 
-    def open_(*arguments: str, **environment: str) -> Terminal:
-        opened.append(Terminal(*arguments, **environment))  # type: ignore[arg-type]
+    def open_(*arguments: Any, **named: Any) -> Terminal:
+        opened.append(Terminal(*arguments, **named))
         return opened[-1]
 
     yield open_
@@ -129,6 +138,31 @@ def test_from_opening_to_the_origin_to_a_copied_answer(terminal: Callable[..., T
     while run.tmux("list-sessions") and time.monotonic() < ends:
         time.sleep(0.1)
     assert run.tmux("list-sessions") == ""
+
+
+def test_from_opening_to_a_patch_that_fixes_the_program(
+    terminal: Callable[..., Terminal], tmp_path: Path
+) -> None:
+    for suffix in (".h5", ".py"):
+        shutil.copy(ROOT / "sample_runs" / f"log_of_zero{suffix}", tmp_path)
+    run = terminal(120, 40, "log_of_zero.h5", folder=tmp_path)
+    run.until("Cause: log of zero.")
+    run.until(lambda screen: "esc stops it" not in screen)
+    run.press("8")
+    run.until("✓ yes", 10)
+    run.press("a")
+    run.until("Written to", 10)
+    run.press("q")
+    (patch,) = tmp_path.glob("*.patch")
+    subprocess.run(["git", "apply", patch.name], cwd=tmp_path, check=True)
+    assert "+ 1e-7" in (tmp_path / "log_of_zero.py").read_text(encoding="utf-8")
+    program = [sys.executable, "log_of_zero.py"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "-1"}
+    done = subprocess.run(
+        program, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True
+    )
+    assert "loss: nan" not in done.stdout
+    assert "Epoch 3/3" in done.stdout
 
 
 @pytest.mark.parametrize(

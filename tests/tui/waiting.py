@@ -6,11 +6,14 @@ import contextlib
 from typing import Any
 
 from textual.app import App
-from textual.worker import WorkerCancelled
+from textual.worker import WorkerCancelled, WorkerFailed
 
 
 async def workers_done(app: App[Any]) -> None:
-    """Wait for every worker; one that a newer one of its group replaced counts as done."""
+    """Wait for every worker; one that was replaced, or has failed, counts as done.
+
+    What a failure leads to is on the screen, and whether it comes while this waits is chance.
+    """
     while waiting := [worker for worker in app.workers if not worker.is_finished]:
-        with contextlib.suppress(WorkerCancelled):
+        with contextlib.suppress(WorkerCancelled, WorkerFailed):
             await app.workers.wait_for_complete(waiting)

@@ -6,7 +6,7 @@ The contract of a pane is told in the docstring of the package. Messages from a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -19,6 +19,7 @@ from textual.worker import Worker, WorkerState
 
 from nanreplay.explore import Op, StepView
 from nanreplay.findings import Origin
+from nanreplay.records import Frame
 from nanreplay.replay.provenance import ValueId
 from nanreplay.report.contents import Report
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
@@ -107,9 +108,17 @@ class Pane(Vertical):
     def show_place(self, place: ViewPosition) -> None:
         """Show a place that the user wants to see here."""
 
+    def frame(self) -> Frame | None:
+        """The line of code that is shown, for the editor; the failing one unless there is one."""
+        return self.origin.source if self.origin is not None else None
+
     def copies(self) -> Sequence[Copyable]:
         """Return what can be copied here, besides the sentence and the JSON of the report."""
         return ()
+
+    def exports(self) -> Mapping[str, Callable[[], object]]:
+        """Return what can be exported here besides the screen and the text, by label."""
+        return {}
 
     def as_text(self) -> str:
         """Return all of what is shown, in lines; "" where only a picture can be exported."""
@@ -162,12 +171,40 @@ STEP_BINDINGS = (
     ),
 )
 """Keys of every pane that shows a step."""
+OP_BINDINGS = (
+    Binding(
+        "backspace,minus,alt+left",
+        "back(-1)",
+        "Back",
+        id="step.back",
+        tooltip="Back to where you came from",
+    ),
+    Binding(
+        "plus,alt+right",
+        "back(1)",
+        "Forward",
+        show=False,
+        key_display="+",
+        id="step.forward",
+        tooltip="Forward again, after going back",
+    ),
+    Binding(
+        "m",
+        "names",
+        "Names",
+        show=False,
+        id="step.names",
+        tooltip="Show ops by type and name, or by the code that made them",
+    ),
+    Binding("s", "source", "Source", show=False, id="step.source", tooltip="The line of code"),
+)
+"""Keys of every pane that shows an op of a step."""
 
 
 class StepPane(Pane):
     """Shows a step, the failing one at first; what it ran is remembered for the other panes."""
 
-    BINDINGS: ClassVar[list[BindingType]] = [*STEP_BINDINGS]
+    BINDINGS: ClassVar[list[BindingType]] = [*STEP_BINDINGS, *OP_BINDINGS]
 
     def __init__(self, state: CaptureState) -> None:
         super().__init__(state)
@@ -209,6 +246,7 @@ class StepPane(Pane):
         """Return a step as it ran op by op; run it unless it is remembered."""
         remembered = self.state.viewed_steps
         if step not in remembered:
+            # The worker process, which found the origin, may have run it already.
             remembered[step] = await self.ask(ViewStep(self.path, self.origin, step))
             for oldest in list(remembered)[:-_STEPS_KEPT]:
                 del remembered[oldest]
@@ -224,6 +262,29 @@ class StepPane(Pane):
 
     def show_theme(self) -> None:
         """Draw in other colours."""
+
+    def frame(self) -> Frame | None:
+        """The line that made the op that is shown."""
+        op = self.shown_op()
+        return None if op is None else op.source
+
+    def shown_op(self) -> Op | None:
+        """The op that is shown; None for a value that entered the step."""
+        return None
+
+    def action_back(self, by: int) -> None:
+        """Go back along the way, or forward again."""
+
+    def action_names(self) -> None:
+        """Show ops by name, or by the code that made them."""
+
+    def action_source(self) -> None:
+        """Show the line that made the op, in its file."""
+        frame = self.frame()
+        if frame is None:
+            self.notify("No line of your code made it.", timeout=3)
+        else:
+            self.post_message(Go("source", ViewPosition(self.state.failing_step, frame=frame)))
 
     def action_other_step(self, by: int) -> None:
         """Look at the step before, or at the next one."""

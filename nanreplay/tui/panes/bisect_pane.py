@@ -13,22 +13,26 @@ from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Container, VerticalScroll
+from textual.containers import Container, Vertical, VerticalScroll
 from textual.widgets import Input, Static
 
+from nanreplay.capture import Capture
+from nanreplay.capture.storage import Location
+from nanreplay.errors import NanreplayError
 from nanreplay.explore import Op, StepView, worst_producer
-from nanreplay.explore.dataflow import is_bad, neighbour, next_origin
+from nanreplay.explore.dataflow import is_bad, line_name, neighbour, next_origin
+from nanreplay.explore.recorded_step import recorded_step
 from nanreplay.replay.provenance import ValueId
+from nanreplay.report.code_files import code_file
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
 from nanreplay.tui.panes.base import CURSOR_REST_S, Copyable, Go, StepPane, worst_output
+from nanreplay.tui.trail import Trail, end_words
 from nanreplay.tui.view_link import link_command
 from nanreplay.tui.view_tasks import ElementRef, ViewOperands
+from nanreplay.tui.widgets.code_view import CodeView, ColouredFile, coloured
 from nanreplay.tui.widgets.op_detail import op_text
 from nanreplay.tui.widgets.op_tree import OpTree
-from nanreplay.tui.widgets.op_words import ORIGIN, value_title
-
-_TRAIL_SHOWN = 4
-"""How many ops of the way are named in the first line."""
+from nanreplay.tui.widgets.op_words import ORIGIN, code_words, value_title, value_words
 
 
 class BisectPane(StepPane):
@@ -37,9 +41,10 @@ class BisectPane(StepPane):
     HELP = (
         "The step as it ran op by op: phase, layer, loop, op. ✗ holds NaN, ∞ infinities, "
         "◌ non-finite values that reached nothing (a mask, a dropped branch), · is finite; "
-        "◆ is an origin, where a value became worse than what it was made of. enter goes to what "
-        "produced the worst input, backspace back. The filter takes words, is:nan, is:inf, is:bad, "
-        "is:origin, >1e4 and <1e-6."
+        "◆ is an origin, where a value became worse than what it was made of. Ops stand under the "
+        "line of code that made them; m shows their names. enter goes to what produced the worst "
+        "input, backspace back, + forward. The filter takes words, is:nan, is:inf, is:bad, "
+        "is:origin, at:train.py:88, >1e4 and <1e-6."
     )
     DEFAULT_CSS = """
     BisectPane #where {
@@ -47,17 +52,14 @@ class BisectPane(StepPane):
     }
     BisectPane #both { layout: horizontal; height: 1fr; }
     BisectPane OpTree { width: 3fr; }
-    BisectPane #detail {
-        width: 2fr; padding: 0 1; border-left: vkey $panel; background: $background;
-    }
+    BisectPane #beside { width: 2fr; height: 1fr; border-left: vkey $panel; }
+    BisectPane CodeView { height: 2fr; border-bottom: hkey $panel; }
+    BisectPane #detail { height: 3fr; padding: 0 1; background: $background; }
     BisectPane #detail Static { height: auto; }
     BisectPane #query { height: 1; border: none; padding: 0 1; display: none; background: $boost; }
     BisectPane #query.-open { display: block; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding(
-            "backspace", "back", "Back", id="bisect.back", tooltip="Back to where you came from"
-        ),
         Binding(
             "n",
             "bad(1)",
@@ -74,7 +76,7 @@ class BisectPane(StepPane):
             tooltip="The op before with a NaN or infinity that matters",
         ),
         Binding(
-            "o",
+            "O",
             "origin",
             "Origin",
             id="bisect.origin",
@@ -120,8 +122,8 @@ class BisectPane(StepPane):
 
     def __init__(self, state: CaptureState) -> None:
         super().__init__(state)
-        self._trail: list[int] = []
-        """Serials of the ops that the user came through."""
+        self.trail: Trail[int] = Trail()
+        """Serials of the ops that the user went through."""
         self._computed_from: dict[tuple[int, int], ElementRef] = {}
         """What the first failing element of an op was computed from, by step and serial."""
 
@@ -130,10 +132,12 @@ class BisectPane(StepPane):
         yield Static("The step is shown once the replay has found it.", id="where", markup=False)
         with Container(id="both"):
             yield OpTree()
-            with VerticalScroll(id="detail"):
-                yield Static(id="op", markup=False)
+            with Vertical(id="beside"):
+                yield CodeView()
+                with VerticalScroll(id="detail"):
+                    yield Static(id="op", markup=False)
         yield Input(
-            placeholder="words, is:nan, is:inf, is:bad, is:origin, >1e4, <1e-6",
+            placeholder="words, is:nan, is:bad, is:origin, at:train.py:88, >1e4, <1e-6",
             id="query",
             compact=True,
         )
@@ -145,6 +149,23 @@ class BisectPane(StepPane):
 
     # The step
 
+    def on_mount(self) -> None:
+        """Show the ops that the file names, until the step has run."""
+        super().on_mount()
+        if self.state.failing_step not in self.state.viewed_steps:
+            self.show_recorded(self.state.failing_step)
+
+    @work(exclusive=True, group="recorded", exit_on_error=False)
+    async def show_recorded(self, step: int) -> None:
+        """Read the ops of a step from the file, in a thread, and show them."""
+        try:
+            recorded = await asyncio.to_thread(_recorded, self.state.opened.path, step)
+        except NanreplayError:  # the file holds no program of this step; a run may tell why
+            return
+        if self.view is None and self.is_attached:
+            self.op_tree.show(recorded)
+            self._show_where()
+
     def show_theme(self) -> None:
         """Draw in other colours."""
         self._show_op()
@@ -153,24 +174,36 @@ class BisectPane(StepPane):
         """Show a step at an op; at its origin unless given."""
         tree = self.op_tree
         if tree.view is not view:
-            self._trail.clear()
+            self.trail = Trail()
             tree.show(view)
         op = view.op(value.serial) if value is not None else None
         if op is not None:
             tree.go_to(op)
+        if tree.op is not None:
+            self.trail.go(tree.op.serial)
         self._show_where()
         self._show_op()
 
+    def show_place(self, place: ViewPosition) -> None:
+        """Look at an op of a step, or at the ops that a line of code made."""
+        if place.frame is None:
+            super().show_place(place)
+            return
+        query = self.query_one("#query", Input)
+        query.add_class("-open")
+        query.value = f"at:{line_name(place.frame)}"
+        self.op_tree.focus()
+
     def _show_where(self) -> None:
         """Show the first line: `step 12 · 340 ops · 27 non-finite · ◆ Log · 80 hidden, ...`."""
-        view, query = self.view, self.op_tree.query_text
+        view, query = self.view or self.op_tree.view, self.op_tree.query_text
         if view is None:
             return
         bad, hidden = sum(map(is_bad, view.ops)), len(view.ops) - len(self.op_tree.ops)
         words = [
             f"step {view.step}",
             f"{len(view.ops)} ops",
-            f"{bad} non-finite" if bad else "all finite",
+            _health_words(view, bad),
         ]
         if view.origins:
             words.append(f"{ORIGIN} {value_title(view, view.origins[0])}")
@@ -178,11 +211,14 @@ class BisectPane(StepPane):
             words.append(
                 f"{hidden} hidden by / {query}" if query else f"{hidden} hidden, p shows them"
             )
-        if self._trail:
-            ops = [view.op(serial) for serial in self._trail[-_TRAIL_SHOWN:]]
-            types = ["?" if op is None else op.type for op in ops]
-            words.append(f"came through {' ← '.join(types)}")
-        self.query_one("#where", Static).update(Text(" · ".join(words)))
+        shown = Text(" · ".join(words))
+        if len(self.trail.places) > 1:
+            shown = Text.assemble(self.trail.text(self._title), "  ·  ", (shown.plain, "dim"))
+        self.query_one("#where", Static).update(shown)
+
+    def _title(self, serial: int) -> str:
+        op = self.view.op(serial) if self.view is not None else None
+        return "?" if op is None else op.type
 
     # The op
 
@@ -197,14 +233,39 @@ class BisectPane(StepPane):
             self.find_operands(view.step, op)
 
     def _show_op(self) -> None:
-        view, node = self.view, self.op_tree.node
+        view, node = self.op_tree.view, self.op_tree.node
         shown = Text("")
         if view is not None and node is not None and node.op is not None:
             shown = self._op_text(view, node.op)
         elif node is not None:
-            about = f"  {node.kind}\n{node.ops} ops, {node.nonfinite} of them non-finite"
+            about = f"  {node.kind}\n{node.ops} ops"
+            if view is not None and view.has_run:
+                about += f", {node.nonfinite} of them non-finite"
             shown = Text.assemble((node.label, "bold"), about)
         self.query_one("#op", Static).update(shown)
+        self._show_code()
+
+    def _show_code(self) -> None:
+        """Mark the line of the op under the cursor; read its file first where that was not done."""
+        op, code = self.op_tree.op, self.query_one(CodeView)
+        frame = None if op is None else op.source
+        file = None if frame is None else self.state.code.get(frame.file)
+        code.show(
+            file, frame, is_bad=op is not None and is_bad(op), value=value_words(op) if op else ""
+        )
+        if frame is not None and file is None:
+            self.read_code(frame.file)
+
+    @work(exclusive=True, group="code", exit_on_error=False)
+    async def read_code(self, file: str) -> None:
+        """Read a file of code in a thread, and show it."""
+        read = await asyncio.to_thread(_coloured, self.state.opened.path, file)
+        self.state.code[file] = read
+        self._show_code()
+
+    def shown_op(self) -> Op | None:
+        """The op under the cursor."""
+        return self.op_tree.op
 
     def _op_text(self, view: StepView, op: Op) -> Text:
         computed_from = self._computed_from.get((view.step, op.serial))
@@ -213,9 +274,11 @@ class BisectPane(StepPane):
     @work(exclusive=True, group="operands", exit_on_error=False)
     async def find_operands(self, step: int, op: Op) -> None:
         """Ask what the first failing element was computed from, once the cursor rests."""
-        await asyncio.sleep(CURSOR_REST_S)
         value = ValueId(op.serial, worst_output(op))
-        element = await self.ask(ViewOperands(self.path, self.origin, step, value, None))
+        element = self.state.elements.get((step, value))
+        if element is None:
+            await asyncio.sleep(CURSOR_REST_S)
+            element = await self.ask(ViewOperands(self.path, self.origin, step, value, None))
         self._computed_from[step, op.serial] = element
         self._show_op()
 
@@ -230,7 +293,8 @@ class BisectPane(StepPane):
             assert self.view is not None
             self.post_message(Go("tensor", ViewPosition(self.view.step, hop.value.serial)))
         else:
-            self._trail.append(event.op.serial)
+            self.trail.go(event.op.serial)
+            self.trail.go(hop.op.serial)
             self._go_to(hop.op)
 
     def _go_to(self, op: Op | None, otherwise: str = "") -> None:
@@ -250,11 +314,15 @@ class BisectPane(StepPane):
 
     # Keys
 
-    def action_back(self) -> None:
-        """Go back to where the user came from."""
-        if self.view is not None:
-            op = self.view.op(self._trail.pop()) if self._trail else None
-            self._go_to(op, "This is where you began.")
+    def action_back(self, by: int) -> None:
+        """Go back along the way, or forward again."""
+        serial = self.trail.move(by)
+        op = self.view.op(serial) if self.view is not None and serial is not None else None
+        self._go_to(op, end_words(by))
+
+    def action_names(self) -> None:
+        """Show ops by name, or by the code that made them."""
+        self.op_tree.show_names(not self.op_tree.shows_names)
 
     def action_bad(self, by: int) -> None:
         """Go to the next, or the previous, op with something non-finite."""
@@ -272,6 +340,8 @@ class BisectPane(StepPane):
             place = ViewPosition(self.view.step, self.view.origins[0].serial)
             self.post_message(Go("tensor", place))
         else:
+            if origin is not None:
+                self.trail.go(origin.serial)
             self._go_to(origin, "Nothing that matters became non-finite in this step.")
 
     def action_step(self, by: int) -> None:
@@ -352,5 +422,25 @@ class BisectPane(StepPane):
         lines = [str(self.query_one("#where", Static).content), ""]
         for row in self.op_tree.rows:
             origin = "  origin" if row.node.has_origin else ""
-            lines.append(f"{'  ' * row.depth}{row.node.label}  {row.node.health}{origin}")
+            op = row.node.op
+            code = code_words(op.source) if op is not None else ""
+            words = "  ".join(filter(None, (row.node.label, row.node.health, code)))
+            lines.append(f"{'  ' * row.depth}{words}{origin}")
         return "\n".join(lines)
+
+
+def _recorded(path: Location, step: int) -> StepView:
+    with Capture(path) as capture:
+        return recorded_step(capture, step)
+
+
+def _coloured(path: Location, file: str) -> ColouredFile:
+    with Capture(path) as capture:
+        return coloured(code_file(capture, file))
+
+
+def _health_words(view: StepView, bad: int) -> str:
+    """How many ops are non-finite, `bad` of them; that is known once the step has run."""
+    if not view.has_run:
+        return "as recorded, not run yet"
+    return f"{bad} non-finite" if bad else "all finite"

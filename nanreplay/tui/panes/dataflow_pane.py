@@ -15,11 +15,13 @@ from textual.binding import Binding, BindingType
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
-from nanreplay.explore import Hop, StepView, Stop, downstream, upstream, worst_producer
+from nanreplay.explore import Hop, Op, StepView, Stop, downstream, upstream, worst_producer
 from nanreplay.explore.dataflow import next_origin
 from nanreplay.replay.provenance import ValueId
+from nanreplay.report.numbers import readable_number
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
 from nanreplay.tui.panes.base import Copyable, Go, StepPane, first_value, worst_output
+from nanreplay.tui.trail import Trail, end_words
 from nanreplay.tui.widgets.op_detail import hop_text, value_text
 from nanreplay.tui.widgets.op_words import theme_style, value_title
 
@@ -37,9 +39,10 @@ class DataflowPane(StepPane):
 
     HELP = (
         "Where a value came from and where it went, several hops deep; the number before a line is "
-        "the input of the op that it leads to. enter on a line goes there, backspace returns. "
-        "Copies, casts and reshapes are skipped and told after `via`. The first line shows the way "
-        "that you came; a value that entered the step (the batch, a variable) came from nowhere."
+        "the input of the op that it leads to. A line tells the code that made a value, the value "
+        "at the failing element, and the op; m shows names. enter goes there, backspace returns, + "
+        "goes forward again. Copies, casts and reshapes are skipped and told after `via`. The top "
+        "line shows the way that you came; a value that entered the step came from nowhere."
     )
     DEFAULT_CSS = """
     DataflowPane #way { height: auto; max-height: 2; padding: 0 1; background: $panel; }
@@ -47,6 +50,7 @@ class DataflowPane(StepPane):
         height: 1fr; border: none; padding: 0; background: $background;
         text-wrap: nowrap; text-overflow: ellipsis;
         &:focus { background: $surface; }
+        & > .option-list--option { padding: 0 1; }
         & > .option-list--option-disabled { color: $text-muted; }
         & > .option-list--option-highlighted, &:focus > .option-list--option-highlighted {
             background: $primary 30%; color: $foreground; text-style: bold;
@@ -54,7 +58,6 @@ class DataflowPane(StepPane):
     }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("backspace", "back", "Back", id="dataflow.back", tooltip="Back along the way"),
         Binding("j", "line(1)", "Down", show=False, id="dataflow.down", tooltip="One line down"),
         Binding("k", "line(-1)", "Up", show=False, id="dataflow.up", tooltip="One line up"),
         Binding(
@@ -64,7 +67,7 @@ class DataflowPane(StepPane):
             id="dataflow.worst",
             tooltip="Go to what produced the worst input",
         ),
-        Binding("o", "origin", "Origin", id="dataflow.origin", tooltip="The next origin"),
+        Binding("O", "origin", "Origin", id="dataflow.origin", tooltip="The next origin"),
         Binding("t", "elsewhere('tensor')", "Tensor", id="dataflow.tensor", tooltip="The values"),
         Binding(
             "b",
@@ -77,8 +80,10 @@ class DataflowPane(StepPane):
 
     def __init__(self, state: CaptureState) -> None:
         super().__init__(state)
-        self.way: list[ValueId] = []
-        """Values that the user came through; the last one is shown."""
+        self.trail: Trail[ValueId] = Trail()
+        """Values that the user went through."""
+        self.shows_names = False
+        """Whether ops are told by their names, and not by the code that made them."""
         self._stops: dict[str, tuple[Sequence[Stop], int]] = {}
         """By key of a line: the producers or consumers that it is one of, and its position."""
 
@@ -98,15 +103,15 @@ class DataflowPane(StepPane):
 
     def show_view(self, view: StepView, value: ValueId | None) -> None:
         """Begin a way at a value; at the origin unless given."""
-        self.way = [value if value is not None else first_value(view)]
+        self.trail.begin(value if value is not None else first_value(view))
         self._draw()
 
     def _draw(self) -> None:
         """Show the last value of the way, with the cursor on what produced its worst input."""
         view = self.view
-        if view is None or not self.way:
+        value = self.trail.place
+        if view is None or value is None:
             return
-        value = self.way[-1]
         room = max((self.size.height - _OTHER_LINES) // 2, _FEWEST_HOPS)
         above, below = upstream(view, value, room), downstream(view, value, room)
         self._stops = {f"from {i}": (above, i) for i in range(len(above))}
@@ -143,16 +148,49 @@ class DataflowPane(StepPane):
         assert self.view is not None
         lead = "  " * stop.level + f"{slot:>3} "
         room = min(self.size.width // 2, _WIDEST_LABEL) - len(lead)
-        hop = hop_text(self.view, stop.hop, self.app.theme_variables, room)
+        hop = hop_text(
+            self.view,
+            stop.hop,
+            self.app.theme_variables,
+            room,
+            names=self.shows_names,
+            value=self._operand_value(stop) if key.startswith("from") else "",
+        )
         return Option(Text.assemble(lead, hop), key)
+
+    def _operand_value(self, stop: Stop) -> str:
+        """What the failing element of the value in the middle took from one of its inputs."""
+        view, value = self.view, self.trail.place
+        if view is None or value is None or stop.level:
+            return ""
+        op, element = view.op(value.serial), self.state.elements.get((view.step, value))
+        if op is None or element is None or stop.hop.slot >= len(op.inputs):
+            return ""
+        source = op.inputs[stop.hop.slot]
+        values = [each.facts.value for each in element.operands if each.value == source]
+        return readable_number(values[0]) if values and values[0] is not None else ""
 
     def _way_text(self) -> Text:
         assert self.view is not None
-        *before, last = [value_title(self.view, value) for value in self.way]
-        shown = Text(f"step {self.view.step}  ")
-        for title in before:
-            shown.append(title, "dim").append(" → ")
-        return shown.append(last, "bold")
+        view, shown = self.view, Text(f"step {self.view.step}  ")
+        return shown.append_text(self.trail.text(lambda value: value_title(view, value)))
+
+    def shown_op(self) -> Op | None:
+        """The op at the line of the cursor, else that of the value in the middle."""
+        view, value = self.view, self.trail.place
+        if view is None or value is None:
+            return None
+        position = self.hops.highlighted
+        key = self.hops.get_option_at_index(position).id if position is not None else None
+        if key in self._stops:
+            stops, i = self._stops[key]
+            return stops[i].hop.op
+        return view.op(value.serial)
+
+    def action_names(self) -> None:
+        """Show ops by name, or by the code that made them."""
+        self.shows_names = not self.shows_names
+        self._draw()
 
     def on_resize(self) -> None:
         """Show as many hops as there is room for."""
@@ -181,16 +219,16 @@ class DataflowPane(StepPane):
         while next_position is not None:
             passed.insert(0, stops[next_position])
             next_position = stops[next_position].before
-        self.way += [_target(stop.hop, forward=forward) for stop in passed]
+        for stop in passed:
+            self.trail.go(_target(stop.hop, forward=forward))
         self._draw()
 
-    def action_back(self) -> None:
-        """Go back along the way."""
-        if len(self.way) > 1:
-            self.way.pop()
-            self._draw()
+    def action_back(self, by: int) -> None:
+        """Go back along the way, or forward again."""
+        if self.trail.move(by) is None:
+            self.notify(end_words(by), timeout=3)
         else:
-            self.notify("This is where you began.", timeout=3)
+            self._draw()
 
     def action_line(self, by: int) -> None:
         """Move by a line."""
@@ -201,31 +239,31 @@ class DataflowPane(StepPane):
 
     def action_up(self) -> None:
         """Go to what produced the worst input."""
-        hop = None
-        if self.view is not None and self.way:
-            op = self.view.op(self.way[-1].serial)
+        hop, value = None, self.trail.place
+        if self.view is not None and value is not None:
+            op = self.view.op(value.serial)
             hop = worst_producer(self.view, op) if op is not None else None
         if hop is None:
             self.notify("This value was not computed in the step: it entered it.", timeout=3)
         else:
-            self.way.append(hop.value)
+            self.trail.go(hop.value)
             self._draw()
 
     def action_origin(self) -> None:
         """Go to the next origin."""
         if self.view is None or not self.view.origins:
             return
-        origins = self.view.origins
-        op = next_origin(self.view, self.way[-1].serial if self.way else None)
+        origins, value = self.view.origins, self.trail.place
+        op = next_origin(self.view, value.serial if value is not None else None)
         # No op: the origin is a value that entered the step.
         of_op = [value for value in origins if op is not None and value.serial == op.serial]
-        self.way.append(of_op[0] if of_op else origins[0])
+        self.trail.go(of_op[0] if of_op else origins[0])
         self._draw()
 
     def action_elsewhere(self, pane: str) -> None:
         """Show the value in another tab."""
-        if self.view is not None and self.way:
-            value = self.way[-1]
+        value = self.trail.place
+        if self.view is not None and value is not None:
             if pane == "bisect" and value.serial < 0:
                 self.notify("This value entered the step; no op made it.", timeout=3)
                 return
@@ -234,14 +272,14 @@ class DataflowPane(StepPane):
 
     def copies(self) -> Sequence[Copyable]:
         """Offer the value's name and the way."""
-        if self.view is None or not self.way:
+        if self.view is None or self.trail.place is None:
             return ()
-        name, way = self.view.name(self.way[-1]), self._way_text().plain
+        name, way = self.view.name(self.trail.place), self._way_text().plain
         return (Copyable("the tensor's name", name), Copyable("the way", way))
 
     def as_text(self) -> str:
         """All lines."""
-        if self.view is None or not self.way:
+        if self.view is None or self.trail.place is None:
             return ""
         options = map(self.hops.get_option_at_index, range(self.hops.option_count))
         lines = [str(option.prompt) for option in options]

@@ -7,23 +7,22 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePath
 from typing import ClassVar
 
-from textual import work
+from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import VerticalScroll
 from textual.content import Content
-from textual.widgets import Static
+from textual.widgets import OptionList
+from textual.widgets.option_list import Option
 
 from nanreplay.capture import Capture
 from nanreplay.capture.storage import Location
 from nanreplay.findings import Origin
+from nanreplay.records import Frame
 from nanreplay.report.contents import Report
 from nanreplay.report.user_sources import SourceFile, SourceLine, Sources, sources_of
-from nanreplay.tui.capture_state import CaptureState
-from nanreplay.tui.panes.base import Copyable, Pane
+from nanreplay.tui.capture_state import CaptureState, ViewPosition
+from nanreplay.tui.panes.base import Copyable, Go, Pane
 
-_LINES_ABOVE = 3
-"""Lines above the failing one when it is scrolled to."""
 _LEFT_OUT = 'Source left out: recorded with sources="none". Files and lines are named all the same.'
 
 
@@ -32,13 +31,20 @@ class SourcePane(Pane):
 
     HELP = (
         "The lines of your code that made the recorded ops, from the capture. ✗ marks the line "
-        "where the non-finite value was made, │ the calls that led to it. A capture recorded with "
+        "where the non-finite value was made, │ the calls that led to it. enter shows the ops of a "
+        "line in the bisect tab, o opens your editor there. A capture recorded with "
         'sources="none" names lines without their text.'
     )
     DEFAULT_CSS = """
-    SourcePane #page { padding: 0 1; }
-    SourcePane Static { width: auto; min-width: 100%; }
-    SourcePane #page { overflow-x: auto; }
+    SourcePane OptionList {
+        height: 1fr; border: none; padding: 0; background: $background;
+        text-wrap: nowrap; text-overflow: ellipsis;
+        & > .option-list--option { padding: 0 1; }
+        & > .option-list--option-disabled { color: $foreground; }
+        & > .option-list--option-highlighted, &:focus > .option-list--option-highlighted {
+            background: $primary 30%; color: $foreground;
+        }
+    }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
@@ -46,8 +52,10 @@ class SourcePane(Pane):
             "failing",
             "Failing line",
             id="source.failing",
-            tooltip="Scroll to the failing line",
+            tooltip="Go to the failing line",
         ),
+        Binding("j", "line(1)", "Down", show=False, id="source.down", tooltip="One line down"),
+        Binding("k", "line(-1)", "Up", show=False, id="source.up", tooltip="One line up"),
     ]
 
     def __init__(self, state: CaptureState) -> None:
@@ -55,11 +63,14 @@ class SourcePane(Pane):
         self.sources: Sources | None = None
         self._read_for: Origin | None = None
         """The origin that was known when the lines were read."""
+        self._frames: dict[str, Frame] = {}
+        """Lines of code by the id of their line here."""
+        self._wanted: Frame | None = None
+        """The line that another tab has sent the user to."""
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""
-        with VerticalScroll(id="page", can_focus=True):
-            yield Static("Reading the capture ...", id="lines", markup=False)
+        yield OptionList(id="lines", markup=False, compact=True)
 
     def on_mount(self) -> None:
         """Read the lines."""
@@ -76,19 +87,68 @@ class SourcePane(Pane):
         # In a thread: the table of ops can be long, and a key waits for the event loop.
         path, self._read_for = self.state.opened.path, self.origin
         self.sources = await asyncio.to_thread(_read_sources, path, self.origin)
-        self.query_one("#lines", Static).update(Content("\n").join(_lines(self.sources)))
+        self._show_lines()
 
-    def action_failing(self) -> None:
-        """Scroll to the failing line."""
+    @property
+    def lines(self) -> OptionList:
+        """The lines, those without code among them."""
+        return self.query_one("#lines", OptionList)
+
+    def _show_lines(self) -> None:
         if self.sources is None:
             return
-        marked = (i for i, line in enumerate(_lines(self.sources)) if line.plain.startswith("✗"))
-        position = next(marked, None)
-        if position is None:
-            self.notify("No line of your code made it.", severity="warning")
+        options, self._frames = [], {}
+        for i, (line, frame) in enumerate(_lines(self.sources)):
+            if frame is not None:
+                self._frames[str(i)] = frame
+            options.append(Option(line, id=str(i), disabled=frame is None))
+        self.lines.set_options(options)
+        wanted = self._wanted or self.frame()
+        self._go_to(wanted or next(iter(self._frames.values()), None))
+
+    def _go_to(self, frame: Frame | None) -> bool:
+        """Put the cursor on a line of a file; tell whether it is here.
+
+        The calls at the top name the line as well: its own place is the last one.
+        """
+        found = [key for key, known in self._frames.items() if frame and _is_same(known, frame)]
+        if found:
+            self.lines.highlighted = self.lines.get_option_index(found[-1])
+            self.call_after_refresh(self.lines.scroll_to_highlight, top=False)
+        return bool(found)
+
+    def show_place(self, place: ViewPosition) -> None:
+        """Go to a line of code, once the lines are read."""
+        self._wanted = place.frame
+        self._go_to(place.frame)
+
+    def frame(self) -> Frame | None:
+        """The line at the cursor; before the lines are read, the failing one."""
+        position = self.lines.highlighted
+        key = None if position is None else self.lines.get_option_at_index(position).id
+        return self._frames[key] if key in self._frames else super().frame()
+
+    @on(OptionList.OptionSelected)
+    def _chosen(self, event: OptionList.OptionSelected) -> None:
+        """Show the ops that a line made."""
+        event.stop()
+        frame = self._frames.get(event.option.id or "")
+        if frame is not None:
+            place = ViewPosition(self.state.failing_step, frame=frame)
+            self.post_message(Go("bisect", place))
+
+    def action_line(self, by: int) -> None:
+        """Move by a line."""
+        if by > 0:
+            self.lines.action_cursor_down()
         else:
-            top = max(position - _LINES_ABOVE, 0)
-            self.query_one("#page").scroll_to(y=top, animate=False)
+            self.lines.action_cursor_up()
+
+    def action_failing(self) -> None:
+        """Go to the failing line."""
+        source = self.origin.source if self.origin is not None else None
+        if source is None or not self._go_to(source):
+            self.notify("No line of your code made it.", severity="warning")
 
     def copies(self) -> Sequence[Copyable]:
         """The failing line."""
@@ -104,7 +164,7 @@ class SourcePane(Pane):
         """The lines."""
         if self.sources is None:
             return ""
-        return "\n".join(line.plain for line in _lines(self.sources))
+        return "\n".join(line.plain for line, _ in _lines(self.sources))
 
 
 def _read_sources(path: Location, origin: Origin | None) -> Sources:
@@ -112,38 +172,47 @@ def _read_sources(path: Location, origin: Origin | None) -> Sources:
         return sources_of(capture, origin)
 
 
-def _lines(sources: Sources) -> Iterator[Content]:
+_Line = tuple[Content, Frame | None]
+"""A line that is shown, and the line of code that it names."""
+
+
+def _lines(sources: Sources) -> Iterator[_Line]:
     """All that the pane shows: the calls that led to the failing op, then file by file."""
     if not sources.files:
-        yield Content("No line of your code is in the capture.")
+        yield Content("No line of your code is in the capture."), None
         return
     if sources.is_left_out:
-        yield Content.styled(_LEFT_OUT, "$text-warning")
-        yield Content("")
+        yield Content.styled(_LEFT_OUT, "$text-warning"), None
+        yield Content(""), None
     if sources.calls:
-        yield Content.styled("Calls that led to the failing op", "bold")
+        yield Content.styled("Calls that led to the failing op", "bold"), None
         for depth, frame in enumerate(sources.calls):
             is_last = depth == len(sources.calls) - 1
-            yield Content.assemble(
+            call = Content.assemble(
                 ("✗ " if is_last else "│ ", "bold $text-error"),
                 f"{PurePath(frame.file).name}:{frame.line}",
                 (f"  in {frame.function}", "dim"),
             )
-        yield Content("")
+            yield call, frame
+        yield Content(""), None
     for file in sources.files:
         yield from _file_lines(file)
 
 
-def _file_lines(file: SourceFile) -> Iterator[Content]:
+def _file_lines(file: SourceFile) -> Iterator[_Line]:
     """A file's name and its lines; `⋮` stands for lines that made no op."""
-    yield Content.styled(file.file, "bold underline")
+    yield Content.styled(file.file, "bold underline"), None
     width, before = len(str(file.lines[-1].line)), None
     for line in file.lines:
         if before is not None and line.line > before + 1:
-            yield Content.styled(f"  {'⋮'.rjust(width)}", "dim")
+            yield Content.styled(f"  {'⋮'.rjust(width)}", "dim"), None
         before = line.line
-        yield _code_line(line, width)
-    yield Content("")
+        yield _code_line(line, width), Frame(file.file, line.line, line.function, line.code)
+    yield Content(""), None
+
+
+def _is_same(frame: Frame, other: Frame) -> bool:
+    return (frame.file, frame.line) == (other.file, other.line)
 
 
 def _code_line(line: SourceLine, width: int) -> Content:

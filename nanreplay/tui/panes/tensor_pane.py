@@ -4,24 +4,44 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
-from textual.binding import Binding, BindingType
+from textual.binding import BindingType
 from textual.containers import Container, VerticalScroll
 from textual.widgets import Input, Static
 
-from nanreplay.explore import StepView, TensorView
+from nanreplay.errors import MissingPartError
+from nanreplay.explore import Op, StepView, TensorAtStep, TensorView
 from nanreplay.replay.provenance import ValueId
 from nanreplay.report.numbers import index_words
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
-from nanreplay.tui.panes.base import CURSOR_REST_S, Copyable, Go, StepPane, first_value
-from nanreplay.tui.view_tasks import ElementRef, ViewOperands, ViewTensor
+from nanreplay.tui.copying import export_path
+from nanreplay.tui.panes.base import (
+    CURSOR_REST_S,
+    Copyable,
+    Go,
+    StepPane,
+    first_value,
+    next_beyond,
+)
+from nanreplay.tui.panes.tensor_keys import TENSOR_BINDINGS
+from nanreplay.tui.trail import Trail, end_words
+from nanreplay.tui.view_tasks import (
+    ElementRef,
+    FollowTensor,
+    SaveTensor,
+    ViewOperands,
+    ViewTensor,
+)
 from nanreplay.tui.widgets.op_words import ORIGIN, nonfinite_words, shape_words, value_title
+from nanreplay.tui.widgets.tensor_picture import TensorPicture
+from nanreplay.tui.widgets.tensor_steps import both_text, steps_text
 from nanreplay.tui.widgets.tensor_table import TensorTable, best_operand, cell_words, tensor_text
 
 _MOST_ROWS, _MOST_COLUMNS = 50, 20
@@ -44,7 +64,8 @@ class TensorPane(StepPane):
         "The values of a tensor, with the cursor on the first element that failed. The table shows "
         "the last two axes; x and X go through the slices of the others, i goes to an index such "
         "as 3, 0, 17. enter goes to what the element was computed from, at that very element; "
-        "backspace returns."
+        "backspace returns. z shows a picture, w the tensor over the steps of the window, c beside "
+        "itself in the step before; e writes it as .npy."
     )
     DEFAULT_CSS = """
     TensorPane #name {
@@ -56,79 +77,24 @@ class TensorPane(StepPane):
         width: 54; padding: 0 1; background: $background; border-left: vkey $panel;
     }
     TensorPane #facts Static { height: auto; }
+    TensorPane TensorPicture { width: 3fr; }
+    TensorPane.-picture TensorTable { display: none; }
     TensorPane #index { height: 1; border: none; padding: 0 1; display: none; background: $boost; }
     TensorPane #index.-open { display: block; }
     """
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding(
-            "backspace", "back", "Back", id="tensor.back", tooltip="Back to the element before"
-        ),
-        Binding(
-            "n", "failing(1)", "Next bad", id="tensor.next", tooltip="The next element that failed"
-        ),
-        Binding(
-            "N",
-            "failing(-1)",
-            "Bad before",
-            show=False,
-            id="tensor.before",
-            tooltip="The element before that failed",
-        ),
-        Binding(
-            "x",
-            "slice(1)",
-            "Slice",
-            id="tensor.slice",
-            tooltip="The next slice along the axes before the last two",
-        ),
-        Binding(
-            "X",
-            "slice(-1)",
-            "Slice before",
-            show=False,
-            id="tensor.slice_before",
-            tooltip="The slice before",
-        ),
-        Binding("i", "index", "Index", id="tensor.index", tooltip="Go to an element by its index"),
-        Binding(
-            "v",
-            "output",
-            "Output",
-            show=False,
-            id="tensor.output",
-            tooltip="The next output of the same op",
-        ),
-        Binding(
-            "d",
-            "elsewhere('dataflow')",
-            "Dataflow",
-            id="tensor.dataflow",
-            tooltip="Where it came from and went",
-        ),
-        Binding(
-            "b",
-            "elsewhere('bisect')",
-            "In the tree",
-            id="tensor.tree",
-            tooltip="The op among the others of its step",
-        ),
-        Binding(
-            "escape",
-            "no_index",
-            "Close",
-            show=False,
-            id="tensor.no_index",
-            tooltip="Close the line for an index",
-        ),
-    ]
+    BINDINGS: ClassVar[list[BindingType]] = [*TENSOR_BINDINGS]
 
     def __init__(self, state: CaptureState) -> None:
         super().__init__(state)
         self.position: ElementPosition | None = None
         """What was last asked for; `tensor` may still be the one before."""
         self.tensor: TensorView | None = None
-        self._trail: list[ElementPosition] = []
-        """Elements that the user came through."""
+        self.trail: Trail[ElementPosition] = Trail()
+        """Elements that the user went through."""
+        self._steps: Sequence[TensorAtStep] | None = None
+        """The tensor in other steps; None while its facts are shown."""
+        self._is_compared = False
+        """Whether two steps are shown side by side, and not all of them below each other."""
         self._computed_from: ElementRef | None = None
         """The operands of the element under the cursor, once they are known."""
 
@@ -137,6 +103,7 @@ class TensorPane(StepPane):
         yield Static("The step is shown once the replay has found it.", id="name", markup=False)
         with Container(id="both"):
             yield TensorTable()
+            yield TensorPicture()
             with VerticalScroll(id="facts", can_focus=False):
                 yield Static(id="words", markup=False)
         yield Input(placeholder="index, e.g. 3, 0, 17", id="index", compact=True)
@@ -151,11 +118,13 @@ class TensorPane(StepPane):
     def show_theme(self) -> None:
         """Draw in other colours."""
         self._show_words()
+        self.query_one(TensorPicture).draw()
 
     def show_view(self, view: StepView, value: ValueId | None) -> None:
         """Show a tensor of a step; the origin's unless given."""
-        self._trail.clear()
-        self.fetch(ElementPosition(value if value is not None else first_value(view), None))
+        position = ElementPosition(value if value is not None else first_value(view), None)
+        self.trail.begin(position)
+        self.fetch(position)
 
     @work(exclusive=True, group="tensor", exit_on_error=False)
     async def fetch(self, position: ElementPosition) -> None:
@@ -164,10 +133,14 @@ class TensorPane(StepPane):
             return
         self.position = position
         self.query_one("#name", Static).update(f"{self.view.name(position.value)} …")
-        task = ViewTensor(self.path, self.origin, self.view.step, position.value, position.at)
-        self.tensor = await self.ask(task)
-        self._computed_from = None
+        step, (value, at) = self.view.step, position
+        known = self.state.tensors.get((step, value)) if at is None else None
+        if known is None:
+            known = await self.ask(ViewTensor(self.path, self.origin, step, value, at))
+        self.tensor = known
+        self._computed_from = self._steps = None
         self.table.show(self.tensor, position.at)
+        self.query_one(TensorPicture).show(self.tensor)
         self._show_words()
 
     def _show_words(self) -> None:
@@ -188,10 +161,18 @@ class TensorPane(StepPane):
             title += f"{index_words(index)} = {element}".strip()
         stat = tensor.stat
         count = f"{nonfinite_words(stat)} of {stat.size}" if stat.nonfinite else ""
-        words = (title, shape_words(stat), count, f"step {view.step}", tensor.name)
+        words = [title, shape_words(stat), count, f"step {view.step}", tensor.name]
+        if len(self.trail.places) > 1:
+            words.append(self.trail.text(lambda place: value_title(view, place.value)).plain)
         return " · ".join(filter(None, words))
 
     def _facts(self, view: StepView, tensor: TensorView) -> Text:
+        at = self.table.index or ()
+        if self._steps is not None and not self._is_compared:
+            return steps_text(self._steps, at, self.app.theme_variables)
+        if self._steps is not None and len(self._steps) > 1:
+            before, now = self._steps[-2:]
+            return both_text(before, now, at, self.app.theme_variables)
         return tensor_text(view, tensor, self._computed_from, self.app.theme_variables)
 
     @on(TensorTable.Moved)
@@ -206,9 +187,11 @@ class TensorPane(StepPane):
     @work(exclusive=True, group="operands", exit_on_error=False)
     async def find_operands(self, step: int, value: ValueId, index: tuple[int, ...]) -> None:
         """Ask what an element was computed from, once the cursor rests."""
-        await asyncio.sleep(CURSOR_REST_S)
-        task = ViewOperands(self.path, self.origin, step, value, index)
-        self._computed_from = await self.ask(task)
+        element = self.state.elements.get((step, value))
+        if element is None or element.at != index:
+            await asyncio.sleep(CURSOR_REST_S)
+            element = await self.ask(ViewOperands(self.path, self.origin, step, value, index))
+        self._computed_from = element
         self._show_words()
 
     # Keys
@@ -236,15 +219,23 @@ class TensorPane(StepPane):
         if operand is None:
             self.notify("It was not computed from other values.", timeout=3)
             return
-        self._trail.append(position)
+        self.trail.places[self.trail.at] = position  # the cursor may have moved since
+        self.trail.go(ElementPosition(operand.value, operand.index))
         self.fetch(ElementPosition(operand.value, operand.index))
 
-    def action_back(self) -> None:
-        """Go back to the element before."""
-        if self._trail:
-            self.fetch(self._trail.pop())
+    def action_back(self, by: int) -> None:
+        """Go back to the element before, or forward again."""
+        position = self.trail.move(by)
+        if position is None:
+            self.notify(end_words(by), timeout=3)
         else:
-            self.notify("This is where you began.", timeout=3)
+            self.fetch(position)
+
+    def shown_op(self) -> Op | None:
+        """The op that made the tensor."""
+        if self.view is None or self.position is None:
+            return None
+        return self.view.op(self.position.value.serial)
 
     def action_failing(self, by: int) -> None:
         """Go to the next, or the previous, failing element."""
@@ -284,6 +275,59 @@ class TensorPane(StepPane):
             self.table.cursor = cell
         else:
             self.fetch(ElementPosition(self.position.value, index))
+
+    def action_follow(self) -> None:
+        """Show the tensor over the steps of the window, or its facts again."""
+        if self._steps is not None and not self._is_compared:
+            self._steps = None
+            self._show_words()
+        else:
+            self.follow(None)
+
+    def action_compare(self) -> None:
+        """Show the tensor beside itself in the step before, or its facts again."""
+        if self.view is None or (self._steps is not None and self._is_compared):
+            self._steps = None
+            self._show_words()
+            return
+        before = next_beyond(self.steps, self.view.step, -1)
+        if before is None:
+            self.notify(f"No step before step {self.view.step} can be run.", timeout=4)
+        else:
+            self.follow((before, self.view.step))
+
+    @work(exclusive=True, group="follow", exit_on_error=False)
+    async def follow(self, steps: tuple[int, ...] | None) -> None:
+        """Ask for the tensor in other steps.
+
+        Args:
+            steps: Two steps, which are compared; None for all of the window.
+        """
+        if self.view is None or self.position is None:
+            return
+        found: list[TensorAtStep] = []
+
+        def take(part: TensorAtStep) -> None:
+            found.append(part)
+            self._show_words()
+
+        self._steps, self._is_compared = found, steps is not None
+        at, value = self.table.index or (), self.position.value
+        task = FollowTensor(self.path, self.origin, self.view.step, value, at, steps)
+        try:
+            self._steps = await self.ask(task, partial=take)
+        except MissingPartError as error:
+            self._steps = None
+            self.notify(str(error), severity="warning", timeout=6)
+        self._show_words()
+
+    def action_picture(self) -> None:
+        """Show the tensor as a picture, or as a table again."""
+        picture = self.query_one(TensorPicture)
+        picture.display = not picture.display
+        self.set_class(picture.display, "-picture")
+        picture.call_after_refresh(picture.draw)
+        (picture if picture.display else self.table).focus()
 
     def action_output(self) -> None:
         """Show the next output of the same op."""
@@ -342,6 +386,20 @@ class TensorPane(StepPane):
             Copyable("this element", str(self.query_one("#name", Static).content)),
             Copyable("what is known of the tensor", facts.plain),
         )
+
+    def exports(self) -> Mapping[str, Callable[[], object]]:
+        """Offer the whole tensor as a file."""
+        return {"the tensor as .npy": self.save} if self.tensor is not None else {}
+
+    @work(exclusive=True, group="save", exit_on_error=False)
+    async def save(self) -> None:
+        """Write the tensor to the working directory."""
+        if self.view is None or self.position is None:
+            return
+        path = export_path(Path.cwd(), self.state.opened.name, "tensor", ".npy")
+        value = self.position.value
+        await self.ask(SaveTensor(self.path, self.origin, self.view.step, value, str(path)))
+        self.notify(f"Written to {path}.")
 
     def as_text(self) -> str:
         """Statistics, and the cells around the cursor."""

@@ -199,7 +199,7 @@ class WhatIfPane(Pane):
             fixes: Which; all that fit unless given.
         """
         wanted = "all" if fixes is None else tuple(fixes)
-        report = await self.ask(Explain(self.path, wanted), partial=self._take_part)
+        report = await self.ask(Explain(self.path, wanted, is_anew=False), partial=self._take_part)
         self._add(report.fixes)
         helpful = sum(fix.prevents is True for fix in report.fixes)
         self.notify(f"{helpful} of {len(report.fixes)} prevent it.")

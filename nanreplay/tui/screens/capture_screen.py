@@ -7,16 +7,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 from typing import ClassVar
 
 from textual import events, on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.screen import Screen
 from textual.widget import Widget
 from textual.widgets import Tab, TabbedContent, TabPane, Tabs
 from textual.widgets.tabbed_content import ContentTab
@@ -31,17 +27,35 @@ from nanreplay.report.stored_answers import (
     stored_answer,
 )
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
+from nanreplay.tui.editor import edit_line
 from nanreplay.tui.engine import Explain, Progress, StoppedError
 from nanreplay.tui.panes import PANES, PaneEntry
-from nanreplay.tui.panes.base import Copyable, Failed, Go, Pane
+from nanreplay.tui.panes.base import Failed, Go, Pane
+from nanreplay.tui.screens.copy_keys import CopyKeys
 from nanreplay.tui.view_link import ViewLink
+from nanreplay.tui.view_tasks import StepLook
 from nanreplay.tui.widgets.bars import KeyLine, StatusLine, TitleBar
 
 _LOAD_AFTER_S = 0.5
 """Seconds after the first picture until the other tabs are imported, one after another."""
 
 
-class CaptureScreen(Screen[None]):
+class CaptureTabs(TabbedContent):
+    """Tabs that stay where they were sent."""
+
+    @on(TabPane.Focused)
+    def _focused_late(self, event: TabPane.Focused) -> None:
+        """Let Textual show the tab of what has the focus, unless it has lost it meanwhile.
+
+        The message is on its way for a while; a key may have shown another tab by then.
+        """
+        focused = self.screen.focused
+        if focused is None or event.tab_pane not in focused.ancestors:
+            event.prevent_default()
+            event.stop()
+
+
+class CaptureScreen(CopyKeys):
     """One capture in tabs; a tab is built when it is shown for the first time.
 
     Args:
@@ -72,6 +86,14 @@ class CaptureScreen(Screen[None]):
             key_display="?",
             id="capture.help",
             tooltip="What this tab is for, and its keys",
+        ),
+        Binding(
+            "o",
+            "edit",
+            "Editor",
+            show=False,
+            id="capture.edit",
+            tooltip="Open your editor ($VISUAL or $EDITOR) at the line of code",
         ),
         Binding("escape", "stop", "Stop", show=False, id="capture.stop", tooltip="Stop what runs"),
         Binding(
@@ -130,17 +152,14 @@ class CaptureScreen(Screen[None]):
     ]
 
     def __init__(self, state: CaptureState, at: ViewLink | None = None) -> None:
-        super().__init__()
-        self.state = state
+        super().__init__(state)
         self._at = at
         """Where the user asked to begin; None once that is shown."""
-        self.panes: dict[str, Pane] = {}
-        """Those that were shown, by the id of their tab."""
 
     def compose(self) -> ComposeResult:
         """Make the frame; tabs are empty until they are shown."""
         yield TitleBar(self.state)
-        with TabbedContent(id="tabs"):
+        with CaptureTabs(id="tabs"):
             for entry in PANES:
                 yield TabPane(entry.title, id=entry.id)
         yield StatusLine()
@@ -194,11 +213,14 @@ class CaptureScreen(Screen[None]):
         self.state.is_complete, self.state.finished = True, report
         self._take_report(report)
 
-    def _take_part(self, part: Report | FixResult) -> None:
-        """Show the report without fixes, then each fix as it comes.
+    def _take_part(self, part: StepLook | Report | FixResult) -> None:
+        """Remember the step as it ran; show the report without fixes, then each fix as it comes.
 
         A stored report, which has its fixes, stays until those of the replay are tried.
         """
+        if isinstance(part, StepLook):
+            self.state.take_look(part)
+            return
         if self.state.stored is not None:
             return
         if isinstance(part, FixResult):
@@ -293,11 +315,6 @@ class CaptureScreen(Screen[None]):
             await self.query_one(f"#{entry.id}", TabPane).mount(pane)
         return self.panes[entry.id]
 
-    @property
-    def shown(self) -> str:
-        """Id of the tab that is shown."""
-        return self.query_one(TabbedContent).active
-
     def action_show(self, pane: str) -> None:
         """Show a tab and give it the focus."""
         # Textual moves the focus of a tab that is left to another widget of that tab, and shows
@@ -309,11 +326,15 @@ class CaptureScreen(Screen[None]):
     def _focus_pane(self, pane_id: str) -> None:
         """Give the focus to the first widget of the tab that can take it."""
         pane = self.panes.get(pane_id)
-        if pane is None or self.focused is not None or pane_id != self.shown:
+        if pane is None or pane_id != self.shown:
+            return
+        if self.focused is not None and pane in self.focused.ancestors:
             return
         for widget in pane.query("*"):
             if widget.focusable and widget.display:
-                widget.focus()
+                # At once: `widget.focus()` does it later, when another tab may be shown, and
+                # Textual goes back to the tab that has the focus.
+                self.set_focus(widget)
                 return
 
     def action_turn(self, by: int) -> None:
@@ -335,6 +356,13 @@ class CaptureScreen(Screen[None]):
     def action_stop(self) -> None:
         """Stop what runs in the background."""
         self.state.engine.stop()
+
+    def action_edit(self) -> None:
+        """Open the user's editor at the line that is shown."""
+        pane = self.panes.get(self.shown)
+        message = edit_line(self.app, str(self.state.opened.path), pane.frame() if pane else None)
+        if message:
+            self.notify(message, severity="warning", timeout=6)
 
     def action_captures(self) -> None:
         """Go back to the list of captures."""
@@ -370,75 +398,3 @@ class CaptureScreen(Screen[None]):
             self.action_show(ContentTab.sans_prefix(target.id))
         elif target is not None:
             target.focus()
-
-    # Copying and exporting
-
-    def copyables(self) -> Sequence[Copyable]:
-        """What can be copied: what every tab offers, then what this one does."""
-        from nanreplay.tui.copying import copyables
-
-        pane = self.panes.get(self.shown)
-        return [*copyables(self.state.report), *(pane.copies() if pane is not None else ())]
-
-    def action_copy(self) -> None:
-        """Ask what to copy."""
-        offered = self.copyables()
-        if not offered:
-            message = "There is nothing to copy yet: the step is being replayed."
-            self.notify(message, severity="warning")
-            return
-        choices = {
-            copyable.label: partial(self.copy_text, copyable.label, copyable.text)
-            for copyable in offered
-        }
-        self._choose("Copy", choices)
-
-    def copy_text(self, label: str, text: str) -> None:
-        """Put a text on the clipboard of the terminal (OSC 52, which works over ssh)."""
-        self.app.copy_to_clipboard(text)
-        self.notify(f"Copied {label}.")
-
-    def action_export(self) -> None:
-        """Ask how to export what is shown."""
-        ways = {"the screen as SVG": self.export_svg, "this tab as text": self.export_text}
-        self._choose("Export", ways)
-
-    def _choose(self, title: str, choices: Mapping[str, Callable[[], None]]) -> None:
-        """Let the user choose, and do what was chosen."""
-        from nanreplay.tui.screens.dialogs import ChoiceScreen
-
-        def run_choice(position: int | None) -> None:
-            if position is not None:
-                list(choices.values())[position]()
-
-        self.app.push_screen(ChoiceScreen(title, list(choices)), run_choice)
-
-    def export_svg(self) -> None:
-        """Write a picture of the screen to the working directory."""
-
-        def write_picture() -> None:
-            picture = self.app.export_screenshot(title=self.state.opened.name)
-            self._write(".svg", picture)
-
-        # The dialog that asked is still on the screen: it is gone after the next picture.
-        self.call_after_refresh(write_picture)
-
-    def export_text(self) -> None:
-        """Write the whole tab to the working directory."""
-        pane = self.panes.get(self.shown)
-        text = pane.as_text() if pane is not None else ""
-        if not text:
-            self.notify("This tab has no text yet.", severity="warning")
-            return
-        self._write(".txt", text)
-
-    def _write(self, suffix: str, text: str) -> None:
-        from nanreplay.tui.copying import ExportError, export_path, write_text
-
-        path = export_path(Path.cwd(), self.state.opened.name, self.shown, suffix)
-        try:
-            write_text(path, text)
-        except OSError as error:
-            self.post_message(Failed(ExportError(f"{path}: {error.strerror or error}.")))
-            return
-        self.notify(f"Written to {path}.")

@@ -10,7 +10,12 @@ from rich.style import Style
 
 from nanreplay.bisect.tensor_stats import TensorStat
 from nanreplay.explore import Node
-from nanreplay.tui.widgets.op_words import nonfinite_words, shape_words, short_number
+from nanreplay.tui.widgets.op_words import (
+    nonfinite_words,
+    shape_words,
+    short_number,
+    value_words,
+)
 
 
 class OpColumn(NamedTuple):
@@ -34,6 +39,10 @@ def _stat_of(node: Node) -> TensorStat | None:
     return node.op.stat if node.op is not None else None
 
 
+def _value_cell(node: Node) -> str:
+    return value_words(node.op) if node.op is not None else ""
+
+
 def _minimum_cell(node: Node) -> str:
     stat = _stat_of(node)
     return short_number(stat.minimum) if stat is not None else ""
@@ -46,12 +55,13 @@ def _maximum_cell(node: Node) -> str:
 
 _COLUMNS = (
     OpColumn("type and shape", 24, lambda node: shape_words(_stat_of(node))),
+    OpColumn("at failing", 12, _value_cell),
     OpColumn("non-finite", 15, _nonfinite_cell),
     OpColumn("min", 11, _minimum_cell),
     OpColumn("max", 11, _maximum_cell),
     OpColumn("|max|", 11, lambda node: short_number(node.absmax)),
 )
-_PRIORITY = (1, 4, 0, 2, 3)
+_PRIORITY = (2, 1, 5, 0, 3, 4)
 """Positions of the columns; those that stay longest when it gets narrow come first."""
 
 

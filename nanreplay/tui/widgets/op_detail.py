@@ -11,9 +11,11 @@ from rich.text import Text
 
 from nanreplay.explore import Health, Hop, Op, StepView, consumers, producers
 from nanreplay.replay.provenance import ValueId
+from nanreplay.report.numbers import index_words
 from nanreplay.tui.capture_state import MARKS
 from nanreplay.tui.view_tasks import ElementRef
 from nanreplay.tui.widgets.op_words import (
+    code_words,
     mark_text,
     nonfinite_words,
     place_words,
@@ -21,12 +23,13 @@ from nanreplay.tui.widgets.op_words import (
     shape_words,
     source_words,
     theme_style,
+    value_words,
 )
 from nanreplay.tui.widgets.tensor_table import operand_lines
 
 _MOST_CONSUMERS = 6
-_SHAPE_WIDTH = 19
-"""Columns of type and shape, where the lines of several hops align."""
+_VALUE_WIDTH = 12
+"""Columns of the value at the failing element, where the lines of several hops align."""
 
 
 def op_text(
@@ -74,7 +77,15 @@ def value_text(view: StepView, value: ValueId, colours: Mapping[str, str]) -> Te
     return Text("\n").join([head, holds])
 
 
-def hop_text(view: StepView, hop: Hop, colours: Mapping[str, str], room: int = 0) -> Text:
+def hop_text(
+    view: StepView,
+    hop: Hop,
+    colours: Mapping[str, str],
+    room: int = 0,
+    *,
+    names: bool = False,
+    value: str = "",
+) -> Text:
     """The other end of a hop on one line: mark, op, tensor, what is skipped.
 
     Args:
@@ -82,27 +93,47 @@ def hop_text(view: StepView, hop: Hop, colours: Mapping[str, str], room: int = 0
         hop: The hop.
         colours: The theme's variables.
         room: Columns of mark and name, so that lines align; as many as they take unless given.
+        names: Whether an op is told by its name, and not by the code that made it.
+        value: What the failing element beside it took of it; "" where that is not known.
     """
     muted, op = theme_style(colours, "text-muted"), hop.op
     if op is not None:
         is_origin, health, title = op.is_origin, op.health, op.type
+        title = _op_title(op, names=names) if room else op.type
     else:
         feed = view.feed(hop.value)
         is_origin = feed is not None and feed.is_origin
         health, title = view.health(hop.value), view.name(hop.value)
     if room and len(title) > room - 4:
-        title = f"…{title[-(room - 5) :]}"
+        code, colon, number = title.rpartition("  :")
+        title = f"{code[: room - 5 - len(number) - 3]}…{colon}{number}" if colon else title
+        title = title if len(title) <= room - 4 else f"…{title[-(room - 5) :]}"
     line = mark_text(health, colours, is_origin=is_origin)
     line.append(f" {title}".ljust(room - 2), "bold")  # the two marks take two columns
     # A hop to a consumer names the value that it leads from; what counts is what the consumer gave.
     is_producer = op is None or op.serial == hop.value.serial
     stat = view.stat(hop.value) if op is None or is_producer else op.stat
-    line.append(f"  {shape_words(stat)}".ljust(_SHAPE_WIDTH if room else 0), muted)
+    if op is not None and op.failing_at is not None:
+        colour = theme_style(colours, MARKS[op.health][2])
+        line.append(f"  {value_words(op)}".ljust(_VALUE_WIDTH if room else 0), colour)
+    elif room:
+        line.append(f"  {value}".ljust(_VALUE_WIDTH))
+    if room and op is not None and op.type not in title:
+        line.append(f"  {op.type}", muted)
+    line.append(f"  {shape_words(stat)}", muted)
     for words in filter(None, (nonfinite_words(stat), range_words(stat))):
         line.append(f"  {words}")
+    if room and op is not None and op.layer_path:
+        line.append(f"  {op.layer_path}", muted)
     if hop.skipped:
         line.append(f"  via {' '.join(skipped.type for skipped in hop.skipped)}", muted)
     return line
+
+
+def _op_title(op: Op, *, names: bool) -> str:
+    if names:
+        return f"{op.type}  {op.name}"
+    return code_words(op.source) or op.type
 
 
 def _head(op: Op, colours: Mapping[str, str]) -> list[Text]:
@@ -113,6 +144,10 @@ def _head(op: Op, colours: Mapping[str, str]) -> list[Text]:
     lines = [title, Text(place_words(op), muted)]
     if op.source is not None:
         lines.append(Text(source_words(op.source)))
+    if op.failing_at is not None:
+        colour = theme_style(colours, MARKS[op.health][2])
+        at = f" at {index_words(op.failing_at)}" if op.failing_at else ""
+        lines.append(Text.assemble(("is ", muted), (f"{value_words(op)}{at}", colour)))
     if op.error is not None:
         lines.append(Text.assemble(("raises ", "bold"), op.error))
     return lines

@@ -24,14 +24,14 @@ from nanreplay.explore import Node, Op, Row, StepView, grow, keys_of, rows_of
 from nanreplay.explore.dataflow import search
 from nanreplay.tui.capture_state import MARKS
 from nanreplay.tui.widgets.op_columns import OpColumn, cell_segment, fitting_columns
+from nanreplay.tui.widgets.op_lines import fitted, op_title
 from nanreplay.tui.widgets.op_words import (
     ORIGIN,
     health_style,
-    name_tail,
     theme_style,
 )
 
-_NARROWEST_LABEL = 30
+_NARROWEST_LABEL = 44
 """Columns that the names keep; columns of numbers give way before them."""
 _MOST_OPENED_MATCHES = 400
 """Matches of a filter up to which the tree is opened at each of them."""
@@ -147,6 +147,8 @@ class OpTree(ScrollView, can_focus=True):
         """The filter; "" for none."""
         self.hides_plumbing = True
         """Whether ops that compute nothing are left out."""
+        self.shows_names = False
+        """Whether ops are shown by type and name, and not by the code that made them."""
         self._roots: tuple[Node, ...] = ()
         self._opened: set[str] = set()
         """Keys of the nodes that the user has opened."""
@@ -346,7 +348,7 @@ class OpTree(ScrollView, can_focus=True):
         """Draw one line; the first one is the heading."""
         base, columns = self.rich_style, self._columns
         width = self.scrollable_content_region.width or self.size.width
-        label_width = width - sum(column.width for column in columns)
+        label_width = self._label_width
         if y == 0:
             muted = base + theme_style(self.app.theme_variables, "text-muted")
             titles = "".join(column.title.rjust(column.width - 1) + " " for column in columns)
@@ -359,6 +361,28 @@ class OpTree(ScrollView, can_focus=True):
             return Strip([Segment(f"  {text}", base)]).adjust_cell_length(width, base)
         return self._row_strip(line, base, columns, label_width).adjust_cell_length(width, base)
 
+    def _words(self, line: int, base: Style) -> list[Segment]:
+        """What a line says of its node: the code, or the name."""
+        row = self.rows[line]
+        node, before = row.node, self.rows[line - 1].node if line else None
+        title, about = op_title(node, before, shows_names=self.shows_names)
+        room = self._label_width - 6 - 2 * row.depth
+        title, about = fitted(title, about, room)
+        is_at_cursor = line == self.cursor
+        is_bold = node.kind == "phase" or is_at_cursor or node.health in ("inf", "nan")
+        muted = base + theme_style(self.app.theme_variables, "text-muted")
+        return [Segment(f" {title}", base + Style(bold=is_bold)), Segment(about, muted)]
+
+    @property
+    def _label_width(self) -> int:
+        width = self.scrollable_content_region.width or self.size.width
+        return width - sum(column.width for column in self._columns)
+
+    def show_names(self, shows_names: bool) -> None:
+        """Show ops by type and name, or by the code that made them."""
+        self.shows_names = shows_names
+        self.refresh()
+
     def _row_strip(
         self, line: int, base: Style, columns: list[OpColumn], label_width: int
     ) -> Strip:
@@ -366,7 +390,7 @@ class OpTree(ScrollView, can_focus=True):
         is_at_cursor = line == self.cursor
         if is_at_cursor:
             base += _cursor_style(colours)
-        label = Strip(_label(row, is_at_cursor, base, colours))
+        label = Strip([*_marks(row, is_at_cursor, base, colours), *self._words(line, base)])
         health = base + health_style(colours, row.node.health)
         cells = [
             cell_segment(column, row.node, health if column.title == "non-finite" else base)
@@ -381,21 +405,16 @@ def _cursor_style(colours: Mapping[str, str]) -> Style:
     return Style(bgcolor=colour.rich_color, bold=True)
 
 
-def _label(row: Row, is_at_cursor: bool, base: Style, colours: Mapping[str, str]) -> list[Segment]:
-    """Bar of the cursor, arrow, health, mark of an origin, label, end of the op's name."""
+def _marks(row: Row, is_at_cursor: bool, base: Style, colours: Mapping[str, str]) -> list[Segment]:
+    """Bar of the cursor, arrow, health, mark of an origin."""
     node = row.node
     arrow = "  "
     if node.children:
         arrow = "▾ " if row.is_open else "▸ "
     muted = base + theme_style(colours, "text-muted")
-    is_bold = node.kind == "phase" or is_at_cursor or node.health in ("inf", "nan")
-    parts = [
+    return [
         Segment("▌" if is_at_cursor else " ", base),
         Segment("  " * row.depth + arrow, muted),
         Segment(MARKS[node.health][0], base + health_style(colours, node.health)),
         Segment(ORIGIN if node.has_origin else " ", base + theme_style(colours, "text-accent")),
-        Segment(f" {node.label}", base + Style(bold=is_bold)),
     ]
-    if node.op is not None:
-        parts.append(Segment(f"  {name_tail(node.op)}", muted))
-    return parts

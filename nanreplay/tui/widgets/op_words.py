@@ -12,6 +12,7 @@ from rich.text import Text
 from textual.color import Color
 
 from nanreplay.bisect.tensor_stats import TensorStat
+from nanreplay.diagnose.keras_lines import is_call_of_keras
 from nanreplay.explore import Health, Op, StepView
 from nanreplay.findings import LoopIteration
 from nanreplay.records import Frame
@@ -59,6 +60,24 @@ def name_tail(op: Op) -> str:
     """The end of an op's name where it says more than its type: `MatMul_1`."""
     tail = op.name.rsplit("/", 1)[-1]
     return "" if tail == op.type else tail
+
+
+def code_words(source: Frame | None) -> str:
+    """The user's expression and its line, `p = tf.nn.softmax(x)  :12`; "" where none is known.
+
+    A call that hands everything to Keras, such as `model.fit(...)`, says nothing of an op.
+    """
+    if source is None or not source.code or is_call_of_keras(source.code):
+        return ""
+    first, *others = source.code.strip().splitlines()
+    return f"{first.strip()}{' …' if others else ''}  :{source.line}"
+
+
+def value_words(op: Op) -> str:
+    """The value of an op at its first failing element: `-inf`; "" where nothing failed."""
+    if op.failing_at is None:
+        return ""
+    return "non-finite" if op.failing_value is None else short_number(op.failing_value)
 
 
 def place_words(op: Op) -> str:

@@ -202,7 +202,10 @@ class GraphRunner:
         }
         found: dict[str, Any] = {}
         written: dict[ValueId, ValueId] = {}
+        needed = None if update else self._needed(fetches or ())
         for serial, (name, op_type, inputs, constant) in enumerate(self.graph.nodes):
+            if needed is not None and serial not in needed:
+                continue
             arrays = tuple(values[value] for value in inputs)
             via: tuple[ValueId, ...] = ()
             if op_type == "AssignVariableOp":
@@ -220,3 +223,14 @@ class GraphRunner:
             if outputs:
                 values[ValueId(serial, 0)] = found[f"{name}:0"] = outputs[0]
         return {name: found[name] for name in fetches or () if name in found}
+
+    def _needed(self, fetches: Sequence[str]) -> set[int]:
+        """Serials of the ops that lead to some tensors."""
+        nodes = list(self.graph.nodes)
+        waiting = [i for i, node in enumerate(nodes) if f"{node[0]}:0" in fetches]
+        needed: set[int] = set()
+        while waiting:
+            serial = waiting.pop()
+            needed.add(serial)
+            waiting += [value.serial for value in nodes[serial][2] if value.serial >= 0]
+        return needed

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from unit.bisect.graphs import Graph, GraphRunner
@@ -117,7 +119,10 @@ def test_operands_are_those_that_the_element_was_computed_from() -> None:
     assert kernel.used == 2
 
 
-def test_values_that_were_not_kept_take_one_run_and_their_neighbours_none() -> None:
+def test_values_that_were_not_kept_take_one_run_and_their_neighbours_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nanreplay.bisect.recent_events.RECENT_BYTES", 0)  # as in a large model
     explorer, runner, product, log, kernel = softmaxed()
     explorer.step_view(0)
     before = runner.runs
@@ -145,3 +150,38 @@ def test_a_run_can_be_stopped_at_any_op() -> None:
 
     with pytest.raises(KeyboardInterrupt):
         Explorer(GraphRunner(graph, loss=loss), tick=tick).step_view(0)
+
+
+def test_a_tensor_that_was_not_kept_is_had_by_running_what_leads_to_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("nanreplay.bisect.recent_events.RECENT_BYTES", 0)  # as in a large model
+    graph = Graph()
+    x = graph.batch(np.array([1.0, 4.0], np.float32))
+    beside = graph("Exp", x)
+    root = graph("Sqrt", x)
+    half = graph("Mul", root, graph.const(np.array([0.5], np.float32)))
+    both = graph("AddV2", half, beside)
+    runner = GraphRunner(graph, loss=graph("Sum", both, graph.const(np.array([0]))))
+    explorer = Explorer(runner)
+    explorer.step_view(0)
+    ran: list[str] = []
+    run = runner.run
+
+    def watched(step: int, observer: Any, **named: Any) -> Any:
+        def observe(event: Any) -> Any:
+            ran.append(event.type)
+            return observer(event)
+
+        return run(step, observe, **named)
+
+    monkeypatch.setattr(runner, "run", watched)
+    assert not explorer.holds(0, half)
+    tensor = explorer.tensor(0, half)
+    assert tensor.plane.cells.ravel().tolist() == [0.5, 1.0]
+    assert "Exp" not in ran
+    assert ran[-1] == "Mul"
+    ran.clear()
+    assert explorer.holds(0, root)
+    assert explorer.tensor(0, root).plane.cells.ravel().tolist() == [1.0, 2.0]
+    assert not ran  # it came with the run before
