@@ -196,7 +196,7 @@ class PlainRecorder(keras.callbacks.Callback):
         self.stopped = False
         self.variables: list[Any] = []
         self.initial: dict[int, Any] = {}
-        """Values of variables that were made outside of a function, by place."""
+        """Values with which variables began, by place."""
         self.losses: list[float] = []
         """Of the steps that ran."""
         self.bad_after: int | None = None
@@ -247,6 +247,9 @@ class PlainRecorder(keras.callbacks.Callback):
 
     def _step(self, batch: Batch, run: Callable[[Batch], Any]) -> Any:
         number = len(self.losses)
+        if not number:
+            for place, variable in enumerate(self.variables):
+                self.initial.setdefault(place, variable.numpy())
         batch = self._given(number, batch)
         if number == self.at and self.look is not None:
             self.look(partial(self._again, run), batch)

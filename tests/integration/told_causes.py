@@ -109,9 +109,9 @@ def _label(evidence: Evidence, row: str, label: str, classes: str) -> bool:
     return in_place and int(classes) in logits and not 0 <= int(label) < int(classes)
 
 
-def _deviation(evidence: Evidence, deviation: str, times: str, rule: str) -> bool:
-    is_ratio = _near(times, float(deviation) / float(rule))
-    return is_ratio and any(_near(deviation, np.std(one)) for one in evidence.initial)
+def _root_mean_square(evidence: Evidence, size: str, times: str, rule: str) -> bool:
+    sizes = [np.sqrt(np.mean(np.square(one, dtype=float))) for one in evidence.initial]
+    return _near(times, float(size) / float(rule)) and any(_near(size, one) for one in sizes)
 
 
 def _radius(evidence: Evidence, radius: str) -> bool:
@@ -136,7 +136,7 @@ PATTERNS: Mapping[str, Callable[..., bool]] = {
         _in_batch,
     r"batch\[[^\]]*\]`, row (\d+), column (\d+)": _bad_in_batch,
     r"label in row (\d+) is (-?\d+), but there are only (\d+) classes": _label,
-    rf"standard deviation of {NUMBER}, {NUMBER} times the {NUMBER} that": _deviation,
+    rf"root mean square of {NUMBER}, {NUMBER} times the {NUMBER} that": _root_mean_square,
     rf"spectral radius of {NUMBER}": _radius,
     r"empty tensor of shape \[([\d, ]*)\]": _empty,
 }  # fmt: skip

@@ -203,7 +203,7 @@ def bad_init(case: Case) -> Cause | None:
     if not overflow.is_plain(case):
         confidence = min(confidence, 0.62)
     sentence = (
-        f"`{widest.path}` begins with a standard deviation of {widest.spread:.3g}, "
+        f"`{widest.path}` begins with a root mean square of {widest.spread:.3g}, "
         f"{widest.ratio:.3g} times the {widest.usual:.3g} that He's rule gives for its shape."
     )
     evidence = [f"Step {case.step} is the first that fails."]
@@ -215,7 +215,7 @@ class _WideKernel(NamedTuple):
     ratio: float
     path: str
     spread: float
-    """Standard deviation of its values (around 0)."""
+    """Root mean square of its values: of all ones it is 1, and their deviation 0."""
     usual: float
     """That of He et al. (2015), sqrt(2 / fan_in)."""
 
