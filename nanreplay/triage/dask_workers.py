@@ -22,7 +22,9 @@ from nanreplay.errors import ClusterError, StorageError, first_line
 from nanreplay.triage.capture_answer import CaptureAnswer, answer_from_json, undecided_answer
 
 CONNECT_S = 10.0
-"""Seconds that a scheduler has to answer, and a cluster to have a worker."""
+"""Seconds that a scheduler has to answer."""
+FIRST_WORKER_S = 10.0
+"""Seconds that a cluster has to have a worker."""
 _MOST_A_TASK = 8
 """Captures that are lost when a Dask worker is: they are bisected again."""
 _TASKS_A_THREAD = 4
@@ -81,7 +83,7 @@ def _threads(client: Any, scheduler: str) -> int:
         ClusterError: There are no workers, or some cannot bisect as this process would.
     """
     try:
-        client.wait_for_workers(1, timeout=CONNECT_S)
+        client.wait_for_workers(1, timeout=FIRST_WORKER_S)
     except (OSError, asyncio.TimeoutError):
         raise ClusterError(f"{scheduler}: the Dask cluster has no workers.") from None
     for worker, found in client.run(_nanreplay_version, on_error="return").items():

@@ -128,7 +128,9 @@ def test_a_cluster_that_cannot_do_the_work_is_one_line(
     made_up: object,
 ) -> None:
     distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
-    monkeypatch.setattr(dask_workers, "CONNECT_S", 3.0)
+    monkeypatch.setattr(dask_workers, "CONNECT_S", 240.0)  # of a loaded machine
+    if n_workers == 0:
+        monkeypatch.setattr(dask_workers, "FIRST_WORKER_S", 0.5)
     if version is not None:
         monkeypatch.setattr(dask_workers, "_nanreplay_version", lambda: version)
     with distributed.LocalCluster(
