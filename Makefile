@@ -45,7 +45,7 @@ screenshots: $(VENV)/.installed ## draw the pictures of the documents anew, from
 	$(BIN)/python docs/screenshots.py $(ARGS)
 
 snapshots: $(VENV)/.installed ## draw the pictures of the terminal interface for its tests anew
-	$(BIN)/python -m pytest tests/tui --snapshot-update $(ARGS)
+	$(BIN)/python -m pytest tests/tui --snapshot-update -m "" $(ARGS)
 
 test-oldest: $(VENV_OLDEST)/.installed ## run the tests with TensorFlow 2.18 and Keras 3.6
 	$(VENV_OLDEST)/bin/python -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)

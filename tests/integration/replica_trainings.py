@@ -1,5 +1,5 @@
 """Trains on several logical CPU devices, in a process of its own: python replica_trainings.py
-FOLDER REPLICAS [healthy]."""
+FOLDER REPLICAS [healthy|scaled]."""
 
 from __future__ import annotations
 
@@ -121,9 +121,9 @@ def loop(path: Path, strategy: Any, data: Any) -> None:
             recorded(batch)
 
 
-def main(folder: Path, replicas: int, *, healthy: bool) -> None:
-    """Write fit.h5, scaled.h5, sparse.h5, loop.h5, or digests.json of a healthy training with and
-    without a recorder.
+def main(folder: Path, replicas: int, what: str = "") -> None:
+    """Write fit.h5, sparse.h5 and loop.h5; or scaled.h5, of a loss that is scaled; or digests.json
+    of a healthy training with and without a recorder.
 
     One strategy a process: TensorFlow mixes up the collective ops of two.
     """
@@ -138,7 +138,7 @@ def main(folder: Path, replicas: int, *, healthy: bool) -> None:
         tf.distribute.MirroredStrategy([f"CPU:{device}" for device in range(replicas)]),
         replicas - 1,
     )
-    if healthy:
+    if what == "healthy":
         data = numbers(replicas, bad=None)
         digests = [
             fit(folder / "healthy.h5", strategy, dense, data),
@@ -146,11 +146,13 @@ def main(folder: Path, replicas: int, *, healthy: bool) -> None:
         ]
         (folder / "digests.json").write_text(json.dumps(digests))
         return
+    if what == "scaled":
+        fit(folder / "scaled.h5", strategy, dense, numbers(replicas, bad=last), scaled=True)
+        return
     fit(folder / "fit.h5", strategy, dense, numbers(replicas, bad=last))
-    fit(folder / "scaled.h5", strategy, dense, numbers(replicas, bad=last), scaled=True)
     fit(folder / "sparse.h5", strategy, sparse, tokens(replicas, bad=last))
     loop(folder / "loop.h5", strategy, numbers(replicas, bad=last))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), healthy=sys.argv[3:] == ["healthy"])
+    main(Path(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])

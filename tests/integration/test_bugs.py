@@ -30,13 +30,6 @@ def slow_if(slow: bool) -> list[pytest.MarkDecorator]:
     return [pytest.mark.slow] if slow else []
 
 
-each_bug = pytest.mark.parametrize(
-    "bug",
-    [
-        pytest.param(bug, id=name, marks=[in_one_worker(name), *slow_if(bug.slow)])
-        for name, bug in every_bug
-    ],
-)
 QUICK = {
     "attention_of_a_node_without_neighbours", "click_rate_guarded_by_where",
     "clipping_by_a_norm_that_overflows",
@@ -46,8 +39,9 @@ QUICK = {
     "poisson_loss_of_a_linear_output",
     "portfolio_that_buys_nothing", "softmax_by_hand", "momentum_on_top_of_a_rate_that_is_too_high",
 }  # fmt: skip
-"""Bugs whose fixes are tried in every run of the tests; those of the others are slow tests."""
-each_bug_some_slow = pytest.mark.parametrize(
+"""Bugs of every run of the tests. The others are slow tests: a small training of each of their
+causes is in `test_causes.py`."""
+each_bug = pytest.mark.parametrize(
     "bug",
     [
         pytest.param(bug, id=name, marks=[in_one_worker(name), *slow_if(name not in QUICK)])
@@ -101,7 +95,6 @@ def names(bug: Bug, *kinds: str) -> Sequence[str]:
 def test_every_cause_has_a_bug() -> None:
     wanted = set(CauseKind.__args__) - OTHERS
     assert wanted - {bug.causes[0] for bug in BUGS.values()} == set()
-    assert wanted - {bug.causes[0] for bug in BUGS.values() if not bug.slow} == set()
 
 
 def test_most_bugs_have_a_fix_that_looks_right_and_fails() -> None:
@@ -136,7 +129,7 @@ def test_a_bug_is_said_to_happen_for_what_makes_it_happen(bug: Bug, explained: E
     ]
 
 
-@each_bug_some_slow
+@each_bug
 def test_fixes_are_said_to_help_exactly_where_they_do(bug: Bug, recorded: Capture) -> None:
     results = explain(recorded(bug), fixes=[*bug.prevents, *bug.fails]).fixes
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,18 @@ LOOPS: dict[str, tuple[str, Loss, Any]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", LOOPS)
+def rest_slow(names: Iterable[str], quick_of_a_kind: int = 2) -> list[Any]:
+    """The first few of each kind of cause are quick tests."""
+    seen: Counter[str] = Counter()
+    cases = []
+    for name in names:
+        seen[LOOPS[name][0]] += 1
+        is_quick = seen[LOOPS[name][0]] <= quick_of_a_kind
+        cases.append(pytest.param(name, marks=() if is_quick else pytest.mark.slow))
+    return cases
+
+
+@pytest.mark.parametrize("name", rest_slow(LOOPS))
 def test_the_likeliest_cause(tmp_path: Path, name: str) -> None:
     kind, loss_of, x = LOOPS[name]
     assert kinds(loop(tmp_path, loss_of, x))[0] == kind

@@ -14,6 +14,7 @@ from typing import Any
 from xml.etree import ElementTree
 
 import pytest
+import warm_python
 import yaml
 from conftest import ROOT, environment, plugin_arguments
 
@@ -63,7 +64,13 @@ def shell(tmp_path: Path) -> Shell:
         }
         given = ["bash", "-e", "-o", "pipefail", "-c", line]
         return subprocess.run(
-            given, cwd=tmp_path, env=env, capture_output=True, text=True, check=False, timeout=240
+            given,
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=warm_python.HANGS_S,
         )
 
     return run

@@ -136,8 +136,8 @@ def test_info_as_json(made_up: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert facts["timeline"]["tail"]["loss"] == [1.5, "nan"]
 
 
-def test_bisect_names_the_op_and_exits_1(recorded_runs: Path, cold_command: Command) -> None:
-    child = cold_command("bisect", recorded_runs / "nan.h5")
+def test_bisect_names_the_op_and_exits_1(recorded_runs: Path, command: Command) -> None:
+    child = command("bisect", recorded_runs / "nan.h5")
     assert child.returncode == 1
     sentence = child.stdout.splitlines()[0]
     assert sentence.startswith(

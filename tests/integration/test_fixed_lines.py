@@ -232,7 +232,9 @@ SLOW = (
     "several steps in one call",
     "step by step in Python",
     "gradients of two halves",
-    "two layers",
+    "two layers under XLA",
+    "recomputed for the gradient",
+    "a plain Python loop",
 )
 
 

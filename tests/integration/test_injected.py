@@ -6,6 +6,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
 import weakref
@@ -190,9 +191,9 @@ while True:
 """
 
 
-def kill_while_writing(script: str, path: Path, delay_s: float) -> int:
+def kill_while_writing(script: str, path: Path, delay_s: float, *, must_meet: bool = False) -> int:
     """Start `script`, kill it `delay_s` after it began to write; returns how many temporary files
-    it left."""
+    it left. With `must_meet`, as soon after that as it is writing one."""
     with subprocess.Popen(
         [sys.executable, "-c", script, str(path)], stdout=subprocess.PIPE
     ) as process:
@@ -202,6 +203,12 @@ def kill_while_writing(script: str, path: Path, delay_s: float) -> int:
             pass
         with pytest.raises(subprocess.TimeoutExpired):
             process.wait(delay_s)
+        while must_meet:
+            process.send_signal(signal.SIGSTOP)
+            os.waitpid(process.pid, os.WUNTRACED)  # from here on it does nothing
+            if any(path.parent.glob(".*.tmp")):
+                break
+            process.send_signal(signal.SIGCONT)
         process.kill()
     left = len(list(path.parent.glob(".*.tmp")))
     Recorder(path)  # the next start
@@ -210,10 +217,11 @@ def kill_while_writing(script: str, path: Path, delay_s: float) -> int:
 
 
 def assert_whole_or_absent(folder: Path, kills: int) -> None:
-    random = np.random.default_rng()
+    random = np.random.default_rng()  # moments that no earlier run met are welcome
     left = 0
-    for _ in range(kills):
-        left += kill_while_writing(WRITER, folder / "run.h5", random.uniform(0.0, 0.15))
+    for number in range(kills):
+        delay_s = random.uniform(0.0, 0.15)
+        left += kill_while_writing(WRITER, folder / "run.h5", delay_s, must_meet=number == 0)
         assert {each.name for each in folder.iterdir()} <= {"run.h5"}
         if (folder / "run.h5").exists():
             with h5py.File(folder / "run.h5") as file:
@@ -228,8 +236,9 @@ def assert_whole_or_absent(folder: Path, kills: int) -> None:
 def test_kill_9_of_a_training_that_dumps_leaves_whole_captures_only(tmp_path: Path) -> None:
     random = np.random.default_rng()
     left, whole = 0, 0
-    for _ in range(5):
-        left += kill_while_writing(TRAINING, tmp_path / "run.h5", random.uniform(0.0, 0.1))
+    for number in range(5):
+        delay_s = random.uniform(0.0, 0.1)
+        left += kill_while_writing(TRAINING, tmp_path / "run.h5", delay_s, must_meet=number == 0)
         for path in tmp_path.iterdir():
             with Capture(path) as capture, Replay(capture) as replay:
                 assert all(result.bit_exact for result in replay.run_window("recorded"))

@@ -16,6 +16,8 @@ from nanreplay import Capture, Replay
 from nanreplay.bisect import find_origin
 from nanreplay.commands import run
 
+pytestmark = pytest.mark.xdist_group("minimize")  # one worker makes what they share
+
 SAMPLES = Path(__file__).parents[2] / "sample_runs"
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 SLOW = (

@@ -37,7 +37,7 @@ def skipped_steps(path: Path) -> list[int]:
     return timeline["step"][timeline["skipped"]].tolist()
 
 
-@pytest.mark.parametrize("jit_compile", [False, True])
+@pytest.mark.parametrize("jit_compile", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_scale_that_is_found_by_skipping_is_a_healthy_training_until_its_nan(
     tmp_path: Path, jit_compile: bool
 ) -> None:

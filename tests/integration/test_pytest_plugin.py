@@ -70,7 +70,7 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
         "GITHUB_WORKSPACE": str(folder),
         "COLUMNS": "200",
     }
-    child = warm_python.run(arguments, cwd=folder, env=env, timeout=240)
+    child = warm_python.run(arguments, cwd=folder, env=env)
     cases = ElementTree.parse(folder / "junit.xml").findall(".//testcase")
     named = {
         f"{case.get('classname')}.{case.get('name')}".removeprefix("test_trainings."): case
@@ -203,7 +203,7 @@ def bare(
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
     monkeypatch.setenv("PYTHONPATH", environment()["PYTHONPATH"])
     return lambda *given: pytester.runpytest_subprocess(
-        "-p", "nanreplay.pytest_plugin", *given, timeout=120
+        "-p", "nanreplay.pytest_plugin", *given, timeout=warm_python.HANGS_S
     )
 
 

@@ -271,6 +271,13 @@ SLOW = (
     "an epsilon in a standard deviation",
     "double where for two operands",
     "one of two quotients that is 0",
+    "epsilon under one of two roots",
+    "a bound for a logarithm of one more",
+    "double where for a pole at -1",
+    "what is to be learned clipped",
+    "numbers for NaN",
+    "a lower rate",
+    "other initial weights",
 )
 """What other tests look at as well."""
 

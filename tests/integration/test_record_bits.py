@@ -116,7 +116,7 @@ def assert_bits_stay(
     assert_same_bits(bare, recorded)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "lion"])
+@pytest.mark.parametrize("optimizer", [pytest.param("adam", marks=pytest.mark.slow), "lion"])
 def test_watching_a_convolution_does_not_change_how_xla_computes_it(
     tmp_path: Path, optimizer: str
 ) -> None:

@@ -64,7 +64,14 @@ def test_every_input_of_fit_is_recorded(tmp_path: Path, kind: str) -> None:
         np.testing.assert_array_equal(capture.batch(3).leaves[0], x[12:16])
 
 
-@pytest.mark.parametrize("jit_compile", [True, False, "auto"])
+@pytest.mark.parametrize(
+    "jit_compile",
+    [
+        True,
+        pytest.param(False, marks=pytest.mark.slow),
+        pytest.param("auto", marks=pytest.mark.slow),
+    ],
+)
 def test_every_compilation_replays_bit_for_bit(tmp_path: Path, jit_compile: Any) -> None:
     path = tmp_path / "run.h5"
     assert_recorded(path, record(path, mlp(jit_compile=jit_compile), *data()))
@@ -89,7 +96,7 @@ counts_inner_steps = pytest.mark.skipif(
 
 
 @counts_inner_steps
-@pytest.mark.parametrize("steps_per_execution", [4, 5])
+@pytest.mark.parametrize("steps_per_execution", [pytest.param(4, marks=pytest.mark.slow), 5])
 def test_steps_per_execution_counts_inner_steps(tmp_path: Path, steps_per_execution: int) -> None:
     path = tmp_path / "run.h5"
     assert_recorded(path, record(path, mlp(steps_per_execution=steps_per_execution), *data()))
@@ -97,7 +104,7 @@ def test_steps_per_execution_counts_inner_steps(tmp_path: Path, steps_per_execut
 
 @counts_inner_steps
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
-@pytest.mark.parametrize("batches", [9, 11])
+@pytest.mark.parametrize("batches", [9, pytest.param(11, marks=pytest.mark.slow)])
 def test_a_last_call_of_fewer_steps_counts_those_that_it_ran(tmp_path: Path, batches: int) -> None:
     x, y = data(None, steps=batches)
     bad_step, counter = 2 * batches - 1, itertools.count()
@@ -185,6 +192,7 @@ def test_subclassed_models_are_recorded_unbuilt(tmp_path: Path, kind: Any) -> No
         assert "optimizer" in roles.values()
 
 
+@pytest.mark.slow  # `test_mixed_precision.py` has the quick ones
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_mixed_precision(tmp_path: Path, policy: str) -> None:
     keras.utils.set_random_seed(0)
@@ -240,7 +248,13 @@ def test_a_loss_scale_that_never_recovers_is_an_incident(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"jit_compile": True}, {"run_eagerly": True}, {"steps_per_execution": 3}]
+    "options",
+    [
+        {},
+        pytest.param({"jit_compile": True}, marks=pytest.mark.slow),
+        {"run_eagerly": True},
+        pytest.param({"steps_per_execution": 3}, marks=pytest.mark.slow),
+    ],
 )
 def test_training_is_bit_identical_with_and_without_the_recorder(
     tmp_path: Path, options: dict[str, Any]
@@ -263,7 +277,7 @@ def test_the_history_is_that_of_a_training_without_recorder(tmp_path: Path) -> N
     histories = [
         mlp(metrics=["mae"])
         .fit(
-            x, y, batch_size=BATCH, epochs=3, validation_split=0.25, verbose=0, callbacks=callbacks
+            x, y, batch_size=BATCH, epochs=2, validation_split=0.25, verbose=0, callbacks=callbacks
         )
         .history
         for callbacks in ([], [Recorder(tmp_path / "run.h5")])
@@ -394,7 +408,9 @@ def test_weights_and_gradients_of_the_last_three_steps_are_in_the_file(tmp_path:
         assert capture.matrix("gradient_norm").shape == (4, 4)
 
 
-@pytest.mark.parametrize("steps_per_execution", [1, pytest.param(2, marks=counts_inner_steps)])
+@pytest.mark.parametrize(
+    "steps_per_execution", [1, pytest.param(2, marks=[counts_inner_steps, pytest.mark.slow])]
+)
 def test_a_strategy_trains_as_keras_does_and_is_recorded(
     steps_per_execution: int, tmp_path: Path
 ) -> None:

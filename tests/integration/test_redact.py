@@ -19,6 +19,8 @@ import warm_python
 from nanreplay import Capture
 from nanreplay.commands import run
 
+pytestmark = pytest.mark.xdist_group("redact")  # one worker makes what they share
+
 NAME, HOST, VALUE = "mlovelace", "dgx-berlin-17", 1234.5678
 CODE = "tf.reduce_mean(1.0 / x)"
 SECRETS = (NAME, HOST, "private_study", CODE, "loss = tf.")

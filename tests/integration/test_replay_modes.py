@@ -26,7 +26,7 @@ def overflowing(**compile_arguments: Any) -> tuple[Any, Any, Any]:
     return mlp(**compile_arguments), x, y
 
 
-@pytest.mark.parametrize("jit", [False, True])
+@pytest.mark.parametrize("jit", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_float32_overflow_is_non_finite_in_every_mode_but_float64(
     jit: bool, tmp_path: Path
 ) -> None:
@@ -88,11 +88,10 @@ def test_an_op_without_a_float64_kernel_is_told(tmp_path: Path) -> None:
         assert any("LRN, LRNGrad" in note for note in replay.notes)
 
 
-def test_the_values_of_a_float64_run_can_be_seen(tmp_path: Path) -> None:
-    model, x, y = overflowing()
-    record(tmp_path / "run.h5", model, x, y)
+@pytest.mark.xdist_group("overflowed")
+def test_the_values_of_a_float64_run_can_be_seen(overflowed: Path) -> None:
     seen: list[OpEvent] = []
-    with Capture(tmp_path / "run.h5") as capture, Replay(capture) as replay:
+    with Capture(overflowed) as capture, Replay(capture) as replay:
         replay.run(3, seen.append, mode="float64")
     floats = {value.dtype for event in seen for value in event.outputs if value.dtype.is_floating}
     assert floats == {tf.float32, tf.float64}  # dropout draws in float32, as recorded
@@ -105,15 +104,21 @@ def test_the_values_of_a_float64_run_can_be_seen(tmp_path: Path) -> None:
     assert square.outputs[0].numpy().max() == pytest.approx(1e60, rel=1e-3)
 
 
+@pytest.fixture(scope="module")
+def overflowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A capture of the overflow, compiled without XLA."""
+    path = tmp_path_factory.mktemp("overflowed") / "run.h5"
+    model, x, y = overflowing()
+    record(path, model, x, y)
+    return path
+
+
+@pytest.mark.xdist_group("overflowed")
 @pytest.mark.parametrize("mode", MODES)
 def test_the_command_takes_every_mode(
-    mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    mode: str, overflowed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    model, x, y = overflowing()
-    record(tmp_path / "run.h5", model, x, y)
-    assert run(["replay", str(tmp_path / "run.h5"), "--mode", mode]) == (
-        0 if mode == "float64" else 1
-    )
+    assert run(["replay", str(overflowed), "--mode", mode]) == (0 if mode == "float64" else 1)
     assert "4 steps replayed" in capsys.readouterr().out
 
 
@@ -149,11 +154,11 @@ def test_a_step_without_deterministic_kernels_runs_from_its_own_state(
         assert any("no deterministic kernel" in note for note in replay.notes)
 
 
+@pytest.mark.xdist_group("overflowed")
 @pytest.mark.parametrize("first_closes", [True, False])
-def test_two_open_replays_share_op_determinism(first_closes: bool, tmp_path: Path) -> None:
-    record(tmp_path / "run.h5", mlp(), *data())
+def test_two_open_replays_share_op_determinism(first_closes: bool, overflowed: Path) -> None:
     assert not tf_eager.is_deterministic()
-    with Capture(tmp_path / "run.h5") as capture:
+    with Capture(overflowed) as capture:
         one, other = Replay(capture), Replay(capture)
         closes, stays = (one, other) if first_closes else (other, one)
         closes.close()
@@ -185,6 +190,7 @@ def raising(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.xdist_group("raising")
 @pytest.mark.parametrize("mode", MODES)
 def test_a_step_that_raised_raises_again(mode: Any, raising: Path) -> None:
     with Capture(raising) as capture, Replay(capture) as replay:
@@ -196,6 +202,7 @@ def test_a_step_that_raised_raises_again(mode: Any, raising: Path) -> None:
     assert "not invertible" in bad.exception.value
 
 
+@pytest.mark.xdist_group("raising")
 def test_replaying_what_raises_again_exits_as_bisecting_does(
     raising: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

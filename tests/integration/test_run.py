@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import warm_python
 from conftest import environment
 
 from nanreplay import Capture
@@ -18,7 +19,8 @@ Done = subprocess.CompletedProcess[str]
 
 def python(*arguments: str, folder: Path) -> Done:
     return subprocess.run(
-        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=120,
+        [sys.executable, *arguments], capture_output=True, text=True, check=False,
+        timeout=warm_python.HANGS_S,
         cwd=folder,
         env={**environment(), "TF_CPP_MIN_LOG_LEVEL": "3"},
     )  # fmt: skip
@@ -26,6 +28,12 @@ def python(*arguments: str, folder: Path) -> Done:
 
 def run(*arguments: str, folder: Path) -> Done:
     return python("-m", "nanreplay", "run", *arguments, folder=folder)
+
+
+def run_warm(*arguments: str, folder: Path) -> Done:
+    """The same with TensorFlow imported before."""
+    arguments = ("-m", "nanreplay", "run", *arguments)
+    return warm_python.run(arguments, cwd=folder, env=environment())
 
 
 PROGRAMS = {
@@ -194,7 +202,7 @@ def test_each_training_of_a_process_has_a_file(tmp_path: Path) -> None:
         "        for start in range(0, 12, 4):\n"
         "            model.train_on_batch(x[start : start + 4], np.ones((4, 1), 'float32'))\n"
     )
-    done = run("--on-nan", "continue", "-o", "nan.h5", "program.py", folder=tmp_path)
+    done = run_warm("--on-nan", "continue", "-o", "nan.h5", "program.py", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     assert sorted(path.name for path in tmp_path.glob("*.h5")) == ["nan.1.h5", "nan.h5"]
     for name, layer in (("nan.h5", "one"), ("nan.1.h5", "two")):
@@ -232,7 +240,7 @@ def test_a_capture_whose_error_the_program_catches_is_named(tmp_path: Path) -> N
         "    except Exception:\n"
         "        continue\n"
     )
-    done = run("program.py", folder=tmp_path)
+    done = run_warm("program.py", folder=tmp_path)
     assert done.returncode == 0
     assert "nanreplay: step 0: loss is" in done.stderr
     assert "Capture: run.h5" in done.stderr

@@ -27,7 +27,10 @@ from nanreplay.report.explain import explain
 from nanreplay.report.report_json import to_json
 
 BAD_STEP, ROWS, WIDTH = 4, 8, 16
-pytestmark = pytest.mark.filterwarnings("ignore:nanreplay. step")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:nanreplay. step"),
+    pytest.mark.xdist_group("runs of a step"),  # one worker makes the captures
+]
 
 
 def log_of_zero(x: Any) -> Any:

@@ -16,7 +16,8 @@ from conftest import ROOT, environment
 pytestmark = pytest.mark.timeout(1800)  # a hang; it takes a minute
 
 SCRIPT = ROOT / "benchmarks" / "same_bits.py"
-SAMPLE, SEED = 20, 5
+SAMPLE, QUICK, SEED = 20, 7, 5
+"""Trainings of all groups, of the slow tests; those of every run of the tests, none by XLA."""
 
 
 @pytest.fixture(autouse=True)
@@ -27,12 +28,15 @@ def benchmarks_on_the_path(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         yield
 
 
-def test_trainings_of_all_groups_end_with_the_bits_of_bare_training(
-    capsys: pytest.CaptureFixture[str],
+@pytest.mark.parametrize(
+    "quick", [pytest.param(True, id="few"), pytest.param(False, id="all", marks=pytest.mark.slow)]
+)
+def test_trainings_of_many_groups_end_with_the_bits_of_bare_training(
+    quick: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     import same_bits
 
-    rows = sample()
+    rows = sample(quick=quick)
     alone = [[row.title] for row in rows if row.prepare]
     results = []
     for titles in [[row.title for row in rows if not row.prepare], *alone]:
@@ -57,11 +61,14 @@ def test_all_trainings_end_with_the_bits_of_bare_training() -> None:
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
 
 
-def sample() -> list[Any]:
-    """The trainings of every run of the tests."""
+def sample(*, quick: bool = False) -> list[Any]:
+    """The trainings that tests compare: few in every run of the tests."""
     import same_bits
 
-    return same_bits.chosen(list(same_bits.all_rows().values()), [], SAMPLE, SEED)
+    rows = list(same_bits.all_rows().values())
+    if quick:
+        rows = [row for row in rows if "XLA" not in row.name and row.prepare is None]
+    return same_bits.chosen(rows, [], QUICK if quick else SAMPLE, SEED)
 
 
 def test_every_class_of_keras_that_trains_is_in_the_grid() -> None:

@@ -19,6 +19,8 @@ from trainings import data, record
 from nanreplay import Capture, NonFiniteError, Recorder
 from nanreplay.commands import run
 
+pytestmark = pytest.mark.xdist_group("share coupled")  # one worker makes what they share
+
 BATCH, SECRET = 8, np.float32(1234.5678)
 
 
@@ -203,7 +205,7 @@ def two_replicas(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with trainings of two replicas, of which the second fails for its row 1."""
     folder = tmp_path_factory.mktemp("two")
     script = ROOT / "tests" / "integration" / "replica_trainings.py"
-    warm_python.run([script, folder, "2"], check=True, timeout=300, env=environment())
+    warm_python.run([script, folder, "2"], check=True, env=environment())
     return folder
 
 

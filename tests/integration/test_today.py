@@ -76,6 +76,7 @@ def test_an_epsilon_in_todays_code_is_the_fix(project: Path, command: Command) -
     )
 
 
+@pytest.mark.slow
 def test_an_eager_loop_is_called_with_its_recorded_arguments(trained_here: TrainedHere) -> None:
     renamed, loop = {"forecaster": ""}, trained_here("custom_eager_loop")
     result = replay_with(loop, forecaster, renamed=renamed)

@@ -16,10 +16,13 @@ from typing import Any
 
 import h5py
 import pytest
+import warm_python
 from conftest import ROOT, environment
 
 from nanreplay.triage.failure_groups import TriageResult
 from nanreplay.triage.triage_engine import WorkerOptions, triage
+
+pytestmark = pytest.mark.xdist_group("triage")  # one worker makes what they share
 
 SAMPLES = ROOT / "sample_runs"
 WITHOUT_TENSORFLOW = """
@@ -50,7 +53,7 @@ def triaged(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=250,
+        timeout=warm_python.HANGS_S,
         env=environment(),
     )
 
@@ -146,7 +149,7 @@ def dask_cluster(tmp_path: Path) -> Iterator[DaskCluster]:
         scheduler, pids = json.loads(process.stdout.readline())
         yield DaskCluster(scheduler, pids)
         process.stdin.close()
-        process.wait(60)
+        process.wait(warm_python.HANGS_S)
 
 
 def groups_of(result: TriageResult) -> dict[str, Counter[str]]:

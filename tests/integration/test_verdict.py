@@ -88,12 +88,18 @@ def trained_with_fault(
     return step
 
 
+XLA = 2
+"""The fault of which the fast tests have the step compiled by XLA, which takes seconds."""
+QUICK = (0, XLA, 7, 12, 15, 18)
+"""Faults of the fast tests: of each place one, or two that differ in bits, step or variable."""
+
+
 def setting(number: int) -> tuple[str, bool, int]:
     """(optimizer, XLA, steps between keyframes) of a fault in the fast tests."""
     # Adam makes a step of the same size of any gradient, and no fingerprint holds its slots
     return (
         "sgd" if FAULTS[number].place == "gradient" else ("sgd", "adam")[number % 2],
-        number % 3 == 2,
+        number == XLA,
         4 if FAULTS[number].place == "stored weight" or number % 4 < 2 else 32,
     )
 
@@ -105,17 +111,11 @@ EVERY = [
     for jit in (0, 1)
     for every in (4, 32)
 ]
-FEW = [(fault, setting(number)) for number, fault in enumerate(FAULTS)]
-MARKS = {"gradient": pytest.mark.slow}
-"""No fingerprint holds gradients any more: what a fault there leaves of itself in weights may be
-too little to tell."""
+# None in a gradient: no fingerprint holds gradients any more, and what a fault there leaves of
+# itself in weights may be too little to tell.
+FEW = [(FAULTS[number], setting(number)) for number in QUICK]
 CASES = [
-    *(
-        pytest.param(
-            *case, id=f"{of_fault(case[0])}-{case[1][0]}", marks=MARKS.get(case[0].place, ())
-        )
-        for case in FEW
-    ),
+    *(pytest.param(*case, id=f"{of_fault(case[0])}-{case[1][0]}") for case in FEW),
     *(
         pytest.param(*case, id=f"{of_fault(case[0])}-{case[1]}", marks=pytest.mark.slow)
         for case in EVERY
@@ -210,7 +210,7 @@ BUGS = {
 }
 
 
-ALSO_XLA = ("log of zero", "nan in the batch", "float32 overflow")
+ALSO_XLA = ("float32 overflow",)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +266,7 @@ def test_a_schedule_that_only_xla_rounds_below_zero_is_xla_only(tmp_path: Path) 
     x, y = data(None, steps=30)
     assert record(tmp_path / "run.h5", model, x, y) == 20
 
-    report = explain(tmp_path / "run.h5")
+    report = explain(tmp_path / "run.h5", fixes="none")
     verdict = report.verdict
     assert verdict.kind == "xla_only"
     assert modes(verdict) == {"recorded": False, "graph": True, "ops": True, "float64": True}
@@ -406,7 +406,7 @@ def test_the_sentence_of_a_transient_fault_names_the_flipped_bit(
 ) -> None:
     fault = Fault("stored weight", 8, "hidden/kernel", 7, (30,))
     trained_with_fault(fault, network("sgd"), tmp_path / "run.h5", monkeypatch, keyframe_every=4)
-    sentence = explain(tmp_path / "run.h5").sentence
+    sentence = explain(tmp_path / "run.h5", fixes="none").sentence
     assert (
         "every replay from the same state and batch is finite: a race or a hardware fault."
         in sentence

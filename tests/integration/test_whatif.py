@@ -265,9 +265,19 @@ SAME: dict[str, tuple[str, Trained, Trained]] = {
         1), "float32"))),
     ),
 }  # fmt: skip
+SLOW = (
+    "epsilon in a logarithm, XLA",
+    "epsilon in a quotient whose divisor is trained",
+    "learning rate",
+    "clipvalue",
+    "global clipnorm",
+)
+"""Edits of which another case has the like."""
 
 
-@pytest.mark.parametrize("name", SAME)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in SAME]
+)
 def test_a_replayed_fix_gives_the_losses_of_training_with_that_fix(
     name: str, tmp_path: Path
 ) -> None:

@@ -29,7 +29,7 @@ async def until(condition: Callable[[], object]) -> None:
         while not condition():
             await asyncio.sleep(0.01)
 
-    await asyncio.wait_for(wait(), 30)
+    await asyncio.wait_for(wait(), 240)
 
 
 async def test_results_come_from_one_process_that_is_not_this_one(engine: Engine) -> None:

@@ -64,8 +64,18 @@ async def settled(pilot: Pilot[None]) -> None:
         await pilot.pause(0.02)
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-@pytest.mark.parametrize("name", ["log_of_zero", "exploding_rnn"])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        pytest.param(name, size, id=f"{name}-{size[0]}x{size[1]}", marks=marks)
+        for name, size, marks in (
+            ("log_of_zero", SIZES[0], ()),
+            ("log_of_zero", SIZES[1], pytest.mark.slow),
+            ("exploding_rnn", SIZES[0], pytest.mark.slow),
+            ("exploding_rnn", SIZES[1], ()),
+        )
+    ],
+)
 @pytest.mark.parametrize("tab", ["overview", "timeline", "source", "whatif", "verdict"])
 def test_tabs(snap_compare: Compare, tab: str, name: str, size: tuple[int, int]) -> None:
     async def show(pilot: Pilot[None]) -> None:

@@ -76,7 +76,7 @@ class Terminal:
             capture_output=True,
             text=True,
             check=False,
-            timeout=30,
+            timeout=60,
         )
         return done.stdout
 
@@ -86,7 +86,7 @@ class Terminal:
     def screen(self) -> str:
         return self.tmux("capture-pane", "-p")
 
-    def until(self, condition: str | Callable[[str], bool], timeout_s: float = 90) -> str:
+    def until(self, condition: str | Callable[[str], bool], timeout_s: float = 240) -> str:
         """Wait until the screen holds a text."""
         ends = time.monotonic() + timeout_s
         while time.monotonic() < ends:
@@ -115,9 +115,9 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
 
 def test_from_opening_to_the_origin_to_a_copied_answer(terminal: Callable[..., Terminal]) -> None:
     run = terminal(120, 40, "sample_runs/log_of_zero.h5")
-    run.until("step 12 · loss is NaN. The op that made it is named once the step is replayed.", 20)
+    run.until("step 12 · loss is NaN. The op that made it is named once the step is replayed.")
     run.press("2")  # keys are answered while TensorFlow loads
-    run.until("gradient norm", 10)
+    run.until("gradient norm")
     run.press("1")
     run.until("Cause: log of zero.")
     run.until(lambda screen: "esc stops it" not in screen)
@@ -125,16 +125,16 @@ def test_from_opening_to_the_origin_to_a_copied_answer(terminal: Callable[..., T
     run.until(lambda screen: re.search(r"Log\b.*\[18, 0\]|Log\s+compile_loss", screen) is not None)
     run.until(lambda screen: "esc stops it" not in screen)
     run.press("y")
-    run.until("the sentence", 10)
+    run.until("the sentence")
     run.press("1")
-    run.until("Copied the sentence.", 10)
+    run.until("Copied the sentence.")
     origin, _, cause = stored_report("log_of_zero").sentence.partition(" Replays bit for bit.")
     copied = run.tmux("show-buffer")
     assert copied.startswith(origin)
     # between them stands how exactly it replays on this processor
     assert cause.partition(" Verified")[0] in copied
     run.press("q")
-    ends = time.monotonic() + 10
+    ends = time.monotonic() + 60
     while run.tmux("list-sessions") and time.monotonic() < ends:
         time.sleep(0.1)
     assert run.tmux("list-sessions") == ""
@@ -172,7 +172,7 @@ def test_plain_terminals_show_all_that_matters(
     terminal: Callable[..., Terminal], environment: dict[str, str]
 ) -> None:
     run = terminal(80, 24, "sample_runs/log_of_zero.h5", **environment)
-    screen = run.until("Palette", 20)
+    screen = run.until("Palette")
     assert "log_of_zero.h5" in screen
     assert "▲ step 12" in screen
     run.press("q")

@@ -26,7 +26,7 @@ async def until_complete(pilot: Pilot[None]) -> CaptureScreen:
         while not screen.state.is_complete:
             await pilot.pause(0.05)
 
-    await asyncio.wait_for(wait(), 120)
+    await asyncio.wait_for(wait(), 240)
     await pilot.pause()
     return screen
 

@@ -47,8 +47,6 @@ class Bug:
     """Rewritings that help and that only the code can hold."""
     fails_in_code: tuple[str, ...] = ()
     """Rewritings that look right, do not help, and that only the code can hold."""
-    slow: bool = False
-    """Whether it is left to the slow tests: it takes seconds, or others of its cause are quick."""
 
     @property
     def name(self) -> str:

@@ -13,7 +13,6 @@ from bugs.base import ROWS, Compute, adam, at, bug, fit, loop, normal, sgd, unif
 
 
 @bug(
-    slow=True,
     step=1, phase="forward", ops=("RealDiv",), layer="unit_length", rows=(6,),
     causes=("zero_over_zero",),
     prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"), fails_in_code=("epsilon_on_top",),
@@ -72,7 +71,6 @@ def mean_of_the_words_of_an_empty_review(path: Path, fix: str | None) -> None:
 
 
 @bug(
-    slow=True,
     step=1, phase="loss", ops=("Mean",), causes=("empty_reduction",),
     fails=("epsilon", "clipnorm", "lr"), prevents_in_code=("guard",),
 )  # fmt: skip
@@ -119,7 +117,7 @@ def mean_over_a_batch_in_which_nothing_is_labelled(path: Path, fix: str | None) 
 
 
 @bug(
-    step=2, phase="forward", ops=("RealDiv",), layer="standardise", slow=True,
+    step=2, phase="forward", ops=("RealDiv",), layer="standardise",
     causes=("variance_zero", "zero_over_zero"),
     prevents=("epsilon",), fails=("clipnorm", "lr"), fails_in_code=("epsilon_on_top",),
 )  # fmt: skip
@@ -210,7 +208,6 @@ def percentage_error_of_a_day_without_sales(path: Path, fix: str | None) -> None
 
 
 @bug(
-    slow=True,
     step=1, phase="loss", ops=("RealDiv",), causes=("division_by_zero",),
     prevents=("epsilon",), fails=("clipnorm", "lr"), fails_in_code=("epsilon_after_division",),
 )  # fmt: skip

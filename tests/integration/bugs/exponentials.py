@@ -43,7 +43,6 @@ def softmax_by_hand(path: Path, fix: str | None) -> None:
 
 
 @bug(
-    slow=True,
     step=1, phase="loss", ops=("Exp",), rows=(2,), causes=("exp_overflow",),
     fails=("epsilon", "clipnorm", "lr"), prevents_in_code=("clip_log_variance",),
 )  # fmt: skip
@@ -81,7 +80,7 @@ def precision_of_a_forecast_that_is_sure_of_itself(path: Path, fix: str | None) 
 
 
 @bug(
-    step=2, phase="forward", ops=("Exp",), layer="positive", rows=(6,), slow=True,
+    step=2, phase="forward", ops=("Exp",), layer="positive", rows=(6,),
     causes=("exp_overflow",),
     prevents=("stable_op",), fails=("epsilon", "clipnorm", "clipvalue", "lr"),
 )  # fmt: skip

@@ -34,7 +34,6 @@ def momentum_on_top_of_a_rate_that_is_too_high(path: Path, fix: str | None) -> N
 
 
 @bug(
-    slow=True,
     step=3, phase="loss", ops=("Square", "SquaredDifference"), causes=("exploding_gradient",
     "data_outlier"),
     prevents=("clipnorm", "clipvalue", "global_clipnorm"), fails=("leaky_relu",),
@@ -78,7 +77,7 @@ def weights_drawn_with_a_deviation_of_a_billion(path: Path, fix: str | None) -> 
 
 @bug(
     step=0, phase="forward", ops=("MatMul", "AddV2", "BiasAdd"), layer="simple_rnn_cell", rows=(1,
-    7), slow=True, iteration=82,
+    7), iteration=82,
     causes=("bad_init", "exploding_gradient"),
     prevents=("init",), fails=("lr", "clipnorm", "clipvalue"),
 )  # fmt: skip

@@ -79,7 +79,6 @@ def epsilon_that_float16_rounds_to_zero(path: Path, fix: str | None) -> None:
 
 
 @bug(
-    slow=True,
     step=2, phase="loss", ops=("Log",), rows=(5,), causes=("fp16_underflow", "log_of_zero"),
     prevents=("float32", "stable_op", "epsilon"), fails=("clipnorm", "clipvalue", "lr"),
     fails_in_code=("epsilon_after_log",),

@@ -19,7 +19,6 @@ def covariance(x: Any) -> Any:
 
 
 @bug(
-    slow=True,
     step=1, phase="forward", ops=("Cholesky",), layer="whiten", rows=(3,),
     causes=("linalg_singular",),
     prevents=("epsilon",), fails=("clipnorm", "lr"), fails_in_code=("epsilon_after",),

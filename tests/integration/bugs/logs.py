@@ -43,7 +43,6 @@ def kl_divergence_of_an_empty_topic(path: Path, fix: str | None) -> None:
 
 
 @bug(
-    slow=True,
     step=3, phase="loss", ops=("Log",), rows=(6,), causes=("log_of_zero",),
     prevents=("epsilon", "stable_op"), fails=("clipnorm", "lr"),
     fails_in_code=("epsilon_after_log",),
@@ -150,7 +149,7 @@ def poisson_loss_of_a_linear_output(path: Path, fix: str | None) -> None:
 
 
 @bug(
-    step=1, phase="forward", ops=("Log1p",), layer="log_return", rows=(3,), slow=True,
+    step=1, phase="forward", ops=("Log1p",), layer="log_return", rows=(3,),
     causes=("log_of_zero",),
     prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"),
     fails_in_code=("epsilon_after_log",),
@@ -187,7 +186,6 @@ class BetaRegression(keras.Model):
 
 
 @bug(
-    slow=True,
     step=1, phase="loss", ops=("Log",), rows=(7,), causes=("log_of_zero",),
     prevents=("epsilon",), fails=("clipnorm", "global_clipnorm", "lr"),
     fails_in_code=("zero_instead_of_nan",),
@@ -213,7 +211,6 @@ def beta_likelihood_of_a_sold_out_house(path: Path, fix: str | None) -> None:
 
 
 @bug(
-    slow=True,
     step=2, phase="backward", ops=("Reciprocal", "Mul"), rows=(2,), causes=("where_gradient",
     "log_of_zero"), trigger="gradient",
     prevents=("double_where",), fails=("clipnorm", "clipvalue", "lr"),
@@ -243,7 +240,6 @@ def loss_whose_nan_is_replaced_by_zero(path: Path, fix: str | None) -> None:
 
 
 @bug(
-    slow=True,
     step=2, phase="loss", ops=("Log",), rows=(6,), causes=("log_of_zero",),
     prevents=("epsilon",), fails=("clipnorm", "lr"), fails_in_code=("epsilon_after_log",),
 )  # fmt: skip

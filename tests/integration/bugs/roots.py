@@ -83,7 +83,6 @@ def distance_with_the_epsilon_outside_of_the_root(path: Path, fix: str | None) -
 
 
 @bug(
-    slow=True,
     step=0, phase="backward", ops=("SqrtGrad", "Mul"), causes=("sqrt_grad_at_zero",
     "norm_grad_at_zero"), trigger="gradient",
     prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"),
@@ -167,7 +166,6 @@ def variance_as_the_mean_of_squares_less_the_square_of_the_mean(
 
 
 @bug(
-    slow=True,
     step=1, phase="backward", ops=("Pow", "Mul"), rows=(2,), causes=("pow_domain",
     "sqrt_grad_at_zero"), trigger="gradient",
     prevents=("epsilon",), fails=("clipnorm", "clipvalue", "lr"),

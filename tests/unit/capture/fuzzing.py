@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[3]
-CASE_LIMIT_S = 10.0
-START_LIMIT_S = 60.0
+CASE_LIMIT_S = 30.0
+START_LIMIT_S = 240.0
 SAMPLE = "log_of_zero.h5"
 
 

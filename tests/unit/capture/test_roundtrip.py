@@ -58,6 +58,7 @@ ARRAYS = st.one_of(raw_arrays(), STRINGS)
 quick = settings(
     max_examples=60,
     deadline=None,
+    derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 

@@ -122,10 +122,10 @@ def _plain(mode: str, x: Any, h0: Any, c0: Any, params: Any, lengths: Any, n_dir
     ("mode", "direction", "time_major"),
     [
         ("lstm", "unidirectional", True),
-        ("lstm", "bidirectional", True),
-        ("gru", "unidirectional", True),
+        pytest.param("lstm", "bidirectional", True, marks=pytest.mark.slow),
+        pytest.param("gru", "unidirectional", True, marks=pytest.mark.slow),
         ("gru", "bidirectional", False),
-        ("rnn_tanh", "bidirectional", True),
+        pytest.param("rnn_tanh", "bidirectional", True, marks=pytest.mark.slow),
         ("rnn_relu", "unidirectional", True),
     ],
 )
