@@ -28,7 +28,15 @@ FUSED_ANYWAY = ("layers-conv2d", "layers-conv_variants", "layers-augmentation")
 `graphs_as_written` cannot stop it."""
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = [
+    f"optimizers-{name}" for name in ("adamw", "adagrad", "adadelta", "adamax", "nadam", "rmsprop")
+]
+"""Optimizers whose ops others have, too."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in CASES]
+)
 def test_ops_one_by_one_give_the_same_bits_as_the_graph(name: str) -> None:
     step, arguments = CASES[name]()
     function = tf.function(step).get_concrete_function(*arguments)

@@ -165,10 +165,10 @@ def test_a_divergence_is_traced_to_its_beginning() -> None:
         pytest.param(
             "weights_drawn_too_large", "init=glorot", "clipnorm=1.0", marks=pytest.mark.slow
         ),
-        ("weights_drawn_too_large", "init=he", None),
+        pytest.param("weights_drawn_too_large", "init=he", None, marks=pytest.mark.slow),
         ("dead_relu", "leaky_relu", "lr=0.1"),
         ("nan_in_one_sample", "clean_data", "clipvalue=1.0"),
-        ("tutorial_loop", "clip_data", None),
+        pytest.param("tutorial_loop", "clip_data", None, marks=pytest.mark.slow),
         pytest.param("exploding_rnn", "clipvalue=1.0", None, marks=pytest.mark.slow),
         pytest.param("exploding_rnn", "clipnorm=1.0", "lr=0.1", marks=pytest.mark.slow),
         ("log_of_zero", "epsilon=1e-8", "clipnorm=1.0"),

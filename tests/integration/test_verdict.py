@@ -211,11 +211,13 @@ BUGS = {
 
 
 ALSO_XLA = ("float32 overflow",)
+OF_A_SORT = ("infinity in the batch", "float64 overflow too", "zero by zero")
+"""Those that another one is like, and which are slow tests."""
 
 
 @pytest.mark.parametrize(
     ("name", "jit"),
-    [(name, False) for name in BUGS]
+    [pytest.param(name, False, marks=[pytest.mark.slow] * (name in OF_A_SORT)) for name in BUGS]
     + [
         pytest.param(name, True, marks=[] if name in ALSO_XLA else [pytest.mark.slow])
         for name in BUGS

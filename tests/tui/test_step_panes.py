@@ -344,7 +344,14 @@ async def test_images_and_tokens_are_shown_as_such() -> None:
 # All of them
 
 
-@pytest.mark.parametrize("size", [(80, 24), (110, 30), (200, 60)])
+@pytest.mark.parametrize(
+    "size",
+    [
+        (80, 24),
+        pytest.param((110, 30), marks=pytest.mark.slow),
+        pytest.param((200, 60), marks=pytest.mark.slow),
+    ],
+)
 async def test_panes_fit_any_terminal(size: tuple[int, int]) -> None:
     async with opened("log_of_zero", size) as screen:
         for key, kind in (
