@@ -14,9 +14,8 @@ DOCUMENTS = [
     ROOT / "README.md",
     ROOT / "CONTRIBUTING.md",
     ROOT / "sample_runs" / "README.md",
-    *sorted(path for path in ROOT.glob("docs/*.md") if path.name != "tui.md"),
+    *sorted(ROOT.glob("docs/*.md")),
 ]
-"""All but the page of the terminal interface, whose every statement has a test of its own."""
 LONGEST = 100
 HARD_TO_READ = re.compile(
     r"\b(?:is|are|was|were) said to\b|\bsaid (?:is|are)\b|\bin so far as\b|\bhome-made\b"
