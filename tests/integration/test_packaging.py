@@ -158,7 +158,7 @@ def test_every_sample_run_is_reported_and_opened_without_tensorflow(
         assert "TensorFlow is not installed, so this is the stored answer" in line
         assert done.stdout.strip()[:60] in text.read_text(encoding="utf-8")
         assert "<svg" in page.read_text(encoding="utf-8")
-    done = run(bare / "python", "-c", OPEN, *SAMPLES)
+    done = run(bare / "python", "-I", "-c", OPEN, *SAMPLES)  # not what lies around here
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [sample.name for sample in SAMPLES]
 
