@@ -21,7 +21,7 @@ from pathlib import Path
 PAGE = Path(__file__).with_name("five-minutes.md")
 ROOT = PAGE.parents[1]
 BLOCK = re.compile(r"^```(python|diff|console)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-TIMES = re.compile(r"\d+m?s - \d+m?s/step|in \d+\.\d+s")
+TIMES = re.compile(r"\d+m?s - \d+m?s/step|in \d+\.\d+s|\d+\.\d KiB")
 """What differs from run to run."""
 
 
