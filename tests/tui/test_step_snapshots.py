@@ -59,3 +59,17 @@ def test_images_of_a_batch(snap_compare: Compare) -> None:
 def test_the_filter(snap_compare: Compare) -> None:
     keys = ("3", "slash", "i", "s", "colon", "n", "a", "n", "enter")
     assert snap_compare(app_of("log_of_zero"), terminal_size=(80, 24), run_before=pressing(*keys))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)], ids=lambda size: f"{size[0]}")
+@pytest.mark.parametrize("palette", ["all", "16", "none"])
+def test_sizes_and_colours(
+    snap_compare: Compare, monkeypatch: pytest.MonkeyPatch, palette: str, size: tuple[int, int]
+) -> None:
+    if palette == "none":
+        monkeypatch.setenv("NO_COLOR", "1")
+    app = app_of("float16_overflow")
+    if palette == "16":
+        app.theme = "nanreplay-16-colours"
+    assert snap_compare(app, terminal_size=size, run_before=pressing("3", "5", "z", "3"))
