@@ -6,8 +6,10 @@ were, and a checksum beside each array tells a damaged one. Needs no TensorFlow.
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import json
+import math
 import zlib
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,6 +121,44 @@ def create_checked(group: Any, name: str, array: NDArray[Any], **options: Any) -
 
 # How arrays become datasets and come back.
 
+PIECE_BYTES = 2**22
+"""How much of an array that is not in memory is read at once."""
+
+
+class StoredElsewhere(abc.ABC):
+    """An array that is not in memory, and is written without being there as a whole."""
+
+    __slots__ = ()
+    shape: Any
+    stored: np.dtype[Any]
+
+    @abc.abstractmethod
+    def read_rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Read some of its entries along the first axis."""
+
+
+def _write_in_pieces(group: Any, name: str, value: StoredElsewhere) -> int:
+    """Write an array of floats piece by piece, as `create_checked` writes it at once."""
+    shape, dtype = tuple(int(size) for size in value.shape), value.stored
+    row_bytes = math.prod(shape[1:]) * dtype.itemsize
+    rows = max(1, PIECE_BYTES // row_bytes)
+    dataset = group.create_dataset(name, shape, dtype, track_times=False)
+    sum_so_far = zlib.crc32(f"{dtype.str} {shape}".encode())
+    for start in range(0, shape[0], rows):
+        piece = value.read_rows(start, min(start + rows, shape[0]))
+        dataset[start : start + len(piece)] = piece
+        sum_so_far = zlib.crc32(piece.data, sum_so_far)
+    dataset.attrs["crc32"] = np.uint32(sum_so_far)
+    return shape[0] * row_bytes
+
+
+def _is_written_in_pieces(value: Any) -> bool:
+    """Whether an array is large, elsewhere, and of a type that is stored as it is."""
+    if not isinstance(value, StoredElsewhere) or not _packing.get().samples:
+        return False
+    size_bytes = math.prod(value.shape) * value.stored.itemsize
+    return value.stored.str[:2] == "<f" and len(value.shape) > 0 and size_bytes > PIECE_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class Packing:
@@ -155,6 +195,8 @@ def write_array(group: Any, name: str, value: Any) -> int:
     Raises:
         TypeError: Its type has no place in the format.
     """
+    if _is_written_in_pieces(value):
+        return _write_in_pieces(group, name, value)
     array = np.asarray(value)
     kind = array.dtype.name
     if kind in EXTENSION_DTYPES:

@@ -10,6 +10,7 @@ whatever way.
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 import weakref
@@ -23,6 +24,7 @@ import tensorflow as tf
 from numpy.typing import NDArray
 
 from nanreplay import limits
+from nanreplay.capture.arrays import StoredElsewhere
 
 SMALL_BYTES = 4096
 """A smaller value stays in memory."""
@@ -128,7 +130,7 @@ class _Place:
 
 
 @dataclass(frozen=True, slots=True)
-class SpooledValue:
+class SpooledValue(StoredElsewhere):
     """A value on disk. TensorFlow and numpy take it for a tensor, and read it when they need it."""
 
     place: _Place
@@ -142,8 +144,17 @@ class SpooledValue:
 
     def numpy(self) -> NDArray[Any]:
         """Read the value."""
-        array = np.empty(self.shape.as_list(), self.stored)
-        left, offset = _bytes_of(array), self.offset
+        return self._read(self.shape.as_list(), self.offset)
+
+    def read_rows(self, start: int, stop: int) -> NDArray[Any]:
+        """Read some entries along the first axis."""
+        rows, *others = self.shape.as_list()
+        row_bytes = math.prod(others) * self.stored.itemsize
+        return self._read([min(stop, rows) - start, *others], self.offset + start * row_bytes)
+
+    def _read(self, shape: list[int], offset: int) -> NDArray[Any]:
+        array = np.empty(shape, self.stored)
+        left = _bytes_of(array)
         while left:
             count = os.preadv(self.place.file.descriptor, [left[:_LONGEST_WRITE]], offset)
             if not count:

@@ -5,12 +5,13 @@ from __future__ import annotations
 import gc
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import tensorflow as tf
 
 from nanreplay import limits
-from nanreplay.capture.arrays import as_array
+from nanreplay.capture.arrays import as_array, read_array, write_array
 from nanreplay.recorder import room as room_module
 from nanreplay.recorder.room import Room
 from nanreplay.recorder.settings import Settings
@@ -125,3 +126,19 @@ def test_of_a_large_state_the_failing_step_alone_is_written_whole(tmp_path: Path
     assert Room(Settings(path)).full_steps(2**20) == 3
     assert Room(Settings(path)).full_steps(GIB) == 1
     assert Room(Settings(path, full_steps=3)).full_steps(GIB) == 3
+
+
+@pytest.mark.parametrize("shape", [(50, 70), (3500,), (1, 3500), (7, 5, 100)])
+def test_a_large_value_is_written_into_a_file_without_being_read_as_a_whole(
+    shape: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    value = tf.reshape(STATE[0], shape)
+    spooled = Spool(tmp_path, 1).write([(0, value)], SIZE)[0]
+    monkeypatch.setattr("nanreplay.capture.arrays.PIECE_BYTES", 3000)
+    monkeypatch.delattr(SpooledValue, "numpy")
+    with h5py.File(tmp_path / "pieces.h5", "w") as file:
+        size = write_array(file, "pieces", spooled)
+        assert size == write_array(file, "plain", value)
+        assert file["pieces"].attrs["crc32"] == file["plain"].attrs["crc32"]
+        assert file["pieces"].dtype == file["plain"].dtype
+        np.testing.assert_array_equal(read_array(file["pieces"]), value)
