@@ -176,8 +176,8 @@ def main() -> None:
     before = machine()
     by_state = [*BY_STATE, *(LARGE if given.large else [])]
     by_ops = BY_OPS
-    if given.only:
-        by_state, by_ops = [tuple(map(int, each.split(":"))) for each in given.only], []
+    if given.only or given.models:
+        by_state, by_ops = [tuple(map(int, each.split(":"))) for each in given.only or ()], []
     header = ["state MiB", "ops", "step / bare, CPU", *COLUMNS]
     text, facts = [machine_line(before)], []
     for name, cases in (("state", by_state), ("ops", by_ops)):
@@ -185,7 +185,7 @@ def main() -> None:
         facts += found
         if found:
             text += ["", table(header, rows_of(found, name))]
-    if given.large and not given.only:
+    if given.large and not (given.only or given.models):
         many = measure(*MANY_VARIABLES, given.folder)
         facts.append(many)
         text += ["", "10,000 variables:", "", table(header, rows_of([many], "ops")[:1])]
