@@ -406,7 +406,7 @@ class Recorder(keras.callbacks.Callback):
             self._recording.guard(self._ending.leave)
             self._recording.guard(self._recording.release)
             self._recording.guard(self._calls.release)
-            self.in_block.forget()
+            self._recording.guard(self.in_block.forget)
             self._recording.lifecycle.note(Event.CLOSE)
 
 
