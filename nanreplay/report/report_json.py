@@ -248,6 +248,7 @@ def from_json(value: Any, path: str | None = None) -> Report:
         raise FormatError(f"its version is not {VERSION}")
     try:
         capture, causes = value["capture"], [value["cause"], *value["other_causes"]]
+        memory = value.get("memory", {})  # reports before it tell nothing of it
         return Report(
             path=typed(str, capture["path"] if path is None else path, "the path"),
             steps=typed(tuple[int, int], capture["steps"], "the steps"),
@@ -258,6 +259,8 @@ def from_json(value: Any, path: str | None = None) -> Report:
             sentence=typed(str, value["sentence"], "the sentence"),
             causes=tuple(build(Cause, cause) for cause in causes if cause is not None),
             fixes=tuple(_fix_from_json(fix) for fix in value["fixes"]),
+            state_bytes=typed(int | None, memory.get("state_bytes"), "the size of the state"),
+            peak_bytes=typed(int | None, memory.get("peak_bytes"), "the peak of memory"),
         )
     except (KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FormatError(f"it is damaged ({error})") from error
