@@ -104,6 +104,11 @@ def sum_of_two_logs(w: Any, x: Any) -> Any:
     return tf.reduce_sum(tf.exp(total) * w * x)
 
 
+def shares_of_sums(w: Any, x: Any) -> Any:
+    sums = tf.reduce_sum(x[:, :, None] * w, axis=1)
+    return tf.reduce_sum(sums / tf.reduce_sum(sums, axis=1, keepdims=True) * w)
+
+
 LABELS = np.array([0, 2, 3, 4])
 SENTENCES: dict[str, tuple[Loss, Sequence[Any], str, str]] = {
     "no positive sample": (positives, (X, LABELS), "empty_reduction", "it holds for none"),
@@ -122,6 +127,12 @@ SENTENCES: dict[str, tuple[Loss, Sequence[Any], str, str]] = {
         "the batch has no rows. Gradients and weights",
     ),
     "dropout": (dropped_out, (X,), "empty_reduction", "what dropout kept, and it kept nothing"),
+    "sums that are brought to a sum of 1": (
+        shares_of_sums,
+        (X * np.float32([[1], [1], [0], [1]]),),
+        "zero_over_zero",
+        "Numerator and denominator are both exactly 0.0 at [2, 0]",
+    ),
     "log-gamma": (
         lambda w, x: tf.reduce_sum(tf.math.lgamma(x * w)),
         (with_element(-1.0),),

@@ -311,7 +311,10 @@ def _zero_weights(case: Case) -> Fact | None:
     denominator = case.input_id(1)
     if case.graph is None or denominator is None:
         return None
-    return case.graph.weights_under(denominator)
+    total = case.graph.weights_under(denominator)
+    # x / sum(x) brings x to a sum of 1, it averages nothing.
+    is_normalization = total is not None and case.input_id(0) in total.input_ids[:1]
+    return None if is_normalization else total
 
 
 def _is_reduced(case: Case) -> bool:
