@@ -131,7 +131,7 @@ def cli() -> None:
     """
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
+def run_command_line(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code.
 
     Args:
@@ -186,4 +186,4 @@ def _with_its_command(error: click.exceptions.NoSuchOption) -> click.UsageError:
 
 def main() -> NoReturn:
     """The console script."""
-    sys.exit(run())
+    sys.exit(run_command_line())

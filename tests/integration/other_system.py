@@ -34,6 +34,7 @@ def leave_posix(system: str) -> None:
     """
     import multiprocessing.popen_spawn_posix  # noqa: F401
 
+    import bitmath  # noqa: F401
     import click  # noqa: F401
     import h5py  # noqa: F401
     import keras  # noqa: F401
@@ -99,7 +100,7 @@ def run_in(system: str, work: str, arguments: tuple[str, ...], answer: str) -> N
 
 def commands(*lines: str) -> int:
     """Run command lines, which must all end with an answer; returns how many failed."""
-    from nanreplay.commands import run
+    from nanreplay.commands import run_command_line as run
 
     codes = [run(line.split("|")) for line in lines]
     return sum(code not in (0, 1) for code in codes)
@@ -107,7 +108,7 @@ def commands(*lines: str) -> int:
 
 def one_command(line: str) -> int:
     """Run a command line; returns its exit code."""
-    from nanreplay.commands import run
+    from nanreplay.commands import run_command_line as run
 
     return run(line.split("|"))
 

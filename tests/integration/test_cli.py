@@ -17,7 +17,8 @@ import warm_python
 from conftest import ROOT
 
 import nanreplay
-from nanreplay.commands import COMMANDS, run
+from nanreplay.commands import COMMANDS
+from nanreplay.commands import run_command_line as run
 from nanreplay.report.explain import explain
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -28,7 +29,7 @@ FILES = ("info", "replay", "bisect", "whatif")
 def imported(*arguments: str) -> set[str]:
     """Top-level packages that a command line imports."""
     code = (
-        "import sys\nfrom nanreplay.commands import run\n"
+        "import sys\nfrom nanreplay.commands import run_command_line as run\n"
         f"run({list(arguments)!r})\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
     )

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 from nanreplay.whatif import trial
 
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,8 @@ from pathlib import Path
 import h5py
 import pytest
 
-from nanreplay.commands import COMMANDS, COMPLETION, run
+from nanreplay.commands import COMMANDS, COMPLETION
+from nanreplay.commands import run_command_line as run
 
 SAMPLE = Path(__file__).parents[2] / "sample_runs" / "log_of_zero.h5"
 

@@ -15,7 +15,7 @@ import pytest
 
 from nanreplay import Capture
 from nanreplay.capture import write_capture
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 from nanreplay.diff import diff_captures, diff_modes
 from nanreplay.records import BatchRecord, CaptureContents
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import environment
 
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 
 SAMPLES = Path(__file__).parents[2] / "sample_runs"
 NAME = "step_12_log_of_zero_in_loss"

@@ -12,7 +12,7 @@ import tensorflow as tf
 from trainings import data, mlp, record, replayed
 
 from nanreplay import Capture, Recorder
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 
 
 def wide() -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from logged_trainings import FAILING, HEALTHY, Told
 
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 from nanreplay.logs.log_answer import LogAnswer, answer
 from nanreplay.logs.log_sentence import log_sentence
 from nanreplay.logs.run_reader import read_runs

@@ -23,7 +23,7 @@ import pytest
 from loop_shapes import COLUMNS, GRAPH, SHAPES, Run, Shape
 
 from nanreplay import Capture
-from nanreplay.commands import run as command_line
+from nanreplay.commands import run_command_line as command_line
 
 SAID = "nanreplay"
 """What every line of the recorder's holds."""

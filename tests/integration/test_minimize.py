@@ -14,7 +14,7 @@ import pytest
 
 from nanreplay import Capture, Replay
 from nanreplay.bisect import find_origin
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 
 pytestmark = pytest.mark.xdist_group("minimize")  # one worker makes what they share
 

@@ -17,7 +17,7 @@ import pytest
 import warm_python
 
 from nanreplay import Capture
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 
 pytestmark = pytest.mark.xdist_group("redact")  # one worker makes what they share
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from trainings import data, mlp, record
 
 from nanreplay import Capture, Recorder, Replay
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 from nanreplay.replay.provenance import OpEvent
 from nanreplay.tensorflow_internals import tf_eager
 

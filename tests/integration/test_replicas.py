@@ -25,7 +25,7 @@ from warm_python import WarmProcess
 
 from nanreplay import AttachError, Capture, Recorder
 from nanreplay.capture.arrays import write_array
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain, explain_run
 from nanreplay.report.report_json import to_json

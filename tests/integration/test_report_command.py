@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 SAMPLE = Path(__file__).parents[2] / "sample_runs" / "log_of_zero.h5"

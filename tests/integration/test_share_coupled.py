@@ -17,7 +17,7 @@ from test_minimize import origin_of
 from trainings import data, record
 
 from nanreplay import Capture, NonFiniteError, Recorder
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 
 pytestmark = pytest.mark.xdist_group("share coupled")  # one worker makes what they share
 

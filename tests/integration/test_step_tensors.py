@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 
 SAMPLES = Path(__file__).parents[2] / "sample_runs"
 LOG_OF_ZERO = str(SAMPLES / "log_of_zero.h5")

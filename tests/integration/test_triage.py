@@ -27,7 +27,7 @@ pytestmark = pytest.mark.xdist_group("triage")  # one worker makes what they sha
 SAMPLES = ROOT / "sample_runs"
 WITHOUT_TENSORFLOW = """
 import sys
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 code = run(["triage", *sys.argv[1:]])
 assert "tensorflow" not in sys.modules, "only workers load TensorFlow"
 sys.exit(code)

@@ -391,7 +391,7 @@ class _Raises:
 
         self._program, self._count = Program(record, trust=trust), 0
         self.signature = self._program.signature
-        self.step_loss = None
+        self.step_loss = self.mean_variables = None
 
     def step(self, *arguments: Any) -> Any:
         from nanreplay.errors import ReplayError

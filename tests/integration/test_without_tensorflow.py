@@ -98,7 +98,7 @@ def test_what_needs_tensorflow_says_so_in_one_line(bare: Path, arguments: tuple[
 
 
 def test_bisect_stores_its_answer_in_one_file_of_this_machine(bare: Path) -> None:
-    from nanreplay.commands import run as run_here
+    from nanreplay.commands import run_command_line as run_here
 
     before = content_of(bare)
     assert run_here(["bisect", str(bare), "--no-fixes", "--store", "--quiet"]) == 1

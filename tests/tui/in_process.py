@@ -20,7 +20,8 @@ from nanreplay.tui.view_tasks import StepLook, open_in_worker
 from nanreplay.tui.worker import Task, WorkerContext
 
 SAMPLES = Path(__file__).parents[2] / "sample_runs"
-_REPORTS: dict[str, Report] = {}
+_EXPLAINED: dict[str, tuple[Report, StepLook | None]] = {}
+"""What an explanation gave, by file: the context forgets a file when others are opened."""
 _CONTEXT = WorkerContext(lambda message: None, lambda task_id: False, trust=False)
 
 
@@ -68,11 +69,12 @@ def _result(task: Task[Any]) -> tuple[Any, StepLook | None]:
     """What a task gives; of an explanation the look into the step as well."""
     if not isinstance(task, Explain):
         return task.run(_CONTEXT), None
-    if task.path not in _REPORTS:
-        _REPORTS[task.path] = Explain(task.path, "none").run(_CONTEXT)
-    report, opened = _REPORTS[task.path], open_in_worker(task.path, _CONTEXT)
-    has_look = opened.explained is not None and report.findings.origin is not None
-    return report, opened.look(report.findings.origin) if has_look else None
+    if task.path not in _EXPLAINED:
+        report = Explain(task.path, "none").run(_CONTEXT)
+        opened, origin = open_in_worker(task.path, _CONTEXT), report.findings.origin
+        has_look = opened.explained is not None and origin is not None
+        _EXPLAINED[task.path] = (report, opened.look(origin) if has_look else None)
+    return _EXPLAINED[task.path]
 
 
 class Screen:

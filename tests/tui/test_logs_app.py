@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from textual.widgets import DataTable, Static, TabbedContent
 
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 from nanreplay.logs.log_answer import answer
 from nanreplay.logs.run_reader import read_runs
 from nanreplay.tui.logs_app import LogsApp

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tui.stored import ROOT
 
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 from nanreplay.errors import FormatError
 from nanreplay.tui.app import NanreplayApp
 

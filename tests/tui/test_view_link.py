@@ -10,7 +10,7 @@ from tui.stored import ROOT
 from tui.stored_steps import StoredSteps
 from tui.waiting import workers_done
 
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.screens.capture_screen import CaptureScreen
 from nanreplay.tui.view_link import ViewLink, ViewLinkError, link_command, parse_link

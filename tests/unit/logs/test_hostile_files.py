@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 from nanreplay.logs.checkpoint_files import read_checkpoint
 from nanreplay.logs.wire_format import fields_of
 

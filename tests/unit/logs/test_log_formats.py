@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 from nanreplay.logs.log_answer import LogAnswer, answer
 from nanreplay.logs.logged_run import ScalarSeries
 from nanreplay.logs.run_reader import read_runs

@@ -12,7 +12,7 @@ from conftest import ROOT
 from fastparquet import ParquetFile
 
 from nanreplay import Capture
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 
 SAMPLE = ROOT / "sample_runs" / "log_of_zero.h5"
 

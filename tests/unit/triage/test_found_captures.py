@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 from nanreplay.errors import CaptureNotFoundError
 from nanreplay.triage import answer_cache
 from nanreplay.triage.capture_answer import CaptureAnswer, undecided_answer

@@ -10,7 +10,7 @@ import pytest
 from triage_work import work_or_die
 
 from nanreplay import __version__
-from nanreplay.commands import run
+from nanreplay.commands import run_command_line as run
 from nanreplay.triage import dask_workers, local_workers
 from nanreplay.triage.capture_answer import CaptureAnswer
 from nanreplay.triage.local_workers import answers_here, default_workers, memory_of_worker
