@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import io
 import os
 import signal
@@ -55,6 +56,8 @@ def leave_posix(system: str) -> None:
         for name in names.split():
             if hasattr(module, name):
                 delattr(module, name)
+    shutil: Any = importlib.import_module("shutil")
+    shutil._use_fd_functions = False  # folders are removed by their names there
     windows: Any = types.ModuleType("msvcrt")
     windows.LK_NBLCK = 2
     windows.locking = lambda descriptor, mode, size: LOCKS.append(descriptor)
@@ -102,8 +105,13 @@ def commands(*lines: str) -> int:
     """Run command lines, which must all end with an answer; returns how many failed."""
     from nanreplay.commands import run_command_line as run
 
-    codes = [run(line.split("|")) for line in lines]
-    return sum(code not in (0, 1) for code in codes)
+    failed = 0
+    for line in lines:
+        code = run(line.split("|"))
+        if code not in (0, 1):
+            failed += 1
+            print(f"exit {code}: {line}")
+    return failed
 
 
 def one_command(line: str) -> int:

@@ -13,6 +13,22 @@ import pytest
 import yaml
 from conftest import ROOT
 
+from nanreplay.commands import COMMANDS
+
+SCRIPT = """
+import tensorflow as tf
+weight = tf.Variable(1.0)
+
+@tf.function
+def step(x):
+    with tf.GradientTape() as tape:
+        loss = tf.math.log(x) * weight
+    weight.assign_sub(0.1 * tape.gradient(loss, weight))
+    return loss
+
+for number in range(6):
+    step(tf.constant(float(number != 4)))
+"""
 SAMPLE = ROOT / "sample_runs" / "log_of_zero.h5"
 
 
@@ -37,6 +53,38 @@ def test_a_capture_is_told_of_reported_and_replayed_on_windows(tmp_path: Path) -
     assert code == 0, text
     assert "Log" in text
     assert page.stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("system", ["win32", "darwin"])
+def test_every_command_works_elsewhere(system: str, tmp_path: Path) -> None:
+    script, table = tmp_path / "train.py", tmp_path / "timeline.csv"
+    script.write_text(SCRIPT, encoding="utf-8")
+    recording = f"run|-o|{tmp_path / 'run.h5'}|{script}"
+    lines = [
+        f"demo|-o|{tmp_path / 'demo.h5'}",
+        f"whatif|{SAMPLE}|--fix|epsilon",
+        f"triage|{SAMPLE}|{tmp_path / 'run.h5'}|--no-cache|--workers|1",
+        f"diff|{SAMPLE}|{SAMPLE}",
+        f"minimize|{SAMPLE}|-o|{tmp_path / 'small.h5'}",
+        f"redact|{SAMPLE}|-o|{tmp_path / 'redacted.h5'}",
+        f"export|{SAMPLE}|--csv|{table}",
+        f"logs|{table}",
+        f"shell|{SAMPLE}|-c|pass",
+        "completion|bash",
+    ]
+    told_elsewhere = {"info", "report", "bisect", "replay", "open"}
+    tried = {line.partition("|")[0] for line in (recording, *lines)}
+    assert tried | told_elsewhere == set(COMMANDS)
+    if system == "win32":  # a process of POSIX cannot start workers as Windows does
+        lines = [line for line in lines if not line.startswith("triage")]
+    # The recorder of a program lasts as long as its process.
+    for each in ([recording], lines):
+        code, text = on(system, tmp_path, "commands", *each)
+        assert code == 0, text
+    for name in ("run.h5", "demo.h5", "small.h5", "redacted.h5", "timeline.csv"):
+        assert (tmp_path / name).stat().st_size > 1000
 
 
 def test_a_training_is_recorded_on_windows_but_no_signal_is_listened_to(tmp_path: Path) -> None:
