@@ -356,6 +356,8 @@ class Attribution:
         """Take the table of ops."""
         self._ops = ops
         self._known: dict[tuple[OpKey, ...], OpPlace] = {}
+        self._forward_functions: dict[str, str | None] = {}
+        """What a loop body is the gradient of, by its name."""
 
     def place(self, fact: Fact) -> OpPlace:
         """Return where an op instance ran."""
@@ -421,10 +423,12 @@ class Attribution:
         own = self._ops.get(fact.key)
         if own is not None and own.function == body and own.forward:
             return own.forward_function or None
-        for (function, _), info in self._ops.items():
-            if function == body and info.forward and info.forward_function not in ("", body):
-                return info.forward_function
-        return None
+        if body not in self._forward_functions:
+            of_body = (info for (function, _), info in self._ops.items() if function == body)
+            forward = (info.forward_function for info in of_body if info.forward)
+            known = (function for function in forward if function not in ("", body))
+            self._forward_functions[body] = next(known, None)
+        return self._forward_functions[body]
 
 
 def _first_known(numbers: Iterable[int]) -> int | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from functools import cached_property
+from operator import attrgetter
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from nanreplay.bisect.tensor_stats import TensorStat, words
@@ -201,18 +202,15 @@ class StepView:
 # There are thousands of them, and pickle takes far longer for a dataclass than for a tuple.
 
 _OP_FIELDS = tuple(each.name for each in fields(Op))
-_STAT_FIELDS = tuple(each.name for each in fields(TensorStat))
+_op_values = attrgetter(*_OP_FIELDS)
+_stat_values = attrgetter(*(each.name for each in fields(TensorStat)))
 _OUTPUTS = _OP_FIELDS.index("outputs")
 
 
 def _packed(op: Op) -> tuple[Any, ...]:
-    values = [getattr(op, name) for name in _OP_FIELDS]
-    values[_OUTPUTS] = tuple(map(_packed_stat, op.outputs))
+    values = list(_op_values(op))
+    values[_OUTPUTS] = tuple(map(_stat_values, op.outputs))
     return tuple(values)
-
-
-def _packed_stat(stat: TensorStat) -> tuple[Any, ...]:
-    return tuple(getattr(stat, name) for name in _STAT_FIELDS)
 
 
 def _unpacked(step: int, ops: Sequence[tuple[Any, ...]], *rest: Any) -> StepView:

@@ -133,14 +133,22 @@ class ExplainedReplay:
         progress: Progress | None = None,
         say: Say | None = None,
         each_fix: Callable[[FixResult], None] | None = None,
+        pause: Callable[[], None] | None = None,
     ) -> Report:
         """Try fixes, and return all that is known; the arguments are those of `explain`.
+
+        Args:
+            fixes: Which fixes to try; none unless given.
+            progress: Called with (fixes tried, fixes in all).
+            say: Called with a line before each part of the work.
+            each_fix: Called with what each fix gave.
+            pause: Called before each step that a fix is tried on, and may use the replay.
 
         Raises:
             FixError: There is no such fix.
         """
         tried, fix_notes = _tried(
-            self.replay, self.bisection, self.causes, fixes, progress, say, each_fix
+            self.replay, self.bisection, self.causes, fixes, progress, say, each_fix, pause
         )
         capture, findings = self.replay.capture, self.bisection.findings
         recorded = capture.incident.notes
@@ -232,6 +240,7 @@ def _tried(
     progress: Progress | None,
     say: Say | None,
     each_fix: Callable[[FixResult], None] | None = None,
+    pause: Callable[[], None] | None = None,
 ) -> tuple[tuple[FixResult, ...], list[str]]:
     """What the fixes gave, and a line when some were left out."""
     from nanreplay.whatif import FixError
@@ -245,7 +254,14 @@ def _tried(
     try:
         budget = FAST_S if fixes == "fast" else None
         trials = what_if(
-            replay, bisection, causes, named, budget=budget, progress=progress, each=each_fix
+            replay,
+            bisection,
+            causes,
+            named,
+            budget=budget,
+            progress=progress,
+            each=each_fix,
+            pause=pause,
         )
     except FixError:
         raise  # who asked for it corrects it

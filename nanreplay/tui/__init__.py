@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING
 
 from nanreplay.capture.storage import Location
 from nanreplay.errors import OutputExistsError
+from nanreplay.limits import fewer_collections
 
 if TYPE_CHECKING:
+    from nanreplay.tui.engine import Engine
     from nanreplay.tui.view_link import ViewLink
 
 
@@ -34,7 +36,21 @@ def show(paths: Sequence[Location], *, trust: bool = False, at: ViewLink | None 
     Raises:
         CaptureError: There is one path, and it cannot be read.
     """
-    # Imported here, so that `nanreplay open --help` does not wait for Textual.
+    # Imported here, so that `nanreplay open --help` does not wait for them.
+    from nanreplay.report.stored_answers import has_tensorflow
+    from nanreplay.tui.engine import Engine
+
+    engine = Engine(trust=trust)
+    try:
+        if len(paths) == 1 and has_tensorflow():
+            # It is replayed in any case: the process starts while Textual is imported.
+            engine.start()
+        _show(paths, engine, at)
+    finally:
+        engine.close()
+
+
+def _show(paths: Sequence[Location], engine: Engine, at: ViewLink | None) -> None:
     from nanreplay.triage.answer_cache import AnswerCache, default_cache_folder
     from nanreplay.tui.app import NanreplayApp
 
@@ -42,4 +58,5 @@ def show(paths: Sequence[Location], *, trust: bool = False, at: ViewLink | None 
     if len(paths) > 1:
         with contextlib.suppress(OutputExistsError):  # a home that is read only costs time alone
             cache = AnswerCache(default_cache_folder())
-    NanreplayApp(paths, trust=trust, cache=cache, at=at).run()
+    with fewer_collections():
+        NanreplayApp(paths, engine=engine, cache=cache, at=at).run()

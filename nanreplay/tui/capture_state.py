@@ -6,6 +6,7 @@ picture does not wait for them.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -109,8 +110,16 @@ class CaptureState:
     code: dict[str, ColouredFile] = field(default_factory=dict)
     """Files of code that were read, by name."""
 
-    def take_look(self, look: StepLook) -> None:
-        """Remember what came with the run of a step."""
+    look_follows: asyncio.Event | None = None
+    """Set once the look into the step is there that follows a report; None where none follows."""
+
+    def take_look(self, look: StepLook | None) -> None:
+        """Remember what came with the run of a step; None where it cannot be looked at."""
+        if self.look_follows is not None:
+            self.look_follows.set()
+            self.look_follows = None
+        if look is None:
+            return
         step = look.viewed.view.step
         self.viewed_steps[step] = look.viewed
         self.tensors = {(step, value): tensor for value, tensor in look.tensors.items()}

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from nanreplay.replay.replay_programs import Mode
     from nanreplay.report.explain import Fixes
+    from nanreplay.tui.view_tasks import OpenCapture, StepLook
 
 T = TypeVar("T")
 PATIENCE_S = 2.0
@@ -71,8 +72,8 @@ class Engine:
     ```
 
     Cancelling the `asyncio` task (or Textual worker) that awaits `run` cancels the work. The
-    process starts with the first task, lives on between tasks, and starts anew after it was ended
-    or has crashed.
+    process starts with `start` or with the first task, lives on between tasks, and starts anew
+    after it was ended or has crashed.
 
     All methods run in the event loop. One thread waits at the pipe and hands each message over to
     the loop, so no lock is needed.
@@ -96,6 +97,16 @@ class Engine:
         """Whether the process loads TensorFlow."""
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
+        self._is_heard = False
+        """Whether a thread waits at the pipe."""
+
+    def start(self) -> None:
+        """Start the process; there need be no event loop yet.
+
+        Called before Textual is imported, so that the process is there when the first task comes.
+        """
+        if self._process is None:
+            self._start()
 
     async def run(self, task: Task[T], *, partial: Callable[[Any], None] | None = None) -> T:
         """Run a task in the worker process and return its result.
@@ -145,6 +156,8 @@ class Engine:
         if self._process is None:
             self._start()
         assert self._connection is not None
+        if not self._is_heard:
+            self._hear(self._connection)
         # The process may have ended a moment ago, unnoticed. `_connection_lost` comes next then,
         # and sends again whatever is pending.
         with contextlib.suppress(OSError):
@@ -167,9 +180,13 @@ class Engine:
         self._process = process
         # Without this, the pipe has a second owner here, and the end of the process goes unseen.
         workers_end.close()
+
+    def _hear(self, connection: Connection) -> None:
+        """Let a thread wait at the pipe, for the event loop that runs."""
+        self._is_heard = True
         threading.Thread(
             target=self._listen,
-            args=(self._connection, asyncio.get_running_loop()),
+            args=(connection, asyncio.get_running_loop()),
             daemon=True,
             name="nanreplay replies",
         ).start()
@@ -182,7 +199,7 @@ class Engine:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-        self._running, self._is_loading = None, False
+        self._running, self._is_loading, self._is_heard = None, False, False
         self._tell(None)
 
     def _withdraw(self, task_id: int, patience_s: float) -> None:
@@ -293,7 +310,8 @@ class Engine:
 class Explain(Task[Report]):
     """Replay, judge, bisect, diagnose, try fixes.
 
-    Its early parts are a `StepLook`, the report without fixes, then a `FixResult` for each fix.
+    Its early parts are the report without fixes, then a `StepLook`, or None where the step cannot
+    be looked at, then a `FixResult` for each fix.
     """
 
     fixes: Fixes = "fast"
@@ -314,19 +332,28 @@ class Explain(Task[Report]):
         if explained is None:
             explained = explain_replay(opened.replay, progress=context.progress, say=context.say)
             opened.take(explained)
-            context.say("looking into the step")
             report = explained.report()
-            origin = report.findings.origin
-            with contextlib.suppress(NanreplayError):  # then the panes ask, and say why not
-                look = opened.look(origin) if origin is not None else None
-                if look is not None:
-                    context.partial(look)
+            # The answer comes first, and the step right after it: to hand over a step of thousands
+            # of ops takes longer than to put it together.
+            context.partial(report)
+            context.partial(_look(opened, report))
             if self.fixes == "none":
                 return report
-            context.partial(report)
         return explained.report(
-            self.fixes, progress=context.progress, say=context.say, each_fix=context.partial
+            self.fixes,
+            progress=context.progress,
+            say=context.say,
+            each_fix=context.partial,
+            pause=context.pause,
         )
+
+
+def _look(opened: OpenCapture, report: Report) -> StepLook | None:
+    """What panes show first of the step of the origin."""
+    origin = report.findings.origin
+    with contextlib.suppress(NanreplayError):  # then the panes ask, and say why not
+        return opened.look(origin) if origin is not None else None
+    return None
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,7 @@ class ExploreTask(Task[T]):
 
     origin: Origin | None
     """What the report says of the origin; None when there is none, or no report."""
+    goes_first: ClassVar[bool] = True
 
     def explorer(self, context: WorkerContext) -> Explorer:
         """Return the capture's explorer, with everything that it remembers."""

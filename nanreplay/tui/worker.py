@@ -13,7 +13,7 @@ arrays. Nothing that comes from a capture is unpickled.
 
 | message from the worker | meaning |
 |---|---|
-| `("started", id)` | begun |
+| `("started", id)` | begun; again when it goes on after another one that went first |
 | `("progress", id, line, done, total)` | how far it is; two None where nothing is counted |
 | `("partial", id, value)` | an early part of the result |
 | `("done", id, value)`, `("failed", id, error)`, `("cancelled", id)` | ended |
@@ -32,7 +32,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from nanreplay.errors import NanreplayError, ReplayError, first_line, missing_package
-from nanreplay.limits import limited_process
+from nanreplay.limits import fewer_collections, limited_process
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -80,6 +80,9 @@ class Task(Generic[T]):
     uses_tensorflow: ClassVar[bool] = True
     """Whether TensorFlow is loaded first, with a line that says so."""
 
+    goes_first: ClassVar[bool] = False
+    """Whether a longer task lets it go first at its next pause, since somebody looks at it now."""
+
     def is_ready(self, context: WorkerContext) -> bool:
         """Whether it is done in no time, from what earlier tasks left open.
 
@@ -108,6 +111,7 @@ class WorkerContext:
         is_cancelled: Whether the task of an id is no longer wanted.
         trust: Whether a program may run ops that touch files, the network or processes.
         serve: Does what waits and is ready, at every sign of progress; nothing unless given.
+        give_way: Does what waits and goes first, and tells whether there was anything.
     """
 
     def __init__(
@@ -117,9 +121,11 @@ class WorkerContext:
         *,
         trust: bool,
         serve: Callable[[], None] = lambda: None,
+        give_way: Callable[[], bool] = lambda: False,
     ) -> None:
         self.trust = trust
         self._serve = serve
+        self._give_way = give_way
         self._send = send
         self._is_cancelled = is_cancelled
         self._kept: OrderedDict[Hashable, Any] = OrderedDict()
@@ -140,6 +146,19 @@ class WorkerContext:
     def progress(self, done: int, total: int) -> None:
         """Tell how far the current part is; the task ends here when it was cancelled."""
         self._tell(done, total)
+
+    def pause(self) -> None:
+        """Let what the user looks at now go first; the task ends here when it was cancelled.
+
+        Called where nothing is half done: what goes first may replay other steps.
+        """
+        task_id, line = self._id, self._line
+        if self._is_cancelled(task_id):
+            raise CancelledTask
+        if self._give_way():
+            self._send(("started", task_id))
+            self.begin(task_id, line)
+            self._tell(None, None)
 
     def partial(self, value: Any) -> None:
         """Hand over an early part of the result."""
@@ -208,10 +227,25 @@ def work(connection: Connection, trust: bool) -> None:
         for task_id, task in inbox.take_ready(context):
             connection.send(_ready_outcome(task_id, task, context))
 
-    context = WorkerContext(connection.send, inbox.cancelled.__contains__, trust=trust, serve=serve)
-    while True:
-        task_id, task = inbox.take()
-        connection.send(_outcome(task_id, task, context, connection))
+    def give_way() -> bool:
+        """Do what goes first while another task waits."""
+        has_any = False
+        while (first := inbox.take_first()) is not None:
+            has_any = True
+            connection.send(_outcome(*first, context, connection))
+        return has_any
+
+    context = WorkerContext(
+        connection.send,
+        inbox.cancelled.__contains__,
+        trust=trust,
+        serve=serve,
+        give_way=give_way,
+    )
+    with fewer_collections():
+        while True:
+            task_id, task = inbox.take()
+            connection.send(_outcome(task_id, task, context, connection))
 
 
 class Inbox:
@@ -234,6 +268,16 @@ class Inbox:
         with self._changed:
             self._changed.wait_for(lambda: bool(self._waiting))
             return self._waiting.popleft()
+
+    def take_first(self) -> tuple[int, Task[Any]] | None:
+        """Take the oldest task that goes first; None where none waits."""
+        if not self._waiting:
+            return None
+        with self._changed:
+            first = next((entry for entry in self._waiting if entry[1].goes_first), None)
+            if first is not None:
+                self._waiting.remove(first)
+        return first
 
     def take_ready(self, context: WorkerContext) -> Sequence[tuple[int, Task[Any]]]:
         """Take the tasks that are done in no time; most often there are none."""

@@ -57,6 +57,7 @@ def what_if(
     budget: float | None = None,
     progress: Callable[[int, int], None] | None = None,
     each: Callable[[FixResult], None] | None = None,
+    pause: Callable[[], None] | None = None,
 ) -> TriedFixes:
     """Try fixes on a recording, one after another.
 
@@ -72,13 +73,15 @@ def what_if(
             `_LEAST_TRIED` that apply are tried in any case. No limit unless given.
         progress: Called with (fixes tried, fixes in all).
         each: Called with each result as soon as it is there.
+        pause: Called before each step; it may use the replay, since a trial has a state of its own.
 
     Raises:
         FixError: There is no such fix.
         ReplayError: The incident cannot be replayed.
     """
     wanted = [check_fix(text) for text in (candidates(causes) if fixes is None else fixes)]
-    failure = Failure(TrialWindow(replay), bisection, causes)
+    window = TrialWindow(replay, pause=pause)
+    failure = Failure(window, bisection, causes)
     if fixes is None:
         wanted = _with_usual_rates(failure, wanted)
     trials = _FixTrials(failure, keeps_all=fixes is not None)

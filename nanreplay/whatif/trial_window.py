@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -67,14 +67,17 @@ class TrialWindow:
 
     Args:
         replay: The capture's replay.
+        pause: Called before each step of a run, which has a state of its own: it may use the
+            replay. Does nothing unless given.
 
     Raises:
         ReplayError: The incident cannot be replayed.
     """
 
-    def __init__(self, replay: Replay) -> None:
+    def __init__(self, replay: Replay, *, pause: Callable[[], None] | None = None) -> None:
         """Find the steps; nothing runs yet."""
         self.replay = replay
+        self.pause = pause or (lambda: None)
         self.failing = replay.incident.step
         held = set(replay.steps)
         if self.failing not in held:
@@ -404,6 +407,7 @@ class _WindowRun:
 
     def step(self, step: int) -> StepResult:
         """Run one step as it was trained, but for the changes."""
+        self.window.pause()
         program, batch = self.program(step), self.replay.batch(step)
         infos = self.replay.variables
         leaves: Sequence[Any] = batch.leaves

@@ -40,6 +40,18 @@ class Small(Task[int]):
 
 
 @dataclass(frozen=True)
+class Pausing(Small):
+    """The same, with a pause before each step for what goes first."""
+
+    def run(self, context: WorkerContext) -> int:
+        for done in range(self.steps):
+            context.pause()
+            time.sleep(self.pause_s)
+            context.progress(done + 1, self.steps)
+        return os.getpid()
+
+
+@dataclass(frozen=True)
 class Loading(Small):
     """Stands for the time in which TensorFlow is loaded, and nothing is heard."""
 
@@ -61,6 +73,14 @@ class Kept(Task[int]):
         box = context.kept(self.key, lambda: [0])
         box[0] += 1
         return box[0]
+
+
+@dataclass(frozen=True)
+class GoesFirst(Small):
+    """What somebody looks at now."""
+
+    label: ClassVar[str] = "looking"
+    goes_first: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)

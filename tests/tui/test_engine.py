@@ -9,7 +9,7 @@ import os
 from collections.abc import AsyncIterator, Callable
 
 import pytest
-from tui.small_tasks import Kept, Loading, Ready, Small
+from tui.small_tasks import GoesFirst, Kept, Loading, Pausing, Ready, Small
 
 from nanreplay.errors import FormatError, ReplayError
 from nanreplay.tui import engine as engine_module
@@ -152,3 +152,52 @@ async def test_what_is_ready_does_not_wait_for_the_task_that_runs(engine: Engine
         pending.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await pending
+
+
+async def test_what_goes_first_is_done_at_the_next_pause_and_the_task_goes_on(
+    engine: Engine,
+) -> None:
+    running = asyncio.ensure_future(engine.run(Pausing("x", steps=1000, pause_s=0.02)))
+    await until(lambda: engine.progress and engine.progress.done)
+    waiting = asyncio.ensure_future(engine.run(Kept("x")))
+    await engine.run(GoesFirst("x", steps=2))
+    assert not running.done()
+    assert not waiting.done()
+    await until(lambda: engine.progress and engine.progress.line == "counting")
+    with pytest.raises(FormatError):
+        await engine.run(GoesFirst("x", end="error"))
+    assert not running.done()
+    assert engine.stop()  # the one that goes on, not one that ended
+    with pytest.raises(StoppedError):
+        await running
+    assert await waiting == 1
+
+
+async def test_stopping_what_went_first_leaves_the_other_task_running(engine: Engine) -> None:
+    running = asyncio.ensure_future(engine.run(Pausing("x", steps=1000, pause_s=0.02)))
+    await until(lambda: engine.progress and engine.progress.done)
+    first = asyncio.ensure_future(engine.run(GoesFirst("x", steps=1000, pause_s=0.02)))
+    await until(lambda: engine.progress and engine.progress.line == "looking")
+    assert engine.stop()
+    with pytest.raises(StoppedError):
+        await first
+    assert not running.done()
+    running.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await running
+
+
+def test_a_process_that_was_started_early_does_the_first_task() -> None:
+    engine = Engine()
+    engine.start()
+    assert engine._process is not None
+    started = engine._process.pid
+    engine.start()  # once is enough
+    try:
+        assert asyncio.run(_of_small(engine)) == started
+    finally:
+        engine.close()
+
+
+async def _of_small(engine: Engine) -> int:
+    return await engine.run(Small("x"))

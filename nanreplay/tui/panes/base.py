@@ -245,6 +245,8 @@ class StepPane(Pane):
     async def viewed_step(self, step: int) -> ViewedStep:
         """Return a step as it ran op by op; run it unless it is remembered."""
         remembered = self.state.viewed_steps
+        if step not in remembered and self.state.look_follows is not None:
+            await self.state.look_follows.wait()
         if step not in remembered:
             # The worker process, which found the origin, may have run it already.
             remembered[step] = await self.ask(ViewStep(self.path, self.origin, step))

@@ -204,8 +204,16 @@ class CaptureScreen(CopyKeys):
                 line = f"TensorFlow is not installed: this is {self.state.stored.line}."
                 self.notify(line, timeout=10)
             else:
-                await self._show_stored(path)
-                report = await self.state.engine.run(Explain(path), partial=self._take_part)
+                # The replay does not wait for what the file holds.
+                replay = asyncio.ensure_future(
+                    self.state.engine.run(Explain(path), partial=self._take_part)
+                )
+                try:
+                    await self._show_stored(path)
+                    report = await replay
+                finally:
+                    replay.cancel()  # where this was cancelled meanwhile
+                    self.state.take_look(None)  # none follows any more
                 self.state.stored = None
         except NanreplayError as error:
             self._take_failure(str(error))
@@ -213,14 +221,16 @@ class CaptureScreen(CopyKeys):
         self.state.is_complete, self.state.finished = True, report
         self._take_report(report)
 
-    def _take_part(self, part: StepLook | Report | FixResult) -> None:
+    def _take_part(self, part: StepLook | Report | FixResult | None) -> None:
         """Remember the step as it ran; show the report without fixes, then each fix as it comes.
 
         A stored report, which has its fixes, stays until those of the replay are tried.
         """
-        if isinstance(part, StepLook):
+        if part is None or isinstance(part, StepLook):
             self.state.take_look(part)
             return
+        if isinstance(part, Report):
+            self.state.look_follows = asyncio.Event()
         if self.state.stored is not None:
             return
         if isinstance(part, FixResult):
@@ -236,7 +246,8 @@ class CaptureScreen(CopyKeys):
         # A report that cannot be read is none: the replay answers.
         with contextlib.suppress(CaptureError):
             stored = await asyncio.to_thread(stored_answer, path)
-            if stored is not None and stored.is_current:
+            is_first = self.state.report is None  # the replay may have been faster
+            if is_first and stored is not None and stored.is_current:
                 self.state.stored, self.state.finished = stored, stored.report
                 self._take_report(stored.report)
 

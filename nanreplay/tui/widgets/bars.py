@@ -139,7 +139,9 @@ class StatusLine(Static):
     def _draw(self) -> None:
         if self.progress is not None:
             frame = int(time.monotonic() * _FRAMES_PER_S) % len(_FRAMES)
-            self.update(status_text(self.progress, _FRAMES[frame]))
+            # Of one line whatever it says: to lay out the whole screen anew, many times a second,
+            # would take from the replay as much time as the rest of the interface does.
+            self.update(status_text(self.progress, _FRAMES[frame]), layout=False)
 
 
 def status_text(progress: Progress, frame: str) -> Text:
