@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from nanreplay import limits
 from nanreplay.capture.storage import Location, RemotePath, local_copy, publish
 from nanreplay.capture.writer import CaptureWriter, writing
-from nanreplay.errors import MissingWorkersError, StorageError, first_line
+from nanreplay.errors import MissingWorkersError, StorageError, first_line, reason_line
 from nanreplay.program.collectives import local_program
 from nanreplay.program.nondeterministic_ops import unrecorded_ops
 from nanreplay.recorder.dump_window import DumpWindow, gather
@@ -302,27 +302,48 @@ def _write_state_before(
 ) -> None:
     """Write the state before a step that raised, where the steps to it are quick to run again.
 
-    Of a large state nothing is written: the training still holds it, and its keyframe.
+    What keeps it out of the file is noted. Of a large state nothing is written: the training still
+    holds it, and its keyframe.
     """
-    step, state_bytes = window.step, sum(snapshot.variables.sizes)
+    step = window.step
     is_reached = window.prove and window.is_replayable and step >= min(window.keyframes)
     if not is_reached or step in share.keyframes or step not in window.batches or share.left_out:
-        return
+        return  # nothing to run again, or it is in the file, or the disk limit has been named
     base, batches = _from_keyframe(window, step)
-    sizes = _sizes(snapshot, window)
-    file_bytes = sizes.other + sum(sizes.keyframes.values()) + sum(sizes.batches.values())
-    room = snapshot.room.disk_bytes(state_bytes, max(sizes.batches.values())) - file_bytes
-    is_quick = (snapshot.step_s or 0.0) * len(batches) <= QUICK_S
-    if not is_quick or snapshot.room.is_large(state_bytes) or state_bytes > room:
+    reason = _no_room_for_state(snapshot, window, len(batches))
+    if reason is not None:
+        window.notes.append(
+            f"The state before step {step} was left out: {reason}. A replay computes it from the "
+            f"keyframe at step {base}."
+        )
         return
     progress.stage("replaying the steps for", len(batches))
     keyframes = {base: dict(window.keyframes[base])}
     try:
         reexecutor = _reexecutor(snapshot, window)
         values = reexecutor.state_before(step, keyframes, batches, _before(snapshot))
-    except Exception:  # a replay says what the steps raise when it runs them
+    except Exception as error:  # the file is worth more than this part, whatever TensorFlow raises
+        window.notes.append(
+            f"The state before step {step} was left out: the steps from {base} to it could not be "
+            f"run again ({type(error).__name__}: {reason_line(error)})."
+        )
         return
     out.state(step, values)
+
+
+def _no_room_for_state(snapshot: Snapshot, window: DumpWindow, step_count: int) -> str | None:
+    """Why the state before a step that raised is not computed; None where it is."""
+    state_bytes = sum(snapshot.variables.sizes)
+    if snapshot.room.is_large(state_bytes):
+        return f"it has {state_bytes / MIB:.0f} MiB"
+    if (snapshot.step_s or 0.0) * step_count > QUICK_S:
+        return f"running the {step_count} steps to it again takes more than {QUICK_S:.0f} s"
+    sizes = _sizes(snapshot, window)
+    file_bytes = sizes.other + sum(sizes.keyframes.values()) + sum(sizes.batches.values())
+    limit = snapshot.room.disk_bytes(state_bytes, max(sizes.batches.values()))
+    if state_bytes > limit - file_bytes:
+        return f"the file may have {limit / MIB:.0f} MiB"
+    return None
 
 
 def _too_large(snapshot: Snapshot, keyframe: Mapping[int, Any]) -> str | None:

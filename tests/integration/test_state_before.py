@@ -16,7 +16,9 @@ from trainings import data, mlp, record
 from nanreplay import Capture, NonFiniteError, Recorder, Replay, explain
 from nanreplay.capture.writer import lazy_contents, write_capture
 from nanreplay.diagnose import judge
-from nanreplay.recorder import room
+from nanreplay.recorder import dump, room
+from nanreplay.recorder.reexecution import Reexecutor
+from nanreplay.recorder.snapshot import fit_disk
 from nanreplay.report.contents import Report
 from nanreplay.whatif.trial_window import TrialWindow
 
@@ -145,22 +147,74 @@ def test_of_a_large_state_the_slots_are_left_to_the_replay(
         assert all(result.bit_exact for result in replay.run_window())
 
 
-def test_the_state_before_a_step_that_raises_is_in_the_file(tmp_path: Path) -> None:
-    class Raising(keras.layers.Layer):  # type: ignore[misc]
-        def call(self, inputs: Any) -> Any:
-            tf.debugging.assert_less(tf.reduce_max(tf.abs(inputs)), 1e6)
-            return inputs
+class Raising(keras.layers.Layer):  # type: ignore[misc]
+    """Raises where an input is huge."""
 
+    def call(self, inputs: Any) -> Any:
+        tf.debugging.assert_less(tf.reduce_max(tf.abs(inputs)), 1e6)
+        return inputs
+
+
+def train_to_exception(path: Path) -> None:
+    """Record a training whose last step raises."""
     model = keras.Sequential([keras.Input((3,)), Raising(), keras.layers.Dense(1)])
     model.compile("adam", "mse", jit_compile=False)
     x, y = data(None)
     x[-1] = 1e7
     with pytest.raises(tf.errors.InvalidArgumentError):
-        record(tmp_path / "run.h5", model, x, y[:, :1])
+        record(path, model, x, y)
+
+
+def test_the_state_before_a_step_that_raises_is_in_the_file(tmp_path: Path) -> None:
+    train_to_exception(tmp_path / "run.h5")
     with Capture(tmp_path / "run.h5") as capture, Replay(capture) as replay:
         failing = capture.incident.step
         assert (capture.incident.trigger.what, capture.state_steps) == ("exception", (failing,))
+        assert not any("left out" in note for note in capture.incident.notes)
         replay.run_window(last=failing - 1)
         held = capture.state(failing)
         for index, value in replay.now().items():
             assert np.asarray(value).tobytes() == held[index].tobytes()
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "raises",
+        "large",
+        pytest.param("slow", marks=pytest.mark.slow),
+        pytest.param("disk", marks=pytest.mark.slow),
+    ],
+)
+def test_why_the_state_before_a_step_that_raises_was_left_out_is_noted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    def refuse(self: Any, *args: Any) -> Any:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating\nat some place")
+
+    def fit_without_room_left(sizes: Any, *limit: Any) -> Any:
+        monkeypatch.setattr(room.Room, "disk_bytes", lambda *sizes: 0)
+        return fit_disk(sizes, 2**40)
+
+    expected = {
+        "raises": "could not be run again (ResourceExhaustedError: OOM when allocating",
+        "large": "it has 0 MiB. A replay computes it from the keyframe at step ",
+        "slow": " steps to it again takes more than ",
+        "disk": "the file may have ",
+    }
+    if reason == "raises":
+        monkeypatch.setattr(Reexecutor, "state_before", refuse)
+    elif reason == "large":
+        monkeypatch.setattr(room, "LARGE_STATE_BYTES", 0)
+    elif reason == "slow":
+        monkeypatch.setattr(dump, "QUICK_S", -1.0)
+    else:
+        monkeypatch.setattr(dump, "fit_disk", fit_without_room_left)
+    train_to_exception(tmp_path / "run.h5")
+    with Capture(tmp_path / "run.h5") as capture, Replay(capture) as replay:
+        step = capture.incident.step
+        assert (capture.incident.trigger.what, capture.state_steps) == ("exception", ())
+        notes = [note for note in capture.incident.notes if f"before step {step} was left" in note]
+        assert len(notes) == 1
+        assert expected[reason] in notes[0]
+        assert all(result.bit_exact for result in replay.run_window(last=step - 1))
