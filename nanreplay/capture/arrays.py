@@ -139,7 +139,7 @@ class StoredElsewhere(abc.ABC):
 
 def _write_in_pieces(group: Any, name: str, value: StoredElsewhere) -> int:
     """Write an array of floats piece by piece, as `create_checked` writes it at once."""
-    shape, dtype = tuple(int(size) for size in value.shape), value.stored
+    shape, dtype = tuple(map(int, value.shape)), value.stored
     row_bytes = math.prod(shape[1:]) * dtype.itemsize
     rows = max(1, PIECE_BYTES // row_bytes)
     dataset = group.create_dataset(name, shape, dtype, track_times=False)
@@ -234,7 +234,9 @@ def _shrinks(array: NDArray[Any]) -> bool:
     # 1,000 bytes and pieces of 100 gives those that begin at 0, 300, 600 and 900.
     flat = array.reshape(-1)
     length = min(len(flat), SAMPLE_BYTES // SAMPLES // array.itemsize)
-    starts = [(len(flat) - length) * piece // (SAMPLES - 1) for piece in range(SAMPLES)]
+    starts = []
+    for piece in range(SAMPLES):
+        starts.append((len(flat) - length) * piece // (SAMPLES - 1))
     sample = np.concatenate([flat[start : start + length] for start in starts])
     # what HDF5's shuffle filter does: all first bytes, then all second bytes, ...
     shuffled = sample.view(np.uint8).reshape(-1, array.itemsize).T.tobytes()

@@ -175,7 +175,9 @@ def check_stored(dataset: Any, kinds: str = "biufc") -> None:
 
 def _check_filters(dataset: Any) -> None:
     creation = dataset.id.get_create_plist()
-    used = {creation.get_filter(index)[0] for index in range(creation.get_nfilters())}
+    used = set()
+    for index in range(creation.get_nfilters()):
+        used.add(creation.get_filter(index)[0])
     unknown = used - FILTERS
     if unknown:
         raise FormatError(

@@ -252,7 +252,9 @@ class Capture:
         """The variables: path, shape, dtype, role."""
         import pandas as pd
 
-        rows = [(info.path, info.shape, info.dtype, info.role) for info in self.variables_info]
+        rows = []
+        for info in self.variables_info:
+            rows.append((info.path, info.shape, info.dtype, info.role))
         return pd.DataFrame(rows, columns=["path", "shape", "dtype", "role"])
 
     def ops(self, program_id: str | None = None) -> pd.DataFrame:
@@ -284,7 +286,9 @@ class Capture:
             raise FormatError(
                 f"{self.path}: holds no matrix {name!r}; there are {', '.join(timeline.matrices)}."
             )
-        paths = [self.variables_info[index].path for index in timeline.variables]
+        paths = []
+        for index in timeline.variables:
+            paths.append(self.variables_info[index].path)
         steps = pd.Index(timeline.columns["step"], name="step")
         return pd.DataFrame(timeline.matrices[name], index=steps, columns=paths)
 
@@ -303,7 +307,7 @@ class Capture:
             columns = self._datasets("timeline/columns")
             matrices = self._datasets("timeline/matrices")
             indices = read_array(self._item("timeline/variables"))
-            timeline = Timeline(columns, matrices, tuple(int(index) for index in indices))
+            timeline = Timeline(columns, matrices, tuple(map(int, indices)))
             check_timeline(timeline, len(self.variables_info))
             return timeline
 
@@ -324,11 +328,13 @@ class Capture:
         """A hash of everything in the file but its stored report; reads no tensors."""
         from nanreplay.capture.stored_report import content_digest
 
-        names = [
-            f"{parent}/{child}" if parent else child
-            for parent, children in self._children.items()
-            for child in children
-        ]
+        names = []
+        for parent, children in self._children.items():
+            for child in children:
+                if parent:
+                    names.append(f"{parent}/{child}")
+                else:
+                    names.append(child)
         with self._reading("the file"):
             return content_digest(self._file, names)
 
@@ -337,7 +343,7 @@ class Capture:
         return CaptureContents(
             self.metadata,
             self.variables_info,
-            tuple(self.program(name) for name in self.programs),
+            tuple(map(self.program, self.programs)),
             {step: self.keyframe(step) for step in self.keyframe_steps},
             {step: self.batch(step) for step in self.steps},
             self.timeline_record(),
@@ -357,7 +363,7 @@ class Capture:
 
     def _steps(self, name: str) -> tuple[int, ...]:
         with self._reading(f"/{name}"):
-            return tuple(sorted(int(step) for step in self._children.get(name, ())))
+            return tuple(sorted(map(int, self._children.get(name, ()))))
 
     def _check_held(self, name: str, key: str) -> None:
         held = self._children.get(name, ())
@@ -374,7 +380,7 @@ class Capture:
     def _lazy_arrays(self, name: str, step: int) -> Mapping[int, NDArray[Any]]:
         self._check_held(name, str(step))
         children = self._children.get(f"{name}/{step}", ())
-        return _LazyArrays(self, f"{name}/{step}", sorted(int(child) for child in children))
+        return _LazyArrays(self, f"{name}/{step}", sorted(map(int, children)))
 
     def _arrays(self, group: str) -> dict[int, NDArray[Any]]:
         return dict(sorted((int(index), array) for index, array in self._datasets(group).items()))

@@ -143,7 +143,9 @@ class CaptureWriter:
         for program in programs:
             _write_program(self._file.create_group(f"program/{program.id}"), program)
         sources = self._file.create_group("sources")
-        rows = [[frame.file, frame.line, frame.function, frame.code] for frame in frames]
+        rows = []
+        for frame in frames:
+            rows.append([frame.file, frame.line, frame.function, frame.code])
         write_json(sources, "frames", rows)
         write_json(sources, "stacks", [list(stack) for stack in stacks])
 
@@ -195,7 +197,10 @@ class CaptureWriter:
         """Take out what was written of the steps after `step`."""
         self._checksums.settle()  # a checksum on its way belongs to a dataset that may go now
         for kind in _STEP_GROUPS:
-            later = [name for name in self._file[kind] if int(name) > step]
+            later = []
+            for name in self._file[kind]:
+                if int(name) > step:
+                    later.append(name)
             for name in later:
                 del self._file[kind][name]
 

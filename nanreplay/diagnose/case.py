@@ -273,7 +273,9 @@ class Case:
         for name, value in event.attrs.items():
             if getattr(value, "type", 0) == _DT_HALF:
                 attrs[name] = type(value)(type=_DT_FLOAT)
-        widened = [_float32(value) if is_float(value) else value for value in event.inputs]
+        widened = []
+        for value in event.inputs:
+            widened.append(_float32(value) if is_float(value) else value)
         try:
             outputs = self.replay.execute(dataclasses.replace(event, attrs=attrs), widened)
             return [as_array(output) for output in outputs]

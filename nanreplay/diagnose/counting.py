@@ -86,7 +86,9 @@ def _indicator(graph: FailureGraph, value: ValueId, depth: int) -> tuple[Fact | 
     if fact.type not in _COMBINATIONS:
         return None
     operands = fact.input_ids[:3]
-    found = [_indicator(graph, operand, depth - 1) for operand in operands]
+    found = []
+    for operand in operands:
+        found.append(_indicator(graph, operand, depth - 1))
     if fact.type.startswith("Matrix"):  # its other inputs say which diagonals
         found = found[:1]
     masks = [mask for mask in found if mask is not None]

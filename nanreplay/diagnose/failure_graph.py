@@ -99,20 +99,23 @@ class FailureGraph:
         seen: set[int] = set()
         for _ in range(depth):
             facts = [maker for maker in self.makers_of(level) if maker.serial not in seen]
-            seen |= {fact.serial for fact in facts}
-            yield from facts
-            level = [value for fact in facts for value in fact.input_ids]
+            level = []
+            for fact in facts:
+                seen.add(fact.serial)
+                yield fact
+                level.extend(fact.input_ids)
 
     def reads_variable(self, value: ValueId, role: Role, depth: int = 6) -> bool:
         """Whether a variable of a role goes into a value, a few ops back."""
         variables = self.trace.runner.variables
-        feeds = [
-            self.trace.feed(source)
-            for fact in self.upstream(value, depth)
-            for source in self.inputs(fact)
-            if source.serial < 0
-        ]
-        return any(kind == "variable" and variables[index].role == role for kind, index in feeds)
+        for fact in self.upstream(value, depth):
+            for source in self.inputs(fact):
+                if source.serial >= 0:
+                    continue  # made by an op, which comes later on the way
+                kind, index = self.trace.feed(source)
+                if kind == "variable" and variables[index].role == role:
+                    return True
+        return False
 
     def infinities(self, value: ValueId, depth: int = 6) -> Iterator[Fact]:
         """Yield the ops with non-finite outputs that a value was made by, nearest first.
@@ -122,8 +125,10 @@ class FailureGraph:
         level = [value]
         for _ in range(depth):
             facts = [fact for fact in self._facts(level) if _is_nonfinite(fact)]
-            yield from facts
-            level = [source for fact in facts for source in fact.sources]
+            level = []
+            for fact in facts:
+                yield fact
+                level.extend(fact.sources)
 
     def _facts(self, values: Iterable[ValueId]) -> list[Fact]:
         facts = [self.trace.facts.get(value.serial) for value in values]
@@ -164,15 +169,17 @@ class FailureGraph:
         """
         level, seen = [fact.serial], {fact.serial}
         for _ in range(depth):
-            serials = [user for serial in level for user in self.trace.consumers(serial)]
-            users = [self.trace.facts[serial] for serial in serials if serial not in seen]
-            users = [user for user in users if not self.is_backward(user)]
-            choosers = [user for user in users if user.type in _CHOOSERS]
-            chooser = next((user for user in choosers if self.may_leave_out(user, fact)), None)
-            if chooser is not None:
-                return chooser
-            level = [user.serial for user in users]
-            seen |= set(level)
+            next_level = []
+            for serial in level:
+                for user_serial in self.trace.consumers(serial):
+                    user = self.trace.facts[user_serial]
+                    if user_serial in seen or self.is_backward(user):
+                        continue
+                    if user.type in _CHOOSERS and self.may_leave_out(user, fact):
+                        return user
+                    next_level.append(user_serial)
+            level = next_level
+            seen.update(level)
         return None
 
     def may_leave_out(self, chooser: Fact, fact: Fact) -> bool:
@@ -183,8 +190,11 @@ class FailureGraph:
 
     def branch_of(self, select: Fact, fact: Fact) -> int | None:
         """Return which input of a `where` (1 or 2) is made of an op's value; None for both."""
-        branches = [i for i in (1, 2) if self._is_made_of(select.input_ids[i], fact)]
-        return branches[0] if len(branches) == 1 else None
+        is_first = self._is_made_of(select.input_ids[1], fact)
+        is_second = self._is_made_of(select.input_ids[2], fact)
+        if is_first == is_second:
+            return None
+        return 1 if is_first else 2
 
     def _is_made_of(self, value: ValueId, fact: Fact, depth: int = 7) -> bool:
         level, seen = [value], {value}
@@ -249,7 +259,10 @@ class FailureGraph:
 
     def is_mean_of(self, value: ValueId, whole: ValueId) -> bool:
         """Whether a value is the mean of another."""
-        sums = [fact for fact in self.upstream(value, 3) if fact.type in _SUMS]
+        sums = []
+        for fact in self.upstream(value, 3):
+            if fact.type in _SUMS:
+                sums.append(fact)
         return any(self.is_same(fact.input_ids[0], whole) for fact in sums)
 
     def is_same(self, one: ValueId, other: ValueId, depth: int = 3) -> bool:

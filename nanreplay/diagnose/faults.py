@@ -86,7 +86,10 @@ def believable(flips: Sequence[Flip], replay: Replay, results: Sequence[StepResu
     kept = []
     for flip in flips:
         base = max((step for step in keyframes if step < flip.step), default=0)
-        between = [result for result in results if base <= result.step < flip.step]
+        between = []
+        for result in results:
+            if base <= result.step < flip.step:
+                between.append(result)
         is_exact = all(result.bit_exact is not False for result in between)
         if is_exact and (is_same_machine or flip.is_gross):
             kept.append(flip)
@@ -105,7 +108,7 @@ def _flip(replayed: Any, held: Any) -> tuple[tuple[int, ...], int, int, bool] | 
     is_whole = len(indices) >= changed.size
     if bits > 1 and is_whole:  # a small variable: more likely set than flipped
         return None
-    first = tuple(int(i) for i in indices[0]) if held.ndim else ()
+    first = tuple(map(int, indices[0])) if held.ndim else ()
     old, new = float(replayed[first]), float(held[first])
     is_gross = old * new < 0 or _ratio(abs(old), abs(new)) >= _GROSS
     return first, len(indices), bits, is_gross

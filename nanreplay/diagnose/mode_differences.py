@@ -121,14 +121,13 @@ def float64_difference(
 
 def executions_of(trace: StepTrace) -> Executions:
     """Whether each execution of an op was non-finite in a run that was traced."""
-    return {
-        (fact.function, fact.name, fact.calls): (
-            fact,
-            not is_update(fact.type)
-            and any(stat.nonfinite for stat in fact.outputs if stat.dtype in _COMPARED),
+    executions = {}
+    for fact in trace.facts.values():
+        is_bad = not is_update(fact.type) and any(
+            stat.nonfinite for stat in fact.outputs if stat.dtype in _COMPARED
         )
-        for fact in trace.facts.values()
-    }
+        executions[fact.function, fact.name, fact.calls] = fact, is_bad
+    return executions
 
 
 def noting(replay: Replay, step: int, executions: Executions) -> Callable[[OpEvent], None]:
@@ -155,7 +154,9 @@ def _nonfinite_ops(replay: Replay, step: int, mode: Any) -> Executions:
 
 def _compared_outputs(event: OpEvent) -> dict[str, Any]:
     """Return the outputs of an op that are compared, by tensor name."""
-    outputs = {f"{event.name}:{k}": value for k, value in enumerate(event.outputs)}
+    outputs = {}
+    for k, value in enumerate(event.outputs):
+        outputs[f"{event.name}:{k}"] = value
     return {name: value for name, value in outputs.items() if value.dtype.name in _COMPARED}
 
 

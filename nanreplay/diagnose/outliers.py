@@ -100,25 +100,37 @@ def find_outliers(
         return ()
     leaves = [as_array(leaf) for leaf in record.leaves]
     own = own_leaves(record.paths, prefix)
-    used = {own.index(place): use for place, use in (indices or {}).items() if place in own}
+    used = {}
+    for place, use in (indices or {}).items():
+        if place in own:
+            used[own.index(place)] = use
     samples = read_rows(
         [record.paths[place] for place in own], [leaves[place] for place in own], used
     )
-    with_rows = {own[part.positions[0]] for part in samples.parts if isinstance(part, RowArray)}
+    with_rows = set()
+    for part in samples.parts:
+        if isinstance(part, RowArray):
+            with_rows.add(own[part.positions[0]])
     other_batches = _other_batches(replay, step)
     outliers: list[Outlier] = []
     for position in own:
         leaf = leaves[position]
         if position not in with_rows or not leaf.size or not _is_real(leaf):
             continue
-        in_others = [batch[position] for batch in other_batches if position < len(batch)]
-        fitting = [array for array in in_others if array.ndim and array.shape[1:] == leaf.shape[1:]]
+        fitting = []
+        for batch in other_batches:
+            if position < len(batch) and _has_rows_like(batch[position], leaf):
+                fitting.append(batch[position])
         most_rows = max(_ELEMENTS // (leaf.size // len(leaf)), _FEWEST)
         usual = list(_first_rows(fitting, most_rows))
         wanted = range(len(leaf)) if rows is None else [row for row in rows if row < len(leaf)]
         values = leaf.astype(np.float64)
         outliers += _outliers_of_array(step, record.paths[position], values, wanted, usual)
     return tuple(sorted(outliers, key=lambda outlier: -outlier.deviations))
+
+
+def _has_rows_like(array: NDArray[Any], leaf: NDArray[Any]) -> bool:
+    return bool(array.ndim) and array.shape[1:] == leaf.shape[1:]
 
 
 def _is_real(leaf: NDArray[Any]) -> bool:
@@ -136,9 +148,12 @@ def _other_batches(replay: StepRunner, step: int) -> list[list[NDArray[Any]]]:
     """Arrays of the batches before a step, and of those after it where there are too few."""
     earlier = range(step - 1, max(step - 1 - _BATCHES, -1), -1)
     later = [other for other in replay.steps if other > step]
-    records = [_batch(replay, other) for other in [*earlier, *later][:_BATCHES]]
-    known = [record for record in records if record is not None]
-    return [[as_array(leaf) for leaf in record.leaves] for record in known]
+    batches = []
+    for other in [*earlier, *later][:_BATCHES]:
+        record = _batch(replay, other)
+        if record is not None:
+            batches.append(list(map(as_array, record.leaves)))
+    return batches
 
 
 def _first_rows(arrays: Sequence[NDArray[Any]], count: int) -> Iterator[NDArray[Any]]:
@@ -194,7 +209,7 @@ def _farthest(
     if not is_far.any():
         return []
     farthest = int(np.argmax(np.where(is_far, deviations, 0)))
-    place = tuple(int(i) for i in np.unravel_index(farthest, picked.shape))
+    place = tuple(map(int, np.unravel_index(farthest, picked.shape)))
     column = place[1:]
     index = (int(rows[place[0]]), *column)
     return [

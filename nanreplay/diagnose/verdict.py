@@ -109,11 +109,13 @@ def _judge_results(
             f"{failing} begins with the recorded state."
         )
     is_stable = _runs_alike(replay, results[-1])
-    unrecorded = sorted(
-        {name for result in results for name in replay.program(result.step).unrecorded}
-    )
+    unrecorded: set[str] = set()
+    for result in results:
+        unrecorded.update(replay.program(result.step).unrecorded)
     if unrecorded and not _exact(results):
-        return _drawing_anew(replay, results, unrecorded, traces, is_stable=is_stable is not None)
+        return _drawing_anew(
+            replay, results, sorted(unrecorded), traces, is_stable=is_stable is not None
+        )
     if is_stable is None:
         evidence = (_evidence("recorded", results),)
         reason = "Two replays of the step disagree."
@@ -151,7 +153,9 @@ def _runs_alike(replay: Replay, result: StepResult) -> bool | None:
     None when it is finite once and non-finite once.
     """
     # checksums: what the step left takes as much memory as the model and its optimizer
-    after = {index: value_checksum(value) for index, value in replay.now().items()}
+    after = {}
+    for index, value in replay.now().items():
+        after[index] = value_checksum(value)
     again = replay.run_window("recorded", first=result.step, last=result.step)[0]
     if again.finite != result.finite:
         return None
@@ -393,12 +397,18 @@ def _claims_nonfinite(trigger: Trigger) -> bool:
 
 
 def _exact(steps: Sequence[StepResult]) -> bool | None:
-    known = [step.bit_exact for step in steps if step.bit_exact is not None]
+    known = []
+    for step in steps:
+        if step.bit_exact is not None:
+            known.append(step.bit_exact)
     return all(known) if known else None
 
 
 def _evidence(mode: str, steps: Sequence[StepResult]) -> Evidence:
-    known = [step.max_ulp for step in steps if step.max_ulp is not None]
+    known = []
+    for step in steps:
+        if step.max_ulp is not None:
+            known.append(step.max_ulp)
     return Evidence(mode, steps[-1].finite, _exact(steps), max(known) if known else None)
 
 

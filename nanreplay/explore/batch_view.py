@@ -99,15 +99,14 @@ def spread_of(
         paths: Where each sits in the batch.
         others: Arrays of the other batches.
     """
-    arrays, size = [as_array(leaf) for leaf in leaves], batch_size(leaves)
-    same = [[other[i] for other in others if i < len(other)] for i in range(len(arrays))]
-    spreads = [
-        _leaf_spread(array, path, same_place, size)
-        for array, path, same_place in zip(arrays, paths, same, strict=True)
-    ]
-    means = tuple(mean for mean, _ in spreads)
-    deviations = tuple(deviation for _, deviation in spreads)
-    return Spread(means, deviations, len(others))
+    size = batch_size(leaves)
+    means, deviations = [], []
+    for i, (leaf, path) in enumerate(zip(leaves, paths, strict=True)):
+        same_place = [other[i] for other in others if i < len(other)]
+        mean, deviation = _leaf_spread(as_array(leaf), path, same_place, size)
+        means.append(mean)
+        deviations.append(deviation)
+    return Spread(tuple(means), tuple(deviations), len(others))
 
 
 def view_batch(
@@ -157,7 +156,10 @@ def view_batch(
 
 def batch_size(leaves: Sequence[Any]) -> int:
     """Return how many samples a batch holds: the first axis that most arrays share; 0 without."""
-    sizes = [np.shape(leaf)[0] for leaf in leaves if np.ndim(leaf)]
+    sizes = []
+    for leaf in leaves:
+        if np.ndim(leaf):
+            sizes.append(np.shape(leaf)[0])
     return max(set(sizes), key=sizes.count) if sizes else 0
 
 
@@ -190,7 +192,8 @@ def _bad_rows(array: NDArray[Any], size: int) -> Iterator[int]:
         return
     with np.errstate(all="ignore"):
         bad = ~np.isfinite(array.reshape(size, -1)).all(axis=1)
-    yield from (int(row) for row in np.flatnonzero(bad))
+    for row in np.flatnonzero(bad):
+        yield int(row)
 
 
 def _leaf(
@@ -226,11 +229,10 @@ def _leaf_spread(
         or np.prod(array.shape[1:], dtype=np.int64) > _LARGEST_ROW
     ):
         return None, None
-    same = [
-        other
-        for other in map(np.asarray, others)
-        if other.ndim == array.ndim and other.shape[1:] == array.shape[1:]
-    ]
+    same = []
+    for other in map(np.asarray, others):
+        if other.ndim == array.ndim and other.shape[1:] == array.shape[1:]:
+            same.append(other)
     return _spread(same or [array])
 
 

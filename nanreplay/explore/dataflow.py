@@ -52,7 +52,10 @@ def neighbour(
         The op; None at the end.
     """
     if direction < 0:
-        candidates = [op for op in reversed(ops) if op.serial < serial]
+        candidates = []
+        for op in reversed(ops):
+            if op.serial < serial:
+                candidates.append(op)
     else:
         candidates = [op for op in ops if op.serial > serial]
     return next(filter(fits, candidates), None)
@@ -65,7 +68,10 @@ def is_bad(op: Op) -> bool:
 
 def next_origin(view: StepView, serial: int | None) -> Op | None:
     """Return the origin after the given one, starting over at the end; None when no op is one."""
-    serials = [value.serial for value in view.origins if value.serial >= 0]
+    serials = []
+    for value in view.origins:
+        if value.serial >= 0:
+            serials.append(value.serial)
     if not serials:
         return None
     following = serials.index(serial) + 1 if serial in serials else 0
@@ -103,7 +109,10 @@ def _size_test(sign: str, text: str) -> OpTest:
         return lambda op: False
 
     def fits(op: Op) -> bool:
-        sizes = [stat.absmax for stat in op.outputs if stat.absmax is not None]
+        sizes = []
+        for stat in op.outputs:
+            if stat.absmax is not None:
+                sizes.append(stat.absmax)
         if not sizes:
             return False
         return max(sizes) > limit if sign == ">" else max(sizes) < limit
@@ -190,7 +199,10 @@ def worst_producer(view: StepView, op: Op) -> Hop | None:
         return HEALTHS.index(view.health(hop.value)), absmax or 0.0, -hop.slot
 
     hops = producers(view, op)
-    computed = [hop for hop in hops if hop.op is None or hop.op.type not in ("Const", "HostConst")]
+    computed = []
+    for hop in hops:
+        if hop.op is None or hop.op.type not in ("Const", "HostConst"):
+            computed.append(hop)
     return max(computed or hops, key=badness, default=None)
 
 
@@ -256,7 +268,10 @@ def _stops(
     while level:
         next_level: list[Hop] = []
         for hop in level:
-            new_hops = [other for other in hops_beyond(hop) if _end(other) not in met]
+            new_hops = []
+            for other in hops_beyond(hop):
+                if _end(other) not in met:
+                    new_hops.append(other)
             if len(new_hops) > room:
                 return tuple(_in_tree_order(first, following))
             room -= len(new_hops)
@@ -303,7 +318,10 @@ def _hops_forward(view: StepView, value: ValueId, skipped: tuple[Op, ...]) -> It
         if op is None:
             continue
         outputs = range(len(op.outputs))
-        copies = [output for output in outputs if _copied_value(view, op, output) == value]
+        copies = []
+        for output in outputs:
+            if _copied_value(view, op, output) == value:
+                copies.append(output)
         if not copies:
             yield Hop(value, op, (*op.inputs, *op.stored).index(value), skipped)
         for output in copies:

@@ -179,7 +179,9 @@ class Explorer:
             return ()
         scene, view = self._scene(step), self.step_view(step)
         pairs = zip(event.inputs, event.input_ids, strict=True)
-        values = [_readable_value(scene, tensor, source) for tensor, source in pairs]
+        values = []
+        for tensor, source in pairs:
+            values.append(_readable_value(scene, tensor, source))
         names = [view.name(source) for source in event.input_ids]
         return tuple(operands_at(event, value.output, index, names, values, self._runner.execute))
 
@@ -193,7 +195,10 @@ class Explorer:
         """
         record, origin = self._runner.batch(step), self._origin
         if self._spread is None or self._spread[0] != step:
-            other_steps = [other for other in self._runner.steps if other != step]
+            other_steps = []
+            for other in self._runner.steps:
+                if other != step:
+                    other_steps.append(other)
             others = [self._runner.batch(other).leaves for other in other_steps]
             self._spread = step, spread_of(record.leaves, record.paths, others)
         is_origins_step = origin is not None and origin.step == step
@@ -292,7 +297,9 @@ def _catch_ancestors(runner: StepRunner, scene: Scene, fact: Fact) -> dict[int, 
         return {}
     # A loop or a call runs as a whole: nothing inside of it can be fetched by name.
     fetched = f"{fact.calls[0].op if fact.calls else fact.name}:0"
-    serials = {(known.calls, known.key): known.serial for known in scene.trace.facts.values()}
+    serials = {}
+    for known in scene.trace.facts.values():
+        serials[(known.calls, known.key)] = known.serial
     events: dict[int, OpEvent] = {}
 
     def observe(event: OpEvent) -> None:
@@ -315,7 +322,9 @@ def _catch_ancestors(runner: StepRunner, scene: Scene, fact: Fact) -> dict[int, 
 
 def _let_go(events: dict[int, OpEvent], serial: int) -> None:
     """Keep as many executions before one as there is room for, the nearest."""
-    sizes = {each: sum(map(_size_in_bytes, event.outputs)) for each, event in events.items()}
+    sizes = {}
+    for each, event in events.items():
+        sizes[each] = sum(map(_size_in_bytes, event.outputs))
     total = sum(sizes.values())
     for each in sorted(sizes):
         if total <= _MOST_BYTES or each == serial:

@@ -32,6 +32,14 @@ class Picture:
     """Rows and columns before patches were averaged."""
 
 
+def index_within(shape: tuple[int, ...], at: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the element nearest to a wanted one, which may lie outside or leave axes out."""
+    index = []
+    for wanted, size in zip((*at, *[0] * len(shape)), shape, strict=False):
+        index.append(min(max(wanted, 0), max(size - 1, 0)))
+    return tuple(index)
+
+
 def picture_of(array: NDArray[Any], at: Index = ()) -> Picture | None:
     """Return a tensor as people would look at it; None for one without two axes to show.
 
@@ -41,18 +49,14 @@ def picture_of(array: NDArray[Any], at: Index = ()) -> Picture | None:
     """
     if array.ndim < 2 or array.dtype.kind not in "fiub" or not array.size:
         return None
-    index = tuple(
-        min(max(wanted, 0), size - 1)
-        for wanted, size in zip((*at, *[0] * array.ndim), array.shape, strict=False)
-    )
+    index = index_within(array.shape, at)
     if _is_kernel(array.shape):
         table = _tiles(array)
         return Picture(reduced(table), (-1, -1), index, (table.shape[0], table.shape[1]))
     down, across = picture_axes(array.shape)
-    chosen = tuple(
-        slice(None) if axis in (down, across) else index[axis] for axis in range(array.ndim)
-    )
-    table = array[chosen]
+    chosen: list[Any] = list(index)
+    chosen[down] = chosen[across] = slice(None)
+    table = array[tuple(chosen)]
     if min(table.shape) < _FEWEST_CELLS:
         return None
     return Picture(reduced(table), (down, across), index, (table.shape[0], table.shape[1]))

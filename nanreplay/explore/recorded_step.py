@@ -31,9 +31,14 @@ def recorded_step(capture: Capture, step: int) -> StepView:
     program = capture.batch(step).program
     if not program:
         raise MissingPartError(f"{capture.path}: the program of step {step} is not held.")
-    infos = [info for info in capture.program(program).ops if info.phase != "watch"]
+    infos = []
+    for info in capture.program(program).ops:
+        if info.phase != "watch":
+            infos.append(info)
     places = _RecordedPlaces(capture, infos)
-    ops = [places.op(serial, info) for serial, info in enumerate(places.main_graph)]
+    ops = []
+    for serial, info in enumerate(places.main_graph):
+        ops.append(places.op(serial, info))
     return StepView(step=step, ops=tuple(ops), feeds=(), origins=(), failed=(), has_run=False)
 
 
@@ -41,9 +46,11 @@ class _RecordedPlaces:
     """Phase, layer and line of the ops of a program."""
 
     def __init__(self, capture: Capture, infos: list[OpInfo]) -> None:
-        self.main_graph = [
-            info for info in infos if not info.function and not info.type.startswith("Placeholder")
-        ]
+        self.main_graph: list[OpInfo] = []
+        for info in infos:
+            # a placeholder stands for what is fed, which a reader sees as the batch and the state
+            if not info.function and not info.type.startswith("Placeholder"):
+                self.main_graph.append(info)
         self._attribution = Attribution({(info.function, info.name): info for info in infos})
         self._stacks, self._frames = capture.stacks, capture.frames
 

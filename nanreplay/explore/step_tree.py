@@ -80,8 +80,11 @@ def grow(ops: Iterable[Op]) -> tuple[Node, ...]:
         for kind, name in op.place:
             branch = branch.branches.setdefault((kind, name), _Branch(kind, name))
         branch.ops.append(op)
-    phases = [(phase, branch) for phase, branch in branches.items() if not branch.is_empty]
-    return tuple(_node(branch, phase) for phase, branch in phases)
+    nodes = []
+    for phase, branch in branches.items():
+        if not branch.is_empty:
+            nodes.append(_node(branch, phase))
+    return tuple(nodes)
 
 
 def keys_of(op: Op) -> tuple[str, ...]:
@@ -122,12 +125,15 @@ class _Branch:
 
 
 def _node(branch: _Branch, key: str) -> Node:
-    inner_nodes = [
-        _node(below, f"{key}/{kind}:{name}") for (kind, name), below in branch.branches.items()
-    ]
+    inner_nodes = []
+    for (kind, name), below in branch.branches.items():
+        inner_nodes.append(_node(below, f"{key}/{kind}:{name}"))
     leaves = map(_leaf, branch.ops)
     children = tuple(sorted([*inner_nodes, *leaves], key=lambda node: node.first))
-    sizes = [node.absmax for node in children if node.absmax is not None]
+    sizes = []
+    for node in children:
+        if node.absmax is not None:
+            sizes.append(node.absmax)
     return Node(
         key=key,
         kind=branch.kind,
@@ -144,7 +150,10 @@ def _node(branch: _Branch, key: str) -> Node:
 
 def _leaf(op: Op) -> Node:
     worst_stat = op.stat
-    sizes = [stat.absmax for stat in op.outputs if stat.absmax is not None]
+    sizes = []
+    for stat in op.outputs:
+        if stat.absmax is not None:
+            sizes.append(stat.absmax)
     return Node(
         key=_op_key(op),
         kind="op",
@@ -200,13 +209,15 @@ def view_of(scene: Scene, origin: Origin | None = None) -> StepView:
     origins = tuple(_origins(scene, origin))
     views = _OpViews(scene, origins)
     # What enters the step has negative serials: -1 for the first, -2 for the second.
-    feeds = [ValueId(-1 - position, 0) for position in range(len(scene.trace.feeds))]
+    feeds = []
+    for position in range(len(scene.trace.feeds)):
+        feeds.append(ValueId(-1 - position, 0))
     return StepView(
         step=scene.step,
         ops=tuple(views.op(fact) for _, fact in sorted(scene.trace.facts.items())),
         feeds=tuple(_feed(scene, value, origins) for value in feeds),
         origins=origins,
-        failed=tuple(dict.fromkeys(str(target) for target in scene.targets)),
+        failed=tuple(dict.fromkeys(map(str, scene.targets))),
         stopped=scene.trace.stopped,
     )
 
@@ -318,7 +329,7 @@ def _failing_element(scene: Scene, fact: Fact) -> tuple[tuple[int, ...] | None, 
         if not mask.any():
             continue
         position = int(np.argmax(mask))
-        index = tuple(int(axis) for axis in np.unravel_index(position, mask.shape))
+        index = tuple(map(int, np.unravel_index(position, mask.shape)))
         tensor = scene.trace.value(ValueId(fact.serial, output))
         if tensor is None:
             return index, None

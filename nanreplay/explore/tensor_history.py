@@ -55,7 +55,10 @@ def tensor_over_steps(
         MissingPartError: The tensor is of a loop, or of a function that is called: it is computed
             several times, or not to be had by name.
     """
-    held = [step for step in runner.steps if step <= trace.step]
+    held = []
+    for step in runner.steps:
+        if step <= trace.step:
+            held.append(step)
     wanted = held[-MOST_STEPS:] if steps is None else [step for step in steps if step in held]
     fact = trace.facts.get(value.serial)
     if fact is not None and is_update(fact.type):

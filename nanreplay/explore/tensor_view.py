@@ -25,7 +25,7 @@ from nanreplay.bisect.tensor_stats import (
     nonfinite,
 )
 from nanreplay.capture.arrays import as_array
-from nanreplay.explore.pictures import Picture, picture_of
+from nanreplay.explore.pictures import Picture, index_within, picture_of
 from nanreplay.findings import OperandFacts
 from nanreplay.replay.provenance import OpEvent, ValueId
 
@@ -165,7 +165,7 @@ def view_tensor(
     array = as_array(tensor)
     bad = nonfinite(array) if kind in FLOATS else np.zeros(array.shape, bool)
     shown = bad if failing is None or failing.shape != bad.shape or not failing.any() else failing
-    indices = tuple(tuple(int(axis) for axis in index) for index in np.argwhere(shown)[:_LISTED])
+    indices = tuple(tuple(map(int, index)) for index in np.argwhere(shown)[:_LISTED])
     finite = _finite(array)
     mean, deviation = (float(finite.mean()), float(finite.std())) if finite.size else (None, None)
     wanted = at if at is not None else indices[0] if indices else ()
@@ -191,18 +191,15 @@ def plane(array: NDArray[Any], at: Index = ()) -> Plane:
         array: Of any rank.
         at: The element to show; the first one where left out.
     """
-    wanted = tuple(
-        min(max(index, 0), max(size - 1, 0))
-        for index, size in zip((*at, *[0] * array.ndim), array.shape, strict=False)
-    )
+    wanted = index_within(array.shape, at)
     leading, ends = wanted[: max(array.ndim - 2, 0)], wanted[max(array.ndim - 2, 0) :]
     if not array.size:
         return Plane(np.zeros((0, 0), array.dtype), leading, (0, 0), (0, 0), array.ndim)
     table = array[leading]
     table = table.reshape(-1, 1) if table.ndim < 2 else table
-    row, column = (
-        _start(*each) for each in zip((*ends, 0, 0), table.shape, (_ROWS, _COLUMNS), strict=False)
-    )
+    end_row, end_column, *_ = (*ends, 0, 0)  # an array of one axis is a table of one column
+    row = _start(end_row, table.shape[0], _ROWS)
+    column = _start(end_column, table.shape[1], _COLUMNS)
     cells = np.array(table[row : row + _ROWS, column : column + _COLUMNS])
     return Plane(cells, leading, (row, column), (table.shape[0], table.shape[1]), array.ndim)
 
@@ -227,7 +224,10 @@ def operands_at(
     """
     mask = np.zeros(np.shape(event.outputs[output]), bool)
     mask[index] = True
-    kept = [i for i, tensor in enumerate(held) if tensor is not None]
+    kept = []
+    for i, tensor in enumerate(held):
+        if tensor is not None:
+            kept.append(i)
     influence = influence_of(event, execute)
     for i, facts in zip(
         kept, operands_of(event, {output: mask}, names, held, execute), strict=True
@@ -252,7 +252,7 @@ def _largest(array: NDArray[Any], used: Mask) -> Index | None:
             nan=np.inf,
         )
     found = np.unravel_index(int(np.argmax(np.where(used, sizes, -1))), array.shape)
-    return tuple(int(axis) for axis in found)
+    return tuple(map(int, found))
 
 
 def _start(wanted: int, size: int, most: int) -> int:

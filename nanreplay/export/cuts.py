@@ -56,15 +56,25 @@ def cut_to_steps(replay: Replay, first: int) -> CaptureContents:
         ReplayError: The steps before `first` cannot be run.
     """
     capture = replay.capture
-    steps = [step for step in replay.steps if first <= step <= replay.incident.step]
+    steps = []
+    for step in replay.steps:
+        if first <= step <= replay.incident.step:
+            steps.append(step)
     batches = {step: replay.batch(step) for step in steps}
     program_ids = dict.fromkeys(batch.program for batch in batches.values())
     # Pruning would take away the devices that tell replicas apart, so a program of several replicas
     # becomes a local one first.
-    programs = [pruned(local_program(capture.program(name))) for name in program_ids]
-    used = {index for program in programs for index in _used_variables(program.signature)}
+    programs = []
+    used: set[int] = set()
+    for name in program_ids:
+        program = pruned(local_program(capture.program(name)))
+        programs.append(program)
+        used.update(_used_variables(program.signature))
     values = replay.state(first)
-    state = {index: np.asarray(value) for index, value in values.items() if index in used}
+    state = {}
+    for index, value in values.items():
+        if index in used:
+            state[index] = np.asarray(value)
     programs, frames, stacks = _with_used_stacks(programs, capture.frames, capture.stacks)
     return dataclasses.replace(
         lazy_contents(capture),
@@ -79,7 +89,9 @@ def cut_to_steps(replay: Replay, first: int) -> CaptureContents:
 
 def _used_variables(signature: Signature) -> Iterator[int]:
     """Variables that a program captures, and those that its fingerprint sums up."""
-    yield from (spec.variable for spec in signature.captures if spec.variable is not None)
+    for spec in signature.captures:
+        if spec.variable is not None:
+            yield spec.variable
     for element in signature.watch_layout:
         kind, _, index = element.partition(":")
         if kind == "variable_sum":
@@ -92,7 +104,8 @@ def _with_used_stacks(
     """Leave out stacks that no op has and frames that no stack has."""
     all_stacks: set[int] = set()
     for program in programs:
-        all_stacks |= {info.stack for info in program.ops}
+        for info in program.ops:
+            all_stacks.add(info.stack)
     used_stacks = sorted(all_stacks & set(range(len(stacks))))  # -1 stands for none
     used_frames = sorted(set().union(*map(stacks.__getitem__, used_stacks)))
     # What is left is numbered anew, in the old order.
@@ -145,7 +158,8 @@ def zero_features(trials: FailureTrials) -> tuple[CaptureContents, int, int]:
     features: list[Feature] = []
     for i, leaf in enumerate(leaves):
         nonzero_places = np.flatnonzero(_has_nonzero(_columns(leaf, size)))
-        features += [(i, int(place)) for place in nonzero_places]
+        for place in nonzero_places:
+            features.append((i, int(place)))
 
     def batch_with(kept: Sequence[Feature]) -> BatchRecord:
         return dataclasses.replace(trials.batch, leaves=tuple(_with_only(leaves, size, kept)))
@@ -164,7 +178,9 @@ def _columns(leaf: Any, size: int | None) -> Any:
 def _has_nonzero(columns: Any) -> Any:
     """Which places hold anything but zero in some row."""
     if columns.dtype.kind in "OSU":
-        any_text = [any(item not in (b"", "") for item in column) for column in columns.T]
+        any_text = []
+        for column in columns.T:
+            any_text.append(any(item not in (b"", "") for item in column))
         return np.array(any_text, bool)
     if columns.dtype.kind in "biufc":
         return (columns != 0).any(axis=0)
@@ -204,12 +220,19 @@ def zero_variables(trials: FailureTrials) -> tuple[CaptureContents, list[int]]:
         return _ROLES_BY_RELEVANCE.index(infos[index].role), index
 
     nonzero = sorted(filter(is_candidate, state), key=relevance)
-    zeros = {index: np.zeros_like(np.asarray(state[index])) for index in nonzero}
+    zeros = {}
+    for index in nonzero:
+        zeros[index] = np.zeros_like(np.asarray(state[index]))
 
     def fails_with(kept: Sequence[int]) -> bool:
-        values = {index: state[index] if index in kept else zeros[index] for index in nonzero}
+        values = {}
+        for index in nonzero:
+            values[index] = state[index] if index in kept else zeros[index]
         return trials.holds(state=values)
 
     needed = set(smallest_part(nonzero, fails_with))
-    zeroed = [index for index in nonzero if index not in needed]
+    zeroed = []
+    for index in nonzero:
+        if index not in needed:
+            zeroed.append(index)
     return with_state(trials.contents, {index: zeros[index] for index in zeroed}), zeroed

@@ -214,7 +214,10 @@ def _needed_rows(
     trials: FailureTrials, table: _BatchRows, proved: Sequence[int]
 ) -> tuple[int, tuple[int, ...]]:
     """Return a row that is harmless where one is found, and the rows that are needed besides."""
-    others = [row for row in range(table.size) if row not in proved]
+    others = []
+    for row in range(table.size):
+        if row not in proved:
+            others.append(row)
     possible_donors = [0]
     if others:
         possible_donors = list(dict.fromkeys([others[0], others[-1], others[len(others) // 2]]))
@@ -274,7 +277,9 @@ def _shrunk(
             if _is_program_shared(draft):
                 return None  # another step runs this program with its own batch
             program = resized(program, table.size, len(rows), draft.variables)
-            programs = [program if record.id == program.id else record for record in draft.programs]
+            programs = []
+            for record in draft.programs:
+                programs.append(program if record.id == program.id else record)
             draft = dataclasses.replace(draft, programs=programs)
         with FailureTrials(draft, folder, trials.wanted, trials.budget, trust=trust) as smaller:
             if not (smaller.holds() and smaller.runs_as_trained()):
@@ -309,8 +314,12 @@ def finished(
 def _short_timeline(timeline: Timeline, steps: Sequence[int]) -> Timeline:
     """The rows of a timeline that belong to these steps."""
     rows = np.flatnonzero(np.isin(np.asarray(timeline.columns["step"]), steps))
-    columns = {name: np.asarray(column)[rows] for name, column in timeline.columns.items()}
-    matrices = {name: np.asarray(matrix)[rows] for name, matrix in timeline.matrices.items()}
+    columns = {}
+    for name, column in timeline.columns.items():
+        columns[name] = np.asarray(column)[rows]
+    matrices = {}
+    for name, matrix in timeline.matrices.items():
+        matrices[name] = np.asarray(matrix)[rows]
     return Timeline(columns, matrices, timeline.variables)
 
 
@@ -368,7 +377,10 @@ def _row_notes(rows: Rows, origin: Origin | None) -> Iterator[str]:
 def _zeroed_names(draft: Draft) -> str:
     """Names of the variables that are zero, the optimizer's as a number."""
     roles = {info.path: info.role for info in draft.contents.variables}
-    names = [f"`{path}`" for path in draft.zeroed if roles[path] != "optimizer"]
+    names = []
+    for path in draft.zeroed:
+        if roles[path] != "optimizer":
+            names.append(f"`{path}`")
     slots = len(draft.zeroed) - len(names)
     if slots:
         names.append(f"{slots} of the optimizer")

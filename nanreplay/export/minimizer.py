@@ -140,7 +140,10 @@ class _WrittenDrafts:
         for draft in reversed(drafts[1:]):
             if self.tells_the_same(draft):
                 return draft
-        return next((draft for draft in reversed(drafts) if self.keeps_origin(draft)), None)
+        for draft in reversed(drafts):
+            if self.keeps_origin(draft):
+                return draft
+        return None
 
     def tells_the_same(self, draft: Draft) -> bool:
         """Whether a draft has the cause of the recording as well as its origin."""
@@ -186,7 +189,10 @@ def _cause(report: Report) -> str | None:
 
 def _comparable_fixes(report: Report) -> list[str]:
     """The mildest fix of the op or of the batch that prevents the failure; empty without one."""
-    local_fixes = [fix for fix in report.fixes if fix.prevents and fix.name in _LOCAL_FIXES]
+    local_fixes = []
+    for fix in report.fixes:
+        if fix.prevents and fix.name in _LOCAL_FIXES:
+            local_fixes.append(fix)
     return [fix_option(fix) for fix in local_fixes[:1]]
 
 

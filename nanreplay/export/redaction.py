@@ -230,7 +230,9 @@ def _cut(capture: Capture, origin: Origin | None, *, trust: bool) -> CaptureCont
     if origin is not None:
         with Replay(capture, trust=trust) as replay:
             return cut_to_steps(replay, origin.step)
-    last = {step: capture.keyframe(step) for step in capture.keyframe_steps[-1:]}
+    last = {}
+    for step in capture.keyframe_steps[-1:]:
+        last[step] = capture.keyframe(step)
     return replace(lazy_contents(capture), batches={}, keyframes=last, states={})
 
 
@@ -254,7 +256,10 @@ def _anonymous(contents: CaptureContents) -> tuple[CaptureContents, tuple[str, .
         )
     if texts:
         notes.append(f"Texts that ops of the program need were kept, without folders: {texts}.")
-    metadata = {name: text for name, text in contents.metadata.items() if name in KEPT_METADATA}
+    metadata = {}
+    for name, text in contents.metadata.items():
+        if name in KEPT_METADATA:
+            metadata[name] = text
     cleaned = replace(
         contents,
         metadata=metadata,
@@ -291,7 +296,9 @@ def _stand_in_batch(batch: BatchRecord, origin: Origin | None, random: Generator
 
     Fed outputs of ops are random throughout: a row of them may hold the data of another.
     """
-    leaves = [stand_in(np.asarray(leaf), random) for leaf in batch.leaves]
+    leaves = []
+    for leaf in batch.leaves:
+        leaves.append(stand_in(np.asarray(leaf), random))
     if origin is not None and origin.rows:
         rows = list(origin.recorded_rows or ())
         places = own_leaves(batch.paths, origin.batch_prefix)

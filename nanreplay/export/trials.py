@@ -114,10 +114,15 @@ def _has_spread(origin: Origin, wanted: Origin) -> bool:
     if len(recorded.indices) != recorded.nonfinite:
         return False  # the list of the recording's elements has an end, so it proves nothing
     sizes = zip(recorded.shape, output.shape, strict=True)
-    axes = [axis for axis, (old, new) in enumerate(sizes) if old == new]
-    before = {tuple(index[axis] for axis in axes) for index in recorded.indices}
-    after = {tuple(index[axis] for axis in axes) for index in output.indices}
-    return not after <= before
+    axes = []
+    for axis, (old, new) in enumerate(sizes):
+        if old == new:
+            axes.append(axis)
+
+    def along_axes(index: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(index[axis] for axis in axes)
+
+    return not set(map(along_axes, output.indices)) <= set(map(along_axes, recorded.indices))
 
 
 # A draft that is written and replayed.

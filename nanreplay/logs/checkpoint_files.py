@@ -52,7 +52,10 @@ def read_checkpoint(path: Path, kind: str, progress: Progress | None = None) -> 
             error = "holds no variables"
     except _DAMAGE as damage:
         error = " ".join(str(damage).split()).removeprefix(f"{path}: ") or type(damage).__name__
-    unread = [each for each in variables if each.error is not None]
+    unread = []
+    for each in variables:
+        if each.error is not None:
+            unread.append(each)
     if unread and error is None:
         error = f"{len(unread)} of {len(variables)} variables cannot be read: {unread[0].error}"
     if kind == "bundle" and (path.parent.parent / "saved_model.pb").is_file():
@@ -89,7 +92,9 @@ def numbers_of_name(stem: str) -> tuple[int | None, int | None, int | None]:
     number = None
     if step is None and epoch is None:
         number = _NUMBER.search(stem)
-    found = [None if match is None else int(match[1][:15]) for match in (step, epoch, number)]
+    found = []
+    for match in (step, epoch, number):
+        found.append(None if match is None else int(match[1][:15]))
     return found[0], found[1], found[2]
 
 
@@ -101,7 +106,10 @@ def _updates(counters: dict[str, int]) -> int | None:
             return value
     # Keras's own format has numbers for names; the first variable of an optimizer counts, and of
     # a loss scale's optimizer both that and the one inside do
-    firsts = [value for name, value in counters.items() if name.endswith("/0") and value >= 0]
+    firsts = []
+    for name, value in counters.items():
+        if name.endswith("/0") and value >= 0:
+            firsts.append(value)
     return max(firsts, default=None)
 
 
@@ -158,11 +166,11 @@ def _telling_names(bundle: TensorBundle) -> dict[str, str]:
     for entry in bundle.entries:
         if entry.key in names:
             shapes.setdefault(names[entry.key], set()).add(entry.shape)
-    return {
-        key: name
-        for key, name in names.items()
-        if not re.fullmatch(r"Variable(_\d+)?", name) and len(shapes.get(name, ())) == 1
-    }
+    telling = {}
+    for key, name in names.items():
+        if not re.fullmatch(r"Variable(_\d+)?", name) and len(shapes.get(name, ())) == 1:
+            telling[key] = name
+    return telling
 
 
 def _is_slot(key: str, name: str) -> bool:
@@ -178,7 +186,10 @@ def _is_slot(key: str, name: str) -> bool:
 
 def _check_shards(bundle: TensorBundle) -> None:
     paths = map(bundle.shard_path, range(bundle.n_shards))
-    missing = [path.name for path in paths if not path.is_file()]
+    missing = []
+    for path in paths:
+        if not path.is_file():
+            missing.append(path.name)
     if missing:
         raise FormatError(f"its data is missing: {missing[0]} is not there")
 

@@ -148,7 +148,10 @@ def _is_text(head: bytes) -> bool:
 
 def _text_kind(path: Path, head: bytes, is_named: bool) -> FileKind | None:
     text = head.decode("utf-8-sig", "replace")
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = []
+    for line in text.splitlines():
+        if line.strip():
+            lines.append(line)
     if not lines:
         return None
     first = lines[0].strip()

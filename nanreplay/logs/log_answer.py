@@ -86,30 +86,40 @@ def answer(run: LoggedRun) -> LogAnswer:
         failed = _failed_attempt(run)
         if failed is not None:
             result = failed
-    constants = [
-        f"`{name}` is infinite in every checkpoint: it is taken for a constant, such as a mask"
-        for name in result.weights.meant
-    ]
+    constants = []
+    for name in result.weights.meant:
+        constants.append(
+            f"`{name}` is infinite in every checkpoint: it is taken for a constant, such as a mask"
+        )
     notes = (*run.notes, *result.notes, *constants, *_restart_notes(run, result))
-    n_values = sum(len(series) for series in run.series)
+    n_values = sum(map(len, run.series))
     return replace(result, run=run, notes=notes, n_values=n_values)
 
 
 def _answer_of(run: LoggedRun, last: LoggedRun) -> LogAnswer:
     axis = main_axis(last)
     bad = list(_non_finite(last))
-    lasting = [each for each in bad if each.lasts and each.series.role == "loss"]
+    lasting = []
+    for each in bad:
+        if each.lasts and each.series.role == "loss":
+            lasting.append(each)
     notes = tuple(_notes(last, bad, lasting))
     if lasting:
         failing = _first_of(lasting, axis)
         return _training_failed(run, last, failing, bad, notes)
-    passing = [each for each in bad if each.series.role == "loss"]
+    passing = []
+    for each in bad:
+        if each.series.role == "loss":
+            passing.append(each)
     if passing and not _is_scaled(last, passing):
         failing = _first_of(passing, axis)
         result = _training_failed(run, last, failing, bad, notes)
         return replace(result, is_passing=True)
     for roles, kind in _OTHERS:
-        hit = [each for each in bad if each.series.role in roles and _counts(each)]
+        hit = []
+        for each in bad:
+            if each.series.role in roles and _counts(each):
+                hit.append(each)
         if hit:
             failing = _first_of(hit, axis)
             return _other_failed(last, failing, bad, kind, notes)
@@ -169,7 +179,7 @@ def restarts_of(run: LoggedRun, like: ScalarSeries) -> tuple[float, ...]:
     for series in run.series:
         if series.tag == like.tag and series.source == like.source:
             begins = np.flatnonzero(np.diff(series.attempts)) + 1
-            return tuple(sorted(float(step) for step in series.steps[begins]))
+            return tuple(sorted(map(float, series.steps[begins])))
     return ()
 
 
@@ -337,7 +347,7 @@ def _restart_notes(run: LoggedRun, result: LogAnswer) -> Iterator[str]:
         return
     steps = restarts_of(run, series)
     if steps and math.isfinite(steps[0]):
-        places = ", ".join(step_text(step) for step in steps[:5])
+        places = ", ".join(map(step_text, steps[:5]))
         more = f" and {len(steps) - 5} times more" if len(steps) > 5 else ""
         is_anew = steps[0] <= series.steps.min()
         yield f"{'begun anew' if is_anew else 'resumed'} at {series.axis} {places}{more}"

@@ -70,7 +70,10 @@ def look_at_checkpoints(
             pairs = zip(healthy, known, strict=True)
             later_finite = known.count(False)
             healthy = [each for each, before in pairs if before is not False]
-    starts = [each.value for each in (anomaly, *triggers) if each is not None]
+    starts = []
+    for each in (anomaly, *triggers):
+        if each is not None:
+            starts.append(each.value)
     start = min(starts, key=lambda value: value.step, default=None)
     before = None
     if start is not None and series is not None and order is None:
@@ -96,9 +99,11 @@ def _resumable(healthy: Sequence[Checkpoint]) -> Checkpoint | None:
     if not healthy:
         return None
     last = healthy[-1]
-    same = [each for each in healthy if each.step is not None and each.step == last.step]
-    trained = [each for each in same if each.kind != "SavedModel"]
-    return trained[-1] if trained else last
+    for each in reversed(healthy):
+        is_same_step = each.step is not None and each.step == last.step
+        if is_same_step and each.kind != "SavedModel":
+            return each
+    return last
 
 
 def _until_broken(
@@ -148,7 +153,10 @@ def _layers(
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if checkpoint is None:
         return (), ()
-    bad = {each.layer for each in hit if each.part == "weight"}
+    bad = set()
+    for each in hit:
+        if each.part == "weight":
+            bad.add(each.layer)
     hit_layers: dict[str, None] = {}
     spared: dict[str, None] = {}
     for variable in checkpoint.variables:

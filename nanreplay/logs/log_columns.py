@@ -97,7 +97,10 @@ def _axis(
 ) -> tuple[Axis, Numbers, set[str]]:
     """What the rows are logged at, where each row is, and the columns that say so."""
     step, epoch = _named(values, STEP_NAMES), _named(values, EPOCH_NAMES)
-    used = {name for name in (step, epoch) if name is not None}
+    used = set()
+    for name in (step, epoch):
+        if name is not None:
+            used.add(name)
     if step is not None and not _covers(present[step]):
         used.discard(step)
         step = None
@@ -116,11 +119,16 @@ def _axis(
 
 def _named(values: Mapping[str, Numbers], names: tuple[str, ...]) -> str | None:
     """The column that has one of the names, with or without what stands before it."""
-    by_name = {name.lower().replace(" ", "_"): name for name in reversed(list(values))}
+    by_name = {}
+    for name in reversed(list(values)):
+        by_name[name.lower().replace(" ", "_")] = name
     for name in names:
         if name in by_name:
             return by_name[name]
-    ends = [each for each in by_name if each.rpartition("/")[2] in names]
+    ends = []
+    for each in by_name:
+        if each.rpartition("/")[2] in names:
+            ends.append(each)
     return by_name[ends[0]] if ends else None
 
 

@@ -190,7 +190,9 @@ def _fetched(where: RemotePath, scratch: Path, say: Callable[[str], None] | None
     try:
         is_folder = bool(system.isdir(inner)) and not system.isfile(inner)
         names = system.find(inner) if is_folder else [inner]
-        sizes = {name: int(system.size(name) or 0) for name in names[:_MOST_FILES]}
+        sizes = {}
+        for name in names[:_MOST_FILES]:
+            sizes[name] = int(system.size(name) or 0)
         check_size(str(where), sum(sizes.values()))
         for name in sizes:
             relative = Path(name[len(inner) :].lstrip("/")) if is_folder else Path()

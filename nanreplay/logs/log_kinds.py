@@ -138,7 +138,10 @@ def _precision(
     scale: LogAnomaly | None,
     half: str | None,
 ) -> KindFound:
-    anomalies = [each for each in (scale, growth[0] if growth else None) if each is not None]
+    anomalies = []
+    for each in (scale, growth[0] if growth else None):
+        if each is not None:
+            anomalies.append(each)
     first = min(anomalies, key=lambda each: each.value.step, default=None)
     evidence = tuple(each.sentence for each in anomalies)
     if half is not None:
@@ -204,7 +207,10 @@ def _growth(
         if not _is_near(known, left, at, failing):
             continue
         grown.append((_growth_anomaly(run, known, left), left, series))
-    gradual = [each for each in grown if each[1].count >= 3 and each[1].rises]
+    gradual = []
+    for each in grown:
+        if each[1].count >= 3 and each[1].rises:
+            gradual.append(each)
     return min(gradual or grown, key=lambda each: each[0].value.step, default=None)
 
 

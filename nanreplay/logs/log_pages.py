@@ -103,9 +103,16 @@ def logs_svg(answer: LogAnswer) -> str:
 def _curves(answer: LogAnswer) -> list[ScalarSeries]:
     """The series that failed first, then losses, norms, rates and scales of its axis."""
     roles = ("loss", "validation_loss", "gradient_norm", "learning_rate", "loss_scale")
-    order = [each for role in roles for each in answer.run.series if each.role == role]
+    order = []
+    for role in roles:
+        for each in answer.run.series:
+            if each.role == role:
+                order.append(each)
     if answer.series is not None:
-        same = [each for each in order if each.tag != answer.series.tag]
+        same = []
+        for each in order:
+            if each.tag != answer.series.tag:
+                same.append(each)
         order = [answer.series, *same]
     if not order:
         return []

@@ -96,7 +96,10 @@ def in_order(checkpoints: Sequence[Checkpoint]) -> list[Checkpoint]:
     """Checkpoints in the order in which they were written, by the best that all of them tell."""
 
     def key(name: str) -> list[float] | None:
-        values = [getattr(each, name) for each in checkpoints if each.variables or name != "step"]
+        values = []
+        for each in checkpoints:
+            if each.variables or name != "step":
+                values.append(getattr(each, name))
         return None if any(value is None for value in values) else values
 
     for name in ("step", "epoch", "number"):

@@ -171,7 +171,10 @@ def _written(checkpoint: Checkpoint) -> str:
 
 def _checkpoints(answer: LogAnswer) -> Iterator[str]:
     weights = answer.weights
-    read = [each for each in answer.run.checkpoints if each.variables]
+    read = []
+    for each in answer.run.checkpoints:
+        if each.variables:
+            read.append(each)
     if not read:
         return
     healthy, before = weights.last_healthy, weights.before_anomaly

@@ -79,7 +79,8 @@ def _next(answer: LogAnswer, script: str) -> Iterator[str]:
     if step.shell:
         yield f"  {step.shell}"
         yield "or, in the program:"
-    yield from (f"  {line}" for line in step.python.splitlines())
+    for line in step.python.splitlines():
+        yield f"  {line}"
     if step.log_more:
         yield f"Log next time: {'; '.join(step.log_more)}."
 
@@ -100,7 +101,11 @@ def plot_lines(series: ScalarSeries) -> Iterator[str]:
 
 
 def _table(headings: tuple[str, ...], rows: list[tuple[str, ...]]) -> Iterator[str]:
-    widths = [max(map(len, column)) for column in zip(headings, *rows, strict=True)]
+    widths = []
+    for column in zip(headings, *rows, strict=True):
+        widths.append(max(map(len, column)))
     for row in (headings, *rows):
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        cells = []
+        for cell, width in zip(row, widths, strict=True):
+            cells.append(cell.ljust(width))
         yield "  ".join(cells).rstrip()

@@ -75,7 +75,10 @@ def _window(answer: LogAnswer) -> int:
     first, found = answer.first, answer.found
     if first is None or found is None or first.axis == "row":
         return _LEAST_WINDOW
-    starts = [each.value.step for each in (found.anomaly, *found.triggers) if each is not None]
+    starts = []
+    for each in (found.anomaly, *found.triggers):
+        if each is not None:
+            starts.append(each.value.step)
     distance = first.step - min(starts, default=first.step)
     if first.axis == "epoch":
         distance *= steps_per_epoch(answer.run) or 0

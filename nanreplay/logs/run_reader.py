@@ -111,8 +111,12 @@ def _grouped(files: Sequence[FoundFile]) -> list[tuple[str, list[FoundFile]]]:
 
 def _join_checkpoints(by_home: dict[Path, list[FoundFile]]) -> None:
     """Put checkpoints that lie apart to the one run that they can belong to."""
-    with_logs = [home for home in by_home if not all(map(is_checkpoint, by_home[home]))]
-    alone = [home for home in by_home if home not in with_logs]
+    with_logs, alone = [], []
+    for home, files in by_home.items():
+        if all(map(is_checkpoint, files)):
+            alone.append(home)
+        else:
+            with_logs.append(home)
     for home in alone:
         related = [log for log in with_logs if _is_related(log, home)]
         above = [log for log in related if home.is_relative_to(log)]
@@ -181,7 +185,10 @@ def _read_run(
     checkpoints: list[Checkpoint] = []
     notes: list[str] = []
     problems: list[str] = []
-    events = [file for file in files if file.kind == "events"]
+    events = []
+    for file in files:
+        if file.kind == "events":
+            events.append(file)
     series += _read_events(events, notes, problems, counter)
     for file in files:
         if file.kind == "events":
@@ -262,7 +269,10 @@ def _in_part(series: Iterable[ScalarSeries], file: FoundFile) -> list[ScalarSeri
 def _prefix(part: str) -> str:
     """What stands in front of tags: `validation/` of `tb/validation`, nothing of `logs`."""
     telling = {"val", "valid", "validation", "eval", "evaluation", "test", "train", "training"}
-    names = [name for name in part.split("/") if name.lower() in telling]
+    names = []
+    for name in part.split("/"):
+        if name.lower() in telling:
+            names.append(name)
     return f"{names[-1]}/" if names else ""
 
 
@@ -317,7 +327,9 @@ def _join_events(
 def _series_of(
     tag: str, parts: list[tuple[int, Numbers, Numbers, Numbers, bool]], source: str
 ) -> ScalarSeries:
-    steps, values, times = (np.concatenate([part[at] for part in parts]) for at in (1, 2, 3))
+    _, part_steps, part_values, part_times, _ = zip(*parts, strict=True)
+    steps, values = np.concatenate(part_steps), np.concatenate(part_values)
+    times = np.concatenate(part_times)
     files = None
     if len(parts) > 1:
         files = np.repeat([part[0] for part in parts], [len(part[1]) for part in parts])
@@ -342,7 +354,10 @@ def _count_on(members: list[tuple[FoundFile, EventFile]]) -> None:
     length = 0.0
     for _, events in members:
         epochs = events.tags.get("epoch_loss")
-        batches = [rows for tag, rows in events.tags.items() if tag.startswith("batch_")]
+        batches = []
+        for tag, rows in events.tags.items():
+            if tag.startswith("batch_"):
+                batches.append(rows)
         if not batches:
             continue
         last = max(float(rows.columns()[0].max()) for rows in batches)

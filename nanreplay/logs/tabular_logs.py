@@ -65,7 +65,7 @@ def read_csv(path: Path) -> tuple[list[ScalarSeries], str | None]:
     with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         head = file.readline(_LONGEST_LINE)
         delimiter = max(",;\t", key=head.count)
-        names = [name.strip() for name in next(csv.reader([head], delimiter=delimiter), [])]
+        names = list(map(str.strip, next(csv.reader([head], delimiter=delimiter), [])))
         if len(names) < 2 or all(number_of_text(name) is not None for name in names):
             raise FormatError(f"{path}: has no header that names its columns.")
         try:
@@ -142,7 +142,10 @@ def _rows_within(value: Any, depth: int) -> LogRows | None:
 
 
 def _rows_of_list(value: list[Any]) -> LogRows | None:
-    objects = [each for each in value if isinstance(each, dict)]
+    objects = []
+    for each in value:
+        if isinstance(each, dict):
+            objects.append(each)
     if not objects or len(objects) < 0.5 * len(value):
         return None
     rows = LogRows()

@@ -169,7 +169,10 @@ def _block(data: bytes, offset: int, size: int) -> Iterator[tuple[bytes, bytes]]
 
 
 def _shards(header: bytes) -> int:
-    return next((each.value for each in fields_of(header) if each.number == 1), 0)
+    for each in fields_of(header):
+        if each.number == 1:
+            return each.value
+    return 0
 
 
 def _entry(key: str, value: bytes) -> BundleEntry:
@@ -200,11 +203,10 @@ def _object_names(graph: bytes) -> Iterator[tuple[str, str]]:
             continue
         for part in fields_of(graph, node.start, node.end):
             if part.number == 2 and part.wire_type == BYTES:
-                texts = {
-                    each.number: text_of(graph, each)
-                    for each in fields_of(graph, part.start, part.end)
-                    if each.wire_type == BYTES
-                }
+                texts = {}
+                for each in fields_of(graph, part.start, part.end):
+                    if each.wire_type == BYTES:
+                        texts[each.number] = text_of(graph, each)
                 if texts.get(2) and texts.get(3):
                     yield texts[3], texts[2]
 

@@ -56,7 +56,7 @@ def read_mlflow(path: Path) -> list[ScalarSeries]:
     tag = "/".join(parts[at + 1 :])
     if not values:
         raise FormatError(f"{path}: is empty: nothing was logged yet.")
-    at_steps, numbers, moments = (np.array(each, np.float64) for each in (steps, values, times))
+    at_steps, numbers, moments = np.array((steps, values, times), np.float64)
     return [ScalarSeries(tag, role_of(tag), "step", at_steps, numbers, moments, str(path))]
 
 

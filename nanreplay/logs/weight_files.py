@@ -221,7 +221,10 @@ def opened_archive(path: Path) -> Iterator[Any]:
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            members = [each for each in archive.infolist() if each.filename == WEIGHTS_NAME]
+            members = []
+            for each in archive.infolist():
+                if each.filename == WEIGHTS_NAME:
+                    members.append(each)
             if len(members) != 1:
                 raise FormatError(f"{path}: an archive without {WEIGHTS_NAME}: no Keras model.")
             member = members[0]

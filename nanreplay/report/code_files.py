@@ -35,11 +35,10 @@ def code_file(capture: Capture, file: str) -> CodeFile:
         capture: An open capture.
         file: As frames name it.
     """
-    recorded = {
-        frame.line: frame.code
-        for frame in capture.frames
-        if frame.file == file and frame.code is not None
-    }
+    recorded = {}
+    for frame in capture.frames:
+        if frame.file == file and frame.code is not None:
+            recorded[frame.line] = frame.code
     path = find_source(file, str(capture.path))
     text = text_of(path) if path is not None else []
     if recorded and all(_still_stands(text, line, code) for line, code in recorded.items()):

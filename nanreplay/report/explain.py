@@ -341,7 +341,10 @@ def as_worker(capture: Capture, bisection: Bisection) -> Bisection:
         return type(bisection)(Findings(reason=reason, notes=findings.notes))
     if origin.phase == "update":  # all workers update alike
         return bisection
-    others = [other for other in findings.other_origins if other.phase != "update"]
+    others = []
+    for other in findings.other_origins:
+        if other.phase != "update":
+            others.append(other)
     named = replace(
         findings,
         origin=replace(origin, worker=number),
@@ -386,7 +389,10 @@ def explain_run(
     check_one_run(names)
     reports = [explained(name) for name in names]
     first = min(reports, key=_rank)
-    others = [f"{report.path}: {report.sentence}" for report in reports if report is not first]
+    others = []
+    for report in reports:
+        if report is not first:
+            others.append(f"{report.path}: {report.sentence}")
     return replace(first, findings=replace(first.findings, notes=(*first.findings.notes, *others)))
 
 

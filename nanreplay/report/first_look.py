@@ -127,8 +127,13 @@ def text_of(path: Path) -> list[str]:
 
 def _recorded_lines(capture: Capture, origin: Origin | None, frame: Frame) -> list[CodeLine]:
     """The recorded lines of a file that are nearest to one of them."""
-    files = {file.file: file.lines for file in sources_of(capture, origin).files}
-    lines = [line for line in files.get(frame.file, ()) if line.code is not None]
+    files = {}
+    for file in sources_of(capture, origin).files:
+        files[file.file] = file.lines
+    lines = []
+    for line in files.get(frame.file, ()):
+        if line.code is not None:
+            lines.append(line)
     numbers = [line.line for line in lines]
     if frame.line not in numbers:
         return [CodeLine(frame.line, str(frame.code), True)]

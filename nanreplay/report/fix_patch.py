@@ -61,15 +61,18 @@ def diff_of(fix: FixResult) -> Iterator[DiffLine]:
     edits = line_edits(fix)
     for edit in edits:
         yield DiffLine("@", f"{PurePath(edit['file']).name}:{edit['line']}")
-        yield from (DiffLine("-", line) for line in str(edit["old"]).splitlines())
-        yield from (DiffLine("+", line) for line in str(edit["new"]).splitlines())
+        for line in str(edit["old"]).splitlines():
+            yield DiffLine("-", line)
+        for line in str(edit["new"]).splitlines():
+            yield DiffLine("+", line)
     if not edits and fix.code:
         source = fix.source
         place = _PLACES[group_of(fix.name)]
         if source is not None:
             place = f"{PurePath(source.file).name}:{source.line}"
         yield DiffLine("@", place)
-        yield from (DiffLine("+", line) for line in fix.code.splitlines())
+        for line in fix.code.splitlines():
+            yield DiffLine("+", line)
 
 
 def find_source(file: str, capture: str) -> Path | None:
@@ -99,7 +102,9 @@ def patch_of(fix: FixResult, capture: str) -> str | None:
     """
     edits = line_edits(fix)
     files = {str(edit["file"]) for edit in edits}
-    patches = [_file_patch(file, edits, capture) for file in sorted(files)]
+    patches = []
+    for file in sorted(files):
+        patches.append(_file_patch(file, edits, capture))
     if not patches or any(patch is None for patch in patches):
         return None
     return "".join(patch or "" for patch in patches)

@@ -108,8 +108,9 @@ def fixes_in_words(fixes: Sequence[FixResult], limit: int = 3) -> str:
     clauses = []
     if good:
         clauses.append(f"Verified fix{'es' if len(good) > 1 else ''}: {readable_list(good)}")
-    moves = [(fix_label(fix), fix.moved_to) for fix in _of(fixes, "moves")[:1]]
-    clauses += [f"`{label}` only moves it to {_moved_place(to)}" for label, to in moves if to]
+    for fix in _of(fixes, "moves")[:1]:
+        if fix.moved_to:
+            clauses.append(f"`{fix_label(fix)}` only moves it to {_moved_place(fix.moved_to)}")
     for outcome, one, several in (
         ("unhealthy", "leaves the training unhealthy", "leave the training unhealthy"),
         ("fails", "does not help", "do not help"),
@@ -123,7 +124,10 @@ def fixes_in_words(fixes: Sequence[FixResult], limit: int = 3) -> str:
 
 def _of(fixes: Iterable[FixResult], outcome: str) -> list[FixResult]:
     """Fixes of an outcome; of several values of one fix that are of no use, the last one."""
-    alike = [fix for fix in fixes if outcome_of(fix) == outcome]
+    alike = []
+    for fix in fixes:
+        if outcome_of(fix) == outcome:
+            alike.append(fix)
     if outcome == "prevents":
         return alike
     return list({fix.name: fix for fix in alike}.values())

@@ -74,9 +74,14 @@ def event_of(origin: Origin) -> str:
 def _expression(origin: Origin) -> str | None:
     """The op with the values of its operands; None where there are too many."""
     op_type, operands = origin.op_type or "", origin.operands
-    numbers = [op for op in operands if op.dtype.lstrip("b").startswith(("float", "complex"))]
-    values = [readable_number(op.value) for op in numbers if op.value is not None]
-    if not 0 < len(values) == len(numbers) <= _FEW_OPERANDS:
+    values = []
+    for operand in operands:
+        if not operand.dtype.lstrip("b").startswith(("float", "complex")):
+            continue  # axes and shapes are no numbers that the op computes with
+        if operand.value is None:
+            return None
+        values.append(readable_number(operand.value))
+    if not 0 < len(values) <= _FEW_OPERANDS:
         return None
     if op_type in _OPERATORS and len(values) == 2:
         return f" {_OPERATORS[op_type]} ".join(values)

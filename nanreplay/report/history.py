@@ -140,7 +140,9 @@ class History:
         for column, variable in enumerate(self.timeline.variables):
             columns_of.setdefault(layer_of(self.variables[variable].path), []).append(column)
         combine = _largest_ratio if measure == "update_ratio" else _norm
-        rows = [combine(matrix[:, columns]) for columns in columns_of.values()]
+        rows = []
+        for columns in columns_of.values():
+            rows.append(combine(matrix[:, columns]))
         return LayerTable(measure, tuple(columns_of), np.array(rows))
 
     @cached_property
@@ -177,13 +179,20 @@ def bar_lines(values: Sequence[float] | NDArray[Any], width: int, rows: int = 1)
         return [""] * rows
     # one non-finite value marks its whole share: it must not disappear among hundreds of steps
     shares = np.array_split(numbers, min(width, len(numbers)))
-    shown = [share[-1] if np.isfinite(share).all() else math.nan for share in shares]
-    finite = [value for value in shown if math.isfinite(value)]
+    shown, finite = [], []
+    for share in shares:
+        if np.isfinite(share).all():
+            shown.append(share[-1])
+            finite.append(share[-1])
+        else:
+            shown.append(math.nan)
     low, high = (min(finite), max(finite)) if finite else (0.0, 0.0)
     if low > 0 and high / low > _STEEP:
         low, high = math.log10(low), math.log10(high)
         shown = [math.log10(value) if math.isfinite(value) else value for value in shown]
-    heights = [_bar_height(value, low, high, rows * len(BARS)) for value in shown]
+    heights = []
+    for value in shown:
+        heights.append(_bar_height(value, low, high, rows * len(BARS)))
     return [_bar_line(heights, row) for row in reversed(range(rows))]
 
 

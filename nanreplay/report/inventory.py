@@ -116,7 +116,9 @@ def _itemsize(dtype: str) -> int:
 def _timeline(columns: Mapping[str, Any]) -> dict[str, Any]:
     steps = columns["step"]
     tail_start = max(0, len(steps) - TAIL)
-    tail = {name: jsonable(column[tail_start:].tolist()) for name, column in columns.items()}
+    tail = {}
+    for name, column in columns.items():
+        tail[name] = jsonable(column[tail_start:].tolist())
     return {
         "first": int(steps[0]) if len(steps) else None,
         "last": int(steps[-1]) if len(steps) else None,
@@ -158,7 +160,10 @@ def _recording_facts(metadata: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     yield "recorded", f"{metadata.get('created', '?')} by {script}"
     if "worker" in metadata:
         yield "worker", f"{metadata['worker']} of {metadata.get('workers', '?')}, counted from 0"
-    versions = [f"{name} {metadata[name]}" for name in _VERSIONS if name in metadata]
+    versions = []
+    for name in _VERSIONS:
+        if name in metadata:
+            versions.append(f"{name} {metadata[name]}")
     yield "versions", ", ".join(versions)
     devices = metadata.get("devices") or "no devices named"
     yield "machine", f"{metadata.get('platform', '?')}; {devices}"

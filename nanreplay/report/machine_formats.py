@@ -164,8 +164,14 @@ def _files_of(source: Frame, capture: Path, root: Path) -> Iterator[Path]:
     """
     recorded = PureWindowsPath(source.file) if "\\" in source.file else PurePath(source.file)
     # without `..`, so that a capture cannot name files outside of the checkout
-    parts = [part for part in recorded.parts if part not in (recorded.anchor, "..", ".")]
-    above = [folder for folder in capture.resolve().parents if folder.is_relative_to(root)]
+    parts = []
+    for part in recorded.parts:
+        if part not in (recorded.anchor, "..", "."):
+            parts.append(part)
+    above = []
+    for folder in capture.resolve().parents:
+        if folder.is_relative_to(root):
+            above.append(folder)
     folders = list(dict.fromkeys((root, *above)))
     ends = [parts[start:] for start in range(len(parts))]
     candidates = [Path(recorded), *(folder.joinpath(*end) for end in ends for folder in folders)]
@@ -211,7 +217,9 @@ def annotation(outcome: CaptureOutcome, root: Path) -> str | None:
         properties["line"] = str(place.line)
     capture = relative(Path(outcome.path), root)
     properties["title"] = f"{outcome.rule.replace('_', ' ')} ({capture})"
-    pairs = [f"{name}={_escaped_property(value)}" for name, value in properties.items()]
+    pairs = []
+    for name, value in properties.items():
+        pairs.append(f"{name}={_escaped_property(value)}")
     return f"::error {','.join(pairs)}::{_escaped_message(outcome.sentence)}"
 
 
@@ -302,8 +310,12 @@ def to_sarif(outcomes: Sequence[CaptureOutcome], root: Path) -> dict[str, Any]:
         outcomes: What the captures came to.
         root: The folder of the checkout, which URIs are relative to.
     """
-    bad = [outcome for outcome in outcomes if outcome.status == "nonfinite"]
-    undecided = [outcome for outcome in outcomes if outcome.status in ("undecided", "unreadable")]
+    bad, undecided = [], []
+    for outcome in outcomes:
+        if outcome.status == "nonfinite":
+            bad.append(outcome)
+        elif outcome.status in ("undecided", "unreadable"):
+            undecided.append(outcome)
     rules = sorted({outcome.rule for outcome in bad})
     driver = {
         "name": "nanreplay",

@@ -47,7 +47,9 @@ def _lines(page: Page) -> Iterator[str]:
     yield from _fixes(report)
     yield from _source(page)
     yield from _loss(page.history)
-    facts = [(name.strip(), value) for name, value in fact_rows(report)]
+    facts = []
+    for name, value in fact_rows(report):
+        facts.append((name.strip(), value))
     yield from folded_lines("Facts", table_lines(("what", "value"), facts))
     for table in page.tables:
         yield from folded_lines(table.title, table_lines(table.headings, table.rows))
@@ -64,7 +66,8 @@ def _causes(causes: Sequence[Cause]) -> Iterator[str]:
         kind = kind_in_words(cause.kind)
         yield f"**{kind}** ({cause.confidence:.0%}): {inline_text(cause.sentence)}"
         yield ""
-        yield from (f"- {inline_text(line)}" for line in cause.evidence)
+        for line in cause.evidence:
+            yield f"- {inline_text(line)}"
         if cause.evidence:
             yield ""
 
@@ -107,7 +110,7 @@ def table_lines(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> Itera
     yield f"| {' | '.join(headings)} |"
     yield f"|{' --- |' * len(headings)}"
     for row in rows:
-        yield f"| {' | '.join(_cell(cell) for cell in row)} |"
+        yield f"| {' | '.join(map(_cell, row))} |"
 
 
 def folded_lines(title: str, lines: Iterator[str] | Sequence[str]) -> Iterator[str]:

@@ -70,7 +70,12 @@ def readable_steps(steps: Sequence[int]) -> str:
             ranges[-1][1] = step
         else:
             ranges.append([step, step])
-    parts = [str(first) if first == last else f"{first} to {last}" for first, last in ranges]
+    parts = []
+    for first, last in ranges:
+        if first == last:
+            parts.append(str(first))
+        else:
+            parts.append(f"{first} to {last}")
     return ("step " if len(steps) == 1 else "steps ") + ", ".join(parts)
 
 

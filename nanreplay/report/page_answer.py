@@ -119,10 +119,13 @@ def near_lines(code: CodeExcerpt) -> CodeExcerpt:
     """The lines nearest to the marked one, without the indentation that they share."""
     marked = next((i for i, line in enumerate(code.lines) if line.is_marked), 0)
     lines = code.lines[max(marked - _AROUND, 0) : marked + _AROUND + 1]
-    written = [i for i, line in enumerate(lines) if line.text.strip()]
+    written, indents = [], []
+    for i, line in enumerate(lines):
+        if line.text.strip():
+            written.append(i)
+            indents.append(len(line.text) - len(line.text.lstrip()))
     lines = lines[min(written, default=0) : max(written, default=-1) + 1]
-    texts = [line.text for line in lines if line.text.strip()]
-    indent = min((len(text) - len(text.lstrip()) for text in texts), default=0)
+    indent = min(indents, default=0)
     return replace(code, lines=tuple(replace(line, text=line.text[indent:]) for line in lines))
 
 

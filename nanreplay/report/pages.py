@@ -100,7 +100,9 @@ def history_of(capture: Capture) -> History:
 def _tables(report: Report) -> Iterator[PageTable]:
     findings = report.findings
     if findings.origin is not None and findings.origin.operands:
-        rows = [operand_row(operand) for operand in findings.origin.operands]
+        rows = []
+        for operand in findings.origin.operands:
+            rows.append(operand_row(operand))
         yield PageTable("Operands, at the element that failed", OPERAND_HEADINGS, rows)
     if findings.upstream:
         rows = [link_row(link) for link in findings.upstream]

@@ -73,7 +73,10 @@ def _step(result: StepResult) -> dict[str, Any]:
 
 
 def _all_exact(results: Sequence[StepResult]) -> bool | None:
-    known = [result.bit_exact for result in results if result.bit_exact is not None]
+    known = []
+    for result in results:
+        if result.bit_exact is not None:
+            known.append(result.bit_exact)
     return all(known) if known else None
 
 
@@ -116,10 +119,14 @@ def _exactness(result: StepResult) -> str:
 def summary(results: Sequence[StepResult]) -> str:
     """One line for all steps: "25 steps replayed, 25 of 25 bit for bit; step 24 is non-finite."."""
     replayed = f"{len(results)} step{'' if len(results) == 1 else 's'} replayed"
-    compared = [result.bit_exact for result in results if result.bit_exact is not None]
+    compared, bad_steps = [], []
+    for result in results:
+        if result.bit_exact is not None:
+            compared.append(result.bit_exact)
+        if not result.finite:
+            bad_steps.append(result.step)
     if compared:
         replayed += f", {sum(compared)} of {len(compared)} bit for bit"
-    bad_steps = [result.step for result in results if not result.finite]
     if results[-1].exception is not None:
         others = f"; {len(bad_steps) - 1} non-finite" if len(bad_steps) > 1 else ""
         return f"{replayed}{others}; step {bad_steps[-1]} raises, as it did in training."

@@ -258,7 +258,7 @@ def from_json(value: Any, path: str | None = None) -> Report:
             findings=build(Findings, value),
             sentence=typed(str, value["sentence"], "the sentence"),
             causes=tuple(build(Cause, cause) for cause in causes if cause is not None),
-            fixes=tuple(_fix_from_json(fix) for fix in value["fixes"]),
+            fixes=tuple(map(_fix_from_json, value["fixes"])),
             state_bytes=typed(int | None, memory.get("state_bytes"), "the size of the state"),
             peak_bytes=typed(int | None, memory.get("peak_bytes"), "the peak of memory"),
         )

@@ -62,7 +62,9 @@ def fact_rows(report: Report) -> Iterator[tuple[str, str]]:
     facts = [*_capture_facts(report)]
     if origin is not None:
         facts += _origin_facts(origin)
-    yield from ((name, value) for name, value in facts if value)
+    for name, value in facts:
+        if value:
+            yield (name, value)
     if root is not None:
         yield "began", f"step {root.step}: {root.reason}"
 
@@ -109,7 +111,7 @@ def _origin_facts(origin: Origin) -> Iterator[tuple[str, str]]:
 def _output_in_words(output: OutputFacts) -> str:
     type_and_shape = f"{output.dtype}{_bracketed(output.shape)}"
     count = f"{type_and_shape}: {output.nonfinite} of {output.size} non-finite"
-    indices = " ".join(_bracketed(index) for index in output.indices[:5])
+    indices = " ".join(map(_bracketed, output.indices[:5]))
     if not indices:
         return count
     are_more = len(output.indices) > 5 or output.nonfinite > len(output.indices)
@@ -269,7 +271,8 @@ def _fact_table(report: Report) -> Table:
 def _cause_lines(causes: Sequence[Cause]) -> Iterator[Text]:
     for cause in causes:
         yield Text.assemble((cause.kind, "cyan"), f" ({cause.confidence:.0%})  {cause.sentence}")
-        yield from (Text(f"  {line}") for line in cause.evidence)
+        for line in cause.evidence:
+            yield Text(f"  {line}")
 
 
 def _link_table(links: Sequence[ChainLink]) -> Table:

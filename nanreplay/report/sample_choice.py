@@ -42,7 +42,10 @@ def shown_row(view: BatchView) -> int:
 def good_row(view: BatchView) -> int | None:
     """The nearest sample that is not to blame; None where none was read."""
     row = shown_row(view)
-    good = [other for other in view.shown if other not in view.rows and other != row]
+    good = []
+    for other in view.shown:
+        if other not in view.rows and other != row:
+            good.append(other)
     return min(good, key=lambda other: abs(other - row), default=None)
 
 

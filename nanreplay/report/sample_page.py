@@ -94,7 +94,7 @@ def _both(view: BatchView) -> list[int]:
 
 def _texts(view: BatchView, leaf: Leaf) -> Iterator[tuple[str, str]]:
     for row in _both(view):
-        words = " ".join(value_words(value) for value in view.values(leaf, row))
+        words = " ".join(map(value_words, view.values(leaf, row)))
         if len(words) > _LONGEST_TEXT:
             words = f"{words[:_LONGEST_TEXT]} …"
         yield f"sample {row}", words
@@ -118,9 +118,9 @@ def _table(view: BatchView, leaf: Leaf, title: str, about: str) -> SamplePart:
     shown = order[:_MOST_ELEMENTS].tolist()
     usual = ("usual",) if leaf.mean is not None else ()
     headings = ("element", f"sample {row}", *usual, *(f"sample {other}" for other in others))
-    rows = [
-        SampleRow(_cells(leaf, i, values, beside), _is_strange(values[i], scores, i)) for i in shown
-    ]
+    rows = []
+    for i in shown:
+        rows.append(SampleRow(_cells(leaf, i, values, beside), _is_strange(values[i], scores, i)))
     more = len(order) - len(shown)
     return SamplePart(
         title, about, headings, tuple(rows), remark=f"and {more} more" if more else ""
@@ -132,8 +132,8 @@ def _cells(
 ) -> tuple[str, ...]:
     cells = [index_words(index_in_sample(leaf, element)) or "value", value_words(values[element])]
     if leaf.mean is not None and leaf.deviation is not None:
-        mean, deviation = (each.reshape(-1)[element] for each in (leaf.mean, leaf.deviation))
-        cells.append(f"{value_words(mean)} ± {value_words(deviation)}")
+        mean, deviation = leaf.mean.reshape(-1), leaf.deviation.reshape(-1)
+        cells.append(f"{value_words(mean[element])} ± {value_words(deviation[element])}")
     return (*cells, *(value_words(other[element]) for other in beside))
 
 
@@ -170,7 +170,9 @@ def _pictures(view: BatchView, leaf: Leaf, title: str, about: str) -> SamplePart
     Black and white are the 1st and 99th percentile: one outlier would make all else grey.
     """
     rows = _both(view)
-    images = [np.asarray(leaf.samples[view.shown.index(row)], np.float64) for row in rows]
+    images = []
+    for row in rows:
+        images.append(np.asarray(leaf.samples[view.shown.index(row)], np.float64))
     finite = np.concatenate([image[np.isfinite(image)] for image in images])
     low, high = np.percentile(finite, [1, 99]).tolist() if finite.size else (0.0, 1.0)
     pictures = tuple(

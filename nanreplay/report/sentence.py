@@ -114,7 +114,9 @@ def _what(verdict: Verdict, findings: Findings, incident: Incident, steps: tuple
     origin = findings.origin
     parts = [f"step {origin.step}", *owner(origin), *_place(origin)]
     if origin.loop:
-        loops = [f"iteration {loop.iteration} of `{_last_name(loop.op)}`" for loop in origin.loop]
+        loops = []
+        for loop in origin.loop:
+            loops.append(f"iteration {loop.iteration} of `{_last_name(loop.op)}`")
         parts.append(", ".join(loops))
     stopped = origin.kind == "raised" and incident.trigger.what == "exception"
     parts.append(_event(origin, incident.trigger if stopped else None))
@@ -173,7 +175,10 @@ def _replay_exactness(verdict: Verdict) -> str:
         return "Replays bit for bit."
     if verdict.bit_exact is None:
         return ""
-    recorded = [evidence for evidence in verdict.evidence if evidence.mode == "recorded"]
+    recorded = []
+    for evidence in verdict.evidence:
+        if evidence.mode == "recorded":
+            recorded.append(evidence)
     worst = max((evidence.max_ulp or 0 for evidence in recorded), default=0)
     if 0 < worst < 2**62:  # 2^62 stands for finite against non-finite, which has no distance
         return f"Replays within {worst} ulp of the recording."
@@ -236,13 +241,17 @@ def _operands_in_words(origin: Origin) -> str:
     numbers = [operand for operand in origin.operands if _is_number(operand)]
     values = [operand.value for operand in numbers if operand.value is not None]
     if 0 < len(values) == len(numbers) <= 3:
-        words = [readable_number(value) for value in values]
+        words = list(map(readable_number, values))
         pattern = _JOINED.get(origin.op_type or "") if len(words) == 2 else None
         return " of " + (pattern.format(*words) if pattern else readable_list(words))
-    bounds = [(op.min, op.max) for op in numbers if op.min is not None and op.max is not None]
-    if not bounds:
+    lows, highs = [], []
+    for operand in numbers:
+        if operand.min is not None and operand.max is not None:
+            lows.append(operand.min)
+            highs.append(operand.max)
+    if not lows:
         return ""
-    low, high = min(low for low, _ in bounds), max(high for _, high in bounds)
+    low, high = min(lows), max(highs)
     if low == high:
         return f" of values that are all {readable_number(low)}"
     return f" of values from {readable_number(low)} to {readable_number(high)}"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from nanreplay.findings import Origin
-from nanreplay.records import Frame
+from nanreplay.records import Frame, OpInfo
 
 if TYPE_CHECKING:
     from nanreplay.capture import Capture
@@ -53,8 +53,10 @@ class Sources:
     @property
     def is_left_out(self) -> bool:
         """Whether the capture names lines without their text."""
-        lines = [line for file in self.files for line in file.lines]
-        return bool(self.files) and all(line.code is None for line in lines)
+        for file in self.files:
+            if any(line.code is not None for line in file.lines):
+                return False
+        return bool(self.files)
 
 
 def sources_of(capture: Capture, origin: Origin | None) -> Sources:
@@ -65,15 +67,21 @@ def sources_of(capture: Capture, origin: Origin | None) -> Sources:
         origin: Where the non-finite value was born, when it is known.
     """
     frames, stacks = capture.frames, capture.stacks
-    ops = [op for name in capture.programs for op in capture.program(name).ops]
-    ops = [op for op in ops if 0 <= op.stack < len(stacks)]
+    ops: list[OpInfo] = []
+    for name in capture.programs:
+        for op in capture.program(name).ops:
+            if 0 <= op.stack < len(stacks):  # -1 stands for an op whose line is not known
+                ops.append(op)
     # the innermost frame of an op's stack is the line that made it
     op_counts = Counter(stacks[op.stack][-1] for op in ops if stacks[op.stack])
     calls: Sequence[int] = ()
     if origin is not None and origin.source is not None:
         # Several stacks may end at the failing line. That of the op itself is right, where an op
         # of that name has one; another tells at least one way to the line.
-        named = [stacks[op.stack] for op in ops if op.name == origin.op_name]
+        named = []
+        for op in ops:
+            if op.name == origin.op_name:
+                named.append(stacks[op.stack])
         calls = _first_ending_at(origin.source, (*named, *stacks), frames)
     files = _files(frames, op_counts, calls, origin)
     return Sources(files, tuple(frames[index] for index in calls))

@@ -170,15 +170,23 @@ class CurrentStep:
         )
 
     def _note_random_ops(self, op_types: Iterable[str]) -> None:
-        random_types = {op_type for op_type in op_types if is_nondeterministic(op_type)}
-        self.random_ops = tuple(
-            op_type for op_type in sorted(random_types) if not op_type.startswith(_USERS_OWN_OPS)
-        )
+        random_types = set()
+        for op_type in op_types:
+            if is_nondeterministic(op_type):
+                random_types.add(op_type)
+        random_ops = []
+        for op_type in sorted(random_types):
+            if not op_type.startswith(_USERS_OWN_OPS):
+                random_ops.append(op_type)
+        self.random_ops = tuple(random_ops)
 
     def _build_optimizers(self) -> None:
         """Make the slots that a step which was stopped did not come to make."""
         parts = tf.nest.flatten(self.training.model)
-        models = [part for part in parts if hasattr(part, "trainable_variables")]
+        models = []
+        for part in parts:
+            if hasattr(part, "trainable_variables"):
+                models.append(part)
         if len(models) != 1:
             return  # which optimizer is whose is not known
         for optimizer in tf.nest.flatten(self.training.optimizer):

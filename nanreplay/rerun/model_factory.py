@@ -150,7 +150,10 @@ def raised(problem: str, error: BaseException) -> ModelError:
     from nanreplay.program.op_facts import is_user_file
 
     frames = traceback.extract_tb(error.__traceback__)
-    own_frames = [frame for frame in frames if is_user_file(frame.filename)]
+    own_frames = []
+    for frame in frames:
+        if is_user_file(frame.filename):
+            own_frames.append(frame)
     place = ""
     if own_frames:
         place = f" at {Path(own_frames[-1].filename).name}:{own_frames[-1].lineno}"
@@ -181,11 +184,10 @@ def batch_of(paths: Sequence[str], leaves: Sequence[ArrayLike]) -> Any:
     Raises:
         ReplayError: The paths contradict each other.
     """
-    tensors = {
-        path: as_tensor(leaf)
-        for path, leaf in zip(paths, leaves, strict=True)
-        if not path.startswith(_MADE_OUTSIDE)
-    }
+    tensors = {}
+    for path, leaf in zip(paths, leaves, strict=True):
+        if not path.startswith(_MADE_OUTSIDE):
+            tensors[path] = as_tensor(leaf)
     if list(tensors) == [""]:
         return tensors[""]
     tree: dict[str, Any] = {}

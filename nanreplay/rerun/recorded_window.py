@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -68,7 +69,7 @@ def _run_window(replay: Replay, window: TrialWindow) -> RecordedWindow:
     """Run the recorded program over the window, with nothing changed."""
     outcome = window.run(Edit())
     reproduces = outcome.raised is not None or outcome.failed is not None
-    changed_indices = {index for values in window.changes.values() for index in values}
+    changed_indices = set(chain.from_iterable(window.changes.values()))
     changed_infos = [replay.variables[index] for index in changed_indices]
     first_state = dict(window.first_state())
     failing, failing_state = window.failing, None
@@ -102,7 +103,10 @@ def _steps_with_batches(capture: Capture) -> Sequence[int]:
     first = incident
     while first - 1 in held:
         first -= 1
-    starts = [step for step in capture.keyframe_steps if first <= step <= incident]
+    starts = []
+    for step in capture.keyframe_steps:
+        if first <= step <= incident:
+            starts.append(step)
     if not starts:
         raise ReplayError(
             f"{capture.path}: no recorded state leads to step {incident}, "
@@ -123,11 +127,10 @@ def compilation_of(capture: Capture) -> Compilation:
 
 def iterations_of(capture: Capture, state: Mapping[int, ArrayLike]) -> int | None:
     """How many updates the recorded optimizer had made; None when that is not known."""
-    counts: list[Any] = [
-        state[index]
-        for index, info in enumerate(capture.variables_info)
-        if info.path.endswith("/iteration") and index in state
-    ]
+    counts: list[Any] = []
+    for index, info in enumerate(capture.variables_info):
+        if info.path.endswith("/iteration") and index in state:
+            counts.append(state[index])
     return int(counts[0]) if len(counts) == 1 else None
 
 
@@ -163,7 +166,10 @@ def chosen_rates(
         is_variable: Whether the recorded learning rate was a variable, which callbacks change. A
             schedule is part of the code.
     """
-    known = {step: rates[step] for step in steps if step in rates}
+    known = {}
+    for step in steps:
+        if step in rates:
+            known[step] = rates[step]
     if not known:
         return {}, []
     if current is None:

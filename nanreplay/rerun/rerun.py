@@ -159,7 +159,10 @@ class Rerun:
             raise ModelError(
                 f"{path}: the recorded state does not fit {self.name}: {reasons}.", hint=hint
             )
-        weights = [index for index, info in enumerate(recorded) if info.role == "trainable"]
+        weights = []
+        for index, info in enumerate(recorded):
+            if info.role == "trainable":
+                weights.append(index)
         # Without weights nothing would be left of the recording but its batches.
         if weights and not any(index in match.pairs for index in weights):
             raise ModelError(
@@ -232,11 +235,10 @@ class Rerun:
         progress: Progress | None,
         match: Match,
     ) -> CurrentRun:
-        values = {
-            current: state[recorded]
-            for recorded, current in match.pairs.items()
-            if recorded in state
-        }
+        values = {}
+        for recorded, current in match.pairs.items():
+            if recorded in state:
+                values[current] = state[recorded]
         self.step.load(values)
         run = self.step.start_run(path, steps[0], steps=len(steps), max_skipped=self._max_skipped())
         # What was not finite before the first step is no failure of a step, unless it is what the
@@ -268,7 +270,10 @@ class Rerun:
             return default
         columns = self.capture.timeline_columns()
         flags = zip(columns["step"], columns["skipped"], strict=True)
-        skipped = [bool(flag) for step, flag in flags if int(step) in self.window.steps]
+        skipped = []
+        for step, flag in flags:
+            if int(step) in self.window.steps:
+                skipped.append(bool(flag))
         last_in_a_row = len(list(takewhile(bool, reversed(skipped))))
         return max(1, min(default, last_in_a_row))
 

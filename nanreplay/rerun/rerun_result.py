@@ -156,7 +156,9 @@ def step_results(
     paths = [info.path for info in capture.variables_info]
     results = []
     for step, fingerprint in run.fingerprints.items():
-        elements = {_renumbered(name, indices): value for name, value in fingerprint.items()}
+        elements = {}
+        for name, value in fingerprint.items():
+            elements[_renumbered(name, indices)] = value
         recorded = _recorded_elements(capture, capture.batch(step))
         result = _compared(step, elements, recorded, paths)
         if step == run.failed_step:
@@ -192,8 +194,10 @@ def _compared(
         count_skips=False,
         bad_variable=lambda index: "",
     )
-    losses = (float(value) for name, value in elements.items() if name.startswith("loss:"))
-    return replace(result, loss=next(losses, result.loss))
+    for name, value in elements.items():
+        if name.startswith("loss:"):
+            return replace(result, loss=float(value))
+    return result
 
 
 def _recorded_indices(
@@ -223,8 +227,8 @@ def _recorded_elements(capture: Capture, batch: BatchRecord) -> dict[str, Any]:
     fingerprint: Any = batch.fingerprint
     if fingerprint is None or len(layout) != len(fingerprint):
         return {}
-    return {
-        name: value
-        for name, value in zip(layout, np.asarray(fingerprint), strict=True)
-        if was_measured(name, float(value)) and not name.startswith("logged:")
-    }
+    elements = {}
+    for name, value in zip(layout, np.asarray(fingerprint), strict=True):
+        if was_measured(name, float(value)) and not name.startswith("logged:"):
+            elements[name] = value
+    return elements

@@ -59,7 +59,9 @@ def match_variables(
     match = Match()
     weights, slots = _weights_and_slots(recorded, with_optimizer)
     current_weights, current_slots = _weights_and_slots(current, with_optimizer)
-    paths = {index: _renamed(recorded[index].path, renamed) for index in weights}
+    paths = {}
+    for index in weights:
+        paths[index] = _renamed(recorded[index].path, renamed)
     _pair(match, recorded, current, weights, current_weights, paths)
     # Slots come second: their names are made of the names of the weights.
     slot_paths = _slot_paths(match, slots, recorded, current, renamed)
@@ -121,7 +123,10 @@ def _renamed(path: str, renamed: Mapping[str, str]) -> str:
     segments = path.split("/")
     for old, new in renamed.items():
         old_segments = old.strip("/").split("/")
-        new_segments = [segment for segment in new.strip("/").split("/") if segment]
+        new_segments = []
+        for segment in new.strip("/").split("/"):
+            if segment:
+                new_segments.append(segment)
         length = len(old_segments)
         for start in range(len(segments) - length + 1):
             if segments[start : start + length] == old_segments:
@@ -143,10 +148,9 @@ def _slot_paths(
     `a/kernel` is `adam/a_kernel_momentum`. The longest flattened path that fits is the variable's,
     since `a` may be the beginning of another path as well.
     """
-    flat = {
-        recorded[ours].path.replace("/", "_"): current[theirs].path.replace("/", "_")
-        for ours, theirs in match.pairs.items()
-    }
+    flat = {}
+    for ours, theirs in match.pairs.items():
+        flat[recorded[ours].path.replace("/", "_")] = current[theirs].path.replace("/", "_")
     longest_first = sorted(flat, key=len, reverse=True)
     paths = {}
     for index in slots:
@@ -238,7 +242,10 @@ def _pair_iterations(
     slots: Iterable[int],
 ) -> None:
     """Let the count of updates go on when the optimizer is another one."""
-    ours = [index for index in slots if _counts_updates(recorded[index])]
+    ours = []
+    for index in slots:
+        if _counts_updates(recorded[index]):
+            ours.append(index)
     theirs = _those_that(current, _counts_updates)
     if len(ours) != 1 or len(theirs) != 1:
         return
@@ -266,8 +273,12 @@ def problems(
     def named(
         infos: Sequence[VariableInfo], indices: Iterable[int], besides: Sequence[str]
     ) -> list[str]:
-        kept = (infos[index] for index in indices if infos[index].role not in besides)
-        return [f"`{info.path}` {_shape(info)}" for info in kept]
+        names = []
+        for index in indices:
+            info = infos[index]
+            if info.role not in besides:
+                names.append(f"`{info.path}` {_shape(info)}")
+        return names
 
     lost = named(recorded, match.lost, _NOT_LEARNED)
     if lost:
@@ -292,7 +303,10 @@ def suggestion(
     renamings: list[str] = []
     for index in match.lost:
         info = recorded[index]
-        alike = [current[other].path for other in match.new if _is_alike(current[other], info)]
+        alike = []
+        for other in match.new:
+            if _is_alike(current[other], info):
+                alike.append(current[other].path)
         if info.role not in _NOT_LEARNED and len(alike) == 1:
             renamings.append(_shortest_renaming(info.path, alike[0]))
     options = [f"--map {renaming}" for renaming in dict.fromkeys(renamings)][:3]

@@ -77,5 +77,8 @@ def decoded_element(spec: Any, components: Sequence[Any]) -> list[Any]:
     """
     element = _structure.from_compatible_tensor_list(spec, list(components))
     leaves = _nest.flatten(element, expand_composites=True)
-    tensors = [leaf for leaf in leaves if isinstance(leaf, _tensor.Tensor)]
+    tensors = []
+    for leaf in leaves:
+        if isinstance(leaf, _tensor.Tensor):
+            tensors.append(leaf)
     return [tensor for tensor in tensors if tensor.dtype.name not in ("variant", "resource")]

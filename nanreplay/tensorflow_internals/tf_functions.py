@@ -243,9 +243,11 @@ def function_library(name: str) -> list[Any]:
         if function in definitions or not context.has_function(function):
             continue
         definitions[function] = context.get_function_def(function)
-        nodes = definitions[function].node_def
-        values = [value for node in nodes for value in node.attr.values()]
-        pending += [value.func.name for value in values if value.HasField("func")]
-        pending += [called.name for value in values for called in value.list.func]
-        pending += [node.op for node in nodes]  # a function may be called as an op of its name
+        for node in definitions[function].node_def:
+            pending.append(node.op)  # a function may be called as if it were an op
+            for value in node.attr.values():
+                if value.HasField("func"):
+                    pending.append(value.func.name)
+                for called in value.list.func:
+                    pending.append(called.name)
     return list(definitions.values())

@@ -34,18 +34,18 @@ def kernel_limits(op_type: str, device: str) -> list[Limits]:
     oneDNN do; no trace holds such nodes.
     """
     kernels = _kernels.get_registered_kernels_for_op(op_type).kernel
-    return [
-        _allowed_types(kernel)
-        for kernel in kernels
-        if kernel.device_type == device and not kernel.label
-    ]
+    limits = []
+    for kernel in kernels:
+        if kernel.device_type == device and not kernel.label:
+            limits.append(_allowed_types(kernel))
+    return limits
 
 
 def _allowed_types(kernel: Any) -> Limits:
-    return {
-        constraint.name: frozenset(constraint.allowed_values.list.type)
-        for constraint in kernel.constraint
-    }
+    allowed = {}
+    for constraint in kernel.constraint:
+        allowed[constraint.name] = frozenset(constraint.allowed_values.list.type)
+    return allowed
 
 
 def _covers(limits: Limits, types: Mapping[str, Sequence[int]]) -> bool:

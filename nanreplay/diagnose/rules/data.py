@@ -67,9 +67,11 @@ def _row_and_column(index: tuple[int, ...]) -> str:
 def _clean_steps(case: Case) -> int:
     """How many other batches are finite; 0 unless all are."""
     others = [step for step in case.replay.steps if step != case.step]
-    arrays = [as_array(leaf) for step in others for leaf in case.replay.batch(step).leaves]
-    are_finite = all(np.isfinite(array).all() for array in arrays if is_float(array))
-    return len(others) if are_finite else 0
+    for step in others:
+        for array in map(as_array, case.replay.batch(step).leaves):
+            if is_float(array) and not np.isfinite(array).all():
+                return 0
+    return len(others)
 
 
 def data_outlier(case: Case) -> Cause | None:

@@ -147,7 +147,10 @@ def _without_epsilon(graph: FailureGraph, value: ValueId) -> str:
     else:
         return ""
     for fact in makers:
-        constants = [operand for operand in fact.input_ids if graph.is_zero_constant(operand)]
+        constants = []
+        for operand in fact.input_ids:
+            if graph.is_zero_constant(operand):
+                constants.append(operand)
         if fact.type in ("AddV2", "Add", "Maximum") and constants:
             return f"{said}the epsilon that is added is 0."
     return f"{said}no epsilon is added."
@@ -299,10 +302,15 @@ def _kept_nothing(case: Case) -> str:
         return ""
     level = list(case.fact.input_ids[:1])
     for _ in range(_MASK_DEPTH):
-        facts = [case.graph.trace.facts.get(value.serial) for value in level]
+        facts = []
+        for value in level:
+            facts.append(case.graph.trace.facts.get(value.serial))
         if any(fact is not None and fact.type == "Where" for fact in facts):
             return "a mask kept no element"
-        level = [value for fact in facts if fact is not None for value in fact.input_ids]
+        level = []
+        for fact in facts:
+            if fact is not None:
+                level.extend(fact.input_ids)
     return ""
 
 
@@ -369,7 +377,10 @@ def _epsilon_in_words(case: Case) -> str:
     for fact in case.graph.upstream(value, 3):
         if fact.type in _REDUCTIONS:
             break
-        constants = [operand for operand in fact.input_ids if case.graph.is_zero_constant(operand)]
+        constants = []
+        for operand in fact.input_ids:
+            if case.graph.is_zero_constant(operand):
+                constants.append(operand)
         if fact.type in ("AddV2", "Add") and constants:
             return " The epsilon that is added to it is 0."
     return ""

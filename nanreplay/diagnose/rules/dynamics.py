@@ -131,12 +131,14 @@ def _kernels(case: Case) -> list[int]:
     Biases begin at 0 and change by much more than their norm.
     """
     variables = case.replay.variables
-    known = [
-        (column, variables[index])
-        for column, index in enumerate(case.timeline.variables)
-        if index < len(variables)
-    ]
-    kernels = [column for column, info in known if len(info.shape) > 1]
+    known = []
+    for column, index in enumerate(case.timeline.variables):
+        if index < len(variables):
+            known.append((column, variables[index]))
+    kernels = []
+    for column, info in known:
+        if len(info.shape) > 1:
+            kernels.append(column)
     return kernels or [column for column, _ in known]
 
 
@@ -154,7 +156,10 @@ def exploding_gradient(case: Case) -> Cause | None:
     if case.origin is None or not overflow.is_plain(case):
         return None
     growth = case.growth
-    loops = [loop for loop in case.origin.loop if loop.iteration > 0]
+    loops = []
+    for loop in case.origin.loop:
+        if loop.iteration > 0:
+            loops.append(loop)
     confidence = 0.0
     evidence: list[str] = []
     if growth is not None:
@@ -207,7 +212,8 @@ def bad_init(case: Case) -> Cause | None:
         f"{widest.ratio:.3g} times the {widest.usual:.3g} that He's rule gives for its shape."
     )
     evidence = [f"Step {case.step} is the first that fails."]
-    evidence += [f"`{kernel.path}`: {kernel.ratio:.3g} times." for kernel in kernels[1:4]]
+    for kernel in kernels[1:4]:
+        evidence.append(f"`{kernel.path}`: {kernel.ratio:.3g} times.")
     return Cause("bad_init", round(confidence, 2), sentence, tuple(evidence))
 
 

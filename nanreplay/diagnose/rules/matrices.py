@@ -46,7 +46,10 @@ def linalg_singular(case: Case) -> Cause | None:
         return None
     if any(maker.type == "MatrixDeterminant" for maker in case.graph.upstream(value, 2)):
         sentence = f"The determinant{case.where} is 0.0{case.place}: the matrix is singular."
-        determinants = [fact for fact in case.graph.upstream(value, 2) if fact.type in _FACTORS]
+        determinants = []
+        for fact in case.graph.upstream(value, 2):
+            if fact.type in _FACTORS:
+                determinants.append(fact)
         sentence += _rank_in_words(case, determinants[0].input_ids[0])
         return Cause("linalg_singular", 0.94, sentence)
     return None

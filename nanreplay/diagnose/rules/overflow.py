@@ -46,8 +46,11 @@ def is_large(case: Case) -> bool:
     """
     if case.dtype in HALF:
         return True
-    bounds = [bound for operand in case.operands for bound in (operand.min, operand.max)]
-    return any(abs(bound) > _LARGE for bound in bounds if bound is not None)
+    for operand in case.operands:
+        for bound in (operand.min, operand.max):
+            if bound is not None and abs(bound) > _LARGE:
+                return True
+    return False
 
 
 def exp_overflow(case: Case) -> Cause | None:

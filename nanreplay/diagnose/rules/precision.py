@@ -69,9 +69,8 @@ def _held_inside(case: Case, event: OpEvent, result: float) -> str | None:
     if case.op not in _SUMMING:
         return None
     if case.op == "Mean":
-        elements, means = (
-            int(np.prod(value.shape)) for value in (event.inputs[0], event.outputs[0])
-        )
+        elements = int(np.prod(event.inputs[0].shape))
+        means = int(np.prod(event.outputs[0].shape))
         total = result * (elements / max(means, 1))
         if abs(total) > _MAX_HALF:
             return (
@@ -165,7 +164,10 @@ def _adder_of_lost_constant(case: Case, graph: FailureGraph, value: ValueId) -> 
     for fact in graph.upstream(value, 4):
         if fact.type not in ("AddV2", "Add", "Maximum", "ClipByValue"):
             continue
-        constants = [operand for operand in fact.input_ids[:2] if _is_constant(graph, operand)]
+        constants = []
+        for operand in fact.input_ids[:2]:
+            if _is_constant(graph, operand):
+                constants.append(operand)
         is_half = any(_is_half(graph, constant) for constant in constants)
         is_zero = is_half and any(graph.is_zero(constant) for constant in constants)
         if is_zero and not _is_zero_meant(case, fact):
@@ -245,12 +247,11 @@ def hardware_like(case: Case) -> Cause | None:
     """The step is finite in every replay from the very state and batch that were recorded."""
     if case.verdict.kind != "transient":
         return None
-    evidence = tuple(
-        f"Replayed as `{run.mode}`: {'finite' if run.finite else 'non-finite'}."
-        for run in case.verdict.evidence
-    )
+    evidence = []
+    for run in case.verdict.evidence:
+        evidence.append(f"Replayed as `{run.mode}`: {'finite' if run.finite else 'non-finite'}.")
     sentence = (
         "The step was non-finite in training and is finite in every replay "
         "from the same state and batch: a race or a fault of the machine."
     )
-    return Cause("hardware_like", 0.85, sentence, evidence)
+    return Cause("hardware_like", 0.85, sentence, tuple(evidence))

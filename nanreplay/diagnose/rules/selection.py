@@ -89,7 +89,10 @@ def _is_multiplied_by_zero(case: Case) -> bool:
         return False
     if not np.isnan(as_array(event.outputs[0]).astype(np.float64)).any():
         return False
-    finite = [value for value in event.inputs if is_float(value) and not nonfinite(value).any()]
+    finite = []
+    for value in event.inputs:
+        if is_float(value) and not nonfinite(value).any():
+            finite.append(value)
     return any((as_array(value) == 0).any() for value in finite)
 
 
