@@ -46,7 +46,8 @@ def inline_gathers(record: ProgramRecord) -> ProgramRecord:
         if padding_branch is None:
             continue
         outer = editor.infos.get(("", name))
-        inlined |= {editor.node(("", name)).attr[branch].func.name for branch in _BRANCHES}
+        for branch in _BRANCHES:
+            inlined.add(editor.node(("", name)).attr[branch].func.name)
         for op in editor.inline(name, padding_branch):
             inner = editor.infos.get((padding_branch, op[len(name) + 1 :]))
             if outer is not None and inner is not None:
@@ -66,7 +67,9 @@ def _padding_branch(editor: ProgramEditor, name: str) -> str | None:
     if not all(_gathers(editor, branch) for branch in branches):
         return None
     condition = editor.node(("", op_name(node.input[0])))
-    compared = {editor.node(("", op_name(source))).op for source in data_inputs(condition)}
+    compared = set()
+    for source in data_inputs(condition):
+        compared.add(editor.node(("", op_name(source))).op)
     return branches[1] if condition.op == "Equal" and compared == {"Max", "Min"} else None
 
 
@@ -101,11 +104,15 @@ def collective_keys(record: ProgramRecord) -> set[str]:
     graph = parse_graph(record.graph)
     if not has_collectives(graph):
         return set()
-    kinds = {
-        f"{node.name}:0": node.attr["dtype"].type for node in graph.node if node.op == "Placeholder"
-    }
-    unheld = [spec.tensor for spec in record.signature.captures if not _is_held(spec)]
-    return {tensor for tensor in unheld if kinds[tensor] == tf.int32.as_datatype_enum}
+    kinds = {}
+    for node in graph.node:
+        if node.op == "Placeholder":
+            kinds[f"{node.name}:0"] = node.attr["dtype"].type
+    keys = set()
+    for spec in record.signature.captures:
+        if not _is_held(spec) and kinds[spec.tensor] == tf.int32.as_datatype_enum:
+            keys.add(spec.tensor)
+    return keys
 
 
 def _is_held(spec: CaptureSpec) -> bool:
@@ -123,11 +130,10 @@ def local_program(record: ProgramRecord) -> ProgramRecord:
             recorded.
     """
     recorded = fed_ops(record.signature)
-    exchanging = [
-        node
-        for _, node in all_nodes(parse_graph(record.graph))
-        if node.op in _EXCHANGES | _OF_ALL_DEVICES
-    ]
+    exchanging = []
+    for _, node in all_nodes(parse_graph(record.graph)):
+        if node.op in _EXCHANGES | _OF_ALL_DEVICES:
+            exchanging.append(node)
     if all(node.name in recorded for node in exchanging):
         return record
     editor = ProgramEditor(inline_gathers(record))
@@ -236,7 +242,10 @@ def _replace(editor: ProgramEditor, keys: Sequence[OpKey]) -> list[OpInfo]:
     if info is None:
         info = OpInfo(function, "", "", "", "update", "optimizer", -1, "", "")
     info = replace(info, replica=-1)  # it belongs to all replicas
-    added = [name for name in editor.ops_of(function) if name not in before]
+    added = []
+    for name in editor.ops_of(function):
+        if name not in before:
+            added.append(name)
     return [replace(info, name=name, type=editor.node((function, name)).op) for name in added]
 
 
@@ -273,7 +282,9 @@ def _ring(merge: Callable[..., Any], tensors: Sequence[Any]) -> Any:
     length += (_ALIGNMENT - (length * width) % _ALIGNMENT) // width
     parts = []
     for k in range(count):
-        vectors = [_part(vector, k, length, total) for vector in (*flat[k:], *flat[:k])]
+        vectors = []
+        for vector in (*flat[k:], *flat[:k]):
+            vectors.append(_part(vector, k, length, total))
         parts.append(_in_order(merge, vectors))
     return tf.reshape(tf.concat(parts, axis=0), tf.shape(tensors[0]))
 

@@ -145,7 +145,7 @@ class CompiledProgram:
         feeds = [spec.tensor for spec in self._inputs] + [spec.tensor for spec in self._captures]
         effects = [name for name in signature.control_outputs if name not in fed_ops(signature)]
         if signature.control_outputs:
-            effects += [name for name in cut.taken if name not in effects]
+            effects = list(dict.fromkeys((*effects, *cut.taken)))
         self._function = _imported(
             cut.graph,
             feeds=[cut.feeds.get(name, name) for name in feeds],
@@ -188,7 +188,8 @@ class CompiledProgram:
         # Not strict: the batch comes first among the inputs, captures follow.
         inputs = zip(self._inputs, kinds, strict=False)
         feeds = [_typed(batch[spec.leaf], kind) for spec, kind in inputs]
-        feeds += [self._capture(spec, variables, constants) for spec in self._captures]
+        for spec in self._captures:
+            feeds.append(self._capture(spec, variables, constants))
         results = dict(zip(self._fetched, self._call(*feeds), strict=True))
         if self._probe:
             flags = zip(self._probe, results[_PROBE].numpy(), strict=True)

@@ -97,8 +97,10 @@ def _find_part(leaf: Any, value: Any, axis: int) -> Any:
     size = leaf.shape[axis]
     around = leaf.shape[:axis], leaf.shape[axis + 1 :]
     if value.shape == around[0] + around[1]:
-        indices = (k for k in range(size) if _is_same(np.take(leaf, k, axis), value))
-        return next(indices, None)
+        for k in range(size):
+            if _is_same(np.take(leaf, k, axis), value):
+                return k
+        return None
     length = value.shape[axis] if value.ndim == leaf.ndim else size
     if length >= size or value.shape != (*around[0], length, *around[1]):
         return None
@@ -345,7 +347,10 @@ class FlatGraph:
 
         A read waits for the last write; a write waits for the last write and for all reads since.
         """
-        handles = [tensor for tensor in op.inputs if tensor.dtype == tf.resource]
+        handles = []
+        for tensor in op.inputs:
+            if tensor.dtype == tf.resource:
+                handles.append(tensor)
         is_read = op.type in _READS
         for handle in handles:
             last_write, reads_since = self._uses.setdefault(id(handle), ([], []))

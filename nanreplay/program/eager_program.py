@@ -120,7 +120,9 @@ def observe_eager(step: Callable[[], Any]) -> EagerRun:
         decoded_type = _decoded(op_type)
         _keep_function(run, decoded_type)
         # `attrs` alternates names and values.
-        by_name = {_decoded(attrs[i]): attrs[i + 1] for i in range(0, len(attrs), 2)}
+        by_name = {}
+        for i in range(0, len(attrs), 2):
+            by_name[_decoded(attrs[i])] = attrs[i + 1]
         return EagerOp(
             decoded_type, tuple(inputs), by_name, tuple(outputs), observer.stack, _user_frames()
         )
@@ -249,7 +251,10 @@ def _describe_ops(
     """Describe every op that ran, by what was running and by where its value goes."""
     regions = [_region(op) for op in run.ops]
     layer_chains = [_layer_chain(op) for op in run.ops]
-    in_layer = [index for index, chain in enumerate(layer_chains) if chain]
+    in_layer = []
+    for index, chain in enumerate(layer_chains):
+        if chain:
+            in_layer.append(index)
     layers = (
         min(in_layer, default=-1),
         max((index for index in in_layer if not regions[index]), default=-1),
@@ -280,7 +285,10 @@ def _ops_of_functions(run: EagerRun, sources: SourceTable) -> list[OpInfo]:
         graphs |= {name: graph, **tf_functions.library_graphs(graph)}
     # Under a tape, another function of the same trace runs: one that returns more.
     for name, definition in run.functions.items():
-        made_of = [graph for graph in graphs.values() if is_made_of(definition, graph)]
+        made_of = []
+        for graph in graphs.values():
+            if is_made_of(definition, graph):
+                made_of.append(graph)
         if name not in graphs and made_of:
             graphs[name] = made_of[0]
     seen = merged(graphs.values())
@@ -296,7 +304,10 @@ def _layer_chain(op: EagerOp) -> str:
 def _region(op: EagerOp) -> str:
     """The region that decides the phase of an op; "" for none."""
     kinds = [entry.kind for entry in op.stack]
-    return next((kind for kind in PHASE_OF_REGION if kind in kinds), "")
+    for kind in PHASE_OF_REGION:
+        if kind in kinds:
+            return kind
+    return ""
 
 
 def _phase(region: str, path: str, index: int, layers: tuple[int, int]) -> tuple[str, str]:
@@ -334,7 +345,10 @@ def _ancestors(builder: FlatGraph, wanted: set[str]) -> set[str]:
 
 def _forward_by_op(run: EagerRun) -> tuple[dict[int, int], set[int]]:
     """Index of the forward op by index of the backward op; the ops of a user's own gradient."""
-    maker = {id(tensor): index for index, op in enumerate(run.ops) for tensor in op.outputs}
+    maker = {}
+    for index, op in enumerate(run.ops):
+        for tensor in op.outputs:
+            maker[id(tensor)] = index
     differentiated: set[int] = set()
     forward_by_op: dict[int, int] = {}
     custom: set[int] = set()
@@ -361,14 +375,20 @@ def _forward_op(
         index = maker[id(span.forward)]
         if run.ops[index].type == span.op_type:
             return index
-    candidates = [
-        index
-        for index in range(span.start - 1, -1, -1)
-        if run.ops[index].type == span.op_type and index not in differentiated
-    ]
-    kept = {id(tensor) for tensor in span.inputs if tensor is not None}
-    matching_ops = [index for index in candidates if kept and kept <= _input_ids(run.ops[index])]
-    return next(iter(matching_ops or candidates), None)
+    kept = set()
+    for tensor in span.inputs:
+        if tensor is not None:
+            kept.add(id(tensor))
+    # the latest op of the type, or rather the latest that took what the tape kept for its gradient
+    latest = None
+    for index in reversed(range(span.start)):
+        if run.ops[index].type != span.op_type or index in differentiated:
+            continue
+        if kept and kept <= _input_ids(run.ops[index]):
+            return index
+        if latest is None:
+            latest = index
+    return latest
 
 
 def _input_ids(op: EagerOp) -> set[int]:

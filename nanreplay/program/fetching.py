@@ -18,6 +18,7 @@ import tensorflow as tf
 
 from nanreplay.program.graph_nodes import (
     data_inputs,
+    functions_by_name,
     mentioned_functions,
     output_name,
     rename_mentions,
@@ -51,8 +52,9 @@ def feed_loop(graph: Any, loop: LoopFetch) -> None:
     number. The number is the first thing that every While of TensorFlow 2 hands on.
     """
     node = next(node for node in graph.node if node.name == loop.op.name)
-    functions = {function.signature.name: function for function in graph.library.function}
-    body, cond = (functions[node.attr[key].func.name] for key in ("body", "cond"))
+    functions = functions_by_name(graph)
+    body = functions[node.attr["body"].func.name]
+    cond = functions[node.attr["cond"].func.name]
     places = {}
     for number, tensor in enumerate(loop.fetched):
         _hand_on(graph, node, body, cond, fed_name(loop, number), number, tensor)
@@ -102,7 +104,10 @@ def _without_sources(body: Any, removed: set[str], places: Mapping[str, str]) ->
         removed: Names of the ops.
         places: Names of the tensors that they gave to those that take their places.
     """
-    kept = [node for node in body.node_def if node.name not in removed]
+    kept = []
+    for node in body.node_def:
+        if node.name not in removed:
+            kept.append(node)
     gone = {f"^{name}" for name in removed}  # as inputs name an op that only has to run before
     for node in kept:
         node.input[:] = [places.get(name, name) for name in node.input if name not in gone]
@@ -110,9 +115,10 @@ def _without_sources(body: Any, removed: set[str], places: Mapping[str, str]) ->
     body.node_def.extend(kept)
     for name, value in list(body.ret.items()):
         body.ret[name] = places.get(value, value)
-    for name in [name for name, node in body.control_ret.items() if node in removed]:
-        del body.control_ret[name]
-        body.signature.control_output.remove(name)
+    for name, node in list(body.control_ret.items()):
+        if node in removed:
+            del body.control_ret[name]
+            body.signature.control_output.remove(name)
 
 
 _serials = itertools.count()
@@ -200,15 +206,25 @@ class InstrumentedFunction:
         inside = program.mean_placeholders()
         if inside is None or caller is None:
             return
-        positions = {id(tensor): position for position, tensor in enumerate(program.graph.inputs)}
-        handles = [caller.op.inputs[caller.first + positions[id(inner)]] for inner in inside]
+        positions = {}
+        for position, tensor in enumerate(program.graph.inputs):
+            positions[id(tensor)] = position
+        handles = []
+        for inner in inside:
+            handles.append(caller.op.inputs[caller.first + positions[id(inner)]])
         # A placeholder does not know its variable's type; what the function captured for it does.
-        captured = {id(inner): outer for outer, inner in training.graph.captures}
-        types = [tf_variables.variable_type(captured.get(id(handle))) for handle in handles]
-        known_types = [kind for kind in types if kind is not None]
-        if len(known_types) < len(handles):
-            return
-        arguments = {id(tensor): number for number, tensor in enumerate(training.graph.inputs)}
+        captured = {}
+        for outer, inner in training.graph.captures:
+            captured[id(inner)] = outer
+        known_types = []
+        for handle in handles:
+            kind = tf_variables.variable_type(captured.get(id(handle)))
+            if kind is None:
+                return
+            known_types.append(kind)
+        arguments = {}
+        for number, tensor in enumerate(training.graph.inputs):
+            arguments[id(tensor)] = number
         for handle, (kind, _) in zip(handles, known_types, strict=True):
             dtype = tf.dtypes.as_dtype(kind)
             name = f"{_PREFIX}_mean_{next(_serials)}"
@@ -246,7 +262,10 @@ class InstrumentedFunction:
             self._rename(definition, library, {body})
             return
         op = training.fetching[0][1]
-        self.kinds = [tf.dtypes.as_dtype(kind) for kind in op.get_attr("output_types")]
+        kinds = []
+        for kind in op.get_attr("output_types"):
+            kinds.append(tf.dtypes.as_dtype(kind))
+        self.kinds = kinds
         touched = set()
         for name, function in {"": definition, **library}.items():
             if self._stage_everything(function, training, batches):
@@ -263,13 +282,21 @@ class InstrumentedFunction:
     ) -> bool:
         """Stage what a function fetches and what the program returned to it; False for nothing."""
         nodes = list(function.node_def)  # some are added
-        optionals = [node for node in nodes if node.op in FETCHES_OPTIONAL]
+        optionals = []
+        for node in nodes:
+            if node.op in FETCHES_OPTIONAL:
+                optionals.append(node)
         elements = [node for node in nodes if node.op in FETCHES]
-        returns = [node for node in nodes if _holds_outputs(node, training)]
+        returns = []
+        for node in nodes:
+            if _holds_outputs(node, training):
+                returns.append(node)
         for node in optionals:
             _stage_first(function, f"{node.name}:optional:0", batches.name)
         for node in elements:
-            names = [f"{node.name}:components:{number}" for number in range(len(self.kinds))]
+            names = []
+            for number in range(len(self.kinds)):
+                names.append(f"{node.name}:components:{number}")
             _stage_tensors(function, names, self.kinds, batches.name)
         for node in returns:
             batches.returned = f"{batches.name}_returned"
@@ -293,7 +320,9 @@ class InstrumentedFunction:
                 if mentioned & changed:
                     changed.add(name)
             has_grown = len(changed) > n_before
-        names = {name: f"{name}_{_PREFIX}_{next(_serials)}" for name in changed}
+        names = {}
+        for name in changed:
+            names[name] = f"{name}_{_PREFIX}_{next(_serials)}"
         for old, new in names.items():
             function = library[old]
             rename_mentions(function.node_def, names)
@@ -327,7 +356,10 @@ def _stage_first(function: Any, tensor: str, area: str) -> None:
     A loop that is handed the first element fetches the next one by itself. Without this order the
     next one may be staged before the first, on a busy machine.
     """
-    users = [node for node in function.node_def if tensor in node.input]
+    users = []
+    for node in function.node_def:
+        if tensor in node.input:
+            users.append(node)
     stage = _stage(function, tensor, area)
     for node in users:
         node.input.append(f"^{stage}")
@@ -361,7 +393,10 @@ def _without_forwarding(function: Any, tensor: Any) -> str:
     AddN starts with the first input whose buffer nobody else holds, so that one more reference
     changes the order of its sum. A copy is returned, and the sums wait until it was made.
     """
-    sums = {op.name for op in tensor.consumers() if takes_first_free(op.type, len(op.inputs))}
+    sums = set()
+    for op in tensor.consumers():
+        if takes_first_free(op.type, len(op.inputs)):
+            sums.add(op.name)
     source = output_name(tensor)
     if not sums:
         return source

@@ -107,7 +107,10 @@ class Layout:
         """
         losses = list(self.losses)
         if not losses:
-            losses = [(element, 0) for element, output in self.logged if output in logged_losses]
+            losses = []
+            for element, output in self.logged:
+                if output in logged_losses:
+                    losses.append((element, 0))
         for element, loss in losses:
             if not math.isfinite(values[element]):
                 return NonFinite("loss", loss, _kind(values[element])), False
@@ -346,10 +349,12 @@ def fingerprint_after(
     if not signature.watch_layout:
         return None
     if recorded is None:
-        measured = [
-            NOT_MEASURED if name.startswith("variable_sum:") else 0.0
-            for name in signature.watch_layout
-        ]
+        measured = []
+        for name in signature.watch_layout:
+            if name.startswith("variable_sum:"):
+                measured.append(NOT_MEASURED)
+            else:
+                measured.append(0.0)
         recorded = np.array(measured, np.float32)
     returned = dict(zip(signature.outputs, outputs, strict=True))
     losses = [returned.get(name) for name in signature.losses]

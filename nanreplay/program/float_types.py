@@ -87,10 +87,14 @@ def widened_variables(
 
 
 def _numbers(types: Mapping[str, str]) -> _Types:
-    return {
-        tf.dtypes.as_dtype(narrow).as_datatype_enum: tf.dtypes.as_dtype(wide).as_datatype_enum
-        for narrow, wide in types.items()
-    }
+    numbers = {}
+    for narrow, wide in types.items():
+        numbers[_number(narrow)] = _number(wide)
+    return numbers
+
+
+def _number(dtype: str) -> int:
+    return int(tf.dtypes.as_dtype(dtype).as_datatype_enum)
 
 
 def _renamed(dtype: str, types: _Types) -> str:
@@ -138,7 +142,7 @@ class _Widening:
             graph=self.graph.SerializeToString(),
             signature=replace(signature, inputs=inputs),
             ops=(*self.source.ops, *self._cast_infos()),
-            constants=tuple(self._constant(value) for value in self.source.constants),
+            constants=tuple(map(self._constant, self.source.constants)),
         )
 
     def _cast_infos(self) -> Iterator[OpInfo]:
@@ -218,7 +222,10 @@ class _Widening:
     ) -> list[Any]:
         """Casts of the inputs that a node takes in another type than it is given now."""
         taken = _kinds(definition.input_arg, node, definition)
-        positions = [i for i, name in enumerate(node.input) if not name.startswith("^")]
+        positions = []
+        for i, name in enumerate(node.input):
+            if not name.startswith("^"):
+                positions.append(i)
         casts = []
         for i, old, new in zip(positions, recorded, taken, strict=True):
             wide = self.types.get(old, old)
@@ -328,7 +335,10 @@ def _declared(attribute: Any, node: Any) -> Sequence[int]:
 
 def _declared_types(definition: Any, node: Any) -> dict[str, Sequence[int]]:
     """The types that a node gives, by attribute of its OpDef."""
-    attributes = [attribute for attribute in definition.attr if _is_type(attribute)]
+    attributes = []
+    for attribute in definition.attr:
+        if _is_type(attribute):
+            attributes.append(attribute)
     return {attribute.name: _declared(attribute, node) for attribute in attributes}
 
 

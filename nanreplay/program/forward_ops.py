@@ -32,7 +32,9 @@ def forward_ops(
     """
     forward_of: dict[OpKey, OpKey] = {}
     custom: set[OpKey] = set()
-    operations = {name: graph.get_operations() for name, graph in graphs.items()}
+    operations = {}
+    for name, graph in graphs.items():
+        operations[name] = graph.get_operations()
     for span in seen.spans:
         for function in names.of_graph(span.graph):
             # A tensor of an eager step that calls the function has no graph.
@@ -58,7 +60,10 @@ def forward_ops(
 def _by_scope(ops: Sequence[Any], scope: str, op_type: str, function: str) -> OpKey | None:
     """The first op of a type in a name scope; else the first whose name begins with it."""
     alike = [op.name for op in ops if op.type == op_type]
-    in_scope = [name for name in alike if name.rpartition("/")[0] == scope.rstrip("/")]
+    in_scope = []
+    for name in alike:
+        if name.rpartition("/")[0] == scope.rstrip("/"):
+            in_scope.append(name)
     matching_ops = in_scope or [name for name in alike if name.startswith(scope)]
     return (function, matching_ops[0]) if matching_ops else None
 
@@ -77,7 +82,10 @@ def _add_symbolic(
         match = _SYMBOLIC_GRADIENT.search(op.name) or _TAPE_GRADIENT.match(op.name)
         if match is None or (function, op.name) in forward_of:
             continue
-        holders = [name for name in others if match[1] in known[name]]
+        holders = []
+        for name in others:
+            if match[1] in known[name]:
+                holders.append(name)
         if holders:
             forward_of[function, op.name] = (holders[0], match[1])
 

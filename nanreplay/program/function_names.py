@@ -69,7 +69,10 @@ class FunctionNames:
             return named if named in self._definitions else None
         if function in functions:
             return function
-        called = [name for name in functions if not name or name in self._called]
+        called = []
+        for name in functions:
+            if not name or name in self._called:
+                called.append(name)
         return next(reversed(called or functions), None)
 
     def _reachable(self, main: Any) -> set[str]:
@@ -99,7 +102,10 @@ def node_names(graph: Any, definition: Any) -> dict[str, str]:
     gradient may have added ops to the trace since; they are no part of this function.
     """
     arguments = {tensor.op.name for tensor in graph.inputs}
-    ops = [op for op in graph.get_operations() if op.name not in arguments]
+    ops = []
+    for op in graph.get_operations():
+        if op.name not in arguments:
+            ops.append(op)
     names: dict[str, str] = {}
     for op, node in zip(ops, definition.node_def, strict=False):
         if op.type != node.op or not _is_name_of(node.name, op.name):

@@ -7,9 +7,10 @@ distributed programs are made with `ProgramEditor`.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import tensorflow as tf
@@ -18,12 +19,13 @@ from nanreplay.errors import ReplayError
 from nanreplay.program.graph_nodes import (
     count_outputs,
     data_inputs,
+    functions_by_name,
     mentioned_functions,
     op_name,
     output_types,
 )
 from nanreplay.program.safety import all_nodes, copied_graph, parse_graph
-from nanreplay.records import OpInfo, ProgramRecord, Signature
+from nanreplay.records import CaptureSpec, InputSpec, OpInfo, ProgramRecord, Signature
 from nanreplay.tensorflow_internals.tf_eager import op_definition
 
 # Leaving out what the step does not need: ops that lead nowhere, functions that nobody calls, names
@@ -43,7 +45,8 @@ def needed_part(graph: Any, names: Sequence[str]) -> Any:
         name = pending.pop()
         if name not in reached:
             reached.add(name)
-            pending += [op_name(source) for source in nodes[name].input]
+            for source in nodes[name].input:
+                pending.append(op_name(source))
     needed = tf.compat.v1.GraphDef()
     needed.versions.CopyFrom(graph.versions)
     needed.library.CopyFrom(graph.library)
@@ -57,7 +60,9 @@ def pruned(record: ProgramRecord) -> ProgramRecord:
     graph = needed_part(parse_graph(record.graph), wanted)
     _prune_library(graph)
     forget_placement(graph)
-    kept = {(function, node.name) for function, node in all_nodes(graph)}
+    kept = set()
+    for function, node in all_nodes(graph):
+        kept.add((function, node.name))
     # What is known of a forward op is asked for through its backward op, even if it is gone.
     forward_ops = set()
     for info in record.ops:
@@ -70,8 +75,10 @@ def pruned(record: ProgramRecord) -> ProgramRecord:
 
 def _prune_library(graph: Any) -> None:
     """Leave out functions that the main graph calls neither directly nor through others."""
-    functions = {function.signature.name: function for function in graph.library.function}
-    gradients = {entry.function_name: entry.gradient_func for entry in graph.library.gradient}
+    functions = functions_by_name(graph)
+    gradients = {}
+    for entry in graph.library.gradient:
+        gradients[entry.function_name] = entry.gradient_func
     called: set[str] = set()
     pending = list(mentioned_functions(graph.node))
     while pending:
@@ -91,12 +98,14 @@ def _prune_library(graph: Any) -> None:
 
 def _wanted(signature: Signature) -> Iterator[str]:
     """Names of everything of a program that a replay may ask for."""
-    yield from (spec.tensor for spec in signature.inputs)
-    yield from (spec.tensor for spec in signature.captures)
-    yield from (spec.tensor for spec in signature.fed)
+    fed: Iterable[InputSpec | CaptureSpec] = chain(
+        signature.inputs, signature.captures, signature.fed
+    )
+    for spec in fed:
+        yield spec.tensor
     yield from (*signature.outputs, *signature.control_outputs, *signature.losses)
-    for spec in signature.gradients:
-        yield from filter(None, (spec.tensor, spec.indices))
+    for gradient in signature.gradients:
+        yield from filter(None, (gradient.tensor, gradient.indices))
     if signature.watch:
         yield signature.watch
 
@@ -148,9 +157,7 @@ class ProgramEditor:
         """Copy the graph."""
         self.record = record
         self._graph = copied_graph(record.graph)
-        self._functions = {
-            function.signature.name: function for function in self._graph.library.function
-        }
+        self._functions = functions_by_name(self._graph)
         self._nodes: dict[str, dict[str, Any]] = {"": _by_name(self._graph.node)}
         """The nodes of the main graph ("") and of each function, by name."""
         for name, function in self._functions.items():
@@ -214,7 +221,9 @@ class ProgramEditor:
     def ops(self, types: Container[str]) -> Iterator[OpKey]:
         """Return the ops of some types, in the main graph and in functions."""
         for function, nodes in self._nodes.items():
-            yield from ((function, name) for name, node in nodes.items() if node.op in types)
+            for name, node in nodes.items():
+                if node.op in types:
+                    yield (function, name)
 
     def ops_of(self, function: str) -> list[str]:
         """Return the names of all ops of a function."""
@@ -253,7 +262,8 @@ class ProgramEditor:
         names = []
         for argument in definition.output_arg:
             count = count_outputs(argument, node)
-            names += [f"{node.name}:{argument.name}:{k}" for k in range(count)]
+            for k in range(count):
+                names.append(f"{node.name}:{argument.name}:{k}")
         return names
 
     def consumers(self, function: str, tensor: str) -> list[tuple[OpKey, int]]:
@@ -310,10 +320,10 @@ class ProgramEditor:
         # The ops are traced in a graph of their own, in which placeholders stand for the tensors,
         # and then copied.
         with tf.Graph().as_default() as graph:
-            placeholders = [
-                tf.compat.v1.placeholder(self.dtype(function, tensor), name=f"{scope}/given_{i}")
-                for i, tensor in enumerate(tensors)
-            ]
+            placeholders = []
+            for i, tensor in enumerate(tensors):
+                dtype = self.dtype(function, tensor)
+                placeholders.append(tf.compat.v1.placeholder(dtype, name=f"{scope}/given_{i}"))
             with tf.name_scope(scope):
                 results = tf.nest.flatten(compute(*placeholders))
         names = [placeholder.op.name for placeholder in placeholders]
@@ -325,11 +335,13 @@ class ProgramEditor:
             if node.name not in stand_for:
                 self._append(function, node, stand_for)
         # A function may return one of the tensors that it was given.
-        return [
-            stand_for.get(tensor.op.name)
-            or self.outputs((function, tensor.op.name))[tensor.value_index]
-            for tensor in results
-        ]
+        names = []
+        for tensor in results:
+            name = stand_for.get(tensor.op.name)
+            if name is None:
+                name = self.outputs((function, tensor.op.name))[tensor.value_index]
+            names.append(name)
+        return names
 
     def inline(self, name: str, function: str) -> list[str]:
         """Put the body of a branch in the place of an If of the main graph.
@@ -348,13 +360,16 @@ class ProgramEditor:
         in_main = dict(zip(arguments, data_inputs(node)[1:], strict=True))
         for inner in body.node_def:
             outputs = self.outputs((function, inner.name))
-            in_main |= {output: f"{name}/{inner.name}:{k}" for k, output in enumerate(outputs)}
+            for k, output in enumerate(outputs):
+                in_main[output] = f"{name}/{inner.name}:{k}"
         for inner in body.node_def:
             self._add_inlined(name, inner, in_main)
         types = [argument.type for argument in body.signature.output_arg]
         node.op = "IdentityN"
         del node.input[:]
-        returned = [body.ret[argument.name] for argument in body.signature.output_arg]
+        returned = []
+        for argument in body.signature.output_arg:
+            returned.append(body.ret[argument.name])
         node.input.extend(in_main[tensor] for tensor in returned)
         node.attr.clear()
         node.attr["T"].list.type.extend(types)

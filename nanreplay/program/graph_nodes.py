@@ -25,6 +25,11 @@ def data_inputs(node: Any) -> list[str]:
     return [name for name in node.input if not name.startswith("^")]
 
 
+def functions_by_name(graph: Any) -> dict[str, Any]:
+    """Return the FunctionDefs of a GraphDef's library."""
+    return {function.signature.name: function for function in graph.library.function}
+
+
 def op_name(tensor: str) -> str:
     """Return the name of the op that makes a tensor, or that a control dependency names."""
     return tensor.removeprefix("^").partition(":")[0]
@@ -94,7 +99,8 @@ def mentioned_functions(nodes: Iterable[Any]) -> Iterator[str]:
     for node in nodes:
         yield node.op
         for value in node.attr.values():
-            yield from (function.name for function in _functions_in(value))
+            for function in _functions_in(value):
+                yield function.name
 
 
 def _functions_in(value: Any) -> Iterable[Any]:
@@ -120,10 +126,12 @@ def rename_mentions(nodes: Iterable[Any], names: Mapping[str, str]) -> None:
 def avoid_known_functions(graph: Any) -> None:
     """Rename the functions of a GraphDef, in place, where this process knows others so named."""
     functions = graph.library.function
-    if not any(_is_another(function) for function in functions):
+    if not any(map(_is_another, functions)):
         return
     prefix = f"__nanreplay_version_{next(_serials)}_"
-    names = {function.signature.name: prefix + function.signature.name for function in functions}
+    names = {}
+    for function in functions:
+        names[function.signature.name] = prefix + function.signature.name
     rename_mentions(graph.node, names)
     for function in functions:
         function.signature.name = names[function.signature.name]

@@ -64,7 +64,9 @@ def _loss_part(loss: Any) -> KerasPart:
         return KerasPart("loss", "", loss.__name__, ())
     # Losses that wrap a function keep its settings as arguments for it, without a public name.
     settings = {**getattr(loss, "_fn_kwargs", {}), **getattr(loss, "__dict__", {})}
-    texts = [text for name in _OF_LOSSES for text in _setting(name, settings.get(name))]
+    texts: list[str] = []
+    for name in _OF_LOSSES:
+        texts.extend(_setting(name, settings.get(name)))
     return KerasPart("loss", "", class_name(loss, "losses"), tuple(texts))
 
 

@@ -17,6 +17,7 @@ import tensorflow as tf
 from nanreplay.program.graph_nodes import (
     argument_types,
     count_outputs,
+    functions_by_name,
     mentioned_functions,
     output_types,
 )
@@ -80,7 +81,9 @@ def _traced(serialized: bytes) -> LoweredFunction:
         return [tf.identity(output) for output in compute(attrs, inputs)]
 
     call.__name__ = f"nanreplay_lowered_{node.op}_{next(_serials)}"
-    specs = [tf.TensorSpec(None, tf.dtypes.as_dtype(kind)) for kind in input_types]
+    specs = []
+    for kind in input_types:
+        specs.append(tf.TensorSpec(None, tf.dtypes.as_dtype(kind)))
     traced = tf.function(call, autograph=False).get_concrete_function(*specs)
     name = tf_functions.runtime_name(traced)
     library = tf_functions.function_library(name)
@@ -165,15 +168,20 @@ def _called_functions(graph: Any) -> set[str]:
 
 def _compiled_functions(graph: Any) -> set[str]:
     """Names of the functions that XLA compiles, and of all that they call."""
-    functions = graph.library.function
-    marked = [function.signature.name for function in functions if _is_compiled(function.attr)]
-    callers = [node for _, node in all_nodes(graph) if _is_compiled(node.attr)]
+    marked = []
+    for name, function in functions_by_name(graph).items():
+        if _is_compiled(function.attr):
+            marked.append(name)
+    callers = []
+    for _, node in all_nodes(graph):
+        if _is_compiled(node.attr):
+            callers.append(node)
     return _reached(graph, [*marked, *mentioned_functions(callers)])
 
 
 def _reached(graph: Any, names: Iterable[str]) -> set[str]:
     """Names of functions of a library, and of all that they call."""
-    functions = {function.signature.name: function for function in graph.library.function}
+    functions = functions_by_name(graph)
     pending, reached = list(names), set[str]()
     while pending:
         name = pending.pop()
@@ -199,7 +207,8 @@ def _lower_body(nodes: Any, added: dict[str, Any], replaced: set[str]) -> dict[s
         if lowered is None:
             continue
         replaced.add(node.op)
-        added.update({entry.signature.name: entry for entry in lowered.definitions})
+        for entry in lowered.definitions:
+            added[entry.signature.name] = entry
         number = 0
         for argument in op_definition(node.op).output_arg:
             for k in range(count_outputs(argument, node)):

@@ -17,6 +17,7 @@ import tensorflow as tf
 from nanreplay.program.graph_nodes import (
     constant_array,
     data_inputs,
+    functions_by_name,
     mentioned_functions,
     op_name,
     output_types,
@@ -84,7 +85,7 @@ def nondeterministic_tensors(graph: Any) -> list[Any]:
     for op in graph.get_operations():
         if not is_nondeterministic(op.type) or op.name in exchanged:
             continue
-        if all(_can_be_held(tensor) for tensor in op.outputs):
+        if all(map(_can_be_held, op.outputs)):
             tensors += op.outputs
     return tensors
 
@@ -112,16 +113,16 @@ def exchanged_inside(graph: Any) -> set[str]:
     for body in [graph.node, *(function.node_def for function in graph.library.function)]:
         nodes = {node.name: node for node in body}
         # All devices that exchange tensors by an op of NCCL are in the graph.
-        names |= {node.name for node in body if node.op == "NcclAllReduce"}
-        collectives = [
-            node
-            for node in body
-            if node.op.startswith("Collective") and is_nondeterministic(node.op)
-        ]
+        collectives = []
+        for node in body:
+            if node.op == "NcclAllReduce":
+                names.add(node.name)
+            elif node.op.startswith("Collective") and is_nondeterministic(node.op):
+                collectives.append(node)
         sizes = [_size_of_exchange(node, nodes) for node in collectives]
         known_sizes = [size for size in sizes if size is not None]
         if known_sizes and max(known_sizes) <= len({node.device for node in collectives}):
-            names |= {node.name for node in collectives}
+            names.update(node.name for node in collectives)
     return names
 
 
@@ -192,11 +193,10 @@ def cut_recorded_ops(graph: Any, signature: Signature) -> CutGraph:
         signature: How the program is called.
     """
     recorded = fed_ops(signature)
-    unheld = {
-        spec.tensor
-        for spec in signature.captures
-        if spec.variable is None and spec.constant is None
-    }
+    unheld = set()
+    for spec in signature.captures:
+        if spec.variable is None and spec.constant is None:
+            unheld.add(spec.tensor)
     writes = any(node.op in _LEFT_OUT for _, node in all_nodes(graph))
     if not recorded and not unheld and not writes:
         return CutGraph(graph, {}, {}, frozenset(), frozenset())
@@ -217,8 +217,14 @@ def cut_recorded_ops(graph: Any, signature: Signature) -> CutGraph:
     copied.node.extend(placeholders.values())
     idle = frozenset(name for name in unheld if name.rpartition(":")[0] not in used)
     unused = frozenset(name for name in unheld - idle if not _is_used(copied, name))
-    running = {node.name for node in copied.node if node.op not in ("Placeholder", "NoOp")}
-    ran_for = [name for name in dict.fromkeys(taken) if name in running]
+    running = set()
+    for node in copied.node:
+        if node.op not in ("Placeholder", "NoOp"):
+            running.add(node.name)
+    ran_for = []
+    for name in dict.fromkeys(taken):
+        if name in running:
+            ran_for.append(name)
     return CutGraph(copied, feeds, places, idle, unused, ran_for)
 
 
@@ -229,7 +235,10 @@ def _full_name(tensor: str) -> str:
 
 def _leave_out(node: Any) -> None:
     """Make a node a NoOp that waits for what the node waited for."""
-    controls = [name for name in node.input if name.startswith("^")]
+    controls = []
+    for name in node.input:
+        if name.startswith("^"):
+            controls.append(name)
     node.CopyFrom(tf.compat.v1.NodeDef(name=node.name, op="NoOp", input=controls))
 
 
@@ -239,7 +248,7 @@ def _is_used(graph: Any, tensor: str) -> bool:
     An op that only hands it on to a function, a branch or a loop does not; there, the search goes
     on with the argument.
     """
-    functions = {function.signature.name: function for function in graph.library.function}
+    functions = functions_by_name(graph)
     pending: list[tuple[str, Any, str]] = [("", graph.node, tensor.removesuffix(":0"))]
     """(function, its nodes, name of the tensor there)."""
     seen: set[tuple[str, str]] = set()
@@ -252,9 +261,8 @@ def _is_used(graph: Any, tensor: str) -> bool:
             arguments = list(_inner_arguments(node, position, functions))
             if not arguments:
                 return True
-            pending += [
-                (inner, functions[inner].node_def, argument) for inner, argument in arguments
-            ]
+            for inner, argument in arguments:
+                pending.append((inner, functions[inner].node_def, argument))
     return False
 
 
@@ -307,7 +315,10 @@ def _placeholders(
             copy.attr["T"].type = kinds[op][int(output)]
             nodes[copy_name] = copy
             places[spec.tensor] = f"{copy_name}:0"
-    moved = {tensor: place for tensor, place in places.items() if tensor != place}
+    moved = {}
+    for tensor, place in places.items():
+        if tensor != place:
+            moved[tensor] = place
     return feeds, moved, nodes
 
 

@@ -60,7 +60,10 @@ def has_nonfinite(values: Any) -> bool:
 def nonfinite_kind(values: Any) -> str:
     """The worst that an array holds: `nan`, `inf` or `-inf`; "" when all of it is finite."""
     kinds = {_kind_of_piece(piece) for piece in _float_pieces(values)}
-    return next((kind for kind in ("nan", "inf", "-inf") if kind in kinds), "")
+    for kind in ("nan", "inf", "-inf"):
+        if kind in kinds:
+            return kind
+    return ""
 
 
 def _kind_of_piece(piece: NDArray[Any]) -> str:

@@ -149,11 +149,10 @@ class Observation:
 
     def loss_replicas(self) -> tuple[int, ...]:
         """The replica of each of `losses`; empty where no strategy runs several."""
-        replica_of_loss = {
-            id(self.unscaled.get(id(target), target)): call.replica
-            for call in self.tape_gradients
-            for target in call.targets
-        }
+        replica_of_loss = {}
+        for call in self.tape_gradients:
+            for target in call.targets:
+                replica_of_loss[id(self.unscaled.get(id(target), target))] = call.replica
         losses = self.losses()
         replicas = [replica_of_loss.get(id(loss)) for loss in losses]
         known = tuple(replica for replica in replicas if replica is not None)
@@ -162,10 +161,11 @@ class Observation:
     def note_result(self, result: Any) -> None:
         """Remember what may be the loss among the step's results."""
         leaves = tf.nest.flatten(result, expand_composites=True)
-        tensors = [leaf for leaf in leaves if tf.is_tensor(leaf)]
-        self.returned_losses = [
-            tensor for tensor in tensors if tensor.dtype.is_floating and tensor.shape.rank == 0
-        ]
+        returned_losses = []
+        for leaf in leaves:
+            if tf.is_tensor(leaf) and leaf.dtype.is_floating and leaf.shape.rank == 0:
+                returned_losses.append(leaf)
+        self.returned_losses = returned_losses
 
     def gradients(self) -> list[tuple[Any, Any]]:
         """(gradient, variable) pairs as they reached the optimizer, else as the tape gave them."""
@@ -242,7 +242,10 @@ def observation_from_names(
             if not marks or marks[-1].stack != stack:
                 marks.append(Mark(index, stack))
             if seen.root_layer is None:
-                layer_names = [region.name for region in stack if region.kind == "layer"]
+                layer_names = []
+                for region in stack:
+                    if region.kind == "layer":
+                        layer_names.append(region.name)
                 seen.root_layer = layer_names[0] if layer_names else None
         seen.marks[id(graph)] = marks
     return seen

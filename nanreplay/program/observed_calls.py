@@ -142,7 +142,9 @@ def _note_update(optimizer: Any, gradients: list[Any], variables: Any) -> None:
             seen.loss_scale = loss_scale_now(optimizer)
     _tell_used(optimizer)
     seen.optimizers.append(optimizer)
-    own_variables = [tf_distribution.current_variable(variable) for variable in variables]
+    own_variables = []
+    for variable in variables:
+        own_variables.append(tf_distribution.current_variable(variable))
     seen.applied.append((gradients, own_variables))
 
 
@@ -211,9 +213,9 @@ def observed_gradient(original: Any) -> Any:
         seen = current_notes()
         if seen is not None:
             _tell_eager()
-            variables = [
-                tf_distribution.current_variable(leaf) for leaf in tf.nest.flatten(sources)
-            ]
+            variables = []
+            for leaf in tf.nest.flatten(sources):
+                variables.append(tf_distribution.current_variable(leaf))
             call = TapeGradient(
                 targets=tf.nest.flatten(target),
                 sources=variables,

@@ -28,9 +28,12 @@ Sources = Literal["lines", "none"]
 
 def _folders(*names: str) -> list[Path]:
     """Where packages are, imported or not."""
-    specs = [find_spec(name) for name in names]
-    origins = [spec.origin for spec in specs if spec is not None]
-    return [Path(origin).resolve().parent for origin in origins if origin]
+    folders = []
+    for name in names:
+        spec = find_spec(name)
+        if spec is not None and spec.origin:
+            folders.append(Path(spec.origin).resolve().parent)
+    return folders
 
 
 _LIBRARY_FOLDERS = (
@@ -159,13 +162,15 @@ def classify_ops(
     before_loss = _reach(ops, set(losses), forward=False)
     # A gradient that the loss is made of (a penalty on it, a step of an inner training) is that of
     # an inner tape: what uses it is no update.
-    backward = {name for name, kind in region.items() if kind == "backward"}
+    backward = set()
+    for name, kind in region.items():
+        if kind == "backward":
+            backward.add(name)
     outer = backward - before_loss
-    updates = {
-        op.name
-        for op in ops
-        if op.type.startswith("Assign") and op.inputs and op.inputs[0].op.name not in metric_inputs
-    }
+    updates = set()
+    for op in ops:
+        if op.type.startswith("Assign") and op.inputs and op.inputs[0].op.name not in metric_inputs:
+            updates.add(op.name)
     return PhaseFlow(
         region=region,
         after_gradient=frozenset(_reach(ops, outer, forward=True) - backward - before_loss),

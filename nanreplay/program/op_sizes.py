@@ -200,7 +200,7 @@ def _resized(shapes: Sequence[Shape], values: Values) -> int:
 def _broadcast(shapes: Sequence[Shape], values: Values) -> int:
     """[8, 1] and [5] give [8, 5]: shapes are aligned at their ends; the larger size counts."""
     known = [shape for shape in shapes if shape is not None]
-    rank = max((len(shape) for shape in known), default=0)
+    rank = max(map(len, known), default=0)
     aligned = [(1,) * (rank - len(shape)) + shape for shape in known]
     return math.prod(0 if 0 in sizes else max(sizes) for sizes in zip(*aligned, strict=True))
 

@@ -66,7 +66,9 @@ def feed_sources(graph: Any, program: TracedProgram) -> None:
     if not program.fetched:
         return
     # Tensor name to that of the placeholder's tensor; op name to those of its placeholders.
-    fetched = {tensor.name: f"{_fed_name(tensor)}:0" for tensor in program.fetched}
+    fetched = {}
+    for tensor in program.fetched:
+        fetched[tensor.name] = f"{_fed_name(tensor)}:0"
     removed: dict[str, list[str]] = {}
     for op in program.sources:
         removed[op.name] = [_fed_name(tensor) for tensor in op.outputs if tensor.name in fetched]
@@ -139,7 +141,9 @@ def _inputs(program: TracedProgram) -> tuple[InputSpec, ...]:
     fetched = {id(tensor) for tensor in program.fetched}
     loop = program.loop
     loop_fetched = () if loop is None else loop.fetched
-    numbers_in_loop = {id(tensor): number for number, tensor in enumerate(loop_fetched)}
+    numbers_in_loop = {}
+    for number, tensor in enumerate(loop_fetched):
+        numbers_in_loop[id(tensor)] = number
     specs = []
     for tensor, leaf in program.inputs:
         spec = _input_spec(tensor, leaf, program.leaf_paths[leaf])
@@ -242,7 +246,8 @@ def _policy(seen: Observation) -> str:
     names: set[str] = set()
     for model in seen.layers:
         layers = (model, *getattr(model, "layers", ()))
-        names.update(layer.dtype_policy.name for layer in layers)
+        for layer in layers:
+            names.add(layer.dtype_policy.name)
     return ", ".join(sorted(names - {"float32"}) or ["float32"])
 
 
@@ -251,9 +256,10 @@ def describe_ops(
 ) -> list[OpInfo]:
     """Describe every op of a program's graph and of the functions it calls."""
     graph, seen = program.graph, program.seen
-    metric_inputs = {
-        spec.tensor.rpartition(":")[0] for spec in signature.captures if spec.variable in metrics
-    }
+    metric_inputs = set()
+    for spec in signature.captures:
+        if spec.variable in metrics:
+            metric_inputs.add(spec.tensor.rpartition(":")[0])
     graphs = {"": graph, **tf_functions.library_graphs(graph)}
     losses = _op_names(signature.losses)
     gradients = _op_names(spec.tensor for spec in signature.gradients)
@@ -336,8 +342,12 @@ def own_losses_and_gradients(graph: Any) -> tuple[set[str], set[str]]:
 
 
 def _own_ops(graph: Any, ends: Iterable[Any]) -> set[str]:
-    tensors = [end.values if isinstance(end, tf.IndexedSlices) else end for end in ends]
-    return {tensor.op.name for tensor in tensors if getattr(tensor, "graph", None) is graph}
+    ops = set()
+    for end in ends:
+        tensor = end.values if isinstance(end, tf.IndexedSlices) else end
+        if getattr(tensor, "graph", None) is graph:
+            ops.add(tensor.op.name)
+    return ops
 
 
 def without_root(path: str, root: str | None) -> str:
@@ -352,5 +362,8 @@ def _layers_at(marks: Sequence[Mark], index: int, graph: int) -> str:
     at = bisect.bisect_right(marks, index, key=lambda mark: mark.start) - 1
     if at < 0:
         return ""
-    layers = [region for region in marks[at].stack if region.kind == "layer"]
-    return "/".join(region.name for region in layers if region.graph == graph)
+    names = []
+    for region in marks[at].stack:
+        if region.kind == "layer" and region.graph == graph:
+            names.append(region.name)
+    return "/".join(names)

@@ -35,7 +35,9 @@ def replace_functions(
         places: Module and name of each.
         stand_in: Given the name and the function, makes what is called in its place.
     """
-    originals = [(module, name, getattr(module, name)) for module, name in places]
+    originals = []
+    for module, name in places:
+        originals.append((module, name, getattr(module, name)))
     for module, name, original in originals:
         setattr(module, name, stand_in(name, original))
 

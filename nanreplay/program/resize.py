@@ -43,7 +43,10 @@ def resized(
     """
     graph = copied_graph(record.graph)
     signature = record.signature
-    placeholders = {op_name(spec.tensor) for spec in signature.inputs if _has_rows(spec, old)}
+    placeholders = set()
+    for spec in signature.inputs:
+        if _has_rows(spec, old):
+            placeholders.add(op_name(spec.tensor))
     first_only = old in _layer_widths(signature, variables)
     count_inputs = set(_inputs_of_counts(graph))
     for function, node in all_nodes(graph):
@@ -66,7 +69,9 @@ def resized(
 
 def _layer_widths(signature: Signature, variables: Sequence[VariableInfo]) -> set[int | None]:
     """Sizes that a shape may hold for another reason than the batch."""
-    widths: set[int | None] = {size for info in variables for size in info.shape}
+    widths: set[int | None] = set()
+    for info in variables:
+        widths.update(info.shape)
     for spec in signature.inputs:
         widths.update((spec.shape or ())[1:])
     return widths
@@ -97,7 +102,8 @@ def _inputs_of_counts(graph: Any) -> Iterator[tuple[str, str]]:
     """(function, op) of what goes into ops that make shapes or counts."""
     for function, node in all_nodes(graph):
         if node.op in _MAKES_COUNTS:
-            yield from ((function, op_name(source)) for source in node.input)
+            for source in node.input:
+                yield (function, op_name(source))
 
 
 def _resize_constant(node: Any, old: int, new: int, *, first_only: bool, is_count: bool) -> None:

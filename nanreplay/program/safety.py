@@ -16,7 +16,7 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.errors import UnsafeProgramError, UnsupportedOpError
-from nanreplay.program.graph_nodes import mentioned_functions
+from nanreplay.program.graph_nodes import functions_by_name, mentioned_functions
 from nanreplay.program.op_sizes import check_constant_sizes
 from nanreplay.tensorflow_internals.tf_eager import op_definition
 
@@ -107,7 +107,7 @@ def check_calls(graph: Any) -> None:
     Raises:
         UnsafeProgramError: They do.
     """
-    functions = {function.signature.name: function for function in graph.library.function}
+    functions = functions_by_name(graph)
     calls: dict[str, list[str]] = {}
     for name, function in functions.items():
         mentioned = mentioned_functions(function.node_def)
@@ -183,7 +183,7 @@ def check_graph(graph: Any, *, trust: bool = False) -> None:
         MemoryLimitError: It holds a tensor that is larger than the memory it may take.
     """
     parsed = parse_graph(graph)
-    library = {function.signature.name for function in parsed.library.function}
+    library = functions_by_name(parsed)
     for name in library:
         if op_definition(name) is not None:
             raise UnsafeProgramError(

@@ -133,19 +133,25 @@ def _whole_program(
             inputs.append((placeholder, leaves[index]))
         else:
             handles.append((placeholder, arguments[index]))
-    inputs += [(tensor, len(leaves) + number) for number, tensor in enumerate(fetched)]
+    for number, tensor in enumerate(fetched):
+        inputs.append((tensor, len(leaves) + number))
     handles += zip(graph.inputs[n_arguments:], captured, strict=True)
     # A replay is fed with what was fetched, and has no iterator.
-    source_inputs = [tensor for op in sources for tensor in op.inputs]
-    iterators = {id(tensor) for tensor in source_inputs if is_handle(tensor)}
-    captures = [
-        (placeholder, value)
-        for placeholder, value in handles
-        if is_variable(value) or id(placeholder) not in iterators
-    ]
+    iterators = set()
+    for op in sources:
+        for tensor in op.inputs:
+            if is_handle(tensor):
+                iterators.add(id(tensor))
+    captures = []
+    for placeholder, value in handles:
+        if is_variable(value) or id(placeholder) not in iterators:
+            captures.append((placeholder, value))
     paths = argument_paths(training.function, arguments)
     paths += fetched_paths(training.function, fetched, in_loop=loop is not None)
-    outside = [tensor for tensor in nondeterministic_tensors(graph) if tensor.op not in sources]
+    outside = []
+    for tensor in nondeterministic_tensors(graph):
+        if tensor.op not in sources:
+            outside.append(tensor)
     return TracedProgram(
         graph=graph,
         inputs=inputs,
@@ -162,5 +168,8 @@ def _whole_program(
 
 def _leaf_numbers(arguments: Sequence[Any]) -> dict[int, int]:
     """Number of the leaf of the batch, by number of the flat argument: all but handles."""
-    data = [index for index, value in enumerate(arguments) if not is_handle(value)]
-    return {index: number for number, index in enumerate(data)}
+    numbers: dict[int, int] = {}
+    for index, value in enumerate(arguments):
+        if not is_handle(value):
+            numbers[index] = len(numbers)
+    return numbers

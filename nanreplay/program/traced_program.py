@@ -52,7 +52,10 @@ def _signature_paths(signature: tuple[Any, ...], count: int) -> list[str]:
     if not kwargs:
         structure = args[0] if len(args) == 1 else (*args,)
     leaves = tf_datasets.flatten_with_paths(structure)
-    paths = [path for path, leaf in leaves if _is_data_spec(leaf)]
+    paths = []
+    for path, leaf in leaves:
+        if _is_data_spec(leaf):
+            paths.append(path)
     return paths if len(paths) == count else [str(number) for number in range(count)]
 
 
@@ -63,7 +66,7 @@ def _is_data_spec(leaf: Any) -> bool:
 def element_specs(function: Any) -> list[Any]:
     """Specs of the elements of the iterators and datasets among a function's arguments."""
     args, kwargs = function.structured_input_signature
-    specs = [tf_datasets.element_spec(leaf) for leaf in tf.nest.flatten((args, kwargs))]
+    specs = map(tf_datasets.element_spec, tf.nest.flatten((args, kwargs)))
     return [spec for spec in specs if spec is not None]
 
 
@@ -113,10 +116,11 @@ def _replica_of(tensor: Any) -> int:
 def _paths_of_elements(function: Any, count: int) -> list[str]:
     """Paths within the elements of the only iterator; numbers where that does not fit."""
     specs = element_specs(function)
-    paths = []
+    paths: list[str] = []
     if len(specs) == 1:
-        leaves = tf_datasets.flatten_with_paths(specs[0])
-        paths = [path for path, leaf in leaves if leaf is not None]
+        for path, leaf in tf_datasets.flatten_with_paths(specs[0]):
+            if leaf is not None:
+                paths.append(path)
     if not paths or count % len(paths):
         return [str(number) for number in range(count)]
     n_elements = count // len(paths)
@@ -128,7 +132,10 @@ def _paths_of_elements(function: Any, count: int) -> list[str]:
 def output_names(graph: Any) -> list[str]:
     """A readable name for each output, such as `loss`."""
     named = tf_datasets.flatten_with_paths(graph.structured_outputs)
-    names = [path for path, leaf in named if leaf is not None and tf.is_tensor(leaf)]
+    names = []
+    for path, leaf in named:
+        if leaf is not None and tf.is_tensor(leaf):
+            names.append(path)
     return names if len(names) == len(graph.outputs) else [tensor.name for tensor in graph.outputs]
 
 
@@ -220,16 +227,23 @@ class TracedProgram:
 
         Where the step returns a copy of the loss, the copy stands for it: it is fetched anyway.
         """
-        returned = {id(source_of(tensor)): tensor for tensor in reversed(self.outputs)}
-        losses = [loss for loss in self.seen.losses() if loss.graph is self.graph]
-        losses = [returned.get(id(source_of(loss)), loss) for loss in losses]
+        returned = {}
+        for tensor in reversed(self.outputs):
+            returned[id(source_of(tensor))] = tensor
+        losses = []
+        for loss in self.seen.losses():
+            if loss.graph is self.graph:
+                losses.append(returned.get(id(source_of(loss)), loss))
         return losses or self.returned_losses[:1]
 
     @cached_property
     def returned_losses(self) -> list[Any]:
         """Scalar floats that the step returns; one whose name says loss first."""
         named = zip(self.output_names, self.outputs, strict=True)
-        scalars = [(name, tensor) for name, tensor in named if is_scalar_float(tensor)]
+        scalars = []
+        for name, tensor in named:
+            if is_scalar_float(tensor):
+                scalars.append((name, tensor))
         # The sort is stable: False, for a name with "loss" in it, comes first.
         return [tensor for _, tensor in sorted(scalars, key=lambda pair: "loss" not in pair[0])]
 
@@ -257,7 +271,9 @@ class TracedProgram:
         placeholders = self.mean_placeholders()
         if placeholders is None:
             return None
-        captured = {id(placeholder): value for placeholder, value in self.captures}
+        captured = {}
+        for placeholder, value in self.captures:
+            captured[id(placeholder)] = value
         return captured[id(placeholders[0])], captured[id(placeholders[1])]
 
     def mean_placeholders(self) -> tuple[Any, Any] | None:
@@ -280,7 +296,9 @@ class TracedProgram:
 
 def fetched_tensors(sources: Iterable[Any]) -> list[Any]:
     """What ops that fetch give, but for handles."""
-    outputs = [tensor for op in sources for tensor in op.outputs]
+    outputs = []
+    for op in sources:
+        outputs.extend(op.outputs)
     return [tensor for tensor in outputs if not is_handle(tensor)]
 
 

@@ -127,7 +127,9 @@ class TrainingFunction:
         """(graph, op) of all that takes elements of iterators and datasets."""
         fetching = []
         for graph in self._all_graphs:
-            fetching += [(graph, op) for op in graph.get_operations() if op.type in FETCHING]
+            for op in graph.get_operations():
+                if op.type in FETCHING:
+                    fetching.append((graph, op))
         return fetching
 
     @cached_property
@@ -179,7 +181,9 @@ class TrainingFunction:
                 fetching_and_training.append(op)
             else:
                 fetching.append(op)
-                handles.update(id(tensor) for tensor in op.outputs if is_handle(tensor))
+                for tensor in op.outputs:
+                    if is_handle(tensor):
+                        handles.add(id(tensor))
         return fetching, fetching_and_training
 
     def _fetches_in(self, name: str) -> bool:
@@ -225,17 +229,16 @@ class TrainingFunction:
         while True:
             if has_own_gradient(graph) or writes_variables(graph):
                 return graph, caller
-            training_calls = [
-                (name, call)
-                for name, call in self._calls_of(graph)
-                if any(map(has_own_gradient, with_library(self.graphs[name])))
-            ]
+            training_calls = []
+            for called, call in self._calls_of(graph):
+                if any(map(has_own_gradient, with_library(self.graphs[called]))):
+                    training_calls.append((called, call))
             if len(training_calls) != 1:
                 return graph, caller
-            name, call = training_calls[0]
-            if len(self.callers.get(name, ())) != 1:
+            called, call = training_calls[0]
+            if len(self.callers.get(called, ())) != 1:
                 return graph, caller
-            graph, caller = self.graphs[name], call
+            graph, caller = self.graphs[called], call
 
     def _calls_of(self, graph: Any) -> list[tuple[str, Caller]]:
         """Plain calls of functions in `graph`, and in its loops and branches.
@@ -356,7 +359,8 @@ def called_functions(op: Any) -> Iterator[tuple[str, int]]:
     first = int(op.type in _BRANCHES)  # the first input of a branching op is its condition
     for key in _FUNCTIONS_OF.get(op.type, ()):
         if key == "branches":
-            yield from ((function.name, first) for function in attributes[key].list.func)
+            for function in attributes[key].list.func:
+                yield (function.name, first)
         else:
             yield attributes[key].func.name, first
 

@@ -75,10 +75,13 @@ def channels_last(run: Any, op_type: str, attrs: Attrs, inputs: Sequence[Any]) -
         else:
             given.append(tensor)
     outputs = run(op_type, _attrs_of_channels_last(op_type, attrs, to_last), given)
-    return [
-        tf.transpose(tensor, to_first) if is_image(op_type, argument.name) else tensor
-        for argument, tensor in zip(definition.output_arg, outputs, strict=True)
-    ]
+    images = []
+    for argument, tensor in zip(definition.output_arg, outputs, strict=True):
+        if is_image(op_type, argument.name):
+            images.append(tf.transpose(tensor, to_first))
+        else:
+            images.append(tensor)
+    return images
 
 
 def _attrs_of_channels_last(op_type: str, attrs: Attrs, to_last: Sequence[int]) -> Attrs:

@@ -74,9 +74,10 @@ def _runs(
 
 def _input_types(op_type: str, types: dict[str, int]) -> list[Any]:
     arguments = op_definition(op_type).input_arg
-    return [
-        tf.dtypes.as_dtype(argument.type or types[argument.type_attr]) for argument in arguments
-    ]
+    input_types = []
+    for argument in arguments:
+        input_types.append(tf.dtypes.as_dtype(argument.type or types[argument.type_attr]))
+    return input_types
 
 
 def _tiny_inputs(op_type: str, rank: int, kinds: Sequence[Any]) -> list[Any]:

@@ -62,7 +62,9 @@ def _inputs_of_layers(call: RnnCall) -> Any:
     def following(number: Any, sequence: Any, sequences: Any) -> Any:
         sequences = sequences.write(number, sequence)
         n_directions = call.form.n_directions
-        outputs = [one_direction(call, number, sequence, d)[0] for d in range(n_directions)]
+        outputs = []
+        for d in range(n_directions):
+            outputs.append(one_direction(call, number, sequence, d)[0])
         joined = tf.ensure_shape(tf.concat(outputs, axis=2), UNKNOWN_3D)
         return number + 1, joined, sequences
 
@@ -87,10 +89,11 @@ def _all_layers_back(call: RnnCall, of_output: Any, of_h: Any, of_c: Any) -> tup
     def preceding(number: Any, of_output: Any, hs: Any, cs: Any, matrices: Any, biases: Any) -> Any:
         sequence = tf.ensure_shape(sequences.read(number), UNKNOWN_3D)
         of_directions = tf.split(of_output, n_directions, axis=2)
-        parts = [
-            _one_direction_back(call, number, sequence, d, (of_directions[d], of_h, of_c))
-            for d in range(n_directions)
-        ]
+        parts = []
+        for d in range(n_directions):
+            parts.append(
+                _one_direction_back(call, number, sequence, d, (of_directions[d], of_h, of_c))
+            )
         of_sequence = tf.ensure_shape(tf.add_n([part.sequence for part in parts]), UNKNOWN_3D)
         return (
             number - 1,
@@ -149,7 +152,9 @@ def _one_direction_back(
     of_sequence = tf.reshape(of_sequence, tf.shape(sequence))
     flat_from_h = _rows(of_from_h)
     of_recurrent = tf.matmul(flat_from_h, _rows(wide_hs), transpose_a=True)
-    matrices = [tf.reshape(part, [-1]) for part in (of_input_matrix, of_recurrent)]
+    matrices = []
+    for part in (of_input_matrix, of_recurrent):
+        matrices.append(tf.reshape(part, [-1]))
     biases = [tf.reduce_sum(flat_fed, 0), tf.reduce_sum(flat_from_h, 0)]
     return _DirectionGradient(
         tf.cast(in_order(call, of_sequence, direction), kind),
@@ -194,10 +199,9 @@ def _through_time(
         )
         of_fed = of_fed.write(t, tf.where(is_valid, fed_part, tf.zeros_like(fed_part)))
         of_from_h = of_from_h.write(t, tf.where(is_valid, state_part, tf.zeros_like(state_part)))
-        kept = [
-            tf.ensure_shape(tf.where(is_valid, new, old), UNKNOWN_2D)
-            for new, old in ((h_part, of_h), (c_part, of_c))
-        ]
+        kept = []
+        for new, old in ((h_part, of_h), (c_part, of_c)):
+            kept.append(tf.ensure_shape(tf.where(is_valid, new, old), UNKNOWN_2D))
         return t - 1, *kept, of_fed, of_from_h
 
     arrays = [tf.TensorArray(wide, steps, element_shape=UNKNOWN_2D) for _ in range(2)]

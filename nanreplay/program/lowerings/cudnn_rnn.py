@@ -169,10 +169,9 @@ def one_direction(
         new_h, new_c = tf.cast(new_h, kind), tf.cast(new_c, kind)
         is_valid = given.is_valid[t]
         outputs = outputs.write(t, tf.where(is_valid, new_h, tf.zeros_like(new_h)))
-        kept = [
-            tf.ensure_shape(tf.where(is_valid, new, old), UNKNOWN_2D)
-            for new, old in ((new_h, h), (new_c, c))
-        ]
+        kept = []
+        for new, old in ((new_h, h), (new_c, c)):
+            kept.append(tf.ensure_shape(tf.where(is_valid, new, old), UNKNOWN_2D))
         return t + 1, *kept, outputs, hs, cs
 
     arrays = [tf.TensorArray(kind, steps, element_shape=UNKNOWN_2D) for _ in range(3)]

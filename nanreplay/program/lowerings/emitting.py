@@ -28,7 +28,9 @@ def emit(op_type: str, attrs: Attrs, inputs: Sequence[Any]) -> list[Any]:
             node.attr[attribute.name].CopyFrom(attrs[attribute.name])
         elif attribute.HasField("default_value"):
             node.attr[attribute.name].CopyFrom(attribute.default_value)
-    types = [tf.dtypes.as_dtype(kind) for kind in output_types(definition, node)]
+    types = []
+    for kind in output_types(definition, node):
+        types.append(tf.dtypes.as_dtype(kind))
     graph = tf.compat.v1.get_default_graph()
     op = graph.create_op(op_type, list(inputs), types, attrs=dict(node.attr))
     return list(op.outputs)
@@ -62,7 +64,9 @@ def text(op_type: str, attrs: Attrs, name: str) -> str:
     """Return a text attribute of an op, or its default; "" where the op has no such attribute."""
     if name in attrs:
         return str(attrs[name].s.decode())
-    defaults = {attribute.name: attribute.default_value for attribute in declared(op_type)}
+    defaults = {}
+    for attribute in declared(op_type):
+        defaults[attribute.name] = attribute.default_value
     return str(defaults[name].s.decode()) if name in defaults else ""
 
 

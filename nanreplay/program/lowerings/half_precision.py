@@ -56,25 +56,29 @@ def in_float32(run: Any, op_type: str, attrs: Attrs, inputs: Sequence[Any]) -> l
         inputs: Its inputs.
     """
     types = types_of(op_type, attrs)
-    wide = {
-        name: tf.float32
-        for name, kinds in types.items()
-        if len(kinds) == 1 and _HALF.intersection(kinds)
-    }
+    wide = {}
+    for name, kinds in types.items():
+        if len(kinds) == 1 and _HALF.intersection(kinds):
+            wide[name] = tf.float32
     definition = op_definition(op_type)
-    given = [
-        tf.cast(tensor, tf.float32) if tensor.dtype in (tf.half, tf.bfloat16) else tensor
-        for tensor in inputs
-    ]
+    given = []
+    for tensor in inputs:
+        if tensor.dtype in (tf.half, tf.bfloat16):
+            given.append(tf.cast(tensor, tf.float32))
+        else:
+            given.append(tensor)
     outputs = run(op_type, changed(attrs, **wide), given)
-    return [
-        tf.cast(tensor, types[argument.type_attr][0]) if argument.type_attr in wide else tensor
-        for argument, tensor in zip(definition.output_arg, outputs, strict=True)
-    ]
+    results = []
+    for argument, tensor in zip(definition.output_arg, outputs, strict=True):
+        if argument.type_attr in wide:
+            results.append(tf.cast(tensor, types[argument.type_attr][0]))
+        else:
+            results.append(tensor)
+    return results
 
 
 def _in_float32(types: Mapping[str, Sequence[int]]) -> dict[str, tuple[int, ...]]:
-    return {
-        name: tuple(_FLOAT if kind in _HALF else kind for kind in kinds)
-        for name, kinds in types.items()
-    }
+    widened = {}
+    for name, kinds in types.items():
+        widened[name] = tuple(_FLOAT if kind in _HALF else kind for kind in kinds)
+    return widened

@@ -20,7 +20,10 @@ def ctc_loss(attrs: Attrs, inputs: Sequence[Any]) -> list[Any]:
     names = (
         "preprocess_collapse_repeated", "ctc_merge_repeated", "ignore_longer_outputs_than_inputs",
     )  # fmt: skip
-    own = {name: attrs[name] for name in names if name in attrs}
+    own = {}
+    for name in names:
+        if name in attrs:
+            own[name] = attrs[name]
     loss, gradient = emit("CTCLoss", own, [rolled, indices, labels - 1, lengths])
     return [loss, tf.roll(gradient, 1, axis=2)]
 
