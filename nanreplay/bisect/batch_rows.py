@@ -108,8 +108,7 @@ class BatchRows:
         """Whether samples of another batch can stand in for those of this one."""
         if len(other) != len(self.leaves):
             return False
-        held = {position for part in self.parts for position in part.positions}
-        rest = [place for place in range(len(other)) if place not in held]
+        rest = _places_outside(self.parts, len(other))
         return all(part.fits(self.leaves, other) for part in self.parts) and all(
             is_alike(self.leaves[place], other[place]) for place in rest
         )
@@ -121,7 +120,9 @@ class BatchRows:
         if length == self.size:
             yield np.arange(length)
         for part in self.parts:
-            yield from (rows for rows in part.row_numbers(self.leaves) if len(rows) == length)
+            for rows in part.row_numbers(self.leaves):
+                if len(rows) == length:
+                    yield rows
 
     def rows_of(self, position: int, mask: Mask) -> Rows | None:
         """Return the samples that marked elements of an array belong to; None if of no sample."""
@@ -129,7 +130,10 @@ class BatchRows:
         for part in self.parts:
             if position in part.positions:
                 numberings = [*part.row_numbers(self.leaves)] or [np.arange(self.size or 0)]
-                fitting = [rows for rows in numberings if len(rows) == len(mask)]
+                fitting = []
+                for rows in numberings:
+                    if len(rows) == len(mask):
+                        fitting.append(rows)
                 # of a ragged tensor, the last are the values
                 return frozenset(int(fitting[-1][place]) for place in marked) if fitting else None
         return None
@@ -146,8 +150,7 @@ def read_rows(
         indices: Arrays that number rows of others, by place (see `index_arrays`).
     """
     composites = list(_composites(paths, leaves))
-    held = {position for part in composites for position in part.positions}
-    plain = [place for place in range(len(leaves)) if place not in held]
+    plain = _places_outside(composites, len(leaves))
     numbering = {place: use for place, use in (indices or {}).items() if place in plain}
     named = [place for place in plain if place < len(paths)]
     size = batch_size([leaves[place] for place in named or plain])
@@ -168,9 +171,19 @@ def read_rows(
         plain = [place for place in plain if place not in segments.part.positions]
     if size is None:
         return BatchRows(leaves, None, (), "The arrays of the batch have no axis in common.")
-    rows = [RowArray((place,)) for place in plain if _has_rows(leaves[place], size)]
-    matching = [part for part in composites if _rows_in(part, leaves) in (size, None)]
-    return BatchRows(leaves, size, [*matching, *rows])
+    parts = [part for part in composites if _rows_in(part, leaves) in (size, None)]
+    for place in plain:
+        if _has_rows(leaves[place], size):
+            parts.append(RowArray((place,)))
+    return BatchRows(leaves, size, parts)
+
+
+def _places_outside(parts: Sequence[Part], count: int) -> list[int]:
+    """The arrays of a batch that are in no part of several."""
+    inside: set[int] = set()
+    for part in parts:
+        inside.update(part.positions)
+    return [place for place in range(count) if place not in inside]
 
 
 def _has_rows(leaf: Any, size: int) -> bool:
@@ -243,14 +256,20 @@ def _segments(
         return None
     ids_place = min(numbering)
     ids = leaves[ids_place]
-    lengths = {len(leaves[place]) for place in places if leaves[place].ndim}
+    lengths = set()
+    for place in places:
+        if leaves[place].ndim:
+            lengths.add(len(leaves[place]))
     others = lengths - {len(ids)}
     if ids.ndim != 1 or not len(ids) or len(others) != 1 or bool((np.diff(ids) < 0).any()):
         return None
     size = others.pop()
     if int(ids[0]) < 0 or int(ids[-1]) >= size:
         return None
-    nodes = [place for place in places if leaves[place].ndim and len(leaves[place]) == len(ids)]
+    nodes = []
+    for place in places:
+        if leaves[place].ndim and len(leaves[place]) == len(ids):
+            nodes.append(place)
     positions = (ids_place, *(place for place in nodes if place != ids_place))
     return _Segments(SegmentArrays(positions), size)
 

@@ -61,7 +61,10 @@ def assign_blame(
         influence: How the execution's elements depend on each other, where that is known already.
     """
     influence = influence or influence_of(event, execute)
-    floats = [i for i, value in enumerate(event.inputs) if not is_opaque(value) and is_float(value)]
+    floats = []
+    for i, value in enumerate(event.inputs):
+        if not is_opaque(value) and is_float(value):
+            floats.append(i)
     blame = Blame(influence)
     # For an op without a rule, "which elements" cannot be told, but "which inputs" can.
     if isinstance(influence, Everything):
@@ -108,7 +111,10 @@ def _pass_on(
     """
     if not is_some(wanted):
         return wanted
-    inputs = {i: mask for i, mask in bad.items() if is_some(mask)}
+    inputs = {}
+    for i, mask in bad.items():
+        if is_some(mask):
+            inputs[i] = mask
     reached = none_of(wanted.shape)
     for i, mask in inputs.items():
         reached = either(reached, blame.influence.forth(i, k, mask))
@@ -142,8 +148,11 @@ def _by_intervention(
     Returns:
         The failing elements that inputs explain, and the inputs to blame for them.
     """
-    bad = [i for i in floats if nonfinite(event.inputs[i]).any()]
-    has_handles = any(is_opaque(value) for value in (*event.inputs, *event.outputs))
+    bad = []
+    for i in floats:
+        if nonfinite(event.inputs[i]).any():
+            bad.append(i)
+    has_handles = any(map(is_opaque, (*event.inputs, *event.outputs)))
     if event.error is not None or not bad or has_handles:
         return failing, floats
     clean = {i: _cleaned(event.inputs[i]) for i in bad}
@@ -166,7 +175,9 @@ def _suffices(
     event: OpEvent, i: int, clean: Mapping[int, Any], failing: Mapping[int, Mask], execute: Execute
 ) -> bool:
     """Return whether input i alone, all others cleaned, makes the elements fail."""
-    inputs = [value if j == i else clean.get(j, value) for j, value in enumerate(event.inputs)]
+    inputs = []
+    for j, value in enumerate(event.inputs):
+        inputs.append(value if j == i else clean.get(j, value))
     outputs = execute(event, inputs)
     return any(bool((nonfinite(outputs[k]) & mask).any()) for k, mask in failing.items())
 

@@ -36,8 +36,14 @@ def find_compiled_origin(runner: StepRunner, step: int, notes: tuple[str, ...] =
         notes: Notes to pass on.
     """
     holds, inputs = runner.probe(step), runner.inputs_of(step)
-    bad_tensors = {name for name, (nan, inf) in holds.items() if nan or inf}
-    failed = {tensor: text for tensor, text in _may_fail(runner, step) if tensor in bad_tensors}
+    bad_tensors = set()
+    for name, (nan, inf) in holds.items():
+        if nan or inf:
+            bad_tensors.add(name)
+    failed = {}
+    for tensor, text in _may_fail(runner, step):
+        if tensor in bad_tensors:
+            failed[tensor] = text
     if not failed:
         return _by_writer(runner, step, notes)
     makers = _compiled_makers(failed, inputs, bad_tensors, runner.ops(step))
@@ -64,7 +70,10 @@ def _by_writer(runner: StepRunner, step: int, notes: tuple[str, ...]) -> Finding
     """
     finite = f"Step {step} is finite op by op, and so is the compiled step when its tensors are"
     trigger = runner.incident.trigger
-    writers = [(op, tensor) for op, tensor, path in _written(runner, step) if path == trigger.name]
+    writers = []
+    for op, tensor, path in _written(runner, step):
+        if path == trigger.name:
+            writers.append((op, tensor))
     if trigger.what != "variable" or not writers:
         return Findings(reason=f"{finite} looked at; no op can be named.", notes=notes)
     writer, written = writers[-1]
@@ -118,11 +127,10 @@ def _may_fail(runner: StepRunner, step: int) -> Iterator[tuple[str, str]]:
 def _written(runner: StepRunner, step: int) -> Iterator[tuple[str, str, str]]:
     """Ops that write watched variables: (op, tensor that it takes, path of the variable)."""
     inputs = runner.inputs_of(step)
-    handles = {
-        spec.tensor: spec.variable
-        for spec in runner.signature(step).captures
-        if spec.variable is not None
-    }
+    handles = {}
+    for spec in runner.signature(step).captures:
+        if spec.variable is not None:
+            handles[spec.tensor] = spec.variable
     for (function, op), info in runner.ops(step).items():
         operands = inputs.get(op, ())
         is_assignment = not function and info.type.startswith("Assign") and len(operands) >= 2

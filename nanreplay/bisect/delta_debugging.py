@@ -58,6 +58,8 @@ def _candidates(units: tuple[T, ...], parts: int) -> Iterator[tuple[T, ...]]:
     """
     bounds = [len(units) * i // parts for i in range(parts + 1)]
     pairs = list(itertools.pairwise(bounds))
-    yield from (units[low:high] for low, high in pairs)
+    for low, high in pairs:
+        yield units[low:high]
     if parts > 2:
-        yield from (units[:low] + units[high:] for low, high in pairs)
+        for low, high in pairs:
+            yield units[:low] + units[high:]

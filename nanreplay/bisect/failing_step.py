@@ -117,12 +117,17 @@ def _scene(trace: StepTrace, targets: list[Target]) -> Scene:
 def _earlier(runner: StepRunner, scene: Scene, say: Progress, traces: StepTraces) -> Scene | str:
     """Return the scene of the step that left non-finite state behind, or why there is none."""
     # Only variables that lie on the causal path: a metric that is NaN as well explains nothing.
-    wanted = {index: arrival.mask for index, arrival in scene.judgement.inherited.items()}
+    wanted = {}
+    for index, arrival in scene.judgement.inherited.items():
+        wanted[index] = arrival.mask
     paths = {index: runner.variables[index].path for index in wanted}
     shown_paths = ", ".join(f"`{path}`" for path in list(paths.values())[:3])
     step = scene.step
     while True:
-        changed = [index for index in wanted if index in runner.batch(step).overrides]
+        changed = []
+        for index in wanted:
+            if index in runner.batch(step).overrides:
+                changed.append(index)
         if changed:
             return (
                 f"Something outside of the training step made `{paths[changed[0]]}` non-finite "

@@ -143,11 +143,10 @@ def _all_series(timeline: Timeline, paths: Sequence[str]) -> Iterator[_Series]:
         if matrix.size:
             with np.errstate(all="ignore"):
                 total = np.sqrt(np.sum(np.square(matrix), axis=1))
-            parts = [
-                (paths[index], matrix[:, column])
-                for column, index in enumerate(timeline.variables)
-                if index < len(paths)
-            ]
+            parts = []
+            for column, index in enumerate(timeline.variables):
+                if index < len(paths):
+                    parts.append((paths[index], matrix[:, column]))
             yield _Series(what, total, tuple(parts))
     if "loss" in timeline.columns:
         yield _Series("loss", np.abs(np.asarray(timeline.columns["loss"], np.float64)))
@@ -165,7 +164,10 @@ def _leading(timeline: Timeline, series: _Series, step: int) -> Growth | None:
             parts.append(growth)
     # A tiny variable may grow by a large factor and move nothing; it does not count as leading.
     large = _SHARE * max((growth.high for growth in parts), default=0.0)
-    leaders = [part for part in parts if part.high >= large and part.is_jump == whole.is_jump]
+    leaders = []
+    for part in parts:
+        if part.high >= large and part.is_jump == whole.is_jump:
+            leaders.append(part)
     return min(leaders, key=lambda growth: (growth.step, -growth.factor), default=whole)
 
 

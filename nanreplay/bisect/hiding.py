@@ -98,7 +98,10 @@ class HiddenValues:
 
         Its number stands for its outputs.
         """
-        reached = [self.known[value] for value in event.input_ids if value in self.known]
+        reached = []
+        for value in event.input_ids:
+            if value in self.known:
+                reached.append(self.known[value])
         hiders: frozenset[int] = frozenset().union(*(part.hiders for part in reached))
         if hiders:
             shapes = [_shape(output) for output in event.outputs] or [()]
@@ -107,18 +110,17 @@ class HiddenValues:
 
     def behind(self, serial: int) -> frozenset[int]:
         """Return the ops whose hidden NaN the outputs of an op depend on."""
-        found = [part.hiders for value, part in self.known.items() if value.serial == serial]
-        return frozenset().union(*found)
+        hiders = [part.hiders for value, part in self.known.items() if value.serial == serial]
+        return frozenset().union(*hiders)
 
     def _hidden_by(self, event: OpEvent, nonfinite_inputs: Mapping[int, bool]) -> list[Mask] | None:
         """Return, by output, the finite elements that a NaN among the inputs influences."""
-        sources = {
-            i: _hideable(event, i)
-            for i, has_nan in nonfinite_inputs.items()
-            if _may_hide(event, i, has_nan)
-        }
-        sources = {i: mask for i, mask in sources.items() if mask.any()}
-        if not sources or all(is_opaque(output) for output in event.outputs):
+        sources = {}
+        for i, has_nan in nonfinite_inputs.items():
+            hideable = _hideable(event, i) if _may_hide(event, i, has_nan) else None
+            if hideable is not None and hideable.any():
+                sources[i] = hideable
+        if not sources or all(map(is_opaque, event.outputs)):
             return None
         influence = influence_of(event, self.execute)
         is_whole = not influence.exact and any(
@@ -145,7 +147,10 @@ class HiddenValues:
             if part is not None:
                 same = part.mask.shape == shape
                 yield Hidden(part.mask if same else _all(shape), part.hiders)
-        carrying = [i for i, value in enumerate(event.input_ids) if value in self.known]
+        carrying = []
+        for i, value in enumerate(event.input_ids):
+            if value in self.known:
+                carrying.append(i)
         if not carrying or event.type in _LEAVES_OUT or event.type == "ReadVariableOp":
             return
         influence = influence_of(event, self.execute)
@@ -208,7 +213,7 @@ def _chosen(event: OpEvent, i: int, mask: Mask, shape: tuple[int, ...]) -> Mask:
 
 
 def _shape(value: Any) -> tuple[int, ...]:
-    return () if is_opaque(value) else tuple(int(size) for size in value.shape)
+    return () if is_opaque(value) else tuple(map(int, value.shape))
 
 
 def _all(shape: tuple[int, ...]) -> Mask:

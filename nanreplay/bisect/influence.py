@@ -124,7 +124,7 @@ def _known_influence(
 
 
 def _shape(value: Any) -> Shape:
-    return () if is_opaque(value) else tuple(int(size) for size in value.shape)
+    return () if is_opaque(value) else tuple(map(int, value.shape))
 
 
 # The four kinds of dependences.
@@ -231,7 +231,9 @@ def _traced_movement(event: OpEvent, execute: Execute, in_shapes: list[Shape]) -
         numbered.append(np.arange(following, following + size, dtype=np.int64).reshape(shape))
         following += size
     numbered_event = dataclasses.replace(event, attrs=_attrs_for_int64(event))
-    sources = [as_array(output) for output in execute(numbered_event, numbered)]
+    sources = []
+    for output in execute(numbered_event, numbered):
+        sources.append(as_array(output))
     return BySources(sources, offsets, in_shapes)
 
 
@@ -315,7 +317,9 @@ def _reduction(event: OpEvent, ins: list[Shape], outs: list[Shape]) -> LabelsOfA
     rank = len(ins[0])
     reduced: set[int] = set()
     if rank:
-        reduced = {int(axis) % rank for axis in as_array(event.inputs[1]).reshape(-1)}
+        reduced = set()
+        for axis in as_array(event.inputs[1]).reshape(-1):
+            reduced.add(int(axis) % rank)
     keeps_dims = _flag(event, "keep_dims")
     output: list[Hashable] = []
     for axis in range(rank):
@@ -353,7 +357,12 @@ def _matmul(event: OpEvent, ins: list[Shape], outs: list[Shape]) -> LabelsOfAll:
     is_b_transposed = _flag(event, "transpose_b") or _flag(event, "adj_y")
     a = ("inner", "row") if is_a_transposed else ("row", "inner")
     b = ("column", "inner") if is_b_transposed else ("inner", "column")
-    batch = [_axes(len(shape) - 2, rank - 2) if len(shape) > 2 else () for shape in ins[:2]]
+    batch = []
+    for shape in ins[:2]:
+        if len(shape) > 2:
+            batch.append(_axes(len(shape) - 2, rank - 2))
+        else:
+            batch.append(())
     fused = [("column",)] * (len(ins) - 2)  # the biases of a _FusedMatMul
     return [(*batch[0], *a), (*batch[1], *b), *fused], [(*range(rank - 2), "row", "column")]
 
@@ -376,7 +385,9 @@ def _batched(event: OpEvent, ins: list[Shape], outs: list[Shape]) -> LabelsOfAll
         if i == 0 or (event.type.endswith("Grad") and len(shape) == rank):
             labels[:1] = ["sample"]
         inputs.append(tuple(labels))
-    outputs = [("sample", *(f"out.{axis}" for axis in range(1, len(shape)))) for shape in outs]
+    outputs = []
+    for shape in outs:
+        outputs.append(("sample", *(f"out.{axis}" for axis in range(1, len(shape)))))
     return inputs, outputs
 
 
@@ -396,11 +407,13 @@ def _einsum(event: OpEvent, ins: list[Shape], outs: list[Shape]) -> LabelsOfAll:
     equation = event.attrs["equation"].s.decode().replace(" ", "")
     operands, result = equation.split("->")
     terms = operands.split(",")
-    ellipsis_ranks = [
-        len(shape) - len(term.replace("...", "")) for term, shape in zip(terms, ins, strict=True)
-    ]
+    ellipsis_ranks = []
+    for term, shape in zip(terms, ins, strict=True):
+        ellipsis_ranks.append(len(shape) - len(term.replace("...", "")))
     longest = max(ellipsis_ranks)
-    inputs = [_einsum_labels(term, shape, longest) for term, shape in zip(terms, ins, strict=True)]
+    inputs = []
+    for term, shape in zip(terms, ins, strict=True):
+        inputs.append(_einsum_labels(term, shape, longest))
     return inputs, [_einsum_labels(result, outs[0], longest)]
 
 

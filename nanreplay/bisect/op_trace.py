@@ -215,7 +215,10 @@ class StepTrace:
     def _main_graph_facts(self) -> dict[str, Fact]:
         if self._main_graph is None:
             facts = self.facts.values()
-            own = [fact for fact in facts if not fact.function and not fact.calls]
+            own = []
+            for fact in facts:
+                if not fact.function and not fact.calls:
+                    own.append(fact)
             self._main_graph = {fact.name: fact for fact in own}
         return self._main_graph
 
@@ -245,11 +248,11 @@ class StepTrace:
     def settle(self) -> None:
         """Let go of large fetched tensors that `find` does not need, as their own ops are known."""
         own = self._main_graph_facts()
-        self.fetched = {
-            name: tensor
-            for name, tensor in self.fetched.items()
-            if name.partition(":")[0] not in own or size_in_bytes(tensor) < LEAST_BYTES
-        }
+        fetched = {}
+        for name, tensor in self.fetched.items():
+            if name.partition(":")[0] not in own or size_in_bytes(tensor) < LEAST_BYTES:
+                fetched[name] = tensor
+        self.fetched = fetched
 
     def bad_mask(self, value: ValueId) -> Mask | None:
         """Return where a kept or fed value is not finite; None when nowhere."""
@@ -285,7 +288,10 @@ def trace_step(runner: StepRunner, step: int, fetches: Sequence[str]) -> StepTra
         fetches: Tensors of the main graph that `StepTrace.find` will be asked for.
     """
     trace = StepTrace(runner, step, feeds=runner.feed_names(step))
-    fingerprint_ops = {key for key, info in runner.ops(step).items() if info.phase == "watch"}
+    fingerprint_ops = set()
+    for key, info in runner.ops(step).items():
+        if info.phase == "watch":
+            fingerprint_ops.add(key)
     recorder = _OpRecorder(trace, fingerprint_ops)
     try:
         trace.fetched = runner.run(
@@ -311,9 +317,12 @@ class _OpRecorder:
         ran = event
         if is_update(event.type):
             event = with_updated(self.trace.runner, event)
-        stats = tuple(measure(value) for value in event.outputs)
+        stats = tuple(map(measure, event.outputs))
         known = self._input_stats(event)
-        nonfinite_inputs = {i: stat.nan > 0 for i, stat in known.items() if stat.nonfinite}
+        nonfinite_inputs = {}
+        for i, stat in known.items():
+            if stat.nonfinite:
+                nonfinite_inputs[i] = stat.nan > 0
         hides = self.trace.hidden.see(event, nonfinite_inputs)
         is_bad = any(stat.nonfinite for stat in stats)
         made_bytes = 8 * sum(stat.size for stat in stats)
@@ -360,8 +369,11 @@ class _OpRecorder:
         self, event: OpEvent, stats: Sequence[TensorStat], inputs: Mapping[int, TensorStat]
     ) -> OpEvent | None:
         """Return the outline of a non-finite op, None where its tensors are needed."""
-        known = {id(value): stat for value, stat in zip(event.outputs, stats, strict=True)}
-        known |= {id(event.inputs[i]): stat for i, stat in inputs.items()}
+        known = {}
+        for value, stat in zip(event.outputs, stats, strict=True):
+            known[id(value)] = stat
+        for i, stat in inputs.items():
+            known[id(event.inputs[i])] = stat
         execute = self.trace.runner.execute
         return outlined(event, known, execute, is_update=is_update(event.type))
 
@@ -370,7 +382,7 @@ class _OpRecorder:
         # Kept whatever its outputs hold: that it raised makes it a suspect.
         outputs = repaired(event, self.trace.runner.execute)
         kept = dataclasses.replace(event, outputs=tuple(outputs or ()))
-        self._add(kept, tuple(measure(value) for value in kept.outputs), keep=True)
+        self._add(kept, tuple(map(measure, kept.outputs)), keep=True)
         self.trace.hidden.see_raised(kept)
         self.trace.raised.append(self.trace.facts[event.serial])
         if outputs is None:
@@ -426,7 +438,9 @@ def with_updated(runner: StepRunner, event: OpEvent) -> OpEvent:
     """
     dtype = event.attrs["dtype"] if "dtype" in event.attrs else event.attrs["T"]
     read = dataclasses.replace(event, type="ReadVariableOp", attrs={"dtype": dtype}, error=None)
-    updated = [runner.execute(read, [event.inputs[i]])[0] for i in _handles(event)]
+    updated = []
+    for i in _handles(event):
+        updated.append(runner.execute(read, [event.inputs[i]])[0])
     return dataclasses.replace(event, outputs=tuple(updated))
 
 

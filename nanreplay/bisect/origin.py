@@ -140,7 +140,10 @@ def _raised(scene: Scene) -> list[Suspect]:
     """Return ops that raise op by op, when nothing that failed leads to one of them."""
     if scene.trace.runner.incident.trigger.what != "exception" and not scene.trace.stopped:
         return []
-    facts = [fact for fact in scene.trace.raised if fact.type not in PASSIVE]
+    facts = []
+    for fact in scene.trace.raised:
+        if fact.type not in PASSIVE:
+            facts.append(fact)
     # Where several ops of a step raise, threads decide whose error ends the training. Of those in
     # the earliest phase, that one is told first; a later one only takes what they spoiled.
     recorded = scene.trace.runner.incident.trigger.value
@@ -188,7 +191,10 @@ def _findings(
     upstream = _part(
         "Where its operands came from", lambda: upstream_of(scene, first, kept), nowhere, lacks
     )
-    others = [other for other in suspects[1:] if not _is_own_gradient(scene, first, other)]
+    others = []
+    for other in suspects[1:]:
+        if not _is_own_gradient(scene, first, other):
+            others.append(other)
     paths = [info.path for info in runner.variables]
     root = _part("Where it began", lambda: find_root(timeline, scene.step, paths), None, lacks)
     return Findings(
@@ -236,7 +242,10 @@ def rows_of(scene: Scene, suspect: Suspect, prefix: str) -> RowProof:
     own = own_leaves(batch.paths, prefix)
     paths = [batch.paths[position] for position in own]
     leaves = [as_array(batch.leaves[position]) for position in own]
-    used = {own.index(place): use for place, use in indices.items() if place in own}
+    used = {}
+    for place, use in indices.items():
+        if place in own:
+            used[own.index(place)] = use
     position = own.index(scene.trace.feed(suspect.leaf)[1])
     mask = suspect.masks[0]
     rows = read_rows(paths, leaves, used).rows_of(position, mask) if mask.ndim else None

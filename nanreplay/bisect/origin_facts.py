@@ -101,12 +101,10 @@ def _describe_op(scene: Scene, suspect: Suspect, fact: Fact) -> Origin:
 
 def part_of(signature: Signature, place: OpPlace) -> KerasPart | None:
     """Return what is known of the layer, the loss or the optimizer that an op ran in."""
-    found = [
-        part
-        for part in signature.keras_parts
-        if part.place == place.where and part.path == (place.path_in_layer or "")
-    ]
-    return found[0] if found else None
+    for part in signature.keras_parts:
+        if part.place == place.where and part.path == (place.path_in_layer or ""):
+            return part
+    return None
 
 
 def _message(fact: Fact) -> str | None:
@@ -124,7 +122,7 @@ def output_facts(value: Any, mask: Mask) -> OutputFacts:
     """Return the facts of an output, given which elements the op made bad."""
     stat = measure(value)
     shown = np.argwhere(mask)[:_SHOWN_INDICES]
-    indices = tuple(tuple(int(i) for i in index) for index in shown)
+    indices = tuple(tuple(map(int, index)) for index in shown)
     first = number(as_array(value)[first_index(mask)]) if indices else None
     return OutputFacts(stat.dtype, stat.shape, stat.nonfinite, stat.size, indices, first)
 
@@ -156,10 +154,9 @@ def operands_of(
 def _operands(
     trace: StepTrace, event: OpEvent, masks: Mapping[int, Mask]
 ) -> Iterator[OperandFacts]:
-    held = [
-        _held_by(trace, tensor, value)
-        for tensor, value in zip(event.inputs, event.input_ids, strict=True)
-    ]
+    held = []
+    for tensor, value in zip(event.inputs, event.input_ids, strict=True):
+        held.append(_held_by(trace, tensor, value))
     names = [name_of(trace, value) for value in event.input_ids]
     return operands_of(event, masks, names, held, trace.runner.execute)
 
@@ -176,7 +173,7 @@ def _used_elements(influence: Influence, i: int, k: int, made: Mask, tensor: Any
 
     None when all may be.
     """
-    shape = tuple(int(size) for size in tensor.shape)
+    shape = tuple(map(int, tensor.shape))
     first = np.zeros(made.shape, bool)
     first[first_index(made)] = True
     if not influence.exact:

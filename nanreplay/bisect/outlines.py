@@ -90,7 +90,10 @@ def _is_handed_on(
     """Whether all bad elements of an execution come from bad elements that it got."""
     if is_update:
         return _is_update_of_bad(event, failing)
-    floats = [value for value in event.inputs if not is_opaque(value) and is_float(value)]
+    floats = []
+    for value in event.inputs:
+        if not is_opaque(value) and is_float(value):
+            floats.append(value)
     if event.via or not floats:
         return bool(event.via)
     influence = influence_of(event, execute)
@@ -102,7 +105,10 @@ def _is_handed_on(
 
 def _is_update_of_bad(event: OpEvent, failing: dict[int, Mask]) -> bool:
     """Whether what an update was given explains all bad elements that it left."""
-    bad = [nonfinite(value) for value in event.inputs if not is_opaque(value) and is_float(value)]
+    bad = []
+    for value in event.inputs:
+        if not is_opaque(value) and is_float(value):
+            bad.append(nonfinite(value))
     for mask in failing.values():
         explained = np.zeros(mask.shape, bool)
         for given in bad:

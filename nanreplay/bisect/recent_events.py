@@ -30,11 +30,15 @@ def makers_of(facts: Mapping[int, Any], fact: Any) -> Iterator[Any]:
     """
     level, seen, count, kept_bytes = [fact], {fact.serial}, 0, 0
     for _ in range(_LEVELS):
-        sources = [value.serial for one in level for value in one.sources if value.serial >= 0]
-        makers = [facts[s] for s in dict.fromkeys(sources) if s in facts]
-        level = [maker for maker in makers if maker.serial not in seen]
+        makers = {}
+        for reached in level:
+            for value in reached.sources:
+                serial = value.serial
+                if serial >= 0 and serial in facts and serial not in seen:
+                    makers[serial] = facts[serial]
+        level = list(makers.values())
+        seen.update(makers)
         for maker in level:
-            seen.add(maker.serial)
             count += 1
             kept_bytes += sum(8 * stat.size for stat in maker.outputs)
             if count > _OPS or kept_bytes > _BYTES:

@@ -86,7 +86,10 @@ class RowOracle:
         earlier = [step for step in reversed(self.runner.steps) if step < self.step]
         for step in earlier[:_EARLIER_BATCHES]:
             arrays = self.runner.batch(step).arrays
-            other = [as_array(arrays[p]) for p in self.positions if p < len(arrays)]
+            other = []
+            for position in self.positions:
+                if position < len(arrays):
+                    other.append(as_array(arrays[position]))
             if self.rows.fits(other):
                 self.batches.append(other)
                 self.donors.append((len(self.batches) - 1, np.arange(self.size)))
@@ -162,9 +165,9 @@ class RowOracle:
             return everything
         if incident.trigger.what == "loss":
             return list(dict.fromkeys(signature.losses)) or everything
-        paths = {
-            spec.tensor: self.runner.variables[spec.variable].path for spec in signature.gradients
-        }
+        paths = {}
+        for spec in signature.gradients:
+            paths[spec.tensor] = self.runner.variables[spec.variable].path
         return [name for name in gradients if paths[name] == incident.trigger.name] or everything
 
     def name_sinks(self) -> bool:

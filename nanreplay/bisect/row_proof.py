@@ -63,12 +63,15 @@ def prove_rows(
         return RowProof(None, "It serves all replicas; rows of single ones were not tried.")
     positions = own_leaves(record.paths, prefix)
     paths = [record.paths[position] for position in positions]
-    used = {
-        positions.index(place): use for place, use in (indices or {}).items() if place in positions
-    }
+    used = {}
+    for place, use in (indices or {}).items():
+        if place in positions:
+            used[positions.index(place)] = use
     if not prefix:  # `arrays` holds the recorded outputs of ops too: draws of a row go with it
         positions = list(range(len(record.arrays)))
-    leaves = [as_array(record.arrays[position]) for position in positions]
+    leaves = []
+    for position in positions:
+        leaves.append(as_array(record.arrays[position]))
     rows = read_rows(paths, leaves, used)
     if rows.size is None:
         return RowProof(None, f"Rows were not tried. {rows.reason}")
@@ -121,7 +124,7 @@ def candidates(suspect: Suspect, rows: BatchRows) -> Iterator[Rows]:
             other_axes = tuple(other for other in range(mask.ndim) if other != axis)
             marked = np.flatnonzero(mask.any(axis=other_axes))
             for numbers in rows.row_numbers(length):
-                yield frozenset(int(row) for row in numbers[marked])
+                yield frozenset(map(int, numbers[marked]))
             if axis == 0 and length and length != size and length % size == 0:
                 yield frozenset(int(position) // (length // size) for position in marked)
 

@@ -196,7 +196,10 @@ def _known(made: Mask, *masks: Mask) -> Mask:
     count = np.count_nonzero(made)
     if not count:
         return none_of(made.shape)
-    return next((mask for mask in masks if np.count_nonzero(mask) == count), made)
+    for mask in masks:
+        if np.count_nonzero(mask) == count:
+            return mask
+    return made
 
 
 def nonfinite_outputs(outputs: Sequence[Any]) -> dict[int, Mask]:
@@ -223,7 +226,7 @@ def first_index(mask: Mask) -> tuple[int, ...]:
     """Return the index of the first marked element; () for a scalar."""
     if not mask.ndim:
         return ()
-    return tuple(int(i) for i in np.unravel_index(int(np.argmax(mask)), mask.shape))
+    return tuple(map(int, np.unravel_index(int(np.argmax(mask)), mask.shape)))
 
 
 def number(element: Any) -> float | int | bool | str | None:

@@ -57,11 +57,14 @@ def kept_upstream(scene: Scene, fact: Fact) -> Kept:
     may be others in this run; name, function and calls of an execution are not.
     """
     makers = list(makers_of(scene.trace.facts, fact))
-    held = {maker.serial: scene.trace.recent.get(maker.serial) or maker.event for maker in makers}
-    events = {serial: event for serial, event in held.items() if event is not None}
+    events, serials = {}, {}
+    for maker in makers:
+        event = scene.trace.recent.get(maker.serial) or maker.event
+        if event is not None:
+            events[maker.serial] = event
+        serials[maker.key, maker.calls] = maker.serial
     if len(events) == len(makers):
         return events
-    serials = {(maker.key, maker.calls): maker.serial for maker in makers}
 
     def keep(event: OpEvent) -> None:
         execution = ((event.function, event.name), event.calls)
@@ -230,16 +233,20 @@ class _Follower:
             masks: By input: the elements that it was computed from.
             is_origin: Whether the op made finite operands non-finite.
         """
-        parts = {i: as_array(event.inputs[i])[mask] for i, mask in masks.items()}
-        bad = [i for i, part in parts.items() if not np.isfinite(part).all()]
-        if bad:
-            return bad[0]
+        parts = {}
+        for i, mask in masks.items():
+            parts[i] = as_array(event.inputs[i])[mask]
+        for i, part in parts.items():
+            if not np.isfinite(part).all():
+                return i
         if is_origin and fact.type in _DENOMINATOR and 1 in parts:
             return 1
         computed = [i for i in parts if not self._is_still(event.input_ids[i])]
         choices = computed or list(parts)
         with np.errstate(all="ignore"):
-            sizes = {i: float(np.abs(parts[i]).astype(np.float64).max()) for i in choices}
+            sizes = {}
+            for i in choices:
+                sizes[i] = float(np.abs(parts[i]).astype(np.float64).max())
         zeros = [i for i in choices if sizes[i] == 0]
         if is_origin and fact.type in _POLE_AT_ZERO and zeros:
             return zeros[0]
@@ -280,7 +287,10 @@ class _Follower:
             stat = self.trace.stat(value) if value.serial >= 0 else None
             if stat is not None and stat.dtype in FLOATS:
                 stats[value] = stat
-        computed = [value for value in stats if not self._is_still(value)]
+        computed = []
+        for value in stats:
+            if not self._is_still(value):
+                computed.append(value)
         largest = max(
             computed or stats,
             key=lambda value: (stats[value].nonfinite > 0, stats[value].absmax or 0.0),

@@ -144,7 +144,9 @@ class _Walker:
             fact, arrivals = self.trace.facts.get(serial), self.arrivals.pop(serial)
             event = None if fact is None else fact.seen
             if fact is not None and event is not None:
-                failing = {k: self.trace.shared(arrival.mask) for k, arrival in arrivals.items()}
+                failing = {}
+                for k, arrival in arrivals.items():
+                    failing[k] = self.trace.shared(arrival.mask)
                 self.walk.failing[serial] = failing
                 self.walk.parents[serial] = _nearest(arrivals.values())
                 self.visit(fact, event, failing, _joined(arrivals.values()))
@@ -211,8 +213,9 @@ class _Walker:
         """A read from storage: go on where the value was made."""
         sources = list(fact.via)
         if not sources:  # the step has not written it: the read gives what was fed
-            fed = [value for value in event.input_ids if value.serial < 0]
-            sources = [value for value in fed if self.trace.bad_mask(value) is not None]
+            for value in event.input_ids:
+                if value.serial < 0 and self.trace.bad_mask(value) is not None:
+                    sources.append(value)
         if not sources:
             self.add_maker(fact, failing, _kind(event, failing), path)
             return
@@ -222,8 +225,13 @@ class _Walker:
             if mask is not None:
                 stored[value] = mask
         if _kind(event, failing) == "nan":
-            nans = {value: m & nan_mask(self.trace.value(value)) for value, m in stored.items()}
-            stored = {value: mask for value, mask in nans.items() if mask.any()} or stored
+            # a read gives what is stored, so what it gives as NaN was stored as NaN
+            nans = {}
+            for value, mask in stored.items():
+                nan_part = mask & nan_mask(self.trace.value(value))
+                if nan_part.any():
+                    nans[value] = nan_part
+            stored = nans or stored
         for value, mask in stored.items():
             self.send(fact, value, mask, path)
 
@@ -242,8 +250,9 @@ class _Walker:
     ) -> None:
         """A variable computed its own new value: from what it held, and from the op's inputs."""
         explained = {k: none_of(mask.shape) for k, mask in failing.items()}
-        sources = [value for value in fact.sources if not self.is_stale(value, fact)]
-        for value in dict.fromkeys(sources):
+        for value in dict.fromkeys(fact.sources):
+            if self.is_stale(value, fact):
+                continue
             tensor = self.tensor(value, fact, event)
             if tensor is None or is_opaque(tensor) or not is_float(tensor):
                 continue
@@ -257,8 +266,11 @@ class _Walker:
                     sent, reached = bad, np.broadcast_to(np.bool_(is_some(bad)), mask.shape)
                 self.send(fact, value, sent, path)
                 explained[k] = either(explained[k], reached)
-        unexplained = {k: without(mask, explained[k]) for k, mask in failing.items()}
-        made = {k: mask for k, mask in unexplained.items() if is_some(mask)}
+        made = {}
+        for k, mask in failing.items():
+            unexplained = without(mask, explained[k])
+            if is_some(unexplained):
+                made[k] = unexplained
         if made:
             self.add_maker(fact, made, _kind(event, made), path)
 
@@ -293,7 +305,9 @@ class _Walker:
 
 def _kind(event: OpEvent, masks: Mapping[int, Mask]) -> str:
     """Return `nan` when a marked element of an output is NaN, else `inf`."""
-    nans = [both(mask, nan_mask(event.outputs[k])) for k, mask in masks.items()]
+    nans = []
+    for k, mask in masks.items():
+        nans.append(both(mask, nan_mask(event.outputs[k])))
     return "nan" if any(map(is_some, nans)) else "inf"
 
 

@@ -38,9 +38,13 @@ def chain_of(scenes: Sequence[Scene], suspect: Suspect) -> tuple[ChainLink, ...]
     for facts, scene in zip(_ways(scenes, suspect), reversed(scenes), strict=True):
         # Reversed, so that of the iterations of a loop the first one stays.
         hiders = scene.walk.hiders
-        told = [fact for fact in facts if not is_plumbing(fact) or fact.serial in hiders]
+        told = []
+        for fact in facts:
+            if not is_plumbing(fact) or fact.serial in hiders:
+                told.append(fact)
         shown = {fact.key: fact for fact in reversed(told)}
-        links += [link_of(scene, fact, _worst(fact.outputs)) for fact in reversed(shown.values())]
+        for fact in reversed(shown.values()):
+            links.append(link_of(scene, fact, _worst(fact.outputs)))
     if len(links) > _LONGEST_CHAIN:
         half = _LONGEST_CHAIN // 2
         links = links[:half] + links[-half:]
@@ -68,7 +72,9 @@ def _first_user(scene: Scene, suspect: Suspect) -> int | None:
 
 def _first_user_of_state(scene: Scene) -> int | None:
     """Return the serial of the first op that used state which an earlier step left non-finite."""
-    users = [arrival.consumer for arrival in scene.judgement.inherited.values()]
+    users = []
+    for arrival in scene.judgement.inherited.values():
+        users.append(arrival.consumer)
     return min((user for user in users if user is not None), default=None)
 
 
@@ -108,7 +114,9 @@ def _hidden_value(scene: Scene, fact: Fact) -> str | None:
     if fact.serial not in scene.walk.hiders or fact.event is None:
         return None
     masks = scene.trace.hidden.hiders[fact.serial]
-    hidden = [as_array(fact.event.inputs[i])[mask] for i, mask in masks.items()]
+    hidden = []
+    for i, mask in masks.items():
+        hidden.append(as_array(fact.event.inputs[i])[mask])
     return "nan" if any(np.isnan(elements).any() for elements in hidden) else "inf"
 
 
@@ -159,7 +167,9 @@ def _raised(fact: Fact) -> bool:
 
 def _what_stays_finite(scene: Scene) -> str:
     """Say so where only state that is not trained failed, such as moving statistics."""
-    roles = {info.path: info.role for info in scene.trace.runner.variables}
+    roles = {}
+    for info in scene.trace.runner.variables:
+        roles[info.path] = info.role
     if not all(t.what == "variable" and roles.get(t.name) == "state" for t in scene.targets):
         return ""
     return ", which is not trained (the loss and all trained weights stay finite in this step)"

@@ -94,9 +94,9 @@ class Interpreter:
         tensors = [_as_tensor(value) for value in feeds.values()]
         ids = [ValueId(-1 - i, 0) for i in range(len(tensors))]
         # `id` is unique here: `tensors` keeps every fed handle alive until the run ends
-        shadows = [
-            Key("fed", id(tensor)) if tensor.dtype == tf.resource else None for tensor in tensors
-        ]
+        shadows: list[Key | None] = []
+        for tensor in tensors:
+            shadows.append(Key("fed", id(tensor)) if tensor.dtype == tf.resource else None)
         run = _Execution(
             self.library, self._leaves, given or {}, observer, on_error, cancelled, whole_functions
         )

@@ -51,7 +51,8 @@ def called_functions(node: Any) -> list[str]:
         if value.HasField("func"):
             names.append(value.func.name)
         elif value.HasField("list"):
-            names += [function.name for function in value.list.func]
+            for function in value.list.func:
+                names.append(function.name)
     return names
 
 
@@ -216,7 +217,9 @@ class Library:
             if self._main is None:
                 self._main = self._body("", self.graph.node, ())
             body = self._main
-            fed = {body.resolve(name): slot for slot, name in enumerate(feeds)}
+            fed = {}
+            for slot, name in enumerate(feeds):
+                fed[body.resolve(name)] = slot
             wanted = [body.resolve(name) for name in fetches]
             roots = [body.resolve(name)[0] for name in targets]
             self._plans[key] = self._plan(body, fed, wanted, roots)
@@ -229,13 +232,17 @@ class Library:
                 "that its library does not hold."
             )
         function = self.functions[name]
-        arguments = [argument.name for argument in function.signature.input_arg]
+        arguments = []
+        for argument in function.signature.input_arg:
+            arguments.append(argument.name)
         body = self._body(name, function.node_def, arguments)
         fed = {(-1, i): i for i in range(len(arguments))}
-        wanted = [
-            body.resolve(function.ret[output.name]) for output in function.signature.output_arg
-        ]
-        roots = [body.resolve(node)[0] for node in function.control_ret.values()]
+        wanted = []
+        for output in function.signature.output_arg:
+            wanted.append(body.resolve(function.ret[output.name]))
+        roots = []
+        for node in function.control_ret.values():
+            roots.append(body.resolve(node)[0])
         return self._plan(body, fed, wanted, roots)
 
     def _body(self, function: str, nodes: Sequence[Any], arguments: Sequence[str]) -> Body:
@@ -273,7 +280,9 @@ class Library:
             for k in range(body.counts[n]):
                 slots.setdefault((n, k), free_slot + k)  # a fed output keeps the slot of its feed
             free_slot += body.counts[n]
-        steps = [self._step(body, n, tuple(slots[s] for s in data[n]), first[n]) for n in order]
+        steps = []
+        for n in order:
+            steps.append(self._step(body, n, tuple(slots[s] for s in data[n]), first[n]))
         results = tuple(_slot(body, slots, tensor) for tensor in wanted)
         _mark_free(steps, keep=set(results))
         return ExecutionPlan(body.function, steps, free_slot, results, len(fed))
@@ -365,7 +374,10 @@ def _ancestors(
         data[n] = [body.resolve(name) for name in names if not name.startswith("^")]
         # A control input on a function's argument, a placeholder or a fed op waits for nothing:
         # their values are there before the run begins.
-        befores = [name[1:] for name in names if name.startswith("^")]
+        befores = []
+        for name in names:
+            if name.startswith("^"):
+                befores.append(name[1:])
         known = {body.index[name] for name in befores if name in body.index} - fully_fed
         control[n] = {m for m in known if body.nodes[m].op != "Placeholder"}
         pending += _sources(data[n], fed)

@@ -63,9 +63,12 @@ def run_kernel(op_type: str, attrs: Mapping[str, Any], inputs: Sequence[Any]) ->
     for name, value in attrs.items():
         node.attr[name].CopyFrom(value)
     n_outputs = sum(count_outputs(argument, node) for argument in definition.output_arg)
-    tensors = [
-        value if isinstance(value, tf.Tensor) else tf.convert_to_tensor(value) for value in inputs
-    ]
+    tensors = []
+    for value in inputs:
+        if isinstance(value, tf.Tensor):
+            tensors.append(value)
+        else:
+            tensors.append(tf.convert_to_tensor(value))
     lowered = lowered_function(op_type, op_type, node.attr)
     if lowered is not None:
         return tf_functions.run_function(lowered.name, n_outputs, tensors)
@@ -165,7 +168,10 @@ def _compile(step: Step) -> Any:
         # `create_op` takes any op type with the node's own attributes; Python wrappers of ops do
         # not exist for all of them
         graph = tf.compat.v1.get_default_graph()
-        attrs = {name: attr for name, attr in step.node.attr.items() if not name.startswith("_")}
+        attrs = {}
+        for name, attr in step.node.attr.items():
+            if not name.startswith("_"):
+                attrs[name] = attr
         types = [tf.dtypes.as_dtype(kind) for kind in step.output_kinds]
         op = graph.create_op(step.type, list(inputs), types, attrs=attrs)
         return list(op.outputs)

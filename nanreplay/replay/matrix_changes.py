@@ -35,11 +35,11 @@ def matrices_in(variables: Sequence[VariableInfo]) -> list[int]:
 
     Biases are left out: they begin at 0 and change by much more than their norm.
     """
-    return [
-        index
-        for index, info in enumerate(variables)
-        if info.role == "trainable" and len(info.shape) > 1
-    ]
+    matrices = []
+    for index, info in enumerate(variables):
+        if info.role == "trainable" and len(info.shape) > 1:
+            matrices.append(index)
+    return matrices
 
 
 def change_between(

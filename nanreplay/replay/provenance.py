@@ -148,7 +148,10 @@ def follow(access: Access) -> Followed:
     handler = _HANDLERS.get(access.type)
     if handler is not None:
         return handler(access)
-    keys = [shadow for shadow in access.shadows if isinstance(shadow, Key)]
+    keys = []
+    for shadow in access.shadows:
+        if isinstance(shadow, Key):
+            keys.append(shadow)
     if keys:
         return _write(access, keys)
     return _generic(access)
@@ -313,9 +316,10 @@ def _zeros(a: Access) -> Followed:
 def _add(a: Access) -> Followed:
     """AddN of lists, as gradients of loops do it: element i holds element i of every list."""
     lists = [a.held(i) for i in range(len(a.ids))]
-    longest = max((len(held) for held in lists), default=0)
-    rows = ([held[i] for held in lists if i < len(held)] for i in range(longest))
-    return (), {0: tuple(Held(union(row)) for row in rows)}
+    rows = []
+    for i in range(max(map(len, lists), default=0)):
+        rows.append(Held(union(held[i] for held in lists if i < len(held))))
+    return (), {0: tuple(rows)}
 
 
 def _optional(a: Access) -> Followed:

@@ -10,6 +10,7 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import tensorflow as tf
@@ -73,7 +74,10 @@ class Program:
         self._trust = trust
         self.graph = parse_graph(record.graph)
         fed = fed_ops(self.signature)
-        unfed = [name for name in python_ops(self.graph) if name not in fed]
+        unfed = []
+        for name in python_ops(self.graph):
+            if name not in fed:
+                unfed.append(name)
         if unfed:
             reason = "it calls a Python function, which is not in the capture"
             raise UnsupportedOpError("PyFunc", unfed[0], reason)
@@ -158,7 +162,9 @@ class Program:
         signature = self.signature
         if signature.watch is not None:
             return fetched[signature.watch].numpy()
-        gradients = {spec.variable: spec.tensor for spec in signature.gradients}
+        gradients = {}
+        for spec in signature.gradients:
+            gradients[spec.variable] = spec.tensor
         return fingerprint_of(
             signature.watch_layout,
             losses=[fetched[name] for name in signature.losses],
@@ -193,11 +199,15 @@ class Program:
 
     def _read_variables(self, node: Any) -> list[int | None]:
         """Indices of the variables that an op takes the values of; None for one not captured."""
-        captured = {spec.tensor: spec.variable for spec in self.signature.captures}
-        sources = [self._source(tensor) for tensor in self.inputs_of[node.name]]
-        nodes = [source for source in sources if source is not None]
-        reads = [source for source in nodes if source.op == "ReadVariableOp"]
-        return [captured.get(_full_name(read.input[0])) for read in reads]
+        captured = {}
+        for spec in self.signature.captures:
+            captured[spec.tensor] = spec.variable
+        indices = []
+        for tensor in self.inputs_of[node.name]:
+            source = self._source(tensor)
+            if source is not None and source.op == "ReadVariableOp":
+                indices.append(captured.get(_full_name(source.input[0])))
+        return indices
 
     def _source(self, tensor: str) -> Any:
         """The node of the main graph that makes a tensor, copies skipped; None without one."""
@@ -240,10 +250,14 @@ class Program:
         Returns:
             Whether it holds NaN, and whether infinities, by name of the tensor.
         """
-        main_ops = [info for (function, _), info in self.infos.items() if not function]
-        fingerprint_ops = {info.name for info in main_ops if info.phase == "watch"}
-        nodes = [node for node in self.graph.node if node.name not in fingerprint_ops]
-        names = [f"{node.name}:{k}" for node in nodes for k in self._float_outputs(node)]
+        fingerprint_ops = set()
+        for (function, name), info in self.infos.items():
+            if not function and info.phase == "watch":
+                fingerprint_ops.add(name)
+        names = []
+        for node in self.graph.node:
+            if node.name not in fingerprint_ops:
+                names += [f"{node.name}:{k}" for k in self._float_outputs(node)]
         program = self._kept(self.signature.compilation == "xla", names, is_probed=True)
         program(batch, variables, self.record.constants)
         return program.probe_result
@@ -256,7 +270,9 @@ class Program:
     def node(self, name: str) -> NodeFacts:
         """Return what the graph says of an op of its main graph."""
         node = self._nodes[name]
-        outputs = [f"{name}:{k}" for k in range(len(self._output_types(node)))]
+        outputs = []
+        for k in range(len(self._output_types(node))):
+            outputs.append(f"{name}:{k}")
         return NodeFacts(node.op, node.attr, outputs)
 
     def kinds(self, tensors: Sequence[str]) -> list[str]:
@@ -268,7 +284,7 @@ class Program:
         return tf.dtypes.as_dtype(self._output_types(self._nodes[name])[int(output)])
 
     def _float_outputs(self, node: Any) -> list[int]:
-        dtypes = [tf.dtypes.as_dtype(kind) for kind in self._output_types(node)]
+        dtypes = map(tf.dtypes.as_dtype, self._output_types(node))
         return [k for k, dtype in enumerate(dtypes) if dtype.is_floating]
 
     @cached_property
@@ -310,8 +326,13 @@ class Program:
         """
         targets: list[str] = []
         if update:
-            gradients = {spec.tensor.rpartition(":")[0] for spec in self.signature.gradients}
-            own = [name for name in gradients & self._nodes.keys() if not self._is_fed(name)]
+            gradients = set()
+            for spec in self.signature.gradients:
+                gradients.add(spec.tensor.rpartition(":")[0])
+            own = []
+            for name in gradients & self._nodes.keys():
+                if not self._is_fed(name):
+                    own.append(name)
             targets = [*self.signature.control_outputs, *sorted(own)]
         wanted = list(dict.fromkeys([*fetches, *(self.signature.outputs if update else ())]))
         tensors = self._interpreter.run(
@@ -341,11 +362,12 @@ class Program:
         inputs, captures = self.signature.inputs, self.signature.captures
         names = [*(spec.tensor for spec in inputs), *(spec.tensor for spec in captures)]
         plan = self._interpreter.library.main_plan(tuple(names), tuple(fetches), ())
-        used = {slot for step in plan.steps for slot in step.inputs}
-        numbered = enumerate(captures, len(inputs))
-        return {
-            spec.variable for slot, spec in numbered if slot in used and spec.variable is not None
-        }
+        used = set(chain.from_iterable(step.inputs for step in plan.steps))
+        needed = set()
+        for slot, spec in enumerate(captures, len(inputs)):
+            if slot in used and spec.variable is not None:
+                needed.add(spec.variable)
+        return needed
 
     def given(self, batch: Sequence[ArrayLike]) -> Mapping[str, Sequence[Any]]:
         """Return the recorded outputs of the ops that do not run again, by name of the op."""

@@ -74,8 +74,10 @@ class RecordedSteps:
         Raises:
             MissingPartError: There are none.
         """
-        steps = [step for step in self.steps if first is None or step >= first]
-        steps = [step for step in steps if last is None or step <= last]
+        steps = []
+        for step in self.steps:
+            if (first is None or step >= first) and (last is None or step <= last):
+                steps.append(step)
         if not steps:
             which = "" if first is None else f" from {first} on"
             raise MissingPartError(
@@ -341,8 +343,11 @@ def tells_losses(signature: Signature) -> bool:
 
 def _logged_losses(signature: Signature) -> list[int]:
     """Outputs that the step returns as losses, such as `loss` and `head/output_loss`."""
-    last_names = [name.rpartition("/")[2] for name in signature.output_names]
-    return [index for index, name in enumerate(last_names) if "loss" in name]
+    losses = []
+    for index, name in enumerate(signature.output_names):
+        if "loss" in name.rpartition("/")[2]:
+            losses.append(index)
+    return losses
 
 
 def _bad_slot(slots: Sequence[int], bad_variable: Callable[[int], str]) -> NonFinite | None:
@@ -355,9 +360,12 @@ def _bad_slot(slots: Sequence[int], bad_variable: Callable[[int], str]) -> NonFi
 
 def _loss_element(layout: Layout, logged: Sequence[int]) -> int | None:
     """The fingerprint's element that is the step's loss: a differentiated, else a logged one."""
-    stand_ins = [element for element, output in layout.logged if output in logged]
-    elements = [element for element, _ in layout.losses] or stand_ins
-    return elements[0] if elements else None
+    for element, _ in layout.losses:
+        return element
+    for element, output in layout.logged:
+        if output in logged:
+            return element
+    return None
 
 
 def _number_at(fingerprint: Any, element: int | None) -> float | None:
