@@ -78,7 +78,10 @@ def reason_line(error: BaseException) -> str:
     Keras puts which layer was called before it, and what that was given after it. Colours and names
     of nodes are left out.
     """
-    lines = [line for line in _COLOURS.sub("", str(error)).splitlines() if line.strip()]
+    lines = []
+    for line in _COLOURS.sub("", str(error)).splitlines():
+        if line.strip():
+            lines.append(line)
     if not lines:
         return ""
     reason = lines[0]

@@ -146,7 +146,8 @@ def _machine_bytes() -> int:
     sizes = []
     with contextlib.suppress(OSError, ValueError, AttributeError):  # Windows has no sysconf
         sizes.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    sizes += [group.limit for group in control_groups()]
+    for group in control_groups():
+        sizes.append(group.limit)
     return min(sizes, default=16 * 2**30)
 
 
@@ -224,7 +225,9 @@ def free_memory(root: Path = Path("/")) -> int:
     Args:
         root: Where `proc` and `sys` are.
     """
-    free = [max(0, group.limit - group.used) for group in control_groups(root)]
+    free = []
+    for group in control_groups(root):
+        free.append(max(0, group.limit - group.used))
     with contextlib.suppress(OSError, ValueError, IndexError):
         words = (root / "proc/meminfo").read_text(encoding="ascii").split()
         free.append(int(words[words.index("MemAvailable:") + 1]) * 1024)

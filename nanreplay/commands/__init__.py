@@ -81,11 +81,11 @@ class LazyGroup(click.Group):
         """The commands that begin so, without importing them."""
         from click.shell_completion import CompletionItem
 
-        return [
-            CompletionItem(name, help=about)
-            for name, about in COMMANDS.items()
-            if name.startswith(incomplete)
-        ]
+        items = []
+        for name, about in COMMANDS.items():
+            if name.startswith(incomplete):
+                items.append(CompletionItem(name, help=about))
+        return items
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the commands without importing them."""
@@ -172,11 +172,10 @@ def _with_its_command(error: click.exceptions.NoSuchOption) -> click.UsageError:
     """The same error with the commands that do have the option, in place of similar options."""
     group = cli.make_context("nanreplay", [], resilient_parsing=True)
     commands = {name: cli.get_command(group, name) for name in COMMANDS}
-    having = [
-        f"`nanreplay {name}`"
-        for name, command in commands.items()
-        if command is not None and any(error.option_name in each.opts for each in command.params)
-    ]
+    having = []
+    for name, command in commands.items():
+        if command is not None and any(error.option_name in each.opts for each in command.params):
+            having.append(f"`nanreplay {name}`")
     if not having:
         return error
     verb = "has" if len(having) == 1 else "have"

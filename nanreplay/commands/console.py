@@ -97,8 +97,13 @@ class CapturePath(click.Path):
         captures = [entry for entry in begun if entry.name.endswith((".h5", ".hdf5"))]
         if not captures:
             return [CompletionItem(incomplete, type="file")]
-        folders = [f"{os.path.join(folder, entry.name)}/" for entry in begun if entry.is_dir()]
-        files = [os.path.join(folder, entry.name) for entry in captures if entry.is_file()]
+        files, folders = [], []
+        for entry in begun:
+            path = os.path.join(folder, entry.name)
+            if entry.is_dir():
+                folders.append(f"{path}/")
+            elif entry in captures and entry.is_file():
+                files.append(path)
         return [CompletionItem(path) for path in (*files, *folders)]
 
 

@@ -88,7 +88,10 @@ def command(
     no origin.
     """
     outputs = {"tensorboard": tensorboard, "csv": csv, "parquet": parquet}
-    wanted = {name: path for name, path in outputs.items() if path is not None}
+    wanted = {}
+    for name, path in outputs.items():
+        if path is not None:
+            wanted[name] = path
     if (npy is None) != (tensor is None) or (step is not None and npy is None):
         raise click.UsageError("--npy OUT and --tensor NAME go together; --step is for them.")
     if npy is not None and (wanted or folder is not None):
@@ -131,10 +134,9 @@ def _write_timeline(file: str, wanted: dict[str, Path], force: bool, as_json: bo
             written["parquet"] = write_parquet(capture, wanted["parquet"], force=force)
         incident = capture.incident.step
     if as_json:
-        files = [
-            {"format": name, "path": str(wanted[name]), "count": count}
-            for name, count in written.items()
-        ]
+        files = []
+        for name, count in written.items():
+            files.append({"format": name, "path": str(wanted[name]), "count": count})
         print_json({"incident_step": incident, "written": files})
         return
     for name, count in written.items():

@@ -49,7 +49,7 @@ def compare(name: str, left: Any, right: Any) -> ArrayDifference | None:
     unequal = differing(left, right)
     if not unequal.any():
         return None
-    index = tuple(int(axis) for axis in np.argwhere(unequal)[0]) if unequal.ndim else ()
+    index = tuple(map(int, np.argwhere(unequal)[0])) if unequal.ndim else ()
     return ArrayDifference(
         name=name,
         elements=int(unequal.sum()),
@@ -106,7 +106,10 @@ def values_that_differ(
     right_index = {theirs: ours for ours, theirs in pairs.items()}
     left_elements = _fingerprint_elements(left, step, left_index)
     right_elements = _fingerprint_elements(right, step, right_index)
-    common_names = [name for name in left_elements if name in right_elements]
+    common_names = []
+    for name in left_elements:
+        if name in right_elements:
+            common_names.append(name)
     if not common_names:
         return None
     paths = [info.path for info in left.variables_info]

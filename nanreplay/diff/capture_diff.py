@@ -153,7 +153,9 @@ def _settings(capture: Capture) -> dict[str, str]:
     program = _last_program(capture)
     if program is not None:
         signature = capture.signature(program)
-        inputs = [f"{spec.path or 'batch'} {spec.dtype}" for spec in signature.inputs]
+        inputs = []
+        for spec in signature.inputs:
+            inputs.append(f"{spec.path or 'batch'} {spec.dtype}")
         settings["compilation"] = signature.compilation
         settings["policy"] = signature.policy
         settings["loss scaling"] = "yes" if signature.loss_scaled else "no"
@@ -280,7 +282,10 @@ class _Comparison:
     def _with_steps(self, diff: Diff) -> Diff:
         """Add what the common steps show."""
         right_steps = set(self._right.steps)
-        common = [step for step in self._left.steps if step in right_steps]
+        common = []
+        for step in self._left.steps:
+            if step in right_steps:
+                common.append(step)
         if not common:
             self._notes.append("The two hold no step in common, so no values are compared.")
             return diff

@@ -165,7 +165,10 @@ def _same_sentence(steps: tuple[int, int] | None) -> str:
 def _static_sentence(diff: Diff) -> str:
     """What differs of two sides that part at no step."""
     kinds = {"settings": diff.settings, "variables": diff.variables, "ops": diff.ops}
-    differing_kinds = [kind for kind, differences in kinds.items() if differences]
+    differing_kinds = []
+    for kind, differences in kinds.items():
+        if differences:
+            differing_kinds.append(kind)
     values = "no step is on both sides"
     if diff.steps:
         values = "the values that both sides watched are the same"
@@ -216,7 +219,8 @@ def diff_lines(diff: Diff) -> Iterator[str]:
     yield from _titled(f"Batch of step {diff.step}", _limited(map(_array_line, diff.batch)))
     yield from _titled(f"After step {diff.step}", _limited(map(_value_line, diff.values)))
     yield from _titled("Environment", map(_changed_line, diff.environment))
-    yield from (f"note: {note}" for note in diff.notes)
+    for note in diff.notes:
+        yield f"note: {note}"
 
 
 def _titled(title: str, lines: Iterable[str]) -> Iterator[str]:
@@ -224,7 +228,8 @@ def _titled(title: str, lines: Iterable[str]) -> Iterator[str]:
     shown = list(lines)
     if shown:
         yield title
-        yield from (f"  {line}" for line in shown)
+        for line in shown:
+            yield f"  {line}"
 
 
 def _limited(lines: Iterable[str], limit: int = 8) -> Iterator[str]:

@@ -120,7 +120,10 @@ def _values_that_differ(left: StepResult, right: StepResult) -> tuple[Value, ...
     right_changes = {change.name: change for change in right.differences}
     values = []
     for name in dict.fromkeys((*left_changes, *right_changes)):
-        changes = [side[name] for side in (left_changes, right_changes) if name in side]
+        changes = []
+        for side in (left_changes, right_changes):
+            if name in side:
+                changes.append(side[name])
         recorded = changes[0].recorded
         a = left_changes[name].replayed if name in left_changes else recorded
         b = right_changes[name].replayed if name in right_changes else recorded

@@ -56,7 +56,9 @@ def pytest_configure(config: pytest.Config) -> None:
     """Register the marker, and find the captures that are asked for."""
     config.addinivalue_line("markers", MARKER)
     start = config.invocation_params.dir
-    named = [Path(os.path.abspath(start / path)) for path in config.getoption("nanreplay")]
+    named = []
+    for path in config.getoption("nanreplay"):
+        named.append(Path(os.path.abspath(start / path)))
     captures: dict[Path, None] = {}  # a set that keeps the order
     for path in named:
         if not path.exists():

@@ -8,7 +8,7 @@ itself, a variant of it that tells what it fetched (see `program/fetching`). A `
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -237,9 +237,10 @@ class CompiledCalls:
         self.trained += 1
         self.last = recorded
         steps = 1
-        numbers: Mapping[str, Any] = {
-            name: flat[position] for name, position in recorded.outputs if position < len(flat)
-        }
+        numbers: dict[str, Any] = {}
+        for name, position in recorded.outputs:
+            if position < len(flat):
+                numbers[name] = flat[position]
         if variant is not None:
             n_outside = len(recorded.slot.traced.outside)
             if n_outside and recording.ring is not None:
@@ -255,7 +256,9 @@ class CompiledCalls:
                     recording.forget_unfinished()
                     return None
         if recorded.steps_in_call and outputs is not None:
-            numbers = {name: outputs[index] for name, index in recorded.slot.outputs}
+            numbers = {}
+            for name, index in recorded.slot.outputs:
+                numbers[name] = outputs[index]
         mean = self._mean(recorded, flat)
         return recording.after(recorded.slot, numbers, steps=steps, mean=mean)
 

@@ -59,9 +59,11 @@ class DumpWindow:
         """Steps whose weights and gradients re-execution can give."""
         if not self.prove or not self.is_replayable or self.trigger.what == "exception":
             return []
-        return [
-            step for step in sorted(self.batches)[-self.full_steps :] if step >= min(self.keyframes)
-        ]
+        steps = []
+        for step in sorted(self.batches)[-self.full_steps :]:
+            if step >= min(self.keyframes):
+                steps.append(step)
+        return steps
 
 
 def gather(snapshot: Snapshot, *, prove: bool = True) -> DumpWindow:
@@ -73,8 +75,13 @@ def gather(snapshot: Snapshot, *, prove: bool = True) -> DumpWindow:
     programs = _describe_programs(snapshot, entries, sources, notes)
     if snapshot.eager is not None:
         entries = _add_eager_program(snapshot, entries, sources, programs)
-    slots = {slot.id: slot for slot in snapshot.programs if slot.id in programs}
-    batches = {entry.step: _batch_record(entry, programs, slots, notes) for entry in entries}
+    slots = {}
+    for slot in snapshot.programs:
+        if slot.id in programs:
+            slots[slot.id] = slot
+    batches = {}
+    for entry in entries:
+        batches[entry.step] = _batch_record(entry, programs, slots, notes)
     return DumpWindow(
         snapshot.step,
         snapshot.trigger,
@@ -136,12 +143,13 @@ def _add_eager_program(
     program_id = f"p{len(snapshot.programs)}"
     flat = snapshot.eager.describe(program_id, sources)
     programs[program_id] = flat.record
-    return [
-        replace(entry, program=program_id, leaves=flat.leaves, paths=flat.paths)
-        if entry.step == snapshot.step
-        else entry
-        for entry in entries
-    ]
+    named = []
+    for entry in entries:
+        if entry.step == snapshot.step:
+            named.append(replace(entry, program=program_id, leaves=flat.leaves, paths=flat.paths))
+        else:
+            named.append(entry)
+    return named
 
 
 def _layout_of(slot: ProgramSlot, snapshot: Snapshot) -> list[str]:
@@ -201,12 +209,14 @@ def fingerprint_values(
 def _undrawn_notes(
     batches: Mapping[int, BatchRecord], programs: Mapping[str, ProgramRecord]
 ) -> list[str]:
-    return [
-        f"Step {step} raised before the outputs of its random and Python ops could be recorded; "
-        "a replay draws others."
-        for step, batch in batches.items()
-        if not batch.fed and batch.program in programs and programs[batch.program].signature.fed
-    ]
+    notes = []
+    for step, batch in batches.items():
+        if not batch.fed and batch.program in programs and programs[batch.program].signature.fed:
+            notes.append(
+                f"Step {step} raised before the outputs of its random and Python ops could be "
+                "recorded; a replay draws others."
+            )
+    return notes
 
 
 def _program_notes(programs: Iterable[ProgramRecord]) -> list[str]:
@@ -233,5 +243,8 @@ def _unknown_resources(program: ProgramRecord) -> list[str]:
     cut = cut_recorded_ops(parse_graph(program.graph), program.signature)
     unread = cut.idle | cut.unused | collective_keys(program)
     captures = program.signature.captures
-    unheld = [spec.tensor for spec in captures if spec.variable is None and spec.constant is None]
+    unheld = []
+    for spec in captures:
+        if spec.variable is None and spec.constant is None:
+            unheld.append(spec.tensor)
     return [tensor for tensor in unheld if tensor not in unread]

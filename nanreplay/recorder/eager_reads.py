@@ -60,9 +60,10 @@ def repeatable(
 
 def read_new(handles: Iterable[Any], reads: Reads) -> None:
     """Read the variables among `handles` that are not in `reads` yet, and add them."""
-    values = {
-        id(handle): (handle, read_variable(handle)) for handle in handles if _is_new(handle, reads)
-    }
+    values = {}
+    for handle in handles:
+        if _is_new(handle, reads):
+            values[id(handle)] = (handle, read_variable(handle))
     reads.update(values)
 
 

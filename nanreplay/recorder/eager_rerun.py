@@ -151,11 +151,11 @@ class EagerRerun:
 def checked_handles(variables: VariableTable) -> list[Any]:
     """Handles of the variables that an eager fingerprint measures: float, no metrics, no seeds."""
     unchecked = {id(handle) for handle in variables.unchecked()}
-    return [
-        handle
-        for handle in variables.handles
-        if id(handle) not in unchecked and is_float_variable(handle)
-    ]
+    checked = []
+    for handle in variables.handles:
+        if id(handle) not in unchecked and is_float_variable(handle):
+            checked.append(handle)
+    return checked
 
 
 def vector_of(fingerprint: Fingerprint) -> Any:

@@ -255,7 +255,9 @@ class EagerStep:
             return
         self._used[id(used)] = used
         variables = (used, *tf_variables.variables_in(used))
-        handles = [tf_variables.handle_of(variable) for variable in variables]
+        handles = []
+        for variable in variables:
+            handles.append(tf_variables.handle_of(variable))
         handles = [handle for handle in handles if handle is not None and is_variable(handle)]
         if handles:
             self._learn_variables(call)
@@ -294,9 +296,10 @@ class EagerStep:
         ring, index = recording.ring, recording.variables.index
         if ring is None or recording.step not in ring.keyframes:
             return
-        learned = {
-            index[key]: value for key, (_, value) in call.first_reads.items() if key in index
-        }
+        learned = {}
+        for key, (_, value) in call.first_reads.items():
+            if key in index:
+                learned[index[key]] = value
         ring.keyframes[recording.step] = {**learned, **ring.keyframes[recording.step]}
 
 

@@ -56,10 +56,10 @@ def describe_environment() -> dict[str, str]:
 def _device_names() -> list[str]:
     """The model of each device; its type ("CPU") where TensorFlow knows no more."""
     details_of = tf.config.experimental.get_device_details
-    return [
-        details_of(device).get("device_name", device.device_type)
-        for device in tf.config.list_physical_devices()
-    ]
+    device_names = []
+    for device in tf.config.list_physical_devices():
+        device_names.append(details_of(device).get("device_name", device.device_type))
+    return device_names
 
 
 def _keras_version() -> str:

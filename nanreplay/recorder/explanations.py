@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from nanreplay.capture.storage import Location
 
@@ -67,7 +67,7 @@ def finish(path: Location) -> None:
 
 def child_environment() -> dict[str, str]:
     """This process's environment, without GPUs, and with the nanreplay that it runs itself."""
-    kept: dict[str, Any] = {key: os.environ[key] for key in os.environ if key not in _LEFT_OUT}
+    kept = {key: value for key, value in os.environ.items() if key not in _LEFT_OUT}
     package = str(Path(__file__).parents[2])
     path = os.pathsep.join(filter(None, (package, kept.get("PYTHONPATH"))))
     return {**kept, "PYTHONPATH": path, "CUDA_VISIBLE_DEVICES": "-1", "TF_CPP_MIN_LOG_LEVEL": "3"}

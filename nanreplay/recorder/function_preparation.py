@@ -60,7 +60,10 @@ class FunctionPreparation:
             program, layer_names=variables.layer_names, optimizer_names=variables.optimizer_names
         )
         recorded = self._make(training, program)
-        positions = [index for index, value in enumerate(inputs) if not is_handle(value)]
+        positions = []
+        for index, value in enumerate(inputs):
+            if not is_handle(value):
+                positions.append(index)
         if len(positions) < len(inputs):
             recorded.array_positions = positions
         return recorded

@@ -80,12 +80,14 @@ class VariableMeter:
 
     def checked_variables(self) -> list[int]:
         """Indices of the variables to check: all float ones but metrics, seeds and slots."""
-        unchecked = {id(handle) for handle in self._variables.unchecked(slots=True)}
-        return [
-            index
-            for index, handle in enumerate(self._variables.handles)
-            if id(handle) not in unchecked and is_float_variable(handle)
-        ]
+        unchecked = set()
+        for handle in self._variables.unchecked(slots=True):
+            unchecked.add(id(handle))
+        checked = []
+        for index, handle in enumerate(self._variables.handles):
+            if id(handle) not in unchecked and is_float_variable(handle):
+                checked.append(index)
+        return checked
 
     def learn_optimizer(self, optimizer: Any) -> bool:
         """Read the learning rate of this optimizer too; returns whether it is a new one."""

@@ -19,6 +19,7 @@ import ast
 import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from types import CodeType
 
 _GRADIENTS = frozenset({"gradient", "jacobian", "batch_jacobian", "minimize", "compute_gradients"})
@@ -61,7 +62,10 @@ class TrainingNames:
         none is added. With `def b(): a()` before `def a(): tape.gradient(...)`, the first pass adds
         `a`, the second `b`, and the third nothing.
         """
-        functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)]
+        functions = []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                functions.append(node)
         count_before = -1
         count = len(self.gradients) + len(self.updates)
         while count != count_before:
@@ -121,11 +125,13 @@ def imported_names(tree: ast.Module) -> set[str]:
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
+            for alias in node.names:
+                names.add(alias.name)
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             # What is imported from a package may be a module of it.
             names.add(node.module)
-            names.update(f"{node.module}.{alias.name}" for alias in node.names)
+            for alias in node.names:
+                names.add(f"{node.module}.{alias.name}")
     return names
 
 
@@ -186,7 +192,7 @@ class LoopRewriter(ast.NodeTransformer):
 
     def _body(self, node: Loop, targets: tuple[str, ...]) -> LoopBody | None:
         """What runs the body once more; None where it calls nothing, or cannot run by itself."""
-        parts = [part for statement in node.body for part in ast.walk(statement)]
+        parts = list(chain.from_iterable(map(ast.walk, node.body)))
         if not any(isinstance(part, ast.Call) for part in parts) or not _can_run_alone(parts):
             return None
         try:
@@ -266,10 +272,10 @@ class _BodyOnly(ast.NodeTransformer):
             return node
         value = ast.Expr(node.value or ast.Constant(None))
         end = ast.Raise(ast.Name(END, ast.Load()))
-        return [
+        statements: list[ast.stmt] = [value, end]
+        for statement in statements:
             ast.fix_missing_locations(ast.copy_location(statement, node))
-            for statement in (value, end)
-        ]
+        return statements
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         # Python does this itself within a class: `self.__x` in class A is `self._A__x`.

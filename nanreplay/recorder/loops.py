@@ -125,7 +125,10 @@ class Loops:
         ambient = self._ambient()
         if ambient is None:
             return None
-        values = [namespace[name] for name in body.names if name in namespace]
+        values = []
+        for name in body.names:
+            if name in namespace:
+                values.append(namespace[name])
         return ambient.iterations(values, last)
 
     def trained_eagerly(self) -> bool:

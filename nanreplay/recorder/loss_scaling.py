@@ -36,14 +36,14 @@ class LossScales:
 
     def before(self) -> None:
         """A step begins."""
-        self._before = [_scale_and_count(optimizer) for optimizer in self.optimizers]
+        self._before = list(map(_scale_and_count, self.optimizers))
 
     def after(self) -> tuple[float, bool] | None:
         """(loss scale of the step, whether its update was skipped); None without loss scaling."""
         # An optimizer that was learned in this very step has no numbers from before it.
         if not self.optimizers or len(self._before) != len(self.optimizers):
             return None
-        after = [_scale_and_count(optimizer) for optimizer in self.optimizers]
+        after = list(map(_scale_and_count, self.optimizers))
         skipped = all(map(_is_skipped, self.optimizers, self._before, after))
         return self._before[0][0], skipped
 

@@ -97,9 +97,10 @@ def time_copy(handles: Sequence[Any], sizes: Sequence[int]) -> float:
     began_s = time.perf_counter()
     values = [read_variable(handle) for handle in handles]
     read_s = time.perf_counter() - began_s
-    candidates = [
-        (size, value) for size, value in zip(sizes, values, strict=True) if value.dtype in _COPIED
-    ]
+    candidates = []
+    for size, value in zip(sizes, values, strict=True):
+        if value.dtype in _COPIED:
+            candidates.append((size, value))
     if not candidates:
         return read_s
     _, largest = max(candidates, key=lambda candidate: candidate[0])
@@ -189,7 +190,9 @@ def lag_of(handles: Sequence[Any]) -> int:
     if not handles:
         return LAGS["CPU"]
     # "/job:localhost/replica:0/task:0/device:GPU:0" is of type GPU.
-    types = [str(handle.device).rpartition("device:")[2].partition(":")[0] for handle in handles]
+    types = []
+    for handle in handles:
+        types.append(str(handle.device).rpartition("device:")[2].partition(":")[0])
     return LAGS.get(max(types, key=types.count), OTHER_LAG)
 
 

@@ -188,7 +188,10 @@ class BatchCollector:
             assert recorded.slot.fetch is not None
             first = components_of(optionals[indices[0]], recorded.slot.fetch.kinds) or []
             # `size_of` needs dtypes of a known size; 1 says that the size is known.
-            sized = [tensor for tensor in first if tensor.dtype not in _WITHOUT_SIZE]
+            sized = []
+            for tensor in first:
+                if tensor.dtype not in _WITHOUT_SIZE:
+                    sized.append(tensor)
             recorded.batch_bytes = size_of(sized) or 1
             recorded.most_waiting = recorded.together if recorded.has_small_batches else 1
         ring, size_bytes = recording.ring, recorded.batch_bytes
@@ -228,11 +231,10 @@ class BatchCollector:
         count = 0 if returned is None else int(returned.shape[0])
         if not count:
             return
-        entries = [
-            entry
-            for entry in ring.entries
-            if entry.program == recorded.slot.id and entry.step < self._recording.step
-        ]
+        entries = []
+        for entry in ring.entries:
+            if entry.program == recorded.slot.id and entry.step < self._recording.step:
+                entries.append(entry)
         # The last of both belong together. With fewer entries, the first values have none.
         first = max(0, count - len(entries))
         for number, entry in enumerate(entries[-count:], first):

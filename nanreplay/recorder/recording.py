@@ -239,7 +239,9 @@ class Recording:
 
     def _check(self, ran: RanStep) -> Suspicion | None:
         """Note the numbers of a step and say what in them is not as it should be."""
-        numbers = {name: as_number(value) for name, value in ran.outputs.items()}
+        numbers = {}
+        for name, value in ran.outputs.items():
+            numbers[name] = as_number(value)
         sums = None if ran.sums is None else np.asarray(ran.sums)
         self._note_numbers(ran, numbers, sums)
         scale, skipped = ran.scale or (None, False)

@@ -98,9 +98,7 @@ class Reexecutor:
     ) -> None:
         self._programs = programs
         self._infos = variables
-        self._trainable = [
-            index for index, info in enumerate(variables) if info.role == "trainable"
-        ]
+        self._trainable = [i for i, info in enumerate(variables) if info.role == "trainable"]
         self._compiled: dict[tuple[str, bool], CompiledProgram] = {}
         """By (id of the program, whether it gives losses and gradients only)."""
 
@@ -127,7 +125,9 @@ class Reexecutor:
             on_step: Called after each step.
         """
         base = keyframes.pop(min(batches))
-        variables = [self._variable(index, base) for index in range(len(self._infos))]
+        variables = []
+        for index in range(len(self._infos)):
+            variables.append(self._variable(index, base))
         result = Reexecution()
         for step in sorted(batches):
             batch = batches[step]
@@ -178,7 +178,9 @@ class Reexecutor:
             indices: The variables that are wanted.
         """
         base = keyframes.pop(min(batches))
-        variables = [self._variable(index, base) for index in range(len(self._infos))]
+        variables = []
+        for index in range(len(self._infos)):
+            variables.append(self._variable(index, base))
         for earlier in sorted(batches):
             batch = batches[earlier]
             for index, value in {**keyframes.pop(earlier, {}), **batch.overrides}.items():
@@ -272,7 +274,9 @@ class Reexecutor:
         names = _derivative_names(signature)
         if not names:
             return _Derivatives()
-        copies = [tf.Variable(tf.identity(variable), trainable=False) for variable in variables]
+        copies = []
+        for variable in variables:
+            copies.append(tf.Variable(tf.identity(variable), trainable=False))
         program = self._program(batch.program, derivatives_only=True)
         _, fetched = program(batch.arrays, copies, record.constants)
         value_of = dict(zip(names, fetched, strict=True))
@@ -344,7 +348,9 @@ def _derivative_names(signature: Signature) -> list[str]:
     """Names of the tensors of losses and gradients, each once."""
     names = list(signature.losses)
     for spec in signature.gradients:
-        names += [name for name in (spec.tensor, spec.indices) if name]
+        for name in (spec.tensor, spec.indices):
+            if name:
+                names.append(name)
     return list(dict.fromkeys(names))
 
 

@@ -89,7 +89,10 @@ class Needs:
     def intervals(self, window: int) -> list[int]:
         """Steps between keyframes to try for a window, none of which costs more than it may."""
         least = min(self.least_every or self.every, self.every)
-        halves = [half for half in _halves(self.every)[1:] if half > least]
+        halves = []
+        for half in _halves(self.every)[1:]:
+            if half > least:
+                halves.append(half)
         # A longer interval needs fewer keyframes; a shorter one, fewer batches.
         longer = max(self.every, window + self.lag + self.soft_lag)
         return [self.every, longer, *halves, least]

@@ -128,11 +128,11 @@ class Ring:
         """
         base = min(self.keyframes, default=0)
         is_eager = any(not entry.program for entry in self.entries)
-        return [
-            entry
-            for entry in self.entries
-            if entry.step <= last and (entry.step >= base or is_eager)
-        ]
+        held = []
+        for entry in self.entries:
+            if entry.step <= last and (entry.step >= base or is_eager):
+                held.append(entry)
+        return held
 
     # Forgetting
 
@@ -182,7 +182,10 @@ class Ring:
         is_first_needed = second is None or second > oldest
         if is_first_needed and self.entries[0].step >= first:
             return  # as in nearly every step
-        reaching = [step for step in self.keyframes if step <= oldest]
+        reaching = []
+        for step in self.keyframes:
+            if step <= oldest:
+                reaching.append(step)
         base = max(reaching, default=min(self.keyframes))
         for step in [step for step in self.keyframes if step < base]:
             del self.keyframes[step]

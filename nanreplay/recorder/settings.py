@@ -82,10 +82,12 @@ def remove_leftovers(path: str) -> None:
     folder = Path(expand_path(path, step=0)).absolute().parent
     name = Path(os.path.basename(path))
     # "run-{step}.h5" may have been written as "run-17.h5", "run-17.1.h5", ...
-    parts = [
-        _FILLED[part[1:-1]] if _PLACEHOLDER.fullmatch(part) else re.escape(part)
-        for part in re.split(r"(\{\w+\})", name.stem)
-    ]
+    parts = []
+    for part in re.split(r"(\{\w+\})", name.stem):
+        if _PLACEHOLDER.fullmatch(part):
+            parts.append(_FILLED[part[1:-1]])
+        else:
+            parts.append(re.escape(part))
     remove_stale(folder, re.compile("".join(parts) + r"(\.\d+)?" + re.escape(name.suffix)))
 
 
@@ -205,7 +207,10 @@ def _signal_number(value: Any) -> int | None:
     if value is None:
         return None
     names = ("SIGUSR1", "SIGUSR2", "SIGHUP", "SIGQUIT")  # Windows has none of them
-    known = {name: getattr(signal, name) for name in names if hasattr(signal, name)}
+    known = {}
+    for name in names:
+        if hasattr(signal, name):
+            known[name] = getattr(signal, name)
     if not known:
         raise AttachError(
             "`dump_signal` needs a signal such as SIGUSR1, which this system lacks. Leave it out, "

@@ -74,11 +74,10 @@ def take_snapshot(
     keyframes: dict[int, dict[int, Any]] = {}
     if ring is not None:
         entries = ring.held(step)
-        keyframes = {
-            number: _made_values(values, recording.variables)
-            for number, values in ring.keyframes.items()
-            if number <= step
-        }
+        keyframes = {}
+        for number, values in ring.keyframes.items():
+            if number <= step:
+                keyframes[number] = _made_values(values, recording.variables)
     if ring is not None and not keep and trigger.what in ("loss", "gradient", "variable"):
         ring.keyframes.clear()
     entries, keyframes = _needed_for_window(recording, entries, keyframes, step)
@@ -111,11 +110,11 @@ def _made_values(values: Mapping[int, Any], variables: VariableTable) -> dict[in
     Those that a step of replicas makes are empty until its first call has ended.
     """
     shapes = [tf.TensorShape(info.shape) for info in variables.infos]
-    return {
-        index: value
-        for index, value in values.items()
-        if shapes[index].is_compatible_with(value.shape)
-    }
+    made = {}
+    for index, value in values.items():
+        if shapes[index].is_compatible_with(value.shape):
+            made[index] = value
+    return made
 
 
 def _needed_for_window(
@@ -129,12 +128,16 @@ def _needed_for_window(
     """
     if any(not entry.program for entry in entries):
         return entries, keyframes
-    measured = [
-        row.step for row in recording.timeline.rows if row.measured is not None and row.step < step
-    ]
+    measured = []
+    for row in recording.timeline.rows:
+        if row.measured is not None and row.step < step:
+            measured.append(row.step)
     first_suspect = max(measured, default=step - 1) + 1
     oldest = first_suspect - recording.settings.window + 1
-    reaching = [number for number in keyframes if number <= oldest]
+    reaching = []
+    for number in keyframes:
+        if number <= oldest:
+            reaching.append(number)
     base = max(reaching, default=min(keyframes, default=0))
     return (
         [entry for entry in entries if entry.step >= base],
@@ -191,7 +194,9 @@ def _stacked(optionals: Any, kinds: Sequence[Any]) -> list[Any]:
     Nothing where their shapes differ.
     """
     count = int(optionals.shape[0])
-    elements = [components_of(optionals[number], kinds) or [] for number in range(count)]
+    elements = []
+    for number in range(count):
+        elements.append(components_of(optionals[number], kinds) or [])
     columns = list(zip(*elements, strict=True))
     for column in columns:
         if any(tensor.shape != column[0].shape for tensor in column):
@@ -284,15 +289,22 @@ def _replayable_part(
     ordered = sorted(sizes.keyframes)
     last = max(sizes.batches, default=0)
     several = [ordered[start:] for start in range(len(ordered) - 1)]
-    far = [step for step in reversed(ordered) if last - step + 1 >= FEW_STEPS]
-    near = [step for step in reversed(ordered) if step not in far]
+    far, near = [], []
+    for step in reversed(ordered):
+        if last - step + 1 >= FEW_STEPS:
+            far.append(step)
+        else:
+            near.append(step)
     single = [[step] for step in (*far, *near)]
     choices = [
         *((each, last_full) for each in (*several, *single)),
         *((each, []) for each in single),
     ]
     for keyframes, full in choices:
-        batches = [step for step in sizes.batches if step >= keyframes[0]]
+        batches = []
+        for step in sizes.batches:
+            if step >= keyframes[0]:
+                batches.append(step)
         size = _total(sizes.keyframes, keyframes) + _total(sizes.batches, batches)
         if size + _total(sizes.full, full) <= room:
             return keyframes, batches, full

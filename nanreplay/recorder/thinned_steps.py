@@ -81,16 +81,16 @@ def extreme_steps(rows: Iterable[TimelineRow]) -> list[TimelineRow]:
     Where neither is known, the last step.
     """
     rows = list(rows)
-    losses = {index: row.loss for index, row in enumerate(rows) if not math.isnan(row.loss)}
-    weights = {
-        index: float(np.dot(row.measured.weight_norms, row.measured.weight_norms))
-        for index, row in enumerate(rows)
-        if row.measured is not None and len(row.measured.weight_norms)
-    }
-    kept = {
-        choose(values, key=values.__getitem__)
-        for values in (losses, weights)
-        if values
-        for choose in (min, max)
-    }
+    losses, weights = {}, {}
+    for index, row in enumerate(rows):
+        if not math.isnan(row.loss):
+            losses[index] = row.loss
+        if row.measured is not None and len(row.measured.weight_norms):
+            norms = row.measured.weight_norms
+            weights[index] = float(np.dot(norms, norms))
+    kept = set()
+    for values in (losses, weights):
+        if values:
+            kept.add(min(values, key=values.__getitem__))
+            kept.add(max(values, key=values.__getitem__))
     return [rows[index] for index in sorted(kept or {len(rows) - 1})]

@@ -138,7 +138,7 @@ def eager_row(
     step: int, elapsed_s: float, layout: Layout, values: Any, skipped: bool
 ) -> TimelineRow:
     """The row of an eager step, from its fingerprint."""
-    value_of = dict(zip(layout.names, (float(value) for value in values), strict=True))
+    value_of = dict(zip(layout.names, map(float, values), strict=True))
     totals, maxima = ([triple[place] for triple in layout.gradients] for place in (0, 1))
     vector = np.asarray(values, np.float64)
     with np.errstate(over="ignore", invalid="ignore"):
@@ -281,11 +281,14 @@ class TimelineRing:
             last: The last step that is wanted; all when it is left out.
         """
         self._hand_on(self._history)
-        rows = [row for row in (*self.older, *self.rows) if last is None or row.step <= last]
+        rows = []
+        for row in (*self.older, *self.rows):
+            if last is None or row.step <= last:
+                rows.append(row)
         columns = _columns(rows)
-        matrices = {
-            name: np.full((len(rows), len(trainable)), np.nan, np.float32) for name in MATRICES
-        }
+        matrices = {}
+        for name in MATRICES:
+            matrices[name] = np.full((len(rows), len(trainable)), np.nan, np.float32)
         filler = _Filler(matrices, {variable: column for column, variable in enumerate(trainable)})
         filler.put_measured(rows)
         with np.errstate(over="ignore", invalid="ignore"):
@@ -308,13 +311,16 @@ class _Filler:
 
     def put_measured(self, rows: Sequence[TimelineRow]) -> None:
         """Put in what steps measured: whole blocks, for one element at a time takes minutes."""
-        indices = [index for index, row in enumerate(rows) if row.measured is not None]
-        measured = [row.measured for row in rows if row.measured is not None]
-        weights = [(each.variables, each.weight_norms) for each in measured]
+        indices, weights, norms, maxima = [], [], [], []
+        for index, row in enumerate(rows):
+            if row.measured is not None:
+                each = row.measured
+                indices.append(index)
+                weights.append((each.variables, each.weight_norms))
+                norms.append((each.gradient_variables, each.gradient_norms))
+                maxima.append((each.gradient_variables, each.gradient_maxima))
         self._put_blocks("weight_norm", indices, weights)
-        norms = [(each.gradient_variables, each.gradient_norms) for each in measured]
         self._put_blocks("gradient_norm", indices, norms)
-        maxima = [(each.gradient_variables, each.gradient_maxima) for each in measured]
         self._put_blocks("gradient_absmax", indices, maxima)
 
     def _put_blocks(
@@ -329,7 +335,10 @@ class _Filler:
             blocks.setdefault(id(variables), []).append(place)  # `TimelineRing.add` shares them
         for places in blocks.values():
             variables = found[places[0]][0]
-            kept = [place for place, variable in enumerate(variables) if variable in self.column_of]
+            kept = []
+            for place, variable in enumerate(variables):
+                if variable in self.column_of:
+                    kept.append(place)
             if not kept:
                 continue
             columns = [self.column_of[variables[place]] for place in kept]

@@ -157,7 +157,7 @@ class VariableTable:
     def forgive(self) -> None:
         """Check no variable that is non-finite now: an earlier training left it so."""
         values = [read_variable(handle) for handle in self.handles]
-        self.born_nonfinite = {index for index, value in enumerate(values) if has_nonfinite(value)}
+        self.born_nonfinite = {i for i, value in enumerate(values) if has_nonfinite(value)}
 
     def bad_slot(self, state: Mapping[int, Any] | None = None) -> int | None:
         """Index of the first slot of an optimizer that is not finite; None when all are.

@@ -171,7 +171,9 @@ def answer_with(path: str, report: Report) -> CaptureAnswer:
 
 
 def _layer_names(capture: Capture) -> set[str]:
-    paths = {path for name in capture.programs for path in capture.ops(name)["layer_path"].unique()}
+    paths: set[str] = set()
+    for name in capture.programs:
+        paths.update(capture.ops(name)["layer_path"].unique())
     return {name for path in paths for name in path.split("/")}
 
 

@@ -101,13 +101,15 @@ def _nanreplay_version() -> str:
 
 def _answers(future: Any, paths: Sequence[str]) -> Iterator[CaptureAnswer]:
     if future.status == "finished":
-        yield from (answer_from_json(value) for value in future.result())
+        for value in future.result():
+            yield answer_from_json(value)
         return
     reason = "the Dask scheduler went away."  # its tasks are cancelled then
     if future.status == "error":
         error = future.exception()
         reason = f"the Dask cluster could not do it: {type(error).__name__}: {_reason(error)}"
-    yield from (undecided_answer(path, reason) for path in paths)
+    for path in paths:
+        yield undecided_answer(path, reason)
 
 
 def _reason(error: BaseException) -> str:

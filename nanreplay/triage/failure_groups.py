@@ -49,7 +49,10 @@ class FailureGroup:
     @property
     def seen(self) -> tuple[str | None, str | None]:
         """When the first and the last of its captures were written; None where no file tells."""
-        times = [each.answer.recorded for each in self.captures if each.answer.recorded]
+        times = []
+        for each in self.captures:
+            if each.answer.recorded:
+                times.append(each.answer.recorded)
         return (min(times, key=_moment), max(times, key=_moment)) if times else (None, None)
 
     @property

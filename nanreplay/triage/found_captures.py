@@ -86,7 +86,8 @@ def _expanded(text: str) -> Iterator[tuple[Location, bool]]:
         roots = [Path(match) for match in matches]
     for root in roots:
         if root.is_dir():
-            yield from ((path, False) for path in _walk(root))
+            for path in _walk(root):
+                yield (path, False)
         else:
             yield root, len(roots) == 1
 
@@ -115,7 +116,9 @@ def _remote(where: RemotePath) -> Iterator[tuple[Location, bool]]:
     except Exception as error:  # each file system has errors of its own
         text = " ".join(str(error).split())[:200]
         raise StorageError(f"{where}: cannot be read ({type(error).__name__}: {text}).") from error
-    yield from ((RemotePath(url), False) for url in urls if url.endswith(_ENDINGS))
+    for url in urls:
+        if url.endswith(_ENDINGS):
+            yield (RemotePath(url), False)
 
 
 def _looked_at(where: Location, is_named: bool) -> FoundCapture | None:

@@ -81,7 +81,8 @@ def answers_here(
         if not left:
             return
     reason = "the processes that should bisect it ended before they could begin."
-    yield from (undecided_answer(path, reason) for path in left)
+    for path in left:
+        yield undecided_answer(path, reason)
 
 
 def _answers_of_pool(

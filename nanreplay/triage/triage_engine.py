@@ -62,8 +62,12 @@ def triage(
     """
     kept = AnswerCache(cache)
     found = find_captures(paths)
-    done = {each.name: failed_answer(each.name, each.error) for each in found if each.error}
-    keys = {each.name: content_key(each.where) for each in found if not each.error}
+    done, keys = {}, {}
+    for each in found:
+        if each.error:
+            done[each.name] = failed_answer(each.name, each.error)
+        else:
+            keys[each.name] = content_key(each.where)
     for name, key in keys.items():
         known = kept.known(key, name)
         if known is not None:
@@ -113,7 +117,9 @@ def _workers(options: WorkerOptions) -> Answers:
 
         assert options.scheduler is not None
         # workers run in folders of their own
-        named = {name if "://" in name else os.path.abspath(name): name for name in names}
+        named = {}
+        for name in names:
+            named[name if "://" in name else os.path.abspath(name)] = name
         for answer in answers_of_cluster(
             list(named),
             scheduler=options.scheduler,

@@ -43,7 +43,10 @@ class CaptureOrder:
 
     def arranged(self, captures: Sequence[ListedCapture]) -> list[ListedCapture]:
         """Return the captures that are shown, in their order."""
-        shown = [capture for capture in captures if self._is_wanted(capture)]
+        shown = []
+        for capture in captures:
+            if self._is_wanted(capture):
+                shown.append(capture)
         if self.column:
             shown.sort(key=self._place_in_column)
         if self.together:

@@ -162,8 +162,9 @@ def _listed_ops(path: Location) -> Sequence[tuple[str, str]]:
     ops: list[tuple[str, str]] = []
     with Capture(path) as capture:
         for program in capture.programs:
-            recorded = (op for op in capture.program(program).ops if op.phase != "watch")
-            ops += [(op.name, _op_label(op)) for op in recorded]
+            for op in capture.program(program).ops:
+                if op.phase != "watch":
+                    ops.append((op.name, _op_label(op)))
     return ops
 
 

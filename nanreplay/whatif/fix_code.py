@@ -91,7 +91,10 @@ def count_operands(source: Frame | None, op_type: str) -> int:
 
 def operand_text(source: Frame | None, op_type: str) -> str | None:
     """Return how the source line writes the op's operand, None when that cannot be told."""
-    places = [place for place in _places(source, op_type) if place.written_out is None]
+    places = []
+    for place in _places(source, op_type):
+        if place.written_out is None:
+            places.append(place)
     texts = {_text(_code_of(source), place) for place in places}
     return texts.pop() if len(texts) == 1 else None
 

@@ -37,7 +37,10 @@ def gradient_ops(editor: ProgramEditor, forward: Iterable[OpKey]) -> set[OpKey]:
     found: set[OpKey] = set()
     pending = list(forward)
     while pending:
-        of_op = [key for key in editor.gradients.get(pending.pop(), ()) if key not in found]
+        of_op = []
+        for key in editor.gradients.get(pending.pop(), ()):
+            if key not in found:
+                of_op.append(key)
         found.update(of_op)
         pending += of_op
     return found
@@ -63,7 +66,10 @@ def operands_elsewhere(
     if trace is None:
         return set()
     gradients = {op: gradient_ops(editor, [op]) for op in ops}
-    forward_of = {key: op for op, keys in gradients.items() for key in keys}
+    forward_of = {}
+    for op, keys in gradients.items():
+        for key in keys:
+            forward_of[key] = op
     operands: dict[OpKey, set[ValueId]] = {op: set() for op in ops}
     gradient_facts: list[tuple[Fact, OpKey]] = []
     for fact in trace.facts.values():

@@ -45,11 +45,10 @@ class CodeSite:
             editor: Holds the program.
             source: Tells the line of a stack.
         """
-        made = [
-            key
-            for key, info in editor.infos.items()
-            if info.type == self.type and self._is_made_by(editor, info, source)
-        ]
+        made = []
+        for key, info in editor.infos.items():
+            if info.type == self.type and self._is_made_by(editor, info, source):
+                made.append(key)
         if self.operands <= 1:
             yield from made
             return
@@ -117,10 +116,14 @@ def _marks(editor: ProgramEditor, info: OpInfo) -> tuple[str, ...]:
         return info.where, name
     makers = _makers(editor, (info.function, info.name))
     types = [editor.node(maker).op for maker in makers]
-    types += [editor.node(earlier).op for maker in makers for earlier in _makers(editor, maker)]
+    for maker in makers:
+        for earlier in _makers(editor, maker):
+            types.append(editor.node(earlier).op)
     return info.where, _NUMBER.sub("", name), *types
 
 
 def _makers(editor: ProgramEditor, key: OpKey) -> list[OpKey]:
-    makers = [(key[0], tensor.partition(":")[0]) for tensor in editor.data_inputs(key)]
+    makers = []
+    for tensor in editor.data_inputs(key):
+        makers.append((key[0], tensor.partition(":")[0]))
     return [maker for maker in makers if editor.holds(maker)]

@@ -101,12 +101,11 @@ def operands_in(code: str, op_type: str) -> list[OperandRef]:
         ]
         parts = list(_whole_calls(code, names))
     # Where only whole calls are looked at, a call within a call is found twice, at one place.
-    found = {
-        (operand.start, operand.end): operand
-        for offset, text, tree in parts
-        for node in ast.walk(tree)
-        for operand in _operands_of(node, op_type, offset, text)
-    }
+    found = {}
+    for offset, text, tree in parts:
+        for node in ast.walk(tree):
+            for operand in _operands_of(node, op_type, offset, text):
+                found[(operand.start, operand.end)] = operand
     return sorted(found.values(), key=lambda operand: (operand.made, operand.start))
 
 
@@ -144,7 +143,10 @@ def _operands_of(node: ast.AST, op_type: str, offset: int, text: str) -> Iterato
 
 def _is_number(node: ast.AST) -> bool:
     """Whether Python or NumPy computes an expression of constants alone, such as `4 / np.pi`."""
-    names = [one.id for one in ast.walk(node) if isinstance(one, ast.Name)]
+    names = []
+    for one in ast.walk(node):
+        if isinstance(one, ast.Name):
+            names.append(one.id)
     return all(name in _NUMBERS for name in names)
 
 

@@ -277,7 +277,9 @@ class ChooserScreen(Screen[None]):
         self.query_one("#chooser-title", Static).update(f"nanreplay  {said}")
 
     def _listed(self, path: Location) -> ListedCapture:
-        cells = {column: cell.plain for column, cell in self._row(path).items()}
+        cells = {}
+        for column, cell in self._row(path).items():
+            cells[column] = cell.plain
         fingerprint = self.fingerprints.get(path, "")
         cells["capture"] = path.name
         return ListedCapture(str(path), cells, self._sentence(path), fingerprint)

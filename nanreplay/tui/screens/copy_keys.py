@@ -48,10 +48,9 @@ class CopyKeys(Screen[None]):
             message = "There is nothing to copy yet: the step is being replayed."
             self.notify(message, severity="warning")
             return
-        choices = {
-            copyable.label: partial(self.copy_text, copyable.label, copyable.text)
-            for copyable in offered
-        }
+        choices = {}
+        for copyable in offered:
+            choices[copyable.label] = partial(self.copy_text, copyable.label, copyable.text)
         self._choose("Copy", choices)
 
     def copy_text(self, label: str, text: str) -> None:

@@ -87,10 +87,12 @@ class CodeView(Widget):
         first = max(min(at - height // 2, len(numbers) - height), 0)
         shown = numbers[first : first + height]
         width = len(str(shown[-1]))
-        return [
-            self._line(number, file.lines[number], width, is_marked=number == frame.line)
-            for number in shown
-        ]
+        lines = []
+        for number in shown:
+            lines.append(
+                self._line(number, file.lines[number], width, is_marked=number == frame.line)
+            )
+        return lines
 
     def _line(self, number: int, text: Content, width: int, *, is_marked: bool) -> Content:
         if not is_marked:

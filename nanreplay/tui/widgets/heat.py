@@ -187,7 +187,9 @@ class HeatTable(ScrollView, can_focus=True):
             return Strip.blank(width, base)
         name = _name_end(self.table.layers[row], self.label_width - 1).ljust(self.label_width)
         at_cursor = float(self.table.values[row, self.cursor]) if self.n_steps else math.nan
-        cells = [self._cell(self.table, row, position, base) for position in self.in_view]
+        cells = []
+        for position in self.in_view:
+            cells.append(self._cell(self.table, row, position, base))
         filled = len(cells) * self.cell_width
         parts = [
             Segment(name, base),

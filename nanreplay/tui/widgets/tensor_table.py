@@ -334,7 +334,10 @@ def best_operand(operands: Sequence[OperandElement]) -> OperandElement | None:
         is_bad = isinstance(value, float) and not np.isfinite(value)
         return is_bad, operand.index is not None, operand.value.serial >= 0
 
-    numeric = [operand for operand in operands if operand.facts.dtype not in HANDLE_DTYPES]
+    numeric = []
+    for operand in operands:
+        if operand.facts.dtype not in HANDLE_DTYPES:
+            numeric.append(operand)
     return max(numeric, key=rank, default=None)
 
 
@@ -399,8 +402,8 @@ def _statistics_lines(tensor: TensorView, muted: Style) -> list[Text]:
     if tensor.failing and stat.shape:
         first = index_words(tensor.failing[0])
         facts["failing"] = f"{tensor.failing_count}, first at {first}"
-    return [
-        Text.assemble((name.ljust(_FACT_NAME), muted), value)
-        for name, value in facts.items()
-        if value
-    ]
+    lines = []
+    for name, value in facts.items():
+        if value:
+            lines.append(Text.assemble((name.ljust(_FACT_NAME), muted), value))
+    return lines

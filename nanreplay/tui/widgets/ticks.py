@@ -6,6 +6,7 @@ A tick is a sign, not a colour, so that it is seen without colours.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import ClassVar
 
 from textual import on
@@ -38,7 +39,7 @@ class TickList(OptionList):
         Args:
             groups: Names by the heading above them, each name once.
         """
-        offered = [name for names in groups.values() for name in names]
+        offered = list(chain.from_iterable(groups.values()))
         if offered == self.names:
             return
         # A cursor on the first name stays there: what fits best comes first.

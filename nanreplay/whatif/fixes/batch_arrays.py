@@ -55,7 +55,10 @@ class Bounds:
 
 def in_code(path: str) -> str:
     """Return how code reaches an array of the batch: `batch[0]["ids"]`."""
-    keys = [key if key.isdigit() else f'"{key}"' for key in path.split("/") if key]
+    keys = []
+    for key in path.split("/"):
+        if key:
+            keys.append(key if key.isdigit() else f'"{key}"')
     return "batch" + "".join(f"[{key}]" for key in keys)
 
 
@@ -84,10 +87,9 @@ def label_places(failure: Failure) -> set[int]:
     Only the loss takes them, no layer does. Where no array goes through a layer, none is told.
     """
     signature = failure.window.replay.signature(failure.step)
-    takers = {
-        spec.leaf: set(_takers(failure.editor, maker_of("", spec.tensor)))
-        for spec in signature.inputs
-    }
+    takers = {}
+    for spec in signature.inputs:
+        takers[spec.leaf] = set(_takers(failure.editor, maker_of("", spec.tensor)))
     labels = {
         leaf for leaf, wheres in takers.items() if wheres and wheres <= {"loss", "metric"}
     } & {leaf for leaf, wheres in takers.items() if "loss" in wheres}
@@ -132,7 +134,9 @@ def usual_bounds(
         if others is None or (place in targets and _are_classes(leaf)):
             continue
         bounds_of_leaf = _bounds_of(own_path(failure, batch.paths[place]), leaf, others)
-        found += [one for one in bounds_of_leaf if one[1] or place not in targets]
+        for one in bounds_of_leaf:
+            if one[1] or place not in targets:
+                found.append(one)
     is_far_known = any(is_far for _, is_far in found)
     merged: dict[tuple[str, int | None], Bounds] = {}
     for bounds, is_far in found:
@@ -187,7 +191,10 @@ def _is_outside(values: Any, low: float, high: float) -> bool:
 def _others(failure: Failure, place: int, row_shape: tuple[int, ...]) -> Any:
     """The same array of other steps, in float64, all rows one below the other; None without one."""
     replay = failure.window.replay
-    other_steps = [step for step in replay.capture.steps if step != failure.step]
+    other_steps = []
+    for step in replay.capture.steps:
+        if step != failure.step:
+            other_steps.append(step)
     arrays = []
     for step in other_steps[-_MOST_OTHERS:]:
         leaves = replay.batch(step).leaves

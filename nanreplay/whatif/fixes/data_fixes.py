@@ -41,25 +41,31 @@ def clean_data(failure: Failure, value: str | None) -> Fix:
 
 def _nan_to_num(failure: Failure) -> Fix:
     batch = failure.window.replay.batch(failure.step)
-    paths = [
-        own_path(failure, path)
-        for path, leaf in zip(batch.paths, batch.leaves, strict=True)
-        if is_float(leaf) and not np.isfinite(as_array(leaf).astype(np.float64)).all()
-    ]
+    paths = []
+    for path, leaf in zip(batch.paths, batch.leaves, strict=True):
+        if is_float(leaf) and not np.isfinite(as_array(leaf).astype(np.float64)).all():
+            paths.append(own_path(failure, path))
     bad = list(dict.fromkeys(paths))
     if not bad:
         raise CannotTryError(f"The batch of step {failure.step} is finite.")
 
     def edit(step: int, leaves: Sequence[Any]) -> Sequence[Any]:
-        own_paths = [own_path(failure, path) for path in failure.window.replay.batch(step).paths]
-        return [
-            _finite(as_array(leaf)) if path in bad and is_float(leaf) else leaf
-            for path, leaf in zip(own_paths, leaves, strict=True)
-        ]
+        own_paths = []
+        for path in failure.window.replay.batch(step).paths:
+            own_paths.append(own_path(failure, path))
+        edited = []
+        for path, leaf in zip(own_paths, leaves, strict=True):
+            if path in bad and is_float(leaf):
+                edited.append(_finite(as_array(leaf)))
+            else:
+                edited.append(leaf)
+        return edited
 
     arrays = [in_code(path) for path in bad]
     code = "\n".join(f"{one} = np.nan_to_num({one}, posinf=0.0, neginf=0.0)" for one in arrays)
-    edits = [{"array": path, "nan": 0.0, "posinf": 0.0, "neginf": 0.0} for path in bad]
+    edits = []
+    for path in bad:
+        edits.append({"array": path, "nan": 0.0, "posinf": 0.0, "neginf": 0.0})
     params = {"how": "nan_to_num"}
     return Fix("clean_data", params, Edit(batches=(edit,)), code, edits=edits)
 
@@ -78,7 +84,10 @@ def _drop_rows(failure: Failure) -> Fix:
     indices = {} if scene is None else index_arrays(scene.trace)
 
     def samples(leaves: Sequence[Any]) -> BatchRows:
-        used = {own_places.index(i): use for i, use in indices.items() if i in own_places}
+        used = {}
+        for i, use in indices.items():
+            if i in own_places:
+                used[own_places.index(i)] = use
         paths = [batch.paths[place] for place in own_places]
         return read_rows(paths, [np.asarray(leaves[place]) for place in own_places], used)
 
@@ -137,7 +146,9 @@ def _is_number(array: Any) -> bool:
 
 def _takes_any_batch_size(failure: Failure) -> bool:
     """Whether no input of the program has a fixed first axis."""
-    shapes = [spec.shape for spec in failure.window.replay.signature(failure.step).inputs]
+    shapes = []
+    for spec in failure.window.replay.signature(failure.step).inputs:
+        shapes.append(spec.shape)
     return all(not shape or shape[0] is None for shape in shapes)
 
 
@@ -149,19 +160,22 @@ def clip_data(failure: Failure, value: str | None) -> Fix:
     """
     limit = None if value is None else positive_number(value, 1.0)
     batch, labels = failure.window.replay.batch(failure.step), label_places(failure)
-    floats = [
-        place for place, leaf in enumerate(batch.leaves) if is_float(leaf) and as_array(leaf).ndim
-    ]
-    places = [place for place in floats if place not in labels]
+    floats = []
+    for place, leaf in enumerate(batch.leaves):
+        if is_float(leaf) and as_array(leaf).ndim:
+            floats.append(place)
+    places = []
+    for place in floats:
+        if place not in labels:
+            places.append(place)
     if limit is None:
         targets = [place for place in floats if place in labels]
         bounds = list(usual_bounds(failure, places, targets))
         places += targets
     else:
-        bounds = [
-            Bounds(path, None, -limit, limit)
-            for path in dict.fromkeys(own_path(failure, batch.paths[place]) for place in places)
-        ]
+        bounds = []
+        for path in dict.fromkeys(own_path(failure, batch.paths[place]) for place in places):
+            bounds.append(Bounds(path, None, -limit, limit))
     if not any(_clips(failure, one, places) for one in bounds):
         raise CannotTryError(
             f"The batch of step {failure.step} lies within the range of the others."
@@ -182,10 +196,9 @@ def clip_data(failure: Failure, value: str | None) -> Fix:
     }
     if limit is None:
         params["arrays"] = ", ".join(dict.fromkeys(one.path for one in bounds))
-    edits = [
-        {"array": one.path, "column": one.column, "low": one.low, "high": one.high}
-        for one in bounds
-    ]
+    edits = []
+    for one in bounds:
+        edits.append({"array": one.path, "column": one.column, "low": one.low, "high": one.high})
     code = "\n".join(one.code for one in bounds)
     return Fix("clip_data", params, Edit(batches=(edit,)), code, edits=edits)
 

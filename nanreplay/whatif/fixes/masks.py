@@ -27,7 +27,10 @@ _LOWEST_FLOAT16 = -1e4
 
 def finite_mask(failure: Failure, value: str | None) -> Fix:
     """Put a large negative number in the place of -inf where softmax takes it."""
-    softmaxes = [key for key, info in failure.infos.items() if info.type in _SOFTMAXES]
+    softmaxes = []
+    for key, info in failure.infos.items():
+        if info.type in _SOFTMAXES:
+            softmaxes.append(key)
     if failure.op in softmaxes:
         softmaxes = [failure.op]
     if not softmaxes:
@@ -92,7 +95,10 @@ def _first_maker(trace: StepTrace, value: ValueId) -> Fact | None:
         if fact is None or fact.type == "Const":
             return maker
         maker = fact
-        infinite = [one for one in fact.sources if _holds_infinity(trace, one)]
+        infinite = []
+        for one in fact.sources:
+            if _holds_infinity(trace, one):
+                infinite.append(one)
         if not infinite:
             return maker
         value = infinite[0]

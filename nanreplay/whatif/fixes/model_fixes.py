@@ -56,14 +56,14 @@ def float32(failure: Failure, value: str | None) -> Fix:
     signature, origin = failure.window.replay.signature(failure.step), failure.origin
     dtypes = [spec.dtype for spec in signature.inputs] + signature.policy.split(", ")
     if origin is not None:
-        dtypes += [output.dtype for output in origin.outputs]
+        for output in origin.outputs:
+            dtypes.append(output.dtype)
     if not any(half in dtype for dtype in dtypes for half in _HALF):
         raise CannotTryError("The step computes in float32 already.")
-    own = [
-        key
-        for key, info in failure.editor.infos.items()
-        if not info.forward and failure.editor.holds(key) and _is_half(failure.editor.node(key))
-    ]
+    own = []
+    for key, info in failure.editor.infos.items():
+        if not info.forward and failure.editor.holds(key) and _is_half(failure.editor.node(key)):
+            own.append(key)
     parts = [*_wide_policy(failure, signature.policy, own), *_wide_casts(failure, own)]
     parts += _wide_inputs(failure, signature)
     if not parts:
@@ -74,7 +74,10 @@ def float32(failure: Failure, value: str | None) -> Fix:
 
 
 def _is_half(node: Any) -> bool:
-    types = {attr.type for attr in node.attr.values() if attr.WhichOneof("value") == "type"}
+    types = set()
+    for attr in node.attr.values():
+        if attr.WhichOneof("value") == "type":
+            types.add(attr.type)
     return bool(types & {tf.float16.as_datatype_enum, tf.bfloat16.as_datatype_enum})
 
 
@@ -126,11 +129,10 @@ def init(failure: Failure, value: str | None) -> Fix:
             f"The capture reaches back to step {first}, not to the first step, "
             "so the initial weights are not in it."
         )
-    kernels = {
-        index: info
-        for index, info in enumerate(failure.window.replay.variables)
-        if info.role == "trainable" and len(info.shape) >= 2
-    }
+    kernels = {}
+    for index, info in enumerate(failure.window.replay.variables):
+        if info.role == "trainable" and len(info.shape) >= 2:
+            kernels[index] = info
     if not kernels:
         raise CannotTryError("The model has no kernel to draw anew.")
 
@@ -143,11 +145,12 @@ def init(failure: Failure, value: str | None) -> Fix:
 
     def drawn_kernels(state: Mapping[int, Any]) -> Mapping[int, Any]:
         random = np.random.default_rng(0)
-        return {
-            index: tf.cast(_drawn(random, info.shape, _scheme_of(info, scheme)), info.dtype)
-            for index, info in wide.items()
-            if index in state
-        }
+        drawn = {}
+        for index, info in wide.items():
+            if index in state:
+                kernel = _drawn(random, info.shape, _scheme_of(info, scheme))
+                drawn[index] = tf.cast(kernel, info.dtype)
+        return drawn
 
     parts = list(_initializers(list(wide.values()), scheme))
     code, edits = "\n".join(line for line, _ in parts), [edit for _, edit in parts]

@@ -107,7 +107,10 @@ def _axis_of_softmax(editor: ProgramEditor, op: OpKey) -> str | None:
     """The axis of the sum in exp(x) / sum(exp(x)); None where the exponential is in no such."""
     (exponential,) = editor.outputs(op)
     users = [key for key, _ in editor.consumers(op[0], exponential)]
-    sums = [key for key in users if editor.node(key).op == "Sum"]
+    sums = []
+    for key in users:
+        if editor.node(key).op == "Sum":
+            sums.append(key)
     is_divided = any(editor.node(key).op == "RealDiv" for key in users)
     return editor.data_inputs(sums[0])[1] if len(sums) == 1 and is_divided else None
 
@@ -282,8 +285,10 @@ def _replace_gradient(editor: ProgramEditor, chain: Chain, backward: set[OpKey])
     The old gradient has to be a part of the graph with one tensor that comes in, the gradient of
     the result, and one that goes out, the gradient of the operand.
     """
-    own = {tensor for op in chain.ops for tensor in editor.data_inputs(op)}
-    own |= {tensor for op in chain.ops for tensor in editor.outputs(op)}
+    own = set()
+    for op in chain.ops:
+        own.update(editor.data_inputs(op))
+        own.update(editor.outputs(op))
     incoming, outgoing = set(), set()
     for key in backward:
         for tensor in editor.data_inputs(key):
