@@ -231,9 +231,7 @@ def _traced_movement(event: OpEvent, execute: Execute, in_shapes: list[Shape]) -
         numbered.append(np.arange(following, following + size, dtype=np.int64).reshape(shape))
         following += size
     numbered_event = dataclasses.replace(event, attrs=_attrs_for_int64(event))
-    sources = []
-    for output in execute(numbered_event, numbered):
-        sources.append(as_array(output))
+    sources = list(map(as_array, execute(numbered_event, numbered)))
     return BySources(sources, offsets, in_shapes)
 
 
@@ -359,10 +357,7 @@ def _matmul(event: OpEvent, ins: list[Shape], outs: list[Shape]) -> LabelsOfAll:
     b = ("column", "inner") if is_b_transposed else ("inner", "column")
     batch = []
     for shape in ins[:2]:
-        if len(shape) > 2:
-            batch.append(_axes(len(shape) - 2, rank - 2))
-        else:
-            batch.append(())
+        batch.append(_axes(len(shape) - 2, rank - 2) if len(shape) > 2 else ())
     fused = [("column",)] * (len(ins) - 2)  # the biases of a _FusedMatMul
     return [(*batch[0], *a), (*batch[1], *b), *fused], [(*range(rank - 2), "row", "column")]
 
@@ -407,13 +402,10 @@ def _einsum(event: OpEvent, ins: list[Shape], outs: list[Shape]) -> LabelsOfAll:
     equation = event.attrs["equation"].s.decode().replace(" ", "")
     operands, result = equation.split("->")
     terms = operands.split(",")
-    ellipsis_ranks = []
+    longest = 0  # the most axes that an ellipsis stands for
     for term, shape in zip(terms, ins, strict=True):
-        ellipsis_ranks.append(len(shape) - len(term.replace("...", "")))
-    longest = max(ellipsis_ranks)
-    inputs = []
-    for term, shape in zip(terms, ins, strict=True):
-        inputs.append(_einsum_labels(term, shape, longest))
+        longest = max(longest, len(shape) - len(term.replace("...", "")))
+    inputs = [_einsum_labels(term, shape, longest) for term, shape in zip(terms, ins, strict=True)]
     return inputs, [_einsum_labels(result, outs[0], longest)]
 
 
