@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import math
 import os
 import re
 import shutil
@@ -85,6 +86,13 @@ def readable_size(size_bytes: int) -> str:
 
     size = bitmath.Byte(size_bytes).best_prefix(system=bitmath.NIST)
     return str(size.format("{value:.1f} {unit}"))
+
+
+def size_option(size_bytes: int) -> str:
+    """A size as an option takes it, rounded up to whole units: `8MiB`."""
+    import bitmath
+
+    return f"{math.ceil(bitmath.Byte(size_bytes).to_MiB().value)}MiB"
 
 
 def _limit_above(size_bytes: int) -> str:

@@ -7,6 +7,7 @@ file that is being written, and the recorder removes it before it writes its own
 from __future__ import annotations
 
 import contextlib
+import importlib
 import itertools
 import os
 import re
@@ -17,8 +18,24 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from nanreplay.capture.file_locks import OPEN_FLAGS, RENAMES_OPEN_FILES, lock
+_FAR: Final = 2**40
+"""Where Windows locks a byte: beyond the end of any capture, as what it locks nobody can read."""
 
+
+def _module(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+_POSIX, _WINDOWS = _module("fcntl"), _module("msvcrt")
+RENAMES_OPEN_FILES: Final = _POSIX is not None
+"""Whether a file may be renamed or removed while somebody holds it open; Windows refuses."""
+OPEN_FLAGS: Final = (
+    getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOINHERIT", 0) | getattr(os, "O_BINARY", 0)
+)
+"""Bytes as they are, and no child process that inherits the file: each system names its own."""
 # File systems take 255 bytes; the rest is the host, the process and the ending.
 _LONGEST_NAME: Final = 200
 _NAME: Final = re.compile(r"\.(?P<target>.+)\.(?P<host>[0-9a-f]{8})\.\d+\.\d+\.tmp", re.DOTALL)
@@ -79,6 +96,21 @@ class DiskFile:
 
     def flush(self) -> None:
         """Nothing is buffered."""
+
+
+@contextlib.contextmanager
+def written_whole(target: Path) -> Iterator[Path]:
+    """Give a path beside `target` to write to, which takes its name at the end of a `with` block.
+
+    For texts and tables; a capture, which takes long to write, is `replacing`. After an error
+    nothing is left behind, and what had the name stays.
+    """
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")  # beside: a rename is atomic
+    try:
+        yield temporary
+        temporary.replace(target)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
@@ -203,3 +235,26 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+# Locks on open files, which end with the process that holds them. POSIX systems and Windows have
+# calls of their own for this, and a system may have neither.
+
+
+def lock(descriptor: int) -> None:
+    """Lock a file until it is closed or the process ends.
+
+    Raises:
+        OSError: Another process holds the lock, or there are no locks here.
+    """
+    if _POSIX is not None:
+        _POSIX.flock(descriptor, _POSIX.LOCK_EX | _POSIX.LOCK_NB)
+    elif _WINDOWS is not None:
+        position = os.lseek(descriptor, 0, os.SEEK_CUR)
+        os.lseek(descriptor, _FAR, os.SEEK_SET)
+        try:
+            _WINDOWS.locking(descriptor, _WINDOWS.LK_NBLCK, 1)
+        finally:
+            os.lseek(descriptor, position, os.SEEK_SET)
+    else:
+        raise OSError("This system has no locks on files.")

@@ -110,7 +110,7 @@ def command(
         )
     _write(result, html, md)
     if as_json:
-        from nanreplay.triage.triage_json import triage_to_json
+        from nanreplay.triage.triage_text import triage_to_json
 
         print_json(triage_to_json(result))
     elif str(md) != "-":

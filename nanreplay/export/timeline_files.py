@@ -5,18 +5,19 @@ The incident is marked: by a column of its own, and in TensorBoard by a scalar a
 
 from __future__ import annotations
 
+import contextlib
 import datetime
-import os
 import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import google_crc32c
 import numpy as np
 
 from nanreplay.capture import Capture
+from nanreplay.capture.temporary import written_whole
 from nanreplay.errors import OutputExistsError, StorageError
 from nanreplay.report.numbers import readable_trigger
 
@@ -60,7 +61,7 @@ def write_csv(capture: Capture, path: Path, *, force: bool = False) -> int:
     frame = timeline_frame(capture)
     if "loss" in frame:
         frame["loss"] = [repr(float(value)) for value in frame["loss"]]
-    with _Output(path, force=force) as temporary:
+    with _output(path, force=force) as temporary:
         frame.to_csv(temporary, index=False)
     return len(frame)
 
@@ -76,31 +77,21 @@ def write_parquet(capture: Capture, path: Path, *, force: bool = False) -> int:
     import fastparquet
 
     frame = timeline_frame(capture)
-    with _Output(path, force=force) as temporary:
+    with _output(path, force=force) as temporary:
         fastparquet.write(str(temporary), frame, write_index=False)
     return len(frame)
 
 
-class _Output:
-    """A file that takes its name once it is whole."""
-
-    def __init__(self, path: Path, *, force: bool) -> None:
-        if path.exists() and not force:
-            raise OutputExistsError(f"{path}: exists; --force replaces it.")
-        self._path = path
-        self._temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-    def __enter__(self) -> Path:
-        return self._temporary
-
-    def __exit__(self, kind: type[BaseException] | None, error: Any, trace: Any) -> None:
-        try:
-            if error is None:
-                self._temporary.replace(self._path)
-            elif isinstance(error, OSError):
-                raise StorageError(f"{self._path}: cannot be written: {error.strerror}.") from error
-        finally:
-            self._temporary.unlink(missing_ok=True)
+@contextlib.contextmanager
+def _output(path: Path, *, force: bool) -> Iterator[Path]:
+    """Give a path to write to in the place of a file that may not exist yet."""
+    if path.exists() and not force:
+        raise OutputExistsError(f"{path}: exists; --force replaces it.")
+    try:
+        with written_whole(path) as temporary:
+            yield temporary
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be written: {error.strerror}.") from error
 
 
 # TensorBoard.
@@ -130,7 +121,7 @@ def write_tensorboard(capture: Capture, folder: Path, sentence: str = "") -> int
     events.append(_event(incident.step, created_s, _text("what failed", text)))
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _Output(path, force=True) as temporary, temporary.open("wb") as file:
+        with _output(path, force=True) as temporary, temporary.open("wb") as file:
             file.write(_record(_double(1, created_s) + _bytes(3, b"brain.Event:2")))
             for event in events:
                 file.write(_record(event))

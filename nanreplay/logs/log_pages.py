@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
-from nanreplay import __version__
 from nanreplay.logs.log_answer import LogAnswer
 from nanreplay.logs.log_sentence import log_sentence
 from nanreplay.logs.log_tables import (
@@ -30,7 +29,7 @@ from nanreplay.report.history import (
     scale_by_magnitude,
     thinned,
 )
-from nanreplay.report.pages import PageTable, page_environment, page_style
+from nanreplay.report.pages import PageTable, page_environment, whole_page
 
 _POINTS = 600
 _MOST_CURVES = 4
@@ -39,14 +38,13 @@ _STEEP = 1e3
 
 def logs_html(answers: Sequence[LogAnswer], problems: Sequence[str], script: str) -> str:
     """Write a whole HTML document about one or several runs."""
-    environment = page_environment()
-    body = environment.get_template("logs.html").render(
-        runs=[_run(each, script) for each in answers], problems=list(problems)
+    body = (
+        page_environment()
+        .get_template("logs.html")
+        .render(runs=[_run(each, script) for each in answers], problems=list(problems))
     )
     title = answers[0].run.name if len(answers) == 1 else "Logs and checkpoints"
-    return environment.get_template("logs_page.html").render(
-        title=title, style=page_style(), body=Markup(body), version=__version__
-    )
+    return whole_page(title, Markup(body), "the logs and checkpoints")
 
 
 def _run(answer: LogAnswer, script: str) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from nanreplay.program.graph_nodes import (
 )
 from nanreplay.program.lowerings import lowering_of
 from nanreplay.program.lowerings.channels_first import CHANNELS_LAST, layout_of
+from nanreplay.program.lowerings.emitting import node_of
 from nanreplay.program.lowerings.half_precision import needs_float32
 from nanreplay.program.safety import all_nodes
 from nanreplay.tensorflow_internals import tf_functions
@@ -58,13 +59,7 @@ def lowered_function(op_type: str, name: str, attrs: Mapping[str, Any]) -> Lower
     definition = op_definition(op_type)
     if definition is None or lowering_of(op_type, name, attrs) is None:
         return None
-    node = tf.compat.v1.NodeDef(op=op_type)
-    for attribute in definition.attr:
-        if attribute.name in attrs:
-            node.attr[attribute.name].CopyFrom(attrs[attribute.name])
-        elif attribute.HasField("default_value"):
-            node.attr[attribute.name].CopyFrom(attribute.default_value)
-    return _traced(node.SerializeToString(deterministic=True))
+    return _traced(node_of(op_type, attrs).SerializeToString(deterministic=True))
 
 
 @cache

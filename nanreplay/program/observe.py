@@ -13,7 +13,6 @@ import functools
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from types import TracebackType
 from typing import Any
 
 import tensorflow as tf
@@ -109,12 +108,7 @@ class EagerObserver:
         thread_state.eager, thread_state.is_muted, thread_state.stack = self, False, []
         return self.observation
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         thread_state.eager, thread_state.is_muted, thread_state.stack = self._before
         self._release()
 

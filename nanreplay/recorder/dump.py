@@ -21,7 +21,6 @@ from nanreplay.program.nondeterministic_ops import unrecorded_ops
 from nanreplay.recorder.dump_window import DumpWindow, gather
 from nanreplay.recorder.environment import DumpProgress, describe_environment
 from nanreplay.recorder.reexecution import Reexecution, Reexecutor, ValueKind, Wanted
-from nanreplay.recorder.retention_plan import MIB
 from nanreplay.recorder.ring import size_of
 from nanreplay.recorder.room import FULL_STEPS
 from nanreplay.recorder.settings import free_name
@@ -104,9 +103,9 @@ def _only_last_full(snapshot: Snapshot, window: DumpWindow) -> list[str]:
     """Say that a large state's weights and gradients are those of the failing step alone."""
     if not window.full or window.full_steps >= FULL_STEPS or snapshot.settings.full_steps:
         return []
-    state_mib = sum(snapshot.variables.sizes) / MIB
+    size = limits.readable_size(sum(snapshot.variables.sizes))
     return [
-        f"The state has {state_mib:.0f} MiB, so the gradients of the failing step and the weights "
+        f"The state has {size}, so the gradients of the failing step and the weights "
         f"before it alone are in the file; full_steps={FULL_STEPS} writes those of the two before "
         "as well."
     ]
@@ -355,8 +354,9 @@ def _too_large(snapshot: Snapshot, keyframe: Mapping[int, Any]) -> str | None:
         return None
     return (
         f"The window was not run once more as the file was written, which takes "
-        f"{needed / MIB:.0f} MiB of memory, and {free / MIB:.0f} MiB may be taken: the weights and "
-        "gradients of single steps were left out, and the incident is the step that was seen."
+        f"{limits.readable_size(needed)} of memory, and {limits.readable_size(free)} may be taken: "
+        "the weights and gradients of single steps were left out, and the incident is the step "
+        "that was seen."
     )
 
 

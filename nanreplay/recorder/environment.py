@@ -13,7 +13,6 @@ import platform
 import sys
 import time
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
@@ -108,12 +107,7 @@ class DumpProgress:
     def __enter__(self) -> DumpProgress:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         if self._bar is not None:
             with contextlib.suppress(Exception):
                 self._bar.stop()

@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+from nanreplay.limits import readable_size, size_option
+
 SHARE = 0.005
 """What keyframes may add to the time of the steps, on average."""
 USUAL_EVERY = 32
@@ -16,7 +18,6 @@ USUAL_EVERY = 32
 
 A replay starts at most that far before the window.
 """
-MIB = 2**20
 UNBOUNDED = 2**31
 """More keyframes than anybody holds."""
 
@@ -83,8 +84,8 @@ class Needs:
     @property
     def sizes(self) -> str:
         """The sizes, for a sentence."""
-        state_mib, batch_mib = self.state_bytes / MIB, self.batch_bytes / MIB
-        return f"the state has {state_mib:.1f} MiB, a batch {batch_mib:.1f} MiB"
+        state, batch = readable_size(self.state_bytes), readable_size(self.batch_bytes)
+        return f"the state has {state}, a batch {batch}"
 
     def intervals(self, window: int) -> list[int]:
         """Steps between keyframes to try for a window, none of which costs more than it may."""
@@ -194,11 +195,11 @@ class Shortage:
         """Say it once, with one setting for all, which is enough."""
         settings = []
         if self.memory is not None:
-            settings.append(f'memory_limit="{_mib(self.least_memory)}"')
+            settings.append(f'memory_limit="{size_option(self.least_memory)}"')
         if self.disk is not None and self.is_disk_given:
-            settings.append(f'disk_limit="{_mib(self.least_disk)}"')
+            settings.append(f'disk_limit="{size_option(self.least_disk)}"')
         elif self.disk is not None:
-            settings.append(f"a path on a disk with {_mib(self.least_disk)} free")
+            settings.append(f"a path on a disk with {size_option(self.least_disk)} free")
         short = [each for each in (self.memory, self.disk) if each is not None]
         verb = "does not hold" if len(short) == 1 else "do not hold"
         return (
@@ -206,7 +207,3 @@ class Shortage:
             "the timeline and the last batches are recorded, and the capture cannot be replayed. "
             f"With {', '.join(settings)} it could."
         )
-
-
-def _mib(size_bytes: int) -> str:
-    return f"{math.ceil(size_bytes / MIB)}MiB"

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from nanreplay import limits
 from nanreplay.capture.storage import RemotePath, location
-from nanreplay.recorder.retention_plan import MIB
 from nanreplay.recorder.settings import Settings, expand_path
 
 USUAL_BYTES = 2**30
@@ -83,7 +82,7 @@ class Room:
     @property
     def memory_text(self) -> str:
         """The limit of memory, for a sentence."""
-        size = f"{self.memory_bytes / MIB:.0f} MiB"
+        size = limits.readable_size(self.memory_bytes)
         is_given = self._settings.memory_limit is not None
         return f"memory_limit of {size}" if is_given else f'memory_limit="auto" ({size})'
 
@@ -136,7 +135,7 @@ class Room:
 
     def disk_text(self, state_bytes: int, batch_bytes: int) -> str:
         """The limit of the file, for a sentence."""
-        size = f"{self.disk_bytes(state_bytes, batch_bytes) / MIB:.0f} MiB"
+        size = limits.readable_size(self.disk_bytes(state_bytes, batch_bytes))
         return f"disk_limit of {size}" if self.is_disk_given else f"a disk with {size} free"
 
     def spool_places(self, state_bytes: int, batch_bytes: int) -> int:

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 import tensorflow as tf
 
 from nanreplay.capture.storage import Location
+from nanreplay.limits import readable_size, size_option
 from nanreplay.program.staging import components_of
 from nanreplay.recorder.reexecution import Reexecution
-from nanreplay.recorder.retention_plan import MIB
 from nanreplay.recorder.ring import FetchedElement, StepEntry
 from nanreplay.recorder.room import Room
 from nanreplay.recorder.settings import Settings
@@ -265,7 +264,7 @@ def fit_disk(sizes: Sizes, limit: int, limit_name: str = "disk_limit") -> Share:
     left_out = []
     if missing:
         left_out.append(
-            f"{limit_name} of {limit / MIB:.0f} MiB: {', '.join(missing)} were left out."
+            f"{limit_name} of {readable_size(limit)}: {', '.join(missing)} were left out."
         )
     if sizes.keyframes and not keyframes:
         newest = max(sizes.keyframes)
@@ -273,7 +272,7 @@ def fit_disk(sizes: Sizes, limit: int, limit_name: str = "disk_limit") -> Share:
         needed += sum(size for step, size in sizes.batches.items() if step >= newest)
         left_out.append(
             "The capture cannot be replayed; "
-            f"with disk_limit={math.ceil(needed / MIB)} MiB the failing step could."
+            f'with disk_limit="{size_option(needed)}" the failing step could.'
         )
     return Share(frozenset(keyframes), frozenset(batches), frozenset(full), left_out)
 

@@ -131,8 +131,7 @@ _CODE = re.compile(r"`([^`]*)`")
 
 def html_page(page: Page) -> str:
     """Write a whole HTML document, without scripts and with its styles and pictures inside."""
-    template = page_environment().get_template("page.html")
-    return template.render(page=page, style=page_style(), body=_body(page), version=__version__)
+    return whole_page(page.title, _body(page), "a replay of the capture")
 
 
 def report_fragment(report: Report) -> str:
@@ -212,6 +211,14 @@ def page_environment() -> Environment:
     environment.filters["code"] = _with_code
     environment.filters["kind"] = kind_in_words
     return environment
+
+
+def whole_page(title: str, body: Markup, source: str) -> str:
+    """Write a whole HTML document; `source` completes "the numbers are those of ..."."""
+    template = page_environment().get_template("page.html")
+    return template.render(
+        title=title, body=body, source=source, style=page_style(), version=__version__
+    )
 
 
 def page_style() -> Markup:

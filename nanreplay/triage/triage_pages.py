@@ -100,6 +100,7 @@ def triage_html(result: TriageResult) -> str:
         .get_template("triage.html")
         .render(
             title=summary(result),
+            source="",
             style=page_style(),
             groups=list(map(_section, result.groups)),
             capture_headings=CAPTURE_HEADINGS,

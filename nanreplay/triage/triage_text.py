@@ -1,14 +1,22 @@
-"""The result of a triage as lines for people, and the words that pages use too."""
+"""The result of a triage as lines for people, with the words that pages use too, and as JSON.
+
+The JSON is the stable contract of `docs/report-format.md`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from nanreplay.limits import readable_size
-from nanreplay.report.numbers import readable_list
+from nanreplay.report.numbers import jsonable, readable_list
 from nanreplay.report.sentence import kind_in_words
-from nanreplay.triage.failure_groups import FailureGroup, TriageResult
+from nanreplay.triage.failure_groups import FailureGroup, TriagedCapture, TriageResult
+from nanreplay.triage.failure_key import failure_key
 
+FORMAT = "nanreplay-triage"
+VERSION = 1
+_STATUSES = ("nonfinite", "finite", "undecided", "unreadable")
 _RUNS_SHOWN = 3
 OTHER_HEADINGS = ("capture", "what", "why")
 """Of `other_rows`."""
@@ -93,3 +101,62 @@ def other_rows(result: TriageResult) -> Iterator[tuple[str, str, str]]:
     for status, words in _STATUS_WORDS.items():
         for each in result.of_status(status):
             yield each.answer.path, words, each.answer.sentence
+
+
+# As JSON.
+
+
+def triage_to_json(result: TriageResult) -> dict[str, Any]:
+    """A result as plain dicts, lists, texts and numbers."""
+    plain: dict[str, Any] = jsonable(
+        {
+            "format": FORMAT,
+            "version": VERSION,
+            "counts": {status: len(result.of_status(status)) for status in _STATUSES},
+            "groups": [_group(group) for group in result.groups],
+            "captures": [_capture(each) for each in result.captures],
+        }
+    )
+    return plain
+
+
+def _group(group: FailureGroup) -> dict[str, Any]:
+    first, last = group.seen
+    key = group.key
+    return {
+        "fingerprint": key.fingerprint,
+        "cause": key.cause or None,
+        "op_type": key.op_type or None,
+        "layer": key.layer or None,
+        "file": key.file or None,
+        "lines": group.lines,
+        "code": key.code or None,
+        "trigger": key.trigger or None,
+        "count": len(group.captures),
+        "runs": group.runs,
+        "first_seen": first,
+        "last_seen": last,
+        "sentence": group.cheapest.answer.sentence,
+        "cheapest": {
+            "path": group.cheapest.answer.path,
+            "size_bytes": group.cheapest.size_bytes,
+        },
+        "captures": [each.answer.path for each in group.captures],
+    }
+
+
+def _capture(each: TriagedCapture) -> dict[str, Any]:
+    answer = each.answer
+    key = failure_key(answer)
+    origin = (answer.report or {}).get("origin") or {}
+    return {
+        "path": answer.path,
+        "status": answer.status,
+        "fingerprint": None if key is None else key.fingerprint,
+        "sentence": answer.sentence,
+        "step": origin.get("step"),
+        "recorded": answer.recorded,
+        "size_bytes": each.size_bytes,
+        "elapsed_s": answer.elapsed_s,
+        "cached": answer.is_cached,
+    }

@@ -19,17 +19,22 @@ Compute: TypeAlias = Callable[[Attrs, Sequence[Any]], Sequence[Any]]
 """Adds the ops that stand for one op: of its attributes and inputs, its outputs in order."""
 
 
-def emit(op_type: str, attrs: Attrs, inputs: Sequence[Any]) -> list[Any]:
-    """Add one op to the graph that is being traced; returns its outputs."""
-    definition = op_definition(op_type)
+def node_of(op_type: str, attrs: Attrs) -> Any:
+    """Return a NodeDef of an op with its attributes, and the defaults of those not given."""
     node = tf.compat.v1.NodeDef(op=op_type)
-    for attribute in definition.attr:
+    for attribute in op_definition(op_type).attr:
         if attribute.name in attrs:
             node.attr[attribute.name].CopyFrom(attrs[attribute.name])
         elif attribute.HasField("default_value"):
             node.attr[attribute.name].CopyFrom(attribute.default_value)
+    return node
+
+
+def emit(op_type: str, attrs: Attrs, inputs: Sequence[Any]) -> list[Any]:
+    """Add one op to the graph that is being traced; returns its outputs."""
+    node = node_of(op_type, attrs)
     types = []
-    for kind in output_types(definition, node):
+    for kind in output_types(op_definition(op_type), node):
         types.append(tf.dtypes.as_dtype(kind))
     graph = tf.compat.v1.get_default_graph()
     op = graph.create_op(op_type, list(inputs), types, attrs=dict(node.attr))

@@ -14,8 +14,7 @@ import pytest
 import tensorflow as tf
 
 from nanreplay.errors import UnsupportedOpError
-from nanreplay.program.lowerings import LOWERINGS, lowering_of
-from nanreplay.program.lowerings.refused_ops import REFUSED, REFUSED_IN_HALF
+from nanreplay.program.lowerings import LOWERINGS, REFUSED, REFUSED_IN_HALF, lowering_of
 from nanreplay.program.safety import reach_of
 from nanreplay.replay.kernels import run_kernel
 from nanreplay.tensorflow_internals.tf_eager import op_definition, registered_ops

@@ -3,8 +3,9 @@ to the failing step."""
 
 from __future__ import annotations
 
-from nanreplay.recorder.retention_plan import MIB
 from nanreplay.recorder.snapshot import Share, Sizes, fit_disk
+
+MIB = 2**20
 
 
 def share(limit_mib: int) -> Share:
@@ -27,7 +28,7 @@ def test_weights_and_gradients_go_first_and_the_failing_step_keeps_its_own_longe
     assert share(43).full == {9}
     assert share(43).batches == frozenset(range(10))
     assert share(43).left_out == [
-        "disk_limit of 43 MiB: the weights and gradients of 2 steps (7 to 8) were left out."
+        "disk_limit of 43.0 MiB: the weights and gradients of 2 steps (7 to 8) were left out."
     ]
 
 
@@ -67,5 +68,5 @@ def test_what_cannot_be_replayed_is_said_with_what_would_be_enough() -> None:
     assert found.batches == {5, 6, 7, 8, 9}
     assert (
         found.left_out[1]
-        == "The capture cannot be replayed; with disk_limit=12 MiB the failing step could."
+        == 'The capture cannot be replayed; with disk_limit="12MiB" the failing step could.'
     )

@@ -9,7 +9,6 @@ import pytest
 
 from nanreplay.recorder.pace import Pace
 from nanreplay.recorder.retention_plan import (
-    MIB,
     Needs,
     RetentionPlan,
     Shortage,
@@ -17,6 +16,8 @@ from nanreplay.recorder.retention_plan import (
     make_plan,
     shortfall,
 )
+
+MIB = 2**20
 
 
 def needs(**given: int) -> Needs:

@@ -22,9 +22,8 @@ from nanreplay.triage.capture_answer import (
 )
 from nanreplay.triage.failure_groups import TriagedCapture, TriageResult, grouped, run_of
 from nanreplay.triage.failure_key import failure_key
-from nanreplay.triage.triage_json import triage_to_json
 from nanreplay.triage.triage_pages import triage_html, triage_markdown
-from nanreplay.triage.triage_text import summary, triage_lines
+from nanreplay.triage.triage_text import summary, triage_lines, triage_to_json
 
 ANSWERS = Path(__file__).with_name("answers")
 FINGERPRINTS = ["2b78b59ac724", "5e94d3009c57", "cb7570d6cc0c", "88467321f88d"]
