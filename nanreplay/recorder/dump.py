@@ -334,14 +334,14 @@ def _no_room_for_state(snapshot: Snapshot, window: DumpWindow, step_count: int) 
     """Why the state before a step that raised is not computed; None where it is."""
     state_bytes = sum(snapshot.variables.sizes)
     if snapshot.room.is_large(state_bytes):
-        return f"it has {state_bytes / MIB:.0f} MiB"
+        return f"it has {limits.readable_size(state_bytes)}"
     if (snapshot.step_s or 0.0) * step_count > QUICK_S:
         return f"running the {step_count} steps to it again takes more than {QUICK_S:.0f} s"
     sizes = _sizes(snapshot, window)
     file_bytes = sizes.other + sum(sizes.keyframes.values()) + sum(sizes.batches.values())
     limit = snapshot.room.disk_bytes(state_bytes, max(sizes.batches.values()))
     if state_bytes > limit - file_bytes:
-        return f"the file may have {limit / MIB:.0f} MiB"
+        return f"the file may have {limits.readable_size(limit)}"
     return None
 
 
