@@ -198,7 +198,7 @@ def test_why_the_state_before_a_step_that_raises_was_left_out_is_noted(
 
     expected = {
         "raises": "could not be run again (ResourceExhaustedError: OOM when allocating",
-        "large": "it has 0 MiB. A replay computes it from the keyframe at step ",
+        "large": " bytes. A replay computes it from the keyframe at step ",
         "slow": " steps to it again takes more than ",
         "disk": "the file may have ",
     }
