@@ -159,6 +159,8 @@ def read_rows(
     segments = None
     if numbering:
         segments = _segments(named, leaves, numbering)
+        # Rows that name other rows (edges of a graph, pairs) cannot be replaced one by one: what is
+        # left would name rows that are gone.
         if segments is None and _is_odd(leaves, numbering, size):
             shown = paths[min(numbering)]
             reason = (
@@ -215,6 +217,7 @@ def _before_number(path: str) -> tuple[str, str, int]:
 def _are_splits(arrays: Leaves) -> bool:
     """Whether the first array is cut by the others, the innermost last."""
     values, *splits = arrays
+    # The name says what it was, but a file may come from anybody: only splits that fit are cut by.
     if not splits or not values.ndim or any(split.ndim != 1 or not len(split) for split in splits):
         return False
     lengths = [*(len(split) - 1 for split in splits[1:]), len(values)]

@@ -69,6 +69,11 @@ def assign_blame(
     # For an op without a rule, "which elements" cannot be told, but "which inputs" can.
     if isinstance(influence, Everything):
         failing, floats = _by_intervention(event, failing, floats, execute, blame)
+    # Of each output the failing elements are parted in three, and each part is handed back to the
+    # inputs before the next is looked at: NaN that a NaN explains; of what is left, NaN that
+    # infinities explain (the op turned them); infinities that infinities, or else NaN, explain.
+    # What no bad input explains, the op made. The parts never overlap, so that an element has one
+    # explanation.
     nans = {i: nan_mask(event.inputs[i]) for i in floats}
     infs: Mapping[int, Mask] = {}
     for k, mask in failing.items():
@@ -76,6 +81,7 @@ def assign_blame(
         others = without(mask, is_nan)
         is_inf = both(others, inf_mask(event.outputs[k])) if is_some(others) else others
         unexplained = _pass_on(blame, k, is_nan, nans, blame.follow)
+        # Searching large inputs for infinities is dear, and most failing elements are NaN from NaN.
         if not infs and (is_some(unexplained) or is_some(is_inf)):
             infs = {i: inf_mask(event.inputs[i]) for i in floats}
         if event.type in ROWWISE and is_some(unexplained):

@@ -155,6 +155,7 @@ def _compiled_makers(
         op = pending.popleft().partition(":")[0]
         bad_inputs = [tensor for tensor in inputs.get(op, ()) if tensor in bad_tensors]
         sources = [ops.get(("", tensor.partition(":")[0])) for tensor in bad_inputs]
+        # All inputs are finite, or mean their infinities: here the walk ends.
         if all(source.type == "Const" for source in sources if source is not None):
             makers.append(op)
             continue

@@ -110,6 +110,7 @@ class HiddenValues:
 
     def behind(self, serial: int) -> frozenset[int]:
         """Return the ops whose hidden NaN the outputs of an op depend on."""
+        # An op may have several outputs, each behind other ops that hid a NaN.
         hiders = [part.hiders for value, part in self.known.items() if value.serial == serial]
         return frozenset().union(*hiders)
 

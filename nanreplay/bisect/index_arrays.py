@@ -63,6 +63,7 @@ def index_arrays(trace: StepTrace) -> dict[int, IndexUse]:
     found: dict[int, IndexUse] = {}
     known = _BatchTrace(trace)
     for fact in trace.facts.values():
+        # Ops are met in the order in which they ran, so what their inputs are from is known.
         if any(known.is_from_batch(value) for value in fact.input_ids):
             known.serials.add(fact.serial)
         for table, use in ((_SEGMENT_IDS, "segments"), (_ROW_NUMBERS, "rows")):
@@ -70,6 +71,8 @@ def index_arrays(trace: StepTrace) -> dict[int, IndexUse]:
             index = None if place is None else known.array(fact.input_ids[place])
             if index is None or not _numbers_rows(known, fact, index):
                 continue
+            # Numbers that also take rows apart from their segments make samples depend on each
+            # other.
             if use == "rows" or index not in found:
                 found[index] = "rows" if use == "rows" else "segments"
     return found
@@ -87,4 +90,5 @@ def _numbers_rows(known: _BatchTrace, fact: Fact, index: int) -> bool:
     stat = known.trace.stat(taken_from)
     if not known.is_from_batch(taken_from) or stat is None or not stat.shape or not array.ndim:
         return False
+    # As many numbers as rows sort them anew, as a shuffle does: a row in, a row out.
     return len(array) != stat.shape[0]

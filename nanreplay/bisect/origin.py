@@ -193,6 +193,7 @@ def _findings(
     )
     others = []
     for other in suspects[1:]:
+        # A forward op that is bad has a bad gradient: no second origin, but the same one again.
         if not _is_own_gradient(scene, first, other):
             others.append(other)
     paths = [info.path for info in runner.variables]

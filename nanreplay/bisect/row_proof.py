@@ -134,6 +134,8 @@ def candidates(suspect: Suspect, rows: BatchRows) -> Iterator[Rows]:
 
 def _prove(oracle: RowOracle, suggested: list[Rows]) -> RowProof:
     proof = _proof(oracle, suggested)
+    # The op may go bad with any rows and do no harm, as a mask of -inf does. Then the question is
+    # with which rows losses and gradients go bad.
     if proof is None and oracle.suspect.kind in ("made", "turned") and oracle.name_sinks():
         proof = _proof(oracle, suggested)
     if proof is None:
@@ -156,6 +158,10 @@ def _prove(oracle: RowOracle, suggested: list[Rows]) -> RowProof:
 
 def _proof(oracle: RowOracle, suggested: list[Rows]) -> RowProof | None:
     """What is proved; None where the op is bad with every donor."""
+    # Rows that the places of bad elements suggest are tried first: mostly they are right, which
+    # takes two replays, where delta debugging takes many. A replay with harmless rows in their
+    # place has to go well and one with them alone has to fail; either alone proves nothing, as a
+    # batch may fail for what all of its rows have.
     for rows in dict.fromkeys(suggested):
         donor = _harmless_donor(oracle, rows)
         if donor is not None and oracle.fails(rows, donor):
@@ -195,6 +201,7 @@ def _harmless_donor(oracle: RowOracle, rows: Rows) -> int | None:
 def _needs_all(oracle: RowOracle, donor: int) -> bool:
     """Whether each of a few rows, replaced alone, already makes the op good."""
     size = oracle.size
+    # Few rows tell: delta debugging would spend its replays on a batch of which no part suffices.
     tried = sorted({0, size // 3, size // 2, size - 1})
     return size > 1 and not any(oracle.fails(oracle.all_rows - {row}, donor) for row in tried)
 

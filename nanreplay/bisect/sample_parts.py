@@ -83,6 +83,8 @@ class RaggedArrays:
         levels: list[list[Any]] = [[] for _ in self.positions]
         for number, row in zip(choice.batches, choice.rows, strict=True):
             values, *splits = (batches[number][position] for position in self.positions)
+            # From the outermost splits inwards: the splits of one level say which rows of the next
+            # are the sample's, down to its values.
             first, last = int(row), int(row) + 1
             for level, split in zip(levels[1:], splits, strict=True):
                 level.append(np.diff(split[first : last + 1]))
@@ -91,6 +93,8 @@ class RaggedArrays:
         own = [batches[0][position] for position in self.positions]
         joined = [np.concatenate([own[0][:0], *levels[0]])]
         for array, lengths in zip(own[1:], levels[1:], strict=True):
+            # Lengths can be joined as they are; splits count from the begin of the batch, so they
+            # are made anew.
             ends = np.cumsum(np.concatenate([[0], *lengths]))
             joined.append(ends.astype(array.dtype))
         return joined
@@ -164,6 +168,7 @@ class SegmentArrays:
                 into.append(array[is_in_sample])
         own = [batches[0][position] for position in self.positions]
         pairs = zip(own, picked, strict=True)
+        # An empty part of the own array first: the dtype and rank stay where no sample has rows.
         return [np.concatenate([array[:0], *pieces]) for array, pieces in pairs]
 
     def row_numbers(self, leaves: Leaves) -> Iterator[Numbers]:

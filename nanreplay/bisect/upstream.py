@@ -74,6 +74,7 @@ def kept_upstream(scene: Scene, fact: Fact) -> Kept:
             raise _OriginReachedError
 
     try:
+        # Kept by name and calls: a run for other fetches may number its ops otherwise.
         scene.trace.runner.run(scene.step, keep)
     except (_OriginReachedError, NanreplayError):  # or a kernel raised: what ran before is kept
         return events
@@ -110,6 +111,7 @@ def upstream_of(scene: Scene, suspect: Suspect, kept: Kept) -> tuple[ChainLink, 
     links: list[ChainLink] = []
     at = follower.before(fact, fact.event, *_first_made(suspect), is_origin=True)
     seen: set[ValueId] = set()
+    # A loop's state leads back to itself, iteration by iteration.
     while at is not None and at.value not in seen and len(links) < _LONGEST:
         seen.add(at.value)
         fact = scene.trace.facts.get(at.value.serial)
@@ -239,8 +241,10 @@ class _Follower:
         for i, part in parts.items():
             if not np.isfinite(part).all():
                 return i
+        # A division fails for what it divides by, whatever the size of the numerator.
         if is_origin and fact.type in _DENOMINATOR and 1 in parts:
             return 1
+        # A constant or a weight cannot have come to be bad within the step.
         computed = [i for i in parts if not self._is_still(event.input_ids[i])]
         choices = computed or list(parts)
         with np.errstate(all="ignore"):
@@ -251,6 +255,8 @@ class _Follower:
         if is_origin and fact.type in _POLE_AT_ZERO and zeros:
             return zeros[0]
         if fact.type in _PRODUCTS and _is_negative(output):
+            # A product is negative for its negative factor: what a Log or a Sqrt fails on is that
+            # sign.
             negative = [i for i in choices if _is_negative(parts[i])]
             choices = negative or choices
         return _by_arithmetic(fact.type, output, choices, sizes)

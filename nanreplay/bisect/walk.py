@@ -133,6 +133,7 @@ class _Walker:
         if value.serial < 0:
             _merge(self.walk.leaves, value, new)
             return
+        # A serial goes on the heap once, however many paths lead to it.
         if value.serial not in self.arrivals:
             heapq.heappush(self.pending, -value.serial)
         _merge(self.arrivals.setdefault(value.serial, {}), value.output, new)

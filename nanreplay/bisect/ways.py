@@ -40,6 +40,7 @@ def chain_of(scenes: Sequence[Scene], suspect: Suspect) -> tuple[ChainLink, ...]
         hiders = scene.walk.hiders
         told = []
         for fact in facts:
+            # A Cast is plumbing, but one that hid a NaN is where the trail would end for a reader.
             if not is_plumbing(fact) or fact.serial in hiders:
                 told.append(fact)
         shown = {fact.key: fact for fact in reversed(told)}

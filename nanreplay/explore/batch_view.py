@@ -134,11 +134,14 @@ def view_batch(
     """
     arrays, size = [as_array(leaf) for leaf in leaves], batch_size(leaves)
     if rows is None:
+        # Nothing proved which samples are to blame, but a NaN that is in the batch itself needs no
+        # proof.
         rows = tuple(sorted({bad for array in arrays for bad in _bad_rows(array, size)}))
         reason = "These samples hold non-finite values." if rows else reason
     middle = rows[0] if rows else 0
     if row is not None:
         middle = row
+    # At the ends of the batch as many samples are shown as in its middle.
     first = max(0, min(middle - around, size - 2 * around - 1))
     shown = tuple(range(first, min(first + 2 * around + 1, size)))
     parts = zip(arrays, paths, spread.means, spread.deviations, strict=True)
@@ -160,6 +163,7 @@ def batch_size(leaves: Sequence[Any]) -> int:
     for leaf in leaves:
         if np.ndim(leaf):
             sizes.append(np.shape(leaf)[0])
+    # Most, not all: a batch may bring an array of its own length along, such as class weights.
     return max(set(sizes), key=sizes.count) if sizes else 0
 
 
@@ -169,6 +173,7 @@ def kind_of_leaf(path: str, array: NDArray[Any]) -> LeafKind:
     last = path.rsplit("/", 1)[-1].lower()
     if array.dtype.kind in "OSU":
         return "text"
+    # Keras gives a batch as (inputs, labels, sample weights), so the first part of a path tells.
     if top == "2" or "weight" in last:
         return "weights"
     if array.ndim >= 3 and _is_image(array):
@@ -183,7 +188,10 @@ def kind_of_leaf(path: str, array: NDArray[Any]) -> LeafKind:
 def _is_image(array: NDArray[Any]) -> bool:
     if array.ndim == 4:
         height, width, channels = array.shape[1:]
+        # A feature map of a network has more channels, and a short series with three features less
+        # height.
         return channels in (1, 3, 4) and min(height, width) >= _SMALLEST_IMAGE
+    # Without a channel axis only the square form tells an image from a series of [time, features].
     return array.ndim == 3 and array.shape[1] == array.shape[2] >= 2 * _SMALLEST_IMAGE
 
 
@@ -229,6 +237,7 @@ def _leaf_spread(
         or np.prod(array.shape[1:], dtype=np.int64) > _LARGEST_ROW
     ):
         return None, None
+    # The last batch of an epoch is shorter, so the number of samples may differ.
     same = []
     for other in map(np.asarray, others):
         if other.ndim == array.ndim and other.shape[1:] == array.shape[1:]:
@@ -251,6 +260,7 @@ def _strangeness(arrays: Sequence[NDArray[Any]], spread: Spread, size: int) -> N
             scores = np.abs(_scores(array, mean, deviation)).reshape(size, -1)
             known = np.nan_to_num(scores, nan=0.0, posinf=np.inf)
             strangeness = np.maximum(strangeness, known.max(axis=1, initial=0.0))
+        # A sample that is not finite is the strangest, whatever the others look like.
         strangeness[list(_bad_rows(array, size))] = np.inf
     return strangeness
 

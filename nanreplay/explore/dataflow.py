@@ -74,6 +74,7 @@ def next_origin(view: StepView, serial: int | None) -> Op | None:
             serials.append(value.serial)
     if not serials:
         return None
+    # From an op that is no origin, the walk begins at the first one.
     following = serials.index(serial) + 1 if serial in serials else 0
     return view.op(serials[following % len(serials)])
 
@@ -183,6 +184,8 @@ def consumers(view: StepView, value: ValueId) -> tuple[Hop, ...]:
     hops: dict[int, Hop] = {}
     for hop in _hops_forward(view, value, ()):
         if hop.op is not None:
+            # An op that takes the value twice, as in x * x, is one consumer; the first way to it is
+            # shown.
             hops.setdefault(hop.op.serial, hop)
     return tuple(hops[serial] for serial in sorted(hops))
 
@@ -201,6 +204,7 @@ def worst_producer(view: StepView, op: Op) -> Hop | None:
     hops = producers(view, op)
     computed = []
     for hop in hops:
+        # A constant such as the -inf of a mask is bad by intention: it is looked at last.
         if hop.op is None or hop.op.type not in ("Const", "HostConst"):
             computed.append(hop)
     return max(computed or hops, key=badness, default=None)
@@ -272,6 +276,7 @@ def _stops(
             for other in hops_beyond(hop):
                 if _end(other) not in met:
                     new_hops.append(other)
+            # All ways on from a stop or none of them: a part would look as if there were no more.
             if len(new_hops) > room:
                 return tuple(_in_tree_order(first, following))
             room -= len(new_hops)
@@ -336,6 +341,8 @@ def _copied_value(view: StepView, op: Op, output: int) -> ValueId | None:
     """
     if op.type not in SKIPPED or op.is_origin or op.error is not None:
         return None
+    # What a read or a stack takes out of storage is no input of it. Of several outputs, as of
+    # IdentityN, each copies the input of its number.
     sources = op.stored or op.inputs[output : output + 1]
     if len(sources) != 1:
         return None

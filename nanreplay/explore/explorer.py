@@ -116,6 +116,7 @@ class Explorer:
         """
         scene = self._scene(step)
         if value.serial < 0:
+            # A negative serial is of what enters the step: batch, variables, constants.
             arrival = scene.walk.leaves.get(value)
             failing = None if arrival is None else arrival.mask
         else:
@@ -218,6 +219,7 @@ class Explorer:
             self._scenes[step] = scene_at(self._runner, step, self._bisection)
         self._scenes.move_to_end(step)
         while len(self._scenes) > _MOST_SCENES:
+            # A scene holds tensors of its step; a view without its scene could answer nothing.
             old, _ = self._scenes.popitem(last=False)
             self._views.pop(old, None)
             self._events.pop(old, None)
@@ -257,6 +259,7 @@ class Explorer:
             return None
         held = self._held(scene, step, serial)
         if held is None:
+            # What leads to an op is a part of the step; to run all of the step always works.
             caught = _catch_ancestors(self._runner, scene, fact)
             if serial not in caught:
                 caught = _catch(self._runner, step, serial)
@@ -306,6 +309,8 @@ def _catch_ancestors(runner: StepRunner, scene: Scene, fact: Fact) -> dict[int, 
         serial = serials.get((event.calls, (event.function, event.name)))
         if serial is None or not fact.serial - _AROUND <= serial <= fact.serial:
             return
+        # The short run counts its ops anew; everybody else knows them by the serials of the whole
+        # run.
         whole = scene.trace.facts[serial]
         events[serial] = replace(event, serial=serial, input_ids=whole.input_ids, via=whole.via)
         _let_go(events, fact.serial)

@@ -103,6 +103,7 @@ def reduced(
         most_columns: Columns that fit.
     """
     wide = table.astype(np.float64)
+    # One mark for all that is not finite: a patch with one such element is NaN, not sometimes inf.
     wide[~np.isfinite(wide)] = np.nan
     for axis, most in enumerate((most_rows, most_columns)):
         size = wide.shape[axis]

@@ -83,17 +83,20 @@ class StepTensors(Mapping[str, NDArray[Any]]):
 
     def _ipython_key_completions_(self) -> list[str]:
         """Names that tab completes in `trace["`."""
+        # IPython asks for a method of this name.
         return list(self._values)
 
 
 def _named_values(view: StepView) -> Iterator[tuple[str, ValueId]]:
     """Every value with numbers of its own, by name; a second execution has `#1` after it."""
     for feed in view.feeds:
+        # Constants have names of TensorFlow's making, and handles hold no numbers.
         if feed.kind != "constant" and feed.stat is not None:
             yield feed.name, feed.value
     seen: dict[str, int] = {}
     for op in view.ops:
         for output in range(len(op.outputs)):
+            # An op in a loop runs many times under one name; the first execution has the plain one.
             name = f"{op.name}:{output}"
             count = seen.get(name, 0)
             seen[name] = count + 1

@@ -129,6 +129,7 @@ def _node(branch: _Branch, key: str) -> Node:
     for (kind, name), below in branch.branches.items():
         inner_nodes.append(_node(below, f"{key}/{kind}:{name}"))
     leaves = map(_leaf, branch.ops)
+    # Layers and single ops side by side, as they ran: a layer stands where its first op ran.
     children = tuple(sorted([*inner_nodes, *leaves], key=lambda node: node.first))
     sizes = []
     for node in children:
@@ -186,6 +187,7 @@ def scene_at(runner: StepRunner, step: int, bisection: Bisection | None = None) 
     """
     search = None if bisection is None else bisection.search
     for scene in search.scenes if search is not None else ():
+        # Bisecting has run this step already, which may have taken minutes.
         if scene.step == step:
             return scene
     trace = trace_targets(runner, step)
@@ -228,6 +230,7 @@ def _origins(scene: Scene, origin: Origin | None) -> Iterator[ValueId]:
             yield ValueId(suspect.fact.serial, min(suspect.masks, default=0))
         elif suspect.leaf is not None:
             yield suspect.leaf
+    # What this run itself shows is surer than what a report says that another process wrote.
     if scene.judgement.suspects or origin is None or origin.op_name is None:
         return
     if origin.step == scene.step:
@@ -293,6 +296,7 @@ class _OpViews:
         info = self.infos.get(fact.key)
         layer_path = None if info is None else info.layer_path
         forward_function = None if info is None else info.forward_function
+        # A loop makes many executions of few surroundings.
         key = fact.calls, fact.function, layer_path, forward_function
         if key not in self.surroundings:
             loop = self.scene.attribution.loops(fact, self.scene.trace) if fact.calls else ()
@@ -331,6 +335,8 @@ def _failing_element(scene: Scene, fact: Fact) -> tuple[tuple[int, ...] | None, 
         position = int(np.argmax(mask))
         index = tuple(map(int, np.unravel_index(position, mask.shape)))
         tensor = scene.trace.value(ValueId(fact.serial, output))
+        # The trace keeps the tensors of non-finite ops only as far as its memory goes; where the
+        # element is, the walk knows without them.
         if tensor is None:
             return index, None
         array = as_array(tensor)

@@ -55,6 +55,7 @@ def tensor_over_steps(
         MissingPartError: The tensor is of a loop, or of a function that is called: it is computed
             several times, or not to be had by name.
     """
+    # Steps after the one that is looked at have nothing to do with how it came about.
     held = []
     for step in runner.steps:
         if step <= trace.step:
@@ -86,11 +87,14 @@ def _fed(runner: StepRunner, trace: StepTrace, step: int, value: ValueId) -> Any
 
 def _of_op(runner: StepRunner, step: int, fact: Fact, output: int) -> Any:
     info = runner.ops(step).get(fact.key)
+    # The last batch of an epoch may run a program of its own, where the name belongs to another op.
     if info is None or info.type != fact.type:
         return None
     name = f"{fact.name}:{output}"
 
     def repair(event: OpEvent) -> Sequence[Any]:
+        # A check such as CheckNumerics raises in the failing step, before the op that is asked for
+        # runs.
         outputs = repaired(event, runner.execute)
         if outputs is None:
             raise ReplayError(f"`{event.name}` raised in step {step}.") from event.error

@@ -164,6 +164,7 @@ def view_tensor(
         )
     array = as_array(tensor)
     bad = nonfinite(array) if kind in FLOATS else np.zeros(array.shape, bool)
+    # Masks of -inf fill tensors with infinities that did no harm: those that failed come first.
     shown = bad if failing is None or failing.shape != bad.shape or not failing.any() else failing
     indices = tuple(tuple(map(int, index)) for index in np.argwhere(shown)[:_LISTED])
     finite = _finite(array)
@@ -233,9 +234,13 @@ def operands_at(
         kept, operands_of(event, {output: mask}, names, held, execute), strict=True
     ):
         shape = tuple(np.shape(held[i]))
+        # Without a rule that is exact, to point at an element would be a guess. A variable that is
+        # shown in the place of its handle has a shape that the rule knows nothing of.
         if not influence.exact or shape != tuple(influence.in_shapes[i]):
             yield OperandElement(event.input_ids[i], facts, () if facts.shape == () else None, None)
             continue
+        # Back through the op's own rule: of a matrix product, a row of the one operand, a column of
+        # the other.
         used = as_array(influence.back(i, output, mask))
         yield OperandElement(
             event.input_ids[i], facts, _largest(as_array(held[i]), used), int(used.sum())
@@ -305,6 +310,7 @@ def _histogram(finite: NDArray[Any]) -> Histogram | None:
         return None
     zeros, negative = int((finite == 0).sum()), int((finite < 0).sum())
     sizes = np.abs(finite[finite != 0])
+    # On a linear scale, values of many magnitudes would all be in the first bar.
     if sizes.size and sizes.max() / sizes.min() > _WIDE:
         counts, edges = np.histogram(np.log10(sizes), bins=_BINS)
         return Histogram("log", tuple(edges.tolist()), tuple(counts.tolist()), zeros, negative)

@@ -81,6 +81,7 @@ def data_outlier(case: Case) -> Cause | None:
     """
     if case.origin is None or case.origin.op_type is None:
         return None
+    # Where an infinity only became NaN, a far-out row explains nothing unless it was proved.
     if case.kind == "turned" and not case.origin.rows:
         return None
     outliers = case.outliers
@@ -99,6 +100,7 @@ def _confidence_of_outlier(case: Case, *, is_proven: bool) -> float:
     """A far-out value explains an overflow well, unless the training was diverging anyway."""
     if not overflow.is_plain(case):
         return 0.65 if is_proven else 0.35
+    # Where values grow step by step, any batch would overflow sooner or later.
     if case.growth is not None:
         return 0.4
     confidence = 0.88 if is_proven else 0.75
@@ -139,6 +141,8 @@ def _label(case: Case) -> Cause | None:
     event = case.event
     if event is None or len(event.inputs) < 2 or is_opaque(event.inputs[1]):
         return _label_by_extremes(case)
+    # On a CPU the kernel raises, compiled by XLA or on a GPU it gives NaN: the labels say it either
+    # way.
     labels, classes = as_array(event.inputs[1]).reshape(-1), int(event.inputs[0].shape[-1])
     wrong_rows = np.flatnonzero((labels < 0) | (labels >= classes))
     if not len(wrong_rows):
@@ -193,6 +197,7 @@ def _ctc_label(case: Case) -> Cause:
     indices, labels, lengths = (as_array(value) for value in case.event.inputs[1:4])
     for sample in np.flatnonzero(case.mask):
         own = labels[indices[:, 0] == sample]
+        # CTC puts a blank between two equal labels, which takes a time step of its own.
         repeats = int((own[1:] == own[:-1]).sum())
         steps = int(lengths[sample])
         if len(own) + repeats > steps:

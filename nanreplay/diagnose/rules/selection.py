@@ -23,8 +23,10 @@ def where_gradient(case: Case) -> Cause | None:
         dropped_by = case.graph.dropped_by(forward)
         if dropped_by is None:
             continue
+        # The well-known form: the forward value is bad itself, as of `where(x > 0, log(x), 0)`.
         if any(stat.nonfinite for stat in forward.outputs):
             return _dropped(case, forward.type, dropped_by, 0.96)
+        # The other form: the value is finite and its gradient is not, as of `sqrt` at 0.
         if _is_multiplied_by_zero(case) and _is_left_out(case, dropped_by, forward):
             return _dropped_gradient(case, forward.type, dropped_by)
     return None
@@ -68,6 +70,7 @@ def _dropped_gradient(case: Case, op_type: str, chooser: Fact) -> Cause:
 def _is_left_out(case: Case, chooser: Fact, forward: Fact) -> bool:
     """Whether a `where` leaves an element out that failed, as far as that can be told."""
     branch = case.graph.branch_of(chooser, forward) if case.graph is not None else None
+    # Both branches are made of the value, or what chooses is no `where`: nothing speaks against it.
     if branch is None:
         return True
     condition = case.input_of(chooser, 0)
@@ -87,6 +90,7 @@ def _is_multiplied_by_zero(case: Case) -> bool:
     event = scene.trace.facts[serial].event if scene is not None and serial is not None else None
     if event is None or event.type != "Mul":
         return False
+    # numpy's `isnan` does not take every float type that TensorFlow has.
     if not np.isnan(as_array(event.outputs[0]).astype(np.float64)).any():
         return False
     finite = []
