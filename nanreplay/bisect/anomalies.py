@@ -173,7 +173,7 @@ def _candidates(levels: NDArray[np.float64], lowest_after: NDArray[np.float64]) 
     possible = possible[possible >= _FEWEST - 1]
     if len(possible) > _MOST_CANDIDATES:
         possible = possible[:: len(possible) // _MOST_CANDIDATES + 1]
-    return [int(position) for position in possible]
+    return list(map(int, possible))
 
 
 def _usual_before(

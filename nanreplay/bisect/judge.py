@@ -303,9 +303,7 @@ def constant_ops(trace: StepTrace) -> set[int]:
     # Facts are in the order in which ops ran, so an op's sources are decided before it.
     for fact in trace.facts.values():
         is_computed = (
-            bool(fact.sources)
-            and "Random" not in fact.type
-            and all(is_constant(value) for value in fact.sources)
+            bool(fact.sources) and "Random" not in fact.type and all(map(is_constant, fact.sources))
         )
         if is_computed or fact.type in _SHAPES or fact.type in ("Const", "HostConst"):
             constant.add(fact.serial)
@@ -389,7 +387,7 @@ class Attribution:
         phase = next((info.phase for info in inward if info.phase in PHASES), "forward")
         where = next((info.where for info in inward if info.where), "")
         layer_path = "/".join(info.layer_path for info in infos if info.layer_path)
-        stack = _first_known(self._user_stack(info) for info in inward)
+        stack = _first_known(map(self._user_stack, inward))
         if not where:
             where = _PLACES.get(phase) or ("layer" if layer_path else "loss")
         replica = None if phase == "update" else _first_known(info.replica for info in infos)
@@ -433,4 +431,7 @@ class Attribution:
 
 def _first_known(numbers: Iterable[int]) -> int | None:
     """Return the first number that is not negative."""
-    return next((number for number in numbers if number >= 0), None)
+    for number in numbers:
+        if number >= 0:
+            return number
+    return None

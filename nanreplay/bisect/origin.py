@@ -263,7 +263,7 @@ def _with_rows(scene: Scene, origin: Origin, proof: RowProof) -> Origin:
     if rows is None or origin.replica is None or not is_split:
         return told
     batch = runner.batch(scene.step)
-    leaves = [as_array(leaf) for leaf in batch.leaves]
+    leaves = list(map(as_array, batch.leaves))
     whole = rows_in_whole(rows, origin.replica, batch.paths, leaves)
     return told if whole is None else dataclasses.replace(told, rows=whole, replica_rows=rows)
 

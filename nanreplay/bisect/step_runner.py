@@ -169,7 +169,7 @@ def _cross_entropy(event: OpEvent, execute: Execute) -> Sequence[Any]:
     valid_labels = np.clip(labels, 0, logits.shape[-1] - 1)
     is_out_of_range = valid_labels != labels
     kernel_outputs = execute(event, [event.inputs[0], valid_labels.astype(labels.dtype)])
-    outputs = [np.array(output) for output in kernel_outputs]  # copies: tensors are read-only
+    outputs = list(map(np.array, kernel_outputs))  # copies: tensors are read-only
     for output in outputs:
         output[is_out_of_range] = np.nan
     return [_as_tensor(event, execute, output) for output in outputs]
@@ -201,7 +201,7 @@ def _matrices(like: int) -> Callable[[OpEvent, Execute], Sequence[Any]]:
     """
 
     def repair(event: OpEvent, execute: Execute) -> Sequence[Any]:
-        arrays = [as_array(value) for value in event.inputs]
+        arrays = list(map(as_array, event.inputs))
         output = np.full(arrays[like].shape, np.nan, arrays[like].dtype)
         for index in np.ndindex(*arrays[0].shape[:-2]):
             try:

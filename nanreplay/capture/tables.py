@@ -124,7 +124,7 @@ def _readable_tree(value: Any) -> Any:
     if isinstance(value, dict):
         return {readable(str(key)): _readable_tree(inner) for key, inner in value.items()}
     if isinstance(value, list):
-        return [_readable_tree(inner) for inner in value]
+        return list(map(_readable_tree, value))
     return readable(value) if isinstance(value, str) else value
 
 

@@ -81,7 +81,7 @@ def command(
 
     with progress_bar() as reporter:
         read = read_runs(paths, pattern=pattern, progress=reporter.progress, say=reporter.say)
-        answers = [answer(run) for run in read.runs]
+        answers = list(map(answer, read.runs))
     _write_pages(answers, read.problems, script, html, md)
     if as_json:
         from nanreplay.logs.log_json import logs_to_json

@@ -278,7 +278,7 @@ class Case:
             widened.append(_float32(value) if is_float(value) else value)
         try:
             outputs = self.replay.execute(dataclasses.replace(event, attrs=attrs), widened)
-            return [as_array(output) for output in outputs]
+            return list(map(as_array, outputs))
         except Exception:  # the kernel does not take float32 here
             return None
 

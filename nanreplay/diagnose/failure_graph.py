@@ -82,7 +82,7 @@ class FailureGraph:
 
     def inputs(self, fact: Fact) -> list[ValueId]:
         """Return an op's inputs, each looked through to where it was made."""
-        return [self.source(value) for value in fact.input_ids]
+        return list(map(self.source, fact.input_ids))
 
     def makers(self, fact: Fact) -> list[Fact]:
         """Return the ops that made an op's inputs."""
@@ -90,7 +90,7 @@ class FailureGraph:
 
     def makers_of(self, values: Iterable[ValueId]) -> list[Fact]:
         """Return the ops that made some values; what is fed has none."""
-        makers = [self.maker(value) for value in values]
+        makers = list(map(self.maker, values))
         return [maker for maker in makers if maker is not None]
 
     def upstream(self, value: ValueId, depth: int) -> Iterator[Fact]:

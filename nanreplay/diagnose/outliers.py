@@ -98,7 +98,7 @@ def find_outliers(
     record = _batch(replay, step)
     if record is None:
         return ()
-    leaves = [as_array(leaf) for leaf in record.leaves]
+    leaves = list(map(as_array, record.leaves))
     own = own_leaves(record.paths, prefix)
     used = {}
     for place, use in (indices or {}).items():

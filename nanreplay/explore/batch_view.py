@@ -132,7 +132,7 @@ def view_batch(
         row: The sample to show; the first of those to blame unless given.
         around: How many samples before and after it are shown.
     """
-    arrays, size = [as_array(leaf) for leaf in leaves], batch_size(leaves)
+    arrays, size = list(map(as_array, leaves)), batch_size(leaves)
     if rows is None:
         # Nothing proved which samples are to blame, but a NaN that is in the batch itself needs no
         # proof.

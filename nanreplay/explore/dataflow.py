@@ -33,7 +33,7 @@ def search(ops: Iterable[Op], text: str) -> tuple[Op, ...]:
     - `at:` with a line of code, such as `at:train.py:88`;
     - `>1e4` or `<1e-6` for its largest finite absolute value.
     """
-    tests = [_word_test(word) for word in text.split()]
+    tests = list(map(_word_test, text.split()))
     return tuple(op for op in ops if all(test(op) for test in tests))
 
 

@@ -153,7 +153,7 @@ def zero_features(trials: FailureTrials) -> tuple[CaptureContents, int, int]:
     Returns:
         The draft, how many features are left, and how many there were.
     """
-    leaves = [np.asarray(leaf) for leaf in trials.batch.leaves]
+    leaves = list(map(np.asarray, trials.batch.leaves))
     size = batch_size(leaves)
     features: list[Feature] = []
     for i, leaf in enumerate(leaves):

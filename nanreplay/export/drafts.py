@@ -159,7 +159,7 @@ def keep_rows(
         folder: Where drafts go.
         trust: Let ops that touch files, the network or processes run.
     """
-    leaves = [np.asarray(leaf) for leaf in trials.batch.leaves]
+    leaves = list(map(np.asarray, trials.batch.leaves))
     size = batch_size(leaves)
     if size is None or size < 2:
         return trials.contents, Rows(size, tuple(range(size or 0)))

@@ -193,7 +193,7 @@ def _comparable_fixes(report: Report) -> list[str]:
     for fix in report.fixes:
         if fix.prevents and fix.name in _LOCAL_FIXES:
             local_fixes.append(fix)
-    return [fix_option(fix) for fix in local_fixes[:1]]
+    return list(map(fix_option, local_fixes[:1]))
 
 
 def _minimized(

@@ -47,7 +47,7 @@ def stand_in(array: Any, random: Generator) -> Any:
     drawn = values.copy()
     if kind == "b" or len(np.unique(values[ordinary])) <= 1:
         if is_float:
-            drawn[ordinary] = [_rounded(value) for value in values[ordinary]]
+            drawn[ordinary] = list(map(_rounded, values[ordinary]))
         if array.ndim:
             drawn = random.permutation(drawn, axis=0)
     elif is_float:

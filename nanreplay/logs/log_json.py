@@ -44,13 +44,13 @@ def _answer(answer: LogAnswer, script: str) -> dict[str, Any]:
         "doubt": None if found is None else found.doubt,
         "evidence": [] if found is None else found.evidence,
         "first": _value(answer.first),
-        "others": [_value(value) for value in answer.others],
+        "others": list(map(_value, answer.others)),
         "finite_again": answer.is_passing,
         "resumed_at": answer.resumed_at,
         "restarts": answer.restarts,
         "anomaly": None if found is None else _anomaly(found.anomaly),
-        "triggers": [] if found is None else [_anomaly(each) for each in found.triggers],
-        "checkpoints": [_checkpoint(each) for each in answer.run.checkpoints],
+        "triggers": [] if found is None else list(map(_anomaly, found.triggers)),
+        "checkpoints": list(map(_checkpoint, answer.run.checkpoints)),
         "last_healthy": _path(weights.last_healthy),
         "last_before_anomaly": _path(weights.before_anomaly),
         "first_broken": _path(weights.first_broken),
@@ -58,7 +58,7 @@ def _answer(answer: LogAnswer, script: str) -> dict[str, Any]:
         "hit_layers": weights.hit_layers,
         "spared_layers": weights.spared_layers,
         "next": _next(next_step(answer, script)),
-        "series": [_series(each) for each in answer.run.series],
+        "series": list(map(_series, answer.run.series)),
         "notes": answer.notes,
     }
 
@@ -105,7 +105,7 @@ def _checkpoint(checkpoint: Checkpoint) -> dict[str, Any]:
         "number": checkpoint.number,
         "finite": checkpoint.is_finite,
         "error": checkpoint.error,
-        "variables": [_variable(each) for each in checkpoint.variables],
+        "variables": list(map(_variable, checkpoint.variables)),
     }
 
 

@@ -260,9 +260,7 @@ def _imported(
     """
     recorded = [name for name in fetches if name != _PROBE]
     try:
-        needed = needed_part(
-            graph, [op_name(name) for name in (*feeds, *recorded, *probe, *effects)]
-        )
+        needed = needed_part(graph, list(map(op_name, (*feeds, *recorded, *probe, *effects))))
         for _, node in all_nodes(needed):
             node.device = ""  # that of the training may not be here
         if not jit:  # XLA has a form of each op for each device
@@ -272,8 +270,8 @@ def _imported(
         get_tensor = wrapped.graph.get_tensor_by_name
         return tf_functions.function_of_graph(
             wrapped,
-            inputs=[get_tensor(name) for name in feeds],
-            outputs=[get_tensor(name) for name in fetches],
+            inputs=list(map(get_tensor, feeds)),
+            outputs=list(map(get_tensor, fetches)),
             effects=[wrapped.graph.get_operation_by_name(name) for name in effects],
         )
     except (KeyError, ValueError, tf.errors.OpError) as error:

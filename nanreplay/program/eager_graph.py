@@ -147,7 +147,7 @@ class FlatGraph:
         self._kept: list[Any] = []
         """Tensors that are kept alive, so that no other one gets their id."""
         self._variable_index = variable_index
-        self.leaves = [as_array(leaf) for leaf in leaves]
+        self.leaves = list(map(as_array, leaves))
         """Arrays of the batch; what came from outside of TensorFlow with NaN in it is added."""
         self.paths = list(paths)
         self._tensor_leaves = {index for index, leaf in enumerate(leaves) if tf.is_tensor(leaf)}
@@ -163,7 +163,7 @@ class FlatGraph:
 
     def add(self, op: ExecutedOp) -> None:
         """Add one executed op."""
-        names = [self.tensor(tensor) for tensor in op.inputs]
+        names = list(map(self.tensor, op.inputs))
         scope = "/".join(region.name for region in op.stack if region.kind == "layer")
         if any(region.kind == "backward" for region in op.stack):
             scope = "gradient_tape" + (f"/{scope}" if scope else "")

@@ -249,8 +249,8 @@ def _describe_ops(
     run: EagerRun, builder: FlatGraph, sources: SourceTable, losses: tuple[str, ...]
 ) -> list[OpInfo]:
     """Describe every op that ran, by what was running and by where its value goes."""
-    regions = [_region(op) for op in run.ops]
-    layer_chains = [_layer_chain(op) for op in run.ops]
+    regions = list(map(_region, run.ops))
+    layer_chains = list(map(_layer_chain, run.ops))
     in_layer = []
     for index, chain in enumerate(layer_chains):
         if chain:

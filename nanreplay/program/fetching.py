@@ -274,7 +274,7 @@ class InstrumentedFunction:
 
     def _stage_fetched(self, function: Any, fetched: Sequence[Any], area: str) -> None:
         self.kinds = [tensor.dtype for tensor in fetched]
-        names = [output_name(tensor) for tensor in fetched]
+        names = list(map(output_name, fetched))
         _stage_tensors(function, names, self.kinds, area)
 
     def _stage_everything(

@@ -73,7 +73,7 @@ def _traced(serialized: bytes) -> LoweredFunction:
     attrs = dict(node.attr)
 
     def call(*inputs: Any) -> list[Any]:
-        return [tf.identity(output) for output in compute(attrs, inputs)]
+        return list(map(tf.identity, compute(attrs, inputs)))
 
     call.__name__ = f"nanreplay_lowered_{node.op}_{next(_serials)}"
     specs = []

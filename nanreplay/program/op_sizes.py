@@ -7,6 +7,7 @@ broadcasting. The rest grow step by step, and the limit of the process (`limits`
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeAlias
@@ -200,9 +201,11 @@ def _resized(shapes: Sequence[Shape], values: Values) -> int:
 def _broadcast(shapes: Sequence[Shape], values: Values) -> int:
     """[8, 1] and [5] give [8, 5]: shapes are aligned at their ends; the larger size counts."""
     known = [shape for shape in shapes if shape is not None]
-    rank = max(map(len, known), default=0)
-    aligned = [(1,) * (rank - len(shape)) + shape for shape in known]
-    return math.prod(0 if 0 in sizes else max(sizes) for sizes in zip(*aligned, strict=True))
+    count = 1
+    # from the last axis on; where a shape has ended, it is as if it were 1
+    for sizes in itertools.zip_longest(*map(reversed, known), fillvalue=1):
+        count *= 0 if 0 in sizes else max(sizes)
+    return count
 
 
 _SHAPED_BY_FIRST = """

@@ -56,7 +56,7 @@ def _signature_paths(signature: tuple[Any, ...], count: int) -> list[str]:
     for path, leaf in leaves:
         if _is_data_spec(leaf):
             paths.append(path)
-    return paths if len(paths) == count else [str(number) for number in range(count)]
+    return paths if len(paths) == count else list(map(str, range(count)))
 
 
 def _is_data_spec(leaf: Any) -> bool:
@@ -78,7 +78,7 @@ def fetched_paths(function: Any, fetched: Sequence[Any], *, in_loop: bool) -> li
         fetched: The tensors.
         in_loop: Whether each iteration of a loop fetches such.
     """
-    replicas = [_replica_of(tensor) for tensor in fetched]
+    replicas = list(map(_replica_of, fetched))
     if any(replicas):
         paths = _paths_by_replica(fetched, replicas)
     else:
@@ -122,7 +122,7 @@ def _paths_of_elements(function: Any, count: int) -> list[str]:
             if leaf is not None:
                 paths.append(path)
     if not paths or count % len(paths):
-        return [str(number) for number in range(count)]
+        return list(map(str, range(count)))
     n_elements = count // len(paths)
     if n_elements == 1:
         return paths

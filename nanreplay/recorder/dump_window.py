@@ -171,7 +171,7 @@ def _batch_record(
     leaves = leaves_of(entry, slots)
     paths = slots[program].traced.leaf_paths if program in slots else entry.paths
     if program in slots and len(leaves) != len(paths):
-        program, paths = "", [str(number) for number in range(len(leaves))]
+        program, paths = "", list(map(str, range(len(leaves))))
         notes.append(
             f"The batch of step {entry.step} could not be kept; the step cannot be replayed."
         )

@@ -95,7 +95,7 @@ def time_copy(handles: Sequence[Any], sizes: Sequence[int]) -> float:
     variable of 1 MB that takes 0.1 ms, a state of 10 MB takes 1 ms.
     """
     began_s = time.perf_counter()
-    values = [read_variable(handle) for handle in handles]
+    values = list(map(read_variable, handles))
     read_s = time.perf_counter() - began_s
     candidates = []
     for size, value in zip(sizes, values, strict=True):

@@ -65,7 +65,7 @@ class ThinnedSteps:
             joined: dict[int, list[TimelineRow]] = {}
             for rows in self._spans:
                 joined.setdefault(rows[0].step // self._span, []).extend(rows)
-            self._spans = [extreme_steps(rows) for rows in joined.values()]
+            self._spans = list(map(extreme_steps, joined.values()))
             self._count = sum(map(len, self._spans))
 
     def _thin_last(self) -> None:

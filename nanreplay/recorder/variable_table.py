@@ -156,7 +156,7 @@ class VariableTable:
 
     def forgive(self) -> None:
         """Check no variable that is non-finite now: an earlier training left it so."""
-        values = [read_variable(handle) for handle in self.handles]
+        values = list(map(read_variable, self.handles))
         self.born_nonfinite = {i for i, value in enumerate(values) if has_nonfinite(value)}
 
     def bad_slot(self, state: Mapping[int, Any] | None = None) -> int | None:

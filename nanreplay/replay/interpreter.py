@@ -91,7 +91,7 @@ class Interpreter:
             UnsupportedOpError: The graph holds an op that cannot be interpreted.
         """
         plan = self.library.main_plan(tuple(feeds), tuple(fetches), tuple(targets))
-        tensors = [_as_tensor(value) for value in feeds.values()]
+        tensors = list(map(_as_tensor, feeds.values()))
         ids = [ValueId(-1 - i, 0) for i in range(len(tensors))]
         # `id` is unique here: `tensors` keeps every fed handle alive until the run ends
         shadows: list[Key | None] = []

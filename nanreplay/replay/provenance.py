@@ -132,7 +132,7 @@ class Access:
 
     def numbers(self, i: int) -> list[int]:
         """Return the integers of input i."""
-        return [int(n) for n in self.inputs[i].numpy().ravel()]
+        return list(map(int, self.inputs[i].numpy().ravel()))
 
 
 Followed: TypeAlias = tuple[Ids, dict[int, Any]]

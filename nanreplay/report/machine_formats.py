@@ -320,7 +320,7 @@ def to_sarif(outcomes: Sequence[CaptureOutcome], root: Path) -> dict[str, Any]:
     driver = {
         "name": "nanreplay",
         "version": __version__,
-        "rules": [_rule(rule) for rule in rules],
+        "rules": list(map(_rule, rules)),
     }
     invocation = {
         "executionSuccessful": not undecided,

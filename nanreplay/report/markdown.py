@@ -75,7 +75,7 @@ def _causes(causes: Sequence[Cause]) -> Iterator[str]:
 def _fixes(report: Report) -> Iterator[str]:
     if not report.fixes:
         return
-    yield from table_lines(FIX_HEADINGS, [fix_row(fix) for fix in report.fixes])
+    yield from table_lines(FIX_HEADINGS, list(map(fix_row, report.fixes)))
     yield ""
     for fix in advice(report.fixes):
         place = f" at {fix.place}" if fix.place else ""
@@ -125,7 +125,7 @@ def folded_lines(title: str, lines: Iterator[str] | Sequence[str]) -> Iterator[s
 
 def code_lines(text: str, language: str) -> Iterator[str]:
     """A fenced block; the fence is longer than any within it."""
-    inner = [len(ticks) for ticks in _FENCE.findall(text)]
+    inner = list(map(len, _FENCE.findall(text)))
     fence = "`" * (max(inner) + 1 if inner else 3)
     yield f"{fence}{language}"
     yield from text.splitlines()

@@ -105,13 +105,13 @@ def _tables(report: Report) -> Iterator[PageTable]:
             rows.append(operand_row(operand))
         yield PageTable("Operands, at the element that failed", OPERAND_HEADINGS, rows)
     if findings.upstream:
-        rows = [link_row(link) for link in findings.upstream]
+        rows = list(map(link_row, findings.upstream))
         yield PageTable("Where they came from, nearest first", LINK_HEADINGS, rows)
     if findings.chain:
-        rows = [link_row(link) for link in findings.chain]
+        rows = list(map(link_row, findings.chain))
         yield PageTable("How it spread", LINK_HEADINGS, rows)
     if findings.other_origins:
-        rows = [origin_row(origin) for origin in findings.other_origins]
+        rows = list(map(origin_row, findings.other_origins))
         yield PageTable("Other origins", ORIGIN_HEADINGS, rows)
 
 
@@ -192,7 +192,7 @@ def _body(page: Page, *, is_folded: bool = False) -> Markup:
             root_step=None if root is None else root.step,
             facts=list(fact_rows(report)),
             fix_headings=FIX_HEADINGS,
-            fix_rows=[fix_row(fix) for fix in report.fixes],
+            fix_rows=list(map(fix_row, report.fixes)),
             advice=advice(report.fixes),
         )
     )

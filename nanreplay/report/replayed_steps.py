@@ -52,7 +52,7 @@ def steps_to_json(
         "mode": mode,
         "finite": all(result.finite for result in results),
         "bit_exact": _all_exact(results),
-        "steps": [_step(result) for result in results],
+        "steps": list(map(_step, results)),
         "notes": list(notes),
     }
     plain: dict[str, Any] = jsonable(value)
@@ -68,7 +68,7 @@ def _step(result: StepResult) -> dict[str, Any]:
         "max_ulp": result.max_ulp,
         "loss": result.loss,
         "recorded_loss": result.recorded_loss,
-        "differences": [asdict(difference) for difference in result.differences],
+        "differences": list(map(asdict, result.differences)),
     }
 
 

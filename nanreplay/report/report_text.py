@@ -211,7 +211,7 @@ def _fix_parts(fixes: Sequence[FixResult]) -> Iterator[RenderableType]:
     for heading in FIX_HEADINGS:
         table.add_column(heading, overflow="fold")
     for fix in fixes:
-        cells = [Text(cell) for cell in fix_row(fix)]
+        cells = list(map(Text, fix_row(fix)))
         cells[FIX_HEADINGS.index("prevents it")].stylize(_OUTCOME_STYLES[fix.prevents])
         table.add_row(*cells)
     yield table
@@ -278,7 +278,7 @@ def _cause_lines(causes: Sequence[Cause]) -> Iterator[Text]:
 def _link_table(links: Sequence[ChainLink]) -> Table:
     table = _empty_table(*LINK_HEADINGS)
     for link in links:
-        cells = [Text(cell) for cell in link_row(link)]
+        cells = list(map(Text, link_row(link)))
         cells[LINK_HEADINGS.index("worst")].stylize("" if link.value == "finite" else "red")
         table.add_row(*cells)
     return table

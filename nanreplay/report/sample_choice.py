@@ -22,7 +22,7 @@ def blamed_words(view: BatchView) -> str:
         return "no array has a row for each sample"
     if view.rows:
         more = len(view.rows) - _MOST_SAMPLES
-        named = [str(row) for row in view.rows[:_MOST_SAMPLES]]
+        named = list(map(str, view.rows[:_MOST_SAMPLES]))
         names = readable_list([*named, f"{more} more"] if more > 0 else named)
         return f"{'sample' if len(view.rows) == 1 else 'samples'} {names} of {view.size}"
     strangest = max(view.strangeness, default=0.0)
@@ -71,4 +71,4 @@ def index_in_sample(leaf: Leaf, element: int) -> list[int]:
     """Return the index of an element within its sample; [] for a sample of one element."""
     if len(leaf.shape) <= 1:
         return []
-    return [int(axis) for axis in np.unravel_index(element, leaf.shape[1:])]
+    return list(map(int, np.unravel_index(element, leaf.shape[1:])))

@@ -162,7 +162,7 @@ def _read(argument: Any) -> Any:
         return argument.value()
     is_list = isinstance(argument, (list, tuple))
     if is_list and any(isinstance(entry, _ResourceVariable) for entry in argument):
-        return [_read(entry) for entry in argument]
+        return list(map(_read, argument))
     return argument
 
 

@@ -33,7 +33,7 @@ def _lines(result: TriageResult) -> Iterator[str]:
     yield f"### {summary(result)}"
     yield ""
     if result.groups:
-        yield from table_lines(GROUP_HEADINGS, [_group_row(group) for group in result.groups])
+        yield from table_lines(GROUP_HEADINGS, list(map(_group_row, result.groups)))
         yield ""
     for group in result.groups:
         yield f"#### {inline_text(what_failed(group))}"

@@ -113,8 +113,8 @@ def triage_to_json(result: TriageResult) -> dict[str, Any]:
             "format": FORMAT,
             "version": VERSION,
             "counts": {status: len(result.of_status(status)) for status in _STATUSES},
-            "groups": [_group(group) for group in result.groups],
-            "captures": [_capture(each) for each in result.captures],
+            "groups": list(map(_group, result.groups)),
+            "captures": list(map(_capture, result.captures)),
         }
     )
     return plain

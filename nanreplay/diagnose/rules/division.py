@@ -264,7 +264,7 @@ def _count_in_words(case: Case, count: Count) -> str:
 
 def _of_empty_tensor(case: Case) -> Cause | None:
     assert case.event is not None
-    sizes = [int(size) for size in case.event.inputs[0].shape]
+    sizes = list(map(int, case.event.inputs[0].shape))
     if 0 not in sizes:
         return None
     sentence = f"`{case.op}`{case.where} reduces an empty tensor of shape {sizes}"

@@ -77,7 +77,7 @@ def text(op_type: str, attrs: Attrs, name: str) -> str:
 
 def integers(attrs: Attrs, name: str) -> list[int]:
     """Return a list of integers; empty where it is not given."""
-    return [int(number) for number in attrs[name].list.i] if name in attrs else []
+    return list(map(int, attrs[name].list.i)) if name in attrs else []
 
 
 def types_of(op_type: str, attrs: Attrs) -> dict[str, tuple[int, ...]]:

@@ -61,7 +61,7 @@ def _nan_to_num(failure: Failure) -> Fix:
                 edited.append(leaf)
         return edited
 
-    arrays = [in_code(path) for path in bad]
+    arrays = list(map(in_code, bad))
     code = "\n".join(f"{one} = np.nan_to_num({one}, posinf=0.0, neginf=0.0)" for one in arrays)
     edits = []
     for path in bad:
@@ -96,9 +96,9 @@ def _drop_rows(failure: Failure) -> Fix:
     if size is None or len(recorded) >= size:
         raise CannotTryError("Every row of the batch would have to be left out.")
     kept = np.setdiff1d(np.arange(size), recorded)
-    dropped = [int(row) for row in recorded]
+    dropped = list(map(int, recorded))
     # What is told are rows of the batch that the user gave, where these are known.
-    told = [int(row) for row in origin.rows]
+    told = list(map(int, origin.rows))
     before = told[0] - dropped[0]
     whose: dict[str, Any] = {"replica": origin.replica} if origin.is_of_part else {}
     of_what = f"the part of replica {origin.replica} in step" if origin.is_of_part else "step"

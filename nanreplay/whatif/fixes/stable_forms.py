@@ -120,7 +120,7 @@ def _constant_number(editor: ProgramEditor, key: OpKey) -> int | list[int]:
     if not editor.holds(key) or editor.node(key).op != "Const":
         return -1
     values = constant_array(editor.node(key).attr["value"].tensor).reshape(-1).tolist()
-    return int(values[0]) if len(values) == 1 else [int(value) for value in values]
+    return int(values[0]) if len(values) == 1 else list(map(int, values))
 
 
 # Chains: some ops that end in a logarithm compute what one stable op does. They are found backwards
