@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nanreplay.bisect.anomalies import STEPS, gradual_start, jump_start
+from nanreplay.bisect.anomalies import FACTOR, STEPS, gradual_start, jump_start
 from nanreplay.capture.arrays import as_array
 from nanreplay.findings import Root
 from nanreplay.records import Timeline
@@ -99,8 +99,33 @@ def find_root(timeline: Timeline | None, step: int, paths: Sequence[str] = ()) -
         earlier = np.asarray(timeline.columns["step"]) < step if timeline is not None else ()
         if np.count_nonzero(earlier) < _FEWEST:
             return Root(step, "Too few steps are recorded before it to tell what grew.")
-        return Root(step, "Loss, gradients and weights did not grow in the steps before it.")
+        return Root(
+            step,
+            _late_rise(timeline, step)
+            or "Loss, gradients and weights did not grow in the steps before it.",
+        )
     return Root(growth.step, growth.sentence)
+
+
+def _late_rise(timeline: Timeline | None, step: int) -> str | None:
+    """Say what was far above its usual value at last, although it was no growth that counts.
+
+    None when nothing was: only then may it be said that nothing grew.
+    """
+    if timeline is None:
+        return None
+    steps = as_array(timeline.columns["step"])
+    for series in _all_series(timeline, ()):
+        is_known = (steps <= step) & np.isfinite(series.total)
+        known = series.total[is_known]
+        usual = float(np.median(known[:-1])) if len(known) > 1 else 0.0
+        if usual > 0 and known[-1] >= FACTOR * usual:
+            return (
+                f"At step {steps[is_known][-1]} the {series.what} was {known[-1]:.3g}, "
+                f"{known[-1] / usual:.2g} times its usual {usual:.3g}. "
+                "The steps after it are too few to tell whether it grew without return."
+            )
+    return None
 
 
 def find_growth(timeline: Timeline | None, step: int, paths: Sequence[str] = ()) -> Growth | None:

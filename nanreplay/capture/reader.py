@@ -362,9 +362,9 @@ class Capture:
     def _check_held(self, name: str, key: str) -> None:
         held = self._children.get(name, ())
         if key not in held:
-            raise MissingPartError(
-                f"{self.path}: holds no {name}/{key}; there are {', '.join(held) or 'none'}."
-            )
+            of_what = "" if name == "program" else "of step "
+            others = f"only {of_what}{', '.join(held)}" if held else "nor any other"
+            raise MissingPartError(f"{self.path}: holds no {name} {of_what}{key}, {others}.")
 
     def _step_arrays(self, name: str, step: int) -> dict[int, NDArray[Any]]:
         self._check_held(name, str(step))

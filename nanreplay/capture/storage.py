@@ -154,12 +154,19 @@ def _opened(where: Location, source: Any) -> h5py.File:
     try:
         return h5py.File(source, "r")
     except OSError as error:
-        sizes = _CUT_OFF.search(str(error))
-        if sizes is None:
+        shorter = cut_off(where, error)
+        if shorter is None:
             raise
-        raise FormatError(
-            f"{where}: is cut off: {sizes[1]} of {sizes[2]} bytes are there. Copy it again."
-        ) from error
+        raise shorter from error
+
+
+def cut_off(where: Location, error: Exception) -> FormatError | None:
+    """Say how much of an HDF5 file is missing; None when another error of h5py has come."""
+    sizes = _CUT_OFF.search(str(error))
+    if sizes is None:
+        return None
+    text = f"is cut off: {sizes[1]} of {sizes[2]} bytes are there. Copy it again."
+    return FormatError(f"{where}: {text}")
 
 
 def _open_remote(where: RemotePath) -> tuple[h5py.File, Any]:

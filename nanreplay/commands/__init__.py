@@ -48,6 +48,8 @@ COMMANDS = {
     "shell": "Open an IPython session with the failing step's tensors by name.",
 }
 
+_MOST_NAMED = 4
+"""Commands that an error names; many share options such as `--json`."""
 _LIBRARIES = (
     "tensorflow", "tensorflow-cpu", "tf-nightly", "keras", "tf_keras", "numpy", "h5py", "textual",
 )  # fmt: skip
@@ -178,8 +180,10 @@ def _with_its_command(error: click.exceptions.NoSuchOption) -> click.UsageError:
             having.append(f"`nanreplay {name}`")
     if not having:
         return error
-    verb = "has" if len(having) == 1 else "have"
-    who = f"{', '.join(having)} {verb} it."
+    if len(having) > _MOST_NAMED:
+        who = f"Write it after a command that has it, such as {having[-1]}."
+    else:
+        who = f"{', '.join(having)} {'has' if len(having) == 1 else 'have'} it."
     return click.UsageError(f"No such option {error.option_name!r}. {who}", error.ctx)
 
 

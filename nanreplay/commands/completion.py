@@ -13,6 +13,9 @@ zsh:  eval "$(nanreplay completion zsh)"         in ~/.zshrc
 fish: nanreplay completion fish | source         in ~/.config/fish/config.fish
 """
 
+_COMPINIT = "(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }"
+"""What a `~/.zshrc` without completion lacks: click's script calls `compdef` at once."""
+
 
 @click.command("completion", help=_HELP)
 @click.argument("shell", type=click.Choice(SHELLS))
@@ -26,4 +29,6 @@ def command(shell: str) -> None:
     assert kind is not None  # click knows each of SHELLS
     # click's own `source` of bash asks the bash of this machine for its version first
     completion = kind(cli, {}, "nanreplay", COMPLETION)
-    click.echo(completion.source_template % completion.source_vars())
+    script = completion.source_template % completion.source_vars()
+    first, _, rest = script.partition("\n\n")
+    click.echo(f"{first}\n\n{_COMPINIT}\n\n{rest}" if shell == "zsh" else script)

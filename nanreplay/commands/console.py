@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import click
 
@@ -82,10 +82,13 @@ force = click.option("--force", is_flag=True, help="Replace files that exist.")
 class CapturePath(click.Path):
     """A path that a shell completes to captures, and to folders that may hold some."""
 
+    endings: ClassVar[tuple[str, ...]] = (".h5", ".hdf5")
+    """How the files are named that it completes to."""
+
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Captures and folders that begin so; where there is no capture, what the shell offers."""
+        """Files and folders that begin so; where no file fits, what the shell offers."""
         from click.shell_completion import CompletionItem
 
         folder, name = os.path.split(incomplete)
@@ -94,17 +97,23 @@ class CapturePath(click.Path):
         except OSError:
             return []
         begun = [entry for entry in entries if entry.name.startswith(name)]
-        captures = [entry for entry in begun if entry.name.endswith((".h5", ".hdf5"))]
-        if not captures:
+        fitting = [entry for entry in begun if entry.name.endswith(self.endings)]
+        if not fitting:
             return [CompletionItem(incomplete, type="file")]
         files, folders = [], []
         for entry in begun:
             path = os.path.join(folder, entry.name)
             if entry.is_dir():
                 folders.append(f"{path}/")
-            elif entry in captures and entry.is_file():
+            elif entry in fitting and entry.is_file():
                 files.append(path)
         return [CompletionItem(path) for path in (*files, *folders)]
+
+
+class ScriptPath(CapturePath):
+    """A path that a shell completes to Python files, and to folders."""
+
+    endings = (".py",)
 
 
 capture_files = click.argument(

@@ -5,6 +5,7 @@ The two ways are two modes of replaying, or the recorded program and the user's 
 
 from __future__ import annotations
 
+from itertools import permutations
 from typing import TYPE_CHECKING, Any, cast
 
 import click
@@ -41,6 +42,11 @@ def _two_modes(
     return cast("tuple[Mode, Mode]", tuple(modes))
 
 
+def _pairs_of_modes(context: click.Context, option: click.Parameter, incomplete: str) -> list[str]:
+    pairs = (f"{one},{other}" for one, other in permutations(MODES, 2))
+    return [pair for pair in pairs if pair.startswith(incomplete)]
+
+
 @click.command("diff")
 @click.argument("file", metavar="FILE", type=CapturePath(path_type=str))
 @click.argument("other", metavar="[OTHER]", required=False, type=CapturePath(path_type=str))
@@ -48,6 +54,7 @@ def _two_modes(
     "--modes",
     metavar="MODE,MODE",
     callback=_two_modes,
+    shell_complete=_pairs_of_modes,
     help=f"Two ways of replaying FILE: {', '.join(MODES)}.",
 )
 @rerun_options

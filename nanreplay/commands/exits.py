@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 
 import click
 
@@ -16,6 +18,8 @@ def fail(error: BaseException) -> int:
 
     With NANREPLAY_DEBUG set, an error that nobody foresaw is raised on.
     """
+    if isinstance(error, click.BadParameter):
+        error = _with_the_number_wanted(error)
     if isinstance(error, click.ClickException):
         context = getattr(error, "ctx", None)
         hint = f"see {context.command_path} --help" if context is not None else None
@@ -31,8 +35,22 @@ def fail(error: BaseException) -> int:
         raise error
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return _say(UNREADABLE, f"{error.filename}: {error.strerror}.")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return _say(UNREADABLE, f"What was found could not be written: {error.strerror}.")
     message = f"unexpected {type(error).__name__}: {error}"
     return _say(UNDECIDED, message, "NANREPLAY_DEBUG=1 shows the traceback")
+
+
+def _with_the_number_wanted(error: click.BadParameter) -> click.BadParameter:
+    """The same error for a number, in the words of the other ones: click speaks of its types."""
+    kind = error.param.type if error.param is not None else None
+    given = re.match(r"'?(.*?)'? is not (?:a valid|in the range)", error.message)
+    if not isinstance(kind, (click.IntRange, click.FloatRange)) or given is None:
+        return error
+    number = "a whole number" if isinstance(kind, click.IntRange) else "a number"
+    least = f" of at least {kind.min:g}" if kind.min is not None else ""
+    message = f"Expected {number}{least}. Received: {given[1]}"
+    return click.BadParameter(message, error.ctx, error.param)
 
 
 def _say(code: int, message: str, hint: str | None = None) -> int:

@@ -157,9 +157,13 @@ def _write_tensor(
         from nanreplay.explore import Explorer
         from nanreplay.explore.step_tensors import StepTensors
         from nanreplay.replay import Replay
+        from nanreplay.report.numbers import readable_steps
 
         with Capture(file) as capture, Replay(capture, trust=trust) as replay:
             wanted = capture.incident.step if step is None else step
+            if wanted not in capture.steps:
+                held = readable_steps(capture.steps)
+                raise click.UsageError(f"--step {wanted}: FILE holds {held}.")
             array = StepTensors(Explorer(replay), wanted)[name]
     with output.open("wb") as target:  # np.save would put another suffix behind
         np.save(target, array, allow_pickle=False)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import click
 
 from nanreplay.commands.console import as_json, capture_files, max_memory, print_json
+from nanreplay.commands.exits import fail
+from nanreplay.errors import NanreplayError
 from nanreplay.terminal import FINITE
 
 
@@ -24,17 +26,20 @@ def command(files: tuple[str, ...], as_json: bool) -> int:
     from nanreplay.capture import Capture
     from nanreplay.report.inventory import inventory, inventory_lines
 
-    inventories = []
+    inventories, code = [], FINITE
     for file in files:
-        with Capture(file) as capture:
-            inventories.append(inventory(capture))
-    if as_json:
+        try:
+            with Capture(file) as capture:
+                inventories.append(inventory(capture))
+        except NanreplayError as error:  # the other files are shown all the same
+            code = fail(error)
+    if as_json and inventories:
         many = {"format": "nanreplay-info", "version": 1, "captures": inventories}
-        print_json(inventories[0] if len(inventories) == 1 else many)
-        return FINITE
+        print_json(inventories[0] if len(files) == 1 else many)
+        return code
     for place, facts in enumerate(inventories):
         if place:
             click.echo()
         for line in inventory_lines(facts):
             click.echo(line)
-    return FINITE
+    return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -65,9 +66,12 @@ def command(paths: Sequence[str], at: str | None, trust: bool) -> int:
 def _check_terminal(instead: str) -> None:
     import_module("textual")  # what is not installed is said before what else would be in the way
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
-        raise click.UsageError(
-            f"open needs a terminal. `{instead}` prints the answer; --json is for programs."
-        )
+        what = "open needs a terminal."
+    elif os.environ.get("TERM") == "dumb":  # such as a shell within Emacs: it has no cursor
+        what = "open needs a terminal that moves its cursor, and TERM=dumb has none."
+    else:
+        return
+    raise click.UsageError(f"{what} `{instead}` prints the answer; --json is for programs.")
 
 
 def _logs(paths: Sequence[str]) -> list[LogAnswer]:

@@ -63,3 +63,6 @@ def _write_pages(report: Report, file: str, html: Path | None, md: Path | None) 
         write_text(html, html_page(page))
     if md is not None:
         write_text(md, markdown_page(page))
+    for path in filter(None, (html, md)):
+        if str(path) != "-":
+            click.echo(f"nanreplay: wrote {path}", err=True)

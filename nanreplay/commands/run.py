@@ -9,6 +9,8 @@ from typing import Any
 
 import click
 
+from nanreplay.commands.console import ScriptPath
+
 
 @click.command(
     "run", context_settings={"ignore_unknown_options": False, "allow_interspersed_args": False}
@@ -102,7 +104,7 @@ import click
     is_flag=True,
     help="Store the answer in the file. The end of the program waits for it.",
 )
-@click.argument("script", required=False, metavar="[SCRIPT]")
+@click.argument("script", required=False, metavar="[SCRIPT]", type=ScriptPath())
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED, metavar="[ARGS]...")
 def command(
     module: str | None, script: str | None, arguments: tuple[str, ...], **settings: Any

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 import sys
 import traceback
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,9 @@ trace[name]   tensors of step {step}: {example}
 report        the answer: report.sentence, report.findings.origin, report.causes
 at(step)      tensors of another step of the window
 batch(step)   arrays of a batch, by where they sit in it
-capture, replay, np
-"""
+capture, replay, np"""
+_SHELL = "<nanreplay shell>"
+"""What tracebacks call the code of -c."""
 
 
 @click.command("shell")
@@ -75,9 +77,12 @@ def command(file: str, code: str | None, trust: bool) -> int:
 def _run(code: str, names: dict[str, Any]) -> int:
     """Run the user's code as a session would, and return the exit code."""
     try:
-        exec(compile(code, "<nanreplay shell>", "exec"), names)
-    except Exception:
-        traceback.print_exc()
+        exec(compile(code, _SHELL, "exec"), names)
+    except Exception as error:
+        # As `python -c` shows it: the user's frames alone, with their lines.
+        linecache.cache[_SHELL] = (len(code), None, code.splitlines(keepends=True), _SHELL)
+        own = error.__traceback__ and error.__traceback__.tb_next
+        traceback.print_exception(type(error), error, own)
         return NONFINITE
     return FINITE
 

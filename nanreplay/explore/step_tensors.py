@@ -61,8 +61,10 @@ class StepTensors(Mapping[str, NDArray[Any]]):
         value = self._values.get(name) or self._values.get(f"{name}:0")
         if value is None:
             meant = difflib.get_close_matches(name, self._values, _MOST_MEANT, cutoff=0.5)
-            hint = f" Did you mean {', '.join(meant)}?" if meant else ""
-            raise NoSuchTensorError(f"Step {self.step} has no tensor {name!r}.{hint}")
+            some = meant or list(self._values)[:_MOST_MEANT]
+            question = f"Did you mean {', '.join(meant)}?"
+            hint = question if meant else f"Its names are such as {', '.join(some)}."
+            raise NoSuchTensorError(f"Step {self.step} has no tensor {name!r}. {hint}")
         return self._explorer.array(self.step, value)
 
     def __iter__(self) -> Iterator[str]:

@@ -86,7 +86,8 @@ def write_parquet(capture: Capture, path: Path, *, force: bool = False) -> int:
 def _output(path: Path, *, force: bool) -> Iterator[Path]:
     """Give a path to write to in the place of a file that may not exist yet."""
     if path.exists() and not force:
-        raise OutputExistsError(f"{path}: exists; --force replaces it.")
+        instead = "Name another file, or replace it with --force."
+        raise OutputExistsError(f"{path}: exists. {instead}")
     try:
         with written_whole(path) as temporary:
             yield temporary

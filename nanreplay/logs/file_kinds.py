@@ -11,6 +11,7 @@ from typing import Final, Literal, TypeAlias
 import h5py
 
 from nanreplay.capture.format import FORMAT
+from nanreplay.capture.storage import cut_off
 from nanreplay.errors import FormatError
 from nanreplay.logs.event_files import is_event_file
 from nanreplay.logs.tabular_logs import number_of_text
@@ -73,7 +74,7 @@ def _binary_kind(path: Path, head: bytes, is_named: bool) -> FileKind | None:
     if _EVENT_NAME.search(path.name):
         return _event_kind(path, head)
     if path.suffix in (".h5", ".hdf5"):
-        raise FormatError(f"{path}: is no HDF5 file, or is damaged at its start.")
+        raise FormatError(f"{path}: not an HDF5 file, or damaged at its start.")
     if is_event_file(head) and b"brain.Event:" in head[:64]:
         return "events"
     return None
@@ -105,8 +106,7 @@ def _hdf5_kind(path: Path, is_named: bool) -> FileKind | None:
             if is_keras_hdf5(file) or is_named or path.name.endswith(".weights.h5"):
                 return "hdf5"
     except (OSError, RuntimeError, ValueError, KeyError) as error:
-        text = " ".join(str(error).split())
-        raise FormatError(f"{path}: a damaged HDF5 file, or one that was cut ({text}).") from error
+        raise cut_off(path, error) or FormatError(f"{path}: a damaged HDF5 file.") from error
     return None
 
 

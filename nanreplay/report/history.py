@@ -288,7 +288,7 @@ LOOK: dict[Any, Any] = {
 
 
 def timeline_svg(history: History) -> str:
-    """Draw the timeline; "" when it holds no numbers.
+    """Draw the timeline; "" when it holds no numbers, or a single step: one point is no curve.
 
     The curves are logarithmic where they span magnitudes. Steps at which a value was not finite are
     marked below their curve.
@@ -300,7 +300,7 @@ def timeline_svg(history: History) -> str:
             curves.append(series)
     table = history.table(_measure_of_layers(history))
     n_layers = min(len(table.layers), _MOST_LAYERS)
-    if not len(history.steps) or not (curves or n_layers):
+    if len(history.steps) < 2 or not (curves or n_layers):
         return ""
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -383,7 +383,9 @@ def scale_by_magnitude(panel: Axes) -> None:
 def figure_svg(figure: Any) -> str:
     """Write a figure as an SVG element in the colours of the page that it stands in."""
     file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    # A notebook that is not trusted shows the text of an SVG alone: its metadata would be read.
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(file, format="svg", transparent=True, metadata=nothing)
     text = file.getvalue()
     text = text[text.index("<svg") :].replace(INK, "currentColor")
     for name, colour in (("curve", CURVE), ("mark", MARK), ("growth", GROWTH)):

@@ -17,7 +17,7 @@ import numpy as np
 from nanreplay.capture.format import TIMELINE_COLUMNS
 from nanreplay.errors import FormatError
 from nanreplay.limits import readable_size
-from nanreplay.records import Trigger
+from nanreplay.records import Trigger, batch_name
 from nanreplay.report.numbers import (
     jsonable,
     readable_number,
@@ -146,7 +146,8 @@ def fact_lines(facts: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield "incident", f"step {incident['step']}: {readable_trigger(Trigger(**incident['trigger']))}"
     yield from _recording_facts(facts["metadata"])
     yield "window", readable_steps(facts["steps"])
-    yield "keyframes", ", ".join(map(str, facts["keyframes"])) or "none"
+    keyframes = facts["keyframes"]
+    yield "keyframes", f"before {readable_steps(keyframes)}" if keyframes else "none"
     for program in facts["programs"]:
         yield "program", _program_in_words(program)
     roles = ", ".join(f"{count} {role}" for role, count in variables["roles"].items())
@@ -176,7 +177,7 @@ def _program_in_words(program: Mapping[str, Any]) -> str:
 
 
 def _input_in_words(spec: Mapping[str, Any]) -> str:
-    return f"{spec['path'] or 'batch'} {spec['dtype']}{_shape(spec['shape'])}"
+    return f"{batch_name(spec['path'])} {spec['dtype']}{_shape(spec['shape'])}"
 
 
 def _shape(shape: Sequence[int | None] | None) -> str:

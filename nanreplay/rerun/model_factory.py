@@ -123,6 +123,9 @@ def _imported_file(path: Path) -> ModuleType:
     return module
 
 
+_EXPECTED = "Expected a compiled Keras model, or (model, optimizer, step) of a loop."
+
+
 def make_training(name: str, factory: Factory) -> Training:
     """Call the factory.
 
@@ -135,13 +138,12 @@ def make_training(name: str, factory: Factory) -> Training:
     except (Exception, SystemExit) as error:
         raise raised(f"{name} cannot make the model", error) from error
     if not isinstance(parts, (tuple, list)):
+        if not hasattr(parts, "train_step"):
+            raise ModelError(f"{name} returned {type(parts).__name__}. {_EXPECTED}")
         return Training(name, parts)
     if len(parts) != 3 or not callable(parts[2]):
         kinds = ", ".join(type(part).__name__ for part in parts)
-        raise ModelError(
-            f"{name} returned ({kinds}). "
-            "Expected a compiled Keras model, or (model, optimizer, step) of a loop."
-        )
+        raise ModelError(f"{name} returned ({kinds}). {_EXPECTED}")
     return Training(name, *parts)
 
 

@@ -1,5 +1,6 @@
 """The command line, whoever reads it: shells that complete, readers that leave, plain terminals."""
 
+import errno
 import io
 import os
 import sys
@@ -29,7 +30,7 @@ def completed(words: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 def test_a_shell_completes_commands_options_captures_and_fixes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("run.h5", "rest.txt"):
+    for name in ("run.h5", "rest.txt", "train.py"):
         (tmp_path / name).touch()
     (tmp_path / "runs").mkdir()
     monkeypatch.chdir(tmp_path)
@@ -43,6 +44,8 @@ def test_a_shell_completes_commands_options_captures_and_fixes(
     assert completed("nanreplay info x", monkeypatch) == ["file,x"]
     assert "plain,clipnorm" in completed("nanreplay whatif run.h5 --fix cl", monkeypatch)
     assert completed("nanreplay replay --mode f", monkeypatch) == ["plain,float64"]
+    assert completed("nanreplay run t", monkeypatch) == ["plain,train.py"]
+    assert "plain,recorded,ops" in completed("nanreplay diff run.h5 --modes rec", monkeypatch)
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -50,7 +53,11 @@ def test_the_script_for_a_shell_asks_nanreplay(
     shell: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(["completion", shell]) == 0
-    assert f"{COMPLETION}={shell}_complete" in capsys.readouterr().out
+    script = capsys.readouterr().out
+    assert f"{COMPLETION}={shell}_complete" in script
+    if shell == "zsh":  # a ~/.zshrc may not have loaded what completes
+        assert script.startswith("#compdef nanreplay\n")
+        assert script.index("autoload -Uz compinit") < script.index("compdef _nanreplay_completion")
 
 
 def test_a_mistyped_command_names_the_one_that_was_meant(
@@ -70,6 +77,42 @@ def test_the_exit_code_is_the_same_when_the_reader_has_gone(
     with os.fdopen(writer, "w") as gone:
         monkeypatch.setattr(sys, "stdout", gone)
         assert run(["replay", str(SAMPLE)]) == 1
+
+
+class FullDisk(io.StringIO):
+    """A stdout whose disk is full."""
+
+    def write(self, text: str) -> int:
+        """Refuse."""
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stdout", FullDisk())
+    assert run(["info", str(SAMPLE)]) == 2
+    monkeypatch.undo()
+    said = capsys.readouterr().err
+    assert said == "nanreplay: What was found could not be written: No space left on device.\n"
+
+
+def test_one_file_that_cannot_be_read_hides_no_other(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["info", "nowhere.h5", str(SAMPLE)]) == 2
+    said = capsys.readouterr()
+    assert "nowhere.h5: no such file." in said.err
+    assert "keyframes   before step 0\n" in said.out
+    assert "takes batch[0] float32[32, 4], batch[1]" in said.out
+
+
+def test_a_terminal_without_a_cursor_is_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for stream in (sys.stdin, sys.stdout):
+        monkeypatch.setattr(stream, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    assert run(["open", str(SAMPLE)]) == 2
+    assert "TERM=dumb has none. `nanreplay bisect FILE` prints" in capsys.readouterr().err
 
 
 def test_a_closed_stdout_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -105,6 +148,8 @@ def test_a_capture_that_was_cut_off_says_so(
     cut.write_bytes(content[:50_000])
     assert run(["info", str(cut)]) == 2
     assert f"is cut off: 50000 of {len(content)} bytes are there" in capsys.readouterr().err
+    assert run(["logs", str(cut)]) == 2
+    assert f"is cut off: 50000 of {len(content)} bytes are there" in capsys.readouterr().err
 
 
 def test_every_command_has_a_line_in_the_documents() -> None:
@@ -118,6 +163,22 @@ def test_every_command_has_a_line_in_the_documents() -> None:
         (("bisect", "a.h5", "--fix", "lr"), "No such option '--fix'. `nanreplay whatif` has it."),
         (("bisect", "a.h5", "--mode", "ops"), "'--mode'. `nanreplay replay` has it."),
         (("info", "a.h5", "--jsnol"), "Did you mean '--json'?"),
+        (("--json",), "Write it after a command that has it, such as `nanreplay"),
+        (("run", "--window", "x", "a.py"), "Expected a whole number of at least 1. Received: x"),
+        (("run", "--window", "0", "a.py"), "Expected a whole number of at least 1. Received: 0"),
+        (
+            ("minimize", "a.h5", "-o", "b.h5", "--budget", "-3"),
+            "Expected a number of at least 0. Received: -3",
+        ),
+        (("export", "a.h5", "--csv", "empty.h5"), "Name another file, or replace it with --force."),
+        (
+            ("export", "a.h5", "--npy", "a.npy", "--tensor", "dense", "--step", "99"),
+            "--step 99: FILE holds steps 0 to 12.",
+        ),
+        (
+            ("export", "a.h5", "--npy", "a.npy", "--tensor", "zzzz"),
+            "Step 12 has no tensor 'zzzz'. Its names are such as batch[0],",
+        ),
         (("bisect", "empty.h5"), "empty.h5: is empty."),
         (("bisect", "."), "is a folder, not a capture. (nanreplay open and triage take folders)"),
         (("bisect", "weights.h5"), "not a nanreplay capture. (nanreplay logs reads Keras's"),

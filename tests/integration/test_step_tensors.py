@@ -28,6 +28,8 @@ def test_a_session_has_the_tensors_of_the_step_by_name(capsys: pytest.CaptureFix
     assert run(["shell", LOG_OF_ZERO, "-c", CODE]) == 1
     error = capsys.readouterr().err
     assert "Step 12 has no tensor 'sequential_1/species_1/Softmaxx:0'. Did you mean" in error
+    assert 'trace["sequential_1/species_1/Softmaxx:0"]' in error  # the line that raised
+    assert "commands/shell.py" not in error
 
 
 def test_a_session_without_ipython_says_what_to_install(

@@ -183,8 +183,8 @@ def test_another_optimizer_is_no_hindrance_at_the_first_update() -> None:
         ),
         (
             "json:JSONDecoder",
-            "Expected a keras.Model of Keras 3, or one of Keras 2 (tf_keras). Received: "
-            "json.decoder.JSONDecoder",
+            "json:JSONDecoder returned JSONDecoder. Expected a compiled Keras model, or "
+            "(model, optimizer, step) of a loop.",
         ),
     ],
 )

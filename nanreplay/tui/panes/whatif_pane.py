@@ -84,6 +84,14 @@ class WhatIfPane(Pane):
             tooltip="Write the patch of the fix to a file",
         ),
         Binding("x", "untick", "Untick", show=False, id="whatif.untick", tooltip="Untick all"),
+        Binding(
+            "escape",
+            "no_own",
+            "Close",
+            show=False,
+            id="whatif.no_own",
+            tooltip="Leave the line for a fix of your own",
+        ),
     ]
 
     def __init__(self, state: CaptureState) -> None:
@@ -168,6 +176,14 @@ class WhatIfPane(Pane):
     def action_own(self) -> None:
         """Type a fix."""
         self.query_one("#own", Input).focus()
+
+    def action_no_own(self) -> None:
+        """Leave the line for a fix, which would take every other key as a letter."""
+        self.query_one(TickList).focus()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Leave the escape key to the screen while no fix is typed."""
+        return action != "no_own" or self.query_one("#own", Input).has_focus
 
     def action_untick(self) -> None:
         """Untick all."""

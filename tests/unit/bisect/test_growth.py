@@ -44,6 +44,18 @@ def test_gradients_that_overflow_before_the_loss_are_seen() -> None:
     assert "gradient norm" in root.reason
 
 
+@pytest.mark.parametrize("before", [(1.2,), (1.0, 1.1, 0.9, 1.0, 1.2)])
+def test_a_last_value_far_above_the_usual_one_is_not_said_to_be_no_growth(
+    before: tuple[float, ...],
+) -> None:
+    origin = 101 + len(before)
+    root = find_root(timeline([*before, 32.5, np.inf]), origin)
+    assert root.step == origin  # one value is no growth without return
+    assert root.reason.startswith(f"At step {origin - 1} the loss was 32.5, ")
+    calm = find_root(timeline([*before, 1.3, np.inf]), origin)
+    assert calm.reason == "Loss, gradients and weights did not grow in the steps before it."
+
+
 def test_no_timeline_gives_the_step_itself() -> None:
     assert find_root(None, 7).step == 7
     assert find_root(timeline([]), 7).step == 7

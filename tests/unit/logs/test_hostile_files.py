@@ -222,7 +222,7 @@ HOSTILE: dict[Make, str] = {
     table_without_data: "its data is missing",
     data_without_table: "ckpt-1.index is not there",
     cut_table: "is no table of a checkpoint, or is damaged",
-    cut_hdf5: "damaged HDF5 file, or one that was cut",
+    cut_hdf5: "is cut off: ",
     bomb: "would unpack",
     no_weights: "no Keras model",
     no_archive: "a damaged archive",
