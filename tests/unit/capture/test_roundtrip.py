@@ -194,9 +194,7 @@ def test_tables_are_data_frames(tmp_path: Path) -> None:
 def test_a_step_that_is_not_held_says_which_are(tmp_path: Path) -> None:
     write_capture(tmp_path / "run.h5", sample_contents())
     with Capture(tmp_path / "run.h5") as capture:
-        with pytest.raises(
-            MissingPartError, match=r"no batches of step 9, only of step 3, 4"
-        ):
+        with pytest.raises(MissingPartError, match=r"no batches of step 9, only of step 3, 4"):
             capture.batch(9)
         assert capture.weights(3) == {}
 
