@@ -70,6 +70,10 @@ class Checksums:
         """Compute the checksum of an array that is about to be written."""
         return self._pool.submit(checksum, array)
 
+    def go_on(self, piece: NDArray[Any], so_far: int) -> Future[int]:
+        """Go on with a checksum over the next piece of an array."""
+        return self._pool.submit(zlib.crc32, piece.data, so_far)
+
     def add(self, dataset: Any, pending: Future[int]) -> None:
         """Give a dataset its checksum, now or later."""
         self._waiting.append((dataset, dataset.nbytes, pending))
@@ -85,6 +89,34 @@ class Checksums:
         """End the threads."""
         self._waiting.clear()
         self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class RunningChecksum:
+    """The checksum of an array that comes in pieces; one of them is waited for at most.
+
+    Args:
+        checksums: Whose threads compute it; None computes at once.
+        head: What comes before the first piece.
+    """
+
+    def __init__(self, checksums: Checksums | None, head: bytes) -> None:
+        self._checksums = checksums
+        self._so_far = zlib.crc32(head)
+        self._pending: Future[int] | None = None
+
+    def add(self, piece: NDArray[Any]) -> None:
+        """Go on with the bytes of `piece`, which stay as they are until the next call."""
+        so_far = self.value()
+        if self._checksums is None:
+            self._so_far = zlib.crc32(piece.data, so_far)
+        else:
+            self._pending = self._checksums.go_on(piece, so_far)
+
+    def value(self) -> int:
+        """The checksum of all pieces so far."""
+        if self._pending is not None:
+            self._so_far, self._pending = self._pending.result(), None
+        return self._so_far
 
 
 _checksums: ContextVar[Checksums | None] = ContextVar("checksums", default=None)
@@ -138,17 +170,20 @@ class StoredElsewhere(abc.ABC):
 
 
 def _write_in_pieces(group: Any, name: str, value: StoredElsewhere) -> int:
-    """Write an array of floats piece by piece, as `create_checked` writes it at once."""
+    """Write an array of floats piece by piece, as `create_checked` writes it at once.
+
+    The checksum of a piece is computed while the piece is written and the next one is read.
+    """
     shape, dtype = tuple(map(int, value.shape)), value.stored
     row_bytes = math.prod(shape[1:]) * dtype.itemsize
     rows = max(1, PIECE_BYTES // row_bytes)
     dataset = group.create_dataset(name, shape, dtype, track_times=False)
-    sum_so_far = zlib.crc32(f"{dtype.str} {shape}".encode())
+    sum_so_far = RunningChecksum(_checksums.get(), f"{dtype.str} {shape}".encode())
     for start in range(0, shape[0], rows):
         piece = value.read_rows(start, min(start + rows, shape[0]))
+        sum_so_far.add(piece)
         dataset[start : start + len(piece)] = piece
-        sum_so_far = zlib.crc32(piece.data, sum_so_far)
-    dataset.attrs["crc32"] = np.uint32(sum_so_far)
+    dataset.attrs["crc32"] = np.uint32(sum_so_far.value())
     return shape[0] * row_bytes
 
 

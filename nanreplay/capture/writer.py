@@ -124,6 +124,7 @@ class CaptureWriter:
         self._file = file
         self._checksums = checksums
         self._on_bytes = on_bytes
+        self._is_abandoned = False
         for name in _STEP_GROUPS:
             file.create_group(name)
 
@@ -204,6 +205,10 @@ class CaptureWriter:
             for name in later:
                 del self._file[kind][name]
 
+    def abandon(self) -> None:
+        """Have another thread that writes values end soon: there will be no file."""
+        self._is_abandoned = True
+
     def finish(self, incident: Incident, timeline: Timeline) -> None:
         """Write what is known once all steps are, and the mark of a whole file."""
         write_json(self._file, "incident", asdict(incident))
@@ -220,6 +225,8 @@ class CaptureWriter:
 
     def _arrays(self, group: Any, values: Mapping[int, Any]) -> None:
         for index, value in values.items():
+            if self._is_abandoned:
+                return
             self._on_bytes(write_array(group, str(index), value))
 
 

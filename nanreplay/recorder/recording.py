@@ -73,7 +73,7 @@ class Recording:
         self.late = LateReader()
         self.room = Room(self.settings)
         self.keeper = Keeper(
-            self.settings, self.room, self.variables, self.late.to_host, self._file_bytes
+            self.settings, self.room, self.variables, self.late.to_host, self.file_bytes
         )
         self.looks = LookPace()
         self.meter = VariableMeter(self.variables)
@@ -124,7 +124,7 @@ class Recording:
             self.notes.append(shortened)
         self.keeper.reserved_bytes = self.timeline.size_bytes
 
-    def _file_bytes(self) -> int:
+    def file_bytes(self) -> int:
         """What a file takes now beside keyframes and batches: programs and timeline."""
         if self._programs_measured != len(self.programs):
             graphs = (slot.traced.graph.as_graph_def() for slot in self.programs)
@@ -395,7 +395,7 @@ class Recording:
     def confirm(self, suspicion: Suspicion) -> bool | None:
         """Whether re-execution shows something non-finite; None where that cannot be told."""
         # Imported when it is needed: most trainings never write a capture.
-        from nanreplay.recorder.dump import confirm
+        from nanreplay.recorder.dump_proof import confirm
 
         return confirm(take_snapshot(self, suspicion.trigger, suspicion.step, keep=True))
 

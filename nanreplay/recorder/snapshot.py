@@ -51,6 +51,8 @@ class Snapshot:
     """What a failing eager step gave when it was run once more."""
     step_s: float | None
     """What a step takes, where that is known."""
+    other_bytes: int = 0
+    """What programs and timeline take in a file."""
     splits_batches: bool = False
     """Whether the replicas' parts are those of one batch that the user gave, one after another."""
 
@@ -99,6 +101,7 @@ def take_snapshot(
         eager=eager,
         proof=None if eager is None else eager.proof,
         step_s=recording.keeper.step_s,
+        other_bytes=recording.file_bytes(),
         splits_batches=recording.splits_batches,
     )
 

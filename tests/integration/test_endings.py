@@ -252,6 +252,25 @@ def test_another_callback_dumps_on_demand(tmp_path: Path) -> None:
         assert all(each.bit_exact for each in replayed(path))
 
 
+def test_the_file_of_a_signal_holds_what_one_on_demand_holds(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "run.h5")
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)
+    try:
+        fit(recorder, At(3, lambda: recorder.dump()), At(4, send(signal.SIGTERM)))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    with Capture(tmp_path / "run.h5") as asked, Capture(tmp_path / "run.1.h5") as ended:
+        assert (asked.incident.trigger.name, ended.incident.trigger.name) == ("dump", "SIGTERM")
+        assert asked.keyframe_steps == ended.keyframe_steps
+        for step in ended.keyframe_steps:
+            one, other = asked.keyframe(step), ended.keyframe(step)
+            assert_same_bits([*one.values()], [*other.values()])
+        assert ended.steps == (*asked.steps, 4)
+        assert ended.weights(4) == {}
+        assert asked.weights(3)
+    assert all(each.bit_exact for each in replayed(tmp_path / "run.1.h5"))
+
+
 @pytest.mark.parametrize("value", ["SIGKILL", "SIGTERM", signal.SIGINT, 1000, True, "USR1"])
 def test_a_dump_signal_that_is_none_is_refused(tmp_path: Path, value: Any) -> None:
     with pytest.raises(AttachError, match=r"dump_signal.*Expected None or one of SIGUSR1"):

@@ -233,12 +233,18 @@ def assert_whole_or_absent(folder: Path, kills: int) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_kill_9_of_a_training_that_dumps_leaves_whole_captures_only(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_told_to_end", [False, True])
+def test_kill_9_of_a_training_that_dumps_leaves_whole_captures_only(
+    tmp_path: Path, is_told_to_end: bool
+) -> None:
     random = np.random.default_rng()
     left, whole = 0, 0
+    script = TRAINING
+    if is_told_to_end:  # what SIGTERM does, but for ending
+        script = script.replace("recorder.dump()", 'recorder._ending.write("SIGTERM", prove=False)')
     for number in range(5):
         delay_s = random.uniform(0.0, 0.1)
-        left += kill_while_writing(TRAINING, tmp_path / "run.h5", delay_s, must_meet=number == 0)
+        left += kill_while_writing(script, tmp_path / "run.h5", delay_s, must_meet=number == 0)
         for path in tmp_path.iterdir():
             with Capture(path) as capture, Replay(capture) as replay:
                 assert all(result.bit_exact for result in replay.run_window("recorded"))

@@ -13,7 +13,7 @@ import tensorflow as tf
 from trainings import replayed
 
 from nanreplay import Capture, NonFiniteError, Recorder
-from nanreplay.recorder import dump, pace, room
+from nanreplay.recorder import dump_proof, pace, room
 
 STEPS, BATCH, FEATURES, UNITS = 20, 8, 100, 164
 BAD_STEP = 10
@@ -154,7 +154,7 @@ def test_a_learning_rate_that_is_nan_is_seen_in_its_step(tmp_path: Path) -> None
 def test_a_step_that_measures_less_is_as_bit_exact_and_its_norms_are_known(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(dump, "QUICK_S", 1e9)
+    monkeypatch.setattr(dump_proof, "QUICK_S", 1e9)
     path, model = tmp_path / "run.h5", wide_model()
     model.compile("adam", "mse")
     fit(model, Recorder(path, window=STEPS), nan_at=STEPS - 1)
@@ -177,7 +177,7 @@ def test_of_a_large_state_gradients_of_the_step_that_failed_and_weights_before_i
 ) -> None:
     """It is not the step that was seen to fail, and not the last one; of a slow training, few steps
     have gradients."""
-    monkeypatch.setattr(dump, "QUICK_S", quick_s)
+    monkeypatch.setattr(dump_proof, "QUICK_S", quick_s)
     monkeypatch.setattr(room, "LARGE_STATE_BYTES", 0)
     path, model = tmp_path / "run.h5", Broken(BAD_STEP)
     model.compile("adam")

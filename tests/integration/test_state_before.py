@@ -16,7 +16,7 @@ from trainings import data, mlp, record
 from nanreplay import Capture, NonFiniteError, Recorder, Replay, explain
 from nanreplay.capture.writer import lazy_contents, write_capture
 from nanreplay.diagnose import judge
-from nanreplay.recorder import dump, room
+from nanreplay.recorder import dump_proof, dump_sizes, room
 from nanreplay.recorder.reexecution import Reexecutor
 from nanreplay.recorder.snapshot import fit_disk
 from nanreplay.report.contents import Report
@@ -207,9 +207,9 @@ def test_why_the_state_before_a_step_that_raises_was_left_out_is_noted(
     elif reason == "large":
         monkeypatch.setattr(room, "LARGE_STATE_BYTES", 0)
     elif reason == "slow":
-        monkeypatch.setattr(dump, "QUICK_S", -1.0)
+        monkeypatch.setattr(dump_proof, "QUICK_S", -1.0)
     else:
-        monkeypatch.setattr(dump, "fit_disk", fit_without_room_left)
+        monkeypatch.setattr(dump_sizes, "fit_disk", fit_without_room_left)
     train_to_exception(tmp_path / "run.h5")
     with Capture(tmp_path / "run.h5") as capture, Replay(capture) as replay:
         step = capture.incident.step
