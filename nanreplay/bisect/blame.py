@@ -13,7 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from nanreplay.bisect.influence import ROWWISE, Everything, Execute, Influence, influence_of
+from nanreplay.bisect.influence import (
+    ROWWISE,
+    Everything,
+    Execute,
+    Influence,
+    influence_of,
+    reaching,
+)
 from nanreplay.bisect.tensor_stats import (
     Mask,
     both,
@@ -118,7 +125,7 @@ def _pass_on(
     if not is_some(wanted):
         return wanted
     inputs = {}
-    for i, mask in bad.items():
+    for i, mask in reaching(blame.influence, k, bad).items():
         if is_some(mask):
             inputs[i] = mask
     reached = none_of(wanted.shape)

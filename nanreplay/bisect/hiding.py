@@ -20,6 +20,7 @@ from nanreplay.bisect.influence import (
     LOGICAL,
     Execute,
     influence_of,
+    reaching,
 )
 from nanreplay.bisect.nan_behaviour import outcomes
 from nanreplay.bisect.tensor_stats import (
@@ -132,7 +133,7 @@ class HiddenValues:
         masks: list[Mask] = []
         for k, output in enumerate(event.outputs):
             reached = np.zeros(_shape(output), bool)
-            for i, mask in sources.items():
+            for i, mask in reaching(influence, k, sources).items():
                 reached = reached | influence.forth(i, k, mask)
             masks.append(reached & ~nonfinite(output) if is_float(output) else reached)
         if not any(mask.any() for mask in masks):

@@ -419,13 +419,17 @@ class _LazyArrays(Mapping[int, NDArray[Any]]):
     def __init__(self, capture: Capture, group: str, indices: list[int]) -> None:
         self._capture = capture
         self._group = group
-        self._indices = indices
+        self._indices = dict.fromkeys(indices)
+        self._opened: Any = None
+        """The group, once it was asked for: a state has hundreds of datasets, which are small."""
 
     def __getitem__(self, index: int) -> NDArray[Any]:
         if index not in self._indices:
             raise KeyError(index)
         with self._capture._reading(f"/{self._group}"):
-            return read_array(self._capture._item(f"{self._group}/{index}"))
+            if self._opened is None:
+                self._opened = self._capture._item(self._group)
+            return read_array(item(self._opened, str(index)))
 
     def __contains__(self, index: object) -> bool:
         return index in self._indices

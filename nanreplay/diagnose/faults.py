@@ -82,7 +82,7 @@ def believable(flips: Sequence[Flip], replay: Replay, results: Sequence[StepResu
         results: The replayed steps.
     """
     keyframes = replay.capture.keyframe_steps
-    is_same_machine = bool(flips) and _is_same_machine(replay)
+    is_here = bool(flips) and is_same_machine(replay)
     kept = []
     for flip in flips:
         base = max((step for step in keyframes if step < flip.step), default=0)
@@ -91,7 +91,7 @@ def believable(flips: Sequence[Flip], replay: Replay, results: Sequence[StepResu
             if base <= result.step < flip.step:
                 between.append(result)
         is_exact = all(result.bit_exact is not False for result in between)
-        if is_exact and (is_same_machine or flip.is_gross):
+        if is_exact and (is_here or flip.is_gross):
             kept.append(flip)
     return kept
 
@@ -143,7 +143,7 @@ def find_departure(replay: Replay, results: Sequence[StepResult]) -> int | None:
     if step != failing and not _is_gross(departing.differences):
         return None
     if step == first:
-        return step if _is_same_machine(replay) else None
+        return step if is_same_machine(replay) else None
     return step if any(result.bit_exact for result in results if result.step < step) else None
 
 
@@ -168,7 +168,7 @@ def _ratio(one: float, other: float) -> float:
     return float("inf") if not np.isfinite([one, other]).all() or low == 0 else high / low
 
 
-def _is_same_machine(replay: Replay) -> bool:
+def is_same_machine(replay: Replay) -> bool:
     """Whether this machine runs the same kernels; what the capture does not tell counts as same."""
     here = describe_environment()
     recorded = replay.capture.metadata

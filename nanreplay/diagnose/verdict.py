@@ -31,6 +31,7 @@ from nanreplay.diagnose.mode_differences import (
     float64_difference,
     noting,
 )
+from nanreplay.diagnose.trained_window import TrainedWindow, claims_nonfinite, is_as_trained
 from nanreplay.errors import (
     ReplayError,
     StepRaisedError,
@@ -39,7 +40,6 @@ from nanreplay.errors import (
 )
 from nanreplay.findings import Evidence, Verdict
 from nanreplay.program.fingerprint import MAX_ULP
-from nanreplay.records import Trigger
 from nanreplay.replay.session import Replay, StepResult
 
 
@@ -69,30 +69,19 @@ def judge(
     failing = replay.incident.step
     if failing not in replay.steps:
         return Verdict("inconclusive", None, reason=_why_not(replay))
-    keyframes = KeyframeComparison(replay.variables)
-    first = _earliest(replay.steps, failing)
-    steps_done = 0
-
-    def count(number: int, total: int) -> None:
-        nonlocal steps_done
-        steps_done += 1
-        if progress is not None:
-            progress(number, total)
-
+    window = TrainedWindow(replay, _earliest(replay.steps, failing), progress)
     try:
-        results = replay.run_window(
-            "recorded", first=first, last=failing, progress=count, at_keyframe=keyframes
-        )
+        results = window.run()
     except UnsafeProgramError:
         raise
     except ReplayError as error:
-        return _not_run(replay, str(error), at_incident=first + steps_done == failing)
+        return _not_run(replay, str(error), at_incident=window.next_step == failing)
     exception = results[-1].exception
     if exception is not None:
         exact = _exact(results[:-1])
         reason = f"Step {failing} raised when it was replayed: {exception.name}: {exception.value}"
         return Verdict("reproduced", exact, (Evidence("recorded", False, exact),), reason=reason)
-    return _judge_results(replay, results, keyframes, traces or StepTraces(replay))
+    return _judge_results(replay, results, window.keyframes, traces or StepTraces(replay))
 
 
 def _judge_results(
@@ -108,10 +97,11 @@ def _judge_results(
             f"The steps before step {failing} come out otherwise than they were recorded, so step "
             f"{failing} begins with the recorded state."
         )
-    is_stable = _runs_alike(replay, results[-1])
     unrecorded: set[str] = set()
     for result in results:
         unrecorded.update(replay.program(result.step).unrecorded)
+    is_first_run = bool(unrecorded) or not is_as_trained(results[-1], replay.incident.trigger)
+    is_stable = _runs_alike(replay, results[-1]) if is_first_run else True
     if unrecorded and not _exact(results):
         return _drawing_anew(
             replay, results, sorted(unrecorded), traces, is_stable=is_stable is not None
@@ -208,7 +198,7 @@ def _drawing_anew(
     exact = _exact(results)
     if is_stable and not any(run.finite for run in evidence):
         return Verdict("reproduced", exact, tuple(evidence))
-    if not _claims_nonfinite(replay.incident.trigger) and all(run.finite for run in evidence):
+    if not claims_nonfinite(replay.incident.trigger) and all(run.finite for run in evidence):
         return Verdict("healthy", exact, tuple(evidence))
     shown = ", ".join(ops[:3]) + (f" and {len(ops) - 3} more" if len(ops) > 3 else "")
     reason = f"Outputs of some ops were not recorded; a replay has others: {shown}."
@@ -224,7 +214,7 @@ def _transient(
     is_in_keyframe = departure is not None and any(
         departure < step <= failing for step in replay.capture.keyframe_steps
     )
-    if results[-1].finite or not _claims_nonfinite(replay.incident.trigger):
+    if results[-1].finite or not claims_nonfinite(replay.incident.trigger):
         return None
     if not (flips or is_in_keyframe):
         return None
@@ -337,12 +327,12 @@ def _decide_finite(
 ) -> Verdict:
     """Decide about a failing step that is finite when it runs as it was trained."""
     trigger, exact, failing = replay.incident.trigger, _exact(results), results[-1].step
-    if not is_finite_by_ops and _claims_nonfinite(trigger):
+    if not is_finite_by_ops and claims_nonfinite(trigger):
         return Verdict("reproduced", False, evidence)
     if trigger.what == "exception":
         reason = "The step raised in training and does not raise when it is replayed."
         return Verdict("inconclusive", exact, evidence, reason=reason)
-    if not _claims_nonfinite(trigger):
+    if not claims_nonfinite(trigger):
         return Verdict("healthy", exact, evidence)
     departure = find_departure(replay, results)
     if departure is not None or exact or (len(results) == 1 and exact is None):
@@ -390,10 +380,6 @@ def _with_difference(replay: Replay, verdict: Verdict, *, raised: bool) -> Verdi
     except (ReplayError, UnsupportedOpError) as error:
         replay.notes.append(f"Where the modes part could not be found. {error}")
     return verdict
-
-
-def _claims_nonfinite(trigger: Trigger) -> bool:
-    return trigger.what in ("loss", "gradient", "variable")
 
 
 def _exact(steps: Sequence[StepResult]) -> bool | None:

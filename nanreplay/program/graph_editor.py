@@ -73,6 +73,28 @@ def pruned(record: ProgramRecord) -> ProgramRecord:
     return replace(record, graph=graph.SerializeToString(deterministic=True), ops=ops)
 
 
+def losses_alone(record: ProgramRecord) -> ProgramRecord:
+    """Return the part of a program that its losses need: it gives them, and changes nothing."""
+    signature, graph = record.signature, parse_graph(record.graph)
+    placeholders = [spec.tensor for spec in signature.inputs]
+    placeholders += [spec.tensor for spec in signature.captures]
+    needed = needed_part(graph, [op_name(name) for name in (*placeholders, *signature.losses)])
+    _prune_library(needed)
+    names = {node.name for node in needed.node}
+    own = replace(
+        signature,
+        outputs=(),
+        output_names=(),
+        control_outputs=(),
+        gradients=(),
+        watch=None,
+        watch_layout=(),
+        fed=tuple(spec for spec in signature.fed if op_name(spec.tensor) in names),
+    )
+    ops = tuple(info for info in record.ops if info.function or info.name in names)
+    return replace(record, graph=needed.SerializeToString(), signature=own, ops=ops)
+
+
 def _prune_library(graph: Any) -> None:
     """Leave out functions that the main graph calls neither directly nor through others."""
     functions = functions_by_name(graph)

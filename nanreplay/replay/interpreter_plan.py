@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import tensorflow as tf
 
 from nanreplay.errors import ReplayError, UnsupportedOpError
-from nanreplay.program.graph_nodes import count_outputs, output_types
+from nanreplay.program.graph_nodes import constant_array, count_outputs, output_types
 from nanreplay.tensorflow_internals.tf_eager import op_definition
 
 # Decoding node attributes (AttrValue protos) to what eager kernels take.
@@ -41,7 +41,11 @@ def decode_attributes(node: Any, definition: Any, rename: Mapping[str, str]) -> 
 def decode_constant(node: Any) -> Any:
     """Return the tensor that a `Const` node holds."""
     proto = node.attr["value"].tensor
-    return tf.io.parse_tensor(proto.SerializeToString(), tf.dtypes.as_dtype(proto.dtype))
+    kind = tf.dtypes.as_dtype(proto.dtype)
+    if (kind.is_floating or kind.is_integer or kind.is_bool) and not kind.is_quantized:
+        # a program has thousands of them, and a kernel that parses takes several times as long
+        return tf.convert_to_tensor(constant_array(proto))
+    return tf.io.parse_tensor(proto.SerializeToString(), kind)
 
 
 def called_functions(node: Any) -> list[str]:

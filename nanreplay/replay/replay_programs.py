@@ -6,6 +6,7 @@ keeps. A program is checked for ops that reach beyond tensors before anything ru
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -20,6 +21,7 @@ from nanreplay.program.collectives import local_program
 from nanreplay.program.compiled_program import CompiledProgram, capture_feed
 from nanreplay.program.fingerprint import fingerprint_after, fingerprint_of
 from nanreplay.program.float_types import widen
+from nanreplay.program.graph_editor import losses_alone
 from nanreplay.program.graph_nodes import output_types
 from nanreplay.program.lowered_graph import lowered_ops
 from nanreplay.program.nondeterministic_ops import cut_recorded_ops, fed_ops, unrecorded_ops
@@ -29,6 +31,7 @@ from nanreplay.replay.interpreter import ErrorHandler, Interpreter, Observer
 from nanreplay.replay.provenance import FeedKind
 from nanreplay.replay.replay_state import as_type
 from nanreplay.tensorflow_internals.tf_eager import op_definition
+from nanreplay.tensorflow_internals.tf_functions import optimized_once
 
 Mode: TypeAlias = Literal["recorded", "graph", "ops", "float64"]
 """How a step runs.
@@ -84,7 +87,7 @@ class Program:
         self.lowered = lowered_ops(self.graph, fed)
         """Ops that run here in a form of their own, as this machine has no GPU."""
         self.narrow_ops: tuple[str, ...] = ()
-        """Types of ops that keep their own float type in `wide`, once it was asked for."""
+        """Types of ops that keep their own float type, of a program in float64."""
         self.step_loss: float | None = None
         """Loss of the last step that ran, taken from the mean of losses that it added to.
 
@@ -93,6 +96,10 @@ class Program:
         self.infos: dict[tuple[str, str], OpInfo] = {
             (op.function, op.name): op for op in record.ops
         }
+        self.optimizes_once = False
+        """Whether steps as they were trained are compiled with one round of TensorFlow's graph
+        optimizers, which takes less time, and may give other bits than training's two.
+        """
         self._compiled: OrderedDict[_CompiledKey, CompiledProgram] = OrderedDict()
 
     @property
@@ -109,8 +116,23 @@ class Program:
     @cached_property
     def wide(self) -> Program:
         """The program with every float as float64; it runs on `widened_variables`."""
-        record, self.narrow_ops = widen(self.record)
-        return Program(record, trust=self._trust)
+        return self._widened(self.record)
+
+    @cached_property
+    def wide_losses(self) -> Program:
+        """What the losses need of `wide`: mostly a third of its ops, and no optimizer."""
+        return self._widened(losses_alone(self.record))
+
+    def _widened(self, record: ProgramRecord) -> Program:
+        widened, narrow_ops = widen(record)
+        program = Program(widened, trust=self._trust)
+        program.narrow_ops = narrow_ops
+        return program
+
+    def compile_anew(self, *, optimizes_once: bool) -> None:
+        """Forget compiled versions, and compile steps as they were trained in this way from now."""
+        self.optimizes_once = optimizes_once
+        self._compiled.clear()
 
     def step(
         self, mode: Mode, batch: Sequence[ArrayLike], variables: Sequence[Any], recorded: Any
@@ -139,7 +161,9 @@ class Program:
         signature = self.signature
         if mode in ("recorded", "graph") and signature.compilation != "eager":
             program = self.compiled(jit=signature.compilation == "xla" and mode == "recorded")
-            outputs, _ = program(batch, variables, self.record.constants)
+            once = self.optimizes_once and mode == "recorded"
+            with optimized_once() if once else contextlib.nullcontext():
+                outputs, _ = program(batch, variables, self.record.constants)
             return fingerprint_after(signature, outputs, variables, recorded)
         if signature.watch is not None:
             fetched = self.run_ops(batch, variables, fetches=[signature.watch])

@@ -63,12 +63,18 @@ class KnownStates(Mapping[int, Mapping[int, Any]]):
         self._states[step] = state
         self._forget(STATES_KEPT if self._pinned is None else 2)
 
-    def is_worth(self, step: int, incident: int) -> bool:
-        """Whether a state that a replay passes will be asked for: the incident's, and one before.
+    def is_worth(self, step: int, incident: int, *, is_first: bool = False) -> bool:
+        """Whether a state that a replay passes will be asked for: the incident's, and two more.
 
-        The one before tells how far the last update went; where states are large, it is replayed.
+        The one before tells how far the last update went, the first one how the weights began;
+        where states are large, these are replayed or read again.
+
+        Args:
+            step: The step that is about to run.
+            incident: The step of the incident.
+            is_first: Whether the replay begins with the step.
         """
-        return step == incident or (self._pinned is None and step == incident - 1)
+        return step == incident or (self._pinned is None and (is_first or step == incident - 1))
 
     def make_room(self) -> None:
         """Let go of large states that can be replayed, before steps run that need room."""
@@ -106,10 +112,20 @@ class LiveState:
     def variables(self) -> list[Any]:
         """The variables, by index."""
         if not self._variables:
-            size_bytes = sum(_size_bytes(info) for info in self._infos)
-            check_size("The program is refused: its variables", size_bytes)
-            self._variables = [_variable(info) for info in self._infos]
+            self._make({})
         return self._variables
+
+    def _make(self, values: Mapping[int, ArrayLike]) -> None:
+        """Make the variables, those of some indices with these values."""
+        size_bytes = sum(_size_bytes(info) for info in self._infos)
+        check_size("The program is refused: its variables", size_bytes)
+        made = {
+            index: _variable(self._infos[index], tensor) for index, tensor in self._checked(values)
+        }
+        for index, info in enumerate(self._infos):
+            if index not in made:
+                made[index] = _variable(info, tf.zeros(info.shape, info.dtype))
+        self._variables = [made[index] for index in range(len(self._infos))]
 
     def some(self, values: Mapping[int, ArrayLike]) -> list[Any]:
         """Return a list of new variables with some values, by index; an empty one for the rest.
@@ -124,6 +140,21 @@ class LiveState:
 
     def assign(self, values: Mapping[int, ArrayLike]) -> None:
         """Set variables by index; values of another type are cast to the variable's."""
+        if not self._variables:
+            self._make(values)
+            return
+        for index, tensor in self._checked(values):
+            # the variable's own `assign` takes ten times as long, and a state has hundreds of them
+            tf.raw_ops.AssignVariableOp(
+                resource=variable_handle(self._variables[index]), value=tensor
+            )
+
+    def _checked(self, values: Mapping[int, ArrayLike]) -> Iterator[tuple[int, Any]]:
+        """Yield values as tensors of their variables' types.
+
+        Raises:
+            FormatError: One is of no variable of the table, or of another shape.
+        """
         for index, value in values.items():
             if not 0 <= index < len(self._infos):
                 raise FormatError(
@@ -131,12 +162,12 @@ class LiveState:
                     "which is not in its table."
                 )
             info = self._infos[index]
-            if np.shape(value) != tuple(info.shape):
+            if tuple(np.shape(value)) != tuple(info.shape):
                 raise FormatError(
                     f"The capture is damaged: a value of {info.path} has the shape "
                     f"{np.shape(value)}, not {info.shape}."
                 )
-            self.variables[index].assign(as_type(value, info.dtype))
+            yield index, as_type(value, info.dtype)
 
     def read(self, indices: Iterable[int] | None = None) -> dict[int, Any]:
         """Return values by index, all of them unless some are named.
@@ -195,7 +226,5 @@ def _size_bytes(info: VariableInfo) -> int:
     return math.prod(info.shape) * max(int(tf.dtypes.as_dtype(info.dtype).size), 1)
 
 
-def _variable(info: VariableInfo) -> Any:
-    return tf.Variable(
-        tf.zeros(info.shape, info.dtype), dtype=info.dtype, shape=info.shape, trainable=False
-    )
+def _variable(info: VariableInfo, value: Any) -> Any:
+    return tf.Variable(value, dtype=info.dtype, shape=info.shape, trainable=False)

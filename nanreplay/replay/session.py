@@ -85,7 +85,8 @@ class Replay(StepRuns):
                 variables just before it, and those that the keyframe holds; returns the ones to
                 set. All that it holds unless given.
             takes_state: Whether the failing step, as it was trained, begins with the state that
-                the recording holds of it.
+                the recording holds of it. Where all steps before it came out bit for bit, that is
+                the state that they left.
 
         Returns:
             One result a step. Where the step that raised in training raises again, its result has
@@ -111,9 +112,10 @@ class Replay(StepRuns):
                 is_faithful &= self._set_keyframe(step, live, at_keyframe if follows else None)
             elif not follows:
                 live.assign(self.state(step))
-            if follows and takes_state and mode == "recorded":
+            is_exact = all(result.bit_exact is True for result in results)
+            if follows and takes_state and mode == "recorded" and not is_exact:
                 self._set_held_state(step)
-            if is_faithful and self._states.is_worth(step, self.incident.step):
+            if is_faithful and self._states.is_worth(step, self.incident.step, is_first=not done):
                 self._remember(step)
             matrices = self._note_change(step, matrices) if is_faithful else {}
             try:
@@ -234,11 +236,11 @@ class Replay(StepRuns):
         signature, batch = self.signature(step), self.batch(step)
         if not (signature.losses and tells_losses(signature)) or batch.fingerprint is None:
             return None
-        program, wide = self._program_and_state(step, "float64")
-        state = self.state(step)
+        program, state = self.program(step).wide_losses, self.state(step)
+        self._note_narrow(program.narrow_ops)
         self._live.assign(state)  # what the last step left takes as much memory as the state
         needed = program.needed_variables(signature.losses)
-        variables = wide.some({index: state[index] for index in needed})
+        variables = self._wide.some({index: state[index] for index in needed})
         fetched = self._determined(
             step,
             lambda: program.run_ops(

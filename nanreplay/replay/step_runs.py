@@ -219,14 +219,17 @@ class StepRuns(RecordedSteps):
         program = self.program(step)
         if mode != "float64":
             return program, self._live
-        wide = program.wide
+        self._note_narrow(program.wide.narrow_ops)
+        return program.wide, self._wide
+
+    def _note_narrow(self, types: Sequence[str]) -> None:
+        """Say which types of ops do not run in float64."""
         note = (
             "In float64, these ops ran in their own type, since they have no float64 kernel: "
-            f"{', '.join(program.narrow_ops)}."
+            f"{', '.join(types)}."
         )
-        if program.narrow_ops and note not in self.notes:
+        if types and note not in self.notes:
             self.notes.append(note)
-        return wide, self._wide
 
     def _determined(self, step: int, work: Callable[[], T]) -> T:
         """Do some work of a step with op determinism; see `begun_anew` for ops that lack it."""

@@ -69,7 +69,7 @@ def test_a_last_bit_on_another_machine_is_no_flip(
     is_believed: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(faults, "_is_same_machine", lambda replay: is_same_machine)
+    monkeypatch.setattr(faults, "is_same_machine", lambda replay: is_same_machine)
     values = np.arange(12, dtype=np.float32).reshape(3, 4) / 7
     found = flips(0, values, flipped(values, [9], bit=bit))
     replay: Any = SimpleNamespace(capture=SimpleNamespace(state_steps=(), keyframe_steps=(0, 4, 7)))
