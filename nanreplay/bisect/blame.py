@@ -15,11 +15,11 @@ import numpy as np
 
 from nanreplay.bisect.influence import (
     ROWWISE,
+    Copies,
     Everything,
     Execute,
     Influence,
     influence_of,
-    reaching,
 )
 from nanreplay.bisect.tensor_stats import (
     Mask,
@@ -99,6 +99,17 @@ def assign_blame(
         unexplained = _pass_on(blame, k, is_inf, infs, blame.follow)
         _mark(blame.made, k, _pass_on(blame, k, unexplained, nans, blame.follow))
     return blame
+
+
+def reaching(influence: Influence, k: int, masks: Mapping[int, Mask]) -> Mapping[int, Mask]:
+    """Return those of some inputs' masks whose input may influence output k.
+
+    An op that hands on the gradients of all weights has hundreds of inputs and as many outputs:
+    to ask each output about each input would take longer than all the other ops together.
+    """
+    if not isinstance(influence, Copies):
+        return masks
+    return {k: masks[k]} if k in masks else {}
 
 
 def _mark(masks: dict[int, Mask], i: int, mask: Mask) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from nanreplay.bisect.blame import reaching
 from nanreplay.bisect.influence import (
     COMPARISONS,
     ELEMENTWISE,
     LOGICAL,
     Execute,
     influence_of,
-    reaching,
 )
 from nanreplay.bisect.nan_behaviour import outcomes
 from nanreplay.bisect.tensor_stats import (

@@ -8,7 +8,7 @@ sharper by running the op again with cleaned inputs. Pure NumPy.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
@@ -270,17 +270,6 @@ class Copies:
     def back(self, i: int, k: int, mask: Mask) -> Mask:
         """See `Influence`."""
         return _reshaped(mask, self.in_shapes[i]) if i == k else none_of(self.in_shapes[i])
-
-
-def reaching(influence: Influence, k: int, masks: Mapping[int, Mask]) -> Mapping[int, Mask]:
-    """Return those of some inputs' masks whose input may influence output k.
-
-    An op that hands on the gradients of all weights has hundreds of inputs and as many outputs:
-    to ask each output about each input would take longer than all the other ops together.
-    """
-    if not isinstance(influence, Copies):
-        return masks
-    return {k: masks[k]} if k in masks else {}
 
 
 def _reshaped(mask: Mask, shape: Shape) -> Mask:

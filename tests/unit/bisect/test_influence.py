@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nanreplay.bisect.influence import influence_of
+from nanreplay.bisect.blame import assign_blame
+from nanreplay.bisect.influence import Copies, influence_of
 from nanreplay.replay.kernels import run_kernel
 from nanreplay.replay.provenance import OpEvent, ValueId
 
@@ -114,3 +115,21 @@ def test_a_branch_that_where_drops_influences_nothing() -> None:
     reached = influence.forth(1, 0, np.ones(A.shape, bool))
     assert reached[..., [0, 2]].all()
     assert not reached[..., [1, 3]].any()
+
+
+def test_an_op_with_many_inputs_asks_each_output_about_its_own() -> None:
+    n_tensors, asked = 40, []
+    nans = [tf.fill([2], np.float32("nan")) for _ in range(n_tensors)]
+
+    class Counted(Copies):
+        def forth(self, i: int, k: int, mask: Any) -> Any:
+            asked.append((i, k))
+            return super().forth(i, k, mask)
+
+    ids = tuple(ValueId(-1 - i, 0) for i in range(n_tensors))
+    event = OpEvent(0, "", "op", "IdentityN", (), tuple(nans), ids, tuple(nans), {})
+    failing = {k: np.ones(2, bool) for k in range(n_tensors)}
+    blame = assign_blame(event, failing, execute, Counted([(2,)] * n_tensors, [(2,)] * n_tensors))
+    assert asked == [(k, k) for k in range(n_tensors)]
+    assert not blame.made
+    assert all(blame.follow[i].all() for i in range(n_tensors))
