@@ -21,7 +21,7 @@ from nanreplay.terminal import FINITE, NONFINITE, UNDECIDED
     "-o",
     "--output",
     metavar="FILE",
-    help="Keep the capture as FILE; else it is removed.",
+    help="Keep the capture as FILE. Default: it is removed.",
 )
 @as_json
 def command(output: str | None, as_json: bool) -> int:

@@ -48,7 +48,8 @@ def _with_the_number_wanted(error: click.BadParameter) -> click.BadParameter:
     if not isinstance(kind, (click.IntRange, click.FloatRange)) or given is None:
         return error
     number = "a whole number" if isinstance(kind, click.IntRange) else "a number"
-    least = f" of at least {kind.min:g}" if kind.min is not None else ""
+    beyond = "above" if kind.min_open else "of at least"
+    least = f" {beyond} {kind.min:g}" if kind.min is not None else ""
     message = f"Expected {number}{least}. Received: {given[1]}"
     return click.BadParameter(message, error.ctx, error.param)
 

@@ -22,6 +22,8 @@ def command(files: tuple[str, ...], as_json: bool) -> int:
 
     Several files, such as those of the workers of one training, follow each other. Nothing is
     replayed and TensorFlow is not needed.
+
+    Exit codes: 0 shown, 2 a file cannot be read; the others are shown.
     """
     from nanreplay.capture import Capture
     from nanreplay.report.inventory import inventory, inventory_lines

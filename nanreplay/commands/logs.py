@@ -51,7 +51,7 @@ def _check_pattern(
     metavar="FILE",
     default="train.py",
     show_default=True,
-    help="Your program, as the line that records it is to name it.",
+    help="The file of your program, for the line that records it.",
 )
 @html_page
 @markdown_page

@@ -35,8 +35,9 @@ def command(paths: Sequence[str], at: str | None, trust: bool) -> int:
 
     The result can be copied. Several files, or a folder, open a list of captures to choose from.
     Logs and checkpoints of a training that nobody recorded are shown as `nanreplay logs` reads
-    them.
-    Needs a terminal; `nanreplay bisect` prints the same answer.
+    them. Needs a terminal; `nanreplay bisect` prints the same answer.
+
+    Exit codes: 0 left, 2 unreadable file, or no terminal.
     """
     link = None
     if at is not None:

@@ -39,17 +39,19 @@ from nanreplay.commands.console import ScriptPath
 )
 @click.option(
     "--max-incidents",
+    metavar="FILES",
     type=click.IntRange(min=1),
     default=3,
     show_default=True,
-    help="Files of one training with `continue`.",
+    help="Most files of one training with --on-nan continue.",
 )
 @click.option(
     "--window",
+    metavar="STEPS",
     type=click.IntRange(min=1),
     default=32,
     show_default=True,
-    help="Steps whose batches are kept.",
+    help="Last steps whose batches are kept.",
 )
 @click.option(
     "--keyframe-every",
@@ -63,10 +65,10 @@ from nanreplay.commands.console import ScriptPath
     metavar="SIZE",
     default="auto",
     show_default=True,
-    help="Most memory for batches and copies.",
+    help="Most memory for batches and copies of variables, such as 1GiB.",
 )
 @click.option(
-    "--disk-limit", metavar="SIZE", default="auto", show_default=True, help="Largest file."
+    "--disk-limit", metavar="SIZE", default="auto", show_default=True, help="Largest capture, such as 10GiB."
 )
 @click.option(
     "--full-steps",
@@ -77,10 +79,11 @@ from nanreplay.commands.console import ScriptPath
 )
 @click.option(
     "--history",
+    metavar="STEPS",
     type=click.IntRange(min=1),
     default=10_000,
     show_default=True,
-    help="Last steps of the timeline that are all kept.",
+    help="Last steps that the timeline keeps whole; of older ones it keeps a choice.",
 )
 @click.option(
     "--sources",
@@ -91,10 +94,11 @@ from nanreplay.commands.console import ScriptPath
 )
 @click.option(
     "--max-skipped",
+    metavar="STEPS",
     type=click.IntRange(min=1),
     default=20,
     show_default=True,
-    help="Skipped updates in a row that are normal.",
+    help="Updates in a row that loss scaling may skip.",
 )
 @click.option(
     "--dump-signal", metavar="SIGNAL", help="A signal that asks for a file, such as SIGUSR1."

@@ -170,6 +170,7 @@ def test_every_command_has_a_line_in_the_documents() -> None:
             ("minimize", "a.h5", "-o", "b.h5", "--budget", "-3"),
             "Expected a number of at least 0. Received: -3",
         ),
+        (("triage", ".", "--timeout", "0"), "Expected a number above 0. Received: 0"),
         (("export", "a.h5", "--csv", "empty.h5"), "Name another file, or replace it with --force."),
         (
             ("export", "a.h5", "--npy", "a.npy", "--tensor", "dense", "--step", "99"),
