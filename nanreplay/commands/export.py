@@ -54,7 +54,9 @@ _out = click.Path(path_type=Path)
     metavar="NAME",
     help='A tensor of the step: "dense/Relu:0", "dense/kernel", "batch[0]".',
 )
-@click.option("--step", metavar="N", type=int, help="The step of the tensor. Default: the failing step.")
+@click.option(
+    "--step", metavar="N", type=int, help="The step of the tensor. Default: the failing step."
+)
 @force
 @as_json
 @max_memory

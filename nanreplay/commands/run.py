@@ -68,7 +68,11 @@ from nanreplay.commands.console import ScriptPath
     help="Most memory for batches and copies of variables, such as 1GiB.",
 )
 @click.option(
-    "--disk-limit", metavar="SIZE", default="auto", show_default=True, help="Largest capture, such as 10GiB."
+    "--disk-limit",
+    metavar="SIZE",
+    default="auto",
+    show_default=True,
+    help="Largest capture, such as 10GiB.",
 )
 @click.option(
     "--full-steps",
