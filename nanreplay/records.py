@@ -7,7 +7,7 @@ classes as JSON, field by field, so a renamed field changes the file format.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -174,6 +174,11 @@ class Signature:
     keras_parts: tuple[KerasPart, ...] = ()
     """Layers, losses and optimizers of Keras that the step called; empty where none was seen."""
 
+    @property
+    def gradient_tensors(self) -> tuple[str, ...]:
+        """Tensor names of the gradients."""
+        return tuple(spec.tensor for spec in self.gradients)
+
     def loss_name(self, index: int) -> str:
         """What a loss is called: `loss`, `loss 1`, `loss of replica 1`."""
         return loss_name(index, self.loss_of)
@@ -214,6 +219,11 @@ class OpInfo:
     """Function that holds the forward op; "" for the main graph."""
     replica: int = -1
     """Which of several replicas ran it; -1 for one replica, and for what serves all."""
+
+
+def ops_by_key(ops: Iterable[OpInfo]) -> dict[tuple[str, str], OpInfo]:
+    """Return ops by function and name."""
+    return {(op.function, op.name): op for op in ops}
 
 
 @dataclass(frozen=True, slots=True)

@@ -200,7 +200,7 @@ def judged_tensors(runner: StepRunner, step: int) -> list[str]:
     That is what it is judged by, and what may have failed and is of no op of the main graph.
     """
     signature, ops = runner.signature(step), runner.ops(step)
-    gradients = [spec.tensor for spec in signature.gradients]
+    gradients = list(signature.gradient_tensors)
     # All gradients together are as large as the model. They run in any case; only those that no op
     # of the main graph makes, and those that the step is judged by, must be handed out at its end.
     if not (_is_judged_by_gradients(signature) or runner.incident.trigger.what == "gradient"):
@@ -227,7 +227,7 @@ def watched(signature: Signature) -> list[str]:
 
     Their order is part of the result: what is fetched decides the order in which ops run.
     """
-    return list(dict.fromkeys([*signature.losses, *(spec.tensor for spec in signature.gradients)]))
+    return list(dict.fromkeys([*signature.losses, *signature.gradient_tensors]))
 
 
 def targets_of(trace: StepTrace, trigger: Trigger) -> list[Target]:

@@ -422,10 +422,12 @@ class Attribution:
         if own is not None and own.function == body and own.forward:
             return own.forward_function or None
         if body not in self._forward_functions:
-            of_body = (info for (function, _), info in self._ops.items() if function == body)
-            forward = (info.forward_function for info in of_body if info.forward)
-            known = (function for function in forward if function not in ("", body))
-            self._forward_functions[body] = next(known, None)
+            self._forward_functions[body] = None
+            for (function, _), info in self._ops.items():
+                is_of_body = function == body and bool(info.forward)
+                if is_of_body and info.forward_function not in ("", body):
+                    self._forward_functions[body] = info.forward_function
+                    break
         return self._forward_functions[body]
 
 

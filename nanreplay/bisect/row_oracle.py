@@ -159,7 +159,7 @@ class RowOracle:
     def watched(self) -> list[str]:
         """Losses and gradients of the step: those that the recorder triggered on, else all."""
         signature, incident = self.runner.signature(self.step), self.runner.incident
-        gradients = [spec.tensor for spec in signature.gradients]
+        gradients = signature.gradient_tensors
         everything = list(dict.fromkeys([*signature.losses, *gradients]))
         if incident.step != self.step or incident.trigger.what not in ("loss", "gradient"):
             return everything

@@ -48,6 +48,11 @@ class Part(Protocol):
         ...
 
 
+def _at(positions: Sequence[int], leaves: Leaves) -> list[Any]:
+    """The arrays of a batch at some places."""
+    return [leaves[position] for position in positions]
+
+
 @dataclass(frozen=True, slots=True)
 class RowArray:
     """An array with a row a sample."""
@@ -82,7 +87,7 @@ class RaggedArrays:
         """Cut the rows out and join them."""
         levels: list[list[Any]] = [[] for _ in self.positions]
         for number, row in zip(choice.batches, choice.rows, strict=True):
-            values, *splits = (batches[number][position] for position in self.positions)
+            values, *splits = _at(self.positions, batches[number])
             # From the outermost splits inwards: the splits of one level say which rows of the next
             # are the sample's, down to its values.
             first, last = int(row), int(row) + 1
@@ -90,7 +95,7 @@ class RaggedArrays:
                 level.append(np.diff(split[first : last + 1]))
                 first, last = int(split[first]), int(split[last])
             levels[0].append(values[first:last])
-        own = [batches[0][position] for position in self.positions]
+        own = _at(self.positions, batches[0])
         joined = [np.concatenate([own[0][:0], *levels[0]])]
         for array, lengths in zip(own[1:], levels[1:], strict=True):
             # Lengths can be joined as they are; splits count from the begin of the batch, so they
@@ -101,7 +106,7 @@ class RaggedArrays:
 
     def row_numbers(self, leaves: Leaves) -> Iterator[Numbers]:
         """Yield the row of each inner row, and of each value."""
-        splits = [leaves[position] for position in self.positions[1:]]
+        splits = _at(self.positions[1:], leaves)
         rows = np.arange(len(splits[0]) - 1)
         for split in splits:
             rows = np.repeat(rows, np.diff(split))
@@ -125,13 +130,13 @@ class SparseArrays:
         """Take the values of the rows, and number the rows anew."""
         all_indices, all_values = [], []
         for place, (number, row) in enumerate(zip(choice.batches, choice.rows, strict=True)):
-            indices, values, _ = (batches[number][position] for position in self.positions)
+            indices, values, _ = _at(self.positions, batches[number])
             is_in_row = indices[:, 0] == row
             picked = indices[is_in_row]
             picked[:, 0] = place
             all_indices.append(picked)
             all_values.append(values[is_in_row])
-        own_indices, own_values, own_shape = (batches[0][position] for position in self.positions)
+        own_indices, own_values, own_shape = _at(self.positions, batches[0])
         shape = np.array([len(choice.rows), *own_shape[1:]], own_shape.dtype)
         return [
             np.concatenate([own_indices[:0], *all_indices]),
@@ -161,12 +166,12 @@ class SegmentArrays:
         """Take all rows of the samples, and number the samples anew."""
         picked: list[list[Any]] = [[] for _ in self.positions]
         for place, (number, row) in enumerate(zip(choice.batches, choice.rows, strict=True)):
-            ids, *others = (batches[number][position] for position in self.positions)
+            ids, *others = _at(self.positions, batches[number])
             is_in_sample = ids == row
             picked[0].append(np.full(int(is_in_sample.sum()), place, ids.dtype))
             for into, array in zip(picked[1:], others, strict=True):
                 into.append(array[is_in_sample])
-        own = [batches[0][position] for position in self.positions]
+        own = _at(self.positions, batches[0])
         pairs = zip(own, picked, strict=True)
         # An empty part of the own array first: the dtype and rank stay where no sample has rows.
         return [np.concatenate([array[:0], *pieces]) for array, pieces in pairs]

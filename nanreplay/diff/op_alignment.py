@@ -149,8 +149,11 @@ def _described(left: OpEvent, right: OpEvent, replay: Replay, step: int) -> Part
     )
     place = Attribution(replay.ops(step)).place(fact)
     pairs = list(zip(_arrays(left), _arrays(right), strict=False))
-    differing_pairs = (pair for pair in pairs if _hash(pair[0]) != _hash(pair[1]))
-    left_array, right_array = next(differing_pairs, pairs[0])
+    left_array, right_array = pairs[0]
+    for one, other in pairs:
+        if _hash(one) != _hash(other):
+            left_array, right_array = one, other
+            break
     left_shape = tuple(map(int, np.shape(left_array)))
     right_shape = tuple(map(int, np.shape(right_array)))
     is_same_shape = left_shape == right_shape

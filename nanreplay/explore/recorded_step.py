@@ -10,7 +10,7 @@ from nanreplay.bisect.op_trace import Fact
 from nanreplay.capture import Capture
 from nanreplay.errors import MissingPartError
 from nanreplay.explore.step_view import Op, Segment, StepView
-from nanreplay.records import PHASES, Frame, OpInfo
+from nanreplay.records import PHASES, Frame, OpInfo, ops_by_key
 
 _ORDER = {phase: i for i, phase in enumerate(PHASES)}
 
@@ -51,7 +51,7 @@ class _RecordedPlaces:
             # a placeholder stands for what is fed, which a reader sees as the batch and the state
             if not info.function and not info.type.startswith("Placeholder"):
                 self.main_graph.append(info)
-        self._attribution = Attribution({(info.function, info.name): info for info in infos})
+        self._attribution = Attribution(ops_by_key(infos))
         self._stacks, self._frames = capture.stacks, capture.frames
 
     def op(self, serial: int, info: OpInfo) -> Op:

@@ -65,7 +65,8 @@ def _needed_by_computation(graph: Any) -> set[tuple[str, str]]:
     for function, node in all_nodes(graph):
         if node.op in _OPS_THAT_TELL:
             continue
-        needed.update((function, op_name(source)) for source in data_inputs(node))
+        for source in data_inputs(node):
+            needed.add((function, op_name(source)))
     return needed
 
 

@@ -145,12 +145,11 @@ def local_program(record: ProgramRecord) -> ProgramRecord:
     _drop_communicators(editor)
     edited = editor.edited()
     # The keys that numbered the calls of collective ops are fed to nothing now.
-    captures = tuple(
-        spec
-        for spec in edited.signature.captures
-        if _is_held(spec) or editor.consumers("", spec.tensor)
-    )
-    signature = replace(edited.signature, captures=captures)
+    captures = []
+    for spec in edited.signature.captures:
+        if _is_held(spec) or editor.consumers("", spec.tensor):
+            captures.append(spec)
+    signature = replace(edited.signature, captures=tuple(captures))
     return replace(edited, ops=(*edited.ops, *added), signature=signature)
 
 

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from nanreplay.capture.arrays import as_array
 from nanreplay.program.graph_nodes import mentioned_functions
-from nanreplay.program.observation import Region
+from nanreplay.program.observation import Region, layer_path
 from nanreplay.records import CaptureSpec, InputSpec
 from nanreplay.tensorflow_internals import tf_eager, tf_functions
 
@@ -164,7 +164,7 @@ class FlatGraph:
     def add(self, op: ExecutedOp) -> None:
         """Add one executed op."""
         names = list(map(self.tensor, op.inputs))
-        scope = "/".join(region.name for region in op.stack if region.kind == "layer")
+        scope = layer_path(op.stack)
         if any(region.kind == "backward" for region in op.stack):
             scope = "gradient_tape" + (f"/{scope}" if scope else "")
         name = f"{scope}/{op.type}" if scope else op.type

@@ -22,7 +22,7 @@ from nanreplay.program.function_names import is_made_of
 from nanreplay.program.graph_nodes import data_inputs, op_name
 from nanreplay.program.keras_parts import parts_of
 from nanreplay.program.listening import listening
-from nanreplay.program.observation import BackwardSpan, Observation, Region, merged
+from nanreplay.program.observation import BackwardSpan, Observation, Region, layer_path, merged
 from nanreplay.program.observe import EagerObserver
 from nanreplay.program.op_facts import PHASE_OF_REGION, SourceTable, is_user_file
 from nanreplay.program.program_record import (
@@ -250,7 +250,7 @@ def _describe_ops(
 ) -> list[OpInfo]:
     """Describe every op that ran, by what was running and by where its value goes."""
     regions = list(map(_region, run.ops))
-    layer_chains = list(map(_layer_chain, run.ops))
+    layer_chains = [layer_path(op.stack) for op in run.ops]
     in_layer = []
     for index, chain in enumerate(layer_chains):
         if chain:
@@ -294,11 +294,6 @@ def _ops_of_functions(run: EagerRun, sources: SourceTable) -> list[OpInfo]:
     seen = merged(graphs.values())
     root = seen.root_layer or run.seen.root_layer
     return describe_functions(graphs, seen, sources, root, definitions=run.functions)
-
-
-def _layer_chain(op: EagerOp) -> str:
-    """The layers that an op is in, outermost first: `mlp/dense`; "" for none."""
-    return "/".join(entry.name for entry in op.stack if entry.kind == "layer")
 
 
 def _region(op: EagerOp) -> str:

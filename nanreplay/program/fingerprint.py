@@ -114,11 +114,10 @@ class Layout:
         for element, loss in losses:
             if not math.isfinite(values[element]):
                 return NonFinite("loss", loss, _kind(values[element])), False
-        bad_gradients = [
-            (total, variable)
-            for total, maximum, variable in self.gradients
-            if _is_nonfinite(values[total], values[maximum])
-        ]
+        bad_gradients = []
+        for element, maximum, variable in self.gradients:
+            if _is_nonfinite(values[element], values[maximum]):
+                bad_gradients.append((element, variable))
         if bad_gradients and not loss_scaled:
             total, variable = bad_gradients[0]
             return NonFinite("gradient", variable, _kind(values[total])), False

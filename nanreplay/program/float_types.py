@@ -21,7 +21,7 @@ from nanreplay.errors import ReplayError
 from nanreplay.program.graph_nodes import constant_array
 from nanreplay.program.lowerings import LOWERINGS
 from nanreplay.program.safety import copied_graph
-from nanreplay.records import ArrayLike, OpInfo, ProgramRecord, VariableInfo
+from nanreplay.records import ArrayLike, OpInfo, ProgramRecord, VariableInfo, ops_by_key
 from nanreplay.tensorflow_internals import tf_eager
 from nanreplay.tensorflow_internals.tf_kernels import has_kernel
 
@@ -147,7 +147,7 @@ class _Widening:
 
     def _cast_infos(self) -> Iterator[OpInfo]:
         """A cast belongs to the layer and phase of the op that it serves."""
-        known = {(info.function, info.name): info for info in self.source.ops} if self.casts else {}
+        known = ops_by_key(self.source.ops) if self.casts else {}
         for function, op, name in self.casts:
             if (function, op) in known:
                 yield replace(known[function, op], name=name, type="Cast")

@@ -13,7 +13,7 @@ from typing import Any
 from nanreplay.program.function_names import FunctionNames
 from nanreplay.program.graph_editor import OpKey
 from nanreplay.program.observation import Observation
-from nanreplay.records import OpInfo
+from nanreplay.records import OpInfo, ops_by_key
 from nanreplay.tensorflow_internals import tf_functions
 
 # Names of ops in a backward pass, after the forward op: `gradient_tape/mlp/dense/MatMul/MatMul_1`
@@ -98,7 +98,7 @@ def with_forward_layers(ops: Sequence[OpInfo], custom: Collection[OpKey] = ()) -
         custom: Ops of gradient functions that the user wrote. They keep their own stacks, and are
             told as ops by themselves: no forward op has them for its gradient.
     """
-    by_key = {(op.function, op.name): op for op in ops}
+    by_key = ops_by_key(ops)
     placed = []
     for op in ops:
         new = _with_forward_layer(op, by_key)

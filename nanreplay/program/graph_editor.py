@@ -25,7 +25,7 @@ from nanreplay.program.graph_nodes import (
     output_types,
 )
 from nanreplay.program.safety import all_nodes, copied_graph, parse_graph
-from nanreplay.records import CaptureSpec, InputSpec, OpInfo, ProgramRecord, Signature
+from nanreplay.records import CaptureSpec, InputSpec, OpInfo, ProgramRecord, Signature, ops_by_key
 from nanreplay.tensorflow_internals.tf_eager import op_definition
 
 # Leaving out what the step does not need: ops that lead nowhere, functions that nobody calls, names
@@ -38,7 +38,7 @@ def needed_part(graph: Any, names: Sequence[str]) -> Any:
     Its library stays whole. `WrappedFunction.prune` gives the same, by making every op anew in
     Python; that takes several times as long.
     """
-    nodes = {node.name: node for node in graph.node}
+    nodes = _by_name(graph.node)
     reached: set[str] = set()
     pending = list(names)
     while pending:
@@ -184,9 +184,7 @@ class ProgramEditor:
         """The nodes of the main graph ("") and of each function, by name."""
         for name, function in self._functions.items():
             self._nodes[name] = _by_name(function.node_def)
-        self.infos: Mapping[OpKey, OpInfo] = {
-            (info.function, info.name): info for info in record.ops
-        }
+        self.infos: Mapping[OpKey, OpInfo] = ops_by_key(record.ops)
         self._count = 0
 
     @cached_property

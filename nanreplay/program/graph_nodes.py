@@ -64,6 +64,11 @@ def argument_types(arguments: Any, node: Any) -> list[int]:
 # Constants of a graph as arrays.
 
 
+def dimensions(shape: Any) -> tuple[int, ...]:
+    """Return the sizes of a TensorShapeProto; -1 for one that is not known."""
+    return tuple(dimension.size for dimension in shape.dim)
+
+
 def constant_array(tensor: Any) -> NDArray[Any]:
     """The values of a TensorProto, as `tf.make_ndarray` gives them.
 
@@ -81,7 +86,7 @@ def constant_array(tensor: Any) -> NDArray[Any]:
     if kind.size == 2:
         bits = np.fromiter(tensor.half_val, np.uint16)
     values = bits.view(kind.as_numpy_dtype)
-    shape = tuple(dimension.size for dimension in tensor.tensor_shape.dim)
+    shape = dimensions(tensor.tensor_shape)
     if not values.size:
         return np.zeros(shape, values.dtype)
     # One value, or the last of several, stands for all that follow.

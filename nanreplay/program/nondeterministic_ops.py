@@ -292,11 +292,11 @@ def _placeholders(
 ) -> tuple[dict[str, str], dict[str, str], dict[str, Any]]:
     """Return `feeds` and `places` of a `CutGraph`, and the nodes to put in, by name."""
     recorded = fed_ops(signature)
-    kinds = {
-        node.name: output_types(op_definition(node.op), node)
-        for node in graph.node
-        if node.name in recorded
-    }
+    kinds = {}
+    for recorded_node in graph.node:
+        if recorded_node.name in recorded:
+            definition = op_definition(recorded_node.op)
+            kinds[recorded_node.name] = output_types(definition, recorded_node)
     summed = _summed(graph) if signature.compilation == "graph" else frozenset()
     feeds: dict[str, str] = {}
     places: dict[str, str] = {}

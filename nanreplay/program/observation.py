@@ -29,6 +29,11 @@ class Region(NamedTuple):
     graph: int
 
 
+def layer_path(stack: Iterable[Region]) -> str:
+    """Return the layers of a stack, outermost first: `mlp/dense`; "" for none."""
+    return "/".join(region.name for region in stack if region.kind == "layer")
+
+
 class Mark(NamedTuple):
     """From the `start`-th op of its graph on, `stack` was running."""
 

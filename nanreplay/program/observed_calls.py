@@ -14,7 +14,13 @@ import tensorflow as tf
 
 from nanreplay.program.keras_parts import layer_part
 from nanreplay.program.listening import current_notes, muted, op_clock, region, thread_state
-from nanreplay.program.observation import BackwardSpan, Observation, TapeGradient, notes_of
+from nanreplay.program.observation import (
+    BackwardSpan,
+    Observation,
+    TapeGradient,
+    layer_path,
+    notes_of,
+)
 from nanreplay.tensorflow_internals import tf_distribution, tf_functions
 
 _TOKEN = ".nanreplay-op."
@@ -93,7 +99,7 @@ def observed_layer_call(original: Any) -> Any:
 
 def _note_part(seen: Observation, layer: Any) -> None:
     """Note what a layer that begins to run is set to, once a place."""
-    path = "/".join(entry.name for entry in thread_state.stack if entry.kind == "layer")
+    path = layer_path(thread_state.stack)
     if path not in seen.parts:
         seen.parts[path] = layer_part(path, layer)
 

@@ -16,7 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay.limits import check_size
-from nanreplay.program.graph_nodes import constant_array, data_inputs, op_name
+from nanreplay.program.graph_nodes import constant_array, data_inputs, dimensions, op_name
 from nanreplay.tensorflow_internals.tf_eager import op_definition
 
 Shape: TypeAlias = "tuple[int, ...] | None"
@@ -63,14 +63,10 @@ def check_constant_sizes(nodes: Iterable[tuple[str, Any]]) -> None:
             subject = f"{node.op} {node.name!r}{inside} is refused: its tensor"
             if node.op == "Const":
                 proto = node.attr["value"].tensor
-                n_elements = math.prod(max(size, 0) for size in _dimensions(proto))
+                n_elements = math.prod(max(size, 0) for size in dimensions(proto.tensor_shape))
                 check_size(subject, n_elements * _itemsize(proto.dtype))
             elif has_rule(node.op):
                 _check_node(subject, node, siblings)
-
-
-def _dimensions(proto: Any) -> tuple[int, ...]:
-    return tuple(dimension.size for dimension in proto.tensor_shape.dim)
 
 
 def _check_node(subject: str, node: Any, siblings: dict[str, Any]) -> None:
@@ -89,7 +85,7 @@ def _check_node(subject: str, node: Any, siblings: dict[str, Any]) -> None:
             protos.append(source.attr["value"].tensor)
         else:
             protos.append(None)
-    shapes = [None if proto is None else _dimensions(proto) for proto in protos]
+    shapes = [None if proto is None else dimensions(proto.tensor_shape) for proto in protos]
 
     def values(index: int) -> Any:
         proto = protos[index] if index < len(protos) else None

@@ -262,7 +262,7 @@ def describe_ops(
             metric_inputs.add(spec.tensor.rpartition(":")[0])
     graphs = {"": graph, **tf_functions.library_graphs(graph)}
     losses = _op_names(signature.losses)
-    gradients = _op_names(spec.tensor for spec in signature.gradients)
+    gradients = _op_names(signature.gradient_tensors)
     flow = classify_ops(graph, seen, losses, gradients, metric_inputs)
     return describe_functions(graphs, seen, sources, seen.root_layer, flow)
 

@@ -218,8 +218,10 @@ class Ambient:
 
     def _known_recorder(self, handles: Sequence[Any]) -> Recorder | None:
         with self._lock:
-            known = (each for each in self._recorders if each.in_block.knows(handles))
-            return next(known, None)
+            for recorder in self._recorders:
+                if recorder.in_block.knows(handles):
+                    return recorder
+            return None
 
     # Eager steps, which are not recorded
 

@@ -197,10 +197,11 @@ class CompiledCalls:
         A function that takes variables as arguments is prepared for each set of them: they are
         different programs.
         """
-        variables = tuple(
-            id(value) for value in inputs if value.dtype == tf.resource and is_variable(value)
-        )
-        key = (id(function), variables)
+        variables = []
+        for value in inputs:
+            if value.dtype == tf.resource and is_variable(value):
+                variables.append(id(value))
+        key = (id(function), tuple(variables))
         recorded = self._recorded.get(key)
         if recorded is not None and recorded.function() is function:
             return recorded

@@ -135,11 +135,10 @@ class EagerRerun:
         state = self._recording.read_state()
         after = {index: value.numpy() for index, value in state.items() if index in trainable}
         proof.weights[step] = after
-        ratios = {
-            index: change(as_array(before[index]), after[index])[0]
-            for index in after
-            if index in before
-        }
+        ratios = {}
+        for trained, value in after.items():
+            if trained in before:
+                ratios[trained] = change(as_array(before[trained]), value)[0]
         proof.numbers[step] = StepNumbers(update_ratios=ratios)
         for gradient, variable in run.seen.gradients():
             index = variables.index.get(id(tf_variables.handle_of(variable)))

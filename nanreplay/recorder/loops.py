@@ -264,8 +264,11 @@ class Iteration:
 
     def arguments(self) -> dict[str, Any]:
         """What the loop gives the body, by name."""
-        names = (name for name in self._body.targets if name in self._namespace)
-        return {name: self._namespace[name] for name in names}
+        bindings = {}
+        for name in self._body.targets:
+            if name in self._namespace:
+                bindings[name] = self._namespace[name]
+        return bindings
 
     def next(self, *arguments: Any) -> Any:
         """`next`, noted or repeated."""

@@ -176,8 +176,12 @@ class VariableTable:
 
 def tape_sources(seen: Observation) -> list[Any]:
     """The variables that gradient tapes of a step differentiated with respect to."""
-    sources = (source for call in seen.tape_gradients for source in call.sources)
-    return [source for source in sources if hasattr(source, "handle")]
+    sources = []
+    for call in seen.tape_gradients:
+        for source in call.sources:
+            if hasattr(source, "handle"):  # a tensor is a source too, and has no variable behind it
+                sources.append(source)
+    return sources
 
 
 def _metric_variables(model: Any) -> list[Any]:

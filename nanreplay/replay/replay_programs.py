@@ -26,7 +26,7 @@ from nanreplay.program.graph_nodes import output_types
 from nanreplay.program.lowered_graph import lowered_ops
 from nanreplay.program.nondeterministic_ops import cut_recorded_ops, fed_ops, unrecorded_ops
 from nanreplay.program.safety import check_graph, parse_graph, python_ops
-from nanreplay.records import ArrayLike, OpInfo, ProgramRecord
+from nanreplay.records import ArrayLike, ProgramRecord, ops_by_key
 from nanreplay.replay.interpreter import ErrorHandler, Interpreter, Observer
 from nanreplay.replay.provenance import FeedKind
 from nanreplay.replay.replay_state import as_type
@@ -93,9 +93,7 @@ class Program:
 
         None where the step returns a loss of its own.
         """
-        self.infos: dict[tuple[str, str], OpInfo] = {
-            (op.function, op.name): op for op in record.ops
-        }
+        self.infos = ops_by_key(record.ops)
         self.optimizes_once = False
         """Whether steps as they were trained are compiled with one round of TensorFlow's graph
         optimizers, which takes less time, and may give other bits than training's two.
@@ -168,8 +166,8 @@ class Program:
         if signature.watch is not None:
             fetched = self.run_ops(batch, variables, fetches=[signature.watch])
             return fetched[signature.watch].numpy()
-        gradients = [spec.tensor for spec in signature.gradients]
-        names = list(dict.fromkeys([*signature.losses, *signature.outputs, *gradients]))
+        wanted = (*signature.losses, *signature.outputs, *signature.gradient_tensors)
+        names = list(dict.fromkeys(wanted))
         fetched = self.run_ops(batch, variables, fetches=names, whole_functions=mode == "recorded")
         return self.fingerprint_after_ops(fetched, variables, recorded)
 

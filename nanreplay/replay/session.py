@@ -176,11 +176,7 @@ class Replay(StepRuns):
         leaves = self.batch(step).arrays if batch is None else batch
         if fetches is None:
             signature = program.signature
-            fetches = [
-                *signature.outputs,
-                *signature.losses,
-                *(spec.tensor for spec in signature.gradients),
-            ]
+            fetches = [*signature.outputs, *signature.losses, *signature.gradient_tensors]
         return self._determined(
             step,
             lambda: program.run_ops(

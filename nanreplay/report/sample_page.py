@@ -175,17 +175,16 @@ def _pictures(view: BatchView, leaf: Leaf, title: str, about: str) -> SamplePart
         images.append(np.asarray(leaf.samples[view.shown.index(row)], np.float64))
     finite = np.concatenate([image[np.isfinite(image)] for image in images])
     low, high = np.percentile(finite, [1, 99]).tolist() if finite.size else (0.0, 1.0)
-    pictures = tuple(
-        SamplePicture(f"sample {row}", _picture(image, low, high))
-        for row, image in zip(rows, images, strict=True)
-    )
+    pictures = []
+    for row, image in zip(rows, images, strict=True):
+        pictures.append(SamplePicture(f"sample {row}", _picture(image, low, high)))
     first = images[0]
     n_bad = int(first.size - np.isfinite(first).sum())
     kept = first[np.isfinite(first)]
     words = f"from {value_words(kept.min())} to {value_words(kept.max())}" if kept.size else ""
     bad = f"{n_bad} of {first.size} values not finite" if n_bad else ""
     remark = ", ".join(filter(None, (words, bad)))
-    return SamplePart(title, about, pictures=pictures, remark=remark)
+    return SamplePart(title, about, pictures=tuple(pictures), remark=remark)
 
 
 def _picture(image: NDArray[np.float64], low: float, high: float) -> str:

@@ -119,12 +119,11 @@ class JumpScreen(ModalScreen[Widget | None]):
 
     def on_click(self, event: events.Click) -> None:
         """Return the target under the mouse."""
-        under_mouse = (
-            target
-            for target in self.targets.values()
-            if target.region.contains(event.screen_x, event.screen_y)
-        )
-        self.dismiss(next(under_mouse, None))
+        for target in self.targets.values():
+            if target.region.contains(event.screen_x, event.screen_y):
+                self.dismiss(target)
+                return
+        self.dismiss(None)
 
     def action_leave(self) -> None:
         """Return nothing."""

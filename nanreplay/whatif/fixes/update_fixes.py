@@ -163,7 +163,7 @@ def _gradients_edit(clip: Clip, limit: float, failure: Failure) -> ProgramEdit:
 
     def edit(editor: ProgramEditor) -> None:
         signature = editor.record.signature
-        tensors = list(dict.fromkeys(spec.tensor for spec in signature.gradients))
+        tensors = list(dict.fromkeys(signature.gradient_tensors))
         if not tensors:
             raise CannotTryError("The step has no gradients that could be clipped.")
         scale = _loss_scale(signature, failure)
