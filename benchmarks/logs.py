@@ -135,7 +135,7 @@ def main() -> None:
                     f"{theirs['peak_mib']:.0f} MiB",
                 ]
             )
-    headings = ["read", "processor time", "of the other", "ratio", "peak", "peak of the other"]
+    headings = ["read", "processor time", "compared with", "ratio", "peak", "its peak"]
     text = table(headings, rows) + "\n\n" + machine_line(results["machine"])
     write_results("logs", text, results)
 

@@ -74,7 +74,7 @@ def check_size(what: str, size_bytes: int) -> None:
         wanted, allowed = readable_size(size_bytes), readable_size(limit)
         raise MemoryLimitError(
             f"{what} would take {wanted}; {allowed} may be taken.",
-            hint=f"--max-memory {_limit_above(size_bytes)} lets it, if the machine can",
+            hint=f"--max-memory {_limit_above(size_bytes)} allows it, if the machine can",
         )
 
 

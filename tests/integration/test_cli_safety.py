@@ -52,7 +52,7 @@ def test_a_program_that_takes_all_memory_is_refused_before_it_runs(
     assert child.stderr.count("\n") == 1
     assert (
         "Fill 'huge' is refused: its tensor would take 149.0 GiB; 8.0 GiB may be taken. "
-        "(--max-memory 150GiB lets it" in child.stderr
+        "(--max-memory 150GiB allows it" in child.stderr
     )
 
 
