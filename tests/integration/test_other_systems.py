@@ -1,15 +1,17 @@
 """Captures are read, explained, replayed and made where Linux's own modules and names are missing.
 
-Each test runs in a process that is spawned and that lacks what Windows or macOS lacks.
+Each test runs in a process of its own that lacks what Windows or macOS lacks.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
 from pathlib import Path
 
 import other_system
 import pytest
+import warm_python
 import yaml
 from conftest import ROOT
 
@@ -30,16 +32,24 @@ for number in range(6):
     step(tf.constant(float(number != 4)))
 """
 SAMPLE = ROOT / "sample_runs" / "log_of_zero.h5"
+PATHS = {
+    **os.environ,
+    "PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), str(ROOT))),
+}
 
 
 def on(system: str, folder: Path, work: str, *arguments: str) -> tuple[int, str]:
     """What came of a piece of work on another system: its code, and what it printed."""
     answer = folder / "answer.txt"
-    process = multiprocessing.get_context("spawn").Process(
-        target=other_system.run_in, args=(system, work, arguments, str(answer))
-    )
-    process.start()
-    process.join()
+    what = (system, work, arguments, str(answer))
+    if hasattr(os, "fork"):
+        warm_python.run(["-c", f"import other_system; other_system.run_in(*{what})"], env=PATHS)
+    else:
+        process = multiprocessing.get_context("spawn").Process(
+            target=other_system.run_in, args=what
+        )
+        process.start()
+        process.join()
     code, _, text = answer.read_text(encoding="utf-8").partition("\n")
     return int(code), text
 
