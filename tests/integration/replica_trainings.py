@@ -122,8 +122,8 @@ def loop(path: Path, strategy: Any, data: Any) -> None:
 
 
 def main(folder: Path, replicas: int, what: str = "") -> None:
-    """Write fit.h5, sparse.h5 and loop.h5; or scaled.h5, of a loss that is scaled; or digests.json
-    of a healthy training with and without a recorder.
+    """Write fit.h5 and loop.h5; or sparse.h5, of sparse gradients; or scaled.h5, of a loss that is
+    scaled; or digests.json of a healthy training with and without a recorder.
 
     One strategy a process: TensorFlow mixes up the collective ops of two.
     """
@@ -149,8 +149,10 @@ def main(folder: Path, replicas: int, what: str = "") -> None:
     if what == "scaled":
         fit(folder / "scaled.h5", strategy, dense, numbers(replicas, bad=last), scaled=True)
         return
+    if what == "sparse":
+        fit(folder / "sparse.h5", strategy, sparse, tokens(replicas, bad=last))
+        return
     fit(folder / "fit.h5", strategy, dense, numbers(replicas, bad=last))
-    fit(folder / "sparse.h5", strategy, sparse, tokens(replicas, bad=last))
     loop(folder / "loop.h5", strategy, numbers(replicas, bad=last))
 
 

@@ -362,7 +362,15 @@ def test_a_where_that_drops_an_exp_is_blamed_in_the_backward_pass(
     assert origin.rows == (2,)
 
 
-@pytest.mark.parametrize("form", ["where", "added", "log", "by_hand"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        "where",
+        pytest.param("added", marks=pytest.mark.slow),
+        pytest.param("log", marks=pytest.mark.slow),
+        "by_hand",
+    ],
+)
 def test_softmax_of_a_row_that_is_masked_out_is_the_origin_not_its_mask(
     tmp_path: Path, draws: Any, form: str
 ) -> None:

@@ -31,16 +31,16 @@ def slow_if(slow: bool) -> list[pytest.MarkDecorator]:
 
 
 QUICK = {
-    "attention_of_a_node_without_neighbours", "click_rate_guarded_by_where",
     "clipping_by_a_norm_that_overflows",
-    "distance_with_the_epsilon_outside_of_the_root", "epsilon_that_float16_rounds_to_zero",
+    "distance_with_the_epsilon_outside_of_the_root",
+    "epsilon_that_float16_rounds_to_zero",
     "kl_divergence_of_an_empty_topic",
-    "missing_target_with_a_weight_of_zero", "percentage_error_of_a_day_without_sales",
+    "missing_target_with_a_weight_of_zero",
+    "percentage_error_of_a_day_without_sales",
     "poisson_loss_of_a_linear_output",
-    "portfolio_that_buys_nothing", "softmax_by_hand", "momentum_on_top_of_a_rate_that_is_too_high",
-}  # fmt: skip
-"""Bugs of every run of the tests. The others are slow tests: a small training of each of their
-causes is in `test_causes.py`."""
+}
+"""Bugs of every run of the tests, one or two of a module. The others are slow tests: a small
+training of each of their causes is in `test_causes.py`."""
 each_bug = pytest.mark.parametrize(
     "bug",
     [

@@ -111,6 +111,7 @@ def on_github(folder: Path) -> dict[str, str]:
     return {"GITHUB_ACTIONS": "true", "GITHUB_WORKSPACE": str(folder), "WITHOUT_EPSILON": "1"}
 
 
+@pytest.mark.slow  # what is written for GitHub is tested in test_cli_machines.py, too
 def test_on_github_a_known_failure_is_shown_at_its_line_while_it_is_there(
     shell: Shell, tmp_path: Path
 ) -> None:

@@ -70,6 +70,7 @@ def test_a_recorder_goes_to_another_process_with_its_arguments(tmp_path: Path) -
     assert step_of(tmp_path / "run.h5") == 3
 
 
+@pytest.mark.slow  # `test_one_recorder_serves_several_fits` is the like, in test_record_fit.py
 def test_one_recorder_in_a_cross_validation_keeps_the_file_of_each_fold(tmp_path: Path) -> None:
     recorder = Recorder(tmp_path / "run.h5")
     for step in (2, None, 4):
@@ -103,6 +104,7 @@ def test_a_file_of_an_earlier_process_is_replaced(tmp_path: Path) -> None:
     assert step_of(tmp_path / "run.h5") == 3
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings(
     "ignore::DeprecationWarning", "ignore:All-NaN axis encountered:RuntimeWarning"
 )  # their own

@@ -75,6 +75,7 @@ def lstm() -> Any:
     )
 
 
+@pytest.mark.slow  # what replays the op is tested in test_cudnn_rnn.py, a capture of a GPU below
 def test_an_lstm_of_cudnn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = numbers(5, 3), numbers(1)
     # What the gates get of the state is -inf from the first time step on, and of this input inf.

@@ -28,10 +28,15 @@ FUSED_ANYWAY = ("layers-conv2d", "layers-conv_variants", "layers-augmentation")
 `graphs_as_written` cannot stop it."""
 
 
-SLOW = [
-    f"optimizers-{name}" for name in ("adamw", "adagrad", "adadelta", "adamax", "nadam", "rmsprop")
-]
-"""Optimizers whose ops others have, too."""
+SLOW = {
+    *(f"optimizers-{name}" for name in ("adamw", "adagrad", "adadelta", "adamax", "nadam")),
+    *(f"optimizers-{name}" for name in ("rmsprop", "lion", "ftrl")),
+    *(f"layers-{name}" for name in ("gru", "bidirectional", "conv_lstm", "conv_variants")),
+    *(f"layers-{name}" for name in ("conv1d_causal", "conv3d", "time_distributed", "noise")),
+    "policies-float64",
+    "policies-mixed_bfloat16",
+}
+"""Optimizers, layers and policies whose ops others have, too."""
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,13 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+def some(*slow: str) -> pytest.MarkDecorator:
+    """All ways; those that are named are slow tests."""
+    marked = [pytest.param(way, marks=[pytest.mark.slow] * (way in slow)) for way in WAYS]
+    return pytest.mark.parametrize("way", marked)
+
+
+@some("xla", "eager")
 def test_fit_is_recorded_and_named(way: str, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError):
         fit(tmp_path / "run.h5", model_of(**WAYS[way]))
@@ -92,9 +98,7 @@ def test_fit_is_recorded_and_named(way: str, tmp_path: Path) -> None:
     assert "optimizer" in roles.values()
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=pytest.mark.slow if way == "xla" else ()) for way in WAYS]
-)
+@some("xla", "own_train_step")
 def test_a_healthy_fit_trains_the_same_bits(way: str, tmp_path: Path) -> None:
     found = []
     for recorded in (False, True):

@@ -17,7 +17,7 @@ from nanreplay.recorder import pace
 STEPS = 10
 
 
-@pytest.fixture(params=[0, 4], ids="lag {}".format)
+@pytest.fixture(params=[pytest.param(0, marks=pytest.mark.slow), 4], ids="lag {}".format)
 def lag(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setitem(pace.LAGS, "CPU", request.param)
     return int(request.param)

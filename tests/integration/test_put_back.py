@@ -209,7 +209,20 @@ ENDS: list[Callable[[Path], None]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("end", ENDS, ids=lambda end: end.__name__)
+QUICK = (
+    fit_that_ends_well, fit_that_raises, eager_fit, compiled_loop_that_is_closed,
+    loop_that_is_forgotten, loop_that_is_interrupted, block_that_raises, recorder_that_fails,
+)  # fmt: skip
+"""An end of each kind; those of the slow tests are like one of them."""
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        pytest.param(end, id=end.__name__, marks=[pytest.mark.slow] * (end not in QUICK))
+        for end in ENDS
+    ],
+)
 def test_all_is_put_back(end: Callable[[Path], None], tmp_path: Path) -> None:
     end(tmp_path / "run.h5")
 

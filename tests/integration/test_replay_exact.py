@@ -71,8 +71,8 @@ def transformer() -> tuple[Any, Any]:
 @pytest.mark.parametrize(
     ("makes", "jit_compile"),
     [
-        pytest.param((cnn, lstm), False, id="graph"),
-        pytest.param((mlp, transformer), False, id="graph, more", marks=pytest.mark.slow),
+        pytest.param((cnn,), False, id="graph"),
+        pytest.param((lstm, mlp, transformer), False, id="graph, more", marks=pytest.mark.slow),
         pytest.param((mlp,), True, id="xla"),
         pytest.param(
             (cnn, lstm, transformer), True, id="xla, slow to compile", marks=pytest.mark.slow

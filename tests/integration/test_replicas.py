@@ -68,14 +68,17 @@ def test_the_recorder_does_not_change_the_training_of_replicas(
     assert with_recorder == without
 
 
-@pytest.mark.parametrize("name", ["fit", "sparse", "loop"])
+@pytest.mark.parametrize("name", ["fit", "loop"])
 def test_replicas_replay_on_one_device_bit_for_bit(several: Path, name: str) -> None:
     assert_replays(several / f"{name}.h5")
 
 
 @pytest.mark.slow
-def test_replicas_of_a_scaled_loss_replay_bit_for_bit(tmp_path: Path) -> None:
-    assert_replays(trained(tmp_path, REPLICAS, "scaled") / "scaled.h5")
+@pytest.mark.parametrize("name", ["sparse", "scaled"])
+def test_replicas_of_sparse_gradients_or_a_scaled_loss_replay_bit_for_bit(
+    tmp_path: Path, name: str
+) -> None:
+    assert_replays(trained(tmp_path, REPLICAS, name) / f"{name}.h5")
 
 
 def assert_replays(path: Path) -> None:
@@ -141,7 +144,9 @@ def of_gpus(graph: bytes, exchange: str) -> bytes:
     return parsed.SerializeToString()
 
 
-@pytest.mark.parametrize("exchange", ["NcclAllReduce", "CollectiveReduceV3"])
+@pytest.mark.parametrize(
+    "exchange", ["NcclAllReduce", pytest.param("CollectiveReduceV3", marks=pytest.mark.slow)]
+)
 def test_what_gpus_exchange_replays_on_one_cpu(
     several: Path, tmp_path: Path, exchange: str
 ) -> None:
@@ -161,8 +166,9 @@ def test_what_gpus_exchange_replays_on_one_cpu(
     assert [fix.prevents for fix in report.fixes] == [True]
 
 
-def test_a_batch_that_is_bad_itself_is_named_by_replica(several: Path) -> None:
-    origin = told(several / "sparse.h5").findings.origin
+@pytest.mark.slow
+def test_a_batch_that_is_bad_itself_is_named_by_replica(tmp_path: Path) -> None:
+    origin = told(trained(tmp_path, REPLICAS, "sparse") / "sparse.h5").findings.origin
     assert origin is not None
     assert (origin.where, origin.replica, origin.rows, origin.operands[0].name) == (
         "input",
@@ -188,7 +194,7 @@ def test_variables_batches_and_the_dump_name_replicas(several: Path) -> None:
 
 @pytest.mark.slow
 def test_two_replicas(tmp_path: Path) -> None:
-    folder = trained(tmp_path, 2)
+    folder = trained(trained(tmp_path, 2), 2, "sparse")
     for name in ("fit", "sparse", "loop"):
         assert all(result.bit_exact for result in replayed(folder / f"{name}.h5"))
         origin = told(folder / f"{name}.h5").findings.origin

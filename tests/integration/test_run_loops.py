@@ -184,7 +184,15 @@ LOOPS = {
             step(x, y)
     """,
 }
-each_loop = pytest.mark.parametrize("loop", LOOPS)
+
+
+def each_loop(*, begin: int) -> pytest.MarkDecorator:
+    """Every second loop from one on; the others are slow tests."""
+    quick = list(LOOPS)[begin::2]
+    return pytest.mark.parametrize(
+        "loop",
+        [pytest.param(each, marks=[pytest.mark.slow] * (each not in quick)) for each in LOOPS],
+    )
 
 
 def run(loop: str, folder: Path, *, fails: bool, recorded: bool = True) -> dict[str, Any]:
@@ -206,7 +214,7 @@ def run(loop: str, folder: Path, *, fails: bool, recorded: bool = True) -> dict[
     return names
 
 
-@each_loop
+@each_loop(begin=0)
 def test_the_failing_iteration_is_found(loop: str, tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError) as raised:
         run(LOOPS[loop], tmp_path, fails=True)
@@ -218,7 +226,7 @@ def test_the_failing_iteration_is_found(loop: str, tmp_path: Path) -> None:
     assert "(sample 5 of the batch)" in report.sentence or loop == "numpy_draws"
 
 
-@each_loop
+@each_loop(begin=1)
 def test_a_healthy_loop_trains_the_same_bits_and_leaves_nothing(loop: str, tmp_path: Path) -> None:
     bare = run(LOOPS[loop], tmp_path, fails=False, recorded=False)
     gc.collect()  # recorders of other tests

@@ -15,7 +15,9 @@ def noise(n: int, width: float = 0.2, usual: float = 0.3) -> Values:
     return usual * np.random.default_rng(n).lognormal(0, width, n)
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=[pytest.mark.slow] * (seed >= 20)) for seed in range(60)]
+)
 def test_healthy_noise_leaves_no_range(seed: int) -> None:
     random = np.random.default_rng(seed)
     n = int(random.integers(5, 3000))

@@ -15,7 +15,7 @@ from sample_contents import sample_contents
 
 from nanreplay.capture import write_capture
 
-FAST = 250
+FAST = 150
 """Cases of every run of the tests; the slow test goes on behind them."""
 
 

@@ -300,7 +300,9 @@ def test_a_link_that_leads_back_is_entered_once(tmp_path: Path) -> None:
     assert [(each.name, each.nan) for each in checkpoint.variables] == [("layers/dense/0", 1)]
 
 
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize(
+    "seed", [pytest.param(seed, marks=[pytest.mark.slow] * (seed >= 20)) for seed in range(60)]
+)
 def test_flipped_bytes_never_end_in_a_traceback(seed: int, tmp_path: Path) -> None:
     random = np.random.default_rng(seed)
     path = tmp_path / "events.out.tfevents.1.host"

@@ -126,7 +126,7 @@ def _plain(mode: str, x: Any, h0: Any, c0: Any, params: Any, lengths: Any, n_dir
         pytest.param("gru", "unidirectional", True, marks=pytest.mark.slow),
         ("gru", "bidirectional", False),
         pytest.param("rnn_tanh", "bidirectional", True, marks=pytest.mark.slow),
-        ("rnn_relu", "unidirectional", True),
+        pytest.param("rnn_relu", "unidirectional", True, marks=pytest.mark.slow),
     ],
 )
 def test_v3_and_its_gradient(
@@ -187,7 +187,7 @@ def test_v3_and_its_gradient(
             np.testing.assert_allclose(actual, wanted, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("version", ["", "V2"])
+@pytest.mark.parametrize("version", [pytest.param("", marks=pytest.mark.slow), "V2"])
 def test_the_versions_without_lengths_run_all_time_steps(version: str) -> None:
     values = [_noise(3, 2, 4), _noise(1, 2, 3, seed=1), _noise(1, 2, 3, seed=2)]
     values.append(_noise(4 * 3 * (4 + 3) + 8 * 3, seed=3))
