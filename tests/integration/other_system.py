@@ -104,11 +104,11 @@ def run_in(system: str, work: str, arguments: tuple[str, ...], answer: str) -> N
 
 def commands(*lines: str) -> int:
     """Run command lines, which must all end with an answer; returns how many failed."""
-    from nanreplay.commands import run_command_line as run
+    from nanreplay.commands import run_command_line
 
     failed = 0
     for line in lines:
-        code = run(line.split("|"))
+        code = run_command_line(line.split("|"))
         if code not in (0, 1):
             failed += 1
             print(f"exit {code}: {line}")
@@ -117,9 +117,9 @@ def commands(*lines: str) -> int:
 
 def one_command(line: str) -> int:
     """Run a command line; returns its exit code."""
-    from nanreplay.commands import run_command_line as run
+    from nanreplay.commands import run_command_line
 
-    return run(line.split("|"))
+    return run_command_line(line.split("|"))
 
 
 def record(path: str) -> int:

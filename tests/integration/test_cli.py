@@ -17,8 +17,7 @@ import warm_python
 from conftest import ROOT
 
 import nanreplay
-from nanreplay.commands import COMMANDS
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import COMMANDS, run_command_line
 from nanreplay.report.explain import explain
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -29,8 +28,8 @@ FILES = ("info", "replay", "bisect", "whatif")
 def imported(*arguments: str) -> set[str]:
     """Top-level packages that a command line imports."""
     code = (
-        "import sys\nfrom nanreplay.commands import run_command_line as run\n"
-        f"run({list(arguments)!r})\n"
+        "import sys\nfrom nanreplay.commands import run_command_line\n"
+        f"run_command_line({list(arguments)!r})\n"
         "print(*sorted({name.partition('.')[0] for name in sys.modules}), file=sys.stderr)"
     )
     child = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -89,7 +88,7 @@ def test_version(command: Command) -> None:
     ],
 )
 def test_usage_errors_are_one_line(arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
-    assert run(arguments) == 2
+    assert run_command_line(arguments) == 2
     out, err = capfd.readouterr()
     assert out == ""
     assert ONE_LINE.fullmatch(err)
@@ -102,7 +101,7 @@ def test_unreadable_files_are_one_line_and_exit_2(
     (tmp_path / "foreign.h5").write_text("not HDF5")
     (tmp_path / "cut.h5").write_bytes(made_up.read_bytes()[:5000])
     for file in ("nope.h5", "foreign.h5", "cut.h5", "."):
-        assert run([name, str(tmp_path / file)]) == 2
+        assert run_command_line([name, str(tmp_path / file)]) == 2
         out, err = capfd.readouterr()
         assert out == ""
         assert ONE_LINE.fullmatch(err), err
@@ -117,7 +116,7 @@ def test_a_program_that_is_no_graph_is_one_line(made_up: Path, command: Command)
 
 
 def test_info_tells_what_is_held(made_up: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["info", str(made_up)]) == 0
+    assert run_command_line(["info", str(made_up)]) == 0
     text = capsys.readouterr().out
     for part in (
         "step 4: loss is NaN",
@@ -131,7 +130,7 @@ def test_info_tells_what_is_held(made_up: Path, capsys: pytest.CaptureFixture[st
 
 
 def test_info_as_json(made_up: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["info", str(made_up), "--json"]) == 0
+    assert run_command_line(["info", str(made_up), "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
     assert (facts["steps"], facts["keyframes"], facts["incident"]["step"]) == ([3, 4], [3], 4)
     assert facts["timeline"]["tail"]["loss"] == [1.5, "nan"]
@@ -271,7 +270,7 @@ def test_ctrl_c_is_one_line(
         raise KeyboardInterrupt
 
     monkeypatch.setattr("nanreplay.report.inventory.inventory", interrupted)
-    assert run(["info", str(made_up)]) == 130
+    assert run_command_line(["info", str(made_up)]) == 130
     assert capsys.readouterr().err == "nanreplay: interrupted\n"
 
 
@@ -283,11 +282,11 @@ def test_an_error_that_nobody_foresaw_is_one_line_too(
 
     monkeypatch.setattr("nanreplay.report.inventory.inventory", broken)
     monkeypatch.delenv("NANREPLAY_DEBUG", raising=False)
-    assert run(["info", str(made_up)]) == 3
+    assert run_command_line(["info", str(made_up)]) == 3
     assert ONE_LINE.fullmatch(capsys.readouterr().err)
     monkeypatch.setenv("NANREPLAY_DEBUG", "1")
     with pytest.raises(ZeroDivisionError):
-        run(["info", str(made_up)])
+        run_command_line(["info", str(made_up)])
 
 
 def quoted_in_readme() -> str:
@@ -309,7 +308,7 @@ def test_the_demo_records_replays_and_names_the_op(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("nanreplay.commands.demo.subprocess.run", in_warm_process)
-    assert run(["demo", "--json", "-o", str(tmp_path / "demo.h5")]) == 0
+    assert run_command_line(["demo", "--json", "-o", str(tmp_path / "demo.h5")]) == 0
     report = json.loads(capsys.readouterr().out)
     assert (
         report["origin"]["op_type"],

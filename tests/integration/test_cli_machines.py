@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 from nanreplay.whatif import trial
 
 ROOT = Path(__file__).parents[2]
@@ -27,7 +27,12 @@ def test_replay_writes_the_line_of_code_into_all_of_them(
     monkeypatch.setenv("GITHUB_WORKSPACE", str(ROOT))
     files = [str(recorded_runs / name) for name in ("nan.h5", "healthy.h5", "nope.h5")]
     junit, sarif = tmp_path / "junit.xml", tmp_path / "nan.sarif"
-    assert run(["replay", *files, "--jsonl", "--junit", str(junit), "--sarif", str(sarif)]) == 2
+    assert (
+        run_command_line(
+            ["replay", *files, "--jsonl", "--junit", str(junit), "--sarif", str(sarif)]
+        )
+        == 2
+    )
 
     out, err = capfd.readouterr()
     lines = [json.loads(line) for line in out.splitlines()]
@@ -66,7 +71,7 @@ def test_bisect_writes_the_same_and_keeps_its_exit_code(
 ) -> None:
     monkeypatch.delenv("GITHUB_ACTIONS", raising=False)
     assert (
-        run(
+        run_command_line(
             [
                 "bisect",
                 str(recorded_runs / "nan.h5"),
@@ -97,7 +102,7 @@ def test_bisect_tells_the_answer_before_it_tries_fixes(
         return replayed(*args)
 
     monkeypatch.setattr(trial, "_replayed", noted)
-    assert run(["bisect", str(recorded_runs / "nan.h5"), "--jsonl"]) == 1
+    assert run_command_line(["bisect", str(recorded_runs / "nan.h5"), "--jsonl"]) == 1
     answer, *before_later_fixes = printed
     assert json.loads(answer)["format"] == "nanreplay-outcome"
     assert json.loads(answer)["cause"] == "log_of_zero"
@@ -127,7 +132,12 @@ def test_a_process_streams_lines_and_ends_as_with_json(recorded_runs: Path) -> N
 
 
 def test_a_file_that_cannot_be_read_is_written_into_the_report_too(tmp_path: Path) -> None:
-    assert run(["bisect", str(tmp_path / "nope.h5"), "--junit", str(tmp_path / "junit.xml")]) == 2
+    assert (
+        run_command_line(
+            ["bisect", str(tmp_path / "nope.h5"), "--junit", str(tmp_path / "junit.xml")]
+        )
+        == 2
+    )
     (error,) = ElementTree.parse(tmp_path / "junit.xml").findall(".//error")
     assert error.get("message") == f"{tmp_path / 'nope.h5'}: no such file."
 
@@ -136,7 +146,10 @@ def test_a_file_that_cannot_be_read_is_written_into_the_report_too(tmp_path: Pat
 def test_a_report_that_cannot_be_written_is_refused_before_the_work(
     option: str, made_up: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["replay", str(made_up), option, str(tmp_path / "nowhere" / "report")]) == 2
+    assert (
+        run_command_line(["replay", str(made_up), option, str(tmp_path / "nowhere" / "report")])
+        == 2
+    )
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert f"the folder of {tmp_path / 'nowhere' / 'report'} does not exist." in err
@@ -145,5 +158,5 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(
 def test_json_and_json_lines_exclude_each_other(
     made_up: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["replay", str(made_up), "--json", "--jsonl"]) == 2
+    assert run_command_line(["replay", str(made_up), "--json", "--jsonl"]) == 2
     assert "--json and --jsonl exclude each other." in capfd.readouterr().err

@@ -9,8 +9,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from nanreplay.commands import COMMANDS, COMPLETION
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import COMMANDS, COMPLETION, run_command_line
 
 SAMPLE = Path(__file__).parents[2] / "sample_runs" / "log_of_zero.h5"
 
@@ -22,7 +21,7 @@ def completed(words: str, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setenv(COMPLETION, "bash_complete")
     monkeypatch.setenv("COMP_WORDS", words)
     monkeypatch.setenv("COMP_CWORD", str(words.count(" ")))
-    assert run([]) == 0
+    assert run_command_line([]) == 0
     sys.stdout.flush()
     return written.getvalue().decode().split()
 
@@ -52,7 +51,7 @@ def test_a_shell_completes_commands_options_captures_and_fixes(
 def test_the_script_for_a_shell_asks_nanreplay(
     shell: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["completion", shell]) == 0
+    assert run_command_line(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert f"{COMPLETION}={shell}_complete" in script
     if shell == "zsh":  # a ~/.zshrc may not have loaded what completes
@@ -63,9 +62,9 @@ def test_the_script_for_a_shell_asks_nanreplay(
 def test_a_mistyped_command_names_the_one_that_was_meant(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    assert run(["bisct", "run.h5"]) == 2
+    assert run_command_line(["bisct", "run.h5"]) == 2
     assert "Did you mean bisect?" in capsys.readouterr().err
-    assert run(["xyzzy"]) == 2
+    assert run_command_line(["xyzzy"]) == 2
     assert "Did you mean" not in capsys.readouterr().err
 
 
@@ -76,7 +75,7 @@ def test_the_exit_code_is_the_same_when_the_reader_has_gone(
     os.close(reader)
     with os.fdopen(writer, "w") as gone:
         monkeypatch.setattr(sys, "stdout", gone)
-        assert run(["replay", str(SAMPLE)]) == 1
+        assert run_command_line(["replay", str(SAMPLE)]) == 1
 
 
 class FullDisk(io.StringIO):
@@ -91,14 +90,14 @@ def test_a_full_disk_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stdout", FullDisk())
-    assert run(["info", str(SAMPLE)]) == 2
+    assert run_command_line(["info", str(SAMPLE)]) == 2
     monkeypatch.undo()
     said = capsys.readouterr().err
     assert said == "nanreplay: What was found could not be written: No space left on device.\n"
 
 
 def test_one_file_that_cannot_be_read_hides_no_other(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["info", "nowhere.h5", str(SAMPLE)]) == 2
+    assert run_command_line(["info", "nowhere.h5", str(SAMPLE)]) == 2
     said = capsys.readouterr()
     assert "nowhere.h5: no such file." in said.err
     assert "keyframes   before step 0\n" in said.out
@@ -111,13 +110,13 @@ def test_a_terminal_without_a_cursor_is_refused(
     for stream in (sys.stdin, sys.stdout):
         monkeypatch.setattr(stream, "isatty", lambda: True)
     monkeypatch.setenv("TERM", "dumb")
-    assert run(["open", str(SAMPLE)]) == 2
+    assert run_command_line(["open", str(SAMPLE)]) == 2
     assert "TERM=dumb has none. `nanreplay bisect FILE` prints" in capsys.readouterr().err
 
 
 def test_a_closed_stdout_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", None)
-    assert run(["bisect", "--no-fixes", str(SAMPLE)]) == 1
+    assert run_command_line(["bisect", "--no-fixes", str(SAMPLE)]) == 1
 
 
 def test_a_terminal_that_knows_ascii_alone_is_written_to_in_ascii(
@@ -125,7 +124,7 @@ def test_a_terminal_that_knows_ascii_alone_is_written_to_in_ascii(
 ) -> None:
     written = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
-    assert run(["bisect", "--no-fixes", "--quiet", str(SAMPLE)]) == 1
+    assert run_command_line(["bisect", "--no-fixes", "--quiet", str(SAMPLE)]) == 1
     sys.stdout.flush()
     sentence = written.getvalue().decode("ascii")
     assert sentence.startswith("step 12 - loss - `Log` of 0.0 at [18, 0]")
@@ -133,7 +132,7 @@ def test_a_terminal_that_knows_ascii_alone_is_written_to_in_ascii(
 
 
 def test_a_place_that_cannot_be_written_to_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["minimize", str(SAMPLE), "-o", "/proc/small.h5"]) == 2
+    assert run_command_line(["minimize", str(SAMPLE), "-o", "/proc/small.h5"]) == 2
     said = capsys.readouterr().err
     assert said.startswith("nanreplay: ")
     assert "/proc" in said
@@ -146,9 +145,9 @@ def test_a_capture_that_was_cut_off_says_so(
     content = SAMPLE.read_bytes()
     cut = tmp_path / "cut.h5"
     cut.write_bytes(content[:50_000])
-    assert run(["info", str(cut)]) == 2
+    assert run_command_line(["info", str(cut)]) == 2
     assert f"is cut off: 50000 of {len(content)} bytes are there" in capsys.readouterr().err
-    assert run(["logs", str(cut)]) == 2
+    assert run_command_line(["logs", str(cut)]) == 2
     assert f"is cut off: 50000 of {len(content)} bytes are there" in capsys.readouterr().err
 
 
@@ -199,7 +198,7 @@ def test_a_wrong_line_says_what_is_wrong_and_what_to_do(
     (tmp_path / "a.h5").write_bytes(SAMPLE.read_bytes())
     (tmp_path / "empty.h5").touch()
     h5py.File(tmp_path / "weights.h5", "w").close()
-    assert run(arguments) == 2
+    assert run_command_line(arguments) == 2
     said = capsys.readouterr()
     assert said.out == ""
     assert said.err.count("\n") == 1
@@ -207,7 +206,7 @@ def test_a_wrong_line_says_what_is_wrong_and_what_to_do(
 
 
 def test_help_of_completion_has_a_line_for_each_shell(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["completion", "--help"]) == 0
+    assert run_command_line(["completion", "--help"]) == 0
     lines = [line.strip() for line in capsys.readouterr().out.splitlines()]
     assert [line.partition(":")[0] for line in lines if "nanreplay completion" in line] == [
         "Usage",

@@ -15,7 +15,7 @@ import pytest
 
 from nanreplay import Capture
 from nanreplay.capture import write_capture
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 from nanreplay.diff import diff_captures, diff_modes
 from nanreplay.records import BatchRecord, CaptureContents
 
@@ -45,7 +45,7 @@ def moved(array: Any, index: tuple[int, ...]) -> Any:
 
 def test_a_copy_is_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     copy = shutil.copy(FLOWERS, tmp_path / "copy.h5")
-    assert run(["diff", str(FLOWERS), str(copy)]) == 0
+    assert run_command_line(["diff", str(FLOWERS), str(copy)]) == 0
     assert (
         capsys.readouterr().out
         == f"{FLOWERS} and {copy}: same: steps 0 to 12 are equal bit for bit\n"
@@ -114,7 +114,7 @@ def test_another_first_state_is_told_by_variable(tmp_path: Path) -> None:
 
 
 def test_another_run_differs_in_settings_and_variables(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["diff", str(FLOWERS), str(RUNS / "division_by_zero.h5")]) == 1
+    assert run_command_line(["diff", str(FLOWERS), str(RUNS / "division_by_zero.h5")]) == 1
     text = capsys.readouterr().out
     for line in (
         "incident: step 12: loss is NaN against step 17: loss is inf",
@@ -146,7 +146,7 @@ def test_steps_without_fingerprints_decide_nothing(
             },
         )
 
-    assert run(["diff", str(FLOWERS), str(changed(tmp_path / "other.h5", blind))]) == 3
+    assert run_command_line(["diff", str(FLOWERS), str(changed(tmp_path / "other.h5", blind))]) == 3
     assert (
         "cannot decide: nothing that both sides hold differs, but not all of it could be compared."
         in capsys.readouterr().out
@@ -182,6 +182,6 @@ def test_modes_part_at_a_step_and_an_op() -> None:
 def test_usage_errors_and_missing_files_are_one_line(
     arguments: list[str], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["diff", str(FLOWERS), *arguments]) == 2
+    assert run_command_line(["diff", str(FLOWERS), *arguments]) == 2
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import environment
 
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 
 SAMPLES = Path(__file__).parents[2] / "sample_runs"
 NAME = "step_12_log_of_zero_in_loss"
@@ -46,7 +46,7 @@ def test_the_module_reads_well_and_fails_today(
         f"{project / 'training_of_today.py'}:flowers",
         "--json",
     ]
-    assert run(["export", str(SAMPLES / "log_of_zero.h5"), *arguments]) == 0
+    assert run_command_line(["export", str(SAMPLES / "log_of_zero.h5"), *arguments]) == 0
     told = json.loads(capsys.readouterr().out)
     module = project / "tests" / f"test_{NAME}.py"
     assert (told["module"], told["passes_today"]) == (str(module), False)
@@ -126,6 +126,6 @@ def test_a_missing_model_leaves_nothing(project: Path, capfd: pytest.CaptureFixt
         "--model",
         "no_such_module:build",
     ]
-    assert run(arguments) == 2
+    assert run_command_line(arguments) == 2
     assert "no_such_module" in capfd.readouterr().err
     assert not folder.exists()

@@ -12,7 +12,7 @@ import tensorflow as tf
 from trainings import data, mlp, record, replayed
 
 from nanreplay import Capture, Recorder
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 
 
 def wide() -> Any:
@@ -42,14 +42,14 @@ def test_without_room_for_a_keyframe_the_first_step_says_what_is_recorded_instea
         assert capture.keyframe_steps == ()
         assert capture.steps[-1] == 3
         assert any("do not hold one copy" in note for note in capture.incident.notes)
-    assert run(["bisect", str(path)]) == 3
+    assert run_command_line(["bisect", str(path)]) == 3
     assert "No keyframe reaches step 3" in capsys.readouterr().out
     setting = re.search(r"With (.*) it could\.", message)
     assert setting is not None
     path = tmp_path / "followed.h5"
     followed = Recorder(path, **eval(f"dict({setting[1]})"), history=1)
     assert record(path, wide(), *wide_data(), recorder=followed) == 3, "and not a word more"
-    assert run(["bisect", str(path)]) == 1
+    assert run_command_line(["bisect", str(path)]) == 1
 
 
 def test_a_keyframe_that_memory_does_not_hold_goes_to_disk_and_replays(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from logged_trainings import FAILING, HEALTHY, Told
 
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 from nanreplay.logs.log_answer import LogAnswer, answer
 from nanreplay.logs.log_sentence import log_sentence
 from nanreplay.logs.run_reader import read_runs
@@ -75,7 +75,7 @@ def test_a_healthy_training_raises_no_alarm(
     assert found.weights.first_broken is None
     assert all(word in " ".join(found.notes) for word in told.words)
     capfd.readouterr()
-    assert run(["logs", str(tmp_path), "--json"]) == 0
+    assert run_command_line(["logs", str(tmp_path), "--json"]) == 0
     report = json.loads(capfd.readouterr().out)
     assert [each["status"] for each in report["runs"]] == ["finite"]
     assert report["runs"][0]["next"] is None
@@ -100,7 +100,7 @@ def test_the_pages_and_the_line_that_records_the_rest(
     FAILING["half_precision"](tmp_path)
     html, markdown = tmp_path / "page.html", tmp_path / "page.md"
     capfd.readouterr()
-    code = run(["logs", str(tmp_path), "--html", str(html), "--md", str(markdown)])
+    code = run_command_line(["logs", str(tmp_path), "--html", str(html), "--md", str(markdown)])
     out = capfd.readouterr().out
     assert code == 1
     assert out.startswith("`loss` becomes inf at step 22")

@@ -23,7 +23,7 @@ import pytest
 from loop_shapes import COLUMNS, GRAPH, SHAPES, Run, Shape
 
 from nanreplay import Capture
-from nanreplay.commands import run_command_line as command_line
+from nanreplay.commands import run_command_line
 
 SAID = "nanreplay"
 """What every line of the recorder's holds."""
@@ -141,7 +141,7 @@ def report_on(path: Path) -> dict[str, Any]:
     """What `nanreplay bisect --json` prints."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
-        code = command_line(["bisect", "--no-fixes", "--json", str(path)])
+        code = run_command_line(["bisect", "--no-fixes", "--json", str(path)])
     report: dict[str, Any] = json.loads(printed.getvalue())
     assert code == 1, report["sentence"]
     return report

@@ -14,7 +14,7 @@ import pytest
 
 from nanreplay import Capture, Replay
 from nanreplay.bisect import find_origin
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 
 pytestmark = pytest.mark.xdist_group("minimize")  # one worker makes what they share
 
@@ -100,22 +100,33 @@ def test_other_commands_read_it(
     small: tuple[Path, dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, _ = small
-    assert run(["info", str(path)]) == 0
+    assert run_command_line(["info", str(path)]) == 0
     assert "note: The batch holds row 13" in capsys.readouterr().out
-    assert run(["replay", str(path)]) == 1
-    assert run(["whatif", str(path), "--fix", "clean_data=nan_to_num"]) == 0
+    assert run_command_line(["replay", str(path)]) == 1
+    assert run_command_line(["whatif", str(path), "--fix", "clean_data=nan_to_num"]) == 0
 
 
 def test_an_existing_file_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "out.h5").write_text("mine")
     for name in ("minimize", "redact"):
-        assert run([name, str(SAMPLES / "log_of_zero.h5"), "-o", str(tmp_path / "out.h5")]) == 2
+        assert (
+            run_command_line(
+                [name, str(SAMPLES / "log_of_zero.h5"), "-o", str(tmp_path / "out.h5")]
+            )
+            == 2
+        )
         assert "out.h5: exists." in capfd.readouterr().err
         assert (
-            run([name, str(SAMPLES / "log_of_zero.h5"), "-o", str(tmp_path / "no" / "out.h5")]) == 2
+            run_command_line(
+                [name, str(SAMPLES / "log_of_zero.h5"), "-o", str(tmp_path / "no" / "out.h5")]
+            )
+            == 2
         )
     assert (
-        run(["minimize", str(tmp_path / "out.h5"), "-o", str(tmp_path / "out.h5"), "--force"]) == 2
+        run_command_line(
+            ["minimize", str(tmp_path / "out.h5"), "-o", str(tmp_path / "out.h5"), "--force"]
+        )
+        == 2
     )
     assert (tmp_path / "out.h5").read_text() == "mine"
 
@@ -123,7 +134,12 @@ def test_an_existing_file_is_kept(tmp_path: Path, capfd: pytest.CaptureFixture[s
 def test_a_healthy_capture_has_nothing_to_keep(
     recorded_runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["minimize", str(recorded_runs / "healthy.h5"), "-o", str(tmp_path / "out.h5")]) == 3
+    assert (
+        run_command_line(
+            ["minimize", str(recorded_runs / "healthy.h5"), "-o", str(tmp_path / "out.h5")]
+        )
+        == 3
+    )
     assert "has no origin to keep" in capfd.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -140,7 +156,7 @@ def test_without_time_only_the_step_is_cut_out(
         "0",
         "--json",
     ]
-    assert run(arguments) == 0
+    assert run_command_line(arguments) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["replays"], told["steps"], len(told["rows"]["kept"])) == (0, [17], 32)
     assert origin_of(tmp_path / "out.h5") == origin_of(SAMPLES / "division_by_zero.h5")
@@ -156,7 +172,9 @@ def test_sample_runs_keep_their_origin(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.h5"
-    assert run(["minimize", str(SAMPLES / f"{name}.h5"), "-o", str(out), "--json"]) == 0
+    assert (
+        run_command_line(["minimize", str(SAMPLES / f"{name}.h5"), "-o", str(out), "--json"]) == 0
+    )
     told = json.loads(capsys.readouterr().out)
     assert out.stat().st_size < (SAMPLES / f"{name}.h5").stat().st_size / 2
     assert origin_of(out) == origin_of(SAMPLES / f"{name}.h5")

@@ -17,7 +17,7 @@ import pytest
 import warm_python
 
 from nanreplay import Capture
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 
 pytestmark = pytest.mark.xdist_group("redact")  # one worker makes what they share
 
@@ -114,7 +114,9 @@ def test_rows_that_fail_can_be_kept(
     secret: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
-        run(["redact", str(secret), "-o", str(tmp_path / "out.h5"), "--batches", "failing-rows"])
+        run_command_line(
+            ["redact", str(secret), "-o", str(tmp_path / "out.h5"), "--batches", "failing-rows"]
+        )
         == 0
     )
     assert "reproduces  yes." in capsys.readouterr().out
@@ -129,7 +131,12 @@ def test_rows_that_fail_can_be_kept(
 def test_what_cannot_be_replayed_says_so(
     arguments: list[str], secret: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["redact", str(secret), "-o", str(tmp_path / "out.h5"), *arguments, "--json"]) == 0
+    assert (
+        run_command_line(
+            ["redact", str(secret), "-o", str(tmp_path / "out.h5"), *arguments, "--json"]
+        )
+        == 0
+    )
     told = json.loads(capsys.readouterr().out)
     assert (told["reproduces"], told["batches"], told["report"]) == (False, "none", None)
     with Capture(tmp_path / "out.h5") as capture:
@@ -137,7 +144,7 @@ def test_what_cannot_be_replayed_says_so(
         assert len(capture.keyframe_steps) == (arguments[0] == "--batches")
         assert capture.state_steps == ()  # it holds weights, too
         assert len(capture.timeline()) == 5
-    assert run(["bisect", str(tmp_path / "out.h5")]) == 3
+    assert run_command_line(["bisect", str(tmp_path / "out.h5")]) == 3
 
 
 @pytest.mark.slow
@@ -145,7 +152,9 @@ def test_random_numbers_that_do_not_fail_are_left_out(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out.h5"
-    assert run(["redact", str(SAMPLES / "dead_relu.h5"), "-o", str(out), "--json"]) == 0
+    assert (
+        run_command_line(["redact", str(SAMPLES / "dead_relu.h5"), "-o", str(out), "--json"]) == 0
+    )
     told = json.loads(capsys.readouterr().out)
     with Capture(out) as capture:
         assert told["reproduces"] is bool(capture.steps)
@@ -155,7 +164,9 @@ def test_what_python_computes_is_redacted_without_a_replay(
     recorded_runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert (
-        run(["redact", str(recorded_runs / "python.h5"), "-o", str(tmp_path / "out.h5"), "--json"])
+        run_command_line(
+            ["redact", str(recorded_runs / "python.h5"), "-o", str(tmp_path / "out.h5"), "--json"]
+        )
         == 0
     )
     told = json.loads(capsys.readouterr().out)
@@ -167,7 +178,7 @@ def test_failing_rows_must_be_known(
     recorded_runs: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     assert (
-        run(
+        run_command_line(
             [
                 "redact",
                 str(recorded_runs / "healthy.h5"),
@@ -188,7 +199,7 @@ def test_a_capture_with_the_state_before_its_failing_step_is_made_small(
 ) -> None:
     with Capture(secret) as before:
         assert before.state_steps
-    assert run(["minimize", str(secret), "-o", str(tmp_path / "small.h5")]) == 0
+    assert run_command_line(["minimize", str(secret), "-o", str(tmp_path / "small.h5")]) == 0
     with Capture(tmp_path / "small.h5") as after:
         assert after.state_steps == ()
         assert after.keyframe_steps == (after.incident.step,)

@@ -12,7 +12,7 @@ import tensorflow as tf
 from trainings import data, mlp, record
 
 from nanreplay import Capture, Recorder, Replay
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 from nanreplay.replay.provenance import OpEvent
 from nanreplay.tensorflow_internals import tf_eager
 
@@ -118,7 +118,9 @@ def overflowed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_command_takes_every_mode(
     mode: str, overflowed: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["replay", str(overflowed), "--mode", mode]) == (0 if mode == "float64" else 1)
+    assert run_command_line(["replay", str(overflowed), "--mode", mode]) == (
+        0 if mode == "float64" else 1
+    )
     assert "4 steps replayed" in capsys.readouterr().out
 
 
@@ -206,6 +208,6 @@ def test_a_step_that_raised_raises_again(mode: Any, raising: Path) -> None:
 def test_replaying_what_raises_again_exits_as_bisecting_does(
     raising: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["replay", str(raising)]) == 1
+    assert run_command_line(["replay", str(raising)]) == 1
     assert "step 1 raises, as it did in training" in capsys.readouterr().out
-    assert run(["bisect", str(raising), "--no-fixes"]) == 1
+    assert run_command_line(["bisect", str(raising), "--no-fixes"]) == 1

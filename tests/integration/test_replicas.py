@@ -25,7 +25,7 @@ from warm_python import WarmProcess
 
 from nanreplay import AttachError, Capture, Recorder
 from nanreplay.capture.arrays import write_array
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain, explain_run
 from nanreplay.report.report_json import to_json
@@ -344,12 +344,12 @@ def test_info_and_bisect_take_the_files_of_all_workers(
     workers: Path, several: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     files = [str(workers / f"run.{index}.h5") for index in range(2)]
-    assert run(["info", *files]) == 0
+    assert run_command_line(["info", *files]) == 0
     said = capfd.readouterr().out
     assert all(f"{index} of 2, counted from 0" in said for index in range(2))
-    assert run(["bisect", files[0], files[0]]) == 2
+    assert run_command_line(["bisect", files[0], files[0]]) == 2
     assert "is of worker 0" in capfd.readouterr().err
-    assert run(["bisect", files[0], str(several / "fit.h5")]) == 2
+    assert run_command_line(["bisect", files[0], str(several / "fit.h5")]) == 2
     assert "not the capture of one of several workers" in capfd.readouterr().err
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 
 Command = Callable[..., "subprocess.CompletedProcess[str]"]
 SAMPLE = Path(__file__).parents[2] / "sample_runs" / "log_of_zero.h5"
@@ -47,7 +47,7 @@ def test_what_cannot_be_written_is_said_before_anything_runs(
     arguments: list[str], said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     before = SAMPLE.read_bytes()
-    assert run(arguments) == 2
+    assert run_command_line(arguments) == 2
     out, err = capfd.readouterr()
     assert (out, err.count("\n")) == ("", 1)
     assert said in err

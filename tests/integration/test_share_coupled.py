@@ -17,7 +17,7 @@ from test_minimize import origin_of
 from trainings import data, record
 
 from nanreplay import Capture, NonFiniteError, Recorder
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 
 pytestmark = pytest.mark.xdist_group("share coupled")  # one worker makes what they share
 
@@ -26,7 +26,7 @@ BATCH, SECRET = 8, np.float32(1234.5678)
 
 def told_by(capsys: pytest.CaptureFixture[str], *arguments: str | Path) -> dict[str, Any]:
     capsys.readouterr()
-    assert run([*map(str, arguments), "--json"]) == 0
+    assert run_command_line([*map(str, arguments), "--json"]) == 0
     told: dict[str, Any] = json.loads(capsys.readouterr().out)
     return told
 
@@ -168,7 +168,7 @@ def test_outputs_of_ops_have_the_rows_of_the_batch(
         assert {len(np.asarray(each)) for each in batch.arrays} == {
             len(np.asarray(batch.leaves[0]))
         }
-    assert run(["replay", str(tmp_path / "out.h5")]) == 1
+    assert run_command_line(["replay", str(tmp_path / "out.h5")]) == 1
 
 
 @pytest.mark.parametrize("batches", ["statistics", "failing-rows", "none"])

@@ -191,9 +191,9 @@ def test_another_optimizer_is_no_hindrance_at_the_first_update() -> None:
 def test_a_model_that_cannot_be_had_is_one_line(
     model: str, said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    from nanreplay.commands import run_command_line as run
+    from nanreplay.commands import run_command_line
 
-    assert run(["replay", str(FLOWERS), "--model", model]) == 2
+    assert run_command_line(["replay", str(FLOWERS), "--model", model]) == 2
     out, err = capfd.readouterr()
     assert out == ""
     assert err.count("\n") == 1

@@ -27,8 +27,8 @@ pytestmark = pytest.mark.xdist_group("triage")  # one worker makes what they sha
 SAMPLES = ROOT / "sample_runs"
 WITHOUT_TENSORFLOW = """
 import sys
-from nanreplay.commands import run_command_line as run
-code = run(["triage", *sys.argv[1:]])
+from nanreplay.commands import run_command_line
+code = run_command_line(["triage", *sys.argv[1:]])
 assert "tensorflow" not in sys.modules, "only workers load TensorFlow"
 sys.exit(code)
 """

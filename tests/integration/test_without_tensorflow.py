@@ -98,16 +98,16 @@ def test_what_needs_tensorflow_says_so_in_one_line(bare: Path, arguments: tuple[
 
 
 def test_bisect_stores_its_answer_in_one_file_of_this_machine(bare: Path) -> None:
-    from nanreplay.commands import run_command_line as run_here
+    from nanreplay.commands import run_command_line
 
     before = content_of(bare)
-    assert run_here(["bisect", str(bare), "--no-fixes", "--store", "--quiet"]) == 1
+    assert run_command_line(["bisect", str(bare), "--no-fixes", "--store", "--quiet"]) == 1
     answer = stored_answer(bare)
     assert answer is not None
     assert answer.report.findings.origin is not None
     assert answer.report.findings.origin.op_type == "Log"
     assert content_of(bare) == before
-    assert run_here(["bisect", str(bare), str(SAMPLE), "--store"]) == 2
+    assert run_command_line(["bisect", str(bare), str(SAMPLE), "--store"]) == 2
     shutil.copy(bare, bare.with_name("copy.h5"))
     without = run("bisect", bare.with_name("copy.h5"), "--quiet")
     assert without.stdout.strip() == answer.report.sentence

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from textual.widgets import DataTable, Static, TabbedContent
 
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 from nanreplay.logs.log_answer import answer
 from nanreplay.logs.run_reader import read_runs
 from nanreplay.tui.logs_app import LogsApp
@@ -80,5 +80,5 @@ async def test_a_failed_run_is_shown_before_the_healthy_ones(tmp_path: Path) -> 
 def test_open_takes_logs_and_needs_a_terminal(
     folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["open", str(folder)]) == 2
+    assert run_command_line(["open", str(folder)]) == 2
     assert "`nanreplay logs PATH` prints the answer" in capfd.readouterr().err

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tui.stored import ROOT
 
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 from nanreplay.errors import FormatError
 from nanreplay.tui.app import NanreplayApp
 
@@ -28,7 +28,7 @@ def test_unreadable_files_are_one_line_and_exit_2(
     (tmp_path / "empty").mkdir()
     (tmp_path / "foreign_only").mkdir()
     (tmp_path / "foreign_only" / "x.h5").write_text("not HDF5")
-    assert run(["open", str(tmp_path / name)]) == 2
+    assert run_command_line(["open", str(tmp_path / name)]) == 2
     out, err = capfd.readouterr()
     assert out == ""
     assert ONE_LINE.fullmatch(err), err
@@ -38,14 +38,14 @@ def test_unreadable_files_are_one_line_and_exit_2(
 def test_one_bad_file_among_good_ones_is_said(
     made_up: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["open", str(made_up), str(tmp_path / "nope.h5")]) == 2
+    assert run_command_line(["open", str(made_up), str(tmp_path / "nope.h5")]) == 2
     assert "nope.h5: no such file" in capfd.readouterr().err
 
 
 def test_without_a_terminal_it_says_what_to_do(
     made_up: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["open", str(made_up)]) == 2
+    assert run_command_line(["open", str(made_up)]) == 2
     out, err = capfd.readouterr()
     assert out == ""
     assert ONE_LINE.fullmatch(err)

@@ -10,7 +10,7 @@ from tui.stored import ROOT
 from tui.stored_steps import StoredSteps
 from tui.waiting import workers_done
 
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.screens.capture_screen import CaptureScreen
 from nanreplay.tui.view_link import ViewLink, ViewLinkError, link_command, parse_link
@@ -47,13 +47,16 @@ def test_what_names_no_view_is_one_line_and_exit_2(
 ) -> None:
     with pytest.raises(ViewLinkError, match=said):
         parse_link(text)
-    assert run(["open", str(SAMPLE), "--at", text]) == 2
+    assert run_command_line(["open", str(SAMPLE), "--at", text]) == 2
     assert said in capfd.readouterr().err
 
 
 def test_a_link_takes_one_capture(capfd: pytest.CaptureFixture[str]) -> None:
     assert (
-        run(["open", str(SAMPLE), str(SAMPLE.with_name("exploding_rnn.h5")), "--at", "source"]) == 2
+        run_command_line(
+            ["open", str(SAMPLE), str(SAMPLE.with_name("exploding_rnn.h5")), "--at", "source"]
+        )
+        == 2
     )
     assert "--at takes one capture" in capfd.readouterr().err
 

@@ -16,7 +16,7 @@ import h5py
 import numpy as np
 import pytest
 
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 from nanreplay.logs.checkpoint_files import read_checkpoint
 from nanreplay.logs.wire_format import fields_of
 
@@ -241,7 +241,7 @@ def test_a_bad_file_is_one_clear_line(
     make: Make, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     path = make(tmp_path)
-    code = run(["logs", str(path)])
+    code = run_command_line(["logs", str(path)])
     error = capfd.readouterr().err
     assert re.fullmatch(r"nanreplay: [^\n]+\n", error), error
     assert HOSTILE[make] in error
@@ -255,14 +255,14 @@ def test_a_bad_file_does_not_keep_the_others_from_being_read(
     make(tmp_path)
     (tmp_path / "good").mkdir()
     events(tmp_path / "good" / "events.out.tfevents.2.host", [1.0, 0.5, float("nan")])
-    assert run(["logs", str(tmp_path)]) == 1
+    assert run_command_line(["logs", str(tmp_path)]) == 1
     assert "`loss` becomes NaN at step 2" in capfd.readouterr().out
 
 
 def test_what_is_written_so_far_is_read(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "events.out.tfevents.1.host"
     path.write_bytes(events(path, [1.0, 0.5, 0.25])[:-3])
-    assert run(["logs", str(path)]) == 0
+    assert run_command_line(["logs", str(path)]) == 0
     out = capfd.readouterr().out
     assert "up to step 1" in out
     assert "its last record is not complete" in out
@@ -273,7 +273,7 @@ def test_damage_in_the_middle_is_said(tmp_path: Path, capfd: pytest.CaptureFixtu
     data = bytearray(events(path, [1.0, 0.5, 0.25, 0.2]))
     data[-60] ^= 0xFF
     path.write_bytes(data)
-    assert run(["logs", str(path)]) == 0
+    assert run_command_line(["logs", str(path)]) == 0
     assert "damaged at byte" in capfd.readouterr().out
 
 
@@ -313,7 +313,7 @@ def test_flipped_bytes_never_end_in_a_traceback(seed: int, tmp_path: Path) -> No
             damaged[at] = random.integers(0, 256)
         (tmp_path / name).write_bytes(damaged)
     (tmp_path / "ckpt-1.data-00000-of-00001").write_bytes(bytes(32))
-    assert run(["logs", str(path)]) in (0, 1, 2)
+    assert run_command_line(["logs", str(path)]) in (0, 1, 2)
     read_checkpoint(tmp_path / "ckpt-1.index", "bundle")
     with contextlib.suppress(ValueError):  # what is no message is said to be none
         list(fields_of((tmp_path / "event").read_bytes()))
@@ -327,7 +327,7 @@ def test_names_do_not_reach_the_terminal_as_commands(
         r'{"loss \u001b[2J$x_\ud800<script>": [0.5, 0.4], "loss": [0.5, 0.4]}', encoding="utf-8"
     )
     page = tmp_path / "page.html"
-    assert run(["logs", str(path), "--html", str(page)]) == 0
+    assert run_command_line(["logs", str(path), "--html", str(page)]) == 0
     out = capfd.readouterr().out
     assert "\x1b" not in out
     assert "loss ?[2J$x_?<script>" in out
@@ -344,11 +344,11 @@ def test_a_url_is_read_as_a_folder_is(tmp_path: Path, capfd: pytest.CaptureFixtu
     weights = (tmp_path / "a.h5").read_bytes()
     memory.pipe("/logs-of-a-run/checkpoints/model.01.weights.h5", weights)
     try:
-        assert run(["logs", "memory://logs-of-a-run"]) == 1
+        assert run_command_line(["logs", "memory://logs-of-a-run"]) == 1
         out = capfd.readouterr().out
         assert "`loss` becomes NaN at epoch 1" in out
         assert "`memory://logs-of-a-run/checkpoints/model.01.weights.h5`" in out
-        assert run(["logs", "memory://nothing-there"]) == 2
+        assert run_command_line(["logs", "memory://nothing-there"]) == 2
         assert "no such file or folder" in capfd.readouterr().err
     finally:
         memory.rm("/logs-of-a-run", recursive=True)

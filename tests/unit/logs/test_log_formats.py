@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 from nanreplay.logs.log_answer import LogAnswer, answer
 from nanreplay.logs.logged_run import ScalarSeries
 from nanreplay.logs.run_reader import read_runs
@@ -116,7 +116,7 @@ def test_a_pattern_of_ones_own(tmp_path: Path, capfd: pytest.CaptureFixture[str]
     found = only_run(path, pattern)
     assert found.first is not None
     assert found.first.step == 20
-    assert run(["logs", str(path), "--pattern", "(("]) == 2
+    assert run_command_line(["logs", str(path), "--pattern", "(("]) == 2
     assert "is no regular expression" in capfd.readouterr().err
 
 
@@ -178,7 +178,7 @@ def test_runs_side_by_side_are_told_apart(
 ) -> None:
     write(tmp_path / "a.csv", "epoch,loss\n0,0.5\n1,0.4\n")
     write(tmp_path / "b.csv", "epoch,loss\n0,0.5\n1,nan\n")
-    assert run(["logs", str(tmp_path), "--json"]) == 1
+    assert run_command_line(["logs", str(tmp_path), "--json"]) == 1
     runs = json.loads(capfd.readouterr().out)["runs"]
     assert [(Path(each["name"]).name, each["status"]) for each in runs] == [
         ("a.csv", "finite"),
@@ -188,7 +188,7 @@ def test_runs_side_by_side_are_told_apart(
 
 def test_a_capture_is_looked_at_as_logs_are(capfd: pytest.CaptureFixture[str]) -> None:
     sample = Path(__file__).parents[3] / "sample_runs" / "learning_rate_too_high.h5"
-    assert run(["logs", str(sample)]) == 1
+    assert run_command_line(["logs", str(sample)]) == 1
     out = capfd.readouterr().out
     assert "It looks like a divergence" in out
     assert "nanreplay bisect" in out

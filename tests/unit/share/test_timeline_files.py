@@ -12,7 +12,7 @@ from conftest import ROOT
 from fastparquet import ParquetFile
 
 from nanreplay import Capture
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 
 SAMPLE = ROOT / "sample_runs" / "log_of_zero.h5"
 
@@ -21,7 +21,7 @@ def test_tensorflow_reads_the_event_file(tmp_path: Path) -> None:
     import tensorflow as tf
     from tensorflow.core.util import event_pb2
 
-    assert run(["export", str(SAMPLE), "--tensorboard", str(tmp_path)]) == 0
+    assert run_command_line(["export", str(SAMPLE), "--tensorboard", str(tmp_path)]) == 0
     (file,) = tmp_path.iterdir()
     found: dict[str, list[tuple[int, float]]] = {}
     text = b""
@@ -48,7 +48,9 @@ def test_tensorflow_reads_the_event_file(tmp_path: Path) -> None:
 
 def test_csv_and_parquet_hold_every_step_and_mark_one(tmp_path: Path) -> None:
     csv, parquet = tmp_path / "run.csv", tmp_path / "run.parquet"
-    assert run(["export", str(SAMPLE), "--csv", str(csv), "--parquet", str(parquet)]) == 0
+    assert (
+        run_command_line(["export", str(SAMPLE), "--csv", str(csv), "--parquet", str(parquet)]) == 0
+    )
     with Capture(SAMPLE) as capture:
         timeline, incident = capture.timeline(), capture.incident.step
     with parquet.open("rb") as file:
@@ -66,9 +68,9 @@ def test_csv_and_parquet_hold_every_step_and_mark_one(tmp_path: Path) -> None:
 def test_what_is_exported_is_understood_by_logs(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    run(["export", str(SAMPLE), "--csv", str(tmp_path / "run.csv")])
+    run_command_line(["export", str(SAMPLE), "--csv", str(tmp_path / "run.csv")])
     capfd.readouterr()
-    assert run(["logs", str(tmp_path / "run.csv"), "--json"]) == 1
+    assert run_command_line(["logs", str(tmp_path / "run.csv"), "--json"]) == 1
     first = json.loads(capfd.readouterr().out)["runs"][0]["first"]
     assert (first["tag"], first["at"]) == ("loss", 12)
 
@@ -85,7 +87,7 @@ def test_what_is_exported_is_understood_by_logs(
 def test_wrong_usage_is_one_line(
     arguments: list[str], said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["export", str(SAMPLE), *arguments]) == 2
+    assert run_command_line(["export", str(SAMPLE), *arguments]) == 2
     assert said in capfd.readouterr().err
 
 
@@ -94,8 +96,8 @@ def test_a_file_that_exists_is_kept_without_force(
 ) -> None:
     path = tmp_path / "run.csv"
     path.write_text("mine", encoding="utf-8")
-    assert run(["export", str(SAMPLE), "--csv", str(path)]) == 2
+    assert run_command_line(["export", str(SAMPLE), "--csv", str(path)]) == 2
     assert path.read_text(encoding="utf-8") == "mine"
     assert "--force" in capfd.readouterr().err
-    assert run(["export", str(SAMPLE), "--csv", str(path), "--force"]) == 0
+    assert run_command_line(["export", str(SAMPLE), "--csv", str(path), "--force"]) == 0
     assert path.read_text(encoding="utf-8").startswith("step,loss")

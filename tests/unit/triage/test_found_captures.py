@@ -9,7 +9,7 @@ from pathlib import Path
 import h5py
 import pytest
 
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 from nanreplay.errors import CaptureNotFoundError
 from nanreplay.triage import answer_cache
 from nanreplay.triage.capture_answer import CaptureAnswer, undecided_answer
@@ -74,7 +74,7 @@ def test_nothing_found_is_one_line(runs: Path, capfd: pytest.CaptureFixture[str]
     }.items():
         with pytest.raises(CaptureNotFoundError):
             find_captures([str(path)])
-        assert run(["triage", str(path)]) == 2
+        assert run_command_line(["triage", str(path)]) == 2
         assert capfd.readouterr() == ("", f"nanreplay: {path}: {said}\n")
 
 
@@ -82,7 +82,7 @@ def test_what_takes_more_than_the_limit_is_a_row(
     made_up: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("NANREPLAY_MAX_MEMORY", "1GiB")  # put back after the test
-    assert run(["triage", str(made_up), "--no-cache", "--max-memory", "9 B"]) == 2
+    assert run_command_line(["triage", str(made_up), "--no-cache", "--max-memory", "9 B"]) == 2
     out, error = capfd.readouterr()
     assert error == ""
     assert out.startswith("1 capture: 1 not read.\n\nnot read: ")
@@ -205,7 +205,7 @@ def test_a_cache_that_cannot_be_made_is_one_line(
 ) -> None:
     (tmp_path / "file").write_text("")
     folder = tmp_path / "file" / "cache"
-    assert run(["triage", str(made_up), "--cache", str(folder)]) == 2
+    assert run_command_line(["triage", str(made_up), "--cache", str(folder)]) == 2
     out, error = capfd.readouterr()
     assert out == ""
     (line,) = error.splitlines()

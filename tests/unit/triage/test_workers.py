@@ -10,7 +10,7 @@ import pytest
 from triage_work import work_or_die
 
 from nanreplay import __version__
-from nanreplay.commands import run_command_line as run
+from nanreplay.commands import run_command_line
 from nanreplay.triage import dask_workers, local_workers
 from nanreplay.triage.capture_answer import CaptureAnswer
 from nanreplay.triage.local_workers import answers_here, default_workers, memory_of_worker
@@ -89,7 +89,9 @@ def test_a_scheduler_that_is_not_there_is_one_line(
 ) -> None:
     pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
     monkeypatch.setattr(dask_workers, "CONNECT_S", 0.5)
-    code = run(["triage", str(made_up), "--no-cache", "--scheduler", "tcp://127.0.0.1:9"])
+    code = run_command_line(
+        ["triage", str(made_up), "--no-cache", "--scheduler", "tcp://127.0.0.1:9"]
+    )
     out, error = capfd.readouterr()
     assert (code, out) == (2, "")
     (line,) = error.splitlines()
@@ -107,7 +109,7 @@ def test_an_address_that_is_none_is_one_line(
 ) -> None:
     pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
     monkeypatch.setattr(dask_workers, "CONNECT_S", 0.5)
-    assert run(["triage", str(made_up), "--no-cache", "--scheduler", address]) == 2
+    assert run_command_line(["triage", str(made_up), "--no-cache", "--scheduler", address]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"nanreplay: {address}: no Dask scheduler answers there (")
 
@@ -143,7 +145,7 @@ def test_a_cluster_that_cannot_do_the_work_is_one_line(
     ) as cluster:
         address = cluster.scheduler_address
         capfd.readouterr()
-        code = run(["triage", str(made_up), "--no-cache", "--scheduler", address])
+        code = run_command_line(["triage", str(made_up), "--no-cache", "--scheduler", address])
         out, error = capfd.readouterr()
     assert (code, out) == (2, "")
     (line,) = error.splitlines()
