@@ -185,7 +185,7 @@ def control_groups(root: Path = Path("/")) -> list[ControlGroup]:
     Args:
         root: Where `proc` and `sys` are.
     """
-    found = []
+    groups = []
     for version, mount, path in _own_groups(root):
         # Within a container the path may be that of the host, which is not there: its root is.
         folder = mount / path.lstrip("/")
@@ -193,8 +193,8 @@ def control_groups(root: Path = Path("/")) -> list[ControlGroup]:
         for each in folders[: folders.index(mount) + 1]:
             group = _control_group(each, version)
             if group is not None:
-                found.append(group)
-    return found
+                groups.append(group)
+    return groups
 
 
 def _own_groups(root: Path) -> Iterator[tuple[int, Path, str]]:

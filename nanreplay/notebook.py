@@ -35,8 +35,8 @@ def html_of(shown: Any) -> str:
 
 def _function(key: str) -> Callable[..., Any]:
     module, _, function = PAGES[key].partition(":")
-    found: Callable[..., Any] = getattr(import_module(module), function)
-    return found
+    renderer: Callable[..., Any] = getattr(import_module(module), function)
+    return renderer
 
 
 # The cell that runs

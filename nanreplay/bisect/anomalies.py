@@ -133,10 +133,10 @@ def departure(values: NDArray[np.float64]) -> Departure | None:
         return None
     lowest_after = np.minimum.accumulate(levels[::-1])[::-1]
     for position in _candidates(levels, lowest_after):
-        found = _usual_before(levels, position, lowest_after[position])
-        if found is None:
+        level_before = _usual_before(levels, position, lowest_after[position])
+        if level_before is None:
             continue
-        usual, spread, window = found
+        usual, spread, window = level_before
         begin = position
         while (
             begin > 1
@@ -202,13 +202,13 @@ def rate_steps(rates: NDArray[np.float64]) -> list[tuple[int, bool]]:
         return []
     with np.errstate(all="ignore"):
         ratios = rates[1:] / rates[:-1]
-    found = []
+    steps_up = []
     for position in 1 + np.flatnonzero((ratios >= _RATE_STEP) & (rates[:-1] > 0)):
         before = ratios[max(position - 4, 0) : position - 1]
         rose = len(before) > 0 and bool((before > 1.0).all())
         warms_up = rose or (int(position) <= 3 and _rises_on(ratios))
-        found.append((int(position), warms_up))
-    return found
+        steps_up.append((int(position), warms_up))
+    return steps_up
 
 
 def _rises_on(ratios: NDArray[np.float64]) -> bool:

@@ -60,7 +60,7 @@ def index_arrays(trace: StepTrace) -> dict[int, IndexUse]:
 
     Numbers of the rows of a variable, as an embedding takes them, are none.
     """
-    found: dict[int, IndexUse] = {}
+    uses: dict[int, IndexUse] = {}
     known = _BatchTrace(trace)
     for fact in trace.facts.values():
         # Ops are met in the order in which they ran, so what their inputs are from is known.
@@ -73,9 +73,9 @@ def index_arrays(trace: StepTrace) -> dict[int, IndexUse]:
                 continue
             # Numbers that also take rows apart from their segments make samples depend on each
             # other.
-            if use == "rows" or index not in found:
-                found[index] = "rows" if use == "rows" else "segments"
-    return found
+            if use == "rows" or index not in uses:
+                uses[index] = "rows" if use == "rows" else "segments"
+    return uses
 
 
 def _numbers_rows(known: _BatchTrace, fact: Fact, index: int) -> bool:

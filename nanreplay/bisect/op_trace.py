@@ -347,7 +347,7 @@ class _OpRecorder:
 
     def _input_stats(self, event: OpEvent) -> dict[int, TensorStat]:
         """Return the facts of inputs that are tensors, by position."""
-        found: dict[int, TensorStat] = {}
+        stats: dict[int, TensorStat] = {}
         for i, value in enumerate(event.input_ids):
             if value.serial >= 0 or not is_opaque(event.inputs[i]):
                 stat = self.trace.stat(value)
@@ -355,8 +355,8 @@ class _OpRecorder:
                     continue
                 # an update's own number stands for the variable, where it gives a handle
                 if not (stat.nonfinite and is_opaque(event.inputs[i])):
-                    found[i] = stat
-        return found
+                    stats[i] = stat
+        return stats
 
     def _is_room(self, size_bytes: int) -> bool:
         """Whether the tensors of a non-finite op are kept; they count from then on."""

@@ -154,11 +154,11 @@ def operands_of(
 def _operands(
     trace: StepTrace, event: OpEvent, masks: Mapping[int, Mask]
 ) -> Iterator[OperandFacts]:
-    held = []
+    operand_values = []
     for tensor, value in zip(event.inputs, event.input_ids, strict=True):
-        held.append(_held_by(trace, tensor, value))
+        operand_values.append(_held_by(trace, tensor, value))
     names = [name_of(trace, value) for value in event.input_ids]
-    return operands_of(event, masks, names, held, trace.runner.execute)
+    return operands_of(event, masks, names, operand_values, trace.runner.execute)
 
 
 def _held_by(trace: StepTrace, tensor: Any, value: ValueId) -> Any:

@@ -111,8 +111,8 @@ def _is_update_of_bad(event: OpEvent, failing: dict[int, Mask]) -> bool:
             bad.append(nonfinite(value))
     for mask in failing.values():
         explained = np.zeros(mask.shape, bool)
-        for given in bad:
-            explained |= given if given.shape == mask.shape else bool(given.any())
+        for bad_mask in bad:
+            explained |= bad_mask if bad_mask.shape == mask.shape else bool(bad_mask.any())
         if (mask & ~explained).any():
             return False
     return True

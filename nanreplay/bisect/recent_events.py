@@ -72,15 +72,15 @@ class RecentEvents:
     def pin(self, facts: Mapping[int, Any], fact: Any) -> None:
         """Keep the executions before an op to the end of the step, as far as there is room."""
         for maker in makers_of(facts, fact):
-            held = self._recent.get(maker.serial)
-            if held is None or maker.serial in self._pinned:
+            kept = self._recent.get(maker.serial)
+            if kept is None or maker.serial in self._pinned:
                 continue
-            if self._pinned_bytes + held[1] > RECENT_BYTES:
+            if self._pinned_bytes + kept[1] > RECENT_BYTES:
                 return
-            self._pinned[maker.serial] = held[0]
-            self._pinned_bytes += held[1]
+            self._pinned[maker.serial] = kept[0]
+            self._pinned_bytes += kept[1]
 
     def get(self, serial: int) -> OpEvent | None:
         """Return an execution as it ran, an update without the variable that it left."""
-        held = self._recent.get(serial)
-        return held[0] if held is not None else self._pinned.get(serial)
+        kept = self._recent.get(serial)
+        return kept[0] if kept is not None else self._pinned.get(serial)

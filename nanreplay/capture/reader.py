@@ -360,10 +360,10 @@ class Capture:
             return tuple(sorted(map(int, self._children.get(name, ()))))
 
     def _check_held(self, name: str, key: str) -> None:
-        held = self._children.get(name, ())
-        if key not in held:
+        children = self._children.get(name, ())
+        if key not in children:
             of_what = "" if name == "program" else "of step "
-            others = f"only {of_what}{', '.join(held)}" if held else "nor any other"
+            others = f"only {of_what}{', '.join(children)}" if children else "nor any other"
             raise MissingPartError(f"{self.path}: holds no {name} {of_what}{key}, {others}.")
 
     def _step_arrays(self, name: str, step: int) -> dict[int, NDArray[Any]]:

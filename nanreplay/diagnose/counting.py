@@ -86,13 +86,13 @@ def _indicator(graph: FailureGraph, value: ValueId, depth: int) -> tuple[Fact | 
     if fact.type not in _COMBINATIONS:
         return None
     operands = fact.input_ids[:3]
-    found = []
+    indicators = []
     for operand in operands:
-        found.append(_indicator(graph, operand, depth - 1))
+        indicators.append(_indicator(graph, operand, depth - 1))
     if fact.type.startswith("Matrix"):  # its other inputs say which diagonals
-        found = found[:1]
-    masks = [mask for mask in found if mask is not None]
-    if len(masks) < len(found):
+        indicators = indicators[:1]
+    masks = [mask for mask in indicators if mask is not None]
+    if len(masks) < len(indicators):
         return None
     condition = next((mask[0] for mask in masks if mask[0] is not None), None)
     takes_off = fact.type == "Sub" or fact.type.startswith("Matrix")

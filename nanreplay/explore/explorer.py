@@ -248,8 +248,8 @@ class Explorer:
         if fact is None:
             return None
         # Of an update, what is held besides `event` has handles alone for outputs.
-        held = None if is_update(fact.type) else scene.trace.recent.get(serial)
-        return fact.event or held or self._events.get(step, {}).get(serial)
+        recent = None if is_update(fact.type) else scene.trace.recent.get(serial)
+        return fact.event or recent or self._events.get(step, {}).get(serial)
 
     def _event(self, step: int, serial: int) -> OpEvent | None:
         """The execution with its tensors: kept by the trace, or caught in one more run."""
@@ -257,15 +257,15 @@ class Explorer:
         fact = scene.trace.facts.get(serial)
         if fact is None:
             return None
-        held = self._held(scene, step, serial)
-        if held is None:
+        event = self._held(scene, step, serial)
+        if event is None:
             # What leads to an op is a part of the step; to run all of the step always works.
             caught = _catch_ancestors(self._runner, scene, fact)
             if serial not in caught:
                 caught = _catch(self._runner, step, serial)
             self._events[step] = caught
-            held = caught.get(serial)
-        return held
+            event = caught.get(serial)
+        return event
 
 
 def _output(event: OpEvent, position: int) -> Any:

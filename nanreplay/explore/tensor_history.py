@@ -56,11 +56,11 @@ def tensor_over_steps(
             several times, or not to be had by name.
     """
     # Steps after the one that is looked at have nothing to do with how it came about.
-    held = []
+    known = []
     for step in runner.steps:
         if step <= trace.step:
-            held.append(step)
-    wanted = held[-MOST_STEPS:] if steps is None else [step for step in steps if step in held]
+            known.append(step)
+    wanted = known[-MOST_STEPS:] if steps is None else [step for step in steps if step in known]
     fact = trace.facts.get(value.serial)
     if fact is not None and is_update(fact.type):
         value, fact = fact.input_ids[0], None  # what an update makes is the variable

@@ -256,8 +256,8 @@ def _largest(array: NDArray[Any], used: Mask) -> Index | None:
             np.abs(array.astype(np.complex128 if array.dtype.kind == "c" else np.float64)),
             nan=np.inf,
         )
-    found = np.unravel_index(int(np.argmax(np.where(used, sizes, -1))), array.shape)
-    return tuple(map(int, found))
+    position = np.unravel_index(int(np.argmax(np.where(used, sizes, -1))), array.shape)
+    return tuple(map(int, position))
 
 
 def _start(wanted: int, size: int, most: int) -> int:

@@ -92,10 +92,10 @@ def numbers_of_name(stem: str) -> tuple[int | None, int | None, int | None]:
     number = None
     if step is None and epoch is None:
         number = _NUMBER.search(stem)
-    found = []
+    numbers = []
     for match in (step, epoch, number):
-        found.append(None if match is None else int(match[1][:15]))
-    return found[0], found[1], found[2]
+        numbers.append(None if match is None else int(match[1][:15]))
+    return numbers[0], numbers[1], numbers[2]
 
 
 def _updates(counters: dict[str, int]) -> int | None:
@@ -205,7 +205,7 @@ def _measure_entry(
     layer = name.rpartition("/")[0] or name
     part: Any = "optimizer" if is_optimizer else "weight"
     error = None
-    found = measure(())
+    measured = measure(())
     try:
         size = int(np.prod(entry.shape, dtype=object)) * entry.dtype.itemsize
         path = bundle.shard_path(entry.shard)
@@ -219,12 +219,12 @@ def _measure_entry(
             values = list(pieces)
             counters[name] = int(values[0][0])
             pieces = iter(values)
-        found = measure(pieces)
+        measured = measure(pieces)
     except _DAMAGE as damage:
         error = " ".join(str(damage).split())[:200]
     return VariableHealth(
-        name, layer, part, str(entry.dtype), entry.shape, found.nan, found.inf, found.largest,
-        found.norm, error,
+        name, layer, part, str(entry.dtype), entry.shape,
+        measured.nan, measured.inf, measured.largest, measured.norm, error,
     )  # fmt: skip
 
 

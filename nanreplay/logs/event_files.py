@@ -278,12 +278,12 @@ def _layout(data: bytes, start: int, length: int) -> _ScalarLayout | None:
         values = list(fields_of(data, summary.start, summary.end)) if summary else []
         if len(values) != 1 or summary is None or summary.end != start + length:
             return None
-        found = _scalar_field(data, values[0])
+        field = _scalar_field(data, values[0])
     except ValueError:
         return None
-    if found is None:
+    if field is None:
         return None
-    tag, at, dtype = found
+    tag, at, dtype = field
     step_at = (step.start - start, step.end - start) if step else (9, 9)
     return _ScalarLayout(tag, dtype, *step_at, at.start - start, at.end - start)
 

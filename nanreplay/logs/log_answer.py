@@ -332,9 +332,9 @@ def _notes(run: LoggedRun, bad: Sequence[_Bad], lasting: Sequence[_Bad]) -> Iter
             elif series.role == "gradient_norm" and not lasting:
                 yield f"{of} are not finite; the loss is finite"
     for series in run.of_role("loss"):
-        held = plateau(run, series)
-        if held is not None:
-            yield held.sentence
+        level = plateau(run, series)
+        if level is not None:
+            yield level.sentence
 
 
 def _restart_notes(run: LoggedRun, result: LogAnswer) -> Iterator[str]:

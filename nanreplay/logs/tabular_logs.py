@@ -135,9 +135,9 @@ def _rows_within(value: Any, depth: int) -> LogRows | None:
     if columns is not None:
         return columns
     for inner in value.values():
-        found = _rows_within(inner, depth + 1)
-        if found is not None:
-            return found
+        inner_rows = _rows_within(inner, depth + 1)
+        if inner_rows is not None:
+            return inner_rows
     return None
 
 
@@ -159,10 +159,10 @@ def _rows_of_list(value: list[Any]) -> LogRows | None:
 def _history_columns(value: Mapping[str, Any]) -> LogRows | None:
     """Lists of numbers by name, or by name objects of row and number as pandas writes them."""
     lists: dict[str, list[Any]] = {}
-    for name, given in value.items():
-        column = given
-        if isinstance(given, dict) and given and all(str(key).isdigit() for key in given):
-            column = list(given.values())
+    for name, entry in value.items():
+        column = entry
+        if isinstance(entry, dict) and entry and all(str(key).isdigit() for key in entry):
+            column = list(entry.values())
         if isinstance(column, list) and column and not isinstance(column[0], (dict, list)):
             lists[str(name)] = column
     length = max(map(len, lists.values()), default=0)

@@ -67,11 +67,11 @@ def read_hdf5(file: Any, progress: Progress | None = None) -> Found:
                 part = "counter"
             if part == "counter" and is_optimizer:
                 counters[f"{layer}/{name}"] = int(np.asarray(dataset[()]).reshape(-1)[0])
-            found = measure(_slabs(dataset, kind, progress))
+            measured = measure(_slabs(dataset, kind, progress))
             variables.append(
                 VariableHealth(
                     f"{layer}/{name}" if layer else name, layer or name, part, dtype, shape,
-                    found.nan, found.inf, found.largest, found.norm,
+                    measured.nan, measured.inf, measured.largest, measured.norm,
                 )
             )  # fmt: skip
         except (OSError, ValueError, RuntimeError, NanreplayError, TypeError, MemoryError) as error:

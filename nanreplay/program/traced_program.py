@@ -219,7 +219,7 @@ class TracedProgram:
     @property
     def handles(self) -> list[Any]:
         """Handles of the variables that the program captures."""
-        return [held for _, held in self.captures if held is not None and is_variable(held)]
+        return [value for _, value in self.captures if value is not None and is_variable(value)]
 
     @cached_property
     def losses(self) -> list[Any]:

@@ -41,19 +41,19 @@ def explain_beside(path: Location, *, goes_on: bool = False) -> None:
     file = Path(os.path.abspath(path))
     if not _running:
         atexit.register(wait_for_all)
-    said = tempfile.TemporaryFile()  # noqa: SIM115  (a pipe that nobody reads would fill)
+    output = tempfile.TemporaryFile()  # noqa: SIM115  (a pipe that nobody reads would fill)
     command = [sys.executable, "-m", "nanreplay", "bisect", str(file), "--store", "--quiet"]
     process = subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
-        stderr=said,
+        stderr=output,
         env=child_environment(),
     )
     if goes_on:
         with contextlib.suppress(OSError, AttributeError):  # no such thing on Windows
             os.setpriority(os.PRIO_PROCESS, process.pid, _NICENESS)
-    _running.append((file, process, said))
+    _running.append((file, process, output))
 
 
 def finish(path: Location) -> None:
@@ -77,19 +77,19 @@ def wait_for_all() -> None:
     """Wait for what still explains, and say of each file what became of it."""
     ends_s = time.monotonic() + WAIT_S
     while _running:
-        file, process, said = _running.pop(0)
+        file, process, output = _running.pop(0)
         if process.poll() is None:
             _say(f"{file.name}: is being explained; Ctrl-C leaves it as it is.")
         try:
             process.wait(max(0.0, ends_s - time.monotonic()))
-            _say(f"{file.name}: {_outcome(process, said)}")
+            _say(f"{file.name}: {_outcome(process, output)}")
         except (subprocess.TimeoutExpired, KeyboardInterrupt) as error:
             process.kill()
             process.wait()
             why = "took too long" if isinstance(error, subprocess.TimeoutExpired) else "was stopped"
             _say(f"{file.name}: explaining it {why}; `nanreplay bisect {file.name} --store` does.")
         finally:
-            said.close()
+            output.close()
 
 
 def _outcome(process: subprocess.Popen[bytes], output: IO[bytes]) -> str:

@@ -128,11 +128,11 @@ class Ring:
         """
         base = min(self.keyframes, default=0)
         is_eager = any(not entry.program for entry in self.entries)
-        held = []
+        replayable = []
         for entry in self.entries:
             if entry.step <= last and (entry.step >= base or is_eager):
-                held.append(entry)
-        return held
+                replayable.append(entry)
+        return replayable
 
     # Forgetting
 

@@ -63,8 +63,8 @@ def change_between(
         if not all(math.isfinite(most) for _, _, most in pieces):
             continue
         changed += sum(squares for squares, _, _ in pieces)
-        held = sum(squares for _, squares, _ in pieces)
-        usual += max(held, 2.0 * variables[index].shape[-1])
+        squares_before = sum(squares for _, squares, _ in pieces)
+        usual += max(squares_before, 2.0 * variables[index].shape[-1])
         largest = max(largest, *(most for _, _, most in pieces))
     return MatrixChange(math.sqrt(changed / usual) if usual else 0.0, largest)
 

@@ -86,9 +86,11 @@ def _threads(client: Any, scheduler: str) -> int:
         client.wait_for_workers(1, timeout=FIRST_WORKER_S)
     except (OSError, asyncio.TimeoutError):
         raise ClusterError(f"{scheduler}: the Dask cluster has no workers.") from None
-    for worker, found in client.run(_nanreplay_version, on_error="return").items():
-        if found != __version__:
-            has = f"nanreplay {found}" if isinstance(found, str) else f"none ({_reason(found)})"
+    for worker, version in client.run(_nanreplay_version, on_error="return").items():
+        if version != __version__:
+            has = (
+                f"nanreplay {version}" if isinstance(version, str) else f"none ({_reason(version)})"
+            )
             raise ClusterError(
                 f"{scheduler}: worker {worker} needs nanreplay {__version__}, and has {has}."
             )
@@ -146,8 +148,8 @@ def answers_in_child(paths: list[str], options: dict[str, Any]) -> list[dict[str
     )
     answers = [json.loads(line) for line in child.stdout.splitlines()]
     if len(answers) != len(paths):
-        said = " ".join(child.stderr.split())[-_MOST_SAID:]
-        raise StorageError(f"the child of a Dask worker ended with {child.returncode}. {said}")
+        message = " ".join(child.stderr.split())[-_MOST_SAID:]
+        raise StorageError(f"the child of a Dask worker ended with {child.returncode}. {message}")
     return answers
 
 

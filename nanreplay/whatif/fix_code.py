@@ -47,20 +47,20 @@ def in_words(source: Frame | None, op_type: str, advice: str, layer: str = "") -
         layer: Path of the layer that made the op, where one did.
     """
     operand = f"the {'divisor' if op_type in DIVISIONS else 'operand'} of `{op_type}`"
-    said = f"# {advice.format(operand)}"
+    comment = f"# {advice.format(operand)}"
     code = _code_of(source)
     texts = list(dict.fromkeys(_text(code, place) for place in _places(source, op_type)))
     if len(texts) > 1:
-        return f"{said}; it is one of {', '.join(f'`{text}`' for text in texts)}"
+        return f"{comment}; it is one of {', '.join(f'`{text}`' for text in texts)}"
     if texts:
-        return f"{said}, `{texts[0]}`"
+        return f"{comment}, `{texts[0]}`"
     if not code:
-        return f"{said}. No line of yours makes the op"
+        return f"{comment}. No line of yours makes the op"
     if not _is_whole(code):
-        return f"{said}, in the statement that holds `{code}`"
+        return f"{comment}, in the statement that holds `{code}`"
     whose = f" of layer `{layer}`" if layer else ""
     shown = code if len(code) <= _LONGEST_CODE else f"{code[: _LONGEST_CODE - 4]} ..."
-    return f"{said}. A library makes the op{whose} inside of `{shown}`: write that part yourself"
+    return f"{comment}. A library makes the op{whose} inside of `{shown}`: write that part yourself"
 
 
 def _is_whole(code: str) -> bool:
@@ -157,10 +157,10 @@ def with_finite_mask(source: Frame | None, low: float) -> str | None:
         tree = ast.parse(code)
     except SyntaxError:
         return None
-    found = [node for node in ast.walk(tree) if _is_minus_infinity(node)]
-    if len(found) != 1 or not isinstance(found[0], ast.expr):
+    infinities = [node for node in ast.walk(tree) if _is_minus_infinity(node)]
+    if len(infinities) != 1 or not isinstance(infinities[0], ast.expr):
         return None
-    raw, node = code.encode(), found[0]
+    raw, node = code.encode(), infinities[0]
     end = node.end_col_offset or node.col_offset
     return f"{raw[: node.col_offset].decode()}{short_number(low)}{raw[end:].decode()}"
 

@@ -34,16 +34,16 @@ def maker_of(function: str, tensor: str) -> OpKey:
 
 def gradient_ops(editor: ProgramEditor, forward: Iterable[OpKey]) -> set[OpKey]:
     """Return the ops that compute the gradient of some forward ops, or the gradient of that."""
-    found: set[OpKey] = set()
+    gradient_keys: set[OpKey] = set()
     pending = list(forward)
     while pending:
         of_op = []
         for key in editor.gradients.get(pending.pop(), ()):
-            if key not in found:
+            if key not in gradient_keys:
                 of_op.append(key)
-        found.update(of_op)
+        gradient_keys.update(of_op)
         pending += of_op
-    return found
+    return gradient_keys
 
 
 def operands_elsewhere(

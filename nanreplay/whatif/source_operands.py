@@ -101,12 +101,12 @@ def operands_in(code: str, op_type: str) -> list[OperandRef]:
         ]
         parts = list(_whole_calls(code, names))
     # Where only whole calls are looked at, a call within a call is found twice, at one place.
-    found = {}
+    operands = {}
     for offset, text, tree in parts:
         for node in ast.walk(tree):
             for operand in _operands_of(node, op_type, offset, text):
-                found[(operand.start, operand.end)] = operand
-    return sorted(found.values(), key=lambda operand: (operand.made, operand.start))
+                operands[(operand.start, operand.end)] = operand
+    return sorted(operands.values(), key=lambda operand: (operand.made, operand.start))
 
 
 def _whole_calls(code: str, names: Sequence[str]) -> Iterator[tuple[int, str, ast.AST]]:

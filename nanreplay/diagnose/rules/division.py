@@ -138,9 +138,9 @@ def _without_epsilon(graph: FailureGraph, value: ValueId) -> str:
     if not any(fact.type in ("Sqrt", "Rsqrt") for fact in makers[:3]):
         return ""
     if any(fact.type in _SUMMED for fact in makers):
-        said = " The denominator is the root of a sum of squares: all of them are 0, and "
+        reason = " The denominator is the root of a sum of squares: all of them are 0, and "
     elif graph.reads_variable(value, "optimizer"):
-        said = (
+        reason = (
             " The denominator is the root of squared gradients that are summed up: "
             "the gradient was 0 (or its square too small) there so far, and "
         )
@@ -152,8 +152,8 @@ def _without_epsilon(graph: FailureGraph, value: ValueId) -> str:
             if graph.is_zero_constant(operand):
                 constants.append(operand)
         if fact.type in ("AddV2", "Add", "Maximum") and constants:
-            return f"{said}the epsilon that is added is 0."
-    return f"{said}no epsilon is added."
+            return f"{reason}the epsilon that is added is 0."
+    return f"{reason}no epsilon is added."
 
 
 def _power_of_one(graph: FailureGraph, difference: Fact) -> bool:

@@ -53,14 +53,14 @@ def fp16_overflow(case: Case) -> Cause | None:
     # Of the element that is told, not of the largest one.
     result = float(wide.reshape(-1)[0])
     if abs(result) > _MAX_HALF:
-        said = f"gives {result:.6g}{case.place}, which float16 (up to 65504) cannot hold"
+        excess = f"gives {result:.6g}{case.place}, which float16 (up to 65504) cannot hold"
     else:
         inside = _held_inside(case, case.event, result)
         if inside is None:
             return None
-        said = inside
+        excess = inside
     evidence = "Run in float32 on the same operands, the op is finite."
-    sentence = f"`{case.op}`{case.where} {said}; float32 can."
+    sentence = f"`{case.op}`{case.where} {excess}; float32 can."
     return Cause("fp16_overflow", 0.95, sentence, (evidence,))
 
 

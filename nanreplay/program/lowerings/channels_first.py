@@ -66,15 +66,15 @@ def channels_last(run: Any, op_type: str, attrs: Attrs, inputs: Sequence[Any]) -
     rank = image_rank(op_type, attrs)
     to_last = [0, *range(2, rank), 1]
     to_first = [0, rank - 1, *range(1, rank - 1)]
-    given = []
+    arguments = []
     for argument, tensor in zip(definition.input_arg, inputs, strict=True):
         if is_image(op_type, argument.name):
-            given.append(tf.transpose(tensor, to_last))
+            arguments.append(tf.transpose(tensor, to_last))
         elif is_sizes(argument.name):
-            given.append(tf.gather(tensor, to_last))
+            arguments.append(tf.gather(tensor, to_last))
         else:
-            given.append(tensor)
-    outputs = run(op_type, _attrs_of_channels_last(op_type, attrs, to_last), given)
+            arguments.append(tensor)
+    outputs = run(op_type, _attrs_of_channels_last(op_type, attrs, to_last), arguments)
     images = []
     for argument, tensor in zip(definition.output_arg, outputs, strict=True):
         if is_image(op_type, argument.name):

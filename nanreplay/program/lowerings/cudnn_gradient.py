@@ -191,11 +191,11 @@ def _through_time(
         from_h = of_state(inputs, h)
         results = cell(mode, fed, from_h, h, c)
         is_valid = inputs.is_valid[t]
-        given = [of_h + of_output[t], of_c]
+        of_results = [of_h + of_output[t], of_c]
         zero = tf.UnconnectedGradients.ZERO
         # `from_h` depends on `h`, so the gradient of `h` is the whole one.
         fed_part, state_part, h_part, c_part = tf.gradients(
-            list(results), [fed, from_h, h, c], given, unconnected_gradients=zero
+            list(results), [fed, from_h, h, c], of_results, unconnected_gradients=zero
         )
         of_fed = of_fed.write(t, tf.where(is_valid, fed_part, tf.zeros_like(fed_part)))
         of_from_h = of_from_h.write(t, tf.where(is_valid, state_part, tf.zeros_like(state_part)))

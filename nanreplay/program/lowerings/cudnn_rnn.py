@@ -158,16 +158,18 @@ def one_direction(
         which they run.
     """
     which = layer * call.form.n_directions + direction
-    given = direction_input(call, call.parts(which), sequence, direction)
+    fed_inputs = direction_input(call, call.parts(which), sequence, direction)
     steps = tf.shape(sequence)[0]
-    kind, wide = sequence.dtype, given.fed.dtype
+    kind, wide = sequence.dtype, fed_inputs.fed.dtype
 
     def step(t: Any, h: Any, c: Any, outputs: Any, hs: Any, cs: Any) -> Any:
         hs, cs = hs.write(t, h), cs.write(t, c)
         wide_h, wide_c = tf.cast(h, wide), tf.cast(c, wide)
-        new_h, new_c = cell(call.form.mode, given.fed[t], of_state(given, wide_h), wide_h, wide_c)
+        new_h, new_c = cell(
+            call.form.mode, fed_inputs.fed[t], of_state(fed_inputs, wide_h), wide_h, wide_c
+        )
         new_h, new_c = tf.cast(new_h, kind), tf.cast(new_c, kind)
-        is_valid = given.is_valid[t]
+        is_valid = fed_inputs.is_valid[t]
         outputs = outputs.write(t, tf.where(is_valid, new_h, tf.zeros_like(new_h)))
         kept = []
         for new, old in ((new_h, h), (new_c, c)):

@@ -61,13 +61,13 @@ def in_float32(run: Any, op_type: str, attrs: Attrs, inputs: Sequence[Any]) -> l
         if len(kinds) == 1 and _HALF.intersection(kinds):
             wide[name] = tf.float32
     definition = op_definition(op_type)
-    given = []
+    arguments = []
     for tensor in inputs:
         if tensor.dtype in (tf.half, tf.bfloat16):
-            given.append(tf.cast(tensor, tf.float32))
+            arguments.append(tf.cast(tensor, tf.float32))
         else:
-            given.append(tensor)
-    outputs = run(op_type, changed(attrs, **wide), given)
+            arguments.append(tensor)
+    outputs = run(op_type, changed(attrs, **wide), arguments)
     results = []
     for argument, tensor in zip(definition.output_arg, outputs, strict=True):
         if argument.type_attr in wide:

@@ -125,8 +125,8 @@ def _drop_rows(failure: Failure) -> Fix:
         return changed
 
     leaves = [np.asarray(batch.leaves[place]) for place in own_places]
-    held = samples(batch.leaves).keep(rows.tolist())
-    if not all(_is_indexed(old, new, rows) for old, new in zip(leaves, held, strict=True)):
+    remaining = samples(batch.leaves).keep(rows.tolist())
+    if not all(_is_indexed(old, new, rows) for old, new in zip(leaves, remaining, strict=True)):
         part = f"replica {origin.replica}'s part of " if origin.is_of_part else ""
         code = f"# Leave the samples {told} out of {part}the batch of step {failure.step}"
     edit = Edit(batches=(without_rows,))
