@@ -17,6 +17,8 @@ from trainings import BATCH, data, mlp
 
 from nanreplay import Capture, NonFiniteError, Recorder
 
+pytestmark = pytest.mark.xdist_group("copies")  # one worker traces the step
+
 
 @cache
 def traced() -> tuple[Any, list[np.ndarray]]:

@@ -16,6 +16,7 @@ import pytest
 import nanreplay
 from nanreplay import Recorder
 
+pytestmark = pytest.mark.xdist_group("healthy step")  # one worker traces the steps
 PACKAGE = f"{Path(nanreplay.__file__).parent}/"
 MOST_FILES, MOST_MOVES, MOST_CALLS = 8, 20, 45
 FIRST, LAST = 40, 80

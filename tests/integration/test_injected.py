@@ -54,7 +54,7 @@ def assert_harmless(scenario: str, folder: Path, names: list[str] | None, error:
     assert {name: harms for name, harms in found.items() if harms} == {}
 
 
-@pytest.mark.parametrize("scenario", ["compiled_loop", "fit"])
+@pytest.mark.parametrize("scenario", [pytest.param("compiled_loop", marks=pytest.mark.slow), "fit"])
 def test_an_error_inside_the_recorder_never_reaches_the_training(
     tmp_path: Path, scenario: str
 ) -> None:

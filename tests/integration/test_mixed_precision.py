@@ -112,6 +112,7 @@ def test_a_loop_whose_loss_scale_is_made_by_its_first_step(
     assert max(skipped_steps(path)) < 9
 
 
+@pytest.mark.slow
 def test_bfloat16_under_xla(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
     assert record(path, model_of("mixed_bfloat16", "adam", jit_compile=True), *data(3)) == 3

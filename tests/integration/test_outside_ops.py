@@ -132,6 +132,7 @@ def test_returning_random_numbers_does_not_change_the_training(
     )
 
 
+@pytest.mark.slow
 def test_random_numbers_drawn_under_xla_are_fed(tmp_path: Path) -> None:
     assert record(tmp_path / "run.h5", with_layer(normal, jit_compile=True), *data()) == 3
     assert all(step.bit_exact for step in replayed(tmp_path / "run.h5"))

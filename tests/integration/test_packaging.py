@@ -17,7 +17,10 @@ from conftest import ROOT, environment
 from nanreplay import Capture
 from nanreplay.capture.writer import lazy_contents, write_capture
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [
+    pytest.mark.timeout(900),
+    pytest.mark.xdist_group("packaging"),  # one worker builds the archives
+]
 SAMPLES = sorted((ROOT / "sample_runs").glob("*.h5"))
 BARE = {**os.environ, "PYTHONPATH": ""}
 

@@ -278,6 +278,13 @@ SLOW = (
     "numbers for NaN",
     "a lower rate",
     "other initial weights",
+    "an epsilon in a norm",
+    "double where",
+    "a softmax by hand",
+    "rows left out",
+    "a leaky relu",
+    "a gradient of a small norm",
+    "16 bits in a layer and a cast",
 )
 """What other tests look at as well."""
 

@@ -54,7 +54,9 @@ class Rows(keras.utils.PyDataset):
         return self.x[rows], self.y[rows]
 
 
-@pytest.mark.parametrize("kind", ["tf.data", "generator", "PyDataset"])
+@pytest.mark.parametrize(
+    "kind", ["tf.data", pytest.param("generator", marks=pytest.mark.slow), "PyDataset"]
+)
 def test_every_input_of_fit_is_recorded(tmp_path: Path, kind: str) -> None:
     x, y = data()
     source = {"tf.data": as_dataset, "generator": generator, "PyDataset": Rows}[kind](x, y)
@@ -193,7 +195,9 @@ def test_subclassed_models_are_recorded_unbuilt(tmp_path: Path, kind: Any) -> No
 
 
 @pytest.mark.slow  # `test_mixed_precision.py` has the quick ones
-@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "policy", [pytest.param("mixed_bfloat16", marks=pytest.mark.slow), "mixed_float16"]
+)
 def test_mixed_precision(tmp_path: Path, policy: str) -> None:
     keras.utils.set_random_seed(0)
     dtype = keras.DTypePolicy(policy)

@@ -67,7 +67,7 @@ def as_signature(step: Any) -> Any:
 
 
 KINDS = [as_eager, as_function, as_xla, as_signature]
-SLOW = [(as_xla, tf.constant), (as_signature, tf.constant)]
+SLOW = [(kind, tf.constant) for kind in KINDS if kind is not as_function]
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,11 @@ def test_a_loop_is_recorded_and_replays_bit_for_bit(
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow if kind is as_xla else ()) for kind in KINDS]
+    "kind",
+    [
+        pytest.param(kind, marks=pytest.mark.slow if kind in (as_xla, as_signature) else ())
+        for kind in KINDS
+    ],
 )
 def test_a_loop_trains_the_same_bits_with_and_without_the_recorder(
     tmp_path: Path, kind: Any

@@ -17,6 +17,7 @@ from nanreplay.replay.step_results import Difference
 from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain
 
+pytestmark = pytest.mark.xdist_group("sample runs")  # one worker explains what they share
 FOLDER = Path(__file__).resolve().parents[2] / "sample_runs"
 TrainedHere = Callable[[str], Path]
 

@@ -22,6 +22,8 @@ from nanreplay.recorder.snapshot import fit_disk
 from nanreplay.report.contents import Report
 from nanreplay.whatif.trial_window import TrialWindow
 
+pytestmark = pytest.mark.xdist_group("state before")  # one worker makes the capture
+
 STEPS, NEAR = 64, 1e-4
 
 

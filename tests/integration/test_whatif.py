@@ -26,9 +26,10 @@ from nanreplay.whatif.trial import what_if
 from nanreplay.whatif.trial_window import TrialWindow
 
 ROWS, STEPS = 8, 6
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:nanreplay. step"
-)  # what `on_nan="stop"` says at an incident
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:nanreplay. step"),  # what `on_nan="stop"` says
+    pytest.mark.xdist_group("whatif"),  # one worker makes the capture
+]
 
 
 class Calls(keras.layers.Layer):
