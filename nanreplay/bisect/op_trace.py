@@ -18,10 +18,10 @@ from nanreplay.bisect.hiding import HiddenValues
 from nanreplay.bisect.outlines import LEAST_BYTES, outlined, size_in_bytes
 from nanreplay.bisect.recent_events import RecentEvents
 from nanreplay.bisect.step_runner import OpKey, StepRunner, repaired
-from nanreplay.bisect.tensor_outline import Outline
 from nanreplay.bisect.tensor_stats import (
     OPAQUE,
     Mask,
+    Outline,
     TensorStat,
     compact,
     dtype_name,

@@ -15,9 +15,9 @@ import numpy as np
 
 from nanreplay.bisect.blame import assign_blame
 from nanreplay.bisect.influence import COPIES, ELEMENTWISE, REDUCTIONS, Execute, influence_of
-from nanreplay.bisect.tensor_outline import Outline
 from nanreplay.bisect.tensor_stats import (
     Mask,
+    Outline,
     TensorStat,
     dtype_name,
     is_float,

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanreplay.bisect.tensor_outline import Outline
 from nanreplay.bisect.tensor_stats import (
+    Outline,
     both,
     either,
     inf_mask,
