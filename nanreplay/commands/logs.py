@@ -111,13 +111,13 @@ def _write_pages(
     html: Path | None,
     md: Path | None,
 ) -> None:
-    if html is not None:
-        from nanreplay.logs.log_pages import logs_html
+    if html is None and md is None:
+        return
+    from nanreplay.logs.log_pages import logs_html, logs_markdown
 
+    if html is not None:
         write_text(html, logs_html(answers, problems, script))
     if md is not None:
-        from nanreplay.logs.log_markdown import logs_markdown
-
         write_text(md, logs_markdown(answers, problems, script))
 
 

@@ -1,13 +1,17 @@
-"""The answers as one HTML page that needs no network; text is escaped by jinja2."""
+"""The answers as one HTML page, and as Markdown that reads well where issues are written.
+
+The page needs no network; text is escaped by jinja2.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 from markupsafe import Markup
 
+from nanreplay import __version__
 from nanreplay.logs.log_answer import LogAnswer
 from nanreplay.logs.log_sentence import log_sentence
 from nanreplay.logs.log_tables import (
@@ -18,6 +22,7 @@ from nanreplay.logs.log_tables import (
     series_rows,
     variable_rows,
 )
+from nanreplay.logs.log_text import main_series, plot_lines
 from nanreplay.logs.logged_run import ScalarSeries
 from nanreplay.logs.next_step import next_step
 from nanreplay.report.history import (
@@ -29,6 +34,7 @@ from nanreplay.report.history import (
     scale_by_magnitude,
     thinned,
 )
+from nanreplay.report.markdown import code_lines, folded_lines, inline_text, table_lines
 from nanreplay.report.pages import PageTable, page_environment, whole_page
 
 _POINTS = 600
@@ -137,3 +143,53 @@ def _draw(panel: Any, series: ScalarSeries, answer: LogAnswer) -> None:
         panel.axvline(first.step, color=MARK, linewidth=1, linestyle="--")
     if found is not None and found.anomaly is not None:
         panel.axvline(found.anomaly.value.step, color=GROWTH, linewidth=1, linestyle=":")
+
+
+# As Markdown: tables are folded.
+
+
+def logs_markdown(answers: Sequence[LogAnswer], problems: Sequence[str], script: str) -> str:
+    """Write a Markdown document about one or several runs; tables are folded."""
+    return "\n".join(_markdown_lines(answers, problems, script)).rstrip() + "\n"
+
+
+def _markdown_lines(
+    answers: Sequence[LogAnswer], problems: Sequence[str], script: str
+) -> Iterator[str]:
+    for answer in answers:
+        yield f"### {inline_text(answer.run.name)}"
+        yield ""
+        yield f"> {inline_text(log_sentence(answer))}"
+        yield ""
+        yield from _why_lines(answer)
+        yield from _next_lines(answer, script)
+        main = main_series(answer)
+        if main is not None:
+            yield from code_lines("\n".join(plot_lines(main)), "text")
+        for table in page_tables(answer):
+            yield from folded_lines(table.title, table_lines(table.headings, table.rows))
+        if answer.notes:
+            yield from folded_lines("Notes", [f"- {inline_text(note)}" for note in answer.notes])
+    if problems:
+        yield from folded_lines("Not read", [f"- {inline_text(line)}" for line in problems])
+    yield f"<sub>nanreplay {__version__}</sub>"
+
+
+def _why_lines(answer: LogAnswer) -> Iterator[str]:
+    if answer.found is None:
+        return
+    for line in answer.found.evidence:
+        yield f"- {inline_text(line)}"
+    if answer.found.evidence:
+        yield ""
+
+
+def _next_lines(answer: LogAnswer, script: str) -> Iterator[str]:
+    step = next_step(answer, script)
+    if step is None:
+        return
+    yield inline_text(step.advice)
+    yield ""
+    if step.shell:
+        yield from code_lines(step.shell, "console")
+    yield from code_lines(step.python, "python")

@@ -24,10 +24,11 @@ from nanreplay.explore import Node, Op, Row, StepView, grow, keys_of, rows_of
 from nanreplay.explore.dataflow import search
 from nanreplay.tui.capture_state import MARKS
 from nanreplay.tui.widgets.op_columns import OpColumn, cell_segment, fitting_columns
-from nanreplay.tui.widgets.op_lines import fitted, op_title
 from nanreplay.tui.widgets.op_words import (
     ORIGIN,
+    fitted,
     health_style,
+    op_title,
     theme_style,
 )
 

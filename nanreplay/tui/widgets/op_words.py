@@ -13,7 +13,7 @@ from textual.color import Color
 
 from nanreplay.bisect.tensor_stats import TensorStat
 from nanreplay.diagnose.keras_lines import is_call_of_keras
-from nanreplay.explore import Health, Op, StepView
+from nanreplay.explore import Health, Node, Op, StepView
 from nanreplay.findings import LoopIteration
 from nanreplay.records import Frame
 from nanreplay.replay.provenance import ValueId
@@ -133,3 +133,37 @@ def mark_text(health: Health, colours: Mapping[str, str], *, is_origin: bool = F
         (MARKS[health][0], health_style(colours, health)),
         (ORIGIN if is_origin else " ", theme_style(colours, "text-accent")),
     )
+
+
+# What a line of the tree of ops says: the user's code, or the op's type and name.
+
+
+def fitted(title: str, about: str, room: int) -> tuple[str, str]:
+    """The two, so that both fit: what is too long ends in dots, before the line of the code."""
+    about = f"  {about}" if about else ""
+    over = len(title) + len(about) - room
+    if over > 0:
+        code, colon, line = title.rpartition("  :")
+        kept = max(len(code) - over - 1, 1) if colon else max(len(title) - over - 1, 1)
+        title = f"{code[:kept]}…{colon}{line}" if colon else f"{title[:kept]}…"
+    return title, about
+
+
+def op_title(node: Node, before: Node | None, *, shows_names: bool) -> tuple[str, str]:
+    """What a line says, and what it says beside that.
+
+    Args:
+        node: Of the line.
+        before: Of the line before: ops of one line of code name it once.
+        shows_names: Whether an op is told by its name.
+    """
+    op = node.op
+    if op is None:
+        return node.label, ""
+    if shows_names:
+        return op.type, op.name
+    code = code_words(op.source)
+    is_same = before is not None and before.op is not None and before.op.source == op.source
+    if not code:
+        return op.type, name_tail(op)
+    return (f"  {op.type}", "") if is_same else (code, op.type)
