@@ -196,11 +196,10 @@ class Explorer:
         """
         record, origin = self._runner.batch(step), self._origin
         if self._spread is None or self._spread[0] != step:
-            other_steps = []
+            others = []
             for other in self._runner.steps:
                 if other != step:
-                    other_steps.append(other)
-            others = [self._runner.batch(other).leaves for other in other_steps]
+                    others.append(self._runner.batch(other).leaves)
             self._spread = step, spread_of(record.leaves, record.paths, others)
         is_origins_step = origin is not None and origin.step == step
         return view_batch(

@@ -119,8 +119,11 @@ def exchanged_inside(graph: Any) -> set[str]:
                 names.add(node.name)
             elif node.op.startswith("Collective") and is_nondeterministic(node.op):
                 collectives.append(node)
-        sizes = [_size_of_exchange(node, nodes) for node in collectives]
-        known_sizes = [size for size in sizes if size is not None]
+        known_sizes = []
+        for node in collectives:
+            size = _size_of_exchange(node, nodes)
+            if size is not None:
+                known_sizes.append(size)
         if known_sizes and max(known_sizes) <= len({node.device for node in collectives}):
             names.update(node.name for node in collectives)
     return names
