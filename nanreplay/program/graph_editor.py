@@ -288,10 +288,11 @@ class ProgramEditor:
 
     def consumers(self, function: str, tensor: str) -> list[tuple[OpKey, int]]:
         """Return the ops that take a tensor, and at which position."""
+        spelled = (tensor,) if function else (tensor, tensor.removesuffix(":0"))
         consumers = []
         for name, node in self._nodes[function].items():
             for position, source in enumerate(node.input):
-                if not source.startswith("^") and _full_name(source, function) == tensor:
+                if source in spelled:
                     consumers.append(((function, name), position))
         return consumers
 

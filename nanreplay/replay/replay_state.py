@@ -169,6 +169,14 @@ class LiveState:
                 )
             yield index, as_type(value, info.dtype)
 
+    def begin(self, values: Mapping[int, ArrayLike]) -> None:
+        """Set all variables by index; those that are given no value are zeros again."""
+        if self._variables:
+            others = (index for index in range(len(self._infos)) if index not in values)
+            for index in others:
+                self._variables[index].assign(tf.zeros_like(self._variables[index]))
+        self.assign(values)
+
     def read(self, indices: Iterable[int] | None = None) -> dict[int, Any]:
         """Return values by index, all of them unless some are named.
 

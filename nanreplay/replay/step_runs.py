@@ -57,6 +57,11 @@ class StepRuns(RecordedSteps):
 
     # The variables before and after steps.
 
+    @property
+    def has_large_state(self) -> bool:
+        """Whether the variables take so much memory that no copy is kept that is not needed."""
+        return self._states.are_large
+
     @begun_anew
     def state(self, step: int) -> Mapping[int, Any]:
         """Return the variables just before a step, by index.

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 Fixes: TypeAlias = Literal["fast", "all", "none"] | Sequence[str]
 """Which fixes are tried.
 
-`fast`: those that fit, as far as the work of FAST_S goes. `all`: all that fit. `none`: none.
-Otherwise those that are named.
+`fast`: all that fit where each takes no longer than 20 eager steps; on others, as far as the work
+of FAST_S goes. `all`: all that fit. `none`: none. Otherwise those that are named.
 """
 FAST_S = 5.0
 """Seconds of work that fixes may take when nobody asked for them, counted by ops and steps."""
@@ -81,8 +81,9 @@ def explain(
         path: The capture file, a URL that fsspec opens, or the `Recorder` that wrote it.
         trust: Let ops that touch files, the network or processes run. False unless given; only for
             captures of your own.
-        fixes: Which fixes to try: "fast" (those that fit, about 5 seconds of work; the default),
-            "all", "none", or a list of them as `nanreplay whatif --fix` takes them.
+        fixes: Which fixes to try: "fast" (those that fit: all of them where each takes no longer
+            than 20 eager steps, else about 5 seconds of work; the default), "all", "none", or a
+            list of them as `nanreplay whatif --fix` takes them.
         progress: Called with (steps done, steps in all). A notebook shows it unless it is given.
         say: Called with a line before each part of the work.
         before_fixes: Called with the report as it is before fixes are tried, for readers who do

@@ -35,6 +35,19 @@ class BadValueError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class RareEdit:
+    """A change of the program that gives, in most steps, what the program gives without it."""
+
+    change: ProgramEdit
+    leaves: Callable[[int], bool]
+    """Whether that is so of a step, bit for bit."""
+
+    def __call__(self, editor: ProgramEditor) -> None:
+        """Make the change."""
+        self.change(editor)
+
+
+@dataclass(frozen=True, slots=True)
 class Edit:
     """Changes that are made before, and while, the window is replayed."""
 
@@ -47,6 +60,10 @@ class Edit:
     """Compute in float32 what was computed in 16 bits."""
     skips_nonfinite: bool = False
     """Undo the update of a step that is not finite, and go on."""
+
+    def leaves_program(self, step: int) -> bool:
+        """Whether the changed program gives in a step what the recorded one gives."""
+        return all(isinstance(one, RareEdit) and one.leaves(step) for one in self.programs)
 
     def __or__(self, other: Edit) -> Edit:
         """Make both changes."""

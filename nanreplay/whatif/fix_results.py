@@ -13,7 +13,7 @@ from nanreplay.whatif.edits import Fix
 from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.moved_origin import moved_origin
 from nanreplay.whatif.source_operands import DIVISIONS
-from nanreplay.whatif.trial_window import TrialOutcome
+from nanreplay.whatif.window_run import TrialOutcome
 
 _OF_THE_UPDATE = frozenset({"lr", "clipnorm", "clipvalue", "global_clipnorm"})
 """Fixes that change the update alone."""

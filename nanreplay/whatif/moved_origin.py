@@ -23,7 +23,8 @@ from nanreplay.replay.provenance import FeedKind, OpEvent
 from nanreplay.replay.replay_programs import Program
 from nanreplay.replay.replay_state import LiveState
 from nanreplay.whatif.edits import Edit
-from nanreplay.whatif.trial_window import TrialOutcome, TrialWindow
+from nanreplay.whatif.trial_window import TrialWindow
+from nanreplay.whatif.window_run import TrialOutcome
 
 
 def moved_origin(

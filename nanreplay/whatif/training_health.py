@@ -17,7 +17,8 @@ import numpy as np
 from nanreplay.bisect.growth import find_growth
 from nanreplay.records import VariableInfo
 from nanreplay.replay import StepResult
-from nanreplay.whatif.trial_window import TrialOutcome, TrialWindow
+from nanreplay.whatif.trial_window import TrialWindow
+from nanreplay.whatif.window_run import TrialOutcome
 
 _RUINED = 1e3
 """A loss this many times above the usual ones is that of a ruined training."""

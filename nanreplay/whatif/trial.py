@@ -33,6 +33,8 @@ TensorFlow refuses the changed graph with errors of its own or of Python's, depe
 """
 _LEAST_TRIED = 3
 """How many fixes are tried however large the program is."""
+QUICK_STEPS = 20
+"""Where trying a fix takes no longer than these eager steps, all that fit are tried."""
 _LARGER_EPSILONS = ("1e-5", "1e-3", "1e-2")
 MOST_PLACES = 3
 """At how many operands near the origin an epsilon is tried."""
@@ -70,7 +72,8 @@ def what_if(
             does not apply.
         budget: Seconds of work that all may take together, counted by ops, steps and the recorded
             time of a step, so that the same fixes are tried however busy the machine is. The first
-            `_LEAST_TRIED` that apply are tried in any case. No limit unless given.
+            `_LEAST_TRIED` that apply are tried in any case, and all of them where each takes no
+            longer than `QUICK_STEPS` eager steps. No limit unless given.
         progress: Called with (fixes tried, fixes in all).
         each: Called with each result as soon as it is there.
         pause: Called before each step; it may use the replay, since a trial has a state of its own.
@@ -80,14 +83,16 @@ def what_if(
         ReplayError: The incident cannot be replayed.
     """
     wanted = [check_fix(text) for text in (candidates(causes) if fixes is None else fixes)]
-    window = TrialWindow(replay, pause=pause)
+    origin = bisection.findings.origin
+    origin_step = None if origin is None else origin.step
+    window = TrialWindow(replay, origin_step, pause=pause)
     failure = Failure(window, bisection, causes)
     if fixes is None:
         wanted = _with_usual_rates(failure, wanted)
     trials = _FixTrials(failure, keeps_all=fixes is not None)
     most_replays = math.inf
-    if budget is not None:
-        most_replays = max(budget / failure.window.work_s(), _LEAST_TRIED)
+    if budget is not None and window.work_s() > QUICK_STEPS * window.eager_step_s():
+        most_replays = max(budget / window.work_s(), _LEAST_TRIED)
     for done, (name, value) in enumerate(wanted):
         if trials.replays >= most_replays and not trials.is_needless(name):
             left_out = tuple(

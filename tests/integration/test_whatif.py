@@ -378,7 +378,7 @@ def test_prevents_is_what_the_replay_gave_and_turns_false_when_the_edit_is_taken
 def test_a_replay_that_stops_short_of_the_failing_step_is_no_proof(
     log_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("nanreplay.whatif.trial_window.Program", _Raises)
+    monkeypatch.setattr("nanreplay.whatif.window_run.Program", _Raises)
     (result,) = tried(log_run, "epsilon")
     assert result.prevents is None
     assert "step 2" in str(result.note)

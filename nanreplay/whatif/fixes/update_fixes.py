@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -12,7 +13,14 @@ from nanreplay.bisect.growth import learning_rate_at
 from nanreplay.findings import Number
 from nanreplay.program.graph_editor import OpKey, ProgramEditor
 from nanreplay.records import Signature
-from nanreplay.whatif.edits import BadValueError, CannotTryError, Edit, Fix, ProgramEdit
+from nanreplay.whatif.edits import (
+    BadValueError,
+    CannotTryError,
+    Edit,
+    Fix,
+    ProgramEdit,
+    RareEdit,
+)
 from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fix_code import short_number
 
@@ -37,6 +45,14 @@ _OPTIMIZERS = (
 _FAR_TOO_HIGH = 1e3
 """Five decades below a rate above this there is no usual one."""
 _USUAL_RATES = (0.1, 0.01, 0.001, 1e-4)
+_SIZES = {
+    "clipnorm": "gradient_norm",
+    "global_clipnorm": "gradient_norm",
+    "clipvalue": "gradient_absmax",
+}
+"""What the timeline holds of each gradient that tells whether it is clipped."""
+_SURELY_BELOW = 0.999
+"""Part of a limit below which a norm is, however it is rounded."""
 _CHECKS = ("CheckNumerics", "CheckNumericsV2")
 _SKIPPING_CODE = """\
 finite = [tf.reduce_all(tf.math.is_finite(one)) for one in (loss, *gradients)]
@@ -152,7 +168,9 @@ def _clipping_fix(failure: Failure, name: str, value: str | None, clip: Clip) ->
     limit = positive_number(value, 1.0)
     note = "  # in place of the clipping that it does: Keras takes one" * _clips(failure)
     code = in_optimizers(failure, f"..., {name}={limit:g}", note)
-    edit = Edit(programs=(_gradients_edit(clip, limit, failure),))
+    left = _steps_left_by_clipping(failure, name, limit)
+    change = RareEdit(_gradients_edit(clip, limit, failure), left.__contains__)
+    edit = Edit(programs=(change,))
     names = failure.window.signature().optimizers or (optimizer_of(failure),)
     edits = [{"optimizer": one, "argument": name, "value": limit} for one in names]
     return Fix(name, {"value": limit}, edit, code, edits=edits)
@@ -186,6 +204,30 @@ def _gradients_edit(clip: Clip, limit: float, failure: Failure) -> ProgramEdit:
                 )
 
     return edit
+
+
+def _steps_left_by_clipping(failure: Failure, name: str, limit: float) -> frozenset[int]:
+    """The steps whose gradients are within a limit, by what was recorded of them.
+
+    A norm is rounded, and times a limit, divided by it, is no change for powers of two alone.
+    """
+    signature = failure.window.signature()
+    if signature.loss_scaled or (name != "clipvalue" and math.frexp(limit)[0] != 0.5):
+        return frozenset()
+    timeline = failure.window.replay.capture.timeline_record()
+    wanted = {spec.variable for spec in signature.gradients}
+    columns = [place for place, one in enumerate(timeline.variables) if one in wanted]
+    matrix = timeline.matrices.get(_SIZES[name])
+    if matrix is None or len(columns) < len(wanted):
+        return frozenset()
+    # what was not measured is NaN, and below nothing
+    sizes = np.asarray(matrix, np.float64)[:, columns]
+    with np.errstate(all="ignore"):
+        if name == "global_clipnorm":
+            sizes = np.sqrt(np.square(sizes).sum(axis=1, keepdims=True))
+        is_left = (sizes <= _SURELY_BELOW * limit).all(axis=1)
+    steps = np.asarray(timeline.columns["step"])
+    return frozenset(int(step) for step in steps[is_left])
 
 
 def _clips(failure: Failure) -> bool:
