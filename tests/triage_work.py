@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
+from typing import Any
 
 from nanreplay.triage.capture_answer import CaptureAnswer
 
@@ -28,3 +30,22 @@ def work_or_die(path: str, trust: bool) -> CaptureAnswer:
         print("from Python")
     memory = os.environ.get("NANREPLAY_MAX_MEMORY")
     return CaptureAnswer(path, "finite", f"finite in {memory}")
+
+
+def tell_and_hang(path: str, trust: bool) -> CaptureAnswer:
+    """Tells a reader of a FIFO that it is at work, for as long as it lives."""
+    with Path(path).open("w") as told:
+        told.write("at work\n")
+        told.flush()
+        time.sleep(600)
+    return CaptureAnswer(path, "finite", "nobody ended it")
+
+
+TASK_BEGAN, TASK_MAY_END = threading.Event(), threading.Event()
+
+
+def begin_and_wait(paths: list[str], options: dict[str, Any]) -> list[dict[str, Any]]:
+    """A task of a Dask worker in this process that ends when it is told to."""
+    TASK_BEGAN.set()
+    TASK_MAY_END.wait()
+    return []

@@ -103,8 +103,12 @@ def written_whole(target: Path) -> Iterator[Path]:
     """Give a path beside `target` to write to, which takes its name at the end of a `with` block.
 
     For texts and tables; a capture, which takes long to write, is `replacing`. After an error
-    nothing is left behind, and what had the name stays.
+    nothing is left behind, and what had the name stays. What is no file, such as `/dev/stdout` or a
+    pipe, is written to by itself: nothing may take its place.
     """
+    if target.exists() and not target.is_file():
+        yield target
+        return
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")  # beside: a rename is atomic
     try:
         yield temporary

@@ -215,7 +215,8 @@ def write_text(path: Path, text: str) -> None:
 
     try:
         with written_whole(path) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+            # a file's name may hold bytes that are no text
+            temporary.write_text(text, encoding="utf-8", errors="replace")
     except OSError as error:
         raise click.ClickException(f"Cannot write {path}: {error.strerror}.") from error
 

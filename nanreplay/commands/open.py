@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nanreplay.commands.console import CapturePath, max_memory, progress_bar, trust
-from nanreplay.errors import CaptureError, CaptureNotFoundError
+from nanreplay.errors import CaptureError
 from nanreplay.terminal import FINITE
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def command(paths: Sequence[str], at: str | None, trust: bool) -> int:
 
         link = parse_link(at)
     try:
-        captures = _readable(paths)
+        captures = readable_captures(paths)
     except CaptureError:
         answers = _logs(paths)
         if not answers:
@@ -102,7 +102,7 @@ def _is_capture(path: str) -> bool:
     return True
 
 
-def _readable(paths: Sequence[str]) -> list[Location]:
+def readable_captures(paths: Sequence[str]) -> list[Location]:
     """The capture files that are named, and those of the folders.
 
     Raises:
@@ -120,21 +120,19 @@ def _readable(paths: Sequence[str]) -> list[Location]:
     return list(captures)
 
 
-def _in_folder(folder: Path) -> list[Path]:
-    """The captures of a folder; damaged ones are listed too, unless all are."""
-    paths = (*folder.glob("*.h5"), *folder.glob("*.hdf5"))
-    files = sorted(path for path in paths if path.is_file())
-    if not files:
-        raise CaptureNotFoundError(f"{folder}: holds no captures (*.h5).")
-    errors: list[CaptureError] = []
-    for path in files:
-        try:
-            _check(path)
-        except CaptureError as error:
-            errors.append(error)
-    if len(errors) == len(files):
+def _in_folder(folder: Path) -> list[Location]:
+    """The captures of a folder as `nanreplay triage` finds them, damaged ones too.
+
+    Raises:
+        CaptureError: There are none, or all are damaged.
+    """
+    from nanreplay.triage.found_captures import find_captures
+
+    found = find_captures([str(folder)])
+    errors = [each.error for each in found if each.error is not None]
+    if len(errors) == len(found):
         raise errors[0]
-    return files
+    return [each.where for each in found]
 
 
 def _check(path: Location) -> None:

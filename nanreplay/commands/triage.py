@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from importlib import import_module
 from pathlib import Path
@@ -22,6 +23,7 @@ from nanreplay.commands.console import (
     trust,
     write_text,
 )
+from nanreplay.errors import OutputExistsError
 
 if TYPE_CHECKING:
     from nanreplay.triage.failure_groups import TriageResult
@@ -85,10 +87,13 @@ def command(
     Exit codes: 0 all finite, 1 non-finite found, 2 none could be read, 3 could not decide for some.
     """
     _check(workers, scheduler, cache, no_cache)
+    if not math.isfinite(timeout_s):
+        raise click.UsageError("--timeout takes a number of seconds.")
+    if sum([as_json, str(html) == "-", str(md) == "-"]) > 1:
+        raise click.UsageError("Of --json, --html - and --md -, only one can go to stdout.")
     for path in filter(None, (html, md)):
         check_output(path, paths[0])
         import_module("nanreplay.triage.triage_pages")  # what it needs is missed now, not later
-    from nanreplay.triage.answer_cache import default_cache_folder
     from nanreplay.triage.triage_engine import WorkerOptions, triage
 
     with progress_bar() as reporter:
@@ -99,7 +104,7 @@ def command(
             options=WorkerOptions(
                 workers, scheduler, timeout_s, os.environ.get(limits.VARIABLE) or None, trust
             ),
-            cache=None if no_cache else cache or default_cache_folder(),
+            cache=None if no_cache else cache or _users_cache(),
             progress=reporter.progress,
         )
     if any(each.answer.is_stored for each in result.captures):
@@ -108,17 +113,32 @@ def command(
             "hold.",
             err=True,
         )
+    for note in result.notes:
+        click.echo(f"nanreplay: {note}", err=True)
     _write(result, html, md)
     if as_json:
         from nanreplay.triage.triage_text import triage_to_json
 
         print_json(triage_to_json(result))
-    elif str(md) != "-":
+    elif "-" not in (str(html), str(md)):
         from nanreplay.triage.triage_text import triage_lines
 
         for line in triage_lines(result):
             click.echo(line)
     return result.code
+
+
+def _users_cache() -> Path | None:
+    """The user's cache folder; None where it cannot be made, which costs only the next run time."""
+    from nanreplay.triage.answer_cache import AnswerCache, default_cache_folder
+
+    folder = default_cache_folder()
+    try:
+        AnswerCache(folder)
+    except OutputExistsError as error:
+        click.echo(f"nanreplay: {error} ({error.hint})", err=True)
+        return None
+    return folder
 
 
 def _check(workers: int | None, scheduler: str | None, cache: Path | None, no_cache: bool) -> None:

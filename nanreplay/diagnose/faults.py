@@ -198,7 +198,9 @@ def replay_without(
     ) -> Mapping[int, Any]:
         kept: dict[int, Any] = {}
         for index, value in held.items():
-            is_spoilt = step > spoilt_from and infos[index].is_trained
+            # a mean of losses goes on from what the fault made of them, unless it was reset
+            is_mean = infos[index].role == "metric" and bool(np.any(as_array(value)))
+            is_spoilt = step > spoilt_from and (infos[index].is_trained or is_mean)
             if (step, index) not in flipped and not is_spoilt:
                 kept[index] = value
         return kept

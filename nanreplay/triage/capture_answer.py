@@ -6,8 +6,10 @@ what there is without it.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
+import threading
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
@@ -212,6 +214,9 @@ def begin_worker(max_memory: str | None) -> None:
     """
     from nanreplay import limits
 
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     if max_memory is not None:
         os.environ[limits.VARIABLE] = max_memory
     # TensorFlow's C++ and recorded programs write to the descriptors, not to sys.stdout
@@ -219,3 +224,9 @@ def begin_worker(max_memory: str | None) -> None:
     for descriptor in (1, 2):
         os.dup2(nowhere, descriptor)
     os.close(nowhere)
+
+
+def _end_with(parent: Any) -> None:
+    """End this process when the one that asks was killed: nobody waits for an answer any more."""
+    parent.join()
+    os._exit(1)

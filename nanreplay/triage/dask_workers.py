@@ -9,11 +9,14 @@ tasks to another.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import logging
 import math
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -25,6 +28,9 @@ CONNECT_S = 10.0
 """Seconds that a scheduler has to answer."""
 FIRST_WORKER_S = 10.0
 """Seconds that a cluster has to have a worker."""
+NO_WORKER_S = 120.0
+"""Seconds that a cluster has to replace workers that it lost."""
+_LOOK_EVERY_S = 0.5
 _MOST_A_TASK = 8
 """Captures that are lost when a Dask worker is: they are bisected again."""
 _TASKS_A_THREAD = 4
@@ -63,7 +69,7 @@ def answers_of_cluster(
         raise ClusterError(
             f"{scheduler}: no Dask scheduler answers there ({_reason(error)})."
         ) from error
-    with client:
+    with _unlogged(), client:
         n_threads = _threads(client, scheduler)
         size = min(_MOST_A_TASK, math.ceil(len(paths) / (n_threads * _TASKS_A_THREAD)))
         options = {"trust": trust, "timeout_s": timeout_s, "max_memory": max_memory}
@@ -72,8 +78,48 @@ def answers_of_cluster(
             part = list(paths[first : first + size])
             # pure: the same captures asked for twice are two tasks, for a file may have changed
             waiting[client.submit(answers_in_child, part, options, pure=False)] = part
-        for future in as_completed(waiting, loop=client.loop):
-            yield from _answers(future, waiting[future])
+        completed = as_completed(waiting, loop=client.loop)
+        for future in _in_time(client, completed, len(waiting)):
+            yield from _answers(future, waiting.pop(future))
+        reason = f"the Dask cluster has had no worker for {NO_WORKER_S:g} s."
+        yield from (undecided_answer(path, reason) for part in waiting.values() for path in part)
+
+
+def _in_time(client: Any, completed: Any, n_tasks: int) -> Iterator[Any]:
+    """The tasks as they end, until all have, or there has been no worker for a long time."""
+    had_workers_s = time.monotonic()
+    while n_tasks:
+        batch = completed.next_batch(block=False)
+        yield from batch
+        n_tasks -= len(batch)
+        if batch or _has_workers(client):
+            had_workers_s = time.monotonic()
+        elif time.monotonic() - had_workers_s > NO_WORKER_S:
+            return
+        if not batch:
+            time.sleep(_LOOK_EVERY_S)
+
+
+def _has_workers(client: Any) -> bool:
+    """Whether there are workers; where the scheduler went away its tasks end, and that is said."""
+    try:
+        return bool(client.nthreads())
+    except Exception:  # each transport has errors of its own
+        return True
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Leave out what Dask logs, with tracebacks, when its scheduler goes away: answers say that."""
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("distributed")]
+    levels = {name: logging.getLogger(name).level for name in names}  # each has its own
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _threads(client: Any, scheduler: str) -> int:

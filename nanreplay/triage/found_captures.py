@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,55 +45,88 @@ class FoundCapture:
         return str(self.where)
 
 
-def find_captures(paths: Sequence[str]) -> list[FoundCapture]:
+def find_captures(
+    paths: Sequence[str], is_known: Callable[[Location], bool] = lambda where: False
+) -> list[FoundCapture]:
     """Find the captures under the paths.
 
     In a folder, files that end in .h5 or .hdf5 are looked at. HDF5 files of others, such as Keras's
-    weights, are left out there; a damaged file is not.
+    weights, are left out there; a damaged file is not, nor a folder that cannot be listed. Links to
+    folders are not followed, for they may lead in a circle.
 
     Args:
         paths: Files, folders, patterns such as `runs/**/*.h5`, URLs.
+        is_known: Whether a file was found in order before, so that it need not be opened.
 
     Raises:
         CaptureNotFoundError: There is no such path, or no capture under all of them.
         StorageError: The place of a URL cannot be reached.
     """
     captures: dict[Location, FoundCapture] = {}
+    unlisted: list[OSError] = []
     for text in paths:
-        for where, is_named in _expanded(text):
-            key = where if isinstance(where, RemotePath) else where.resolve()
+        for where, is_named in _expanded(text, unlisted):
+            # `Path.resolve` raises for a link to itself
+            key = where if isinstance(where, RemotePath) else Path(os.path.realpath(where))
             if key not in captures:
-                looked_at = _looked_at(where, is_named)
+                looked_at = _looked_at(where, is_named, is_known)
                 if looked_at is not None:
                     captures[key] = looked_at
+    for error in unlisted:
+        folder = Path(error.filename)
+        reason = StorageError(f"{folder}: cannot be listed: {error.strerror}.")
+        captures[folder] = FoundCapture(folder, 0, reason)
     if not captures:
         raise CaptureNotFoundError(f"{' '.join(paths)}: holds no captures (*.h5).")
     return list(captures.values())
 
 
-def _expanded(text: str) -> Iterator[tuple[Location, bool]]:
-    """The files that one argument names, and whether it names this very file."""
+def _expanded(text: str, unlisted: list[OSError]) -> Iterator[tuple[Location, bool]]:
+    """The files that one argument names, and whether it names this very file.
+
+    `unlisted` takes why folders below it cannot be listed.
+    """
+    if not text:
+        raise CaptureNotFoundError("A path is empty; `.` is the folder that you are in.")
     where = location(text)
     if isinstance(where, RemotePath):
         yield from _remote(where)
         return
-    if where.exists():
-        roots = [where]
-    else:
-        matches = sorted(glob.glob(text, recursive=True)) if glob.has_magic(text) else []
-        if not matches:
-            raise CaptureNotFoundError(f"{text}: no such file or folder.")
-        roots = [Path(match) for match in matches]
+    roots = [where] if where.exists() else _matching(where)
+    if not roots:
+        raise CaptureNotFoundError(f"{text}: no such file or folder.")
     for root in roots:
         if root.is_dir():
-            for path in _walk(root):
+            for path in _walk(root, unlisted):
                 yield (path, False)
         else:
             yield root, len(roots) == 1
 
 
-def _walk(folder: Path) -> Iterator[Path]:
-    for place, folders, names in os.walk(folder):
+def _matching(pattern: Path) -> list[Path]:
+    """What is there by a pattern; names that begin with a dot are only what says so.
+
+    `Path.glob` goes into no link to a folder for `**`, as `glob.glob` does until a circle of two
+    links has led to 2^40 paths.
+    """
+    parts = pattern.parts
+    fixed = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    if fixed == len(parts):
+        return []
+    # beside other characters, ** is a star like another
+    wanted = [part if part == "**" else part.replace("**", "*") for part in parts[fixed:]]
+    base = Path(*parts[:fixed])
+    shows_hidden = any(part.startswith(".") for part in wanted)
+    found = []
+    for path in base.glob(os.path.join(*wanted)):
+        below = path.parts[len(base.parts) :]
+        if shows_hidden or not any(part.startswith(".") for part in below):
+            found.append(path)
+    return sorted(found)
+
+
+def _walk(folder: Path, unlisted: list[OSError]) -> Iterator[Path]:
+    for place, folders, names in os.walk(folder, onerror=unlisted.append):
         folders[:] = sorted(name for name in folders if name not in _SKIPPED)
         for name in sorted(names):
             path = Path(place) / name
@@ -121,11 +154,15 @@ def _remote(where: RemotePath) -> Iterator[tuple[Location, bool]]:
             yield (RemotePath(url), False)
 
 
-def _looked_at(where: Location, is_named: bool) -> FoundCapture | None:
+def _looked_at(
+    where: Location, is_named: bool, is_known: Callable[[Location], bool]
+) -> FoundCapture | None:
     """A capture with what is wrong with it; None for an HDF5 file of something else."""
     size = 0
     with contextlib.suppress(Exception):  # each file system has errors of its own; opening says why
         size = size_bytes(where)
+    if is_known(where):
+        return FoundCapture(where, size)
     try:
         Capture(where).close()
     except NanreplayError as error:  # damaged, hostile, or more than may be taken of memory

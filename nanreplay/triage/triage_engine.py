@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanreplay.report.stored_answers import has_tensorflow
-from nanreplay.triage.answer_cache import AnswerCache, content_key
+from nanreplay.triage.answer_cache import AnswerCache
 from nanreplay.triage.capture_answer import CaptureAnswer, failed_answer, stored_answer_of
 from nanreplay.triage.failure_groups import TriagedCapture, TriageResult, grouped
 from nanreplay.triage.found_captures import FoundCapture, find_captures
@@ -61,13 +61,13 @@ def triage(
             answer.
     """
     kept = AnswerCache(cache)
-    found = find_captures(paths)
+    found = find_captures(paths, kept.knows)
     done, keys = {}, {}
     for each in found:
         if each.error:
             done[each.name] = failed_answer(each.name, each.error)
         else:
-            keys[each.name] = content_key(each.where)
+            keys[each.name] = kept.key_of(each.where)
     for name, key in keys.items():
         known = kept.known(key, name)
         if known is not None:
@@ -83,7 +83,8 @@ def triage(
             for name in names:
                 done[name] = _as_copy(answer, name)
             _tell(progress, done, found)
-    return grouped(TriagedCapture(done[each.name], each.size_bytes) for each in found)
+    captures = [TriagedCapture(done[each.name], each.size_bytes) for each in found]
+    return grouped(captures, notes=[kept.trouble] if kept.trouble else [])
 
 
 def _copies(keys: dict[str, str | None]) -> dict[str, list[str]]:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import takewhile
 from typing import Any
@@ -276,7 +276,7 @@ class TrialWindow:
         if self.borrows_program:
             return self._eager_results
         known = [self.replay.recorded_results.get(step) for step in steps]
-        results = [result for result in known if result is not None]
+        results = [_with_recorded_loss(result) for result in known if result is not None]
         return results if len(results) == len(steps) else []
 
     @cached_property
@@ -296,6 +296,16 @@ class TrialWindow:
         if self.borrows_program:  # the program was proved to lead there
             return self.replay.capture.keyframe(following)
         return self.replay.state(following)
+
+
+def _with_recorded_loss(result: StepResult) -> StepResult:
+    """A step that came out bit for bit, with the loss that was recorded of it.
+
+    The replay of a window takes it from a running mean, where it is rounded.
+    """
+    if not result.bit_exact or result.recorded_loss is None:
+        return result
+    return replace(result, loss=result.recorded_loss)
 
 
 def _is_same_value(left: Any, right: Any) -> bool:

@@ -7,6 +7,7 @@ one capture after another.
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -23,7 +24,7 @@ from nanreplay.errors import NanreplayError
 from nanreplay.report.numbers import readable_trigger
 from nanreplay.report.sentence import kind_in_words
 from nanreplay.report.stored_answers import answer_without_tensorflow, has_tensorflow
-from nanreplay.triage.answer_cache import AnswerCache, content_key
+from nanreplay.triage.answer_cache import AnswerCache
 from nanreplay.triage.capture_answer import CaptureAnswer, answer_with
 from nanreplay.triage.failure_key import failure_key
 from nanreplay.tui.capture_order import CaptureOrder, ListedCapture
@@ -153,6 +154,7 @@ class ChooserScreen(Screen[None]):
         """Report of each capture that was replayed, as JSON; why there is none, where it failed."""
         self.fingerprints: dict[Location, str] = {}
         """What failed in each capture: the same text for the same failure."""
+        self.names = _names(self.paths)
         self.order = CaptureOrder()
         self.shown = list(self.paths)
         """The captures that the table shows, by row."""
@@ -231,7 +233,7 @@ class ChooserScreen(Screen[None]):
             stored = await asyncio.to_thread(answer_without_tensorflow, path)
             stored_answer = await asyncio.to_thread(answer_with, str(path), stored.report)
             return self._taken(path, stored_answer)
-        key = await asyncio.to_thread(content_key, path)
+        key = await asyncio.to_thread(self.cache.key_of, path)
         known = self.cache.known(key, str(path))
         if known is not None:
             return self._taken(path, known)
@@ -269,7 +271,7 @@ class ChooserScreen(Screen[None]):
         table.clear()
         for path in self.shown:
             unknown = dict.fromkeys(list(COLUMNS)[1:], _UNKNOWN)
-            cells = {"capture": Text(path.name, style="bold"), **unknown, **self._row(path)}
+            cells = {"capture": Text(self.names[path], style="bold"), **unknown, **self._row(path)}
             table.add_row(*(cells[column] for column in COLUMNS), key=str(path))
         if at_cursor in self.shown:
             table.move_cursor(row=self.shown.index(at_cursor))
@@ -281,7 +283,7 @@ class ChooserScreen(Screen[None]):
         for column, cell in self._row(path).items():
             cells[column] = cell.plain
         fingerprint = self.fingerprints.get(path, "")
-        cells["capture"] = path.name
+        cells["capture"] = self.names[path]
         return ListedCapture(str(path), cells, self._sentence(path), fingerprint)
 
     def sort(self) -> None:
@@ -365,6 +367,19 @@ class ChooserScreen(Screen[None]):
     def action_help(self) -> None:
         """Say what this is, and which keys work."""
         self.app.push_screen(HelpScreen("Captures", _HELP, working_keys(self)))
+
+
+def _names(paths: Sequence[Location]) -> dict[Location, str]:
+    """What the list calls each capture: its name, below its folders where others have the same."""
+    count = Counter(path.name for path in paths)
+    alike = [str(path).split("/") for path in paths if count[path.name] > 1]
+    depth = 0
+    while alike and len({tuple(parts[: depth + 1]) for parts in alike}) == 1:
+        depth += 1
+    return {
+        path: path.name if count[path.name] == 1 else "/".join(str(path).split("/")[depth:])
+        for path in paths
+    }
 
 
 def _unreadable_cells(path: Location, error: NanreplayError) -> dict[str, Text]:

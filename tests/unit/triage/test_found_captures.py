@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import h5py
 import pytest
 
 from nanreplay.commands import run_command_line
+from nanreplay.commands.console import write_text
+from nanreplay.commands.open import readable_captures
 from nanreplay.errors import CaptureNotFoundError
-from nanreplay.triage import answer_cache
+from nanreplay.triage import answer_cache, found_captures
 from nanreplay.triage.capture_answer import CaptureAnswer, undecided_answer
 from nanreplay.triage.found_captures import find_captures
 from nanreplay.triage.triage_engine import triage
+from nanreplay.triage.triage_pages import triage_html
 
+ONE_TO_STDOUT = "Of --json, --html - and --md -, only one can go to stdout."
 REPORT = {"origin": None, "cause": None, "capture": {"trigger": {"what": "loss", "name": "loss"}}}
 
 
@@ -110,7 +118,7 @@ class Worker:
 
 def changed(path: Path) -> Path:
     with h5py.File(path, "r+") as file:
-        file.attrs["note"] = path.name
+        file.attrs["note"] = ascii(path.name)
     return path
 
 
@@ -152,11 +160,21 @@ def test_what_a_worker_lost_is_tried_again(made_up: Path, tmp_path: Path) -> Non
 
 def test_a_damaged_answer_is_found_again(made_up: Path, tmp_path: Path) -> None:
     worker, cache = Worker(), tmp_path / "cache"
-    for damage in ("", "[]", "{}", '{"path": "x", "status": "odd", "sentence": ""}'):
+    damages: tuple[str | tuple[str, str], ...] = (
+        "",
+        "[]",
+        "{}",
+        '{"path": "x", "status": "odd", "sentence": ""}',
+        "[" * 100_000,
+        ("It failed", "It faileD"),
+        (json.dumps(REPORT), "5"),
+    )
+    for damage in damages:
         triage([str(made_up)], cache=cache, answers=worker)
         assert worker.asked_now() == ["made-up.h5"], damage
-        (kept,) = cache.iterdir()
-        kept.write_text(damage, encoding="utf-8")
+        (kept,) = cache.glob("*.json")
+        whole = kept.read_text(encoding="utf-8")
+        kept.write_text(whole.replace(*damage) if isinstance(damage, tuple) else damage)
 
 
 def test_another_version_bisects_anew(
@@ -210,3 +228,174 @@ def test_a_cache_that_cannot_be_made_is_one_line(
     assert out == ""
     (line,) = error.splitlines()
     assert line.startswith(f"nanreplay: Cannot keep answers in {folder}: Not a directory. (--cache")
+
+
+def test_links_that_lead_in_a_circle_end_somewhere(runs: Path) -> None:
+    for name in ("one", "another"):
+        (runs / "deep" / name).symlink_to(runs, target_is_directory=True)
+    (runs / "itself.h5").symlink_to("itself.h5")
+    expected = {"a.h5": True, "b.hdf5": True, "cut.h5": False, "empty.h5": False}
+    assert found_in(runs) == expected
+    assert found_in(runs / "**") == expected
+    by_pattern = found_in(runs / "**" / "*.h5", runs / "**" / "*.hdf5")
+    assert by_pattern == {**expected, "itself.h5": False}
+    assert found_in(runs / "**s.h5") == {"model.weights.h5": False}
+
+
+def test_hidden_files_are_what_a_pattern_names_alone(made_up: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "runs"
+    (folder / ".trash").mkdir(parents=True)
+    for name in ("run.h5", ".hidden.h5", ".trash/old.h5"):
+        shutil.copy(made_up, folder / name)
+    assert found_in(folder / "**" / "*.h5") == {"run.h5": True}
+    assert found_in(folder / ".*.h5") == {".hidden.h5": True}
+
+
+def test_an_empty_path_is_no_folder(capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line(["triage", "", "--no-cache"]) == 2
+    out, error = capfd.readouterr()
+    assert (out, error) == (
+        "",
+        "nanreplay: A path is empty; `.` is the folder that you are in.\n",
+    )
+
+
+def test_a_folder_that_cannot_be_listed_is_a_row(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scan = os.scandir
+
+    def scan_others(path: str) -> Iterator[os.DirEntry[str]]:
+        if str(path).endswith("deep"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scan_others)
+    assert found_in(runs) == {"a.h5": True, "cut.h5": False, "deep": False}
+
+
+def test_a_second_run_reads_only_what_is_new(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(answer_cache, "_SETTLED_NS", 0)
+    changed(runs / "deep" / "er" / "b.hdf5")
+    (runs / "cut.h5").unlink()
+    (runs / "deep" / "empty.h5").unlink()
+    (runs / "model.weights.h5").unlink()
+    worker, cache = Worker(), tmp_path / "cache"
+    read: list[str] = []
+
+    def noting(call: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(path: Path, *arguments: Any) -> Any:
+            read.append(path.name)
+            return call(path, *arguments)
+
+        return noted
+
+    monkeypatch.setattr(answer_cache, "_hash_file", noting(answer_cache._hash_file))
+    monkeypatch.setattr(found_captures, "Capture", noting(found_captures.Capture))
+
+    triage([str(runs)], cache=cache, answers=worker)
+    assert (worker.asked_now(), sorted(set(read))) == (["a.h5", "b.hdf5"],) * 2
+    read.clear()
+    triage([str(runs)], cache=cache, answers=worker)
+    assert (worker.asked_now(), read) == ([], [])
+    changed(runs / "a.h5")
+    triage([str(runs)], cache=cache, answers=worker)
+    assert (worker.asked_now(), set(read)) == (["a.h5"], {"a.h5"})
+
+
+def test_a_file_that_changed_just_now_is_read(
+    made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker, cache = Worker(), tmp_path / "cache"
+    monkeypatch.setattr(answer_cache, "_SETTLED_NS", 10**18)
+    triage([str(made_up)], cache=cache, answers=worker)
+    assert not (cache / "seen").exists()
+
+
+def test_names_of_all_kinds_are_kept_and_told(
+    made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ["with blank.h5", "emoji \N{GRINNING FACE}.h5", "[red]x[1].h5", "new\nline.h5"]
+    if os.name == "posix":
+        names.append(os.fsdecode(b"no\xfftext.h5"))
+    folder, worker = tmp_path / "names", Worker()
+    folder.mkdir()
+    for name in names:
+        changed(Path(shutil.copy(made_up, folder / name)))
+    triage([str(folder)], cache=tmp_path / "cache", answers=worker)
+    assert worker.asked_now() == sorted(names)
+    result = triage([str(folder)], cache=tmp_path / "cache", answers=worker)
+    assert worker.asked_now() == []
+    assert result.notes == ()
+    write_text(tmp_path / "page.html", triage_html(result))
+    assert "with blank.h5" in (tmp_path / "page.html").read_text(encoding="utf-8")
+    for name in names[:3]:
+        assert found_in(folder / name) == {name: True}
+
+
+def test_a_cache_that_takes_no_answer_costs_only_time(
+    made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(**options: Any) -> Any:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr("tempfile.mkstemp", refuses)
+    result = triage([str(made_up)], cache=tmp_path / "cache", answers=Worker())
+    assert result.code == 1
+    folder = tmp_path / "cache"
+    assert result.notes == (f"Answers cannot be kept in {folder}: Read-only file system.",)
+
+
+def test_without_a_folder_of_ones_own_nothing_is_kept(
+    made_up: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("")
+    folder = tmp_path / "file" / "triage"
+    monkeypatch.setattr(answer_cache, "default_cache_folder", lambda: folder)
+    content = made_up.read_bytes()
+    (tmp_path / "cut.h5").write_bytes(content[: len(content) // 2])
+    assert run_command_line(["triage", str(tmp_path / "cut.h5")]) == 2
+    out, error = capfd.readouterr()
+    assert out.startswith("1 capture: 1 not read.")
+    (line,) = error.splitlines()
+    assert line.startswith(f"nanreplay: Cannot keep answers in {folder}: Not a directory. (--cache")
+
+
+def test_open_lists_what_triage_finds(runs: Path) -> None:
+    names = [path.name for path in readable_captures([str(runs)])]
+    assert sorted(names) == ["a.h5", "b.hdf5", "cut.h5", "empty.h5"]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (("--json", "--md", "-"), "Of --json, --html - and --md -, only one can go to stdout."),
+        (
+            ("--html", "-", "--md", "-"),
+            "Of --json, --html - and --md -, only one can go to stdout.",
+        ),
+        (("--timeout", "nan"), "--timeout takes a number of seconds."),
+    ],
+)
+def test_options_that_cannot_be_followed_are_one_line(
+    options: Sequence[str], said: str, made_up: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command_line(["triage", str(made_up), "--no-cache", *options]) == 2
+    out, error = capfd.readouterr()
+    assert (out, error) == ("", f"nanreplay: {said} (see nanreplay triage --help)\n")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_a_page_goes_into_a_pipe_and_takes_no_place_of_it(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDONLY | os.O_NONBLOCK)
+    write_text(fifo, "a page")
+    assert os.read(reader, 100) == b"a page"
+    os.close(reader)
+    assert fifo.is_fifo()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import threading
 from concurrent.futures import Future
 from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
 from typing import Any
 
 import pytest
-from triage_work import work_or_die
+from triage_work import TASK_BEGAN, TASK_MAY_END, begin_and_wait, work_or_die
 
 from nanreplay import __version__
 from nanreplay.commands import run_command_line
@@ -37,6 +42,30 @@ def test_a_worker_that_dies_or_hangs_costs_its_capture_alone(
     for name, sentence in expected.items():
         assert (found[name].status, found[name].sentence) == ("undecided", sentence)
     assert capfd.readouterr() == ("", ""), "workers do not write to the terminal"
+
+
+ASK = """
+import sys
+from triage_work import tell_and_hang
+from nanreplay.triage.local_workers import answers_here
+
+if __name__ == "__main__":
+    options = dict(trust=False, workers=1, timeout_s=600, work=tell_and_hang)
+    list(answers_here([sys.argv[1]], **options))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+def test_workers_end_with_the_process_that_asked(tmp_path: Path) -> None:
+    fifo, script = tmp_path / "fifo", tmp_path / "ask.py"
+    os.mkfifo(fifo)
+    script.write_text(ASK, encoding="utf-8")
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    asking = subprocess.Popen([sys.executable, script, fifo], env=environment)
+    with asking, fifo.open() as told:
+        assert told.readline() == "at work\n"
+        asking.kill()
+        assert told.read() == "", "it ends when the worker has closed it, as it ends"
 
 
 class PoolOfDeadWorkers:
@@ -151,3 +180,33 @@ def test_a_cluster_that_cannot_do_the_work_is_one_line(
     (line,) = error.splitlines()
     assert line.startswith(f"nanreplay: {address}: ")
     assert line.endswith(said)
+
+
+def test_a_cluster_that_loses_all_workers_is_said_and_not_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    monkeypatch.setattr(dask_workers, "CONNECT_S", 240.0)  # of a loaded machine
+    monkeypatch.setattr(dask_workers, "NO_WORKER_S", 0.5)
+    monkeypatch.setattr(dask_workers, "answers_in_child", begin_and_wait)
+
+    def lose_all() -> None:
+        TASK_BEGAN.wait()
+        cluster.scale(0)
+
+    with distributed.LocalCluster(
+        n_workers=1,
+        threads_per_worker=1,
+        processes=False,
+        dashboard_address=":0",
+        protocol="tcp",
+        host="127.0.0.1",
+    ) as cluster:
+        threading.Thread(target=lose_all, daemon=True).start()
+        address = cluster.scheduler_address
+        options = {"trust": False, "timeout_s": 60.0, "max_memory": None}
+        answers = list(dask_workers.answers_of_cluster(["a"], scheduler=address, **options))
+        TASK_MAY_END.set()
+    assert [(each.status, each.sentence) for each in answers] == [
+        ("undecided", "a: the Dask cluster has had no worker for 0.5 s.")
+    ]
