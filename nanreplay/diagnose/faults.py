@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from nanreplay.capture.arrays import as_array
+from nanreplay.program.fingerprint import Layout
 from nanreplay.recorder.environment import describe_environment
 from nanreplay.records import VariableInfo
 from nanreplay.replay.session import Replay, StepResult
@@ -214,24 +215,40 @@ def replay_without(
     )
 
 
-def reason_of(departure: int | None, flips: Sequence[Flip], failing: int) -> str:
+def reason_of(replay: Replay, departure: int | None, flips: Sequence[Flip]) -> str:
     """Say in a sentence or two what departs and where.
 
     Args:
+        replay: The capture's replay.
         departure: The step at which the recording departs, None where it is not known.
         flips: Flipped bits; they are told instead where there are some.
-        failing: Step of the incident.
     """
+    failing = replay.incident.step
     if flips:
         flip = flips[0]
         bits = "A bit" if flip.bits == 1 else f"{flip.bits} bits"
         where = f"`{flip.path}`" + (f" [{', '.join(map(str, flip.index))}]" if flip.index else "")
         return f"{bits} of {where} flipped between steps {flip.step - 1} and {flip.step}."
-    if departure is None or departure == failing:
-        return f"The recording departs from every replay at step {failing}."
+    if departure is None:
+        departure = failing
+    steps = f"{departure}"
+    if _left_variables_out(replay, departure - 1):
+        steps = f"{departure - 1} or {departure}"
+    told = f"The recording departs from every replay at step {steps}"
     later = failing - departure
-    steps = "1 step" if later == 1 else f"{later} steps"
-    return (
-        f"The recording departs from every replay at step {departure} "
-        f"and turns non-finite {steps} later."
-    )
+    if not later:
+        return f"{told}."
+    if steps != f"{departure}":
+        return f"{told} and turns non-finite at step {failing}."
+    return f"{told} and turns non-finite {'1 step' if later == 1 else f'{later} steps'} later."
+
+
+def _left_variables_out(replay: Replay, step: int) -> bool:
+    """Whether a step was recorded without sums of its variables: the next one shows their fault."""
+    if step not in replay.steps:
+        return False
+    layout = Layout.parse(replay.signature(step).watch_layout)
+    recorded = replay.batch(step).fingerprint
+    if recorded is None or np.shape(recorded) != (len(layout.names),):
+        return False
+    return not bool(layout.measured(as_array(recorded)).all())

@@ -221,7 +221,7 @@ def _transient(
     spared = replay_without(replay, results, departure, flips)
     if not spared[-1].finite:
         return None
-    reason = reason_of(departure, flips, failing)
+    reason = reason_of(replay, departure, flips)
     evidence = (_evidence("recorded", spared),)
     return Verdict("transient", _exact(spared), evidence, reason=reason)
 
@@ -326,7 +326,7 @@ def _decide_finite(
     is_finite_by_ops: bool,
 ) -> Verdict:
     """Decide about a failing step that is finite when it runs as it was trained."""
-    trigger, exact, failing = replay.incident.trigger, _exact(results), results[-1].step
+    trigger, exact = replay.incident.trigger, _exact(results)
     if not is_finite_by_ops and claims_nonfinite(trigger):
         return Verdict("reproduced", False, evidence)
     if trigger.what == "exception":
@@ -336,7 +336,7 @@ def _decide_finite(
         return Verdict("healthy", exact, evidence)
     departure = find_departure(replay, results)
     if departure is not None or exact or (len(results) == 1 and exact is None):
-        reason = reason_of(departure, (), failing)
+        reason = reason_of(replay, departure, ())
         return Verdict("transient", exact, evidence, reason=reason)
     worst = max((result.max_ulp or 0 for result in results[:-1]), default=0)
     reason = "The step was recorded on another machine."

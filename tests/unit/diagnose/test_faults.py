@@ -10,6 +10,7 @@ import pytest
 
 from nanreplay.diagnose import faults
 from nanreplay.diagnose.faults import KeyframeComparison, believable, find_departure, reason_of
+from nanreplay.program.fingerprint import NOT_MEASURED
 from nanreplay.records import VariableInfo
 from nanreplay.replay.step_results import Difference, StepResult
 
@@ -46,10 +47,33 @@ def test_one_flipped_bit_is_found_with_its_place() -> None:
         1,
         7,
     )
-    assert (
-        reason_of(None, [flip], 9)
-        == "A bit of `dense/kernel` [2, 1] flipped between steps 6 and 7."
+    replay: Any = SimpleNamespace(incident=SimpleNamespace(step=9))
+    reason = reason_of(replay, None, [flip])
+    assert reason == "A bit of `dense/kernel` [2, 1] flipped between steps 6 and 7."
+
+
+@pytest.mark.parametrize(
+    ("sum_before", "departure", "said"),
+    [
+        (2.0, 9, "at step 9."),
+        (2.0, 7, "at step 7 and turns non-finite 2 steps later."),
+        # what step 8 left in its variables was not recorded: step 9 is the first to tell
+        (NOT_MEASURED, 9, "at step 8 or 9."),
+        (NOT_MEASURED, 7, "at step 6 or 7 and turns non-finite at step 9."),
+    ],
+)
+def test_a_departure_is_told_as_nearly_as_the_recording_tells_it(
+    sum_before: float, departure: int, said: str
+) -> None:
+    signature = SimpleNamespace(watch_layout=("loss:0", "variable_sum:0"))
+    batch = SimpleNamespace(fingerprint=np.array([1.0, sum_before], np.float32))
+    replay: Any = SimpleNamespace(
+        incident=SimpleNamespace(step=9),
+        steps=range(10),
+        signature=lambda step: signature,
+        batch=lambda step: batch,
     )
+    assert reason_of(replay, departure, []) == f"The recording departs from every replay {said}"
 
 
 @pytest.mark.parametrize(
