@@ -162,6 +162,7 @@ class _Widening:
     def _function(self, function: Any) -> None:
         for argument in (*function.signature.input_arg, *function.signature.output_arg):
             argument.type = self.types.get(argument.type, argument.type)
+            # It repeats the types, and would contradict them now.
             argument.ClearField("experimental_full_type")
             for part in argument.handle_data:
                 part.dtype = self.types.get(part.dtype, part.dtype)
@@ -181,6 +182,7 @@ class _Widening:
         for node in nodes:
             if node.op not in self.functions:
                 casts += self._node(function, node, moved)
+        # Most bodies need none: their ops have kernels for the wide type.
         if not casts:
             return moved
         for node in nodes:
@@ -274,6 +276,7 @@ class _Widening:
         """
         declared = _declared_types(definition, node)
         key = node.op, tuple(declared.values())
+        # A program has thousands of nodes and some dozen kinds of them.
         if key not in self.known:
             stays = self._stays(node.op, definition, declared)
             arguments = (*definition.input_arg, *definition.output_arg)

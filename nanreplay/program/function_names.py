@@ -62,6 +62,7 @@ class FunctionNames:
         """
         own = self._definitions.get(function)
         named = None
+        # TensorFlow notes in the backward function of a call which forward function it belongs to.
         if own is not None and _FORWARD_FUNCTION in own.attr:
             named = own.attr[_FORWARD_FUNCTION].s.decode()
         functions = self.of_graph(id(graph))
@@ -73,6 +74,8 @@ class FunctionNames:
         for name in functions:
             if not name or name in self._called:
                 called.append(name)
+        # Of several functions of one graph the last was made for a gradient, and returns what that
+        # needs.
         return next(reversed(called or functions), None)
 
     def _reachable(self, main: Any) -> set[str]:

@@ -79,6 +79,8 @@ def _traced(serialized: bytes) -> LoweredFunction:
     specs = []
     for kind in input_types:
         specs.append(tf.TensorSpec(None, tf.dtypes.as_dtype(kind)))
+    # Shapes are left open: one function serves all ops of these attributes, whatever they are
+    # given.
     traced = tf.function(call, autograph=False).get_concrete_function(*specs)
     name = tf_functions.runtime_name(traced)
     library = tf_functions.function_library(name)
@@ -116,6 +118,7 @@ def lowered_ops(graph: Any, recorded: Container[str] = ()) -> LoweredOps:
             in_float32.add(node.op)
         layout = layout_of(node.op, node.attr)
         if layout in CHANNELS_LAST:
+            # The op itself has a kernel here; it is the layout of its images that has none.
             forms.add(f"{node.op} in {layout}")
         elif node.op not in in_float32:
             forms.add(node.op)
@@ -138,6 +141,7 @@ def lower_graph(graph: Any) -> Sequence[str]:
     """
     replaced: set[str] = set()
     added: dict[str, Any] = {}
+    # Functions that nobody calls stay as they are: an op without a form there refuses nothing.
     lowered = _called_functions(graph) - _compiled_functions(graph)
     _lower_body(graph.node, added, replaced)
     for function in graph.library.function:
@@ -207,6 +211,8 @@ def _lower_body(nodes: Any, added: dict[str, Any], replaced: set[str]) -> dict[s
         number = 0
         for argument in op_definition(node.op).output_arg:
             for k in range(count_outputs(argument, node)):
+                # Within functions outputs are named as the OpDef declares them, and a call declares
+                # one list of all. In the main graph they have numbers, which stay.
                 renamed[f"{node.name}:{argument.name}:{k}"] = f"{node.name}:output:{number}"
                 number += 1
         _become_call(node, lowered)

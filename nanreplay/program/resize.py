@@ -50,6 +50,7 @@ def resized(
     first_only = old in _layer_widths(signature, variables)
     count_inputs = set(_inputs_of_counts(graph))
     for function, node in all_nodes(graph):
+        # What tracing inferred would contradict the new size; TensorFlow infers it again.
         node.attr.pop("_output_shapes", None)
         if not function and node.name in placeholders:
             node.attr["shape"].shape.dim[0].size = new
@@ -111,6 +112,8 @@ def _resize_constant(node: Any, old: int, new: int, *, first_only: bool, is_coun
         return
     value = constant_array(node.attr["value"].tensor)
     is_old = value == old
+    # A vector of few whole numbers may be a shape; a single number is only taken for the batch size
+    # where an op makes a shape or a count of it.
     if value.ndim == 1 and 0 < value.size <= _MAX_RANK:
         if first_only:
             is_old[1:] = False

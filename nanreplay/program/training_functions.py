@@ -159,6 +159,7 @@ class TrainingFunction:
         body = self.graphs[attributes["body"].func.name]
         # The first thing that a While of TensorFlow 2 hands on is the number of the iteration.
         counter = body.inputs[0]
+        # TensorFlow 2 names it so; what other loops hand on first is no such number.
         is_counted = counter.dtype == tf.int32 and "loop_counter" in counter.name
         if not is_counted or self._fetches_in(attributes["cond"].func.name):
             return None
@@ -173,6 +174,8 @@ class TrainingFunction:
         """Ids of handles that ops of `fetching` gave."""
         for op in graph.get_operations():
             called = [name for name, _ in called_functions(op)]
+            # What takes an Optional apart fetches as well, though its op type alone does not say
+            # so.
             takes_handle = any(id(tensor) in handles for tensor in op.inputs)
             fetches = op.type in FETCHING or any(map(self._fetches_in, called))
             if not takes_handle and not fetches:
@@ -236,6 +239,7 @@ class TrainingFunction:
             if len(training_calls) != 1:
                 return graph, caller
             called, call = training_calls[0]
+            # Called from two places, its ops would stand for two sets of tensors.
             if len(self.callers.get(called, ())) != 1:
                 return graph, caller
             graph, caller = self.graphs[called], call
@@ -255,6 +259,8 @@ class TrainingFunction:
                         continue
                     if op.type in _CALLS:
                         calls.append((name, Caller(holder, op, first)))
+                    # A loop that trains by itself is one step as it is: its iterations cannot be
+                    # told apart from outside.
                     elif not has_own_gradient(called) and not writes_variables(called):
                         seen.add(id(called))
                         pending.append(called)

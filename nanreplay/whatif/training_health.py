@@ -67,6 +67,7 @@ class TrainingHealth:
                 a large loss, so all losses have to stay near the usual ones.
         """
         if any(not result.finite for result in outcome.later):
+            # The fix let the failing step pass and left weights that cannot be trained on.
             return "the weights are ruined: a step after the window is not"
         first = outcome.results[0].loss
         known = [loss for loss in (self.usual_loss, _size(first)) if loss is not None]
@@ -75,6 +76,7 @@ class TrainingHealth:
         usual = max(*known, _LEAST_LOSS)
         factor = _NEAR if changes_update else _RUINED
         ran = (*outcome.results, *outcome.later)
+        # A loss that the recording has as well is the batch's own, however large.
         for result in (result for result in ran if not _is_recorded(result)):
             loss = _size(result.loss)
             if loss is not None and loss > factor * usual:

@@ -31,6 +31,7 @@ def finite_mask(failure: Failure, value: str | None) -> Fix:
     for key, info in failure.infos.items():
         if info.type in _SOFTMAXES:
             softmaxes.append(key)
+    # The softmax that failed is enough, and the others keep the masks that work.
     if failure.op in softmaxes:
         softmaxes = [failure.op]
     if not softmaxes:
@@ -69,6 +70,7 @@ def finite_mask(failure: Failure, value: str | None) -> Fix:
 def _change_output(editor: ProgramEditor, key: OpKey, change: Any) -> None:
     """Give `change(output)` to all that take an op's output, but for its own gradient."""
     output = editor.outputs(key)[0]
+    # The gradient of the op is computed from what the op itself gave.
     backward = gradient_ops(editor, [key])
     new = editor.add(key[0], change, [output])[0]
     editor.reroute(key[0], output, new, only=lambda user: user not in backward)
@@ -99,6 +101,7 @@ def _first_maker(trace: StepTrace, value: ValueId) -> Fact | None:
         for one in fact.sources:
             if _holds_infinity(trace, one):
                 infinite.append(one)
+        # What comes here is finite: this op made the infinity.
         if not infinite:
             return maker
         value = infinite[0]
