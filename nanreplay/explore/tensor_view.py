@@ -169,7 +169,9 @@ def view_tensor(
     indices = tuple(tuple(map(int, index)) for index in np.argwhere(shown)[:_LISTED])
     finite = _finite(array)
     mean, deviation = (float(finite.mean()), float(finite.std())) if finite.size else (None, None)
-    wanted = at if at is not None else indices[0] if indices else ()
+    wanted = at
+    if wanted is None:
+        wanted = indices[0] if indices else ()
     return TensorView(
         value,
         name,

@@ -149,7 +149,9 @@ def _name_of(home: Path, members: Sequence[FoundFile]) -> str:
     folder = Path(shown)
     for _ in at:
         folder = folder.parent
-    return shown if len(members) == 1 else (str(folder) if str(folder) != "." else str(home))
+    if len(members) == 1:
+        return shown
+    return str(home) if str(folder) == "." else str(folder)
 
 
 def _within(name: str, members: list[FoundFile]) -> list[tuple[str, list[FoundFile]]]:

@@ -119,7 +119,9 @@ def fixes_in_words(fixes: Sequence[FixResult], limit: int = 3) -> str:
         if named:
             clauses.append(f"{readable_list(named)} {one if len(named) == 1 else several}")
     text = "; ".join(clauses)
-    return text if not text else f"{text}." if good else f"Tried: {text}."
+    if not text:
+        return ""
+    return f"{text}." if good else f"Tried: {text}."
 
 
 def _of(fixes: Iterable[FixResult], outcome: str) -> list[FixResult]:

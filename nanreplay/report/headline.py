@@ -108,8 +108,9 @@ def _place(origin: Origin) -> str:
     if origin.phase == "update":
         return " in the optimizer"
     if origin.phase == "backward":
-        of = f" of layer {layer}" if layer else " of the loss" if origin.where == "loss" else ""
-        return f" in the gradient{of}"
+        if layer:
+            return f" in the gradient of layer {layer}"
+        return " in the gradient of the loss" if origin.where == "loss" else " in the gradient"
     if layer:
         return f" in layer {layer}"
     return " in the loss" if origin.where == "loss" or origin.phase == "loss" else ""

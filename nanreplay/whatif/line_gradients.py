@@ -80,12 +80,12 @@ def operands_elsewhere(
         is_storage = fact.type.startswith(("TensorList", "Stack"))
         if forward is not None and fact.function != forward[0] and not is_storage:
             gradient_facts.append((fact, forward))
-    return {
-        (fact.key, position)
-        for fact, forward in gradient_facts
-        for position, value in enumerate(fact.input_ids)
-        if _copied_value(trace, value) in operands[forward]
-    }
+    places = set()
+    for fact, forward in gradient_facts:
+        for position, value in enumerate(fact.input_ids):
+            if _copied_value(trace, value) in operands[forward]:
+                places.add((fact.key, position))
+    return places
 
 
 def _copied_value(trace: StepTrace, value: ValueId) -> ValueId:

@@ -13,6 +13,9 @@ PACKAGE = Path(nanreplay.__file__).parent
 DOCUMENTS = PACKAGE.parent / "docs"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 MOST_LINES = 450
+MOST_CLAUSES = 2
+"""`for` and `if` of a comprehension."""
+COMPREHENSIONS = (ast.ListComp, ast.SetComp, ast.DictComp, ast.GeneratorExp)
 
 
 def test_no_two_modules_share_a_name() -> None:
@@ -38,6 +41,17 @@ def test_no_file_is_longer_than_a_reader_takes_in() -> None:
         for path in MODULES
     }
     assert {name: length for name, length in lengths.items() if length > MOST_LINES} == {}
+
+
+def test_a_comprehension_is_one_thought() -> None:
+    long = []
+    for path in MODULES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, COMPREHENSIONS):
+                clauses = sum(1 + len(part.ifs) for part in node.generators)
+                if clauses > MOST_CLAUSES:
+                    long.append(f"{path.relative_to(PACKAGE)}:{node.lineno}")
+    assert long == []
 
 
 def test_the_document_for_developers_names_files_and_rooms_that_exist() -> None:
