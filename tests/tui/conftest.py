@@ -13,6 +13,17 @@ def colours(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Look four times as often whether a key has been dealt with.
+
+    Textual looks every 20 ms, several times a key, which was half of the time of these tests. What
+    a loop has to do it does before it looks again, however loaded the machine is.
+    """
+    monkeypatch.setattr("textual._wait.SLEEP_GRANULARITY", 1 / 200)
+    monkeypatch.setattr("textual._wait.SLEEP_IDLE", 1 / 2000)
+
+
+@pytest.fixture(autouse=True)
 def no_stored_answers(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
     """Captures as a recorder writes them: the sample runs hold answers, and most tests replay.
 

@@ -27,6 +27,7 @@ from nanreplay.tui.widgets.op_tree import OpTree
 from nanreplay.tui.widgets.tensor_table import TensorTable
 
 SAMPLE = ROOT / "sample_runs" / "log_of_zero.h5"
+pytestmark = pytest.mark.xdist_group("opened captures")  # one worker explains them
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -27,7 +27,10 @@ from nanreplay.tui.widgets.op_tree import OpTree
 from nanreplay.tui.widgets.op_words import value_title
 from nanreplay.tui.widgets.tensor_table import TensorTable
 
-pytestmark = pytest.mark.asyncio
+pytestmark = [
+    pytest.mark.asyncio,
+    pytest.mark.xdist_group("opened captures"),  # one worker explains them
+]
 
 
 @pytest.fixture(scope="module", autouse=True)
