@@ -19,7 +19,7 @@ NAMED := sample_runs|trained_here|from bugs|in_process
 ELSEWHERE = $(shell grep -rlE "$(NAMED)" tests --include="test_*.py")
 KERNELS := ONEDNN_MAX_CPU_ISA=SSE41 TF_ENABLE_ONEDNN_OPTS=0
 
-.PHONY: help docs demo test test-fast test-all test-kernels snapshots screenshots test-oldest lint format sample-runs usual-list benchmarks clean
+.PHONY: help docs demo test test-fast test-all coverage test-kernels snapshots screenshots test-oldest lint format sample-runs usual-list benchmarks clean
 
 help: ## say what there is
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 22
@@ -35,6 +35,12 @@ test-fast: $(VENV)/.installed ## run the tests of the inner loop, under a minute
 
 test-all: $(VENV)/.installed ## run the tests, the slow ones too
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup -m "" $(ARGS)
+
+coverage: $(VENV)/.installed ## run the tests and say which lines and branches they reach
+	rm -rf build/coverage
+	-$(BIN)/python -m coverage run -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/python -m coverage combine --quiet
+	$(BIN)/python -m coverage report --sort=-miss
 
 test-kernels: $(VENV)/.installed ## run the tests of captures with kernels of other processors
 	@for kernels in $(KERNELS); do echo "== $$kernels" && \
