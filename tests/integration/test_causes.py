@@ -288,7 +288,11 @@ def test_a_layer_that_is_called_norm_is_no_norm_of_the_library(tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "layer", [keras.layers.LayerNormalization, keras.layers.BatchNormalization]
+    "layer",
+    [
+        pytest.param(keras.layers.LayerNormalization, marks=pytest.mark.slow),
+        keras.layers.BatchNormalization,
+    ],
 )
 def test_normalization_without_an_epsilon(tmp_path: Path, layer: Any) -> None:
     x = batch_of(with_row(normal(40, 3), 2), 1)
@@ -309,7 +313,9 @@ def test_a_label_below_zero_under_xla(tmp_path: Path) -> None:
     assert causes[0].sentence == "The label in row 4 is -1, but there are only 4 classes (0 to 3)."
 
 
-@pytest.mark.parametrize("rate", [0.3, pytest.param(5.0, marks=pytest.mark.slow), 1e3])
+@pytest.mark.parametrize(
+    "rate", [0.3, *(pytest.param(rate, marks=pytest.mark.slow) for rate in (5.0, 1e3))]
+)
 def test_a_learning_rate_that_is_too_high(tmp_path: Path, rate: float) -> None:
     layers = [keras.layers.Dense(16, activation="relu"), keras.layers.Dense(1)]
     x = normal(400, 3) * 3

@@ -55,7 +55,12 @@ class Rows(keras.utils.PyDataset):
 
 
 @pytest.mark.parametrize(
-    "kind", ["tf.data", pytest.param("generator", marks=pytest.mark.slow), "PyDataset"]
+    "kind",
+    [
+        "tf.data",
+        pytest.param("generator", marks=pytest.mark.slow),
+        pytest.param("PyDataset", marks=pytest.mark.slow),
+    ],
 )
 def test_every_input_of_fit_is_recorded(tmp_path: Path, kind: str) -> None:
     x, y = data()
@@ -67,9 +72,9 @@ def test_every_input_of_fit_is_recorded(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "jit_compile",
+    "jit_compile",  # in another process `test_replay_exact.py` replays each, too
     [
-        True,
+        pytest.param(True, marks=pytest.mark.slow),
         pytest.param(False, marks=pytest.mark.slow),
         pytest.param("auto", marks=pytest.mark.slow),
     ],
@@ -98,7 +103,8 @@ counts_inner_steps = pytest.mark.skipif(
 
 
 @counts_inner_steps
-@pytest.mark.parametrize("steps_per_execution", [pytest.param(4, marks=pytest.mark.slow), 5])
+@pytest.mark.slow  # the last call of fewer steps, below, counts as well
+@pytest.mark.parametrize("steps_per_execution", [4, 5])
 def test_steps_per_execution_counts_inner_steps(tmp_path: Path, steps_per_execution: int) -> None:
     path = tmp_path / "run.h5"
     assert_recorded(path, record(path, mlp(steps_per_execution=steps_per_execution), *data()))
@@ -355,6 +361,7 @@ def test_a_callback_that_changes_weights_and_rates_is_replayed(tmp_path: Path) -
     assert all(result.bit_exact for result in replayed(path))
 
 
+@pytest.mark.slow  # a callback changes weights and rates, above
 def test_a_learning_rate_changed_between_steps_is_replayed(tmp_path: Path) -> None:
     class Warmup(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:

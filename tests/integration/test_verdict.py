@@ -90,8 +90,8 @@ def trained_with_fault(
 
 XLA = 2
 """The fault of which the fast tests have the step compiled by XLA, which takes seconds."""
-QUICK = (0, XLA, 7, 12, 15, 18)
-"""Faults of the fast tests: of each place one, or two that differ in bits, step or variable."""
+QUICK = (XLA, 7, 12, 18)
+"""Faults of the fast tests: of each place one."""
 
 
 def setting(number: int) -> tuple[str, bool, int]:
