@@ -152,4 +152,5 @@ def test_a_notebook_shows_captures_and_reports(capture: Capture) -> None:
     shown = capture._repr_html_()
     assert "loss is NaN" in Elements(shown).text
     assert "<svg" in shown
+    assert '<p class="headline"><strong>' in shown  # bold where a notebook drops styles
     assert report_of().sentence.split("`")[0] in Elements(report_of()._repr_html_()).text
