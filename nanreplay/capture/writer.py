@@ -140,7 +140,7 @@ class CaptureWriter:
         write_text(self._file, "format", FORMAT)
         self._file.attrs["version"] = VERSION
         write_json(self._file, "metadata", dict(metadata))
-        write_json(self._file, "variables", [asdict(info) for info in variables])
+        write_json(self._file, "variables", list(map(asdict, variables)))
         for program in programs:
             _write_program(self._file.create_group(f"program/{program.id}"), program)
         sources = self._file.create_group("sources")
@@ -148,7 +148,7 @@ class CaptureWriter:
         for frame in frames:
             rows.append([frame.file, frame.line, frame.function, frame.code])
         write_json(sources, "frames", rows)
-        write_json(sources, "stacks", [list(stack) for stack in stacks])
+        write_json(sources, "stacks", list(map(list, stacks)))
 
     def values(
         self,

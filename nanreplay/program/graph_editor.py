@@ -56,7 +56,7 @@ def needed_part(graph: Any, names: Sequence[str]) -> Any:
 
 def pruned(record: ProgramRecord) -> ProgramRecord:
     """Return a program with what its step runs and calls alone, and without devices."""
-    wanted = [op_name(name) for name in _wanted(record.signature)]
+    wanted = list(map(op_name, _wanted(record.signature)))
     graph = needed_part(parse_graph(record.graph), wanted)
     _prune_library(graph)
     forget_placement(graph)
@@ -78,7 +78,7 @@ def losses_alone(record: ProgramRecord) -> ProgramRecord:
     signature, graph = record.signature, parse_graph(record.graph)
     placeholders = [spec.tensor for spec in signature.inputs]
     placeholders += [spec.tensor for spec in signature.captures]
-    needed = needed_part(graph, [op_name(name) for name in (*placeholders, *signature.losses)])
+    needed = needed_part(graph, list(map(op_name, (*placeholders, *signature.losses))))
     _prune_library(needed)
     names = {node.name for node in needed.node}
     own = replace(

@@ -203,7 +203,7 @@ def _stacked(optionals: Any, kinds: Sequence[Any]) -> list[Any]:
     for column in columns:
         if any(tensor.shape != column[0].shape for tensor in column):
             return []
-    return [tf.stack(column) for column in columns]
+    return list(map(tf.stack, columns))
 
 
 # What of a recording fits the disk limit. Pure: sizes in, steps out.

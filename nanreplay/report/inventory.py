@@ -81,7 +81,7 @@ def _program(capture: Capture, name: str) -> dict[str, Any]:
         "id": name,
         "compilation": signature.compilation,
         "policy": signature.policy,
-        "inputs": [_input(spec) for spec in signature.inputs],
+        "inputs": list(map(_input, signature.inputs)),
         "outputs": list(signature.output_names),
         "gradients": len(signature.gradients),
     }

@@ -129,12 +129,11 @@ def _healthy_change(failure: Failure, outcome: TrialOutcome) -> float:
 def _largest_change(
     results: Sequence[StepResult], usual_losses: Mapping[int, float | None]
 ) -> float:
-    pairs = [(result.loss, usual_losses.get(result.step)) for result in results]
-    known = [
-        (new, old)
-        for new, old in pairs
-        if new is not None and old is not None and math.isfinite(new) and math.isfinite(old)
-    ]
+    known = []
+    for result in results:
+        new, old = result.loss, usual_losses.get(result.step)
+        if new is not None and old is not None and math.isfinite(new) and math.isfinite(old):
+            known.append((new, old))
     if not known:
         return 0.0
     usual = max(median(abs(old) for _, old in known), _LEAST_LOSS)

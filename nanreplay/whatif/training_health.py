@@ -120,5 +120,8 @@ def _is_recorded(result: StepResult) -> bool:
 
 def _drawn_norm(infos: Sequence[VariableInfo]) -> float:
     """The norm of kernels as He et al. (2015) draw them: their variance is 2 / fan_in."""
-    kernels = [info.shape for info in infos if info.role == "trainable" and len(info.shape) > 1]
+    kernels = []
+    for info in infos:
+        if info.role == "trainable" and len(info.shape) > 1:
+            kernels.append(info.shape)
     return math.sqrt(sum(2 * shape[-1] for shape in kernels))

@@ -164,12 +164,12 @@ class TrialWindow:
         before = self.replay.recorded_results.get(step - 1)
         # Where the replay has left the recording, what the steps trained differs by itself.
         is_near = before is None or (before.max_ulp or 0) <= _SLIGHT_ULP
-        return {
-            index: value
-            for index, value in self.replay.capture.keyframe(step).items()
-            if (is_near or not variables[index].is_trained)
-            and not _is_same_value(as_array(left[index]), value)
-        }
+        changed = {}
+        for index, value in self.replay.capture.keyframe(step).items():
+            is_meant = is_near or not variables[index].is_trained
+            if is_meant and not _is_same_value(as_array(left[index]), value):
+                changed[index] = value
+        return changed
 
     def program(self, step: int) -> Program:
         """Return the program that a step ran."""
@@ -187,11 +187,10 @@ class TrialWindow:
         rate = self.signature().learning_rate
         if rate is None:
             return ()
-        others = [
-            index
-            for index, info in enumerate(self.replay.variables)
-            if info.role == "optimizer" and not info.shape and info.path.endswith("/learning_rate")
-        ]
+        others = []
+        for index, info in enumerate(self.replay.variables):
+            if info.role == "optimizer" and not info.shape and info.path.endswith("/learning_rate"):
+                others.append(index)
         return [rate, *(index for index in others if index != rate)]
 
     @cached_property
@@ -276,7 +275,10 @@ class TrialWindow:
         if self.borrows_program:
             return self._eager_results
         known = [self.replay.recorded_results.get(step) for step in steps]
-        results = [_with_recorded_loss(result) for result in known if result is not None]
+        results = []
+        for result in known:
+            if result is not None:
+                results.append(_with_recorded_loss(result))
         return results if len(results) == len(steps) else []
 
     @cached_property

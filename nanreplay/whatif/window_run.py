@@ -57,11 +57,10 @@ class TrialOutcome:
 
 def trainable_norm(replay: Replay, values: Any) -> float:
     """The norm of all trainable variables, from their values by index."""
-    squares = [
-        float(tf.reduce_sum(tf.square(tf.cast(values[index], tf.float64))))
-        for index, info in enumerate(replay.variables)
-        if info.role == "trainable" and "float" in info.dtype
-    ]
+    squares = []
+    for index, info in enumerate(replay.variables):
+        if info.role == "trainable" and "float" in info.dtype:
+            squares.append(float(tf.reduce_sum(tf.square(tf.cast(values[index], tf.float64)))))
     return math.sqrt(sum(squares))
 
 
