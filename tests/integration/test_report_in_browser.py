@@ -112,6 +112,20 @@ def look_at(browser: Any, page: Path, width: int, scheme: str, medium: str = "sc
     browser.get(page.as_uri())
 
 
+CUT_TABLES = """
+return [...document.querySelectorAll(".wide:has(> .sample)")]
+  .filter((element) => element.scrollWidth > element.clientWidth + 1).length;
+"""
+
+
+def test_a_narrow_cell_of_a_wide_notebook_cuts_no_table(browser: Any, pages: Path) -> None:
+    beside = pages / "beside.htm"  # a list of files takes the left half of the window
+    cell = (pages / "log_of_zero-cell.html").read_text(encoding="utf-8")
+    beside.write_text(cell.replace("<body>", '<body style="margin-left: 480px">'), "utf-8")
+    look_at(browser, beside, 1200, "light")
+    assert browser.execute_script(CUT_TABLES) == 0
+
+
 def brightness(browser: Any) -> float:
     """The mean of the pixels that are on the screen, from 0 to 1."""
     picture = imread(io.BytesIO(base64.b64decode(browser.get_screenshot_as_base64())))
