@@ -89,8 +89,10 @@ def large_contents(size_bytes: int) -> CaptureContents:
         },
         timeline=Timeline(
             {
-                name: np.arange(history, dtype=np.float64)
-                for name in ("step", "loss", "learning_rate", "step_time_s")
+                "step": np.arange(history),
+                **dict.fromkeys(
+                    ("loss", "learning_rate", "step_time_s"), np.arange(history, dtype=np.float64)
+                ),
             },
             dict.fromkeys(
                 ("gradient_norm", "gradient_absmax", "weight_norm", "update_ratio"), matrix

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from nanreplay.errors import AttachError, NonFiniteError, without_own_frames
+from nanreplay.errors import AttachError
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.ending import Ending
 from nanreplay.recorder.recorded_function import RecordedFunction
@@ -250,12 +250,7 @@ class DirectCalls:
         handle = getattr(iterator, tf_datasets.ITERATOR_HANDLE, None)
         if handle is None:
             return self._keras_way(iterator, spec)
-        try:
-            has_run, outputs = self._calls.call_directly(
-                function, [handle], function.captured_inputs
-            )
-        except NonFiniteError as error:
-            raise without_own_frames(error) from error.__cause__
+        has_run, outputs = self._calls.call_directly(function, [handle], function.captured_inputs)
         if not has_run:
             return self._keras_way(iterator, spec)
         if outputs is None:
@@ -265,10 +260,7 @@ class DirectCalls:
     def _keras_way(self, iterator: Any, spec: Any) -> Any:
         """Run the steps as Keras does, and learn which trace it chose."""
         self._calls.last = self._known = None
-        try:
-            result = self.original(iterator)
-        except NonFiniteError as error:
-            raise without_own_frames(error) from error.__cause__
+        result = self.original(iterator)
         recorded = self._calls.last
         if recorded is None or recorded.variant is None or spec is None:
             return result

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from nanreplay.capture import Capture
 from nanreplay.capture.storage import Location
+from nanreplay.errors import FormatError
 from nanreplay.explore import BatchView
 from nanreplay.explore.batch_view import Spread, spread_of, view_batch
 from nanreplay.findings import Origin
@@ -23,10 +24,12 @@ class BatchReader:
 
     Args:
         path: The capture file.
+        created: When the capture was made, as its metadata say: a batch of another one that was
+            written in its place is refused. Any is read unless given.
     """
 
-    def __init__(self, path: Location) -> None:
-        self._path = path
+    def __init__(self, path: Location, created: str | None = None) -> None:
+        self._path, self._created = path, created
         self._lock = threading.Lock()
         self._last: tuple[int, BatchRecord, Spread] | None = None
 
@@ -40,6 +43,7 @@ class BatchReader:
 
         Raises:
             MissingPartError: The capture does not hold the batch.
+            FormatError: Another capture has the name now.
         """
         with self._lock:
             record, spread = self._read(step)
@@ -67,6 +71,11 @@ class BatchReader:
     def _read(self, step: int) -> tuple[BatchRecord, Spread]:
         if self._last is None or self._last[0] != step:
             with Capture(self._path) as capture:
+                if self._created not in (None, capture.metadata.get("created")):
+                    raise FormatError(
+                        f"{self._path}: another capture was written in its place.",
+                        hint="f5 opens it",
+                    )
                 record = capture.batch(step)
                 others = list(_other_batches(capture, step, record))
                 self._last = step, record, spread_of(record.leaves, record.paths, others)

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import ClassVar
 
-from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.command import Provider
 from textual.theme import Theme
@@ -17,6 +16,7 @@ from nanreplay.capture.storage import Location
 from nanreplay.triage.answer_cache import AnswerCache
 from nanreplay.tui.capture_state import CaptureState, open_capture
 from nanreplay.tui.engine import Engine
+from nanreplay.tui.terminal_app import TerminalApp
 from nanreplay.tui.view_link import ViewLink
 
 # Themes: dark, light, one for eyes that do not tell red from green, and one for terminals with 16
@@ -116,7 +116,7 @@ def _op_commands() -> type[Provider]:
     return OpCommands
 
 
-class NanreplayApp(App[None]):
+class NanreplayApp(TerminalApp):
     """Shows captures in the terminal.
 
     Args:

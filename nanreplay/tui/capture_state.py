@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from nanreplay.capture import Capture
@@ -40,6 +41,13 @@ class OpenedCapture:
     """Steps whose batches the capture holds, ascending."""
     timeline: Timeline
     variables: Sequence[VariableInfo]
+    stamp: tuple[int, ...] = ()
+    """What tells the file from one that is written in its place; empty for one of elsewhere."""
+
+    @property
+    def is_replaced(self) -> bool:
+        """Whether another file has the name now, or the file was changed."""
+        return self.stamp != _stamp(self.path)
 
     @property
     def name(self) -> str:
@@ -53,6 +61,7 @@ def open_capture(path: Location) -> OpenedCapture:
     Raises:
         CaptureError: The file cannot be read.
     """
+    stamp = _stamp(path)
     with Capture(path) as capture:
         return OpenedCapture(
             path,
@@ -61,7 +70,19 @@ def open_capture(path: Location) -> OpenedCapture:
             capture.steps,
             capture.timeline_record(),
             capture.variables_info,
+            stamp,
         )
+
+
+def _stamp(path: Location) -> tuple[int, ...]:
+    """Which file has a name, and when it was written; empty where that cannot be told."""
+    if not isinstance(path, Path):
+        return ()
+    try:
+        facts = path.stat()
+    except OSError:  # it is gone; what reads it next says so
+        return ()
+    return facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -127,7 +148,8 @@ class CaptureState:
 
     def __post_init__(self) -> None:
         """Make the reader of the batches; nothing is read yet."""
-        self.batches = BatchReader(self.opened.path)
+        created = self.opened.facts["metadata"].get("created")
+        self.batches = BatchReader(self.opened.path, created)
 
     @property
     def failing_step(self) -> int:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from nanreplay.capture.temporary import written_whole
 from nanreplay.errors import NanreplayError
 from nanreplay.report.contents import Report
 from nanreplay.report.fix_words import fix_label
@@ -59,5 +60,6 @@ def export_path(folder: Path, capture: str, pane: str, suffix: str) -> Path:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file in UTF-8 that ends with one newline."""
-    path.write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+    """Write a file in UTF-8 that ends with one newline; a full disk leaves no part of it."""
+    with written_whole(path) as part:
+        part.write_text(text.rstrip("\n") + "\n", encoding="utf-8")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -289,11 +290,8 @@ class Engine:
             task_id = next(iter(self._pending), -1)
         pending = self._pending.pop(task_id, None)
         if pending is not None and not pending.future.done():
-            code = None if process is None else process.exitcode
-            message = (
-                f"The process that replays ended unexpectedly (exit code {code}): "
-                f"{pending.task.label}."
-            )
+            how = _end_words(None if process is None else process.exitcode)
+            message = f"The process that replays ended unexpectedly ({how}): {pending.task.label}."
             pending.future.set_exception(ReplayError(message))
         self._send_pending()
 
@@ -301,6 +299,13 @@ class Engine:
         waiting = max(len(self._pending) - 1, 0)
         self.progress = None if progress is None else replace(progress, waiting=waiting)
         self.changed()
+
+
+def _end_words(code: int | None) -> str:
+    """How a process ended; `multiprocessing` tells a signal as a negative code."""
+    if code == -signal.SIGKILL:
+        return "it was killed, as the system does where memory is short"
+    return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
 
 # Tasks for a whole capture. They import TensorFlow's users when they run, in the worker process.

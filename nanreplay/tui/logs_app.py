@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from rich.text import Text
 from textual import on
-from textual.app import App, ComposeResult
+from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical, VerticalScroll
 from textual.widgets import DataTable, Footer, Static, TabbedContent, TabPane
@@ -33,13 +33,14 @@ from nanreplay.logs.next_step import next_step
 from nanreplay.records import Incident, Timeline, Trigger
 from nanreplay.report.history import History, Series
 from nanreplay.tui.app import THEMES, fitting_theme
+from nanreplay.tui.terminal_app import TerminalApp
 from nanreplay.tui.widgets.plots import PlotSpec, SeriesPlot
 
 _MOST_ROWS = 2_000
 _BAD = ("NaN", "inf", "-inf", "no")
 
 
-class LogsApp(App[None]):
+class LogsApp(TerminalApp):
     """Shows what logs and checkpoints tell of one or several runs.
 
     Args:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple, TypeVar
 
 from nanreplay.explore import OperandElement, StepView, TensorAtStep, TensorView
@@ -248,11 +249,12 @@ class SaveTensor(ExploreTask[None]):
         """Run what leads to the tensor when it was not kept, and write it."""
         import numpy as np
 
+        from nanreplay.capture.temporary import written_whole
         from nanreplay.tui.copying import ExportError
 
         array = self.explorer(context).array(self.step, self.value)
         try:
-            with open(self.target, "xb") as target:
-                np.save(target, array, allow_pickle=False)
+            with written_whole(Path(self.target)) as part, part.open("xb") as file:
+                np.save(file, array, allow_pickle=False)
         except OSError as error:
             raise ExportError(f"{self.target}: {error.strerror or error}.") from error

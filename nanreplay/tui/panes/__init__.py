@@ -144,4 +144,6 @@ PANES: tuple[PaneEntry, ...] = (
         "verdict", "Verdict", "verdict_pane", "VerdictPane", "The ways of replaying, side by side"
     ),
 )
-"""All tabs, in order; the digits 1 to 9 show them."""
+"""All tabs, in order; the digits show them."""
+DIGITS = "1234567890"
+"""The key of each tab, in their order, as they lie on a keyboard: of a tenth one it is 0."""

@@ -6,6 +6,7 @@ The contract of a pane is told in the docstring of the package. Messages from a 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
@@ -18,12 +19,15 @@ from textual.message import Message
 from textual.worker import Worker, WorkerState
 
 from nanreplay.explore import Op, StepView
+from nanreplay.explore.dataflow import is_bad
 from nanreplay.findings import Origin
 from nanreplay.records import Frame
 from nanreplay.replay.provenance import ValueId
 from nanreplay.report.contents import Report
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
 from nanreplay.tui.view_tasks import ViewedStep, ViewStep
+from nanreplay.tui.widgets.code_view import CodeView, coloured_file
+from nanreplay.tui.widgets.op_words import value_words
 from nanreplay.tui.worker import Task
 
 T = TypeVar("T")
@@ -273,6 +277,27 @@ class StepPane(Pane):
     def shown_op(self) -> Op | None:
         """The op that is shown; None for a value that entered the step."""
         return None
+
+    def show_code(self) -> None:
+        """Mark the line of the op that is shown in the code beside it.
+
+        Its file is read first where that was not done.
+        """
+        op, code = self.shown_op(), self.query_one(CodeView)
+        frame = None if op is None else op.source
+        file = None if frame is None else self.state.code.get(frame.file)
+        code.show(
+            file, frame, is_bad=op is not None and is_bad(op), value=value_words(op) if op else ""
+        )
+        if frame is not None and file is None:
+            self.read_code(frame.file)
+
+    @work(exclusive=True, group="code", exit_on_error=False)
+    async def read_code(self, file: str) -> None:
+        """Read a file of code in a thread, and show it."""
+        read = await asyncio.to_thread(coloured_file, self.state.opened.path, file)
+        self.state.code[file] = read
+        self.show_code()
 
     def action_back(self, by: int) -> None:
         """Go back along the way, or forward again."""

@@ -26,6 +26,7 @@ from nanreplay.tui.panes.base import STEP_BINDINGS, Copyable, Pane, next_beyond
 from nanreplay.tui.widgets.figures import sample_bars
 from nanreplay.tui.widgets.op_words import ORIGIN, theme_style
 from nanreplay.tui.widgets.samples import SampleLook, sample_text
+from nanreplay.tui.widgets.text_box import TextBox
 
 _PADDING = 4
 """Columns of the pane that the arrays cannot take."""
@@ -159,10 +160,10 @@ class BatchPane(Pane):
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""
-        yield Static("Reading the file ...", id="about", markup=False)
+        yield TextBox("Reading the file ...", id="about", markup=False)
         yield SampleStrip()
         with VerticalScroll():
-            yield Static(id="arrays", markup=False)
+            yield TextBox(id="arrays", markup=False)
 
     def on_mount(self) -> None:
         """Show the batch of the failing step: the file holds it, whatever is replayed."""
@@ -250,6 +251,8 @@ class BatchPane(Pane):
         row = next_beyond(rows, self.row, by)
         if row is None:  # at the end: go on from the other end
             row = min(rows) if by > 0 else max(rows)
+        if row == self.row:
+            self.notify(f"Sample {row} is the only one to blame.", timeout=3)
         self._go_to(row)
 
     def _go_to(self, row: int) -> None:

@@ -23,16 +23,16 @@ from nanreplay.explore import Op, StepView, worst_producer
 from nanreplay.explore.dataflow import is_bad, line_name, neighbour, next_origin
 from nanreplay.explore.recorded_step import recorded_step
 from nanreplay.replay.provenance import ValueId
-from nanreplay.report.code_files import code_file
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
 from nanreplay.tui.panes.base import CURSOR_REST_S, Copyable, Go, StepPane, worst_output
 from nanreplay.tui.trail import Trail, end_words
 from nanreplay.tui.view_link import link_command
 from nanreplay.tui.view_tasks import ElementRef, ViewOperands
-from nanreplay.tui.widgets.code_view import CodeView, ColouredFile, coloured
+from nanreplay.tui.widgets.code_view import CodeView
 from nanreplay.tui.widgets.op_detail import op_text
 from nanreplay.tui.widgets.op_tree import OpTree
-from nanreplay.tui.widgets.op_words import ORIGIN, code_words, value_title, value_words
+from nanreplay.tui.widgets.op_words import ORIGIN, code_words, value_title
+from nanreplay.tui.widgets.text_box import TextBox
 
 
 class BisectPane(StepPane):
@@ -129,13 +129,13 @@ class BisectPane(StepPane):
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""
-        yield Static("The step is shown once the replay has found it.", id="where", markup=False)
+        yield TextBox("The step is shown once the replay has found it.", id="where", markup=False)
         with Container(id="both"):
             yield OpTree()
             with Vertical(id="beside"):
                 yield CodeView()
                 with VerticalScroll(id="detail"):
-                    yield Static(id="op", markup=False)
+                    yield TextBox(id="op", markup=False)
         yield Input(
             placeholder="words, is:nan, is:bad, is:origin, at:train.py:88, >1e4, <1e-6",
             id="query",
@@ -243,25 +243,7 @@ class BisectPane(StepPane):
                 about += f", {node.nonfinite} of them non-finite"
             shown = Text.assemble((node.label, "bold"), about)
         self.query_one("#op", Static).update(shown)
-        self._show_code()
-
-    def _show_code(self) -> None:
-        """Mark the line of the op under the cursor; read its file first where that was not done."""
-        op, code = self.op_tree.op, self.query_one(CodeView)
-        frame = None if op is None else op.source
-        file = None if frame is None else self.state.code.get(frame.file)
-        code.show(
-            file, frame, is_bad=op is not None and is_bad(op), value=value_words(op) if op else ""
-        )
-        if frame is not None and file is None:
-            self.read_code(frame.file)
-
-    @work(exclusive=True, group="code", exit_on_error=False)
-    async def read_code(self, file: str) -> None:
-        """Read a file of code in a thread, and show it."""
-        read = await asyncio.to_thread(_coloured, self.state.opened.path, file)
-        self.state.code[file] = read
-        self._show_code()
+        self.show_code()
 
     def shown_op(self) -> Op | None:
         """The op under the cursor."""
@@ -432,11 +414,6 @@ class BisectPane(StepPane):
 def _recorded(path: Location, step: int) -> StepView:
     with Capture(path) as capture:
         return recorded_step(capture, step)
-
-
-def _coloured(path: Location, file: str) -> ColouredFile:
-    with Capture(path) as capture:
-        return coloured(code_file(capture, file))
 
 
 def _health_words(view: StepView, bad: int) -> str:

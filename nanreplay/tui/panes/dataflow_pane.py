@@ -12,6 +12,7 @@ from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.containers import Container
 from textual.widgets import OptionList, Static
 from textual.widgets.option_list import Option
 
@@ -22,8 +23,10 @@ from nanreplay.report.numbers import readable_number
 from nanreplay.tui.capture_state import CaptureState, ViewPosition
 from nanreplay.tui.panes.base import Copyable, Go, StepPane, first_value, worst_output
 from nanreplay.tui.trail import Trail, end_words
+from nanreplay.tui.widgets.code_view import CodeView
 from nanreplay.tui.widgets.op_detail import hop_text, value_text
 from nanreplay.tui.widgets.op_words import theme_style, value_title
+from nanreplay.tui.widgets.text_box import TextBox
 
 _MIDDLE = "middle"
 """Key of the lines of the value itself."""
@@ -42,11 +45,15 @@ class DataflowPane(StepPane):
         "the input of the op that it leads to. A line tells the code that made a value, the value "
         "at the failing element, and the op; m shows names. enter goes there, backspace returns, + "
         "goes forward again. Copies, casts and reshapes are skipped and told after `via`. The top "
-        "line shows the way that you came; a value that entered the step came from nowhere."
+        "line shows the way that you came; a value that entered the step came from nowhere. The "
+        "code beside the lines follows the cursor."
     )
     DEFAULT_CSS = """
     DataflowPane #way { height: auto; max-height: 2; padding: 0 1; background: $panel; }
+    DataflowPane #both { layout: horizontal; height: 1fr; }
+    DataflowPane CodeView { width: 2fr; border-left: vkey $panel; }
     DataflowPane OptionList {
+        width: 3fr;
         height: 1fr; border: none; padding: 0; background: $background;
         text-wrap: nowrap; text-overflow: ellipsis;
         &:focus { background: $surface; }
@@ -89,8 +96,10 @@ class DataflowPane(StepPane):
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""
-        yield Static("The step is shown once the replay has found it.", id="way", markup=False)
-        yield OptionList(id="hops", markup=False, compact=True)
+        yield TextBox("The step is shown once the replay has found it.", id="way", markup=False)
+        with Container(id="both"):
+            yield OptionList(id="hops", markup=False, compact=True)
+            yield CodeView()
 
     @property
     def hops(self) -> OptionList:
@@ -112,7 +121,7 @@ class DataflowPane(StepPane):
         value = self.trail.place
         if view is None or value is None:
             return
-        room = max((self.size.height - _OTHER_LINES) // 2, _FEWEST_HOPS)
+        room = max((self.hops.size.height - _OTHER_LINES) // 2, _FEWEST_HOPS)
         above, below = upstream(view, value, room), downstream(view, value, room)
         self._stops = {f"from {i}": (above, i) for i in range(len(above))}
         self._stops |= {f"to {i}": (below, i) for i in range(len(below))}
@@ -147,7 +156,7 @@ class DataflowPane(StepPane):
         """
         assert self.view is not None
         lead = "  " * stop.level + f"{slot:>3} "
-        room = min(self.size.width // 2, _WIDEST_LABEL) - len(lead)
+        room = min(self.hops.size.width // 2, _WIDEST_LABEL) - len(lead)
         hop = hop_text(
             self.view,
             stop.hop,
@@ -193,8 +202,14 @@ class DataflowPane(StepPane):
         self._draw()
 
     def on_resize(self) -> None:
-        """Show as many hops as there is room for."""
-        self._draw()
+        """Show as many hops as there is room for, once the widgets have their new sizes."""
+        self.call_after_refresh(self._draw)
+
+    @on(OptionList.OptionHighlighted)
+    def _moved(self, event: OptionList.OptionHighlighted) -> None:
+        """Let the code beside follow the cursor."""
+        event.stop()
+        self.show_code()
 
     # Going
 

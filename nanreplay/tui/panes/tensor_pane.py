@@ -43,6 +43,7 @@ from nanreplay.tui.widgets.op_words import ORIGIN, nonfinite_words, shape_words,
 from nanreplay.tui.widgets.tensor_picture import TensorPicture
 from nanreplay.tui.widgets.tensor_steps import both_text, steps_text
 from nanreplay.tui.widgets.tensor_table import TensorTable, best_operand, cell_words, tensor_text
+from nanreplay.tui.widgets.text_box import TextBox
 
 _MOST_ROWS, _MOST_COLUMNS = 50, 20
 """Cells of an export as text, at most."""
@@ -100,12 +101,12 @@ class TensorPane(StepPane):
 
     def compose(self) -> ComposeResult:
         """Make the widgets."""
-        yield Static("The step is shown once the replay has found it.", id="name", markup=False)
+        yield TextBox("The step is shown once the replay has found it.", id="name", markup=False)
         with Container(id="both"):
             yield TensorTable()
             yield TensorPicture()
             with VerticalScroll(id="facts", can_focus=False):
-                yield Static(id="words", markup=False)
+                yield TextBox(id="words", markup=False)
         yield Input(placeholder="index, e.g. 3, 0, 17", id="index", compact=True)
 
     @property
@@ -338,6 +339,8 @@ class TensorPane(StepPane):
         if op is not None and len(op.outputs) > 1:
             next_output = (value.output + 1) % len(op.outputs)
             self.fetch(ElementPosition(ValueId(op.serial, next_output), None))
+        else:
+            self.notify("Its op gave no other output.", timeout=3)
 
     def action_index(self) -> None:
         """Open the line for an index."""
@@ -366,7 +369,9 @@ class TensorPane(StepPane):
         self.table.focus()
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
-        """Leave the escape key to the screen while the line is closed."""
+        """Leave the escape key to the screen while the line is closed; code stands beside names."""
+        if action == "names":
+            return False
         return action != "no_index" or self.query_one("#index", Input).has_class("-open")
 
     def action_elsewhere(self, pane: str) -> None:

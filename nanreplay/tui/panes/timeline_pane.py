@@ -26,6 +26,7 @@ from nanreplay.tui.capture_state import CaptureState, ViewPosition
 from nanreplay.tui.panes.base import Copyable, Go, Pane
 from nanreplay.tui.widgets.heat import HeatTable
 from nanreplay.tui.widgets.plots import PlotSpec, SeriesPlot
+from nanreplay.tui.widgets.text_box import TextBox
 
 
 class TimelinePane(Pane):
@@ -114,8 +115,8 @@ class TimelinePane(Pane):
             for index in range(len(self.history.series)):
                 yield SeriesPlot(id=f"plot-{index}")
         yield Static(id="no-curve", markup=False)
-        yield Static(id="reading")
-        yield Static(id="heading")
+        yield TextBox(id="reading")
+        yield TextBox(id="heading")
         yield HeatTable()
 
     def on_mount(self) -> None:

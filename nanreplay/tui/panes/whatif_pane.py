@@ -15,6 +15,7 @@ from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import Button, DataTable, Input, OptionList, Static
 
+from nanreplay.capture.temporary import written_whole
 from nanreplay.findings import FixResult
 from nanreplay.report.contents import Report
 from nanreplay.report.fix_patch import diff_of, group_of, patch_of, what_it_does
@@ -270,7 +271,8 @@ class WhatIfPane(Pane):
             return
         path = export_path(Path.cwd(), self.state.opened.name, fix.name, ".patch")
         try:
-            path.write_bytes(patch.encode())
+            with written_whole(path) as part:
+                part.write_bytes(patch.encode())
         except OSError as error:
             self.post_message(Failed(ExportError(f"{path}: {error.strerror or error}.")))
             return

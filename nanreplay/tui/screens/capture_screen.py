@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -26,10 +27,10 @@ from nanreplay.report.stored_answers import (
     has_tensorflow,
     stored_answer,
 )
-from nanreplay.tui.capture_state import CaptureState, ViewPosition
+from nanreplay.tui.capture_state import CaptureState, ViewPosition, open_capture
 from nanreplay.tui.editor import edit_line
 from nanreplay.tui.engine import Explain, Progress, StoppedError
-from nanreplay.tui.panes import PANES, PaneEntry
+from nanreplay.tui.panes import DIGITS, PANES, PaneEntry
 from nanreplay.tui.panes.base import Failed, Go, Pane
 from nanreplay.tui.screens.copy_keys import CopyKeys
 from nanreplay.tui.view_link import ViewLink
@@ -38,6 +39,21 @@ from nanreplay.tui.widgets.bars import KeyLine, StatusLine, TitleBar
 
 _LOAD_AFTER_S = 0.5
 """Seconds after the first picture until the other tabs are imported, one after another."""
+
+
+def tab_bindings(entries: Sequence[PaneEntry]) -> list[Binding]:
+    """Return the keys that show tabs: a digit each, 0 for the tenth."""
+    return [
+        Binding(
+            digit,
+            f"show('{entry.id}')",
+            entry.title,
+            show=False,
+            id=f"capture.{entry.id}",
+            tooltip=entry.about,
+        )
+        for digit, entry in zip(DIGITS, entries, strict=False)
+    ]
 
 
 class CaptureTabs(TabbedContent):
@@ -138,17 +154,7 @@ class CaptureScreen(CopyKeys):
             id="capture.next",
             tooltip="The next tab",
         ),
-        *(
-            Binding(
-                str(number),
-                f"show('{entry.id}')",
-                entry.title,
-                show=False,
-                id=f"capture.{entry.id}",
-                tooltip=entry.about,
-            )
-            for number, entry in enumerate(PANES, 1)
-        ),
+        *tab_bindings(PANES),
     ]
 
     def __init__(self, state: CaptureState, at: ViewLink | None = None) -> None:
@@ -189,8 +195,17 @@ class CaptureScreen(CopyKeys):
     # The report
 
     def action_explain(self) -> None:
-        """Replay and explain the capture."""
-        self.explain()
+        """Replay and explain the capture; open it anew where its file is another one now."""
+        if not self.state.opened.is_replaced:
+            self.explain()
+            return
+        try:
+            opened = open_capture(self.state.opened.path)
+        except CaptureError as error:
+            self.post_message(Failed(error))
+            return
+        self.notify(f"{opened.name} was written anew: this is what it holds now.", timeout=6)
+        self.app.switch_screen(CaptureScreen(CaptureState(opened, self.state.engine)))
 
     @work(exclusive=True, group="explain", exit_on_error=False)
     async def explain(self) -> None:

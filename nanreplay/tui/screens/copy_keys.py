@@ -14,9 +14,10 @@ from textual.widgets import TabbedContent
 
 from nanreplay.tui.capture_state import CaptureState
 from nanreplay.tui.panes.base import Copyable, Failed, Pane
+from nanreplay.tui.screens.closed_once import ClosedOnce
 
 
-class CopyKeys(Screen[None]):
+class CopyKeys(ClosedOnce, Screen[None]):
     """A screen with tabs whose contents can be copied and exported.
 
     Args:

@@ -19,10 +19,11 @@ from textual.widgets import Button, OptionList, Static
 from textual.widgets.option_list import Option
 
 from nanreplay.errors import CaptureError, NanreplayError, UnsafeProgramError, UnsupportedOpError
+from nanreplay.tui.screens.closed_once import ClosedOnce
 from nanreplay.tui.widgets.figures import Facts
 
 
-class ChoiceScreen(ModalScreen[int | None]):
+class ChoiceScreen(ClosedOnce, ModalScreen[int | None]):
     """A short list to choose from; returns the index of what was chosen, None when nothing was.
 
     Args:
@@ -81,7 +82,7 @@ JUMP_KEYS = "asdfghjklwertuiozxcvbnm"
 """Keys of targets, those under the fingers first; `q` is not one, since it closes."""
 
 
-class JumpScreen(ModalScreen[Widget | None]):
+class JumpScreen(ClosedOnce, ModalScreen[Widget | None]):
     """Shows a key over each target; that key, or a click, returns the target.
 
     Args:
@@ -147,7 +148,7 @@ class HelpKey(NamedTuple):
     """Whether it belongs to what is shown, and not to the whole screen."""
 
 
-class HelpScreen(ModalScreen[None]):
+class HelpScreen(ClosedOnce, ModalScreen[None]):
     """A text, and keys in two columns: those of the tab, and those that work everywhere.
 
     Args:
@@ -266,7 +267,7 @@ def error_words(error: BaseException) -> tuple[str, str, str]:
     )
 
 
-class ErrorScreen(ModalScreen[None]):
+class ErrorScreen(ClosedOnce, ModalScreen[None]):
     """An error above the screen; any of escape, enter or a click closes it.
 
     Args:

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from textual.content import Content
 from textual.widget import Widget
 
+from nanreplay.capture import Capture
+from nanreplay.capture.storage import Location
 from nanreplay.records import Frame
-from nanreplay.report.code_files import CodeFile
+from nanreplay.report.code_files import CodeFile, code_file
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,12 @@ def coloured(code: CodeFile) -> ColouredFile:
     text = "\n".join(line.splitlines()[0] if line else " " for line in code.lines.values())
     lines = highlight(text, language="python").split("\n", allow_blank=True)
     return ColouredFile(code, dict(zip(code.lines, lines, strict=False)))
+
+
+def coloured_file(path: Location, file: str) -> ColouredFile:
+    """Read a file of code as it was recorded in a capture, or as it is here, and colour it."""
+    with Capture(path) as capture:
+        return coloured(code_file(capture, file))
 
 
 class CodeView(Widget):

@@ -34,8 +34,9 @@ _TICK_WIDTH = 8
 _LARGEST_EXPONENT = 300
 """Beyond this, 10**x may not fit into a float."""
 _FEWEST_COLUMNS = 40
-_REST_S = 0.08
-"""How long a cursor rests before the plots follow it."""
+_REST_S = 0.15
+"""How long a cursor rests before the plots follow it: longer than a key that is held takes to come
+again, since a plot takes longer than all else that the key does."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class SeriesPlot(Widget):
         super().__init__(id=id)
         self._spec: PlotSpec | None = None
         self._strips: list[Strip] = []
+        """What was drawn last, as wide as the widget."""
+        self._blank: Strip | None = None
         self.is_drawn = False
         """Whether the picture shows what was last asked for."""
 
@@ -90,17 +93,21 @@ class SeriesPlot(Widget):
         # exclusive=True: a newer call cancels this one while it sleeps.
         await asyncio.sleep(_REST_S)
         if self._spec is not None and self.size.area:
-            self._strips = await asyncio.to_thread(
+            drawn = await asyncio.to_thread(
                 plot_strips, self._spec, self.size, self.app.theme_variables
             )
+            # Once, not at each line that is drawn: to ask for the style takes longer than the line.
+            width, style = self.size.width, self.rich_style
+            self._strips = [strip.adjust_cell_length(width, style) for strip in drawn]
+            self._blank = Strip.blank(width, style)
             self.is_drawn = True
             self.refresh()
 
     def render_line(self, y: int) -> Strip:
         """Return a line of what was drawn last."""
-        if y >= len(self._strips):
-            return Strip.blank(self.size.width, self.rich_style)
-        return self._strips[y].adjust_cell_length(self.size.width, self.rich_style)
+        if y < len(self._strips):
+            return self._strips[y]
+        return self._blank or Strip.blank(self.size.width, self.rich_style)
 
 
 def plot_strips(spec: PlotSpec, size: Size, colours: Mapping[str, str]) -> list[Strip]:

@@ -1,0 +1,31 @@
+"""`Palette`, the screen of the command palette."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from textual.await_complete import AwaitComplete
+from textual.command import CommandList, CommandPalette
+
+from nanreplay.tui.screens.closed_once import ClosedOnce
+
+
+class Palette(ClosedOnce, CommandPalette):
+    """Textual's own; keys that come before its list is drawn do not end the program."""
+
+    def dismiss(self, result: Any = None) -> AwaitComplete:
+        """Close it; the search ends first, since it asks for styles that are gone then.
+
+        Args:
+            result: Nothing.
+        """
+        self._cancel_gather_commands()
+        return super().dismiss(result)
+
+    def _action_command_list(self, action: str) -> None:
+        """Move within the list, or choose; the keys of the palette call this.
+
+        Textual counts pages in lines, and knows none before it has drawn the list.
+        """
+        if self.query_one(CommandList).size.height:
+            super()._action_command_list(action)
