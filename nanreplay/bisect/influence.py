@@ -15,6 +15,7 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from nanreplay.bisect import tensor_stats
 from nanreplay.bisect.tensor_stats import Mask, is_float, is_opaque, is_repeated, none_of, words
 from nanreplay.capture.arrays import as_array
 from nanreplay.replay.provenance import OpEvent
@@ -167,7 +168,7 @@ def project(mask: Mask, source: Labels, target: Labels, shape: Shape) -> Mask:
     row of the left matrix.
     """
     if is_repeated(mask) and mask.size:  # what is everywhere is everywhere on all other axes, too
-        return np.broadcast_to(mask.flat[0], shape)
+        return tensor_stats.repeated(bool(mask.flat[0]), shape)
     gone = tuple(axis for axis, label in enumerate(source) if label not in target)
     if gone:
         mask = as_array(mask.any(axis=gone))
@@ -265,16 +266,13 @@ class Copies:
 
     def forth(self, i: int, k: int, mask: Mask) -> Mask:
         """See `Influence`."""
-        return _reshaped(mask, self.out_shapes[k]) if i == k else none_of(self.out_shapes[k])
+        shape = self.out_shapes[k]
+        return tensor_stats.reshaped(mask, shape) if i == k else none_of(shape)
 
     def back(self, i: int, k: int, mask: Mask) -> Mask:
         """See `Influence`."""
-        return _reshaped(mask, self.in_shapes[i]) if i == k else none_of(self.in_shapes[i])
-
-
-def _reshaped(mask: Mask, shape: Shape) -> Mask:
-    """Return a mask of another shape; reshaping one of ones would make a copy."""
-    return np.broadcast_to(mask.flat[0], shape) if is_repeated(mask) else mask.reshape(shape)
+        shape = self.in_shapes[i]
+        return tensor_stats.reshaped(mask, shape) if i == k else none_of(shape)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from nanreplay.bisect.event_outputs import handles_of, measured_outputs, reads_fed, with_updated
 from nanreplay.bisect.hiding import HiddenValues
 from nanreplay.bisect.outlines import LEAST_BYTES, outlined, size_in_bytes
 from nanreplay.bisect.recent_events import RecentEvents
@@ -29,6 +30,7 @@ from nanreplay.bisect.tensor_stats import (
     is_opaque,
     is_repeated,
     is_some,
+    known_nonfinite,
     measure,
     nonfinite,
 )
@@ -131,6 +133,7 @@ class StepTrace:
     # Made when they are first asked for; the run must be over by then.
     _state: Mapping[int, ArrayLike] | None = None
     _consumers: dict[int, list[int]] | None = None
+    _variable_feeds: dict[tuple[FeedKind, int], int] | None = None
     _main_graph: dict[str, Fact] | None = None
     _kept_tensors: dict[int, tuple[Any, ValueId]] | None = None
     _fed_stats: dict[ValueId, TensorStat | None] = field(default_factory=dict)
@@ -152,6 +155,14 @@ class StepTrace:
         if fact is None or value.output >= len(fact.outputs):
             return None
         return fact.outputs[value.output]
+
+    def known_stat(self, value: ValueId) -> TensorStat | None:
+        """Return the facts of a value that somebody has looked at already."""
+        return self._fed_stats.get(value) if value.serial < 0 else self.stat(value)
+
+    def note_fed(self, value: ValueId, stat: TensorStat) -> None:
+        """Remember the facts of what a variable held before the step."""
+        self._fed_stats[value] = stat
 
     def value(self, value: ValueId) -> Any:
         """Return a value that is fed, or that was kept because it is not finite; else None.
@@ -259,7 +270,7 @@ class StepTrace:
         tensor = self.value(value)
         if tensor is None or not is_float(tensor):
             return None
-        mask = nonfinite(tensor)
+        mask = known_nonfinite(tensor, self.stat(value))
         return self.shared(mask) if is_some(mask) else None
 
     def shared(self, mask: Mask) -> Mask:
@@ -275,6 +286,11 @@ class StepTrace:
 
     def was_nonfinite(self, variable: int) -> bool:
         """Return whether a variable was non-finite already before the step."""
+        if self._variable_feeds is None:
+            self._variable_feeds = {feed: i for i, feed in enumerate(self.feeds)}
+        if ("variable", variable) in self._variable_feeds:
+            stat = self.stat(ValueId(-1 - self._variable_feeds["variable", variable], 0))
+            return stat is not None and stat.nonfinite > 0
         before = self.state.get(variable)
         return before is not None and bool(nonfinite(before).any())
 
@@ -317,7 +333,9 @@ class _OpRecorder:
         ran = event
         if is_update(event.type):
             event = with_updated(self.trace.runner, event)
-        stats = tuple(map(measure, event.outputs))
+        stats = measured_outputs(event, self.trace.known_stat)
+        if reads_fed(event):
+            self.trace.note_fed(event.input_ids[0], stats[0])
         known = self._input_stats(event)
         nonfinite_inputs = {}
         for i, stat in known.items():
@@ -342,7 +360,7 @@ class _OpRecorder:
         if event.type == "AssignVariableOp":
             self._note_writes([event.input_ids[0]], [event.input_ids[1]])
         elif is_update(event.type):
-            handles = [event.input_ids[i] for i in _handles(event)]
+            handles = [event.input_ids[i] for i in handles_of(event)]
             self._note_writes(handles, [ValueId(event.serial, k) for k in range(len(handles))])
 
     def _input_stats(self, event: OpEvent) -> dict[int, TensorStat]:
@@ -428,22 +446,3 @@ def fact_of(event: OpEvent, stats: tuple[TensorStat, ...] = ()) -> Fact:
         via=event.via,
         outputs=stats,
     )
-
-
-def with_updated(runner: StepRunner, event: OpEvent) -> OpEvent:
-    """Return an update whose outputs are the variables that it has just changed.
-
-    Update ops have no outputs, or only handles. So each variable is read, at once, before a later
-    op changes it again.
-    """
-    dtype = event.attrs["dtype"] if "dtype" in event.attrs else event.attrs["T"]
-    read = dataclasses.replace(event, type="ReadVariableOp", attrs={"dtype": dtype}, error=None)
-    updated = []
-    for i in _handles(event):
-        updated.append(runner.execute(read, [event.inputs[i]])[0])
-    return dataclasses.replace(event, outputs=tuple(updated))
-
-
-def _handles(event: OpEvent) -> list[int]:
-    """Return which inputs are variables' handles."""
-    return [i for i, value in enumerate(event.inputs) if dtype_name(value) == "resource"]

@@ -20,10 +20,15 @@ from nanreplay.bisect.tensor_stats import (
     Outline,
     TensorStat,
     dtype_name,
+    either,
     is_float,
     is_opaque,
+    is_some,
+    none_of,
     nonfinite,
     nonfinite_outputs,
+    repeated,
+    without,
 )
 from nanreplay.replay.provenance import OpEvent
 
@@ -56,20 +61,17 @@ def outlined(
     tensors = (*event.inputs, *event.outputs)
     if event.error is not None or any("complex" in dtype_name(value) for value in tensors):
         return None
-    hands_nan_on = event.type in _BY_ELEMENT and any(
-        id(value) in stats and stats[id(value)].is_nan for value in event.inputs
-    )
-    if not hands_nan_on:
-        failing = nonfinite_outputs(event.outputs)
-        if not _is_handed_on(event, failing, execute, is_update=is_update):
-            return None
     known: dict[int, Any] = {}
+    """Outlines by Python's `id` of the tensor."""
 
-    def outline(value: Any) -> Any:
+    def outline(value: Any, *, is_told: bool = False) -> Any:
         if is_opaque(value) or not is_float(value) or size_in_bytes(value) < LEAST_BYTES:
             return value
+        stat = stats.get(id(value))
+        is_plain = stat is not None and (stat.is_nan or not stat.nonfinite)
+        if is_told and not is_plain:
+            return value
         if id(value) not in known:
-            stat = stats.get(id(value))
             known[id(value)] = Outline(
                 value,
                 all_nan=stat is not None and stat.is_nan,
@@ -77,6 +79,19 @@ def outlined(
             )
         return known[id(value)]
 
+    hands_nan_on = event.type in _BY_ELEMENT and any(
+        id(value) in stats and stats[id(value)].is_nan for value in event.inputs
+    )
+    if not hands_nan_on:
+        # Whoever is asked for blame looks at an outline in no time; of a tensor that is neither
+        # finite nor all NaN it takes the tensor itself.
+        told = dataclasses.replace(
+            event,
+            inputs=tuple(outline(value, is_told=True) for value in event.inputs),
+            outputs=tuple(outline(value, is_told=True) for value in event.outputs),
+        )
+        if not _is_handed_on(told, nonfinite_outputs(told.outputs), execute, is_update=is_update):
+            return None
     return dataclasses.replace(
         event,
         inputs=tuple(map(outline, event.inputs)),
@@ -90,10 +105,7 @@ def _is_handed_on(
     """Whether all bad elements of an execution come from bad elements that it got."""
     if is_update:
         return _is_update_of_bad(event, failing)
-    floats = []
-    for value in event.inputs:
-        if not is_opaque(value) and is_float(value):
-            floats.append(value)
+    floats = [value for value in event.inputs if not is_opaque(value) and is_float(value)]
     if event.via or not floats:
         return bool(event.via)
     influence = influence_of(event, execute)
@@ -110,9 +122,10 @@ def _is_update_of_bad(event: OpEvent, failing: dict[int, Mask]) -> bool:
         if not is_opaque(value) and is_float(value):
             bad.append(nonfinite(value))
     for mask in failing.values():
-        explained = np.zeros(mask.shape, bool)
-        for bad_mask in bad:
-            explained |= bad_mask if bad_mask.shape == mask.shape else bool(bad_mask.any())
-        if (mask & ~explained).any():
+        explained = none_of(mask.shape)
+        for given in bad:
+            same = given.shape == mask.shape
+            explained = either(explained, given if same else repeated(is_some(given), mask.shape))
+        if is_some(without(mask, explained)):
             return False
     return True

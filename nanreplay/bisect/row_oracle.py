@@ -15,8 +15,9 @@ import numpy as np
 
 from nanreplay.bisect.batch_rows import BatchRows, Rows
 from nanreplay.bisect.blame import assign_blame
+from nanreplay.bisect.event_outputs import with_updated
 from nanreplay.bisect.judge import Suspect
-from nanreplay.bisect.op_trace import Fact, is_update, with_updated
+from nanreplay.bisect.op_trace import Fact, is_update
 from nanreplay.bisect.sample_parts import Choice, Leaves, Numbers
 from nanreplay.bisect.step_runner import StepRunner, repaired
 from nanreplay.bisect.tensor_stats import Mask, is_float, nonfinite, nonfinite_outputs

@@ -9,6 +9,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -80,21 +81,35 @@ def measure(value: Any) -> TensorStat:
         return TensorStat(name, array.shape, array.size)
     if name.startswith("complex"):
         array = np.abs(array)
-    # Nearly all tensors of a step are finite, and finite extremes prove that one is, because
+    if _is_all_nan(array):
+        return TensorStat(name, array.shape, array.size, array.size)
+    # Nearly all other tensors of a step are finite, and finite extremes prove that one is, because
     # NumPy's min and max hand NaN on: two passes over the data are enough, and no mask is made.
     with np.errstate(all="ignore"):
         low, high = float(array.min()), float(array.max())
     if np.isfinite(low) and np.isfinite(high):
         return TensorStat(name, array.shape, array.size, 0, 0, low, high)
     nan_count = int(np.count_nonzero(np.isnan(array)))
-    if nan_count == array.size:
-        return TensorStat(name, array.shape, array.size, nan_count)
     finite = array[np.isfinite(array)]
     inf_count = array.size - finite.size - nan_count
     if not finite.size:
         return TensorStat(name, array.shape, array.size, nan_count, inf_count)
     low, high = float(finite.min()), float(finite.max())
     return TensorStat(name, array.shape, array.size, nan_count, inf_count, low, high)
+
+
+_PIECE = 1 << 16
+"""Elements that are looked at together, so that what a test gives stays in the cache."""
+
+
+def _is_all_nan(array: NDArray[Any]) -> bool:
+    """Whether an array, which is not empty, holds NaN alone: behind a NaN most do."""
+    flat = array.reshape(-1)
+    if not (np.isnan(flat[0]) and np.isnan(flat[-1])):
+        return False
+    return all(
+        np.isnan(flat[start : start + _PIECE]).all() for start in range(0, flat.size, _PIECE)
+    )
 
 
 def dtype_name(value: Any) -> str:
@@ -127,7 +142,7 @@ def compact(mask: Mask) -> Mask:
     """Return a mask, one of ones without memory of its own; it is not to be written to."""
     if is_repeated(mask) or not mask.all():
         return mask
-    return np.broadcast_to(np.True_, mask.shape)
+    return repeated(True, mask.shape)
 
 
 def inf_mask(value: Any) -> Mask:
@@ -141,7 +156,7 @@ def _tested(value: Any, test: Callable[[Any], Any]) -> Mask:
         return value.where(test)
     array = as_array(value)
     if array.size and is_repeated(array):
-        return np.broadcast_to(test(array.flat[0]), array.shape)
+        return repeated(bool(test(array.flat[0])), array.shape)
     return np.asarray(test(array))
 
 
@@ -184,7 +199,16 @@ def without(left: Mask, right: Mask) -> Mask:
 
 def none_of(shape: Sequence[int]) -> Mask:
     """Return a mask that marks nothing; it is not to be written to."""
-    return np.broadcast_to(np.False_, tuple(shape))
+    return repeated(False, tuple(shape))
+
+
+@lru_cache(maxsize=1024)
+def repeated(is_marked: bool, shape: tuple[int, ...]) -> Mask:
+    """Return a mask of one element in all places; it is not to be written to.
+
+    A step with a NaN asks for thousands of them, of few shapes.
+    """
+    return np.broadcast_to(np.bool_(is_marked), shape)
 
 
 def _known(made: Mask, *masks: Mask) -> Mask:
@@ -202,13 +226,26 @@ def _known(made: Mask, *masks: Mask) -> Mask:
     return made
 
 
+def reshaped(mask: Mask, shape: tuple[int, ...]) -> Mask:
+    """Return a mask of another shape; reshaping one of ones would make a copy."""
+    return repeated(bool(mask.flat[0]), shape) if is_repeated(mask) else mask.reshape(shape)
+
+
+def known_nonfinite(value: Any, stat: TensorStat | None) -> Mask:
+    """Return where a float tensor is not finite; where its facts tell, without a look at it."""
+    is_told = stat is not None and stat.dtype == dtype_name(value) and stat.shape == value.shape
+    if stat is not None and is_told and (stat.is_nan or not stat.nonfinite):
+        return repeated(stat.is_nan, stat.shape)
+    return nonfinite(value)
+
+
 def nonfinite_outputs(outputs: Sequence[Any]) -> dict[int, Mask]:
     """Return the mask of non-finite elements of each output that has any, by output."""
     masks: dict[int, Mask] = {}
     for k, output in enumerate(outputs):
         if is_float(output):
             mask = nonfinite(output)
-            if mask.any():
+            if is_some(mask):
                 masks[k] = mask
     return masks
 

@@ -26,9 +26,9 @@ from nanreplay.bisect.tensor_stats import (
     is_float,
     is_opaque,
     is_some,
+    known_nonfinite,
     nan_mask,
     none_of,
-    nonfinite,
     without,
 )
 from nanreplay.capture.arrays import as_array
@@ -257,7 +257,7 @@ class _Walker:
             tensor = self.tensor(value, fact, event)
             if tensor is None or is_opaque(tensor) or not is_float(tensor):
                 continue
-            bad = nonfinite(tensor)
+            bad = known_nonfinite(tensor, self.trace.stat(value))
             for k, mask in failing.items():
                 # Update rules of optimizers work element by element; what has another shape (a
                 # learning rate, the rows of a sparse gradient) may reach every element.

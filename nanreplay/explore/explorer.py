@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanreplay.bisect import Bisection
+from nanreplay.bisect.event_outputs import with_updated
 from nanreplay.bisect.failing_step import Scene, judged_tensors
-from nanreplay.bisect.op_trace import Fact, is_update, with_updated
+from nanreplay.bisect.op_trace import Fact, is_update
 from nanreplay.bisect.step_runner import ErrorHandler, Observer, StepRunner, repaired
 from nanreplay.bisect.tensor_stats import dtype_name, is_opaque, measure
 from nanreplay.capture.arrays import as_array
