@@ -2,10 +2,14 @@
 runs them, recorded and bare.
 
 Each measurement is a process of its own that trains one small model after the other, each with a
-`Recorder` of its own. After each
-the session is cleared and garbage collected. The growth is taken from the tenth training on.
+`Recorder` of its own. After each the session is cleared and garbage collected. The growth is taken
+from the tenth training on.
 
-Usage: python benchmarks/many_fits.py [--fits 50]
+TensorFlow frees no graph of a Keras optimizer's step. A file names the line of each op, and
+TensorFlow keeps the stack that was read for it with the op: of a training that writes a file, it
+keeps more.
+
+Usage: python benchmarks/many_fits.py [--fits 30]
 """
 
 from __future__ import annotations
@@ -26,13 +30,15 @@ MODES = {
 FIRST = 10
 """Trainings that are not counted: TensorFlow's own caches fill in them."""
 TOLERANCE_MIB = 0.5
+STACK_MIB = 20 / 1024
+"""What TensorFlow keeps of the stack of an op in `fit` once it was read; measured: 18 KiB."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--fits", type=int, default=50)
+    parser.add_argument("--fits", type=int, default=30)
     fits = parser.parse_args().fits
     if fits <= FIRST:
         parser.error(f"Expected --fits above {FIRST}. Received: {fits}")
@@ -46,13 +52,8 @@ def main() -> None:
             raise SystemExit(f"failed: {mode}: {facts[mode]['error']}")
         resident = facts[mode]["resident_mib"]
         growth[mode] = (resident[-1] - resident[FIRST - 1]) / (fits - FIRST)
-        bar = (
-            ""
-            if mode == "bare"
-            else "yes"
-            if growth[mode] <= growth["bare"] + TOLERANCE_MIB
-            else "**no**"
-        )
+        most = growth["bare"] + TOLERANCE_MIB + STACK_MIB * facts[mode]["ops"]
+        bar = "" if mode == "bare" else f"{most:.2f}: {'yes' if growth[mode] <= most else '**no**'}"
         rows.append(
             [
                 title,
@@ -68,7 +69,7 @@ def main() -> None:
         f"MiB after {FIRST}",
         f"MiB after {fits}",
         "MiB more a training",
-        f"at most bare + {TOLERANCE_MIB}",
+        f"at most bare + {TOLERANCE_MIB} and stacks",
     ]
     write_results(
         "many_fits",

@@ -69,7 +69,13 @@ def main(mode: str, fits: str, folder: str) -> None:
             fit(mode, Path(folder), x, y)
             gc.collect()
             resident.append(resident_mib())
-    print(json.dumps({"resident_mib": resident}))
+    facts: dict[str, Any] = {"resident_mib": resident, "ops": 0}
+    if mode in ("dump", "incident"):
+        from nanreplay import Capture
+
+        with Capture(Path(folder) / "run.h5") as capture:
+            facts["ops"] = sum(len(capture.program(name).ops) for name in capture.programs)
+    print(json.dumps(facts))
 
 
 if __name__ == "__main__":

@@ -6,10 +6,14 @@ each a process of its own; then `nanreplay info`, `replay`, `bisect` and `whatif
 a training that SIGTERM ends. The last rows say with which power of the size each figure grows: 1 is
 linear, and 0 not at all.
 
+A long training of many small steps follows, bare and recorded: memory on the way, and what is left
+of its history.
+
 Usage: python benchmarks/scale.py [--large] [--only STATE_MIB:LAYERS ...] [--models NAME ...]
-                                  [--folder DIR]
---large adds states of 1.25 to 8 GiB, 10,000 variables and larger models to be bisected, which takes
-hours and 24 GiB of memory. --only 0:5000 is the row of 10,000 variables.
+                                  [--steps COUNT] [--folder DIR]
+--large adds states of 1.25 to 8 GiB, 10,000 variables, 1,000,000 steps and larger models to be
+bisected, which takes hours and 24 GiB of memory. --only 0:5000 is the row of 10,000 variables,
+--only 8192:0 an embedding of 8 GiB, --steps 1000000 alone the long training.
 """
 
 from __future__ import annotations
@@ -29,6 +33,7 @@ import numpy as np
 from measuring import ENVIRONMENT, machine, machine_line, table, write_results
 
 WORKER = Path(__file__).with_name("scale_once.py")
+STEPS_WORKER = Path(__file__).with_name("scale_steps_once.py")
 BISECT_WORKER = Path(__file__).with_name("scale_bisect_once.py")
 TRANSFORMERS = [("8", "512", "10000")]
 LARGE_TRANSFORMERS = [("12", "768", "30522")]
@@ -38,10 +43,14 @@ LARGE_APPLICATIONS = [("ResNet50V2",), ("EfficientNetV2B0",), ("DenseNet121",)]
 """Models of `keras.applications` that are bisected."""
 MANY_VARIABLES = (0, 5000)
 """No state to speak of, in 10,000 variables."""
-BY_STATE = [(10, 8), (40, 8), (160, 8), (640, 8)]
-BY_OPS = [(20, 4), (20, 16), (20, 64)]
-LARGE = [(1280, 8), (2048, 8), (4096, 8), (8192, 8)]
+EMBEDDING = (8192, 0)
+"""One table without slots, whose gradients are sparse."""
+BY_STATE = [(10, 8), (80, 8), (640, 8)]
+BY_OPS = [(20, 4), (20, 12), (20, 36)]
+LARGE = [(1280, 8), (2048, 8), (4096, 8)]
 """State in MiB and layers of each row."""
+STEPS, LARGE_STEPS = 100_000, 1_000_000
+"""Steps of a long training."""
 COMMANDS = ("info", "replay", "bisect", "whatif")
 
 
@@ -126,6 +135,35 @@ def bisected_row(found: dict[str, Any]) -> list[str]:
     ]
 
 
+def long_training(count: int, folder: str | None) -> dict[str, Any]:
+    """Memory of a long training on its way, bare and recorded, and what its file holds."""
+    found: dict[str, Any] = {}
+    for mode in ("bare", "recorder"):
+        with tempfile.TemporaryDirectory(dir=folder) as name:
+            found[mode] = facts_of(measured([STEPS_WORKER, mode, str(count), name]))
+        print(mode, found[mode], flush=True)
+    return found
+
+
+def steps_table(found: dict[str, Any]) -> str:
+    """Resident memory after each tenth of the steps, and the history that is left."""
+    bare, recorded = found["bare"], found["recorder"]
+    rows = []
+    for step, *sizes in zip(
+        recorded["steps"], bare["resident_mib"], recorded["resident_mib"], strict=True
+    ):
+        rows.append([f"{step:,}", *(f"{size:.1f}" for size in sizes)])
+    lowest, highest = recorded["older_losses"]
+    history = (
+        f"In the file ({recorded['file_mib']:.1f} MiB): {recorded['rows']:,} steps from step "
+        f"{recorded['first_step']} on, {recorded['older_rows']:,} of them before the last ones "
+        f"that are all there, none more than {recorded['widest_gap']:,} after another, with "
+        f"losses from {lowest:.3g} to {highest:.3g}. A step takes {np.median(bare['step_us']):.0f} "
+        f"microseconds of processor time bare, {np.median(recorded['step_us']):.0f} recorded."
+    )
+    return "\n".join([table(["steps", "bare MiB", "recorded MiB"], rows), "", history])
+
+
 def growth(sizes: Sequence[float], figures: Sequence[float]) -> str:
     """The power with which figures grow with sizes, of the line through their logarithms."""
     if len(sizes) < 2 or min(figures) <= 0:
@@ -171,30 +209,33 @@ def main() -> None:
     parser.add_argument("--large", action="store_true")
     parser.add_argument("--only", nargs="*", metavar="STATE_MIB:LAYERS")
     parser.add_argument("--models", nargs="*", metavar="NAME|BLOCKS:WIDTH:WORDS")
+    parser.add_argument("--steps", type=int, metavar="COUNT")
     parser.add_argument("--folder", help="a folder on the disk to measure")
     given = parser.parse_args()
     before = machine()
     by_state = [*BY_STATE, *(LARGE if given.large else [])]
     by_ops = BY_OPS
-    if given.only or given.models:
+    is_chosen = given.only is not None or given.models is not None or given.steps is not None
+    if is_chosen:
         by_state, by_ops = [tuple(map(int, each.split(":"))) for each in given.only or ()], []
     header = ["state MiB", "ops", "step / bare, CPU", *COLUMNS]
     text, facts = [machine_line(before)], []
     for name, cases in (("state", by_state), ("ops", by_ops)):
-        found = [measure(state, layers, given.folder) for state, layers in cases]
-        facts += found
-        if found:
-            text += ["", table(header, rows_of(found, name))]
-    if given.large and not (given.only or given.models):
-        many = measure(*MANY_VARIABLES, given.folder)
-        facts.append(many)
-        text += ["", "10,000 variables:", "", table(header, rows_of([many], "ops")[:1])]
+        measured_rows = [measure(state, layers, given.folder) for state, layers in cases]
+        facts += measured_rows
+        if measured_rows:
+            text += ["", table(header, rows_of(measured_rows, name))]
+    if given.large and not is_chosen:
+        for title, case in (("10,000 variables:", MANY_VARIABLES), ("An embedding:", EMBEDDING)):
+            single = measure(*case, given.folder)
+            facts.append(single)
+            text += ["", title, "", table(header, rows_of([single], "ops")[:1])]
     models = [*TRANSFORMERS, *APPLICATIONS]
     if given.large:
         models += [*LARGE_TRANSFORMERS, *LARGE_APPLICATIONS]
     if given.models is not None:
         models = [tuple(each.split(":")) for each in given.models]
-    elif given.only:
+    elif is_chosen:
         models = []
     explained = [bisected(model, given.folder) for model in models]
     if explained:
@@ -204,6 +245,11 @@ def main() -> None:
         ]  # fmt: skip
         text += ["", table(header, [bisected_row(found) for found in explained])]
         facts += explained
+    count = given.steps or (0 if is_chosen else LARGE_STEPS if given.large else STEPS)
+    if count:
+        found = long_training(count, given.folder)
+        text += ["", steps_table(found)]
+        facts.append(found)
     write_results("scale", "\n".join(text), {"machine": before, "rows": facts})
 
 

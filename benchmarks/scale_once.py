@@ -5,9 +5,11 @@ Usage: python scale_once.py nan|sigterm|bare STATE_MIB LAYERS FOLDER
 
 `nan` trains to a NaN in the batch of its 24th step, `bare` does so without a recorder, and
 `sigterm` sends itself that signal after its 24th step; each prints what it took. Before the signal
-as many bytes as the state has are written to a plain file: what the disk takes by itself.
+as many bytes as the state has are written to a plain file, twice: the second time says what the
+disk takes by itself. Memory that nobody has used for a while is slow to write to at first.
 
 With a STATE_MIB of 0 the model has one layer with LAYERS small weights, and a momentum of each.
+With 0 LAYERS it is an embedding of that size without slots, whose gradients are sparse.
 """
 
 from __future__ import annotations
@@ -28,6 +30,8 @@ import numpy as np
 
 MIB = 2**20
 STEPS, ROWS = 24, 8
+EMBEDDED = 256
+"""Width of an embedding."""
 
 
 @keras.saving.register_keras_serializable("scale")
@@ -47,21 +51,42 @@ class ManyWeights(keras.layers.Layer):
         return x + sum(self.added)
 
 
-def build(state_mib: int, layers: int) -> tuple[Any, int]:
-    """A stack of square layers, whose weights and Adam's slots have that size together, and its
-    width; with a state of 0 one layer with so many weights."""
+def build(state_mib: int, layers: int) -> Any:
+    """A stack of square layers, whose weights and Adam's slots have that size together.
+
+    With a state of 0 one layer with so many weights; with 0 layers an embedding.
+    """
+    keras.utils.set_random_seed(1)
     if not state_mib:
         model = keras.Sequential([keras.Input((8,)), ManyWeights(layers)])
         model.compile(keras.optimizers.SGD(1e-6, momentum=0.9), "mse", jit_compile=False)
-        return model, 8
+        return model
+    if not layers:
+        words = state_mib * MIB // 4 // EMBEDDED
+        embedding = keras.layers.Embedding(words, EMBEDDED, embeddings_initializer="zeros")
+        head = [keras.layers.GlobalAveragePooling1D(), keras.layers.Dense(8)]
+        model = keras.Sequential([keras.Input((8,)), embedding, *head])
+        model.compile(keras.optimizers.SGD(1e-3), "mse", jit_compile=False)
+        return model
     width = max(8, int((state_mib * MIB / 3 / 4 / layers) ** 0.5))
-    keras.utils.set_random_seed(1)
     stack = []
     for _ in range(layers):
         stack += [keras.layers.Dense(width, activation="tanh"), keras.layers.LayerNormalization()]
     model = keras.Sequential([keras.Input((width,)), *stack])
     model.compile("adam", "mse", jit_compile=False)
-    return model, width
+    return model
+
+
+def data(model: Any, *, is_bad: bool) -> tuple[Any, Any]:
+    """Inputs and targets of all steps; the last target may hold a NaN."""
+    random = np.random.default_rng(1)
+    shape = (ROWS * STEPS, model.input_shape[-1])
+    x = y = random.normal(size=shape).astype("float32")
+    if isinstance(model.layers[0], keras.layers.Embedding):
+        x = random.integers(0, model.layers[0].input_dim, shape)
+    if is_bad:
+        y[-1, 0] = np.nan
+    return x, y
 
 
 class Times(keras.callbacks.Callback):
@@ -77,7 +102,8 @@ class Times(keras.callbacks.Callback):
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.at_s.append(time.process_time())
         if self.ends and len(self.at_s) == STEPS:
-            self.plain = write_plainly(self.path.with_suffix(".bin"), self.state_mib)
+            for _ in range(2):
+                self.plain = write_plainly(self.path.with_suffix(".bin"), self.state_mib)
             threading.Thread(target=self.wait_for_file, daemon=True).start()
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -115,10 +141,8 @@ def write_plainly(path: Path, size_mib: int) -> tuple[float, float]:
 
 def main(mode: str, state: str, layers: str, folder: str) -> None:
     """Train, and print what it took."""
-    model, width = build(int(state), int(layers))
-    x = np.random.default_rng(1).normal(size=(ROWS * STEPS, width)).astype("float32")
-    if mode != "sigterm":
-        x[-1, 0] = np.nan
+    model = build(int(state), int(layers))
+    x, y = data(model, is_bad=mode != "sigterm")
     path = Path(folder) / "run.h5"
     times = Times(path, int(state), ends=mode == "sigterm")
     callbacks: list[Any] = [times]
@@ -129,7 +153,7 @@ def main(mode: str, state: str, layers: str, folder: str) -> None:
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always")
         began_s = time.perf_counter()
-        model.fit(x, x, batch_size=ROWS, shuffle=False, verbose=0, callbacks=callbacks)
+        model.fit(x, y, batch_size=ROWS, shuffle=False, verbose=0, callbacks=callbacks)
         elapsed_s = time.perf_counter() - began_s
     gaps = np.diff(times.at_s)[4:]
     facts: dict[str, Any] = {

@@ -1,14 +1,18 @@
-"""A model with a state of 1.3 GiB, recorded with the defaults: its file replays, and is no larger
-than it needs to be."""
+"""A model with a state of 1.3 GiB, recorded with the defaults.
+
+Its file replays, is bisected, and is no larger than it needs to be.
+"""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+from conftest import Command
 from trainings import replayed
 
 from nanreplay import Capture, NonFiniteError, Recorder
@@ -32,7 +36,7 @@ def large_model() -> Any:
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("is_short", [False, True], ids=["memory", "disk"])
 def test_a_state_of_1300_mib_is_recorded_by_default_and_replays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_short: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cold_command: Command, is_short: bool
 ) -> None:
     if is_short:  # half of what is free does not hold a keyframe
         monkeypatch.setattr(room.limits, "free_memory", lambda: STATE_BYTES)
@@ -54,3 +58,7 @@ def test_a_state_of_1300_mib_is_recorded_by_default_and_replays(
     assert all(result.bit_exact for result in results)
     assert [result.finite for result in results] == [True] * (STEPS - 2) + [False]
     assert [each.name for each in tmp_path.iterdir()] == ["run.h5"]
+    if not is_short:
+        answer = json.loads(cold_command("bisect", path, "--json", "--no-fixes").stdout)
+        assert (answer["verdict"]["kind"], answer["origin"]["step"]) == ("reproduced", STEPS - 2)
+        assert answer["memory"]["peak_bytes"] <= 2.5 * answer["memory"]["state_bytes"] + 2**30

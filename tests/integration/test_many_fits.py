@@ -89,16 +89,24 @@ def test_a_function_of_the_user_keeps_its_custom_gradient_when_the_recorder_is_g
     assert tape.gradient(value, weight) == 3
 
 
+STACK_MIB = 20 / 1024
+"""What TensorFlow keeps of the stack of an op in `fit` once it was read; measured: 18 KiB."""
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", ["recorder", "incident", "dump"])
 def test_a_recorded_fit_leaves_no_more_memory_than_a_bare_one(mode: str, tmp_path: Path) -> None:
-    bare, recorded = (_mib_per_fit(each, tmp_path) for each in ("bare", mode))
-    assert recorded <= bare + 0.5
+    """But for the stacks of the ops that a file names, in the graph that TensorFlow never frees."""
+    bare, _ = _mib_per_fit("bare", tmp_path)
+    recorded, ops = _mib_per_fit(mode, tmp_path)
+    assert recorded <= bare + 0.5 + STACK_MIB * ops
 
 
-def _mib_per_fit(mode: str, folder: Path) -> float:
+def _mib_per_fit(mode: str, folder: Path) -> tuple[float, int]:
+    """(MiB that each training leaves, ops that its file describes)."""
     done = subprocess.run(
         [sys.executable, ONCE, mode, "16", folder], capture_output=True, text=True, check=True
     )
-    resident: list[float] = json.loads(done.stdout.splitlines()[-1])["resident_mib"]
-    return (resident[-1] - resident[5]) / (len(resident) - 6)
+    facts = json.loads(done.stdout.splitlines()[-1])
+    resident: list[float] = facts["resident_mib"]
+    return (resident[-1] - resident[5]) / (len(resident) - 6), facts["ops"]
