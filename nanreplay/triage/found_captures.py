@@ -117,9 +117,13 @@ def _matching(pattern: Path) -> list[Path]:
     wanted = [part if part == "**" else part.replace("**", "*") for part in parts[fixed:]]
     base = Path(*parts[:fixed])
     shows_hidden = any(part.startswith(".") for part in wanted)
+    # Python 3.13 gives files as well for a pattern that ends in **, older ones the folders alone
+    folders_only = wanted[-1] == "**"
     found = []
     for path in base.glob(os.path.join(*wanted)):
         below = path.parts[len(base.parts) :]
+        if folders_only and not path.is_dir():
+            continue
         if shows_hidden or not any(part.startswith(".") for part in below):
             found.append(path)
     return sorted(found)
