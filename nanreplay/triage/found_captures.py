@@ -144,7 +144,8 @@ def _remote(where: RemotePath) -> Iterator[tuple[Location, bool]]:
     try:
         if glob.has_magic(inner):
             names = sorted(system.glob(inner))
-        elif system.isdir(inner) and not system.isfile(inner):
+        # of an HTTP server, what is there is a file, a folder too; a slash at the end tells
+        elif system.isdir(inner) and (where.url.endswith("/") or not system.isfile(inner)):
             names = sorted(system.find(inner))
         else:
             yield where, True

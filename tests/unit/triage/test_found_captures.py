@@ -73,6 +73,19 @@ def test_folders_of_a_url_are_searched(runs: Path) -> None:
         system.rm("/triaged", recursive=True)
 
 
+def test_a_url_that_ends_in_a_slash_is_a_folder_though_its_store_calls_it_a_file(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fsspec = pytest.importorskip("fsspec", reason="the extra `remote` is not installed")
+    system = fsspec.filesystem("memory")
+    system.put(str(runs), "/listed", recursive=True)
+    monkeypatch.setattr(type(system), "isfile", lambda self, path: self.exists(path))
+    try:
+        assert set(found_in("memory://listed/")) == {"a.h5", "b.hdf5", "cut.h5", "empty.h5"}
+    finally:
+        system.rm("/listed", recursive=True)
+
+
 def test_nothing_found_is_one_line(runs: Path, capfd: pytest.CaptureFixture[str]) -> None:
     (runs / "none").mkdir()
     for path, said in {
