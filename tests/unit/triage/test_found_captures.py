@@ -79,9 +79,10 @@ def test_a_url_that_ends_in_a_slash_is_a_folder_though_its_store_calls_it_a_file
     fsspec = pytest.importorskip("fsspec", reason="the extra `remote` is not installed")
     system = fsspec.filesystem("memory")
     system.put(str(runs), "/listed", recursive=True)
-    monkeypatch.setattr(type(system), "isfile", lambda self, path: self.exists(path))
     try:
-        assert set(found_in("memory://listed/")) == {"a.h5", "b.hdf5", "cut.h5", "empty.h5"}
+        with monkeypatch.context() as patched:
+            patched.setattr(type(system), "isfile", lambda self, path: self.exists(path))
+            assert set(found_in("memory://listed/")) == {"a.h5", "b.hdf5", "cut.h5", "empty.h5"}
     finally:
         system.rm("/listed", recursive=True)
 
