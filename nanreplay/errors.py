@@ -32,6 +32,7 @@ from __future__ import annotations
 
 import os
 import re
+from types import TracebackType
 
 from nanreplay import notebook
 
@@ -294,3 +295,24 @@ class NonFiniteError(NanreplayError, ArithmeticError):
 # `__reduce__` can name arguments by position only, and `step` and `path` are keywords.
 def _non_finite_error(sentence: str, step: int, path: str | None) -> NonFiniteError:
     return NonFiniteError(sentence, step=step, path=path)
+
+
+_PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def without_own_frames(error: NonFiniteError) -> NonFiniteError:
+    """Take nanreplay's own frames out of a traceback: the recorder was called, and did not fail.
+
+    Args:
+        error: What it raised; the frames of the user's code stay.
+    """
+    frames = []
+    each = error.__traceback__
+    while each is not None:
+        if not each.tb_frame.f_code.co_filename.startswith(_PACKAGE):
+            frames.append(each)
+        each = each.tb_next
+    kept: TracebackType | None = None
+    for frame in reversed(frames):
+        kept = TracebackType(kept, frame.tb_frame, frame.tb_lasti, frame.tb_lineno)
+    return error.with_traceback(kept)

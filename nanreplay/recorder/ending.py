@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+from nanreplay.errors import NonFiniteError, without_own_frames
 from nanreplay.recorder import signals
 from nanreplay.recorder.lifecycle import is_end_of_data
 from nanreplay.recorder.recording import Recording
@@ -79,6 +80,8 @@ class Ending:
                 result = step(*args, **kwargs)
             except BaseException as error:
                 self.ended_by(error)
+                if isinstance(error, NonFiniteError):
+                    raise without_own_frames(error) from error.__cause__
                 raise
             self.end_step()
             return result

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from nanreplay.errors import AttachError
+from nanreplay.errors import AttachError, NonFiniteError, without_own_frames
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.ending import Ending
 from nanreplay.recorder.recorded_function import RecordedFunction
@@ -250,7 +250,12 @@ class DirectCalls:
         handle = getattr(iterator, tf_datasets.ITERATOR_HANDLE, None)
         if handle is None:
             return self._keras_way(iterator, spec)
-        has_run, outputs = self._calls.call_directly(function, [handle], function.captured_inputs)
+        try:
+            has_run, outputs = self._calls.call_directly(
+                function, [handle], function.captured_inputs
+            )
+        except NonFiniteError as error:
+            raise without_own_frames(error) from error.__cause__
         if not has_run:
             return self._keras_way(iterator, spec)
         if outputs is None:
@@ -260,7 +265,10 @@ class DirectCalls:
     def _keras_way(self, iterator: Any, spec: Any) -> Any:
         """Run the steps as Keras does, and learn which trace it chose."""
         self._calls.last = self._known = None
-        result = self.original(iterator)
+        try:
+            result = self.original(iterator)
+        except NonFiniteError as error:
+            raise without_own_frames(error) from error.__cause__
         recorded = self._calls.last
         if recorded is None or recorded.variant is None or spec is None:
             return result

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -36,6 +36,8 @@ from nanreplay.report.sentence import difference_lines, exactness, owner, source
 # The facts of a report as rows of text.
 
 FIX_HEADINGS = ("fix", "prevents it", "replayed", "loss before changes by", "last loss", "remark")
+_WIDE = 110
+"""Columns of a terminal from which what was tried is a table."""
 OPERAND_HEADINGS = ("tensor", "type", "value", "min", "max")
 LINK_HEADINGS = ("op", "layer", "phase", "worst", "non-finite", "largest finite")
 ORIGIN_HEADINGS = ("op", "layer", "phase", "name")
@@ -207,14 +209,7 @@ def _fix_parts(fixes: Sequence[FixResult]) -> Iterator[RenderableType]:
     if not fixes:
         yield Text("No fix was tried.")
         return
-    table = Table(box=None, header_style="dim", pad_edge=False)
-    for heading in FIX_HEADINGS:
-        table.add_column(heading, overflow="fold")
-    for fix in fixes:
-        cells = list(map(Text, fix_row(fix)))
-        cells[FIX_HEADINGS.index("prevents it")].stylize(_OUTCOME_STYLES[fix.prevents])
-        table.add_row(*cells)
-    yield table
+    yield _Fixes(fixes)
     helpful = advice(fixes)
     if helpful:
         yield Text()
@@ -223,6 +218,38 @@ def _fix_parts(fixes: Sequence[FixResult]) -> Iterator[RenderableType]:
         place = f"   # {advised.place}" if advised.place else ""
         code = advised.code.replace("\n", "\n    ")
         yield Text.assemble("  ", (advised.label, "cyan"), f": {code}{place}")
+
+
+@dataclass(frozen=True)
+class _Fixes:
+    """What was tried: a table, or a paragraph each where a table would break every word."""
+
+    fixes: Sequence[FixResult]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        if options.max_width >= _WIDE:
+            yield self._table()
+            return
+        for fix in self.fixes:
+            label, prevents, *facts, remark = fix_row(fix)
+            style = _OUTCOME_STYLES[fix.prevents]
+            yield Text.assemble(f"{label}: ", (prevents, style))
+            told = [
+                f"{heading} {fact}"
+                for heading, fact in zip(FIX_HEADINGS[2:-1], facts, strict=True)
+                if fact
+            ]
+            yield Padding(Text(f"{', '.join(told)}. {remark}".strip()), (0, 0, 0, 4))
+
+    def _table(self) -> Table:
+        table = Table(box=None, header_style="dim", pad_edge=False)
+        for heading in FIX_HEADINGS:
+            table.add_column(heading, overflow="fold")
+        for fix in self.fixes:
+            cells = list(map(Text, fix_row(fix)))
+            cells[FIX_HEADINGS.index("prevents it")].stylize(_OUTCOME_STYLES[fix.prevents])
+            table.add_row(*cells)
+        return table
 
 
 def print_report(report: Report, console: Console) -> None:

@@ -335,6 +335,8 @@ def test_raise_says_step_what_and_file(tmp_path: Path) -> None:
     with pytest.raises(NonFiniteError, match=r"step 3: .*nan_3\.h5") as caught:
         mlp().fit(*data(), batch_size=BATCH, shuffle=False, verbose=0, callbacks=[Recorder(path)])
     assert caught.value.step == 3
+    own = [entry for entry in caught.traceback if "nanreplay/recorder" in str(entry.path)]
+    assert len(own) <= 2  # how the recorder came to know it is no news
 
 
 def test_a_callback_that_changes_weights_and_rates_is_replayed(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from sample_report import FINDINGS, INF, NAN, ORIGIN, sample_report
 
-from nanreplay.findings import DifferingOp, Findings, ModeDifference, Verdict
+from nanreplay.findings import DifferingOp, Findings, FixResult, ModeDifference, Verdict
 from nanreplay.limits import readable_size
 from nanreplay.records import Trigger
 from nanreplay.report.numbers import (
@@ -25,11 +25,11 @@ from nanreplay.report.numbers import (
 from nanreplay.report.report_text import print_report
 
 
-def printed(*, is_terminal: bool = False, **changes: Any) -> str:
+def printed(*, is_terminal: bool = False, width: int = 120, **changes: Any) -> str:
     file = io.StringIO()
     print_report(
         sample_report(**changes),
-        Console(file=file, force_terminal=is_terminal, width=120, highlight=False),
+        Console(file=file, force_terminal=is_terminal, width=width, highlight=False),
     )
     return file.getvalue()
 
@@ -51,6 +51,14 @@ def test_facts_operands_chain_and_notes_follow() -> None:
     ):
         assert part in text
     assert "ops       non-finite, 3 ulp off" in text
+
+
+def test_a_narrow_terminal_breaks_no_name_of_a_fix() -> None:
+    fix = FixResult("stable_op", {"op": "tf.math.divide_no_nan"}, False, (0, 5), note="It moves.")
+    assert "stable_op=tf.math.divide_no_nan  no " in printed(fixes=(fix,))  # a table
+    lines = printed(width=80, fixes=(fix,)).splitlines()
+    at = lines.index("  stable_op=tf.math.divide_no_nan: no")
+    assert lines[at + 1] == "      replayed steps 0 to 5. It moves."
 
 
 def test_a_file_gets_no_colours_and_no_trailing_blanks() -> None:
