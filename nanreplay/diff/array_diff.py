@@ -16,7 +16,7 @@ from nanreplay.capture.arrays import as_array
 from nanreplay.diff.diff_findings import ArrayDifference, Changed, Value
 from nanreplay.findings import Number
 from nanreplay.program.fingerprint import ulp_distance, was_measured
-from nanreplay.records import BatchRecord, VariableInfo
+from nanreplay.records import BatchRecord, VariableInfo, batch_name
 from nanreplay.replay import Replay
 from nanreplay.rerun.variable_match import is_setting
 
@@ -173,7 +173,7 @@ def batches_that_differ(
     forms: list[Changed] = []
     for path in dict.fromkeys((*left_leaves, *right_leaves)):
         a, b = left_leaves.get(path), right_leaves.get(path)
-        name = f"batch {path}".rstrip()
+        name = batch_name(path)
         left_form, right_form = _leaf_form(a), _leaf_form(b)
         if left_form is None or right_form is None or left_form != right_form:
             forms.append(Changed(name, left_form, right_form))

@@ -181,8 +181,10 @@ def _before_step(diff: Diff) -> str:
         count = len(diff.state)
         return f", before which {count} variable{' differs' if count == 1 else 's differ'} already"
     if diff.batch:
-        arrays = [array.name.removeprefix("batch ") for array in diff.batch]
-        return f", whose batch differs in {readable_list(arrays)}"
+        arrays = [f"`{array.name}`" for array in diff.batch]
+        return f", where {readable_list(arrays)} differ{'s' if len(arrays) == 1 else ''} already"
+    if any(setting.name.startswith("batch") for setting in diff.settings):
+        return ", where the batches have other shapes or types"
     return ""
 
 
@@ -266,7 +268,7 @@ def _count_line(count: OpCount) -> str:
 
 
 def _array_line(array: ArrayDifference) -> str:
-    """`batch 0: 3 of 128 elements, the first at [4, 1]: 1.0 against 2.0`."""
+    """`batch[0]: 3 of 128 elements, the first at [4, 1]: 1.0 against 2.0`."""
     at = f", the first at {_index(array.index)}" if array.index else ""
     count = f"{array.elements} of {array.size} element{'' if array.size == 1 else 's'}"
     return f"{array.name}: {count}{at}: {_against(array.left, array.right)}"

@@ -17,6 +17,7 @@ from nanreplay import Capture
 from nanreplay.capture import write_capture
 from nanreplay.commands import run_command_line
 from nanreplay.diff import diff_captures, diff_modes
+from nanreplay.diff.diff_findings import Changed, Diff, sentence_of
 from nanreplay.records import BatchRecord, CaptureContents
 
 RUNS = Path(__file__).resolve().parents[2] / "sample_runs"
@@ -81,14 +82,23 @@ def test_another_batch_parts_at_its_step_and_at_the_first_op_that_sees_it(tmp_pa
     )
     assert (found.step, found.same) == (5, False)
     assert [(each.name, each.elements, each.index) for each in found.batch] == [
-        ("batch 0", 1, (7, 2))
+        ("batch[0]", 1, (7, 2))
     ]
     assert found.op is not None
     assert (found.op.op_type, found.op.layer_path) == ("MatMul", "hidden")
     assert found.op.difference is not None
     assert found.op.difference.index[0] == 7
     assert found.sentence.startswith(
-        "they part at step 5, whose batch differs in 0: forward · layer `hidden` · `MatMul` gave "
+        "they part at step 5, where `batch[0]` differs already: forward · layer `hidden` · "
+        "`MatMul` gave "
+    )
+
+
+def test_captures_of_two_data_sets_part_by_the_shape_of_their_batches() -> None:
+    form = Changed("batch[0]", "float32[32, 16]", "float32[64, 12]")
+    apart = Diff("a.h5", "b.h5", False, "", settings=(form,), step=0)
+    assert sentence_of(apart) == (
+        "they part at step 0, where the batches have other shapes or types"
     )
 
 
