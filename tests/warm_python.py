@@ -222,6 +222,8 @@ def _forked(request: dict[str, Any], descriptors: Sequence[int], path: list[str]
     os.environ.update(request["env"])
     if request["cpus"]:
         os.sched_setaffinity(0, request["cpus"])
+    # A recorder replaces files that are older than its process, which begins here.
+    sys.modules["nanreplay.recorder.settings"]._BEGAN_S = time.time()  # type: ignore[attr-defined]
     mine = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
     sys.path[:] = [*mine, *path]
     return request["arguments"]
