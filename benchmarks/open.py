@@ -174,7 +174,7 @@ def sentence_rows(capture: Path, rounds: int) -> tuple[dict[str, Any], list[list
         spread = f"{min(ratios):.2f} to {max(ratios):.2f}"
         bar = f"`bisect --no-fixes`: {theirs_s:.1f} s"
         rows.append([f"sentence, {kind} time", bar, measured, spread])
-    peak = answered_fully["report"]["peak_bytes"] / 2**20
+    peak = answered_fully["report"]["memory"]["peak_bytes"] / 2**20
     ours_mib = statistics.median(ours["worker_mib"] for _, ours in pairs)
     bar = f"`bisect`: {peak:.0f} MiB"
     rows.append(["worker's peak, fixes tried", bar, f"**{ours_mib:.0f} MiB**", ""])

@@ -9,11 +9,11 @@ import contextlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from nanreplay.capture.storage import Location
 from nanreplay.errors import OutputExistsError
 from nanreplay.limits import fewer_collections
 
 if TYPE_CHECKING:
+    from nanreplay.capture.storage import Location
     from nanreplay.tui.engine import Engine
     from nanreplay.tui.view_link import ViewLink
 

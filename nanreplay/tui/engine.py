@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 from nanreplay.errors import NanreplayError, ReplayError
 from nanreplay.report.contents import Report
 from nanreplay.triage.capture_answer import CaptureAnswer
-from nanreplay.tui.worker import LOADING, Task, WorkerContext, work
+from nanreplay.tui.worker import LOADING, Task, WorkerContext
+from nanreplay.tui.worker_start import begin
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -172,7 +173,7 @@ class Engine:
         spawn = multiprocessing.get_context("spawn")
         self._connection, workers_end = spawn.Pipe()
         process = spawn.Process(
-            target=work, args=(workers_end, self._trust), name="nanreplay worker", daemon=True
+            target=begin, args=(workers_end, self._trust), name="nanreplay worker", daemon=True
         )
         # multiprocessing asks sys.stderr for its file descriptor, and the stand-in that Textual
         # puts there while it runs has none.

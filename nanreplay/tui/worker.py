@@ -44,8 +44,6 @@ _MOST_KEPT = 3
 """How many things `WorkerContext.kept` remembers: an open replay holds a model's weights."""
 _PROGRESS_EVERY_S = 0.05
 """Seconds between two messages of progress, so that they do not fill the pipe."""
-_NICENESS = 5
-"""How far the process steps back behind others, in the units of `os.nice`."""
 
 
 class CancelledTask(BaseException):
@@ -211,13 +209,13 @@ class WorkerContext:
 
 
 def work(connection: Connection, trust: bool) -> None:
-    """Serve the interface until it closes the pipe; the main function of the worker process.
+    """Serve the interface until it closes the pipe; `worker_start` calls this in the process.
 
     Args:
         connection: The worker's end of the pipe.
         trust: Whether a program may run ops that touch files, the network or processes.
     """
-    _stay_behind()
+    _stay_quiet()
     inbox = Inbox()
     # A thread of its own reads the pipe, so that a cancellation is heard while a task runs.
     threading.Thread(target=_listen, args=(connection, inbox), daemon=True).start()
@@ -347,10 +345,8 @@ def _unexpected(error: Exception) -> ReplayError:
     return ReplayError(f"Unexpected {type(error).__name__}: {first_line(error)}")
 
 
-def _stay_behind() -> None:
-    """Leave the processor to the interface first, and keep all output off the screen."""
-    with contextlib.suppress(OSError, AttributeError):  # no such thing on Windows
-        os.nice(_NICENESS)
+def _stay_quiet() -> None:
+    """Keep all output off the screen."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     # TensorFlow's C++ and recorded programs write to the descriptors, not to sys.stdout. Output
     # would land in the middle of the interface, since both processes share the terminal.

@@ -27,7 +27,7 @@ from nanreplay.tui import copying
 from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.engine import _end_words
 from nanreplay.tui.screens.capture_screen import CaptureScreen
-from nanreplay.tui.screens.dialogs import ErrorScreen, HelpScreen
+from nanreplay.tui.screens.dialogs import ErrorScreen, HelpScreen, JumpScreen
 from nanreplay.tui.steady_driver import SteadyDriver
 
 SAMPLE = ROOT / "sample_runs" / "log_of_zero.h5"
@@ -53,7 +53,23 @@ async def test_a_second_key_that_closes_a_dialog_does_not_close_what_is_below() 
         palette.dismiss()
         palette.dismiss()
         await pilot.pause()
+        palette._list_visible = not palette._list_visible  # a key that was on its way
         assert isinstance(app.screen, CaptureScreen)
+
+
+async def test_a_key_for_a_dialog_that_is_covered_closes_nothing() -> None:
+    app = NanreplayApp([SAMPLE], engine=StoredSteps())
+    async with app.run_test(size=(80, 24)) as pilot:
+        await pilot.press("ctrl+o")
+        await pilot.pause()
+        jump = app.screen
+        assert isinstance(jump, JumpScreen)
+        await pilot.press("ctrl+p")
+        await pilot.pause()
+        jump.dismiss(None)
+        jump.dismiss(None)
+        await pilot.pause()
+        assert isinstance(app.screen, CommandPalette)
 
 
 def test_bytes_that_are_no_text_do_not_end_the_reading_of_keys(

@@ -27,4 +27,4 @@ class ClosedOnce(_Base):
         Args:
             result: What whoever opened it gets.
         """
-        return super().dismiss(result) if self.is_current else AwaitComplete()
+        return super().dismiss(result) if self.is_active else AwaitComplete()

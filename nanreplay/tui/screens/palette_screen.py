@@ -22,6 +22,11 @@ class Palette(ClosedOnce, CommandPalette):
         self._cancel_gather_commands()
         return super().dismiss(result)
 
+    def _watch__list_visible(self) -> None:
+        """Show or hide the list, which is gone where another key has closed the palette."""
+        if self.query(CommandList):
+            super()._watch__list_visible()
+
     def _action_command_list(self, action: str) -> None:
         """Move within the list, or choose; the keys of the palette call this.
 
