@@ -2,7 +2,7 @@
 how that grows with the number of ops,
 and what trying fixes costs.
 
-The bar: at most twenty eager steps, and TensorFlow's import; a fix at most its window in
+The bar: at most ten eager steps, and TensorFlow's import; a fix at most its window in
 compiled steps, and tracing.
 
 Usage: python benchmarks/bisect_time.py [--layers 4,8,16,32] [--rounds 3]
@@ -80,7 +80,7 @@ def main() -> None:
         "ops",
         "eager step",
         "bisect",
-        "bisect / eager step (bar 20)",
+        "bisect / eager step (bar 10)",
         "per op",
         "import",
         "whole command",
