@@ -30,5 +30,7 @@ def command(shell: str) -> None:
     # click's own `source` of bash asks the bash of this machine for its version first
     completion = kind(cli, {}, "nanreplay", COMPLETION)
     script = completion.source_template % completion.source_vars()
+    if shell == "fish":  # a value may hold commas, as `recorded,ops` does
+        script = script.replace('string split ","', 'string split -m 1 ","')
     first, _, rest = script.partition("\n\n")
     click.echo(f"{first}\n\n{_COMPINIT}\n\n{rest}" if shell == "zsh" else script)

@@ -54,6 +54,7 @@ def test_the_script_for_a_shell_asks_nanreplay(
     assert run_command_line(["completion", shell]) == 0
     script = capsys.readouterr().out
     assert f"{COMPLETION}={shell}_complete" in script
+    assert 'string split ","' not in script  # fish would cut `recorded,ops` at its comma
     if shell == "zsh":  # a ~/.zshrc may not have loaded what completes
         assert script.startswith("#compdef nanreplay\n")
         assert script.index("autoload -Uz compinit") < script.index("compdef _nanreplay_completion")
