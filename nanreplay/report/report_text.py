@@ -233,7 +233,7 @@ class _Fixes:
         for fix in self.fixes:
             label, prevents, *facts, remark = fix_row(fix)
             style = _OUTCOME_STYLES[fix.prevents]
-            yield Text.assemble(f"{label}: ", (prevents, style))
+            yield Text.assemble(f"{label}  {FIX_HEADINGS[1]}: ", (prevents, style))
             told = [
                 f"{heading} {fact}"
                 for heading, fact in zip(FIX_HEADINGS[2:-1], facts, strict=True)

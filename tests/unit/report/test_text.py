@@ -57,7 +57,7 @@ def test_a_narrow_terminal_breaks_no_name_of_a_fix() -> None:
     fix = FixResult("stable_op", {"op": "tf.math.divide_no_nan"}, False, (0, 5), note="It moves.")
     assert "stable_op=tf.math.divide_no_nan  no " in printed(fixes=(fix,))  # a table
     lines = printed(width=80, fixes=(fix,)).splitlines()
-    at = lines.index("  stable_op=tf.math.divide_no_nan: no")
+    at = lines.index("  stable_op=tf.math.divide_no_nan  prevents it: no")
     assert lines[at + 1] == "      replayed steps 0 to 5. It moves."
 
 
