@@ -29,6 +29,7 @@ from nanreplay.tui.engine import _end_words
 from nanreplay.tui.screens.capture_screen import CaptureScreen
 from nanreplay.tui.screens.dialogs import ErrorScreen, HelpScreen, JumpScreen
 from nanreplay.tui.steady_driver import SteadyDriver
+from nanreplay.tui.widgets.steady_list import SteadyList
 
 SAMPLE = ROOT / "sample_runs" / "log_of_zero.h5"
 
@@ -53,8 +54,16 @@ async def test_a_second_key_that_closes_a_dialog_does_not_close_what_is_below() 
         palette.dismiss()
         palette.dismiss()
         await pilot.pause()
-        palette._list_visible = not palette._list_visible  # a key that was on its way
+        palette._list_visible = not palette._list_visible  # keys that were on their way
+        palette._gather_commands("step")
         assert isinstance(app.screen, CaptureScreen)
+
+
+def test_page_keys_before_a_list_has_lines_do_nothing() -> None:
+    options = SteadyList("one", "two")
+    options.action_page_down()
+    options.action_page_up()
+    assert options.highlighted in (None, 0, 1)
 
 
 async def test_a_key_for_a_dialog_that_is_covered_closes_nothing() -> None:

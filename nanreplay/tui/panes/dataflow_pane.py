@@ -26,6 +26,7 @@ from nanreplay.tui.trail import Trail, end_words
 from nanreplay.tui.widgets.code_view import CodeView
 from nanreplay.tui.widgets.op_detail import hop_text, value_text
 from nanreplay.tui.widgets.op_words import theme_style, value_title
+from nanreplay.tui.widgets.steady_list import SteadyList
 from nanreplay.tui.widgets.text_box import TextBox
 
 _MIDDLE = "middle"
@@ -98,7 +99,7 @@ class DataflowPane(StepPane):
         """Make the widgets."""
         yield TextBox("The step is shown once the replay has found it.", id="way", markup=False)
         with Container(id="both"):
-            yield OptionList(id="hops", markup=False, compact=True)
+            yield SteadyList(id="hops", markup=False, compact=True)
             yield CodeView()
 
     @property

@@ -21,6 +21,7 @@ from textual.widgets.option_list import Option
 from nanreplay.errors import CaptureError, NanreplayError, UnsafeProgramError, UnsupportedOpError
 from nanreplay.tui.screens.closed_once import ClosedOnce
 from nanreplay.tui.widgets.figures import Facts
+from nanreplay.tui.widgets.steady_list import SteadyList
 
 
 class ChoiceScreen(ClosedOnce, ModalScreen[int | None]):
@@ -50,7 +51,7 @@ class ChoiceScreen(ClosedOnce, ModalScreen[int | None]):
         """Make the widgets."""
         with Vertical(classes="dialog"):
             yield Static(self.heading, classes="dialog-title", markup=False)
-            yield OptionList(
+            yield SteadyList(
                 *(Option(f"{number}  {label}") for number, label in enumerate(self.labels, 1)),
                 markup=False,
                 compact=True,

@@ -22,6 +22,14 @@ class Palette(ClosedOnce, CommandPalette):
         self._cancel_gather_commands()
         return super().dismiss(result)
 
+    def _gather_commands(self, search_value: str) -> Any:
+        """Search, unless the palette is closed and a key was on its way.
+
+        Args:
+            search_value: What was typed.
+        """
+        return super()._gather_commands(search_value) if self.is_active else None
+
     def _watch__list_visible(self) -> None:
         """Show or hide the list, which is gone where another key has closed the palette."""
         if self.query(CommandList):

@@ -15,8 +15,10 @@ from textual.content import Content
 from textual.widgets import OptionList
 from textual.widgets.option_list import Option
 
+from nanreplay.tui.widgets.steady_list import SteadyList
 
-class TickList(OptionList):
+
+class TickList(SteadyList):
     """Names with ticks; space, enter and the mouse toggle."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
