@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -233,21 +234,37 @@ def _steps_left_by_clipping(failure: Failure, name: str, limit: float) -> frozen
 def _clips(failure: Failure) -> bool:
     """Whether the optimizer clips gradients already: it bounds them, or takes their norm."""
     editor = failure.editor
+    consumers = _main_consumers(editor)
     for spec in editor.record.signature.gradients:
-        for key, _ in editor.consumers("", spec.tensor):
-            if _is_update(editor, key) and _is_of_clipping(editor, key):
+        for key in consumers.get(spec.tensor, ()):
+            if _is_update(editor, key) and _is_of_clipping(editor, key, consumers):
                 return True
     return False
 
 
-def _is_of_clipping(editor: ProgramEditor, key: OpKey) -> bool:
+def _main_consumers(editor: ProgramEditor) -> Mapping[str, Sequence[OpKey]]:
+    """The ops of the main graph that take each tensor.
+
+    For many tensors at once: the editor looks through the whole graph for the consumers of one.
+    """
+    consumers: dict[str, list[OpKey]] = defaultdict(list)
+    for name in editor.ops_of(""):
+        for tensor in editor.data_inputs(("", name)):
+            consumers[tensor].append(("", name))
+    return consumers
+
+
+def _is_of_clipping(
+    editor: ProgramEditor, key: OpKey, consumers: Mapping[str, Sequence[OpKey]]
+) -> bool:
     """Whether an op that takes a gradient is one of `clip_by_value`, `clip_by_norm`, ..."""
     op_type = editor.node(key).op
     if op_type in ("ClipByValue", "Minimum", "L2Loss"):
         return True
-    users = [user for output in editor.outputs(key) for user, _ in editor.consumers("", output)]
-    is_summed = any(editor.node(user).op == "Sum" for user in users)
-    return op_type in ("Square", "Mul") and is_summed
+    if op_type not in ("Square", "Mul"):
+        return False
+    users = [user for output in editor.outputs(key) for user in consumers.get(output, ())]
+    return any(editor.node(user).op == "Sum" for user in users)
 
 
 def _is_update(editor: ProgramEditor, key: OpKey) -> bool:
