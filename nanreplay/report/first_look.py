@@ -5,6 +5,8 @@ The first screen and the batch pane read it in a thread. Needs no TensorFlow.
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +22,8 @@ from nanreplay.report.fix_patch import find_source
 from nanreplay.report.user_sources import sources_of
 
 _LINES_AROUND = 8
-"""Lines before and after the marked one."""
+"""Lines before and after the marked one, at most; those of another function are left out."""
+_DEFINITION = re.compile(r"\s*(async\s+)?def\s")
 
 
 @dataclass(frozen=True)
@@ -113,8 +116,31 @@ def _lines_on_disk(frame: Frame, capture: str) -> list[CodeLine]:
     at = frame.line - 1
     if not 0 <= at < len(text) or text[at].strip() != str(frame.code).splitlines()[0].strip():
         return []
-    shown = range(max(at - _LINES_AROUND, 0), min(at + _LINES_AROUND + 1, len(text)))
-    return [CodeLine(i + 1, text[i], i == at) for i in shown]
+    block = _function_around(text, at)
+    first, end = max(at - _LINES_AROUND, block.start), min(at + _LINES_AROUND + 1, block.stop)
+    return [CodeLine(i + 1, text[i], i == at) for i in range(first, end)]
+
+
+def _function_around(text: Sequence[str], at: int) -> range:
+    """The lines of the function that a line stands in; all lines where it stands in none."""
+    inner = _indentation(text[at])
+    starts = (
+        i
+        for i in range(at - 1, -1, -1)
+        if _DEFINITION.match(text[i]) and _indentation(text[i]) < inner
+    )
+    start = next(starts, None)
+    if start is None:
+        return range(len(text))
+    outer = _indentation(text[start])
+    for i in range(at + 1, len(text)):
+        if text[i].strip() and _indentation(text[i]) <= outer:
+            return range(start, i)
+    return range(start, len(text))
+
+
+def _indentation(line: str) -> int:
+    return len(line) - len(line.lstrip())
 
 
 def text_of(path: Path) -> list[str]:

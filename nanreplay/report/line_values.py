@@ -19,7 +19,7 @@ class LineValue(NamedTuple):
     value: str
     """Such as `0.0`, or `-inf at [18, 0]`."""
     of: str
-    """What it is the value of: `dense/Softmax:0`, or `Log, 1 of 96 non-finite`."""
+    """What it is the value of: `dense/Softmax`, or `Log, 1 of 96 non-finite`."""
 
 
 def line_values(origin: Origin) -> Iterator[LineValue]:
@@ -29,8 +29,9 @@ def line_values(origin: Origin) -> Iterator[LineValue]:
         origin: The op that made the first non-finite value.
     """
     for operand in origin.operands[:_MOST_OPERANDS]:
-        # people know the last two parts of the name
-        yield LineValue("operand", _operand_value(operand), "/".join(operand.name.split("/")[-2:]))
+        # People know the last two parts of the name, and few ops have an output beside the first.
+        name = "/".join(operand.name.split("/")[-2:]).removesuffix(":0")
+        yield LineValue("operand", _operand_value(operand), name)
     output = bad_output(origin)
     if output is None or origin.op_type is None:
         return

@@ -86,7 +86,8 @@ def readable_trigger(trigger: Trigger) -> str:
         return f"{trigger.name}: {message}" if trigger.name else message
     if trigger.what == "manual":
         occasion = "demand" if trigger.name == "dump" else trigger.name
-        return f"written on {occasion} ({trigger.value})"
+        said = f"on {occasion}"
+        return f"written {said}" if trigger.value == said else f"written {said} ({trigger.value})"
     if trigger.name == "loss scale":
         return f"loss scale: {trigger.value}"
     name = trigger.name if trigger.what == "loss" else f"{trigger.what} {trigger.name}"

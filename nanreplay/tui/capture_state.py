@@ -157,6 +157,13 @@ class CaptureState:
         origin = self.report.findings.origin if self.report is not None else None
         return self.opened.incident.step if origin is None else origin.step
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether a step failed: a capture may be written of a training that is healthy."""
+        if self.report is not None:
+            return self.report.verdict.kind != "healthy"
+        return self.opened.incident.trigger.what != "manual"
+
 
 # How health and outcomes look: a mark, a word and a colour. The mark comes first, so that no
 # meaning hangs on colour alone.

@@ -33,7 +33,7 @@ def test_a_single_element_can_be_seen_beside_many() -> None:
 def test_words_of_a_histogram() -> None:
     assert (
         histogram_words(Histogram("log", (-3.0, 3.0), (1,), 2, 1))
-        == "absolute values, powers of ten, 2 of them 0, 1 below 0"
+        == "|x| in powers of ten, 2 of them 0, 1 below 0"
     )
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from textual.pilot import Pilot
 from textual.widgets import Static
 from tui.stored import ROOT, StoredEngine
 from tui.waiting import workers_done
 
+from nanreplay.records import Trigger
 from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.panes.batch_pane import BatchPane
 from nanreplay.tui.panes.overview_pane import OverviewPane
@@ -57,7 +60,9 @@ async def test_lines_batch_loss_and_versions_are_there_while_the_step_is_replaye
         assert text(screen, "#sample-title") == "Batch  sample 18 of 32 is furthest from the usual"
         assert "▲ [0]" in text(screen, "#sample")
         assert "tensorflow" in str(screen.query_one("#run-facts").render())
-        assert "▲ step 12" in str(screen.query_one("LossLine").render())
+        loss = str(screen.query_one("LossLine").render())
+        assert "step 12 ▲" in loss  # the last step is to the right, and its words left of it
+        assert "┊" in loss
 
 
 async def test_the_report_marks_the_line_with_its_values_and_names_the_sample() -> None:
@@ -65,14 +70,16 @@ async def test_the_report_marks_the_line_with_its_values_and_names_the_sample() 
         screen = await settled(pilot)
         code = text(screen, "#code").splitlines()
         at = next(i for i, line in enumerate(code) if line.startswith("✗ 14"))
-        assert code[at + 1].strip() == "↳ 0.0  of species_1/Softmax:0"
+        assert code[at + 1].strip() == "↳ 0.0  of species_1/Softmax"
         assert code[at + 2].strip().startswith("→ -inf at [18, 0]  of Log")
         assert text(screen, "#sample-title") == "Batch  sample 18 of 32"
         fix = text(screen, "#fix").splitlines()
-        assert fix[1].startswith("- ")
-        assert "log(probabilities)" in fix[1]
-        assert fix[2].startswith("+ ")
-        assert "log(probabilities + 1e-7)" in fix[2]
+        goes = next(i for i, line in enumerate(fix) if line.startswith("- "))
+        comes = next(i for i, line in enumerate(fix) if line.startswith("+ "))
+        assert "log(probabilities)" in fix[goes]
+        assert "log(probabilities + 1e-7)" in " ".join(map(str.strip, fix[comes : comes + 2]))
+        wrapped = [line for line in fix[goes + 1 : comes] + fix[comes + 1 : comes + 2] if line]
+        assert all(line.startswith("    ") for line in wrapped)  # it goes on further in
 
 
 @pytest.mark.parametrize("name", ["log_of_zero", "exploding_rnn", "float16_overflow"])
@@ -80,7 +87,8 @@ async def test_the_report_marks_the_line_with_its_values_and_names_the_sample() 
 async def test_no_line_is_said_twice_and_kinds_are_words(name: str, size: tuple[int, int]) -> None:
     async with made(name).run_test(size=size) as pilot:
         screen = await settled(pilot)
-        shown = [str(each.content) for each in screen.query_one(OverviewPane).query(Static)]
+        parts = screen.query_one(OverviewPane).query(Static)
+        shown = [str(each.content) for each in parts if each.size.area]
         lines = [line.strip() for each in shown for line in each.splitlines() if line.strip()]
         shown = [*text(screen, "#code").splitlines(), *text(screen, "#sample").splitlines()]
         pictures = {line.strip() for line in shown}
@@ -130,3 +138,19 @@ async def test_a_capture_without_lines_and_batch_says_so(
         screen = await until_read(pilot)
         assert text(screen, "#sample") == "The file does not hold it."
         assert text(screen, "#code") == "No line of your code is known for it."
+
+
+async def test_a_capture_of_a_healthy_training_marks_no_step_as_the_failing_one() -> None:
+    app = made("log_of_zero", StoredEngine(waits=True))
+    assert app._only is not None
+    on_demand = Trigger("manual", "dump", "on demand")
+    app._only = replace(app._only, incident=replace(app._only.incident, trigger=on_demand))
+    async with app.run_test(size=(120, 40)) as pilot:
+        await pilot.pause()
+        screen = await until_read(pilot)
+        assert "▲" not in str(screen.query_one("LossLine").render())
+        assert text(screen, "#headline") == "written on demand, step 12"
+        await pilot.press("2")
+        await pilot.pause()
+        screen = await until_read(pilot)
+        assert "failing" not in text(screen, "#reading")

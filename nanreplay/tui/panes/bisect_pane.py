@@ -31,7 +31,7 @@ from nanreplay.tui.view_tasks import ElementRef, ViewOperands
 from nanreplay.tui.widgets.code_view import CodeView
 from nanreplay.tui.widgets.op_detail import op_text
 from nanreplay.tui.widgets.op_tree import OpTree
-from nanreplay.tui.widgets.op_words import ORIGIN, code_words, value_title
+from nanreplay.tui.widgets.op_words import ORIGIN, code_words, run_words, value_title
 from nanreplay.tui.widgets.text_box import TextBox
 
 
@@ -170,6 +170,10 @@ class BisectPane(StepPane):
         """Draw in other colours."""
         self._show_op()
 
+    def on_resize(self) -> None:
+        """Cut lines anew, once the widgets have their new sizes."""
+        self.call_after_refresh(self._show_op)
+
     def show_view(self, view: StepView, value: ValueId | None) -> None:
         """Show a step at an op; at its origin unless given."""
         tree = self.op_tree
@@ -203,7 +207,7 @@ class BisectPane(StepPane):
         words = [
             f"step {view.step}",
             f"{len(view.ops)} ops",
-            _health_words(view, bad),
+            run_words(view, bad),
         ]
         if view.origins:
             words.append(f"{ORIGIN} {value_title(view, view.origins[0])}")
@@ -249,9 +253,16 @@ class BisectPane(StepPane):
         """The op under the cursor."""
         return self.op_tree.op
 
-    def _op_text(self, view: StepView, op: Op) -> Text:
-        computed_from = self._computed_from.get((view.step, op.serial))
-        return op_text(view, op, self.app.theme_variables, computed_from)
+    def _op_text(self, view: StepView, op: Op, *, is_whole: bool = False) -> Text:
+        """What is known of an op; without what stands elsewhere on the screen, unless whole."""
+        return op_text(
+            view,
+            op,
+            self.app.theme_variables,
+            self._computed_from.get((view.step, op.serial)),
+            with_code=is_whole or not self.query_one(CodeView).display,
+            width=0 if is_whole else self.query_one("#op").content_size.width,
+        )
 
     @work(exclusive=True, group="operands", exit_on_error=False)
     async def find_operands(self, step: int, op: Op) -> None:
@@ -396,7 +407,7 @@ class BisectPane(StepPane):
         return (
             Copyable("the op's name", op.name),
             Copyable("a link to this op", link_command(self.path, "bisect", op.name)),
-            Copyable("what is known of the op", self._op_text(self.view, op).plain),
+            Copyable("what is known of the op", self._op_text(self.view, op, is_whole=True).plain),
         )
 
     def as_text(self) -> str:
@@ -414,10 +425,3 @@ class BisectPane(StepPane):
 def _recorded(path: Location, step: int) -> StepView:
     with Capture(path) as capture:
         return recorded_step(capture, step)
-
-
-def _health_words(view: StepView, bad: int) -> str:
-    """How many ops are non-finite, `bad` of them; that is known once the step has run."""
-    if not view.has_run:
-        return "as recorded, not run yet"
-    return f"{bad} non-finite" if bad else "all finite"

@@ -55,10 +55,10 @@ class DataflowPane(StepPane):
     DataflowPane CodeView { width: 2fr; border-left: vkey $panel; }
     DataflowPane OptionList {
         width: 3fr;
-        height: 1fr; border: none; padding: 0; background: $background;
+        height: 1fr; border: none; background: $background;
+        &.-textual-compact { padding: 0 1; }
         text-wrap: nowrap; text-overflow: ellipsis;
         &:focus { background: $surface; }
-        & > .option-list--option { padding: 0 1; }
         & > .option-list--option-disabled { color: $text-muted; }
         & > .option-list--option-highlighted, &:focus > .option-list--option-highlighted {
             background: $primary 30%; color: $foreground; text-style: bold;

@@ -11,6 +11,7 @@ import asyncio
 import io
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from datetime import datetime
 from typing import NamedTuple
 
 from rich.text import Text
@@ -38,7 +39,13 @@ from nanreplay.report.sample_choice import blamed_words
 from nanreplay.report.sentence import VERDICT_MEANINGS, certainty, kind_in_words
 from nanreplay.tui.capture_state import CaptureState, outcome_mark
 from nanreplay.tui.panes.base import Copyable, Pane
-from nanreplay.tui.widgets.code_lines import code_content, diff_content, highlighted
+from nanreplay.tui.widgets.code_lines import (
+    code_content,
+    diff_content,
+    hanging,
+    highlighted,
+    with_code,
+)
 from nanreplay.tui.widgets.figures import Facts
 from nanreplay.tui.widgets.plots import LossLine
 from nanreplay.tui.widgets.sample_brief import brief_lines
@@ -58,7 +65,7 @@ _AROUND_SHORT, _AROUND_TALL = 2, 7
 _ELEMENTS_SHORT, _ELEMENTS_TALL = 3, 8
 """Elements of each array of the batch that are shown."""
 _NARROWEST = 40
-_LOSS_LINES = (3, 30)
+_LOSS_LINES = (5, 18)
 """Lines of the loss, at least and at most; it takes the room that is left."""
 
 
@@ -85,7 +92,11 @@ class OverviewPane(Pane):
     OverviewPane .column { height: auto; }
     OverviewPane .section { color: $text-muted; text-style: bold; }
     OverviewPane .part { padding: 0 0 0 1; margin-bottom: 1; height: auto; }
-    OverviewPane #code, OverviewPane #sample { text-wrap: nowrap; text-overflow: ellipsis; }
+    OverviewPane #code, OverviewPane #sample, OverviewPane .section {
+        text-wrap: nowrap; text-overflow: ellipsis;
+    }
+    OverviewPane #facts { margin-bottom: 1; }
+    OverviewPane .run { height: auto; }
     OverviewPane LossLine { margin: 0 0 1 1; }
     OverviewPane #columns { height: auto; }
     """
@@ -101,6 +112,7 @@ class OverviewPane(Pane):
 
     def compose(self) -> ComposeResult:
         """Make the widgets: what the tables say is there at once."""
+        run_facts = tuple(self._run_facts())
         with VerticalScroll(id="page"):
             yield Static(self._recorded(), id="headline", classes="-calm", markup=False)
             waiting = "The op that made it is named once the step is replayed."
@@ -113,13 +125,17 @@ class OverviewPane(Pane):
                     waiting = "Fixes are tried once the cause is known."
                     yield Static(waiting, id="fix", classes="part", markup=False)
                     yield Facts(id="facts")
+                    with Vertical(id="run-left", classes="run"):
+                        yield Static("Run", classes="section")
+                        yield Facts(run_facts, id="run-facts")
                 with Vertical(id="run", classes="column"):
                     yield Static("Batch", id="sample-title", classes="section", markup=False)
                     yield Static("reading the file ...", id="sample", classes="part", markup=False)
                     yield Static("Loss", id="loss-title", classes="section", markup=False)
-                    yield LossLine(self.history, self.state.failing_step)
-                    yield Static("Run", classes="section")
-                    yield Facts(self._run_facts(), id="run-facts")
+                    yield LossLine(self.history, self._marked_step)
+                    with Vertical(id="run-right", classes="run"):
+                        yield Static("Run", classes="section")
+                        yield Facts(run_facts)
 
     def on_mount(self) -> None:
         """Show the report if it is there, and read the file."""
@@ -146,22 +162,34 @@ class OverviewPane(Pane):
     def on_resize(self) -> None:
         """Show as much as there is room for."""
         self.call_after_refresh(self._show_code)
+        self.call_after_refresh(self._show_fix)
         self.call_after_refresh(self._show_batch)
 
     def _fill(self) -> None:
-        """Give the loss the lines that are left, where the page does not fill the screen."""
+        """Put the facts of the run below the shorter column; the loss takes the lines left."""
         if not self.is_attached:
             return
         page, loss = self.query_one("#page"), self.query_one(LossLine)
+        answer, run = self.query_one("#answer"), self.query_one("#run")
+        left, right = self.query_one("#run-left"), self.query_one("#run-right")
+        facts = max(left.outer_size.height, right.outer_size.height)
+        rest_left = answer.outer_size.height - left.outer_size.height * left.display
+        rest_right = run.outer_size.height - right.outer_size.height * right.display
+        rest_right += _LOSS_LINES[0] - loss.size.height  # as high as it would be without room
         is_beside = self.screen.has_class("-wide")
-        least, most = _LOSS_LINES
+        left.display = is_beside and rest_left < rest_right
+        right.display = not left.display
+        room = 0
         if is_beside:
-            run = self.query_one("#run")
             top = self.query_one("#columns").virtual_region.y
-            least = loss.size.height + page.size.height - top - run.outer_size.height
-        loss.styles.height = min(max(least, _LOSS_LINES[0]), most)
+            room = page.size.height - top - rest_right - facts * right.display
+        loss.styles.height = min(_LOSS_LINES[0] + max(room, 0), _LOSS_LINES[1])
 
     # The parts
+
+    @property
+    def _marked_step(self) -> int | None:
+        return self.state.failing_step if self.state.has_failed else None
 
     def _recorded(self) -> str:
         """The step and what triggered, as the capture's tables say."""
@@ -177,9 +205,17 @@ class OverviewPane(Pane):
             title.update("Source")
             box.update("No line of your code is known for it.")
             return
-        title.update(f"Source  {code.file}, {code.function}: {code.role}")
+        file = code.file.replace("\\", "/").rsplit("/", 1)[-1]  # the run may be one of Windows
+        title.update(f"Source  {file}, {code.function}: {code.role}")
         around = _AROUND_TALL if self.screen.has_class("-tall") else _AROUND_SHORT
         box.update(code_content(code, self._look.code, around, self.origin))
+
+    def _show_fix(self) -> None:
+        report = self.state.report
+        if report is not None and self.is_attached:
+            box = self.query_one("#fix", Static)
+            lines = _fix_lines(report, self.state, box.size.width - 1)
+            box.update(Content("\n").join(lines))
 
     def _show_batch(self) -> None:
         self.call_after_refresh(self._fill)
@@ -209,13 +245,15 @@ class OverviewPane(Pane):
         yield "versions", ", ".join(f"{name} {metadata[name]}" for name in packages)
         devices = metadata.get("devices") or "not named"
         yield "devices", f"{devices} · {metadata.get('platform', '?')}"
-        for program in facts["programs"]:
+        programs = facts["programs"]
+        for program in programs:
+            number = f"{program['id']}: " if len(programs) > 1 else ""
             compilation = _COMPILATIONS[program["compilation"]]
-            yield "program", f"{program['id']}: {compilation}, policy {program['policy']}"
+            yield "program", f"{number}{compilation}, {program['policy']}"
         keyframes = ", ".join(map(str, facts["keyframes"])) or "none"
         yield "window", f"{readable_steps(opened.steps)} · keyframes {keyframes}"
         script = metadata.get("script") or "an interactive session"
-        yield "recorded", f"{metadata.get('created', '?')} by {script}"
+        yield "recorded", f"{_readable_time(metadata.get('created', '?'))} by {script}"
         variables = facts["variables"]
         yield "variables", f"{variables['count']} ({readable_size(variables['size_bytes'])})"
         yield "file", f"{opened.path} ({readable_size(facts['size_bytes'])})"
@@ -228,10 +266,12 @@ class OverviewPane(Pane):
         head.update(headline(report))
         head.set_class(report.verdict.kind in _HARMLESS_VERDICTS, "-calm")
         self.query_one("#why", Static).update(Content("\n").join(_why(report)))
+        for part in ("#fix-title", "#fix"):
+            self.query_one(part).display = report.verdict.kind != "healthy"
         self.query_one("#fix-title", Static).update(_fix_title(report, self.state))
-        self.query_one("#fix", Static).update(Content("\n").join(_fix_lines(report, self.state)))
+        self._show_fix()
         self.query_one("#facts", Facts).show(self._facts(report))
-        self.query_one(LossLine).show(self.state.failing_step)
+        self.query_one(LossLine).show(self._marked_step)
         if self._look is None or self._read_for != report.findings.origin:
             self.read()  # the origin names line and sample
         else:
@@ -288,14 +328,14 @@ class OverviewPane(Pane):
         return stream.getvalue()
 
 
-def with_code(text: str) -> Content:
-    """A text whose parts in backticks stand out."""
-    parts: list[str | tuple[str, str]] = []
-    for position, part in enumerate(text.split("`")):
-        if part:
-            # Every second part stands between two backticks.
-            parts.append((f"`{part}`", "bold $text-accent") if position % 2 else part)
-    return Content.assemble(*parts)
+def _readable_time(created: str) -> str:
+    """A time to the minute: `2026-01-31 12:00 UTC`; as it was recorded where it is no time."""
+    try:
+        time = datetime.fromisoformat(created)
+    except ValueError:
+        return created
+    zone = f" {time.tzname()}" if time.tzinfo is not None else ""
+    return f"{time:%Y-%m-%d %H:%M}{zone}"
 
 
 def _why(report: Report) -> Iterator[Content]:
@@ -329,7 +369,7 @@ def _fix_title(report: Report, state: CaptureState) -> str:
     return "Fix" if state.is_complete else "Fix  being tried ..."
 
 
-def _fix_lines(report: Report, state: CaptureState) -> Iterator[Content]:
+def _fix_lines(report: Report, state: CaptureState, width: int) -> Iterator[Content]:
     """The verified fix as a change of the code, then what the others do, by outcome."""
     if not report.fixes:
         words = "Each is replayed on the recording."
@@ -341,7 +381,7 @@ def _fix_lines(report: Report, state: CaptureState) -> Iterator[Content]:
         return
     best = next((fix for fix in report.fixes if fix.prevents), None)
     if best is not None:
-        yield diff_content(diff_of(best))
+        yield diff_content(diff_of(best), width)
         remark = fix_remark(best)
         if remark:
             yield Content.styled(remark, "dim")
@@ -354,4 +394,5 @@ def _fix_lines(report: Report, state: CaptureState) -> Iterator[Content]:
         labels = readable_list(list(dict.fromkeys(map(fix_label, fixes))))
         words = OUTCOME_CLAUSES[outcome_of(fixes[0])]
         also = "also " if fixes[0].prevents else ""
-        yield Content.assemble((f"{mark} ", f"bold {colour}"), f"{also}{words}: ", (labels, "bold"))
+        said = Content.assemble(f"{also}{words}: ", (labels, "bold"))
+        yield hanging(Content.styled(f"{mark} ", f"bold {colour}"), said, width)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import ClassVar
 
@@ -37,9 +37,9 @@ class SourcePane(Pane):
     )
     DEFAULT_CSS = """
     SourcePane OptionList {
-        height: 1fr; border: none; padding: 0; background: $background;
+        height: 1fr; border: none; background: $background;
+        &.-textual-compact { padding: 0 1; }
         text-wrap: nowrap; text-overflow: ellipsis;
-        & > .option-list--option { padding: 0 1; }
         & > .option-list--option-disabled { color: $foreground; }
         & > .option-list--option-highlighted, &:focus > .option-list--option-highlighted {
             background: $primary 30%; color: $foreground;
@@ -61,6 +61,7 @@ class SourcePane(Pane):
     def __init__(self, state: CaptureState) -> None:
         super().__init__(state)
         self.sources: Sources | None = None
+        self._colours: Colours = {}
         self._read_for: Origin | None = None
         """The origin that was known when the lines were read."""
         self._frames: dict[str, Frame] = {}
@@ -86,7 +87,7 @@ class SourcePane(Pane):
         """Read the lines from the capture."""
         # In a thread: the table of ops can be long, and a key waits for the event loop.
         path, self._read_for = self.state.opened.path, self.origin
-        self.sources = await asyncio.to_thread(_read_sources, path, self.origin)
+        self.sources, self._colours = await asyncio.to_thread(_read_sources, path, self.origin)
         self._show_lines()
 
     @property
@@ -98,7 +99,7 @@ class SourcePane(Pane):
         if self.sources is None:
             return
         options, self._frames = [], {}
-        for i, (line, frame) in enumerate(_lines(self.sources)):
+        for i, (line, frame) in enumerate(_lines(self.sources, self._colours)):
             if frame is not None:
                 self._frames[str(i)] = frame
             options.append(Option(line, id=str(i), disabled=frame is None))
@@ -164,19 +165,32 @@ class SourcePane(Pane):
         """The lines."""
         if self.sources is None:
             return ""
-        return "\n".join(line.plain for line, _ in _lines(self.sources))
+        return "\n".join(line.plain for line, _ in _lines(self.sources, self._colours))
 
 
-def _read_sources(path: Location, origin: Origin | None) -> Sources:
+def _read_sources(path: Location, origin: Origin | None) -> tuple[Sources, Colours]:
+    """The lines, and the same in colours: colouring takes too long for the event loop."""
+    from textual.highlight import highlight
+
     with Capture(path) as capture:
-        return sources_of(capture, origin)
+        sources = sources_of(capture, origin)
+    colours = {}
+    for file in sources.files:
+        lines = [line for line in file.lines if line.code is not None]
+        code = "\n".join(" ".join(str(line.code).splitlines()) or " " for line in lines)
+        coloured = highlight(code, language="python").split("\n", allow_blank=True)
+        pairs = zip(lines, coloured, strict=False)
+        colours.update({(file.file, line.line): text for line, text in pairs})
+    return sources, colours
 
 
+Colours = Mapping[tuple[str, int], Content]
+"""Lines of code in colours, by file and number."""
 _Line = tuple[Content, Frame | None]
 """A line that is shown, and the line of code that it names."""
 
 
-def _lines(sources: Sources) -> Iterator[_Line]:
+def _lines(sources: Sources, colours: Colours) -> Iterator[_Line]:
     """All that the pane shows: the calls that led to the failing op, then file by file."""
     if not sources.files:
         yield Content("No line of your code is in the capture."), None
@@ -196,10 +210,10 @@ def _lines(sources: Sources) -> Iterator[_Line]:
             yield call, frame
         yield Content(""), None
     for file in sources.files:
-        yield from _file_lines(file)
+        yield from _file_lines(file, colours)
 
 
-def _file_lines(file: SourceFile) -> Iterator[_Line]:
+def _file_lines(file: SourceFile, colours: Colours) -> Iterator[_Line]:
     """A file's name and its lines; `⋮` stands for lines that made no op."""
     yield Content.styled(file.file, "bold underline"), None
     width, before = len(str(file.lines[-1].line)), None
@@ -207,7 +221,8 @@ def _file_lines(file: SourceFile) -> Iterator[_Line]:
         if before is not None and line.line > before + 1:
             yield Content.styled(f"  {'⋮'.rjust(width)}", "dim"), None
         before = line.line
-        yield _code_line(line, width), Frame(file.file, line.line, line.function, line.code)
+        code = colours.get((file.file, line.line))
+        yield _code_line(line, code, width), Frame(file.file, line.line, line.function, line.code)
     yield Content(""), None
 
 
@@ -215,17 +230,18 @@ def _is_same(frame: Frame, other: Frame) -> bool:
     return (frame.file, frame.line) == (other.file, other.line)
 
 
-def _code_line(line: SourceLine, width: int) -> Content:
+def _code_line(line: SourceLine, code: Content | None, width: int) -> Content:
     mark = "  "
     if line.is_failing:
         mark = "✗ "
     elif line.is_on_the_way:
         mark = "│ "
-    code = line.code if line.code is not None else f"(left out; in {line.function})"
+    if code is None:
+        code = Content(line.code or f"(left out; in {line.function})")
     ops = f"   {line.ops} op{'s' if line.ops > 1 else ''}" if line.ops else ""
     return Content.assemble(
         (mark, "bold $text-error"),
         (f"{line.line:>{width}} ", "dim"),
-        (code, "bold" if line.is_failing else ""),
+        code.stylize("bold") if line.is_failing else code,
         (ops, "dim"),
     )

@@ -48,6 +48,8 @@ from nanreplay.tui.widgets.text_box import TextBox
 _MOST_ROWS, _MOST_COLUMNS = 50, 20
 """Cells of an export as text, at most."""
 _CELL_WIDTH = 10
+_PICTURE_BESIDE = 34
+"""Columns beside a table from which the picture is shown there."""
 
 
 class ElementPosition(NamedTuple):
@@ -142,6 +144,7 @@ class TensorPane(StepPane):
         self._computed_from = self._steps = None
         self.table.show(self.tensor, position.at)
         self.query_one(TensorPicture).show(self.tensor)
+        self._share_room()
         self._show_words()
 
     def _show_words(self) -> None:
@@ -321,14 +324,40 @@ class TensorPane(StepPane):
             self._steps = None
             self.notify(str(error), severity="warning", timeout=6)
         self._show_words()
+        if not self._is_compared:  # the failing step is the last one
+            facts = self.query_one("#facts")
+            facts.call_after_refresh(facts.scroll_end, animate=False)
 
     def action_picture(self) -> None:
         """Show the tensor as a picture, or as a table again."""
         picture = self.query_one(TensorPicture)
-        picture.display = not picture.display
-        self.set_class(picture.display, "-picture")
+        is_alone = not self.has_class("-picture")
+        self.set_class(is_alone, "-picture")
+        self._share_room()
         picture.call_after_refresh(picture.draw)
-        (picture if picture.display else self.table).focus()
+        (picture if is_alone else self.table).focus()
+
+    def on_resize(self) -> None:
+        """Share the room anew, once the widgets have their new sizes."""
+        self.call_after_refresh(self._share_room)
+
+    def _share_room(self) -> None:
+        """Show the picture alone, or beside a table of few columns, or not at all."""
+        if not self.is_attached:
+            return
+        picture, table = self.query_one(TensorPicture), self.table
+        is_alone = self.has_class("-picture")
+        room = self.query_one("#both").size.width - self.query_one("#facts").outer_size.width
+        columns = table.virtual_size.width + 1  # and the bar that scrolls it
+        is_beside = (
+            not is_alone
+            and not self.screen.has_class("-narrow")
+            and self.tensor is not None
+            and self.tensor.picture is not None
+            and room - columns >= _PICTURE_BESIDE
+        )
+        table.styles.width = columns if is_beside else None
+        picture.display = is_alone or is_beside
 
     def action_output(self) -> None:
         """Show the next output of the same op."""

@@ -35,18 +35,19 @@ class TimelinePane(Pane):
     HELP = (
         "How the run got to its incident. The plots show every recorded step; the table shows a "
         "measure of each layer, one column a step, as high as the value is large within its layer; "
-        "✗ is NaN, ∞ infinite, · zero. The red line is the failing step."
+        "✗ is NaN, ∞ infinite, · zero. The red line is the failing step. What is the same in every "
+        "step has no plot."
     )
     DEFAULT_CSS = """
     TimelinePane #plots { grid-size: 2; grid-gutter: 0 1; height: 1fr; }
-    TimelinePane #no-curve { height: 1fr; padding: 1 2; display: none; }
+    TimelinePane #no-curve { height: auto; padding: 1 1; display: none; }
     TimelinePane.-no-curve #plots { display: none; }
     TimelinePane.-no-curve #no-curve { display: block; }
     TimelinePane #reading {
         height: 1; padding: 0 1; background: $panel; text-wrap: nowrap; text-overflow: ellipsis;
     }
-    TimelinePane #heading { height: 1; padding: 0; color: $text-muted; text-wrap: nowrap; }
-    TimelinePane HeatTable { height: auto; max-height: 45%; min-height: 2; }
+    TimelinePane #heading { height: 1; padding: 0 1; color: $text-muted; text-wrap: nowrap; }
+    TimelinePane HeatTable { height: auto; max-height: 45%; min-height: 2; margin: 0 0 0 1; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
@@ -188,19 +189,20 @@ class TimelinePane(Pane):
         Args:
             part: Positions of the steps to draw.
         """
-        plots = list(self.query(SeriesPlot))
+        plots, drawn = list(self.query(SeriesPlot)), _worth_a_plot(self.history)
         is_alone = self.screen.has_class("-narrow") or self.screen.has_class("-short")
         grid = self.query_one("#plots", Grid)
-        grid.styles.grid_size_columns = 1 if is_alone else _plot_columns(len(plots))
+        grid.styles.grid_size_columns = 1 if is_alone else _plot_columns(len(drawn))
         for position, (plot, series) in enumerate(zip(plots, self.history.series, strict=True)):
-            plot.display = not is_alone or position == self.plot % len(plots)
+            chosen = drawn[self.plot % len(drawn) :][:1] if is_alone else drawn
+            plot.display = position in chosen
             if plot.display:
                 spec = PlotSpec(
                     history=self.history,
                     series=series,
                     part=part,
                     cursor=self.heat.cursor,
-                    failing=self.state.failing_step,
+                    failing=self.state.failing_step if self.state.has_failed else None,
                     logarithmic=series.is_steep if self.is_log is None else self.is_log,
                 )
                 plot.draw(spec)
@@ -209,15 +211,18 @@ class TimelinePane(Pane):
         """The numbers at the cursor."""
         step = self.step
         line = Text.assemble((f"step {step}", "bold"))
-        for series in self.history.series:
+        if step == self.state.failing_step and self.state.has_failed:
+            line = Text.assemble((f"✗ the failing step {step}", "bold"))
+        elif step == self.anomaly.step:
+            line = Text.assemble((f"▲ the first anomaly, step {step}", "bold"))
+        drawn = _worth_a_plot(self.history)
+        for position, series in enumerate(self.history.series):
             value = readable_number(float(f"{series.values[self.heat.cursor]:.5g}"))
             line.append(" · ", "dim").append(f"{series.name} {value}")
-        if step == self.state.failing_step:
-            line.append("  ✗ the failing step", "bold")
-        elif step == self.anomaly.step:
-            line.append("  ▲ the first anomaly", "bold")
-        elif step not in self.history.window:
-            line.append("  not in the window: cannot be replayed", "dim")
+            if position not in drawn and len(self.history.steps) > 1:
+                line.append(" in every step", "dim")
+        if step not in self.history.window:
+            line.append(" · ", "dim").append("not in the window: cannot be replayed", "dim")
         return line
 
     def heading(self) -> Text:
@@ -298,6 +303,19 @@ class TimelinePane(Pane):
         for position, step in enumerate(self.history.steps.tolist()):
             rows.append([str(step), *(f"{series.values[position]:.9g}" for series in all_series)])
         return "\n".join("\t".join(row) for row in rows)
+
+
+def _worth_a_plot(history: History) -> list[int]:
+    """Positions of the series that change; the first one where none does.
+
+    One that is the same in every step, as most learning rates are, is told in words.
+    """
+    changing = [
+        position
+        for position, series in enumerate(history.series)
+        if len(np.unique(series.values[np.isfinite(series.values)])) > 1
+    ]
+    return changing or [0]
 
 
 def _plot_columns(plots: int) -> int:

@@ -25,6 +25,9 @@ from nanreplay.tui.engine import ReplayedStep, ReplayedSteps, ReplaySteps
 from nanreplay.tui.panes.base import Pane
 from nanreplay.tui.widgets.figures import Facts
 
+_BROAD = 90
+"""Columns of the terminal from which the table also says how each mode runs."""
+
 
 class VerdictPane(Pane):
     """What each way of replaying says."""
@@ -66,29 +69,39 @@ class VerdictPane(Pane):
             yield Button("Replay every step in every mode", id="run-all", compact=True)
             yield DataTable(id="steps", cursor_type="row", zebra_stripes=True)
 
-    def on_mount(self) -> None:
-        """Name the columns."""
-        modes = self.query_one("#modes", DataTable)
-        modes.add_columns("mode", "how it runs", "failing step", "recording")
-        super().on_mount()
+    def on_resize(self) -> None:
+        """Show as many columns as fit."""
+        if self.state.report is not None:
+            self.call_after_refresh(self.show_report, self.state.report)
 
     def show_report(self, report: Report) -> None:
         """Show the failing step in each mode."""
         if not self.is_attached:  # a report may arrive while the pane is taken down
             return
+        is_broad = self.size.width >= _BROAD
         verdict = report.verdict
         kind, meaning = verdict.kind.replace("_", " "), VERDICT_MEANINGS[verdict.kind]
         self.query_one("#kind", Static).update(Content.assemble((kind, "bold"), "  ", meaning))
         table = self.query_one("#modes", DataTable)
-        table.clear()
-        for evidence in verdict.evidence:
-            table.add_row(
+        titles = ("mode", *["how it runs"] * is_broad, "failing step", "recording")
+        rows = [
+            (
                 Text(evidence.mode, style="bold"),
-                Text(MODE_MEANINGS.get(evidence.mode, "")),
+                *[Text(MODE_MEANINGS.get(evidence.mode, ""))] * is_broad,
                 self._outcome(evidence.finite),
                 Text(exactness(evidence)),
             )
-        self.query_one("#parting", Facts).show(self._facts(report))
+            for evidence in verdict.evidence
+        ]
+        table.clear(columns=True)
+        for position, title in enumerate(titles):
+            widest = max((len(row[position]) for row in rows), default=0)
+            table.add_column(title, width=max(widest, len(title)))
+        for row in rows:
+            table.add_row(*row)
+        modes = [] if is_broad else [evidence.mode for evidence in verdict.evidence]
+        meanings = [(mode, MODE_MEANINGS.get(mode, "")) for mode in modes]
+        self.query_one("#parting", Facts).show([*meanings, *self._facts(report)])
 
     def show_failure(self, reason: str) -> None:
         """Say why there is no verdict."""

@@ -11,7 +11,7 @@ from rich.text import Text
 from textual import on, work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.containers import Horizontal, Vertical
+from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Button, DataTable, Input, OptionList, Static
 
@@ -36,6 +36,12 @@ from nanreplay.tui.widgets.ticks import TickList
 from nanreplay.whatif import FixError, check_fix
 from nanreplay.whatif.edits import FITTING, LAST_RESORT, candidates
 
+_COLUMNS = ("fix", "prevents it", "replayed", "loss changes", "last loss")
+_NARROW = 2
+"""Columns of the table in a narrow terminal."""
+_BROAD = 84
+"""Columns of the terminal from which all of them fit."""
+
 
 class WhatIfPane(Pane):
     """Fixes to the left, what they gave to the right."""
@@ -59,8 +65,13 @@ class WhatIfPane(Pane):
     WhatIfPane #buttons { height: 1; }
     WhatIfPane #buttons Button { margin-right: 1; min-width: 12; }
     WhatIfPane #outcome { height: 1fr; padding: 0 1; }
-    WhatIfPane DataTable { height: 1fr; background: $background; }
-    WhatIfPane #how { height: auto; max-height: 10; min-height: 3; border-top: solid $primary; }
+    WhatIfPane TickList > .option-list--option-highlighted,
+    WhatIfPane TickList:focus > .option-list--option-highlighted {
+        background: $primary 30%; color: $foreground;
+    }
+    WhatIfPane DataTable { height: auto; max-height: 60%; background: $background; }
+    WhatIfPane #change { height: 1fr; margin-top: 1; }
+    WhatIfPane #how { height: auto; }
     """
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding(
@@ -113,15 +124,41 @@ class WhatIfPane(Pane):
                     yield Button("Run all", id="run-all", compact=True)
             with Vertical(id="outcome"):
                 yield DataTable(id="table", cursor_type="row", zebra_stripes=True)
-                yield Static("Tick fixes and run them.", id="how", markup=False)
+                with VerticalScroll(id="change", can_focus=False):
+                    yield Static("Tick fixes and run them.", id="how", markup=False)
 
     def on_mount(self) -> None:
-        """Name the columns and offer every fix."""
-        self.query_one("#table", DataTable).add_columns(
-            "fix", "prevents it", "replayed", "loss changes", "last loss", "remark"
-        )
+        """Offer every fix."""
         self._offer(())
         super().on_mount()
+
+    def on_resize(self) -> None:
+        """Show as many columns as fit."""
+        self.call_after_refresh(self._show_table)
+        self.call_after_refresh(self._show_how)
+
+    def _show_table(self) -> None:
+        """Fill the table; numbers that have no room stand below, with the fix at the cursor."""
+        if not self.is_attached:
+            return
+        table = self.query_one(DataTable)
+        row, columns = table.cursor_row, _COLUMNS[: None if self._is_broad else _NARROW]
+        rows = {
+            name: _cells(name, fix, self.app.theme_variables)[: len(columns)]
+            for name, fix in self.results.items()
+        }
+        table.clear(columns=True)
+        for position, title in enumerate(columns):
+            widest = max((len(cells[position]) for cells in rows.values()), default=0)
+            table.add_column(title, width=max(widest, len(title)))
+        for name, cells in rows.items():
+            table.add_row(*cells, key=name)
+        table.move_cursor(row=row)
+
+    @property
+    def _is_broad(self) -> bool:
+        """Whether all columns of the table fit."""
+        return self.query_one("#outcome").content_size.width >= _BROAD
 
     def show_report(self, report: Report) -> None:
         """Offer what fits the cause first, and show what was tried."""
@@ -140,10 +177,7 @@ class WhatIfPane(Pane):
 
     def _add(self, fixes: Sequence[FixResult]) -> None:
         self.results.update({fix_label(fix): fix for fix in fixes})
-        table = self.query_one(DataTable)
-        table.clear()
-        for name, fix in self.results.items():
-            table.add_row(*_cells(name, fix, self.app.theme_variables), key=name)
+        self._show_table()
         ticks = self.query_one(TickList)
         marks = {}
         for name in ticks.names:
@@ -232,7 +266,9 @@ class WhatIfPane(Pane):
     def _show_how(self) -> None:
         fix = self.chosen
         if fix is not None:
-            self.query_one("#how", Static).update(_how(fix))
+            box = self.query_one("#how", Static)
+            numbers = not self._is_broad
+            box.update(_how(fix, box.size.width, with_numbers=numbers))
 
     @on(OptionList.OptionHighlighted)
     def _name_highlighted(self, event: OptionList.OptionHighlighted) -> None:
@@ -307,6 +343,11 @@ def _cells(label: str, fix: FixResult, colours: Mapping[str, str]) -> list[Text]
     mark, _, colour = outcome_mark(fix.prevents)
     word = OUTCOME_WORDS[outcome_of(fix)]
     outcome = Text.assemble((f"{mark} ", cell_style(colour, colours)), word)
+    return [Text(label, style="bold"), outcome, *map(Text, _numbers(fix))]
+
+
+def _numbers(fix: FixResult) -> tuple[str, str, str]:
+    """Which steps were replayed, how much the loss changes, the last loss; "" for not known."""
     steps = change = final_loss = ""
     if fix.steps_checked is not None:
         first, last = fix.steps_checked
@@ -315,8 +356,7 @@ def _cells(label: str, fix: FixResult, colours: Mapping[str, str]) -> list[Text]
         change = f"{fix.loss_change:.2g}" if fix.loss_change else "0"
     if fix.final_loss is not None:
         final_loss = readable_number(fix.final_loss)
-    words = (steps, change, final_loss, fix_remark(fix))
-    return [Text(label, style="bold"), outcome, *map(Text, words)]
+    return steps, change, final_loss
 
 
 def is_same_fix(name: str, fix: FixResult) -> bool:
@@ -331,10 +371,19 @@ def is_same_fix(name: str, fix: FixResult) -> bool:
         return value == tried
 
 
-def _how(fix: FixResult) -> Content:
-    """What a fix does and gave, and the change of the code."""
+def _how(fix: FixResult, width: int, *, with_numbers: bool) -> Content:
+    """What a fix does and gave, and the change of the code.
+
+    Args:
+        fix: The fix.
+        width: Columns that there are.
+        with_numbers: Whether the table has no room for its numbers.
+    """
     outcome = OUTCOME_CLAUSES[outcome_of(fix)]
     said = f": {what_it_does(fix.name)}. It {outcome}. {fix_remark(fix)}".rstrip()
-    return Content("\n").join(
-        [Content.assemble((fix_label(fix), "bold"), said), diff_content(diff_of(fix))]
-    )
+    lines = [Content.assemble((fix_label(fix), "bold"), said)]
+    if with_numbers:
+        pairs = zip(_COLUMNS[_NARROW:], _numbers(fix), strict=True)
+        lines.append(Content(" · ".join(f"{name} {value}" for name, value in pairs if value)))
+        lines[-1] = lines[-1].stylize("dim")
+    return Content("\n").join([*lines, Content(""), diff_content(diff_of(fix), width)])

@@ -20,6 +20,7 @@ from textual.widgets.option_list import Option
 
 from nanreplay.errors import CaptureError, NanreplayError, UnsafeProgramError, UnsupportedOpError
 from nanreplay.tui.screens.closed_once import ClosedOnce
+from nanreplay.tui.widgets.code_lines import with_code
 from nanreplay.tui.widgets.figures import Facts
 from nanreplay.tui.widgets.steady_list import SteadyList
 
@@ -186,9 +187,11 @@ class HelpScreen(ClosedOnce, ModalScreen[None]):
         with Vertical(classes="dialog"):
             yield Static(self.heading, classes="dialog-title", markup=False)
             with VerticalScroll(id="help"):
-                yield Static(self.text, id="about", markup=False)
+                yield Static(with_code(self.text), id="about", markup=False)
                 with Horizontal(id="key-columns"):
                     for heading, keys in ((f"Keys of {self.heading}", own), ("Everywhere", others)):
+                        if not keys:  # the others have the room of both
+                            continue
                         with Vertical(classes="key-column"):
                             yield Static(heading, classes="heading", markup=False)
                             yield Facts((key.shown, key.about) for key in keys)

@@ -156,8 +156,8 @@ def status_text(progress: Progress, frame: str) -> Text:
     return line.append(" · esc stops it", "dim")
 
 
-_LONGEST_TRIGGER = 36
-"""Columns of what triggered the capture."""
+_SHORTEST_TRIGGER = 12
+"""Columns below which what triggered the capture is left out."""
 
 
 class TitleBar(Static):
@@ -182,19 +182,38 @@ class TitleBar(Static):
         """Show the line."""
         self.show()
 
+    def on_resize(self) -> None:
+        """Fit the line into its room."""
+        self.show()
+
     def show(self) -> None:
         """Show the line anew."""
         opened, report = self.state.opened, self.state.report
-        trigger = readable_trigger(opened.incident.trigger)
-        if len(trigger) > _LONGEST_TRIGGER:
-            trigger = f"{trigger[: _LONGEST_TRIGGER - 1]}…"
+        verdict = report.verdict.kind.replace("_", " ") if report is not None else ""
+        step = f"step {opened.incident.step}"
+        ends = len("nanreplay  " + opened.name + "  ·  " + step + (verdict and "  ·  " + verdict))
+        room = self.content_size.width - ends - 2
+        trigger = _shortened(readable_trigger(opened.incident.trigger), room)
         line = Text.assemble(
             ("nanreplay", "bold"),
             ("  ", ""),
             opened.name,
             ("  ·  ", "dim"),
-            f"step {opened.incident.step}: {trigger}",
+            f"{step}: {trigger}" if trigger else step,
         )
-        if report is not None:
-            line.append("  ·  ", "dim").append(report.verdict.kind.replace("_", " "), "bold")
+        if verdict:
+            line.append("  ·  ", "dim").append(verdict, "bold")
         self.update(line)
+
+
+def _shortened(trigger: str, room: int) -> str:
+    """What triggered, without its middle where there is little room; "" where there is none.
+
+    Its beginning says what it was, and its end names the variable and whether it is NaN.
+    """
+    if len(trigger) <= room:
+        return trigger
+    if room < _SHORTEST_TRIGGER:
+        return ""
+    end = (room - 1) * 2 // 3
+    return f"{trigger[: room - 1 - end].rstrip()}…{trigger[-end:]}"

@@ -11,6 +11,8 @@ from nanreplay.report.first_look import CodeExcerpt
 from nanreplay.report.fix_patch import DiffLine
 from nanreplay.report.line_values import line_values
 
+_NARROWEST = 20
+"""Columns of a wrapped line, at least."""
 _DIFF_STYLES = {"-": "$text-error", "+": "$text-success", "@": "$text-muted"}
 
 
@@ -46,6 +48,8 @@ def code_content(
     written = [i for i in near if lines[i].plain.strip()]
     for i in range(min(written, default=0), max(written, default=-1) + 1):
         line, code = excerpt.lines[i], lines[i]
+        if shown and line.number > excerpt.lines[i - 1].number + 1:
+            shown.append(Content.styled(f"  {'⋮'.rjust(width)}", "dim"))
         mark = ("✗ " if origin is not None else "▸ ") if line.is_marked else "  "
         colour = "bold $text-error" if origin is not None else "bold $text-accent"
         number = f"{line.number:>{width}} "
@@ -68,10 +72,60 @@ def value_lines(origin: Origin) -> Iterator[Content]:
             yield Content.assemble(("→ ", "$text-error"), bad, (f"  of {of}", "dim"))
 
 
-def diff_content(lines: Iterable[DiffLine]) -> Content:
-    """A change: where, what goes, what comes."""
-    shown = []
-    for line in lines:
-        lead = "  " if line.sign == "@" else f"{line.sign} "
-        shown.append(Content.styled(f"{lead}{line.text}", _DIFF_STYLES[line.sign]))
+def diff_content(lines: Iterable[DiffLine], width: int = 0) -> Content:
+    """A change: where, what goes, what comes; what differs within a line is bold.
+
+    Args:
+        lines: The change.
+        width: Columns that there are; a longer line goes on below, further in. 0 for no limit.
+    """
+    changed, shown = list(lines), []
+    for i, line in enumerate(changed):
+        text = Content(line.text)
+        beside = i + 1 if line.sign == "-" else i - 1
+        if 0 <= beside < len(changed) and {line.sign, changed[beside].sign} == {"-", "+"}:
+            start, end = _differing(line.text, changed[beside].text)
+            text = text.stylize("bold underline", start, end)
+        style = _DIFF_STYLES[line.sign]
+        lead = "" if line.sign == "@" else f"{line.sign} "
+        shown.append(hanging(Content.styled(lead, style), text.stylize_before(style), width))
     return Content("\n").join(shown)
+
+
+def _differing(text: str, other: str) -> tuple[int, int]:
+    """Where a line differs from another: the part between what both begin and end with."""
+    start = _alike(text, other)
+    return start, len(text) - _alike(text[start:][::-1], other[start:][::-1])
+
+
+def _alike(text: str, other: str) -> int:
+    """With how many letters both begin."""
+    pairs = enumerate(zip(text, other, strict=False))
+    return next((i for i, (one, two) in pairs if one != two), min(len(text), len(other)))
+
+
+def hanging(lead: Content, text: Content, width: int) -> Content:
+    """A text after its mark; lines that go on below are indented as far, and two columns more.
+
+    Args:
+        lead: The mark.
+        text: The text.
+        width: Columns that there are; 0 for no limit.
+    """
+    if not width or len(lead) + len(text) <= width:
+        return Content.assemble(lead, text)
+    indent = " " * (len(lead) + 2)
+    first, *others = text.wrap(max(width - len(indent), _NARROWEST))
+    return Content("\n").join(
+        [Content.assemble(lead, first), *(Content.assemble(indent, line) for line in others)]
+    )
+
+
+def with_code(text: str) -> Content:
+    """A text whose parts in backticks stand out."""
+    parts: list[str | tuple[str, str]] = []
+    for position, part in enumerate(text.split("`")):
+        if part:
+            # Every second part stands between two backticks.
+            parts.append((part, "bold $text-accent") if position % 2 else part)
+    return Content.assemble(*parts)

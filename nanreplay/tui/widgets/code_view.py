@@ -33,7 +33,12 @@ def coloured(code: CodeFile) -> ColouredFile:
 
 
 def coloured_file(path: Location, file: str) -> ColouredFile:
-    """Read a file of code as it was recorded in a capture, or as it is here, and colour it."""
+    """Read a file of code of a capture, in colours.
+
+    Args:
+        path: The capture.
+        file: As it was recorded.
+    """
     with Capture(path) as capture:
         return coloured(code_file(capture, file))
 

@@ -125,8 +125,8 @@ def _edge_words(histogram: Histogram, end: int) -> str:
 
 
 def histogram_words(histogram: Histogram) -> str:
-    """What a histogram is of: `absolute values, powers of ten, 12 of them 0, 40 below 0`."""
-    parts = ["absolute values, powers of ten" if histogram.scale == "log" else "values"]
+    """What a histogram is of: `|x| in powers of ten, 12 of them 0, 40 below 0`."""
+    parts = ["|x| in powers of ten" if histogram.scale == "log" else "values"]
     if histogram.zeros:
         parts.append(f"{histogram.zeros} of them 0")
     if histogram.negative:

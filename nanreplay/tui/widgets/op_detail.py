@@ -33,7 +33,13 @@ _VALUE_WIDTH = 12
 
 
 def op_text(
-    view: StepView, op: Op, colours: Mapping[str, str], computed_from: ElementRef | None = None
+    view: StepView,
+    op: Op,
+    colours: Mapping[str, str],
+    computed_from: ElementRef | None = None,
+    *,
+    with_code: bool = True,
+    width: int = 0,
 ) -> Text:
     """Everything about an op, in lines.
 
@@ -42,18 +48,23 @@ def op_text(
         op: The op.
         colours: The theme's variables.
         computed_from: What its first failing element was computed from, once that is known.
+        with_code: Whether to name the line of code; not where it stands beside.
+        width: Columns at which a line of another op is cut; 0 for no limit.
     """
     muted = theme_style(colours, "text-muted")
     outputs = range(len(op.outputs))
-    lines = _head(op, colours)
+    lines = _head(op, colours, with_code=with_code)
     lines += [_output_line(op, output, colours) for output in outputs]
     lines += operand_lines(view, computed_from, muted)
-    lines += [_hop_line("from", view, hop, colours) for hop in producers(view, op)]
+    hops = [_hop_line("from", view, hop, colours) for hop in producers(view, op)]
     users = [hop for output in outputs for hop in consumers(view, ValueId(op.serial, output))]
-    lines += [_hop_line("to  ", view, hop, colours) for hop in users[:_MOST_CONSUMERS]]
+    hops += [_hop_line("to  ", view, hop, colours) for hop in users[:_MOST_CONSUMERS]]
+    if width:
+        for line in hops:
+            line.truncate(width, overflow="ellipsis")
     if len(users) > _MOST_CONSUMERS:
-        lines.append(Text(f"     and {len(users) - _MOST_CONSUMERS} more", muted))
-    return Text("\n").join(lines)
+        hops.append(Text(f"     and {len(users) - _MOST_CONSUMERS} more", muted))
+    return Text("\n").join([*lines, Text(""), *hops] if hops else lines)
 
 
 def value_text(view: StepView, value: ValueId, colours: Mapping[str, str]) -> Text:
@@ -120,9 +131,10 @@ def hop_text(
         line.append(f"  {value}".ljust(_VALUE_WIDTH))
     if room and op is not None and op.type not in title:
         line.append(f"  {op.type}", muted)
-    line.append(f"  {shape_words(stat)}", muted)
+    # In the order of what a narrow terminal should still show.
     for words in filter(None, (nonfinite_words(stat), range_words(stat))):
         line.append(f"  {words}")
+    line.append(f"  {shape_words(stat)}", muted)
     if room and op is not None and op.layer_path:
         line.append(f"  {op.layer_path}", muted)
     if hop.skipped:
@@ -136,13 +148,13 @@ def _op_title(op: Op, *, names: bool) -> str:
     return code_words(op.source) or op.type
 
 
-def _head(op: Op, colours: Mapping[str, str]) -> list[Text]:
+def _head(op: Op, colours: Mapping[str, str], *, with_code: bool = True) -> list[Text]:
     """Type and name, place, line of code, what the kernel raised."""
     muted = theme_style(colours, "text-muted")
     title = mark_text(op.health, colours, is_origin=op.is_origin)
     title.append(f" {op.type}", "bold").append(f"  {op.name}", muted)
     lines = [title, Text(place_words(op), muted)]
-    if op.source is not None:
+    if op.source is not None and with_code:
         lines.append(Text(source_words(op.source)))
     if op.failing_at is not None:
         colour = theme_style(colours, MARKS[op.health][2])

@@ -171,6 +171,25 @@ class OpTree(ScrollView, can_focus=True):
             first = next((op for op in self.ops if op.health in ("inf", "nan")), None)
         if first is not None:
             self.go_to(first)
+        self.call_after_refresh(self._open_what_fits)
+
+    def _open_what_fits(self) -> None:
+        """Open phases and layers while all lines fit: a small step is seen whole, at once."""
+        key = self.node.key if self.node is not None else None
+        room, is_changed = self.size.height - 1, True
+        while is_changed:
+            is_changed = False
+            for row in sorted(self.rows, key=lambda row: row.depth):
+                node = row.node
+                if (
+                    node.children
+                    and not row.is_open
+                    and len(self.rows) + len(node.children) <= room
+                ):
+                    self._opened.add(node.key)
+                    self.rows = list(rows_of(self._roots, self._opened))
+                    is_changed = True
+        self._lay_out(key)
 
     def filter(self, text: str, *, hides_plumbing: bool) -> None:
         """Show only the ops that fit a query, and put the cursor on one of them.
@@ -335,8 +354,9 @@ class OpTree(ScrollView, can_focus=True):
             self.action_choose()
 
     def on_resize(self) -> None:
-        """Fit anew."""
+        """Fit anew; the op at the cursor stays on the screen."""
         self.virtual_size = Size(self.size.width, len(self.rows) + 1)
+        self.call_after_refresh(self._centre)
 
     # Drawing
 

@@ -104,6 +104,13 @@ def value_title(view: StepView, value: ValueId) -> str:
     return view.name(value) if op is None else op.type
 
 
+def run_words(view: StepView, bad: int) -> str:
+    """How many ops are non-finite, `bad` of them; that is known once the step has run."""
+    if not view.has_run:
+        return "as recorded, not run yet"
+    return f"{bad} non-finite" if bad else "all finite"
+
+
 # Colours. Rich draws the lines of the step panes, and it does not know the theme: a colour is
 # looked up by its name first.
 

@@ -1,16 +1,18 @@
-"""Plots over steps: one series with axes for the timeline, and the loss as bars for the overview.
+"""Plots over steps: one series with axes for the timeline, and the loss alone for the overview.
 
 Both mark the failing step. `SeriesPlot` draws with plotext, whose drawing is slow and is done by a
-thread; `LossLine` draws with block characters of its own.
+thread; `LossLine`, which the first picture shows, draws its few dots itself.
 """
 
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.segment import Segment
 from rich.text import Text
@@ -22,13 +24,13 @@ from textual.strip import Strip
 from textual.widget import Widget
 from textual_plotext import Plot
 
-from nanreplay.report.history import History, Series, bar_lines, thinned
+from nanreplay.report.history import History, Series, thinned
 from nanreplay.tui.widgets.op_words import short_number
 
 _STEP_TICKS = 4
 """Parts between the ticks of the axis of steps."""
-_VALUE_TICKS = 3
-"""Parts between the ticks of the axis of values."""
+_VALUE_TICKS = 4
+"""Parts between the ticks of the axis of values, about."""
 _TICK_WIDTH = 8
 """Columns of a tick's label, so that plots above each other align."""
 _LARGEST_EXPONENT = 300
@@ -49,8 +51,8 @@ class PlotSpec:
     """Positions of the steps."""
     cursor: int
     """Position of the cursor."""
-    failing: int
-    """The failing step."""
+    failing: int | None
+    """The failing step; None where none failed."""
     logarithmic: bool
     """Whether magnitudes are drawn in place of values."""
 
@@ -153,13 +155,19 @@ def _empty_plot(size: Size, colours: Mapping[str, str]) -> Plot:
     plot.canvas_color(_rgb(colours["background"]))
     plot.axes_color(_rgb(colours["background"]))
     plot.ticks_color(_rgb(colours["foreground"]))
+    plot.yaxes(True, False)  # no axis to the right: the failing step, often the last, hides in it
     return plot
 
 
 def _value_ticks(low: float, high: float) -> list[float]:
-    if low == high:
+    """Round values within a range: multiples of 1, 2 or 5 times a power of ten."""
+    span = high - low
+    if not 0 < span < math.inf:
         return [low]
-    return [low + (high - low) * part / _VALUE_TICKS for part in range(_VALUE_TICKS + 1)]
+    least = span / _VALUE_TICKS
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next((factor * power for factor in (1, 2, 5, 10) if factor * power >= least), span)
+    return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)] or [low]
 
 
 def _draw_steps(
@@ -167,12 +175,15 @@ def _draw_steps(
 ) -> None:
     """Ticks of the steps, the failing step and the cursor."""
     plot.xlim(first, max(last, first + 1))  # plotext divides by the length of the axis
-    ticks = {
-        first + round((last - first) * part / _STEP_TICKS) for part in range(_STEP_TICKS + 1)
-    }  # a set: in a short range, several ticks fall on one step
-    plot.xticks([float(tick) for tick in sorted(ticks)], [str(tick) for tick in sorted(ticks)])
+    ticks = sorted({round(tick) for tick in _value_ticks(first, last)} | {first, last})
+    # The ends are always told; a tick too near to one would write over it.
+    least = (last - first) / (2 * _STEP_TICKS)
+    ticks = [
+        tick for tick in ticks if tick in (first, last) or min(tick - first, last - tick) >= least
+    ]
+    plot.xticks([float(tick) for tick in ticks], list(map(str, ticks)))
     at_cursor = int(spec.history.steps[spec.cursor])
-    if first <= spec.failing <= last:
+    if spec.failing is not None and first <= spec.failing <= last:
         plot.vline(spec.failing, _rgb(colours["error"]))
     if at_cursor != spec.failing and first <= at_cursor <= last:
         plot.vline(at_cursor, _rgb(colours["accent"]))
@@ -192,73 +203,125 @@ def _rgb(colour: str) -> tuple[int, int, int]:
     return Color.parse(colour).rgb
 
 
-# The loss as bars
-
-_WIDEST_BAR = 4
+# The loss as a curve
 
 
 class LossLine(Widget):
-    """Bars of the recorded losses, as wide as there is room.
+    """The recorded losses as a curve, as large as there is room.
 
     Args:
         history: The capture's timeline.
-        failing: The failing step.
+        failing: The failing step; None where none failed.
     """
 
-    DEFAULT_CSS = "LossLine { height: 3; width: 1fr; }"
+    DEFAULT_CSS = "LossLine { height: 5; width: 1fr; }"
 
-    def __init__(self, history: History, failing: int) -> None:
+    def __init__(self, history: History, failing: int | None) -> None:
         super().__init__()
         self.history = history
         self.failing = failing
 
-    def show(self, failing: int) -> None:
+    def show(self, failing: int | None) -> None:
         """Mark another step."""
         self.failing = failing
         self.refresh()
 
     def render(self) -> Content:
-        """Draw bars, mark and ends."""
+        """Draw the curve, its highest and lowest loss, and the step below."""
         return Content("\n").join(loss_lines(self.history, self.failing, self.size))
 
 
-def loss_lines(history: History, failing: int, size: Size) -> list[Content]:
-    """The bars, the mark below, and the first and the last loss.
+def loss_lines(history: History, failing: int | None, size: Size) -> list[Content]:
+    """The curve with the failing step as a line, the mark below, and the first and last loss.
 
     Args:
         history: The timeline.
-        failing: The step that is marked.
+        failing: The step that is marked; None for none.
         size: The room.
     """
     losses = history.loss.values
     if not len(losses):
         return [Content("no losses were recorded")]
-    # Few losses take several columns each; of many, `bar_lines` joins as many as needed in a bar.
-    bar_width = max(min(size.width // len(losses), _WIDEST_BAR), 1)
-    bars = max(min(size.width, len(losses)), 1)
-    lines = [
-        _coloured_bars("".join(bar * bar_width for bar in line))
-        for line in bar_lines(losses, bars, max(size.height - 2, 1))
-    ]
-    width = bars * bar_width
-    bar_of_failing = history.position(failing) * bars // len(losses)
-    column = min(bar_of_failing * bar_width + bar_width // 2, width - 1)
-    mark = _mark_line(f"▲ step {failing}", column, max(size.width, width))
+    finite = losses[np.isfinite(losses)]
     ends = [f"{short_number(float(losses[0]))} at step {history.steps[0]}"]
     if len(losses) > 1:
         ends.append(f"{short_number(float(losses[-1]))} at step {history.steps[-1]}")
-    return [
-        *lines,
-        Content.styled(mark, "$text-error"),
-        Content.styled(", ".join(ends), "dim"),
-    ]
+    summary = Content.styled(", ".join(ends), "dim")
+    if len(finite) < 2:
+        return [_failing_mark(failing, 0, size.width), summary]
+    steep = history.loss.is_steep and finite.min() > 0
+    labels = short_number(float(finite.max())), short_number(float(finite.min()))
+    margin = max(map(len, labels)) + 1
+    width, height = max(size.width - margin, 2), max(size.height - 2, 1)
+    with np.errstate(all="ignore"):  # what is not finite leaves a gap
+        heights = np.log10(losses) if steep else losses
+    at = history.position(failing) if failing is not None else None
+    column = None if at is None else at * (width - 1) // max(len(losses) - 1, 1)
+    lines = []
+    for row, cells in enumerate(braille_curve(heights, width, height)):
+        label = labels[0] if row == 0 else labels[1] if row == height - 1 else ""
+        lines.append(_curve_line(label.rjust(margin - 1) + " ", cells, column))
+    return [*lines, _failing_mark(failing, margin + (column or 0), size.width), summary]
 
 
-def _coloured_bars(line: str) -> Content:
-    """A line of bars; ✗ stands for a loss that is not finite."""
+def _failing_mark(failing: int | None, column: int, width: int) -> Content:
+    words = "" if failing is None else _mark_line(f"▲ step {failing}", column, width)
+    return Content.styled(words, "$text-error")
+
+
+def _curve_line(label: str, cells: str, column: int | None) -> Content:
+    """A line of the curve, with the line of the failing step where the curve leaves room."""
+    if column is None:
+        return Content.assemble((label, "dim"), (cells, "$text-primary"))
+    at = cells[column] if cells[column] != " " else "┊"
     return Content.assemble(
-        *((bar, "bold $text-error" if bar == "✗" else "$text-primary") for bar in line)
+        (label, "dim"),
+        (cells[:column], "$text-primary"),
+        (at, "$text-error"),
+        (cells[column + 1 :], "$text-primary"),
     )
+
+
+_DOTS = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+"""Bits of the dots of a braille character, by line and column (Unicode 15, section 21.1)."""
+
+
+def braille_curve(values: NDArray[np.float64], width: int, height: int) -> list[str]:
+    """A curve through values at equal distances, two by four dots a character.
+
+    Args:
+        values: At least two finite ones; the curve has a gap where one is not finite.
+        width: Columns.
+        height: Lines.
+    """
+    if len(values) > 2 * width:  # of many steps the highest counts: a jump must not disappear
+        shares = np.array_split(np.where(np.isfinite(values), values, -np.inf), 2 * width)
+        values = np.array([share.max() for share in shares])
+    finite = values[np.isfinite(values)]
+    low, high = float(finite.min()), float(finite.max())
+    # Between two values the curve is a straight line; a gap on one side stays a gap.
+    at = np.linspace(0, len(values) - 1, 2 * width)
+    before = np.floor(at).astype(int)
+    after = np.minimum(before + 1, len(values) - 1)
+    share = at - before
+    with np.errstate(all="ignore"):
+        between = np.where(
+            share == 0, values[before], values[before] * (1 - share) + values[after] * share
+        )
+    rows = (1 - (between - low) / ((high - low) or 1.0)) * (4 * height - 1)
+    bits = np.zeros((height, width), int)
+    last: int | None = None
+    for x, y in enumerate(rows):
+        if not np.isfinite(y):
+            last = None
+            continue
+        row = round(y)
+        # A steep part is filled from the dot before, so that it is one line and no cloud of dots.
+        first = row if last is None else last + (row > last) - (row < last)
+        for dot in range(min(first, row), max(first, row) + 1):
+            bits[dot // 4, x // 2] |= _DOTS[dot % 4][x % 2]
+        last = row
+    return ["".join(chr(0x2800 + cell) if cell else " " for cell in line) for line in bits]
 
 
 def _mark_line(label: str, column: int, width: int) -> str:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,16 +33,15 @@ def brief_lines(view: BatchView, look: SampleLook, most: int) -> Iterator[Text]:
         most: Elements of an array, at most.
     """
     row, good = shown_row(view), good_row(view)
-    pair = replace(view, shown=tuple(view.shown))
     for leaf in view.leaves:
         if not leaf.shape or leaf.shape[0] != view.size:
             continue
         about = f"  {leaf.dtype}{index_words(leaf.shape)}  {leaf.kind}"
         yield Text.assemble((batch_name(leaf.path), "bold"), (about, look.style("text-muted")))
         if leaf.kind == "image":
-            yield from image_lines(pair, leaf, row, look)
+            yield from image_lines(view, leaf, row, look, good)
         elif is_sequence(leaf):
-            yield from _two_of(sequence_lines(pair, leaf, row, look), view, row, good)
+            yield from _two_of(sequence_lines(view, leaf, row, look), view, row, good)
         else:
             yield from _element_lines(view, leaf, look, most)
 
@@ -54,10 +53,9 @@ def _two_of(lines: Iterator[Text], view: BatchView, row: int, good: int | None) 
 
 
 def _element_lines(view: BatchView, leaf: Leaf, look: SampleLook, most: int) -> Iterator[Text]:
-    """The strangest elements: `▲ [0]  70539.8  usual 5.6 ± 1.2  in sample 17: 5.1`."""
+    """The strangest elements, a line each, beside a good sample and what is usual."""
     row, good = shown_row(view), good_row(view)
     values, scores = view.values(leaf, row), view.scores(leaf, row)
-    beside = None if good is None else view.values(leaf, good)
     order = element_order(values, scores)
     if not any(_is_strange(values[i], scores, i) for i in order[:most].tolist()):
         if len(values) > most and values.dtype.kind in "fiu":
@@ -65,10 +63,49 @@ def _element_lines(view: BatchView, leaf: Leaf, look: SampleLook, most: int) -> 
             yield Text(f"  {len(values)} elements from {low} to {high}, none stands out")
             return
         order = np.arange(len(values))
-    for element in order[:most].tolist():
-        yield _element_line(view, leaf, element, look, beside)
+    shown = order[:most].tolist()
+    if len(values) == 1:  # a label, most often: a table of one cell would take two lines
+        own, colour = cell_words(values[0])
+        line = Text.assemble("  ", (own, look.style(colour) if colour is not None else "bold"))
+        if good is not None:
+            words = f"   sample {good}: {cell_words(view.values(leaf, good)[0])[0]}"
+            line.append(words, look.style("text-muted"))
+        yield line
+        return
+    columns = [
+        ElementColumn("", [index_words(index_in_sample(leaf, i)) or "value" for i in shown]),
+        ElementColumn(f"sample {row}", [cell_words(values[i])[0] for i in shown]),
+    ]
+    if good is not None:
+        beside = view.values(leaf, good)
+        columns.append(ElementColumn(f"sample {good}", [cell_words(beside[i])[0] for i in shown]))
+    if leaf.mean is not None and leaf.deviation is not None:
+        pairs = zip(leaf.mean.reshape(-1), leaf.deviation.reshape(-1), strict=True)
+        usual = [f"{cell_words(mean)[0]} ± {cell_words(far)[0]}" for mean, far in pairs]
+        columns.append(ElementColumn("usual", [usual[i] for i in shown]))
+    while len(columns) > 2 and sum(column.width for column in columns) > look.width:
+        columns.pop()
+    yield Text("  " + "".join(column.cell(column.title) for column in columns), "dim")
+    for position, element in enumerate(shown):
+        yield _element_line(columns, position, values[element], scores, element, look)
     if len(order) > most:
         yield Text(f"  and {len(order) - most} more", look.style("text-muted"))
+
+
+class ElementColumn(NamedTuple):
+    """A column of the table of elements."""
+
+    title: str
+    words: Sequence[str]
+
+    @property
+    def width(self) -> int:
+        """Columns of the terminal, with the blanks before it."""
+        return max(map(len, (self.title, *self.words))) + 2
+
+    def cell(self, words: str) -> str:
+        """A cell: names to the left, numbers to the right."""
+        return words.rjust(self.width) if self.title else words.ljust(self.width)
 
 
 def _is_strange(value: object, scores: NDArray[np.float64] | None, element: int) -> bool:
@@ -78,23 +115,18 @@ def _is_strange(value: object, scores: NDArray[np.float64] | None, element: int)
 
 
 def _element_line(
-    view: BatchView, leaf: Leaf, element: int, look: SampleLook, beside: object
+    columns: Sequence[ElementColumn],
+    position: int,
+    value: object,
+    scores: NDArray[np.float64] | None,
+    element: int,
+    look: SampleLook,
 ) -> Text:
-    row, good = shown_row(view), good_row(view)
-    text, colour = cell_words(view.values(leaf, row)[element])
-    scores = view.scores(leaf, row)
-    score = float(scores[element]) if scores is not None else 0.0
-    is_strange = _is_strange(view.values(leaf, row)[element], scores, element)
+    """A line: `▲ [0]  7.054e+04  5.1  5.6 ± 1.2`."""
+    colour, score = cell_words(value)[1], float(scores[element]) if scores is not None else 0.0
+    is_strange = _is_strange(value, scores, element)
     mark = "✗" if colour is not None else ("▲" if score > 0 else "▼") if is_strange else " "
     style = look.style(colour or "text-warning") if is_strange else "bold"
-    index = index_words(index_in_sample(leaf, element))
-    line = Text.assemble((f"{mark} ", style), f"{index:<8} ", (text, style))
-    if leaf.mean is not None and leaf.deviation is not None:
-        mean, deviation = (
-            cell_words(each.reshape(-1)[element])[0] for each in (leaf.mean, leaf.deviation)
-        )
-        line.append(f"   usual {mean} ± {deviation}", look.style("text-muted"))
-    if beside is not None:
-        value = cell_words(np.asarray(beside)[element])[0]
-        line.append(f"   sample {good}: {value}", look.style("text-muted"))
-    return line
+    index, own, *others = (column.cell(column.words[position]) for column in columns)
+    line = Text.assemble((f"{mark} ", style), index, (own, style))
+    return line.append("".join(others), look.style("text-muted"))

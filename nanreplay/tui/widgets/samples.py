@@ -5,7 +5,7 @@ Numbers are a table with distances from the usual; images, token ids and texts s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -156,17 +156,31 @@ def sequence_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> I
         )
 
 
-def image_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iterator[Text]:
-    """The sample and as many neighbours as fit, side by side, then the range of its values."""
-    scale = 2 if leaf.shape[2] * 2 <= _WIDEST_IMAGE else 1
-    width = min(leaf.shape[2] * scale, _WIDEST_IMAGE)
-    others = _neighbours(view, row, (look.width - 2) // (width + 2) - 1)
+def image_lines(
+    view: BatchView, leaf: Leaf, row: int, look: SampleLook, good: int | None = None
+) -> Iterator[Text]:
+    """The sample and as many neighbours as fit, side by side, then the range of its values.
+
+    Args:
+        view: The batch.
+        leaf: Its images.
+        row: The sample.
+        look: How it is drawn.
+        good: The one other sample to show, made small enough to fit; the neighbours unless given.
+    """
+    pixels = leaf.shape[2]
+    widest = _WIDEST_IMAGE if good is None else min(_WIDEST_IMAGE, look.width // 2 - 2)
+    scale = max(widest // pixels, 1)
+    # Of a larger image, each second or third pixel is shown.
+    width = pixels * scale if pixels <= widest else -(-pixels // -(-pixels // widest))
+    others = [good] if good is not None else _neighbours(view, row, look.width // (width + 2) - 1)
     shown = [leaf.samples[view.shown.index(other)] for other in (row, *others)]
-    values = np.stack(shown).astype(np.float64)
-    titles = "".join(f"  {other}".ljust(width + 2) for other in others)
-    yield Text("▌ " + f"{row}".ljust(width) + titles, look.style("text-muted"))
-    pictures = _pictures(values, scale, width, look)
-    for lines in zip(*pictures, strict=True):
+    titles = [f"sample {row}", *(f"sample {other}" for other in others)]
+    line = Text("  ")
+    for title, style in zip(titles, ("bold", *["dim"] * len(others)), strict=True):
+        line.append(title[:width].ljust(width + 2), style)
+    yield line
+    for lines in zip(*_pictures(leaf, shown, scale, width, look), strict=True):
         line = Text("  ")
         for part in lines:
             line.append_text(part).append("  ")
@@ -174,14 +188,20 @@ def image_lines(view: BatchView, leaf: Leaf, row: int, look: SampleLook) -> Iter
     yield _range_line(leaf, view, row, look)
 
 
-def _pictures(images: NDArray[np.float64], scale: int, width: int, look: SampleLook) -> list[Lines]:
+def _pictures(
+    leaf: Leaf, images: Sequence[NDArray[Any]], scale: int, width: int, look: SampleLook
+) -> list[Lines]:
     """The lines of each image. All share black and white, so that they can be compared.
 
-    Black and white are the 1st and 99th percentile: one outlier would make all else grey.
+    Black and white are the 1st and 99th percentile of all samples that are known, shown or not:
+    one outlier would make all else grey, and an even image would be black beside none.
     """
-    finite = images[np.isfinite(images)]
+    known = leaf.samples.astype(np.float64)
+    finite = known[np.isfinite(known)]
     low, high = np.percentile(finite, [1, 99]).tolist() if finite.size else (0.0, 1.0)
-    larger = images.repeat(scale, axis=1).repeat(scale, axis=2)
+    larger = (
+        image.astype(np.float64).repeat(scale, axis=0).repeat(scale, axis=1) for image in images
+    )
     return [
         image_text(image, look.colours, width, low=low, high=high, plain=look.plain).split("\n")
         for image in larger
@@ -193,9 +213,12 @@ def _range_line(leaf: Leaf, view: BatchView, row: int, look: SampleLook) -> Text
     finite = values[np.isfinite(values)]
     words = "nothing finite"
     if finite.size:
-        words = f"from {finite.min():.4g} to {finite.max():.4g}, mean {finite.mean():.4g}"
+        low, high = float(finite.min()), float(finite.max())
+        words = f"{low:.4g} everywhere"
+        if low < high:
+            words = f"from {low:.4g} to {high:.4g}, mean {finite.mean():.4g}"
     scores = view.scores(leaf, row)
     known = np.abs(scores[np.isfinite(scores)]) if scores is not None else np.zeros(0)
-    if known.size:
-        words += f"; at most {known.max():.1f} deviations from the usual"
+    if known.size and known.max() >= STRANGE:
+        words = f"{words.partition(',')[0]}, {known.max():.3g} deviations from the usual"
     return Text(f"  {words}", look.style("text-muted"))

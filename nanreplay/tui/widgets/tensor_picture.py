@@ -89,11 +89,12 @@ def picture_text(
     image = image_text(large, colours, large.shape[1], low=low, high=high, plain=plain)
     muted = theme_style(colours, "text-muted")
     bad = int(np.isnan(cells).sum())
-    tones = f"dark {short_number(low)}, light {short_number(high)}"
-    hatched = f", ✗ is not finite ({bad} of {cells.size} patches)" if bad else ""
-    return Text("\n").join(
-        [Text(what_is_shown(picture, shape), muted), Text(tones + hatched, muted), image]
-    )
+    tones = f"dark {short_number(low)}, light {short_number(high)}" if finite.size else ""
+    hatched = f"✗ is not finite ({bad} of {cells.size} patches)" if bad else ""
+    if not finite.size:
+        hatched = "✗ not finite, all of it"
+    legend = ", ".join(filter(None, (tones, hatched)))
+    return Text("\n").join([Text(what_is_shown(picture, shape), muted), Text(legend, muted), image])
 
 
 def what_is_shown(picture: Picture, shape: tuple[int, ...]) -> str:

@@ -9,7 +9,6 @@ from typing import TypeAlias
 from rich.text import Text
 
 from nanreplay.explore import TensorAtStep
-from nanreplay.report.numbers import index_words
 from nanreplay.tui.widgets.figures import histogram_text, histogram_words
 from nanreplay.tui.widgets.op_words import (
     nonfinite_words,
@@ -19,12 +18,14 @@ from nanreplay.tui.widgets.op_words import (
 )
 
 Words: TypeAlias = Callable[[TensorAtStep], str]
-_BAR = 10
-_ELEMENT, _NUMBER = 15, 10
+_BAR = 8
+_ELEMENT, _NUMBER = 12, 10
+_NAME = 12
+"""Columns of the names of facts, at least."""
 _TIMES = 10.0
 """How many times the largest value of the steps before is a jump."""
-_COLUMN = 26
-"""Columns of one of two steps side by side."""
+_HISTOGRAM = 48
+"""Columns of a histogram, at most."""
 
 
 def steps_text(
@@ -38,8 +39,8 @@ def steps_text(
         colours: The theme's variables.
     """
     muted = theme_style(colours, "text-muted")
-    heading = f"  step{'at ' + index_words(at) if at else 'value':>{_ELEMENT}}{'|max|':>{_NUMBER}}"
-    lines = [Text("over the steps", muted), Text(heading, muted)]
+    heading = f"  step{'element' if at else 'value':>{_ELEMENT}}{'|max|':>{_NUMBER}}"
+    lines = [Text(heading, muted)]
     sizes = [abs(each.stat.absmax or 0.0) for each in found]
     jump = first_jump(sizes)
     known = [math.log10(size) for size in sizes if size > 0]
@@ -86,15 +87,17 @@ def both_text(
     """
     muted = theme_style(colours, "text-muted")
     rows = [
-        (f"at {index_words(at)}" if at else "value", *_pair(before, now, _element)),
+        ("element" if at else "value", *_pair(before, now, _element)),
         ("non-finite", *_pair(before, now, lambda each: nonfinite_words(each.stat) or "none")),
         ("range", *_pair(before, now, lambda each: range_words(each.stat))),
         ("mean", *_pair(before, now, lambda each: short_number(each.mean))),
     ]
-    heading = f"{'':<12}{f'step {before.step}':<{_COLUMN}}step {now.step}"
+    names = max(_NAME, *(len(name) + 2 for name, _, _ in rows))
+    column = max(len(left) + 2 for _, left, _ in rows)
+    heading = f"{'':<{names}}{f'step {before.step}':<{column}}step {now.step}"
     lines = [Text(heading, muted)]
     for name, left, right in rows:
-        lines.append(Text.assemble((name.ljust(12), muted), left.ljust(_COLUMN), (right, "bold")))
+        lines.append(Text.assemble((name.ljust(names), muted), left.ljust(column), (right, "bold")))
     for each in (before, now):
         lines += list(_histogram_lines(each, colours))
     return Text("\n").join(lines)
@@ -115,4 +118,4 @@ def _histogram_lines(each: TensorAtStep, colours: Mapping[str, str]) -> Iterator
         yield Text(f"step {each.step}: nothing finite", muted)
         return
     yield Text(f"step {each.step}: {histogram_words(each.histogram)}", muted)
-    yield histogram_text(each.histogram, colours, 2 * _COLUMN - 4, height=3)
+    yield histogram_text(each.histogram, colours, _HISTOGRAM, height=3)
