@@ -181,7 +181,11 @@ def _pictures(view: BatchView, leaf: Leaf, title: str, about: str) -> SamplePart
     first = images[0]
     n_bad = int(first.size - np.isfinite(first).sum())
     kept = first[np.isfinite(first)]
-    words = f"from {value_words(kept.min())} to {value_words(kept.max())}" if kept.size else ""
+    words = ""
+    if kept.size:
+        low_words, high_words = value_words(kept.min()), value_words(kept.max())
+        is_even = kept.min() == kept.max()
+        words = f"{low_words} everywhere" if is_even else f"from {low_words} to {high_words}"
     bad = f"{n_bad} of {first.size} values not finite" if n_bad else ""
     remark = ", ".join(filter(None, (words, bad)))
     return SamplePart(title, about, pictures=tuple(pictures), remark=remark)

@@ -28,6 +28,7 @@ from nanreplay.tui.screens.capture_screen import CaptureScreen
 from nanreplay.tui.screens.dialogs import ErrorScreen, HelpScreen
 from nanreplay.tui.widgets.bars import StatusLine
 from nanreplay.tui.widgets.heat import HeatTable
+from nanreplay.tui.widgets.plots import SeriesPlot
 from nanreplay.tui.widgets.ticks import TickList
 
 Made = Callable[..., NanreplayApp]
@@ -178,6 +179,9 @@ async def test_the_cursor_of_the_timeline_moves_over_steps_and_jumps_to_the_anom
         await pilot.press("f")
         assert pane.step == 13
         assert "the failing step" in pane.reading().plain
+        # What never changes has no plot of its own.
+        assert "learning rate 0.05 in every step" in pane.reading().plain
+        assert [plot.id for plot in pane.query(SeriesPlot) if plot.display] == ["plot-0", "plot-1"]
         await pilot.press("m")
         assert pane.heading().plain.startswith("weight norm")
 

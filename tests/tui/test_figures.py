@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from nanreplay.explore import Histogram
+from nanreplay.report.fix_patch import DiffLine
+from nanreplay.tui.widgets.code_lines import diff_content
 from nanreplay.tui.widgets.figures import (
     histogram_text,
     histogram_words,
@@ -12,6 +14,7 @@ from nanreplay.tui.widgets.figures import (
     map_text,
     sample_bars,
 )
+from nanreplay.tui.widgets.plots import braille_curve
 
 COLOURS = dict.fromkeys(("text-primary", "text-muted", "text-disabled", "text-error"), "#ffffff")
 
@@ -57,3 +60,33 @@ def test_without_colours_brightness_is_told_by_characters() -> None:
 
 def test_bars_of_samples_grow_with_their_distance() -> None:
     assert sample_bars(np.array([0.0, 1.0, 4.0, 300.0, np.inf])) == "▁▃▅█✗"
+
+
+def test_a_curve_has_a_gap_where_a_value_is_not_finite() -> None:
+    assert braille_curve(np.array([0.0, 0.0, np.nan, np.inf]), 4, 1)[0][2:] == "  "
+
+
+def test_a_curve_goes_from_the_lowest_to_the_highest_value() -> None:
+    rising = braille_curve(np.array([0.0, 1.0]), 2, 2)
+    assert rising[0][0] == " "
+    assert rising[1][0] != " "
+    assert rising[0][1] != " "
+
+
+def test_a_jump_of_one_step_among_thousands_is_seen() -> None:
+    losses = np.ones(5000)
+    losses[1234] = 50.0
+    top, *_ = braille_curve(losses, 40, 3)
+    assert top.strip() != ""
+
+
+def test_a_long_change_goes_on_further_in_and_what_differs_stands_out() -> None:
+    change = (DiffLine("-", "return total / count"), DiffLine("+", "return total / (count + 1e-7)"))
+    content = diff_content(change, width=26)
+    assert content.plain.split("\n") == [
+        "- return total / count",
+        "+ return total / (count",
+        "    + 1e-7)",
+    ]
+    marked = [content.plain[a:b] for a, b, style in content.spans if "underline" in str(style)]
+    assert marked[0] == "count"

@@ -87,6 +87,21 @@ def test_tabs(snap_compare: Compare, tab: str, name: str, size: tuple[int, int])
     assert snap_compare(opened(name), terminal_size=size, run_before=show)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)], ids=lambda size: f"{size[0]}")
+@pytest.mark.parametrize("palette", ["all", "16", "none"])
+def test_tabs_in_few_colours(
+    snap_compare: Compare, monkeypatch: pytest.MonkeyPatch, palette: str, size: tuple[int, int]
+) -> None:
+    """The first screen last, after a visit to the others: its parts fit as if it were the first."""
+    if palette == "none":
+        monkeypatch.setenv("NO_COLOR", "1")
+    app = opened("log_of_zero")
+    if palette == "16":
+        app.theme = "nanreplay-16-colours"
+    assert snap_compare(app, terminal_size=size, run_before=keys("2", "8", "9", "1"))
+
+
 @pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
 @pytest.mark.parametrize("pressed", ["y", "e", "question_mark", "ctrl+o"])
 def test_what_opens_above(snap_compare: Compare, pressed: str, size: tuple[int, int]) -> None:

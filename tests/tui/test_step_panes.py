@@ -25,6 +25,7 @@ from nanreplay.tui.screens.capture_screen import CaptureScreen
 from nanreplay.tui.widgets.code_view import CodeView
 from nanreplay.tui.widgets.op_tree import OpTree
 from nanreplay.tui.widgets.op_words import value_title
+from nanreplay.tui.widgets.tensor_picture import TensorPicture
 from nanreplay.tui.widgets.tensor_table import TensorTable
 
 pytestmark = [
@@ -300,20 +301,40 @@ async def test_a_tensor_is_followed_over_the_steps_and_compared_with_the_step_be
         await screen.press("c")
         shown = words(screen, "TensorPane #words")
         assert "step 11" in shown.splitlines()[0]
-        assert "step 12: values" in shown or "step 12: absolute values" in shown
+        assert "step 12: values" in shown or "step 12: |x| in powers of ten" in shown
         await screen.press("c")
         assert "was computed from" in words(screen, "TensorPane #words")
 
 
 async def test_a_tensor_is_a_picture_with_what_is_not_finite_hatched() -> None:
     async with opened("float16_overflow") as screen:
-        await screen.press("5", "z")
+        await screen.press("5")
+        table, beside = (screen.screen.query_one(each) for each in (TensorTable, TensorPicture))
+        assert table.display
+        assert beside.display  # a table of one column leaves room
+        await screen.press("z")
+        assert not table.display
         picture = words(screen, "TensorPicture")
         assert picture.startswith("height down (8), width across (8); batch 5, channel 0")
         assert "✗ is not finite (1 of 64 patches)" in picture
         assert any("✗✗" in line for line in picture.splitlines()[2:])
         await screen.press("z", "x")
         assert screen.screen.query_one(TensorTable).index == (5, 4, 5, 0)
+
+
+# The room that there is
+
+
+async def test_a_small_step_is_seen_whole_and_its_op_stays_when_the_terminal_shrinks() -> None:
+    async with opened("log_of_zero") as screen:
+        await screen.press("3")
+        tree = screen.screen.query_one(OpTree)
+        closed = [row.node for row in tree.rows if row.node.children and not row.is_open]
+        assert all(len(tree.rows) + len(node.children) > tree.size.height - 1 for node in closed)
+        await screen.press("end")
+        await screen.pilot.resize_terminal(80, 24)
+        await screen.settle()
+        assert 0 <= tree.cursor - tree.scroll_offset.y < tree.size.height - 1
 
 
 # The batch
