@@ -162,7 +162,8 @@ async def test_dataflow_goes_back_to_the_batch_and_returns() -> None:
         assert way(screen) == ["Log", "Softmax"]
         await screen.press("backspace")
         lines = screen.screen.query_one(DataflowPane).as_text()
-        assert re.search(r"Softmax +0\.0 +0\.0 to 1\.0 +float32\[32, 3\]", lines)  # what the failing element took
+        # What the failing element took, then the range and the shape.
+        assert re.search(r"Softmax +0\.0 +0\.0 to 1\.0 +float32\[32, 3\]", lines)
         assert "batch[0]" in lines
         assert "via ReadVariableOp" in lines
 
