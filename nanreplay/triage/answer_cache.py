@@ -9,13 +9,13 @@ is not read again to tell it.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
 import re
 import tempfile
 import time
-from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -185,10 +185,14 @@ def content_key(where: Location) -> str | None:
         return None
 
 
-def _versions() -> Iterator[str]:
+@functools.cache
+def _versions() -> tuple[str, ...]:
+    """What replays captures here; asked for each of thousands of files."""
+    found = []
     for name in _LIBRARIES:
         with contextlib.suppress(PackageNotFoundError):
-            yield f"{name} {version(name)}"
+            found.append(f"{name} {version(name)}")
+    return tuple(found)
 
 
 def _hash_file(path: Path, digest: hashlib._Hash) -> None:
