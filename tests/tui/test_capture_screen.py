@@ -21,7 +21,7 @@ from nanreplay.report.fix_patch import what_it_does
 from nanreplay.report.headline import headline
 from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.engine import Explain
-from nanreplay.tui.panes import PANES
+from nanreplay.tui.panes import DIGITS, PANES
 from nanreplay.tui.panes.timeline_pane import TimelinePane
 from nanreplay.tui.panes.whatif_pane import WhatIfPane
 from nanreplay.tui.screens.capture_screen import CaptureScreen
@@ -79,9 +79,9 @@ async def test_every_tab_opens_by_digit_at_every_size(made: Made, size: tuple[in
     own = {"overview", "timeline", "source", "whatif", "verdict"}
     async with made().run_test(size=size) as pilot:
         await settled(pilot)
-        for number, entry in enumerate(PANES, 1):
+        for digit, entry in zip(DIGITS, PANES, strict=False):
             if entry.id in own:
-                await pilot.press(str(number))
+                await pilot.press(digit)
                 screen = await settled(pilot)
                 assert (screen.shown, screen.panes[entry.id].is_attached) == (entry.id, True)
                 assert screen.panes[entry.id].as_text()

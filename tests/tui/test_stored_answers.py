@@ -124,7 +124,7 @@ from pathlib import Path
 from textual.widgets import DataTable, Static
 
 from nanreplay.tui.app import NanreplayApp
-from nanreplay.tui.panes import PANES
+from nanreplay.tui.panes import DIGITS, PANES
 
 assert importlib.util.find_spec("tensorflow") is None
 
@@ -141,8 +141,8 @@ async def tabs(path):
     async with app.run_test(size=(160, 50)) as pilot:
         await rest(app, pilot)
         main = app.screen
-        for number, entry in enumerate(PANES, 1):
-            await pilot.press(str(number))
+        for digit, entry in zip(DIGITS, PANES):
+            await pilot.press(digit)
             await rest(app, pilot)
             said = main.panes[entry.id].as_text()
             if app.screen is not main:
