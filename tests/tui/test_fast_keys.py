@@ -129,6 +129,7 @@ async def test_f5_opens_what_was_written_in_the_place_of_the_file(tmp_path: Path
         path.unlink()
         await pilot.press("f5")
         await pilot.pause()
+        await workers_done(app)
         assert isinstance(app.screen, ErrorScreen)
         assert "no such file" in str(app.screen.error)
 

@@ -352,7 +352,8 @@ class CaptureScreen(CopyKeys):
     def _focus_pane(self, pane_id: str) -> None:
         """Give the focus to the first widget of the tab that can take it."""
         pane = self.panes.get(pane_id)
-        if pane is None or pane_id != self.shown:
+        # The screen may have been closed since this was put off.
+        if pane is None or not pane.is_attached or pane_id != self.shown:
             return
         if self.focused is not None and pane in self.focused.ancestors:
             return

@@ -157,6 +157,8 @@ class OpTree(ScrollView, can_focus=True):
         """Serial of the op under the cursor, or of a layer's first one, when the filter came."""
         self._told: str | None = None
         """Key of the node of the last `Moved`."""
+        self._opens_what_fits = False
+        """Whether phases and layers are to be opened once the room is known."""
 
     # What is shown
 
@@ -171,10 +173,14 @@ class OpTree(ScrollView, can_focus=True):
             first = next((op for op in self.ops if op.health in ("inf", "nan")), None)
         if first is not None:
             self.go_to(first)
+        self._opens_what_fits = True
         self.call_after_refresh(self._open_what_fits)
 
     def _open_what_fits(self) -> None:
         """Open phases and layers while all lines fit: a small step is seen whole, at once."""
+        if not self._opens_what_fits or not self.size.height:  # a hidden tab has no height yet
+            return
+        self._opens_what_fits = False
         key = self.node.key if self.node is not None else None
         room, is_changed = self.size.height - 1, True
         while is_changed:
@@ -356,6 +362,7 @@ class OpTree(ScrollView, can_focus=True):
     def on_resize(self) -> None:
         """Fit anew; the op at the cursor stays on the screen."""
         self.virtual_size = Size(self.size.width, len(self.rows) + 1)
+        self.call_after_refresh(self._open_what_fits)
         self.call_after_refresh(self._centre)
 
     # Drawing
