@@ -69,6 +69,9 @@ def answers_here(
         work: What a worker does with a capture; a function that its process can import.
     """
     left = list(paths)
+    # A process that starts looks for its pool's locks, which go with the pool. One that has been
+    # given up just now would not find them, and would print a traceback.
+    pools = []
     for _ in range(_MOST_POOLS):
         pool = ProcessPool(
             max_workers=workers,
@@ -77,6 +80,7 @@ def answers_here(
             initargs=(max_memory,),
             context=get_context("spawn"),  # a fork would take over locks of this one's threads
         )
+        pools.append(pool)
         left = yield from _answers_of_pool(pool, left, trust, timeout_s, work)
         if not left:
             return
