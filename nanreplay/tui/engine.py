@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import pickle
 import signal
 import sys
 import threading
@@ -17,9 +18,10 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar, cast
 
 from nanreplay.errors import NanreplayError, ReplayError
+from nanreplay.limits import no_collections
 from nanreplay.report.contents import Report
 from nanreplay.triage.capture_answer import CaptureAnswer
-from nanreplay.tui.worker import LOADING, Task, WorkerContext
+from nanreplay.tui.worker import LOADING, Pickled, Task, WorkerContext
 from nanreplay.tui.worker_start import begin
 
 if TYPE_CHECKING:
@@ -239,7 +241,9 @@ class Engine:
         with contextlib.suppress(RuntimeError):
             while True:
                 try:
-                    message = connection.recv()
+                    data = connection.recv_bytes()
+                    with no_collections():  # a step is hundreds of thousands of objects
+                        message = pickle.loads(data)
                 except (EOFError, OSError):
                     loop.call_soon_threadsafe(self._connection_lost, connection)
                     return
@@ -339,10 +343,12 @@ class Explain(Task[Report]):
             explained = explain_replay(opened.replay, progress=context.progress, say=context.say)
             opened.take(explained)
             report = explained.report()
-            # The answer comes first, and the step right after it: to hand over a step of thousands
-            # of ops takes longer than to put it together.
+            # The answer comes first, and the step right after it: a step of thousands of ops is
+            # put together and pickled before, so that nobody waits for the tree.
+            with no_collections():
+                look = Pickled(_look(opened, report))
             context.partial(report)
-            context.partial(_look(opened, report))
+            context.partial(look)
             if self.fixes == "none":
                 return report
         return explained.report(

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import pickle
 import threading
 import time
 from collections import OrderedDict, deque
@@ -99,6 +100,16 @@ class Task(Generic[T]):
             NanreplayError: It cannot be done; the interface shows the message.
         """
         raise NotImplementedError
+
+
+class Pickled:
+    """What is pickled now, and not when it is sent; who receives it gets the object itself."""
+
+    def __init__(self, value: Any) -> None:
+        self._data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return pickle.loads, (self._data,)
 
 
 class WorkerContext:
