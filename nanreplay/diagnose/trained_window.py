@@ -69,6 +69,7 @@ class TrainedWindow:
             last=self.replay.incident.step,
             progress=count,
             at_keyframe=self.keyframes,
+            stops_at_other_bits=optimizes_once,  # then the attempt does not count
         )
 
 

@@ -71,6 +71,7 @@ class Replay(StepRuns):
         progress: Callable[[int, int], None] | None = None,
         at_keyframe: AtKeyframe | None = None,
         takes_state: bool = True,
+        stops_at_other_bits: bool = False,
     ) -> list[StepResult]:
         """Run a window of steps one after another and compare each with the recording.
 
@@ -87,6 +88,8 @@ class Replay(StepRuns):
             takes_state: Whether the failing step, as it was trained, begins with the state that
                 the recording holds of it. Where all steps before it came out bit for bit, that is
                 the state that they left.
+            stops_at_other_bits: Whether a step that comes out with other bits than the recorded
+                ones is the last.
 
         Returns:
             One result a step. Where the step that raised in training raises again, its result has
@@ -127,6 +130,8 @@ class Replay(StepRuns):
                 break  # it has left no state for a step after it
             if progress is not None:
                 progress(done + 1, len(wanted))
+            if stops_at_other_bits and results[-1].bit_exact is not True:
+                break
         if mode == "recorded" and takes_state:
             self.recorded_results.update((result.step, result) for result in results)
         return results

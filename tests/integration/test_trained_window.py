@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -13,6 +14,7 @@ import pytest
 
 from nanreplay import Capture, NonFiniteError, Recorder, Replay
 from nanreplay.diagnose import judge, trained_window
+from nanreplay.program.compiled_program import CompiledProgram
 from nanreplay.replay import replay_programs
 
 
@@ -56,7 +58,15 @@ def test_one_round_counts_where_it_gives_the_recorded_bits(capture_path: Path) -
 def test_all_optimizers_run_where_one_round_may_not_count(
     capture_path: Path, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rounds = 0
+    rounds = calls = 0
+    call = CompiledProgram.__call__
+
+    def counted_call(self: CompiledProgram, *args: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        return call(self, *args)
+
+    monkeypatch.setattr(CompiledProgram, "__call__", counted_call)
     with Capture(capture_path) as capture, Replay(capture) as replay:
 
         @contextlib.contextmanager
@@ -73,4 +83,8 @@ def test_all_optimizers_run_where_one_round_may_not_count(
         verdict = judge(replay)
         assert (verdict.kind, verdict.bit_exact) == ("reproduced", True)
         assert bool(rounds) == (why == "other bits")
+        n_steps = len(replay.window(None, None))
+        assert n_steps > 2
+        # The attempt ends at the first step with other bits.
+        assert calls == n_steps if why == "other machine" else n_steps < calls < n_steps + 3
         assert not replay.program(capture.incident.step).optimizes_once
