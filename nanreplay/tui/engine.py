@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import pickle
 import signal
 import sys
 import threading
@@ -241,9 +240,9 @@ class Engine:
         with contextlib.suppress(RuntimeError):
             while True:
                 try:
-                    data = connection.recv_bytes()
+                    connection.poll(None)
                     with no_collections():  # a step is hundreds of thousands of objects
-                        message = pickle.loads(data)
+                        message = connection.recv()
                 except (EOFError, OSError):
                     loop.call_soon_threadsafe(self._connection_lost, connection)
                     return

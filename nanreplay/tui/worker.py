@@ -23,13 +23,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pickle
 import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from nanreplay.errors import NanreplayError, ReplayError, first_line, missing_package
@@ -106,10 +106,10 @@ class Pickled:
     """What is pickled now, and not when it is sent; who receives it gets the object itself."""
 
     def __init__(self, value: Any) -> None:
-        self._data = pickle.dumps(value, pickle.HIGHEST_PROTOCOL)
+        self._data = bytes(ForkingPickler.dumps(value))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return pickle.loads, (self._data,)
+        return ForkingPickler.loads, (self._data,)
 
 
 class WorkerContext:
