@@ -8,9 +8,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import h5py
 import numpy as np
@@ -100,6 +103,27 @@ def test_bytes_that_are_no_text_do_not_end_the_reading_of_keys(
 def test_that_driver_reads_the_terminal() -> None:
     app = NanreplayApp([SAMPLE], engine=StoredSteps())
     assert app.driver_class is SteadyDriver
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no such driver there")
+def test_that_driver_ends_with_its_terminal() -> None:
+    """Where SIGHUP is ignored, nothing else tells of it."""
+    ours, terminal = os.openpty()
+    ended: list[str] = []
+    driver = SteadyDriver.__new__(SteadyDriver)
+    driver.fileno, driver.exit_event = terminal, threading.Event()
+    driver._app = cast(Any, SimpleNamespace(exit=lambda: ended.append("exit")))
+    driver._loop = cast(Any, SimpleNamespace(call_soon_threadsafe=lambda do: do()))
+    try:
+        thread = threading.Thread(target=driver._wait_for_hang_up, daemon=True)
+        thread.start()
+        assert not ended
+        os.close(ours)
+        thread.join(30.0)
+        assert ended == ["exit"]
+        assert driver.exit_event.is_set()
+    finally:
+        os.close(terminal)
 
 
 async def test_f5_opens_what_was_written_in_the_place_of_the_file(tmp_path: Path) -> None:
