@@ -20,7 +20,7 @@ class SteadyDriver(LinuxDriver):
 
     def start_application_mode(self) -> None:
         """Take over the terminal."""
-        super().start_application_mode()
+        super().start_application_mode()  # type: ignore[no-untyped-call]
         threading.Thread(target=self._wait_for_hang_up, daemon=True).start()
 
     def run_input_thread(self) -> None:
