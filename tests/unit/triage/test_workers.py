@@ -21,6 +21,19 @@ from nanreplay.triage.capture_answer import CaptureAnswer
 from nanreplay.triage.local_workers import answers_here, default_workers, memory_of_worker
 
 
+def cluster_of(n_workers: int) -> Any:
+    """A Dask cluster in this process; skips the test where Dask is not installed."""
+    distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    return distributed.LocalCluster(
+        n_workers=n_workers,
+        threads_per_worker=1,
+        processes=False,
+        dashboard_address=":0",
+        protocol="tcp",
+        host="127.0.0.1",
+    )
+
+
 def test_a_worker_that_dies_or_hangs_costs_its_capture_alone(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -158,20 +171,12 @@ def test_a_cluster_that_cannot_do_the_work_is_one_line(
     capfd: pytest.CaptureFixture[str],
     made_up: object,
 ) -> None:
-    distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
     monkeypatch.setattr(dask_workers, "CONNECT_S", 240.0)  # of a loaded machine
     if n_workers == 0:
         monkeypatch.setattr(dask_workers, "FIRST_WORKER_S", 0.5)
     if version is not None:
         monkeypatch.setattr(dask_workers, "_nanreplay_version", lambda: version)
-    with distributed.LocalCluster(
-        n_workers=n_workers,
-        threads_per_worker=1,
-        processes=False,
-        dashboard_address=":0",
-        protocol="tcp",
-        host="127.0.0.1",
-    ) as cluster:
+    with cluster_of(n_workers) as cluster:
         address = cluster.scheduler_address
         capfd.readouterr()
         code = run_command_line(["triage", str(made_up), "--no-cache", "--scheduler", address])
@@ -185,7 +190,6 @@ def test_a_cluster_that_cannot_do_the_work_is_one_line(
 def test_a_cluster_that_loses_all_workers_is_said_and_not_waited_for(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    distributed = pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
     monkeypatch.setattr(dask_workers, "CONNECT_S", 240.0)  # of a loaded machine
     monkeypatch.setattr(dask_workers, "NO_WORKER_S", 0.5)
     monkeypatch.setattr(dask_workers, "answers_in_child", begin_and_wait)
@@ -194,14 +198,7 @@ def test_a_cluster_that_loses_all_workers_is_said_and_not_waited_for(
         TASK_BEGAN.wait()
         cluster.scale(0)
 
-    with distributed.LocalCluster(
-        n_workers=1,
-        threads_per_worker=1,
-        processes=False,
-        dashboard_address=":0",
-        protocol="tcp",
-        host="127.0.0.1",
-    ) as cluster:
+    with cluster_of(1) as cluster:
         threading.Thread(target=lose_all, daemon=True).start()
         address = cluster.scheduler_address
         options = {"trust": False, "timeout_s": 60.0, "max_memory": None}
