@@ -11,19 +11,9 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
 
-import numpy as np
-
 MODES = ("eager", "graph", "xla")
 """How an op may run; the columns of the table."""
-SPECIALS: Mapping[str, float] = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 TABLE = files("nanreplay.bisect") / "nan_behaviour.txt"
-HEADER = """\
-# What TensorFlow's CPU kernels make of a NaN and of an infinity, as seen by running each of them:
-# op, input, what it holds, what comes out eagerly, in a graph, compiled by XLA. n: NaN, p: inf,
-# m: -inf, f: a finite number (or an integer, a truth value); several letters: each of them, by the
-# elements beside it. !: the kernel raises. -: there is no such kernel. =: no output depends on it.
-# Written by tests/unit/bisect/nan_kernels.py.
-"""
 
 
 @cache

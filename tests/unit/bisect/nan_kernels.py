@@ -16,9 +16,18 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay.bisect import influence
-from nanreplay.bisect.nan_behaviour import MODES, SPECIALS
+from nanreplay.bisect.nan_behaviour import MODES, TABLE
 from nanreplay.tensorflow_internals import tf_eager
 
+HEADER = """\
+# What TensorFlow's CPU kernels make of a NaN and of an infinity, as seen by running each of them:
+# op, input, what it holds, what comes out eagerly, in a graph, compiled by XLA. n: NaN, p: inf,
+# m: -inf, f: a finite number (or an integer, a truth value); several letters: each of them, by the
+# elements beside it. !: the kernel raises. -: there is no such kernel. =: no output depends on it.
+# Written by tests/unit/bisect/nan_kernels.py.
+"""
+"""The first lines of the file."""
+SPECIALS = {"nan": np.nan, "inf": np.inf, "-inf": -np.inf}
 WIDTH = 19
 """A vector register's lanes and some more: a kernel may treat the rest otherwise."""
 VALUES = np.resize(np.array([0.4, 0.0, 0.9, 0.2, -0.6], np.float32), WIDTH)
@@ -435,6 +444,4 @@ def op_types() -> list[str]:
 
 
 if __name__ == "__main__":
-    from nanreplay.bisect.nan_behaviour import HEADER, TABLE
-
     Path(str(TABLE)).write_text(HEADER + "\n".join(table_lines()) + "\n")
