@@ -1,19 +1,32 @@
 """The steps up to the failing one, run as they were trained.
 
-TensorFlow's graph optimizers take most of the time of a first compiled call. With one round of them
-in place of two a program mostly gives the same bits; whether it does, the recording tells.
+TensorFlow's graph optimizers take most of the time of a first compiled call. With those alone that
+decide about bits a program mostly gives the same; whether it does, the recording tells.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from nanreplay.diagnose.faults import KeyframeComparison, is_same_machine
 from nanreplay.errors import ReplayError, UnsafeProgramError
+from nanreplay.program.graph_nodes import data_inputs
+from nanreplay.program.safety import all_nodes
 from nanreplay.records import Trigger
 from nanreplay.replay.replay_programs import Program
 from nanreplay.replay.session import Replay, StepResult
+from nanreplay.tensorflow_internals.tf_functions import Optimizers, forget_optimized
+
+_SUMS = ("AddN", "AccumulateNV2")
+_PLANNED_BYTES = 64 << 20
+"""Weights of more may have their sums taken apart.
+
+TensorFlow's plan for memory does that with sums of three and more tensors, and so decides about
+bits, where it takes a step's tensors for more than four fifths of 256 MiB: so much memory has a
+CPU, as TensorFlow tells it. Weights and their gradients are there together at least.
+"""
 
 
 @dataclass(slots=True)
@@ -31,9 +44,9 @@ class TrainedWindow:
     """The step that runs next, or that raised."""
 
     def run(self) -> Sequence[StepResult]:
-        """Run the window; where one round of optimizers gives other bits, again with all.
+        """Run the window; where a part of the optimizers gives other bits, again with all.
 
-        One round is tried where the recorded bits can be met: on the machine that trained, with
+        A part is tried where the recorded bits can be met: on the machine that trained, with
         nothing drawn anew. It counts only if each step is the recorded one bit for bit.
 
         Raises:
@@ -41,20 +54,37 @@ class TrainedWindow:
         """
         numbers = range(self.first, self.replay.incident.step + 1)
         programs = list(dict.fromkeys(self.replay.program(step) for step in numbers))
-        if is_same_machine(self.replay) and all(map(_can_be_optimized_once, programs)):
+        if is_same_machine(self.replay) and all(map(_may_need_few_optimizers, programs)):
             try:
-                results = self._attempt(programs, optimizes_once=True)
+                results = self._attempt(programs, is_short=True)
                 if _are_as_trained(results, self.replay.incident.trigger):
                     return results
             except UnsafeProgramError:
                 raise
             except ReplayError:  # told by the run with all optimizers, where that raises too
                 pass
-        return self._attempt(programs, optimizes_once=False)
+            forget_optimized()
+        return self._attempt(programs, is_short=False)
 
-    def _attempt(self, programs: Sequence[Program], *, optimizes_once: bool) -> list[StepResult]:
+    def _part_for(self, program: Program) -> Optimizers:
+        """The part of the graph optimizers that most likely gives the bits of all of them."""
+        trained_bytes = 0
+        for info in self.replay.variables:
+            if info.role == "trainable":
+                trained_bytes += 4 * math.prod(info.shape)
+        is_planned = trained_bytes > _PLANNED_BYTES and _adds_many(program)
+        return Optimizers.ONE_ROUND if is_planned else Optimizers.DECIDING
+
+    def _attempt(self, programs: Sequence[Program], *, is_short: bool) -> list[StepResult]:
+        """Run the window.
+
+        Args:
+            programs: Those of its steps.
+            is_short: Whether they are optimized by a part of TensorFlow's graph optimizers; the
+                first step with other bits is then the last.
+        """
         for program in programs:
-            program.compile_anew(optimizes_once=optimizes_once)
+            program.optimizers = self._part_for(program) if is_short else Optimizers.ALL
         self.keyframes = KeyframeComparison(self.replay.variables)
         self.next_step = self.first
 
@@ -69,12 +99,25 @@ class TrainedWindow:
             last=self.replay.incident.step,
             progress=count,
             at_keyframe=self.keyframes,
-            stops_at_other_bits=optimizes_once,  # then the attempt does not count
+            stops_at_other_bits=is_short,  # then the attempt does not count
         )
 
 
-def _can_be_optimized_once(program: Program) -> bool:
-    return program.signature.compilation == "graph" and not program.unrecorded
+def _may_need_few_optimizers(program: Program) -> bool:
+    """Whether it is worth trying; where images have their channels first, all are needed."""
+    if program.signature.compilation != "graph" or program.unrecorded:
+        return False
+    return not any(
+        "data_format" in node.attr and node.attr["data_format"].s.startswith(b"NC")
+        for _, node in all_nodes(program.graph)
+    )
+
+
+def _adds_many(program: Program) -> bool:
+    """Whether a program has sums of three and more tensors."""
+    return any(
+        node.op in _SUMS and len(data_inputs(node)) > 2 for _, node in all_nodes(program.graph)
+    )
 
 
 def _are_as_trained(results: Sequence[StepResult], trigger: Trigger) -> bool:

@@ -6,7 +6,6 @@ keeps. A program is checked for ops that reach beyond tensors before anything ru
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -31,7 +30,7 @@ from nanreplay.replay.interpreter import ErrorHandler, Interpreter, Observer
 from nanreplay.replay.provenance import FeedKind
 from nanreplay.replay.replay_state import as_type
 from nanreplay.tensorflow_internals.tf_eager import op_definition
-from nanreplay.tensorflow_internals.tf_functions import optimized_once
+from nanreplay.tensorflow_internals.tf_functions import Optimizers, optimized_by
 
 Mode: TypeAlias = Literal["recorded", "graph", "ops", "float64"]
 """How a step runs.
@@ -94,9 +93,9 @@ class Program:
         None where the step returns a loss of its own.
         """
         self.infos = ops_by_key(record.ops)
-        self.optimizes_once = False
-        """Whether steps as they were trained are compiled with one round of TensorFlow's graph
-        optimizers, which takes less time, and may give other bits than training's two.
+        self.optimizers = Optimizers.ALL
+        """TensorFlow's graph optimizers by which steps as they were trained are compiled; with a
+        part of them that takes less time, and may give other bits than training's.
         """
         self._compiled: OrderedDict[_CompiledKey, CompiledProgram] = OrderedDict()
 
@@ -127,11 +126,6 @@ class Program:
         program.narrow_ops = narrow_ops
         return program
 
-    def compile_anew(self, *, optimizes_once: bool) -> None:
-        """Forget compiled versions, and compile steps as they were trained in this way from now."""
-        self.optimizes_once = optimizes_once
-        self._compiled.clear()
-
     def step(
         self, mode: Mode, batch: Sequence[ArrayLike], variables: Sequence[Any], recorded: Any
     ) -> Any:
@@ -159,8 +153,8 @@ class Program:
         signature = self.signature
         if mode in ("recorded", "graph") and signature.compilation != "eager":
             program = self.compiled(jit=signature.compilation == "xla" and mode == "recorded")
-            once = self.optimizes_once and mode == "recorded"
-            with optimized_once() if once else contextlib.nullcontext():
+            optimizers = self.optimizers if mode == "recorded" else Optimizers.ALL
+            with optimized_by(optimizers):
                 outputs, _ = program(batch, variables, self.record.constants)
             return fingerprint_after(signature, outputs, variables, recorded)
         if signature.watch is not None:

@@ -7,6 +7,7 @@ ConcreteFunction of a recorded graph.
 from __future__ import annotations
 
 import contextlib
+import enum
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -112,25 +113,69 @@ def function_definition(function: Any) -> Any:
     return definition
 
 
-@contextlib.contextmanager
-def optimized_once() -> Iterator[None]:
-    """Let functions that this thread calls first be optimized in one round, without the memory's.
+class Optimizers(enum.Enum):
+    """Which of TensorFlow's graph optimizers go through a function before its first call."""
 
-    TensorFlow goes through its graph optimizers twice, and plans for memory in between. The second
-    round mostly finds nothing, and all that takes a third of the time that a first call takes. The
-    public `tf.config.optimizer.set_experimental_options` has neither of the two options.
+    ALL = "all"
+    """All of them twice, as in training."""
+    ONE_ROUND = "one round"
+    """Once, with the plan for memory, without those that decide about no bits on a CPU."""
+    DECIDING = "deciding"
+    """Those alone that decide about bits, without a plan for memory."""
+
+
+_DECIDING_OPTIMIZERS = (
+    "function",
+    "common_subgraph_elimination",
+    "constfold",
+    "arithmetic",
+    "dependency",
+    "common_subgraph_elimination",
+    "remap",
+)
+"""An order in which once is enough.
+
+The remapper puts several ops into one kernel. It finds most of them only once the dependency
+optimizer and the elimination have cleared the way; TensorFlow needs a second round for that.
+"""
+
+
+@contextlib.contextmanager
+def optimized_by(optimizers: Optimizers) -> Iterator[None]:
+    """Let functions that this thread calls first be optimized by some of the graph optimizers.
+
+    All of them take most of the time of a first call. The public
+    `tf.config.optimizer.set_experimental_options` names neither rounds nor an order.
     """
+    if optimizers is Optimizers.ALL:
+        yield
+        return
     context = _context.context()
     before = context.function_call_options
     config = _config_pb2.ConfigProto.FromString(before.config_proto_serialized)
     rewrites = config.graph_options.rewrite_options
+    off = _rewriter_config_pb2.RewriterConfig.OFF
     rewrites.meta_optimizer_iterations = _rewriter_config_pb2.RewriterConfig.ONE
-    rewrites.memory_optimization = _rewriter_config_pb2.RewriterConfig.NO_MEM_OPT
+    rewrites.experimental_conditional_code_motion = off
+    if optimizers is Optimizers.DECIDING:
+        rewrites.optimizers.extend(_DECIDING_OPTIMIZERS)
+        rewrites.memory_optimization = _rewriter_config_pb2.RewriterConfig.NO_MEM_OPT
+    else:  # a list of optimizers can hold no plan for memory
+        rewrites.layout_optimizer = rewrites.loop_optimization = off
+        rewrites.implementation_selector = off
     context.function_call_options = _context.FunctionCallOptions(before.executor_type, config)
     try:
         yield
     finally:
         context.function_call_options = before
+
+
+def forget_optimized() -> None:
+    """Let the runtime forget its optimized versions of functions, which take memory.
+
+    A function that is called again is optimized anew.
+    """
+    _context.context().clear_kernel_cache()
 
 
 class RegisteredFunction(NamedTuple):
