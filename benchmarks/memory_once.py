@@ -1,7 +1,9 @@
 """One measurement of `memory.py` in a process of its own: trains to a NaN, and prints the peak of
 its memory.
 
-Usage: python memory_once.py bare|recorder STATE_MIB BATCH_MIB LIMIT_MIB FOLDER
+Usage: python memory_once.py bare|recorder STATE_MIB BATCH_MIB LIMIT_MIB|auto FOLDER
+
+With "auto" the recorder's limits are its defaults.
 """
 
 from __future__ import annotations
@@ -53,24 +55,29 @@ def data(batch_mib: int, steps: int) -> Any:
     return tf.data.Dataset.range(steps).map(batch).with_options(options)
 
 
-def steps_for(state_mib: int, batch_mib: int, limit_mib: int) -> int:
+def steps_for(state_mib: int, batch_mib: int, limit: str) -> int:
     """Steps of an epoch: two epochs fill the limit with batches twice, or the window and, since an
     epoch begins with one, two keyframes."""
-    return 8 if state_mib > 1000 else min(40, max(6, limit_mib // batch_mib))
+    if state_mib > 1000:
+        return 8
+    return 6 if limit == "auto" else min(40, max(6, int(limit) // batch_mib))
 
 
 def main(mode: str, state: str, batch: str, limit: str, folder: str) -> None:
     """Train two epochs, enough for the batches to fill the limit."""
-    steps = steps_for(int(state), int(batch), int(limit))
+    steps = steps_for(int(state), int(batch), limit)
     model, batches = build(int(state)), data(int(batch), 2 * steps)
     path = Path(folder) / "run.h5"
     facts: dict[str, Any] = {}
     if mode == "recorder":
         from nanreplay import Capture, Recorder
 
-        recorder = Recorder(path, on_nan="stop", memory_limit=f"{limit}MiB", disk_limit="8GiB")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        limits: dict[str, Any] = {}
+        if limit != "auto":
+            limits = {"memory_limit": f"{limit}MiB", "disk_limit": "8GiB"}
+        recorder = Recorder(path, on_nan="stop", **limits)
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
             model.fit(
                 batches.repeat(), epochs=2, steps_per_epoch=steps, verbose=0, callbacks=[recorder]
             )
@@ -80,6 +87,8 @@ def main(mode: str, state: str, batch: str, limit: str, folder: str) -> None:
                 "keyframes": len(capture.keyframe_steps),
                 "batches": len(capture.steps),
                 "notes": list(capture.incident.notes),
+                "said": [str(each.message) for each in said if "nanreplay" in str(each.message)],
+                "file_mib": path.stat().st_size / MIB,
             }
             facts["incident"] = [
                 capture.incident.step,

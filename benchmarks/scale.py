@@ -3,17 +3,19 @@ bytes of its state, and against the number of its ops.
 
 Each row is a training to a NaN, recorded with the recorder's defaults, and one without a recorder,
 each a process of its own; then `nanreplay info`, `replay`, `bisect` and `whatif` on its file, and
-a training that SIGTERM ends. The last rows say with which power of the size each figure grows: 1 is
-linear, and 0 not at all.
+a training that SIGTERM ends. Below them stands what each figure is made of: a fixed part, which is
+mostly TensorFlow's import, the power with which the rest grows (1 is linear), and how much of the
+growth up to the largest row a quadratic term explains (0 % is linear).
 
 A long training of many small steps follows, bare and recorded: memory on the way, and what is left
 of its history.
 
 Usage: python benchmarks/scale.py [--large] [--only STATE_MIB:LAYERS ...] [--models NAME ...]
-                                  [--steps COUNT] [--folder DIR]
---large adds states of 1.25 to 8 GiB, 10,000 variables, 1,000,000 steps and larger models to be
-bisected, which takes hours and 24 GiB of memory. --only 0:5000 is the row of 10,000 variables,
---only 8192:0 an embedding of 8 GiB, --steps 1000000 alone the long training.
+                                  [--steps COUNT] [--batch MIB] [--folder DIR]
+Without arguments it takes under 10 minutes on 2 idle cores and 4 GiB of memory. --large adds states
+of 1.25 to 8 GiB, 10,000 variables, a batch of 500 MiB, 1,000,000 steps and models to be bisected,
+which takes hours and 24 GiB of memory. --only 0:5000 is the row of 10,000 variables, --only 8192:0
+an embedding of 8 GiB, --steps 1000000 alone the long training, --batch 500 alone the large batch.
 """
 
 from __future__ import annotations
@@ -30,28 +32,32 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from fitting import Growth, growth_of
 from measuring import ENVIRONMENT, machine, machine_line, table, write_results
 
 WORKER = Path(__file__).with_name("scale_once.py")
 STEPS_WORKER = Path(__file__).with_name("scale_steps_once.py")
 BISECT_WORKER = Path(__file__).with_name("scale_bisect_once.py")
-TRANSFORMERS = [("8", "512", "10000")]
-LARGE_TRANSFORMERS = [("12", "768", "30522")]
+BATCH_WORKER = Path(__file__).with_name("memory_once.py")
+TRANSFORMERS = [("8", "512", "10000"), ("12", "768", "30522")]
 """Blocks, width and words of transformers that are bisected: 30 and 110 million parameters."""
-APPLICATIONS = [("MobileNetV3Small",)]
-LARGE_APPLICATIONS = [("ResNet50V2",), ("EfficientNetV2B0",), ("DenseNet121",)]
+APPLICATIONS = [("MobileNetV3Small",), ("ResNet50V2",), ("EfficientNetV2B0",), ("DenseNet121",)]
 """Models of `keras.applications` that are bisected."""
 MANY_VARIABLES = (0, 5000)
 """No state to speak of, in 10,000 variables."""
 EMBEDDING = (8192, 0)
 """One table without slots, whose gradients are sparse."""
-BY_STATE = [(10, 8), (80, 8), (640, 8)]
-BY_OPS = [(20, 4), (20, 12), (20, 36)]
+BY_STATE = [(20, 8), (160, 8), (320, 8), (640, 8)]
+BY_OPS = [(20, 4), (20, 8), (20, 16), (20, 32)]
 LARGE = [(1280, 8), (2048, 8), (4096, 8)]
 """State in MiB and layers of each row."""
-STEPS, LARGE_STEPS = 100_000, 1_000_000
+STEPS, LARGE_STEPS = 50_000, 1_000_000
 """Steps of a long training."""
+LARGE_BATCH = 500
+"""MiB of a batch."""
 COMMANDS = ("info", "replay", "bisect", "whatif")
+LEAST_FITTED = 4
+"""Rows that are needed to tell a fixed part from what grows, and how."""
 
 
 def measured(arguments: Sequence[str | os.PathLike[str]]) -> dict[str, Any]:
@@ -164,14 +170,9 @@ def steps_table(found: dict[str, Any]) -> str:
     return "\n".join([table(["steps", "bare MiB", "recorded MiB"], rows), "", history])
 
 
-def growth(sizes: Sequence[float], figures: Sequence[float]) -> str:
-    """The power with which figures grow with sizes, of the line through their logarithms."""
-    if len(sizes) < 2 or min(figures) <= 0:
-        return ""
-    return f"{np.polyfit(np.log(sizes), np.log(figures), 1)[0]:.2f}"
-
-
 COLUMNS: dict[str, Any] = {
+    "first step CPU s": lambda row: row["nan"]["first_step_s"],
+    "bare first step CPU s": lambda row: row["bare"]["first_step_s"],
     "dump CPU s": lambda row: row["nan"]["dump_s"],
     "more MiB than bare": lambda row: row["nan"]["peak_mib"] - row["bare"]["peak_mib"],
     "file MiB": lambda row: row["nan"]["file_mib"],
@@ -198,8 +199,56 @@ def rows_of(found: Sequence[dict[str, Any]], size_name: str) -> list[list[str]]:
         for row in found
     ]
     sizes = [row["state_mib"] if size_name == "state" else row["nan"]["ops"] for row in found]
-    powers = [growth(sizes, [figure(row) for row in found]) for figure in COLUMNS.values()]
-    return [*rows, [f"power of the {size_name}", "", "", *powers]]
+    if len(sizes) < LEAST_FITTED:
+        return rows
+    grown = [growth_of(sizes, [figure(row) for row in found]) for figure in COLUMNS.values()]
+    return [
+        *rows,
+        ["fixed part", "", "", *(f"{each.fixed:.3g}" for each in grown)],
+        [f"power of the {size_name}", "", "", *map(power_in_words, grown)],
+        ["quadratic share", "", "", *(f"{each.quadratic_share:.0%}" for each in grown)],
+    ]
+
+
+def power_in_words(growth: Growth) -> str:
+    """The power of what grows; "flat" where hardly anything does."""
+    return "flat" if growth.power is None else f"{growth.power:.2f}"
+
+
+def large_batch(batch_mib: int, folder: str | None) -> dict[str, Any]:
+    """Peaks of a training with batches of that size, and of what looks at its file."""
+    found: dict[str, Any] = {"batch_mib": batch_mib}
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        for mode in ("bare", "recorder"):
+            case = [mode, "10", str(batch_mib), "auto", name]
+            found[mode] = facts_of(measured([BATCH_WORKER, *case]))
+        capture = str(Path(name) / "run.h5")
+        for command in COMMANDS:
+            done = measured(["-m", "nanreplay", command, capture])
+            found[command] = {key: done[key] for key in ("s", "cpu_s", "peak_mib", "code")}
+            print(batch_mib, command, found[command], flush=True)
+    return found
+
+
+def batch_table(found: dict[str, Any]) -> str:
+    """Peaks, and what is in the file."""
+    recorded = found["recorder"]
+    rows = [["bare training", f"{found['bare']['peak_mib']:.0f}", ""]]
+    rows.append(["recorded training", f"{recorded['peak_mib']:.0f}", ""])
+    for command in COMMANDS:
+        done = found[command]
+        rows.append([command, f"{done['peak_mib']:.0f}", f"{done['cpu_s']:.1f}"])
+    facts = (
+        f"Batches of {found['batch_mib']} MiB: the file ({recorded['file_mib']:.0f} MiB) holds "
+        f"{recorded['keyframes']} keyframes and {recorded['batches']} batches."
+    )
+    return "\n".join([table(["what", "peak MiB", "CPU s"], rows), "", facts, *recorded["said"]])
+
+
+def case_of(text: str) -> tuple[int, int]:
+    """State in MiB and layers of `640:8`."""
+    state_mib, layers = map(int, text.split(":"))
+    return state_mib, layers
 
 
 def main() -> None:
@@ -210,33 +259,34 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", metavar="STATE_MIB:LAYERS")
     parser.add_argument("--models", nargs="*", metavar="NAME|BLOCKS:WIDTH:WORDS")
     parser.add_argument("--steps", type=int, metavar="COUNT")
+    parser.add_argument("--batch", type=int, metavar="MIB")
     parser.add_argument("--folder", help="a folder on the disk to measure")
     given = parser.parse_args()
     before = machine()
-    by_state = [*BY_STATE, *(LARGE if given.large else [])]
-    by_ops = BY_OPS
-    is_chosen = given.only is not None or given.models is not None or given.steps is not None
+    by_state, by_ops = [*BY_STATE, *(LARGE if given.large else [])], BY_OPS
+    chosen = (given.only, given.models, given.steps, given.batch)
+    is_chosen = any(each is not None for each in chosen)
     if is_chosen:
-        by_state, by_ops = [tuple(map(int, each.split(":"))) for each in given.only or ()], []
+        by_state, by_ops = list(map(case_of, given.only or ())), []
     header = ["state MiB", "ops", "step / bare, CPU", *COLUMNS]
-    text, facts = [machine_line(before)], []
+    text: list[str] = [machine_line(before)]
+    facts: list[dict[str, Any]] = []
+    known: dict[tuple[int, int], dict[str, Any]] = {}
+    for case in dict.fromkeys((*by_state, *by_ops)):
+        known[case] = measure(*case, given.folder)
+    facts += known.values()
     for name, cases in (("state", by_state), ("ops", by_ops)):
-        measured_rows = [measure(state, layers, given.folder) for state, layers in cases]
-        facts += measured_rows
+        measured_rows = [known[case] for case in cases]
         if measured_rows:
             text += ["", table(header, rows_of(measured_rows, name))]
     if given.large and not is_chosen:
         for title, case in (("10,000 variables:", MANY_VARIABLES), ("An embedding:", EMBEDDING)):
             single = measure(*case, given.folder)
             facts.append(single)
-            text += ["", title, "", table(header, rows_of([single], "ops")[:1])]
-    models = [*TRANSFORMERS, *APPLICATIONS]
-    if given.large:
-        models += [*LARGE_TRANSFORMERS, *LARGE_APPLICATIONS]
+            text += ["", title, "", table(header, rows_of([single], "ops"))]
+    models = [*TRANSFORMERS, *APPLICATIONS] if given.large and not is_chosen else []
     if given.models is not None:
         models = [tuple(each.split(":")) for each in given.models]
-    elif is_chosen:
-        models = []
     explained = [bisected(model, given.folder) for model in models]
     if explained:
         header = [
@@ -245,6 +295,11 @@ def main() -> None:
         ]  # fmt: skip
         text += ["", table(header, [bisected_row(found) for found in explained])]
         facts += explained
+    batch_mib = given.batch or (LARGE_BATCH if given.large and not is_chosen else 0)
+    if batch_mib:
+        found = large_batch(batch_mib, given.folder)
+        text += ["", batch_table(found)]
+        facts.append(found)
     count = given.steps or (0 if is_chosen else LARGE_STEPS if given.large else STEPS)
     if count:
         found = long_training(count, given.folder)

@@ -1,12 +1,13 @@
 """One training of `scale.py` in a process of its own: a model of some state and number of layers,
 recorded with the recorder's defaults.
 
-Usage: python scale_once.py nan|sigterm|bare STATE_MIB LAYERS FOLDER
+Usage: python scale_once.py nan|sigterm|bare STATE_MIB LAYERS FOLDER [STEPS]
 
-`nan` trains to a NaN in the batch of its 24th step, `bare` does so without a recorder, and
-`sigterm` sends itself that signal after its 24th step; each prints what it took. Before the signal
-as many bytes as the state has are written to a plain file, twice: the second time says what the
-disk takes by itself. Memory that nobody has used for a while is slow to write to at first.
+`nan` trains to a NaN in the batch of its last step, the 24th unless told, `bare` does so without a
+recorder, and `sigterm` sends itself that signal after its last step; each prints what it took.
+Before the signal as many bytes as the state has are written to a plain file, twice: the second time
+says what the disk takes by itself. Memory that nobody has used for a while is slow to write to at
+first.
 
 With a STATE_MIB of 0 the model has one layer with LAYERS small weights, and a momentum of each.
 With 0 LAYERS it is an embedding of that size without slots, whose gradients are sparse.
@@ -77,10 +78,10 @@ def build(state_mib: int, layers: int) -> Any:
     return model
 
 
-def data(model: Any, *, is_bad: bool) -> tuple[Any, Any]:
+def data(model: Any, steps: int, *, is_bad: bool) -> tuple[Any, Any]:
     """Inputs and targets of all steps; the last target may hold a NaN."""
     random = np.random.default_rng(1)
-    shape = (ROWS * STEPS, model.input_shape[-1])
+    shape = (ROWS * steps, model.input_shape[-1])
     x = y = random.normal(size=shape).astype("float32")
     if isinstance(model.layers[0], keras.layers.Embedding):
         x = random.integers(0, model.layers[0].input_dim, shape)
@@ -92,16 +93,20 @@ def data(model: Any, *, is_bad: bool) -> tuple[Any, Any]:
 class Times(keras.callbacks.Callback):
     """When steps end; sends SIGTERM after the last one where that is wanted."""
 
-    def __init__(self, path: Path, state_mib: int, *, ends: bool) -> None:
+    def __init__(self, path: Path, state_mib: int, ends_after: int | None) -> None:
         super().__init__()
-        self.path, self.state_mib, self.ends = path, state_mib, ends
+        self.path, self.state_mib, self.ends_after = path, state_mib, ends_after
+        self.began_s = 0.0
         self.at_s: list[float] = []
         """Processor time, which hardly depends on what else the machine does."""
         self.plain = 0.0, 0.0
 
+    def on_train_begin(self, logs: Any = None) -> None:
+        self.began_s = time.process_time()
+
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         self.at_s.append(time.process_time())
-        if self.ends and len(self.at_s) == STEPS:
+        if len(self.at_s) == self.ends_after:
             for _ in range(2):
                 self.plain = write_plainly(self.path.with_suffix(".bin"), self.state_mib)
             threading.Thread(target=self.wait_for_file, daemon=True).start()
@@ -139,12 +144,12 @@ def write_plainly(path: Path, size_mib: int) -> tuple[float, float]:
     return taken
 
 
-def main(mode: str, state: str, layers: str, folder: str) -> None:
+def main(mode: str, state: str, layers: str, folder: str, count: str = str(STEPS)) -> None:
     """Train, and print what it took."""
-    model = build(int(state), int(layers))
-    x, y = data(model, is_bad=mode != "sigterm")
+    model, steps = build(int(state), int(layers)), int(count)
+    x, y = data(model, steps, is_bad=mode != "sigterm")
     path = Path(folder) / "run.h5"
-    times = Times(path, int(state), ends=mode == "sigterm")
+    times = Times(path, int(state), steps if mode == "sigterm" else None)
     callbacks: list[Any] = [times]
     if mode != "bare":
         from nanreplay import Recorder
@@ -158,6 +163,7 @@ def main(mode: str, state: str, layers: str, folder: str) -> None:
     gaps = np.diff(times.at_s)[4:]
     facts: dict[str, Any] = {
         "fit_s": elapsed_s,
+        "first_step_s": times.at_s[0] - times.began_s,
         "step_s": float(np.median(gaps[:-1])),
         # The file is written while the last step is judged.
         "dump_s": float(max(0.0, gaps[-1] - np.median(gaps[:-1]))),

@@ -382,14 +382,20 @@ class Capture:
     def _numbered_arrays(self, group: str) -> tuple[NDArray[Any], ...]:
         """The datasets `0`, `1`, ... of a group; none for a group that was not written."""
         count = len(self._children.get(group, ()))
-        return tuple(read_array(self._item(f"{group}/{index}")) for index in range(count))
+        if not count:
+            return ()
+        opened = self._item(group)
+        return tuple(read_array(item(opened, str(index))) for index in range(count))
 
     def _item(self, path: str) -> Any:
         return item(self._file, path)
 
     def _datasets(self, group: str) -> dict[str, NDArray[Any]]:
         names = self._children.get(group, ())
-        return {name: read_array(self._item(f"{group}/{name}")) for name in names}
+        if not names:
+            return {}
+        opened = self._item(group)
+        return {name: read_array(item(opened, name)) for name in names}
 
     @contextlib.contextmanager
     def _reading(self, part: str) -> Iterator[None]:

@@ -217,11 +217,11 @@ class CaptureWriter:
         self._file.attrs["complete"] = True
 
     def _names(self) -> set[str]:
-        names: list[str] = []
-        self._file.visit(names.append)
-        for kind in ("weights", "states"):  # of a dataset's two names the file's visit tells one
-            self._file[kind].visit(lambda name, kind=kind: names.append(f"{kind}/{name}"))
-        return set(names)
+        """Names of all groups and datasets; a dataset of two names has both."""
+        names: set[str] = set()
+        # The file's own `visit` tells one name of each object, and opens every one for it.
+        self._file.id.links.visit(lambda name: names.add(name.decode()))
+        return names
 
     def _arrays(self, group: Any, values: Mapping[int, Any]) -> None:
         for index, value in values.items():

@@ -14,7 +14,7 @@ import tensorflow as tf
 from nanreplay.capture.arrays import as_array
 from nanreplay.errors import ReplayError, UnsupportedOpError
 from nanreplay.program.graph_editor import needed_part
-from nanreplay.program.graph_nodes import avoid_known_functions, op_name
+from nanreplay.program.graph_nodes import VARIABLE_READS, avoid_known_functions, op_name
 from nanreplay.program.lowered_graph import lower_graph
 from nanreplay.program.nondeterministic_ops import cut_recorded_ops, fed_ops
 from nanreplay.program.safety import all_nodes, parse_graph, python_ops
@@ -112,6 +112,8 @@ class CompiledProgram:
         jit: Compile with XLA, as a step recorded with `jit_compile=True` was.
         extra_fetches: More tensor names to return. `signature.watch` is fetched anyway, so asking
             for it changes nothing.
+        checks_feeds: Whether feeds are compared with what the graph takes; those that this process
+            has recorded itself need none.
         probe: Tensor names whose NaN and infinities `probe_result` tells of after a call. They are
             measured inside of the program.
 
@@ -127,6 +129,7 @@ class CompiledProgram:
         *,
         jit: bool,
         extra_fetches: Sequence[str] = (),
+        checks_feeds: bool = True,
         probe: Sequence[str] = (),
     ) -> None:
         """Import `graph` and prune it to what the step returned and assigned."""
@@ -157,9 +160,13 @@ class CompiledProgram:
         left = python_ops(self._function.graph.as_graph_def())
         if left:
             raise UnsupportedOpError("PyFunc", left[0], "its Python function is not in the capture")
+        self.written = self._written()
+        """Indices of the captured variables that a call may write, in ascending order."""
         self._call = self._function
         if jit:
             self._call = tf.function(self._function, jit_compile=True, autograph=False)
+        elif not checks_feeds:
+            self._call = lambda *feeds: tf_functions.run_unchecked(self._function, feeds)
 
     def _all_fetches(self) -> tuple[str, ...]:
         """What a call computes, each tensor once: outputs, fingerprint, extra fetches, probe."""
@@ -170,6 +177,16 @@ class CompiledProgram:
         if self._probe:
             names.append(_PROBE)
         return tuple(dict.fromkeys(names))
+
+    def _written(self) -> tuple[int, ...]:
+        """The variables whose handles go to an op that may do more than read them."""
+        handles = self._function.inputs[len(self._inputs) :]
+        written = set()
+        for spec, handle in zip(self._captures, handles, strict=True):
+            takers = {op.type for op in handle.consumers()}
+            if spec.variable is not None and not takers <= VARIABLE_READS:
+                written.add(spec.variable)
+        return tuple(sorted(written))
 
     def __call__(
         self, batch: Sequence[Any], variables: Sequence[Any], constants: Sequence[Any] = ()

@@ -13,7 +13,7 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay.capture.arrays import as_array
-from nanreplay.program.graph_nodes import mentioned_functions
+from nanreplay.program.graph_nodes import VARIABLE_READS, mentioned_functions
 from nanreplay.program.observation import Region, layer_path
 from nanreplay.records import CaptureSpec, InputSpec
 from nanreplay.tensorflow_internals import tf_eager, tf_functions
@@ -28,7 +28,6 @@ _FRACTION_BITS = 20
 """What one number that is no integer tells: two floats are hardly ever equal by chance."""
 _NUMBER_KINDS = "biuf"
 """NumPy kinds of arrays of numbers: booleans, integers of both sorts, floats."""
-_READS = frozenset({"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape"})
 
 
 class ExecutedOp(Protocol):
@@ -351,7 +350,7 @@ class FlatGraph:
         for tensor in op.inputs:
             if tensor.dtype == tf.resource:
                 handles.append(tensor)
-        is_read = op.type in _READS
+        is_read = op.type in VARIABLE_READS
         for handle in handles:
             last_write, reads_since = self._uses.setdefault(id(handle), ([], []))
             for name in last_write if is_read else [*last_write, *reads_since]:

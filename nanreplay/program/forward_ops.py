@@ -35,6 +35,7 @@ def forward_ops(
     operations = {}
     for name, graph in graphs.items():
         operations[name] = graph.get_operations()
+    by_type: dict[str, dict[str, list[str]]] = {}
     for span in seen.spans:
         for function in names.of_graph(span.graph):
             # A tensor of an eager step that calls the function has no graph.
@@ -43,7 +44,10 @@ def forward_ops(
                 holder = names.forward_function(function, forward_graph) or ""
                 target: OpKey | None = (holder, span.forward.op.name)
             else:
-                target = _by_scope(operations[function], span.scope, span.op_type, function)
+                if function not in by_type:
+                    by_type[function] = _names_by_type(operations[function])
+                alike = by_type[function].get(span.op_type, ())
+                target = _by_scope(alike, span.scope, function)
             if target is None:
                 continue
             for op in operations[function][span.start : span.end]:
@@ -57,9 +61,15 @@ def forward_ops(
     return forward_of, custom
 
 
-def _by_scope(ops: Sequence[Any], scope: str, op_type: str, function: str) -> OpKey | None:
-    """The first op of a type in a name scope; else the first whose name begins with it."""
-    alike = [op.name for op in ops if op.type == op_type]
+def _names_by_type(ops: Sequence[Any]) -> dict[str, list[str]]:
+    names: dict[str, list[str]] = {}
+    for op in ops:
+        names.setdefault(op.type, []).append(op.name)
+    return names
+
+
+def _by_scope(alike: Sequence[str], scope: str, function: str) -> OpKey | None:
+    """The first of some ops that is in a name scope; else the first whose name begins with it."""
     in_scope = []
     for name in alike:
         if name.rpartition("/")[0] == scope.rstrip("/"):

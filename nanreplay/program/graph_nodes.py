@@ -16,6 +16,11 @@ from numpy.typing import NDArray
 
 from nanreplay.tensorflow_internals import tf_eager, tf_functions
 
+VARIABLE_READS = frozenset(
+    {"ReadVariableOp", "ResourceGather", "ResourceGatherNd", "VariableShape"}
+)
+"""Types of ops that take a variable's handle and leave the variable as it is."""
+
 # What a node of a GraphDef takes and gives. An input is `^op` for a control dependency, and `op`,
 # `op:1` or in a function `op:output:1` for a tensor.
 

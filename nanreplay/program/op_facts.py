@@ -58,16 +58,24 @@ class SourceTable:
         self._with_code = sources == "lines"
         self._frame_ids: dict[tuple[str, int, str], int] = {}
         self._stack_ids: dict[tuple[int, ...], int] = {}
+        self._user_files: dict[str, bool] = {}
+        """Whether a file is the user's: thousands of ops come from a few files."""
 
     def add(self, traceback: Iterable[Any] | None) -> int:
         """Index of the stack of the user's own frames, outermost first; -1 when there are none."""
-        ids = tuple(self._frame(entry) for entry in traceback or () if is_user_file(entry.filename))
+        own = (entry for entry in traceback or () if self._is_user_file(entry.filename))
+        ids = tuple(map(self._frame, own))
         if not ids:
             return -1
         if ids not in self._stack_ids:
             self._stack_ids[ids] = len(self.stacks)
             self.stacks.append(ids)
         return self._stack_ids[ids]
+
+    def _is_user_file(self, file: str) -> bool:
+        if file not in self._user_files:
+            self._user_files[file] = is_user_file(file)
+        return self._user_files[file]
 
     def _frame(self, entry: Any) -> int:
         key = (entry.filename, int(entry.lineno), entry.name)
@@ -159,7 +167,8 @@ def classify_ops(
     """
     ops = graph.get_operations()
     region, layers = _regions(graph, ops, seen)
-    before_loss = _reach(ops, set(losses), forward=False)
+    flow = _Dataflow(ops)
+    before_loss = flow.reach(set(losses), forward=False)
     # A gradient that the loss is made of (a penalty on it, a step of an inner training) is that of
     # an inner tape: what uses it is no update.
     backward = set()
@@ -173,11 +182,11 @@ def classify_ops(
             updates.add(op.name)
     return PhaseFlow(
         region=region,
-        after_gradient=frozenset(_reach(ops, outer, forward=True) - backward - before_loss),
-        leads_to_loss=frozenset(before_loss | _reach(ops, set(gradients), forward=False)),
-        leads_to_state=frozenset(_reach(ops, updates, forward=False)),
-        feeds_layer=frozenset(_reach(ops, layers, forward=False)),
-        after_layer=frozenset(_reach(ops, layers, forward=True)),
+        after_gradient=frozenset(flow.reach(outer, forward=True) - backward - before_loss),
+        leads_to_loss=frozenset(before_loss | flow.reach(set(gradients), forward=False)),
+        leads_to_state=frozenset(flow.reach(updates, forward=False)),
+        feeds_layer=frozenset(flow.reach(layers, forward=False)),
+        after_layer=frozenset(flow.reach(layers, forward=True)),
     )
 
 
@@ -198,26 +207,34 @@ def _regions(graph: Any, ops: list[Any], seen: Observation) -> tuple[dict[str, s
     return region, layers
 
 
-def _reach(ops: Iterable[Any], start: set[str], *, forward: bool) -> set[str]:
-    """Names of `start` and of every op that uses them (forward) or that they use, by data edges.
+class _Dataflow:
+    """Data edges between the ops of a graph, by their names.
 
     Differentiating a While adds accumulators to it: they are made in the backward pass and become
     inputs of the forward While. Such an edge, from an op to one that was made before it, tells
     nothing of what the program did and is left out.
     """
-    edges: dict[str, list[str]] = {}
-    made: set[str] = set()
-    for op in ops:
-        made.add(op.name)
-        for tensor in op.inputs:
-            if tensor.op.name not in made:
-                continue
-            source, target = (tensor.op.name, op.name) if forward else (op.name, tensor.op.name)
-            edges.setdefault(source, []).append(target)
-    reached, pending = set(start), list(start)
-    while pending:
-        for name in edges.get(pending.pop(), ()):
-            if name not in reached:
-                reached.add(name)
-                pending.append(name)
-    return reached
+
+    def __init__(self, ops: Iterable[Any]) -> None:
+        self._used_by: dict[str, list[str]] = {}
+        self._uses: dict[str, list[str]] = {}
+        made: set[str] = set()
+        for op in ops:
+            name = op.name
+            made.add(name)
+            for tensor in op.inputs:
+                source = tensor.op.name
+                if source in made:
+                    self._used_by.setdefault(source, []).append(name)
+                    self._uses.setdefault(name, []).append(source)
+
+    def reach(self, start: set[str], *, forward: bool) -> set[str]:
+        """Names of `start` and of every op that uses them (forward) or that they use."""
+        edges = self._used_by if forward else self._uses
+        reached, pending = set(start), list(start)
+        while pending:
+            for name in edges.get(pending.pop(), ()):
+                if name not in reached:
+                    reached.add(name)
+                    pending.append(name)
+        return reached

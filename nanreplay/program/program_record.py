@@ -35,6 +35,7 @@ def describe_program(
     metrics: frozenset[int],
     sources: SourceTable,
     layout: Sequence[str],
+    with_ops: bool = True,
 ) -> ProgramRecord:
     """Describe a traced step.
 
@@ -45,6 +46,7 @@ def describe_program(
         metrics: Indices of metric variables; what only they read is no part of the training.
         sources: Collects stacks and their frames.
         layout: Names of the elements of its fingerprint.
+        with_ops: Describe each op as well, which takes most of the time; running needs none.
     """
     signature, constants = _signature(program, variable_index, layout)
     graph = program.graph.as_graph_def(add_shapes=False)
@@ -56,7 +58,7 @@ def describe_program(
         id=program_id,
         graph=graph.SerializeToString(),
         signature=signature,
-        ops=describe_ops(program, signature, metrics, sources),
+        ops=describe_ops(program, signature, metrics, sources) if with_ops else (),
         constants=constants,
     )
 

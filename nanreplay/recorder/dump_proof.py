@@ -24,6 +24,8 @@ from nanreplay.records import BatchRecord
 
 QUICK_S = 5.0
 """A window whose steps took no longer is re-executed as a whole: all its steps get numbers."""
+VARIABLE_S = 5e-5
+"""What one variable adds to a step that gets numbers: it is read, and its gradient is measured."""
 NUMBERED_SHARE = 5
 """Of a slower one, at most one step in so many is run a second time for its gradients."""
 
@@ -46,7 +48,8 @@ def reexecute(
     if window.trigger.name == "loss scale":  # nothing became non-finite
         dates = False
     first = min(full[0], clean + 1) if dates else full[0]
-    is_quick = (snapshot.step_s or 0.0) * len(window.batches) <= QUICK_S
+    step_s = (snapshot.step_s or 0.0) + VARIABLE_S * len(snapshot.variables.infos)
+    is_quick = step_s * len(window.batches) <= QUICK_S
     if is_quick:
         first = min(window.keyframes)
     base, batches = _from_keyframe(window, first)
@@ -189,14 +192,14 @@ def confirm(snapshot: Snapshot) -> bool | None:
 
     None where it cannot be re-executed.
     """
-    window = gather(snapshot)
+    window = gather(snapshot, with_ops=False)
     if not window.is_replayable:
         return None
     first = last_clean(snapshot) + 1
     base, batches = _from_keyframe(window, first)
     if _rerun_bytes(snapshot, window.keyframes[base]) > limits.free_memory():
         return None
-    wanted = Wanted((), first, first, snapshot.variables.born_nonfinite)
+    wanted = Wanted((), first, first, snapshot.variables.born_nonfinite, sizes=False)
     try:
         keyframes = {step: dict(values) for step, values in window.keyframes.items()}
         proof = _reexecutor(snapshot, window).run(keyframes, batches, wanted)
@@ -207,7 +210,7 @@ def confirm(snapshot: Snapshot) -> bool | None:
 
 def _reexecutor(snapshot: Snapshot, window: DumpWindow) -> Reexecutor:
     programs = {name: local_program(program) for name, program in window.programs.items()}
-    return Reexecutor(programs, snapshot.variables.infos)
+    return Reexecutor(programs, snapshot.variables.infos, snapshot.compiled)
 
 
 def _from_keyframe(window: DumpWindow, first: int) -> tuple[int, dict[int, BatchRecord]]:

@@ -22,7 +22,7 @@ from nanreplay.program.program_record import describe_program
 from nanreplay.program.safety import parse_graph
 from nanreplay.recorder.reexecution import Reexecution
 from nanreplay.recorder.ring import StepEntry
-from nanreplay.recorder.snapshot import Snapshot, leaves_of, numbers_of
+from nanreplay.recorder.snapshot import Snapshot, TakenApart, leaves_of, numbers_of
 from nanreplay.records import BatchRecord, ProgramRecord, Trigger
 
 if TYPE_CHECKING:
@@ -66,22 +66,29 @@ class DumpWindow:
         return steps
 
 
-def gather(snapshot: Snapshot, *, prove: bool = True) -> DumpWindow:
-    """What goes into the file; what cannot be described is left out, and named."""
+def gather(snapshot: Snapshot, *, prove: bool = True, with_ops: bool = True) -> DumpWindow:
+    """What goes into the file; what cannot be described is left out, and named.
+
+    Args:
+        snapshot: The recording.
+        prove: Whether there is time to re-execute it.
+        with_ops: Whether the ops of programs are described, as a file needs them.
+    """
     sources = SourceTable(snapshot.settings.sources)
     state_bytes = sum(snapshot.variables.sizes)
     entries = list(snapshot.entries)
     notes: list[str] = []
-    programs = _describe_programs(snapshot, entries, sources, notes)
+    programs = _describe_programs(snapshot, entries, sources, notes, with_ops)
     if snapshot.eager is not None:
         entries = _add_eager_program(snapshot, entries, sources, programs)
     slots = {}
     for slot in snapshot.programs:
         if slot.id in programs:
             slots[slot.id] = slot
-    batches = {}
+    batches, taken = {}, TakenApart()
     for entry in entries:
-        batches[entry.step] = _batch_record(entry, programs, slots, notes)
+        leaves = leaves_of(entry, slots, taken)
+        batches[entry.step] = _batch_record(entry, leaves, programs, slots, notes)
     return DumpWindow(
         snapshot.step,
         snapshot.trigger,
@@ -105,7 +112,11 @@ def gather(snapshot: Snapshot, *, prove: bool = True) -> DumpWindow:
 
 
 def _describe_programs(
-    snapshot: Snapshot, entries: Sequence[StepEntry], sources: SourceTable, notes: list[str]
+    snapshot: Snapshot,
+    entries: Sequence[StepEntry],
+    sources: SourceTable,
+    notes: list[str],
+    with_ops: bool,
 ) -> dict[str, ProgramRecord]:
     """The programs that the window uses; all of them where it holds no step."""
     used = {entry.program for entry in entries}
@@ -121,6 +132,7 @@ def _describe_programs(
                 metrics=snapshot.variables.of_role("metric"),
                 sources=sources,
                 layout=_layout_of(slot, snapshot),
+                with_ops=with_ops,
             )
             signature = replace(record.signature, splits_batches=snapshot.splits_batches)
             programs[slot.id] = replace(record, signature=signature)
@@ -163,12 +175,12 @@ def _layout_of(slot: ProgramSlot, snapshot: Snapshot) -> list[str]:
 
 def _batch_record(
     entry: StepEntry,
+    leaves: Sequence[Any],
     programs: Mapping[str, ProgramRecord],
     slots: Mapping[str, ProgramSlot],
     notes: list[str],
 ) -> BatchRecord:
     program = entry.program if entry.program in programs else ""
-    leaves = leaves_of(entry, slots)
     paths = slots[program].traced.leaf_paths if program in slots else entry.paths
     if program in slots and len(leaves) != len(paths):
         program, paths = "", list(map(str, range(len(leaves))))
@@ -190,15 +202,15 @@ def fingerprint_values(
     """What was read of a step, laid out; None where nothing was, or not all that it returned."""
     if numbers is None:
         return None
-    values = []
+    values, is_wide = [], False
     for name in layout:
-        value = numbers.get(name, NOT_MEASURED if name.startswith("variable_sum:") else None)
-        if value is None:
-            return None
-        values.append(value)
-    # Sums of variables are float64 in any case, and say nothing of the precision of the step.
-    returned = (value for name, value in numbers.items() if not name.startswith("variable_sum:"))
-    is_wide = any(as_array(value).dtype == np.float64 for value in returned)
+        value = numbers.get(name)
+        # Sums of variables are float64 in any case, and say nothing of the precision of the step.
+        if not name.startswith("variable_sum:"):
+            if value is None:
+                return None
+            is_wide = is_wide or as_array(value).dtype == np.float64
+        values.append(NOT_MEASURED if value is None else value)
     with np.errstate(over="ignore"):
         return np.array(values, np.float64 if is_wide else np.float32)
 

@@ -28,6 +28,7 @@ from nanreplay.recorder.lifecycle import DatedIncident, Event, Lifecycle, Suspic
 from nanreplay.recorder.loss_scaling import LossScales, Skips
 from nanreplay.recorder.pace import FIRST_LOOKS, LateReader, LookPace, lag_of
 from nanreplay.recorder.program_slots import EagerIncident, Fetch, ProgramSlot
+from nanreplay.recorder.reexecution import CompiledPrograms
 from nanreplay.recorder.retention import Keeper
 from nanreplay.recorder.ring import Ring, StepEntry
 from nanreplay.recorder.room import Room
@@ -83,6 +84,8 @@ class Recording:
         self._written_at = 0
         self._measured_at = -1
         self._program_bytes, self._programs_measured = 0, 0
+        self.compiled: CompiledPrograms = {}
+        """Programs that were compiled to confirm an incident, until its file is written."""
 
     # Programs and variables
 
@@ -397,7 +400,10 @@ class Recording:
         # Imported when it is needed: most trainings never write a capture.
         from nanreplay.recorder.dump_proof import confirm
 
-        return confirm(take_snapshot(self, suspicion.trigger, suspicion.step, keep=True))
+        confirmed = confirm(take_snapshot(self, suspicion.trigger, suspicion.step, keep=True))
+        if confirmed is False:
+            self.compiled.clear()  # no file is written
+        return confirmed
 
     def write(
         self, trigger: Trigger, step: int, *, prove: bool = True
@@ -423,5 +429,7 @@ class Recording:
             except Exception as error:
                 self.fail(error)
                 return None, "The capture could not be written."
+            finally:
+                self.compiled.clear()
         self.written.append(path)
         return path, ""

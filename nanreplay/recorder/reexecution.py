@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import tensorflow as tf
@@ -28,6 +28,8 @@ from nanreplay.recorder.timeline_ring import StepNumbers
 from nanreplay.records import BatchRecord, ProgramRecord, Signature, Trigger, VariableInfo
 
 ValueKind = Literal["gradients", "weights", "states"]
+CompiledPrograms: TypeAlias = dict[tuple[str, bool], CompiledProgram]
+"""By (id of the program, whether it gives losses and gradients only)."""
 PIECE = 2**15
 """Elements that are compared at once."""
 TINY_SQUARE = 1e-20
@@ -70,6 +72,8 @@ class Wanted:
     may have failed."""
     weights: bool = True
     """Whether the weights after the steps of `full` are wanted."""
+    sizes: bool = True
+    """Whether the sizes of gradients, and what the weights changed by, are wanted with losses."""
 
 
 @dataclass(slots=True)
@@ -91,16 +95,20 @@ class Reexecutor:
     Args:
         programs: Programs by id.
         variables: Infos of all variables.
+        compiled: Where compiled programs are kept, and taken from where they are there already:
+            TensorFlow optimizes a graph at its first call, which takes seconds for a large one.
     """
 
     def __init__(
-        self, programs: Mapping[str, ProgramRecord], variables: Sequence[VariableInfo]
+        self,
+        programs: Mapping[str, ProgramRecord],
+        variables: Sequence[VariableInfo],
+        compiled: CompiledPrograms | None = None,
     ) -> None:
         self._programs = programs
         self._infos = variables
         self._trainable = [i for i, info in enumerate(variables) if info.role == "trainable"]
-        self._compiled: dict[tuple[str, bool], CompiledProgram] = {}
-        """By (id of the program, whether it gives losses and gradients only)."""
+        self._compiled: CompiledPrograms = {} if compiled is None else compiled
 
     def run(
         self,
@@ -136,12 +144,15 @@ class Reexecutor:
             numbers, derivatives = StepNumbers(), _Derivatives()
             is_numbered = step in wanted.full or step >= wanted.numbers_from
             if is_numbered:
-                derivatives = self._differentiate(batch, variables, numbers)
+                derivatives = self._differentiate(batch, variables)
+            is_measured = is_numbered and wanted.sizes
+            if is_measured:
+                _measure(derivatives, numbers)
             is_full = step in wanted.full
             if is_full:
                 on_full("gradients", step, derivatives.dense())
             before = _values(variables, wanted.before) if is_numbered else {}
-            outputs = self._update(step, batch, variables, result, numbers if is_numbered else None)
+            outputs = self._update(step, batch, variables, result, numbers if is_measured else None)
             result.numbers[step] = numbers
             if is_full and wanted.weights:
                 on_full("weights", step, _values(variables, self._trainable))
@@ -208,7 +219,11 @@ class Reexecutor:
                 extra = _derivative_names(signature)
                 signature = replace(signature, outputs=(), watch=None, control_outputs=())
             self._compiled[key] = CompiledProgram(
-                record.graph, signature, jit=signature.compilation == "xla", extra_fetches=extra
+                record.graph,
+                signature,
+                jit=signature.compilation == "xla",
+                extra_fetches=extra,
+                checks_feeds=False,
             )
         return self._compiled[key]
 
@@ -262,23 +277,21 @@ class Reexecutor:
 
     # Losses and gradients
 
-    def _differentiate(
-        self, batch: BatchRecord, variables: Sequence[Any], numbers: StepNumbers
-    ) -> _Derivatives:
-        """Losses and gradients of one step; their sizes go into `numbers`.
+    def _differentiate(self, batch: BatchRecord, variables: Sequence[Any]) -> _Derivatives:
+        """Losses and gradients of one step.
 
-        What the step writes goes to stand-ins, which share the buffers of what it only reads.
+        What it writes on its way goes to stand-ins. Most steps write nothing before the update.
         """
         record = self._programs[batch.program]
         signature = record.signature
         names = _derivative_names(signature)
         if not names:
             return _Derivatives()
-        copies = []
-        for variable in variables:
-            copies.append(tf.Variable(tf.identity(variable), trainable=False))
         program = self._program(batch.program, derivatives_only=True)
-        _, fetched = program(batch.arrays, copies, record.constants)
+        stand_ins = list(variables)
+        for index in program.written:
+            stand_ins[index] = tf.Variable(tf.identity(variables[index]), trainable=False)
+        _, fetched = program(batch.arrays, stand_ins, record.constants)
         value_of = dict(zip(names, fetched, strict=True))
         losses = [value_of[name] for name in signature.losses]
         gradients = {}
@@ -289,7 +302,6 @@ class Reexecutor:
                 shape = tf.constant(self._infos[spec.variable].shape, tf.int64)
                 gradient = tf.IndexedSlices(gradient, indices, shape)
             gradients[spec.variable] = gradient
-        _measure(losses, gradients, numbers)
         return _Derivatives(losses, gradients)
 
     # Dating
@@ -354,17 +366,34 @@ def _derivative_names(signature: Signature) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _measure(losses: Sequence[Any], gradients: Mapping[int, Any], numbers: StepNumbers) -> None:
+def _measure(derivatives: _Derivatives, numbers: StepNumbers) -> None:
     """Put the losses and the sizes of the gradients into `numbers`."""
-    numbers.losses = [float(tf.reduce_sum(real(loss))) for loss in losses]
+    numbers.losses = [float(tf.reduce_sum(real(loss))) for loss in derivatives.losses]
     norms, maxima = {}, {}
-    with np.errstate(all="ignore"):
-        for index, gradient in gradients.items():
-            values = real(_values_of(gradient))
-            # tf.nn.l2_loss is sum(x^2) / 2
-            norms[index] = float(np.sqrt(2.0 * float(tf.nn.l2_loss(values))))
-            maxima[index] = float(largest(values))
+    for index, gradient in derivatives.gradients.items():
+        norms[index], maxima[index] = size_of_gradient(real(_values_of(gradient)))
     numbers.gradient_norms, numbers.gradient_maxima = norms, maxima
+
+
+def size_of_gradient(values: Any) -> tuple[float, float]:
+    """(norm, largest absolute value) of a tensor; the norm is infinite where float32 overflows.
+
+    NumPy looks at a small tensor in a tenth of the time that calls of kernels take, and a model may
+    have thousands of them.
+    """
+    if "CPU" not in values.device or not values.shape.num_elements():
+        # tf.nn.l2_loss is sum(x^2) / 2
+        with np.errstate(all="ignore"):
+            return float(np.sqrt(2.0 * float(tf.nn.l2_loss(values)))), float(largest(values))
+    flat = np.asarray(values).reshape(-1)
+    total, maxima = 0.0, []
+    with np.errstate(all="ignore"):
+        for start in range(0, len(flat), PIECE):
+            piece = flat[start : start + PIECE]
+            total += float(np.dot(piece, piece))
+            maxima += [piece.max(), -piece.min()]
+        half = flat.dtype.type(total / 2)
+        return float(np.sqrt(2.0 * float(half))), float(np.max(maxima))
 
 
 def _values_of(gradient: Any) -> Any:

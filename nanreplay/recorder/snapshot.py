@@ -6,15 +6,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import tensorflow as tf
 
 from nanreplay.capture.storage import Location
 from nanreplay.limits import readable_size, size_option
 from nanreplay.program.staging import components_of
-from nanreplay.recorder.reexecution import Reexecution
+from nanreplay.recorder.reexecution import CompiledPrograms, Reexecution
 from nanreplay.recorder.ring import FetchedElement, StepEntry
 from nanreplay.recorder.room import Room
 from nanreplay.recorder.settings import Settings
@@ -51,6 +51,8 @@ class Snapshot:
     """What a failing eager step gave when it was run once more."""
     step_s: float | None
     """What a step takes, where that is known."""
+    compiled: CompiledPrograms = field(default_factory=dict)
+    """Programs that were compiled to run steps again, for the next one who does."""
     other_bytes: int = 0
     """What programs and timeline take in a file."""
     splits_batches: bool = False
@@ -101,6 +103,7 @@ def take_snapshot(
         eager=eager,
         proof=None if eager is None else eager.proof,
         step_s=recording.keeper.step_s,
+        compiled=recording.compiled,
         other_bytes=recording.file_bytes(),
         splits_batches=recording.splits_batches,
     )
@@ -150,13 +153,25 @@ def _needed_for_window(
 # What an entry stands for
 
 
-def leaves_of(entry: StepEntry, slots: Mapping[str, ProgramSlot]) -> Sequence[Any]:
-    """The arrays of a step's batch, taken out of what it fetched by itself where it did."""
+TakenApart: TypeAlias = dict[int, Sequence[Any]]
+"""Optionals that several steps share, one by one, by the id of the tensor that holds them."""
+
+
+def leaves_of(
+    entry: StepEntry, slots: Mapping[str, ProgramSlot], taken: TakenApart
+) -> Sequence[Any]:
+    """The arrays of a step's batch, taken out of what it fetched by itself where it did.
+
+    Args:
+        entry: The step, which lives as long as `taken`.
+        slots: Programs by id.
+        taken: What other steps have taken apart, and where this one puts what it does.
+    """
     slot = slots.get(entry.program)
     fetch = None if slot is None else slot.fetch
     if entry.element is None or fetch is None:
         return entry.leaves
-    return [*entry.leaves, *decoded(entry.element, fetch.kinds, fetch.spec)]
+    return [*entry.leaves, *decoded(entry.element, fetch.kinds, fetch.spec, taken)]
 
 
 def numbers_of(entry: StepEntry, slots: Mapping[str, ProgramSlot]) -> Mapping[str, Any] | None:
@@ -171,7 +186,9 @@ def numbers_of(entry: StepEntry, slots: Mapping[str, ProgramSlot]) -> Mapping[st
     return {name: as_number(outputs[index]) for name, index in slot.outputs}
 
 
-def decoded(element: FetchedElement, kinds: Sequence[Any], spec: Any) -> list[Any]:
+def decoded(
+    element: FetchedElement, kinds: Sequence[Any], spec: Any, taken: TakenApart
+) -> list[Any]:
     """The arrays of one fetched element.
 
     Args:
@@ -179,15 +196,27 @@ def decoded(element: FetchedElement, kinds: Sequence[Any], spec: Any) -> list[An
         kinds: DTypes of its flat components.
         spec: Its spec, where it is known; ragged and sparse tensors need one, and so does a None
             among the components.
+        taken: As for `leaves_of`: the batches of thousands of short steps are here, and to take one
+            out of a vector takes as long as to take them all.
     """
     if element.index is None:
         return _stacked(element.optionals, kinds)
-    components = components_of(element.optionals[element.index], kinds)
+    optionals = element.optionals
+    if id(optionals) not in taken:
+        taken[id(optionals)] = tf.unstack(optionals)
+    components = components_of(taken[id(optionals)][element.index], kinds)
     if components is None:
         return []
-    if spec is None:
+    if spec is None or _are_plain(spec, components):
         return components
     return tf_datasets.decoded_element(spec, components)
+
+
+def _are_plain(spec: Any, components: Sequence[Any]) -> bool:
+    """Whether an element is made of tensors alone, which its components are then."""
+    leaves = tf.nest.flatten(spec)
+    is_plain = all(type(leaf) is tf.TensorSpec for leaf in leaves)
+    return is_plain and len(leaves) == len(components)
 
 
 def _stacked(optionals: Any, kinds: Sequence[Any]) -> list[Any]:

@@ -1,0 +1,70 @@
+"""A model of many small variables: what is done once for each of them is not done again at each
+step, and what a step writes on its way to its gradients stays out of the state."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import pytest
+import tensorflow as tf
+from trainings import data, record, replayed
+
+from nanreplay import Capture
+
+VARIABLES, STEPS, BAD_STEP = 40, 8, 6
+
+
+class ManyWeights(keras.layers.Layer):  # type: ignore[misc]
+    """Adds many small weights to its input, and counts its calls in a variable that it reads."""
+
+    def build(self, shape: Any) -> None:
+        self.added = [self.add_weight(shape=shape[-1:]) for _ in range(VARIABLES)]
+        self.calls = tf.Variable(1.0, trainable=False)
+
+    def call(self, x: Any) -> Any:
+        return (x + sum(self.added)) / self.calls.assign_add(1.0, read_value=True)
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int]:
+    """The capture of a training, and how many variables were made beside those of the model."""
+    path = tmp_path_factory.mktemp("many") / "run.h5"
+    keras.utils.set_random_seed(1)
+    model = keras.Sequential([keras.Input((3,)), ManyWeights(), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.01, momentum=0.9), "mse", jit_compile=False)
+    made = 0
+
+    def count(make: Any, **arguments: Any) -> Any:
+        nonlocal made
+        made += 1
+        return make(**arguments)
+
+    with tf.variable_creator_scope(count):
+        assert record(path, model, *data(BAD_STEP, steps=STEPS)) == BAD_STEP
+    return path, made
+
+
+def test_the_window_runs_again_without_new_variables_for_each_step(
+    recorded: tuple[Path, int],
+) -> None:
+    _, made = recorded
+    # One of each for the optimizer, and one for each run of the window: to confirm, and to prove.
+    assert made < 6 * VARIABLES
+
+
+def test_gradients_are_those_of_the_step_though_it_writes_what_it_reads(
+    recorded: tuple[Path, int],
+) -> None:
+    path, _ = recorded
+    with Capture(path) as capture:
+        assert capture.incident.bit_exact
+        counter = next(i for i, info in enumerate(capture.variables_info) if info.role == "state")
+        assert capture.state(BAD_STEP)[counter] == 1.0 + BAD_STEP
+        norms = capture.matrix("gradient_norm").loc[: BAD_STEP - 1].to_numpy()
+        losses = capture.timeline()["loss"].to_numpy()[:BAD_STEP]
+    results = replayed(path)
+    assert all(result.bit_exact for result in results)
+    assert [result.loss for result in results][:BAD_STEP] == pytest.approx(losses.tolist())
+    assert (norms > 0).all()
