@@ -224,6 +224,13 @@ class Capture:
                 self._numbered_arrays(f"batches/{step}/fed"),
             )
 
+    def batch_program(self, step: int) -> str:
+        """Id of the program of `step`, "" where it has none; reads no arrays."""
+        self._check_held("batches", str(step))
+        with self._reading(f"the batch of step {step}"):
+            about = read_json(self._item(f"batches/{step}/about"))
+            return str(typed(str, about["program"], "the program of the batch"))
+
     @property
     def frames(self) -> tuple[Frame, ...]:
         """Python frames of the program's ops."""
@@ -381,20 +388,15 @@ class Capture:
 
     def _numbered_arrays(self, group: str) -> tuple[NDArray[Any], ...]:
         """The datasets `0`, `1`, ... of a group; none for a group that was not written."""
-        count = len(self._children.get(group, ()))
-        if not count:
-            return ()
-        opened = self._item(group)
-        return tuple(read_array(item(opened, str(index))) for index in range(count))
+        arrays = self._arrays(group)
+        return tuple(arrays[index] for index in range(len(arrays)))
 
     def _item(self, path: str) -> Any:
         return item(self._file, path)
 
     def _datasets(self, group: str) -> dict[str, NDArray[Any]]:
         names = self._children.get(group, ())
-        if not names:
-            return {}
-        opened = self._item(group)
+        opened = self._item(group) if names else None
         return {name: read_array(item(opened, name)) for name in names}
 
     @contextlib.contextmanager

@@ -346,7 +346,7 @@ class Replay(StepRuns):
 
     def replace_batch(self, step: int, batch: BatchRecord) -> None:
         """From now on, run a step with another input than was recorded of it."""
-        self._batches[step] = batch
+        self._edit_batch(step, batch)
         self._held_states -= {held for held in self._held_states if held > step}
         for known in [known for known in self._states if known > step]:
             self._states.drop(known)  # reached through the input that was replaced

@@ -37,9 +37,14 @@ from nanreplay.records import (
 from nanreplay.replay.provenance import FeedKind
 from nanreplay.replay.replay_programs import Program
 
+BATCHES_BYTES = 2**29
+"""What batches that were read may take together, unless the one in use alone is larger."""
+
 
 class RecordedSteps:
-    """The steps of a capture with their programs and batches, each read once; runs nothing.
+    """The steps of a capture with their programs and batches; runs nothing.
+
+    Each is read once, but for batches that are too large to be kept.
 
     Args:
         capture: An open capture.
@@ -54,6 +59,10 @@ class RecordedSteps:
         self._trust = trust
         self._programs: dict[str, Program] = {}
         self._batches: dict[int, BatchRecord] = {}
+        self._batches_bytes = 0
+        """What those take that were read, and can be read again."""
+        self._edited: set[int] = set()
+        """Steps whose batches are not those of the file."""
         self._steps: tuple[int, ...] | None = None
         self._losses: dict[int, float] | None = None
         self._sources: tuple[Sequence[Sequence[int]], Sequence[Frame]] | None = None
@@ -90,7 +99,8 @@ class RecordedSteps:
         previous: int | None = None
         for step in self.capture.steps:
             follows = previous is not None and step == previous + 1
-            has_program = bool(self.batch(step).program)
+            known = self._batches.get(step)
+            has_program = bool(self.capture.batch_program(step) if known is None else known.program)
             if has_program and (step in keyframes or follows):
                 previous = step
                 yield step
@@ -156,9 +166,29 @@ class RecordedSteps:
 
     def batch(self, step: int) -> BatchRecord:
         """Return the input of a step."""
-        if step not in self._batches:
-            self._batches[step] = self.capture.batch(step)
-        return self._batches[step]
+        batch = self._batches.pop(step, None)
+        if batch is None:
+            batch = self.capture.batch(step)
+            self._batches_bytes += _size_bytes(batch)
+            if self._batches_bytes > BATCHES_BYTES:
+                self._forget_batches()
+        self._batches[step] = batch  # the one asked for last is at the end
+        return batch
+
+    def _forget_batches(self) -> None:
+        """Let go of batches that were read, the one asked for last at the end."""
+        for step in [known for known in self._batches if known not in self._edited]:
+            if self._batches_bytes <= BATCHES_BYTES:
+                break
+            self._batches_bytes -= _size_bytes(self._batches.pop(step))
+
+    def _edit_batch(self, step: int, batch: BatchRecord) -> None:
+        """Take another input than the file has for a step."""
+        known = self._batches.get(step)
+        if known is not None and step not in self._edited:
+            self._batches_bytes -= _size_bytes(known)
+        self._edited.add(step)
+        self._batches[step] = batch
 
     def timeline_loss(self, step: int) -> float | None:
         """Return the loss of a step as the timeline has it."""
@@ -193,6 +223,10 @@ class RecordedSteps:
     def inputs_of(self, step: int) -> Mapping[str, Sequence[str]]:
         """Return the names of the tensors that each op of the step's main graph takes."""
         return self.program(step).inputs_of
+
+
+def _size_bytes(batch: BatchRecord) -> int:
+    return sum(as_array(array).nbytes for array in (*batch.arrays, *batch.overrides.values()))
 
 
 def in_words(steps: Sequence[int]) -> str:

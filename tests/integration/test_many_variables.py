@@ -3,6 +3,7 @@ step, and what a step writes on its way to its gradients stays out of the state.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,8 @@ import pytest
 import tensorflow as tf
 from trainings import data, record, replayed
 
-from nanreplay import Capture
+from nanreplay import Capture, Replay
+from nanreplay.replay import step_results
 
 VARIABLES, STEPS, BAD_STEP = 40, 8, 6
 
@@ -68,3 +70,28 @@ def test_gradients_are_those_of_the_step_though_it_writes_what_it_reads(
     assert all(result.bit_exact for result in results)
     assert [result.loss for result in results][:BAD_STEP] == pytest.approx(losses.tolist())
     assert (norms > 0).all()
+
+
+def test_steps_are_known_without_reading_batches_and_batches_without_room_are_read_again(
+    recorded: tuple[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = recorded
+    read: list[int] = []
+    original = Capture.batch
+
+    def batch(capture: Capture, step: int) -> Any:
+        read.append(step)
+        return original(capture, step)
+
+    monkeypatch.setattr(Capture, "batch", batch)
+    monkeypatch.setattr(step_results, "BATCHES_BYTES", 1)
+    with Capture(path) as capture, Replay(capture) as replay:
+        assert replay.steps == tuple(range(BAD_STEP + 1))
+        assert not read
+        for _ in range(2):
+            assert all(result.bit_exact for result in replay.run_window())
+        assert read.count(0) == 2
+        changed = replace(replay.batch(0), fingerprint=None)
+        replay.replace_batch(0, changed)
+        replay.run_window()
+        assert replay.batch(0) is changed, "an input that was replaced is not in the file"
