@@ -21,6 +21,7 @@ from nanreplay.bisect.tensor_stats import (
     Mask,
     dtype_name,
     first_index,
+    first_indices,
     is_float,
     is_opaque,
     measure,
@@ -49,7 +50,7 @@ def _describe_array(scene: Scene, suspect: Suspect) -> Origin:
     value = trace.value(suspect.leaf)
     path = trace.runner.batch(scene.step).paths[trace.feed(suspect.leaf)[1]]
     first_bad = np.zeros(np.shape(value), bool)
-    first_bad[tuple(np.argwhere(suspect.masks[0])[0])] = True
+    first_bad[first_index(suspect.masks[0])] = True
     array = _operand(name_of(trace, suspect.leaf), value, first_bad)
     return Origin(
         step=scene.step,
@@ -121,8 +122,7 @@ def masks_with_outputs(fact: Fact, suspect: Suspect) -> dict[int, Mask]:
 def output_facts(value: Any, mask: Mask) -> OutputFacts:
     """Return the facts of an output, given which elements the op made bad."""
     stat = measure(value)
-    shown = np.argwhere(mask)[:_SHOWN_INDICES]
-    indices = tuple(tuple(map(int, index)) for index in shown)
+    indices = tuple(first_indices(mask, _SHOWN_INDICES))
     first = number(as_array(value)[first_index(mask)]) if indices else None
     return OutputFacts(stat.dtype, stat.shape, stat.nonfinite, stat.size, indices, first)
 

@@ -266,6 +266,23 @@ def first_index(mask: Mask) -> tuple[int, ...]:
     return tuple(map(int, np.unravel_index(int(np.argmax(mask)), mask.shape)))
 
 
+def first_indices(mask: Mask, most: int) -> list[tuple[int, ...]]:
+    """Return the indices of the first marked elements, in order.
+
+    `np.argwhere` makes a row of each marked element, which of a large tensor that is all NaN takes
+    many times the tensor's memory.
+    """
+    flat, places = mask.reshape(-1), []
+    for start in range(0, flat.size, _PIECE):
+        places += (np.flatnonzero(flat[start : start + _PIECE])[:most] + start).tolist()
+        if len(places) >= most:
+            break
+    found = []
+    for place in places[:most]:
+        found.append(tuple(map(int, np.unravel_index(place, mask.shape))))
+    return found
+
+
 def number(element: Any) -> float | int | bool | str | None:
     """Return one element as a plain Python number; a complex one as text."""
     scalar = as_array(element)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from nanreplay.bisect.tensor_stats import first_index
 from nanreplay.capture import Capture
 from nanreplay.capture.arrays import as_array
 from nanreplay.diff.diff_findings import ArrayDifference, Changed, Value
@@ -49,7 +50,7 @@ def compare(name: str, left: Any, right: Any) -> ArrayDifference | None:
     unequal = differing(left, right)
     if not unequal.any():
         return None
-    index = tuple(map(int, np.argwhere(unequal)[0])) if unequal.ndim else ()
+    index = first_index(unequal)
     return ArrayDifference(
         name=name,
         elements=int(unequal.sum()),

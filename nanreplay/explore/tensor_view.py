@@ -21,6 +21,7 @@ from nanreplay.bisect.tensor_stats import (
     Mask,
     TensorStat,
     dtype_name,
+    first_indices,
     measure,
     nonfinite,
 )
@@ -166,7 +167,7 @@ def view_tensor(
     bad = nonfinite(array) if kind in FLOATS else np.zeros(array.shape, bool)
     # Masks of -inf fill tensors with infinities that did no harm: those that failed come first.
     shown = bad if failing is None or failing.shape != bad.shape or not failing.any() else failing
-    indices = tuple(tuple(map(int, index)) for index in np.argwhere(shown)[:_LISTED])
+    indices = tuple(first_indices(shown, _LISTED))
     finite = _finite(array)
     mean, deviation = (float(finite.mean()), float(finite.std())) if finite.size else (None, None)
     wanted = at

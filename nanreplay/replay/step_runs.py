@@ -17,9 +17,10 @@ from nanreplay.program.nonfinite_values import nonfinite_kind
 from nanreplay.records import BatchRecord, Trigger
 from nanreplay.replay.determinism import OpDeterminism, begun_anew
 from nanreplay.replay.matrix_changes import MatrixChange, change_between, matrices_in
+from nanreplay.replay.recorded_steps import RecordedSteps, in_words
 from nanreplay.replay.replay_programs import Mode, Program
 from nanreplay.replay.replay_state import KnownStates, LiveState
-from nanreplay.replay.step_results import RecordedSteps, StepResult, compare_step, in_words
+from nanreplay.replay.step_results import StepResult, compare_step
 
 T = TypeVar("T")
 

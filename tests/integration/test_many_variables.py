@@ -13,7 +13,7 @@ import tensorflow as tf
 from trainings import data, record, replayed
 
 from nanreplay import Capture, Replay
-from nanreplay.replay import step_results
+from nanreplay.replay import recorded_steps
 
 VARIABLES, STEPS, BAD_STEP = 40, 8, 6
 
@@ -84,7 +84,7 @@ def test_steps_are_known_without_reading_batches_and_batches_without_room_are_re
         return original(capture, step)
 
     monkeypatch.setattr(Capture, "batch", batch)
-    monkeypatch.setattr(step_results, "BATCHES_BYTES", 1)
+    monkeypatch.setattr(recorded_steps, "BATCHES_BYTES", 1)
     with Capture(path) as capture, Replay(capture) as replay:
         assert replay.steps == tuple(range(BAD_STEP + 1))
         assert not read

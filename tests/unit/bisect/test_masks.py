@@ -13,6 +13,7 @@ from nanreplay.bisect.tensor_stats import (
     Outline,
     both,
     either,
+    first_indices,
     inf_mask,
     is_some,
     nan_mask,
@@ -75,3 +76,13 @@ def test_an_outline_is_bad_where_the_tensor_is(bad: list[float], test: Any) -> N
     outline = Outline(tensor, all_nan=is_nan, all_finite=is_finite)
     assert np.array_equal(test(outline), test(np.asarray(outline)))
     assert np.array_equal(test(outline), test(tensor))
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (70_000,), (5, 40, 1000), (0, 3)], ids=str)
+@pytest.mark.parametrize("share", [0.0, 1e-4, 0.5, 1.0])
+def test_the_first_marked_elements_are_those_that_argwhere_tells(
+    shape: tuple[int, ...], share: float
+) -> None:
+    mask = np.asarray(np.random.default_rng(0).random(shape) < share)
+    told = [tuple(map(int, index)) for index in np.argwhere(mask)[:10]]
+    assert first_indices(mask, 10) == told
