@@ -27,6 +27,7 @@ def model() -> Any:
     keras.utils.set_random_seed(1)
     made = keras.Sequential([keras.layers.Dense(2)])
     made.compile("sgd", "mse", jit_compile=False)
+    made.build((None, 3))
     return made
 
 

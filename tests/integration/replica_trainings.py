@@ -80,6 +80,9 @@ def fit(path: Path | None, strategy: Any, build: Any, data: Any, *, scaled: bool
             optimizer=keras.optimizers.LossScaleOptimizer(optimizer) if scaled else optimizer,
             loss="mse",
         )
+        if build is dense:  # the other model makes its variables in the first step
+            model.build((None, 2))
+            model.optimizer.build(model.trainable_variables)
     batches = tf.data.Dataset.from_tensor_slices(data).batch(ROWS * strategy.num_replicas_in_sync)
     with contextlib.suppress(NonFiniteError):
         model.fit(

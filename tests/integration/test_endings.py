@@ -19,7 +19,7 @@ import tensorflow as tf
 import warm_python
 from conftest import environment
 from endings import At
-from trainings import BATCH, assert_same_bits, data, replayed
+from trainings import BATCH, assert_same_bits, data, replayed, with_all_variables
 
 from nanreplay import AttachError, Capture, NonFiniteError, Recorder
 from nanreplay.recorder import signals
@@ -98,7 +98,8 @@ def small_model() -> Any:
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.layers.Dense(1)])
     model.compile(keras.optimizers.SGD(momentum=0.9), "mse", jit_compile=False)
-    return model
+    model.build((None, 3))
+    return with_all_variables(model)
 
 
 def fit(*callbacks: Any, model: Any = None, bad_step: int | None = None, **options: Any) -> Any:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from trainings import replayed
+from trainings import replayed, with_all_variables
 
 from nanreplay import Capture, NonFiniteError, Recorder
 from nanreplay.recorder import dump_proof, pace, room
@@ -64,6 +64,12 @@ def samples(nan_at: int | None = None) -> tuple[Any, Any]:
     return x, y
 
 
+def compiled(model: Any, *loss: Any, optimizer: Any = "adam", **options: Any) -> Any:
+    model.compile(optimizer, *loss, **options)
+    model(keras.Input((FEATURES,)))  # makes its variables
+    return with_all_variables(model)
+
+
 def wide_model() -> Any:
     keras.utils.set_random_seed(0)
     return keras.Sequential(
@@ -96,7 +102,7 @@ def test_a_variable_that_turns_nan_between_two_measurements_is_dated_to_its_step
 ) -> None:
     path, model = tmp_path / "run.h5", Broken(BAD_STEP)
     keras.utils.set_random_seed(0)
-    model.compile("adam", jit_compile=jit_compile)
+    compiled(model, jit_compile=jit_compile)
     assert fit(model, Recorder(path)) == BAD_STEP
     with Capture(path) as capture:
         incident = capture.incident
@@ -117,7 +123,7 @@ def test_a_variable_that_turns_nan_in_the_last_step_is_seen_as_training_ends(
     tmp_path: Path,
 ) -> None:
     model = Broken(STEPS - 1)
-    model.compile("adam")
+    compiled(model)
     assert fit(model, Recorder(tmp_path / "run.h5")) == STEPS - 1
     assert [result.finite for result in replayed(tmp_path / "run.h5")][-2:] == [True, False]
 
@@ -126,14 +132,14 @@ def test_without_its_keyframe_the_step_that_was_seen_to_fail_is_the_incident(
     tmp_path: Path,
 ) -> None:
     path, model = tmp_path / "run.h5", Broken(BAD_STEP)
-    model.compile("adam")
+    compiled(model)
     with pytest.warns(UserWarning, match="do not hold one copy of the state"):
         assert fit(model, Recorder(path, memory_limit="64KiB", disk_limit="64KiB")) >= BAD_STEP
 
 
 def test_a_loss_is_seen_in_its_step(tmp_path: Path) -> None:
     path, model = tmp_path / "run.h5", wide_model()
-    model.compile("adam", "mse")
+    compiled(model, "mse")
     assert fit(model, Recorder(path), nan_at=BAD_STEP) == BAD_STEP
     with Capture(path) as capture:
         measured = capture.timeline()["measured"].tolist()
@@ -156,7 +162,7 @@ def test_a_step_that_measures_less_is_as_bit_exact_and_its_norms_are_known(
 ) -> None:
     monkeypatch.setattr(dump_proof, "QUICK_S", 1e9)
     path, model = tmp_path / "run.h5", wide_model()
-    model.compile("adam", "mse")
+    compiled(model, "mse")
     fit(model, Recorder(path, window=STEPS), nan_at=STEPS - 1)
     with Capture(path) as capture:
         healthy = slice(STEPS - 1)
@@ -180,7 +186,7 @@ def test_of_a_large_state_gradients_of_the_step_that_failed_and_weights_before_i
     monkeypatch.setattr(dump_proof, "QUICK_S", quick_s)
     monkeypatch.setattr(room, "LARGE_STATE_BYTES", 0)
     path, model = tmp_path / "run.h5", Broken(BAD_STEP)
-    model.compile("adam")
+    compiled(model)
     assert fit(model, Recorder(path)) == BAD_STEP
     with Capture(path) as capture:
         assert not any(capture.weights(step) for step in capture.steps)

@@ -13,7 +13,14 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from trainings import assert_same_bits, data, record, replayed, weights_after
+from trainings import (
+    assert_same_bits,
+    data,
+    record,
+    replayed,
+    weights_after,
+    with_all_variables,
+)
 
 from nanreplay import Capture, NonFiniteError, Recorder, Replay
 from nanreplay.bisect import bisect
@@ -36,13 +43,14 @@ class Added(keras.layers.Layer):
 def with_layer(function: Callable[[Any], Any], *, jit_compile: bool = False) -> Any:
     keras.utils.set_random_seed(3)
     layers = [
+        keras.Input((3,)),
         keras.layers.Dense(3, activation="tanh"),
         Added(function, name="added"),
         keras.layers.Dense(1),
     ]
     model = keras.Sequential(layers)
     model.compile("adam", "mse", jit_compile=jit_compile)
-    return model
+    return with_all_variables(model)
 
 
 def normal(x: Any) -> Any:

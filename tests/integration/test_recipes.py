@@ -44,6 +44,8 @@ def train(recorder=None):
     keras.utils.set_random_seed(4)
     keras.mixed_precision.set_global_policy(POLICY)
     random, model, optimizer = np.random.default_rng(0), Model(), OPTIMIZER
+    model([keras.Input((3,)), keras.Input((3,))])
+    optimizer.build(model.trainable_variables)
 
     @tf.function
     def step(batch):

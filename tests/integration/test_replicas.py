@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ import tensorflow as tf
 import warm_python
 from conftest import ROOT, environment
 from replica_trainings import BAD_STEP, ROWS
-from trainings import data, mlp, replayed
+from trainings import data, mlp, replayed, with_all_variables
 from warm_python import WarmProcess
 
 from nanreplay import AttachError, Capture, Recorder
@@ -53,6 +54,7 @@ def several(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return trained(tmp_path_factory.mktemp("several"), REPLICAS)
 
 
+@cache
 def told(path: Path) -> Report:
     return explain(path, fixes="none")
 
@@ -222,6 +224,8 @@ def test_the_size_of_a_batch_stays_open_where_keras_leaves_it_open(tmp_path: Pat
             ]
         )
         model.compile(optimizer="adam", loss="mse")
+        model.build((None, 2))
+        with_all_variables(model)
         x, y = data(None, features=2)
         model.fit(
             tf.data.Dataset.from_tensor_slices((x, y)).batch(6),

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from fault_injection import Fault, inject
-from trainings import BATCH, data, record
+from trainings import BATCH, data, record, with_all_variables
 
 from nanreplay import Capture, NonFiniteError, Recorder, Replay
 from nanreplay.diagnose import judge
@@ -36,7 +36,8 @@ def network(optimizer: Any, *, jit: bool = False) -> Any:
         ]
     )
     model.compile(optimizer, "mse", jit_compile=jit)
-    return model
+    model.build((None, 3))
+    return with_all_variables(model)
 
 
 def judged(path: Path) -> tuple[Verdict, int]:
@@ -236,6 +237,7 @@ def test_a_bug_of_the_program_is_never_transient(name: str, jit: bool, tmp_path:
         [keras.layers.Dense(4, dtype=bug.policy), keras.layers.Dense(1, dtype=bug.policy)]
     )
     model.compile(keras.optimizers.SGD(bug.learning_rate), bug.loss, jit_compile=jit)
+    model.build((None, 3))
     x, y = data(None, steps=40)
     if name == "log of zero":
         y[5 * BATCH + 2] = -100.0

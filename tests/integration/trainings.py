@@ -25,8 +25,8 @@ def data(bad_step: int | None = 3, *, features: int = 3, steps: int = STEPS) -> 
     return x, y
 
 
-def mlp(**compile_arguments: Any) -> Any:
-    """A Sequential model with dropout, not built until its first batch."""
+def mlp(*, features: int | None = 3, **compile_arguments: Any) -> Any:
+    """A Sequential model with dropout; without `features` not built until its first batch."""
     keras.utils.set_random_seed(3)
     model = keras.Sequential(
         [
@@ -35,7 +35,22 @@ def mlp(**compile_arguments: Any) -> Any:
             keras.layers.Dense(1, name="out"),
         ]
     )
-    model.compile(**{"optimizer": "adam", "loss": "mse", "jit_compile": False, **compile_arguments})
+    optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
+    usual = {"optimizer": optimizer, "loss": "mse", "jit_compile": False}
+    model.compile(**{**usual, **compile_arguments})
+    if features is not None:
+        model.build((None, features))
+        with_all_variables(model)
+    return model
+
+
+def with_all_variables(model: Any) -> Any:
+    """Make the variables of the optimizer; returns the model.
+
+    A step that makes variables is traced twice by TensorFlow, and tracing is most of the time that
+    a small training takes.
+    """
+    model.optimizer.build(model.trainable_variables)
     return model
 
 

@@ -120,6 +120,8 @@ def fit(path: Path, model: Any, x: Any, y: Any = None, *, window: int = 32, **op
     """Fit until something is not finite."""
     if isinstance(x, (np.ndarray, list, dict)):
         options["batch_size"] = ROWS
+    if model.built:
+        model.optimizer.build(model.trainable_variables)  # else TensorFlow traces the step twice
     model.fit(
         x,
         y,
