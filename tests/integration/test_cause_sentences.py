@@ -11,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from trainings import with_all_variables
 
 from nanreplay import Recorder, explain
 from nanreplay.report.contents import Report
@@ -24,7 +25,7 @@ def report_of(path: Path, loss: Loss, *batch: Any) -> Report:
     """Train a step of `loss(weights, *batch)`, and explain why it is not finite."""
     weights = tf.Variable(tf.ones(3), name="weights")
 
-    @tf.function
+    @tf.function(autograph=False)  # which reads all of this file for each lambda of it
     def step(*arrays: Any) -> Any:
         with tf.GradientTape() as tape:
             value = loss(weights, *arrays)
@@ -222,6 +223,7 @@ def test_the_reader_is_told_what_there_is_none_of(what: str, tmp_path: Path) -> 
 def test_an_epsilon_of_0_is_told(optimizer: Any, tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.compile(optimizer(epsilon=0.0), "mse", jit_compile=False)
+    with_all_variables(model)
     x = X.copy()
     x[:, 1] = 0  # no gradient for this column of weights
     model.fit(x, X[:, :1], verbose=0, callbacks=[Recorder(tmp_path / "run.h5", on_nan="stop")])
@@ -235,6 +237,7 @@ def test_a_rate_of_decay_of_1_is_told_and_an_epsilon_that_is_not_there_is_not_tr
 ) -> None:
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     model.compile(keras.optimizers.Adam(beta_1=1.0), "mse", jit_compile=False)
+    with_all_variables(model)
     model.fit(X, X[:, :1], verbose=0, callbacks=[Recorder(tmp_path / "run.h5", on_nan="stop")])
     report = explain(tmp_path / "run.h5", fixes=["epsilon"])
     assert report.causes[0].sentence.endswith("a power of a decay rate, and that rate is 1.")
