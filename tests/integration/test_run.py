@@ -13,6 +13,7 @@ import warm_python
 from conftest import environment
 
 from nanreplay import Capture
+from nanreplay.commands import run_command_line
 
 Done = subprocess.CompletedProcess[str]
 
@@ -176,15 +177,22 @@ def test_a_module_runs_as_with_m(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_is_told_in_one_line(
-    arguments: tuple[str, ...], says: str, tmp_path: Path
+    arguments: tuple[str, ...],
+    says: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     (tmp_path / "program.py").write_text("print('runs')\n")
     (tmp_path / "folder").mkdir()
-    done = run(*arguments, folder=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert says in done.stderr
-    assert len(done.stderr.strip().splitlines()) <= 4  # click adds how the command is used
-    assert done.stdout == ""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))  # it puts the program's folder first
+    code = run_command_line(["run", *arguments])
+    printed, told = capfd.readouterr()
+    assert code == 2, told
+    assert says in told
+    assert len(told.strip().splitlines()) <= 4  # click adds how the command is used
+    assert printed == ""
 
 
 def test_each_training_of_a_process_has_a_file(tmp_path: Path) -> None:
