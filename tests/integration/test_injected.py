@@ -47,18 +47,25 @@ ENDS = [
 def assert_harmless(scenario: str, folder: Path, names: list[str] | None, error: Exception) -> None:
     bare, _ = run(scenario, None)
     _, usual = run(scenario, folder / "usual.h5")
-    functions = injected.functions_of(scenario, folder / "all.h5")
+    functions = injected.functions_of(scenario, folder / "all.h5", is_warm=True)
     found = {}
     for name in names or functions:
         found[name] = harm(scenario, folder, functions[name], error, bare, len(usual))
     assert {name: harms for name, harms in found.items() if harms} == {}
 
 
-@pytest.mark.parametrize("scenario", [pytest.param("compiled_loop", marks=pytest.mark.slow), "fit"])
+@pytest.mark.parametrize(
+    ("scenario", "names"),
+    [
+        pytest.param("compiled_loop", SOME, marks=pytest.mark.slow),
+        pytest.param("fit", FIT, marks=pytest.mark.slow),
+        ("built_fit", FIT),
+    ],
+)
 def test_an_error_inside_the_recorder_never_reaches_the_training(
-    tmp_path: Path, scenario: str
+    tmp_path: Path, scenario: str, names: list[str]
 ) -> None:
-    assert_harmless(scenario, tmp_path, FIT if scenario == "fit" else SOME, RuntimeError("a bug"))
+    assert_harmless(scenario, tmp_path, names, RuntimeError("a bug"))
 
 
 def test_an_error_at_either_end_of_an_eager_step_never_reaches_the_training(tmp_path: Path) -> None:
