@@ -4,6 +4,7 @@ has it."""
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,9 +14,8 @@ import numpy as np
 import pytest
 
 from nanreplay import Capture, Replay
-from nanreplay.replay.step_results import Difference
-from nanreplay.report.contents import Report
-from nanreplay.report.explain import explain
+from nanreplay.replay.step_results import Difference, StepResult
+from nanreplay.report.explain import ExplainedReplay, explain_replay
 
 pytestmark = pytest.mark.xdist_group("sample runs")  # one worker explains what they share
 FOLDER = Path(__file__).resolve().parents[2] / "sample_runs"
@@ -105,12 +105,36 @@ def test_a_capture_is_small_and_holds_no_folder_of_the_machine_that_made_it(
     assert {frame.file for frame in capture.frames} == {f"{name}.py"}
 
 
+@dataclass(frozen=True)
+class Examined:
+    """A sample run that was replayed and explained."""
+
+    results: list[StepResult]
+    explained: ExplainedReplay
+
+
+Examine = Callable[[str], Examined]
+
+
+@pytest.fixture(scope="module")
+def examine() -> Iterator[Examine]:
+    """Replays and explains a sample run, once for all tests; its replay stays open."""
+    with ExitStack() as opened:
+
+        @cache
+        def once(name: str) -> Examined:
+            capture = opened.enter_context(Capture(FOLDER / f"{name}.h5"))
+            replay = opened.enter_context(Replay(capture))
+            return Examined(replay.run_window("recorded"), explain_replay(replay))
+
+        yield once
+
+
 @each_run
 def test_replaying_turns_non_finite_at_the_incident_and_not_before(
-    name: str, capture: Capture
+    name: str, capture: Capture, examine: Examine
 ) -> None:
-    with Replay(capture) as replay:
-        results = replay.run_window("recorded")
+    results = examine(name).results
 
     incident = EXPECTED[name].step
     assert capture.incident.step == incident
@@ -119,15 +143,9 @@ def test_replaying_turns_non_finite_at_the_incident_and_not_before(
     assert [each for each in before if far_off(each)] == []
 
 
-@cache
-def bisected(name: str) -> Report:
-    """What bisecting a sample run says, without fixes; asked once a process."""
-    return explain(FOLDER / f"{name}.h5", fixes="none")
-
-
 @each_run
-def test_bisecting_names_phase_op_layer_and_rows(name: str) -> None:
-    report, expected = bisected(name), EXPECTED[name]
+def test_bisecting_names_phase_op_layer_and_rows(name: str, examine: Examine) -> None:
+    report, expected = examine(name).explained.report(), EXPECTED[name]
 
     origin = report.findings.origin
     assert origin is not None, report.sentence
@@ -146,14 +164,14 @@ def test_bisecting_names_phase_op_layer_and_rows(name: str) -> None:
     )
 
 
-def test_the_time_step_of_an_exploding_recurrent_network_is_named() -> None:
-    origin = bisected("exploding_rnn").findings.origin
+def test_the_time_step_of_an_exploding_recurrent_network_is_named(examine: Examine) -> None:
+    origin = examine("exploding_rnn").explained.bisection.findings.origin
     assert origin is not None
     assert [0 < loop.iteration < 300 for loop in origin.loop] == [True]
 
 
-def test_a_divergence_is_traced_to_its_beginning() -> None:
-    root = bisected("learning_rate_too_high").findings.root
+def test_a_divergence_is_traced_to_its_beginning(examine: Examine) -> None:
+    root = examine("learning_rate_too_high").explained.bisection.findings.root
     assert root is not None
     assert root.step < 5
     assert "grew" in root.reason
@@ -178,10 +196,10 @@ def test_a_divergence_is_traced_to_its_beginning() -> None:
     ],
 )
 def test_what_people_try_by_hand_is_tried_on_the_recording(
-    name: str, helps: str, does_not_help: str | None
+    name: str, helps: str, does_not_help: str | None, examine: Examine
 ) -> None:
     given = [helps, *([does_not_help] if does_not_help else [])]
-    results = explain(FOLDER / f"{name}.h5", fixes=given).fixes
+    results = examine(name).explained.report(given).fixes
 
     assert [result.prevents for result in results[: len(given)]] == [True, False][: len(given)], (
         results
