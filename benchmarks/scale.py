@@ -159,12 +159,17 @@ def steps_table(found: dict[str, Any]) -> str:
         recorded["steps"], bare["resident_mib"], recorded["resident_mib"], strict=True
     ):
         rows.append([f"{step:,}", *(f"{size:.1f}" for size in sizes)])
-    lowest, highest = recorded["older_losses"]
+    older = "all of them"
+    if recorded["older_rows"]:
+        lowest, highest = recorded["older_losses"]
+        older = (
+            f"{recorded['older_rows']:,} of them before the last ones that are all there, none "
+            f"more than {recorded['widest_gap']:,} after another, with losses from {lowest:.3g} "
+            f"to {highest:.3g}"
+        )
     history = (
         f"In the file ({recorded['file_mib']:.1f} MiB): {recorded['rows']:,} steps from step "
-        f"{recorded['first_step']} on, {recorded['older_rows']:,} of them before the last ones "
-        f"that are all there, none more than {recorded['widest_gap']:,} after another, with "
-        f"losses from {lowest:.3g} to {highest:.3g}. A step takes {np.median(bare['step_us']):.0f} "
+        f"{recorded['first_step']} on, {older}. A step takes {np.median(bare['step_us']):.0f} "
         f"microseconds of processor time bare, {np.median(recorded['step_us']):.0f} recorded."
     )
     return "\n".join([table(["steps", "bare MiB", "recorded MiB"], rows), "", history])
