@@ -19,6 +19,9 @@ import warm_python
 from sample_contents import sample_contents
 
 os.environ.pop("GITHUB_ACTIONS", None)  # commands annotate there, and tests look at what they say
+# Traced graphs fill gigabytes with small objects: large pages take a twenty-fifth off the processor
+# time. glibc reads this as a process starts, so it serves the workers of xdist and what they start.
+os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 ROOT = Path(__file__).parents[1]
 FROZEN_BEFORE = pytest.StashKey[str]()
 """The module of tests that last began."""
@@ -48,6 +51,29 @@ def pytest_configure() -> None:
     looking for cycles among them, and all of them live as long as the graph.
     """
     gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Leave datasets untuned, for an iterator that is tuned may wait when it is let go.
+
+    The thread that tunes it asks whether it shall end a moment too early, and then sleeps until its
+    next turn, which is as far away as the iterator is old: 5 s after a training that failed, whose
+    traceback holds the iterator until garbage is collected. No option turns it off for all
+    datasets; each iterator asks this method, which has TensorFlow's debug mode turn it off.
+    """
+    if "tensorflow" not in sys.modules:
+        return  # no test module trains
+    import tensorflow as tf
+    from tensorflow.python.data.ops import dataset_ops
+
+    untuned = tf.data.Options()
+    untuned.autotune.enabled = False
+
+    def apply_options(dataset: Any) -> Any:
+        # a traced step keeps the ops that its user wrote
+        return dataset.with_options(untuned) if tf.executing_eagerly() else dataset
+
+    dataset_ops.DatasetV2._apply_debug_options = apply_options
 
 
 @pytest.hookimpl(tryfirst=True)

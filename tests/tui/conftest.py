@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
+from textual.css.stylesheet import Stylesheet
+
+_PARSED: dict[tuple[Any, ...], list[Any]] = {}
+"""Rules by their text, where it stands, and the colours of the theme."""
 
 
 @pytest.fixture(autouse=True)
@@ -21,6 +27,25 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr("textual._wait.SLEEP_GRANULARITY", 1 / 200)
     monkeypatch.setattr("textual._wait.SLEEP_IDLE", 1 / 2000)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def styles_are_parsed_once() -> None:
+    """Share parsed styles among all apps of the process.
+
+    Each app parses those of all widgets anew, a tenth of the time of these tests. Textual gives
+    the rules of one app to all of its screens, so they bear sharing.
+    """
+    parse = Stylesheet._parse_rules
+
+    def parse_once(self: Stylesheet, *arguments: Any, **named: Any) -> list[Any]:
+        variables = tuple(sorted(self._variables.items()))
+        key = (arguments, tuple(sorted(named.items())), variables)
+        if key not in _PARSED:
+            _PARSED[key] = parse(self, *arguments, **named)
+        return _PARSED[key]
+
+    Stylesheet._parse_rules = parse_once  # type: ignore[method-assign]
 
 
 @pytest.fixture(autouse=True)

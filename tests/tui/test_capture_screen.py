@@ -74,7 +74,9 @@ async def test_the_answer_is_the_library_s_headline_and_cause(made: Made) -> Non
         assert sentence[4:] in text_of(screen, "#why")
 
 
-@pytest.mark.parametrize("size", [(80, 24), (120, 36), (200, 60)])
+@pytest.mark.parametrize(
+    "size", [(80, 24), pytest.param((120, 36), marks=pytest.mark.slow), (200, 60)]
+)
 async def test_every_tab_opens_by_digit_at_every_size(made: Made, size: tuple[int, int]) -> None:
     own = {"overview", "timeline", "source", "whatif", "verdict"}
     async with made().run_test(size=size) as pilot:

@@ -99,7 +99,7 @@ async def test_tensorflow_is_loaded_once_however_impatient_the_user_is(
     monkeypatch.setattr(engine_module, "PATIENCE_S", 0.05)
     monkeypatch.setattr(engine_module, "PATIENCE_WITH_REPLACED_S", 0.05)
     before = await engine.run(Small("x"))
-    running = asyncio.ensure_future(engine.run(Loading("x", pause_s=0.5)))
+    running = asyncio.ensure_future(engine.run(Loading("x", pause_s=0.2)))
     await until(lambda: engine.progress is not None and engine.progress.line == LOADING)
     if way == "replaced":
         running.cancel()
@@ -115,7 +115,7 @@ async def test_a_task_that_a_newer_one_replaced_has_more_time_to_stop(
 ) -> None:
     monkeypatch.setattr(engine_module, "PATIENCE_S", 0.05)
     before = await engine.run(Small("x"))
-    running = asyncio.ensure_future(engine.run(Small("x", pause_s=0.5, deaf=True)))
+    running = asyncio.ensure_future(engine.run(Small("x", pause_s=0.2, deaf=True)))
     await until(lambda: engine.progress is not None and engine.progress.line == "counting")
     running.cancel()
     assert await engine.run(Small("x")) == before

@@ -82,8 +82,20 @@ async def test_the_report_marks_the_line_with_its_values_and_names_the_sample() 
         assert all(line.startswith("    ") for line in wrapped)  # it goes on further in
 
 
-@pytest.mark.parametrize("name", ["log_of_zero", "exploding_rnn", "float16_overflow"])
-@pytest.mark.parametrize("size", [(80, 24), (120, 40), (200, 60)])
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [
+        ("log_of_zero", (80, 24)),
+        ("log_of_zero", (120, 40)),
+        pytest.param("log_of_zero", (200, 60), marks=pytest.mark.slow),
+        ("exploding_rnn", (80, 24)),
+        pytest.param("exploding_rnn", (120, 40), marks=pytest.mark.slow),
+        pytest.param("exploding_rnn", (200, 60), marks=pytest.mark.slow),
+        pytest.param("float16_overflow", (80, 24), marks=pytest.mark.slow),
+        pytest.param("float16_overflow", (120, 40), marks=pytest.mark.slow),
+        ("float16_overflow", (200, 60)),
+    ],
+)
 async def test_no_line_is_said_twice_and_kinds_are_words(name: str, size: tuple[int, int]) -> None:
     async with made(name).run_test(size=size) as pilot:
         screen = await settled(pilot)

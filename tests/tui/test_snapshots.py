@@ -102,8 +102,22 @@ def test_tabs_in_few_colours(
     assert snap_compare(app, terminal_size=size, run_before=keys("2", "8", "9", "1"))
 
 
-@pytest.mark.parametrize("size", SIZES, ids=lambda size: f"{size[0]}x{size[1]}")
-@pytest.mark.parametrize("pressed", ["y", "e", "question_mark", "ctrl+o"])
+@pytest.mark.parametrize(
+    ("pressed", "size"),
+    [
+        pytest.param(pressed, size, id=f"{pressed}-{size[0]}x{size[1]}", marks=marks)
+        for pressed, size, marks in (
+            ("y", SIZES[0], ()),
+            ("y", SIZES[1], pytest.mark.slow),
+            ("e", SIZES[0], pytest.mark.slow),
+            ("e", SIZES[1], ()),
+            ("question_mark", SIZES[0], ()),
+            ("question_mark", SIZES[1], ()),
+            ("ctrl+o", SIZES[0], ()),
+            ("ctrl+o", SIZES[1], pytest.mark.slow),
+        )
+    ],
+)
 def test_what_opens_above(snap_compare: Compare, pressed: str, size: tuple[int, int]) -> None:
     assert snap_compare(opened("log_of_zero"), terminal_size=size, run_before=keys(pressed))
 

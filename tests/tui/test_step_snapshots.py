@@ -38,8 +38,22 @@ def pressing(*keys: str) -> Callable[[Pilot[Any]], Any]:
     return press
 
 
-@pytest.mark.parametrize("size", SIZES, ids=["80x24", "160x50"])
-@pytest.mark.parametrize("key", ["3", "4", "5", "6"], ids=["bisect", "dataflow", "tensor", "batch"])
+@pytest.mark.parametrize(
+    ("key", "size"),
+    [
+        pytest.param(key, size, id=f"{pane}-{size[0]}x{size[1]}", marks=marks)
+        for pane, key, size, marks in (
+            ("bisect", "3", SIZES[0], ()),
+            ("bisect", "3", SIZES[1], ()),
+            ("dataflow", "4", SIZES[0], ()),
+            ("dataflow", "4", SIZES[1], pytest.mark.slow),
+            ("tensor", "5", SIZES[0], pytest.mark.slow),
+            ("tensor", "5", SIZES[1], ()),
+            ("batch", "6", SIZES[0], ()),
+            ("batch", "6", SIZES[1], pytest.mark.slow),
+        )
+    ],
+)
 def test_a_pane(snap_compare: Compare, key: str, size: tuple[int, int]) -> None:
     assert snap_compare(app_of("log_of_zero"), terminal_size=size, run_before=pressing(key))
 
