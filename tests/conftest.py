@@ -45,12 +45,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_configure() -> None:
-    """Collect garbage between tests and not within them.
+    """Collect garbage between tests and not within them, and wait for no disk.
 
     Tracing a step makes so many objects that a fifth of the processor time of a training went into
-    looking for cycles among them, and all of them live as long as the graph.
+    looking for cycles among them, and all of them live as long as the graph. A capture is synced
+    twice, which takes a disk some 15 ms; `test_temporary.py` looks at what is synced, and when.
     """
     gc.disable()
+    os.fsync = lambda descriptor: None
 
 
 def pytest_collection_finish() -> None:

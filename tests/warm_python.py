@@ -171,6 +171,7 @@ def serve(connection: socket.socket) -> Any:
     _import_nanreplay()
     # What the runtime has begun, threads above all, does not survive a fork.
     assert not context.context()._initialized, "importing TensorFlow began its runtime"
+    os.fsync = lambda descriptor: None  # as in the process of the tests
     path = sys.path[1:]
     gc.collect()
     gc.freeze()  # what the imports left is no garbage in any fork

@@ -101,8 +101,9 @@ class Screen:
             await self.settle()
 
     async def type(self, text: str) -> None:
-        named = {":": "colon", " ": "space", ">": "greater_than_sign", ",": "comma"}
-        await self.press(*(named.get(letter, letter) for letter in text))
+        named = {":": "colon", " ": "space", ">": "greater_than_sign", ",": "comma", "-": "minus"}
+        await self.pilot.press(*(named.get(letter, letter) for letter in text))
+        await self.settle()
 
 
 @contextlib.asynccontextmanager

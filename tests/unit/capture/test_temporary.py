@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import posix
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -42,6 +44,24 @@ def test_the_new_file_replaces_the_old_one_when_it_is_whole(tmp_path: Path, hurr
         assert (file.readinto(rest), rest[:2]) == (2, b" a")
     assert target.read_bytes() == b"new a"
     assert os.listdir(tmp_path) == ["run.h5"]
+
+
+@pytest.mark.parametrize("hurried", [False, True])
+def test_content_is_synced_before_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hurried: bool
+) -> None:
+    """A crash of the machine leaves the old file or the new one; not so in a hurry."""
+    target, synced = tmp_path / "run.h5", []
+
+    def fsync(descriptor: int) -> None:
+        posix.fsync(descriptor)
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        synced.append(("folder" if is_folder else "content", target.exists()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with replacing(target, hurried=hurried) as file:
+        file.write(b"new")
+    assert synced == [("content", hurried), ("folder", True)]
 
 
 def test_an_error_of_the_writer_leaves_the_old_file_alone(tmp_path: Path) -> None:
