@@ -129,9 +129,13 @@ def _readable_tree(value: Any) -> Any:
 
 
 def _typed_elements(hint: Any, values: list[Any], what: str) -> tuple[Any, ...]:
-    # the long tables of a capture are lists of texts: one pass in C instead of a call for each
-    if hint is str and all(type(value) is str for value in values):
+    # the long tables of a capture are lists of texts and of integers: passes in C instead of a
+    # call for each
+    kinds = set(map(type, values))
+    if hint is str and kinds == {str}:
         return tuple(map(readable, values))
+    if hint is int and kinds == {int} and max(map(abs, values)) < _LARGEST_INTEGER:
+        return tuple(values)
     return tuple(typed(hint, value, what) for value in values)
 
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from nanreplay.bisect.failing_step import judged_tensors
 from nanreplay.diagnose.faults import KeyframeComparison, is_same_machine
 from nanreplay.errors import ReplayError, UnsafeProgramError
 from nanreplay.program.graph_nodes import data_inputs
@@ -54,6 +55,8 @@ class TrainedWindow:
         """
         numbers = range(self.first, self.replay.incident.step + 1)
         programs = list(dict.fromkeys(self.replay.program(step) for step in numbers))
+        if programs[0].signature.compilation != "eager":
+            programs[0].meanwhile = self._plan
         if is_same_machine(self.replay) and all(map(_may_need_few_optimizers, programs)):
             try:
                 results = self._attempt(programs, is_short=True)
@@ -65,6 +68,11 @@ class TrainedWindow:
                 pass
             forget_optimized()
         return self._attempt(programs, is_short=False)
+
+    def _plan(self) -> None:
+        """Plan the run of the failing step op by op, which comes after the window."""
+        failing = self.replay.incident.step
+        self.replay.plan_ops(failing, judged_tensors(self.replay, failing))
 
     def _part_for(self, program: Program) -> Optimizers:
         """The part of the graph optimizers that most likely gives the bits of all of them."""

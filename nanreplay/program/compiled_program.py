@@ -157,9 +157,6 @@ class CompiledProgram:
             effects=effects,
             jit=jit,
         )
-        left = python_ops(self._function.graph.as_graph_def())
-        if left:
-            raise UnsupportedOpError("PyFunc", left[0], "its Python function is not in the capture")
         self.written = self._written()
         """Indices of the captured variables that a call may write, in ascending order."""
         self._call = self._function
@@ -278,6 +275,7 @@ def _imported(
     recorded = [name for name in fetches if name != _PROBE]
     try:
         needed = needed_part(graph, list(map(op_name, (*feeds, *recorded, *probe, *effects))))
+        _check_python(needed)
         for _, node in all_nodes(needed):
             node.device = ""  # that of the training may not be here
         if not jit:  # XLA has a form of each op for each device
@@ -293,6 +291,13 @@ def _imported(
         )
     except (KeyError, ValueError, tf.errors.OpError) as error:
         raise ReplayError(f"The recorded program cannot be imported: {error}") from error
+
+
+def _check_python(graph: Any) -> None:
+    """Refuse a graph that is left with ops that call Python, before it is imported."""
+    left = python_ops(graph)
+    if left:
+        raise UnsupportedOpError("PyFunc", left[0], "its Python function is not in the capture")
 
 
 def _build(graph: Any, probe: Sequence[str]) -> None:

@@ -365,3 +365,15 @@ def fingerprint_after(
         variables=variables,
         recorded=recorded,
     )
+
+
+def loss_added(before: tuple[float, float], after: tuple[float, float]) -> float:
+    """The loss of one step, from (total, count) of a mean of losses before it and after it.
+
+    `(10.0, 4)` and then `(13.0, 5)` give 3.0. A total that was not finite before the step gives the
+    mean; so does one that was reset, as an epoch begins.
+    """
+    total, count = after
+    if before[1] < count and math.isfinite(before[0]):
+        total, count = total - before[0], count - before[1]
+    return total / count if count else math.nan

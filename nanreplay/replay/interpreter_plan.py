@@ -7,7 +7,7 @@ which it fills, and which nobody reads after it.
 
 from __future__ import annotations
 
-import copy
+import dataclasses
 import heapq
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -294,9 +294,7 @@ class Library:
     def _step(self, body: Body, n: int, inputs: tuple[int, ...], first: int) -> Step:
         if n not in body.steps:
             body.steps[n] = self._decoded(body, n)
-        step = copy.copy(body.steps[n])
-        step.inputs, step.first = inputs, first
-        return step
+        return dataclasses.replace(body.steps[n], inputs=inputs, first=first)
 
     def _decoded(self, body: Body, n: int) -> Step:
         """What all plans have in common of a node; slots are filled in by each."""

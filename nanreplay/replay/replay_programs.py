@@ -6,7 +6,6 @@ keeps. A program is checked for ops that reach beyond tensors before anything ru
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -18,14 +17,15 @@ import tensorflow as tf
 from nanreplay.errors import UnsupportedOpError
 from nanreplay.program.collectives import local_program
 from nanreplay.program.compiled_program import CompiledProgram, capture_feed
-from nanreplay.program.fingerprint import fingerprint_after, fingerprint_of
+from nanreplay.program.fingerprint import fingerprint_after, fingerprint_of, loss_added
 from nanreplay.program.float_types import widen
 from nanreplay.program.graph_editor import losses_alone
-from nanreplay.program.graph_nodes import output_types
+from nanreplay.program.graph_nodes import data_inputs, output_types
 from nanreplay.program.lowered_graph import lowered_ops
 from nanreplay.program.nondeterministic_ops import cut_recorded_ops, fed_ops, unrecorded_ops
 from nanreplay.program.safety import check_graph, parse_graph, python_ops
 from nanreplay.records import ArrayLike, ProgramRecord, ops_by_key
+from nanreplay.replay.beside import beside
 from nanreplay.replay.interpreter import ErrorHandler, Interpreter, Observer
 from nanreplay.replay.provenance import FeedKind
 from nanreplay.replay.replay_state import as_type
@@ -97,6 +97,11 @@ class Program:
         """TensorFlow's graph optimizers by which steps as they were trained are compiled; with a
         part of them that takes less time, and may give other bits than training's.
         """
+        self.meanwhile: Callable[[], None] | None = None
+        """Work in Python that is done in another thread while the next compiled step runs.
+
+        TensorFlow compiles it at its first call, for which it takes seconds and no Python.
+        """
         self._compiled: OrderedDict[_CompiledKey, CompiledProgram] = OrderedDict()
 
     @property
@@ -154,7 +159,8 @@ class Program:
         if mode in ("recorded", "graph") and signature.compilation != "eager":
             program = self.compiled(jit=signature.compilation == "xla" and mode == "recorded")
             optimizers = self.optimizers if mode == "recorded" else Optimizers.ALL
-            with optimized_by(optimizers):
+            meanwhile, self.meanwhile = self.meanwhile, None
+            with optimized_by(optimizers), beside(meanwhile):
                 outputs, _ = program(batch, variables, self.record.constants)
             return fingerprint_after(signature, outputs, variables, recorded)
         if signature.watch is not None:
@@ -281,7 +287,7 @@ class Program:
     @cached_property
     def inputs_of(self) -> dict[str, list[str]]:
         """Tensor names of the data inputs of each op of the main graph."""
-        return {node.name: _data_inputs(node) for node in self.graph.node}
+        return {node.name: list(map(_full_name, data_inputs(node))) for node in self.graph.node}
 
     def node(self, name: str) -> NodeFacts:
         """Return what the graph says of an op of its main graph."""
@@ -340,23 +346,42 @@ class Program:
             cancelled: Asked before each op; True ends the run.
             whole_functions: Run compiled functions that an eager step called compiled.
         """
-        targets: list[str] = []
-        if update:
-            gradients = set()
-            for spec in self.signature.gradients:
-                gradients.add(spec.tensor.rpartition(":")[0])
-            own = []
-            for name in gradients & self._nodes.keys():
-                if not self._is_fed(name):
-                    own.append(name)
-            targets = [*self.signature.control_outputs, *sorted(own)]
-        wanted = list(dict.fromkeys([*fetches, *(self.signature.outputs if update else ())]))
+        wanted, targets = self._to_run(fetches, update)
         tensors = self._interpreter.run(
             self.feeds(batch, variables), wanted, targets=targets, given=self.given(batch),
             observer=observer, on_error=on_error, cancelled=cancelled,
             whole_functions=whole_functions,
         )  # fmt: skip
         return dict(zip(wanted, tensors, strict=True))
+
+    def _to_run(self, fetches: Sequence[str], update: bool) -> tuple[list[str], list[str]]:
+        """Return the tensors that a run gives, and the ops that it runs for their effect."""
+        if not update:
+            return list(dict.fromkeys(fetches)), []
+        gradients = set()
+        for spec in self.signature.gradients:
+            gradients.add(spec.tensor.rpartition(":")[0])
+        own = []
+        for name in gradients & self._nodes.keys():
+            if not self._is_fed(name):
+                own.append(name)
+        wanted = list(dict.fromkeys([*fetches, *self.signature.outputs]))
+        return wanted, [*self.signature.control_outputs, *sorted(own)]
+
+    def plan_ops(self, fetches: Sequence[str], *, update: bool = True) -> None:
+        """Plan a run op by op of these arguments, which `run_ops` then need not do; nothing runs.
+
+        A run as it was trained may go on meanwhile in another thread.
+        """
+        wanted, targets = self._to_run(fetches, update)
+        self._interpreter.library.main_plan(self._fed, tuple(wanted), tuple(targets))
+
+    @property
+    def _fed(self) -> tuple[str, ...]:
+        """Names of the tensors that `feeds` gives values for, in its order."""
+        inputs, captures = self.signature.inputs, self.signature.captures
+        names = [*(spec.tensor for spec in inputs), *(spec.tensor for spec in captures)]
+        return tuple(dict.fromkeys(names))
 
     def _is_fed(self, op: str) -> bool:
         return bool(self._nodes[op].op.startswith("Placeholder"))
@@ -416,22 +441,6 @@ class Program:
     def unrecorded(self) -> Sequence[str]:
         """Ops that another run would not repeat and whose outputs were not recorded."""
         return unrecorded_ops(self.graph, self.signature)
-
-
-def loss_added(before: tuple[float, float], after: tuple[float, float]) -> float:
-    """The loss of one step, from (total, count) of a mean of losses before it and after it.
-
-    `(10.0, 4)` and then `(13.0, 5)` give 3.0. A total that was not finite before the step gives the
-    mean; so does one that was reset, as an epoch begins.
-    """
-    total, count = after
-    if before[1] < count and math.isfinite(before[0]):
-        total, count = total - before[0], count - before[1]
-    return total / count if count else math.nan
-
-
-def _data_inputs(node: Any) -> list[str]:
-    return [_full_name(name) for name in node.input if not name.startswith("^")]
 
 
 def _full_name(tensor: str) -> str:

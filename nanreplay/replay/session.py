@@ -250,6 +250,20 @@ class Replay(StepRuns):
         )
         return any(bool(nonfinite_kind(loss)) for loss in fetched.values())
 
+    def plan_ops(self, step: int, fetches: Sequence[str]) -> None:
+        """Make ready what a run of a step op by op needs, and one of its losses in float64.
+
+        Nothing runs, so a step may run meanwhile in another thread.
+
+        Args:
+            step: One of `steps`.
+            fetches: The tensors that `run` will be asked for.
+        """
+        program, losses = self.program(step), self.signature(step).losses
+        program.plan_ops(fetches)
+        if losses and tells_losses(self.signature(step)):
+            program.wide_losses.plan_ops(losses, update=False)
+
     @begun_anew
     def probe(self, step: int) -> Mapping[str, tuple[bool, bool]]:
         """Run a step compiled as it was trained and say what each float tensor holds.

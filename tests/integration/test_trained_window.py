@@ -4,6 +4,7 @@ else all of them."""
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from nanreplay import Capture, NonFiniteError, Recorder, Replay
 from nanreplay.diagnose import judge, trained_window
 from nanreplay.program.compiled_program import CompiledProgram
 from nanreplay.replay import replay_programs
+from nanreplay.replay.beside import beside
+from nanreplay.replay.interpreter_plan import Library
 from nanreplay.tensorflow_internals.tf_functions import Optimizers, optimized_by
 
 
@@ -118,3 +121,35 @@ def test_all_optimizers_run_where_few_may_not_count(
         # The attempt ends at the first step with other bits.
         assert calls == n_steps if why == "other machine" else n_steps < calls < n_steps + 3
         assert replay.program(capture.incident.step).optimizers is Optimizers.ALL
+
+
+def test_the_run_op_by_op_is_planned_while_the_first_step_compiles(
+    capture_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+    plan = Library._plan
+
+    def noted_plan(self: Library, *args: Any) -> Any:
+        threads.append(threading.current_thread())
+        return plan(self, *args)
+
+    monkeypatch.setattr(Library, "_plan", noted_plan)
+    with Capture(capture_path) as capture, Replay(capture) as replay:
+        judge(replay)
+    # the step, and its losses in float64; neither is planned a second time
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+
+
+def test_work_beside_a_block_is_done_after_it_whatever_it_raises() -> None:
+    done = []
+
+    def fail() -> None:
+        done.append(True)
+        raise ValueError("asked again later")
+
+    with beside(fail):
+        pass
+    assert done == [True]
+    with beside(None):
+        pass

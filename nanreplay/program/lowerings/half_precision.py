@@ -19,10 +19,17 @@ _FLOAT = tf.float32.as_datatype_enum
 
 
 def is_half(attrs: Attrs) -> bool:
-    """Whether attributes name a type of half precision."""
-    return any(
-        value.type in _HALF or not _HALF.isdisjoint(value.list.type) for value in attrs.values()
-    )
+    """Whether attributes name a type of half precision.
+
+    A program has tens of thousands of attributes, and few of them are types.
+    """
+    for value in attrs.values():
+        kind = value.WhichOneof("value")
+        if kind == "type" and value.type in _HALF:
+            return True
+        if kind == "list" and not _HALF.isdisjoint(value.list.type):
+            return True
+    return False
 
 
 def lacks_half(op_type: str, attrs: Attrs) -> bool:
