@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import pytest
 import tensorflow as tf
+from trainings import with_all_variables
 
 import nanreplay
 from nanreplay import pytest_plugin
@@ -30,7 +31,7 @@ def model_of(hidden: str) -> Any:
     ]
     model = keras.Sequential(layers)
     model.compile(keras.optimizers.Adam(1e-2), loss="categorical_crossentropy", jit_compile=False)
-    return model
+    return with_all_variables(model)
 
 
 @pytest.fixture

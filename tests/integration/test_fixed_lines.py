@@ -14,6 +14,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from trainings import with_all_variables
 
 from nanreplay import Capture, Recorder, Replay
 from nanreplay.bisect import bisect
@@ -263,6 +264,7 @@ def test_a_rate_far_too_high_is_the_cause_of_what_fails_next_and_a_healthy_rate_
     layers = [keras.layers.Dense(16, activation="relu") for _ in range(3)]
     model = keras.Sequential([keras.Input((WIDTH,)), *layers, keras.layers.Dense(1)])
     model.compile(keras.optimizers.Adam(1e9), "mse", jit_compile=False)
+    with_all_variables(model)
     fitted(tmp_path / "run.h5", model)
 
     report = explain(tmp_path / "run.h5", fixes=["lr=1e-8", "lr=1e-12"])
@@ -357,6 +359,7 @@ def test_an_update_that_nothing_before_it_tells_is_not_skipped(tmp_path: Path) -
     dead = keras.layers.Dense(4, "relu", bias_initializer=keras.initializers.Constant(-9.0))
     model = keras.Sequential([keras.Input((WIDTH,)), dead, keras.layers.Dense(1)])
     model.compile(keras.optimizers.Adam(0.01, epsilon=0.0), "mse", jit_compile=False)
+    with_all_variables(model)
     fitted(tmp_path / "run.h5", model)
 
     (fix,) = explain(tmp_path / "run.h5", fixes=["skip_step"]).fixes

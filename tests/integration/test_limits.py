@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import pytest
 import tensorflow as tf
-from trainings import data, mlp, record, replayed
+from trainings import data, mlp, record, replayed, with_all_variables
 
 from nanreplay import Capture, Recorder
 from nanreplay.commands import run_command_line
@@ -21,7 +21,7 @@ def wide() -> Any:
     layers = [keras.layers.Dense(300, activation="tanh"), keras.layers.Dense(1)]
     model = keras.Sequential([keras.Input((300,)), *layers])
     model.compile("adam", "mse", jit_compile=False)
-    return model
+    return with_all_variables(model)
 
 
 def wide_data() -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from trainings import BATCH, data, record, replayed
+from trainings import BATCH, data, record, replayed, with_all_variables
 
 from nanreplay import Capture, NonFiniteError, Recorder
 
@@ -19,10 +19,14 @@ def model_of(policy: str, optimizer: Any, **compile_arguments: Any) -> Any:
     keras.utils.set_random_seed(0)
     dtype = keras.DTypePolicy(policy)
     model = keras.Sequential(
-        [keras.layers.Dense(8, dtype=dtype), keras.layers.Dense(1, dtype=dtype)]
+        [
+            keras.Input((3,)),
+            keras.layers.Dense(8, dtype=dtype),
+            keras.layers.Dense(1, dtype=dtype),
+        ]
     )
     model.compile(optimizer, "mse", **{"jit_compile": False, **compile_arguments})
-    return model
+    return with_all_variables(model)
 
 
 def assert_only_this_step_fails(path: Path, step: int) -> None:

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 from keras import layers
-from trainings import assert_same_bits, weights_after
+from trainings import assert_same_bits, weights_after, with_all_variables
 
 from nanreplay import Recorder
 
@@ -88,6 +88,7 @@ def trained(
     model = keras.Sequential([*build(), layers.Dense(CLASSES)])
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     model.compile(OPTIMIZERS[optimizer](), loss, jit_compile=jit_compile)
+    with_all_variables(model)
     random = np.random.default_rng(0)
     shape = (BATCH * STEPS, *model.input_shape[1:])
     x = (

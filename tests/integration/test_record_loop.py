@@ -19,7 +19,11 @@ def batches(bad_step: int | None = 3) -> list[Any]:
     return [(x[i * BATCH : (i + 1) * BATCH], y[i * BATCH : (i + 1) * BATCH]) for i in range(STEPS)]
 
 
-def make() -> tuple[Any, Any, Any]:
+def make(*, is_built: bool = True) -> tuple[Any, Any, Any]:
+    """A model, its optimizer and a step; unless `is_built` the first step makes Adam's variables.
+
+    Such a step is traced twice.
+    """
     keras.utils.set_random_seed(3)
     model = keras.Sequential(
         [
@@ -29,7 +33,10 @@ def make() -> tuple[Any, Any, Any]:
             keras.layers.Dense(1),
         ]
     )
-    optimizer = keras.optimizers.Adam(0.01)
+    optimizer: Any = keras.optimizers.Adam(0.01)
+    if is_built:
+        optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
+        optimizer.build(model.trainable_variables)
 
     def step(x: Any, y: Any) -> Any:
         with tf.GradientTape() as tape:
@@ -232,7 +239,7 @@ def test_batches_of_several_shapes_are_several_programs(tmp_path: Path) -> None:
 
 
 def test_dump_writes_a_healthy_window(tmp_path: Path) -> None:
-    model, optimizer, step = make()
+    model, optimizer, step = make(is_built=False)
     with Recorder(tmp_path / "run.h5") as recorder:
         recorded = recorder.wrap(tf.function(step), model=model, optimizer=optimizer)
         run(recorded, batches(None))

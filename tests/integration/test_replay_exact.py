@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import warm_python
 from conftest import environment
-from trainings import BATCH
+from trainings import BATCH, with_all_variables
 
 from nanreplay import Capture, Recorder
 
@@ -99,6 +99,7 @@ def train(path: Path, make: Make, *, jit_compile: bool) -> tuple[Any, float]:
         metrics=["accuracy"],
         jit_compile=jit_compile,
     )
+    with_all_variables(model)
     random = np.random.default_rng(5)
     x, y = random.normal(size=(40, *shape)).astype("float32"), random.integers(0, 4, 40)
     recorder, losses = Recorder(path), LossPerStep()

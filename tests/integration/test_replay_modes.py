@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from trainings import data, mlp, record
+from trainings import data, mlp, record, with_all_variables
 
 from nanreplay import Capture, Recorder, Replay
 from nanreplay.commands import run_command_line
@@ -47,6 +47,7 @@ def test_mixed_precision_dropout_and_batch_normalisation_run_in_float64(tmp_path
     keras.utils.set_random_seed(0)
     model = keras.Sequential(
         [
+            keras.Input((3,)),
             keras.layers.Dense(8, dtype="mixed_float16"),
             keras.layers.BatchNormalization(dtype="mixed_float16"),
             keras.layers.Dropout(0.5, dtype="mixed_float16"),
@@ -54,6 +55,7 @@ def test_mixed_precision_dropout_and_batch_normalisation_run_in_float64(tmp_path
         ]
     )
     model.compile("adam", "mse", jit_compile=False)
+    with_all_variables(model)
     recorder = Recorder(tmp_path / "run.h5")
     x, y = data(None)
     record(tmp_path / "run.h5", model, x, y, recorder=recorder)
@@ -71,7 +73,13 @@ def test_an_op_without_a_float64_kernel_is_told(tmp_path: Path) -> None:
             return tf.nn.local_response_normalization(x)
 
     model = keras.Sequential(
-        [keras.layers.Conv2D(2, 3), Normalisation(), keras.layers.Flatten(), keras.layers.Dense(1)]
+        [
+            keras.Input((6, 6, 1)),
+            keras.layers.Conv2D(2, 3),
+            Normalisation(),
+            keras.layers.Flatten(),
+            keras.layers.Dense(1),
+        ]
     )
     model.compile("sgd", "mse", jit_compile=False)
     recorder = Recorder(tmp_path / "run.h5")

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+from trainings import with_all_variables
 
 from nanreplay import Recorder
 from nanreplay.bisect import op_trace, recent_events
@@ -60,6 +61,7 @@ def capture(request: Any, tmp_path_factory: Any) -> Iterator[str]:
     inputs = keras.Input((WIDTH,))
     model = keras.Model(inputs, keras.layers.Dense(1)(build(inputs)))
     model.compile("adam", "mse", jit_compile=False)
+    with_all_variables(model)
     random = np.random.default_rng(1)
     x = random.uniform(0.5, 1.5, (ROWS * (BAD_STEP + 1), WIDTH)).astype("float32")
     x[ROWS * BAD_STEP + 3, 5] = 0.0

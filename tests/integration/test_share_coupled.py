@@ -39,6 +39,7 @@ def constant_feature(path: Path, *, bad_step: int) -> None:
     keras.utils.set_random_seed(3)
     model = keras.Sequential(
         [
+            keras.Input((4,)),
             keras.layers.BatchNormalization(epsilon=0.0, name="norm"),
             keras.layers.Dense(1, name="out"),
         ]
@@ -58,7 +59,7 @@ def equal_rows(path: Path) -> None:
     x, y = data(None, features=4, steps=12)
     x[3 * BATCH + 5] = x[3 * BATCH + 2]
     keras.utils.set_random_seed(3)
-    model = keras.Sequential([keras.layers.Dense(3, name="embedded")])
+    model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, name="embedded")])
     model.compile("sgd", closeness, jit_compile=False)
     assert record(path, model, x, y, batch_size=BATCH) == 3
 

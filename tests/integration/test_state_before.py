@@ -11,7 +11,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from trainings import data, mlp, record
+from trainings import data, mlp, record, with_all_variables
 
 from nanreplay import Capture, NonFiniteError, Recorder, Replay, explain
 from nanreplay.capture.writer import lazy_contents, write_capture
@@ -161,6 +161,7 @@ def train_to_exception(path: Path) -> None:
     """Record a training whose last step raises."""
     model = keras.Sequential([keras.Input((3,)), Raising(), keras.layers.Dense(1)])
     model.compile("adam", "mse", jit_compile=False)
+    with_all_variables(model)
     x, y = data(None)
     x[-1] = 1e7
     with pytest.raises(tf.errors.InvalidArgumentError):

@@ -6,7 +6,7 @@ from pathlib import Path
 import keras
 import pytest
 import tensorflow as tf
-from train import fit, make_careless_model, make_model
+from train import careless, fit, make_model, quick_model
 
 from nanreplay import NonFiniteError
 
@@ -17,17 +17,17 @@ def seed():
 
 
 def test_a_finite_training_passes(nan_recorder):
-    fit(make_model(), nan_recorder)
+    fit(quick_model(), nan_recorder)
 
 
 def test_a_training_that_turns_nan_fails(nan_recorder):
-    fit(make_careless_model(), nan_recorder)
+    fit(quick_model(careless), nan_recorder)
 
 
 def test_a_swallowed_error_fails(nan_recorder):
     with contextlib.suppress(NonFiniteError):
-        fit(make_careless_model(), nan_recorder)
-    fit(make_model(), nan_recorder)
+        fit(quick_model(careless), nan_recorder)
+    fit(quick_model(), nan_recorder)
     nan_recorder.dump()
     raise AssertionError("the accuracy is low")
 
