@@ -238,7 +238,7 @@ def test_a_tape_outlives_the_last_recording(tmp_path: Path) -> None:
         y = tf.square(x)
     recorder.close()
 
-    @tf.function
+    @tf.function(autograph=False)  # which would convert `install` and all that it calls
     def gradient(x: Any) -> Any:
         with tf.GradientTape() as inner:
             inner.watch(x)

@@ -39,7 +39,7 @@ MODELS: dict[str, tuple[tuple[int, ...], Callable[[], list[Any]]]] = {
         lambda: [keras.layers.PReLU(), keras.layers.LeakyReLU(), keras.layers.Softmax()],
     ),
     "lstm": (
-        (6, 5),
+        (3, 5),
         lambda: [
             keras.layers.LSTM(7, return_sequences=True),
             keras.layers.LSTM(4, recurrent_dropout=0.2),
