@@ -57,7 +57,8 @@ def on(system: str, folder: Path, work: str, *arguments: str) -> tuple[int, str]
 def test_a_capture_is_told_of_reported_and_replayed_on_windows(tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     lines = [
-        f"info|{SAMPLE}", f"report|{SAMPLE}|--html|{page}", f"bisect|{SAMPLE}", f"replay|{SAMPLE}",
+        f"info|{SAMPLE}", f"report|{SAMPLE}|--html|{page}", f"bisect|{SAMPLE}|--no-fixes",
+        f"replay|{SAMPLE}",
     ]  # fmt: skip
     code, text = on("win32", tmp_path, "commands", *lines)
     assert code == 0, text
@@ -110,7 +111,7 @@ def test_a_capture_opens_on_windows(tmp_path: Path) -> None:
 
 
 def test_macos_bisects_and_says_what_only_linux_does(tmp_path: Path) -> None:
-    line = f"bisect|{SAMPLE}|--max-memory|8GiB"
+    line = f"bisect|{SAMPLE}|--no-fixes|--max-memory|8GiB"
     code, text = on("darwin", tmp_path, "one_command", line)
     assert code == 1, text
     (said,) = [entry for entry in text.splitlines() if "--max-memory" in entry]

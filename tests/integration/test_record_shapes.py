@@ -23,15 +23,15 @@ def compiled(model: Any) -> Any:
     return model
 
 
-def test_a_hundred_sequence_lengths_are_one_program(tmp_path: Path) -> None:
+def test_many_sequence_lengths_are_one_program(tmp_path: Path) -> None:
     """As Keras does: the generator says that the length is open."""
     random = np.random.default_rng(0)
 
     def batches() -> Any:
-        for length in range(3, 103):
+        for length in range(3, 43):
             yield (
                 random.integers(0, 20, (4, length)),
-                np.full((4, 1), np.nan if length == 102 else 1.0, "float32"),
+                np.full((4, 1), np.nan if length == 42 else 1.0, "float32"),
             )
 
     keras.utils.set_random_seed(0)
@@ -45,12 +45,12 @@ def test_a_hundred_sequence_lengths_are_one_program(tmp_path: Path) -> None:
         record(
             tmp_path / "run.h5", compiled(keras.Sequential(layers)), batches(), recorder=recorder
         )
-        == 99
+        == 39
     )
     with Capture(tmp_path / "run.h5") as capture:
         assert len(capture.programs) == 1
-        assert capture.batch(50).leaves[0].shape == (4, 53)
-    assert_exact(tmp_path / "run.h5", 100)
+        assert capture.batch(30).leaves[0].shape == (4, 33)
+    assert_exact(tmp_path / "run.h5", 40)
 
 
 def test_a_loop_that_retraces_each_shape_writes_the_programs_of_its_window(tmp_path: Path) -> None:

@@ -66,8 +66,12 @@ def noted(source: Path, target: Path) -> Path:
     return target
 
 
-@pytest.fixture(scope="module")
-def real_run(tmp_path_factory: pytest.TempPathFactory) -> RealRun:
+@pytest.fixture(
+    scope="module",
+    params=["1", pytest.param("2", marks=pytest.mark.slow)],  # each imports TensorFlow
+    ids=["one worker", "two workers"],
+)
+def real_run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> RealRun:
     folder = tmp_path_factory.mktemp("triage")
     (folder / "runs").mkdir()
     shutil.copy(SAMPLES / "log_of_zero.h5", folder / "runs" / "monday.h5")
@@ -77,7 +81,7 @@ def real_run(tmp_path_factory: pytest.TempPathFactory) -> RealRun:
     (folder / "runs" / "cut.h5").write_bytes(content[: len(content) // 2])
     outputs = ("--html", folder / "out.html", "--md", folder / "out.md")
     process = triaged(
-        folder / "runs", "--workers", "2", "--cache", folder / "cache", "--json", *outputs
+        folder / "runs", "--workers", request.param, "--cache", folder / "cache", "--json", *outputs
     )
     return RealRun(folder, process)
 
