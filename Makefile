@@ -41,6 +41,7 @@ coverage: $(VENV)/.installed ## run the tests and say which lines and branches t
 	-$(BIN)/python -m coverage run -m pytest -n $(WORKERS) --dist loadgroup $(ARGS)
 	$(BIN)/python -m coverage combine --quiet
 	$(BIN)/python -m coverage report --sort=-miss
+	$(BIN)/python docs/coverage_table.py
 
 test-kernels: $(VENV)/.installed ## run the tests of captures with kernels of other processors
 	@for kernels in $(KERNELS); do echo "== $$kernels" && \

@@ -342,10 +342,12 @@ def _placed(mask: Mask, bad: Mask, event: OpEvent) -> Mask:
 
     The read gave the value itself, one of its rows, or many values of which it is one row.
     """
-    if mask.shape == bad.shape and event.type != "ResourceGather":
-        return both(mask, bad)
     if event.type == "ResourceGather":
+        return _gathered(mask, bad, as_array(event.inputs[1])[..., np.newaxis])
+    if event.type == "ResourceGatherNd":
         return _gathered(mask, bad, as_array(event.inputs[1]))
+    if mask.shape == bad.shape:
+        return both(mask, bad)
     if bad.shape[1:] == mask.shape:
         return _rows_like(mask, bad, event)
     if mask.shape[1:] == bad.shape and mask.ndim:
@@ -354,11 +356,18 @@ def _placed(mask: Mask, bad: Mask, event: OpEvent) -> Mask:
 
 
 def _gathered(mask: Mask, bad: Mask, indices: NDArray[Any]) -> Mask:
-    """Rows of a table were read: carry the marked elements to the rows they came from."""
-    rows = np.zeros(bad.shape, bool)
-    # `at` because a row may be gathered more than once.
-    np.logical_or.at(rows, indices.reshape(-1), mask.reshape(-1, *bad.shape[1:]))
-    return rows & bad
+    """Parts of a table were read: carry the marked elements to where they came from.
+
+    The last axis of the indices goes over the first axes of the table.
+    """
+    parts = np.zeros(bad.shape, bool)
+    depth = indices.shape[-1]
+    if not depth:
+        return bad
+    marked = mask.reshape(-1, *bad.shape[depth:])
+    # `at` because a part may be gathered more than once.
+    np.logical_or.at(parts, tuple(indices.reshape(-1, depth).T), marked)
+    return parts & bad
 
 
 def _rows_like(mask: Mask, bad: Mask, event: OpEvent) -> Mask:

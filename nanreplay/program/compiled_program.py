@@ -14,7 +14,12 @@ import tensorflow as tf
 from nanreplay.capture.arrays import as_array
 from nanreplay.errors import ReplayError, UnsupportedOpError
 from nanreplay.program.graph_editor import needed_part
-from nanreplay.program.graph_nodes import VARIABLE_READS, avoid_known_functions, op_name
+from nanreplay.program.graph_nodes import (
+    VARIABLE_READS,
+    avoid_known_functions,
+    op_name,
+    read_before_gather,
+)
 from nanreplay.program.lowered_graph import lower_graph
 from nanreplay.program.nondeterministic_ops import cut_recorded_ops, fed_ops
 from nanreplay.program.safety import all_nodes, parse_graph, python_ops
@@ -70,9 +75,10 @@ def compiled_hashes(
         batch: Leaves of the batch.
         variables: `tf.Variable`s by index; the step changes them.
     """
-    graph = tf.Graph()
+    graph, recorded = tf.Graph(), parse_graph(record.graph)
+    read_before_gather(recorded)
     with graph.as_default():
-        tf.graph_util.import_graph_def(parse_graph(record.graph), name="")
+        tf.graph_util.import_graph_def(recorded, name="")
         hashes = [_hashed(graph.get_tensor_by_name(name)) for name in names]
         fetched = tf.stack(hashes, name=_HASHES).name
     signature = record.signature
@@ -281,6 +287,7 @@ def _imported(
         if not jit:  # XLA has a form of each op for each device
             lower_graph(needed)
         avoid_known_functions(needed)
+        read_before_gather(needed)
         wrapped = tf.compat.v1.wrap_function(lambda: _build(needed, probe), [])
         get_tensor = wrapped.graph.get_tensor_by_name
         return tf_functions.function_of_graph(

@@ -411,3 +411,19 @@ def test_an_origin_in_a_loop_has_no_gradient_of_its_own_beside_it(tmp_path: Path
     findings, origin = bisected(train(tmp_path, loss_of, bad=[2.0, 3.0, 3.0]))
     assert (origin.op_type, origin.loop[0].iteration) == ("RealDiv", 2)
     assert findings.other_origins == ()
+
+
+def test_single_elements_that_are_gathered_lead_to_what_made_these(tmp_path: Path) -> None:
+    table = tf.Variable(tf.ones((ROWS, 6)), trainable=False, name="table")
+    places = np.zeros((ROWS, 6, 2), np.int32)
+    places[0, 0] = BAD, 4
+
+    def loss_of(x: Any, y: Any, weight: Any) -> Any:
+        table.assign(tf.concat([x / x, x * tf.math.log(x)], axis=1))
+        loss = tf.reduce_mean(tf.gather_nd(table, places) * weight)
+        table.assign(tf.zeros_like(table))  # so that the loss alone fails
+        return loss
+
+    findings, origin = bisected(train(tmp_path, loss_of, bad=0.0))
+    assert (origin.op_type, origin.rows) == ("Log", (BAD,))
+    assert findings.other_origins == ()
