@@ -103,6 +103,7 @@ def compare_step(
     slots: Sequence[int] = (),
     step_loss: float | None = None,
     recorded_loss: float | None = None,
+    is_changed: bool = False,
 ) -> StepResult:
     """Judge a replayed step and compare it with its recording.
 
@@ -118,6 +119,7 @@ def compare_step(
         slots: Variables of the optimizer, which no fingerprint holds.
         step_loss: The loss of the step where the fingerprint holds a mean of losses only.
         recorded_loss: That of the recorded step.
+        is_changed: Whether the step is meant to be another one, so that only losses are compared.
     """
     if replayed is None:
         return StepResult(step, True, None, None, None, None, None)
@@ -143,16 +145,17 @@ def compare_step(
         element = _loss_element(layout, logged)
         loss = _number_at(replayed, element)
         recorded_loss = _number_at(reference, element)
+    is_compared = reference is not None and not is_changed
     differences: list[Difference] = []
-    if reference is not None:
+    if is_compared:
         differences = _differences(signature, layout, replayed, reference, paths)
     max_ulp = max((difference.ulp for difference in differences), default=0)
     return StepResult(
         step,
         finite=trigger is None,
         nonfinite=trigger,
-        bit_exact=None if reference is None else not differences,
-        max_ulp=None if reference is None else max_ulp,
+        bit_exact=not differences if is_compared else None,
+        max_ulp=max_ulp if is_compared else None,
         loss=loss,
         recorded_loss=recorded_loss,
         differences=tuple(differences),

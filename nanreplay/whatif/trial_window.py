@@ -76,6 +76,7 @@ class TrialWindow:
             )
         self._changes: dict[int, dict[int, Any]] | None = None
         self._first_norm: float | None = None
+        self._last_run: WindowRun | None = None
         self.origin_step = self.failing if origin_step is None else min(origin_step, self.failing)
         self.live = LiveState(replay.variables)
         """What the replays of the window run on, one after another."""
@@ -215,8 +216,11 @@ class TrialWindow:
         return self._first_norm
 
     def changed_program(self, edit: Edit, step: int) -> Program:
-        """Return the program of a step with changes made."""
-        return WindowRun(self, edit).program(step)
+        """Return the program of a step with changes made; of the edit that ran last, its own."""
+        run = self._last_run
+        if run is None or run.edit is not edit:
+            run = WindowRun(self, edit)
+        return run.program(step)
 
     def run(self, edit: Edit) -> TrialOutcome:
         """Replay the window with changes, up to the first step that is not finite.
@@ -224,12 +228,15 @@ class TrialWindow:
         Raises:
             ReplayError: A step could not be run.
         """
+        self._last_run = None  # with its compiled program
         self.replay.make_room()
+        self._last_run = run = WindowRun(self, edit)
         try:
-            return WindowRun(self, edit).outcome()
+            return run.outcome()
         finally:
             if self.replay.has_large_state:
                 self.live.clear()
+                run.live.clear()
 
     # The steps before the first that a fix changes: they run once for all fixes.
 

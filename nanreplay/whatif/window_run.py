@@ -79,6 +79,8 @@ class WindowRun:
         self.window = window
         self.replay = window.replay
         self.edit = edit
+        self.is_changed = edit != Edit()
+        """Whether the steps are meant to be others than the recorded ones."""
         variables = self.replay.variables
         if edit.widen_half:
             variables = widened_variables(variables, TO_FLOAT32)
@@ -207,7 +209,13 @@ class WindowRun:
         name = recorded.record.id
         if name not in self.programs:
             # The recorded program was checked when it was loaded, and fixes add no unsafe op.
-            self.programs[name] = Program(self.changed(recorded.record), trust=True)
+            changed = Program(self.changed(recorded.record), trust=True)
+            # Those graph optimizers that gave the recorded bits are taken for the changed program
+            # too, whose bits no recording tells.
+            changed.optimizers = recorded.optimizers
+            # the recorded program took the same feeds
+            changed.checks_feeds = bool(self.edit.batches)
+            self.programs[name] = changed
         return self.programs[name]
 
     def changed(self, record: ProgramRecord) -> ProgramRecord:
@@ -246,6 +254,7 @@ class WindowRun:
             slots=[i for i, info in enumerate(infos) if info.role == "optimizer" and info.shape],
             step_loss=program.step_loss,
             recorded_loss=self.replay.timeline_loss(step),
+            is_changed=self.is_changed,
         )
 
     def bad_variables(self) -> set[int]:
