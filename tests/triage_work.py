@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -49,3 +50,48 @@ def begin_and_wait(paths: list[str], options: dict[str, Any]) -> list[dict[str, 
     TASK_BEGAN.set()
     TASK_MAY_END.wait()
     return []
+
+
+class Line:
+    """A TCP line to a scheduler that can fall silent: it stays open, and nothing comes any more.
+
+    So a scheduler looks whose process is stopped, or whose machine sleeps.
+    """
+
+    def __init__(self, address: str) -> None:
+        host, port = address.removeprefix("tcp://").split(":")
+        self._target = (host, int(port))
+        self._is_silent = threading.Event()
+        self._open: list[socket.socket] = []
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.address = f"tcp://127.0.0.1:{self._listening.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def fall_silent(self) -> None:
+        """Hand nothing on from now."""
+        self._is_silent.set()
+
+    def close(self) -> None:
+        """Cut the line."""
+        for one in (self._listening, *self._open):
+            one.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                here, _ = self._listening.accept()
+                there = socket.create_connection(self._target)
+            except OSError:  # it was closed
+                return
+            self._open += [here, there]
+            for source, target in ((here, there), (there, here)):
+                threading.Thread(target=self._hand_on, args=(source, target), daemon=True).start()
+
+    def _hand_on(self, source: socket.socket, target: socket.socket) -> None:
+        try:
+            while received := source.recv(1 << 16):
+                if not self._is_silent.is_set():
+                    target.sendall(received)
+            target.shutdown(socket.SHUT_WR)
+        except OSError:  # one of the two was closed
+            return

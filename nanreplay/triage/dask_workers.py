@@ -16,9 +16,12 @@ import math
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, wait
+from functools import partial
+from typing import Any, TypeVar
 
 from nanreplay import __version__
 from nanreplay.errors import ClusterError, StorageError, first_line
@@ -28,6 +31,8 @@ CONNECT_S = 10.0
 """Seconds that a scheduler has to answer."""
 FIRST_WORKER_S = 10.0
 """Seconds that a cluster has to have a worker."""
+ANSWER_S = 60.0
+"""Seconds that a scheduler has to answer a question once it is connected."""
 NO_WORKER_S = 120.0
 """Seconds that a cluster has to replace workers that it lost."""
 _LOOK_EVERY_S = 0.5
@@ -36,6 +41,11 @@ _MOST_A_TASK = 8
 _TASKS_A_THREAD = 4
 """Tasks that each thread gets at least where there are enough captures, so that all end alike."""
 _MOST_SAID = 300
+Answer = TypeVar("Answer")
+
+
+class _SilentError(Exception):
+    """A scheduler does not answer, though it is connected: its process stopped, or its machine."""
 
 
 def answers_of_cluster(
@@ -62,15 +72,26 @@ def answers_of_cluster(
     """
     from distributed import Client, as_completed
 
+    connect = partial(Client, scheduler, timeout=CONNECT_S, set_as_default=False)
     try:
-        client = Client(scheduler, timeout=CONNECT_S, set_as_default=False)
+        # to a port that takes the connection and says nothing, Dask would connect for ever
+        client = _answer(connect, 2 * CONNECT_S)
+    except _SilentError:
+        raise ClusterError(
+            f"{scheduler}: no Dask scheduler answers there (nothing in {2 * CONNECT_S:g} s)."
+        ) from None
     # a wrong address, no host, no answer in time: each transport has errors of its own
     except Exception as error:
         raise ClusterError(
             f"{scheduler}: no Dask scheduler answers there ({_reason(error)})."
         ) from error
-    with _unlogged(), client:
-        n_threads = _threads(client, scheduler)
+    with _unlogged(), _closed_after(client):
+        try:
+            n_threads = _threads(client, scheduler)
+        except _SilentError:
+            raise ClusterError(
+                f"{scheduler}: the Dask cluster has not answered for {ANSWER_S:g} s."
+            ) from None
         size = min(_MOST_A_TASK, math.ceil(len(paths) / (n_threads * _TASKS_A_THREAD)))
         options = {"trust": trust, "timeout_s": timeout_s, "max_memory": max_memory}
         waiting = {}
@@ -79,14 +100,21 @@ def answers_of_cluster(
             # pure: the same captures asked for twice are two tasks, for a file may have changed
             waiting[client.submit(answers_in_child, part, options, pure=False)] = part
         completed = as_completed(waiting, loop=client.loop)
-        for future in _in_time(client, completed, len(waiting)):
-            yield from _answers(future, waiting.pop(future))
         reason = f"the Dask cluster has had no worker for {NO_WORKER_S:g} s."
+        try:
+            for future in _in_time(client, completed, len(waiting)):
+                yield from _answers(future, waiting.pop(future))
+        except _SilentError:
+            reason = f"the Dask scheduler has not answered for {ANSWER_S:g} s."
         yield from (undecided_answer(path, reason) for part in waiting.values() for path in part)
 
 
 def _in_time(client: Any, completed: Any, n_tasks: int) -> Iterator[Any]:
-    """The tasks as they end, until all have, or there has been no worker for a long time."""
+    """The tasks as they end, until all have, or there has been no worker for a long time.
+
+    Raises:
+        _SilentError: The scheduler does not answer any more.
+    """
     had_workers_s = time.monotonic()
     while n_tasks:
         batch = completed.next_batch(block=False)
@@ -103,9 +131,46 @@ def _in_time(client: Any, completed: Any, n_tasks: int) -> Iterator[Any]:
 def _has_workers(client: Any) -> bool:
     """Whether there are workers; where the scheduler went away its tasks end, and that is said."""
     try:
-        return bool(client.nthreads())
+        return bool(_answer(client.nthreads))
+    except _SilentError:
+        raise
     except Exception:  # each transport has errors of its own
         return True
+
+
+def _answer(ask: Callable[[], Answer], most_s: float | None = None) -> Answer:
+    """What a question to the scheduler gives; Dask itself waits for ever for most answers.
+
+    Args:
+        ask: Asks it.
+        most_s: Seconds that it may take; `ANSWER_S` unless given.
+
+    Raises:
+        _SilentError: There is no answer in time.
+    """
+    answered: Future[Answer] = Future()
+
+    def put() -> None:
+        try:
+            answered.set_result(ask())
+        except BaseException as error:
+            answered.set_exception(error)
+
+    threading.Thread(target=put, daemon=True).start()
+    # `result` with a time would raise what a question that timed out raises as well
+    if not wait([answered], ANSWER_S if most_s is None else most_s).done:
+        raise _SilentError
+    return answered.result()
+
+
+@contextlib.contextmanager
+def _closed_after(client: Any) -> Iterator[None]:
+    """Close a client at the end, whether or not its scheduler still says good-bye."""
+    try:
+        yield
+    finally:
+        with contextlib.suppress(Exception):  # each transport has errors of its own
+            _answer(client.close)
 
 
 @contextlib.contextmanager
@@ -127,12 +192,14 @@ def _threads(client: Any, scheduler: str) -> int:
 
     Raises:
         ClusterError: There are no workers, or some cannot bisect as this process would.
+        _SilentError: The scheduler, or one of its workers, does not answer.
     """
     try:
-        client.wait_for_workers(1, timeout=FIRST_WORKER_S)
+        _answer(partial(client.wait_for_workers, 1, timeout=FIRST_WORKER_S))
     except (OSError, asyncio.TimeoutError):
         raise ClusterError(f"{scheduler}: the Dask cluster has no workers.") from None
-    for worker, version in client.run(_nanreplay_version, on_error="return").items():
+    versions = _answer(partial(client.run, _nanreplay_version, on_error="return"))
+    for worker, version in versions.items():
         if version != __version__:
             has = (
                 f"nanreplay {version}" if isinstance(version, str) else f"none ({_reason(version)})"
@@ -140,7 +207,7 @@ def _threads(client: Any, scheduler: str) -> int:
             raise ClusterError(
                 f"{scheduler}: worker {worker} needs nanreplay {__version__}, and has {has}."
             )
-    return sum(client.nthreads().values())
+    return sum(_answer(client.nthreads).values())
 
 
 def _nanreplay_version() -> str:

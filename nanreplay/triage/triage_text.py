@@ -5,6 +5,7 @@ The JSON is the stable contract of `docs/report-format.md`.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
@@ -18,6 +19,8 @@ FORMAT = "nanreplay-triage"
 VERSION = 1
 _STATUSES = ("nonfinite", "finite", "undecided", "unreadable")
 _RUNS_SHOWN = 3
+_ALIKE_SHOWN = 3
+"""As many captures that could not be read for the same reason have a line each."""
 OTHER_HEADINGS = ("capture", "what", "why")
 """Of `other_rows`."""
 _STATUS_WORDS = {"undecided": "undecided", "unreadable": "not read"}
@@ -33,10 +36,22 @@ def triage_lines(result: TriageResult) -> Iterator[str]:
         yield f"  {group.cheapest.answer.sentence}"
         yield f"  runs: {readable_list(group.runs, _RUNS_SHOWN)}"
         yield f"  cheapest: nanreplay open {group.cheapest.answer.path} ({cheapest_size(group)})"
-    for number, (name, what, why) in enumerate(other_rows(result)):
-        if not number:
-            yield ""
-        yield f"{what}: {why}" if why.startswith(name) else f"{what}: {name}: {why}"
+    yield from _other_lines(result)
+
+
+def _other_lines(result: TriageResult) -> Iterator[str]:
+    """A line for each capture that was not read or decided; one for many with the same reason."""
+    alike: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for name, what, why in other_rows(result):
+        line = f"{what}: {why}" if why.startswith(name) else f"{what}: {name}: {why}"
+        alike[what, why.removeprefix(f"{name}: ")].append(line)
+    if alike:
+        yield ""
+    for (what, why), lines in alike.items():
+        if len(lines) > _ALIKE_SHOWN:
+            yield f"{what}: {len(lines)} captures (--json names them): {why}"
+        else:
+            yield from lines
 
 
 def summary(result: TriageResult) -> str:

@@ -237,3 +237,14 @@ def test_the_exit_code_is_0_only_where_all_are_finite(statuses: list[str], code:
 def test_what_was_known_is_said() -> None:
     result = grouped([capture("log_of_zero", "a.h5", is_cached=True)])
     assert summary(result) == ("1 capture: 1 non-finite in 1 group. 1 known from an earlier run.")
+
+
+@pytest.mark.parametrize("n_lost", [3, 4])
+def test_many_captures_with_the_same_reason_share_a_line(n_lost: int) -> None:
+    reason = "the Dask scheduler went away."
+    lost = [undecided_answer(f"{number}.h5", reason) for number in range(n_lost)]
+    lines = list(triage_lines(grouped(TriagedCapture(each, 9) for each in lost)))
+    expected = [f"undecided: {number}.h5: {reason}" for number in range(3)]
+    if n_lost > 3:
+        expected = [f"undecided: 4 captures (--json names them): {reason}"]
+    assert lines == [f"{n_lost} captures: {n_lost} undecided.", "", *expected]

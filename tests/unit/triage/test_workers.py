@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -12,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from triage_work import TASK_BEGAN, TASK_MAY_END, begin_and_wait, work_or_die
+from triage_work import TASK_BEGAN, TASK_MAY_END, Line, begin_and_wait, work_or_die
 
 from nanreplay import __version__
 from nanreplay.commands import run_command_line
+from nanreplay.errors import ClusterError
 from nanreplay.triage import dask_workers, local_workers
 from nanreplay.triage.capture_answer import CaptureAnswer
 from nanreplay.triage.local_workers import answers_here, default_workers, memory_of_worker
@@ -156,6 +159,20 @@ def test_an_address_that_is_none_is_one_line(
     assert line.startswith(f"nanreplay: {address}: no Dask scheduler answers there (")
 
 
+def test_a_scheduler_that_takes_the_connection_and_says_nothing_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], made_up: object
+) -> None:
+    pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    monkeypatch.setattr(dask_workers, "CONNECT_S", 0.25)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        address = f"tcp://127.0.0.1:{silent.getsockname()[1]}"
+        code = run_command_line(["triage", str(made_up), "--no-cache", "--scheduler", address])
+        out, error = capfd.readouterr()
+    assert (code, out) == (2, "")
+    (line,) = error.splitlines()
+    assert line.startswith(f"nanreplay: {address}: no Dask scheduler answers there (")
+
+
 @pytest.mark.parametrize(
     ("n_workers", "version", "said"),
     [
@@ -193,6 +210,8 @@ def test_a_cluster_that_loses_all_workers_is_said_and_not_waited_for(
     monkeypatch.setattr(dask_workers, "CONNECT_S", 240.0)  # of a loaded machine
     monkeypatch.setattr(dask_workers, "NO_WORKER_S", 0.5)
     monkeypatch.setattr(dask_workers, "answers_in_child", begin_and_wait)
+    TASK_BEGAN.clear()
+    TASK_MAY_END.clear()
 
     def lose_all() -> None:
         TASK_BEGAN.wait()
@@ -207,3 +226,35 @@ def test_a_cluster_that_loses_all_workers_is_said_and_not_waited_for(
     assert [(each.status, each.sentence) for each in answers] == [
         ("undecided", "a: the Dask cluster has had no worker for 0.5 s.")
     ]
+
+
+@pytest.mark.parametrize("falls_silent_before", ["_threads", "_in_time"])
+def test_a_scheduler_that_falls_silent_is_said_and_not_waited_for(
+    falls_silent_before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(dask_workers, "CONNECT_S", 240.0)  # of a loaded machine
+    monkeypatch.setattr(dask_workers, "answers_in_child", begin_and_wait)
+    TASK_BEGAN.clear()
+    TASK_MAY_END.clear()
+    asked = getattr(dask_workers, falls_silent_before)
+
+    def ask_in_vain(*arguments: Any) -> Any:
+        if falls_silent_before == "_in_time":
+            TASK_BEGAN.wait()
+        line.fall_silent()
+        monkeypatch.setattr(dask_workers, "ANSWER_S", 0.5)
+        return asked(*arguments)
+
+    monkeypatch.setattr(dask_workers, falls_silent_before, ask_in_vain)
+    with cluster_of(1) as cluster, contextlib.closing(Line(cluster.scheduler_address)) as line:
+        options = {"trust": False, "timeout_s": 60.0, "max_memory": None}
+        try:
+            answers = dask_workers.answers_of_cluster(["a"], scheduler=line.address, **options)
+            said = [each.sentence for each in answers]
+        except ClusterError as error:
+            said = [str(error)]
+        TASK_MAY_END.set()
+    if falls_silent_before == "_threads":
+        assert said == [f"{line.address}: the Dask cluster has not answered for 0.5 s."]
+    else:
+        assert said == ["a: the Dask scheduler has not answered for 0.5 s."]
