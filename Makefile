@@ -74,7 +74,7 @@ usual-list: $(VENV)/.installed ## write docs/usual-list.md from the sample runs
 	$(BIN)/python docs/usual_list.py
 
 benchmarks: $(VENV)/.installed ## measure what the documents quote
-	@for script in overhead_paired overhead memory many_fits dump scale info open logs bisect_time; do echo "== $$script" && $(BIN)/python benchmarks/$$script.py || exit 1; done
+	@for script in overhead_paired overhead memory many_fits dump scale info open logs triage bisect_time; do echo "== $$script" && $(BIN)/python benchmarks/$$script.py || exit 1; done
 
 docs: $(VENV)/.installed ## build the documents as a site in build/site; a broken link fails
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --config-file .mkdocs.yml

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import click
 
 from nanreplay import limits
+from nanreplay.errors import CaptureNotFoundError
 from nanreplay.terminal import new_bar
 
 if TYPE_CHECKING:
@@ -84,6 +85,12 @@ class CapturePath(click.Path):
 
     endings: ClassVar[tuple[str, ...]] = (".h5", ".hdf5")
     """How the files are named that it completes to."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The path, which is not empty: `pathlib` would take the working folder for it."""
+        if value == "":
+            raise CaptureNotFoundError("A path is empty; `.` is the folder that you are in.")
+        return super().convert(value, param, ctx)
 
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str

@@ -124,16 +124,21 @@ def _walk(folder: Path, shown: str) -> Iterator[tuple[Path, str]]:
         folders[:] = sorted(name for name in folders if name not in _SKIPPED)
         for name in sorted(names):
             path = Path(place) / name
-            if path.is_symlink() and not path.resolve().is_relative_to(top):
+            if path.is_symlink() and not _real(path).is_relative_to(top):
                 continue
             if path.is_file():
                 yield path, os.path.join(shown, path.relative_to(folder))
 
 
+def _real(path: Path) -> Path:
+    """Where a file lies; `Path.resolve` raises for a link to itself."""
+    return Path(os.path.realpath(path))
+
+
 def _add_file(
     files: FoundFiles, root: Path, path: Path, shown: str, seen: set[Path], *, is_named: bool
 ) -> None:
-    real = path.resolve()
+    real = _real(path)
     if real in seen:
         return
     seen.add(real)

@@ -71,9 +71,12 @@ def answers_of_cluster(
             nanreplay.
     """
     from distributed import Client, as_completed
+    from distributed.comm import get_address_host_port
 
     connect = partial(Client, scheduler, timeout=CONNECT_S, set_as_default=False)
     try:
+        # a client of an address that is none prints a traceback when it is let go of
+        get_address_host_port(scheduler)
         # to a port that takes the connection and says nothing, Dask would connect for ever
         client = _answer(connect, 2 * CONNECT_S)
     except _SilentError:

@@ -262,6 +262,16 @@ def test_links_that_lead_in_a_circle_end_somewhere(runs: Path) -> None:
     assert found_in(runs / "**s.h5") == {"model.weights.h5": False}
 
 
+def test_a_folder_with_a_link_to_itself_holds_no_captures(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "itself.h5").symlink_to("itself.h5")
+    (tmp_path / "gone.h5").symlink_to("nowhere.h5")
+    for verb in ("triage", "open"):
+        assert run_command_line([verb, str(tmp_path)]) == 2
+        assert capfd.readouterr() == ("", f"nanreplay: {tmp_path}: holds no captures (*.h5).\n")
+
+
 def test_hidden_files_are_what_a_pattern_names_alone(made_up: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     (folder / ".trash").mkdir(parents=True)
@@ -271,8 +281,9 @@ def test_hidden_files_are_what_a_pattern_names_alone(made_up: Path, tmp_path: Pa
     assert found_in(folder / ".*.h5") == {".hidden.h5": True}
 
 
-def test_an_empty_path_is_no_folder(capfd: pytest.CaptureFixture[str]) -> None:
-    assert run_command_line(["triage", "", "--no-cache"]) == 2
+@pytest.mark.parametrize("verb", ["triage", "open", "info"])
+def test_an_empty_path_is_no_folder(verb: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run_command_line([verb, ""]) == 2
     out, error = capfd.readouterr()
     assert (out, error) == (
         "",

@@ -143,17 +143,27 @@ def test_a_scheduler_that_is_not_there_is_one_line(
     assert line.startswith("nanreplay: tcp://127.0.0.1:9: no Dask scheduler answers there (")
 
 
-@pytest.mark.parametrize(
-    "address", ["nonsense://here", "127.0.0.1:notaport", "tcp://no-such-host.invalid:8786"]
-)
+def test_a_host_that_is_none_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], made_up: object
+) -> None:
+    pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
+    monkeypatch.setattr(dask_workers, "CONNECT_S", 0.5)
+    address = "tcp://no-such-host.invalid:8786"
+    assert run_command_line(["triage", str(made_up), "--no-cache", "--scheduler", address]) == 2
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith(f"nanreplay: {address}: no Dask scheduler answers there (")
+
+
+@pytest.mark.parametrize("address", ["", "nonsense://here", "127.0.0.1:notaport", "tcp://here"])
 def test_an_address_that_is_none_is_one_line(
     address: str,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     made_up: object,
 ) -> None:
-    pytest.importorskip("distributed", reason="the extra `cluster` is not installed")
-    monkeypatch.setattr(dask_workers, "CONNECT_S", 0.5)
+    distributed = pytest.importorskip("distributed", reason="the extra `cluster` is missing")
+    # as it goes, a client of such an address prints a traceback
+    monkeypatch.setattr(distributed, "Client", lambda *_, **__: pytest.fail("a client was made"))
     assert run_command_line(["triage", str(made_up), "--no-cache", "--scheduler", address]) == 2
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"nanreplay: {address}: no Dask scheduler answers there (")
