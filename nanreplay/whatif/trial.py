@@ -31,7 +31,7 @@ _CANNOT = (NanreplayError, tf.errors.OpError, ValueError, TypeError, KeyError, I
 
 TensorFlow refuses the changed graph with errors of its own or of Python's, depending on the op.
 """
-_LEAST_TRIED = 3
+LEAST_TRIED = 3
 """How many fixes are tried however large the program is."""
 QUICK_STEPS = 20
 """Where trying a fix takes no longer than these eager steps, all that fit are tried."""
@@ -72,7 +72,7 @@ def what_if(
             does not apply.
         budget: Seconds of work that all may take together, counted by ops, steps and the recorded
             time of a step, so that the same fixes are tried however busy the machine is. The first
-            `_LEAST_TRIED` that apply are tried in any case, and all of them where each takes no
+            `LEAST_TRIED` that apply are tried in any case, and all of them where each takes no
             longer than `QUICK_STEPS` eager steps. No limit unless given.
         progress: Called with (fixes tried, fixes in all).
         each: Called with each result as soon as it is there.
@@ -92,7 +92,7 @@ def what_if(
     trials = _FixTrials(failure, keeps_all=fixes is not None)
     most_replays = math.inf
     if budget is not None and window.work_s() > QUICK_STEPS * window.eager_step_s():
-        most_replays = max(budget / window.work_s(), _LEAST_TRIED)
+        most_replays = max(budget / window.work_s(), LEAST_TRIED)
     for done, (name, value) in enumerate(wanted):
         if trials.replays >= most_replays and not trials.is_needless(name):
             left_out = tuple(

@@ -20,6 +20,7 @@ from nanreplay.whatif.edits import Edit
 from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fix_results import fix_result
 from nanreplay.whatif.fixes import FIXES
+from nanreplay.whatif.trial import LEAST_TRIED, TriedFixes, what_if
 from nanreplay.whatif.trial_window import TrialWindow
 from nanreplay.whatif.window_run import LATER_STEPS
 
@@ -204,3 +205,26 @@ def test_steps_under_loss_scaling_are_shared_too(
     assert trials.window.signature().loss_scaled
     cleaned, executed = trials.tried("clean_data", "drop_rows")
     assert (cleaned.outcome, executed) == ("prevents", 1 + LATER_STEPS)
+
+
+def test_all_fixes_that_fit_are_tried_where_each_takes_few_eager_steps(
+    compiled_run: Path, open_trials: Callable[[Path], Trials], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failure = open_trials(compiled_run).failure
+    told: list[FixResult] = []
+
+    def tried() -> TriedFixes:
+        told.clear()
+        replay = failure.window.replay
+        return what_if(replay, failure.bisection, failure.causes, budget=0.0, each=told.append)
+
+    whole = tried()
+    assert whole.left_out == ()
+    assert list(whole.results) == told
+    names = {fix.name for fix in told}
+    assert {"epsilon", "double_where", "clean_data", "clipnorm", "lr"} <= names
+
+    monkeypatch.setattr(TrialWindow, "eager_step_s", lambda self: self.work_s() / 21)
+    few = tried()
+    assert few.results == whole.results[:LEAST_TRIED]
+    assert {text.partition("=")[0] for text in few.left_out} >= {"clipnorm", "lr"}
