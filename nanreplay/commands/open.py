@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from nanreplay.commands.console import CapturePath, max_memory, progress_bar, trust
-from nanreplay.errors import CaptureError
+from nanreplay.errors import CaptureError, OutputExistsError
 from nanreplay.terminal import FINITE
 
 if TYPE_CHECKING:
@@ -126,9 +126,14 @@ def _in_folder(folder: Path) -> list[Location]:
     Raises:
         CaptureError: There are none, or all are damaged.
     """
+    from nanreplay.triage.answer_cache import AnswerCache, default_cache_folder
     from nanreplay.triage.found_captures import find_captures
 
-    found = find_captures([str(folder)])
+    try:  # of thousands of files, only those are opened that no triage has found in order
+        known = AnswerCache(default_cache_folder())
+    except OutputExistsError:
+        known = AnswerCache(None)
+    found = find_captures([str(folder)], known.knows)
     errors = [each.error for each in found if each.error is not None]
     if len(errors) == len(found):
         raise errors[0]

@@ -335,6 +335,11 @@ def test_a_second_run_reads_only_what_is_new(
     triage([str(runs)], cache=cache, answers=worker)
     assert (worker.asked_now(), set(read)) == (["a.h5"], {"a.h5"})
 
+    read.clear()
+    monkeypatch.setattr(answer_cache, "default_cache_folder", lambda: cache)
+    assert [Path(str(each)).name for each in readable_captures([str(runs)])] == ["a.h5", "b.hdf5"]
+    assert read == [], "the list of `nanreplay open` opens none of them"
+
 
 def test_a_file_that_changed_just_now_is_read(
     made_up: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
