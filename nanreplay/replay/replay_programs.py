@@ -103,9 +103,7 @@ class Program:
         TensorFlow compiles it at its first call, for which it takes seconds and no Python.
         """
         self.checks_feeds = True
-        """Whether each call of a compiled version looks whether what it is fed has the right types
-        and shapes; a version that is compiled later heeds a change.
-        """
+        """Whether versions that are compiled from now look at types and shapes of their feeds."""
         self._compiled: OrderedDict[_CompiledKey, CompiledProgram] = OrderedDict()
 
     @property
@@ -259,9 +257,8 @@ class Program:
         key = (jit, tuple(names), is_probed)
         if key not in self._compiled:
             argument: dict[str, Any] = {"probe" if is_probed else "extra_fetches": names}
-            self._compiled[key] = CompiledProgram(
-                self.graph, self.signature, jit=jit, checks_feeds=self.checks_feeds, **argument
-            )
+            argument["checks_feeds"] = self.checks_feeds
+            self._compiled[key] = CompiledProgram(self.graph, self.signature, jit=jit, **argument)
         self._compiled.move_to_end(key)
         while len(self._compiled) > _COMPILED_KEPT:
             self._compiled.popitem(last=False)
