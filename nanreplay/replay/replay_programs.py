@@ -88,9 +88,8 @@ class Program:
         self.narrow_ops: tuple[str, ...] = ()
         """Types of ops that keep their own float type, of a program in float64."""
         self.step_loss: float | None = None
-        """Loss of the last step that ran, taken from the mean of losses that it added to.
-
-        None where the step returns a loss of its own.
+        """Loss of the last step that ran, taken from the mean of losses that it added to; None
+        where the step returns a loss of its own.
         """
         self.infos = ops_by_key(record.ops)
         self.optimizers = Optimizers.ALL
