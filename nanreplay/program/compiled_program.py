@@ -6,6 +6,7 @@ Replays, the bisection's comparison of runs and the what-if trials call `Compile
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,12 +15,7 @@ import tensorflow as tf
 from nanreplay.capture.arrays import as_array
 from nanreplay.errors import ReplayError, UnsupportedOpError
 from nanreplay.program.graph_editor import needed_part
-from nanreplay.program.graph_nodes import (
-    VARIABLE_READS,
-    avoid_known_functions,
-    op_name,
-    read_before_gather,
-)
+from nanreplay.program.graph_nodes import VARIABLE_READS, avoid_known_functions, op_name
 from nanreplay.program.lowered_graph import lower_graph
 from nanreplay.program.nondeterministic_ops import cut_recorded_ops, fed_ops
 from nanreplay.program.safety import all_nodes, parse_graph, python_ops
@@ -75,13 +71,15 @@ def compiled_hashes(
         batch: Leaves of the batch.
         variables: `tf.Variable`s by index; the step changes them.
     """
-    graph, recorded = tf.Graph(), parse_graph(record.graph)
-    read_before_gather(recorded)
+    graph = tf.Graph()
     with graph.as_default():
-        tf.graph_util.import_graph_def(recorded, name="")
+        moved = _import(parse_graph(record.graph))
         hashes = [_hashed(graph.get_tensor_by_name(name)) for name in names]
         fetched = tf.stack(hashes, name=_HASHES).name
-    signature = record.signature
+    captures = []
+    for spec in record.signature.captures:
+        captures.append(replace(spec, tensor=moved.get(spec.tensor, spec.tensor)))
+    signature = replace(record.signature, captures=tuple(captures))
     jit = signature.compilation == "xla"
     program = CompiledProgram(graph.as_graph_def(), signature, jit=jit, extra_fetches=[fetched])
     _, (rows,) = program(batch, variables, record.constants)
@@ -287,12 +285,12 @@ def _imported(
         if not jit:  # XLA has a form of each op for each device
             lower_graph(needed)
         avoid_known_functions(needed)
-        read_before_gather(needed)
-        wrapped = tf.compat.v1.wrap_function(lambda: _build(needed, probe), [])
+        moved: dict[str, str] = {}
+        wrapped = tf.compat.v1.wrap_function(lambda: _build(needed, probe, moved), [])
         get_tensor = wrapped.graph.get_tensor_by_name
         return tf_functions.function_of_graph(
             wrapped,
-            inputs=list(map(get_tensor, feeds)),
+            inputs=[get_tensor(moved.get(name, name)) for name in feeds],
             outputs=list(map(get_tensor, fetches)),
             effects=[wrapped.graph.get_operation_by_name(name) for name in effects],
         )
@@ -307,9 +305,12 @@ def _check_python(graph: Any) -> None:
         raise UnsupportedOpError("PyFunc", left[0], "its Python function is not in the capture")
 
 
-def _build(graph: Any, probe: Sequence[str]) -> None:
-    """Import a graph into the one that is being traced, and add the probe."""
-    tf.graph_util.import_graph_def(graph, name="")
+def _build(graph: Any, probe: Sequence[str], moved: dict[str, str]) -> None:
+    """Import a graph into the one that is being traced, and add the probe.
+
+    Names of tensors that have another name there go into `moved`.
+    """
+    moved.update(_import(graph))
     if not probe:
         return
     flags = []
@@ -319,3 +320,32 @@ def _build(graph: Any, probe: Sequence[str]) -> None:
         has_infinity = tf.reduce_any(tf.math.is_inf(tensor))
         flags.append([has_nan, has_infinity])
     tf.stack([tf.stack(pair) for pair in flags], name=op_name(_PROBE))
+
+
+def _import(graph: Any) -> dict[str, str]:
+    """Import a GraphDef into the graph that is being made, and change it meanwhile.
+
+    A placeholder of a GraphDef has forgotten what variable it is the handle of. Most ops take any
+    handle. `ResourceGatherNd` and its like take the handle's own shape, that of a scalar, for the
+    variable's, and are refused: for them it is made again, with the type of the variable.
+
+    Returns:
+        Names of these handles in the GraphDef, to names in the graph.
+    """
+    nodes = {node.name: node for node in graph.node}
+    handles: dict[str, Any] = {}
+    for node in list(graph.node):
+        if node.op not in _ASKS_FOR_SHAPE and not node.op.startswith("ResourceScatterNd"):
+            continue
+        source = nodes[op_name(node.input[0])]
+        tensor = f"{source.name}:0"
+        if source.op == "Placeholder" and tensor not in handles:
+            kind = node.attr["T" if "T" in node.attr else "dtype"].type
+            handles[tensor] = tf_functions.handle_placeholder(tf.dtypes.as_dtype(kind))
+            graph.node.remove(source)
+    tf.graph_util.import_graph_def(graph, input_map=handles, name="")
+    return {name: handle.name for name, handle in handles.items()}
+
+
+_ASKS_FOR_SHAPE = frozenset({"ResourceGatherNd", "ResourceCountUpTo"})
+"""Ops that are not imported with a handle of unknown type, beside `ResourceScatterNd...`."""

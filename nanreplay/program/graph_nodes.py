@@ -98,33 +98,6 @@ def constant_array(tensor: Any) -> NDArray[Any]:
     return np.pad(values, (0, math.prod(shape) - values.size), "edge").reshape(shape)
 
 
-# Handles of variables. A placeholder of a GraphDef has forgotten the type and shape of the variable
-# whose handle it stands for.
-
-
-def read_before_gather(graph: Any) -> None:
-    """Have `ResourceGatherNd` read its variable with an op of its own, in place.
-
-    It is the one reading op that is not imported with a handle of unknown shape. `GatherNd` runs
-    the same kernel on what was read.
-    """
-    reads = []
-    for node in graph.node:
-        if node.op == "ResourceGatherNd":
-            handle, indices, *controls = node.input
-            read = tf.compat.v1.NodeDef(
-                name=f"{node.name}/nanreplay_read", op="ReadVariableOp", input=[handle, *controls]
-            )
-            read.attr["dtype"].type = node.attr["dtype"].type
-            node.op = "GatherNd"
-            node.attr["Tparams"].type = node.attr["dtype"].type
-            del node.attr["dtype"]
-            del node.input[:]
-            node.input.extend([f"{read.name}:0", indices])
-            reads.append(read)
-    graph.node.extend(reads)
-
-
 # Names of library functions. A process knows one function of a name, so two versions of a program
 # need names of their own.
 

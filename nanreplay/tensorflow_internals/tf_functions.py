@@ -249,6 +249,20 @@ def _input_spec(index: int, tensor: Any) -> Any:
     return _tensor.TensorSpec(tensor.shape, tensor.dtype, f"input_{index}")
 
 
+def handle_placeholder(dtype: Any) -> Any:
+    """Return a placeholder for the handle of a variable of any shape, in the current graph.
+
+    No public name tells a handle the type of its variable.
+
+    Args:
+        dtype: Type of the variable, a `tf.DType`.
+    """
+    handle = tf.compat.v1.placeholder(tf.resource, (), "nanreplay_handle")
+    shape = tf.TensorShape(None)
+    _handle_data_util.set_handle_data(handle, _handle_data_util.create_handle_data(shape, dtype))
+    return handle
+
+
 def register_function(function: Any) -> None:
     """Make a FunctionDef known to eager kernels under its own name."""
     context = _context.context()

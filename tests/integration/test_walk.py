@@ -427,3 +427,17 @@ def test_single_elements_that_are_gathered_lead_to_what_made_these(tmp_path: Pat
     findings, origin = bisected(train(tmp_path, loss_of, bad=0.0))
     assert (origin.op_type, origin.rows) == ("Log", (BAD,))
     assert findings.other_origins == ()
+
+
+def test_rows_that_are_scattered_into_a_variable_lead_to_what_made_them(tmp_path: Path) -> None:
+    table = tf.Variable(tf.ones((ROWS, 3)), trainable=False, name="table")
+
+    def loss_of(x: Any, y: Any, weight: Any) -> Any:
+        table.scatter_nd_update([[0], [3]], (x / x)[1:3])
+        loss = tf.reduce_mean(table * weight)
+        table.assign(tf.zeros_like(table))
+        return loss
+
+    findings, origin = bisected(train(tmp_path, loss_of, bad=0.0))
+    assert (origin.op_type, origin.rows) == ("RealDiv", (BAD,))
+    assert findings.other_origins == ()
