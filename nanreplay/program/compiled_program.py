@@ -144,6 +144,8 @@ class CompiledProgram:
         self._probe = tuple(probe)
         self.probe_result: dict[str, tuple[bool, bool]] = {}
         """(holds a NaN, holds an infinity) of each probed tensor in the last call."""
+        self.has_run = False
+        """Whether it was called: the first call compiles it."""
         self._fetched = self._all_fetches()
         cut = cut_recorded_ops(parse_graph(graph), signature)
         self._unused = cut.unused
@@ -153,7 +155,7 @@ class CompiledProgram:
         effects = [name for name in signature.control_outputs if name not in fed_ops(signature)]
         if signature.control_outputs:
             effects = list(dict.fromkeys((*effects, *cut.taken)))
-        self._function = _imported(
+        function = _imported(
             cut.graph,
             feeds=[cut.feeds.get(name, name) for name in feeds],
             fetches=[cut.places.get(name, name) for name in self._fetched],
@@ -161,13 +163,14 @@ class CompiledProgram:
             effects=effects,
             jit=jit,
         )
-        self.written = self._written()
+        self.written = self._written(function)
         """Indices of the captured variables that a call may write, in ascending order."""
-        self._call = self._function
+        self._feed_types = [(tensor.dtype, tensor.shape) for tensor in function.inputs]
+        self._checks_feeds = checks_feeds
         if jit:
-            self._call = tf.function(self._function, jit_compile=True, autograph=False)
-        elif not checks_feeds:
-            self._call = lambda *feeds: tf_functions.run_unchecked(self._function, feeds)
+            self._call = tf.function(function, jit_compile=True, autograph=False)
+        else:
+            self._call = tf_functions.LoadedFunction(function)
 
     def _all_fetches(self) -> tuple[str, ...]:
         """What a call computes, each tensor once: outputs, fingerprint, extra fetches, probe."""
@@ -179,9 +182,9 @@ class CompiledProgram:
             names.append(_PROBE)
         return tuple(dict.fromkeys(names))
 
-    def _written(self) -> tuple[int, ...]:
+    def _written(self, function: Any) -> tuple[int, ...]:
         """The variables whose handles go to an op that may do more than read them."""
-        handles = self._function.inputs[len(self._inputs) :]
+        handles = function.inputs[len(self._inputs) :]
         written = set()
         for spec, handle in zip(self._captures, handles, strict=True):
             takers = {op.type for op in handle.consumers()}
@@ -202,18 +205,33 @@ class CompiledProgram:
         Returns:
             Tensors of `signature.outputs`, and tensors of `extra_fetches`.
         """
-        kinds = [tensor.dtype for tensor in self._function.inputs]
         # Not strict: the batch comes first among the inputs, captures follow.
-        inputs = zip(self._inputs, kinds, strict=False)
-        feeds = [_typed(batch[spec.leaf], kind) for spec, kind in inputs]
+        inputs = zip(self._inputs, self._feed_types, strict=False)
+        feeds = [_typed(batch[spec.leaf], kind) for spec, (kind, _) in inputs]
         for spec in self._captures:
             feeds.append(self._capture(spec, variables, constants))
+        if self._checks_feeds:
+            self._check(feeds)
         results = dict(zip(self._fetched, self._call(*feeds), strict=True))
+        self.has_run = True
         if self._probe:
             flags = zip(self._probe, results[_PROBE].numpy(), strict=True)
             self.probe_result = {name: (bool(nan), bool(inf)) for name, (nan, inf) in flags}
         outputs = [results[name] for name in self._signature.outputs]
         return outputs, [results[name] for name in self._extra_fetches]
+
+    def _check(self, feeds: Sequence[Any]) -> None:
+        """Refuse tensors that the graph does not take; the runtime looks at none."""
+        specs: list[Any] = [*self._inputs, *self._captures]
+        for spec, feed, (kind, shape) in zip(specs, feeds, self._feed_types, strict=True):
+            is_taken = feed.dtype == kind and (
+                kind == tf.resource or shape.is_compatible_with(feed.shape)
+            )
+            if not is_taken:
+                raise ReplayError(
+                    f"The program takes {kind.name} {shape} at {spec.tensor!r}. "
+                    f"Received: {feed.dtype.name} {feed.shape}"
+                )
 
     def _capture(
         self, spec: CaptureSpec, variables: Sequence[Any], constants: Sequence[Any]
@@ -285,14 +303,8 @@ def _imported(
         if not jit:  # XLA has a form of each op for each device
             lower_graph(needed)
         avoid_known_functions(needed)
-        moved: dict[str, str] = {}
-        wrapped = tf.compat.v1.wrap_function(lambda: _build(needed, probe, moved), [])
-        get_tensor = wrapped.graph.get_tensor_by_name
         return tf_functions.function_of_graph(
-            wrapped,
-            inputs=[get_tensor(moved.get(name, name)) for name in feeds],
-            outputs=list(map(get_tensor, fetches)),
-            effects=[wrapped.graph.get_operation_by_name(name) for name in effects],
+            lambda: _build(needed, probe), inputs=feeds, outputs=fetches, effects=effects
         )
     except (KeyError, ValueError, tf.errors.OpError) as error:
         raise ReplayError(f"The recorded program cannot be imported: {error}") from error
@@ -305,14 +317,15 @@ def _check_python(graph: Any) -> None:
         raise UnsupportedOpError("PyFunc", left[0], "its Python function is not in the capture")
 
 
-def _build(graph: Any, probe: Sequence[str], moved: dict[str, str]) -> None:
-    """Import a graph into the one that is being traced, and add the probe.
+def _build(graph: Any, probe: Sequence[str]) -> dict[str, str]:
+    """Import a graph into the one that is being made, and add the probe.
 
-    Names of tensors that have another name there go into `moved`.
+    Returns:
+        Names of tensors that have another name there, to that name.
     """
-    moved.update(_import(graph))
+    moved = _import(graph)
     if not probe:
-        return
+        return moved
     flags = []
     for name in probe:
         tensor = tf.compat.v1.get_default_graph().get_tensor_by_name(name)
@@ -320,6 +333,7 @@ def _build(graph: Any, probe: Sequence[str], moved: dict[str, str]) -> None:
         has_infinity = tf.reduce_any(tf.math.is_inf(tensor))
         flags.append([has_nan, has_infinity])
     tf.stack([tf.stack(pair) for pair in flags], name=op_name(_PROBE))
+    return moved
 
 
 def _import(graph: Any) -> dict[str, str]:

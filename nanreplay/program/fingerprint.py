@@ -327,7 +327,7 @@ def _part(
     if kind == "gradient_max" and index in gradients:
         return largest(real(gradients[index]))
     if kind == "variable_sum" and index >= 0 and recorded != NOT_MEASURED:
-        return tf.nn.l2_loss(real(tf.convert_to_tensor(variables[index])))
+        return tf.nn.l2_loss(real(read_variable(tf_variables.handle_of(variables[index]))))
     return None
 
 

@@ -6,6 +6,7 @@ variable may take a large part of the memory: nothing here copies one, or widens
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -17,13 +18,32 @@ from nanreplay.capture.arrays import as_array
 from nanreplay.program import listening
 from nanreplay.tensorflow_internals import tf_variables
 
+LARGE_VARIABLE = 1 << 16
+"""Elements of a variable that is worth an op more, lest TensorFlow copies it."""
+
 
 def read_variable(handle: Any) -> Any:
     """The value behind a variable's handle; shares the variable's buffer, so it costs no copy."""
     kind = tf_variables.variable_type(handle)
     if kind is None:
         raise ValueError(f"Expected the handle of a variable. Received: {handle!r}")
-    return tf.raw_ops.ReadVariableOp(resource=handle, dtype=kind[0])
+    sharing = share_reads(handle)
+    with tf.control_dependencies([] if sharing is None else [sharing]):
+        return tf.raw_ops.ReadVariableOp(resource=handle, dtype=kind[0])
+
+
+def share_reads(handle: Any) -> Any:
+    """Let the next read of a large variable share its buffer; returns the op in a graph, or None.
+
+    An op that gathers or scatters rows of a variable, as those of embeddings do, puts it into a
+    mode in which each read is a copy. This ends the mode. The next such op begins it again, and
+    copies the variable first if somebody still holds what was read: so does any update of a dense
+    one. The public `read_value_no_copy` does the same, and needs the `tf.Variable`.
+    """
+    kind = tf_variables.variable_type(handle)
+    if kind is None or math.prod(kind[1]) < LARGE_VARIABLE:
+        return None
+    return tf.raw_ops.DisableCopyOnRead(resource=handle)
 
 
 def real(tensor: Any) -> Any:

@@ -6,6 +6,7 @@ whether a step is an incident.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -23,11 +24,15 @@ from nanreplay.recorder.spool import SpooledValue
 from nanreplay.records import BatchRecord
 
 QUICK_S = 5.0
-"""A window whose steps took no longer is re-executed as a whole: all its steps get numbers."""
+"""A window whose steps took no longer is re-executed as a whole: all its steps get numbers, which
+takes them twice."""
 VARIABLE_S = 5e-5
 """What one variable adds to a step that gets numbers: it is read, and its gradient is measured."""
 NUMBERED_SHARE = 5
 """Of a slower one, at most one step in so many is run a second time for its gradients."""
+MEASURED_BYTES_S = 1e9
+"""How much of the weights is measured a second, about; that is most of a quick step's cost where
+its gradients are sparse."""
 
 
 def reexecute(
@@ -48,8 +53,9 @@ def reexecute(
     if window.trigger.name == "loss scale":  # nothing became non-finite
         dates = False
     first = min(full[0], clean + 1) if dates else full[0]
-    step_s = (snapshot.step_s or 0.0) + VARIABLE_S * len(snapshot.variables.infos)
-    is_quick = step_s * len(window.batches) <= QUICK_S
+    measuring_s = _measuring_s(snapshot)
+    numbering_s = 2 * (snapshot.step_s or 0.0) + measuring_s
+    is_quick = numbering_s * len(window.batches) <= 2 * QUICK_S
     if is_quick:
         first = min(window.keyframes)
     base, batches = _from_keyframe(window, first)
@@ -62,7 +68,8 @@ def reexecute(
         return problem
     progress.stage("replaying the steps for", len(batches))
     if not is_quick:
-        numbered = max(len(full), len(batches) // NUMBERED_SHARE)
+        affordable = min(len(batches) // NUMBERED_SHARE, int(2 * QUICK_S / measuring_s))
+        numbered = max(len(full), affordable)
         first = max(first, full[-1] - numbered + 1)
     wanted = Wanted(
         full=[step for step in full if step in share.full],
@@ -107,6 +114,13 @@ def reexecute(
     except Exception as error:  # the file is worth more than the proof, whatever TensorFlow raises
         reason = first_line(error)
         return f"The window could not be re-executed at the dump: {type(error).__name__}: {reason}"
+
+
+def _measuring_s(snapshot: Snapshot) -> float:
+    """Seconds that numbers of a step take beside running it twice, however quick it is."""
+    sizes = snapshot.variables.sizes
+    weight_bytes = sum(sizes[index] for index in snapshot.variables.of_role("trainable"))
+    return 2 * VARIABLE_S * max(1, len(sizes)) + weight_bytes / MEASURED_BYTES_S
 
 
 def _write_state_before(
@@ -195,8 +209,8 @@ def confirm(snapshot: Snapshot) -> bool | None:
     window = gather(snapshot, with_ops=False)
     if not window.is_replayable:
         return None
-    first = last_clean(snapshot) + 1
-    base, batches = _from_keyframe(window, first)
+    first = _first_doubtful(snapshot)
+    base, batches = _from_keyframe(window, last_clean(snapshot) + 1)
     if _rerun_bytes(snapshot, window.keyframes[base]) > limits.free_memory():
         return None
     wanted = Wanted((), first, first, snapshot.variables.born_nonfinite, sizes=False)
@@ -206,6 +220,22 @@ def confirm(snapshot: Snapshot) -> bool | None:
     except Exception:  # then it is better to have a file than none
         return None
     return proof.incident is not None
+
+
+def _first_doubtful(snapshot: Snapshot) -> int:
+    """The first step since all was known to be finite that may have failed.
+
+    A mean of losses that is finite tells that those before it were. What a step made of the
+    variables is seen after the last one too.
+    """
+    clean = last_clean(snapshot)
+    for entry in snapshot.entries:
+        numbers = entry.fingerprint
+        if entry.step > clean and (
+            numbers is None or not all(map(math.isfinite, numbers.values()))
+        ):
+            return entry.step
+    return clean + 1
 
 
 def _reexecutor(snapshot: Snapshot, window: DumpWindow) -> Reexecutor:

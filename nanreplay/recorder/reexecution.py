@@ -290,7 +290,8 @@ class Reexecutor:
         program = self._program(batch.program, derivatives_only=True)
         stand_ins = list(variables)
         for index in program.written:
-            stand_ins[index] = tf.Variable(tf.identity(variables[index]), trainable=False)
+            value = read_variable(variables[index].handle)
+            stand_ins[index] = tf.Variable(tf.identity(value), trainable=False)
         _, fetched = program(batch.arrays, stand_ins, record.constants)
         value_of = dict(zip(names, fetched, strict=True))
         losses = [value_of[name] for name in signature.losses]
@@ -413,7 +414,8 @@ def change(before: NDArray[Any], after: NDArray[Any]) -> tuple[float, float]:
     """(|after - before| / |before|, |after|), Euclidean norms; the first is 0 without a change.
 
     In pieces that a processor's cache holds, for the arrays may be large. Squares of float32 are
-    added up in float32 within a piece, unless that is not finite, or may have lost something.
+    added up in float32 within a piece, unless that is not finite, or may have lost something. Of an
+    embedding a step leaves most as it was.
     """
     totals = np.zeros(3)
     flat_before, flat_after = before.reshape(-1), after.reshape(-1)
@@ -421,6 +423,11 @@ def change(before: NDArray[Any], after: NDArray[Any]) -> tuple[float, float]:
         for start in range(0, len(flat_before), PIECE):
             old = flat_before[start : start + PIECE]
             new = flat_after[start : start + PIECE]
+            if np.array_equal(old, new):
+                wide = old.astype(np.float64)
+                square = float(np.dot(wide, wide))
+                totals += (0.0, square, square)
+                continue
             squares = _squares(old, new) if old.dtype == np.float32 else None
             if squares is None or not np.isfinite(squares).all() or min(squares) < TINY_SQUARE:
                 squares = _squares(old.astype(np.float64), new.astype(np.float64))

@@ -17,6 +17,7 @@ from nanreplay.errors import UnsupportedOpError
 from nanreplay.program.graph_nodes import count_outputs, rename_mentions
 from nanreplay.program.lowered_graph import LoweredFunction, lowered_function
 from nanreplay.program.nondeterministic_ops import NEVER_RUN, WRITES_OUTSIDE
+from nanreplay.program.nonfinite_values import share_reads
 from nanreplay.program.safety import PYTHON_OPS
 from nanreplay.replay.interpreter_plan import Library, Step, decode_attributes, decode_constant
 from nanreplay.tensorflow_internals import tf_eager, tf_functions
@@ -69,6 +70,8 @@ def run_kernel(op_type: str, attrs: Mapping[str, Any], inputs: Sequence[Any]) ->
             tensors.append(value)
         else:
             tensors.append(tf.convert_to_tensor(value))
+    if op_type == "ReadVariableOp":
+        share_reads(tensors[0])
     lowered = lowered_function(op_type, op_type, node.attr)
     if lowered is not None:
         return tf_functions.run_function(lowered.name, n_outputs, tensors)
@@ -186,6 +189,12 @@ def _unfed(step: Step, inputs: list[Any]) -> Sequence[Any]:
     )
 
 
+def _read(step: Step, inputs: list[Any]) -> Sequence[Any]:
+    share_reads(inputs[0])
+    outputs: Sequence[Any] = tf_eager.run_op(step.type, step.n_outputs, inputs, step.attrs)
+    return outputs
+
+
 def _python(step: Step, inputs: list[Any]) -> Sequence[Any]:
     raise UnsupportedOpError(step.type, step.name, "its Python function is not in the capture")
 
@@ -210,6 +219,7 @@ _SPECIAL: dict[str, Callable[[Step, list[Any]], Sequence[Any]]] = {
     "Placeholder": _unfed,
     "PlaceholderV2": _unfed,
     "Print": _first,
+    "ReadVariableOp": _read,
     **dict.fromkeys(PYTHON_OPS, _python),
     **dict.fromkeys(SILENT, _nothing),
     **dict.fromkeys(WRITES_OUTSIDE, _nothing),

@@ -21,13 +21,14 @@ from nanreplay.program.nonfinite_values import (
     PIECE,
     has_nonfinite,
     nonfinite_kind,
+    read_variable,
     squares_fit,
 )
 from nanreplay.records import ArrayLike, VariableInfo
 
 STATES_KEPT = 4
 """States of the variables before steps that are kept, so that going back costs no new run."""
-_LARGE_STATE = 128 << 20
+_LARGE_STATE = 32 << 20
 """Of states of more bytes only the one that matters most and the one asked for last are kept."""
 
 
@@ -208,8 +209,7 @@ class LiveState:
 
     def _value(self, index: int) -> Any:
         """The value of a variable as a tensor; its `numpy()` would be a copy."""
-        variable = self.variables[index]
-        return tf.raw_ops.ReadVariableOp(resource=variable_handle(variable), dtype=variable.dtype)
+        return read_variable(variable_handle(self.variables[index]))
 
     def already_bad(self, layout: Iterable[str], claimed: str | None) -> set[int]:
         """Return the variables that are non-finite already, before a step: not the step's doing.

@@ -237,9 +237,11 @@ class Replay(StepRuns):
         signature, batch = self.signature(step), self.batch(step)
         if not (signature.losses and tells_losses(signature)) or batch.fingerprint is None:
             return None
-        program, state = self.program(step).wide_losses, self.state(step)
-        self._note_narrow(program.narrow_ops)
+        state = self.state(step)
         self._live.assign(state)  # what the last step left takes as much memory as the state
+        give_back_freed()  # for the copies of the graph that are made next
+        program = self.program(step).wide_losses()
+        self._note_narrow(program.narrow_ops)
         needed = program.needed_variables(signature.losses)
         variables = self._wide.some({index: state[index] for index in needed})
         fetched = self._determined(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 import tensorflow as tf
@@ -208,41 +208,65 @@ class RegisteredFunction(NamedTuple):
         return outputs
 
 
-def run_unchecked(function: Any, inputs: Sequence[Any]) -> list[Any]:
-    """Run a ConcreteFunction that returns a list on tensors of the right types, in their order.
-
-    A call of the function itself looks at each input in Python; one of a model of thousands of
-    variables takes longer for it than the step.
-    """
-    registered = RegisteredFunction(function, runtime_name(function), len(function.outputs))
-    return registered(inputs)
-
-
 # Making functions and the runtime's library of them.
 
 
 def function_of_graph(
-    wrapped: Any, inputs: Sequence[Any], outputs: Sequence[Any], effects: Sequence[Any]
+    build: Callable[[], Mapping[str, str]],
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    effects: Sequence[str],
 ) -> Any:
-    """Return a ConcreteFunction that runs a wrapped graph as it is.
+    """Return a ConcreteFunction that runs a graph as it is.
 
-    The public `WrappedFunction.prune` makes the graph once more, op by op, in Python.
+    The public `wrap_function` makes a function of all that was built, and its `prune` makes the
+    graph once more, op by op, in Python.
 
     Args:
-        wrapped: What `tf.compat.v1.wrap_function` returned; its graph must hold only what is to
-            run.
-        inputs: Placeholders of the graph, in the order in which they are fed.
-        outputs: Tensors of the graph, returned as a list.
-        effects: Ops that run though nothing that is returned needs them.
+        build: Adds what is to run, and nothing else, to the graph that is the default one; returns
+            names of `inputs` that have another name there, to that name.
+        inputs: Names of the graph's placeholders, in the order in which they are fed.
+        outputs: Names of the tensors that are returned, as a list.
+        effects: Names of ops that run though nothing that is returned needs them.
     """
-    graph = wrapped.graph
-    graph.inputs, graph.outputs, graph.control_outputs = list(inputs), list(outputs), list(effects)
-    graph.structured_outputs = list(outputs)
-    specs = tuple(_input_spec(index, tensor) for index, tensor in enumerate(inputs))
+    graph = _func_graph.FuncGraph("nanreplay_program")
+    with graph.as_default():
+        moved = build()
+    graph.inputs = [graph.get_tensor_by_name(moved.get(name, name)) for name in inputs]
+    graph.outputs = graph.structured_outputs = list(map(graph.get_tensor_by_name, outputs))
+    graph.control_outputs = list(map(graph.get_operation_by_name, effects))
+    specs = tuple(_input_spec(index, tensor) for index, tensor in enumerate(graph.inputs))
     graph.structured_input_signature = (specs, {})
-    function = _wrap_function.WrappedFunction(graph, variable_holder=wrapped._variable_holder)
+    function = _wrap_function.WrappedFunction(graph, _wrap_function.VariableHolder())
     function._num_positional_args, function._arg_keywords = len(inputs), []
     return function
+
+
+class LoadedFunction:
+    """A function that the runtime holds, without the graph that it was made of.
+
+    In Python that graph takes as much memory as all that the runtime makes of it.
+
+    Args:
+        function: A ConcreteFunction of `function_of_graph`, which cannot be used afterwards.
+    """
+
+    def __init__(self, function: Any) -> None:
+        """Take the function over."""
+        self._atomic = function._inference_function
+        self._n_outputs = len(function.outputs)
+        _func_graph.dismantle_func_graph(function.graph)
+        self._atomic._cached_graph = None  # made anew of the runtime's where an error names an op
+
+    def __call__(self, *inputs: Any) -> list[Any]:
+        """Run it on flat inputs and return flat outputs.
+
+        `AtomicFunction.call_flat` would parse the whole function to count its inputs.
+        """
+        with _atomic_function.InterpolateRuntimeError(self._atomic), _record.stop_recording():
+            context = _context.context()
+            returned = context.call_function(self._atomic.name, list(inputs), self._n_outputs)
+        return list(returned or ())
 
 
 def _input_spec(index: int, tensor: Any) -> Any:
