@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import gc
 import math
+import mmap
 import os
 import re
 import shutil
@@ -282,6 +283,26 @@ def give_back_freed() -> None:
     """Return memory that was freed to the system, where the C library keeps it (glibc does)."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
+
+
+_MADV_DONTNEED = 4
+"""Linux's number for advice by which a process gives pages up that it does not need any more."""
+
+
+def give_up_pages(address: int, size_bytes: int) -> None:
+    """Return the memory of a buffer to the system; what it holds is lost. Linux only.
+
+    Args:
+        address: Where the buffer begins.
+        size_bytes: Its size; pages that are not all within it stay.
+    """
+    if not HOLDS_PROCESSES:
+        return
+    first = -(-address // mmap.PAGESIZE) * mmap.PAGESIZE
+    length = (address + size_bytes) // mmap.PAGESIZE * mmap.PAGESIZE - first
+    if length > 0:
+        libc = ctypes.CDLL(None)
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), _MADV_DONTNEED)
 
 
 _COLLECT_EVERY = 50_000

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from nanreplay.capture.arrays import as_array
 from nanreplay.errors import FormatError
-from nanreplay.limits import check_size
+from nanreplay.limits import check_size, give_up_pages
 from nanreplay.program.compiled_program import variable_handle
 from nanreplay.program.nonfinite_values import (
     PIECE,
@@ -113,6 +113,10 @@ class LiveState:
         """Make nothing yet."""
         self._infos = infos
         self._variables: list[Any] = []
+
+    def __bool__(self) -> bool:
+        """Whether the variables have been made."""
+        return bool(self._variables)
 
     @property
     def variables(self) -> list[Any]:
@@ -231,6 +235,23 @@ class LiveState:
     def clear(self) -> None:
         """Let go of the variables."""
         self._variables = []
+
+    def give_back(self) -> None:
+        """Let go of the variables, and return the memory that they took to the system.
+
+        TensorFlow's allocator keeps what is freed. So buffers of the same sizes are taken from it
+        once more, given up, and freed.
+        """
+        self.clear()
+        with tf.device("CPU:0"):
+            buffers = []
+            for info in self._infos:
+                n_doubles = _size_bytes(info) // 8
+                if n_doubles >= PIECE // 8:
+                    empty = tf.raw_ops.Empty(shape=[n_doubles], dtype=tf.float64, init=False)
+                    buffers.append(np.asarray(empty))
+        for buffer in buffers:
+            give_up_pages(buffer.ctypes.data, buffer.nbytes)
 
 
 def as_type(value: ArrayLike, dtype: str) -> Any:

@@ -238,8 +238,7 @@ class Replay(StepRuns):
         if not (signature.losses and tells_losses(signature)) or batch.fingerprint is None:
             return None
         state = self.state(step)
-        self._live.assign(state)  # what the last step left takes as much memory as the state
-        give_back_freed()  # for the copies of the graph that are made next
+        self.make_room_if_large()  # what the last step left takes as much memory as the state
         program = self.program(step).wide_losses()
         self._note_narrow(program.narrow_ops)
         needed = program.needed_variables(signature.losses)
@@ -357,6 +356,8 @@ class Replay(StepRuns):
     def make_room_if_large(self) -> None:
         """Let go of what the last run left, where that is worth making new variables for."""
         if self._states.are_large:
+            if self._live:
+                self._live.give_back()
             self.make_room()
             give_back_freed()
 
