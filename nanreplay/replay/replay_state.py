@@ -114,10 +114,6 @@ class LiveState:
         self._infos = infos
         self._variables: list[Any] = []
 
-    def __bool__(self) -> bool:
-        """Whether the variables have been made."""
-        return bool(self._variables)
-
     @property
     def variables(self) -> list[Any]:
         """The variables, by index."""
@@ -237,12 +233,11 @@ class LiveState:
         self._variables = []
 
     def give_back(self) -> None:
-        """Let go of the variables, and return the memory that they took to the system.
+        """Return the memory of other values that the variables had before to the system.
 
         TensorFlow's allocator keeps what is freed. So buffers of the same sizes are taken from it
         once more, given up, and freed.
         """
-        self.clear()
         with tf.device("CPU:0"):
             buffers = []
             for info in self._infos:

@@ -238,7 +238,12 @@ class Replay(StepRuns):
         if not (signature.losses and tells_losses(signature)) or batch.fingerprint is None:
             return None
         state = self.state(step)
-        self.make_room_if_large()  # what the last step left takes as much memory as the state
+        # What the last step left takes as much memory as the state. Whoever noted its ops holds
+        # handles, and so the variables: they are not let go of.
+        self._live.assign(state)
+        if self._states.are_large:
+            self._live.give_back()
+            give_back_freed()
         program = self.program(step).wide_losses()
         self._note_narrow(program.narrow_ops)
         needed = program.needed_variables(signature.losses)
@@ -356,8 +361,6 @@ class Replay(StepRuns):
     def make_room_if_large(self) -> None:
         """Let go of what the last run left, where that is worth making new variables for."""
         if self._states.are_large:
-            if self._live:
-                self._live.give_back()
             self.make_room()
             give_back_freed()
 
