@@ -74,6 +74,7 @@ class StepTraces:
     def of(self, step: int) -> StepTrace:
         """Return what the run of a step showed; `targets_of` can ask it for all that may fail."""
         if step not in self._traces:
+            give_back_freed()  # what the steps before left
             self._traces[step] = trace_targets(self._runner, step)
             give_back_freed()  # making the plan of a large graph took some
         return self._traces[step]

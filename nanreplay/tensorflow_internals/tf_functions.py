@@ -255,8 +255,13 @@ class LoadedFunction:
         """Take the function over."""
         self._atomic = function._inference_function
         self._n_outputs = len(function.outputs)
-        _func_graph.dismantle_func_graph(function.graph)
-        self._atomic._cached_graph = None  # made anew of the runtime's where an error names an op
+        graph = function.graph
+        # made anew of the runtime's where an error names an op
+        self._atomic._cached_graph = None
+        _func_graph.dismantle_func_graph(graph)
+        # These name ops, which name the graph: it would wait for the collector of cycles.
+        graph.inputs, graph.outputs, graph.control_outputs = [], [], []
+        graph.structured_outputs = None
 
     def __call__(self, *inputs: Any) -> list[Any]:
         """Run it on flat inputs and return flat outputs.

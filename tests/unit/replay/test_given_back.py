@@ -1,25 +1,47 @@
-"""TensorFlow's allocator keeps what is freed; what a large state took goes back to the system all
-the same, and nothing that is held is touched."""
+"""What a replay does not need any more goes back to the system, though TensorFlow's allocator keeps
+what is freed; nothing that is held is touched."""
 
 from __future__ import annotations
 
 import ctypes
+import gc
 import mmap
 import sys
+import weakref
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from nanreplay.limits import _status_bytes, give_up_pages
 from nanreplay.records import VariableInfo
 from nanreplay.replay.replay_state import LiveState
+from nanreplay.tensorflow_internals.tf_functions import LoadedFunction, function_of_graph
 
 SHAPE, COUNT = (1024, 4096), 6
 STATE_BYTES = COUNT * 4 * SHAPE[0] * SHAPE[1]
 
-pytestmark = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux takes advice")
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux takes advice")
 
 
+def test_a_loaded_function_keeps_no_graph_in_python() -> None:
+    def build() -> None:
+        tf.identity(2 * tf.compat.v1.placeholder(tf.float32, [2], name="x"), name="y")
+
+    function = function_of_graph(build, ["x:0"], ["y:0"], [])
+    graph = weakref.ref(function.graph)
+    gc.disable()
+    try:
+        loaded = LoadedFunction(function)
+        del function
+        assert graph() is None
+    finally:
+        gc.enable()
+    (doubled,) = loaded(tf.constant([1.0, 2.0]))
+    assert doubled.numpy().tolist() == [2.0, 4.0]
+
+
+@linux
 def test_the_memory_of_a_state_goes_back_and_what_was_read_of_it_stays() -> None:
     infos = [VariableInfo(f"weight_{i}", SHAPE, "float32", "other") for i in range(COUNT)]
     live = LiveState(infos)
@@ -35,6 +57,7 @@ def test_the_memory_of_a_state_goes_back_and_what_was_read_of_it_stays() -> None
         assert (np.asarray(value) == index).all()
 
 
+@linux
 def test_pages_that_are_not_all_within_a_buffer_stay() -> None:
     size = 3 * mmap.PAGESIZE
     buffer = np.ones(size + mmap.PAGESIZE, np.uint8)
