@@ -14,6 +14,7 @@ import tensorflow as tf
 
 from nanreplay.capture.arrays import as_array
 from nanreplay.errors import ReplayError, UnsupportedOpError
+from nanreplay.limits import give_back_freed
 from nanreplay.program.graph_editor import needed_part
 from nanreplay.program.graph_nodes import VARIABLE_READS, avoid_known_functions, op_name
 from nanreplay.program.lowered_graph import lower_graph
@@ -144,8 +145,7 @@ class CompiledProgram:
         self._probe = tuple(probe)
         self.probe_result: dict[str, tuple[bool, bool]] = {}
         """(holds a NaN, holds an infinity) of each probed tensor in the last call."""
-        self.has_run = False
-        """Whether it was called: the first call compiles it."""
+        self._has_run = False
         self._fetched = self._all_fetches()
         cut = cut_recorded_ops(parse_graph(graph), signature)
         self._unused = cut.unused
@@ -213,7 +213,9 @@ class CompiledProgram:
         if self._checks_feeds:
             self._check(feeds)
         results = dict(zip(self._fetched, self._call(*feeds), strict=True))
-        self.has_run = True
+        if not self._has_run:  # TensorFlow's graph optimizers took several copies of the graph
+            self._has_run = True
+            give_back_freed()
         if self._probe:
             flags = zip(self._probe, results[_PROBE].numpy(), strict=True)
             self.probe_result = {name: (bool(nan), bool(inf)) for name, (nan, inf) in flags}

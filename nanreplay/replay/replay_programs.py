@@ -15,7 +15,6 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import tensorflow as tf
 
 from nanreplay.errors import UnsupportedOpError
-from nanreplay.limits import give_back_freed
 from nanreplay.program.collectives import local_program
 from nanreplay.program.compiled_program import CompiledProgram, capture_feed
 from nanreplay.program.fingerprint import fingerprint_after, fingerprint_of, loss_added
@@ -122,8 +121,9 @@ class Program:
         """The program with every float as float64; it runs on `widened_variables`."""
         return self._widened(self.record)
 
+    @cached_property
     def wide_losses(self) -> Program:
-        """Return what the losses need of `wide`, a third of its ops: anew, as once is enough."""
+        """What the losses need of `wide`: mostly a third of its ops, and no optimizer."""
         return self._widened(losses_alone(self.record))
 
     def _widened(self, record: ProgramRecord) -> Program:
@@ -161,11 +161,8 @@ class Program:
             program = self.compiled(jit=signature.compilation == "xla" and mode == "recorded")
             optimizers = self.optimizers if mode == "recorded" else Optimizers.ALL
             meanwhile, self.meanwhile = self.meanwhile, None
-            is_first = not program.has_run
             with optimized_by(optimizers), beside(meanwhile):
                 outputs, _ = program(batch, variables, self.record.constants)
-            if is_first:  # what TensorFlow's graph optimizers took is several copies of the graph
-                give_back_freed()
             return fingerprint_after(signature, outputs, variables, recorded)
         if signature.watch is not None:
             fetched = self.run_ops(batch, variables, fetches=[signature.watch])

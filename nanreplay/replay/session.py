@@ -244,7 +244,7 @@ class Replay(StepRuns):
         if self._states.are_large:
             self._live.give_back()
             give_back_freed()
-        program = self.program(step).wide_losses()
+        program = self.program(step).wide_losses
         self._note_narrow(program.narrow_ops)
         needed = program.needed_variables(signature.losses)
         variables = self._wide.some({index: state[index] for index in needed})
@@ -254,6 +254,7 @@ class Replay(StepRuns):
                 batch.arrays, variables, fetches=signature.losses, update=False
             ),
         )
+        del self.program(step).wide_losses  # a copy of the graph, which is asked for once
         return any(bool(nonfinite_kind(loss)) for loss in fetched.values())
 
     def plan_ops(self, step: int, fetches: Sequence[str]) -> None:
