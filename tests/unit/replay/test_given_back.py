@@ -25,8 +25,9 @@ linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux t
 
 
 def test_a_loaded_function_keeps_no_graph_in_python() -> None:
-    def build() -> None:
+    def build() -> dict[str, str]:
         tf.identity(2 * tf.compat.v1.placeholder(tf.float32, [2], name="x"), name="y")
+        return {}
 
     function = function_of_graph(build, ["x:0"], ["y:0"], [])
     graph = weakref.ref(function.graph)
