@@ -20,7 +20,7 @@ import tensorflow as tf
 from nanreplay.errors import MissingWorkersError
 from nanreplay.program.graph_editor import OpKey, ProgramEditor
 from nanreplay.program.graph_nodes import constant_array, data_inputs, op_name
-from nanreplay.program.nondeterministic_ops import fed_ops
+from nanreplay.program.nondeterministic_ops import fed_ops, unrecorded_ops
 from nanreplay.program.safety import all_nodes, parse_graph
 from nanreplay.records import CaptureSpec, OpInfo, ProgramRecord
 from nanreplay.tensorflow_internals import tf_distribution
@@ -113,6 +113,20 @@ def collective_keys(record: ProgramRecord) -> set[str]:
         if not _is_held(spec) and kinds[spec.tensor] == tf.int32.as_datatype_enum:
             keys.add(spec.tensor)
     return keys
+
+
+def unrecorded_ops_of(record: ProgramRecord) -> list[str]:
+    """Return what a replay of a program would run anew, with an outcome of its own.
+
+    Each is told as `<type> <op>` or `<type> <function>::<op>`. Replicas that exchange sparse
+    gradients do so in branches, one for each replica; only side by side do their ops show that
+    they need nobody else.
+    """
+    ops = unrecorded_ops(record.graph, record.signature)
+    if not any(op.startswith(GATHER) for op in ops):
+        return ops
+    inlined = inline_gathers(record)
+    return unrecorded_ops(inlined.graph, inlined.signature)
 
 
 def _is_held(spec: CaptureSpec) -> bool:

@@ -18,7 +18,7 @@ from nanreplay.capture.storage import Location, RemotePath, local_copy, publish
 from nanreplay.capture.writer import CaptureWriter, writing
 from nanreplay.errors import StorageError
 from nanreplay.limits import readable_size
-from nanreplay.program.nondeterministic_ops import unrecorded_ops
+from nanreplay.program.collectives import unrecorded_ops_of
 from nanreplay.recorder.dump_proof import reexecute
 from nanreplay.recorder.dump_sizes import fitting_share, sizes_before_description, sizes_of
 from nanreplay.recorder.dump_window import DumpWindow, gather
@@ -186,8 +186,7 @@ def _finish(
 
 
 def _has_unrecorded_ops(window: DumpWindow) -> bool:
-    programs = window.programs.values()
-    return any(unrecorded_ops(program.graph, program.signature) for program in programs)
+    return any(map(unrecorded_ops_of, window.programs.values()))
 
 
 def _departure(step: int) -> str:

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanreplay.capture.arrays import as_array
-from nanreplay.program.collectives import collective_keys
+from nanreplay.program.collectives import collective_keys, unrecorded_ops_of
 from nanreplay.program.fingerprint import NOT_MEASURED
-from nanreplay.program.nondeterministic_ops import cut_recorded_ops, unrecorded_ops
+from nanreplay.program.nondeterministic_ops import cut_recorded_ops
 from nanreplay.program.op_facts import SourceTable
 from nanreplay.program.program_record import describe_program
 from nanreplay.program.safety import parse_graph
@@ -234,7 +234,7 @@ def _undrawn_notes(
 def _program_notes(programs: Iterable[ProgramRecord]) -> list[str]:
     notes = []
     for program in programs:
-        op_types = unrecorded_ops(program.graph, program.signature)
+        op_types = unrecorded_ops_of(program)
         if op_types:
             notes.append(
                 f"Program {program.id} runs ops inside loops, branches or functions that another "
