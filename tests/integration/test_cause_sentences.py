@@ -105,6 +105,12 @@ def sum_of_two_logs(w: Any, x: Any) -> Any:
     return tf.reduce_sum(tf.exp(total) * w * x)
 
 
+def means_of_rows(w: Any, x: Any, splits: Any) -> Any:
+    rows = tf.RaggedTensor.from_row_splits(tf.linalg.matvec(x, w), splits, validate=False)
+    sizes = tf.cast(rows.row_lengths(), tf.float32)
+    return tf.reduce_sum(tf.reduce_sum(rows, axis=1) / sizes)
+
+
 def shares_of_sums(w: Any, x: Any) -> Any:
     sums = tf.reduce_sum(x[:, :, None] * w, axis=1)
     return tf.reduce_sum(sums / tf.reduce_sum(sums, axis=1, keepdims=True) * w)
@@ -120,6 +126,12 @@ SENTENCES: dict[str, tuple[Loss, Sequence[Any], str, str]] = {
         "the sum of a mask, made of conditions such as",
     ),
     "no pair of a class": (pairs, (X, LABELS), "empty_reduction", "pairs of elements for which"),
+    "a ragged row without elements": (
+        means_of_rows,
+        (X, np.array([0, 2, 2, 4])),
+        "empty_reduction",
+        "or the length of a ragged row), and that is 0 at [1]",
+    ),
     "a mask": (selected, (X, LABELS), "empty_reduction", "a mask kept no element"),
     "no row": (
         lambda w, x: tf.reduce_mean(x * w),

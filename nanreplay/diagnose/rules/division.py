@@ -240,8 +240,10 @@ def _count_in_words(case: Case, count: Count) -> str:
     """What there is none of."""
     begin = f"`{case.op}`{case.where} divides by"
     if count.condition is None:
-        less = " that something is subtracted from (as in n - 1)" if count.is_reduced else ""
-        return f"{begin} a count{less}, and that is 0{case.place}: nothing is left to average."
+        # The length of a ragged row is the difference of the places where rows begin.
+        difference = "a difference of whole numbers (such as n - 1, or the length of a ragged row)"
+        divisor = difference if count.is_reduced else "a count"
+        return f"{begin} {divisor}, and that is 0{case.place}: nothing is left to average."
     if _dropout(case) is not None:
         return f"{begin} what dropout kept, and it kept nothing{case.place}."
     what = "pairs of elements" if count.is_of_pairs else "elements"
