@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+import sys
 import threading
 import weakref
 from types import FrameType
@@ -260,6 +261,9 @@ class Watchdog:
             os.close(self._write)
 
     def _watch(self) -> None:
+        # In Python 3.11 a thread that a debugger or coverage traces never gets past the beginning
+        # of a function while a signal waits for the main thread.
+        sys.settrace(None)
         while True:
             byte = os.read(self._read, 1)
             if byte in (b"", b"\0"):  # as `stop` writes it; no signal has the number 0

@@ -109,20 +109,16 @@ def test_a_function_is_known_until_it_is_unregistered() -> None:
 
 def test_a_graph_runs_as_a_function_with_its_effects() -> None:
 
-    def build() -> None:
+    def build() -> dict[str, str]:
         place = tf.compat.v1.placeholder(tf.float32, [], name="x")
         handle = tf.compat.v1.placeholder(tf.resource, [], name="handle")
         tf.raw_ops.AssignVariableOp(resource=handle, value=place * 3.0, name="assign")
         tf.identity(place + 1.0, name="result")
+        return {"y:0": "x:0"}
 
-    wrapped = tf.compat.v1.wrap_function(build, [])
-    inputs = [wrapped.graph.get_tensor_by_name(name) for name in ("x:0", "handle:0")]
-    outputs, effects = (
-        [wrapped.graph.get_tensor_by_name("result:0")],
-        [wrapped.graph.get_operation_by_name("assign")],
-    )
     variable = tf.Variable(0.0)
-    (found,) = tf_functions.function_of_graph(wrapped, inputs, outputs, effects)(
-        tf.constant(2.0), variable.handle
+    function = tf_functions.function_of_graph(
+        build, inputs=["y:0", "handle:0"], outputs=["result:0"], effects=["assign"]
     )
+    (found,) = function(tf.constant(2.0), variable.handle)
     assert (float(found), float(variable)) == (3.0, 6.0)
