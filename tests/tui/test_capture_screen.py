@@ -61,8 +61,13 @@ async def test_tables_are_shown_before_anything_is_replayed(made: Made) -> None:
         screen = pilot.app.screen
         assert isinstance(screen, CaptureScreen)
         assert text_of(screen, "#headline") == "loss is NaN, step 12"
-        assert "replaying" in str(screen.query_one(StatusLine).content)
-        assert "12 of 25" in str(screen.query_one(StatusLine).content)
+        line = screen.query_one(StatusLine)
+        for _ in range(300):  # it is drawn a few times a second
+            if str(line.content):
+                break
+            await pilot.pause(0.01)
+        assert "replaying" in str(line.content)
+        assert "12 of 25" in str(line.content)
 
 
 async def test_the_answer_is_the_library_s_headline_and_cause(made: Made) -> None:
