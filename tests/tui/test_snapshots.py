@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
+from tui.sizes import SIZES, at_sizes
 from tui.stored import ROOT, StoredEngine
 from tui.waiting import workers_done
 
@@ -17,7 +18,6 @@ from nanreplay.errors import UnsafeProgramError
 from nanreplay.tui.app import NanreplayApp
 from nanreplay.tui.widgets.plots import SeriesPlot
 
-SIZES = [(80, 24), (160, 50)]
 Compare = Callable[..., bool]
 Prepare = Callable[[Pilot[None]], Awaitable[None]]
 
@@ -64,18 +64,7 @@ async def settled(pilot: Pilot[None]) -> None:
         await pilot.pause(0.02)
 
 
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        pytest.param(name, size, id=f"{name}-{size[0]}x{size[1]}", marks=marks)
-        for name, size, marks in (
-            ("log_of_zero", SIZES[0], ()),
-            ("log_of_zero", SIZES[1], pytest.mark.slow),
-            ("exploding_rnn", SIZES[0], pytest.mark.slow),
-            ("exploding_rnn", SIZES[1], ()),
-        )
-    ],
-)
+@pytest.mark.parametrize(("name", "size"), at_sizes({"log_of_zero": {80}, "exploding_rnn": {160}}))
 @pytest.mark.parametrize("tab", ["overview", "timeline", "source", "whatif", "verdict"])
 def test_tabs(snap_compare: Compare, tab: str, name: str, size: tuple[int, int]) -> None:
     async def show(pilot: Pilot[None]) -> None:
@@ -104,19 +93,7 @@ def test_tabs_in_few_colours(
 
 @pytest.mark.parametrize(
     ("pressed", "size"),
-    [
-        pytest.param(pressed, size, id=f"{pressed}-{size[0]}x{size[1]}", marks=marks)
-        for pressed, size, marks in (
-            ("y", SIZES[0], ()),
-            ("y", SIZES[1], pytest.mark.slow),
-            ("e", SIZES[0], pytest.mark.slow),
-            ("e", SIZES[1], ()),
-            ("question_mark", SIZES[0], ()),
-            ("question_mark", SIZES[1], ()),
-            ("ctrl+o", SIZES[0], ()),
-            ("ctrl+o", SIZES[1], pytest.mark.slow),
-        )
-    ],
+    at_sizes({"y": {80}, "e": {160}, "question_mark": {80, 160}, "ctrl+o": {80}}),
 )
 def test_what_opens_above(snap_compare: Compare, pressed: str, size: tuple[int, int]) -> None:
     assert snap_compare(opened("log_of_zero"), terminal_size=size, run_before=keys(pressed))

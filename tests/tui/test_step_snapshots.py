@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from textual.pilot import Pilot
+from tui.sizes import at_sizes
 from tui.stored import ROOT
 from tui.stored_steps import StoredSteps
 from tui.waiting import workers_done
@@ -17,7 +18,7 @@ from tui.waiting import workers_done
 from nanreplay.tui.app import NanreplayApp
 
 Compare = Callable[..., bool]
-SIZES = [(80, 24), (160, 50)]
+KEYS = {"bisect": "3", "dataflow": "4", "tensor": "5", "batch": "6"}
 
 
 def app_of(name: str) -> NanreplayApp:
@@ -39,23 +40,12 @@ def pressing(*keys: str) -> Callable[[Pilot[Any]], Any]:
 
 
 @pytest.mark.parametrize(
-    ("key", "size"),
-    [
-        pytest.param(key, size, id=f"{pane}-{size[0]}x{size[1]}", marks=marks)
-        for pane, key, size, marks in (
-            ("bisect", "3", SIZES[0], ()),
-            ("bisect", "3", SIZES[1], ()),
-            ("dataflow", "4", SIZES[0], ()),
-            ("dataflow", "4", SIZES[1], pytest.mark.slow),
-            ("tensor", "5", SIZES[0], pytest.mark.slow),
-            ("tensor", "5", SIZES[1], ()),
-            ("batch", "6", SIZES[0], ()),
-            ("batch", "6", SIZES[1], pytest.mark.slow),
-        )
-    ],
+    ("pane", "size"),
+    at_sizes({"bisect": {80, 160}, "dataflow": {80}, "tensor": {160}, "batch": {80}}),
 )
-def test_a_pane(snap_compare: Compare, key: str, size: tuple[int, int]) -> None:
-    assert snap_compare(app_of("log_of_zero"), terminal_size=size, run_before=pressing(key))
+def test_a_pane(snap_compare: Compare, pane: str, size: tuple[int, int]) -> None:
+    app = app_of("log_of_zero")
+    assert snap_compare(app, terminal_size=size, run_before=pressing(KEYS[pane]))
 
 
 def test_layers_and_the_precision_of_an_origin(snap_compare: Compare) -> None:
