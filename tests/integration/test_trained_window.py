@@ -81,9 +81,9 @@ def test_weights_so_large_that_memory_is_planned_take_one_round_first(
 
         monkeypatch.setattr(replay_programs, "optimized_by", noted)
         assert judge(replay).bit_exact is True
-        # one round gives other bits here, and so does not count
         assert chosen[0] is Optimizers.ONE_ROUND
-        assert set(chosen[1:]) == {Optimizers.ALL}
+        # With oneDNN one round gives other bits here, and so does not count.
+        assert Optimizers.DECIDING not in chosen
 
 
 @pytest.mark.parametrize("why", ["other bits", "other machine"])
