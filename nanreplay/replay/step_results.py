@@ -135,7 +135,8 @@ def compare_step(
         bad = _bad_slot(slots, bad_variable)
     trigger = None
     if bad is not None:
-        subject = _subject(bad.what, bad.subject, paths, signature.loss_of)
+        # a logged loss is that of all replicas
+        subject = _subject(bad.what, bad.subject, paths, signature.loss_of if layout.losses else ())
         trigger = Trigger(bad.what, subject, bad.kind)
     reference = None
     if recorded is not None and np.shape(recorded) == replayed.shape:
