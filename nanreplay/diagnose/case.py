@@ -7,6 +7,7 @@ step does. Imports no TensorFlow.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from nanreplay.bisect.index_arrays import index_arrays
 from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.origin_facts import name_of
 from nanreplay.bisect.step_runner import StepRunner
-from nanreplay.bisect.tensor_stats import Mask, is_float
+from nanreplay.bisect.tensor_stats import Mask, is_float, is_opaque
 from nanreplay.bisect.upstream import Element, kept_upstream, source_of_operand
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.failure_graph import FailureGraph
@@ -35,6 +36,12 @@ from nanreplay.replay.provenance import OpEvent, ValueId
 Values = NDArray[Any]
 HALF = ("float16", "half")
 """What TensorFlow and NumPy call half precision."""
+_LARGEST: Mapping[str, float] = {
+    **dict.fromkeys(HALF, float(np.finfo(np.float16).max)),
+    "bfloat16": 255 * 2.0**120,
+    "float32": float(np.finfo(np.float32).max),
+    "float64": float(np.finfo(np.float64).max),
+}
 _DT_HALF, _DT_FLOAT = 19, 1
 """Numbers of the types in TensorFlow's enum."""
 _LAYERLESS = {"loss": " in the loss", "optimizer": " in the optimizer", "input": " in the input"}
@@ -181,6 +188,15 @@ class Case:
         except ValueError:  # not an element-wise op: the shapes do not fit
             return array.reshape(-1)
 
+    def told(self, i: int) -> Values:
+        """Return an input at the one element that sentences tell, the first that failed.
+
+        As `operand` where elements cannot be told apart.
+        """
+        values = self.operand(i)
+        is_by_element = self.mask is not None and values.shape == (int(self.mask.sum()),)
+        return values[:1] if is_by_element else values
+
     def input_id(self, i: int) -> ValueId | None:
         """Return the identity of an input, None where nothing ran op by op."""
         if self.fact is None or i >= len(self.fact.input_ids):
@@ -256,11 +272,44 @@ class Case:
     def input_of(self, fact: Fact, i: int) -> Values | None:
         """Return what an op of the step got, for which the step is run once more.
 
-        None where nothing ran op by op, and for what is fed.
+        None where nothing ran op by op, and for constants of the program.
         """
         scene, value = self.bisection.scene, fact.input_ids[i]
-        event = None if scene is None else kept_upstream(scene, fact).get(value.serial)
+        if scene is None:
+            return None
+        if value.serial < 0:
+            fed = scene.trace.value(value)
+            return None if fed is None or is_opaque(fed) else as_array(fed)
+        event = kept_upstream(scene, fact).get(value.serial)
         return None if event is None else as_array(event.outputs[value.output])
+
+    def forward_input(self, i: int) -> Values | None:
+        """Return what the forward op got whose gradient the origin computes.
+
+        At the element that is told, where the shapes are those of the origin; all of it elsewhere.
+        None where it is not known, or where the forward op ran several times.
+        """
+        runs = [] if self.graph is None or self.fact is None else self.graph.forward_of(self.fact)
+        if len(runs) != 1 or i >= len(runs[0].input_ids):
+            return None
+        values = self.input_of(runs[0], i)
+        if values is None or self.mask is None or values.shape != self.mask.shape:
+            return None if values is None else values.reshape(-1)
+        return as_array(values[self.mask][:1])
+
+    def told_of(self, fact: Fact) -> Values | None:
+        """Return what an op upstream gave, at the element that is told; None where it is not known.
+
+        All that it gave, where its elements are not those of the origin.
+        """
+        event = self.kept.get(fact.serial)
+        if event is None:
+            return None
+        values = as_array(event.outputs[0])
+        if self.mask is not None and self.mask.any():
+            with contextlib.suppress(ValueError):  # the shapes do not fit
+                return as_array(np.broadcast_to(values, self.mask.shape)[self.mask][:1])
+        return values.reshape(-1)
 
     def in_float32(self, event: OpEvent) -> Sequence[Values] | None:
         """Run the kernel of a half-precision op on its operands widened to float32.
@@ -316,6 +365,11 @@ def _float64(value: Any) -> Values:
 
 def _float32(value: Any) -> Values:
     return as_array(value).astype(np.float32)
+
+
+def largest_number(dtype: str) -> float | None:
+    """Return the largest finite number of a type; None of a type that is not a real float."""
+    return _LARGEST.get(dtype)
 
 
 def shown(value: float) -> str:

@@ -21,6 +21,7 @@ from nanreplay.diagnose.rules import (
     precision,
     selection,
     special_functions,
+    variances,
 )
 from nanreplay.errors import own_error
 from nanreplay.findings import Cause, CauseKind, Verdict
@@ -58,7 +59,7 @@ RULES: Mapping[CauseKind, Rule] = {
     "mask_all": selection.mask_all,
     "fp16_underflow": precision.fp16_underflow,
     "fp16_overflow": precision.fp16_overflow,
-    "variance_zero": division.variance_zero,
+    "variance_zero": variances.variance_zero,
     "norm_grad_at_zero": domain.norm_grad_at_zero,
     "sqrt_grad_at_zero": domain.sqrt_grad_at_zero,
     "empty_reduction": division.empty_reduction,

@@ -189,7 +189,12 @@ class FailureGraph:
         return self.branch_of(chooser, fact) is not None
 
     def branch_of(self, select: Fact, fact: Fact) -> int | None:
-        """Return which input of a `where` (1 or 2) is made of an op's value; None for both."""
+        """Return which input of a `where` (1 or 2) is made of an op's value; None for both.
+
+        None as well of a gather, which has no branches.
+        """
+        if select.type not in SELECTS:
+            return None
         is_first = self._is_made_of(select.input_ids[1], fact)
         is_second = self._is_made_of(select.input_ids[2], fact)
         if is_first == is_second:

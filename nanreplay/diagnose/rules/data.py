@@ -162,7 +162,11 @@ def _label_by_extremes(case: Case) -> Cause | None:
     worst = labels.min if labels.min < 0 else labels.max
     if 0 <= worst < classes:
         return None
-    return _wrong_label(case, int(worst), classes, case.place, 1)
+    sentence = (
+        f"A label is {int(worst)}, but there are only {classes} classes (0 to {classes - 1})."
+    )
+    evidence = f"`{case.op}` takes labels from 0 to {classes - 1}."
+    return Cause("label_out_of_range", 0.98, sentence, (evidence,))
 
 
 def _wrong_label(case: Case, label: int, classes: int, where: str, count: int) -> Cause:
@@ -188,12 +192,11 @@ def _index(case: Case) -> Cause | None:
     return Cause("label_out_of_range", 0.95, sentence)
 
 
-def _ctc_label(case: Case) -> Cause:
+def _ctc_label(case: Case) -> Cause | None:
     """A sequence of labels that is longer than its time steps."""
     begin = f"`{case.op}` is infinite{case.place}"
     if case.event is None or case.mask is None or len(case.event.inputs) < 4:
-        sentence = f"{begin}: a sequence of labels that cannot fit its time steps."
-        return Cause("label_out_of_range", 0.6, sentence)
+        return None
     indices, labels, lengths = (as_array(value) for value in case.event.inputs[1:4])
     for sample in np.flatnonzero(case.mask):
         own = labels[indices[:, 0] == sample]
@@ -207,5 +210,4 @@ def _ctc_label(case: Case) -> Cause:
                 f"need {len(own) + repeats} time steps, and there are {steps}."
             )
             return Cause("label_out_of_range", 0.95, sentence)
-    sentence = f"{begin}, though all labels fit their time steps."
-    return Cause("label_out_of_range", 0.3, sentence)
+    return None  # the labels fit: it is infinite for another reason

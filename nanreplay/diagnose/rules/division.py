@@ -1,8 +1,7 @@
-"""Rules about division: by 0, 0 by 0, by the sum of no weights, by a variance of 0."""
+"""Rules about division: by 0, 0 by 0, by the sum of no weights."""
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 
 import numpy as np
@@ -10,18 +9,19 @@ import numpy as np
 from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.tensor_stats import FLOATS, words
 from nanreplay.capture.arrays import as_array
-from nanreplay.diagnose.case import Case, capital, shown
+from nanreplay.diagnose.case import Case, capital, largest_number, shown
 from nanreplay.diagnose.counting import Count, count_under, dropout_under
 from nanreplay.diagnose.failure_graph import COUNTS, SEGMENTS, FailureGraph
 from nanreplay.diagnose.rules.overflow import is_plain
+from nanreplay.diagnose.rules.selection import underflow_in_words
 from nanreplay.findings import Cause
 from nanreplay.replay.provenance import ValueId
 
 DIVISIONS = words("RealDiv Div TruncateDiv FloorDiv FloorMod Mod TruncateMod Xdivy")
 """Ops that divide their first input by their second."""
-_POLES = words("Reciprocal Inv Rsqrt")
+POLES = words("Reciprocal Inv Rsqrt")
 """Ops of one input that divide by it (or by its root)."""
-_REDUCTIONS = words("Sum Mean Max Min Prod")
+REDUCTIONS = words("Sum Mean Max Min Prod")
 _SUMMED = words("Sum AddN L2Loss")
 _TINY = 1e-20
 """Denominators below this make infinities of usual float32 values."""
@@ -34,11 +34,6 @@ _SEGMENT_DEPTH = 4
 """How many ops back such a segment is looked for."""
 _MASK_DEPTH = 4
 """How many ops back a mask is looked for."""
-_NORMALIZATION = words(
-    "FusedBatchNorm FusedBatchNormV2 FusedBatchNormV3 FusedBatchNormGrad FusedBatchNormGradV2 "
-    "FusedBatchNormGradV3 _FusedBatchNormEx"
-)
-_NORMALIZED = re.compile(r"(batch|layer|group|instance)_?norm", re.IGNORECASE)
 
 
 def division_by_zero(case: Case) -> Cause | None:
@@ -48,19 +43,37 @@ def division_by_zero(case: Case) -> Cause | None:
         "Atan2",
         "Angle",
         *DIVISIONS,
-        *_POLES,
+        *POLES,
         "DivNoNan",
     ):
         return None  # the gradient of another function divides: that function's rule tells it
     if case.op in DIVISIONS:
         return _by_zero_or_tiny(case)
-    if case.op in _POLES and (case.operand(0) == 0).any():
+    if case.op in POLES and (case.told(0) == 0).any():
         return _divided(case, 0, "1 / sqrt(0)" if case.op == "Rsqrt" else "1 / 0")
+    if case.op == "RsqrtGrad" and case.is_infinite:
+        return _gradient_near_pole(case)
     return None
 
 
+def _gradient_near_pole(case: Case) -> Cause | None:
+    """The gradient of 1 / sqrt(x), which is beyond the type long before 1 / sqrt(x) is."""
+    root = case.told(0)
+    if not root.size or not np.isfinite(root[0]) or root[0] == 0:
+        return None
+    sentence = (
+        f"The operand of `Rsqrt`{case.where} is {float(root[0]) ** -2:.3g}{case.place}, "
+        "so close to 0 that the gradient of 1 / sqrt(x), -0.5 / sqrt(x)^3, overflows."
+    )
+    return Cause("division_by_zero", 0.9, sentence, (_became(case),))
+
+
+def _became(case: Case) -> str:
+    return f"`{case.op}`{case.where}: {case.count} became non-finite."
+
+
 def _by_zero_or_tiny(case: Case) -> Cause | None:
-    numerator, denominator = case.operand(0), case.operand(1)
+    numerator, denominator = case.told(0), case.told(1)
     if not denominator.size:
         return _atan2(case)
     if (denominator == 0).any() and not _is_zero_over_zero(case):
@@ -85,8 +98,7 @@ def _divided(case: Case, i: int, formula: str) -> Cause:
         f"{capital(case.subject_at(i))} is exactly 0.0, and `{case.op}` divides by it ({formula})."
     )
     sentence += _why_zero(case) if i == 1 else ""
-    evidence = f"`{case.op}`{case.where}: {case.count} became non-finite."
-    return Cause("division_by_zero", 0.84, sentence, (evidence,))
+    return Cause("division_by_zero", 0.84, sentence, (_became(case),))
 
 
 def _atan2(case: Case) -> Cause | None:
@@ -99,7 +111,7 @@ def _atan2(case: Case) -> Cause | None:
 
 
 def _is_zero_over_zero(case: Case) -> bool:
-    numerator, denominator = case.operand(0), case.operand(1)
+    numerator, denominator = case.told(0), case.told(1)
     if not numerator.size or numerator.shape != denominator.shape:
         return False
     return bool(((numerator == 0) & (denominator == 0)).any()) and bool(np.isnan(case.value))
@@ -127,7 +139,7 @@ def _why_zero(case: Case) -> str:
         return _without_epsilon(case.graph, value)
     if _dropout(case) is not None:
         return " Dropout kept nothing of what the denominator sums."
-    return ""
+    return underflow_in_words(case, 1)
 
 
 def _without_epsilon(graph: FailureGraph, value: ValueId) -> str:
@@ -176,7 +188,7 @@ def empty_reduction(case: Case) -> Cause | None:
 
     Of an empty tensor or segment, or a sum divided by a count or by weights that are all 0.
     """
-    if case.op in _REDUCTIONS and case.event is not None:
+    if case.op in REDUCTIONS and case.event is not None:
         return _of_empty_tensor(case)
     value = case.input_id(1)
     if case.op not in DIVISIONS or case.graph is None or value is None:
@@ -228,9 +240,9 @@ def _mark_of_nothing(fact: Fact) -> float | None:
     if fact.type not in _EXTREMES or not fact.outputs or fact.outputs[0].dtype not in FLOATS:
         return None
     stat = fact.outputs[0]
-    limit = {"float16": 65504.0, "float64": float(np.finfo(np.float64).max)}.get(
-        stat.dtype, float(np.finfo(np.float32).max)
-    )
+    limit = largest_number(stat.dtype)
+    if limit is None:
+        return None
     if _EXTREMES[fact.type] == "lowest":
         return stat.minimum if stat.minimum is not None and stat.minimum <= -limit else None
     return stat.maximum if stat.maximum is not None and stat.maximum >= limit else None
@@ -333,107 +345,8 @@ def _is_reduced(case: Case) -> bool:
     if case.graph is None or value is None:
         return False
     for fact in case.graph.upstream(value, 2):
-        if fact.type in _REDUCTIONS or fact.type in SEGMENTS:
+        if fact.type in REDUCTIONS or fact.type in SEGMENTS:
             return True
         if fact.type not in ("Neg", "Mul", "AddV2", "Sub"):
             return False
     return False
-
-
-def variance_zero(case: Case) -> Cause | None:
-    """A variance (or standard deviation) of exactly 0.
-
-    It is divided by, or its root's gradient is taken.
-    """
-    if case.op in _NORMALIZATION:
-        sentence = (
-            f"`{case.op}`{case.where}: a channel is constant over the batch, "
-            "its variance is 0.0 and epsilon too small."
-        )
-        return Cause("variance_zero", 0.85, sentence)
-    variance = _variance(case)
-    if variance is None:
-        return _of_one_value(case)
-    consequence = f"dividing by {_divisor_in_words(case)} is not finite"
-    if case.is_backward:
-        consequence = "its root's gradient is infinite"
-    why, made_of = "the values that it is taken over are all the same", "squared deviations"
-    name, kind = variance
-    if kind == "Sub":
-        why = f"{why}, or differ by less than the rounding of their squares"
-        made_of = "squares less the square of a mean"
-    sentence = (
-        f"The variance{case.where} is exactly 0.0{case.place}: {why}, and {consequence}."
-        f"{_epsilon_in_words(case)}"
-    )
-    what = "sum" if kind == "Sum" else "mean"
-    evidence = f"`{name}` is a {what} of {made_of}, and `{case.op}` got 0.0."
-    return Cause("variance_zero", 0.95, sentence, (evidence,))
-
-
-def _epsilon_in_words(case: Case) -> str:
-    """Say so where an epsilon is added to the variance and is 0, as a layer's setting may be."""
-    value = case.input_id(1 if case.op in DIVISIONS else 0)
-    if case.graph is None or value is None or case.is_backward:
-        return ""
-    for fact in case.graph.upstream(value, 3):
-        if fact.type in _REDUCTIONS:
-            break
-        constants = []
-        for operand in fact.input_ids:
-            if case.graph.is_zero_constant(operand):
-                constants.append(operand)
-        if fact.type in ("AddV2", "Add") and constants:
-            return " The epsilon that is added to it is 0."
-    return ""
-
-
-def _divisor_in_words(case: Case) -> str:
-    """What is divided by: the variance itself, or its root."""
-    value = case.input_id(1)
-    if case.op == "Rsqrt" or case.graph is None or value is None:
-        return "its root"
-    for fact in case.graph.upstream(value, 4):
-        if fact.type == "Sqrt":
-            return "its root"
-        if fact.type in _REDUCTIONS:
-            break
-    return "it"
-
-
-def _variance(case: Case) -> tuple[str, str] | None:
-    """Name and type of the op that gives the variance that is 0 at the origin."""
-    if case.graph is None or case.fact is None:
-        # Only the compiled step fails: a name scope of a normalization must do.
-        if case.op != "Rsqrt" or case.info is None or not _NORMALIZED.search(case.info.name):
-            return None
-        return case.info.name, "Mean"
-    if case.op in DIVISIONS and (case.operand(1) == 0).any():
-        value = case.input_id(1)
-    elif case.op in _POLES and (case.operand(0) == 0).any():
-        value = case.input_id(0)
-    elif case.is_backward and case.forward in ("Sqrt", "Rsqrt"):
-        roots = case.graph.forward_of(case.fact)
-        value = roots[0].input_ids[0] if roots else None
-    else:
-        return None
-    variance = case.graph.variance(value) if value is not None else None
-    return (variance.name, variance.type) if variance is not None else None
-
-
-def _of_one_value(case: Case) -> Cause | None:
-    """A sum of squared deviations that the origin divides, by an n - 1 that is 0."""
-    value = case.input_id(0)
-    if case.graph is None or value is None or case.op not in DIVISIONS:
-        return None
-    total = case.graph.maker(value)
-    if total is None or total.type != "Sum" or not case.graph.is_mean_of_deviations(total):
-        return None
-    if not (case.operand(1) == 0).any():
-        return None
-    sentence = (
-        f"The variance{case.where} is 0 / 0{case.place}: it is taken over one value, "
-        "and a count less 1 divides the sum of its squared deviations."
-    )
-    evidence = f"`{total.name}` is a sum of squared deviations, and `{case.op}` divides it by 0.0."
-    return Cause("variance_zero", 0.95, sentence, (evidence,))

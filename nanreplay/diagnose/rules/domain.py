@@ -12,6 +12,7 @@ import numpy as np
 
 from nanreplay.bisect.tensor_stats import words
 from nanreplay.diagnose.case import Case, Values, capital, shown
+from nanreplay.diagnose.rules.selection import underflow_in_words
 from nanreplay.findings import Cause
 
 _LOGS = {"Log": 0, "Log1p": 0, "Xlogy": 1, "Xlog1py": 1}
@@ -36,16 +37,17 @@ def log_of_zero(case: Case) -> Cause | None:
     if log is None:
         return None
     position, border = log
-    at_border = case.operand(position) == border
+    at_border = case.told(position) == border
     if not at_border.any():
         return None
-    value = float(case.operand(position)[at_border][0])
+    value = float(case.told(position)[at_border][0])
     is_forward = case.op in _LOGS
     result = "-inf" if is_forward else "infinite in its gradient"
     sentence = (
         f"{capital(case.subject_at(position))} is exactly {shown(value)}, "
         f"and {_log_call(value, border)} is {result}."
     )
+    sentence += underflow_in_words(case, position) if is_forward else ""
     return Cause(
         "log_of_zero", 0.92 if is_forward else 0.85, sentence, _log_evidence(case, position)
     )
@@ -57,10 +59,10 @@ def log_of_negative(case: Case) -> Cause | None:
     if log is None:
         return None
     position, border = log
-    is_below = case.operand(position) < border
+    is_below = case.told(position) < border
     if not is_below.any():
         return None
-    value = float(case.operand(position)[is_below][0])
+    value = float(case.told(position)[is_below][0])
     sentence = (
         f"{capital(case.subject_at(position))} is negative: {shown(value)}, "
         f"and {_log_call(value, border)} is NaN."
@@ -106,7 +108,11 @@ def sqrt_of_negative(case: Case) -> Cause | None:
     )
     evidence = _came_from(case)
     value_id = case.input_id(0)
-    if case.graph is not None and value_id is not None and case.graph.variance(value_id):
+    variance = None
+    if case.graph is not None and value_id is not None:
+        variance = case.graph.variance(value_id)
+    differences = None if variance is None else case.told_of(variance)
+    if differences is not None and (differences < 0).any():
         evidence.insert(
             0,
             "It is a variance, computed as a difference of two close numbers, "
@@ -139,7 +145,10 @@ def _is_root_gradient_at_zero(case: Case) -> bool:
         # SqrtGrad takes the root, not what it was taken of; both are 0 together.
         values = case.operand(1) if case.op in ("RealDiv", "Div") else case.operand(0)
         return not values.size or bool((values == 0).any())
-    return case.op == "RsqrtGrad" or (case.is_backward and case.forward == "Rsqrt")
+    if case.op == "RsqrtGrad":
+        return bool(np.isinf(case.told(0)).any())  # it takes 1 / sqrt(x)
+    operand = case.forward_input(0) if case.is_backward and case.forward == "Rsqrt" else None
+    return operand is not None and bool((operand == 0).any())
 
 
 def _sum_of_squares(case: Case) -> str:
@@ -196,14 +205,18 @@ def pow_domain(case: Case) -> Cause | None:
         return _pow(case) if case.operand(0).size else _pow_without_operands(case)
     if not case.is_backward or case.forward != "Pow":
         return None
+    base = case.forward_input(0)
+    if base is None or not (base <= 0).any():
+        return None
     sentence = (
-        f"The gradient of a power{case.where} is not finite{case.place}: its base is 0 or negative."
+        f"The gradient of a power{case.where} is not finite{case.place}: "
+        f"its base is {shown(float(base[base <= 0][0]))}."
     )
     return Cause("pow_domain", 0.85, sentence, (f"`{case.op}` computes the gradient of `Pow`.",))
 
 
 def _pow(case: Case) -> Cause | None:
-    base, exponent = case.operand(0), case.operand(1)
+    base, exponent = case.told(0), case.told(1)
     if (base < 0).any() and np.isnan(case.value):
         reason = f"{base[base < 0][0]:.6g} is negative, and a fractional power of it is NaN"
     elif (base == 0).any() and case.is_infinite:

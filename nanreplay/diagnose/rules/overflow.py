@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from nanreplay.bisect.tensor_stats import words
-from nanreplay.diagnose.case import HALF, Case, Values, capital
+from nanreplay.diagnose.case import HALF, Case, Values, capital, largest_number
 from nanreplay.findings import Cause
 
 ARITHMETIC = words(
@@ -68,15 +68,24 @@ def exp_overflow(case: Case) -> Cause | None:
 
 def _exponential(case: Case, operand: Values) -> Cause:
     first = operand.reshape(-1)[0]  # the element that is told, not the largest one
-    limit = np.log(float(np.finfo(np.float16 if case.dtype in HALF else np.float32).max))
-    if case.op in ("Sinh", "Cosh"):
-        limit += np.log(2.0)  # they are half an exponential
     sentence = (
         f"{capital(case.subject(0))} is {first:.6g}{case.place}, "
         f"and `{case.op}` of it is beyond {case.dtype}."
     )
-    evidence = f"The largest operand that {case.dtype} takes is {limit:.4g}."
-    return Cause("exp_overflow", 0.93, sentence, (evidence,))
+    limit = _largest_operand(case)
+    evidence = []
+    if limit is not None:
+        evidence.append(f"The largest operand that {case.dtype} takes is {limit:.4g}.")
+    return Cause("exp_overflow", 0.93, sentence, tuple(evidence))
+
+
+def _largest_operand(case: Case) -> float | None:
+    """The largest operand of an exponential that is finite; None where no formula gives it."""
+    largest = largest_number(case.dtype)
+    if largest is None or case.op not in ("Exp", "Expm1", "Sinh", "Cosh"):
+        return None
+    # Sinh and Cosh are half an exponential.
+    return float(np.log(largest)) + (float(np.log(2.0)) if case.op in ("Sinh", "Cosh") else 0.0)
 
 
 def _power(case: Case, base: Values) -> Cause:
@@ -88,7 +97,8 @@ def _power(case: Case, base: Values) -> Cause:
 
 
 def _gradient_of_exponential(case: Case) -> Cause | None:
-    if case.forward not in _EXPONENTIALS:
+    operand = case.forward_input(0) if case.forward in _EXPONENTIALS else None
+    if operand is None or not (np.abs(operand) > np.log(_LARGE)).any():
         return None
     sentence = (
         f"The gradient of `{case.forward}`{case.where} is beyond {case.dtype}: "

@@ -205,6 +205,11 @@ def _rounded_to_zero(
         if event is None or not event.inputs or dtype_name(event.outputs[0]) not in HALF:
             continue
         is_zero = as_array(event.outputs[0]) == 0
+        if case.mask is not None and case.mask.shape == is_zero.shape:
+            # Elsewhere it may have been rounded to 0, and be exactly 0 at the element that is told.
+            is_told = np.zeros(is_zero.shape, bool)
+            is_told[tuple(np.argwhere(case.mask)[0])] = True
+            is_zero = is_zero & is_told
         wide_outputs = case.in_float32(event)
         if wide_outputs is None or wide_outputs[0].shape != is_zero.shape:
             continue
@@ -226,7 +231,8 @@ def loss_scale_stuck(case: Case) -> Cause | None:
     trigger = case.replay.incident.trigger
     scales = np.asarray(case.timeline.columns.get("loss_scale", ()), np.float64)
     known = scales[np.isfinite(scales)]
-    is_used_up = len(known) > 0 and known[-1] <= 1.0
+    # a scale that begins at 1 says nothing
+    is_used_up = len(known) > 0 and known[-1] <= 1.0 < known[0]
     if trigger.name == "loss scale":
         state = trigger.value
     elif trigger.what == "gradient" and is_used_up:

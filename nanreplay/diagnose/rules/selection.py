@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.tensor_stats import is_float, nonfinite
 from nanreplay.capture.arrays import as_array
-from nanreplay.diagnose.case import Case
+from nanreplay.diagnose.case import Case, Values
+from nanreplay.diagnose.failure_graph import SELECTS, FailureGraph
 from nanreplay.findings import Cause
+from nanreplay.replay.provenance import OpEvent, ValueId
 
 
 def where_gradient(case: Case) -> Cause | None:
@@ -93,11 +99,19 @@ def _is_multiplied_by_zero(case: Case) -> bool:
     # numpy's `isnan` does not take every float type that TensorFlow has.
     if not np.isnan(as_array(event.outputs[0]).astype(np.float64)).any():
         return False
-    finite = []
-    for value in event.inputs:
-        if is_float(value) and not nonfinite(value).any():
-            finite.append(value)
-    return any((as_array(value) == 0).any() for value in finite)
+    for value_id, value in zip(event.input_ids, event.inputs, strict=True):
+        maker = scene.trace.facts.get(value_id.serial) if scene is not None else None
+        # A factor of the forward pass may be 0 where the value is kept: x of sqrt(x * w) is.
+        if maker is None or case.graph is None or not case.graph.is_backward(maker):
+            continue
+        if not is_float(value) or nonfinite(value).any():
+            continue
+        is_zero = np.asarray(as_array(value) == 0)
+        if case.mask is not None and case.mask.shape == is_zero.shape:
+            is_zero &= case.mask
+        if is_zero.any():
+            return True
+    return False
 
 
 def mask_all(case: Case) -> Cause | None:
@@ -115,17 +129,63 @@ def mask_all(case: Case) -> Cause | None:
 
 
 def _is_log_of_masked_sum(case: Case) -> bool:
-    """Whether the origin is the Log of a sum of Exp of infinities."""
-    value = case.input_id(0)
-    if case.op != "Log" or case.graph is None or value is None:
+    """Whether the origin is the Log of a sum of Exp, all of -inf in the row that failed."""
+    if case.op != "Log" or not (case.told(0) == 0).any():
         return False
-    if not (case.operand(0) == 0).any():
-        return False
-    for fact in case.graph.upstream(value, 3):
-        stat = case.graph.stat(fact.input_ids[0]) if fact.type == "Exp" else None
-        if stat is not None and stat.inf:
-            return True
-    return False
+    terms = summed_exponentials(case, 0)
+    return terms is not None and bool(np.isneginf(terms).all())
+
+
+def summed_exponentials(case: Case, i: int) -> Values | None:
+    """Return what the exponentials were taken of whose sum is 0 at the element that is told.
+
+    None where an operand is no such sum: then a mask, say, comes between.
+
+    Args:
+        case: The incident.
+        i: Which operand.
+    """
+    value = case.input_id(i)
+    if case.graph is None or value is None:
+        return None
+    total = case.graph.maker(value)
+    exponential = None if total is None else case.graph.maker(total.input_ids[0])
+    if total is None or total.type != "Sum" or exponential is None or exponential.type != "Exp":
+        return None
+    sum_event, event = case.kept.get(total.serial), case.kept.get(exponential.serial)
+    if sum_event is None or event is None:
+        return None
+    return _row_of_sum(case, sum_event, as_array(event.inputs[0]).astype(np.float64))
+
+
+def underflow_in_words(case: Case, i: int) -> str:
+    """Say so where an operand is a sum of exponentials, and is 0 because all of them are."""
+    exponents = summed_exponentials(case, i)
+    if exponents is None or not exponents.size or not np.isfinite(exponents).all():
+        return ""
+    return (
+        f" All {exponents.size} exponentials that it sums round to 0: the largest one is "
+        f"exp({exponents.max():.6g})."
+    )
+
+
+def _row_of_sum(case: Case, event: OpEvent, terms: Values) -> Values | None:
+    """Return the terms that a Sum adds up to the element that is told; None where it is unclear."""
+    summed = np.shape(event.inputs[0])
+    if case.mask is None or terms.shape != summed or not case.mask.any():
+        return None
+    axes = {int(axis) % max(len(summed), 1) for axis in as_array(event.inputs[1]).reshape(-1)}
+    index: list[int | slice] = list(np.argwhere(case.mask)[0])
+    if len(index) == len(summed) - len(axes):  # of a sum without the axes
+        for axis in sorted(axes):
+            index.insert(axis, slice(None))
+    if len(index) != len(summed):
+        return None
+    for axis, size in enumerate(summed):
+        # of a sum that was broadcast, where the axis has one element
+        if axis in axes or size == 1:
+            index[axis] = slice(None)
+    return as_array(terms[tuple(index)]).reshape(-1)
 
 
 def _softmax(case: Case) -> Cause | None:
@@ -180,7 +240,7 @@ def _has_masked_row(case: Case) -> bool:
 
 
 def _masked_by_hand(case: Case) -> Cause | None:
-    """exp(x) * mask / sum(exp(x) * mask) of a mask that is all 0."""
+    """exp(x) * mask / sum(exp(x) * mask) of a mask that is all 0 in the row that failed."""
     weights, denominator = case.input_id(0), case.input_id(1)
     if case.op not in ("RealDiv", "Div") or not np.isnan(case.value):
         return None
@@ -191,11 +251,44 @@ def _masked_by_hand(case: Case) -> Cause | None:
         return None
     if case.graph.source(total.input_ids[0]) != case.graph.source(weights):
         return None
-    types = {fact.type for fact in case.graph.upstream(weights, 2)}
-    if not types & {"Exp", "Softmax", "Sigmoid"}:
+    product = case.graph.maker(weights)
+    if product is None or not _is_masked_out(case, total, product):
         return None
     sentence = (
         f"All weights{case.where} are 0{case.place}: "
         "the mask leaves nothing to share out, and 0 / 0 is NaN."
     )
     return Cause("mask_all", 0.88, sentence)
+
+
+def _is_masked_out(case: Case, total: Fact, product: Fact) -> bool:
+    """Whether a mask beside an exponential is 0 in the whole row that a Sum adds up."""
+    sum_event, event = case.kept.get(total.serial), case.kept.get(product.serial)
+    if case.graph is None or sum_event is None or event is None:
+        return False
+    for weights, mask in _masks_of(case.graph, product, event):
+        maker = case.graph.maker(weights)
+        if maker is None or maker.type not in ("Exp", "Softmax", "Sigmoid"):
+            continue
+        whole_mask = np.broadcast_to(mask, np.shape(event.outputs[0]))
+        row = _row_of_sum(case, sum_event, whole_mask)
+        if row is not None and not row.any():
+            return True
+    return False
+
+
+def _masks_of(
+    graph: FailureGraph, product: Fact, event: OpEvent
+) -> Iterator[tuple[ValueId, NDArray[Any]]]:
+    """Yield what an op leaves of a value, and the mask: 0, or False, where it leaves nothing."""
+    inputs = product.input_ids
+    if product.type == "Mul":
+        for position in (0, 1):
+            mask = as_array(event.inputs[position]).astype(np.float64)
+            yield inputs[1 - position], mask
+    elif product.type in SELECTS:
+        condition = as_array(event.inputs[0]).astype(bool)
+        if graph.is_zero(inputs[2]):
+            yield inputs[1], condition
+        if graph.is_zero(inputs[1]):
+            yield inputs[2], ~condition

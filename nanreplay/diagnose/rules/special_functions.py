@@ -86,13 +86,9 @@ def special_function(case: Case) -> Cause | None:
                 f"{why}: `{case.op}`{case.where} is {_result(case)} there."
             )
             return Cause("other", 0.9, sentence, _evidence(case))
-    # A gradient has other operands; the forward op's limits still say why it fails, with less
-    # proof.
+    # A function that is finite may have a gradient that is not, at the end of its domain.
     if case.is_backward and case.forward in _FAULTS:
-        sentence = (
-            f"The gradient of `{case.forward}`{case.where} is {_result(case)}{case.place}: "
-            f"{_FAULTS[case.forward][0][2]}."
-        )
+        sentence = f"The gradient of `{case.forward}`{case.where} is {_result(case)}{case.place}."
         return Cause("other", 0.6, sentence, _evidence(case))
     return None
 

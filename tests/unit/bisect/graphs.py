@@ -36,6 +36,15 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "Reciprocal": np.reciprocal,
     "Identity": lambda x: x,
     "Relu": lambda x: np.where(x > 0, x, np.where(np.isnan(x), x, 0)).astype(x.dtype),
+    "Rsqrt": lambda x: 1 / np.sqrt(x),
+    "RsqrtGrad": lambda y, dy: -0.5 * dy * y * y * y,
+    "SqrtGrad": lambda y, dy: 0.5 * dy / y,
+    "GatherNd": lambda x, indices: x[tuple(np.moveaxis(indices, -1, 0))],
+    "MatrixDeterminant": np.linalg.det,
+    "Svd": lambda x: np.full(x.shape[:-1], np.inf, x.dtype),  # as of numbers near the largest one
+    "FusedBatchNormV3": lambda x: (x - x.mean(0)) / np.sqrt(((x - x.mean(0)) ** 2).mean(0)),
+    "Mean": lambda x, axis: np.asarray(x.mean(tuple(np.atleast_1d(axis)))),
+    "ExpandDims": np.expand_dims,
     "Softmax": lambda x: (
         np.exp(x - x.max(-1, keepdims=True))
         / np.exp(x - x.max(-1, keepdims=True)).sum(-1, keepdims=True)
@@ -96,12 +105,22 @@ class Graph:
         """Add a constant."""
         return self("Const", constant=np.asarray(array))
 
-    def __call__(self, op_type: str, *inputs: ValueId, constant: Any = None) -> ValueId:
-        """Add an op and return its output."""
+    def __call__(
+        self, op_type: str, *inputs: ValueId, constant: Any = None, forward: ValueId | None = None
+    ) -> ValueId:
+        """Add an op and return its output; `forward` is what it computes the gradient of."""
         name = f"{op_type.lower()}_{len(self.nodes)}"
         self.nodes.append((name, op_type, inputs, constant))
         self.infos["", name] = OpInfo(
-            "", name, op_type, self.layer, self.phase, "layer" if self.layer else "", -1, "", ""
+            "",
+            name,
+            op_type,
+            self.layer,
+            self.phase,
+            "layer" if self.layer else "",
+            -1,
+            "" if forward is None else self.nodes[forward.serial][0],
+            "",
         )
         return ValueId(len(self.nodes) - 1, 0)
 

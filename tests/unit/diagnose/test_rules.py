@@ -42,14 +42,16 @@ def runner(trigger: Trigger | None = None) -> GraphRunner:
     )
 
 
-def compiled_only(op_type: str, *operands: float, value: float) -> tuple[Cause, ...]:
+def compiled_only(
+    op_type: str, *operands: float, value: float, dtype: str = "float32"
+) -> tuple[Cause, ...]:
     """Causes of an origin that exists only in the compiled step: facts of it, and nothing that ran
     op by op."""
     facts = tuple(
-        OperandFacts(f"x{i}:0", "float32", (4,), operand, operand, operand)
+        OperandFacts(f"x{i}:0", dtype, (4,), operand, operand, operand)
         for i, operand in enumerate(operands)
     )
-    outputs = (OutputFacts("float32", (4,), 1, 4, ((2,),), value),)
+    outputs = (OutputFacts(dtype, (4,), 1, 4, ((2,),), value),)
     origin = Origin(
         0, "update", "optimizer", None, None, op_type, "scope/op", outputs=outputs, operands=facts
     )
@@ -189,10 +191,24 @@ def test_an_error_of_a_rule_costs_its_answer_only(monkeypatch: pytest.MonkeyPatc
         causes_of(runner(trigger), Bisection(Findings()), REPRODUCED, NOTHING)
 
 
-@pytest.mark.parametrize(("operation", "limit"), [("Exp", "88.72"), ("Cosh", "89.42")])
-def test_the_largest_operand_is_that_of_the_very_function(operation: str, limit: str) -> None:
-    (cause, *_) = compiled_only(operation, 100.0, value=float("inf"))
-    assert cause.evidence == (f"The largest operand that float32 takes is {limit}.",)
+@pytest.mark.parametrize(
+    ("operation", "dtype", "limit"),
+    [
+        ("Exp", "float32", "88.72"),
+        ("Cosh", "float32", "89.42"),
+        ("Exp", "float16", "11.09"),
+        ("Exp", "bfloat16", "88.72"),
+        ("Exp", "float64", "709.8"),
+        ("BesselI0", "float32", None),
+    ],
+)
+def test_the_largest_operand_is_that_of_the_very_function_and_type(
+    operation: str, dtype: str, limit: str | None
+) -> None:
+    found = compiled_only(operation, 1000.0, value=float("inf"), dtype=dtype)
+    (cause,) = [cause for cause in found if cause.kind == "exp_overflow"]
+    told = f"The largest operand that {dtype} takes is {limit}."
+    assert cause.evidence == (() if limit is None else (told,))
 
 
 def test_an_outlier_of_a_constant_column_is_no_number_of_deviations_away() -> None:
