@@ -27,9 +27,12 @@ def read_variable(handle: Any) -> Any:
     kind = tf_variables.variable_type(handle)
     if kind is None:
         raise ValueError(f"Expected the handle of a variable. Received: {handle!r}")
+    dtype, shape = kind
+    if math.prod(shape) < LARGE_VARIABLE:  # keyframes read many of these
+        return tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
     sharing = share_reads(handle)
     with tf.control_dependencies([] if sharing is None else [sharing]):
-        return tf.raw_ops.ReadVariableOp(resource=handle, dtype=kind[0])
+        return tf.raw_ops.ReadVariableOp(resource=handle, dtype=dtype)
 
 
 def share_reads(handle: Any) -> Any:

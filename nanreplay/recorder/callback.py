@@ -373,7 +373,7 @@ class Recorder(keras.callbacks.Callback):
         self._ending.begin()
         self._hook()
         eager = EagerStep(recording, step, self._suspected)
-        wrapped = as_function(WrappedStep(recording, step, self._calls, eager), step)
+        wrapped = WrappedStep(recording, step, self._calls, eager)
         return as_function(self._ending.around(wrapped, self._hook), step)
 
     def dump(self, reason: str = "on demand") -> Location | None:

@@ -81,19 +81,25 @@ class CompiledCalls:
         recording = self.recording
         if not recording.lifecycle.is_active or tf_functions.is_tape_recording():
             return self._run_unrecorded(run)
-        begun = recording.guard(lambda: self._begin(function, inputs, captured))
+        begun = recording.guard(self._begin, function, inputs, captured)
         if begun is None:
             return run()
         recorded, entry = begun
+        variant = recorded.variant
         try:
-            result, flat = self._run(recorded, function, inputs, captured, run)
+            if variant is None:
+                returned = flat = tf_functions.run_flat(function, [*inputs, *captured])
+            else:
+                flat = variant.run([*inputs, *captured])
+                returned = flat[: variant.n_original]
+            result = tf_functions.pack_outputs(function, returned)
         except BaseException as error:
             self._raised(recorded, entry, error)
             raise
         outputs = None
         if recorded.steps_in_call:
-            outputs = recording.guard(lambda: recorded.outputs_of_last(flat))
-        suspicion = recording.guard(lambda: self._after(recorded, entry, flat, outputs))
+            outputs = recording.guard(recorded.outputs_of_last, flat)
+        suspicion = recording.guard(self._after, recorded, entry, flat, outputs)
         if suspicion is not None:
             self._suspect(suspicion)
         return result
@@ -113,7 +119,7 @@ class CompiledCalls:
             ended before that.
         """
         recording = self.recording
-        begun = recording.guard(lambda: self._begin(function, inputs, captured))
+        begun = recording.guard(self._begin, function, inputs, captured)
         if begun is None:
             return False, None
         recorded, entry = begun
@@ -130,31 +136,10 @@ class CompiledCalls:
             outputs = recorded.outputs_of_last(flat)
         else:
             outputs = flat[recorded.returned]
-        suspicion = recording.guard(lambda: self._after(recorded, entry, flat, outputs))
+        suspicion = recording.guard(self._after, recorded, entry, flat, outputs)
         if suspicion is not None:
             self._suspect(suspicion)
         return True, outputs
-
-    def _run(
-        self,
-        recorded: RecordedFunction,
-        function: Any,
-        inputs: list[Any],
-        captured: list[Any],
-        run: Callable[[], Any],
-    ) -> tuple[Any, list[Any]]:
-        """Returns what the caller gets, and the flat outputs, those that the variant adds last."""
-        variant = recorded.variant
-        if variant is not None:
-            flat = variant.run([*inputs, *captured])
-            return tf_functions.pack_outputs(function, flat[: variant.n_original]), flat
-        result = run()
-        if not recorded.outputs:
-            return result, []
-        if isinstance(result, tf.Tensor):
-            return result, [result]
-        leaves = tf.nest.flatten(result, expand_composites=True)
-        return result, [leaf for leaf in leaves if tf.is_tensor(leaf)]
 
     def _run_unrecorded(self, run: Callable[[], Any]) -> Any:
         """Run a function that is not recorded.

@@ -49,6 +49,8 @@ class Ending:
         self._before_writing = before_writing
         self.is_listening = False
         """Whether signals that end the process come here."""
+        self._has_left = True
+        """Whether what the recorder replaces may have been put back since the last step."""
         self._callbacks_gone: weakref.finalize[Any, Any] | None = None
         self.is_in_step = False
         """Whether a step is under way: signals that come now are answered at its end."""
@@ -74,7 +76,9 @@ class Ending:
             is_recorded = self._recording.lifecycle.is_active and tf_functions.is_top_level()
             if self.is_in_step or not is_recorded:
                 return step(*args, **kwargs)
-            self._recording.guard(before)
+            if self._has_left:
+                self._has_left = False
+                self._recording.guard(before)
             self.is_in_step = True
             try:
                 result = step(*args, **kwargs)
@@ -93,7 +97,8 @@ class Ending:
         self.is_in_step = False
         if not self.is_listening:
             self._recording.guard(self._listen)
-        signals.answer_pending()
+        if signals.pending:
+            signals.answer_pending()
 
     def _listen(self) -> None:
         """Listen to the signals that end a process, from the end of the first step on.
@@ -131,7 +136,7 @@ class Ending:
 
     def leave(self) -> None:
         """Leave nothing installed."""
-        self.is_listening = False
+        self.is_listening, self._has_left = False, True
         # The finalizer keeps the recording alive, and with it the frames of an error of our own.
         if self._callbacks_gone is not None:
             self._callbacks_gone.detach()

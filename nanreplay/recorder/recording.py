@@ -38,8 +38,9 @@ from nanreplay.recorder.timeline_ring import (
     RanStep,
     TimelineRing,
     TimelineRow,
-    as_number,
     eager_row,
+    numbers_of,
+    row_of_numbers,
 )
 from nanreplay.recorder.variable_table import VariableTable, tape_sources
 from nanreplay.records import Trigger
@@ -190,18 +191,24 @@ class Recording:
         Returns:
             What is not as it should be, or None.
         """
-        elapsed_s = (time.perf_counter() - self._began_s) / steps
+        ended_s = time.perf_counter()
+        elapsed_s = (ended_s - self._began_s) / steps
         for _ in range(steps - 1):
             self.timeline.add(TimelineRow(self.step, elapsed_s))
             self.step += 1
         ran_at = self.step
         self.step += 1
-        look_began_s = time.perf_counter()
         is_due = (
             ran_at + steps > self.looks.next_step
             or self._is_keyframe
             or self.lifecycle.is_unhealthy
         )
+        if not (is_due or self.keeper.device_lag or self.scales.optimizers or self.skips.count):
+            numbers = numbers_of(outputs)
+            if not self.health.doubts and all(map(math.isfinite, numbers.values())):
+                # As nearly every step: it only returned numbers, and all of them are finite.
+                self._note_row(row_of_numbers(ran_at, elapsed_s, numbers, mean), numbers)
+                return None
         sums, rate = None, np.nan
         if is_due:
             self.looks.begin(ran_at)
@@ -216,7 +223,7 @@ class Recording:
             return self._check_late(self.keeper.device_lag)
         suspicion = self._check(ran)
         if is_due:
-            self._pace_looks(time.perf_counter() - look_began_s)
+            self._pace_looks(time.perf_counter() - ended_s)
         return suspicion
 
     def _pace_looks(self, look_s: float) -> None:
@@ -242,17 +249,18 @@ class Recording:
 
     def _check(self, ran: RanStep) -> Suspicion | None:
         """Note the numbers of a step and say what in them is not as it should be."""
-        numbers = {}
-        for name, value in ran.outputs.items():
-            numbers[name] = as_number(value)
+        numbers = numbers_of(ran.outputs)
         sums = None if ran.sums is None else np.asarray(ran.sums)
-        self._note_numbers(ran, numbers, sums)
+        fingerprint: Mapping[str, Any] = numbers
+        if sums is not None:
+            named = (f"variable_sum:{index}" for index in ran.checked)
+            fingerprint = {**numbers, **dict(zip(named, sums, strict=True))}
+        self._note_row(ran.timeline_row(numbers, sums), fingerprint)
         scale, skipped = ran.scale or (None, False)
         stuck = None
         if ran.scale is not None or self.skips.count:
             stuck = self.skips.note(scale, skipped=skipped)
         suspicion = None
-        # Nearly every step only returned numbers, and all of them are finite.
         if (
             sums is not None
             or ran.with_keyframe
@@ -275,15 +283,12 @@ class Recording:
         self.lifecycle.note(Event.HEALTHY_STEP)
         self.request_keyframe()
 
-    def _note_numbers(self, ran: RanStep, numbers: Mapping[str, Any], sums: Any) -> None:
-        """Keep the fingerprint with the step, and a row for the timeline."""
-        entry = None if self.ring is None else self.ring.entry(ran.step)
+    def _note_row(self, row: TimelineRow, fingerprint: Mapping[str, Any]) -> None:
+        """Keep the fingerprint with the step, and its row for the timeline."""
+        entry = None if self.ring is None else self.ring.entry(row.step)
         if entry is not None:
-            entry.fingerprint = numbers
-            if sums is not None:
-                named = (f"variable_sum:{index}" for index in ran.checked)
-                entry.fingerprint = {**numbers, **dict(zip(named, sums, strict=True))}
-        self.timeline.add(ran.timeline_row(numbers, sums))
+            entry.fingerprint = fingerprint
+        self.timeline.add(row)
 
     def _state_before(self, ran: RanStep) -> Mapping[int, Any] | None:
         """The keyframe before a step that is checked late: the variables have moved on."""
@@ -343,11 +348,11 @@ class Recording:
             self.ring.drop_from(self.step)
         self.timeline.drop_from(self.step)
 
-    def guard(self, work: Callable[[], Any]) -> Any:
+    def guard(self, work: Callable[..., Any], *arguments: Any) -> Any:
         """Run the recorder's own work; an error ends the recording, and never the training."""
         before, thread_state.is_muted = thread_state.is_muted, True
         try:
-            return work()
+            return work(*arguments)
         except Exception as error:
             self.fail(error)
             return None

@@ -37,6 +37,8 @@ TABLES_BYTES = 2**17
 """What a file takes for its tables and for HDF5 itself, about."""
 REPLAN_AFTER = 8
 """Steps after which the plan is made again, from newer times and sizes."""
+REPLAN_S = 0.05
+"""Seconds before which it is not, once the time of a step is known: short steps change little."""
 
 
 class Keeper:
@@ -78,6 +80,8 @@ class Keeper:
         self._copy_s = 0.0
         """Seconds that a copy of the state takes."""
         self._planned_at = 0
+        self._replan_s = 0.0
+        """When the plan may be made again."""
         self._batch_bytes = 0
         """Size of the largest batch of late."""
         self._state_bytes = 0
@@ -130,7 +134,13 @@ class Keeper:
         now_s = time.perf_counter()
         if not every_step and not self.assignments.is_on:
             self.assignments.start()
-        ring = self._planned(ring, entry, every_step)
+        # As in nearly every step: the plan holds.
+        if (
+            ring is None
+            or entry.step - self._planned_at >= REPLAN_AFTER
+            or len(self._variables.infos) != self._n_known
+        ):
+            ring = self._planned(ring, entry, every_step, now_s)
         is_due = self._is_due or entry.step - self._last_keyframe >= ring.plan.keyframe_every
         if self._passing is not None:
             ring.keyframes.pop(self._passing, None)
@@ -141,20 +151,15 @@ class Keeper:
         self._is_unusual = False
         bytes_before = ring.batch_bytes
         ring.add(entry)
-        self._learn_size(ring.batch_bytes - bytes_before)
+        self.learn_batch(ring, ring.batch_bytes - bytes_before)
         if self.assignments.has_news:
             changed = self.assignments.take()
             # A keyframe has the values already.
             if not (is_due and entry.step in ring.keyframes):
                 handles = self._variables.handles
                 ring.override({index: read_variable(handles[index]) for index in changed})
-        self._fit(ring)
+                self._fit(ring)
         return ring, is_due
-
-    def _learn_size(self, batch_bytes: int) -> None:
-        """Note the size of a batch; that of a larger one before counts less with each step."""
-        faded = self._batch_bytes - self._batch_bytes // 64
-        self._batch_bytes = max(faded, batch_bytes)
 
     def hold(self, ring: Ring, entry: StepEntry, fed: Sequence[Any]) -> None:
         """Keep outputs of the step that has run, with its batch."""
@@ -165,8 +170,8 @@ class Keeper:
         self._fit(ring)
 
     def learn_batch(self, ring: Ring, size_bytes: int) -> None:
-        """A step has fetched a batch of this size by itself."""
-        self._learn_size(size_bytes)
+        """Note the size of a batch that is held; that of a larger one fades with each step."""
+        self._batch_bytes = max(self._batch_bytes - self._batch_bytes // 64, size_bytes)
         self._fit(ring)
 
     @property
@@ -176,7 +181,10 @@ class Keeper:
 
     def _fit(self, ring: Ring) -> None:
         """Keep the ring within the limit; without room, a new keyframe lets older batches go."""
-        if ring.keyframes and not ring.make_room(self._held_bytes, self._limit, keyframe=False):
+        most_bytes = len(ring.keyframes) * self._state_bytes + ring.batch_bytes
+        if not ring.keyframes or most_bytes <= self._room.memory_bytes - self.reserved_bytes:
+            return  # as in nearly every step
+        if not ring.make_room(self._held_bytes, self._limit, keyframe=False):
             self._is_due = True
 
     def _take_keyframe(self, ring: Ring, entry: StepEntry, *, passing: bool) -> None:
@@ -233,13 +241,15 @@ class Keeper:
         """What a keyframe takes of memory."""
         return self._state_bytes if self._spool is None else 0
 
-    def _planned(self, ring: Ring | None, entry: StepEntry, every_step: bool) -> Ring:
+    def _planned(self, ring: Ring | None, entry: StepEntry, every_step: bool, now_s: float) -> Ring:
         """The ring with a plan that fits the present sizes and times."""
         if len(self._variables.infos) != self._n_known:
             self._learn_variables()
-        elif ring is not None and entry.step - self._planned_at < REPLAN_AFTER:
-            return ring
+            self._replan_s = 0.0
         self._planned_at = entry.step
+        if ring is not None and now_s < self._replan_s:
+            return ring
+        self._replan_s = 0.0 if self._pace.step_s is None else now_s + REPLAN_S
         held_bytes = 0
         if ring is None:
             self._batch_bytes = size_of(entry.leaves)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -65,8 +64,10 @@ class Ring:
     keyframes: dict[int, Mapping[int, Any]] = field(default_factory=dict)
     batch_bytes: int = 0
     """What the entries hold together; a tensor that several steps were given counts once."""
-    _holders: dict[int, int] = field(default_factory=dict)
-    """How many entries hold the leaf of an id."""
+    _sizes: dict[int, int] = field(default_factory=dict)
+    """Bytes of each leaf that is held, by its id."""
+    _shared: dict[int, int] = field(default_factory=dict)
+    """How many entries hold the leaf of an id, where that is more than one."""
 
     # Filling
 
@@ -109,10 +110,12 @@ class Ring:
 
     def _count(self, tensors: Sequence[Any]) -> None:
         for tensor in tensors:
-            n_holders = self._holders.get(id(tensor), 0)
-            self._holders[id(tensor)] = n_holders + 1
-            if not n_holders:
-                self.batch_bytes += _size_of(tensor)
+            key = id(tensor)
+            if key in self._sizes:
+                self._shared[key] = self._shared.get(key, 1) + 1
+            else:
+                self._sizes[key] = size_bytes = _size_of(tensor)
+                self.batch_bytes += size_bytes
 
     # Looking
 
@@ -177,8 +180,8 @@ class Ring:
         if not self.entries or not self.keyframes:
             return
         oldest = self.entries[-1].step - self.plan.reach + 1
-        first = next(iter(self.keyframes))
-        second = next(itertools.islice(self.keyframes, 1, None), None)
+        keyframes = iter(self.keyframes)
+        first, second = next(keyframes), next(keyframes, None)
         is_first_needed = second is None or second > oldest
         if is_first_needed and self.entries[0].step >= first:
             return  # as in nearly every step
@@ -208,12 +211,11 @@ class Ring:
         if entry.element is not None:
             self.batch_bytes -= entry.element.size_bytes
         for leaf in (*entry.leaves, *entry.fed, *entry.overrides.values()):
-            n_holders = self._holders[id(leaf)] - 1
-            if n_holders:
-                self._holders[id(leaf)] = n_holders
-            else:
-                del self._holders[id(leaf)]
-                self.batch_bytes -= _size_of(leaf)
+            n_holders = self._shared.pop(id(leaf), 1) - 1
+            if n_holders > 1:
+                self._shared[id(leaf)] = n_holders
+            elif not n_holders:
+                self.batch_bytes -= self._sizes.pop(id(leaf))
 
 
 def size_of(leaves: Sequence[Any]) -> int:

@@ -98,24 +98,42 @@ class RanStep:
         """Its row of the timeline, given the numbers that it returned, and `sums` as an array."""
         scale, skipped = self.scale or (math.nan, False)
         # Loss scaling skips updates whose gradients overflow; a number that is not finite is more.
-        skipped = skipped and all(map(math.isfinite, numbers.values()))
-        row = TimelineRow(
-            self.step,
-            self.elapsed_s,
-            skipped=skipped,
-            loss_scale=scale,
-            learning_rate=self.learning_rate,
-        )
+        row = row_of_numbers(self.step, self.elapsed_s, numbers, self.mean)
+        row.skipped = skipped and all(map(math.isfinite, numbers.values()))
+        row.loss_scale, row.learning_rate = scale, self.learning_rate
         if sums is not None:
             row.measured = MeasuredNorms(self.checked, norms_of(sums))
-        losses = (value for name, value in numbers.items() if name.startswith("loss:"))
-        loss = next(losses, None)
-        if loss is not None:
-            row.loss = float(loss)
-        elif self.mean is not None:
-            total, count = self.mean
-            row.mean = RunningMean(float(as_number(total)), float(as_number(count)))
         return row
+
+
+def row_of_numbers(
+    step: int, elapsed_s: float, numbers: Mapping[str, Any], mean: tuple[Any, Any] | None
+) -> TimelineRow:
+    """The row of a step of which only the numbers that it returned are known.
+
+    Args:
+        step: The step.
+        elapsed_s: What it took.
+        numbers: By name in the fingerprint.
+        mean: (total, count) of the running mean of the losses, where no loss itself is returned.
+    """
+    row = TimelineRow(step, elapsed_s)
+    for name, value in numbers.items():
+        if name.startswith("loss:"):
+            row.loss = float(value)
+            return row
+    if mean is not None:
+        total, count = mean
+        row.mean = RunningMean(float(as_number(total)), float(as_number(count)))
+    return row
+
+
+def numbers_of(outputs: Mapping[str, Any]) -> dict[str, Any]:
+    """The numbers that a step returned, by name in the fingerprint, read."""
+    numbers = {}
+    for name, value in outputs.items():
+        numbers[name] = as_number(value)
+    return numbers
 
 
 def as_number(value: Any) -> Any:

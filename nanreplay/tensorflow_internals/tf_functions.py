@@ -78,7 +78,7 @@ def outermost_graph(graph: Any) -> Any:
 
 def pack_outputs(function: Any, outputs: Sequence[Any]) -> Any:
     """What a ConcreteFunction returns, of its flat outputs."""
-    return function.function_type.pack_output(list(outputs))
+    return function.function_type.pack_output(outputs)
 
 
 def autograph_converted(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -190,22 +190,36 @@ class RegisteredFunction(NamedTuple):
     n_outputs: int
     """With the added ones."""
 
-    def __call__(self, inputs: Sequence[Any]) -> list[Any]:
-        """Run it on flat inputs and return flat outputs, as `AtomicFunction.call_flat` does.
+    def __call__(self, inputs: list[Any]) -> list[Any]:
+        """Run it on flat inputs and return flat outputs, as `AtomicFunction.call_flat` does."""
+        return _call_flat(self.original._inference_function, self.name, self.n_outputs, inputs)
 
-        What `call_flat` does around the call is repeated: errors name the user's source lines, no
-        tape records, and handles among the outputs know the type of their variable.
-        """
-        function = self.original._inference_function
-        with _atomic_function.InterpolateRuntimeError(function), _record.stop_recording():
-            context = _context.context()
-            returned = context.call_function(self.name.encode(), list(inputs), self.n_outputs)
-        outputs = list(returned or ())
-        # Not strict: the added outputs are no part of the original's type.
-        for output, kind in zip(outputs, function.function_type.flat_outputs, strict=False):
-            if kind.dtype._handle_data:
-                _handle_data_util.set_handle_data(output, kind.dtype._handle_data.shape_inference)
-        return outputs
+
+def run_flat(function: Any, inputs: list[Any]) -> list[Any]:
+    """Run a ConcreteFunction where no tape records; returns its flat outputs.
+
+    `pack_outputs` makes of them what the function returns. Its own `_call_flat` would do the same,
+    and ask once more for tapes and for what only a call within a trace needs.
+    """
+    inference = function._inference_function
+    n_outputs = len(inference.function_type.flat_outputs)
+    return _call_flat(inference, inference.name.decode(), n_outputs, inputs)
+
+
+def _call_flat(function: Any, name: str, n_outputs: int, inputs: list[Any]) -> list[Any]:
+    """Run what the runtime knows as `name`, as `AtomicFunction.call_flat` runs `function`.
+
+    What `call_flat` does around the call is repeated: errors name the user's source lines, no
+    tape records, and handles among the outputs know the type of their variable.
+    """
+    with _atomic_function.InterpolateRuntimeError(function), _record.stop_recording():
+        returned = _context.context().call_function(name.encode(), inputs, n_outputs)
+    outputs = list(returned or ())
+    # Not strict: outputs that a variant adds are no part of the original's type.
+    for output, kind in zip(outputs, function.function_type.flat_outputs, strict=False):
+        if kind.dtype._handle_data:
+            _handle_data_util.set_handle_data(output, kind.dtype._handle_data.shape_inference)
+    return outputs
 
 
 # Making functions and the runtime's library of them.
