@@ -22,6 +22,9 @@ from pathlib import Path
 
 from measuring import ENVIRONMENT, ROOT, machine, machine_line, table, write_results
 
+LOAD = "from nanreplay.terminal import quiet_work\nwith quiet_work(): pass"
+"""Loads TensorFlow as the commands of a version do."""
+
 
 def processor_time(folder: Path, *arguments: str | os.PathLike[str]) -> float:
     """Seconds of processor time that Python takes with the nanreplay of a folder.
@@ -54,8 +57,10 @@ def measure(layers: int, older: Path, rounds: int) -> dict[str, float]:
         bisect = ("-m", "nanreplay", "bisect", capture, "--json", "--no-fixes")
         pairs = []
         for _ in range(rounds):
-            imported = processor_time(ROOT, "-c", "import tensorflow")
-            pairs.append([processor_time(tree, *bisect) - imported for tree in (older, ROOT)])
+            pairs.append([])
+            for tree in (older, ROOT):
+                imported = processor_time(tree, "-c", LOAD)
+                pairs[-1].append(processor_time(tree, *bisect) - imported)
             print(f"{layers} layers: {pairs[-1]}", file=sys.stderr, flush=True)
     return {
         "layers": layers,

@@ -108,6 +108,8 @@ def main(*arguments: str) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1] == "import":
-        import tensorflow  # noqa: F401
+        from nanreplay.terminal import load_tensorflow
+
+        load_tensorflow()  # as the command does
     else:
         main(*sys.argv[1:])

@@ -28,7 +28,7 @@ from nanreplay.records import ArrayLike, ProgramRecord, ops_by_key
 from nanreplay.replay.beside import beside
 from nanreplay.replay.interpreter import ErrorHandler, Interpreter, Observer
 from nanreplay.replay.provenance import FeedKind
-from nanreplay.replay.replay_state import as_type
+from nanreplay.replay.replay_state import as_type, number_in
 from nanreplay.tensorflow_internals.tf_eager import op_definition
 from nanreplay.tensorflow_internals.tf_functions import Optimizers, optimized_by
 
@@ -202,7 +202,7 @@ class Program:
         if self.mean_variables is None:
             return None
         total, count = self.mean_variables
-        return float(variables[total]), float(variables[count])
+        return number_in(variables[total]), number_in(variables[count])
 
     @cached_property
     def mean_variables(self) -> tuple[int, int] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,6 @@ import tensorflow as tf
 from nanreplay.capture.arrays import as_array
 from nanreplay.errors import FormatError
 from nanreplay.limits import check_size, give_up_pages
-from nanreplay.program.compiled_program import variable_handle
 from nanreplay.program.nonfinite_values import (
     PIECE,
     has_nonfinite,
@@ -25,6 +25,7 @@ from nanreplay.program.nonfinite_values import (
     squares_fit,
 )
 from nanreplay.records import ArrayLike, VariableInfo
+from nanreplay.tensorflow_internals.tf_variables import new_handle
 
 STATES_KEPT = 4
 """States of the variables before steps that are kept, so that going back costs no new run."""
@@ -102,8 +103,16 @@ class KnownStates(Mapping[int, Mapping[int, Any]]):
             del self._states[step]
 
 
+@dataclass(frozen=True, slots=True)
+class LiveVariable:
+    """What programs take of a `tf.Variable`, made in a fraction of its time."""
+
+    handle: Any
+    """The resource handle, by which ops read and write it."""
+
+
 class LiveState:
-    """One `tf.Variable` for each recorded variable; those that were never given a value are zeros.
+    """A variable for each recorded one; those that were never given a value are zeros.
 
     Args:
         infos: The capture's table of variables.
@@ -112,10 +121,10 @@ class LiveState:
     def __init__(self, infos: Sequence[VariableInfo]) -> None:
         """Make nothing yet."""
         self._infos = infos
-        self._variables: list[Any] = []
+        self._variables: list[LiveVariable] = []
 
     @property
-    def variables(self) -> list[Any]:
+    def variables(self) -> list[LiveVariable]:
         """The variables, by index."""
         if not self._variables:
             self._make({})
@@ -133,15 +142,16 @@ class LiveState:
                 made[index] = _variable(info, tf.zeros(info.shape, info.dtype))
         self._variables = [made[index] for index in range(len(self._infos))]
 
-    def some(self, values: Mapping[int, ArrayLike]) -> list[Any]:
+    def some(self, values: Mapping[int, ArrayLike]) -> list[LiveVariable]:
         """Return a list of new variables with some values, by index; an empty one for the rest.
 
         These are not the variables of this state.
         """
-        empty = tf.Variable(0.0, trainable=False)
-        made: list[Any] = [empty] * len(self._infos)
+        empty = LiveVariable(new_handle(tf.TensorShape(()), tf.float32))
+        made = [empty] * len(self._infos)
         for index, value in values.items():
-            made[index] = tf.Variable(as_type(value, self._infos[index].dtype), trainable=False)
+            info = self._infos[index]
+            made[index] = _variable(info, as_type(value, info.dtype))
         return made
 
     def assign(self, values: Mapping[int, ArrayLike]) -> None:
@@ -150,10 +160,7 @@ class LiveState:
             self._make(values)
             return
         for index, tensor in self._checked(values):
-            # the variable's own `assign` takes ten times as long, and a state has hundreds of them
-            tf.raw_ops.AssignVariableOp(
-                resource=variable_handle(self._variables[index]), value=tensor
-            )
+            tf.raw_ops.AssignVariableOp(resource=self._variables[index].handle, value=tensor)
 
     def _checked(self, values: Mapping[int, ArrayLike]) -> Iterator[tuple[int, Any]]:
         """Yield values as tensors of their variables' types.
@@ -179,8 +186,7 @@ class LiveState:
         """Set all variables by index; those that are given no value are zeros again."""
         if self._variables:
             others = (index for index in range(len(self._infos)) if index not in values)
-            for index in others:
-                self._variables[index].assign(tf.zeros_like(self._variables[index]))
+            self.assign({index: tf.zeros_like(self._value(index)) for index in others})
         self.assign(values)
 
     def read(self, indices: Iterable[int] | None = None) -> dict[int, Any]:
@@ -209,7 +215,7 @@ class LiveState:
 
     def _value(self, index: int) -> Any:
         """The value of a variable as a tensor; its `numpy()` would be a copy."""
-        return read_variable(variable_handle(self.variables[index]))
+        return read_variable(self.variables[index].handle)
 
     def already_bad(self, layout: Iterable[str], claimed: str | None) -> set[int]:
         """Return the variables that are non-finite already, before a step: not the step's doing.
@@ -259,9 +265,16 @@ def as_type(value: ArrayLike, dtype: str) -> Any:
     return value if value.dtype.name == dtype else tf.cast(value, dtype)
 
 
+def number_in(variable: Any) -> float:
+    """Return what a variable of one element holds."""
+    return float(read_variable(variable.handle))
+
+
 def _size_bytes(info: VariableInfo) -> int:
     return math.prod(info.shape) * max(int(tf.dtypes.as_dtype(info.dtype).size), 1)
 
 
-def _variable(info: VariableInfo, value: Any) -> Any:
-    return tf.Variable(value, dtype=info.dtype, shape=info.shape, trainable=False)
+def _variable(info: VariableInfo, value: Any) -> LiveVariable:
+    handle = new_handle(tf.TensorShape(info.shape), tf.dtypes.as_dtype(info.dtype))
+    tf.raw_ops.AssignVariableOp(resource=handle, value=value)
+    return LiveVariable(handle)

@@ -10,9 +10,11 @@ import re
 from functools import cache
 from typing import Any
 
+from tensorflow.python.eager import context as _context
 from tensorflow.python.ops import gen_random_ops as _gen_random_ops
 from tensorflow.python.ops import gen_resource_variable_ops as _gen_resource_variable_ops
 from tensorflow.python.ops import gen_state_ops as _gen_state_ops
+from tensorflow.python.ops import handle_data_util as _handle_data_util
 
 from nanreplay.tensorflow_internals.tf_distribution import replica_variables
 
@@ -23,6 +25,23 @@ _RANDOM = re.compile(
     r"random_(uniform|uniform_int|standard_normal|shuffle|poisson|poisson_v2)"
     r"|(parameterized_)?truncated_normal|multinomial"
 )
+
+
+def new_handle(shape: Any, dtype: Any) -> Any:
+    """The handle of a new variable, which has no value yet and is gone with its last handle.
+
+    A `tf.Variable` has such a handle, and takes ten times as long to make.
+
+    Args:
+        shape: Shape of the variable, a `tf.TensorShape`.
+        dtype: Its type, a `tf.DType`.
+    """
+    handle = _gen_resource_variable_ops.var_handle_op(
+        shape=shape, dtype=dtype, shared_name=_context.anonymous_name()
+    )
+    data = _handle_data_util.create_handle_data(shape, dtype)
+    _handle_data_util.set_handle_data(handle, data)
+    return handle
 
 
 def variable_type(handle: Any) -> tuple[Any, tuple[int, ...]] | None:

@@ -28,12 +28,12 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from multiprocessing.reduction import ForkingPickler
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 
 from nanreplay.errors import NanreplayError, ReplayError, first_line, missing_package
 from nanreplay.limits import fewer_collections, limited_process
+from nanreplay.terminal import load_tensorflow
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -333,7 +333,7 @@ def _outcome(
     try:
         if task.uses_tensorflow:
             context.say(LOADING)
-            import_module("tensorflow")
+            load_tensorflow()
         context.say(task.label)
         with limited_process():
             return "done", task_id, task.run(context)

@@ -147,14 +147,15 @@ class WindowRun:
 
     def norm(self) -> float:
         """The norm of all trainable variables."""
-        return trainable_norm(self.replay, self.live.variables)
+        return trainable_norm(self.replay, self.live.read())
 
     def is_idle(self, step: int, before: Mapping[int, Any]) -> bool:
         """Whether loss scaling left a step's update out: no weight is another than before."""
         if not self.program(step).signature.loss_scaled:
             return False
+        now = self.live.read()
         return all(
-            bool(tf.reduce_all(tf.equal(self.live.variables[index], before[index])))
+            bool(tf.reduce_all(tf.equal(now[index], before[index])))
             for index, info in enumerate(self.replay.variables)
             if info.role == "trainable"
         )
@@ -190,8 +191,8 @@ class WindowRun:
             return
         for index, info in enumerate(self.replay.variables):
             if info.role == "trainable":
-                variable, old = self.live.variables[index], before[index]
-                variable.assign(old + tf.cast(factor, variable.dtype) * (variable - old))
+                now, old = self.live.read([index])[index], before[index]
+                self.live.assign({index: old + tf.cast(factor, now.dtype) * (now - old)})
 
     def undo_update(self, before: Mapping[int, Any]) -> None:
         """Put all variables back but metrics and seeds, which go on in a step that is left out."""

@@ -48,8 +48,7 @@ def test_the_memory_of_a_state_goes_back_and_what_was_read_of_it_stays() -> None
     live = LiveState(infos)
     live.assign({i: np.full(SHAPE, i, "float32") for i in range(COUNT)})
     held = live.read()
-    for variable in live.variables:
-        variable.assign(variable + 1)
+    live.assign({index: value + 1 for index, value in held.items()})
     before = _status_bytes("VmRSS")
     live.assign(held)
     live.give_back()
