@@ -8,7 +8,7 @@ itself, a variant of it that tells what it fetched (see `program/fetching`). A `
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,6 +103,21 @@ class CompiledCalls:
         if suspicion is not None:
             self._suspect(suspicion)
         return result
+
+    def call_trace(self, function: Any, inputs: Sequence[Any]) -> Any:
+        """Run a trace of a `tf.function` that is known to fit what it is given.
+
+        Args:
+            function: The ConcreteFunction.
+            inputs: Its flat arguments.
+        """
+        captured = function.captured_inputs
+
+        def run() -> Any:
+            flat = tf_functions.run_flat(function, [*inputs, *captured])
+            return tf_functions.pack_outputs(function, flat)
+
+        return self.call(function, list(inputs), captured, run)
 
     def call_directly(
         self, function: Any, inputs: list[Any], captured: list[Any]

@@ -1,0 +1,111 @@
+"""A wrapped `tf.function` is called as TensorFlow would: the same trace, or a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tensorflow as tf
+
+from nanreplay import NonFiniteError, Recorder
+
+pytestmark = pytest.mark.xdist_group("known traces")
+
+
+HALF = tf.constant(0.5)
+
+
+class Training:
+    """A weight that a `tf.function` trains, and how often Python ran its body."""
+
+    def __init__(self, **options: Any) -> None:
+        self.bodies = 0
+        self.weight = tf.Variable([1.0, 2.0])
+        self.step = tf.function(self._step, **options)
+
+    def _step(self, x: Any, scale: Any) -> Any:
+        self.bodies += 1
+        with tf.GradientTape() as tape:
+            loss = tf.cast(scale, tf.float32) * tf.reduce_mean(tf.square(self.weight * x))
+        checked = tf.debugging.check_numerics(loss, "the loss is bad")
+        self.weight.assign_sub(0.1 * tape.gradient(loss, self.weight))
+        return {"loss": checked, "rows": tf.shape(x)[0]}
+
+
+Wrap = Callable[[Training], Callable[..., Any]]
+
+
+@pytest.fixture
+def wrap(tmp_path: Path) -> Iterator[Wrap]:
+    """Records the step of a training."""
+    recorder = Recorder(tmp_path / "run.h5")
+    yield lambda training: recorder.wrap(training.step)
+    recorder.close()
+
+
+def _rows(count: int) -> Any:
+    return tf.ones((count, 2))
+
+
+def _ran(training: Training, step: Callable[..., Any], calls: list[Any]) -> tuple[Any, ...]:
+    """All that a training shows: what its steps returned, its weight, its traces."""
+    returned = []
+    for call in calls:
+        found = step(*call)
+        returned.append((sorted(found), float(found["loss"]), int(found["rows"])))
+    count = training.step.experimental_get_tracing_count()
+    return returned, training.weight.numpy().tolist(), training.bodies, count
+
+
+@pytest.mark.parametrize("options", [{}, {"reduce_retracing": True}], ids=["plain", "relaxed"])
+def test_the_same_traces_run_for_the_same_arguments(wrap: Wrap, options: Any) -> None:
+    calls: list[Any] = [(_rows(count), HALF) for count in (4, 4, 4, 2, 4, 2, 3, 2, 4)]
+    # numbers of Python are traced each for itself, tensors once for all
+    calls += [(_rows(4), 1.0), (_rows(4), 0.5), (_rows(4), 0.5)]
+    calls += [(_rows(4), tf.constant(each)) for each in (1.0, 0.5, 0.25)]
+    calls += [(_rows(4), each) for each in (tf.constant(1), HALF, tf.constant(1))]
+    bare, recorded = Training(**options), Training(**options)
+    assert _ran(recorded, wrap(recorded), calls) == _ran(bare, bare.step, calls)
+
+
+def test_a_known_trace_does_not_run_where_its_function_runs_eagerly(wrap: Wrap) -> None:
+    training = Training()
+    step = wrap(training)
+    for _ in range(4):
+        step(_rows(4), HALF)
+    before = training.bodies
+    tf.config.run_functions_eagerly(True)
+    try:
+        step(_rows(4), HALF)
+    finally:
+        tf.config.run_functions_eagerly(False)
+    assert training.bodies == before + 1
+
+
+def test_a_tape_of_the_users_own_sees_a_known_trace(wrap: Wrap) -> None:
+    training = Training()
+    step = wrap(training)
+    for _ in range(4):
+        step(_rows(4), HALF)
+    x = _rows(4)
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        loss = step(x, HALF)["loss"]
+    assert tape.gradient(loss, x) is not None
+
+
+def test_an_error_of_a_known_trace_names_the_users_line(wrap: Wrap) -> None:
+    training = Training()
+    step = wrap(training)
+    for _ in range(4):
+        step(_rows(4), HALF)
+    with pytest.raises((tf.errors.InvalidArgumentError, NonFiniteError)) as caught:
+        step(_rows(4) * float("nan"), HALF)
+    error: BaseException | None = caught.value
+    told = []
+    while error is not None:
+        told.append(str(error))
+        error = error.__cause__ or error.__context__
+    assert any(Path(__file__).name in text and "the loss is bad" in text for text in told)
