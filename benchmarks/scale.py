@@ -48,7 +48,8 @@ MANY_VARIABLES = (0, 5000)
 EMBEDDING = (8192, 0)
 """One table without slots, whose gradients are sparse."""
 BY_STATE = [(20, 8), (80, 8), (160, 8), (320, 8)]
-BY_OPS = [(20, 4), (20, 8), (20, 16), (20, 32)]
+# the peaks of fewer layers hide in that of importing TensorFlow
+BY_OPS = [(20, 8), (20, 16), (20, 32), (20, 64)]
 LARGE = [(640, 8), (1280, 8), (2048, 8), (4096, 8)]
 """State in MiB and layers of each row."""
 STEPS, LARGE_STEPS = 50_000, 1_000_000
