@@ -21,18 +21,25 @@ RECENT_BYTES = 64 << 20
 """How much the tensors of the last ops may take, and those of the ops that stay."""
 
 
-def makers_of(facts: Mapping[int, Any], fact: Any) -> Iterator[Any]:
+def makers_of(
+    facts: Mapping[int, Any], fact: Any, sizes: dict[int, int] | None = None
+) -> Iterator[Any]:
     """Yield the ops before an op, the nearest first, within the limits of what is kept.
 
     Args:
         facts: What is remembered of each execution, by serial.
         fact: The op's own.
+        sizes: Sizes of what ops made in bytes, by serial; those that are asked for are added. One
+            op may pass on the gradients of thousands of variables, whose ops all come back to it.
     """
+    sizes = {} if sizes is None else sizes
     level, seen, count, kept_bytes = [fact], {fact.serial}, 0, 0
     for _ in range(_LEVELS):
-        makers = {}
+        makers: dict[int, Any] = {}
         for reached in level:
             for value in reached.sources:
+                if count + len(makers) > _OPS:
+                    break  # no more of them will be asked for
                 serial = value.serial
                 if serial >= 0 and serial in facts and serial not in seen:
                     makers[serial] = facts[serial]
@@ -40,7 +47,9 @@ def makers_of(facts: Mapping[int, Any], fact: Any) -> Iterator[Any]:
         seen.update(makers)
         for maker in level:
             count += 1
-            kept_bytes += sum(8 * stat.size for stat in maker.outputs)
+            if maker.serial not in sizes:
+                sizes[maker.serial] = sum(8 * stat.size for stat in maker.outputs)
+            kept_bytes += sizes[maker.serial]
             if count > _OPS or kept_bytes > _BYTES:
                 return
             yield maker
@@ -55,6 +64,7 @@ class RecentEvents:
         self._recent_bytes = 0
         self._pinned: dict[int, OpEvent] = {}
         self._pinned_bytes = 0
+        self._sizes: dict[int, int] = {}
 
     def add(self, event: OpEvent, size_bytes: int) -> None:
         """Keep an execution until the tensors after it are too large.
@@ -71,7 +81,7 @@ class RecentEvents:
 
     def pin(self, facts: Mapping[int, Any], fact: Any) -> None:
         """Keep the executions before an op to the end of the step, as far as there is room."""
-        for maker in makers_of(facts, fact):
+        for maker in makers_of(facts, fact, self._sizes):
             kept = self._recent.get(maker.serial)
             if kept is None or maker.serial in self._pinned:
                 continue

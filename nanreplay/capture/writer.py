@@ -176,11 +176,15 @@ class CaptureWriter:
 
     def written_keyframe(self, step: int) -> dict[int, Any]:
         """Read a keyframe again that has been written; nothing where it has not."""
+        return dict(self.written_values(step))
+
+    def written_values(self, step: int) -> Iterator[tuple[int, Any]]:
+        """Read a keyframe again that has been written, one variable after the other."""
         self._checksums.settle()
-        if str(step) not in self._file["keyframes"]:
-            return {}
-        group = self._file["keyframes"][str(step)]
-        return {int(index): read_array(group[index]) for index in group}
+        if str(step) in self._file["keyframes"]:
+            group = self._file["keyframes"][str(step)]
+            for index in group:
+                yield int(index), read_array(group[index])
 
     def batch(self, step: int, batch: BatchRecord) -> None:
         """Write the input of one step."""

@@ -106,12 +106,15 @@ def _float_pieces(values: Any) -> Iterator[NDArray[Any]]:
     """
     shares = isinstance(values, tf.Tensor) and values.shape.rank
     flat = (np.asarray(values) if shares else as_array(values)).reshape(-1)
-    is_extension = flat.dtype.kind == "V" or "float" in str(flat.dtype)  # bfloat16, float8
-    if flat.dtype.kind not in "fc" and not is_extension:
-        return
-    for start in range(0, flat.size, PIECE):
-        piece = flat[start : start + PIECE]
-        yield piece if flat.dtype.kind in "fc" else piece.astype(np.float32)
+    if flat.dtype.kind not in "fc":
+        is_extension = flat.dtype.kind == "V" or "float" in str(flat.dtype)  # bfloat16, float8
+        for start in range(0, flat.size if is_extension else 0, PIECE):
+            yield flat[start : start + PIECE].astype(np.float32)
+    elif flat.size <= PIECE:
+        yield flat
+    else:
+        for start in range(0, flat.size, PIECE):
+            yield flat[start : start + PIECE]
 
 
 # Measuring variables from outside of a compiled step, all in one call.

@@ -1,12 +1,10 @@
 """Running the window again for its file: numbers of each step, the very step that failed first.
 
-`dump` calls `reexecute`; `Recording.confirm` calls `confirm` where only a re-execution can tell
-whether a step is an incident.
+`dump` calls `reexecute`. `confirmation` runs a window with the same means.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,8 +14,9 @@ from nanreplay.capture.writer import CaptureWriter
 from nanreplay.errors import MissingWorkersError, first_line, reason_line
 from nanreplay.program.collectives import local_program
 from nanreplay.recorder.dump_sizes import holds_weights_before, sizes_of, written_before
-from nanreplay.recorder.dump_window import DumpWindow, gather
+from nanreplay.recorder.dump_window import DumpWindow
 from nanreplay.recorder.environment import DumpProgress
+from nanreplay.recorder.one_run import FirstState
 from nanreplay.recorder.reexecution import Reexecution, Reexecutor, ValueKind, Wanted
 from nanreplay.recorder.snapshot import Share, Snapshot
 from nanreplay.recorder.spool import SpooledValue
@@ -58,7 +57,7 @@ def reexecute(
     is_quick = numbering_s * len(window.batches) <= 2 * QUICK_S
     if is_quick:
         first = min(window.keyframes)
-    base, batches = _from_keyframe(window, first)
+    base, batches = from_keyframe(window, first)
     keyframes = {
         step: window.keyframes.pop(step) for step in sorted(window.keyframes) if step >= base
     }
@@ -78,6 +77,7 @@ def reexecute(
         ignored=snapshot.variables.born_nonfinite,
         before=written_before(snapshot) if share.full else (),
         weights=not holds_weights_before(snapshot, window),
+        first_state=_first_state(snapshot, keyframes[base], base, share, out),
     )
 
     def write(kind: ValueKind, step: int, values: Mapping[int, Any]) -> None:
@@ -88,7 +88,7 @@ def reexecute(
 
     def run(keyframes: dict[int, dict[int, Any]], wanted: Wanted) -> Reexecution:
         base = min(keyframes)
-        return _reexecutor(snapshot, window).run(
+        return reexecutor_of(snapshot, window).run(
             keyframes,
             {step: batch for step, batch in batches.items() if step >= base},
             wanted,
@@ -116,6 +116,15 @@ def reexecute(
         return f"The window could not be re-executed at the dump: {type(error).__name__}: {reason}"
 
 
+def _first_state(
+    snapshot: Snapshot, keyframe: Mapping[int, Any], base: int, share: Share, out: CaptureWriter
+) -> FirstState | None:
+    """The keyframe that the window begins with, as the file has it."""
+    if base not in share.keyframes or len(keyframe) < len(snapshot.variables.infos):
+        return None
+    return FirstState(lambda: out.written_values(base), snapshot.step_s or 0.0)
+
+
 def _measuring_s(snapshot: Snapshot) -> float:
     """Seconds that numbers of a step take beside running it twice, however quick it is."""
     sizes = snapshot.variables.sizes
@@ -135,7 +144,7 @@ def _write_state_before(
     is_reached = window.prove and window.is_replayable and step >= min(window.keyframes)
     if not is_reached or step in share.keyframes or step not in window.batches or share.left_out:
         return  # nothing to run again, or it is in the file, or the disk limit has been named
-    base, batches = _from_keyframe(window, step)
+    base, batches = from_keyframe(window, step)
     reason = _no_room_for_state(snapshot, window, len(batches))
     if reason is not None:
         window.notes.append(
@@ -146,7 +155,7 @@ def _write_state_before(
     progress.stage("replaying the steps for", len(batches))
     keyframes = {base: dict(window.keyframes[base])}
     try:
-        reexecutor = _reexecutor(snapshot, window)
+        reexecutor = reexecutor_of(snapshot, window)
         values = reexecutor.state_before(step, keyframes, batches, written_before(snapshot))
     except Exception as error:  # the file is worth more than this part, whatever TensorFlow raises
         window.notes.append(
@@ -201,49 +210,13 @@ def _rerun_bytes(snapshot: Snapshot, keyframe: Mapping[int, Any]) -> int:
     return sum(sizes[index] for index in (*spooled, *trainable, *kept))
 
 
-def confirm(snapshot: Snapshot) -> bool | None:
-    """Whether re-executing the window shows a non-finite loss, gradient or variable.
-
-    None where it cannot be re-executed.
-    """
-    window = gather(snapshot, with_ops=False)
-    if not window.is_replayable:
-        return None
-    first = _first_doubtful(snapshot)
-    base, batches = _from_keyframe(window, last_clean(snapshot) + 1)
-    if _rerun_bytes(snapshot, window.keyframes[base]) > limits.free_memory():
-        return None
-    wanted = Wanted((), first, first, snapshot.variables.born_nonfinite, sizes=False)
-    try:
-        keyframes = {step: dict(values) for step, values in window.keyframes.items()}
-        proof = _reexecutor(snapshot, window).run(keyframes, batches, wanted)
-    except Exception:  # then it is better to have a file than none
-        return None
-    return proof.incident is not None
-
-
-def _first_doubtful(snapshot: Snapshot) -> int:
-    """The first step since all was known to be finite that may have failed.
-
-    A mean of losses that is finite tells that those before it were. What a step made of the
-    variables is seen after the last one too.
-    """
-    clean = last_clean(snapshot)
-    for entry in snapshot.entries:
-        numbers = entry.fingerprint
-        if entry.step > clean and (
-            numbers is None or not all(map(math.isfinite, numbers.values()))
-        ):
-            return entry.step
-    return clean + 1
-
-
-def _reexecutor(snapshot: Snapshot, window: DumpWindow) -> Reexecutor:
+def reexecutor_of(snapshot: Snapshot, window: DumpWindow) -> Reexecutor:
+    """Runs the steps of a window; compiled programs are kept with the recording."""
     programs = {name: local_program(program) for name, program in window.programs.items()}
     return Reexecutor(programs, snapshot.variables.infos, snapshot.compiled)
 
 
-def _from_keyframe(window: DumpWindow, first: int) -> tuple[int, dict[int, BatchRecord]]:
+def from_keyframe(window: DumpWindow, first: int) -> tuple[int, dict[int, BatchRecord]]:
     """(newest keyframe that reaches step `first`, else the oldest; the batches from there on)."""
     reaching = [step for step in window.keyframes if step <= first]
     base = max(reaching, default=min(window.keyframes))

@@ -22,8 +22,9 @@ from nanreplay.program.python_effects import RandomDraws
 from nanreplay.program.traced_program import is_float_variable
 from nanreplay.recorder.program_slots import EagerIncident
 from nanreplay.recorder.recording import Recording
-from nanreplay.recorder.reexecution import Reexecution, change, dense_gradient
+from nanreplay.recorder.reexecution import Reexecution
 from nanreplay.recorder.ring import StepEntry
+from nanreplay.recorder.step_sizes import change, dense_gradient
 from nanreplay.recorder.timeline_ring import StepNumbers
 from nanreplay.recorder.variable_table import VariableTable
 from nanreplay.tensorflow_internals import tf_variables

@@ -401,13 +401,16 @@ class Recording:
         return any(entry.step < self.step for entry in self.ring.entries)
 
     def confirm(self, suspicion: Suspicion) -> bool | None:
-        """Whether re-execution shows something non-finite; None where that cannot be told."""
+        """Whether something that trains is not finite; None where that cannot be told."""
         # Imported when it is needed: most trainings never write a capture.
-        from nanreplay.recorder.dump_proof import confirm
+        from nanreplay.recorder.confirmation import confirm
 
-        confirmed = confirm(take_snapshot(self, suspicion.trigger, suspicion.step, keep=True))
-        if confirmed is False:
-            self.compiled.clear()  # no file is written
+        confirmed = None
+        try:
+            confirmed = confirm(self, suspicion)
+        finally:
+            if not confirmed:
+                self.compiled.clear()  # no file is written, or the window does not run for it
         return confirmed
 
     def write(

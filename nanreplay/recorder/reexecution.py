@@ -6,7 +6,9 @@ is used by `dump`, and by `eager_rerun` for what a step that ran twice gave.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import math
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
@@ -14,9 +16,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from nanreplay.capture.arrays import as_array
 from nanreplay.program.compiled_program import CompiledProgram
-from nanreplay.program.fingerprint import Layout, fingerprint_after, largest
+from nanreplay.program.fingerprint import Layout, fingerprint_after
 from nanreplay.program.nonfinite_values import (
     has_nonfinite,
     nonfinite_kind,
@@ -24,16 +25,23 @@ from nanreplay.program.nonfinite_values import (
     real,
     squares_fit,
 )
+from nanreplay.recorder.derivatives import (
+    Derivatives,
+    derivative_names,
+    derivatives_of,
+    measure,
+    measure_change,
+)
+from nanreplay.recorder.one_run import FirstState, OneRun, bits_of
+from nanreplay.recorder.step_sizes import values_of_gradient
 from nanreplay.recorder.timeline_ring import StepNumbers
-from nanreplay.records import BatchRecord, ProgramRecord, Signature, Trigger, VariableInfo
+from nanreplay.records import BatchRecord, ProgramRecord, Trigger, VariableInfo
 
 ValueKind = Literal["gradients", "weights", "states"]
-CompiledPrograms: TypeAlias = dict[tuple[str, bool], CompiledProgram]
-"""By (id of the program, whether it gives losses and gradients only)."""
-PIECE = 2**15
-"""Elements that are compared at once."""
-TINY_SQUARE = 1e-20
-"""A smaller sum of squares is added up in float64: squares of its numbers may be 0 in float32."""
+Purpose = Literal["step", "derivatives", "both"]
+"""The step as it was trained, its losses and gradients alone, or the step that gives them too."""
+CompiledPrograms: TypeAlias = dict[tuple[str, Purpose], CompiledProgram]
+"""By id of the program, and what for."""
 
 
 @dataclass(slots=True)
@@ -72,21 +80,8 @@ class Wanted:
     may have failed."""
     weights: bool = True
     """Whether the weights after the steps of `full` are wanted."""
-    sizes: bool = True
-    """Whether the sizes of gradients, and what the weights changed by, are wanted with losses."""
-
-
-@dataclass(slots=True)
-class _Derivatives:
-    """The losses and the gradients of one step, where they were asked for."""
-
-    losses: list[Any] = field(default_factory=list)
-    gradients: dict[int, Any] = field(default_factory=dict)
-    """By variable; those of embeddings are IndexedSlices."""
-
-    def dense(self) -> dict[int, NDArray[Any]]:
-        """The gradients as arrays."""
-        return {index: dense_gradient(value) for index, value in self.gradients.items()}
+    first_state: FirstState | None = None
+    """What the first step begins with, once more, where it can be had without memory."""
 
 
 class Reexecutor:
@@ -132,34 +127,35 @@ class Reexecutor:
             on_full: Given `gradients` or `weights`, the step, and the values by variable.
             on_step: Called after each step.
         """
-        base = keyframes.pop(min(batches))
-        variables = []
-        for index in range(len(self._infos)):
-            variables.append(self._variable(index, base))
         result = Reexecution()
-        for step in sorted(batches):
-            batch = batches[step]
-            for index, value in {**keyframes.pop(step, {}), **batch.overrides}.items():
-                variables[index].assign(value)
-            numbers, derivatives = StepNumbers(), _Derivatives()
-            is_numbered = step in wanted.full or step >= wanted.numbers_from
+        numbered = {step for step in batches if step in wanted.full or step >= wanted.numbers_from}
+        once = OneRun(wanted.first_state, min(batches), len(numbered), self._infos)
+        for step, batch, variables in self._steps(keyframes, batches):
+            numbers = StepNumbers()
+            is_numbered, is_full = step in numbered, step in wanted.full
+            before: dict[int, Any] = {}
             if is_numbered:
-                derivatives = self._differentiate(batch, variables)
-            is_measured = is_numbered and wanted.sizes
-            if is_measured:
-                _measure(derivatives, numbers)
-            is_full = step in wanted.full
-            if is_full:
-                on_full("gradients", step, derivatives.dense())
-            before = _values(variables, wanted.before) if is_numbered else {}
-            outputs = self._update(step, batch, variables, result, numbers if is_measured else None)
+                before = _values(variables, wanted.before)
+                others = [index for index in self._trainable if index not in before]
+                weights = _values(variables, others)
+                weights |= {index: before[index] for index in self._trainable if index in before}
+                outputs, derivatives = self._with_derivatives(step, batch, variables, once)
+                measure(derivatives, numbers)
+                measure_change(weights, variables, numbers)
+            else:
+                outputs, derivatives = self._update(batch, variables), Derivatives()
+            self._compare(step, outputs, batch, variables, result)
             result.numbers[step] = numbers
-            if is_full and wanted.weights:
-                on_full("weights", step, _values(variables, self._trainable))
+            if is_full:
+                self._hand_over(step, derivatives, variables, wanted, on_full)
             on_step()
             trigger = None
             if step >= wanted.dated_from:
-                trigger = self._failed(batch, outputs, derivatives, variables, wanted.ignored)
+                # Weights whose norm is known to be finite need no second look.
+                norms = numbers.weight_norms
+                passed = {index for index in norms if math.isfinite(norms[index])}
+                passed.update(wanted.ignored)
+                trigger = self._failed(batch, outputs, derivatives, variables, passed)
             is_last = step == max(batches) < wanted.dated_from
             if before and (trigger is not None or is_last):
                 on_full("states", step, before)
@@ -167,11 +163,62 @@ class Reexecutor:
                 result.incident, result.reproduced = (step, trigger), True
                 # An earlier step than was thought has failed.
                 if wanted.full and is_numbered and not is_full:
-                    on_full("gradients", step, derivatives.dense())
-                    if wanted.weights:
-                        on_full("weights", step, _values(variables, self._trainable))
+                    self._hand_over(step, derivatives, variables, wanted, on_full)
                 return result
         return result
+
+    def _hand_over(
+        self,
+        step: int,
+        derivatives: Derivatives,
+        variables: Sequence[Any],
+        wanted: Wanted,
+        on_full: Callable[[ValueKind, int, Mapping[int, Any]], None],
+    ) -> None:
+        on_full("gradients", step, derivatives.dense())
+        if wanted.weights:
+            on_full("weights", step, _values(variables, self._trainable))
+
+    def fails(
+        self,
+        keyframes: dict[int, dict[int, Any]],
+        batches: Mapping[int, BatchRecord],
+        first: int,
+        ignored: Collection[int],
+    ) -> bool:
+        """Whether a step gives a loss or a variable that is not finite.
+
+        Args:
+            keyframes: As `run` takes them.
+            batches: As `run` takes them.
+            first: The first step that may.
+            ignored: Variables that were non-finite before training began.
+        """
+        for step, batch, variables in self._steps(keyframes, batches):
+            if step < first:
+                self._update(batch, variables)
+                continue
+            derivatives = self._differentiate(batch, variables)
+            if self._bad_loss(batch, derivatives.losses) is not None:
+                return True  # the step's update is not needed
+            outputs = self._update(batch, variables)
+            if self._failed(batch, outputs, derivatives, variables, ignored) is not None:
+                return True
+        return False
+
+    def _steps(
+        self, keyframes: dict[int, dict[int, Any]], batches: Mapping[int, BatchRecord]
+    ) -> Iterator[tuple[int, BatchRecord, list[Any]]]:
+        """Each step, its batch, and the variables just before it, for the caller to run."""
+        base = keyframes.pop(min(batches))
+        variables = []
+        for index in range(len(self._infos)):
+            variables.append(self._variable(index, base))
+        for step in sorted(batches):
+            batch = batches[step]
+            for index, value in {**keyframes.pop(step, {}), **batch.overrides}.items():
+                variables[index].assign(value)
+            yield step, batch, variables
 
     def state_before(
         self,
@@ -188,17 +235,11 @@ class Reexecutor:
             batches: As `run` takes them, that step's among them.
             indices: The variables that are wanted.
         """
-        base = keyframes.pop(min(batches))
-        variables = []
-        for index in range(len(self._infos)):
-            variables.append(self._variable(index, base))
-        for earlier in sorted(batches):
-            batch = batches[earlier]
-            for index, value in {**keyframes.pop(earlier, {}), **batch.overrides}.items():
-                variables[index].assign(value)
-            if earlier < step:
-                self._update(earlier, batch, variables, Reexecution(), None)
-        return _values(variables, indices)
+        for earlier, batch, variables in self._steps(keyframes, batches):
+            if earlier == step:
+                return _values(variables, indices)
+            self._update(batch, variables)
+        raise ValueError(f"Expected step {step} among the batches. Received: {sorted(batches)}")
 
     def _variable(self, index: int, keyframe: dict[int, Any]) -> Any:
         """A variable that takes over its value of the keyframe; zeros where that has none."""
@@ -208,15 +249,15 @@ class Reexecutor:
             value = tf.zeros(info.shape, info.dtype)
         return tf.Variable(tf.identity(value), dtype=info.dtype, shape=info.shape, trainable=False)
 
-    def _program(self, program_id: str, *, derivatives_only: bool) -> CompiledProgram:
+    def _program(self, program_id: str, purpose: Purpose) -> CompiledProgram:
         """The compiled program of steps; made once for each purpose."""
-        key = (program_id, derivatives_only)
+        key = (program_id, purpose)
         if key not in self._compiled:
             record = self._programs[program_id]
-            signature, extra = record.signature, []
-            if derivatives_only:
+            signature = record.signature
+            extra = [] if purpose == "step" else derivative_names(signature)
+            if purpose == "derivatives":
                 # What losses and gradients do not need is left out, the update above all.
-                extra = _derivative_names(signature)
                 signature = replace(signature, outputs=(), watch=None, control_outputs=())
             self._compiled[key] = CompiledProgram(
                 record.graph,
@@ -229,31 +270,57 @@ class Reexecutor:
 
     # The step as it was trained
 
-    def _update(
-        self,
-        step: int,
-        batch: BatchRecord,
-        variables: Sequence[Any],
-        result: Reexecution,
-        numbers: StepNumbers | None,
-    ) -> Sequence[Any]:
-        """Run the step as it was trained, and compare it with what was recorded.
-
-        What it changed goes into `numbers`, where that is wanted: it takes a copy of the weights.
-        """
-        before = {} if numbers is None else _values(variables, self._trainable)
-        record = self._programs[batch.program]
-        program = self._program(batch.program, derivatives_only=False)
-        outputs, _ = program(batch.arrays, variables, record.constants)
-        if numbers is not None:
-            ratios, norms = {}, {}
-            for index in self._trainable:
-                after = as_array(read_variable(variables[index].handle))
-                # Let go of each old value on the way, so that no second state is held.
-                ratios[index], norms[index] = change(as_array(before.pop(index)), after)
-            numbers.update_ratios, numbers.weight_norms = ratios, norms
-        self._compare(step, outputs, batch, variables, result)
+    def _update(self, batch: BatchRecord, variables: Sequence[Any]) -> Sequence[Any]:
+        """Run the step as it was trained; returns what it returned."""
+        program = self._program(batch.program, "step")
+        outputs, _ = program(batch.arrays, variables, self._programs[batch.program].constants)
         return outputs
+
+    def _with_derivatives(
+        self, step: int, batch: BatchRecord, variables: Sequence[Any], once: OneRun
+    ) -> tuple[Sequence[Any], Derivatives]:
+        """Run the step as it was trained; returns what it returned, its losses and its gradients.
+
+        A second reader of a gradient may change what TensorFlow's graph optimizers make of the
+        step, and with it the last bits. So losses and gradients come from a run of their own,
+        unless the first step has shown that with them it leaves the same bits.
+        """
+        if batch.program not in once.leaves_same_bits:
+            once.leaves_same_bits[batch.program] = False
+            if once.is_worth_trying(step):
+                ran = self._tried_once(batch, variables, once)
+                once.leaves_same_bits[batch.program] = ran is not None
+                if ran is not None:
+                    return ran
+                once.put_back(batch, variables)
+        if once.leaves_same_bits[batch.program]:
+            return self._both(batch, variables)
+        derivatives = self._differentiate(batch, variables)
+        return self._update(batch, variables), derivatives
+
+    def _both(
+        self, batch: BatchRecord, variables: Sequence[Any]
+    ) -> tuple[Sequence[Any], Derivatives]:
+        """Run the step with its losses and gradients fetched."""
+        program = self._program(batch.program, "both")
+        record = self._programs[batch.program]
+        outputs, fetched = program(batch.arrays, variables, record.constants)
+        return outputs, derivatives_of(record.signature, self._infos, fetched)
+
+    def _tried_once(
+        self, batch: BatchRecord, variables: Sequence[Any], once: OneRun
+    ) -> tuple[Sequence[Any], Derivatives] | None:
+        """Run the first step with its losses and gradients fetched; None where bits differ."""
+        began_s = time.perf_counter()
+        expected = self._update(batch, variables)
+        # The other program takes as long to compile. Without it, losses and gradients alone are
+        # compiled, which takes some half of that.
+        if once.saved_s < (time.perf_counter() - began_s) / 2:
+            return None
+        bits = bits_of(expected, variables)
+        once.put_back(batch, variables)
+        outputs, derivatives = self._both(batch, variables)
+        return (outputs, derivatives) if bits == bits_of(outputs, variables) else None
 
     def _compare(
         self,
@@ -277,33 +344,23 @@ class Reexecutor:
 
     # Losses and gradients
 
-    def _differentiate(self, batch: BatchRecord, variables: Sequence[Any]) -> _Derivatives:
+    def _differentiate(self, batch: BatchRecord, variables: Sequence[Any]) -> Derivatives:
         """Losses and gradients of one step.
 
         What it writes on its way goes to stand-ins. Most steps write nothing before the update.
         """
         record = self._programs[batch.program]
         signature = record.signature
-        names = _derivative_names(signature)
+        names = derivative_names(signature)
         if not names:
-            return _Derivatives()
-        program = self._program(batch.program, derivatives_only=True)
+            return Derivatives()
+        program = self._program(batch.program, "derivatives")
         stand_ins = list(variables)
         for index in program.written:
             value = read_variable(variables[index].handle)
             stand_ins[index] = tf.Variable(tf.identity(value), trainable=False)
         _, fetched = program(batch.arrays, stand_ins, record.constants)
-        value_of = dict(zip(names, fetched, strict=True))
-        losses = [value_of[name] for name in signature.losses]
-        gradients = {}
-        for spec in signature.gradients:
-            gradient = value_of[spec.tensor]
-            if spec.indices:
-                indices = tf.cast(value_of[spec.indices], tf.int64)
-                shape = tf.constant(self._infos[spec.variable].shape, tf.int64)
-                gradient = tf.IndexedSlices(gradient, indices, shape)
-            gradients[spec.variable] = gradient
-        return _Derivatives(losses, gradients)
+        return derivatives_of(signature, self._infos, fetched)
 
     # Dating
 
@@ -311,7 +368,7 @@ class Reexecutor:
         self,
         batch: BatchRecord,
         outputs: Sequence[Any],
-        derivatives: _Derivatives,
+        derivatives: Derivatives,
         variables: Sequence[Any],
         ignored: Collection[int],
     ) -> Trigger | None:
@@ -323,19 +380,27 @@ class Reexecutor:
         signature = self._programs[batch.program].signature
         returned = dict(zip(signature.outputs, outputs, strict=True))
         losses = derivatives.losses or [returned.get(name) for name in signature.losses]
-        for number, loss in enumerate(losses):
-            kind = "" if loss is None else nonfinite_kind(real(loss))
-            if kind:
-                return Trigger("loss", signature.loss_name(number), kind)
+        trigger = self._bad_loss(batch, losses)
+        if trigger is not None:
+            return trigger
         bad = self._first_bad(variables, ignored)
         if bad is None:
             return None
         for index, gradient in derivatives.gradients.items():
-            kind = nonfinite_kind(_values_of(gradient))
+            kind = nonfinite_kind(values_of_gradient(gradient))
             if kind:
                 return Trigger("gradient", self._infos[index].path, kind)
         kind = nonfinite_kind(read_variable(variables[bad].handle))
         return Trigger("variable", self._infos[bad].path, kind)
+
+    def _bad_loss(self, batch: BatchRecord, losses: Sequence[Any]) -> Trigger | None:
+        """The first loss of a step that is not finite; None stands for one that is not known."""
+        signature = self._programs[batch.program].signature
+        for number, loss in enumerate(losses):
+            kind = "" if loss is None else nonfinite_kind(real(loss))
+            if kind:
+                return Trigger("loss", signature.loss_name(number), kind)
+        return None
 
     def _first_bad(self, variables: Sequence[Any], ignored: Collection[int]) -> int | None:
         """Index of the first variable that is not finite, of those that say something."""
@@ -355,94 +420,3 @@ class Reexecutor:
 def _values(variables: Sequence[Any], indices: Collection[int]) -> dict[int, Any]:
     """The values of some variables by index; TensorFlow copies them before the next write."""
     return {index: read_variable(variables[index].handle) for index in indices}
-
-
-def _derivative_names(signature: Signature) -> list[str]:
-    """Names of the tensors of losses and gradients, each once."""
-    names = list(signature.losses)
-    for spec in signature.gradients:
-        for name in (spec.tensor, spec.indices):
-            if name:
-                names.append(name)
-    return list(dict.fromkeys(names))
-
-
-def _measure(derivatives: _Derivatives, numbers: StepNumbers) -> None:
-    """Put the losses and the sizes of the gradients into `numbers`."""
-    numbers.losses = [float(tf.reduce_sum(real(loss))) for loss in derivatives.losses]
-    norms, maxima = {}, {}
-    for index, gradient in derivatives.gradients.items():
-        norms[index], maxima[index] = size_of_gradient(real(_values_of(gradient)))
-    numbers.gradient_norms, numbers.gradient_maxima = norms, maxima
-
-
-def size_of_gradient(values: Any) -> tuple[float, float]:
-    """(norm, largest absolute value) of a tensor; the norm is infinite where float32 overflows.
-
-    NumPy looks at a small tensor in a tenth of the time that calls of kernels take, and a model may
-    have thousands of them.
-    """
-    if "CPU" not in values.device or not values.shape.num_elements():
-        # tf.nn.l2_loss is sum(x^2) / 2
-        with np.errstate(all="ignore"):
-            return float(np.sqrt(2.0 * float(tf.nn.l2_loss(values)))), float(largest(values))
-    flat = np.asarray(values).reshape(-1)
-    total, maxima = 0.0, []
-    with np.errstate(all="ignore"):
-        for start in range(0, len(flat), PIECE):
-            piece = flat[start : start + PIECE]
-            total += float(np.dot(piece, piece))
-            maxima += [piece.max(), -piece.min()]
-        half = flat.dtype.type(total / 2)
-        return float(np.sqrt(2.0 * float(half))), float(np.max(maxima))
-
-
-def _values_of(gradient: Any) -> Any:
-    """The numbers of a gradient; of a sparse one, those of its rows."""
-    return gradient.values if isinstance(gradient, tf.IndexedSlices) else gradient
-
-
-def dense_gradient(gradient: Any) -> NDArray[Any]:
-    """A gradient as an array, which shares the tensor's buffer.
-
-    Rows of a sparse one are added up in their places.
-    """
-    return as_array(tf.convert_to_tensor(gradient))
-
-
-def change(before: NDArray[Any], after: NDArray[Any]) -> tuple[float, float]:
-    """(|after - before| / |before|, |after|), Euclidean norms; the first is 0 without a change.
-
-    In pieces that a processor's cache holds, for the arrays may be large. Squares of float32 are
-    added up in float32 within a piece, unless that is not finite, or may have lost something. Of an
-    embedding a step leaves most as it was.
-    """
-    totals = np.zeros(3)
-    flat_before, flat_after = before.reshape(-1), after.reshape(-1)
-    with np.errstate(all="ignore"):
-        for start in range(0, len(flat_before), PIECE):
-            old = flat_before[start : start + PIECE]
-            new = flat_after[start : start + PIECE]
-            if np.array_equal(old, new):
-                wide = old.astype(np.float64)
-                square = float(np.dot(wide, wide))
-                totals += (0.0, square, square)
-                continue
-            squares = _squares(old, new) if old.dtype == np.float32 else None
-            if squares is None or not np.isfinite(squares).all() or min(squares) < TINY_SQUARE:
-                squares = _squares(old.astype(np.float64), new.astype(np.float64))
-            totals += squares
-        distance, size, norm = (float(root) for root in np.sqrt(totals))
-    if distance == 0:
-        return 0.0, norm
-    return distance / size if size else float("inf"), norm
-
-
-def _squares(old: NDArray[Any], new: NDArray[Any]) -> tuple[float, float, float]:
-    """Sums of squares of the difference, of the old values and of the new ones."""
-    difference = new - old
-    return (
-        float(np.dot(difference, difference)),
-        float(np.dot(old, old)),
-        float(np.dot(new, new)),
-    )

@@ -122,10 +122,17 @@ class LiveState:
         """Make nothing yet."""
         self._infos = infos
         self._variables: list[LiveVariable] = []
+        self._looked: dict[int, bool] = {}
+        """Whether variables hold NaN or an infinity, as far as they were looked at since somebody
+        could last write to them: what a step left behind is what the next one begins with."""
 
     @property
     def variables(self) -> list[LiveVariable]:
-        """The variables, by index."""
+        """The variables, by index. Who writes to them asks for them first, each time."""
+        self._looked.clear()
+        return self._made()
+
+    def _made(self) -> list[LiveVariable]:
         if not self._variables:
             self._make({})
         return self._variables
@@ -160,6 +167,7 @@ class LiveState:
             self._make(values)
             return
         for index, tensor in self._checked(values):
+            self._looked.pop(index, None)
             tf.raw_ops.AssignVariableOp(resource=self._variables[index].handle, value=tensor)
 
     def _checked(self, values: Mapping[int, ArrayLike]) -> Iterator[tuple[int, Any]]:
@@ -199,6 +207,11 @@ class LiveState:
 
     def is_bad(self, index: int) -> bool:
         """Whether a variable holds NaN or an infinity."""
+        if index not in self._looked:
+            self._looked[index] = self._has_nonfinite(index)
+        return self._looked[index]
+
+    def _has_nonfinite(self, index: int) -> bool:
         dtype = self._infos[index].dtype
         if "float" not in dtype and "complex" not in dtype:
             return False
@@ -215,7 +228,7 @@ class LiveState:
 
     def _value(self, index: int) -> Any:
         """The value of a variable as a tensor; its `numpy()` would be a copy."""
-        return read_variable(self.variables[index].handle)
+        return read_variable(self._made()[index].handle)
 
     def already_bad(self, layout: Iterable[str], claimed: str | None) -> set[int]:
         """Return the variables that are non-finite already, before a step: not the step's doing.
@@ -237,6 +250,7 @@ class LiveState:
     def clear(self) -> None:
         """Let go of the variables."""
         self._variables = []
+        self._looked.clear()
 
     def give_back(self) -> None:
         """Return the memory of other values that the variables had before to the system.

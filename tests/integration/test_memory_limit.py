@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from nanreplay import Recorder
 from nanreplay.program.nonfinite_values import VariableSums, read_variable
-from nanreplay.recorder.reexecution import change, dense_gradient
+from nanreplay.recorder.step_sizes import change, dense_gradient
 
 MIB = 2**20
 
