@@ -9,6 +9,7 @@ PYTHON ?= $(call first_python,10,13,python3.12 python3.11 python3.13 python3.10 
 PYTHON_OLDEST ?= $(call first_python,10,12,python3.10 python3.11 python3.12 python3)
 WORKERS ?= 2
 export TF_CPP_MIN_LOG_LEVEL ?= 3
+unexport PYTHONDONTWRITEBYTECODE # each of many processes would compile all modules anew
 
 # The first of the given commands that is a Python 3.<low> to 3.<high> able to make virtual environments.
 usable = import ensurepip, sys, venv; sys.exit(not (3, $(1)) <= sys.version_info[:2] <= (3, $(2)))

@@ -296,6 +296,7 @@ def describe_functions(
             flows[name] = classify_ops(graph, seen, losses, gradients, ())
     devices = seen.replica_devices if len(seen.replica_devices) > 1 else ()
     infos: list[OpInfo] = []
+    stack_of = tf_functions.stack_reader()
     for function, graph in graphs.items():
         marks = seen.marks.get(id(graph), [])
         arguments = {tensor.op.name for tensor in graph.inputs}
@@ -315,7 +316,7 @@ def describe_functions(
                 layer_path=without_root(layers, root),
                 phase=phase,
                 where=where,
-                stack=sources.add(op.traceback),
+                stack=sources.add(stack_of(op)),
                 forward=names.node_name(forward_function, forward_name),
                 forward_function=forward_function,
                 replica=-1 if function else replica_of(op.name, op.device, devices),

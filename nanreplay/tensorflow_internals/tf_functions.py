@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import tensorflow as tf
@@ -327,6 +329,23 @@ def unregister_function(name: str) -> None:
 
 
 # What a FuncGraph and its library hold.
+
+
+def stack_reader() -> Callable[[Any], Any]:
+    """How to read the Python stack that made an op: returns its frames, outermost first.
+
+    Frames of TensorFlow itself are left out where that loses none of the user's. They are four of
+    five, and each that is read has its line number worked out: most of the time that it takes to
+    describe a program.
+    """
+    own = str(Path(tf.__file__).parent)
+    for module in list(sys.modules.values()):
+        file = str(getattr(module, "__dict__", {}).get("__file__"))  # of a lazy one, as it is
+        # TensorFlow takes all files below such a folder for its own, those of a fork as well.
+        is_like_its_own = "tensorflow/python" in file or "tensorflow\\python" in file
+        if is_like_its_own and not file.startswith(own):
+            return lambda op: op.traceback
+    return lambda op: op.traceback.get_user_frames()
 
 
 def op_count(graph: Any) -> int:

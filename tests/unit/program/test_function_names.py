@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,25 @@ def test_a_gradient_that_the_user_wrote_has_its_own_line_and_the_layer(
         "",
     )
     assert "the line of the gradient" in code_of(root, frames)
+
+
+def test_a_module_below_a_folder_that_is_named_as_tensorflows_own_is_the_users(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "tensorflow" / "python" / "losses_of_a_fork.py"
+    file.parent.mkdir(parents=True)
+    file.write_text(
+        "import tensorflow as tf\n\n"
+        "def power(x):\n    return tf.exp(x)\n\n"
+        "def loss_of(x):\n    return power(x)\n"
+    )
+    monkeypatch.syspath_prepend(str(file.parent))
+    loss_of = import_module(file.stem).loss_of
+    recorded(tmp_path, tf.autograph.experimental.do_not_convert(loss_of))
+    with Capture(tmp_path / "run.h5") as capture:
+        lines = {frame.code for frame in capture.frames if frame.file == str(file)}
+    assert lines == {"return tf.exp(x)", "return power(x)"}
+    del sys.modules[file.stem]
 
 
 @tf.function
