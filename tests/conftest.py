@@ -56,26 +56,9 @@ def pytest_configure() -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Leave datasets untuned, for an iterator that is tuned may wait when it is let go.
-
-    The thread that tunes it asks whether it shall end a moment too early, and then sleeps until its
-    next turn, which is as far away as the iterator is old: 5 s after a training that failed, whose
-    traceback holds the iterator until garbage is collected. No option turns it off for all
-    datasets; each iterator asks this method, which has TensorFlow's debug mode turn it off.
-    """
-    if "tensorflow" not in sys.modules:
-        return  # no test module trains
-    import tensorflow as tf
-    from tensorflow.python.data.ops import dataset_ops
-
-    untuned = tf.data.Options()
-    untuned.autotune.enabled = False
-
-    def apply_options(dataset: Any) -> Any:
-        # a traced step keeps the ops that its user wrote
-        return dataset.with_options(untuned) if tf.executing_eagerly() else dataset
-
-    dataset_ops.DatasetV2._apply_debug_options = apply_options
+    """Wait for no dataset."""
+    if "tensorflow" in sys.modules:  # some test module trains
+        warm_python.leave_datasets_untuned()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -169,6 +169,7 @@ def serve(connection: socket.socket) -> Any:
 
     del keras, tensorflow
     _import_nanreplay()
+    leave_datasets_untuned()
     # What the runtime has begun, threads above all, does not survive a fork.
     assert not context.context()._initialized, "importing TensorFlow began its runtime"
     os.fsync = lambda descriptor: None  # as in the process of the tests
@@ -191,6 +192,28 @@ def serve(connection: socket.socket) -> Any:
         with contextlib.suppress(ChildProcessError):
             while os.waitpid(-1, os.WNOHANG)[0]:
                 pass
+
+
+def leave_datasets_untuned() -> None:
+    """Leave the datasets of this process untuned, for an iterator that is tuned may wait when it is
+    let go.
+
+    The thread that tunes it asks whether it shall end a moment too early, and then sleeps until its
+    next turn, which is as far away as the iterator is old: 5 s after a training that failed, whose
+    traceback holds the iterator until garbage is collected. No option turns it off for all
+    datasets; each iterator asks this method, which has TensorFlow's debug mode turn it off.
+    """
+    import tensorflow as tf
+    from tensorflow.python.data.ops import dataset_ops
+
+    untuned = tf.data.Options()
+
+    def apply_options(dataset: Any) -> Any:
+        # a traced step keeps the ops that its user wrote
+        return dataset.with_options(untuned) if tf.executing_eagerly() else dataset
+
+    untuned.autotune.enabled = False
+    dataset_ops.DatasetV2._apply_debug_options = apply_options
 
 
 def _import_nanreplay() -> None:

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import warm_python
@@ -228,10 +227,11 @@ def test_an_interrupted_training_leaves_its_window(tmp_path: Path) -> None:
         "            os.kill(os.getpid(), signal.SIGTERM)\n"
         "model = keras.Sequential([keras.layers.Input((3,)), keras.layers.Dense(1)])\n"
         "model.compile('sgd', 'mse')\n"
+        "model.optimizer.build(model.trainable_variables)\n"
         "model.fit(np.ones((40, 3)), np.ones((40, 1)), batch_size=4, verbose=0, "
         "callbacks=[Ends()])\n"
     )
-    done: Any = run("program.py", folder=tmp_path)
+    done = run_warm("program.py", folder=tmp_path)
     assert done.returncode == -signal.SIGTERM
     with Capture(tmp_path / "run.h5") as capture:
         assert capture.incident.trigger.name == "SIGTERM"

@@ -65,6 +65,14 @@ BY_TRAINING = {"custom_eager_loop", "exploding_rnn", "learning_rate_too_high"}
 LARGEST_ULP = 256
 """How far a replay on another processor may be off; 50 were seen."""
 each_run = pytest.mark.parametrize("name", sorted(EXPECTED))
+LONG_TO_REPLAY = "exploding_rnn"  # 300 time steps, op by op
+each_replay = pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name == LONG_TO_REPLAY else [])
+        for name in sorted(EXPECTED)
+    ],
+)
 
 
 @pytest.fixture
@@ -130,7 +138,7 @@ def examine() -> Iterator[Examine]:
         yield once
 
 
-@each_run
+@each_replay
 def test_replaying_turns_non_finite_at_the_incident_and_not_before(
     name: str, capture: Capture, examine: Examine
 ) -> None:
@@ -143,7 +151,7 @@ def test_replaying_turns_non_finite_at_the_incident_and_not_before(
     assert [each for each in before if far_off(each)] == []
 
 
-@each_run
+@each_replay
 def test_bisecting_names_phase_op_layer_and_rows(name: str, examine: Examine) -> None:
     report, expected = examine(name).explained.report(), EXPECTED[name]
 
@@ -164,6 +172,7 @@ def test_bisecting_names_phase_op_layer_and_rows(name: str, examine: Examine) ->
     )
 
 
+@pytest.mark.slow
 def test_the_time_step_of_an_exploding_recurrent_network_is_named(examine: Examine) -> None:
     origin = examine("exploding_rnn").explained.bisection.findings.origin
     assert origin is not None
