@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
+from textual.app import App
 from textual.css.stylesheet import Stylesheet
 
 _PARSED: dict[tuple[Any, ...], list[Any]] = {}
@@ -27,6 +29,25 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """
     monkeypatch.setattr("textual._wait.SLEEP_GRANULARITY", 1 / 200)
     monkeypatch.setattr("textual._wait.SLEEP_IDLE", 1 / 2000)
+
+
+@pytest.fixture(autouse=True)
+def few_frames(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw 15 times a second at most, as a slow terminal does, not 60 times.
+
+    Drawing was two fifths of the time of these tests. What a key led to is drawn before the next
+    one, and a test that pauses has everything drawn: only pictures that nobody looks at are left
+    out.
+    """
+    press_keys = App._press_keys
+
+    async def press_and_draw(self: App[Any], keys: Iterable[str]) -> None:
+        for key in keys:
+            await press_keys(self, [key])
+            self.screen._on_timer_update()
+
+    monkeypatch.setattr("textual.screen.UPDATE_PERIOD", 1 / 15)
+    monkeypatch.setattr(App, "_press_keys", press_and_draw)
 
 
 @pytest.fixture(scope="session", autouse=True)

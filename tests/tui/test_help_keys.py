@@ -177,6 +177,7 @@ async def test_keys_for_what_does_not_fit() -> None:
         assert timeline.is_zoomed
         await pilot.press("6")
         await workers_done(app)
+        await pilot.pause()  # only what is laid out can be scrolled
         scroll = screen.panes["batch"].query_one(VerticalScroll)
         for key, line in (("j", 1), ("k", 0)):
             await pilot.press(key)
