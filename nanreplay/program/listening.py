@@ -30,6 +30,13 @@ class CallListener(Protocol):
         """Note that a gradient was computed, or applied, outside of compiled functions."""
 
 
+class FunctionListener(Protocol):
+    """Is told of calls of each `tf.function`, before it chooses a trace."""
+
+    def call(self, function: Any, args: Sequence[Any], run: Callable[[], Any]) -> Any:
+        """Call a `tf.function` in the place of its caller; `run` does so as TensorFlow would."""
+
+
 class AmbientListener(CallListener, Protocol):
     """Is told also of what is in no recorded step."""
 
@@ -53,6 +60,7 @@ class ThreadState(threading.local):
     def __init__(self) -> None:
         self.eager: EagerNotes | None = None
         self.listener: CallListener | None = None
+        self.chooser: FunctionListener | None = None
         self.is_muted = False
         self.stack: list[Region] = []
         """What is running, outermost first."""

@@ -38,7 +38,7 @@ from nanreplay.program.observed_calls import (
     observed_scale_loss,
     run_observed,
 )
-from nanreplay.tensorflow_internals import tf_eager, tf_functions, tf_variables
+from nanreplay.tensorflow_internals import tf_eager, tf_functions, tf_traces, tf_variables
 
 _lock = threading.RLock()
 _users: list[object] = []
@@ -193,6 +193,20 @@ def _patch_calls() -> None:
     setattr(owner, name, call_flat)
     PATCHED.append((owner, name))
     _undo.callback(functools.partial(setattr, owner, name, original))
+
+    owner, name = tf_traces.FUNCTION_CHOOSES
+    choose = getattr(owner, name)
+
+    @functools.wraps(choose)
+    def call(self: Any, *args: Any, **kwargs: Any) -> Any:
+        chooser = thread_state.chooser
+        if chooser is None or kwargs or thread_state.is_muted or not tf_functions.is_top_level():
+            return choose(self, *args, **kwargs)
+        return chooser.call(self, args, lambda: choose(self, *args))
+
+    setattr(owner, name, call)
+    PATCHED.append((owner, name))
+    _undo.callback(functools.partial(setattr, owner, name, choose))
 
     owner, name = tf_functions.GRAPH_MADE
     make_graph = getattr(owner, name)

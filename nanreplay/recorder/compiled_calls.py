@@ -8,7 +8,7 @@ itself, a variant of it that tells what it fetched (see `program/fetching`). A `
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,7 @@ from nanreplay.recorder.lifecycle import Suspicion, exception_trigger
 from nanreplay.recorder.recorded_function import BatchCollector, RecordedFunction
 from nanreplay.recorder.recording import Recording
 from nanreplay.recorder.ring import StepEntry
+from nanreplay.recorder.trace_chooser import TraceChooser
 from nanreplay.tensorflow_internals import tf_functions
 
 
@@ -60,6 +61,7 @@ class CompiledCalls:
     def __post_init__(self) -> None:
         self._preparation = FunctionPreparation(self.recording)
         self._batches = BatchCollector(self.recording)
+        self.known_traces = TraceChooser(self)
 
     def trained_eagerly(self) -> None:
         """Note that Python code trains by itself."""
@@ -103,21 +105,6 @@ class CompiledCalls:
         if suspicion is not None:
             self._suspect(suspicion)
         return result
-
-    def call_trace(self, function: Any, inputs: Sequence[Any]) -> Any:
-        """Run a trace of a `tf.function` that is known to fit what it is given.
-
-        Args:
-            function: The ConcreteFunction.
-            inputs: Its flat arguments.
-        """
-        captured = function.captured_inputs
-
-        def run() -> Any:
-            flat = tf_functions.run_flat(function, [*inputs, *captured])
-            return tf_functions.pack_outputs(function, flat)
-
-        return self.call(function, list(inputs), captured, run)
 
     def call_directly(
         self, function: Any, inputs: list[Any], captured: list[Any]

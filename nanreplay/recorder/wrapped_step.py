@@ -12,10 +12,11 @@ from typing import Any, cast
 import tensorflow as tf
 
 from nanreplay.program import listening
+from nanreplay.program.listening import thread_state
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerStep
 from nanreplay.recorder.recording import Recording
-from nanreplay.tensorflow_internals import tf_functions, tf_traces
+from nanreplay.tensorflow_internals import tf_functions
 
 
 class WrappedStep:
@@ -43,10 +44,6 @@ class WrappedStep:
         self._is_function = is_compiled_function(step)
         self._is_compiled: bool | None = True if self._is_function else None
         """Whether compiled functions train; None while that is not known."""
-        self._traces: tf_traces.KnownTraces | None = None
-        """Which traces of the step TensorFlow chose, where it is a `tf.function`."""
-        if tf_traces.is_polymorphic(step):
-            self._traces = tf_traces.KnownTraces(step)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the step once; returns what it returns."""
@@ -66,41 +63,16 @@ class WrappedStep:
         calls, trained_before = self._calls, self._calls.trained
         calls.is_eager = False
         calls.named = self._step if self._is_function else None
-        listener = listening.start_listening(calls)
+        listener, chooser = listening.start_listening(calls), thread_state.chooser
+        thread_state.chooser = calls.known_traces
         try:
-            trace = self._known_trace(args, kwargs)
-            if trace is not None and self._traces is not None:
-                return self._traces.run(functools.partial(calls.call_trace, trace, args))
             result = self._step(*args, **kwargs)
         finally:
             listening.start_listening(listener)
-            calls.named = None
+            thread_state.chooser, calls.named = chooser, None
         if calls.is_eager and calls.trained == trained_before:
             self._is_compiled = False
-        elif self._traces is not None and calls.trained == trained_before + 1 and not kwargs:
-            self._recording.guard(self._learn_trace, args)
         return result
-
-    def _known_trace(self, args: Any, kwargs: Any) -> Any:
-        """The trace that a `tf.function` would choose for a call that is recorded; else None.
-
-        To have TensorFlow choose takes longer than to record.
-        """
-        traces, recording = self._traces, self._recording
-        if traces is None or kwargs or not recording.lifecycle.is_active:
-            return None
-        if tf_functions.is_tape_recording():
-            return None
-        return recording.guard(traces.find, args)
-
-    def _learn_trace(self, args: Any) -> None:
-        """TensorFlow has chosen a trace of the step for `args`, and it has trained."""
-        last = self._calls.last
-        trace = None if last is None else last.function()
-        if self._traces is None or trace is None:
-            return
-        if tf_functions.is_trace_of(trace, self._step):
-            self._traces.learn(args, trace)
 
     def _run_undecided(self, args: Any, kwargs: Any) -> Any:
         """Record the call in both ways, until it shows which it is.

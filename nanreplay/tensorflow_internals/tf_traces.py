@@ -6,6 +6,7 @@ each call anew which trace fits them, and that takes longer than many a short st
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,9 +24,8 @@ MOST_KNOWN = 64
 """Kinds of arguments that are remembered at once."""
 
 
-def is_polymorphic(function: Any) -> bool:
-    """Whether this is what `tf.function` returns; the class is private."""
-    return type(function) is _polymorphic.Function
+FUNCTION_CHOOSES = (_polymorphic.Function, "__call__")
+"""Class and name of the method by which a `tf.function` chooses a trace and calls it."""
 
 
 class KnownTraces:
@@ -35,12 +35,12 @@ class KnownTraces:
     the traces that there are. As long as all of that is the same, it chooses the same trace.
 
     Args:
-        function: The `tf.function`.
+        function: The `tf.function`; it is held weakly, and so are its traces.
     """
 
     def __init__(self, function: Any) -> None:
-        self._function = function
-        self._traces: dict[Kinds, Any] = {}
+        self._function = weakref.proxy(function)
+        self._traces: dict[Kinds, weakref.ref[Any]] = {}
         self._count = 0
         """How many traces there were when these were chosen."""
         self._context: Any = None
@@ -59,11 +59,15 @@ class KnownTraces:
         trace = self._traces.get(_kinds_of(args))
         if trace is None or _function_context.make_function_context() != self._context:
             return None
-        return trace
+        return trace()
 
     def learn(self, args: Sequence[Any], trace: Any) -> None:
-        """Remember that TensorFlow has called this ConcreteFunction for `args`."""
-        kinds = _kinds_of(args)
+        """Remember that TensorFlow may have called this ConcreteFunction for `args`.
+
+        A trace of another function is not remembered.
+        """
+        if trace is None or not tf_functions.is_trace_of(trace, self._function):
+            return
         if not all(map(_is_plain, args)) or not _takes_as_they_are(trace, args):
             return
         count = self._function.experimental_get_tracing_count()
@@ -72,21 +76,23 @@ class KnownTraces:
         if is_other or len(self._traces) >= MOST_KNOWN:
             self._traces.clear()
         self._count, self._context = count, context
-        self._traces[kinds] = trace
+        self._traces[_kinds_of(args)] = weakref.ref(trace)
 
     def _run(self, run: Callable[[], Any]) -> Any:
         """Run a trace as `tf.function` does: a profile shows it, and its calls are counted.
 
         TensorFlow warns of functions that are traced in many of their calls.
         """
-        with tf.profiler.experimental.Trace(self._function._name) as profiled:
+        function = self._function
+        with tf.profiler.experimental.Trace(function._name) as profiled:
             result = run()
-            compiler = "xla" if self._function._jit_compile else "nonXla"
+            compiler = "xla" if function._jit_compile else "nonXla"
             profiled.set_metadata(
                 tf_function_call=f"notTraced-{compiler}", tracing_count=self._count
             )
-        key = self._function._key_for_call_stats
-        _polymorphic._frequent_tracing_detector_manager.called_without_tracing(key)
+        _polymorphic._frequent_tracing_detector_manager.called_without_tracing(
+            function._key_for_call_stats
+        )
         return result
 
 

@@ -1,4 +1,4 @@
-"""A wrapped `tf.function` is called as TensorFlow would: the same trace, or a new one."""
+"""In a wrapped step a `tf.function` runs as TensorFlow would: in the same trace, or a new one."""
 
 from __future__ import annotations
 
@@ -37,11 +37,17 @@ class Training:
 Wrap = Callable[[Training], Callable[..., Any]]
 
 
-@pytest.fixture
-def wrap(tmp_path: Path) -> Iterator[Wrap]:
-    """Records the step of a training."""
+@pytest.fixture(params=["a tf.function", "a plain function"])
+def wrap(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Wrap]:
+    """Records the step of a training, or a plain function that calls it."""
     recorder = Recorder(tmp_path / "run.h5")
-    yield lambda training: recorder.wrap(training.step)
+
+    def wrap(training: Training) -> Callable[..., Any]:
+        if request.param == "a tf.function":
+            return recorder.wrap(training.step)
+        return recorder.wrap(lambda *args: training.step(*args))
+
+    yield wrap
     recorder.close()
 
 
