@@ -47,6 +47,8 @@ class Growth:
     """Whether it came within one or two steps, after steps of usual values."""
     learning_rate: float | None = None
     """Learning rate at `step`, None where it is not recorded."""
+    last_learning_rate: float | None = None
+    """Learning rate of the last step that may have led to the growth."""
     is_thinned: bool = False
     """Whether steps around `step` were left out of the timeline: it is near the first one."""
 
@@ -71,9 +73,19 @@ class Growth:
         return f"{self.factor:.2g} times in {self.steps} step{'s' if self.steps > 1 else ''}"
 
     @property
+    def rate(self) -> str:
+        """The learning rate meanwhile, "" where it is not recorded."""
+        first, last = self.learning_rate, self.last_learning_rate
+        if first is None:
+            return ""
+        if last is None or np.isclose(first, last, rtol=0.1, atol=0):
+            return f"learning rate {first:.6g}"
+        return f"learning rate {first:.6g} at first and {last:.6g} at last"
+
+    @property
     def sentence(self) -> str:
         """The whole in one sentence."""
-        rate = f", learning rate {self.learning_rate:.6g}" if self.learning_rate is not None else ""
+        rate = f", {self.rate}" if self.rate else ""
         values = f"from {self.low:.3g} to {self.high:.3g}"
         if self.is_jump:
             return f"At step {self.step} {self.subject} jumped {values} ({self.numbers}){rate}."
@@ -223,6 +235,8 @@ def _growth(
         last_step=int(steps[-1]),
         is_jump=last_usual != start,
         learning_rate=learning_rate_at(timeline, began),
+        # Those at and after the origin led to nothing of it.
+        last_learning_rate=learning_rate_at(timeline, max(began, step - 1)),
         is_thinned=bool((stands_for[start : start + 2] > 1).any()),
     )
 

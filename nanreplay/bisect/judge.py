@@ -180,7 +180,9 @@ class _Judge:
         if maker.kind == "nan" or maker.fact.event is None:
             return False
         if maker.fact.serial in self.constants:
-            return True
+            # Of a mask, none comes out as an infinity. A plain Python step takes numbers that numpy
+            # drew in it for constants; what they make infinite is the fault.
+            return None not in maker.turners
         if maker.fact.type not in _MASKS or not self.is_taken_for_mask(maker.turners):
             return False
         infinities = as_array(maker.fact.event.outputs[0])[maker.masks[0]]

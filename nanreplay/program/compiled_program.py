@@ -168,7 +168,7 @@ class CompiledProgram:
         self._feed_types = [(tensor.dtype, tensor.shape) for tensor in function.inputs]
         self._checks_feeds = checks_feeds
         if jit:
-            self._call = tf.function(function, jit_compile=True, autograph=False)
+            self._call = tf_functions.xla_function(function)
         else:
             self._call = tf_functions.LoadedFunction(function)
 

@@ -93,12 +93,12 @@ def is_user_file(file: str) -> bool:
     """Whether a file is the user's.
 
     Those of TensorFlow, Keras, this package, the standard library and other installed packages are
-    not, nor is generated code.
+    not, nor is generated code. What was typed is: a cell in IPython's terminal, a line in Python's.
     """
     file = file.replace("\\", "/")  # as Windows writes paths
     return (
         not file.startswith(_LIBRARIES)
-        and not file.startswith("<")
+        and (not file.startswith("<") or file.startswith(("<ipython-input-", "<stdin>")))
         and "/site-packages/" not in file
         and "__autograph_generated_file" not in file
     )

@@ -183,7 +183,8 @@ class HealthCheck:
     def _note_metric(self, name: str, shown: str, kind: str, step: int) -> None:
         if name not in self.doubts:
             self.doubts[name] = DoubtfulNumber(step)
-            self._notes.append(f"The metric {shown} is {kind} from step {step} on.")
+            what = f"The metric {shown}" if shown else "A number that the step returns"
+            self._notes.append(f"{what} is {kind} from step {step} on.")
 
     # Variables
 

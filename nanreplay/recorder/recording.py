@@ -203,7 +203,9 @@ class Recording:
             or self._is_keyframe
             or self.lifecycle.is_unhealthy
         )
-        if not (is_due or self.keeper.device_lag or self.scales.optimizers or self.skips.count):
+        changed = self.keeper.set_before
+        asks_rate = is_due or (bool(changed) and any(map(self.variables.is_setting, changed)))
+        if not (asks_rate or self.keeper.device_lag or self.scales.optimizers or self.skips.count):
             numbers = numbers_of(outputs)
             if not self.health.doubts and all(map(math.isfinite, numbers.values())):
                 # As nearly every step: it only returned numbers, and all of them are finite.
@@ -212,7 +214,9 @@ class Recording:
         sums, rate = None, np.nan
         if is_due:
             self.looks.begin(ran_at)
-            sums, rate = self.meter.measure(), self.meter.learning_rate()
+            sums = self.meter.measure()
+        if asks_rate:
+            rate = self.meter.learning_rate()
         scale = self.scales.after() if self.scales.optimizers else None
         ran = RanStep(
             ran_at, slot, elapsed_s, self._is_keyframe, outputs,

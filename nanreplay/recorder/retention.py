@@ -91,6 +91,8 @@ class Keeper:
         """Variables that the sizes are of."""
         self.assignments = AssignmentTracker(variables.index)
         """What is set between the steps."""
+        self.set_before: Sequence[int] = ()
+        """Indices of the variables that were set just before the last step."""
         self.shrunk: str | None = None
         """A sentence when less than was asked for is kept; it goes into the capture."""
         self.reserved_bytes = 0
@@ -134,6 +136,8 @@ class Keeper:
         now_s = time.perf_counter()
         if not every_step and not self.assignments.is_on:
             self.assignments.start()
+            # Nobody saw what was set since the last step: a `fit` had ended, say.
+            self.request_keyframe()
         # As in nearly every step: the plan holds.
         if (
             ring is None
@@ -152,13 +156,12 @@ class Keeper:
         bytes_before = ring.batch_bytes
         ring.add(entry)
         self.learn_batch(ring, ring.batch_bytes - bytes_before)
-        if self.assignments.has_news:
-            changed = self.assignments.take()
-            # A keyframe has the values already.
-            if not (is_due and entry.step in ring.keyframes):
-                handles = self._variables.handles
-                ring.override({index: read_variable(handles[index]) for index in changed})
-                self._fit(ring)
+        self.set_before = self.assignments.take() if self.assignments.has_news else ()
+        # A keyframe has the values already.
+        if self.set_before and not (is_due and entry.step in ring.keyframes):
+            handles = self._variables.handles
+            ring.override({index: read_variable(handles[index]) for index in self.set_before})
+            self._fit(ring)
         return ring, is_due
 
     def hold(self, ring: Ring, entry: StepEntry, fed: Sequence[Any]) -> None:

@@ -108,6 +108,11 @@ class VariableTable:
         """Indices of the variables with `role`."""
         return frozenset(index for index, info in enumerate(self.infos) if info.role == role)
 
+    def is_setting(self, index: int) -> bool:
+        """Whether a variable is one number of an optimizer, such as its learning rate."""
+        info = self.infos[index]
+        return info.role == "optimizer" and not info.shape
+
     @property
     def sizes(self) -> list[int]:
         """Bytes of each value."""

@@ -179,7 +179,7 @@ def _compile(step: Step) -> Any:
         op = graph.create_op(step.type, list(inputs), types, attrs=attrs)
         return list(op.outputs)
 
-    return tf.function(call, jit_compile=True, autograph=False)
+    return tf_functions.xla_function(call)
 
 
 def _unfed(step: Step, inputs: list[Any]) -> Sequence[Any]:

@@ -28,6 +28,18 @@ from tensorflow.python.framework import tensor as _tensor
 from tensorflow.python.ops import handle_data_util as _handle_data_util
 from tensorflow.python.util import nest as _nest
 
+
+def xla_function(function: Callable[..., Any]) -> Any:
+    """A `tf.function` that XLA compiles, which may be made anew many times.
+
+    TensorFlow counts traces by the line that a function was written in, and warns of the fifth. A
+    replay traces each of its functions once; the reader could do nothing about the warning.
+    """
+    compiled = tf.function(function, jit_compile=True, autograph=False)
+    compiled._omit_frequent_tracing_warning = True
+    return compiled
+
+
 # Which function runs, where, and what it is.
 
 FuncGraph = _func_graph.FuncGraph

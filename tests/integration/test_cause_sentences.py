@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from trainings import with_all_variables
 
-from nanreplay import Recorder, explain
+from nanreplay import NonFiniteError, Recorder, explain
 from nanreplay.report.contents import Report
 
 pytestmark = pytest.mark.filterwarnings("ignore:nanreplay. step")
@@ -111,6 +111,12 @@ def means_of_rows(w: Any, x: Any, splits: Any) -> Any:
     return tf.reduce_sum(tf.reduce_sum(rows, axis=1) / sizes)
 
 
+def means_of_segments(w: Any, x: Any, segments: Any) -> Any:
+    sums = tf.math.unsorted_segment_sum(tf.linalg.matvec(x, w), segments, 3)
+    sizes = tf.math.unsorted_segment_sum(tf.ones(4), segments, 3)
+    return tf.reduce_sum(sums / sizes)
+
+
 def shares_of_sums(w: Any, x: Any) -> Any:
     sums = tf.reduce_sum(x[:, :, None] * w, axis=1)
     return tf.reduce_sum(sums / tf.reduce_sum(sums, axis=1, keepdims=True) * w)
@@ -131,6 +137,12 @@ SENTENCES: dict[str, tuple[Loss, Sequence[Any], str, str]] = {
         (X, np.array([0, 2, 2, 4])),
         "empty_reduction",
         "or the length of a ragged row), and that is 0 at [1]",
+    ),
+    "a segment without rows": (
+        means_of_segments,
+        (X, np.array([0, 0, 2, 2])),
+        "empty_reduction",
+        "The sum over the rows of a segment that `RealDiv` divides by in the loss is 0 at [1]",
     ),
     "a mask": (selected, (X, LABELS), "empty_reduction", "a mask kept no element"),
     "no row": (
@@ -242,6 +254,24 @@ def test_an_epsilon_of_0_is_told(optimizer: Any, tmp_path: Path) -> None:
     cause = explain(tmp_path / "run.h5", fixes="none").causes[0]
     assert cause.kind == "zero_over_zero"
     assert "the epsilon that is added is 0" in cause.sentence
+
+
+def test_an_exponent_of_0_is_not_taken_for_a_rate_of_decay_of_1(tmp_path: Path) -> None:
+    weight, average, updates = tf.Variable([1.0, 2.0]), tf.Variable([0.0, 0.0]), tf.Variable(0.0)
+
+    @tf.function
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(weight * x)
+        average.assign(0.9 * average + 0.1 * tape.gradient(loss, weight))
+        weight.assign_sub(0.1 * average / (1.0 - tf.pow(0.9, updates)))
+        updates.assign_add(1.0)
+        return loss
+
+    with pytest.raises(NonFiniteError):
+        Recorder(tmp_path / "run.h5").wrap(step)(tf.ones(2))
+    sentence = explain(tmp_path / "run.h5", fixes="none").causes[0].sentence
+    assert sentence.endswith("less a power, and that power has the exponent 0.")
 
 
 def test_a_rate_of_decay_of_1_is_told_and_an_epsilon_that_is_not_there_is_not_tried(

@@ -12,7 +12,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from trainings import data, mlp, record, replayed
+from trainings import BATCH, data, mlp, record, replayed, with_all_variables
 
 from nanreplay import Capture, NonFiniteError, Recorder, Replay
 from nanreplay.tensorflow_internals import tf_variables
@@ -40,10 +40,13 @@ def assignments() -> list[Any]:
 def test_variables_that_a_callback_sets_between_steps_are_replayed(tmp_path: Path) -> None:
     path, before, recorder = tmp_path / "run.h5", assignments(), Recorder(tmp_path / "run.h5")
     model = mlp()
-    x, y = data(5)
-    assert record(path, model, x, y, recorder=recorder, callbacks_before=[Meddler()]) == 5
-    assert [step.bit_exact for step in replayed(path)] == [True] * 6
+    x, y = data(10, steps=11)
+    assert record(path, model, x, y, recorder=recorder, callbacks_before=[Meddler()]) == 10
+    assert [step.bit_exact for step in replayed(path)] == [True] * 11
     with Capture(path) as capture:
+        # The rate of each step, also of those between two looks at the variables.
+        rates = np.asarray(capture.timeline()["learning_rate"])
+        np.testing.assert_allclose(rates, 0.001 * np.arange(1, 12))
         assert capture.keyframe_steps == (0,)
         paths = {capture.variables_info[index].path for index in capture.batch(3).overrides}
         assert any("kernel" in each for each in paths)
@@ -116,6 +119,18 @@ def test_weights_loaded_and_layers_frozen_between_two_fits(tmp_path: Path) -> No
     with Capture(path) as capture:
         assert len(capture.programs) == 2
         assert 6 in capture.keyframe_steps
+
+
+def test_what_was_set_between_a_fit_and_single_batches_is_recorded(tmp_path: Path) -> None:
+    path, model = tmp_path / "run.h5", with_all_variables(mlp())
+    x, y = data(1, steps=2)
+    with Recorder(path):
+        model.fit(x[:BATCH], y[:BATCH], batch_size=BATCH, verbose=0)
+        model.set_weights([weight * 0.5 for weight in model.get_weights()])
+        model.train_on_batch(x[:BATCH], y[:BATCH])
+        with pytest.raises(NonFiniteError, match="step 2"):
+            model.train_on_batch(x[BATCH:], y[BATCH:])
+    assert [step.bit_exact for step in replayed(path)] == [True] * 3
 
 
 def test_the_state_of_a_generator_is_a_variable(tmp_path: Path) -> None:

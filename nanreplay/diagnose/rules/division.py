@@ -145,8 +145,12 @@ def _why_zero(case: Case) -> str:
 def _without_epsilon(graph: FailureGraph, value: ValueId) -> str:
     """Say that an optimizer divides by a root that is 0, with no epsilon."""
     makers = list(graph.upstream(value, 4))
-    if makers and makers[0].type == "Sub" and _power_of_one(graph, makers[0]):
-        return " The denominator is 1 less a power of a decay rate, and that rate is 1."
+    if makers and makers[0].type == "Sub":
+        is_rate, is_exponent = _why_power_is_one(graph, makers[0])
+        if is_exponent:
+            return " The denominator is 1 less a power, and that power has the exponent 0."
+        if is_rate:
+            return " The denominator is 1 less a power of a decay rate, and that rate is 1."
     if not any(fact.type in ("Sqrt", "Rsqrt") for fact in makers[:3]):
         return ""
     if any(fact.type in _SUMMED for fact in makers):
@@ -168,10 +172,13 @@ def _without_epsilon(graph: FailureGraph, value: ValueId) -> str:
     return f"{reason}no epsilon is added."
 
 
-def _power_of_one(graph: FailureGraph, difference: Fact) -> bool:
-    """Whether a difference is of a power that is 1, as 1 - beta ** step is for a beta of 1."""
+def _why_power_is_one(graph: FailureGraph, difference: Fact) -> tuple[bool, bool]:
+    """Whether 1 - beta ** step is 0 for a beta of 1, and whether it is for a step of 0."""
     power = graph.maker(difference.input_ids[1]) if len(difference.input_ids) > 1 else None
-    return power is not None and power.type == "Pow" and power.outputs[0].minimum == 1
+    if power is None or power.type != "Pow" or power.outputs[0].minimum != 1:
+        return False, False
+    base = graph.stat(power.input_ids[0])
+    return base is not None and base.minimum == 1, graph.is_zero(power.input_ids[1])
 
 
 def _dropout(case: Case) -> Fact | None:
@@ -202,6 +209,8 @@ def empty_reduction(case: Case) -> Cause | None:
         sentence = _count_in_words(case, count)
     elif weights is not None and is_mean:
         divisor = "count" if weights.type in COUNTS else "sum of weights (or of a mask)"
+        if "Segment" in weights.type:
+            divisor = "sum over the rows of a segment"
         sentence = (
             f"The {divisor} that `{case.op}` divides by{case.where} is 0{case.place}: "
             "nothing is left to average."

@@ -88,8 +88,8 @@ def high_learning_rate(case: Case) -> Cause | None:
     elif median > _THROWN_OFF:
         confidence = max(confidence, 0.85)
     sentence = _grew(growth)
-    if growth.learning_rate is not None:
-        sentence += f" at a learning rate of {growth.learning_rate:.6g}"
+    if growth.rate:
+        sentence += f" at a {growth.rate.replace('rate', 'rate of', 1)}"
     evidence.insert(0, growth.sentence)
     return Cause("high_learning_rate", round(confidence, 2), f"{sentence}.", tuple(evidence))
 

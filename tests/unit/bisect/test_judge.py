@@ -43,6 +43,20 @@ def test_an_infinite_constant_is_meant_and_the_op_that_spoils_it_is_blamed() -> 
     assert op_of(find_origin(GraphRunner(graph, loss=loss))) == "Mul"
 
 
+def test_an_infinity_made_of_constants_is_blamed_where_it_reaches_the_loss() -> None:
+    graph = Graph()
+    graph.variable(ones(3))
+    x = graph.batch(ones(3))
+    priorities = graph.const(np.array([0.5, 0.0, 0.5], np.float32))
+    weights = graph("Log", priorities)
+    loss = total(graph, graph("Mul", weights, x), 0)
+    graph.phase = "backward"
+    gradient = graph("Mul", weights, graph.const(np.zeros(3, np.float32)))
+    trigger = Trigger("loss", "loss", "inf")
+    runner = GraphRunner(graph, loss=loss, gradients=[gradient], trigger=trigger)
+    assert op_of(find_origin(runner)) == "Log"
+
+
 def test_a_mask_made_of_indicators_is_meant_and_softmax_is_blamed() -> None:
     graph = Graph()
     scores, visible = (

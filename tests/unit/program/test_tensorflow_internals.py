@@ -11,6 +11,7 @@ import pytest
 import tensorflow as tf
 
 from nanreplay import tensorflow_internals
+from nanreplay.program.op_facts import is_user_file
 from nanreplay.tensorflow_internals import tf_datasets, tf_eager, tf_functions, tf_variables
 
 PRIVATE_PACKAGES = ("tensorflow.python", "tensorflow.core", "keras.src")
@@ -122,3 +123,26 @@ def test_a_graph_runs_as_a_function_with_its_effects() -> None:
     )
     (found,) = function(tf.constant(2.0), variable.handle)
     assert (float(found), float(variable)) == (3.0, 6.0)
+
+
+def test_a_function_that_xla_compiles_anew_each_time_warns_of_nothing(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tf.get_logger(), "propagate", True)  # as pytest reads it
+    for _ in range(6):
+        tf_functions.xla_function(lambda x: x + 1.0)(1.0)
+    assert "retracing" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("file", "is_users"),
+    [
+        ("/home/me/train.py", True),
+        ("<ipython-input-2-0123456789ab>", True),
+        ("<stdin>", True),
+        ("<string>", False),
+        ("<frozen importlib._bootstrap>", False),
+    ],
+)
+def test_what_was_typed_is_the_users_and_generated_code_is_not(file: str, is_users: bool) -> None:
+    assert is_user_file(file) == is_users
