@@ -18,8 +18,10 @@ from nanreplay.recorder.retention_plan import (
     UNBOUNDED,
     USUAL_EVERY,
     Needs,
+    Remedy,
     RetentionPlan,
     Shortage,
+    ample_plan,
     every_for,
     least_every_for,
     make_plan,
@@ -95,6 +97,8 @@ class Keeper:
         """Indices of the variables that were set just before the last step."""
         self.shrunk: str | None = None
         """A sentence when less than was asked for is kept; it goes into the capture."""
+        self._known_remedy: tuple[str, Remedy] | None = None
+        """Sizes of state and batch, and the limits with which more is kept."""
         self.reserved_bytes = 0
         """What the timeline takes of the memory limit."""
         self.device_lag = 0
@@ -288,7 +292,8 @@ class Keeper:
             self._say(shortage.sentence(needs))
         else:
             share = self._share(plan.keyframe_every)
-            self._say(shortfall(needs, plan, self._room.memory_text, share))
+            text = self._room.memory_text
+            self._say(shortfall(needs, plan, text, share, lambda: self._remedy(needs, every_step)))
         return plan
 
     def _plan_on_disk(self, needs: Needs, in_memory: RetentionPlan) -> RetentionPlan:
@@ -339,6 +344,20 @@ class Keeper:
             least_disk=on_disk * 10 // 9,  # and of a file
             is_disk_given=self._room.is_disk_given,
         )
+
+    def _remedy(self, needs: Needs, every_step: bool) -> Remedy:
+        """The limits with which all is kept that was asked for; asked of the machine once."""
+        if self._known_remedy is None or self._known_remedy[0] != needs.sizes:
+            ample = ample_plan(needs)
+            kept = ample.size_bytes(needs.state_bytes, needs.batch_bytes)
+            beside = needs.batch_bytes + 2 * self._largest_bytes + every_step * needs.state_bytes
+            memory = (kept + beside) * 10 // 9  # the timeline takes at most a tenth of it
+            # A file has gradients and weights of single steps too.
+            disk = kept + 2 * needs.state_bytes + self._file_bytes() + TABLES_BYTES
+            limit = self._room.disk_bytes(needs.state_bytes, needs.batch_bytes)
+            remedy = Remedy(memory, disk if disk > limit else None, self._room.has(memory, disk))
+            self._known_remedy = needs.sizes, remedy
+        return self._known_remedy[1]
 
     @property
     def _disk_bytes(self) -> int:

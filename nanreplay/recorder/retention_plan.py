@@ -7,6 +7,7 @@ Pure: bytes and seconds in, a plan out, and a sentence where that is less than w
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from nanreplay.limits import readable_size, size_option
@@ -153,7 +154,43 @@ def _fitting_plan(needs: Needs, window: int, lag: int) -> RetentionPlan | None:
     return None
 
 
-def shortfall(needs: Needs, plan: RetentionPlan, limit: str, share: float | None) -> str | None:
+def ample_plan(needs: Needs) -> RetentionPlan:
+    """What keeps the window that was asked for, with keyframes that cost as little as they may.
+
+    What they cost is measured as the training goes on, so that some more room is left.
+    """
+    every = needs.every if not needs.least_every else math.ceil(1.5 * needs.every)
+    return RetentionPlan(needs.window, every, needs.lag)
+
+
+@dataclass(frozen=True, slots=True)
+class Remedy:
+    """The limits with which all is kept that was asked for."""
+
+    memory_bytes: int
+    """The memory_limit."""
+    disk_bytes: int | None
+    """The disk_limit; None where there is room enough."""
+    is_free: bool
+    """Whether this machine has as much."""
+
+    def sentence(self, window: int) -> str:
+        """Say what would do."""
+        settings = f'memory_limit="{size_option(self.memory_bytes)}"'
+        if self.disk_bytes is not None:
+            settings += f', disk_limit="{size_option(self.disk_bytes)}"'
+        if self.is_free:
+            return f"With {settings} it has {window}, and keyframes cost less time."
+        return f"It would have {window} with {settings}, which is more than is free here."
+
+
+def shortfall(
+    needs: Needs,
+    plan: RetentionPlan,
+    limit: str,
+    share: float | None,
+    remedy: Callable[[], Remedy],
+) -> str | None:
     """A sentence when a smaller window than was asked for fits, or costs more time.
 
     Args:
@@ -161,19 +198,25 @@ def shortfall(needs: Needs, plan: RetentionPlan, limit: str, share: float | None
         plan: What fits, with keyframes.
         limit: What limits it, such as `memory_limit of 24 MiB`.
         share: What the plan's keyframes add to the time of the steps, where it is known.
+        remedy: Says what would do.
     """
-    if share is not None and share > 1.5 * SHARE and plan.keyframe_every < needs.every:
-        return (
-            f"{limit} holds {plan.batches} batches, so that a keyframe is needed every "
-            f"{plan.keyframe_every} steps, which adds about {share:.0%} to the time of the "
-            f"training: {needs.sizes}. A larger memory_limit costs less time."
-        )
+    is_costly = share is not None and share > 1.5 * SHARE and plan.keyframe_every < needs.every
+    if plan.window >= needs.window and not is_costly:
+        return None
+    parts = []
     if plan.window < needs.window:
-        return (
-            f"{limit} holds a window of {plan.window} instead of {needs.window} steps: "
-            f"{needs.sizes}."
+        most = min(plan.batches, needs.window)
+        steps = f"{plan.window} to {most}" if most > plan.window else f"{most}"
+        parts.append(f"of the last {needs.window} steps a file has {steps}")
+    if is_costly:
+        parts.append(
+            f"a keyframe every {plan.keyframe_every} steps adds about {share:.0%} to the time of "
+            "the training"
         )
-    return None
+    return (
+        f"{limit} holds {plan.batches} batches: {', and '.join(parts)} ({needs.sizes}). "
+        f"{remedy().sentence(needs.window)}"
+    )
 
 
 @dataclass(frozen=True, slots=True)

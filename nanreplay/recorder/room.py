@@ -86,6 +86,14 @@ class Room:
         is_given = self._settings.memory_limit is not None
         return f"memory_limit of {size}" if is_given else f'memory_limit="auto" ({size})'
 
+    def has(self, memory_bytes: int, disk_bytes: int) -> bool:
+        """Whether as much memory is free, and as much disk."""
+        if disk_bytes > self._usable_disk_bytes():
+            return False
+        # As `look` has found it, and what is held counts as free.
+        free = self._free_bytes or limits.free_memory() + self.memory_bytes
+        return memory_bytes <= free
+
     @property
     def history_bytes(self) -> int:
         """What the timeline may take, in memory and in a file."""

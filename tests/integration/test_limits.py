@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from trainings import data, mlp, record, replayed, with_all_variables
 
 from nanreplay import Capture, Recorder
 from nanreplay.commands import run_command_line
+from nanreplay.recorder import retention, room
 
 
 def wide() -> Any:
@@ -50,6 +52,35 @@ def test_without_room_for_a_keyframe_the_first_step_says_what_is_recorded_instea
     followed = Recorder(path, **eval(f"dict({setting[1]})"), history=1)
     assert record(path, wide(), *wide_data(), recorder=followed) == 3, "and not a word more"
     assert run_command_line(["bisect", str(path)]) == 1
+
+
+def test_large_batches_leave_a_short_window_and_the_limits_that_are_named_hold_all_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keyframes are said to pay every 40 steps, and the limits hold a few batches."""
+    for name in ("every_for", "least_every_for"):
+        monkeypatch.setattr(retention, name, lambda *_: 40)
+    monkeypatch.setattr(room, "USUAL_BYTES", 2**20)
+    steps = 60
+    x, y = data(steps - 1, features=8000, steps=steps)
+    batches = tf.data.Dataset.from_tensor_slices((x, y)).batch(4)
+    path = tmp_path / "run.h5"
+    with pytest.warns(UserWarning, match="of the last 32 steps a file has 1 to") as told:
+        assert record(path, mlp(features=8000), batches) == steps - 1
+    message = str(told[0].message)
+    assert "(the state has" in message
+    with Capture(path) as capture:
+        assert len(capture.steps) < 32
+    setting = re.search(r"With (.*) it has 32,", message)
+    assert setting is not None
+    path = tmp_path / "followed.h5"
+    followed = Recorder(path, **eval(f"dict({setting[1]})"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert record(path, mlp(features=8000), batches, recorder=followed) == steps - 1
+    with Capture(path) as capture:
+        assert len(capture.steps) >= 32
+        assert [note for note in capture.incident.notes if "left out" in note] == []
 
 
 def test_a_keyframe_that_memory_does_not_hold_goes_to_disk_and_replays(tmp_path: Path) -> None:

@@ -4,14 +4,17 @@ possible, and said when it is less."""
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 
 from nanreplay.recorder.pace import Pace
 from nanreplay.recorder.retention_plan import (
     Needs,
+    Remedy,
     RetentionPlan,
     Shortage,
+    ample_plan,
     every_for,
     make_plan,
     shortfall,
@@ -34,7 +37,8 @@ def needs(**given: int) -> Needs:
 
 
 def said(given: Needs, share: float | None = None) -> str | None:
-    return shortfall(given, make_plan(given), "memory_limit", share)
+    remedy = Remedy(8 * MIB, 4 * MIB, is_free=True)
+    return shortfall(given, make_plan(given), "memory_limit", share, lambda: remedy)
 
 
 def test_a_small_training_is_kept_as_asked() -> None:
@@ -127,7 +131,24 @@ def test_cheap_keyframes_come_more_often_before_the_window_shrinks() -> None:
 def test_what_keyframes_cost_beyond_a_hundredth_is_said() -> None:
     given = needs(every=400, batch_bytes=10 * MIB)
     assert make_plan(given).keyframe_every == 102
-    assert "every 102 steps, which adds about 4%" in str(said(given, share=0.04))
+    assert "a keyframe every 102 steps adds about 4% to" in str(said(given, share=0.04))
+
+
+def test_what_large_batches_leave_of_the_window_is_said_with_limits_that_hold_all_of_it() -> None:
+    given = needs(every=34, least_every=34, batch_bytes=100 * MIB, limit=1365 * MIB)
+    assert said(given, share=0.013) == (
+        "memory_limit holds 13 batches: of the last 32 steps a file has 1 to 13, and a keyframe "
+        "every 13 steps adds about 1% to the time of the training (the state has 1.0 MiB, a batch "
+        '100.0 MiB). With memory_limit="8MiB", disk_limit="4MiB" it has 32, and keyframes cost '
+        "less time."
+    )
+    ample = ample_plan(given)
+    followed = replace(given, limit=ample.size_bytes(MIB, 100 * MIB), every=40, least_every=40)
+    assert make_plan(followed).window == 32
+    assert make_plan(followed).keyframe_every == 40
+    assert Remedy(8 * MIB, None, is_free=False).sentence(32) == (
+        'It would have 32 with memory_limit="8MiB", which is more than is free here.'
+    )
 
 
 def test_steps_that_run_before_a_check_is_read_are_kept_on_top() -> None:
