@@ -174,14 +174,14 @@ class Remedy:
     is_free: bool
     """Whether this machine has as much."""
 
-    def sentence(self, window: int) -> str:
-        """Say what would do."""
+    def sentence(self, gains: str) -> str:
+        """Say what would do, and what it gives: verbs that follow `it`."""
         settings = f'memory_limit="{size_option(self.memory_bytes)}"'
         if self.disk_bytes is not None:
             settings += f', disk_limit="{size_option(self.disk_bytes)}"'
         if self.is_free:
-            return f"With {settings} it has {window}, and keyframes cost less time."
-        return f"It would have {window} with {settings}, which is more than is free here."
+            return f"With {settings} it {gains}."
+        return f"More than is free here, {settings}, is needed for that."
 
 
 def shortfall(
@@ -203,19 +203,21 @@ def shortfall(
     is_costly = share is not None and share > 1.5 * SHARE and plan.keyframe_every < needs.every
     if plan.window >= needs.window and not is_costly:
         return None
-    parts = []
+    parts, gains = [], []
     if plan.window < needs.window:
         most = min(plan.batches, needs.window)
         steps = f"{plan.window} to {most}" if most > plan.window else f"{most}"
         parts.append(f"of the last {needs.window} steps a file has {steps}")
+        gains.append(f"has {needs.window}")
     if is_costly:
         parts.append(
             f"a keyframe every {plan.keyframe_every} steps adds about {share:.0%} to the time of "
             "the training"
         )
+        gains.append("takes less time")
     return (
         f"{limit} holds {plan.batches} batches: {', and '.join(parts)} ({needs.sizes}). "
-        f"{remedy().sentence(needs.window)}"
+        f"{remedy().sentence(' and '.join(gains))}"
     )
 
 

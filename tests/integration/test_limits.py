@@ -71,7 +71,7 @@ def test_large_batches_leave_a_short_window_and_the_limits_that_are_named_hold_a
     assert "(the state has" in message
     with Capture(path) as capture:
         assert len(capture.steps) < 32
-    setting = re.search(r"With (.*) it has 32,", message)
+    setting = re.search(r"With (.*) it has 32", message)
     assert setting is not None
     path = tmp_path / "followed.h5"
     followed = Recorder(path, **eval(f"dict({setting[1]})"))

@@ -18,7 +18,9 @@ from nanreplay.recorder.step_sizes import change, dense_gradient
 MIB = 2**20
 
 
-@pytest.mark.filterwarnings("ignore:nanreplay. memory_limit of 24.0 MiB holds a window:UserWarning")
+@pytest.mark.filterwarnings(
+    "ignore:nanreplay. memory_limit of 24.0 MiB holds 3 batches:UserWarning"
+)
 def test_kept_batches_and_the_next_one_fit_the_limit(tmp_path: Path) -> None:
     weight = tf.Variable(tf.ones([MIB // 4]))
 

@@ -139,15 +139,14 @@ def test_what_large_batches_leave_of_the_window_is_said_with_limits_that_hold_al
     assert said(given, share=0.013) == (
         "memory_limit holds 13 batches: of the last 32 steps a file has 1 to 13, and a keyframe "
         "every 13 steps adds about 1% to the time of the training (the state has 1.0 MiB, a batch "
-        '100.0 MiB). With memory_limit="8MiB", disk_limit="4MiB" it has 32, and keyframes cost '
-        "less time."
+        '100.0 MiB). With memory_limit="8MiB", disk_limit="4MiB" it has 32 and takes less time.'
     )
     ample = ample_plan(given)
     followed = replace(given, limit=ample.size_bytes(MIB, 100 * MIB), every=40, least_every=40)
     assert make_plan(followed).window == 32
     assert make_plan(followed).keyframe_every == 40
-    assert Remedy(8 * MIB, None, is_free=False).sentence(32) == (
-        'It would have 32 with memory_limit="8MiB", which is more than is free here.'
+    assert Remedy(8 * MIB, None, is_free=False).sentence("has 32") == (
+        'More than is free here, memory_limit="8MiB", is needed for that.'
     )
 
 
