@@ -39,11 +39,16 @@ def content_digest(file: Any, names: Iterable[str]) -> str:
         names: Paths of its groups and datasets.
     """
     digest = hashlib.sha256()
+    groups = {"": file}  # each is looked up once, not for everything in it
     for name in sorted(names):
         if name in (REPORT, CONTENTS):
             continue
-        dataset = item(file, name)
+        parent, _, child = name.rpartition("/")
+        if parent not in groups:
+            groups[parent] = item(file, parent)
+        dataset = item(groups[parent], child)
         if isinstance(dataset, h5py.Group):
+            groups[name] = dataset
             continue
         digest.update(f"{name}\0".encode())
         if "crc32" in dataset.attrs:

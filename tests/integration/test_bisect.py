@@ -31,7 +31,7 @@ pytestmark = pytest.mark.filterwarnings(
 def _seeded() -> Iterator[None]:
     keras.utils.set_random_seed(0)
     yield
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
 
 
 @pytest.fixture

@@ -58,7 +58,7 @@ Capture = Callable[[Bug], Path]
 @pytest.fixture(autouse=True)
 def _no_layers_of_other_tests() -> Iterator[None]:
     yield
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ mean, total = tf.reduce_mean, tf.reduce_sum
 def _seeded() -> Iterator[None]:
     keras.utils.set_random_seed(0)
     yield
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
 
 
 def positive(*shape: int) -> Any:

@@ -70,7 +70,7 @@ def capture(request: Any, tmp_path_factory: Any) -> Iterator[str]:
     recorder = Recorder(path, on_nan="stop")
     model.fit(x, y, batch_size=ROWS, shuffle=False, verbose=0, callbacks=[recorder])
     yield str(path)
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)
 
 
 @pytest.fixture

@@ -562,4 +562,4 @@ def test_every_name_has_a_fix() -> None:
 def _seeded() -> Iterator[None]:
     keras.utils.set_random_seed(5)
     yield
-    keras.backend.clear_session()
+    keras.backend.clear_session(free_memory=False)

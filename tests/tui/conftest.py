@@ -60,7 +60,7 @@ def styles_are_parsed_once() -> None:
     parse = Stylesheet._parse_rules
 
     def parse_once(self: Stylesheet, *arguments: Any, **named: Any) -> list[Any]:
-        variables = tuple(sorted(self._variables.items()))
+        variables = frozenset(self._variables.items())
         key = (arguments, tuple(sorted(named.items())), variables)
         if key not in _PARSED:
             _PARSED[key] = parse(self, *arguments, **named)
