@@ -227,6 +227,7 @@ def losses_of(path: Path) -> dict[int, float]:
 
 
 SLOW = (
+    "two layers",  # as those of "a loop in each layer"
     "a loop over the rows",
     "two calls in each layer",
     "a function that XLA compiles",
