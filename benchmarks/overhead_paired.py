@@ -32,7 +32,24 @@ from typing import Any
 
 from measuring import ENVIRONMENT, machine, machine_line, table, write_results
 
-MODELS = ("mlp", "cnn", "transformer", "loop", "trainer", "small_mlp", "small_mlp_by_8")
+MODELS = (
+    "mlp",
+    "cnn",
+    "transformer",
+    "loop",
+    "trainer",
+    "small_mlp",
+    "small_mlp_by_8",
+    "tiny_loop",
+    "tiny_trainer",
+    "train_on_batch",
+    "eager_loop",
+    "run_eagerly",
+)
+LOOPS = ("loop", "trainer", "tiny_loop", "tiny_trainer", "train_on_batch", "eager_loop")
+"""Those that train in a loop of their own; the others in `fit`."""
+WITHOUT_XLA = ("eager_loop", "run_eagerly")
+"""Those whose steps run in Python, op by op."""
 MODES = ("bare", "recorder", "bare again")
 STEPS = 4
 """Steps of a turn."""
@@ -133,9 +150,11 @@ def measure_here(name: str, xla: str, rounds: int) -> dict[str, Any]:
     def loop(mode: str) -> None:
         model = models[mode]
         step = train_step(model, jit_compile=xla == "on")
-        if (
-            name == "trainer"
-        ):  # a plain method around the compiled step, which unpacks the batch and gives numbers
+        if name == "eager_loop":
+            step = step.python_function
+        elif name == "train_on_batch":
+            step = loss_on_batch(model)
+        elif name in ("trainer", "tiny_trainer"):
             step = plain_step(step)
         if mode == "recorder":
             step = recorder.wrap(step, model=model, optimizer=model.optimizer)
@@ -149,7 +168,7 @@ def measure_here(name: str, xla: str, rounds: int) -> dict[str, Any]:
             float(step(*batch))
             turns.step_ends(mode)
 
-    turns.run(loop if name in ("loop", "trainer") else fit)
+    turns.run(loop if name in LOOPS else fit)
     recorder.close()
     folder.cleanup()
     bare, recorded = (models[mode].get_weights() for mode in MODES[:2])
@@ -170,11 +189,20 @@ def measure_here(name: str, xla: str, rounds: int) -> dict[str, Any]:
 
 
 def plain_step(compiled: Callable[..., Any]) -> Callable[..., float]:
-    """A step of plain Python that calls a compiled one."""
+    """A step of plain Python that calls a compiled one: it unpacks the batch and gives a number."""
 
     def step(*batch: Any) -> float:
         x, y = batch
         return float(compiled(x, y))
+
+    return step
+
+
+def loss_on_batch(model: Any) -> Callable[..., float]:
+    """A step that is `train_on_batch` of a Keras model."""
+
+    def step(x: Any, y: Any) -> float:
+        return float(model.train_on_batch(x, y)[0])
 
     return step
 
@@ -235,6 +263,8 @@ def main() -> None:
     for name, xla in itertools.product(
         given.models.split(","), ["off", "on"] if given.xla == "both" else [given.xla]
     ):
+        if xla == "on" and name in WITHOUT_XLA:
+            continue
         command = [
             sys.executable,
             __file__,

@@ -27,6 +27,7 @@ class Training:
     words: int = 0
     """Size of the vocabulary; 0 when samples are floats."""
     steps_per_execution: int = 1
+    run_eagerly: bool = False
 
     def data(self) -> tuple[Any, Any]:
         """Samples and labels of one epoch."""
@@ -50,6 +51,7 @@ class Training:
             metrics=["accuracy"],
             jit_compile=jit_compile,
             steps_per_execution=self.steps_per_execution,
+            run_eagerly=self.run_eagerly,
         )
         return model
 
@@ -73,6 +75,12 @@ def small_mlp() -> Any:
         keras.layers.Dropout(0.2),
     ]
     return keras.Sequential([keras.Input((28, 28)), *layers, keras.layers.Dense(CLASSES)])
+
+
+def tiny() -> Any:
+    """16 inputs, one hidden layer: steps of half a millisecond, of which kernels take little."""
+    layers = [keras.layers.Dense(16, activation="relu"), keras.layers.Dense(CLASSES)]
+    return keras.Sequential([keras.Input((16,)), *layers])
 
 
 def cnn() -> Any:
@@ -105,6 +113,11 @@ def transformer(blocks: int = 2, width: int = 64, length: int = 64, words: int =
 TRAININGS = {
     "loop": Training(mlp, (784,), batch=128, steps=200),
     "trainer": Training(mlp, (784,), batch=128, steps=200),
+    "tiny_loop": Training(tiny, (16,), batch=16, steps=400),
+    "tiny_trainer": Training(tiny, (16,), batch=16, steps=400),
+    "train_on_batch": Training(tiny, (16,), batch=16, steps=400),
+    "eager_loop": Training(tiny, (16,), batch=16, steps=400),
+    "run_eagerly": Training(tiny, (16,), batch=16, steps=400, run_eagerly=True),
     "mlp": Training(mlp, (784,), batch=128, steps=200),
     "small_mlp": Training(small_mlp, (28, 28), batch=32, steps=400),
     "small_mlp_by_8": Training(small_mlp, (28, 28), batch=32, steps=400, steps_per_execution=8),

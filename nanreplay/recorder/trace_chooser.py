@@ -45,9 +45,9 @@ class TraceChooser:
         if tf.config.functions_run_eagerly():
             return run()
         known = self._known.get(function)
-        trace = None if known is None else recording.guard(known.find, args)
-        if known is not None and trace is not None:
-            return known.run(lambda: self._run(trace, list(args)))
+        found = None if known is None else recording.guard(known.find, args)
+        if known is not None and found is not None:
+            return known.run(lambda: self._run(*found))
         trained_before = calls.trained
         result = run()
         if calls.trained == trained_before + 1 and calls.last is not None:

@@ -18,8 +18,6 @@ from tensorflow.python.util import traceback_utils as _traceback_utils
 
 from nanreplay.tensorflow_internals import tf_functions
 
-Kinds = tuple[tuple[int, tuple[int, ...]], ...]
-"""(number of the dtype, shape) of each tensor that a function is given."""
 MOST_KNOWN = 64
 """Kinds of arguments that are remembered at once."""
 
@@ -40,7 +38,8 @@ class KnownTraces:
 
     def __init__(self, function: Any) -> None:
         self._function = weakref.proxy(function)
-        self._traces: dict[Kinds, weakref.ref[Any]] = {}
+        self._traces: dict[Any, weakref.ref[Any]] = {}
+        """By what TensorFlow chooses by, as `_describe` gives it."""
         self._count = 0
         """How many traces there were when these were chosen."""
         self._context: Any = None
@@ -49,17 +48,19 @@ class KnownTraces:
         self.run: Callable[[Callable[[], Any]], Any]
         self.run = _traceback_utils.filter_traceback(self._run)
 
-    def find(self, args: Sequence[Any]) -> Any:
-        """The ConcreteFunction that TensorFlow would call; None where that is not known.
+    def find(self, args: Sequence[Any]) -> tuple[Any, list[Any]] | None:
+        """The ConcreteFunction that TensorFlow would call, and its flat inputs.
 
-        It takes `args` as its flat inputs.
+        None where that is not known.
         """
         if not self._traces or self._function.experimental_get_tracing_count() != self._count:
             return None
-        trace = self._traces.get(_kinds_of(args))
-        if trace is None or _function_context.make_function_context() != self._context:
+        tensors: list[Any] = []
+        known = self._traces.get(_describe(tuple(args), tensors))
+        if known is None or _function_context.make_function_context() != self._context:
             return None
-        return trace()
+        trace = known()
+        return None if trace is None else (trace, tensors)
 
     def learn(self, args: Sequence[Any], trace: Any) -> None:
         """Remember that TensorFlow may have called this ConcreteFunction for `args`.
@@ -68,7 +69,9 @@ class KnownTraces:
         """
         if trace is None or not tf_functions.is_trace_of(trace, self._function):
             return
-        if not all(map(_is_plain, args)) or not _takes_as_they_are(trace, args):
+        tensors: list[Any] = []
+        described = _describe(tuple(args), tensors)
+        if described is None or not _takes_as_they_are(trace, args, tensors):
             return
         count = self._function.experimental_get_tracing_count()
         context = _function_context.make_function_context()
@@ -76,7 +79,7 @@ class KnownTraces:
         if is_other or len(self._traces) >= MOST_KNOWN:
             self._traces.clear()
         self._count, self._context = count, context
-        self._traces[_kinds_of(args)] = weakref.ref(trace)
+        self._traces[described] = weakref.ref(trace)
 
     def _run(self, run: Callable[[], Any]) -> Any:
         """Run a trace as `tf.function` does: a profile shows it, and its calls are counted.
@@ -96,29 +99,45 @@ class KnownTraces:
         return result
 
 
-def _kinds_of(args: Sequence[Any]) -> Any:
-    """What TensorFlow chooses by; None where one of `args` is no eager tensor."""
-    kinds = []
-    for arg in args:
-        if type(arg) is not _ops.EagerTensor:
-            return None
-        kinds.append((arg._datatype_enum(), arg._shape_tuple()))
-    return tuple(kinds)
+_CONSTANTS = (bool, int, str)
+"""Types of Python of which each value is traced for itself; an equal float may be another one."""
 
 
-def _is_plain(arg: Any) -> bool:
-    """Whether dtype and shape are all that TensorFlow asks of an argument."""
-    return type(arg) is _ops.EagerTensor and arg.dtype not in (tf.resource, tf.variant)
+def _describe(value: Any, tensors: list[Any]) -> Any:
+    """What TensorFlow chooses by, hashable; None where that is more than this tells.
+
+    Types and shapes of eager tensors, constants of Python, and in what these are nested.
+
+    Args:
+        value: What a function is given.
+        tensors: The tensors in it are added here, as TensorFlow flattens them.
+    """
+    kind = type(value)
+    if kind is _ops.EagerTensor:
+        tensors.append(value)
+        return value._datatype_enum(), value._shape_tuple()
+    if value is None or kind in _CONSTANTS:
+        return kind, value
+    if kind is tuple or kind is list:
+        parts = [_describe(part, tensors) for part in value]
+    elif kind is dict and all(type(key) is str for key in value):
+        parts = [tuple(sorted(value))]
+        parts += [_describe(value[key], tensors) for key in parts[0]]
+    else:
+        return None
+    return None if None in parts else (kind, *parts)
 
 
-def _takes_as_they_are(trace: Any, args: Sequence[Any]) -> bool:
-    """Whether `args` are the flat inputs of a ConcreteFunction, in this order."""
+def _takes_as_they_are(trace: Any, args: Sequence[Any], tensors: Sequence[Any]) -> bool:
+    """Whether the tensors in `args` are the flat inputs of a ConcreteFunction, in this order."""
     if tf_functions.deferred_captures(trace.graph):
         return False  # what these are is asked for in each call
+    if any(tensor.dtype in (tf.resource, tf.variant) for tensor in tensors):
+        return False  # of these, dtype and shape do not tell all
     try:
         flat = trace.function_type.unpack_inputs(trace.function_type.bind(*args))
     except TypeError:  # such as where an argument that was left out has a default
         return False
-    return len(flat) == len(args) and all(
-        one is other for one, other in zip(flat, args, strict=True)
+    return len(flat) == len(tensors) and all(
+        one is other for one, other in zip(flat, tensors, strict=True)
     )

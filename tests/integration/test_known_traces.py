@@ -27,6 +27,9 @@ class Training:
 
     def _step(self, x: Any, scale: Any) -> Any:
         self.bodies += 1
+        if scale is None:  # what it is given is one structure
+            x, scale = (x["b"], x["a"]) if isinstance(x, dict) else x
+            scale = 0.25 if scale is None else scale
         with tf.GradientTape() as tape:
             loss = tf.cast(scale, tf.float32) * tf.reduce_mean(tf.square(self.weight * x))
         checked = tf.debugging.check_numerics(loss, "the loss is bad")
@@ -72,6 +75,9 @@ def test_the_same_traces_run_for_the_same_arguments(wrap: Wrap, options: Any) ->
     calls += [(_rows(4), 1.0), (_rows(4), 0.5), (_rows(4), 0.5)]
     calls += [(_rows(4), tf.constant(each)) for each in (1.0, 0.5, 0.25)]
     calls += [(_rows(4), each) for each in (tf.constant(1), HALF, tf.constant(1))]
+    calls += [({"b": _rows(4), "a": HALF}, None), ({"a": HALF, "b": 3 * _rows(4)}, None)] * 3
+    calls += [((2 * _rows(4), each), None) for each in (HALF, None, HALF, True, 1, True)]
+    calls += [([2 * _rows(4), HALF], None), ((_rows(4), HALF), None), ([_rows(4), HALF], None)]
     bare, recorded = Training(**options), Training(**options)
     assert _ran(recorded, wrap(recorded), calls) == _ran(bare, bare.step, calls)
 
