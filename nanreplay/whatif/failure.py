@@ -20,6 +20,8 @@ from nanreplay.capture.arrays import as_array
 from nanreplay.errors import ReplayError
 from nanreplay.findings import Cause, Origin
 from nanreplay.program.graph_editor import SCOPE, OpKey, ProgramEditor
+from nanreplay.program.nondeterministic_ops import fed_ops
+from nanreplay.program.safety import PYTHON_OPS
 from nanreplay.records import Frame, OpInfo
 from nanreplay.whatif.edits import CannotTryError, ProgramEdit
 from nanreplay.whatif.fix_code import operand_text
@@ -106,6 +108,33 @@ class Failure:
         if suspect is not None and suspect.fact is not None:
             return self.forward_of(suspect.fact.key)
         return self.forward_of(("", origin.op_name))
+
+    def check_not_recorded(self) -> None:
+        """Fail when what the origin gave was recorded, as of a Python function.
+
+        Raises:
+            CannotTryError: It was. Every replay is given it as it was, whatever a fix changes.
+        """
+        origin = self.origin
+        recorded = fed_ops(self.window.replay.signature(self.step))
+        if origin is not None and origin.op_name in recorded:
+            raise CannotTryError(
+                f"What `{origin.op_type}` gave was recorded: no replay computes it anew."
+            )
+
+    def check_batch_decides(self) -> None:
+        """Fail when something outside of the graph, such as a Python function, gave values.
+
+        Raises:
+            CannotTryError: It did. It may have computed them from the batch, and would give others
+                for another batch.
+        """
+        for name in sorted(fed_ops(self.window.replay.signature(self.step))):
+            info = self.infos.get(("", name))
+            if info is not None and (info.type in PYTHON_OPS or info.type.startswith("Lookup")):
+                raise CannotTryError(
+                    f"What `{info.type}` gave was recorded: it stays as it was with another batch."
+                )
 
     @property
     def is_optimizers_own(self) -> bool:

@@ -223,6 +223,8 @@ def _try_one(
     failure: Failure, name: str, value: str | None, make: Callable[[], Fix]
 ) -> tuple[FixResult, Fix | None]:
     try:
+        if name != LAST_RESORT:
+            failure.check_not_recorded()
         fix = make()
     except BadValueError as error:
         raise FixError(f"{name}: {error}") from error

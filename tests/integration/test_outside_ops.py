@@ -22,7 +22,7 @@ from trainings import (
     with_all_variables,
 )
 
-from nanreplay import Capture, NonFiniteError, Recorder, Replay
+from nanreplay import Capture, NonFiniteError, Recorder, Replay, explain
 from nanreplay.bisect import bisect
 from nanreplay.capture import write_capture
 from nanreplay.diagnose import judge
@@ -161,6 +161,10 @@ def test_an_infinity_made_in_python_has_its_origin_there(tmp_path: Path) -> None
         origin = bisect(replay).findings.origin
         assert origin is not None
         assert (origin.op_type, origin.phase, origin.layer) == ("PyFunc", "forward", "added")
+    # Python does not run in a replay, so nobody knows what these would change.
+    for fix in explain(path, fixes=["clean_data=drop_rows", "lr=0.1"]).fixes:
+        assert fix.prevents is None
+        assert fix.note == "What `PyFunc` gave was recorded: no replay computes it anew."
 
 
 def in_a_loop(x: Any) -> Any:

@@ -30,6 +30,7 @@ _STAND_INS = (
 
 def clean_data(failure: Failure, value: str | None) -> Fix:
     """Replace what is not finite by 0, or leave the rows out that the origin needs."""
+    failure.check_batch_decides()
     is_in_batch = failure.origin is not None and failure.origin.op_type is None
     way = value or ("nan_to_num" if is_in_batch else "drop_rows")
     if way == "nan_to_num":
@@ -159,6 +160,7 @@ def clip_data(failure: Failure, value: str | None) -> Fix:
     them that lie far out of what the other batches hold.
     """
     limit = None if value is None else positive_number(value, 1.0)
+    failure.check_batch_decides()
     batch, labels = failure.window.replay.batch(failure.step), label_places(failure)
     floats = []
     for place, leaf in enumerate(batch.leaves):
