@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping, Sequence
 
 from nanreplay.diagnose.keras_lines import is_call_of_keras
 from nanreplay.records import Frame
@@ -199,8 +200,9 @@ def with_expression(
 def with_call_of_inner(source: Frame | None, op_type: str, function: str) -> str | None:
     """Return a source line with a nested call as a call of one function.
 
-    `tf.math.log(tf.nn.softmax(x))` becomes `tf.nn.log_softmax(x)`. None where the line shows no
-    such call, or several.
+    `tf.math.log(tf.nn.softmax(x))` becomes `tf.nn.log_softmax(x)`, and
+    `tf.math.log(1 + tf.exp(x))` becomes `tf.math.softplus(x)`. None where the line shows no such
+    call, or several.
 
     Args:
         source: The line.
@@ -211,9 +213,48 @@ def with_call_of_inner(source: Frame | None, op_type: str, function: str) -> str
     if place is None or len(place.arguments) != 1:
         return None
     inner = ast.parse(place.arguments[0], mode="eval").body
-    if not isinstance(inner, ast.Call) or last_name(inner.func) not in ("softmax", "sigmoid"):
+    if op_type == "Log" and _last_name_of(function) == "softplus":
+        inner = _without_one(inner)
+    arguments = _call(inner, _INNER[_last_name_of(function)])
+    others: list[str] = []
+    if _last_name_of(function) == "reduce_logsumexp" and arguments:
+        others, arguments = arguments[1:], _call(_parsed(arguments[0]), ("exp",))
+    if len(arguments) != 1:
         return None
-    if len(inner.args) != 1 or inner.keywords:
-        return None
-    operand = ast.unparse(inner.args[0]).replace("{", "{{").replace("}", "}}")
-    return with_expression(source, op_type, f"{function}({operand})")
+    text = ", ".join([*arguments, *others]).replace("{", "{{").replace("}", "}}")
+    return with_expression(source, op_type, f"{function}({text})")
+
+
+_INNER: Mapping[str, Sequence[str]] = {
+    "log_softmax": ("softmax",),
+    "log_sigmoid": ("sigmoid",),
+    "softplus": ("exp",),
+    "reduce_logsumexp": ("reduce_sum",),
+}
+"""What is called within a logarithm, by the function that stands for both."""
+
+
+def _last_name_of(function: str) -> str:
+    """The last name of a function: `softplus` of `tf.math.softplus`."""
+    return function.rpartition(".")[2]
+
+
+def _parsed(code: str) -> ast.expr:
+    return ast.parse(code, mode="eval").body
+
+
+def _without_one(node: ast.expr) -> ast.expr:
+    """What is added to a 1; the expression itself where none is."""
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Add):
+        for one, other in ((node.left, node.right), (node.right, node.left)):
+            if isinstance(one, ast.Constant) and one.value == 1:
+                return other
+    return ast.Constant(None)
+
+
+def _call(node: ast.expr, names: Sequence[str]) -> list[str]:
+    """The arguments of a call of a function, as they are written; none for other expressions."""
+    if not isinstance(node, ast.Call) or last_name(node.func) not in names:
+        return []
+    keywords = [f"{one.arg}={ast.unparse(one.value)}" for one in node.keywords if one.arg]
+    return [*map(ast.unparse, node.args), *keywords]

@@ -149,6 +149,33 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
             "x[2] = 500.0",
         ),
     ),
+    "softplus by hand": ("stable_op", made("return tf.math.log(1.0 + tf.exp(x))", "x[2] = 500.0")),
+    "softplus by hand, of one more": (
+        "stable_op",
+        made("return tf.math.log1p(tf.exp(x))", "x[2] = 500.0"),
+    ),
+    "log-sum-exp by hand": (
+        "stable_op",
+        made(
+            "return (x - tf.math.log(tf.reduce_sum(tf.exp(x), axis=-1, keepdims=True))) / 500.0",
+            "x[2] = 500.0",
+        ),
+    ),
+    "log-sum-exp by hand of what rounds to 0": (
+        "stable_op",
+        made(
+            "z = -tf.abs(x); "
+            "return (z - tf.math.log(tf.reduce_sum(tf.exp(z), -1, keepdims=True))) / 500.0",
+            "x[2] = 5000.0",
+        ),
+    ),
+    "a softmax by hand that rounds to 0": (
+        "stable_op",
+        made(
+            "e = tf.exp(-tf.abs(x)); return x / 500.0 + e / tf.reduce_sum(e, -1, keepdims=True)",
+            "x[2] = 5000.0",
+        ),
+    ),
     "log-softmax": (
         "stable_op",
         {
@@ -283,6 +310,9 @@ SLOW = (
     "an epsilon in a norm",
     "double where",
     "a softmax by hand",
+    "a softmax by hand that rounds to 0",
+    "log-sum-exp by hand",
+    "softplus by hand, of one more",
     "rows left out",
     "a leaky relu",
     "a gradient of a small norm",

@@ -264,7 +264,7 @@ def _arc(case: Case) -> Cause | None:
     outside = values[(values < low) | (values > high) | is_pole]
     if not outside.size:
         return None
-    where = f"outside of {low:.0f} to {high:.0f}"
+    where = "below 1" if case.op == "Acosh" else f"outside of {low:.0f} to {high:.0f}"
     if abs(outside[0]) == 1:
         where = "the border of its domain"
     sentence = f"`{case.op}` of {outside[0]:.8g}{case.place} is {where}."

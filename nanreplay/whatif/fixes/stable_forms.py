@@ -1,13 +1,14 @@
 """Fixes that compute the same in another way, one that stays finite.
 
-Log-softmax in place of the logarithm of a softmax, softplus in place of log(1 + exp(x)), a quotient
-that is 0 where its divisor is.
+Log-softmax in place of the logarithm of a softmax, softplus in place of log(1 + exp(x)),
+log-sum-exp in place of log(sum(exp(x))), a quotient that is 0 where its divisor is.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -31,6 +32,9 @@ from nanreplay.whatif.line_gradients import gradient_ops, maker_of
 _LARGEST_EPSILON = 0.01
 """A constant below this that is added before a logarithm is an epsilon."""
 _COPIES = ("Identity", "StopGradient", "Cast", "Reshape")
+_LOGS = ("Log", "Log1p")
+_MOST_OPS_TO_LOG = 4
+"""How many ops after an exponential its logarithm is looked for."""
 
 
 def stable_op(failure: Failure, value: str | None) -> Fix:
@@ -39,14 +43,23 @@ def stable_op(failure: Failure, value: str | None) -> Fix:
     editor = ProgramEditor(failure.window.replay.program(failure.step).record)
     op_type, source = editor.node(failure.op).op, failure.source(failure.op)
     if op_type in ("RealDiv", "Div"):
-        return _divide_no_nan_fix(failure, failure.op, source)
-    if op_type == "Log":
-        for find_chain in (_log_softmax, _log_sigmoid, _log_one_plus_exp):
-            chain = find_chain(editor, failure.op)
-            if chain is not None:
-                return _chain_fix(failure, find_chain, chain, source)
+        # exp(x) / sum(exp(x)) is 0 / 0 where all exponentials round to 0
+        numerator = maker_of(failure.op[0], editor.data_inputs(failure.op)[0])
+        is_exponential = editor.holds(numerator) and editor.node(numerator).op == "Exp"
+        shifted = _softmax_fix(failure, editor, numerator) if is_exponential else None
+        return shifted or _divide_no_nan_fix(failure, failure.op, source)
+    logs = [failure.op] if op_type in _LOGS else _logs_after(editor, failure.op)
+    for log in logs:
+        for find_chain in _FINDERS:
+            chain = find_chain(editor, log)
+            if chain is None or failure.op not in chain.ops:
+                continue
+            if op_type in _LOGS or not _is_used_elsewhere(editor, chain):
+                return _chain_fix(failure, find_chain, chain, failure.source(log))
     if op_type in ("Exp", "Expm1", "Acos", "Asin", "Atanh", "Acosh"):
-        return _softmax_fix(failure, editor, source) or clamp(failure, None)
+        # the logarithm of a sum would change where the largest value is taken off
+        shifted = None if logs else _softmax_fix(failure, editor, failure.op)
+        return shifted or clamp(failure, None)
     raise CannotTryError(
         f"No op is known that computes what `{op_type}` does here and stays finite."
     )
@@ -71,35 +84,55 @@ def _divide_no_nan_fix(failure: Failure, op: OpKey, source: Frame | None) -> Fix
     return Fix("stable_op", params, Edit(programs=(edit,)), code, source, edits=edits, ops=ops)
 
 
-def _softmax_fix(failure: Failure, editor: ProgramEditor, source: Frame | None) -> Fix | None:
+def _logs_after(editor: ProgramEditor, exponential: OpKey) -> list[OpKey]:
+    """The logarithms that an exponential comes to through a sum: it overflows before they do."""
+    if editor.node(exponential).op != "Exp":
+        return []
+    logs, pending = [], [exponential]
+    for _ in range(_MOST_OPS_TO_LOG):
+        users = []
+        for key in pending:
+            for output in editor.outputs(key):
+                users += [user for user, _ in editor.consumers(key[0], output)]
+        pending = []
+        for user in users:
+            if editor.node(user).op in _LOGS:
+                logs.append(user)
+            elif editor.node(user).op in ("AddV2", "Add", "Sum", *_COPIES):
+                pending.append(user)
+    return logs
+
+
+def _softmax_fix(failure: Failure, editor: ProgramEditor, exponential: OpKey) -> Fix | None:
     """Take the largest of the row off first in a softmax by hand, exp(x) / sum(exp(x)).
 
     This changes nothing of the quotient: exp(x - c) / sum(exp(x - c)) has the factor exp(-c) above
     and below. With c = max(x) no exponent is above 0. None when the op is in no such softmax.
     """
-    axis = _axis_of_softmax(editor, failure.op)
+    axis = _axis_of_softmax(editor, exponential)
     if axis is None:
         return None
+    source = failure.source(exponential)
 
     def shifted(x: Any, axis: Any) -> Any:
         return x - tf.stop_gradient(tf.reduce_max(x, axis, keepdims=True))
 
     def edit(editor: ProgramEditor) -> None:
-        for op in failure.ops_in(editor, failure.op):
+        for op in failure.ops_in(editor, exponential):
             own_axis = _axis_of_softmax(editor, op)
             if own_axis is not None:
                 (operand,) = editor.data_inputs(op)
                 new = editor.add(op[0], shifted, [operand, own_axis])[0]
                 editor.set_input(op, 0, new)
 
-    number = _constant_number(editor, (failure.op[0], axis.partition(":")[0]))
+    number = _constant_number(editor, (exponential[0], axis.partition(":")[0]))
     template = f"{{0}} - tf.reduce_max({{0}}, axis={number}, keepdims=True)"
-    op_type = editor.node(failure.op).op
-    line = rewritten(source, op_type, template, operand_number(failure, failure.op))
+    op_type = editor.node(exponential).op
+    line = rewritten(source, op_type, template, operand_number(failure, exponential))
     advice = f"Take the largest value along axis {number} off {{}}"
-    code = line or advised(failure, failure.op, advice)
+    code = line or advised(failure, exponential, advice)
     edits = line_edit(source, code) if line else []
-    params, ops = {"op": "tf.nn.softmax"}, failure.line_ops(failure.op)
+    params, ops = {"op": "tf.nn.softmax"}, failure.line_ops(exponential)
     return Fix("stable_op", params, Edit(programs=(edit,)), code, source, edits=edits, ops=ops)
 
 
@@ -141,12 +174,14 @@ class Chain:
     """The same function, computed so that it does not overflow."""
     function: str
     """Its name in TensorFlow."""
+    options: str = ""
+    """Its other arguments in code."""
 
 
 def _log_softmax(editor: ProgramEditor, log: OpKey) -> Chain | None:
     """log(softmax(x))."""
     ops = _ops_before(editor, log)
-    if not _starts_with(editor, ops, "Softmax"):
+    if editor.node(log).op != "Log" or not _starts_with(editor, ops, "Softmax"):
         return None
     (operand,) = editor.data_inputs(ops[-1])
     return Chain(ops, operand, tf.nn.log_softmax, "tf.nn.log_softmax")
@@ -155,6 +190,8 @@ def _log_softmax(editor: ProgramEditor, log: OpKey) -> Chain | None:
 def _log_sigmoid(editor: ProgramEditor, log: OpKey) -> Chain | None:
     """log(sigmoid(x)), and log(1 - sigmoid(x)), which is -softplus(x)."""
     ops = _ops_before(editor, log)
+    if editor.node(log).op != "Log":
+        return None
     if _starts_with(editor, ops, "Sigmoid"):
         (operand,) = editor.data_inputs(ops[-1])
         return Chain(ops, operand, tf.math.log_sigmoid, "tf.math.log_sigmoid")
@@ -168,18 +205,56 @@ def _log_sigmoid(editor: ProgramEditor, log: OpKey) -> Chain | None:
     return Chain(all_ops, operand, lambda x: -tf.math.softplus(x), "tf.math.log_sigmoid(-x)")
 
 
-def _log_one_plus_exp(editor: ProgramEditor, log: OpKey) -> Chain | None:
-    """log(1 + exp(x))."""
-    ops = _ops_before(editor, log)
+def _log_one_plus_exp(editor: ProgramEditor, log: OpKey, position: int = 0) -> Chain | None:
+    """log(1 + exp(x)), and log1p(exp(x))."""
+    ops = _ops_before(editor, log, position)
+    if editor.node(log).op == "Log1p":
+        if not _starts_with(editor, ops, "Exp"):
+            return None
+        (operand,) = editor.data_inputs(ops[-1])
+        return Chain(ops, operand, tf.math.softplus, "tf.math.softplus")
     if not (_starts_with(editor, ops, "AddV2") or _starts_with(editor, ops, "Add")):
         return None
     summands = editor.data_inputs(ops[-1])
-    for position in (0, 1):
-        before = _ops_before(editor, ops[-1], position)
-        if _is_one(editor, summands[1 - position]) and _starts_with(editor, before, "Exp"):
+    for summand in (0, 1):
+        before = _ops_before(editor, ops[-1], summand)
+        if _is_one(editor, summands[1 - summand]) and _starts_with(editor, before, "Exp"):
             (operand,) = editor.data_inputs(before[-1])
             return Chain((*ops, *before[1:]), operand, tf.math.softplus, "tf.math.softplus")
     return None
+
+
+def _log_sum_exp(editor: ProgramEditor, log: OpKey) -> Chain | None:
+    """log(sum(exp(x)))."""
+    ops = _ops_before(editor, log)
+    if editor.node(log).op != "Log" or not _starts_with(editor, ops, "Sum"):
+        return None
+    summed, axes = editor.data_inputs(ops[-1])
+    exponential, axis = maker_of("", summed), maker_of("", axes)
+    if exponential not in editor.infos or editor.node(exponential).op != "Exp":
+        return None
+    if axis not in editor.infos or editor.node(axis).op != "Const":
+        return None
+    (operand,) = editor.data_inputs(exponential)
+    numbers = constant_array(editor.node(axis).attr["value"].tensor).reshape(-1).tolist()
+    keeps_dimensions = editor.node(ops[-1]).attr["keep_dims"].b
+    compute = partial(tf.reduce_logsumexp, axis=numbers, keepdims=keeps_dimensions)
+    options = f", axis={numbers[0] if len(numbers) == 1 else numbers}"
+    options += ", keepdims=True" if keeps_dimensions else ""
+    return Chain((*ops, exponential), operand, compute, "tf.reduce_logsumexp", options)
+
+
+def _log_of_logistic(editor: ProgramEditor, log: OpKey) -> Chain | None:
+    """log(1 / (1 + exp(x))), which is -softplus(x)."""
+    ops = _ops_before(editor, log)
+    if editor.node(log).op != "Log" or not _starts_with(editor, ops, "RealDiv"):
+        return None
+    one, total = editor.data_inputs(ops[-1])
+    inner = _log_one_plus_exp(editor, ops[-1], position=1)
+    if inner is None or not _is_one(editor, one) or maker_of("", total) != inner.ops[1]:
+        return None
+    all_ops = (*ops, *inner.ops[1:])
+    return Chain(all_ops, inner.operand, lambda x: -tf.math.softplus(x), "-tf.math.softplus(x)")
 
 
 def _ops_before(editor: ProgramEditor, op: OpKey, position: int = 0) -> tuple[OpKey, ...]:
@@ -236,12 +311,19 @@ def _is_constant(editor: ProgramEditor, tensor: str, holds: Callable[[Any], Any]
 
 
 FindChain: TypeAlias = Callable[[ProgramEditor, OpKey], "Chain | None"]
+_FINDERS: Sequence[FindChain] = (
+    _log_softmax,
+    _log_sigmoid,
+    _log_one_plus_exp,
+    _log_sum_exp,
+    _log_of_logistic,
+)
 
 
 def _chain_fix(failure: Failure, find_chain: FindChain, chain: Chain, source: Frame | None) -> Fix:
-    line = None
+    line, log_type = None, failure.infos[chain.ops[0]].type
     if "(" not in chain.function:
-        line = with_call_of_inner(source, "Log", chain.function)
+        line = with_call_of_inner(source, log_type, chain.function)
     code = line or _chain_in_words(failure, chain, source)
 
     def edit(editor: ProgramEditor) -> None:
@@ -257,7 +339,9 @@ def _chain_fix(failure: Failure, find_chain: FindChain, chain: Chain, source: Fr
 
 def _chain_in_words(failure: Failure, chain: Chain, source: Frame | None) -> str:
     """What to call, where the logarithm and what it is taken of are not one nested call."""
-    function = chain.function if "(" in chain.function else f"{chain.function}(x)"
+    function = chain.function
+    if "(" not in function:
+        function = f"{function}(x{chain.options})"
     first = failure.source(chain.ops[-1])
     first_type = failure.infos[chain.ops[-1]].type
     x = f"what `{first_type}` is taken of"
@@ -275,7 +359,11 @@ def _replace_chain(editor: ProgramEditor, chain: Chain) -> None:
     if backward:
         _replace_gradient(editor, chain, backward)
     dtype = editor.dtype("", result)
-    new = editor.add("", lambda x: chain.compute(tf.cast(x, dtype)), [chain.operand])[0]
+
+    def compute(x: Any, old: Any) -> Any:
+        return tf.reshape(chain.compute(tf.cast(x, dtype)), tf.shape(old))
+
+    new = editor.add("", compute, [chain.operand, result])[0]
     editor.reroute("", result, new, only=lambda key: key not in backward)
 
 
@@ -285,6 +373,8 @@ def _replace_gradient(editor: ProgramEditor, chain: Chain, backward: set[OpKey])
     The old gradient has to be a part of the graph with one tensor that comes in, the gradient of
     the result, and one that goes out, the gradient of the operand.
     """
+    if _is_used_elsewhere(editor, chain):
+        raise CannotTryError(_used_in_several_ways(chain))
     own = set()
     for op in chain.ops:
         own.update(editor.data_inputs(op))
@@ -298,19 +388,35 @@ def _replace_gradient(editor: ProgramEditor, chain: Chain, backward: set[OpKey])
             if any(user not in backward for user, _ in editor.consumers("", tensor)):
                 outgoing.add(tensor)
     if len(incoming) != 1 or len(outgoing) != 1:
-        raise CannotTryError(
-            f"The value is used in several ways, so `{chain.function}` cannot stand for it on the "
-            "recording."
-        )
+        raise CannotTryError(_used_in_several_ways(chain))
 
     def gradient(x: Any, upstream: Any) -> Any:
         with tf.GradientTape() as tape:
             tape.watch(x)
             y = chain.compute(tf.cast(x, upstream.dtype))
+            y = tf.reshape(y, tf.shape(upstream))
         return tape.gradient(y, x, output_gradients=upstream)
 
     new = editor.add("", gradient, [chain.operand, incoming.pop()])[0]
     editor.reroute("", outgoing.pop(), new, only=lambda key: key not in backward)
+
+
+def _is_used_elsewhere(editor: ProgramEditor, chain: Chain) -> bool:
+    """Whether a gradient of another op is added to that of the chain on its way back."""
+    backward = gradient_ops(editor, chain.ops)
+    for op in chain.ops[1:]:
+        for tensor in editor.outputs(op):
+            for user, _ in editor.consumers("", tensor):
+                if user not in chain.ops and user not in backward and editor.gradients.get(user):
+                    return True
+    return False
+
+
+def _used_in_several_ways(chain: Chain) -> str:
+    return (
+        f"The value is used in several ways, so `{chain.function}` cannot stand for it on the "
+        "recording."
+    )
 
 
 def _is_upstream_gradient(editor: ProgramEditor, tensor: str, backward: set[OpKey]) -> bool:

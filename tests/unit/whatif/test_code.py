@@ -143,6 +143,30 @@ def test_a_nested_call_becomes_one_call(line: str, expected: str | None) -> None
 
 
 @pytest.mark.parametrize(
+    ("line", "op_type", "function", "expected"),
+    [
+        ("y = tf.math.log(1.0 + tf.exp(-z))", "Log", "softplus", "y = tf.math.softplus(-z)"),
+        ("y = tf.math.log(tf.exp(z) + 1)", "Log", "softplus", "y = tf.math.softplus(z)"),
+        ("y = tf.math.log1p(tf.exp(z))", "Log1p", "softplus", "y = tf.math.softplus(z)"),
+        ("y = tf.math.log(2.0 + tf.exp(z))", "Log", "softplus", None),
+        ("y = tf.math.log(tf.exp(z))", "Log", "softplus", None),
+        (
+            "y = z - tf.math.log(tf.reduce_sum(tf.exp(z), 1, keepdims=True))",
+            "Log",
+            "reduce_logsumexp",
+            "y = z - tf.math.reduce_logsumexp(z, 1, keepdims=True)",
+        ),
+        ("y = tf.math.log(tf.reduce_sum(mask * tf.exp(z), 1))", "Log", "reduce_logsumexp", None),
+    ],
+)
+def test_a_sum_in_a_logarithm_becomes_one_call(
+    line: str, op_type: str, function: str, expected: str | None
+) -> None:
+    source = Frame("train.py", 3, "call", line)
+    assert with_call_of_inner(source, op_type, f"tf.math.{function}") == expected
+
+
+@pytest.mark.parametrize(
     ("line", "op", "template", "expected"),
     [each for each in LINES if not each[0].endswith((",", ":"))],
 )
