@@ -14,7 +14,7 @@ import pytest
 import tensorflow as tf
 from trainings import BATCH, data, mlp, record, replayed, with_all_variables
 
-from nanreplay import Capture, NonFiniteError, Recorder, Replay
+from nanreplay import Capture, NonFiniteError, Recorder, Replay, explain
 from nanreplay.tensorflow_internals import tf_variables
 
 
@@ -47,6 +47,10 @@ def test_variables_that_a_callback_sets_between_steps_are_replayed(tmp_path: Pat
         # The rate of each step, also of those between two looks at the variables.
         rates = np.asarray(capture.timeline()["learning_rate"])
         np.testing.assert_allclose(rates, 0.001 * np.arange(1, 12))
+    lower = explain(path, fixes=["lr=0.1"]).fixes[0]
+    assert lower.code.startswith("# Take 0.1 times each learning rate that your code sets")
+    assert lower.code.endswith("0.0011 at last (was 0.011)")
+    with Capture(path) as capture:
         assert capture.keyframe_steps == (0,)
         paths = {capture.variables_info[index].path for index in capture.batch(3).overrides}
         assert any("kernel" in each for each in paths)

@@ -75,9 +75,15 @@ def lr(failure: Failure, value: str | None) -> Fix:
     if recorded is not None:
         params["learning_rate"] = float(f"{factor * recorded:.6g}")
     lines, edits = [], []
-    for optimizer, rate in _rates(failure):
+    for optimizer, rate, last in _rates(failure):
         new = float(f"{factor * rate:.6g}")
-        lines.append(f"{optimizer}(learning_rate={new:g})  # was {rate:.6g}")
+        if np.isclose(rate, last, rtol=1e-5, atol=0):
+            lines.append(f"{optimizer}(learning_rate={new:g})  # was {rate:.6g}")
+        else:  # what sets it would set it again, whatever the optimizer began with
+            lines.append(
+                f"# Take {factor:g} times each learning rate that your code sets for {optimizer}: "
+                f"{new:g} at first (was {rate:.6g}), {factor * last:.6g} at last (was {last:.6g})"
+            )
         arguments = {"argument": "learning_rate", "factor": factor, "learning_rate": new}
         edits.append({"optimizer": optimizer, **arguments})
     if not lines:  # a schedule, or a plain number
@@ -86,15 +92,19 @@ def lr(failure: Failure, value: str | None) -> Fix:
     return Fix("lr", params, Edit(learning_rate=factor), "\n".join(lines), edits=edits)
 
 
-def _rates(failure: Failure) -> Iterator[tuple[str, float]]:
-    """The optimizers whose rate is a variable, as code names them, with the rate."""
+def _rates(failure: Failure) -> Iterator[tuple[str, float, float]]:
+    """The optimizers whose rate is a variable, as code names them, with the first and last rate."""
     window = failure.window
     state, rates = window.first_state(), window.rates()
     for index in rates:
         if index in state:
             name = window.replay.variables[index].path.rpartition("/")[0]
             named = optimizer_of(failure) if len(rates) == 1 else _class_of(failure, name)
-            yield named, float(np.asarray(state[index]))
+            rate = last = float(np.asarray(state[index]))
+            for step in window.steps:
+                outside = {**window.changes.get(step, {}), **window.replay.batch(step).overrides}
+                last = float(np.asarray(outside.get(index, last)))
+            yield named, rate, last
 
 
 def _class_of(failure: Failure, name: str) -> str:
