@@ -34,6 +34,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "Sqrt": np.sqrt,
     "Square": np.square,
     "Reciprocal": np.reciprocal,
+    "Pow": np.power,
     "Identity": lambda x: x,
     "Relu": lambda x: np.where(x > 0, x, np.where(np.isnan(x), x, 0)).astype(x.dtype),
     "Rsqrt": lambda x: 1 / np.sqrt(x),

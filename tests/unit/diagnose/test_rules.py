@@ -219,3 +219,36 @@ def test_an_outlier_of_a_constant_column_is_no_number_of_deviations_away() -> No
     replay = GraphRunner(graph, loss=graph("Sum", leaf, graph.const(np.array([0]))))
     (outlier,) = find_outliers(replay, 0)
     assert outlier.sentence == "`batch[x0]` holds 1e+25 in row 2 of step 0 (always 1 otherwise)."
+
+
+@pytest.mark.parametrize(
+    ("op_type", "operand", "value", "words"),
+    [
+        ("Erfinv", 2.0, float("nan"), "is 2.0, and the inverse error function is finite between"),
+        ("Ndtri", 0.0, -float("inf"), "is 0.0, and the normal quantile function is finite between"),
+        ("BesselK0", -1.0, float("nan"), "is -1.0, and this Bessel function is finite above 0"),
+        ("Acosh", 0.5, float("nan"), "`Acosh` of 0.5 at [2] is below 1."),
+        ("Atanh", 1.0, float("inf"), "`Atanh` of 1 at [2] is the border of its domain."),
+    ],
+)
+def test_a_function_outside_of_its_domain_is_told_with_the_operand(
+    op_type: str, operand: float, value: float, words: str
+) -> None:
+    assert words in compiled_only(op_type, operand, value=value)[0].sentence
+
+
+def test_a_label_of_a_compiled_step_is_told_without_a_place_that_is_not_known() -> None:
+    op_type = "SparseSoftmaxCrossEntropyWithLogits"
+    (cause, *_) = compiled_only(op_type, 0.5, -1.0, value=float("nan"))
+    assert cause.kind == "label_out_of_range"
+    assert cause.sentence == "A label is -1, but there are only 4 classes (0 to 3)."
+
+
+@pytest.mark.parametrize(("first", "kinds"), [(32768.0, ["loss_scale_stuck"]), (1.0, [])])
+def test_a_loss_scale_that_begins_at_1_is_not_said_to_be_used_up(
+    first: float, kinds: list[str]
+) -> None:
+    columns = {"step": np.arange(3), "loss_scale": np.array([first, 1.0, 1.0])}
+    made = runner(Trigger("gradient", "v0", "nan"))
+    found = causes_of(made, Bisection(Findings()), REPRODUCED, Timeline(columns, {}, ()))
+    assert [cause.kind for cause in found] == kinds
