@@ -71,7 +71,7 @@ def load_tensorflow() -> None:
         ModuleNotFoundError: TensorFlow is not installed.
     """
     if "tensorflow" not in sys.modules:
-        with _without_keras():
+        with limits.no_collections(), _without_keras():
             import_module("tensorflow")
 
 

@@ -5,7 +5,7 @@ Replays, the bisection's comparison of runs and the what-if trials call `Compile
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -16,12 +16,17 @@ from nanreplay.capture.arrays import as_array
 from nanreplay.errors import ReplayError, UnsupportedOpError
 from nanreplay.limits import give_back_freed
 from nanreplay.program.graph_editor import needed_part
-from nanreplay.program.graph_nodes import VARIABLE_READS, avoid_known_functions, op_name
+from nanreplay.program.graph_nodes import (
+    VARIABLE_READS,
+    avoid_known_functions,
+    data_inputs,
+    op_name,
+)
 from nanreplay.program.lowered_graph import lower_graph
 from nanreplay.program.nondeterministic_ops import cut_recorded_ops, fed_ops
 from nanreplay.program.safety import all_nodes, parse_graph, python_ops
 from nanreplay.records import CaptureSpec, ProgramRecord, Signature
-from nanreplay.tensorflow_internals import tf_functions
+from nanreplay.tensorflow_internals import tf_functions, tf_loading
 
 # Hashes of tensors, the same in a compiled program and in NumPy: they tell which tensors two runs
 # of one program computed otherwise, without keeping any. A hash is a sum of the elements' bits,
@@ -155,7 +160,7 @@ class CompiledProgram:
         effects = [name for name in signature.control_outputs if name not in fed_ops(signature)]
         if signature.control_outputs:
             effects = list(dict.fromkeys((*effects, *cut.taken)))
-        function = _imported(
+        imported = _imported(
             cut.graph,
             feeds=[cut.feeds.get(name, name) for name in feeds],
             fetches=[cut.places.get(name, name) for name in self._fetched],
@@ -163,14 +168,11 @@ class CompiledProgram:
             effects=effects,
             jit=jit,
         )
-        self.written = self._written(function)
+        self.written = self._written(imported.takers)
         """Indices of the captured variables that a call may write, in ascending order."""
-        self._feed_types = [(tensor.dtype, tensor.shape) for tensor in function.inputs]
+        self._feed_types = imported.feed_types
         self._checks_feeds = checks_feeds
-        if jit:
-            self._call = tf_functions.xla_function(function)
-        else:
-            self._call = tf_functions.LoadedFunction(function)
+        self._call = imported.call
 
     def _all_fetches(self) -> tuple[str, ...]:
         """What a call computes, each tensor once: outputs, fingerprint, extra fetches, probe."""
@@ -182,13 +184,11 @@ class CompiledProgram:
             names.append(_PROBE)
         return tuple(dict.fromkeys(names))
 
-    def _written(self, function: Any) -> tuple[int, ...]:
+    def _written(self, takers: Sequence[Set[str]]) -> tuple[int, ...]:
         """The variables whose handles go to an op that may do more than read them."""
-        handles = function.inputs[len(self._inputs) :]
         written = set()
-        for spec, handle in zip(self._captures, handles, strict=True):
-            takers = {op.type for op in handle.consumers()}
-            if spec.variable is not None and not takers <= VARIABLE_READS:
+        for spec, types in zip(self._captures, takers[len(self._inputs) :], strict=True):
+            if spec.variable is not None and not types <= VARIABLE_READS:
                 written.add(spec.variable)
         return tuple(sorted(written))
 
@@ -277,6 +277,17 @@ def _typed(value: Any, dtype: Any) -> Any:
     return value if value.dtype == dtype else tf.cast(value, dtype)
 
 
+class _Imported(NamedTuple):
+    """A graph that was imported."""
+
+    call: Callable[..., Any]
+    """Takes flat tensors and returns flat tensors."""
+    feed_types: Sequence[tuple[Any, Any]]
+    """Dtype and shape of each tensor that is fed."""
+    takers: Sequence[Set[str]]
+    """Types of the ops that take each of them."""
+
+
 def _imported(
     graph: Any,
     *,
@@ -285,8 +296,8 @@ def _imported(
     probe: Sequence[str],
     effects: Sequence[str],
     jit: bool,
-) -> Any:
-    """Import what the fetches and the assignments need of a graph, as a ConcreteFunction.
+) -> _Imported:
+    """Import what the fetches and the assignments need of a graph.
 
     Args:
         graph: A GraphDef.
@@ -305,11 +316,51 @@ def _imported(
         if not jit:  # XLA has a form of each op for each device
             lower_graph(needed)
         avoid_known_functions(needed)
-        return tf_functions.function_of_graph(
+        takers = _takers(needed, feeds)
+        if not (jit or probe) and _is_plain(needed, feeds):
+            call: Callable[..., Any] = tf_loading.load_graph(needed, feeds, fetches, effects)
+            return _Imported(call, _placeholder_types(needed, feeds), takers)
+        function = tf_functions.function_of_graph(
             lambda: _build(needed, probe), inputs=feeds, outputs=fetches, effects=effects
         )
+        feed_types = [(tensor.dtype, tensor.shape) for tensor in function.inputs]
+        call = tf_functions.xla_function(function) if jit else tf_loading.loaded_function(function)
+        return _Imported(call, feed_types, takers)
     except (KeyError, ValueError, tf.errors.OpError) as error:
         raise ReplayError(f"The recorded program cannot be imported: {error}") from error
+
+
+def _takers(graph: Any, feeds: Sequence[str]) -> list[Set[str]]:
+    """Types of the ops of the main graph that take each tensor that is fed."""
+    takers: dict[str, set[str]] = {op_name(tensor): set() for tensor in feeds}
+    for node in graph.node:
+        for source in data_inputs(node):
+            name = op_name(source)
+            if name in takers:
+                takers[name].add(node.op)
+    return [takers[op_name(tensor)] for tensor in feeds]
+
+
+def _is_plain(graph: Any, feeds: Sequence[str]) -> bool:
+    """Whether a graph calls no function, is fed at placeholders alone, and stays as it is."""
+    fed = set(map(op_name, feeds))
+    n_placeholders = 0
+    for node in graph.node:
+        if _asks_for_shape(node):
+            return False
+        n_placeholders += node.name in fed and node.op == "Placeholder"
+    return not graph.library.function and n_placeholders == len(fed)
+
+
+def _placeholder_types(graph: Any, feeds: Sequence[str]) -> list[tuple[Any, Any]]:
+    """Dtype and shape of placeholders, by the names of their tensors."""
+    nodes = {node.name: node for node in graph.node if node.op == "Placeholder"}
+    types = []
+    for tensor in feeds:
+        attrs = nodes[op_name(tensor)].attr
+        shape = tf.TensorShape(attrs["shape"].shape if "shape" in attrs else None)
+        types.append((tf.dtypes.as_dtype(attrs["dtype"].type), shape))
+    return types
 
 
 def _check_python(graph: Any) -> None:
@@ -351,7 +402,7 @@ def _import(graph: Any) -> dict[str, str]:
     nodes = {node.name: node for node in graph.node}
     handles: dict[str, Any] = {}
     for node in list(graph.node):
-        if node.op not in _ASKS_FOR_SHAPE and not node.op.startswith("ResourceScatterNd"):
+        if not _asks_for_shape(node):
             continue
         source = nodes[op_name(node.input[0])]
         tensor = f"{source.name}:0"
@@ -363,5 +414,7 @@ def _import(graph: Any) -> dict[str, str]:
     return {name: handle.name for name, handle in handles.items()}
 
 
-_ASKS_FOR_SHAPE = frozenset({"ResourceGatherNd", "ResourceCountUpTo"})
-"""Ops that are not imported with a handle of unknown type, beside `ResourceScatterNd...`."""
+def _asks_for_shape(node: Any) -> bool:
+    """Whether an op is not imported with a handle of a variable of unknown type."""
+    asks = node.op in ("ResourceGatherNd", "ResourceCountUpTo")
+    return asks or node.op.startswith("ResourceScatterNd")

@@ -270,38 +270,6 @@ def function_of_graph(
     return function
 
 
-class LoadedFunction:
-    """A function that the runtime holds, without the graph that it was made of.
-
-    In Python that graph takes as much memory as all that the runtime makes of it.
-
-    Args:
-        function: A ConcreteFunction of `function_of_graph`, which cannot be used afterwards.
-    """
-
-    def __init__(self, function: Any) -> None:
-        """Take the function over."""
-        self._atomic = function._inference_function
-        self._n_outputs = len(function.outputs)
-        graph = function.graph
-        # made anew of the runtime's where an error names an op
-        self._atomic._cached_graph = None
-        _func_graph.dismantle_func_graph(graph)
-        # These name ops, which name the graph: it would wait for the collector of cycles.
-        graph.inputs, graph.outputs, graph.control_outputs = [], [], []
-        graph.structured_outputs = None
-
-    def __call__(self, *inputs: Any) -> list[Any]:
-        """Run it on flat inputs and return flat outputs.
-
-        `AtomicFunction.call_flat` would parse the whole function to count its inputs.
-        """
-        with _atomic_function.InterpolateRuntimeError(self._atomic), _record.stop_recording():
-            context = _context.context()
-            returned = context.call_function(self._atomic.name, list(inputs), self._n_outputs)
-        return list(returned or ())
-
-
 def _input_spec(index: int, tensor: Any) -> Any:
     return _tensor.TensorSpec(tensor.shape, tensor.dtype, f"input_{index}")
 

@@ -16,7 +16,8 @@ import tensorflow as tf
 from nanreplay.limits import _status_bytes, give_up_pages
 from nanreplay.records import VariableInfo
 from nanreplay.replay.replay_state import LiveState
-from nanreplay.tensorflow_internals.tf_functions import LoadedFunction, function_of_graph
+from nanreplay.tensorflow_internals.tf_functions import function_of_graph, known_function
+from nanreplay.tensorflow_internals.tf_loading import load_graph, loaded_function
 
 SHAPE, COUNT = (1024, 4096), 6
 STATE_BYTES = COUNT * 4 * SHAPE[0] * SHAPE[1]
@@ -33,13 +34,44 @@ def test_a_loaded_function_keeps_no_graph_in_python() -> None:
     graph = weakref.ref(function.graph)
     gc.disable()
     try:
-        loaded = LoadedFunction(function)
+        loaded = loaded_function(function)
         del function
         assert graph() is None
     finally:
         gc.enable()
     (doubled,) = loaded(tf.constant([1.0, 2.0]))
     assert doubled.numpy().tolist() == [2.0, 4.0]
+
+
+def test_a_graph_that_is_loaded_without_objects_of_its_ops_is_the_same_function() -> None:
+    @tf.function(autograph=False)
+    def step(handle: tf.Tensor, x: tf.Tensor) -> tf.Tensor:
+        before = tf.raw_ops.ReadVariableOp(resource=handle, dtype=tf.float32)
+        tf.raw_ops.AssignVariableOp(resource=handle, value=before + x)
+        return tf.split(x, 2)[1] * tf.math.log(before[:1])
+
+    variable = tf.Variable([1.0, np.e])
+    handle_type = tf.TensorSpec((), tf.resource)
+    traced = step.get_concrete_function(handle_type, tf.TensorSpec((2,), tf.float32))
+    graph = traced.graph.as_graph_def()
+    names = [tensor.name for tensor in traced.graph.inputs], [traced.graph.outputs[0].name]
+    effects = [op.name for op in traced.graph.control_outputs]
+
+    def build() -> dict[str, str]:
+        tf.graph_util.import_graph_def(graph, name="")
+        return {}
+
+    loaded, usual = load_graph(graph, *names, effects), function_of_graph(build, *names, effects)
+    name = loaded._atomic.name.decode()
+    definition, expected = known_function(name), usual.function_def
+    assert definition.signature.name != expected.signature.name
+    definition.signature.name = expected.signature.name
+    assert definition == expected
+    (result,) = loaded(variable.handle, tf.constant([1.0, 2.0]))
+    assert result.numpy().tolist() == [0.0]
+    assert variable.numpy().tolist() == [2.0, np.float32(np.e) + np.float32(2)]
+    del loaded
+    assert known_function(name) is None
 
 
 @linux
