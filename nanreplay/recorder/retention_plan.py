@@ -85,8 +85,10 @@ class Needs:
     @property
     def sizes(self) -> str:
         """The sizes, for a sentence."""
-        state, batch = readable_size(self.state_bytes), readable_size(self.batch_bytes)
-        return f"the state has {state}, a batch {batch}"
+        state = f"the state has {readable_size(self.state_bytes)}"
+        if not self.batch_bytes:  # the first step fetches its batch itself
+            return f"{state}; how large a batch is, is not known yet"
+        return f"{state}, a batch {readable_size(self.batch_bytes)}"
 
     def intervals(self, window: int) -> list[int]:
         """Steps between keyframes to try for a window, none of which costs more than it may."""

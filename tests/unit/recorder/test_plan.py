@@ -195,3 +195,8 @@ def test_a_call_of_several_steps_is_timed_step_by_step() -> None:
         now_s += 8 * 0.010 + 0.008 * with_keyframe
     assert pace.step_s == pytest.approx(0.010)
     assert pace.keyframe_s(copy_s=0.008) == pytest.approx(0.008)
+
+
+def test_a_batch_that_was_not_seen_yet_is_not_said_to_be_empty() -> None:
+    sizes = Needs(window=4, every=4, limit=MIB, state_bytes=3 * MIB, batch_bytes=0).sizes
+    assert sizes == "the state has 3.0 MiB; how large a batch is, is not known yet"
