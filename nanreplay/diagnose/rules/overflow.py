@@ -24,7 +24,8 @@ ARITHMETIC = words(
 """Ops that are infinite only where their operands (or how many there are) are large."""
 UPDATES = ("ResourceApply", "ResourceSparseApply", "AssignAdd", "AssignSub", "ResourceScatter")
 """How the types of ops begin that update variables."""
-_EXPONENTIALS = words("Exp Expm1 Sinh Cosh BesselI0 BesselI1")  # the last two by way of exp(x)
+_BESSEL = words("BesselI0 BesselI1")  # by way of exp(x), which half precision takes in float32
+_EXPONENTIALS = words("Exp Expm1 Sinh Cosh") | _BESSEL
 _LARGE = 1e10
 """Float32 values of this size come of an exponential or of growth, not of usual training."""
 
@@ -82,7 +83,7 @@ def _exponential(case: Case, operand: Values) -> Cause:
 def _largest_operand(case: Case) -> float | None:
     """The largest operand of an exponential that is finite; None where no formula gives it."""
     largest = largest_number(case.dtype)
-    if largest is None or case.op not in ("Exp", "Expm1", "Sinh", "Cosh"):
+    if largest is None or (case.op in _BESSEL and case.dtype in HALF):
         return None
     # Sinh and Cosh are half an exponential.
     return float(np.log(largest)) + (float(np.log(2.0)) if case.op in ("Sinh", "Cosh") else 0.0)
