@@ -15,7 +15,6 @@ from nanreplay.bisect.step_runner import PASSIVE, OpKey, StepRunner
 from nanreplay.bisect.tensor_stats import Mask, words
 from nanreplay.bisect.walk import Walk, walk_back
 from nanreplay.limits import give_back_freed
-from nanreplay.tensorflow_internals.tf_functions import forget_optimized
 from nanreplay.records import OpInfo, Role, Signature, Trigger, TriggerWhat
 from nanreplay.replay.provenance import ValueId
 
@@ -75,7 +74,6 @@ class StepTraces:
     def of(self, step: int) -> StepTrace:
         """Return what the run of a step showed; `targets_of` can ask it for all that may fail."""
         if step not in self._traces:
-            forget_optimized()  # the window has been run; an op by itself is not optimized
             give_back_freed()  # what the steps before left
             self._traces[step] = trace_targets(self._runner, step)
             give_back_freed()  # making the plan of a large graph took some

@@ -61,13 +61,16 @@ class TrainedWindow:
             try:
                 results = self._attempt(programs, is_short=True)
                 if _are_as_trained(results, self.replay.incident.trigger):
+                    forget_optimized()  # what runs next, op by op, takes memory of its own
                     return results
             except UnsafeProgramError:
                 raise
             except ReplayError:  # told by the run with all optimizers, where that raises too
                 pass
             forget_optimized()
-        return self._attempt(programs, is_short=False)
+        results = self._attempt(programs, is_short=False)
+        forget_optimized()
+        return results
 
     def _plan(self) -> None:
         """Plan the run of the failing step op by op, which comes after the window."""
