@@ -167,6 +167,8 @@ class TrialWindow:
         is_near = before is None or (before.max_ulp or 0) <= _SLIGHT_ULP
         changed = {}
         for index, value in self.replay.capture.keyframe(step).items():
+            if self._met_later.get(index) == step:
+                continue  # nothing changed it: no program took it before
             is_meant = is_near or not variables[index].is_trained
             if is_meant and not _is_same_value(as_array(left[index]), value):
                 changed[index] = value
@@ -199,12 +201,32 @@ class TrialWindow:
         """The loss of each step as the replay gives it without a change."""
         return {result.step: result.loss for result in self.run(Edit()).results}
 
+    @cached_property
+    def _met_later(self) -> Mapping[int, int]:
+        """The keyframe that first holds a variable, where that is one within the window, by index.
+
+        A program that ran later was the first to take it.
+        """
+        capture, first, last = self.replay.capture, self.steps[0], self.steps[-1]
+        met: dict[int, int] = {}
+        for step in capture.keyframe_steps:
+            if step <= last:
+                for index in capture.lazy_keyframe(step):
+                    met.setdefault(index, step)
+        return {index: step for index, step in met.items() if step > first}
+
+    def _values_met_later(self) -> dict[int, Any]:
+        lazy_keyframe = self.replay.capture.lazy_keyframe
+        return {index: lazy_keyframe(step)[index] for index, step in self._met_later.items()}
+
     def first_state(self) -> Mapping[int, Any]:
-        """Return the variables just before the window's first step, by index."""
+        """Return the variables just before the window's first step, by index.
+
+        Those that a later program was the first to take are as it found them.
+        """
         first = self.steps[0]
-        if self.borrows_program:
-            return self.replay.capture.keyframe(first)
-        return self.replay.state(first)
+        known = self.replay.capture.keyframe if self.borrows_program else self.replay.state
+        return {**known(first), **self._values_met_later()}
 
     def first_norm(self) -> float:
         """Return the norm of all trainable variables before the window."""
@@ -212,7 +234,7 @@ class TrialWindow:
             first = self.steps[0]
             is_held = first in self.replay.capture.keyframe_steps
             held = self.replay.capture.lazy_keyframe(first) if is_held else self.first_state()
-            self._first_norm = trainable_norm(self.replay, held)
+            self._first_norm = trainable_norm(self.replay, self._values_met_later(), held)
         return self._first_norm
 
     def changed_program(self, edit: Edit, step: int) -> Program:

@@ -55,12 +55,16 @@ class TrialOutcome:
         return None
 
 
-def trainable_norm(replay: Replay, values: Any) -> float:
-    """The norm of all trainable variables, from their values by index."""
+def trainable_norm(replay: Replay, *states: Mapping[int, Any]) -> float:
+    """The norm of all trainable variables, from their values by index.
+
+    Each is taken from the first of the states that holds it; one that none holds counts as 0.
+    """
     squares = []
     for index, info in enumerate(replay.variables):
-        if info.role == "trainable" and "float" in info.dtype:
-            squares.append(float(tf.reduce_sum(tf.square(tf.cast(values[index], tf.float64)))))
+        held = next((values for values in states if index in values), None)
+        if info.role == "trainable" and "float" in info.dtype and held is not None:
+            squares.append(float(tf.reduce_sum(tf.square(tf.cast(held[index], tf.float64)))))
     return math.sqrt(sum(squares))
 
 

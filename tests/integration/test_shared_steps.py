@@ -228,3 +228,38 @@ def test_all_fixes_that_fit_are_tried_where_each_takes_few_eager_steps(
     few = tried()
     assert few.results == whole.results[:LEAST_TRIED]
     assert {text.partition("=")[0] for text in few.left_out} >= {"clipnorm", "lr"}
+
+
+def test_variables_that_a_later_program_takes_first_are_as_it_found_them(
+    tmp_path: Path, open_trials: Callable[[Path], Trials]
+) -> None:
+    """Each third batch is smaller, and its program has a second kernel."""
+    first = tf.Variable(tf.ones([3, 1]), name="first")
+    second = tf.Variable(tf.fill([1, 1], 2.0), name="second")
+    recorder = Recorder(tmp_path / "run.h5", on_nan="stop")
+
+    @recorder.wrap
+    @tf.function
+    def step(x: Any, y: Any) -> Any:
+        trained = [first, second][: 2 if x.shape[0] < ROWS else 1]
+        with tf.GradientTape() as tape:
+            output = tf.math.log(x)
+            for kernel in trained:
+                output = output @ kernel
+            loss = tf.reduce_mean(tf.square(output - y))
+        for kernel, gradient in zip(trained, tape.gradient(loss, trained), strict=True):
+            kernel.assign_sub(0.01 * gradient)
+        return loss
+
+    for number, (x, y) in enumerate(batches()):
+        rows = 5 if number % 3 == MIDDLE else ROWS
+        step(tf.constant(x[:rows]), tf.constant(y[:rows]))
+        if recorder.stopped:
+            break
+    recorder.close()
+    trials = open_trials(tmp_path / "run.h5")
+    result, executed = trials.tried("clean_data", "drop_rows")
+    assert (result.prevents, executed) == (True, 1 + LATER_STEPS)
+    assert trials.window.first_norm() == pytest.approx(7**0.5)
+    # that a program met a variable is no change from outside
+    assert not any(trials.window.changes.values())
