@@ -357,3 +357,16 @@ class CaptureContents:
 def batch_name(path: str) -> str:
     """How an array of the batch is called: `batch[0/ids]`; `batch` where it is all of it."""
     return f"batch[{path}]" if path else "batch"
+
+
+def place_in_batch(path: str, index: Sequence[int]) -> str:
+    """Where an element of an array of rows of a batch is: `row 3, column 1`.
+
+    Of an array that a loop fetched, `iteration 2, row 3, column 1`.
+    """
+    names = ["iteration", "row"] if path.startswith(EACH_ITERATION) else ["row"]
+    words = [f"{name} {number}" for name, number in zip(names, index, strict=False)]
+    column = list(index[len(names) :])
+    if column:
+        words.append(f"column {column[0] if len(column) == 1 else column}")
+    return ", ".join(words)

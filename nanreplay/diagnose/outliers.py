@@ -7,7 +7,7 @@ with itself only. Imports no TensorFlow.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.bisect.tensor_stats import is_float
 from nanreplay.capture.arrays import as_array
 from nanreplay.errors import NanreplayError
-from nanreplay.records import batch_name
+from nanreplay.records import EACH_ITERATION, batch_name, place_in_batch
 
 _BATCHES = 16
 """How many other batches are looked at."""
@@ -45,7 +45,7 @@ class Outlier:
     path: str
     """Array of the batch, e.g. `0` or `1/ids`."""
     index: tuple[int, ...]
-    """Index in the array, row first."""
+    """Index in the array: row first, of one that a loop fetched the iteration before it."""
     value: float
     low: float
     """Smallest usual value of the column, of other rows of the window."""
@@ -62,16 +62,13 @@ class Outlier:
     @property
     def sentence(self) -> str:
         """The value, its place and the usual range."""
-        column = list(self.index[1:])
-        where = f"row {self.index[0]}"
-        if column:
-            where += f", column {column[0] if len(column) == 1 else column}"
         usual = f"usually {self.low:.3g} to {self.high:.3g}"
         if self.low == self.high:
             usual = f"always {self.low:.3g} otherwise"
         elif self.varies:
             usual += f", {self.deviations:.2g} standard deviations away"
         name, value = batch_name(self.path), f"{self.value:.6g}"
+        where = place_in_batch(self.path, self.index)
         return f"`{name}` holds {value} in {where} of step {self.step} ({usual})."
 
 
@@ -99,34 +96,65 @@ def find_outliers(
     if record is None:
         return ()
     leaves = list(map(as_array, record.leaves))
-    own = own_leaves(record.paths, prefix)
-    used = {}
-    for place, use in (indices or {}).items():
-        if place in own:
-            used[own.index(place)] = use
-    samples = read_rows(
-        [record.paths[place] for place in own], [leaves[place] for place in own], used
-    )
-    with_rows = set()
-    for part in samples.parts:
-        if isinstance(part, RowArray):
-            with_rows.add(own[part.positions[0]])
     other_batches = _other_batches(replay, step)
     outliers: list[Outlier] = []
-    for position in own:
+    for position in places_with_rows(record.paths, leaves, prefix, indices or {}):
         leaf = leaves[position]
-        if position not in with_rows or not leaf.size or not _is_real(leaf):
+        if not leaf.size or not _is_real(leaf):
             continue
         fitting = []
         for batch in other_batches:
             if position < len(batch) and _has_rows_like(batch[position], leaf):
                 fitting.append(batch[position])
-        most_rows = max(_ELEMENTS // (leaf.size // len(leaf)), _FEWEST)
-        usual = list(_first_rows(fitting, most_rows))
-        wanted = range(len(leaf)) if rows is None else [row for row in rows if row < len(leaf)]
-        values = leaf.astype(np.float64)
-        outliers += _outliers_of_array(step, record.paths[position], values, wanted, usual)
+        if record.paths[position].startswith(EACH_ITERATION) and leaf.ndim > 1:
+            outliers += _outliers_of_iterations(step, record.paths[position], leaf, fitting)
+        else:
+            outliers += _outliers_of_rows(step, record.paths[position], leaf, fitting, rows)
     return tuple(sorted(outliers, key=lambda outlier: -outlier.deviations))
+
+
+def places_with_rows(
+    paths: Sequence[str], leaves: Sequence[Any], prefix: str, indices: Mapping[int, IndexUse]
+) -> list[int]:
+    """Return which arrays of a batch have a row a sample.
+
+    Args:
+        paths: Paths of the arrays.
+        leaves: The arrays.
+        prefix: How the paths of the arrays begin that are looked at.
+        indices: Arrays that number rows of others (see `index_arrays`).
+    """
+    own = own_leaves(paths, prefix)
+    used = {own.index(place): use for place, use in indices.items() if place in own}
+    samples = read_rows([paths[place] for place in own], [leaves[place] for place in own], used)
+    return sorted(own[part.positions[0]] for part in samples.parts if isinstance(part, RowArray))
+
+
+def _outliers_of_iterations(
+    step: int, path: str, leaf: NDArray[Any], fitting: Sequence[NDArray[Any]]
+) -> list[Outlier]:
+    """Compare the rows that all iterations of a loop fetched."""
+    own, *others = (array.reshape(-1, *array.shape[2:]) for array in (leaf, *fitting))
+    outliers = []
+    for outlier in _outliers_of_rows(step, path, own, others, None):
+        row, *column = outlier.index
+        index = (*divmod(row, leaf.shape[1]), *column)
+        outliers.append(replace(outlier, index=index))
+    return outliers
+
+
+def _outliers_of_rows(
+    step: int,
+    path: str,
+    leaf: NDArray[Any],
+    fitting: Sequence[NDArray[Any]],
+    rows: Sequence[int] | None,
+) -> list[Outlier]:
+    """Compare rows of an array with its others, and with those of other batches."""
+    most_rows = max(_ELEMENTS // (leaf.size // len(leaf)), _FEWEST)
+    usual = list(_first_rows(fitting, most_rows))
+    wanted = range(len(leaf)) if rows is None else [row for row in rows if row < len(leaf)]
+    return _outliers_of_array(step, path, leaf.astype(np.float64), wanted, usual)
 
 
 def _has_rows_like(array: NDArray[Any], leaf: NDArray[Any]) -> bool:

@@ -319,6 +319,43 @@ def test_a_label_below_zero_under_xla(tmp_path: Path) -> None:
     assert causes[0].sentence == "The label in row 4 is -1, but there are only 4 classes (0 to 3)."
 
 
+def test_a_label_of_a_sequence_is_told_with_its_place(tmp_path: Path) -> None:
+    labels = np.arange(120).reshape(40, 3) % 4
+    labels[BAD, 1] = 7
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        fit(tmp_path, [keras.layers.Dense(4)], normal(40, 3, 2), labels, loss=loss)
+    told = why(tmp_path / "run.h5")[0].sentence
+    assert told == "The label in row 4, column 1 is 7, but there are only 4 classes (0 to 3)."
+
+
+@pytest.mark.parametrize("bad", [400.0, np.nan])
+def test_what_a_loop_fetched_is_told_by_iteration_and_row(tmp_path: Path, bad: float) -> None:
+    """Gradients of four small batches in one step; the second of them has the bad row."""
+    x = positive(20, ROWS, 3)
+    x[9, 5, 2] = bad
+    weights = tf.Variable([[1.0], [0.5], [0.25]])
+
+    @tf.function
+    def step(iterator: Any) -> Any:
+        total_loss, gradient = 0.0, tf.zeros_like(weights)
+        for _ in tf.range(4):
+            with tf.GradientTape() as tape:
+                loss = mean(tf.exp(next(iterator)) @ weights)
+            gradient += tape.gradient(loss, weights)
+            total_loss += loss
+        weights.assign_sub(0.001 * gradient)
+        return total_loss
+
+    with Recorder(tmp_path / "run.h5", on_nan="stop") as recorder:
+        recorded, iterator = recorder.wrap(step), iter(tf.data.Dataset.from_tensor_slices(x))
+        for _ in range(3):
+            recorded(iterator)
+    kind = "data_nan" if np.isnan(bad) else "data_outlier"
+    cause = next(cause for cause in why(tmp_path / "run.h5") if cause.kind == kind)
+    assert "iteration 1, row 5, column 2" in cause.sentence
+
+
 @pytest.mark.parametrize(
     "rate", [0.3, *(pytest.param(rate, marks=pytest.mark.slow) for rate in (5.0, 1e3))]
 )

@@ -6,13 +6,17 @@ import re
 
 import numpy as np
 
+from nanreplay.bisect.index_arrays import index_arrays
+from nanreplay.bisect.influence import COPIES
 from nanreplay.bisect.tensor_stats import is_float, is_opaque, words
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.case import Case
-from nanreplay.diagnose.outliers import find_outliers
+from nanreplay.diagnose.outliers import find_outliers, places_with_rows
 from nanreplay.diagnose.rules import overflow
 from nanreplay.errors import first_line, without_node_names
 from nanreplay.findings import Cause, CauseKind
+from nanreplay.records import batch_name, place_in_batch
+from nanreplay.replay.provenance import ValueId
 
 _GATHERS = words(
     "Gather GatherV2 GatherNd ResourceGather ResourceGatherNd SparseSegmentSum SparseSegmentMean "
@@ -24,6 +28,8 @@ _OUT_OF_RANGE = re.compile(
     r"outside the valid range|is not in \[0|out of range|out of bounds", re.IGNORECASE
 )
 """What TensorFlow's kernels say of a label or an index that they refuse."""
+_IN_ORDER = COPIES | words("Cast ExpandDims Reshape Squeeze")
+"""Ops that hand on all that they get, in its order."""
 _SHOWN = 3
 """How many outliers are told at most."""
 
@@ -50,18 +56,31 @@ def _in_batch(case: Case, kind: CauseKind, content: str) -> Cause | None:
     clean_steps = _clean_steps(case)
     if clean_steps:
         evidence.append(f"The other {clean_steps} recorded batches are finite.")
-    where = _row_and_column(output.indices[0] if output.indices else ())
+    where = _place(case, output.indices[0] if output.indices else ())
     sentence = f"The batch itself holds {content}: `{name}`, {where}."
     return Cause(kind, 0.99, sentence, tuple(evidence))
 
 
-def _row_and_column(index: tuple[int, ...]) -> str:
+def _place(case: Case, index: tuple[int, ...]) -> str:
+    """Where an element of an array of the batch is: in which row, where the array has rows."""
     if not index:
         return "its only element"
-    if len(index) == 1:
-        return f"row {index[0]}"
-    column = index[1] if len(index) == 2 else list(index[1:])
-    return f"row {index[0]}, column {column}"
+    suspect = case.bisection.suspect
+    leaf = None if suspect is None else suspect.leaf
+    path = None if leaf is None else _path_of_rows(case, leaf)
+    return f"at {list(index)}" if path is None else place_in_batch(path, index)
+
+
+def _path_of_rows(case: Case, value: ValueId) -> str | None:
+    """Path of an array of the batch; None for other values, and where it has no row a sample."""
+    scene, origin = case.bisection.scene, case.origin
+    kind, place = scene.trace.feed(value) if scene is not None and value.serial < 0 else ("", -1)
+    if scene is None or origin is None or kind != "batch":
+        return None
+    batch = case.replay.batch(case.step)
+    leaves, indices = list(map(as_array, batch.leaves)), index_arrays(scene.trace)
+    with_rows = places_with_rows(batch.paths, leaves, origin.batch_prefix, indices)
+    return batch.paths[place] if place in with_rows else None
 
 
 def _clean_steps(case: Case) -> int:
@@ -147,8 +166,35 @@ def _label(case: Case) -> Cause | None:
     wrong_rows = np.flatnonzero((labels < 0) | (labels >= classes))
     if not len(wrong_rows):
         return None
-    row = int(wrong_rows[0])
-    return _wrong_label(case, int(labels[row]), classes, f" in row {row}", len(wrong_rows))
+    first = int(wrong_rows[0])
+    where = _place_of_label(case, first)
+    return _wrong_label(case, int(labels[first]), classes, where, len(wrong_rows))
+
+
+def _place_of_label(case: Case, number: int) -> str:
+    """Where one of the labels is that an op got, counted in order: ` in row 4`."""
+    event, scene = case.event, case.bisection.scene
+    assert event is not None
+    assert scene is not None
+    assert case.origin is not None
+    value = event.input_ids[1]
+    while value.serial >= 0:  # through what keeps all of them in their order
+        fact = scene.trace.facts.get(value.serial)
+        if fact is None or fact.type not in _IN_ORDER or not fact.input_ids:
+            break
+        value = fact.input_ids[0]
+    given = scene.trace.value(value) if value.serial < 0 else None
+    array, labels = event.inputs[1] if given is None else given, event.inputs[1]
+    array, labels = as_array(array), as_array(labels)
+    index = tuple(map(int, np.unravel_index(number, labels.shape)))
+    path = None if array.size != labels.size else _path_of_rows(case, value)
+    if path is None:
+        return f" at {list(index)}" if index else ""
+    index = tuple(map(int, np.unravel_index(number, array.shape)))
+    if array.size == len(array):
+        index = index[:1]
+    of = f" of `{batch_name(path)}`" if case.origin.batch_prefix else ""
+    return f" in {place_in_batch(path, index)}{of}"
 
 
 def _label_by_extremes(case: Case) -> Cause | None:

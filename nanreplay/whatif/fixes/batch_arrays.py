@@ -10,6 +10,7 @@ import numpy as np
 
 from nanreplay.capture.arrays import as_array
 from nanreplay.program.graph_editor import OpKey, ProgramEditor
+from nanreplay.records import EACH_ITERATION
 from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.line_gradients import maker_of
 
@@ -54,9 +55,12 @@ class Bounds:
 
 
 def in_code(path: str) -> str:
-    """Return how code reaches an array of the batch: `batch[0]["ids"]`."""
+    """Return how code reaches an array of the batch: `batch[0]["ids"]`.
+
+    What a loop fetched is an array of its batch in each iteration.
+    """
     keys = []
-    for key in path.split("/"):
+    for key in path.removeprefix(EACH_ITERATION).split("/"):
         if key:
             keys.append(key if key.isdigit() else f'"{key}"')
     return "batch" + "".join(f"[{key}]" for key in keys)
