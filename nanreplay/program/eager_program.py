@@ -205,7 +205,8 @@ def describe_eager(
     gradients = _gradients(seen, builder, variable_index)
     losses = tuple(builder.tensor(loss) for loss in seen.losses())
     returned = tf.nest.flatten(run.result, expand_composites=True)
-    outputs = tuple(dict.fromkeys(builder.tensor(leaf) for leaf in returned if tf.is_tensor(leaf)))
+    values = filter(tf_variables.is_value, returned)
+    outputs = tuple(dict.fromkeys(map(builder.tensor, values)))
     signature = Signature(
         compilation="eager",
         inputs=tuple(builder.inputs),

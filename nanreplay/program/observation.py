@@ -168,7 +168,7 @@ class Observation:
         leaves = tf.nest.flatten(result, expand_composites=True)
         returned_losses = []
         for leaf in leaves:
-            if tf.is_tensor(leaf) and leaf.dtype.is_floating and leaf.shape.rank == 0:
+            if tf_variables.is_value(leaf) and leaf.dtype.is_floating and leaf.shape.rank == 0:
                 returned_losses.append(leaf)
         self.returned_losses = returned_losses
 

@@ -48,7 +48,7 @@ _REACHES = {
       | CreateSummary(File|Db)Writer | SummaryWriter | StatsAggregatorSetSummaryWriter
     """,
     "network": r"""
-        Debug(Identity|NanCount|NumericSummary)(V\d)? | Copy | CopyHost   # they send to URLs
+        Debug(Identity(V\d)?|NanCount|NumericSummary) | Copy | CopyHost   # they send to URLs
       | Rpc.* | DeleteRpcFutureResource | _?(Host)?Send | _?(Host)?Recv
       | Xla(Send|Recv|SendToHost|RecvFromHost).* | RemoteCall
       | DataServiceDataset(V\d)? | _Nccl.* | .*Worker(Heartbeat).*

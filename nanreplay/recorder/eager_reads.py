@@ -17,7 +17,7 @@ import tensorflow as tf
 
 from nanreplay.program.nonfinite_values import read_variable
 from nanreplay.program.traced_program import is_variable
-from nanreplay.tensorflow_internals import tf_datasets
+from nanreplay.tensorflow_internals import tf_datasets, tf_variables
 
 Reads = dict[int, tuple[Any, Any]]
 """(handle, value) of variables, by the id of the handle."""
@@ -39,9 +39,7 @@ def batch_leaves(args: Any) -> tuple[list[Any], list[str]]:
 
 def _is_data(leaf: Any) -> bool:
     """Whether a tensor holds numbers or texts of its own."""
-    if not tf.is_tensor(leaf) or isinstance(leaf, tf.Variable):
-        return False
-    return leaf.dtype not in (tf.resource, tf.variant)
+    return tf_variables.is_value(leaf) and leaf.dtype not in (tf.resource, tf.variant)
 
 
 def repeatable(

@@ -28,6 +28,7 @@ from nanreplay.recorder.lifecycle import Lifecycle, Suspicion, variable_trigger
 from nanreplay.recorder.timeline_ring import RanStep
 from nanreplay.recorder.variable_table import VariableTable
 from nanreplay.records import Trigger, loss_name
+from nanreplay.tensorflow_internals import tf_variables
 
 MOST_DOUBTED = 32
 """Steps between the last two questions about a doubtful number."""
@@ -227,8 +228,9 @@ class HealthCheck:
             step: The step.
         """
         try:
-            for leaf in tf.nest.flatten(result, expand_composites=True):
-                if not tf.is_tensor(leaf) or not leaf.dtype.is_floating or leaf.shape.rank != 0:
+            leaves = tf.nest.flatten(result, expand_composites=True)
+            for leaf in filter(tf_variables.is_value, leaves):
+                if not leaf.dtype.is_floating or leaf.shape.rank != 0:
                     continue
                 kind = nonfinite_kind(leaf)
                 if kind:

@@ -10,6 +10,7 @@ import re
 from functools import cache
 from typing import Any
 
+import tensorflow as tf
 from tensorflow.python.eager import context as _context
 from tensorflow.python.ops import gen_random_ops as _gen_random_ops
 from tensorflow.python.ops import gen_resource_variable_ops as _gen_resource_variable_ops
@@ -66,6 +67,14 @@ def handle_of(variable: Any) -> Any:
     Of a mirrored variable it is the handle of the first replica's.
     """
     return getattr(replica_variables(variable)[0], "handle", None)
+
+
+def is_value(leaf: Any) -> bool:
+    """Whether a leaf of a structure is a tensor, and no variable.
+
+    `tf.is_tensor` is true of variables too; those of Keras have a dtype that is a string.
+    """
+    return tf.is_tensor(leaf) and handle_of(leaf) is None
 
 
 def variables_in(owner: Any, which: str = "variables") -> list[Any]:

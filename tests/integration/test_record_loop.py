@@ -200,6 +200,39 @@ def test_check_numerics_in_the_step_is_an_incident_and_its_error_goes_on(tmp_pat
             assert capture.batch(3).program
 
 
+@pytest.mark.slow
+def test_a_step_under_tensorflows_own_numerics_check_is_replayed_without_trust(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run.h5"
+    tf.debugging.enable_check_numerics()
+    try:
+        model, optimizer, step = make()
+        recorded = Recorder(path).wrap(tf.function(step), model=model, optimizer=optimizer)
+        with (
+            pytest.warns(UserWarning, match="raised InvalidArgumentError"),
+            pytest.raises(tf.errors.InvalidArgumentError),
+        ):
+            run(recorded, batches())
+    finally:
+        tf.debugging.disable_check_numerics()
+    assert replayed(path)
+
+
+def test_variables_of_keras_may_be_given_to_an_eager_step_and_returned(tmp_path: Path) -> None:
+    path = tmp_path / "run.h5"
+    model, optimizer, step = make()
+    rate = keras.Variable(0.02)
+
+    def with_rate(x: Any, y: Any, rate: Any) -> Any:
+        optimizer.learning_rate.assign(rate)
+        return step(x, y), optimizer.learning_rate
+
+    recorded = Recorder(path).wrap(with_rate, model=model, optimizer=optimizer)
+    assert run(lambda x, y: recorded(x, y, rate), batches()) == 3
+    assert replayed(path)[0].bit_exact
+
+
 def test_a_loop_may_reuse_the_buffer_of_its_batch(tmp_path: Path) -> None:
     for kind in (as_eager, as_function):
         model, optimizer, step = make()

@@ -42,6 +42,12 @@ def test_every_op_that_tensorflow_registers_is_classified() -> None:
     )
 
 
+def test_what_tensorflows_own_numerics_check_adds_is_harmless() -> None:
+    assert reach_of("DebugNumericSummaryV2") is None
+    assert reach_of("DebugNumericSummary") == "network"
+    assert reach_of("DebugIdentityV2") == "network"
+
+
 def test_no_op_is_both_harmless_and_refused() -> None:
     assert not {name for name in harmless_ops() if reach_of(name) is not None}
     assert not harmless_ops() & PYTHON_OPS
