@@ -91,16 +91,25 @@ class GradientSpec:
     """Tensor name of the row indices of an IndexedSlices gradient, or None when dense."""
 
 
-def loss_name(index: int, loss_of: Sequence[str] = ()) -> str:
-    """What a loss is called: `loss`, `loss 1`, `loss of replica 1`.
+def loss_name(index: int, loss_of: Sequence[str] = (), keys: Sequence[str] = ()) -> str:
+    """What a loss is called: `d_loss`, else `loss`, `loss 1`, `loss of replica 1`.
 
     Args:
         index: Of the loss among all losses of the program.
         loss_of: As in `Signature`; losses are then counted within each replica.
+        keys: `loss_keys` of the `Signature`.
     """
+    if index < len(keys) and keys[index]:
+        return keys[index]
     number = loss_of[:index].count(loss_of[index]) if loss_of else index
     name = f"loss {number}" if number else "loss"
     return f"{name} of {loss_of[index]}" if loss_of else name
+
+
+def loss_in_words(name: str) -> str:
+    """How sentences name a loss: `the loss`, and the key where it is returned under one."""
+    is_key = name.partition(" ")[0] != "loss"
+    return f"the loss `{name}`" if is_key else "the loss"
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,7 +175,11 @@ class Signature:
     """
     loss_of: tuple[str, ...] = ()
     """Whose each loss is, such as `replica 1`; empty where there is one replica."""
+    loss_keys: tuple[str, ...] = ()
+    """The key under which the step returns each of `losses` (or its mean over an epoch).
 
+    "" for one without a key, and empty where none has one.
+    """
     optimizers: tuple[str, ...] = ()
     """How the user's code names the classes of the optimizers, in the order of their updates."""
     splits_batches: bool = False
@@ -180,8 +193,8 @@ class Signature:
         return tuple(spec.tensor for spec in self.gradients)
 
     def loss_name(self, index: int) -> str:
-        """What a loss is called: `loss`, `loss 1`, `loss of replica 1`."""
-        return loss_name(index, self.loss_of)
+        """What a loss is called: `d_loss`, else `loss`, `loss 1`, `loss of replica 1`."""
+        return loss_name(index, self.loss_of, self.loss_keys)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from nanreplay.bisect.origin_facts import operands_of, output_facts, part_of
 from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.bisect.tensor_stats import nonfinite_outputs
 from nanreplay.findings import Findings, OperandFacts, Origin, OutputFacts, Root
-from nanreplay.records import PHASES, OpInfo
+from nanreplay.records import PHASES, OpInfo, loss_in_words
 from nanreplay.replay.provenance import OpEvent
 
 MOST_OTHERS = 10
@@ -116,8 +116,8 @@ def _maker_one_by_one(runner: StepRunner, step: int, written: str) -> OpEvent | 
 def _may_fail(runner: StepRunner, step: int) -> Iterator[tuple[str, str]]:
     """Losses, gradients, what is written to variables: (tensor, how a sentence names it)."""
     signature = runner.signature(step)
-    for tensor in signature.losses:
-        yield tensor, "the loss"
+    for i, tensor in enumerate(signature.losses):
+        yield tensor, loss_in_words(signature.loss_name(i))
     for spec in signature.gradients:
         yield spec.tensor, f"the gradient of `{runner.variables[spec.variable].path}`"
     for _, tensor, path in _written(runner, step):

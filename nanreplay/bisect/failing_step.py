@@ -15,7 +15,7 @@ from nanreplay.bisect.step_runner import PASSIVE, OpKey, StepRunner
 from nanreplay.bisect.tensor_stats import Mask, words
 from nanreplay.bisect.walk import Walk, walk_back
 from nanreplay.limits import give_back_freed
-from nanreplay.records import OpInfo, Role, Signature, Trigger, TriggerWhat
+from nanreplay.records import OpInfo, Role, Signature, Trigger, TriggerWhat, loss_in_words
 from nanreplay.replay.provenance import ValueId
 
 _CALLS = words(
@@ -183,12 +183,12 @@ class Target:
     """Its elements that are not finite."""
     what: TriggerWhat
     name: str
-    """Path of the variable, else `loss` or the name of an op."""
+    """Path of the variable, else what the loss is called or the name of an op."""
 
     def __str__(self) -> str:
         """The target as a sentence names it."""
         if self.what == "loss":
-            return "the loss"
+            return loss_in_words(self.name)
         return f"the gradient of `{self.name}`" if self.what == "gradient" else f"`{self.name}`"
 
 

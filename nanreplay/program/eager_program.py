@@ -215,6 +215,7 @@ def describe_eager(
         output_names=outputs,
         control_outputs=tuple(builder.effects),
         losses=losses,
+        loss_keys=seen.loss_keys(),
         gradients=gradients,
         watch=None,
         watch_layout=fingerprint_layout(watch.entries, variable_index),

@@ -110,7 +110,7 @@ class Layout:
             losses = []
             for element, output in self.logged:
                 if output in logged_losses:
-                    losses.append((element, 0))
+                    losses.append((element, output))
         for element, loss in losses:
             if not math.isfinite(values[element]):
                 return NonFinite("loss", loss, _kind(values[element])), False

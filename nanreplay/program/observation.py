@@ -15,8 +15,9 @@ from typing import Any, Literal, NamedTuple
 
 import tensorflow as tf
 
+from nanreplay.program.loss_keys import keys_by_id
 from nanreplay.records import KerasPart
-from nanreplay.tensorflow_internals import tf_variables
+from nanreplay.tensorflow_internals import tf_datasets, tf_variables
 
 RegionKind = Literal["layer", "optimizer", "backward", "watch"]
 
@@ -124,6 +125,8 @@ class Observation:
 
     The first stands for the loss when nothing was differentiated by a tape.
     """
+    result: Any = None
+    """What the step returned."""
     parts: dict[str, KerasPart] = field(default_factory=dict)
     """Layers that were called, by the chain of their names."""
     root_layer: str | None = None
@@ -163,6 +166,12 @@ class Observation:
         known = tuple(replica for replica in replicas if replica is not None)
         return known if len(self.replica_devices) > 1 and len(known) == len(losses) else ()
 
+    def loss_keys(self) -> tuple[str, ...]:
+        """The key under which an eager step returned each loss; empty where none has one."""
+        key_of = keys_by_id(tf_datasets.flatten_with_paths(self.result))
+        keys = tuple(key_of.get(id(loss), "") for loss in self.losses())
+        return keys if any(keys) else ()
+
     def note_result(self, result: Any) -> None:
         """Remember what may be the loss among the step's results."""
         leaves = tf.nest.flatten(result, expand_composites=True)
@@ -171,6 +180,7 @@ class Observation:
             if tf_variables.is_value(leaf) and leaf.dtype.is_floating and leaf.shape.rank == 0:
                 returned_losses.append(leaf)
         self.returned_losses = returned_losses
+        self.result = result
 
     def gradients(self) -> list[tuple[Any, Any]]:
         """(gradient, variable) pairs as they reached the optimizer, else as the tape gave them."""

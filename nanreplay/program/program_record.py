@@ -132,6 +132,7 @@ def _signature(
             for number, tensor in enumerate(program.outside)
         ),
         loss_of=tuple(f"replica {replica}" for replica in replicas),
+        loss_keys=() if replicas else program.loss_keys,
         optimizers=optimizer_classes(seen),
         keras_parts=parts_of(seen, seen.root_layer),
     )

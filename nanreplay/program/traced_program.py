@@ -15,6 +15,7 @@ from typing import Any
 import tensorflow as tf
 
 from nanreplay.program.collectives import replica_in_scope
+from nanreplay.program.loss_keys import keys_of_losses, mean_operands, source_of
 from nanreplay.program.observation import Observation, merged, notes_of, observation_from_names
 from nanreplay.records import EACH_ITERATION
 from nanreplay.tensorflow_internals import tf_datasets, tf_functions, tf_variables
@@ -280,15 +281,16 @@ class TracedProgram:
         """The placeholders of these handles."""
         captured = {id(placeholder) for placeholder, _ in self.captures}
         for name, tensor in zip(self.output_names, self.outputs, strict=True):
-            op = source_of(tensor).op
-            if name.rpartition("/")[2] != "loss" or op.type not in ("DivNoNan", "RealDiv"):
-                continue
-            reads = [source_of(operand).op for operand in op.inputs]
-            if all(
-                read.type == "ReadVariableOp" and id(read.inputs[0]) in captured for read in reads
-            ):
+            reads = mean_operands(tensor) if name.rpartition("/")[2] == "loss" else None
+            if reads is not None and all(id(read.inputs[0]) in captured for read in reads):
                 return reads[0].inputs[0], reads[1].inputs[0]
         return None
+
+    @cached_property
+    def loss_keys(self) -> tuple[str, ...]:
+        """The key under which the step returns each loss; empty where none has one."""
+        named = list(zip(self.output_names, self.outputs, strict=True))
+        return keys_of_losses(self.losses, named, self.graph)
 
 
 # What tensors are.
@@ -300,13 +302,6 @@ def fetched_tensors(sources: Iterable[Any]) -> list[Any]:
     for op in sources:
         outputs.extend(op.outputs)
     return [tensor for tensor in outputs if not is_handle(tensor)]
-
-
-def source_of(tensor: Any) -> Any:
-    """The tensor that `tensor` is a copy of, by Identity ops."""
-    while tensor.op.type == "Identity" and len(tensor.op.inputs):
-        tensor = tensor.op.inputs[0]
-    return tensor
 
 
 def is_scalar_float(tensor: Any) -> bool:

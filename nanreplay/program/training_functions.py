@@ -17,8 +17,9 @@ from typing import Any, NamedTuple
 
 import tensorflow as tf
 
+from nanreplay.program.loss_keys import source_of
 from nanreplay.program.observation import notes_of
-from nanreplay.program.traced_program import LoopFetch, is_handle, source_of
+from nanreplay.program.traced_program import LoopFetch, is_handle
 from nanreplay.tensorflow_internals import tf_functions
 
 FETCHES = frozenset(

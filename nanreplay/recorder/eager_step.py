@@ -196,7 +196,8 @@ class EagerStep:
         names = fingerprint_layout(fingerprint.entries, recording.variables.index)
         if names != self._names:  # else the fingerprints of all steps share one set of strings
             self._names = names
-        return recording.after_eager(call.entry, self._names, vector_of(fingerprint))
+        values = vector_of(fingerprint)
+        return recording.after_eager(call.entry, self._names, values, seen.loss_keys)
 
     def _record_ops(self, call: EagerCall, recorded: Any) -> None:
         """Run the failing step once more, and keep its ops for the file."""

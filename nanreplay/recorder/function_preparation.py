@@ -13,8 +13,9 @@ from dataclasses import replace
 from typing import Any
 
 from nanreplay.program.fetching import InstrumentedFunction
+from nanreplay.program.loss_keys import source_of
 from nanreplay.program.step_programs import program_of
-from nanreplay.program.traced_program import TracedProgram, element_specs, is_handle, source_of
+from nanreplay.program.traced_program import TracedProgram, element_specs, is_handle
 from nanreplay.program.training_functions import TrainingFunction
 from nanreplay.recorder.program_slots import Fetch
 from nanreplay.recorder.recorded_function import RecordedFunction

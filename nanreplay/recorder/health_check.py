@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -245,7 +245,12 @@ class HealthCheck:
     # Eager steps
 
     def judge_eager(
-        self, layout: Layout, values: Any, *, with_keyframe: bool, loss_of: Sequence[str]
+        self,
+        layout: Layout,
+        values: Any,
+        *,
+        with_keyframe: bool,
+        loss_keys: Callable[[], Sequence[str]],
     ) -> tuple[Trigger | None, bool]:
         """What in an eager step is not as it should be, and whether its update was skipped.
 
@@ -255,7 +260,7 @@ class HealthCheck:
             layout: Of its fingerprint.
             values: Its fingerprint.
             with_keyframe: Whether the plan asked for a keyframe before the step.
-            loss_of: Whose each loss is, where a strategy runs several replicas.
+            loss_keys: Gives the key under which it returned each loss (see `Signature`).
         """
         nonfinite, skipped = layout.find_nonfinite(
             values,
@@ -263,7 +268,7 @@ class HealthCheck:
             bad_variable=self.kind_of_variable,
         )
         if nonfinite is not None:
-            return self._trigger_of(nonfinite, loss_of), skipped
+            return self._trigger_of(nonfinite, loss_keys()), skipped
         checks_slots = with_keyframe or self._lifecycle.is_unhealthy
         if skipped or (not checks_slots and layout.gradients_fit(values)):
             return None, skipped
@@ -271,9 +276,9 @@ class HealthCheck:
         trigger = None if slot is None else variable_trigger(self._variables, slot)
         return trigger, skipped
 
-    def _trigger_of(self, nonfinite: NonFinite, loss_of: Sequence[str]) -> Trigger:
+    def _trigger_of(self, nonfinite: NonFinite, loss_keys: Sequence[str]) -> Trigger:
         if nonfinite.what == "loss":
-            name = loss_name(nonfinite.subject, loss_of)
+            name = loss_name(nonfinite.subject, keys=loss_keys)
         else:
             name = self._variables.path(nonfinite.subject)
         return Trigger(nonfinite.what, name, nonfinite.kind)

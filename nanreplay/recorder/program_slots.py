@@ -37,6 +37,8 @@ class ProgramSlot:
     """(name in the fingerprint, index of the output) of each number that a step returns."""
     loss_of: Sequence[str]
     """Whose each loss is, where a strategy runs several replicas."""
+    loss_keys: Sequence[str]
+    """The key under which each loss is returned (see `Signature`)."""
     mean: tuple[Any, Any] | None
     """Handles of (total, count) of the mean of losses that the step returns, if it returns one."""
     fetch: Fetch | None = None
@@ -49,13 +51,14 @@ class ProgramSlot:
         replicas = seen.loss_replicas() if len(traced.losses) == len(seen.losses()) else ()
         loss_of = tuple(f"replica {replica}" for replica in replicas)
         outputs = traced.layout_of_outputs()
-        return cls(f"p{number}", traced, outputs, loss_of, traced.mean_of_losses(), fetch)
+        keys = () if loss_of else traced.loss_keys
+        return cls(f"p{number}", traced, outputs, loss_of, keys, traced.mean_of_losses(), fetch)
 
     def name_of(self, element: str) -> str:
         """What a number of the fingerprint is called."""
         kind, _, index = element.partition(":")
         if kind == "loss":
-            return loss_name(int(index), self.loss_of)
+            return loss_name(int(index), self.loss_of, self.loss_keys)
         return self.traced.output_names[int(index)]
 
     def is_loss(self, element: str) -> bool:

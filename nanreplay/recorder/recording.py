@@ -311,7 +311,7 @@ class Recording:
     # After an eager step
 
     def after_eager(
-        self, entry: StepEntry, names: Sequence[str], values: Any, loss_of: Sequence[str] = ()
+        self, entry: StepEntry, names: Sequence[str], values: Any, keys: Callable[[], Sequence[str]]
     ) -> Suspicion | None:
         """Note the fingerprint of an eager step; returns what in it is not as it should be.
 
@@ -319,7 +319,7 @@ class Recording:
             entry: The step.
             names: Names of the elements.
             values: A numpy vector.
-            loss_of: Whose each loss is, where a strategy runs several replicas.
+            keys: Gives the `loss_keys` of the step (see `Signature`).
         """
         elapsed_s, step = time.perf_counter() - self._began_s, self.step
         self.step += 1
@@ -327,7 +327,7 @@ class Recording:
         layout = Layout.parse(names)
         entry.fingerprint = dict(zip(names, values, strict=True))
         trigger, skipped = self.health.judge_eager(
-            layout, values, with_keyframe=self._is_keyframe, loss_of=loss_of
+            layout, values, with_keyframe=self._is_keyframe, loss_keys=keys
         )
         self.timeline.add(eager_row(step, elapsed_s, layout, values, skipped))
         stuck = self.skips.note(None if scale is None else scale[0], skipped=skipped)

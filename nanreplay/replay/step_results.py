@@ -21,7 +21,6 @@ from nanreplay.program.fingerprint import Layout, NonFinite, ulp_distance
 from nanreplay.records import (
     Signature,
     Trigger,
-    loss_name,
 )
 
 
@@ -135,8 +134,9 @@ def compare_step(
         bad = _bad_slot(slots, bad_variable)
     trigger = None
     if bad is not None:
-        # a logged loss is that of all replicas
-        subject = _subject(bad.what, bad.subject, paths, signature.loss_of if layout.losses else ())
+        subject = _subject(bad.what, bad.subject, paths, signature)
+        if bad.what == "loss" and not layout.losses:  # a logged one: that of all replicas
+            subject = signature.output_names[bad.subject]
         trigger = Trigger(bad.what, subject, bad.kind)
     reference = None
     if recorded is not None and np.shape(recorded) == replayed.shape:
@@ -224,9 +224,9 @@ def _differences(
     return differences
 
 
-def _subject(what: str, subject: int, paths: Sequence[str], loss_of: Sequence[str] = ()) -> str:
+def _subject(what: str, subject: int, paths: Sequence[str], signature: Signature) -> str:
     if what == "loss":
-        return loss_name(subject, loss_of)
+        return signature.loss_name(subject)
     return paths[subject] if 0 <= subject < len(paths) else "unknown variable"
 
 
@@ -235,8 +235,8 @@ def _element_name(signature: Signature, element: int, paths: Sequence[str]) -> s
     if not subject:
         return kind.replace("_", " ")
     if kind == "loss":
-        return loss_name(int(subject), signature.loss_of)
+        return signature.loss_name(int(subject))
     if kind == "logged":
         return f"returned {signature.output_names[int(subject)]}"
-    path = _subject("variable", int(subject), paths)
+    path = _subject("variable", int(subject), paths, signature)
     return path if kind == "variable_sum" else f"gradient of {path}"
