@@ -253,7 +253,12 @@ class NonFiniteError(NanreplayError, ArithmeticError):
     """
 
     def __init__(
-        self, sentence: str, *, step: int, path: str | os.PathLike[str] | None = None
+        self,
+        sentence: str,
+        *,
+        step: int,
+        path: str | os.PathLike[str] | None = None,
+        told: str | os.PathLike[str] | None = None,
     ) -> None:
         """Say what happened.
 
@@ -261,13 +266,15 @@ class NonFiniteError(NanreplayError, ArithmeticError):
             sentence: What was non-finite, and where.
             step: Step of the recording, from 0.
             path: The capture file, or None when none was written.
+            told: How the message names the file: by its path, unless given.
         """
         self.sentence = sentence
         self.step = step
         self.path = None if path is None else os.fspath(path)
+        self._told = self.path if told is None else os.fspath(told)
         message = sentence
         if path is not None:
-            message += f" Capture: {self.path} (explain it with: nanreplay bisect {self.path})"
+            message += f" Capture: {self._told} (explain it with: nanreplay bisect {self._told})"
         super().__init__(message)
         self._is_shown = False
 
@@ -279,22 +286,24 @@ class NonFiniteError(NanreplayError, ArithmeticError):
         if self._is_shown:
             return notebook.full_traceback(self)
         self._is_shown = True
-        message = self.sentence if self.path is None else f"{self.sentence} Capture: {self.path}"
+        message = self.sentence if self.path is None else f"{self.sentence} Capture: {self._told}"
         lines = notebook.short_traceback(self, message)
         if self.path is not None:
             notebook.show_incident_after_cell(self.path)
-            how = "the page below" if notebook.is_kernel() else f"nanreplay bisect {self.path}"
+            how = "the page below" if notebook.is_kernel() else f"nanreplay bisect {self._told}"
             lines.append(f"Explained by: {how}. Every frame: %tb")
         return lines
 
     def __reduce__(self) -> tuple[object, ...]:
         """Survive pickling, so that the error crosses processes."""
-        return _non_finite_error, (self.sentence, self.step, self.path)
+        return _non_finite_error, (self.sentence, self.step, self.path, self._told)
 
 
 # `__reduce__` can name arguments by position only, and `step` and `path` are keywords.
-def _non_finite_error(sentence: str, step: int, path: str | None) -> NonFiniteError:
-    return NonFiniteError(sentence, step=step, path=path)
+def _non_finite_error(
+    sentence: str, step: int, path: str | None, told: str | None
+) -> NonFiniteError:
+    return NonFiniteError(sentence, step=step, path=path, told=told)
 
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__)) + os.sep

@@ -18,7 +18,7 @@ import keras
 import tensorflow as tf
 
 from nanreplay import notebook
-from nanreplay.capture.storage import Location
+from nanreplay.capture.storage import Location, location
 from nanreplay.errors import AttachError, NonFiniteError
 from nanreplay.program import listening, observe
 from nanreplay.program.listening import thread_state
@@ -197,7 +197,7 @@ class Recorder(keras.callbacks.Callback):
 
         Hyperparameter searches copy their callbacks for each trial.
         """
-        copied = type(self)(**self._arguments)
+        copied = type(self)(**self._arguments_now())
         copied._recording.written = self._recording.written
         memo[id(self)] = copied
         return copied
@@ -206,7 +206,12 @@ class Recorder(keras.callbacks.Callback):
         return self.__deepcopy__({})
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _recorder_of, (type(self), self._arguments)
+        return _recorder_of, (type(self), self._arguments_now())
+
+    def _arguments_now(self) -> dict[str, Any]:
+        """The arguments, with a path that leads where it did when they were given."""
+        settings = self._recording.settings
+        return {**self._arguments, "path": str(settings.told(location(settings.path)))}
 
     # Keras
 

@@ -65,17 +65,18 @@ class Incidents:
             return
         trigger = suspicion.trigger
         sentence, path, step = self._write(trigger, suspicion.step)
+        told = None if path is None else recording.settings.told(path)
         if on_nan != "continue":
             recording.lifecycle.note(Event.INCIDENT_ENDS)
             if trigger.what != "exception" and on_nan == "raise":
-                error = NonFiniteError(sentence, path=path, step=step)
+                error = NonFiniteError(sentence, path=path, step=step, told=told)
                 self.raised = weakref.ref(error), str(error)
                 raise error
             self._stop()
         message = f"nanreplay: {sentence}"
         if path:
             notebook.show_incident_after_cell(os.fspath(path))
-            message += f" Capture: {path} (nanreplay bisect {path})"
+            message += f" Capture: {told} (nanreplay bisect {told})"
         # Where warnings are errors, this one must not take the place of the step's own exception.
         suppressed = (UserWarning,) if trigger.what == "exception" else ()
         with contextlib.suppress(*suppressed):

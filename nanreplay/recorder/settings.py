@@ -28,7 +28,7 @@ _PLACEHOLDER = re.compile(r"\{(step|time|pid|worker)\}")
 _FILLED = {"step": r"\d+", "time": r"\d{8}T\d{6}", "pid": r"\d+", "worker": r"\d+"}
 """Patterns of what stands for the placeholders."""
 _written_here: set[Location] = set()
-"""Files that any recorder of this process has written."""
+"""Files that any recorder of this process has written, links followed."""
 _BEGAN_S = time.time()
 """When this process began to record."""
 
@@ -58,11 +58,17 @@ def free_name(path: str, *, step: int, written: Collection[Location]) -> Locatio
     """
     first = location(expand_path(path, step=step))
     file, number = first, 0
-    while file in written or file in _written_here or _is_new(file):
+    known = _written_here.union(map(_followed, written))
+    while _followed(file) in known or _is_new(file):
         number += 1
         file = first.with_name(f"{first.stem}.{number}{first.suffix}")
-    _written_here.add(file)
+    _written_here.add(_followed(file))
     return file
+
+
+def _followed(file: Location) -> Location:
+    """The file that a path leads to, whatever the path is called."""
+    return file if isinstance(file, RemotePath) else Path(os.path.realpath(file))
 
 
 def _is_new(file: Location) -> bool:
@@ -131,6 +137,7 @@ class Settings:
     """What a `Recorder` was asked to do."""
 
     path: str
+    """An absolute path, or a URL: the training may change its working folder."""
     on_nan: OnNan = "raise"
     window: int = 32
     """Steps whose batches are kept."""
@@ -153,6 +160,18 @@ class Settings:
     """Number of the signal that asks for a file."""
     explain: bool = False
     """Whether the answer is stored in the file of an incident."""
+    folder: str | None = None
+    """The working folder in which a relative path was given; None for another path."""
+
+    def told(self, file: Location) -> Location:
+        """How people are told of a file: as they named it, while the working folder is the same."""
+        if self.folder is None or isinstance(file, RemotePath):
+            return file
+        try:
+            is_there = os.getcwd() == self.folder
+        except OSError:  # it was removed
+            return file
+        return Path(os.path.relpath(file, self.folder)) if is_there else file
 
 
 def check_settings(path: str | os.PathLike[str], **arguments: Any) -> Settings:
@@ -161,8 +180,11 @@ def check_settings(path: str | os.PathLike[str], **arguments: Any) -> Settings:
     Raises:
         AttachError: An argument is not valid, or the file cannot be written.
     """
+    where = location(path)
+    is_relative = not isinstance(where, RemotePath) and not where.is_absolute()
     settings = Settings(
-        path=str(location(path)),
+        path=os.path.abspath(where) if is_relative else str(where),
+        folder=os.getcwd() if is_relative else None,
         on_nan=_one_of("on_nan", arguments["on_nan"], get_args(OnNan)),
         window=_at_least(1, "window", arguments["window"]),
         keyframe_every=_interval("keyframe_every", arguments["keyframe_every"]),
@@ -181,7 +203,7 @@ def check_settings(path: str | os.PathLike[str], **arguments: Any) -> Settings:
             f"`explain` stores the answer in a file of this machine, and {settings.path} is none. "
             "Leave it out; `nanreplay bisect COPY --store` does the same for a copy of the file."
         )
-    check_writable(settings.path)
+    check_writable(str(where))
     return settings
 
 

@@ -16,6 +16,7 @@ from conftest import environment
 from trainings import BATCH, data, mlp
 
 from nanreplay import Capture, NonFiniteError, Recorder
+from nanreplay.recorder import settings
 
 pytestmark = pytest.mark.xdist_group("copies")  # one worker traces the step
 
@@ -29,15 +30,17 @@ def traced() -> tuple[Any, list[np.ndarray]]:
     return model, [variable.numpy() for variable in [*model.variables, *model.optimizer.variables]]
 
 
-def fails_at(step: int | None, recorder: Recorder) -> None:
+def fails_at(step: int | None, recorder: Recorder) -> NonFiniteError | None:
     model, values = traced()
     for variable, value in zip([*model.variables, *model.optimizer.variables], values, strict=True):
         variable.assign(value)
     x, y = data(step)
     try:
         model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[recorder])
-    except NonFiniteError:
+    except NonFiniteError as error:
         assert step is not None
+        return error
+    return None
 
 
 def step_of(path: Any) -> int:
@@ -53,6 +56,35 @@ def test_copies_of_a_recorder_have_files_of_their_own(tmp_path: Path) -> None:
         fails_at(step, trial)
     assert [Path(path).name for path in callbacks[0].paths] == ["run.h5", "run.1.h5"]
     assert [step_of(path) for path in callbacks[0].paths] == [1, 3]
+
+
+def test_a_relative_path_leads_where_it_did_when_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many launchers change the working folder once the training is set up."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path)
+    recorder = Recorder("run.h5", on_nan="raise")
+    monkeypatch.chdir("work")
+    error = fails_at(1, recorder)
+    assert error is not None
+    assert error.path == str(tmp_path / "run.h5")
+    assert f"nanreplay bisect {tmp_path / 'run.h5'}" in str(error)
+    fails_at(2, copy.copy(recorder))
+    assert sorted(path.name for path in tmp_path.glob("*.h5")) == ["run.1.h5", "run.h5"]
+    assert not list((tmp_path / "work").iterdir())
+
+
+def test_a_file_is_the_same_by_every_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "runs")
+    monkeypatch.chdir(tmp_path / "runs")
+    monkeypatch.setattr(settings, "_is_new", lambda file: False)  # as on a disk of whole seconds
+    for name in ("run.h5", tmp_path / "runs" / "run.h5", "../link/run.h5"):
+        fails_at(1, Recorder(name))
+    assert sorted(path.name for path in tmp_path.glob("runs/*")) == [
+        "run.1.h5", "run.2.h5", "run.h5"
+    ]  # fmt: skip
 
 
 def test_a_recorder_that_has_recorded_can_be_copied(tmp_path: Path) -> None:
