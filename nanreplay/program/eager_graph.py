@@ -170,6 +170,8 @@ class FlatGraph:
         node = self.graph.node.add(name=self._unique(name), op=op.type)
         node.input.extend(names)
         self._set_attrs(node, op)
+        if op.type == "ReadVariableOp":  # the handle's placeholder does not tell it at import
+            node.attr["_output_shapes"].list.shape.add().CopyFrom(op.outputs[0].shape.as_proto())
         if op.type in self._held_functions:  # a function, called as an op of its name
             self._add_held(op.type)
         self._order(node, op)

@@ -50,6 +50,7 @@ def describe_program(
     """
     signature, constants = _signature(program, variable_index, layout)
     graph = program.graph.as_graph_def(add_shapes=False)
+    _note_variable_shapes(graph, program.graph)
     feed_sources(graph, program)
     if program.loop is not None:
         feed_loop(graph, program.loop)
@@ -61,6 +62,19 @@ def describe_program(
         ops=describe_ops(program, signature, metrics, sources) if with_ops else (),
         constants=constants,
     )
+
+
+def _note_variable_shapes(graph: Any, traced: Any) -> None:
+    """Write the shapes of variables to the ops of a GraphDef that read them.
+
+    A placeholder of a GraphDef has forgotten what variable it is the handle of. TensorFlow infers
+    shapes anew when it imports the graph, and refuses some ops of which it then knows too little:
+    a `MatrixDiagV3` that tells how many rows it makes, of a diagonal of unknown length.
+    """
+    for node in graph.node:
+        if node.op == "ReadVariableOp":
+            shape = traced.get_tensor_by_name(f"{node.name}:0").shape
+            node.attr["_output_shapes"].list.shape.add().CopyFrom(shape.as_proto())
 
 
 def feed_sources(graph: Any, program: TracedProgram) -> None:

@@ -51,7 +51,8 @@ def resized(
     count_inputs = set(_inputs_of_counts(graph))
     for function, node in all_nodes(graph):
         # What tracing inferred would contradict the new size; TensorFlow infers it again.
-        node.attr.pop("_output_shapes", None)
+        if node.op != "ReadVariableOp":
+            node.attr.pop("_output_shapes", None)
         if not function and node.name in placeholders:
             node.attr["shape"].shape.dim[0].size = new
         elif node.op == "Const":

@@ -448,3 +448,15 @@ def test_rows_that_are_scattered_into_a_variable_lead_to_what_made_them(tmp_path
     findings, origin = bisected(train(tmp_path, loss_of, bad=0.0))
     assert (origin.op_type, origin.rows) == ("RealDiv", (BAD,))
     assert findings.other_origins == ()
+
+
+def test_an_op_that_must_know_the_shape_of_a_variable_is_imported(tmp_path: Path) -> None:
+    head = tf.Variable(tf.ones((3, 1)), name="head")
+
+    def loss_of(x: Any, y: Any, weight: Any) -> Any:
+        products = x[:, :, None] * x[:, None, :] * weight
+        # the gradient of the diagonal is a MatrixDiagV3 of what comes through `head`
+        return tf.reduce_mean(tf.matmul(tf.linalg.diag_part(products / products), head))
+
+    _, origin = bisected(train(tmp_path, loss_of, bad=0.0))
+    assert (origin.op_type, origin.rows) == ("RealDiv", (BAD,))
