@@ -79,6 +79,11 @@ class RowOracle:
         self.donors.append((0, np.full(self.size, row)))
         return len(self.donors) - 1
 
+    def donated_row(self, donor: int) -> int | None:
+        """Return the row of this batch that a donor has in all places, None for another donor."""
+        batch, rows = self.donors[donor]
+        return int(rows[0]) if batch == 0 and (rows == rows[0]).all() else None
+
     def donate_batch(self) -> int | None:
         """Return the number of the donor that is an earlier batch of these shapes.
 

@@ -216,12 +216,31 @@ def _narrowed(oracle: RowOracle, rows: Rows, donor: int) -> RowProof:
         single = frozenset(row for row in rows if oracle.fails(frozenset({row}), donor))
     if not single and rows == oracle.all_rows:
         return RowProof(None, "Needs the whole batch: no row alone reproduces it.")
+    if single and _differ_alone(oracle, single, donor):
+        return RowProof(
+            None,
+            "Does not depend on single rows: each row that was tried does it beside another one, "
+            "and none beside copies of itself.",
+        )
     if not single or (single < rows and oracle.fails(oracle.all_rows - single, donor)):
         how = "these rows together reproduce it, and without them it does not happen."
         return _together(oracle, rows, donor, how)
     if len(single) == 1:
         return _proved(single, "this row alone reproduces it, and without it it does not happen.")
     return _proved(single, "each of these rows reproduces it, and without them it does not happen.")
+
+
+def _differ_alone(oracle: RowOracle, single: Rows, donor: int) -> bool:
+    """Whether the rows that were proved one by one are guilty of differing from the donor alone.
+
+    Then all rows but the donor look guilty, such as those of a distance of each row to each other
+    one. With one of them in all places it does not happen either, and the donor looks guilty.
+    """
+    donated = oracle.donated_row(donor)
+    if donated is None or single != oracle.all_rows - {donated}:
+        return False
+    guilty = oracle.donate_row(min(single))
+    return not oracle.fails(frozenset(), guilty) and oracle.fails(frozenset({donated}), guilty)
 
 
 def _together(oracle: RowOracle, rows: Rows, donor: int, how: str) -> RowProof:

@@ -50,7 +50,12 @@ def count_under(graph: FailureGraph, value: ValueId) -> Count | None:
         return None
     if fact.type not in ("Sub", "AddV2") or len(fact.input_ids) != 2:
         return _plain_count(graph, fact)
-    whole = graph.maker(fact.input_ids[0])
+    first, second = fact.input_ids
+    if graph.is_zero(second):  # such as an epsilon of 0
+        return count_under(graph, first)
+    if fact.type == "AddV2" and graph.is_zero(first):
+        return count_under(graph, second)
+    whole = graph.maker(first)
     count = None if whole is None else _plain_count(graph, whole)
     if count is None and fact.outputs and fact.outputs[0].dtype in _WHOLE:
         return Count(None, is_reduced=True)  # of a shape that is known beforehand

@@ -25,7 +25,13 @@ from nanreplay.program.safety import PYTHON_OPS
 from nanreplay.records import Frame, OpInfo
 from nanreplay.whatif.edits import CannotTryError, ProgramEdit
 from nanreplay.whatif.fix_code import operand_text
-from nanreplay.whatif.line_gradients import OpLocation, gradient_ops, maker_of, operands_elsewhere
+from nanreplay.whatif.line_gradients import (
+    OpLocation,
+    gradient_ops,
+    hand_gradient_through,
+    maker_of,
+    operands_elsewhere,
+)
 from nanreplay.whatif.line_ops import CodeSite, code_site
 from nanreplay.whatif.source_operands import DIVISIONS
 from nanreplay.whatif.training_health import TrainingHealth
@@ -249,14 +255,18 @@ class Failure:
                 made.append(own)
         return made
 
-    def operand_edit(self, place: OpLocation, change: Any) -> ProgramEdit:
+    def operand_edit(
+        self, place: OpLocation, change: Any, *, is_added: bool = False
+    ) -> ProgramEdit:
         """Return the edit that gives an op, and its gradient, `change(operand)` for its operand.
 
-        So do all ops that the same line makes.
+        So do all ops that the same line makes. What made the operand gets the gradient of the
+        change: none where a bound cuts the operand off.
 
         Args:
             place: The operand.
             change: A Python function of a tensor.
+            is_added: Whether it adds a constant, which leaves the gradient as it is.
         """
         elsewhere = operands_elsewhere(self.trace, self.editor, self.line_ops(place.op), place)
 
@@ -267,6 +277,8 @@ class Failure:
                 editor.set_input(op, place.position, new)
                 backward = gradient_ops(editor, [op])
                 editor.reroute(op[0], old, new, only=backward.__contains__)
+                if not is_added:
+                    hand_gradient_through(editor, op, old, change)
             for key, position in elsewhere:
                 with contextlib.suppress(ReplayError):  # a program without this gradient
                     own = editor.locate(key)

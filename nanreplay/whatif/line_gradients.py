@@ -7,8 +7,11 @@ of a `tf.function`), the recorded run tells which of its tensors holds the opera
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from typing import Any
+
+import tensorflow as tf
 
 from nanreplay.bisect.op_trace import Fact, StepTrace
 from nanreplay.program.graph_editor import OpKey, ProgramEditor
@@ -44,6 +47,44 @@ def gradient_ops(editor: ProgramEditor, forward: Iterable[OpKey]) -> set[OpKey]:
         gradient_keys.update(of_op)
         pending += of_op
     return gradient_keys
+
+
+def hand_gradient_through(
+    editor: ProgramEditor, op: OpKey, operand: str, change: Callable[[Any], Any]
+) -> None:
+    """Multiply the gradient that leaves an op by that of a change of its operand.
+
+    Nothing is done where the gradient is not in the op's function, or where it is several tensors:
+    then none of them can be told to be that of the operand.
+
+    Args:
+        editor: Holds the program.
+        op: Takes `change(operand)` now.
+        operand: The tensor that it took before.
+        change: A Python function of a tensor.
+    """
+    backward = gradient_ops(editor, [op])
+    takers: dict[str, set[OpKey]] = {}
+    for key in backward:
+        if key[0] == op[0]:
+            for tensor in editor.outputs(key):
+                users = {user for user, _ in editor.consumers(op[0], tensor)}
+                if users - backward:
+                    takers[tensor] = users - backward
+    if len(takers) != 1:
+        return
+    ((gradient, users),) = takers.items()
+    if editor.dtype(op[0], gradient) != editor.dtype(op[0], operand):
+        return
+
+    def through(x: Any, upstream: Any) -> Any:
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            y = change(x)
+        return tape.gradient(y, x, output_gradients=upstream)
+
+    new = editor.add(op[0], through, [operand, gradient])[0]
+    editor.reroute(op[0], gradient, new, only=users.__contains__)
 
 
 def operands_elsewhere(

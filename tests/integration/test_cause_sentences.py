@@ -49,6 +49,12 @@ def positives(w: Any, x: Any, labels: Any) -> Any:
     return tf.reduce_sum(is_positive * tf.linalg.matvec(x, w)) / tf.reduce_sum(is_positive)
 
 
+def positives_with_epsilon(w: Any, x: Any, labels: Any, epsilon: float = 0.0) -> Any:
+    is_positive = tf.cast(tf.equal(labels, 1), tf.float32)
+    number = tf.reduce_sum(is_positive) + epsilon
+    return tf.reduce_sum(is_positive * tf.linalg.matvec(x, w)) / number
+
+
 def pairs(w: Any, x: Any, labels: Any) -> Any:
     same = tf.cast(labels[:, None] == labels[None], tf.float32)
     others = tf.reduce_sum(same) - tf.cast(tf.shape(labels)[0], tf.float32)
@@ -125,6 +131,12 @@ def shares_of_sums(w: Any, x: Any) -> Any:
 LABELS = np.array([0, 2, 3, 4])
 SENTENCES: dict[str, tuple[Loss, Sequence[Any], str, str]] = {
     "no positive sample": (positives, (X, LABELS), "empty_reduction", "it holds for none"),
+    "no positive sample, and an epsilon of 0": (
+        positives_with_epsilon,
+        (X, LABELS),
+        "empty_reduction",
+        "holds, and it holds for none",
+    ),
     "no sample of two conditions": (
         positives_of_others,
         (X, LABELS),

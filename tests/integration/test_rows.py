@@ -206,3 +206,17 @@ def test_a_sum_that_is_negative_by_rounding_alone_is_no_rows_doing(
     assert origin.op_type == "Sqrt"
     assert ("0 but for rounding" in (origin.rows_reason or "")) == is_rounding
     assert not (is_rounding and origin.rows)
+
+
+def test_a_distance_of_each_row_to_itself_is_no_rows_doing(tmp_path: Path) -> None:
+    def loss(w: Any, x: Any) -> Any:
+        products = tf.matmul(x * w, x * w, transpose_b=True)
+        norms = tf.linalg.diag_part(products)
+        distances = tf.sqrt(tf.maximum(norms[:, None] - 2.0 * products + norms, 0.0))
+        triplets = distances[:, :, None] - distances[:, None, :] + 0.5
+        return tf.reduce_mean(tf.maximum(triplets, 0.0))
+
+    train(tmp_path / "run.h5", loss, [(tf.random.stateless_normal((5, 3), (1, 2)),)])
+    origin = origin_of(tmp_path / "run.h5")
+    assert (origin.op_type, origin.rows) == ("SqrtGrad", None)
+    assert "none beside copies of itself" in origin.rows_reason

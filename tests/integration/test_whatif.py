@@ -153,6 +153,23 @@ def square_root(eps: float = 0.0) -> Any:
     )
 
 
+def ones() -> Any:
+    return keras.layers.Dense(3, kernel_initializer="ones", use_bias=False)
+
+
+def steep(high: float | None = None) -> Any:
+    def call(x: Any) -> Any:
+        return 0.01 * x + 1e-34 * tf.exp(x if high is None else tf.minimum(x, high))
+
+    return Calls(call, name="steep")
+
+
+def with_a_steep_row() -> tuple[Any, Any]:
+    x, y = data()
+    x[2 * ROWS + 1], y[2 * ROWS + 1] = 27.5, 1.0  # above the bound, and finite without it
+    return x, y
+
+
 def decaying(rate: float) -> Any:
     return keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(rate, 2, 0.5))
 
@@ -214,6 +231,11 @@ SAME: dict[str, tuple[str, Trained, Trained]] = {
         "stable_op",
         lambda p: train(p, keras.layers.Dense(2), loss=cross_entropy(), xy=far_out()),
         lambda p: train(p, keras.layers.Dense(2), loss=cross_entropy("stable"), xy=far_out()),
+    ),
+    "a bound, behind which nothing is learned": (
+        "stable_op",
+        lambda p: train(p, ones(), steep(), dense(), xy=with_a_steep_row()),
+        lambda p: train(p, ones(), steep(80.0), dense(), xy=with_a_steep_row()),
     ),
     "double where": ("double_where", lambda p: train(p, log_layer(), dense()), lambda p: train(p,
     log_layer(double=True), dense())),
@@ -380,8 +402,8 @@ def test_an_edit_that_makes_another_line_of_a_line_is_no_verified_fix(log_run: P
 def test_prevents_is_what_the_replay_gave_and_turns_false_when_the_edit_is_taken_out(
     log_run: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(Failure, "operand_edit", lambda self, place, change: lambda editor: None)
-    monkeypatch.setattr(Failure, "value_edit", lambda self, place, change: lambda editor: None)
+    monkeypatch.setattr(Failure, "operand_edit", lambda *_, **__: lambda editor: None)
+    monkeypatch.setattr(Failure, "value_edit", lambda *_, **__: lambda editor: None)
     (broken,) = tried(log_run, "epsilon")
     assert (broken.prevents, broken.nonfinite_step) == (False, 4)
 

@@ -73,7 +73,10 @@ def epsilon(failure: Failure, value: str | None, place: OpLocation | None = None
     if floor is not None and operand is not None and (operand < floor).any():
         return _at_least(failure, place, small, floor)
     added, advice = f"{{}} + {short_number(small)}", f"Add {short_number(small)} to {{}}"
-    return _operand_fix(failure, place, "epsilon", {"value": small}, _plus(small), added, advice)
+    params = {"value": small}
+    return _operand_fix(
+        failure, place, "epsilon", params, _plus(small), added, advice, is_added=True
+    )
 
 
 def _larger_epsilon(failure: Failure, place: OpLocation, small: float) -> Fix:
@@ -83,7 +86,7 @@ def _larger_epsilon(failure: Failure, place: OpLocation, small: float) -> Fix:
     if operand is not None and operand.size and operand.min() < 0:
         # a difference of averages that is rounded to below 0: the next power of ten makes it more
         small = max(small, 10.0 ** math.ceil(math.log10(-2.0 * float(operand.min()))))
-    edit = Edit(programs=(failure.operand_edit(place, _plus(small)),))
+    edit = Edit(programs=(failure.operand_edit(place, _plus(small), is_added=True),))
     code = in_optimizers(failure, f"..., epsilon={short_number(own + small)}")
     edits = [{"optimizer": optimizer_of(failure), "argument": "epsilon", "value": own + small}]
     ops = failure.line_ops(place.op)
@@ -138,7 +141,9 @@ def _on_diagonal(failure: Failure, place: OpLocation, small: float) -> Fix:
     template = f"{{0}} + {short_number(small)} * tf.eye(tf.shape({{0}})[-1]{dtype})"
     place = replace(place, everywhere=False)
     advice = f"Add {short_number(small)} to the diagonal of {{}}"
-    return _operand_fix(failure, place, "epsilon", params, jittered, template, advice)
+    return _operand_fix(
+        failure, place, "epsilon", params, jittered, template, advice, is_added=True
+    )
 
 
 def _everywhere(failure: Failure, place: OpLocation, small: float) -> Fix:
@@ -238,6 +243,8 @@ def _operand_fix(
     change: TensorFunction,
     template: str,
     advice: str,
+    *,
+    is_added: bool = False,
 ) -> Fix:
     """A fix that gives an op and its gradient `change(operand)`.
 
@@ -249,12 +256,13 @@ def _operand_fix(
         change: What is made of the operand.
         template: The same as code; `{}` or `{0}` stands for the operand.
         advice: The same in words, for a line that does not show the operand.
+        is_added: Whether the change adds a constant.
     """
     source = failure.source(place.op)
     line = rewritten(source, place.type, template, operand_number(failure, place.op))
     code = line or advised(failure, place.op, advice)
     edits = line_edit(source, code) if line else []
-    edit = Edit(programs=(failure.operand_edit(place, change),))
+    edit = Edit(programs=(failure.operand_edit(place, change, is_added=is_added),))
     return Fix(name, params, edit, code, source, edits=edits, ops=failure.line_ops(place.op))
 
 
