@@ -23,7 +23,7 @@ from nanreplay.diagnose.rules import (
     special_functions,
     variances,
 )
-from nanreplay.errors import own_error
+from nanreplay.errors import first_line, own_error, without_node_names
 from nanreplay.findings import Cause, CauseKind, Verdict
 from nanreplay.records import Timeline
 
@@ -41,6 +41,10 @@ def other(case: Case) -> Cause | None:
     special = special_functions.special_function(case)
     if special is not None:
         return special
+    error = case.event.error if case.event is not None else None
+    if error is not None:
+        raised = without_node_names(first_line(error)).rstrip(".")
+        return Cause("other", 0.1, f"`{case.op}`{case.where} raised: {raised}.")
     made = f"gave {case.value}" if case.origin.outputs else "gave a non-finite value"
     sentence = (
         f"`{case.op or 'the batch'}`{case.where} {made}{case.place}; "

@@ -288,7 +288,7 @@ def _without_origin(
         window = readable_steps(range(steps[0], steps[1] + 1))
         return f"{window} · nothing non-finite. {certainty(verdict)}".rstrip()
     if verdict.kind == "transient":
-        finite = "every replay from the same state and batch is finite"
+        finite = "replaying the program gives finite values"
         fault = f"{where}, but {finite}: a race or a hardware fault."
         return f"{fault} {verdict.reason or ''}".rstrip()
     if verdict.kind == "inconclusive":
@@ -328,8 +328,7 @@ VERDICT_MEANINGS: Mapping[VerdictKind, str] = {
     "xla_only": "Non-finite as XLA compiles it, finite op by op.",
     "precision_only": "Non-finite as it was trained, finite in float64: "
     "more precision would have kept it finite.",
-    "transient": "Finite in every replay from the recorded state and batch: "
-    "a race or a hardware fault.",
+    "transient": "Finite where the program is replayed: a race or a hardware fault.",
     "healthy": "Nothing non-finite was recorded, and nothing is when it is replayed.",
     "inconclusive": "Replaying could not decide it.",
 }

@@ -55,6 +55,9 @@ def in_words(source: Frame | None, op_type: str, advice: str, layer: str = "") -
         return f"{comment}; it is one of {', '.join(f'`{text}`' for text in texts)}"
     if texts:
         return f"{comment}, `{texts[0]}`"
+    if not code and source is not None:
+        name = source.file.replace("\\", "/").rpartition("/")[2]
+        return f"{comment}, in line {source.line} of {name}, whose code the capture does not hold"
     if not code:
         return f"{comment}. No line of yours makes the op"
     if not _is_whole(code):

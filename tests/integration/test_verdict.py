@@ -423,7 +423,7 @@ def test_the_sentence_of_a_transient_fault_names_the_flipped_bit(
     trained_with_fault(fault, network("sgd"), tmp_path / "run.h5", monkeypatch, keyframe_every=4)
     sentence = explain(tmp_path / "run.h5", fixes="none").sentence
     assert (
-        "every replay from the same state and batch is finite: a race or a hardware fault."
+        "replaying the program gives finite values: a race or a hardware fault."
         in sentence
     )
     assert "A bit of `" in sentence

@@ -25,7 +25,8 @@ _GATHERS = words(
 _CTC = words("CTCLoss CTCLossV2")
 _CROSS_ENTROPY = "SparseSoftmaxCrossEntropyWithLogits"
 _OUT_OF_RANGE = re.compile(
-    r"outside the valid range|is not in \[0|out of range|out of bounds", re.IGNORECASE
+    r"outside the valid range|is not in \[0|out of range|out of bounds|does not index into",
+    re.IGNORECASE,
 )
 """What TensorFlow's kernels say of a label or an index that they refuse."""
 _IN_ORDER = COPIES | words("Cast ExpandDims Reshape Squeeze")
@@ -55,7 +56,8 @@ def _in_batch(case: Case, kind: CauseKind, content: str) -> Cause | None:
     ]
     clean_steps = _clean_steps(case)
     if clean_steps:
-        evidence.append(f"The other {clean_steps} recorded batches are finite.")
+        are = "recorded batch is" if clean_steps == 1 else f"{clean_steps} recorded batches are"
+        evidence.append(f"The other {are} finite.")
     where = _place(case, output.indices[0] if output.indices else ())
     sentence = f"The batch itself holds {content}: `{name}`, {where}."
     return Cause(kind, 0.99, sentence, tuple(evidence))
@@ -144,7 +146,7 @@ def _outlier_before(case: Case) -> Cause | None:
 
 def label_out_of_range(case: Case) -> Cause | None:
     """A label or an index lies outside of what the op allows."""
-    if _CROSS_ENTROPY in (case.op, case.forward):
+    if case.op == _CROSS_ENTROPY:
         return _label(case)
     if case.op in _GATHERS and case.kind == "raised":
         return _index(case)
@@ -232,7 +234,7 @@ def _index(case: Case) -> Cause | None:
     error = ""
     if case.event is not None and case.event.error is not None:
         error = without_node_names(first_line(case.event.error))
-    if not _OUT_OF_RANGE.search(error) and "indices" not in error:
+    if not _OUT_OF_RANGE.search(error):  # of shapes that do not fit, say
         return None
     sentence = f"`{case.op}`{case.where} is asked for a row that does not exist: {error[:200]}."
     return Cause("label_out_of_range", 0.95, sentence)

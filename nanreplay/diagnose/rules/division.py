@@ -32,8 +32,16 @@ _EXTREMES = {
 """What the largest, or smallest, element of a segment is where the segment has no rows."""
 _SEGMENT_DEPTH = 4
 """How many ops back such a segment is looked for."""
+_NEAR_MARK = 1e-3
+"""An operand of less than this part of what stands for no rows comes from other rows."""
 _MASK_DEPTH = 4
 """How many ops back a mask is looked for."""
+
+
+def divides_by_zero(case: Case) -> bool:
+    """Whether the op is a division, and by 0 at the element that is told."""
+    position = 1 if case.op in DIVISIONS else 0
+    return case.op in DIVISIONS | POLES and bool((case.told(position) == 0).any())
 
 
 def division_by_zero(case: Case) -> Cause | None:
@@ -49,7 +57,7 @@ def division_by_zero(case: Case) -> Cause | None:
         return None  # the gradient of another function divides: that function's rule tells it
     if case.op in DIVISIONS:
         return _by_zero_or_tiny(case)
-    if case.op in POLES and (case.told(0) == 0).any():
+    if case.op in POLES and divides_by_zero(case):
         return _divided(case, 0, "1 / sqrt(0)" if case.op == "Rsqrt" else "1 / 0")
     if case.op == "RsqrtGrad" and case.is_infinite:
         return _gradient_near_pole(case)
@@ -58,12 +66,18 @@ def division_by_zero(case: Case) -> Cause | None:
 
 def _gradient_near_pole(case: Case) -> Cause | None:
     """The gradient of 1 / sqrt(x), which is beyond the type long before 1 / sqrt(x) is."""
-    root = case.told(0)
-    if not root.size or not np.isfinite(root[0]) or root[0] == 0:
+    root, upstream, largest = case.told(0), case.told(1), largest_number(case.dtype)
+    if not root.size or not upstream.size or not np.isfinite(root[0]) or largest is None:
         return None
+    factor, upstream_size = 0.5 * abs(float(root[0])) ** 3, abs(float(upstream[0]))
+    if factor <= min(largest, upstream_size):
+        return None  # what came to the root is to blame, more than the root
+    overflows = "overflows"
+    if factor <= largest:
+        overflows = f"is {-factor:.3g}, and overflows times {upstream[0]:.3g}"
     sentence = (
         f"The operand of `Rsqrt`{case.where} is {float(root[0]) ** -2:.3g}{case.place}, "
-        "so close to 0 that the gradient of 1 / sqrt(x), -0.5 / sqrt(x)^3, overflows."
+        f"so close to 0 that the gradient of 1 / sqrt(x), -0.5 / sqrt(x)^3, {overflows}."
     )
     return Cause("division_by_zero", 0.9, sentence, (_became(case),))
 
@@ -75,7 +89,7 @@ def _became(case: Case) -> str:
 def _by_zero_or_tiny(case: Case) -> Cause | None:
     numerator, denominator = case.told(0), case.told(1)
     if not denominator.size:
-        return _atan2(case)
+        return None
     if (denominator == 0).any() and not _is_zero_over_zero(case):
         dividend = shown(float(numerator[0])) if numerator.size else "a number"
         return _divided(case, 1, f"{dividend} / 0")
@@ -200,7 +214,7 @@ def empty_reduction(case: Case) -> Cause | None:
     value = case.input_id(1)
     if case.op not in DIVISIONS or case.graph is None or value is None:
         return _of_empty_segment(case)
-    if case.is_backward or not (case.operand(1) == 0).any():
+    if case.is_backward or not divides_by_zero(case):
         return None
     count = count_under(case.graph, value)
     weights = _zero_weights(case)
@@ -231,10 +245,11 @@ def _of_empty_segment(case: Case) -> Cause | None:
     """A segment without rows: its largest (smallest) element is the lowest (highest) number."""
     if case.graph is None or case.fact is None or case.is_backward or not is_plain(case):
         return None
-    for value in case.fact.input_ids:
+    for i, value in enumerate(case.fact.input_ids):
+        told = np.abs(case.told(i))
         for fact in case.graph.upstream(value, _SEGMENT_DEPTH):
             mark = _mark_of_nothing(fact)
-            if mark is not None:
+            if mark is not None and (told >= _NEAR_MARK * abs(mark)).any():
                 sentence = (
                     f"`{fact.type}` (`{fact.name}`) gives {mark:.6g}, which stands for a segment "
                     f"without rows, and `{case.op}`{case.where} overflows on it{case.place}."
@@ -328,8 +343,9 @@ def _kept_nothing(case: Case) -> str:
         facts = []
         for value in level:
             facts.append(case.graph.trace.facts.get(value.serial))
-        if any(fact is not None and fact.type == "Where" for fact in facts):
-            return "a mask kept no element"
+        for fact in facts:
+            if fact is not None and fact.type == "Where" and not fact.outputs[0].size:
+                return "a mask kept no element"
         level = []
         for fact in facts:
             if fact is not None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from nanreplay.bisect.tensor_stats import words
 from nanreplay.diagnose.case import Case, Values, capital, shown
+from nanreplay.diagnose.rules.division import divides_by_zero
 from nanreplay.diagnose.rules.selection import underflow_in_words
 from nanreplay.findings import Cause
 
@@ -19,7 +20,7 @@ _LOGS = {"Log": 0, "Log1p": 0, "Xlogy": 1, "Xlog1py": 1}
 """Position of the operand that the logarithm is taken of."""
 _BORDER = {"Log": 0.0, "Xlogy": 0.0, "Log1p": -1.0, "Xlog1py": -1.0}
 """Where the operand makes the logarithm -inf."""
-_LOG_GRADIENTS = words("Reciprocal Inv RealDiv Xdivy Mul")
+_LOG_GRADIENTS = words("Reciprocal Inv RealDiv Xdivy")
 _ROOTS = words("Sqrt Rsqrt")
 _ARCS = {"Acos": (-1.0, 1.0), "Asin": (-1.0, 1.0), "Atanh": (-1.0, 1.0), "Acosh": (1.0, np.inf)}
 """The domain of each arc function."""
@@ -99,7 +100,7 @@ def _came_from(case: Case) -> list[str]:
 
 def sqrt_of_negative(case: Case) -> Cause | None:
     """A root of a number below 0."""
-    values = case.operand(0)
+    values = case.told(0)
     if case.op not in _ROOTS or case.forward not in ("", *_ROOTS) or not (values < 0).any():
         return None
     value = float(values[values < 0][0])
@@ -125,9 +126,12 @@ def sqrt_grad_at_zero(case: Case) -> Cause | None:
     """The gradient of a root at 0."""
     if not _is_root_gradient_at_zero(case):
         return None
+    root = f"`{case.forward or 'Sqrt'}`"
+    if case.forward == "Rsqrt":
+        root = f"the operand of {root}"
     sentence = (
         "The gradient of a square root at 0.0 is infinite: "
-        f"`{case.forward or 'Sqrt'}`{case.where} is 0.0{case.place}."
+        f"{root}{case.where} is 0.0{case.place}."
     )
     evidence = [_backward_evidence(case)]
     sum_of_squares = _sum_of_squares(case)
@@ -143,8 +147,8 @@ def _backward_evidence(case: Case) -> str:
 def _is_root_gradient_at_zero(case: Case) -> bool:
     if case.op == "SqrtGrad" or (case.is_backward and case.forward in ("Sqrt", "EuclideanNorm")):
         # SqrtGrad takes the root, not what it was taken of; both are 0 together.
-        values = case.operand(1) if case.op in ("RealDiv", "Div") else case.operand(0)
-        return not values.size or bool((values == 0).any())
+        values = case.told(1) if case.op in ("RealDiv", "Div") else case.told(0)
+        return bool((values == 0).any())
     if case.op == "RsqrtGrad":
         return bool(np.isinf(case.told(0)).any())  # it takes 1 / sqrt(x)
     operand = case.forward_input(0) if case.is_backward and case.forward == "Rsqrt" else None
@@ -168,9 +172,11 @@ def norm_grad_at_zero(case: Case) -> Cause | None:
         return None
     name = case.info.forward if case.info is not None and case.info.forward else ""
     is_called = _NORM_CALL.search(case.code) is not None
-    is_in_scope = _NORM_SCOPE.search(name) is not None and _is_of_library(case)
-    if not (is_called or is_in_scope or case.forward == "EuclideanNorm"):
-        return None
+    if case.forward != "EuclideanNorm":
+        # another root of the line, or of a layer of that name, is none of a sum of squares
+        is_named = is_called or (_NORM_SCOPE.search(name) is not None and _is_of_library(case))
+        if not is_named or not _sum_of_squares(case):
+            return None
     sentence = (
         f"The norm{case.where} of a vector of zeros{case.place}: its gradient is 0/0 or infinite."
     )
@@ -186,7 +192,7 @@ def _is_of_library(case: Case) -> bool:
     That is x * conj(x), and not Square, as a user's layer named `norm` may have it.
     """
     if case.graph is None or case.fact is None:
-        return True
+        return False
     for root in case.graph.forward_of(case.fact):
         total = case.graph.maker(root.input_ids[0])
         if total is not None and total.type == "Sum":
@@ -197,25 +203,14 @@ def _is_of_library(case: Case) -> bool:
 
 
 def pow_domain(case: Case) -> Cause | None:
-    """A power outside of its domain.
+    """A fractional power of a negative base, or a negative power of 0.
 
-    A fractional power of a negative base, a negative power of 0, or the gradient of either.
+    The gradient of a power is a power itself: TensorFlow takes no other op there that has a pole.
     """
-    if case.op == "Pow":
-        return _pow(case) if case.operand(0).size else _pow_without_operands(case)
-    if not case.is_backward or case.forward != "Pow":
+    if case.op != "Pow":
         return None
-    base = case.forward_input(0)
-    if base is None or not (base <= 0).any():
-        return None
-    sentence = (
-        f"The gradient of a power{case.where} is not finite{case.place}: "
-        f"its base is {shown(float(base[base <= 0][0]))}."
-    )
-    return Cause("pow_domain", 0.85, sentence, (f"`{case.op}` computes the gradient of `Pow`.",))
-
-
-def _pow(case: Case) -> Cause | None:
+    if not case.operand(0).size:
+        return _pow_without_operands(case)
     base, exponent = case.told(0), case.told(1)
     if (base < 0).any() and np.isnan(case.value):
         reason = f"{base[base < 0][0]:.6g} is negative, and a fractional power of it is NaN"
@@ -247,7 +242,7 @@ def acos_domain(case: Case) -> Cause | None:
     """An arc function outside of its domain, or its gradient at the border."""
     if case.op in _ARCS:
         return _arc(case)
-    if case.is_backward and case.forward in _ARCS:
+    if case.is_backward and case.forward in _ARCS and divides_by_zero(case):
         border = "1" if case.forward == "Acosh" else "1 or -1"
         sentence = (
             f"The gradient of `{case.forward}`{case.where} is infinite "

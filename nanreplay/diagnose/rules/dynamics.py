@@ -7,6 +7,7 @@ that begin too large.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,9 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nanreplay.bisect.growth import Growth, learning_rate_at
+from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.case import Case, Values
+from nanreplay.diagnose.failure_graph import FailureGraph
 from nanreplay.diagnose.rules import overflow
 from nanreplay.errors import NanreplayError
 from nanreplay.findings import Cause
@@ -166,10 +169,9 @@ def exploding_gradient(case: Case) -> Cause | None:
     if case.origin is None or not overflow.is_plain(case):
         return None
     growth = case.growth
-    loops = []
-    for loop in case.origin.loop:
-        if loop.iteration > 0:
-            loops.append(loop)
+    loops = [loop for loop in case.origin.loop if loop.iteration > 0]
+    if not _grows_in_loop(case):
+        loops = []  # its iterations may know nothing of one another, as those of `tf.map_fn`
     confidence = 0.0
     evidence: list[str] = []
     if growth is not None:
@@ -191,6 +193,35 @@ def exploding_gradient(case: Case) -> Cause | None:
         return None
     confidence = round(min(confidence, 0.9), 2)
     return Cause("exploding_gradient", confidence, _exploded(case), tuple(evidence))
+
+
+def _grows_in_loop(case: Case) -> bool:
+    """Whether the origin computes with what it gave in the iterations before, and that grew."""
+    if case.graph is None or case.fact is None:
+        return False
+    sizes: list[float] = []
+    earlier: Fact | None = case.fact
+    while earlier is not None and len(sizes) < 2:
+        earlier = _run_before(case.graph, earlier)
+        stat = earlier.outputs[0] if earlier is not None and earlier.outputs else None
+        if stat is not None:
+            sizes.append(stat.absmax or 0.0)
+    return bool(sizes) and sizes[0] >= sizes[-1]
+
+
+def _run_before(graph: FailureGraph, fact: Fact) -> Fact | None:
+    """Return the nearest earlier run of an op that a later one computes with."""
+    pending, seen = deque(fact.sources), set(fact.sources)
+    while pending:
+        maker = graph.trace.facts.get(pending.popleft().serial)
+        if maker is None or not maker.calls:
+            continue  # it comes from outside of the loop
+        if maker.key == fact.key:
+            return maker
+        fresh = [value for value in maker.sources if value not in seen]
+        seen.update(fresh)
+        pending.extend(fresh)
+    return None
 
 
 def _exploded(case: Case) -> str:
@@ -267,7 +298,7 @@ def _is_recurrent(info: VariableInfo) -> bool:
 
 def _growing_recurrence(case: Case) -> Cause | None:
     """A recurrent kernel at step 0 that makes the state larger at each time step."""
-    if case.origin is None or not case.origin.loop:
+    if case.origin is None or not case.origin.loop or not overflow.is_plain(case):
         return None
     innermost = case.origin.loop[-1]
     for info, kernel in _initial_kernels(case, _is_recurrent):

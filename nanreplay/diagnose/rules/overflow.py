@@ -101,9 +101,11 @@ def _gradient_of_exponential(case: Case) -> Cause | None:
     operand = case.forward_input(0) if case.forward in _EXPONENTIALS else None
     if operand is None or not (np.abs(operand) > np.log(_LARGE)).any():
         return None
+    with np.errstate(over="ignore"):
+        largest = float(np.exp(np.abs(operand.astype(np.float64)).max()))
     sentence = (
-        f"The gradient of `{case.forward}`{case.where} is beyond {case.dtype}: "
-        "the exponential itself is that large."
+        f"The gradient of `{case.forward}`{case.where} is beyond {case.dtype}{case.place}: "
+        f"exp({np.log(largest):.6g}), which is {largest:.3g}, is a factor of it."
     )
     return Cause("exp_overflow", 0.8, sentence)
 
@@ -114,8 +116,9 @@ def _of_large_exponential(case: Case) -> Cause | None:
     assert case.fact is not None
     for value in case.fact.input_ids:
         for fact in case.graph.upstream(value, 3):
-            largest = fact.outputs[0].absmax if fact.outputs else None
-            if fact.type in _EXPONENTIALS and largest is not None and largest > _LARGE:
+            told = case.told_of(fact) if fact.type in _EXPONENTIALS else None
+            largest = 0.0 if told is None or not told.size else float(np.abs(told).max())
+            if largest > _LARGE:
                 sentence = (
                     f"`{case.op}`{case.where} overflows on what `{fact.type}` made: {largest:.3g}."
                 )

@@ -101,16 +101,24 @@ def _mask_beyond_range(case: Case) -> Cause | None:
     for fact in case.graph.infinities(value):
         is_cast = fact.type == "Cast" and not _has_nonfinite_inputs(case.graph, fact)
         if is_cast or (fact.type in ("Const", "Mul") and is_written):
+            given, end = _infinity_of(case, fact)
             consequence = "a number that is to mask a little masks whole rows"
             if case.op == "Mul":
-                consequence = "where it masks nothing, -inf times 0 is NaN"
+                consequence = f"where it masks nothing, {given} times 0 is NaN"
             sentence = (
-                f"`{fact.type}` (`{fact.name}`) gives -inf in float16, which ends at -65504: "
+                f"`{fact.type}` (`{fact.name}`) gives {given} in float16, which ends at {end}: "
                 f"{consequence}."
             )
             source = (f"Source: `{case.code}`",) if is_written else ()
             return Cause("fp16_overflow", 0.97, sentence, source)
     return None
+
+
+def _infinity_of(case: Case, fact: Fact) -> tuple[str, str]:
+    """Which infinity an op gave, and the last number before it."""
+    seen = fact.seen
+    values = np.zeros(0) if seen is None else as_array(seen.outputs[0]).astype(np.float64)
+    return ("inf", "65504") if np.isposinf(values).any() else ("-inf", "-65504")
 
 
 def _has_nonfinite_inputs(graph: FailureGraph, fact: Fact) -> bool:
@@ -150,7 +158,7 @@ def fp16_underflow(case: Case) -> Cause | None:
     evidence = (f"Source: `{case.code}`",) if _SMALL_LITERAL.search(case.code) else ()
     sentence = (
         f"{capital(case.subject_at(position))} is 0.0 in float16: "
-        f"the constant that `{adder.type}` puts under it rounds to 0 there."
+        f"the constant that `{adder.type}` puts under it is 0 there, as any below 3e-8 is."
     )
     return Cause("fp16_underflow", 0.96 if evidence else 0.93, sentence, evidence)
 
@@ -250,14 +258,17 @@ def loss_scale_stuck(case: Case) -> Cause | None:
 
 
 def hardware_like(case: Case) -> Cause | None:
-    """The step is finite in every replay from the very state and batch that were recorded."""
+    """The step is finite in every replay that computes what led to it.
+
+    A copy of the state may hold what a fault made, and the step fails from that one again.
+    """
     if case.verdict.kind != "transient":
         return None
-    evidence = []
+    evidence = [] if case.verdict.reason is None else [case.verdict.reason]
     for run in case.verdict.evidence:
         evidence.append(f"Replayed as `{run.mode}`: {'finite' if run.finite else 'non-finite'}.")
     sentence = (
-        "The step was non-finite in training and is finite in every replay "
-        "from the same state and batch: a race or a fault of the machine."
+        "The step was non-finite in training, and replaying the program gives finite values: "
+        "a race or a fault of the machine."
     )
     return Cause("hardware_like", 0.85, sentence, tuple(evidence))

@@ -33,8 +33,11 @@ def where_gradient(case: Case) -> Cause | None:
         if any(stat.nonfinite for stat in forward.outputs):
             return _dropped(case, forward.type, dropped_by, 0.96)
         # The other form: the value is finite and its gradient is not, as of `sqrt` at 0.
-        if _is_multiplied_by_zero(case) and _is_left_out(case, dropped_by, forward):
-            return _dropped_gradient(case, forward.type, dropped_by)
+        why = "0 times an infinity is NaN" if _is_multiplied_by_zero(case) else ""
+        if _divides_zero_by_zero(case):
+            why = "0 / 0 is NaN"
+        if why and _is_left_out(case, dropped_by, forward):
+            return _dropped_gradient(case, forward.type, dropped_by, why)
     return None
 
 
@@ -63,11 +66,17 @@ def _dropped(case: Case, op_type: str, chooser: Fact, confidence: float) -> Caus
     return Cause("where_gradient", confidence, sentence, (evidence,))
 
 
-def _dropped_gradient(case: Case, op_type: str, chooser: Fact) -> Cause:
+def _divides_zero_by_zero(case: Case) -> bool:
+    """Whether the gradient that comes to a branch is 0, and divided by 0 there: as of `atan2`."""
+    is_quotient = case.op in ("RealDiv", "Div") and np.isnan(case.value)
+    return is_quotient and bool((case.told(0) == 0).any() and (case.told(1) == 0).any())
+
+
+def _dropped_gradient(case: Case, op_type: str, chooser: Fact, why: str) -> Cause:
     """The cause of a value that is finite, and whose gradient alone is not."""
     sentence = (
         f"The gradient of `{op_type}`{case.where} is not finite{case.place}, where "
-        f"`{chooser.name}` drops its value: 0 times an infinity is NaN."
+        f"`{chooser.name}` drops its value: {why}."
     )
     evidence = f"`{case.op}` in the backward pass: {case.count} are non-finite."
     return Cause("where_gradient", 0.94, sentence, (evidence,))
@@ -214,7 +223,7 @@ def _subtracts_infinities(case: Case) -> bool:
     maximum = case.graph.maker(shift)
     if maximum is None or maximum.type not in ("Max", "Maximum", "Select", "SelectV2"):
         return False
-    first, second = case.operand(0), case.operand(1)
+    first, second = case.told(0), case.told(1)
     if first.shape != second.shape:
         return False
     return bool((np.isneginf(first) & np.isneginf(second)).any())

@@ -78,11 +78,11 @@ _FAULTS: Mapping[str, Sequence[tuple[int, Fault, str]]] = {
 def special_function(case: Case) -> Cause | None:
     """A special function at a pole or outside of its domain, or the gradient of one."""
     for operand, is_at_fault, why in _FAULTS.get(case.op, ()):
-        values = case.operand(operand)
+        values = case.told(operand)
         at_fault = values[is_at_fault(values)] if values.size else values
         if at_fault.size:
             sentence = (
-                f"{capital(case.subject(operand))}{case.place} is {shown(float(at_fault[0]))}, and "
+                f"{capital(case.subject_at(operand))} is {shown(float(at_fault[0]))}, and "
                 f"{why}: `{case.op}`{case.where} is {_result(case)} there."
             )
             return Cause("other", 0.9, sentence, _evidence(case))

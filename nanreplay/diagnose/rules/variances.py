@@ -6,10 +6,10 @@ import re
 
 import numpy as np
 
-from nanreplay.bisect.tensor_stats import words
+from nanreplay.bisect.tensor_stats import Mask, words
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.case import Case
-from nanreplay.diagnose.rules.division import DIVISIONS, POLES, REDUCTIONS
+from nanreplay.diagnose.rules.division import DIVISIONS, REDUCTIONS, divides_by_zero
 from nanreplay.findings import Cause
 
 _NORMALIZATION = words(
@@ -43,6 +43,8 @@ def variance_zero(case: Case) -> Cause | None:
     )
     what = "sum" if kind == "Sum" else "mean"
     evidence = f"`{name}` is a {what} of {made_of}, and `{case.op}` got 0.0."
+    if kind == "Rsqrt":
+        evidence = f"`{name}` is of a normalization by its name, and got 0.0."
     return Cause("variance_zero", 0.95, sentence, (evidence,))
 
 
@@ -55,7 +57,8 @@ def _of_channel(case: Case) -> Cause | None:
     layout = getattr(case.event.attrs.get("data_format"), "s", case.event.attrs.get("data_format"))
     channels = 1 if layout in (b"NCHW", "NCHW", b"NCDHW", "NCDHW") else values.ndim - 1
     rows = np.moveaxis(values, channels, 0).reshape(values.shape[channels], -1)
-    constant = np.flatnonzero((rows == rows[:, :1]).all(axis=1)) if rows.size else np.zeros(0)
+    failing = _failing_channels(case, values.shape, channels)
+    constant = np.flatnonzero((rows == rows[:, :1]).all(axis=1) & failing) if rows.size else []
     if not len(constant):
         return None  # too large for the square of a deviation, say
     sentence = (
@@ -63,6 +66,16 @@ def _of_channel(case: Case) -> Cause | None:
         "its variance is 0.0 and epsilon too small."
     )
     return Cause("variance_zero", 0.85, sentence)
+
+
+def _failing_channels(case: Case, shape: tuple[int, ...], axis: int) -> Mask:
+    """Which channels of a normalization are not finite: in what is normalized, or in a moment."""
+    mask = case.mask
+    if mask is not None and mask.shape == shape:
+        return np.asarray(np.moveaxis(mask, axis, 0).reshape(shape[axis], -1).any(axis=1))
+    if mask is not None and mask.shape == (shape[axis],):
+        return mask
+    return np.zeros(shape[axis], bool)
 
 
 def _epsilon_in_words(case: Case) -> str:
@@ -99,13 +112,13 @@ def _variance(case: Case) -> tuple[str, str] | None:
     """Name and type of the op that gives the variance that is 0 at the origin."""
     if case.graph is None or case.fact is None:
         # Only the compiled step fails: a name scope of a normalization must do.
-        if case.op != "Rsqrt" or case.info is None or not _NORMALIZED.search(case.info.name):
+        if case.op != "Rsqrt" or not divides_by_zero(case):
             return None
-        return case.info.name, "Mean"
-    if case.op in DIVISIONS and (case.operand(1) == 0).any():
-        value = case.input_id(1)
-    elif case.op in POLES and (case.operand(0) == 0).any():
-        value = case.input_id(0)
+        if case.info is None or not _NORMALIZED.search(case.info.name):
+            return None
+        return case.info.name, "Rsqrt"
+    if divides_by_zero(case):
+        value = case.input_id(1 if case.op in DIVISIONS else 0)
     elif case.is_backward and case.forward in ("Sqrt", "Rsqrt"):
         roots = case.graph.forward_of(case.fact)
         value = roots[0].input_ids[0] if roots else None
@@ -127,7 +140,7 @@ def _of_one_value(case: Case) -> Cause | None:
     total = case.graph.maker(value)
     if total is None or total.type != "Sum" or not case.graph.is_mean_of_deviations(total):
         return None
-    if not (case.operand(1) == 0).any():
+    if not divides_by_zero(case):
         return None
     sentence = (
         f"The variance{case.where} is 0 / 0{case.place}: it is taken over one value, "

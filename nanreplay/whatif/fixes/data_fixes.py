@@ -179,9 +179,11 @@ def clip_data(failure: Failure, value: str | None) -> Fix:
         for path in dict.fromkeys(own_path(failure, batch.paths[place]) for place in places):
             bounds.append(Bounds(path, None, -limit, limit))
     if not any(_clips(failure, one, places) for one in bounds):
-        raise CannotTryError(
-            f"The batch of step {failure.step} lies within the range of the others."
-        )
+        others = [step for step in failure.window.replay.capture.steps if step != failure.step]
+        if limit is None and not others:
+            raise CannotTryError("The capture holds no other batch that tells a usual range.")
+        within = "the range of the others" if limit is None else f"{-limit:g} to {limit:g}"
+        raise CannotTryError(f"The batch of step {failure.step} lies within {within}.")
 
     def edit(step: int, leaves: Sequence[Any]) -> Sequence[Any]:
         paths = failure.window.replay.batch(step).paths

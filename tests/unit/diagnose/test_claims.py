@@ -199,20 +199,3 @@ def test_a_channel_is_said_to_be_constant_where_it_is(is_constant: bool) -> None
     sentences = [cause.sentence for cause in found if cause.kind == "variance_zero"]
     assert len(sentences) == is_constant
     assert all("channel 1 is constant over the batch" in sentence for sentence in sentences)
-
-
-@pytest.mark.parametrize("base", [0.0, 1e-9])
-def test_the_gradient_of_a_power_is_said_to_be_of_0_where_the_base_is(base: float) -> None:
-    graph = Graph()
-    x = graph("ReadVariableOp", graph.variable(f32([1, base])))
-    power = graph("Pow", x, graph.const(f32(2)))
-    loss = total(graph, power)
-    graph.phase = "backward"
-    large = graph.const(f32([1, 1e38]))
-    gradient = graph("Mul", large, graph.const(f32([1, 1e9])), forward=power)
-    found = [cause for cause in causes(graph, loss, gradient) if cause.kind == "pow_domain"]
-    assert [cause.sentence for cause in found] == (
-        ["The gradient of a power in the loss is not finite at [1]: its base is 0.0."]
-        if base == 0
-        else []
-    )

@@ -158,8 +158,8 @@ def test_it_ends_with_how_sure_it_is(verdict: Verdict, end: str) -> None:
         (
             Verdict("transient", True),
             INCIDENT.trigger,
-            "step 48112 · loss was NaN in training, but every replay from the same state and "
-            "batch is finite: a race or a hardware fault.",
+            "step 48112 · loss was NaN in training, but replaying the program gives "
+            "finite values: a race or a hardware fault.",
         ),
         (
             Verdict(
@@ -168,8 +168,8 @@ def test_it_ends_with_how_sure_it_is(verdict: Verdict, end: str) -> None:
                 reason="A bit of `dense/kernel` [3, 1] flipped between steps 4 and 5.",
             ),
             INCIDENT.trigger,
-            "step 48112 · loss was NaN in training, but every replay from the same state and "
-            "batch is finite: a race or a hardware fault. "
+            "step 48112 · loss was NaN in training, but replaying the program gives "
+            "finite values: a race or a hardware fault. "
             "A bit of `dense/kernel` [3, 1] flipped between steps 4 and 5.",
         ),
         (

@@ -105,7 +105,12 @@ WORDS = [
         "Log",
         "# Add 1e-7 to the operand of `Log`, in the statement that holds `loss = tf.reduce_mean(`",
     ),
-    (None, "Sqrt", "# Add 1e-7 to the operand of `Sqrt`. No line of yours makes the op"),
+    (
+        None,
+        "Sqrt",
+        "# Add 1e-7 to the operand of `Sqrt`, in line 3 of train.py, "
+        "whose code the capture does not hold",
+    ),
 ]
 
 
