@@ -422,9 +422,6 @@ def test_the_sentence_of_a_transient_fault_names_the_flipped_bit(
     fault = Fault("stored weight", 8, "hidden/kernel", 7, (30,))
     trained_with_fault(fault, network("sgd"), tmp_path / "run.h5", monkeypatch, keyframe_every=4)
     sentence = explain(tmp_path / "run.h5", fixes="none").sentence
-    assert (
-        "replaying the program gives finite values: a race or a hardware fault."
-        in sentence
-    )
+    assert "replaying the program gives finite values: a race or a hardware fault." in sentence
     assert "A bit of `" in sentence
     assert "hidden/kernel` [1, 1] flipped between steps 7 and 8." in sentence

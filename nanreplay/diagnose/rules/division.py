@@ -32,7 +32,7 @@ _EXTREMES = {
 """What the largest, or smallest, element of a segment is where the segment has no rows."""
 _SEGMENT_DEPTH = 4
 """How many ops back such a segment is looked for."""
-_NEAR_MARK = 1e-3
+_NEAR_MARK = 0.1
 """An operand of less than this part of what stands for no rows comes from other rows."""
 _MASK_DEPTH = 4
 """How many ops back a mask is looked for."""

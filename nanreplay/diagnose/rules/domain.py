@@ -130,8 +130,7 @@ def sqrt_grad_at_zero(case: Case) -> Cause | None:
     if case.forward == "Rsqrt":
         root = f"the operand of {root}"
     sentence = (
-        "The gradient of a square root at 0.0 is infinite: "
-        f"{root}{case.where} is 0.0{case.place}."
+        f"The gradient of a square root at 0.0 is infinite: {root}{case.where} is 0.0{case.place}."
     )
     evidence = [_backward_evidence(case)]
     sum_of_squares = _sum_of_squares(case)

@@ -7,6 +7,7 @@ themselves where they can: the op is run once more in float32, on the same opera
 from __future__ import annotations
 
 import re
+from itertools import chain
 
 import numpy as np
 
@@ -94,17 +95,18 @@ def _result_in_float32(case: Case, event: OpEvent) -> Values | None:
 
 def _mask_beyond_range(case: Case) -> Cause | None:
     """A large negative number that is to mask something out, and that float16 turns into -inf."""
-    value = case.input_id(0)
-    if case.graph is None or value is None:
+    if case.graph is None or case.fact is None:
         return None
     is_written = _LARGE_LITERAL.search(case.code) is not None
-    for fact in case.graph.infinities(value):
+    graph = case.graph
+    for fact in chain.from_iterable(map(graph.infinities, case.fact.input_ids)):
         is_cast = fact.type == "Cast" and not _has_nonfinite_inputs(case.graph, fact)
         if is_cast or (fact.type in ("Const", "Mul") and is_written):
             given, end = _infinity_of(case, fact)
             consequence = "a number that is to mask a little masks whole rows"
             if case.op == "Mul":
-                consequence = f"where it masks nothing, {given} times 0 is NaN"
+                where = "where it masks nothing, " if given == "-inf" else ""
+                consequence = f"{where}{given} times 0 is NaN"
             sentence = (
                 f"`{fact.type}` (`{fact.name}`) gives {given} in float16, which ends at {end}: "
                 f"{consequence}."

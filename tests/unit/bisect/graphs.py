@@ -42,9 +42,25 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "SqrtGrad": lambda y, dy: 0.5 * dy / y,
     "GatherNd": lambda x, indices: x[tuple(np.moveaxis(indices, -1, 0))],
     "MatrixDeterminant": np.linalg.det,
+    "MatrixInverse": np.linalg.inv,
+    "Cholesky": lambda x: np.where(np.linalg.eigvalsh(x)[..., :1, None] > 0, x, np.nan),
+    "MatrixTriangularSolve": np.linalg.solve,
+    "Acos": np.arccos,
+    "Lgamma": lambda x: np.where((x == np.floor(x)) & (x <= 0) | (x > 1e37), np.inf, x),
+    "UnsortedSegmentMax": lambda x, ids, count: np.array(
+        [x[ids == i].max(initial=np.finfo(x.dtype).min) for i in range(int(count))], x.dtype
+    ),
+    "Where": np.argwhere,
+    "StridedSlice": lambda x, begin: x[int(begin) :],
+    "Atan2": np.arctan2,
     "Svd": lambda x: np.full(x.shape[:-1], np.inf, x.dtype),  # as of numbers near the largest one
     "FusedBatchNormV3": lambda x: (x - x.mean(0)) / np.sqrt(((x - x.mean(0)) ** 2).mean(0)),
-    "Mean": lambda x, axis: np.asarray(x.mean(tuple(np.atleast_1d(axis)))),
+    "FusedBatchNormV2": lambda x: (
+        (x - x.mean(0)) / np.sqrt(((x - x.mean(0)) ** 2).mean(0) + x.dtype.type(1e-3))
+    ),
+    "Mean": lambda x, axis: np.asarray(
+        x.mean(tuple(np.atleast_1d(axis))) if x.size else np.float32(np.nan)
+    ),
     "ExpandDims": np.expand_dims,
     "Softmax": lambda x: (
         np.exp(x - x.max(-1, keepdims=True))
