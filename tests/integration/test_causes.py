@@ -248,12 +248,24 @@ LOOPS: dict[str, tuple[str, Loss, Any]] = {
     x * w, x * w))), in_normal(0)),
     "infinity in the data": ("data_inf", lambda x, w: mean(x * w), in_positive(np.inf, 1, 1)),
     "far-out row": ("data_outlier", lambda x, w: mean(tf.square(x * w)), in_positive(1e25, 1, 1)),
+    "root beside a norm": ("sqrt_grad_at_zero", lambda x, w: mean(tf.sqrt(x * w)) + 0.01 * tf.norm(w),
+    in_positive(0, 1, 1)),
+    "log of a small determinant": ("log_of_zero", lambda x, w: tf.math.log(tf.linalg.det(
+    tf.eye(64) * 0.01 * mean(x * w))), positive(40, 3)),
+    "where of atan2": ("where_gradient", lambda x, w: mean(tf.where(x[:, 2] > 0.1,
+    tf.atan2(x[:, 0] * w[0], x[:, 1] * w[1]), 0.0)), in_positive(0)),
     "0 * -inf": ("other", lambda x, w: mean(tf.nn.softmax(x * w + (1 - single(x > -9)) * -np.inf)),
     in_normal(-10)),
 }  # fmt: skip
 
 
-QUICK = ("perfect RMSE", "boolean mask", "where that keeps the arc of 1", "float16 mask")
+QUICK = (
+    "perfect RMSE",
+    "boolean mask",
+    "where that keeps the arc of 1",
+    "float16 mask",
+    "root beside a norm",
+)
 """Those that another rule than the first of their kind has to tell apart."""
 
 
@@ -411,3 +423,37 @@ def test_a_branch_whose_gradient_alone_is_infinite_is_not_said_to_be_so_itself(
     x = with_row(normal(40, 3) * 0.1, 1, 0, 0)
     (cause, *_) = loop(tmp_path, lambda x, w: mean(tf.where(x < 1, tf.acos(x * unit(w)), 0.0)), x)
     assert cause.sentence.startswith("The gradient of `Acos` in the loss is not finite at [4, 0]")
+
+
+def test_rows_of_map_fn_do_not_grow_from_one_another(tmp_path: Path) -> None:
+    causes = loop(
+        tmp_path,
+        lambda x, w: mean(tf.map_fn(lambda row: tf.square(row * w), x)),
+        in_positive(1e25, 1, 1),
+    )
+    assert kinds(causes) == ["data_outlier"]
+
+
+def test_an_op_that_raised_is_not_said_to_have_given_a_value(tmp_path: Path) -> None:
+    def loss_of(x: Any, w: Any) -> Any:
+        """Fewer indices than rows, from step 3 on."""
+        rows = tf.zeros([8 - tf.cast(x[0, 0] // 9, tf.int32), 1], tf.int32)
+        return mean(tf.gather(x * w, rows, batch_dims=1))
+
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        loop(tmp_path, loss_of, batch_of(positive(40, 3), 9))
+    (cause,) = why(tmp_path / "run.h5")
+    assert (cause.kind, cause.sentence) == (
+        "other",
+        "`GatherV2` in the loss raised: params.shape[0]: 8 should be equal to indices.shape[0]: 7.",
+    )
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+def test_the_infinity_that_float16_makes_of_a_number_is_told_with_its_sign(tmp_path: Path) -> None:
+    x = batch_of(positive(40, 3), 0)
+    (cause, *_) = loop(
+        tmp_path, lambda x, w: single(mean(half(x * w) * tf.constant(1e9, tf.float16))), x[24:]
+    )
+    assert cause.kind == "fp16_overflow"
+    assert "gives inf in float16, which ends at 65504: inf times 0 is NaN." in cause.sentence

@@ -50,6 +50,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "UnsortedSegmentMax": lambda x, ids, count: np.array(
         [x[ids == i].max(initial=np.finfo(x.dtype).min) for i in range(int(count))], x.dtype
     ),
+    "Transpose": np.transpose,
     "Where": np.argwhere,
     "StridedSlice": lambda x, begin: x[int(begin) :],
     "Atan2": np.arctan2,
