@@ -248,8 +248,8 @@ LOOPS: dict[str, tuple[str, Loss, Any]] = {
     x * w, x * w))), in_normal(0)),
     "infinity in the data": ("data_inf", lambda x, w: mean(x * w), in_positive(np.inf, 1, 1)),
     "far-out row": ("data_outlier", lambda x, w: mean(tf.square(x * w)), in_positive(1e25, 1, 1)),
-    "root beside a norm": ("sqrt_grad_at_zero", lambda x, w: mean(tf.sqrt(x * w)) + 0.01 * tf.norm(w),
-    in_positive(0, 1, 1)),
+    "root beside a norm": ("sqrt_grad_at_zero", lambda x,
+    w: mean(tf.sqrt(x * w)) + 0.01 * tf.norm(w), in_positive(0, 1, 1)),
     "log of a small determinant": ("log_of_zero", lambda x, w: tf.math.log(tf.linalg.det(
     tf.eye(64) * 0.01 * mean(x * w))), positive(40, 3)),
     "where of atan2": ("where_gradient", lambda x, w: mean(tf.where(x[:, 2] > 0.1,

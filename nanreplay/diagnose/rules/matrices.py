@@ -51,8 +51,10 @@ def linalg_singular(case: Case) -> Cause | None:
         if fact.type == "MatrixDeterminant":
             event = case.kept.get(fact.serial)
             matrix = _matrix(case, event)
-            # one that is too small for its type is 0 as well
-            if matrix is None or (case.told_of(fact) != 0).any() or not is_singular(matrix):
+            determinant = case.told_of(fact)
+            if matrix is None or determinant is None or (determinant != 0).any():
+                return None
+            if not is_singular(matrix):  # a determinant that is too small for its type is 0 as well
                 return None
             sentence = f"The determinant{case.where} is 0.0{case.place}: the matrix is singular."
             sentence += _rank_in_words(case, fact.input_ids[0], matrix)

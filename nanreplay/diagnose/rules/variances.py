@@ -58,7 +58,8 @@ def _of_channel(case: Case) -> Cause | None:
     channels = 1 if layout in (b"NCHW", "NCHW", b"NCDHW", "NCDHW") else values.ndim - 1
     rows = np.moveaxis(values, channels, 0).reshape(values.shape[channels], -1)
     failing = _failing_channels(case, values.shape, channels)
-    constant = np.flatnonzero((rows == rows[:, :1]).all(axis=1) & failing) if rows.size else []
+    is_constant = (rows == rows[:, :1]).all(axis=1) if rows.size else np.zeros(len(rows), bool)
+    constant = np.flatnonzero(is_constant & failing)
     if not len(constant):
         return None  # too large for the square of a deviation, say
     sentence = (
