@@ -26,7 +26,9 @@ _PLANNED_BYTES = 64 << 20
 
 TensorFlow's plan for memory does that with sums of three and more tensors, and so decides about
 bits, where it takes a step's tensors for more than four fifths of 256 MiB: so much memory has a
-CPU, as TensorFlow tells it. Weights and their gradients are there together at least.
+CPU, as TensorFlow tells it. Weights and their gradients are there together at least. After one
+round of optimizers the parts of such a sum are added as they arrive, so that its last bits hang on
+the timing of threads; only two rounds, as in training, give the same bits each time.
 """
 
 
@@ -57,7 +59,7 @@ class TrainedWindow:
         programs = list(dict.fromkeys(self.replay.program(step) for step in numbers))
         if programs[0].signature.compilation != "eager":
             programs[0].meanwhile = self._plan
-        if is_same_machine(self.replay) and all(map(_may_need_few_optimizers, programs)):
+        if is_same_machine(self.replay) and all(map(self._may_need_few, programs)):
             try:
                 results = self._attempt(programs, is_short=True)
                 if _are_as_trained(results, self.replay.incident.trigger):
@@ -77,14 +79,16 @@ class TrainedWindow:
         failing = self.replay.incident.step
         self.replay.plan_ops(failing, judged_tensors(self.replay, failing))
 
-    def _part_for(self, program: Program) -> Optimizers:
-        """The part of the graph optimizers that most likely gives the bits of all of them."""
+    def _may_need_few(self, program: Program) -> bool:
+        """Whether a part of the optimizers is worth trying."""
+        if program.signature.compilation != "graph" or program.unrecorded:
+            return False
         trained_bytes = 0
         for info in self.replay.variables:
             if info.role == "trainable":
                 trained_bytes += 4 * math.prod(info.shape)
         is_planned = trained_bytes > _PLANNED_BYTES and _adds_many(program)
-        return Optimizers.ONE_ROUND if is_planned else Optimizers.DECIDING
+        return not (is_planned or _has_channels_first(program))
 
     def _attempt(self, programs: Sequence[Program], *, is_short: bool) -> list[StepResult]:
         """Run the window.
@@ -95,7 +99,7 @@ class TrainedWindow:
                 first step with other bits is then the last.
         """
         for program in programs:
-            program.optimizers = self._part_for(program) if is_short else Optimizers.ALL
+            program.optimizers = Optimizers.DECIDING if is_short else Optimizers.ALL
         self.keyframes = KeyframeComparison(self.replay.variables)
         self.next_step = self.first
 
@@ -114,11 +118,9 @@ class TrainedWindow:
         )
 
 
-def _may_need_few_optimizers(program: Program) -> bool:
-    """Whether it is worth trying; where images have their channels first, all are needed."""
-    if program.signature.compilation != "graph" or program.unrecorded:
-        return False
-    return not any(
+def _has_channels_first(program: Program) -> bool:
+    """Whether images have their channels first: TensorFlow's plan for layouts then decides."""
+    return any(
         "data_format" in node.attr and node.attr["data_format"].s.startswith(b"NC")
         for _, node in all_nodes(program.graph)
     )

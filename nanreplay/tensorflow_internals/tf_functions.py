@@ -132,8 +132,6 @@ class Optimizers(enum.Enum):
 
     ALL = "all"
     """All of them twice, as in training."""
-    ONE_ROUND = "one round"
-    """Once, with the plan for memory, without those that decide about no bits on a CPU."""
     DECIDING = "deciding"
     """Those alone that decide about bits, without a plan for memory."""
 
@@ -171,12 +169,8 @@ def optimized_by(optimizers: Optimizers) -> Iterator[None]:
     off = _rewriter_config_pb2.RewriterConfig.OFF
     rewrites.meta_optimizer_iterations = _rewriter_config_pb2.RewriterConfig.ONE
     rewrites.experimental_conditional_code_motion = off
-    if optimizers is Optimizers.DECIDING:
-        rewrites.optimizers.extend(_DECIDING_OPTIMIZERS)
-        rewrites.memory_optimization = _rewriter_config_pb2.RewriterConfig.NO_MEM_OPT
-    else:  # a list of optimizers can hold no plan for memory
-        rewrites.layout_optimizer = rewrites.loop_optimization = off
-        rewrites.implementation_selector = off
+    rewrites.optimizers.extend(_DECIDING_OPTIMIZERS)
+    rewrites.memory_optimization = _rewriter_config_pb2.RewriterConfig.NO_MEM_OPT
     context.function_call_options = _context.FunctionCallOptions(before.executor_type, config)
     try:
         yield
