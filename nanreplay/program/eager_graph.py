@@ -139,6 +139,8 @@ class FlatGraph:
         self.captures: list[CaptureSpec] = []
         self.constants: list[Any] = []
         self.effects: list[str] = []
+        self.has_arrays_of_python = False
+        """Whether ops were given floats that are neither the batch nor variables: more than one."""
         self.names: list[str] = []
         """Node name of each op that was added."""
         self.made: dict[int, str] = {}
@@ -202,6 +204,8 @@ class FlatGraph:
             part = self._part_of(tensor)
             if part is not None:
                 return self._gathered(part, tensor)
+            if tensor.dtype.is_floating and tensor.shape.num_elements() > 1:
+                self.has_arrays_of_python = True
             leaf = self._outside_data(tensor)
         if leaf is not None:
             return self._leaf(leaf, tensor.dtype)

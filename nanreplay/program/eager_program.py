@@ -8,6 +8,7 @@ code.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -56,6 +57,15 @@ class UserFrame:
     filename: str
     lineno: int
     name: str
+
+
+_OF_DATASETS = re.compile(
+    r".*Dataset(V\d+)?|(MultiDevice)?Iterator(V\d+)?|(Make|MultiDevice)Iterator(Init)?"
+    r"|Anonymous(MultiDevice)?Iterator(V\d+)?|Delete(MultiDevice)?Iterator"
+    r"|(Anonymous|Delete|Dummy)(Random)?SeedGenerator(Reset)?|(Anonymous|Delete|Dummy)MemoryCache"
+)
+"""Ops that make datasets and iterators. What these give is part of the batch, however it was made.
+"""
 
 
 @dataclass
@@ -113,6 +123,8 @@ def observe_eager(step: Callable[[], Any]) -> EagerRun:
         op_type: Any, inputs: Any, attrs: Any, outputs: Any, op_name: Any = None, graph: Any = None
     ) -> None:
         if graph is not None:  # a trace within the step; its graph is noted by itself
+            return
+        if _OF_DATASETS.fullmatch(_decoded(op_type)):
             return
         run.ops.append(noted(op_type, inputs, attrs or (), outputs))
 
@@ -229,6 +241,16 @@ def describe_eager(
     graph = builder.graph.SerializeToString()
     record = ProgramRecord(program_id, graph, signature, ops, builder.constants)
     return FlatProgram(record, builder.leaves, builder.paths)
+
+
+def takes_from_python(
+    run: EagerRun, variable_index: Mapping[int, int], leaves: Sequence[Any], paths: Sequence[str]
+) -> bool:
+    """Whether an execution was given arrays that are neither its batch nor variables."""
+    builder = FlatGraph(variable_index, leaves, paths, run.functions)
+    for op in run.ops:
+        builder.add(op)
+    return builder.has_arrays_of_python
 
 
 def _gradients(

@@ -14,6 +14,7 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -52,6 +53,13 @@ def replace_functions(
 # the same numbers: states of random kernels, iterators, Python's and NumPy's generators.
 
 
+@dataclass(frozen=True, slots=True)
+class _End:
+    """Stands among what was drawn for the error that ends an iterator."""
+
+    message: str
+
+
 class RandomDraws:
     """What one eager run of a step drew, in order."""
 
@@ -69,7 +77,11 @@ class RandomDraws:
         self._host_states = random.getstate(), np.random.get_state()
 
         def note(name: str, draw: Callable[[], Any]) -> Any:
-            drawn = draw()
+            try:
+                drawn = draw()
+            except tf.errors.OutOfRangeError as error:  # an iterator has come to its end
+                self._drawn.append((name, _End(str(error.message))))
+                raise
             self._drawn.append((name, drawn))
             if name in _FETCHES:
                 leaves = tf.nest.flatten(drawn)
@@ -90,7 +102,10 @@ class RandomDraws:
 
         def give(name: str, draw: Callable[[], Any]) -> Any:
             if self._drawn and self._drawn[0][0] == name:
-                return self._drawn.popleft()[1]
+                drawn = self._drawn.popleft()[1]
+                if isinstance(drawn, _End):
+                    raise tf.errors.OutOfRangeError(None, None, drawn.message)
+                return drawn
             self._drawn.clear()
             return draw()
 

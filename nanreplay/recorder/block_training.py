@@ -21,6 +21,7 @@ from nanreplay.recorder.eager_step import EagerCall, EagerStep
 from nanreplay.recorder.ending import Ending
 from nanreplay.recorder.lifecycle import Suspicion
 from nanreplay.recorder.recording import Recording
+from nanreplay.tensorflow_internals import tf_functions
 
 
 class LoopStep:
@@ -129,7 +130,10 @@ class LoopStep:
         # Python applies a gradient that is handed out, or adds up several until it does.
         if self._recording.guard(lambda: hands_gradient_out(function)):
             self._calls.trained_eagerly()
-        if self._is_eager or self._calls.is_eager:
+        is_within_tape = tf_functions.is_tape_recording()
+        if is_within_tape:
+            self._calls.note_within_tape(function)
+        if is_within_tape or self._is_eager or self._calls.is_eager:
             return self._eager.call(function, inputs, captured, run)
         self._eager.note_variables([*inputs, *captured])
         return self._calls.call(function, inputs, captured, run)

@@ -67,6 +67,11 @@ class CompiledCalls:
         """Note that Python code trains by itself."""
         self.is_eager = True
 
+    def note_within_tape(self, function: Any) -> None:
+        """A compiled function that a tape of Python code records is an op of it, and may train."""
+        if self.recording.guard(lambda: self._preparation.does_train(function)):
+            self.trained_eagerly()
+
     # Calls
 
     def call(
@@ -81,7 +86,7 @@ class CompiledCalls:
             run: Runs it as it would run without a recorder.
         """
         recording = self.recording
-        if not recording.lifecycle.is_active or tf_functions.is_tape_recording():
+        if not recording.lifecycle.is_active:
             return self._run_unrecorded(run)
         begun = recording.guard(self._begin, function, inputs, captured)
         if begun is None:
@@ -89,7 +94,10 @@ class CompiledCalls:
         recorded, entry = begun
         variant = recorded.variant
         try:
-            if variant is None:
+            if tf_functions.is_tape_recording():  # what runs then has a gradient of its own
+                result = run()
+                flat = returned = tf_functions.flat_outputs(result)
+            elif variant is None:
                 returned = flat = tf_functions.run_flat(function, [*inputs, *captured])
             else:
                 flat = variant.run([*inputs, *captured])
@@ -167,6 +175,9 @@ class CompiledCalls:
         if recorded is None or recorded.function() is not function:
             recorded = self._function(function, inputs, captured)
         if recorded is None:
+            return None
+        if recorded.variant is not None and tf_functions.is_tape_recording():
+            self._preparation.refuse_within_tape(function)  # the variant has no gradient
             return None
         if self.before_step is not None:
             self.before_step()

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import copy
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from types import GeneratorType
 from typing import Any
 
 import numpy as np
@@ -49,11 +50,88 @@ def repeatable(
 
     Numpy arrays are copied: a loop may reuse their buffers, and the step may change them.
     """
-    kept_args, kept_kwargs = tf.nest.map_structure(
-        lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf,
-        (list(args), dict(kwargs)),
+    kept_args, kept_kwargs = _copied((list(args), dict(kwargs)))
+
+    def again() -> Any:
+        with contextlib.ExitStack() as stack:
+            for value in (*kept_args, *kept_kwargs.values()):
+                if isinstance(value, NotedIterator):
+                    stack.enter_context(value.repeated())
+            return step(*copy.copy(kept_args), **kept_kwargs)
+
+    return again
+
+
+def _copied(structure: Any) -> Any:
+    """A structure with copies of its numpy arrays."""
+    return tf.nest.map_structure(
+        lambda leaf: leaf.copy() if isinstance(leaf, np.ndarray) else leaf, structure
     )
-    return lambda: step(*copy.copy(kept_args), **kept_kwargs)
+
+
+_ITERATORS: tuple[type[Any], ...] = (
+    GeneratorType,
+    zip,
+    map,
+    filter,
+    enumerate,
+    type(iter([])),
+    type(iter(())),
+)
+
+
+class NotedIterator(Iterator[Any]):
+    """Stands for an iterator of Python's that a step is given, and notes what the step takes.
+
+    So that the step can run once more: what an iterator gave, it never gives again.
+
+    Args:
+        iterator: The iterator.
+    """
+
+    def __init__(self, iterator: Any) -> None:
+        self._iterator = iterator
+        self._again: Iterator[Any] | None = None
+        self.taken: list[Any] = []
+        """What the step has taken."""
+
+    def __next__(self) -> Any:
+        """The next value, noted; or once more one that was noted."""
+        if self._again is not None:
+            return next(self._again)
+        value = next(self._iterator)
+        self.taken.append(_copied(value))
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        """Anything else is the iterator's own: `close`, `send`."""
+        return getattr(self._iterator, name)
+
+    @contextlib.contextmanager
+    def repeated(self) -> Iterator[None]:
+        """Give what was taken once more, and then nothing."""
+        self._again = iter(_copied(self.taken))
+        try:
+            yield
+        finally:
+            self._again = None
+
+
+def with_noted_iterators(
+    args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], list[NotedIterator]]:
+    """Arguments whose generators, and other iterators of Python's own, note what is taken."""
+    noted: list[NotedIterator] = []
+
+    def one(value: Any) -> Any:
+        if not isinstance(value, _ITERATORS):
+            return value
+        noted.append(NotedIterator(value))
+        return noted[-1]
+
+    new_args = tuple(map(one, args))
+    new_kwargs = {name: one(value) for name, value in kwargs.items()}
+    return (new_args, new_kwargs, noted) if noted else (args, kwargs, noted)
 
 
 def read_new(handles: Iterable[Any], reads: Reads) -> None:

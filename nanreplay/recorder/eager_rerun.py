@@ -13,7 +13,13 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay.capture.arrays import as_array
-from nanreplay.program.eager_program import EagerRun, FlatProgram, describe_eager, observe_eager
+from nanreplay.program.eager_program import (
+    EagerRun,
+    FlatProgram,
+    describe_eager,
+    observe_eager,
+    takes_from_python,
+)
 from nanreplay.program.fingerprint import Fingerprint, build_fingerprint, ulp_distance
 from nanreplay.program.nonfinite_values import has_nonfinite
 from nanreplay.program.op_facts import SourceTable
@@ -33,6 +39,17 @@ _SEVERAL_REPLICAS = (
     "The step ran several replicas eagerly: TensorFlow adds up their gradients in threads of its "
     "own, where no op can be seen. With `strategy.run` in a tf.function the step can be replayed."
 )
+_TOOK_OTHERS = (
+    "When the step ran once more for this file, it took other numbers from Python: a generator, "
+    "arrays or a state that are neither its arguments nor variables. So its program is not here. "
+    "Give the batch to the step as an argument, and keep its state in variables."
+)
+_WENT_ANOTHER_WAY = (
+    "When the step ran once more for this file, it went another way: it depends on a state of "
+    "Python's that is neither an argument nor a variable. So its program is not here."
+)
+_OTHER_ULP = 2**16
+"""Sums whose terms threads add in another order differ by less: by under 1% in float32."""
 _NOT_ENDED = (
     "The step raised, and its ops were recorded until then: a fix is tried until then, too."
 )
@@ -84,14 +101,34 @@ class EagerRerun:
             fingerprint = build_fingerprint(
                 run.seen, handles, run.seen.learning_rate, run.seen.loss_scale
             )
-            proof = self._prove(run, before, vector_of(fingerprint), recorded)
+            values = vector_of(fingerprint)
+            why_not = self._difference(run, values, recorded)
+            if why_not:
+                recording.notes.append(why_not)
+                return
+            proof = self._prove(run, before, values, recorded)
         finally:
             self._put_back(after)
         if recorded is None:
             names = fingerprint_layout(fingerprint.entries, recording.variables.index)
-            values = vector_of(fingerprint)
             self._entry.fingerprint = dict(zip(names, values, strict=True))
         recording.eager = EagerIncident(step, self._describer(run, fingerprint), proof)
+
+    def _difference(self, run: EagerRun, values: Any, recorded: Any) -> str:
+        """Why the second run is not the step that was trained; empty where it may be.
+
+        Where all that it took is held, another result tells of a fault of the machine, or of a
+        race.
+        """
+        if recorded is None:
+            return ""
+        if len(values) != len(recorded):
+            return _WENT_ANOTHER_WAY
+        if ulp_distance(values, recorded) < _OTHER_ULP:
+            return ""
+        entry, index = self._entry, self._recording.variables.index
+        is_open = takes_from_python(run, index, entry.leaves, entry.paths)
+        return _TOOK_OTHERS if is_open else ""
 
     def _put_back(self, state: Mapping[int, Any]) -> None:
         handles = self._recording.variables.handles
@@ -124,8 +161,6 @@ class EagerRerun:
         variables, step = self._recording.variables, self._entry.step
         proof = Reexecution(reproduced=has_nonfinite(values))
         if recorded is not None:
-            if len(values) != len(recorded):
-                raise ValueError("the step took another way when it was run once more")
             proof.max_ulp = ulp_distance(values, recorded)
         if proof.max_ulp:
             self._recording.notes.append(

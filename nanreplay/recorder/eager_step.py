@@ -22,12 +22,14 @@ from nanreplay.program.python_effects import RandomDraws, replace_functions
 from nanreplay.program.traced_program import is_variable
 from nanreplay.program.training_functions import hands_gradient_out
 from nanreplay.recorder.eager_reads import (
+    NotedIterator,
     Reads,
     batch_leaves,
     note_first_reads,
     read_before,
     read_new,
     repeatable,
+    with_noted_iterators,
 )
 from nanreplay.recorder.eager_rerun import EagerRerun, checked_handles, vector_of
 from nanreplay.recorder.lifecycle import Suspicion, exception_trigger
@@ -53,6 +55,8 @@ class EagerCall:
     """What compiled functions returned that compute a gradient: the loss is among it."""
     draws: RandomDraws = field(default_factory=RandomDraws)
     """The random numbers of the call."""
+    noted: list[NotedIterator] = field(default_factory=list)
+    """Iterators of Python's that it was given."""
     stop: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
     """Ends the observation."""
 
@@ -78,12 +82,14 @@ class EagerStep:
         step: Callable[..., Any],
         on_suspicion: Callable[[Suspicion], None],
     ) -> None:
-        self._recording = recording
+        self.recording = recording
         self._step = step
         self._on_suspicion = on_suspicion
         self._names: tuple[str, ...] = ()
         """Names of the elements of the last fingerprint, the same tuple while they stay so."""
         self._is_first = True
+        self.is_certain = False
+        """Whether it is known that the step trains in Python."""
         self._used: dict[int, Any] = {}
         """Layers and optimizers that steps have used, by id."""
         self._call: EagerCall | None = None
@@ -91,12 +97,16 @@ class EagerStep:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run one step; returns what the step returns."""
-        if not self._recording.lifecycle.is_active:
+        if not self.recording.lifecycle.is_active:
             return self._run_unrecorded(args, kwargs)
+        noted: list[NotedIterator] = []
+        if self.is_certain:
+            args, kwargs, noted = with_noted_iterators(args, kwargs)
         arguments = (args, kwargs) if kwargs else args
         call = self.begin(lambda: (arguments, repeatable(self._step, args, kwargs)))
         if call is None:
             return self._step(*args, **kwargs)
+        call.noted = noted
         try:
             result = self._step(*args, **kwargs)
         except BaseException as error:
@@ -111,8 +121,8 @@ class EagerStep:
         After a failure of the recorder's own, the numbers that it returns are still looked at.
         """
         result = self._step(*args, **kwargs)
-        if self._recording.lifecycle.has_failed:
-            suspicion = self._recording.health.after_failure(result, self._recording.step)
+        if self.recording.lifecycle.has_failed:
+            suspicion = self.recording.health.after_failure(result, self.recording.step)
             if suspicion is not None:
                 self._on_suspicion(suspicion)
         return result
@@ -125,14 +135,14 @@ class EagerStep:
         Args:
             arguments: Gives what the step is given, and what makes the same call once more.
         """
-        self._call = self._recording.guard(lambda: self._prepare(*arguments()))
+        self._call = self.recording.guard(lambda: self._prepare(*arguments()))
         return self._call
 
     def _prepare(self, arguments: Any, again: Callable[[], Any]) -> EagerCall:
         """Keep what the step is given, and begin to observe it."""
         leaves, paths = batch_leaves(arguments)
         # Any step may fail, and is then run once more: the state before each one is needed.
-        entry = self._recording.before("", leaves, paths, every_step=True)
+        entry = self.recording.before("", leaves, paths, every_step=True)
         call = EagerCall(entry, again, EagerObserver())
         with call.stop:  # undoes what was begun, where an error comes between
             call.stop.enter_context(call.observer)
@@ -148,10 +158,10 @@ class EagerStep:
         try:
             self._record_raised(call, error)
         except Exception as own_error:
-            self._recording.fail(own_error)
+            self.recording.fail(own_error)
 
     def _record_raised(self, call: EagerCall, error: BaseException) -> None:
-        recording, step = self._recording, self._recording.step
+        recording, step = self.recording, self.recording.step
         self._stop(call)
         if self._call is not call:  # compiled functions were steps of their own
             return
@@ -163,7 +173,7 @@ class EagerStep:
 
     def ended(self, call: EagerCall, result: Any) -> None:
         """The step has returned `result`."""
-        recording, step = self._recording, self._recording.step
+        recording, step = self.recording, self.recording.step
         self._stop(call)
         if self._call is not call:
             return
@@ -180,13 +190,16 @@ class EagerStep:
 
     def _stop(self, call: EagerCall) -> None:
         """End the observation; what the step fetched by itself is part of its batch."""
-        guard = self._recording.guard
+        guard = self.recording.guard
         guard(call.stop.close)
         guard(lambda: self.add_to_batch(call, {"fetched": call.draws.elements}))
+        for iterator in call.noted:
+            taken = iterator.taken
+            guard(self.add_to_batch, call, {"next": taken[0] if len(taken) == 1 else taken})
 
     def _after(self, call: EagerCall, result: Any) -> Suspicion | None:
         """Measure a step that has run, and have it judged."""
-        recording, seen = self._recording, call.observer.observation
+        recording, seen = self.recording, call.observer.observation
         if seen.failed is not None:
             raise seen.failed
         seen.note_result(call.handed_out if result is None and call.handed_out else result)
@@ -201,19 +214,19 @@ class EagerStep:
 
     def _record_ops(self, call: EagerCall, recorded: Any) -> None:
         """Run the failing step once more, and keep its ops for the file."""
-        EagerRerun(self._recording, call.entry, call.again, call.draws).record(recorded)
+        EagerRerun(self.recording, call.entry, call.again, call.draws).record(recorded)
 
     # What belongs to a call
 
     def add_to_batch(self, call: EagerCall, arrays: Any) -> None:
         """What a step took from elsewhere while it ran is part of its batch."""
-        if self._call is not call or self._recording.ring is None:
+        if self._call is not call or self.recording.ring is None:
             return
         known = {id(leaf) for leaf in call.entry.leaves}
         leaves, paths = batch_leaves(arrays)
         is_new = [id(leaf) not in known for leaf in leaves]
         if any(is_new):
-            self._recording.ring.extend(
+            self.recording.ring.extend(
                 call.entry,
                 [leaf for leaf, new in zip(leaves, is_new, strict=True) if new],
                 [path for path, new in zip(paths, is_new, strict=True) if new],
@@ -224,7 +237,7 @@ class EagerStep:
         if self._call is not None:
             self._call.stop.close()
             self._call = None
-            self._recording.forget_unfinished()
+            self.recording.forget_unfinished()
 
     def call(
         self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
@@ -232,7 +245,7 @@ class EagerStep:
         """Compiled functions that an eager step calls are ops of it."""
         self.note_variables([*inputs, *captured])
         result = run()
-        if self._call is not None and self._recording.guard(lambda: hands_gradient_out(function)):
+        if self._call is not None and self.recording.guard(lambda: hands_gradient_out(function)):
             self._call.handed_out.append(result)
         return result
 
@@ -245,7 +258,7 @@ class EagerStep:
         """While variables are learned: read those that a compiled function may write."""
         if self._call is not None and self._call.is_learning:
             reads = self._call.first_reads
-            self._recording.guard(lambda: read_new(tensors, reads))
+            self.recording.guard(lambda: read_new(tensors, reads))
 
     def _about_to_use(self, call: EagerCall, used: Any) -> None:
         """Learn the variables of a layer or an optimizer that no step has used yet.
@@ -270,13 +283,13 @@ class EagerStep:
             return
         call.is_learning = True
         call.stop.callback(tf_eager.add_op_callback(note_first_reads(call.first_reads)))
-        keep_before = functools.partial(read_before, self._recording.guard, call.first_reads)
+        keep_before = functools.partial(read_before, self.recording.guard, call.first_reads)
         functions = tf_variables.assignment_functions()
         call.stop.callback(replace_functions(functions, keep_before))
 
     def _register(self, call: EagerCall) -> None:
         """Name what the step used, and learn the variables that nobody named."""
-        seen, recording = call.observer.observation, self._recording
+        seen, recording = call.observer.observation, self.recording
         variables = recording.variables
         if call.is_learning:
             recording.variables.name_used(seen)
@@ -293,7 +306,7 @@ class EagerStep:
 
     def _complete_keyframe(self, call: EagerCall) -> None:
         """Add the variables that were learned in a step to the keyframe before it."""
-        recording = self._recording
+        recording = self.recording
         ring, index = recording.ring, recording.variables.index
         if ring is None or recording.step not in ring.keyframes:
             return

@@ -22,6 +22,15 @@ from nanreplay.recorder.recorded_function import RecordedFunction
 from nanreplay.recorder.recording import Recording
 from nanreplay.tensorflow_internals import tf_functions
 
+_LOOP_OVER_DATA = (
+    "it trains in a loop over its data inside of one tf.function, where the batches cannot be had. "
+    "To record it, loop in Python: `for batch in data: step(batch)`, with `step` compiled."
+)
+_WITHIN_TAPE = (
+    "it fetches or draws within a GradientTape of its caller's, where that cannot be kept. "
+    "To record it, call it outside of the tape."
+)
+
 
 class FunctionPreparation:
     """Makes compiled functions ready to be recorded.
@@ -54,7 +63,7 @@ class FunctionPreparation:
             return None
         program = program_of(training, captured, inputs)
         if program is None:
-            self._refuse(training)
+            self._refuse(training, _LOOP_OVER_DATA)
             return None
         variables = self._recording.variables
         program = replace(
@@ -68,6 +77,10 @@ class FunctionPreparation:
         if len(positions) < len(inputs):
             recorded.array_positions = positions
         return recorded
+
+    def does_train(self, function: Any) -> bool:
+        """Whether a function computes a gradient and writes variables."""
+        return self._training(function).trains
 
     def note_other(self, function: Any, captured: list[Any]) -> None:
         """A function that is no step is about to run."""
@@ -124,7 +137,11 @@ class FunctionPreparation:
             is_stacked=program.loop is not None,
         )
 
-    def _refuse(self, training: TrainingFunction) -> None:
+    def refuse_within_tape(self, function: Any) -> None:
+        """Say that a function is not recorded where a tape of its caller's records it, too."""
+        self._refuse(self._training(function), _WITHIN_TAPE)
+
+    def _refuse(self, training: TrainingFunction, reason: str) -> None:
         """Say once what cannot be recorded, and which line would record it."""
         if id(training) in self._refused:
             return
@@ -133,12 +150,7 @@ class FunctionPreparation:
         name = name.decode() if isinstance(name, bytes) else str(name)
         # TensorFlow names the trace of `step` `__inference_step_1234`.
         shown = name.removeprefix("__inference_").rstrip("0123456789").rstrip("_")
-        warnings.warn(
-            f"nanreplay: `{shown}` is not recorded: it trains in a loop over its data inside of "
-            "one tf.function, where the batches cannot be had. To record it, loop in Python: "
-            "`for batch in data: step(batch)`, with `step` compiled.",
-            stacklevel=2,
-        )
+        warnings.warn(f"nanreplay: `{shown}` is not recorded: {reason}", stacklevel=2)
 
 
 def _fetch_of(

@@ -161,6 +161,10 @@ class LoopRewriter(ast.NodeTransformer):
         self._scopes.pop()
         return node
 
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """Note what `next` gives, in whichever function a body calls."""
+        return _NextCalls().visit_Call(node)
+
     def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         """Note the name of the class."""
         self._classes.append(node.name)

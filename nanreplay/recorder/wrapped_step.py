@@ -12,6 +12,7 @@ from typing import Any, cast
 import tensorflow as tf
 
 from nanreplay.program import listening
+from nanreplay.program.eager_program import EagerRun
 from nanreplay.program.listening import thread_state
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerStep
@@ -37,7 +38,7 @@ class WrappedStep:
     def __init__(
         self, recording: Recording, step: Callable[..., Any], calls: CompiledCalls, eager: EagerStep
     ) -> None:
-        self._recording = recording
+        self.recording = recording
         self._step = step
         self._calls = calls
         self._eager = eager
@@ -50,14 +51,26 @@ class WrappedStep:
         if not tf_functions.is_top_level():
             listening.claim_trace(self._calls)
             return tf_functions.autograph_converted(self._step)(*args, **kwargs)
+        if self._is_within_step():
+            return self._step(*args, **kwargs)
         # Asked in each call: `tf.config.run_functions_eagerly` may be set between two of them.
         runs_eagerly = tf.config.functions_run_eagerly()
         if self._is_compiled and not runs_eagerly:
             return self._run_compiled(args, kwargs)
         if self._is_compiled is False or runs_eagerly:
+            self._eager.is_certain = True
             with listening.listening(self._eager):
                 return self._eager(*args, **kwargs)
         return self._run_undecided(args, kwargs)
+
+    def _is_within_step(self) -> bool:
+        """Whether a step around this one is recorded by the same recorder, or runs once more."""
+        listener = thread_state.listener
+        if listener is self._calls or isinstance(listener, EagerRun):
+            return True
+        if not isinstance(listener, (WrappedStep, EagerStep)):
+            return False
+        return listener.recording is self.recording
 
     def _run_compiled(self, args: Any, kwargs: Any) -> Any:
         calls, trained_before = self._calls, self._calls.trained
@@ -97,6 +110,9 @@ class WrappedStep:
         self, function: Any, inputs: list[Any], captured: list[Any], run: Callable[[], Any]
     ) -> Any:
         """Note the variables of a compiled function, then record it if it trains."""
+        if tf_functions.is_tape_recording():
+            self._calls.note_within_tape(function)
+            return self._eager.call(function, inputs, captured, run)
         self._eager.note_variables([*inputs, *captured])
         return self._calls.call(function, inputs, captured, run)
 

@@ -95,6 +95,12 @@ def pack_outputs(function: Any, outputs: Sequence[Any]) -> Any:
     return function.function_type.pack_output(outputs)
 
 
+def flat_outputs(result: Any) -> list[Any]:
+    """Flat outputs of a ConcreteFunction, of what it returns; the reverse of `pack_outputs`."""
+    leaves = tf.nest.flatten(result, expand_composites=True)
+    return [leaf for leaf in leaves if leaf is not None]
+
+
 def autograph_converted(function: Callable[..., Any]) -> Callable[..., Any]:
     """`function` as AutoGraph treats it at this point of a trace: converted where the caller is.
 

@@ -101,6 +101,38 @@ LOOPS = {
             for variable, gradient in zip(model.trainable_variables, gradients_of(x, y)):
                 variable.assign_sub(0.01 * gradient)
     """,
+    "next_in_a_method": """
+        class Trainer:
+            def __init__(self):
+                self.data = iter(batches)
+
+            def step(self):
+                x, y = next(self.data)
+                with tf.GradientTape() as tape:
+                    loss = mse(x, y)
+                gradients = tape.gradient(loss, model.trainable_variables)
+                optimizer.apply_gradients(zip(gradients, model.trainable_variables))
+
+        trainer = Trainer()
+        for _ in range(6):
+            trainer.step()
+    """,
+    "compiled_step_in_a_tape": """
+        @tf.function
+        def step(x, y):
+            with tf.GradientTape() as tape:
+                loss = mse(x, y)
+            optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables),
+            model.trainable_variables))
+            return loss
+
+        optimizer.build(model.trainable_variables)
+        for x, y in batches:
+            x = tf.constant(x)
+            with tf.GradientTape() as outer:
+                outer.watch(x)
+                step(x, y)
+    """,
     "accumulation": """
         held = None
         for number, (x, y) in enumerate(batches):
