@@ -169,6 +169,25 @@ def learning_rate_now(optimizer: Any) -> Any:
     return None if rate is None else tf.convert_to_tensor(rate)
 
 
+def schedule_of(optimizer: Any) -> Any:
+    """The schedule of an optimizer's learning rate; None where a variable or a number holds it."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    # Keras 3 has a schedule in a private attribute, and its value in the public one.
+    for name in ("_learning_rate", "learning_rate"):
+        rate = getattr(inner, name, None)
+        if callable(rate) and not hasattr(rate, "dtype"):
+            return rate if hasattr(rate, "get_config") else None
+    return None
+
+
+def updates_of(optimizer: Any) -> Any:
+    """The number of updates of an optimizer by which its schedule goes."""
+    inner = getattr(optimizer, "inner_optimizer", optimizer)
+    # Of Keras 3, the public one counts those that were applied, where gradients are accumulated.
+    updates = getattr(inner, "_iterations", None)
+    return tf.convert_to_tensor(inner.iterations if updates is None else updates)
+
+
 def loss_scale_now(optimizer: Any) -> Any:
     """The loss scale of the next update, a tensor; None for an optimizer that scales no loss."""
     initial = getattr(optimizer, "initial_scale", None)

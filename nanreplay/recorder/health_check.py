@@ -24,6 +24,7 @@ from nanreplay.program.nonfinite_values import (
     squares_fit,
 )
 from nanreplay.program.traced_program import is_float_variable
+from nanreplay.recorder.learning_rates import RateReading
 from nanreplay.recorder.lifecycle import Lifecycle, Suspicion, variable_trigger
 from nanreplay.recorder.timeline_ring import RanStep
 from nanreplay.recorder.variable_table import VariableTable
@@ -54,6 +55,23 @@ class DoubtfulNumber:
         return True
 
 
+_UNTOLD = (AttributeError, TypeError, ValueError, tf.errors.OpError)
+"""What an optimizer of the user's own may raise that does not tell its rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Schedule:
+    """A learning-rate schedule of Keras."""
+
+    schedule: Any
+
+    def __call__(self, updates: int) -> float:
+        """The rate of the update that follows so many; NaN where the schedule gives none."""
+        with listening.muted(), contextlib.suppress(*_UNTOLD):
+            return float(self.schedule(tf.constant(updates, tf.int64)))
+        return math.nan
+
+
 class VariableMeter:
     """Measures the variables, and reads the learning rate.
 
@@ -67,6 +85,8 @@ class VariableMeter:
         self._variables = variables
         self._sums: VariableSums | None = None
         self._optimizers: list[Any] = []
+        self._schedules: dict[int, _Schedule] = {}
+        """Learning-rate schedules, by id."""
 
     def forget_variables(self) -> None:
         """Variables were added: choose anew which ones to measure."""
@@ -97,15 +117,25 @@ class VariableMeter:
         self._optimizers.append(optimizer)
         return True
 
-    def learning_rate(self) -> float:
-        """The learning rate of the first optimizer that tells one; else NaN."""
+    def read_rate(self, first: int, *, was_set: bool) -> RateReading:
+        """Read the learning rate of the first optimizer that tells one, just after a call.
+
+        Args:
+            first: The first step of the call.
+            was_set: Whether something outside of the steps set a number of an optimizer before it.
+        """
         for optimizer in self._optimizers:
             # A wrapper of the user's own need not have a learning rate, or may compute it.
-            with listening.muted(), contextlib.suppress(AttributeError, TypeError, ValueError):
+            with listening.muted(), contextlib.suppress(*_UNTOLD):
+                schedule = observed_calls.schedule_of(optimizer)
+                if schedule is not None:
+                    updates = int(observed_calls.updates_of(optimizer))
+                    told = self._schedules.setdefault(id(schedule), _Schedule(schedule))
+                    return RateReading(first, math.nan, updates, told, was_set)
                 rate = observed_calls.learning_rate_now(optimizer)
                 if rate is not None:
-                    return float(rate)
-        return math.nan
+                    return RateReading(first, float(rate), was_set=was_set)
+        return RateReading(first)
 
 
 class HealthCheck:

@@ -24,6 +24,7 @@ from nanreplay.program.fingerprint import Layout
 from nanreplay.program.listening import thread_state
 from nanreplay.program.traced_program import TracedProgram
 from nanreplay.recorder.health_check import HealthCheck, VariableMeter
+from nanreplay.recorder.learning_rates import RateReading
 from nanreplay.recorder.lifecycle import DatedIncident, Event, Lifecycle, Suspicion
 from nanreplay.recorder.loss_scaling import LossScales, Skips
 from nanreplay.recorder.pace import FIRST_LOOKS, LateReader, LookPace, lag_of
@@ -204,19 +205,19 @@ class Recording:
             or self.lifecycle.is_unhealthy
         )
         changed = self.keeper.set_before
-        asks_rate = is_due or (bool(changed) and any(map(self.variables.is_setting, changed)))
+        was_set = bool(changed) and any(map(self.variables.is_setting, changed))
+        asks_rate = is_due or was_set
         if not (asks_rate or self.keeper.device_lag or self.scales.optimizers or self.skips.count):
             numbers = numbers_of(outputs)
             if not self.health.doubts and all(map(math.isfinite, numbers.values())):
                 # As nearly every step: it only returned numbers, and all of them are finite.
                 self._note_row(row_of_numbers(ran_at, elapsed_s, numbers, mean), numbers)
                 return None
-        sums, rate = None, np.nan
+        sums = None
         if is_due:
             self.looks.begin(ran_at)
             sums = self.meter.measure()
-        if asks_rate:
-            rate = self.meter.learning_rate()
+        rate = self.meter.read_rate(ran_at - steps + 1, was_set=was_set) if asks_rate else None
         scale = self.scales.after() if self.scales.optimizers else None
         ran = RanStep(
             ran_at, slot, elapsed_s, self._is_keyframe, outputs,
@@ -259,7 +260,7 @@ class Recording:
         if sums is not None:
             named = (f"variable_sum:{index}" for index in ran.checked)
             fingerprint = {**numbers, **dict(zip(named, sums, strict=True))}
-        self._note_row(ran.timeline_row(numbers, sums), fingerprint)
+        self._note_row(ran.timeline_row(numbers, sums), fingerprint, ran.rate)
         scale, skipped = ran.scale or (None, False)
         stuck = None
         if ran.scale is not None or self.skips.count:
@@ -287,12 +288,14 @@ class Recording:
         self.lifecycle.note(Event.HEALTHY_STEP)
         self.request_keyframe()
 
-    def _note_row(self, row: TimelineRow, fingerprint: Mapping[str, Any]) -> None:
+    def _note_row(
+        self, row: TimelineRow, fingerprint: Mapping[str, Any], rate: RateReading | None = None
+    ) -> None:
         """Keep the fingerprint with the step, and its row for the timeline."""
         entry = None if self.ring is None else self.ring.entry(row.step)
         if entry is not None:
             entry.fingerprint = fingerprint
-        self.timeline.add(row)
+        self.timeline.add(row, rate)
 
     def _state_before(self, ran: RanStep) -> Mapping[int, Any] | None:
         """The keyframe before a step that is checked late: the variables have moved on."""

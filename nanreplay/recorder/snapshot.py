@@ -72,7 +72,9 @@ def take_snapshot(
         step: The last step that is wanted.
         keep: The ring keeps its keyframes all the same.
     """
-    ring = recording.ring
+    ring, was_set = recording.ring, recording.keeper.assignments.has_news
+    rate = recording.meter.read_rate(recording.step, was_set=was_set)
+    recording.timeline.read_rate(recording.step - 1, rate)
     entries: list[StepEntry] = []
     keyframes: dict[int, dict[int, Any]] = {}
     if ring is not None:

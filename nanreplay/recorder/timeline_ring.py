@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from nanreplay.capture.arrays import as_array
 from nanreplay.program.fingerprint import Layout
+from nanreplay.recorder.learning_rates import RateReading, StepRates, rates_of
 from nanreplay.recorder.thinned_steps import ThinnedSteps
 from nanreplay.records import Timeline
 
@@ -69,6 +70,9 @@ class TimelineRow:
     """Stands for the loss where the step told only this."""
     skipped: bool = False
     learning_rate: float = math.nan
+    updates: int | None = None
+    """How many updates there were before it, where `schedule` tells its learning rate by that."""
+    schedule: Callable[[int], float] | None = None
     loss_scale: float = math.nan
     measured: MeasuredNorms | None = None
     """Norms, where the step was measured."""
@@ -90,7 +94,8 @@ class RanStep:
     """Which variables these are."""
     scale: tuple[float, bool] | None
     """(loss scale, whether the update was skipped), where the loss is scaled."""
-    learning_rate: float
+    rate: RateReading | None
+    """What was read of the learning rate, where it was read."""
     mean: tuple[Any, Any] | None = None
     """(total, count) of the running mean of the losses, where no loss itself is returned."""
 
@@ -100,7 +105,7 @@ class RanStep:
         # Loss scaling skips updates whose gradients overflow; a number that is not finite is more.
         row = row_of_numbers(self.step, self.elapsed_s, numbers, self.mean)
         row.skipped = skipped and all(map(math.isfinite, numbers.values()))
-        row.loss_scale, row.learning_rate = scale, self.learning_rate
+        row.loss_scale = scale
         if sums is not None:
             row.measured = MeasuredNorms(self.checked, norms_of(sums))
         return row
@@ -198,8 +203,7 @@ class TimelineRing:
         self.older = ThinnedSteps(OLDER)
         self._history = history
         self._row_bytes = 0
-        self._rate = math.nan
-        """The learning rate that was read last."""
+        self._rates = StepRates()
         self._shared: dict[tuple[int, ...], Sequence[int]] = {}
         """Sequences of variables, so that equal ones are one object."""
         self._shared_variables: Sequence[int] = ()
@@ -244,16 +248,16 @@ class TimelineRing:
     def __len__(self) -> int:
         return len(self.older) + len(self.rows)
 
-    def add(self, row: TimelineRow) -> None:
-        """Append a step."""
+    def add(self, row: TimelineRow, reading: RateReading | None = None) -> None:
+        """Append a step, and what was read of its learning rate, where it was read."""
         if row.mean is not None:
             row.loss = _loss_of_mean(row.mean, row, self.rows[-1] if self.rows else None)
         if row.measured is not None:
             row.measured = self._with_shared(row.measured)
-        # A rate is read now and then; thinning would separate a step from the last reading.
-        if math.isnan(row.learning_rate):
-            row.learning_rate = self._rate
-        self._rate = row.learning_rate
+        if math.isnan(row.learning_rate):  # an eager step tells its own
+            self._rates.open.append(row)
+        if reading is not None:
+            self._rates.settle(row.step, reading)
         self.rows.append(row)
         if len(self.rows) >= self._history + HANDED_ON:
             self._hand_on(self._history)
@@ -279,8 +283,14 @@ class TimelineRing:
 
     def drop_from(self, step: int) -> None:
         """Forget `step` and all after it."""
+        self._rates.drop_from(step)
         while self.rows and self.rows[-1].step >= step:
             self.rows.pop()
+
+    def read_rate(self, step: int, reading: RateReading) -> None:
+        """Take what is read of the learning rate after `step`, where that is the last one."""
+        if self.rows and self.rows[-1].step == step:
+            self._rates.settle(step, reading)
 
     def table(
         self,
@@ -388,7 +398,7 @@ def _columns(rows: Sequence[TimelineRow]) -> dict[str, NDArray[Any]]:
     return {
         "step": np.array([row.step for row in rows], np.int64),
         "loss": np.array([row.loss for row in rows], np.float64),
-        "learning_rate": _from_first(np.array([row.learning_rate for row in rows], np.float64)),
+        "learning_rate": rates_of(rows),
         "loss_scale": np.array([row.loss_scale for row in rows], np.float64),
         "step_time_s": np.array([row.elapsed_s for row in rows], np.float64),
         "skipped": np.array([row.skipped for row in rows], bool),
@@ -411,14 +421,3 @@ def _loss_of_mean(mean: RunningMean, row: TimelineRow, previous: TimelineRow | N
     if before is not None and before.count < count and math.isfinite(before.total):
         total, count = total - before.total, count - before.count
     return total / count if count else math.nan
-
-
-def _from_first(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """What was not read in the first steps is as it was read first.
-
-    [nan, nan, 1, 2] becomes [1, 1, 1, 2].
-    """
-    known = np.flatnonzero(~np.isnan(values))
-    if len(known):
-        values[: known[0]] = values[known[0]]
-    return values

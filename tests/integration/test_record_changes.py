@@ -33,6 +33,16 @@ class Meddler(keras.callbacks.Callback):
             )
 
 
+def test_the_rate_of_a_schedule_is_that_of_each_step(tmp_path: Path) -> None:
+    """Variables are looked at every 64th of so short steps."""
+    path, schedule = tmp_path / "run.h5", keras.optimizers.schedules.CosineDecay(0.01, 300)
+    model = mlp(optimizer=keras.optimizers.SGD(schedule))
+    assert record(path, model, *data(200, steps=201)) == 200
+    with Capture(path) as capture:
+        rates = np.asarray(capture.timeline()["learning_rate"])
+    np.testing.assert_array_equal(rates, [float(schedule(step)) for step in range(201)])
+
+
 def assignments() -> list[Any]:
     return [getattr(module, name) for module, name in tf_variables.assignment_functions()]
 

@@ -76,13 +76,6 @@ def test_a_mean_after_steps_that_are_not_known_is_the_best_that_can_be_said() ->
     np.testing.assert_array_equal(ring.table([]).columns["loss"], [2.0, np.nan, 2.5])
 
 
-def test_a_learning_rate_that_is_read_now_and_then_holds_between() -> None:
-    ring = TimelineRing(10)
-    for step, rate in enumerate([math.nan, 0.1, math.nan, 0.2]):
-        ring.add(TimelineRow(step, 0.1, learning_rate=rate))
-    assert ring.table([]).columns["learning_rate"].tolist() == [0.1, 0.1, 0.1, 0.2]
-
-
 def test_matrices_are_what_putting_in_one_number_after_the_other_gives() -> None:
     """Variables come in the middle of a training, and not every step measures."""
     random, ring, expected = np.random.default_rng(0), TimelineRing(100), np.full((60, 3), np.nan)
