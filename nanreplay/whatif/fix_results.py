@@ -23,6 +23,9 @@ _SLIGHT, _ANOTHER_LINE = 0.03, 0.5
 """By how much an edit of a line may change healthy losses unsaid, and at all."""
 _LEAST_LOSS = 1e-3
 """Changes of losses below this are not measured relative to them."""
+_FAILS_ANYWAY = (
+    "A step after the window fails with the weights from before it, too: that is another fault."
+)
 _SKIPS = "The update of step {} is left out; nothing is learned from its batch."
 
 
@@ -46,6 +49,8 @@ def fix_result(failure: Failure, fix: Fix, outcome: TrialOutcome) -> FixResult:
     moved_to = _moved_to(failure, fix, outcome) if nonfinite is not None else None
     kind, remark = _outcome(failure, fix, outcome, nonfinite, moved_to)
     rise = _rise(failure, fix, outcome) if kind == "prevents" else None
+    if kind == "prevents" and outcome.fails_anyway:
+        remark = " ".join(filter(None, (remark, _FAILS_ANYWAY)))
     if rise is not None:
         told = f"The loss of step {failure.step} is {rise[0]:.3g} with it, usually at most"
         remark = " ".join(filter(None, (remark, f"{told} {rise[1]:.3g}.")))

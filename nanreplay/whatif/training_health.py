@@ -66,7 +66,8 @@ class TrainingHealth:
             changes_update: Whether the fix changes the update alone. Then no batch is to blame for
                 a large loss, so all losses have to stay near the usual ones.
         """
-        if any(not result.finite for result in outcome.later):
+        later = [result for result in outcome.later if result.finite]
+        if len(later) < len(outcome.later) and not outcome.fails_anyway:
             # The fix let the failing step pass and left weights that cannot be trained on.
             return "the weights are ruined: a step after the window is not"
         first = outcome.results[0].loss
@@ -75,7 +76,7 @@ class TrainingHealth:
             return self._blown_up(outcome)
         usual = max(*known, _LEAST_LOSS)
         factor = _NEAR if changes_update else _RUINED
-        ran = (*outcome.results, *outcome.later)
+        ran = (*outcome.results, *later)
         # A loss that the recording has as well is the batch's own, however large.
         for result in (result for result in ran if not _is_recorded(result)):
             loss = _size(result.loss)

@@ -41,6 +41,8 @@ class TrialOutcome:
     """Steps with loss scaling that changed no weight."""
     later: tuple[StepResult, ...] = ()
     """A few more steps after the window, on batches of its healthy steps."""
+    fails_anyway: bool = False
+    """Whether a later step is not finite with the weights from before the window either."""
     norms: tuple[float, float] = (0.0, 0.0)
     """Norm of all trainable variables before the window and after it."""
     before_failure: Mapping[int, Any] | None = None
@@ -127,12 +129,19 @@ class WindowRun:
             else:
                 return TrialOutcome(tuple(results), tuple(skipped), before_failure=before)
         norms = (norm, self.norm())
-        return TrialOutcome(tuple(results), tuple(skipped), None, tuple(idle), self.later(), norms)
+        later, fails_anyway = self.later()
+        return TrialOutcome(
+            tuple(results), tuple(skipped), None, tuple(idle), later, fails_anyway, norms
+        )
 
-    def later(self) -> tuple[StepResult, ...]:
+    def later(self) -> tuple[tuple[StepResult, ...], bool]:
         """Go on for a few steps, on the batches of the steps before the failing one.
 
         On that of the failing step where the window holds no other.
+
+        Returns:
+            What they gave, and whether one that is not finite is not so with the weights from
+            before the window either: a random draw, say, makes it so, and not the weights.
         """
         healthy = [step for step in self.window.steps if step < self.window.failing]
         batches = healthy[:LATER_STEPS] or [self.window.failing]
@@ -145,9 +154,22 @@ class WindowRun:
             except ReplayError:
                 break
             if not results[-1].finite:
-                break
+                return tuple(results), self._fails_anyway(step, before)
             self.shrink_update(step, before)
-        return tuple(results)
+        return tuple(results), False
+
+    def _fails_anyway(self, step: int, before: Mapping[int, Any]) -> bool:
+        """Whether a step is not finite with the first weights, all else being as before it."""
+        first = dict(self.window.first_state())
+        for change in self.edit.state:
+            first |= change(first)
+        trained = {}
+        for index, info in enumerate(self.replay.variables):
+            # whole numbers are the state of a random generator, whose draws stay
+            if info.is_trained and "float" in info.dtype and index in first:
+                trained[index] = first[index]
+        self.assign({**before, **trained})
+        return not self.step(step).finite
 
     def norm(self) -> float:
         """The norm of all trainable variables."""

@@ -487,6 +487,30 @@ def test_a_skipped_step_leaves_the_weights_finite(tmp_path: Path) -> None:
     assert "update of step 2 is left out" in str(skip.note)
 
 
+def test_weights_are_not_ruined_where_a_later_step_fails_without_them(tmp_path: Path) -> None:
+    """Row 3 of step 2 is bad; what the fifth step divides by is 0, whatever the weights are."""
+    weights, count = tf.Variable(tf.ones([3, 1])), tf.Variable(0, dtype=tf.int64)
+
+    @tf.function
+    def step(x: Any) -> Any:
+        left = tf.cast(4 - count, tf.float32)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(tf.math.log(x) @ weights)) * (left / left)
+        weights.assign_sub(0.01 * tape.gradient(loss, weights))
+        count.assign_add(1)
+        return loss
+
+    with Recorder(tmp_path / "run.h5", on_nan="stop") as recorder:
+        recorded = recorder.wrap(step)
+        for number in range(3):
+            x = np.full((ROWS, 3), 0.5, "float32")
+            x[3] = 0.5 if number < 2 else -1.0
+            recorded(tf.constant(x))
+    dropped = tried(tmp_path / "run.h5", "clean_data=drop_rows")[0]
+    assert dropped.prevents
+    assert "that is another fault" in str(dropped.note)
+
+
 def test_softmax_of_a_row_that_is_masked_out_whole_takes_a_finite_mask(tmp_path: Path) -> None:
     def attend(x: Any) -> Any:
         return tf.nn.softmax(tf.where(x > 0, x, -np.inf)) * x
