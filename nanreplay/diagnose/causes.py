@@ -38,9 +38,9 @@ def other(case: Case) -> Cause | None:
     """None of the kinds: what is known all the same, of a special function what is wrong."""
     if case.origin is None:
         return None
-    special = special_functions.special_function(case)
-    if special is not None:
-        return special
+    known = special_functions.special_function(case) or selection.zero_times_infinity(case)
+    if known is not None:
+        return known
     error = case.event.error if case.event is not None else None
     if error is not None:
         raised = without_node_names(first_line(error)).rstrip(".")

@@ -92,9 +92,26 @@ def observed_layer_call(original: Any) -> Any:
         with region("layer", layer.name):
             if seen is not None:
                 _note_part(seen, layer)
-            return original(layer, *args, **kwargs)
+            inner = _wrapped_layer(layer)
+            if inner is None:
+                return original(layer, *args, **kwargs)
+            with region("layer", inner.name):
+                if seen is not None:
+                    _note_part(seen, inner)
+                return original(layer, *args, **kwargs)
 
     return __call__
+
+
+def _wrapped_layer(layer: Any) -> Any:
+    """The layer within a layer of Keras 3 that calls its `call`, of which nothing is noted.
+
+    So does `TimeDistributed` alone; it adds slices and a stack of them to what that layer does.
+    """
+    for kind in type(layer).__mro__:
+        if kind.__name__ == "TimeDistributed" and kind.__module__.startswith("keras."):
+            return layer.layer
+    return None
 
 
 def _note_part(seen: Observation, layer: Any) -> None:

@@ -134,7 +134,14 @@ FITTING: Mapping[CauseKind, Sequence[str]] = {
     "label_out_of_range": ("clean_data=drop_rows",),
     "linalg_singular": ("epsilon=1e-6", "epsilon=1e-4", "epsilon=1e-3", "clean_data=drop_rows"),
     "hardware_like": (),
-    "other": ("clean_data=drop_rows", "clip_data", *_AGAINST_GROWTH),
+    "other": (
+        "epsilon",
+        "double_where",
+        "finite_mask",
+        "clean_data=drop_rows",
+        "clip_data",
+        *_AGAINST_GROWTH,
+    ),
 }
 """Fixes by cause, the one to prefer first."""
 

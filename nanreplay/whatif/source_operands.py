@@ -138,7 +138,14 @@ def _operands_of(node: ast.AST, op_type: str, offset: int, text: str) -> Iterato
             yield from _hidden_root(node, offset, text)
     elif op_type in _OPERATORS.get(type(node.op), ()):
         is_power = isinstance(node.op, ast.Pow)
+        if is_power and op_type != "Pow" and _is_whole(node.right):
+            return  # no root
         yield _operand(node, node.left if is_power else node.right, offset, text)
+
+
+def _is_whole(node: ast.expr) -> bool:
+    """Whether an expression is a whole number that is written out, such as the 2 of `x ** 2`."""
+    return isinstance(node, ast.Constant) and float(node.value).is_integer()  # type: ignore[arg-type]
 
 
 def _is_number(node: ast.AST) -> bool:

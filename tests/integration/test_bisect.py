@@ -253,6 +253,18 @@ def test_a_nested_model_gives_the_chain_of_layers(tmp_path: Path, draws: Any) ->
     assert origin.rows == (7,)
 
 
+def test_the_layer_within_a_time_distributed_one_is_named(tmp_path: Path, draws: Any) -> None:
+    inner = keras.layers.Lambda(lambda x: x / tf.abs(x), output_shape=lambda s: s, name="sign")
+    x, y = draws.randn(24, 2, 3).astype("float32"), draws.randn(24, 2, 1).astype("float32")
+    x[ROWS + 7, 1] = 0.0
+    each = keras.layers.TimeDistributed(inner, name="each")
+    report = explain(recorded(tmp_path, model_of(each, (2, 3), loss="mae"), x, y), fixes="none")
+    origin = report.findings.origin
+    assert origin is not None
+    assert (origin.layer, origin.layer_path) == ("sign", "each/sign")
+    assert "Inside of Keras" not in report.sentence
+
+
 def test_several_origins_of_one_step_are_all_named(tmp_path: Path, draws: Any) -> None:
     inputs = keras.Input((2,))
     logs, inverse = (

@@ -286,6 +286,12 @@ def test_the_likeliest_cause(tmp_path: Path, name: str) -> None:
     assert kinds(loop(tmp_path, loss_of, x))[0] == kind
 
 
+def test_an_infinity_that_is_multiplied_by_0_is_told(tmp_path: Path) -> None:
+    causes = loop(tmp_path, *LOOPS["0 * -inf"][1:])
+    assert causes[0].confidence > 0.8
+    assert "multiplies 0 by -inf at [0, 0]: that is NaN" in causes[0].sentence
+
+
 def test_the_far_out_row_is_the_second_cause_of_an_overflowing_exponential(tmp_path: Path) -> None:
     causes = loop(tmp_path, lambda x, w: mean(tf.exp(x * w)), with_row(normal(40, 3), 400, 0, 0))
     assert kinds(causes) == ["exp_overflow", "data_outlier"]

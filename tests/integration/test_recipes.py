@@ -188,6 +188,10 @@ CASES: dict[str, tuple[str, dict[str, str]]] = {
         "finite_mask",
         made("return x * tf.nn.softmax(tf.where(x == 0.0, -np.inf, x))"),
     ),
+    "a finite factor": (
+        "finite_mask",
+        made("return x * tf.nn.softmax(x + (1.0 - tf.cast(x != 0.0, x.dtype)) * -np.inf)"),
+    ),
     "one array clipped": (
         "clip_data",
         made("return tf.exp(x) - 1.0", "z[1, 1] = 900.0; x[1, 0] = 1.05"),

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.tensor_stats import is_float, nonfinite
 from nanreplay.capture.arrays import as_array
-from nanreplay.diagnose.case import Case, Values
+from nanreplay.diagnose.case import Case, Values, shown
 from nanreplay.diagnose.failure_graph import SELECTS, FailureGraph
 from nanreplay.findings import Cause
 from nanreplay.replay.provenance import OpEvent, ValueId
@@ -121,6 +121,24 @@ def _is_multiplied_by_zero(case: Case) -> bool:
         if is_zero.any():
             return True
     return False
+
+
+def zero_times_infinity(case: Case) -> Cause | None:
+    """A mask by multiplication with -inf: where it is to leave a value as it is, 0 * inf is NaN."""
+    if case.op != "Mul" or case.kind != "turned" or not np.isnan(case.value):
+        return None
+    for position in (0, 1):
+        zeros, infinities = case.told(1 - position), case.told(position)
+        if not (zeros.size and infinities.size):
+            continue
+        if (zeros == 0).any() and np.isinf(infinities).any():
+            infinity = shown(float(infinities[np.isinf(infinities)][0]))
+            sentence = (
+                f"`Mul`{case.where} multiplies 0 by {infinity}{case.place}: that is NaN, not 0. "
+                "So an infinity that is to be added in some places makes NaN of all the others."
+            )
+            return Cause("other", 0.9, sentence, (f"{case.count} of its output are NaN.",))
+    return None
 
 
 def mask_all(case: Case) -> Cause | None:

@@ -17,7 +17,7 @@ from nanreplay.whatif.edits import CannotTryError, Edit, Fix
 from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fix_code import line_edit, short_number, with_finite_mask
 from nanreplay.whatif.fixes.update_fixes import positive_number
-from nanreplay.whatif.line_gradients import gradient_ops
+from nanreplay.whatif.line_gradients import OpLocation, gradient_ops
 
 _SOFTMAXES = words("Softmax LogSoftmax")
 _LOWEST = -1e9
@@ -27,6 +27,9 @@ _LOWEST_FLOAT16 = -1e4
 
 def finite_mask(failure: Failure, value: str | None) -> Fix:
     """Put a large negative number in the place of -inf where softmax takes it."""
+    position = _infinite_factor(failure)
+    if position is not None:
+        return _finite_factor(failure, value, position)
     softmaxes = []
     for key, info in failure.infos.items():
         if info.type in _SOFTMAXES:
@@ -37,11 +40,11 @@ def finite_mask(failure: Failure, value: str | None) -> Fix:
     if not softmaxes:
         raise CannotTryError("The step holds no softmax that takes a mask.")
     maker = _mask_maker(failure, softmaxes)
+    if maker is None and failure.trace is not None and failure.op not in softmaxes:
+        raise CannotTryError("No softmax of the step takes an infinity.")
     output = failure.editor.outputs(maker)[0] if maker is not None else None
     scores = output or failure.editor.data_inputs(softmaxes[0])[0]
-    is_half = failure.editor.dtype((maker or softmaxes[0])[0], scores) == tf.float16
-    default = _LOWEST_FLOAT16 if is_half else _LOWEST
-    low = -positive_number(value and value.lstrip("-"), -default)
+    low = _lowest(failure, value, (maker or softmaxes[0])[0], scores)
 
     def masked(scores: Any) -> Any:
         return tf.maximum(scores, tf.cast(max(low, scores.dtype.min), scores.dtype))
@@ -65,6 +68,43 @@ def finite_mask(failure: Failure, value: str | None) -> Fix:
     ops = failure.line_ops(place)
     edit_of_all = Edit(programs=(edit,))
     return Fix("finite_mask", {"value": low}, edit_of_all, code, source, edits=edits, ops=ops)
+
+
+def _lowest(failure: Failure, value: str | None, function: str, tensor: str) -> float:
+    """The number in the place of -inf, as asked for, or one that the type of a tensor holds."""
+    is_half = failure.editor.dtype(function, tensor) == tf.float16
+    default = _LOWEST_FLOAT16 if is_half else _LOWEST
+    return -positive_number(value and value.lstrip("-"), -default)
+
+
+def _infinite_factor(failure: Failure) -> int | None:
+    """Which factor of the product that failed is infinite; None where it is no such product."""
+    if failure.infos[failure.op].type != "Mul" or failure.trace is None:
+        return None
+    for fact in failure.facts(failure.op):
+        for position, taken in enumerate(fact.input_ids):
+            if _holds_infinity(failure.trace, taken):
+                return position
+    return None
+
+
+def _finite_factor(failure: Failure, value: str | None, position: int) -> Fix:
+    """Put a large number in the place of an infinity that is multiplied: 0 times it is 0."""
+    place = OpLocation(failure.op, "Mul", position)
+    function, factor = place.op[0], failure.editor.data_inputs(place.op)[position]
+    low = _lowest(failure, value, function, factor)
+
+    def bounded(x: Any) -> Any:
+        limit = tf.cast(min(-low, x.dtype.max), x.dtype)
+        return tf.maximum(tf.minimum(x, limit), -limit)
+
+    source = failure.source(place.op)
+    own_line = with_finite_mask(source, low)
+    code = own_line or f"# Put {short_number(low)} in the place of the -inf that `Mul` takes"
+    edits = line_edit(source, code) if own_line else []
+    edit = Edit(programs=(failure.operand_edit(place, bounded, is_added=True),))
+    ops = failure.line_ops(place.op)
+    return Fix("finite_mask", {"value": low}, edit, code, source, edits=edits, ops=ops)
 
 
 def _change_output(editor: ProgramEditor, key: OpKey, change: Any) -> None:

@@ -65,6 +65,7 @@ LINES = [
         "return tf.concat([x, tf.sqrt(tf.maximum(tf.math.reduce_variance(x, 1, True), 1e-7))], 1)",
     ),
     ("y = a % b", "FloorMod", "{} + 1e-7", "y = a % (b + 1e-7)"),
+    ("y = tf.sqrt(a ** 2 + b ** 2)", "Sqrt", "{} + 1e-7", "y = tf.sqrt(a ** 2 + b ** 2 + 1e-7)"),
     ("y = x ** 0.5", "Sqrt", "{} + 1e-7", "y = (x + 1e-7) ** 0.5"),
     (
         "y = tf.math.log(größe)",
