@@ -54,8 +54,8 @@ def hand_gradient_through(
 ) -> None:
     """Multiply the gradient that leaves an op by that of a change of its operand.
 
-    Nothing is done where the gradient is not in the op's function, or where it is several tensors:
-    then none of them can be told to be that of the operand.
+    Nothing is done where the gradient is not in the op's function, or where it may be that of
+    another operand: what leaves a quotient may be the gradient of the dividend alone.
 
     Args:
         editor: Holds the program.
@@ -63,6 +63,8 @@ def hand_gradient_through(
         operand: The tensor that it took before.
         change: A Python function of a tensor.
     """
+    if len(editor.data_inputs(op)) > 1:
+        return
     backward = gradient_ops(editor, [op])
     takers: dict[str, set[OpKey]] = {}
     for key in backward:

@@ -153,6 +153,14 @@ def square_root(eps: float = 0.0) -> Any:
     )
 
 
+def share_of_input(*, double: bool = False) -> Any:
+    def call(x: Any) -> Any:
+        total = tf.stop_gradient(tf.reduce_sum(x, axis=1, keepdims=True))
+        return x / (tf.where(total != 0, total, 1.0) if double else total)
+
+    return Calls(call, name="shares")
+
+
 def ones() -> Any:
     return keras.layers.Dense(3, kernel_initializer="ones", use_bias=False)
 
@@ -226,6 +234,11 @@ SAME: dict[str, tuple[str, Trained, Trained]] = {
         "stable_op",
         lambda p: train(p, keras.layers.Dense(3, use_bias=False), quotient(), dense()),
         lambda p: train(p, keras.layers.Dense(3, use_bias=False), quotient(no_nan=True), dense()),
+    ),
+    "double where of a divisor that is not trained": (
+        "double_where",
+        lambda p: train(p, ones(), share_of_input(), dense()),
+        lambda p: train(p, ones(), share_of_input(double=True), dense()),
     ),
     "log-softmax": (
         "stable_op",
