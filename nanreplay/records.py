@@ -112,13 +112,20 @@ def loss_in_words(name: str) -> str:
     return f"the loss `{name}`" if is_key else "the loss"
 
 
+SEVERAL_LOSSES = "losses"
+"""The kind of the compiled losses of several outputs together."""
+
+
 @dataclass(frozen=True, slots=True)
 class KerasPart:
     """A layer, a compiled loss or an optimizer, and what it is set to."""
 
     place: Literal["layer", "loss", "optimizer"]
     path: str
-    """Chain of layer calls, e.g. `encoder/norm`; "" for a loss and an optimizer."""
+    """Chain of layer calls, e.g. `encoder/norm`; of one of several losses the scope of its ops.
+
+    "" for the only loss, for all of several, and for an optimizer.
+    """
     kind: str
     """How code names its class, e.g. `keras.layers.Dense`; of a loss also its name: `mse`."""
     settings: tuple[str, ...]

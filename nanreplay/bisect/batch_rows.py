@@ -172,7 +172,8 @@ def read_rows(
         composites.append(segments.part)
         plain = [place for place in plain if place not in segments.part.positions]
     if size is None:
-        return BatchRows(leaves, None, (), "The arrays of the batch have no axis in common.")
+        reason = "No array with rows is handed to the step: its data is drawn or read within it."
+        return BatchRows(leaves, None, (), reason)
     parts = [part for part in composites if _rows_in(part, leaves) in (size, None)]
     for place in plain:
         if _has_rows(leaves[place], size):

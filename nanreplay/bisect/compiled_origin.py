@@ -187,7 +187,7 @@ def _compiled_origin(
         source=runner.source(place.stack) if place.stack >= 0 else None,
         outputs=outputs,
         operands=operands,
-        part=part_of(runner.signature(step), place),
+        part=part_of(runner.signature(step), place, op),
         rows_reason="Rows are proved op by op, and op by op the step is finite.",
     )
 

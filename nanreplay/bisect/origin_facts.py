@@ -96,12 +96,22 @@ def _describe_op(scene: Scene, suspect: Suspect, fact: Fact) -> Origin:
         kind="raised" if suspect.kind == "raised" else None,
         message=_message(fact) if suspect.kind == "raised" else None,
         replica=place.replica,
-        part=part_of(scene.trace.runner.signature(scene.step), place),
+        part=part_of(scene.trace.runner.signature(scene.step), place, fact.name),
     )
 
 
-def part_of(signature: Signature, place: OpPlace) -> KerasPart | None:
-    """Return what is known of the layer, the loss or the optimizer that an op ran in."""
+def part_of(signature: Signature, place: OpPlace, op_name: str) -> KerasPart | None:
+    """Return what is known of the layer, the loss or the optimizer that an op ran in.
+
+    Of several losses, all of them where the scopes of the op do not tell its own.
+    """
+    if place.where == "loss":
+        scopes = op_name.split("/")[:-1]
+        scopes += [re.sub(r"_\d+$", "", scope) for scope in scopes]  # of the second of a name
+        losses = (part for part in signature.keras_parts if part.place == "loss")
+        own = {part.code: part for part in losses if part.path in scopes}
+        if len(own) == 1:
+            return next(iter(own.values()))
     for part in signature.keras_parts:
         if part.place == place.where and part.path == (place.path_in_layer or ""):
             return part

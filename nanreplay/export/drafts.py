@@ -46,7 +46,7 @@ class Rows:
     """What became of the rows of a batch."""
 
     recorded: int | None
-    """How many there were; None when the arrays have no axis in common."""
+    """How many there were; None when no array has rows."""
     kept: tuple[int, ...]
     """Rows that are still there, by their places in the recorded batch."""
     is_shrunk: bool = False

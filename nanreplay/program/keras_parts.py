@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from nanreplay.program.observation import Observation
-from nanreplay.records import KerasPart
+from nanreplay.records import SEVERAL_LOSSES, KerasPart
 
 _LIBRARIES = ("keras", "tf_keras")
 _OF_LAYERS = ("activation", "recurrent_activation", "negative_slope", "epsilon", "rate")
@@ -47,7 +48,7 @@ def parts_of(seen: Observation, root: str | None) -> tuple[KerasPart, ...]:
     for model in seen.layers:
         loss = getattr(model, "loss", None)
         if loss is not None:
-            parts.append(_loss_part(loss))
+            parts.extend(_loss_parts(loss))
     for optimizer in seen.optimizers:
         inner = getattr(optimizer, "inner_optimizer", optimizer)
         settings = tuple(_settings(inner, _OF_OPTIMIZERS))
@@ -55,11 +56,28 @@ def parts_of(seen: Observation, root: str | None) -> tuple[KerasPart, ...]:
     return tuple(parts)
 
 
+def _loss_parts(losses: Any) -> Iterator[KerasPart]:
+    """The compiled loss; of several, each with the scope of its ops as its path, then all."""
+    if not isinstance(losses, (list, tuple, dict)):
+        yield _loss_part(losses)
+        return
+    if not isinstance(losses, dict):
+        losses = dict(enumerate(losses))
+    texts = []
+    for key, loss in losses.items():
+        if isinstance(loss, (list, tuple, dict)):
+            texts.append(f"{key}=...")
+        elif loss is not None:
+            part = _loss_part(loss)
+            texts.append(part.code if isinstance(key, int) else f"{key}={part.code}")
+            scope = loss if isinstance(loss, str) else getattr(loss, "name", part.kind)
+            yield replace(part, path=str(scope))
+    yield KerasPart("loss", "", SEVERAL_LOSSES, tuple(texts))
+
+
 def _loss_part(loss: Any) -> KerasPart:
     if isinstance(loss, str):
         return KerasPart("loss", "", loss, ())
-    if isinstance(loss, (list, tuple, dict)):
-        return KerasPart("loss", "", "several losses", ())
     if callable(loss) and hasattr(loss, "__name__"):
         return KerasPart("loss", "", loss.__name__, ())
     # Losses that wrap a function keep its settings as arguments for it, without a public name.

@@ -26,7 +26,7 @@ from nanreplay.findings import (
     Verdict,
     VerdictKind,
 )
-from nanreplay.records import Incident, KerasPart, Trigger, Where
+from nanreplay.records import SEVERAL_LOSSES, Incident, KerasPart, Trigger, Where
 from nanreplay.report.fix_words import fixes_in_words
 from nanreplay.report.numbers import (
     readable_list,
@@ -148,7 +148,11 @@ def owner(origin: Origin) -> list[str]:
 
 
 def _part_in_words(part: KerasPart | None) -> str:
-    return "" if part is None else f"; the {part.place} is `{part.code}`"
+    if part is None:
+        return ""
+    if part.place == "loss" and part.kind == SEVERAL_LOSSES:
+        return f"; it has the losses `{', '.join(part.settings)}`"
+    return f"; the {part.place} is `{part.code}`"
 
 
 def source_text(file: str, line: int, code: str | None) -> str:

@@ -61,3 +61,19 @@ def test_one_of_several_losses_is_told_by_its_key(
     assert nonfinite.name == "z_loss"
     if not returns_means:
         assert "reached the loss `z_loss`" in explain(path, fixes="none").sentence
+
+
+def test_of_several_compiled_losses_that_of_the_op_is_told(tmp_path: Path) -> None:
+    x = keras.Input((4,))
+    model = keras.Model(x, {"a": keras.layers.Dense(1)(x), "b": keras.layers.Dense(1)(x)})
+    losses = {"a": "mse", "b": keras.losses.Poisson(reduction="sum")}
+    model.compile("sgd", losses, jit_compile=False)
+    model.layers[-1].kernel.assign(-np.ones((4, 1)))
+    recorder = Recorder(tmp_path / "run.h5", on_nan="stop")
+    y = np.ones((len(X), 1), "float32")
+    model.fit(X, {"a": y, "b": y}, batch_size=len(X), verbose=0, callbacks=[recorder])
+    report = explain(tmp_path / "run.h5", fixes="none")
+    assert report.findings.origin is not None
+    assert report.findings.origin.part is not None
+    assert report.findings.origin.part.code == "Poisson"
+    assert "; the loss is `Poisson`." in report.sentence

@@ -160,6 +160,25 @@ def test_rows_of_a_graph_with_edges_are_not_tried(tmp_path: Path) -> None:
     assert "not tried" in str(origin.rows_reason)
 
 
+def test_data_that_is_drawn_within_the_step_is_said_to_be_so(tmp_path: Path) -> None:
+    weight = tf.Variable(1.0)
+
+    @tf.function
+    def step(number: Any) -> Any:
+        points = tf.random.stateless_uniform([4], [1, 2]) - tf.cast(number, tf.float32)
+        with tf.GradientTape() as tape:
+            loss = weight * tf.reduce_sum(tf.math.log(points + 1.0))
+        weight.assign_sub(0.01 * tape.gradient(loss, weight))
+        return loss
+
+    with Recorder(tmp_path / "run.h5", on_nan="stop") as recorder:
+        recorded = recorder.wrap(step)
+        for number in range(3):
+            recorded(tf.constant(number))
+    origin = origin_of(tmp_path / "run.h5")
+    assert "its data is drawn or read within it" in str(origin.rows_reason)
+
+
 def test_an_empty_batch_has_no_rows(tmp_path: Path) -> None:
     def loss(w: Any, x: Any) -> Any:
         return w * tf.reduce_mean(tf.reshape(x, [-1]))

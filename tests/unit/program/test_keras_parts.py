@@ -46,13 +46,14 @@ def test_a_layer_reads_as_code_makes_it(layer: Any, code: str) -> None:
          "BinaryCrossentropy(from_logits=True, label_smoothing=0.0)"),
         (keras.losses.Huber(delta=2.0), "Huber(delta=2.0)"),
         (soft, "soft"),
-        (["mse", "mae"], "several losses"),
+        (["mse", "mae"], "losses(mse, mae)"),
+        ({"a": "mse", "b": keras.losses.Poisson()}, "losses(a=mse, b=Poisson)"),
     ],
-    ids=["name", "logits", "huber", "function", "list"],
+    ids=["name", "logits", "huber", "function", "list", "dict"],
 )  # fmt: skip
 def test_the_compiled_loss_and_the_optimizer(loss: Any, code: str) -> None:
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
-    if isinstance(loss, list):
+    if isinstance(loss, (list, dict)):
         model.loss = loss
     else:
         model.compile(keras.optimizers.RMSprop(centered=True, clipnorm=1.0), loss)
@@ -60,7 +61,10 @@ def test_the_compiled_loss_and_the_optimizer(loss: Any, code: str) -> None:
     seen.layers.append(model)
     seen.optimizers.append(optimizer)
     seen.parts["root/dense"] = layer_part("root/dense", model.layers[0])
-    layer, compiled, update = parts_of(seen, "root")
+    layer, *each, compiled, update = parts_of(seen, "root")
+    assert [part.path for part in each] == {
+        "list": ["mse", "mae"], "dict": ["mse", "poisson"]
+    }.get(type(loss).__name__, [])  # fmt: skip
     assert layer.path == "dense"
     assert (compiled.place, compiled.code) == ("loss", code)
     assert (update.place, update.code) == (
