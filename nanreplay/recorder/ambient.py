@@ -25,6 +25,7 @@ from nanreplay.program import listening, observe
 from nanreplay.program.op_facts import is_user_file
 from nanreplay.program.python_effects import AssignmentTracker
 from nanreplay.program.training_functions import TrainingFunction
+from nanreplay.recorder.sessions import SessionNotice, SessionWatch
 from nanreplay.tensorflow_internals import tf_variables
 
 if TYPE_CHECKING:
@@ -57,6 +58,7 @@ class Ambient:
         self._release: Callable[[], None] = lambda: None
         self._fitted: list[tuple[Any, Any]] = []
         """(class, its own `fit`) where `fit` was replaced."""
+        self._sessions = SessionWatch(SessionNotice())
         self._has_warned = False
         """Whether it was said that eager steps are not recorded."""
         self._differentiated: dict[int, int] = {}
@@ -69,6 +71,7 @@ class Ambient:
     def start(self) -> None:
         """Record from now on."""
         self._release = observe.install()
+        self._sessions.start()
         listening.ambient.append(self)
         for name in ("keras", "tf_keras"):
             self.keras_imported(name)
@@ -84,6 +87,7 @@ class Ambient:
         for owner, original in self._fitted:
             owner.fit = original
         self._fitted.clear()
+        self._sessions.stop()
         self._forget_gradients()
         self._release()
         first_error: NonFiniteError | None = None

@@ -39,6 +39,7 @@ from nanreplay.recorder.fit_hooks import (
 from nanreplay.recorder.incidents import Incidents
 from nanreplay.recorder.lifecycle import Event, Suspicion
 from nanreplay.recorder.recording import Recording
+from nanreplay.recorder.sessions import SessionNotice
 from nanreplay.recorder.settings import check_settings, remove_leftovers
 from nanreplay.recorder.wrapped_step import WrappedStep, as_function
 
@@ -125,6 +126,7 @@ class Recorder(keras.callbacks.Callback):
         )
         """What records this training where it is one of those of a block of code."""
         self._replaced: EagerTrainStep | DirectCalls | None = None
+        self._in_session = SessionNotice()
         """What stands in for functions of the model while `fit` runs."""
         self._release_hooks: Callable[[], None] | None = None
         self._recording.guard(lambda: remove_leftovers(self._recording.settings.path))
@@ -285,6 +287,9 @@ class Recorder(keras.callbacks.Callback):
         self._incidents.begin()
         self._recording.request_keyframe()
         if not self._recording.lifecycle.is_active:
+            return
+        if not tf.executing_eagerly():  # Keras 2 without eager execution
+            self._in_session.tell()
             return
         self._ending.begin(callbacks)
         self._hook()

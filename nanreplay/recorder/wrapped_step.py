@@ -17,6 +17,7 @@ from nanreplay.program.listening import thread_state
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerStep
 from nanreplay.recorder.recording import Recording
+from nanreplay.recorder.sessions import SessionNotice
 from nanreplay.tensorflow_internals import tf_functions
 
 
@@ -42,6 +43,7 @@ class WrappedStep:
         self._step = step
         self._calls = calls
         self._eager = eager
+        self._in_session = SessionNotice()
         self._is_function = is_compiled_function(step)
         self._is_compiled: bool | None = True if self._is_function else None
         """Whether compiled functions train; None while that is not known."""
@@ -49,6 +51,9 @@ class WrappedStep:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run the step once; returns what it returns."""
         if not tf_functions.is_top_level():
+            if not tf_functions.is_tracing():
+                self._in_session.tell()
+                return self._step(*args, **kwargs)
             listening.claim_trace(self._calls)
             return tf_functions.autograph_converted(self._step)(*args, **kwargs)
         if self._is_within_step():

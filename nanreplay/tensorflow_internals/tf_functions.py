@@ -57,6 +57,11 @@ def is_top_level() -> bool:
     return bool(tf.executing_eagerly())
 
 
+def is_tracing() -> bool:
+    """Whether ops go into a trace now; else they run, or go into a graph of TensorFlow 1."""
+    return isinstance(tf.compat.v1.get_default_graph(), FuncGraph)
+
+
 def is_tape_recording() -> bool:
     """Whether a tape of this thread may be recording; a `GradientTape` tells only of itself."""
     return bool(_record.could_possibly_record())
