@@ -156,6 +156,52 @@ def source_of_operand(scene: Scene, suspect: Suspect, i: int, kept: Kept) -> Ele
         seen.add(at.value)
 
 
+@dataclass(frozen=True, slots=True)
+class LostInfinity:
+    """An infinity that an op made a number of again, as 1 / inf is 0."""
+
+    loser: Fact
+    """The op that got it."""
+    maker: Fact
+    """The op that overflowed."""
+    operand: float
+    """What it overflowed on."""
+
+
+def lost_infinity(scene: Scene, suspect: Suspect, i: int, kept: Kept) -> LostInfinity | None:
+    """Return the infinity that an operand's first failing element, a number, was made of.
+
+    None where it was made of numbers alone, or of an infinity that is not computed in the step.
+
+    Args:
+        scene: The origin's step.
+        suspect: The origin.
+        i: Which operand.
+        kept: See `kept_upstream`.
+    """
+    at, follower = source_of_operand(scene, suspect, i, kept), _Follower(scene.trace, kept)
+    loser: Fact | None = None
+    for _ in range(_LONGEST):
+        fact = None if at is None else scene.trace.facts.get(at.value.serial)
+        event = None if fact is None else kept.get(fact.serial) or fact.event
+        if at is None or at.mask is None or fact is None or event is None:
+            return None
+        before = follower.before(fact, event, at.value.output, at.mask)
+        if before is None or before.mask is None or before.value not in event.input_ids:
+            return None
+        operand = as_array(event.inputs[event.input_ids.index(before.value)])[before.mask]
+        output = as_array(event.outputs[at.value.output])[at.mask]
+        is_from_infinity = bool(np.isinf(operand).all())
+        if loser is None and is_from_infinity and np.isfinite(output).all():
+            loser = fact
+        elif loser is not None and not is_from_infinity:
+            value = operand.reshape(-1)
+            is_number = operand.dtype.kind != "c" and len(value) == 1 and np.isfinite(value[0])
+            return LostInfinity(loser, fact, float(value[0])) if is_number else None
+        at = before
+    return None
+
+
 def _first_made(suspect: Suspect) -> tuple[int, Mask | None]:
     """Return the first output that an origin made bad, and its first bad element."""
     k = min(suspect.masks, default=0)

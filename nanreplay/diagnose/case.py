@@ -24,7 +24,13 @@ from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.origin_facts import name_of
 from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.bisect.tensor_stats import Mask, is_float, is_opaque
-from nanreplay.bisect.upstream import Element, kept_upstream, source_of_operand
+from nanreplay.bisect.upstream import (
+    Element,
+    LostInfinity,
+    kept_upstream,
+    lost_infinity,
+    source_of_operand,
+)
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.failure_graph import FailureGraph
 from nanreplay.diagnose.outliers import Outlier, find_outliers
@@ -245,6 +251,13 @@ class Case:
         if index is None:
             return f"{self.subject(i)}{self.place}"
         return f"{self.subject(i)}{f' at {list(index)}' if index else ''}"
+
+    def lost_infinity(self, i: int) -> LostInfinity | None:
+        """Return the infinity that an operand's first failing element, a number, was made of."""
+        scene, suspect = self.bisection.scene, self.bisection.suspect
+        if scene is None or suspect is None:
+            return None
+        return lost_infinity(scene, suspect, i, self.kept)
 
     def source(self, i: int) -> Element | None:
         """Return what an operand's first failing element was made as; None where nothing ran."""

@@ -130,6 +130,18 @@ def shares_of_sums(w: Any, x: Any) -> Any:
 
 LABELS = np.array([0, 2, 3, 4])
 SENTENCES: dict[str, tuple[Loss, Sequence[Any], str, str]] = {
+    "a sigmoid by hand": (
+        lambda w, x: tf.reduce_sum(tf.math.log(1.0 / (1.0 + tf.exp(-w * x)))),
+        (with_element(-200.0),),
+        "log_of_zero",
+        "`RealDiv` made it of an infinity, which `Exp` of 200 gave.",
+    ),
+    "a share of an infinity": (
+        lambda w, x: tf.reduce_sum(w / tf.square(1.0 / tf.exp(x))),
+        (with_element(200.0),),
+        "division_by_zero",
+        "`RealDiv` made it of an infinity, which `Exp` of 200 gave.",
+    ),
     "no positive sample": (positives, (X, LABELS), "empty_reduction", "it holds for none"),
     "no positive sample, and an epsilon of 0": (
         positives_with_epsilon,

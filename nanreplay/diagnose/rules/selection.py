@@ -13,6 +13,7 @@ from nanreplay.bisect.tensor_stats import is_float, nonfinite
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.case import Case, Values, shown
 from nanreplay.diagnose.failure_graph import SELECTS, FailureGraph
+from nanreplay.errors import few_digits
 from nanreplay.findings import Cause
 from nanreplay.replay.provenance import OpEvent, ValueId
 
@@ -186,7 +187,16 @@ def summed_exponentials(case: Case, i: int) -> Values | None:
 
 
 def underflow_in_words(case: Case, i: int) -> str:
-    """Say so where an operand is a sum of exponentials, and is 0 because all of them are."""
+    """Say where an operand has its 0 from: a number divided by an infinity, a sum of exponentials.
+
+    A sum of exponentials is 0 because all of them are.
+    """
+    lost = case.lost_infinity(i)
+    if lost is not None:
+        return (
+            f" `{lost.loser.type}` made it of an infinity, "
+            f"which `{lost.maker.type}` of {few_digits(lost.operand)} gave."
+        )
     exponents = summed_exponentials(case, i)
     if exponents is None or not exponents.size or not np.isfinite(exponents).all():
         return ""
