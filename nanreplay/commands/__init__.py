@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from nanreplay import __version__
-from nanreplay.commands.exits import fail
+from nanreplay.commands.exits import fail, leave
 from nanreplay.commands.streams import lasting_output
 from nanreplay.terminal import UNREADABLE
 
@@ -145,12 +145,15 @@ def run_command_line(arguments: Sequence[str] | None = None) -> int:
         from click.shell_completion import shell_complete
 
         return shell_complete(cli, {}, "nanreplay", COMPLETION, completion)
-    # The options before a command are flags, so the first other word is the command. A program that
-    # is run has the process to itself, its output too.
-    if next((word for word in line if not word.startswith("-")), None) == "run":
+    if _runs_program(line):  # it has the process to itself, its output too
         return _run(line)
     with lasting_output():
         return _run(line)
+
+
+def _runs_program(line: Sequence[str]) -> bool:
+    # the options before a command are flags, so the first other word is the command
+    return next((word for word in line if not word.startswith("-")), None) == "run"
 
 
 def _run(line: list[str]) -> int:
@@ -189,4 +192,7 @@ def _with_its_command(error: click.exceptions.NoSuchOption) -> click.UsageError:
 
 def main() -> NoReturn:
     """The console script."""
-    sys.exit(run_command_line())
+    code = run_command_line()
+    if "tensorflow" in sys.modules and not _runs_program(sys.argv[1:]):
+        leave(code)
+    sys.exit(code)

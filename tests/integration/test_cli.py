@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import warm_python
-from conftest import ROOT
+from conftest import ROOT, environment
 
 import nanreplay
 from nanreplay.commands import COMMANDS, run_command_line
@@ -144,6 +144,26 @@ def test_bisect_names_the_op_and_exits_1(recorded_runs: Path, command: Command) 
     assert "recorded_runs.py:" in sentence
     assert "Replays bit for bit. Cause: log of zero." in sentence
     assert sentence.endswith("`clipnorm=1` and `lr x 0.1 (0.001)` do not help.")
+
+
+def test_a_command_that_leaves_at_once_still_does_what_waits_for_the_exit(
+    recorded_runs: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import atexit, sys\nfrom pathlib import Path\nfrom nanreplay.commands import main\n"
+        f"sys.argv = ['nanreplay', 'replay', {str(recorded_runs / 'nan.h5')!r}]\n"
+        f"atexit.register(Path({str(tmp_path / 'left')!r}).touch)\n"
+        "class Last:\n"
+        "    def __del__(self):\n"
+        "        print('Python was taken apart')\n"
+        "last = Last()\n"
+        "main()\n"
+    )
+    done = warm_python.run(["-c", code], env=environment())
+    assert done.returncode == 1
+    assert (tmp_path / "left").exists()
+    assert "step 4" in done.stdout
+    assert "taken apart" not in done.stdout
 
 
 def test_whatif_exits_0_when_a_fix_prevents_it(recorded_runs: Path, command: Command) -> None:
