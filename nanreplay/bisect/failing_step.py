@@ -136,6 +136,11 @@ def _earlier(runner: StepRunner, scene: Scene, say: Progress, traces: StepTraces
                 f"Something outside of the training step made `{paths[changed[0]]}` non-finite "
                 f"just before step {step}."
             )
+        if not step:
+            return (
+                f"{shown_paths} was non-finite already before step 0, the first that was recorded: "
+                "no step of the recording made it so."
+            )
         if step - 1 not in runner.steps:
             return (
                 f"The recorded window begins too late: {shown_paths} was non-finite already before "

@@ -315,15 +315,20 @@ def describe_functions(
     for function, graph in graphs.items():
         marks = seen.marks.get(id(graph), [])
         arguments = {tensor.op.name for tensor in graph.inputs}
-        for index, op in enumerate(graph.get_operations()):
+        ops = graph.get_operations()
+        vectorized = _vectorized_ops(ops)
+        for index, op in enumerate(ops):
             if function and op.name in arguments:
                 continue  # the FunctionDef has no node of it
-            layers = _layers_at(marks, index, id(graph))
+            written = vectorized.get(index, index)
+            layers = _layers_at(marks, written, id(graph))
             flow = flows.get(function)
             phase, where = "", "layer" if layers else ""
             if flow is not None:
                 phase, where = flow.of(op.name, bool(layers))
-            forward_function, forward_name = forward.get((function, op.name), ("", ""))
+            forward_function, forward_name = forward.get(
+                (function, op.name), forward.get((function, ops[written].name), ("", ""))
+            )
             info = OpInfo(
                 function=function,
                 name=names.node_name(function, op.name),
@@ -331,13 +336,33 @@ def describe_functions(
                 layer_path=without_root(layers, root),
                 phase=phase,
                 where=where,
-                stack=sources.add(stack_of(op)),
+                stack=sources.add(stack_of(ops[written])),
                 forward=names.node_name(forward_function, forward_name),
                 forward_function=forward_function,
                 replica=-1 if function else replica_of(op.name, op.device, devices),
             )
             infos.append(info)
     return with_forward_layers(infos, custom)
+
+
+def _vectorized_ops(ops: Sequence[Any]) -> dict[int, int]:
+    """The op that the code made, for each op that stands for all elements of a vectorized map.
+
+    `tf.vectorized_map` and jacobians trace a function for one element, and make the ops of all from
+    those of the one, which nothing uses any more: `loop_body/Log/pfor/Log` from `loop_body/Log`.
+    They do so after the function, and the layers that it calls, have returned.
+
+    Returns:
+        Numbers of ops in `ops`, to numbers of ops in `ops`.
+    """
+    heads = {}
+    for index, op in enumerate(ops):
+        head, found, _ = op.name.rpartition("/pfor/")
+        if found:
+            heads[index] = head
+    wanted = set(heads.values())
+    numbers = {op.name: index for index, op in enumerate(ops) if op.name in wanted}
+    return {index: numbers[head] for index, head in heads.items() if head in numbers}
 
 
 def _op_names(tensors: Iterable[str]) -> set[str]:

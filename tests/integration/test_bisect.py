@@ -265,6 +265,37 @@ def test_the_layer_within_a_time_distributed_one_is_named(tmp_path: Path, draws:
     assert "Inside of Keras" not in report.sentence
 
 
+def test_an_op_of_a_vectorized_map_is_that_of_the_function_for_one_element(tmp_path: Path) -> None:
+    weight = tf.Variable([1.0, 2.0], name="weight")
+    logs = Layer(lambda total: tf.math.log(total), name="logs")
+
+    @tf.function
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(
+                tf.vectorized_map(lambda row: logs(tf.reduce_sum(row * weight)), x)
+            )
+        weight.assign_sub(0.1 * tape.gradient(loss, weight))
+        return loss
+
+    batches = [tf.ones((4, 2)), tf.constant([[1.0, 2.0], [3.0, 4.0], [0.0, 0.0], [1.0, 1.0]])]
+    origin = origin_of(loop(tmp_path, step, batches))
+    assert (origin.layer, origin.op_type, origin.rows) == ("logs", "Log", (2,))
+    assert origin.source is not None
+    assert "tf.math.log(total)" in str(origin.source.code)
+
+
+def test_weights_that_began_as_nan_are_no_steps_doing(tmp_path: Path, draws: Any) -> None:
+    x, y = draws.randn(16, 3).astype("float32"), draws.randn(16, 1).astype("float32")
+    nan = keras.initializers.Constant(np.nan)
+    first = keras.layers.Dense(2, name="first", bias_initializer=nan)
+    model = model_of(first, (3,))
+    findings = fit(tmp_path, model, x, y)
+    assert findings.origin is None
+    assert "`first/bias` was non-finite already before step 0" in str(findings.reason)
+    assert "too late" not in str(findings.reason)
+
+
 def test_several_origins_of_one_step_are_all_named(tmp_path: Path, draws: Any) -> None:
     inputs = keras.Input((2,))
     logs, inverse = (
