@@ -235,12 +235,7 @@ class Ambient:
             return
         self._has_warned = True
         self._forget_gradients()
-        warnings.warn(
-            f"nanreplay: {_user_line()} trains step by step in Python, which is not recorded. "
-            "To record it: `step = recorder.wrap(step)` with nanreplay.Recorder, called for each "
-            "batch, or `@tf.function` above the step.",
-            stacklevel=3,
-        )
+        tell_of_eager_training(user_line())
 
     def _forget_gradients(self) -> None:
         if self._assigned is not None:
@@ -267,6 +262,16 @@ class Ambient:
                 self._assigned.start()
 
 
+def tell_of_eager_training(line: str) -> None:
+    """Say that a line of the program trains step by step in Python, unrecorded."""
+    warnings.warn(
+        f"nanreplay: {line} trains step by step in Python, which is not recorded. "
+        "To record it: `step = recorder.wrap(step)` with nanreplay.Recorder, called for each "
+        "batch, or `@tf.function` above the step.",
+        stacklevel=4,
+    )
+
+
 def _callbacks_in(argument: Any) -> list[Any]:
     """The callbacks that `fit` was given: one, a list of them, or a `CallbackList`."""
     callbacks = getattr(argument, "callbacks", argument)
@@ -275,7 +280,7 @@ def _callbacks_in(argument: Any) -> list[Any]:
     return [] if callbacks is None else [callbacks]
 
 
-def _user_line() -> str:
+def user_line() -> str:
     """File and line of the user's code that is running."""
     frame: FrameType | None = sys._getframe(2)
     while frame is not None and not is_user_file(frame.f_code.co_filename):

@@ -52,7 +52,7 @@ class LoopStep:
         self.knows = knows
         self.is_compiled = False
         """Whether compiled functions train, and nothing else."""
-        self._is_eager = False
+        self.is_eager = False
         """Whether an iteration has trained in Python: compiled functions are ops of it then."""
         self._recording = recording
         self._calls = calls
@@ -110,7 +110,7 @@ class LoopStep:
         call = self._call
         if call is None:
             return
-        self._is_eager = self._is_eager or self._calls.is_eager
+        self.is_eager = self.is_eager or self._calls.is_eager
         if isinstance(error, (tf.errors.OpError, ArithmeticError)):
             self._eager.raised(call, error)
         elif self._calls.is_eager:  # an error of another kind is the program's own affair
@@ -133,7 +133,7 @@ class LoopStep:
         is_within_tape = tf_functions.is_tape_recording()
         if is_within_tape:
             self._calls.note_within_tape(function)
-        if is_within_tape or self._is_eager or self._calls.is_eager:
+        if is_within_tape or self.is_eager or self._calls.is_eager:
             return self._eager.call(function, inputs, captured, run)
         self._eager.note_variables([*inputs, *captured])
         return self._calls.call(function, inputs, captured, run)

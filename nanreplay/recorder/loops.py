@@ -53,6 +53,8 @@ class Loops:
         self._learned: set[str] = set()
         """Files whose functions are known to train or not."""
         self.thread = _LoopThread()
+        self.promised: dict[WatchedLoop, str] = {}
+        """Loops that are to be recorded from their next iteration on, and the lines that train."""
         vars(builtins)[NEXT] = self._next
         vars(builtins)[END] = _EndOfBody
 
@@ -138,7 +140,20 @@ class Loops:
             Whether the innermost loop is recorded, from its next iteration on.
         """
         loop = self.thread.entered[-1] if self.thread.entered else None
-        return loop is not None and not self.thread.active_depth and loop.trains()
+        if loop is None or self.thread.active_depth or not loop.trains():
+            return False
+        from nanreplay.recorder.ambient import user_line  # a program imports TensorFlow itself
+
+        self.promised.setdefault(loop, user_line())
+        return True
+
+    def end(self) -> None:
+        """The program has come to its end: say which loop had no next iteration."""
+        if self.promised:
+            from nanreplay.recorder.ambient import tell_of_eager_training
+
+            tell_of_eager_training(next(iter(self.promised.values())))
+            self.promised.clear()
 
     def _next(self, *arguments: Any) -> Any:
         """`next`; an iteration that runs once more is given what it was given at first."""
@@ -207,6 +222,8 @@ class WatchedLoop:
             return
         thread.active_depth, thread.iteration = 0, None
         own.step.end(error)
+        if own.step.is_eager:
+            self._loops.promised.pop(self, None)
         own.is_off = own.step.is_compiled
 
     def _begin(self, thread: _LoopThread, frame: FrameType) -> None:

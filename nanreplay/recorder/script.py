@@ -178,6 +178,8 @@ class _AmbientOfProcess:
         Raises:
             NonFiniteError: One of the last steps was non-finite, and `on_nan` is "raise".
         """
+        if self.loops is not None:
+            self.loops.end()
         ambient, self.ambient = self.ambient, None
         if ambient is not None:
             ambient.stop()

@@ -308,6 +308,29 @@ def test_a_loop_that_does_not_look_like_a_training_is_recorded_from_its_second_i
     assert "layer `standardize`" in report.sentence
 
 
+def test_a_loop_whose_next_iteration_never_comes_is_told_of(tmp_path: Path) -> None:
+    cells = (
+        """
+        cell = """
+        + repr(textwrap.dedent(LOOPS["inline"]))
+        + """
+        for code in [cell, "model(xs[0])"]:
+            exec(compile(code, "<cell>", "exec"), globals())
+    """
+    )
+    loops = Loops(str(tmp_path), lambda: ambient)
+    ambient = Ambient(lambda: Recorder(tmp_path / "run.h5"), loops.trained_eagerly)
+    ambient.start()
+    source = f"FAILS = False\n{MODEL}\n{textwrap.dedent(cells)}"
+    try:
+        exec(loops.compile(source.encode(), str(tmp_path / "train.py")), {"__name__": "__main__"})
+    finally:
+        ambient.stop()
+    with pytest.warns(UserWarning, match="trains step by step in Python") as told:
+        loops.end()
+    assert len(told) == 1
+
+
 def test_loops_of_two_models_are_two_trainings(tmp_path: Path) -> None:
     twice = """
         def train(model, optimizer, batches):
