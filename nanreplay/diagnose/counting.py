@@ -14,7 +14,7 @@ import numpy as np
 from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.tensor_stats import words
 from nanreplay.capture.arrays import as_array
-from nanreplay.diagnose.failure_graph import COUNTS, FailureGraph
+from nanreplay.diagnose.failure_graph import FailureGraph, is_count
 from nanreplay.replay.provenance import OpEvent, ValueId
 
 _COMPARISONS = words("Equal NotEqual Greater GreaterEqual Less LessEqual IsFinite IsNan IsInf")
@@ -63,7 +63,7 @@ def count_under(graph: FailureGraph, value: ValueId) -> Count | None:
 
 
 def _plain_count(graph: FailureGraph, fact: Fact) -> Count | None:
-    if fact.type in COUNTS:
+    if is_count(fact):
         return Count(None, is_reduced=False)
     if fact.type not in _SUMS or not fact.input_ids:
         return None

@@ -33,8 +33,10 @@ SEGMENTS = words(
     "Bincount DenseBincount MatMul BatchMatMulV2 BatchMatMul Einsum"
 )
 """Ops that sum up groups of rows."""
-COUNTS = words("Size Prod Shape")
+_COUNTS = words("Size Prod Shape")
 """Ops that make the number of elements."""
+_WHOLE = words("int32 int64")
+"""Types of what counts elements: a product of other numbers is no count."""
 _ON_THE_WAY = words(
     "Sqrt Rsqrt Square AddV2 Add AddN Maximum ClipByValue Reciprocal Pow Relu Mul RealDiv Sum Mean "
     "Select SelectV2 Abs Sub"
@@ -321,7 +323,7 @@ class FailureGraph:
         fact = self.maker(value)
         if fact is None:
             return None
-        if fact.type in COUNTS or fact.type in SEGMENTS or self.is_corrected_count(fact):
+        if is_count(fact) or fact.type in SEGMENTS or self.is_corrected_count(fact):
             return fact
         if fact.type not in _SUMS or not fact.input_ids:
             return None
@@ -341,7 +343,12 @@ class FailureGraph:
         """Whether an op is a count plus or minus something, such as the n - 1 of a variance."""
         if fact.type not in ("Sub", "AddV2"):
             return False
-        return any(maker.type in COUNTS for maker in self.makers(fact))
+        return any(map(is_count, self.makers(fact)))
+
+
+def is_count(fact: Fact) -> bool:
+    """Whether an op makes the number of elements of something."""
+    return fact.type in _COUNTS and bool(fact.outputs) and fact.outputs[0].dtype in _WHOLE
 
 
 def _is_nonfinite(fact: Fact) -> bool:

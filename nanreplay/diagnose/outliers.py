@@ -233,7 +233,7 @@ def _farthest(
         beyond = np.maximum(picked - high, low - picked)
         deviations = np.where(np.isfinite(picked), np.abs(picked - usual.mean) / scale, 0)
         is_beyond = beyond > _BEYOND * np.maximum(high - low, scale)
-        is_far = is_beyond & (deviations > _DEVIATIONS) & (scale > 0)
+        is_far = is_beyond & (deviations > _DEVIATIONS) & (scale > 0) & np.isfinite(low)
     if not is_far.any():
         return []
     farthest = int(np.argmax(np.where(is_far, deviations, 0)))
@@ -267,13 +267,14 @@ class _UsualRange(NamedTuple):
 
 def _usual_range(rows: NDArray[Any]) -> _UsualRange:
     is_finite = np.isfinite(rows)
-    finite_or_0 = np.where(is_finite, rows, 0)
-    spread, largest = finite_or_0.std(axis=0), float(np.abs(finite_or_0).max())
+    finite_or_0, count = np.where(is_finite, rows, 0), is_finite.sum(axis=0)
+    mean, largest = finite_or_0.sum(axis=0) / count, float(np.abs(finite_or_0).max())
+    spread = np.sqrt((np.where(is_finite, rows - mean, 0) ** 2).sum(axis=0) / count)
     varies = spread > _NO_SPREAD * largest
     return _UsualRange(
         low=np.where(is_finite, rows, np.inf).min(axis=0),
         high=np.where(is_finite, rows, -np.inf).max(axis=0),
-        mean=finite_or_0.mean(axis=0),
+        mean=mean,
         scale=np.where(varies, spread, largest),
         varies=varies,
     )

@@ -254,18 +254,12 @@ def _by_modes(replay: Replay, results: Sequence[StepResult], traces: StepTraces)
 def _run_ops(replay: Replay, traces: StepTraces) -> StepResult | None:
     """The failing step op by op, None when a kernel raises; its run tells the origin as well."""
     failing = replay.incident.step
-    try:
-        if failing in traces:  # what that run left in the variables is no longer there
-            result = replay.run_window("ops", first=failing, last=failing)[0]
-            return None if result.exception is not None else result
-        trace = traces.of(failing)
-        if trace.stopped or trace.raised:
-            return None
-        return replay.result_after(failing, trace.fetched)
-    except (UnsafeProgramError, UnsupportedOpError):
-        raise
-    except ReplayError:
+    if failing in traces:  # what that run left in the variables is no longer there
+        traces = StepTraces(replay)
+    trace = traces.of(failing)
+    if trace.stopped or trace.raised:
         return None
+    return replay.result_after(failing, trace.fetched)
 
 
 def _is_finite_in_float64(replay: Replay, executions: Executions) -> bool | None:
@@ -331,6 +325,8 @@ def _decide_finite(
         return Verdict("reproduced", False, evidence)
     if trigger.what == "exception":
         reason = "The step raised in training and does not raise when it is replayed."
+        if replay.signature(results[-1].step).compilation == "eager":
+            reason = f"{reason[:-1]}: a replay runs its ops, not its Python code."
         return Verdict("inconclusive", exact, evidence, reason=reason)
     if not claims_nonfinite(trigger):
         return Verdict("healthy", exact, evidence)

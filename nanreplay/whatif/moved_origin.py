@@ -40,7 +40,7 @@ def moved_origin(
         outcome: What running the window with the fix gave.
         recorded: The origin of the recording.
     """
-    if outcome.failed is None or outcome.before_failure is None or edit.widen_half:
+    if outcome.failed is None or outcome.before_failure is None:
         return None
     try:
         origins = locate(_ChangedStep(window, edit, outcome))
@@ -67,11 +67,8 @@ class _ChangedStep:
         self._replay = replay = window.replay
         self._step, self._state = outcome.failed.step, outcome.before_failure
         self._program: Program = window.changed_program(edit, self._step)
-        batch = replay.batch(self._step)
-        leaves: Sequence[Any] = batch.leaves
-        for change in edit.batches:
-            leaves = change(self._step, leaves)
-        self._batch = replace(batch, leaves=leaves, overrides={})
+        # a fix of a line leaves the batch as it is
+        self._batch = replace(replay.batch(self._step), overrides={})
         self._live = LiveState(replay.variables)
         self.steps = (self._step,)
         self.variables = replay.variables

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,22 +22,52 @@ pytestmark = [
 ]
 
 
+def trained(
+    path: Path,
+    loss_of: Callable[[Any, Any], Any],
+    batches: list[Any],
+    *,
+    signature: Any = None,
+    sources: str = "lines",
+) -> Path:
+    """Train a vector on some batches, until a step fails."""
+    weights, optimizer = tf.Variable([1.0, 0.5]), keras.optimizers.SGD(0.01)
+
+    @tf.function(autograph=False, input_signature=signature)
+    def step(batch: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = loss_of(batch, weights)
+        optimizer.apply_gradients([(tape.gradient(loss, weights), weights)])
+        return loss
+
+    with Recorder(path, on_nan="stop", sources=sources) as recorder:  # type: ignore[arg-type]
+        recorded = recorder.wrap(step, optimizer=optimizer)
+        for batch in batches:
+            try:
+                recorded(tf.constant(batch))
+            except tf.errors.InvalidArgumentError:
+                break
+    return path
+
+
+def rows(last: Any, steps: int = 3) -> list[Any]:
+    """Batches of four rows of two numbers; the last one begins with the rows that are given."""
+    random = np.random.default_rng(0)
+    batches = [random.uniform(0.5, 0.9, (4, 2)).astype("float32") for _ in range(steps)]
+    batches[-1][: len(last)] = last
+    return batches
+
+
 @pytest.fixture(scope="module")
 def one_step(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """A capture of one step, a logarithm of 0, without lines of code."""
     path = tmp_path_factory.mktemp("fix_notes") / "run.h5"
-    weights, optimizer = tf.Variable([1.0, 0.5]), keras.optimizers.SGD(0.01)
-
-    @tf.function(autograph=False)
-    def step(batch: Any) -> Any:
-        with tf.GradientTape() as tape:
-            loss = tf.reduce_mean(tf.math.log(batch * weights))
-        optimizer.apply_gradients([(tape.gradient(loss, weights), weights)])
-        return loss
-
-    with Recorder(path, on_nan="stop", sources="none") as recorder:
-        recorder.wrap(step, optimizer=optimizer)(tf.constant(np.float32([[1, 2], [3, 0]])))
-    yield path
+    yield trained(
+        path,
+        lambda batch, w: tf.reduce_mean(tf.math.log(batch * w)),
+        [np.float32([[1, 2], [3, 0]])],
+        sources="none",
+    )
     keras.backend.clear_session(free_memory=False)
 
 
@@ -68,3 +98,101 @@ def test_a_line_whose_code_was_not_recorded_is_named(one_step: Path) -> None:
     line = result.source.line if result.source is not None else 0
     place = f"in line {line} of test_fix_notes.py, whose code the capture does not hold"
     assert result.code == f"# Add 1e-7 to the operand of `Log`, {place}"
+
+
+def test_a_column_without_numbers_is_not_cut_to_0(tmp_path: Path) -> None:
+    batches = rows([[0.5, 1e30]])
+    batches[-1][:, 0] = 0.7
+    for batch in batches[:-1]:
+        batch[:, 1] = np.nan
+
+    def loss_of(batch: Any, w: Any) -> Any:
+        return tf.reduce_mean(tf.square(tf.where(tf.math.is_nan(batch), 0.0, batch) * w))
+
+    result = tried(trained(tmp_path / "run.h5", loss_of, batches), "clip_data")
+    assert (result.prevents, result.code) == (None, None)
+    assert (
+        result.note
+        == "The batch of step 2 lies within the range of the others, where these tell one."
+    )
+
+
+def half(x: Any) -> Any:
+    """A function of a name that a type has as well."""
+    return tf.cast(x, tf.float16)
+
+
+def test_16_bits_within_a_step_are_found_and_functions_keep_their_names(tmp_path: Path) -> None:
+    def loss_of(batch: Any, w: Any) -> Any:
+        small = tf.cast(half(batch) * half(batch * 1e-3), tf.float32)
+        return -tf.reduce_mean(tf.math.log(small) * w)
+
+    path = trained(tmp_path / "run.h5", loss_of, rows([[1e-3, 0.5]]))
+    result = tried(path, "float32")
+    assert result.prevents is True
+    assert (result.code or "").startswith("return tf.cast(x, tf.float32)  # line ")
+    assert "float32(batch" not in (result.code or "")
+
+
+def test_a_fix_of_a_step_that_raises_is_told_by_what_it_raises(tmp_path: Path) -> None:
+    def loss_of(batch: Any, w: Any) -> Any:
+        return tf.reduce_mean(tf.linalg.inv(tf.linalg.diag(batch * w)))
+
+    path = trained(tmp_path / "run.h5", loss_of, rows([[0, 0.5]]))
+    result = tried(path, "clipnorm=1")
+    assert (result.prevents, result.outcome, result.nonfinite_step) == (False, "fails", 2)
+    assert result.nonfinite is not None
+    assert result.nonfinite.value == "Input is not invertible."
+    assert tried(path, "epsilon=0.1").outcome == "prevents"
+
+
+def test_rows_are_left_out_where_a_step_takes_any_number_of_them(tmp_path: Path) -> None:
+    path = trained(
+        tmp_path / "run.h5",
+        lambda batch, w: tf.reduce_mean(tf.math.log(batch * w)),
+        rows([[1, 0.5], [0, 0.5]]),
+        signature=[tf.TensorSpec([None, 2])],
+    )
+    result = tried(path, "clean_data=drop_rows")
+    assert (result.prevents, result.note) == (True, None)
+    assert result.code == (
+        "batch = tf.nest.map_structure(lambda part: np.delete(part, [1], axis=0), batch)"
+        "  # of step 2"
+    )
+
+
+LINES: dict[str, tuple[str, Any, Callable[[Any, Any], Any], str]] = {
+    "the second quotient of a line": (
+        "epsilon=0.1",
+        [[0.5, 0]],
+        lambda x, w: tf.reduce_mean(w[0] / x[:, 0] + w[1] / x[:, 1]),
+        "w[0] / x[:, 0] + w[1] / (x[:, 1] + 0.1)",
+    ),
+    "an arc": (
+        "epsilon",
+        [[1.1, 0]],
+        lambda x, w: tf.reduce_mean(tf.acos(x * w)),
+        "tf.acos(tf.clip_by_value(x * w, -0.999999, 0.999999))",
+    ),
+    "an angle": (
+        "double_where",
+        [[0, 0]],
+        lambda x, w: tf.reduce_mean(tf.atan2(w[0] * x[:, 0], x[:, 1])),
+        "tf.math.atan2(w[0] * x[:, 0], "
+        "tf.where((w[0] * x[:, 0] != 0) | (x[:, 1] != 0), x[:, 1], 1.0))",
+    ),
+    "a whole power": (
+        "double_where",
+        [[0, 1]],
+        lambda x, w: tf.reduce_mean((x * w) ** -2.0),
+        "(tf.where(x * w != 0, x * w, 1.0)) ** -2.0",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_the_very_operand_of_a_line_is_changed(name: str, tmp_path: Path) -> None:
+    fix, row, loss_of, code = LINES[name]
+    result = tried(trained(tmp_path / "run.h5", loss_of, rows(row)), fix)
+    assert result.prevents is True
+    assert result.code == f"lambda x, w: tf.reduce_mean({code}),"

@@ -570,7 +570,7 @@ def test_fixes_that_do_not_apply_say_why(log_run: Path) -> None:
     found = {fix.name: fix for fix in tried(log_run, *names)}
     assert all(fix.prevents is None and fix.note for fix in found.values())
     assert "No kernel is drawn wider than `glorot_uniform` draws it" in str(found["init"].note)
-    assert found["float32"].note == "The step computes in float32 already."
+    assert found["float32"].note == "The step computes nothing in 16 bits."
 
 
 class Word(str):

@@ -11,7 +11,7 @@ from nanreplay.bisect.tensor_stats import FLOATS, words
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.case import Case, capital, largest_number, shown
 from nanreplay.diagnose.counting import Count, count_under, dropout_under
-from nanreplay.diagnose.failure_graph import COUNTS, SEGMENTS, FailureGraph
+from nanreplay.diagnose.failure_graph import SEGMENTS, FailureGraph, is_count
 from nanreplay.diagnose.rules.overflow import is_plain
 from nanreplay.diagnose.rules.selection import underflow_in_words
 from nanreplay.findings import Cause
@@ -222,7 +222,7 @@ def empty_reduction(case: Case) -> Cause | None:
     if count is not None and (count.condition is not None or is_mean):
         sentence = _count_in_words(case, count)
     elif weights is not None and is_mean:
-        divisor = "count" if weights.type in COUNTS else "sum of weights (or of a mask)"
+        divisor = "count" if is_count(weights) else "sum of weights (or of a mask)"
         if "Segment" in weights.type:
             divisor = "sum over the rows of a segment"
         sentence = (

@@ -77,7 +77,7 @@ def high_learning_rate(case: Case) -> Cause | None:
     evidence = []
     if len(ratios):
         evidence.append(
-            f"Each update changed the weights by {median:.2g} times their norm (median)."
+            f"The updates changed the weights by {median:.2g} times their norm (median)."
         )
     if growth.is_jump and not _began_with_update(case, growth):
         if not overshoots:
@@ -187,7 +187,7 @@ def exploding_gradient(case: Case) -> Cause | None:
     if case.origin.phase in ("backward", "update"):
         confidence = max(confidence + 0.05, 0.8)
         evidence.append(
-            f"The forward pass is finite; `{case.op}` overflows in the {case.origin.phase} phase."
+            f"Nothing failed before the {case.origin.phase} phase; `{case.op}` overflows there."
         )
     if not confidence:
         return None

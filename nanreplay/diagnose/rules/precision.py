@@ -6,13 +6,14 @@ themselves where they can: the op is run once more in float32, on the same opera
 
 from __future__ import annotations
 
+import contextlib
 import re
 from itertools import chain
 
 import numpy as np
 
 from nanreplay.bisect.op_trace import Fact
-from nanreplay.bisect.tensor_stats import dtype_name, nonfinite, words
+from nanreplay.bisect.tensor_stats import Mask, dtype_name, nonfinite, words
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.case import HALF, Case, Values, capital
 from nanreplay.diagnose.failure_graph import FailureGraph
@@ -215,11 +216,11 @@ def _rounded_to_zero(
         if event is None or not event.inputs or dtype_name(event.outputs[0]) not in HALF:
             continue
         is_zero = as_array(event.outputs[0]) == 0
-        if case.mask is not None and case.mask.shape == is_zero.shape:
-            # Elsewhere it may have been rounded to 0, and be exactly 0 at the element that is told.
-            is_told = np.zeros(is_zero.shape, bool)
-            is_told[tuple(np.argwhere(case.mask)[0])] = True
-            is_zero = is_zero & is_told
+        # Elsewhere it may have been rounded to 0, and be exactly 0 at the element that is told.
+        is_told = _told_within(case, is_zero.shape)
+        if is_told is None:
+            continue
+        is_zero = is_zero & is_told
         wide_outputs = case.in_float32(event)
         if wide_outputs is None or wide_outputs[0].shape != is_zero.shape:
             continue
@@ -233,6 +234,21 @@ def _rounded_to_zero(
             )
             evidence = f"`{fact.name}` was run in float32 on the same operands."
             return Cause("fp16_underflow", 0.94, sentence, (evidence,))
+    return None
+
+
+def _told_within(case: Case, shape: tuple[int, ...]) -> Mask | None:
+    """Which elements of another tensor the element that is told is made of; None if not known."""
+    if case.mask is None:
+        return np.ones(shape, bool)
+    is_told = np.zeros(case.mask.shape, bool)
+    is_told[tuple(np.argwhere(case.mask)[0])] = True
+    if shape[: is_told.ndim] == is_told.shape:  # all of a row, of which it is the sum
+        is_told = is_told.reshape(is_told.shape + (1,) * (len(shape) - is_told.ndim))
+    elif len(shape) != is_told.ndim:
+        return None
+    with contextlib.suppress(ValueError):  # the shapes do not fit
+        return np.asarray(np.broadcast_to(is_told, shape))
     return None
 
 

@@ -60,10 +60,7 @@ def _dropped(case: Case, op_type: str, chooser: Fact, confidence: float) -> Caus
         f"`{op_type}`{case.where} is not finite{case.place}, and `{chooser.name}` drops it; "
         "its gradient is 0 times an infinity all the same, which is NaN."
     )
-    evidence = (
-        f"The forward pass is finite; `{case.op}` in the backward pass: "
-        f"{case.count} are non-finite."
-    )
+    evidence = f"The loss is finite; `{case.op}` in the backward pass: {case.count} are non-finite."
     return Cause("where_gradient", confidence, sentence, (evidence,))
 
 

@@ -165,7 +165,10 @@ def _bounds_of(path: str, leaf: Any, others: Any) -> Iterator[tuple[Bounds, bool
         if len(columns) <= _MOST_COLUMNS:
             yield from columns
             return
-    low, high = _range(others)
+    usual = _range(others)
+    if usual is None:
+        return
+    low, high = usual
     if _is_outside(leaf, low, high):
         yield Bounds(path, None, low, high), _is_outside(leaf, 2 * low - high, 2 * high - low)
 
@@ -173,17 +176,20 @@ def _bounds_of(path: str, leaf: Any, others: Any) -> Iterator[tuple[Bounds, bool
 def _columns_outside(path: str, leaf: Any, others: Any) -> Iterator[tuple[Bounds, bool]]:
     for column in range(leaf.shape[1]):
         values = leaf[:, column]
-        low, high = _range(others[:, column])
+        usual = _range(others[:, column])
+        if usual is None:
+            continue
+        low, high = usual
         if _is_outside(values, low, high):
             is_far = _is_outside(values, 2 * low - high, 2 * high - low)
             yield Bounds(path, column, low, high), is_far
 
 
-def _range(values: Any) -> tuple[float, float]:
-    """Lowest and highest finite value, as they are written in code."""
+def _range(values: Any) -> tuple[float, float] | None:
+    """Lowest and highest finite value, as they are written in code; None where all are NaN, say."""
     finite = values[np.isfinite(values)]
     if not finite.size:
-        return 0.0, 0.0
+        return None
     return float(f"{finite.min():.6g}"), float(f"{finite.max():.6g}")
 
 

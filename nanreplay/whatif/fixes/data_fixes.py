@@ -182,7 +182,11 @@ def clip_data(failure: Failure, value: str | None) -> Fix:
         others = [step for step in failure.window.replay.capture.steps if step != failure.step]
         if limit is None and not others:
             raise CannotTryError("The capture holds no other batch that tells a usual range.")
-        within = "the range of the others" if limit is None else f"{-limit:g} to {limit:g}"
+        within = (
+            f"{-limit:g} to {limit:g}"
+            if limit is not None
+            else ("the range of the others, where these tell one")
+        )
         raise CannotTryError(f"The batch of step {failure.step} lies within {within}.")
 
     def edit(step: int, leaves: Sequence[Any]) -> Sequence[Any]:

@@ -50,6 +50,7 @@ KERNELS: dict[str, Callable[..., Any]] = {
     "UnsortedSegmentMax": lambda x, ids, count: np.array(
         [x[ids == i].max(initial=np.finfo(x.dtype).min) for i in range(int(count))], x.dtype
     ),
+    "Prod": lambda x, axis: np.asarray(x.prod(tuple(np.atleast_1d(axis)))),
     "Transpose": np.transpose,
     "Where": np.argwhere,
     "StridedSlice": lambda x, begin: x[int(begin) :],

@@ -217,3 +217,26 @@ def test_a_dropped_branch_may_divide_0_by_0() -> None:
     (cause,) = causes(graph, loss, made)
     assert cause.kind == "where_gradient"
     assert cause.sentence.endswith("drops its value: 0 / 0 is NaN.")
+
+
+def test_a_product_of_numbers_is_no_count() -> None:
+    graph = Graph()
+    x = graph.batch(f32([[1, 2], [0, 3]]))
+    product = graph("Prod", x, graph.const(np.array([1])))
+    found = causes(graph, total(graph, graph("RealDiv", total(graph, x, 1), product)))
+    assert kinds(found) == ["division_by_zero"]
+
+
+@pytest.mark.parametrize("row", [0, 1])
+def test_only_terms_of_the_sum_that_failed_are_said_to_be_rounded_to_0(row: int) -> None:
+    graph = Graph()
+    x, w = np.zeros((2, 3), np.float16), np.ones((2, 3), np.float16)
+    x[1], w[1] = 1e-4, 1e-5
+    if row == 0:  # in the other row a term is rounded away, and its sum is 1
+        x[1, 0], w[1, 0] = 1, 1
+    else:
+        x[0] = 1
+    terms = graph("Mul", graph.batch(x), graph.batch(w))
+    found = causes(graph, total(graph, graph("Log", total(graph, terms, 1))))
+    assert found[0].kind == ("fp16_underflow" if row else "log_of_zero")
+    assert ("fp16_underflow" in kinds(found)) is (row == 1)

@@ -253,3 +253,18 @@ def test_a_loss_scale_that_begins_at_1_is_not_said_to_be_used_up(
     made = runner(Trigger("gradient", "v0", "nan"))
     found = causes_of(made, Bisection(Findings()), REPRODUCED, Timeline(columns, {}, ()))
     assert [cause.kind for cause in found] == kinds
+
+
+@pytest.mark.parametrize("missing", [np.nan, np.inf])
+def test_a_column_without_numbers_has_no_usual_range(missing: float) -> None:
+    draws = np.random.RandomState(0)
+    others = [draws.rand(8, 3) for _ in range(4)]
+    for other in others:
+        other[:, 1] = missing
+    x = draws.rand(8, 3)
+    x[3, 1] = 500
+    assert outliers_of(x, others) == 0
+    others[0][:, 1] = 1000 + draws.rand(8)
+    x[:, 1] = 1000
+    x[3, 1] = 500  # far from the numbers of its column, however often there are none
+    assert outliers_of(x, others) == 1
