@@ -463,3 +463,10 @@ def test_the_infinity_that_float16_makes_of_a_number_is_told_with_its_sign(tmp_p
     )
     assert cause.kind == "fp16_overflow"
     assert "gives inf in float16, which ends at 65504: inf times 0 is NaN." in cause.sentence
+
+
+def test_an_update_that_overflows_is_no_gradient_that_does(tmp_path: Path) -> None:
+    (cause,) = loop(tmp_path, lambda x, w: mean(100 * x * w), positive(8, 3), rate=3e38)
+    assert cause.sentence == (
+        "What the optimizer makes of a gradient overflows in `Mul` in the optimizer."
+    )

@@ -227,7 +227,9 @@ def _run_before(graph: FailureGraph, fact: Fact) -> Fact | None:
 def _exploded(case: Case) -> str:
     if case.growth is not None:
         return f"{_grew(case.growth)}, to {case.growth.high:.3g}."
-    if case.origin is not None and case.origin.phase in ("backward", "update"):
+    if case.origin is not None and case.origin.phase == "update":
+        return f"What the optimizer makes of a gradient overflows in `{case.op}`{case.where}."
+    if case.origin is not None and case.origin.phase == "backward":
         return f"A gradient overflows in `{case.op}`{case.where}."  # in this step, for all we know
     return f"Values grow until `{case.op}`{case.where} overflows."
 
