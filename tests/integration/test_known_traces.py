@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,13 @@ import pytest
 import tensorflow as tf
 
 from nanreplay import NonFiniteError, Recorder
+from nanreplay.tensorflow_internals.tf_traces import KnownTraces
 
 pytestmark = pytest.mark.xdist_group("known traces")
 
 
 HALF = tf.constant(0.5)
+_NUMBERS = itertools.count()
 
 
 class Training:
@@ -121,3 +124,80 @@ def test_an_error_of_a_known_trace_names_the_users_line(wrap: Wrap) -> None:
         told.append(str(error))
         error = error.__cause__ or error.__context__
     assert any(Path(__file__).name in text and "the loss is bad" in text for text in told)
+
+
+@pytest.fixture
+def profiled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """What each call of a step that a profile shows says: its name, and what is told of it."""
+    kind, told = tf.profiler.experimental.Trace, list[Any]()
+    begin, tell = kind.__init__, kind.set_metadata
+
+    def begun(self: Any, name: str, **metadata: Any) -> None:
+        begin(self, name, **metadata)
+        self.name = name
+
+    def telling(self: Any, **metadata: Any) -> None:
+        tell(self, **metadata)
+        if self.name == "_step":
+            told.append((self.name, metadata))
+
+    monkeypatch.setattr(kind, "__init__", begun)
+    monkeypatch.setattr(kind, "set_metadata", telling)
+    return told
+
+
+def test_a_profile_shows_the_calls_of_a_recorded_step_as_those_of_a_bare_one(
+    wrap: Wrap, profiled: list[Any]
+) -> None:
+    """The number of traces, too: some are made beside the calls that train."""
+    shown = []
+    for record in (lambda training: training.step, wrap):
+        training = Training()
+        step = record(training)
+        for _ in range(4):
+            step(_rows(4), HALF)
+        training.step.get_concrete_function(_rows(2), HALF)
+        for count in (4, 4, 2, 3):
+            step(_rows(count), HALF)
+        shown.append(list(profiled))
+        profiled.clear()
+    assert shown[0] == shown[1]
+    assert [told["tracing_count"] for _, told in shown[1]] == [1, 1, 1, 1, 2, 2, 2, 3]
+
+
+def test_a_trace_that_was_chosen_before_is_chosen_anew_once_there_is_another(wrap: Wrap) -> None:
+    training = Training()
+    step, known = wrap(training), KnownTraces(training.step)
+    step(_rows(4), HALF)
+    known.learn((_rows(4), HALF), training.step.get_concrete_function(_rows(4), HALF))
+    assert known.find((_rows(4), HALF)) is not None
+    training.step.get_concrete_function(_rows(2), HALF)
+    assert known.find((_rows(4), HALF)) is None
+
+
+def _counted_anew(training: Training) -> None:
+    """Make the step another function for TensorFlow, which counts the calls of a code object."""
+
+    def body(x: Any, scale: Any) -> Any:
+        return training._step(x, scale)
+
+    body.__code__ = body.__code__.replace(co_name=f"body_{next(_NUMBERS)}")
+    training.step = tf.function(body, autograph=False)
+
+
+def test_retracing_is_warned_of_as_without_the_recorder(
+    wrap: Wrap, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The calls that made no trace count, those of known traces too."""
+    said = []
+    for record in (lambda training: training.step, wrap):
+        training = Training()
+        _counted_anew(training)
+        step = record(training)
+        with caplog.at_level("WARNING", "tensorflow"):
+            for rows in (1, 1, 1, 2, 2, 2, 3, 3, 3, 4, 4, 4, 5):
+                step(_rows(rows), HALF)
+        texts = [one.getMessage() for one in caplog.records]
+        said.append([text.partition(" calls to ")[0] for text in texts if "retracing" in text])
+        caplog.clear()
+    assert said == [["5 out of the last 13"]] * 2
