@@ -261,8 +261,8 @@ def capture_feed(spec: CaptureSpec, variables: Sequence[Any], constants: Sequenc
     if spec.constant is not None:
         return tf.convert_to_tensor(constants[spec.constant])
     raise ReplayError(
-        f"The program uses the resource {spec.tensor!r} (a lookup table, an iterator), "
-        "which the capture does not hold."
+        f"The program uses the resource {spec.tensor!r} (a lookup table, an iterator, a variable "
+        "without a fixed shape), which the capture does not hold."
     )
 
 

@@ -244,7 +244,7 @@ def _program_notes(programs: Iterable[ProgramRecord]) -> list[str]:
         unknown = _unknown_resources(program)
         if unknown:
             notes.append(
-                f"Program {program.id} uses resources that are no variables "
+                f"Program {program.id} uses resources that are no variables of a fixed shape "
                 f"({', '.join(unknown)}); they cannot be replayed."
             )
     return notes

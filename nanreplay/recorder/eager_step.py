@@ -33,6 +33,7 @@ from nanreplay.recorder.eager_reads import (
 )
 from nanreplay.recorder.eager_rerun import EagerRerun, checked_handles, vector_of
 from nanreplay.recorder.lifecycle import Suspicion, exception_trigger
+from nanreplay.recorder.open_shapes import tell_open_shapes
 from nanreplay.recorder.recording import Recording
 from nanreplay.recorder.ring import StepEntry
 from nanreplay.recorder.variable_table import tape_sources
@@ -299,6 +300,8 @@ class EagerStep:
             handles = [handle for handle, _ in call.first_reads.values()]
         else:
             handles = [source.handle for source in sources]
+        if self._is_first or call.is_learning:
+            tell_open_shapes(recording, handles, sources)
         variables.add([handle for handle in handles if is_variable(handle)], sources)
         if call.is_learning:
             self._complete_keyframe(call)

@@ -17,6 +17,7 @@ from nanreplay.program.loss_keys import source_of
 from nanreplay.program.step_programs import program_of
 from nanreplay.program.traced_program import TracedProgram, element_specs, is_handle
 from nanreplay.program.training_functions import TrainingFunction
+from nanreplay.recorder.open_shapes import tell_open_shapes
 from nanreplay.recorder.program_slots import Fetch
 from nanreplay.recorder.recorded_function import RecordedFunction
 from nanreplay.recorder.recording import Recording
@@ -116,6 +117,8 @@ class FunctionPreparation:
             variant = InstrumentedFunction(training, program)
         fetch = _fetch_of(training, program, variant) if fetches and variant is not None else None
         slot = self._recording.add_program(program, fetch)
+        captured = [value for _, value in program.captures]
+        tell_open_shapes(self._recording, captured, program.graph.variables)
         if fetches and _runs_several_steps(training, program):
             return RecordedFunction(
                 weakref.ref(training.function),

@@ -25,6 +25,8 @@ class VariableTable:
         self.handles: list[Any] = []
         self.index: dict[int, int] = {}
         """Index of a variable by the id of its handle."""
+        self.told_open: set[int] = set()
+        """Variables without a fixed shape that were told of, by id of their handles."""
         self.born_nonfinite: set[int] = set()
         """Indices of variables that were non-finite before the first step; they are not checked."""
         self._asked_if_born_nonfinite: set[int] = set()

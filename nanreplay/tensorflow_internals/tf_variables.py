@@ -61,6 +61,15 @@ def variable_type(handle: Any) -> tuple[Any, tuple[int, ...]] | None:
     return entry.dtype, shape
 
 
+def open_shape(handle: Any) -> tf.TensorShape | None:
+    """The shape of the variable behind a handle, where that is not wholly known; else None."""
+    data = getattr(handle, "_handle_data", None)
+    if data is None or not data.is_set or len(data.shape_and_type) != 1:
+        return None
+    shape = tf.TensorShape(data.shape_and_type[0].shape)
+    return None if shape.is_fully_defined() else shape
+
+
 def handle_of(variable: Any) -> Any:
     """The resource handle of a `tf.Variable` or a Keras variable; None for anything else.
 

@@ -332,3 +332,32 @@ def test_the_end_of_the_data_is_no_incident(tmp_path: Path) -> None:
 def test_wrapping_something_else_is_refused(tmp_path: Path) -> None:
     with pytest.raises(AttachError, match="Expected a function"):
         Recorder(tmp_path / "run.h5").wrap("train_step")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+@pytest.mark.parametrize("shape", [None, [None, 3]], ids=str)
+def test_a_variable_without_a_fixed_shape_is_told_of_at_the_first_step(
+    tmp_path: Path, shape: Any, is_compiled: bool
+) -> None:
+    weight, memory = (
+        tf.Variable(2.0),
+        tf.Variable(tf.zeros([0, 3]), shape=tf.TensorShape(shape), trainable=False),
+    )
+
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = weight * tf.reduce_sum(tf.concat([memory.read_value(), x], 0))
+        weight.assign_sub(0.1 * tape.gradient(loss, weight))
+        memory.assign(x)
+        return loss
+
+    with Recorder(tmp_path / "run.h5") as recorder:
+        recorded = recorder.wrap(tf.function(step) if is_compiled else step)
+        with pytest.warns(UserWarning, match="no fixed shape .* cannot be replayed") as told:
+            for _ in range(3):
+                recorded(tf.ones([2, 3]))
+        assert len(told) == 1
+        path = recorder.dump()
+    assert path is not None
+    with Capture(path) as capture:
+        assert any("no fixed shape" in note for note in capture.incident.notes)
