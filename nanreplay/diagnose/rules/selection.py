@@ -174,8 +174,10 @@ def summed_exponentials(case: Case, i: int) -> Values | None:
     if case.graph is None or value is None:
         return None
     total = case.graph.maker(value)
-    exponential = None if total is None else case.graph.maker(total.input_ids[0])
-    if total is None or total.type != "Sum" or exponential is None or exponential.type != "Exp":
+    if total is None or total.type != "Sum":
+        return None
+    exponential = case.graph.maker(total.input_ids[0])
+    if exponential is None or exponential.type != "Exp":
         return None
     sum_event, event = case.kept.get(total.serial), case.kept.get(exponential.serial)
     if sum_event is None or event is None:
@@ -228,9 +230,10 @@ def _softmax(case: Case) -> Cause | None:
     has_row_of_inf = _subtracts_infinities(case) if case.op == "Sub" else _has_masked_row(case)
     if not has_row_of_inf:
         return None
+    why = "-inf less its largest, -inf," if case.op == "Sub" else "0 / 0"
     sentence = (
         f"`{case.op}`{case.where} gets a row of only -inf{case.place}: "
-        "everything in it is masked out, and 0 / 0 is NaN."
+        f"everything in it is masked out, and {why} is NaN."
     )
     if _takes_larger_off(case):
         sentence = (

@@ -141,7 +141,7 @@ def _of_one_value(case: Case) -> Cause | None:
     total = case.graph.maker(value)
     if total is None or total.type != "Sum" or not case.graph.is_mean_of_deviations(total):
         return None
-    if not divides_by_zero(case):
+    if not divides_by_zero(case) or (case.told(0) != 0).any():
         return None
     sentence = (
         f"The variance{case.where} is 0 / 0{case.place}: it is taken over one value, "

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from unit.bisect.graphs import Graph, GraphRunner
-from unit.diagnose.test_claims import NOTHING, causes, f32, total
+from unit.diagnose.test_claims import NOTHING, causes, f32, row_mean, total
 
 from nanreplay.bisect.origin import Bisection
 from nanreplay.diagnose.causes import causes_of
@@ -240,3 +240,32 @@ def test_only_terms_of_the_sum_that_failed_are_said_to_be_rounded_to_0(row: int)
     found = causes(graph, total(graph, graph("Log", total(graph, terms, 1))))
     assert found[0].kind == ("fp16_underflow" if row else "log_of_zero")
     assert ("fp16_underflow" in kinds(found)) is (row == 1)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_a_variance_is_said_to_be_of_one_value_where_its_sum_is_0(spread: float) -> None:
+    graph = Graph()
+    x = graph.batch(f32([[2 - spread, 2 + spread], [1, 1]]))
+    deviations = graph("Square", graph("Sub", x, row_mean(graph, x)))
+    sums = graph("Sum", deviations, graph.const(np.array([1])))
+    found = causes(graph, total(graph, graph("RealDiv", sums, graph.const(f32([0, 1])))))
+    assert found[0].kind == ("division_by_zero" if spread else "variance_zero")
+    assert ("variance_zero" in kinds(found)) is (spread == 0)
+
+
+def test_a_softmax_by_hand_subtracts_infinities() -> None:
+    graph = Graph()
+    row = graph.batch(f32([[0, 1], [1, 2]]))
+    is_kept = graph("Greater", graph.batch(f32([[1, 1], [-1, -1]])), graph.const(f32(0)))
+    masked = graph("SelectV2", is_kept, row, graph.const(f32(-np.inf)))
+    largest = graph("ExpandDims", graph("Max", masked, graph.const(np.array([1]))),
+                    graph.const(np.array(1)))  # fmt: skip
+    found = causes(graph, total(graph, graph("Exp", graph("Sub", masked, largest)), 0, 1))
+    assert found[0].kind == "mask_all"
+    assert found[0].sentence.endswith("and -inf less its largest, -inf, is NaN.")
+
+
+def test_a_constant_that_is_divided_by_may_be_0() -> None:
+    graph = Graph()
+    quotient = graph("RealDiv", graph.batch(f32([1, 2])), graph.const(f32(0)))
+    assert kinds(causes(graph, total(graph, quotient))) == ["division_by_zero"]
