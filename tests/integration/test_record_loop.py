@@ -337,7 +337,7 @@ def test_wrapping_something_else_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("is_compiled", [True, False])
 @pytest.mark.parametrize("shape", [None, [None, 3]], ids=str)
 def test_a_variable_without_a_fixed_shape_is_told_of_at_the_first_step(
-    tmp_path: Path, shape: Any, is_compiled: bool
+    tmp_path: Path, shape: Any, is_compiled: bool, recwarn: pytest.WarningsRecorder
 ) -> None:
     weight, memory = (
         tf.Variable(2.0),
@@ -353,10 +353,10 @@ def test_a_variable_without_a_fixed_shape_is_told_of_at_the_first_step(
 
     with Recorder(tmp_path / "run.h5") as recorder:
         recorded = recorder.wrap(tf.function(step) if is_compiled else step)
-        with pytest.warns(UserWarning, match="no fixed shape .* cannot be replayed") as told:
-            for _ in range(3):
-                recorded(tf.ones([2, 3]))
-        assert len(told) == 1
+        for _ in range(3):
+            recorded(tf.ones([2, 3]))
+        (told,) = recwarn.list
+        assert "cannot be replayed" in str(told.message)
         path = recorder.dump()
     assert path is not None
     with Capture(path) as capture:
