@@ -140,6 +140,11 @@ class FailureGraph:
         """Return the facts of a value."""
         return self.trace.stat(value)
 
+    def is_finite(self, value: ValueId) -> bool:
+        """Whether a value is known to hold no NaN and no infinity."""
+        stat = self.stat(value)
+        return stat is not None and not stat.nonfinite
+
     def is_zero(self, value: ValueId) -> bool:
         """Whether a value is zero everywhere."""
         stat = self.stat(value)

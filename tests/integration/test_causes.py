@@ -156,6 +156,13 @@ def unit(w: Any) -> Any:
     return w / tf.stop_gradient(w)
 
 
+def scalings_in_turn(x: Any, w: Any) -> Any:
+    """As Sinkhorn's: a row whose exponentials all round to 0 makes infinities of the others."""
+    rows = tf.math.log(total(tf.exp(-x * w), axis=1, keepdims=True))
+    columns = -tf.math.log(total(tf.exp(-rows), axis=0))
+    return mean(tf.math.log(total(tf.exp(columns - x * w), axis=1)))
+
+
 @tf.custom_gradient
 def own_gradient(x: Any) -> Any:
     return tf.sign(x), lambda upstream: upstream / tf.abs(x)
@@ -254,6 +261,7 @@ LOOPS: dict[str, tuple[str, Loss, Any]] = {
     tf.eye(64) * 0.01 * mean(x * w))), positive(40, 3)),
     "where of atan2": ("where_gradient", lambda x, w: mean(tf.where(x[:, 2] > 0.1,
     tf.atan2(x[:, 0] * w[0], x[:, 1] * w[1]), 0.0)), in_positive(0)),
+    "scalings that take turns": ("log_of_zero", scalings_in_turn, in_positive(900, 900, 900)),
     "0 * -inf": ("other", lambda x, w: mean(tf.nn.softmax(x * w + (1 - single(x > -9)) * -np.inf)),
     in_normal(-10)),
 }  # fmt: skip

@@ -158,7 +158,41 @@ def _is_log_of_masked_sum(case: Case) -> bool:
     if case.op != "Log" or not (case.told(0) == 0).any():
         return False
     terms = summed_exponentials(case, 0)
-    return terms is not None and bool(np.isneginf(terms).all())
+    if terms is None or not np.isneginf(terms).all():
+        return False
+    value = case.input_id(0)
+    return case.graph is not None and value is not None and not _underflowed(case.graph, value)
+
+
+def _underflowed(graph: FailureGraph, value: ValueId) -> bool:
+    """Whether a sum of exponentials is 0 for what an earlier such sum was: 0 by rounding, unmasked.
+
+    Scalings that take turns, as Sinkhorn's do, make infinities of such a 0, and other zeros of
+    these. The way back goes through what is infinite, and from a logarithm of 0 to the exponents.
+    """
+    operands, seen = [value], {value}
+    while operands:
+        pending = list(_exponents_under(graph, operands.pop()))
+        if any(map(graph.is_finite, pending)):
+            return True
+        while pending:
+            fact = graph.maker(pending.pop())
+            if fact is None or not any(stat.nonfinite for stat in fact.outputs):
+                continue
+            is_of_zero = fact.type == "Log" and graph.is_finite(fact.input_ids[0])
+            new = [one for one in fact.input_ids if one not in seen]
+            (operands if is_of_zero else pending).extend(new)
+            seen.update(new)
+    return False
+
+
+def _exponents_under(graph: FailureGraph, value: ValueId) -> Iterator[ValueId]:
+    """Yield what the exponentials of a sum are taken of."""
+    for fact in graph.upstream(value, 3):
+        if fact.type == "Exp":
+            yield fact.input_ids[0]
+        elif fact.type not in ("AddV2", "Sum", "Const"):
+            return
 
 
 def summed_exponentials(case: Case, i: int) -> Values | None:
