@@ -22,7 +22,13 @@ from nanreplay.program.graph_nodes import (
     op_name,
     output_types,
 )
-from nanreplay.program.safety import WRITTEN_FILES, all_nodes, copied_graph, parse_graph
+from nanreplay.program.safety import (
+    WRITTEN_FILES,
+    all_nodes,
+    copied_graph,
+    parse_graph,
+    writes_files,
+)
 from nanreplay.records import Signature
 from nanreplay.tensorflow_internals.tf_eager import op_definition
 
@@ -97,6 +103,10 @@ def takes_first_free(op_type: str, n_inputs: int) -> bool:
     of the sum, and with it the last bit.
     """
     return op_type == "AddN" and n_inputs > 2
+
+
+def _is_left_out(node: Any) -> bool:
+    return node.op in _LEFT_OUT or writes_files(node)
 
 
 def _can_be_held(tensor: Any) -> bool:
@@ -200,12 +210,12 @@ def cut_recorded_ops(graph: Any, signature: Signature) -> CutGraph:
     for spec in signature.captures:
         if spec.variable is None and spec.constant is None:
             unheld.add(spec.tensor)
-    writes = any(node.op in _LEFT_OUT for _, node in all_nodes(graph))
+    writes = any(_is_left_out(node) for _, node in all_nodes(graph))
     if not recorded and not unheld and not writes:
         return CutGraph(graph, {}, {}, frozenset(), frozenset())
     copied = copied_graph(graph)
     for _, node in all_nodes(copied):
-        if node.op in _LEFT_OUT:
+        if _is_left_out(node):
             _leave_out(node)
     feeds, places, placeholders = _placeholders(copied, signature)
     used: set[str] = set()

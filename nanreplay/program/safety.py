@@ -191,11 +191,11 @@ def check_graph(graph: Any, *, trust: bool = False) -> None:
             )
     unsafe: dict[str, None] = {}  # a set that keeps its order
     for function, node in all_nodes(parsed):
-        if node.op in library or node.op in WRITTEN_FILES:
+        if node.op in library or writes_files(node):
             continue
         if op_definition(node.op) is None:
             raise UnsupportedOpError(node.op, node.name, "this TensorFlow has no such op")
-        reach = _reach(node)
+        reach = reach_of(node.op)
         if reach is not None:
             inside = f" in function {function!r}" if function else ""
             unsafe[f"{node.op} {node.name!r}{inside} ({reach})"] = None
@@ -220,11 +220,11 @@ def _refusal(unsafe: list[str]) -> str:
     )
 
 
-def _reach(node: Any) -> str | None:
-    """What a node reaches beyond tensors. Ops of Python are not meant here; see `python_ops`."""
+def writes_files(node: Any) -> bool:
+    """Whether a node writes files and gives nothing back: a checkpoint, `tf.print` into a file."""
     if node.op == "PrintV2":
-        return "files" if node.attr["output_stream"].s.startswith(b"file://") else None
-    return reach_of(node.op)
+        return bool(node.attr["output_stream"].s.startswith(b"file://"))
+    return node.op in WRITTEN_FILES
 
 
 def python_ops(graph: Any) -> list[str]:

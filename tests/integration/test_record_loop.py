@@ -219,6 +219,22 @@ def test_a_step_under_tensorflows_own_numerics_check_is_replayed_without_trust(
     assert replayed(path)
 
 
+def test_what_a_step_prints_into_a_file_is_not_printed_by_a_replay(tmp_path: Path) -> None:
+    model, optimizer, step = make()
+    path, log = tmp_path / "run.h5", tmp_path / "log.txt"
+
+    @tf.function
+    def printing(x: Any, y: Any) -> Any:
+        loss = step(x, y)
+        tf.print("loss", loss, output_stream=f"file://{log}")
+        return loss
+
+    assert run(Recorder(path).wrap(printing, model=model, optimizer=optimizer), batches()) == 3
+    log.unlink()
+    assert all(result.bit_exact for result in replayed(path))
+    assert not log.exists()
+
+
 def test_variables_of_keras_may_be_given_to_an_eager_step_and_returned(tmp_path: Path) -> None:
     path = tmp_path / "run.h5"
     model, optimizer, step = make()
