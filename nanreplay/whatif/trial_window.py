@@ -145,6 +145,16 @@ class TrialWindow:
         return self.steps[0] == 0
 
     @property
+    def why_not_earlier(self) -> str:
+        """Why the window begins with its first step, in words."""
+        first = self.steps[0]
+        if min(self.replay.capture.steps) >= first:
+            return f"The capture holds no step before step {first}"
+        if self.borrows_program:
+            return f"No step before step {first} is shown to run the program that is recorded"
+        return f"The steps before step {first} are not replayed with fixes"
+
+    @property
     def changes(self) -> Mapping[int, Mapping[int, Any]]:
         """Variables that something outside of the step changed within the window, by step.
 

@@ -85,6 +85,10 @@ def tried(path: Path, fix: str) -> FixResult:
         ("clean_data=nan_to_num", "The batch of step 0 is finite."),
         ("stable_op", "No op is known that computes what `Log` does here and stays finite."),
         ("init=he", "The model has no kernel to draw anew."),
+        (
+            "lr=0.1",
+            "The capture holds no step before step 0, so a learning rate has nothing to change.",
+        ),
     ],
 )
 def test_a_fix_that_does_not_apply_says_what_is_so(one_step: Path, fix: str, note: str) -> None:
@@ -159,6 +163,30 @@ def test_rows_are_left_out_where_a_step_takes_any_number_of_them(tmp_path: Path)
         "batch = tf.nest.map_structure(lambda part: np.delete(part, [1], axis=0), batch)"
         "  # of step 2"
     )
+
+
+@pytest.mark.parametrize("fix", ["lr=0.1", "init"])
+def test_steps_of_other_python_code_are_not_said_to_be_missing(fix: str, tmp_path: Path) -> None:
+    weights, optimizer = tf.Variable([1.0, 0.5]), keras.optimizers.SGD(0.01)
+    done: list[Any] = []
+
+    def step(batch: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.math.log(batch * weights))
+            loss *= 1 + len(done)  # each step computes with another number of Python
+        optimizer.apply_gradients([(tape.gradient(loss, weights), weights)])
+        done.append(float(loss))
+        return loss
+
+    path = tmp_path / "run.h5"
+    with Recorder(path, on_nan="stop") as recorder:
+        recorded = recorder.wrap(step, optimizer=optimizer)
+        for batch in rows([[0, 0.5]]):
+            recorded(tf.constant(batch))
+    with Capture(path) as capture:
+        assert capture.steps == (0, 1, 2)
+    note = tried(path, fix).note or ""
+    assert note.startswith("No step before step 2 is shown to run the program that is recorded, so")
 
 
 LINES: dict[str, tuple[str, Any, Callable[[Any, Any], Any], str]] = {

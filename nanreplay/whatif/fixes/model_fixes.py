@@ -125,11 +125,8 @@ def init(failure: Failure, value: str | None) -> Fix:
     if scheme not in ("glorot", "he"):
         raise BadValueError(f"Expected glorot or he. Received: {scheme}")
     if not failure.window.reaches_start:
-        first = failure.window.steps[0]
-        raise CannotTryError(
-            f"The capture reaches back to step {first}, not to the first step, "
-            "so the initial weights are not in it."
-        )
+        why = failure.window.why_not_earlier
+        raise CannotTryError(f"{why}, so no other initial weights can be tried.")
     kernels = {}
     for index, info in enumerate(failure.window.replay.variables):
         if info.role == "trainable" and len(info.shape) >= 2:

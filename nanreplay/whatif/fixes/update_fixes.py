@@ -66,10 +66,7 @@ def lr(failure: Failure, value: str | None) -> Fix:
     window, origin = failure.window, failure.origin
     is_before_update = origin is None or origin.phase != "update"
     if len(window.steps) == 1 and failure.step == window.failing and is_before_update:
-        raise CannotTryError(
-            "The capture holds no step before the failing one, "
-            "so a learning rate has nothing to change."
-        )
+        raise CannotTryError(f"{window.why_not_earlier}, so a learning rate has nothing to change.")
     params: dict[str, Number] = {"factor": factor}
     recorded = _recorded_rate(failure)
     if recorded is not None:
