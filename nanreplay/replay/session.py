@@ -72,6 +72,7 @@ class Replay(StepRuns):
         at_keyframe: AtKeyframe | None = None,
         takes_state: bool = True,
         stops_at_other_bits: bool = False,
+        keeps_state: bool = True,
     ) -> list[StepResult]:
         """Run a window of steps one after another and compare each with the recording.
 
@@ -90,6 +91,8 @@ class Replay(StepRuns):
                 the state that they left.
             stops_at_other_bits: Whether a step that comes out with other bits than the recorded
                 ones is the last.
+            keeps_state: Whether the state before the incident is kept, a second one in memory, for
+                whoever asks for it afterwards; it is replayed for them otherwise.
 
         Returns:
             One result a step. Where the step that raised in training raises again, its result has
@@ -105,7 +108,7 @@ class Replay(StepRuns):
         results: list[StepResult] = []
         # The state before the incident is worth keeping only while the replay is the training's
         # own: in the recorded mode, with every keyframe set as it was held.
-        is_faithful = mode == "recorded" and takes_state
+        is_faithful = mode == "recorded" and takes_state and keeps_state
         matrices: Mapping[int, Any] = {}
         for done, step in enumerate(wanted):
             follows = bool(results) and wanted[done - 1] == step - 1

@@ -39,7 +39,7 @@ def replay_steps(
         if not replay.steps:
             message = f"{capture.path}: no recorded step can be replayed."
             raise ReplayError(" ".join((message, *recorded_notes)))
-        results = replay.run_window(mode, progress=progress)
+        results = replay.run_window(mode, progress=progress, keeps_state=False)
         return results, tuple(dict.fromkeys((*recorded_notes, *replay.notes)))
 
 

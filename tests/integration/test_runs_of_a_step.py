@@ -25,6 +25,7 @@ from nanreplay.replay.matrix_changes import change_between
 from nanreplay.replay.replay_state import KnownStates
 from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain
+from nanreplay.report.replayed_steps import replay_steps
 from nanreplay.report.report_json import to_json
 
 BAD_STEP, ROWS, WIDTH = 4, 8, 16
@@ -120,6 +121,27 @@ def test_the_cause_of_a_large_state_needs_no_step_once_more(
         assert replay.change(BAD_STEP - 1) == change
         assert change.ratio > 0.0
         assert not isinstance(replay.state(0), dict)  # read from the file as it is asked for
+
+
+def test_replaying_the_steps_alone_holds_no_second_state(
+    capture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[int] = []
+    add = KnownStates.add
+
+    def noted(self: KnownStates, step: int, state: Any) -> None:
+        kept.append(step)
+        add(self, step, state)
+
+    monkeypatch.setattr(KnownStates, "add", noted)
+    with Capture(capture) as held:
+        results, _ = replay_steps(held, "recorded")
+        assert (results[-1].step, results[-1].finite) == (BAD_STEP, False)
+        assert all(result.bit_exact for result in results)
+        assert not kept
+        with Replay(held) as replay:
+            assert replay.run_window("recorded")[-1].step == BAD_STEP
+            assert BAD_STEP in kept  # for who asks for its ops next
 
 
 def told(report: Report) -> Any:
