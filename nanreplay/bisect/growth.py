@@ -23,7 +23,10 @@ _SHARE = 1e-3
 """A variable whose series ends below this share of the largest one led nothing."""
 _FEWEST = 2
 """A jump shows against at least so many steps."""
-_MATRICES = (("gradient_norm", "gradient norm"), ("weight_norm", "norm of the weights"))
+_LATELY = 4
+"""So many steps before the lowest loss tell how its batches differ."""
+_WEIGHTS = "norm of the weights"
+_MATRICES = (("gradient_norm", "gradient norm"), ("weight_norm", _WEIGHTS))
 """Matrices of the timeline that are looked at, and what sentences call them."""
 
 
@@ -154,11 +157,32 @@ def find_growth(timeline: Timeline | None, step: int, paths: Sequence[str] = ())
     if timeline is None or not _has_steps(timeline):
         return None
     growths: list[Growth] = []
+    turn = _turn_of_loss(timeline, step)
     for series in _all_series(timeline, paths):
-        growth = _leading(timeline, series, step)
+        growth = _leading(timeline, series, step, turn if series.what == _WEIGHTS else None)
         if growth is not None:
             growths.append(growth)
     return min(growths, key=lambda growth: (growth.is_jump, growth.step), default=None)
+
+
+def _turn_of_loss(timeline: Timeline, step: int) -> int | None:
+    """Return the last step of a loss as low as it got, where it grew after it; None where not.
+
+    Weights that grow while the loss falls learn: those that begin at 0 have to.
+    """
+    losses = np.asarray(timeline.columns.get("loss", ()), np.float64)
+    if not len(losses):
+        return None
+    steps = as_array(timeline.columns["step"])
+    is_known = (steps < step) & np.isfinite(losses)
+    steps, losses = steps[is_known], losses[is_known]
+    if not len(losses):
+        return None
+    lowest = int(np.argmin(losses))
+    if losses[-1] < FACTOR * max(float(np.median(losses[: lowest + 1])), losses[lowest], 0):
+        return None
+    low = losses[max(lowest - _LATELY, 0) : lowest + 1].max()  # batches differ
+    return int(steps[np.flatnonzero(losses <= low)[-1]])
 
 
 def _has_steps(timeline: Timeline | None) -> bool:
@@ -189,14 +213,14 @@ def _all_series(timeline: Timeline, paths: Sequence[str]) -> Iterator[_Series]:
         yield _Series("loss", np.abs(np.asarray(timeline.columns["loss"], np.float64)))
 
 
-def _leading(timeline: Timeline, series: _Series, step: int) -> Growth | None:
-    """Return the growth of the part that led, else that of the total."""
-    whole = _growth(timeline, series.what, None, series.total, step)
+def _leading(timeline: Timeline, series: _Series, step: int, turn: int | None) -> Growth | None:
+    """Return the growth of the part that led, else that of the total; none begins before a turn."""
+    whole = _growth(timeline, series.what, None, series.total, step, turn)
     if whole is None:
         return None
     parts: list[Growth] = []
     for path, values in series.parts:
-        growth = _growth(timeline, series.what, path, values, step)
+        growth = _growth(timeline, series.what, path, values, step, turn)
         if growth is not None:
             parts.append(growth)
     # A tiny variable may grow by a large factor and move nothing; it does not count as leading.
@@ -209,7 +233,12 @@ def _leading(timeline: Timeline, series: _Series, step: int) -> Growth | None:
 
 
 def _growth(
-    timeline: Timeline, what: str, variable: str | None, series: NDArray[Any], step: int
+    timeline: Timeline,
+    what: str,
+    variable: str | None,
+    series: NDArray[Any],
+    step: int,
+    turn: int | None,
 ) -> Growth | None:
     """Return how a series grew until the origin; None when it did not."""
     steps = as_array(timeline.columns["step"])
@@ -219,6 +248,8 @@ def _growth(
     steps, series, stands_for = steps[is_known], series[is_known], stands_for[is_known]
     # A gradual growth begins at its last usual value, a jump at the first value after one.
     start = _gradual_start(steps, series, stands_for, step)
+    if start is not None and turn is not None and steps[start] < turn:
+        start = _start_at(steps, series, step, turn)
     last_usual = start
     if start is None:
         start = jump_start(series[steps < step])
@@ -239,6 +270,14 @@ def _growth(
         last_learning_rate=learning_rate_at(timeline, max(began, step - 1)),
         is_thinned=bool((stands_for[start : start + 2] > 1).any()),
     )
+
+
+def _start_at(steps: NDArray[Any], series: NDArray[Any], step: int, turn: int) -> int | None:
+    """Return the position of a step, where a series grew enough from there on; None where not."""
+    start = int(np.searchsorted(steps, turn))
+    if start >= len(series) or step - turn < STEPS or series[-1] < FACTOR * series[start]:
+        return None
+    return start
 
 
 def learning_rate_at(timeline: Timeline, step: int) -> float | None:

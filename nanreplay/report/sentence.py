@@ -71,7 +71,7 @@ CAUSE_WORDS: Mapping[str, str] = {
     "variance_zero": "a variance of zero",
     "empty_reduction": "a reduction over nothing",
     "mask_all": "a mask that leaves nothing",
-    "linalg_singular": "a singular matrix",
+    "linalg_singular": "a matrix that cannot be inverted or factored",
     "hardware_like": "a fault of the machine",
 }
 """Kinds of causes whose name is no English."""

@@ -13,10 +13,12 @@ from functools import cached_property
 from typing import Any
 
 from nanreplay.bisect import Bisection
+from nanreplay.bisect.growth import find_growth
 from nanreplay.bisect.influence import COPIES
 from nanreplay.bisect.op_trace import Fact, StepTrace
 from nanreplay.bisect.tensor_stats import words
 from nanreplay.capture.arrays import as_array
+from nanreplay.diagnose.outliers import find_outliers
 from nanreplay.errors import ReplayError
 from nanreplay.findings import Cause, Origin
 from nanreplay.program.graph_editor import SCOPE, OpKey, ProgramEditor
@@ -86,6 +88,19 @@ class Failure:
     def step(self) -> int:
         """The step of the origin; of the incident when there is no origin."""
         return self.window.failing if self.origin is None else self.origin.step
+
+    @cached_property
+    def data_step(self) -> int:
+        """The step whose batch is to blame: an earlier one where a far-out row made values jump."""
+        replay = self.window.replay
+        if all(cause.kind != "data_outlier" for cause in self.causes):
+            return self.step
+        paths = [info.path for info in replay.variables]
+        growth = find_growth(replay.capture.timeline_record(), self.step, paths)
+        if growth is None or not growth.is_jump or growth.step not in self.window.steps:
+            return self.step
+        is_earlier = not find_outliers(replay, self.step) and find_outliers(replay, growth.step)
+        return growth.step if is_earlier else self.step
 
     @property
     def trace(self) -> StepTrace | None:

@@ -13,6 +13,7 @@ from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.case import Case
 from nanreplay.diagnose.outliers import find_outliers, places_with_rows
 from nanreplay.diagnose.rules import overflow
+from nanreplay.diagnose.rules.dynamics import began_with_update
 from nanreplay.errors import first_line, without_node_names
 from nanreplay.findings import Cause, CauseKind
 from nanreplay.records import batch_name, place_in_batch
@@ -33,6 +34,8 @@ _IN_ORDER = COPIES | words("Cast ExpandDims Reshape Squeeze")
 """Ops that hand on all that they get, in its order."""
 _SHOWN = 3
 """How many outliers are told at most."""
+_FAR_OUT = 100.0
+"""A value this many standard deviations away explains what gradients became because of it."""
 
 
 def data_nan(case: Case) -> Cause | None:
@@ -113,11 +116,12 @@ def data_outlier(case: Case) -> Cause | None:
     evidence = [outlier.sentence for outlier in outliers[1:_SHOWN]]
     if is_proven:
         evidence.insert(0, case.origin.rows_reason or "The row was proved by replay.")
-    confidence = _confidence_of_outlier(case, is_proven=is_proven)
+    is_far_out = is_proven and outliers[0].deviations > _FAR_OUT
+    confidence = _confidence_of_outlier(case, is_proven=is_proven, is_far_out=is_far_out)
     return Cause("data_outlier", confidence, outliers[0].sentence, tuple(evidence))
 
 
-def _confidence_of_outlier(case: Case, *, is_proven: bool) -> float:
+def _confidence_of_outlier(case: Case, *, is_proven: bool, is_far_out: bool) -> float:
     """A far-out value explains an overflow well, unless the training was diverging anyway."""
     if not overflow.is_plain(case):
         return 0.65 if is_proven else 0.35
@@ -126,7 +130,8 @@ def _confidence_of_outlier(case: Case, *, is_proven: bool) -> float:
         return 0.4
     confidence = 0.88 if is_proven else 0.75
     is_forward = case.origin is None or case.origin.phase not in ("backward", "update")
-    return confidence if is_forward else min(confidence, 0.7)
+    # A gradient may be large by itself, but for one of a row that nobody would call usual.
+    return confidence if is_forward or is_far_out else min(confidence, 0.7)
 
 
 def _outlier_before(case: Case) -> Cause | None:
@@ -141,7 +146,8 @@ def _outlier_before(case: Case) -> Cause | None:
     if not outliers:
         return None
     evidence = (growth.sentence, *(outlier.sentence for outlier in outliers[1:_SHOWN]))
-    return Cause("data_outlier", 0.7, outliers[0].sentence, evidence)
+    is_far_out = outliers[0].deviations > _FAR_OUT and not began_with_update(case, growth)
+    return Cause("data_outlier", 0.86 if is_far_out else 0.7, outliers[0].sentence, evidence)
 
 
 def label_out_of_range(case: Case) -> Cause | None:

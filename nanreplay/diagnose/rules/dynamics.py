@@ -79,7 +79,7 @@ def high_learning_rate(case: Case) -> Cause | None:
         evidence.append(
             f"The updates changed the weights by {median:.2g} times their norm (median)."
         )
-    if growth.is_jump and not _began_with_update(case, growth):
+    if growth.is_jump and not began_with_update(case, growth):
         if not overshoots:
             return None
         return Cause("high_learning_rate", 0.35, growth.sentence, tuple(evidence))
@@ -155,7 +155,7 @@ def _kernels(case: Case) -> list[int]:
     return kernels or [column for column, _ in known]
 
 
-def _began_with_update(case: Case, growth: Growth) -> bool:
+def began_with_update(case: Case, growth: Growth) -> bool:
     """Whether a jump came after an update that threw the weights far off, not before it."""
     ratios = _update_ratios(case, growth.step - 1, growth.step - 1)
     return len(ratios) > 0 and float(ratios[0]) > _THROWN_OFF
@@ -175,7 +175,7 @@ def exploding_gradient(case: Case) -> Cause | None:
     confidence = 0.0
     evidence: list[str] = []
     if growth is not None:
-        is_own_jump = growth.is_jump and not _began_with_update(case, growth)
+        is_own_jump = growth.is_jump and not began_with_update(case, growth)
         confidence = 0.8 if is_own_jump else 0.62
         evidence.append(growth.sentence)
     if loops:
@@ -300,9 +300,9 @@ def _is_recurrent(info: VariableInfo) -> bool:
 
 def _growing_recurrence(case: Case) -> Cause | None:
     """A recurrent kernel at step 0 that makes the state larger at each time step."""
-    if case.origin is None or not case.origin.loop or not overflow.is_plain(case):
+    if case.origin is None or not overflow.is_plain(case) or case.outliers:
         return None
-    innermost = case.origin.loop[-1]
+    innermost = case.origin.loop[-1] if case.origin.loop else None
     for info, kernel in _initial_kernels(case, _is_recurrent):
         radius = float(np.abs(np.linalg.eigvals(kernel.astype(np.float64))).max())
         if radius > _GROWS:
@@ -310,10 +310,11 @@ def _growing_recurrence(case: Case) -> Cause | None:
                 f"`{info.path}` begins with a spectral radius of {radius:.3g}: "
                 "it multiplies the state by that at each time step."
             )
-            evidence = (
-                f"Step {case.step} is the first that fails, "
-                f"in iteration {innermost.iteration} of `{innermost.op}`."
-            )
+            # The state may still fit, and overflow in what is computed of it.
+            where = f"in `{case.op}`{case.where}"
+            if innermost is not None:
+                where = f"in iteration {innermost.iteration} of `{innermost.op}`"
+            evidence = f"Step {case.step} is the first that fails, {where}."
             return Cause("bad_init", 0.85 if case.step <= 2 else 0.6, sentence, (evidence,))
     return None
 

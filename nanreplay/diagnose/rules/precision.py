@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import re
+from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 
 import numpy as np
@@ -29,6 +31,8 @@ _SUMMING = words(
     "Sum UnsortedSegmentSum"
 )
 """Ops that add up numbers, which may be larger on the way than at the end."""
+_CHAIN = 3
+"""How many ops before a sum are run in float32 as well."""
 _LARGE_LITERAL = re.compile(r"\b\d*\.?\d*e\+?\d+\b", re.IGNORECASE)
 """A number such as `1e9` in the user's line."""
 _SMALL_LITERAL = re.compile(r"\b\d*\.?\d+e-\d+\b|\bepsilon\b|\beps\b", re.IGNORECASE)
@@ -172,6 +176,14 @@ def _adder_of_lost_constant(case: Case, graph: FailureGraph, value: ValueId) -> 
     Such a constant is taken for an epsilon that float16 cannot hold, unless the line shows that 0
     is meant, as `tf.maximum(x, 0.0)` does.
     """
+    for fact in adders_of_zero(graph, value):
+        if not _is_zero_meant(case, fact):
+            return fact
+    return None
+
+
+def adders_of_zero(graph: FailureGraph, value: ValueId) -> Iterator[Fact]:
+    """Yield ops near a value that add (or take the larger of) a constant that is 0 in float16."""
     for fact in graph.upstream(value, 4):
         if fact.type not in ("AddV2", "Add", "Maximum", "ClipByValue"):
             continue
@@ -180,10 +192,8 @@ def _adder_of_lost_constant(case: Case, graph: FailureGraph, value: ValueId) -> 
             if _is_constant(graph, operand):
                 constants.append(operand)
         is_half = any(_is_half(graph, constant) for constant in constants)
-        is_zero = is_half and any(graph.is_zero(constant) for constant in constants)
-        if is_zero and not _is_zero_meant(case, fact):
-            return fact
-    return None
+        if is_half and any(graph.is_zero(constant) for constant in constants):
+            yield fact
 
 
 def _is_zero_meant(case: Case, fact: Fact) -> bool:
@@ -234,7 +244,45 @@ def _rounded_to_zero(
             )
             evidence = f"`{fact.name}` was run in float32 on the same operands."
             return Cause("fp16_underflow", 0.94, sentence, (evidence,))
-    return None
+    return _sum_of_rounded(case, graph, value, position)
+
+
+def _sum_of_rounded(case: Case, graph: FailureGraph, value: ValueId, position: int) -> Cause | None:
+    """Run a sum, and what it adds up, in float32: the squares of small numbers are 0 in float16."""
+    if not any(fact.type in _SUMMING for fact in graph.upstream(value, 2)):
+        return None
+    wide = _in_float32(case, graph, value, _CHAIN)
+    if wide is None or case.mask is None:
+        return None
+    try:
+        told = np.broadcast_to(wide, case.mask.shape)[case.mask][:1]
+    except ValueError:  # elements cannot be told apart
+        return None
+    if not told.size or told[0] == 0 or not np.isfinite(told[0]):
+        return None
+    sentence = (
+        f"{capital(case.subject_at(position))} is 0.0 in float16, where what it is made of was "
+        f"rounded; in float32 it is {float(told[0]):.3g}."
+    )
+    evidence = "The ops that lead to it were run in float32 on the same operands."
+    return Cause("fp16_underflow", 0.94, sentence, (evidence,))
+
+
+def _in_float32(case: Case, graph: FailureGraph, value: ValueId, depth: int) -> Values | None:
+    """Return a value as float32 has it, with the ops before it run so as well.
+
+    None where one cannot be run so.
+    """
+    fact = graph.maker(value)
+    event = None if fact is None else case.kept.get(fact.serial)
+    if fact is None or event is None or dtype_name(event.outputs[value.output]) not in HALF:
+        return None
+    inputs = list(event.inputs)
+    for i, source in enumerate(fact.input_ids if depth else ()):
+        wide = _in_float32(case, graph, source, depth - 1)
+        inputs[i] = inputs[i] if wide is None else wide
+    outputs = case.in_float32(replace(event, inputs=tuple(inputs)))
+    return None if outputs is None else as_array(outputs[value.output])
 
 
 def _told_within(case: Case, shape: tuple[int, ...]) -> Mask | None:

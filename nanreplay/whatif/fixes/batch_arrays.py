@@ -131,7 +131,7 @@ def usual_bounds(
         targets: Of these, only values that lie far outside count, and no classes do.
     """
     found: list[tuple[Bounds, bool]] = []
-    batch = failure.window.replay.batch(failure.step)
+    batch = failure.window.replay.batch(failure.data_step)
     for place in (*places, *targets):
         leaf = as_array(batch.leaves[place]).astype(np.float64)
         others = _others(failure, place, leaf.shape[1:])
@@ -203,7 +203,7 @@ def _others(failure: Failure, place: int, row_shape: tuple[int, ...]) -> Any:
     replay = failure.window.replay
     other_steps = []
     for step in replay.capture.steps:
-        if step != failure.step:
+        if step != failure.data_step:
             other_steps.append(step)
     arrays = []
     for step in other_steps[-_MOST_OTHERS:]:

@@ -161,7 +161,7 @@ def clip_data(failure: Failure, value: str | None) -> Fix:
     """
     limit = None if value is None else positive_number(value, 1.0)
     failure.check_batch_decides()
-    batch, labels = failure.window.replay.batch(failure.step), label_places(failure)
+    batch, labels = failure.window.replay.batch(failure.data_step), label_places(failure)
     floats = []
     for place, leaf in enumerate(batch.leaves):
         if is_float(leaf) and as_array(leaf).ndim:
@@ -179,7 +179,7 @@ def clip_data(failure: Failure, value: str | None) -> Fix:
         for path in dict.fromkeys(own_path(failure, batch.paths[place]) for place in places):
             bounds.append(Bounds(path, None, -limit, limit))
     if not any(_clips(failure, one, places) for one in bounds):
-        others = [step for step in failure.window.replay.capture.steps if step != failure.step]
+        others = [step for step in failure.window.replay.capture.steps if step != failure.data_step]
         if limit is None and not others:
             raise CannotTryError("The capture holds no other batch that tells a usual range.")
         within = (
@@ -187,7 +187,7 @@ def clip_data(failure: Failure, value: str | None) -> Fix:
             if limit is not None
             else ("the range of the others, where these tell one")
         )
-        raise CannotTryError(f"The batch of step {failure.step} lies within {within}.")
+        raise CannotTryError(f"The batch of step {failure.data_step} lies within {within}.")
 
     def edit(step: int, leaves: Sequence[Any]) -> Sequence[Any]:
         paths = failure.window.replay.batch(step).paths
@@ -213,7 +213,7 @@ def clip_data(failure: Failure, value: str | None) -> Fix:
 
 def _clips(failure: Failure, bounds: Bounds, places: Sequence[int]) -> bool:
     """Whether bounds change anything of the failing batch."""
-    batch = failure.window.replay.batch(failure.step)
+    batch = failure.window.replay.batch(failure.data_step)
     for place in places:
         if own_path(failure, batch.paths[place]) == bounds.path:
             leaf = as_array(batch.leaves[place])

@@ -10,6 +10,8 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
+from nanreplay.diagnose.failure_graph import FailureGraph
+from nanreplay.diagnose.rules.precision import adders_of_zero
 from nanreplay.program.graph_editor import OpKey, ProgramEditor
 from nanreplay.records import Signature, VariableInfo
 from nanreplay.whatif.edits import BadValueError, CannotTryError, Edit, Fix
@@ -52,6 +54,16 @@ def leaky_relu(failure: Failure, value: str | None) -> Fix:
     return Fix("leaky_relu", {"negative_slope": slope}, Edit(programs=(edit,)), code, edits=edits)
 
 
+def _has_lost_constant(failure: Failure) -> bool:
+    """Whether the step fails because a constant was rounded to 0 in 16 bits."""
+    scene, suspect = failure.bisection.scene, failure.bisection.suspect
+    is_underflow = bool(failure.causes) and failure.causes[0].kind == "fp16_underflow"
+    if not is_underflow or scene is None or suspect is None or suspect.fact is None:
+        return False
+    graph = FailureGraph(scene)
+    return any(any(adders_of_zero(graph, value)) for value in suspect.fact.input_ids)
+
+
 def float32(failure: Failure, value: str | None) -> Fix:
     """Compute in float32 what was computed in 16 bits."""
     signature, origin = failure.window.replay.signature(failure.step), failure.origin
@@ -59,6 +71,11 @@ def float32(failure: Failure, value: str | None) -> Fix:
     if origin is not None:
         for output in origin.outputs:
             dtypes.append(output.dtype)
+    if _has_lost_constant(failure):
+        raise CannotTryError(
+            "The recorded step holds the constant as 0, which it was rounded to when the step was "
+            "traced: what it is in float32 is not known."
+        )
     own = []
     for key, info in failure.editor.infos.items():
         if not info.forward and failure.editor.holds(key) and _is_half(failure.editor.node(key)):

@@ -69,7 +69,7 @@ def lr(failure: Failure, value: str | None) -> Fix:
         raise CannotTryError(f"{window.why_not_earlier}, so a learning rate has nothing to change.")
     params: dict[str, Number] = {"factor": factor}
     recorded = _recorded_rate(failure)
-    if recorded is not None:
+    if recorded is not None and _keeps_rate(failure, recorded):
         params["learning_rate"] = float(f"{factor * recorded:.6g}")
     lines, edits = [], []
     for optimizer, rate, last in _rates(failure):
@@ -87,6 +87,13 @@ def lr(failure: Failure, value: str | None) -> Fix:
         lines = [f"{optimizer_of(failure)}(learning_rate={factor:g} * learning_rate)"]
         edits = [{"optimizer": optimizer_of(failure), "argument": "learning_rate", **params}]
     return Fix("lr", params, Edit(learning_rate=factor), "\n".join(lines), edits=edits)
+
+
+def _keeps_rate(failure: Failure, first: float) -> bool:
+    """Whether the rate of the window's first step is that of its last update as well."""
+    timeline = failure.window.replay.capture.timeline_record()
+    last = learning_rate_at(timeline, max(failure.window.steps[0], failure.window.failing - 1))
+    return last is None or bool(np.isclose(first, last, rtol=1e-5, atol=0))
 
 
 def _rates(failure: Failure) -> Iterator[tuple[str, float, float]]:

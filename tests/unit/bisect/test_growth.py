@@ -127,3 +127,18 @@ def test_a_divergence_of_long_ago_is_seen_in_a_history_that_was_thinned() -> Non
     assert "From about step" in growth.sentence
     healthy = Timeline({"step": steps, "loss": noise}, {}, ())
     assert find_growth(healthy, 1_009_999) is None
+
+
+def test_weights_that_leave_zero_while_the_loss_falls_learn_and_do_not_diverge_yet() -> None:
+    learning = np.linspace(0.001, 1.0, 20)
+    loss = np.concatenate([4.0 * 0.7 ** np.arange(20), 0.01 * 4.0 ** np.arange(1, 31)])
+    weights = np.concatenate([learning, 2.0 ** np.arange(1, 31)])
+    steps = np.arange(len(loss))
+    made = Timeline({"step": steps, "loss": loss}, {"weight_norm": weights[:, None]}, (0,))
+    growth = find_growth(made, len(loss), PATHS)
+    assert growth is not None
+    assert 18 <= growth.step <= 21
+    falling = Timeline({"step": steps, "loss": -weights}, {"weight_norm": weights[:, None]}, (0,))
+    without_bound = find_growth(falling, len(loss), PATHS)
+    assert without_bound is not None  # a loss that has no lower bound falls while all diverges
+    assert without_bound.step < 18

@@ -1,0 +1,111 @@
+"""What made values grow, or round to nothing: a row of an earlier step, weights, number formats."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_causes import _seeded, fit, half, kinds, loop, mean, normal, positive, single, why
+
+from nanreplay import Capture, Recorder, Replay
+from nanreplay.bisect import bisect
+from nanreplay.diagnose import causes_of, judge
+from nanreplay.findings import FixResult
+from nanreplay.whatif.trial import what_if
+
+__all__ = ["_seeded"]
+pytestmark = pytest.mark.filterwarnings("ignore:nanreplay. step")
+AT = 20
+"""Row of the data that is unlike the others, row 4 of step 2."""
+
+
+def tried(path: Path, *fixes: str) -> dict[str, FixResult]:
+    with Capture(path) as capture, Replay(capture) as replay:
+        timeline = capture.timeline_record()
+        bisection = bisect(replay, timeline)
+        causes = causes_of(replay, bisection, judge(replay), timeline)
+        return {one.name: one for one in what_if(replay, bisection, causes, fixes or None).results}
+
+
+def test_a_far_out_label_of_an_earlier_step_is_to_blame_and_is_clipped(tmp_path: Path) -> None:
+    x = normal(64, 4)
+    y = x[:, :1].copy()
+    y[AT] = 1e7
+    layers = [
+        keras.layers.Dense(8, activation="tanh"),
+        keras.layers.Dense(8, activation="relu"),
+        keras.layers.Dense(1),
+    ]
+    causes = fit(tmp_path, layers, x, y, keras.optimizers.SGD(0.05))
+    assert causes[0].kind == "data_outlier"
+    assert "holds 1e+07 in row 4, column 0 of step 2" in causes[0].sentence
+    clipped = tried(tmp_path / "run.h5", "clip_data")["clip_data"]
+    assert clipped.prevents
+    assert clipped.params["arrays"] == "1"
+
+
+def test_a_far_out_row_whose_gradient_alone_overflows_is_to_blame(tmp_path: Path) -> None:
+    x = normal(40, 3)
+    x[AT, 1] = 1e21
+    optimizer = keras.optimizers.Adam(1e-3)
+    causes = fit(tmp_path, [keras.layers.Dense(1)], x, normal(40, 1), optimizer, loss="mae")
+    assert kinds(causes)[:2] == ["data_outlier", "exploding_gradient"]
+
+
+def test_a_recurrence_whose_result_overflows_in_the_loss_begins_too_wide(tmp_path: Path) -> None:
+    kernel = tf.Variable(3.0 * np.eye(3, dtype="float32"), name="recurrent_kernel")
+
+    @tf.function(autograph=False)
+    def step(state: Any) -> Any:
+        with tf.GradientTape() as tape:
+            for _ in range(45):
+                state = state @ kernel
+            loss = mean(tf.square(state))
+        kernel.assign_sub(0.01 * tape.gradient(loss, kernel))
+        return loss
+
+    with Recorder(tmp_path / "run.h5", on_nan="stop") as recorder:
+        recorder.wrap(step)(tf.constant(positive(8, 3)))
+    (cause, *_) = why(tmp_path / "run.h5")
+    assert cause.kind == "bad_init"
+    assert "begins with a spectral radius of 3:" in cause.sentence
+    assert cause.evidence == ("Step 0 is the first that fails, in `Square` in the loss.",)
+
+
+def test_a_norm_whose_squares_float16_rounds_to_0_underflows(tmp_path: Path) -> None:
+    def loss_of(x: Any, w: Any) -> Any:
+        rows = half(x * w)
+        return single(mean(rows / tf.sqrt(tf.reduce_sum(tf.square(rows), 1, keepdims=True))))
+
+    x = positive(40, 3)
+    x[AT] = 1e-5
+    (cause, *_) = loop(tmp_path, loss_of, x)
+    assert cause.kind == "fp16_underflow"
+    assert "is 0.0 in float16, where what it is made of was rounded" in cause.sentence
+    assert "in float32 it is 1.1" in cause.sentence
+
+
+def test_float32_is_not_judged_where_the_trace_lost_the_constant(tmp_path: Path) -> None:
+    """The program holds 0 for 1e-8: in float32 the code would have it, the recording has not."""
+    x = positive(40, 3)
+    x[AT, 0] = 0.0
+    causes = loop(tmp_path, lambda x, w: single(-mean(tf.math.log(half(x * w) + 1e-8))), x)
+    assert causes[0].kind == "fp16_underflow"
+    names = tried(tmp_path / "run.h5")
+    assert names["epsilon"].prevents
+    assert "float32" not in names
+    assert "is in float32 is not known" in (
+        tried(tmp_path / "run.h5", "float32")["float32"].note or ""
+    )
+
+
+def test_a_rate_that_changes_is_not_told_as_one_number(tmp_path: Path) -> None:
+    schedule = keras.optimizers.schedules.PolynomialDecay(0.01, 10, 8.0)
+    x = normal(160, 3) * 4
+    causes = fit(tmp_path, [keras.layers.Dense(1)], x, x[:, :1], keras.optimizers.SGD(schedule))
+    assert causes[0].kind == "high_learning_rate"
+    assert dict(tried(tmp_path / "run.h5", "lr=0.01")["lr"].params) == {"factor": 0.01}
