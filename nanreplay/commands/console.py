@@ -210,6 +210,19 @@ def check_output(path: Path, capture: str = "") -> None:
         raise click.ClickException(f"Cannot write {path}: it is the capture.")
 
 
+def check_pages(html: Path | None, md: Path | None, capture: str) -> None:
+    """Say now that a page cannot be written, or that two pages are to be one file.
+
+    Raises:
+        ClickException: As of `check_output`.
+        UsageError: Both are the same file.
+    """
+    for path in filter(None, (html, md)):
+        check_output(path, capture)
+    if html is not None and md is not None and os.path.realpath(html) == os.path.realpath(md):
+        raise click.UsageError(f"--html and --md are both {html}: give each a file of its own.")
+
+
 def write_text(path: Path, text: str) -> None:
     """Write all of `text` to `path`, or leave what is there; "-" is stdout.
 

@@ -78,7 +78,14 @@ def command(
     Exit codes: 0 the same, 1 they differ, 2 unreadable file, 3 could not decide.
     """
     check_needs_model(model)
-    if sum(side is not None for side in (other, modes, model)) != 1:
+    n_sides = sum(side is not None for side in (other, modes, model))
+    if n_sides > 1:
+        raise click.UsageError(
+            "Compare FILE with one thing alone: a second file, --modes MODE,MODE or "
+            "--model MODULE:FUNCTION.",
+            click.get_current_context(),
+        )
+    if not n_sides:
         raise click.UsageError(
             "Say what to compare FILE with: a second file, --modes MODE,MODE, or "
             "--model MODULE:FUNCTION.",

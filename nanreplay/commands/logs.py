@@ -10,7 +10,7 @@ import click
 
 from nanreplay.commands.console import (
     as_json,
-    check_output,
+    check_pages,
     html_page,
     markdown_page,
     max_memory,
@@ -74,8 +74,7 @@ def command(
 
     Exit codes: 0 finite, 1 non-finite found, 2 unreadable, 3 could not decide.
     """
-    for path in filter(None, (html, md)):
-        check_output(path, paths[0])
+    check_pages(html, md, paths[0])
     from nanreplay.logs.log_answer import answer
     from nanreplay.logs.run_reader import read_runs
 

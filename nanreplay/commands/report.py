@@ -10,7 +10,7 @@ import click
 from nanreplay.commands.answers import explaining
 from nanreplay.commands.console import (
     capture_file,
-    check_output,
+    check_pages,
     check_readable,
     fixes_or_none,
     html_page,
@@ -42,8 +42,7 @@ def command(file: str, html: Path | None, md: Path | None, fixes: bool | None, t
     """
     if html is None and md is None:
         raise click.UsageError("Say what to write: --html OUT, --md OUT or both.")
-    for path in filter(None, (html, md)):
-        check_output(path, file)
+    check_pages(html, md, file)
     check_readable(file)
     with explaining(fixes, trust) as explained:
         report = explained(file)

@@ -14,7 +14,7 @@ from nanreplay import limits
 from nanreplay.commands.console import (
     CapturePath,
     as_json,
-    check_output,
+    check_pages,
     html_page,
     markdown_page,
     max_memory,
@@ -91,8 +91,8 @@ def command(
         raise click.UsageError("--timeout takes a number of seconds.")
     if sum([as_json, str(html) == "-", str(md) == "-"]) > 1:
         raise click.UsageError("Of --json, --html - and --md -, only one can go to stdout.")
-    for path in filter(None, (html, md)):
-        check_output(path, paths[0])
+    check_pages(html, md, paths[0])
+    if html is not None or md is not None:
         import_module("nanreplay.triage.triage_pages")  # what it needs is missed now, not later
     from nanreplay.triage.triage_engine import WorkerOptions, triage
 

@@ -112,6 +112,8 @@ def write_tensorboard(capture: Capture, folder: Path, sentence: str = "") -> int
     Raises:
         StorageError: It cannot be written.
     """
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"Cannot write into {folder}: it is a file. Name a folder.")
     frame = timeline_frame(capture).drop(columns=INCIDENT)
     created_s = _created(capture)
     path = folder / f"events.out.tfevents.{int(created_s)}.nanreplay.{capture.path.stem}.v2"

@@ -85,9 +85,15 @@ def checkpoint_rows(checkpoints: Sequence[Checkpoint]) -> Iterator[tuple[str, ..
             str(len(each.variables)) + (f" ({each.error})" if each.error else ""),
             _count(sum(item.nan for item in each.variables)),
             _count(sum(item.inf for item in each.variables)),
-            _short(max(item.largest for item in each.variables if item.part != "counter")),
+            _largest(each),
             "yes" if each.is_finite else "no",
         )
+
+
+def _largest(checkpoint: Checkpoint) -> str:
+    """The largest magnitude of what is no counter; "" where there is nothing else."""
+    sizes = [item.largest for item in checkpoint.variables if item.part != "counter"]
+    return _short(max(sizes)) if sizes else ""
 
 
 def _count(number: int) -> str:

@@ -46,6 +46,11 @@ def run_script(path: str, arguments: Sequence[str], settings: Mapping[str, Any])
         source = file.read_bytes()
     except OSError as error:
         raise AttachError(f"Cannot run {path}: {error.strerror or error}.") from error
+    if b"\0" in source:  # no text; Python says so by a trace with nothing of the user's in it
+        hint = ""
+        if source.startswith(b"\x89HDF"):
+            hint = f" (nanreplay bisect {path} explains a capture)"
+        raise AttachError(f"Cannot run {path}: it is no Python program.{hint}")
     sys.argv = [path, *arguments]
     sys.path[0] = str(file.resolve().parent)
     main = types.ModuleType("__main__")

@@ -184,6 +184,16 @@ def test_every_command_has_a_line_in_the_documents() -> None:
         (("bisect", "."), "is a folder, not a capture. (nanreplay open and triage take folders)"),
         (("bisect", "weights.h5"), "not a nanreplay capture. (nanreplay logs reads Keras's"),
         (("diff", "a.h5"), "Say what to compare FILE with: a second file, --modes MODE,MODE"),
+        (("diff", "a.h5", "a.h5", "--modes", "ops,graph"), "Compare FILE with one thing alone"),
+        (
+            ("report", "a.h5", "--html", "page", "--md", "./page"),
+            "--html and --md are both page: give each a file of its own.",
+        ),
+        (("export", "a.h5", "--tensorboard", "empty.h5"), "Cannot write into empty.h5: it is a"),
+        (
+            ("run", "a.h5"),
+            "it is no Python program. (nanreplay bisect a.h5 explains a capture)",
+        ),
         (("demo", "-o", "no/demo.h5"), "Cannot write no/demo.h5: the folder"),
         (("redact", "a.h5", "-o", "no/b.h5"), "Cannot write no/b.h5: the folder"),
     ],

@@ -211,6 +211,15 @@ def test_a_mask_of_infinities_is_no_broken_checkpoint(tmp_path: Path) -> None:
     assert any("a constant, such as a mask" in note for note in found.notes)
 
 
+def test_a_file_of_counters_alone_has_no_largest_weight(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with h5py.File(tmp_path / "counts.h5", "w") as file:
+        file["steps"] = 7
+    assert run_command_line(["logs", str(tmp_path / "counts.h5")]) == 0
+    assert "Its checkpoint is finite." in capfd.readouterr().out
+
+
 def test_an_infinite_weight_of_a_lone_checkpoint_is_told(tmp_path: Path) -> None:
     weights_file(tmp_path / "a.weights.h5", dense=[1.0], head=[2.0], out=[math.inf])
     found = only_run(tmp_path)
