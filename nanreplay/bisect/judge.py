@@ -37,6 +37,9 @@ _SATURATING = words("Sigmoid Softmax Tanh Erf Erfc Exp Ndtr")
 _MASKS = words("Log Cast Mul")
 """Ops that make a mask of 0 and -inf from one of 0 and 1, or of 0 and a large number."""
 
+_QUOTIENTS = words("Div Inv Pow RealDiv Reciprocal Rsqrt")
+"""Ops whose infinity of a 0 is hardly ever meant, unlike the -inf that log makes of a mask."""
+
 
 @dataclass(slots=True)
 class Suspect:
@@ -179,7 +182,10 @@ class _Judge:
         """Whether the program means these infinities."""
         if maker.kind == "nan" or maker.fact.event is None:
             return False
-        if maker.fact.serial in self.constants:
+        is_constant = maker.fact.serial in self.constants
+        if is_constant and maker.fact.type in _QUOTIENTS:
+            return self.is_taken_for_mask(maker.turners)
+        if is_constant:
             # Of a mask, none comes out as an infinity. A plain Python step takes numbers that numpy
             # drew in it for constants; what they make infinite is the fault.
             return None not in maker.turners

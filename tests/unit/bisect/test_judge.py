@@ -57,6 +57,16 @@ def test_an_infinity_made_of_constants_is_blamed_where_it_reaches_the_loss() -> 
     assert op_of(find_origin(runner)) == "Log"
 
 
+def test_a_division_of_constants_by_0_is_blamed_and_not_who_spoils_its_infinity() -> None:
+    graph = Graph()
+    x = graph.batch(np.array([1.0, 0.0, 2.0], np.float32))
+    degrees = graph.const(np.array([2.0, 0.0, 1.0], np.float32))
+    loss = total(graph, graph("Mul", x, graph("Rsqrt", degrees)), 0)
+    findings = find_origin(GraphRunner(graph, loss=loss))
+    assert op_of(findings) == "Rsqrt"
+    assert findings.other_origins == ()
+
+
 def test_a_mask_made_of_indicators_is_meant_and_softmax_is_blamed() -> None:
     graph = Graph()
     scores, visible = (
