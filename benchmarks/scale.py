@@ -2,18 +2,19 @@
 bytes of its state, and against the number of its ops.
 
 Each row is a training to a NaN, recorded with the recorder's defaults, and one without a recorder,
-each a process of its own; then `nanreplay info`, `replay`, `bisect` and `whatif` on its file, and
-a training that SIGTERM ends. Below them stands what each figure is made of: a fixed part, which is
-mostly TensorFlow's import, the power with which the rest grows (1 is linear), and how much of the
-growth up to the largest row a quadratic term explains (0 % is linear).
+each a process of its own; then `nanreplay info`, `replay`, `bisect` and `whatif` on its file, what
+TensorFlow alone takes to make the program of the file ready, and a training that SIGTERM ends.
+Below them stands what each figure is made of: a fixed part, which is mostly TensorFlow's import,
+the power with which the rest grows (1 is linear), and how much of the growth up to the largest row
+a quadratic term explains (0 % is linear).
 
 A long training of many small steps follows, bare and recorded: memory on the way, and what is left
 of its history.
 
 Usage: python benchmarks/scale.py [--large] [--only STATE_MIB:LAYERS ...] [--models NAME ...]
                                   [--steps COUNT] [--batch MIB] [--folder DIR]
-Without arguments it takes under 10 minutes on 2 idle cores and 3 GiB of memory. --large adds states
-of 0.6 to 8 GiB, 10,000 variables, a batch of 500 MiB, 1,000,000 steps and models to be bisected,
+Without arguments it takes under 12 minutes on 2 idle cores and 4 GiB of memory. --large adds states
+of 1.3 to 8 GiB, 10,000 variables, a batch of 500 MiB, 1,000,000 steps and models to be bisected,
 which takes hours and 24 GiB of memory. --only 0:5000 is the row of 10,000 variables, --only 8192:0
 an embedding of 8 GiB, --steps 1000000 alone the long training, --batch 500 alone the large batch.
 """
@@ -38,6 +39,7 @@ from measuring import ENVIRONMENT, machine, machine_line, table, write_results
 WORKER = Path(__file__).with_name("scale_once.py")
 STEPS_WORKER = Path(__file__).with_name("scale_steps_once.py")
 BISECT_WORKER = Path(__file__).with_name("scale_bisect_once.py")
+TENSORFLOW_WORKER = Path(__file__).with_name("scale_tensorflow_once.py")
 BATCH_WORKER = Path(__file__).with_name("memory_once.py")
 TRANSFORMERS = [("8", "512", "10000"), ("12", "768", "30522")]
 """Blocks, width and words of transformers that are bisected: 30 and 110 million parameters."""
@@ -47,10 +49,11 @@ MANY_VARIABLES = (0, 5000)
 """No state to speak of, in 10,000 variables."""
 EMBEDDING = (8192, 0)
 """One table without slots, whose gradients are sparse."""
-BY_STATE = [(20, 8), (80, 8), (160, 8), (320, 8)]
+# the peaks of smaller states hide in that of importing TensorFlow
+BY_STATE = [(20, 8), (80, 8), (160, 8), (320, 8), (640, 8)]
 # the peaks of fewer layers hide in that of importing TensorFlow
 BY_OPS = [(20, 8), (20, 16), (20, 32), (20, 64)]
-LARGE = [(640, 8), (1280, 8), (2048, 8), (4096, 8)]
+LARGE = [(1280, 8), (2048, 8), (4096, 8)]
 """State in MiB and layers of each row."""
 STEPS, LARGE_STEPS = 50_000, 1_000_000
 """Steps of a long training."""
@@ -104,6 +107,7 @@ def measure(state_mib: int, layers: int, folder: str | None) -> dict[str, Any]:
             done = measured(["-m", "nanreplay", command, capture])
             found[command] = {key: done[key] for key in ("s", "cpu_s", "peak_mib", "code")}
             print(state_mib, layers, command, found[command], flush=True)
+        found["tensorflow"] = facts_of(measured([TENSORFLOW_WORKER, capture]))
     with tempfile.TemporaryDirectory(dir=folder) as name:
         found["sigterm"] = facts_of(measured([WORKER, "sigterm", *arguments, name]))
     return found
@@ -179,7 +183,14 @@ def steps_table(found: dict[str, Any]) -> str:
 COLUMNS: dict[str, Any] = {
     "first step CPU s": lambda row: row["nan"]["first_step_s"],
     "bare first step CPU s": lambda row: row["bare"]["first_step_s"],
+    "recorded less bare CPU s": lambda row: (
+        row["nan"]["first_step_s"] - row["bare"]["first_step_s"]
+    ),
     "dump CPU s": lambda row: row["nan"]["dump_s"],
+    "TensorFlow alone CPU s": lambda row: sum(row["tensorflow"].values()),
+    "dump less TensorFlow CPU s": lambda row: (
+        row["nan"]["dump_s"] - sum(row["tensorflow"].values())
+    ),
     "more MiB than bare": lambda row: row["nan"]["peak_mib"] - row["bare"]["peak_mib"],
     "file MiB": lambda row: row["nan"]["file_mib"],
     "SIGTERM to file s": lambda row: row["sigterm"]["file_s"],
