@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -29,10 +30,12 @@ from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.eager_step import EagerStep, recorded_step
 from nanreplay.recorder.ending import Ending
 from nanreplay.recorder.fit_hooks import (
+    SUPERSEDED,
     DirectCalls,
     EagerTrainStep,
     callbacks_of_fit,
     check_model,
+    end_earlier_fit,
     learn_model,
     watch_callbacks,
 )
@@ -267,12 +270,19 @@ class Recorder(keras.callbacks.Callback):
         if signals.pending or not self._ending.is_listening:
             self._ending.end_step()
 
+    def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
+        """Record no more until the next epoch."""
+        self._end_batches()
+
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Look at the steps that were not looked at yet."""
+        self._end_batches()
+        self._incidents.settle()
+
+    def _end_batches(self) -> None:
         # Data of unknown length ends within a batch, without a call of `on_train_batch_end`.
         listening.stop_listening(self._calls)
         self._ending.is_in_step = False
-        self._incidents.settle()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         """Leave the model as it was."""
@@ -283,7 +293,12 @@ class Recorder(keras.callbacks.Callback):
 
     def _begin(self) -> None:
         callbacks = callbacks_of_fit()  # Keras does not hand it over
+        model = self.model
+        end_earlier_fit(model)
         watch_callbacks(callbacks, self._ending)
+        self._ending.begin(callbacks)
+        if self._has_successor(callbacks):
+            return
         self._incidents.begin()
         self._recording.request_keyframe()
         if not self._recording.lifecycle.is_active:
@@ -291,16 +306,25 @@ class Recorder(keras.callbacks.Callback):
         if not tf.executing_eagerly():  # Keras 2 without eager execution
             self._in_session.tell()
             return
-        self._ending.begin(callbacks)
         self._hook()
         self._calls.on_error = self._ending.ended_by
-        model = self.model
         learn_model(self._calls, model)
         if model.run_eagerly or tf.config.functions_run_eagerly():
             record = partial(recorded_step, self._recording, self._suspected)
-            self._replaced = EagerTrainStep(model, record)
+            self._replaced = EagerTrainStep(model, record, self._ending)
         elif DirectCalls.fits(model):
-            self._replaced = DirectCalls(model, self._calls)
+            self._replaced = DirectCalls(model, self._calls, self._ending)
+
+    def _has_successor(self, callbacks: Any) -> bool:
+        """Whether a later callback of this `fit` records it, which is told; two would mix."""
+        given = list(getattr(callbacks, "callbacks", ()))
+        later = given[given.index(self) + 1 :] if self in given else []
+        for other in later:
+            if isinstance(other, Recorder):
+                paths = [str(each._recording.settings.path) for each in (self, other)]
+                warnings.warn(SUPERSEDED.format(*paths), stacklevel=2)
+                return True
+        return False
 
     def _suspected(self, suspicion: Suspicion) -> None:
         self._incidents.handle(suspicion)

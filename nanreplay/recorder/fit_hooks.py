@@ -20,19 +20,38 @@ from nanreplay.recorder.ending import Ending
 from nanreplay.recorder.recorded_function import RecordedFunction
 from nanreplay.tensorflow_internals import tf_datasets, tf_distribution
 
+SUPERSEDED = (
+    "nanreplay: the recorder of {} records nothing: fit has another one after it, that of {}. "
+    "Give fit one recorder."
+)
+
 # Seeing `fit` end by an exception of another callback. Keras calls `on_train_end` only when all
 # went well, so the list of callbacks is given a class that notes what passes through it.
 
 
 def callbacks_of_fit() -> Any:
     """The `CallbackList` that is calling now, or None."""
+    keras_2 = sys.modules.get("tf_keras.callbacks")
+    kinds = (keras.callbacks.CallbackList, getattr(keras_2, "CallbackList", ()))
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")
-        if isinstance(owner, keras.callbacks.CallbackList):
+        if isinstance(owner, kinds):
             return owner
         frame = frame.f_back
     return None
+
+
+def end_earlier_fit(model: Any) -> None:
+    """Have put back what stands in for functions of a model since a `fit` that raised.
+
+    Such a `fit` is seen to be over when its list of callbacks goes. While somebody keeps the
+    exception, as notebooks do, the list stays.
+    """
+    for function in (vars(model).get("train_step"), model.train_function):
+        leave = getattr(function, "leave_fit", None)
+        if leave is not None:
+            leave()
 
 
 def learn_model(calls: CompiledCalls, model: Any) -> None:
@@ -178,18 +197,25 @@ class EagerTrainStep:
     Args:
         model: The model.
         make_recorded: Makes the recorded step of the model's own.
+        ending: Knows whether a batch of this `fit` is under way, and puts everything back.
     """
 
     def __init__(
-        self, model: Any, make_recorded: Callable[[Callable[..., Any]], Callable[..., Any]]
+        self,
+        model: Any,
+        make_recorded: Callable[[Callable[..., Any]], Callable[..., Any]],
+        ending: Ending,
     ) -> None:
         self._model = model
         self._function = model.train_function
-        recorded = make_recorded(model.train_step)
+        original = model.train_step
+        recorded = make_recorded(original)
 
         def train_step(*args: Any, **kwargs: Any) -> Any:
-            return recorded(*args, **kwargs)
+            # Else it is a step of another `fit`, after one that raised.
+            return (recorded if ending.is_in_step else original)(*args, **kwargs)
 
+        train_step.leave_fit = ending.leave  # type: ignore[attr-defined]
         model.__dict__["train_step"] = train_step
         # The train function of Keras 2 asks for the step in each call; that of Keras 3 holds it.
         if not is_keras_2(model):
@@ -214,11 +240,14 @@ class DirectCalls:
     Args:
         model: The Keras model.
         calls: Records compiled functions.
+        ending: Knows whether a batch of this `fit` is under way, and puts everything back.
     """
 
-    def __init__(self, model: Any, calls: CompiledCalls) -> None:
+    def __init__(self, model: Any, calls: CompiledCalls, ending: Ending) -> None:
         self._model = model
         self._calls = calls
+        self._ending = ending
+        self.leave_fit = ending.leave
         self.original = model.train_function
         self._spec: Any = None
         """Spec of the elements that the known trace takes."""
@@ -237,6 +266,8 @@ class DirectCalls:
 
     def __call__(self, iterator: Any) -> Any:
         """Run the steps of one call; returns the logs of the last one."""
+        if not self._ending.is_in_step:  # of another `fit`, after one that raised
+            return self.original(iterator)
         spec = getattr(iterator, "element_spec", None)
         if self._known is None or not self._calls.recording.lifecycle.is_active:
             return self._keras_way(iterator, spec)
