@@ -70,6 +70,17 @@ thread_state = ThreadState()
 ambient: list[AmbientListener] = []
 """Listeners of all threads; the last one is told."""
 
+bystanders: weakref.WeakSet[Any] = weakref.WeakSet()
+"""Told by `note_other(function, inputs, captured)` of compiled functions in no recorded step."""
+
+
+def tell_bystanders(function: Any, inputs: list[Any], captured: list[Any]) -> None:
+    """Tell recorders of a function that runs between their steps: it may set what they use."""
+    if thread_state.is_muted or not tf_functions.is_top_level():
+        return
+    for bystander in tuple(bystanders):
+        bystander.note_other(function, inputs, captured)
+
 
 @contextlib.contextmanager
 def listening(listener: CallListener | None) -> Iterator[None]:

@@ -21,10 +21,12 @@ from nanreplay.program.collectives import ReplicaThreads
 from nanreplay.program.listening import (
     EagerNotes,
     ambient,
+    bystanders,
     current_notes,
     is_unheard,
     listener_for,
     mark_regions,
+    tell_bystanders,
     thread_state,
 )
 from nanreplay.program.observation import Observation, Region
@@ -182,6 +184,8 @@ def _patch_calls() -> None:
         except Exception:  # an error of ours must not reach the training
             listener = None
         if listener is None:
+            if bystanders:
+                tell_bystanders(self, tensor_inputs, captured_inputs)
             return original(self, tensor_inputs, captured_inputs)
         return listener.call(
             self,

@@ -107,15 +107,17 @@ class TrainingFunction:
         return any(map(writes_variables, self._all_graphs))
 
     @cached_property
-    def written_captures(self) -> frozenset[int]:
-        """Positions, among the captured inputs, of variables that it writes, as far as is known."""
-        n_arguments = len(self.graph.inputs) - self.n_captures
+    def written_inputs(self) -> frozenset[int]:
+        """Positions, among arguments and captured inputs, of variables that it writes.
+
+        As far as is known: a variable that a function of its own is given may be one of several.
+        """
         written: set[int] = set()
         for graph in self._all_graphs:
             for op in variable_writes(graph):
                 origin = self.origin(graph, op.inputs[0])
-                if origin is not None and origin.kind == "held":
-                    written.add(origin.number - n_arguments)
+                if origin is not None and origin.kind in ("held", "argument"):
+                    written.add(origin.number)
         return frozenset(written)
 
     @property

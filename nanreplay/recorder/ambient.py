@@ -182,9 +182,9 @@ class Ambient:
     ) -> Any:
         """Run a compiled function, in the recording of its training if it trains."""
         if not self._does_train(function):
-            recorder = self._known_recorder(captured)
+            recorder = self._known_recorder([*captured, *inputs])
             if recorder is not None:
-                recorder.in_block.note_call(function, captured)
+                recorder.in_block.note_call(function, inputs, captured)
             return run()
         recorder = self.recorder_of_handles([*captured, *inputs])
         return recorder.in_block.record_call(function, inputs, captured, run)

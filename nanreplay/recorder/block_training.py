@@ -187,12 +187,12 @@ class BlockTraining:
         self._ending.end_step()
         return result
 
-    def note_call(self, function: Any, captured: list[Any]) -> None:
+    def note_call(self, function: Any, inputs: list[Any], captured: list[Any]) -> None:
         """A compiled function that is no step is about to run.
 
         It may set variables of this training.
         """
-        self._recording.guard(lambda: self._calls.note_other(function, captured))
+        self._calls.note_other(function, inputs, captured)
 
     def record_iterations(self) -> LoopStep:
         """What records the iterations of a loop that trains in Python."""

@@ -338,6 +338,7 @@ class Recorder(keras.callbacks.Callback):
         """Replace the functions that tell of a training, until this recorder is done with."""
         if self._release_hooks is None:
             self._release_hooks = observe.install()
+            listening.bystanders.add(self._calls)
             # A recorder may be forgotten without an end; the process may not wait for that.
             weakref.finalize(self, self._release_hooks).atexit = False
 
@@ -345,6 +346,7 @@ class Recorder(keras.callbacks.Callback):
         """Leave nothing of this recorder behind: in the thread, the model, TensorFlow."""
         self._recording.keeper.assignments.stop()
         listening.stop_listening(self._calls)
+        listening.bystanders.discard(self._calls)
         self._ending.is_in_step = False
         if self._replaced is not None:
             self._replaced.undo()

@@ -26,7 +26,7 @@ from nanreplay.recorder.trace_chooser import TraceChooser
 from nanreplay.tensorflow_internals import tf_functions
 
 
-@dataclass
+@dataclass(eq=False)
 class CompiledCalls:
     """Records the compiled functions that are called while it is told of them.
 
@@ -211,9 +211,11 @@ class CompiledCalls:
                 self._plain[id(function)] = recorded
         return recorded
 
-    def note_other(self, function: Any, captured: list[Any]) -> None:
+    def note_other(self, function: Any, inputs: list[Any], captured: list[Any]) -> None:
         """A function that is no step is about to run."""
-        self._preparation.note_other(function, captured)
+        if self.recording.lifecycle.is_active:
+            note = self._preparation.note_other
+            self.recording.guard(note, function, inputs, captured)
 
     # After a step
 

@@ -60,7 +60,7 @@ class FunctionPreparation:
         """
         training = self._training(function)
         if not training.trains and not tf_functions.is_trace_of(function, named_step):
-            self._note_writes(training, captured)
+            self._note_writes(training, [*inputs, *captured])
             return None
         program = program_of(training, captured, inputs)
         if program is None:
@@ -83,9 +83,9 @@ class FunctionPreparation:
         """Whether a function computes a gradient and writes variables."""
         return self._training(function).trains
 
-    def note_other(self, function: Any, captured: list[Any]) -> None:
+    def note_other(self, function: Any, inputs: list[Any], captured: list[Any]) -> None:
         """A function that is no step is about to run."""
-        self._note_writes(self._training(function), captured)
+        self._note_writes(self._training(function), [*inputs, *captured])
 
     def release(self) -> None:
         """Let go of the functions."""
@@ -98,14 +98,14 @@ class FunctionPreparation:
             known = self._known[id(function)] = weakref.ref(function), TrainingFunction(function)
         return known[1]
 
-    def _note_writes(self, training: TrainingFunction, captured: list[Any]) -> None:
+    def _note_writes(self, training: TrainingFunction, given: list[Any]) -> None:
         """Ask for a keyframe where a function that is no step sets what steps use.
 
         So do functions that apply gradients that were added up, or that take an average.
         """
         variables = self._recording.variables
-        for position in training.written_captures:
-            index = variables.index.get(id(captured[position]))
+        for position in training.written_inputs:
+            index = variables.index.get(id(given[position]))
             if index is not None and variables.infos[index].role not in ("metric", "seed"):
                 self._recording.request_keyframe()
                 return

@@ -167,3 +167,28 @@ def test_a_step_that_draws_within_a_tape_is_said_not_to_be_recorded(tmp_path: Pa
     with pytest.warns(UserWarning, match="within a GradientTape") as told:
         run(within_tape, zip(*map(tf.constant, arrays(None)), strict=True))
     assert len(told) == 1
+
+
+def test_a_compiled_function_between_steps_may_set_what_they_use(tmp_path: Path) -> None:
+    model, train = make()
+    target = keras.models.clone_model(model)
+    path = tmp_path / "run.h5"
+
+    @tf.function
+    def step(x: Any, y: Any) -> Any:
+        return train(x, y + target(x))
+
+    @tf.function
+    def follow(followers: Any, leaders: Any) -> None:
+        for follower, leader in zip(followers, leaders, strict=True):
+            follower.assign(0.5 * follower + 0.5 * leader)
+
+    recorded = Recorder(path).wrap(step, model=[model, target])
+
+    def both(x: Any, y: Any) -> None:
+        recorded(x, y)
+        values = [[each.value for each in one.variables] for one in (target, model)]
+        follow(*values)
+
+    assert run(both, zip(*arrays(), strict=True)) == BAD
+    assert all(result.bit_exact for result in replayed(path))
