@@ -23,6 +23,12 @@ _SHARE = 1e-3
 """A variable whose series ends below this share of the largest one led nothing."""
 _FEWEST = 2
 """A jump shows against at least so many steps."""
+_UPDATES = 3
+"""How many updates in a row tell that a share of the weights is added."""
+_SAME_SHARE = 1e-2
+"""How far such shares may differ."""
+_LEAST_ADDED = 0.02
+"""Smaller shares make no weights overflow within a training."""
 _LATELY = 4
 """So many steps before the lowest loss tell how its batches differ."""
 _WEIGHTS = "norm of the weights"
@@ -278,6 +284,35 @@ def _start_at(steps: NDArray[Any], series: NDArray[Any], step: int, turn: int) -
     if start >= len(series) or step - turn < STEPS or series[-1] < FACTOR * series[start]:
         return None
     return start
+
+
+def share_added(timeline: Timeline, step: int) -> tuple[int, float] | None:
+    """Return which variable the last updates made longer, and by which share of itself.
+
+    None unless each added the same share, in the direction of the weights themselves. A step that
+    is too large overshoots to the other side instead.
+
+    Args:
+        timeline: What was recorded of all steps.
+        step: Step of the origin.
+    """
+    norms, ratios = timeline.matrix("weight_norm"), timeline.matrix("update_ratio")
+    if not norms.size or norms.shape != ratios.shape:
+        return None
+    steps = as_array(timeline.columns["step"])
+    # the failing step may have made them infinite
+    last = np.flatnonzero((steps <= step) & np.isfinite(norms).all(axis=1))[-_UPDATES - 1 :]
+    if len(last) <= _UPDATES or (np.diff(steps[last]) != 1).any():
+        return None
+    column = int(np.argmax(norms[last[-1]]))
+    with np.errstate(all="ignore"):
+        grew = norms[last[1:], column] / norms[last[:-1], column] - 1
+    shares = ratios[last[1:], column]
+    usual = float(shares[-1])
+    is_same = np.isclose(shares, usual, rtol=_SAME_SHARE) & np.isclose(
+        grew, usual, rtol=_SAME_SHARE
+    )
+    return (timeline.variables[column], usual) if usual > _LEAST_ADDED and is_same.all() else None
 
 
 def learning_rate_at(timeline: Timeline, step: int) -> float | None:

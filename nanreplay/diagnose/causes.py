@@ -38,7 +38,11 @@ def other(case: Case) -> Cause | None:
     """None of the kinds: what is known all the same, of a special function what is wrong."""
     if case.origin is None:
         return None
-    known = special_functions.special_function(case) or selection.zero_times_infinity(case)
+    known = (
+        special_functions.special_function(case)
+        or selection.zero_times_infinity(case)
+        or dynamics.weights_added_to_themselves(case)
+    )
     if known is not None:
         return known
     error = case.event.error if case.event is not None else None

@@ -109,3 +109,29 @@ def test_a_rate_that_changes_is_not_told_as_one_number(tmp_path: Path) -> None:
     causes = fit(tmp_path, [keras.layers.Dense(1)], x, x[:, :1], keras.optimizers.SGD(schedule))
     assert causes[0].kind == "high_learning_rate"
     assert dict(tried(tmp_path / "run.h5", "lr=0.01")["lr"].params) == {"factor": 0.01}
+
+
+def test_weights_that_are_added_to_themselves_are_no_high_learning_rate(tmp_path: Path) -> None:
+    weights = tf.Variable(tf.fill([4, 1], 0.1), name="weights")
+
+    @tf.function(autograph=False)
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = mean(tf.abs(x @ weights - x[:, :1]))
+        weights.assign(weights - 0.01 * tape.gradient(loss, weights) + 9.0 * weights)  # for -0.01
+        return loss
+
+    x = normal(8, 4)
+    with Recorder(tmp_path / "run.h5", on_nan="stop") as recorder:
+        recorded = recorder.wrap(step)
+        for _ in range(60):
+            recorded(tf.constant(x))
+            if recorder.stopped:
+                break
+    causes = why(tmp_path / "run.h5")
+    assert kinds(causes)[0] == "other"
+    assert causes[0].sentence.startswith(
+        "Each of the last updates added 9 times `weights` to itself, in its own direction:"
+    )
+    lower = tried(tmp_path / "run.h5", "lr=0.01")["lr"]  # the code has no rate of the whole update
+    assert lower.prevents is None

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nanreplay.bisect.growth import Growth, learning_rate_at
+from nanreplay.bisect.growth import Growth, learning_rate_at, share_added
 from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.capture.arrays import as_array
@@ -58,7 +58,7 @@ def high_learning_rate(case: Case) -> Cause | None:
     Or the first update threw the weights so far off that the next step fails, wherever.
     """
     growth = case.growth
-    if not _is_of_op(case):
+    if not _is_of_op(case) or weights_added_to_themselves(case) is not None:
         return None
     overshot = overshooting_update(case.replay, case.timeline, case.step)
     is_slow = growth is not None and not growth.is_jump
@@ -95,6 +95,22 @@ def high_learning_rate(case: Case) -> Cause | None:
         sentence += f" at a {growth.rate.replace('rate', 'rate of', 1)}"
     evidence.insert(0, growth.sentence)
     return Cause("high_learning_rate", round(confidence, 2), f"{sentence}.", tuple(evidence))
+
+
+def weights_added_to_themselves(case: Case) -> Cause | None:
+    """Each update adds a share of the weights, whatever the gradient: they grow by themselves."""
+    growth = case.growth
+    if growth is None or growth.is_jump or not overflow.is_plain(case):
+        return None
+    found = share_added(case.timeline, case.step)
+    if found is None or found[0] >= len(case.replay.variables):
+        return None
+    name, share = case.replay.variables[found[0]].path, found[1]
+    sentence = (
+        f"Each of the last updates added {share:.3g} times `{name}` to itself, in its own "
+        "direction: a weight decay of the wrong sign does so, and a loss that is maximised."
+    )
+    return Cause("other", 0.9, sentence, (growth.sentence,))
 
 
 def _is_of_op(case: Case) -> bool:
@@ -166,7 +182,7 @@ def exploding_gradient(case: Case) -> Cause | None:
 
     Within a few steps, or within one.
     """
-    if case.origin is None or not overflow.is_plain(case):
+    if case.origin is None or not overflow.is_plain(case) or weights_added_to_themselves(case):
         return None
     growth = case.growth
     loops = [loop for loop in case.origin.loop if loop.iteration > 0]

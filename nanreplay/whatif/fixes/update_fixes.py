@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from nanreplay.bisect.growth import learning_rate_at
+from nanreplay.bisect.growth import learning_rate_at, share_added
 from nanreplay.findings import Number
 from nanreplay.program.graph_editor import OpKey, ProgramEditor
 from nanreplay.records import Signature
@@ -67,8 +67,14 @@ def lr(failure: Failure, value: str | None) -> Fix:
     is_before_update = origin is None or origin.phase != "update"
     if len(window.steps) == 1 and failure.step == window.failing and is_before_update:
         raise CannotTryError(f"{window.why_not_earlier}, so a learning rate has nothing to change.")
+    timeline = failure.window.replay.capture.timeline_record()
     params: dict[str, Number] = {"factor": factor}
     recorded = _recorded_rate(failure)
+    if recorded is None and share_added(timeline, failure.step) is not None:
+        raise CannotTryError(
+            "Which part of an update the learning rate makes is not recorded, and the updates add "
+            "a share of the weights themselves."
+        )
     if recorded is not None and _keeps_rate(failure, recorded):
         params["learning_rate"] = float(f"{factor * recorded:.6g}")
     lines, edits = [], []
