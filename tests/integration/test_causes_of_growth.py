@@ -135,3 +135,16 @@ def test_weights_that_are_added_to_themselves_are_no_high_learning_rate(tmp_path
     )
     lower = tried(tmp_path / "run.h5", "lr=0.01")["lr"]  # the code has no rate of the whole update
     assert lower.prevents is None
+
+
+def test_the_first_updates_of_adam_tell_a_rate_that_is_too_high(tmp_path: Path) -> None:
+    def loss(y: Any, p: Any) -> Any:
+        return tf.square(tf.square(tf.square(tf.square(p - y))))
+
+    layers = [keras.layers.Dense(16, activation="relu") for _ in range(3)]
+    layers.append(keras.layers.Dense(1))
+    x = normal(400, 4)
+    causes = fit(tmp_path, layers, x, x[:, :1], keras.optimizers.Adam(0.3, beta_2=0.1), loss)
+    assert causes[0].kind == "high_learning_rate"
+    assert causes[0].sentence.startswith("The update of step 0 changed the weights by 0.")
+    assert causes[0].sentence.endswith("times their norm, at a learning rate of 0.3.")

@@ -70,7 +70,7 @@ def high_learning_rate(case: Case) -> Cause | None:
         evidence.append(f"What failed in step {case.step} is a consequence: `{case.op}`.")
         return Cause("high_learning_rate", confidence, overshot.sentence, tuple(evidence))
     if growth is None:
-        return None
+        return _first_update(case)
     ratios = _update_ratios(case, growth.step, case.step)
     median = float(np.median(ratios)) if len(ratios) else 0.0
     overshoots = median > _OVERSHOOT
@@ -95,6 +95,22 @@ def high_learning_rate(case: Case) -> Cause | None:
         sentence += f" at a {growth.rate.replace('rate', 'rate of', 1)}"
     evidence.insert(0, growth.sentence)
     return Cause("high_learning_rate", round(confidence, 2), f"{sentence}.", tuple(evidence))
+
+
+def _first_update(case: Case) -> Cause | None:
+    """The first update of an optimizer such as Adam overshot, and within a few steps one overflows.
+
+    Its size is that of the rate, whatever the gradient was.
+    """
+    steps = case.replay.steps
+    if not 1 < case.step <= _EARLY or not {0, 1} <= set(steps) or not overflow.is_plain(case):
+        return None
+    change, rate = case.replay.change(0), learning_rate_at(case.timeline, 0)
+    first = Update(0, change.ratio, change.largest, rate)
+    if first.ratio <= _OVERSHOOT or not first.is_bounded:
+        return None
+    evidence = f"No weight changed by more than {first.largest:.3g}; step {case.step} overflows."
+    return Cause("high_learning_rate", 0.84, first.sentence, (evidence,))
 
 
 def weights_added_to_themselves(case: Case) -> Cause | None:
