@@ -29,6 +29,8 @@ _SAME_SHARE = 1e-2
 """How far such shares may differ."""
 _LEAST_ADDED = 0.02
 """Smaller shares make no weights overflow within a training."""
+_FAR_BELOW = 1e6
+"""How many times its first value a loss must lie below 0."""
 _LATELY = 4
 """So many steps before the lowest loss tell how its batches differ."""
 _WEIGHTS = "norm of the weights"
@@ -313,6 +315,25 @@ def share_added(timeline: Timeline, step: int) -> tuple[int, float] | None:
         grew, usual, rtol=_SAME_SHARE
     )
     return (timeline.variables[column], usual) if usual > _LEAST_ADDED and is_same.all() else None
+
+
+def falls_without_bound(timeline: Timeline, step: int) -> tuple[float, float] | None:
+    """Return the first loss and the last one before a step, where they fall far below 0 for good.
+
+    Then the updates do what they are asked to, at any learning rate; None elsewhere.
+
+    Args:
+        timeline: What was recorded of all steps.
+        step: Step of the origin.
+    """
+    losses = np.asarray(timeline.columns.get("loss", ()), np.float64)
+    if not len(losses):
+        return None
+    losses = losses[(as_array(timeline.columns["step"]) < step) & np.isfinite(losses)]
+    if len(losses) <= 2 * _UPDATES or losses[-1] > -_FAR_BELOW * max(np.abs(losses[0]), 1.0):
+        return None
+    halves = len(losses) // 2
+    return (float(losses[0]), float(losses[-1])) if losses[:halves].min() > losses[-1] / 2 else None
 
 
 def learning_rate_at(timeline: Timeline, step: int) -> float | None:

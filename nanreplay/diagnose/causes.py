@@ -41,7 +41,7 @@ def other(case: Case) -> Cause | None:
     known = (
         special_functions.special_function(case)
         or selection.zero_times_infinity(case)
-        or dynamics.weights_added_to_themselves(case)
+        or dynamics.growth_by_itself(case)
     )
     if known is not None:
         return known

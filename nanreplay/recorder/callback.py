@@ -293,8 +293,7 @@ class Recorder(keras.callbacks.Callback):
 
     def _begin(self) -> None:
         callbacks = callbacks_of_fit()  # Keras does not hand it over
-        model = self.model
-        end_earlier_fit(model)
+        end_earlier_fit(self.model)
         watch_callbacks(callbacks, self._ending)
         self._ending.begin(callbacks)
         if self._has_successor(callbacks):
@@ -308,12 +307,12 @@ class Recorder(keras.callbacks.Callback):
             return
         self._hook()
         self._calls.on_error = self._ending.ended_by
-        learn_model(self._calls, model)
-        if model.run_eagerly or tf.config.functions_run_eagerly():
+        learn_model(self._calls, self.model)
+        if self.model.run_eagerly or tf.config.functions_run_eagerly():
             record = partial(recorded_step, self._recording, self._suspected)
-            self._replaced = EagerTrainStep(model, record, self._ending)
-        elif DirectCalls.fits(model):
-            self._replaced = DirectCalls(model, self._calls, self._ending)
+            self._replaced = EagerTrainStep(self.model, record, self._ending)
+        elif DirectCalls.fits(self.model):
+            self._replaced = DirectCalls(self.model, self._calls, self._ending)
 
     def _has_successor(self, callbacks: Any) -> bool:
         """Whether a later callback of this `fit` records it, which is told; two would mix."""

@@ -148,3 +148,10 @@ def test_the_first_updates_of_adam_tell_a_rate_that_is_too_high(tmp_path: Path) 
     assert causes[0].kind == "high_learning_rate"
     assert causes[0].sentence.startswith("The update of step 0 changed the weights by 0.")
     assert causes[0].sentence.endswith("times their norm, at a learning rate of 0.3.")
+
+
+def test_a_loss_of_the_wrong_sign_is_no_high_learning_rate(tmp_path: Path) -> None:
+    causes = loop(tmp_path, lambda x, w: -mean(tf.square(x @ w[:, None])), normal(400, 3), rate=1.0)
+    assert causes[0].kind == "other"
+    assert causes[0].sentence.startswith("The loss falls without bound, from -")
+    assert tried(tmp_path / "run.h5", "lr=0.01")["lr"].prevents is None

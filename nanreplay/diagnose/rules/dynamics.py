@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from nanreplay.bisect.growth import Growth, learning_rate_at, share_added
+from nanreplay.bisect.growth import Growth, falls_without_bound, learning_rate_at, share_added
 from nanreplay.bisect.op_trace import Fact
 from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.capture.arrays import as_array
@@ -58,7 +58,7 @@ def high_learning_rate(case: Case) -> Cause | None:
     Or the first update threw the weights so far off that the next step fails, wherever.
     """
     growth = case.growth
-    if not _is_of_op(case) or weights_added_to_themselves(case) is not None:
+    if not _is_of_op(case) or growth_by_itself(case) is not None:
         return None
     overshot = overshooting_update(case.replay, case.timeline, case.step)
     is_slow = growth is not None and not growth.is_jump
@@ -113,18 +113,29 @@ def _first_update(case: Case) -> Cause | None:
     return Cause("high_learning_rate", 0.84, first.sentence, (evidence,))
 
 
-def weights_added_to_themselves(case: Case) -> Cause | None:
-    """Each update adds a share of the weights, whatever the gradient: they grow by themselves."""
+def growth_by_itself(case: Case) -> Cause | None:
+    """Weights grow whatever the rate is: updates add a share of them, or the loss asks for it."""
     growth = case.growth
     if growth is None or growth.is_jump or not overflow.is_plain(case):
         return None
     found = share_added(case.timeline, case.step)
     if found is None or found[0] >= len(case.replay.variables):
-        return None
+        return _loss_without_bound(case, growth)
     name, share = case.replay.variables[found[0]].path, found[1]
     sentence = (
         f"Each of the last updates added {share:.3g} times `{name}` to itself, in its own "
         "direction: a weight decay of the wrong sign does so, and a loss that is maximised."
+    )
+    return Cause("other", 0.9, sentence, (growth.sentence,))
+
+
+def _loss_without_bound(case: Case, growth: Growth) -> Cause | None:
+    losses = falls_without_bound(case.timeline, case.step)
+    if losses is None:
+        return None
+    sentence = (
+        f"The loss falls without bound, from {losses[0]:.3g} to {losses[1]:.3g}: it is minimised, "
+        "and has no lower bound, as one of the wrong sign has none."
     )
     return Cause("other", 0.9, sentence, (growth.sentence,))
 
@@ -198,7 +209,7 @@ def exploding_gradient(case: Case) -> Cause | None:
 
     Within a few steps, or within one.
     """
-    if case.origin is None or not overflow.is_plain(case) or weights_added_to_themselves(case):
+    if case.origin is None or not overflow.is_plain(case) or growth_by_itself(case):
         return None
     growth = case.growth
     loops = [loop for loop in case.origin.loop if loop.iteration > 0]

@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import tensorflow as tf
 
-from nanreplay.bisect.growth import learning_rate_at, share_added
+from nanreplay.bisect.growth import falls_without_bound, learning_rate_at, share_added
 from nanreplay.findings import Number
 from nanreplay.program.graph_editor import OpKey, ProgramEditor
 from nanreplay.records import Signature
@@ -75,6 +75,8 @@ def lr(failure: Failure, value: str | None) -> Fix:
             "Which part of an update the learning rate makes is not recorded, and the updates add "
             "a share of the weights themselves."
         )
+    if falls_without_bound(timeline, failure.step) is not None:
+        raise CannotTryError("The loss has no lower bound: a lower rate reaches the end later.")
     if recorded is not None and _keeps_rate(failure, recorded):
         params["learning_rate"] = float(f"{factor * recorded:.6g}")
     lines, edits = [], []
