@@ -36,6 +36,7 @@ from nanreplay.recorder.one_run import FirstState, OneRun, bits_of
 from nanreplay.recorder.step_sizes import values_of_gradient
 from nanreplay.recorder.timeline_ring import StepNumbers
 from nanreplay.records import BatchRecord, ProgramRecord, Trigger, VariableInfo
+from nanreplay.tensorflow_internals import tf_distribution
 
 ValueKind = Literal["gradients", "weights", "states"]
 Purpose = Literal["step", "derivatives", "both"]
@@ -105,6 +106,7 @@ class Reexecutor:
         self._trainable = [i for i, info in enumerate(variables) if info.role == "trainable"]
         self._compiled: CompiledPrograms = {} if compiled is None else compiled
 
+    @tf_distribution.outside_of_scopes()
     def run(
         self,
         keyframes: dict[int, dict[int, Any]],
@@ -179,6 +181,7 @@ class Reexecutor:
         if wanted.weights:
             on_full("weights", step, _values(variables, self._trainable))
 
+    @tf_distribution.outside_of_scopes()
     def fails(
         self,
         keyframes: dict[int, dict[int, Any]],
@@ -220,6 +223,7 @@ class Reexecutor:
                 variables[index].assign(value)
             yield step, batch, variables
 
+    @tf_distribution.outside_of_scopes()
     def state_before(
         self,
         step: int,

@@ -6,14 +6,30 @@ The recorder follows these threads; `program.collectives` uses what is here.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import tensorflow as tf
 from tensorflow.python.distribute import input_lib as _input_lib
 from tensorflow.python.distribute import mirrored_run as _mirrored_run
 from tensorflow.python.distribute import values as _values
+from tensorflow.python.eager import context as _context
+
+
+@contextlib.contextmanager
+def outside_of_scopes() -> Iterator[None]:
+    """Make plain variables, though the program is in the scope of a strategy.
+
+    A strategy and its creators of variables belong to the default graph, also in eager execution.
+    """
+    if not tf.distribute.has_strategy():
+        yield
+        return
+    with tf.Graph().as_default(), _context.eager_mode():
+        yield
 
 
 def replica_variables(variable: Any) -> Sequence[Any]:

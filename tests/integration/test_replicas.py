@@ -21,10 +21,10 @@ import tensorflow as tf
 import warm_python
 from conftest import ROOT, environment
 from replica_trainings import BAD_STEP, ROWS
-from trainings import data, mlp, replayed, with_all_variables
+from trainings import BATCH, data, mlp, replayed, with_all_variables
 from warm_python import WarmProcess
 
-from nanreplay import AttachError, Capture, Recorder
+from nanreplay import AttachError, Capture, NonFiniteError, Recorder
 from nanreplay.capture.arrays import write_array
 from nanreplay.commands import run_command_line
 from nanreplay.report.contents import Report
@@ -241,6 +241,19 @@ def test_the_size_of_a_batch_stays_open_where_keras_leaves_it_open(tmp_path: Pat
         return [np.asarray(variable).tobytes() for variable in model.variables]
 
     assert weights(Recorder(tmp_path / "run.h5")) == weights()
+
+
+def test_a_training_within_the_scope_of_its_strategy_is_run_again_at_the_dump(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "run.h5"
+    x, y = data(3)
+    with tf.distribute.MirroredStrategy(["CPU:0"]).scope(), pytest.raises(NonFiniteError):
+        mlp().fit(x, y, batch_size=BATCH, shuffle=False, verbose=0, callbacks=[Recorder(path)])
+    with Capture(path) as capture:
+        assert (capture.incident.trigger.what, capture.incident.step) == ("loss", 3)
+        assert (capture.incident.reproduced, capture.incident.bit_exact) == (True, True)
+        assert not capture.incident.notes
 
 
 @pytest.mark.parametrize("name", ["ParameterServerStrategy", "TPUStrategy"])
