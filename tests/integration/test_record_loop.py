@@ -371,8 +371,9 @@ def test_a_variable_without_a_fixed_shape_is_told_of_at_the_first_step(
         recorded = recorder.wrap(tf.function(step) if is_compiled else step)
         for _ in range(3):
             recorded(tf.ones([2, 3]))
-        (told,) = recwarn.list
-        assert "cannot be replayed" in str(told.message)
+        told = [str(each.message) for each in recwarn.list if "nanreplay" in str(each.message)]
+        assert len(told) == 1
+        assert "cannot be replayed" in told[0]
         path = recorder.dump()
     assert path is not None
     with Capture(path) as capture:
