@@ -57,6 +57,8 @@ class KeyframeComparison:
 
     infos: Sequence[VariableInfo]
     flips: list[Flip] = field(default_factory=list)
+    differing: set[int] = field(default_factory=set)
+    """Steps whose keyframe has another weight than the replay reached."""
 
     def __call__(
         self, step: int, replayed: Mapping[int, Any], held: Mapping[int, Any]
@@ -65,27 +67,35 @@ class KeyframeComparison:
         for index, value in held.items():
             info = self.infos[index]
             if info.is_trained and "float" in info.dtype and index in replayed:
-                flip = _flip(as_array(replayed[index]), as_array(value))
+                reached, kept = as_array(replayed[index]), as_array(value)
+                flip = _flip(reached, kept)
+                if flip is not None or not np.array_equal(reached, kept, equal_nan=True):
+                    self.differing.add(step)
                 if flip is not None:
                     self.flips.append(Flip(step, index, info.path, *flip))
         return held
 
 
-def believable(flips: Sequence[Flip], replay: Replay, results: Sequence[StepResult]) -> list[Flip]:
-    """Return the flips that are no rounding of another machine.
+def believable(
+    shown: KeyframeComparison, replay: Replay, results: Sequence[StepResult]
+) -> list[Flip]:
+    """Return the flips that are no rounding of another machine, nor set between steps.
 
     The steps since the keyframe before must have come out bit for bit. On another machine a small
-    variable may differ in a few last bits all the same, which no loss shows.
+    variable may differ in a few last bits all the same, which no loss shows. Where weights differ
+    at several keyframes, something outside of the step sets them, again and again.
 
     Args:
-        flips: What keyframes showed.
+        shown: What keyframes showed.
         replay: The capture's replay.
         results: The replayed steps.
     """
     keyframes = replay.capture.keyframe_steps
-    is_here = bool(flips) and is_same_machine(replay)
+    is_here = bool(shown.flips) and is_same_machine(replay)
+    if is_here and len(shown.differing) > 1:
+        return []
     kept = []
-    for flip in flips:
+    for flip in shown.flips:
         base = max((step for step in keyframes if step < flip.step), default=0)
         between = []
         for result in results:

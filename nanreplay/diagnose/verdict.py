@@ -210,7 +210,7 @@ def _transient(
 ) -> Verdict | None:
     """A fault that went into a keyframe is replayed with it: look at the same steps without it."""
     failing, departure = results[-1].step, find_departure(replay, results)
-    flips = believable(keyframes.flips, replay, results)
+    flips = believable(keyframes, replay, results)
     is_in_keyframe = departure is not None and any(
         departure < step <= failing for step in replay.capture.keyframe_steps
     )

@@ -101,7 +101,10 @@ def test_a_last_bit_on_another_machine_is_no_flip(
         SimpleNamespace(step=step, bit_exact=step != 3 and (bit_exact or step != 5))
         for step in range(8)
     ]
-    assert bool(believable(found, replay, results)) == is_believed
+    shown = KeyframeComparison(INFOS, list(found), {flip.step for flip in found})
+    assert bool(believable(shown, replay, results)) == is_believed
+    shown.differing.add(9)  # of this machine, something outside of the step sets weights
+    assert bool(believable(shown, replay, results)) == (is_believed and not is_same_machine)
 
 
 def test_half_precision_weights_flip_too() -> None:
