@@ -84,7 +84,7 @@ class Origin:
     layer_path: str | None
     """Chain of layer calls, e.g. `encoder/block_2/norm`."""
     op_type: str | None
-    """None when the batch itself is non-finite."""
+    """None when the batch itself is non-finite, or a variable that was given to the step."""
     op_name: str | None
     loop: tuple[LoopIteration, ...] = ()
     """Enclosing loops, outermost first."""
@@ -109,7 +109,8 @@ class Origin:
     """`raised` when the kernel raises on these operands op by op.
 
     `written` when the op only wrote the value to a variable, and the one that made it cannot be
-    told. Else None.
+    told. `set` when a variable, the operand, was so before the step and no recorded step made it
+    so; phase, layer and line are those of its first use. Else None.
     """
     message: str | None = None
     """What that kernel says, without TensorFlow's node names; None where it raises nothing."""
@@ -122,6 +123,11 @@ class Origin:
     """Which of several workers recorded it; None for one worker, and for what all do alike."""
     part: KerasPart | None = None
     """The layer, loss or optimizer that it was born in, with its settings; None where unknown."""
+
+    @property
+    def is_of_batch(self) -> bool:
+        """Whether the batch itself is non-finite."""
+        return self.op_type is None and self.kind != "set"
 
     @property
     def batch_prefix(self) -> str:

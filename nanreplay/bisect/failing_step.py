@@ -40,6 +40,15 @@ class Scene:
     judgement: Judgement
 
 
+@dataclass(frozen=True, slots=True)
+class GivenState:
+    """Variables on the causal path that no step of the recording made non-finite."""
+
+    variables: tuple[int, ...]
+    step: int
+    """The step before which they were set; 0 where they began so."""
+
+
 @dataclass(slots=True)
 class Search:
     """Scenes from the incident back to the first failing step."""
@@ -48,6 +57,8 @@ class Search:
     """The incident first."""
     reason: str | None = None
     """Why the search ended without an origin."""
+    given: GivenState | None = None
+    """What the first failing step was given by something else than the training."""
 
     @property
     def first(self) -> Scene:
@@ -101,6 +112,9 @@ def search_back(
         if isinstance(earlier, str):
             search.reason = earlier
             break
+        if isinstance(earlier, GivenState):
+            search.given = earlier
+            break
         search.scenes.append(earlier)
     return search
 
@@ -117,30 +131,24 @@ def _scene(trace: StepTrace, targets: list[Target]) -> Scene:
     return Scene(trace.step, trace, attribution, targets, walk, judge(walk, attribution))
 
 
-def _earlier(runner: StepRunner, scene: Scene, say: Progress, traces: StepTraces) -> Scene | str:
+def _earlier(
+    runner: StepRunner, scene: Scene, say: Progress, traces: StepTraces
+) -> Scene | GivenState | str:
     """Return the scene of the step that left non-finite state behind, or why there is none."""
     # Only variables that lie on the causal path: a metric that is NaN as well explains nothing.
     wanted = {}
     for index, arrival in scene.judgement.inherited.items():
         wanted[index] = arrival.mask
-    paths = {index: runner.variables[index].path for index in wanted}
-    shown_paths = ", ".join(f"`{path}`" for path in list(paths.values())[:3])
+    paths = [runner.variables[index].path for index in wanted]
+    shown_paths = ", ".join(f"`{path}`" for path in paths[:3])
     step = scene.step
     while True:
         changed = []
         for index in wanted:
             if index in runner.batch(step).overrides:
                 changed.append(index)
-        if changed:
-            return (
-                f"Something outside of the training step made `{paths[changed[0]]}` non-finite "
-                f"just before step {step}."
-            )
-        if not step:
-            return (
-                f"{shown_paths} was non-finite already before step 0, the first that was recorded: "
-                "no step of the recording made it so."
-            )
+        if changed or not step:
+            return GivenState(tuple(changed or wanted), step)
         if step - 1 not in runner.steps:
             return (
                 f"The recorded window begins too late: {shown_paths} was non-finite already before "
@@ -155,6 +163,8 @@ def _earlier(runner: StepRunner, scene: Scene, say: Progress, traces: StepTraces
         if targets:
             return _scene(trace, targets)
         if not any(trace.was_nonfinite(index) for index in wanted):
+            if not trace.stopped and not wanted.keys() & trace.writes.keys():
+                return GivenState(tuple(wanted), step + 1)  # a keyframe has what was set
             return (
                 f"{shown_paths} became non-finite in step {step}, but the step is finite op by op."
             )

@@ -50,8 +50,8 @@ class Suspect:
     kind: str
     """How it made them.
 
-    `made`, `turned` (NaN from infinities), `used` (a forward value that was dropped), `raised` or
-    `input`.
+    `made`, `turned` (NaN from infinities), `used` (a forward value that was dropped), `raised`,
+    `input`, or `set` (a variable that no step of the recording made so).
     """
     fact: Fact | None = None
     leaf: ValueId | None = None
@@ -121,14 +121,16 @@ class _Judge:
         """Whether a fed value holds infinities that the program means.
 
         An array may hold -inf for softmax to leave out; a variable that no step writes may hold
-        any.
+        any, but not a learning rate, nor one that was set just before.
         """
         bad = as_array(self.trace.value(value))[arrival.mask]
         if np.isnan(bad).any():
             return False
         kind, index = self.trace.feed(value)
         if kind == "variable" and index not in self.trace.writes:
-            return True
+            runner, step = self.trace.runner, self.trace.step
+            is_rate = index == runner.signature(step).learning_rate
+            return not is_rate and index not in runner.batch(step).overrides
         return bool((bad < 0).all()) and self.is_taken_for_mask(arrival.turners)
 
     def is_taken_for_mask(self, turners: Iterable[int | None]) -> bool:

@@ -15,7 +15,14 @@ import numpy as np
 
 from nanreplay.bisect.batch_rows import own_leaves, read_rows, rows_in_whole
 from nanreplay.bisect.compiled_origin import MOST_OTHERS, find_compiled_origin
-from nanreplay.bisect.failing_step import Progress, Scene, Search, StepTraces, search_back
+from nanreplay.bisect.failing_step import (
+    GivenState,
+    Progress,
+    Scene,
+    Search,
+    StepTraces,
+    search_back,
+)
 from nanreplay.bisect.growth import find_root
 from nanreplay.bisect.index_arrays import index_arrays
 from nanreplay.bisect.judge import Suspect
@@ -127,6 +134,8 @@ def _search(runner: StepRunner, say: Progress, traces: StepTraces | None = None)
 def _suspects(search: Search) -> list[Suspect]:
     if search.reason is not None:
         return []
+    if search.given is not None:
+        return list(_given(search.first, search.given))
     suspects = search.first.judgement.suspects
     recorded = search.first.trace.runner.incident.trigger
     if suspects and recorded.what == "exception":
@@ -134,6 +143,14 @@ def _suspects(search: Search) -> list[Suspect]:
         if raised and suspects[0].kind == "raised":
             return raised
     return suspects or _raised(search.first)
+
+
+def _given(scene: Scene, given: GivenState) -> Iterator[Suspect]:
+    """Yield the variables that the first failing step was given non-finite."""
+    for value, arrival in scene.walk.leaves.items():
+        kind, index = scene.trace.feed(value)
+        if kind == "variable" and index in given.variables:
+            yield Suspect({0: arrival.mask}, "set", None, value)
 
 
 def _raised(scene: Scene) -> list[Suspect]:
@@ -239,6 +256,8 @@ def rows_of(scene: Scene, suspect: Suspect, prefix: str) -> RowProof:
     indices = index_arrays(scene.trace)
     if suspect.fact is not None:
         return prove_rows(runner, scene.step, suspect, prefix, indices)
+    if suspect.kind == "set":
+        return RowProof(None, "The variable was non-finite before the step, whatever the batch.")
     assert suspect.leaf is not None
     own = own_leaves(batch.paths, prefix)
     paths = [batch.paths[position] for position in own]

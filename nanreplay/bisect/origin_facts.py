@@ -39,19 +39,56 @@ _REPLICA = re.compile(r"replica_(\d+)(?:/|$)")
 
 def describe(scene: Scene, suspect: Suspect) -> Origin:
     """Return the facts of a suspect; its rows are proved elsewhere."""
+    if suspect.kind == "set":
+        return _describe_variable(scene, suspect)
     if suspect.fact is None:
         return _describe_array(scene, suspect)
     return _describe_op(scene, suspect, suspect.fact)
 
 
-def _describe_array(scene: Scene, suspect: Suspect) -> Origin:
+def _describe_variable(scene: Scene, suspect: Suspect) -> Origin:
+    """A variable that was non-finite before the step, with the place of the op that used it."""
+    array, output, user = _fed_array(scene, suspect)
+    place = OpPlace("update", "optimizer", "", -1)
+    if user is not None:
+        place = scene.attribution.place(user)
+    return Origin(
+        step=scene.step,
+        phase=place.phase,
+        where=place.where,
+        layer=place.layer,
+        layer_path=place.path_in_layer,
+        op_type=None,
+        op_name=None,
+        source=scene.trace.runner.source(place.stack) if place.stack >= 0 else None,
+        outputs=(output,),
+        operands=(array,),
+        kind="set",
+        part=part_of(scene.trace.runner.signature(scene.step), place, user.name if user else ""),
+    )
+
+
+def _fed_array(scene: Scene, suspect: Suspect) -> tuple[OperandFacts, OutputFacts, Fact | None]:
+    """Return what a step was fed with, twice: as it was given and in its bad elements.
+
+    The third is the nearest op on the path that computed with it.
+    """
     assert suspect.leaf is not None
     trace = scene.trace
     value = trace.value(suspect.leaf)
-    path = trace.runner.batch(scene.step).paths[trace.feed(suspect.leaf)[1]]
     first_bad = np.zeros(np.shape(value), bool)
     first_bad[first_index(suspect.masks[0])] = True
     array = _operand(name_of(trace, suspect.leaf), value, first_bad)
+    serial = scene.walk.leaves[suspect.leaf].consumer
+    user = None if serial is None else trace.facts.get(serial)
+    return array, output_facts(value, suspect.masks[0]), user
+
+
+def _describe_array(scene: Scene, suspect: Suspect) -> Origin:
+    assert suspect.leaf is not None
+    trace = scene.trace
+    path = trace.runner.batch(scene.step).paths[trace.feed(suspect.leaf)[1]]
+    array, output, _ = _fed_array(scene, suspect)
     return Origin(
         step=scene.step,
         phase="input",
@@ -60,7 +97,7 @@ def _describe_array(scene: Scene, suspect: Suspect) -> Origin:
         layer_path=None,
         op_type=None,
         op_name=None,
-        outputs=(output_facts(value, suspect.masks[0]),),
+        outputs=(output,),
         operands=(array,),
         replica=replica_of_path(path),
     )

@@ -17,6 +17,7 @@ from nanreplay.diagnose.rules import (
     domain,
     dynamics,
     matrices,
+    outside,
     overflow,
     precision,
     selection,
@@ -39,7 +40,8 @@ def other(case: Case) -> Cause | None:
     if case.origin is None:
         return None
     known = (
-        special_functions.special_function(case)
+        outside.set_from_outside(case)
+        or special_functions.special_function(case)
         or selection.zero_times_infinity(case)
         or dynamics.growth_by_itself(case)
     )

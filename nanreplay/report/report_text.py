@@ -148,7 +148,8 @@ def link_row(link: ChainLink) -> tuple[str, ...]:
 
 def origin_row(origin: Origin) -> tuple[str, ...]:
     """Another origin, under `ORIGIN_HEADINGS`."""
-    return (origin.op_type or "batch", origin.layer_path or "", origin.phase, origin.op_name or "")
+    what = origin.op_type or ("batch" if origin.is_of_batch else "variable")
+    return (what, origin.layer_path or "", origin.phase, origin.op_name or "")
 
 
 def fix_row(fix: FixResult) -> tuple[str, ...]:

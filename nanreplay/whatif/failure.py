@@ -124,7 +124,8 @@ class Failure:
         if origin is None:
             raise CannotTryError("No origin was found.")
         if origin.op_name is None:
-            raise CannotTryError("There is no op to fix: the batch itself is not finite.")
+            bad = "the batch itself" if origin.is_of_batch else "what the step was given"
+            raise CannotTryError(f"There is no op to fix: {bad} is not finite.")
         suspect = self.bisection.suspect
         if suspect is not None and suspect.fact is not None:
             return self.forward_of(suspect.fact.key)

@@ -290,10 +290,40 @@ def test_weights_that_began_as_nan_are_no_steps_doing(tmp_path: Path, draws: Any
     nan = keras.initializers.Constant(np.nan)
     first = keras.layers.Dense(2, name="first", bias_initializer=nan)
     model = model_of(first, (3,))
-    findings = fit(tmp_path, model, x, y)
-    assert findings.origin is None
-    assert "`first/bias` was non-finite already before step 0" in str(findings.reason)
-    assert "too late" not in str(findings.reason)
+    report = explain(recorded(tmp_path, model, x, y))
+    origin = origin_of(report.findings)
+    assert (origin.step, origin.kind, origin.phase, origin.layer) == (0, "set", "forward", "first")
+    assert (origin.op_type, origin.operands[0].name) == (None, "first/bias")
+    assert "`first/bias` was NaN at [0] before step 0" in report.causes[0].sentence
+
+
+@pytest.mark.parametrize("rate", [np.nan, np.inf])
+@pytest.mark.parametrize("when", ["on_train_batch_begin", "on_epoch_begin"])
+def test_a_rate_that_a_callback_sets_is_the_origin(
+    when: str, rate: float, tmp_path: Path, draws: Any
+) -> None:
+    x, y = draws.randn(24, 3).astype("float32"), draws.randn(24, 1).astype("float32")
+    model = model_of(keras.layers.Dense(4, name="first"), (3,))
+
+    def set_rate(number: int, logs: Any = None) -> None:
+        if number >= 1:
+            model.optimizer.learning_rate = rate
+
+    schedule = keras.callbacks.LambdaCallback(**{when: set_rate})
+    run = tmp_path / "run.h5"
+    recorder = Recorder(str(run), on_nan="stop")
+    model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[schedule, recorder])
+    report = explain(run)
+    origin, step = origin_of(report.findings), 1 if when == "on_train_batch_begin" else 3
+    assert (origin.step, origin.kind, origin.where) == (step, "set", "optimizer")
+    assert origin.operands[0].name.endswith("learning_rate")
+    value = "NaN" if np.isnan(rate) else "inf"
+    cause = report.causes[0]
+    assert cause.kind == "other"
+    assert f"the learning rate of the optimizer, was set to {value} between" in cause.sentence
+    assert f"between steps {step - 1} and {step}" in cause.sentence
+    assert cause.evidence == (f"In step {step - 1} it was 0.01.",)
+    assert not report.fixes
 
 
 def test_several_origins_of_one_step_are_all_named(tmp_path: Path, draws: Any) -> None:

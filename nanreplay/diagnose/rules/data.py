@@ -50,7 +50,7 @@ def data_inf(case: Case) -> Cause | None:
 
 def _in_batch(case: Case, kind: CauseKind, content: str) -> Cause | None:
     origin, output = case.origin, case.output
-    if origin is None or origin.op_type is not None or output is None:
+    if origin is None or not origin.is_of_batch or output is None:
         return None
     name = origin.operands[0].name if origin.operands else "the batch"
     evidence = [

@@ -31,7 +31,7 @@ _STAND_INS = (
 def clean_data(failure: Failure, value: str | None) -> Fix:
     """Replace what is not finite by 0, or leave the rows out that the origin needs."""
     failure.check_batch_decides()
-    is_in_batch = failure.origin is not None and failure.origin.op_type is None
+    is_in_batch = failure.origin is not None and failure.origin.is_of_batch
     way = value or ("nan_to_num" if is_in_batch else "drop_rows")
     if way == "nan_to_num":
         return _nan_to_num(failure)

@@ -199,16 +199,16 @@ def test_state_that_was_bad_already_leads_to_the_step_that_wrote_it() -> None:
     assert [link.op_type for link in findings.chain] == ["Mul", "Sum"]
 
 
-def test_state_that_was_bad_before_the_window_gives_a_reason() -> None:
+def test_state_that_was_bad_before_the_first_step_is_the_origin() -> None:
     graph, loss = updating()
     bad = {0: np.array([1.0, np.nan], np.float32)}
     findings = find_origin(GraphRunner(graph, loss=loss, states=[bad]))
-    assert findings.origin is None
-    assert findings.reason is not None
-    assert "`v0` was non-finite already before step 0" in findings.reason
+    assert findings.origin is not None
+    assert (findings.origin.kind, findings.origin.step) == ("set", 0)
+    assert findings.origin.operands[0].name == "v0"
 
 
-def test_state_that_something_else_spoiled_gives_a_reason() -> None:
+def test_state_that_something_else_spoiled_is_the_origin() -> None:
     class Spoiled(GraphRunner):
         def batch(self, step: int) -> BatchRecord:
             batch = super().batch(step)
@@ -218,8 +218,9 @@ def test_state_that_something_else_spoiled_gives_a_reason() -> None:
 
     graph, loss = updating()
     findings = find_origin(Spoiled(graph, loss=loss, states=[{0: np.full(2, np.nan, np.float32)}]))
-    assert findings.origin is None
-    assert "outside of the training step" in str(findings.reason)
+    assert findings.origin is not None
+    assert (findings.origin.kind, findings.origin.phase) == ("set", "forward")
+    assert findings.origin.operands[0].name == "v0"
 
 
 def test_a_variable_that_holds_a_mask_and_is_never_written_is_meant() -> None:
