@@ -102,15 +102,48 @@ def find_outliers(
         leaf = leaves[position]
         if not leaf.size or not _is_real(leaf):
             continue
-        fitting = []
-        for batch in other_batches:
-            if position < len(batch) and _has_rows_like(batch[position], leaf):
-                fitting.append(batch[position])
+        fitting = _fitting(other_batches, position, leaf)
         if record.paths[position].startswith(EACH_ITERATION) and leaf.ndim > 1:
             outliers += _outliers_of_iterations(step, record.paths[position], leaf, fitting)
         else:
             outliers += _outliers_of_rows(step, record.paths[position], leaf, fitting, rows)
     return tuple(sorted(outliers, key=lambda outlier: -outlier.deviations))
+
+
+def outlying_rows(
+    replay: StepRunner,
+    step: int,
+    prefix: str = "",
+    indices: Mapping[int, IndexUse] | None = None,
+) -> tuple[int, ...]:
+    """Return all rows of a batch that hold a value as far out as an `Outlier`'s.
+
+    Args:
+        replay: Holds the batches.
+        step: Step of the batch.
+        prefix: How the paths of the arrays begin that are looked at.
+        indices: As of `find_outliers`.
+    """
+    record = _batch(replay, step)
+    if record is None:
+        return ()
+    leaves, others = list(map(as_array, record.leaves)), _other_batches(replay, step)
+    found: set[int] = set()
+    for position in places_with_rows(record.paths, leaves, prefix, indices or {}):
+        leaf = leaves[position]
+        fitting = _fitting(others, position, leaf)
+        if leaf.size and _is_real(leaf) and fitting:
+            rest = np.concatenate([array.astype(np.float64) for array in fitting])
+            found |= _far_rows(leaf.astype(np.float64), rest)
+    return tuple(sorted(found))
+
+
+def _far_rows(leaf: NDArray[Any], rest: NDArray[Any]) -> set[int]:
+    if len(rest) < _FEWEST:
+        return set()
+    with np.errstate(all="ignore"):
+        is_far = _distances(leaf, _usual_range(rest)).is_far
+    return set(map(int, np.flatnonzero(is_far.reshape(len(leaf), -1).any(axis=1))))
 
 
 def places_with_rows(
@@ -155,6 +188,17 @@ def _outliers_of_rows(
     usual = list(_first_rows(fitting, most_rows))
     wanted = range(len(leaf)) if rows is None else [row for row in rows if row < len(leaf)]
     return _outliers_of_array(step, path, leaf.astype(np.float64), wanted, usual)
+
+
+def _fitting(
+    batches: Sequence[Sequence[NDArray[Any]]], position: int, leaf: NDArray[Any]
+) -> list[NDArray[Any]]:
+    """The same array of other batches, where its rows have the same shape."""
+    fitting = []
+    for batch in batches:
+        if position < len(batch) and _has_rows_like(batch[position], leaf):
+            fitting.append(batch[position])
+    return fitting
 
 
 def _has_rows_like(array: NDArray[Any], leaf: NDArray[Any]) -> bool:
@@ -229,11 +273,7 @@ def _farthest(
     picked = leaf[list(rows)]
     with np.errstate(all="ignore"):  # infinite bounds of a column without finite values
         usual = _usual_range(rest)
-        low, high, scale = usual.low, usual.high, usual.scale
-        beyond = np.maximum(picked - high, low - picked)
-        deviations = np.where(np.isfinite(picked), np.abs(picked - usual.mean) / scale, 0)
-        is_beyond = beyond > _BEYOND * np.maximum(high - low, scale)
-        is_far = is_beyond & (deviations > _DEVIATIONS) & (scale > 0) & np.isfinite(low)
+        deviations, is_far = _distances(picked, usual)
     if not is_far.any():
         return []
     farthest = int(np.argmax(np.where(is_far, deviations, 0)))
@@ -246,8 +286,8 @@ def _farthest(
             path=path,
             index=index,
             value=float(leaf[index]),
-            low=float(low[column]),
-            high=float(high[column]),
+            low=float(usual.low[column]),
+            high=float(usual.high[column]),
             deviations=float(deviations[place]),
             varies=bool(usual.varies[column]),
         )
@@ -263,6 +303,22 @@ class _UsualRange(NamedTuple):
     scale: NDArray[Any]
     """Standard deviation; of a column that hardly ever varies, the array's largest value."""
     varies: NDArray[np.bool_]
+
+
+class _Distances(NamedTuple):
+    """How far values of some rows are from what is usual."""
+
+    deviations: NDArray[Any]
+    is_far: NDArray[np.bool_]
+
+
+def _distances(rows: NDArray[Any], usual: _UsualRange) -> _Distances:
+    low, high, scale = usual.low, usual.high, usual.scale
+    beyond = np.maximum(rows - high, low - rows)
+    deviations = np.where(np.isfinite(rows), np.abs(rows - usual.mean) / scale, 0)
+    is_beyond = beyond > _BEYOND * np.maximum(high - low, scale)
+    is_far = is_beyond & (deviations > _DEVIATIONS) & (scale > 0) & np.isfinite(low)
+    return _Distances(deviations, is_far)
 
 
 def _usual_range(rows: NDArray[Any]) -> _UsualRange:

@@ -34,7 +34,7 @@ def tried(path: Path, *fixes: str) -> dict[str, FixResult]:
 def test_a_far_out_label_of_an_earlier_step_is_to_blame_and_is_clipped(tmp_path: Path) -> None:
     x = normal(64, 4)
     y = x[:, :1].copy()
-    y[AT] = 1e7
+    y[[AT, AT + 2]] = [[1e7], [-1e6]]
     layers = [
         keras.layers.Dense(8, activation="tanh"),
         keras.layers.Dense(8, activation="relu"),
@@ -43,9 +43,13 @@ def test_a_far_out_label_of_an_earlier_step_is_to_blame_and_is_clipped(tmp_path:
     causes = fit(tmp_path, layers, x, y, keras.optimizers.SGD(0.05))
     assert causes[0].kind == "data_outlier"
     assert "holds 1e+07 in row 4, column 0 of step 2" in causes[0].sentence
-    clipped = tried(tmp_path / "run.h5", "clip_data")["clip_data"]
+    fixes = ("clip_data", "clean_data=drop_rows")
+    clipped, dropped, *_ = tried(tmp_path / "run.h5", *fixes).values()
     assert clipped.prevents
     assert clipped.params["arrays"] == "1"
+    assert dropped.prevents
+    assert dropped.params == {"how": "drop_rows", "rows": "4, 6", "step": 2}
+    assert "# of step 2" in str(dropped.code)
 
 
 def test_a_far_out_row_whose_gradient_alone_overflows_is_to_blame(tmp_path: Path) -> None:

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from nanreplay.bisect.batch_rows import BatchRows, own_leaves, read_rows
 from nanreplay.bisect.index_arrays import index_arrays
+from nanreplay.bisect.origin_facts import replica_of_path
 from nanreplay.capture.arrays import as_array
+from nanreplay.diagnose.outliers import find_outliers, outlying_rows
 from nanreplay.findings import Number
+from nanreplay.records import EACH_ITERATION
 from nanreplay.whatif.edits import BadValueError, CannotTryError, Edit, Fix
 from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fixes.batch_arrays import (
@@ -75,12 +79,53 @@ def _finite(leaf: Any) -> Any:
     return np.where(np.isfinite(leaf.astype(np.float64)), leaf, leaf.dtype.type(0))
 
 
-def _drop_rows(failure: Failure) -> Fix:
-    origin = failure.origin
+@dataclass(frozen=True, slots=True)
+class _BadRows:
+    """Rows of a batch that are to be left out."""
+
+    step: int
+    recorded: tuple[int, ...]
+    """As they count in the arrays whose paths begin with `prefix`."""
+    told: tuple[int, ...]
+    """As they count in the batch that the user gave, where it is known how that was split."""
+    prefix: str = ""
+    replica: int | None = None
+    """Whose part of the batch `told` counts in; None for all of it."""
+
+    @property
+    def words(self) -> str:
+        """The batch, for a comment: `step 3`."""
+        part = "" if self.replica is None else f"the part of replica {self.replica} in "
+        return f"{part}step {self.step}"
+
+
+def _bad_rows(failure: Failure) -> _BadRows:
+    """Those of the batch that is to blame, which may be that of an earlier step.
+
+    Raises:
+        CannotTryError: None are known to do it.
+    """
+    replay, origin = failure.window.replay, failure.origin
+    if failure.data_step != failure.step:
+        step = failure.data_step
+        path = find_outliers(replay, step)[0].path
+        replica = replica_of_path(path)
+        prefix = "" if replica is None else f"replica_{replica}/"
+        rows = outlying_rows(replay, step, prefix)
+        if path.startswith(EACH_ITERATION) or not rows:
+            raise CannotTryError(f"Which rows of step {step} do it is not known.")
+        return _BadRows(step, rows, rows, prefix, replica)
     if origin is None or not origin.rows:
         raise CannotTryError("No rows of the batch were proved to be the ones that do it.")
-    batch = failure.window.replay.batch(failure.step)
-    own_places = own_leaves(batch.paths, origin.batch_prefix)
+    replica = origin.replica if origin.is_of_part else None
+    recorded = origin.recorded_rows or ()
+    return _BadRows(failure.step, recorded, origin.rows, origin.batch_prefix, replica)
+
+
+def _drop_rows(failure: Failure) -> Fix:
+    bad = _bad_rows(failure)
+    batch = failure.window.replay.batch(bad.step)
+    own_places = own_leaves(batch.paths, bad.prefix)
     scene = failure.bisection.scene
     indices = {} if scene is None else index_arrays(scene.trace)
 
@@ -93,32 +138,28 @@ def _drop_rows(failure: Failure) -> Fix:
         return read_rows(paths, [np.asarray(leaves[place]) for place in own_places], used)
 
     size = samples(batch.leaves).size
-    recorded = origin.recorded_rows or ()
-    if size is None or len(recorded) >= size:
+    if size is None or len(bad.recorded) >= size:
         raise CannotTryError("Every row of the batch would have to be left out.")
-    kept = np.setdiff1d(np.arange(size), recorded)
-    dropped = list(map(int, recorded))
-    # What is told are rows of the batch that the user gave, where these are known.
-    told = list(map(int, origin.rows))
+    kept = np.setdiff1d(np.arange(size), bad.recorded)
+    dropped, told = list(map(int, bad.recorded)), list(map(int, bad.told))
     before = told[0] - dropped[0]
-    whose: dict[str, Any] = {"replica": origin.replica} if origin.is_of_part else {}
-    of_what = f"the part of replica {origin.replica} in step" if origin.is_of_part else "step"
-    at = f"  # of {of_what} {failure.step}"
-    if _takes_any_batch_size(failure):
+    whose: dict[str, Any] = {} if bad.replica is None else {"replica": bad.replica}
+    at = f"  # of {bad.words}"
+    if _takes_any_batch_size(failure, bad.step):
         rows, note = kept, None
         change = f"np.delete(part, {told}, axis=0)"
         code = f"batch = tf.nest.map_structure(lambda part: {change}, batch){at}"
-        edits: list[dict[str, Any]] = [{"rows": told, "step": failure.step, **whose}]
+        edits: list[dict[str, Any]] = [{"rows": told, "step": bad.step, **whose}]
     else:
         rows, note = np.arange(size), _STAND_INS
         stand_ins = [int(kept[row % len(kept)]) for row in dropped]
         rows[dropped] = stand_ins
         told_ins = [before + row for row in stand_ins]
         code = f"for part in tf.nest.flatten(batch): part[{told}] = part[{told_ins}]{at}"
-        edits = [{"rows": told, "stand_ins": told_ins, "step": failure.step, **whose}]
+        edits = [{"rows": told, "stand_ins": told_ins, "step": bad.step, **whose}]
 
     def without_rows(step: int, leaves: Sequence[Any]) -> Sequence[Any]:
-        if step != failure.step:
+        if step != bad.step:
             return leaves
         changed = list(leaves)
         for place, array in zip(own_places, samples(leaves).keep(rows.tolist()), strict=True):
@@ -128,11 +169,12 @@ def _drop_rows(failure: Failure) -> Fix:
     leaves = [np.asarray(batch.leaves[place]) for place in own_places]
     remaining = samples(batch.leaves).keep(rows.tolist())
     if not all(_is_indexed(old, new, rows) for old, new in zip(leaves, remaining, strict=True)):
-        part = f"replica {origin.replica}'s part of " if origin.is_of_part else ""
-        code = f"# Leave the samples {told} out of {part}the batch of step {failure.step}"
-    edit = Edit(batches=(without_rows,))
-    params = {"how": "drop_rows", "rows": ", ".join(map(str, dropped))}
-    return Fix("clean_data", params, edit, code, note=note, edits=edits)
+        part = "" if bad.replica is None else f"replica {bad.replica}'s part of "
+        code = f"# Leave the samples {told} out of {part}the batch of step {bad.step}"
+    params: dict[str, Number] = {"how": "drop_rows", "rows": ", ".join(map(str, dropped))}
+    if bad.step != failure.step:
+        params["step"] = bad.step
+    return Fix("clean_data", params, Edit(batches=(without_rows,)), code, note=note, edits=edits)
 
 
 def _is_indexed(old: Any, new: Any, rows: Any) -> bool:
@@ -145,10 +187,10 @@ def _is_number(array: Any) -> bool:
     return array.dtype.kind in "fc"
 
 
-def _takes_any_batch_size(failure: Failure) -> bool:
+def _takes_any_batch_size(failure: Failure, step: int) -> bool:
     """Whether no input of the program has a fixed first axis."""
     shapes = []
-    for spec in failure.window.replay.signature(failure.step).inputs:
+    for spec in failure.window.replay.signature(step).inputs:
         shapes.append(spec.shape)
     return all(not shape or shape[0] is None for shape in shapes)
 
