@@ -121,7 +121,7 @@ def command(
 
     Every `fit`, every `train_on_batch` and every loop over a `tf.function` that trains is recorded.
     The second training of the process gets `run.1.h5`. Without a NaN, nothing is written or
-    printed.
+    printed, but for a line where no training was seen.
 
     The exit code is the program's own.
     """

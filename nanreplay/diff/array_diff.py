@@ -17,7 +17,7 @@ from nanreplay.capture.arrays import as_array
 from nanreplay.diff.diff_findings import ArrayDifference, Changed, Value
 from nanreplay.findings import Number
 from nanreplay.program.fingerprint import ulp_distance, was_measured
-from nanreplay.records import BatchRecord, VariableInfo, batch_name
+from nanreplay.records import BatchRecord, Signature, VariableInfo, batch_name
 from nanreplay.replay import Replay
 from nanreplay.rerun.variable_match import is_setting
 
@@ -114,6 +114,7 @@ def values_that_differ(
     if not common_names:
         return None
     paths = [info.path for info in left.variables_info]
+    signature = _signature_of(left, step)
     values = []
     for name in common_names:
         a, b = left_elements[name], right_elements[name]
@@ -123,7 +124,8 @@ def values_that_differ(
             continue
         ulp = ulp_distance(a, b)
         if ulp:
-            values.append(Value(_readable_name(name, paths), float(a[0]), float(b[0]), ulp))
+            called = _readable_name(name, paths, signature)
+            values.append(Value(called, float(a[0]), float(b[0]), ulp))
     return values
 
 
@@ -131,11 +133,9 @@ def _fingerprint_elements(
     capture: Capture, step: int, left_index: Mapping[int, int]
 ) -> dict[str, Any]:
     """Elements of a step's fingerprint by name, with the left side's indices of variables."""
-    batch = capture.batch(step)
-    # A step without a program of its own has the fingerprint of the incident's step.
-    program = batch.program or capture.batch(capture.incident.step).program
-    layout = capture.signature(program).watch_layout if program else ()
-    fingerprint = None if batch.fingerprint is None else np.asarray(batch.fingerprint)
+    recorded, signature = capture.batch(step).fingerprint, _signature_of(capture, step)
+    layout = () if signature is None else signature.watch_layout
+    fingerprint = None if recorded is None else np.asarray(recorded)
     if fingerprint is None or len(fingerprint) != len(layout):
         return {}
     elements = {}
@@ -149,10 +149,16 @@ def _fingerprint_elements(
     return elements
 
 
-def _readable_name(name: str, paths: Sequence[str]) -> str:
+def _signature_of(capture: Capture, step: int) -> Signature | None:
+    """A step without a program of its own has the fingerprint of the incident's step."""
+    program = capture.batch(step).program or capture.batch(capture.incident.step).program
+    return capture.signature(program) if program else None
+
+
+def _readable_name(name: str, paths: Sequence[str], signature: Signature | None) -> str:
     kind, _, subject = name.partition(":")
     if kind == "loss":
-        return "loss" if subject == "0" else f"loss {subject}"
+        return signature.loss_name(int(subject)) if signature is not None else name
     if not subject:
         return kind.replace("_", " ")
     return f"{_KINDS[kind]} {paths[int(subject)]}"

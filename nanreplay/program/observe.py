@@ -45,6 +45,8 @@ from nanreplay.tensorflow_internals import tf_eager, tf_functions, tf_traces, tf
 _lock = threading.RLock()
 _users: list[object] = []
 """One for each use of the replaced functions."""
+_n_uses = 0
+"""How many uses there have been in this process."""
 _undo = contextlib.ExitStack()
 _keras_done: set[str] = set()
 PATCHED: list[tuple[Any, str]] = []
@@ -56,8 +58,10 @@ def install() -> Callable[[], None]:
 
     Returns what ends this use of them, and puts them back after the last one.
     """
+    global _n_uses  # noqa: PLW0603
     use = object()
     with _lock:
+        _n_uses += 1
         # Before anything else: a recorder may be garbage-collected at any moment here, and end its
         # own use in this very thread.
         _users.append(use)
@@ -78,6 +82,11 @@ def install() -> Callable[[], None]:
                     _uninstall()
 
     return release
+
+
+def uses() -> int:
+    """Return how many uses of the replaced functions there have been in this process."""
+    return _n_uses
 
 
 def _uninstall() -> None:

@@ -12,19 +12,17 @@ import functools
 import inspect
 import sys
 import threading
-import warnings
 import weakref
 from collections.abc import Callable, Iterable, Sequence
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import tensorflow as tf
 
 from nanreplay.errors import AttachError, NonFiniteError
 from nanreplay.program import listening, observe
-from nanreplay.program.op_facts import is_user_file
 from nanreplay.program.python_effects import AssignmentTracker
 from nanreplay.program.training_functions import TrainingFunction
+from nanreplay.recorder import notices
 from nanreplay.recorder.sessions import SessionNotice, SessionWatch
 from nanreplay.tensorflow_internals import tf_variables
 
@@ -56,6 +54,8 @@ class Ambient:
         """(weak reference to a function, whether it trains), by its id."""
         self._lock = threading.RLock()
         self._release: Callable[[], None] = lambda: None
+        self._n_uses = 0
+        """How many recorders had been attached in this process, this one among them."""
         self._fitted: list[tuple[Any, Any]] = []
         """(class, its own `fit`) where `fit` was replaced."""
         self._sessions = SessionWatch(SessionNotice())
@@ -71,6 +71,7 @@ class Ambient:
     def start(self) -> None:
         """Record from now on."""
         self._release = observe.install()
+        self._n_uses = observe.uses()
         self._sessions.start()
         listening.ambient.append(self)
         for name in ("keras", "tf_keras"):
@@ -100,6 +101,11 @@ class Ambient:
         if first_error is not None:
             raise first_error
 
+    @property
+    def has_seen_nothing(self) -> bool:
+        """Whether no training was seen, by a recorder of the program's own either."""
+        return observe.uses() == self._n_uses and not self._recorders
+
     # `fit`
 
     def keras_imported(self, name: str) -> None:
@@ -120,9 +126,7 @@ class Ambient:
             except TypeError:  # wrong arguments: fit says so
                 call = None
             except Exception as error:
-                warnings.warn(
-                    f"nanreplay: fit is not recorded: {type(error).__name__}: {error}", stacklevel=2
-                )
+                notices.say(f"fit is not recorded: {type(error).__name__}: {error}")
                 call = None
             if call is None:
                 return original(*args, **kwargs)
@@ -148,7 +152,7 @@ class Ambient:
         try:
             check_model(model)
         except AttachError as error:
-            warnings.warn(f"nanreplay: fit is not recorded: {error}", stacklevel=4)
+            notices.say(f"fit is not recorded: {error}")
             return None
         recorder = self.recorder_of_handles(handles_in([model]))
         is_callback_list = hasattr(argument, "append") and not isinstance(argument, (list, tuple))
@@ -198,9 +202,7 @@ class Ambient:
                     trains = TrainingFunction(function).trains
                 except Exception as error:
                     reason = f"{type(error).__name__}: {error}"
-                    warnings.warn(
-                        f"nanreplay: a compiled function is not recorded: {reason}", stacklevel=2
-                    )
+                    notices.say(f"a compiled function is not recorded: {reason}")
                     trains = False
             known = self._trains[id(function)] = weakref.ref(function), trains
         return known[1]
@@ -235,7 +237,7 @@ class Ambient:
             return
         self._has_warned = True
         self._forget_gradients()
-        tell_of_eager_training(user_line())
+        tell_of_eager_training(notices.user_place())
 
     def _forget_gradients(self) -> None:
         if self._assigned is not None:
@@ -262,13 +264,13 @@ class Ambient:
                 self._assigned.start()
 
 
-def tell_of_eager_training(line: str) -> None:
+def tell_of_eager_training(place: notices.Place | None) -> None:
     """Say that a line of the program trains step by step in Python, unrecorded."""
-    warnings.warn(
-        f"nanreplay: {line} trains step by step in Python, which is not recorded. "
+    notices.say(
+        f"{place or 'the program'} trains step by step in Python, which is not recorded. "
         "To record it: `step = recorder.wrap(step)` with nanreplay.Recorder, called for each "
         "batch, or `@tf.function` above the step.",
-        stacklevel=4,
+        place,
     )
 
 
@@ -278,14 +280,6 @@ def _callbacks_in(argument: Any) -> list[Any]:
     if isinstance(callbacks, (list, tuple)):
         return list(callbacks)
     return [] if callbacks is None else [callbacks]
-
-
-def user_line() -> str:
-    """File and line of the user's code that is running."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and not is_user_file(frame.f_code.co_filename):
-        frame = frame.f_back
-    return "the program" if frame is None else f"{frame.f_code.co_filename}:{frame.f_lineno}"
 
 
 # Variables

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import signal
-import warnings
 import weakref
 from collections.abc import Callable
 from functools import partial
@@ -23,7 +22,7 @@ from nanreplay.capture.storage import Location, location
 from nanreplay.errors import AttachError, NonFiniteError
 from nanreplay.program import listening, observe
 from nanreplay.program.listening import thread_state
-from nanreplay.recorder import signals
+from nanreplay.recorder import notices, signals
 from nanreplay.recorder.ambient import Ambient
 from nanreplay.recorder.block_training import BlockTraining
 from nanreplay.recorder.compiled_calls import CompiledCalls
@@ -321,7 +320,7 @@ class Recorder(keras.callbacks.Callback):
         for other in later:
             if isinstance(other, Recorder):
                 paths = [str(each._recording.settings.path) for each in (self, other)]
-                warnings.warn(SUPERSEDED.format(*paths), stacklevel=2)
+                notices.say(SUPERSEDED.format(*paths))
                 return True
         return False
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -19,6 +18,7 @@ from nanreplay.capture.writer import CaptureWriter, writing
 from nanreplay.errors import StorageError
 from nanreplay.limits import readable_size
 from nanreplay.program.collectives import unrecorded_ops_of
+from nanreplay.recorder import notices
 from nanreplay.recorder.dump_proof import reexecute
 from nanreplay.recorder.dump_sizes import fitting_share, sizes_before_description, sizes_of
 from nanreplay.recorder.dump_window import DumpWindow, gather
@@ -63,7 +63,7 @@ def write_dump(snapshot: Snapshot, *, prove: bool = True) -> tuple[Location, Dat
     try:
         publish(local, where)
     except StorageError as error:
-        warnings.warn(f"nanreplay: {error}. The capture is kept in {local}", stacklevel=2)
+        notices.say(f"{error}. The capture is kept in {local}")
         return local, incident
     local.unlink()
     return where, incident

@@ -10,13 +10,12 @@ import contextlib
 import functools
 import signal
 import sys
-import warnings
 import weakref
 from collections.abc import Callable
 from typing import Any
 
 from nanreplay.errors import NonFiniteError, without_own_frames
-from nanreplay.recorder import signals
+from nanreplay.recorder import notices, signals
 from nanreplay.recorder.lifecycle import is_end_of_data
 from nanreplay.recorder.recording import Recording
 from nanreplay.records import Trigger
@@ -123,11 +122,7 @@ class Ending:
         """
         number = self._recording.settings.dump_signal
         if number is not None and not signals.listen(self, number):
-            warnings.warn(
-                "nanreplay: dump_signal has no effect: signals reach the main thread of Python "
-                "only.",
-                stacklevel=2,
-            )
+            notices.say("dump_signal has no effect: signals reach the main thread of Python only.")
         if callbacks is not None:
             if self._callbacks_gone is not None:
                 self._callbacks_gone.detach()

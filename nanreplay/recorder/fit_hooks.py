@@ -21,7 +21,7 @@ from nanreplay.recorder.recorded_function import RecordedFunction
 from nanreplay.tensorflow_internals import tf_datasets, tf_distribution
 
 SUPERSEDED = (
-    "nanreplay: the recorder of {} records nothing: fit has another one after it, that of {}. "
+    "the recorder of {} records nothing: fit has another one after it, that of {}. "
     "Give fit one recorder."
 )
 

@@ -6,7 +6,6 @@ arguments; from then on the `RecordedFunction` that is made here serves each cal
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ from nanreplay.program.loss_keys import source_of
 from nanreplay.program.step_programs import program_of
 from nanreplay.program.traced_program import TracedProgram, element_specs, is_handle
 from nanreplay.program.training_functions import TrainingFunction
+from nanreplay.recorder import notices
 from nanreplay.recorder.open_shapes import tell_open_shapes
 from nanreplay.recorder.program_slots import Fetch
 from nanreplay.recorder.recorded_function import RecordedFunction
@@ -26,6 +26,11 @@ from nanreplay.tensorflow_internals import tf_functions
 _LOOP_OVER_DATA = (
     "it trains in a loop over its data inside of one tf.function, where the batches cannot be had. "
     "To record it, loop in Python: `for batch in data: step(batch)`, with `step` compiled."
+)
+_STEPS_OF_KERAS = (
+    "fit runs several steps of it in one call, written out one after the other, where their "
+    "batches cannot be had. To record it, leave `model.unrolled_steps_per_execution` at 1, or "
+    "compile with `steps_per_execution=1`."
 )
 _WITHIN_TAPE = (
     "it fetches or draws within a GradientTape of its caller's, where that cannot be kept. "
@@ -64,7 +69,8 @@ class FunctionPreparation:
             return None
         program = program_of(training, captured, inputs)
         if program is None:
-            self._refuse(training, _LOOP_OVER_DATA)
+            is_of_keras = tf_functions.runs_steps_of_keras(function)
+            self._refuse(training, _STEPS_OF_KERAS if is_of_keras else _LOOP_OVER_DATA)
             return None
         variables = self._recording.variables
         program = replace(
@@ -153,7 +159,7 @@ class FunctionPreparation:
         name = name.decode() if isinstance(name, bytes) else str(name)
         # TensorFlow names the trace of `step` `__inference_step_1234`.
         shown = name.removeprefix("__inference_").rstrip("0123456789").rstrip("_")
-        warnings.warn(f"nanreplay: `{shown}` is not recorded: {reason}", stacklevel=2)
+        notices.say(f"`{shown}` is not recorded: {reason}")
 
 
 def _fetch_of(

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import warnings
 import weakref
 from collections.abc import Callable
 
 from nanreplay import notebook
 from nanreplay.capture.storage import Location
 from nanreplay.errors import NonFiniteError
-from nanreplay.recorder import signals
+from nanreplay.recorder import notices, signals
 from nanreplay.recorder.explanations import explain_beside
 from nanreplay.recorder.lifecycle import Event, Suspicion
 from nanreplay.recorder.recording import Recording
@@ -73,14 +72,14 @@ class Incidents:
                 self.raised = weakref.ref(error), str(error)
                 raise error
             self._stop()
-        message = f"nanreplay: {sentence}"
+        message = sentence
         if path:
             notebook.show_incident_after_cell(os.fspath(path))
             message += f" Capture: {told} (nanreplay bisect {told})"
         # Where warnings are errors, this one must not take the place of the step's own exception.
         suppressed = (UserWarning,) if trigger.what == "exception" else ()
         with contextlib.suppress(*suppressed):
-            warnings.warn(message, stacklevel=2)
+            notices.say(message)
 
     def _note_harmless(self, suspicion: Suspicion) -> None:
         notes, trigger = self._recording.notes, suspicion.trigger
@@ -158,7 +157,7 @@ class Incidents:
         if path is None:
             # A failure of the recorder's own has been told of already.
             if problem and recording.lifecycle.has_failed == had_failed:
-                warnings.warn(f"nanreplay: {problem}", stacklevel=3)
+                notices.say(problem)
             return None
         self.path = path
         signals.answer_pending()

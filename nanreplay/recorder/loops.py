@@ -12,13 +12,13 @@ import contextlib
 import importlib.machinery
 import sys
 import threading
-import warnings
 from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import CodeType, FrameType, TracebackType
 from typing import TYPE_CHECKING, Any
 
+from nanreplay.recorder import notices
 from nanreplay.recorder.loop_rewriter import (
     END,
     NEXT,
@@ -53,7 +53,7 @@ class Loops:
         self._learned: set[str] = set()
         """Files whose functions are known to train or not."""
         self.thread = _LoopThread()
-        self.promised: dict[WatchedLoop, str] = {}
+        self.promised: dict[WatchedLoop, notices.Place | None] = {}
         """Loops that are to be recorded from their next iteration on, and the lines that train."""
         vars(builtins)[NEXT] = self._next
         vars(builtins)[END] = _EndOfBody
@@ -142,9 +142,7 @@ class Loops:
         loop = self.thread.entered[-1] if self.thread.entered else None
         if loop is None or self.thread.active_depth or not loop.trains():
             return False
-        from nanreplay.recorder.ambient import user_line  # a program imports TensorFlow itself
-
-        self.promised.setdefault(loop, user_line())
+        self.promised.setdefault(loop, notices.user_place())
         return True
 
     def end(self) -> None:
@@ -205,10 +203,7 @@ class WatchedLoop:
             self._begin(thread, sys._getframe(1))
         except Exception as error:  # an attribute of the program's own may raise when it is read
             own.is_off = True
-            warnings.warn(
-                f"nanreplay: a loop is not recorded: {type(error).__name__}: {error}",
-                stacklevel=2,
-            )
+            notices.say(f"a loop is not recorded: {type(error).__name__}: {error}")
 
     def __exit__(
         self,

@@ -6,10 +6,10 @@ at its first step, in one line.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from nanreplay.recorder import notices
 from nanreplay.tensorflow_internals import tf_variables
 
 if TYPE_CHECKING:
@@ -39,4 +39,4 @@ def tell_open_shapes(
             "replayed. With a fixed shape they can."
         )
         recording.notes.append(f"{problem[0].upper()}{problem[1:]}")
-        warnings.warn(f"nanreplay: {problem}", stacklevel=2)
+        notices.say(problem)

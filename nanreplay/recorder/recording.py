@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +22,7 @@ from nanreplay.program import listening
 from nanreplay.program.fingerprint import Layout
 from nanreplay.program.listening import thread_state
 from nanreplay.program.traced_program import TracedProgram
+from nanreplay.recorder import notices
 from nanreplay.recorder.health_check import HealthCheck, VariableMeter
 from nanreplay.recorder.learning_rates import RateReading
 from nanreplay.recorder.lifecycle import DatedIncident, Event, Lifecycle, Suspicion
@@ -386,10 +386,9 @@ class Recording:
             f"The recorder failed at step {self.step} ({type(error).__name__}: {reason}): "
             "later steps are not in this file."
         )
-        warnings.warn(
-            "nanreplay: the recorder failed and detached itself; training goes on without it. "
-            f"Please report this: {type(error).__name__}: {error}",
-            stacklevel=2,
+        notices.say(
+            "the recorder failed and detached itself; training goes on without it. "
+            f"Please report this: {type(error).__name__}: {error}"
         )
 
     def release(self) -> None:

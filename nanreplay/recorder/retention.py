@@ -6,13 +6,13 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from nanreplay.program.nonfinite_values import read_variable
 from nanreplay.program.python_effects import AssignmentTracker
+from nanreplay.recorder import notices
 from nanreplay.recorder.pace import FIRST_LOOKS, LONGEST, Pace, time_copy
 from nanreplay.recorder.retention_plan import (
     UNBOUNDED,
@@ -427,5 +427,5 @@ class Keeper:
     def _say(self, shrunk: str | None) -> None:
         """Warn once; the capture says what held at the end."""
         if shrunk and not self.shrunk:
-            warnings.warn(f"nanreplay: {shrunk}", stacklevel=2)
+            notices.say(shrunk)
         self.shrunk = shrunk or self.shrunk

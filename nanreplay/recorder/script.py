@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nanreplay.errors import AttachError, NonFiniteError
-from nanreplay.recorder import loops
+from nanreplay.recorder import loops, notices
 from nanreplay.recorder.loops import Loops
 
 if TYPE_CHECKING:
@@ -98,11 +98,15 @@ def _run(execute: Callable[[Loops], None], folder: str, settings: Mapping[str, A
         ambient.end()
     except SystemExit as error:
         ambient.tell_of_caught(error)
-        return _exit_code(error)
+        code = _exit_code(error)
+        if not code:
+            ambient.tell_of_nothing()
+        return code
     except BaseException as error:
         ambient.tell_of_caught(error)
         return _uncaught(error)
     ambient.tell_of_caught(None)
+    ambient.tell_of_nothing()
     return 0
 
 
@@ -137,6 +141,7 @@ class _AmbientOfProcess:
         self.ambient: Ambient | None = None
         self.loops: Loops | None = None
         self._made: list[Recorder] = []
+        self._has_seen_nothing = True
 
     def imported(self, name: str) -> None:
         """The program has imported a package."""
@@ -177,6 +182,22 @@ class _AmbientOfProcess:
             if not any(raised is known for known in shown):
                 print(f"nanreplay: {message}", file=sys.stderr)
 
+    def tell_of_nothing(self) -> None:
+        """Say so where the program has come to its end and no training was seen in it."""
+        if self.ambient is not None:
+            self._has_seen_nothing = self.ambient.has_seen_nothing
+        if notices.spoken() or self._made or not self._has_seen_nothing:
+            return
+        if "tensorflow" not in sys.modules:
+            why = "the program did not import TensorFlow in this process."
+        else:
+            why = (
+                "the program called no `fit`, and no step was seen that takes a gradient with a "
+                "tape and sets variables. A step whose gradients are written by hand is recorded "
+                "by nanreplay.Recorder, `step = recorder.wrap(step)`, if it sets tf.Variables."
+            )
+        print(f"nanreplay: nothing was recorded: {why}", file=sys.stderr)
+
     def end(self) -> None:
         """The program has come to its end.
 
@@ -187,6 +208,7 @@ class _AmbientOfProcess:
             self.loops.end()
         ambient, self.ambient = self.ambient, None
         if ambient is not None:
+            self._has_seen_nothing = ambient.has_seen_nothing
             ambient.stop()
 
     def stop(self) -> None:

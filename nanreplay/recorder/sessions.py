@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import functools
 import re
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
+
+from nanreplay.recorder import notices
 
 _GRADIENT_SCOPE = re.compile(r"(^|/)gradients(_\d+)?/")
 """The name scope that `tf.gradients` opens."""
@@ -30,10 +31,9 @@ class SessionNotice:
         if self._is_said:
             return
         self._is_said = True
-        warnings.warn(
-            "nanreplay: a training in a tf.compat.v1.Session is not recorded. To record it, train "
-            "with eager execution: `step = recorder.wrap(tf.function(step))`.",
-            stacklevel=3,
+        notices.say(
+            "a training in a tf.compat.v1.Session is not recorded. To record it, train "
+            "with eager execution: `step = recorder.wrap(tf.function(step))`."
         )
 
 

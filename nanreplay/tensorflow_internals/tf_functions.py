@@ -88,6 +88,14 @@ def is_trace_of(function: Any, named: Any) -> bool:
     return function is named or getattr(named, "_name", None) == function.graph.name
 
 
+def runs_steps_of_keras(function: Any) -> bool:
+    """Whether a ConcreteFunction is what Keras 3's `fit` calls to run several steps at once.
+
+    Nothing but the name of the function that was traced tells it from a loop of the user's.
+    """
+    return bool(function.graph.name == "multi_step_on_iterator")
+
+
 def outermost_graph(graph: Any) -> Any:
     """The FuncGraph, around `graph`, that is not traced within another one."""
     while isinstance(getattr(graph, "outer_graph", None), FuncGraph):

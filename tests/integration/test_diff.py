@@ -145,6 +145,27 @@ def test_versions_are_listed_and_do_not_count(tmp_path: Path) -> None:
     assert [(each.name, each.right) for each in found.environment] == [("tensorflow", "2.18.0")]
 
 
+def test_a_loss_that_is_returned_under_a_key_is_told_by_it(tmp_path: Path) -> None:
+    def with_key(contents: CaptureContents) -> CaptureContents:
+        programs = []
+        for program in contents.programs:
+            signature = replace(program.signature, loss_keys=("d_loss",))
+            programs.append(replace(program, signature=signature))
+        return replace(contents, programs=tuple(programs))
+
+    def with_another_loss(contents: CaptureContents) -> CaptureContents:
+        place = contents.programs[0].signature.watch_layout.index("loss:0")
+        return with_batch(
+            with_key(contents),
+            1,
+            lambda batch: replace(batch, fingerprint=moved(batch.fingerprint, (place,))),
+        )
+
+    left = changed(tmp_path / "left.h5", with_key)
+    found = diff_captures(left, changed(tmp_path / "right.h5", with_another_loss))
+    assert [value.name for value in found.values] == ["d_loss"]
+
+
 def test_steps_without_fingerprints_decide_nothing(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

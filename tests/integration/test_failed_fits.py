@@ -106,9 +106,10 @@ def test_keras_2(is_eager: bool, tmp_path: Path) -> None:
 def test_of_two_recorders_the_last_records(is_eager: bool, tmp_path: Path) -> None:
     first, second = Recorder(tmp_path / "first.h5"), Recorder(tmp_path / "second.h5")
     with (
-        pytest.warns(UserWarning, match=r"first\.h5 records nothing: .*second\.h5"),
+        pytest.warns(UserWarning, match=r"first\.h5 records nothing: .*second\.h5") as told,
         pytest.raises(NonFiniteError) as raised,
     ):
         fit(mlp(run_eagerly=is_eager), 3, first, second)
+    assert told[0].filename == __file__
     assert (raised.value.path, second.steps) == (str(second.path), 4)
     assert (first.paths, first.steps) == ((), 0)

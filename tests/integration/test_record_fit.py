@@ -113,6 +113,17 @@ def test_steps_per_execution_counts_inner_steps(tmp_path: Path, steps_per_execut
 
 
 @counts_inner_steps
+def test_steps_that_keras_writes_out_are_told_with_what_records_them(tmp_path: Path) -> None:
+    model = mlp(steps_per_execution=4)
+    model.unrolled_steps_per_execution = 2
+    with pytest.warns(
+        UserWarning, match=r"leave `model\.unrolled_steps_per_execution` at 1"
+    ) as told:
+        model.fit(*data(), verbose=0, callbacks=[Recorder(tmp_path / "run.h5")])
+    assert [one.filename for one in told] == [__file__]
+
+
+@counts_inner_steps
 @pytest.mark.filterwarnings("ignore:Your input ran out of data")
 @pytest.mark.parametrize("batches", [9, pytest.param(11, marks=pytest.mark.slow)])
 def test_a_last_call_of_fewer_steps_counts_those_that_it_ran(tmp_path: Path, batches: int) -> None:

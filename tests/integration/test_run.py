@@ -126,11 +126,42 @@ def test_a_program_runs_as_python_runs_it(name: str, tmp_path: Path) -> None:
     )
     assert recorded.stdout == plain.stdout
     assert recorded.returncode == plain.returncode
-    assert recorded.stderr.splitlines()[-1:] == plain.stderr.splitlines()[-1:]
-    assert "nanreplay" not in recorded.stderr
+    lines = recorded.stderr.splitlines()
+    if not recorded.returncode:  # it ran to its end: what was asked for was not done
+        assert lines.pop() == (
+            "nanreplay: nothing was recorded: the program did not import TensorFlow in this "
+            "process."
+        )
+    assert lines[-1:] == plain.stderr.splitlines()[-1:]
+    assert "nanreplay" not in "".join(lines)
     assert [path.name for path in tmp_path.iterdir() if path.name != "__pycache__"] == [
         "program.py"
     ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("w.assign_sub(0.1 * slope(w))", "takes a gradient with a tape and sets variables"),
+        ("model.fit(x, y, epochs=1, verbose=0)", ""),
+        ("Recorder('own.h5').wrap(lambda: w.assign_sub(0.1 * slope(w)))()", ""),
+    ],
+)
+def test_a_training_by_hand_that_is_not_seen_is_told_at_the_end(
+    setting: str, line: str, tmp_path: Path
+) -> None:
+    (tmp_path / "train.py").write_text(
+        "import keras, tensorflow as tf\nfrom nanreplay import Recorder\n"
+        "x, y, w = tf.ones((4, 2)), tf.ones((4, 1)), tf.Variable(tf.ones((2, 1)))\n"
+        "slope = lambda w: tf.transpose(x) @ (x @ w - y)\n"
+        "model = keras.Sequential([keras.layers.Dense(1)])\nmodel.compile('sgd', 'mse')\n"
+        f"for _ in range(3):\n    {setting}\n"
+    )
+    done = run_warm("train.py", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = [line for line in done.stderr.splitlines() if "nanreplay" in line]
+    assert len(told) == bool(line)
+    assert line in "".join(told)
 
 
 def test_the_traceback_of_a_program_is_its_own(tmp_path: Path) -> None:
@@ -155,7 +186,7 @@ def test_a_module_runs_as_with_m(tmp_path: Path) -> None:
         run("-m", "package", "a", folder=tmp_path),
     )
     assert (recorded.stdout, recorded.returncode) == (plain.stdout, plain.returncode)
-    assert recorded.stderr == ""
+    assert recorded.stderr.startswith("nanreplay: nothing was recorded: ")
 
 
 @pytest.mark.parametrize(
