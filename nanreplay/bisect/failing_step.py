@@ -1,19 +1,22 @@
 """Which step: from the incident back to the first step at which a non-finite value arises.
 
 `targets_of` names what failed in one step, where the walk back starts. `search_back` walks back
-through a step, and through the one before it as long as the variables that it left are to blame.
+through a step, and through the one before it as long as what it left, in variables or as what it
+returned, is to blame.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from nanreplay.bisect.carried_values import returned_before
 from nanreplay.bisect.judge import BACKWARD, Attribution, Judgement, judge
 from nanreplay.bisect.op_trace import StepTrace, trace_step
 from nanreplay.bisect.step_runner import PASSIVE, OpKey, StepRunner
 from nanreplay.bisect.tensor_stats import Mask, words
 from nanreplay.bisect.walk import Walk, walk_back
+from nanreplay.capture.arrays import as_array
 from nanreplay.limits import give_back_freed
 from nanreplay.records import OpInfo, Role, Signature, Trigger, TriggerWhat, loss_in_words
 from nanreplay.replay.provenance import ValueId
@@ -85,10 +88,19 @@ class StepTraces:
     def of(self, step: int) -> StepTrace:
         """Return what the run of a step showed; `targets_of` can ask it for all that may fail."""
         if step not in self._traces:
-            give_back_freed()  # what the steps before left
-            self._traces[step] = trace_targets(self._runner, step)
-            give_back_freed()  # making the plan of a large graph took some
+            self._run(step, judged_tensors(self._runner, step))
         return self._traces[step]
+
+    def with_output(self, step: int, tensor: str) -> StepTrace:
+        """Return what a run of a step showed that computed something it returns as well."""
+        if step not in self._traces or self._traces[step].find(tensor) is None:
+            self._run(step, [*judged_tensors(self._runner, step), tensor])
+        return self._traces[step]
+
+    def _run(self, step: int, fetches: Sequence[str]) -> None:
+        give_back_freed()  # what the steps before left
+        self._traces[step] = trace_step(self._runner, step, list(dict.fromkeys(fetches)))
+        give_back_freed()  # making the plan of a large graph took some
 
 
 def search_back(
@@ -107,16 +119,45 @@ def search_back(
         say(f"running step {step} op by op")
     trace = traces.of(step)
     search = Search([_scene(trace, targets_of(trace, runner.incident.trigger))])
-    while search.first.judgement.inherited:
-        earlier = _earlier(runner, search.first, say, traces)
-        if isinstance(earlier, str):
-            search.reason = earlier
-            break
-        if isinstance(earlier, GivenState):
-            search.given = earlier
-            break
-        search.scenes.append(earlier)
-    return search
+    while True:
+        first = search.first
+        inherits = bool(first.judgement.inherited)
+        before = _earlier if inherits else _returned_before
+        found = before(runner, first, say, traces)
+        if isinstance(found, Scene):
+            search.scenes.append(found)
+            continue
+        if isinstance(found, GivenState):
+            search.given = found
+        else:
+            search.reason = found
+        return search
+
+
+def _returned_before(
+    runner: StepRunner, scene: Scene, say: Progress, traces: StepTraces
+) -> Scene | None:
+    """Return the scene of the step that returned what the batch holds, where one did.
+
+    The state of a recurrence goes from step to step like that, and so do parameters that code
+    outside of the step takes from its gradients.
+    """
+    suspects = scene.judgement.suspects
+    leaf = suspects[0].leaf if suspects else None
+    kind, place = ("", -1) if leaf is None else scene.trace.feed(leaf)
+    if leaf is None or kind != "batch":
+        return None
+    found = returned_before(runner, scene.step, as_array(scene.trace.value(leaf)))
+    if found is None:
+        return None
+    step, tensor = found
+    say(f"step {step} returned what step {scene.step} was given; running step {step} op by op")
+    trace = traces.with_output(step, tensor)
+    targets = list(_target(trace, trace.find(tensor), "variable", tensor))
+    if not targets:
+        return None
+    scene.judgement.carried[place] = scene.walk.leaves[leaf]
+    return _scene(trace, targets)
 
 
 def _scene(trace: StepTrace, targets: list[Target]) -> Scene:

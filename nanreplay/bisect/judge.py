@@ -14,6 +14,7 @@ from typing import cast
 
 import numpy as np
 
+from nanreplay.bisect.constant_values import SHAPES, constant_ops
 from nanreplay.bisect.influence import COPIES, MOVEMENTS
 from nanreplay.bisect.op_trace import Fact, StepTrace
 from nanreplay.bisect.step_runner import PASSIVE, OpKey
@@ -26,8 +27,6 @@ from nanreplay.replay.provenance import ValueId
 
 BACKWARD = PHASES.index("backward")
 """Rank of the backward phase."""
-_SHAPES = words("Shape ShapeN Size Rank ZerosLike OnesLike VariableShape")
-"""Ops whose outputs do not depend on the values of their inputs."""
 _MASKED = words("Softmax LogSoftmax Sub")
 """Ops that take -inf for `leave this out` (Sub: the maximum taken off before Exp)."""
 _ALIKE = COPIES | words("ExpandDims Squeeze Cast")
@@ -65,6 +64,8 @@ class Judgement:
     """Origins, the first one first."""
     inherited: dict[int, Arrival] = field(default_factory=dict)
     """Variables that were non-finite before the step, by index."""
+    carried: dict[int, Arrival] = field(default_factory=dict)
+    """Arrays of the batch that an earlier step returned, non-finite already, by place."""
 
 
 def judge(walk: Walk, attribution: Attribution) -> Judgement:
@@ -286,7 +287,7 @@ class _Judge:
 def _computes_floats(fact: Fact) -> bool:
     """Whether an op's outputs are floats computed from the values of its inputs."""
     has_floats = any(stat.dtype in FLOATS and stat.size for stat in fact.outputs)
-    return fact.type not in _SHAPES and has_floats
+    return fact.type not in SHAPES and has_floats
 
 
 def _distinct(suspects: Sequence[Suspect]) -> Iterator[Suspect]:
@@ -299,25 +300,6 @@ def _distinct(suspects: Sequence[Suspect]) -> Iterator[Suspect]:
         if key not in seen:
             seen.add(key)
             yield suspect
-
-
-def constant_ops(trace: StepTrace) -> set[int]:
-    """Return the serials of the ops that neither the batch nor a variable nor a draw influences."""
-    constant: set[int] = set()
-
-    def is_constant(value: ValueId) -> bool:
-        if value.serial >= 0:
-            return value.serial in constant
-        return trace.feed(value)[0] == "constant"
-
-    # Facts are in the order in which ops ran, so an op's sources are decided before it.
-    for fact in trace.facts.values():
-        is_computed = (
-            bool(fact.sources) and "Random" not in fact.type and all(map(is_constant, fact.sources))
-        )
-        if is_computed or fact.type in _SHAPES or fact.type in ("Const", "HostConst"):
-            constant.add(fact.serial)
-    return constant
 
 
 # Phase, place, layer and loop of an op instance. The table of ops knows an op of a library

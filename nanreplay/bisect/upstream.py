@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
+from nanreplay.bisect.constant_values import constant_ops
 from nanreplay.bisect.failing_step import Scene
 from nanreplay.bisect.influence import MOVEMENTS, REDUCTIONS, influence_of
-from nanreplay.bisect.judge import Suspect, constant_ops
+from nanreplay.bisect.judge import Suspect
 from nanreplay.bisect.op_trace import Fact, StepTrace, is_update
 from nanreplay.bisect.recent_events import makers_of
 from nanreplay.bisect.tensor_stats import (

@@ -72,10 +72,10 @@ def _first_user(scene: Scene, suspect: Suspect) -> int | None:
 
 
 def _first_user_of_state(scene: Scene) -> int | None:
-    """Return the serial of the first op that used state which an earlier step left non-finite."""
+    """Return the serial of the first op that used what an earlier step left non-finite."""
     users = []
-    for arrival in scene.judgement.inherited.values():
-        users.append(arrival.consumer)
+    for arrivals in (scene.judgement.inherited, scene.judgement.carried):
+        users += [arrival.consumer for arrival in arrivals.values()]
     return min((user for user in users if user is not None), default=None)
 
 

@@ -14,7 +14,7 @@ from functools import partial
 import tensorflow as tf
 
 from nanreplay.bisect import Bisection
-from nanreplay.errors import NanreplayError, first_line
+from nanreplay.errors import NanreplayError, ReplayError, first_line
 from nanreplay.findings import Cause, FixResult
 from nanreplay.replay import Replay
 from nanreplay.whatif.edits import LAST_RESORT, BadValueError, Edit, Fix, candidates
@@ -87,6 +87,7 @@ def what_if(
     if fixes is None and origin is not None and origin.kind == "set":
         return TriedFixes(())  # no change of the training keeps what sets it from doing so
     origin_step = None if origin is None else origin.step
+    _check_not_carried(bisection)
     window = TrialWindow(replay, origin_step, pause=pause)
     failure = Failure(window, bisection, causes)
     if fixes is None:
@@ -110,6 +111,17 @@ def what_if(
     if fixes is not None and len(trials.fixes) > 1:
         trials.results.append(_replayed(failure, _joined(trials.fixes)))
     return TriedFixes(tuple(trials.results))
+
+
+def _check_not_carried(bisection: Bisection) -> None:
+    """Fail where what the origin made reached the incident through the batch of a later step."""
+    scenes = [] if bisection.search is None else bisection.search.scenes
+    for scene in scenes[:-1]:
+        if scene.judgement.carried:
+            raise ReplayError(
+                f"Step {scene.step} is given what an earlier step returned, as it was recorded: "
+                "what a fix makes of that step does not reach it."
+            )
 
 
 def _with_usual_rates(
