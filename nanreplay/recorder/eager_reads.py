@@ -69,6 +69,8 @@ def _copied(structure: Any) -> Any:
     )
 
 
+_READ_BY_THEMSELVES = ("ResourceGather", "ResourceGatherNd")
+"""Ops that take single rows out of a variable, which nothing else reads."""
 _ITERATORS: tuple[type[Any], ...] = (
     GeneratorType,
     zip,
@@ -198,6 +200,8 @@ def note_first_reads(reads: Reads) -> Callable[..., None]:
             return
         if kind == "ReadVariableOp":
             reads[id(inputs[0])] = (inputs[0], outputs[0])
+        elif kind in _READ_BY_THEMSELVES and _is_new(inputs[0], reads):
+            reads[id(inputs[0])] = (inputs[0], read_variable(inputs[0]))
         elif kind == "AssignVariableOp" and id(inputs[0]) in made:
             reads[id(inputs[0])] = (inputs[0], inputs[1])
 

@@ -269,6 +269,10 @@ class Iteration:
         self._step = step
         self._namespace = namespace
         self._thread = thread
+        # Imports NumPy, which whoever trains has imported.
+        from nanreplay.recorder.host_generators import HostGenerators
+
+        self._generators = HostGenerators(namespace.values())
         self._taken: deque[Any] = deque()
         """What `next` gave the body at first."""
         self._repeated: deque[Any] | None = None
@@ -297,7 +301,8 @@ class Iteration:
         running, self._thread.iteration = self._thread.iteration, self
         self._repeated = self._taken.copy()
         try:
-            exec(self._body.code, dict(self._namespace))
+            with self._generators.as_remembered():
+                exec(self._body.code, dict(self._namespace))
         except _EndOfBody:
             pass
         finally:

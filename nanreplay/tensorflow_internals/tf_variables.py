@@ -12,6 +12,7 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.python.eager import context as _context
+from tensorflow.python.ops import gen_candidate_sampling_ops as _gen_candidate_sampling_ops
 from tensorflow.python.ops import gen_random_ops as _gen_random_ops
 from tensorflow.python.ops import gen_resource_variable_ops as _gen_resource_variable_ops
 from tensorflow.python.ops import gen_state_ops as _gen_state_ops
@@ -26,6 +27,7 @@ _RANDOM = re.compile(
     r"random_(uniform|uniform_int|standard_normal|shuffle|poisson|poisson_v2)"
     r"|(parameterized_)?truncated_normal|multinomial"
 )
+_SAMPLERS = re.compile(r"\w+_candidate_sampler")
 
 
 def new_handle(shape: Any, dtype: Any) -> Any:
@@ -114,7 +116,11 @@ def random_functions() -> list[tuple[Any, str]]:
     Those that have a gradient are left out. The state is in the kernel, where no public name
     reads it.
     """
-    return [(_gen_random_ops, name) for name in _matching(_gen_random_ops, _RANDOM)]
+    samplers = _gen_candidate_sampling_ops
+    return [
+        *((_gen_random_ops, name) for name in _matching(_gen_random_ops, _RANDOM)),
+        *((samplers, name) for name in _matching(samplers, _SAMPLERS)),
+    ]
 
 
 def _matching(module: Any, pattern: re.Pattern[str]) -> list[str]:

@@ -154,6 +154,16 @@ LOOPS = {
             optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables),
             model.trainable_variables))
     """,
+    "sampled_candidates": """
+        table, biases = tf.Variable(tf.ones((20, 4))), tf.zeros(20)
+        for x, y in batches:
+            with tf.GradientTape() as tape:
+                labels = tf.constant([[3]] * 8, tf.int64)
+                inputs = tf.repeat(model(x), 4, axis=1)
+                loss = tf.reduce_mean(tf.nn.nce_loss(table, biases, labels, inputs, 2, 20))
+            optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables),
+            model.trainable_variables))
+    """,
     "compiled_gradient": """
         @tf.function
         def gradients_of(x, y):
@@ -329,6 +339,30 @@ def test_a_loop_whose_next_iteration_never_comes_is_told_of(tmp_path: Path) -> N
     with pytest.warns(UserWarning, match="trains step by step in Python") as told:
         loops.end()
     assert [Path(one.filename).name for one in told] == ["train.py"]
+
+
+def test_a_loop_draws_the_same_numbers_again_from_a_generator_of_its_own(tmp_path: Path) -> None:
+    drawing = """
+        class Data:
+            drawn = np.random.default_rng(14)
+
+        own = Data.drawn
+
+        def counts():
+            return own.integers(0, 20, size=(8, 1)).astype("float32")
+
+        for x, y in batches:
+            with tf.GradientTape() as tape:
+                loss = mse(x, y) + tf.reduce_mean(tf.math.log(counts()))
+            optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables),
+            model.trainable_variables))
+    """
+    with pytest.raises(NonFiniteError) as raised:
+        run(drawing, tmp_path, fails=False)
+    report = explain(raised.value.path, fixes="none")
+    assert report.findings.origin is not None, report.sentence
+    assert (report.incident_step, report.findings.origin.op_type) == (3, "Log"), report.sentence
+    assert "Replays bit for bit" in report.sentence
 
 
 def test_loops_of_two_models_are_two_trainings(tmp_path: Path) -> None:
