@@ -97,13 +97,20 @@ class StepRuns(RecordedSteps):
     def change(self, step: int) -> MatrixChange:
         """Return how far a step moved the trainable matrices.
 
+        Of an eager loop the recording may hold the states around a step that cannot be replayed.
+
         Raises:
-            MissingPartError: The step, or the one after it, cannot be replayed.
+            MissingPartError: The state before the step, or after it, is not known.
         """
         if step not in self._changes:
-            before, after = self.state(step), self.state(step + 1)
+            before, after = map(self._known_state, (step, step + 1))
             self._changes[step] = change_between(self.variables, before, after)
         return self._changes[step]
+
+    def _known_state(self, step: int) -> Mapping[int, Any]:
+        if step in self.capture.keyframe_steps and step not in self.steps:
+            return self.capture.lazy_keyframe(step)
+        return self.state(step)
 
     def _note_change(self, step: int, before: Mapping[int, Any]) -> Mapping[int, Any]:
         """Measure how far the step before the incident moves matrices, as a replay passes it.

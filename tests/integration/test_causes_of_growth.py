@@ -159,3 +159,24 @@ def test_a_loss_of_the_wrong_sign_is_no_high_learning_rate(tmp_path: Path) -> No
     assert causes[0].kind == "other"
     assert causes[0].sentence.startswith("The loss falls without bound, from -")
     assert tried(tmp_path / "run.h5", "lr=0.01")["lr"].prevents is None
+
+
+def test_a_rate_that_throws_the_weights_of_an_eager_loop_off_is_told(tmp_path: Path) -> None:
+    weights, optimizer = tf.Variable(normal(3, 2)), keras.optimizers.Adam(1e25)
+    scales = iter((1.0, 2.0))  # so that no step runs the program of another
+
+    def step(x: Any, scale: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = mean(tf.square(tf.constant(x) @ weights)) * scale
+        optimizer.apply_gradients([(tape.gradient(loss, weights), weights)])
+        return float(loss)
+
+    with Recorder(tmp_path / "run.h5", on_nan="stop") as recorder:
+        recorded = recorder.wrap(step, optimizer=optimizer)
+        for _ in range(2):
+            recorded(normal(8, 3), next(scales))
+    cause = why(tmp_path / "run.h5")[0]
+    assert cause.kind == "high_learning_rate"
+    assert "The update of step 0 changed the weights by" in cause.sentence
+    assert "at a learning rate of 1e+25" in cause.sentence
+    assert tried(tmp_path / "run.h5", "clipnorm=1")["clipnorm"].prevents is None

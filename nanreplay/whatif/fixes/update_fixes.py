@@ -189,6 +189,14 @@ def skip_step(failure: Failure, value: str | None) -> Fix:
 
 def _clipping_fix(failure: Failure, name: str, value: str | None, clip: Clip) -> Fix:
     limit = positive_number(value, 1.0)
+    window, origin = failure.window, failure.origin
+    if (
+        len(window.steps) == 1
+        and (origin is None or origin.phase not in ("backward", "update"))
+        and any(cause.kind == "high_learning_rate" for cause in failure.causes[:1])
+    ):
+        why = window.why_not_earlier
+        raise CannotTryError(f"{why}, and the updates before it are to blame, not its own.")
     note = "  # in place of the clipping that it does: Keras takes one" * _clips(failure)
     code = in_optimizers(failure, f"..., {name}={limit:g}", note)
     left = _steps_left_by_clipping(failure, name, limit)
