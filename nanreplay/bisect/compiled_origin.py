@@ -23,7 +23,7 @@ from nanreplay.replay.provenance import OpEvent
 
 MOST_OTHERS = 10
 """How many origins are told besides the first."""
-_MOST_LOOKS = 12
+_MOST_LOOKS = 24
 """Ops on the way back that are looked at one by one; each costs a compilation for each tensor."""
 
 
@@ -62,7 +62,7 @@ def find_compiled_origin(runner: StepRunner, step: int, notes: tuple[str, ...] =
 
 
 def _by_writer(runner: StepRunner, step: int, notes: tuple[str, ...]) -> Findings:
-    """Name the op that made a variable bad, or wrote it, where looking at all shows no bad tensor.
+    """Name the op that made a loss or variable bad, or wrote it, where looking shows no bad tensor.
 
     To look at a tensor of a compiled step keeps ops apart that are computed as one otherwise, and
     that may change what they give. So its tensors are looked at one by one, each by a run of its
@@ -70,6 +70,11 @@ def _by_writer(runner: StepRunner, step: int, notes: tuple[str, ...]) -> Finding
     """
     finite = f"Step {step} is finite op by op, and so is the compiled step when its tensors are"
     trigger = runner.incident.trigger
+    seen = (*notes, f"{finite} looked at together. One by one they show what made the value.")
+    for tensor, text in _losses(runner, step) if trigger.what == "loss" else ():
+        maker = _maker_one_by_one(runner, step, tensor)
+        if maker is not None:
+            return _made_by(runner, step, maker, text, seen)
     writers = []
     for op, tensor, path in _written(runner, step):
         if path == trigger.name:
@@ -79,13 +84,7 @@ def _by_writer(runner: StepRunner, step: int, notes: tuple[str, ...]) -> Finding
     writer, written = writers[-1]
     maker = _maker_one_by_one(runner, step, written)
     if maker is not None:
-        seen = f"{finite} looked at together. One by one they show what made the value."
-        return Findings(
-            origin=_compiled_origin(runner, step, maker.name, maker),
-            root=Root(step, "Only the compiled step is non-finite."),
-            notes=(*notes, seen),
-            consequence=f"reached `{trigger.name}`",
-        )
+        return _made_by(runner, step, maker, f"`{trigger.name}`", seen)
     origin = dataclasses.replace(
         _compiled_origin(runner, step, writer), outputs=(), operands=(), kind="written"
     )
@@ -94,6 +93,17 @@ def _by_writer(runner: StepRunner, step: int, notes: tuple[str, ...]) -> Finding
         notes=(*notes, f"{finite} looked at: the op that is named wrote the value."),
         consequence=f"reached `{trigger.name}`; the op of the update that made it cannot be told, "
         "as the step is finite when its ops are looked at",
+    )
+
+
+def _made_by(
+    runner: StepRunner, step: int, maker: OpEvent, reached: str, notes: tuple[str, ...]
+) -> Findings:
+    return Findings(
+        origin=_compiled_origin(runner, step, maker.name, maker),
+        root=Root(step, "Only the compiled step is non-finite."),
+        notes=notes,
+        consequence=f"reached {reached}",
     )
 
 
@@ -115,13 +125,17 @@ def _maker_one_by_one(runner: StepRunner, step: int, written: str) -> OpEvent | 
 
 def _may_fail(runner: StepRunner, step: int) -> Iterator[tuple[str, str]]:
     """Losses, gradients, what is written to variables: (tensor, how a sentence names it)."""
-    signature = runner.signature(step)
-    for i, tensor in enumerate(signature.losses):
-        yield tensor, loss_in_words(signature.loss_name(i))
-    for spec in signature.gradients:
+    yield from _losses(runner, step)
+    for spec in runner.signature(step).gradients:
         yield spec.tensor, f"the gradient of `{runner.variables[spec.variable].path}`"
     for _, tensor, path in _written(runner, step):
         yield tensor, f"`{path}`"
+
+
+def _losses(runner: StepRunner, step: int) -> Iterator[tuple[str, str]]:
+    signature = runner.signature(step)
+    for i, tensor in enumerate(signature.losses):
+        yield tensor, loss_in_words(signature.loss_name(i))
 
 
 def _written(runner: StepRunner, step: int) -> Iterator[tuple[str, str, str]]:

@@ -29,5 +29,9 @@ def is_inside_keras(origin: Origin) -> bool:
     part = origin.part
     if part is None or not part.is_keras or part.place != "layer" or part.kind in _CALLS_USERS:
         return False
-    # A function of the user's may be a setting of the layer, such as its activation.
-    return not any(text.endswith(f'="{origin.source.function}"') for text in part.settings)
+    # A function of the user's may be a setting of the layer, such as its activation, and so may
+    # an object: a regularizer is called.
+    own = f'="{origin.source.function}"'
+    if origin.source.function == "__call__":
+        return not any(text.startswith("activity_regularizer=") for text in part.settings)
+    return not any(text.endswith(own) for text in part.settings)

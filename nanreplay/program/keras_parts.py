@@ -29,8 +29,17 @@ def layer_part(path: str, layer: Any) -> KerasPart:
         layer: The layer.
     """
     policy = getattr(getattr(layer, "dtype_policy", None), "name", None)
-    settings = [*_settings(layer, _OF_LAYERS), *_setting("dtype", policy)]
+    settings = [*_settings(layer, _OF_LAYERS), *_own_regularizer(layer)]
+    settings += _setting("dtype", policy)
     return KerasPart("layer", path, class_name(layer, "layers"), tuple(settings))
+
+
+def _own_regularizer(layer: Any) -> Iterator[str]:
+    """What the user wrote of the layer's loss: a function, or an object that is called."""
+    regularizer = getattr(layer, "activity_regularizer", None)
+    module = getattr(regularizer, "__module__", None) or ""
+    if module.partition(".")[0] not in _LIBRARIES:
+        yield from _setting("activity_regularizer", regularizer)
 
 
 def parts_of(seen: Observation, root: str | None) -> tuple[KerasPart, ...]:

@@ -220,7 +220,7 @@ def with_call_of_inner(source: Frame | None, op_type: str, function: str) -> str
         inner = _without_one(inner)
     arguments = _call(inner, _INNER[_last_name_of(function)])
     others: list[str] = []
-    if _last_name_of(function) == "reduce_logsumexp" and arguments:
+    if _last_name_of(function).endswith("logsumexp") and arguments:
         others, arguments = arguments[1:], _call(_parsed(arguments[0]), ("exp",))
     if len(arguments) != 1:
         return None
@@ -233,6 +233,7 @@ _INNER: Mapping[str, Sequence[str]] = {
     "log_sigmoid": ("sigmoid",),
     "softplus": ("exp",),
     "reduce_logsumexp": ("reduce_sum",),
+    "cumulative_logsumexp": ("cumsum",),
 }
 """What is called within a logarithm, by the function that stands for both."""
 

@@ -16,15 +16,17 @@ import tensorflow as tf
 from nanreplay.bisect import Bisection
 from nanreplay.errors import NanreplayError, ReplayError, first_line
 from nanreplay.findings import Cause, FixResult
+from nanreplay.program.graph_editor import ProgramEditor
 from nanreplay.replay import Replay
 from nanreplay.whatif.edits import LAST_RESORT, BadValueError, Edit, Fix, candidates
 from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fix_names import FixError, check_fix
 from nanreplay.whatif.fix_results import fix_result
 from nanreplay.whatif.fixes import FIXES
-from nanreplay.whatif.fixes.operand_fixes import epsilon
+from nanreplay.whatif.fixes.operand_fixes import epsilon, raised_epsilon
 from nanreplay.whatif.fixes.update_fixes import usual_factors
 from nanreplay.whatif.trial_window import TrialWindow
+from nanreplay.whatif.window_run import adds_to_sums
 
 _CANNOT = (NanreplayError, tf.errors.OpError, ValueError, TypeError, KeyError, IndexError)
 """What is raised where a fix does not fit a program.
@@ -207,12 +209,23 @@ def _try_places(failure: Failure, name: str, value: str | None) -> tuple[FixResu
         result, fix = _try_larger(failure, result, fix)
     if result.prevents:
         return result, fix
+    if value is None and fix is not None and _is_added_to_sum(failure, fix):
+        raised = _try_one(failure, name, value, partial(raised_epsilon, failure))
+        if raised[0].prevents:
+            return raised
     for place in list(failure.places())[1 : MOST_PLACES + 1]:
         make = partial(epsilon, failure, value, place)
         other_result, other_fix = _try_one(failure, name, value, make)
         if other_result.prevents:
             return other_result, other_fix
     return result, fix
+
+
+def _is_added_to_sum(failure: Failure, fix: Fix) -> bool:
+    editor = ProgramEditor(failure.window.replay.program(failure.step).record)
+    for change in fix.edit.programs:
+        change(editor)
+    return adds_to_sums(editor)
 
 
 def _try_larger(

@@ -13,17 +13,20 @@ import tensorflow as tf
 from nanreplay.capture.arrays import as_array
 from nanreplay.errors import ReplayError, StepRaisedError
 from nanreplay.program.float_types import TO_FLOAT32, widened, widened_variables
-from nanreplay.program.graph_editor import ProgramEditor
+from nanreplay.program.graph_editor import SCOPE, ProgramEditor
 from nanreplay.records import ProgramRecord, Trigger
 from nanreplay.replay import Replay, StepResult
 from nanreplay.replay.replay_programs import Program
 from nanreplay.replay.replay_state import LiveState
 from nanreplay.replay.step_results import compare_step, step_error
+from nanreplay.tensorflow_internals.tf_functions import Optimizers
 from nanreplay.whatif.edits import CannotTryError, Edit
+from nanreplay.whatif.line_gradients import maker_of
 
 if TYPE_CHECKING:
     from nanreplay.whatif.trial_window import TrialWindow
 
+_SUMS = {"Add", "AddV2", "Sub"}
 LATER_STEPS = 4
 """How many steps go on after the window, to see whether the training lives."""
 
@@ -236,22 +239,26 @@ class WindowRun:
         name = recorded.record.id
         if name not in self.programs:
             # The recorded program was checked when it was loaded, and fixes add no unsafe op.
-            changed = Program(self.changed(recorded.record), trust=True)
+            record, adds_to_sums = self.changed(recorded.record)
+            changed = Program(record, trust=True)
             # Those graph optimizers that gave the recorded bits are taken for the changed program
-            # too, whose bits no recording tells.
-            changed.optimizers = recorded.optimizers
+            # too, whose bits no recording tells. But all of them compute a - b + 1e-7 as
+            # a - (b - 1e-7), where the epsilon is lost, and they need two rounds to find it.
+            changed.optimizers = Optimizers.ALL if adds_to_sums else recorded.optimizers
             # the recorded program took the same feeds
             changed.checks_feeds = bool(self.edit.batches)
             self.programs[name] = changed
         return self.programs[name]
 
-    def changed(self, record: ProgramRecord) -> ProgramRecord:
-        """The recorded program with the changes made."""
+    def changed(self, record: ProgramRecord) -> tuple[ProgramRecord, bool]:
+        """The recorded program with the changes made, and whether one adds to a sum."""
         editor = ProgramEditor(record)
         for change in self.edit.programs:
             change(editor)
         record = editor.edited()
-        return widened(record, TO_FLOAT32) if self.edit.widen_half else record
+        if self.edit.widen_half:
+            record = widened(record, TO_FLOAT32)
+        return record, adds_to_sums(editor)
 
     def step(self, step: int) -> StepResult:
         """Run one step as it was trained, but for the changes."""
@@ -291,3 +298,13 @@ class WindowRun:
             for index, info in enumerate(self.replay.variables)
             if info.role in ("state", "other") and self.live.is_bad(index)
         }
+
+
+def adds_to_sums(editor: ProgramEditor) -> bool:
+    """Whether an op that the editor added adds to a sum or a difference of the program."""
+    for key in editor.ops(_SUMS):
+        if key[1].startswith(SCOPE):
+            makers = [maker_of(key[0], tensor) for tensor in editor.data_inputs(key)]
+            if any(editor.holds(maker) and editor.node(maker).op in _SUMS for maker in makers):
+                return True
+    return False

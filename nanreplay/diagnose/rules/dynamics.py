@@ -9,47 +9,34 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nanreplay.bisect.growth import Growth, falls_without_bound, learning_rate_at, share_added
+from nanreplay.bisect.growth import Growth, falls_without_bound, share_added
 from nanreplay.bisect.op_trace import Fact
-from nanreplay.bisect.step_runner import StepRunner
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.case import Case, Values
 from nanreplay.diagnose.failure_graph import FailureGraph
 from nanreplay.diagnose.rules import overflow
-from nanreplay.errors import NanreplayError
+from nanreplay.diagnose.rules.overshooting import (
+    EARLY,
+    FAR_OFF,
+    OVERSHOOT,
+    THROWN_OFF,
+    first_update,
+    first_update_on_unscaled_data,
+    overshooting_update,
+)
 from nanreplay.findings import Cause
-from nanreplay.records import Timeline, VariableInfo
+from nanreplay.records import VariableInfo
 from nanreplay.replay.matrix_changes import matrices_in
 
-_EARLY = 10
-"""Steps within which initial weights can be to blame."""
 _TOO_WIDE = 5.0
 """How many times wider than He's rule has it a layer must be drawn to count."""
 _GROWS = 1.3
 """Spectral radius of a recurrent kernel from which states grow; an orthogonal one has 1."""
-_OVERSHOOT = 0.3
-"""A step that changes weights by more than this share of their norm overshoots."""
-_FAR_OFF = 5.0
-"""After an update of this many times the weights' norm, whatever fails is its consequence."""
-_THROWN_OFF = 1.0
-"""Updates of more than the weights' own norm throw them off.
-
-They explain gradients that grow, wherever these overflow in the end.
-"""
-_MOST_UPDATES = 4
-"""How many updates before the failing step are looked at."""
-_BOUNDED = 10.0
-"""Optimizers such as Adam change no weight by more than a few times the rate."""
-_STEEP = 50.0
-"""A gradient of more than this many times the weights' norm is large by itself."""
-_RAISED = 10.0
-"""How many times a rate was raised where that counts as the beginning."""
 
 
 def high_learning_rate(case: Case) -> Cause | None:
@@ -62,18 +49,18 @@ def high_learning_rate(case: Case) -> Cause | None:
         return None
     overshot = overshooting_update(case.replay, case.timeline, case.step)
     is_slow = growth is not None and not growth.is_jump
-    if overshot is not None and (overshot.ratio > _FAR_OFF or not is_slow):
-        confidence = 0.97 if overshot.ratio > _FAR_OFF else 0.86
+    if overshot is not None and (overshot.ratio > FAR_OFF or not is_slow):
+        confidence = 0.97 if overshot.ratio > FAR_OFF else 0.86
         if case.origin is not None and case.origin.loop and not overshot.is_bounded:
             confidence = 0.6  # a gradient through time is large by itself
         evidence = [growth.sentence] if growth is not None else []
         evidence.append(f"What failed in step {case.step} is a consequence: `{case.op}`.")
         return Cause("high_learning_rate", confidence, overshot.sentence, tuple(evidence))
     if growth is None:
-        return _first_update(case)
+        return first_update(case) or first_update_on_unscaled_data(case)
     ratios = _update_ratios(case, growth.step, case.step)
     median = float(np.median(ratios)) if len(ratios) else 0.0
-    overshoots = median > _OVERSHOOT
+    overshoots = median > OVERSHOOT
     evidence = []
     if len(ratios):
         evidence.append(
@@ -88,29 +75,13 @@ def high_learning_rate(case: Case) -> Cause | None:
     )
     if not overflow.is_plain(case):
         confidence = min(0.6, confidence - 0.2)
-    elif median > _THROWN_OFF:
+    elif median > THROWN_OFF:
         confidence = max(confidence, 0.85)
     sentence = _grew(growth)
     if growth.rate:
         sentence += f" at a {growth.rate.replace('rate', 'rate of', 1)}"
     evidence.insert(0, growth.sentence)
     return Cause("high_learning_rate", round(confidence, 2), f"{sentence}.", tuple(evidence))
-
-
-def _first_update(case: Case) -> Cause | None:
-    """The first update of an optimizer such as Adam overshot, and within a few steps one overflows.
-
-    Its size is that of the rate, whatever the gradient was.
-    """
-    steps = case.replay.steps
-    if not 1 < case.step <= _EARLY or not {0, 1} <= set(steps) or not overflow.is_plain(case):
-        return None
-    change, rate = case.replay.change(0), learning_rate_at(case.timeline, 0)
-    first = Update(0, change.ratio, change.largest, rate)
-    if first.ratio <= _OVERSHOOT or not first.is_bounded:
-        return None
-    evidence = f"No weight changed by more than {first.largest:.3g}; step {case.step} overflows."
-    return Cause("high_learning_rate", 0.84, first.sentence, (evidence,))
 
 
 def growth_by_itself(case: Case) -> Cause | None:
@@ -201,7 +172,7 @@ def _kernels(case: Case) -> list[int]:
 def began_with_update(case: Case, growth: Growth) -> bool:
     """Whether a jump came after an update that threw the weights far off, not before it."""
     ratios = _update_ratios(case, growth.step - 1, growth.step - 1)
-    return len(ratios) > 0 and float(ratios[0]) > _THROWN_OFF
+    return len(ratios) > 0 and float(ratios[0]) > THROWN_OFF
 
 
 def exploding_gradient(case: Case) -> Cause | None:
@@ -282,7 +253,7 @@ def bad_init(case: Case) -> Cause | None:
 
     A value overflows within the first steps.
     """
-    if not _is_of_op(case) or case.step > _EARLY or 0 not in case.replay.steps:
+    if not _is_of_op(case) or case.step > EARLY or 0 not in case.replay.steps:
         return None
     kernels = sorted(_wide_kernels(case), reverse=True)
     if not kernels:
@@ -360,87 +331,3 @@ def _growing_recurrence(case: Case) -> Cause | None:
             evidence = f"Step {case.step} is the first that fails, {where}."
             return Cause("bad_init", 0.85 if case.step <= 2 else 0.6, sentence, (evidence,))
     return None
-
-
-# Whether updates threw the weights off, and whether the learning rate made them so large.
-#
-# An update is the learning rate times what the optimizer makes of the gradient. The rate is to
-# blame where the updates were too large from the first one on, or since the rate was raised, and
-# where the gradient alone does not explain their size.
-
-
-@dataclass(frozen=True, slots=True)
-class Update:
-    """What one step changed of the trainable matrices."""
-
-    step: int
-    ratio: float
-    """Norm of the change, relative to the norm of what was there."""
-    largest: float
-    """Largest change of one weight."""
-    learning_rate: float | None
-    """None where it is not recorded."""
-
-    @property
-    def is_bounded(self) -> bool:
-        """Whether no weight changed by much more than the rate, as with Adam."""
-        return self.learning_rate is not None and self.largest <= _BOUNDED * self.learning_rate
-
-    @property
-    def sentence(self) -> str:
-        """The update in numbers."""
-        rate = ""
-        if self.learning_rate is not None:
-            rate = f", at a learning rate of {self.learning_rate:.6g}"
-        return (
-            f"The update of step {self.step} changed the weights by {self.ratio:.3g} times "
-            f"their norm{rate}."
-        )
-
-
-def overshooting_update(runner: StepRunner, timeline: Timeline, step: int) -> Update | None:
-    """Return the first update that threw the weights off, where the learning rate made it so large.
-
-    None where updates were of a usual size, or where they became large at a usual rate: then a
-    gradient exploded.
-
-    Args:
-        runner: Replays the window's steps.
-        timeline: What was recorded of all steps.
-        step: Step of the origin.
-    """
-    thrown: Update | None = None
-    for update in _updates_before(runner, timeline, step):
-        if update.ratio <= _THROWN_OFF:
-            break
-        thrown = update
-    if thrown is None or thrown.learning_rate is None:
-        return None
-    began_with_rate = thrown.step == 0 or _was_raised(timeline, thrown.step, thrown.learning_rate)
-    return thrown if began_with_rate and _is_of_rate(thrown) else None
-
-
-def _updates_before(runner: StepRunner, timeline: Timeline, step: int) -> Iterator[Update]:
-    """The updates before a step, the last one first."""
-    for earlier in range(step - 1, max(step - 1 - _MOST_UPDATES, -1), -1):
-        try:
-            # of an eager loop the states are known, though the step itself cannot be replayed
-            change = runner.change(earlier)
-        except NanreplayError:
-            return
-        rate = learning_rate_at(timeline, earlier)
-        yield Update(earlier, change.ratio, change.largest, rate)
-
-
-def _is_of_rate(update: Update) -> bool:
-    """Whether the rate, not the size of the gradient, explains how large an update is."""
-    rate = update.learning_rate
-    if not rate or rate <= 0:
-        return False
-    return update.is_bounded or update.ratio / rate <= _STEEP
-
-
-def _was_raised(timeline: Timeline, step: int, rate: float) -> bool:
-    """Whether the learning rate of a step is far above that of the step before it."""
-    before = learning_rate_at(timeline, step - 1)
-    return before is not None and rate > _RAISED * before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -54,14 +55,20 @@ def leaky_relu(failure: Failure, value: str | None) -> Fix:
     return Fix("leaky_relu", {"negative_slope": slope}, Edit(programs=(edit,)), code, edits=edits)
 
 
-def _has_lost_constant(failure: Failure) -> bool:
-    """Whether the step fails because a constant was rounded to 0 in 16 bits."""
+def _lost_constant(failure: Failure) -> str | None:
+    """What a constant was rounded to in 16 bits, where the step fails because of it."""
     scene, suspect = failure.bisection.scene, failure.bisection.suspect
-    is_underflow = bool(failure.causes) and failure.causes[0].kind == "fp16_underflow"
-    if not is_underflow or scene is None or suspect is None or suspect.fact is None:
-        return False
-    graph = FailureGraph(scene)
-    return any(any(adders_of_zero(graph, value)) for value in suspect.fact.input_ids)
+    kind = failure.causes[0].kind if failure.causes else None
+    if scene is None or suspect is None or suspect.fact is None:
+        return None
+    graph, values = FailureGraph(scene), suspect.fact.input_ids
+    if kind == "fp16_underflow" and any(any(adders_of_zero(graph, value)) for value in values):
+        return "0"
+    if kind == "fp16_overflow":
+        makers = chain.from_iterable(map(graph.infinities, values))
+        if any(maker.type == "Const" for maker in makers):
+            return "an infinity"
+    return None
 
 
 def float32(failure: Failure, value: str | None) -> Fix:
@@ -71,10 +78,11 @@ def float32(failure: Failure, value: str | None) -> Fix:
     if origin is not None:
         for output in origin.outputs:
             dtypes.append(output.dtype)
-    if _has_lost_constant(failure):
+    lost = _lost_constant(failure)
+    if lost is not None:
         raise CannotTryError(
-            "The recorded step holds the constant as 0, which it was rounded to when the step was "
-            "traced: what it is in float32 is not known."
+            f"The recorded step holds the constant as {lost}, which it was rounded to when the "
+            "step was traced: what it is in float32 is not known."
         )
     own = []
     for key, info in failure.editor.infos.items():

@@ -46,6 +46,8 @@ _FLOORS = {"Log1p": -1.0, "Xlog1py": -1.0}
 _INVERSE_SINES = ("Acos", "Asin", "Atanh")
 """Ops that are defined from -1 to 1; they, or their gradients, are infinite at both ends."""
 _EXPONENTIALS = ("Exp", "Expm1")
+LOST_IN_SUM = "TensorFlow computes `a - b + c` as `a - (b - c)`, and `b - c` rounds to `b`"
+"""Constant folding brings constants together so, and a, b and c are not of one size."""
 
 
 def epsilon(failure: Failure, value: str | None, place: OpLocation | None = None) -> Fix:
@@ -77,6 +79,16 @@ def epsilon(failure: Failure, value: str | None, place: OpLocation | None = None
     return _operand_fix(
         failure, place, "epsilon", params, _plus(small), added, advice, is_added=True
     )
+
+
+def raised_epsilon(failure: Failure) -> Fix:
+    """Put the small number there in place of what is smaller, where adding it does not last."""
+    place = next(failure.places())
+    if failure.is_optimizers_own or place.type in MATRICES:
+        raise CannotTryError("The operand is not a plain number of the user's code.")
+    small = EPSILON_FLOAT16 if _is_float16(failure) else EPSILON
+    fix = _at_least(failure, place, small)
+    return replace(fix, note=f"{short_number(small)} that is added there is lost: {LOST_IN_SUM}.")
 
 
 def _larger_epsilon(failure: Failure, place: OpLocation, small: float) -> Fix:

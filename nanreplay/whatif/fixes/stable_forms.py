@@ -1,20 +1,15 @@
 """Fixes that compute the same in another way, one that stays finite.
 
-Log-softmax in place of the logarithm of a softmax, softplus in place of log(1 + exp(x)),
-log-sum-exp in place of log(sum(exp(x))), a quotient that is 0 where its divisor is.
+Log-softmax in place of the logarithm of a softmax and the like (`log_chains`), a softmax of which
+the largest is taken off, a quotient that is 0 where its divisor is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
-from nanreplay.capture.arrays import as_array
 from nanreplay.program.graph_editor import OpKey, ProgramEditor
 from nanreplay.program.graph_nodes import constant_array
 from nanreplay.records import Frame
@@ -26,11 +21,11 @@ from nanreplay.whatif.fix_code import (
     with_call_of_inner,
     with_expression,
 )
+from nanreplay.whatif.fixes.log_chains import FINDERS, Chain, FindChain
 from nanreplay.whatif.fixes.operand_fixes import advised, clamp, operand_number
+from nanreplay.whatif.fixes.shifted_sums import shifted_sum_fix
 from nanreplay.whatif.line_gradients import gradient_ops, maker_of
 
-_LARGEST_EPSILON = 0.01
-"""A constant below this that is added before a logarithm is an epsilon."""
 _COPIES = ("Identity", "StopGradient", "Cast", "Reshape")
 _LOGS = ("Log", "Log1p")
 _MOST_OPS_TO_LOG = 4
@@ -50,16 +45,18 @@ def stable_op(failure: Failure, value: str | None) -> Fix:
         return shifted or _divide_no_nan_fix(failure, failure.op, source)
     logs = [failure.op] if op_type in _LOGS else _logs_after(editor, failure.op)
     for log in logs:
-        for find_chain in _FINDERS:
+        for find_chain in FINDERS:
             chain = find_chain(editor, log)
             if chain is None or failure.op not in chain.ops:
                 continue
             if op_type in _LOGS or not _is_used_elsewhere(editor, chain):
                 return _chain_fix(failure, find_chain, chain, failure.source(log))
-    if op_type in ("Exp", "Expm1", "Acos", "Asin", "Atanh", "Acosh"):
-        # the logarithm of a sum would change where the largest value is taken off
-        shifted = None if logs else _softmax_fix(failure, editor, failure.op)
-        return shifted or clamp(failure, None)
+    if op_type == "Exp":
+        # the logarithm of a sum would change where the largest value is taken off alone
+        find = shifted_sum_fix if logs else _softmax_fix
+        return find(failure, editor, failure.op) or clamp(failure, None)
+    if op_type in ("Expm1", "Acos", "Asin", "Atanh", "Acosh"):
+        return clamp(failure, None)
     raise CannotTryError(
         f"No op is known that computes what `{op_type}` does here and stays finite."
     )
@@ -86,7 +83,7 @@ def _divide_no_nan_fix(failure: Failure, op: OpKey, source: Frame | None) -> Fix
 
 def _logs_after(editor: ProgramEditor, exponential: OpKey) -> list[OpKey]:
     """The logarithms that an exponential comes to through a sum: it overflows before they do."""
-    if editor.node(exponential).op != "Exp":
+    if editor.node(exponential).op not in ("Exp", "Cosh"):
         return []
     logs, pending = [], [exponential]
     for _ in range(_MOST_OPS_TO_LOG):
@@ -98,7 +95,7 @@ def _logs_after(editor: ProgramEditor, exponential: OpKey) -> list[OpKey]:
         for user in users:
             if editor.node(user).op in _LOGS:
                 logs.append(user)
-            elif editor.node(user).op in ("AddV2", "Add", "Sum", *_COPIES):
+            elif editor.node(user).op in ("AddV2", "Add", "Sum", "Cumsum", *_COPIES):
                 pending.append(user)
     return logs
 
@@ -156,168 +153,8 @@ def _constant_number(editor: ProgramEditor, key: OpKey) -> int | list[int]:
     return int(values[0]) if len(values) == 1 else list(map(int, values))
 
 
-# Chains: some ops that end in a logarithm compute what one stable op does. They are found backwards
-# from the logarithm, through copies and through sums with an epsilon: log(softmax(x) + 1e-7) is
-# log-softmax too. In the program the stable op gets the operand of the first op, and its result
-# goes to whoever took the logarithm. The old ops stay, for those who take a value between.
-
-
-@dataclass(frozen=True, slots=True)
-class Chain:
-    """Ops of the main graph that compute one value, and what stands for them."""
-
-    ops: tuple[OpKey, ...]
-    """The last one first."""
-    operand: str
-    """The tensor that they start from."""
-    compute: Callable[[Any], Any]
-    """The same function, computed so that it does not overflow."""
-    function: str
-    """Its name in TensorFlow."""
-    options: str = ""
-    """Its other arguments in code."""
-
-
-def _log_softmax(editor: ProgramEditor, log: OpKey) -> Chain | None:
-    """log(softmax(x))."""
-    ops = _ops_before(editor, log)
-    if editor.node(log).op != "Log" or not _starts_with(editor, ops, "Softmax"):
-        return None
-    (operand,) = editor.data_inputs(ops[-1])
-    return Chain(ops, operand, tf.nn.log_softmax, "tf.nn.log_softmax")
-
-
-def _log_sigmoid(editor: ProgramEditor, log: OpKey) -> Chain | None:
-    """log(sigmoid(x)), and log(1 - sigmoid(x)), which is -softplus(x)."""
-    ops = _ops_before(editor, log)
-    if editor.node(log).op != "Log":
-        return None
-    if _starts_with(editor, ops, "Sigmoid"):
-        (operand,) = editor.data_inputs(ops[-1])
-        return Chain(ops, operand, tf.math.log_sigmoid, "tf.math.log_sigmoid")
-    if not _starts_with(editor, ops, "Sub") or not _is_one(editor, editor.data_inputs(ops[-1])[0]):
-        return None
-    before = _ops_before(editor, ops[-1], position=1)
-    if not _starts_with(editor, before, "Sigmoid"):
-        return None
-    (operand,) = editor.data_inputs(before[-1])
-    all_ops = (*ops, *before[1:])
-    return Chain(all_ops, operand, lambda x: -tf.math.softplus(x), "tf.math.log_sigmoid(-x)")
-
-
-def _log_one_plus_exp(editor: ProgramEditor, log: OpKey, position: int = 0) -> Chain | None:
-    """log(1 + exp(x)), and log1p(exp(x))."""
-    ops = _ops_before(editor, log, position)
-    if editor.node(log).op == "Log1p":
-        if not _starts_with(editor, ops, "Exp"):
-            return None
-        (operand,) = editor.data_inputs(ops[-1])
-        return Chain(ops, operand, tf.math.softplus, "tf.math.softplus")
-    if not (_starts_with(editor, ops, "AddV2") or _starts_with(editor, ops, "Add")):
-        return None
-    summands = editor.data_inputs(ops[-1])
-    for summand in (0, 1):
-        before = _ops_before(editor, ops[-1], summand)
-        if _is_one(editor, summands[1 - summand]) and _starts_with(editor, before, "Exp"):
-            (operand,) = editor.data_inputs(before[-1])
-            return Chain((*ops, *before[1:]), operand, tf.math.softplus, "tf.math.softplus")
-    return None
-
-
-def _log_sum_exp(editor: ProgramEditor, log: OpKey) -> Chain | None:
-    """log(sum(exp(x)))."""
-    ops = _ops_before(editor, log)
-    if editor.node(log).op != "Log" or not _starts_with(editor, ops, "Sum"):
-        return None
-    summed, axes = editor.data_inputs(ops[-1])
-    exponential, axis = maker_of("", summed), maker_of("", axes)
-    if exponential not in editor.infos or editor.node(exponential).op != "Exp":
-        return None
-    if axis not in editor.infos or editor.node(axis).op != "Const":
-        return None
-    (operand,) = editor.data_inputs(exponential)
-    numbers = constant_array(editor.node(axis).attr["value"].tensor).reshape(-1).tolist()
-    keeps_dimensions = editor.node(ops[-1]).attr["keep_dims"].b
-    compute = partial(tf.reduce_logsumexp, axis=numbers, keepdims=keeps_dimensions)
-    options = f", axis={numbers[0] if len(numbers) == 1 else numbers}"
-    options += ", keepdims=True" if keeps_dimensions else ""
-    return Chain((*ops, exponential), operand, compute, "tf.reduce_logsumexp", options)
-
-
-def _log_of_logistic(editor: ProgramEditor, log: OpKey) -> Chain | None:
-    """log(1 / (1 + exp(x))), which is -softplus(x)."""
-    ops = _ops_before(editor, log)
-    if editor.node(log).op != "Log" or not _starts_with(editor, ops, "RealDiv"):
-        return None
-    one, total = editor.data_inputs(ops[-1])
-    inner = _log_one_plus_exp(editor, ops[-1], position=1)
-    if inner is None or not _is_one(editor, one) or maker_of("", total) != inner.ops[1]:
-        return None
-    all_ops = (*ops, *inner.ops[1:])
-    return Chain(all_ops, inner.operand, lambda x: -tf.math.softplus(x), "-tf.math.softplus(x)")
-
-
-def _ops_before(editor: ProgramEditor, op: OpKey, position: int = 0) -> tuple[OpKey, ...]:
-    """The op, copies before one of its inputs, and the first op that is none.
-
-    Only in the main graph: an op of another function has nothing before it.
-    """
-    ops = [op]
-    tensor = editor.data_inputs(op)[position]
-    while not op[0]:
-        maker = maker_of("", tensor)
-        if maker not in editor.infos:
-            break
-        ops.append(maker)
-        copied_input = _copied_input(editor, maker)
-        if copied_input is None:
-            break
-        tensor = editor.data_inputs(maker)[copied_input]
-    return tuple(ops)
-
-
-def _copied_input(editor: ProgramEditor, key: OpKey) -> int | None:
-    """Which input an op passes on.
-
-    Of a copy it is the first, of a sum the one that an epsilon is added to; None for other ops.
-    """
-    node = editor.node(key)
-    if node.op in _COPIES:
-        return 0
-    if node.op not in ("AddV2", "Add"):
-        return None
-    for position, tensor in enumerate(editor.data_inputs(key)):
-        if _is_constant(editor, tensor, lambda x: np.abs(x) < _LARGEST_EPSILON):
-            return 1 - position
-    return None
-
-
-def _starts_with(editor: ProgramEditor, ops: Sequence[OpKey], op_type: str) -> bool:
-    """Whether the first op of a chain, which is the last one found, is of a type."""
-    return len(ops) > 1 and editor.node(ops[-1]).op == op_type
-
-
-def _is_one(editor: ProgramEditor, tensor: str) -> bool:
-    return _is_constant(editor, tensor, lambda x: x == 1)
-
-
-def _is_constant(editor: ProgramEditor, tensor: str, holds: Callable[[Any], Any]) -> bool:
-    """Whether a tensor is a constant of which all elements are so."""
-    maker = maker_of("", tensor)
-    if maker not in editor.infos or editor.node(maker).op != "Const":
-        return False
-    value = constant_array(editor.node(maker).attr["value"].tensor)
-    return bool(value.dtype.kind in "fiu" and as_array(holds(value)).all())
-
-
-FindChain: TypeAlias = Callable[[ProgramEditor, OpKey], "Chain | None"]
-_FINDERS: Sequence[FindChain] = (
-    _log_softmax,
-    _log_sigmoid,
-    _log_one_plus_exp,
-    _log_sum_exp,
-    _log_of_logistic,
-)
+# In the program the stable op of a chain gets the operand of the first op, and its result goes to
+# whoever took the logarithm. The old ops stay, for those who take a value between.
 
 
 def _chain_fix(failure: Failure, find_chain: FindChain, chain: Chain, source: Frame | None) -> Fix:

@@ -184,6 +184,9 @@ class GraphRunner:
             gradients=tuple(GradientSpec(i, graph.name(g)) for i, g in enumerate(gradients)),
         )
 
+    def compiled_event(self, step: int, op: str, *, one_by_one: bool = False) -> None:
+        """Nothing is compiled here."""
+
     def signature(self, step: int) -> Signature:
         return self._signature
 

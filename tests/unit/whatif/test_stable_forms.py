@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from nanreplay.program.graph_editor import ProgramEditor
 from nanreplay.records import OpInfo, ProgramRecord, Signature
-from nanreplay.whatif.fixes.stable_forms import _FINDERS, Chain
+from nanreplay.whatif.fixes.log_chains import FINDERS, Chain
 
 X = np.array([[-2.0, 0.5, 1.0], [3.0, -1.0, 0.25]], np.float32)
 Formula = Callable[[Any], Any]
@@ -29,8 +29,11 @@ def chains(formula: Formula) -> tuple[list[Chain], Any]:
     record = ProgramRecord("p0", definition.SerializeToString(), signature, ops)
     editor = ProgramEditor(record)
     (key,) = [("", op.name) for op in ops if op.type in ("Log", "Log1p")]
-    found = [find_chain(editor, key) for find_chain in _FINDERS]
+    found = [find_chain(editor, key) for find_chain in FINDERS]
     return [chain for chain in found if chain is not None], concrete(tf.constant(X))
+
+
+LOG_COSH = "x + tf.math.softplus(-2.0 * x) - tf.math.log(2.0)"
 
 
 @pytest.mark.parametrize(
@@ -46,6 +49,9 @@ def chains(formula: Formula) -> tuple[list[Chain], Any]:
         ("tf.reduce_logsumexp", lambda x: log(total(exp(x), axis=1))),
         ("tf.reduce_logsumexp", lambda x: log(total(exp(x), axis=[0, 1], keepdims=True))),
         ("-tf.math.softplus(x)", lambda x: log(1 / (1 + exp(x)))),
+        ("tf.math.cumulative_logsumexp", lambda x: log(tf.cumsum(exp(x)))),
+        ("tf.math.cumulative_logsumexp", lambda x: log(tf.cumsum(exp(x), 1, reverse=True))),
+        (LOG_COSH, lambda x: log(tf.cosh(x))),
     ],
 )
 def test_what_stands_for_a_chain_computes_the_same(function: str, formula: Formula) -> None:
@@ -65,6 +71,8 @@ def test_what_stands_for_a_chain_computes_the_same(function: str, formula: Formu
         lambda x: tf.math.log1p(tf.abs(x)),
         lambda x: log(total(tf.abs(x), axis=1)),
         lambda x: log(total(exp(x), axis=tf.rank(x) - 1)),
+        lambda x: log(tf.cumsum(exp(x), exclusive=True)),
+        lambda x: log(tf.cumsum(tf.abs(x))),
         lambda x: log(2 / (1 + exp(x))),
         lambda x: log(1 / (1 + tf.abs(x))),
         lambda x: log(1 / (3 + exp(x))),
