@@ -57,6 +57,7 @@ def end_earlier_fit(model: Any) -> None:
 def learn_model(calls: CompiledCalls, model: Any) -> None:
     """Note what the `fit` that calls now trains, and how it hands out its batches."""
     calls.recording.variables.name_model(model)
+    calls.recording.variables.forgive_others(model)
     calls.recording.splits_batches = _splits_batches(model)
 
 

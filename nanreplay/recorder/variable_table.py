@@ -29,6 +29,8 @@ class VariableTable:
         """Variables without a fixed shape that were told of, by id of their handles."""
         self.born_nonfinite: set[int] = set()
         """Indices of variables that were non-finite before the first step; they are not checked."""
+        self._others_nonfinite: set[int] = set()
+        """Those of them that are of other models than the one that trains."""
         self._asked_if_born_nonfinite: set[int] = set()
         self.layer_names: set[str] = set()
         """Names of the layers of models that were named."""
@@ -165,6 +167,25 @@ class VariableTable:
         """Check no variable that is non-finite now: an earlier training left it so."""
         values = list(map(read_variable, self.handles))
         self.born_nonfinite = {i for i, value in enumerate(values) if has_nonfinite(value)}
+
+    def forgive_others(self, model: Any) -> None:
+        """Check no variable that is non-finite now and is not of the model that trains next.
+
+        One recorder may record several models, one after the other. What became of an earlier one
+        is no incident of this training.
+        """
+        own = set()
+        for owner in (model, getattr(model, "optimizer", None)):
+            for variable in tf_variables.variables_in(owner):
+                for component in tf_distribution.replica_variables(variable):
+                    own.add(id(getattr(component, "handle", None)))
+        self.born_nonfinite -= self._others_nonfinite
+        self._others_nonfinite = set()
+        for index, handle in enumerate(self.handles):
+            is_other = id(handle) not in own and index not in self.born_nonfinite
+            if is_other and has_nonfinite(read_variable(handle)):
+                self._others_nonfinite.add(index)
+        self.born_nonfinite |= self._others_nonfinite
 
     def bad_slot(self, state: Mapping[int, Any] | None = None) -> int | None:
         """Index of the first slot of an optimizer that is not finite; None when all are.

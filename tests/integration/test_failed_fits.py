@@ -9,7 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import tensorflow as tf
 from trainings import BATCH, data, mlp
 
 from nanreplay import Capture, NonFiniteError, Recorder
@@ -113,3 +115,18 @@ def test_of_two_recorders_the_last_records(is_eager: bool, tmp_path: Path) -> No
     assert told[0].filename == __file__
     assert (raised.value.path, second.steps) == (str(second.path), 4)
     assert (first.paths, first.steps) == ((), 0)
+
+
+def test_a_model_that_is_nan_on_purpose_is_no_incident_of_the_next_one(tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "run.h5")
+    earlier = mlp()
+    fit(earlier, None, recorder)
+    n_steps = recorder.steps
+    kernel = earlier.trainable_variables[0]
+    kernel.assign(kernel * np.nan)
+    fit(mlp(), None, recorder)
+    assert recorder.steps == 2 * n_steps
+    assert not recorder.paths
+    kernel.assign(tf.ones_like(kernel))
+    with pytest.raises(NonFiniteError):  # it is looked at again once it trains itself
+        fit(earlier, 2, recorder)
