@@ -36,6 +36,8 @@ from nanreplay.recorder.fit_hooks import (
     check_model,
     end_earlier_fit,
     learn_model,
+    successor_of,
+    tell_of_unseen_steps,
     watch_callbacks,
 )
 from nanreplay.recorder.incidents import Incidents
@@ -287,6 +289,7 @@ class Recorder(keras.callbacks.Callback):
         """Leave the model as it was."""
         try:
             self._incidents.settle()
+            self._recording.guard(partial(tell_of_unseen_steps, self._calls, logs))
         finally:
             self._recording.guard(self._ending.leave)
 
@@ -315,14 +318,11 @@ class Recorder(keras.callbacks.Callback):
 
     def _has_successor(self, callbacks: Any) -> bool:
         """Whether a later callback of this `fit` records it, which is told; two would mix."""
-        given = list(getattr(callbacks, "callbacks", ()))
-        later = given[given.index(self) + 1 :] if self in given else []
-        for other in later:
-            if isinstance(other, Recorder):
-                paths = [str(each._recording.settings.path) for each in (self, other)]
-                notices.say(SUPERSEDED.format(*paths))
-                return True
-        return False
+        other = successor_of(self, callbacks)
+        if other is not None:
+            paths = [str(each._recording.settings.path) for each in (self, other)]
+            notices.say(SUPERSEDED.format(*paths))
+        return other is not None
 
     def _suspected(self, suspicion: Suspicion) -> None:
         self._incidents.handle(suspicion)

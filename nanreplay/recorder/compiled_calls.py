@@ -46,6 +46,8 @@ class CompiledCalls:
     """Told of what a recorded step raised, after all else."""
     last: RecordedFunction | None = None
     """The function that ran last."""
+    fit_began: tuple[int, int] | None = None
+    """(steps seen, lines said) as the `fit` that runs now began; None outside of one."""
     before_step: Callable[[], None] | None = None
     """Called before each step is recorded."""
     named: Any = None

@@ -15,6 +15,7 @@ import keras
 import tensorflow as tf
 
 from nanreplay.errors import AttachError, NonFiniteError, without_own_frames
+from nanreplay.recorder import notices
 from nanreplay.recorder.compiled_calls import CompiledCalls
 from nanreplay.recorder.ending import Ending
 from nanreplay.recorder.recorded_function import RecordedFunction
@@ -42,6 +43,13 @@ def callbacks_of_fit() -> Any:
     return None
 
 
+def successor_of(callback: Any, callbacks: Any) -> Any:
+    """The next callback of the same kind in a `CallbackList`; None without one."""
+    given = list(getattr(callbacks, "callbacks", ()))
+    later = given[given.index(callback) + 1 :] if callback in given else []
+    return next((other for other in later if isinstance(other, type(callback))), None)
+
+
 def end_earlier_fit(model: Any) -> None:
     """Have put back what stands in for functions of a model since a `fit` that raised.
 
@@ -59,6 +67,23 @@ def learn_model(calls: CompiledCalls, model: Any) -> None:
     calls.recording.variables.name_model(model)
     calls.recording.variables.forgive_others(model)
     calls.recording.splits_batches = _splits_batches(model)
+    calls.fit_began = calls.recording.step, notices.spoken()
+
+
+def tell_of_unseen_steps(calls: CompiledCalls, logs: Any) -> None:
+    """Say so where a `fit` that ends now ran batches of which none was seen to train.
+
+    Args:
+        calls: Its calls.
+        logs: Those of its last epoch; empty where there was no batch.
+    """
+    began, calls.fit_began = calls.fit_began, None
+    if logs and began == (calls.recording.step, notices.spoken()):
+        notices.say(
+            "nothing of this fit is recorded: no compiled step was seen in it that takes a "
+            "gradient with a tape and sets variables. To record another kind of step, train in a "
+            "loop: `step = recorder.wrap(step)`."
+        )
 
 
 def _splits_batches(model: Any) -> bool:

@@ -5,10 +5,12 @@ exception, and with it all frames, as notebooks do; of several recorders of one 
 from __future__ import annotations
 
 import gc
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -91,8 +93,8 @@ def test_the_same_recorder_counts_a_step_once(is_eager: bool, tmp_path: Path) ->
 @slow  # as Keras 3, above
 @pytest.mark.parametrize("is_eager", [False, True], ids=["compiled", "eager"])
 def test_keras_2(is_eager: bool, tmp_path: Path) -> None:
-    keras = pytest.importorskip("tf_keras")
-    model = keras.Sequential([keras.layers.Dense(1)])
+    keras_2 = pytest.importorskip("tf_keras")
+    model = keras_2.Sequential([keras_2.layers.Dense(1)])
     model.compile("sgd", "mse", run_eagerly=is_eager)
     first, second = Recorder(tmp_path / "first.h5"), Recorder(tmp_path / "second.h5")
     kept = fit_that_fails_in_validation(model, first)
@@ -130,3 +132,52 @@ def test_a_model_that_is_nan_on_purpose_is_no_incident_of_the_next_one(tmp_path:
     kernel.assign(tf.ones_like(kernel))
     with pytest.raises(NonFiniteError):  # it is looked at again once it trains itself
         fit(earlier, 2, recorder)
+
+
+class Odd(keras.Model):
+    """A model whose step is by hand, or whose train function is."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.kind, self.dense = kind, keras.layers.Dense(1)
+        self.compile("sgd", "mse")
+        self(np.ones((1, 3)))
+
+    def call(self, x: Any) -> Any:
+        return self.dense(x)
+
+    def train_step(self, batch: Any) -> Any:
+        x, y = batch
+        error = self(x) - y
+        self.dense.kernel.assign_sub(0.01 * tf.transpose(x) @ error)
+        return {"loss": tf.reduce_mean(tf.square(error))}
+
+    def make_train_function(self, force: bool = False) -> None:
+        if self.kind == "step":
+            super().make_train_function(force)
+            return
+
+        def train(iterator: Any) -> Any:
+            x, y = next(iterator)
+            with tf.GradientTape() as tape:
+                loss = tf.reduce_mean(tf.square(self(x) - y))
+            weights = self.trainable_variables
+            self.optimizer.apply(tape.gradient(loss, weights), weights)
+            return {"loss": loss}
+
+        self.train_function = train
+
+
+@pytest.mark.parametrize("kind", ["step", "function"])
+def test_a_fit_of_which_no_step_was_seen_says_so(kind: str, tmp_path: Path) -> None:
+    recorder = Recorder(tmp_path / "run.h5")
+    with pytest.warns(UserWarning, match="nothing of this fit is recorded: no compiled") as told:
+        fit(Odd(kind), None, recorder)
+    assert [one.filename for one in told] == [__file__]
+    assert recorder.steps == 0
+
+
+def test_a_fit_without_a_batch_says_nothing(tmp_path: Path) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fit(mlp(), None, Recorder(tmp_path / "run.h5"), epochs=0)
