@@ -110,7 +110,8 @@ class Origin:
 
     `written` when the op only wrote the value to a variable, and the one that made it cannot be
     told. `set` when a variable, the operand, was so before the step and no recorded step made it
-    so; phase, layer and line are those of its first use. Else None.
+    so; `constant` when a tensor that the step closes over is. Phase, layer and line are then
+    those of its first use. Else None.
     """
     message: str | None = None
     """What that kernel says, without TensorFlow's node names; None where it raises nothing."""
@@ -127,7 +128,12 @@ class Origin:
     @property
     def is_of_batch(self) -> bool:
         """Whether the batch itself is non-finite."""
-        return self.op_type is None and self.kind != "set"
+        return self.op_type is None and self.kind not in ("set", "constant")
+
+    @property
+    def is_given(self) -> bool:
+        """Whether code outside of the step gave it, as no part of the batch."""
+        return self.kind in ("set", "constant") or self.op_type in ("Const", "HostConst")
 
     @property
     def batch_prefix(self) -> str:

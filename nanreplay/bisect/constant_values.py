@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from nanreplay.bisect.op_trace import StepTrace
-from nanreplay.bisect.tensor_stats import words
+from nanreplay.bisect.tensor_stats import Mask, words
+from nanreplay.capture.arrays import as_array
 from nanreplay.replay.provenance import ValueId
 
 SHAPES = words("Shape ShapeN Size Rank ZerosLike OnesLike VariableShape")
@@ -27,3 +30,9 @@ def constant_ops(trace: StepTrace) -> set[int]:
         if is_computed or fact.type in SHAPES or fact.type in ("Const", "HostConst"):
             constant.add(fact.serial)
     return constant
+
+
+def holds_nan(trace: StepTrace, value: ValueId, mask: Mask) -> bool:
+    """Whether a tensor that the program closes over holds NaN at the elements of a mask."""
+    held = trace.value(value)
+    return held is not None and bool(np.isnan(as_array(held)[mask]).any())

@@ -14,7 +14,7 @@ from typing import cast
 
 import numpy as np
 
-from nanreplay.bisect.constant_values import SHAPES, constant_ops
+from nanreplay.bisect.constant_values import SHAPES, constant_ops, holds_nan
 from nanreplay.bisect.influence import COPIES, MOVEMENTS
 from nanreplay.bisect.op_trace import Fact, StepTrace
 from nanreplay.bisect.step_runner import PASSIVE, OpKey
@@ -50,7 +50,8 @@ class Suspect:
     """How it made them.
 
     `made`, `turned` (NaN from infinities), `used` (a forward value that was dropped), `raised`,
-    `input`, or `set` (a variable that no step of the recording made so).
+    `input`, `set` (a variable that no step of the recording made so), or `constant` (a tensor
+    that the step closes over).
     """
     fact: Fact | None = None
     leaf: ValueId | None = None
@@ -106,15 +107,20 @@ class _Judge:
     def from_leaves(self, result: Judgement) -> Iterator[Suspect]:
         """Fed values that were bad already.
 
-        Arrays of the batch are suspects; variables are the doing of an earlier step.
+        Arrays of the batch are suspects; variables are the doing of an earlier step. Of constants,
+        infinities are meant, and NaN is not.
         """
         for value, arrival in self.walk.leaves.items():
             kind, index = self.trace.feed(value)
-            if kind == "constant" or self.is_masking(value, arrival):
+            if kind == "constant" and not holds_nan(self.trace, value, arrival.mask):
+                continue
+            if self.is_masking(value, arrival):
                 continue
             self.explain(arrival.turners)
             if kind == "variable":
                 result.inherited[index] = arrival
+            elif kind == "constant":
+                yield Suspect({0: arrival.mask}, "constant", None, value)
             else:
                 yield Suspect({0: arrival.mask}, "input", None, value)
 

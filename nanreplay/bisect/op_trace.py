@@ -178,7 +178,9 @@ class StepTrace:
         kind, index = self.feed(value)
         if kind == "batch":
             return as_array(self.runner.batch(self.step).leaves[index])
-        return self.state.get(index) if kind == "variable" else None
+        if kind == "variable":
+            return self.state.get(index)
+        return dict(enumerate(self.runner.constants(self.step))).get(index)
 
     def feed(self, value: ValueId) -> tuple[FeedKind, int]:
         """Return what a value with a negative serial stands for: (kind of the feed, its index)."""

@@ -256,6 +256,8 @@ def rows_of(scene: Scene, suspect: Suspect, prefix: str) -> RowProof:
     indices = index_arrays(scene.trace)
     if suspect.fact is not None:
         return prove_rows(runner, scene.step, suspect, prefix, indices)
+    if suspect.kind == "constant":
+        return RowProof(None, "What is not finite is no part of the batch.")
     if suspect.kind == "set":
         return RowProof(None, "The variable was non-finite before the step, whatever the batch.")
     assert suspect.leaf is not None

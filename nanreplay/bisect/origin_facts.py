@@ -39,15 +39,18 @@ _REPLICA = re.compile(r"replica_(\d+)(?:/|$)")
 
 def describe(scene: Scene, suspect: Suspect) -> Origin:
     """Return the facts of a suspect; its rows are proved elsewhere."""
-    if suspect.kind == "set":
-        return _describe_variable(scene, suspect)
+    if suspect.kind in ("set", "constant"):
+        return _describe_given(scene, suspect)
     if suspect.fact is None:
         return _describe_array(scene, suspect)
     return _describe_op(scene, suspect, suspect.fact)
 
 
-def _describe_variable(scene: Scene, suspect: Suspect) -> Origin:
-    """A variable that was non-finite before the step, with the place of the op that used it."""
+def _describe_given(scene: Scene, suspect: Suspect) -> Origin:
+    """What was non-finite before the step and is no batch, with the place of the op that used it.
+
+    A variable, or a tensor that the step closes over.
+    """
     array, output, user = _fed_array(scene, suspect)
     place = OpPlace("update", "optimizer", "", -1)
     if user is not None:
@@ -63,7 +66,7 @@ def _describe_variable(scene: Scene, suspect: Suspect) -> Origin:
         source=scene.trace.runner.source(place.stack) if place.stack >= 0 else None,
         outputs=(output,),
         operands=(array,),
-        kind="set",
+        kind=suspect.kind,
         part=part_of(scene.trace.runner.signature(scene.step), place, user.name if user else ""),
     )
 

@@ -93,6 +93,10 @@ class StepRunner(Protocol):
         """Return the input of a step."""
         ...
 
+    def constants(self, step: int) -> Sequence[ArrayLike]:
+        """Return what the step's program takes from outside that is no variable, by index."""
+        ...
+
     def feed_names(self, step: int) -> Sequence[tuple[FeedKind, int]]:
         """Return what `ValueId(-1 - i, 0)` stands for, by i: (kind of the feed, its index)."""
         ...

@@ -13,7 +13,15 @@ from nanreplay.capture.reader import Capture
 from nanreplay.capture.tables import check_batch
 from nanreplay.errors import FormatError, MissingPartError
 from nanreplay.program.lowered_graph import LoweredOps
-from nanreplay.records import BatchRecord, Frame, Incident, OpInfo, Signature, VariableInfo
+from nanreplay.records import (
+    ArrayLike,
+    BatchRecord,
+    Frame,
+    Incident,
+    OpInfo,
+    Signature,
+    VariableInfo,
+)
 from nanreplay.replay.provenance import FeedKind
 from nanreplay.replay.replay_programs import Program
 
@@ -194,6 +202,10 @@ class RecordedSteps:
     def ops(self, step: int) -> Mapping[tuple[str, str], OpInfo]:
         """Return what is known of each op of the step's program, by function and name."""
         return self.program(step).infos
+
+    def constants(self, step: int) -> Sequence[ArrayLike]:
+        """Return the tensors that the step's function closed over, as they were recorded."""
+        return self.program(step).record.constants
 
     def feed_names(self, step: int) -> Sequence[tuple[FeedKind, int]]:
         """Return what `ValueId(-1 - i, 0)` stands for: a leaf, variable or constant by index."""

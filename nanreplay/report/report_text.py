@@ -146,9 +146,13 @@ def link_row(link: ChainLink) -> tuple[str, ...]:
     )
 
 
+_NO_OP: dict[str | None, str] = {"set": "variable", "constant": "constant"}
+"""What an origin is that is neither an op nor of the batch, by its kind."""
+
+
 def origin_row(origin: Origin) -> tuple[str, ...]:
     """Another origin, under `ORIGIN_HEADINGS`."""
-    what = origin.op_type or ("batch" if origin.is_of_batch else "variable")
+    what = origin.op_type or ("batch" if origin.is_of_batch else _NO_OP[origin.kind])
     return (what, origin.layer_path or "", origin.phase, origin.op_name or "")
 
 

@@ -107,6 +107,9 @@ class _ChangedStep:
     def batch(self, step: int) -> BatchRecord:
         return self._batch
 
+    def constants(self, step: int) -> Sequence[ArrayLike]:
+        return self._program.record.constants
+
     def feed_names(self, step: int) -> Sequence[tuple[FeedKind, int]]:
         return self._program.feed_names
 

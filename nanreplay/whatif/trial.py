@@ -86,8 +86,8 @@ def what_if(
     """
     wanted = [check_fix(text) for text in (candidates(causes) if fixes is None else fixes)]
     origin = bisection.findings.origin
-    if fixes is None and origin is not None and origin.kind == "set":
-        return TriedFixes(())  # no change of the training keeps what sets it from doing so
+    if fixes is None and origin is not None and origin.is_given:
+        return TriedFixes(())  # no change of the training keeps what gives it from doing so
     origin_step = None if origin is None else origin.step
     _check_not_carried(bisection)
     window = TrialWindow(replay, origin_step, pause=pause)

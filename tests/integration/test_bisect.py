@@ -723,3 +723,29 @@ def test_a_constant_that_equals_a_row_by_chance_is_none_of_the_batch(tmp_path: P
     origin = explain(tmp_path / "run.h5", fixes="none").findings.origin
     assert origin is not None
     assert (origin.op_type, origin.rows) == ("RealDiv", None)
+
+
+@pytest.mark.parametrize("given", [tf.constant, np.asarray], ids=["tensor", "array"])
+def test_nan_in_an_array_that_the_step_closes_over_is_data(given: Any, tmp_path: Path) -> None:
+    x = np.ones((6, 2), "float32")
+    x[4, 1] = np.nan
+    held, weights = given(x), tf.Variable([[1.0], [2.0]])
+
+    @tf.function(autograph=False)
+    def step() -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(held @ weights))
+        weights.assign_sub(0.1 * tape.gradient(loss, weights))
+        return loss
+
+    with Recorder(tmp_path / "run.h5", on_nan="stop") as recorder:
+        recorder.wrap(step)()
+    report = explain(tmp_path / "run.h5")
+    origin = report.findings.origin
+    assert origin is not None, report.sentence
+    assert (origin.outputs[0].indices, origin.rows) == (((4, 1),), None)
+    assert origin.source is not None
+    assert "held @ weights" in str(origin.source.code)
+    assert report.causes[0].kind == "data_nan"
+    assert "holds NaN at [4, 1]" in report.sentence
+    assert not report.fixes, "no change of the training makes the data finite"

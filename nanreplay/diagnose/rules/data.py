@@ -39,8 +39,10 @@ _FAR_OUT = 100.0
 
 
 def data_nan(case: Case) -> Cause | None:
-    """The batch itself holds NaN."""
-    return _in_batch(case, "data_nan", "NaN") if np.isnan(case.value) else None
+    """The batch itself holds NaN, or what the code gives the step beside it."""
+    if not np.isnan(case.value):
+        return None
+    return _in_batch(case, "data_nan", "NaN") or _in_constant(case)
 
 
 def data_inf(case: Case) -> Cause | None:
@@ -64,6 +66,21 @@ def _in_batch(case: Case, kind: CauseKind, content: str) -> Cause | None:
     where = _place(case, output.indices[0] if output.indices else ())
     sentence = f"The batch itself holds {content}: `{name}`, {where}."
     return Cause(kind, 0.99, sentence, tuple(evidence))
+
+
+def _in_constant(case: Case) -> Cause | None:
+    origin, output = case.origin, case.output
+    if origin is None or output is None or origin.kind == "set" or not origin.is_given:
+        return None
+    name = origin.operands[0].name if origin.operands else origin.op_name
+    index = output.indices[0] if output.indices else ()
+    at = f" at {list(index)}" if index else ""
+    sentence = (
+        f"`{name}` holds NaN{at}. It is no argument of the step and no variable of it: the code "
+        "gives it as it is."
+    )
+    evidence = f"{output.nonfinite} of {output.size} values of `{name}` are not finite."
+    return Cause("data_nan", 0.97, sentence, (evidence,))
 
 
 def _place(case: Case, index: tuple[int, ...]) -> str:

@@ -198,6 +198,9 @@ class GraphRunner:
             "p0", self.batches[step], [f"x{i}" for i in range(len(self.batches[step]))]
         )
 
+    def constants(self, step: int) -> Any:
+        return ()
+
     def feed_names(self, step: int) -> Any:
         return self.graph.feeds
 
