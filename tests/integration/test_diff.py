@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from nanreplay import Capture
+from nanreplay import Capture, Replay
 from nanreplay.capture import write_capture
 from nanreplay.commands import run_command_line
+from nanreplay.diagnose.mode_differences import float64_difference
 from nanreplay.diff import diff_captures, diff_modes
 from nanreplay.diff.diff_findings import Changed, Diff, sentence_of
 from nanreplay.records import BatchRecord, CaptureContents
@@ -197,6 +198,14 @@ def test_modes_part_at_a_step_and_an_op() -> None:
     found = diff_modes(RUNS / "float16_overflow.h5", "recorded", "float64")
     assert found.op is not None
     assert (found.op.op_type, found.op.layer_path) == ("Square", "energy")
+
+
+def test_the_op_that_is_finite_in_float64_alone_is_found() -> None:
+    with Capture(RUNS / "float16_overflow.h5") as capture, Replay(capture) as replay:
+        found = float64_difference(replay, capture.incident.step)
+    assert found is not None
+    assert found.first_nonfinite is not None
+    assert (found.first_nonfinite.op_type, found.first_nonfinite.layer_path) == ("Square", "energy")
 
 
 @pytest.mark.parametrize(
