@@ -75,6 +75,8 @@ CAUSE_WORDS: Mapping[str, str] = {
     "hardware_like": "a fault of the machine",
 }
 """Kinds of causes whose name is no English."""
+_GRAPHS = ("keras.Functional", "tf_keras.Functional")
+"""Models whose own ops the user's code put together, before any step was traced."""
 _TOLD = 0.5
 """A cause of no kind is told from this confidence on: something speaks for it."""
 _NOT_LAYERS: Mapping[Where, str] = {
@@ -128,7 +130,7 @@ def _what(verdict: Verdict, findings: Findings, incident: Incident, steps: tuple
     if origin.source is not None:
         source = source_text(origin.source.file, origin.source.line, origin.source.code)
         if is_inside_keras(origin):
-            source = f"Inside of Keras, called from {source}{_part_in_words(origin.part)}"
+            source = _from_keras(source, origin.part)
         sentences.append(f"{source}.")
     return " ".join([*sentences, certainty(verdict)]).rstrip()
 
@@ -145,6 +147,16 @@ def owner(origin: Origin) -> list[str]:
     if origin.replica is not None:
         owners.append(f"replica {origin.replica}")
     return owners
+
+
+def _from_keras(source: str, part: KerasPart | None) -> str:
+    """What a line is to an op that Keras's code made."""
+    if part is not None and part.kind in _GRAPHS:
+        return (
+            f"One of the functional model's own ops, such as `keras.ops` make, run from {source}; "
+            "the line that built it is not recorded"
+        )
+    return f"Inside of Keras, called from {source}{_part_in_words(part)}"
 
 
 def _part_in_words(part: KerasPart | None) -> str:

@@ -340,6 +340,24 @@ def test_moving_statistics_are_told_from_weights(tmp_path: Path) -> None:
     assert "moving_variance`, which is not trained" in sentence
 
 
+def test_an_op_of_a_functional_model_is_not_told_as_one_of_keras_itself(tmp_path: Path) -> None:
+    inputs = keras.Input((3,))
+    logarithms = keras.ops.log(inputs - 1.0)
+    model = keras.Model(inputs, keras.layers.Dense(1)(logarithms))
+    model.compile("sgd", "mse", jit_compile=False)
+    recorder = Recorder(tmp_path / "run.h5", on_nan="stop")
+    model.fit(X, X[:, :1], verbose=0, callbacks=[recorder])
+    report = explain(tmp_path / "run.h5", fixes="none")
+    assert report.findings.origin is not None
+    assert report.findings.origin.op_type == "Log"
+    assert "Inside of Keras" not in report.sentence
+    assert (
+        "One of the functional model's own ops, such as `keras.ops` make, run from "
+        "test_cause_sentences.py:"
+    ) in report.sentence
+    assert "; the line that built it is not recorded." in report.sentence
+
+
 def test_a_line_that_only_starts_the_training_is_marked(tmp_path: Path) -> None:
     layers = [keras.layers.LayerNormalization(epsilon=0.0, name="norm"), keras.layers.Dense(1)]
     model = keras.Sequential([keras.Input((3,)), *layers])
