@@ -16,7 +16,6 @@ from trainings import with_all_variables
 from nanreplay import Recorder
 from nanreplay.bisect import find_origin
 from nanreplay.capture.reader import Capture
-from nanreplay.diagnose import judge
 from nanreplay.findings import Findings, Origin
 from nanreplay.replay.session import Replay
 from nanreplay.report.explain import explain
@@ -641,9 +640,12 @@ def test_a_nan_that_only_the_compiled_step_makes_is_found_in_it(
     model.compile(keras.optimizers.SGD(schedule), "mse", jit_compile=True)
     x = draws.randn(25 * ROWS, 3).astype("float32")
     run = recorded(tmp_path, model, x, x[:, :1])
-    with Capture(run) as capture, Replay(capture) as replay:  # which compiles the step once
-        origin = find_origin(replay, capture.timeline_record()).origin
-        assert judge(replay).kind == "xla_only"
+    report = explain(run, fixes=["epsilon"])
+    assert report.verdict.kind == "xla_only"
+    (bounded,) = report.fixes  # no number of the optimizer's own: the schedule's base is bounded
+    assert (bounded.prevents, bounded.loss_change) == (True, 0.0)
+    assert "tf.maximum(base, 1e-7) ** power" in str(bounded.code)
+    origin = report.findings.origin
     assert origin is not None
     assert (origin.step, origin.phase, origin.where, origin.op_type) == (
         20,

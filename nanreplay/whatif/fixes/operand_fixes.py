@@ -60,6 +60,8 @@ def epsilon(failure: Failure, value: str | None, place: OpLocation | None = None
     """
     place = place or next(failure.places())
     small = positive_number(value, EPSILON_FLOAT16 if _is_float16(failure) else EPSILON)
+    if failure.is_optimizers_own and place.type == "Pow":
+        return _power_of_schedule(failure, place, small)
     if failure.is_optimizers_own:
         return _larger_epsilon(failure, place, small)
     if place.type in MATRICES:
@@ -103,6 +105,22 @@ def _larger_epsilon(failure: Failure, place: OpLocation, small: float) -> Fix:
     edits = [{"optimizer": optimizer_of(failure), "argument": "epsilon", "value": own + small}]
     ops = failure.line_ops(place.op)
     return Fix("epsilon", {"value": own + small}, edit, code, edits=edits, ops=ops)
+
+
+def _power_of_schedule(failure: Failure, place: OpLocation, small: float) -> Fix:
+    """A base that is not negative, of a power in a learning-rate schedule of Keras's.
+
+    At its last step `PolynomialDecay` takes the power of 0, which rounding makes negative.
+    """
+    base = failure.origin.operands[0].value if failure.origin and failure.origin.operands else None
+    if not isinstance(base, (int, float)) or not base < 0:
+        raise CannotTryError("The base of the optimizer's power is not negative.")
+    fix = _at_least(failure, place, small)
+    words_for_it = (
+        "# In a keras.optimizers.schedules.LearningRateSchedule of your own, let the base of the "
+        f"power be at least {short_number(small)}: tf.maximum(base, {short_number(small)}) ** power"
+    )
+    return replace(fix, code=words_for_it, edits=())
 
 
 def _own_epsilon(failure: Failure, place: OpLocation) -> tuple[OpLocation, float]:
