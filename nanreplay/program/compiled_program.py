@@ -319,7 +319,7 @@ def _imported(
         takers = _takers(needed, feeds)
         if not (jit or probe) and _is_plain(needed, feeds):
             call: Callable[..., Any] = tf_loading.load_graph(needed, feeds, fetches, effects)
-            return _Imported(call, _placeholder_types(needed, feeds), takers)
+            return _Imported(call, _fed_types(needed, feeds), takers)
         function = tf_functions.function_of_graph(
             lambda: _build(needed, probe), inputs=feeds, outputs=fetches, effects=effects
         )
@@ -341,25 +341,31 @@ def _takers(graph: Any, feeds: Sequence[str]) -> list[Set[str]]:
     return [takers[op_name(tensor)] for tensor in feeds]
 
 
+_FED_OPS = ("Placeholder", "Const")
+"""Ops that tell the type of what is fed in their place; large constants are fed."""
+
+
 def _is_plain(graph: Any, feeds: Sequence[str]) -> bool:
-    """Whether a graph calls no function, is fed at placeholders alone, and stays as it is."""
+    """Whether a graph stays as it is, and its own ops tell the types of what it is fed."""
     fed = set(map(op_name, feeds))
-    n_placeholders = 0
+    n_known = 0
     for node in graph.node:
         if _asks_for_shape(node):
             return False
-        n_placeholders += node.name in fed and node.op == "Placeholder"
-    return not graph.library.function and n_placeholders == len(fed)
+        n_known += node.name in fed and node.op in _FED_OPS
+    return n_known == len(fed)
 
 
-def _placeholder_types(graph: Any, feeds: Sequence[str]) -> list[tuple[Any, Any]]:
-    """Dtype and shape of placeholders, by the names of their tensors."""
-    nodes = {node.name: node for node in graph.node if node.op == "Placeholder"}
+def _fed_types(graph: Any, feeds: Sequence[str]) -> list[tuple[Any, Any]]:
+    """Dtype and shape of what is fed, by the names of its tensors."""
+    nodes = {node.name: node for node in graph.node if node.op in _FED_OPS}
     types = []
     for tensor in feeds:
         attrs = nodes[op_name(tensor)].attr
-        shape = tf.TensorShape(attrs["shape"].shape if "shape" in attrs else None)
-        types.append((tf.dtypes.as_dtype(attrs["dtype"].type), shape))
+        shape = attrs["shape"].shape if "shape" in attrs else None
+        if "value" in attrs:
+            shape = attrs["value"].tensor.tensor_shape
+        types.append((tf.dtypes.as_dtype(attrs["dtype"].type), tf.TensorShape(shape)))
     return types
 
 

@@ -67,13 +67,13 @@ _serials = itertools.count()
 def load_graph(
     graph: Any, inputs: Sequence[str], outputs: Sequence[str], effects: Sequence[str]
 ) -> LoadedFunction:
-    """Return a function of a GraphDef without a library; the runtime's is that of `wrap_function`.
+    """Return a function of a GraphDef; the runtime's is that of `wrap_function`.
 
     The public `import_graph_def` also makes a Python object of each op, which takes four times as
     long as all the rest, and more memory.
 
     Args:
-        graph: The GraphDef.
+        graph: The GraphDef. The runtime knows none of its library's functions as another one.
         inputs: Names of its placeholders, in the order in which they are fed.
         outputs: Names of the tensors that are returned.
         effects: Names of ops that run though nothing that is returned needs them.
@@ -106,5 +106,14 @@ def load_graph(
     context.add_c_function(function)
     _tf_session.TF_DeleteFunction(function)
     # Of what it takes and gives nothing is asked: it is called with flat tensors.
-    atomic = _atomic_function.AtomicFunction(name, context, None)
+    called = list(map(_known_as_long_as_named, graph.library.function))
+    atomic = _atomic_function.AtomicFunction(name, context, None, children=called)
     return LoadedFunction(atomic, len(outputs))
+
+
+def _known_as_long_as_named(definition: Any) -> Any:
+    """Make a FunctionDef known to the runtime, which forgets it with the last of these objects."""
+    context, name = _context.context(), definition.signature.name
+    if not context.has_function(name):
+        context.add_function_def(definition)
+    return _atomic_function.AtomicFunction(name, context, None)

@@ -74,6 +74,33 @@ def test_a_graph_that_is_loaded_without_objects_of_its_ops_is_the_same_function(
     assert known_function(name) is None
 
 
+def test_a_loaded_graph_brings_its_functions_and_they_go_with_it() -> None:
+    @tf.function(autograph=False)
+    def halved(x: tf.Tensor) -> tf.Tensor:
+        return x / 2
+
+    @tf.function(autograph=False)
+    def step(x: tf.Tensor) -> tf.Tensor:
+        return halved(x) + tf.constant([1.0, 2.0], name="large")
+
+    traced = step.get_concrete_function(tf.TensorSpec((2,), tf.float32))
+    graph, output = traced.graph.as_graph_def(), traced.graph.outputs[0].name
+    (function,) = graph.library.function
+    function.signature.name = "nanreplay_test_halved"
+    for node in graph.node:
+        if node.op in ("PartitionedCall", "StatefulPartitionedCall"):
+            node.attr["f"].func.name = "nanreplay_test_halved"
+    loaded, again = (
+        load_graph(graph, [traced.inputs[0].name, "large:0"], [output], []) for _ in range(2)
+    )
+    del loaded
+    (result,) = again(tf.constant([4.0, 6.0]), tf.constant([10.0, 20.0]))
+    assert result.numpy().tolist() == [12.0, 23.0]  # the constant is fed
+    assert known_function("nanreplay_test_halved") is not None
+    del again
+    assert known_function("nanreplay_test_halved") is None
+
+
 @linux
 def test_the_memory_of_a_state_goes_back_and_what_was_read_of_it_stays() -> None:
     infos = [VariableInfo(f"weight_{i}", SHAPE, "float32", "other") for i in range(COUNT)]
