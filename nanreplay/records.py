@@ -261,6 +261,18 @@ class ProgramRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class OptimizedGraph:
+    """A program's graph as TensorFlow's graph optimizers left it on the recording machine."""
+
+    graph: bytes
+    """Serialized GraphDef; `_Arg` and `_Retval` ops stand for what it takes and returns."""
+    inputs: tuple[str, ...]
+    """Tensors of the program that are fed, by the number of the argument."""
+    outputs: tuple[str, ...]
+    """Tensors of the program that are returned, in order."""
+
+
+@dataclass(frozen=True, slots=True)
 class BatchRecord:
     """The input of one step."""
 

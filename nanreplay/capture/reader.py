@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from nanreplay import notebook
 from nanreplay.capture.arrays import read_array, read_json
 from nanreplay.capture.format import TIMELINE_COLUMNS, check_head, item
+from nanreplay.capture.lazy_parts import LazyParts
 from nanreplay.capture.storage import location, open_hdf5, size_bytes
 from nanreplay.capture.tables import (
     build,
@@ -38,6 +39,7 @@ from nanreplay.records import (
     BatchRecord,
     CaptureContents,
     Frame,
+    OptimizedGraph,
     ProgramRecord,
     Signature,
     Timeline,
@@ -177,6 +179,19 @@ class Capture:
                 check_references(record, len(self.variables_info))
                 self._programs[program_id] = record
         return self._programs[program_id]
+
+    def optimized_graph(self, program_id: str) -> OptimizedGraph | None:
+        """What the graph optimizers made of one program at the dump; None where it is not kept."""
+        self._check_held("program", program_id)
+        if "optimized" not in self._children[f"program/{program_id}"]:
+            return None
+        with self._reading(f"the optimized graph of program {program_id}"):
+            group = self._item(f"program/{program_id}/optimized")
+            names = []
+            for part in ("inputs", "outputs"):
+                names.append(typed(tuple[str, ...], read_json(item(group, part)), part))
+            packed = read_array(item(group, "graph")).astype(np.uint8)
+            return OptimizedGraph(packed.tobytes(), *names)
 
     def keyframe(self, step: int) -> dict[int, NDArray[Any]]:
         """State just before `step`, by variable index."""
@@ -380,8 +395,16 @@ class Capture:
 
     def _lazy_arrays(self, name: str, step: int) -> Mapping[int, NDArray[Any]]:
         self._check_held(name, str(step))
-        children = self._children.get(f"{name}/{step}", ())
-        return _LazyArrays(self, f"{name}/{step}", sorted(map(int, children)))
+        path = f"{name}/{step}"
+        opened: list[Any] = []  # the group, once asked for: a state has hundreds of datasets
+
+        def read(index: int) -> NDArray[Any]:
+            with self._reading(f"/{path}"):
+                if not opened:
+                    opened.append(self._item(path))
+                return read_array(item(opened[0], str(index)))
+
+        return LazyParts(sorted(map(int, self._children.get(path, ()))), read)
 
     def _arrays(self, group: str) -> dict[int, NDArray[Any]]:
         return dict(sorted((int(index), array) for index, array in self._datasets(group).items()))
@@ -419,31 +442,3 @@ class Capture:
                 f"{self.path}: {part} cannot be read; "
                 f"the file is damaged or not complete ({lines[0]})."
             ) from error
-
-
-class _LazyArrays(Mapping[int, NDArray[Any]]):
-    """The numbered datasets of a group, each read whenever it is asked for."""
-
-    def __init__(self, capture: Capture, group: str, indices: list[int]) -> None:
-        self._capture = capture
-        self._group = group
-        self._indices = dict.fromkeys(indices)
-        self._opened: Any = None
-        """The group, once it was asked for: a state has hundreds of datasets, which are small."""
-
-    def __getitem__(self, index: int) -> NDArray[Any]:
-        if index not in self._indices:
-            raise KeyError(index)
-        with self._capture._reading(f"/{self._group}"):
-            if self._opened is None:
-                self._opened = self._capture._item(self._group)
-            return read_array(item(self._opened, str(index)))
-
-    def __contains__(self, index: object) -> bool:
-        return index in self._indices
-
-    def __iter__(self) -> Iterator[int]:
-        return iter(self._indices)
-
-    def __len__(self) -> int:
-        return len(self._indices)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal
 
 import h5py
 import numpy as np
@@ -29,6 +29,7 @@ from nanreplay.capture.arrays import (
     write_text,
 )
 from nanreplay.capture.format import FORMAT, VERSION
+from nanreplay.capture.lazy_parts import LazyParts
 from nanreplay.capture.reader import Capture
 from nanreplay.capture.tables import ops_table
 from nanreplay.capture.temporary import replacing
@@ -37,12 +38,12 @@ from nanreplay.records import (
     CaptureContents,
     Frame,
     Incident,
+    OptimizedGraph,
     ProgramRecord,
     Timeline,
     VariableInfo,
 )
 
-T = TypeVar("T")
 _STEP_GROUPS = ("keyframes", "weights", "gradients", "states", "batches")
 """Groups that hold a group a step."""
 
@@ -149,6 +150,13 @@ class CaptureWriter:
             rows.append([frame.file, frame.line, frame.function, frame.code])
         write_json(sources, "frames", rows)
         write_json(sources, "stacks", list(map(list, stacks)))
+
+    def optimized_graph(self, program_id: str, optimized: OptimizedGraph) -> None:
+        """Write what the graph optimizers made of a program that has been written."""
+        group = self._file[f"program/{program_id}"].create_group("optimized")
+        write_array(group, "graph", np.frombuffer(optimized.graph, np.uint8))
+        write_json(group, "inputs", optimized.inputs)
+        write_json(group, "outputs", optimized.outputs)
 
     def values(
         self,
@@ -269,39 +277,11 @@ def lazy_contents(capture: Capture) -> CaptureContents:
         metadata=capture.metadata,
         variables=capture.variables_info,
         programs=tuple(capture.program(name) for name in capture.programs),
-        keyframes=LazySteps(capture.keyframe_steps, capture.keyframe),
-        batches=LazySteps(capture.steps, capture.batch),
+        keyframes=LazyParts(capture.keyframe_steps, capture.keyframe),
+        batches=LazyParts(capture.steps, capture.batch),
         timeline=capture.timeline_record(),
         incident=capture.incident,
-        states=LazySteps(capture.state_steps, capture.state),
+        states=LazyParts(capture.state_steps, capture.state),
         frames=capture.frames,
         stacks=capture.stacks,
     )
-
-
-class LazySteps(Mapping[int, T], Generic[T]):
-    """Parts of a capture by step, each made when it is asked for and not kept.
-
-    Args:
-        steps: The steps that there are, ascending.
-        read: Makes the part of one step.
-    """
-
-    def __init__(self, steps: Sequence[int], read: Callable[[int], T]) -> None:
-        """Make nothing yet."""
-        self._steps = tuple(steps)
-        self._read = read
-
-    def __getitem__(self, step: int) -> T:
-        """Make the part of a step."""
-        if step not in self._steps:
-            raise KeyError(step)
-        return self._read(step)
-
-    def __iter__(self) -> Iterator[int]:
-        """The steps, ascending."""
-        return iter(self._steps)
-
-    def __len__(self) -> int:
-        """How many steps there are."""
-        return len(self._steps)

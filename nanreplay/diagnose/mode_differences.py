@@ -16,7 +16,7 @@ from nanreplay.bisect.judge import Attribution
 from nanreplay.bisect.op_trace import Fact, StepTrace, fact_of, is_update
 from nanreplay.capture.arrays import as_array
 from nanreplay.findings import DifferingOp, ModeDifference
-from nanreplay.program.compiled_program import hash_array
+from nanreplay.program.bit_hashes import hash_array
 from nanreplay.program.fingerprint import MAX_ULP, ulp_distance
 from nanreplay.replay.provenance import OpEvent
 from nanreplay.replay.session import Replay

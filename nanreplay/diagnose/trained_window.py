@@ -1,7 +1,8 @@
 """The steps up to the failing one, run as they were trained.
 
-TensorFlow's graph optimizers take most of the time of a first compiled call. With those alone that
-decide about bits a program mostly gives the same; whether it does, the recording tells.
+TensorFlow's graph optimizers take most of the time of a first compiled call. What they made of a
+program at the dump is in the file; of one where it is not, those alone that decide about bits
+mostly give the same. Whether they do, the recording tells.
 """
 
 from __future__ import annotations
@@ -47,10 +48,10 @@ class TrainedWindow:
     """The step that runs next, or that raised."""
 
     def run(self) -> Sequence[StepResult]:
-        """Run the window; where a part of the optimizers gives other bits, again with all.
+        """Run the window; where fewer optimizers give other bits, again with all.
 
-        A part is tried where the recorded bits can be met: on the machine that trained, with
-        nothing drawn anew. It counts only if each step is the recorded one bit for bit.
+        Fewer are tried where the recorded bits can be met: on the machine that trained, with
+        nothing drawn anew. They count only if each step is the recorded one bit for bit.
 
         Raises:
             ReplayError: A step could not be run.
@@ -59,9 +60,10 @@ class TrainedWindow:
         programs = list(dict.fromkeys(self.replay.program(step) for step in numbers))
         if programs[0].signature.compilation != "eager":
             programs[0].meanwhile = self._plan
-        if is_same_machine(self.replay) and all(map(self._may_need_few, programs)):
+        fewer = self._fewer_optimizers(programs)
+        if fewer is not None:
             try:
-                results = self._attempt(programs, is_short=True)
+                results = self._attempt(programs, fewer)
                 if _are_as_trained(results, self.replay.incident.trigger):
                     forget_optimized()  # what runs next, op by op, takes memory of its own
                     return results
@@ -70,7 +72,7 @@ class TrainedWindow:
             except ReplayError:  # told by the run with all optimizers, where that raises too
                 pass
             forget_optimized()
-        results = self._attempt(programs, is_short=False)
+        results = self._attempt(programs, Optimizers.ALL)
         forget_optimized()
         return results
 
@@ -79,10 +81,19 @@ class TrainedWindow:
         failing = self.replay.incident.step
         self.replay.plan_ops(failing, judged_tensors(self.replay, failing))
 
+    def _fewer_optimizers(self, programs: Sequence[Program]) -> Optimizers | None:
+        """Those that are worth trying; None where only all of them are."""
+        if not is_same_machine(self.replay):
+            return None
+        for program in programs:
+            if program.signature.compilation != "graph" or program.unrecorded:
+                return None
+        if all(program.optimized is not None for program in programs):
+            return Optimizers.NONE
+        return Optimizers.DECIDING if all(map(self._may_need_few, programs)) else None
+
     def _may_need_few(self, program: Program) -> bool:
         """Whether a part of the optimizers is worth trying."""
-        if program.signature.compilation != "graph" or program.unrecorded:
-            return False
         trained_bytes = 0
         for info in self.replay.variables:
             if info.role == "trainable":
@@ -90,16 +101,16 @@ class TrainedWindow:
         is_planned = trained_bytes > _PLANNED_BYTES and _adds_many(program)
         return not (is_planned or _has_channels_first(program))
 
-    def _attempt(self, programs: Sequence[Program], *, is_short: bool) -> list[StepResult]:
+    def _attempt(self, programs: Sequence[Program], optimizers: Optimizers) -> list[StepResult]:
         """Run the window.
 
         Args:
             programs: Those of its steps.
-            is_short: Whether they are optimized by a part of TensorFlow's graph optimizers; the
-                first step with other bits is then the last.
+            optimizers: TensorFlow's graph optimizers by which they are compiled; where that is a
+                part of them, the first step with other bits is the last.
         """
         for program in programs:
-            program.optimizers = Optimizers.DECIDING if is_short else Optimizers.ALL
+            program.optimizers = optimizers
         self.keyframes = KeyframeComparison(self.replay.variables)
         self.next_step = self.first
 
@@ -114,7 +125,8 @@ class TrainedWindow:
             last=self.replay.incident.step,
             progress=count,
             at_keyframe=self.keyframes,
-            stops_at_other_bits=is_short,  # then the attempt does not count
+            # then the attempt does not count
+            stops_at_other_bits=optimizers is not Optimizers.ALL,
         )
 
 

@@ -18,7 +18,7 @@ from nanreplay.bisect.op_trace import Fact
 from nanreplay.capture.arrays import as_array
 from nanreplay.diff.array_diff import compare, largest_ulp
 from nanreplay.diff.diff_findings import PartingOp
-from nanreplay.program.compiled_program import hash_array
+from nanreplay.program.bit_hashes import hash_array
 from nanreplay.records import OpInfo
 from nanreplay.replay import Replay
 from nanreplay.replay.provenance import OpEvent

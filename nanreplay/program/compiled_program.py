@@ -6,13 +6,10 @@ Replays, the bisection's comparison of runs and the what-if trials call `Compile
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence, Set
-from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import tensorflow as tf
 
-from nanreplay.capture.arrays import as_array
 from nanreplay.errors import ReplayError, UnsupportedOpError
 from nanreplay.limits import give_back_freed
 from nanreplay.program.graph_editor import needed_part
@@ -24,86 +21,10 @@ from nanreplay.program.graph_nodes import (
 )
 from nanreplay.program.lowered_graph import lower_graph
 from nanreplay.program.nondeterministic_ops import cut_recorded_ops, fed_ops
+from nanreplay.program.optimized_graph import loadable, optimized_graph
 from nanreplay.program.safety import all_nodes, parse_graph, python_ops
-from nanreplay.records import CaptureSpec, ProgramRecord, Signature
+from nanreplay.records import CaptureSpec, OptimizedGraph, Signature
 from nanreplay.tensorflow_internals import tf_functions, tf_loading
-
-# Hashes of tensors, the same in a compiled program and in NumPy: they tell which tensors two runs
-# of one program computed otherwise, without keeping any. A hash is a sum of the elements' bits,
-# which wraps at 2^64 and so is the same in whatever order a device adds. The second sum weighs each
-# element by an odd number of its place, so that two elements that change places are noticed.
-
-_INTEGERS = {2: tf.int16, 4: tf.int32, 8: tf.int64}
-_HASHES = "nanreplay_hashes"
-
-
-class BitHash(NamedTuple):
-    """What is kept of one float tensor."""
-
-    nonfinite: int
-    """How many elements are NaN or infinite."""
-    bits: int
-    """Sum of the elements' bits as integers, modulo 2^64.
-
-    Zeros of both signs count as 0 and all NaNs as 1: which of them a kernel makes is no property of
-    the program.
-    """
-    places: int
-    """The same sum with every element's bits multiplied by an odd number of its place."""
-
-
-def hash_array(value: Any) -> BitHash:
-    """Hash a float tensor or array."""
-    array = as_array(value).reshape(-1)
-    bits = array.view(f"i{array.dtype.itemsize}").astype(np.int64)
-    bits = np.where(array == 0, 0, bits)
-    bits = np.where(np.isnan(array), 1, bits)
-    weights = 2 * np.arange(array.size, dtype=np.int64) + 1
-    n_nonfinite = int((~np.isfinite(array)).sum())
-    with np.errstate(over="ignore"):
-        return BitHash(n_nonfinite, int(bits.sum()), int((bits * weights).sum()))
-
-
-def compiled_hashes(
-    record: ProgramRecord, names: Sequence[str], *, batch: Sequence[Any], variables: Sequence[Any]
-) -> dict[str, BitHash]:
-    """Run a program compiled as it was trained; returns hashes of main-graph tensors by name.
-
-    Hashing is part of the program then, and may change how XLA fuses the ops around it.
-
-    Args:
-        record: The program.
-        names: Float tensors.
-        batch: Leaves of the batch.
-        variables: `tf.Variable`s by index; the step changes them.
-    """
-    graph = tf.Graph()
-    with graph.as_default():
-        moved = _import(parse_graph(record.graph))
-        hashes = [_hashed(graph.get_tensor_by_name(name)) for name in names]
-        fetched = tf.stack(hashes, name=_HASHES).name
-    captures = []
-    for spec in record.signature.captures:
-        captures.append(replace(spec, tensor=moved.get(spec.tensor, spec.tensor)))
-    signature = replace(record.signature, captures=tuple(captures))
-    jit = signature.compilation == "xla"
-    program = CompiledProgram(graph.as_graph_def(), signature, jit=jit, extra_fetches=[fetched])
-    _, (rows,) = program(batch, variables, record.constants)
-    return {name: BitHash(*map(int, row)) for name, row in zip(names, rows.numpy(), strict=True)}
-
-
-def _hashed(tensor: Any) -> Any:
-    """`hash_array` as ops: a vector of its three numbers."""
-    flat = tf.reshape(tensor, [-1])
-    bits = tf.cast(tf.bitcast(flat, _INTEGERS[tensor.dtype.size]), tf.int64)
-    is_zero, is_nan = tf.equal(flat, 0), tf.math.is_nan(flat)
-    bits = tf.where(is_nan, tf.ones_like(bits), tf.where(is_zero, tf.zeros_like(bits), bits))
-    weights = 2 * tf.range(tf.size(flat, tf.int64), dtype=tf.int64) + 1
-    n_nonfinite = tf.reduce_sum(tf.cast(~tf.math.is_finite(flat), tf.int64))
-    return tf.stack([n_nonfinite, tf.reduce_sum(bits), tf.reduce_sum(bits * weights)])
-
-
-# The program itself.
 
 _PROBE = "nanreplay_probe:0"
 
@@ -126,6 +47,8 @@ class CompiledProgram:
             has recorded itself need none.
         probe: Tensor names whose NaN and infinities `probe_result` tells of after a call. They are
             measured inside of the program.
+        optimized: What the graph optimizers made of it, which runs in place of `graph`.
+        keeps_optimized: Keep what they make of it at the first call as `optimized`.
 
     Raises:
         ReplayError: The graph cannot be imported, or lacks a tensor that the signature names.
@@ -141,6 +64,8 @@ class CompiledProgram:
         extra_fetches: Sequence[str] = (),
         checks_feeds: bool = True,
         probe: Sequence[str] = (),
+        optimized: OptimizedGraph | None = None,
+        keeps_optimized: bool = False,
     ) -> None:
         """Import `graph` and prune it to what the step returned and assigned."""
         self._signature = signature
@@ -160,14 +85,21 @@ class CompiledProgram:
         effects = [name for name in signature.control_outputs if name not in fed_ops(signature)]
         if signature.control_outputs:
             effects = list(dict.fromkeys((*effects, *cut.taken)))
-        imported = _imported(
-            cut.graph,
-            feeds=[cut.feeds.get(name, name) for name in feeds],
-            fetches=[cut.places.get(name, name) for name in self._fetched],
-            probe=[cut.places.get(name, name) for name in probe],
-            effects=effects,
-            jit=jit,
-        )
+        fed = [cut.feeds.get(name, name) for name in feeds]
+        fetched = [cut.places.get(name, name) for name in self._fetched]
+        self.optimized = optimized
+        self._to_keep = (fed, fetched) if keeps_optimized and not jit else None
+        if optimized is not None:
+            imported = _imported_optimized(optimized, fed, fetched)
+        else:
+            imported = _imported(
+                cut.graph,
+                feeds=fed,
+                fetches=fetched,
+                probe=[cut.places.get(name, name) for name in probe],
+                effects=effects,
+                jit=jit,
+            )
         self.written = self._written(imported.takers)
         """Indices of the captured variables that a call may write, in ascending order."""
         self._feed_types = imported.feed_types
@@ -212,7 +144,13 @@ class CompiledProgram:
             feeds.append(self._capture(spec, variables, constants))
         if self._checks_feeds:
             self._check(feeds)
-        results = dict(zip(self._fetched, self._call(*feeds), strict=True))
+        if self._to_keep is not None and not self._has_run:
+            with tf_functions.optimized_graphs() as graphs:
+                returned = self._call(*feeds)
+            self.optimized = optimized_graph(graphs, *self._to_keep)
+        else:
+            returned = self._call(*feeds)
+        results = dict(zip(self._fetched, returned, strict=True))
         if not self._has_run:  # TensorFlow's graph optimizers took several copies of the graph
             self._has_run = True
             give_back_freed()
@@ -330,6 +268,18 @@ def _imported(
         raise ReplayError(f"The recorded program cannot be imported: {error}") from error
 
 
+def _imported_optimized(
+    optimized: OptimizedGraph, feeds: Sequence[str], fetches: Sequence[str]
+) -> _Imported:
+    """Import what the graph optimizers made of a program; arguments as for `_imported`."""
+    try:
+        graph, inputs, outputs, effects = loadable(optimized, feeds, fetches)
+        call = tf_loading.load_graph(graph, inputs, outputs, effects)
+        return _Imported(call, _fed_types(graph, inputs), _takers(graph, inputs))
+    except (KeyError, ValueError, tf.errors.OpError) as error:
+        raise ReplayError(f"The optimized graph cannot be imported: {error}") from error
+
+
 def _takers(graph: Any, feeds: Sequence[str]) -> list[Set[str]]:
     """Types of the ops of the main graph that take each tensor that is fed."""
     takers: dict[str, set[str]] = {op_name(tensor): set() for tensor in feeds}
@@ -382,7 +332,7 @@ def _build(graph: Any, probe: Sequence[str]) -> dict[str, str]:
     Returns:
         Names of tensors that have another name there, to that name.
     """
-    moved = _import(graph)
+    moved = import_graph(graph)
     if not probe:
         return moved
     flags = []
@@ -395,7 +345,7 @@ def _build(graph: Any, probe: Sequence[str]) -> dict[str, str]:
     return moved
 
 
-def _import(graph: Any) -> dict[str, str]:
+def import_graph(graph: Any) -> dict[str, str]:
     """Import a GraphDef into the graph that is being made, and change it meanwhile.
 
     A placeholder of a GraphDef has forgotten what variable it is the handle of. Most ops take any

@@ -64,7 +64,12 @@ _REACHES = {
       | .*GlobalCoreArray.*
       | (ExecuteTPU|CollateTPU).* | GetTpuTaskId | TpuHandleToProtoKey | DTensorSetGlobalTPUArray
     """,
-    _OF_TENSORFLOW: (r"_(?!Arg|Retval|EagerConst|ListToArray|ArrayToList|SwitchN|If|While).*"),
+    # what the graph optimizers make of several ops at once is a kernel like theirs
+    _OF_TENSORFLOW: r"""
+        _(?!Arg|Retval|EagerConst|ListToArray|ArrayToList|SwitchN|If|While
+            |Fused(Conv2D|Conv3D|DepthwiseConv2dNative|MatMul|BatchNormEx)$|UnaryOpsComposition
+            |Mkl(LayerNorm|Swish|FusedMish|FusedInstanceNorm|FusedBatchMatMulV2)$).*
+    """,
 }
 _COMPILED = {reach: re.compile(pattern, re.VERBOSE) for reach, pattern in _REACHES.items()}
 

@@ -96,9 +96,18 @@ def _write(path: Path, snapshot: Snapshot, *, prove: bool) -> DatedIncident:
         if isinstance(proof, Reexecution) and proof.incident is not None:
             window.step, window.trigger = proof.incident
             out.forget_after(window.step)
+        if isinstance(proof, Reexecution) and proof.max_ulp == 0:
+            _write_optimized(out, snapshot, window)
         _finish(out, snapshot, window, proof)
         progress.stage("syncing", 1)
     return window.trigger, window.step
+
+
+def _write_optimized(out: CaptureWriter, snapshot: Snapshot, window: DumpWindow) -> None:
+    """Write what the graph optimizers made of the programs that were run as they were trained."""
+    for (program_id, purpose), compiled in (snapshot.compiled or {}).items():
+        if purpose == "step" and program_id in window.programs and compiled.optimized is not None:
+            out.optimized_graph(program_id, compiled.optimized)
 
 
 @contextlib.contextmanager

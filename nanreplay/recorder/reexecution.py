@@ -269,6 +269,7 @@ class Reexecutor:
                 jit=signature.compilation == "xla",
                 extra_fetches=extra,
                 checks_feeds=False,
+                keeps_optimized=purpose == "step",
             )
         return self._compiled[key]
 

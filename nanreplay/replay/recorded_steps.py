@@ -132,7 +132,11 @@ class RecordedSteps:
             name = f"{name}, drawing anew"
             record = replace(record, signature=replace(record.signature, fed=()))
         if name not in self._programs:
-            self._programs[name] = Program(record, trust=self._trust)
+            self._programs[name] = Program(
+                record,
+                trust=self._trust,
+                read_optimized=lambda: self.capture.optimized_graph(record.id),
+            )
             self._note_lowered(self._programs[name].lowered)
         if len(batch.fed) != len(record.signature.fed):
             raise FormatError(
@@ -189,9 +193,9 @@ class RecordedSteps:
         """Return the loss of a step as the timeline has it."""
         if self._losses is None:
             self._losses = {}
-            table = self.capture.timeline()
-            if "loss" in table:
-                steps, losses = table["step"].tolist(), table["loss"].tolist()
+            columns = self.capture.timeline_columns()
+            if "loss" in columns:
+                steps, losses = columns["step"].tolist(), columns["loss"].tolist()
                 self._losses = dict(zip(steps, losses, strict=True))
         return self._losses.get(step)
 

@@ -23,8 +23,9 @@ from nanreplay.program.graph_editor import losses_alone
 from nanreplay.program.graph_nodes import data_inputs, output_types
 from nanreplay.program.lowered_graph import lowered_ops
 from nanreplay.program.nondeterministic_ops import cut_recorded_ops, fed_ops, unrecorded_ops
+from nanreplay.program.optimized_graph import is_harmless
 from nanreplay.program.safety import check_graph, parse_graph, python_ops
-from nanreplay.records import ArrayLike, ProgramRecord, ops_by_key
+from nanreplay.records import ArrayLike, OptimizedGraph, ProgramRecord, ops_by_key
 from nanreplay.replay.beside import beside
 from nanreplay.replay.interpreter import ErrorHandler, Interpreter, Observer
 from nanreplay.replay.provenance import FeedKind
@@ -40,8 +41,10 @@ op by op with every float as float64. A step that was trained eagerly runs op by
 """
 _COMPILED_KEPT = 6
 """Compiled versions of a program that are kept; each holds its own copy of the graph."""
-_CompiledKey: TypeAlias = tuple[bool, tuple[str, ...], bool]
-"""Whether it is compiled by XLA, names of tensors that it gives besides, whether it probes them."""
+_CompiledKey: TypeAlias = tuple[bool, tuple[str, ...], bool, bool]
+"""Whether it is compiled by XLA, names of tensors that it gives besides, whether it probes them,
+and whether it is what the graph optimizers made of it at the dump.
+"""
 
 
 class NodeFacts(NamedTuple):
@@ -60,6 +63,7 @@ class Program:
     Args:
         record: The program.
         trust: Let ops that touch files, the network or processes run.
+        read_optimized: Reads what the graph optimizers made of the program at the dump.
 
     Raises:
         UnsafeProgramError: The program holds such ops, and is not trusted.
@@ -67,13 +71,20 @@ class Program:
             Python, or that only a GPU runs.
     """
 
-    def __init__(self, record: ProgramRecord, *, trust: bool = False) -> None:
+    def __init__(
+        self,
+        record: ProgramRecord,
+        *,
+        trust: bool = False,
+        read_optimized: Callable[[], OptimizedGraph | None] = lambda: None,
+    ) -> None:
         """Check the program; nothing runs yet."""
         check_graph(record.graph, trust=trust)
         record = local_program(record)
         self.record = record
         self.signature = record.signature
         self._trust = trust
+        self._read_optimized = read_optimized
         self.graph = parse_graph(record.graph)
         fed = fed_ops(self.signature)
         unfed = []
@@ -117,6 +128,14 @@ class Program:
         return names
 
     @cached_property
+    def optimized(self) -> OptimizedGraph | None:
+        """What runs where `optimizers` are none; None where it is not there, or not harmless."""
+        optimized = self._read_optimized()
+        if optimized is None or not is_harmless(optimized, trust=self._trust):
+            return None
+        return optimized
+
+    @cached_property
     def wide(self) -> Program:
         """The program with every float as float64; it runs on `widened_variables`."""
         return self._widened(self.record)
@@ -158,8 +177,13 @@ class Program:
     ) -> Any:
         signature = self.signature
         if mode in ("recorded", "graph") and signature.compilation != "eager":
-            program = self.compiled(jit=signature.compilation == "xla" and mode == "recorded")
             optimizers = self.optimizers if mode == "recorded" else Optimizers.ALL
+            program = self._kept(
+                signature.compilation == "xla" and mode == "recorded",
+                (),
+                is_probed=False,
+                is_optimized=optimizers is Optimizers.NONE,
+            )
             meanwhile, self.meanwhile = self.meanwhile, None
             with optimized_by(optimizers), beside(meanwhile):
                 outputs, _ = program(batch, variables, self.record.constants)
@@ -252,11 +276,14 @@ class Program:
             jit = self.signature.compilation == "xla"
         return self._kept(jit, extra_fetches, is_probed=False)
 
-    def _kept(self, jit: bool, names: Sequence[str], *, is_probed: bool) -> CompiledProgram:
-        key = (jit, tuple(names), is_probed)
+    def _kept(
+        self, jit: bool, names: Sequence[str], *, is_probed: bool, is_optimized: bool = False
+    ) -> CompiledProgram:
+        key = (jit, tuple(names), is_probed, is_optimized)
         if key not in self._compiled:
             argument: dict[str, Any] = {"probe" if is_probed else "extra_fetches": names}
             argument["checks_feeds"] = self.checks_feeds
+            argument["optimized"] = self.optimized if is_optimized else None
             self._compiled[key] = CompiledProgram(self.graph, self.signature, jit=jit, **argument)
         self._compiled.move_to_end(key)
         while len(self._compiled) > _COMPILED_KEPT:

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from nanreplay.errors import StepRaisedError
 from nanreplay.limits import give_back_freed
-from nanreplay.program.compiled_program import BitHash, compiled_hashes
+from nanreplay.program.bit_hashes import BitHash, compiled_hashes
 from nanreplay.program.nonfinite_values import nonfinite_kind
 from nanreplay.records import ArrayLike, BatchRecord
 from nanreplay.replay.determinism import begun_anew

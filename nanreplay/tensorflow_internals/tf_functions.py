@@ -26,6 +26,7 @@ from tensorflow.python.eager.polymorphic_function import concrete_function as _c
 from tensorflow.python.framework import func_graph as _func_graph
 from tensorflow.python.framework import tensor as _tensor
 from tensorflow.python.ops import handle_data_util as _handle_data_util
+from tensorflow.python.ops import summary_ops_v2 as _summary_ops
 from tensorflow.python.util import nest as _nest
 
 
@@ -153,6 +154,8 @@ class Optimizers(enum.Enum):
     """All of them twice, as in training."""
     DECIDING = "deciding"
     """Those alone that decide about bits, without a plan for memory."""
+    NONE = "none"
+    """None, for a graph that they have been through."""
 
 
 _DECIDING_OPTIMIZERS = (
@@ -185,16 +188,33 @@ def optimized_by(optimizers: Optimizers) -> Iterator[None]:
     before = context.function_call_options
     config = _config_pb2.ConfigProto.FromString(before.config_proto_serialized)
     rewrites = config.graph_options.rewrite_options
-    off = _rewriter_config_pb2.RewriterConfig.OFF
-    rewrites.meta_optimizer_iterations = _rewriter_config_pb2.RewriterConfig.ONE
-    rewrites.experimental_conditional_code_motion = off
-    rewrites.optimizers.extend(_DECIDING_OPTIMIZERS)
-    rewrites.memory_optimization = _rewriter_config_pb2.RewriterConfig.NO_MEM_OPT
+    if optimizers is Optimizers.NONE:
+        rewrites.disable_meta_optimizer = True
+    else:
+        off = _rewriter_config_pb2.RewriterConfig.OFF
+        rewrites.meta_optimizer_iterations = _rewriter_config_pb2.RewriterConfig.ONE
+        rewrites.experimental_conditional_code_motion = off
+        rewrites.optimizers.extend(_DECIDING_OPTIMIZERS)
+        rewrites.memory_optimization = _rewriter_config_pb2.RewriterConfig.NO_MEM_OPT
     context.function_call_options = _context.FunctionCallOptions(before.executor_type, config)
     try:
         yield
     finally:
         context.function_call_options = before
+
+
+@contextlib.contextmanager
+def optimized_graphs() -> Iterator[list[Any]]:
+    """Collect the GraphDef of each function called first in here, as the optimizers leave it.
+
+    The list is filled at the end. It stays empty while the user collects graphs by
+    `tf.summary.trace_on`, since TensorFlow gives each to the first who asks.
+    """
+    if _summary_ops._current_trace_context is not None:
+        yield []
+        return
+    with _context.collect_graphs(optimized=True) as graphs:
+        yield graphs
 
 
 def forget_optimized() -> None:

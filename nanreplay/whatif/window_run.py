@@ -241,10 +241,12 @@ class WindowRun:
             # The recorded program was checked when it was loaded, and fixes add no unsafe op.
             record, adds_to_sums = self.changed(recorded.record)
             changed = Program(record, trust=True)
-            # Those graph optimizers that gave the recorded bits are taken for the changed program
-            # too, whose bits no recording tells. But all of them compute a - b + 1e-7 as
-            # a - (b - 1e-7), where the epsilon is lost, and they need two rounds to find it.
-            changed.optimizers = Optimizers.ALL if adds_to_sums else recorded.optimizers
+            # No recording tells the bits of the changed program: those graph optimizers that
+            # decide about bits are enough where the recorded one did not need all of them. But
+            # all of them compute a - b + 1e-7 as a - (b - 1e-7), where the epsilon is lost, and
+            # they need two rounds to find it.
+            if recorded.optimizers is not Optimizers.ALL and not adds_to_sums:
+                changed.optimizers = Optimizers.DECIDING
             # the recorded program took the same feeds
             changed.checks_feeds = bool(self.edit.batches)
             self.programs[name] = changed

@@ -1,25 +1,35 @@
-"""The window as it was trained: a part of the graph optimizers where it gives the recorded bits,
-else all of them."""
+"""The window as it was trained: the graph that the file has optimized, or a part of the graph
+optimizers, where that gives the recorded bits, else all of them."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from tensorflow.python.eager import context
 
 from nanreplay import Capture, NonFiniteError, Recorder, Replay
+from nanreplay.capture.arrays import write_array
+from nanreplay.capture.writer import lazy_contents, write_capture
 from nanreplay.diagnose import judge, trained_window
 from nanreplay.program.compiled_program import CompiledProgram
 from nanreplay.replay import replay_programs
 from nanreplay.replay.beside import beside
 from nanreplay.replay.interpreter_plan import Library
-from nanreplay.tensorflow_internals.tf_functions import Optimizers, optimized_by
+from nanreplay.tensorflow_internals.tf_functions import (
+    Optimizers,
+    optimized_by,
+    optimized_graphs,
+)
 
 
 @pytest.fixture(scope="module")
@@ -53,9 +63,89 @@ def capture_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_few_optimizers_count_where_they_give_the_bits_of_two_rounds(capture_path: Path) -> None:
-    """In one round TensorFlow fuses fewer ops of this model, which gives other bits."""
+@pytest.fixture(scope="module")
+def plain_path(capture_path: Path) -> Path:
+    """The same without what the graph optimizers made of its program."""
+    path = capture_path.with_name("plain.h5")
+    with Capture(capture_path) as capture:
+        write_capture(path, lazy_contents(capture))
+    return path
+
+
+def with_optimized(path: Path, graph: Any) -> None:
+    """Put another optimized graph in a capture."""
+    with h5py.File(path, "r+") as file:
+        group = file["program/p0/optimized"]
+        del group["graph"]
+        write_array(group, "graph", np.frombuffer(graph.SerializeToString(), np.uint8))
+
+
+def test_a_graph_that_was_optimized_at_the_dump_is_not_optimized_again(
+    capture_path: Path, plain_path: Path
+) -> None:
+    with Capture(plain_path) as capture:
+        assert capture.optimized_graph("p0") is None
     with Capture(capture_path) as capture, Replay(capture) as replay:
+        verdict = judge(replay)
+        assert (verdict.kind, verdict.bit_exact) == ("reproduced", True)
+        program = replay.program(capture.incident.step)
+        assert program.optimizers is Optimizers.NONE
+        of_none = replay.state_after(capture.incident.step - 1)
+        program.optimizers = Optimizers.ALL
+        of_all = replay.state_after(capture.incident.step - 1)
+        for index, value in of_all.items():
+            np.testing.assert_array_equal(of_none[index], value)
+
+
+@pytest.mark.parametrize("what", ["writes a file", "other bits", "no result", "not readable"])
+def test_an_optimized_graph_that_is_not_the_programs_is_left(
+    what: str, capture_path: Path, tmp_path: Path
+) -> None:
+    """It may come from anybody; the program itself is in the file as well."""
+    path = tmp_path / "run.h5"
+    shutil.copy(capture_path, path)
+    with Capture(path) as capture:
+        optimized = capture.optimized_graph("p0")
+        assert optimized is not None
+        graph = tf.compat.v1.GraphDef.FromString(optimized.graph)
+    results = [node for node in graph.node if node.op == "_Retval"]
+    if what == "writes a file":
+        for name, text in (("name", str(tmp_path / "written")), ("contents", "x")):
+            node = graph.node.add(name=f"nanreplay_test_{name}", op="Const")
+            node.attr["dtype"].type = tf.string.as_datatype_enum
+            node.attr["value"].tensor.CopyFrom(tf.make_tensor_proto(text))
+        inputs = ["nanreplay_test_name", "nanreplay_test_contents"]
+        graph.node.add(name="nanreplay_test_write", op="WriteFile", input=inputs)
+    elif what == "other bits":
+        for node in graph.node:
+            node.op = "Maximum" if node.op == "Mul" else node.op
+    elif what == "no result":
+        graph.node.remove(results[0])
+    else:
+        graph.node[0].name = "a name that is not one"
+    with_optimized(path, graph)
+    with Capture(path) as capture, Replay(capture) as replay:
+        verdict = judge(replay)
+        assert (verdict.kind, verdict.bit_exact) == ("reproduced", True)
+        assert replay.program(capture.incident.step).optimizers is not Optimizers.NONE
+    assert not (tmp_path / "written").exists()
+
+
+def test_graphs_that_the_user_collects_stay_the_users() -> None:
+    function = tf.function(lambda x: x + 1)
+    tf.summary.trace_on(graph=True)
+    try:
+        with optimized_graphs() as graphs:
+            function(tf.constant(1.0))
+        assert not graphs
+        assert context.export_run_metadata().function_graphs
+    finally:
+        tf.summary.trace_off()
+
+
+def test_few_optimizers_count_where_they_give_the_bits_of_two_rounds(plain_path: Path) -> None:
+    """In one round TensorFlow fuses fewer ops of this model, which gives other bits."""
+    with Capture(plain_path) as capture, Replay(capture) as replay:
         verdict = judge(replay)
         assert (verdict.kind, verdict.bit_exact) == ("reproduced", True)
         assert replay.program(capture.incident.step).optimizers is Optimizers.DECIDING
@@ -67,10 +157,10 @@ def test_few_optimizers_count_where_they_give_the_bits_of_two_rounds(capture_pat
 
 
 def test_weights_so_large_that_memory_is_planned_take_all_optimizers_at_once(
-    capture_path: Path, monkeypatch: pytest.MonkeyPatch
+    plain_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trained_window, "_PLANNED_BYTES", 0)
-    with Capture(capture_path) as capture, Replay(capture) as replay:
+    with Capture(plain_path) as capture, Replay(capture) as replay:
         chosen = []
 
         @contextlib.contextmanager
@@ -86,7 +176,7 @@ def test_weights_so_large_that_memory_is_planned_take_all_optimizers_at_once(
 
 @pytest.mark.parametrize("why", ["other bits", "other machine"])
 def test_all_optimizers_run_where_few_may_not_count(
-    capture_path: Path, why: str, monkeypatch: pytest.MonkeyPatch
+    plain_path: Path, why: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attempts = calls = 0
     call = CompiledProgram.__call__
@@ -97,7 +187,7 @@ def test_all_optimizers_run_where_few_may_not_count(
         return call(self, *args)
 
     monkeypatch.setattr(CompiledProgram, "__call__", counted_call)
-    with Capture(capture_path) as capture, Replay(capture) as replay:
+    with Capture(plain_path) as capture, Replay(capture) as replay:
 
         @contextlib.contextmanager
         def with_other_bits(optimizers: Optimizers) -> Iterator[None]:

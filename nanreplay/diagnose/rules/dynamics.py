@@ -286,11 +286,17 @@ class _WideKernel(NamedTuple):
 def _wide_kernels(case: Case) -> Iterator[_WideKernel]:
     """Kernels at step 0 with far too wide values; an embedding has no fan-in."""
     for info, kernel in _initial_kernels(case, lambda info: "embedding" not in info.path.lower()):
-        values = kernel.astype(np.float64)
-        if not np.isfinite(values).all():
-            continue
         fan_in = max(int(np.prod(info.shape[:-1])), 1)
         usual = float(np.sqrt(2.0 / fan_in))
+        flat = kernel.reshape(-1)
+        if flat.dtype == np.float32:
+            # nearly all kernels are far from too wide, which a sum in float32 tells
+            about = float(np.dot(flat, flat)) / flat.size
+            if about < (0.9 * _TOO_WIDE * usual) ** 2:  # false where it is not finite
+                continue
+        values = flat.astype(np.float64)
+        if not np.isfinite(values).all():
+            continue
         spread = float(np.sqrt(np.mean(np.square(values))))
         if spread > _TOO_WIDE * usual:
             yield _WideKernel(spread / usual, info.path, spread, usual)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
-from nanreplay.program.compiled_program import compiled_hashes, hash_array
+from nanreplay.program.bit_hashes import compiled_hashes, hash_array
 from nanreplay.records import InputSpec, ProgramRecord, Signature
 
 
