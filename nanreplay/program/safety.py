@@ -64,12 +64,7 @@ _REACHES = {
       | .*GlobalCoreArray.*
       | (ExecuteTPU|CollateTPU).* | GetTpuTaskId | TpuHandleToProtoKey | DTensorSetGlobalTPUArray
     """,
-    # what the graph optimizers make of several ops at once is a kernel like theirs
-    _OF_TENSORFLOW: r"""
-        _(?!Arg|Retval|EagerConst|ListToArray|ArrayToList|SwitchN|If|While
-            |Fused(Conv2D|Conv3D|DepthwiseConv2dNative|MatMul|BatchNormEx)$|UnaryOpsComposition
-            |Mkl(LayerNorm|Swish|FusedMish|FusedInstanceNorm|FusedBatchMatMulV2)$).*
-    """,
+    _OF_TENSORFLOW: (r"_(?!Arg|Retval|EagerConst|ListToArray|ArrayToList|SwitchN|If|While).*"),
 }
 _COMPILED = {reach: re.compile(pattern, re.VERBOSE) for reach, pattern in _REACHES.items()}
 
@@ -173,13 +168,14 @@ def _callees_first(calls: Mapping[str, list[str]]) -> Iterator[str]:
 # The check of a whole program, and the walk over its nodes.
 
 
-def check_graph(graph: Any, *, trust: bool = False) -> None:
+def check_graph(graph: Any, *, trust: bool = False, also: frozenset[str] = frozenset()) -> None:
     """Refuse a program with ops that reach beyond tensors, in its main graph or in any function.
 
     Args:
         graph: A GraphDef or its bytes.
         trust: Let unsafe ops pass. Ops that this TensorFlow lacks never do, nor functions that call
             themselves.
+        also: Types of ops that pass as well.
 
     Raises:
         UnsafeProgramError: Ops that touch files, the network, processes or foreign code; functions
@@ -196,7 +192,7 @@ def check_graph(graph: Any, *, trust: bool = False) -> None:
             )
     unsafe: dict[str, None] = {}  # a set that keeps its order
     for function, node in all_nodes(parsed):
-        if node.op in library or writes_files(node):
+        if node.op in library or node.op in also or writes_files(node):
             continue
         if op_definition(node.op) is None:
             raise UnsupportedOpError(node.op, node.name, "this TensorFlow has no such op")
