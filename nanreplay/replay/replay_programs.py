@@ -28,6 +28,7 @@ from nanreplay.program.safety import check_graph, parse_graph, python_ops
 from nanreplay.records import ArrayLike, OptimizedGraph, ProgramRecord, ops_by_key
 from nanreplay.replay.beside import beside
 from nanreplay.replay.interpreter import ErrorHandler, Interpreter, Observer
+from nanreplay.replay.loss_means import mean_of_losses
 from nanreplay.replay.provenance import FeedKind
 from nanreplay.replay.replay_state import as_type, number_in
 from nanreplay.tensorflow_internals.tf_eager import op_definition
@@ -230,38 +231,8 @@ class Program:
 
     @cached_property
     def mean_variables(self) -> tuple[int, int] | None:
-        """Indices of the total and count of a mean whose value the step returns as its loss.
-
-        Keras's `fit` does that: its `loss` is `total / count` of a metric over the epoch so far.
-        """
-        for name, tensor in zip(self.signature.output_names, self.signature.outputs, strict=False):
-            node = self._source(tensor)
-            is_loss = name.rpartition("/")[2] == "loss"
-            if not is_loss or node is None or node.op not in ("DivNoNan", "RealDiv"):
-                continue
-            read = self._read_variables(node)
-            if len(read) == 2 and read[0] is not None and read[1] is not None:
-                return read[0], read[1]
-        return None
-
-    def _read_variables(self, node: Any) -> list[int | None]:
-        """Indices of the variables that an op takes the values of; None for one not captured."""
-        captured = {}
-        for spec in self.signature.captures:
-            captured[spec.tensor] = spec.variable
-        indices = []
-        for tensor in self.inputs_of[node.name]:
-            source = self._source(tensor)
-            if source is not None and source.op == "ReadVariableOp":
-                indices.append(captured.get(_full_name(source.input[0])))
-        return indices
-
-    def _source(self, tensor: str) -> Any:
-        """The node of the main graph that makes a tensor, copies skipped; None without one."""
-        node = self._nodes.get(tensor.partition(":")[0])
-        while node is not None and node.op == "Identity":
-            node = self._nodes.get(node.input[0].partition(":")[0])
-        return node
+        """Indices of the total and count of a mean whose value the step returns as its loss."""
+        return mean_of_losses(self.signature, self._nodes, self.inputs_of)
 
     def compiled(
         self, extra_fetches: Sequence[str] = (), *, jit: bool | None = None
