@@ -60,9 +60,11 @@ def in_words(source: Frame | None, op_type: str, advice: str, layer: str = "") -
         return f"{comment}, in line {source.line} of {name}, whose code the capture does not hold"
     if not code:
         return f"{comment}. No line of yours makes the op"
+    whose = f" of layer `{layer}`" if layer else ""
+    if is_call_of_keras(code):
+        return f"{comment}. No line of yours makes the op{whose}, but Keras does"
     if not _is_whole(code):
         return f"{comment}, in the statement that holds `{code}`"
-    whose = f" of layer `{layer}`" if layer else ""
     shown = code if len(code) <= _LONGEST_CODE else f"{code[: _LONGEST_CODE - 4]} ..."
     return f"{comment}. A library makes the op{whose} inside of `{shown}`: write that part yourself"
 

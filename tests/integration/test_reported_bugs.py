@@ -203,3 +203,25 @@ def test_data_that_nobody_scaled_make_the_rate_too_high(tmp_path: Path, is_scale
 
     assert report.causes[0].kind == "high_learning_rate", report.sentence
     assert ("is not scaled: half of it is larger than" in report.sentence) == (not is_scaled)
+
+
+def test_the_epsilon_of_a_layer_is_told_as_its_argument(tmp_path: Path) -> None:
+    norm = keras.layers.LayerNormalization(epsilon=0.0, name="norm")
+    model = keras.Sequential([keras.Input((3,)), norm, keras.layers.Dense(1)])
+    model.compile(keras.optimizers.SGD(0.01), "mse", jit_compile=False)
+    model.optimizer.build(model.trainable_variables)
+    path = tmp_path / "run.h5"
+    x = np.random.default_rng(0).normal(size=(8, 3)).astype("float32")
+    x[5] = 2.0
+    recorder = Recorder(path, on_nan="stop")
+    model.fit(
+        x, x[:, :1], batch_size=4, shuffle=False, verbose=0, callbacks=[recorder]
+    )  # fmt: skip
+
+    fixes = by_name(explain(path, fixes=["epsilon", "double_where"]))
+
+    assert fixes["epsilon"].prevents
+    told = "keras.layers.LayerNormalization(..., epsilon=1e-7)  # layer `norm`"
+    assert fixes["epsilon"].code == told
+    made = "No line of yours makes the op of layer `norm`, but Keras does"
+    assert str(fixes["double_where"].code).endswith(made)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 
 import tensorflow as tf
 
+from nanreplay.diagnose.keras_lines import is_inside_keras
 from nanreplay.program.graph_editor import OpKey, ProgramEditor
 from nanreplay.program.graph_nodes import constant_array
 from nanreplay.whatif.edits import CannotTryError, Edit, Fix
@@ -78,9 +79,26 @@ def epsilon(failure: Failure, value: str | None, place: OpLocation | None = None
         return _at_least(failure, place, small, floor)
     added, advice = f"{{}} + {short_number(small)}", f"Add {short_number(small)} to {{}}"
     params = {"value": small}
-    return _operand_fix(
+    fix = _operand_fix(
         failure, place, "epsilon", params, _plus(small), added, advice, is_added=True
     )
+    argument = None if fix.edits else _epsilon_of_layer(failure, place, small)
+    return fix if argument is None else replace(fix, code=argument)
+
+
+def _epsilon_of_layer(failure: Failure, place: OpLocation, small: float) -> str | None:
+    """The larger `epsilon` of a layer of Keras's that adds it to the operand; None of others."""
+    origin = failure.origin
+    part = None if origin is None else origin.part
+    if origin is None or part is None or place.op != failure.op or not is_inside_keras(origin):
+        return None
+    if part.place != "layer" or not any(text.startswith("epsilon=") for text in part.settings):
+        return None
+    try:
+        own = _own_epsilon(failure, place)[1]
+    except CannotTryError:
+        return None
+    return f"{part.kind}(..., epsilon={short_number(own + small)})  # layer `{part.path}`"
 
 
 def raised_epsilon(failure: Failure) -> Fix:
@@ -124,7 +142,7 @@ def _power_of_schedule(failure: Failure, place: OpLocation, small: float) -> Fix
 
 
 def _own_epsilon(failure: Failure, place: OpLocation) -> tuple[OpLocation, float]:
-    """Where the optimizer adds its epsilon on the way to an operand, and how much that is."""
+    """Where an optimizer or a layer adds its epsilon before an operand, and how much that is."""
     editor = failure.editor
     maker = maker_of(place.op[0], editor.data_inputs(place.op)[place.position])
     if editor.holds(maker) and editor.node(maker).op == "Sqrt":  # some add it under the root
@@ -135,7 +153,7 @@ def _own_epsilon(failure: Failure, place: OpLocation) -> tuple[OpLocation, float
             constant = _constant(failure, maker[0], tensor)
             if constant is not None:
                 return place, float(f"{constant:.6g}")  # as it was written: float32 has no 1e-7
-    raise CannotTryError("The optimizer adds no epsilon to what it divides by there.")
+    raise CannotTryError("Nothing adds an epsilon to what is divided by there.")
 
 
 def _constant(failure: Failure, function: str, tensor: str) -> float | None:
