@@ -23,6 +23,7 @@ from nanreplay.replay.provenance import OpEvent
 
 MOST_OTHERS = 10
 """How many origins are told besides the first."""
+_SUMS = frozenset({"Add", "AddV2", "Sub"})
 _MOST_LOOKS = 24
 """Ops on the way back that are looked at one by one; each costs a compilation for each tensor."""
 
@@ -71,7 +72,7 @@ def _by_writer(runner: StepRunner, step: int, notes: tuple[str, ...]) -> Finding
     finite = f"Step {step} is finite op by op, and so is the compiled step when its tensors are"
     trigger = runner.incident.trigger
     seen = (*notes, f"{finite} looked at together. One by one they show what made the value.")
-    for tensor, text in _losses(runner, step) if trigger.what == "loss" else ():
+    for tensor, text in _triggers(runner, step):
         maker = _maker_one_by_one(runner, step, tensor)
         if maker is not None:
             return _made_by(runner, step, maker, text, seen)
@@ -99,12 +100,44 @@ def _by_writer(runner: StepRunner, step: int, notes: tuple[str, ...]) -> Finding
 def _made_by(
     runner: StepRunner, step: int, maker: OpEvent, reached: str, notes: tuple[str, ...]
 ) -> Findings:
+    why = _why(runner, step, maker.name)
     return Findings(
         origin=_compiled_origin(runner, step, maker.name, maker),
         root=Root(step, "Only the compiled step is non-finite."),
         notes=notes,
-        consequence=f"reached {reached}",
+        consequence=f"reached {reached}; op by op the step is finite{why}",
     )
+
+
+def _triggers(runner: StepRunner, step: int) -> Iterator[tuple[str, str]]:
+    """The losses, or the gradients of the variable, that the training failed with."""
+    trigger = runner.incident.trigger
+    if trigger.what == "loss":
+        yield from _losses(runner, step)
+    for spec in runner.signature(step).gradients if trigger.what == "gradient" else ():
+        if runner.variables[spec.variable].path == trigger.name:
+            yield spec.tensor, f"the gradient of `{trigger.name}`"
+
+
+def _why(runner: StepRunner, step: int, op: str) -> str:
+    """Why the compiled step alone fails, where an op takes a sum that constant folding changes."""
+    inputs, ops = runner.inputs_of(step), runner.ops(step)
+
+    def makers(name: str) -> list[OpInfo]:
+        found = [ops.get(("", tensor.partition(":")[0])) for tensor in inputs.get(name, ())]
+        return [info for info in found if info is not None]
+
+    near = makers(op)
+    for root in [info for info in near if info.type == "Sqrt"]:  # its gradient takes the root
+        near += makers(root.name)
+    for total in [info for info in near if info.type in _SUMS]:
+        types = {part.type for part in makers(total.name)}
+        if "Const" in types and types & _SUMS and runner.signature(step).compilation == "graph":
+            return (
+                ", but compiled, TensorFlow computes a - b + c as a + c - b: the constant that is "
+                f"added before `{ops['', op].type}` is rounded away"
+            )
+    return ""
 
 
 def _maker_one_by_one(runner: StepRunner, step: int, written: str) -> OpEvent | None:

@@ -94,7 +94,22 @@ def test_an_op_is_named_where_the_compiled_step_alone_loses_an_epsilon(tmp_path:
     assert origin.op_type == "RealDiv"
     assert [operand.value for operand in origin.operands] == [0.0, 0.0]
     assert "op by op" in str(origin.rows_reason)
+    assert "the constant that is added before `RealDiv` is rounded away" in report.sentence
     assert report.causes[0].kind == "zero_over_zero"
+
+
+def test_an_op_is_named_where_a_gradient_alone_fails_when_it_is_compiled(tmp_path: Path) -> None:
+    def sine(batch: Any, weights: Any) -> Any:
+        cosine = tf.tanh(batch * weights)
+        return tf.reduce_mean(tf.sqrt(1.0 - tf.square(cosine) + 1e-9))
+
+    batches = [np.full((4, 2), size, "float32") for size in (0.5, 60.0)]
+    report = explained(tmp_path / "run.h5", sine, batches, "none")
+
+    origin = report.findings.origin
+    assert origin is not None, report.sentence
+    assert (report.trigger.what, origin.op_type) == ("gradient", "SqrtGrad")
+    assert "the constant that is added before `SqrtGrad` is rounded away" in report.sentence
 
 
 def test_float32_is_not_judged_where_a_constant_became_infinite(tmp_path: Path) -> None:
