@@ -386,6 +386,13 @@ class CaptureContents:
     """Each stack is a sequence of indices into `frames`, outermost first."""
 
 
+MADE_OUTSIDE, MADE_BEFORE = "made outside TensorFlow", "made before the step"
+"""Begin the paths of arrays of an eager step that are no part of its batch.
+
+Those that its Python code made, and tensors that are older than the step.
+"""
+
+
 def batch_name(path: str) -> str:
     """How an array of the batch is called: `batch[0/ids]`; `batch` where it is all of it."""
     return f"batch[{path}]" if path else "batch"

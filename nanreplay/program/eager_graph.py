@@ -15,7 +15,7 @@ import tensorflow as tf
 from nanreplay.capture.arrays import as_array
 from nanreplay.program.graph_nodes import VARIABLE_READS, mentioned_functions
 from nanreplay.program.observation import Region, layer_path
-from nanreplay.records import CaptureSpec, InputSpec
+from nanreplay.records import MADE_BEFORE, MADE_OUTSIDE, CaptureSpec, InputSpec
 from nanreplay.tensorflow_internals import tf_eager, tf_functions
 
 _MAX_INLINE_BYTES = 4096
@@ -123,6 +123,7 @@ class FlatGraph:
         leaves: Arrays of the batch.
         paths: A readable path for each.
         functions: FunctionDefs by name, of functions that TensorFlow may have forgotten.
+        first_tensor: Number of a tensor that is older than those that the step made.
     """
 
     def __init__(
@@ -131,7 +132,9 @@ class FlatGraph:
         leaves: Sequence[Any],
         paths: Sequence[str],
         functions: Mapping[str, Any] | None = None,
+        first_tensor: int = 0,
     ) -> None:
+        self._first_tensor = first_tensor
         self.graph = tf.compat.v1.GraphDef()
         default_versions = tf.compat.v1.get_default_graph().graph_def_versions
         self.graph.versions.producer = default_versions.producer or 2000
@@ -287,14 +290,17 @@ class FlatGraph:
         """Index of a new array of the batch, for data with NaN or infinities; None for other data.
 
         An array that the step's Python code made outside of TensorFlow may be the batch in another
-        form. With such values in it, it is where the trouble came from, and no constant.
+        form. With such values in it, it is where the trouble came from, and no constant. A tensor
+        that is older than the step may be what an earlier one left.
         """
         if not tensor.shape.rank or not tensor.dtype.is_floating:
             return None
         if np.isfinite(tensor.numpy().astype(np.float64)).all():
             return None
         self.leaves.append(tensor.numpy())
-        self.paths.append(f"made outside TensorFlow {len(self.leaves) - 1}")
+        is_older = tf_eager.number_of(tensor) < self._first_tensor
+        made = MADE_BEFORE if is_older else MADE_OUTSIDE
+        self.paths.append(f"{made} {len(self.leaves) - 1}")
         return len(self.leaves) - 1
 
     def _placeholder(self, kind: str, dtype: Any, shape: Any) -> str:

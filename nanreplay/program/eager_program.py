@@ -88,6 +88,8 @@ class EagerRun:
 
     TensorFlow forgets them once nothing refers to them.
     """
+    first_tensor: int = 0
+    """Number of a tensor that is older than those that the step made."""
     n_replicas: int = 0
     """In how many threads a strategy ran its replicas."""
 
@@ -116,7 +118,7 @@ class FlatProgram(NamedTuple):
 
 def observe_eager(step: Callable[[], Any]) -> EagerRun:
     """Run `step` eagerly once and note every op."""
-    run = EagerRun()
+    run = EagerRun(first_tensor=tf_eager.number_of(tf.constant([0.0])))
     observer = EagerObserver(clock=lambda: len(run.ops))
 
     def callback(
@@ -208,7 +210,7 @@ def describe_eager(
         paths: A readable path for each.
         sources: Collects stacks.
     """
-    builder = FlatGraph(variable_index, leaves, paths, run.functions)
+    builder = FlatGraph(variable_index, leaves, paths, run.functions, run.first_tensor)
     for op in run.ops:
         builder.add(op)
     if run.raised is not None:  # nothing depends on it, and a replay is to run it
@@ -247,7 +249,7 @@ def takes_from_python(
     run: EagerRun, variable_index: Mapping[int, int], leaves: Sequence[Any], paths: Sequence[str]
 ) -> bool:
     """Whether an execution was given arrays that are neither its batch nor variables."""
-    builder = FlatGraph(variable_index, leaves, paths, run.functions)
+    builder = FlatGraph(variable_index, leaves, paths, run.functions, run.first_tensor)
     for op in run.ops:
         builder.add(op)
     return builder.has_arrays_of_python

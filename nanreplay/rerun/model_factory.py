@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 
 from nanreplay.errors import ModelError, ReplayError
-from nanreplay.records import ArrayLike
+from nanreplay.records import MADE_BEFORE, MADE_OUTSIDE, ArrayLike
 
 Factory: TypeAlias = Callable[[], Any]
 """Returns a compiled Keras model, or (model, optimizer, step) of a training loop."""
@@ -173,9 +173,6 @@ def _first_reason(message: str) -> str:
 
 # From the flat arrays of a recorded batch to the arguments of a training step.
 
-_MADE_OUTSIDE = "made outside TensorFlow"
-"""Begins the paths of arrays that an eager step made by itself: they are no part of its batch."""
-
 
 def batch_of(paths: Sequence[str], leaves: Sequence[ArrayLike]) -> Any:
     """Nest the arrays as their paths (`0/ids`, `1`) have it.
@@ -188,7 +185,7 @@ def batch_of(paths: Sequence[str], leaves: Sequence[ArrayLike]) -> Any:
     """
     tensors = {}
     for path, leaf in zip(paths, leaves, strict=True):
-        if not path.startswith(_MADE_OUTSIDE):
+        if not path.startswith((MADE_OUTSIDE, MADE_BEFORE)):
             tensors[path] = as_tensor(leaf)
     if list(tensors) == [""]:
         return tensors[""]

@@ -208,6 +208,11 @@ def replaced_gradient_functions() -> list[tuple[Any, str]]:
     return [(_execute, "record_gradient"), (_record, "record_operation")]
 
 
+def number_of(tensor: Any) -> int:
+    """The number of an eager tensor; older ones have lower numbers, which no public name tells."""
+    return int(tensor._id)
+
+
 def add_op_callback(callback: Callable[..., Any]) -> Callable[[], None]:
     """Call a function after each op of this thread; returns what undoes it.
 

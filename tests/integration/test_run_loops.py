@@ -365,6 +365,24 @@ def test_a_loop_draws_the_same_numbers_again_from_a_generator_of_its_own(tmp_pat
     assert "Replays bit for bit" in report.sentence
 
 
+def test_a_state_that_an_iteration_left_is_not_said_to_be_data(tmp_path: Path) -> None:
+    carrying = """
+        state = tf.zeros((8, 1))
+        for step, (x, y) in enumerate(batches):
+            with tf.GradientTape() as tape:
+                loss = mse(x, y) + tf.reduce_mean(tf.square(state))
+            optimizer.apply_gradients(zip(tape.gradient(loss, model.trainable_variables),
+            model.trainable_variables))
+            state = tf.exp(x[:, :1] * (1000.0 if step == 2 else 0.1))
+    """
+    with pytest.raises(NonFiniteError) as raised:
+        run(carrying, tmp_path, fails=False)
+    report = explain(raised.value.path, fixes="none")
+    assert (report.incident_step, report.causes[0].kind) == (3, "other"), report.sentence
+    assert "held an infinity before the step" in report.sentence
+    assert "data, or what an earlier step left" in report.sentence
+
+
 def test_loops_of_two_models_are_two_trainings(tmp_path: Path) -> None:
     twice = """
         def train(model, optimizer, batches):

@@ -16,7 +16,7 @@ from nanreplay.diagnose.rules import overflow
 from nanreplay.diagnose.rules.dynamics import began_with_update
 from nanreplay.errors import first_line, without_node_names
 from nanreplay.findings import Cause, CauseKind
-from nanreplay.records import batch_name, place_in_batch
+from nanreplay.records import MADE_BEFORE, batch_name, place_in_batch
 from nanreplay.replay.provenance import ValueId
 
 _GATHERS = words(
@@ -64,6 +64,12 @@ def _in_batch(case: Case, kind: CauseKind, content: str) -> Cause | None:
         are = "recorded batch is" if clean_steps == 1 else f"{clean_steps} recorded batches are"
         evidence.append(f"The other {are} finite.")
     where = _place(case, output.indices[0] if output.indices else ())
+    if name.startswith(batch_name(MADE_BEFORE)[:-1]):
+        sentence = (
+            f"`{name}` held {content} before the step, {where}. It is no argument of the step and "
+            "no variable: data, or what an earlier step left."
+        )
+        return Cause("other", 0.9, sentence, tuple(evidence))
     sentence = f"The batch itself holds {content}: `{name}`, {where}."
     return Cause(kind, 0.99, sentence, tuple(evidence))
 
