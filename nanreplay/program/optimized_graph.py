@@ -12,7 +12,12 @@ from typing import Any, NamedTuple
 from tensorflow.core.framework import graph_pb2
 
 from nanreplay.errors import NanreplayError, ReplayError
-from nanreplay.program.graph_nodes import avoid_known_functions, op_name
+from nanreplay.program.graph_nodes import (
+    avoid_known_functions,
+    functions_by_name,
+    mentioned_functions,
+    op_name,
+)
 from nanreplay.program.safety import (
     all_nodes,
     check_graph,
@@ -21,6 +26,7 @@ from nanreplay.program.safety import (
     writes_files,
 )
 from nanreplay.records import OptimizedGraph
+from nanreplay.tensorflow_internals.tf_eager import op_definition
 
 _ARGUMENT, _RESULT = "_Arg", "_Retval"
 _FUSED_OPS = frozenset(
@@ -49,7 +55,9 @@ class LoadableGraph(NamedTuple):
 def optimized_graph(
     graphs: Sequence[Any], inputs: Sequence[str], outputs: Sequence[str]
 ) -> OptimizedGraph | None:
-    """Return the graph of the one function that was called first; None where there were others.
+    """Return the graph of the one function that was called first; None where that is not all of it.
+
+    Functions that the optimizers have left as calls are not with it.
 
     Args:
         graphs: GraphDefs that `optimized_graphs` collected.
@@ -59,6 +67,10 @@ def optimized_graph(
     if len(graphs) != 1:
         return None
     (graph,) = graphs
+    there = functions_by_name(graph)
+    for called in mentioned_functions(graph.node):
+        if called not in there and op_definition(called) is None:
+            return None
     for node in graph.node:
         node.device = ""
     return OptimizedGraph(graph.SerializeToString(), tuple(inputs), tuple(outputs))

@@ -321,10 +321,10 @@ class Library:
 
     def _is_compiled(self, node: Any, callee: str) -> bool:
         """Whether a call is compiled: TensorFlow marks the calling node, the function, or both."""
-        if node.op in LAUNCHES or node.attr["_XlaMustCompile"].b:
+        if node.op in LAUNCHES or _is_for_xla(node):
             return True
         function = self.functions.get(callee)
-        return function is not None and bool(function.attr["_XlaMustCompile"].b)
+        return function is not None and _is_for_xla(function)
 
 
 def _input_types(definition: Any, node: Any) -> set[int]:
@@ -428,3 +428,8 @@ def _mark_free(steps: Sequence[Step], keep: set[int]) -> None:
         touched = {*step.inputs, *range(step.first, step.first + step.n_outputs)}
         step.free = tuple(touched - needed_later)
         needed_later |= touched
+
+
+def _is_for_xla(node: Any) -> bool:
+    """Whether XLA must compile an op or a function; asking leaves no empty attribute behind."""
+    return "_XlaMustCompile" in node.attr and bool(node.attr["_XlaMustCompile"].b)
