@@ -14,9 +14,10 @@ from functools import partial
 import tensorflow as tf
 
 from nanreplay.bisect import Bisection
+from nanreplay.bisect.influence import MOVEMENTS
 from nanreplay.errors import NanreplayError, ReplayError, first_line
 from nanreplay.findings import Cause, FixResult
-from nanreplay.program.graph_editor import ProgramEditor
+from nanreplay.program.graph_editor import SCOPE, ProgramEditor
 from nanreplay.replay import Replay
 from nanreplay.whatif.edits import LAST_RESORT, BadValueError, Edit, Fix, candidates
 from nanreplay.whatif.failure import Failure
@@ -25,8 +26,9 @@ from nanreplay.whatif.fix_results import fix_result
 from nanreplay.whatif.fixes import FIXES
 from nanreplay.whatif.fixes.operand_fixes import epsilon, raised_epsilon
 from nanreplay.whatif.fixes.update_fixes import usual_factors
+from nanreplay.whatif.line_gradients import maker_of
 from nanreplay.whatif.trial_window import TrialWindow
-from nanreplay.whatif.window_run import adds_to_sums
+from nanreplay.whatif.window_run import SUMS
 
 _CANNOT = (NanreplayError, tf.errors.OpError, ValueError, TypeError, KeyError, IndexError)
 """What is raised where a fix does not fit a program.
@@ -38,6 +40,8 @@ LEAST_TRIED = 3
 QUICK_STEPS = 20
 """Where trying a fix takes no longer than these eager steps, all that fit are tried."""
 _LARGER_EPSILONS = ("1e-5", "1e-3", "1e-2")
+_MOVED_OR_SCALED = MOVEMENTS | {"Mul", "RealDiv", "Pow"}
+"""Ops that TensorFlow takes out where they leave a tensor as it is, between two sums too."""
 MOST_PLACES = 3
 """At how many operands near the origin an epsilon is tried."""
 
@@ -222,10 +226,23 @@ def _try_places(failure: Failure, name: str, value: str | None) -> tuple[FixResu
 
 
 def _is_added_to_sum(failure: Failure, fix: Fix) -> bool:
+    """Whether a fix adds to a sum or a difference, which may have been moved or scaled since."""
     editor = ProgramEditor(failure.window.replay.program(failure.step).record)
     for change in fix.edit.programs:
         change(editor)
-    return adds_to_sums(editor)
+    pending = [key for key in editor.ops(SUMS) if key[1].startswith(SCOPE)]
+    seen = set(pending)
+    while pending:
+        key = pending.pop()
+        for maker in (maker_of(key[0], tensor) for tensor in editor.data_inputs(key)):
+            if maker in seen or not editor.holds(maker):
+                continue
+            if editor.node(maker).op in SUMS:
+                return True
+            if editor.node(maker).op in _MOVED_OR_SCALED:
+                seen.add(maker)
+                pending.append(maker)
+    return False
 
 
 def _try_larger(

@@ -20,6 +20,7 @@ from nanreplay.records import Signature
 from nanreplay.replay import Replay, StepResult
 from nanreplay.replay.replay_programs import Program
 from nanreplay.replay.replay_state import LiveState
+from nanreplay.tensorflow_internals.tf_functions import Optimizers
 from nanreplay.whatif.eager_windows import steps_of_program
 from nanreplay.whatif.edits import Edit
 from nanreplay.whatif.window_run import LATER_STEPS, TrialOutcome, WindowRun, trainable_norm
@@ -254,6 +255,24 @@ class TrialWindow:
             run = WindowRun(self, edit)
         return run.program(step)
 
+    @cached_property
+    def fails_with_few(self) -> bool:
+        """Whether the failing step fails as well where a part of the graph optimizers compile it.
+
+        Where it does not, every change would seem to prevent the failure.
+        """
+        program = self.program(self.failing)
+        if program.optimizers is not Optimizers.NONE:
+            return program.optimizers is Optimizers.DECIDING
+        program.optimizers = Optimizers.DECIDING
+        try:
+            results = self.replay.run_window(
+                "recorded", first=self.failing, last=self.failing, takes_state=False
+            )
+        finally:
+            program.optimizers = Optimizers.NONE
+        return not results[-1].finite
+
     def run(self, edit: Edit) -> TrialOutcome:
         """Replay the window with changes, up to the first step that is not finite.
 
@@ -261,8 +280,9 @@ class TrialWindow:
             ReplayError: A step could not be run.
         """
         self._last_run = None  # with its compiled program
+        run = WindowRun(self, edit)
         self.replay.make_room()
-        self._last_run = run = WindowRun(self, edit)
+        self._last_run = run
         try:
             return run.outcome()
         finally:

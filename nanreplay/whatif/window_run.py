@@ -21,12 +21,11 @@ from nanreplay.replay.replay_state import LiveState
 from nanreplay.replay.step_results import compare_step, step_error
 from nanreplay.tensorflow_internals.tf_functions import Optimizers
 from nanreplay.whatif.edits import CannotTryError, Edit
-from nanreplay.whatif.line_gradients import maker_of
 
 if TYPE_CHECKING:
     from nanreplay.whatif.trial_window import TrialWindow
 
-_SUMS = {"Add", "AddV2", "Sub"}
+SUMS = {"Add", "AddV2", "Sub"}
 LATER_STEPS = 4
 """How many steps go on after the window, to see whether the training lives."""
 
@@ -95,6 +94,8 @@ class WindowRun:
             variables = widened_variables(variables, TO_FLOAT32)
         self.live = LiveState(variables) if edit.widen_half else window.live
         self.programs: dict[str, Program] = {}
+        self.takes_few = bool(edit.programs or edit.widen_half) and window.fails_with_few
+        """Whether changed programs may be compiled by a part of the graph optimizers."""
 
     def outcome(self) -> TrialOutcome:
         """Run step after step."""
@@ -239,13 +240,13 @@ class WindowRun:
         name = recorded.record.id
         if name not in self.programs:
             # The recorded program was checked when it was loaded, and fixes add no unsafe op.
-            record, adds_to_sums = self.changed(recorded.record)
+            record, adds = self.changed(recorded.record)
             changed = Program(record, trust=True)
             # No recording tells the bits of the changed program: those graph optimizers that
-            # decide about bits are enough where the recorded one did not need all of them. But
-            # all of them compute a - b + 1e-7 as a - (b - 1e-7), where the epsilon is lost, and
-            # they need two rounds to find it.
-            if recorded.optimizers is not Optimizers.ALL and not adds_to_sums:
+            # decide about bits are enough, where the recorded one fails with them. But all of them
+            # compute a - b + 1e-7 as a - (b - 1e-7), where the epsilon is lost, and they need two
+            # rounds to find it.
+            if self.takes_few and not adds:
                 changed.optimizers = Optimizers.DECIDING
             # the recorded program took the same feeds
             changed.checks_feeds = bool(self.edit.batches)
@@ -253,14 +254,14 @@ class WindowRun:
         return self.programs[name]
 
     def changed(self, record: ProgramRecord) -> tuple[ProgramRecord, bool]:
-        """The recorded program with the changes made, and whether one adds to a sum."""
+        """The recorded program with the changes made, and whether one of them is a sum."""
         editor = ProgramEditor(record)
         for change in self.edit.programs:
             change(editor)
         record = editor.edited()
         if self.edit.widen_half:
             record = widened(record, TO_FLOAT32)
-        return record, adds_to_sums(editor)
+        return record, any(key[1].startswith(SCOPE) for key in editor.ops(SUMS))
 
     def step(self, step: int) -> StepResult:
         """Run one step as it was trained, but for the changes."""
@@ -300,13 +301,3 @@ class WindowRun:
             for index, info in enumerate(self.replay.variables)
             if info.role in ("state", "other") and self.live.is_bad(index)
         }
-
-
-def adds_to_sums(editor: ProgramEditor) -> bool:
-    """Whether an op that the editor added adds to a sum or a difference of the program."""
-    for key in editor.ops(_SUMS):
-        if key[1].startswith(SCOPE):
-            makers = [maker_of(key[0], tensor) for tensor in editor.data_inputs(key)]
-            if any(editor.holds(maker) and editor.node(maker).op in _SUMS for maker in makers):
-                return True
-    return False

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nanreplay import Recorder
+from nanreplay import Capture, Recorder
 from nanreplay.findings import FixResult
 from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain
@@ -110,6 +110,36 @@ def test_an_op_is_named_where_a_gradient_alone_fails_when_it_is_compiled(tmp_pat
     assert origin is not None, report.sentence
     assert (report.trigger.what, origin.op_type) == ("gradient", "SqrtGrad")
     assert "the constant that is added before `SqrtGrad` is rounded away" in report.sentence
+
+
+def scaled_by_constant(epsilon: float) -> LossOf:
+    """As `scaled`, by a range that the loss does not train."""
+
+    def loss_of(batch: Any, weights: Any) -> Any:
+        low, high = tf.reduce_min(batch, 0), tf.reduce_max(batch, 0)
+        spread = tf.stop_gradient(high - low)
+        x = (batch - low) / (spread + epsilon if epsilon else spread)
+        return tf.reduce_mean(tf.square(x * weights))
+
+    return loss_of
+
+
+def test_a_fix_is_not_told_to_help_where_few_optimizers_alone_prevent(tmp_path: Path) -> None:
+    """In one round the optimizers do not bring the constants together over what lies between."""
+    path = tmp_path / "run.h5"
+    report = explained(path, scaled_by_constant(1e-7), constant_column(), ["clipnorm"])
+
+    with Capture(path) as capture:
+        assert capture.optimized_graph("p0") is not None  # with it, the step needs none
+    assert report.findings.origin is not None
+    assert [fix.outcome for fix in report.fixes] == ["fails"]
+
+
+def test_an_epsilon_is_no_fix_that_is_lost_over_what_lies_between(tmp_path: Path) -> None:
+    report = explained(tmp_path / "run.h5", scaled_by_constant(0.0), constant_column(), ["epsilon"])
+
+    fix = by_name(report)["epsilon"]
+    assert (fix.prevents, fix.params.get("how")) == (True, "maximum")
 
 
 def test_float32_is_not_judged_where_a_constant_became_infinite(tmp_path: Path) -> None:
