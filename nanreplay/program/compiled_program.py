@@ -144,10 +144,12 @@ class CompiledProgram:
             feeds.append(self._capture(spec, variables, constants))
         if self._checks_feeds:
             self._check(feeds)
-        if self._to_keep is not None and not self._has_run:
+        # once, as a call that raised has been optimized too
+        to_keep, self._to_keep = self._to_keep, None
+        if to_keep is not None:
             with tf_functions.optimized_graphs() as graphs:
                 returned = self._call(*feeds)
-            self.optimized = optimized_graph(graphs, *self._to_keep)
+            self.optimized = optimized_graph(graphs, *to_keep)
         else:
             returned = self._call(*feeds)
         results = dict(zip(self._fetched, returned, strict=True))

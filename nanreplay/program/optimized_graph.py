@@ -121,6 +121,8 @@ def loadable(
             arguments[node.attr["index"].i] = f"{node.name}:0"
             added.name, added.op = node.name, "Placeholder"
             added.attr["dtype"].type = node.attr["T"].type
+            for shape in node.attr["_output_shapes"].list.shape:  # that of a batch is folded in
+                added.attr["shape"].shape.CopyFrom(shape)
         else:
             added.CopyFrom(node)
     if set(arguments) != set(range(len(inputs))) or set(results) != set(range(len(outputs))):

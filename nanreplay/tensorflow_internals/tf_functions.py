@@ -210,11 +210,25 @@ def optimized_graphs() -> Iterator[list[Any]]:
     The list is filled at the end. It stays empty while the user collects graphs by
     `tf.summary.trace_on`, since TensorFlow gives each to the first who asks.
     """
-    if _summary_ops._current_trace_context is not None:
-        yield []
-        return
-    with _context.collect_graphs(optimized=True) as graphs:
+    graphs: list[Any] = []
+    if _user_traces():
         yield graphs
+        return
+    context = _context.context()
+    context.enable_graph_collection()
+    try:
+        yield graphs
+        if not _user_traces():  # in another thread, from now on
+            for function in context.export_run_metadata().function_graphs:
+                graphs.append(function.post_optimization_graph)
+    finally:
+        if not _user_traces():
+            context.disable_graph_collection()
+
+
+def _user_traces() -> bool:
+    """Whether the user collects graphs now, for which there is no public name."""
+    return _summary_ops._current_trace_context is not None
 
 
 def forget_optimized() -> None:

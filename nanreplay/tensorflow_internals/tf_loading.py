@@ -6,7 +6,7 @@ The public ways to a function of a GraphDef make a Python object of each op, and
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -106,14 +106,20 @@ def load_graph(
     context.add_c_function(function)
     _tf_session.TF_DeleteFunction(function)
     # Of what it takes and gives nothing is asked: it is called with flat tensors.
-    called = list(map(_known_as_long_as_named, graph.library.function))
+    called = [one for function in graph.library.function for one in _known_while_held(function)]
     atomic = _atomic_function.AtomicFunction(name, context, None, children=called)
     return LoadedFunction(atomic, len(outputs))
 
 
-def _known_as_long_as_named(definition: Any) -> Any:
-    """Make a FunctionDef known to the runtime, which forgets it with the last of these objects."""
+def _known_while_held(definition: Any) -> Iterator[Any]:
+    """Make a FunctionDef known to the runtime; yields what it is to be held by, if anything.
+
+    The runtime forgets a function with the last AtomicFunction of its name. One that somebody has
+    made known without any stays known.
+    """
     context, name = _context.context(), definition.signature.name
     if not context.has_function(name):
         context.add_function_def(definition)
-    return _atomic_function.AtomicFunction(name, context, None)
+    elif (context.function_scope_id, name.encode()) not in _atomic_function.RUNTIME_FUNCTION_REFS:
+        return
+    yield _atomic_function.AtomicFunction(name, context, None)

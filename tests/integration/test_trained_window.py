@@ -7,6 +7,7 @@ import contextlib
 import shutil
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,9 @@ from nanreplay import Capture, NonFiniteError, Recorder, Replay
 from nanreplay.capture.arrays import write_array
 from nanreplay.capture.writer import lazy_contents, write_capture
 from nanreplay.diagnose import judge, trained_window
+from nanreplay.errors import ReplayError
 from nanreplay.program.compiled_program import CompiledProgram
+from nanreplay.records import InputSpec, Signature
 from nanreplay.replay import replay_programs
 from nanreplay.replay.beside import beside
 from nanreplay.replay.interpreter_plan import Library
@@ -131,6 +134,19 @@ def test_an_optimized_graph_that_is_not_the_programs_is_left(
     assert not (tmp_path / "written").exists()
 
 
+def test_an_optimized_graph_takes_batches_of_its_shape_alone(capture_path: Path) -> None:
+    """The optimizers put numbers in the place of what is known of shapes."""
+    with Capture(capture_path) as capture, Replay(capture) as replay:
+        judge(replay)
+        last = capture.incident.step
+        assert replay.program(last).optimizers is Optimizers.NONE
+        batch = replay.batch(last)
+        cut = replace(batch, leaves=tuple(leaf[:2] for leaf in batch.leaves))
+        replay.replace_batch(last, cut)
+        with pytest.raises(ReplayError, match="The program takes"):
+            replay.fingerprint(last)
+
+
 def test_graphs_that_the_user_collects_stay_the_users() -> None:
     function = tf.function(lambda x: x + 1)
     tf.summary.trace_on(graph=True)
@@ -141,6 +157,40 @@ def test_graphs_that_the_user_collects_stay_the_users() -> None:
         assert context.export_run_metadata().function_graphs
     finally:
         tf.summary.trace_off()
+
+
+def test_graphs_that_the_user_begins_to_collect_meanwhile_stay_the_users() -> None:
+    function, other = tf.function(lambda x: x + 1), tf.function(lambda x: x + 2)
+    try:
+        with optimized_graphs() as graphs:
+            tf.summary.trace_on(graph=True)  # another thread may
+            function(tf.constant(1.0))
+        other(tf.constant(1.0))
+        assert not graphs
+        assert len(context.export_run_metadata().function_graphs) == 2
+    finally:
+        tf.summary.trace_off()
+
+
+def test_no_other_graph_is_kept_where_the_first_call_raised() -> None:
+    graph = tf.Graph()
+    with graph.as_default():
+        x = tf.compat.v1.placeholder(tf.float32, (), name="x")
+        tf.debugging.check_numerics(x, "x", name="y")
+    fed = InputSpec(tensor="x:0", leaf=0, path="x", dtype="float32", shape=())
+    signature = Signature("graph", inputs=(fed,), captures=(), outputs=("y:0",))
+    program = CompiledProgram(graph.as_graph_def(), signature, jit=False, keeps_optimized=True)
+    with pytest.raises(tf.errors.InvalidArgumentError):
+        program([np.float32("nan")], [])
+    other = tf.function(lambda x: x + 1)
+
+    def called_meanwhile(value: Any) -> Any:
+        other(tf.constant(1.0))  # as another thread may
+        return loaded(value)
+
+    loaded, program._call = program._call, called_meanwhile
+    program([np.float32(1)], [])
+    assert program.optimized is None
 
 
 def test_few_optimizers_count_where_they_give_the_bits_of_two_rounds(plain_path: Path) -> None:

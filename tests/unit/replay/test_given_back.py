@@ -16,7 +16,12 @@ import tensorflow as tf
 from nanreplay.limits import _status_bytes, give_up_pages
 from nanreplay.records import VariableInfo
 from nanreplay.replay.replay_state import LiveState
-from nanreplay.tensorflow_internals.tf_functions import function_of_graph, known_function
+from nanreplay.tensorflow_internals.tf_functions import (
+    function_of_graph,
+    known_function,
+    register_function,
+    unregister_function,
+)
 from nanreplay.tensorflow_internals.tf_loading import load_graph, loaded_function
 
 SHAPE, COUNT = (1024, 4096), 6
@@ -72,6 +77,31 @@ def test_a_graph_that_is_loaded_without_objects_of_its_ops_is_the_same_function(
     assert variable.numpy().tolist() == [2.0, np.float32(np.e) + np.float32(2)]
     del loaded
     assert known_function(name) is None
+
+
+def test_a_function_that_somebody_made_known_stays_when_a_loaded_graph_goes() -> None:
+    """As `wrap_function` makes those known that its graph calls."""
+
+    @tf.function(autograph=False)
+    def halved(x: tf.Tensor) -> tf.Tensor:
+        return x / 2
+
+    @tf.function(autograph=False)
+    def step(x: tf.Tensor) -> tf.Tensor:
+        return halved(x)
+
+    graph = step.get_concrete_function(tf.TensorSpec((), tf.float32)).graph.as_graph_def()
+    (definition,) = graph.library.function
+    definition.signature.name = "nanreplay_test_made_known"
+    graph.node[1].attr["f"].func.name = definition.signature.name
+    register_function(definition)
+    try:
+        loaded = load_graph(graph, ["x:0"], [f"{graph.node[1].name}:0"], [])
+        assert loaded(tf.constant(3.0))[0].numpy() == 1.5
+        del loaded
+        assert known_function(definition.signature.name) is not None
+    finally:
+        unregister_function(definition.signature.name)
 
 
 def test_a_loaded_graph_brings_its_functions_and_they_go_with_it() -> None:
