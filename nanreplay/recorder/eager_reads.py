@@ -168,10 +168,12 @@ def read_before(
     thread = threading.get_ident()
 
     def keep(handle: Any) -> None:
-        if tf.is_tensor(handle) and _is_new(handle, reads):
-            # It fails where the variable is being made, and this is its first value.
-            with contextlib.suppress(tf.errors.FailedPreconditionError):
-                reads[id(handle)] = (handle, read_variable(handle))
+        if not tf.is_tensor(handle) or not _is_new(handle, reads):
+            return
+        # A variable that is being made has no value yet: this is its first. A read of it may give
+        # an empty tensor in place of an error.
+        if tf.raw_ops.VarIsInitializedOp(resource=handle):
+            reads[id(handle)] = (handle, read_variable(handle))
 
     def assign(*args: Any, **kwargs: Any) -> Any:
         if threading.get_ident() == thread and tf.executing_eagerly():

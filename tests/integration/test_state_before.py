@@ -221,3 +221,19 @@ def test_why_the_state_before_a_step_that_raises_was_left_out_is_noted(
         assert len(notes) == 1
         assert expected[reason] in notes[0]
         assert all(result.bit_exact for result in replay.run_window(last=step - 1))
+
+
+def test_weights_that_the_first_eager_step_makes_are_those_that_it_runs_again_with(
+    tmp_path: Path,
+) -> None:
+    """The layers are built in the step that fails, and so are the optimizer's slots."""
+    keras.utils.set_random_seed(0)
+    x = np.random.default_rng(0).uniform(0.1, 1, (8, 3)).astype("float32")
+    x[5] = 0
+    model = keras.Sequential([keras.layers.Dense(3, use_bias=False)])
+    model.compile("adam", lambda y, p: tf.norm(y - p, axis=-1), run_eagerly=True)
+    with pytest.raises(NonFiniteError, match="step 0: gradient"):
+        model.fit(x, x, verbose=0, callbacks=[Recorder(tmp_path / "run.h5")])
+    with Capture(tmp_path / "run.h5") as capture, Replay(capture) as replay:
+        assert not any("other numbers" in note for note in capture.incident.notes)
+        assert [result.bit_exact for result in replay.run_window("recorded")] == [True]
