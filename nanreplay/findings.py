@@ -146,6 +146,28 @@ class Origin:
         return self.rows if self.replica_rows is None else self.replica_rows
 
     @property
+    def place(self) -> str:
+        """Op, layer and line: "`Log` in the loss (train.py:14)"."""
+        return f"`{self.op_type}`{self._around}"
+
+    @property
+    def place_of_step(self) -> str:
+        """The same with the step: "`Log` of step 3 in the loss (train.py:14)"."""
+        return f"`{self.op_type}` of step {self.step}{self._around}"
+
+    @property
+    def _around(self) -> str:
+        words = ""
+        if self.layer_path:
+            words = f" in layer `{self.layer_path}`"
+        elif self.where in ("loss", "optimizer"):
+            words = f" in the {self.where}"
+        if self.source is not None:
+            name = self.source.file.replace("\\", "/").rpartition("/")[2]
+            words += f" ({name}:{self.source.line})"
+        return words
+
+    @property
     def is_of_part(self) -> bool:
         """Whether `rows` count in a replica's part, as the split of the batch is not known."""
         return self.replica is not None and self.replica_rows is None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from nanreplay.findings import FixOutcome, FixResult, Origin
+from nanreplay.findings import FixOutcome, FixResult
 from nanreplay.report.numbers import readable_list, readable_trigger
 from nanreplay.whatif.fix_code import short_number
 
@@ -72,25 +72,12 @@ def fix_remark(fix: FixResult) -> str:
     if fix.nonfinite is not None:
         remarks.append(f"step {fix.nonfinite_step}: {readable_trigger(fix.nonfinite)}")
     if fix.moved_to is not None:
-        remarks.append(f"now born at {_moved_place(fix.moved_to)}")
+        remarks.append(f"now born at {fix.moved_to.place_of_step}")
     if fix.places is not None and fix.places > 1:
         remarks.append(f"changed in {fix.places} places, which are all that the line runs in")
     if fix.note:
         remarks.append(fix.note)
     return "; ".join(remarks)
-
-
-def _moved_place(origin: Origin) -> str:
-    """Where a failure moved to: step, op, layer and line."""
-    place = f"`{origin.op_type}` of step {origin.step}"
-    if origin.layer_path:
-        place += f" in layer `{origin.layer_path}`"
-    elif origin.where in ("loss", "optimizer"):
-        place += f" in the {origin.where}"
-    if origin.source is not None:
-        name = origin.source.file.replace("\\", "/").rpartition("/")[2]
-        place += f" ({name}:{origin.source.line})"
-    return place
 
 
 def fixes_in_words(fixes: Sequence[FixResult], limit: int = 3) -> str:
@@ -110,7 +97,7 @@ def fixes_in_words(fixes: Sequence[FixResult], limit: int = 3) -> str:
         clauses.append(f"Verified fix{'es' if len(good) > 1 else ''}: {readable_list(good)}")
     for fix in _of(fixes, "moves")[:1]:
         if fix.moved_to:
-            clauses.append(f"`{fix_label(fix)}` only moves it to {_moved_place(fix.moved_to)}")
+            clauses.append(f"`{fix_label(fix)}` only moves it to {fix.moved_to.place_of_step}")
     for outcome, one, several in (
         ("unhealthy", "leaves the training unhealthy", "leave the training unhealthy"),
         ("fails", "does not help", "do not help"),

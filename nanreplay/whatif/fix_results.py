@@ -108,7 +108,10 @@ def _outcome(
     changes_update = set(fix.name.split("+")) <= _OF_THE_UPDATE
     ruin = failure.health.ruin(outcome, changes_update=changes_update)
     if ruin is not None:
-        return "unhealthy", f"All values are finite, but {ruin}."
+        return (
+            "unhealthy",
+            f"All values are finite, but {ruin}{_what_fails(failure, fix, outcome)}.",
+        )
     change = _healthy_change(failure, outcome) if fix.ops else 0.0
     if change > _ANOTHER_LINE:
         return "unhealthy", (
@@ -118,6 +121,12 @@ def _outcome(
     if change > _SLIGHT:
         return "prevents", f"The losses of healthy steps change by up to {change:.0%}."
     return "prevents", None
+
+
+def _what_fails(failure: Failure, fix: Fix, outcome: TrialOutcome) -> str:
+    """The op that fails after the window, as another logarithm of the line that was edited."""
+    origin = _moved_to(failure, fix, outcome) if outcome.fails_later else None
+    return "" if origin is None else f": there {origin.place} fails"
 
 
 def _healthy_change(failure: Failure, outcome: TrialOutcome) -> float:

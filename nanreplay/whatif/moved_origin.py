@@ -16,6 +16,7 @@ from nanreplay.bisect import locate
 from nanreplay.errors import NanreplayError
 from nanreplay.findings import Origin
 from nanreplay.records import ArrayLike, BatchRecord, Frame, Incident, OpInfo, Signature
+from nanreplay.replay import StepResult
 from nanreplay.replay.interpreter import ErrorHandler, Observer
 from nanreplay.replay.kernels import run_kernel
 from nanreplay.replay.matrix_changes import MatrixChange
@@ -32,7 +33,8 @@ def moved_origin(
 ) -> Origin | None:
     """Return the origin of a window that fails with a fix, None where it is the recorded one.
 
-    None too where it cannot be told, as where only the compiled step fails.
+    Of a window that is finite, and of which a step after it fails, the origin in that step. None
+    too where it cannot be told, as where only the compiled step fails.
 
     Args:
         window: The steps.
@@ -40,10 +42,13 @@ def moved_origin(
         outcome: What running the window with the fix gave.
         recorded: The origin of the recording.
     """
-    if outcome.failed is None or outcome.before_failure is None:
+    failed, before = outcome.failed, outcome.before_failure
+    if failed is None and outcome.before_later is not None:
+        failed, before = outcome.later[-1], outcome.before_later
+    if failed is None or before is None:
         return None
     try:
-        origins = locate(_ChangedStep(window, edit, outcome))
+        origins = locate(_ChangedStep(window, edit, failed, before))
     except (NanreplayError, tf.errors.OpError, ValueError, TypeError, KeyError, IndexError):
         return None  # it fails all the same; where, is not known
     if not origins or origins[0].op_type is None or _is_same(origins[0], recorded):
@@ -61,18 +66,18 @@ def _is_same(origin: Origin, other: Origin | None) -> bool:
 class _ChangedStep:
     """The step that fails with a fix, as bisecting asks for it."""
 
-    def __init__(self, window: TrialWindow, edit: Edit, outcome: TrialOutcome) -> None:
-        assert outcome.failed is not None
-        assert outcome.before_failure is not None
+    def __init__(
+        self, window: TrialWindow, edit: Edit, failed: StepResult, before: Mapping[int, Any]
+    ) -> None:
         self._replay = replay = window.replay
-        self._step, self._state = outcome.failed.step, outcome.before_failure
+        self._step, self._state = failed.step, before
         self._program: Program = window.changed_program(edit, self._step)
         # a fix of a line leaves the batch as it is
         self._batch = replace(replay.batch(self._step), overrides={})
         self._live = LiveState(replay.variables)
         self.steps = (self._step,)
         self.variables = replay.variables
-        trigger = outcome.failed.nonfinite or replay.incident.trigger
+        trigger = failed.nonfinite or replay.incident.trigger
         self.incident: Incident = replace(replay.incident, step=self._step, trigger=trigger)
 
     def signature(self, step: int) -> Signature:

@@ -66,17 +66,21 @@ class TrainingHealth:
             changes_update: Whether the fix changes the update alone. Then no batch is to blame for
                 a large loss, so all losses have to stay near the usual ones.
         """
-        later = [result for result in outcome.later if result.finite]
-        if len(later) < len(outcome.later) and not outcome.fails_anyway:
+        grown = self._grown(outcome, changes_update)
+        if outcome.fails_later and grown:
             # The fix let the failing step pass and left weights that cannot be trained on.
             return "the weights are ruined: a step after the window is not"
+        return "a step after the window is not" if outcome.fails_later else grown
+
+    def _grown(self, outcome: TrialOutcome, changes_update: bool) -> str | None:
+        """Say which of losses and weights end far off; None where none does."""
         first = outcome.results[0].loss
         known = [loss for loss in (self.usual_loss, _size(first)) if loss is not None]
         if not known:
             return self._blown_up(outcome)
         usual = max(*known, _LEAST_LOSS)
         factor = _NEAR if changes_update else _RUINED
-        ran = (*outcome.results, *later)
+        ran = (*outcome.results, *(result for result in outcome.later if result.finite))
         # A loss that the recording has as well is the batch's own, however large.
         for result in (result for result in ran if not _is_recorded(result)):
             loss = _size(result.loss)

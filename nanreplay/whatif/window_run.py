@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -45,6 +45,8 @@ class TrialOutcome:
     """A few more steps after the window, on batches of its healthy steps."""
     fails_anyway: bool = False
     """Whether a later step is not finite with the weights from before the window either."""
+    before_later: Mapping[int, Any] | None = None
+    """The variables before the later step that was not finite, by index."""
     norms: tuple[float, float] = (0.0, 0.0)
     """Norm of all trainable variables before the window and after it."""
     before_failure: Mapping[int, Any] | None = None
@@ -58,6 +60,11 @@ class TrialOutcome:
                 return result
         return None
 
+    @property
+    def fails_later(self) -> bool:
+        """Whether a step after the window is not finite, and was with the weights from before."""
+        return not self.fails_anyway and any(not result.finite for result in self.later)
+
 
 def trainable_norm(replay: Replay, *states: Mapping[int, Any]) -> float:
     """The norm of all trainable variables, from their values by index.
@@ -70,14 +77,6 @@ def trainable_norm(replay: Replay, *states: Mapping[int, Any]) -> float:
         if info.role == "trainable" and "float" in info.dtype and held is not None:
             squares.append(float(tf.reduce_sum(tf.square(tf.cast(held[index], tf.float64)))))
     return math.sqrt(sum(squares))
-
-
-def _raised(step: int, error: ReplayError) -> Trigger:
-    """What the step raised, as the recorder tells it."""
-    told = step_error(step, error)
-    if isinstance(told, StepRaisedError):
-        return Trigger("exception", told.kind, told.reason)
-    return Trigger("exception", type(told).__name__, str(told))
 
 
 class WindowRun:
@@ -120,9 +119,13 @@ class WindowRun:
             except CannotTryError:
                 raise
             except ReplayError as error:
-                if self.replay.incident.trigger.what != "exception" or step != self.window.failing:
-                    raise
-                return TrialOutcome(tuple(results), tuple(skipped), raised=_raised(step, error))
+                told = step_error(step, error)
+                raised_then = self.replay.incident.trigger.what == "exception"
+                is_failing = raised_then and step == self.window.failing
+                if not is_failing or not isinstance(told, StepRaisedError):
+                    raise  # the step did not run at all
+                raised = Trigger("exception", told.kind, told.reason)
+                return TrialOutcome(tuple(results), tuple(skipped), raised=raised)
             results.append(result)
             if result.finite:
                 self.shrink_update(step, before)
@@ -133,19 +136,18 @@ class WindowRun:
             else:
                 return TrialOutcome(tuple(results), tuple(skipped), before_failure=before)
         norms = (norm, self.norm())
-        later, fails_anyway = self.later()
-        return TrialOutcome(
-            tuple(results), tuple(skipped), None, tuple(idle), later, fails_anyway, norms
-        )
+        outcome = TrialOutcome(tuple(results), tuple(skipped), idle=tuple(idle), norms=norms)
+        return self.with_later(outcome)
 
-    def later(self) -> tuple[tuple[StepResult, ...], bool]:
+    def with_later(self, outcome: TrialOutcome) -> TrialOutcome:
         """Go on for a few steps, on the batches of the steps before the failing one.
 
         On that of the failing step where the window holds no other.
 
         Returns:
-            What they gave, and whether one that is not finite is not so with the weights from
-            before the window either: a random draw, say, makes it so, and not the weights.
+            The outcome with what they gave, and whether one that is not finite is not so with the
+            weights from before the window either: a random draw, say, makes it so, and not the
+            weights.
         """
         healthy = [step for step in self.window.steps if step < self.window.failing]
         batches = healthy[:LATER_STEPS] or [self.window.failing]
@@ -158,9 +160,12 @@ class WindowRun:
             except ReplayError:
                 break
             if not results[-1].finite:
-                return tuple(results), self._fails_anyway(step, before)
+                fails_anyway = self._fails_anyway(step, before)
+                return replace(
+                    outcome, later=tuple(results), fails_anyway=fails_anyway, before_later=before
+                )
             self.shrink_update(step, before)
-        return tuple(results), False
+        return replace(outcome, later=tuple(results))
 
     def _fails_anyway(self, step: int, before: Mapping[int, Any]) -> bool:
         """Whether a step is not finite with the first weights, all else being as before it."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nanreplay import Capture, Recorder, Replay
+from nanreplay import Capture, Recorder, Replay, explain
 from nanreplay.bisect import bisect
 from nanreplay.findings import FixResult
 from nanreplay.whatif.trial import what_if
@@ -224,3 +224,43 @@ def test_the_very_operand_of_a_line_is_changed(name: str, tmp_path: Path) -> Non
     result = tried(trained(tmp_path / "run.h5", loss_of, rows(row)), fix)
     assert result.prevents is True
     assert result.code == f"lambda x, w: tf.reduce_mean({code}),"
+
+
+def test_weights_are_not_said_to_be_ruined_where_another_op_fails_after_the_window(
+    tmp_path: Path,
+) -> None:
+    """Of the two logarithms of a cross-entropy by hand, the fix saves the first alone."""
+    weight = tf.Variable(-60.0)
+
+    @tf.function
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            p = tf.sigmoid(2 * weight * x)
+            first = tf.math.log(p)
+            loss = -tf.reduce_mean(first + 0.0 * tf.math.log(1 - p))
+        tape.gradient(loss, weight)
+        weight.assign(60.0)
+        return loss
+
+    with Recorder(tmp_path / "run.h5", on_nan="stop") as recorder:
+        recorder.wrap(step)(tf.ones(4))
+    fix = tried(tmp_path / "run.h5", "epsilon")
+    assert fix.outcome == "unhealthy"
+    assert "`Log` (" not in str(fix.note)
+    assert str(fix.note).startswith(
+        "All values are finite, but a step after the window is not: there `Log` in the loss (test_"
+    )
+
+
+def test_a_fix_is_not_tried_on_a_step_that_cannot_run(tmp_path: Path) -> None:
+    """A lookup table is no part of a capture; the step raised for its labels."""
+    table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(["a"], [1.0]), 0.0)
+    path = trained(
+        tmp_path / "run.h5",
+        lambda batch, w: tf.reduce_mean(
+            tf.gather(w, tf.cast(batch, tf.int32)) * table.lookup(tf.constant("a"))
+        ),
+        [np.float32([0, 1, 7])],
+    )
+    fixes = explain(path).fixes
+    assert {fix.prevents for fix in fixes} == {None}
