@@ -183,7 +183,7 @@ def _user_frames() -> tuple[UserFrame, ...]:
     frame: Any = sys._getframe(2)  # without this function and the callback
     while frame is not None:
         code = frame.f_code
-        if is_user_file(code.co_filename):
+        if is_user_file(code.co_filename, code.co_name):
             frames.append(UserFrame(code.co_filename, frame.f_lineno, code.co_name))
         frame = frame.f_back
     return tuple(reversed(frames))

@@ -43,6 +43,8 @@ _LIBRARY_FOLDERS = (
     sysconfig.get_paths()["stdlib"],
 )
 _LIBRARIES = tuple(f"{folder}/".replace("\\", "/") for folder in _LIBRARY_FOLDERS)
+_GENERATED = ("<frozen ", "<__array_function__", "<decorator-gen", "<attrs ", "<@", "<makefun-")
+"""How the names begin under which Python and its packages run code that they made."""
 
 
 class SourceTable:
@@ -63,7 +65,7 @@ class SourceTable:
 
     def add(self, traceback: Iterable[Any] | None) -> int:
         """Index of the stack of the user's own frames, outermost first; -1 when there are none."""
-        own = (entry for entry in traceback or () if self._is_user_file(entry.filename))
+        own = (entry for entry in traceback or () if self._is_users(entry))
         ids = tuple(map(self._frame, own))
         if not ids:
             return -1
@@ -72,10 +74,11 @@ class SourceTable:
             self.stacks.append(ids)
         return self._stack_ids[ids]
 
-    def _is_user_file(self, file: str) -> bool:
+    def _is_users(self, entry: Any) -> bool:
+        file = entry.filename
         if file not in self._user_files:
             self._user_files[file] = is_user_file(file)
-        return self._user_files[file]
+        return self._user_files[file] and not _is_generated(file, entry.name)
 
     def _frame(self, entry: Any) -> int:
         key = (entry.filename, int(entry.lineno), entry.name)
@@ -89,19 +92,28 @@ class SourceTable:
         return self._frame_ids[key]
 
 
-def is_user_file(file: str) -> bool:
-    """Whether a file is the user's.
+def is_user_file(file: str, function: str = "") -> bool:
+    """Whether a file is the user's, and so a function in it.
 
     Those of TensorFlow, Keras, this package, the standard library and other installed packages are
-    not, nor is generated code. What was typed is: a cell in IPython's terminal, a line in Python's.
+    not, nor is generated code. What was typed is: a cell, a line in a terminal, a text for `exec`
+    or `python -c`.
     """
     file = file.replace("\\", "/")  # as Windows writes paths
     return (
-        not file.startswith(_LIBRARIES)
-        and (not file.startswith("<") or file.startswith(("<ipython-input-", "<stdin>")))
+        not file.startswith((*_LIBRARIES, *_GENERATED))
         and "/site-packages/" not in file
         and "__autograph_generated_file" not in file
+        and not _is_generated(file, function)
     )
+
+
+def _is_generated(file: str, function: str) -> bool:
+    """Whether Python's own classes wrote a function, as `__init__` of a dataclass.
+
+    They run a text, as `exec` and `python -c` run one of the user's: the file has the same name.
+    """
+    return file == "<string>" and function.startswith("__")
 
 
 # Phases of ops.

@@ -66,6 +66,8 @@ def _user_frame() -> FrameType | None:
     from nanreplay.program.op_facts import is_user_file  # imports TensorFlow
 
     frame: FrameType | None = sys._getframe(2)
-    while frame is not None and not is_user_file(frame.f_code.co_filename):
+    while frame is not None:
+        if is_user_file(frame.f_code.co_filename, frame.f_code.co_name):
+            return frame
         frame = frame.f_back
-    return frame
+    return None

@@ -154,7 +154,7 @@ def raised(problem: str, error: BaseException) -> ModelError:
     frames = traceback.extract_tb(error.__traceback__)
     own_frames = []
     for frame in frames:
-        if is_user_file(frame.filename):
+        if is_user_file(frame.filename, frame.name):
             own_frames.append(frame)
     place = ""
     if own_frames:

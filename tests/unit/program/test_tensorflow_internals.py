@@ -135,14 +135,21 @@ def test_a_function_that_xla_compiles_anew_each_time_warns_of_nothing(
 
 
 @pytest.mark.parametrize(
-    ("file", "is_users"),
+    ("file", "function", "is_users"),
     [
-        ("/home/me/train.py", True),
-        ("<ipython-input-2-0123456789ab>", True),
-        ("<stdin>", True),
-        ("<string>", False),
-        ("<frozen importlib._bootstrap>", False),
+        ("/home/me/train.py", "__init__", True),
+        ("<ipython-input-2-0123456789ab>", "<module>", True),
+        ("<timed exec>", "<module>", True),  # a cell that begins with %%time
+        ("<command-2130>", "call", True),  # a cell of Databricks
+        ("<stdin>", "<module>", True),
+        ("<string>", "<module>", True),  # python -c
+        ("<string>", "call", True),
+        ("<string>", "__init__", False),  # of a dataclass
+        ("<attrs generated init train.Step>", "__init__", False),
+        ("<frozen importlib._bootstrap>", "_find_and_load", False),
     ],
 )
-def test_what_was_typed_is_the_users_and_generated_code_is_not(file: str, is_users: bool) -> None:
-    assert is_user_file(file) == is_users
+def test_what_was_typed_is_the_users_and_generated_code_is_not(
+    file: str, function: str, is_users: bool
+) -> None:
+    assert is_user_file(file, function) == is_users
