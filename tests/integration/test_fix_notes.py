@@ -252,6 +252,33 @@ def test_weights_are_not_said_to_be_ruined_where_another_op_fails_after_the_wind
     )
 
 
+def test_without_an_optimizer_gradients_are_clipped_in_code(tmp_path: Path) -> None:
+    weight = tf.Variable(0.0)
+
+    @tf.function
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.sqrt(weight * x)
+        weight.assign_sub(0.1 * tape.gradient(loss, weight))
+        return loss
+
+    with Recorder(tmp_path / "run.h5", on_nan="stop") as recorder:
+        recorder.wrap(step)(1.0)
+    codes = [tried(tmp_path / "run.h5", f"{name}=2").code for name in ("clipvalue", "clipnorm")]
+    assert [str(code).partition("  #")[0] for code in codes] == [
+        "gradients = [tf.clip_by_value(one, -2, 2) for one in gradients]",
+        "gradients = [tf.clip_by_norm(one, 2) for one in gradients]",
+    ]
+
+
+def test_a_line_of_a_text_that_exec_runs_is_the_users(tmp_path: Path) -> None:
+    names: dict[str, Any] = {"tf": tf}
+    cell = "def loss_of(batch, w):\n    return tf.reduce_mean(tf.math.log(batch * w))"
+    exec(compile(cell, "<cell 1>", "exec"), names)
+    path = trained(tmp_path / "run.h5", names["loss_of"], [np.float32([[1, 2], [3, 0]])])
+    assert "in line 2 of <cell 1>, whose code" in str(tried(path, "epsilon").code)
+
+
 def test_a_fix_is_not_tried_on_a_step_that_cannot_run(tmp_path: Path) -> None:
     """A lookup table is no part of a capture; the step raised for its labels."""
     table = tf.lookup.StaticHashTable(tf.lookup.KeyValueTensorInitializer(["a"], [1.0]), 0.0)

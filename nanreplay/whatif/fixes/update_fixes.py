@@ -55,6 +55,12 @@ _SIZES = {
 _SURELY_BELOW = 0.999
 """Part of a limit below which a norm is, however it is rounded."""
 _CHECKS = ("CheckNumerics", "CheckNumericsV2")
+_CLIPPING_CODE = {
+    "clipnorm": "gradients = [tf.clip_by_norm(one, {0:g}) for one in gradients]",
+    "clipvalue": "gradients = [tf.clip_by_value(one, -{0:g}, {0:g}) for one in gradients]",
+    "global_clipnorm": "gradients, _ = tf.clip_by_global_norm(gradients, {0:g})",
+}
+"""What stands for the argument of an optimizer where there is none."""
 _SKIPPING_CODE = """\
 finite = [tf.reduce_all(tf.math.is_finite(one)) for one in (loss, *gradients)]
 if tf.reduce_all(finite): optimizer.apply_gradients(zip(gradients, weights))"""
@@ -93,6 +99,8 @@ def lr(failure: Failure, value: str | None) -> Fix:
         edits.append({"optimizer": optimizer, **arguments})
     if not lines:  # a schedule, or a plain number
         lines = [f"{optimizer_of(failure)}(learning_rate={factor:g} * learning_rate)"]
+        if _is_by_hand(failure):
+            lines = [f"# Take {factor:g} times the learning rate in your update of the weights"]
         edits = [{"optimizer": optimizer_of(failure), "argument": "learning_rate", **params}]
     return Fix("lr", params, Edit(learning_rate=factor), "\n".join(lines), edits=edits)
 
@@ -199,6 +207,8 @@ def _clipping_fix(failure: Failure, name: str, value: str | None, clip: Clip) ->
         raise CannotTryError(f"{why}, and the updates before it are to blame, not its own.")
     note = "  # in place of the clipping that it does: Keras takes one" * _clips(failure)
     code = in_optimizers(failure, f"..., {name}={limit:g}", note)
+    if _is_by_hand(failure):
+        code = f"{_CLIPPING_CODE[name].format(limit)}  # before your update of the weights"
     left = _steps_left_by_clipping(failure, name, limit)
     change = RareEdit(_gradients_edit(clip, limit, failure), left.__contains__)
     edit = Edit(programs=(change,))
@@ -332,6 +342,12 @@ def optimizer_of(failure: Failure) -> str:
             if name in classes:
                 return f"keras.optimizers.{classes[name]}"
     return "optimizer"
+
+
+def _is_by_hand(failure: Failure) -> bool:
+    """Whether code of the user's own updates the weights, and no optimizer does."""
+    has_state = any(info.role == "optimizer" for info in failure.window.replay.variables)
+    return not has_state and not failure.window.signature().optimizers
 
 
 def in_optimizers(failure: Failure, argument: str, note: str = "") -> str:
