@@ -81,15 +81,11 @@ def measure(value: Any) -> TensorStat:
         return TensorStat(name, array.shape, array.size)
     if name.startswith("complex"):
         array = np.abs(array)
-    if _is_all_nan(array):
-        return TensorStat(name, array.shape, array.size, array.size)
-    # Nearly all other tensors of a step are finite, and finite extremes prove that one is, because
-    # NumPy's min and max hand NaN on: two passes over the data are enough, and no mask is made.
-    with np.errstate(all="ignore"):
-        low, high = float(array.min()), float(array.max())
+    nan_count, low, high = _extremes(array)
     if np.isfinite(low) and np.isfinite(high):
-        return TensorStat(name, array.shape, array.size, 0, 0, low, high)
-    nan_count = int(np.count_nonzero(np.isnan(array)))
+        return TensorStat(name, array.shape, array.size, nan_count, 0, low, high)
+    if nan_count == array.size:
+        return TensorStat(name, array.shape, array.size, nan_count)
     finite = array[np.isfinite(array)]
     inf_count = array.size - finite.size - nan_count
     if not finite.size:
@@ -99,17 +95,30 @@ def measure(value: Any) -> TensorStat:
 
 
 _PIECE = 1 << 16
-"""Elements that are looked at together, so that what a test gives stays in the cache."""
+"""Elements that are looked at together, so that what one pass has read is in the cache."""
 
 
-def _is_all_nan(array: NDArray[Any]) -> bool:
-    """Whether an array, which is not empty, holds NaN alone: behind a NaN most do."""
+def _extremes(array: NDArray[Any]) -> tuple[int, float, float]:
+    """How many elements of an array are NaN, the smallest and the largest of the others.
+
+    Nearly all tensors of a step are finite, or behind a NaN all NaN. NumPy's min and max hand NaN
+    on, so that two passes prove that a piece has none, and no mask is made.
+    """
+    nan_count, low, high = 0, np.inf, -np.inf
     flat = array.reshape(-1)
-    if not (np.isnan(flat[0]) and np.isnan(flat[-1])):
-        return False
-    return all(
-        np.isnan(flat[start : start + _PIECE]).all() for start in range(0, flat.size, _PIECE)
-    )
+    with np.errstate(all="ignore"):
+        for start in range(0, flat.size, _PIECE):
+            piece = flat[start : start + _PIECE]
+            smallest = piece.min()
+            if np.isnan(smallest):
+                is_nan = np.isnan(piece)
+                nan_count += int(np.count_nonzero(is_nan))
+                if is_nan.all():
+                    continue
+                piece = piece[~is_nan]
+                smallest = piece.min()
+            low, high = min(low, float(smallest)), max(high, float(piece.max()))
+    return nan_count, low, high
 
 
 def dtype_name(value: Any) -> str:
