@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from nanreplay.bisect.carried_values import returned_before
 from nanreplay.bisect.judge import BACKWARD, Attribution, Judgement, judge
 from nanreplay.bisect.op_trace import StepTrace, trace_step
@@ -140,24 +142,37 @@ def _returned_before(
     """Return the scene of the step that returned what the batch holds, where one did.
 
     The state of a recurrence goes from step to step like that, and so do parameters that code
-    outside of the step takes from its gradients.
+    outside of the step takes from its gradients. A step may return its data, too, whose next batch
+    is as bad in the same places.
     """
-    suspects = scene.judgement.suspects
-    leaf = suspects[0].leaf if suspects else None
-    kind, place = ("", -1) if leaf is None else scene.trace.feed(leaf)
-    if leaf is None or kind != "batch":
+    leaf, place = _bad_array(scene)
+    if leaf is None:
         return None
-    found = returned_before(runner, scene.step, as_array(scene.trace.value(leaf)))
+    given = as_array(scene.trace.value(leaf))
+    found = returned_before(runner, scene.step, given)
     if found is None:
         return None
     step, tensor = found
     say(f"step {step} returned what step {scene.step} was given; running step {step} op by op")
     trace = traces.with_output(step, tensor)
-    targets = list(_target(trace, trace.find(tensor), "variable", tensor))
-    if not targets:
+    value = trace.find(tensor)
+    targets = list(_target(trace, value, "variable", tensor))
+    if value is None or not targets:
+        return None
+    earlier = _scene(trace, targets)
+    is_same = np.array_equal(as_array(trace.value(value)), given, equal_nan=True)
+    if not is_same and _bad_array(earlier)[1] == place:
         return None
     scene.judgement.carried[place] = scene.walk.leaves[leaf]
-    return _scene(trace, targets)
+    return earlier
+
+
+def _bad_array(scene: Scene) -> tuple[ValueId | None, int]:
+    """The array of the batch that is the first suspect, and its place; None and -1 without one."""
+    suspects = scene.judgement.suspects
+    leaf = suspects[0].leaf if suspects else None
+    kind, place = ("", -1) if leaf is None else scene.trace.feed(leaf)
+    return (leaf, place) if kind == "batch" else (None, -1)
 
 
 def _scene(trace: StepTrace, targets: list[Target]) -> Scene:

@@ -67,3 +67,27 @@ def test_a_batch_that_is_nan_is_data_though_a_step_before_returned_an_infinity(
     assert origin is not None, report.sentence
     assert (origin.step, origin.phase, origin.rows) == (3, "input", (2,)), report.sentence
     assert report.causes[0].kind == "data_nan"
+
+
+def test_data_that_each_step_returns_are_those_of_the_step_that_fails(tmp_path: Path) -> None:
+    """A column that is missing in all batches, and that the last one does not mask."""
+    weights = tf.Variable([1.0, 1.0], name="weights")
+
+    @tf.function(autograph=False)
+    def step(x: Any, mask: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.where(mask, x, 0.0) * weights)
+        weights.assign_sub(0.01 * tape.gradient(loss, weights))
+        return loss, x
+
+    path, random = tmp_path / "run.h5", np.random.default_rng(0)
+    with Recorder(path, on_nan="stop") as recorder:
+        recorded = recorder.wrap(step)
+        for number in range(4):
+            x = random.random((4, 2), "float32")
+            x[:, 1] = np.nan
+            recorded(tf.constant(x), tf.constant([True, number == 3]))
+    origin = explain(path, fixes="none").findings.origin
+
+    assert origin is not None
+    assert (origin.step, origin.phase) == (3, "input")
