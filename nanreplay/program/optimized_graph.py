@@ -113,7 +113,8 @@ def loadable(
     used: set[str] = set()
     for node in parsed.node:
         if node.op == _RESULT:
-            results[node.attr["index"].i] = node.input[0]
+            if node.input:
+                results[node.attr["index"].i] = node.input[0]
             continue
         used.update(map(_source, node.input))
         added = graph.node.add()

@@ -100,7 +100,9 @@ def test_a_graph_that_was_optimized_at_the_dump_is_not_optimized_again(
             np.testing.assert_array_equal(of_none[index], value)
 
 
-@pytest.mark.parametrize("what", ["writes a file", "other bits", "no result", "not readable"])
+@pytest.mark.parametrize(
+    "what", ["writes a file", "other bits", "no result", "an empty result", "not readable"]
+)
 def test_an_optimized_graph_that_is_not_the_programs_is_left(
     what: str, capture_path: Path, tmp_path: Path
 ) -> None:
@@ -124,6 +126,8 @@ def test_an_optimized_graph_that_is_not_the_programs_is_left(
             node.op = "Maximum" if node.op == "Mul" else node.op
     elif what == "no result":
         graph.node.remove(results[0])
+    elif what == "an empty result":
+        del results[0].input[:]
     else:
         graph.node[0].name = "a name that is not one"
     with_optimized(path, graph)
