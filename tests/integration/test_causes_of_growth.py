@@ -11,7 +11,7 @@ import pytest
 import tensorflow as tf
 from test_causes import _seeded, fit, half, kinds, loop, mean, normal, positive, single, why
 
-from nanreplay import Capture, Recorder, Replay
+from nanreplay import Capture, Recorder, Replay, explain
 from nanreplay.bisect import bisect
 from nanreplay.diagnose import causes_of, judge
 from nanreplay.findings import FixResult
@@ -180,3 +180,33 @@ def test_a_rate_that_throws_the_weights_of_an_eager_loop_off_is_told(tmp_path: P
     assert "The update of step 0 changed the weights by" in cause.sentence
     assert "at a learning rate of 1e+25" in cause.sentence
     assert tried(tmp_path / "run.h5", "clipnorm=1")["clipnorm"].prevents is None
+
+
+def test_large_data_are_told_where_a_training_diverges(tmp_path: Path) -> None:
+    x, y = normal(96, 4), normal(96, 1)
+    causes = fit(tmp_path, [keras.layers.Dense(1)], 100 * x, y, keras.optimizers.SGD(0.02))
+    assert causes[0].kind == "high_learning_rate"
+    assert "Half of `batch[0]` is larger than 58.4 in step 0" in causes[0].evidence[-1]
+    causes = fit(tmp_path, [keras.layers.Dense(1)], x, y, keras.optimizers.SGD(200.0))
+    assert causes[0].kind == "high_learning_rate"
+    assert not any("Half of" in told for told in causes[0].evidence)
+
+
+def test_an_array_that_the_code_of_a_step_makes_is_told_as_such(tmp_path: Path) -> None:
+    weight = tf.Variable([[1.0], [2.0]])
+
+    def step(x: Any) -> Any:
+        scaled = x / x.max(axis=0)
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(tf.constant(scaled) @ weight))
+        weight.assign_sub(0.1 * tape.gradient(loss, weight))
+        return loss
+
+    with Recorder(tmp_path / "run.h5", on_nan="stop") as recorder, np.errstate(all="ignore"):
+        recorder.wrap(step)(np.float32([[1, 0], [2, 0]]))
+    report = explain(tmp_path / "run.h5")
+    assert report.causes[0].sentence == (
+        "An array that the step's code made outside of TensorFlow, as with NumPy, holds NaN, row "
+        "0, column 1."
+    )
+    assert str(report.fixes[0].code).startswith("# Put `np.nan_to_num` around the array that")

@@ -16,7 +16,7 @@ from nanreplay.diagnose.rules import overflow
 from nanreplay.diagnose.rules.dynamics import began_with_update
 from nanreplay.errors import first_line, without_node_names
 from nanreplay.findings import Cause, CauseKind
-from nanreplay.records import MADE_BEFORE, batch_name, place_in_batch
+from nanreplay.records import MADE_BEFORE, MADE_OUTSIDE, batch_name, place_in_batch
 from nanreplay.replay.provenance import ValueId
 
 _GATHERS = words(
@@ -71,6 +71,11 @@ def _in_batch(case: Case, kind: CauseKind, content: str) -> Cause | None:
         )
         return Cause("other", 0.9, sentence, tuple(evidence))
     sentence = f"The batch itself holds {content}: `{name}`, {where}."
+    if name.startswith(batch_name(MADE_OUTSIDE)[:-1]):
+        sentence = (
+            "An array that the step's code made outside of TensorFlow, as with NumPy, holds "
+            f"{content}, {where}."
+        )
     return Cause(kind, 0.99, sentence, tuple(evidence))
 
 
@@ -183,7 +188,7 @@ def label_out_of_range(case: Case) -> Cause | None:
         return _ctc_label(case)
     trigger = case.replay.incident.trigger
     if case.origin is None and trigger.what == "exception" and _OUT_OF_RANGE.search(trigger.value):
-        return Cause("label_out_of_range", 0.7, f"The step raised: {trigger.value}")
+        return Cause("label_out_of_range", 0.7, f"The step raised: {trigger.value.rstrip('.')}.")
     return None
 
 

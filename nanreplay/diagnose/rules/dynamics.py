@@ -27,6 +27,7 @@ from nanreplay.diagnose.rules.overshooting import (
     THROWN_OFF,
     first_update,
     first_update_on_unscaled_data,
+    large_data,
     overshooting_update,
 )
 from nanreplay.findings import Cause
@@ -80,8 +81,8 @@ def high_learning_rate(case: Case) -> Cause | None:
     sentence = _grew(growth)
     if growth.rate:
         sentence += f" at a {growth.rate.replace('rate', 'rate of', 1)}"
-    evidence.insert(0, growth.sentence)
-    return Cause("high_learning_rate", round(confidence, 2), f"{sentence}.", tuple(evidence))
+    told = (growth.sentence, *evidence, *large_data(case))
+    return Cause("high_learning_rate", round(confidence, 2), f"{sentence}.", told)
 
 
 def growth_by_itself(case: Case) -> Cause | None:
@@ -206,7 +207,8 @@ def exploding_gradient(case: Case) -> Cause | None:
     if not confidence:
         return None
     confidence = round(min(confidence, 0.9), 2)
-    return Cause("exploding_gradient", confidence, _exploded(case), tuple(evidence))
+    told = (*evidence, *large_data(case))
+    return Cause("exploding_gradient", confidence, _exploded(case), told)
 
 
 def _grows_in_loop(case: Case) -> bool:

@@ -151,7 +151,7 @@ def first_update_on_unscaled_data(case: Case) -> Cause | None:
         return None
     change = case.replay.change(0)
     update = Update(0, change.ratio, change.largest, rate)
-    unscaled = _largest_usual_size(case)
+    unscaled = _largest_usual_size(case, 0)
     if update.ratio <= FAR_OFF or update.is_bounded or unscaled is None:
         return None
     name, size = unscaled
@@ -160,9 +160,22 @@ def first_update_on_unscaled_data(case: Case) -> Cause | None:
     return Cause("high_learning_rate", 0.84, sentence, (evidence,))
 
 
-def _largest_usual_size(case: Case) -> tuple[str, float] | None:
-    """The array of the first batch with the largest median, which is that, where it is large."""
-    record = case.replay.batch(0)
+def large_data(case: Case) -> tuple[str, ...]:
+    """Evidence that the data of a training that diverges are large; empty where they are not."""
+    steps = case.replay.steps
+    found = _largest_usual_size(case, steps[0]) if steps and not case.outliers else None
+    if found is None:
+        return ()
+    name, size = found
+    return (
+        f"Half of `{name}` is larger than {size:.3g} in step {steps[0]}: data that are scaled to "
+        "about 1 make smaller gradients.",
+    )
+
+
+def _largest_usual_size(case: Case, step: int) -> tuple[str, float] | None:
+    """The array of a step's batch with the largest median, which is that, where it is large."""
+    record = case.replay.batch(step)
     found: tuple[str, float] | None = None
     for path, leaf in zip(record.paths, record.leaves, strict=False):
         array = as_array(leaf)

@@ -14,7 +14,7 @@ from nanreplay.bisect.origin_facts import replica_of_path
 from nanreplay.capture.arrays import as_array
 from nanreplay.diagnose.outliers import find_outliers, outlying_rows
 from nanreplay.findings import Number
-from nanreplay.records import EACH_ITERATION
+from nanreplay.records import EACH_ITERATION, MADE_BEFORE, MADE_OUTSIDE
 from nanreplay.whatif.edits import BadValueError, CannotTryError, Edit, Fix
 from nanreplay.whatif.failure import Failure
 from nanreplay.whatif.fixes.batch_arrays import (
@@ -66,13 +66,20 @@ def _nan_to_num(failure: Failure) -> Fix:
                 edited.append(leaf)
         return edited
 
-    arrays = list(map(in_code, bad))
-    code = "\n".join(f"{one} = np.nan_to_num({one}, posinf=0.0, neginf=0.0)" for one in arrays)
+    code = "\n".join(map(_cleaning_line, bad))
     edits = []
     for path in bad:
         edits.append({"array": path, "nan": 0.0, "posinf": 0.0, "neginf": 0.0})
     params = {"how": "nan_to_num"}
     return Fix("clean_data", params, Edit(batches=(edit,)), code, edits=edits)
+
+
+def _cleaning_line(path: str) -> str:
+    if path.startswith((MADE_OUTSIDE, MADE_BEFORE)):
+        how = "outside of TensorFlow" if path.startswith(MADE_OUTSIDE) else "before the step"
+        return f"# Put `np.nan_to_num` around the array that your code makes {how}"
+    array = in_code(path)
+    return f"{array} = np.nan_to_num({array}, posinf=0.0, neginf=0.0)"
 
 
 def _finite(leaf: Any) -> Any:
