@@ -264,11 +264,14 @@ class TrialWindow:
         program = self.program(self.failing)
         if program.optimizers is not Optimizers.NONE:
             return program.optimizers is Optimizers.DECIDING
+        self.replay.state(self.failing)  # known from here on, as the steps before it left it
         program.optimizers = Optimizers.DECIDING
         try:
             results = self.replay.run_window(
                 "recorded", first=self.failing, last=self.failing, takes_state=False
             )
+        except ReplayError:  # it is shown by all of them
+            return False
         finally:
             program.optimizers = Optimizers.NONE
         return not results[-1].finite
