@@ -191,6 +191,8 @@ class Signature:
     """How the user's code names the classes of the optimizers, in the order of their updates."""
     splits_batches: bool = False
     """Whether the replicas' parts are those of one batch that the user gave, one after another."""
+    names_data: bool = False
+    """Whether the path of an array begins with a variable of the user's loop that holds it."""
     keras_parts: tuple[KerasPart, ...] = ()
     """Layers, losses and optimizers of Keras that the step called; empty where none was seen."""
 

@@ -197,6 +197,7 @@ def describe_eager(
     variable_index: Mapping[int, int],
     leaves: Sequence[Any],
     paths: Sequence[str],
+    names_data: bool,
     sources: SourceTable,
 ) -> FlatProgram:
     """Build the flat program of one eager execution.
@@ -208,6 +209,7 @@ def describe_eager(
         variable_index: Index in the table of variables, by id of the handle.
         leaves: Arrays of the flattened batch.
         paths: A readable path for each.
+        names_data: Whether these begin with variables of the user's loop.
         sources: Collects stacks.
     """
     builder = FlatGraph(variable_index, leaves, paths, run.functions, run.first_tensor)
@@ -237,6 +239,7 @@ def describe_eager(
         loss_scaled=seen.loss_scale is not None or bool(seen.unscaled),
         root_layer=seen.root_layer,
         optimizers=optimizer_classes(seen),
+        names_data=names_data,
         keras_parts=parts_of(seen, seen.root_layer),
     )
     ops = [*_describe_ops(run, builder, sources, losses), *_ops_of_functions(run, sources)]

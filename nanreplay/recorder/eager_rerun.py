@@ -149,6 +149,7 @@ class EagerRerun:
                 variable_index=index,
                 leaves=entry.leaves,
                 paths=entry.paths,
+                names_data=entry.names_data,
                 sources=sources,
             )
 

@@ -144,6 +144,7 @@ class EagerStep:
         leaves, paths = batch_leaves(arguments)
         # Any step may fail, and is then run once more: the state before each one is needed.
         entry = self.recording.before("", leaves, paths, every_step=True)
+        entry.names_data = isinstance(arguments, dict)  # those of a loop, by name
         call = EagerCall(entry, again, EagerObserver())
         with call.stop:  # undoes what was begun, where an error comes between
             call.stop.enter_context(call.observer)

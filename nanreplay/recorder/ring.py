@@ -36,6 +36,8 @@ class StepEntry:
     leaves: Sequence[Any]
     """Arrays of the flattened batch, by reference."""
     paths: Sequence[str]
+    names_data: bool = False
+    """Whether these begin with variables of the user's loop."""
     fingerprint: Mapping[str, Any] | None = None
     """What was read of the step, by name of the element: `loss:0`, `variable_sum:3`."""
     fed: Sequence[Any] = ()

@@ -102,6 +102,12 @@ class Failure:
         is_earlier = not find_outliers(replay, self.step) and find_outliers(replay, growth.step)
         return growth.step if is_earlier else self.step
 
+    def names_data(self, path: str) -> bool:
+        """Whether the path of an array begins with a variable of the user's loop."""
+        name = path.partition("/")[0]
+        is_name = name.isidentifier() and name not in ("next", "fetched")  # in its body
+        return is_name and self.window.replay.signature(self.step).names_data
+
     @property
     def trace(self) -> StepTrace | None:
         """The origin's step as it ran op by op, or None."""

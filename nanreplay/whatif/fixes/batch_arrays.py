@@ -36,10 +36,9 @@ class Bounds:
     low: float
     high: float
 
-    @property
-    def code(self) -> str:
+    def code(self, failure: Failure) -> str:
         """The line of code that clips to them."""
-        array = in_code(self.path)
+        array = in_code(failure, self.path)
         if self.column is not None:
             array += f"[:, {self.column}]"
         return f"{array} = np.clip({array}, {self.low:.6g}, {self.high:.6g})"
@@ -54,16 +53,20 @@ class Bounds:
         return new
 
 
-def in_code(path: str) -> str:
+def in_code(failure: Failure, path: str) -> str:
     """Return how code reaches an array of the batch: `batch[0]["ids"]`.
 
-    What a loop fetched is an array of its batch in each iteration.
+    What a loop fetched is an array of its batch in each iteration. In a loop of Python that is
+    recorded as it is, the batch has no name, and its arrays have their own: `for x, y in data`.
     """
+    name, rest = "batch", path.removeprefix(EACH_ITERATION)
+    if failure.names_data(path):
+        name, _, rest = rest.partition("/")
     keys = []
-    for key in path.removeprefix(EACH_ITERATION).split("/"):
+    for key in rest.split("/"):
         if key:
             keys.append(key if key.isdigit() else f'"{key}"')
-    return "batch" + "".join(f"[{key}]" for key in keys)
+    return name + "".join(f"[{key}]" for key in keys)
 
 
 def own_path(failure: Failure, path: str) -> str:

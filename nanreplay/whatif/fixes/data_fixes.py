@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -66,7 +67,7 @@ def _nan_to_num(failure: Failure) -> Fix:
                 edited.append(leaf)
         return edited
 
-    code = "\n".join(map(_cleaning_line, bad))
+    code = "\n".join(_cleaning_line(failure, path) for path in bad)
     edits = []
     for path in bad:
         edits.append({"array": path, "nan": 0.0, "posinf": 0.0, "neginf": 0.0})
@@ -74,11 +75,11 @@ def _nan_to_num(failure: Failure) -> Fix:
     return Fix("clean_data", params, Edit(batches=(edit,)), code, edits=edits)
 
 
-def _cleaning_line(path: str) -> str:
+def _cleaning_line(failure: Failure, path: str) -> str:
     if path.startswith((MADE_OUTSIDE, MADE_BEFORE)):
         how = "outside of TensorFlow" if path.startswith(MADE_OUTSIDE) else "before the step"
         return f"# Put `np.nan_to_num` around the array that your code makes {how}"
-    array = in_code(path)
+    array = in_code(failure, path)
     return f"{array} = np.nan_to_num({array}, posinf=0.0, neginf=0.0)"
 
 
@@ -175,7 +176,9 @@ def _drop_rows(failure: Failure) -> Fix:
 
     leaves = [np.asarray(batch.leaves[place]) for place in own_places]
     remaining = samples(batch.leaves).keep(rows.tolist())
-    if not all(_is_indexed(old, new, rows) for old, new in zip(leaves, remaining, strict=True)):
+    has_names = any(map(failure.names_data, batch.paths))  # there is no `batch` in the code then
+    is_indexed = map(_is_indexed, leaves, remaining, itertools.repeat(rows))
+    if has_names or not all(is_indexed):
         part = "" if bad.replica is None else f"replica {bad.replica}'s part of "
         code = f"# Leave the samples {told} out of {part}the batch of step {bad.step}"
     params: dict[str, Number] = {"how": "drop_rows", "rows": ", ".join(map(str, dropped))}
@@ -256,7 +259,7 @@ def clip_data(failure: Failure, value: str | None) -> Fix:
     edits = []
     for one in bounds:
         edits.append({"array": one.path, "column": one.column, "low": one.low, "high": one.high})
-    code = "\n".join(one.code for one in bounds)
+    code = "\n".join(one.code(failure) for one in bounds)
     return Fix("clip_data", params, Edit(batches=(edit,)), code, edits=edits)
 
 

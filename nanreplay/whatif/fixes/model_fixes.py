@@ -139,7 +139,7 @@ def _wide_inputs(failure: Failure, signature: Signature) -> Iterator[Part]:
     """Arrays of the batch that have 16 bits."""
     for spec in signature.inputs:
         if any(half in spec.dtype for half in _HALF):
-            array = in_code(own_path(failure, spec.path))
+            array = in_code(failure, own_path(failure, spec.path))
             edit = {"array": own_path(failure, spec.path), "dtype": "float32"}
             yield f'{array} = tf.cast({array}, "float32")', edit
 
