@@ -188,6 +188,11 @@ def log_cosh(batch: Any, weights: Any) -> Any:
     return tf.reduce_mean(tf.math.log(tf.cosh(batch * weights)))
 
 
+def log_cosh_of_float64(batch: Any, weights: Any) -> Any:
+    x = tf.cast(batch * weights, tf.float64) * 10.0
+    return tf.cast(tf.reduce_mean(tf.math.log(tf.cosh(x))), tf.float32)
+
+
 def partial_likelihood(batch: Any, weights: Any) -> Any:
     risk = tf.reduce_sum(batch * weights, 1)
     return tf.reduce_mean(tf.math.log(tf.cumsum(tf.exp(risk))) - risk)
@@ -204,6 +209,11 @@ def forward_algorithm(batch: Any, weights: Any) -> Any:
     ("loss_of", "op", "code"),
     [
         (log_cosh, "x + tf.math.softplus(-2.0 * x) - tf.math.log(2.0)", "tf.cosh(batch * weights)"),
+        (
+            log_cosh_of_float64,
+            "x + tf.math.softplus(-2.0 * x) - tf.math.log(tf.constant(2.0, x.dtype))",
+            "tf.cosh(x)",
+        ),
         (
             partial_likelihood,
             "tf.math.cumulative_logsumexp",

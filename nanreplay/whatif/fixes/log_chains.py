@@ -141,7 +141,9 @@ def _log_cosh(editor: ProgramEditor, log: OpKey) -> Chain | None:
     def compute(x: Any) -> Any:
         return x + tf.math.softplus(-2.0 * x) - math.log(2.0)
 
-    return Chain(ops, operand, compute, "x + tf.math.softplus(-2.0 * x) - tf.math.log(2.0)")
+    is_float32 = editor.node(log).attr["T"].type == tf.float32.as_datatype_enum
+    two = "2.0" if is_float32 else "tf.constant(2.0, x.dtype)"
+    return Chain(ops, operand, compute, f"x + tf.math.softplus(-2.0 * x) - tf.math.log({two})")
 
 
 def _log_of_logistic(editor: ProgramEditor, log: OpKey) -> Chain | None:
