@@ -216,7 +216,7 @@ def _transient(
     )
     if results[-1].finite or not claims_nonfinite(replay.incident.trigger):
         return None
-    if not (flips or is_in_keyframe):
+    if not flips and (not is_in_keyframe or _calls_python(replay, results)):
         return None
     spared = replay_without(replay, results, departure, flips)
     if not spared[-1].finite:
@@ -224,6 +224,11 @@ def _transient(
     reason = reason_of(replay, departure, flips)
     evidence = (_evidence("recorded", spared),)
     return Verdict("transient", _exact(spared), evidence, reason=reason)
+
+
+def _calls_python(replay: Replay, results: Sequence[StepResult]) -> bool:
+    """Whether a step calls Python functions, which may have changed what a replay does not."""
+    return any(replay.program(result.step).calls_python for result in results)
 
 
 def _by_modes(replay: Replay, results: Sequence[StepResult], traces: StepTraces) -> Verdict:
@@ -332,6 +337,12 @@ def _decide_finite(
         return Verdict("healthy", exact, evidence)
     departure = find_departure(replay, results)
     if departure is not None or exact or (len(results) == 1 and exact is None):
+        if _calls_python(replay, results):
+            reason = (
+                "Replaying the program gives finite values. It calls Python functions, of which "
+                "the recording has what they returned, and not what else they changed."
+            )
+            return Verdict("inconclusive", exact, evidence, reason=reason)
         reason = reason_of(replay, departure, ())
         return Verdict("transient", exact, evidence, reason=reason)
     worst = max((result.max_ulp or 0 for result in results[:-1]), default=0)

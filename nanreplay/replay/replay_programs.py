@@ -88,10 +88,10 @@ class Program:
         self._read_optimized = read_optimized
         self.graph = parse_graph(record.graph)
         fed = fed_ops(self.signature)
-        unfed = []
-        for name in python_ops(self.graph):
-            if name not in fed:
-                unfed.append(name)
+        called = python_ops(self.graph)
+        self.calls_python = bool(called)
+        """Whether it calls Python functions: what they change is not recorded."""
+        unfed = [name for name in called if name not in fed]
         if unfed:
             reason = "it calls a Python function, which is not in the capture"
             raise UnsupportedOpError("PyFunc", unfed[0], reason)

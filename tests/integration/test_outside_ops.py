@@ -288,3 +288,33 @@ def test_an_eager_step_is_run_once_more_with_the_numbers_that_it_drew(tmp_path: 
         assert capture.incident.notes == ()
         assert capture.incident.bit_exact
         assert [result.bit_exact for result in replay.run_window("recorded")] == [True]
+
+
+@pytest.mark.filterwarnings("ignore:nanreplay. step")  # what `on_nan="stop"` says
+def test_what_a_python_function_sets_is_no_fault_of_the_machine(tmp_path: Path) -> None:
+    """A replay has what it returned, and not what else it did."""
+    scale, weights = tf.Variable(1.0, trainable=False), tf.Variable([1.0, 1.0])
+    calls = itertools.count()
+
+    def watch() -> Any:
+        if next(calls) == 2:
+            scale.assign(np.nan)
+        return np.float32(0)
+
+    @tf.function(autograph=False)
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(x * weights) * scale
+        weights.assign_sub(0.01 * tape.gradient(loss, weights))
+        with tf.control_dependencies([loss]):
+            tf.py_function(watch, [], tf.float32)
+        return loss
+
+    with Recorder(tmp_path / "run.h5", on_nan="stop") as recorder:
+        recorded = recorder.wrap(step)
+        for _ in range(4):
+            recorded(tf.ones((4, 2)))
+    report = explain(tmp_path / "run.h5", fixes="none")
+
+    assert report.verdict.kind == "inconclusive"
+    assert "calls Python functions" in str(report.verdict.reason)
