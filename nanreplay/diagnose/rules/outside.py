@@ -28,11 +28,8 @@ def set_from_outside(case: Case) -> Cause | None:
         return Cause("other", 0.95, sentence)
     rate = learning_rate_at(case.timeline, given.step - 1) if is_rate else None
     evidence = () if rate is None else (f"In step {given.step - 1} it was {rate:.6g}.",)
-    who = ", outside of the training step: a callback did that"
-    if case.replay.program(case.step).calls_python:
-        who = ": a Python function that the step calls did that, a callback"
     sentence = (
-        f"{holder} was set to {held}{at} between steps {given.step - 1} and {given.step}{who}, "
-        "or code between the steps."
+        f"{holder} was set to {held}{at} between steps {given.step - 1} and {given.step}, outside "
+        "of the training step: a callback did that, or code between the steps."
     )
     return Cause("other", 0.95, sentence, evidence)
