@@ -149,7 +149,7 @@ def _returned_before(
     if leaf is None:
         return None
     given = as_array(scene.trace.value(leaf))
-    found = returned_before(runner, scene.step, given)
+    found = returned_before(scene.trace, given)
     if found is None:
         return None
     step, tensor = found

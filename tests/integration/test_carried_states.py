@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from nanreplay import Recorder
+from nanreplay import Recorder, Replay
 from nanreplay.report.contents import Report
 from nanreplay.report.explain import explain
 
@@ -91,3 +91,37 @@ def test_data_that_each_step_returns_are_those_of_the_step_that_fails(tmp_path: 
 
     assert origin is not None
     assert (origin.step, origin.phase) == (3, "input")
+
+
+def test_no_earlier_step_runs_whose_outputs_are_known_to_be_of_other_sizes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would take the state before that step, which of a large model is memory."""
+    weight = tf.Variable([[1.0]], name="weight")
+
+    @tf.function(autograph=False)
+    def step(x: Any) -> Any:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(x * weight))
+        weight.assign_sub(0.01 * tape.gradient(loss, weight))
+        return loss
+
+    given = batches()
+    given[3][1] = np.nan
+    with Recorder(tmp_path / "run.h5", on_nan="stop") as recorder:
+        recorded = recorder.wrap(step)
+        for x in given:
+            recorded(tf.constant(x))
+            if recorder.stopped:
+                break
+    ran = []
+    run = Replay.run
+
+    def noted(self: Replay, number: int, *args: Any, **options: Any) -> Any:
+        ran.append(number)
+        return run(self, number, *args, **options)
+
+    monkeypatch.setattr(Replay, "run", noted)
+    report = explain(tmp_path / "run.h5", fixes="none")
+    assert report.causes[0].kind == "data_nan"
+    assert set(ran) == {3}
