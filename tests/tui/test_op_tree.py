@@ -70,6 +70,6 @@ async def test_ten_thousand_ops() -> None:
         assert len(tree.rows) == 3 + 500 + 20  # phase, layer, loop; iterations; the ops of one
         tree.drawn = 0
         await pilot.press(*["down"] * 10)
-        assert tree.drawn <= 10 * 40
+        assert tree.drawn <= 11 * 40  # a screen a key, and one that was due before
         tree.filter("is:nan", hides_plumbing=True)
         assert len(tree.ops) == N - 9_001
