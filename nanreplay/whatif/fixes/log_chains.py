@@ -87,17 +87,30 @@ def _log_one_plus_exp(editor: ProgramEditor, log: OpKey, position: int = 0) -> C
     return None
 
 
-def _log_sum_exp(editor: ProgramEditor, log: OpKey) -> Chain | None:
-    """log(sum(exp(x)))."""
+def _over_exponentials(
+    editor: ProgramEditor, log: OpKey, kind: str
+) -> tuple[Sequence[OpKey], OpKey, OpKey] | None:
+    """The ops from a Log back to the Sum or Cumsum of exponentials, the Exp, and its constant axes.
+
+    None where it is no logarithm of such.
+    """
     ops = _ops_before(editor, log)
-    if editor.node(log).op != "Log" or not _starts_with(editor, ops, "Sum"):
+    if editor.node(log).op != "Log" or not _starts_with(editor, ops, kind):
         return None
     summed, axes = editor.data_inputs(ops[-1])
     exponential, axis = maker_of("", summed), maker_of("", axes)
-    if exponential not in editor.infos or editor.node(exponential).op != "Exp":
+    for key, op in ((exponential, "Exp"), (axis, "Const")):
+        if key not in editor.infos or editor.node(key).op != op:
+            return None
+    return ops, exponential, axis
+
+
+def _log_sum_exp(editor: ProgramEditor, log: OpKey) -> Chain | None:
+    """log(sum(exp(x)))."""
+    found = _over_exponentials(editor, log, "Sum")
+    if found is None:
         return None
-    if axis not in editor.infos or editor.node(axis).op != "Const":
-        return None
+    ops, exponential, axis = found
     (operand,) = editor.data_inputs(exponential)
     numbers = constant_array(editor.node(axis).attr["value"].tensor).reshape(-1).tolist()
     keeps_dimensions = editor.node(ops[-1]).attr["keep_dims"].b
@@ -112,15 +125,12 @@ def _log_cumulated_exp(editor: ProgramEditor, log: OpKey) -> Chain | None:
 
     An exclusive one begins with the logarithm of 0, for which the stable op gives another number.
     """
-    ops = _ops_before(editor, log)
-    if editor.node(log).op != "Log" or not _starts_with(editor, ops, "Cumsum"):
+    found = _over_exponentials(editor, log, "Cumsum")
+    if found is None:
         return None
-    summed, axes = editor.data_inputs(ops[-1])
-    exponential, axis = maker_of("", summed), maker_of("", axes)
-    if exponential not in editor.infos or editor.node(exponential).op != "Exp":
-        return None
+    ops, exponential, axis = found
     attributes = editor.node(ops[-1]).attr
-    if axis not in editor.infos or editor.node(axis).op != "Const" or attributes["exclusive"].b:
+    if attributes["exclusive"].b:
         return None
     (operand,) = editor.data_inputs(exponential)
     number = int(constant_array(editor.node(axis).attr["value"].tensor).reshape(-1)[0])
